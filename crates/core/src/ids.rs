@@ -1,0 +1,226 @@
+//! The names of things: every id is a type of its own, checked once, where it enters.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not a valid name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidName {
+    /// What kind of name was expected, such as "server id".
+    pub what: &'static str,
+    /// The offending text, cut to 80 characters.
+    pub text: String,
+    /// The rule, in words.
+    pub rule: &'static str,
+}
+
+impl fmt::Display for InvalidName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is not a valid {}: {}", self.text, self.what, self.rule)
+    }
+}
+
+impl std::error::Error for InvalidName {}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $valid:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// Parses a name.
+            ///
+            /// # Errors
+            /// When the text breaks the rule for this kind of name.
+            pub fn new(text: impl Into<String>) -> Result<Self, InvalidName> {
+                let text = text.into();
+                let valid: fn(&str) -> bool = $valid;
+                if valid(&text) {
+                    Ok(Self(text))
+                } else {
+                    let text = text.chars().take(80).collect();
+                    Err(InvalidName { what: $what, text, rule: $rule })
+                }
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+            fn try_from(text: String) -> Result<Self, InvalidName> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+fn is_label(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+fn is_dotted_label(text: &str) -> bool {
+    text.len() <= 200 && text.split('.').all(is_label)
+}
+
+fn is_version(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || b".-_+".contains(&b);
+    (1..=64).contains(&text.len())
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+        && text.bytes().all(inner)
+}
+
+fn is_platform(text: &str) -> bool {
+    let inner =
+        |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"/_.-".contains(&b);
+    (1..=64).contains(&text.len())
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+        && text.bytes().all(inner)
+        && text.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+}
+
+fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+name_type!(
+    /// A server: one machine with an agent. A DNS label, because certificates carry it.
+    ServerId, "server id",
+    "1 to 63 of a-z, 0-9 and `-`, neither first nor last a `-`", is_label
+);
+name_type!(
+    /// A group of servers that are alike: DNS labels joined by dots, such as `intel.zone-a`.
+    GroupId, "group name",
+    "labels of a-z, 0-9 and `-`, joined by dots, 200 characters at the most", is_dotted_label
+);
+name_type!(
+    /// An app: a piece of software that is deployed.
+    AppId, "app name",
+    "1 to 63 of a-z, 0-9 and `-`, neither first nor last a `-`", is_label
+);
+name_type!(
+    /// The version of a release, compared only for equality.
+    Version, "version",
+    "1 to 64 of letters, digits and `.-_+`, the first a letter or digit", is_version
+);
+name_type!(
+    /// A channel: a signed pointer to a release, such as `stable`.
+    Channel, "channel name",
+    "1 to 63 of a-z, 0-9 and `-`, neither first nor last a `-`", is_label
+);
+name_type!(
+    /// The processor platform that an artifact is made for, such as `linux/amd64`.
+    Platform, "platform",
+    "1 to 64 of a-z, 0-9 and `/_.-`, no empty part, no `..`", is_platform
+);
+name_type!(
+    /// A BLAKE3 root: 64 hexadecimal digits in lower case.
+    Digest, "digest", "64 hexadecimal digits in lower case", is_digest
+);
+
+/// One request of a person or a program, used to notice that it came twice. At most 64 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestId(pub String);
+
+macro_rules! number_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub u64);
+
+        impl $name {
+            /// The one after this.
+            #[must_use]
+            pub fn next(self) -> Self {
+                Self(self.0 + 1)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+number_type!(
+    /// Which life of a group this is: given out by the registry's compare-and-set.
+    Incarnation
+);
+number_type!(
+    /// Raised by every change of plan of an app in a group.
+    Generation
+);
+number_type!(
+    /// A member's number in Raft; never used twice in an incarnation.
+    MemberId
+);
+number_type!(
+    /// Raised by a server every time its agent starts.
+    BootEpoch
+);
+number_type!(
+    /// The revision of an app's policy in the registry.
+    Revision
+);
+number_type!(
+    /// Milliseconds of the group clock: replicated, advanced by the leader's measured time.
+    ClockMs
+);
+
+impl ClockMs {
+    /// How long since `earlier`, in milliseconds; 0 when `earlier` is later.
+    #[must_use]
+    pub fn since(self, earlier: ClockMs) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// This point and `ms` milliseconds.
+    #[must_use]
+    pub fn plus(self, ms: u64) -> ClockMs {
+        ClockMs(self.0.saturating_add(ms))
+    }
+}

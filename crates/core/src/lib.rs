@@ -1,0 +1,2 @@
+//! The deployment state machine, as pure as it can be.
+pub mod ids;
