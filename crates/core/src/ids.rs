@@ -109,8 +109,7 @@ fn is_version(text: &str) -> bool {
 }
 
 fn is_platform(text: &str) -> bool {
-    let inner =
-        |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"/_.-".contains(&b);
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"/_.-".contains(&b);
     (1..=64).contains(&text.len())
         && text.as_bytes()[0].is_ascii_alphanumeric()
         && text.bytes().all(inner)
