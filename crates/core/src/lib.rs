@@ -14,3 +14,4 @@ pub mod orders;
 pub mod policy;
 pub mod release;
 pub mod report;
+pub mod steps;

@@ -107,31 +107,124 @@ impl Stage {
 
 /// What says that a server is healthy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "CheckText", into = "CheckText")]
 pub struct Check {
     /// How it looks.
-    #[serde(flatten)]
     pub probe: Probe,
     /// How often.
-    #[serde(default = "Check::default_interval")]
     pub interval: Duration,
     /// How long an answer may take.
-    #[serde(default = "Check::default_timeout")]
     pub timeout: Duration,
     /// When it is asked.
-    #[serde(default = "Check::default_phases")]
     pub phase: Vec<CheckPhase>,
 }
 
-impl Check {
-    fn default_interval() -> Duration {
-        Duration::from_secs(2)
+/// A check as it is written: flat, so that an unknown key is refused by name.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CheckText {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expect_status: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expect_body: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    expect_header: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    command: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    args: Vec<String>,
+    #[serde(default = "default_interval")]
+    interval: Duration,
+    #[serde(default = "default_timeout")]
+    timeout: Duration,
+    #[serde(default = "default_phases")]
+    phase: Vec<CheckPhase>,
+}
+
+fn default_interval() -> Duration {
+    Duration::from_secs(2)
+}
+
+fn default_timeout() -> Duration {
+    Duration::from_secs(1)
+}
+
+fn default_phases() -> Vec<CheckPhase> {
+    vec![CheckPhase::PreFlight, CheckPhase::Running]
+}
+
+impl TryFrom<CheckText> for Check {
+    type Error = InvalidValue;
+
+    fn try_from(text: CheckText) -> Result<Self, InvalidValue> {
+        let CheckText { kind, address, url, expect_status, expect_body, expect_header, .. } = text;
+        let http_keys = url.is_some()
+            || expect_status.is_some()
+            || expect_body.is_some()
+            || !expect_header.is_empty();
+        let exec_keys = text.command.is_some() || !text.args.is_empty();
+        let probe = match (kind.as_str(), address, url, text.command) {
+            ("tcp", Some(address), None, None) if !http_keys && !exec_keys => {
+                Probe::Tcp { address }
+            }
+            ("http", None, Some(url), None) if !exec_keys => {
+                Probe::Http { url, expect_status, expect_body, expect_header }
+            }
+            ("exec", None, None, Some(command)) if !http_keys => {
+                Probe::Exec { command, args: text.args }
+            }
+            _ => {
+                return Err(invalid(
+                    &kind,
+                    "a check: `tcp` takes `address`; `http` takes `url`, `expect_status`, \
+                     `expect_body`, `expect_header`; `exec` takes `command`, `args`",
+                ));
+            }
+        };
+        Ok(Check { probe, interval: text.interval, timeout: text.timeout, phase: text.phase })
     }
-    fn default_timeout() -> Duration {
-        Duration::from_secs(1)
-    }
-    fn default_phases() -> Vec<CheckPhase> {
-        vec![CheckPhase::PreFlight, CheckPhase::Running]
+}
+
+impl From<Check> for CheckText {
+    fn from(check: Check) -> CheckText {
+        let mut text = CheckText {
+            kind: String::new(),
+            address: None,
+            url: None,
+            expect_status: None,
+            expect_body: None,
+            expect_header: BTreeMap::new(),
+            command: None,
+            args: Vec::new(),
+            interval: check.interval,
+            timeout: check.timeout,
+            phase: check.phase,
+        };
+        match check.probe {
+            Probe::Tcp { address } => {
+                text.kind = "tcp".into();
+                text.address = Some(address);
+            }
+            Probe::Http { url, expect_status, expect_body, expect_header } => {
+                text.kind = "http".into();
+                text.url = Some(url);
+                text.expect_status = expect_status;
+                text.expect_body = expect_body;
+                text.expect_header = expect_header;
+            }
+            Probe::Exec { command, args } => {
+                text.kind = "exec".into();
+                text.command = Some(command);
+                text.args = args;
+            }
+        }
+        text
     }
 }
 
@@ -146,8 +239,7 @@ pub enum CheckPhase {
 }
 
 /// How a check looks. `{port}` in a text stands for the agent's `service_port`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe {
     /// Is somebody there?
     Tcp {
@@ -159,13 +251,10 @@ pub enum Probe {
         /// What to ask.
         url: String,
         /// The status that is right; 200 if not given.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         expect_status: Option<u16>,
         /// A text that the body holds.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         expect_body: Option<String>,
         /// Headers of the answer, by name, and a text that each holds.
-        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         expect_header: BTreeMap<String, String>,
     },
     /// A program from the artifact (a path within it), or from the list in the server's own configuration.
@@ -173,7 +262,6 @@ pub enum Probe {
         /// The path within the artifact, or `host:NAME` of the server's own list.
         command: String,
         /// Its arguments.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         args: Vec<String>,
     },
 }
