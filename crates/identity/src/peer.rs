@@ -1,0 +1,213 @@
+//! What a certificate says of its holder: a role and a name.
+
+use std::fmt;
+use std::str::FromStr;
+
+use rustls_pki_types::{CertificateDer, ServerName};
+use serde::{Deserialize, Serialize};
+
+/// The zone under which all names live; `.internal` is reserved for private use, so that no public
+/// authority can ever issue one of these names.
+const ZONE: &str = "cohort.internal";
+
+/// What the holder of a certificate is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// A person or program that may look.
+    Viewer,
+    /// A person that may change what is deployed, and throw the kill switch.
+    Operator,
+    /// A program that may publish releases and move channels.
+    Publisher,
+    /// A server's agent.
+    Agent,
+    /// The hub.
+    Hub,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Role; 5] =
+        [Role::Viewer, Role::Operator, Role::Publisher, Role::Agent, Role::Hub];
+
+    /// The role's word, as in certificates and on the command line.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Viewer => "viewer",
+            Role::Operator => "operator",
+            Role::Publisher => "publisher",
+            Role::Agent => "agent",
+            Role::Hub => "hub",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = InvalidPeer;
+    fn from_str(text: &str) -> Result<Self, InvalidPeer> {
+        Role::ALL
+            .into_iter()
+            .find(|role| role.as_str() == text)
+            .ok_or_else(|| InvalidPeer::Role { text: cut(text) })
+    }
+}
+
+/// The name of a peer: a DNS label. An agent's is its server id.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PeerName(String);
+
+impl PeerName {
+    /// Parses a name: 1 to 63 of a-z, 0-9 and `-`, neither first nor last a `-`.
+    ///
+    /// # Errors
+    /// [`InvalidPeer::Name`] when the text breaks that rule.
+    pub fn new(text: impl Into<String>) -> Result<Self, InvalidPeer> {
+        let text = text.into();
+        let valid = (1..=63).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !text.starts_with('-')
+            && !text.ends_with('-');
+        if valid { Ok(Self(text)) } else { Err(InvalidPeer::Name { text: cut(&text) }) }
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl TryFrom<String> for PeerName {
+    type Error = InvalidPeer;
+    fn try_from(text: String) -> Result<Self, InvalidPeer> {
+        Self::new(text)
+    }
+}
+
+impl From<PeerName> for String {
+    fn from(name: PeerName) -> String {
+        name.0
+    }
+}
+
+/// Who somebody is, once their certificate has been verified.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// What they are.
+    pub role: Role,
+    /// What they are called.
+    pub name: PeerName,
+}
+
+impl Peer {
+    /// A peer of a role and a name.
+    ///
+    /// # Errors
+    /// [`InvalidPeer::Name`] when the name is no DNS label.
+    pub fn new(role: Role, name: impl Into<String>) -> Result<Self, InvalidPeer> {
+        Ok(Self { role, name: PeerName::new(name)? })
+    }
+
+    /// The DNS name in the certificate: `<name>.<role>.cohort.internal`.
+    #[must_use]
+    pub fn dns_name(&self) -> String {
+        format!("{}.{}.{ZONE}", self.name, self.role)
+    }
+
+    /// The name that TLS expects of the other side.
+    #[must_use]
+    pub fn server_name(&self) -> ServerName<'static> {
+        ServerName::try_from(self.dns_name()).expect("a label of a label of the zone is a DNS name")
+    }
+
+    fn from_dns_name(text: &str) -> Result<Self, InvalidPeer> {
+        let labels = text.strip_suffix(ZONE).and_then(|rest| rest.strip_suffix('.'));
+        let Some((name, role)) = labels.and_then(|labels| labels.split_once('.')) else {
+            return Err(InvalidPeer::Stranger { text: cut(text) });
+        };
+        Ok(Self { role: role.parse()?, name: PeerName::new(name)? })
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} `{}`", self.role, self.name)
+    }
+}
+
+/// Who the first certificate of a chain names. The chain is *not* verified here: ask this of a
+/// chain that TLS or [`crate::verify_statement`] has verified.
+///
+/// # Errors
+/// When the chain is empty, cannot be read, or does not name exactly one peer.
+pub fn peer_of(chain: &[CertificateDer<'_>]) -> Result<Peer, InvalidPeer> {
+    let leaf = chain.first().ok_or(InvalidPeer::Empty)?;
+    let leaf = webpki::EndEntityCert::try_from(leaf)
+        .map_err(|error| InvalidPeer::Unreadable { reason: error.to_string() })?;
+    let mut names = leaf.valid_dns_names();
+    match (names.next(), names.next()) {
+        // Two names would let one certificate act in two roles, whichever is asked first.
+        (Some(_), Some(_)) => Err(InvalidPeer::Ambiguous),
+        (Some(name), None) => Peer::from_dns_name(name),
+        (None, _) => Err(InvalidPeer::Stranger { text: String::new() }),
+    }
+}
+
+/// Why a text or certificate names no peer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidPeer {
+    /// Not a DNS label.
+    #[error(
+        "`{text}` is not a valid name: 1 to 63 of a-z, 0-9 and `-`, neither first nor last a `-`"
+    )]
+    Name {
+        /// The text, cut.
+        text: String,
+    },
+    /// Not a role.
+    #[error("`{text}` is not a role: expected viewer, operator, publisher, agent or hub")]
+    Role {
+        /// The text, cut.
+        text: String,
+    },
+    /// A name outside our zone, or none at all.
+    #[error("the certificate's name `{text}` is not of the form <name>.<role>.cohort.internal")]
+    Stranger {
+        /// The name, cut.
+        text: String,
+    },
+    /// More than one name.
+    #[error("the certificate carries more than one name")]
+    Ambiguous,
+    /// No certificate.
+    #[error("the certificate chain is empty")]
+    Empty,
+    /// Not a certificate.
+    #[error("the certificate cannot be read: {reason}")]
+    Unreadable {
+        /// What the parser said.
+        reason: String,
+    },
+}
+
+/// Error texts quote at most 80 characters of what a stranger sent.
+fn cut(text: &str) -> String {
+    text.chars().take(80).collect()
+}

@@ -1,0 +1,256 @@
+//! Mutual TLS: the configurations of servers and clients, and of a client that is still joining.
+//!
+//! TLS 1.3 only, and no session resumption: a resumed session skips the certificate, and a full
+//! handshake costs well under a millisecond.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::identity::{CHAIN_MAX, Identity, IdentityError, root_store};
+use crate::peer::{Role, peer_of};
+use crate::{from_hex, sha256_hex};
+
+/// What a connection carries; agreed in the TLS handshake, so that one port serves all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Alpn {
+    /// Orders, reports and requests between agents, and from the command line to an agent.
+    Control,
+    /// Messages between members of a group.
+    Raft,
+    /// Bytes of artifacts.
+    Bulk,
+    /// The hub's API.
+    Hub,
+}
+
+impl Alpn {
+    /// Every one.
+    pub const ALL: [Alpn; 4] = [Alpn::Control, Alpn::Raft, Alpn::Bulk, Alpn::Hub];
+
+    /// The protocol id on the wire.
+    #[must_use]
+    pub fn as_bytes(self) -> &'static [u8] {
+        match self {
+            Alpn::Control => b"cohort-control/1",
+            Alpn::Raft => b"cohort-raft/1",
+            Alpn::Bulk => b"cohort-bulk/1",
+            Alpn::Hub => b"cohort-hub/1",
+        }
+    }
+
+    /// The protocol of an id from the wire.
+    #[must_use]
+    pub fn from_bytes(id: &[u8]) -> Option<Self> {
+        Alpn::ALL.into_iter().find(|alpn| alpn.as_bytes() == id)
+    }
+}
+
+impl fmt::Display for Alpn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&String::from_utf8_lossy(self.as_bytes()))
+    }
+}
+
+/// Whether a server talks to clients that show no certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// No certificate, no connection.
+    Required,
+    /// A client without a certificate is let in as nobody; one with a bad certificate is not. Only
+    /// for the hub, where those who join have none yet.
+    Optional,
+}
+
+/// The TLS configuration of a server.
+///
+/// # Errors
+/// When the identity's authorities or key cannot be used.
+pub fn server_config(
+    identity: &Identity,
+    alpns: &[Alpn],
+    client_auth: ClientAuth,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = provider();
+    let roots = Arc::new(root_store(identity.roots()).map_err(TlsError::Roots)?);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+    let verifier = match client_auth {
+        ClientAuth::Required => verifier,
+        ClientAuth::Optional => verifier.allow_unauthenticated(),
+    };
+    let verifier = verifier.build().map_err(|error| TlsError::Verifier(error.to_string()))?;
+    let mut chain = identity.chain().to_vec();
+    if client_auth == ClientAuth::Optional {
+        // Who joins knows only the fingerprint of the authority, so it has to see the certificate.
+        let missing: Vec<_> =
+            identity.roots().iter().filter(|root| !chain.contains(root)).cloned().collect();
+        chain.extend(missing);
+    }
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Config)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, identity.key().clone_key())
+        .map_err(TlsError::Config)?;
+    config.alpn_protocols = alpns.iter().map(|alpn| alpn.as_bytes().to_vec()).collect();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// The TLS configuration of a client. Whom it expects is said per connection, by
+/// [`crate::Peer::server_name`].
+///
+/// # Errors
+/// When the identity's authorities or key cannot be used.
+pub fn client_config(identity: &Identity, alpn: Alpn) -> Result<Arc<ClientConfig>, TlsError> {
+    let roots = root_store(identity.roots()).map_err(TlsError::Roots)?;
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Config)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(identity.chain().to_vec(), identity.key().clone_key())
+        .map_err(TlsError::Config)?;
+    Ok(finish_client(config, alpn))
+}
+
+/// The TLS configuration of a client that has no certificate yet, and knows of the hub only the
+/// fingerprint of its authority. It accepts a server whose chain leads to the authority with that
+/// very fingerprint, and whose certificate is a hub's; the name dialled does not matter.
+///
+/// # Errors
+/// When the fingerprint is not 64 hexadecimal digits.
+pub fn joining_client_config(fingerprint: &str) -> Result<Arc<ClientConfig>, TlsError> {
+    if from_hex(fingerprint).is_none_or(|bytes| bytes.len() != 32) {
+        return Err(TlsError::Fingerprint);
+    }
+    let provider = provider();
+    let verifier = FingerprintVerifier {
+        fingerprint: fingerprint.to_owned(),
+        algorithms: provider.signature_verification_algorithms,
+    };
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Config)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    Ok(finish_client(config, Alpn::Hub))
+}
+
+/// The one cryptographic provider that everything uses.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn finish_client(mut config: ClientConfig, alpn: Alpn) -> Arc<ClientConfig> {
+    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+/// Trusts exactly one authority, known by its fingerprint, and of it only hubs.
+#[derive(Debug)]
+struct FingerprintVerifier {
+    fingerprint: String,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for FingerprintVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let refused = |error: CertificateError| rustls::Error::InvalidCertificate(error);
+        if intermediates.len() > CHAIN_MAX {
+            return Err(refused(CertificateError::BadEncoding));
+        }
+        // Never the certificate that the server shows for itself: an authority is another one.
+        let root = intermediates
+            .iter()
+            .find(|certificate| sha256_hex(certificate) == self.fingerprint)
+            .ok_or_else(|| refused(CertificateError::UnknownIssuer))?;
+        let anchor = webpki::anchor_from_trusted_cert(root)
+            .map_err(|_| refused(CertificateError::BadEncoding))?;
+        let leaf = webpki::EndEntityCert::try_from(end_entity)
+            .map_err(|_| refused(CertificateError::BadEncoding))?;
+        leaf.verify_for_usage(
+            self.algorithms.all,
+            &[anchor],
+            intermediates,
+            now,
+            webpki::KeyUsage::server_auth(),
+            None,
+            None,
+        )
+        .map_err(|error| refused(certificate_error(&error)))?;
+        let named_hub = peer_of(std::slice::from_ref(end_entity))
+            .is_ok_and(|peer| peer.role == Role::Hub);
+        if named_hub {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(refused(CertificateError::NotValidForName))
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("only TLS 1.3 is spoken here".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+fn certificate_error(error: &webpki::Error) -> CertificateError {
+    match error {
+        webpki::Error::CertExpired { .. } => CertificateError::Expired,
+        webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
+        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        _ => CertificateError::UnknownIssuer,
+    }
+}
+
+/// Why there is no TLS configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// The authorities cannot be used.
+    #[error("authorities cannot be used for TLS")]
+    Roots(#[source] IdentityError),
+    /// The verifier cannot be built.
+    #[error("verifier of client certificates cannot be built: {0}")]
+    Verifier(String),
+    /// Key or certificate is refused.
+    #[error("identity cannot be used for TLS")]
+    Config(#[source] rustls::Error),
+    /// Not a fingerprint.
+    #[error("authority's fingerprint is not 64 hexadecimal digits")]
+    Fingerprint,
+}
