@@ -1,1 +1,57 @@
-//! artifact.
+//! What is deployed, and why it may be trusted: manifests, digests, signing, and verification.
+//!
+//! A **repository** is a plain TUF repository (`metadata/`, `targets/`) with the artifacts' bytes
+//! beside it (`blobs/`); any static HTTP server can be a mirror of it. A signed target is never an
+//! artifact but its small [`Manifest`], which covers the artifact's bytes by their BLAKE3 root and
+//! by one hash per unit of 64 KiB. A **channel** is a signed target as well: it names a version.
+//!
+//! This crate must never know of groups, rollouts or consensus: it answers "which release does this
+//! channel name, and who says so", never "what should this server do now".
+//!
+//! Start reading at [`Manifest`], then [`UnitHashes`] (bytes against a manifest), then
+//! [`Repository`] (the publisher's side) and [`TrustedRepository`] (the side of everyone who reads,
+//! and who trusts neither mirror nor peer).
+
+mod channel;
+mod digest;
+mod durable;
+mod fetch;
+mod keys;
+mod layout;
+mod lock;
+mod manifest;
+mod metadata;
+mod pack;
+mod package_file;
+mod publish;
+mod repository;
+mod trust;
+mod trust_error;
+mod trust_state;
+mod units;
+mod verified;
+
+pub use channel::ChannelPointer;
+pub use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
+pub use cohort_core::release::Rollback;
+pub use digest::{digest_of, digest_of_bytes, hash_of};
+pub use fetch::{FetchError, Fetcher, Mirror};
+pub use keys::{KeyError, Keys, SigningKey};
+pub use layout::{blob_path, channel_target, manifest_target, units_path};
+pub use manifest::{
+    ARTIFACT_BYTES_MAX, Delta, ENTRIES_MAX, Format, MANIFEST_BYTES_MAX, MANIFEST_SCHEMA, Manifest,
+    ManifestError, Protocols, UNIT_BYTES, UNPACKED_BYTES_MAX, UnitsReference, parse_rollback,
+};
+pub use pack::{Inspection, PackError, inspect_tarball, pack_folder};
+pub use package_file::{PACKAGE_FILE, PackageFile, PackageFileError};
+pub use publish::{PublishRequest, Published};
+pub use repository::{Expiries, Lifetimes, ReleaseName, Repository, RepositoryError};
+pub use trust::{Refreshed, Refusal, TrustOptions, TrustedRepository};
+pub use trust_error::{Role, TrustError, TrustErrorKind};
+pub use units::{FileHashes, UnitError, UnitHasher, UnitHashes, hash_file};
+pub use verified::{ReleaseOffer, Verified, VerifiedManifest};
+
+#[cfg(test)]
+mod crash_test;
+#[cfg(test)]
+mod units_test;

@@ -1,0 +1,139 @@
+//! A publisher that dies between any two steps.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::{
+    Keys, Lifetimes, Mirror, PublishRequest, Repository, TrustOptions, TrustedRepository,
+    UnitHashes, blob_path, units_path,
+};
+
+struct Fixture {
+    folder: tempfile::TempDir,
+    keys: Keys,
+    repository: Repository,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = Keys::generate().unwrap();
+        let dir = folder.path().join("repository");
+        let repository = Repository::create(&dir, &keys, Lifetimes::default()).await.unwrap();
+        Self { folder, keys, repository }
+    }
+
+    fn request(&self, version: &str) -> PublishRequest {
+        let source = self.folder.path().join(version);
+        fs::create_dir_all(&source).unwrap();
+        fs::write(source.join("app"), format!("release {version} ").repeat(9000)).unwrap();
+        let (app, version) = ("web".parse().unwrap(), version.parse().unwrap());
+        let mut request =
+            PublishRequest::new(&source, app, version, "linux/amd64".parse().unwrap());
+        request.channel = Some("stable".parse().unwrap());
+        request
+    }
+
+    fn dying_after(&self, points: u32) -> Repository {
+        let mut repository = Repository::open(self.repository.dir()).unwrap();
+        repository.faults.points_left = Some(Arc::new(AtomicU32::new(points)));
+        repository
+    }
+
+    async fn reader(&self, store: &str) -> TrustedRepository {
+        TrustedRepository::open(TrustOptions {
+            root: self.repository.root_json().unwrap(),
+            store: self.folder.path().join(store),
+            mirrors: vec![Mirror::Folder(self.repository.dir().to_owned())],
+            fetcher: None,
+        })
+        .await
+        .unwrap()
+    }
+}
+
+/// What a reader sees: the version of the channel, every byte of which is there and right.
+async fn consistent_version(reader: &TrustedRepository, dir: &Path) -> String {
+    let (app, channel) = ("web".parse().unwrap(), "stable".parse().unwrap());
+    let platform = "linux/amd64".parse().unwrap();
+    let offer = reader.latest(&app, &channel, &platform).await.unwrap();
+    let manifest = &offer.manifest;
+    let bytes = fs::read(dir.join(blob_path(&manifest.root))).unwrap();
+    assert_eq!(bytes.len() as u64, manifest.length);
+    let units = fs::read(dir.join(units_path(&manifest.root))).unwrap();
+    let units = UnitHashes::parse(&units, manifest).unwrap();
+    assert!(units.verified_units(&mut bytes.as_slice()).unwrap().into_iter().all(|right| right));
+    offer.version.to_string()
+}
+
+#[tokio::test]
+async fn a_reader_sees_the_state_before_or_after_whenever_the_publisher_dies() {
+    let fixture = Fixture::new().await;
+    let dir = fixture.repository.dir().to_owned();
+    fixture.repository.publish(&fixture.keys, &fixture.request("1.0.0")).await.unwrap();
+    let reader = fixture.reader("store").await;
+    assert_eq!(consistent_version(&reader, &dir).await, "1.0.0");
+
+    let mut running = "1.0.0".to_owned();
+    let mut seen = (false, false);
+    for points in 0.. {
+        let version = format!("1.1.{points}");
+        let request = fixture.request(&version);
+        let dying = fixture.dying_after(points);
+        let died = dying.publish(&fixture.keys, &request).await.is_err();
+        let found = consistent_version(&reader, &dir).await;
+        assert!(found == running || found == version, "{found} after {points} points");
+        let fresh = fixture.reader(&format!("fresh-{points}")).await;
+        assert_eq!(consistent_version(&fresh, &dir).await, found, "a new reader sees the same");
+        seen.0 |= died && found == running;
+        seen.1 |= died && found == version;
+        // The next publisher carries on, and ends where the dead one wanted to be.
+        let published = fixture.repository.publish(&fixture.keys, &request).await.unwrap();
+        assert_eq!(published.already_there, found == version);
+        assert_eq!(consistent_version(&reader, &dir).await, version);
+        let left = fs::read_dir(dir.join("metadata"))
+            .unwrap()
+            .chain(fs::read_dir(dir.join("blobs")).unwrap());
+        for entry in left {
+            let name = entry.unwrap().file_name();
+            assert!(!name.to_str().unwrap().starts_with('.'), "{name:?} was left behind");
+        }
+        running = version;
+        if !died {
+            assert!(points >= 21, "7 files of 3 points each, but only {points} were met");
+            break;
+        }
+    }
+    assert_eq!(seen, (true, true), "died both before and after the change took effect");
+}
+
+#[tokio::test]
+async fn a_creation_that_was_cut_short_begins_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = Keys::generate().unwrap();
+    let dir = folder.path().join("repository");
+    Repository::create(&dir, &keys, Lifetimes::default()).await.unwrap();
+    fs::remove_file(dir.join("metadata/timestamp.json")).unwrap();
+    let other = Keys::generate().unwrap();
+    Repository::create(&dir, &other, Lifetimes::default()).await.unwrap();
+    assert!(Repository::create(&dir, &other, Lifetimes::default()).await.is_err());
+    let expiries = Repository::open(&dir).unwrap().expiries().unwrap();
+    assert!(expiries.seconds_left() > 30 * 86_400, "all that runs lives a month without the hub");
+}
+
+#[tokio::test]
+async fn renewing_survives_dying_at_every_point() {
+    let fixture = Fixture::new().await;
+    fixture.repository.publish(&fixture.keys, &fixture.request("1.0.0")).await.unwrap();
+    let reader = fixture.reader("store").await;
+    for points in 0..4 {
+        let dying = fixture.dying_after(points);
+        let died = dying.renew_timestamp(&fixture.keys.timestamp).await.is_err();
+        assert_eq!(died, points < 3);
+        let faults = dying.faults.points_left.unwrap();
+        assert_eq!(faults.load(Ordering::SeqCst), 0);
+        assert_eq!(consistent_version(&reader, fixture.repository.dir()).await, "1.0.0");
+    }
+}

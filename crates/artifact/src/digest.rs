@@ -1,0 +1,38 @@
+//! Conversions between [`Digest`] (text, as it stands in manifests and logs) and BLAKE3 hashes.
+
+use aws_lc_rs::digest::{SHA256, digest as sha_digest};
+use cohort_core::ids::Digest;
+
+/// The digest that stands for a BLAKE3 hash.
+#[must_use]
+pub fn digest_of(hash: &blake3::Hash) -> Digest {
+    Digest::new(hash.to_hex().to_string())
+        .expect("a BLAKE3 hash is written as 64 hexadecimal digits in lower case")
+}
+
+/// The BLAKE3 digest of some bytes in memory.
+#[must_use]
+pub fn digest_of_bytes(bytes: &[u8]) -> Digest {
+    digest_of(&blake3::hash(bytes))
+}
+
+/// The BLAKE3 hash that a digest stands for.
+#[must_use]
+pub fn hash_of(digest: &Digest) -> blake3::Hash {
+    blake3::Hash::from_hex(digest.as_str().as_bytes())
+        .expect("a digest is 64 hexadecimal digits: checked when it was parsed")
+}
+
+/// SHA-256 of some bytes in memory, as TUF metadata carries it.
+pub(crate) fn sha256(bytes: &[u8]) -> Vec<u8> {
+    sha_digest(&SHA256, bytes).as_ref().to_vec()
+}
+
+/// Lower-case hexadecimal text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
+}

@@ -1,0 +1,278 @@
+//! Signing keys: one Ed25519 key for each TUF role, as PKCS#8 PEM files that only their owner reads.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use tough::key_source::KeySource;
+use tough::schema::RoleType;
+use tough::schema::key::Key;
+use tough::sign::Sign;
+
+/// Longest key file; an Ed25519 key in PEM is 120 to 180 bytes.
+const KEY_FILE_BYTES_MAX: u64 = 16 << 10;
+
+const PEM_TAG: &str = "PRIVATE KEY";
+
+/// Why a key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read or written.
+    #[error("key file {} cannot be used", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is a key already.
+    #[error("key file {} exists already: keys are never overwritten", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Others may read it.
+    #[error("key file {} is readable by others (mode {mode:o}); run: chmod 600", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Not a key of the expected form.
+    #[error("key file {} is not an Ed25519 key in PKCS#8 PEM", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Making a key failed.
+    #[error("the system gave no randomness for a new key")]
+    Generate,
+}
+
+/// One private key.
+#[derive(Clone)]
+pub struct SigningKey {
+    pkcs8: Vec<u8>,
+}
+
+impl std::fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SigningKey(private)")
+    }
+}
+
+impl SigningKey {
+    /// Makes a new key.
+    ///
+    /// # Errors
+    /// When the system gives no randomness.
+    pub fn generate() -> Result<Self, KeyError> {
+        let pair = Ed25519KeyPair::generate().map_err(|_| KeyError::Generate)?;
+        let document = pair.to_pkcs8v1().map_err(|_| KeyError::Generate)?;
+        Ok(Self { pkcs8: document.as_ref().to_vec() })
+    }
+
+    /// Reads a key file, and refuses one that others may read.
+    ///
+    /// # Errors
+    /// When it is missing, exposed, or not an Ed25519 key.
+    pub fn load(path: &Path) -> Result<Self, KeyError> {
+        let fail = |source| KeyError::Io { path: path.to_owned(), source };
+        let about = fs::metadata(path).map_err(fail)?;
+        let mode = about.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(KeyError::Exposed { path: path.to_owned(), mode });
+        }
+        let malformed = || KeyError::Malformed { path: path.to_owned() };
+        if about.len() > KEY_FILE_BYTES_MAX {
+            return Err(malformed());
+        }
+        let pem = pem::parse(fs::read(path).map_err(fail)?).map_err(|_| malformed())?;
+        if pem.tag() != PEM_TAG || Ed25519KeyPair::from_pkcs8(pem.contents()).is_err() {
+            return Err(malformed());
+        }
+        Ok(Self { pkcs8: pem.into_contents() })
+    }
+
+    /// Writes the key to a new file of mode 0600.
+    ///
+    /// # Errors
+    /// When the file exists or cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), KeyError> {
+        let text = pem::encode(&pem::Pem::new(PEM_TAG, self.pkcs8.clone()));
+        let fail = |source: io::Error| match source.kind() {
+            io::ErrorKind::AlreadyExists => KeyError::Exists { path: path.to_owned() },
+            _ => KeyError::Io { path: path.to_owned(), source },
+        };
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)
+    }
+
+    fn pair(&self) -> Ed25519KeyPair {
+        Ed25519KeyPair::from_pkcs8(&self.pkcs8).expect("the key was parsed when it was loaded")
+    }
+
+    /// The public half, as TUF metadata carries it.
+    pub(crate) fn public(&self) -> Key {
+        self.pair().tuf_key()
+    }
+
+    /// The raw public key: 32 bytes.
+    #[must_use]
+    pub fn public_bytes(&self) -> Vec<u8> {
+        self.pair().public_key().as_ref().to_vec()
+    }
+
+    pub(crate) fn source(&self) -> Vec<Box<dyn KeySource>> {
+        vec![Box::new(self.clone())]
+    }
+}
+
+#[tough::async_trait]
+impl KeySource for SigningKey {
+    async fn as_sign(
+        &self,
+    ) -> Result<Box<dyn Sign>, Box<dyn std::error::Error + Send + Sync + 'static>> {
+        Ok(Box::new(self.pair()))
+    }
+
+    async fn write(
+        &self,
+        _value: &str,
+        _key_id_hex: &str,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync + 'static>> {
+        Err("keys are written by SigningKey::save only".into())
+    }
+}
+
+/// The keys of a repository.
+///
+/// Publishing needs the first three. The root key is needed only to change keys and should be kept
+/// away from machines on a network; the hub needs the timestamp key and nothing else.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    /// Signs which manifests and channels there are.
+    pub targets: SigningKey,
+    /// Signs which targets metadata is the current one.
+    pub snapshot: SigningKey,
+    /// Signs, again and again, that the snapshot is still the current one.
+    pub timestamp: SigningKey,
+    /// Signs the other keys.
+    pub root: Option<SigningKey>,
+}
+
+impl Keys {
+    /// Makes a key for every role.
+    ///
+    /// # Errors
+    /// When the system gives no randomness.
+    pub fn generate() -> Result<Self, KeyError> {
+        Ok(Self {
+            targets: SigningKey::generate()?,
+            snapshot: SigningKey::generate()?,
+            timestamp: SigningKey::generate()?,
+            root: Some(SigningKey::generate()?),
+        })
+    }
+
+    /// Makes a key for every role and writes them to `folder` (created with mode 0700) as
+    /// `root.pem`, `targets.pem`, `snapshot.pem` and `timestamp.pem`, each of mode 0600.
+    ///
+    /// # Errors
+    /// When one of them exists already, or cannot be written.
+    pub fn create(folder: &Path) -> Result<Self, KeyError> {
+        let fail = |source| KeyError::Io { path: folder.to_owned(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
+        let keys = Self::generate()?;
+        let all = [
+            (RoleType::Root, keys.root.as_ref()),
+            (RoleType::Targets, Some(&keys.targets)),
+            (RoleType::Snapshot, Some(&keys.snapshot)),
+            (RoleType::Timestamp, Some(&keys.timestamp)),
+        ];
+        // All or nothing: a second `init` must not leave a mixture of two sets behind.
+        for (role, _) in &all {
+            let path = Self::path(folder, *role);
+            if path.exists() {
+                return Err(KeyError::Exists { path });
+            }
+        }
+        for (role, key) in all {
+            if let Some(key) = key {
+                key.save(&Self::path(folder, role))?;
+            }
+        }
+        crate::durable::sync_folder(folder).map_err(fail)?;
+        Ok(keys)
+    }
+
+    /// Reads the keys of a folder. The root key may be missing.
+    ///
+    /// # Errors
+    /// When one of the others is missing, or any is exposed or malformed.
+    pub fn load(folder: &Path) -> Result<Self, KeyError> {
+        let load = |role| SigningKey::load(&Self::path(folder, role));
+        let root = Self::path(folder, RoleType::Root);
+        Ok(Self {
+            targets: load(RoleType::Targets)?,
+            snapshot: load(RoleType::Snapshot)?,
+            timestamp: load(RoleType::Timestamp)?,
+            root: if root.exists() { Some(SigningKey::load(&root)?) } else { None },
+        })
+    }
+
+    /// Where the timestamp key lies in a folder of keys: all that the hub is given.
+    #[must_use]
+    pub fn timestamp_path(folder: &Path) -> PathBuf {
+        Self::path(folder, RoleType::Timestamp)
+    }
+
+    fn path(folder: &Path, role: RoleType) -> PathBuf {
+        folder.join(format!("{role}.pem"))
+    }
+}
+
+#[cfg(test)]
+mod keys_test {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::{KeyError, Keys, SigningKey};
+
+    #[test]
+    fn keys_are_private_files_and_are_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("keys");
+        let keys = Keys::create(&dir).unwrap();
+        let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(dir.clone()), 0o700);
+        for role in ["root", "targets", "snapshot", "timestamp"] {
+            assert_eq!(mode(dir.join(format!("{role}.pem"))), 0o600);
+        }
+        let again = Keys::load(&dir).unwrap();
+        assert_eq!(again.targets.public(), keys.targets.public());
+        assert!(matches!(Keys::create(&dir), Err(KeyError::Exists { .. })));
+        fs::remove_file(dir.join("root.pem")).unwrap();
+        assert!(Keys::load(&dir).unwrap().root.is_none(), "publishing needs no root key");
+    }
+
+    #[test]
+    fn exposed_and_malformed_keys_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        SigningKey::generate().unwrap().save(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(SigningKey::load(&path), Err(KeyError::Exposed { mode: 0o640, .. })));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&path, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
+        assert!(matches!(SigningKey::load(&path), Err(KeyError::Malformed { .. })));
+        let missing = folder.path().join("missing.pem");
+        assert!(matches!(SigningKey::load(&missing), Err(KeyError::Io { .. })));
+        assert!(!format!("{:?}", Keys::generate().unwrap()).contains("pkcs8"));
+    }
+}

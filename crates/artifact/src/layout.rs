@@ -1,0 +1,73 @@
+//! Where things lie in a repository. All names are derived here and nowhere else.
+//!
+//! ```text
+//! repository.json                          how long signatures live; not trusted by readers
+//! metadata/N.root.json N.targets.json N.snapshot.json timestamp.json
+//! targets/<dir>/<sha256>.<name>            the signed targets (manifests, channels)
+//! blobs/<root>  blobs/<root>.units         artifacts and their unit hashes
+//! ```
+
+use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
+
+pub(crate) const METADATA_DIR: &str = "metadata";
+pub(crate) const TARGETS_DIR: &str = "targets";
+pub(crate) const BLOBS_DIR: &str = "blobs";
+pub(crate) const SETTINGS_FILE: &str = "repository.json";
+
+/// A platform as one component of a path: `linux/amd64` becomes `linux~amd64`.
+///
+/// Injective, because `~` cannot stand in a platform, and needs no escape in a URL.
+fn platform_component(platform: &Platform) -> String {
+    platform.as_str().replace('/', "~")
+}
+
+/// The name of the TUF target that is the manifest of one release for one platform.
+#[must_use]
+pub fn manifest_target(app: &AppId, version: &Version, platform: &Platform) -> String {
+    format!("apps/{app}/{version}/{}/manifest.json", platform_component(platform))
+}
+
+/// The name of the TUF target that is one channel of an app.
+#[must_use]
+pub fn channel_target(app: &AppId, channel: &Channel) -> String {
+    format!("channels/{app}/{channel}.json")
+}
+
+/// Where an artifact's bytes lie, relative to the base of a repository or mirror.
+#[must_use]
+pub fn blob_path(root: &Digest) -> String {
+    format!("{BLOBS_DIR}/{root}")
+}
+
+/// Where an artifact's unit hashes lie, relative to the base of a repository or mirror.
+#[must_use]
+pub fn units_path(root: &Digest) -> String {
+    format!("{BLOBS_DIR}/{root}.units")
+}
+
+/// Where a target's file lies, relative to the base: consistent snapshots put the hash in its name.
+pub(crate) fn target_path(target: &str, sha256_hex: &str) -> String {
+    match target.rsplit_once('/') {
+        Some((dir, name)) => format!("{TARGETS_DIR}/{dir}/{sha256_hex}.{name}"),
+        None => format!("{TARGETS_DIR}/{sha256_hex}.{target}"),
+    }
+}
+
+#[cfg(test)]
+mod layout_test {
+    use super::{manifest_target, target_path};
+
+    #[test]
+    fn a_platform_is_one_component_of_the_path() {
+        let target = manifest_target(
+            &"web".parse().unwrap(),
+            &"1.0.0+b.1".parse().unwrap(),
+            &"linux/amd64/v3".parse().unwrap(),
+        );
+        assert_eq!(target, "apps/web/1.0.0+b.1/linux~amd64~v3/manifest.json");
+        assert_eq!(
+            target_path(&target, "ab"),
+            "targets/apps/web/1.0.0+b.1/linux~amd64~v3/ab.manifest.json"
+        );
+    }
+}

@@ -1,0 +1,42 @@
+//! One writer of a repository at a time.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a writer waits for another: a publish of a large artifact holds the lock only while it
+/// copies and signs, which takes seconds.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+const LOCK_POLL: Duration = Duration::from_millis(25);
+
+/// Held while a repository is written; the kernel lets go of it when the process dies.
+#[derive(Debug)]
+pub(crate) struct RepositoryLock {
+    _file: File,
+}
+
+impl RepositoryLock {
+    /// Takes the lock, waiting for its holder a limited time.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it is still held at the end; others when the file cannot be opened.
+    pub(crate) async fn take(repository: &Path) -> io::Result<Self> {
+        let path = repository.join(".lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        let deadline = Instant::now() + LOCK_WAIT_MAX;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::WouldBlock,
+                        "another publisher holds the repository's lock",
+                    ));
+                }
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_POLL).await,
+            }
+        }
+    }
+}

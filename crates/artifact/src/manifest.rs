@@ -1,0 +1,291 @@
+//! The manifest: everything that a server must know of a release before it takes a byte of it.
+
+use std::collections::BTreeSet;
+
+use cohort_core::ids::{AppId, Digest, Platform, Version};
+use cohort_core::release::Rollback;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::layout::units_path;
+
+/// The schema version that this program writes, and the newest that it reads.
+pub const MANIFEST_SCHEMA: u32 = 1;
+
+/// Length of a unit in bytes: what is verified, leased, and passed on as a whole.
+///
+/// 64 KiB measured best of 64 KiB, 256 KiB, 1 MiB and 4 MiB, and is a complete BLAKE3 subtree
+/// (64 chunks of 1 KiB), so that unit hashes merge into the root.
+pub const UNIT_BYTES: u32 = 65_536;
+
+/// Longest artifact. 16 GiB keeps the unit hashes (32 bytes per unit) at 8 MiB, which every server
+/// holds in memory during a transfer.
+pub const ARTIFACT_BYTES_MAX: u64 = 16 << 30;
+
+/// Longest manifest. A full one (64 names in each list, 16 deltas) is under 20 KiB.
+pub const MANIFEST_BYTES_MAX: u64 = 64 << 10;
+
+/// Most bytes that an artifact may unpack to: four times the longest artifact.
+pub const UNPACKED_BYTES_MAX: u64 = 64 << 30;
+
+/// Most files, folders and links in an artifact; a node_modules of a large web app has 100,000.
+pub const ENTRIES_MAX: u32 = 250_000;
+
+/// Most names in `protocols.reads`, `protocols.writes` and `schemas`, and most deltas.
+const LIST_ENTRIES_MAX: usize = 64;
+
+/// Longest protocol or schema name, in bytes.
+const LIST_NAME_BYTES_MAX: usize = 64;
+
+const _: () = assert!(ARTIFACT_BYTES_MAX / UNIT_BYTES as u64 <= u32::MAX as u64);
+
+/// What is signed about one release of an app for one platform; the target of the repository.
+///
+/// Rule for unknown fields: a reader refuses a `schema` it does not know *and* any field it does
+/// not know within a schema it does know, because a field that an old agent skipped could be the
+/// one that forbids what it is about to do. New fields therefore raise the schema.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Schema version; [`MANIFEST_SCHEMA`]. First in the file.
+    pub schema: u32,
+    /// The app.
+    pub app: AppId,
+    /// The version of the release.
+    pub version: Version,
+    /// The platform that the artifact is made for.
+    pub platform: Platform,
+    /// How the artifact is packed.
+    pub format: Format,
+    /// Length of the artifact in bytes, from 1 to [`ARTIFACT_BYTES_MAX`].
+    pub length: u64,
+    /// BLAKE3 root over the artifact's bytes; also its name in the repository.
+    pub root: Digest,
+    /// Length of a unit in bytes; always [`UNIT_BYTES`] in schema 1.
+    pub unit_bytes: u32,
+    /// The file of unit hashes.
+    pub units: UnitsReference,
+    /// Bytes of all files in the artifact when unpacked: checked against free space beforehand.
+    pub unpacked_bytes: u64,
+    /// Files, folders and links in the artifact.
+    pub entries: u32,
+    /// Ways to build the artifact from an older one. Empty in this version.
+    pub deltas: Vec<Delta>,
+    /// Protocols and formats that the release reads and writes.
+    pub protocols: Protocols,
+    /// Names of schemas (of databases, of messages) that the release needs.
+    pub schemas: BTreeSet<String>,
+    /// Whether the release can be rolled back.
+    pub rollback: Rollback,
+    /// When it was published, in whole seconds of UTC.
+    pub created_at: Timestamp,
+}
+
+/// How an artifact is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Format {
+    /// A tar archive.
+    #[serde(rename = "tar")]
+    Tar,
+    /// A tar archive compressed by gzip.
+    #[serde(rename = "tar.gz")]
+    TarGz,
+    /// A tar archive compressed by zstd.
+    #[serde(rename = "tar.zst")]
+    TarZst,
+}
+
+/// The file of unit hashes that belongs to an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitsReference {
+    /// Its name, relative to the base of the repository; always `blobs/<root>.units`.
+    pub name: String,
+    /// Its length in bytes: 32 per unit.
+    pub length: u64,
+    /// BLAKE3 over its bytes.
+    pub blake3: Digest,
+}
+
+/// One way to build this artifact from an older one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delta {
+    /// BLAKE3 root of the artifact that it starts from.
+    pub from: Digest,
+    /// How it is applied, such as `bsdiff` or `zstd-patch`.
+    pub method: String,
+    /// Length of the delta in bytes.
+    pub length: u64,
+    /// BLAKE3 root of the delta; its bytes lie at `blobs/<root>`.
+    pub root: Digest,
+}
+
+/// Protocols and formats on the wire and on disk, as names such as `orders/2`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Protocols {
+    /// What the release understands.
+    #[serde(default)]
+    pub reads: BTreeSet<String>,
+    /// What the release produces.
+    #[serde(default)]
+    pub writes: BTreeSet<String>,
+}
+
+/// Reads `revert`, `freeze` or `forward-only`, as on the command line.
+///
+/// # Errors
+/// When it is none of these.
+pub fn parse_rollback(text: &str) -> Result<Rollback, ManifestError> {
+    match text {
+        "revert" => Ok(Rollback::Revert),
+        "freeze" => Ok(Rollback::Freeze),
+        "forward-only" => Ok(Rollback::ForwardOnly),
+        other => Err(ManifestError::Invalid {
+            field: "rollback",
+            reason: format!("`{other}` is none of revert, freeze, forward-only"),
+        }),
+    }
+}
+
+/// Why bytes are not a manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not JSON of the expected form.
+    #[error("manifest cannot be read")]
+    Json(#[source] serde_json::Error),
+    /// Longer than [`MANIFEST_BYTES_MAX`].
+    #[error("manifest of {length} bytes is longer than {MANIFEST_BYTES_MAX}")]
+    TooLong {
+        /// Its length in bytes.
+        length: u64,
+    },
+    /// Written by a newer version.
+    #[error(
+        "manifest has schema {found}, this program reads up to {MANIFEST_SCHEMA}: \
+         upgrade Cohort on this server"
+    )]
+    NewerSchema {
+        /// The schema found.
+        found: u32,
+    },
+    /// A field breaks its rule.
+    #[error("manifest field `{field}`: {reason}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Read before anything else, so that a newer schema is told apart from a damaged file.
+#[derive(Deserialize)]
+struct SchemaOnly {
+    schema: u32,
+}
+
+impl Manifest {
+    /// Reads a manifest and checks every rule that needs nothing but the manifest itself.
+    ///
+    /// # Errors
+    /// When it is too long, of a newer schema, not JSON, or breaks a rule.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        if bytes.len() as u64 > MANIFEST_BYTES_MAX {
+            return Err(ManifestError::TooLong { length: bytes.len() as u64 });
+        }
+        let SchemaOnly { schema } = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
+        if schema > MANIFEST_SCHEMA {
+            return Err(ManifestError::NewerSchema { found: schema });
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// The manifest as it is signed and stored.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self)
+            .expect("a manifest holds only texts and numbers: serialising cannot fail");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Number of units: all of [`UNIT_BYTES`] but the last, which may be shorter.
+    #[must_use]
+    pub fn unit_count(&self) -> u32 {
+        unit_count(self.length)
+    }
+
+    /// Checks the rules between the fields.
+    pub(crate) fn check(&self) -> Result<(), ManifestError> {
+        let invalid = |field, reason: String| Err(ManifestError::Invalid { field, reason });
+        if self.schema != MANIFEST_SCHEMA {
+            return invalid("schema", format!("{} was never in use", self.schema));
+        }
+        if self.length == 0 || self.length > ARTIFACT_BYTES_MAX {
+            return invalid(
+                "length",
+                format!("{} is not in 1..={ARTIFACT_BYTES_MAX}", self.length),
+            );
+        }
+        if self.unit_bytes != UNIT_BYTES {
+            return invalid("unit_bytes", format!("{} is not {UNIT_BYTES}", self.unit_bytes));
+        }
+        let units_bytes = u64::from(self.unit_count()) * 32;
+        if self.units.length != units_bytes {
+            return invalid("units", format!("{} is not {units_bytes}", self.units.length));
+        }
+        if self.units.name != units_path(&self.root) {
+            return invalid("units", format!("`{}` is not the root's own", self.units.name));
+        }
+        if self.unpacked_bytes > UNPACKED_BYTES_MAX {
+            return invalid("unpacked_bytes", format!("more than {UNPACKED_BYTES_MAX}"));
+        }
+        if self.entries > ENTRIES_MAX {
+            return invalid("entries", format!("more than {ENTRIES_MAX}"));
+        }
+        if self.deltas.len() > LIST_ENTRIES_MAX {
+            return invalid("deltas", format!("more than {LIST_ENTRIES_MAX}"));
+        }
+        if self.created_at.subsec_nanosecond() != 0 {
+            return invalid("created_at", "not in whole seconds".to_owned());
+        }
+        check_names("protocols.reads", &self.protocols.reads)?;
+        check_names("protocols.writes", &self.protocols.writes)?;
+        check_names("schemas", &self.schemas)
+    }
+}
+
+/// Number of units of an artifact of `length` bytes.
+pub(crate) fn unit_count(length: u64) -> u32 {
+    u32::try_from(length.div_ceil(u64::from(UNIT_BYTES)))
+        .expect("lengths are checked against ARTIFACT_BYTES_MAX, which has fewer than 2^32 units")
+}
+
+fn check_names(field: &'static str, names: &BTreeSet<String>) -> Result<(), ManifestError> {
+    if names.len() > LIST_ENTRIES_MAX {
+        let reason = format!("{} names are more than {LIST_ENTRIES_MAX}", names.len());
+        return Err(ManifestError::Invalid { field, reason });
+    }
+    let valid = |name: &String| {
+        (1..=LIST_NAME_BYTES_MAX).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_graphic())
+    };
+    match names.iter().find(|name| !valid(name)) {
+        None => Ok(()),
+        Some(name) => Err(ManifestError::Invalid {
+            field,
+            reason: format!(
+                "`{}` is not 1 to {LIST_NAME_BYTES_MAX} printable characters without spaces",
+                name.chars().take(80).collect::<String>().escape_debug()
+            ),
+        }),
+    }
+}
+
+#[cfg(test)]
+#[path = "manifest_test.rs"]
+mod manifest_test;

@@ -1,0 +1,115 @@
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+
+use super::{PackError, inspect_tarball, pack_folder};
+use crate::manifest::Format;
+
+fn fill(folder: &Path, names: &[&str]) {
+    for name in names {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, format!("content of {name}")).unwrap();
+    }
+    fs::set_permissions(folder.join("bin/run"), fs::Permissions::from_mode(0o775)).unwrap();
+    symlink("../bin/run", folder.join("lib/link")).unwrap();
+}
+
+fn pack(folder: &Path) -> Result<Vec<u8>, PackError> {
+    let mut bytes = Vec::new();
+    pack_folder(folder, &mut bytes).map(|()| bytes)
+}
+
+fn inspect(bytes: &[u8]) -> Result<super::Inspection, PackError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("artifact");
+    fs::write(&path, bytes).unwrap();
+    inspect_tarball(&path)
+}
+
+#[test]
+fn equal_folders_give_equal_bytes() {
+    let long = format!("lib/{}", "long-name-".repeat(20));
+    let names = ["bin/run", "cohort.toml", "lib/a", "lib/b", "z", long.as_str()];
+    let mut backwards = names;
+    backwards.reverse();
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fill(one.path(), &names);
+    fill(two.path(), &backwards);
+    fs::set_permissions(two.path().join("z"), fs::Permissions::from_mode(0o600)).unwrap();
+    let bytes = pack(one.path()).unwrap();
+    assert_eq!(bytes, pack(two.path()).unwrap());
+
+    let found = inspect(&bytes).unwrap();
+    assert_eq!(found.format, Format::TarZst);
+    assert_eq!(found.entries, 9, "6 files, 2 folders, a link");
+    assert_eq!(found.package_file.as_deref(), Some(b"content of cohort.toml".as_slice()));
+
+    let plain = zstd::decode_all(bytes.as_slice()).unwrap();
+    let mut archive = tar::Archive::new(plain.as_slice());
+    for entry in archive.entries().unwrap() {
+        let entry = entry.unwrap();
+        let path = entry.path().unwrap().into_owned();
+        let header = entry.header();
+        assert_eq!((header.mtime().unwrap(), header.uid().unwrap()), (0, 0));
+        match path.to_str().unwrap() {
+            "bin/run" => assert_eq!(header.mode().unwrap(), 0o755),
+            "z" => assert_eq!(header.mode().unwrap(), 0o644),
+            "lib/link" => {
+                assert_eq!(entry.link_name().unwrap().unwrap(), Path::new("../bin/run"));
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(inspect(&plain).unwrap().format, Format::Tar);
+}
+
+#[test]
+fn what_no_host_would_unpack_is_refused() {
+    let refused = |make: &dyn Fn(&Path)| {
+        let folder = tempfile::tempdir().unwrap();
+        make(folder.path());
+        pack(folder.path()).unwrap_err().to_string()
+    };
+    assert!(refused(&|dir| symlink("/etc/passwd", dir.join("x")).unwrap()).contains("absolute"));
+    assert!(refused(&|dir| symlink("../x", dir.join("x")).unwrap()).contains("points out"));
+    assert!(
+        refused(&|dir| {
+            std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
+        })
+        .contains("neither file")
+    );
+    assert!(refused(&|_| {}).contains("no file"));
+}
+
+#[test]
+fn a_tarball_that_leaves_its_folder_is_refused() {
+    let tarball = |name: &str, kind: tar::EntryType, link: &str| {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_gnu_mut().unwrap().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_size(0);
+        header.set_cksum();
+        builder.append(&header, std::io::empty()).unwrap();
+        builder.into_inner().unwrap()
+    };
+    use tar::EntryType;
+    for (name, kind, link) in [
+        ("../x", EntryType::Regular, ""),
+        ("/x", EntryType::Regular, ""),
+        ("a/../../x", EntryType::Regular, ""),
+        ("x", EntryType::Symlink, "../y"),
+        ("x", EntryType::Symlink, "/y"),
+        ("x", EntryType::Link, "../y"),
+        ("x", EntryType::Char, ""),
+        ("x", EntryType::Fifo, ""),
+    ] {
+        let error = inspect(&tarball(name, kind, link)).unwrap_err();
+        assert!(matches!(error, PackError::Entry { .. }), "{name} {kind:?} {link}: {error}");
+    }
+    assert!(inspect(&tarball("./a/x", EntryType::Symlink, "../y")).is_ok());
+    assert!(matches!(inspect(b"no tarball at all"), Err(PackError::NotATarball { .. })));
+    assert!(matches!(inspect(&[0x1f, 0x8b, 0, 0, 1]), Err(PackError::NotATarball { .. })));
+}

@@ -1,0 +1,92 @@
+//! `cohort.toml` inside an artifact, as far as signing needs it.
+//!
+//! The host reads the rest of the file (the service). What stands in both is decided at publishing
+//! and signed: the manifest wins, and a contradiction between the file and the flags is refused.
+
+use std::collections::BTreeSet;
+
+use cohort_core::release::Rollback;
+use serde::Deserialize;
+
+use crate::manifest::Protocols;
+
+/// Name of the file, at the top of the artifact.
+pub const PACKAGE_FILE: &str = "cohort.toml";
+
+/// Longest such file. The largest sensible one, with every key, is some kilobytes.
+pub(crate) const PACKAGE_FILE_BYTES_MAX: u64 = 256 << 10;
+
+/// What a `cohort.toml` says about the manifest; keys for the host are skipped here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct PackageFile {
+    /// Whether the release can be rolled back.
+    pub rollback: Option<Rollback>,
+    /// What it reads and writes.
+    pub protocols: Option<Protocols>,
+    /// Schemas that it needs.
+    pub schemas: Option<BTreeSet<String>>,
+}
+
+/// Why a `cohort.toml` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PackageFileError {
+    /// Not TOML of the expected form.
+    #[error("{PACKAGE_FILE} inside the artifact cannot be read")]
+    Toml(#[source] Box<toml::de::Error>),
+    /// Not text.
+    #[error("{PACKAGE_FILE} inside the artifact is not UTF-8 text")]
+    NotText,
+    /// The file and a flag, or the file and the manifest, say different things.
+    #[error(
+        "`{field}` is {outside} outside and {inside} in the artifact's {PACKAGE_FILE}: \
+         change one of them"
+    )]
+    Contradiction {
+        /// The key.
+        field: &'static str,
+        /// What the flag or manifest says.
+        outside: String,
+        /// What the file says.
+        inside: String,
+    },
+}
+
+impl PackageFile {
+    /// Reads the file's bytes.
+    ///
+    /// # Errors
+    /// When it is not TOML, or a key that is signed has the wrong form.
+    pub fn parse(bytes: &[u8]) -> Result<Self, PackageFileError> {
+        let text = std::str::from_utf8(bytes).map_err(|_| PackageFileError::NotText)?;
+        toml::from_str(text).map_err(|error| PackageFileError::Toml(Box::new(error)))
+    }
+
+    /// Checks the file against a manifest: what it says must be what was signed.
+    ///
+    /// # Errors
+    /// When they differ.
+    pub fn agrees_with(&self, manifest: &crate::Manifest) -> Result<(), PackageFileError> {
+        merge("rollback", Some(manifest.rollback), self.rollback)?;
+        merge("protocols", Some(manifest.protocols.clone()), self.protocols.clone())?;
+        merge("schemas", Some(manifest.schemas.clone()), self.schemas.clone())?;
+        Ok(())
+    }
+}
+
+/// The one value that flag and file agree on.
+pub(crate) fn merge<T: PartialEq + std::fmt::Debug>(
+    field: &'static str,
+    outside: Option<T>,
+    inside: Option<T>,
+) -> Result<Option<T>, PackageFileError> {
+    match (outside, inside) {
+        (Some(outside), Some(inside)) if outside != inside => {
+            Err(PackageFileError::Contradiction {
+                field,
+                outside: format!("{outside:?}"),
+                inside: format!("{inside:?}"),
+            })
+        }
+        (outside, inside) => Ok(outside.or(inside)),
+    }
+}

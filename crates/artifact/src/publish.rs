@@ -1,0 +1,197 @@
+//! Publishing: from a folder or tarball to signed metadata.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
+use cohort_core::release::Rollback;
+use tempfile::NamedTempFile;
+
+use crate::channel::ChannelPointer;
+use crate::digest::digest_of_bytes;
+use crate::durable::unfinished;
+use crate::keys::Keys;
+use crate::layout::{BLOBS_DIR, blob_path, manifest_target, units_path};
+use crate::manifest::{
+    ARTIFACT_BYTES_MAX, MANIFEST_SCHEMA, Manifest, Protocols, UNIT_BYTES, UnitsReference,
+};
+use crate::metadata::{self, now};
+use crate::pack::{Inspection, PackError, inspect_tarball, pack_folder};
+use crate::package_file::{PackageFile, merge};
+use crate::repository::{Repository, RepositoryError, Step};
+use crate::units::{FileHashes, hash_file};
+
+/// What to publish.
+#[derive(Debug, Clone)]
+pub struct PublishRequest {
+    /// A folder, packed as `tar.zst`, or a tarball (plain, gzip or zstd), taken as it is.
+    pub path: PathBuf,
+    /// The app.
+    pub app: AppId,
+    /// The version.
+    pub version: Version,
+    /// The platform that the artifact is made for.
+    pub platform: Platform,
+    /// Whether it can be rolled back; else what its `cohort.toml` says, else [`Rollback::Revert`].
+    pub rollback: Option<Rollback>,
+    /// What it reads and writes; else what its `cohort.toml` says, else nothing.
+    pub protocols: Option<Protocols>,
+    /// Schemas that it needs; else what its `cohort.toml` says, else none.
+    pub schemas: Option<BTreeSet<String>>,
+    /// A channel to set to this version in the same step.
+    pub channel: Option<Channel>,
+}
+
+impl PublishRequest {
+    /// A request with everything optional left out.
+    #[must_use]
+    pub fn new(path: &Path, app: AppId, version: Version, platform: Platform) -> Self {
+        let path = path.to_owned();
+        let (rollback, protocols, schemas, channel) = (None, None, None, None);
+        Self { path, app, version, platform, rollback, protocols, schemas, channel }
+    }
+}
+
+/// What was published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The signed manifest; `length` and `root` in it are the artifact's.
+    pub manifest: Manifest,
+    /// BLAKE3 of the manifest's bytes: how a group's log names it.
+    pub manifest_digest: Digest,
+    /// The channel, when one was asked for.
+    pub channel: Option<ChannelPointer>,
+    /// Whether this very release was there already, so that nothing new was stored.
+    pub already_there: bool,
+}
+
+/// A tarball in the repository's folder, not yet known to anybody.
+struct Prepared {
+    file: NamedTempFile,
+    hashes: FileHashes,
+    inspection: Inspection,
+}
+
+impl Repository {
+    /// Packs, hashes, signs and stores a release. Repeating a publishing is harmless; publishing
+    /// other bytes or other promises under the same version is refused.
+    ///
+    /// # Errors
+    /// When the artifact cannot be packed, contradicts its flags, exists with other content, the
+    /// keys are not this repository's, or a file cannot be written.
+    pub async fn publish(
+        &self,
+        keys: &Keys,
+        request: &PublishRequest,
+    ) -> Result<Published, RepositoryError> {
+        let _lock = self.lock().await?;
+        let (source, blobs) = (request.path.clone(), self.dir().join(BLOBS_DIR));
+        let Prepared { file, hashes, inspection } =
+            tokio::task::spawn_blocking(move || prepare(&source, &blobs))
+                .await
+                .map_err(|_| RepositoryError::Stopped)??;
+        let package_file = match &inspection.package_file {
+            Some(bytes) => PackageFile::parse(bytes)?,
+            None => PackageFile::default(),
+        };
+        let units = hashes.units.to_bytes();
+        let manifest = Manifest {
+            schema: MANIFEST_SCHEMA,
+            app: request.app.clone(),
+            version: request.version.clone(),
+            platform: request.platform.clone(),
+            format: inspection.format,
+            length: hashes.length,
+            unit_bytes: UNIT_BYTES,
+            units: UnitsReference {
+                name: units_path(&hashes.root),
+                length: units.len() as u64,
+                blake3: digest_of_bytes(&units),
+            },
+            root: hashes.root,
+            unpacked_bytes: inspection.unpacked_bytes,
+            entries: inspection.entries,
+            deltas: Vec::new(),
+            protocols: merge("protocols", request.protocols.clone(), package_file.protocols)?
+                .unwrap_or_default(),
+            schemas: merge("schemas", request.schemas.clone(), package_file.schemas)?
+                .unwrap_or_default(),
+            rollback: merge("rollback", request.rollback, package_file.rollback)?
+                .unwrap_or(Rollback::Revert),
+            created_at: now(),
+        };
+        manifest.check()?;
+
+        let current = metadata::read_current(self.dir())?;
+        let targets = &current.targets.signed;
+        let name = manifest_target(&request.app, &request.version, &request.platform);
+        let existing = self.read_manifest(targets, &name)?;
+        let already_there = existing.is_some();
+        let (manifest, mut changed) = match existing {
+            Some(existing) => (same_or_refused(existing, manifest)?, BTreeMap::new()),
+            None => {
+                let changed = BTreeMap::from([(name, manifest.to_bytes())]);
+                (manifest, changed)
+            }
+        };
+        let channel = match &request.channel {
+            None => None,
+            Some(channel) => {
+                Some(self.point(targets, &mut changed, &request.app, channel, &request.version)?)
+            }
+        };
+        // Stored again also when the manifest is there: it repairs a blob that went missing.
+        let blobs = vec![
+            Step::file(PathBuf::from(blob_path(&manifest.root)), file),
+            Step::bytes(PathBuf::from(units_path(&manifest.root)), units),
+        ];
+        if changed.is_empty() {
+            self.write(blobs).await?;
+        } else {
+            self.commit(keys, current, blobs, changed).await?;
+        }
+        let manifest_digest = digest_of_bytes(&manifest.to_bytes());
+        Ok(Published { manifest, manifest_digest, channel, already_there })
+    }
+}
+
+/// The published manifest, when the new one differs from it only in its time.
+fn same_or_refused(existing: Manifest, new: Manifest) -> Result<Manifest, RepositoryError> {
+    let new = Manifest { created_at: existing.created_at, ..new };
+    if new == existing {
+        return Ok(existing);
+    }
+    let difference = if new.root == existing.root { "manifest" } else { "content" };
+    let Manifest { app, version, platform, .. } = new;
+    Err(RepositoryError::AlreadyPublished { app, version, platform, difference })
+}
+
+/// Copies or packs the artifact into the repository's own folder, so that what is hashed is what is
+/// stored whatever happens to the source meanwhile.
+fn prepare(source: &Path, blobs: &Path) -> Result<Prepared, RepositoryError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| RepositoryError::Io { path, source }
+    };
+    let mut file = unfinished(blobs).map_err(at(blobs))?;
+    let unreadable = |error| PackError::Io { path: source.to_owned(), source: error };
+    if source.metadata().map_err(unreadable)?.is_dir() {
+        pack_folder(source, &mut file)?;
+    } else {
+        let input = File::open(source).map_err(unreadable)?;
+        // One byte too many is enough for `hash_file` to refuse it.
+        io::copy(&mut input.take(ARTIFACT_BYTES_MAX + 1), &mut file).map_err(at(blobs))?;
+    }
+    let inspection = inspect_tarball(file.path()).map_err(|error| match error {
+        // Named by where it came from, not by the copy.
+        PackError::NotATarball { source: error, .. } => {
+            PackError::NotATarball { path: source.to_owned(), source: error }
+        }
+        PackError::Empty { .. } => PackError::Empty { path: source.to_owned() },
+        other => other,
+    })?;
+    let hashes = hash_file(file.path()).map_err(at(source))?;
+    Ok(Prepared { file, hashes, inspection })
+}

@@ -1,0 +1,628 @@
+//! The publisher's side: a folder that any static HTTP server can serve while it is written.
+//!
+//! Order of every change: artifacts and targets first (nobody knows their names yet), then the
+//! versioned metadata (nobody refers to it yet), and `timestamp.json` last, by rename: a reader
+//! sees the state before or the state after, and so does the next publisher after a crash.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use cohort_core::ids::{AppId, Channel, Platform, Version};
+use jiff::Timestamp as Time;
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+use tough::TargetName;
+use tough::schema::{Targets, Timestamp};
+
+use crate::channel::ChannelPointer;
+use crate::digest::{hex, sha256};
+use crate::durable::{put_in_place, sweep_unfinished, unfinished};
+use crate::keys::{Keys, SigningKey};
+use crate::layout::{BLOBS_DIR, METADATA_DIR, SETTINGS_FILE, channel_target, target_path};
+use crate::lock::RepositoryLock;
+use crate::manifest::{Manifest, ManifestError};
+use crate::metadata::{self, Current, Ready, later, now};
+use crate::pack::PackError;
+use crate::package_file::PackageFileError;
+use crate::trust_error::Role;
+
+const DAY_S: u64 = 86_400;
+
+/// What runs must live this long without the hub: a month, so that a holiday is no outage.
+const ALONE_S_MIN: u64 = 30 * DAY_S;
+
+/// The hub renews the timestamp when it is older than this.
+const RENEW_AFTER_S: u64 = DAY_S;
+
+/// How long signatures of each role are valid, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lifetimes {
+    /// Of the root.
+    pub root_s: u64,
+    /// Of the list of manifests and channels; renewed by every publishing.
+    pub targets_s: u64,
+    /// Of the snapshot; renewed by every publishing.
+    pub snapshot_s: u64,
+    /// Of the timestamp; renewed by the hub every day. The longest that a mirror can hide news.
+    pub timestamp_s: u64,
+}
+
+const DEFAULT_LIFETIMES: Lifetimes = Lifetimes {
+    root_s: 3650 * DAY_S,
+    targets_s: 365 * DAY_S,
+    snapshot_s: 365 * DAY_S,
+    timestamp_s: 35 * DAY_S,
+};
+
+const _: () = {
+    // The hub may vanish just before a renewal, or have missed some in a row.
+    assert!(DEFAULT_LIFETIMES.timestamp_s >= ALONE_S_MIN + 4 * RENEW_AFTER_S);
+    assert!(DEFAULT_LIFETIMES.snapshot_s >= DEFAULT_LIFETIMES.timestamp_s);
+};
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        DEFAULT_LIFETIMES
+    }
+}
+
+/// When the signatures of each role end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Expiries {
+    /// Of the root.
+    pub root: Time,
+    /// Of the list of manifests and channels.
+    pub targets: Time,
+    /// Of the snapshot.
+    pub snapshot: Time,
+    /// Of the timestamp.
+    pub timestamp: Time,
+}
+
+impl Expiries {
+    /// The role whose signature ends first, and when.
+    #[must_use]
+    pub fn nearest(&self) -> (Role, Time) {
+        let all = [
+            (Role::Root, self.root),
+            (Role::Targets, self.targets),
+            (Role::Snapshot, self.snapshot),
+            (Role::Timestamp, self.timestamp),
+        ];
+        all.into_iter().min_by_key(|(_, at)| *at).unwrap_or((Role::Root, self.root))
+    }
+
+    /// Seconds until the first signature ends; 0 when it has.
+    #[must_use]
+    pub fn seconds_left(&self) -> u64 {
+        let left = self.nearest().1.as_second() - Time::now().as_second();
+        u64::try_from(left).unwrap_or(0)
+    }
+}
+
+/// One release that a repository holds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct ReleaseName {
+    /// The app.
+    pub app: AppId,
+    /// The version.
+    pub version: Version,
+    /// The platform.
+    pub platform: Platform,
+}
+
+/// Why a repository cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// A file cannot be read or written.
+    #[error("repository file {} cannot be used", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another publisher is at work.
+    #[error("repository {} is being changed by another publisher: try again", path.display())]
+    Locked {
+        /// The repository.
+        path: PathBuf,
+    },
+    /// There is no repository.
+    #[error("{} is not a repository (no metadata/N.root.json)", path.display())]
+    NotARepository {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// There is one already.
+    #[error("{} holds a repository already", path.display())]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file of the repository is not what it should be.
+    #[error("repository file {} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A role was not signed by the keys of the root.
+    #[error("the repository's {role} metadata is not signed by the keys of its root")]
+    BadSignature {
+        /// The role.
+        role: String,
+    },
+    /// The key at hand is not the one of the root.
+    #[error("the {role} key at hand is not the one that this repository's root names")]
+    ForeignKey {
+        /// The role.
+        role: String,
+    },
+    /// The root key is needed and not at hand.
+    #[error("the root key is needed to make a repository")]
+    RootKeyMissing,
+    /// Signing failed.
+    #[error("{role} metadata could not be signed")]
+    Sign {
+        /// The role.
+        role: String,
+    },
+    /// The artifact cannot be packed or published.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// The artifact's `cohort.toml` is wrong, or contradicts a flag.
+    #[error(transparent)]
+    PackageFile(#[from] PackageFileError),
+    /// The manifest would break a rule.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The version exists with other content.
+    #[error(
+        "{app} {version} for {platform} is published already with another {difference}: \
+         a version never changes; publish under a new one"
+    )]
+    AlreadyPublished {
+        /// The app.
+        app: AppId,
+        /// The version.
+        version: Version,
+        /// The platform.
+        platform: Platform,
+        /// What differs.
+        difference: &'static str,
+    },
+    /// A channel may only name what is published.
+    #[error("{app} {version} is not published for any platform: run `cohort publish` first")]
+    NoSuchRelease {
+        /// The app.
+        app: AppId,
+        /// The version.
+        version: Version,
+    },
+    /// The process is shutting down.
+    #[error("publishing was cut short because the program is stopping")]
+    Stopped,
+}
+
+/// What else readers need not trust but the next publisher wants to know.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    schema: u32,
+    lifetimes: Lifetimes,
+}
+
+/// A repository on this machine's disk.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    dir: PathBuf,
+    lifetimes: Lifetimes,
+    pub(crate) faults: Faults,
+}
+
+impl Repository {
+    /// Makes a repository that holds nothing yet.
+    ///
+    /// # Errors
+    /// When there is one already, the root key is missing, or a file cannot be written.
+    pub async fn create(
+        dir: &Path,
+        keys: &Keys,
+        lifetimes: Lifetimes,
+    ) -> Result<Self, RepositoryError> {
+        fs::create_dir_all(dir)
+            .map_err(|source| RepositoryError::Io { path: dir.to_owned(), source })?;
+        let repository = Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() };
+        let _lock = repository.lock().await?;
+        // The timestamp is written last: a creation that was cut short may begin again.
+        if repository.metadata_path("timestamp.json").exists() {
+            return Err(RepositoryError::Exists { path: dir.to_owned() });
+        }
+        let settings = serde_json::to_vec_pretty(&Settings { schema: 1, lifetimes })
+            .map_err(|error| repository.damaged(SETTINGS_FILE, &error.to_string()))?;
+        let now = now();
+        let root = metadata::new_root(keys, later(now, lifetimes.root_s))?;
+        let root_key = keys.root.as_ref().ok_or(RepositoryError::RootKeyMissing)?;
+        let signed_root = metadata::sign(&root, root.clone(), root_key).await?;
+        let one = std::num::NonZeroU64::MIN;
+        let targets = metadata::new_targets(now);
+        let chain = metadata::sign_chain(&root, keys, targets, [one; 3], &lifetimes, now).await?;
+        let mut steps = vec![
+            Step::bytes(PathBuf::from(SETTINGS_FILE), settings),
+            Step::metadata("root.json", signed_root.bytes.clone()),
+        ];
+        steps.extend([signed_root].into_iter().chain(chain).map(Step::from));
+        repository.write(steps).await?;
+        Ok(repository)
+    }
+
+    /// Opens a repository.
+    ///
+    /// # Errors
+    /// When the folder holds none.
+    pub fn open(dir: &Path) -> Result<Self, RepositoryError> {
+        metadata::newest_root(dir)?;
+        let path = dir.join(SETTINGS_FILE);
+        let lifetimes = match fs::read(&path) {
+            Ok(bytes) => {
+                let settings: Settings = serde_json::from_slice(&bytes).map_err(|error| {
+                    RepositoryError::Damaged { path, reason: error.to_string() }
+                })?;
+                settings.lifetimes
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Lifetimes::default(),
+            Err(source) => return Err(RepositoryError::Io { path, source }),
+        };
+        Ok(Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() })
+    }
+
+    /// The folder that is served.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The newest root: what a reader is given by hand to begin with.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn root_json(&self) -> Result<Vec<u8>, RepositoryError> {
+        let path = metadata::newest_root(&self.dir)?;
+        fs::read(&path).map_err(|source| RepositoryError::Io { path, source })
+    }
+
+    /// When signatures end: for the hub's alarm.
+    ///
+    /// # Errors
+    /// When the repository cannot be read or is not signed by its root.
+    pub fn expiries(&self) -> Result<Expiries, RepositoryError> {
+        let current = metadata::read_current(&self.dir)?;
+        Ok(expiries_of(&current))
+    }
+
+    /// All releases, sorted.
+    ///
+    /// # Errors
+    /// When the repository cannot be read or is not signed by its root.
+    pub fn releases(&self) -> Result<Vec<ReleaseName>, RepositoryError> {
+        let current = metadata::read_current(&self.dir)?;
+        let mut releases: Vec<_> = current
+            .targets
+            .signed
+            .targets
+            .keys()
+            .filter_map(|name| release_of_target(name.raw()))
+            .collect();
+        releases.sort();
+        Ok(releases)
+    }
+
+    /// All channels, sorted by app and name.
+    ///
+    /// # Errors
+    /// When the repository cannot be read or is not signed by its root.
+    pub fn channels(&self) -> Result<Vec<ChannelPointer>, RepositoryError> {
+        let targets = metadata::read_current(&self.dir)?.targets.signed;
+        let mut channels = Vec::new();
+        for name in targets.targets.keys().filter(|name| name.raw().starts_with("channels/")) {
+            if let Some(bytes) = self.read_target(&targets, name.raw())? {
+                channels.push(ChannelPointer::parse(&bytes)?);
+            }
+        }
+        channels.sort_by(|a, b| (&a.app, &a.channel).cmp(&(&b.app, &b.channel)));
+        Ok(channels)
+    }
+
+    /// Lets a channel name a version. Setting it to what it is already changes nothing.
+    ///
+    /// # Errors
+    /// When the version is not published for any platform, the keys are not this repository's, or
+    /// a file cannot be written.
+    pub async fn set_channel(
+        &self,
+        keys: &Keys,
+        app: &AppId,
+        channel: &Channel,
+        version: &Version,
+    ) -> Result<ChannelPointer, RepositoryError> {
+        let _lock = self.lock().await?;
+        let current = metadata::read_current(&self.dir)?;
+        let mut changed = BTreeMap::new();
+        let pointer = self.point(&current.targets.signed, &mut changed, app, channel, version)?;
+        if !changed.is_empty() {
+            self.commit(keys, current, Vec::new(), changed).await?;
+        }
+        Ok(pointer)
+    }
+
+    /// Signs a new timestamp for the same content: what keeps a fleet fresh while nothing happens.
+    /// Needs the timestamp key only.
+    ///
+    /// # Errors
+    /// When the key is not this repository's, or a file cannot be written.
+    pub async fn renew_timestamp(&self, key: &SigningKey) -> Result<Expiries, RepositoryError> {
+        let _lock = self.lock().await?;
+        let mut current = metadata::read_current(&self.dir)?;
+        let root = &current.root.signed;
+        let old = &current.timestamp.signed;
+        let expires = later(now(), self.lifetimes.timestamp_s);
+        let reference = old.meta.get("snapshot.json").cloned().ok_or_else(|| {
+            self.damaged("metadata/timestamp.json", "it does not name a snapshot")
+        })?;
+        let version = old.version.saturating_add(1);
+        let ready = metadata::sign_timestamp(root, key, version, reference, expires).await?;
+        self.write(vec![Step::from(ready)]).await?;
+        current.timestamp.signed = Timestamp { version, expires, ..current.timestamp.signed };
+        Ok(expiries_of(&current))
+    }
+
+    /// Renews the timestamp when it is older than a day; for a timer.
+    ///
+    /// # Errors
+    /// As [`Repository::renew_timestamp`].
+    pub async fn renew_timestamp_if_due(
+        &self,
+        key: &SigningKey,
+    ) -> Result<Expiries, RepositoryError> {
+        let expiries = self.expiries()?;
+        // With lifetimes below a day (tests, drills), at half of them.
+        let renew_after_s = RENEW_AFTER_S.min(self.lifetimes.timestamp_s / 2);
+        let due = later(now(), self.lifetimes.timestamp_s.saturating_sub(renew_after_s));
+        if expiries.timestamp <= due { self.renew_timestamp(key).await } else { Ok(expiries) }
+    }
+
+    /// Adds to `changed` what makes the channel name the version.
+    pub(crate) fn point(
+        &self,
+        targets: &Targets,
+        changed: &mut BTreeMap<String, Vec<u8>>,
+        app: &AppId,
+        channel: &Channel,
+        version: &Version,
+    ) -> Result<ChannelPointer, RepositoryError> {
+        let prefix = format!("apps/{app}/{version}/");
+        let mut names = targets.targets.keys().map(TargetName::raw);
+        if !names.any(|name| name.starts_with(&prefix))
+            && !changed.keys().any(|name| name.starts_with(&prefix))
+        {
+            let (app, version) = (app.clone(), version.clone());
+            return Err(RepositoryError::NoSuchRelease { app, version });
+        }
+        let name = channel_target(app, channel);
+        let old = match self.read_target(targets, &name)? {
+            Some(bytes) => Some(ChannelPointer::parse(&bytes)?),
+            None => None,
+        };
+        let serial = match old {
+            Some(old) if old.version == *version => return Ok(old),
+            Some(old) => old.serial + 1,
+            None => 1,
+        };
+        let pointer =
+            ChannelPointer::new(app.clone(), channel.clone(), version.clone(), serial, now());
+        changed.insert(name, pointer.to_bytes());
+        Ok(pointer)
+    }
+
+    /// The manifest of a release, when it is published.
+    pub(crate) fn read_manifest(
+        &self,
+        targets: &Targets,
+        name: &str,
+    ) -> Result<Option<Manifest>, RepositoryError> {
+        Ok(match self.read_target(targets, name)? {
+            Some(bytes) => Some(Manifest::parse(&bytes)?),
+            None => None,
+        })
+    }
+
+    fn read_target(
+        &self,
+        targets: &Targets,
+        name: &str,
+    ) -> Result<Option<Vec<u8>>, RepositoryError> {
+        let found = TargetName::new(name).ok().and_then(|name| targets.targets.get(&name));
+        let Some(target) = found else { return Ok(None) };
+        let relative = target_path(name, &hex(&target.hashes.sha256));
+        let path = self.dir.join(&relative);
+        let bytes = fs::read(&path).map_err(|source| RepositoryError::Io { path, source })?;
+        if sha256(&bytes) != *target.hashes.sha256 {
+            return Err(self.damaged(&relative, "its bytes are not the signed ones"));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Writes blobs, then changed targets, then metadata that names them.
+    pub(crate) async fn commit(
+        &self,
+        keys: &Keys,
+        current: Current,
+        blobs: Vec<Step>,
+        changed: BTreeMap<String, Vec<u8>>,
+    ) -> Result<(), RepositoryError> {
+        let Current { root, timestamp, snapshot, targets } = current;
+        let mut targets = targets.signed;
+        let mut steps = blobs;
+        for (name, bytes) in changed {
+            let target = metadata::target_of(&bytes);
+            let path = target_path(&name, &hex(&target.hashes.sha256));
+            let name = TargetName::new(name).map_err(|error| {
+                self.damaged(TARGETS_HINT, &format!("a target cannot be named: {error}"))
+            })?;
+            targets.targets.insert(name, target);
+            steps.push(Step::bytes(PathBuf::from(path), bytes));
+        }
+        let versions = [
+            metadata::next_version(&self.dir, "targets", targets.version.get())?,
+            metadata::next_version(&self.dir, "snapshot", snapshot.signed.version.get())?,
+            timestamp.signed.version.saturating_add(1),
+        ];
+        let chain =
+            metadata::sign_chain(&root.signed, keys, targets, versions, &self.lifetimes, now())
+                .await?;
+        steps.extend(chain.map(Step::from));
+        self.write(steps).await
+    }
+
+    /// Takes the lock and sweeps what a crashed publisher left.
+    pub(crate) async fn lock(&self) -> Result<RepositoryLock, RepositoryError> {
+        let lock = RepositoryLock::take(&self.dir).await.map_err(|source| {
+            let path = self.dir.clone();
+            match source.kind() {
+                io::ErrorKind::WouldBlock => RepositoryError::Locked { path },
+                _ => RepositoryError::Io { path, source },
+            }
+        })?;
+        for folder in [METADATA_DIR, BLOBS_DIR] {
+            let path = self.dir.join(folder);
+            sweep_unfinished(&path).map_err(|source| RepositoryError::Io { path, source })?;
+        }
+        Ok(lock)
+    }
+
+    pub(crate) async fn write(&self, steps: Vec<Step>) -> Result<(), RepositoryError> {
+        let (dir, faults) = (self.dir.clone(), self.faults.clone());
+        tokio::task::spawn_blocking(move || {
+            steps.into_iter().try_for_each(|step| step.write(&dir, &faults))
+        })
+        .await
+        .map_err(|_| RepositoryError::Stopped)?
+    }
+
+    fn metadata_path(&self, name: &str) -> PathBuf {
+        self.dir.join(METADATA_DIR).join(name)
+    }
+
+    fn damaged(&self, relative: &str, reason: &str) -> RepositoryError {
+        RepositoryError::Damaged { path: self.dir.join(relative), reason: reason.to_owned() }
+    }
+}
+
+const TARGETS_HINT: &str = "targets";
+
+fn expiries_of(current: &Current) -> Expiries {
+    Expiries {
+        root: current.root.signed.expires,
+        targets: current.targets.signed.expires,
+        snapshot: current.snapshot.signed.expires,
+        timestamp: current.timestamp.signed.expires,
+    }
+}
+
+/// `apps/<app>/<version>/<platform>/manifest.json` taken apart.
+pub(crate) fn release_of_target(name: &str) -> Option<ReleaseName> {
+    let mut parts = name.strip_prefix("apps/")?.strip_suffix("/manifest.json")?.split('/');
+    let release = ReleaseName {
+        app: parts.next()?.parse().ok()?,
+        version: parts.next()?.parse().ok()?,
+        platform: parts.next()?.replace('~', "/").parse().ok()?,
+    };
+    parts.next().is_none().then_some(release)
+}
+
+/// One file to be put in place.
+pub(crate) struct Step {
+    path: PathBuf,
+    content: Content,
+}
+
+enum Content {
+    Bytes(Vec<u8>),
+    File(NamedTempFile),
+}
+
+impl From<Ready> for Step {
+    fn from(ready: Ready) -> Self {
+        Self::metadata(&ready.name, ready.bytes)
+    }
+}
+
+impl Step {
+    pub(crate) fn bytes(path: PathBuf, bytes: Vec<u8>) -> Self {
+        Self { path, content: Content::Bytes(bytes) }
+    }
+
+    /// A file written aside in the folder where it will be.
+    pub(crate) fn file(path: PathBuf, file: NamedTempFile) -> Self {
+        Self { path, content: Content::File(file) }
+    }
+
+    fn metadata(name: &str, bytes: Vec<u8>) -> Self {
+        Self::bytes(Path::new(METADATA_DIR).join(name), bytes)
+    }
+
+    fn write(self, dir: &Path, faults: &Faults) -> Result<(), RepositoryError> {
+        let path = dir.join(&self.path);
+        let write = || -> io::Result<()> {
+            faults.point()?;
+            let file = match self.content {
+                Content::File(file) => file,
+                Content::Bytes(bytes) => {
+                    let folder = path.parent().unwrap_or(dir);
+                    let mut file = unfinished(folder)?;
+                    io::Write::write_all(&mut file, &bytes)?;
+                    file
+                }
+            };
+            // A crash here leaves the unfinished file behind.
+            if let Err(error) = faults.point() {
+                file.keep()?;
+                return Err(error);
+            }
+            put_in_place(file, &path, 0o644)?;
+            faults.point()
+        };
+        write().map_err(|source| RepositoryError::Io { path: path.clone(), source })
+    }
+}
+
+/// Points at which a test lets the publisher die.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Faults {
+    #[cfg(test)]
+    pub(crate) points_left: Option<std::sync::Arc<std::sync::atomic::AtomicU32>>,
+}
+
+impl Faults {
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests use both")]
+    fn point(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn point(&self) -> io::Result<()> {
+        use std::sync::atomic::Ordering;
+        let Some(left) = &self.points_left else { return Ok(()) };
+        match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(io::Error::other("the test let the publisher die here")),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What a reader keeps on disk: the newest metadata that it verified.
+//!
+//! One file, written aside and renamed, so that it is whole after a crash (the TUF library's own
+//! store is four files written in place). Its content is signed and is verified again whenever it
+//! is loaded; keeping it is what makes an older repository recognisable as a replay.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::durable::write_atomic;
+use crate::metadata::METADATA_BYTES_MAX;
+use crate::trust_error::TrustErrorKind;
+
+const STATE_FILE: &str = "trusted.json";
+const STATE_SCHEMA: u32 = 1;
+
+/// Longest bundle: targets of the longest kind, escaped as a JSON text, and the small files.
+pub(crate) const BUNDLE_BYTES_MAX: u64 = 2 * METADATA_BYTES_MAX + (2 << 20);
+
+/// The verified metadata files, byte for byte as they were signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Bundle {
+    pub(crate) root: String,
+    pub(crate) timestamp: String,
+    pub(crate) snapshot: String,
+    pub(crate) targets: String,
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    signed: SignedVersion,
+}
+
+#[derive(Deserialize)]
+struct SignedVersion {
+    version: u64,
+}
+
+impl Bundle {
+    /// The files by the names under which a repository serves them.
+    pub(crate) fn files(&self) -> Result<BTreeMap<String, Bytes>, TrustErrorKind> {
+        let versioned = |role: &str, text: &str| {
+            let VersionOnly { signed } =
+                serde_json::from_str(text).map_err(|error| TrustErrorKind::Malformed {
+                    what: format!("{role} metadata"),
+                    reason: error.to_string(),
+                })?;
+            Ok((format!("{}.{role}.json", signed.version), Bytes::from(text.to_owned())))
+        };
+        let mut files = BTreeMap::from([
+            versioned("root", &self.root)?,
+            versioned("snapshot", &self.snapshot)?,
+            versioned("targets", &self.targets)?,
+        ]);
+        let timestamp = Bytes::from(self.timestamp.clone());
+        files.insert("timestamp.json".to_owned(), timestamp);
+        Ok(files)
+    }
+}
+
+/// What is on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct State {
+    schema: u32,
+    /// SHA-256 of the root that an operator gave; another one starts again from that one.
+    pub(crate) anchor_sha256: String,
+    /// The latest time that the clock showed when something was verified.
+    pub(crate) clock_seen: Timestamp,
+    pub(crate) bundle: Bundle,
+}
+
+impl State {
+    pub(crate) fn new(anchor_sha256: String, clock_seen: Timestamp, bundle: Bundle) -> Self {
+        Self { schema: STATE_SCHEMA, anchor_sha256, clock_seen, bundle }
+    }
+
+    fn path(store: &Path) -> PathBuf {
+        store.join(STATE_FILE)
+    }
+
+    /// Reads the state of a store; nothing when it was never written.
+    pub(crate) fn load(store: &Path) -> Result<Option<Self>, TrustErrorKind> {
+        let path = Self::path(store);
+        let fail =
+            |reason: String| TrustErrorKind::Store { path: path.display().to_string(), reason };
+        let length = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            about => about.map_err(|error| fail(error.to_string()))?.len(),
+        };
+        if length > BUNDLE_BYTES_MAX {
+            return Err(fail(format!("longer than {BUNDLE_BYTES_MAX} bytes")));
+        }
+        let bytes = fs::read(&path).map_err(|error| fail(error.to_string()))?;
+        let state: Self = serde_json::from_slice(&bytes).map_err(|error| {
+            fail(format!("{error}; removing it makes this server forget what it has seen"))
+        })?;
+        if state.schema != STATE_SCHEMA {
+            return Err(fail(format!("schema {} is not {STATE_SCHEMA}", state.schema)));
+        }
+        Ok(Some(state))
+    }
+
+    /// Replaces the state of a store.
+    pub(crate) fn save(&self, store: &Path) -> Result<(), TrustErrorKind> {
+        let path = Self::path(store);
+        let fail =
+            |reason: String| TrustErrorKind::Store { path: path.display().to_string(), reason };
+        let bytes = serde_json::to_vec(self).map_err(|error| fail(error.to_string()))?;
+        write_atomic(&path, &bytes, 0o600).map_err(|error| fail(error.to_string()))
+    }
+}

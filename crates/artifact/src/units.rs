@@ -1,0 +1,311 @@
+//! Hashes of an artifact's units, checked against its BLAKE3 root.
+//!
+//! A unit of 64 KiB is a complete subtree of BLAKE3's tree (64 chunks of 1 KiB), so its *chaining
+//! value* can be computed from the unit alone and its place in the file, and the values of all
+//! units merge into the root. A list of chaining values whose merge is the root therefore needs no
+//! signature of its own. The file is nothing but these values, 32 bytes each, in order. An artifact
+//! of a single unit has no inner node: its one value is the root itself.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use blake3::hazmat::{
+    ChainingValue, HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root,
+};
+use cohort_core::ids::Digest;
+
+use crate::digest::{digest_of, hash_of};
+use crate::manifest::{ARTIFACT_BYTES_MAX, Manifest, UNIT_BYTES, unit_count};
+
+const HASH_BYTES: usize = blake3::OUT_LEN;
+
+/// Why bytes are not those of the artifact.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    /// The file of unit hashes is shorter or longer than the manifest says.
+    #[error("unit hashes are {found} bytes, the manifest says {expected}")]
+    HashesLength {
+        /// Bytes expected.
+        expected: u64,
+        /// Bytes found.
+        found: u64,
+    },
+    /// The unit hashes do not merge into the artifact's root.
+    #[error("unit hashes do not belong to the artifact {root}")]
+    HashesWrong {
+        /// The root of the manifest.
+        root: Digest,
+    },
+    /// There is no such unit.
+    #[error("unit {index} does not exist: the artifact has {count}")]
+    NoSuchUnit {
+        /// Index asked for, from 0.
+        index: u32,
+        /// Units of the artifact.
+        count: u32,
+    },
+    /// A unit is shorter or longer than it has to be.
+    #[error("unit {index} is {found} bytes long, not {expected}")]
+    UnitLength {
+        /// Index, from 0.
+        index: u32,
+        /// Bytes expected.
+        expected: usize,
+        /// Bytes found.
+        found: usize,
+    },
+    /// A unit's bytes are not the signed ones.
+    #[error("unit {index} has the wrong bytes")]
+    UnitWrong {
+        /// Index, from 0.
+        index: u32,
+    },
+}
+
+/// The verified unit hashes of one artifact. Holding one means: these are the signed bytes' hashes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitHashes {
+    length: u64,
+    root: Digest,
+    values: Vec<ChainingValue>,
+}
+
+impl UnitHashes {
+    /// Reads a file of unit hashes and verifies it against the manifest's root.
+    ///
+    /// # Errors
+    /// When its length is wrong or its hashes do not merge into the root.
+    pub fn parse(bytes: &[u8], manifest: &Manifest) -> Result<Self, UnitError> {
+        let count = manifest.unit_count();
+        let expected = u64::from(count) * HASH_BYTES as u64;
+        if bytes.len() as u64 != expected {
+            return Err(UnitError::HashesLength { expected, found: bytes.len() as u64 });
+        }
+        let (values, rest) = bytes.as_chunks::<HASH_BYTES>();
+        assert!(rest.is_empty(), "the length was checked to be a multiple of a hash");
+        let values = values.to_vec();
+        if root_of(&values) != hash_of(&manifest.root) {
+            return Err(UnitError::HashesWrong { root: manifest.root.clone() });
+        }
+        Ok(Self { length: manifest.length, root: manifest.root.clone(), values })
+    }
+
+    /// The file's content.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.values.concat()
+    }
+
+    /// Number of units, at least 1.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        unit_count(self.length)
+    }
+
+    /// Length of the artifact in bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The artifact's root.
+    #[must_use]
+    pub fn root(&self) -> &Digest {
+        &self.root
+    }
+
+    /// Where a unit lies in the artifact: its first byte and its length in bytes.
+    ///
+    /// # Errors
+    /// When there is no such unit.
+    pub fn span(&self, index: u32) -> Result<(u64, usize), UnitError> {
+        let count = self.count();
+        if index >= count {
+            return Err(UnitError::NoSuchUnit { index, count });
+        }
+        let start = u64::from(index) * u64::from(UNIT_BYTES);
+        let length = (self.length - start).min(u64::from(UNIT_BYTES));
+        Ok((start, usize::try_from(length).expect("a unit is 64 KiB at the most")))
+    }
+
+    /// Checks that `bytes` are exactly unit `index`: length and hash.
+    ///
+    /// # Errors
+    /// When there is no such unit, or the length or the hash differs.
+    pub fn verify_unit(&self, index: u32, bytes: &[u8]) -> Result<(), UnitError> {
+        let (start, expected) = self.span(index)?;
+        if bytes.len() != expected {
+            return Err(UnitError::UnitLength { index, expected, found: bytes.len() });
+        }
+        let value = if self.values.len() == 1 {
+            *blake3::hash(bytes).as_bytes()
+        } else {
+            chaining_value(start, bytes)
+        };
+        // Hash's comparison takes constant time, which public data does not need; plain `==` does.
+        if value == self.values[index as usize] {
+            Ok(())
+        } else {
+            Err(UnitError::UnitWrong { index })
+        }
+    }
+
+    /// Which units of a (part of a) file are right: one entry per unit. Blocking.
+    ///
+    /// A missing tail counts as wrong units, bytes beyond the artifact's end are not looked at.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn verified_units(&self, file: &mut impl Read) -> io::Result<Vec<bool>> {
+        let mut buffer = vec![0; UNIT_BYTES as usize];
+        let mut right = Vec::with_capacity(self.values.len());
+        for index in 0..self.count() {
+            let (_, length) = self.span(index).map_err(io::Error::other)?;
+            let unit = &mut buffer[..length];
+            let read = read_full(file, unit)?;
+            right.push(self.verify_unit(index, &unit[..read]).is_ok());
+        }
+        Ok(right)
+    }
+}
+
+/// The hashes of a whole file, as a publisher computes them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileHashes {
+    /// Length in bytes.
+    pub length: u64,
+    /// BLAKE3 root.
+    pub root: Digest,
+    /// The hashes of its units.
+    pub units: UnitHashes,
+}
+
+/// Computes unit hashes and root over bytes that come in pieces of any size.
+#[derive(Debug)]
+pub struct UnitHasher {
+    values: Vec<ChainingValue>,
+    unit: Vec<u8>,
+    length: u64,
+}
+
+impl Default for UnitHasher {
+    fn default() -> Self {
+        Self { values: Vec::new(), unit: Vec::with_capacity(UNIT_BYTES as usize), length: 0 }
+    }
+}
+
+impl UnitHasher {
+    /// Takes the next bytes.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            // Kept until more follows: the last unit must still be at hand in `finish`.
+            if self.unit.len() == UNIT_BYTES as usize {
+                self.close_unit();
+            }
+            let room = UNIT_BYTES as usize - self.unit.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.unit.extend_from_slice(now);
+            self.length += now.len() as u64;
+            bytes = later;
+        }
+    }
+
+    /// The hashes of everything taken; nothing when that was not a single byte, or more than
+    /// [`ARTIFACT_BYTES_MAX`].
+    #[must_use]
+    pub fn finish(mut self) -> Option<FileHashes> {
+        if self.length == 0 || self.length > ARTIFACT_BYTES_MAX {
+            return None;
+        }
+        if self.values.is_empty() {
+            self.values.push(*blake3::hash(&self.unit).as_bytes());
+        } else {
+            self.close_unit();
+        }
+        let root = digest_of(&root_of(&self.values));
+        let units = UnitHashes { length: self.length, root: root.clone(), values: self.values };
+        Some(FileHashes { length: self.length, root, units })
+    }
+
+    fn close_unit(&mut self) {
+        let start = self.length - self.unit.len() as u64;
+        self.values.push(chaining_value(start, &self.unit));
+        self.unit.clear();
+    }
+}
+
+/// Computes the hashes of a file in one pass of buffered reads. Blocking.
+///
+/// # Errors
+/// When the file cannot be read, is empty, or is longer than [`ARTIFACT_BYTES_MAX`].
+pub fn hash_file(path: &Path) -> io::Result<FileHashes> {
+    let mut file = File::open(path)?;
+    let mut hasher = UnitHasher::default();
+    let mut buffer = vec![0; 4 * UNIT_BYTES as usize];
+    loop {
+        let read = read_full(&mut file, &mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&buffer[..read]);
+        if hasher.length > ARTIFACT_BYTES_MAX {
+            break;
+        }
+    }
+    hasher.finish().ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("an artifact must have 1 to {ARTIFACT_BYTES_MAX} bytes"),
+        )
+    })
+}
+
+fn chaining_value(start: u64, unit: &[u8]) -> ChainingValue {
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(start);
+    hasher.update(unit);
+    hasher.finalize_non_root()
+}
+
+/// Merges the values of all units into the root.
+///
+/// BLAKE3 puts the largest power of two of chunks that leaves something on the right to the left.
+/// Units are complete subtrees of 2^6 chunks, so the same rule over units gives the same tree.
+fn root_of(values: &[ChainingValue]) -> blake3::Hash {
+    match values {
+        [] => blake3::hash(&[]),
+        [only] => blake3::Hash::from_bytes(*only),
+        _ => {
+            let (left, right) = values.split_at(left_units(values.len()));
+            merge_subtrees_root(&subtree(left), &subtree(right), Mode::Hash)
+        }
+    }
+}
+
+fn subtree(values: &[ChainingValue]) -> ChainingValue {
+    if let [only] = values {
+        return *only;
+    }
+    let (left, right) = values.split_at(left_units(values.len()));
+    merge_subtrees_non_root(&subtree(left), &subtree(right), Mode::Hash)
+}
+
+/// The largest power of two below `count`, for `count` ≥ 2.
+fn left_units(count: usize) -> usize {
+    count.next_power_of_two() / 2
+}
+
+/// Fills `buffer` unless the end comes first; returns how much was read.
+fn read_full(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match reader.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}

@@ -1,0 +1,82 @@
+//! Things whose signatures were checked. There is no way to make one but by checking.
+
+use std::ops::Deref;
+
+use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
+use cohort_core::release::Release;
+use jiff::Timestamp;
+
+use crate::digest::digest_of_bytes;
+use crate::manifest::Manifest;
+
+/// A value that came, unchanged, out of a file that the repository's keys signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified<T> {
+    value: T,
+    digest: Digest,
+}
+
+/// A manifest that the repository's keys signed, for the app, version and platform asked for.
+pub type VerifiedManifest = Verified<Manifest>;
+
+impl<T> Verified<T> {
+    /// Only for code that has just checked that `bytes` are the signed ones.
+    pub(crate) fn of(value: T, bytes: &[u8]) -> Self {
+        Self { value, digest: digest_of_bytes(bytes) }
+    }
+
+    /// BLAKE3 of the signed file's bytes.
+    #[must_use]
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The value; from here on only the caller knows that it was verified.
+    #[must_use]
+    pub fn into_inner(self) -> T {
+        self.value
+    }
+}
+
+impl<T> Deref for Verified<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl VerifiedManifest {
+    /// The release as a group's log names it.
+    #[must_use]
+    pub fn release(&self) -> Release {
+        Release {
+            version: self.version.clone(),
+            platform: self.platform.clone(),
+            artifact: self.root.clone(),
+            manifest: self.digest.clone(),
+            length: self.length,
+            rollback: self.rollback,
+        }
+    }
+}
+
+/// What a channel offers for a platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReleaseOffer {
+    /// The app.
+    pub app: AppId,
+    /// The channel.
+    pub channel: Channel,
+    /// The platform.
+    pub platform: Platform,
+    /// The version that the channel names.
+    pub version: Version,
+    /// Raised by one every time the channel is set.
+    pub serial: u64,
+    /// When the channel was set.
+    pub set_at: Timestamp,
+    /// The release's manifest for the platform.
+    pub manifest: VerifiedManifest,
+}
