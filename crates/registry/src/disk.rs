@@ -1,0 +1,303 @@
+//! How the embedded registry lies on disk: one redb file with three tables.
+//!
+//! ```text
+//! meta    name            -> text          schema, store, file, revision, compacted, restored
+//! pairs   key             -> create u64 | mod u64 | version u64 | value…       (little endian)
+//! events  (revision, nth) -> 1 u8 | create u64 | version u64 | key length u16 | key | value…   put
+//!                            0 u8 | key…                                                  deleted
+//! ```
+//! One transaction of the registry is one synced commit of redb; all three tables change in it or
+//! none does. Events that the state in memory has forgotten are removed with the next commit, so
+//! the disk may hold a few more than are needed; reading drops them.
+
+use std::path::{Path, PathBuf};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::api::{Event, KeyValue};
+use crate::state::State;
+
+const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
+const PAIRS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pairs");
+const EVENTS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("events");
+
+/// The schema of the file. A file with a higher one was written by a later version.
+const SCHEMA: u64 = 1;
+
+/// Why the file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It cannot be opened, created or read.
+    #[error("registry file {} cannot be opened", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the storage said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It holds what cannot be.
+    #[error("registry file {} is damaged: {reason}; restore it from a backup", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// It was written by a later version of Cohort.
+    #[error(
+        "registry file {} has schema {found}, this version reads {SCHEMA}; \
+         run the version that wrote it", path.display()
+    )]
+    NewerSchema {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: u64,
+    },
+}
+
+/// The open file.
+pub(crate) struct Disk {
+    db: Database,
+    path: PathBuf,
+}
+
+/// What was read at the start.
+pub(crate) struct Loaded {
+    pub(crate) disk: Disk,
+    pub(crate) state: State,
+    /// Random, made with the file.
+    pub(crate) store: String,
+    /// Whether the file may have come from a backup, and nobody has confirmed it yet.
+    pub(crate) restored: bool,
+}
+
+impl Disk {
+    /// Opens the file or makes an empty one.
+    ///
+    /// `identity` tells this file from a copy of it; `store` names a new registry.
+    pub(crate) fn open(
+        path: &Path,
+        identity: impl Fn(&Path) -> std::io::Result<String>,
+        new_store: &str,
+    ) -> Result<Loaded, OpenError> {
+        let open_error = |source| OpenError::Open { path: path.to_owned(), source };
+        let damaged = |reason| OpenError::Damaged { path: path.to_owned(), reason };
+        let db = Database::create(path).map_err(|error| open_error(error.into()))?;
+        let identity = identity(path).map_err(|error| open_error(error.into()))?;
+        let disk = Disk { db, path: path.to_owned() };
+        let meta = disk.read_meta().map_err(open_error)?;
+        let number = |name: &str| -> Result<Option<u64>, OpenError> {
+            let Some(text) = meta_text(&meta, name) else { return Ok(None) };
+            text.parse().map(Some).map_err(|_| damaged(format!("`{name}` is `{text}`")))
+        };
+        let Some(schema) = number("schema")? else {
+            disk.initialise(&identity, new_store).map_err(open_error)?;
+            let store = new_store.to_owned();
+            return Ok(Loaded { disk, state: State::new(), store, restored: false });
+        };
+        if schema > SCHEMA {
+            return Err(OpenError::NewerSchema { path: path.to_owned(), found: schema });
+        }
+        let missing = |name: &str| damaged(format!("`{name}` is missing"));
+        let revision = number("revision")?.ok_or_else(|| missing("revision"))?;
+        let compacted = number("compacted")?.ok_or_else(|| missing("compacted"))?;
+        let store = meta_text(&meta, "store").ok_or_else(|| missing("store"))?.to_owned();
+        let mut restored = meta_text(&meta, "restored") == Some("yes");
+        if meta_text(&meta, "file") != Some(&identity) && !restored {
+            disk.mark_restored().map_err(open_error)?;
+            restored = true;
+        }
+        let (pairs, events) = disk.read_all().map_err(open_error)?.map_err(damaged)?;
+        let state = State::from_parts(revision, compacted, pairs, events).map_err(damaged)?;
+        Ok(Loaded { disk, state, store, restored })
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes one revision's changes; synced when it returns.
+    pub(crate) fn commit(&self, changes: &[Event], compacted: u64) -> Result<(), Source> {
+        let Some(revision) = changes.first().map(Event::revision) else { return Ok(()) };
+        let txn = self.db.begin_write()?;
+        {
+            let mut pairs = txn.open_table(PAIRS)?;
+            let mut events = txn.open_table(EVENTS)?;
+            let mut meta = txn.open_table(META)?;
+            for (nth, event) in (0u32..).zip(changes) {
+                match event {
+                    Event::Put(pair) => {
+                        pairs.insert(pair.key.as_str(), encode_pair(pair).as_slice())?;
+                    }
+                    Event::Deleted { key, .. } => {
+                        pairs.remove(key.as_str())?;
+                    }
+                }
+                events.insert((revision, nth), encode_event(event).as_slice())?;
+            }
+            events.retain_in(..=(compacted, u32::MAX), |_, _| false)?;
+            meta.insert("revision", revision.to_string().as_str())?;
+            meta.insert("compacted", compacted.to_string().as_str())?;
+        }
+        txn.commit()?;
+        Ok(())
+    }
+
+    /// A person says that no other hub lives: this file is the registry from now on.
+    pub(crate) fn confirm(&self, identity: &str, revision: u64) -> Result<(), Source> {
+        let txn = self.db.begin_write()?;
+        {
+            let mut meta = txn.open_table(META)?;
+            meta.insert("revision", revision.to_string().as_str())?;
+            meta.insert("compacted", revision.to_string().as_str())?;
+            meta.insert("file", identity)?;
+            meta.insert("restored", "no")?;
+            txn.open_table(EVENTS)?.retain(|_, _| false)?;
+        }
+        txn.commit()?;
+        Ok(())
+    }
+
+    /// From now on it counts as restored from a backup.
+    pub(crate) fn mark_restored(&self) -> Result<(), Source> {
+        let txn = self.db.begin_write()?;
+        txn.open_table(META)?.insert("restored", "yes")?;
+        txn.commit()?;
+        Ok(())
+    }
+
+    fn initialise(&self, identity: &str, store: &str) -> Result<(), Source> {
+        let txn = self.db.begin_write()?;
+        {
+            let state = State::new();
+            let mut meta = txn.open_table(META)?;
+            meta.insert("schema", SCHEMA.to_string().as_str())?;
+            meta.insert("store", store)?;
+            meta.insert("file", identity)?;
+            meta.insert("revision", state.revision().to_string().as_str())?;
+            meta.insert("compacted", state.compacted().to_string().as_str())?;
+            meta.insert("restored", "no")?;
+            txn.open_table(PAIRS)?;
+            txn.open_table(EVENTS)?;
+        }
+        txn.commit()?;
+        Ok(())
+    }
+
+    fn read_meta(&self) -> Result<Vec<(String, String)>, Source> {
+        let txn = self.db.begin_read()?;
+        let table = match txn.open_table(META) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut meta = Vec::new();
+        for entry in table.iter()? {
+            let (name, text) = entry?;
+            meta.push((name.value().to_owned(), text.value().to_owned()));
+        }
+        Ok(meta)
+    }
+
+    fn read_all(&self) -> Result<Result<Contents, String>, Source> {
+        let txn = self.db.begin_read()?;
+        let mut pairs = Vec::new();
+        for entry in txn.open_table(PAIRS)?.iter()? {
+            let (key, bytes) = entry?;
+            match decode_pair(key.value(), bytes.value()) {
+                Some(pair) => pairs.push(pair),
+                None => return Ok(Err(format!("key `{}` cannot be read", key.value()))),
+            }
+        }
+        let mut events = Vec::new();
+        for entry in txn.open_table(EVENTS)?.iter()? {
+            let (place, bytes) = entry?;
+            let revision = place.value().0;
+            match decode_event(revision, bytes.value()) {
+                Some(event) => events.push(event),
+                None => return Ok(Err(format!("an event of revision {revision} cannot be read"))),
+            }
+        }
+        Ok(Ok((pairs, events)))
+    }
+}
+
+/// Pairs and events, as they were read.
+type Contents = (Vec<KeyValue>, Vec<Event>);
+
+/// Whatever the storage says.
+pub(crate) type Source = Box<dyn std::error::Error + Send + Sync>;
+
+fn meta_text<'a>(meta: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    meta.iter().find(|(key, _)| key == name).map(|(_, text)| text.as_str())
+}
+
+fn encode_pair(pair: &KeyValue) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(24 + pair.value.len());
+    for number in [pair.create_revision, pair.mod_revision, pair.version] {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+    bytes.extend_from_slice(pair.value.as_bytes());
+    bytes
+}
+
+fn decode_pair(key: &str, bytes: &[u8]) -> Option<KeyValue> {
+    let (create_revision, bytes) = take_u64(bytes)?;
+    let (mod_revision, bytes) = take_u64(bytes)?;
+    let (version, bytes) = take_u64(bytes)?;
+    let value = text(bytes)?;
+    Some(KeyValue { key: key.to_owned(), value, create_revision, mod_revision, version })
+}
+
+fn encode_event(event: &Event) -> Vec<u8> {
+    match event {
+        Event::Put(pair) => {
+            let length = u16::try_from(pair.key.len()).expect("a key is at most KEY_BYTES_MAX");
+            let mut bytes = vec![1];
+            bytes.extend_from_slice(&pair.create_revision.to_le_bytes());
+            bytes.extend_from_slice(&pair.version.to_le_bytes());
+            bytes.extend_from_slice(&length.to_le_bytes());
+            bytes.extend_from_slice(pair.key.as_bytes());
+            bytes.extend_from_slice(pair.value.as_bytes());
+            bytes
+        }
+        Event::Deleted { key, .. } => {
+            let mut bytes = vec![0];
+            bytes.extend_from_slice(key.as_bytes());
+            bytes
+        }
+    }
+}
+
+fn decode_event(revision: u64, bytes: &[u8]) -> Option<Event> {
+    let (kind, bytes) = bytes.split_first()?;
+    match kind {
+        0 => Some(Event::Deleted { key: text(bytes)?, revision }),
+        1 => {
+            let (create_revision, bytes) = take_u64(bytes)?;
+            let (version, bytes) = take_u64(bytes)?;
+            let (length, bytes) = bytes.split_first_chunk::<2>()?;
+            let (key, value) = bytes.split_at_checked(u16::from_le_bytes(*length).into())?;
+            Some(Event::Put(KeyValue {
+                key: text(key)?,
+                value: text(value)?,
+                create_revision,
+                mod_revision: revision,
+                version,
+            }))
+        }
+        _ => None,
+    }
+}
+
+fn take_u64(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*number), rest))
+}
+
+fn text(bytes: &[u8]) -> Option<String> {
+    std::str::from_utf8(bytes).ok().map(str::to_owned)
+}

@@ -1,0 +1,69 @@
+//! Writing what a group owns: a late writer changes nothing.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::{Compare, Op, Registry, RegistryError, Txn};
+use crate::records::{Fenced, Stamp, decode, encode};
+use crate::typed::get;
+
+/// How often a compare-and-set is tried before giving up: one group's members write rarely, so more
+/// than a few losses in a row mean that something is wrong.
+pub const ATTEMPTS_MAX: u32 = 8;
+
+/// What became of a fenced write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum FencedPut {
+    /// Written, at this revision.
+    Written {
+        /// The registry's revision.
+        revision: u64,
+    },
+    /// The very same record was there already.
+    Unchanged,
+    /// A newer record is there: this writer is late and must stop believing that it leads.
+    Late {
+        /// The stamp of what is there.
+        newer: Stamp,
+    },
+}
+
+/// Writes a record unless a newer one is there.
+///
+/// What is there and cannot be read is not overwritten: that is for a person to look at.
+///
+/// # Errors
+/// [`RegistryError`]; `Contended` after [`ATTEMPTS_MAX`] lost races.
+pub async fn put_fenced<T>(
+    registry: &dyn Registry,
+    key: &str,
+    record: &T,
+) -> Result<FencedPut, RegistryError>
+where
+    T: Fenced + Serialize + DeserializeOwned + PartialEq + Sync,
+{
+    for _ in 0..ATTEMPTS_MAX {
+        let mut seen_revision = 0;
+        if let Some(pair) = get(registry, key).await? {
+            let there: T = decode(&pair)?;
+            if there == *record {
+                return Ok(FencedPut::Unchanged);
+            }
+            if there.stamp() > record.stamp() {
+                return Ok(FencedPut::Late { newer: there.stamp() });
+            }
+            seen_revision = pair.mod_revision;
+        }
+        let txn = Txn {
+            compare: vec![Compare::unchanged_since(key, seen_revision)],
+            then: vec![Op::put(key, encode(record))],
+            otherwise: vec![],
+        };
+        let answer = registry.txn(txn).await?;
+        if answer.succeeded {
+            return Ok(FencedPut::Written { revision: answer.revision });
+        }
+    }
+    Err(RegistryError::Contended { key: key.to_owned(), attempts: ATTEMPTS_MAX })
+}

@@ -1,0 +1,102 @@
+//! The registry in memory: the embedded one without its disk, for tests and simulation.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::api::{
+    RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer, WATCH_WAIT_MS_MAX,
+    WatchAnswer, WatchRequest,
+};
+use crate::state::State;
+
+/// A registry that forgets everything with its process. Clones share one state.
+#[derive(Debug, Clone)]
+pub struct MemoryRegistry {
+    shared: Arc<SharedState>,
+}
+
+/// The state, and a way to learn that it has changed.
+#[derive(Debug)]
+pub(crate) struct SharedState {
+    state: RwLock<State>,
+    revision: watch::Sender<u64>,
+}
+
+impl SharedState {
+    pub(crate) fn new(state: State) -> Self {
+        let revision = watch::Sender::new(state.revision());
+        SharedState { state: RwLock::new(state), revision }
+    }
+
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes the state and wakes all who wait.
+    pub(crate) fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut state);
+        self.revision.send_replace(state.revision());
+        result
+    }
+
+    /// Waits until something that is asked for has changed, or the time is over.
+    pub(crate) async fn watch(&self, request: WatchRequest) -> Result<WatchAnswer, RegistryError> {
+        let wait = Duration::from_millis(request.wait_ms.min(WATCH_WAIT_MS_MAX));
+        let deadline = tokio::time::Instant::now() + wait;
+        let mut revision = self.revision.subscribe();
+        let mut from = match request.from_revision {
+            0 => self.read(State::revision) + 1,
+            from => from,
+        };
+        loop {
+            revision.mark_unchanged();
+            let answer = self.read(|state| state.events_since(&request.select, from))?;
+            if !answer.events.is_empty() {
+                return Ok(answer);
+            }
+            // Nothing up to here concerns the asker: never look at it again.
+            from = answer.revision + 1;
+            match tokio::time::timeout_at(deadline, revision.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return Ok(answer),
+            }
+        }
+    }
+}
+
+impl Default for MemoryRegistry {
+    fn default() -> Self {
+        MemoryRegistry::new()
+    }
+}
+
+impl MemoryRegistry {
+    /// An empty registry.
+    #[must_use]
+    pub fn new() -> Self {
+        MemoryRegistry { shared: Arc::new(SharedState::new(State::new())) }
+    }
+}
+
+#[async_trait]
+impl Registry for MemoryRegistry {
+    async fn range(&self, request: RangeRequest) -> Result<RangeAnswer, RegistryError> {
+        self.shared.read(|state| state.range(&request))
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnAnswer, RegistryError> {
+        self.shared.write(|state| {
+            let decision = state.decide(&txn)?;
+            state.accept(decision.changes);
+            Ok(decision.answer)
+        })
+    }
+
+    async fn watch(&self, request: WatchRequest) -> Result<WatchAnswer, RegistryError> {
+        self.shared.watch(request).await
+    }
+}

@@ -1,0 +1,390 @@
+//! Typed reading and writing, on top of any [`Registry`].
+
+use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, Revision, ServerId, Version};
+use serde::de::DeserializeOwned;
+
+use crate::api::{Compare, KeyValue, Op, RangeRequest, Registry, RegistryError, Selector, Txn};
+use crate::fenced::{ATTEMPTS_MAX, FencedPut, put_fenced};
+use crate::keys::{self, Place};
+use crate::records::{
+    Bootstrap, BootstrapRecord, GroupInfo, GroupRecord, GroupVerdict, MembersRecord, PolicyRecord,
+    SCHEMA, ServerRecord, VerdictRecord, VersionedPolicy, bounded, decode, encode,
+};
+
+/// Reads one pair.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn get(registry: &dyn Registry, key: &str) -> Result<Option<KeyValue>, RegistryError> {
+    let select = Selector::Key(key.to_owned());
+    let answer = registry.range(RangeRequest { select, after: None, limit: 1 }).await?;
+    Ok(answer.items.into_iter().next())
+}
+
+/// Reads all pairs below a prefix, and the revision from which to watch on (plus one).
+///
+/// When it takes several answers, the revision is that of the first: a watch from there may tell
+/// again what was read already, but misses nothing.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn list(
+    registry: &dyn Registry,
+    prefix: &str,
+) -> Result<(Vec<KeyValue>, u64), RegistryError> {
+    let mut items: Vec<KeyValue> = Vec::new();
+    let mut revision = None;
+    loop {
+        let select = Selector::Prefix(prefix.to_owned());
+        let after = items.last().map(|pair| pair.key.clone());
+        let answer = registry.range(RangeRequest { select, after, limit: 0 }).await?;
+        revision.get_or_insert(answer.revision);
+        items.extend(answer.items);
+        if !answer.more {
+            return Ok((items, revision.unwrap_or(answer.revision)));
+        }
+    }
+}
+
+async fn read<T: DeserializeOwned>(
+    registry: &dyn Registry,
+    key: &str,
+) -> Result<Option<T>, RegistryError> {
+    get(registry, key).await?.map(|pair| decode(&pair)).transpose()
+}
+
+async fn write(registry: &dyn Registry, key: String, value: String) -> Result<u64, RegistryError> {
+    let txn = Txn { then: vec![Op::put(key, value)], ..Txn::default() };
+    Ok(registry.txn(txn).await?.revision)
+}
+
+/// Reads a server's record.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn read_server(
+    registry: &dyn Registry,
+    server: &ServerId,
+) -> Result<Option<ServerRecord>, RegistryError> {
+    read(registry, &keys::server(server)).await
+}
+
+/// Writes a server's record, such as a new address.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn write_server(
+    registry: &dyn Registry,
+    record: &ServerRecord,
+) -> Result<u64, RegistryError> {
+    write(registry, keys::server(&record.server), encode(record)).await
+}
+
+/// Reads the records of all servers, or of one group's.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn servers(
+    registry: &dyn Registry,
+    group: Option<&GroupId>,
+) -> Result<Vec<ServerRecord>, RegistryError> {
+    let (items, _) = list(registry, keys::SERVERS).await?;
+    let mut servers = Vec::with_capacity(items.len());
+    for pair in &items {
+        let record: ServerRecord = decode(pair)?;
+        if group.is_none_or(|group| *group == record.group) {
+            servers.push(record);
+        }
+    }
+    Ok(servers)
+}
+
+/// The names of all groups.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn list_groups(registry: &dyn Registry) -> Result<Vec<GroupId>, RegistryError> {
+    Ok(group_infos(registry).await?.into_iter().map(|info| info.group).collect())
+}
+
+/// What every group is: labels and platform.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn group_infos(registry: &dyn Registry) -> Result<Vec<GroupInfo>, RegistryError> {
+    let (items, _) = list(registry, keys::GROUPS).await?;
+    items
+        .iter()
+        .filter(|pair| matches!(keys::parse(&pair.key), Some(Place::GroupInfo { .. })))
+        .map(decode)
+        .collect()
+}
+
+/// What one group is.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn read_group_info(
+    registry: &dyn Registry,
+    group: &GroupId,
+) -> Result<Option<GroupInfo>, RegistryError> {
+    read(registry, &keys::group_info(group)).await
+}
+
+/// Writes what a group is.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn write_group_info(
+    registry: &dyn Registry,
+    info: &GroupInfo,
+) -> Result<u64, RegistryError> {
+    write(registry, keys::group_info(&info.group), encode(info)).await
+}
+
+/// Which life of a group this is; `None` when it has none yet.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn read_bootstrap(
+    registry: &dyn Registry,
+    group: &GroupId,
+) -> Result<Option<Bootstrap>, RegistryError> {
+    let Some(pair) = get(registry, &keys::bootstrap(group)).await? else { return Ok(None) };
+    let record: BootstrapRecord = decode(&pair)?;
+    let incarnation = Incarnation(pair.mod_revision);
+    Ok(Some(Bootstrap { incarnation, first_server: record.first_server }))
+}
+
+/// Begins a group's life with this server, unless it lives already. Every asker gets the same
+/// answer; the one that is named in it makes the first member.
+///
+/// # Errors
+/// [`RegistryError`], `RestoredUnconfirmed` among them.
+pub async fn bootstrap_group(
+    registry: &dyn Registry,
+    group: &GroupId,
+    server: &ServerId,
+) -> Result<Bootstrap, RegistryError> {
+    let key = keys::bootstrap(group);
+    for _ in 0..ATTEMPTS_MAX {
+        if let Some(bootstrap) = read_bootstrap(registry, group).await? {
+            return Ok(bootstrap);
+        }
+        let record = BootstrapRecord {
+            schema: SCHEMA,
+            group: group.clone(),
+            first_server: server.clone(),
+            recovered_because: None,
+        };
+        let txn = Txn {
+            compare: vec![Compare::absent(&key)],
+            then: vec![Op::put(&key, encode(&record))],
+            otherwise: vec![],
+        };
+        registry.txn(txn).await?;
+    }
+    Err(RegistryError::Contended { key, attempts: ATTEMPTS_MAX })
+}
+
+/// Ends a group's life, if it is still `old`, and begins the next one with this server.
+/// `None`: it is not `old` any more; read again, and think again.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn recover_group(
+    registry: &dyn Registry,
+    group: &GroupId,
+    old: Incarnation,
+    server: &ServerId,
+    because: &str,
+) -> Result<Option<Bootstrap>, RegistryError> {
+    let key = keys::bootstrap(group);
+    let record = BootstrapRecord {
+        schema: SCHEMA,
+        group: group.clone(),
+        first_server: server.clone(),
+        recovered_because: Some(bounded(because.to_owned())),
+    };
+    let txn = Txn {
+        compare: vec![Compare::unchanged_since(&key, old.0)],
+        then: vec![Op::put(&key, encode(&record)), Op::Delete { key: keys::members(group) }],
+        otherwise: vec![],
+    };
+    let answer = registry.txn(txn).await?;
+    Ok(answer.succeeded.then(|| Bootstrap {
+        incarnation: Incarnation(answer.revision),
+        first_server: server.clone(),
+    }))
+}
+
+/// Where a group's members are.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn read_members(
+    registry: &dyn Registry,
+    group: &GroupId,
+) -> Result<Option<MembersRecord>, RegistryError> {
+    read(registry, &keys::members(group)).await
+}
+
+/// Writes where a group's members are, unless something newer is there.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn write_members(
+    registry: &dyn Registry,
+    record: &MembersRecord,
+) -> Result<FencedPut, RegistryError> {
+    put_fenced(registry, &keys::members(&record.group), record).await
+}
+
+/// How far a group is with an app.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn read_group_record(
+    registry: &dyn Registry,
+    group: &GroupId,
+    app: &AppId,
+) -> Result<Option<GroupRecord>, RegistryError> {
+    read(registry, &keys::group_record(group, app)).await
+}
+
+/// Writes how far a group is with an app, unless something newer is there. Texts are cut.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn write_group_record(
+    registry: &dyn Registry,
+    record: &GroupRecord,
+) -> Result<FencedPut, RegistryError> {
+    let mut record = record.clone();
+    record.held_reason = record.held_reason.map(bounded);
+    record.detail = bounded(record.detail);
+    put_fenced(registry, &keys::group_record(&record.group, &record.app), &record).await
+}
+
+/// How far all groups are with an app.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn group_records(
+    registry: &dyn Registry,
+    app: &AppId,
+) -> Result<Vec<GroupRecord>, RegistryError> {
+    let (items, _) = list(registry, keys::GROUPS).await?;
+    items
+        .iter()
+        .filter(|pair| {
+            matches!(keys::parse(&pair.key), Some(Place::GroupRecord { app: of, .. }) if of == *app)
+        })
+        .map(decode)
+        .collect()
+}
+
+/// Writes what a group thinks of a release, unless something newer is there.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn write_verdict(
+    registry: &dyn Registry,
+    verdict: &GroupVerdict,
+) -> Result<FencedPut, RegistryError> {
+    let GroupVerdict { app, version, platform, group, record } = verdict;
+    let mut record = record.clone();
+    record.reason = bounded(record.reason);
+    put_fenced(registry, &keys::verdict(app, version, platform, group), &record).await
+}
+
+/// What every group thinks of a release.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn verdicts(
+    registry: &dyn Registry,
+    app: &AppId,
+    version: &Version,
+    platform: &Platform,
+) -> Result<Vec<GroupVerdict>, RegistryError> {
+    let prefix = keys::verdicts_of_release(app, version, platform);
+    let (items, _) = list(registry, &prefix).await?;
+    items.iter().filter_map(|pair| decode_verdict(pair).transpose()).collect()
+}
+
+/// Reads a verdict out of its pair; `None` when the key is not that of a verdict.
+///
+/// # Errors
+/// `Corrupt`.
+pub fn decode_verdict(pair: &KeyValue) -> Result<Option<GroupVerdict>, RegistryError> {
+    let Some(Place::Verdict { app, version, platform, group }) = keys::parse(&pair.key) else {
+        return Ok(None);
+    };
+    let record: VerdictRecord = decode(pair)?;
+    Ok(Some(GroupVerdict { app, version, platform, group, record }))
+}
+
+/// Reads an app's policy.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn read_policy(
+    registry: &dyn Registry,
+    app: &AppId,
+) -> Result<Option<VersionedPolicy>, RegistryError> {
+    let Some(pair) = get(registry, &keys::policy(app)).await? else { return Ok(None) };
+    let record = decode(&pair)?;
+    Ok(Some(VersionedPolicy { revision: Revision(pair.mod_revision), record }))
+}
+
+/// Reads the policies of all apps.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn policies(registry: &dyn Registry) -> Result<Vec<VersionedPolicy>, RegistryError> {
+    let (items, _) = list(registry, keys::POLICIES).await?;
+    let versioned = |pair: &KeyValue| {
+        let revision = Revision(pair.mod_revision);
+        Ok(VersionedPolicy { revision, record: decode(pair)? })
+    };
+    items.iter().map(versioned).collect()
+}
+
+/// Writes an app's policy. With `expected`, only if its revision is still that one (0: there is
+/// none yet); `None` in the answer: it has changed meanwhile.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn write_policy(
+    registry: &dyn Registry,
+    record: &PolicyRecord,
+    expected: Option<Revision>,
+) -> Result<Option<Revision>, RegistryError> {
+    let key = keys::policy(&record.app);
+    let compare = expected.map(|revision| Compare::unchanged_since(&key, revision.0));
+    let txn = Txn {
+        compare: compare.into_iter().collect(),
+        then: vec![Op::put(&key, encode(record))],
+        otherwise: vec![],
+    };
+    let answer = registry.txn(txn).await?;
+    Ok(answer.succeeded.then_some(Revision(answer.revision)))
+}
+
+/// The kill switches: scope and signed record, as text.
+///
+/// # Errors
+/// [`RegistryError`].
+pub async fn kill_switches(
+    registry: &dyn Registry,
+) -> Result<Vec<(String, String)>, RegistryError> {
+    let (items, _) = list(registry, keys::KILL).await?;
+    Ok(items
+        .into_iter()
+        .filter_map(|pair| match keys::parse(&pair.key) {
+            Some(Place::Kill { scope }) => Some((scope, pair.value)),
+            _ => None,
+        })
+        .collect())
+}

@@ -1,0 +1,229 @@
+use std::collections::BTreeMap;
+
+use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, Revision, ServerId, Version};
+
+use crate::api::{Op, Registry, RegistryError, Txn};
+use crate::fenced::FencedPut;
+use crate::fleet::read_fleet;
+use crate::keys::{self, Place};
+use crate::memory::MemoryRegistry;
+use crate::records::{
+    GroupInfo, GroupRecord, GroupVerdict, PolicyRecord, SCHEMA, ServerRecord, Stamp, Verdict,
+    VerdictRecord,
+};
+use crate::typed::{
+    bootstrap_group, group_infos, group_records, read_bootstrap, read_group_record, read_policy,
+    recover_group, verdicts, write_group_info, write_group_record, write_policy, write_server,
+    write_verdict,
+};
+
+fn group(name: &str) -> GroupId {
+    GroupId::new(name).expect("valid")
+}
+
+fn app() -> AppId {
+    AppId::new("web").expect("valid")
+}
+
+fn version(text: &str) -> Version {
+    Version::new(text).expect("valid")
+}
+
+fn server(name: &str) -> ServerId {
+    ServerId::new(name).expect("valid")
+}
+
+fn platform() -> Platform {
+    Platform::new("linux/amd64").expect("valid")
+}
+
+fn stamp(incarnation: u64, term: u64, index: u64) -> Stamp {
+    Stamp { incarnation: Incarnation(incarnation), term, index }
+}
+
+fn record(stamp: Stamp, state: &str) -> GroupRecord {
+    GroupRecord {
+        schema: SCHEMA,
+        group: group("intel.zone-a"),
+        app: app(),
+        stamp,
+        sequence: 1,
+        state: state.into(),
+        running: Some(version("1.0.0")),
+        target: None,
+        held_reason: None,
+        detail: String::new(),
+        since: 0,
+    }
+}
+
+#[tokio::test]
+async fn a_late_writer_changes_nothing() {
+    let registry = MemoryRegistry::new();
+    let newer = record(stamp(2, 5, 9), "running");
+    let written = write_group_record(&registry, &newer).await.expect("write");
+    assert!(matches!(written, FencedPut::Written { .. }));
+    for late in [stamp(2, 5, 8), stamp(2, 4, 99), stamp(1, 99, 99)] {
+        let put = write_group_record(&registry, &record(late, "held")).await.expect("write");
+        assert_eq!(put, FencedPut::Late { newer: newer.stamp });
+    }
+    assert_eq!(
+        write_group_record(&registry, &newer).await.expect("write"),
+        FencedPut::Unchanged,
+        "writing again is harmless"
+    );
+    let read = read_group_record(&registry, &newer.group, &app()).await.expect("read");
+    assert_eq!(read, Some(newer.clone()));
+    let next = record(stamp(3, 1, 1), "held");
+    let put = write_group_record(&registry, &next).await.expect("write");
+    assert!(matches!(put, FencedPut::Written { .. }), "a new life wins over any index of the old");
+    assert_eq!(group_records(&registry, &app()).await.expect("read"), vec![next]);
+}
+
+#[tokio::test]
+async fn long_texts_are_cut_and_still_unchanged_when_written_again() {
+    let registry = MemoryRegistry::new();
+    let mut long = record(stamp(1, 1, 1), "held");
+    long.held_reason = Some("ä".repeat(10_000));
+    let put = write_group_record(&registry, &long).await.expect("write");
+    assert!(matches!(put, FencedPut::Written { .. }));
+    let put = write_group_record(&registry, &long).await.expect("write");
+    assert_eq!(put, FencedPut::Unchanged);
+}
+
+#[tokio::test]
+async fn a_record_of_a_later_schema_is_not_read_and_not_overwritten() {
+    let registry = MemoryRegistry::new();
+    let key = keys::group_record(&group("intel.zone-a"), &app());
+    let txn = Txn { then: vec![Op::put(&key, r#"{"schema":7}"#)], ..Txn::default() };
+    registry.txn(txn).await.expect("put");
+    let write = write_group_record(&registry, &record(stamp(9, 9, 9), "running")).await;
+    let error = write.expect_err("refused");
+    assert!(matches!(&error, RegistryError::Corrupt { key: named, .. } if *named == key));
+    assert!(error.to_string().contains("schema 7"), "{error}");
+}
+
+#[tokio::test]
+async fn a_group_begins_once_and_only_recover_begins_it_again() {
+    let registry = MemoryRegistry::new();
+    let name = group("web");
+    let first = bootstrap_group(&registry, &name, &server("a")).await.expect("bootstraps");
+    let again = bootstrap_group(&registry, &name, &server("b")).await.expect("bootstraps");
+    assert_eq!(first, again);
+    assert_eq!(first.first_server, server("a"));
+    let old = Incarnation(first.incarnation.0 + 7);
+    let wrong = recover_group(&registry, &name, old, &server("b"), "lost").await.expect("asked");
+    assert_eq!(wrong, None);
+    let next = recover_group(&registry, &name, first.incarnation, &server("b"), "lost")
+        .await
+        .expect("asked")
+        .expect("recovered");
+    assert!(next.incarnation > first.incarnation);
+    assert_eq!(read_bootstrap(&registry, &name).await.expect("read"), Some(next));
+}
+
+#[tokio::test]
+async fn a_policy_is_changed_only_by_who_has_seen_the_last_one() {
+    let registry = MemoryRegistry::new();
+    let record = |channel: &str| PolicyRecord {
+        schema: SCHEMA,
+        app: app(),
+        policy: serde_json::json!({ "app": "web", "channel": channel }),
+        by: "ada".into(),
+        at: 1,
+    };
+    let none = Some(Revision(0));
+    let first = write_policy(&registry, &record("stable"), none).await.expect("write");
+    let first = first.expect("there was none");
+    assert_eq!(write_policy(&registry, &record("beta"), none).await.expect("write"), None);
+    let read = read_policy(&registry, &app()).await.expect("read").expect("there");
+    assert_eq!((read.revision, read.record), (first, record("stable")));
+    let next = write_policy(&registry, &record("beta"), Some(first)).await.expect("write");
+    assert!(next.expect("unchanged since") > first);
+}
+
+#[tokio::test]
+async fn verdicts_are_found_by_release_and_platform() {
+    let registry = MemoryRegistry::new();
+    let verdict = |of: &str, what| GroupVerdict {
+        app: app(),
+        version: version("1.2.0+build-7"),
+        platform: platform(),
+        group: group(of),
+        record: VerdictRecord {
+            schema: SCHEMA,
+            verdict: what,
+            reason: String::new(),
+            stamp: stamp(1, 1, 1),
+        },
+    };
+    let expected = vec![verdict("amd.zone-a", Verdict::Bad), verdict("amd.zone-b", Verdict::Good)];
+    for one in &expected {
+        let put = write_verdict(&registry, one).await.expect("write");
+        assert!(matches!(put, FencedPut::Written { .. }));
+    }
+    let found = verdicts(&registry, &app(), &version("1.2.0+build-7"), &platform()).await;
+    assert_eq!(found.expect("read"), expected);
+    let other = verdicts(&registry, &app(), &version("1.2.0"), &platform()).await;
+    assert!(other.expect("read").is_empty());
+}
+
+#[tokio::test]
+async fn the_fleet_is_shown_whole_even_with_a_broken_record() {
+    let registry = MemoryRegistry::new();
+    let info = GroupInfo {
+        schema: SCHEMA,
+        group: group("intel.zone-a"),
+        labels: BTreeMap::from([("zone".into(), "zone-a".into())]),
+        platform: platform(),
+    };
+    write_group_info(&registry, &info).await.expect("write");
+    let joined = ServerRecord {
+        schema: SCHEMA,
+        server: server("a"),
+        address: "127.0.0.1:7417".into(),
+        labels: BTreeMap::new(),
+        rack: None,
+        group: info.group.clone(),
+    };
+    write_server(&registry, &joined).await.expect("write");
+    let put = write_group_record(&registry, &record(stamp(1, 1, 1), "running")).await;
+    assert!(matches!(put.expect("write"), FencedPut::Written { .. }));
+    let broken = keys::members(&info.group);
+    let txn = Txn { then: vec![Op::put(&broken, "no JSON")], ..Txn::default() };
+    registry.txn(txn).await.expect("put");
+    let fleet = read_fleet(&registry).await.expect("read");
+    assert_eq!(fleet.servers, vec![joined]);
+    assert_eq!(fleet.groups[&info.group].info, Some(info.clone()));
+    assert_eq!(fleet.groups[&info.group].apps.len(), 1);
+    assert_eq!(fleet.unreadable.len(), 1);
+    assert!(fleet.unreadable[0].contains(&broken));
+    assert_eq!(group_infos(&registry).await.expect("read"), vec![info]);
+    // What the command line gets is what the hub has read.
+    let text = serde_json::to_string(&fleet).expect("serializes");
+    assert_eq!(serde_json::from_str::<crate::fleet::Fleet>(&text).expect("parses"), fleet);
+}
+
+#[test]
+fn every_key_of_the_layout_is_read_back() {
+    let (name, release) = (group("intel.zone-a"), version("1.0.0"));
+    let places = [
+        (keys::server(&server("a")), Place::Server { server: server("a") }),
+        (keys::group_info(&name), Place::GroupInfo { group: name.clone() }),
+        (keys::bootstrap(&name), Place::Bootstrap { group: name.clone() }),
+        (keys::members(&name), Place::Members { group: name.clone() }),
+        (keys::group_record(&name, &app()), Place::GroupRecord { group: name.clone(), app: app() }),
+        (
+            keys::verdict(&app(), &release, &platform(), &name),
+            Place::Verdict { app: app(), version: release, platform: platform(), group: name },
+        ),
+        (keys::policy(&app()), Place::Policy { app: app() }),
+        (keys::kill("group/web"), Place::Kill { scope: "group/web".into() }),
+    ];
+    for (key, place) in places {
+        assert_eq!(keys::parse(&key), Some(place), "{key}");
+    }
+    for strange in ["", "/cohort/v2/servers/a", "/cohort/v1/servers/A", "/cohort/v1/groups/g/x"] {
+        assert_eq!(keys::parse(strange), None, "{strange}");
+    }
+}
