@@ -1,1 +1,70 @@
-//! consensus.
+//! Consensus: a replicated log of opaque commands, with membership, linearizable reads, snapshots
+//! and hand-over of leadership.
+//!
+//! [`Node`] is one member, as a state machine without threads, clocks or sockets. Its owner calls
+//! [`Node::tick`] every [`TICK`], [`Node::receive`] for every message, and after each of them
+//! [`Node::drain`], which makes everything durable through a [`LogStore`] and says what to send
+//! and what to apply. Messages never leave before what they promise is durable.
+//!
+//! This is the only crate that knows the consensus library underneath (`raft`); none of its types
+//! show. It must never know what the commands mean, nor what a server, release or rollout is.
+//! The traps of the library and what is done about each are told in
+//! `docs/design/001-raft-library.md`; the places in the code say *trap*.
+//!
+//! Start reading at [`Node`], then `drain.rs` (the order of things), then `membership.rs`.
+//!
+//! ```
+//! use cohort_consensus::{Config, Node, RaftId};
+//! use cohort_store::MemoryStore;
+//!
+//! let config = Config::new("web", 1, RaftId(1));
+//! let mut store = MemoryStore::new();
+//! Node::bootstrap(&mut store, &config, [RaftId(1)], b"state".to_vec())?;
+//! let mut node = Node::open(store, config)?;
+//! let restored = node.drain()?.installed_snapshot.expect("the first drain restores the state");
+//! assert_eq!(restored.data, b"state");
+//! while !node.status().is_leader() {
+//!     node.tick();
+//!     node.drain()?;
+//! }
+//! let (index, _term) = node.propose(b"command".to_vec())?;
+//! let effects = node.drain()?;
+//! assert_eq!(effects.committed.last().map(|c| (c.index, c.data.as_slice())), Some((index, &b"command"[..])));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod compaction;
+mod config;
+mod convert;
+mod drain;
+mod error;
+mod filter;
+mod handover;
+mod membership;
+mod message;
+mod message_codec;
+mod node;
+mod reads;
+mod status;
+mod storage;
+mod timeout;
+
+pub use cohort_store::{Configuration, Index, LogStore, RaftId, Snapshot, StoreError, Term};
+pub use config::{Config, Limits, TICK, Weaken};
+pub use drain::{Committed, Effects, InstalledSnapshot};
+pub use error::{CompactError, MembershipError, NodeError, ProposeError, ReadError, TransferError};
+pub use handover::Handover;
+pub use message::{AppendReply, Envelope, Message, ReadContext, VoteReply, VoteRequest};
+pub use message_codec::{ENVELOPE_BYTES_MAX, EnvelopeError};
+pub use node::Node;
+pub use reads::ReadId;
+pub use status::{Dropped, PeerProgress, Replication, Role, Status};
+
+#[cfg(test)]
+mod membership_test;
+#[cfg(test)]
+mod message_codec_test;
+#[cfg(test)]
+mod node_test;
+#[cfg(test)]
+mod testing;

@@ -50,7 +50,9 @@ pub enum DurableFileError {
         source: io::Error,
     },
     /// An earlier write failed, so that nothing is written any more.
-    #[error("record {path} takes no more writes because an earlier one failed; this process must stop")]
+    #[error(
+        "record {path} takes no more writes because an earlier one failed; this process must stop"
+    )]
     Poisoned {
         /// The file.
         path: PathBuf,

@@ -38,7 +38,9 @@ pub enum StoreError {
     },
     /// The store is damaged. It was moved aside for inspection and nothing of it is used; the
     /// server has to join again under a new member number.
-    #[error("store {path} is damaged ({what}); moved to {moved_to}; this server must join its group again as a new member")]
+    #[error(
+        "store {path} is damaged ({what}); moved to {moved_to}; this server must join its group again as a new member"
+    )]
     Damaged {
         /// The store's file.
         path: PathBuf,
@@ -76,7 +78,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// An earlier write failed, so that nothing is written any more.
-    #[error("store {path} takes no more writes because an earlier one failed; this process must stop")]
+    #[error(
+        "store {path} takes no more writes because an earlier one failed; this process must stop"
+    )]
     Poisoned {
         /// The store's file.
         path: PathBuf,

@@ -218,7 +218,10 @@ impl Image {
         }
         let snapshot = self.snapshot.as_ref().map_or(Index(0), |s| s.index);
         if snapshot < self.base.0 {
-            return Err(format!("snapshot {snapshot} is older than the log's base {}", self.base.0));
+            return Err(format!(
+                "snapshot {snapshot} is older than the log's base {}",
+                self.base.0
+            ));
         }
         if let Some(s) = &self.snapshot
             && self.term(s.index) != Some(s.term)

@@ -132,8 +132,7 @@ impl RedbStore {
         let path = PathBuf::from("backend");
         let open_error = |source| StoreError::Open { path: path.clone(), source };
         let fresh = backend.len().map_err(open_error)? == 0;
-        let database =
-            builder().create_with_backend(backend).map_err(other).map_err(open_error)?;
+        let database = builder().create_with_backend(backend).map_err(other).map_err(open_error)?;
         if fresh {
             write_identity(&database, identity).map_err(open_error)?;
         }
@@ -261,9 +260,7 @@ impl Fault {
         match self {
             Fault::Missing => StoreError::Missing { path },
             Fault::InUse => StoreError::InUse { path },
-            Fault::NewerSchema(found) => {
-                StoreError::NewerSchema { path, found, supported: SCHEMA }
-            }
+            Fault::NewerSchema(found) => StoreError::NewerSchema { path, found, supported: SCHEMA },
             Fault::Io(source) => StoreError::Open { path, source },
             Fault::Damaged(what) => match move_aside(&path) {
                 Ok(moved_to) => StoreError::Damaged { path, moved_to, what },

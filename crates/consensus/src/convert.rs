@@ -1,0 +1,412 @@
+//! The boundary to the library: its messages, entries and configurations to ours and back.
+//!
+//! Bytes of the library's own encoding never cross it. A membership entry carries, in the library,
+//! a protobuf message; on the disk and on the network it carries [`Change`] instead. The only
+//! protobuf bytes that the library ever decodes are those that this file has just made.
+
+// The library's types are filled field by field: they have private fields of their runtime, and
+// naming a default for the rest would say no more.
+#![allow(clippy::field_reassign_with_default)]
+
+use cohort_store::encoding::{DecodeError, Reader, Writer};
+use cohort_store::{Configuration, Entry, EntryKind, HardState, Index, RaftId, Snapshot, Term};
+use protobuf::Message as _;
+use raft::eraftpb;
+
+use crate::{AppendReply, Message, ReadContext, VoteReply, VoteRequest};
+
+/// The context by which the library marks an election that the leader asked for.
+const HANDED_OVER: &[u8] = b"CampaignTransfer";
+
+/// The version of a membership entry.
+const CHANGE_VERSION: u8 = 1;
+
+/// A change of membership, as it stands in the log.
+///
+/// ```text
+/// 0  u8   version (1)
+/// 1  u8   0 = leave the joint phase, 1 = enter it
+///    if entering: u16 count, then for each: u8 (0 voter, 1 standby, 2 remove), u64 id
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The new half decides alone.
+    Leave,
+    /// Both halves decide.
+    Enter(Vec<(Part, RaftId)>),
+}
+
+/// What a member becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Voter,
+    Standby,
+    Removed,
+}
+
+impl Change {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::default();
+        w.u8(CHANGE_VERSION);
+        match self {
+            Change::Leave => w.u8(0),
+            Change::Enter(steps) => {
+                w.u8(1);
+                w.u16(u16::try_from(steps.len()).unwrap_or(u16::MAX));
+                for (part, id) in steps {
+                    w.u8(match part {
+                        Part::Voter => 0,
+                        Part::Standby => 1,
+                        Part::Removed => 2,
+                    });
+                    w.u64(id.0);
+                }
+            }
+        }
+        w.finish()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Change, DecodeError> {
+        let mut r = Reader::new(bytes);
+        match r.u8()? {
+            CHANGE_VERSION => {}
+            version => return Err(DecodeError::Version(version)),
+        }
+        let change = if r.flag("membership change")? {
+            let count = r.u16()?;
+            let step = |r: &mut Reader<'_>| {
+                let part = match r.u8()? {
+                    0 => Part::Voter,
+                    1 => Part::Standby,
+                    2 => Part::Removed,
+                    _ => return Err(DecodeError::Value("part")),
+                };
+                Ok((part, r.id()?))
+            };
+            Change::Enter((0..count).map(|_| step(&mut r)).collect::<Result<_, _>>()?)
+        } else {
+            Change::Leave
+        };
+        r.finish()?;
+        Ok(change)
+    }
+
+    pub(crate) fn to_library(&self) -> eraftpb::ConfChangeV2 {
+        let mut library = eraftpb::ConfChangeV2::default();
+        if let Change::Enter(steps) = self {
+            // Explicit: this crate decides when to leave, so that it can hand over first.
+            library.set_transition(eraftpb::ConfChangeTransition::Explicit);
+            for (part, id) in steps {
+                let mut step = eraftpb::ConfChangeSingle::default();
+                step.node_id = id.0;
+                step.set_change_type(match part {
+                    Part::Voter => eraftpb::ConfChangeType::AddNode,
+                    Part::Standby => eraftpb::ConfChangeType::AddLearnerNode,
+                    Part::Removed => eraftpb::ConfChangeType::RemoveNode,
+                });
+                library.mut_changes().push(step);
+            }
+        }
+        library
+    }
+
+    fn from_library(library: &eraftpb::ConfChangeV2) -> Change {
+        if library.get_changes().is_empty() {
+            return Change::Leave;
+        }
+        let step = |step: &eraftpb::ConfChangeSingle| {
+            let part = match step.get_change_type() {
+                eraftpb::ConfChangeType::AddNode => Part::Voter,
+                eraftpb::ConfChangeType::AddLearnerNode => Part::Standby,
+                eraftpb::ConfChangeType::RemoveNode => Part::Removed,
+            };
+            (part, RaftId(step.node_id))
+        };
+        Change::Enter(library.get_changes().iter().map(step).collect())
+    }
+}
+
+/// The change in a membership entry of the library.
+pub(crate) fn change_in(entry: &eraftpb::Entry) -> Result<Change, String> {
+    let mut library = eraftpb::ConfChangeV2::default();
+    library.merge_from_bytes(entry.get_data()).map_err(|error| error.to_string())?;
+    Ok(Change::from_library(&library))
+}
+
+/// Our entry from the library's.
+pub(crate) fn entry_out(entry: &eraftpb::Entry) -> Result<Entry, String> {
+    let (kind, data) = match entry.get_entry_type() {
+        eraftpb::EntryType::EntryNormal => (EntryKind::Data, entry.get_data().to_vec()),
+        eraftpb::EntryType::EntryConfChangeV2 => {
+            (EntryKind::Membership, change_in(entry)?.encode())
+        }
+        eraftpb::EntryType::EntryConfChange => {
+            return Err("a membership change of the library's first form".to_owned());
+        }
+    };
+    Ok(Entry { index: Index(entry.index), term: Term(entry.term), kind, data })
+}
+
+/// The library's entry from ours.
+pub(crate) fn entry_in(entry: &Entry) -> Result<eraftpb::Entry, String> {
+    let mut library = eraftpb::Entry::default();
+    library.index = entry.index.0;
+    library.term = entry.term.0;
+    match entry.kind {
+        EntryKind::Data => library.data = entry.data.clone().into(),
+        EntryKind::Membership => {
+            let change = Change::decode(&entry.data).map_err(|error| error.to_string())?;
+            let bytes = change.to_library().write_to_bytes().map_err(|error| error.to_string())?;
+            library.set_entry_type(eraftpb::EntryType::EntryConfChangeV2);
+            library.data = bytes.into();
+        }
+    }
+    Ok(library)
+}
+
+/// Our configuration from the library's.
+pub(crate) fn configuration_out(state: &eraftpb::ConfState) -> Configuration {
+    let ids = |ids: &[u64]| ids.iter().copied().map(RaftId).collect();
+    Configuration {
+        voters: ids(state.get_voters()),
+        outgoing: ids(state.get_voters_outgoing()),
+        standbys: ids(state.get_learners()),
+        standbys_next: ids(state.get_learners_next()),
+    }
+}
+
+/// The library's configuration from ours.
+pub(crate) fn configuration_in(configuration: &Configuration) -> eraftpb::ConfState {
+    let ids = |ids: &std::collections::BTreeSet<RaftId>| ids.iter().map(|id| id.0).collect();
+    let mut state = eraftpb::ConfState::default();
+    state.set_voters(ids(&configuration.voters));
+    state.set_voters_outgoing(ids(&configuration.outgoing));
+    state.set_learners(ids(&configuration.standbys));
+    state.set_learners_next(ids(&configuration.standbys_next));
+    state
+}
+
+/// Our snapshot from the library's.
+pub(crate) fn snapshot_out(snapshot: &eraftpb::Snapshot) -> Snapshot {
+    let metadata = snapshot.get_metadata();
+    Snapshot {
+        index: Index(metadata.index),
+        term: Term(metadata.term),
+        configuration: configuration_out(metadata.get_conf_state()),
+        data: snapshot.get_data().to_vec(),
+    }
+}
+
+/// The library's snapshot from ours.
+pub(crate) fn snapshot_in(snapshot: &Snapshot) -> eraftpb::Snapshot {
+    let mut library = eraftpb::Snapshot::default();
+    let metadata = library.mut_metadata();
+    metadata.index = snapshot.index.0;
+    metadata.term = snapshot.term.0;
+    metadata.set_conf_state(configuration_in(&snapshot.configuration));
+    library.data = snapshot.data.clone().into();
+    library
+}
+
+/// Our hard state from the library's.
+pub(crate) fn hard_state_out(state: &eraftpb::HardState) -> HardState {
+    HardState {
+        term: Term(state.term),
+        vote: (state.vote != 0).then_some(RaftId(state.vote)),
+        commit: Index(state.commit),
+    }
+}
+
+/// The library's hard state from ours.
+pub(crate) fn hard_state_in(state: HardState) -> eraftpb::HardState {
+    let mut library = eraftpb::HardState::default();
+    library.term = state.term.0;
+    library.vote = state.vote.map_or(0, |id| id.0);
+    library.commit = state.commit.0;
+    library
+}
+
+/// A read as the library's opaque context.
+pub(crate) fn read_in(read: ReadContext) -> Vec<u8> {
+    [read.member.0, read.boot_epoch, read.counter]
+        .iter()
+        .flat_map(|number| number.to_le_bytes())
+        .collect()
+}
+
+/// The read in an opaque context of the library.
+pub(crate) fn read_out(bytes: &[u8]) -> Option<ReadContext> {
+    let mut r = Reader::new(bytes);
+    let (member, boot_epoch, counter) = (r.u64().ok()?, r.u64().ok()?, r.u64().ok()?);
+    r.finish().ok()?;
+    Some(ReadContext { member: RaftId(member), boot_epoch, counter })
+}
+
+/// Our message from the library's, or the kind that should never leave.
+pub(crate) fn message_out(m: &eraftpb::Message) -> Result<Message, String> {
+    use eraftpb::MessageType as T;
+    let (term, index, commit) = (Term(m.term), Index(m.index), Index(m.commit));
+    let vote_request = || VoteRequest {
+        term,
+        last: index,
+        last_term: Term(m.log_term),
+        commit,
+        commit_term: Term(m.commit_term),
+        handed_over: m.get_context() == HANDED_OVER,
+    };
+    let vote_reply =
+        || VoteReply { term, refused: m.reject, commit, commit_term: Term(m.commit_term) };
+    let read = || {
+        let data = m.get_entries().first().map_or(&[][..], |entry| entry.get_data());
+        read_out(data).ok_or_else(|| "a read without its context".to_owned())
+    };
+    Ok(match m.get_msg_type() {
+        T::MsgAppend => Message::Append {
+            term,
+            previous: index,
+            previous_term: Term(m.log_term),
+            commit,
+            entries: m.get_entries().iter().map(entry_out).collect::<Result<_, _>>()?,
+        },
+        T::MsgAppendResponse => Message::AppendReply(AppendReply {
+            term,
+            index,
+            commit,
+            rejected: m.reject.then_some((Index(m.reject_hint), Term(m.log_term))),
+        }),
+        T::MsgRequestPreVote => Message::PreVote(vote_request()),
+        T::MsgRequestPreVoteResponse => Message::PreVoteReply(vote_reply()),
+        T::MsgRequestVote => Message::Vote(vote_request()),
+        T::MsgRequestVoteResponse => Message::VoteReply(vote_reply()),
+        T::MsgSnapshot => Message::Snapshot { term, snapshot: snapshot_out(m.get_snapshot()) },
+        T::MsgHeartbeat => Message::Heartbeat { term, commit, read: read_out(m.get_context()) },
+        T::MsgHeartbeatResponse => {
+            Message::HeartbeatReply { term, commit, read: read_out(m.get_context()) }
+        }
+        T::MsgTimeoutNow => Message::TakeOver { term },
+        T::MsgReadIndex => Message::ReadRequest { read: read()? },
+        T::MsgReadIndexResp => Message::ReadReply { term, index, read: read()? },
+        T::MsgHup
+        | T::MsgBeat
+        | T::MsgPropose
+        | T::MsgUnreachable
+        | T::MsgSnapStatus
+        | T::MsgCheckQuorum
+        | T::MsgTransferLeader => return Err(format!("a message {:?}", m.get_msg_type())),
+    })
+}
+
+/// The library's message from one that came from a peer.
+///
+/// The library trusts what it is given; what can be checked without its state is checked here.
+pub(crate) fn message_in(
+    from: RaftId,
+    to: RaftId,
+    message: &Message,
+) -> Result<eraftpb::Message, String> {
+    use eraftpb::MessageType as T;
+    let mut m = eraftpb::Message::default();
+    m.from = from.0;
+    m.to = to.0;
+    let vote_request = |m: &mut eraftpb::Message, request: &VoteRequest| {
+        m.term = request.term.0;
+        m.index = request.last.0;
+        m.log_term = request.last_term.0;
+        m.commit = request.commit.0;
+        m.commit_term = request.commit_term.0;
+        if request.handed_over {
+            m.context = HANDED_OVER.to_vec().into();
+        }
+    };
+    let vote_reply = |m: &mut eraftpb::Message, reply: &VoteReply| {
+        m.term = reply.term.0;
+        m.reject = reply.refused;
+        m.commit = reply.commit.0;
+        m.commit_term = reply.commit_term.0;
+    };
+    let read = |m: &mut eraftpb::Message, read: ReadContext| {
+        let mut entry = eraftpb::Entry::default();
+        entry.data = read_in(read).into();
+        m.set_entries(vec![entry].into());
+    };
+    match message {
+        Message::Append { term, previous, previous_term, commit, entries } => {
+            let follows = |(at, entry): (usize, &Entry)| {
+                entry.index.0 == previous.0 + 1 + at as u64 && entry.term <= *term
+            };
+            if !entries.iter().enumerate().all(follows) {
+                return Err("entries that do not follow each other".to_owned());
+            }
+            m.set_msg_type(T::MsgAppend);
+            m.term = term.0;
+            m.index = previous.0;
+            m.log_term = previous_term.0;
+            m.commit = commit.0;
+            let entries = entries.iter().map(entry_in).collect::<Result<Vec<_>, _>>()?;
+            m.set_entries(entries.into());
+        }
+        Message::AppendReply(reply) => {
+            m.set_msg_type(T::MsgAppendResponse);
+            m.term = reply.term.0;
+            m.index = reply.index.0;
+            m.commit = reply.commit.0;
+            if let Some((index, term)) = reply.rejected {
+                m.reject = true;
+                m.reject_hint = index.0;
+                m.log_term = term.0;
+            }
+        }
+        Message::PreVote(request) => {
+            m.set_msg_type(T::MsgRequestPreVote);
+            vote_request(&mut m, request);
+        }
+        Message::PreVoteReply(reply) => {
+            m.set_msg_type(T::MsgRequestPreVoteResponse);
+            vote_reply(&mut m, reply);
+        }
+        Message::Vote(request) => {
+            m.set_msg_type(T::MsgRequestVote);
+            vote_request(&mut m, request);
+        }
+        Message::VoteReply(reply) => {
+            m.set_msg_type(T::MsgRequestVoteResponse);
+            vote_reply(&mut m, reply);
+        }
+        Message::Snapshot { term, snapshot } => {
+            m.set_msg_type(T::MsgSnapshot);
+            m.term = term.0;
+            m.set_snapshot(snapshot_in(snapshot));
+        }
+        Message::Heartbeat { term, commit, read } => {
+            m.set_msg_type(T::MsgHeartbeat);
+            m.term = term.0;
+            m.commit = commit.0;
+            m.context = read.map(read_in).unwrap_or_default().into();
+        }
+        Message::HeartbeatReply { term, commit, read } => {
+            m.set_msg_type(T::MsgHeartbeatResponse);
+            m.term = term.0;
+            m.commit = commit.0;
+            m.context = read.map(read_in).unwrap_or_default().into();
+        }
+        Message::TakeOver { term } => {
+            m.set_msg_type(T::MsgTimeoutNow);
+            m.term = term.0;
+        }
+        Message::ReadRequest { read: context } => {
+            m.set_msg_type(T::MsgReadIndex);
+            read(&mut m, *context);
+        }
+        Message::ReadReply { term, index, read: context } => {
+            m.set_msg_type(T::MsgReadIndexResp);
+            m.term = term.0;
+            m.index = index.0;
+            read(&mut m, *context);
+        }
+    }
+    // The library takes a message of term 0 for one of its own; only a read carries none.
+    if m.term == 0 && m.get_msg_type() != T::MsgReadIndex {
+        return Err("term 0".to_owned());
+    }
+    Ok(m)
+}

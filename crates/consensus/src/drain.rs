@@ -1,0 +1,211 @@
+//! The order of things: durable first, then messages and effects.
+
+use cohort_store::{Batch, Configuration, Index, LogStore, RaftId, Term};
+use raft::{StateRole, eraftpb};
+
+use crate::node::role_of;
+use crate::{Envelope, Message, Node, NodeError, ReadId, Role, convert};
+
+/// An entry that is committed and has to be applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Its position. Positions only grow; some are left out (empty entries, membership changes).
+    pub index: Index,
+    /// Its term.
+    pub term: Term,
+    /// The command.
+    pub data: Vec<u8>,
+}
+
+/// A state that replaces the owner's whole state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstalledSnapshot {
+    /// The last position whose effect is in it.
+    pub index: Index,
+    /// The term there.
+    pub term: Term,
+    /// The state.
+    pub data: Vec<u8>,
+}
+
+/// What the owner has to do, in the order of the fields. Everything that it rests on is durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// Replace the whole state by this one. What is in `committed` comes after it.
+    pub installed_snapshot: Option<InstalledSnapshot>,
+    /// Apply these, in order.
+    pub committed: Vec<Committed>,
+    /// Everything up to here is applied when the two above are done.
+    pub applied: Index,
+    /// The newest membership, if it changed.
+    pub configuration: Option<Configuration>,
+    /// These reads may be carried out now; each with the position it was promised.
+    pub reads_ready: Vec<(ReadId, Index)>,
+    /// Role, term or leader have changed; this is what they are now.
+    pub role_changed: Option<(Role, Term, Option<RaftId>)>,
+    /// Send these, in order.
+    pub messages: Vec<Envelope>,
+    /// Call [`Node::compact`] soon: the log is long, or a member needs a snapshot.
+    pub snapshot_wanted: bool,
+}
+
+impl<S: LogStore> Node<S> {
+    /// Makes everything durable that has happened, and says what to do.
+    ///
+    /// # Errors
+    /// The member has stopped, and the process must exit. What was not handed out was not
+    /// acknowledged to anyone.
+    pub fn drain(&mut self) -> Result<Effects, NodeError> {
+        self.settle();
+        self.drive_membership();
+        self.settle();
+        self.failure()?;
+        let mut effects = std::mem::take(&mut self.effects);
+        effects.applied = self.applied;
+        effects.reads_ready = self.reads.ready(self.applied);
+        let raft = &self.raw.raft;
+        let role = (role_of(raft.state), Term(raft.term), self.leader());
+        if role != self.role_seen {
+            self.role_seen = role;
+            effects.role_changed = Some(role);
+        }
+        let view = self.raw.store();
+        let snapshot = view.store.image().snapshot().map_or(Index(0), |s| s.index);
+        effects.snapshot_wanted = view.snapshot_wanted.get()
+            || self.applied.0 - snapshot.0 >= self.config.limits.entries_before_snapshot;
+        Ok(effects)
+    }
+
+    /// Handles everything that the library has ready. Returns whether the member still runs.
+    pub(crate) fn settle(&mut self) -> bool {
+        while !self.stopped() && self.raw.has_ready() {
+            if let Err(error) = self.settle_one() {
+                self.fail(error);
+            }
+        }
+        !self.stopped()
+    }
+
+    /// One step of the library: one durable transaction, then what follows from it.
+    fn settle_one(&mut self) -> Result<(), NodeError> {
+        let stopped = || NodeError::Stopped;
+        let mut ready = self.library(|raw| raw.ready()).ok_or_else(stopped)?;
+
+        // 1. Durable, as one transaction.
+        let mut batch = Batch::default();
+        if let Some(state) = ready.hs() {
+            self.hard_state = convert::hard_state_out(state);
+        }
+        let entries = ready.entries().iter().map(convert::entry_out).collect::<Result<_, _>>();
+        batch.entries = entries.map_err(NodeError::Library)?;
+        if !ready.snapshot().is_empty() {
+            batch.snapshot = Some(convert::snapshot_out(ready.snapshot()));
+            batch.replace_log = true;
+        }
+        let stored = self.store().image().hard_state();
+        let vote_changed =
+            (stored.term, stored.vote) != (self.hard_state.term, self.hard_state.vote);
+        // The commit position alone is not worth a sync: every leader finds it out again.
+        if vote_changed || !batch.is_empty() {
+            batch.hard_state = Some(self.hard_state);
+            self.raw.mut_store().store.write(&batch).map_err(NodeError::Store)?;
+        }
+
+        // 2. What the library said before and after it was durable.
+        for state in ready.take_read_states() {
+            if let Some(read) = convert::read_out(&state.request_ctx) {
+                self.reads.answer(read, Index(state.index));
+            }
+        }
+        let mut messages = ready.take_messages();
+        messages.append(&mut ready.take_persisted_messages());
+        let mut committed = ready.take_committed_entries();
+        // Not `advance`, which reports entries as applied that are not: the membership changes
+        // among them take effect below, one by one.
+        let mut light = self.library(|raw| raw.advance_append(ready)).ok_or_else(stopped)?;
+        if let Some(commit) = light.commit_index() {
+            self.hard_state.commit = Index(commit);
+        }
+        messages.append(&mut light.take_messages());
+        committed.append(&mut light.take_committed_entries());
+
+        // 3. A snapshot replaces everything that was to be applied before it.
+        if let Some(snapshot) = batch.snapshot {
+            self.applied = snapshot.index;
+            self.raw.mut_store().configuration_index = snapshot.index;
+            self.configuration = snapshot.configuration.clone();
+            self.effects.configuration = Some(snapshot.configuration);
+            self.effects.committed.clear();
+            self.effects.installed_snapshot = Some(InstalledSnapshot {
+                index: snapshot.index,
+                term: snapshot.term,
+                data: snapshot.data,
+            });
+        }
+
+        // 4. Messages, addressed and numbered.
+        for message in &messages {
+            self.send(message);
+        }
+
+        // 5. Committed entries.
+        for entry in committed {
+            self.apply(&entry)?;
+        }
+        let applied = self.applied.0;
+        self.library(|raw| raw.advance_apply_to(applied)).ok_or_else(stopped)
+    }
+
+    fn send(&mut self, message: &eraftpb::Message) {
+        let to = RaftId(message.to);
+        let Ok(said) = convert::message_out(message) else { return };
+        if matches!(said, Message::Snapshot { .. }) {
+            self.snapshots_sent.insert(to, self.clock);
+        }
+        let envelope = self.filter.envelope(to, said);
+        self.effects.messages.push(envelope);
+    }
+
+    fn apply(&mut self, entry: &eraftpb::Entry) -> Result<(), NodeError> {
+        self.applied = Index(entry.index);
+        match entry.get_entry_type() {
+            eraftpb::EntryType::EntryNormal => {
+                if !entry.get_data().is_empty() {
+                    self.effects.committed.push(Committed {
+                        index: Index(entry.index),
+                        term: Term(entry.term),
+                        data: entry.get_data().to_vec(),
+                    });
+                }
+                Ok(())
+            }
+            eraftpb::EntryType::EntryConfChange | eraftpb::EntryType::EntryConfChangeV2 => {
+                let change = convert::change_in(entry).map_err(NodeError::Library)?.to_library();
+                // An error means that the change does not fit the membership. Every member finds
+                // the same, and none applies it.
+                let applied =
+                    self.library(|raw| raw.apply_conf_change(&change)).ok_or(NodeError::Stopped)?;
+                if let Ok(state) = applied {
+                    self.configuration = convert::configuration_out(&state);
+                    self.effects.configuration = Some(self.configuration.clone());
+                }
+                self.raw.mut_store().configuration_index = self.applied;
+                self.step_down_if_no_voter();
+                Ok(())
+            }
+        }
+    }
+
+    /// Trap: the library lets a leader lead on that is no voter any more, and panics over it
+    /// later.
+    fn step_down_if_no_voter(&mut self) {
+        let zombie = self.raw.raft.state == StateRole::Leader
+            && !self.configuration.is_voter(self.config.id);
+        if zombie && !self.config.weaken.no_step_down {
+            self.library(|raw| {
+                let term = raw.raft.term;
+                raw.raft.become_follower(term, raft::INVALID_ID);
+            });
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Who takes part: one joint change at a time.
+//!
+//! ```text
+//!   change_membership            drive_membership, on whoever leads
+//!   old ──────────────▶ joint ───────────────────────────────────▶ new
+//!        enter applied   │  leader is in the new half: leave        leave applied
+//!                        └─ it is not: it hands over first
+//! ```
+
+use std::collections::BTreeSet;
+
+use cohort_store::{Index, LogStore, RaftId};
+use raft::StateRole;
+
+use crate::convert::{Change, Part};
+use crate::{MembershipError, Node};
+
+impl<S: LogStore> Node<S> {
+    /// Begins to change the group's members to `voters` and `standbys`; only the leader can.
+    ///
+    /// The change is joint: from its first entry on, every decision needs a majority of the old
+    /// and of the new voters, until the second entry ends it. The leader drives it to its end by
+    /// itself, also after a change of leaders; a leader that is not among `voters` hands over
+    /// first. It is done when [`Effects::configuration`](crate::Effects::configuration) shows it,
+    /// on the members that remain; a member that is removed may never hear of it.
+    ///
+    /// A new voter has to be a standby whose log has caught up.
+    ///
+    /// # Errors
+    /// When it was not begun. `Ok` does not mean that it will end: a change of leaders can undo a
+    /// change that is not yet committed.
+    pub fn change_membership(
+        &mut self,
+        voters: &BTreeSet<RaftId>,
+        standbys: &BTreeSet<RaftId>,
+    ) -> Result<(), MembershipError> {
+        if self.stopped() {
+            return Err(MembershipError::Stopped);
+        }
+        if self.raw.raft.state != StateRole::Leader {
+            return Err(MembershipError::NotLeader { leader: self.leader() });
+        }
+        self.check_possible(voters, standbys)?;
+        // Trap: a second change becomes an empty entry without an error.
+        if self.configuration.is_joint() || self.raw.raft.has_pending_conf() {
+            return Err(MembershipError::InProgress);
+        }
+        let steps = self.steps_to(voters, standbys);
+        if steps.is_empty() {
+            return Ok(());
+        }
+        for (part, id) in &steps {
+            if *part == Part::Voter {
+                self.check_caught_up(*id)?;
+            }
+        }
+        self.propose_change(&Change::Enter(steps))
+    }
+
+    fn check_possible(
+        &self,
+        voters: &BTreeSet<RaftId>,
+        standbys: &BTreeSet<RaftId>,
+    ) -> Result<(), MembershipError> {
+        let limits = &self.config.limits;
+        let problem = if voters.is_empty() {
+            "a group needs a voter"
+        } else if voters.contains(&RaftId(0)) || standbys.contains(&RaftId(0)) {
+            "0 is no member's number"
+        } else if voters.intersection(standbys).next().is_some() {
+            "a member is voter and standby at once"
+        } else if voters.len() > limits.voters_max {
+            "more voters than the limit"
+        } else if standbys.len() > limits.standbys_max {
+            "more standbys than the limit"
+        } else {
+            return Ok(());
+        };
+        Err(MembershipError::Invalid(problem))
+    }
+
+    fn check_caught_up(&self, id: RaftId) -> Result<(), MembershipError> {
+        let raft = &self.raw.raft;
+        let Some(progress) = raft.prs().get(id.0) else {
+            return Err(MembershipError::NotAStandby { id });
+        };
+        if self.is_silent(id) {
+            return Err(MembershipError::Silent { id });
+        }
+        let (matched, committed) = (Index(progress.matched), Index(raft.raft_log.committed));
+        if matched.0 + self.config.limits.promote_lag_entries_max < committed.0 || matched.0 == 0 {
+            return Err(MembershipError::Behind { id, matched, committed });
+        }
+        Ok(())
+    }
+
+    fn steps_to(
+        &self,
+        voters: &BTreeSet<RaftId>,
+        standbys: &BTreeSet<RaftId>,
+    ) -> Vec<(Part, RaftId)> {
+        let now = &self.configuration;
+        let voting = voters.difference(&now.voters).map(|id| (Part::Voter, *id));
+        let standing = standbys.difference(&now.standbys).map(|id| (Part::Standby, *id));
+        let gone = now
+            .members()
+            .into_iter()
+            .filter(|id| !voters.contains(id) && !standbys.contains(id))
+            .map(|id| (Part::Removed, id));
+        voting.chain(standing).chain(gone).collect()
+    }
+
+    fn propose_change(&mut self, change: &Change) -> Result<(), MembershipError> {
+        let library = change.to_library();
+        match self.library(|raw| raw.propose_conf_change(Vec::new(), library)) {
+            None => Err(MembershipError::Stopped),
+            Some(Err(_)) => Err(MembershipError::Busy),
+            Some(Ok(())) => Ok(()),
+        }
+    }
+
+    /// Ends the joint phase, or hands over so that another leader can.
+    pub(crate) fn drive_membership(&mut self) {
+        let leads = !self.stopped() && self.raw.raft.state == StateRole::Leader;
+        if !leads || !self.configuration.is_joint() || self.raw.raft.has_pending_conf() {
+            return;
+        }
+        let stays = self.configuration.voters.contains(&self.config.id);
+        if stays || self.config.weaken.no_step_down {
+            // Refused while leadership is being handed over; the next tick tries again.
+            let _ = self.propose_change(&Change::Leave);
+        } else if self.raw.raft.lead_transferee.is_none() {
+            // Nobody to hand over to is nothing that can be helped here: without a majority of
+            // the new voters the change cannot end either.
+            let _ = self.hand_over();
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What members say to each other: our own types, never the library's.
+
+use cohort_store::{Entry, Index, RaftId, Snapshot, Term};
+
+/// One message with its addresses.
+///
+/// `session` and `sequence` order the messages of one sender to one receiver. A message that
+/// comes late, twice, or from an older session is dropped by the receiver: reads and answers to
+/// appended entries must not overtake each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// The group's name.
+    pub group: String,
+    /// The group's incarnation.
+    pub incarnation: u64,
+    /// Who says it.
+    pub from: RaftId,
+    /// Whom it is for.
+    pub to: RaftId,
+    /// The sender's connection: its boot epoch, and how often it has connected since.
+    pub session: u64,
+    /// The message's number in the session, from 1.
+    pub sequence: u64,
+    /// What is said.
+    pub message: Message,
+}
+
+/// What is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// The leader's entries, to follow the entry at `previous`.
+    Append {
+        /// The leader's term.
+        term: Term,
+        /// The position before the first entry.
+        previous: Index,
+        /// The term of the entry there.
+        previous_term: Term,
+        /// How far the leader's log is committed.
+        commit: Index,
+        /// The entries; empty to tell the commit position.
+        entries: Vec<Entry>,
+    },
+    /// A member's answer to entries or to a snapshot.
+    AppendReply(AppendReply),
+    /// Would you vote for me?
+    PreVote(VoteRequest),
+    /// The answer to that.
+    PreVoteReply(VoteReply),
+    /// Vote for me.
+    Vote(VoteRequest),
+    /// The answer to that.
+    VoteReply(VoteReply),
+    /// The leader's whole state, for a member that is too far behind for entries.
+    Snapshot {
+        /// The leader's term.
+        term: Term,
+        /// The state.
+        snapshot: Snapshot,
+    },
+    /// The leader is there.
+    Heartbeat {
+        /// The leader's term.
+        term: Term,
+        /// How far the receiver's log is known to be committed.
+        commit: Index,
+        /// The read that this heartbeat confirms, if any.
+        read: Option<ReadContext>,
+    },
+    /// The answer to that.
+    HeartbeatReply {
+        /// The answering member's term.
+        term: Term,
+        /// How far its log is committed.
+        commit: Index,
+        /// As in the heartbeat.
+        read: Option<ReadContext>,
+    },
+    /// The leader hands over to the receiver: begin an election at once.
+    TakeOver {
+        /// The leader's term.
+        term: Term,
+    },
+    /// A member asks the leader for a position to read at.
+    ReadRequest {
+        /// The read.
+        read: ReadContext,
+    },
+    /// The leader's answer: whoever has applied up to `index` may read.
+    ReadReply {
+        /// The leader's term.
+        term: Term,
+        /// The position.
+        index: Index,
+        /// The read.
+        read: ReadContext,
+    },
+}
+
+/// A member's answer to entries or to a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppendReply {
+    /// The answering member's term.
+    pub term: Term,
+    /// The last position that matches; if rejected, the `previous` that did not.
+    pub index: Index,
+    /// How far its log is committed.
+    pub commit: Index,
+    /// If rejected: where the logs may match, and the term there.
+    pub rejected: Option<(Index, Term)>,
+}
+
+/// A request for a vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VoteRequest {
+    /// The term that the vote is for.
+    pub term: Term,
+    /// The candidate's last entry.
+    pub last: Index,
+    /// The term of that entry.
+    pub last_term: Term,
+    /// How far its log is committed.
+    pub commit: Index,
+    /// The term of that entry.
+    pub commit_term: Term,
+    /// Whether the leader itself asked for this election.
+    pub handed_over: bool,
+}
+
+/// A vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VoteReply {
+    /// The term that the vote is for; if refused, the voter's.
+    pub term: Term,
+    /// Whether it is refused.
+    pub refused: bool,
+    /// If refused: how far the voter's log is committed.
+    pub commit: Index,
+    /// The term of that entry.
+    pub commit_term: Term,
+}
+
+/// One read, never used twice (trap: a context used twice answers a stale read).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadContext {
+    /// The member that reads.
+    pub member: RaftId,
+    /// Its boot epoch.
+    pub boot_epoch: u64,
+    /// The number of the read since it was started.
+    pub counter: u64,
+}

@@ -1,0 +1,121 @@
+//! Messages survive the way there and back, and broken bytes are refused.
+
+use cohort_store::{Configuration, Entry, EntryKind, Snapshot};
+
+use crate::*;
+
+fn samples() -> Vec<Message> {
+    let (term, index) = (Term(3), Index(9));
+    let read = ReadContext { member: RaftId(2), boot_epoch: 5, counter: 77 };
+    let request = VoteRequest {
+        term,
+        last: index,
+        last_term: Term(2),
+        commit: Index(7),
+        commit_term: Term(1),
+        handed_over: true,
+    };
+    let reply = VoteReply { term, refused: true, commit: index, commit_term: Term(2) };
+    let entry = Entry { index: Index(10), term, kind: EntryKind::Data, data: b"x".to_vec() };
+    let configuration = Configuration {
+        voters: [RaftId(1), RaftId(2)].into(),
+        outgoing: [RaftId(2)].into(),
+        standbys: [RaftId(4)].into(),
+        standbys_next: [RaftId(3)].into(),
+    };
+    let append_reply = AppendReply { term, index, commit: index, rejected: None };
+    vec![
+        Message::Append {
+            term,
+            previous: index,
+            previous_term: Term(2),
+            commit: index,
+            entries: vec![entry],
+        },
+        Message::AppendReply(append_reply),
+        Message::AppendReply(AppendReply { rejected: Some((index, term)), ..append_reply }),
+        Message::PreVote(request),
+        Message::PreVoteReply(reply),
+        Message::Vote(request),
+        Message::VoteReply(reply),
+        Message::Snapshot {
+            term,
+            snapshot: Snapshot { index, term, configuration, data: vec![1, 2, 3] },
+        },
+        Message::Heartbeat { term, commit: index, read: Some(read) },
+        Message::Heartbeat { term, commit: index, read: None },
+        Message::HeartbeatReply { term, commit: index, read: Some(read) },
+        Message::TakeOver { term },
+        Message::ReadRequest { read },
+        Message::ReadReply { term, index, read },
+    ]
+}
+
+fn envelope(message: Message) -> Envelope {
+    Envelope {
+        group: "web".to_owned(),
+        incarnation: 4,
+        from: RaftId(1),
+        to: RaftId(2),
+        session: 1 << 24,
+        sequence: 12,
+        message,
+    }
+}
+
+#[test]
+fn every_message_survives() {
+    for message in samples() {
+        let sent = envelope(message);
+        assert_eq!(Envelope::decode(&sent.encode()), Ok(sent));
+    }
+}
+
+#[test]
+fn every_message_survives_the_library() {
+    for message in samples() {
+        let library = convert::message_in(RaftId(1), RaftId(2), &message).unwrap();
+        assert_eq!(convert::message_out(&library), Ok(message));
+    }
+}
+
+#[test]
+fn a_message_cut_short_or_too_long_is_refused() {
+    for message in samples() {
+        let bytes = envelope(message).encode();
+        for end in 0..bytes.len() {
+            assert!(Envelope::decode(&bytes[..end]).is_err());
+        }
+        let mut longer = bytes;
+        longer.push(0);
+        assert!(Envelope::decode(&longer).is_err());
+    }
+}
+
+#[test]
+fn unknown_versions_kinds_and_flags_are_refused() {
+    let mut bytes = envelope(Message::TakeOver { term: Term(1) }).encode();
+    bytes[0] = 2;
+    assert_eq!(Envelope::decode(&bytes), Err(EnvelopeError::Version(2)));
+    bytes[0] = 1;
+    bytes[1] = 99;
+    assert_eq!(Envelope::decode(&bytes), Err(EnvelopeError::Kind(99)));
+}
+
+#[test]
+fn entries_that_do_not_follow_each_other_never_reach_the_library() {
+    let entry =
+        |index| Entry { index: Index(index), term: Term(1), kind: EntryKind::Data, data: vec![] };
+    let append = |previous, entries| Message::Append {
+        term: Term(1),
+        previous: Index(previous),
+        previous_term: Term(1),
+        commit: Index(0),
+        entries,
+    };
+    let into = |message| convert::message_in(RaftId(1), RaftId(2), &message);
+    assert!(into(append(1, vec![entry(2), entry(3)])).is_ok());
+    assert!(into(append(1, vec![entry(3)])).is_err());
+    assert!(into(append(1, vec![entry(2), entry(4)])).is_err());
+    assert!(into(Message::TakeOver { term: Term(0) }).is_err());
+}

@@ -1,0 +1,454 @@
+//! One member: what its owner calls.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use cohort_store::{
+    Batch, Configuration, HardState, Image, Index, LogStore, RaftId, Snapshot, Term,
+};
+use raft::eraftpb::MessageType;
+use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
+
+use crate::drain::{Effects, InstalledSnapshot};
+use crate::filter::Filter;
+use crate::reads::Reads;
+use crate::storage::View;
+use crate::timeout::Timeouts;
+use crate::{
+    Config, Envelope, NodeError, PeerProgress, ProposeError, Replication, Role, Status,
+    TransferError, convert,
+};
+
+/// The position and term of the snapshot that founds a group. Members that join later have
+/// nothing before it, so that they always begin with a snapshot.
+const FOUNDING: (Index, Term) = (Index(1), Term(1));
+
+/// One member of a group, without IO of its own.
+///
+/// The owner drives it from one thread:
+///
+/// 1. [`tick`](Self::tick) every [`TICK`](crate::TICK), [`receive`](Self::receive) for every
+///    message, [`propose`](Self::propose), [`read`](Self::read) and so on for every request;
+/// 2. after one or several of them, [`drain`](Self::drain): apply what it says is committed, send
+///    its messages in order, and stop the process if it fails.
+///
+/// Messages to one peer have to leave in the order of the effects, over one connection at a time;
+/// the member numbers them, and drops what comes late or twice. `Envelope::from` must have been
+/// checked against the authenticated peer before `receive`.
+pub struct Node<S: LogStore> {
+    pub(crate) raw: RawNode<View<S>>,
+    pub(crate) config: Config,
+    pub(crate) configuration: Configuration,
+    pub(crate) filter: Filter,
+    pub(crate) reads: Reads,
+    /// Ticks since the start.
+    pub(crate) clock: u64,
+    pub(crate) timeouts: Timeouts,
+    /// When each peer was last heard of.
+    pub(crate) heard: BTreeMap<RaftId, u64>,
+    /// Snapshots on their way, and when each was sent.
+    pub(crate) snapshots_sent: BTreeMap<RaftId, u64>,
+    pub(crate) applied: Index,
+    /// The hard state as the library has it; what is stored may lag in its commit position.
+    pub(crate) hard_state: HardState,
+    pub(crate) effects: Effects,
+    pub(crate) role_seen: (Role, Term, Option<RaftId>),
+    failure: Failure,
+}
+
+/// How a member stops.
+#[derive(Debug)]
+enum Failure {
+    None,
+    /// To be told at the next drain.
+    New(NodeError),
+    Told,
+}
+
+impl<S: LogStore> Node<S> {
+    /// Founds a group: writes its first membership and state to the store of one founder.
+    ///
+    /// Several founders must be given the same `voters` and `state`. In production there is one
+    /// founder, and the others join: [`open`](Self::open) on an empty store, then
+    /// [`change_membership`](Self::change_membership) on the leader.
+    ///
+    /// # Errors
+    /// [`NodeError::NotEmpty`] when the store has been used; [`NodeError::Store`].
+    pub fn bootstrap(
+        store: &mut S,
+        config: &Config,
+        voters: impl IntoIterator<Item = RaftId>,
+        state: Vec<u8>,
+    ) -> Result<(), NodeError> {
+        if let Some(problem) = config.problem() {
+            return Err(NodeError::Config(problem));
+        }
+        let configuration = Configuration::of(voters, []);
+        if configuration.voters.is_empty() {
+            return Err(NodeError::Config("a group needs a voter"));
+        }
+        if *store.image() != Image::default() {
+            return Err(NodeError::NotEmpty);
+        }
+        let (index, term) = FOUNDING;
+        let batch = Batch {
+            snapshot: Some(Snapshot { index, term, configuration, data: state }),
+            replace_log: true,
+            hard_state: Some(HardState { term, vote: None, commit: index }),
+            ..Batch::default()
+        };
+        store.write(&batch).map_err(NodeError::Store)
+    }
+
+    /// Starts a member from its store; an empty store makes a member that waits to be added.
+    ///
+    /// The first [`drain`](Self::drain) hands out the stored snapshot and the entries after it
+    /// that are known to be committed: the owner builds its state from them and keeps none of its
+    /// own.
+    ///
+    /// # Errors
+    /// [`NodeError::Config`], or [`NodeError::Library`] when the stored state cannot be.
+    pub fn open(store: S, config: Config) -> Result<Self, NodeError> {
+        if let Some(problem) = config.problem() {
+            return Err(NodeError::Config(problem));
+        }
+        let image = store.image();
+        let hard_state = image.hard_state();
+        let snapshot = image.snapshot().cloned();
+        let applied = snapshot.as_ref().map_or(Index(0), |s| s.index);
+        let configuration = snapshot.as_ref().map(|s| s.configuration.clone()).unwrap_or_default();
+        let view = View {
+            store,
+            configuration_index: applied,
+            snapshot_wanted: std::cell::Cell::new(false),
+        };
+        let library = library_config(&config, applied);
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = catch_unwind(AssertUnwindSafe(|| RawNode::new(&library, view, &logger)))
+            .map_err(|panic| NodeError::Library(panic_text(panic.as_ref())))?
+            .map_err(|error| NodeError::Library(error.to_string()))?;
+        let mut effects = Effects::default();
+        if let Some(snapshot) = snapshot {
+            effects.configuration = Some(configuration.clone());
+            let Snapshot { index, term, data, .. } = snapshot;
+            effects.installed_snapshot = Some(InstalledSnapshot { index, term, data });
+        }
+        let seed = config.seed ^ config.boot_epoch.rotate_left(32) ^ config.id.0.rotate_left(16);
+        let mut node = Node {
+            raw,
+            configuration,
+            filter: Filter::new(&config),
+            reads: Reads::new(&config),
+            clock: 0,
+            timeouts: Timeouts::new(seed, config.election_ticks_min, config.election_ticks_max),
+            heard: BTreeMap::new(),
+            snapshots_sent: BTreeMap::new(),
+            applied,
+            hard_state,
+            effects,
+            role_seen: (Role::Follower, hard_state.term, None),
+            failure: Failure::None,
+            config,
+        };
+        node.timeouts.set(&mut node.raw);
+        Ok(node)
+    }
+
+    /// One [`TICK`](crate::TICK) has passed.
+    pub fn tick(&mut self) {
+        if self.stopped() {
+            return;
+        }
+        // What is committed is applied, and what was appended is durable, before a tick can begin
+        // an election. (Trap: an election reads all unapplied entries.)
+        if self.raw.raft.state != StateRole::Leader && !self.settle() {
+            return;
+        }
+        self.clock += 1;
+        let raft = &self.raw.raft;
+        let elapsed = raft.election_elapsed + 1;
+        let follower = raft.state != StateRole::Leader;
+        let fired = follower && elapsed >= raft.randomized_election_timeout();
+        self.library(|raw| raw.tick());
+        if fired {
+            self.timeouts.election_began();
+            self.library(|_| ());
+        }
+        self.reads.tick(self.clock);
+        self.expire_snapshots();
+        self.drive_membership();
+    }
+
+    /// A message has come. Strangers' messages, late ones and malformed ones are dropped and
+    /// counted.
+    pub fn receive(&mut self, envelope: &Envelope) {
+        if self.stopped() || !self.filter.accept(envelope) {
+            return;
+        }
+        let Ok(message) = convert::message_in(envelope.from, envelope.to, &envelope.message) else {
+            self.filter.dropped.malformed += 1;
+            return;
+        };
+        self.heard.insert(envelope.from, self.clock);
+        match message.get_msg_type() {
+            // The library would pass it on under the asking member's name; whoever asks the wrong
+            // member asks again.
+            MessageType::MsgReadIndex if self.raw.raft.state != StateRole::Leader => return,
+            // It begins an election at once, which wants a settled log, as a tick does.
+            MessageType::MsgTimeoutNow if !self.settle() => return,
+            _ => {}
+        }
+        // An error says that the message was of no use, never that something broke.
+        self.library(|raw| {
+            let _ = raw.step(message);
+        });
+    }
+
+    /// Proposes a command; only the leader can. Accepted is not committed: it is when the entry
+    /// with this index *and this term* shows up in [`Effects::committed`]. If another entry shows
+    /// up at the index, it was lost. If the member stops leading before either, the outcome is
+    /// unknown; commands carry an id of their own, so that trying again is safe.
+    ///
+    /// # Errors
+    /// When the command was certainly not taken.
+    pub fn propose(&mut self, data: Vec<u8>) -> Result<(Index, Term), ProposeError> {
+        if self.stopped() {
+            return Err(ProposeError::Stopped);
+        }
+        if self.raw.raft.state != StateRole::Leader {
+            return Err(ProposeError::NotLeader { leader: self.leader() });
+        }
+        let limit = self.config.limits.command_bytes_max;
+        match data.len() {
+            0 => return Err(ProposeError::Empty),
+            bytes if bytes > limit => return Err(ProposeError::TooLarge { bytes, limit }),
+            _ => {}
+        }
+        match self.library(|raw| raw.propose(Vec::new(), data)) {
+            None => Err(ProposeError::Stopped),
+            Some(Err(_)) => Err(ProposeError::Busy),
+            Some(Ok(())) => {
+                let raft = &self.raw.raft;
+                Ok((Index(raft.raft_log.last_index()), Term(raft.term)))
+            }
+        }
+    }
+
+    /// Hands leadership over to `to`. It is done when [`status`](Self::status) names `to` as the
+    /// leader; it is given up after the shortest election timeout. Until then proposals are
+    /// refused as busy.
+    ///
+    /// # Errors
+    /// When it was not begun.
+    pub fn transfer_leadership(&mut self, to: RaftId) -> Result<(), TransferError> {
+        if self.stopped() {
+            return Err(TransferError::Stopped);
+        }
+        if self.raw.raft.state != StateRole::Leader {
+            return Err(TransferError::NotLeader { leader: self.leader() });
+        }
+        if to == self.config.id {
+            return Err(TransferError::AlreadyLeader(to));
+        }
+        if !self.configuration.voters.contains(&to) {
+            return Err(TransferError::NotAVoter(to));
+        }
+        if self.is_silent(to) {
+            return Err(TransferError::Silent(to));
+        }
+        self.library(|raw| raw.transfer_leader(to.0)).ok_or(TransferError::Stopped)
+    }
+
+    /// A connection to `peer` was made. Messages that are still under way on an older one are
+    /// void from here on.
+    pub fn connected(&mut self, peer: RaftId) {
+        self.filter.connected(peer);
+    }
+
+    /// A message to `peer` could not be sent, or its connection broke.
+    pub fn report_unreachable(&mut self, peer: RaftId) {
+        self.library(|raw| raw.report_unreachable(peer.0));
+        self.report_snapshot(peer, false);
+    }
+
+    /// A snapshot to `peer` was handed to its connection as a whole, or was not. Calling it is
+    /// optional: without it the snapshot counts as lost when the peer breaks off, or after
+    /// [`Limits::snapshot_ticks_max`](crate::Limits::snapshot_ticks_max).
+    pub fn report_snapshot(&mut self, peer: RaftId, sent: bool) {
+        // Trap: a snapshot without a final report stops replication to the peer for good.
+        if self.config.weaken.no_snapshot_report || self.snapshots_sent.remove(&peer).is_none() {
+            return;
+        }
+        let status = if sent { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.library(|raw| raw.report_snapshot(peer.0, status));
+    }
+
+    fn expire_snapshots(&mut self) {
+        let limit = self.config.limits.snapshot_ticks_max;
+        let late: Vec<RaftId> = self
+            .snapshots_sent
+            .iter()
+            .filter(|(_, sent)| self.clock - **sent >= limit)
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in late {
+            self.report_snapshot(peer, false);
+        }
+    }
+
+    /// Who leads, as far as this member knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<RaftId> {
+        match self.raw.raft.leader_id {
+            raft::INVALID_ID => None,
+            id => Some(RaftId(id)),
+        }
+    }
+
+    /// This member's number.
+    #[must_use]
+    pub fn id(&self) -> RaftId {
+        self.config.id
+    }
+
+    /// What is stored.
+    #[must_use]
+    pub fn store(&self) -> &S {
+        &self.raw.store().store
+    }
+
+    /// Everything that can be seen of the member.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let raft = &self.raw.raft;
+        let image = self.store().image();
+        let leads = raft.state == StateRole::Leader;
+        let peers = raft.prs().iter().filter(|_| leads).map(|(id, progress)| {
+            let id = RaftId(*id);
+            let own = id == self.config.id;
+            let progress = PeerProgress {
+                matched: Index(progress.matched),
+                recent_active: own || progress.recent_active,
+                silent_ticks: if own { Some(0) } else { self.silent_ticks(id) },
+                replication: match progress.state {
+                    raft::ProgressState::Probe => Replication::Probing,
+                    raft::ProgressState::Replicate => Replication::Streaming,
+                    raft::ProgressState::Snapshot => Replication::Snapshot,
+                },
+            };
+            (id, progress)
+        });
+        Status {
+            id: self.config.id,
+            role: role_of(raft.state),
+            term: Term(raft.term),
+            leader: self.leader(),
+            commit: Index(raft.raft_log.committed),
+            applied: self.applied,
+            log: (image.first_index(), image.last_index()),
+            log_bytes: image.entries_bytes(),
+            snapshot: image.snapshot().map(|s| s.index),
+            configuration: self.configuration.clone(),
+            configuration_index: self.raw.store().configuration_index,
+            change_pending: leads && (raft.has_pending_conf() || self.configuration.is_joint()),
+            ready: leads && raft.commit_to_current_term(),
+            transfer: raft.lead_transferee.map(RaftId),
+            peers: peers.collect(),
+            dropped: self.filter.dropped,
+        }
+    }
+
+    fn silent_ticks(&self, peer: RaftId) -> Option<u64> {
+        self.heard.get(&peer).map(|heard| self.clock - heard)
+    }
+
+    /// Whether a peer has not been heard of for the shortest election timeout.
+    pub(crate) fn is_silent(&self, peer: RaftId) -> bool {
+        let limit = u64::from(self.config.election_ticks_min);
+        self.silent_ticks(peer).is_none_or(|ticks| ticks >= limit)
+    }
+
+    pub(crate) fn stopped(&self) -> bool {
+        !matches!(self.failure, Failure::None)
+    }
+
+    /// Stops the member; the first reason is the one that is told.
+    pub(crate) fn fail(&mut self, error: NodeError) {
+        if !self.stopped() {
+            self.failure = Failure::New(error);
+        }
+    }
+
+    /// Why the member stopped, the first time this is asked.
+    pub(crate) fn failure(&mut self) -> Result<(), NodeError> {
+        match std::mem::replace(&mut self.failure, Failure::Told) {
+            Failure::None => {
+                self.failure = Failure::None;
+                Ok(())
+            }
+            Failure::New(error) => Err(error),
+            Failure::Told => Err(NodeError::Stopped),
+        }
+    }
+
+    /// Calls into the library. It panics on states that cannot be, such as those that a lying disk
+    /// makes; the member stops then, and nothing of it is used any more.
+    pub(crate) fn library<T>(
+        &mut self,
+        call: impl FnOnce(&mut RawNode<View<S>>) -> T,
+    ) -> Option<T> {
+        if self.stopped() {
+            return None;
+        }
+        match catch_unwind(AssertUnwindSafe(|| call(&mut self.raw))) {
+            Ok(value) => {
+                self.timeouts.set(&mut self.raw);
+                Some(value)
+            }
+            Err(panic) => {
+                self.fail(NodeError::Library(panic_text(panic.as_ref())));
+                None
+            }
+        }
+    }
+}
+
+pub(crate) fn role_of(state: StateRole) -> Role {
+    match state {
+        StateRole::Follower => Role::Follower,
+        StateRole::PreCandidate => Role::PreCandidate,
+        StateRole::Candidate => Role::Candidate,
+        StateRole::Leader => Role::Leader,
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
+fn library_config(config: &Config, applied: Index) -> raft::Config {
+    let limits = &config.limits;
+    raft::Config {
+        id: config.id.0,
+        election_tick: config.election_ticks_min as usize,
+        min_election_tick: config.election_ticks_min as usize,
+        max_election_tick: config.election_ticks_max as usize,
+        heartbeat_tick: config.heartbeat_ticks as usize,
+        applied: applied.0,
+        max_size_per_msg: limits.append_bytes_max,
+        max_inflight_msgs: limits.appends_in_flight_max,
+        check_quorum: true,
+        pre_vote: true,
+        // Trap: lease-based reads are stale when clocks drift.
+        read_only_option: if config.weaken.lease_reads {
+            ReadOnlyOption::LeaseBased
+        } else {
+            ReadOnlyOption::Safe
+        },
+        max_uncommitted_size: limits.uncommitted_bytes_max as u64,
+        max_committed_size_per_ready: limits.apply_bytes_max,
+        ..raft::Config::default()
+    }
+}

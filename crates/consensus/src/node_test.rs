@@ -1,0 +1,238 @@
+//! One member and a few: elections, commands, reads, restarts, refusals.
+
+use cohort_store::{Batch, HardState, Image, MemoryStore, RaftId, StoreError};
+
+use crate::testing::{Group, ids};
+use crate::*;
+
+#[test]
+fn three_members_elect_a_leader_and_agree() {
+    let mut group = Group::of(&[1, 2, 3]);
+    for text in ["a", "b", "c"] {
+        group.propose(text);
+    }
+    group.ticks(3);
+    for id in 1..=3 {
+        assert_eq!(group.texts(id), ["a", "b", "c"], "member {id}");
+    }
+}
+
+#[test]
+fn only_the_leader_takes_commands_and_others_name_it() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader();
+    let other = (1..=3).find(|id| *id != leader).unwrap();
+    let refused = group.node(other).propose(b"x".to_vec());
+    assert_eq!(refused, Err(ProposeError::NotLeader { leader: Some(RaftId(leader)) }));
+    assert_eq!(group.node(leader).propose(Vec::new()), Err(ProposeError::Empty));
+    let limit = group.node(leader).config.limits.command_bytes_max;
+    let refused = group.node(leader).propose(vec![0; limit + 1]);
+    assert_eq!(refused, Err(ProposeError::TooLarge { bytes: limit + 1, limit }));
+}
+
+#[test]
+fn a_leader_that_commits_nothing_becomes_busy() {
+    let mut group = Group::tuned(&[1, 2, 3], |config| {
+        config.limits.uncommitted_bytes_max = 2000;
+        config.limits.append_bytes_max = 1000;
+    });
+    let leader = group.leader();
+    group.cut_off.insert(RaftId(leader));
+    let node = group.node(leader);
+    let results: Vec<_> = (0..3).map(|_| node.propose(vec![1; 900])).collect();
+    assert!(results[..2].iter().all(Result::is_ok));
+    assert_eq!(results[2], Err(ProposeError::Busy));
+}
+
+#[test]
+fn a_restarted_member_replays_what_it_knew() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.propose("a");
+    group.propose("b");
+    group.ticks(3);
+    let leader = group.leader();
+    let status = group.node(leader).status();
+    group.node(leader).compact(status.applied, b"a b".to_vec()).unwrap();
+    group.propose("c");
+    let store = group.node(leader).store().clone();
+    let config = group.config(RaftId(leader), 2);
+    group.open(store, config);
+    assert_eq!(group.states[&RaftId(leader)], b"a b");
+    group.leader();
+    group.ticks(3);
+    assert_eq!(group.texts(leader), ["c"]);
+}
+
+#[test]
+fn every_member_answers_reads_that_see_what_was_acknowledged() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.propose("a");
+    let leader = group.leader();
+    let committed = group.node(leader).status().commit;
+    for id in 1..=3 {
+        let read = group.node(id).read().unwrap();
+        group.settle();
+        let ready = &group.reads[&RaftId(id)];
+        assert_eq!(ready.iter().filter(|(found, _)| *found == read).count(), 1);
+        assert!(ready[0].1 >= committed);
+        assert_eq!(group.texts(id), ["a"], "applied before the read is ready");
+    }
+}
+
+#[test]
+fn a_leader_without_its_majority_answers_no_read() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader();
+    group.cut_off.insert(RaftId(leader));
+    group.node(leader).read().unwrap();
+    group.ticks(5);
+    assert!(group.reads[&RaftId(leader)].is_empty());
+    group.ticks(20);
+    assert!(!group.node(leader).status().is_leader(), "it has noticed");
+    assert_eq!(group.node(leader).read(), Err(ReadError::NoLeader));
+}
+
+#[test]
+fn leadership_is_handed_over_without_an_election_timeout() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.propose("a");
+    let leader = group.leader();
+    let mut handover = Handover::begin(group.node(leader), 40);
+    group.settle();
+    assert_eq!(handover.poll(group.node(leader)), &Handover::Done);
+    let next = group.leader();
+    assert_ne!(next, leader);
+    group.propose("b");
+    group.ticks(2);
+    assert_eq!(group.texts(leader), ["a", "b"]);
+}
+
+#[test]
+fn a_group_of_one_has_nobody_to_hand_over_to() {
+    let mut group = Group::of(&[1]);
+    group.leader();
+    let handover = Handover::begin(group.node(1), 40);
+    assert_eq!(handover, Handover::GaveUp { reason: TransferError::NobodyElse });
+}
+
+#[test]
+fn transfer_is_refused_to_those_who_cannot_lead() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader();
+    let refused = group.node(leader).transfer_leadership(RaftId(9));
+    assert_eq!(refused, Err(TransferError::NotAVoter(RaftId(9))));
+    let other = (1..=3).find(|id| *id != leader).unwrap();
+    group.cut_off.insert(RaftId(other));
+    group.ticks(10);
+    let refused = group.node(leader).transfer_leadership(RaftId(other));
+    assert_eq!(refused, Err(TransferError::Silent(RaftId(other))));
+}
+
+#[test]
+fn strangers_and_late_messages_are_dropped_and_counted() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.leader();
+    group.nodes.values_mut().for_each(Node::tick);
+    group.nodes.values_mut().for_each(Node::tick);
+    let leader = group.leader();
+    let effects = group.drain(RaftId(leader));
+    let mut envelope = effects.messages[0].clone();
+    let to = envelope.to.0;
+    let before = group.node(to).status().dropped;
+    group.node(to).receive(&envelope);
+    group.node(to).receive(&envelope);
+    assert_eq!(group.node(to).status().dropped.late, before.late + 1);
+    envelope.incarnation += 1;
+    group.node(to).receive(&envelope);
+    assert_eq!(group.node(to).status().dropped.strangers, before.strangers + 1);
+}
+
+#[test]
+fn a_group_is_founded_only_once() {
+    let config = Config::new("test", 7, RaftId(1));
+    let mut store = MemoryStore::new();
+    Node::bootstrap(&mut store, &config, ids(&[1]), Vec::new()).unwrap();
+    let again = Node::bootstrap(&mut store, &config, ids(&[1]), Vec::new());
+    assert!(matches!(again, Err(NodeError::NotEmpty)));
+}
+
+#[test]
+fn equal_seeds_give_equal_behaviour() {
+    let run = || {
+        let mut group = Group::of(&[1, 2, 3]);
+        let mut log = Vec::new();
+        for round in 0..6 {
+            let leader = group.leader();
+            log.push((round, leader, group.node(leader).status().term));
+            group.cut_off = ids(&[leader]);
+            group.ticks(25);
+            group.cut_off.clear();
+            group.ticks(5);
+        }
+        log
+    };
+    let first = run();
+    for _ in 0..5 {
+        assert_eq!(run(), first);
+    }
+}
+
+/// A store whose writes fail from some point on.
+struct Failing(MemoryStore, usize);
+
+impl LogStore for Failing {
+    fn image(&self) -> &Image {
+        self.0.image()
+    }
+
+    fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        match self.1.checked_sub(1) {
+            Some(left) => {
+                self.1 = left;
+                self.0.write(batch)
+            }
+            None => Err(StoreError::Poisoned { path: "test".into() }),
+        }
+    }
+}
+
+#[test]
+fn a_failed_write_stops_the_member_and_nothing_leaves_it() {
+    let config = Config::new("test", 7, RaftId(1));
+    let mut store = Failing(MemoryStore::new(), 1);
+    Node::bootstrap(&mut store, &config, ids(&[1, 2]), Vec::new()).unwrap();
+    let mut node = Node::open(store, config).unwrap();
+    node.drain().unwrap();
+    let mut messages = Vec::new();
+    let error = loop {
+        node.tick();
+        match node.drain() {
+            Ok(effects) => messages.extend(effects.messages),
+            Err(error) => break error,
+        }
+        let votes = messages.iter().filter_map(|e| match e.message {
+            Message::PreVote(request) => Some((e.to, request.term)),
+            _ => None,
+        });
+        if let Some((from, term)) = votes.last() {
+            let reply = VoteReply { term, refused: false, commit: Index(0), commit_term: Term(0) };
+            node.receive(&Envelope {
+                group: "test".into(),
+                incarnation: 7,
+                from,
+                to: RaftId(1),
+                session: 1,
+                sequence: 1,
+                message: Message::PreVoteReply(reply),
+            });
+        }
+    };
+    assert!(matches!(error, NodeError::Store(_)));
+    assert!(!messages.iter().any(|e| matches!(e.message, Message::Vote(_))));
+    assert!(matches!(node.drain(), Err(NodeError::Stopped)));
+    assert_eq!(node.propose(b"x".to_vec()), Err(ProposeError::Stopped));
+    assert_eq!(
+        node.store().image().hard_state(),
+        HardState { term: Term(1), vote: None, commit: Index(1) }
+    );
+}

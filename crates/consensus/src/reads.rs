@@ -1,0 +1,105 @@
+//! Linearizable reads.
+
+use std::collections::BTreeMap;
+
+use cohort_store::{Index, LogStore, RaftId};
+use raft::StateRole;
+
+use crate::{Config, Node, ReadContext, ReadError, convert};
+
+/// One read of this process; answered once or never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadId(pub u64);
+
+/// Election timeouts after which an unanswered read is forgotten: its caller has long given up.
+const FORGET_AFTER_ELECTIONS: u64 = 4;
+
+/// The reads that wait for an answer, or for the answer to be applied.
+#[derive(Debug)]
+pub(crate) struct Reads {
+    member: RaftId,
+    boot_epoch: u64,
+    counter: u64,
+    forget_after_ticks: u64,
+    pending_max: usize,
+    /// Asked, by counter: the tick when it was asked.
+    asked: BTreeMap<u64, u64>,
+    /// Answered, and waiting until that much is applied.
+    answered: Vec<(ReadId, Index)>,
+}
+
+impl Reads {
+    pub(crate) fn new(config: &Config) -> Self {
+        Reads {
+            member: config.id,
+            boot_epoch: config.boot_epoch,
+            counter: 0,
+            forget_after_ticks: FORGET_AFTER_ELECTIONS * u64::from(config.election_ticks_max),
+            pending_max: config.limits.reads_pending_max,
+            asked: BTreeMap::new(),
+            answered: Vec::new(),
+        }
+    }
+
+    fn begin(&mut self, clock: u64) -> Option<ReadContext> {
+        if self.asked.len() >= self.pending_max {
+            return None;
+        }
+        self.counter += 1;
+        self.asked.insert(self.counter, clock);
+        Some(ReadContext {
+            member: self.member,
+            boot_epoch: self.boot_epoch,
+            counter: self.counter,
+        })
+    }
+
+    /// The library answers. Answers to reads of another process of this member are not ours.
+    pub(crate) fn answer(&mut self, read: ReadContext, index: Index) {
+        let ours = read.member == self.member && read.boot_epoch == self.boot_epoch;
+        if ours && self.asked.remove(&read.counter).is_some() {
+            self.answered.push((ReadId(read.counter), index));
+        }
+    }
+
+    /// The reads that may be carried out now that `applied` is.
+    pub(crate) fn ready(&mut self, applied: Index) -> Vec<(ReadId, Index)> {
+        let (ready, wait) = self.answered.drain(..).partition(|(_, index)| *index <= applied);
+        self.answered = wait;
+        ready
+    }
+
+    pub(crate) fn tick(&mut self, clock: u64) {
+        let forget = self.forget_after_ticks;
+        self.asked.retain(|_, asked| *asked + forget >= clock);
+    }
+}
+
+impl<S: LogStore> Node<S> {
+    /// Begins a linearizable read, on any member.
+    ///
+    /// When the id shows up in [`Effects::reads_ready`](crate::Effects::reads_ready), the state
+    /// after applying what the same effects carry is at least as new as everything that was
+    /// acknowledged before this call. It may never show up (no leader, a lost message): the caller
+    /// waits with a deadline, and asks again by calling this again. An id is never used twice.
+    ///
+    /// # Errors
+    /// When it is known at once that there will be no answer.
+    pub fn read(&mut self) -> Result<ReadId, ReadError> {
+        if self.stopped() {
+            return Err(ReadError::Stopped);
+        }
+        // Trap: the library drops such reads without a word.
+        let raft = &self.raw.raft;
+        if raft.state == StateRole::Leader {
+            if !raft.commit_to_current_term() {
+                return Err(ReadError::NotReady);
+            }
+        } else if raft.leader_id == raft::INVALID_ID {
+            return Err(ReadError::NoLeader);
+        }
+        let context = self.reads.begin(self.clock).ok_or(ReadError::Busy)?;
+        self.library(|raw| raw.read_index(convert::read_in(context))).ok_or(ReadError::Stopped)?;
+        Ok(ReadId(context.counter))
+    }
+}
