@@ -77,18 +77,26 @@ impl UnitHashes {
     /// # Errors
     /// When its length is wrong or its hashes do not merge into the root.
     pub fn parse(bytes: &[u8], manifest: &Manifest) -> Result<Self, UnitError> {
-        let count = manifest.unit_count();
-        let expected = u64::from(count) * HASH_BYTES as u64;
-        if bytes.len() as u64 != expected {
+        Self::parse_for(bytes, &manifest.root, manifest.length)
+    }
+
+    /// Reads a file of unit hashes and verifies it against a root and a length in bytes (at least
+    /// 1) that are trusted already, such as those in the group's log.
+    ///
+    /// # Errors
+    /// When its length is wrong or its hashes do not merge into the root.
+    pub fn parse_for(bytes: &[u8], root: &Digest, length: u64) -> Result<Self, UnitError> {
+        let expected = length.div_ceil(u64::from(UNIT_BYTES)) * HASH_BYTES as u64;
+        if bytes.is_empty() || bytes.len() as u64 != expected || length > ARTIFACT_BYTES_MAX {
             return Err(UnitError::HashesLength { expected, found: bytes.len() as u64 });
         }
         let (values, rest) = bytes.as_chunks::<HASH_BYTES>();
         assert!(rest.is_empty(), "the length was checked to be a multiple of a hash");
         let values = values.to_vec();
-        if root_of(&values) != hash_of(&manifest.root) {
-            return Err(UnitError::HashesWrong { root: manifest.root.clone() });
+        if root_of(&values) != hash_of(root) {
+            return Err(UnitError::HashesWrong { root: root.clone() });
         }
-        Ok(Self { length: manifest.length, root: manifest.root.clone(), values })
+        Ok(Self { length, root: root.clone(), values })
     }
 
     /// The file's content.
