@@ -1,0 +1,217 @@
+//! What a report changes.
+
+use crate::command::{Event, Rejection};
+use crate::ids::{AppId, ClockMs};
+use crate::orders::Purpose;
+use crate::phase::Phase;
+use crate::report::{Blame, Outcome, REPORT_TEXT_BYTES_MAX, Report, Step};
+use crate::state::{ActivationStage, App, Debt, FAILURES_KEPT_MAX, Failure, HOLDS_MAX, State};
+use crate::transitions::counts;
+
+impl State {
+    /// Takes in what a server says it did. A report that was seen before, or that is about an
+    /// older plan, is ignored: saying it again is always safe.
+    pub(crate) fn report(
+        &mut self,
+        report: &Report,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Rejection> {
+        if let Outcome::Failed { reason, output, .. } = &report.outcome
+            && reason.len() + output.len() > 2 * REPORT_TEXT_BYTES_MAX
+        {
+            let what = "bytes of text in a report".into();
+            return Err(Rejection::Limit { what, max: 2 * REPORT_TEXT_BYTES_MAX as u64 });
+        }
+        let ignored =
+            Event::ReportIgnored { server: report.server.clone(), sequence: report.sequence };
+        let Some(server) = self.servers.get_mut(&report.server) else {
+            return Err(Rejection::NoServer { server: report.server.clone() });
+        };
+        let known = (server.boot_epoch, server.sequence);
+        if (report.boot_epoch, report.sequence) <= known {
+            events.push(ignored);
+            return Ok(());
+        }
+        server.boot_epoch = report.boot_epoch;
+        server.sequence = report.sequence;
+        let clock = self.clock;
+        let Some(app) = self.apps.get_mut(&report.app) else {
+            events.push(ignored);
+            return Ok(());
+        };
+        if !take(&report.app, app, report, clock, events) {
+            events.push(ignored);
+        }
+        Ok(())
+    }
+}
+
+/// Changes the app; false when the report is about something that is over.
+fn take(
+    app_id: &AppId,
+    app: &mut App,
+    report: &Report,
+    clock: ClockMs,
+    events: &mut Vec<Event>,
+) -> bool {
+    let good = app.last_good.clone();
+    let going_to = app.phase.forward().map(|rollout| rollout.release.clone());
+    let Some(server) = app.servers.get_mut(&report.server) else { return false };
+    let in_flight = server.activation.as_ref().is_some_and(|a| a.in_flight());
+    let same = server.activation.as_ref().is_some_and(|a| a.fence == report.fence);
+    match &report.outcome {
+        Outcome::Found { release, in_service } => {
+            if !in_flight {
+                let known = server.running == *release;
+                server.running.clone_from(release);
+                server.in_service = *in_service;
+                let fits = *release == good || (release.is_some() && *release == going_to);
+                let settled = matches!(app.phase, Phase::Held { in_place: Some(_), .. });
+                if !known && !fits && !settled && good.is_some() && server.debt.is_none() {
+                    let reason = match release {
+                        Some(release) => format!("was found running {}", release.version),
+                        None => "was found running nothing".into(),
+                    };
+                    server.debt = Some(Debt { since: clock, reason, tries: 0 });
+                }
+            }
+            true
+        }
+        Outcome::Holds { artifact } => {
+            if !server.has(artifact) {
+                server.holds.push(artifact.clone());
+                if server.holds.len() > HOLDS_MAX {
+                    server.holds.remove(0);
+                }
+                progress(app, clock);
+            }
+            true
+        }
+        Outcome::Health { in_service, reason } => {
+            if !in_flight {
+                server.in_service = *in_service && server.running.is_some();
+                server.health = if *in_service { String::new() } else { reason.clone() };
+            }
+            true
+        }
+        Outcome::Applied | Outcome::Checked if same && in_flight => {
+            let activation = server.activation.as_mut().expect("`same` says so");
+            let stage = match (&report.outcome, &activation.stage) {
+                (Outcome::Applied, ActivationStage::Granted) => {
+                    ActivationStage::Applied { at: clock }
+                }
+                (Outcome::Checked, ActivationStage::Granted | ActivationStage::Applied { .. }) => {
+                    ActivationStage::Checked { at: clock }
+                }
+                _ => return true,
+            };
+            activation.stage = stage;
+            server.running.clone_from(&activation.release);
+            server.in_service = false;
+            server.health = "being changed".into();
+            progress(app, clock);
+            true
+        }
+        Outcome::InService if same => {
+            let activation = server.activation.take().expect("`same` says so");
+            server.running = activation.release;
+            server.in_service = server.running.is_some();
+            server.health = String::new();
+            if server.running == good || (going_to.is_some() && server.running == going_to) {
+                server.debt = None;
+            }
+            progress(app, clock);
+            events.push(Event::ServerDone { app: app_id.clone(), server: report.server.clone() });
+            true
+        }
+        Outcome::Failed { blame, step, reason, output } if same && in_flight => {
+            let activation = server.activation.as_mut().expect("`same` says so");
+            activation.stage = ActivationStage::Failed {
+                at: clock,
+                step: *step,
+                blame: *blame,
+                reason: reason.clone(),
+            };
+            let purpose = activation.purpose;
+            if *step >= Step::Stop {
+                server.running.clone_from(&activation.release);
+            }
+            if *step >= Step::Drain {
+                server.in_service = false;
+                server.health = format!("{} failed", step.name());
+            }
+            let failure = Failure {
+                server: report.server.clone(),
+                blame: *blame,
+                step: *step,
+                reason: reason.clone(),
+                output: output.clone(),
+                at: clock,
+            };
+            failed(app, failure, purpose, clock);
+            events.push(Event::ServerFailed {
+                app: app_id.clone(),
+                server: report.server.clone(),
+                reason: reason.clone(),
+            });
+            true
+        }
+        Outcome::Undone { release, reason } if same => {
+            let activation = server.activation.as_mut().expect("`same` says so");
+            activation.stage = ActivationStage::Undone { at: clock, reason: reason.clone() };
+            let purpose = activation.purpose;
+            server.running.clone_from(release);
+            server.in_service = release.is_some();
+            server.health = String::new();
+            let failure = Failure {
+                server: report.server.clone(),
+                blame: Blame::Release,
+                step: Step::Undo,
+                reason: reason.clone(),
+                output: String::new(),
+                at: clock,
+            };
+            failed(app, failure, purpose, clock);
+            events.push(Event::ServerFailed {
+                app: app_id.clone(),
+                server: report.server.clone(),
+                reason: reason.clone(),
+            });
+            true
+        }
+        Outcome::Applied
+        | Outcome::Checked
+        | Outcome::InService
+        | Outcome::Failed { .. }
+        | Outcome::Undone { .. } => false,
+    }
+}
+
+/// Counts a failure against its budget; the server owes, and the rollout goes on without it for as
+/// long as the budgets bear it.
+fn failed(app: &mut App, failure: Failure, purpose: Purpose, clock: ClockMs) {
+    let server_id = failure.server.clone();
+    if let Some(server) = app.servers.get_mut(&server_id)
+        && server.debt.is_none()
+    {
+        server.debt = Some(Debt { since: clock, reason: failure.reason.clone(), tries: 0 });
+    }
+    let Some(rollout) = app.phase.rollout_mut() else { return };
+    rollout.lost.insert(server_id);
+    rollout.progress = clock;
+    if counts(purpose) {
+        match failure.blame {
+            Blame::Release => rollout.release_failures += 1,
+            Blame::Surroundings => rollout.surroundings_failures += 1,
+        }
+    }
+    if rollout.failures.len() < FAILURES_KEPT_MAX {
+        rollout.failures.push(failure);
+    }
+}
+
+fn progress(app: &mut App, clock: ClockMs) {
+    if let Some(rollout) = app.phase.rollout_mut() {
+        rollout.progress = clock;
+    }
+}
