@@ -1,0 +1,433 @@
+//! Messages of Raft over one ordered connection: length, version, payload.
+//!
+//! ```text
+//! u32 big-endian: length of what follows | u8: version (1) | payload
+//! ```
+//! The first frame of the one who dials is a [`Hello`], the first of the one who answers a
+//! [`Welcome`]. Each connection has a number; for a pair of servers only the highest counts, so that
+//! a message delayed on an older connection can never follow one from a newer.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use cohort_core::ids::{GroupId, Incarnation, ServerId};
+use cohort_identity::{Peer, Role};
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::http::{CallError, Client, Target};
+use crate::limits::{
+    FRAME_BATCH_BYTES, FRAME_BYTES_MAX, FRAME_QUEUE_BYTES_MAX, FRAME_QUEUE_MAX, HELLO_BYTES_MAX,
+    HELLO_TIMEOUT,
+};
+
+#[cfg(test)]
+#[path = "frame_test.rs"]
+mod frame_test;
+
+/// The version of frames.
+const VERSION: u8 = 1;
+
+/// Who dials whom, for which group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// The group.
+    pub group: GroupId,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+    /// Who dials; must be the name in their certificate.
+    pub from: ServerId,
+    /// Who is meant.
+    pub to: ServerId,
+    /// The number of this connection; see [`connection_number`].
+    pub connection: u64,
+}
+
+/// The answer to a [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "lowercase")]
+pub enum Welcome {
+    /// Go on.
+    Welcome,
+    /// No, and why.
+    Refused {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// A connection's number: rises with every boot of the agent that dials (its boot epoch), and
+/// within a boot with every connection.
+#[must_use]
+pub fn connection_number(boot_epoch: u64, count: u32) -> u64 {
+    (boot_epoch << 32) | u64::from(count)
+}
+
+/// The newest connection of every server, as its receiver knows them.
+#[derive(Debug, Default)]
+pub struct Connections {
+    newest: Mutex<HashMap<ServerId, (u64, CancellationToken)>>,
+}
+
+impl Connections {
+    /// Makes this connection the newest of its server and closes the one before; refuses it when it
+    /// is older.
+    fn supersede(&self, hello: &Hello, closing: CancellationToken) -> Result<(), String> {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((number, older)) = newest.get(&hello.from) {
+            if hello.connection <= *number {
+                return Err(format!(
+                    "connection {} of {} came after connection {number}",
+                    hello.connection, hello.from
+                ));
+            }
+            older.cancel();
+        }
+        newest.insert(hello.from.clone(), (hello.connection, closing));
+        Ok(())
+    }
+}
+
+/// A connection on which both sides said hello.
+#[derive(Debug)]
+pub struct FramedConnection<S> {
+    /// What was said.
+    pub hello: Hello,
+    /// For sending; a task writes what it is given.
+    pub sender: FrameSender,
+    /// For receiving.
+    pub receiver: FrameReceiver<S>,
+}
+
+impl FramedConnection<crate::tls::ClientStream> {
+    /// Dials, says hello, and waits for the welcome. `target` must be the agent `hello.to` with
+    /// [`cohort_identity::Alpn::Raft`].
+    ///
+    /// # Errors
+    /// When there is no connection, or it is refused.
+    pub async fn connect(
+        client: &Client,
+        target: &Target,
+        hello: Hello,
+    ) -> Result<Self, FrameError> {
+        let stream = client.open(target).await.map_err(|error| FrameError::Dial(Box::new(error)))?;
+        Self::dial_over(stream, hello).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + 'static> FramedConnection<S> {
+    /// Says hello over a stream and waits for the welcome.
+    ///
+    /// # Errors
+    /// When the stream breaks, or the other side refuses.
+    pub async fn dial_over(stream: S, hello: Hello) -> Result<Self, FrameError> {
+        let (read, mut write) = tokio::io::split(stream);
+        let mut frames = FramedRead::new(read, codec(HELLO_BYTES_MAX));
+        let welcome = timeout(HELLO_TIMEOUT, async {
+            write_greeting(&mut write, &hello).await?;
+            read_greeting::<Welcome, _>(&mut frames).await
+        })
+        .await
+        .map_err(|_| FrameError::HelloTimedOut)??;
+        match welcome {
+            Welcome::Welcome => Ok(Self::start(hello, frames, write, CancellationToken::new())),
+            Welcome::Refused { reason } => Err(FrameError::Refused { reason }),
+        }
+    }
+
+    /// Reads the hello of a stream from `peer`, and welcomes it when it is for this server and
+    /// group, honest about its sender, and newer than what is known.
+    ///
+    /// # Errors
+    /// When any of that is not so (the other side is told), or the stream breaks.
+    pub async fn accept(
+        stream: S,
+        peer: &Peer,
+        me: &ServerId,
+        group: &GroupId,
+        incarnation: Incarnation,
+        connections: &Connections,
+    ) -> Result<Self, FrameError> {
+        let (read, mut write) = tokio::io::split(stream);
+        let mut frames = FramedRead::new(read, codec(HELLO_BYTES_MAX));
+        let closing = CancellationToken::new();
+        let greeting = async {
+            let hello: Hello = read_greeting(&mut frames).await?;
+            let verdict = judge(&hello, peer, me, group, incarnation)
+                .and_then(|()| connections.supersede(&hello, closing.clone()));
+            let welcome = match &verdict {
+                Ok(()) => Welcome::Welcome,
+                Err(reason) => Welcome::Refused { reason: reason.clone() },
+            };
+            write_greeting(&mut write, &welcome).await?;
+            verdict.map(|()| hello).map_err(|reason| FrameError::Refused { reason })
+        };
+        let hello = timeout(HELLO_TIMEOUT, greeting).await.map_err(|_| FrameError::HelloTimedOut)??;
+        Ok(Self::start(hello, frames, write, closing))
+    }
+
+    fn start(
+        hello: Hello,
+        frames: FramedRead<ReadHalf<S>, LengthDelimitedCodec>,
+        write: tokio::io::WriteHalf<S>,
+        closing: CancellationToken,
+    ) -> Self {
+        // Bytes that came behind the greeting stay in the buffer.
+        let frames = frames.map_decoder(|_| codec(FRAME_BYTES_MAX));
+        let (queue, waiting) = mpsc::channel(FRAME_QUEUE_MAX);
+        tokio::spawn(write_frames(write, waiting, closing.clone()));
+        let sender = FrameSender {
+            queue,
+            room: Arc::new(Semaphore::new(FRAME_QUEUE_BYTES_MAX)),
+            closing: closing.clone(),
+        };
+        let receiver = FrameReceiver { frames, closing: closing.clone(), _close: closing.drop_guard() };
+        Self { hello, sender, receiver }
+    }
+}
+
+/// The sending side; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct FrameSender {
+    queue: mpsc::Sender<(Bytes, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+    closing: CancellationToken,
+}
+
+impl FrameSender {
+    /// Queues a message, or refuses it when the queue is full: Raft sends again what matters, and a
+    /// queue that drops its *oldest* would reorder what an observer sees as one stream.
+    ///
+    /// # Errors
+    /// [`FrameError::QueueFull`], [`FrameError::TooLarge`], or [`FrameError::Closed`].
+    pub fn try_send(&self, payload: Bytes) -> Result<(), FrameError> {
+        if payload.len() + 1 > FRAME_BYTES_MAX {
+            return Err(FrameError::TooLarge { bytes: payload.len() });
+        }
+        if self.closing.is_cancelled() {
+            return Err(FrameError::Closed);
+        }
+        // Never 0, so that even empty messages are bounded by the queue's length alone.
+        let size = u32::try_from(payload.len() + 1).expect("the largest frame is far below 4 GiB");
+        let room = Arc::clone(&self.room)
+            .try_acquire_many_owned(size)
+            .map_err(|_| FrameError::QueueFull)?;
+        self.queue.try_send((payload, room)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => FrameError::QueueFull,
+            mpsc::error::TrySendError::Closed(_) => FrameError::Closed,
+        })
+    }
+
+    /// Closes the connection, both ways.
+    pub fn close(&self) {
+        self.closing.cancel();
+    }
+
+    /// Waits until the connection is closed, by whomever.
+    pub async fn closed(&self) {
+        self.closing.cancelled().await;
+    }
+}
+
+/// The receiving side. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct FrameReceiver<S> {
+    frames: FramedRead<ReadHalf<S>, LengthDelimitedCodec>,
+    closing: CancellationToken,
+    _close: DropGuard,
+}
+
+impl<S: AsyncRead + AsyncWrite> FrameReceiver<S> {
+    /// The next message; `None` when the connection was closed, by either side or by a newer
+    /// connection. Cancel-safe.
+    ///
+    /// # Errors
+    /// When a frame is too large, of another version, or cut.
+    pub async fn recv(&mut self) -> Result<Option<Bytes>, FrameError> {
+        let next = tokio::select! {
+            biased;
+            () = self.closing.cancelled() => return Ok(None),
+            next = self.frames.next() => next,
+        };
+        match next {
+            None => Ok(None),
+            Some(Ok(frame)) => payload_of(frame).map(Some),
+            Some(Err(error)) => Err(read_error(error)),
+        }
+    }
+}
+
+async fn write_frames<W: AsyncWrite + Unpin>(
+    mut write: W,
+    mut waiting: mpsc::Receiver<(Bytes, OwnedSemaphorePermit)>,
+    closing: CancellationToken,
+) {
+    let work = async {
+        let mut batch = BytesMut::new();
+        while let Some((payload, room)) = waiting.recv().await {
+            let mut rooms = vec![room];
+            put_frame(&mut batch, &payload);
+            while batch.len() < FRAME_BATCH_BYTES
+                && let Ok((payload, room)) = waiting.try_recv()
+            {
+                put_frame(&mut batch, &payload);
+                rooms.push(room);
+            }
+            // A peer that does not read is cut off by the kernel (`TCP_USER_TIMEOUT_MS`).
+            write.write_all(&batch).await?;
+            write.flush().await?;
+            batch.clear();
+            drop(rooms);
+        }
+        Ok::<(), io::Error>(())
+    };
+    let ended = tokio::select! {
+        () = closing.cancelled() => Ok(()),
+        ended = work => ended,
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "framed connection broke while sending");
+    }
+    closing.cancel();
+    // So that the other side reads an end, not an error; it may be gone.
+    let _ = timeout(std::time::Duration::from_secs(1), write.shutdown()).await;
+}
+
+fn put_frame(batch: &mut BytesMut, payload: &[u8]) {
+    let length = u32::try_from(payload.len() + 1).expect("the largest frame is far below 4 GiB");
+    batch.reserve(payload.len() + 5);
+    batch.put_u32(length);
+    batch.put_u8(VERSION);
+    batch.put_slice(payload);
+}
+
+fn codec(bytes_max: usize) -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder()
+        .length_field_type::<u32>()
+        .big_endian()
+        .max_frame_length(bytes_max)
+        .new_codec()
+}
+
+fn payload_of(mut frame: BytesMut) -> Result<Bytes, FrameError> {
+    match frame.first() {
+        None => Err(FrameError::Empty),
+        Some(&VERSION) => Ok(frame.split_off(1).freeze()),
+        Some(&version) => Err(FrameError::Version { version }),
+    }
+}
+
+fn read_error(error: io::Error) -> FrameError {
+    let too_large = error.get_ref().is_some_and(|inner| {
+        inner.is::<tokio_util::codec::LengthDelimitedCodecError>()
+    });
+    if too_large { FrameError::FrameTooLarge } else { FrameError::Broken(error) }
+}
+
+async fn write_greeting<W: AsyncWrite + Unpin>(
+    write: &mut W,
+    greeting: &impl Serialize,
+) -> Result<(), FrameError> {
+    let text = serde_json::to_vec(greeting).expect("names and numbers always become JSON");
+    let mut batch = BytesMut::new();
+    put_frame(&mut batch, &text);
+    write.write_all(&batch).await.map_err(FrameError::Broken)?;
+    write.flush().await.map_err(FrameError::Broken)
+}
+
+async fn read_greeting<T, R>(
+    frames: &mut FramedRead<R, LengthDelimitedCodec>,
+) -> Result<T, FrameError>
+where
+    T: for<'de> Deserialize<'de>,
+    R: AsyncRead + Unpin,
+{
+    let frame = match frames.next().await {
+        None => return Err(FrameError::Closed),
+        Some(frame) => frame.map_err(read_error)?,
+    };
+    let payload = payload_of(frame)?;
+    serde_json::from_slice(&payload)
+        .map_err(|error| FrameError::Greeting { reason: error.to_string() })
+}
+
+fn judge(
+    hello: &Hello,
+    peer: &Peer,
+    me: &ServerId,
+    group: &GroupId,
+    incarnation: Incarnation,
+) -> Result<(), String> {
+    if peer.role != Role::Agent || peer.name.as_str() != hello.from.as_str() {
+        return Err(format!("the certificate says {peer}, the hello says {}", hello.from));
+    }
+    if hello.to != *me {
+        return Err(format!("this is {me}, the hello is for {}", hello.to));
+    }
+    if hello.group != *group || hello.incarnation != incarnation {
+        return Err(format!(
+            "this is group {group} in incarnation {incarnation}, the hello is for {} in {}",
+            hello.group, hello.incarnation
+        ));
+    }
+    Ok(())
+}
+
+/// What can go wrong with a framed connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// No connection.
+    #[error("framed connection cannot be made")]
+    Dial(#[source] Box<CallError>),
+    /// The hello was refused, here or there.
+    #[error("framed connection refused: {reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// No hello in time.
+    #[error("framed connection's greeting took longer than {} ms", HELLO_TIMEOUT.as_millis())]
+    HelloTimedOut,
+    /// Not a greeting.
+    #[error("framed connection's greeting cannot be read: {reason}")]
+    Greeting {
+        /// Why.
+        reason: String,
+    },
+    /// A message of ours that is too large.
+    #[error("message is {bytes} bytes, a frame holds at most {FRAME_BYTES_MAX}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// A frame of theirs that is too large.
+    #[error("frame announces more than {FRAME_BYTES_MAX} bytes (a greeting {HELLO_BYTES_MAX})")]
+    FrameTooLarge,
+    /// A frame of a version that is not known here.
+    #[error("frame is of version {version}, this program knows version {VERSION}")]
+    Version {
+        /// The version it says.
+        version: u8,
+    },
+    /// A frame without even a version.
+    #[error("frame is empty")]
+    Empty,
+    /// Too much waits to be sent; the message was not taken.
+    #[error("framed connection's queue is full")]
+    QueueFull,
+    /// It is closed.
+    #[error("framed connection is closed")]
+    Closed,
+    /// It broke.
+    #[error("framed connection broke")]
+    Broken(#[source] io::Error),
+}

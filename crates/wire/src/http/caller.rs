@@ -1,0 +1,95 @@
+//! Who asks, and whether their role may: for handlers.
+
+use axum::Router;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use cohort_identity::{Peer, Role};
+use http::StatusCode;
+use http::request::Parts;
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+
+/// The verified peer that asks. As an extractor it answers 401 when the client showed no
+/// certificate, which happens only on a server with optional client certificates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller(pub Peer);
+
+impl Caller {
+    /// Refuses callers of other roles.
+    ///
+    /// # Errors
+    /// 403 when the caller's role is not among `roles`.
+    pub fn require(&self, roles: &[Role]) -> Result<&Peer, ApiError> {
+        allow(&self.0, roles)?;
+        Ok(&self.0)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        parts.extensions.get::<Peer>().cloned().map(Caller).ok_or_else(ApiError::unauthenticated)
+    }
+}
+
+/// Lets only callers of some roles through to the routes of `router`: others get 403 (or 401
+/// without a certificate). Call it on the routes alone, before a fallback is added.
+pub fn require_role<S: Clone + Send + Sync + 'static>(
+    router: Router<S>,
+    roles: &'static [Role],
+) -> Router<S> {
+    router.route_layer(middleware::from_fn(move |request: Request, next: Next| async move {
+        let allowed = match request.extensions().get::<Peer>() {
+            Some(peer) => allow(peer, roles),
+            None => Err(ApiError::unauthenticated()),
+        };
+        match allowed {
+            Ok(()) => next.run(request).await,
+            Err(error) => error.into_response(),
+        }
+    }))
+}
+
+fn allow(peer: &Peer, roles: &[Role]) -> Result<(), ApiError> {
+    if roles.contains(&peer.role) {
+        return Ok(());
+    }
+    let names: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
+    let names = names.join(" or ");
+    Err(ApiError::forbidden(format!("{peer} may not do this: it takes the role {names}"))
+        .hint(format!("use a certificate with the role {names}")))
+}
+
+/// A JSON body, or an [`ApiError`] that says what is wrong with it.
+#[derive(Debug, Clone)]
+pub struct ApiJson<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        match axum::Json::<T>::from_request(request, state).await {
+            Ok(axum::Json(value)) => Ok(Self(value)),
+            Err(rejection) => Err(explain(&rejection)),
+        }
+    }
+}
+
+impl<T: serde::Serialize> IntoResponse for ApiJson<T> {
+    fn into_response(self) -> Response {
+        axum::Json(self.0).into_response()
+    }
+}
+
+fn explain(rejection: &JsonRejection) -> ApiError {
+    let status = rejection.status();
+    let kind = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => "too_large",
+        _ => "bad_request",
+    };
+    ApiError::new(status, kind, rejection.body_text())
+}

@@ -1,0 +1,534 @@
+//! Calling a peer: one request, one answer, a deadline, a limit.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use cohort_identity::{Alpn, Peer};
+use futures_util::{Stream, StreamExt};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Body, Frame, Incoming};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::connect::{Connector, Credentials, refused};
+use super::error::{ApiError, CallError};
+use super::pool::{Connection, Pool, SentBody};
+use crate::limits::{
+    CALL_DEADLINE, CHUNK_TIMEOUT, CLIENT_CONNECTIONS_MAX, ERROR_BYTES_MAX, HEADER_BYTES_MAX,
+    HEADERS_MAX, RESPONSE_BYTES_MAX,
+};
+use crate::tls::{ClientStream, IdentitySlot};
+
+/// Whom to call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// Where: `host:port`.
+    pub address: String,
+    /// Who must be there, by certificate.
+    pub peer: Peer,
+    /// What to speak.
+    pub alpn: Alpn,
+}
+
+/// One request, as data.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The method.
+    pub method: Method,
+    /// Path and query, beginning with `/`.
+    pub path: String,
+    /// The body.
+    pub body: Option<Bytes>,
+    /// What the body is.
+    pub content_type: &'static str,
+    /// Further headers.
+    pub headers: HeaderMap,
+    /// How long it may take: [`Client::call`] counts the whole answer, [`Client::stream`] and
+    /// [`Client::upload`] only until the answer begins.
+    pub deadline: Duration,
+    /// How much of an answer's body is read.
+    pub response_bytes_max: u64,
+    /// Whether doing it twice is harmless, so that it may be sent again when a kept connection
+    /// turns out to be dead.
+    pub idempotent: bool,
+}
+
+impl Call {
+    /// A request without a body. GET, HEAD, PUT and DELETE count as idempotent.
+    #[must_use]
+    pub fn new(method: Method, path: impl Into<String>) -> Self {
+        let idempotent = method.is_idempotent();
+        Self {
+            method,
+            path: path.into(),
+            body: None,
+            content_type: "application/octet-stream",
+            headers: HeaderMap::new(),
+            deadline: CALL_DEADLINE,
+            response_bytes_max: RESPONSE_BYTES_MAX,
+            idempotent,
+        }
+    }
+
+    /// A GET.
+    #[must_use]
+    pub fn get(path: impl Into<String>) -> Self {
+        Self::new(Method::GET, path)
+    }
+
+    /// A POST of JSON.
+    #[must_use]
+    pub fn post(path: impl Into<String>, body: &impl Serialize) -> Self {
+        Self::new(Method::POST, path).json(body)
+    }
+
+    /// A PUT of JSON.
+    #[must_use]
+    pub fn put(path: impl Into<String>, body: &impl Serialize) -> Self {
+        Self::new(Method::PUT, path).json(body)
+    }
+
+    /// With a JSON body.
+    ///
+    /// # Panics
+    /// When the value cannot be JSON (a map with keys that are not text): a mistake in the type.
+    #[must_use]
+    pub fn json(mut self, body: &impl Serialize) -> Self {
+        let bytes = serde_json::to_vec(body).expect("messages are types that can be JSON");
+        self.body = Some(bytes.into());
+        self.content_type = "application/json";
+        self
+    }
+
+    /// With a body of bytes.
+    #[must_use]
+    pub fn bytes(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = Some(body.into());
+        self
+    }
+
+    /// With a header.
+    #[must_use]
+    pub fn header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// With another deadline.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// With another limit of the answer's size, in bytes.
+    #[must_use]
+    pub fn response_bytes_max(mut self, bytes: u64) -> Self {
+        self.response_bytes_max = bytes;
+        self
+    }
+
+    /// Says that doing it twice is harmless.
+    #[must_use]
+    pub fn idempotent(mut self) -> Self {
+        self.idempotent = true;
+        self
+    }
+}
+
+/// A good answer (2xx), read to its end.
+#[derive(Debug, Clone)]
+pub struct Response {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// Calls peers over mutual TLS. Cheap to clone; clones share the kept connections.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    connector: Connector,
+    pool: Pool,
+    open: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client with an identity.
+    #[must_use]
+    pub fn new(identity: Arc<IdentitySlot>) -> Self {
+        Self::with(Credentials::Identity(identity))
+    }
+
+    /// A client that is still joining: it accepts any hub of the authority with this fingerprint
+    /// (from a join token), whatever the target's name says, and speaks [`Alpn::Hub`] only.
+    #[must_use]
+    pub fn joining(fingerprint: &str) -> Self {
+        Self::with(Credentials::Fingerprint(fingerprint.to_owned()))
+    }
+
+    fn with(credentials: Credentials) -> Self {
+        let inner = Inner {
+            connector: Connector::new(credentials),
+            pool: Pool::default(),
+            open: Arc::new(Semaphore::new(CLIENT_CONNECTIONS_MAX)),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Closes the connections that are kept, for instance after the identity was replaced.
+    pub fn forget_connections(&self) {
+        self.inner.pool.clear();
+    }
+
+    /// Makes a call and reads the answer to its end.
+    ///
+    /// # Errors
+    /// [`CallError::Answered`] for every status but 2xx; the others say how it failed.
+    pub async fn call(&self, target: &Target, call: Call) -> Result<Response, CallError> {
+        let deadline = call.deadline;
+        let sent = AtomicBool::new(false);
+        let work = async {
+            let mut stream = self.begin(target, call, None, &sent).await?;
+            let body = stream.read_all().await?;
+            Ok(Response { status: stream.status, headers: stream.headers, body })
+        };
+        timeout(deadline, work)
+            .await
+            .unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
+    }
+
+    /// Makes a call and reads the answer as JSON.
+    ///
+    /// # Errors
+    /// As [`Client::call`], and [`CallError::Malformed`] when the answer is not what is expected.
+    pub async fn call_json<T: DeserializeOwned>(
+        &self,
+        target: &Target,
+        call: Call,
+    ) -> Result<T, CallError> {
+        let response = self.call(target, call).await?;
+        serde_json::from_slice(&response.body).map_err(|error| CallError::Malformed {
+            address: target.address.clone(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// Makes a call whose answer is read piece by piece.
+    ///
+    /// # Errors
+    /// As [`Client::call`], as far as the answer's headers.
+    pub async fn stream(&self, target: &Target, call: Call) -> Result<BodyStream, CallError> {
+        let deadline = call.deadline;
+        let sent = AtomicBool::new(false);
+        timeout(deadline, self.begin(target, call, None, &sent))
+            .await
+            .unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
+    }
+
+    /// Makes a call whose body is a stream, such as a large file. `length` is its length in bytes,
+    /// when known. Never sent twice.
+    ///
+    /// # Errors
+    /// As [`Client::call`]. The deadline counts the whole upload.
+    pub async fn upload<S>(
+        &self,
+        target: &Target,
+        call: Call,
+        length: Option<u64>,
+        body: S,
+    ) -> Result<Response, CallError>
+    where
+        S: Stream<Item = io::Result<Bytes>> + Send + 'static,
+    {
+        let deadline = call.deadline;
+        let sent = AtomicBool::new(false);
+        let body = StreamBody::new(body.map(|chunk| chunk.map(Frame::data))).boxed_unsync();
+        let mut call = call;
+        if let Some(length) = length {
+            call.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        let work = async {
+            let mut stream = self.begin(target, call, Some(body), &sent).await?;
+            let body = stream.read_all().await?;
+            Ok(Response { status: stream.status, headers: stream.headers, body })
+        };
+        timeout(deadline, work)
+            .await
+            .unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
+    }
+
+    /// Opens a connection for another protocol than HTTP ([`crate::frame`]).
+    ///
+    /// # Errors
+    /// Says how it failed.
+    pub async fn open(&self, target: &Target) -> Result<ClientStream, CallError> {
+        self.inner.connector.connect(target).await
+    }
+
+    async fn begin(
+        &self,
+        target: &Target,
+        call: Call,
+        upload: Option<SentBody>,
+        sent: &AtomicBool,
+    ) -> Result<BodyStream, CallError> {
+        let is_upload = upload.is_some();
+        let mut request = build(target, &call, upload)?;
+        // An upload can be sent once only, so it gets a connection that is surely alive.
+        let kept = if is_upload { None } else { self.inner.pool.take(target) };
+        if let Some(mut connection) = kept {
+            sent.store(true, Ordering::Relaxed);
+            match connection.sender.try_send_request(request).await {
+                Ok(response) => return self.answered(target, &call, connection, response).await,
+                Err(mut failed) => {
+                    // Either it never left, or nothing came back and twice is harmless.
+                    request = match failed.take_message() {
+                        Some(unsent) => unsent,
+                        None if call.idempotent && is_stale(failed.error()) => {
+                            build(target, &call, None)?
+                        }
+                        None => return Err(broken(target, failed.error())),
+                    };
+                    sent.store(false, Ordering::Relaxed);
+                }
+            }
+        }
+        let mut connection = self.connect(target).await?;
+        sent.store(true, Ordering::Relaxed);
+        let response =
+            connection.sender.send_request(request).await.map_err(|error| broken(target, &error))?;
+        self.answered(target, &call, connection, response).await
+    }
+
+    async fn connect(&self, target: &Target) -> Result<Connection, CallError> {
+        let permit = Arc::clone(&self.inner.open).acquire_owned().await.map_err(|_| {
+            let reason = "the client is closed".to_owned();
+            CallError::Request { address: target.address.clone(), reason }
+        })?;
+        let stream = self.inner.connector.connect(target).await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(HEADERS_MAX)
+            .max_header_size(HEADER_BYTES_MAX)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| broken(target, &error))?;
+        let driver = tokio::spawn(async move {
+            // What went wrong is told to the call that was waiting, if there was one.
+            let _ = connection.await;
+        });
+        Ok(Connection { sender, _driver: AbortOnDropHandle::new(driver), _permit: permit })
+    }
+
+    async fn answered(
+        &self,
+        target: &Target,
+        call: &Call,
+        connection: Connection,
+        response: http::Response<Incoming>,
+    ) -> Result<BodyStream, CallError> {
+        let (head, body) = response.into_parts();
+        let good = head.status.is_success();
+        let bytes_max = if good { call.response_bytes_max } else { ERROR_BYTES_MAX };
+        let mut stream = BodyStream {
+            status: head.status,
+            headers: head.headers,
+            target: target.clone(),
+            body,
+            connection: Some(connection),
+            inner: Arc::clone(&self.inner),
+            bytes_left: bytes_max,
+            bytes_max,
+        };
+        if good {
+            return Ok(stream);
+        }
+        // An error that is too long to read is still that error.
+        let body = stream.read_all().await.unwrap_or_default();
+        Err(CallError::Answered {
+            address: target.address.clone(),
+            answer: Box::new(ApiError::from_answer(head.status, &body)),
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.inner.pool.len()
+    }
+}
+
+/// A good answer whose body is read piece by piece. Dropped before its end, it closes its
+/// connection; read to its end, the connection is kept for the next call.
+pub struct BodyStream {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    target: Target,
+    body: Incoming,
+    connection: Option<Connection>,
+    inner: Arc<Inner>,
+    bytes_left: u64,
+    bytes_max: u64,
+}
+
+impl std::fmt::Debug for BodyStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BodyStream").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+impl BodyStream {
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// When the body pauses for too long, is larger than the call allows, or the connection breaks.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, CallError> {
+        loop {
+            let frame = timeout(CHUNK_TIMEOUT, self.body.frame()).await.map_err(|_| {
+                CallError::TimedOut {
+                    address: self.target.address.clone(),
+                    doing: "sending the answer's body",
+                    after: CHUNK_TIMEOUT,
+                    sent: true,
+                }
+            })?;
+            let Some(frame) = frame else {
+                if let Some(connection) = self.connection.take() {
+                    self.keep(connection).await;
+                }
+                return Ok(None);
+            };
+            let frame = frame.map_err(|error| CallError::Broken {
+                address: self.target.address.clone(),
+                doing: "sending the answer's body",
+                reason: error.to_string(),
+            })?;
+            // Trailers are not used here.
+            let Ok(data) = frame.into_data() else { continue };
+            self.bytes_left = match self.bytes_left.checked_sub(data.len() as u64) {
+                Some(left) => left,
+                None => return Err(self.too_large()),
+            };
+            return Ok(Some(data));
+        }
+    }
+
+    /// The length that the answer announces, in bytes.
+    #[must_use]
+    pub fn length(&self) -> Option<u64> {
+        self.body.size_hint().exact()
+    }
+
+    async fn read_all(&mut self) -> Result<Bytes, CallError> {
+        if self.body.size_hint().lower() > self.bytes_max {
+            return Err(self.too_large());
+        }
+        let mut all = BytesMut::new();
+        while let Some(data) = self.chunk().await? {
+            all.extend_from_slice(&data);
+        }
+        Ok(all.freeze())
+    }
+
+    /// The driver needs a turn to notice that the answer is complete; without it the next call
+    /// would find a connection that is not ready and make a new one.
+    async fn keep(&self, mut connection: Connection) {
+        let ready = timeout(Duration::from_millis(100), connection.sender.ready()).await;
+        if matches!(ready, Ok(Ok(()))) {
+            self.inner.pool.put(&self.target, connection);
+        }
+    }
+
+    fn too_large(&self) -> CallError {
+        CallError::TooLarge { address: self.target.address.clone(), bytes_max: self.bytes_max }
+    }
+}
+
+fn build(
+    target: &Target,
+    call: &Call,
+    upload: Option<SentBody>,
+) -> Result<Request<SentBody>, CallError> {
+    let unmade = |reason: String| CallError::Request { address: target.address.clone(), reason };
+    let uri: Uri = call.path.parse().map_err(|error| unmade(format!("bad path: {error}")))?;
+    if !call.path.starts_with('/') {
+        return Err(unmade(format!("path `{}` does not begin with `/`", call.path)));
+    }
+    let body = upload.unwrap_or_else(|| {
+        let bytes = call.body.clone().unwrap_or_default();
+        Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+    });
+    let mut request = Request::new(body);
+    *request.method_mut() = call.method.clone();
+    *request.uri_mut() = uri;
+    *request.headers_mut() = call.headers.clone();
+    let host = HeaderValue::from_str(&target.peer.dns_name())
+        .map_err(|error| unmade(error.to_string()))?;
+    request.headers_mut().insert(header::HOST, host);
+    if call.body.is_some() || !request.body().is_end_stream() {
+        let content_type = HeaderValue::from_static(call.content_type);
+        request.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    }
+    Ok(request)
+}
+
+/// Whether a kept connection was closed by the other side before anything of an answer came.
+fn is_stale(error: &hyper::Error) -> bool {
+    let reset = |error: &hyper::Error| {
+        let cause = std::error::Error::source(error);
+        cause.and_then(|cause| cause.downcast_ref::<io::Error>()).is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::NotConnected
+            )
+        })
+    };
+    error.is_canceled() || error.is_closed() || error.is_incomplete_message() || reset(error)
+}
+
+fn broken(target: &Target, error: &hyper::Error) -> CallError {
+    if let Some(identity) = refused(target, error) {
+        return identity;
+    }
+    let address = target.address.clone();
+    if error.is_parse() {
+        return CallError::Malformed { address, reason: error.to_string() };
+    }
+    let reason = match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    };
+    CallError::Broken { address, doing: "waiting for the answer", reason }
+}
+
+fn too_late(target: &Target, after: Duration, sent: &AtomicBool) -> CallError {
+    let sent = sent.load(Ordering::Relaxed);
+    let doing = if sent { "waiting for the answer" } else { "connecting" };
+    CallError::TimedOut { address: target.address.clone(), doing, after, sent }
+}

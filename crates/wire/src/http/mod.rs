@@ -1,0 +1,21 @@
+//! HTTP/1.1 over mutual TLS: [`Client`], [`serve`], and the errors that both sides share.
+
+mod body;
+mod caller;
+mod client;
+mod connect;
+mod error;
+mod pool;
+mod server;
+
+#[cfg(test)]
+mod client_test;
+#[cfg(test)]
+mod server_test;
+#[cfg(test)]
+mod testing;
+
+pub use caller::{ApiJson, Caller, require_role};
+pub use client::{BodyStream, Call, Client, Response, Target};
+pub use error::{ApiError, CallError};
+pub use server::{Handler, RawHandler, serve, serve_plain};
