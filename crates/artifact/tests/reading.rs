@@ -1,0 +1,403 @@
+//! Reading a repository over HTTP, and every attack that a mirror can try.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::fs;
+use std::io::Read as _;
+
+use cohort_artifact::{
+    Keys, Lifetimes, Mirror, Repository, Role, TrustErrorKind, TrustedRepository, blob_path,
+};
+use common::{Answer, Fixture, Server, app, bytes_below, folder, intel, stable, version};
+
+#[tokio::test]
+async fn a_release_arrives_over_http_and_outlives_its_mirrors() {
+    let fixture = Fixture::new().await;
+    let server = Server::start(fixture.repository.dir());
+    let reader = fixture.reader("store", vec![server.mirror.clone()]).await;
+    let offer = reader.latest(&app(), &stable(), &intel()).await.unwrap();
+    assert_eq!((offer.version.as_str(), offer.serial), ("1.0.0", 1));
+    let units = reader.unit_hashes(&offer.manifest).await.unwrap();
+    let path = fixture.repository.dir().join(blob_path(&offer.manifest.root));
+    let blob = fs::read(path).unwrap();
+    assert_eq!(units.count(), 5, "300 kB");
+    assert!(units.verified_units(&mut blob.as_slice()).unwrap().into_iter().all(|right| right));
+    let release = offer.manifest.release();
+    assert_eq!(release.manifest, *offer.manifest.digest());
+
+    // A round without news asks for nothing but a newer root and the timestamp.
+    server.take_log();
+    let refreshed = reader.refresh().await.unwrap();
+    assert!(!refreshed.changed);
+    assert_eq!(server.take_log(), ["metadata/2.root.json", "metadata/timestamp.json"]);
+
+    // The mirror dies and the agent restarts: what it runs is verified again from its own disk.
+    drop(server);
+    let before = bytes_below(&fixture.path("store"));
+    let reader = fixture.reader("store", vec!["http://127.0.0.1:9/".parse().unwrap()]).await;
+    let manifest = reader.manifest(&app(), &version("1.0.0"), &intel()).await.unwrap();
+    assert_eq!(manifest, offer.manifest);
+    assert!(reader.offer(&app(), &stable(), &intel()).await.is_ok(), "still fresh");
+    let error = fixture.latest(&reader).await.unwrap_err();
+    assert!(error.is_unreachable(), "{error}");
+    assert_eq!(bytes_below(&fixture.path("store")), before);
+}
+
+#[tokio::test]
+async fn a_stranger_s_repository_is_refused() {
+    let (ours, strange) = (Fixture::new().await, Fixture::new().await);
+    strange.publish("6.6.6").await;
+    let reader = ours.reader("store", vec![folder(strange.repository.dir())]).await;
+    let wrong = Err(TrustErrorKind::WrongSignature { role: Role::Timestamp });
+    assert_eq!(ours.latest(&reader).await, wrong);
+    assert!(bytes_below(&ours.path("store")).is_empty());
+
+    // Also when it comes after the right one, and when it brings a root of its own.
+    let mirror = ours.copy("mirror");
+    let reader = ours.reader("store", vec![folder(&mirror)]).await;
+    assert_eq!(ours.latest(&reader).await, Ok("1.0.0".to_owned()));
+    let before = bytes_below(&ours.path("store"));
+    fs::remove_dir_all(&mirror).unwrap();
+    common::copy_folder(strange.repository.dir(), &mirror);
+    assert_eq!(ours.latest(&reader).await, wrong);
+    fs::copy(mirror.join("metadata/1.root.json"), mirror.join("metadata/2.root.json")).unwrap();
+    let wrong = Err(TrustErrorKind::WrongSignature { role: Role::Root });
+    assert_eq!(ours.latest(&reader).await, wrong);
+    assert_eq!(bytes_below(&ours.path("store")), before);
+    let refusal = &reader.refusals()[&mirror.display().to_string()];
+    assert_eq!(Err(refusal.error.kind.clone()), wrong);
+
+    // A reader that was given the stranger's root refuses ours in turn.
+    let mut options = ours.options("other", vec![folder(ours.repository.dir())]);
+    options.root = strange.repository.root_json().unwrap();
+    let reader = TrustedRepository::open(options).await.unwrap();
+    let wrong = Err(TrustErrorKind::WrongSignature { role: Role::Timestamp });
+    assert_eq!(ours.latest(&reader).await, wrong);
+}
+
+#[tokio::test]
+async fn a_single_role_signed_by_a_stranger_is_refused() {
+    let fixture = Fixture::new().await;
+    let stranger = Keys::generate().unwrap();
+    // The publisher itself refuses to sign with a key that the root does not name.
+    let error = fixture.repository.renew_timestamp(&stranger.timestamp).await.unwrap_err();
+    assert!(error.to_string().contains("timestamp key"), "{error}");
+    let mut keys = fixture.keys.clone();
+    keys.targets = stranger.targets;
+    let request = fixture.request("1.1.0");
+    assert!(fixture.repository.publish(&keys, &request).await.is_err());
+    let reader = fixture.reader("store", vec![folder(fixture.repository.dir())]).await;
+    assert_eq!(fixture.latest(&reader).await, Ok("1.0.0".to_owned()));
+}
+
+#[tokio::test]
+async fn expired_metadata_is_refused_and_names_the_role() {
+    let changes: [(Role, fn(&mut Lifetimes)); 3] = [
+        (Role::Timestamp, |lifetimes| lifetimes.timestamp_s = 0),
+        (Role::Snapshot, |lifetimes| lifetimes.snapshot_s = 0),
+        (Role::Targets, |lifetimes| lifetimes.targets_s = 0),
+    ];
+    for (role, change) in changes {
+        let fixture = Fixture::new().await;
+        let reader = fixture.reader("store", vec![folder(fixture.repository.dir())]).await;
+        assert_eq!(fixture.latest(&reader).await, Ok("1.0.0".to_owned()));
+        let before = bytes_below(&fixture.path("store"));
+        let short = fixture.with_new_lifetimes(change);
+        let request = fixture.request("1.1.0");
+        short.publish(&fixture.keys, &request).await.unwrap();
+        match fixture.latest(&reader).await {
+            Err(TrustErrorKind::Expired { role: found, expired_at, now }) => {
+                assert_eq!(found, role);
+                assert!(expired_at <= now && expired_at.subsec_nanosecond() == 0);
+            }
+            other => panic!("{role}: {other:?}"),
+        }
+        assert_eq!(bytes_below(&fixture.path("store")), before);
+        // What was fresh when it was decided can still be used.
+        assert!(reader.manifest(&app(), &version("1.0.0"), &intel()).await.is_ok());
+    }
+    let lifetimes = Lifetimes { root_s: 0, ..Lifetimes::default() };
+    let fixture = Fixture::with_lifetimes(lifetimes).await;
+    let reader = fixture.reader("store", vec![folder(fixture.repository.dir())]).await;
+    let error = fixture.latest(&reader).await.unwrap_err();
+    assert!(matches!(error, TrustErrorKind::Expired { role: Role::Root, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_timestamp_that_the_hub_renews_keeps_a_fleet_fresh() {
+    let fixture = Fixture::new().await;
+    let fresh = fixture.repository.expiries().unwrap();
+    let same = fixture.repository.renew_timestamp_if_due(&fixture.keys.timestamp).await.unwrap();
+    assert_eq!(same, fresh, "it is not a day old");
+    let short = fixture.with_new_lifetimes(|lifetimes| lifetimes.timestamp_s = 0);
+    short.renew_timestamp(&fixture.keys.timestamp).await.unwrap();
+    let reader = fixture.reader("store", vec![folder(fixture.repository.dir())]).await;
+    assert!(fixture.latest(&reader).await.is_err());
+    let long = fixture.with_new_lifetimes(|lifetimes| lifetimes.timestamp_s = 35 * 86_400);
+    let renewed = long.renew_timestamp_if_due(&fixture.keys.timestamp).await.unwrap();
+    assert!(renewed.timestamp >= fresh.timestamp);
+    assert_eq!(renewed.targets, fresh.targets);
+    assert_eq!(fixture.latest(&reader).await, Ok("1.0.0".to_owned()));
+}
+
+#[tokio::test]
+async fn an_older_repository_replayed_is_refused() {
+    let fixture = Fixture::new().await;
+    let old = fixture.copy("old");
+    fixture.publish("1.1.0").await;
+    let mirror = fixture.copy("mirror");
+    let reader = fixture.reader("store", vec![folder(&mirror)]).await;
+    assert_eq!(fixture.latest(&reader).await, Ok("1.1.0".to_owned()));
+    let before = bytes_below(&fixture.path("store"));
+
+    fs::remove_dir_all(&mirror).unwrap();
+    common::copy_folder(&old, &mirror);
+    match fixture.latest(&reader).await {
+        Err(TrustErrorKind::Older { role: Role::Timestamp, trusted, offered }) => {
+            assert!(offered < trusted);
+        }
+        other => panic!("{other:?}"),
+    }
+    // With the hub's timestamp key in hand as well, the older snapshot gives it away.
+    let stolen = Repository::open(&mirror).unwrap();
+    for _ in 0..3 {
+        stolen.renew_timestamp(&fixture.keys.timestamp).await.unwrap();
+    }
+    let error = fixture.latest(&reader).await.unwrap_err();
+    assert!(matches!(error, TrustErrorKind::Older { role: Role::Snapshot, .. }), "{error}");
+    // A restart forgets nothing.
+    let reader = fixture.reader("store", vec![folder(&mirror)]).await;
+    let error = fixture.latest(&reader).await.unwrap_err();
+    assert!(matches!(error, TrustErrorKind::Older { .. }), "{error}");
+    assert_eq!(bytes_below(&fixture.path("store")), before);
+}
+
+#[tokio::test]
+async fn metadata_of_different_states_is_refused() {
+    let fixture = Fixture::new().await;
+    let old = fixture.copy("old");
+    fixture.publish("1.1.0").await;
+    let dir = fixture.repository.dir();
+    let newest = |role: &str| {
+        let (old, new) = (bytes_below(&old), bytes_below(&dir.join("metadata")));
+        let suffix = format!(".{role}.json");
+        let named = |path: &&std::path::PathBuf| path.to_str().unwrap().ends_with(&suffix);
+        let new = new.keys().filter(named).max().unwrap().file_name().unwrap().to_owned();
+        let old = old.iter().filter(|(path, _)| named(path)).max().unwrap().1.clone();
+        (new, old)
+    };
+    for role in ["snapshot", "targets"] {
+        let mirror = fixture.copy(&format!("mixed-{role}"));
+        let (name, of_old) = newest(role);
+        fs::write(mirror.join("metadata").join(&name), of_old).unwrap();
+        let reader = fixture.reader(&format!("store-{role}"), vec![folder(&mirror)]).await;
+        let error = fixture.latest(&reader).await.unwrap_err();
+        assert!(matches!(error, TrustErrorKind::Mixed { .. }), "{role}: {error}");
+        assert!(bytes_below(&fixture.path(&format!("store-{role}"))).is_empty());
+        // Longer than announced is told apart from endless.
+        let longer = vec![b' '; 100_000];
+        fs::write(mirror.join("metadata").join(&name), longer).unwrap();
+        let error = fixture.latest(&reader).await.unwrap_err();
+        assert!(matches!(error, TrustErrorKind::Mixed { .. }), "{role}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_bit_flipped_in_any_signed_file_is_refused() {
+    let fixture = Fixture::new().await;
+    let mirror = fixture.copy("mirror");
+    // Those of the state before are not read by anybody who begins now.
+    let read = |path: &str| {
+        path.ends_with(".json")
+            && !path.ends_with("root.json")
+            && !path.ends_with("repository.json")
+            && !path.contains("/metadata/1.")
+    };
+    let files = bytes_below(&mirror).into_iter().filter(|(path, _)| read(path.to_str().unwrap()));
+    let mut tried = 0;
+    for (path, bytes) in files {
+        for at in (0..bytes.len()).step_by(bytes.len() / 12) {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x10;
+            fs::write(&path, &flipped).unwrap();
+            // With an empty store, so that nothing comes from a cache.
+            let reader = fixture.reader(&format!("store-{tried}"), vec![folder(&mirror)]).await;
+            let result = fixture.latest(&reader).await;
+            assert!(result.is_err(), "{} at {at}: {result:?}", path.display());
+            tried += 1;
+        }
+        fs::write(&path, &bytes).unwrap();
+    }
+    assert!(tried >= 5 * 12, "timestamp, snapshot, targets, manifest, channel");
+    let reader = fixture.reader("store", vec![folder(&mirror)]).await;
+    assert_eq!(fixture.latest(&reader).await, Ok("1.0.0".to_owned()));
+}
+
+#[tokio::test]
+async fn too_much_data_is_refused() {
+    let fixture = Fixture::new().await;
+    let server = Server::start(fixture.repository.dir());
+    let reader = fixture.reader("store", vec![server.mirror.clone()]).await;
+    let current = "metadata/timestamp.json";
+    for (path, answer) in [
+        (current, Answer::Endless),
+        (current, Answer::Huge),
+        ("metadata/2.root.json", Answer::Endless),
+        ("metadata/2.snapshot.json", Answer::Endless),
+        ("metadata/2.targets.json", Answer::Endless),
+    ] {
+        server.answer(path, answer);
+        let error = fixture.latest(&reader).await.unwrap_err();
+        assert!(matches!(error, TrustErrorKind::TooLarge { .. }), "{path}: {error}");
+        assert!(bytes_below(&fixture.path("store")).is_empty(), "{path}");
+        server.behave();
+    }
+    server.take_log();
+    assert_eq!(fixture.latest(&reader).await, Ok("1.0.0".to_owned()));
+    for target in server.take_log().into_iter().filter(|path| path.starts_with("targets/")) {
+        fs::remove_dir_all(fixture.path("store/targets")).unwrap();
+        server.answer(&target, Answer::Endless);
+        let error = fixture.latest(&reader).await.unwrap_err();
+        assert!(matches!(error, TrustErrorKind::TooLarge { .. }), "{target}: {error}");
+        server.behave();
+        assert_eq!(fixture.latest(&reader).await, Ok("1.0.0".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn bad_mirrors_are_passed_over_and_named() {
+    let fixture = Fixture::new().await;
+    let old = fixture.copy("old");
+    fixture.publish("1.1.0").await;
+    let reader = fixture.reader("store", vec![folder(fixture.repository.dir())]).await;
+    assert_eq!(fixture.latest(&reader).await, Ok("1.1.0".to_owned()));
+
+    let good = Server::start(fixture.repository.dir());
+    let failing = Server::start(fixture.repository.dir());
+    failing.answer("metadata/timestamp.json", Answer::Status(500));
+    let cutting = Server::start(fixture.repository.dir());
+    cutting.answer("metadata/timestamp.json", Answer::Cut);
+    let dead: Mirror = "http://127.0.0.1:9/".parse().unwrap();
+    let mirrors =
+        [dead, folder(&old), failing.mirror.clone(), cutting.mirror.clone(), good.mirror.clone()];
+    let reader = fixture.reader("store", mirrors.to_vec()).await;
+    for _ in 0..mirrors.len() {
+        let refreshed = reader.refresh().await.unwrap();
+        assert_eq!(refreshed.mirror, good.url);
+    }
+    let refusals = reader.refusals();
+    assert_eq!(refusals.len(), 4);
+    let replayed = &refusals[&old.display().to_string()].error.kind;
+    assert!(matches!(replayed, TrustErrorKind::Older { .. }));
+    let others = refusals.iter().filter(|(_, refusal)| refusal.error.kind.is_unreachable());
+    assert_eq!(others.count(), 3);
+
+    // With the good one gone, the replay is named before those that cannot be reached.
+    let bad = mirrors[..4].to_vec();
+    let reader = fixture.reader("store", bad).await;
+    let error = reader.refresh().await.unwrap_err();
+    assert!(matches!(error.kind, TrustErrorKind::Older { .. }), "{error}");
+    assert_eq!(error.mirror, Some(old.display().to_string()));
+}
+
+#[tokio::test]
+async fn a_silent_mirror_is_given_up_in_time() {
+    let fixture = Fixture::new().await;
+    let silent = Server::start(fixture.repository.dir());
+    silent.answer("metadata/timestamp.json", Answer::Silence);
+    let mut options = fixture.options("store", vec![silent.mirror.clone()]);
+    let fetcher = options.fetcher.take().unwrap();
+    options.fetcher = Some(fetcher.with_file_timeout(std::time::Duration::from_millis(200)));
+    let reader = TrustedRepository::open(options).await.unwrap();
+    let error = fixture.latest(&reader).await.unwrap_err();
+    assert!(error.to_string().contains("timed out"), "{error}");
+}
+
+#[tokio::test]
+async fn another_platform_s_manifest_is_refused() {
+    let fixture = Fixture::new().await;
+    let reader = fixture.reader("store", vec![folder(fixture.repository.dir())]).await;
+    let amd = "linux/amd".parse().unwrap();
+    let error = reader.latest(&app(), &stable(), &amd).await.unwrap_err();
+    assert_eq!(error.to_string(), "web 1.0.0 is not published for linux/amd, only for linux/intel");
+    let mut request = fixture.request("1.0.0");
+    request.platform = amd.clone();
+    fixture.repository.publish(&fixture.keys, &request).await.unwrap();
+    assert!(reader.latest(&app(), &stable(), &amd).await.is_ok());
+    // The bytes of one signed manifest under the name of the other, from a peer or a mirror.
+    assert!(fixture.latest(&reader).await.is_ok());
+    let for_intel = reader.cached_manifest_bytes(&app(), &version("1.0.0"), &intel()).unwrap();
+    let error = reader.accept_manifest(&app(), &version("1.0.0"), &amd, &for_intel).unwrap_err();
+    assert!(matches!(error.kind, TrustErrorKind::WrongBytes { .. }), "{error}");
+    assert!(reader.accept_manifest(&app(), &version("1.0.0"), &intel(), &for_intel).is_ok());
+}
+
+#[tokio::test]
+async fn a_clock_that_went_back_is_named() {
+    let fixture = Fixture::new().await;
+    let reader = fixture.reader("store", vec![folder(fixture.repository.dir())]).await;
+    assert_eq!(fixture.latest(&reader).await, Ok("1.0.0".to_owned()));
+    let path = fixture.path("store/trusted.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    state["clock_seen"] = "2099-01-01T00:00:00Z".into();
+    fs::write(&path, serde_json::to_vec(&state).unwrap()).unwrap();
+    let before = bytes_below(&fixture.path("store"));
+    let reader = fixture.reader("store", vec![folder(fixture.repository.dir())]).await;
+    let error = fixture.latest(&reader).await.unwrap_err();
+    assert!(matches!(error, TrustErrorKind::ClockWentBack { .. }), "{error}");
+    assert!(error.to_string().contains("this server's clock"));
+    assert_eq!(bytes_below(&fixture.path("store")), before);
+    assert!(reader.manifest(&app(), &version("1.0.0"), &intel()).await.is_ok());
+}
+
+#[tokio::test]
+async fn metadata_travels_from_peer_to_peer() {
+    let fixture = Fixture::new().await;
+    let near = fixture.reader("near", vec![folder(fixture.repository.dir())]).await;
+    assert_eq!(fixture.latest(&near).await, Ok("1.0.0".to_owned()));
+    let old = near.bundle().unwrap();
+    fixture.publish("1.1.0").await;
+    assert_eq!(fixture.latest(&near).await, Ok("1.1.0".to_owned()));
+    let new = near.bundle().unwrap();
+
+    let far = fixture.reader("far", Vec::new()).await;
+    assert!(far.refresh().await.unwrap_err().to_string().contains("no mirror"));
+    assert!(far.accept_bundle(&new).await.unwrap());
+    assert!(!far.accept_bundle(&new).await.unwrap(), "nothing new");
+    let bytes = near.cached_manifest_bytes(&app(), &version("1.1.0"), &intel()).unwrap();
+    far.accept_manifest(&app(), &version("1.1.0"), &intel(), &bytes).unwrap();
+    assert!(far.manifest(&app(), &version("1.1.0"), &intel()).await.is_ok());
+
+    let before = bytes_below(&fixture.path("far"));
+    let error = far.accept_bundle(&old).await.unwrap_err();
+    assert!(matches!(error.kind, TrustErrorKind::Older { .. }), "{error}");
+    let stranger = Fixture::new().await;
+    let strange = stranger.reader("x", vec![folder(stranger.repository.dir())]).await;
+    strange.refresh().await.unwrap();
+    assert!(far.accept_bundle(&strange.bundle().unwrap()).await.is_err());
+    assert!(far.accept_bundle(b"{}").await.is_err());
+    assert_eq!(bytes_below(&fixture.path("far")), before);
+}
+
+#[tokio::test]
+async fn a_damaged_store_says_so() {
+    let fixture = Fixture::new().await;
+    let reader = fixture.reader("store", vec![folder(fixture.repository.dir())]).await;
+    reader.refresh().await.unwrap();
+    let path = fixture.path("store/trusted.json");
+    let mut text = String::new();
+    fs::File::open(&path).unwrap().read_to_string(&mut text).unwrap();
+    fs::write(&path, &text[..text.len() / 2]).unwrap();
+    let options = fixture.options("store", Vec::new());
+    let error = TrustedRepository::open(options.clone()).await.unwrap_err();
+    assert!(matches!(error.kind, TrustErrorKind::Store { .. }), "{error}");
+    // Signed by others: as little trusted as if it came from a mirror.
+    fs::write(&path, text.replace("1.0.0/linux~intel", "1.0.0/linux~amd00")).unwrap();
+    let error = TrustedRepository::open(options.clone()).await.unwrap_err();
+    assert!(matches!(error.kind, TrustErrorKind::Mixed { .. }), "{error}");
+    let mut no_root = options;
+    no_root.root = b"{}".to_vec();
+    let error = TrustedRepository::open(no_root).await.unwrap_err();
+    assert!(matches!(error.kind, TrustErrorKind::BadRoot { .. }), "{error}");
+}
