@@ -1,1 +1,3 @@
-//! agent.
+//! The daemon on every server: runner and member wired together.
+
+pub mod config;

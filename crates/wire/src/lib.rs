@@ -6,8 +6,10 @@
 //! Start reading at [`http::Client`] and [`http::serve`]; [`frame`] is the transport of Raft, and
 //! [`kill`] the register of the kill switch. [`limits`] names every limit and says why.
 
+pub mod agent;
 pub mod frame;
 pub mod http;
+pub mod hub;
 pub mod kill;
 pub mod limits;
 pub mod tls;

@@ -1,0 +1,332 @@
+//! Messages of an agent's control port: orders, reports, commands, status.
+//!
+//! Orders, reports and commands are the core's own types: their encoding is pinned by golden files
+//! there, because the same bytes stand in the log. Everything around them is defined here.
+
+use std::collections::BTreeMap;
+
+use cohort_core::ids::{
+    AppId, BootEpoch, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, RequestId,
+    ServerId, Version,
+};
+use cohort_core::orders::{MemberAddress, Orders};
+use cohort_core::phase::PhaseName;
+use cohort_core::report::{Report, Step};
+use cohort_core::state::HistoryEntry;
+use cohort_core::waiting::WaitingOn;
+use cohort_core::{Body, Command};
+use serde::{Deserialize, Serialize};
+
+use crate::kill::SignedKill;
+
+/// The version of these messages. A request of another version is refused by name.
+pub const CONTROL_VERSION: u32 = 1;
+/// `POST` a server's question for its orders.
+pub const ORDERS: &str = "/v1/orders";
+/// `POST`: answers as soon as the orders differ from those known.
+pub const WAIT: &str = "/v1/wait";
+/// `POST` what a server did.
+pub const REPORT: &str = "/v1/report";
+/// `POST` a server that wants to belong to the group.
+pub const JOIN_GROUP: &str = "/v1/join-group";
+/// `POST`: may this server create the member that it was given?
+pub const CLAIM_MEMBER: &str = "/v1/claim-member";
+/// `POST` a person's command.
+pub const COMMAND: &str = "/v1/command";
+/// `POST`: a member passes a command on to the leader.
+pub const FORWARD: &str = "/v1/forward";
+/// `POST`: a member tells the leader whom it has heard of.
+pub const CONTACTS: &str = "/v1/contacts";
+/// `GET` the group as this agent sees it.
+pub const STATUS: &str = "/v1/status";
+/// `GET`, `POST` the kill registers.
+pub const KILL: &str = "/v1/kill";
+/// `POST`: hand leadership over.
+pub const TRANSFER_LEADER: &str = "/v1/transfer-leader";
+
+/// How long orders are valid, by the asker's clock, from when it asked: in milliseconds. 5 s:
+/// longer than a busy machine pauses, shorter than anybody can put a partitioned server to use.
+pub const ORDERS_VALID_MS: u64 = 5_000;
+/// How long a [`WAIT`] is held, in milliseconds. 2 s: a server is heard of at least that often.
+pub const WAIT_MS_MAX: u64 = 2_000;
+
+/// A server asks for its orders.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrdersRequest {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// The group that it believes to belong to.
+    pub group: GroupId,
+    /// Since which start of its agent.
+    pub boot_epoch: BootEpoch,
+    /// The step that it is at, per app.
+    pub doing: BTreeMap<AppId, Doing>,
+    /// The kill registers that it has latched.
+    pub kill: Vec<SignedKill>,
+    /// The hash of the orders that it has, for [`WAIT`]: 0 when it has none.
+    pub known: u64,
+}
+
+/// What a server is doing, for people; nothing is decided by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Doing {
+    /// The step.
+    pub step: Step,
+    /// More, such as the bytes that have come, or the check that does not pass yet.
+    pub detail: String,
+}
+
+/// A server's orders.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrdersAnswer {
+    /// The orders; none when the server does not belong to the group.
+    pub orders: Option<Orders>,
+    /// How long they are valid, by the asker's own boot-time clock, from when it asked.
+    pub orders_valid_ms: u64,
+    /// Their hash.
+    pub hash: u64,
+    /// The kill registers that the member has latched.
+    pub kill: Vec<SignedKill>,
+    /// The server whose agent leads, if known.
+    pub leader: Option<ServerId>,
+}
+
+/// A server reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportRequest {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// The group that it believes to belong to.
+    pub group: GroupId,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+    /// What happened, oldest first.
+    pub reports: Vec<Report>,
+}
+
+/// What came of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandAnswer {
+    /// Where it stands in the log.
+    pub index: u64,
+    /// Why it was refused; none when it was carried out.
+    pub rejection: Option<String>,
+}
+
+/// A server wants to belong to the group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinGroupRequest {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// The group.
+    pub group: GroupId,
+    /// Its peer port, `host:port`.
+    pub address: String,
+    /// Its failure domain.
+    pub rack: Option<String>,
+}
+
+/// May this server create the member?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimMemberRequest {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// The group.
+    pub group: GroupId,
+    /// The member that it was given.
+    pub member: MemberId,
+}
+
+/// Whether it may.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimMemberAnswer {
+    /// It may; otherwise the number was used before, and another one comes.
+    pub granted: bool,
+}
+
+/// A person's command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommandRequest {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// The group that it is for.
+    pub group: GroupId,
+    /// To notice that it came twice.
+    pub request: RequestId,
+    /// What to do.
+    pub body: Body,
+}
+
+/// A command on its way from a member to the leader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardRequest {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// The group that it is for.
+    pub group: GroupId,
+    /// The command, whole.
+    pub command: Command,
+}
+
+/// Whom a member has heard of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContactsRequest {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// The group.
+    pub group: GroupId,
+    /// How long ago each server asked this member, in milliseconds,
+    pub age_ms: BTreeMap<ServerId, u64>,
+    /// and what it said it was doing.
+    pub doing: BTreeMap<ServerId, BTreeMap<AppId, Doing>>,
+}
+
+/// Asks to hand leadership over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferLeaderRequest {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// The group.
+    pub group: GroupId,
+    /// To whom; whoever is best prepared when none is named.
+    pub to: Option<ServerId>,
+}
+
+/// Who leads now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferLeaderAnswer {
+    /// The server that led,
+    pub from: ServerId,
+    /// and the one that leads.
+    pub to: ServerId,
+}
+
+/// A group as one of its agents sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// The group.
+    pub group: GroupId,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its platform.
+    pub platform: Option<Platform>,
+    /// The agent that answers.
+    pub answered_by: ServerId,
+    /// The leader, if known.
+    pub leader: Option<ServerId>,
+    /// Raft's term.
+    pub term: u64,
+    /// The last committed position.
+    pub commit: u64,
+    /// The position up to which this agent has applied.
+    pub applied: u64,
+    /// Whether it was read through the leader: false when a minority tells what it last knew.
+    pub linearizable: bool,
+    /// The group clock.
+    pub clock: ClockMs,
+    /// The kill switch, if it is on.
+    pub killed: Option<String>,
+    /// Whether the registry answers, as the leader sees it.
+    pub registry_reachable: Option<bool>,
+    /// Voters,
+    pub voters: Vec<MemberAddress>,
+    /// and standbys.
+    pub standbys: Vec<MemberAddress>,
+    /// The servers.
+    pub servers: BTreeMap<ServerId, ServerStatus>,
+    /// The apps.
+    pub apps: BTreeMap<AppId, AppStatus>,
+    /// What was refused lately: mirrors, releases.
+    pub refusals: Vec<String>,
+}
+
+/// A server of the group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Its peer port.
+    pub address: String,
+    /// Its failure domain.
+    pub rack: Option<String>,
+    /// Its place in the order of joining.
+    pub joined: u64,
+    /// The member that it carries.
+    pub member: Option<MemberId>,
+    /// How long ago it asked for its orders, as the leader knows.
+    pub contact_age_ms: Option<u64>,
+}
+
+/// An app in the group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppStatus {
+    /// The state of the drawing.
+    pub state: PhaseName,
+    /// By the group clock.
+    pub since: ClockMs,
+    /// What the whole group runs, or ran before the rollout.
+    pub last_good: Option<Version>,
+    /// What is rolled out, rolled back, or was rejected.
+    pub target: Option<Version>,
+    /// Why it is held or goes back.
+    pub reason: String,
+    /// The wave, from 1; 0 before the first.
+    pub wave: u32,
+    /// Servers of the wave.
+    pub wave_servers: Vec<ServerId>,
+    /// The plan's generation.
+    pub generation: Generation,
+    /// Whether the rollout is paused.
+    pub paused: bool,
+    /// Per server.
+    pub servers: BTreeMap<ServerId, ServerAppStatus>,
+    /// What it waits for.
+    pub waiting: Vec<WaitingStatus>,
+    /// What happened, oldest first.
+    pub history: Vec<HistoryEntry>,
+    /// The last failures, in words.
+    pub failures: Vec<String>,
+}
+
+/// An app on a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerAppStatus {
+    /// What runs.
+    pub running: Option<Version>,
+    /// Whether it takes traffic.
+    pub in_service: bool,
+    /// Why not.
+    pub health: String,
+    /// Whether it has the artifact of what is rolled out.
+    pub holds_target: bool,
+    /// What is being done to it: `granted`, `applied`, `checked`, `failed`, `undone`.
+    pub activation: Option<String>,
+    /// What it says it is doing.
+    pub doing: Option<Doing>,
+    /// What it owes, in words.
+    pub debt: Option<String>,
+}
+
+/// Something that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingStatus {
+    /// For what.
+    pub on: WaitingOn,
+    /// The same, in a sentence.
+    pub sentence: String,
+    /// What unblocks it.
+    pub unblocks: String,
+    /// For how long, by the group clock, in milliseconds.
+    pub for_ms: u64,
+}
