@@ -20,6 +20,7 @@ pub mod ids;
 pub mod orders;
 mod orders_of;
 pub mod phase;
+pub mod placement;
 pub mod plan;
 pub mod policy;
 pub mod release;

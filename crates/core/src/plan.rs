@@ -39,6 +39,8 @@ pub struct Observations {
     pub registry: Option<RegistryView>,
     /// What the channels point to, verified by the leader.
     pub offers: BTreeMap<AppId, Offer>,
+    /// Mirrors and releases that were refused lately, in words; nothing is decided by them.
+    pub refusals: Vec<String>,
     /// How long ago each server asked any member for its orders.
     pub contact_age_ms: BTreeMap<ServerId, u64>,
     /// What each server says it is doing.
@@ -301,6 +303,9 @@ impl Planner<'_> {
                 return None;
             }
         };
+        for reason in &self.seen.refusals {
+            reasons.push(WaitingOn::ReleaseRefused { reason: reason.clone() });
+        }
         if matches!(app.phase, Phase::Running { .. }) && app.last_good.as_ref() == Some(release) {
             reasons.push(WaitingOn::NewRelease);
             return None;

@@ -38,6 +38,8 @@ pub enum WaitingOn {
     ReleaseRefused { reason: String },
     /// No server has joined yet.
     NoServers,
+    /// No majority of the group's voters answers: nothing is decided, nothing changes.
+    NoLeader,
     /// Groups of earlier stages have no good verdict yet.
     StageBefore { version: Version, groups: Vec<GroupId> },
     /// No stage of the policy names this group.
@@ -80,6 +82,7 @@ impl WaitingOn {
             WaitingOn::NoRelease { reason } => format!("no release is known: {reason}"),
             WaitingOn::ReleaseRefused { reason } => format!("a release was refused: {reason}"),
             WaitingOn::NoServers => "no server has joined".into(),
+            WaitingOn::NoLeader => "no majority of the group's voters answers".into(),
             WaitingOn::StageBefore { version, groups } => {
                 format!("{version} waits for the verdict of {}", list(groups))
             }
@@ -133,6 +136,9 @@ impl WaitingOn {
                 "publish with the right keys; check the mirrors".into()
             }
             WaitingOn::NoServers => "start cohort agent on a server".into(),
+            WaitingOn::NoLeader => {
+                format!("start the agents of the voters: cohort group show {group}")
+            }
             WaitingOn::StageBefore { groups, .. } => match groups.first() {
                 Some(first) => format!("cohort why {first}"),
                 None => "goes on by itself".into(),
