@@ -14,6 +14,8 @@
 //! [`RedbStore`]. [`MemoryStore`] and [`FaultyStore`] are its twins for tests and simulation.
 //! [`DurableFile`] is independent of all of them.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod durable_file;
 pub mod encoding;
 mod error;

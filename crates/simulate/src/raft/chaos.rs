@@ -1,0 +1,99 @@
+//! What happens at random.
+
+use std::collections::BTreeSet;
+
+use cohort_consensus::{Configuration, RaftId};
+use cohort_store::WriteFault;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+/// One thing that the world does to its members, or a client asks for.
+#[derive(Clone, Debug)]
+pub(crate) enum Trouble {
+    Propose,
+    Read,
+    Crash,
+    FailWrite(WriteFault),
+    Pause { ms: u64 },
+    Part,
+    Heal,
+    Redraw,
+    Transfer,
+    Change,
+    Compact,
+    Unreachable,
+    Reconnect,
+    LoseDisk,
+}
+
+/// How often each kind of trouble comes; drawn per seed, so that seeds differ in character.
+pub(crate) struct Chaos {
+    weights: Vec<(u32, Trouble)>,
+    total: u32,
+}
+
+impl Chaos {
+    pub(crate) fn draw(rng: &mut impl Rng) -> Self {
+        let mut weight = |choices: &[u32]| choices[rng.random_range(0..choices.len())];
+        let weights = vec![
+            (weight(&[20, 40, 80]), Trouble::Propose),
+            (weight(&[10, 20]), Trouble::Read),
+            (weight(&[0, 1, 3]), Trouble::Crash),
+            (weight(&[0, 1, 3]), Trouble::FailWrite(WriteFault::FailLost)),
+            (weight(&[0, 1, 3]), Trouble::FailWrite(WriteFault::FailKept)),
+            (weight(&[0, 1, 3]), Trouble::Pause { ms: 2500 }),
+            (weight(&[0, 1, 4]), Trouble::Part),
+            (weight(&[2, 4]), Trouble::Heal),
+            (weight(&[0, 1]), Trouble::Redraw),
+            (weight(&[0, 2, 6]), Trouble::Transfer),
+            (weight(&[0, 4, 10]), Trouble::Change),
+            (weight(&[0, 2, 8]), Trouble::Compact),
+            (weight(&[0, 1, 4]), Trouble::Unreachable),
+            (weight(&[0, 1]), Trouble::Reconnect),
+            (weight(&[0, 0, 0, 1]), Trouble::LoseDisk),
+        ];
+        let total = weights.iter().map(|(weight, _)| weight).sum();
+        Chaos { weights, total }
+    }
+
+    pub(crate) fn pick(&self, rng: &mut impl Rng) -> Trouble {
+        let mut at = rng.random_range(0..self.total);
+        for (weight, trouble) in &self.weights {
+            if at < *weight {
+                return trouble.clone();
+            }
+            at -= weight;
+        }
+        Trouble::Propose
+    }
+}
+
+pub(crate) fn rng(seed: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed)
+}
+
+/// A membership to change to: some of the members that can vote, and some of the others as
+/// standbys.
+pub(crate) fn target(
+    now: &Configuration,
+    alive: &[RaftId],
+    rng: &mut impl Rng,
+) -> (BTreeSet<RaftId>, BTreeSet<RaftId>) {
+    let members = now.members();
+    let mut voters: BTreeSet<RaftId> = alive
+        .iter()
+        .copied()
+        .filter(|id| members.contains(id) && rng.random_range(0..4) != 0)
+        .collect();
+    // Now and then somebody who has to be refused.
+    if rng.random_range(0..8) == 0 {
+        voters.insert(alive[rng.random_range(0..alive.len())]);
+    }
+    let standbys = alive
+        .iter()
+        .copied()
+        .filter(|id| !voters.contains(id) && rng.random_range(0..3) != 0)
+        .collect();
+    (voters, standbys)
+}

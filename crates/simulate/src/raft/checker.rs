@@ -1,0 +1,98 @@
+//! What must never happen, looked for after every event.
+
+use std::collections::BTreeMap;
+
+use cohort_consensus::{Index, RaftId, Role, Status, Term};
+use cohort_store::{Entry, EntryKind};
+
+/// Everything that was ever seen to be decided, by anyone.
+#[derive(Debug, Default)]
+pub struct Checker {
+    leaders: BTreeMap<Term, RaftId>,
+    decided: BTreeMap<Index, Decided>,
+    /// The highest position that any member has applied.
+    applied_max: Index,
+    /// Commands that a client was told to be committed.
+    pub(crate) acknowledged: BTreeMap<Index, u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Decided {
+    term: Term,
+    kind: EntryKind,
+    data: u64,
+    /// The hash over all commands up to here.
+    chain: u64,
+}
+
+/// A short stand-in for an entry's bytes (FNV-1a).
+pub(crate) fn digest(start: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(start ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+impl Checker {
+    /// At most one leader in each term, and it is a voter.
+    pub(crate) fn role(&mut self, status: &Status) -> Result<(), String> {
+        if status.role != Role::Leader {
+            return Ok(());
+        }
+        let first = *self.leaders.entry(status.term).or_insert(status.id);
+        if first != status.id {
+            return Err(format!("term {} has two leaders, {first} and {}", status.term, status.id));
+        }
+        if !status.configuration.is_voter(status.id) {
+            return Err(format!("{} leads and is no voter of {}", status.id, status.configuration));
+        }
+        Ok(())
+    }
+
+    /// A member applied an entry; `chain` is its own hash over all commands, this one included.
+    pub(crate) fn applied(&mut self, id: RaftId, entry: &Entry, chain: u64) -> Result<(), String> {
+        let data = digest(0, &entry.data);
+        let this = Decided { term: entry.term, kind: entry.kind, data, chain };
+        let first = *self.decided.entry(entry.index).or_insert(this);
+        if first != this {
+            return Err(format!(
+                "{id} applied {this:?} at {}, where {first:?} was decided",
+                entry.index
+            ));
+        }
+        self.applied_max = self.applied_max.max(entry.index);
+        Ok(())
+    }
+
+    /// A member took over a snapshot.
+    pub(crate) fn restored(&mut self, id: RaftId, index: Index, chain: u64) -> Result<(), String> {
+        match self.decided.get(&index) {
+            Some(decided) if decided.chain != chain => {
+                Err(format!("{id} restored a state at {index} that differs from what was decided"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The lowest position that a read begun now may be answered with.
+    pub(crate) fn read_floor(&self) -> Index {
+        self.applied_max
+    }
+
+    /// A read was answered on a member that has applied `applied`.
+    pub(crate) fn read(&self, id: RaftId, floor: Index, applied: Index) -> Result<(), String> {
+        if applied < floor {
+            return Err(format!("{id} answered a read at {applied} that began at {floor}"));
+        }
+        Ok(())
+    }
+
+    /// Every acknowledged command is decided where it was said to be.
+    pub(crate) fn acknowledged_kept(&self) -> Result<(), String> {
+        for (index, data) in &self.acknowledged {
+            if self.decided.get(index).map(|decided| decided.data) != Some(*data) {
+                return Err(format!("the command acknowledged at {index} is not there"));
+            }
+        }
+        Ok(())
+    }
+}

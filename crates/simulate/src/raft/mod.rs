@@ -1,0 +1,25 @@
+//! The consensus of one group under faults.
+//!
+//! Five servers run [`cohort_consensus::Node`] over simulated disks and a simulated network:
+//!
+//! - the **network** loses, doubles, delays, reorders and parts;
+//! - **disks** fail before or after a batch is durable, which ends the process; power fails at any
+//!   event; some disks are lost for good, and the server comes back under a new number;
+//! - **clocks** run at different speeds, and processes pause;
+//! - **clients** propose, read on any member, hand over leadership, change the membership, and
+//!   take snapshots, all at random.
+//!
+//! After every event [`Checker`] looks for what must never happen. At the end everything is
+//! healed, and the group must converge. [`run`] does all of this for one seed; [`Script`] plays
+//! the explained examples in `scenarios/consensus/`.
+
+mod chaos;
+mod checker;
+mod member;
+mod network;
+mod script;
+mod world;
+
+pub use checker::Checker;
+pub use script::Script;
+pub use world::{Outcome, Setup, Violation, run};

@@ -1,0 +1,610 @@
+//! A group from its founding through its troubles to its recovery.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::fmt;
+
+use cohort_consensus::{Config, Envelope, Index, Limits, Node, RaftId, Role, Weaken};
+use cohort_store::{Disk, EntryKind, FaultyStore, LogStore as _, WriteFault};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use super::chaos::{self, Chaos, Trouble};
+use super::checker::Checker;
+use super::member::{After, Machine, Member};
+use super::network::Network;
+
+/// Servers in the world.
+const SERVERS: u64 = 5;
+/// The tick of production, and the clock of a server that keeps time.
+const TICK_MS: u64 = 50;
+/// Milliseconds between two troubles, at most.
+const TROUBLE_MS_MAX: u64 = 60;
+/// How long a process stays down.
+const DOWN_MS_MAX: u64 = 3000;
+/// How long the healed world may take to converge: some elections, some snapshots that have to be
+/// given up first, and a joint change that has to be driven to its end.
+const HEAL_MS: u64 = 60_000;
+/// How often a last command is proposed to the healed group.
+const HEAL_PROPOSE_MS: u64 = 500;
+
+/// What to simulate.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// Events before the world is healed.
+    pub steps: u64,
+    /// Rules that are switched off.
+    pub weaken: Weaken,
+    /// Whether every disk reports syncs that it has not made.
+    pub lying_disks: bool,
+    /// Whether to keep a line for every event.
+    pub trace: bool,
+}
+
+impl Setup {
+    /// All rules on.
+    #[must_use]
+    pub fn new(seed: u64, steps: u64) -> Self {
+        Setup { seed, steps, weaken: Weaken::default(), lying_disks: false, trace: false }
+    }
+}
+
+/// What a run that went well amounted to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Events, healing included.
+    pub steps: u64,
+    /// Terms that had a leader.
+    pub last_term: u64,
+    /// The last position that everyone has applied.
+    pub applied: u64,
+    /// Commands that clients were told to be committed.
+    pub acknowledged: u64,
+    /// Times that a process ended.
+    pub crashes: u64,
+    /// Snapshots that were sent to a member.
+    pub snapshots: u64,
+    /// Configurations that took effect, joint ones included, on any member.
+    pub configurations: u64,
+    /// Reads that were answered.
+    pub reads: u64,
+    /// Messages that were delivered.
+    pub messages: u64,
+}
+
+/// Something happened that must not.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// The run.
+    pub setup: Setup,
+    /// The event after which it was seen.
+    pub step: u64,
+    /// What was seen.
+    pub what: String,
+    /// The events, if they were kept.
+    pub trace: Vec<String>,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.trace {
+            writeln!(f, "{line}")?;
+        }
+        let Setup { seed, steps, .. } = self.setup;
+        writeln!(f, "seed {seed}, step {}: {}", self.step, self.what)?;
+        write!(
+            f,
+            "replay: SEED={seed} STEPS={steps} cargo test -p cohort-simulate --test raft \
+             replay -- --nocapture"
+        )
+    }
+}
+
+/// Runs one seed to its end.
+///
+/// # Errors
+/// The first thing that must never happen.
+pub fn run(setup: Setup) -> Result<Outcome, Box<Violation>> {
+    let mut world = World::new(setup);
+    let result = world.play();
+    let World { outcome, trace, .. } = world;
+    match result {
+        Ok(()) => Ok(outcome),
+        Err(what) => Err(Box::new(Violation { setup, step: outcome.steps, what, trace })),
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Tick(RaftId),
+    Deliver(u64),
+    Start(RaftId),
+    Trouble,
+}
+
+struct World {
+    setup: Setup,
+    rng: ChaCha8Rng,
+    now: u64,
+    queue: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    counter: u64,
+    mail: BTreeMap<u64, Envelope>,
+    network: Network,
+    chaos: Chaos,
+    healing: bool,
+    members: BTreeMap<RaftId, Member>,
+    next_id: u64,
+    next_command: u64,
+    limits: Limits,
+    checker: Checker,
+    outcome: Outcome,
+    trace: Vec<String>,
+}
+
+impl World {
+    fn new(setup: Setup) -> Self {
+        let mut rng = chaos::rng(setup.seed);
+        // Small limits, so that snapshots and full windows are everyday.
+        let limits = Limits {
+            retained_entries: [0, 3, 50][rng.random_range(0..3)],
+            entries_before_snapshot: [30, 1000][rng.random_range(0..2)],
+            append_bytes_max: [64, 1024, 1 << 20][rng.random_range(0..3)],
+            appends_in_flight_max: [1, 4, 64][rng.random_range(0..3)],
+            apply_bytes_max: [1, 200, 1 << 20][rng.random_range(0..3)],
+            promote_lag_entries_max: 4,
+            ..Limits::default()
+        };
+        World {
+            network: Network::draw(&mut rng),
+            chaos: Chaos::draw(&mut rng),
+            setup,
+            rng,
+            now: 0,
+            queue: BinaryHeap::new(),
+            counter: 0,
+            mail: BTreeMap::new(),
+            healing: false,
+            members: BTreeMap::new(),
+            next_id: 1,
+            next_command: 1,
+            limits,
+            checker: Checker::default(),
+            outcome: Outcome::default(),
+            trace: Vec::new(),
+        }
+    }
+
+    fn play(&mut self) -> Result<(), String> {
+        let founders = [1, 3, 5][self.rng.random_range(0..3)];
+        for _ in 0..SERVERS {
+            self.new_server(founders)?;
+        }
+        self.schedule(TROUBLE_MS_MAX, Event::Trouble);
+        while self.outcome.steps < self.setup.steps {
+            self.step()?;
+        }
+        self.heal()?;
+        let deadline = self.now + HEAL_MS;
+        let (mut last, mut again) = (None, self.now);
+        while self.now < deadline {
+            self.step()?;
+            // A leader that does not know yet that it is none may have taken the command.
+            if self.now >= again {
+                last = self.propose_last().or(last);
+                again = self.now + HEAL_PROPOSE_MS;
+            }
+            if let Some(last) = last
+                && self.converged(last)
+            {
+                self.outcome.applied = last.0;
+                self.outcome.acknowledged = self.checker.acknowledged.len() as u64;
+                return self.checker.acknowledged_kept();
+            }
+        }
+        let states: Vec<String> = self.members.values().map(describe).collect();
+        Err(format!("the healed group did not converge:\n  {}", states.join("\n  ")))
+    }
+
+    /// A server with an empty disk; a founder of the group if its number is among the first.
+    fn new_server(&mut self, founders: u64) -> Result<(), String> {
+        let id = RaftId(self.next_id);
+        self.next_id += 1;
+        let mut config = Config::new("simulated", 1, id);
+        config.limits = self.limits;
+        config.weaken = self.setup.weaken;
+        config.seed = self.rng.random();
+        config.boot_epoch = 0;
+        let disk = Disk::new();
+        if id.0 <= founders {
+            let mut founding = config.clone();
+            founding.boot_epoch = 1;
+            let mut store = FaultyStore::open(&disk).map_err(|error| error.to_string())?;
+            let voters = (1..=founders).map(RaftId);
+            Node::bootstrap(&mut store, &founding, voters, Machine::default().encode())
+                .map_err(|error| error.to_string())?;
+        }
+        // Clocks run up to half as fast and twice as fast as they should.
+        let tick_ms = match self.rng.random_range(0..3) {
+            0 => self.rng.random_range(TICK_MS / 2..=TICK_MS * 2),
+            _ => TICK_MS,
+        };
+        let member = Member { disk, config, process: None, tick_ms, paused_until: 0 };
+        self.members.insert(id, member);
+        self.start(id)?;
+        self.schedule(tick_ms, Event::Tick(id));
+        Ok(())
+    }
+
+    fn schedule(&mut self, after_ms: u64, event: Event) {
+        self.counter += 1;
+        self.queue.push(Reverse((self.now + after_ms, self.counter, event)));
+    }
+
+    fn note(&mut self, line: impl FnOnce() -> String) {
+        if self.setup.trace {
+            let line = format!("{:>6} {:>7} ms  {}", self.outcome.steps, self.now, line());
+            self.trace.push(line);
+        }
+    }
+
+    /// One event.
+    fn step(&mut self) -> Result<(), String> {
+        let Some(Reverse((at, _, event))) = self.queue.pop() else {
+            return Err("nothing left to happen".to_owned());
+        };
+        self.now = at;
+        self.outcome.steps += 1;
+        match event {
+            Event::Tick(id) => {
+                let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+                let tick_ms = member.tick_ms;
+                if member.paused_until <= self.now
+                    && let Some(process) = &mut member.process
+                {
+                    process.node.tick();
+                }
+                self.schedule(tick_ms, Event::Tick(id));
+                self.settle(id)
+            }
+            Event::Deliver(number) => self.deliver(number),
+            Event::Start(id) => self.start(id),
+            Event::Trouble => self.trouble(),
+        }
+    }
+
+    fn deliver(&mut self, number: u64) -> Result<(), String> {
+        let Some(envelope) = self.mail.remove(&number) else { return Ok(()) };
+        let to = envelope.to;
+        let Some(member) = self.members.get_mut(&to) else { return Ok(()) };
+        if member.paused_until > self.now {
+            // It waits in the socket.
+            let wait = member.paused_until - self.now;
+            self.mail.insert(number, envelope);
+            self.schedule(wait, Event::Deliver(number));
+            return Ok(());
+        }
+        if self.setup.trace {
+            self.note(|| format!("{} -> {to} {:?}", envelope.from, envelope.message));
+        }
+        self.outcome.messages += 1;
+        if let Some(member) = self.members.get_mut(&to) {
+            member.receive(&envelope);
+        }
+        self.settle(to)
+    }
+
+    fn start(&mut self, id: RaftId) -> Result<(), String> {
+        let lying = self.setup.lying_disks && !self.healing;
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        if member.process.is_some() {
+            return Ok(());
+        }
+        if lying {
+            member.set_fault(WriteFault::Lie);
+        }
+        member.start().map_err(|what| format!("{id} does not start: {what}"))?;
+        self.note(|| format!("{id} starts"));
+        self.settle(id)
+    }
+
+    /// Drains a member, checks what it says and sends its messages.
+    fn settle(&mut self, id: RaftId) -> Result<(), String> {
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        if member.process.is_none() {
+            return Ok(());
+        }
+        match member.settle(&mut self.checker)? {
+            After::Died => {
+                self.note(|| format!("{id} dies of its disk"));
+                self.down(id);
+            }
+            After::Runs(effects) => {
+                if let Some((role, term, leader)) = effects.role_changed {
+                    self.note(|| format!("{id} is {role:?} in {term}, leader {leader:?}"));
+                    if role == Role::Leader {
+                        self.outcome.last_term = self.outcome.last_term.max(term.0);
+                    }
+                }
+                if let Some(configuration) = &effects.configuration {
+                    self.outcome.configurations += 1;
+                    self.note(|| format!("{id} is in {configuration}"));
+                }
+                self.outcome.reads += effects.reads_ready.len() as u64;
+                if effects.snapshot_wanted && (self.healing || self.rng.random_range(0..4) > 0) {
+                    self.compact(id);
+                }
+                for envelope in effects.messages {
+                    self.send(envelope);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, envelope: Envelope) {
+        if matches!(envelope.message, cohort_consensus::Message::Snapshot { .. }) {
+            self.outcome.snapshots += 1;
+        }
+        for after in self.network.arrivals(&envelope, &mut self.rng) {
+            self.mail.insert(self.counter + 1, envelope.clone());
+            self.schedule(after, Event::Deliver(self.counter + 1));
+        }
+    }
+
+    fn compact(&mut self, id: RaftId) {
+        self.note(|| format!("{id} takes a snapshot"));
+        let Some(member) = self.members.get_mut(&id) else { return };
+        member.compact();
+        if member.process.is_none() {
+            self.down(id);
+        }
+    }
+
+    /// A process has ended; it is started again after a while.
+    fn down(&mut self, id: RaftId) {
+        self.outcome.crashes += 1;
+        let after = self.rng.random_range(1..=DOWN_MS_MAX);
+        self.schedule(after, Event::Start(id));
+    }
+
+    fn someone(&mut self) -> RaftId {
+        let at = self.rng.random_range(0..self.members.len());
+        self.members.keys().nth(at).copied().unwrap_or(RaftId(1))
+    }
+
+    /// A leader, more often than chance would find one.
+    fn someone_leading(&mut self) -> RaftId {
+        let leads = |member: &Member| {
+            member.process.as_ref().is_some_and(|process| process.node.status().is_leader())
+        };
+        let leaders: Vec<RaftId> =
+            self.members.iter().filter(|(_, member)| leads(member)).map(|(id, _)| *id).collect();
+        match leaders.len() {
+            0 => self.someone(),
+            count => leaders[self.rng.random_range(0..count)],
+        }
+    }
+
+    fn trouble(&mut self) -> Result<(), String> {
+        if self.healing {
+            return Ok(());
+        }
+        let after = self.rng.random_range(1..=TROUBLE_MS_MAX);
+        self.schedule(after, Event::Trouble);
+        let trouble = self.chaos.pick(&mut self.rng);
+        let mut id = self.someone();
+        match trouble {
+            Trouble::Propose => {
+                id = self.someone_leading();
+                let command = self.command();
+                if let Some(member) = self.members.get_mut(&id) {
+                    member.propose(command);
+                }
+            }
+            Trouble::Read => {
+                if self.rng.random_bool(0.5) {
+                    id = self.someone_leading();
+                }
+                if let Some(member) = self.members.get_mut(&id)
+                    && member.paused_until <= self.now
+                {
+                    member.read(&self.checker);
+                }
+            }
+            Trouble::Crash => {
+                if let Some(member) = self.members.get_mut(&id)
+                    && member.process.is_some()
+                {
+                    self.note(|| format!("{id} crashes"));
+                    if let Some(member) = self.members.get_mut(&id) {
+                        member.crash();
+                    }
+                    self.down(id);
+                }
+            }
+            Trouble::FailWrite(fault) => {
+                if let Some(member) = self.members.get_mut(&id)
+                    && !self.setup.lying_disks
+                {
+                    member.set_fault(fault);
+                }
+            }
+            Trouble::Pause { ms } => {
+                let until = self.now + self.rng.random_range(1..=ms);
+                self.note(|| format!("{id} pauses until {until}"));
+                if let Some(member) = self.members.get_mut(&id) {
+                    member.paused_until = until;
+                }
+            }
+            Trouble::Part => {
+                let ids: Vec<RaftId> = self.members.keys().copied().collect();
+                self.network.part(&ids, &mut self.rng);
+                let cut = self.network.cut.clone();
+                self.note(|| format!("cut {cut:?}"));
+            }
+            Trouble::Heal => self.network.cut.clear(),
+            Trouble::Redraw => {
+                let cut = std::mem::take(&mut self.network.cut);
+                self.network = Network { cut, ..Network::draw(&mut self.rng) };
+            }
+            Trouble::Transfer => {
+                id = self.someone_leading();
+                let to = self.someone();
+                if let Some(process) = self.process(id) {
+                    let _ = process.node.transfer_leadership(to);
+                }
+            }
+            Trouble::Change => {
+                id = self.someone_leading();
+                self.change(id);
+            }
+            Trouble::Compact => self.compact(id),
+            Trouble::Unreachable => {
+                let peer = self.someone();
+                if let Some(process) = self.process(id) {
+                    process.node.report_unreachable(peer);
+                }
+            }
+            Trouble::Reconnect => {
+                let peer = self.someone();
+                if let Some(process) = self.process(id) {
+                    process.node.connected(peer);
+                }
+            }
+            Trouble::LoseDisk => return self.lose_disk(id),
+        }
+        self.settle(id)
+    }
+
+    fn process(&mut self, id: RaftId) -> Option<&mut super::member::Process> {
+        self.members.get_mut(&id)?.process.as_mut()
+    }
+
+    fn command(&mut self) -> Vec<u8> {
+        let number = self.next_command;
+        self.next_command += 1;
+        let mut command = number.to_le_bytes().to_vec();
+        command.resize(8 + self.rng.random_range(0..40), 0);
+        command
+    }
+
+    fn change(&mut self, id: RaftId) {
+        let alive: Vec<RaftId> = self.members.keys().copied().collect();
+        let Some(process) = self.members.get_mut(&id).and_then(|m| m.process.as_mut()) else {
+            return;
+        };
+        let now = process.node.status().configuration;
+        let (voters, standbys) = chaos::target(&now, &alive, &mut self.rng);
+        let result = process.node.change_membership(&voters, &standbys);
+        self.note(|| format!("{id} changes to {voters:?} {standbys:?}: {result:?}"));
+    }
+
+    /// A server loses its disk and comes back under a new number, if the group can survive that:
+    /// the membership is settled, nobody holds a change that may yet take effect, and a majority
+    /// of the voters keeps its disks.
+    fn lose_disk(&mut self, id: RaftId) -> Result<(), String> {
+        let running: Vec<_> =
+            self.members.values().filter_map(|member| member.process.as_ref()).collect();
+        let Some(leader) = running
+            .iter()
+            .map(|process| process.node.status())
+            .filter(|status| status.ready && !status.change_pending)
+            .max_by_key(|status| status.term)
+        else {
+            return Ok(());
+        };
+        let voters = &leader.configuration.voters;
+        let left = voters.iter().filter(|v| **v != id && self.members.contains_key(v)).count();
+        let pending = running.iter().any(|process| {
+            let image = process.node.store().image();
+            image
+                .entries(leader.configuration_index.next(), image.last_index().next())
+                .any(|entry| entry.kind == EntryKind::Membership)
+        });
+        if running.len() < self.members.len() || pending || left * 2 <= voters.len() {
+            return Ok(());
+        }
+        self.note(|| format!("{id} loses its disk"));
+        self.members.remove(&id);
+        self.outcome.crashes += 1;
+        self.new_server(0)
+    }
+
+    /// Everything works again.
+    fn heal(&mut self) -> Result<(), String> {
+        self.note(|| "everything heals".to_owned());
+        self.healing = true;
+        self.network = Network::healed();
+        for id in self.members.keys().copied().collect::<Vec<_>>() {
+            if let Some(member) = self.members.get_mut(&id) {
+                member.paused_until = self.now;
+                member.tick_ms = TICK_MS;
+                member.set_fault(WriteFault::None);
+            }
+            self.start(id)?;
+        }
+        Ok(())
+    }
+
+    /// The last command, once there is a leader to take it.
+    fn propose_last(&mut self) -> Option<Index> {
+        let leaders: Vec<RaftId> = self.members.keys().copied().collect();
+        for id in leaders {
+            let command = self.next_command.to_le_bytes().to_vec();
+            let Some(process) = self.process(id) else { continue };
+            let status = process.node.status();
+            // It must lead by everyone's account, or the command may yet be lost.
+            if !status.ready || status.change_pending || status.transfer.is_some() {
+                continue;
+            }
+            if let Ok((index, _)) = process.node.propose(command) {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    /// Whether every member of the configuration has applied `last`, and all agree.
+    fn converged(&self, last: Index) -> bool {
+        let leader = self
+            .members
+            .values()
+            .filter_map(|member| member.process.as_ref())
+            .filter(|process| process.node.status().ready)
+            .max_by_key(|process| process.node.status().term);
+        let Some(leader) = leader else { return false };
+        let configuration = leader.node.status().configuration;
+        !configuration.is_joint()
+            && configuration.members().iter().all(|id| match self.members.get(id) {
+                None => true,
+                Some(member) => member.process.as_ref().is_some_and(|process| {
+                    process.applied >= last && process.machine == leader.machine
+                }),
+            })
+    }
+}
+
+fn describe(member: &Member) -> String {
+    match &member.process {
+        None => format!("{} is down", member.config.id),
+        Some(process) => {
+            let status = process.node.status();
+            format!(
+                "{} {:?} term {} leader {:?} commit {} applied {} log {:?} snapshot {:?} in {}; \
+                 peers {:?}",
+                status.id,
+                status.role,
+                status.term,
+                status.leader,
+                status.commit,
+                status.applied,
+                status.log,
+                status.snapshot,
+                status.configuration,
+                status.peers,
+            )
+        }
+    }
+}
