@@ -234,6 +234,28 @@ pub struct WatchAnswer {
     pub revision: u64,
 }
 
+/// An answer to a watch as it travels: what the asker must act on is told apart by type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum WatchReply {
+    /// What has changed.
+    Changed(WatchAnswer),
+    /// [`RegistryError::Compacted`].
+    Compacted {
+        /// The last revision whose events are gone.
+        compacted: u64,
+        /// The revision now.
+        revision: u64,
+    },
+    /// [`RegistryError::WentBack`].
+    WentBack {
+        /// The revision that the asker knows.
+        asked: u64,
+        /// The revision now.
+        revision: u64,
+    },
+}
+
 /// One change of one key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -332,6 +354,12 @@ pub enum RegistryError {
     #[error("registry cannot be reached: {reason}")]
     Unavailable {
         /// What was tried and what came of it.
+        reason: String,
+    },
+    /// What is there is newer than what was to be written: read, then decide.
+    #[error("registry refused a change: {reason}")]
+    Conflict {
+        /// The registry's own words.
         reason: String,
     },
     /// The registry knows the asker and says no.

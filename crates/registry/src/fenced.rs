@@ -60,9 +60,13 @@ where
             then: vec![Op::put(key, encode(record))],
             otherwise: vec![],
         };
-        let answer = registry.txn(txn).await?;
-        if answer.succeeded {
-            return Ok(FencedPut::Written { revision: answer.revision });
+        match registry.txn(txn).await {
+            Ok(answer) if answer.succeeded => {
+                return Ok(FencedPut::Written { revision: answer.revision });
+            }
+            // Somebody was faster: look again.
+            Ok(_) | Err(RegistryError::Conflict { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
     Err(RegistryError::Contended { key: key.to_owned(), attempts: ATTEMPTS_MAX })

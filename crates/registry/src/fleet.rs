@@ -89,7 +89,6 @@ fn add(fleet: &mut Fleet, pair: &KeyValue) -> Result<(), RegistryError> {
         Some(Place::Kill { scope }) => {
             fleet.kill.insert(scope, pair.value.clone());
         }
-        Some(Place::Hub) => {}
         None => fleet.unreadable.push(format!("registry key `{}` is not of the layout", pair.key)),
     }
     Ok(())

@@ -9,7 +9,6 @@
 //! verdicts/<app>/<version>/<platform>/<group>         VerdictRecord   leader, fenced; `/` of the platform is `~`
 //! policies/<app>                                      PolicyRecord    operator; mod revision = the policy's revision
 //! switches/kill/<scope>                               signed record   operator
-//! hub/…                                               the hub's own; never shown to anyone
 //! ```
 
 use cohort_core::ids::{AppId, GroupId, Platform, ServerId, Version};
@@ -30,8 +29,6 @@ pub const POLICIES: &str = "/cohort/v1/policies/";
 pub const SWITCHES: &str = "/cohort/v1/switches/";
 /// The kill switches.
 pub const KILL: &str = "/cohort/v1/switches/kill/";
-/// What is the hub's own business, such as join tokens; no role may read it.
-pub const HUB: &str = "/cohort/v1/hub/";
 
 // The deepest key: a verdict with the longest app, version, platform and group names.
 const _: () = assert!(VERDICTS.len() + 63 + 1 + 64 + 1 + 64 + 1 + 200 <= KEY_BYTES_MAX);
@@ -165,8 +162,6 @@ pub enum Place {
         /// What it stops.
         scope: String,
     },
-    /// The hub's own business.
-    Hub,
 }
 
 /// Reads a key of the layout; `None` for anything else.
@@ -191,7 +186,6 @@ pub fn parse(key: &str) -> Option<Place> {
         ["switches", "kill", scope] if !scope.is_empty() => {
             Place::Kill { scope: scope.replace('~', "/") }
         }
-        ["hub", ..] => Place::Hub,
         _ => return None,
     })
 }

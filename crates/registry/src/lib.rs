@@ -19,6 +19,7 @@ pub mod fleet;
 pub mod keys;
 pub mod memory;
 pub mod records;
+pub mod remote;
 pub mod state;
 pub mod typed;
 
@@ -26,11 +27,12 @@ mod disk;
 
 pub use api::{
     Compare, Comparison, Event, Field, KeyValue, Op, RangeAnswer, RangeRequest, Registry,
-    RegistryError, Selector, Txn, TxnAnswer, WatchAnswer, WatchRequest,
+    RegistryError, Selector, Txn, TxnAnswer, WatchAnswer, WatchReply, WatchRequest,
 };
 pub use embedded::EmbeddedRegistry;
 pub use fenced::{FencedPut, put_fenced};
 pub use memory::MemoryRegistry;
+pub use remote::RemoteRegistry;
 
 #[cfg(test)]
 mod embedded_test;

@@ -10,6 +10,8 @@ use cohort_core::orders::MemberAddress;
 use cohort_identity::{PeerName, Role};
 use serde::{Deserialize, Serialize};
 
+use crate::kill::SignedKill;
+
 /// The port of the hub's API (mutual TLS).
 pub const HUB_PORT: u16 = 7418;
 /// The port of the hub's repository, probes and metrics (plain HTTP).
@@ -236,4 +238,17 @@ pub struct RecoverRequest {
 pub struct RecoverAnswer {
     /// Which life.
     pub incarnation: Incarnation,
+}
+
+/// What the hub knows of the kill switch: the answer to `GET` and `POST` of [`KILL`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KillAnswer {
+    /// Whether the register that was sent has changed anything.
+    pub changed: bool,
+    /// Every register, signed.
+    pub registers: Vec<SignedKill>,
+    /// Registers whose files are damaged; they count as on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
 }
