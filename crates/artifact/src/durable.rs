@@ -11,7 +11,7 @@ pub(crate) const UNFINISHED_PREFIX: &str = ".unfinished-";
 
 /// A file in `folder` that vanishes unless it is put in place by [`put_in_place`].
 pub(crate) fn unfinished(folder: &Path) -> io::Result<NamedTempFile> {
-    fs::create_dir_all(folder)?;
+    create_folders(folder)?;
     Builder::new().prefix(UNFINISHED_PREFIX).tempfile_in(folder)
 }
 
@@ -29,6 +29,23 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<(
     let mut file = unfinished(folder_of(path)?)?;
     file.write_all(bytes)?;
     put_in_place(file, path, mode)
+}
+
+/// Creates a folder and the missing ones above it, each durable in the one above.
+pub(crate) fn create_folders(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let above = folder_of(folder)?;
+    if !above.as_os_str().is_empty() {
+        create_folders(above)?;
+    }
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) if above.as_os_str().is_empty() => sync_folder(Path::new(".")),
+        Ok(()) => sync_folder(above),
+    }
 }
 
 /// Makes the entries of a folder durable.

@@ -12,19 +12,25 @@
 //! [`Repository`] (the publisher's side) and [`TrustedRepository`] (the side of everyone who reads,
 //! and who trusts neither mirror nor peer).
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 mod channel;
+mod checks;
 mod digest;
 mod durable;
 mod fetch;
 mod keys;
 mod layout;
+mod lifetimes;
 mod lock;
 mod manifest;
 mod metadata;
+mod metadata_transport;
 mod pack;
 mod package_file;
 mod publish;
 mod repository;
+mod steps;
 mod trust;
 mod trust_error;
 mod trust_state;
@@ -38,6 +44,7 @@ pub use digest::{digest_of, digest_of_bytes, hash_of};
 pub use fetch::{FetchError, Fetcher, Mirror};
 pub use keys::{KeyError, Keys, SigningKey};
 pub use layout::{blob_path, channel_target, manifest_target, units_path};
+pub use lifetimes::{Expiries, Lifetimes};
 pub use manifest::{
     ARTIFACT_BYTES_MAX, Delta, ENTRIES_MAX, Format, MANIFEST_BYTES_MAX, MANIFEST_SCHEMA, Manifest,
     ManifestError, Protocols, UNIT_BYTES, UNPACKED_BYTES_MAX, UnitsReference, parse_rollback,
@@ -45,7 +52,7 @@ pub use manifest::{
 pub use pack::{Inspection, PackError, inspect_tarball, pack_folder};
 pub use package_file::{PACKAGE_FILE, PackageFile, PackageFileError};
 pub use publish::{PublishRequest, Published};
-pub use repository::{Expiries, Lifetimes, ReleaseName, Repository, RepositoryError};
+pub use repository::{ReleaseName, Repository, RepositoryError};
 pub use trust::{Refreshed, Refusal, TrustOptions, TrustedRepository};
 pub use trust_error::{Role, TrustError, TrustErrorKind};
 pub use units::{FileHashes, UnitError, UnitHasher, UnitHashes, hash_file};
@@ -53,5 +60,7 @@ pub use verified::{ReleaseOffer, Verified, VerifiedManifest};
 
 #[cfg(test)]
 mod crash_test;
+#[cfg(test)]
+mod trust_test;
 #[cfg(test)]
 mod units_test;

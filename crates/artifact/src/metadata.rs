@@ -18,7 +18,8 @@ use tough::schema::{
 use crate::digest::sha256;
 use crate::keys::{Keys, SigningKey};
 use crate::layout::METADATA_DIR;
-use crate::repository::{Lifetimes, RepositoryError};
+use crate::lifetimes::Lifetimes;
+use crate::repository::RepositoryError;
 
 /// The TUF version that the metadata follows.
 const SPEC_VERSION: &str = "1.0.0";
@@ -133,15 +134,25 @@ fn highest(metadata: &Path, role: &str) -> Result<Option<u64>, RepositoryError> 
     Ok(highest)
 }
 
-/// One above every version that was ever written, also by a publisher that died: a version never
-/// stands for two contents.
+/// A version above `current`, and above every one of the past as far as this clock knows: the
+/// seconds since 1970, unless `current` is higher.
+///
+/// A hub that was restored from a backup has forgotten versions that its readers have seen. Counting
+/// by one it would be refused as a replay until it had caught up; so it is ahead at once.
+pub(crate) fn version_after(current: NonZeroU64) -> NonZeroU64 {
+    let by_clock = u64::try_from(now().as_second()).ok().and_then(NonZeroU64::new);
+    by_clock.unwrap_or(current).max(current.saturating_add(1))
+}
+
+/// The next version of a role: also above those written by a publisher that died before anybody
+/// could see them, because a version never stands for two contents.
 pub(crate) fn next_version(
     repository: &Path,
     role: &str,
-    current: u64,
+    current: NonZeroU64,
 ) -> Result<NonZeroU64, RepositoryError> {
-    let highest = highest(&repository.join(METADATA_DIR), role)?.unwrap_or(0).max(current);
-    Ok(NonZeroU64::MIN.saturating_add(highest))
+    let written = highest(&repository.join(METADATA_DIR), role)?.and_then(NonZeroU64::new);
+    Ok(version_after(written.unwrap_or(current).max(current)))
 }
 
 /// A new root, version 1, with one key for each role.

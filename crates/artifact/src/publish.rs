@@ -20,7 +20,8 @@ use crate::manifest::{
 use crate::metadata::{self, now};
 use crate::pack::{Inspection, PackError, inspect_tarball, pack_folder};
 use crate::package_file::{PackageFile, merge};
-use crate::repository::{Repository, RepositoryError, Step};
+use crate::repository::{Repository, RepositoryError};
+use crate::steps::Step;
 use crate::units::{FileHashes, hash_file};
 
 /// What to publish.

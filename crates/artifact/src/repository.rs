@@ -10,98 +10,22 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use cohort_core::ids::{AppId, Channel, Platform, Version};
-use jiff::Timestamp as Time;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 use tough::TargetName;
 use tough::schema::{Targets, Timestamp};
 
 use crate::channel::ChannelPointer;
 use crate::digest::{hex, sha256};
-use crate::durable::{put_in_place, sweep_unfinished, unfinished};
+use crate::durable::{create_folders, sweep_unfinished};
 use crate::keys::{Keys, SigningKey};
 use crate::layout::{BLOBS_DIR, METADATA_DIR, SETTINGS_FILE, channel_target, target_path};
+use crate::lifetimes::{Expiries, Lifetimes, RENEW_AFTER_S};
 use crate::lock::RepositoryLock;
 use crate::manifest::{Manifest, ManifestError};
-use crate::metadata::{self, Current, Ready, later, now};
+use crate::metadata::{self, Current, later, now};
 use crate::pack::PackError;
 use crate::package_file::PackageFileError;
-use crate::trust_error::Role;
-
-const DAY_S: u64 = 86_400;
-
-/// What runs must live this long without the hub: a month, so that a holiday is no outage.
-const ALONE_S_MIN: u64 = 30 * DAY_S;
-
-/// The hub renews the timestamp when it is older than this.
-const RENEW_AFTER_S: u64 = DAY_S;
-
-/// How long signatures of each role are valid, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Lifetimes {
-    /// Of the root.
-    pub root_s: u64,
-    /// Of the list of manifests and channels; renewed by every publishing.
-    pub targets_s: u64,
-    /// Of the snapshot; renewed by every publishing.
-    pub snapshot_s: u64,
-    /// Of the timestamp; renewed by the hub every day. The longest that a mirror can hide news.
-    pub timestamp_s: u64,
-}
-
-const DEFAULT_LIFETIMES: Lifetimes = Lifetimes {
-    root_s: 3650 * DAY_S,
-    targets_s: 365 * DAY_S,
-    snapshot_s: 365 * DAY_S,
-    timestamp_s: 35 * DAY_S,
-};
-
-const _: () = {
-    // The hub may vanish just before a renewal, or have missed some in a row.
-    assert!(DEFAULT_LIFETIMES.timestamp_s >= ALONE_S_MIN + 4 * RENEW_AFTER_S);
-    assert!(DEFAULT_LIFETIMES.snapshot_s >= DEFAULT_LIFETIMES.timestamp_s);
-};
-
-impl Default for Lifetimes {
-    fn default() -> Self {
-        DEFAULT_LIFETIMES
-    }
-}
-
-/// When the signatures of each role end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Expiries {
-    /// Of the root.
-    pub root: Time,
-    /// Of the list of manifests and channels.
-    pub targets: Time,
-    /// Of the snapshot.
-    pub snapshot: Time,
-    /// Of the timestamp.
-    pub timestamp: Time,
-}
-
-impl Expiries {
-    /// The role whose signature ends first, and when.
-    #[must_use]
-    pub fn nearest(&self) -> (Role, Time) {
-        let all = [
-            (Role::Root, self.root),
-            (Role::Targets, self.targets),
-            (Role::Snapshot, self.snapshot),
-            (Role::Timestamp, self.timestamp),
-        ];
-        all.into_iter().min_by_key(|(_, at)| *at).unwrap_or((Role::Root, self.root))
-    }
-
-    /// Seconds until the first signature ends; 0 when it has.
-    #[must_use]
-    pub fn seconds_left(&self) -> u64 {
-        let left = self.nearest().1.as_second() - Time::now().as_second();
-        u64::try_from(left).unwrap_or(0)
-    }
-}
+use crate::steps::{Faults, Step};
 
 /// One release that a repository holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -236,7 +160,7 @@ impl Repository {
         keys: &Keys,
         lifetimes: Lifetimes,
     ) -> Result<Self, RepositoryError> {
-        fs::create_dir_all(dir)
+        create_folders(dir)
             .map_err(|source| RepositoryError::Io { path: dir.to_owned(), source })?;
         let repository = Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() };
         let _lock = repository.lock().await?;
@@ -375,7 +299,7 @@ impl Repository {
         let reference = old.meta.get("snapshot.json").cloned().ok_or_else(|| {
             self.damaged("metadata/timestamp.json", "it does not name a snapshot")
         })?;
-        let version = old.version.saturating_add(1);
+        let version = metadata::version_after(old.version);
         let ready = metadata::sign_timestamp(root, key, version, reference, expires).await?;
         self.write(vec![Step::from(ready)]).await?;
         current.timestamp.signed = Timestamp { version, expires, ..current.timestamp.signed };
@@ -479,9 +403,9 @@ impl Repository {
             steps.push(Step::bytes(PathBuf::from(path), bytes));
         }
         let versions = [
-            metadata::next_version(&self.dir, "targets", targets.version.get())?,
-            metadata::next_version(&self.dir, "snapshot", snapshot.signed.version.get())?,
-            timestamp.signed.version.saturating_add(1),
+            metadata::next_version(&self.dir, "targets", targets.version)?,
+            metadata::next_version(&self.dir, "snapshot", snapshot.signed.version)?,
+            metadata::version_after(timestamp.signed.version),
         ];
         let chain =
             metadata::sign_chain(&root.signed, keys, targets, versions, &self.lifetimes, now())
@@ -499,8 +423,7 @@ impl Repository {
                 _ => RepositoryError::Io { path, source },
             }
         })?;
-        for folder in [METADATA_DIR, BLOBS_DIR] {
-            let path = self.dir.join(folder);
+        for path in [self.dir.clone(), self.dir.join(BLOBS_DIR)] {
             sweep_unfinished(&path).map_err(|source| RepositoryError::Io { path, source })?;
         }
         Ok(lock)
@@ -544,85 +467,4 @@ pub(crate) fn release_of_target(name: &str) -> Option<ReleaseName> {
         platform: parts.next()?.replace('~', "/").parse().ok()?,
     };
     parts.next().is_none().then_some(release)
-}
-
-/// One file to be put in place.
-pub(crate) struct Step {
-    path: PathBuf,
-    content: Content,
-}
-
-enum Content {
-    Bytes(Vec<u8>),
-    File(NamedTempFile),
-}
-
-impl From<Ready> for Step {
-    fn from(ready: Ready) -> Self {
-        Self::metadata(&ready.name, ready.bytes)
-    }
-}
-
-impl Step {
-    pub(crate) fn bytes(path: PathBuf, bytes: Vec<u8>) -> Self {
-        Self { path, content: Content::Bytes(bytes) }
-    }
-
-    /// A file written aside in the folder where it will be.
-    pub(crate) fn file(path: PathBuf, file: NamedTempFile) -> Self {
-        Self { path, content: Content::File(file) }
-    }
-
-    fn metadata(name: &str, bytes: Vec<u8>) -> Self {
-        Self::bytes(Path::new(METADATA_DIR).join(name), bytes)
-    }
-
-    fn write(self, dir: &Path, faults: &Faults) -> Result<(), RepositoryError> {
-        let path = dir.join(&self.path);
-        let write = || -> io::Result<()> {
-            faults.point()?;
-            let file = match self.content {
-                Content::File(file) => file,
-                Content::Bytes(bytes) => {
-                    let folder = path.parent().unwrap_or(dir);
-                    let mut file = unfinished(folder)?;
-                    io::Write::write_all(&mut file, &bytes)?;
-                    file
-                }
-            };
-            // A crash here leaves the unfinished file behind.
-            if let Err(error) = faults.point() {
-                file.keep()?;
-                return Err(error);
-            }
-            put_in_place(file, &path, 0o644)?;
-            faults.point()
-        };
-        write().map_err(|source| RepositoryError::Io { path: path.clone(), source })
-    }
-}
-
-/// Points at which a test lets the publisher die.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Faults {
-    #[cfg(test)]
-    pub(crate) points_left: Option<std::sync::Arc<std::sync::atomic::AtomicU32>>,
-}
-
-impl Faults {
-    #[cfg(not(test))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests use both")]
-    fn point(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    #[cfg(test)]
-    fn point(&self) -> io::Result<()> {
-        use std::sync::atomic::Ordering;
-        let Some(left) = &self.points_left else { return Ok(()) };
-        match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(io::Error::other("the test let the publisher die here")),
-        }
-    }
 }

@@ -178,7 +178,12 @@ impl TrustErrorKind {
         matches!(self, Self::Unreachable { .. })
     }
 
-    pub(crate) fn at(self, mirror: impl ToString) -> TrustError {
+    /// A refusal that is no mirror's doing.
+    pub(crate) fn here(self) -> TrustError {
+        TrustError { kind: self, mirror: None }
+    }
+
+    pub(crate) fn at(self, mirror: &crate::fetch::Mirror) -> TrustError {
         TrustError { kind: self, mirror: Some(mirror.to_string()) }
     }
 

@@ -141,8 +141,7 @@ async fn publishers_at_once_take_turns() {
 async fn nothing_is_signed_on_top_of_what_somebody_slipped_in() {
     let fixture = Fixture::new().await;
     let request = fixture.request("1.1.0");
-    let dir = fixture.repository.dir();
-    let targets = dir.join("metadata/2.targets.json");
+    let targets = fixture.repository.dir().join(fixture.newest("targets"));
     let text = fs::read_to_string(&targets).unwrap();
     fs::write(&targets, text.replace("1.0.0/linux~intel", "6.6.6/linux~intel")).unwrap();
     let error = fixture.repository.publish(&fixture.keys, &request).await.unwrap_err();

@@ -93,7 +93,8 @@ async fn a_single_role_signed_by_a_stranger_is_refused() {
 
 #[tokio::test]
 async fn expired_metadata_is_refused_and_names_the_role() {
-    let changes: [(Role, fn(&mut Lifetimes)); 3] = [
+    type Change = (Role, fn(&mut Lifetimes));
+    let changes: [Change; 3] = [
         (Role::Timestamp, |lifetimes| lifetimes.timestamp_s = 0),
         (Role::Snapshot, |lifetimes| lifetimes.snapshot_s = 0),
         (Role::Targets, |lifetimes| lifetimes.targets_s = 0),
@@ -176,28 +177,21 @@ async fn an_older_repository_replayed_is_refused() {
 #[tokio::test]
 async fn metadata_of_different_states_is_refused() {
     let fixture = Fixture::new().await;
+    let of_old = ["snapshot", "targets"].map(|role| (role, fixture.newest(role)));
+    let of_old = std::collections::BTreeMap::from(of_old);
     let old = fixture.copy("old");
     fixture.publish("1.1.0").await;
-    let dir = fixture.repository.dir();
-    let newest = |role: &str| {
-        let (old, new) = (bytes_below(&old), bytes_below(&dir.join("metadata")));
-        let suffix = format!(".{role}.json");
-        let named = |path: &&std::path::PathBuf| path.to_str().unwrap().ends_with(&suffix);
-        let new = new.keys().filter(named).max().unwrap().file_name().unwrap().to_owned();
-        let old = old.iter().filter(|(path, _)| named(path)).max().unwrap().1.clone();
-        (new, old)
-    };
     for role in ["snapshot", "targets"] {
         let mirror = fixture.copy(&format!("mixed-{role}"));
-        let (name, of_old) = newest(role);
-        fs::write(mirror.join("metadata").join(&name), of_old).unwrap();
+        let name = fixture.newest(role);
+        fs::copy(old.join(&of_old[role]), mirror.join(&name)).unwrap();
         let reader = fixture.reader(&format!("store-{role}"), vec![folder(&mirror)]).await;
         let error = fixture.latest(&reader).await.unwrap_err();
         assert!(matches!(error, TrustErrorKind::Mixed { .. }), "{role}: {error}");
         assert!(bytes_below(&fixture.path(&format!("store-{role}"))).is_empty());
         // Longer than announced is told apart from endless.
         let longer = vec![b' '; 100_000];
-        fs::write(mirror.join("metadata").join(&name), longer).unwrap();
+        fs::write(mirror.join(&name), longer).unwrap();
         let error = fixture.latest(&reader).await.unwrap_err();
         assert!(matches!(error, TrustErrorKind::Mixed { .. }), "{role}: {error}");
     }
@@ -241,13 +235,13 @@ async fn too_much_data_is_refused() {
     let reader = fixture.reader("store", vec![server.mirror.clone()]).await;
     let current = "metadata/timestamp.json";
     for (path, answer) in [
-        (current, Answer::Endless),
-        (current, Answer::Huge),
-        ("metadata/2.root.json", Answer::Endless),
-        ("metadata/2.snapshot.json", Answer::Endless),
-        ("metadata/2.targets.json", Answer::Endless),
+        (current.to_owned(), Answer::Endless),
+        (current.to_owned(), Answer::Huge),
+        ("metadata/2.root.json".to_owned(), Answer::Endless),
+        (fixture.newest("snapshot"), Answer::Endless),
+        (fixture.newest("targets"), Answer::Endless),
     ] {
-        server.answer(path, answer);
+        server.answer(&path, answer);
         let error = fixture.latest(&reader).await.unwrap_err();
         assert!(matches!(error, TrustErrorKind::TooLarge { .. }), "{path}: {error}");
         assert!(bytes_below(&fixture.path("store")).is_empty(), "{path}");

@@ -75,6 +75,18 @@ impl Fixture {
         self.repository.publish(&self.keys, &self.request(version)).await.unwrap()
     }
 
+    /// The path of the newest metadata of a role, relative to the repository.
+    pub(crate) fn newest(&self, role: &str) -> String {
+        let suffix = format!(".{role}.json");
+        let version = |path: &PathBuf| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.strip_suffix(&suffix).and_then(|version| version.parse::<u64>().ok())
+        };
+        let files = bytes_below(&self.repository.dir().join("metadata"));
+        let newest = files.keys().filter_map(version).max().unwrap();
+        format!("metadata/{newest}.{role}.json")
+    }
+
     /// A copy of the repository as it is now.
     pub(crate) fn copy(&self, name: &str) -> PathBuf {
         let to = self.path(name);

@@ -1,0 +1,93 @@
+//! Files that are put in place one after the other, and the points at which a test interrupts that.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::durable::{create_folders, put_in_place, unfinished};
+use crate::layout::METADATA_DIR;
+use crate::metadata::Ready;
+use crate::repository::RepositoryError;
+
+/// One file to be put in place.
+pub(crate) struct Step {
+    path: PathBuf,
+    content: Content,
+}
+
+enum Content {
+    Bytes(Vec<u8>),
+    File(NamedTempFile),
+}
+
+impl From<Ready> for Step {
+    fn from(ready: Ready) -> Self {
+        Self::metadata(&ready.name, ready.bytes)
+    }
+}
+
+impl Step {
+    pub(crate) fn bytes(path: PathBuf, bytes: Vec<u8>) -> Self {
+        Self { path, content: Content::Bytes(bytes) }
+    }
+
+    /// A file written aside in the folder where it will be.
+    pub(crate) fn file(path: PathBuf, file: NamedTempFile) -> Self {
+        Self { path, content: Content::File(file) }
+    }
+
+    pub(crate) fn metadata(name: &str, bytes: Vec<u8>) -> Self {
+        Self::bytes(Path::new(METADATA_DIR).join(name), bytes)
+    }
+
+    pub(crate) fn write(self, dir: &Path, faults: &Faults) -> Result<(), RepositoryError> {
+        let path = dir.join(&self.path);
+        let write = || -> io::Result<()> {
+            faults.point()?;
+            let file = match self.content {
+                Content::File(file) => file,
+                Content::Bytes(bytes) => {
+                    // Written aside at the top, where the next publisher sweeps.
+                    create_folders(path.parent().unwrap_or(dir))?;
+                    let mut file = unfinished(dir)?;
+                    io::Write::write_all(&mut file, &bytes)?;
+                    file
+                }
+            };
+            // A crash here leaves the unfinished file behind.
+            if let Err(error) = faults.point() {
+                file.keep()?;
+                return Err(error);
+            }
+            put_in_place(file, &path, 0o644)?;
+            faults.point()
+        };
+        write().map_err(|source| RepositoryError::Io { path: path.clone(), source })
+    }
+}
+
+/// Points at which a test lets the publisher die.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Faults {
+    #[cfg(test)]
+    pub(crate) points_left: Option<std::sync::Arc<std::sync::atomic::AtomicU32>>,
+}
+
+impl Faults {
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests use both")]
+    pub(crate) fn point(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn point(&self) -> io::Result<()> {
+        use std::sync::atomic::Ordering;
+        let Some(left) = &self.points_left else { return Ok(()) };
+        match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(io::Error::other("the test let the publisher die here")),
+        }
+    }
+}

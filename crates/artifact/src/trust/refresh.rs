@@ -1,0 +1,146 @@
+//! One mirror's metadata against a copy of what is trusted; what succeeds becomes the trusted one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use tough::{ExpirationEnforcement, Limits, RepositoryLoader};
+
+use super::{Loaded, TrustedRepository};
+use crate::checks::{expiry, expiry_in, store_error};
+use crate::durable::UNFINISHED_PREFIX;
+use crate::fetch::Mirror;
+use crate::lifetimes::Expiries;
+use crate::metadata::METADATA_BYTES_MAX;
+use crate::metadata_transport::{MetadataTransport, SMALL_METADATA_BYTES_MAX, Source, base_url};
+use crate::trust_error::{Role, TrustErrorKind};
+use crate::trust_state::{Bundle, State};
+
+/// Most new roots in one refresh: one a year for longer than anybody will run this.
+const ROOT_UPDATES_MAX: u64 = 256;
+
+/// How often the clock alone is written to disk.
+const CLOCK_SAVE_EVERY: SignedDuration = SignedDuration::from_hours(1);
+
+impl TrustedRepository {
+    pub(super) async fn refresh_from(
+        &self,
+        mirror: &Mirror,
+        state: Option<&State>,
+    ) -> Result<Loaded, TrustErrorKind> {
+        let source = || Source::Mirror(self.fetcher.clone(), mirror.clone());
+        // Versioned files never change, so those at hand need not be fetched again; should they
+        // not be what the mirror's timestamp announces, the mirror's own are looked at.
+        let held = match self.known() {
+            Ok(loaded) => {
+                let mut files = loaded.bundle.files()?;
+                files.remove("timestamp.json");
+                files
+            }
+            Err(_) => BTreeMap::new(),
+        };
+        let nothing_held = held.is_empty();
+        match self.attempt(source(), held, state, ExpirationEnforcement::Safe).await {
+            Err(TrustErrorKind::Mixed { .. }) if !nothing_held => {
+                self.attempt(source(), BTreeMap::new(), state, ExpirationEnforcement::Safe).await
+            }
+            result => result,
+        }
+    }
+
+    /// One run of TUF's workflow on a copy of the state.
+    pub(super) async fn attempt(
+        &self,
+        source: Source,
+        held: BTreeMap<String, Bytes>,
+        state: Option<&State>,
+        enforcement: ExpirationEnforcement,
+    ) -> Result<Loaded, TrustErrorKind> {
+        let io = |error: std::io::Error| store_error(&self.store, &error);
+        let scratch = tempfile::Builder::new()
+            .prefix(UNFINISHED_PREFIX)
+            .tempdir_in(&self.store)
+            .map_err(io)?;
+        // Another root given by the operator begins anew from that root, but what was seen still
+        // counts as seen where the new root's keys had signed it.
+        let same_anchor = |state: &&State| state.anchor_sha256 == self.anchor_sha256;
+        let root = match state.filter(same_anchor) {
+            Some(state) => state.bundle.root.clone().into_bytes(),
+            None => self.anchor.clone(),
+        };
+        if let Some(State { bundle, .. }) = state {
+            let put = |name: &str, text: &str| std::fs::write(scratch.path().join(name), text);
+            put("timestamp.json", &bundle.timestamp).map_err(io)?;
+            put("snapshot.json", &bundle.snapshot).map_err(io)?;
+        }
+        let taken = Arc::new(Mutex::new(BTreeMap::new()));
+        let transport = MetadataTransport { source, held, taken: Arc::clone(&taken) };
+        let base = base_url();
+        let load = RepositoryLoader::new(&root, base.clone(), base)
+            .transport(transport)
+            .datastore(scratch.path())
+            .limits(Limits {
+                max_root_size: SMALL_METADATA_BYTES_MAX,
+                max_targets_size: METADATA_BYTES_MAX,
+                max_timestamp_size: SMALL_METADATA_BYTES_MAX,
+                max_snapshot_size: SMALL_METADATA_BYTES_MAX,
+                max_root_updates: ROOT_UPDATES_MAX,
+            })
+            .expiration_enforcement(enforcement)
+            .load();
+        let result = Box::pin(load).await;
+        let taken = std::mem::take(&mut *taken.lock().unwrap_or_else(PoisonError::into_inner));
+        let found = result.map_err(|error| {
+            TrustErrorKind::of_tough(&error, Timestamp::now(), |role| {
+                expiry_in(&taken, role).or_else(|| (role == Role::Root).then(|| expiry(&root))?)
+            })
+        })?;
+        let text = |name: String| {
+            let bytes = taken.get(&name).map(|bytes| bytes.to_vec());
+            bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
+                TrustErrorKind::Malformed { what: name, reason: "it is not text".to_owned() }
+            })
+        };
+        let root_version = found.root().signed.version;
+        let bundle = Bundle {
+            root: text(format!("{root_version}.root.json"))
+                .or_else(|_| String::from_utf8(root.clone()))
+                .map_err(|_| TrustErrorKind::BadRoot { reason: "it is not text".to_owned() })?,
+            timestamp: text("timestamp.json".to_owned())?,
+            snapshot: text(format!("{}.snapshot.json", found.snapshot().signed.version))?,
+            targets: text(format!("{}.targets.json", found.targets().signed.version))?,
+        };
+        let expiries = Expiries {
+            root: found.root().signed.expires,
+            targets: found.targets().signed.expires,
+            snapshot: found.snapshot().signed.expires,
+            timestamp: found.timestamp().signed.expires,
+        };
+        Ok(Loaded { bundle, targets: found.targets().signed.targets.clone(), expiries })
+    }
+
+    /// Makes verified metadata the trusted one: on disk first, then in memory.
+    pub(super) fn accept(
+        &self,
+        on_disk: &mut Option<State>,
+        loaded: Loaded,
+        now: Timestamp,
+    ) -> Result<bool, TrustErrorKind> {
+        let same_bundle = on_disk.as_ref().is_some_and(|state| {
+            state.bundle == loaded.bundle && state.anchor_sha256 == self.anchor_sha256
+        });
+        let seen = on_disk.as_ref().map_or(Timestamp::MIN, |state| state.clock_seen);
+        if !same_bundle || now.duration_since(seen) > CLOCK_SAVE_EVERY {
+            let state =
+                State::new(self.anchor_sha256.clone(), seen.max(now), loaded.bundle.clone());
+            state.save(&self.store)?;
+            *on_disk = Some(state);
+        }
+        if !same_bundle {
+            self.prune_cache(&loaded);
+        }
+        self.set_loaded(loaded);
+        Ok(!same_bundle)
+    }
+}

@@ -1,0 +1,116 @@
+//! Signed files: from this server's disk, else from the first mirror that has the right bytes.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use cohort_core::ids::{AppId, Platform, Version};
+use jiff::Timestamp;
+use tough::schema::Target;
+
+use super::{Loaded, TrustedRepository};
+use crate::checks::{check_manifest, is_target, most_telling, store_error};
+use crate::digest::hex;
+use crate::durable::write_atomic;
+use crate::layout::{manifest_target, target_path};
+use crate::manifest::MANIFEST_BYTES_MAX;
+use crate::trust_error::{TrustError, TrustErrorKind};
+use crate::verified::VerifiedManifest;
+
+/// Folder of cached manifests and channels, by SHA-256, below the store.
+const TARGETS_CACHE: &str = "targets";
+
+impl TrustedRepository {
+    pub(super) async fn manifest_in(
+        &self,
+        loaded: &Loaded,
+        app: &AppId,
+        version: &Version,
+        platform: &Platform,
+    ) -> Result<VerifiedManifest, TrustError> {
+        let name = manifest_target(app, version, platform);
+        let target = loaded.target(&name).ok_or_else(|| loaded.missing(app, version, platform))?;
+        let bytes = self.target_bytes(&name, target, MANIFEST_BYTES_MAX).await?;
+        check_manifest(&name, &bytes, app, version, platform)
+    }
+
+    /// The bytes of a signed target: from this disk, else from the first mirror that has the right
+    /// ones, which are then kept.
+    pub(super) async fn target_bytes(
+        &self,
+        name: &str,
+        target: &Target,
+        bytes_max: u64,
+    ) -> Result<Vec<u8>, TrustError> {
+        if let Some(bytes) = self.cached(target) {
+            return Ok(bytes);
+        }
+        if target.length > bytes_max {
+            let what = name.to_owned();
+            return Err(TrustErrorKind::TooLarge { what, limit_bytes: bytes_max }.here());
+        }
+        let path = target_path(name, &hex(&target.hashes.sha256));
+        let bytes = self
+            .ask_mirrors(&path, target.length, |bytes| {
+                if is_target(target, bytes) {
+                    Ok(bytes.to_vec())
+                } else {
+                    Err(TrustErrorKind::WrongBytes { what: name.to_owned() })
+                }
+            })
+            .await?;
+        self.cache(target, &bytes)?;
+        Ok(bytes)
+    }
+
+    /// The first answer that `check` accepts.
+    pub(super) async fn ask_mirrors<T>(
+        &self,
+        path: &str,
+        bytes_max: u64,
+        check: impl Fn(&[u8]) -> Result<T, TrustErrorKind>,
+    ) -> Result<T, TrustError> {
+        let mut refused = Vec::new();
+        let start = self.good.load(Ordering::Relaxed);
+        for mirror in self.mirrors.iter().cycle().skip(start).take(self.mirrors.len()) {
+            let fetched = self.fetcher.fetch(mirror, path, bytes_max).await;
+            let checked = fetched
+                .map_err(|error| TrustErrorKind::of_fetch(path, &error))
+                .and_then(|bytes| check(&bytes));
+            match checked {
+                Ok(value) => return Ok(value),
+                Err(kind) => {
+                    let error = kind.at(mirror);
+                    self.note(mirror, Some(error.clone()), Timestamp::now());
+                    refused.push(error);
+                }
+            }
+        }
+        Err(most_telling(refused))
+    }
+
+    fn cache_path(&self, target: &Target) -> PathBuf {
+        self.store.join(TARGETS_CACHE).join(hex(&target.hashes.sha256))
+    }
+
+    pub(super) fn cached(&self, target: &Target) -> Option<Vec<u8>> {
+        std::fs::read(self.cache_path(target)).ok().filter(|bytes| is_target(target, bytes))
+    }
+
+    pub(super) fn cache(&self, target: &Target, bytes: &[u8]) -> Result<(), TrustError> {
+        let path = self.cache_path(target);
+        write_atomic(&path, bytes, 0o600).map_err(|error| store_error(&path, &error).here())
+    }
+
+    /// Removes what no signed target names any more (channels that moved on). What cannot be
+    /// removed stays; it is never used without being checked.
+    pub(super) fn prune_cache(&self, loaded: &Loaded) {
+        let Ok(entries) = std::fs::read_dir(self.store.join(TARGETS_CACHE)) else { return };
+        let named: std::collections::HashSet<String> =
+            loaded.targets.values().map(|target| hex(&target.hashes.sha256)).collect();
+        for entry in entries.flatten() {
+            if entry.file_name().to_str().is_none_or(|name| !named.contains(name)) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Signed, but not what was asked for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::metadata::read_current;
+use crate::{
+    Keys, Lifetimes, Manifest, Mirror, PublishRequest, Repository, TrustErrorKind, TrustOptions,
+    TrustedRepository, channel_target, manifest_target,
+};
+
+/// The holder of the keys, by mistake or by force, signs one thing under the name of another.
+#[tokio::test]
+async fn a_file_signed_under_another_name_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = Keys::generate().unwrap();
+    let dir = folder.path().join("repository");
+    let repository = Repository::create(&dir, &keys, Lifetimes::default()).await.unwrap();
+    let source = folder.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("app"), "app").unwrap();
+    let (app, version) = ("web".parse().unwrap(), "1.0.0".parse().unwrap());
+    let (intel, amd) = ("linux/intel".parse().unwrap(), "linux/amd".parse().unwrap());
+    let (stable, edge) = ("stable".parse().unwrap(), "edge".parse().unwrap());
+    let mut request = PublishRequest::new(&source, app, version, intel);
+    request.channel = Some(stable);
+    let published = repository.publish(&keys, &request).await.unwrap();
+    let PublishRequest { app, version, platform: intel, channel, .. } = request;
+    let stable = channel.unwrap();
+
+    let manifest = published.manifest.to_bytes();
+    let other_app = Manifest { app: "other".parse().unwrap(), ..published.manifest };
+    let changed = BTreeMap::from([
+        (manifest_target(&app, &version, &amd), manifest),
+        (manifest_target(&app, &"2.0.0".parse().unwrap(), &intel), other_app.to_bytes()),
+        (channel_target(&app, &edge), published.channel.unwrap().to_bytes()),
+    ]);
+    let current = read_current(&dir).unwrap();
+    repository.commit(&keys, current, Vec::new(), changed).await.unwrap();
+
+    let reader = TrustedRepository::open(TrustOptions {
+        root: repository.root_json().unwrap(),
+        store: folder.path().join("store"),
+        mirrors: vec![Mirror::Folder(dir)],
+        fetcher: None,
+    })
+    .await
+    .unwrap();
+    // On another thread: what agents do, so the futures have to be sendable.
+    let reader = Arc::new(reader);
+    let shared = Arc::clone(&reader);
+    let (asked_app, asked_stable, asked_intel) = (app.clone(), stable.clone(), intel.clone());
+    let task =
+        async move { shared.latest(&asked_app, &asked_stable, &asked_intel).await.map(|_| ()) };
+    tokio::spawn(task).await.unwrap().unwrap();
+
+    let wrong = |field, wanted: &str, found: &str| TrustErrorKind::WrongContent {
+        field,
+        wanted: wanted.to_owned(),
+        found: found.to_owned(),
+    };
+    let error = reader.latest(&app, &stable, &amd).await.unwrap_err();
+    assert_eq!(error.kind, wrong("platform", "linux/amd", "linux/intel"));
+    let error = reader.latest(&app, &edge, &intel).await.unwrap_err();
+    assert_eq!(error.kind, wrong("channel", "edge", "stable"));
+    let error = reader.manifest(&app, &"2.0.0".parse().unwrap(), &intel).await.unwrap_err();
+    assert_eq!(error.kind, wrong("app", "web", "other"));
+}
