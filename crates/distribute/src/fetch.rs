@@ -1,0 +1,521 @@
+//! One artifact comes to this server: plan, ask, verify, write, and again, until it is whole.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use cohort_artifact::UnitHashes;
+use cohort_core::orders::FetchOrder;
+use cohort_core::release::Release;
+use cohort_core::report::Blame;
+use tokio::sync::watch;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::limits::Limits;
+use crate::mirrors::MirrorList;
+use crate::part::Part;
+use crate::plan::{Action, FetchWait, Hashes, Plan, Situation, SourceId, SourceKind, plan};
+use crate::progress::{ByteCounters, Progress};
+use crate::request::{
+    Asked, Measured, RequestContext, RequestError, head, span_of, take_hashes, take_units,
+};
+use crate::sources::Sources;
+use crate::store::{ArtifactStore, Claim};
+use crate::store_error::StoreError;
+use crate::transport::{ByteStream, PeerTransport, hashes_request_path, units_request_path};
+use crate::unit_set::{UnitRun, UnitSet};
+
+/// How often progress is shown while requests are under way, in milliseconds: twice per redraw of a
+/// live view.
+const PROGRESS_MS: u64 = 250;
+
+/// What all fetches of a server share.
+#[derive(Clone)]
+pub struct FetchContext {
+    /// Where artifacts lie.
+    pub store: Arc<ArtifactStore>,
+    /// The mirrors of the repository.
+    pub mirrors: Arc<MirrorList>,
+    /// The way to other servers.
+    pub peers: Arc<dyn PeerTransport>,
+    /// The limits.
+    pub limits: Arc<Limits>,
+    /// What is counted for metrics.
+    pub counters: Arc<ByteCounters>,
+}
+
+/// Why an artifact did not come.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The disk is too full, or fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No source gave anything for too long.
+    #[error(
+        "artifact {artifact} of {version}: no new unit for {ms} ms ({held} of {count} units are \
+         here): {complaints}"
+    )]
+    GaveUp {
+        /// Root of the artifact.
+        artifact: String,
+        /// The version.
+        version: String,
+        /// How long, in milliseconds.
+        ms: u64,
+        /// Units that are verified on disk; they are kept for the next try.
+        held: u32,
+        /// All units; 0 when not even the unit hashes came.
+        count: u32,
+        /// Every source that failed, and how.
+        complaints: String,
+    },
+    /// The order was dropped.
+    #[error("artifact {artifact} is no longer ordered")]
+    Cancelled {
+        /// Root of the artifact.
+        artifact: String,
+    },
+    /// A defect of the agent itself.
+    #[error("a task of the fetch broke down")]
+    Task(#[source] JoinError),
+}
+
+impl FetchError {
+    /// Whom to blame: never the release, whose bytes nobody has seen.
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        Blame::Surroundings
+    }
+}
+
+/// Fetches the artifact of an order and verifies it; returns when it is whole and durable.
+///
+/// The order may change its sources while the fetch runs, never its release; a dropped sender
+/// cancels, as does the token, as does dropping the future. What is verified stays on disk for the
+/// next try. Memory is bounded by [`Limits::requests_max`] times two units.
+///
+/// # Errors
+/// See [`FetchError`]. Failures of sources are retried here, with back-off, and end in
+/// [`FetchError::GaveUp`] only when nothing came from anyone for [`Limits::give_up_ms`].
+pub async fn fetch(
+    context: &FetchContext,
+    orders: watch::Receiver<FetchOrder>,
+    progress: &watch::Sender<Progress>,
+    cancel: &CancellationToken,
+) -> Result<(), FetchError> {
+    let cancelled = |orders: &watch::Receiver<FetchOrder>| FetchError::Cancelled {
+        artifact: orders.borrow().release.artifact.to_string(),
+    };
+    let watched = orders.clone();
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(cancelled(&watched)),
+        result = run(context, orders, progress) => result,
+    }
+}
+
+async fn run(
+    context: &FetchContext,
+    mut orders: watch::Receiver<FetchOrder>,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), FetchError> {
+    let order = orders.borrow_and_update().clone();
+    let release = order.release.clone();
+    let claim = Arc::new(context.store.claim(&release.artifact, release.length)?);
+    if claim.is_whole() {
+        let (bytes_total, bytes_held) = (release.length, release.length);
+        progress.send_replace(Progress { bytes_total, bytes_held, ..Progress::default() });
+        return Ok(());
+    }
+    let mut fetch = Fetch::new(context, order, Arc::clone(&claim));
+    fetch.resume().await?;
+    loop {
+        fetch.step();
+        fetch.show(progress);
+        if fetch.part.as_ref().is_some_and(|part| part.have().is_full()) {
+            break;
+        }
+        fetch.give_up_when_late()?;
+        let wake_at = fetch.wake_at();
+        tokio::select! {
+            changed = orders.changed() => {
+                let order = orders.borrow_and_update().clone();
+                if changed.is_err() || order.release != release {
+                    return Err(FetchError::Cancelled { artifact: release.artifact.to_string() });
+                }
+                fetch.follow(order);
+            }
+            Some(ended) = fetch.tasks.join_next_with_id() => fetch.ended(ended).await?,
+            () = tokio::time::sleep_until(wake_at) => {}
+        }
+    }
+    fetch.finish().await?;
+    fetch.show(progress);
+    Ok(())
+}
+
+/// What a request was for, until it ends.
+struct UnderWay {
+    source: SourceId,
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Hashes,
+    Units(Asked),
+}
+
+/// What a request's task gives back.
+struct Ended {
+    measured: Measured,
+    /// The unit hashes, when they were asked for; empty otherwise.
+    result: Result<Vec<u8>, RequestError>,
+}
+
+struct Fetch<'a> {
+    context: &'a FetchContext,
+    order: FetchOrder,
+    claim: Arc<Claim>,
+    part: Option<Arc<Part>>,
+    sources: Sources,
+    tasks: JoinSet<Ended>,
+    under_way: HashMap<Id, UnderWay>,
+    begun: Instant,
+    plan: Option<Plan>,
+    /// When the last new unit was seen, or last there was nobody to ask.
+    moved_at_ms: u64,
+    held: u32,
+    resumed: u32,
+    from_mirrors: Arc<AtomicU64>,
+    from_peers: Arc<AtomicU64>,
+}
+
+impl<'a> Fetch<'a> {
+    fn new(context: &'a FetchContext, order: FetchOrder, claim: Arc<Claim>) -> Self {
+        let mut sources = Sources::new(&context.mirrors);
+        sources.follow(&order);
+        Self {
+            context,
+            order,
+            claim,
+            part: None,
+            sources,
+            tasks: JoinSet::new(),
+            under_way: HashMap::new(),
+            begun: Instant::now(),
+            plan: None,
+            moved_at_ms: 0,
+            held: 0,
+            resumed: 0,
+            from_mirrors: Arc::default(),
+            from_peers: Arc::default(),
+        }
+    }
+
+    /// Checks the disk, and takes up what an earlier try left on it.
+    async fn resume(&mut self) -> Result<(), FetchError> {
+        let (claim, reserve) = (Arc::clone(&self.claim), self.context.limits.reserve_bytes);
+        let hashes = blocking(move || {
+            claim.check_space(reserve)?;
+            claim.hashes()
+        })
+        .await?;
+        if let Some(hashes) = hashes {
+            self.begin(hashes).await?;
+        }
+        // Hashing what was left is no time in which a source could have delivered.
+        self.begun = Instant::now();
+        Ok(())
+    }
+
+    async fn begin(&mut self, hashes: Arc<UnitHashes>) -> Result<(), FetchError> {
+        let (claim, reserve) = (Arc::clone(&self.claim), self.context.limits.reserve_bytes);
+        let part = blocking(move || claim.begin(hashes, reserve)).await?;
+        self.resumed = part.held();
+        self.held = self.resumed;
+        let release = self.release();
+        info!(
+            artifact = %release.artifact, version = %release.version,
+            units = part.hashes().count(), resumed = self.resumed, "fetching"
+        );
+        self.part = Some(part);
+        Ok(())
+    }
+
+    fn follow(&mut self, order: FetchOrder) {
+        self.sources.follow(&order);
+        self.order = order;
+    }
+
+    /// Plans, and starts what was planned.
+    fn step(&mut self) {
+        let asked = self.under_way.values().any(|request| request.what == What::Hashes);
+        let hashes = match (&self.part, asked) {
+            (Some(_), _) => Hashes::Held,
+            (None, true) => Hashes::Asked,
+            (None, false) => Hashes::Missing,
+        };
+        let plan = plan(&Situation {
+            now_ms: self.now_ms(),
+            hashes,
+            missing: &self.missing(),
+            mirrors_allowed: self.order.from_mirror,
+            sources: &self.sources.views(),
+            limits: &self.context.limits,
+        });
+        for action in &plan.actions {
+            match action {
+                Action::AskHashes { source } => self.start(source, What::Hashes),
+                Action::AskUnits { source, run } => {
+                    self.start(source, What::Units(Asked::Run(*run)));
+                }
+                Action::AskWhole { source } => self.start(source, What::Units(Asked::Whole)),
+            }
+        }
+        self.plan = Some(plan);
+    }
+
+    /// Units that are neither here nor asked for.
+    fn missing(&self) -> UnitSet {
+        let Some(part) = &self.part else { return UnitSet::empty(0) };
+        let mut missing = part.have().complement();
+        for request in self.under_way.values() {
+            match request.what {
+                What::Units(Asked::Run(run)) => missing.remove_run(run),
+                What::Units(Asked::Whole) => return UnitSet::empty(missing.count()),
+                What::Hashes => {}
+            }
+        }
+        missing
+    }
+
+    fn start(&mut self, source: &SourceId, what: What) {
+        debug!(?source, ?what, "asking");
+        let kind = source.kind();
+        let received = match kind {
+            SourceKind::Mirror => &self.from_mirrors,
+            SourceKind::Peer => &self.from_peers,
+        };
+        let context = RequestContext {
+            kind,
+            limits: Arc::clone(&self.context.limits),
+            counters: Arc::clone(&self.context.counters),
+            received: Arc::clone(received),
+        };
+        let answer = self.ask(source, what);
+        let (part, length) = (self.part.clone(), self.release().length);
+        let task = self.tasks.spawn(async move {
+            let mut measured = Measured::default();
+            let result = async {
+                let answer = head(&context, &mut measured, answer).await?;
+                match (what, part) {
+                    (What::Hashes, _) => take_hashes(&context, &mut measured, length, answer).await,
+                    (What::Units(asked), Some(part)) => {
+                        take_units(&context, &mut measured, &part, asked, answer).await?;
+                        Ok(Vec::new())
+                    }
+                    (What::Units(_), None) => Err(RequestError::Absent),
+                }
+            }
+            .await;
+            Ended { measured, result }
+        });
+        self.sources.began(source);
+        self.under_way.insert(task.id(), UnderWay { source: source.clone(), what });
+    }
+
+    /// The request itself; nothing is sent before it is polled.
+    fn ask(
+        &self,
+        source: &SourceId,
+        what: What,
+    ) -> impl Future<Output = io::Result<http::Response<ByteStream>>> + Send + 'static {
+        let release = self.release();
+        let (digest, length) = (release.artifact.clone(), release.length);
+        let all = UnitRun { first: 0, count: self.part.as_ref().map_or(0, |p| p.hashes().count()) };
+        let mirrors = Arc::clone(&self.context.mirrors);
+        let peers = Arc::clone(&self.context.peers);
+        let (source, address) = (source.clone(), self.sources.address(source));
+        async move {
+            match (source, what) {
+                (SourceId::Mirror(index), What::Hashes) => mirrors.get_hashes(index, &digest).await,
+                (SourceId::Mirror(index), What::Units(Asked::Run(run))) => {
+                    mirrors.get_blob(index, &digest, Some(span_of(length, run))).await
+                }
+                (SourceId::Mirror(index), What::Units(Asked::Whole)) => {
+                    mirrors.get_blob(index, &digest, None).await
+                }
+                (SourceId::Peer(_), what) => {
+                    let address = address.ok_or_else(|| io::Error::other("has no address"))?;
+                    let path = match what {
+                        What::Hashes => hashes_request_path(&digest),
+                        What::Units(Asked::Run(run)) => units_request_path(&digest, run),
+                        What::Units(Asked::Whole) => units_request_path(&digest, all),
+                    };
+                    peers.get(&address, path).await
+                }
+            }
+        }
+    }
+
+    /// Takes the outcome of a request.
+    async fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Result<(), FetchError> {
+        let (id, Ended { measured, result }) = ended.map_err(FetchError::Task)?;
+        let Some(UnderWay { source, what }) = self.under_way.remove(&id) else { return Ok(()) };
+        let result = match (what, result) {
+            (What::Hashes, Ok(bytes)) => self.put_hashes(bytes).await?,
+            (What::Units(_), Ok(_)) => Ok(()),
+            (_, Err(RequestError::Disk(error))) => return Err(FetchError::Store(error)),
+            (_, Err(error)) => Err(error),
+        };
+        if let Err(error) = &result {
+            let name = self.name(&source);
+            if matches!(error, RequestError::Wrong(_)) {
+                warn!(source = name, %error, artifact = %self.release().artifact, "left out");
+            } else {
+                debug!(source = name, %error, "request failed");
+            }
+        }
+        self.tell_mirrors(&source, &measured, result.is_err());
+        let now_ms = self.now_ms();
+        let failure = result.as_ref().err();
+        self.sources.ended(&source, &measured, failure, now_ms, &self.context.limits);
+        Ok(())
+    }
+
+    async fn put_hashes(&mut self, bytes: Vec<u8>) -> Result<Result<(), RequestError>, FetchError> {
+        let claim = Arc::clone(&self.claim);
+        match blocking(move || claim.put_hashes(&bytes)).await {
+            Ok(hashes) => {
+                self.begin(hashes).await?;
+                self.moved_at_ms = self.now_ms();
+                Ok(Ok(()))
+            }
+            Err(FetchError::Store(StoreError::Bytes { source, .. })) => {
+                Ok(Err(RequestError::Wrong(source)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn tell_mirrors(&self, source: &SourceId, measured: &Measured, failed: bool) {
+        let SourceId::Mirror(index) = *source else { return };
+        let mirrors = &self.context.mirrors;
+        if let Some(first_byte) = measured.first_byte {
+            mirrors.answered(index, first_byte);
+        }
+        if measured.units > 0 {
+            mirrors.delivered(index);
+        }
+        if failed {
+            mirrors.failed(index);
+        }
+    }
+
+    fn give_up_when_late(&mut self) -> Result<(), FetchError> {
+        let now_ms = self.now_ms();
+        let held = self.part.as_ref().map_or(0, |part| part.held());
+        let waiting_on = self.plan.as_ref().and_then(|plan| plan.waiting_on.as_ref());
+        if held > self.held || waiting_on == Some(&FetchWait::Holder) {
+            self.held = held;
+            self.moved_at_ms = now_ms;
+        }
+        if now_ms.saturating_sub(self.moved_at_ms) < self.context.limits.give_up_ms {
+            return Ok(());
+        }
+        let complaints: Vec<_> = self.sources.complaints().into_iter().collect();
+        let complaints = match (waiting_on, complaints.is_empty()) {
+            (Some(FetchWait::Mirror), _) => {
+                "no mirror is configured, and no server holds it; set mirrors in the \
+                 configuration"
+                    .to_owned()
+            }
+            (_, true) => "sources are too slow".to_owned(),
+            (_, false) => complaints.join("; "),
+        };
+        Err(FetchError::GaveUp {
+            artifact: self.release().artifact.to_string(),
+            version: self.release().version.to_string(),
+            ms: self.context.limits.give_up_ms,
+            held,
+            count: self.part.as_ref().map_or(0, |part| part.hashes().count()),
+            complaints,
+        })
+    }
+
+    /// Syncs and renames.
+    async fn finish(&mut self) -> Result<(), FetchError> {
+        self.tasks.abort_all();
+        let Some(part) = self.part.clone() else { return Ok(()) };
+        let claim = Arc::clone(&self.claim);
+        blocking(move || claim.finish(&part)).await?;
+        let release = self.release();
+        info!(
+            artifact = %release.artifact, version = %release.version,
+            bytes_from_mirrors = self.from_mirrors.load(Ordering::Relaxed),
+            bytes_from_peers = self.from_peers.load(Ordering::Relaxed), "whole and durable"
+        );
+        Ok(())
+    }
+
+    fn show(&self, progress: &watch::Sender<Progress>) {
+        let bytes_total = self.release().length;
+        let bytes_of = |have: &UnitSet| -> u64 {
+            let Some(last) = have.count().checked_sub(1) else { return 0 };
+            let (_, tail) = span_of(bytes_total, UnitRun { first: last, count: 1 });
+            let full = u64::from(have.held()) * u64::from(cohort_artifact::UNIT_BYTES);
+            if have.contains(last) {
+                full - (u64::from(cohort_artifact::UNIT_BYTES) - tail)
+            } else {
+                full
+            }
+        };
+        let bytes_held = self.part.as_ref().map_or(0, |part| bytes_of(&part.have()));
+        let resumed = u64::from(self.resumed) * u64::from(cohort_artifact::UNIT_BYTES);
+        progress.send_replace(Progress {
+            bytes_total,
+            bytes_held,
+            bytes_resumed: resumed.min(bytes_total),
+            bytes_from_mirrors: self.from_mirrors.load(Ordering::Relaxed),
+            bytes_from_peers: self.from_peers.load(Ordering::Relaxed),
+            waiting_on: self.plan.as_ref().and_then(|plan| plan.waiting_on.clone()),
+            sources: self.sources.reports(),
+        });
+    }
+
+    fn wake_at(&self) -> Instant {
+        let now_ms = self.now_ms();
+        let tick = now_ms + PROGRESS_MS;
+        let planned = self.plan.as_ref().and_then(|plan| plan.wake_at_ms).unwrap_or(tick);
+        self.begun + Duration::from_millis(planned.clamp(now_ms + 1, tick))
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn release(&self) -> &Release {
+        &self.order.release
+    }
+
+    fn name(&self, source: &SourceId) -> String {
+        match source {
+            SourceId::Peer(server) => server.to_string(),
+            SourceId::Mirror(index) => self.context.mirrors.name(*index),
+        }
+    }
+}
+
+/// Runs work on the disk where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, FetchError> {
+    tokio::task::spawn_blocking(work).await.map_err(FetchError::Task)?.map_err(FetchError::Store)
+}

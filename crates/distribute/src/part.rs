@@ -1,0 +1,141 @@
+//! An artifact on its way: a preallocated file that verified units are written into, in place.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cohort_artifact::{UnitError, UnitHashes};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use crate::store_error::StoreError;
+use crate::unit_set::{UnitRun, UnitSet};
+
+/// A `.part` file, open. All of it is blocking: call it from a thread that may block.
+///
+/// Which units are there is known in memory only; after a crash the file is hashed again, so that
+/// nothing that was lost on the way to the disk is ever believed.
+#[derive(Debug)]
+pub struct Part {
+    path: PathBuf,
+    file: File,
+    hashes: Arc<UnitHashes>,
+    have: Mutex<UnitSet>,
+}
+
+/// Why a unit was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The bytes are not the signed ones; nothing was written.
+    #[error("refused")]
+    Wrong(#[source] UnitError),
+    /// The disk refuses.
+    #[error(transparent)]
+    Disk(#[from] StoreError),
+}
+
+impl Part {
+    /// Opens or makes the file, claims its space, and hashes what an earlier attempt left.
+    pub(crate) fn open(path: PathBuf, hashes: Arc<UnitHashes>) -> Result<Self, StoreError> {
+        let length = hashes.length();
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(&path).map_err(StoreError::file("opening", &path))?;
+        let left = file.metadata().map_err(StoreError::file("reading the length of", &path))?.len();
+        let have = if left == 0 {
+            UnitSet::empty(hashes.count())
+        } else {
+            rehash(&file, &hashes).map_err(StoreError::file("hashing", &path))?
+        };
+        preallocate(&file, length).map_err(StoreError::file("preallocating", &path))?;
+        file.set_len(length).map_err(StoreError::file("setting the length of", &path))?;
+        Ok(Self { path, file, hashes, have: Mutex::new(have) })
+    }
+
+    /// The hashes that every unit is checked against.
+    #[must_use]
+    pub fn hashes(&self) -> &Arc<UnitHashes> {
+        &self.hashes
+    }
+
+    /// The units that are there, verified.
+    #[must_use]
+    pub fn have(&self) -> UnitSet {
+        self.lock().clone()
+    }
+
+    /// Number of units that are there, verified.
+    #[must_use]
+    pub fn held(&self) -> u32 {
+        self.lock().held()
+    }
+
+    /// Whether a unit is there, verified.
+    #[must_use]
+    pub fn has(&self, index: u32) -> bool {
+        self.lock().contains(index)
+    }
+
+    /// Writes a unit to its place, after it was verified. Returns whether it is new here.
+    ///
+    /// # Errors
+    /// When the bytes are wrong (nothing is written then) or the disk refuses.
+    pub fn write(&self, index: u32, bytes: &[u8]) -> Result<bool, WriteError> {
+        self.hashes.verify_unit(index, bytes).map_err(WriteError::Wrong)?;
+        if self.has(index) {
+            return Ok(false);
+        }
+        let (start, _) = self.hashes.span(index).map_err(WriteError::Wrong)?;
+        self.file.write_all_at(bytes, start).map_err(StoreError::file("writing", &self.path))?;
+        Ok(self.lock().insert(index))
+    }
+
+    /// The first units of a run that are there without a gap, to be passed on: at most `count_max`.
+    pub(crate) fn run_here(&self, run: UnitRun, count_max: u32) -> Option<UnitRun> {
+        let here = self.lock().run_from(run.first, run.count.min(count_max))?;
+        (here.first == run.first).then_some(here)
+    }
+
+    /// The file, for reading units that are there.
+    pub(crate) fn reader(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.file.sync_all().map_err(StoreError::file("syncing", &self.path))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, UnitSet> {
+        // A set of bits is whole after every instruction, so a panic elsewhere cannot have bent it.
+        self.have.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which units of a file are right.
+pub(crate) fn rehash(mut file: &File, hashes: &UnitHashes) -> io::Result<UnitSet> {
+    let mut have = UnitSet::empty(hashes.count());
+    let right = hashes.verified_units(&mut file)?;
+    for (index, right) in (0..hashes.count()).zip(right) {
+        if right {
+            have.insert(index);
+        }
+    }
+    Ok(have)
+}
+
+/// Claims the space, where the file system can. Elsewhere the check of free space must do.
+fn preallocate(file: &File, length: u64) -> io::Result<()> {
+    loop {
+        match fallocate(file, FallocateFlags::empty(), 0, length) {
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+            result => return result.map_err(io::Error::from),
+        }
+    }
+}
