@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a writer waits for another: a publish of a large artifact holds the lock only while it
@@ -11,9 +12,12 @@ const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
 const LOCK_POLL: Duration = Duration::from_millis(25);
 
 /// Held while a repository is written; the kernel lets go of it when the process dies.
-#[derive(Debug)]
+///
+/// Cloned into the work on other threads, so that a caller who is cancelled does not let the next
+/// publisher in while that work goes on.
+#[derive(Debug, Clone)]
 pub(crate) struct RepositoryLock {
-    _file: File,
+    _file: Arc<File>,
 }
 
 impl RepositoryLock {
@@ -27,7 +31,7 @@ impl RepositoryLock {
         let deadline = Instant::now() + LOCK_WAIT_MAX;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) => return Ok(Self { _file: Arc::new(file) }),
                 Err(TryLockError::Error(error)) => return Err(error),
                 Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
                     return Err(io::Error::new(

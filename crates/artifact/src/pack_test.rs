@@ -2,6 +2,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
+use proptest::prelude::{ProptestConfig, any, proptest};
+
 use super::{PackError, inspect_tarball, pack_folder};
 use crate::manifest::Format;
 
@@ -112,4 +114,27 @@ fn a_tarball_that_leaves_its_folder_is_refused() {
     assert!(inspect(&tarball("./a/x", EntryType::Symlink, "../y")).is_ok());
     assert!(matches!(inspect(b"no tarball at all"), Err(PackError::NotATarball { .. })));
     assert!(matches!(inspect(&[0x1f, 0x8b, 0, 0, 1]), Err(PackError::NotATarball { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn damage_anywhere_is_an_error_or_harmless_but_never_a_panic(
+        at in 0_usize..3000, byte in any::<u8>(), cut in 0_usize..3000,
+    ) {
+        let mut builder = tar::Builder::new(Vec::new());
+        for name in ["a", "b"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(100);
+            builder.append_data(&mut header, name, [7_u8; 100].as_slice()).unwrap();
+        }
+        let plain = builder.into_inner().unwrap();
+        let packed = zstd::encode_all(plain.as_slice(), 1).unwrap();
+        for mut bytes in [plain, packed] {
+            let place = at % bytes.len();
+            bytes[place] = byte;
+            bytes.truncate(bytes.len() - cut % bytes.len());
+            let _ = inspect(&bytes);
+        }
+    }
 }

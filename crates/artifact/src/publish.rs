@@ -87,12 +87,15 @@ impl Repository {
         keys: &Keys,
         request: &PublishRequest,
     ) -> Result<Published, RepositoryError> {
-        let _lock = self.lock().await?;
+        let lock = self.lock().await?;
         let (source, blobs) = (request.path.clone(), self.dir().join(BLOBS_DIR));
+        let held = lock.clone();
+        let prepared = tokio::task::spawn_blocking(move || {
+            let _held = held;
+            prepare(&source, &blobs)
+        });
         let Prepared { file, hashes, inspection } =
-            tokio::task::spawn_blocking(move || prepare(&source, &blobs))
-                .await
-                .map_err(|_| RepositoryError::Stopped)??;
+            prepared.await.map_err(|_| RepositoryError::Stopped)??;
         let package_file = match &inspection.package_file {
             Some(bytes) => PackageFile::parse(bytes)?,
             None => PackageFile::default(),
@@ -149,9 +152,9 @@ impl Repository {
             Step::bytes(PathBuf::from(units_path(&manifest.root)), units),
         ];
         if changed.is_empty() {
-            self.write(blobs).await?;
+            self.write(&lock, blobs).await?;
         } else {
-            self.commit(keys, current, blobs, changed).await?;
+            self.commit(&lock, keys, current, blobs, changed).await?;
         }
         let manifest_digest = digest_of_bytes(&manifest.to_bytes());
         Ok(Published { manifest, manifest_digest, channel, already_there })

@@ -163,7 +163,7 @@ impl Repository {
         create_folders(dir)
             .map_err(|source| RepositoryError::Io { path: dir.to_owned(), source })?;
         let repository = Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() };
-        let _lock = repository.lock().await?;
+        let lock = repository.lock().await?;
         // The timestamp is written last: a creation that was cut short may begin again.
         if repository.metadata_path("timestamp.json").exists() {
             return Err(RepositoryError::Exists { path: dir.to_owned() });
@@ -182,7 +182,7 @@ impl Repository {
             Step::metadata("root.json", signed_root.bytes.clone()),
         ];
         steps.extend([signed_root].into_iter().chain(chain).map(Step::from));
-        repository.write(steps).await?;
+        repository.write(&lock, steps).await?;
         Ok(repository)
     }
 
@@ -275,12 +275,12 @@ impl Repository {
         channel: &Channel,
         version: &Version,
     ) -> Result<ChannelPointer, RepositoryError> {
-        let _lock = self.lock().await?;
+        let lock = self.lock().await?;
         let current = metadata::read_current(&self.dir)?;
         let mut changed = BTreeMap::new();
         let pointer = self.point(&current.targets.signed, &mut changed, app, channel, version)?;
         if !changed.is_empty() {
-            self.commit(keys, current, Vec::new(), changed).await?;
+            self.commit(&lock, keys, current, Vec::new(), changed).await?;
         }
         Ok(pointer)
     }
@@ -291,7 +291,7 @@ impl Repository {
     /// # Errors
     /// When the key is not this repository's, or a file cannot be written.
     pub async fn renew_timestamp(&self, key: &SigningKey) -> Result<Expiries, RepositoryError> {
-        let _lock = self.lock().await?;
+        let lock = self.lock().await?;
         let mut current = metadata::read_current(&self.dir)?;
         let root = &current.root.signed;
         let old = &current.timestamp.signed;
@@ -301,9 +301,21 @@ impl Repository {
         })?;
         let version = metadata::version_after(old.version);
         let ready = metadata::sign_timestamp(root, key, version, reference, expires).await?;
-        self.write(vec![Step::from(ready)]).await?;
+        self.write(&lock, vec![Step::from(ready)]).await?;
         current.timestamp.signed = Timestamp { version, expires, ..current.timestamp.signed };
         Ok(expiries_of(&current))
+    }
+
+    /// Signs the same content again for its full time; for a repository in which nothing was
+    /// published for so long that its targets or snapshot come to their end.
+    ///
+    /// # Errors
+    /// When the keys are not this repository's, or a file cannot be written.
+    pub async fn renew_all(&self, keys: &Keys) -> Result<Expiries, RepositoryError> {
+        let lock = self.lock().await?;
+        let current = metadata::read_current(&self.dir)?;
+        self.commit(&lock, keys, current, Vec::new(), BTreeMap::new()).await?;
+        self.expiries()
     }
 
     /// Renews the timestamp when it is older than a day; for a timer.
@@ -385,6 +397,7 @@ impl Repository {
     /// Writes blobs, then changed targets, then metadata that names them.
     pub(crate) async fn commit(
         &self,
+        lock: &RepositoryLock,
         keys: &Keys,
         current: Current,
         blobs: Vec<Step>,
@@ -411,7 +424,7 @@ impl Repository {
             metadata::sign_chain(&root.signed, keys, targets, versions, &self.lifetimes, now())
                 .await?;
         steps.extend(chain.map(Step::from));
-        self.write(steps).await
+        self.write(lock, steps).await
     }
 
     /// Takes the lock and sweeps what a crashed publisher left.
@@ -429,9 +442,14 @@ impl Repository {
         Ok(lock)
     }
 
-    pub(crate) async fn write(&self, steps: Vec<Step>) -> Result<(), RepositoryError> {
-        let (dir, faults) = (self.dir.clone(), self.faults.clone());
+    pub(crate) async fn write(
+        &self,
+        lock: &RepositoryLock,
+        steps: Vec<Step>,
+    ) -> Result<(), RepositoryError> {
+        let (lock, dir, faults) = (lock.clone(), self.dir.clone(), self.faults.clone());
         tokio::task::spawn_blocking(move || {
+            let _held = lock;
             steps.into_iter().try_for_each(|step| step.write(&dir, &faults))
         })
         .await

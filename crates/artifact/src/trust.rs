@@ -73,6 +73,7 @@ pub struct Refusal {
 #[derive(Debug)]
 struct Loaded {
     bundle: Bundle,
+    root_version: u64,
     targets: HashMap<TargetName, Target>,
     expiries: Expiries,
 }
@@ -111,7 +112,7 @@ impl TrustedRepository {
     /// When the store cannot be used, or the root that was given is not one.
     pub async fn open(options: TrustOptions) -> Result<Self, TrustError> {
         let TrustOptions { root, store, mirrors, fetcher } = options;
-        let here = |kind| TrustError { kind, mirror: None };
+        let here = TrustErrorKind::here;
         let fetcher = match fetcher {
             Some(fetcher) => fetcher,
             None => Fetcher::new()
@@ -156,17 +157,19 @@ impl TrustedRepository {
     pub async fn refresh(&self) -> Result<Refreshed, TrustError> {
         let mut on_disk = self.on_disk.lock().await;
         let now = Timestamp::now();
-        check_clock(now, on_disk.as_ref()).map_err(|kind| TrustError { kind, mirror: None })?;
+        check_clock(now, on_disk.as_ref()).map_err(TrustErrorKind::here)?;
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut refused = Vec::new();
         for step in 0..self.mirrors.len() {
             let index = start.wrapping_add(step) % self.mirrors.len();
             let mirror = &self.mirrors[index];
             match self.refresh_from(mirror, on_disk.as_ref()).await {
-                Ok(loaded) => {
-                    let changed = self
-                        .accept(&mut on_disk, loaded, now)
-                        .map_err(|kind| TrustError { kind, mirror: None })?;
+                Ok(newer) => {
+                    let changed = match newer {
+                        Some(loaded) => self.accept(&mut on_disk, loaded, now),
+                        None => self.note_clock(&mut on_disk, now).map(|()| false),
+                    }
+                    .map_err(TrustErrorKind::here)?;
                     self.note(mirror, None, now);
                     self.good.store(index, Ordering::Relaxed);
                     return Ok(Refreshed { changed, mirror: mirror.to_string(), refused });

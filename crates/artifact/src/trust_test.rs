@@ -36,7 +36,8 @@ async fn a_file_signed_under_another_name_is_refused() {
         (channel_target(&app, &edge), published.channel.unwrap().to_bytes()),
     ]);
     let current = read_current(&dir).unwrap();
-    repository.commit(&keys, current, Vec::new(), changed).await.unwrap();
+    let lock = repository.lock().await.unwrap();
+    repository.commit(&lock, &keys, current, Vec::new(), changed).await.unwrap();
 
     let reader = TrustedRepository::open(TrustOptions {
         root: repository.root_json().unwrap(),

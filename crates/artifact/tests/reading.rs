@@ -140,6 +140,15 @@ async fn the_timestamp_that_the_hub_renews_keeps_a_fleet_fresh() {
     assert!(renewed.timestamp >= fresh.timestamp);
     assert_eq!(renewed.targets, fresh.targets);
     assert_eq!(fixture.latest(&reader).await, Ok("1.0.0".to_owned()));
+
+    // Nothing published for a year: the publisher signs the same again.
+    let short = fixture.with_new_lifetimes(|lifetimes| lifetimes.targets_s = 0);
+    short.renew_all(&fixture.keys).await.unwrap();
+    let error = fixture.latest(&reader).await.unwrap_err();
+    assert!(matches!(error, TrustErrorKind::Expired { role: Role::Targets, .. }), "{error}");
+    let long = fixture.with_new_lifetimes(|lifetimes| lifetimes.targets_s = 365 * 86_400);
+    assert!(long.renew_all(&fixture.keys).await.unwrap().targets >= fresh.targets);
+    assert_eq!(fixture.latest(&reader).await, Ok("1.0.0".to_owned()));
 }
 
 #[tokio::test]
@@ -172,6 +181,32 @@ async fn an_older_repository_replayed_is_refused() {
     let error = fixture.latest(&reader).await.unwrap_err();
     assert!(matches!(error, TrustErrorKind::Older { .. }), "{error}");
     assert_eq!(bytes_below(&fixture.path("store")), before);
+}
+
+#[tokio::test]
+async fn a_hub_restored_from_a_backup_serves_again_after_its_next_signature() {
+    let fixture = Fixture::new().await;
+    let backup = fixture.copy("backup");
+    fixture.publish("1.1.0").await;
+    fixture.repository.renew_timestamp(&fixture.keys.timestamp).await.unwrap();
+    let reader = fixture.reader("store", vec![folder(&backup)]).await;
+    let current = fixture.reader("store", vec![folder(fixture.repository.dir())]).await;
+    assert_eq!(fixture.latest(&current).await, Ok("1.1.0".to_owned()));
+    drop((current, reader));
+
+    // Versions follow the clock, so one publishing is ahead of all that was lost.
+    let reader = fixture.reader("store", vec![folder(&backup)]).await;
+    assert!(matches!(fixture.latest(&reader).await, Err(TrustErrorKind::Older { .. })));
+    let restored = Repository::open(&backup).unwrap();
+    let ahead = async {
+        // The clock counts in seconds; the lost versions were of this one or the next ones.
+        while fixture.latest(&reader).await.is_err() {
+            restored.publish(&fixture.keys, &fixture.request("1.2.0")).await.unwrap();
+            restored.renew_all(&fixture.keys).await.unwrap();
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), ahead).await.unwrap();
+    assert_eq!(fixture.latest(&reader).await, Ok("1.2.0".to_owned()));
 }
 
 #[tokio::test]

@@ -10,7 +10,8 @@ use tough::{ExpirationEnforcement, Limits, RepositoryLoader};
 use super::{Loaded, TrustedRepository};
 use crate::checks::{expiry, expiry_in, store_error};
 use crate::durable::UNFINISHED_PREFIX;
-use crate::fetch::Mirror;
+use crate::fetch::{FetchError, Mirror};
+use crate::layout::METADATA_DIR;
 use crate::lifetimes::Expiries;
 use crate::metadata::METADATA_BYTES_MAX;
 use crate::metadata_transport::{MetadataTransport, SMALL_METADATA_BYTES_MAX, Source, base_url};
@@ -24,11 +25,15 @@ const ROOT_UPDATES_MAX: u64 = 256;
 const CLOCK_SAVE_EVERY: SignedDuration = SignedDuration::from_hours(1);
 
 impl TrustedRepository {
+    /// What a mirror has that is newer; nothing when it serves exactly what is known.
     pub(super) async fn refresh_from(
         &self,
         mirror: &Mirror,
         state: Option<&State>,
-    ) -> Result<Loaded, TrustErrorKind> {
+    ) -> Result<Option<Loaded>, TrustErrorKind> {
+        if self.serves_what_is_known(mirror).await {
+            return Ok(None);
+        }
         let source = || Source::Mirror(self.fetcher.clone(), mirror.clone());
         // Versioned files never change, so those at hand need not be fetched again; should they
         // not be what the mirror's timestamp announces, the mirror's own are looked at.
@@ -47,6 +52,23 @@ impl TrustedRepository {
             }
             result => result,
         }
+        .map(Some)
+    }
+
+    /// Whether a mirror has no newer root and the very timestamp that was verified before, and all
+    /// of that is still fresh. Almost every round ends here, without cryptography or disk.
+    async fn serves_what_is_known(&self, mirror: &Mirror) -> bool {
+        let Ok(loaded) = self.known() else { return false };
+        if loaded.expiries.nearest().1 <= Timestamp::now() {
+            return false;
+        }
+        let root = format!("{METADATA_DIR}/{}.root.json", loaded.root_version + 1);
+        let timestamp = format!("{METADATA_DIR}/timestamp.json");
+        let fetch = |path: String| async move {
+            self.fetcher.fetch(mirror, &path, SMALL_METADATA_BYTES_MAX).await
+        };
+        fetch(root).await == Err(FetchError::NotFound)
+            && fetch(timestamp).await.is_ok_and(|bytes| bytes == loaded.bundle.timestamp)
     }
 
     /// One run of TUF's workflow on a copy of the state.
@@ -117,7 +139,8 @@ impl TrustedRepository {
             snapshot: found.snapshot().signed.expires,
             timestamp: found.timestamp().signed.expires,
         };
-        Ok(Loaded { bundle, targets: found.targets().signed.targets.clone(), expiries })
+        let targets = found.targets().signed.targets.clone();
+        Ok(Loaded { bundle, root_version: root_version.get(), targets, expiries })
     }
 
     /// Makes verified metadata the trusted one: on disk first, then in memory.
@@ -130,17 +153,33 @@ impl TrustedRepository {
         let same_bundle = on_disk.as_ref().is_some_and(|state| {
             state.bundle == loaded.bundle && state.anchor_sha256 == self.anchor_sha256
         });
-        let seen = on_disk.as_ref().map_or(Timestamp::MIN, |state| state.clock_seen);
-        if !same_bundle || now.duration_since(seen) > CLOCK_SAVE_EVERY {
-            let state =
-                State::new(self.anchor_sha256.clone(), seen.max(now), loaded.bundle.clone());
+        if same_bundle {
+            self.note_clock(on_disk, now)?;
+        } else {
+            let seen = on_disk.as_ref().map_or(now, |state| state.clock_seen.max(now));
+            let state = State::new(self.anchor_sha256.clone(), seen, loaded.bundle.clone());
             state.save(&self.store)?;
             *on_disk = Some(state);
-        }
-        if !same_bundle {
             self.prune_cache(&loaded);
         }
         self.set_loaded(loaded);
         Ok(!same_bundle)
+    }
+
+    /// Remembers, now and then, how far the clock has come.
+    pub(super) fn note_clock(
+        &self,
+        on_disk: &mut Option<State>,
+        now: Timestamp,
+    ) -> Result<(), TrustErrorKind> {
+        if let Some(state) = on_disk
+            && now.duration_since(state.clock_seen) > CLOCK_SAVE_EVERY
+        {
+            let mut newer = state.clone();
+            newer.clock_seen = now;
+            newer.save(&self.store)?;
+            *state = newer;
+        }
+        Ok(())
     }
 }
