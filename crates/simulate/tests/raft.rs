@@ -89,16 +89,16 @@ fn a_leader_that_does_not_step_down_is_noticed_within_100_seeds() {
 }
 
 #[test]
-fn snapshots_without_a_report_are_noticed_within_400_seeds() {
-    let what = noticed(400, |setup| {
+fn snapshots_without_a_report_are_noticed_within_100_seeds() {
+    let what = noticed(100, |setup| {
         setup.weaken = Weaken { no_snapshot_report: true, ..Weaken::default() };
     });
     assert!(what.contains("did not converge"), "{what}");
 }
 
 #[test]
-fn reads_from_a_lease_are_noticed_within_1000_seeds() {
-    let what = noticed(1000, |setup| {
+fn reads_from_a_lease_are_noticed_within_300_seeds() {
+    let what = noticed(300, |setup| {
         setup.weaken = Weaken { lease_reads: true, ..Weaken::default() };
     });
     assert!(what.contains("answered a read"), "{what}");
