@@ -1,0 +1,83 @@
+//! What is said over the guard's socket: one JSON object per line, one answer per request.
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
+};
+
+use crate::service::{ServiceSpec, ServiceStatus};
+
+/// The version that both sides speak.
+pub(crate) const VERSION: u32 = 1;
+
+/// Longest line. A command of 256 words and as many variables fits; memory does not grow.
+pub(crate) const LINE_BYTES_MAX: u64 = 256 * 1024;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Request {
+    pub(crate) version: u32,
+    pub(crate) ask: Ask,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Ask {
+    Start(ServiceSpec),
+    Stop {
+        name: String,
+    },
+    Status {
+        name: String,
+    },
+    List,
+    /// Stop every service and end; what is to run stays written down for the next guard.
+    Shutdown,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Response {
+    pub(crate) version: u32,
+    pub(crate) answer: Answer,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    Done,
+    Status(ServiceStatus),
+    Names(Vec<String>),
+    /// The service's program cannot be run.
+    CannotStart(String),
+    Refused(String),
+}
+
+/// Reads one line of bounded length; `None` at the end.
+pub(crate) async fn read_line(
+    reader: &mut (impl AsyncBufRead + Unpin),
+) -> std::io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let count = reader.take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await?;
+    match line.last() {
+        None => Ok(None),
+        Some(b'\n') => Ok(Some(line)),
+        Some(_) if count as u64 == LINE_BYTES_MAX => {
+            Err(std::io::Error::other("a line is longer than 256 KiB"))
+        }
+        Some(_) => Ok(None),
+    }
+}
+
+/// Writes one object as a line.
+pub(crate) async fn write_line(
+    writer: &mut (impl AsyncWrite + Unpin),
+    value: &impl Serialize,
+) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    if line.len() as u64 > LINE_BYTES_MAX {
+        return Err(std::io::Error::other("a message is longer than 256 KiB"));
+    }
+    writer.write_all(&line).await
+}

@@ -1,0 +1,49 @@
+//! Hooks that outlive a killed agent: found by a note, ended before the hook runs again.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+
+use crate::process::{Watched, start_ticks};
+
+/// How long an orphan may take to end by itself.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Notes a running process. Not synced: after a restart of the machine there is no process.
+pub(crate) fn note(path: &Path, pid: Pid) {
+    if let Some(ticks) = start_ticks(pid) {
+        let text = format!("{} {ticks} {}", pid.as_raw_nonzero(), crate::clock::boot_id());
+        if let Err(error) = fs::write(path, text) {
+            tracing::warn!(path = %path.display(), %error, "a running hook could not be noted");
+        }
+    }
+}
+
+/// Forgets the note.
+pub(crate) fn forget(path: &Path) {
+    let _absent = fs::remove_file(path);
+}
+
+/// Ends the process group that was noted, if that very process still runs.
+pub(crate) async fn end(path: &Path) {
+    let Ok(text) = fs::read_to_string(path) else { return };
+    if let Some(watched) = noted(&text) {
+        tracing::info!(pid = %watched.pid().as_raw_nonzero(), "ending a hook of an earlier agent");
+        watched.stop_group(Signal::TERM, GRACE).await;
+    }
+    forget(path);
+}
+
+fn noted(text: &str) -> Option<Watched> {
+    let mut words = text.split(' ');
+    let pid = Pid::from_raw(words.next()?.parse().ok()?)?;
+    let ticks: u64 = words.next()?.parse().ok()?;
+    if words.next()? != crate::clock::boot_id() {
+        return None;
+    }
+    // Opened first, verified second: the number cannot change hands between the two.
+    let watched = Watched::open(pid).ok()?;
+    (start_ticks(pid) == Some(ticks)).then_some(watched)
+}

@@ -1,0 +1,98 @@
+//! What programs print, kept within bounds.
+
+use std::collections::VecDeque;
+
+use cohort_core::report::REPORT_TEXT_BYTES_MAX;
+
+/// The last bytes of a stream; what comes before them is forgotten.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    bytes: VecDeque<u8>,
+    bytes_max: usize,
+}
+
+impl Tail {
+    /// Keeps so many bytes.
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Tail { bytes: VecDeque::new(), bytes_max }
+    }
+
+    /// Adds bytes, forgetting the oldest.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[bytes.len().saturating_sub(self.bytes_max)..];
+        let over = (self.bytes.len() + bytes.len()).saturating_sub(self.bytes_max);
+        self.bytes.drain(..over);
+        self.bytes.extend(bytes);
+    }
+
+    /// Everything that is kept.
+    pub(crate) fn bytes(&mut self) -> &[u8] {
+        self.bytes.make_contiguous()
+    }
+
+    /// As text for a report.
+    pub(crate) fn text(&mut self) -> String {
+        last_text(&String::from_utf8_lossy(self.bytes.make_contiguous()))
+    }
+}
+
+/// Printable: programs must not speak to the terminal of whoever reads their output.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{b7}' } else { c })
+        .collect()
+}
+
+/// The end of a text, printable, as long as a report carries.
+pub(crate) fn last_text(text: &str) -> String {
+    let text = printable(text);
+    let mut from = text.len().saturating_sub(REPORT_TEXT_BYTES_MAX);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    text[from..].to_owned()
+}
+
+/// The beginning of a text, printable, as long as a report carries.
+pub(crate) fn first_text(text: &str) -> String {
+    let text = printable(text);
+    let mut to = text.len().min(REPORT_TEXT_BYTES_MAX);
+    while !text.is_char_boundary(to) {
+        to -= 1;
+    }
+    text[..to].to_owned()
+}
+
+/// An error with all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod output_test {
+    use super::{Tail, first_text, last_text};
+
+    #[test]
+    fn a_tail_keeps_the_end_and_no_more() {
+        let mut tail = Tail::new(4);
+        tail.push(b"ab");
+        tail.push(b"cde");
+        assert_eq!(tail.bytes(), b"bcde");
+        tail.push(b"0123456789");
+        assert_eq!(tail.bytes(), b"6789");
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters_and_made_harmless() {
+        let long = "\u{e4}".repeat(3000);
+        assert!(last_text(&long).len() <= 2048 && first_text(&long).len() <= 2048);
+        assert_eq!(last_text("a\x1b[31mb\n"), "a\u{b7}[31mb\n");
+    }
+}

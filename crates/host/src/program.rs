@@ -1,0 +1,213 @@
+//! Running one program of a release to its end: bounded in time, in output, and in what it leaves.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use tokio::net::unix::pipe::Receiver;
+use tokio::process::Command;
+
+use crate::output::Tail;
+use crate::process::GroupChild;
+
+/// How long a group that was asked to end may take. 2 s: enough to remove a lock file.
+const TERM_GRACE: Duration = Duration::from_secs(2);
+
+/// Read at once. The kernel's pipe holds 64 KiB.
+const READ_BYTES: usize = 16 * 1024;
+
+/// As whom programs of releases run; the agent's own user when absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunAs {
+    /// User number.
+    pub uid: u32,
+    /// Group number.
+    pub gid: u32,
+}
+
+impl RunAs {
+    pub(crate) fn apply(self, command: &mut Command) {
+        command.uid(self.uid).gid(self.gid);
+    }
+}
+
+/// What to run.
+#[derive(Debug)]
+pub(crate) struct Program<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) args: &'a [String],
+    pub(crate) env: &'a BTreeMap<String, String>,
+    pub(crate) folder: &'a Path,
+    pub(crate) limit: Duration,
+    pub(crate) run_as: Option<RunAs>,
+    /// Where to note the running process, so that one that outlives the agent is found again.
+    pub(crate) note: Option<PathBuf>,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By itself, with this status.
+    Exit(i32),
+    /// By a signal that we did not send.
+    Signal(i32),
+    /// It took too long and was ended.
+    TimedOut,
+}
+
+/// Why a program could not be run at all.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProgramError {
+    /// The file cannot be executed.
+    #[error("{} cannot be executed", path.display())]
+    Spawn {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// No pipe, no process number: the machine.
+    #[error("{} cannot be watched", path.display())]
+    Watch {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The environment that every program of a release starts with; nothing else is inherited.
+pub(crate) fn base_environment() -> BTreeMap<String, String> {
+    let inherited = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
+    let mut env: BTreeMap<String, String> = inherited
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)))
+        .collect();
+    env.entry("PATH".to_owned()).or_insert_with(|| "/usr/local/bin:/usr/bin:/bin".to_owned());
+    env
+}
+
+/// Ends the group when the one who waits for it goes away.
+struct EndOnDrop<'a>(Option<&'a GroupChild>);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(child) = self.0 {
+            child.watched().signal_group(Signal::KILL);
+        }
+    }
+}
+
+/// Runs a program; its output goes to `tail`. Dropping the future kills the whole group.
+pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, ProgramError> {
+    let watch = |source| ProgramError::Watch { path: program.path.to_owned(), source };
+    let (reader, writer) = io::pipe().map_err(watch)?;
+    let mut command = Command::new(program.path);
+    command
+        .args(program.args)
+        .env_clear()
+        .envs(program.env)
+        .current_dir(program.folder)
+        .stdout(writer.try_clone().map_err(watch)?)
+        .stderr(writer);
+    if let Some(run_as) = program.run_as {
+        run_as.apply(&mut command);
+    }
+    let child = spawn_retrying(&mut command)
+        .await
+        .map_err(|source| ProgramError::Spawn { path: program.path.to_owned(), source })?;
+    drop(command);
+    if let Some(note) = &program.note {
+        crate::orphan::note(note, child.watched().pid());
+    }
+    let mut output = Receiver::from_owned_fd(reader.into()).map_err(watch)?;
+    let timed_out = {
+        let mut end_on_drop = EndOnDrop(Some(&child));
+        let timed_out = watch_program(&child, program.limit, &mut output, tail).await;
+        end_on_drop.0 = None;
+        timed_out
+    };
+    let status = child.reap().await.map_err(watch)?;
+    if let Some(note) = &program.note {
+        crate::orphan::forget(note);
+    }
+    Ok(match (timed_out, status.code()) {
+        (true, _) => End::TimedOut,
+        (false, Some(code)) => End::Exit(code),
+        (false, None) => End::Signal(status.signal().unwrap_or(0)),
+    })
+}
+
+/// A file that was written a moment ago can look busy, when another thread forked meanwhile.
+async fn spawn_retrying(command: &mut Command) -> io::Result<GroupChild> {
+    const TRIES: u32 = 20;
+    for _ in 1..TRIES {
+        match GroupChild::spawn(command) {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            result => return result,
+        }
+    }
+    GroupChild::spawn(command)
+}
+
+/// Reads output until the program ends or its time is up; true when it was ended.
+async fn watch_program(
+    child: &GroupChild,
+    limit: Duration,
+    output: &mut Receiver,
+    tail: &mut Tail,
+) -> bool {
+    let timed_out = {
+        let ended = async {
+            match tokio::time::timeout(limit, child.watched().ended()).await {
+                Ok(()) => false,
+                Err(_) => {
+                    child.watched().stop_group(Signal::TERM, TERM_GRACE).await;
+                    true
+                }
+            }
+        };
+        tokio::pin!(ended);
+        let mut open = true;
+        loop {
+            tokio::select! {
+                timed_out = &mut ended => break timed_out,
+                readable = output.readable(), if open => {
+                    open = readable.is_ok() && read_some(output, tail) != Read::Closed;
+                }
+            }
+        }
+    };
+    // What it printed last; bounded, because a stray process may go on printing.
+    for _ in 0..16 {
+        if read_some(output, tail) != Read::Some {
+            break;
+        }
+    }
+    timed_out
+}
+
+#[derive(PartialEq, Eq)]
+enum Read {
+    Some,
+    Nothing,
+    Closed,
+}
+
+fn read_some(output: &mut Receiver, tail: &mut Tail) -> Read {
+    let mut buffer = [0; READ_BYTES];
+    match output.try_read(&mut buffer) {
+        Ok(0) => Read::Closed,
+        Ok(count) => {
+            tail.push(&buffer[..count]);
+            Read::Some
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Read::Nothing,
+        Err(_) => Read::Closed,
+    }
+}

@@ -1,0 +1,141 @@
+//! What the host writes down about one app, and the fault points around every write.
+
+use std::path::Path;
+
+use cohort_core::ids::BootEpoch;
+use cohort_core::orders::Fence;
+use cohort_core::steps::LocalApp;
+use cohort_store::{DurableFile, DurableFileError};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::ElapsedClock;
+
+/// The version of the record's form.
+const SCHEMA: u32 = 1;
+
+/// The record of one app: `<state_dir>/apps/<app>/record`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HostRecord {
+    pub(crate) schema: u32,
+    pub(crate) local: LocalApp,
+    /// Since when the group's confirmation is awaited: since the drain began, under which fence.
+    pub(crate) confirm: Option<ConfirmClock>,
+    /// Traffic was taken away and not given back.
+    pub(crate) blocked: bool,
+    /// The hook that last said "later", if the step under way did.
+    pub(crate) later: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConfirmClock {
+    pub(crate) fence: Fence,
+    pub(crate) clock: ElapsedClock,
+}
+
+impl Default for HostRecord {
+    fn default() -> Self {
+        HostRecord {
+            schema: SCHEMA,
+            local: LocalApp::default(),
+            confirm: None,
+            blocked: false,
+            later: None,
+        }
+    }
+}
+
+/// Why nothing more can be done for an app until the agent has been restarted.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// What happened cannot be made durable: nothing may be done any more.
+    #[error("the record of app {app} cannot be kept")]
+    Record {
+        /// The app.
+        app: String,
+        /// Why not.
+        #[source]
+        source: DurableFileError,
+    },
+    /// The record was written by a newer agent.
+    #[error("the record of app {app} has schema {found}; this agent reads up to {SCHEMA}")]
+    Schema {
+        /// The app.
+        app: String,
+        /// What was found.
+        found: u32,
+    },
+    /// The app's folders cannot be used.
+    #[error("the folders of app {app} cannot be used")]
+    Folders {
+        /// The app.
+        app: String,
+        /// Why not.
+        #[source]
+        source: crate::releases::ReleasesError,
+    },
+    /// A fault point of a test was reached.
+    #[error("cut by a test")]
+    Cut,
+}
+
+impl HostRecord {
+    pub(crate) fn open(
+        folder: &Path,
+        app: &str,
+    ) -> Result<(DurableFile<HostRecord>, HostRecord), HostError> {
+        let fail = |source| HostError::Record { app: app.to_owned(), source };
+        let (file, record) = DurableFile::open(folder.join("record")).map_err(fail)?;
+        let record: HostRecord = record.unwrap_or_default();
+        if record.schema > SCHEMA {
+            return Err(HostError::Schema { app: app.to_owned(), found: record.schema });
+        }
+        Ok((file, record))
+    }
+}
+
+/// Raises the counter of the agent's starts and returns it; durable before it returns.
+///
+/// # Errors
+/// When it cannot be read or written: without it reports of two starts could be mixed up.
+pub fn next_boot_epoch(state_dir: &Path) -> Result<BootEpoch, DurableFileError> {
+    let path = state_dir.join("boot-epoch");
+    std::fs::create_dir_all(state_dir)
+        .map_err(|source| DurableFileError::Write { path: path.clone(), source })?;
+    let (mut file, epoch) = DurableFile::<BootEpoch>::open(path)?;
+    let epoch = epoch.unwrap_or_default().next();
+    file.save(&epoch)?;
+    Ok(epoch)
+}
+
+/// Fault points: a test cuts the work at the n-th of them, as a crash would.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cuts {
+    #[cfg(test)]
+    left: Option<std::sync::Arc<std::sync::atomic::AtomicI64>>,
+}
+
+impl Cuts {
+    /// Passes, unless a test cuts here.
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "tests need it")]
+    #[expect(clippy::unnecessary_wraps, reason = "tests need it")]
+    pub(crate) fn point(&self) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn point(&self) -> Result<(), HostError> {
+        use std::sync::atomic::Ordering;
+        match &self.left {
+            Some(left) if left.fetch_sub(1, Ordering::SeqCst) <= 0 => Err(HostError::Cut),
+            _ => Ok(()),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn at(n: i64) -> Self {
+        Cuts { left: Some(std::sync::Arc::new(std::sync::atomic::AtomicI64::new(n))) }
+    }
+}

@@ -1,0 +1,166 @@
+//! From a release to the service that is to run, and the variables that its programs get.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cohort_core::release::Release;
+use cohort_core::report::Blame;
+use cohort_core::steps::{LocalActivation, Progress};
+
+use crate::app_host::AppHost;
+use crate::check::fill_in;
+use crate::hooks::Hook;
+use crate::program::base_environment;
+use crate::run_step::{Interrupt, Work, failed};
+use crate::service::{RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec};
+use crate::service_file::{Service, ServiceFile};
+
+/// How long a service may take to stop when its release says nothing.
+const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// A service and who runs it.
+#[derive(Debug)]
+pub(crate) struct RunningService {
+    pub(crate) control: Arc<dyn ServiceControl>,
+    pub(crate) spec: ServiceSpec,
+}
+
+impl AppHost {
+    /// The service of the release in use and who runs it, for [`RunningChecks`]: `None` when it
+    /// has none.
+    ///
+    /// [`RunningChecks`]: crate::RunningChecks
+    #[must_use]
+    pub fn running_service(&self) -> Option<(Arc<dyn ServiceControl>, String)> {
+        let current = self.record.local.current.as_ref()?;
+        let service = self.service_of(current, "status").ok()??;
+        Some((service.control, service.spec.name))
+    }
+
+    /// The service of a release, to run under `key`.
+    pub(crate) fn service_of(
+        &self,
+        release: &Release,
+        key: &str,
+    ) -> Result<Option<RunningService>, Interrupt> {
+        let file = self.service_file(release)?;
+        let Some(service) = file.service else { return Ok(None) };
+        let key = key.to_owned();
+        let digest = release.artifact.to_string();
+        if let Some(unit) = service.systemd_unit {
+            let control = self.controls.systemd.clone().ok_or_else(|| {
+                let reason = format!("the release needs systemd for {unit}; this server has none");
+                failed(Blame::Surroundings, reason)
+            })?;
+            let run = RunService::Unit(unit.clone());
+            let spec = ServiceSpec { name: unit, key, release: digest, run };
+            return Ok(Some(RunningService { control, spec }));
+        }
+        let command = self
+            .command(release, &service)
+            .map_err(|reason| failed(Blame::Surroundings, reason))?;
+        let spec = ServiceSpec {
+            name: self.app.to_string(),
+            key,
+            release: digest,
+            run: RunService::Command(command),
+        };
+        Ok(Some(RunningService { control: Arc::clone(&self.controls.guard), spec }))
+    }
+
+    fn command(&self, release: &Release, service: &Service) -> Result<ServiceCommand, String> {
+        let folder = self.releases.path_of(release);
+        let port = self.config.service_port;
+        let words: Vec<String> =
+            service.command.iter().map(|word| fill_in(word, port)).collect::<Result<_, _>>()?;
+        let (program, args) = words.split_first().ok_or("the service has no command")?;
+        let mut env = base_environment();
+        for (name, value) in &service.env {
+            env.insert(name.clone(), fill_in(value, port)?);
+        }
+        env.extend(self.service_variables(release));
+        Ok(ServiceCommand {
+            program: program_path(&folder, program),
+            args: args.to_vec(),
+            env,
+            folder,
+            stop_signal: service.stop_signal.clone(),
+            stop_timeout_ms: service.stop_timeout.ms,
+            run_as: self.config.run_as,
+        })
+    }
+
+    /// Stops whatever runs for the app: the command, and the unit that `release` names.
+    pub(crate) async fn stop_service(&self, release: Option<&Release>) -> Result<(), ServiceError> {
+        // A release whose file cannot be read any more is stopped all the same.
+        let file = release.and_then(|release| self.service_file(release).ok());
+        let service = file.and_then(|ServiceFile { service, .. }| service);
+        let at_most = service
+            .as_ref()
+            .map_or(STOP_TIMEOUT_DEFAULT, |service| Duration::from_millis(service.stop_timeout.ms));
+        if let Some(unit) = service.and_then(|service| service.systemd_unit)
+            && let Some(systemd) = &self.controls.systemd
+        {
+            return systemd.stop(&unit, at_most).await;
+        }
+        self.controls.guard.stop(self.app.as_str(), at_most).await
+    }
+
+    /// Variables that a release's service gets, and its checks.
+    pub(crate) fn service_variables(&self, release: &Release) -> BTreeMap<String, String> {
+        let config = &self.config;
+        let mut variables = BTreeMap::new();
+        let mut set = |name: &str, value: String| variables.insert(name.to_owned(), value);
+        set("COHORT_APP", self.app.to_string());
+        set("COHORT_VERSION", release.version.to_string());
+        set("COHORT_PLATFORM", config.platform.to_string());
+        set("COHORT_SERVER", config.server.to_string());
+        set("COHORT_GROUP", config.group.to_string());
+        set("COHORT_RELEASE_DIR", self.releases.path_of(release).display().to_string());
+        if let Some(port) = config.service_port {
+            set("COHORT_SERVICE_PORT", port.to_string());
+        }
+        variables
+    }
+
+    /// Variables that a hook of `release` gets.
+    ///
+    /// `COHORT_VERSION` is what the activation brings, whosever hook it is; the hook's own release
+    /// is where `COHORT_RELEASE_DIR` points.
+    pub(crate) fn hook_variables(
+        &self,
+        hook: Hook,
+        release: &Release,
+        work: &Work<'_>,
+    ) -> BTreeMap<String, String> {
+        let LocalActivation { order, previous, progress } = work.activation;
+        let mut variables = self.service_variables(release);
+        let mut set = |name: &str, value: String| variables.insert(name.to_owned(), value);
+        let version = |release: Option<&Release>| {
+            release.map(|release| release.version.to_string()).unwrap_or_default()
+        };
+        set("COHORT_VERSION", version(order.release.as_ref()));
+        set("COHORT_PREVIOUS_VERSION", version(previous.as_ref()));
+        let step = match progress {
+            Progress::Begun { step, .. }
+            | Progress::Done { step, .. }
+            | Progress::Failed { step, .. } => step.name(),
+            Progress::Undone { .. } | Progress::Complete => "",
+        };
+        set("COHORT_STEP", step.to_owned());
+        set("COHORT_FENCE", work.fence());
+        set("COHORT_ATTEMPT", work.attempt.to_string());
+        if hook == Hook::HandOver {
+            let avoid: Vec<&str> = order.avoid.iter().map(|server| server.as_str()).collect();
+            set("COHORT_AVOID", avoid.join(","));
+        }
+        variables
+    }
+}
+
+/// A path with a `/` is within the release, unless it is absolute; a bare name is the server's own.
+fn program_path(folder: &Path, program: &str) -> PathBuf {
+    if program.contains('/') { folder.join(program) } else { PathBuf::from(program) }
+}
