@@ -95,7 +95,8 @@ impl Authority {
         };
         let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
             .map_err(|error| damaged(&cert_path, error.to_string()))?;
-        let key = KeyPair::from_pem(&key_pem).map_err(|error| damaged(&key_path, error.to_string()))?;
+        let key =
+            KeyPair::from_pem(&key_pem).map_err(|error| damaged(&key_path, error.to_string()))?;
         let read = webpki::EndEntityCert::try_from(&certificate)
             .map_err(|error| damaged(&cert_path, error.to_string()))?;
         if read.subject_public_key_info().as_ref() != key.subject_public_key_info() {

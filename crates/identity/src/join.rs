@@ -103,7 +103,9 @@ impl FromStr for JoinToken {
         for address in &addresses {
             let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
             if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-                return Err(JoinTokenError::Address { address: address.chars().take(80).collect() });
+                return Err(JoinTokenError::Address {
+                    address: address.chars().take(80).collect(),
+                });
             }
         }
         Ok(Self {

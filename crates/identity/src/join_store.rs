@@ -171,7 +171,12 @@ impl JoinTokens {
         .map_err(|_| RedeemError::Unknown)?;
         match &record.state {
             TokenState::Revoked => return Err(RedeemError::Revoked),
-            TokenState::Used { peer: holder, key_fingerprint: holders_key, used_at, certificate } => {
+            TokenState::Used {
+                peer: holder,
+                key_fingerprint: holders_key,
+                used_at,
+                certificate,
+            } => {
                 let again = *holders_key == key_fingerprint
                     && holder == peer
                     && now.as_secs().saturating_sub(*used_at) <= REDEEM_AGAIN_WINDOW_S;
@@ -263,8 +268,8 @@ impl JoinTokens {
 
     fn write(&self, record: &TokenRecord) -> Result<(), RedeemError> {
         let path = self.path(&record.id);
-        let text = serde_json::to_vec_pretty(record)
-            .expect("strings and numbers always become JSON");
+        let text =
+            serde_json::to_vec_pretty(record).expect("strings and numbers always become JSON");
         write_durable_secret(&path, &text).map_err(|error| RedeemError::file(&path, error))
     }
 

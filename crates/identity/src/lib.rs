@@ -11,6 +11,8 @@
 //! A certificate names its holder by one DNS name, `<name>.<role>.cohort.internal`. Ordinary TLS
 //! name verification therefore checks identity: one dials an address and expects a name.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 mod authority;
 mod durable;
 mod hex;

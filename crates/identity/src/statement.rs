@@ -1,8 +1,8 @@
 //! Statements signed by the key of a certificate: they travel from server to server and prove
 //! their author wherever they arrive, as the kill switch needs.
 
-use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
 use rustls::SignatureScheme;
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use crate::hex::serde_hex;

@@ -196,8 +196,8 @@ impl ServerCertVerifier for FingerprintVerifier {
             None,
         )
         .map_err(|error| refused(certificate_error(&error)))?;
-        let named_hub = peer_of(std::slice::from_ref(end_entity))
-            .is_ok_and(|peer| peer.role == Role::Hub);
+        let named_hub =
+            peer_of(std::slice::from_ref(end_entity)).is_ok_and(|peer| peer.role == Role::Hub);
         if named_hub {
             Ok(ServerCertVerified::assertion())
         } else {

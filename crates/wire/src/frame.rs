@@ -118,7 +118,8 @@ impl FramedConnection<crate::tls::ClientStream> {
         target: &Target,
         hello: Hello,
     ) -> Result<Self, FrameError> {
-        let stream = client.open(target).await.map_err(|error| FrameError::Dial(Box::new(error)))?;
+        let stream =
+            client.open(target).await.map_err(|error| FrameError::Dial(Box::new(error)))?;
         Self::dial_over(stream, hello).await
     }
 }
@@ -170,7 +171,8 @@ impl<S: AsyncRead + AsyncWrite + Send + 'static> FramedConnection<S> {
             write_greeting(&mut write, &welcome).await?;
             verdict.map(|()| hello).map_err(|reason| FrameError::Refused { reason })
         };
-        let hello = timeout(HELLO_TIMEOUT, greeting).await.map_err(|_| FrameError::HelloTimedOut)??;
+        let hello =
+            timeout(HELLO_TIMEOUT, greeting).await.map_err(|_| FrameError::HelloTimedOut)??;
         Ok(Self::start(hello, frames, write, closing))
     }
 
@@ -189,7 +191,8 @@ impl<S: AsyncRead + AsyncWrite + Send + 'static> FramedConnection<S> {
             room: Arc::new(Semaphore::new(FRAME_QUEUE_BYTES_MAX)),
             closing: closing.clone(),
         };
-        let receiver = FrameReceiver { frames, closing: closing.clone(), _close: closing.drop_guard() };
+        let receiver =
+            FrameReceiver { frames, closing: closing.clone(), _close: closing.drop_guard() };
         Self { hello, sender, receiver }
     }
 }
@@ -326,9 +329,9 @@ fn payload_of(mut frame: BytesMut) -> Result<Bytes, FrameError> {
 }
 
 fn read_error(error: io::Error) -> FrameError {
-    let too_large = error.get_ref().is_some_and(|inner| {
-        inner.is::<tokio_util::codec::LengthDelimitedCodecError>()
-    });
+    let too_large = error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<tokio_util::codec::LengthDelimitedCodecError>());
     if too_large { FrameError::FrameTooLarge } else { FrameError::Broken(error) }
 }
 

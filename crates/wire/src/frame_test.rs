@@ -1,0 +1,238 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cohort_core::ids::{GroupId, Incarnation, ServerId};
+use cohort_identity::{Alpn, ClientAuth, Peer, Role};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::*;
+use crate::http::Handler;
+use crate::http::testing::{Fleet, Served, peer};
+use crate::limits::ServerLimits;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn server(name: &str) -> ServerId {
+    ServerId::new(name).unwrap()
+}
+
+fn group() -> GroupId {
+    GroupId::new("web.zone-a").unwrap()
+}
+
+fn hello(connection: u64) -> Hello {
+    Hello {
+        group: group(),
+        incarnation: Incarnation(3),
+        from: server("one"),
+        to: server("two"),
+        connection,
+    }
+}
+
+fn one() -> Peer {
+    peer(Role::Agent, "one")
+}
+
+async fn accept(
+    stream: DuplexStream,
+    peer: Peer,
+    connections: &Connections,
+) -> Result<FramedConnection<DuplexStream>, FrameError> {
+    let me = server("two");
+    FramedConnection::accept(stream, &peer, &me, &group(), Incarnation(3), connections).await
+}
+
+/// Two ends that said hello.
+async fn pair(
+    connection: u64,
+    connections: &Connections,
+) -> (FramedConnection<DuplexStream>, FramedConnection<DuplexStream>) {
+    let (near, far) = duplex(64 * 1024);
+    let (dialled, accepted) = tokio::join!(
+        FramedConnection::dial_over(near, hello(connection)),
+        accept(far, one(), connections)
+    );
+    (dialled.unwrap(), accepted.unwrap())
+}
+
+#[tokio::test]
+async fn messages_arrive_whole_and_in_order_both_ways() {
+    let connections = Connections::default();
+    let (mut near, mut far) = pair(1, &connections).await;
+    assert_eq!(far.hello, hello(1));
+    let sizes = [0, 1, 100, 65_535, 65_536, 1_000_000];
+    for (number, size) in sizes.into_iter().enumerate() {
+        let fill = u8::try_from(number).unwrap();
+        near.sender.try_send(Bytes::from(vec![fill; size])).unwrap();
+        far.sender.try_send(Bytes::from(vec![fill; size])).unwrap();
+    }
+    for (number, size) in sizes.into_iter().enumerate() {
+        let fill = u8::try_from(number).unwrap();
+        for end in [&mut near, &mut far] {
+            let message = timeout(PATIENCE, end.receiver.recv()).await.unwrap().unwrap().unwrap();
+            assert_eq!(message, vec![fill; size]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn over_real_connections_with_the_certificates_name() {
+    let fleet = Fleet::new();
+    let (got, mut messages) = mpsc::channel(10);
+    let connections = Arc::new(Connections::default());
+    let handler = Handler::raw(move |peer, _from, stream| {
+        let (got, connections) = (got.clone(), Arc::clone(&connections));
+        async move {
+            let (me, group) = (server("two"), group());
+            let accepted =
+                FramedConnection::accept(stream, &peer, &me, &group, Incarnation(3), &connections);
+            let Ok(mut connection) = accepted.await else { return };
+            while let Ok(Some(message)) = connection.receiver.recv().await {
+                got.send(message).await.unwrap();
+            }
+        }
+    });
+    let routes = [(Alpn::Raft, handler)].into();
+    let slot = fleet.slot(Role::Agent, "two");
+    let served = Served::start(slot, ClientAuth::Required, routes, ServerLimits::default()).await;
+    let target = served.target(Alpn::Raft);
+    let client = fleet.client(Role::Agent, "one");
+    let connection = FramedConnection::connect(&client, &target, hello(1)).await.unwrap();
+    connection.sender.try_send(Bytes::from_static(b"vote")).unwrap();
+    assert_eq!(timeout(PATIENCE, messages.recv()).await.unwrap().unwrap(), "vote");
+    // Another server, or an operator, cannot speak as `one`.
+    for (role, name) in [(Role::Agent, "three"), (Role::Operator, "one")] {
+        let client = fleet.client(role, name);
+        let refused = FramedConnection::connect(&client, &target, hello(9)).await;
+        assert!(matches!(refused, Err(FrameError::Refused { .. })), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn hellos_for_somebody_else_are_refused_and_told_why() {
+    let connections = Connections::default();
+    for (wrong, word) in [
+        (Hello { to: server("three"), ..hello(1) }, "three"),
+        (Hello { from: server("three"), ..hello(1) }, "certificate"),
+        (Hello { group: GroupId::new("db").unwrap(), ..hello(1) }, "db"),
+        (Hello { incarnation: Incarnation(2), ..hello(1) }, "incarnation"),
+    ] {
+        let (near, far) = duplex(4096);
+        let (dialled, accepted) = tokio::join!(
+            FramedConnection::dial_over(near, wrong),
+            accept(far, one(), &connections)
+        );
+        for end in [dialled, accepted] {
+            let Err(FrameError::Refused { reason }) = end else { panic!("{end:?}") };
+            assert!(reason.contains(word), "{reason}");
+        }
+    }
+    // None of them took the place of a good one.
+    pair(1, &connections).await;
+}
+
+#[tokio::test]
+async fn a_newer_connection_supersedes_and_an_older_is_refused() {
+    let connections = Connections::default();
+    let (mut old_near, mut old_far) = pair(connection_number(1, 7), &connections).await;
+    let (near, mut far) = pair(connection_number(2, 0), &connections).await;
+    let ended = timeout(PATIENCE, old_far.receiver.recv()).await.unwrap().unwrap();
+    assert_eq!(ended, None, "the receiver ends the older one");
+    let ended = timeout(PATIENCE, old_near.receiver.recv()).await.unwrap().unwrap();
+    assert_eq!(ended, None, "and its dialler notices");
+    for late in [connection_number(1, 8), connection_number(2, 0)] {
+        let (near, far) = duplex(4096);
+        let (dialled, accepted) = tokio::join!(
+            FramedConnection::dial_over(near, hello(late)),
+            accept(far, one(), &connections)
+        );
+        assert!(matches!(dialled, Err(FrameError::Refused { .. })), "{dialled:?}");
+        assert!(accepted.is_err());
+    }
+    near.sender.try_send(Bytes::from_static(b"on")).unwrap();
+    assert_eq!(far.receiver.recv().await.unwrap().unwrap(), "on");
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_memory_stays_bounded() {
+    let connections = Connections::default();
+    let (near, far) = pair(1, &connections).await;
+    // The other end does not read: 64 KiB go to the pipe, the rest waits.
+    let message = Bytes::from(vec![0; 1024 * 1024]);
+    let mut taken = 0;
+    let refusal = loop {
+        match near.sender.try_send(message.clone()) {
+            Ok(()) => taken += 1,
+            Err(error) => break error,
+        }
+        assert!(taken < 1000, "the queue has no end");
+    };
+    assert!(matches!(refusal, FrameError::QueueFull), "{refusal:?}");
+    assert!(taken * message.len() <= FRAME_QUEUE_BYTES_MAX);
+    let huge = near.sender.try_send(Bytes::from(vec![0; FRAME_BYTES_MAX]));
+    assert!(matches!(huge, Err(FrameError::TooLarge { .. })), "{huge:?}");
+    // When the other end is gone, that is said.
+    drop(far);
+    timeout(PATIENCE, near.sender.closed()).await.unwrap();
+    assert!(matches!(near.sender.try_send(message), Err(FrameError::Closed)));
+}
+
+/// Says hello by hand, then sends `bytes`; gives what the receiver makes of them.
+async fn after_hello(bytes: &[u8]) -> Result<Option<Bytes>, FrameError> {
+    let connections = Connections::default();
+    let (mut near, far) = duplex(64 * 1024);
+    write_greeting(&mut near, &hello(1)).await.unwrap();
+    let mut accepted = accept(far, one(), &connections).await.unwrap();
+    near.write_all(bytes).await.unwrap();
+    near.shutdown().await.unwrap();
+    timeout(PATIENCE, accepted.receiver.recv()).await.unwrap()
+}
+
+#[tokio::test]
+async fn bad_frames_are_refused() {
+    let good = after_hello(&[0, 0, 0, 3, 1, 7, 8]).await;
+    assert_eq!(good.unwrap().unwrap(), [7, 8].as_slice());
+    let version = after_hello(&[0, 0, 0, 3, 2, 7, 8]).await;
+    assert!(matches!(version, Err(FrameError::Version { version: 2 })), "{version:?}");
+    let empty = after_hello(&[0, 0, 0, 0]).await;
+    assert!(matches!(empty, Err(FrameError::Empty)), "{empty:?}");
+    let large = after_hello(&[0xff, 0xff, 0xff, 0xff, 1]).await;
+    assert!(matches!(large, Err(FrameError::FrameTooLarge)), "{large:?}");
+    let cut = after_hello(&[0, 0, 0, 9, 1, 7]).await;
+    assert!(matches!(cut, Err(FrameError::Broken(_))), "{cut:?}");
+    assert!(matches!(after_hello(&[]).await, Ok(None)));
+}
+
+#[tokio::test]
+async fn bad_greetings_are_refused() {
+    let connections = Connections::default();
+    for bytes in [
+        b"\x00\x00\x00\x03\x01{}".as_slice(),
+        b"\x00\x00\x00\x01\x01",
+        b"\x00\x00\x20\x00\x01",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"",
+    ] {
+        let (mut near, far) = duplex(64 * 1024);
+        near.write_all(bytes).await.unwrap();
+        near.shutdown().await.unwrap();
+        let accepted = timeout(PATIENCE, accept(far, one(), &connections)).await.unwrap();
+        assert!(accepted.is_err(), "{bytes:?}");
+        let mut rest = Vec::new();
+        near.read_to_end(&mut rest).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_silent_peer_is_given_up() {
+    let connections = Connections::default();
+    let ((_near, far), (near, _far)) = (duplex(4096), duplex(4096));
+    let (accepted, dialled) =
+        tokio::join!(accept(far, one(), &connections), FramedConnection::dial_over(near, hello(1)));
+    assert!(matches!(accepted, Err(FrameError::HelloTimedOut)), "{accepted:?}");
+    assert!(matches!(dialled, Err(FrameError::HelloTimedOut)), "{dialled:?}");
+}

@@ -326,7 +326,8 @@ fn read_entry(path: &Path) -> (KillScope, KillEntry) {
             return Err(format!("it is {length} bytes"));
         }
         let text = fs::read(path).map_err(|error| error.to_string())?;
-        let signed: SignedKill = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+        let signed: SignedKill =
+            serde_json::from_slice(&text).map_err(|error| error.to_string())?;
         let register = signed.unverified().map_err(|error| error.to_string())?;
         if (&register.scope, register.epoch, register.on) != (&scope, epoch, on) {
             return Err("its content is not what its name says".to_owned());

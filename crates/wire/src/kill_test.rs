@@ -1,0 +1,220 @@
+use std::fs;
+
+use cohort_identity::{Identity, Role, UnixTime};
+
+use super::*;
+use crate::http::testing::Fleet;
+
+fn register(epoch: u64, on: bool) -> KillRegister {
+    let reason = format!("epoch {epoch}");
+    KillRegister { scope: KillScope::Fleet, epoch, on, reason, at: 1_800_000_000 }
+}
+
+fn group(name: &str) -> GroupId {
+    GroupId::new(name).unwrap()
+}
+
+struct Switch {
+    fleet: Fleet,
+    operator: Identity,
+    dir: tempfile::TempDir,
+}
+
+impl Switch {
+    fn new() -> Self {
+        let fleet = Fleet::new();
+        let operator = fleet.identity(Role::Operator, "ann");
+        Self { fleet, operator, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn open(&self) -> DurableKill {
+        DurableKill::open(self.dir.path()).unwrap()
+    }
+
+    fn sign(&self, register: &KillRegister) -> SignedKill {
+        SignedKill::sign(&self.operator, register).unwrap()
+    }
+
+    fn offer(&self, kill: &DurableKill, signed: &SignedKill) -> Result<Merged, KillError> {
+        kill.offer(signed, &[self.fleet.authority.certificate().clone()], UnixTime::now())
+    }
+
+    fn say(&self, kill: &DurableKill, register: &KillRegister) -> Merged {
+        self.offer(kill, &self.sign(register)).unwrap()
+    }
+
+    fn files(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn merging_is_the_same_in_every_order() {
+    use Merged::{Keep, Take};
+    for (current, incoming, expected) in [
+        (None, (1, false), Take),
+        (None, (1, true), Take),
+        (Some((1, true)), (1, true), Keep),
+        (Some((1, true)), (1, false), Keep),
+        (Some((1, false)), (1, true), Take),
+        (Some((1, true)), (2, false), Take),
+        (Some((2, false)), (1, true), Keep),
+    ] {
+        assert_eq!(merge(current, incoming), expected, "{current:?} {incoming:?}");
+    }
+    let all: Vec<(u64, bool)> = (1..4).flat_map(|epoch| [(epoch, false), (epoch, true)]).collect();
+    for start in 0..all.len() {
+        let mut current = None;
+        for step in 0..all.len() {
+            let incoming = all[(start + step * 5) % all.len()];
+            if merge(current, incoming) == Take {
+                current = Some(incoming);
+            }
+        }
+        assert_eq!(current, Some((3, true)));
+    }
+}
+
+#[test]
+fn on_is_latched_and_off_needs_a_higher_epoch() {
+    let switch = Switch::new();
+    let kill = switch.open();
+    assert_eq!(kill.is_on(None), None);
+    assert_eq!(kill.next_epoch(&KillScope::Fleet), 1);
+    assert_eq!(switch.say(&kill, &register(1, true)), Merged::Take);
+    assert_eq!(switch.say(&kill, &register(1, true)), Merged::Keep);
+    assert_eq!(switch.say(&kill, &register(1, false)), Merged::Keep);
+    drop(kill);
+    let kill = switch.open();
+    assert_eq!(kill.is_on(None).unwrap().reason(), "epoch 1");
+    assert_eq!(kill.next_epoch(&KillScope::Fleet), 2);
+    assert_eq!(switch.say(&kill, &register(2, false)), Merged::Take);
+    assert_eq!(kill.is_on(None), None);
+    // An old *on* that still travels does not come back.
+    assert_eq!(switch.say(&kill, &register(1, true)), Merged::Keep);
+    assert_eq!(switch.open().is_on(None), None);
+    assert_eq!(switch.files(), ["fleet@00000000000000000002@off.kill"]);
+}
+
+#[test]
+fn groups_are_apart_and_the_fleet_is_above_them() {
+    let switch = Switch::new();
+    let kill = switch.open();
+    let scope = KillScope::Group(group("intel.zone-a"));
+    switch.say(&kill, &KillRegister { scope, ..register(5, true) });
+    for kill in [&kill, &switch.open()] {
+        assert!(kill.is_on(Some(&group("intel.zone-a"))).is_some());
+        assert!(kill.is_on(Some(&group("intel.zone-b"))).is_none());
+        assert!(kill.is_on(None).is_none());
+    }
+    switch.say(&kill, &register(1, true));
+    assert!(kill.is_on(Some(&group("intel.zone-b"))).is_some());
+}
+
+#[test]
+fn it_passes_from_server_to_server() {
+    let (switch, other) = (Switch::new(), tempfile::tempdir().unwrap());
+    let kill = switch.open();
+    switch.say(&kill, &register(1, true));
+    let text = serde_json::to_string(&kill.signed()).unwrap();
+    let there = DurableKill::open(other.path()).unwrap();
+    let arrived: Vec<SignedKill> = serde_json::from_str(&text).unwrap();
+    for signed in arrived {
+        assert_eq!(switch.offer(&there, &signed).unwrap(), Merged::Take);
+    }
+    assert_eq!(there.entries(), kill.entries());
+}
+
+#[test]
+fn only_operators_of_our_authority_throw_it() {
+    let switch = Switch::new();
+    let kill = switch.open();
+    for role in [Role::Agent, Role::Hub, Role::Publisher, Role::Viewer] {
+        let identity = switch.fleet.identity(role, "ann");
+        let signed = SignedKill::sign(&identity, &register(9, true)).unwrap();
+        let refused = switch.offer(&kill, &signed);
+        assert!(
+            matches!(refused, Err(KillError::Statement(StatementError::Role { .. }))),
+            "{role}: {refused:?}"
+        );
+    }
+    let stranger = Fleet::new().identity(Role::Operator, "ann");
+    let signed = SignedKill::sign(&stranger, &register(9, true)).unwrap();
+    let refused = switch.offer(&kill, &signed);
+    assert!(matches!(refused, Err(KillError::Statement(_))), "{refused:?}");
+    // An operator's *on* cannot be made an *off* on the way.
+    let mut signed = switch.sign(&register(9, true));
+    signed.0.body = serde_json::to_vec(&register(9, false)).unwrap();
+    assert!(switch.offer(&kill, &signed).is_err());
+    assert!(switch.files().is_empty());
+    assert_eq!(kill.is_on(None), None);
+}
+
+#[test]
+fn a_damaged_file_counts_as_on_until_a_higher_epoch() {
+    for damage in ["", "{", "{\"body\":\"00\"}"] {
+        let switch = Switch::new();
+        switch.say(&switch.open(), &register(4, false));
+        let path = switch.dir.path().join(switch.files().remove(0));
+        fs::write(&path, damage).unwrap();
+        let kill = switch.open();
+        let on = kill.is_on(None).unwrap();
+        assert!(matches!(on, KillEntry::Damaged { epoch: 4, .. }), "{on:?}");
+        assert!(on.reason().contains("damaged"), "{}", on.reason());
+        // The *off* of the same epoch, passed on by others, does not heal it; the next one does.
+        assert_eq!(switch.say(&kill, &register(4, false)), Merged::Keep);
+        assert_eq!(kill.next_epoch(&KillScope::Fleet), 5);
+        assert_eq!(switch.say(&kill, &register(5, false)), Merged::Take);
+        assert_eq!(switch.open().is_on(None), None);
+    }
+}
+
+#[test]
+fn a_file_under_anothers_name_counts_as_damaged() {
+    let switch = Switch::new();
+    switch.say(&switch.open(), &register(4, true));
+    let from = switch.dir.path().join(switch.files().remove(0));
+    fs::rename(from, switch.dir.path().join("fleet@00000000000000000009@off.kill")).unwrap();
+    assert!(switch.open().is_on(None).is_some());
+    fs::rename(
+        switch.dir.path().join("fleet@00000000000000000009@off.kill"),
+        switch.dir.path().join("what.kill"),
+    )
+    .unwrap();
+    assert!(switch.open().is_on(None).is_some());
+}
+
+/// Every state that a crash can leave while epoch 2 replaces epoch 1.
+#[test]
+fn a_crash_leaves_the_old_or_the_new_position() {
+    let switch = Switch::new();
+    let kill = switch.open();
+    switch.say(&kill, &register(1, false));
+    let first = switch.files().remove(0);
+    let text = fs::read(switch.dir.path().join(&first)).unwrap();
+    // Written aside, not yet renamed: never acknowledged.
+    let aside = switch.dir.path().join("fleet@00000000000000000002@on.kill.new");
+    fs::write(&aside, "{").unwrap();
+    assert_eq!(switch.open().is_on(None), None);
+    // Renamed, the old one not yet removed.
+    switch.say(&switch.open(), &register(2, true));
+    fs::write(switch.dir.path().join(&first), text).unwrap();
+    assert_eq!(switch.open().is_on(None).unwrap().epoch(), 2);
+}
+
+#[test]
+fn long_reasons_are_refused_on_both_sides() {
+    let switch = Switch::new();
+    let reason = "x".repeat(KILL_REASON_BYTES_MAX + 1);
+    let long = KillRegister { reason, ..register(1, true) };
+    assert!(matches!(SignedKill::sign(&switch.operator, &long), Err(KillError::Reason { .. })));
+    let body = serde_json::to_vec(&long).unwrap();
+    let by_hand = SignedKill(sign_statement(&switch.operator, CONTEXT, &body).unwrap());
+    let refused = switch.offer(&switch.open(), &by_hand);
+    assert!(matches!(refused, Err(KillError::Reason { .. })), "{refused:?}");
+}

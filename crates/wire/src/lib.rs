@@ -6,6 +6,8 @@
 //! Start reading at [`http::Client`] and [`http::serve`]; [`frame`] is the transport of Raft, and
 //! [`kill`] the register of the kill switch. [`limits`] names every limit and says why.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 pub mod agent;
 pub mod frame;
 pub mod http;

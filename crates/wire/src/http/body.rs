@@ -45,7 +45,8 @@ impl Body for GuardedBody {
         }
         match self.pause.as_mut().poll(context) {
             Poll::Ready(()) => {
-                let reason = format!("the request's body paused for {} ms", self.idle_max.as_millis());
+                let reason =
+                    format!("the request's body paused for {} ms", self.idle_max.as_millis());
                 Poll::Ready(Some(Err(reason.into())))
             }
             Poll::Pending => Poll::Pending,

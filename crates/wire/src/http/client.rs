@@ -214,9 +214,7 @@ impl Client {
             let body = stream.read_all().await?;
             Ok(Response { status: stream.status, headers: stream.headers, body })
         };
-        timeout(deadline, work)
-            .await
-            .unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
+        timeout(deadline, work).await.unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
     }
 
     /// Makes a call and reads the answer as JSON.
@@ -274,9 +272,7 @@ impl Client {
             let body = stream.read_all().await?;
             Ok(Response { status: stream.status, headers: stream.headers, body })
         };
-        timeout(deadline, work)
-            .await
-            .unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
+        timeout(deadline, work).await.unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
     }
 
     /// Opens a connection for another protocol than HTTP ([`crate::frame`]).
@@ -317,8 +313,11 @@ impl Client {
         }
         let mut connection = self.connect(target).await?;
         sent.store(true, Ordering::Relaxed);
-        let response =
-            connection.sender.send_request(request).await.map_err(|error| broken(target, &error))?;
+        let response = connection
+            .sender
+            .send_request(request)
+            .await
+            .map_err(|error| broken(target, &error))?;
         self.answered(target, &call, connection, response).await
     }
 

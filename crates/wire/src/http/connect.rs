@@ -50,11 +50,10 @@ impl Connector {
             })?;
         tune(&stream).map_err(|source| CallError::Unreachable { address: address(), source })?;
         let handshake = TlsConnector::from(config).connect(target.peer.server_name(), stream);
-        let stream = within(target, "agreeing on TLS", handshake)
-            .await?
-            .map_err(|error| refused(target, &error).unwrap_or_else(|| {
-                CallError::Unreachable { address: address(), source: error }
-            }))?;
+        let stream = within(target, "agreeing on TLS", handshake).await?.map_err(|error| {
+            refused(target, &error)
+                .unwrap_or_else(|| CallError::Unreachable { address: address(), source: error })
+        })?;
         if stream.get_ref().1.alpn_protocol() != Some(target.alpn.as_bytes()) {
             return Err(CallError::Identity {
                 address: address(),

@@ -116,7 +116,11 @@ impl ApiError {
                 } else {
                     format!("the answer was {} ({name}): {text}", status.as_u16())
                 };
-                Self::new(status, if status == StatusCode::NOT_FOUND { "not_found" } else { "http" }, error)
+                Self::new(
+                    status,
+                    if status == StatusCode::NOT_FOUND { "not_found" } else { "http" },
+                    error,
+                )
             }
         }
     }

@@ -13,7 +13,7 @@ mod client_test;
 #[cfg(test)]
 mod server_test;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use caller::{ApiJson, Caller, require_role};
 pub use client::{BodyStream, Call, Client, Response, Target};
