@@ -290,6 +290,8 @@ async fn write_frames<W: AsyncWrite + Unpin>(
             batch.clear();
             drop(rooms);
         }
+        // All senders are gone: who only receives keeps the connection.
+        closing.cancelled().await;
         Ok::<(), io::Error>(())
     };
     let ended = tokio::select! {

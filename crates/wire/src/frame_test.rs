@@ -158,6 +158,23 @@ async fn a_newer_connection_supersedes_and_an_older_is_refused() {
 }
 
 #[tokio::test]
+async fn who_only_receives_may_drop_the_sender() {
+    let (near, far) = pair(1, &Connections::default()).await;
+    let FramedConnection { mut receiver, sender, .. } = far;
+    drop(sender);
+    near.sender.try_send(Bytes::from_static(b"still here")).unwrap();
+    let message = timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap();
+    assert_eq!(message.unwrap(), "still here");
+    drop(receiver);
+    timeout(PATIENCE, async {
+        let mut receiver = near.receiver;
+        assert!(!matches!(receiver.recv().await, Ok(Some(_))));
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
 async fn a_full_queue_refuses_and_memory_stays_bounded() {
     let connections = Connections::default();
     let (near, far) = pair(1, &connections).await;

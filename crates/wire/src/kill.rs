@@ -21,7 +21,7 @@ use cohort_identity::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{KILL_REASON_BYTES_MAX, KILL_SCOPES_MAX};
+use crate::limits::{KILL_EPOCH_STEP_MAX, KILL_REASON_BYTES_MAX, KILL_SCOPES_MAX};
 
 #[cfg(test)]
 #[path = "kill_test.rs"]
@@ -220,6 +220,10 @@ impl DurableKill {
         if merge(current, (register.epoch, register.on)) == Merged::Keep {
             return Ok(Merged::Keep);
         }
+        let highest = current.map_or(0, |(epoch, _)| epoch).saturating_add(KILL_EPOCH_STEP_MAX);
+        if register.epoch > highest {
+            return Err(KillError::Epoch { epoch: register.epoch, highest });
+        }
         if known.is_none() && entries.len() >= KILL_SCOPES_MAX {
             return Err(KillError::TooMany);
         }
@@ -362,6 +366,14 @@ pub enum KillError {
     Reason {
         /// Its length.
         bytes: usize,
+    },
+    /// Far beyond the next.
+    #[error("kill switch's epoch {epoch} is too far ahead, at most {highest} is taken here")]
+    Epoch {
+        /// The epoch it says.
+        epoch: u64,
+        /// The highest that would be taken.
+        highest: u64,
     },
     /// Too many groups.
     #[error("there are {KILL_SCOPES_MAX} kill registers, no more are kept")]

@@ -218,3 +218,15 @@ fn long_reasons_are_refused_on_both_sides() {
     let refused = switch.offer(&switch.open(), &by_hand);
     assert!(matches!(refused, Err(KillError::Reason { .. })), "{refused:?}");
 }
+
+#[test]
+fn the_last_epoch_cannot_be_taken() {
+    let switch = Switch::new();
+    let kill = switch.open();
+    switch.say(&kill, &register(7, true));
+    for epoch in [u64::MAX, 8 + KILL_EPOCH_STEP_MAX] {
+        let refused = switch.offer(&kill, &switch.sign(&register(epoch, true)));
+        assert!(matches!(refused, Err(KillError::Epoch { .. })), "{refused:?}");
+    }
+    assert_eq!(switch.say(&kill, &register(7 + KILL_EPOCH_STEP_MAX, false)), Merged::Take);
+}

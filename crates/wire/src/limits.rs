@@ -114,6 +114,11 @@ pub const HELLO_BYTES_MAX: usize = 4096;
 /// Groups that a kill register is kept for on one machine. A hub keeps one per group.
 pub const KILL_SCOPES_MAX: usize = 10_000;
 
+/// How far one change may raise a register's epoch. A server that was away has missed some dozens
+/// of changes; without a bound, one slip (or one stolen key) could set the last epoch there is, and
+/// nobody could ever switch off again.
+pub const KILL_EPOCH_STEP_MAX: u64 = 1_000_000;
+
 /// The reason given with a kill switch: some sentences.
 pub const KILL_REASON_BYTES_MAX: usize = 2000;
 

@@ -169,7 +169,7 @@ pub enum CallError {
         sent: bool,
     },
     /// One side does not accept the other's certificate, or the protocol.
-    #[error("{address} and this program do not accept each other as {expected} and peer: {reason}")]
+    #[error("TLS with {address}, where {expected} is expected, failed: {reason}")]
     Identity {
         /// What was dialled.
         address: String,
