@@ -8,6 +8,8 @@
 //! This crate must never know of groups, rollouts or consensus: it answers "which release does this
 //! channel name, and who says so", never "what should this server do now".
 //!
+//! Publishing to another machine: [`WorkingCopy`] on this side, [`Repository::receive`] on that one.
+//!
 //! Start reading at [`Manifest`], then [`UnitHashes`] (bytes against a manifest), then
 //! [`Repository`] (the publisher's side) and [`TrustedRepository`] (the side of everyone who reads,
 //! and who trusts neither mirror nor peer).
@@ -29,6 +31,7 @@ mod metadata_transport;
 mod pack;
 mod package_file;
 mod publish;
+mod receive;
 mod repository;
 mod steps;
 mod trust;
@@ -36,6 +39,7 @@ mod trust_error;
 mod trust_state;
 mod units;
 mod verified;
+mod working_copy;
 
 pub use channel::ChannelPointer;
 pub use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
@@ -57,6 +61,7 @@ pub use trust::{Refreshed, Refusal, TrustOptions, TrustedRepository};
 pub use trust_error::{Role, TrustError, TrustErrorKind};
 pub use units::{FileHashes, UnitError, UnitHasher, UnitHashes, hash_file};
 pub use verified::{ReleaseOffer, Verified, VerifiedManifest};
+pub use working_copy::WorkingCopy;
 
 #[cfg(test)]
 mod crash_test;

@@ -129,6 +129,20 @@ pub enum RepositoryError {
         /// The version.
         version: Version,
     },
+    /// What was pulled cannot be trusted.
+    #[error(transparent)]
+    Pull(#[from] crate::trust_error::TrustError),
+    /// An upload is not what it should be.
+    #[error("upload {file} was refused: {reason}")]
+    Refused {
+        /// The name under which it was uploaded.
+        file: String,
+        /// Why.
+        reason: String,
+    },
+    /// Somebody else published since the pull.
+    #[error("the repository has changed since it was read: publish again")]
+    Outdated,
     /// The process is shutting down.
     #[error("publishing was cut short because the program is stopping")]
     Stopped,
@@ -204,6 +218,11 @@ impl Repository {
             Err(source) => return Err(RepositoryError::Io { path, source }),
         };
         Ok(Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() })
+    }
+
+    /// The same with other lifetimes for what is signed from now on.
+    pub(crate) fn with_lifetimes(self, lifetimes: Lifetimes) -> Self {
+        Self { lifetimes, ..self }
     }
 
     /// The folder that is served.

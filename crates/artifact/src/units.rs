@@ -269,6 +269,16 @@ pub fn hash_file(path: &Path) -> io::Result<FileHashes> {
     })
 }
 
+/// The root that a file of unit hashes merges into, of an artifact of any length; nothing when it
+/// is not a list of hashes.
+pub(crate) fn root_of_file(bytes: &[u8]) -> Option<blake3::Hash> {
+    match bytes.as_chunks::<HASH_BYTES>() {
+        ([], _) => None,
+        (values, []) => Some(root_of(values)),
+        _ => None,
+    }
+}
+
 fn chaining_value(start: u64, unit: &[u8]) -> ChainingValue {
     let mut hasher = blake3::Hasher::new();
     hasher.set_input_offset(start);

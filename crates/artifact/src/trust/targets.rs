@@ -11,7 +11,7 @@ use super::{Loaded, TrustedRepository};
 use crate::checks::{check_manifest, is_target, most_telling, store_error};
 use crate::digest::hex;
 use crate::durable::write_atomic;
-use crate::layout::{manifest_target, target_path};
+use crate::layout::{METADATA_DIR, manifest_target, target_path};
 use crate::manifest::MANIFEST_BYTES_MAX;
 use crate::trust_error::{TrustError, TrustErrorKind};
 use crate::verified::VerifiedManifest;
@@ -31,6 +31,29 @@ impl TrustedRepository {
         let target = loaded.target(&name).ok_or_else(|| loaded.missing(app, version, platform))?;
         let bytes = self.target_bytes(&name, target, MANIFEST_BYTES_MAX).await?;
         check_manifest(&name, &bytes, app, version, platform)
+    }
+
+    /// The newest metadata and the targets whose name is `wanted`, by their paths in a repository.
+    pub(crate) async fn files(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(String, Vec<u8>)>, TrustError> {
+        let loaded = self.known()?;
+        let mut files = Vec::new();
+        for (name, target) in &loaded.targets {
+            let name = name.raw();
+            if wanted(name) {
+                let bytes = self.target_bytes(name, target, MANIFEST_BYTES_MAX).await?;
+                files.push((target_path(name, &hex(&target.hashes.sha256)), bytes));
+            }
+        }
+        let metadata = loaded.bundle.files().map_err(TrustErrorKind::here)?;
+        files.extend(
+            metadata
+                .into_iter()
+                .map(|(name, bytes)| (format!("{METADATA_DIR}/{name}"), bytes.to_vec())),
+        );
+        Ok(files)
     }
 
     /// The bytes of a signed target: from this disk, else from the first mirror that has the right

@@ -100,8 +100,8 @@ impl Fixture {
 
     pub(crate) fn options(&self, store: &str, mirrors: Vec<Mirror>) -> TrustOptions {
         let root = self.repository.root_json().unwrap();
-        // Impatient, so that a mirror that hangs does not hold the tests up.
-        let fetcher = Fetcher::new().unwrap().with_file_timeout(std::time::Duration::from_secs(5));
+        // Patient enough for a busy machine; no test but that of a silent mirror comes to it.
+        let fetcher = Fetcher::new().unwrap().with_file_timeout(std::time::Duration::from_secs(30));
         TrustOptions { root, store: self.path(store), mirrors, fetcher: Some(fetcher) }
     }
 
