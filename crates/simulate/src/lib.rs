@@ -4,6 +4,8 @@
 //! start a thread or touch a file: a run is a function of its seed, so that a failure is replayed
 //! by the one line that it prints.
 //!
-//! Start reading at [`raft`], which simulates the consensus of one group.
+//! Start reading at [`fleet`], which simulates groups of servers over the core, and at [`raft`],
+//! which simulates the consensus of one group.
 
+pub mod fleet;
 pub mod raft;

@@ -104,8 +104,8 @@ pub struct Server {
     pub services: BTreeMap<AppId, Service>,
     /// The agent runs.
     pub up: bool,
-    /// It reaches the group.
-    pub reaches: bool,
+    /// The network between it and the group is cut.
+    pub cut: bool,
     /// How often an activation was accepted, per fence: once, ever.
     pub accepted: BTreeMap<(AppId, Fence), u32>,
     /// Crash at this many instructions from now.
@@ -134,7 +134,7 @@ impl Server {
             disk: Disk::default(),
             services: BTreeMap::new(),
             up: false,
-            reaches: true,
+            cut: false,
             accepted: BTreeMap::new(),
             crash_in: None,
             memory: Memory::default(),
@@ -150,7 +150,16 @@ impl Server {
         self.crash_in = None;
     }
 
-    /// The agent starts.
+    /// The whole server loses power.
+    pub fn power_off(&mut self) {
+        self.crash();
+        for service in self.services.values_mut() {
+            service.up = false;
+            service.dies_ms = None;
+        }
+    }
+
+    /// The agent starts; what was running and is not in the middle of a change is started again.
     pub fn start(&mut self) {
         if self.up {
             return;
@@ -160,6 +169,11 @@ impl Server {
         self.memory = Memory::default();
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
         for app in apps {
+            if !self.being_changed(&app)
+                && let Some(service) = self.services.get_mut(&app)
+            {
+                service.up = service.release.is_some();
+            }
             self.found(&app);
         }
     }
@@ -536,7 +550,6 @@ impl Server {
                 self.disk.apps.get_mut(app).expect("known").current = previous;
             }
         }
-        self.apply_network(around);
         if self.dies_here() {
             return;
         }
@@ -548,15 +561,12 @@ impl Server {
         }
     }
 
-    /// Whether a release that is switched in cuts its server off.
-    fn apply_network(&mut self, around: &Around<'_>) {
-        let cut = self.services.values().filter_map(|service| service.release.as_ref()).any(|r| {
-            around.behaviours.faults(r, &self.id).any(|fault| *fault == Fault::CutsNetwork)
-        });
-        let cuts_at_all = cut || !self.reaches;
-        if cuts_at_all {
-            self.reaches = !cut;
-        }
+    /// Whether messages go to and fro: a release that is switched in can cut its server off, too.
+    #[must_use]
+    pub fn reaches(&self, behaviours: &Behaviours) -> bool {
+        let switched_in = self.services.values().filter_map(|service| service.release.as_ref());
+        let mut faults = switched_in.flat_map(|release| behaviours.faults(release, &self.id));
+        !self.cut && faults.all(|fault| *fault != Fault::CutsNetwork)
     }
 
     fn say_what_happened(&mut self, app: &AppId) {

@@ -1,0 +1,672 @@
+//! The verbs of `scenarios/*.txt`.
+//!
+//! A script is blocks of lines; a block is verbs, a line `----` and the output of all of them.
+//! Lines that begin with `#` are prose. A block without verbs before its `----` does not exist.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use cohort_core::command::{Body, Event};
+use cohort_core::ids::{AppId, GroupId, ServerId, Version};
+use cohort_core::phase::{Phase, PhaseName};
+use cohort_core::policy::Policy;
+use cohort_core::release::{Release, Rollback};
+use cohort_core::report::{Outcome, Report, Step};
+use cohort_core::{Offer, gate::ForeignVerdict};
+
+use super::behaviour::{Behaviour, Fault};
+use super::build;
+use super::group::Happened;
+use super::net::{Message, Weather};
+use super::world::Fleet;
+
+/// How long `run until=…` waits unless told, in milliseconds of the fleet's clock.
+const UNTIL_MS: u64 = 600_000;
+
+/// A script that is being played.
+#[derive(Debug)]
+pub struct Script {
+    /// The fleet that it plays on.
+    pub fleet: Fleet,
+    group: Option<GroupId>,
+    told: BTreeMap<GroupId, usize>,
+    policies: BTreeMap<String, Policy>,
+    kept_orders: BTreeMap<ServerId, Message>,
+    times: bool,
+}
+
+/// The words of one line: the verb, plain words, and `key=value` pairs.
+struct Line<'a> {
+    verb: &'a str,
+    words: Vec<&'a str>,
+    pairs: BTreeMap<&'a str, &'a str>,
+}
+
+impl<'a> Line<'a> {
+    fn parse(text: &'a str) -> Line<'a> {
+        let mut all = text.split_whitespace();
+        let verb = all.next().unwrap_or_default();
+        let (mut words, mut pairs) = (Vec::new(), BTreeMap::new());
+        for word in all {
+            match word.split_once('=') {
+                Some((key, value)) => {
+                    pairs.insert(key, value);
+                }
+                None => words.push(word),
+            }
+        }
+        Line { verb, words, pairs }
+    }
+
+    fn app(&self) -> AppId {
+        AppId::new(self.pairs.get("app").copied().unwrap_or("web")).expect("an app")
+    }
+
+    fn rest(&self) -> String {
+        self.words.join(" ")
+    }
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Script {
+            fleet: Fleet::new(0),
+            group: None,
+            told: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            kept_orders: BTreeMap::new(),
+            times: false,
+        }
+    }
+}
+
+impl Script {
+    /// Plays a whole script and gives it back with the outputs that came.
+    pub fn play(text: &str) -> (String, Script) {
+        let mut script = Script::default();
+        let (mut played, mut output) = (String::new(), String::new());
+        let mut in_output = false;
+        for line in text.lines() {
+            if line == "----" {
+                played.push_str("----\n");
+                played.push_str(&output);
+                output.clear();
+                in_output = true;
+            } else if in_output {
+                if line.is_empty() {
+                    played.push('\n');
+                    in_output = false;
+                }
+            } else {
+                played.push_str(line);
+                played.push('\n');
+                if !line.is_empty() && !line.starts_with('#') {
+                    script.line(&Line::parse(line), &mut output);
+                }
+            }
+        }
+        (played, script)
+    }
+
+    fn group(&mut self) -> &mut super::group::Group {
+        let id = self.group.as_ref().expect("begin with `fleet`");
+        self.fleet.groups.get_mut(id).expect("a known group")
+    }
+
+    fn line(&mut self, line: &Line<'_>, out: &mut String) {
+        let now_ms = self.fleet.now_ms;
+        match line.verb {
+            "fleet" => self.new_group(line),
+            "use" => self.group = Some(GroupId::new(line.words[0]).expect("a group")),
+            "policy" => self.policy(line),
+            "publish" => self.publish(line),
+            "installed" => self.installed(line),
+            "channel" => self.fleet.channel(&line.app(), line.words[0]),
+            "refused" => {
+                let reason = line.rest();
+                self.group().offers.insert(line.app(), Offer::Refused { reason });
+            }
+            "run" => self.run(line, out),
+            "times" => self.times = line.words[0] == "on",
+            "state" => self.state(out),
+            "servers" => self.servers(line, out),
+            "why" => self.why(out),
+            "history" => self.history(line, out),
+            "verdicts" => self.verdicts(out),
+            "clock" => {
+                let _ = writeln!(out, "{} s", self.group().state.clock.0 / 1000);
+            }
+            "prober" => {
+                let _ = writeln!(out, "at most {} out of service", self.fleet.prober.most_out);
+            }
+            "crash" | "start" | "power-off" | "cut" | "heal" => {
+                for word in &line.words {
+                    for server in servers_of(word) {
+                        let server = self.group().servers.get_mut(&server).expect("a server");
+                        match line.verb {
+                            "crash" => server.crash(),
+                            "start" => server.start(),
+                            "power-off" => server.power_off(),
+                            "cut" => server.cut = true,
+                            _ => server.cut = false,
+                        }
+                    }
+                }
+            }
+            "join" | "leave" => {
+                let group = self.group.clone().expect("begin with `fleet`");
+                for server in line.words.iter().flat_map(|word| servers_of(word)) {
+                    if line.verb == "join" {
+                        self.fleet.join(&group, &server);
+                    } else {
+                        self.fleet.leave(&group, &server);
+                    }
+                }
+            }
+            "leader" => {
+                if let Some(word) = line.words.first() {
+                    let leader = servers_of(word).remove(0);
+                    self.group().elect(now_ms, Some(leader));
+                }
+                let leader = self.group().leader.clone();
+                let name = leader.map_or("nobody".to_owned(), |leader| leader.to_string());
+                let _ = writeln!(out, "{name} leads");
+            }
+            "leap" => self.group().leap_ms += ms_of(line.words[0]),
+            "kill" => {
+                let on = line.words[0] == "on";
+                let reason = line.words[1..].join(" ");
+                for group in self.fleet.groups.values_mut() {
+                    group.killed = on.then(|| reason.clone());
+                }
+            }
+            "registry" => self.fleet.registry.away = line.words[0] == "away",
+            "mirrors" => self.fleet.mirrors = line.words[0] != "away",
+            "weather" => {
+                let part = |key| line.pairs.get(key).map_or(0, |n| n.parse().expect("a number"));
+                self.fleet.weather =
+                    Weather { lost: part("lost"), twice: part("twice"), late: part("late") };
+            }
+            "verdict" => self.verdict(line),
+            "pause" | "resume" | "approve" | "abort" | "retry" | "undo" => self.person(line, out),
+            "keep-orders" | "replay-orders" => self.orders(line),
+            "reports" => self.reports(line, out),
+            "repeat-report" => self.repeat_report(line, out),
+            other => panic!("there is no verb `{other}`"),
+        }
+    }
+
+    fn new_group(&mut self, line: &Line<'_>) {
+        let get = |key, usual| line.pairs.get(key).copied().unwrap_or(usual);
+        let (platform, zone) = (get("platform", "intel"), get("zone", "zone-a"));
+        let name = format!("{platform}.{zone}");
+        let id = self.fleet.add_group(&name, platform, &[("zone", zone)]);
+        let servers: usize = get("servers", "10").parse().expect("a number");
+        for n in 1..=servers {
+            self.fleet.join(&id, &build::server(n));
+        }
+        self.group = Some(id);
+    }
+
+    fn policy(&mut self, line: &Line<'_>) {
+        let app = line.app();
+        let base =
+            self.policies.remove(app.as_str()).unwrap_or_else(|| build::policy(app.as_str()));
+        let mut json = serde_json::to_value(&base).expect("a policy is plain data");
+        for (key, value) in &line.pairs {
+            match *key {
+                "app" => {}
+                "stage" => {
+                    let stages = value.split(',').map(|zone| serde_json::json!({ "zone": zone }));
+                    json["stage"] = stages.collect();
+                }
+                key => json["update"][key] = value_of(value),
+            }
+        }
+        let policy: Policy = serde_json::from_value(json).expect("a policy");
+        self.policies.insert(app.to_string(), policy.clone());
+        self.fleet.set_policy(policy);
+    }
+
+    fn publish(&mut self, line: &Line<'_>) {
+        let app = line.app();
+        let on = line.pairs.get("on").map(|on| on.split(',').flat_map(servers_of).collect());
+        let on: Option<BTreeSet<ServerId>> = on;
+        let mut faults = Vec::new();
+        for (key, value) in &line.pairs {
+            let fault = match *key {
+                "fails" => Fault::Fails(step_of(value)),
+                "surroundings" => Fault::Surroundings(step_of(value)),
+                "hangs" => Fault::Hangs(step_of(value)),
+                "later" => {
+                    let (step, times) = value.split_once(':').unwrap_or((value, "3"));
+                    Fault::Later(step_of(step), times.parse().expect("a number"))
+                }
+                "dies" => Fault::DiesAfter(ms_of(value)),
+                "cuts" => Fault::CutsNetwork,
+                _ => continue,
+            };
+            faults.push((fault, on.clone()));
+        }
+        let bad = line.pairs.get("bad").copied();
+        let platforms: BTreeSet<String> = self
+            .fleet
+            .groups
+            .values()
+            .filter_map(|group| Some(group.state.platform.as_ref()?.to_string()))
+            .collect();
+        for platform in platforms {
+            let mut release = build::release(app.as_str(), line.words[0], &platform);
+            release.rollback = match line.pairs.get("rollback").copied() {
+                Some("freeze") => Rollback::Freeze,
+                Some("forward-only") => Rollback::ForwardOnly,
+                _ => Rollback::Revert,
+            };
+            let faults =
+                if bad.is_none_or(|bad| bad == platform) { faults.clone() } else { Vec::new() };
+            self.fleet.publish(&app, release, Behaviour { faults });
+        }
+    }
+
+    fn installed(&mut self, line: &Line<'_>) {
+        self.publish(line);
+        let app = line.app();
+        let releases = self.fleet.releases.clone();
+        let group = self.group();
+        let platform = group.state.platform.clone().expect("set up").to_string();
+        let release: &Release = &releases[&(app.clone(), line.words[0].to_owned(), platform)];
+        let on: Option<BTreeSet<ServerId>> =
+            line.pairs.get("only").map(|on| on.split(',').flat_map(servers_of).collect());
+        for server in group.servers.values_mut() {
+            if on.as_ref().is_none_or(|on| on.contains(&server.id)) {
+                server.install(&app, release);
+            }
+        }
+    }
+
+    fn run(&mut self, line: &Line<'_>, out: &mut String) {
+        if let Some(name) = line.pairs.get("until") {
+            let target = PhaseName::ALL.into_iter().find(|phase| phase.as_str() == *name);
+            let target = target.expect("a state");
+            let within_ms = line.pairs.get("within").map_or(UNTIL_MS, |text| ms_of(text));
+            let end_ms = self.fleet.now_ms + within_ms;
+            let wave: Option<u32> = line.pairs.get("wave").map(|n| n.parse().expect("a number"));
+            let app = line.app();
+            let from = self.group().events.len();
+            self.fleet.break_at = wave.is_none().then_some(target);
+            while !self.entered(&app, target, wave, from) {
+                if self.fleet.now_ms >= end_ms {
+                    let _ = writeln!(out, "(not {name} within {} s)", within_ms / 1000);
+                    break;
+                }
+                self.fleet.tick();
+            }
+            self.fleet.break_at = None;
+        } else {
+            self.fleet.run_ms(ms_of(line.words[0]));
+        }
+        self.tell(line.words.contains(&"steps"), out);
+    }
+
+    /// Whether an app has entered a state since `from` and is still there.
+    fn entered(&mut self, app: &AppId, target: PhaseName, wave: Option<u32>, from: usize) -> bool {
+        let group = self.group();
+        let entered = group.events[from..].iter().any(|happened| {
+            matches!(&happened.event,
+                Event::PhaseChanged { app: of, to, .. } if of == app && *to == target)
+        });
+        let number = |phase: &Phase| match phase {
+            Phase::Wave { number, .. } => Some(*number),
+            _ => None,
+        };
+        entered
+            && group.state.apps.get(app).is_some_and(|app| {
+                app.phase.name() == target && (wave.is_none() || wave == number(&app.phase))
+            })
+    }
+
+    /// What happened since it was last told.
+    fn tell(&mut self, steps: bool, out: &mut String) {
+        let many = self.fleet.groups.len() > 1;
+        for (id, group) in &self.fleet.groups {
+            let apps = group.state.apps.len() > 1;
+            let told = self.told.entry(id.clone()).or_default();
+            for Happened { at_ms, event, wave } in &group.events[*told..] {
+                let wave = wave.as_ref().map(|(n, servers)| format!("wave {n}: {}", ranges(servers)));
+                let Some(mut text) = wave.or_else(|| tell_event(event, steps)) else { continue };
+                if apps && let Some(app) = app_of(event) {
+                    text = format!("{app}: {text}");
+                }
+                if many {
+                    text = format!("{id}: {text}");
+                }
+                if self.times {
+                    #[allow(clippy::cast_precision_loss, reason = "small numbers, for people")]
+                    let seconds = *at_ms as f64 / 1000.0;
+                    text = format!("{seconds:.1}s {text}");
+                }
+                let _ = writeln!(out, "{text}");
+            }
+            *told = group.events.len();
+        }
+    }
+
+    fn state(&mut self, out: &mut String) {
+        for (id, group) in &self.fleet.groups {
+            for (app_id, app) in &group.state.apps {
+                let mut line = String::new();
+                if self.fleet.groups.len() > 1 {
+                    let _ = write!(line, "{id}: ");
+                }
+                if group.state.apps.len() > 1 {
+                    let _ = write!(line, "{app_id}: ");
+                }
+                let _ = write!(line, "{}", app.phase.name());
+                match &app.phase {
+                    Phase::Wave { number, servers, .. } => {
+                        let _ = write!(line, " {number} ({})", ranges(servers));
+                    }
+                    Phase::RollingBack { reason, .. } | Phase::Held { reason, .. } => {
+                        let _ = write!(line, " ({reason})");
+                    }
+                    _ => {}
+                }
+                if let Some(rollout) = app.phase.rollout() {
+                    let _ = write!(line, ", rollout of {}", rollout.release.version);
+                    if !rollout.lost.is_empty() {
+                        let _ = write!(line, ", without {}", ranges(&rollout.lost));
+                    }
+                }
+                let good =
+                    app.last_good.as_ref().map_or("none".into(), |good| good.version.to_string());
+                let _ = writeln!(out, "{line}, last good {good}");
+            }
+        }
+    }
+
+    fn servers(&mut self, line: &Line<'_>, out: &mut String) {
+        let only = line.words.first().map(|word| servers_of(word));
+        let many = self.fleet.groups.len() > 1;
+        for (id, group) in &self.fleet.groups {
+            for (app_id, app) in &group.state.apps {
+                let mut alike: BTreeMap<String, BTreeSet<ServerId>> = BTreeMap::new();
+                for (server, here) in &app.servers {
+                    if only.as_ref().is_some_and(|only| !only.contains(server)) {
+                        continue;
+                    }
+                    let running =
+                        here.running.as_ref().map_or("nothing".into(), |r| r.version.to_string());
+                    let mut text = running;
+                    text.push_str(if here.in_service { ", in service" } else { ", out" });
+                    if let Some(activation) = &here.activation {
+                        let to = activation.release.as_ref();
+                        let to = to.map_or("nothing".into(), |r| r.version.to_string());
+                        let stage = serde_json::to_value(&activation.stage).expect("plain data");
+                        let stage = stage["stage"].as_str().unwrap_or_default();
+                        let _ = write!(text, ", {stage} {to}");
+                    }
+                    if let Some(debt) = &here.debt {
+                        let _ = write!(text, ", owes ({})", debt.reason);
+                    }
+                    let service = group.servers.get(server).and_then(|s| s.services.get(app_id));
+                    let really = service.and_then(|s| s.release.as_ref().filter(|_| s.serves()));
+                    if here.in_service != really.is_some()
+                        || (here.in_service && really != here.running.as_ref())
+                    {
+                        let really = really.map_or("nothing".into(), |r| r.version.to_string());
+                        let _ = write!(text, ", really serves {really}");
+                    }
+                    alike.entry(text).or_default().insert(server.clone());
+                }
+                let mut lines: Vec<(BTreeSet<ServerId>, String)> =
+                    alike.into_iter().map(|(text, servers)| (servers, text)).collect();
+                lines.sort();
+                for (servers, text) in lines {
+                    let group = if many { format!("{id}: ") } else { String::new() };
+                    let app = if group_apps(group.is_empty(), self.fleet.groups[id].state.apps.len())
+                    {
+                        format!("{app_id} on ")
+                    } else {
+                        String::new()
+                    };
+                    let _ = writeln!(out, "{group}{app}{}: {text}", ranges(&servers));
+                }
+            }
+        }
+    }
+
+    fn why(&mut self, out: &mut String) {
+        let many = self.fleet.groups.len() > 1;
+        for (id, group) in &self.fleet.groups {
+            let registry = (!self.fleet.registry.away).then(|| self.fleet.registry.view.clone());
+            let plan = group.plan(self.fleet.now_ms, registry);
+            for waiting in plan.waiting {
+                let mut text = waiting.on.sentence();
+                if group.state.apps.len() > 1 {
+                    text = format!("{}: {text}", waiting.app);
+                }
+                if many {
+                    text = format!("{id}: {text}");
+                }
+                let _ = writeln!(out, "{text}");
+            }
+        }
+    }
+
+    fn history(&mut self, line: &Line<'_>, out: &mut String) {
+        let app = line.app();
+        for entry in &self.group().state.apps[&app].history {
+            let ending = serde_json::to_value(entry.ending).expect("plain data");
+            let ending = ending.as_str().unwrap_or_default().to_owned();
+            let _ = write!(out, "{} {ending} in {} waves, by {}", entry.version, entry.waves, entry.by);
+            if entry.reason.is_empty() {
+                let _ = writeln!(out);
+            } else {
+                let _ = writeln!(out, " ({})", entry.reason);
+            }
+        }
+    }
+
+    fn verdicts(&mut self, out: &mut String) {
+        for verdict in &self.fleet.registry.view.verdicts {
+            let word = if verdict.good { "good" } else { "bad" };
+            let _ = write!(out, "{}: {} is {word}", verdict.group, verdict.version);
+            let reason = if verdict.good { "" } else { verdict.reason.as_str() };
+            let _ = writeln!(out, "{}{reason}", if reason.is_empty() { "" } else { ": " });
+        }
+    }
+
+    fn verdict(&mut self, line: &Line<'_>) {
+        let [group, version, word] = line.words[..3] else { panic!("verdict GROUP VERSION WORD") };
+        let platform = self.group().state.platform.clone().expect("set up");
+        self.fleet.registry.view.verdicts.push(ForeignVerdict {
+            group: GroupId::new(group).expect("a group"),
+            app: line.app(),
+            version: Version::new(version).expect("a version"),
+            platform,
+            good: word == "good",
+            reason: line.words[3..].join(" "),
+        });
+    }
+
+    fn person(&mut self, line: &Line<'_>, out: &mut String) {
+        let now_ms = self.fleet.now_ms;
+        let (app, reason) = (line.app(), line.rest());
+        let group = self.group();
+        let body = match line.verb {
+            "pause" => Body::Pause { app, reason },
+            "resume" => Body::Resume { app },
+            "approve" => Body::Approve { app },
+            "abort" => Body::Abort { app, reason },
+            "retry" => Body::Retry { app },
+            _ => Body::Undo { app, lead: group.leader.clone().expect("somebody leads") },
+        };
+        match group.person(now_ms, body) {
+            Ok(_) => out.push_str("ok\n"),
+            Err(rejection) => {
+                let _ = writeln!(out, "refused: {rejection}");
+            }
+        }
+    }
+
+    fn orders(&mut self, line: &Line<'_>) {
+        let now_ms = self.fleet.now_ms;
+        for server in line.words.iter().flat_map(|word| servers_of(word)) {
+            if line.verb == "keep-orders" {
+                let orders = self.group().state.orders(&server, false);
+                let message = Message::Orders { server: server.clone(), asked_ms: 0, orders };
+                self.kept_orders.insert(server, message);
+            } else if let Some(Message::Orders { server, orders, .. }) =
+                self.kept_orders.get(&server).cloned()
+            {
+                // As if they were the answer to a question asked just now: worse cannot happen.
+                let message =
+                    Message::Orders { server: server.clone(), asked_ms: now_ms + 1, orders };
+                self.group().servers.get_mut(&server).expect("a server").receive(now_ms, message);
+            }
+        }
+    }
+
+    fn reports_of(&mut self, server: &ServerId) -> Vec<Report> {
+        self.group()
+            .log
+            .iter()
+            .filter_map(|command| match &command.body {
+                Body::Report { report } if report.server == *server => Some(report.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn reports(&mut self, line: &Line<'_>, out: &mut String) {
+        for server in line.words.iter().flat_map(|word| servers_of(word)) {
+            for (n, report) in self.reports_of(&server).iter().enumerate() {
+                let _ = writeln!(
+                    out,
+                    "{n}: {} under generation {}",
+                    outcome_name(&report.outcome),
+                    report.fence.generation
+                );
+            }
+        }
+    }
+
+    /// The `n`th report of a server once more: as it was, or (`new`) as a new report.
+    fn repeat_report(&mut self, line: &Line<'_>, out: &mut String) {
+        let now_ms = self.fleet.now_ms;
+        let server = servers_of(line.words[0]).remove(0);
+        let all = self.reports_of(&server);
+        let n: usize = line.words[1].parse().expect("a number");
+        let mut report = all[n].clone();
+        if line.words.contains(&"new") {
+            report.boot_epoch = cohort_core::ids::BootEpoch(report.boot_epoch.0 + 1_000);
+        }
+        let before = self.group().state.apps.clone();
+        match self.group().commit(now_ms, server.as_str(), None, Body::Report { report }) {
+            Ok(events) if events.iter().any(|e| matches!(e, Event::ReportIgnored { .. })) => {
+                out.push_str("ignored\n");
+            }
+            Ok(_) if self.group().state.apps == before => out.push_str("taken, nothing changed\n"),
+            Ok(_) => out.push_str("taken\n"),
+            Err(rejection) => {
+                let _ = writeln!(out, "refused: {rejection}");
+            }
+        }
+    }
+}
+
+fn group_apps(_alone: bool, apps: usize) -> bool {
+    apps > 1
+}
+
+fn outcome_name(outcome: &Outcome) -> String {
+    let value = serde_json::to_value(outcome).expect("plain data");
+    value["outcome"].as_str().unwrap_or_default().to_owned()
+}
+
+fn app_of(event: &Event) -> Option<&AppId> {
+    match event {
+        Event::PhaseChanged { app, .. }
+        | Event::Granted { app, .. }
+        | Event::ServerFailed { app, .. }
+        | Event::ServerLost { app, .. }
+        | Event::ServerDone { app, .. } => Some(app),
+        Event::ReportIgnored { .. } | Event::RequestRepeated { .. } | Event::ServersChanged => None,
+    }
+}
+
+fn tell_event(event: &Event, steps: bool) -> Option<String> {
+    match event {
+        Event::PhaseChanged { from, to, .. } => {
+            let inner = |name: &PhaseName| {
+                matches!(
+                    name,
+                    PhaseName::WaveDownloaded
+                        | PhaseName::WaveApplied
+                        | PhaseName::WaveChecked
+                        | PhaseName::WaveBaking
+                        | PhaseName::WaveBaked
+                )
+            };
+            (steps || !inner(to)).then(|| format!("{from} → {to}"))
+        }
+        Event::Granted { server, generation, purpose, .. } => {
+            let purpose = serde_json::to_value(purpose).expect("plain data");
+            let purpose = purpose.as_str().unwrap_or_default().to_owned();
+            steps.then(|| format!("{server} may change ({purpose}, generation {generation})"))
+        }
+        Event::ServerFailed { server, reason, .. } => Some(format!("{server} failed: {reason}")),
+        Event::ServerLost { server, reason, .. } => Some(format!("{server} lost: {reason}")),
+        Event::ServerDone { server, .. } => steps.then(|| format!("{server} is done")),
+        Event::ReportIgnored { .. } | Event::RequestRepeated { .. } | Event::ServersChanged => None,
+    }
+}
+
+/// `s03`, or `s03-s07`.
+fn servers_of(word: &str) -> Vec<ServerId> {
+    let number = |text: &str| -> usize { text.trim_start_matches('s').parse().expect("s and a number") };
+    match word.split_once('-') {
+        Some((from, to)) => (number(from)..=number(to)).map(build::server).collect(),
+        None => vec![build::server(number(word))],
+    }
+}
+
+/// Neighbours in one word: `s01-s03 s07`.
+fn ranges(servers: &BTreeSet<ServerId>) -> String {
+    let numbers: Vec<usize> = servers
+        .iter()
+        .map(|server| server.as_str().trim_start_matches('s').parse().expect("a number"))
+        .collect();
+    let mut words: Vec<String> = Vec::new();
+    let mut i = 0;
+    while i < numbers.len() {
+        let mut j = i;
+        while j + 1 < numbers.len() && numbers[j + 1] == numbers[j] + 1 {
+            j += 1;
+        }
+        let name = build::server(numbers[i]);
+        words.push(if j > i { format!("{name}-{}", build::server(numbers[j])) } else { name.to_string() });
+        i = j + 1;
+    }
+    if words.is_empty() { "none".into() } else { words.join(" ") }
+}
+
+fn step_of(text: &str) -> Step {
+    Step::ALL.into_iter().find(|step| step.name() == text).expect("a step")
+}
+
+fn ms_of(text: &str) -> u64 {
+    cohort_core::policy::Duration::try_from(text.to_owned()).expect("a duration").ms
+}
+
+fn value_of(text: &str) -> serde_json::Value {
+    if text.contains(',') {
+        text.split(',').map(value_of).collect()
+    } else if let Ok(number) = text.parse::<u64>() {
+        number.into()
+    } else if let Ok(word) = text.parse::<bool>() {
+        word.into()
+    } else {
+        text.into()
+    }
+}

@@ -1,0 +1,373 @@
+//! The fleet: groups, one registry, one clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cohort_core::Offer;
+use cohort_core::command::{Body, Event};
+use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView};
+use cohort_core::ids::{AppId, Digest, GroupId, Revision, ServerId};
+use cohort_core::phase::PhaseName;
+use cohort_core::policy::Policy;
+use cohort_core::release::Release;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::behaviour::{Behaviour, Behaviours};
+use super::group::Group;
+use super::net::{Message, Weather};
+use super::prober::Prober;
+use super::server::{Around, Server};
+
+/// How far the clock goes in one step, in milliseconds.
+pub const TICK_MS: u64 = 100;
+/// How long a group goes without a leader when the old one is gone, in milliseconds.
+const ELECTION_MS: u64 = 1_000;
+/// How often the leader plans when nothing happened, in milliseconds.
+const PLAN_EVERY_MS: u64 = 300;
+
+/// The registry, as every leader reads it.
+#[derive(Debug, Clone, Default)]
+pub struct Registry {
+    /// What is in it.
+    pub view: RegistryView,
+    /// It does not answer.
+    pub away: bool,
+}
+
+/// A fleet in one thread.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The time, in milliseconds.
+    pub now_ms: u64,
+    /// The groups.
+    pub groups: BTreeMap<GroupId, Group>,
+    /// The registry.
+    pub registry: Registry,
+    /// What releases do.
+    pub behaviours: Behaviours,
+    /// Releases, by app, version and platform.
+    pub releases: BTreeMap<(AppId, String, String), Release>,
+    /// How messages fare.
+    pub weather: Weather,
+    /// The mirrors answer.
+    pub mirrors: bool,
+    /// Proposals of the leader come up to this late, in milliseconds.
+    pub slow_log_ms: u32,
+    /// What a prober outside of Cohort saw.
+    pub prober: Prober,
+    /// Stop as soon as some app of some group enters this state, even in the middle of a plan.
+    pub break_at: Option<PhaseName>,
+    /// It was, and the rest of the leader's plan was lost.
+    pub broke: bool,
+    /// Draws what the weather and the log do.
+    pub rng: ChaCha8Rng,
+    planned: BTreeMap<GroupId, (u64, usize)>,
+}
+
+impl Fleet {
+    /// An empty fleet.
+    #[must_use]
+    pub fn new(seed: u64) -> Fleet {
+        Fleet {
+            now_ms: 0,
+            groups: BTreeMap::new(),
+            registry: Registry::default(),
+            behaviours: Behaviours::default(),
+            releases: BTreeMap::new(),
+            weather: Weather::default(),
+            mirrors: true,
+            slow_log_ms: 0,
+            break_at: None,
+            broke: false,
+            prober: Prober::default(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            planned: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a group without servers.
+    pub fn add_group(&mut self, name: &str, platform: &str, labels: &[(&str, &str)]) -> GroupId {
+        let mut map: BTreeMap<String, String> =
+            labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        map.insert("platform".into(), platform.into());
+        let group = Group::new(name, platform, &map);
+        let id = group.state.group.clone();
+        let platform = group.state.platform.clone().expect("set up with one");
+        self.registry.view.groups.insert(id.clone(), GroupInfo { labels: map, platform });
+        self.groups.insert(id.clone(), group);
+        id
+    }
+
+    /// A server joins a group.
+    pub fn join(&mut self, group: &GroupId, server: &ServerId) {
+        let now_ms = self.now_ms;
+        let group = self.groups.get_mut(group).expect("a known group");
+        let address = format!("{server}:7417");
+        let body = Body::AddServer { server: server.clone(), address, rack: None };
+        group.commit(now_ms, "hub", None, body).expect("there is room");
+        group.servers.entry(server.clone()).or_insert_with(|| Server::new(server.clone()));
+        group.contact(now_ms, server, &[]);
+        let members = group.state.servers.values().filter(|s| s.member.is_some()).count();
+        if members < 5 && group.state.servers[server].member.is_none() {
+            let body = Body::AllocateMember { server: server.clone() };
+            group.commit(now_ms, "hub", None, body).expect("it joined just now");
+        }
+    }
+
+    /// A server leaves for good.
+    pub fn leave(&mut self, group: &GroupId, server: &ServerId) {
+        let now_ms = self.now_ms;
+        let group = self.groups.get_mut(group).expect("a known group");
+        if group.commit(now_ms, "ana", None, Body::RemoveServer { server: server.clone() }).is_ok()
+        {
+            group.servers.remove(server);
+        }
+        if group.leader.as_ref() == Some(server) {
+            group.elect(now_ms, None);
+        }
+    }
+
+    /// Writes a policy to the registry.
+    pub fn set_policy(&mut self, policy: Policy) {
+        policy.validate().expect("a valid policy");
+        let policies = &mut self.registry.view.policies;
+        let revision =
+            policies.get(&policy.app).map_or(Revision(1), |(revision, _)| revision.next());
+        policies.insert(policy.app.clone(), (revision, policy));
+    }
+
+    /// Makes a release known, with what it does.
+    pub fn publish(&mut self, app: &AppId, release: Release, behaviour: Behaviour) {
+        let key = (app.clone(), release.version.to_string(), release.platform.to_string());
+        self.behaviours.add(release.clone(), behaviour);
+        self.releases.insert(key, release);
+    }
+
+    /// Points the channel to a version, on every platform that has it.
+    pub fn channel(&mut self, app: &AppId, version: &str) {
+        for group in self.groups.values_mut() {
+            let platform = group.state.platform.clone().expect("set up").to_string();
+            let release = self.releases.get(&(app.clone(), version.to_owned(), platform));
+            if let Some(release) = release {
+                group.offers.insert(app.clone(), Offer::Release(release.clone()));
+            }
+        }
+    }
+
+    /// Lets time go by, in steps.
+    pub fn run_ms(&mut self, ms: u64) {
+        let until = self.now_ms + ms;
+        while self.now_ms < until {
+            self.tick();
+        }
+    }
+
+    /// One step of the clock.
+    pub fn tick(&mut self) {
+        self.now_ms += TICK_MS;
+        let names: Vec<GroupId> = self.groups.keys().cloned().collect();
+        for name in names {
+            let mut group = self.groups.remove(&name).expect("a known group");
+            self.servers(&mut group);
+            self.messages(&mut group);
+            self.lead(&mut group);
+            self.prober.look(self.now_ms, &group, &self.behaviours);
+            self.groups.insert(name, group);
+        }
+    }
+
+    fn servers(&mut self, group: &mut Group) {
+        let held: Vec<(ServerId, BTreeSet<Digest>)> = group
+            .servers
+            .iter()
+            .filter(|(_, server)| server.up && server.reaches(&self.behaviours))
+            .map(|(id, server)| (id.clone(), server.disk.held.clone()))
+            .collect();
+        let holders = |artifact: &Digest| {
+            held.iter().filter(|(_, held)| held.contains(artifact)).map(|(id, _)| id.clone()).collect()
+        };
+        let now_ms = self.now_ms;
+        let mut sent = Vec::new();
+        for server in group.servers.values_mut() {
+            let around = Around {
+                now_ms,
+                behaviours: &self.behaviours,
+                holders: &holders,
+                mirrors: self.mirrors,
+            };
+            server.disk.killed = group.killed.is_some();
+            server.tick(&around);
+            if server.reaches(&self.behaviours) {
+                sent.extend(server.sends(now_ms));
+            } else {
+                // What it says is lost on the way; it will say it again.
+                let _ = server.sends(now_ms);
+            }
+        }
+        for message in sent {
+            let rng = &mut self.rng;
+            group.net.send(now_ms, message, self.weather, &mut |n| rng.random_range(0..n));
+        }
+    }
+
+    fn messages(&mut self, group: &mut Group) {
+        let now_ms = self.now_ms;
+        for message in group.net.arrived(now_ms) {
+            if self.is_there(group) {
+                // What comes after is lost; it will be said again.
+                break;
+            }
+            let reaches = group
+                .servers
+                .get(message.server())
+                .is_some_and(|server| server.reaches(&self.behaviours));
+            if !reaches {
+                continue;
+            }
+            let answer = match message {
+                Message::Ask { server, asked_ms, doing } => {
+                    // A read is answered only where somebody leads a majority.
+                    group.leader.is_some().then(|| {
+                        group.contact(now_ms, &server, &doing);
+                        let orders = group.state.orders(&server, group.killed.is_some());
+                        Message::Orders { server, asked_ms, orders }
+                    })
+                }
+                Message::Report(report) => group.leader.is_some().then(|| {
+                    let answer = Message::Taken {
+                        server: report.server.clone(),
+                        boot_epoch: report.boot_epoch,
+                        sequence: report.sequence,
+                    };
+                    let actor = report.server.to_string();
+                    let _ = group.commit(now_ms, &actor, None, Body::Report { report });
+                    answer
+                }),
+                Message::Orders { .. } | Message::Taken { .. } => {
+                    if let Some(server) = group.servers.get_mut(message.server()) {
+                        server.receive(now_ms, message);
+                    }
+                    None
+                }
+            };
+            if let Some(answer) = answer {
+                let rng = &mut self.rng;
+                let draw = &mut |n| rng.random_range(0..n);
+                group.net.send(now_ms, answer, self.weather, draw);
+            }
+        }
+        for message in group.net.arrived(now_ms) {
+            let Some(server) = group.servers.get_mut(message.server()) else { continue };
+            if server.reaches(&self.behaviours) {
+                server.receive(now_ms, message);
+            }
+        }
+    }
+
+    fn lead(&mut self, group: &mut Group) {
+        let now_ms = self.now_ms;
+        let fit = |group: &Group, server: &ServerId| {
+            group.state.servers.contains_key(server)
+                && group.servers.get(server).is_some_and(|s| s.up && s.reaches(&self.behaviours))
+        };
+        match &group.leader {
+            Some(leader) if !fit(group, leader) => group.elect(now_ms, None),
+            Some(_) => {}
+            None => {
+                let since = *group.leaderless_ms.get_or_insert(now_ms);
+                let first = now_ms <= ELECTION_MS;
+                if first || now_ms - since >= ELECTION_MS {
+                    let member = |id: &&ServerId| group.state.servers[*id].member.is_some();
+                    let next = group.state.servers.keys().filter(member).find(|id| fit(group, id));
+                    let next = next.or_else(|| group.state.servers.keys().find(|id| fit(group, id)));
+                    if let Some(next) = next.cloned() {
+                        group.elect(now_ms, Some(next));
+                    }
+                }
+            }
+        }
+        if group.leader.is_none() {
+            return;
+        }
+        let due: Vec<Body>;
+        (due, group.proposed) = {
+            let (now, later): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut group.proposed).into_iter().partition(|(at, _)| *at <= now_ms);
+            (now.into_iter().map(|(_, body)| body).collect(), later)
+        };
+        for body in due {
+            let _ = group.commit(now_ms, "leader", None, body);
+        }
+        let (planned_ms, planned_at) =
+            self.planned.get(&group.state.group).copied().unwrap_or_default();
+        if group.log.len() == planned_at && now_ms - planned_ms < PLAN_EVERY_MS {
+            return;
+        }
+        self.write_registry(group);
+        let registry = (!self.registry.away).then(|| self.registry.view.clone());
+        let plan = group.plan(now_ms, registry);
+        self.prober.look_at_plan(group, &plan);
+        group.waiting = plan.waiting;
+        for body in plan.commands {
+            if self.slow_log_ms == 0 {
+                let _ = group.commit(now_ms, "leader", None, body);
+                if self.is_there(group) {
+                    break;
+                }
+            } else {
+                let late = u64::from(self.rng.random_range(0..self.slow_log_ms));
+                group.proposed.push((now_ms + late, body));
+            }
+        }
+        self.planned.insert(group.state.group.clone(), (now_ms, group.log.len()));
+    }
+
+    /// Whether the state that `break_at` names is reached.
+    fn is_there(&mut self, group: &Group) -> bool {
+        let entered = |name| {
+            let last = group.events.iter().rev().take_while(|happened| happened.at_ms == self.now_ms);
+            last.filter(|happened| {
+                matches!(happened.event, Event::PhaseChanged { to, .. } if to == name)
+            })
+            .count()
+                > 0
+                && group.state.apps.values().any(|app| app.phase.name() == name)
+        };
+        let there = self.break_at.is_some_and(entered);
+        self.broke |= there;
+        there
+    }
+
+    /// The leader's other work: telling the registry.
+    fn write_registry(&mut self, group: &mut Group) {
+        if self.registry.away {
+            return;
+        }
+        let now_ms = self.now_ms;
+        let mut written = Vec::new();
+        for (id, app) in &group.state.apps {
+            if app.record > app.record_written {
+                written.push(Body::RecordWritten { app: id.clone(), record: app.record });
+            }
+            for due in &app.verdicts_due {
+                let verdicts = &mut self.registry.view.verdicts;
+                verdicts.retain(|v| {
+                    v.group != group.state.group || v.app != *id || v.version != due.version
+                });
+                verdicts.push(ForeignVerdict {
+                    group: group.state.group.clone(),
+                    app: id.clone(),
+                    version: due.version.clone(),
+                    platform: due.platform.clone(),
+                    good: due.good,
+                    reason: due.reason.clone(),
+                });
+                let (version, good) = (due.version.clone(), due.good);
+                written.push(Body::VerdictWritten { app: id.clone(), version, good });
+            }
+        }
+        for body in written {
+            let _ = group.commit(now_ms, "leader", None, body);
+        }
+    }
+}
