@@ -1,1 +1,286 @@
-//! hub.
+//! The hub: repository, registry and API in one process.
+//!
+//! **What it is.** The durable registry behind an API over mutual TLS, with the authority that lets
+//! servers and people in; the repository as static files; the timestamp's renewal. One data folder,
+//! two ports.
+//!
+//! **What it must never know.** How a rollout goes on: groups decide for themselves, the hub keeps
+//! what they and people say. And it is not trusted with what runs: whoever owns it still cannot
+//! make a server run anything that the release keys did not sign.
+//!
+//! **Where to start reading.** [`HubConfig`], then [`Hub`]; [`auth`] says who may do what.
+
+mod app;
+pub mod auth;
+mod config;
+mod joining;
+mod metrics;
+mod mirror;
+mod operating;
+mod registry_api;
+mod routes;
+mod static_files;
+mod upkeep;
+mod upload;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cohort_identity::{
+    Alpn, Authority, AuthorityError, ClientAuth, Identity, IdentityError, JoinTokens, Peer,
+    RedeemError, Role, lifetime_of,
+};
+use cohort_registry::{EmbeddedRegistry, RegistryError};
+use cohort_wire::http::{Handler, serve, serve_plain};
+use cohort_wire::kill::{DurableKill, KillError};
+use cohort_wire::limits::ServerLimits;
+use cohort_wire::tls::IdentitySlot;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use config::HubConfig;
+pub use mirror::{MirrorConfig, run_mirror};
+
+use app::{App, WATCHES_MAX, now};
+use metrics::Metrics;
+
+/// Connections of one address on the plain port: a whole site may come from one address.
+pub(crate) const PLAIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
+
+/// Why a hub cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// The configuration contradicts itself.
+    #[error("hub's configuration is refused: {reason}")]
+    Config {
+        /// Which key, and why.
+        reason: String,
+    },
+    /// A folder cannot be made or used.
+    #[error("hub's folder {} cannot be used", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The registry's file cannot be used.
+    #[error("hub's registry cannot be opened")]
+    Registry(#[from] cohort_registry::OpenError),
+    /// The registry fails.
+    #[error("hub's registry failed at the start")]
+    RegistryFailed(#[from] RegistryError),
+    /// The authority's files are damaged.
+    #[error("hub's authority cannot be used")]
+    Authority(#[from] AuthorityError),
+    /// There is no identity, and no authority to make one.
+    #[error(
+        "hub has no certificate in {}, and no authority to make one; run `cohort init` first",
+        path.display()
+    )]
+    NoIdentity {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The certificate or key is damaged.
+    #[error("hub's identity cannot be used")]
+    Identity(#[from] IdentityError),
+    /// The certificate is somebody else's.
+    #[error("hub's certificate is that of {peer}: a hub needs one of the role hub")]
+    NotAHub {
+        /// Whose it is.
+        peer: Box<Peer>,
+    },
+    /// The join tokens cannot be read.
+    #[error("hub's join tokens cannot be opened")]
+    Tokens(#[from] RedeemError),
+    /// The kill registers cannot be read.
+    #[error("hub's kill registers cannot be opened")]
+    Kill(#[from] KillError),
+    /// A port is taken, or the address is not ours.
+    #[error("hub cannot listen on {address} ({what})")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// For what.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A part has ended by a panic.
+    #[error("hub's part has failed")]
+    Part(#[source] tokio::task::JoinError),
+}
+
+/// A hub that runs.
+pub struct Hub {
+    app: Arc<App>,
+    api_address: SocketAddr,
+    repository_address: SocketAddr,
+    parts: JoinSet<()>,
+}
+
+impl Hub {
+    /// Starts a hub. When it returns, both ports answer.
+    ///
+    /// # Errors
+    /// [`HubError`].
+    pub async fn start(config: HubConfig) -> Result<Self, HubError> {
+        config.validate().map_err(|reason| HubError::Config { reason })?;
+        for path in [&config.data_dir, &config.repository_dir()] {
+            std::fs::create_dir_all(path)
+                .map_err(|source| HubError::Folder { path: path.clone(), source })?;
+        }
+        let authority = open_authority(&config)?;
+        let identity = open_identity(&config, authority.as_deref())?;
+        let new_store = cohort_identity::sha256_hex(identity.chain_pem().as_bytes());
+        let registry = EmbeddedRegistry::open(&config.registry_file(), &new_store)?;
+        if config.confirm_restored && registry.restored() {
+            registry.confirm_restored().await?;
+            tracing::warn!(revision = registry.revision(), "restored registry was confirmed");
+        }
+        let (api, api_address) = listen(config.listen, "API").await?;
+        let (repository, repository_address) =
+            listen(config.repository_listen, "repository").await?;
+        let app = Arc::new(App {
+            registry,
+            authority,
+            identity: IdentitySlot::new(identity),
+            tokens: Arc::new(JoinTokens::open(&config.tokens_dir())?),
+            kill: Arc::new(DurableKill::open(&config.data_dir.join("kill"))?),
+            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+            publishing: Mutex::new(()),
+            publishing_kill: Mutex::new(()),
+            metrics: Metrics::default(),
+            stopping: CancellationToken::new(),
+            repository_port: repository_address.port(),
+            api_port: api_address.port(),
+            config,
+        });
+        // A crash may have come between the latch and the registry.
+        if let Err(error) = operating::publish_kill(&app).await {
+            tracing::error!(%error, "kill registers cannot be put into the registry");
+        }
+        let mut parts = JoinSet::new();
+        let api_limits = ServerLimits {
+            large_bodies: vec![("/v1/repository/".to_owned(), upload::UPLOAD_BYTES_MAX)],
+            ..ServerLimits::default()
+        };
+        parts.spawn(serve(
+            api,
+            Arc::clone(&app.identity),
+            ClientAuth::Optional,
+            BTreeMap::from([(Alpn::Hub, Handler::Http(routes::api(&app)))]),
+            api_limits,
+            app.stopping.clone(),
+        ));
+        let plain_limits = ServerLimits {
+            connections_per_peer_max: PLAIN_CONNECTIONS_PER_ADDRESS_MAX,
+            ..ServerLimits::default()
+        };
+        parts.spawn(serve_plain(
+            repository,
+            routes::plain(&app),
+            plain_limits,
+            app.stopping.clone(),
+        ));
+        parts.spawn(upkeep::run(Arc::clone(&app)));
+        tracing::info!(%api_address, %repository_address, "hub is up");
+        Ok(Hub { app, api_address, repository_address, parts })
+    }
+
+    /// Where the API answers.
+    #[must_use]
+    pub fn api_address(&self) -> SocketAddr {
+        self.api_address
+    }
+
+    /// Where the repository, probes and metrics answer.
+    #[must_use]
+    pub fn repository_address(&self) -> SocketAddr {
+        self.repository_address
+    }
+
+    /// The registry, for the process that runs the hub.
+    #[must_use]
+    pub fn registry(&self) -> &EmbeddedRegistry {
+        &self.app.registry
+    }
+
+    /// Runs until `shutdown`, then lets requests in progress end.
+    ///
+    /// # Errors
+    /// [`HubError::Part`] when a part has panicked; the others are stopped as well then.
+    pub async fn run_until(mut self, shutdown: CancellationToken) -> Result<(), HubError> {
+        let mut failed = None;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            Some(ended) = self.parts.join_next() => failed = ended.err(),
+        }
+        self.app.stopping.cancel();
+        while let Some(ended) = self.parts.join_next().await {
+            failed = failed.or(ended.err());
+        }
+        tracing::info!("hub is down");
+        failed.map_or(Ok(()), |error| Err(HubError::Part(error)))
+    }
+}
+
+/// Runs a hub until `shutdown`.
+///
+/// # Errors
+/// [`HubError`].
+pub async fn run(config: HubConfig, shutdown: CancellationToken) -> Result<(), HubError> {
+    let hub = Hub::start(config).await?;
+    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
+        tracing::debug!(%error, "readiness cannot be told to the service manager");
+    }
+    hub.run_until(shutdown).await
+}
+
+async fn listen(
+    address: SocketAddr,
+    what: &'static str,
+) -> Result<(TcpListener, SocketAddr), HubError> {
+    let failed = |source| HubError::Listen { address, what, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+fn open_authority(config: &HubConfig) -> Result<Option<Arc<Authority>>, HubError> {
+    let dir = config.authority_dir();
+    if !dir.join("ca.pem").exists() {
+        tracing::warn!(dir = %dir.display(), "hub has no authority: nobody can join here");
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(Authority::open(&dir)?)))
+}
+
+fn open_identity(config: &HubConfig, authority: Option<&Authority>) -> Result<Identity, HubError> {
+    let dir = config.identity_dir();
+    let identity = if Identity::exists(&dir) {
+        Identity::load(&dir)?
+    } else {
+        let Some(authority) = authority else {
+            return Err(HubError::NoIdentity { path: dir });
+        };
+        let peer = Peer::new(Role::Hub, config.name.as_str())
+            .map_err(|error| HubError::Config { reason: format!("name: {error}") })?;
+        let identity = authority.make_identity(&peer, lifetime_of(Role::Hub), now())?;
+        identity.save(&dir)?;
+        identity
+    };
+    if identity.peer().role != Role::Hub {
+        return Err(HubError::NotAHub { peer: Box::new(identity.peer().clone()) });
+    }
+    Ok(identity)
+}

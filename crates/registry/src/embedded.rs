@@ -11,7 +11,7 @@ use std::time::UNIX_EPOCH;
 use async_trait::async_trait;
 
 use crate::api::{
-    Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer, WatchAnswer,
+    KeyValue, Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer, WatchAnswer,
     WatchRequest,
 };
 use crate::disk::{Disk, OpenError};
@@ -77,6 +77,12 @@ impl EmbeddedRegistry {
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.inner.shared.read(crate::state::State::revision)
+    }
+
+    /// One pair, as it is now; for the process that holds the registry.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<KeyValue> {
+        self.inner.shared.read(|state| state.get(key).cloned())
     }
 
     /// Whether it may come from a backup and waits for a person to confirm.

@@ -29,6 +29,7 @@ pub use api::{
     Compare, Comparison, Event, Field, KeyValue, Op, RangeAnswer, RangeRequest, Registry,
     RegistryError, Selector, Txn, TxnAnswer, WatchAnswer, WatchReply, WatchRequest,
 };
+pub use disk::OpenError;
 pub use embedded::EmbeddedRegistry;
 pub use fenced::{FencedPut, put_fenced};
 pub use memory::MemoryRegistry;

@@ -1,0 +1,70 @@
+//! What all requests share.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cohort_identity::{Authority, JoinTokens, UnixTime};
+use cohort_registry::EmbeddedRegistry;
+use cohort_wire::http::ApiError;
+use cohort_wire::kill::DurableKill;
+use cohort_wire::tls::IdentitySlot;
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::HubConfig;
+use crate::metrics::Metrics;
+
+/// How many watches may wait at once: every member of a thousand groups with one, and room for
+/// people. Beyond it 503: an agent that asks again in a second costs less than one that waits.
+pub(crate) const WATCHES_MAX: usize = 1500;
+
+const _: () = assert!(
+    WATCHES_MAX < cohort_wire::limits::REQUESTS_MAX,
+    "those who wait leave room for those who write"
+);
+
+/// The hub, as its handlers see it.
+pub(crate) struct App {
+    pub(crate) config: HubConfig,
+    pub(crate) registry: EmbeddedRegistry,
+    /// Missing when certificates come from elsewhere.
+    pub(crate) authority: Option<Arc<Authority>>,
+    pub(crate) identity: Arc<IdentitySlot>,
+    pub(crate) tokens: Arc<JoinTokens>,
+    pub(crate) kill: Arc<DurableKill>,
+    pub(crate) watches: Arc<Semaphore>,
+    /// Held by whoever changes `timestamp.json`: an upload or the renewal.
+    pub(crate) publishing: Mutex<()>,
+    /// Held while kill registers are put into the registry: the newest is written last.
+    pub(crate) publishing_kill: Mutex<()>,
+    pub(crate) metrics: Metrics,
+    pub(crate) stopping: CancellationToken,
+    /// The port that the repository is really served on.
+    pub(crate) repository_port: u16,
+    /// The port that the API is really served on.
+    pub(crate) api_port: u16,
+}
+
+impl App {
+    /// The authority, or the reason why nobody can join here.
+    pub(crate) fn authority(&self) -> Result<Arc<Authority>, ApiError> {
+        self.authority.clone().ok_or_else(|| {
+            ApiError::unavailable("no_authority", "this hub has no authority to issue certificates")
+                .hint("`cohort init` makes one; or bring certificates from your own authority")
+        })
+    }
+}
+
+/// The wall clock, for certificates and tokens.
+pub(crate) fn now() -> UnixTime {
+    UnixTime::since_unix_epoch(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// Runs what waits for a disk, away from the tasks that answer.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| ApiError::internal(format!("task failed: {error}")))
+}

@@ -1,0 +1,113 @@
+//! The registry over HTTP: reads, transactions, watches; and the fleet in one answer.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use cohort_registry::fleet::{Fleet, read_fleet};
+use cohort_registry::{
+    KeyValue, RangeAnswer, RangeRequest, Registry as _, RegistryError, Txn, TxnAnswer, WatchReply,
+    WatchRequest,
+};
+use cohort_wire::http::{ApiError, ApiJson, Caller};
+
+use crate::app::App;
+use crate::auth::{Lookup, Need, check_txn, require};
+use crate::metrics::Metrics;
+
+/// What a failed registry means for who asked over HTTP.
+pub(crate) fn explain(error: &RegistryError) -> ApiError {
+    match error {
+        RegistryError::Invalid { .. } => ApiError::bad_request(error.to_string()),
+        RegistryError::Conflict { .. }
+        | RegistryError::Compacted { .. }
+        | RegistryError::WentBack { .. }
+        | RegistryError::Contended { .. } => ApiError::conflict(error.to_string()),
+        RegistryError::RestoredUnconfirmed => {
+            ApiError::new(axum::http::StatusCode::CONFLICT, "restored", error.to_string())
+                .hint("on the hub's machine: cohort hub --confirm-restored")
+        }
+        RegistryError::Forbidden { .. } => ApiError::forbidden(error.to_string()),
+        RegistryError::Unavailable { .. } => {
+            ApiError::unavailable("unavailable", error.to_string())
+        }
+        RegistryError::Full { .. } => ApiError::unavailable("full", error.to_string()),
+        RegistryError::Corrupt { .. } => ApiError::internal(error.to_string()),
+        RegistryError::Storage { source, .. } => {
+            tracing::error!(%error, %source, "registry storage fails");
+            ApiError::unavailable("storage", error.to_string())
+                .hint("look at the hub's log and its disk; it must be restarted")
+        }
+    }
+}
+
+/// What is there now, for the authorisation of changes.
+struct Now<'a>(&'a App);
+
+impl Lookup for Now<'_> {
+    fn get(&self, key: &str) -> Option<KeyValue> {
+        self.0.registry.get(key)
+    }
+}
+
+pub(crate) async fn range(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    ApiJson(request): ApiJson<RangeRequest>,
+) -> Result<ApiJson<RangeAnswer>, ApiError> {
+    require(Some(&caller.0), Need::Read)?;
+    Metrics::add(&app.metrics.reads);
+    app.registry.range(request).await.map(ApiJson).map_err(|error| explain(&error))
+}
+
+pub(crate) async fn txn(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    ApiJson(txn): ApiJson<Txn>,
+) -> Result<ApiJson<TxnAnswer>, ApiError> {
+    check_txn(Some(&caller.0), &txn, &Now(&app))?;
+    Metrics::add(&app.metrics.changes);
+    app.registry.txn(txn).await.map(ApiJson).map_err(|error| explain(&error))
+}
+
+pub(crate) async fn watch(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    ApiJson(request): ApiJson<WatchRequest>,
+) -> Result<ApiJson<WatchReply>, ApiError> {
+    require(Some(&caller.0), Need::Read)?;
+    let Ok(_permit) = app.watches.try_acquire() else {
+        Metrics::add(&app.metrics.watches_refused);
+        return Err(ApiError::overloaded("too many watches wait at this hub"));
+    };
+    let answer = tokio::select! {
+        answer = app.registry.watch(request) => answer,
+        () = app.stopping.cancelled() => {
+            return Err(ApiError::unavailable("stopping", "the hub is stopping"));
+        }
+    };
+    match answer {
+        Ok(answer) => Ok(ApiJson(WatchReply::Changed(answer))),
+        Err(RegistryError::Compacted { compacted, revision }) => {
+            Ok(ApiJson(WatchReply::Compacted { compacted, revision }))
+        }
+        Err(RegistryError::WentBack { asked, revision }) => {
+            tracing::error!(
+                caller = %caller.0, asked, revision,
+                "registry is behind what an asker has seen: restored from a backup? \
+                 No group is bootstrapped until `cohort hub --confirm-restored`"
+            );
+            app.registry.suspect_restore().await.map_err(|error| explain(&error))?;
+            Ok(ApiJson(WatchReply::WentBack { asked, revision }))
+        }
+        Err(error) => Err(explain(&error)),
+    }
+}
+
+pub(crate) async fn fleet(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<ApiJson<Fleet>, ApiError> {
+    require(Some(&caller.0), Need::Read)?;
+    Metrics::add(&app.metrics.reads);
+    read_fleet(&app.registry).await.map(ApiJson).map_err(|error| explain(&error))
+}

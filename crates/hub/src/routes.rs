@@ -1,0 +1,88 @@
+//! Which request goes where: the API over mutual TLS, and the plain port.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use cohort_identity::Peer;
+use cohort_wire::http::ApiError;
+use cohort_wire::hub::{
+    FLEET, JOIN, KILL, REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH, RENEW, REVOKE_TOKEN, TOKEN,
+};
+
+use crate::app::App;
+use crate::metrics::{self, Metrics};
+use crate::{joining, operating, registry_api, static_files, upload};
+
+/// The API: mutual TLS; only joining needs no certificate.
+pub(crate) fn api(app: &Arc<App>) -> Router {
+    Router::new()
+        .route(JOIN, post(joining::join))
+        .route(RENEW, post(joining::renew))
+        .route(TOKEN, post(joining::token))
+        .route(REVOKE_TOKEN, post(joining::revoke_token))
+        .route(REGISTRY_RANGE, post(registry_api::range))
+        .route(REGISTRY_TXN, post(registry_api::txn))
+        .route(REGISTRY_WATCH, post(registry_api::watch))
+        .route(FLEET, get(registry_api::fleet))
+        .route(KILL, get(operating::kill_status).post(operating::kill))
+        .route("/v1/policies/{app}", post(operating::policy))
+        .route("/v1/groups/{group}/recover", post(operating::recover))
+        .route("/v1/repository/{*path}", put(upload::put))
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(app), note_refusals))
+        .with_state(Arc::clone(app))
+}
+
+/// The plain port: the repository, probes, metrics. Nothing here can be changed by anyone.
+pub(crate) fn plain(app: &Arc<App>) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics))
+        .with_state(Arc::clone(app))
+        .merge(static_files::router(&app.config.repository_dir()))
+}
+
+async fn readyz(State(app): State<Arc<App>>) -> Response {
+    if app.stopping.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    "ok\n".into_response()
+}
+
+async fn show_metrics(State(app): State<Arc<App>>) -> Response {
+    let kind = [(CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (kind, metrics::render(&app)).into_response()
+}
+
+async fn unknown(uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(80).collect();
+    ApiError::not_found(format!("the hub's API has no `{path}`"))
+        .hint("is the command line of the same version as the hub?")
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(80).collect();
+    let error = format!("the hub's API has no {method} of `{path}`");
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", error)
+}
+
+/// Refusals by role are counted and logged in one place: someone tries what they may not.
+async fn note_refusals(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>().cloned();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    if matches!(response.status(), StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
+        Metrics::add(&app.metrics.refused);
+        let peer = peer.map_or_else(|| "nobody".to_owned(), |peer| peer.to_string());
+        tracing::warn!(peer, %method, path, "refused");
+    }
+    response
+}
