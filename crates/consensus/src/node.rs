@@ -156,6 +156,9 @@ impl<S: LogStore> Node<S> {
     }
 
     /// One [`TICK`](crate::TICK) has passed.
+    ///
+    /// Ticks that were missed (a process that was stopped, a machine that slept) are left out, not
+    /// made up for: a burst of ticks looks like a leader that fell silent.
     pub fn tick(&mut self) {
         if self.stopped() {
             return;
@@ -178,6 +181,18 @@ impl<S: LogStore> Node<S> {
         self.reads.tick(self.clock);
         self.expire_snapshots();
         self.drive_membership();
+    }
+
+    /// Begins an election without waiting for the timeout; for the only voter of a group at its
+    /// start. It is harmless elsewhere: who hears a leader refuses the pre-vote.
+    pub fn campaign(&mut self) {
+        if !self.stopped() && self.settle() {
+            self.timeouts.election_began();
+            self.library(|raw| {
+                // An error says that it leads already, or must not.
+                let _ = raw.campaign();
+            });
+        }
     }
 
     /// A message has come. Strangers' messages, late ones and malformed ones are dropped and

@@ -148,6 +148,27 @@ fn strangers_and_late_messages_are_dropped_and_counted() {
 }
 
 #[test]
+fn the_only_voter_leads_at_once_if_it_is_told_to() {
+    let mut group = Group::of(&[1]);
+    group.node(1).campaign();
+    group.settle();
+    assert!(group.node(1).status().ready);
+}
+
+#[test]
+fn an_election_nobody_needs_disturbs_nobody() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader();
+    let term = group.node(leader).status().term;
+    let other = (1..=3).find(|id| *id != leader).unwrap();
+    group.node(leader).campaign();
+    group.node(other).campaign();
+    group.ticks(5);
+    let status = group.node(leader).status();
+    assert_eq!((status.role, status.term), (Role::Leader, term));
+}
+
+#[test]
 fn a_group_is_founded_only_once() {
     let config = Config::new("test", 7, RaftId(1));
     let mut store = MemoryStore::new();

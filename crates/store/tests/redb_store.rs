@@ -1,5 +1,7 @@
 //! The store of production on a real disk, and on a disk that fails at every single access.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::io;
 use std::path::Path;
