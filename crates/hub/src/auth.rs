@@ -229,7 +229,9 @@ fn required<T: DeserializeOwned>(op: &Op) -> Result<T, ApiError> {
 /// The record that is put, or nothing when the key is deleted.
 fn optional<T: DeserializeOwned>(op: &Op) -> Result<Option<T>, ApiError> {
     match op {
-        Op::Put { key, value } => decode(&pair(key, value)).map(Some).map_err(bad_record),
+        Op::Put { key, value } => {
+            decode(&pair(key, value)).map(Some).map_err(|error| bad_record(&error))
+        }
         Op::Delete { .. } => Ok(None),
     }
 }
@@ -238,7 +240,7 @@ fn optional<T: DeserializeOwned>(op: &Op) -> Result<Option<T>, ApiError> {
 fn not_late<T: DeserializeOwned + Fenced>(op: &Op, now: &dyn Lookup) -> Result<(), ApiError> {
     let Some(record) = optional::<T>(op)? else { return Ok(()) };
     let Some(there) = now.get(op.key()) else { return Ok(()) };
-    let there: T = decode(&there).map_err(bad_record)?;
+    let there: T = decode(&there).map_err(|error| bad_record(&error))?;
     if there.stamp() <= record.stamp() {
         return Ok(());
     }
@@ -260,7 +262,7 @@ fn same(is: bool, key: &str) -> Result<(), ApiError> {
     }
 }
 
-fn bad_record(error: RegistryError) -> ApiError {
+fn bad_record(error: &RegistryError) -> ApiError {
     ApiError::bad_request(error.to_string())
 }
 

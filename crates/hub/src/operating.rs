@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use cohort_core::ids::{AppId, GroupId};
 use cohort_identity::Role;
-use cohort_registry::records::{PolicyRecord, SCHEMA};
+use cohort_registry::records::{PolicyRecord, SCHEMA, ServerRecord, decode};
 use cohort_registry::typed::{recover_group, write_policy};
 use cohort_registry::{Op, Registry as _, Txn, keys};
 use cohort_wire::http::{ApiError, ApiJson, Caller};
@@ -57,11 +57,8 @@ pub(crate) async fn recover(
     let group = GroupId::new(name).map_err(|error| ApiError::bad_request(error.to_string()))?;
     let RecoverRequest { incarnation, first_server, because } = request;
     let record = app.registry.get(&keys::server(&first_server));
-    let known = record
-        .map(|pair| cohort_registry::records::decode(&pair))
-        .transpose()
-        .map_err(|error| explain(&error))?;
-    if !known.is_some_and(|record: cohort_registry::records::ServerRecord| record.group == group) {
+    let known = record.map(|pair| decode(&pair)).transpose().map_err(|error| explain(&error))?;
+    if known.is_none_or(|record: ServerRecord| record.group != group) {
         return Err(ApiError::bad_request(format!(
             "server {first_server} is not in group {group}"
         )));

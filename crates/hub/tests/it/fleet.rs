@@ -1,0 +1,106 @@
+//! Policies, watches and the life of a group, over real mutual TLS.
+
+use std::time::Duration;
+
+use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_identity::Role;
+use cohort_registry::typed::{bootstrap_group, read_bootstrap, read_policy};
+use cohort_registry::{Registry as _, RegistryError, Selector, WatchRequest, keys};
+use cohort_wire::hub::{PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
+
+use crate::support::Running;
+
+fn web() -> AppId {
+    AppId::new("web").unwrap()
+}
+
+fn policy(channel: &str) -> PolicyRequest {
+    let policy = serde_json::json!({
+        "app": "web", "channel": channel,
+        "update": { "max_parallel": ["1", "50%"] },
+        "stage": [{ "zone": "zone-a" }, { "zone": "zone-b" }],
+    });
+    PolicyRequest { policy, expected: None }
+}
+
+#[tokio::test]
+async fn a_policy_is_written_checked_and_watched_for() {
+    let hub = Running::start().await;
+    let (_, agent) = hub.join_agent("a-1", "zone-a").await;
+    let registry = agent.registry();
+    let (_, revision) = cohort_registry::typed::list(&registry, keys::POLICIES).await.unwrap();
+    let select = Selector::Prefix(keys::POLICIES.to_owned());
+    let request = WatchRequest { select, from_revision: revision + 1, wait_ms: 30_000 };
+    let waiting = tokio::spawn(async move { registry.watch(request).await });
+
+    let operator = hub.operator();
+    let first: PolicyAnswer = operator.post("/v1/policies/web", &policy("stable")).await.unwrap();
+    let told = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+    let told = told.expect("in time").unwrap().unwrap();
+    assert_eq!(told.events.len(), 1);
+    assert_eq!(told.events[0].revision(), first.revision.0);
+
+    let registry = agent.registry();
+    let read = read_policy(&registry, &web()).await.unwrap().unwrap();
+    assert_eq!(read.revision, first.revision);
+    assert_eq!(read.record.by, "operator `ada`");
+    let parsed: cohort_core::policy::Policy = serde_json::from_value(read.record.policy).unwrap();
+    assert_eq!(parsed.stages.len(), 2);
+
+    // Only over what was seen.
+    let stale = PolicyRequest { expected: Some(cohort_core::ids::Revision(1)), ..policy("beta") };
+    let error = operator.post::<PolicyAnswer>("/v1/policies/web", &stale).await.unwrap_err();
+    assert_eq!(error.status, 409);
+    let seen = PolicyRequest { expected: Some(first.revision), ..policy("beta") };
+    operator.post::<PolicyAnswer>("/v1/policies/web", &seen).await.unwrap();
+
+    // What is wrong is named.
+    let mut wrong = policy("stable");
+    wrong.policy["update"]["max_paralel"] = serde_json::json!(3);
+    let error = operator.post::<PolicyAnswer>("/v1/policies/web", &wrong).await.unwrap_err();
+    assert_eq!(error.status, 400);
+    assert!(error.error.contains("max_paralel"), "{error}");
+    let error = operator.post::<PolicyAnswer>("/v1/policies/other", &policy("x")).await;
+    assert_eq!(error.unwrap_err().status, 400, "a policy for another app");
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_group_is_recovered_by_an_operator_who_knows_its_life() {
+    let hub = Running::start().await;
+    let (_, agent) = hub.join_agent("a-1", "zone-a").await;
+    hub.join_agent("b-1", "zone-b").await;
+    let registry = agent.registry();
+    let group = GroupId::new("intel.zone-a").unwrap();
+    let me = ServerId::new("a-1").unwrap();
+    let first = bootstrap_group(&registry, &group, &me).await.unwrap();
+    let path = cohort_wire::hub::recover_path(&group);
+    let mut request = RecoverRequest {
+        incarnation: first.incarnation.next(),
+        first_server: me.clone(),
+        because: "two of three disks lost".into(),
+    };
+    let operator = hub.operator();
+    let error = operator.post::<RecoverAnswer>(&path, &request).await.unwrap_err();
+    assert_eq!(error.status, 409);
+    request.incarnation = first.incarnation;
+    let foreign = RecoverRequest { first_server: ServerId::new("b-1").unwrap(), ..request.clone() };
+    let error = operator.post::<RecoverAnswer>(&path, &foreign).await.unwrap_err();
+    assert_eq!(error.status, 400, "a server of another group");
+    let next: RecoverAnswer = operator.post(&path, &request).await.unwrap();
+    assert!(next.incarnation > first.incarnation);
+    let read = read_bootstrap(&registry, &group).await.unwrap().unwrap();
+    assert_eq!((read.incarnation, read.first_server), (next.incarnation, me));
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_hub_that_is_away_is_told_apart_from_one_that_says_no() {
+    let hub = Running::start().await;
+    let registry = hub.client(Role::Viewer, "vera").registry();
+    let group = GroupId::new("web").unwrap();
+    assert_eq!(read_bootstrap(&registry, &group).await.unwrap(), None);
+    hub.stop().await;
+    let error = read_bootstrap(&registry, &group).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
+}

@@ -1,0 +1,191 @@
+use cohort_hub::Hub;
+use cohort_identity::{Identity, JoinToken, Peer, Role};
+use cohort_wire::http::{Call, CallError, Client};
+use cohort_wire::hub::{
+    JOIN, JoinAnswer, JoinRequest, RENEW, REVOKE_TOKEN, RenewAnswer, RenewRequest,
+    RevokeTokenRequest, TOKEN, TokenRequest,
+};
+
+use crate::support::{Caller, Running, server};
+
+#[tokio::test]
+async fn a_server_joins_and_learns_all_that_it_needs() {
+    let hub = Running::start_with(|config| {
+        config.mirrors = vec!["http://mirror-1/".to_owned()];
+    })
+    .await;
+    let root = hub.config.trusted_root();
+    std::fs::create_dir_all(root.parent().unwrap()).unwrap();
+    std::fs::write(&root, "{\"a\":\"root\"}").unwrap();
+    let (answer, _) = hub.join_agent("web-1", "zone-a").await;
+    assert_eq!(answer.hub.as_str(), "hub");
+    assert_eq!(answer.trusted_root.as_deref(), Some("{\"a\":\"root\"}"));
+    assert_eq!(answer.mirrors, ["http://mirror-1/"]);
+    assert_eq!(answer.repository_port, hub.plain.port());
+    let group = answer.group.unwrap();
+    assert_eq!(group.group.as_str(), "intel.zone-a");
+    assert_eq!(group.labels.len(), 2);
+    let fleet: cohort_registry::fleet::Fleet = hub.operator().get("/v1/fleet").await.unwrap();
+    assert_eq!(fleet.servers.len(), 1);
+    assert_eq!(fleet.servers[0].group, group.group);
+    let info = fleet.groups[&group.group].info.clone().unwrap();
+    assert_eq!(info.platform.as_str(), "linux/amd64");
+    assert!(fleet.unreadable.is_empty());
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_is_good_once_and_for_its_role_and_name() {
+    let hub = Running::start().await;
+    let token = hub.token(Role::Agent, None).await;
+    let (first, _) = hub.join(&token, Role::Agent, "web-1", Some(server("zone-a"))).await;
+    first.unwrap();
+    let (again, _) = hub.join(&token, Role::Agent, "web-2", Some(server("zone-a"))).await;
+    let error = again.unwrap_err();
+    assert_eq!((error.status, error.kind.as_str()), (403, "forbidden"));
+    assert!(error.error.contains("used already"), "{}", error.error);
+    assert!(!error.hints.is_empty());
+
+    let token = hub.token(Role::Agent, None).await;
+    let (other_role, _) = hub.join(&token, Role::Operator, "eve", None).await;
+    assert_eq!(other_role.unwrap_err().status, 403);
+    let (taken, _) = hub.join(&token, Role::Agent, "web-1", Some(server("zone-a"))).await;
+    assert_eq!(taken.unwrap_err().status, 409, "the name of a server that is there");
+    let named = hub.token(Role::Agent, Some("web-1")).await;
+    let (other_name, _) = hub.join(&named, Role::Agent, "web-9", Some(server("zone-a"))).await;
+    assert_eq!(other_name.unwrap_err().status, 403);
+    let (replaced, _) = hub.join(&named, Role::Agent, "web-1", Some(server("zone-a"))).await;
+    replaced.expect("a token for that very name replaces its holder");
+
+    let revoked = hub.token(Role::Viewer, None).await;
+    let request = RevokeTokenRequest { id: revoked.id.clone() };
+    hub.operator().post::<()>(REVOKE_TOKEN, &request).await.unwrap();
+    let (late, _) = hub.join(&revoked, Role::Viewer, "vera", None).await;
+    assert_eq!(late.unwrap_err().status, 403);
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_key_gets_the_same_certificate_again() {
+    let hub = Running::start().await;
+    let token: JoinToken = hub.token(Role::Agent, None).await.token.parse().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let peer = Peer::new(Role::Agent, "web-1").unwrap();
+    let mut certificates = Vec::new();
+    for _ in 0..2 {
+        let request = JoinRequest {
+            token_id: token.id.clone(),
+            token_secret: token.secret().to_owned(),
+            request: Identity::prepare_request(dir.path(), peer.clone()).unwrap().to_text(),
+            server: Some(server("zone-a")),
+        };
+        let client = Client::joining(&token.fingerprint);
+        let caller = Caller { client, target: hub.target() };
+        let answer: JoinAnswer = caller.post(JOIN, &request).await.unwrap();
+        certificates.push(answer.certificate);
+    }
+    assert_eq!(certificates[0], certificates[1], "whoever lost the answer may ask again");
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_hub_of_another_authority_is_not_joined() {
+    let hub = Running::start().await;
+    let stranger = Running::start().await;
+    let token: JoinToken = hub.token(Role::Agent, None).await.token.parse().unwrap();
+    let client = Client::joining(&token.fingerprint);
+    // The token of one fleet, and the hub of another.
+    let call = Call::post(JOIN, &serde_json::json!({}));
+    let error = client.call(&stranger.target(), call).await.unwrap_err();
+    assert!(matches!(error, CallError::Identity { .. }), "{error:?}");
+    // And the other way around: a certificate of one fleet at the hub of another.
+    let caller = Caller { target: hub.target(), ..stranger.operator() };
+    let error = caller.client.call(&caller.target, Call::get("/v1/fleet")).await.unwrap_err();
+    assert!(error.status().is_none(), "{error:?}");
+    hub.stop().await;
+    stranger.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_server_says_of_itself_is_checked_before_the_token_is_used() {
+    let hub = Running::start().await;
+    let token = hub.token(Role::Agent, None).await;
+    let mut odd = Vec::new();
+    for (key, value) in [("zone", "ZONE"), ("zone", ""), ("zone", "a b"), ("", "x")] {
+        let mut server = server("zone-a");
+        server.labels.insert(key.to_owned(), value.to_owned());
+        odd.push(server);
+    }
+    odd.push(cohort_wire::hub::JoiningServer { address: "nowhere".into(), ..server("zone-a") });
+    let mut many = server("zone-a");
+    many.labels.extend((0..40).map(|n| (format!("l{n}"), "x".to_owned())));
+    odd.push(many);
+    for server in odd {
+        let (answer, _) = hub.join(&token, Role::Agent, "web-1", Some(server.clone())).await;
+        assert_eq!(answer.unwrap_err().status, 400, "{server:?}");
+    }
+    let (none, _) = hub.join(&token, Role::Agent, "web-1", None).await;
+    assert_eq!(none.unwrap_err().status, 400);
+    let (good, _) = hub.join(&token, Role::Agent, "web-1", Some(server("zone-a"))).await;
+    good.expect("the token is still good");
+    // Another platform in the same group is refused.
+    let token = hub.token(Role::Agent, None).await;
+    let mut other = server("zone-a");
+    other.platform = "linux/arm64".parse().unwrap();
+    let (answer, _) = hub.join(&token, Role::Agent, "web-2", Some(other)).await;
+    let error = answer.unwrap_err();
+    assert_eq!(error.status, 409, "{error}");
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_for_its_holder_only() {
+    let hub = Running::start().await;
+    let (_, agent) = hub.join_agent("web-1", "zone-a").await;
+    let ask = |name: &str| {
+        let peer = Peer::new(Role::Agent, name).unwrap();
+        let (_, request) = Identity::generate_request(peer).unwrap();
+        RenewRequest { request: request.to_text() }
+    };
+    let answer: RenewAnswer = agent.post(RENEW, &ask("web-1")).await.unwrap();
+    assert!(answer.certificate.contains("BEGIN CERTIFICATE"));
+    let other = agent.post::<RenewAnswer>(RENEW, &ask("web-2")).await.unwrap_err();
+    assert_eq!(other.status, 403);
+    // An agent that the registry does not know (any more) gets none.
+    let removed = hub.client(Role::Agent, "web-9");
+    let error = removed.post::<RenewAnswer>(RENEW, &ask("web-9")).await.unwrap_err();
+    assert_eq!(error.status, 403);
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn only_operators_make_tokens_and_never_for_hubs() {
+    let hub = Running::start().await;
+    let request = TokenRequest { role: Role::Agent, name: None, valid_s: None, addresses: vec![] };
+    for role in [Role::Viewer, Role::Publisher, Role::Agent, Role::Hub] {
+        let caller = hub.client(role, "x");
+        let error = caller.post::<serde_json::Value>(TOKEN, &request).await.unwrap_err();
+        assert_eq!(error.status, 403, "{role}");
+    }
+    for wrong in [
+        TokenRequest { role: Role::Hub, ..request.clone() },
+        TokenRequest { valid_s: Some(0), ..request.clone() },
+        TokenRequest { valid_s: Some(u64::MAX), ..request.clone() },
+        TokenRequest { addresses: vec!["no port".into()], ..request.clone() },
+    ] {
+        let error = hub.operator().post::<serde_json::Value>(TOKEN, &wrong).await.unwrap_err();
+        assert_eq!(error.status, 400, "{wrong:?}");
+    }
+    let token: JoinToken = hub.token(Role::Agent, None).await.token.parse().unwrap();
+    assert_eq!(token.addresses, [hub.api.to_string()]);
+    assert_eq!(token.fingerprint, hub.authority.fingerprint());
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn without_authority_and_certificate_a_hub_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = cohort_hub::HubConfig::new(folder.path());
+    let error = Hub::start(config).await.err().unwrap().to_string();
+    assert!(error.contains("cohort init"), "{error}");
+}

@@ -1,0 +1,12 @@
+//! The hub as its users meet it: over real sockets and real mutual TLS.
+
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
+
+mod fleet;
+mod joining;
+mod kill;
+mod limits;
+mod repository;
+mod restart;
+mod roles;
+mod support;

@@ -1,0 +1,243 @@
+//! Who may write what, over real mutual TLS, and the whole matrix of roles and routes.
+
+use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, ServerId, Version};
+use cohort_identity::Role;
+use cohort_registry::records::{
+    BootstrapRecord, GroupRecord, GroupVerdict, MembersRecord, SCHEMA, ServerRecord, Stamp,
+    Verdict, VerdictRecord, encode,
+};
+use cohort_registry::typed::{
+    bootstrap_group, read_server, write_group_record, write_members, write_server, write_verdict,
+};
+use cohort_registry::{
+    Compare, FencedPut, Op, RangeRequest, Registry as _, RegistryError, Selector, Txn, keys,
+};
+use cohort_wire::http::Call;
+
+use crate::support::Running;
+
+fn group(name: &str) -> GroupId {
+    GroupId::new(name).unwrap()
+}
+
+fn app() -> AppId {
+    AppId::new("web").unwrap()
+}
+
+fn stamp(index: u64) -> Stamp {
+    Stamp { incarnation: Incarnation(1), term: 1, index }
+}
+
+fn record(of: &str, index: u64) -> GroupRecord {
+    GroupRecord {
+        schema: SCHEMA,
+        group: group(of),
+        app: app(),
+        stamp: stamp(index),
+        sequence: index,
+        state: "running".into(),
+        running: None,
+        target: None,
+        held_reason: None,
+        detail: String::new(),
+        since: 0,
+    }
+}
+
+fn put(key: String, value: String) -> Txn {
+    Txn { then: vec![Op::put(key, value)], ..Txn::default() }
+}
+
+fn forbidden<T: std::fmt::Debug>(result: Result<T, RegistryError>) {
+    assert!(matches!(result, Err(RegistryError::Forbidden { .. })), "{result:?}");
+}
+
+fn invalid<T: std::fmt::Debug>(result: Result<T, RegistryError>) {
+    assert!(matches!(result, Err(RegistryError::Invalid { .. })), "{result:?}");
+}
+
+#[tokio::test]
+async fn an_agent_writes_what_belongs_to_its_own_group() {
+    let hub = Running::start().await;
+    let (_, agent) = hub.join_agent("a-1", "zone-a").await;
+    hub.join_agent("b-1", "zone-b").await;
+    let registry = agent.registry();
+    let (own, other) = (group("intel.zone-a"), group("intel.zone-b"));
+    let me = ServerId::new("a-1").unwrap();
+
+    let first = bootstrap_group(&registry, &own, &me).await.unwrap();
+    assert_eq!(first.first_server, me);
+    let written = write_group_record(&registry, &record("intel.zone-a", 5)).await.unwrap();
+    assert!(matches!(written, FencedPut::Written { .. }));
+    let late = write_group_record(&registry, &record("intel.zone-a", 4)).await.unwrap();
+    assert!(matches!(late, FencedPut::Late { .. }));
+    let members =
+        |group: GroupId| MembersRecord { schema: SCHEMA, group, stamp: stamp(1), members: vec![] };
+    let written = write_members(&registry, &members(own.clone())).await.unwrap();
+    assert!(matches!(written, FencedPut::Written { .. }));
+    let verdict = |group: GroupId| GroupVerdict {
+        app: app(),
+        version: Version::new("1.0.0").unwrap(),
+        platform: Platform::new("linux/amd64").unwrap(),
+        group,
+        record: VerdictRecord {
+            schema: SCHEMA,
+            verdict: Verdict::Good,
+            reason: String::new(),
+            stamp: stamp(1),
+        },
+    };
+    let written = write_verdict(&registry, &verdict(own.clone())).await.unwrap();
+    assert!(matches!(written, FencedPut::Written { .. }));
+    let mine = read_server(&registry, &me).await.unwrap().unwrap();
+    let moved = ServerRecord { address: "127.0.0.1:9999".into(), ..mine.clone() };
+    write_server(&registry, &moved).await.unwrap();
+
+    // Nothing of anybody else's.
+    forbidden(write_group_record(&registry, &record("intel.zone-b", 5)).await);
+    forbidden(write_members(&registry, &members(other.clone())).await);
+    forbidden(write_verdict(&registry, &verdict(other.clone())).await);
+    forbidden(bootstrap_group(&registry, &other, &me).await);
+    let their = ServerRecord { server: ServerId::new("b-1").unwrap(), ..mine.clone() };
+    forbidden(write_server(&registry, &their).await);
+    // Not out of its group by its own word, and not out of the registry.
+    forbidden(write_server(&registry, &ServerRecord { group: other, ..mine }).await);
+    let delete = Txn { then: vec![Op::Delete { key: keys::server(&me) }], ..Txn::default() };
+    forbidden(registry.txn(delete).await);
+    // No second life of its group.
+    let again = BootstrapRecord {
+        schema: SCHEMA,
+        group: own.clone(),
+        first_server: me.clone(),
+        recovered_because: None,
+    };
+    forbidden(registry.txn(put(keys::bootstrap(&own), encode(&again))).await);
+    // Neither policies nor switches, also not in the branch that is not expected to run.
+    forbidden(registry.txn(put(keys::policy(&app()), "{}".into())).await);
+    forbidden(registry.txn(put(keys::kill("fleet"), "{}".into())).await);
+    let hidden = Txn {
+        compare: vec![Compare::absent("/cohort/v1/servers/a-1")],
+        otherwise: vec![Op::put(keys::policy(&app()), "{}")],
+        ..Txn::default()
+    };
+    forbidden(registry.txn(hidden).await);
+    // No keys outside the layout, no records that are none or are of something else.
+    invalid(registry.txn(put("/elsewhere".into(), "{}".into())).await);
+    invalid(registry.txn(put("/cohort/v1/groups/intel.zone-a/x".into(), "{}".into())).await);
+    let own_record = keys::group_record(&own, &app());
+    invalid(registry.txn(put(own_record.clone(), "no JSON".into())).await);
+    invalid(registry.txn(put(own_record.clone(), encode(&record("intel.zone-b", 9)))).await);
+    // A late record is refused even from one who does not look first.
+    let blind = registry.txn(put(own_record, encode(&record("intel.zone-a", 1)))).await;
+    assert!(matches!(blind, Err(RegistryError::Conflict { .. })), "{blind:?}");
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_the_hub_does_not_know_writes_nothing() {
+    let hub = Running::start().await;
+    let stranger = hub.client(Role::Agent, "never-joined").registry();
+    let me = ServerId::new("never-joined").unwrap();
+    forbidden(bootstrap_group(&stranger, &group("intel.zone-a"), &me).await);
+    let record = ServerRecord {
+        schema: SCHEMA,
+        server: me,
+        address: "127.0.0.1:1".into(),
+        labels: Default::default(),
+        rack: None,
+        group: group("intel.zone-a"),
+    };
+    forbidden(write_server(&stranger, &record).await);
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn others_than_agents_change_the_registry_only_through_their_own_routes() {
+    let hub = Running::start().await;
+    hub.join_agent("a-1", "zone-a").await;
+    for role in [Role::Viewer, Role::Publisher, Role::Hub] {
+        let registry = hub.client(role, "x").registry();
+        forbidden(write_group_record(&registry, &record("intel.zone-a", 1)).await);
+        forbidden(registry.txn(put(keys::policy(&app()), "{}".into())).await);
+        forbidden(registry.txn(Txn::default()).await);
+    }
+    let operator = hub.operator().registry();
+    forbidden(write_group_record(&operator, &record("intel.zone-a", 1)).await);
+    forbidden(registry_put(&operator, keys::kill("fleet"), "{}").await);
+    invalid(registry_put(&operator, keys::policy(&app()), "{}").await);
+    hub.stop().await;
+}
+
+async fn registry_put(
+    registry: &cohort_registry::RemoteRegistry,
+    key: String,
+    value: &str,
+) -> Result<cohort_registry::TxnAnswer, RegistryError> {
+    registry.txn(put(key, value.to_owned())).await
+}
+
+#[tokio::test]
+async fn the_matrix_of_roles_and_routes() {
+    let hub = Running::start().await;
+    hub.join_agent("a-1", "zone-a").await;
+    let policy = serde_json::json!({ "policy": { "app": "web", "channel": "stable" } });
+    let everything = RangeRequest { select: Selector::Prefix("/".into()), after: None, limit: 0 };
+    let recover = serde_json::json!({ "incarnation": 1, "first_server": "a-1", "because": "x" });
+    let token = serde_json::json!({ "role": "viewer" });
+    // For each route, who gets past the door; what they get behind it is another test's.
+    let read = [Role::Viewer, Role::Operator, Role::Agent, Role::Hub];
+    let routes: Vec<(Call, &[Role])> = vec![
+        (Call::get("/v1/fleet"), &read),
+        (Call::post("/v1/registry/range", &everything), &read),
+        (Call::get("/v1/kill"), &read),
+        (Call::post("/v1/policies/web", &policy), &[Role::Operator]),
+        (Call::post("/v1/groups/intel.zone-a/recover", &recover), &[Role::Operator]),
+        (Call::post("/v1/token", &token), &[Role::Operator]),
+        (
+            Call::new(cohort_put(), "/v1/repository/metadata/1.x.json").bytes("x"),
+            &[Role::Publisher, Role::Operator],
+        ),
+    ];
+    for (call, allowed) in routes {
+        for role in Role::ALL {
+            let name = if role == Role::Agent { "a-1" } else { "x" };
+            let caller = hub.client(role, name);
+            let status = match caller.send(call.clone()).await {
+                Ok(status) => status,
+                Err(error) => error.status,
+            };
+            let passed = status != 403;
+            assert_eq!(passed, allowed.contains(&role), "{role} {}: {status}", call.path);
+        }
+    }
+    hub.stop().await;
+}
+
+fn cohort_put() -> http::Method {
+    http::Method::PUT
+}
+
+#[tokio::test]
+async fn without_a_certificate_only_joining_is_possible() {
+    let hub = Running::start().await;
+    let nobody = crate::support::Caller {
+        client: cohort_wire::http::Client::joining(&hub.authority.fingerprint()),
+        target: hub.target(),
+    };
+    for call in [
+        Call::get("/v1/fleet"),
+        Call::get("/v1/kill"),
+        Call::post("/v1/registry/range", &serde_json::json!({ "select": { "prefix": "/" } })),
+        Call::post("/v1/registry/txn", &Txn::default()),
+        Call::post("/v1/renew", &serde_json::json!({ "request": "" })),
+        Call::post("/v1/token", &serde_json::json!({ "role": "agent" })),
+        Call::new(cohort_put(), "/v1/repository/metadata/1.x.json").bytes("x"),
+    ] {
+        let path = call.path.clone();
+        let error = nobody.send(call).await.unwrap_err();
+        assert_eq!((error.status, error.kind.as_str()), (401, "unauthenticated"), "{path}");
+    }
+    let metrics = hub.plain("GET", "/metrics", "").await;
+    assert!(metrics.text().contains("cohort_hub_refused_total 7"), "{}", metrics.text());
+    hub.stop().await;
+}
