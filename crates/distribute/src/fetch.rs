@@ -164,6 +164,7 @@ async fn run(
 struct UnderWay {
     source: SourceId,
     what: What,
+    began: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -328,7 +329,8 @@ impl<'a> Fetch<'a> {
             Ended { measured, result }
         });
         self.sources.began(source);
-        self.under_way.insert(task.id(), UnderWay { source: source.clone(), what });
+        let began = Instant::now();
+        self.under_way.insert(task.id(), UnderWay { source: source.clone(), what, began });
     }
 
     /// The request itself; nothing is sent before it is polled.
@@ -368,7 +370,9 @@ impl<'a> Fetch<'a> {
     /// Takes the outcome of a request.
     async fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Result<(), FetchError> {
         let (id, Ended { measured, result }) = ended.map_err(FetchError::Task)?;
-        let Some(UnderWay { source, what }) = self.under_way.remove(&id) else { return Ok(()) };
+        let Some(UnderWay { source, what, began }) = self.under_way.remove(&id) else {
+            return Ok(());
+        };
         let result = match (what, result) {
             (What::Hashes, Ok(bytes)) => self.put_hashes(bytes).await?,
             (What::Units(_), Ok(_)) => Ok(()),
@@ -383,10 +387,11 @@ impl<'a> Fetch<'a> {
                 debug!(source = name, %error, "request failed");
             }
         }
-        self.tell_mirrors(&source, &measured, result.is_err());
+        let began = began.into_std();
+        self.tell_mirrors(&source, began, &measured, result.is_err());
         let now_ms = self.now_ms();
         let failure = result.as_ref().err();
-        self.sources.ended(&source, &measured, failure, now_ms, &self.context.limits);
+        self.sources.ended(&source, began, &measured, failure, now_ms, &self.context.limits);
         Ok(())
     }
 
@@ -405,14 +410,20 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    fn tell_mirrors(&self, source: &SourceId, measured: &Measured, failed: bool) {
+    fn tell_mirrors(
+        &self,
+        source: &SourceId,
+        began: std::time::Instant,
+        measured: &Measured,
+        failed: bool,
+    ) {
         let SourceId::Mirror(index) = *source else { return };
         let mirrors = &self.context.mirrors;
         if let Some(first_byte) = measured.first_byte {
             mirrors.answered(index, first_byte);
         }
         if measured.units > 0 {
-            mirrors.delivered(index);
+            mirrors.delivered(index, began);
         }
         if failed {
             mirrors.failed(index);

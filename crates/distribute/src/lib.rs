@@ -46,4 +46,16 @@ pub use transport::{ByteStream, NoPeers, PeerTransport, hashes_request_path, uni
 pub use unit_set::{UnitRun, UnitSet};
 
 #[cfg(test)]
+mod fetch_test;
+#[cfg(test)]
+mod mirrors_test;
+#[cfg(test)]
+mod peers_test;
+#[cfg(test)]
+mod plan_test;
+#[cfg(test)]
+mod store_test;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod unit_set_test;

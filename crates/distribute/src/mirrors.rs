@@ -163,9 +163,13 @@ impl MirrorList {
         });
     }
 
-    /// A mirror delivered a unit that was right.
-    pub fn delivered(&self, index: usize) {
+    /// A mirror delivered a unit that was right, for a request that began at `began`. A failure
+    /// since then stands: what was on its way says nothing about what comes after.
+    pub fn delivered(&self, index: usize, began: Instant) {
         let mut state = self.lock();
+        if state.failed_at.get(index).copied().flatten().is_some_and(|failed| failed >= began) {
+            return;
+        }
         if let Some(record) = state.records.get_mut(index) {
             record.failures = 0;
             state.failed_at[index] = None;

@@ -66,6 +66,9 @@ pub struct SourceView {
     pub rank: u32,
     /// Requests under way.
     pub requests: usize,
+    /// Requests that it takes at once: fewer than [`Limits::requests_per_source_max`] once it said
+    /// that it is busy.
+    pub requests_max: usize,
     /// Failures since the last unit that was right.
     pub failures: u32,
     /// Not to be asked before then, in milliseconds of the fetch's own clock.
@@ -235,8 +238,8 @@ impl<'a> Planner<'a> {
 
     fn has_room(&self, id: &SourceId) -> bool {
         let view = &self.sources[id];
-        let most = if view.ranges { self.situation.limits.requests_per_source_max } else { 1 };
-        view.requests < most
+        let most = if view.ranges { view.requests_max } else { 1 };
+        view.requests < most.min(self.situation.limits.requests_per_source_max)
     }
 
     /// Lowest first: idle, without failures, fast, and preferred by the order.

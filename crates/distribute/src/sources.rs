@@ -1,7 +1,7 @@
 //! What a fetch remembers of everyone it can ask.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use cohort_core::orders::{FetchOrder, Source};
@@ -32,6 +32,7 @@ struct Known {
     refused_units: u32,
     last_error: Option<String>,
     backoff: Option<ExponentialBackoff>,
+    failed_at: Option<Instant>,
 }
 
 impl Sources {
@@ -82,10 +83,11 @@ impl Sources {
         }
     }
 
-    /// Takes the outcome of a request.
+    /// Takes the outcome of a request that began at `began`.
     pub(crate) fn ended(
         &mut self,
         id: &SourceId,
+        began: Instant,
         measured: &Measured,
         failure: Option<&RequestError>,
         now_ms: u64,
@@ -94,15 +96,10 @@ impl Sources {
         let Some(known) = self.known.get_mut(id) else { return };
         known.view.requests = known.view.requests.saturating_sub(1);
         known.measure(measured);
-        if measured.units > 0 {
-            known.view.failures = 0;
-            known.backoff = None;
+        if measured.units > 0 || failure.is_none() {
+            known.delivered(began);
         }
-        let Some(error) = failure else {
-            known.view.failures = 0;
-            known.backoff = None;
-            return;
-        };
+        let Some(error) = failure else { return };
         known.last_error = Some(cut(&error.to_string()));
         let pause_ms = match error {
             RequestError::RangesIgnored => {
@@ -110,6 +107,8 @@ impl Sources {
                 return;
             }
             RequestError::Busy { retry_after_ms } => {
+                // It takes what is under way, and no more.
+                known.view.requests_max = known.view.requests.max(1);
                 let ms = (*retry_after_ms).min(limits.retry_after_ms_max);
                 // Spread, so that those who were sent away together do not return together.
                 ms + OsRng.try_next_u64().unwrap_or(0) % (ms / 2 + 1)
@@ -118,7 +117,7 @@ impl Sources {
             RequestError::Wrong(_) => {
                 known.refused_units = known.refused_units.saturating_add(1);
                 let doubled = limits.wrong_bytes_ms << known.refused_units.min(6).saturating_sub(1);
-                known.view.failures = known.view.failures.saturating_add(1);
+                known.fail();
                 doubled.max(limits.wrong_bytes_ms)
             }
             // Our own disk is nobody else's failure.
@@ -128,7 +127,7 @@ impl Sources {
             | RequestError::Stalled { .. }
             | RequestError::Status(_)
             | RequestError::Length(_) => {
-                known.view.failures = known.view.failures.saturating_add(1);
+                known.fail();
                 let backoff = known.backoff.get_or_insert_with(|| backoff(limits));
                 let pause = backoff.next().unwrap_or(Duration::from_millis(limits.backoff_ms_max));
                 u64::try_from(pause.as_millis()).unwrap_or(limits.backoff_ms_max)
@@ -160,12 +159,36 @@ impl Known {
         let view = SourceView {
             rank,
             requests: 0,
+            requests_max: usize::MAX,
             failures: 0,
             out_until_ms: None,
             rate: 0,
             ranges: true,
         };
-        Self { name, source, listed: true, view, refused_units: 0, last_error: None, backoff: None }
+        Self {
+            name,
+            source,
+            listed: true,
+            view,
+            refused_units: 0,
+            last_error: None,
+            backoff: None,
+            failed_at: None,
+        }
+    }
+
+    /// A request that began at `began` brought something: past failures are forgiven, but not one
+    /// since then.
+    fn delivered(&mut self, began: Instant) {
+        if self.failed_at.is_none_or(|failed| failed < began) {
+            self.view.failures = 0;
+            self.backoff = None;
+        }
+    }
+
+    fn fail(&mut self) {
+        self.view.failures = self.view.failures.saturating_add(1);
+        self.failed_at = Some(Instant::now());
     }
 
     fn measure(&mut self, measured: &Measured) {

@@ -1,0 +1,306 @@
+//! Servers of a group fetch from each other, over real mutual TLS on loopback.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cohort_core::orders::{FetchOrder, Source};
+use cohort_identity::{Alpn, Authority, ClientAuth, Peer, Role};
+use cohort_wire::http::{Call, Client, Handler, Target, serve};
+use cohort_wire::limits::ServerLimits;
+use cohort_wire::tls::IdentitySlot;
+use rustls_pki_types::UnixTime;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::plan::SourceKind;
+use crate::testing::{
+    DEADLINE, Disk, Manners, Mirror, Sample, UNIT, fetch_once, quick, with_peers,
+};
+use crate::{
+    Downloads, FetchContext, FetchStatus, Limits, Progress, ServeLimits, WirePeers, bulk_router,
+    fetch,
+};
+
+struct Zone {
+    authority: Authority,
+    _folder: TempDir,
+}
+
+impl Zone {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::create(folder.path(), UnixTime::now()).unwrap();
+        Self { authority, _folder: folder }
+    }
+
+    fn slot(&self, role: Role, name: &str) -> Arc<IdentitySlot> {
+        let peer = Peer::new(role, name).unwrap();
+        let life = Duration::from_secs(3_600);
+        IdentitySlot::new(self.authority.make_identity(&peer, life, UnixTime::now()).unwrap())
+    }
+
+    fn client(&self, role: Role, name: &str) -> Client {
+        Client::new(self.slot(role, name))
+    }
+
+    async fn server(&self, name: &str, limits: ServeLimits) -> Server {
+        let disk = Disk::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let router = bulk_router(Arc::clone(&disk.store), limits);
+        let shutdown = CancellationToken::new();
+        tokio::spawn(serve(
+            listener,
+            self.slot(Role::Agent, name),
+            ClientAuth::Required,
+            BTreeMap::from([(Alpn::Bulk, Handler::Http(router))]),
+            ServerLimits { shutdown_grace: Duration::ZERO, ..ServerLimits::default() },
+            shutdown.clone(),
+        ));
+        let source = Source { server: name.parse().unwrap(), address };
+        Server { disk, source, stop: shutdown.drop_guard() }
+    }
+
+    fn context(&self, disk: &Disk, mirrors: &[&Mirror], limits: Limits) -> FetchContext {
+        let peers = WirePeers::new(self.client(Role::Agent, "me"));
+        with_peers(disk, mirrors, limits, Arc::new(peers))
+    }
+}
+
+struct Server {
+    disk: Disk,
+    source: Source,
+    stop: DropGuard,
+}
+
+fn sample() -> Sample {
+    Sample::new("peers", 60 * UNIT + 5)
+}
+
+fn from_peers(sample: &Sample, servers: &[&Server]) -> FetchOrder {
+    let sources = servers.iter().map(|server| server.source.clone()).collect();
+    FetchOrder { from_mirror: false, sources, ..sample.order() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn units_come_from_several_holders_and_no_mirror_is_asked() {
+    let (zone, sample, me) = (Zone::new(), sample(), Disk::new());
+    let a = zone.server("a", ServeLimits::default()).await;
+    let b = zone.server("b", ServeLimits::default()).await;
+    a.disk.hold(&sample);
+    b.disk.hold(&sample);
+    let mirror = Mirror::start(&[&sample], Manners::default()).await;
+    let context = zone.context(&me, &[&mirror], quick());
+    let order = FetchOrder { from_mirror: true, ..from_peers(&sample, &[&a, &b]) };
+    let (result, progress) = fetch_once(&context, order).await;
+    result.unwrap();
+    me.assert_holds(&sample);
+    assert_eq!(mirror.requests(), 0);
+    let bytes = sample.release.length + 61 * 32;
+    assert_eq!(progress.bytes_from_peers, bytes);
+    assert_eq!(context.counters.received(SourceKind::Peer), bytes);
+    assert_eq!(context.counters.received(SourceKind::Mirror), 0);
+    assert_eq!(progress.sources.len(), 2);
+    assert!(progress.sources.iter().all(|source| source.last_error.is_none()), "{progress:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_is_gone_wrong_or_somebody_else_does_not_matter() {
+    let (zone, sample, me) = (Zone::new(), sample(), Disk::new());
+    let good = zone.server("good", ServeLimits::default()).await;
+    let rotten = zone.server("rotten", ServeLimits::default()).await;
+    let empty = zone.server("empty", ServeLimits::default()).await;
+    let impostor = zone.server("impostor", ServeLimits::default()).await;
+    good.disk.hold(&sample);
+    rotten.disk.hold(&sample);
+    impostor.disk.hold(&sample);
+    // The disk rots after it was verified.
+    let path = rotten.disk.store.path(sample.digest()).unwrap();
+    let flipped: Vec<u8> = sample.bytes.iter().map(|byte| byte ^ 1).collect();
+    std::fs::write(path, flipped).unwrap();
+    let gone = zone.server("gone", ServeLimits::default()).await;
+    drop(gone.stop);
+    let mut order = from_peers(&sample, &[&rotten, &empty, &impostor, &good]);
+    order.sources[2].server = "president".parse().unwrap();
+    order.sources.push(gone.source.clone());
+    let context = zone.context(&me, &[], quick());
+    let (result, progress) = fetch_once(&context, order).await;
+    result.unwrap();
+    me.assert_holds(&sample);
+    let of = |name: &str| progress.sources.iter().find(|source| source.name == name).unwrap();
+    assert!(of("rotten").refused_units > 0, "{progress:?}");
+    assert!(of("president").last_error.is_some(), "{progress:?}");
+    assert_eq!(of("good").refused_units, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_still_fetching_passes_on_what_it_has() {
+    let (zone, sample, me) = (Zone::new(), sample(), Disk::new());
+    let gate = Arc::new(Semaphore::new(0));
+    let manners =
+        Manners { gate: Some((30 * UNIT as u64, Arc::clone(&gate))), ..Manners::default() };
+    let mirror = Mirror::start(&[&sample], manners).await;
+    let middle = zone.server("middle", ServeLimits::default()).await;
+    let patient = Limits { idle_ms_max: 20_000, unit_ms_max: 20_000, ..quick() };
+    let upstream = zone.context(&middle.disk, &[&mirror], patient);
+    let (_orders, receiver) = watch::channel(sample.order());
+    let (progress, mut shown) = watch::channel(Progress::default());
+    let leader = tokio::spawn(async move {
+        Box::pin(fetch(&upstream, receiver, &progress, &CancellationToken::new())).await
+    });
+    let enough = shown.wait_for(|progress| progress.bytes_held >= 30 * UNIT as u64);
+    drop(tokio::time::timeout(DEADLINE, enough).await.unwrap().unwrap());
+    let (orders, receiver) = watch::channel(from_peers(&sample, &[&middle]));
+    let (progress, mut shown) = watch::channel(Progress::default());
+    let context = zone.context(&me, &[], quick());
+    let follower = tokio::spawn(async move {
+        Box::pin(fetch(&context, receiver, &progress, &CancellationToken::new())).await
+    });
+    let enough = shown.wait_for(|progress| progress.bytes_held >= 30 * UNIT as u64);
+    drop(tokio::time::timeout(DEADLINE, enough).await.unwrap().unwrap());
+    assert!(!leader.is_finished() && !follower.is_finished());
+    gate.add_permits(10_000);
+    tokio::time::timeout(DEADLINE, leader).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(DEADLINE, follower).await.unwrap().unwrap().unwrap();
+    me.assert_holds(&sample);
+    drop(orders);
+    let sent = mirror.state.sent.load(Ordering::Relaxed);
+    assert_eq!(sent, sample.release.length, "the follower took nothing through the downlink");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_agents_get_artifacts_and_nothing_else_is_there() {
+    let (zone, sample) = (Zone::new(), sample());
+    let server = zone.server("a", ServeLimits::default()).await;
+    server.disk.hold(&sample);
+    std::fs::write(server.disk.folder.path().join("secret"), "s").unwrap();
+    let target = Target {
+        address: server.source.address.clone(),
+        peer: Peer::new(Role::Agent, "a").unwrap(),
+        alpn: Alpn::Bulk,
+    };
+    let d = sample.digest();
+    let units = format!("/v1/artifacts/{d}/units?first=0&count=2");
+    for role in [Role::Viewer, Role::Operator, Role::Publisher, Role::Hub] {
+        let client = zone.client(role, "x");
+        for path in [units.clone(), format!("/v1/artifacts/{d}/unit-hashes")] {
+            let error = client.call(&target, Call::get(path)).await.unwrap_err();
+            assert_eq!(error.status(), Some(403), "{role}");
+        }
+    }
+    let agent = zone.client(Role::Agent, "x");
+    let good = agent.call(&target, Call::get(units)).await.unwrap();
+    assert_eq!(good.body[..], sample.bytes[..2 * UNIT]);
+    // Everything that is left of the last units.
+    let last = format!("/v1/artifacts/{d}/units?first=59&count=4294967295");
+    let good = agent.call(&target, Call::get(last)).await.unwrap();
+    assert_eq!(good.body[..], sample.bytes[59 * UNIT..]);
+    let other = "0".repeat(64);
+    for (path, status) in [
+        (format!("/v1/artifacts/{d}/units?first=61&count=1"), 404),
+        (format!("/v1/artifacts/{d}/units?first=4294967295&count=4294967295"), 404),
+        (format!("/v1/artifacts/{other}/units?first=0&count=1"), 404),
+        (format!("/v1/artifacts/{other}/unit-hashes"), 404),
+        (format!("/v1/artifacts/{d}/units?first=0&count=0"), 400),
+        (format!("/v1/artifacts/{d}/units?first=-1&count=1"), 400),
+        (format!("/v1/artifacts/{d}/units"), 400),
+        ("/v1/artifacts/..%2Fsecret/units?first=0&count=1".to_owned(), 400),
+        ("/v1/artifacts/%2Fetc%2Fpasswd/unit-hashes".to_owned(), 400),
+        (format!("/v1/artifacts/../artifacts/{d}"), 404),
+        (format!("/v1/artifacts/{d}.units/units?first=0&count=1"), 400),
+        ("/".to_owned(), 404),
+    ] {
+        let error = agent.call(&target, Call::get(path.clone())).await.unwrap_err();
+        assert_eq!(error.status(), Some(status), "{path}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn past_its_limit_a_server_says_busy_and_the_fetch_comes_back() {
+    let (zone, sample, me) = (Zone::new(), Sample::new("large", 400 * UNIT), Disk::new());
+    let one = ServeLimits { streams_max: 1, ..ServeLimits::default() };
+    let server = zone.server("a", one).await;
+    server.disk.hold(&sample);
+    let target = Target {
+        address: server.source.address.clone(),
+        peer: Peer::new(Role::Agent, "a").unwrap(),
+        alpn: Alpn::Bulk,
+    };
+    // Somebody takes the only place, and does not read: 25 MiB fit in no socket's buffer.
+    let path = format!("/v1/artifacts/{}/units?first=0&count=400", sample.digest());
+    let hog = zone.client(Role::Agent, "hog");
+    let taken = hog.stream(&target, Call::get(path).response_bytes_max(u64::MAX)).await.unwrap();
+    let context = zone.context(&me, &[], quick());
+    let (_orders, receiver) = watch::channel(from_peers(&sample, &[&server]));
+    let (progress, mut shown) = watch::channel(Progress::default());
+    let fetching = tokio::spawn(async move {
+        Box::pin(fetch(&context, receiver, &progress, &CancellationToken::new())).await
+    });
+    let busy = shown.wait_for(|progress| {
+        let error = progress.sources.first().and_then(|source| source.last_error.as_ref());
+        error.is_some_and(|error| error.contains("is busy"))
+    });
+    drop(tokio::time::timeout(DEADLINE, busy).await.unwrap().unwrap());
+    drop(taken);
+    tokio::time::timeout(DEADLINE, fetching).await.unwrap().unwrap().unwrap();
+    me.assert_holds(&sample);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_server_may_not_take_every_place() {
+    let (zone, sample) = (Zone::new(), Sample::new("large", 400 * UNIT));
+    let limits = ServeLimits { streams_max: 3, streams_per_peer_max: 2, ..ServeLimits::default() };
+    let server = zone.server("a", limits).await;
+    server.disk.hold(&sample);
+    let target = Target {
+        address: server.source.address.clone(),
+        peer: Peer::new(Role::Agent, "a").unwrap(),
+        alpn: Alpn::Bulk,
+    };
+    let call = || {
+        let path = format!("/v1/artifacts/{}/units?first=0&count=400", sample.digest());
+        Call::get(path).response_bytes_max(u64::MAX)
+    };
+    let hog = zone.client(Role::Agent, "hog");
+    let _first = hog.stream(&target, call()).await.unwrap();
+    let _second = hog.stream(&target, call()).await.unwrap();
+    assert_eq!(hog.stream(&target, call()).await.unwrap_err().status(), Some(503));
+    let other = zone.client(Role::Agent, "other");
+    let _third = other.stream(&target, call()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn downloads_follow_the_orders() {
+    let (zone, me) = (Zone::new(), Disk::new());
+    let (first, second, third) =
+        (sample(), Sample::new("second", 3 * UNIT), Sample::new("third", 3 * UNIT));
+    let mirror = Mirror::start(&[&first, &second], Manners::default()).await;
+    let limits = Limits { give_up_ms: 300, ..quick() };
+    let downloads = Downloads::new(zone.context(&me, &[&mirror], limits));
+    let mut statuses = downloads.statuses();
+    let waiting = FetchOrder { from_mirror: false, ..second.order() };
+    downloads.set_orders(&[first.order(), waiting.clone(), third.order(), waiting]);
+    // The first comes; the second has nobody to ask and waits; the third is nowhere.
+    let settled = statuses.wait_for(|all| {
+        let underway = matches!(all.get(second.digest()), Some(FetchStatus::UnderWay { .. }));
+        let failed = matches!(all.get(third.digest()), Some(FetchStatus::Failed { .. }));
+        all.get(first.digest()) == Some(&FetchStatus::Held) && underway && failed
+    });
+    drop(tokio::time::timeout(DEADLINE, settled).await.unwrap().unwrap());
+    me.assert_holds(&first);
+    // The second gets leave, the third is withdrawn, the first is ordered still.
+    downloads.set_orders(&[first.order(), second.order()]);
+    let settled = statuses
+        .wait_for(|all| all.len() == 2 && all.values().all(|status| *status == FetchStatus::Held));
+    drop(tokio::time::timeout(DEADLINE, settled).await.unwrap().unwrap());
+    me.assert_holds(&second);
+    downloads.set_orders(&[third.order()]);
+    downloads.set_orders(&[]);
+    assert!(downloads.statuses().borrow().is_empty());
+    tokio::time::timeout(DEADLINE, downloads.stop()).await.unwrap();
+    me.store.claim(third.digest(), third.release.length).unwrap();
+}

@@ -1,0 +1,334 @@
+//! Builders for tests: artifacts, stores, and mirrors that misbehave.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use cohort_artifact::{UNIT_BYTES, UnitHasher, UnitHashes};
+use cohort_core::ids::Digest;
+use cohort_core::orders::FetchOrder;
+use cohort_core::release::{Release, Rollback};
+use futures_util::{StreamExt as _, stream};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE, RETRY_AFTER};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    ArtifactStore, ByteCounters, FetchContext, FetchError, Limits, MirrorList, NoPeers,
+    PeerTransport, Progress, StoreOptions, fetch,
+};
+
+pub(crate) const UNIT: usize = UNIT_BYTES as usize;
+
+/// No test waits for longer.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// An artifact of bytes that differ everywhere.
+#[derive(Clone)]
+pub(crate) struct Sample {
+    pub(crate) bytes: Bytes,
+    pub(crate) hashes: UnitHashes,
+    pub(crate) release: Release,
+}
+
+impl Sample {
+    pub(crate) fn new(seed: &str, length: usize) -> Self {
+        let mut bytes = vec![0; length];
+        blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
+        let mut hasher = UnitHasher::default();
+        hasher.update(&bytes);
+        let found = hasher.finish().unwrap();
+        let release = Release {
+            version: "1.0.0".parse().unwrap(),
+            platform: "linux/amd64".parse().unwrap(),
+            artifact: found.root,
+            manifest: "0".repeat(64).parse().unwrap(),
+            length: found.length,
+            rollback: Rollback::Revert,
+        };
+        Self { bytes: bytes.into(), hashes: found.units, release }
+    }
+
+    pub(crate) fn digest(&self) -> &Digest {
+        &self.release.artifact
+    }
+
+    pub(crate) fn unit(&self, index: u32) -> &[u8] {
+        let (start, length) = self.hashes.span(index).unwrap();
+        &self.bytes[usize::try_from(start).unwrap()..][..length]
+    }
+
+    pub(crate) fn order(&self) -> FetchOrder {
+        FetchOrder { release: self.release.clone(), from_mirror: true, sources: vec![] }
+    }
+}
+
+/// A store in a folder of its own.
+pub(crate) struct Disk {
+    pub(crate) folder: TempDir,
+    pub(crate) store: Arc<ArtifactStore>,
+}
+
+impl Disk {
+    pub(crate) fn new() -> Self {
+        Self::with(StoreOptions::default())
+    }
+
+    pub(crate) fn with(options: StoreOptions) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(ArtifactStore::open(folder.path().join("a"), options).unwrap());
+        Self { folder, store }
+    }
+
+    /// The store as a new process finds it.
+    pub(crate) fn reopened(&self) -> Arc<ArtifactStore> {
+        let path = self.folder.path().join("a");
+        Arc::new(ArtifactStore::open(path, StoreOptions::default()).unwrap())
+    }
+
+    pub(crate) fn file(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join("a").join(name)
+    }
+
+    /// Puts an artifact there, whole.
+    pub(crate) fn hold(&self, sample: &Sample) {
+        let claim = self.store.claim(sample.digest(), sample.release.length).unwrap();
+        let hashes = claim.put_hashes(&sample.hashes.to_bytes()).unwrap();
+        let part = claim.begin(hashes, 0).unwrap();
+        for index in 0..sample.hashes.count() {
+            part.write(index, sample.unit(index)).unwrap();
+        }
+        claim.finish(&part).unwrap();
+    }
+
+    pub(crate) fn assert_holds(&self, sample: &Sample) {
+        let path = self.store.path(sample.digest()).expect("held whole");
+        assert!(std::fs::read(path).unwrap() == sample.bytes, "not the right bytes");
+        assert!(!self.file(&format!("{}.part", sample.digest())).exists());
+    }
+}
+
+/// How a mirror behaves; by default, well.
+#[derive(Default)]
+pub(crate) struct Manners {
+    /// Breaks the connection after this many bytes of artifacts in all, and every one after that.
+    pub(crate) dies_after: Option<u64>,
+    /// Sends these units with a bit flipped.
+    pub(crate) flips: Mutex<BTreeSet<u32>>,
+    /// Answers everything when asked for a range.
+    pub(crate) ignores_ranges: bool,
+    /// Sends the head and then nothing.
+    pub(crate) hangs: AtomicBool,
+    /// Never answers at all.
+    pub(crate) silent: bool,
+    /// One byte every 20 ms.
+    pub(crate) trickles: bool,
+    /// Answers 503 this often first.
+    pub(crate) busy: AtomicU32,
+    /// Says another length of the whole.
+    pub(crate) wrong_total: bool,
+    /// No length, and no end.
+    pub(crate) endless: bool,
+    /// No length, and an end too early.
+    pub(crate) short: bool,
+    /// Flips a bit in the unit hashes.
+    pub(crate) wrong_hashes: bool,
+    /// Waits for this before it sends an artifact's bytes beyond the first so many.
+    pub(crate) gate: Option<(u64, Arc<tokio::sync::Semaphore>)>,
+}
+
+/// A mirror on loopback; it ends with the value.
+pub(crate) struct Mirror {
+    pub(crate) url: String,
+    pub(crate) state: Arc<MirrorState>,
+    _task: AbortOnDropHandle<()>,
+}
+
+pub(crate) struct MirrorState {
+    pub(crate) manners: Manners,
+    blobs: BTreeMap<String, Bytes>,
+    /// Bytes of artifacts that went out.
+    pub(crate) sent: AtomicU64,
+    pub(crate) requests: AtomicU32,
+}
+
+impl Mirror {
+    pub(crate) async fn start(samples: &[&Sample], manners: Manners) -> Self {
+        let mut blobs = BTreeMap::new();
+        for sample in samples {
+            let mut hashes = sample.hashes.to_bytes();
+            hashes[3] ^= u8::from(manners.wrong_hashes);
+            blobs.insert(format!("/r/blobs/{}", sample.digest()), sample.bytes.clone());
+            blobs.insert(format!("/r/blobs/{}.units", sample.digest()), hashes.into());
+        }
+        let state = Arc::new(MirrorState {
+            manners,
+            blobs,
+            sent: AtomicU64::new(0),
+            requests: AtomicU32::new(0),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/r", listener.local_addr().unwrap());
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&state));
+        let task = tokio::spawn(async move {
+            axum::serve(listener, router).await.unwrap();
+        });
+        Self { url, state, _task: AbortOnDropHandle::new(task) }
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.state.sent.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn requests(&self) -> u32 {
+        self.state.requests.load(Ordering::Relaxed)
+    }
+}
+
+async fn answer(State(state): State<Arc<MirrorState>>, request: Request) -> Response {
+    state.requests.fetch_add(1, Ordering::Relaxed);
+    let manners = &state.manners;
+    let status = |code: u16| Response::builder().status(code);
+    let path = request.uri().path();
+    let Some(blob) = state.blobs.get(path).cloned() else {
+        return status(404).body(Body::empty()).unwrap();
+    };
+    if manners.silent {
+        std::future::pending::<()>().await;
+    }
+    let busy =
+        manners.busy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+    if busy.is_ok() {
+        return status(503).header(RETRY_AFTER, "1").body(Body::empty()).unwrap();
+    }
+    if path.ends_with(".units") {
+        return status(200).body(Body::from(blob)).unwrap();
+    }
+    let total = blob.len();
+    let range = request.headers().get(RANGE).filter(|_| !manners.ignores_ranges);
+    let (start, end) = match range.map(|range| range.to_str().unwrap()) {
+        None => (0, total),
+        Some(range) => {
+            let (start, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+            (start.parse().unwrap(), last.parse::<usize>().unwrap() + 1)
+        }
+    };
+    let mut bytes = blob[start..end].to_vec();
+    for unit in manners.flips.lock().unwrap().iter() {
+        let at = *unit as usize * UNIT + 5;
+        if (start..end).contains(&at) {
+            bytes[at - start] ^= 1;
+        }
+    }
+    let mut response = status(if range.is_some() { 206 } else { 200 });
+    if range.is_some() {
+        let said = total + usize::from(manners.wrong_total);
+        response = response.header(CONTENT_RANGE, format!("bytes {start}-{}/{said}", end - 1));
+    }
+    if manners.short {
+        bytes.truncate(bytes.len() / 2);
+    } else if !manners.endless {
+        response = response.header(CONTENT_LENGTH, bytes.len());
+    }
+    response.body(body(&state, start as u64, bytes.into())).unwrap()
+}
+
+fn body(state: &Arc<MirrorState>, start: u64, bytes: Bytes) -> Body {
+    let state = Arc::clone(state);
+    let piece = if state.manners.trickles { 1 } else { 16 << 10 };
+    let pieces = stream::unfold((start, bytes), move |(at, mut rest)| {
+        let state = Arc::clone(&state);
+        async move {
+            let manners = &state.manners;
+            if manners.hangs.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+            if let Some((from, gate)) = &manners.gate
+                && at >= *from
+            {
+                let _pass = gate.acquire().await.unwrap();
+            }
+            if manners.trickles {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            if rest.is_empty() {
+                let more = manners.endless.then(|| Bytes::from_static(&[7; 1024]));
+                return more.map(|more| (Ok(more), (at, rest)));
+            }
+            let now = rest.split_to(piece.min(rest.len()));
+            let length = now.len() as u64;
+            let sent = state.sent.fetch_add(length, Ordering::Relaxed);
+            if manners.dies_after.is_some_and(|limit| sent >= limit) {
+                return Some((Err(std::io::Error::other("died")), (at, Bytes::new())));
+            }
+            Some((Ok(now), (at + length, rest)))
+        }
+    });
+    Body::from_stream(pieces.boxed())
+}
+
+/// Limits in which faults show within a fraction of a second.
+pub(crate) fn quick() -> Limits {
+    Limits {
+        request_units_first: 8,
+        request_units_max: 16,
+        first_byte_ms_max: 400,
+        idle_ms_max: 400,
+        unit_ms_max: 1_000,
+        backoff_ms_min: 20,
+        backoff_ms_max: 200,
+        wrong_bytes_ms: 100,
+        absent_ms: 50,
+        give_up_ms: 10_000,
+        reserve_bytes: 1 << 20,
+        ..Limits::default()
+    }
+}
+
+pub(crate) fn mirror_list(mirrors: &[&Mirror]) -> Arc<MirrorList> {
+    let urls: Vec<_> = mirrors.iter().map(|mirror| mirror.url.as_str()).collect();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    Arc::new(MirrorList::with_client(&urls, client).unwrap())
+}
+
+pub(crate) fn context(disk: &Disk, mirrors: &[&Mirror], limits: Limits) -> FetchContext {
+    with_peers(disk, mirrors, limits, Arc::new(NoPeers))
+}
+
+pub(crate) fn with_peers(
+    disk: &Disk,
+    mirrors: &[&Mirror],
+    limits: Limits,
+    peers: Arc<dyn PeerTransport>,
+) -> FetchContext {
+    FetchContext {
+        store: Arc::clone(&disk.store),
+        mirrors: mirror_list(mirrors),
+        peers,
+        limits: Arc::new(limits),
+        counters: Arc::new(ByteCounters::default()),
+    }
+}
+
+/// Fetches to the end, and gives the last progress.
+pub(crate) async fn fetch_once(
+    context: &FetchContext,
+    order: FetchOrder,
+) -> (Result<(), FetchError>, Progress) {
+    let (_orders, receiver) = watch::channel(order);
+    let (progress, shown) = watch::channel(Progress::default());
+    let cancel = CancellationToken::new();
+    let fetching = Box::pin(fetch(context, receiver, &progress, &cancel));
+    let result = tokio::time::timeout(DEADLINE, fetching).await.expect("the fetch ends in time");
+    let last = shown.borrow().clone();
+    (result, last)
+}
