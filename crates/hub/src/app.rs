@@ -14,15 +14,6 @@ use tokio_util::sync::CancellationToken;
 use crate::config::HubConfig;
 use crate::metrics::Metrics;
 
-/// How many watches may wait at once: every member of a thousand groups with one, and room for
-/// people. Beyond it 503: an agent that asks again in a second costs less than one that waits.
-pub(crate) const WATCHES_MAX: usize = 1500;
-
-const _: () = assert!(
-    WATCHES_MAX < cohort_wire::limits::REQUESTS_MAX,
-    "those who wait leave room for those who write"
-);
-
 /// The hub, as its handlers see it.
 pub(crate) struct App {
     pub(crate) config: HubConfig,

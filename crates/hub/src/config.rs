@@ -6,6 +6,15 @@ use std::path::PathBuf;
 use cohort_wire::hub::{HUB_PORT, REPOSITORY_PORT};
 use serde::{Deserialize, Serialize};
 
+/// How many watches may wait at once: every member of several hundred groups with one, and room for
+/// people. Beyond it 503: an agent that asks again in a second costs less than one that waits.
+pub(crate) const WATCHES_MAX: usize = 1500;
+
+const _: () = assert!(
+    WATCHES_MAX < cohort_wire::limits::REQUESTS_MAX,
+    "those who wait leave room for those who write"
+);
+
 /// The longest list of mirrors: clients try them in order.
 const MIRRORS_MAX: usize = 32;
 /// The most labels that make a group.
@@ -59,6 +68,9 @@ pub struct HubConfig {
     /// How long a join token is good when its maker does not say, in seconds.
     #[serde(default = "default_token_valid_s")]
     pub token_valid_s: u64,
+    /// How many watches may wait at once; beyond it 503.
+    #[serde(default = "default_watches_max")]
+    pub watches_max: usize,
     /// A person says that no other hub of this fleet lives, so that this one, restored from a
     /// backup, may bootstrap groups again. For the command line; not to be left in the file.
     #[serde(default)]
@@ -93,6 +105,10 @@ fn default_token_valid_s() -> u64 {
     24 * 3600
 }
 
+fn default_watches_max() -> usize {
+    WATCHES_MAX
+}
+
 impl HubConfig {
     /// The defaults, for a hub in this folder.
     #[must_use]
@@ -112,6 +128,7 @@ impl HubConfig {
             grouping: default_grouping(),
             renew_interval_s: default_renew_interval_s(),
             token_valid_s: default_token_valid_s(),
+            watches_max: default_watches_max(),
             confirm_restored: false,
         }
     }
@@ -174,6 +191,9 @@ impl HubConfig {
         }
         if self.renew_interval_s == 0 || self.token_valid_s == 0 {
             return Err("renew_interval_s and token_valid_s are at least 1".to_owned());
+        }
+        if self.watches_max == 0 || self.watches_max > WATCHES_MAX {
+            return Err(format!("watches_max is 1 to {WATCHES_MAX}"));
         }
         let repository = self.repository_dir();
         let private = [self.authority_dir(), self.identity_dir(), self.tokens_dir()];

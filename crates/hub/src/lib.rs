@@ -46,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::HubConfig;
 pub use mirror::{MirrorConfig, run_mirror};
 
-use app::{App, WATCHES_MAX, now};
+use app::{App, now};
 use metrics::Metrics;
 
 /// Connections of one address on the plain port: a whole site may come from one address.
@@ -156,7 +156,7 @@ impl Hub {
             identity: IdentitySlot::new(identity),
             tokens: Arc::new(JoinTokens::open(&config.tokens_dir())?),
             kill: Arc::new(DurableKill::open(&config.data_dir.join("kill"))?),
-            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+            watches: Arc::new(Semaphore::new(config.watches_max)),
             publishing: Mutex::new(()),
             publishing_kill: Mutex::new(()),
             metrics: Metrics::default(),

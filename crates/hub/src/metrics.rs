@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use cohort_identity::Role;
 
-use crate::app::{App, WATCHES_MAX, now};
+use crate::app::{App, now};
 
 /// What is counted. Labels are bounded: routes, roles and outcomes, never names.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ impl Metrics {
 pub(crate) fn render(app: &App) -> String {
     let metrics = &app.metrics;
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let waiting = WATCHES_MAX - app.watches.available_permits();
+    let waiting = app.config.watches_max - app.watches.available_permits();
     let certificate_left =
         app.identity.current().validity().not_after.as_secs().saturating_sub(now().as_secs());
     let mut text = String::new();

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
-use cohort_core::ids::{AppId, GroupId};
+use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_identity::Role;
 use cohort_registry::records::{PolicyRecord, SCHEMA, ServerRecord, decode};
-use cohort_registry::typed::{recover_group, write_policy};
-use cohort_registry::{Op, Registry as _, Txn, keys};
+use cohort_registry::typed::{read_members, recover_group, write_policy};
+use cohort_registry::{Compare, Op, Registry as _, Txn, keys};
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 use cohort_wire::hub::{KillAnswer, PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
 use cohort_wire::kill::{KillEntry, KillError, KillScope, Merged, SignedKill};
@@ -75,6 +75,39 @@ pub(crate) async fn recover(
         ))
         .hint(format!("look again: cohort group show {group}"))),
     }
+}
+
+/// Forgets a server. Taking its member out of the group is the group's business, and comes first.
+pub(crate) async fn remove_server(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<ApiJson<()>, ApiError> {
+    let by = require(Some(&caller.0), Need::Operate)?.clone();
+    let server = ServerId::new(name).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let key = keys::server(&server);
+    let Some(pair) = app.registry.get(&key) else {
+        return Err(ApiError::not_found(format!("server {server} is not known"))
+            .hint("cohort group list shows every server"));
+    };
+    let record: ServerRecord = decode(&pair).map_err(|error| explain(&error))?;
+    let members = read_members(&app.registry, &record.group).await.map_err(|e| explain(&e))?;
+    if members.is_some_and(|known| known.members.iter().any(|member| member.server == server)) {
+        let group = record.group;
+        return Err(ApiError::conflict(format!("server {server} is a member of group {group}"))
+            .hint(format!("first: cohort group remove-server {group} {server}")));
+    }
+    let txn = Txn {
+        compare: vec![Compare::unchanged_since(&key, pair.mod_revision)],
+        then: vec![Op::Delete { key }],
+        otherwise: vec![],
+    };
+    let answer = app.registry.txn(txn).await.map_err(|error| explain(&error))?;
+    if !answer.succeeded {
+        return Err(ApiError::conflict(format!("server {server} has just changed: try again")));
+    }
+    tracing::warn!(%by, %server, "server removed");
+    Ok(ApiJson(()))
 }
 
 pub(crate) async fn kill_status(

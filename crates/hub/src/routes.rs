@@ -8,7 +8,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use cohort_identity::Peer;
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
@@ -33,6 +33,7 @@ pub(crate) fn api(app: &Arc<App>) -> Router {
         .route(KILL, get(operating::kill_status).post(operating::kill))
         .route("/v1/policies/{app}", post(operating::policy))
         .route("/v1/groups/{group}/recover", post(operating::recover))
+        .route("/v1/servers/{server}", delete(operating::remove_server))
         .route("/v1/repository/{*path}", put(upload::put))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
@@ -53,6 +54,9 @@ pub(crate) fn plain(app: &Arc<App>) -> Router {
 async fn readyz(State(app): State<Arc<App>>) -> Response {
     if app.stopping.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    if app.registry.failed() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "registry's disk failed\n").into_response();
     }
     "ok\n".into_response()
 }

@@ -39,6 +39,8 @@ struct Inner {
     shared: SharedState,
     store: String,
     restored: AtomicBool,
+    /// After a failed commit nobody knows what is on the disk: no more changes until a restart.
+    failed: AtomicBool,
 }
 
 impl EmbeddedRegistry {
@@ -63,6 +65,7 @@ impl EmbeddedRegistry {
             shared: SharedState::new(loaded.state),
             store: loaded.store,
             restored: AtomicBool::new(loaded.restored),
+            failed: AtomicBool::new(false),
         };
         Ok(EmbeddedRegistry { inner: Arc::new(inner) })
     }
@@ -89,6 +92,12 @@ impl EmbeddedRegistry {
     #[must_use]
     pub fn restored(&self) -> bool {
         self.inner.restored.load(Ordering::SeqCst)
+    }
+
+    /// Whether its disk has failed: it serves reads, and no change until it is opened again.
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        self.inner.failed.load(Ordering::SeqCst)
     }
 
     /// Someone has shown a revision that this registry never reached: it went backwards. Durable.
@@ -150,7 +159,14 @@ impl Inner {
         {
             return Err(RegistryError::RestoredUnconfirmed);
         }
-        self.disk.commit(&decision.changes, compacted).map_err(storage("commit a change"))?;
+        if self.failed.load(Ordering::SeqCst) {
+            let source = "an earlier commit failed; restart the hub".into();
+            return Err(storage("commit a change")(source));
+        }
+        if let Err(source) = self.disk.commit(&decision.changes, compacted) {
+            self.failed.store(true, Ordering::SeqCst);
+            return Err(storage("commit a change")(source));
+        }
         self.shared.write(|state| state.accept(decision.changes));
         Ok(decision.answer)
     }

@@ -16,6 +16,7 @@ pub mod api;
 pub mod embedded;
 pub mod fenced;
 pub mod fleet;
+pub mod follow;
 pub mod keys;
 pub mod memory;
 pub mod records;
@@ -32,11 +33,14 @@ pub use api::{
 pub use disk::OpenError;
 pub use embedded::EmbeddedRegistry;
 pub use fenced::{FencedPut, put_fenced};
+pub use follow::{Follower, Refreshed};
 pub use memory::MemoryRegistry;
 pub use remote::RemoteRegistry;
 
 #[cfg(test)]
 mod embedded_test;
+#[cfg(test)]
+mod follow_test;
 #[cfg(test)]
 mod state_test;
 #[cfg(test)]

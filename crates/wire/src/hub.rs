@@ -48,6 +48,12 @@ pub fn recover_path(group: &GroupId) -> String {
     format!("/v1/groups/{group}/recover")
 }
 
+/// `DELETE`: an operator removes a server's record; its certificate is then not renewed any more.
+#[must_use]
+pub fn server_path(server: &ServerId) -> String {
+    format!("/v1/servers/{server}")
+}
+
 /// `PUT`: a publisher uploads one file of the repository, such as `metadata/2.targets.json`.
 #[must_use]
 pub fn upload_path(file: &str) -> String {

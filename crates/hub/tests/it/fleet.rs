@@ -6,6 +6,7 @@ use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_identity::Role;
 use cohort_registry::typed::{bootstrap_group, read_bootstrap, read_policy};
 use cohort_registry::{Registry as _, RegistryError, Selector, WatchRequest, keys};
+use cohort_wire::http::Call;
 use cohort_wire::hub::{PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
 
 use crate::support::Running;
@@ -103,4 +104,25 @@ async fn a_hub_that_is_away_is_told_apart_from_one_that_says_no() {
     hub.stop().await;
     let error = read_bootstrap(&registry, &group).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_removed_server_is_forgotten_and_comes_back_only_with_a_token_for_its_name() {
+    let hub = Running::start().await;
+    let (_, agent) = hub.join_agent("a-1", "zone-a").await;
+    let path = cohort_wire::hub::server_path(&ServerId::new("a-1").unwrap());
+    let delete = || Call::new(http::Method::DELETE, path.as_str());
+    assert_eq!(agent.send(delete()).await.unwrap_err().status, 403);
+    let operator = hub.operator();
+    operator.send(delete()).await.unwrap();
+    assert_eq!(operator.send(delete()).await.unwrap_err().status, 404);
+    let group = GroupId::new("intel.zone-a").unwrap();
+    let me = ServerId::new("a-1").unwrap();
+    let error = bootstrap_group(&agent.registry(), &group, &me).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
+    let token = hub.token(Role::Agent, Some("a-1")).await;
+    let server = crate::support::server("zone-a");
+    hub.join(&token, Role::Agent, "a-1", Some(server)).await.0.unwrap();
+    bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
+    hub.stop().await;
 }

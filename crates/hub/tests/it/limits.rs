@@ -54,3 +54,28 @@ async fn a_stop_ends_watches_that_wait() {
     let error = waiting.await.unwrap().unwrap_err();
     assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn one_watch_too_many_is_asked_to_come_again() {
+    let hub = Running::start_with(|config| config.watches_max = 1).await;
+    let (_, agent) = hub.join_agent("a-1", "zone-a").await;
+    let select = Selector::Prefix("/never/".into());
+    let request = WatchRequest { select, from_revision: 0, wait_ms: 60_000 };
+    let (registry, first) = (agent.registry(), request.clone());
+    let waiting = tokio::spawn(async move { registry.watch(first).await });
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !hub.plain("GET", "/metrics", "").await.text().contains("cohort_hub_watches 1\n") {
+        assert!(tokio::time::Instant::now() < deadline, "the watch never came");
+    }
+    let error = agent.send(Call::post("/v1/registry/watch", &request)).await.unwrap_err();
+    assert_eq!((error.status, error.kind.as_str()), (503, "overloaded"));
+    let error = agent.registry().watch(request).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
+    // Whoever goes away makes room.
+    waiting.abort();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !hub.plain("GET", "/metrics", "").await.text().contains("cohort_hub_watches 0\n") {
+        assert!(tokio::time::Instant::now() < deadline, "the watch never left");
+    }
+    hub.stop().await;
+}
