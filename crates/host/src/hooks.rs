@@ -167,3 +167,7 @@ fn keep(path: &PathBuf, tail: &mut Tail) {
         tracing::warn!(path = %path.display(), %error, "a hook's output could not be kept");
     }
 }
+
+#[cfg(test)]
+#[path = "hooks_test.rs"]
+mod hooks_test;

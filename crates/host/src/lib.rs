@@ -56,3 +56,10 @@ pub use unpack::{UnpackError, UnpackLimits};
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod activation_test;
+#[cfg(test)]
+mod crash_test;
+#[cfg(test)]
+mod testing;

@@ -11,7 +11,7 @@ use crate::hooks::Hook;
 use crate::process::signal_by_name;
 
 /// The file's name, at the top of the artifact.
-pub const SERVICE_FILE: &str = "cohort.toml";
+pub(crate) const SERVICE_FILE: &str = "cohort.toml";
 
 /// Longest such file, as at publishing: the largest sensible one is some kilobytes.
 const SERVICE_FILE_BYTES_MAX: u64 = 256 << 10;

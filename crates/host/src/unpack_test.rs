@@ -1,1 +1,259 @@
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
+use cohort_core::report::Blame;
+use tar::{Builder, EntryType, Header};
+use tempfile::TempDir;
+
+use super::{UnpackError, UnpackLimits, unpack};
+use crate::testing::{put, tar_of};
+
+/// An archive with entries that no sane tool would write.
+struct Evil(Builder<Vec<u8>>);
+
+impl Evil {
+    fn new() -> Self {
+        Evil(Builder::new(Vec::new()))
+    }
+
+    fn entry(mut self, kind: EntryType, path: &str, link: &str, bytes: &[u8]) -> Self {
+        let mut header = Header::new_gnu();
+        let raw = header.as_gnu_mut().unwrap();
+        raw.name[..path.len()].copy_from_slice(path.as_bytes());
+        raw.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_mode(0o6777);
+        header.set_size(bytes.len() as u64);
+        header.set_cksum();
+        self.0.append(&header, bytes).unwrap();
+        self
+    }
+
+    fn file(self, path: &str) -> Self {
+        self.entry(EntryType::Regular, path, "", b"x")
+    }
+
+    fn symlink(self, path: &str, target: &str) -> Self {
+        self.entry(EntryType::Symlink, path, target, b"")
+    }
+
+    fn bytes(self) -> Vec<u8> {
+        self.0.into_inner().unwrap()
+    }
+}
+
+fn try_unpack(bytes: &[u8], limits: UnpackLimits) -> (TempDir, Result<(), UnpackError>) {
+    let folder = tempfile::tempdir().unwrap();
+    let release = put(folder.path(), "1.0.0", bytes);
+    let artifact = folder.path().join("artifacts").join(release.artifact.as_str());
+    fs::write(folder.path().join("outside"), "outside").unwrap();
+    let part = folder.path().join("inside");
+    let result = unpack(&artifact, &release, &part, limits, None);
+    (folder, result)
+}
+
+/// Refused, with this in the reason, blamed on the release, and nothing outside touched.
+fn refused(evil: Evil, word: &str) {
+    let (folder, result) = try_unpack(&evil.bytes(), UnpackLimits::default());
+    let error = result.expect_err(word);
+    let text = crate::output::chain(&error);
+    assert!(text.contains(word), "{text}");
+    assert_eq!(error.blame(), Blame::Release);
+    let mut names: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["artifacts", "inside", "outside"]);
+    assert_eq!(fs::read_to_string(folder.path().join("outside")).unwrap(), "outside");
+}
+
+#[test]
+fn plain_gzip_and_zstd_are_told_apart_by_their_first_bytes() {
+    let tar = tar_of(&[("bin/run", 0o755, "#!/bin/sh"), ("./cohort.toml", 0o600, "")]);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&tar).unwrap();
+    let zstd = zstd::encode_all(tar.as_slice(), 1).unwrap();
+    for bytes in [tar, gzip.finish().unwrap(), zstd] {
+        let (folder, result) = try_unpack(&bytes, UnpackLimits::default());
+        result.unwrap();
+        let run = folder.path().join("inside/bin/run");
+        assert_eq!(fs::read_to_string(&run).unwrap(), "#!/bin/sh");
+        assert_eq!(run.metadata().unwrap().permissions().mode() & 0o7777, 0o755);
+        assert!(folder.path().join("inside/cohort.toml").exists());
+    }
+}
+
+#[test]
+fn long_names_of_both_kinds_are_understood() {
+    let long = format!("{}/{}", "d".repeat(120), "f".repeat(120));
+    let (folder, result) = try_unpack(&tar_of(&[(&long, 0o644, "gnu")]), UnpackLimits::default());
+    result.unwrap();
+    assert_eq!(fs::read_to_string(folder.path().join("inside").join(&long)).unwrap(), "gnu");
+
+    let mut tar = Builder::new(Vec::new());
+    tar.append_pax_extensions([("path", long.as_bytes())]).unwrap();
+    let mut header = Header::new_ustar();
+    header.set_size(3);
+    header.set_mode(0o644);
+    header.set_cksum();
+    tar.append(&header, &b"pax"[..]).unwrap();
+    let (folder, result) = try_unpack(&tar.into_inner().unwrap(), UnpackLimits::default());
+    result.unwrap();
+    assert_eq!(fs::read_to_string(folder.path().join("inside").join(&long)).unwrap(), "pax");
+}
+
+#[test]
+fn permissions_are_masked() {
+    let (folder, result) = try_unpack(&Evil::new().file("f").bytes(), UnpackLimits::default());
+    result.unwrap();
+    let mode = folder.path().join("inside/f").metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o755, "no setuid, no setgid, not writable by others");
+}
+
+#[test]
+fn absolute_names_are_refused() {
+    refused(Evil::new().file("/etc/evil"), "absolute");
+}
+
+#[test]
+fn parents_are_refused() {
+    refused(Evil::new().file("../outside"), "..");
+    refused(Evil::new().file("a/../../outside"), "..");
+    refused(Evil::new().entry(EntryType::Directory, "..", "", b""), "..");
+}
+
+#[test]
+fn links_out_are_refused() {
+    refused(Evil::new().symlink("a", "/etc/passwd"), "absolute");
+    refused(Evil::new().symlink("a", "../outside"), "out of the folder");
+    refused(Evil::new().symlink("a/b", "../../outside"), "out of the folder");
+    refused(Evil::new().symlink("a", "b/../../outside"), "out of the folder");
+}
+
+#[test]
+fn links_out_through_other_links_are_refused() {
+    // By their text both stay inside.
+    let chained = Evil::new().symlink("a/b/c", "../..").symlink("a/b/out", "c/../outside");
+    refused(chained, "out of the folder");
+    // Whatever the order.
+    let chained = Evil::new().symlink("a/b/out", "c/../outside").symlink("a/b/c", "../..");
+    refused(chained, "out of the folder");
+    refused(Evil::new().symlink("a", "b").symlink("b", "a"), "links");
+}
+
+#[test]
+fn nothing_is_written_through_a_link() {
+    refused(Evil::new().symlink("a", "b").file("a/f"), "no folder");
+    refused(Evil::new().symlink("a", ".").entry(EntryType::Directory, "a/d", "", b""), "no folder");
+}
+
+#[test]
+fn hard_links_out_are_refused() {
+    let link = |path, target| Evil::new().file("f").entry(EntryType::Link, path, target, b"");
+    refused(link("a", "/etc/passwd"), "absolute");
+    refused(link("a", "../outside"), "..");
+    refused(link("a", "outside"), "hard link");
+    let to_link = Evil::new().symlink("s", "f").entry(EntryType::Link, "a", "s", b"");
+    refused(to_link, "hard link");
+    let (folder, result) = try_unpack(&link("a", "./f").bytes(), UnpackLimits::default());
+    result.unwrap();
+    assert_eq!(fs::read_to_string(folder.path().join("inside/a")).unwrap(), "x");
+}
+
+#[test]
+fn devices_and_pipes_are_refused() {
+    for kind in [EntryType::Char, EntryType::Block, EntryType::Fifo, EntryType::GNUSparse] {
+        refused(Evil::new().entry(kind, "a", "", b""), "neither");
+    }
+}
+
+#[test]
+fn what_comes_twice_is_refused() {
+    refused(Evil::new().file("a").file("a"), "same path");
+    refused(Evil::new().file("a").symlink("a", "b"), "same path");
+    refused(Evil::new().symlink("a", "b").file("./a"), "same path");
+    let folder_to_link = Evil::new().entry(EntryType::Directory, "d", "", b"").symlink("d", "e");
+    refused(folder_to_link, "same path");
+    let replaced = Evil::new().file("f").file("a").entry(EntryType::Link, "a", "f", b"");
+    refused(replaced, "same path");
+    refused(Evil::new().file("a").file("a/b"), "no folder");
+}
+
+#[test]
+fn long_and_deep_names_are_refused() {
+    let deep = tar_of(&[(&"d/".repeat(65), 0o644, "")]);
+    let long = tar_of(&[(&format!("{}f", "dddd/".repeat(250)), 0o644, "")]);
+    for (bytes, word) in [(deep, "deeper"), (long, "longer than 1024")] {
+        let (_folder, result) = try_unpack(&bytes, UnpackLimits::default());
+        assert!(result.unwrap_err().to_string().contains(word));
+    }
+    // A name that would fill the memory: the header promises 1 GiB of it.
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::GNULongName);
+    header.set_size(1 << 30);
+    header.set_cksum();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend([b'a'; 4096]);
+    let (_folder, result) = try_unpack(&bytes, UnpackLimits::default());
+    assert!(result.unwrap_err().to_string().contains("64 KiB"));
+}
+
+#[test]
+fn bombs_are_refused() {
+    let limits = UnpackLimits { bytes_max: 1 << 20, entries_max: 10 };
+    let big = "0".repeat(1 << 19);
+    let size = tar_of(&[("a", 0o644, &big), ("b", 0o644, &big), ("c", 0o644, "x")]);
+    let names: Vec<String> = (0..11).map(|n| n.to_string()).collect();
+    let count: Vec<_> = names.iter().map(|name| (name.as_str(), 0o644, "")).collect();
+    for (bytes, word) in [(size, "bytes"), (tar_of(&count), "files")] {
+        let bytes = zstd::encode_all(bytes.as_slice(), 1).unwrap();
+        let (_folder, result) = try_unpack(&bytes, limits);
+        let error = result.unwrap_err();
+        assert!(matches!(&error, UnpackError::TooMuch { what, .. } if *what == word), "{error}");
+    }
+}
+
+#[test]
+fn garbage_and_half_archives_are_refused() {
+    let whole = tar_of(&[("a", 0o644, &"a".repeat(5000))]);
+    for bytes in [&b"hello"[..], &[0; 1024], &whole[..2000], &[0x28, 0xb5, 0x2f, 0xfd, 1, 2]] {
+        let (_folder, result) = try_unpack(bytes, UnpackLimits::default());
+        assert_eq!(result.unwrap_err().blame(), Blame::Release);
+    }
+}
+
+#[test]
+fn interrupted_unpacking_is_swept_and_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    let release = put(folder.path(), "1.0.0", &tar_of(&[("a", 0o644, "a")]));
+    let artifact = folder.path().join("artifacts").join(release.artifact.as_str());
+    let releases = crate::Releases::open(folder.path().join("web")).unwrap();
+    let part = releases.path_of(&release).with_file_name(format!(
+        ".part-{}",
+        releases.path_of(&release).file_name().unwrap().to_str().unwrap()
+    ));
+    fs::create_dir(&part).unwrap();
+    fs::write(part.join("half"), "").unwrap();
+    let unpack = |releases: &crate::Releases| {
+        releases.unpack(&artifact, &release, UnpackLimits::default(), None).unwrap()
+    };
+    let path = unpack(&releases);
+    assert!(!path.join("half").exists() && path.join("a").exists());
+    assert_eq!(unpack(&releases), path);
+
+    // A folder of that name that is not whole is not taken for a release.
+    fs::remove_file(path.join(crate::releases::MARKER)).unwrap();
+    assert!(!releases.has(&release));
+    unpack(&releases);
+    assert!(releases.has(&release));
+
+    fs::create_dir(&part).unwrap();
+    crate::Releases::open(folder.path().join("web")).unwrap();
+    assert!(!Path::exists(&part), "swept at the next start");
+}
+
+#[test]
+fn the_marker_cannot_be_forged() {
+    refused(Evil::new().file(crate::releases::MARKER), "reserved");
+}

@@ -1,0 +1,360 @@
+//! Whole activations with real processes: what runs, what is written down, what is told.
+
+use std::fs;
+use std::time::Duration;
+
+use cohort_core::policy::Check;
+use cohort_core::report::{Blame, Outcome, Step};
+use cohort_core::steps::{Progress, StepAction, StepWait};
+use tokio_util::sync::CancellationToken;
+
+use crate::app_host::Acted;
+use crate::service::ServiceControl as _;
+use crate::testing::{SLEEP, TestServer, order, settle, until};
+use crate::traffic::Traffic;
+
+/// How the last activation failed.
+fn failure(host: &crate::AppHost) -> (Step, Blame, String, String) {
+    match &host.local().activation.as_ref().unwrap().progress {
+        Progress::Failed { step, blame, reason, output, .. } => {
+            (*step, *blame, reason.clone(), output.clone())
+        }
+        progress => panic!("it did not fail: {progress:?}"),
+    }
+}
+
+#[tokio::test]
+async fn from_nothing_to_a_release_to_the_next_to_nothing() {
+    let server = TestServer::start().await;
+    let note = server.folder.path().join("hooks-ran");
+    let script = format!(
+        "echo \"$(basename $0) $COHORT_VERSION $COHORT_PREVIOUS_VERSION $COHORT_FENCE \
+         $COHORT_ATTEMPT $COHORT_STEP $(basename $COHORT_RELEASE_DIR | cut -d- -f1) \
+         $COHORT_AVOID\" >> {}",
+        note.display()
+    );
+    let hooks: Vec<(&str, &str)> =
+        crate::Hook::ALL.iter().map(|hook| (hook.name(), script.as_str())).collect();
+    let mut host = server.host();
+    let traffic = host.traffic();
+
+    let first = server.release("1.0.0", SLEEP, &hooks);
+    let begun = order(1, Some(&first));
+    assert_eq!(settle(&mut host, &begun).await.unwrap(), StepAction::Settled);
+    assert_eq!(host.local().current.as_ref(), Some(&first));
+    assert_eq!(*traffic.borrow(), Traffic::Ready);
+    assert!(server.guard.status("web").await.unwrap().is_running());
+    fs::remove_file(&note).unwrap();
+
+    let second = server.release("2.0.0", SLEEP, &hooks);
+    settle(&mut host, &order(2, Some(&second))).await.unwrap();
+    let ran = fs::read_to_string(&note).unwrap();
+    let expected = "\
+before-block-traffic 2.0.0 1.0.0 1.2 1 drain 1.0.0 
+after-block-traffic 2.0.0 1.0.0 1.2 1 drain 1.0.0 
+hand-over 2.0.0 1.0.0 1.2 1 hand-over 1.0.0 s2,s3
+application-stop 2.0.0 1.0.0 1.2 1 stop 1.0.0 
+before-install 2.0.0 1.0.0 1.2 1 switch 2.0.0 
+after-install 2.0.0 1.0.0 1.2 1 switch 2.0.0 
+application-start 2.0.0 1.0.0 1.2 1 start 2.0.0 
+validate-service 2.0.0 1.0.0 1.2 1 check 2.0.0 
+before-allow-traffic 2.0.0 1.0.0 1.2 1 warm-up 2.0.0 
+after-allow-traffic 2.0.0 1.0.0 1.2 1 warm-up 2.0.0 
+";
+    assert_eq!(ran, expected);
+    assert_eq!(server.events(), ["started 1.1", "stopped 1.1", "started 1.2"]);
+
+    settle(&mut host, &order(3, None)).await.unwrap();
+    assert_eq!(host.local().current, None);
+    assert!(!server.guard.status("web").await.unwrap().is_running());
+    assert!(matches!(*traffic.borrow(), Traffic::Out { .. }));
+    assert!(!server.folder.path().join("web/current").exists());
+    server.end().await;
+}
+
+#[tokio::test]
+async fn the_same_fence_and_lower_ones_are_refused() {
+    let server = TestServer::start().await;
+    let release = server.release("1.0.0", SLEEP, &[]);
+    let mut host = server.host();
+    settle(&mut host, &order(5, Some(&release))).await.unwrap();
+    for generation in [4, 5] {
+        let order = order(generation, Some(&release));
+        let action = StepAction::Accept { order: order.clone(), step: Step::Prepare };
+        let acted = host.act(action, &CancellationToken::new()).await.unwrap();
+        assert!(matches!(acted, Acted::Refused { .. }), "{acted:?}");
+    }
+    drop(host);
+    // Durable: after a restart of the agent as well.
+    let mut host = server.host();
+    let action = StepAction::Accept { order: order(4, Some(&release)), step: Step::Prepare };
+    let acted = host.act(action, &CancellationToken::new()).await.unwrap();
+    assert!(matches!(acted, Acted::Refused { .. }), "{acted:?}");
+    assert_eq!(server.events(), ["started 1.5"]);
+    server.end().await;
+}
+
+#[tokio::test]
+async fn failures_of_the_release_are_blamed_on_it_with_their_output() {
+    let server = TestServer::start().await;
+    let good = server.release("1.0.0", SLEEP, &[]);
+    let mut host = server.host();
+    settle(&mut host, &order(1, Some(&good))).await.unwrap();
+
+    let hooks = [("after-install", "echo no database >&2; exit 1")];
+    let bad = server.release("2.0.0", SLEEP, &hooks);
+    let waits = settle(&mut host, &order(2, Some(&bad))).await.unwrap();
+    assert_eq!(waits, StepAction::Wait(StepWait::Decision));
+    let (step, blame, reason, output) = failure(&host);
+    assert_eq!((step, blame), (Step::Switch, Blame::Release));
+    assert!(reason.contains("after-install") && output.contains("no database"), "{reason}");
+
+    let crashing = server.release("3.0.0", "echo cannot bind; exit 7", &[]);
+    settle(&mut host, &order(3, Some(&crashing))).await.unwrap();
+    let (step, blame, reason, output) = failure(&host);
+    assert_eq!((step, blame), (Step::Check, Blame::Release));
+    assert!(reason.contains("crashed 3 times") && reason.contains("status 7"), "{reason}");
+    assert!(output.contains("cannot bind"), "{output}");
+    assert!(matches!(*host.traffic().borrow(), Traffic::Out { .. }));
+
+    // A program that is none.
+    let missing = server.release("4.0.0", SLEEP, &[]);
+    let toml = "[service]\ncommand = [\"./absent\"]\n";
+    let missing = crate::testing::put(
+        &server.state_dir(),
+        missing.version.as_str(),
+        &crate::testing::tar_of(&[("cohort.toml", 0o644, toml)]),
+    );
+    settle(&mut host, &order(4, Some(&missing))).await.unwrap();
+    let (step, blame, reason, _) = failure(&host);
+    assert_eq!((step, blame), (Step::Start, Blame::Release));
+    assert!(reason.contains("absent"), "{reason}");
+
+    // And back to what was good, from disk.
+    fs::remove_file(server.state_dir().join("artifacts").join(good.artifact.as_str())).unwrap();
+    settle(&mut host, &order(5, Some(&good))).await.unwrap();
+    assert_eq!(host.local().current.as_ref(), Some(&good));
+    assert_eq!(*host.traffic().borrow(), Traffic::Ready);
+    server.end().await;
+}
+
+#[tokio::test]
+async fn failures_of_the_surroundings_are_not_the_releases() {
+    let server = TestServer::start().await;
+    let release = server.release("1.0.0", SLEEP, &[]);
+    let path = server.state_dir().join("artifacts").join(release.artifact.as_str());
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[700] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let mut host = server.host();
+    settle(&mut host, &order(1, Some(&release))).await.unwrap();
+    let (step, blame, reason, _) = failure(&host);
+    assert_eq!((step, blame), (Step::Prepare, Blame::Surroundings));
+    assert!(reason.contains("digest"), "{reason}");
+    // Nothing was touched.
+    assert_eq!(host.local().current, None);
+    assert!(host.held().is_empty());
+
+    fs::remove_file(&path).unwrap();
+    settle(&mut host, &order(2, Some(&release))).await.unwrap();
+    assert_eq!(failure(&host).1, Blame::Surroundings);
+
+    // No guard.
+    let release = server.release("1.0.0", SLEEP, &[]);
+    server.guard.shutdown(Duration::from_secs(5)).await.unwrap();
+    settle(&mut host, &order(3, Some(&release))).await.unwrap();
+    let (step, blame, reason, _) = failure(&host);
+    assert_eq!((step, blame), (Step::Stop, Blame::Surroundings));
+    assert!(reason.contains("guard"), "{reason}");
+}
+
+#[tokio::test]
+async fn an_unhealthy_service_fails_at_the_deadline_with_the_kind_of_failure() {
+    let server = TestServer::start().await;
+    let release = server.release("1.0.0", SLEEP, &[]);
+    let mut host = server.host();
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let check = format!("{{\"type\":\"tcp\",\"address\":\"127.0.0.1:{port}\"}}");
+    let check: Check = serde_json::from_str(&check).unwrap();
+    let mut order = order(1, Some(&release));
+    order.healthy_deadline_ms = 300;
+    order.checks = vec![check];
+    settle(&mut host, &order).await.unwrap();
+    let (step, blame, reason, output) = failure(&host);
+    assert_eq!((step, blame), (Step::Check, Blame::Release));
+    assert!(reason.contains("refused") && reason.contains("tcp"), "{reason}");
+    assert!(output.contains("running 1.0.0"), "{output}");
+    server.end().await;
+}
+
+#[tokio::test]
+async fn later_is_tried_again_with_the_next_attempt() {
+    let server = TestServer::start().await;
+    let hooks = [("before-install", "[ \"$COHORT_ATTEMPT\" -ge 2 ] || exit 21")];
+    let release = server.release("1.0.0", SLEEP, &hooks);
+    let mut host = server.host();
+    settle(&mut host, &order(1, Some(&release))).await.unwrap();
+    assert_eq!(host.local().activation.as_ref().unwrap().progress, Progress::Complete);
+
+    // And at last it is given up, which is the release's fault.
+    let release = server.release("2.0.0", SLEEP, &[("before-install", "exit 21")]);
+    let cancel = CancellationToken::new();
+    let accept = StepAction::Accept { order: order(2, Some(&release)), step: Step::Prepare };
+    host.act(accept, &cancel).await.unwrap();
+    let acted = host.act(StepAction::Run { step: Step::Switch, attempt: 1 }, &cancel).await;
+    assert_eq!(acted.unwrap(), Acted::Later);
+    host.act(StepAction::GiveUp { step: Step::Switch, attempt: 20 }, &cancel).await.unwrap();
+    let (_, blame, reason, _) = failure(&host);
+    assert_eq!(blame, Blame::Release);
+    assert!(reason.contains("before-install"), "{reason}");
+    server.end().await;
+}
+
+#[tokio::test]
+async fn waiting_ends_when_a_newer_fence_arrives() {
+    let server = TestServer::start().await;
+    let slow = server.release("1.0.0", SLEEP, &[("after-install", "sleep 600")]);
+    let mut host = server.host();
+    let records = host.subscribe();
+    let cancel = CancellationToken::new();
+    let canceller = cancel.clone();
+    tokio::spawn(async move {
+        let begun = Progress::Begun { step: Step::Switch, attempt: 1 };
+        let in_hook = || async {
+            let local = records.borrow();
+            local.activation.as_ref().is_some_and(|activation| activation.progress == begun)
+        };
+        until("the hook runs", in_hook).await;
+        canceller.cancel();
+    });
+    let first = order(1, Some(&slow));
+    let orders = crate::testing::orders(&first);
+    let held = [slow.artifact.clone()];
+    loop {
+        let moment = host.moment(true, false, true);
+        let action =
+            cohort_core::steps::next_action(Some(&orders), host.local(), &held, moment).step;
+        match host.act(action, &cancel).await.unwrap() {
+            Acted::Done => {}
+            Acted::Cancelled => break,
+            acted => panic!("{acted:?}"),
+        }
+    }
+    let next = server.release("2.0.0", SLEEP, &[]);
+    settle(&mut host, &order(2, Some(&next))).await.unwrap();
+    assert_eq!(host.local().current.as_ref(), Some(&next));
+    assert_eq!(server.events(), ["started 1.2"]);
+    server.end().await;
+}
+
+#[tokio::test]
+async fn the_host_goes_back_by_itself() {
+    let server = TestServer::start().await;
+    let good = server.release("1.0.0", SLEEP, &[]);
+    let next = server.release("2.0.0", SLEEP, &[]);
+    let mut host = server.host();
+    settle(&mut host, &order(1, Some(&good))).await.unwrap();
+    let cancel = CancellationToken::new();
+
+    // Drained and no further: traffic comes back, and the service was never stopped.
+    let mut second = order(2, Some(&next));
+    second.confirm_within_ms = 0;
+    let accept = StepAction::Accept { order: second.clone(), step: Step::Prepare };
+    host.act(accept, &cancel).await.unwrap();
+    assert!(!host.confirm_expired(), "nothing is drained yet");
+    host.act(StepAction::Run { step: Step::Drain, attempt: 1 }, &cancel).await.unwrap();
+    assert!(host.confirm_expired());
+    assert_eq!(*host.traffic().borrow(), Traffic::Draining);
+    let moment = host.moment(false, false, false);
+    let action = cohort_core::steps::next_action(None, host.local(), &[], moment).step;
+    assert!(matches!(action, StepAction::Undo { attempt: 1, .. }), "{action:?}");
+    host.act(action, &cancel).await.unwrap();
+    assert_eq!(*host.traffic().borrow(), Traffic::Ready);
+    assert_eq!(server.events(), ["started 1.1"]);
+
+    // Started: the release before is put back, also when the agent restarted meanwhile.
+    let mut third = order(3, Some(&next));
+    third.confirm_within_ms = 0;
+    host.act(StepAction::Accept { order: third, step: Step::Prepare }, &cancel).await.unwrap();
+    for step in [Step::Drain, Step::HandOver, Step::Stop, Step::Switch, Step::Start] {
+        let acted = host.act(StepAction::Run { step, attempt: 1 }, &cancel).await.unwrap();
+        assert_eq!(acted, Acted::Done);
+    }
+    drop(host);
+    let mut host = server.host();
+    assert_eq!(
+        host.boot().await.unwrap(),
+        Outcome::Found { release: Some(next), in_service: false }
+    );
+    let moment = host.moment(false, false, false);
+    let action = cohort_core::steps::next_action(None, host.local(), &[], moment).step;
+    host.act(action, &cancel).await.unwrap();
+    assert_eq!(host.local().current.as_ref(), Some(&good));
+    assert_eq!(host.releases.current().as_ref(), Some(&good));
+    let (_, outcome) = host.local().activation.as_ref().unwrap().outcome().unwrap();
+    assert!(matches!(outcome, Outcome::Undone { release: Some(release), .. } if release == good));
+    assert_eq!(*host.traffic().borrow(), Traffic::Ready);
+    let status = server.guard.status("web").await.unwrap();
+    assert_eq!(status.release.as_deref(), Some(good.artifact.as_str()));
+    assert!(status.is_running());
+    server.end().await;
+}
+
+#[tokio::test]
+async fn being_reached_since_the_stop_is_told_apart() {
+    let server = TestServer::start().await;
+    let release = server.release("1.0.0", SLEEP, &[]);
+    let mut host = server.host();
+    let contact = host.contact();
+    contact.reached(0);
+    assert!(!host.moment(true, false, false).reached_since_stop);
+    settle(&mut host, &order(1, Some(&release))).await.unwrap();
+    assert!(!host.moment(true, false, false).reached_since_stop);
+    contact.reached(crate::boot_time_ms() + 1);
+    assert!(host.moment(true, false, false).reached_since_stop);
+    server.end().await;
+}
+
+#[tokio::test]
+async fn boot_brings_the_service_up_from_disk_and_leaves_a_running_one_alone() {
+    let server = TestServer::start().await;
+    let release = server.release("1.0.0", SLEEP, &[]);
+    let mut host = server.host();
+    assert_eq!(host.boot().await.unwrap(), Outcome::Found { release: None, in_service: false });
+    settle(&mut host, &order(1, Some(&release))).await.unwrap();
+    drop(host);
+
+    let mut host = server.host();
+    let found = Outcome::Found { release: Some(release.clone()), in_service: true };
+    assert_eq!(host.boot().await.unwrap(), found);
+    assert_eq!(*host.traffic().borrow(), Traffic::Starting);
+    host.take_traffic();
+    assert_eq!(*host.traffic().borrow(), Traffic::Ready);
+    assert_eq!(server.events(), ["started 1.1"]);
+
+    // It is gone, as after a restart of the machine without the guard's record.
+    server.guard.stop("web", Duration::from_secs(5)).await.unwrap();
+    assert_eq!(host.boot().await.unwrap(), found);
+    assert_eq!(server.events(), ["started 1.1", "stopped 1.1", "started 1.1"]);
+
+    // The record is lost: what is installed is found.
+    drop(host);
+    fs::remove_file(server.state_dir().join("apps/web/record")).unwrap();
+    assert_eq!(server.host().boot().await.unwrap(), found);
+    server.end().await;
+}
+
+#[tokio::test]
+async fn collecting_keeps_what_is_needed() {
+    let server = TestServer::start().await;
+    let releases: Vec<_> =
+        (1..=4).map(|n| server.release(&format!("{n}.0.0"), SLEEP, &[])).collect();
+    let mut host = server.host();
+    for (index, release) in releases.iter().enumerate() {
+        settle(&mut host, &order(index as u64 + 1, Some(release))).await.unwrap();
+    }
+    let removed = host.collect(&[releases[0].artifact.clone()]).unwrap();
+    assert_eq!(removed, [releases[1].clone()], "the kept, the previous and the current stay");
+    server.end().await;
+}

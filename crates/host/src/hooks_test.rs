@@ -1,0 +1,123 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, test_kill_process};
+use tempfile::TempDir;
+
+use super::{Hook, HookEnd, HookRun};
+use crate::testing::until;
+
+struct Bench(TempDir);
+
+impl Bench {
+    fn new(script: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("hooks")).unwrap();
+        let hook = folder.path().join("hooks/after-install");
+        fs::write(&hook, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(hook, fs::Permissions::from_mode(0o755)).unwrap();
+        Bench(folder)
+    }
+
+    async fn run(&self, limit: Duration) -> HookEnd {
+        let run = HookRun {
+            hook: Hook::AfterInstall,
+            folder: self.0.path(),
+            limit,
+            variables: &BTreeMap::from([("COHORT_ATTEMPT".to_owned(), "3".to_owned())]),
+            run_as: None,
+            kept_in: self.0.path(),
+        };
+        run.run().await.unwrap()
+    }
+
+    fn pid(&self, name: &str) -> Option<Pid> {
+        Pid::from_raw(fs::read_to_string(self.0.path().join(name)).ok()?.trim().parse().ok()?)
+    }
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn exit_statuses_speak() {
+    assert_eq!(Bench::new("exit 0").run(LONG).await, HookEnd::Passed);
+    let later = Bench::new("echo wait for $COHORT_ATTEMPT; exit 21").run(LONG).await;
+    assert_eq!(later, HookEnd::Later { output: "wait for 3\n".to_owned() });
+    let HookEnd::Failed { reason, output } = Bench::new("echo no; exit 1").run(LONG).await else {
+        panic!("it failed")
+    };
+    assert_eq!(
+        (reason.as_str(), output.as_str()),
+        ("hook after-install failed with exit status 1", "no\n")
+    );
+    let signal = Bench::new("kill -9 $$").run(LONG).await;
+    assert!(matches!(signal, HookEnd::Failed { reason, .. } if reason.contains("signal 9")));
+}
+
+#[tokio::test]
+async fn only_what_is_meant_for_it_is_in_its_environment() {
+    let bench = Bench::new("env");
+    bench.run(LONG).await;
+    let env = fs::read_to_string(bench.0.path().join("after-install.log")).unwrap();
+    assert!(env.contains("COHORT_ATTEMPT=3") && env.contains("PATH="), "{env}");
+    assert!(!env.contains("CARGO"), "{env}");
+}
+
+#[tokio::test]
+async fn absent_and_unusable_hooks_are_told_apart() {
+    let bench = Bench::new("exit 0");
+    let hook = bench.0.path().join("hooks/after-install");
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(matches!(bench.run(LONG).await, HookEnd::Failed { .. }));
+    fs::write(&hook, "no program").unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(matches!(bench.run(LONG).await, HookEnd::Failed { .. }));
+    fs::remove_file(hook).unwrap();
+    assert_eq!(bench.run(LONG).await, HookEnd::Absent);
+}
+
+#[tokio::test]
+async fn a_hook_that_hangs_is_ended_with_all_its_processes() {
+    // It ignores the polite signal, and so does its child.
+    let bench = Bench::new("trap '' TERM\nsleep 600 & echo $! > child; wait");
+    let end = bench.run(Duration::from_millis(200)).await;
+    assert!(matches!(end, HookEnd::Failed { reason, .. } if reason.contains("200 ms")));
+    let child = bench.pid("child").unwrap();
+    until("the child is gone", || async { crate::process::start_ticks(child).is_none() }).await;
+}
+
+#[tokio::test]
+async fn what_a_hook_leaves_behind_ends_with_it() {
+    let bench = Bench::new("sleep 600 & echo $! > child");
+    let began = Instant::now();
+    assert_eq!(bench.run(LONG).await, HookEnd::Passed);
+    assert!(began.elapsed() < LONG / 2, "it did not wait for the child's end of the pipe");
+    let child = bench.pid("child").unwrap();
+    until("the child is gone", || async { crate::process::start_ticks(child).is_none() }).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_output_is_bounded() {
+    let bench = Bench::new("head -c 50000000 /dev/zero | tr '\\0' x; echo; echo the end; exit 1");
+    let HookEnd::Failed { output, .. } = bench.run(LONG).await else { panic!("it failed") };
+    assert!(output.ends_with("the end\n") && output.len() <= 2048);
+    assert_eq!(fs::metadata(bench.0.path().join("after-install.log")).unwrap().len(), 64 * 1024);
+}
+
+#[tokio::test]
+async fn a_hook_of_a_killed_agent_is_ended_before_the_next_run() {
+    // The note of an earlier agent, whose hook still runs.
+    let mut earlier = std::process::Command::new("sleep");
+    let mut earlier = std::os::unix::process::CommandExt::process_group(&mut earlier, 0)
+        .arg("600")
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(i32::try_from(earlier.id()).unwrap()).unwrap();
+    let bench = Bench::new("exit 0");
+    crate::orphan::note(&bench.0.path().join("running"), pid);
+    assert!(test_kill_process(pid).is_ok());
+    assert_eq!(bench.run(LONG).await, HookEnd::Passed);
+    assert!(!earlier.wait().unwrap().success());
+}

@@ -1,0 +1,186 @@
+//! What tests of this crate share: releases made on the fly, an app's host over a real guard.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cohort_core::ids::{Generation, Incarnation};
+use cohort_core::orders::{ActivationOrder, AppOrders, Fence, Purpose};
+use cohort_core::policy::Check;
+use cohort_core::release::{Release, Rollback};
+use cohort_core::steps::{StepAction, next_action};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::app_host::{Acted, AppHost, AppHostConfig, Controls};
+use crate::guard::{GuardClient, GuardConfig};
+use crate::record::HostError;
+use crate::unpack::UnpackLimits;
+
+/// A file of an archive under construction: path, mode, bytes.
+pub(crate) type File<'a> = (&'a str, u32, &'a str);
+
+/// A plain tar of some files.
+pub(crate) fn tar_of(files: &[File<'_>]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, mode, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(*mode);
+        tar.append_data(&mut header, path, text.as_bytes()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+/// Puts an artifact where the host looks for it.
+pub(crate) fn put(state_dir: &Path, version: &str, bytes: &[u8]) -> Release {
+    let digest = blake3::hash(bytes).to_hex().to_string();
+    let folder = state_dir.join("artifacts");
+    fs::create_dir_all(&folder).unwrap();
+    fs::File::create(folder.join(&digest)).unwrap().write_all(bytes).unwrap();
+    Release {
+        version: version.parse().unwrap(),
+        platform: "linux/amd64".parse().unwrap(),
+        artifact: digest.parse().unwrap(),
+        manifest: "0".repeat(64).parse().unwrap(),
+        length: bytes.len() as u64,
+        rollback: Rollback::Revert,
+    }
+}
+
+/// A service that says its version and sleeps, and hooks that note that they ran.
+pub(crate) fn artifact(version: &str, script: &str, hooks: &[(&str, &str)]) -> Vec<u8> {
+    let toml =
+        "[service]\ncommand = [\"./run\"]\nstop_timeout = \"2s\"\n[hooks]\ntimeout = \"3s\"\n";
+    let script = format!("#!/bin/sh\necho running {version}\n{script}\n");
+    let mut files = vec![("cohort.toml", 0o644, toml.to_owned()), ("run", 0o755, script)];
+    let hooks: Vec<(String, String)> = hooks
+        .iter()
+        .map(|(name, script)| (format!("hooks/{name}"), format!("#!/bin/sh\n{script}\n")))
+        .collect();
+    for (name, script) in &hooks {
+        files.push((name, 0o755, script.clone()));
+    }
+    let files: Vec<File<'_>> = files.iter().map(|(p, m, t)| (*p, *m, t.as_str())).collect();
+    tar_of(&files)
+}
+
+/// A service that runs until it is stopped.
+pub(crate) const SLEEP: &str = "exec sleep 600";
+
+/// A server: folders, and a guard in this process.
+pub(crate) struct TestServer {
+    pub(crate) folder: TempDir,
+    pub(crate) guard: Arc<GuardClient>,
+}
+
+impl TestServer {
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = GuardConfig { folder: folder.path().join("guard"), detach: false };
+        let guard = Arc::new(GuardClient::new(config.folder.clone(), None));
+        tokio::spawn(async move { crate::guard::serve(&config).await.unwrap() });
+        until("the guard listens", || async { guard.ensure().await.is_ok() }).await;
+        TestServer { folder, guard }
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    pub(crate) fn release(&self, version: &str, script: &str, hooks: &[(&str, &str)]) -> Release {
+        put(&self.state_dir(), version, &artifact(version, script, hooks))
+    }
+
+    pub(crate) fn host(&self) -> AppHost {
+        let config = AppHostConfig {
+            state_dir: self.state_dir(),
+            install_dir: self.folder.path().join("web"),
+            server: "s1".parse().unwrap(),
+            group: "intel.zone-a".parse().unwrap(),
+            platform: "linux/amd64".parse().unwrap(),
+            service_port: Some(1),
+            run_as: None,
+            host_programs: Arc::new(BTreeMap::new()),
+            limits: UnpackLimits::default(),
+        };
+        let controls = Controls { guard: self.guard.clone(), systemd: None };
+        AppHost::open(config, "web".parse().unwrap(), controls).unwrap()
+    }
+
+    /// Lines of the guard's record, as `kind key`.
+    pub(crate) fn events(&self) -> Vec<String> {
+        let path = self.folder.path().join("guard").join(crate::guard::EVENTS_FILE);
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.lines()
+            .map(|line| {
+                let event: crate::guard::Event = serde_json::from_str(line).unwrap();
+                format!("{:?} {}", event.event, event.key).to_lowercase()
+            })
+            .collect()
+    }
+
+    pub(crate) async fn end(self) {
+        self.guard.shutdown(Duration::from_secs(10)).await.unwrap();
+    }
+}
+
+/// An order to run `release` under generation `generation`.
+pub(crate) fn order(generation: u64, release: Option<&Release>) -> ActivationOrder {
+    ActivationOrder {
+        fence: Fence { incarnation: Incarnation(1), generation: Generation(generation) },
+        release: release.cloned(),
+        undo_to: None,
+        purpose: Purpose::Wave,
+        avoid: vec!["s2".parse().unwrap(), "s3".parse().unwrap()],
+        drain_ms: 0,
+        min_healthy_ms: 50,
+        healthy_deadline_ms: 5_000,
+        confirm_within_ms: 60_000,
+        warm_up_ms: 0,
+        checks: Vec::<Check>::new(),
+        begin: true,
+    }
+}
+
+pub(crate) fn orders(activation: &ActivationOrder) -> AppOrders {
+    AppOrders {
+        app: "web".parse().unwrap(),
+        fetch: Vec::new(),
+        activation: Some(activation.clone()),
+        run: None,
+        checks: Vec::new(),
+        keep: Vec::new(),
+    }
+}
+
+/// Goes on until there is nothing to do without new orders; what the last action was.
+pub(crate) async fn settle(
+    host: &mut AppHost,
+    order: &ActivationOrder,
+) -> Result<StepAction, HostError> {
+    let orders = orders(order);
+    let cancel = CancellationToken::new();
+    loop {
+        let held: Vec<_> = order.release.iter().map(|release| release.artifact.clone()).collect();
+        let moment = host.moment(true, false, true);
+        let action = next_action(Some(&orders), host.local(), &held, moment).step;
+        if matches!(action, StepAction::Settled | StepAction::Wait(_)) {
+            return Ok(action);
+        }
+        let acted = host.act(action, &cancel).await?;
+        assert!(!matches!(acted, Acted::Nothing | Acted::Refused { .. }), "{acted:?}");
+    }
+}
+
+/// Waits for a condition, ten seconds at the most.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
