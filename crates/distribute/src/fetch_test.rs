@@ -169,6 +169,22 @@ async fn sources_that_hang_trickle_lie_or_never_end_are_left_for_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slow_source_is_asked_for_less_at_once_and_loses_nothing() {
+    let (disk, sample) = (Disk::new(), Sample::new("slow", 12 * UNIT));
+    let slow = Manners { paced: true, ..Manners::default() };
+    let mirror = Mirror::start(&[&sample], slow).await;
+    let limits = crate::Limits { request_ms_max: 100, unit_ms_max: 10_000, ..quick() };
+    let context = context(&disk, &[&mirror], limits);
+    let (result, progress) = fetch_once(&context, sample.order()).await;
+    result.unwrap();
+    disk.assert_holds(&sample);
+    let report = &progress.sources[0];
+    assert!(report.last_error.as_ref().unwrap().contains("is slow"), "{report:?}");
+    assert_eq!(report.failures, 0);
+    assert!(mirror.requests() >= 4, "{}", mirror.requests());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_without_the_artifact_is_passed_over() {
     let (disk, sample) = (Disk::new(), sample());
     let empty = Mirror::start(&[], Manners::default()).await;

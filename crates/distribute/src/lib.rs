@@ -11,6 +11,8 @@
 //! [`ArtifactStore`] (the disk), [`bulk_router`] (the other side). [`Downloads`] holds all fetches
 //! of an agent together.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 mod downloads;
 mod durable;
 mod fetch;

@@ -25,6 +25,10 @@ pub struct Limits {
     /// For one whole unit: a source under 64 KiB in this time (3 KiB/s) is no source at all, even
     /// when it sends a byte now and then.
     pub unit_ms_max: u64,
+    /// After this long a request for some units is ended at the next unit, and the rest of it is
+    /// shared out anew: so that one slow source does not hold up the end. At a first request of
+    /// 1 MiB this concerns sources under 70 KiB/s.
+    pub request_ms_max: u64,
     /// For the whole file of unit hashes (8 MiB at most).
     pub hashes_ms_max: u64,
     /// First pause after a source failed; doubled by each failure in a row.
@@ -56,6 +60,7 @@ impl Default for Limits {
             first_byte_ms_max: 10_000,
             idle_ms_max: 10_000,
             unit_ms_max: 20_000,
+            request_ms_max: 15_000,
             hashes_ms_max: 60_000,
             backoff_ms_min: 250,
             backoff_ms_max: 60_000,

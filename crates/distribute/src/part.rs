@@ -49,7 +49,13 @@ impl Part {
         } else {
             rehash(&file, &hashes).map_err(StoreError::file("hashing", &path))?
         };
-        preallocate(&file, length).map_err(StoreError::file("preallocating", &path))?;
+        if let Err(error) = preallocate(&file, length) {
+            // What was claimed before the disk was full must not keep it full.
+            if have.is_empty() {
+                let _ = file.set_len(0);
+            }
+            return Err(StoreError::file("preallocating", &path)(error));
+        }
         file.set_len(length).map_err(StoreError::file("setting the length of", &path))?;
         Ok(Self { path, file, hashes, have: Mutex::new(have) })
     }

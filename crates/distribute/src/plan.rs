@@ -4,8 +4,10 @@
 //! 1. Holders in the group come before mirrors, always: the zone's downlink carries a byte once.
 //! 2. Mirrors are asked only with leave (`mirrors_allowed`), one at a time, and only while no
 //!    holder can be asked: the best that is not out; the next one only when that one is out.
-//! 3. Earliest missing units first, spread over the holders with the fewest requests under way.
-//! 4. One request at most for the unit hashes; no unit before them.
+//! 3. A holder with less than an eighth of the best holder's rate is left alone: at the end all would
+//!    wait for it.
+//! 4. Earliest missing units first, spread over the holders with the fewest requests under way.
+//! 5. One request at most for the unit hashes; no unit before them.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -230,7 +232,10 @@ impl<'a> Planner<'a> {
         };
         let peers: Vec<_> = usable(SourceKind::Peer).collect();
         if !peers.is_empty() || !self.situation.mirrors_allowed {
-            return peers;
+            let rate = |id: &SourceId| self.sources[id].rate;
+            let best = peers.iter().map(|id| rate(id)).max().unwrap_or(0);
+            let good = |id: &&SourceId| rate(id) == 0 || rate(id) >= best / SLOW_FACTOR;
+            return peers.into_iter().filter(good).collect();
         }
         let best = |id: &&SourceId| (self.sources[*id].failures, self.sources[*id].rank);
         usable(SourceKind::Mirror).min_by_key(best).into_iter().collect()
@@ -275,6 +280,9 @@ impl<'a> Planner<'a> {
 
 /// Smaller requests cost more in round trips than sharing them out can win.
 const REQUEST_UNITS_MIN: u32 = 4;
+
+/// See rule 3.
+const SLOW_FACTOR: u64 = 8;
 
 /// Units that a source is asked for at once, by its rate.
 fn wanted_units(rate: u64, limits: &Limits) -> u32 {

@@ -185,6 +185,20 @@ fn a_much_faster_holder_is_preferred_and_a_new_one_is_tried() {
 }
 
 #[test]
+fn a_very_slow_holder_is_left_alone_while_there_is_a_better_one() {
+    let (slow, good) = (peer("a"), peer("b"));
+    let mut case = Case::new(100, &[slow.clone(), good.clone()]);
+    case.source(&slow).rate = 1_000_000;
+    case.source(&good).rate = 8_000_000;
+    assert_eq!(case.plan().actions.len(), 4, "an eighth is good enough");
+    case.source(&slow).rate = 999_999;
+    case.source(&good).requests = 2;
+    assert_eq!(case.plan().actions, []);
+    case.source(&good).out_until_ms = Some(u64::MAX);
+    assert_eq!(case.plan().actions.len(), 2, "better than nobody");
+}
+
+#[test]
 fn a_source_without_ranges_is_asked_for_everything_and_alone() {
     let mut case = Case::new(50, &[mirror(0)]);
     case.source(&mirror(0)).ranges = false;

@@ -55,6 +55,14 @@ pub enum RequestError {
         /// For how long, in milliseconds.
         ms: u64,
     },
+    /// It is slow: what came is kept, the rest is shared out anew.
+    #[error("is slow: {units} units in {ms} ms")]
+    Slow {
+        /// Units that came.
+        units: u32,
+        /// In this time, in milliseconds.
+        ms: u64,
+    },
     /// A status that is no answer.
     #[error("answered with status {0}")]
     Status(StatusCode),
@@ -138,7 +146,12 @@ pub(crate) async fn take_units(
         SourceKind::Peer => peer_run(part, asked, &answer)?,
     };
     let mut body = Body::new(context, measured, answer.into_body());
+    let patience = Duration::from_millis(context.limits.request_ms_max);
     for index in run.first..run.end() {
+        if asked != Asked::Whole && index > run.first && body.begun.elapsed() >= patience {
+            let ms = context.limits.request_ms_max;
+            return Err(RequestError::Slow { units: index - run.first, ms });
+        }
         let (_, length) = part.hashes().span(index).map_err(RequestError::Wrong)?;
         let unit = body.take(length, context.limits.unit_ms_max, "whole unit").await?;
         if part.has(index) {

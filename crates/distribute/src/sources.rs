@@ -14,8 +14,9 @@ use crate::plan::{SourceId, SourceKind, SourceView};
 use crate::progress::{SourceReport, cut};
 use crate::request::{Measured, RequestError};
 
-/// A measurement over fewer bytes says nothing about a rate: 256 KiB.
+/// A measurement over fewer bytes (256 KiB) and less time than this says nothing about a rate.
 const RATE_BYTES_MIN: u64 = 256 << 10;
+const RATE_US_MIN: u64 = 2_000_000;
 
 /// Every source of one fetch: the mirrors, and the servers that an order named at some time.
 pub(crate) struct Sources {
@@ -120,8 +121,8 @@ impl Sources {
                 known.fail();
                 doubled.max(limits.wrong_bytes_ms)
             }
-            // Our own disk is nobody else's failure.
-            RequestError::Disk(_) => return,
+            // Being slow is in the measured rate; our own disk is nobody else's failure.
+            RequestError::Slow { .. } | RequestError::Disk(_) => return,
             RequestError::Absent
             | RequestError::Connection(_)
             | RequestError::Stalled { .. }
@@ -193,7 +194,8 @@ impl Known {
 
     fn measure(&mut self, measured: &Measured) {
         let us = u64::try_from(measured.elapsed.as_micros()).unwrap_or(u64::MAX);
-        if measured.bytes < RATE_BYTES_MIN || us == 0 {
+        let enough = measured.bytes >= RATE_BYTES_MIN || us >= RATE_US_MIN;
+        if !enough || us == 0 {
             return;
         }
         let rate = measured.bytes.saturating_mul(1_000_000) / us;

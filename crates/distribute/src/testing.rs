@@ -132,6 +132,8 @@ pub(crate) struct Manners {
     pub(crate) silent: bool,
     /// One byte every 20 ms.
     pub(crate) trickles: bool,
+    /// 16 KiB every 20 ms.
+    pub(crate) paced: bool,
     /// Answers 503 this often first.
     pub(crate) busy: AtomicU32,
     /// Says another length of the whole.
@@ -257,7 +259,7 @@ fn body(state: &Arc<MirrorState>, start: u64, bytes: Bytes) -> Body {
             {
                 let _pass = gate.acquire().await.unwrap();
             }
-            if manners.trickles {
+            if manners.trickles || manners.paced {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             if rest.is_empty() {
