@@ -1,3 +1,39 @@
 //! The daemon on every server: runner and member wired together.
+//!
+//! **What it is.** [`run`] joins the fleet at the first start, then goes on for as long as the
+//! server lives: the *runner* (every server) asks a member for orders and does them through
+//! `cohort-host`; the *member* (few servers) carries the group's log on a thread of its own and,
+//! while it leads, plans.
+//!
+//! **What it must never know.** How a decision is made (core), how a step is done (host), what a
+//! signature is (artifact, identity).
+//!
+//! **Where to start reading.** `member.rs` (the loop that owns the state), `control.rs` (what can
+//! be asked), `runner.rs` and `app.rs` (what a server does), `duties.rs` (the leader's errands).
 
+mod app;
 pub mod config;
+mod contacts;
+mod control;
+mod duties;
+mod error;
+mod fetching;
+mod join;
+mod killswitch;
+mod member;
+mod membership;
+mod metrics;
+mod net;
+mod probe;
+mod renewal;
+mod reporter;
+mod runner;
+mod shared;
+mod start;
+mod status;
+mod trust;
+
+pub use error::AgentError;
+pub use member::MemberError;
+pub use probe::READY_PERCENT;
+pub use start::run;

@@ -1,0 +1,377 @@
+//! One app on this server: the pure step logic, fed with orders, done by the host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cohort_core::ids::{AppId, Digest};
+use cohort_core::orders::{AppOrders, Fence};
+use cohort_core::policy::Check;
+use cohort_core::report::{Outcome, Step};
+use cohort_core::steps::{Progress, StepAction, StepWait, next_action};
+use cohort_distribute::{Downloads, FetchStatus};
+use cohort_host::{AppHost, Controls, Health, HostError, RunningChecks, boot_time_ms};
+use cohort_wire::agent::Doing;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::reporter::Reporter;
+use crate::runner::{DoingBoard, Received};
+use crate::shared::Shared;
+
+/// How often an app that waits looks at its clocks.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often old releases are collected from disk.
+const COLLECT_EVERY: Duration = Duration::from_secs(60);
+
+/// What makes an app look again.
+pub(crate) struct Changes {
+    pub orders: watch::Receiver<Option<Arc<Received>>>,
+    pub fetched: watch::Receiver<BTreeMap<Digest, FetchStatus>>,
+    pub killed: watch::Receiver<Option<String>>,
+    pub confirmed: watch::Receiver<BTreeMap<AppId, Fence>>,
+}
+
+/// One app on this server.
+pub(crate) struct AppTask {
+    pub shared: Arc<Shared>,
+    pub app: AppId,
+    pub host: AppHost,
+    pub controls: Controls,
+    pub downloads: Arc<Downloads>,
+    pub board: Arc<DoingBoard>,
+    pub reporter: Reporter,
+    pub stop: CancellationToken,
+}
+
+/// What is remembered between two looks.
+#[derive(Default)]
+struct Memory {
+    /// What was told last about the activation.
+    told: Option<(Fence, Outcome)>,
+    took_traffic: bool,
+    running: Option<(Vec<Check>, Option<Digest>, RunningChecks)>,
+    health: Option<Health>,
+    collected: Option<Instant>,
+}
+
+impl AppTask {
+    pub(crate) async fn run(mut self, mut changes: Changes) -> Result<(), HostError> {
+        let found = self.host.boot().await?;
+        self.reporter.tell(&self.app, Fence::default(), 1, found);
+        let started = Instant::now();
+        let mut memory = Memory::default();
+        loop {
+            if self.stop.is_cancelled() {
+                return Ok(());
+            }
+            let received = changes.orders.borrow_and_update().clone();
+            let orders = received
+                .as_ref()
+                .and_then(|received| received.orders.apps.iter().find(|o| o.app == self.app));
+            self.tell(&mut memory);
+            let held = self.held();
+            let confirmed = self.confirmed(&mut changes);
+            let fresh = received.as_ref().is_some_and(|received| received.fresh());
+            let killed = changes.killed.borrow_and_update().is_some();
+            let moment = self.host.moment(fresh, killed, confirmed);
+            let next = next_action(orders, self.host.local(), &held, moment);
+            match next.step {
+                StepAction::Settled | StepAction::Wait(_) => {
+                    self.rest(&next.step, orders, started, &mut memory, &mut changes).await;
+                }
+                action => {
+                    memory.running = None;
+                    memory.health = None;
+                    self.act(action, &mut changes).await?;
+                }
+            }
+        }
+    }
+
+    fn held(&self) -> Vec<Digest> {
+        let mut held = self.downloads.context().store.held();
+        held.extend(self.host.held());
+        held
+    }
+
+    fn confirmed(&self, changes: &mut Changes) -> bool {
+        let fence = self.host.local().activation.as_ref().map(|a| a.order.fence);
+        let confirmed = changes.confirmed.borrow_and_update();
+        fence.is_some() && confirmed.get(&self.app).copied() == fence
+    }
+
+    /// Tells the group what is written down here and not told yet.
+    fn tell(&self, memory: &mut Memory) {
+        let Some(activation) = &self.host.local().activation else { return };
+        let Some((attempt, outcome)) = activation.outcome() else { return };
+        let fence = activation.order.fence;
+        let told = memory.told.as_ref().is_some_and(|(f, o)| *f == fence && *o == outcome);
+        if !told {
+            self.reporter.tell(&self.app, fence, attempt, outcome.clone());
+            memory.told = Some((fence, outcome));
+        }
+    }
+
+    /// Does one step; a newer order, or a group out of reach for too long, interrupts its waits.
+    async fn act(&mut self, action: StepAction, changes: &mut Changes) -> Result<(), HostError> {
+        let step = match &action {
+            StepAction::Accept { step, .. }
+            | StepAction::Run { step, .. }
+            | StepAction::GiveUp { step, .. } => Some(*step),
+            StepAction::Undo { .. } => Some(Step::Undo),
+            StepAction::Complete | StepAction::Settled | StepAction::Wait(_) => None,
+        };
+        let fence = match &action {
+            StepAction::Accept { order, .. } => order.fence,
+            StepAction::Run { .. }
+            | StepAction::GiveUp { .. }
+            | StepAction::Undo { .. }
+            | StepAction::Complete
+            | StepAction::Settled
+            | StepAction::Wait(_) => {
+                self.host.local().activation.as_ref().map_or(Fence::default(), |a| a.order.fence)
+            }
+        };
+        let doing = step.map(|step| Doing { step, detail: String::new() });
+        self.board.set(&self.app, doing);
+        let begun = Instant::now();
+        let cancel = CancellationToken::new();
+        let confirm_left = self.host.confirm_left_ms();
+        let undoing = matches!(action, StepAction::Undo { .. });
+        let interrupt = interrupted(
+            self.app.clone(),
+            fence,
+            if undoing { None } else { confirm_left },
+            changes.orders.clone(),
+            self.stop.clone(),
+        );
+        let act = self.host.act(action, &cancel);
+        tokio::pin!(act);
+        tokio::select! {
+            acted = &mut act => { acted?; }
+            () = interrupt => {
+                cancel.cancel();
+                act.await?;
+            }
+        }
+        self.board.set(&self.app, None);
+        if let Some(step) = step {
+            let labels = [("step", step.name())];
+            let seconds = begun.elapsed().as_secs_f64();
+            self.shared.metrics.add("cohort_server_step_seconds_sum", &labels, seconds);
+            self.shared.metrics.add("cohort_server_step_seconds_count", &labels, 1.0);
+        }
+        Ok(())
+    }
+
+    /// Nothing to do now: traffic, running checks, old releases; until something changes.
+    async fn rest(
+        &mut self,
+        step: &StepAction,
+        orders: Option<&AppOrders>,
+        started: Instant,
+        memory: &mut Memory,
+        changes: &mut Changes,
+    ) {
+        let doing = match step {
+            StepAction::Wait(StepWait::Fetching) => {
+                Some(Doing { step: Step::Fetch, detail: self.fetching(orders) })
+            }
+            StepAction::Wait(StepWait::Confirmation) => {
+                Some(Doing { step: Step::Check, detail: "passed; the group is told".into() })
+            }
+            _ if orders.is_some_and(|orders| !orders.fetch.is_empty()) => {
+                Some(Doing { step: Step::Fetch, detail: self.fetching(orders) })
+            }
+            _ => None,
+        };
+        self.board.set(&self.app, doing);
+        self.traffic(step, orders, started, memory);
+        self.watch_health(orders, memory);
+        self.collect(orders, memory).await;
+        let wait = match self.host.confirm_left_ms() {
+            Some(left_ms) => LOOK_EVERY.min(Duration::from_millis(left_ms.max(10))),
+            None => LOOK_EVERY,
+        };
+        let mut health = memory.running.as_ref().map(|(_, _, checks)| checks.health());
+        let mut health_changed = false;
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            _ = changes.orders.changed() => {}
+            _ = changes.fetched.changed() => {}
+            _ = changes.killed.changed() => {}
+            _ = changes.confirmed.changed() => {}
+            () = async {
+                match &mut health {
+                    Some(health) => { let _ = health.changed().await; }
+                    None => std::future::pending().await,
+                }
+            } => health_changed = true,
+            () = tokio::time::sleep(wait) => {}
+        }
+        if let Some(health) = health {
+            let now = health.borrow().clone();
+            if health_changed || memory.health.as_ref() != Some(&now) {
+                self.report_health(now, memory);
+            }
+        }
+    }
+
+    fn fetching(&self, orders: Option<&AppOrders>) -> String {
+        let statuses = self.downloads.statuses();
+        let statuses = statuses.borrow();
+        let first = orders.and_then(|orders| {
+            let mut fetches = orders.fetch.iter();
+            fetches.find_map(|fetch| statuses.get(&fetch.release.artifact))
+        });
+        match first {
+            Some(FetchStatus::UnderWay { progress }) => {
+                format!("{} of {} bytes", progress.bytes_held, progress.bytes_total)
+            }
+            Some(FetchStatus::Failed { reason, tries, .. }) => format!("try {tries}: {reason}"),
+            Some(FetchStatus::Held) => "whole".into(),
+            None => "its turn comes".into(),
+        }
+    }
+
+    /// After a start: traffic only when nothing is owed, or when the group could not be asked for
+    /// as long as the configuration says.
+    fn traffic(
+        &self,
+        step: &StepAction,
+        orders: Option<&AppOrders>,
+        started: Instant,
+        memory: &mut Memory,
+    ) {
+        if memory.took_traffic {
+            return;
+        }
+        let patience = Duration::from_millis(self.shared.config.ready_without_orders_after.ms);
+        let settled = match orders {
+            Some(orders) => *step == StepAction::Settled && orders.activation.is_none(),
+            None => started.elapsed() >= patience,
+        };
+        let busy = self
+            .host
+            .local()
+            .activation
+            .as_ref()
+            .is_some_and(|activation| activation.progress != Progress::Complete);
+        if settled || (busy && orders.is_some()) {
+            if settled {
+                self.host.take_traffic();
+            }
+            memory.took_traffic = true;
+        }
+    }
+
+    /// Running checks, begun anew when the release or the checks change.
+    fn watch_health(&self, orders: Option<&AppOrders>, memory: &mut Memory) {
+        let local = self.host.local();
+        let complete = local
+            .activation
+            .as_ref()
+            .is_none_or(|activation| matches!(activation.progress, Progress::Complete));
+        let Some(orders) = orders.filter(|_| complete && local.current.is_some()) else {
+            memory.running = None;
+            return;
+        };
+        let release = local.current.as_ref().map(|release| release.artifact.clone());
+        let same = memory
+            .running
+            .as_ref()
+            .is_some_and(|(checks, of, _)| *checks == orders.checks && *of == release);
+        if !same {
+            let first = Health { in_service: true, reason: String::new() };
+            let service = (Arc::clone(&self.controls.guard), self.app.to_string());
+            // With systemd the unit has another name and restarts by its own rules.
+            let service = self.controls.systemd.is_none().then_some(service);
+            let checks = RunningChecks::spawn(
+                &orders.checks,
+                self.host.check_context(),
+                service,
+                first.clone(),
+            );
+            memory.health = Some(first);
+            memory.running = Some((orders.checks.clone(), release, checks));
+        }
+    }
+
+    fn report_health(&self, now: Health, memory: &mut Memory) {
+        let result = if now.in_service { "passed" } else { "failed" };
+        let labels = [("check", "running"), ("result", result)];
+        self.shared.metrics.add("cohort_check_total", &labels, 1.0);
+        let outcome = Outcome::Health { in_service: now.in_service, reason: now.reason.clone() };
+        self.reporter.tell(&self.app, Fence::default(), 1, outcome);
+        memory.health = Some(now);
+    }
+
+    /// Removes what no order wants kept any more.
+    async fn collect(&self, orders: Option<&AppOrders>, memory: &mut Memory) {
+        let Some(orders) = orders else { return };
+        if memory.collected.is_some_and(|at| at.elapsed() < COLLECT_EVERY) {
+            return;
+        }
+        memory.collected = Some(Instant::now());
+        if orders.activation.is_some() || !orders.fetch.is_empty() {
+            return;
+        }
+        if let Err(error) = self.host.collect(&orders.keep) {
+            tracing::warn!(app = %self.app, %error, "old releases were not collected");
+        }
+        let others: BTreeSet<Digest> = orders.keep.iter().cloned().collect();
+        self.shared.keep(&self.app, others);
+        if let Some(keep) = self.shared.keep_of_all() {
+            let store = Arc::clone(&self.downloads.context().store);
+            let collected = tokio::task::spawn_blocking(move || store.collect(&keep)).await;
+            if let Ok(Err(error)) = collected {
+                tracing::warn!(%error, "old artifacts were not collected");
+            }
+        }
+    }
+}
+
+/// Until a newer order for the app is there, the group was not reached in time, or the agent ends.
+async fn interrupted(
+    app: AppId,
+    fence: Fence,
+    confirm_left_ms: Option<u64>,
+    mut orders: watch::Receiver<Option<Arc<Received>>>,
+    stop: CancellationToken,
+) {
+    let begun_ms = boot_time_ms();
+    let expired = async {
+        let Some(left_ms) = confirm_left_ms else { std::future::pending().await };
+        tokio::time::sleep(Duration::from_millis(left_ms)).await;
+    };
+    tokio::pin!(expired);
+    let mut over = false;
+    loop {
+        {
+            let received = orders.borrow_and_update();
+            let newer = received.as_ref().is_some_and(|received| {
+                received
+                    .orders
+                    .apps
+                    .iter()
+                    .find(|orders| orders.app == app)
+                    .and_then(|orders| orders.activation.as_ref())
+                    .is_some_and(|activation| activation.fence > fence)
+            });
+            if newer {
+                return;
+            }
+            let reached =
+                received.as_ref().is_some_and(|received| received.asked_boot_ms >= begun_ms);
+            if over && !reached {
+                return;
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = &mut expired, if !over => over = true,
+            changed = orders.changed() => if changed.is_err() { return },
+        }
+    }
+}

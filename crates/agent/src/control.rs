@@ -1,0 +1,422 @@
+//! The control port: orders for servers, commands of people, and what members tell each other.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{DefaultBodyLimit, State as Context};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use cohort_consensus::RaftId;
+use cohort_core::Body;
+use cohort_core::ids::ServerId;
+use cohort_identity::Role;
+use cohort_wire::agent::{
+    CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, ClaimMemberRequest, CommandAnswer,
+    CommandRequest, ContactsRequest, FORWARD, ForwardRequest, GroupStatus, JOIN_GROUP,
+    JoinGroupRequest, KILL, ORDERS, ORDERS_VALID_MS, OrdersAnswer, OrdersRequest, REPORT,
+    ReportRequest, STATUS, TRANSFER_LEADER, TransferLeaderAnswer, TransferLeaderRequest, WAIT,
+    WAIT_MS_MAX,
+};
+use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
+use cohort_wire::kill::SignedKill;
+use tokio::sync::oneshot;
+
+use crate::member::{Input, Proposed, View};
+use crate::shared::{MemberHandle, Shared};
+use crate::status::group_status;
+use crate::trust::{BUNDLE, MANIFEST, ManifestRequest};
+
+/// Reports of one request: what a server can have done between two answers, and room for a crash.
+const REPORTS_MAX: usize = 64;
+/// The largest body of a control request: a batch of reports with their output.
+const BODY_BYTES_MAX: usize = 512 * 1024;
+
+type Cx = Context<Arc<Shared>>;
+
+/// The routes of the control port.
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route(ORDERS, post(orders))
+        .route(WAIT, post(wait))
+        .route(REPORT, post(report))
+        .route(JOIN_GROUP, post(join_group))
+        .route(CLAIM_MEMBER, post(claim_member))
+        .route(COMMAND, post(command))
+        .route(FORWARD, post(forward))
+        .route(CONTACTS, post(contacts))
+        .route(STATUS, get(status))
+        .route(&format!("{STATUS}/local"), get(status_local))
+        .route(KILL, get(kill_get).post(kill_set))
+        .route(TRANSFER_LEADER, post(transfer_leader))
+        .route(BUNDLE, get(bundle))
+        .route(MANIFEST, post(manifest))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(shared)
+}
+
+/// The server that asks: an agent speaks for itself only.
+fn server_of(caller: &Caller) -> Result<ServerId, ApiError> {
+    let peer = caller.require(&[Role::Agent])?;
+    ServerId::new(peer.name.as_str()).map_err(|error| ApiError::bad_request(error.to_string()))
+}
+
+async fn latch(shared: &Arc<Shared>, registers: Vec<SignedKill>) {
+    if let Err(error) = shared.kill.offer(registers).await {
+        tracing::warn!(%error, "a kill register was not taken");
+    }
+}
+
+async fn orders(
+    Context(shared): Cx,
+    caller: Caller,
+    ApiJson(request): ApiJson<OrdersRequest>,
+) -> Result<Json<OrdersAnswer>, ApiError> {
+    let server = server_of(&caller)?;
+    shared.same_group(&request.group, request.version)?;
+    latch(&shared, request.kill).await;
+    let handle = shared.need_member()?;
+    let view = shared.fresh(&handle).await?;
+    shared.contacts.heard(&server, Duration::ZERO, request.doing);
+    Ok(Json(answer(&shared, &view, &server, ORDERS_VALID_MS)))
+}
+
+fn answer(shared: &Shared, view: &View, server: &ServerId, valid_ms: u64) -> OrdersAnswer {
+    let orders = view.state.orders(server, view.killed.is_some());
+    let hash = hash_of(&orders);
+    OrdersAnswer {
+        orders,
+        orders_valid_ms: valid_ms,
+        hash,
+        kill: shared.kill.signed(),
+        leader: view.leader().cloned(),
+    }
+}
+
+fn hash_of(orders: &Option<cohort_core::orders::Orders>) -> u64 {
+    let bytes = serde_json::to_vec(orders).expect("orders have text keys only");
+    let hash = blake3::hash(&bytes);
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    // 0 means "none known" in a question.
+    u64::from_be_bytes(first).max(1)
+}
+
+/// Answers when the orders differ from those that the server has; promises nothing about freshness.
+async fn wait(
+    Context(shared): Cx,
+    caller: Caller,
+    ApiJson(request): ApiJson<OrdersRequest>,
+) -> Result<Json<OrdersAnswer>, ApiError> {
+    let server = server_of(&caller)?;
+    shared.same_group(&request.group, request.version)?;
+    latch(&shared, request.kill).await;
+    let handle = shared.need_member()?;
+    let mut view = handle.view.clone();
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(WAIT_MS_MAX);
+    loop {
+        let now = Arc::clone(&view.borrow_and_update());
+        let answer = answer(&shared, &now, &server, 0);
+        if answer.hash != request.known || now.raft.leader.is_none() {
+            return Ok(Json(answer));
+        }
+        match tokio::time::timeout_at(deadline, view.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return Ok(Json(answer)),
+        }
+    }
+}
+
+async fn report(
+    Context(shared): Cx,
+    caller: Caller,
+    ApiJson(request): ApiJson<ReportRequest>,
+) -> Result<Json<Vec<CommandAnswer>>, ApiError> {
+    let server = server_of(&caller)?;
+    shared.same_group(&request.group, request.version)?;
+    if request.reports.len() > REPORTS_MAX {
+        return Err(ApiError::bad_request(format!("more than {REPORTS_MAX} reports at once")));
+    }
+    if request.reports.iter().any(|report| report.server != server) {
+        return Err(ApiError::forbidden(format!("{server} may only report for itself")));
+    }
+    let handle = shared.need_member()?;
+    if request.incarnation != handle.incarnation {
+        return Err(ApiError::conflict("the report is about another life of the group"));
+    }
+    // All at once: they share one sync of the log, and keep their order.
+    let commits = request.reports.into_iter().map(|report| {
+        let command =
+            Shared::command(&handle, format!("agent {server}"), None, Body::Report { report });
+        shared.commit(&handle, command)
+    });
+    let answers = futures_util::future::try_join_all(commits).await?;
+    Ok(Json(answers))
+}
+
+async fn join_group(
+    Context(shared): Cx,
+    caller: Caller,
+    ApiJson(request): ApiJson<JoinGroupRequest>,
+) -> Result<Json<CommandAnswer>, ApiError> {
+    let server = server_of(&caller)?;
+    shared.same_group(&request.group, request.version)?;
+    let handle = shared.need_member()?;
+    let known = handle.view.borrow().state.servers.contains_key(&server);
+    if !known {
+        // Which group a server belongs to is decided by the hub when it joins, never by itself.
+        let record = cohort_registry::typed::read_server(&*shared.registry, &server)
+            .await
+            .map_err(|error| ApiError::unavailable("registry_away", error.to_string()))?;
+        if record.is_none_or(|record| record.group != shared.group) {
+            let error = format!("the registry does not have {server} in {}", shared.group);
+            return Err(ApiError::forbidden(error).hint("join with a fresh token"));
+        }
+    }
+    let body =
+        Body::AddServer { server: server.clone(), address: request.address, rack: request.rack };
+    let command = Shared::command(&handle, format!("agent {server}"), None, body);
+    shared.commit(&handle, command).await.map(Json)
+}
+
+async fn claim_member(
+    Context(shared): Cx,
+    caller: Caller,
+    ApiJson(request): ApiJson<ClaimMemberRequest>,
+) -> Result<Json<ClaimMemberAnswer>, ApiError> {
+    let server = server_of(&caller)?;
+    shared.same_group(&request.group, request.version)?;
+    let handle = shared.need_member()?;
+    let (reply, answer) = oneshot::channel();
+    let gone = || ApiError::unavailable("stopping", "the member is stopping");
+    handle.inputs.send(Input::Claim(server, request.member, reply)).map_err(|_| gone())?;
+    match answer.await.map_err(|_| gone())? {
+        Some(granted) => Ok(Json(ClaimMemberAnswer { granted })),
+        None => Err(ApiError::unavailable("not_leader", "this member does not lead")),
+    }
+}
+
+/// What a person may say, and who may say it.
+fn allowed(body: &Body) -> bool {
+    matches!(
+        body,
+        Body::Pause { .. }
+            | Body::Resume { .. }
+            | Body::Approve { .. }
+            | Body::Abort { .. }
+            | Body::Retry { .. }
+            | Body::Undo { .. }
+            | Body::RemoveServer { .. }
+    )
+}
+
+async fn command(
+    Context(shared): Cx,
+    caller: Caller,
+    ApiJson(request): ApiJson<CommandRequest>,
+) -> Result<Json<CommandAnswer>, ApiError> {
+    let actor = caller.require(&[Role::Operator])?.to_string();
+    shared.same_group(&request.group, request.version)?;
+    if !allowed(&request.body) {
+        let error = format!("`{}` is not for people to say", request.body.name());
+        return Err(ApiError::forbidden(error));
+    }
+    let handle = shared.need_member()?;
+    let mut body = request.body;
+    if let Body::Undo { lead, .. } = &mut body
+        && let Some(leader) = handle.view.borrow().leader()
+    {
+        lead.clone_from(leader);
+    }
+    let command = Shared::command(&handle, actor, Some(request.request), body);
+    shared.commit(&handle, command).await.map(Json)
+}
+
+/// A member of this very group, by its certificate.
+fn member_only(handle: &MemberHandle, caller: &Caller) -> Result<ServerId, ApiError> {
+    let server = server_of(caller)?;
+    let member =
+        handle.view.borrow().state.servers.get(&server).is_some_and(|known| known.member.is_some());
+    if member {
+        Ok(server)
+    } else {
+        Err(ApiError::forbidden(format!("{server} carries no member of this group")))
+    }
+}
+
+async fn forward(
+    Context(shared): Cx,
+    caller: Caller,
+    ApiJson(request): ApiJson<ForwardRequest>,
+) -> Result<Json<CommandAnswer>, ApiError> {
+    shared.same_group(&request.group, request.version)?;
+    let handle = shared.need_member()?;
+    member_only(&handle, &caller)?;
+    let from_server = matches!(request.command.body, Body::Report { .. } | Body::AddServer { .. });
+    if !from_server && !allowed(&request.command.body) {
+        return Err(ApiError::forbidden("only what servers and people say is passed on"));
+    }
+    match shared.propose_here(&handle, request.command).await? {
+        Proposed::Applied { index, rejection } => Ok(Json(CommandAnswer { index, rejection })),
+        Proposed::NotLeader { .. } => {
+            Err(ApiError::unavailable("not_leader", "this member does not lead"))
+        }
+        Proposed::Busy | Proposed::Unknown => {
+            Err(ApiError::unavailable("outcome_unknown", "the command was not confirmed"))
+        }
+    }
+}
+
+async fn contacts(
+    Context(shared): Cx,
+    caller: Caller,
+    ApiJson(mut request): ApiJson<ContactsRequest>,
+) -> Result<Json<()>, ApiError> {
+    shared.same_group(&request.group, request.version)?;
+    let handle = shared.need_member()?;
+    member_only(&handle, &caller)?;
+    for (server, age_ms) in request.age_ms {
+        let doing = request.doing.remove(&server).unwrap_or_default();
+        shared.contacts.heard(&server, Duration::from_millis(age_ms), doing);
+    }
+    Ok(Json(()))
+}
+
+async fn status(Context(shared): Cx, caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
+    let handle = shared.handle();
+    if let Some(handle) = &handle {
+        let view = Arc::clone(&handle.view.borrow());
+        if view.leads() {
+            let fresh = shared.fresh(handle).await;
+            let linearizable = fresh.is_ok();
+            let view = fresh.unwrap_or(view);
+            return Ok(Json(group_status(&shared, &view, linearizable)));
+        }
+        if let Some(leader) = view.raft.leader
+            && let Some((server, address)) = shared.book.of(cohort_core::ids::MemberId(leader.0))
+            && let Ok(status) = ask_status(&shared, &server, &address).await
+        {
+            return Ok(Json(status));
+        }
+        return Ok(Json(group_status(&shared, &view, false)));
+    }
+    for member in shared.members() {
+        if let Ok(status) = ask_status(&shared, &member.server, &member.address).await {
+            return Ok(Json(status));
+        }
+    }
+    let _ = caller;
+    Err(ApiError::unavailable("no_member", format!("no member of {} answers", shared.group))
+        .hint("start the agents of the group's voters"))
+}
+
+async fn ask_status(
+    shared: &Shared,
+    server: &ServerId,
+    address: &str,
+) -> Result<GroupStatus, cohort_wire::http::CallError> {
+    let call = Call::get(format!("{STATUS}/local")).deadline(Duration::from_secs(2));
+    shared.client.call_json(&shared.target(server, address), call).await
+}
+
+/// What this very member knows; asked by others, never passed on.
+async fn status_local(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
+    let handle = shared.need_member()?;
+    let view = Arc::clone(&handle.view.borrow());
+    let fresh = shared.fresh(&handle).await;
+    let linearizable = fresh.is_ok();
+    Ok(Json(group_status(&shared, &fresh.unwrap_or(view), linearizable)))
+}
+
+async fn kill_get(Context(shared): Cx, _caller: Caller) -> Json<Vec<SignedKill>> {
+    Json(shared.kill.signed())
+}
+
+/// Anybody may pass a register on; what counts is the operator's signature in it.
+async fn kill_set(
+    Context(shared): Cx,
+    caller: Caller,
+    ApiJson(register): ApiJson<SignedKill>,
+) -> Result<Json<Vec<SignedKill>>, ApiError> {
+    caller.require(&[Role::Operator, Role::Agent, Role::Hub])?;
+    shared.kill.offer(vec![register]).await.map_err(|error| {
+        ApiError::forbidden(error.to_string()).hint("sign it with an operator's certificate")
+    })?;
+    Ok(Json(shared.kill.signed()))
+}
+
+async fn transfer_leader(
+    Context(shared): Cx,
+    caller: Caller,
+    ApiJson(request): ApiJson<TransferLeaderRequest>,
+) -> Result<Json<TransferLeaderAnswer>, ApiError> {
+    caller.require(&[Role::Operator, Role::Agent])?;
+    shared.same_group(&request.group, request.version)?;
+    let handle = shared.need_member()?;
+    if caller.0.role == Role::Agent {
+        member_only(&handle, &caller)?;
+    }
+    let view = Arc::clone(&handle.view.borrow());
+    let Some(from) = view.leader().cloned() else {
+        return Err(ApiError::unavailable("no_leader", "the group has no leader right now"));
+    };
+    if !view.raft.is_leader() {
+        if caller.0.role == Role::Agent {
+            return Err(ApiError::unavailable("not_leader", "this member does not lead"));
+        }
+        let address = view.state.servers.get(&from).map(|known| known.address.clone());
+        let target = shared.target(&from, &address.unwrap_or_default());
+        let call = Call::post(TRANSFER_LEADER, &request);
+        return shared.client.call_json(&target, call).await.map(Json).map_err(passed_on);
+    }
+    let to = match &request.to {
+        None => None,
+        Some(server) => match view.state.servers.get(server).and_then(|known| known.member) {
+            Some(member) => Some(RaftId(member.0)),
+            None => {
+                let error = format!("{server} carries no member of {}", shared.group);
+                let hint = format!("cohort group show {}", shared.group);
+                return Err(ApiError::bad_request(error).hint(hint));
+            }
+        },
+    };
+    let begun = Instant::now();
+    let (reply, answer) = oneshot::channel();
+    let gone = || ApiError::unavailable("stopping", "the member is stopping");
+    handle.inputs.send(Input::Transfer(to, reply)).map_err(|_| gone())?;
+    match answer.await.map_err(|_| gone())? {
+        Ok(to) => {
+            let to = view.state.server_of(cohort_core::ids::MemberId(to.0)).cloned();
+            tracing::info!(to = ?to, ms = begun.elapsed().as_millis(), "leadership handed over");
+            Ok(Json(TransferLeaderAnswer { to: to.unwrap_or_else(|| from.clone()), from }))
+        }
+        Err(reason) => Err(ApiError::conflict(reason)),
+    }
+}
+
+/// The newest metadata that was verified here; whoever takes it verifies it again.
+async fn bundle(Context(shared): Cx, _caller: Caller) -> Result<Vec<u8>, ApiError> {
+    let bundle = shared.repository.as_ref().and_then(|repository| repository.bundle());
+    bundle.ok_or_else(|| ApiError::not_found("no metadata of the repository is known here"))
+}
+
+async fn manifest(
+    Context(shared): Cx,
+    _caller: Caller,
+    ApiJson(request): ApiJson<ManifestRequest>,
+) -> Result<Vec<u8>, ApiError> {
+    let ManifestRequest { app, version, platform } = request;
+    let bytes = shared
+        .repository
+        .as_ref()
+        .and_then(|repository| repository.cached_manifest_bytes(&app, &version, &platform));
+    bytes
+        .ok_or_else(|| ApiError::not_found(format!("no manifest of {app} {version} is known here")))
+}
+
+fn passed_on(error: cohort_wire::http::CallError) -> ApiError {
+    let mut answer = ApiError::unavailable("leader_away", error.to_string());
+    for hint in error.hints() {
+        answer = answer.hint(hint);
+    }
+    answer
+}

@@ -1,0 +1,43 @@
+//! Why an agent does not start, or stops.
+
+use std::path::PathBuf;
+
+/// Why an agent does not start, or stops.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A value of the configuration cannot be used.
+    #[error("agent configuration: {0}")]
+    Config(String),
+    /// A folder or file of the agent's own cannot be used.
+    #[error("{} cannot be {what}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something that the agent keeps is damaged, or belongs to somebody else.
+    #[error("{0}")]
+    Kept(String),
+    /// It has no certificate and no usable token.
+    #[error("this server has not joined the fleet: {0}")]
+    NotJoined(String),
+    /// A port is taken.
+    #[error("the agent cannot listen on {address}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host's record cannot be kept.
+    #[error("the host's record cannot be kept")]
+    Host(#[from] cohort_host::HostError),
+    /// The member stopped.
+    #[error(transparent)]
+    Member(#[from] crate::member::MemberError),
+}

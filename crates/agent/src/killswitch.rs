@@ -1,0 +1,86 @@
+//! The kill switch on this server: latched on disk, told to whoever asks or is asked.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cohort_core::ids::GroupId;
+use cohort_identity::UnixTime;
+use cohort_wire::kill::{DurableKill, KillError, Merged, SignedKill};
+use cohort_wire::tls::IdentitySlot;
+use tokio::sync::watch;
+
+/// Registers that one message may carry: the fleet's and the own group's, and room for errors.
+const PASSED_ON_MAX: usize = 8;
+
+/// The latch, and who wants to know.
+#[derive(Debug)]
+pub(crate) struct KillSwitch {
+    latch: DurableKill,
+    identity: Arc<IdentitySlot>,
+    group: GroupId,
+    on: watch::Sender<Option<String>>,
+}
+
+impl KillSwitch {
+    pub(crate) fn open(
+        dir: &Path,
+        identity: Arc<IdentitySlot>,
+        group: GroupId,
+    ) -> Result<KillSwitch, KillError> {
+        let latch = DurableKill::open(dir)?;
+        let on = watch::Sender::new(reason(&latch, &group));
+        Ok(KillSwitch { latch, identity, group, on })
+    }
+
+    /// Why nothing new may begin here.
+    pub(crate) fn on(&self) -> Option<String> {
+        self.on.borrow().clone()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<String>> {
+        self.on.subscribe()
+    }
+
+    /// What is passed on with every question and answer.
+    pub(crate) fn signed(&self) -> Vec<SignedKill> {
+        self.latch.signed().into_iter().take(PASSED_ON_MAX).collect()
+    }
+
+    /// Takes in registers, durable before this returns. True when anything was new.
+    pub(crate) async fn offer(
+        self: &Arc<Self>,
+        registers: Vec<SignedKill>,
+    ) -> Result<bool, KillError> {
+        if registers.is_empty() || registers.iter().all(|one| self.latch.signed().contains(one)) {
+            return Ok(false);
+        }
+        let this = Arc::clone(self);
+        let offered = tokio::task::spawn_blocking(move || {
+            let identity = this.identity.current();
+            let mut news = false;
+            for register in registers.iter().take(PASSED_ON_MAX) {
+                let merged = this.latch.offer(register, identity.roots(), UnixTime::now())?;
+                news |= merged == Merged::Take;
+            }
+            Ok::<bool, KillError>(news)
+        })
+        .await;
+        let news = match offered {
+            Ok(offered) => offered?,
+            Err(_) => return Ok(false),
+        };
+        if news {
+            let now = reason(&self.latch, &self.group);
+            tracing::warn!(on = now.is_some(), reason = now.as_deref(), "kill switch");
+            self.on.send_replace(now);
+        }
+        Ok(news)
+    }
+}
+
+fn reason(latch: &DurableKill, group: &GroupId) -> Option<String> {
+    latch.is_on(Some(group)).map(|entry| {
+        let reason = entry.reason();
+        if reason.is_empty() { "no reason given".to_owned() } else { reason.to_owned() }
+    })
+}

@@ -1,0 +1,327 @@
+//! How this server comes to carry the group's log, and starts to.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cohort_artifact::TrustedRepository;
+use cohort_consensus::{Config, Node, RaftId};
+use cohort_core::command::COMMAND_VERSION;
+use cohort_core::ids::{Incarnation, MemberId};
+use cohort_core::{Body, Command, Event, State};
+use cohort_registry::typed;
+use cohort_store::{Identity as StoreIdentity, RedbStore};
+use cohort_wire::agent::{CLAIM_MEMBER, CONTROL_VERSION, ClaimMemberAnswer, ClaimMemberRequest};
+use cohort_wire::http::Call;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::duties;
+use crate::error::AgentError;
+use crate::join::{Joined, advertised};
+use crate::member::{Member, MemberError, Outputs, View};
+use crate::net::{Net, Senders};
+use crate::runner::Received;
+use crate::shared::{MemberHandle, Shared};
+
+/// What starting a member needs.
+pub(crate) struct Starter {
+    pub shared: Arc<Shared>,
+    pub joined: Joined,
+    pub boot_epoch: u64,
+    pub repository: Option<Arc<TrustedRepository>>,
+    pub orders: watch::Receiver<Option<Arc<Received>>>,
+    /// A member that cannot go on ends the agent.
+    pub ended: mpsc::Sender<AgentError>,
+    pub stop: CancellationToken,
+}
+
+impl Starter {
+    fn folder(&self) -> PathBuf {
+        self.shared.config.data_dir.join("member")
+    }
+
+    /// Starts the member that this server carries, founds the group, or waits to be told to carry
+    /// a member.
+    pub(crate) async fn run(mut self) -> Result<(), AgentError> {
+        let folder = self.folder();
+        std::fs::create_dir_all(&folder).map_err(|source| AgentError::File {
+            path: folder.clone(),
+            what: "created",
+            source,
+        })?;
+        let kept = |error: cohort_store::StoreError| AgentError::Kept(error.to_string());
+        if let Some(identity) = RedbStore::identity_in(&folder).map_err(kept)? {
+            if identity.group != self.shared.group.as_str() {
+                return Err(AgentError::Kept(format!(
+                    "{} belongs to the group {}, and this server to {}; move it aside",
+                    folder.display(),
+                    identity.group,
+                    self.shared.group
+                )));
+            }
+            let store = RedbStore::open(&folder, &identity).map_err(kept)?;
+            return self.start(store, &identity);
+        }
+        let mut pause = Duration::from_millis(100);
+        loop {
+            if let Some((member, incarnation)) = self.told()
+                && self.claim(member).await
+            {
+                let identity = self.identity(member, incarnation);
+                let store = RedbStore::create(&folder, &identity).map_err(kept)?;
+                return self.start(store, &identity);
+            }
+            match self.found(&folder).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(FoundError::Registry(error)) => {
+                    tracing::debug!(%error, "the registry was not asked for the group");
+                }
+                Err(FoundError::Agent(error)) => return Err(error),
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(()),
+                _ = self.orders.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    fn identity(&self, member: MemberId, incarnation: Incarnation) -> StoreIdentity {
+        StoreIdentity {
+            group: self.shared.group.to_string(),
+            incarnation: incarnation.0,
+            raft_id: RaftId(member.0),
+        }
+    }
+
+    /// The member that the orders name.
+    fn told(&mut self) -> Option<(MemberId, Incarnation)> {
+        let received = self.orders.borrow_and_update().clone()?;
+        Some((received.orders.member.as_ref()?.member, received.orders.incarnation))
+    }
+
+    /// Asks the leader whether the number was never used: an empty disk must not vote for one
+    /// that promised something.
+    async fn claim(&self, member: MemberId) -> bool {
+        let request = ClaimMemberRequest {
+            version: CONTROL_VERSION,
+            group: self.shared.group.clone(),
+            member,
+        };
+        for known in self.shared.members() {
+            if known.server == *self.shared.server() {
+                continue;
+            }
+            let call = Call::post(CLAIM_MEMBER, &request).deadline(Duration::from_secs(2));
+            let target = self.shared.target(&known.server, &known.address);
+            match self.shared.client.call_json::<ClaimMemberAnswer>(&target, call).await {
+                Ok(answer) => return answer.granted,
+                Err(error) => tracing::debug!(%error, "a member was not claimed here"),
+            }
+        }
+        false
+    }
+
+    /// Founds the group, if the registry names this server as its first.
+    async fn found(&self, folder: &std::path::Path) -> Result<bool, FoundError> {
+        let registry = &*self.shared.registry;
+        let (group, server) = (&self.shared.group, self.shared.server());
+        let bootstrap =
+            typed::bootstrap_group(registry, group, server).await.map_err(FoundError::Registry)?;
+        if bootstrap.first_server != *server {
+            return Ok(false);
+        }
+        // A group that has lived has members: this server lost its disk, and joins anew.
+        let members = typed::read_members(registry, group).await.map_err(FoundError::Registry)?;
+        if members.is_some_and(|members| members.stamp.incarnation >= bootstrap.incarnation) {
+            return Ok(false);
+        }
+        let incarnation = bootstrap.incarnation;
+        let mut state = State::new(group.clone(), incarnation);
+        let config = &self.shared.config;
+        let firsts = [
+            Body::SetUp { labels: self.joined.labels.clone(), platform: config.platform.clone() },
+            Body::AddServer {
+                server: server.clone(),
+                address: advertised(config),
+                rack: config.rack.clone(),
+            },
+            Body::AllocateMember { server: server.clone() },
+        ];
+        for body in firsts {
+            let command = Command {
+                version: COMMAND_VERSION,
+                incarnation,
+                actor: format!("agent {server}"),
+                request: None,
+                body,
+            };
+            state.apply(&command).expect("an empty state takes its first server");
+        }
+        let member = MemberId(1);
+        let identity = self.identity(member, incarnation);
+        let broken = |error: String| FoundError::Agent(AgentError::Kept(error));
+        let mut store =
+            RedbStore::create(folder, &identity).map_err(|error| broken(error.to_string()))?;
+        let data = serde_json::to_vec(&state).expect("a state has text keys only");
+        let founding = Config::new(group.as_str(), incarnation.0, RaftId(member.0));
+        Node::bootstrap(&mut store, &founding, [RaftId(member.0)], data)
+            .map_err(|error| broken(error.to_string()))?;
+        tracing::info!(%group, %incarnation, "this server founds the group");
+        self.start(store, &identity).map_err(FoundError::Agent)?;
+        Ok(true)
+    }
+
+    /// Starts the thread, its connections and the leader's duties.
+    fn start(&self, store: RedbStore, identity: &StoreIdentity) -> Result<(), AgentError> {
+        let shared = &self.shared;
+        let incarnation = Incarnation(identity.incarnation);
+        let mut config =
+            Config::new(identity.group.clone(), identity.incarnation, identity.raft_id);
+        config.boot_epoch = self.boot_epoch;
+        let seed = blake3::hash(format!("{}/{}", shared.server(), std::process::id()).as_bytes());
+        config.seed = u64::from_le_bytes(seed.as_bytes()[..8].try_into().expect("32 bytes"));
+        let node = Node::open(store, config).map_err(MemberError::Node)?;
+        let state = State::new(shared.group.clone(), incarnation);
+        let (inputs, queue) = std::sync::mpsc::channel();
+        let first = View {
+            state: Arc::new(state.clone()),
+            raft: node.status(),
+            waiting: Vec::new(),
+            registry: None,
+            refusals: Vec::new(),
+            killed: shared.kill.on(),
+        };
+        let (view_sender, view) = watch::channel(Arc::new(first));
+        shared.book.learn(&self.joined.members);
+        let net = Net {
+            group: shared.group.clone(),
+            incarnation,
+            server: shared.server().clone(),
+            boot_epoch: self.boot_epoch,
+            client: shared.client.clone(),
+            book: Arc::clone(&shared.book),
+            inputs: inputs.clone(),
+            stop: self.stop.clone(),
+        };
+        let senders = std::sync::Mutex::new(Senders::new(net, tokio::runtime::Handle::current()));
+        let metrics = Arc::clone(&shared.metrics);
+        let outputs = Outputs {
+            send: Box::new(move |envelope| {
+                senders.lock().unwrap_or_else(std::sync::PoisonError::into_inner).send(&envelope);
+            }),
+            view: view_sender,
+            events: Box::new(move |state: &State, event: &Event| tell(state, event, &metrics)),
+        };
+        let handle = MemberHandle {
+            member: MemberId(identity.raft_id.0),
+            incarnation,
+            inputs,
+            view: view.clone(),
+        };
+        let member = Member::new(
+            shared.server().clone(),
+            node,
+            state,
+            shared.kill.on(),
+            Arc::clone(&shared.contacts),
+            outputs,
+        );
+        let ended = self.ended.clone();
+        std::thread::Builder::new()
+            .name("member".into())
+            .spawn(move || {
+                if let Err(error) = member.run(&queue) {
+                    let _ = ended.blocking_send(AgentError::Member(error));
+                }
+            })
+            .map_err(|source| AgentError::File {
+                path: PathBuf::from("/proc/self/task"),
+                what: "given another thread",
+                source,
+            })?;
+        duties::spawn(shared, &handle, self.repository.as_ref(), &self.stop);
+        tokio::spawn(learn(Arc::clone(shared), view, self.stop.clone()));
+        shared.member.send_replace(Some(handle));
+        Ok(())
+    }
+}
+
+enum FoundError {
+    Registry(cohort_registry::RegistryError),
+    Agent(AgentError),
+}
+
+/// Keeps addresses and gauges up to date with what is committed.
+async fn learn(shared: Arc<Shared>, mut view: watch::Receiver<Arc<View>>, stop: CancellationToken) {
+    loop {
+        {
+            let now = Arc::clone(&view.borrow_and_update());
+            shared.learn_members(&now.state.member_addresses());
+            let metrics = &shared.metrics;
+            metrics.set("cohort_raft_term", &[], now.raft.term.0 as f64);
+            metrics.set("cohort_raft_commit_index", &[], now.raft.commit.0 as f64);
+            metrics.set("cohort_raft_is_leader", &[], f64::from(u8::from(now.raft.is_leader())));
+            metrics.clear("cohort_rollout_info");
+            for (id, app) in &now.state.apps {
+                let release = app.phase.rollout().map_or("", |r| r.release.version.as_str());
+                let labels = [
+                    ("app", id.as_str()),
+                    ("state", app.phase.name().as_str()),
+                    ("release", release),
+                ];
+                metrics.set("cohort_rollout_info", &labels, 1.0);
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = view.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Says what happened, once per entry.
+fn tell(state: &State, event: &Event, metrics: &crate::metrics::Metrics) {
+    match event {
+        Event::PhaseChanged { app, from, to, by } => {
+            tracing::info!(%app, %from, %to, by, "state");
+            let ended = state.apps.get(app).and_then(|app| app.history.back());
+            let over = matches!(
+                to,
+                cohort_core::phase::PhaseName::Running | cohort_core::phase::PhaseName::Held
+            );
+            if let Some(entry) = ended.filter(|_| over) {
+                let outcome = match entry.ending {
+                    cohort_core::state::Ending::Completed => "completed",
+                    cohort_core::state::Ending::RolledBack => "rolled-back",
+                    cohort_core::state::Ending::HeldInPlace => "held-in-place",
+                    cohort_core::state::Ending::Superseded => "superseded",
+                    cohort_core::state::Ending::Adopted => "adopted",
+                };
+                let labels = [("app", app.as_str()), ("outcome", outcome)];
+                metrics.add("cohort_rollouts_total", &labels, 1.0);
+                let seconds = entry.ended.since(entry.started) as f64 / 1000.0;
+                metrics.add("cohort_rollout_duration_seconds_sum", &labels, seconds);
+                metrics.add("cohort_rollout_duration_seconds_count", &labels, 1.0);
+            }
+        }
+        Event::Granted { app, server, generation, purpose } => {
+            tracing::info!(%app, %server, %generation, ?purpose, "granted");
+        }
+        Event::ServerFailed { app, server, reason } => {
+            tracing::warn!(%app, %server, reason, "server failed");
+        }
+        Event::ServerLost { app, server, reason } => {
+            tracing::warn!(%app, %server, reason, "server lost");
+        }
+        Event::ServerDone { app, server } => tracing::info!(%app, %server, "server done"),
+        Event::ReportIgnored { server, sequence } => {
+            tracing::debug!(%server, sequence, "report ignored");
+        }
+        Event::RequestRepeated { .. } => {}
+        Event::ServersChanged => tracing::info!(servers = state.servers.len(), "servers changed"),
+    }
+}

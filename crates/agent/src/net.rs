@@ -1,0 +1,203 @@
+//! Raft's connections: one ordered, numbered connection per pair and direction.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cohort_consensus::{Envelope, RaftId};
+use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::orders::MemberAddress;
+use cohort_identity::{Alpn, Peer, Role};
+use cohort_wire::frame::{Connections, FramedConnection, Hello, connection_number};
+use cohort_wire::http::{Client, Target};
+use cohort_wire::tls::ServerStream;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::member::Input;
+
+/// Messages that wait for a peer. Past that they are dropped: Raft sends again what matters.
+const QUEUE_MAX: usize = 1024;
+/// The shortest and longest pause before a peer is dialled again.
+const REDIAL_MIN: Duration = Duration::from_millis(50);
+const REDIAL_MAX: Duration = Duration::from_secs(1);
+
+/// Where members are.
+#[derive(Debug, Default)]
+pub(crate) struct AddressBook(Mutex<BTreeMap<MemberId, (ServerId, String)>>);
+
+impl AddressBook {
+    /// Learns where members are; what is not named stays as it was.
+    pub(crate) fn learn(&self, members: &[MemberAddress]) {
+        let mut book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for member in members {
+            book.insert(member.member, (member.server.clone(), member.address.clone()));
+        }
+    }
+
+    pub(crate) fn of(&self, member: MemberId) -> Option<(ServerId, String)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&member).cloned()
+    }
+}
+
+/// What a group's traffic is about.
+#[derive(Debug, Clone)]
+pub(crate) struct Net {
+    pub group: GroupId,
+    pub incarnation: Incarnation,
+    pub server: ServerId,
+    pub boot_epoch: u64,
+    pub client: Client,
+    pub book: Arc<AddressBook>,
+    pub inputs: std::sync::mpsc::Sender<Input>,
+    pub stop: CancellationToken,
+}
+
+/// Sends to every peer by a task of its own.
+pub(crate) struct Senders {
+    net: Net,
+    connections: Arc<AtomicU32>,
+    peers: BTreeMap<RaftId, mpsc::Sender<Bytes>>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Senders {
+    pub(crate) fn new(net: Net, runtime: tokio::runtime::Handle) -> Senders {
+        let connections = Arc::new(AtomicU32::new(0));
+        Senders { net, connections, peers: BTreeMap::new(), runtime }
+    }
+
+    /// Hands a message to the peer's task; drops it when that is behind.
+    pub(crate) fn send(&mut self, envelope: &Envelope) {
+        let peer = envelope.to;
+        let (net, connections, runtime) = (&self.net, &self.connections, &self.runtime);
+        let sender = self.peers.entry(peer).or_insert_with(|| {
+            let (sender, receiver) = mpsc::channel(QUEUE_MAX);
+            runtime.spawn(feed(net.clone(), Arc::clone(connections), peer, receiver));
+            sender
+        });
+        if sender.try_send(Bytes::from(envelope.encode())).is_err() {
+            let _ = self.net.inputs.send(Input::Unreachable(peer));
+        }
+    }
+}
+
+/// Keeps a connection to one peer and feeds it.
+async fn feed(
+    net: Net,
+    connections: Arc<AtomicU32>,
+    peer: RaftId,
+    mut queue: mpsc::Receiver<Bytes>,
+) {
+    let mut pause = REDIAL_MIN;
+    let mut first_connection = true;
+    loop {
+        // Dial only when there is something to say.
+        let Some(first) = queue.recv().await else { return };
+        let dialled = tokio::select! {
+            () = net.stop.cancelled() => return,
+            dialled = dial(&net, &connections, peer) => dialled,
+        };
+        let Some(mut connection) = dialled else {
+            let _ = net.inputs.send(Input::Unreachable(peer));
+            // What was meant for a connection that is not there is void.
+            while queue.try_recv().is_ok() {}
+            tokio::select! {
+                () = net.stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(REDIAL_MAX);
+            continue;
+        };
+        pause = REDIAL_MIN;
+        if first_connection {
+            first_connection = false;
+            let _ = connection.sender.try_send(first);
+        } else {
+            // From here on messages are numbered for this connection; older ones are void.
+            while queue.try_recv().is_ok() {}
+            if net.inputs.send(Input::Connected(peer)).is_err() {
+                return;
+            }
+        }
+        loop {
+            tokio::select! {
+                () = net.stop.cancelled() => return,
+                () = connection.sender.closed() => break,
+                received = connection.receiver.recv() => {
+                    // The other side says nothing here: anything that comes is its end.
+                    if !matches!(received, Ok(Some(_))) { break; }
+                }
+                message = queue.recv() => {
+                    let Some(message) = message else { return };
+                    if connection.sender.try_send(message).is_err() { break; }
+                }
+            }
+        }
+        let _ = net.inputs.send(Input::Unreachable(peer));
+    }
+}
+
+async fn dial(
+    net: &Net,
+    connections: &AtomicU32,
+    peer: RaftId,
+) -> Option<FramedConnection<cohort_wire::tls::ClientStream>> {
+    let (server, address) = net.book.of(MemberId(peer.0))?;
+    let target =
+        Target { address, peer: Peer::new(Role::Agent, server.as_str()).ok()?, alpn: Alpn::Raft };
+    let count = connections.fetch_add(1, Ordering::Relaxed) + 1;
+    let hello = Hello {
+        group: net.group.clone(),
+        incarnation: net.incarnation,
+        from: net.server.clone(),
+        to: server,
+        connection: connection_number(net.boot_epoch, count),
+    };
+    match FramedConnection::connect(&net.client, &target, hello).await {
+        Ok(connection) => Some(connection),
+        Err(error) => {
+            tracing::debug!(%error, peer = peer.0, address = target.address, "raft connection");
+            None
+        }
+    }
+}
+
+/// Takes what a peer sends, until the connection ends.
+pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream: ServerStream) {
+    let accepted =
+        FramedConnection::accept(stream, &peer, &net.server, &net.group, net.incarnation, &newest)
+            .await;
+    let mut connection = match accepted {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::debug!(%error, %peer, "raft connection refused");
+            return;
+        }
+    };
+    loop {
+        let received = tokio::select! {
+            () = net.stop.cancelled() => return,
+            received = connection.receiver.recv() => received,
+        };
+        let Ok(Some(bytes)) = received else { return };
+        let envelope = match Envelope::decode(&bytes) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                tracing::warn!(%error, %peer, "a message that cannot be read");
+                return;
+            }
+        };
+        // Nobody speaks for another member.
+        let owner = net.book.of(MemberId(envelope.from.0)).map(|(server, _)| server);
+        if owner.is_some_and(|owner| owner != connection.hello.from) {
+            tracing::warn!(%peer, member = envelope.from.0, "a message in another member's name");
+            return;
+        }
+        if net.inputs.send(Input::Received(Box::new(envelope))).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What the parts of an agent share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cohort_artifact::TrustedRepository;
+use cohort_core::command::{Body, COMMAND_VERSION, Command};
+use cohort_core::ids::{AppId, Digest, GroupId, Incarnation, MemberId, RequestId, ServerId};
+use cohort_core::orders::MemberAddress;
+use cohort_identity::{Alpn, Peer, Role};
+use cohort_registry::Registry;
+use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ForwardRequest};
+use cohort_wire::http::{ApiError, Call, Client, Target};
+use tokio::sync::{oneshot, watch};
+
+use crate::config::AgentConfig;
+use crate::contacts::Contacts;
+use crate::killswitch::KillSwitch;
+use crate::member::{Input, Proposed, View};
+use crate::metrics::Metrics;
+use crate::net::AddressBook;
+
+/// How long a command may take before its outcome is called unknown.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a linearizable read may take.
+const READ_DEADLINE: Duration = Duration::from_millis(1_500);
+
+/// The way to the member that this server carries.
+#[derive(Debug, Clone)]
+pub(crate) struct MemberHandle {
+    pub member: MemberId,
+    pub incarnation: Incarnation,
+    pub inputs: std::sync::mpsc::Sender<Input>,
+    pub view: watch::Receiver<Arc<View>>,
+}
+
+/// What the parts of an agent share.
+pub(crate) struct Shared {
+    pub config: AgentConfig,
+    pub group: GroupId,
+    pub client: Client,
+    pub registry: Arc<dyn Registry>,
+    pub kill: Arc<KillSwitch>,
+    pub contacts: Arc<Contacts>,
+    pub book: Arc<AddressBook>,
+    pub metrics: Arc<Metrics>,
+    pub member: watch::Sender<Option<MemberHandle>>,
+    /// Where the group's members were last known to be.
+    pub members: Mutex<Vec<MemberAddress>>,
+    /// The repository as this server trusts it.
+    pub repository: Option<Arc<TrustedRepository>>,
+    /// Artifacts that each app wants kept; none until every app has said so.
+    pub kept: Mutex<BTreeMap<AppId, BTreeSet<Digest>>>,
+}
+
+impl Shared {
+    pub(crate) fn server(&self) -> &ServerId {
+        &self.config.server
+    }
+
+    pub(crate) fn handle(&self) -> Option<MemberHandle> {
+        self.member.borrow().clone()
+    }
+
+    pub(crate) fn members(&self) -> Vec<MemberAddress> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn learn_members(&self, members: &[MemberAddress]) {
+        if members.is_empty() {
+            return;
+        }
+        self.book.learn(members);
+        *self.members.lock().unwrap_or_else(PoisonError::into_inner) = members.to_vec();
+    }
+
+    /// An app says which artifacts must stay on disk.
+    pub(crate) fn keep(&self, app: &AppId, artifacts: BTreeSet<Digest>) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(app.clone(), artifacts);
+    }
+
+    /// What all apps together want kept; none while one on disk has not said so yet.
+    pub(crate) fn keep_of_all(&self) -> Option<BTreeSet<Digest>> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let on_disk = std::fs::read_dir(self.config.data_dir.join("apps")).ok()?;
+        for entry in on_disk {
+            let name = entry.ok()?.file_name();
+            if !kept.contains_key(name.to_str()?) {
+                return None;
+            }
+        }
+        Some(kept.values().flatten().cloned().collect())
+    }
+
+    /// The control port of another agent.
+    pub(crate) fn target(&self, server: &ServerId, address: &str) -> Target {
+        Target {
+            address: address.to_owned(),
+            peer: Peer::new(Role::Agent, server.as_str()).expect("a server id is a DNS label"),
+            alpn: Alpn::Control,
+        }
+    }
+
+    /// The member here, or why there is none.
+    pub(crate) fn need_member(&self) -> Result<MemberHandle, ApiError> {
+        self.handle().ok_or_else(|| {
+            ApiError::unavailable("no_member", "this server carries no member of the group")
+                .hint(format!("ask one of the members: cohort group show {}", self.group))
+        })
+    }
+
+    /// Refuses what is meant for another group.
+    pub(crate) fn same_group(&self, group: &GroupId, version: u32) -> Result<(), ApiError> {
+        if version != CONTROL_VERSION {
+            let error = format!("control messages of version {version} are not understood here");
+            return Err(ApiError::bad_request(error).hint("use the version that the agents run"));
+        }
+        if *group != self.group {
+            let error = format!("this server belongs to {}, not to {group}", self.group);
+            return Err(ApiError::conflict(error).hint("cohort group list"));
+        }
+        Ok(())
+    }
+
+    /// Reads through the leader: after this, the view is at least as new as the question.
+    pub(crate) async fn fresh(&self, handle: &MemberHandle) -> Result<Arc<View>, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || ApiError::unavailable("stopping", "the member is stopping");
+        handle.inputs.send(Input::Read(reply)).map_err(|_| gone())?;
+        match tokio::time::timeout(READ_DEADLINE, answer).await {
+            Ok(Ok(true)) => Ok(Arc::clone(&handle.view.borrow())),
+            Ok(_) => Err(gone()),
+            Err(_) => Err(ApiError::unavailable(
+                "no_leader",
+                format!("no majority of {} answers", self.group),
+            )
+            .hint(format!("cohort group show {}", self.group))),
+        }
+    }
+
+    pub(crate) fn command(
+        handle: &MemberHandle,
+        actor: String,
+        request: Option<RequestId>,
+        body: Body,
+    ) -> Command {
+        Command { version: COMMAND_VERSION, incarnation: handle.incarnation, actor, request, body }
+    }
+
+    /// Gets a command into the log: here if this member leads, else by our own call to the leader.
+    /// Tried again until the deadline; a command carries what makes that safe.
+    pub(crate) async fn commit(
+        &self,
+        handle: &MemberHandle,
+        command: Command,
+    ) -> Result<CommandAnswer, ApiError> {
+        let begun = tokio::time::Instant::now();
+        let mut last = "the group has no leader".to_owned();
+        while begun.elapsed() < COMMAND_DEADLINE {
+            match self.propose_here(handle, command.clone()).await? {
+                Proposed::Applied { index, rejection } => {
+                    return Ok(CommandAnswer { index, rejection });
+                }
+                Proposed::NotLeader { leader: Some(leader) } if leader.0 != handle.member.0 => {
+                    if let Some((server, address)) = self.book.of(MemberId(leader.0)) {
+                        let body = ForwardRequest {
+                            version: CONTROL_VERSION,
+                            group: self.group.clone(),
+                            command: command.clone(),
+                        };
+                        let call = Call::post(FORWARD, &body)
+                            .deadline(COMMAND_DEADLINE.saturating_sub(begun.elapsed()));
+                        match self.client.call_json(&self.target(&server, &address), call).await {
+                            Ok(answer) => return Ok(answer),
+                            Err(error) => last = error.to_string(),
+                        }
+                    }
+                }
+                Proposed::NotLeader { .. } | Proposed::Busy | Proposed::Unknown => {}
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Err(ApiError::unavailable(
+            "outcome_unknown",
+            format!(
+                "the command was not confirmed within {} s: {last}",
+                COMMAND_DEADLINE.as_secs()
+            ),
+        )
+        .hint("trying again is safe"))
+    }
+
+    /// Proposes at this member only.
+    pub(crate) async fn propose_here(
+        &self,
+        handle: &MemberHandle,
+        command: Command,
+    ) -> Result<Proposed, ApiError> {
+        let gone = || ApiError::unavailable("stopping", "the member is stopping");
+        let (reply, answer) = oneshot::channel();
+        handle.inputs.send(Input::Propose(Box::new(command), reply)).map_err(|_| gone())?;
+        match tokio::time::timeout(COMMAND_DEADLINE, answer).await {
+            Ok(answer) => answer.map_err(|_| gone()),
+            Err(_) => Ok(Proposed::Unknown),
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Starting and stopping an agent.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
+use cohort_distribute::{
+    ArtifactStore, ByteCounters, Downloads, FetchContext, Limits, MirrorList, ServeLimits,
+    StoreOptions, WirePeers, bulk_router,
+};
+use cohort_host::guard::{GuardClient, GuardLaunch};
+use cohort_host::{Controls, ServiceControl, Systemd};
+use cohort_identity::{Alpn, ClientAuth, Peer, Role};
+use cohort_registry::{Registry, RemoteRegistry};
+use cohort_wire::frame::Connections;
+use cohort_wire::http::{Client, Handler, serve, serve_plain};
+use cohort_wire::limits::ServerLimits;
+use cohort_wire::tls::IdentitySlot;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::AgentConfig;
+use crate::contacts::Contacts;
+use crate::error::AgentError;
+use crate::join::{Joined, advertised, join};
+use crate::killswitch::KillSwitch;
+use crate::member::Input;
+use crate::membership::Starter;
+use crate::metrics::Metrics;
+use crate::net::{AddressBook, Net, take};
+use crate::probe::{Probe, Readiness, router as probe_router};
+use crate::runner::Runner;
+use crate::shared::Shared;
+use crate::{control, renewal};
+
+/// How long a clean stop waits for leadership to be handed over.
+const HAND_OVER_MAX: Duration = Duration::from_secs(3);
+
+/// Runs an agent until `shutdown`, then hands leadership over and stops. The services go on.
+///
+/// # Errors
+/// When it cannot start, or when what it keeps cannot be trusted any more.
+pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), AgentError> {
+    prepare(&config)?;
+    let (identity, joined) = tokio::select! {
+        joined = join(&config) => joined?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let stop = CancellationToken::new();
+    let kept = |error: String| AgentError::Kept(error);
+    let boot_epoch =
+        cohort_host::next_boot_epoch(&config.data_dir).map_err(|error| kept(error.to_string()))?;
+    let slot = IdentitySlot::new(identity);
+    let client = Client::new(Arc::clone(&slot));
+    let registry = registry(&config, &joined, &client)?;
+    let kill =
+        KillSwitch::open(&config.data_dir.join("kill"), Arc::clone(&slot), joined.group.clone())
+            .map_err(|error| kept(error.to_string()))?;
+    let mirrors =
+        if config.mirrors.is_empty() { joined.mirrors.clone() } else { config.mirrors.clone() };
+    let repository = repository(&config, &joined, &mirrors).await?;
+    let metrics = Arc::new(Metrics::default());
+    let counters = Arc::new(ByteCounters::default());
+    let store = ArtifactStore::open(config.data_dir.join("artifacts"), StoreOptions::default())
+        .map_err(|error| kept(error.to_string()))?;
+    let store = Arc::new(store);
+    let http_mirrors: Vec<&String> =
+        mirrors.iter().filter(|mirror| mirror.starts_with("http")).collect();
+    let downloads = Arc::new(Downloads::new(FetchContext {
+        store: Arc::clone(&store),
+        mirrors: Arc::new(
+            MirrorList::new(&http_mirrors)
+                .map_err(|error| AgentError::Config(error.to_string()))?,
+        ),
+        peers: Arc::new(WirePeers::new(client.clone())),
+        limits: Arc::new(Limits::default()),
+        counters: Arc::clone(&counters),
+    }));
+    let shared = Arc::new(Shared {
+        group: joined.group.clone(),
+        client: client.clone(),
+        registry,
+        kill: Arc::new(kill),
+        contacts: Arc::new(Contacts::default()),
+        book: Arc::new(AddressBook::default()),
+        metrics: Arc::clone(&metrics),
+        member: watch::Sender::new(None),
+        members: Mutex::new(Vec::new()),
+        repository: repository.clone(),
+        kept: Mutex::new(BTreeMap::new()),
+        config: config.clone(),
+    });
+    shared.learn_members(&joined.members);
+    let readiness = Arc::new(Readiness::default());
+    let listener = listen(&config.listen).await?;
+    let probe_listener = listen(&config.probe_listen).await?;
+    let servers = CancellationToken::new();
+    let raft = raft_handler(Arc::clone(&shared), boot_epoch.0, stop.clone());
+    let routes = BTreeMap::from([
+        (Alpn::Control, Handler::Http(control::router(Arc::clone(&shared)))),
+        (Alpn::Bulk, Handler::Http(bulk_router(Arc::clone(&store), ServeLimits::default()))),
+        (Alpn::Raft, raft),
+    ]);
+    let serving = tokio::spawn(serve(
+        listener,
+        Arc::clone(&slot),
+        ClientAuth::Required,
+        routes,
+        ServerLimits::default(),
+        servers.clone(),
+    ));
+    let probe = Probe { readiness: Arc::clone(&readiness), metrics, counters };
+    tokio::spawn(serve_plain(
+        probe_listener,
+        probe_router(probe),
+        ServerLimits::default(),
+        servers.clone(),
+    ));
+    let controls = controls(&config).await?;
+    let orders = watch::Sender::new(None);
+    let (ended, mut ends) = mpsc::channel(4);
+    let starter = Starter {
+        shared: Arc::clone(&shared),
+        joined: joined.clone(),
+        boot_epoch: boot_epoch.0,
+        repository: repository.clone(),
+        orders: orders.subscribe(),
+        ended: ended.clone(),
+        stop: stop.clone(),
+    };
+    spawn_or_end(starter.run(), &ended);
+    let runner = Runner {
+        shared: Arc::clone(&shared),
+        boot_epoch,
+        controls,
+        downloads: Arc::clone(&downloads),
+        repository,
+        readiness,
+        orders,
+        ended: ended.clone(),
+        stop: stop.clone(),
+    };
+    spawn_or_end(runner.run(), &ended);
+    tokio::spawn(renewal::renew(Arc::clone(&shared), slot, joined, stop.clone()));
+    tracing::info!(
+        server = %config.server,
+        group = %shared.group,
+        address = advertised(&config),
+        boot_epoch = boot_epoch.0,
+        "agent runs"
+    );
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    let outcome = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        ended = ends.recv() => ended.map_or(Ok(()), Err),
+    };
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    if outcome.is_ok() {
+        hand_over(&shared).await;
+    }
+    stop.cancel();
+    servers.cancel();
+    downloads.stop().await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), serving).await;
+    outcome
+}
+
+fn spawn_or_end(
+    task: impl Future<Output = Result<(), AgentError>> + Send + 'static,
+    ended: &mpsc::Sender<AgentError>,
+) {
+    let ended = ended.clone();
+    tokio::spawn(async move {
+        if let Err(error) = task.await {
+            let _ = ended.send(error).await;
+        }
+    });
+}
+
+fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
+    use std::os::unix::fs::PermissionsExt as _;
+    for (path, mode) in [(&config.data_dir, 0o700), (&config.install_dir, 0o755)] {
+        let fail = |source| AgentError::File { path: path.clone(), what: "created", source };
+        if !path.exists() {
+            std::fs::create_dir_all(path).map_err(fail)?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(fail)?;
+        }
+    }
+    Ok(())
+}
+
+fn registry(
+    config: &AgentConfig,
+    joined: &Joined,
+    client: &Client,
+) -> Result<Arc<dyn Registry>, AgentError> {
+    let hub = Peer::new(Role::Hub, joined.hub.as_str())
+        .map_err(|error| AgentError::Config(error.to_string()))?;
+    let addresses = if config.hub.is_empty() { &joined.hub_addresses } else { &config.hub };
+    if addresses.is_empty() {
+        return Err(AgentError::Config("no hub is named; set `hub` in agent.toml".into()));
+    }
+    Ok(Arc::new(RemoteRegistry::new(client.clone(), &hub, addresses)))
+}
+
+async fn repository(
+    config: &AgentConfig,
+    joined: &Joined,
+    mirrors: &[String],
+) -> Result<Option<Arc<TrustedRepository>>, AgentError> {
+    let Some(root) = &joined.trusted_root else { return Ok(None) };
+    let mut parsed: Vec<Mirror> = Vec::new();
+    for mirror in mirrors {
+        let mirror = mirror
+            .parse()
+            .map_err(|error: String| AgentError::Config(format!("mirror `{mirror}`: {error}")))?;
+        parsed.push(mirror);
+    }
+    let options = TrustOptions {
+        root: root.as_bytes().to_vec(),
+        store: config.data_dir.join("trust"),
+        mirrors: parsed,
+        fetcher: None,
+    };
+    TrustedRepository::open(options)
+        .await
+        .map(|repository| Some(Arc::new(repository)))
+        .map_err(|error| AgentError::Kept(error.to_string()))
+}
+
+async fn listen(address: &str) -> Result<TcpListener, AgentError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| AgentError::Listen { address: address.to_owned(), source })
+}
+
+/// The guard always; systemd where it runs.
+async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
+    let folder = config.data_dir.join("guard");
+    let program = std::env::current_exe().map_err(|source| AgentError::File {
+        path: PathBuf::from("/proc/self/exe"),
+        what: "found",
+        source,
+    })?;
+    let args: Vec<OsString> =
+        vec!["guard".into(), "--detach".into(), "--dir".into(), folder.clone().into()];
+    let guard = GuardClient::new(folder, Some(GuardLaunch { program, args }));
+    let mut systemd: Option<Arc<dyn ServiceControl>> = None;
+    if Path::new("/run/systemd/system").exists() {
+        match Systemd::connect(config.data_dir.join("systemd")).await {
+            Ok(control) => systemd = Some(Arc::new(control)),
+            Err(error) => tracing::warn!(%error, "systemd cannot be reached; units cannot be run"),
+        }
+    }
+    Ok(Controls { guard: Arc::new(guard), systemd })
+}
+
+/// What peers say in Raft; refused while this server carries no member.
+fn raft_handler(shared: Arc<Shared>, boot_epoch: u64, stop: CancellationToken) -> Handler {
+    let newest = Arc::new(Connections::default());
+    Handler::raw(move |peer, _from, stream| {
+        let (shared, newest, stop) = (Arc::clone(&shared), Arc::clone(&newest), stop.clone());
+        async move {
+            let Some(handle) = shared.handle() else { return };
+            let net = Net {
+                group: shared.group.clone(),
+                incarnation: handle.incarnation,
+                server: shared.server().clone(),
+                boot_epoch,
+                client: shared.client.clone(),
+                book: Arc::clone(&shared.book),
+                inputs: handle.inputs,
+                stop,
+            };
+            take(net, newest, peer, stream).await;
+        }
+    })
+}
+
+/// Leadership first, then the stop, so that nobody waits for a failure to be detected.
+async fn hand_over(shared: &Shared) {
+    let Some(handle) = shared.handle() else { return };
+    let (reply, done) = oneshot::channel();
+    if handle.inputs.send(Input::Stop(reply)).is_ok()
+        && tokio::time::timeout(HAND_OVER_MAX, done).await.is_err()
+    {
+        tracing::warn!("leadership was not handed over in time");
+    }
+}

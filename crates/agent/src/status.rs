@@ -1,0 +1,168 @@
+//! The group as this agent sees it, for people.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use cohort_consensus::RaftId;
+use cohort_core::ids::{AppId, ClockMs, MemberId};
+use cohort_core::orders::MemberAddress;
+use cohort_core::phase::Phase;
+use cohort_core::state::{ActivationStage, App};
+use cohort_core::waiting::{Waiting, WaitingOn};
+use cohort_wire::agent::{
+    AppStatus, CONTROL_VERSION, GroupStatus, ServerAppStatus, ServerStatus, WaitingStatus,
+};
+
+use crate::contacts::Contact;
+use crate::member::View;
+use crate::shared::Shared;
+
+/// Puts it together; `linearizable` when it was read through the leader.
+pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> GroupStatus {
+    let state = &view.state;
+    let contacts = shared.contacts.all();
+    let now = Instant::now();
+    let places = |ids: &std::collections::BTreeSet<RaftId>| -> Vec<MemberAddress> {
+        ids.iter()
+            .filter_map(|id| {
+                let member = MemberId(id.0);
+                let server = state.server_of(member)?.clone();
+                let address = state.servers.get(&server)?.address.clone();
+                Some(MemberAddress { server, address, member })
+            })
+            .collect()
+    };
+    let servers = state.servers.iter().map(|(id, server)| {
+        let age = contacts.get(id).map(|contact| now.saturating_duration_since(contact.at));
+        let status = ServerStatus {
+            address: server.address.clone(),
+            rack: server.rack.clone(),
+            joined: server.joined,
+            member: server.member,
+            contact_age_ms: age.and_then(|age| u64::try_from(age.as_millis()).ok()),
+        };
+        (id.clone(), status)
+    });
+    let apps = state.apps.iter().map(|(id, app)| {
+        let waiting: Vec<&Waiting> =
+            view.waiting.iter().filter(|waiting| waiting.app == *id).collect();
+        (id.clone(), app_status(shared, view, id, app, &waiting, &contacts, linearizable))
+    });
+    GroupStatus {
+        version: CONTROL_VERSION,
+        group: state.group.clone(),
+        incarnation: state.incarnation,
+        labels: state.labels.clone(),
+        platform: state.platform.clone(),
+        answered_by: shared.server().clone(),
+        leader: view.leader().cloned(),
+        term: view.raft.term.0,
+        commit: view.raft.commit.0,
+        applied: view.raft.applied.0,
+        linearizable,
+        clock: state.clock,
+        killed: view.killed.clone(),
+        registry_reachable: view.registry,
+        voters: places(&view.raft.configuration.voters),
+        standbys: places(&view.raft.configuration.standbys),
+        servers: servers.collect(),
+        apps: apps.collect(),
+        refusals: view.refusals.clone(),
+    }
+}
+
+fn app_status(
+    shared: &Shared,
+    view: &View,
+    id: &AppId,
+    app: &App,
+    waiting: &[&Waiting],
+    contacts: &BTreeMap<cohort_core::ids::ServerId, Contact>,
+    linearizable: bool,
+) -> AppStatus {
+    let clock = view.state.clock;
+    let (since, reason, wave, wave_servers) = match &app.phase {
+        Phase::Empty => (ClockMs(0), String::new(), 0, Vec::new()),
+        Phase::Running { since } => (*since, String::new(), 0, Vec::new()),
+        Phase::MarkedOld { rollout, .. }
+        | Phase::LeaderHolds { rollout, .. }
+        | Phase::Verified { rollout, .. } => (rollout.started, String::new(), 0, Vec::new()),
+        Phase::Wave { number, servers, since, .. } => {
+            (*since, String::new(), *number, servers.iter().cloned().collect())
+        }
+        Phase::RollingBack { reason, since, rollout, .. } => {
+            (*since, reason.clone(), rollout.waves, Vec::new())
+        }
+        Phase::Held { reason, since, .. } => (*since, reason.clone(), 0, Vec::new()),
+    };
+    let target = match &app.phase {
+        Phase::Held { rejected, .. } => Some(rejected),
+        Phase::Empty
+        | Phase::Running { .. }
+        | Phase::MarkedOld { .. }
+        | Phase::LeaderHolds { .. }
+        | Phase::Verified { .. }
+        | Phase::Wave { .. }
+        | Phase::RollingBack { .. } => app.phase.rollout().map(|rollout| &rollout.release),
+    };
+    let servers = app.servers.iter().map(|(server, here)| {
+        let activation = here.activation.as_ref().map(|activation| match &activation.stage {
+            ActivationStage::Granted => "granted".to_owned(),
+            ActivationStage::Applied { .. } => "applied".to_owned(),
+            ActivationStage::Checked { .. } => "checked".to_owned(),
+            ActivationStage::Failed { step, reason, .. } => {
+                format!("failed at {}: {reason}", step.name())
+            }
+            ActivationStage::Undone { reason, .. } => format!("undone: {reason}"),
+        });
+        let status = ServerAppStatus {
+            running: here.running.as_ref().map(|release| release.version.clone()),
+            in_service: here.in_service,
+            health: here.health.clone(),
+            holds_target: target.is_some_and(|release| here.has(&release.artifact)),
+            activation,
+            doing: contacts.get(server).and_then(|contact| contact.doing.get(id)).cloned(),
+            debt: here.debt.as_ref().map(|debt| debt.reason.clone()),
+        };
+        (server.clone(), status)
+    });
+    let mut waiting: Vec<WaitingStatus> = waiting
+        .iter()
+        .map(|waiting| told(shared, id, &waiting.on, clock.since(waiting.since)))
+        .collect();
+    if !linearizable {
+        waiting.push(told(shared, id, &WaitingOn::NoLeader, 0));
+    }
+    AppStatus {
+        state: app.phase.name(),
+        since,
+        last_good: app.last_good.as_ref().map(|release| release.version.clone()),
+        target: target.map(|release| release.version.clone()),
+        reason,
+        wave,
+        wave_servers,
+        generation: app.generation,
+        paused: app.phase.rollout().is_some_and(|rollout| rollout.pause.is_some()),
+        servers: servers.collect(),
+        waiting,
+        history: app.history.iter().cloned().collect(),
+        failures: app.phase.rollout().map_or_else(Vec::new, |rollout| {
+            rollout
+                .failures
+                .iter()
+                .map(|failure| {
+                    format!("{} on {}: {}", failure.step.name(), failure.server, failure.reason)
+                })
+                .collect()
+        }),
+    }
+}
+
+fn told(shared: &Shared, app: &AppId, on: &WaitingOn, for_ms: u64) -> WaitingStatus {
+    WaitingStatus {
+        sentence: on.sentence(),
+        unblocks: on.unblocks(&shared.group, app),
+        on: on.clone(),
+        for_ms,
+    }
+}
