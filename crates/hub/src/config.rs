@@ -68,8 +68,9 @@ pub struct HubConfig {
     /// How long a join token is good when its maker does not say, in seconds.
     #[serde(default = "default_token_valid_s")]
     pub token_valid_s: u64,
-    /// How many watches may wait at once; beyond it 503.
-    #[serde(default = "default_watches_max")]
+    /// How many watches may wait at once; beyond it 503. No key of the file: the limit is for tests
+    /// to lower.
+    #[serde(skip, default = "default_watches_max")]
     pub watches_max: usize,
     /// A person says that no other hub of this fleet lives, so that this one, restored from a
     /// backup, may bootstrap groups again. For the command line; not to be left in the file.

@@ -45,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::HubConfig;
 pub use mirror::{MirrorConfig, run_mirror};
+pub use upload::{UploadError, upload};
 
 use app::{App, now};
 use metrics::Metrics;
@@ -169,6 +170,7 @@ impl Hub {
         if let Err(error) = operating::publish_kill(&app).await {
             tracing::error!(%error, "kill registers cannot be put into the registry");
         }
+        upkeep::sweep_uploads(&app);
         let mut parts = JoinSet::new();
         let api_limits = ServerLimits {
             large_bodies: vec![("/v1/repository/".to_owned(), upload::UPLOAD_BYTES_MAX)],

@@ -73,7 +73,7 @@ struct Opened {
 ///
 /// Names in a repository need no escapes, so that a percent sign never has to be understood, and no
 /// part begins with a dot (unfinished files do).
-pub(crate) fn relative_path(path: &str) -> Option<PathBuf> {
+fn relative_path(path: &str) -> Option<PathBuf> {
     let path = path.strip_prefix('/')?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-+~".contains(&byte);
     let plain =

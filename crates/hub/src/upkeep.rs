@@ -24,6 +24,17 @@ pub(crate) async fn run(app: Arc<App>) {
     }
 }
 
+/// Removes uploads that a crash cut short.
+pub(crate) fn sweep_uploads(app: &App) {
+    let dir = app.config.repository_dir();
+    // A folder without a repository has no uploads either.
+    let Ok(repository) = Repository::open(&dir) else { return };
+    if let Err(error) = repository.sweep_incoming() {
+        let reason = chain(&error);
+        tracing::warn!(repository = %dir.display(), reason, "old uploads cannot be removed");
+    }
+}
+
 /// Signs that the repository is still the current one, when the last such signature is old.
 async fn renew_timestamp(app: &App) {
     let (dir, key) = (app.config.repository_dir(), app.config.timestamp_key());

@@ -1,9 +1,9 @@
 //! The plain port, uploads, and the renewal of the timestamp.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cohort_artifact::{Keys, Lifetimes, Repository};
+use cohort_artifact::{Keys, Lifetimes, PublishRequest, Repository};
 use cohort_identity::Role;
 use cohort_wire::http::Call;
 use cohort_wire::hub::upload_path;
@@ -121,14 +121,27 @@ async fn the_timestamp_is_renewed_before_it_ends() {
     hub.stop().await;
 }
 
-/// Every file below a folder, by its path relative to it, the timestamp last: the publisher's order.
-fn files(dir: &Path) -> Vec<String> {
-    fn walk(dir: &Path, below: &str, found: &mut Vec<String>) {
-        for entry in std::fs::read_dir(dir).unwrap() {
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// What a publisher has to send, in its order.
+fn new_files(dir: &Path, there: &Path) -> Vec<PathBuf> {
+    fn walk(dir: &Path, below: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir.join(below)).unwrap() {
             let entry = entry.unwrap();
-            let name = format!("{below}{}", entry.file_name().to_str().unwrap());
+            let name = below.join(entry.file_name());
             if entry.path().is_dir() {
-                walk(&entry.path(), &format!("{name}/"), found);
+                walk(dir, &name, found);
             } else {
                 found.push(name);
             }
@@ -136,53 +149,73 @@ fn files(dir: &Path) -> Vec<String> {
     }
     let mut found = Vec::new();
     for folder in ["blobs", "targets", "metadata"] {
-        if dir.join(folder).exists() {
-            walk(&dir.join(folder), &format!("{folder}/"), &mut found);
-        }
+        walk(dir, Path::new(folder), &mut found);
     }
-    found.sort_by_key(|name| name == "metadata/timestamp.json");
+    let timestamp = Path::new("metadata/timestamp.json");
+    found.retain(|name| !there.join(name).exists() && name != timestamp);
+    found.push(timestamp.to_owned());
     found
 }
 
 #[tokio::test]
-async fn a_publishing_is_uploaded_in_an_order_that_readers_survive() {
+async fn a_release_is_uploaded_and_served() {
     let hub = Running::start().await;
-    let local = tempfile::tempdir().unwrap();
-    let keys = Keys::generate().unwrap();
-    let dir = local.path().join("repository");
-    let repository = Repository::create(&dir, &keys, Lifetimes::default()).await.unwrap();
     let publisher = hub.client(Role::Publisher, "ci");
-    let upload = |name: String| {
-        let bytes = std::fs::read(dir.join(&name)).unwrap();
-        let call = Call::new(http::Method::PUT, upload_path(&name)).bytes(bytes);
+    let put = |name: &str, bytes: Vec<u8>| {
+        let call = Call::new(http::Method::PUT, upload_path(name)).bytes(bytes);
         publisher.send(call)
     };
-    // The timestamp before what it refers to: refused.
-    let early = upload("metadata/timestamp.json".into()).await.unwrap_err();
-    assert_eq!(early.status, 409, "{early}");
-    for name in files(&dir) {
-        assert_eq!(upload(name.clone()).await.unwrap(), 201, "{name}");
-    }
-    let served = hub.plain("GET", "/metadata/timestamp.json", "").await;
-    assert_eq!(served.body, std::fs::read(dir.join("metadata/timestamp.json")).unwrap());
-    // The same again is welcome, except for a timestamp that is no newer.
-    assert_eq!(upload("metadata/1.root.json".into()).await.unwrap(), 200);
-    let again = upload("metadata/timestamp.json".into()).await.unwrap_err();
-    assert_eq!(again.status, 409, "{again}");
-    repository.renew_timestamp(&keys.timestamp).await.unwrap();
-    assert_eq!(upload("metadata/timestamp.json".into()).await.unwrap(), 201);
-    // What is there is never replaced, and nothing lands outside.
-    let other = Call::new(http::Method::PUT, upload_path("metadata/1.root.json")).bytes("{}");
-    assert_eq!(publisher.send(other).await.unwrap_err().status, 409);
-    for odd in ["keys/a", "metadata", "metadata/.hidden", "metadata/%2e%2e/x", "repository.json"] {
-        let call = Call::new(http::Method::PUT, upload_path(odd)).bytes("x");
-        let status = publisher.send(call).await.unwrap_err().status;
+    let early = put("metadata/timestamp.json", b"{}".to_vec()).await.unwrap_err();
+    assert_eq!(early.status, 409, "there is no repository yet: {early}");
+    let keys = Keys::generate().unwrap();
+    let served = hub.config.repository_dir();
+    Repository::create(&served, &keys, Lifetimes::default()).await.unwrap();
+
+    let local = tempfile::tempdir().unwrap();
+    let dir = local.path().join("copy");
+    copy_folder(&served, &dir);
+    let app = local.path().join("app");
+    write(&app.join("run.sh"), "#!/bin/sh\nexit 0\n");
+    let mut request = PublishRequest::new(
+        &app,
+        "web".parse().unwrap(),
+        "1.0.0".parse().unwrap(),
+        "linux/amd64".parse().unwrap(),
+    );
+    request.channel = Some("stable".parse().unwrap());
+    let repository = Repository::open(&dir).unwrap();
+    let published = repository.publish(&keys, &request).await.unwrap();
+    let files = new_files(&dir, &served);
+    assert!(files.len() >= 7, "{files:?}");
+
+    // The last file first: it leads to what is not here.
+    let timestamp = std::fs::read(dir.join("metadata/timestamp.json")).unwrap();
+    let early = put("metadata/timestamp.json", timestamp).await.unwrap_err();
+    assert_eq!((early.status, early.kind.as_str()), (422, "refused"), "{early}");
+    let mut sent = 0;
+    let target = hub.target();
+    cohort_hub::upload(&publisher.client, &target, &dir, &files, |_| sent += 1).await.unwrap();
+    assert_eq!(sent, files.len());
+    let blob = format!("/blobs/{}", published.manifest.root);
+    let answer = hub.plain("GET", &blob, "").await;
+    assert_eq!((answer.status, answer.body.len() as u64), (200, published.manifest.length));
+    assert_eq!(Repository::open(&served).unwrap().releases().unwrap().len(), 1);
+    cohort_hub::upload(&publisher.client, &target, &dir, &files, |_| {}).await.unwrap();
+
+    // Wrong bytes, wrong names, wrong people; nothing changes and nothing is left behind.
+    let hash = "ab".repeat(32);
+    let wrong = put(&format!("blobs/{hash}"), b"other".to_vec()).await.unwrap_err();
+    assert_eq!((wrong.status, wrong.kind.as_str()), (422, "refused"), "{wrong}");
+    for odd in ["keys/a", "metadata", "metadata/2.root.json", "metadata/%2e%2e/x", "blobs/x"] {
+        let status = put(odd, b"x".to_vec()).await.unwrap_err().status;
         assert!(matches!(status, 400 | 404), "{odd}: {status}");
     }
-    let left = std::fs::read_dir(hub.config.repository_dir().join("metadata")).unwrap();
-    let unfinished = left
-        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'))
-        .count();
-    assert_eq!(unfinished, 0, "what is refused leaves nothing behind");
+    let large = put("metadata/9.targets.json", vec![b' '; 40 << 20]).await;
+    assert!(large.is_err());
+    let viewer = hub.client(Role::Viewer, "vera");
+    let error = cohort_hub::upload(&viewer.client, &target, &dir, &files, |_| {}).await;
+    assert!(error.is_err());
+    let left = std::fs::read_dir(served.join(".incoming")).unwrap().count();
+    assert_eq!(left, 0, "what is refused leaves nothing behind");
     hub.stop().await;
 }

@@ -194,7 +194,7 @@ async fn the_matrix_of_roles_and_routes() {
         (Call::post("/v1/groups/intel.zone-a/recover", &recover), &[Role::Operator]),
         (Call::post("/v1/token", &token), &[Role::Operator]),
         (
-            Call::new(cohort_put(), "/v1/repository/metadata/1.x.json").bytes("x"),
+            Call::new(cohort_put(), "/v1/repository/metadata/timestamp.json").bytes("x"),
             &[Role::Publisher, Role::Operator],
         ),
     ];
@@ -231,7 +231,7 @@ async fn without_a_certificate_only_joining_is_possible() {
         Call::post("/v1/registry/txn", &Txn::default()),
         Call::post("/v1/renew", &serde_json::json!({ "request": "" })),
         Call::post("/v1/token", &serde_json::json!({ "role": "agent" })),
-        Call::new(cohort_put(), "/v1/repository/metadata/1.x.json").bytes("x"),
+        Call::new(cohort_put(), "/v1/repository/metadata/timestamp.json").bytes("x"),
     ] {
         let path = call.path.clone();
         let error = nobody.send(call).await.unwrap_err();
