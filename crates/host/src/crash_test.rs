@@ -16,9 +16,12 @@ async fn cut_anywhere_it_ends_the_same_with_one_start_per_fence() {
     for n in 0.. {
         let mut host = server.host();
         generation += 1;
-        settle(&mut host, &order(generation, Some(&first))).await.unwrap();
+        let mut before = order(generation, Some(&first));
+        before.min_healthy_ms = 0;
+        settle(&mut host, &before).await.unwrap();
         generation += 1;
-        let order = order(generation, Some(&second));
+        let mut order = order(generation, Some(&second));
+        order.min_healthy_ms = 0;
         host.cuts = Cuts::at(n);
         let cut = match settle(&mut host, &order).await {
             Err(HostError::Cut) => true,

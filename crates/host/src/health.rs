@@ -152,3 +152,7 @@ impl Board {
         });
     }
 }
+
+#[cfg(test)]
+#[path = "health_test.rs"]
+mod health_test;

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! guard.sock      requests, see `protocol`
-//! guard.lock      held by the one guard of this folder
+//! guard.lock      held by the one guard of this folder; its process number
 //! services.json   what is to run, and which processes do (durable)
 //! events.log      starts and ends, one JSON object per line, with boot-time stamps
 //! guard.log       what the guard itself has to say
@@ -29,7 +29,7 @@ mod state;
 mod supervise;
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
@@ -113,10 +113,18 @@ pub async fn serve(config: &GuardConfig) -> Result<(), GuardError> {
     fs::create_dir_all(folder)
         .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o700)))
         .map_err(fail("the guard's folder cannot be made"))?;
-    let lock = File::create(folder.join(LOCK)).map_err(fail("the guard's lock cannot be made"))?;
+    let mut lock = File::options()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(folder.join(LOCK))
+        .map_err(fail("the guard's lock cannot be made"))?;
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Err(GuardError::AlreadyRuns { folder: folder.clone() });
     }
+    lock.set_len(0)
+        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        .map_err(fail("the guard's number cannot be written down"))?;
     let listener = listen(config).map_err(fail("the guard cannot listen"))?;
     let mut terminate =
         signal(SignalKind::terminate()).map_err(fail("the guard cannot watch for SIGTERM"))?;

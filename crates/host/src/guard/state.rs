@@ -122,3 +122,7 @@ impl Process {
         None
     }
 }
+
+#[cfg(test)]
+#[path = "state_test.rs"]
+mod state_test;

@@ -1,0 +1,42 @@
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use super::{INSTANCE, Process, Started};
+use crate::process::start_ticks;
+use rustix::process::Pid;
+
+#[tokio::test]
+async fn a_process_is_found_by_its_number_only_when_it_is_the_very_same() {
+    let mut child = Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    let ticks = start_ticks(Pid::from_raw(pid).unwrap()).unwrap();
+    let process = |start_ticks| Process {
+        instance: "x".to_owned(),
+        started: Some(Started { pid, start_ticks }),
+    };
+    assert!(process(ticks).find().is_some());
+    assert!(process(ticks + 1).find().is_none(), "the number was given to another");
+    child.kill().unwrap();
+    let found = process(ticks).find();
+    drop(found);
+    child.wait().unwrap();
+    assert!(process(ticks).find().is_none(), "it has ended");
+}
+
+#[tokio::test]
+async fn a_process_whose_number_was_not_written_down_is_found_by_its_environment() {
+    let instance = format!("web.test.{}", std::process::id());
+    let mut child = Command::new("sh")
+        .args(["-c", "sleep 600 & wait"])
+        .env(INSTANCE, &instance)
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let process = Process { instance, started: None };
+    crate::testing::until("it is found", || async { process.find().is_some() }).await;
+    let found = process.find().unwrap();
+    let pid = found.pid().as_raw_nonzero().get().unsigned_abs();
+    assert_eq!(pid, child.id(), "the leader, not its child");
+    found.signal_group(rustix::process::Signal::KILL);
+    child.wait().unwrap();
+}

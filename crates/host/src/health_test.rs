@@ -1,0 +1,51 @@
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Health, RunningChecks};
+use crate::check::CheckContext;
+use crate::service::{ServiceControl, ServiceError, ServiceSpec, ServiceState, ServiceStatus};
+
+/// Says what it was told to, then the last of it for ever.
+#[derive(Debug)]
+struct Script(Mutex<VecDeque<bool>>);
+
+#[async_trait]
+impl ServiceControl for Script {
+    async fn start(&self, _: &ServiceSpec) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    async fn stop(&self, _: &str, _: Duration) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    async fn status(&self, _: &str) -> Result<ServiceStatus, ServiceError> {
+        let mut script = self.0.lock().unwrap();
+        let runs = if script.len() > 1 { script.pop_front() } else { script.front().copied() };
+        let state = match runs {
+            Some(true) => ServiceState::Running { pid: 1 },
+            _ => ServiceState::Waiting,
+        };
+        Ok(ServiceStatus { state, ..ServiceStatus::default() })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_looks_in_a_row_decide() {
+    let looks = VecDeque::from([true, false, true, false, false, true, false, true, true]);
+    let control: Arc<dyn ServiceControl> = Arc::new(Script(Mutex::new(looks)));
+    let first = Health { in_service: true, reason: String::new() };
+    let service = Some((control, "web".to_owned()));
+    let began = tokio::time::Instant::now();
+    let checks = RunningChecks::spawn(&[], CheckContext::default(), service, first);
+    let mut health = checks.health();
+    health.changed().await.unwrap();
+    assert!(!health.borrow_and_update().in_service);
+    assert_eq!(began.elapsed().as_secs(), 4, "the second `no` in a row");
+    health.changed().await.unwrap();
+    assert!(health.borrow_and_update().in_service);
+    assert_eq!(began.elapsed().as_secs(), 8, "the second `yes` in a row");
+}

@@ -1,0 +1,317 @@
+//! The guard as a process of its own: killed, replaced, attacked.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cohort_host::guard::{
+    EVENTS_FILE, Event, EventKind, GuardClient, GuardConfig, GuardError, GuardLaunch,
+};
+use cohort_host::{
+    RunService, ServiceCommand, ServiceControl as _, ServiceError, ServiceSpec, ServiceState,
+};
+use rustix::process::{Pid, Signal, getsid, kill_process, kill_process_group, test_kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+
+const GUARD_FOLDER: &str = "COHORT_TEST_GUARD_FOLDER";
+
+/// Not a test by itself: the other tests start this program again, as a guard.
+#[test]
+fn guard_process() {
+    let Some(folder) = std::env::var_os(GUARD_FOLDER) else { return };
+    let config = GuardConfig { folder: PathBuf::from(folder), detach: true };
+    cohort_host::guard::run(&config).unwrap();
+}
+
+struct Bench {
+    folder: TempDir,
+    client: GuardClient,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let guard = folder.path().join("guard");
+        let mut variable = OsString::from(format!("{GUARD_FOLDER}="));
+        variable.push(&guard);
+        let launch = GuardLaunch {
+            program: PathBuf::from("/usr/bin/env"),
+            args: vec![
+                variable,
+                std::env::current_exe().unwrap().into(),
+                "--exact".into(),
+                "guard_process".into(),
+            ],
+        };
+        let client = GuardClient::new(guard, Some(launch));
+        client.ensure().await.unwrap();
+        Bench { folder, client }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("guard").join(name)
+    }
+
+    fn guard_pid(&self) -> Pid {
+        pid(&fs::read_to_string(self.path("guard.lock")).unwrap())
+    }
+
+    /// Ends the guard as a crash would, and waits until it is gone.
+    async fn kill_guard(&self, signal: Signal) {
+        let guard = self.guard_pid();
+        kill_process(guard, signal).unwrap();
+        until("the guard is gone", || async { gone(guard) }).await;
+    }
+
+    fn spec(&self, key: &str, script: &str) -> ServiceSpec {
+        let command = ServiceCommand {
+            program: PathBuf::from("/bin/sh"),
+            args: vec!["-c".to_owned(), script.to_owned()],
+            env: BTreeMap::from([("PATH".to_owned(), std::env::var("PATH").unwrap())]),
+            folder: self.folder.path().to_owned(),
+            stop_signal: "TERM".to_owned(),
+            stop_timeout_ms: 300,
+            run_as: None,
+        };
+        let run = RunService::Command(command);
+        ServiceSpec { name: "web".into(), key: key.into(), release: "d".repeat(64), run }
+    }
+
+    async fn service_pid(&self) -> Option<Pid> {
+        match self.client.status("web").await.unwrap().state {
+            ServiceState::Running { pid } => Pid::from_raw(i32::try_from(pid).unwrap()),
+            ServiceState::Stopped | ServiceState::Waiting => None,
+        }
+    }
+
+    fn events(&self) -> Vec<(EventKind, String)> {
+        let text = fs::read_to_string(self.path(EVENTS_FILE)).unwrap_or_default();
+        let event = |line| serde_json::from_str::<Event>(line).unwrap();
+        text.lines().map(event).map(|event| (event.event, event.key)).collect()
+    }
+
+    async fn end(self) {
+        self.client.shutdown(Duration::from_secs(10)).await.unwrap();
+    }
+}
+
+fn pid(text: &str) -> Pid {
+    Pid::from_raw(text.trim().parse().unwrap()).unwrap()
+}
+
+/// Whether a process has ended; its remains are for its parent, or for init, to remove.
+fn gone(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    stat.map_or(true, |stat| stat.contains(") Z "))
+}
+
+async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Counts into its output without end.
+const COUNT: &str = "n=0; while true; do n=$((n+1)); echo line $n || exit 9; sleep 0.02; done";
+
+#[tokio::test]
+async fn a_killed_guard_leaves_its_services_and_the_next_one_takes_them_over() {
+    let bench = Bench::start().await;
+    assert_ne!(getsid(Some(bench.guard_pid())).unwrap(), getsid(None).unwrap(), "detached");
+    bench.client.start(&bench.spec("1.1", COUNT)).await.unwrap();
+    let service = bench.service_pid().await.unwrap();
+    let log = bench.path("logs/web.log");
+    let lines = || fs::read_to_string(&log).unwrap_or_default().lines().count();
+    until("it writes", || async { lines() > 3 }).await;
+
+    bench.kill_guard(Signal::KILL).await;
+    assert!(test_kill_process(service).is_ok(), "the service lives on");
+    // The client starts another guard by itself.
+    assert_eq!(bench.service_pid().await, Some(service), "the very same process");
+    let before = lines();
+    until("it still writes", || async { lines() > before + 3 }).await;
+    let text = fs::read_to_string(&log).unwrap();
+    let numbers: Vec<usize> =
+        text.lines().map(|line| line.strip_prefix("line ").unwrap().parse().unwrap()).collect();
+    assert_eq!(numbers, (1..=numbers.len()).collect::<Vec<_>>(), "no line is lost");
+
+    // The same yes again starts nothing; an end is noticed though it is not the guard's child.
+    bench.client.start(&bench.spec("1.1", COUNT)).await.unwrap();
+    assert_eq!(bench.service_pid().await, Some(service));
+    kill_process_group(service, Signal::KILL).unwrap();
+    until("it is started again", || async {
+        bench.service_pid().await.is_some_and(|pid| pid != service)
+    })
+    .await;
+    assert_eq!(bench.client.status("web").await.unwrap().exits, 1);
+
+    // Told to end, the guard leaves the services as well.
+    let service = bench.service_pid().await.unwrap();
+    bench.kill_guard(Signal::TERM).await;
+    assert_eq!(bench.service_pid().await, Some(service));
+    bench.client.stop("web", Duration::from_secs(5)).await.unwrap();
+    until("it is gone", || async { gone(service) }).await;
+    let kinds: Vec<EventKind> = bench.events().into_iter().map(|(kind, _)| kind).collect();
+    let expected = [
+        EventKind::Started,
+        EventKind::Adopted,
+        EventKind::Exited,
+        EventKind::Started,
+        EventKind::Adopted,
+        EventKind::Stopped,
+    ];
+    assert_eq!(kinds, expected);
+
+    // Nothing is to run now, so that the next guard starts nothing.
+    bench.kill_guard(Signal::KILL).await;
+    assert!(bench.client.list().await.unwrap().is_empty());
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_died_with_the_guard_is_brought_back() {
+    let bench = Bench::start().await;
+    bench.client.start(&bench.spec("1.1", "exec sleep 600")).await.unwrap();
+    let service = bench.service_pid().await.unwrap();
+    bench.kill_guard(Signal::KILL).await;
+    kill_process_group(service, Signal::KILL).unwrap();
+    until("it is gone", || async { gone(service) }).await;
+    until("it is brought back", || async {
+        bench.service_pid().await.is_some_and(|pid| pid != service)
+    })
+    .await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_crashing_service_is_started_again_more_and_more_slowly() {
+    let bench = Bench::start().await;
+    bench.client.start(&bench.spec("1.1", "echo no config; exit 4")).await.unwrap();
+    until("three crashes", || async { bench.client.status("web").await.unwrap().exits >= 3 }).await;
+    let status = bench.client.status("web").await.unwrap();
+    assert_eq!(status.last_exit.as_deref(), Some("exit status 4"));
+    assert!(status.output.contains("no config"));
+    let text = fs::read_to_string(bench.path(EVENTS_FILE)).unwrap();
+    let starts: Vec<u64> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Event>(line).unwrap())
+        .filter(|event| event.event == EventKind::Started)
+        .map(|event| event.boot_ms)
+        .collect();
+    assert!(starts[1] - starts[0] >= 100 && starts[2] - starts[1] >= 200, "{starts:?}");
+
+    // Another release takes its place at once, whatever it waits for.
+    bench.client.start(&bench.spec("1.2", "exec sleep 600")).await.unwrap();
+    let status = bench.client.status("web").await.unwrap();
+    assert_eq!((status.key.as_deref(), status.exits), (Some("1.2"), 0));
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_stop_ends_all_processes_of_the_service() {
+    let bench = Bench::start().await;
+    let child = bench.folder.path().join("child");
+    let script = format!("trap '' TERM; sleep 600 & echo $! > {}; wait; wait", child.display());
+    bench.client.start(&bench.spec("1.1", &script)).await.unwrap();
+    let read = || fs::read_to_string(&child).unwrap_or_default();
+    until("it is up", || async { read().ends_with('\n') }).await;
+    let child = pid(&read());
+    bench.client.stop("web", Duration::from_secs(5)).await.unwrap();
+    until("the child is gone", || async { gone(child) }).await;
+    let text = fs::read_to_string(bench.path(EVENTS_FILE)).unwrap();
+    assert!(text.contains("did not stop in time"), "{text}");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_output_stays_within_its_files() {
+    let bench = Bench::start().await;
+    let script = "head -c 12000000 /dev/zero | tr '\\0' '\\n'; echo the end; exec sleep 600";
+    bench.client.start(&bench.spec("1.1", script)).await.unwrap();
+    until("all is written", || async {
+        bench.client.status("web").await.unwrap().output.ends_with("the end\n")
+    })
+    .await;
+    for name in ["logs/web.log", "logs/web.log.1"] {
+        let length = fs::metadata(bench.path(name)).unwrap().len();
+        assert!(length < 3 * 1024 * 1024, "{name}: {length}");
+    }
+    assert_eq!(fs::read_dir(bench.path("logs")).unwrap().count(), 2);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_run_is_told_apart() {
+    let bench = Bench::start().await;
+    let mut spec = bench.spec("1.1", "");
+    let RunService::Command(command) = &mut spec.run else { panic!() };
+    command.program = PathBuf::from("/nowhere/at/all");
+    let error = bench.client.start(&spec).await.unwrap_err();
+    assert!(
+        matches!(&error, ServiceError::Start(reason) if reason.contains("/nowhere")),
+        "{error}"
+    );
+    assert!(bench.client.list().await.unwrap().is_empty(), "and it is not tried for ever");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn the_socket_is_ours_alone_and_survives_nonsense() {
+    let bench = Bench::start().await;
+    let socket = bench.path("guard.sock");
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let say = async |bytes: Vec<u8>| {
+        let mut stream = UnixStream::connect(&socket).await.unwrap();
+        let (reader, mut writer) = stream.split();
+        // It may hang up before everything is said.
+        let _hung_up = writer.write_all(&bytes).await;
+        let mut answer = String::new();
+        let _hung_up = BufReader::new(reader).read_line(&mut answer).await;
+        answer
+    };
+    assert!(say(b"hello\n".to_vec()).await.contains("not understood"));
+    assert!(say(b"{\"version\":7,\"ask\":\"list\"}\n".to_vec()).await.contains("version 7"));
+    assert!(say(b"{\"version\":1,\"ask\":\"dance\"}\n".to_vec()).await.contains("refused"));
+    let name = b"{\"version\":1,\"ask\":{\"stop\":{\"name\":\"../../etc\"}}}\n".to_vec();
+    assert!(say(name).await.contains("no service name"));
+    assert_eq!(say(vec![b'x'; 1024 * 1024]).await, "", "too long: hung up");
+    assert!(bench.client.list().await.unwrap().is_empty(), "and it still answers");
+
+    // One too many is turned away; the others are answered.
+    let mut idle = Vec::new();
+    for _ in 0..40 {
+        idle.push(UnixStream::connect(&socket).await.unwrap());
+    }
+    drop(idle);
+    until("it answers again", || async { bench.client.list().await.is_ok() }).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn one_guard_per_folder() {
+    let bench = Bench::start().await;
+    let config = GuardConfig { folder: bench.folder.path().join("guard"), detach: false };
+    let error = cohort_host::guard::serve(&config).await.unwrap_err();
+    assert!(matches!(error, GuardError::AlreadyRuns { .. }), "{error}");
+    assert!(bench.client.list().await.is_ok(), "the first one is not harmed");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_long_path_to_the_socket_is_no_obstacle() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = folder.path().join("d".repeat(120)).join("guard");
+    let config = GuardConfig { folder: long.clone(), detach: false };
+    let client = GuardClient::new(long, None);
+    let guard = tokio::spawn(async move { cohort_host::guard::serve(&config).await });
+    until("it listens", || async { client.ensure().await.is_ok() }).await;
+    client.shutdown(Duration::from_secs(5)).await.unwrap();
+    guard.await.unwrap().unwrap();
+}
