@@ -344,6 +344,7 @@ impl<S: LogStore> Node<S> {
             let own = id == self.config.id;
             let progress = PeerProgress {
                 matched: Index(progress.matched),
+                next: Index(progress.next_idx),
                 recent_active: own || progress.recent_active,
                 silent_ticks: if own { Some(0) } else { self.silent_ticks(id) },
                 replication: match progress.state {

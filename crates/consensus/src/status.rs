@@ -37,6 +37,8 @@ pub enum Replication {
 pub struct PeerProgress {
     /// The last position that the member is known to have.
     pub matched: Index,
+    /// The next position that will be sent to it; always after `matched`.
+    pub next: Index,
     /// Whether it has answered since the leader last checked its quorum.
     pub recent_active: bool,
     /// Ticks since this member last heard of it; `None` if it never did.

@@ -290,7 +290,7 @@ impl CrashDisk {
                     bytes[*at..*at + kept].copy_from_slice(&after[..kept]);
                 }
                 Change::Resize { after, .. } => {
-                    if (roll >> 33) % 3 > 0 {
+                    if !(roll >> 33).is_multiple_of(3) {
                         bytes.resize(*after, 0);
                     }
                 }

@@ -33,7 +33,7 @@ pub(crate) fn digest(start: u64, bytes: &[u8]) -> u64 {
 }
 
 impl Checker {
-    /// At most one leader in each term, and it is a voter.
+    /// At most one leader in each term; it is a voter, and sends nobody what it knows to be there.
     pub(crate) fn role(&mut self, status: &Status) -> Result<(), String> {
         if status.role != Role::Leader {
             return Ok(());

@@ -58,7 +58,7 @@ pub(crate) struct Member {
 /// What became of an event.
 pub(crate) enum After {
     /// The process goes on; these messages leave.
-    Runs(Effects),
+    Runs(Box<Effects>),
     /// The disk failed, and the process has ended.
     Died,
 }
@@ -114,7 +114,7 @@ impl Member {
         };
         process.apply(id, &effects, checker)?;
         checker.role(&process.node.status())?;
-        Ok(After::Runs(effects))
+        Ok(After::Runs(Box::new(effects)))
     }
 
     /// Takes a snapshot; a failing disk ends the process.

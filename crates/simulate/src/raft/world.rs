@@ -218,8 +218,7 @@ impl World {
         config.boot_epoch = 0;
         let disk = Disk::new();
         if id.0 <= founders {
-            let mut founding = config.clone();
-            founding.boot_epoch = 1;
+            let founding = Config { boot_epoch: 1, ..config.clone() };
             let mut store = FaultyStore::open(&disk).map_err(|error| error.to_string())?;
             let voters = (1..=founders).map(RaftId);
             Node::bootstrap(&mut store, &founding, voters, Machine::default().encode())
@@ -336,18 +335,18 @@ impl World {
                     self.compact(id);
                 }
                 for envelope in effects.messages {
-                    self.send(envelope);
+                    self.send(&envelope);
                 }
             }
         }
         Ok(())
     }
 
-    fn send(&mut self, envelope: Envelope) {
+    fn send(&mut self, envelope: &Envelope) {
         if matches!(envelope.message, cohort_consensus::Message::Snapshot { .. }) {
             self.outcome.snapshots += 1;
         }
-        for after in self.network.arrivals(&envelope, &mut self.rng) {
+        for after in self.network.arrivals(envelope, &mut self.rng) {
             self.mail.insert(self.counter + 1, envelope.clone());
             self.schedule(after, Event::Deliver(self.counter + 1));
         }
@@ -444,6 +443,12 @@ impl World {
                 let cut = self.network.cut.clone();
                 self.note(|| format!("cut {cut:?}"));
             }
+            Trouble::Isolate => {
+                id = self.someone_leading();
+                let pairs = self.members.keys().flat_map(|other| [(id, *other), (*other, id)]);
+                self.network.cut = pairs.collect();
+                self.note(|| format!("{id} is cut off"));
+            }
             Trouble::Heal => self.network.cut.clear(),
             Trouble::Redraw => {
                 let cut = std::mem::take(&mut self.network.cut);
@@ -527,7 +532,14 @@ impl World {
             return Ok(());
         }
         self.note(|| format!("{id} loses its disk"));
-        self.members.remove(&id);
+        if let Some(mut member) = self.members.remove(&id) {
+            // Half of them are torn rather than empty, and must be found out.
+            member.crash();
+            let torn = self.rng.random_bool(0.5) && member.disk.tear_last_entry();
+            if torn && member.start().is_ok() {
+                return Err(format!("{id} starts from a torn disk"));
+            }
+        }
         self.outcome.crashes += 1;
         self.new_server(0)
     }
