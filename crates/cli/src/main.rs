@@ -1,1 +1,66 @@
-fn main(){}
+//! The `cohort` binary: every part of Cohort and every command for people and programs.
+//!
+//! It must never decide anything about a rollout: it reads what groups say, shows it, and passes on
+//! what a person asks for. What a command prints comes from pure functions in `view`.
+//!
+//! Start reading at [`args::Command`], the list of commands; each has a file in `commands`.
+
+mod agent_keys;
+mod args;
+mod clock;
+mod commands;
+mod connect;
+mod context;
+mod failure;
+mod fleet;
+mod group;
+mod hub_keys;
+mod layers;
+mod logging;
+mod output;
+mod policy_file;
+mod toml_keys;
+mod view;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::Cli;
+use failure::{Exit, Failure};
+use output::Output;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let output = cli.global.output;
+    match commands::run(cli) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            output::show_failure(&failure, output);
+            failure.exit.into()
+        }
+    }
+}
+
+/// Help goes to people as it is; wrong usage goes to programs as JSON when they asked for it.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || !asks_for_json() {
+        error.exit();
+    }
+    let text = error.to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or("wrong usage");
+    let failure = Failure::usage(first.trim_start_matches("error: "))
+        .hints(lines.filter(|line| !line.starts_with("Usage:")).map(str::to_owned));
+    output::show_failure(&failure, Output::Json);
+    Exit::Usage.into()
+}
+
+fn asks_for_json() -> bool {
+    let args: Vec<String> = std::env::args().collect();
+    args.windows(2).any(|pair| matches!(pair[0].as_str(), "-o" | "--output") && pair[1] == "json")
+        || args.iter().any(|arg| arg == "-ojson" || arg == "--output=json")
+}

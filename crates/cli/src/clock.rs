@@ -1,0 +1,52 @@
+//! The time of day, and durations for people.
+
+use cohort_identity::UnixTime;
+
+/// Now, in seconds of Unix time.
+pub(crate) fn unix_now() -> u64 {
+    UnixTime::now().as_secs()
+}
+
+/// A duration in one or two units: `0s`, `42s`, `3m 20s`, `2h 5m`, `4d 1h`.
+pub(crate) fn brief(ms: u64) -> String {
+    let s = ms / 1000;
+    let two = |a: u64, unit_a: &str, b: u64, unit_b: &str| match b {
+        0 => format!("{a}{unit_a}"),
+        _ => format!("{a}{unit_a} {b}{unit_b}"),
+    };
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => two(s / 60, "m", s % 60, "s"),
+        3600..86_400 => two(s / 3600, "h", s % 3600 / 60, "m"),
+        _ => two(s / 86_400, "d", s % 86_400 / 3600, "h"),
+    }
+}
+
+/// Bytes in the largest fitting binary unit.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut tenths = count * 10 / 1024;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+#[cfg(test)]
+mod clock_test {
+    use super::{brief, bytes};
+
+    #[test]
+    fn durations_and_sizes_are_short() {
+        let texts: Vec<String> =
+            [0, 42_999, 60_000, 200_000, 7_500_000, 349_200_000].map(brief).into();
+        assert_eq!(texts, ["0s", "42s", "1m", "3m 20s", "2h 5m", "4d 1h"]);
+        let texts: Vec<String> = [1023, 1024, 1_572_864, 1 << 30].map(bytes).into();
+        assert_eq!(texts, ["1023 B", "1.0 KiB", "1.5 MiB", "1.0 GiB"]);
+    }
+}

@@ -1,0 +1,111 @@
+//! One file per command.
+
+pub(crate) mod agent;
+pub(crate) mod app;
+pub(crate) mod channel;
+pub(crate) mod completions;
+pub(crate) mod context;
+pub(crate) mod group;
+pub(crate) mod guard;
+pub(crate) mod hub;
+pub(crate) mod init;
+pub(crate) mod kill;
+pub(crate) mod mirror;
+pub(crate) mod publish;
+pub(crate) mod rollout;
+pub(crate) mod rollout_plan;
+pub(crate) mod status;
+pub(crate) mod token;
+pub(crate) mod why;
+
+use std::future::Future;
+
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{Cli, Command, Global};
+use crate::failure::{Exit, Failure};
+use crate::logging;
+
+/// Threads of an agent or hub. Hashing and disk have threads of their own; a server that serves
+/// customers has better uses for its cores.
+const DAEMON_THREADS: usize = 2;
+/// How shells report an end by SIGTERM,
+const SIGTERM_CODE: i32 = 143;
+/// and by SIGINT.
+const SIGINT_CODE: i32 = 130;
+
+/// Does what the command line says.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
+    let Cli { global, command } = cli;
+    let is_daemon =
+        matches!(
+        command,
+        Command::Hub(_) | Command::Mirror(_) | Command::Agent(_) | Command::Guard(_)
+    );
+    logging::set_up(global.log_format, if is_daemon { "info" } else { "error" });
+    match command {
+        Command::Init(args) => once(init::run(&global, &args)),
+        Command::Hub(args) => hub::run(&args),
+        Command::Mirror(args) => mirror::run(&args),
+        Command::Agent(args) => agent::run(&args),
+        Command::Guard(args) => guard::run(&args),
+        Command::Token(args) => once(token::run(&global, &args)),
+        Command::Publish(args) => once(publish::run(&global, &args)),
+        Command::Channel(args) => once(channel::run(&global, &args)),
+        Command::App(args) => once(app::run(&global, &args)),
+        Command::Status(args) => once(status::run(&global, &args)),
+        Command::Why(args) => once(why::run(&global, &args)),
+        Command::Rollout(args) => once(rollout::run(&global, &args)),
+        Command::Group(args) => once(group::run(&global, &args)),
+        Command::Kill(args) => once(kill::run(&global, &args)),
+        Command::Context(args) => once(context::run(&global, &args)),
+        Command::Completions(args) => Ok(completions::run(&args)),
+    }
+}
+
+/// Runs a command that ends by itself: on this thread.
+fn once(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    runtime(&mut Builder::new_current_thread())?.block_on(work)
+}
+
+/// A runtime for a part that runs until it is stopped.
+fn daemon_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    runtime(Builder::new_multi_thread().worker_threads(DAEMON_THREADS))
+}
+
+/// Cancelled by SIGTERM or SIGINT. A second signal ends the process at once, as if there were no
+/// handler: a person who asks twice means it.
+fn stopping() -> Result<CancellationToken, Failure> {
+    let failed = |error| Failure::of("signal", &error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let stop = CancellationToken::new();
+    let asked = stop.clone();
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => SIGTERM_CODE,
+                _ = interrupt.recv() => SIGINT_CODE,
+            }
+        };
+        next().await;
+        tracing::info!("stopping");
+        asked.cancel();
+        std::process::exit(next().await);
+    });
+    Ok(stop)
+}
+
+fn runtime(builder: &mut Builder) -> Result<tokio::runtime::Runtime, Failure> {
+    builder.enable_all().build().map_err(|error| Failure::of("runtime", &error))
+}
+
+/// The context of a command that needs one.
+fn context_of(global: &Global) -> Result<crate::context::Context, Failure> {
+    crate::context::Context::load(global)
+}

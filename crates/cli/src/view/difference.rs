@@ -1,0 +1,93 @@
+//! What differs between two JSON values, value by value.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// One value that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Change {
+    /// Where, such as `update.max_parallel`.
+    pub(crate) key: String,
+    /// What it is; none: not there.
+    pub(crate) before: Option<Value>,
+    /// What it would be; none: not there.
+    pub(crate) after: Option<Value>,
+}
+
+impl Change {
+    /// One line for people.
+    pub(crate) fn line(&self) -> String {
+        match (&self.before, &self.after) {
+            (Some(before), Some(after)) => format!("~ {} = {before} -> {after}\n", self.key),
+            (None, Some(after)) => format!("+ {} = {after}\n", self.key),
+            (Some(before), None) => format!("- {} = {before}\n", self.key),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+/// Every value that differs, by key.
+pub(crate) fn difference(before: &Value, after: &Value) -> Vec<Change> {
+    let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
+    flatten("", before, &mut old);
+    flatten("", after, &mut new);
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    keys.into_iter()
+        .filter(|key| old.get(*key) != new.get(*key))
+        .map(|key| Change {
+            key: key.clone(),
+            before: old.get(key).cloned(),
+            after: new.get(key).cloned(),
+        })
+        .collect()
+}
+
+/// Lists of plain values are one value: `max_parallel` reads better whole.
+fn flatten(path: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+    let below = |key: &str| match path {
+        "" => key.to_owned(),
+        path => format!("{path}.{key}"),
+    };
+    match value {
+        Value::Null => {}
+        Value::Object(map) => {
+            for (key, value) in map {
+                flatten(&below(key), value, into);
+            }
+        }
+        Value::Array(list) if list.iter().any(Value::is_object) => {
+            for (index, value) in list.iter().enumerate() {
+                flatten(&format!("{path}[{}]", index + 1), value, into);
+            }
+        }
+        plain => {
+            into.insert(path.to_owned(), plain.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod difference_test {
+    use serde_json::json;
+
+    use super::difference;
+
+    #[test]
+    fn every_change_is_one_line() {
+        let before = json!({"app": "web", "update": {"max_parallel": 1, "auto_revert": true},
+            "check": [{"type": "tcp"}]});
+        let after = json!({"app": "web", "update": {"max_parallel": ["1", "50%"]},
+            "check": [{"type": "tcp", "timeout": "1s"}]});
+        let lines: String =
+            difference(&before, &after).iter().map(super::Change::line).collect();
+        assert_eq!(
+            lines,
+            "+ check[1].timeout = \"1s\"\n\
+             - update.auto_revert = true\n\
+             ~ update.max_parallel = 1 -> [\"1\",\"50%\"]\n"
+        );
+        assert!(difference(&after, &after).is_empty());
+    }
+}

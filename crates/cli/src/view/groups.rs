@@ -1,0 +1,89 @@
+//! `cohort group`: groups by who belongs to them.
+
+use cohort_core::ids::ServerId;
+use cohort_wire::agent::GroupStatus;
+use serde_json::{Value, json};
+
+use crate::clock::brief;
+use crate::output::{Look, cell, render, table};
+use crate::view::report::{FleetReport, GroupReport};
+use crate::view::status::member_text;
+
+/// Every group, one line each.
+pub(crate) fn list(report: &FleetReport, look: Look) -> String {
+    let headings = ["GROUP", "SERVERS", "VOTERS", "STANDBYS", "LEADER", "LABELS", "NOTE"];
+    let mut rows = table(look, &headings);
+    for group in &report.groups {
+        let note = group.problems.first().cloned().unwrap_or_default();
+        match &group.status {
+            Some(status) => rows.add_row([
+                cell(&group.group),
+                cell(status.servers.len()),
+                cell(status.voters.len()),
+                cell(status.standbys.len()),
+                cell(status.leader.as_ref().map_or("-", ServerId::as_str)),
+                cell(labels(status)),
+                cell(note),
+            ]),
+            None => {
+                let unknown = ["-", "-", "-", "-", "-"].map(cell);
+                let mut row = vec![cell(&group.group)];
+                row.extend(unknown);
+                row.push(cell(note));
+                rows.add_row(row)
+            }
+        };
+    }
+    render(&rows)
+}
+
+/// The same, for programs.
+pub(crate) fn summary(group: &GroupReport) -> Value {
+    let status = group.status.as_ref();
+    json!({
+        "group": group.group,
+        "reachable": status.is_some(),
+        "incarnation": status.map(|status| status.incarnation),
+        "labels": status.map(|status| &status.labels),
+        "platform": status.map(|status| &status.platform),
+        "servers": status.map(|status| status.servers.keys().collect::<Vec<_>>()),
+        "voters": status.map(|status| &status.voters),
+        "standbys": status.map(|status| &status.standbys),
+        "leader": status.map(|status| &status.leader),
+        "problems": group.problems,
+    })
+}
+
+fn labels(status: &GroupStatus) -> String {
+    let pairs: Vec<String> =
+        status.labels.iter().map(|(name, text)| format!("{name}={text}")).collect();
+    pairs.join(",")
+}
+
+/// One group: its servers and what they carry.
+pub(crate) fn show(status: &GroupStatus, look: Look) -> String {
+    let mut text = format!(
+        "group {}\n  incarnation {}, term {}, log {} (applied {}), answered by {}\n  labels: {}\n\n",
+        status.group,
+        status.incarnation,
+        status.term,
+        status.commit,
+        status.applied,
+        status.answered_by,
+        labels(status),
+    );
+    let headings = ["SERVER", "ADDRESS", "RACK", "MEMBER", "NUMBER", "HEARD"];
+    let mut rows = table(look, &headings);
+    for (id, server) in &status.servers {
+        rows.add_row([
+            cell(id),
+            cell(&server.address),
+            cell(server.rack.as_deref().unwrap_or("-")),
+            cell(member_text(id, status)),
+            cell(server.member.map_or_else(|| "-".to_owned(), |member| member.to_string())),
+            cell(server.contact_age_ms.map_or_else(|| "-".to_owned(), brief)),
+        ]);
+    }
+    text.push_str(&render(&rows));
+    text
+}

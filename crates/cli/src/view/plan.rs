@@ -1,0 +1,1 @@
+//! `cohort rollout plan`: what would happen.
