@@ -95,7 +95,10 @@ impl Downloads {
         let merged = merge(orders);
         let mut running = self.lock();
         running.retain(|digest, fetch| {
-            let stays = merged.iter().any(|order| order.release.artifact == *digest);
+            let length = fetch.order.borrow().release.length;
+            let stays = merged
+                .iter()
+                .any(|order| order.release.artifact == *digest && order.release.length == length);
             if !stays {
                 fetch.cancel.cancel();
                 self.statuses.send_if_modified(|all| all.remove(digest).is_some());

@@ -96,7 +96,7 @@ impl FetchError {
 
 /// Fetches the artifact of an order and verifies it; returns when it is whole and durable.
 ///
-/// The order may change its sources while the fetch runs, never its release; a dropped sender
+/// The order may change its sources while the fetch runs, never its artifact; a dropped sender
 /// cancels, as does the token, as does dropping the future. What is verified stays on disk for the
 /// next try. Memory is bounded by [`Limits::requests_max`] times two units.
 ///
@@ -146,7 +146,10 @@ async fn run(
         tokio::select! {
             changed = orders.changed() => {
                 let order = orders.borrow_and_update().clone();
-                if changed.is_err() || order.release != release {
+                // Another release of the very same bytes is the same fetch.
+                let same = order.release.artifact == release.artifact
+                    && order.release.length == release.length;
+                if changed.is_err() || !same {
                     return Err(FetchError::Cancelled { artifact: release.artifact.to_string() });
                 }
                 fetch.follow(order);

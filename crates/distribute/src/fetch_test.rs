@@ -232,8 +232,10 @@ async fn without_leave_no_mirror_is_asked_and_the_wait_says_why() {
         waits = tokio::time::timeout(DEADLINE, waits) => drop(waits.unwrap().unwrap()),
     }
     assert_eq!(mirror.requests(), 0);
-    // The leader gives leave: the same fetch goes on.
-    orders.send_replace(sample.order());
+    // The leader gives leave, for another version with the very same bytes: the fetch goes on.
+    let mut leave = sample.order();
+    leave.release.version = "1.0.1".parse().unwrap();
+    orders.send_replace(leave);
     tokio::time::timeout(DEADLINE, fetching).await.unwrap().unwrap();
     disk.assert_holds(&sample);
 }

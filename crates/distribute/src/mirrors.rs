@@ -20,6 +20,9 @@ pub const MIRRORS_MAX: usize = 64;
 /// To connect to a mirror, in milliseconds. One that needs longer for two packets is far away.
 const CONNECT_MS_MAX: u64 = 5_000;
 
+/// Redirects that are followed: content networks use one, seldom two.
+const REDIRECTS_MAX: usize = 5;
+
 /// The mirror in use is left for a better one only when that answers in less than half the time.
 const STICKY_FACTOR: u32 = 2;
 
@@ -86,10 +89,13 @@ impl MirrorList {
     /// # Errors
     /// When one is no http or https URL, or there are too many.
     pub fn new<S: AsRef<str>>(urls: &[S]) -> Result<Self, MirrorError> {
+        // No proxy of the environment, like the fetcher of signed metadata: what a fleet installs
+        // must not depend on who started the agent.
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_millis(CONNECT_MS_MAX))
-            .redirect(reqwest::redirect::Policy::limited(5))
+            .redirect(reqwest::redirect::Policy::limited(REDIRECTS_MAX))
             .user_agent(concat!("cohort/", env!("CARGO_PKG_VERSION")))
+            .no_proxy()
             .build()
             .map_err(MirrorError::Client)?;
         Self::with_client(urls, client)
@@ -196,7 +202,7 @@ impl MirrorList {
         digest: &Digest,
         span: Option<(u64, u64)>,
     ) -> io::Result<http::Response<ByteStream>> {
-        let mut request = self.client.get(self.url(index, &blob_path(digest))?);
+        let mut request = self.get(index, &blob_path(digest))?;
         if let Some((start, length)) = span {
             let range = format!("bytes={start}-{}", start + length - 1);
             request = request.header(http::header::RANGE, range);
@@ -210,12 +216,12 @@ impl MirrorList {
         index: usize,
         digest: &Digest,
     ) -> io::Result<http::Response<ByteStream>> {
-        send(self.client.get(self.url(index, &units_path(digest))?)).await
+        send(self.get(index, &units_path(digest))?).await
     }
 
-    fn url(&self, index: usize, path: &str) -> io::Result<Url> {
+    fn get(&self, index: usize, path: &str) -> io::Result<reqwest::RequestBuilder> {
         let base = self.bases.get(index).ok_or_else(|| io::Error::other("no such mirror"))?;
-        base.join(path).map_err(io::Error::other)
+        Ok(self.client.get(base.join(path).map_err(io::Error::other)?))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
