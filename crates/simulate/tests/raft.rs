@@ -22,22 +22,22 @@ fn hold(first: u64, count: u64, steps: u64) {
 
 #[test]
 fn seeds_hold_1() {
-    hold(0, 500, STEPS);
+    hold(0, 400, STEPS);
 }
 
 #[test]
 fn seeds_hold_2() {
-    hold(1_000_000, 500, STEPS);
+    hold(1_000_000, 400, STEPS);
 }
 
 #[test]
 fn seeds_hold_3() {
-    hold(2_000_000, 500, STEPS);
+    hold(2_000_000, 400, STEPS);
 }
 
 #[test]
 fn long_runs_hold() {
-    hold(3_000_000, 15, 100_000);
+    hold(3_000_000, 12, 100_000);
 }
 
 /// Replays one seed with a line for every event: `SEED=… [STEPS=…] cargo test -p cohort-simulate
