@@ -15,7 +15,7 @@ use cohort_identity::{Peer, Role};
 use cohort_registry::keys::{self, Place};
 use cohort_registry::records::{
     BootstrapRecord, Fenced, GroupInfo, GroupRecord, MembersRecord, PolicyRecord, ServerRecord,
-    VerdictRecord, decode,
+    Stamp, VerdictRecord, decode,
 };
 use cohort_registry::state::State;
 use cohort_registry::{Compare, KeyValue, Op, RegistryError, Txn};
@@ -183,6 +183,18 @@ impl Writer {
                 .hint("agents write what belongs to their own group, operators write policies")),
         }
     }
+}
+
+/// The highest incarnation that a transaction speaks of: those are revisions of this registry, so
+/// one that it has not reached tells that it was put back to an older state.
+#[must_use]
+pub fn highest_incarnation(txn: &Txn) -> u64 {
+    let of = |op: &Op| match op {
+        Op::Put { value, .. } => serde_json::from_str::<Stamp>(value).ok(),
+        Op::Delete { .. } => None,
+    };
+    let ops = txn.then.iter().chain(&txn.otherwise);
+    ops.filter_map(of).map(|stamp| stamp.incarnation.0).max().unwrap_or(0)
 }
 
 /// Parses a policy by this version's rules.

@@ -11,7 +11,7 @@ use cohort_registry::{
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 
 use crate::app::App;
-use crate::auth::{Lookup, Need, check_txn, require};
+use crate::auth::{Lookup, Need, check_txn, highest_incarnation, require};
 use crate::metrics::Metrics;
 
 /// What a failed registry means for who asked over HTTP.
@@ -65,6 +65,12 @@ pub(crate) async fn txn(
     ApiJson(txn): ApiJson<Txn>,
 ) -> Result<ApiJson<TxnAnswer>, ApiError> {
     check_txn(Some(&caller.0), &txn, &Now(&app))?;
+    let (asked, revision) = (highest_incarnation(&txn), app.registry.revision());
+    if asked > revision {
+        went_back(&app, &caller, asked, revision).await?;
+        // Told as what it means, so that the writer waits for a person and does not try again.
+        return Err(explain(&RegistryError::RestoredUnconfirmed));
+    }
     Metrics::add(&app.metrics.changes);
     app.registry.txn(txn).await.map(ApiJson).map_err(|error| explain(&error))
 }
@@ -91,16 +97,21 @@ pub(crate) async fn watch(
             Ok(ApiJson(WatchReply::Compacted { compacted, revision }))
         }
         Err(RegistryError::WentBack { asked, revision }) => {
-            tracing::error!(
-                caller = %caller.0, asked, revision,
-                "registry is behind what an asker has seen: restored from a backup? \
-                 No group is bootstrapped until `cohort hub --confirm-restored`"
-            );
-            app.registry.suspect_restore().await.map_err(|error| explain(&error))?;
+            went_back(&app, &caller, asked, revision).await?;
             Ok(ApiJson(WatchReply::WentBack { asked, revision }))
         }
         Err(error) => Err(explain(&error)),
     }
+}
+
+/// An asker has seen what this registry has not reached: from now on it counts as restored.
+async fn went_back(app: &App, caller: &Caller, asked: u64, revision: u64) -> Result<(), ApiError> {
+    tracing::error!(
+        caller = %caller.0, asked, revision,
+        "registry is behind what an asker has seen: restored from a backup? \
+         No group is bootstrapped until `cohort hub --confirm-restored`"
+    );
+    app.registry.suspect_restore().await.map_err(|error| explain(&error))
 }
 
 pub(crate) async fn fleet(

@@ -11,6 +11,9 @@ use cohort_identity::{Identity, lifetime_of};
 
 use crate::app::{App, now};
 
+/// What runs must live this long without the hub, in seconds: below it, someone must be told.
+const ALONE_S: i64 = 30 * 86_400;
+
 /// Runs until the hub stops.
 pub(crate) async fn run(app: Arc<App>) {
     let interval = Duration::from_secs(app.config.renew_interval_s);
@@ -47,6 +50,14 @@ async fn renew_timestamp(app: &App) {
         Ok(expires_at) => {
             app.metrics.repository_expires_at.store(expires_at, Ordering::Relaxed);
             app.metrics.timestamp_failing.store(0, Ordering::Relaxed);
+            let left_s = expires_at - i64::try_from(now().as_secs()).unwrap_or(i64::MAX);
+            if left_s < ALONE_S {
+                tracing::warn!(
+                    repository = %dir.display(), left_s,
+                    "a signature of the repository ends within 30 days: run `cohort publish` or \
+                     renew it, or new releases will be refused"
+                );
+            }
         }
         Err(error) => {
             app.metrics.timestamp_failing.store(1, Ordering::Relaxed);

@@ -322,8 +322,8 @@ pub enum RegistryError {
     },
     /// The registry may come from a backup; it bootstraps nothing until a person confirms.
     #[error(
-        "registry may have been restored from a backup and bootstraps no group until it is \
-         confirmed; if the old hub is gone for good, start it with `cohort hub --confirm-restored`"
+        "registry may have been restored from a backup, and begins no group's life and takes no \
+         record of a life it does not know until it is confirmed; if the old hub is gone for good, start it with `cohort hub --confirm-restored`"
     )]
     RestoredUnconfirmed,
     /// The registry is full.

@@ -83,9 +83,20 @@ impl Disk {
         new_store: &str,
     ) -> Result<Loaded, OpenError> {
         let open_error = |source| OpenError::Open { path: path.to_owned(), source };
-        let damaged = |reason| OpenError::Damaged { path: path.to_owned(), reason };
         let db = Database::create(path).map_err(|error| open_error(error.into()))?;
         let identity = identity(path).map_err(|error| open_error(error.into()))?;
+        Self::open_database(db, path, &identity, new_store)
+    }
+
+    /// Reads an open database, or begins an empty one.
+    pub(crate) fn open_database(
+        db: Database,
+        path: &Path,
+        identity: &str,
+        new_store: &str,
+    ) -> Result<Loaded, OpenError> {
+        let open_error = |source| OpenError::Open { path: path.to_owned(), source };
+        let damaged = |reason| OpenError::Damaged { path: path.to_owned(), reason };
         let disk = Disk { db, path: path.to_owned() };
         let meta = disk.read_meta().map_err(open_error)?;
         let number = |name: &str| -> Result<Option<u64>, OpenError> {
@@ -93,7 +104,7 @@ impl Disk {
             text.parse().map(Some).map_err(|_| damaged(format!("`{name}` is `{text}`")))
         };
         let Some(schema) = number("schema")? else {
-            disk.initialise(&identity, new_store).map_err(open_error)?;
+            disk.initialise(identity, new_store).map_err(open_error)?;
             let store = new_store.to_owned();
             return Ok(Loaded { disk, state: State::new(), store, restored: false });
         };
@@ -105,7 +116,7 @@ impl Disk {
         let compacted = number("compacted")?.ok_or_else(|| missing("compacted"))?;
         let store = meta_text(&meta, "store").ok_or_else(|| missing("store"))?.to_owned();
         let mut restored = meta_text(&meta, "restored") == Some("yes");
-        if meta_text(&meta, "file") != Some(&identity) && !restored {
+        if meta_text(&meta, "file") != Some(identity) && !restored {
             disk.mark_restored().map_err(open_error)?;
             restored = true;
         }

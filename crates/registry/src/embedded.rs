@@ -14,7 +14,7 @@ use crate::api::{
     KeyValue, Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer, WatchAnswer,
     WatchRequest,
 };
-use crate::disk::{Disk, OpenError};
+use crate::disk::{Disk, Loaded, OpenError};
 use crate::keys;
 use crate::memory::SharedState;
 
@@ -51,10 +51,19 @@ impl EmbeddedRegistry {
     /// # Errors
     /// When the file is damaged, of a later version, in use, or cannot be read.
     pub fn open(path: &Path, new_store: &str) -> Result<Self, OpenError> {
-        let loaded = Disk::open(path, file_identity, new_store)?;
+        Ok(Self::of(Disk::open(path, file_identity, new_store)?))
+    }
+
+    /// The same over a database that a test has opened.
+    #[cfg(test)]
+    pub(crate) fn open_database(db: redb::Database) -> Result<Self, OpenError> {
+        Ok(Self::of(Disk::open_database(db, Path::new("test"), "test", "test")?))
+    }
+
+    fn of(loaded: Loaded) -> Self {
         if loaded.restored {
             tracing::warn!(
-                file = %path.display(),
+                file = %loaded.disk.path().display(),
                 "registry file is not the one that was last used here: restored from a backup? \
                  No group is bootstrapped until `cohort hub --confirm-restored`"
             );
@@ -67,7 +76,7 @@ impl EmbeddedRegistry {
             restored: AtomicBool::new(loaded.restored),
             failed: AtomicBool::new(false),
         };
-        Ok(EmbeddedRegistry { inner: Arc::new(inner) })
+        EmbeddedRegistry { inner: Arc::new(inner) }
     }
 
     /// The random name that was given when the registry was made.

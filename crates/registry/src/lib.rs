@@ -38,6 +38,8 @@ pub use memory::MemoryRegistry;
 pub use remote::RemoteRegistry;
 
 #[cfg(test)]
+mod crash_test;
+#[cfg(test)]
 mod embedded_test;
 #[cfg(test)]
 mod follow_test;

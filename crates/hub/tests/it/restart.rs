@@ -1,10 +1,11 @@
 //! What was acknowledged is there after a restart; what comes from a backup bootstraps nothing.
 
-use cohort_core::ids::{GroupId, ServerId};
+use cohort_core::ids::{GroupId, Incarnation, ServerId};
 use cohort_identity::Role;
 use cohort_registry::fleet::Fleet;
-use cohort_registry::typed::{bootstrap_group, list};
-use cohort_registry::{Registry as _, RegistryError, Selector, WatchRequest, keys};
+use cohort_registry::records::{MembersRecord, SCHEMA, Stamp};
+use cohort_registry::typed::{bootstrap_group, list, write_members};
+use cohort_registry::{FencedPut, Registry as _, RegistryError, Selector, WatchRequest, keys};
 use cohort_wire::hub::PolicyAnswer;
 
 use crate::support::{Running, server};
@@ -81,5 +82,26 @@ async fn an_agent_that_has_seen_more_stops_bootstraps() {
     let group = GroupId::new("intel.zone-a").unwrap();
     let error = bootstrap_group(&registry, &group, &ServerId::new("a-1").unwrap()).await;
     assert!(matches!(error, Err(RegistryError::RestoredUnconfirmed)));
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_record_of_a_life_that_the_hub_never_began_stops_bootstraps() {
+    let hub = Running::start().await;
+    let (_, agent) = hub.join_agent("a-1", "zone-a").await;
+    let group = GroupId::new("intel.zone-a").unwrap();
+    let stamp = Stamp { incarnation: Incarnation(5000), term: 1, index: 1 };
+    let members = MembersRecord { schema: SCHEMA, group: group.clone(), stamp, members: vec![] };
+    let error = write_members(&agent.registry(), &members).await.unwrap_err();
+    assert!(matches!(error, RegistryError::RestoredUnconfirmed), "{error}");
+    let me = ServerId::new("a-1").unwrap();
+    let error = bootstrap_group(&agent.registry(), &group, &me).await;
+    assert!(matches!(error, Err(RegistryError::RestoredUnconfirmed)));
+    let hub = hub.restart_with(|_, config| config.confirm_restored = true).await;
+    let agent = crate::support::Caller { client: agent.client, target: hub.target() };
+    let written = write_members(&agent.registry(), &members).await.unwrap();
+    assert!(matches!(written, FencedPut::Written { .. }), "the old life goes on");
+    let next = bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
+    assert!(next.incarnation > stamp.incarnation, "and the next one is after it");
     hub.stop().await;
 }
