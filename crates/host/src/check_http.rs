@@ -94,6 +94,7 @@ async fn read(response: Response<Incoming>) -> Result<String, CheckFailure> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
 fn failure(error: hyper::Error) -> CheckFailure {
     if error.is_parse() {
         return CheckFailure::WrongAnswer("it does not speak HTTP".to_owned());

@@ -11,6 +11,8 @@
 //! [`guard`] (who owns the services while the agent restarts), then `unpack` (how an archive is
 //! kept in its folder).
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 mod app_host;
 mod check;
 mod check_http;

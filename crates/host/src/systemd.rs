@@ -218,10 +218,12 @@ fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
 fn unreachable(reason: impl ToString) -> ServiceError {
     ServiceError::Unreachable { what: WHO, reason: reason.to_string() }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
 fn failed(reason: impl ToString) -> ServiceError {
     ServiceError::Failed { what: WHO, reason: reason.to_string() }
 }

@@ -104,6 +104,7 @@ fn disk<'a>(path: &'a Path, what: &'static str) -> impl FnOnce(io::Error) -> Unp
     move |source| UnpackError::Io { path: path.to_owned(), what, source }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
 fn refused(entry: &[u8], reason: impl ToString) -> UnpackError {
     let entry = String::from_utf8_lossy(entry).chars().take(200).collect();
     UnpackError::Refused { entry, reason: reason.to_string() }

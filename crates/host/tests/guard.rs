@@ -1,4 +1,5 @@
 //! The guard as a process of its own: killed, replaced, attacked.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -79,7 +79,10 @@ impl GuardClient {
     /// When it does not answer.
     pub async fn shutdown(&self, at_most: Duration) -> Result<(), ServiceError> {
         match self.dial().await {
-            Ok(stream) => self.converse(stream, Ask::Shutdown, at_most).await.map(drop),
+            Ok(stream) => {
+                let request = Request { version: VERSION, ask: Ask::Shutdown };
+                judge(converse(stream, &request, at_most).await).map(drop)
+            }
             Err(_) => Ok(()),
         }
     }
@@ -91,36 +94,22 @@ impl GuardClient {
     pub async fn list(&self) -> Result<Vec<String>, ServiceError> {
         match self.ask(Ask::List, ANSWER_MAX).await? {
             Answer::Names(names) => Ok(names),
-            answer => Err(unexpected(answer)),
+            answer => Err(unexpected(&answer)),
         }
     }
 
+    /// Asks, and once more when the guard went away meanwhile: nothing that is asked of it does
+    /// harm when it is done twice.
     async fn ask(&self, ask: Ask, at_most: Duration) -> Result<Answer, ServiceError> {
-        let stream = self.connect().await?;
-        self.converse(stream, ask, at_most).await
-    }
-
-    async fn converse(
-        &self,
-        mut stream: UnixStream,
-        ask: Ask,
-        at_most: Duration,
-    ) -> Result<Answer, ServiceError> {
-        let exchange = async {
-            write_line(&mut stream, &Request { version: VERSION, ask }).await?;
-            read_line(&mut BufReader::new(&mut stream)).await
+        let request = Request { version: VERSION, ask };
+        let answer = match converse(self.connect().await?, &request, at_most).await {
+            Err(Lost::Connection(error)) => {
+                tracing::debug!(%error, "the guard went away; asking the next one");
+                converse(self.connect().await?, &request, at_most).await
+            }
+            answer => answer,
         };
-        let line = tokio::time::timeout(at_most, exchange)
-            .await
-            .map_err(|_| unreachable("it did not answer in time"))?
-            .map_err(unreachable)?
-            .ok_or_else(|| unreachable("it closed the connection"))?;
-        let response: Response = serde_json::from_slice(&line).map_err(unreachable)?;
-        match response.answer {
-            Answer::CannotStart(reason) => Err(ServiceError::Start(reason)),
-            Answer::Refused(reason) => Err(ServiceError::Failed { what: WHO, reason }),
-            answer => Ok(answer),
-        }
+        judge(answer)
     }
 
     async fn dial(&self) -> io::Result<UnixStream> {
@@ -168,11 +157,49 @@ impl GuardClient {
     }
 }
 
+/// Why there was no answer.
+enum Lost {
+    Connection(io::Error),
+    Time,
+}
+
+async fn converse(
+    mut stream: UnixStream,
+    request: &Request,
+    at_most: Duration,
+) -> Result<Response, Lost> {
+    let exchange = async {
+        write_line(&mut stream, request).await?;
+        let line = read_line(&mut BufReader::new(&mut stream)).await?;
+        let line = line.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        Ok(serde_json::from_slice(&line)?)
+    };
+    match tokio::time::timeout(at_most, exchange).await {
+        Ok(answered) => answered.map_err(Lost::Connection),
+        Err(_) => Err(Lost::Time),
+    }
+}
+
+fn judge(answer: Result<Response, Lost>) -> Result<Answer, ServiceError> {
+    match answer {
+        Ok(Response { answer: Answer::CannotStart(reason), .. }) => {
+            Err(ServiceError::Start(reason))
+        }
+        Ok(Response { answer: Answer::Refused(reason), .. }) => {
+            Err(ServiceError::Failed { what: WHO, reason })
+        }
+        Ok(Response { answer, .. }) => Ok(answer),
+        Err(Lost::Connection(error)) => Err(unreachable(error)),
+        Err(Lost::Time) => Err(unreachable("it did not answer in time")),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
 fn unreachable(reason: impl ToString) -> ServiceError {
     ServiceError::Unreachable { what: WHO, reason: reason.to_string() }
 }
 
-fn unexpected(answer: Answer) -> ServiceError {
+fn unexpected(answer: &Answer) -> ServiceError {
     ServiceError::Failed { what: WHO, reason: format!("an unexpected answer: {answer:?}") }
 }
 
@@ -183,21 +210,21 @@ impl ServiceControl for GuardClient {
         let at_most = ANSWER_MAX + Duration::from_secs(60);
         match self.ask(Ask::Start(spec.clone()), at_most).await? {
             Answer::Done => Ok(()),
-            answer => Err(unexpected(answer)),
+            answer => Err(unexpected(&answer)),
         }
     }
 
     async fn stop(&self, name: &str, at_most: Duration) -> Result<(), ServiceError> {
         match self.ask(Ask::Stop { name: name.to_owned() }, at_most + STOP_MARGIN).await? {
             Answer::Done => Ok(()),
-            answer => Err(unexpected(answer)),
+            answer => Err(unexpected(&answer)),
         }
     }
 
     async fn status(&self, name: &str) -> Result<ServiceStatus, ServiceError> {
         match self.ask(Ask::Status { name: name.to_owned() }, ANSWER_MAX).await? {
             Answer::Status(status) => Ok(status),
-            answer => Err(unexpected(answer)),
+            answer => Err(unexpected(&answer)),
         }
     }
 }
