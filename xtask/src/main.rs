@@ -1,1 +1,42 @@
-fn main(){}
+//! What people and CI do with this repository: see it, test it, measure it.
+
+mod build;
+mod demo;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Tasks of the Cohort repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Start a whole fleet on this machine and watch it update itself
+    Demo(demo::DemoArgs),
+    /// Everything that proves the product
+    Test(test::TestArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome: Result<bool> = match cli.task {
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => test::run(&args),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,641 @@
+//! The fleet: folders, ports, processes, and what can be done with them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cohort_core::ids::ServerId;
+use cohort_identity::{Alpn, Identity, Peer, Role};
+use cohort_wire::agent::{GroupStatus, STATUS};
+use cohort_wire::http::{Call, Client, Target};
+use cohort_wire::tls::IdentitySlot;
+use rustix::process::Signal;
+
+use crate::ports::Ports;
+use crate::process::{Process, end, exists};
+use crate::release::{WebRelease, copy_folder};
+
+/// How the fleet is laid out.
+#[derive(Debug, Clone)]
+pub struct FleetOptions {
+    /// Where everything lies; made, and owned.
+    pub dir: PathBuf,
+    /// The production binary.
+    pub cohort: PathBuf,
+    /// The example service's program.
+    pub web: PathBuf,
+    /// The example's artifact folder.
+    pub artifact: PathBuf,
+    /// Platform, zone and number of servers of each group.
+    pub groups: Vec<(String, String, usize)>,
+    /// How many mirrors; without any the hub's own repository is read.
+    pub mirrors: usize,
+    /// More lines of every `agent.toml`.
+    pub agent_toml: String,
+    /// `COHORT_LOG` of every process.
+    pub log: String,
+}
+
+/// One agent of the fleet.
+#[derive(Debug)]
+pub struct Agent {
+    /// Its name.
+    pub server: String,
+    /// Its group.
+    pub group: String,
+    /// Its peer port.
+    pub address: SocketAddr,
+    /// Its probe port.
+    pub probe: SocketAddr,
+    /// Its service's port.
+    pub service: SocketAddr,
+    /// Its folder.
+    pub dir: PathBuf,
+    process: Option<Process>,
+}
+
+/// A whole fleet.
+pub struct Fleet {
+    options: FleetOptions,
+    hub: Option<Process>,
+    hub_address: SocketAddr,
+    mirrors: Vec<(PathBuf, SocketAddr, Option<Process>)>,
+    agents: BTreeMap<String, Agent>,
+    runtime: tokio::runtime::Runtime,
+    client: Option<Client>,
+}
+
+/// Every part gets this long to start.
+const START_MAX: Duration = Duration::from_secs(30);
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+impl Fleet {
+    /// Makes the fleet and starts its hub, mirrors and agents.
+    ///
+    /// # Errors
+    /// When a part cannot be made or does not come up.
+    pub fn start(options: FleetOptions) -> Result<Fleet> {
+        let mut fleet = Fleet::lay_out(options)?;
+        fleet.start_hub()?;
+        for index in 0..fleet.mirrors.len() {
+            fleet.sync_mirror(index)?;
+            fleet.start_mirror(index)?;
+        }
+        let names: Vec<String> = fleet.agents.keys().cloned().collect();
+        for name in &names {
+            fleet.make_agent(name)?;
+            fleet.start_agent(name)?;
+        }
+        Ok(fleet)
+    }
+
+    /// Makes folders and keys; starts nothing.
+    ///
+    /// # Errors
+    /// When the folder is in use, or `cohort init` fails.
+    pub fn lay_out(options: FleetOptions) -> Result<Fleet> {
+        fs::create_dir_all(options.dir.join("logs"))?;
+        let mut ports = Ports::new();
+        let hub_address = local(ports.take()?);
+        let repository_address = local(ports.take()?);
+        let mut mirrors = Vec::new();
+        for index in 0..options.mirrors {
+            let folder = options.dir.join(format!("mirror-{}", index + 1));
+            mirrors.push((folder, local(ports.take()?), None));
+        }
+        let mut agents = BTreeMap::new();
+        for (platform, zone, count) in &options.groups {
+            for number in 1..=*count {
+                let short = zone.rsplit('-').next().unwrap_or(zone);
+                let server = format!("{platform}-{short}-{number:02}");
+                let agent = Agent {
+                    group: format!("{platform}.{zone}"),
+                    address: local(ports.take()?),
+                    probe: local(ports.take()?),
+                    service: local(ports.take()?),
+                    dir: options.dir.join("servers").join(&server),
+                    process: None,
+                    server: server.clone(),
+                };
+                agents.insert(server, agent);
+            }
+        }
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let mut fleet =
+            Fleet { options, hub: None, hub_address, mirrors, agents, runtime, client: None };
+        let mut args = vec![
+            "init".to_owned(),
+            "--dir".to_owned(),
+            fleet.context_dir().display().to_string(),
+            "--listen".to_owned(),
+            hub_address.to_string(),
+            "--hub-address".to_owned(),
+            hub_address.to_string(),
+            "--repository-listen".to_owned(),
+            repository_address.to_string(),
+        ];
+        for (_, address, _) in &fleet.mirrors {
+            args.push("--mirror".to_owned());
+            args.push(format!("http://{address}/"));
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        fleet.run(&args)?;
+        let identity = Identity::load(&fleet.context_dir().join("operator"))?;
+        fleet.client = Some(Client::new(IdentitySlot::new(identity)));
+        Ok(fleet)
+    }
+
+    /// The folder of the hub and of the operator.
+    #[must_use]
+    pub fn context_dir(&self) -> PathBuf {
+        self.options.dir.join("hub")
+    }
+
+    /// The folder of everything.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.options.dir
+    }
+
+    /// The production binary.
+    #[must_use]
+    pub fn cohort(&self) -> &Path {
+        &self.options.cohort
+    }
+
+    /// The agents, by name.
+    #[must_use]
+    pub fn agents(&self) -> &BTreeMap<String, Agent> {
+        &self.agents
+    }
+
+    /// The names of the groups.
+    #[must_use]
+    pub fn groups(&self) -> Vec<String> {
+        self.options.groups.iter().map(|(platform, zone, _)| format!("{platform}.{zone}")).collect()
+    }
+
+    /// Where the services of a group (or of all) listen.
+    #[must_use]
+    pub fn services(&self, group: Option<&str>) -> BTreeMap<String, SocketAddr> {
+        self.agents
+            .values()
+            .filter(|agent| group.is_none_or(|group| agent.group == group))
+            .map(|agent| (agent.server.clone(), agent.service))
+            .collect()
+    }
+
+    /// The command line that a person would type, without `cohort`.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.options.cohort);
+        command.args(args).env("COHORT_CONTEXT", self.context_dir()).env("NO_COLOR", "1");
+        command.env("COHORT_LOG", &self.options.log);
+        command
+    }
+
+    /// Runs a command as the operator, whatever comes of it.
+    ///
+    /// # Errors
+    /// When it cannot be run at all.
+    pub fn try_run(&self, args: &[&str]) -> Result<Output> {
+        self.command(args).output().with_context(|| format!("cohort {}", args.join(" ")))
+    }
+
+    /// Runs a command as the operator; its standard output.
+    ///
+    /// # Errors
+    /// When it fails: with what it said.
+    pub fn run(&self, args: &[&str]) -> Result<String> {
+        let output = self.try_run(args)?;
+        ensure!(
+            output.status.success(),
+            "cohort {}: {}\n{}{}",
+            args.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Starts the hub and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_hub(&mut self) -> Result<()> {
+        let config = self.context_dir().join("hub.toml");
+        let mut command = self.command(&["hub", "--config", &config.display().to_string()]);
+        let log = self.log_file("hub");
+        let mut process = Process::start("hub", &mut command, &log)?;
+        wait_for_port(self.hub_address, &mut process, &log)?;
+        self.hub = Some(process);
+        Ok(())
+    }
+
+    /// Stops the hub.
+    pub fn stop_hub(&mut self) {
+        if let Some(mut hub) = self.hub.take() {
+            hub.stop(Duration::from_secs(10));
+        }
+    }
+
+    /// Starts a mirror.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_mirror(&mut self, index: usize) -> Result<()> {
+        let (folder, address) = (self.mirrors[index].0.clone(), self.mirrors[index].1);
+        let (dir, listen) = (folder.display().to_string(), address.to_string());
+        let mut command = self.command(&["mirror", "--repository-dir", &dir, "--listen", &listen]);
+        let name = format!("mirror-{}", index + 1);
+        let log = self.log_file(&name);
+        let mut process = Process::start(&name, &mut command, &log)?;
+        wait_for_port(address, &mut process, &log)?;
+        self.mirrors[index].2 = Some(process);
+        Ok(())
+    }
+
+    /// Kills a mirror (−9).
+    pub fn kill_mirror(&mut self, index: usize) {
+        if let Some(mut process) = self.mirrors[index].2.take() {
+            process.kill();
+        }
+    }
+
+    /// The folder that a mirror serves.
+    #[must_use]
+    pub fn mirror_dir(&self, index: usize) -> &Path {
+        &self.mirrors[index].0
+    }
+
+    /// How many mirrors there are.
+    #[must_use]
+    pub fn mirrors(&self) -> usize {
+        self.mirrors.len()
+    }
+
+    /// Copies the hub's repository to a mirror: bytes first, the timestamp last, as any copy of a
+    /// repository has to be made.
+    ///
+    /// # Errors
+    /// When a file cannot be copied.
+    pub fn sync_mirror(&self, index: usize) -> Result<()> {
+        sync_repository(&self.context_dir().join("repository"), &self.mirrors[index].0)
+    }
+
+    /// Copies the hub's repository to all mirrors.
+    ///
+    /// # Errors
+    /// When a file cannot be copied.
+    pub fn sync_mirrors(&self) -> Result<()> {
+        (0..self.mirrors.len()).try_for_each(|index| self.sync_mirror(index))
+    }
+
+    fn log_file(&self, name: &str) -> PathBuf {
+        self.options.dir.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Makes an agent's folder, token and configuration.
+    fn make_agent(&self, name: &str) -> Result<()> {
+        let agent = &self.agents[name];
+        fs::create_dir_all(&agent.dir)?;
+        let token = self.run(&["token", "create", "--name", name])?;
+        let token_file = agent.dir.join("token");
+        fs::write(&token_file, token.trim())?;
+        let (platform, zone) =
+            agent.group.split_once('.').context("a group's name is platform.zone")?;
+        let text = format!(
+            "server = {name:?}\ndata_dir = {:?}\ninstall_dir = {:?}\nlisten = \"{}\"\n\
+             probe_listen = \"{}\"\nhub = [\"{}\"]\njoin_token_file = {:?}\n\
+             platform = {platform:?}\nservice_port = {}\npoll_interval = \"500ms\"\n{}\n\
+             [labels]\nzone = {zone:?}\n",
+            agent.dir.join("data"),
+            agent.dir.join("apps"),
+            agent.address,
+            agent.probe,
+            self.hub_address,
+            token_file,
+            agent.service.port(),
+            self.options.agent_toml,
+        );
+        fs::write(agent.dir.join("agent.toml"), text)?;
+        Ok(())
+    }
+
+    /// Adds a server to a group and starts it: one that joins.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn add_agent(&mut self, server: &str, group: &str) -> Result<()> {
+        let mut ports = Ports::new();
+        let taken: Vec<SocketAddr> = self
+            .agents
+            .values()
+            .flat_map(|agent| [agent.address, agent.probe, agent.service])
+            .collect();
+        let mut free = || -> Result<SocketAddr> {
+            loop {
+                let address = local(ports.take()?);
+                if !taken.contains(&address) {
+                    return Ok(address);
+                }
+            }
+        };
+        let agent = Agent {
+            server: server.to_owned(),
+            group: group.to_owned(),
+            address: free()?,
+            probe: free()?,
+            service: free()?,
+            dir: self.options.dir.join("servers").join(server),
+            process: None,
+        };
+        self.agents.insert(server.to_owned(), agent);
+        self.make_agent(server)?;
+        self.start_agent(server)
+    }
+
+    /// Starts an agent; again, when it was stopped.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent(&mut self, name: &str) -> Result<()> {
+        let config = self.agents[name].dir.join("agent.toml");
+        let mut command = self.command(&["agent", "--config", &config.display().to_string()]);
+        let process = Process::start(name, &mut command, &self.log_file(name))?;
+        let agent = self.agents.get_mut(name).context("a known agent")?;
+        agent.process = Some(process);
+        Ok(())
+    }
+
+    /// Kills an agent (−9). Its service lives on.
+    pub fn kill_agent(&mut self, name: &str) {
+        if let Some(mut process) = self.agents.get_mut(name).and_then(|agent| agent.process.take())
+        {
+            process.kill();
+        }
+    }
+
+    /// Stops an agent cleanly (TERM). True when it ended by itself.
+    pub fn stop_agent(&mut self, name: &str) -> bool {
+        match self.agents.get_mut(name).and_then(|agent| agent.process.take()) {
+            Some(mut process) => process.stop(Duration::from_secs(15)),
+            None => true,
+        }
+    }
+
+    /// Sends a signal to an agent, such as STOP and CONT.
+    pub fn signal_agent(&mut self, name: &str, signal: Signal) {
+        if let Some(process) = self.agents.get_mut(name).and_then(|agent| agent.process.as_mut()) {
+            process.signal(signal);
+        }
+    }
+
+    /// Whether an agent's process runs.
+    pub fn agent_runs(&mut self, name: &str) -> bool {
+        self.agents
+            .get_mut(name)
+            .and_then(|agent| agent.process.as_mut())
+            .is_some_and(Process::runs)
+    }
+
+    /// Publishes a release for platforms, points the channel `stable` to it, and copies it to the
+    /// mirrors.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub fn publish(&self, release: &WebRelease, platforms: &[&str]) -> Result<()> {
+        let dist = release.write(&self.options.dir, &self.options.artifact, &self.options.web)?;
+        let dist = dist.display().to_string();
+        for platform in platforms {
+            let version = release.version.as_str();
+            self.run(&[
+                "publish",
+                &dist,
+                "--app",
+                "web",
+                "--version",
+                version,
+                "--platform",
+                platform,
+            ])?;
+        }
+        self.run(&["channel", "set", "web", "stable", &release.version])?;
+        self.sync_mirrors()
+    }
+
+    /// Applies a policy.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn apply(&self, policy: &str) -> Result<()> {
+        let file = self.options.dir.join("web.toml");
+        fs::write(&file, policy)?;
+        self.run(&["app", "apply", "-f", &file.display().to_string()]).map(drop)
+    }
+
+    /// A group, as any of its agents tells it.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub fn status(&self, group: &str) -> Result<GroupStatus> {
+        let mut last = None;
+        let mut unsure = None;
+        for agent in self.agents.values().filter(|a| a.group == group && a.process.is_some()) {
+            match self.ask(agent) {
+                Ok(status) if status.linearizable => return Ok(status),
+                Ok(status) => unsure = Some(status),
+                Err(error) => last = Some(error),
+            }
+        }
+        match (unsure, last) {
+            (Some(status), _) => Ok(status),
+            (None, Some(error)) => Err(error),
+            (None, None) => bail!("no agent of {group} runs"),
+        }
+    }
+
+    /// A group, as this agent tells it.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn ask(&self, agent: &Agent) -> Result<GroupStatus> {
+        let client = self.client.as_ref().context("the fleet is laid out")?;
+        let target = Target {
+            address: agent.address.to_string(),
+            peer: Peer::new(Role::Agent, agent.server.as_str())?,
+            alpn: Alpn::Control,
+        };
+        let call = Call::get(STATUS).deadline(Duration::from_secs(4));
+        Ok(self.runtime.block_on(client.call_json(&target, call))?)
+    }
+
+    /// The leader of a group, if one is known.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn leader(&self, group: &str) -> Result<Option<ServerId>> {
+        Ok(self.status(group)?.leader)
+    }
+
+    /// Waits until every group has all its servers and as many voters as it can.
+    ///
+    /// # Errors
+    /// When it takes too long.
+    pub fn until_complete(&self, patience: Duration) -> Result<()> {
+        for (platform, zone, count) in &self.options.groups {
+            let group = format!("{platform}.{zone}");
+            self.until(&group, patience, |status| {
+                status.servers.len() == *count && status.voters.len() == (*count).min(5)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Ends every process that the fleet ever started, guards and services among them.
+    ///
+    /// # Errors
+    /// Names what did not end.
+    pub fn stop(&mut self) -> Result<()> {
+        let names: Vec<String> = self.agents.keys().cloned().collect();
+        for name in &names {
+            self.signal_agent(name, Signal::TERM);
+        }
+        for name in &names {
+            self.stop_agent(name);
+        }
+        for (_, _, process) in &mut self.mirrors {
+            if let Some(mut process) = process.take() {
+                process.stop(Duration::from_secs(5));
+            }
+        }
+        self.stop_hub();
+        let left = self.processes_left();
+        for (pid, _) in &left {
+            // Guards end their services; what is left after that is ended by number.
+            end(*pid, Duration::from_secs(10));
+        }
+        let left: Vec<(i32, String)> =
+            self.processes_left().into_iter().filter(|(pid, _)| exists(*pid)).collect();
+        ensure!(left.is_empty(), "processes are left: {left:?}");
+        Ok(())
+    }
+
+    /// Processes whose command line names the fleet's folder, this one excepted.
+    #[must_use]
+    pub fn processes_left(&self) -> Vec<(i32, String)> {
+        let needle = self.options.dir.display().to_string();
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let mut left = Vec::new();
+        for entry in entries.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
+            else {
+                continue;
+            };
+            if pid == own {
+                continue;
+            }
+            let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+            let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            let within = fs::read_link(entry.path().join("cwd"))
+                .is_ok_and(|cwd| cwd.starts_with(&self.options.dir));
+            let program = fs::read_link(entry.path().join("exe"))
+                .is_ok_and(|exe| exe.starts_with(&self.options.dir));
+            let stat = String::from_utf8_lossy(&read("stat")).into_owned();
+            let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('Z'));
+            let ours = command.contains(&needle) && !command.contains("xtask");
+            if !zombie && (ours || within || program) {
+                left.push((pid, command.trim().to_owned()));
+            }
+        }
+        // Guards before services: they end what they own.
+        left.sort_by_key(|(_, command)| !command.contains(" guard "));
+        left
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        let _ = self.stop();
+    }
+}
+
+/// Copies a repository file by file; the timestamp, which makes the rest count, last.
+///
+/// # Errors
+/// When a file cannot be copied.
+fn sync_repository(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for folder in ["blobs", "targets", "metadata"] {
+        if from.join(folder).exists() {
+            sync_folder(&from.join(folder), &to.join(folder))?;
+        }
+    }
+    let timestamp = "metadata/timestamp.json";
+    if from.join(timestamp).exists() {
+        let aside = to.join("metadata/.timestamp.json.new");
+        fs::copy(from.join(timestamp), &aside)?;
+        fs::rename(&aside, to.join(timestamp))?;
+    }
+    Ok(())
+}
+
+fn sync_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            sync_folder(&entry.path(), &target)?;
+        } else if entry.file_name() != "timestamp.json" && !target.exists() {
+            fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Replaces what a mirror serves by another folder's content.
+///
+/// # Errors
+/// When a file cannot be copied.
+pub fn replace_mirror(folder: &Path, by: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    copy_folder(by, folder)
+}
+
+fn wait_for_port(address: SocketAddr, process: &mut Process, log: &Path) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        if std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok() {
+            return Ok(());
+        }
+        let text = || fs::read_to_string(log).unwrap_or_default();
+        ensure!(process.runs(), "{} ended: {}", process.name(), text());
+        ensure!(begun.elapsed() < START_MAX, "{} does not listen: {}", process.name(), text());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The client's identity slot, for those who call agents themselves.
+impl Fleet {
+    /// Who the operator is, for calls of one's own.
+    ///
+    /// # Errors
+    /// When the identity cannot be read.
+    pub fn operator(&self) -> Result<Arc<IdentitySlot>> {
+        Ok(IdentitySlot::new(Identity::load(&self.context_dir().join("operator"))?))
+    }
+}

@@ -1,0 +1,46 @@
+//! Ports that nobody uses, below the range that outgoing connections take theirs from.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use anyhow::{Result, bail};
+
+/// Where to look: below Linux's ephemeral range, which begins at 32768.
+const FIRST: u16 = 10_000;
+const LAST: u16 = 32_000;
+
+/// Gives out ports of the loopback interface, each once.
+#[derive(Debug)]
+pub struct Ports {
+    next: u16,
+}
+
+impl Ports {
+    /// Begins somewhere that depends on this process, so that two fleets rarely meet.
+    #[must_use]
+    pub fn new() -> Ports {
+        let span = u32::from(LAST - FIRST);
+        let offset = (std::process::id().wrapping_mul(2_654_435_761) >> 8) % span;
+        Ports { next: FIRST + u16::try_from(offset).unwrap_or(0) }
+    }
+
+    /// The next port that can be bound right now.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn take(&mut self) -> Result<u16> {
+        for _ in FIRST..LAST {
+            let port = self.next;
+            self.next = if port >= LAST { FIRST } else { port + 1 };
+            if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+                return Ok(port);
+            }
+        }
+        bail!("no free port between {FIRST} and {LAST}")
+    }
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Ports::new()
+    }
+}

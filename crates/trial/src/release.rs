@@ -1,0 +1,125 @@
+//! Releases of the example service: their faults are part of what is published.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+/// A release of `examples/web`.
+#[derive(Debug, Clone, Default)]
+pub struct WebRelease {
+    /// The version.
+    pub version: String,
+    /// Lines of `[faults]` in `release.toml`.
+    pub faults: Vec<String>,
+    /// Hooks: name and text of the script.
+    pub hooks: Vec<(String, String)>,
+    /// Bytes of ballast, to make it larger; they do not compress.
+    pub ballast_bytes: usize,
+    /// Text of `cohort.toml` instead of the example's.
+    pub cohort_toml: Option<String>,
+}
+
+impl WebRelease {
+    /// A release without faults.
+    #[must_use]
+    pub fn new(version: &str) -> WebRelease {
+        WebRelease { version: version.to_owned(), ..WebRelease::default() }
+    }
+
+    /// With one more line of `[faults]`.
+    #[must_use]
+    pub fn fault(mut self, line: &str) -> WebRelease {
+        self.faults.push(line.to_owned());
+        self
+    }
+
+    /// With a hook.
+    #[must_use]
+    pub fn hook(mut self, name: &str, script: &str) -> WebRelease {
+        self.hooks.push((name.to_owned(), script.to_owned()));
+        self
+    }
+
+    /// With ballast.
+    #[must_use]
+    pub fn ballast(mut self, bytes: usize) -> WebRelease {
+        self.ballast_bytes = bytes;
+        self
+    }
+
+    /// Makes the folder to publish.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(&self, folder: &Path, artifact: &Path, program: &Path) -> Result<PathBuf> {
+        let dist = folder.join(format!("web-{}", self.version));
+        if dist.exists() {
+            fs::remove_dir_all(&dist)?;
+        }
+        copy_folder(artifact, &dist)?;
+        fs::create_dir_all(dist.join("bin"))?;
+        fs::copy(program, dist.join("bin/web"))
+            .with_context(|| format!("{} (cargo build first)", program.display()))?;
+        let mut text =
+            format!("version = {:?}\nbody = \"hello from {}\"\n", self.version, self.version);
+        if !self.faults.is_empty() {
+            text.push_str("\n[faults]\n");
+            for line in &self.faults {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+        fs::write(dist.join("release.toml"), text)?;
+        if let Some(text) = &self.cohort_toml {
+            fs::write(dist.join("cohort.toml"), text)?;
+        }
+        fs::create_dir_all(dist.join("hooks"))?;
+        for (name, script) in &self.hooks {
+            let path = dist.join("hooks").join(name);
+            fs::write(&path, script)?;
+            make_executable(&path)?;
+        }
+        if self.ballast_bytes > 0 {
+            fs::write(dist.join("ballast"), noise(self.ballast_bytes, &self.version))?;
+        }
+        Ok(dist)
+    }
+}
+
+/// Bytes that do not compress, the same for the same seed.
+fn noise(bytes: usize, seed: &str) -> Vec<u8> {
+    let mut state = seed.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |sum, byte| {
+        (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    let mut out = Vec::with_capacity(bytes + 8);
+    while out.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(bytes);
+    out
+}
+
+fn make_executable(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// Copies a folder, links as links.
+pub(crate) fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}

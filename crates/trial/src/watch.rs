@@ -1,0 +1,103 @@
+//! Looking at groups until something is so.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use cohort_core::phase::PhaseName;
+use cohort_wire::agent::{AppStatus, GroupStatus};
+
+use crate::Fleet;
+
+/// How often a group is looked at.
+const EVERY: Duration = Duration::from_millis(150);
+
+/// The app that fleets of this crate deploy.
+pub const APP: &str = "web";
+
+/// What a group says about the app, if it knows it.
+#[must_use]
+pub fn app(status: &GroupStatus) -> Option<&AppStatus> {
+    status.apps.iter().find(|(id, _)| id.as_str() == APP).map(|(_, app)| app)
+}
+
+/// Whether the whole group runs this version, and nothing goes on.
+#[must_use]
+pub fn runs(status: &GroupStatus, version: &str) -> bool {
+    app(status).is_some_and(|app| {
+        app.state == PhaseName::Running
+            && app.last_good.as_ref().is_some_and(|good| good.as_str() == version)
+            && app.servers.values().all(|server| {
+                server.in_service
+                    && server.debt.is_none()
+                    && server.running.as_ref().is_some_and(|running| running.as_str() == version)
+            })
+    })
+}
+
+/// Whether the group went back from this version and holds.
+#[must_use]
+pub fn holds(status: &GroupStatus, rejected: &str, running: &str) -> bool {
+    app(status).is_some_and(|app| {
+        app.state == PhaseName::Held
+            && app.target.as_ref().is_some_and(|target| target.as_str() == rejected)
+            && app.servers.values().all(|server| {
+                server.running.as_ref().is_some_and(|now| now.as_str() == running)
+                    && server.in_service
+            })
+    })
+}
+
+/// Whether any wait of the group's says this.
+#[must_use]
+pub fn says(status: &GroupStatus, words: &str) -> bool {
+    app(status).is_some_and(|app| app.waiting.iter().any(|wait| wait.sentence.contains(words)))
+        || status.refusals.iter().any(|refusal| refusal.contains(words))
+}
+
+/// A group in one line, for messages.
+#[must_use]
+pub fn line(status: &GroupStatus) -> String {
+    let Some(app) = app(status) else { return format!("{}: no app yet", status.group) };
+    let mut text = format!("{}: {}", status.group, app.state);
+    if let Some(target) = &app.target {
+        text.push_str(&format!(" {target}"));
+    }
+    if app.wave > 0 {
+        text.push_str(&format!(" wave {}", app.wave));
+    }
+    for wait in &app.waiting {
+        text.push_str(&format!("; {}", wait.sentence));
+    }
+    text
+}
+
+impl Fleet {
+    /// Looks at a group until `done` says so; the last look comes back.
+    ///
+    /// # Errors
+    /// When it is not so within `patience`: the error tells what was seen last.
+    pub fn until(
+        &self,
+        group: &str,
+        patience: Duration,
+        mut done: impl FnMut(&GroupStatus) -> bool,
+    ) -> Result<GroupStatus> {
+        let begun = Instant::now();
+        let mut last = "it never answered".to_owned();
+        loop {
+            match self.status(group) {
+                Ok(status) => {
+                    if done(&status) {
+                        return Ok(status);
+                    }
+                    last = line(&status);
+                }
+                Err(error) => last = format!("{last} ({error:#})"),
+            }
+            if begun.elapsed() > patience {
+                bail!("not within {} s; last seen: {last}", patience.as_secs());
+            }
+            std::thread::sleep(EVERY);
+        }
+    }
+}

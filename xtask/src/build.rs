@@ -1,0 +1,51 @@
+//! Building what is shown, tested and measured.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The root of the repository.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+}
+
+/// The cargo that runs this.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs a command to its end.
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{command:?}"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
+}
+
+/// The programs that a fleet is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    pub cohort: PathBuf,
+    pub web: PathBuf,
+    pub artifact: PathBuf,
+}
+
+/// Builds the production binary and the example service.
+pub(crate) fn programs(release: bool) -> Result<Programs> {
+    let mut command = cargo();
+    command.args(["build", "--package", "cohort", "--package", "cohort-example-web"]);
+    if release {
+        command.arg("--release");
+    }
+    succeed(&mut command)?;
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root().join("target"), PathBuf::from)
+        .join(if release { "release" } else { "debug" });
+    Ok(Programs {
+        cohort: target.join("cohort"),
+        web: target.join("cohort-example-web"),
+        artifact: root().join("examples/web/artifact"),
+    })
+}

@@ -1,0 +1,263 @@
+//! The demo: a whole fleet on this machine, a story in six acts, played with public commands and
+//! signals only.
+
+mod acts;
+mod view;
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use cohort_trial::{Fleet, FleetOptions};
+use serde::Serialize;
+
+use crate::build::programs;
+
+/// What `cargo xtask demo` takes.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Play it without a person: one JSON object per group and act, exit code 0 only if every act
+    /// ended as told and no process is left
+    #[arg(long)]
+    exit: bool,
+    /// Agents in all, over four groups (at least 12: three a group)
+    #[arg(long, default_value_t = 40)]
+    agents: usize,
+    /// Leave the fleet running to play with
+    #[arg(long, conflicts_with = "exit")]
+    keep: bool,
+    /// Where everything lies; made for the demo and, when it is not given, removed afterwards
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// How one act ended in one group.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Outcome {
+    act: u32,
+    group: String,
+    release: String,
+    state: String,
+    ok: bool,
+    seconds: f64,
+}
+
+/// The stage: the fleet, and what was noted about each act.
+pub(crate) struct Stage {
+    fleet: Fleet,
+    outcomes: Vec<Outcome>,
+    exit: bool,
+    begun: Instant,
+}
+
+/// Platforms and zones of the four groups.
+pub(crate) const PLATFORMS: [&str; 2] = ["intel", "amd"];
+pub(crate) const ZONES: [&str; 2] = ["zone-a", "zone-b"];
+
+/// The policy of the demo: a tenth at a time, one zone after the other.
+const POLICY: &str = r#"
+app = "web"
+channel = "stable"
+
+[update]
+max_parallel = "10%"
+min_healthy_time = "1s"
+healthy_deadline = "20s"
+progress_deadline = "60s"
+max_unavailable = "10%"
+surroundings_allowed = "10%"
+confirm_within = "30s"
+unreachable_after = "20s"
+
+[[check]]
+type = "http"
+url = "http://127.0.0.1:{port}/healthz"
+expect_status = 200
+expect_body = "ok"
+interval = "200ms"
+timeout = "1s"
+
+[[stage]]
+zone = "zone-a"
+
+[[stage]]
+zone = "zone-b"
+"#;
+
+/// Plays the story. False when an act did not end as told.
+pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
+    ensure!(args.agents >= 12, "--agents {}: at least 12, three a group", args.agents);
+    say(args.exit, "building…");
+    let programs = programs(false)?;
+    let (dir, ours) = match &args.dir {
+        Some(dir) => {
+            ensure!(
+                !dir.exists() || std::fs::read_dir(dir)?.next().is_none(),
+                "{} is not empty; name another --dir, or remove it",
+                dir.display()
+            );
+            std::fs::create_dir_all(dir)?;
+            (dir.canonicalize()?, false)
+        }
+        None => {
+            let dir = std::env::temp_dir().join(format!("cohort-demo-{}", std::process::id()));
+            std::fs::create_dir_all(&dir)?;
+            (dir.canonicalize()?, true)
+        }
+    };
+    let groups = PLATFORMS
+        .iter()
+        .flat_map(|platform| ZONES.iter().map(move |zone| (*platform, *zone)))
+        .enumerate()
+        .map(|(index, (platform, zone))| {
+            let extra = usize::from(index < args.agents % 4);
+            (platform.to_owned(), zone.to_owned(), args.agents / 4 + extra)
+        })
+        .collect();
+    let options = FleetOptions {
+        dir: dir.clone(),
+        cohort: programs.cohort,
+        web: programs.web,
+        artifact: programs.artifact,
+        groups,
+        mirrors: 2,
+        agent_toml: String::new(),
+        log: std::env::var("COHORT_LOG").unwrap_or_else(|_| "info".into()),
+    };
+    say(
+        args.exit,
+        &format!("starting {} agents in four groups, in {}", args.agents, dir.display()),
+    );
+    let fleet = Fleet::start(options)?;
+    let mut stage = Stage { fleet, outcomes: Vec::new(), exit: args.exit, begun: Instant::now() };
+    let played = stage.play(POLICY);
+    if let Err(error) = &played {
+        eprintln!("error: {error:#}");
+    }
+    let mut well = played.is_ok() && stage.outcomes.iter().all(|outcome| outcome.ok);
+    if args.keep {
+        keep(&stage);
+    }
+    stage.fleet.stop()?;
+    let left = stage.fleet.processes_left();
+    if !left.is_empty() {
+        eprintln!("error: processes are left: {left:?}");
+        well = false;
+    }
+    if ours && well {
+        let _ = std::fs::remove_dir_all(&dir);
+    } else {
+        say(args.exit, &format!("logs are in {}", dir.join("logs").display()));
+    }
+    Ok(well)
+}
+
+/// People read standard output; with `--exit` that is for programs.
+fn say(exit: bool, text: &str) {
+    if exit {
+        eprintln!("{text}");
+    } else {
+        println!("{text}");
+    }
+}
+
+/// Leaves the fleet running until a person has played enough.
+fn keep(stage: &Stage) {
+    let fleet = &stage.fleet;
+    println!("\nThe fleet runs on. In another terminal:\n");
+    println!("  export COHORT_CONTEXT={}", fleet.context_dir().display());
+    println!("  export PATH={}:$PATH", fleet.cohort().parent().unwrap_or(fleet.dir()).display());
+    println!("  cohort status --watch");
+    println!("  cohort why intel.zone-a");
+    println!("  cohort rollout history intel.zone-a");
+    println!("  cohort group show intel.zone-a");
+    println!("  cohort kill on --reason 'coffee first'; cohort kill off");
+    println!("\nPress Enter to stop it.");
+    let mut line = String::new();
+    let _ = std::io::stdin().read_line(&mut line);
+}
+
+impl Stage {
+    fn group_names(&self) -> Vec<String> {
+        self.fleet.groups()
+    }
+
+    /// Waits for every group's end of an act, side by side, and notes it.
+    fn expect(
+        &mut self,
+        act: u32,
+        release: &str,
+        patience: Duration,
+        ends: &BTreeMap<String, acts::End>,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        let mut open: Vec<String> = ends.keys().cloned().collect();
+        let mut shown = view::View::new(self.exit);
+        let mut seen: BTreeMap<String, String> = BTreeMap::new();
+        while !open.is_empty() && begun.elapsed() < patience {
+            let mut statuses = Vec::new();
+            for group in self.group_names() {
+                let Ok(status) = self.fleet.status(&group) else { continue };
+                let state = cohort_trial::watch::app(&status)
+                    .map_or("unknown".to_owned(), |app| app.state.to_string());
+                seen.insert(group.clone(), state);
+                if open.contains(&group) && ends[&group].reached(&status) {
+                    open.retain(|name| *name != group);
+                    self.note(act, &group, release, &seen[&group], true, begun);
+                }
+                statuses.push(status);
+            }
+            shown.draw(act, release, self.begun.elapsed(), &statuses);
+            std::thread::sleep(Duration::from_millis(400));
+        }
+        for group in open {
+            let state = seen.get(&group).cloned().unwrap_or_else(|| "unknown".into());
+            self.note(act, &group, release, &state, false, begun);
+            if let Ok(status) = self.fleet.status(&group) {
+                eprintln!("act {act}: {}", cohort_trial::watch::line(&status));
+            }
+        }
+        Ok(())
+    }
+
+    fn note(
+        &mut self,
+        act: u32,
+        group: &str,
+        release: &str,
+        state: &str,
+        ok: bool,
+        begun: Instant,
+    ) {
+        let seconds = (begun.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+        let outcome = Outcome {
+            act,
+            group: group.to_owned(),
+            release: release.to_owned(),
+            state: state.to_owned(),
+            ok,
+            seconds,
+        };
+        if self.exit {
+            println!("{}", serde_json::to_string(&outcome).unwrap_or_default());
+        } else if !std::io::stdout().is_terminal() {
+            println!(
+                "act {act}: {group} is {state} after {seconds} s: {}",
+                if ok { "as told" } else { "NOT AS TOLD" }
+            );
+        }
+        self.outcomes.push(outcome);
+    }
+}
+
+/// Pauses, so that a person can read; not when nobody looks.
+pub(crate) fn breathe(exit: bool) {
+    if !exit && std::io::stdout().is_terminal() {
+        let (_keep, never) = mpsc::channel::<()>();
+        let _ = never.recv_timeout(Duration::from_secs(3));
+    }
+}

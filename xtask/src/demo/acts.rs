@@ -1,0 +1,187 @@
+//! The six acts.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use cohort_core::phase::PhaseName;
+use cohort_trial::release::WebRelease;
+use cohort_trial::replace_mirror;
+use cohort_trial::watch::{app, holds, runs, says};
+use cohort_wire::agent::GroupStatus;
+
+use super::{PLATFORMS, Stage, breathe};
+
+/// An act may take this long on a slow machine.
+const ACT_MAX: Duration = Duration::from_secs(300);
+
+/// How an act is to end in a group.
+pub(crate) enum End {
+    /// Everywhere on this version.
+    Runs(String),
+    /// Went back from this version, runs that one.
+    Holds(String, String),
+    /// Stays on a version and says these words.
+    StaysAndSays(String, String),
+}
+
+impl End {
+    pub(crate) fn reached(&self, status: &GroupStatus) -> bool {
+        match self {
+            End::Runs(version) => runs(status, version),
+            End::Holds(rejected, running) => holds(status, rejected, running),
+            End::StaysAndSays(version, words) => runs(status, version) && says(status, words),
+        }
+    }
+}
+
+impl Stage {
+    fn all(&self, end: impl Fn(&str) -> End) -> BTreeMap<String, End> {
+        self.group_names().into_iter().map(|group| (group.clone(), end(&group))).collect()
+    }
+
+    fn act(&self, number: u32, title: &str) {
+        super::say(self.exit, &format!("\nact {number}: {title}"));
+        breathe(self.exit);
+    }
+
+    /// Plays all acts.
+    pub(crate) fn play(&mut self, policy: &str) -> Result<()> {
+        self.act(1, "1.0.0 goes from empty to running everywhere");
+        self.fleet.publish(&WebRelease::new("1.0.0"), &PLATFORMS)?;
+        self.fleet.apply(policy)?;
+        let ends = self.all(|_| End::Runs("1.0.0".into()));
+        self.expect(1, "1.0.0", ACT_MAX, &ends)?;
+        self.keep_old_repository()?;
+
+        self.act(2, "1.1.0 is published: every group, zone-b after zone-a");
+        self.fleet.publish(&WebRelease::new("1.1.0"), &PLATFORMS)?;
+        let ends = self.all(|_| End::Runs("1.1.0".into()));
+        self.expect(2, "1.1.0", ACT_MAX, &ends)?;
+
+        self.act(3, "1.1.1, and the leader of intel.zone-a is killed in the middle of it");
+        self.fleet.publish(&WebRelease::new("1.1.1"), &PLATFORMS)?;
+        self.kill_a_leader()?;
+        let ends = self.all(|_| End::Runs("1.1.1".into()));
+        self.expect(3, "1.1.1", ACT_MAX, &ends)?;
+
+        self.act(4, "1.2.0 fails its pre-flight check on amd");
+        let bad = WebRelease::new("1.2.0").fault("unhealthy_on = [\"amd\"]");
+        self.fleet.publish(&bad, &PLATFORMS)?;
+        let ends = self.all(|group| match group {
+            "amd.zone-a" => End::Holds("1.2.0".into(), "1.1.1".into()),
+            "amd.zone-b" => End::StaysAndSays("1.1.1".into(), "amd.zone-a found it bad".into()),
+            _ => End::Runs("1.2.0".into()),
+        });
+        self.expect(4, "1.2.0", ACT_MAX, &ends)?;
+
+        self.act(5, "a stranger's keys, and an old repository: refused, and the fleet says so");
+        self.stranger()?;
+        self.replay()?;
+
+        self.act(6, "1.2.1 repairs it");
+        self.restore_mirrors()?;
+        self.fleet.publish(&WebRelease::new("1.2.1"), &PLATFORMS)?;
+        let ends = self.all(|_| End::Runs("1.2.1".into()));
+        self.expect(6, "1.2.1", ACT_MAX, &ends)
+    }
+
+    /// The leader dies mid-rollout; its server comes back a little later and catches up.
+    fn kill_a_leader(&mut self) -> Result<()> {
+        let group = "intel.zone-a";
+        let status = self.fleet.until(group, Duration::from_secs(60), |status| {
+            app(status).is_some_and(|app| app.wave >= 2 && app.state != PhaseName::Running)
+        })?;
+        let leader = status.leader.clone().context("a group in a wave has a leader")?;
+        let step = app(&status).map_or(0, |app| app.wave);
+        super::say(self.exit, &format!("kill -9 {leader}, the leader, in wave {step}"));
+        self.fleet.kill_agent(leader.as_str());
+        let status = self.fleet.until(group, Duration::from_secs(30), |status| {
+            status.linearizable && status.leader.as_ref().is_some_and(|now| *now != leader)
+        })?;
+        if let Some(next) = &status.leader {
+            super::say(self.exit, &format!("{next} leads now and goes on"));
+        }
+        self.fleet.start_agent(leader.as_str())
+    }
+
+    fn old_repository(&self) -> std::path::PathBuf {
+        self.fleet.dir().join("old-repository")
+    }
+
+    /// What an attacker might keep: a repository as it once was, correctly signed.
+    fn keep_old_repository(&self) -> Result<()> {
+        replace_mirror(&self.old_repository(), &self.fleet.context_dir().join("repository"))
+    }
+
+    fn current(&self, group: &str) -> &'static str {
+        if group.starts_with("amd") { "1.1.1" } else { "1.2.0" }
+    }
+
+    /// Somebody else's repository, signed with somebody else's keys, on every mirror.
+    fn stranger(&mut self) -> Result<()> {
+        let dir = self.fleet.dir().join("stranger");
+        let dir_text = dir.display().to_string();
+        self.fleet.run(&["init", "--dir", &dir_text, "--hub-address", "127.0.0.1:1"])?;
+        let release = WebRelease::new("6.6.6");
+        let dist = release.write(
+            &dir,
+            &crate::build::root().join("examples/web/artifact"),
+            std::path::Path::new("/bin/true"),
+        )?;
+        let (repository, keys) = (dir.join("repository"), dir.join("keys"));
+        for platform in PLATFORMS {
+            self.fleet.run(&[
+                "publish",
+                &dist.display().to_string(),
+                "--app",
+                "web",
+                "--version",
+                "6.6.6",
+                "--platform",
+                platform,
+                "--channel",
+                "stable",
+                "--repository",
+                &repository.display().to_string(),
+                "--keys",
+                &keys.display().to_string(),
+            ])?;
+        }
+        for index in 0..self.fleet.mirrors() {
+            replace_mirror(self.fleet.mirror_dir(index), &repository)?;
+        }
+        self.expect_refusal("6.6.6 by a stranger", "not signed by a trusted key")
+    }
+
+    /// The repository of act 1 once more: signed by the right keys, but old.
+    fn replay(&mut self) -> Result<()> {
+        for index in 0..self.fleet.mirrors() {
+            replace_mirror(self.fleet.mirror_dir(index), &self.old_repository())?;
+        }
+        self.expect_refusal("1.0.0 replayed", "older")
+    }
+
+    fn expect_refusal(&mut self, release: &str, words: &str) -> Result<()> {
+        let ends = self.group_names().into_iter().map(|group| {
+            let end = match group.as_str() {
+                // It is held, and says in addition what was refused.
+                "amd.zone-a" => End::Holds("1.2.0".into(), "1.1.1".into()),
+                _ => End::StaysAndSays(self.current(&group).into(), words.into()),
+            };
+            (group, end)
+        });
+        let ends: BTreeMap<String, End> = ends.collect();
+        self.expect(5, release, Duration::from_secs(60), &ends)
+    }
+
+    fn restore_mirrors(&self) -> Result<()> {
+        for index in 0..self.fleet.mirrors() {
+            replace_mirror(
+                self.fleet.mirror_dir(index),
+                &self.fleet.context_dir().join("repository"),
+            )?;
+        }
+        Ok(())
+    }
+}
