@@ -302,13 +302,27 @@ impl State {
         self.planned(app_id, generation)?;
         let busy = self.apps.iter().any(|(id, app)| {
             let activation = app.servers.get(server_id).and_then(|s| s.activation.as_ref());
-            activation
-                .is_some_and(|a| a.in_flight() && (id != app_id || purpose != Purpose::RollBack))
+            // A roll-back takes the place of what goes on; so does a debt, where what goes on is
+            // no longer wanted.
+            let gives_way = |activation: &Activation| {
+                id == app_id
+                    && match purpose {
+                        Purpose::RollBack => true,
+                        Purpose::Debt => !app.wants(activation),
+                        Purpose::Wave => false,
+                    }
+            };
+            activation.is_some_and(|a| a.in_flight() && !gives_way(a))
         });
         if busy {
             return Err(Rejection::Busy { server: server_id.clone() });
         }
-        let costs = capacity::costs(self, server_id);
+        // One that was lost in the middle of a change may have left the traffic, or not.
+        let voided = |app: &App| {
+            let activation = app.servers.get(server_id).and_then(|s| s.activation.as_ref());
+            activation.is_some_and(|a| a.void && a.open() && a.costs)
+        };
+        let costs = capacity::costs(self, server_id) || voided(&self.apps[app_id]);
         let policy = {
             let app = &self.apps[app_id];
             app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy)
@@ -348,6 +362,9 @@ impl State {
         let fence = Fence { incarnation, generation: app.generation };
         let server = app.servers.get_mut(server_id).expect("looked up above");
         server.activated = fence.generation;
+        // A change that takes the place of one that cost goes on costing: nobody knows whether
+        // the server has begun with that one.
+        let costs = costs || server.activation.as_ref().is_some_and(|a| a.open() && a.costs);
         if let Some(debt) = &mut server.debt
             && purpose == Purpose::Debt
         {
@@ -359,6 +376,7 @@ impl State {
             before: server.running.clone(),
             purpose,
             costs,
+            void: false,
             granted: clock,
             stage: ActivationStage::Granted,
         });
@@ -387,14 +405,24 @@ impl State {
         let Some(server) = app.servers.get_mut(server_id) else {
             return Err(Rejection::NoServer { server: server_id.clone() });
         };
-        let Some(rollout) = app.phase.rollout_mut() else {
-            return Err(Rejection::NotNow { state: app.phase.name(), why: "no rollout".into() });
-        };
-        if !rollout.lost.insert(server_id.clone()) {
-            return Ok(());
+        let in_flight = server.activation.as_mut().filter(|activation| activation.in_flight());
+        match app.phase.rollout_mut() {
+            Some(rollout) => {
+                if !rollout.lost.insert(server_id.clone()) {
+                    return Ok(());
+                }
+                rollout.surroundings_failures += 1;
+                rollout.progress = clock;
+            }
+            None if in_flight.is_some() => {}
+            None => {
+                let why = "no rollout, and nothing is being changed there".into();
+                return Err(Rejection::NotNow { state: app.phase.name(), why });
+            }
         }
-        rollout.surroundings_failures += 1;
-        rollout.progress = clock;
+        if let Some(activation) = in_flight {
+            activation.void = true;
+        }
         if server.debt.is_none() {
             server.debt = Some(Debt { since: clock, reason: reason.to_owned(), tries: 0 });
         }

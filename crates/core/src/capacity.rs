@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::ids::ServerId;
-use crate::orders::Purpose;
-use crate::state::State;
+use crate::phase::Phase;
+use crate::state::{App, ServerApp, State};
 
 /// How a server stands with regard to traffic, over all apps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,24 +43,42 @@ pub fn costs(state: &State, server: &ServerId) -> bool {
     standing(state, server) == Standing::Serving
 }
 
-/// Servers that are out of service and that the group still counts on: servers that are lost and
-/// owe do not hold up the others.
+/// Servers that are out of service and that the group still counts on.
+///
+/// Servers that owe hold up nobody, but for two cases: while a change takes one of them away, and
+/// in a roll-back until it is back or lost: going back takes away no more than going forward did.
 #[must_use]
 pub fn out_servers(state: &State) -> BTreeSet<ServerId> {
-    let owes = |server: &ServerId| {
-        state.apps.values().filter_map(|app| app.servers.get(server)).any(|here| {
-            let settling = here.activation.as_ref().is_some_and(|activation| {
-                activation.in_flight() && activation.costs && activation.purpose == Purpose::Debt
-            });
-            here.debt.is_some() && !settling
-        })
+    let written_off = |server: &ServerId| {
+        let here = |app: &App, holds: &dyn Fn(&ServerApp) -> bool| {
+            app.servers.get(server).is_some_and(holds)
+        };
+        let owes = |here: &ServerApp| here.debt.is_some();
+        let taken =
+            |here: &ServerApp| here.activation.as_ref().is_some_and(|a| a.in_flight() && a.costs);
+        state.apps.values().any(|app| here(app, &owes))
+            && !state.apps.values().any(|app| here(app, &taken) || goes_back(app, server))
     };
     state
         .servers
         .keys()
-        .filter(|server| standing(state, server) == Standing::Out && !owes(server))
+        .filter(|server| standing(state, server) == Standing::Out && !written_off(server))
         .cloned()
         .collect()
+}
+
+/// Whether the group is about to take the server back to what was good.
+fn goes_back(app: &App, server: &ServerId) -> bool {
+    match &app.phase {
+        Phase::RollingBack { rollout, .. } => !rollout.lost.contains(server),
+        Phase::Empty
+        | Phase::Running { .. }
+        | Phase::MarkedOld { .. }
+        | Phase::LeaderHolds { .. }
+        | Phase::Verified { .. }
+        | Phase::Wave { .. }
+        | Phase::Held { .. } => false,
+    }
 }
 
 /// How many servers are out of service.

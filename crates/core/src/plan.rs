@@ -13,7 +13,7 @@ use crate::orders::Purpose;
 use crate::phase::{Phase, WaveStep};
 use crate::release::Release;
 use crate::report::Step;
-use crate::state::{ActivationStage, App, DEBT_TRIES_MAX, Rollout, State};
+use crate::state::{Activation, ActivationStage, App, DEBT_TRIES_MAX, Rollout, State};
 use crate::transitions::{owing_roll_back, remaining, waits_for_approval};
 use crate::waiting::{Waiting, WaitingOn};
 
@@ -265,6 +265,11 @@ impl Planner<'_> {
                 .map(|(server, _)| server.clone())
                 .collect();
             if !waits.is_empty() {
+                for server in &waits {
+                    if self.silent_ms(server) > app.policy.update.unreachable_after.ms {
+                        self.lose(id, app, server);
+                    }
+                }
                 let version = release.version;
                 self.wait(id, since, WaitingOn::NewerRelease { version, servers: waits });
                 return;
@@ -444,21 +449,25 @@ impl Planner<'_> {
         };
         let out = |server: &ServerId| capacity::standing(self.state, server) == Standing::Out;
         let mut order: Vec<&ServerId> = ready.iter().collect();
-        order.sort_by_key(|server| (*server == self.leader, !out(server), (*server).clone()));
+        order.sort_by_key(|server| (!out(server), *server == self.leader, (*server).clone()));
+        // Those take nothing away, and would hold up the others for as long as they are out.
+        let broken = order.iter().take_while(|server| out(server)).count().min(size);
+        let mut chosen: BTreeSet<ServerId> = order.drain(..broken).cloned().collect();
+        let size = size - broken;
+        let left = order.len().max(1);
         let (members, others): (Vec<&ServerId>, Vec<&ServerId>) =
             order.into_iter().partition(is_member);
-        let share = (size * members.len()).div_ceil(ready.len().max(1));
+        let share = (size * members.len()).div_ceil(left);
         let all_members =
             self.state.servers.values().filter(|server| server.member.is_some()).count();
         let margin = (all_members.saturating_sub(1) / 2).max(1);
         let from_members = share.min(margin).min(members.len());
         let from_others = (size - from_members.min(size)).min(others.len());
-        let mut chosen: BTreeSet<ServerId> =
-            members.iter().take(from_members).map(|server| (*server).clone()).collect();
+        chosen.extend(members.iter().take(from_members).map(|server| (*server).clone()));
         chosen.extend(others.iter().take(from_others).map(|server| (*server).clone()));
         // A wave as large as asked for, where there are no others left.
         for server in members.iter().skip(from_members) {
-            if chosen.len() < size {
+            if chosen.len() < size + broken {
                 chosen.insert((*server).clone());
             }
         }
@@ -526,7 +535,7 @@ impl Planner<'_> {
                         .iter()
                         .filter(|server| {
                             let here = &app.servers[*server];
-                            here.activation.is_none()
+                            here.activation.as_ref().is_none_or(|a| a.void)
                                 && !(here.settled_on(Some(&rollout.release)) && here.in_service)
                         })
                         .cloned()
@@ -551,11 +560,26 @@ impl Planner<'_> {
         let policy = app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy);
         let max = policy.max_unavailable_of(self.state.size());
         let out = capacity::out_servers(self.state);
+        // A server that is being brought back from a failure costs nothing; the next ones wait for
+        // it nevertheless, so that fewer are out at once.
+        let mending = app.in_flight().filter(|(server, activation)| {
+            purpose == Purpose::Wave
+                && activation.purpose == Purpose::Debt
+                && !out.contains(*server)
+                && self.silent_ms(server) <= policy.update.unreachable_after.ms
+        });
+        let out: BTreeSet<ServerId> =
+            out.iter().cloned().chain(mending.map(|(server, _)| server.clone())).collect();
         let mut used = u32::try_from(out.len()).unwrap_or(u32::MAX);
         let mut short = false;
         // Those that cost nothing first.
+        let costs = |server: &ServerId| {
+            let activation = app.servers.get(server).and_then(|here| here.activation.as_ref());
+            capacity::costs(self.state, server)
+                || activation.is_some_and(|a| a.void && a.open() && a.costs)
+        };
         let (free, costly): (Vec<&ServerId>, Vec<&ServerId>) =
-            servers.iter().partition(|server| !capacity::costs(self.state, server));
+            servers.iter().partition(|server| !costs(server));
         for (server, costs) in
             free.into_iter().map(|s| (s, false)).chain(costly.into_iter().map(|s| (s, true)))
         {
@@ -594,6 +618,9 @@ impl Planner<'_> {
             .iter()
             .filter_map(|server| {
                 let activation = app.servers.get(server)?.activation.as_ref()?;
+                if activation.void {
+                    return None;
+                }
                 let told = match &activation.stage {
                     ActivationStage::Granted => Step::Prepare,
                     ActivationStage::Applied { .. } => Step::Check,
@@ -624,9 +651,11 @@ impl Planner<'_> {
         for server in &rollout.lost {
             let Some(here) = app.servers.get(server) else { continue };
             let failed = rollout.failures.iter().any(|failure| failure.server == *server);
-            let back = self.silent_ms(server) < rollout.policy.update.unreachable_after.ms;
-            let free = here.activation.is_none()
-                || here.activation.as_ref().is_some_and(|activation| activation.in_flight());
+            // A leader that has just begun has heard of nobody: that is no sign of life.
+            let heard = server == self.leader || self.seen.contact_age_ms.contains_key(server);
+            let back = heard && self.silent_ms(server) < rollout.policy.update.unreachable_after.ms;
+            let free =
+                here.activation.is_none() || here.activation.as_ref().is_some_and(Activation::open);
             if back && !failed && free {
                 self.propose(Body::FindServer {
                     app: id.clone(),
@@ -682,12 +711,20 @@ impl Planner<'_> {
             let Some(debt) = &here.debt else { continue };
             let silent_ms = self.silent_ms(server);
             if silent_ms > unreachable_ms {
+                let takes = |a: &Activation| a.in_flight() && a.costs;
+                if here.activation.as_ref().is_some_and(takes) {
+                    self.lose(id, app, server);
+                }
                 let on = WaitingOn::ServerUnreachable { server: server.clone(), for_ms: silent_ms };
                 self.wait(id, debt.since, on);
                 continue;
             }
             match &here.activation {
-                Some(activation) if activation.in_flight() => continue,
+                Some(activation) if activation.in_flight() && app.wants(activation) => {
+                    self.steps(id, app, debt.since, &BTreeSet::from([server.clone()]));
+                    continue;
+                }
+                Some(activation) if activation.open() => {}
                 Some(activation) => {
                     let (ActivationStage::Failed { at, .. } | ActivationStage::Undone { at, .. }) =
                         &activation.stage

@@ -4,8 +4,11 @@ use crate::command::{Event, Rejection};
 use crate::ids::{AppId, ClockMs};
 use crate::orders::Purpose;
 use crate::phase::Phase;
+use crate::release::Release;
 use crate::report::{Blame, Outcome, REPORT_TEXT_BYTES_MAX, Report, Step};
-use crate::state::{ActivationStage, App, Debt, FAILURES_KEPT_MAX, Failure, HOLDS_MAX, State};
+use crate::state::{
+    Activation, ActivationStage, App, Debt, FAILURES_KEPT_MAX, Failure, HOLDS_MAX, State,
+};
 use crate::transitions::counts;
 
 impl State {
@@ -58,6 +61,7 @@ fn take(
     let going_to = app.phase.forward().map(|rollout| rollout.release.clone());
     let Some(server) = app.servers.get_mut(&report.server) else { return false };
     let in_flight = server.activation.as_ref().is_some_and(|a| a.in_flight());
+    let open = server.activation.as_ref().is_some_and(Activation::open);
     let same = server.activation.as_ref().is_some_and(|a| a.fence == report.fence);
     match &report.outcome {
         Outcome::Found { release, in_service } => {
@@ -94,7 +98,7 @@ fn take(
             }
             true
         }
-        Outcome::Applied | Outcome::Checked if same && in_flight => {
+        Outcome::Applied | Outcome::Checked if same && open => {
             let activation = server.activation.as_mut().expect("`same` says so");
             let stage = match (&report.outcome, &activation.stage) {
                 (Outcome::Applied, ActivationStage::Granted) => {
@@ -124,7 +128,7 @@ fn take(
             events.push(Event::ServerDone { app: app_id.clone(), server: report.server.clone() });
             true
         }
-        Outcome::Failed { blame, step, reason, output } if same && in_flight => {
+        Outcome::Failed { blame, step, reason, output } if same && open => {
             let activation = server.activation.as_mut().expect("`same` says so");
             activation.stage = ActivationStage::Failed {
                 at: clock,
@@ -132,7 +136,7 @@ fn take(
                 blame: *blame,
                 reason: reason.clone(),
             };
-            let purpose = activation.purpose;
+            let (purpose, of) = (activation.purpose, activation.release.clone());
             if *step >= Step::Stop {
                 server.running.clone_from(&activation.release);
             }
@@ -148,7 +152,7 @@ fn take(
                 output: output.clone(),
                 at: clock,
             };
-            failed(app, failure, purpose, clock);
+            failed(app, failure, purpose, of.as_ref(), clock);
             events.push(Event::ServerFailed {
                 app: app_id.clone(),
                 server: report.server.clone(),
@@ -159,7 +163,7 @@ fn take(
         Outcome::Undone { release, reason } if same => {
             let activation = server.activation.as_mut().expect("`same` says so");
             activation.stage = ActivationStage::Undone { at: clock, reason: reason.clone() };
-            let purpose = activation.purpose;
+            let (purpose, of) = (activation.purpose, activation.release.clone());
             server.running.clone_from(release);
             server.in_service = release.is_some();
             server.health = String::new();
@@ -171,7 +175,7 @@ fn take(
                 output: String::new(),
                 at: clock,
             };
-            failed(app, failure, purpose, clock);
+            failed(app, failure, purpose, of.as_ref(), clock);
             events.push(Event::ServerFailed {
                 app: app_id.clone(),
                 server: report.server.clone(),
@@ -189,7 +193,7 @@ fn take(
 
 /// Counts a failure against its budget; the server owes, and the rollout goes on without it for as
 /// long as the budgets bear it.
-fn failed(app: &mut App, failure: Failure, purpose: Purpose, clock: ClockMs) {
+fn failed(app: &mut App, failure: Failure, purpose: Purpose, of: Option<&Release>, clock: ClockMs) {
     let server_id = failure.server.clone();
     if let Some(server) = app.servers.get_mut(&server_id)
         && server.debt.is_none()
@@ -199,7 +203,7 @@ fn failed(app: &mut App, failure: Failure, purpose: Purpose, clock: ClockMs) {
     let Some(rollout) = app.phase.rollout_mut() else { return };
     rollout.lost.insert(server_id);
     rollout.progress = clock;
-    if counts(purpose) {
+    if counts(purpose) && of == Some(&rollout.release) {
         match failure.blame {
             Blame::Release => rollout.release_failures += 1,
             Blame::Surroundings => rollout.surroundings_failures += 1,

@@ -159,6 +159,9 @@ pub struct Activation {
     pub purpose: Purpose,
     /// Whether it takes a server out of service that was in: counted against `max_unavailable`.
     pub costs: bool,
+    /// The server was lost in the middle of it: nobody orders it any more, it counts no more, and
+    /// another change may take its place. How it ended is still heard.
+    pub void: bool,
     /// When it was granted.
     pub granted: ClockMs,
     /// How far it is.
@@ -202,9 +205,15 @@ pub enum ActivationStage {
 }
 
 impl Activation {
-    /// Whether the server is still at it.
+    /// Whether the server is still at it, by order of the group.
     #[must_use]
     pub fn in_flight(&self) -> bool {
+        !self.void && self.open()
+    }
+
+    /// Whether the server may still be at it.
+    #[must_use]
+    pub fn open(&self) -> bool {
         match self.stage {
             ActivationStage::Granted
             | ActivationStage::Applied { .. }
@@ -413,6 +422,18 @@ impl App {
     #[must_use]
     pub fn rejection_of(&self, release: &Release) -> Option<&Rejected> {
         self.rejected.iter().find(|rejected| rejected.release == *release)
+    }
+
+    /// Whether a change leads to what this app's plan wants by now. One that does not was told to
+    /// a server that was lost meanwhile; another change may take its place.
+    #[must_use]
+    pub fn wants(&self, activation: &Activation) -> bool {
+        let onward = self.phase.forward().is_some_and(|rollout| {
+            activation.purpose == Purpose::Wave
+                && activation.release.as_ref() == Some(&rollout.release)
+        });
+        let back = activation.purpose != Purpose::Wave && activation.release == self.last_good;
+        onward || back
     }
 
     /// The servers that are being changed right now.

@@ -148,7 +148,8 @@ pub struct Moment {
     pub killed: bool,
     /// The group has acknowledged `Checked` for this fence.
     pub confirmed: bool,
-    /// The group was reached (orders were answered) since the service was stopped.
+    /// The group was reached (orders were answered) since the service was stopped, and within the
+    /// last `confirm_within`: a release can cut its server off long after its start.
     pub reached_since_stop: bool,
     /// More than `confirm_within` has gone by since the drain began, by this server's own clock.
     pub confirm_expired: bool,

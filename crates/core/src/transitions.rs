@@ -92,8 +92,11 @@ impl State {
         }
         app.generation = app.generation.next();
         for server in app.servers.values_mut() {
-            // What failed under the plan before is no obstacle to this one.
-            server.activation = None;
+            // What failed under the plan before is no obstacle to this one. What a lost server may
+            // still be doing stays known, until it says how it ended or is told something else.
+            if server.activation.as_ref().is_some_and(|activation| !activation.open()) {
+                server.activation = None;
+            }
         }
         let rollout = Rollout {
             release: release.clone(),
@@ -269,6 +272,9 @@ impl State {
         };
         // A person may take a frozen release back; one that only goes forward nobody can.
         let forced = by_person && rollout.release.rollback != Rollback::ForwardOnly;
+        if stays && !forced && matches!(app.phase, Phase::Held { .. }) {
+            return Err(not_now(app, "the release is declared forward-only"));
+        }
         if rollout.release_failures > 0 || !by_person {
             verdict_on_failure(app, &rollout, reason);
         }
@@ -293,12 +299,11 @@ impl State {
         events: &mut Vec<Event>,
     ) {
         let good = app.last_good.clone();
-        for (id, server) in &mut app.servers {
+        for server in app.servers.values_mut() {
             let untouched = server.running == good
                 && (server.in_service || good.is_none())
-                && server.activation.as_ref().is_some_and(|a| !a.in_flight());
-            // What a lost server was told is void: when it is back it owes `last_good`.
-            if untouched || rollout.lost.contains(id) {
+                && server.activation.as_ref().is_some_and(|a| !a.open());
+            if untouched {
                 server.activation = None;
             }
         }
@@ -694,7 +699,9 @@ fn hold(
             server.debt = None;
             continue;
         }
-        server.activation = None;
+        if server.activation.as_ref().is_some_and(|activation| !activation.open()) {
+            server.activation = None;
+        }
         if server.debt.is_none() {
             let reason = "not reached by the roll-back".into();
             server.debt = Some(Debt { since: clock, reason, tries: 0 });

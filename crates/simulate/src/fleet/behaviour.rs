@@ -57,7 +57,11 @@ impl Behaviours {
         release: &Release,
         server: &'a ServerId,
     ) -> impl Iterator<Item = &'a Fault> {
-        self.0.iter().find(|(known, _)| known == release).into_iter().flat_map(|(_, b)| b.on(server))
+        self.0
+            .iter()
+            .find(|(known, _)| known == release)
+            .into_iter()
+            .flat_map(|(_, b)| b.on(server))
     }
 
     /// Whether it was ever made.

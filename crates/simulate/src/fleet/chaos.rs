@@ -48,18 +48,12 @@ impl Chaos {
     #[must_use]
     pub fn new(seed: u64, talk: bool) -> Chaos {
         let mut fleet = Fleet::new(seed);
-        let apps: Vec<AppId> = if fleet.rng.random_ratio(1, 3) { vec!["web", "db"] } else { vec!["web"] }
-            .into_iter()
-            .map(|app| AppId::new(app).expect("an app"))
-            .collect();
-        let mut chaos = Chaos {
-            fleet,
-            apps,
-            groups: Vec::new(),
-            versions: 0,
-            servers: 0,
-            talk,
-        };
+        let apps: Vec<AppId> =
+            if fleet.rng.random_ratio(1, 3) { vec!["web", "db"] } else { vec!["web"] }
+                .into_iter()
+                .map(|app| AppId::new(app).expect("an app"))
+                .collect();
+        let mut chaos = Chaos { fleet, apps, groups: Vec::new(), versions: 0, servers: 0, talk };
         let zones = chaos.draw(3) + 1;
         for zone in ["zone-a", "zone-b", "zone-c"].iter().take(zones as usize) {
             let group = chaos.fleet.add_group(&format!("intel.{zone}"), "intel", &[("zone", zone)]);
@@ -231,7 +225,8 @@ impl Chaos {
             _ => {
                 let version = self.versions;
                 self.say("a leader slept");
-                self.fleet.groups.get_mut(&group).expect("known").leap_ms += u64::from(version) * 1_000;
+                self.fleet.groups.get_mut(&group).expect("known").leap_ms +=
+                    u64::from(version) * 1_000;
             }
         }
     }
@@ -246,7 +241,10 @@ impl Chaos {
         let what = body.name();
         let group = self.fleet.groups.get_mut(group).expect("known");
         let outcome = group.person(now_ms, body);
-        self.say(&format!("ana: {what}: {}", outcome.map_or_else(|r| r.to_string(), |_| "ok".into())));
+        self.say(&format!(
+            "ana: {what}: {}",
+            outcome.map_or_else(|r| r.to_string(), |_| "ok".into())
+        ));
     }
 
     /// Plays the whole run.
@@ -281,7 +279,8 @@ impl Chaos {
         }
         for (id, group) in &self.fleet.groups {
             let new = group.events.iter().rev();
-            let new: Vec<_> = new.take_while(|happened| happened.at_ms == self.fleet.now_ms).collect();
+            let new: Vec<_> =
+                new.take_while(|happened| happened.at_ms == self.fleet.now_ms).collect();
             for happened in new.into_iter().rev() {
                 println!("{:>7} ms  {id}: {:?}", happened.at_ms, happened.event);
             }
@@ -302,8 +301,12 @@ impl Chaos {
                 server.start();
             }
         }
-        let target: BTreeMap<AppId, Release> =
-            self.apps.clone().into_iter().map(|app| (app.clone(), self.release(&app, true))).collect();
+        let target: BTreeMap<AppId, Release> = self
+            .apps
+            .clone()
+            .into_iter()
+            .map(|app| (app.clone(), self.release(&app, true)))
+            .collect();
         let end_ms = self.fleet.now_ms + HEAL_MS;
         let mut open = String::new();
         while self.fleet.now_ms < end_ms {

@@ -1,19 +1,28 @@
 //! What somebody outside of Cohort sees, and what must never be seen.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::Plan;
-use cohort_core::ids::{AppId, ServerId};
+use cohort_core::command::Event;
+use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::phase::Phase;
 
 use super::behaviour::Behaviours;
 use super::group::Group;
+use super::server::Server;
 
 /// A prober. Every look panics where something is seen that must never be.
 #[derive(Debug, Default)]
 pub struct Prober {
     /// The most servers that were being changed at once.
     pub most_out: usize,
+    /// Servers that a group goes on without, told to people, until they are through.
+    lost: BTreeSet<(GroupId, ServerId)>,
+    /// Servers that failed: a matter of the budget for failures until they are back, or until the
+    /// whole group goes back.
+    failed: BTreeSet<(GroupId, ServerId)>,
+    /// How many were out at the last look.
+    before: BTreeMap<GroupId, usize>,
 }
 
 impl Prober {
@@ -24,7 +33,10 @@ impl Prober {
     pub fn look(&mut self, now_ms: u64, group: &Group, behaviours: &Behaviours) {
         for (id, server) in &group.servers {
             for ((app, fence), times) in &server.accepted {
-                assert!(*times <= 1, "{now_ms} ms: {app} on {id} was activated twice under {fence:?}");
+                assert!(
+                    *times <= 1,
+                    "{now_ms} ms: {app} on {id} was activated twice under {fence:?}"
+                );
             }
             for (app, service) in &server.services {
                 let runs = service.release.as_ref().filter(|_| service.up);
@@ -34,22 +46,73 @@ impl Prober {
                 );
             }
         }
-        let mut out: BTreeSet<&ServerId> = BTreeSet::new();
-        let mut max = 0;
-        for (app_id, app) in &group.state.apps {
+        self.follow_lost(now_ms, group);
+        let name = &group.state.group;
+        let (mut out, mut failed): (BTreeSet<&ServerId>, usize) = (BTreeSet::new(), 0);
+        let apps = &group.state.apps;
+        let max = apps.values().map(|app| {
             let policy = app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy);
-            max = max.max(policy.max_unavailable_of(group.state.size()));
-            out.extend(group.servers.iter().filter_map(|(id, server)| {
-                (!forgiven(group, app_id, id) && server.being_changed(app_id) && took_away(group, id))
-                    .then_some(id)
-            }));
+            policy.max_unavailable_of(group.state.size())
+        });
+        let max = max.max().unwrap_or(1);
+        let goes_back = apps.values().any(|app| matches!(app.phase, Phase::RollingBack { .. }));
+        for (id, server) in &group.servers {
+            let key = (name.clone(), id.clone());
+            let member = group.state.servers.contains_key(id);
+            if !member || self.lost.contains(&key) || !apps.keys().any(|app| is_out(server, app)) {
+                continue;
+            }
+            if self.failed.contains(&key) {
+                failed += 1;
+            } else {
+                out.insert(id);
+            }
         }
+        // What failed is a matter of the budget for failures; but while the group goes back,
+        // nobody else leaves until those are back.
+        let all = out.len() + failed;
+        let before = self.before.insert(name.clone(), all).unwrap_or(0);
+        let more = goes_back && all > max as usize && all > before;
         self.most_out = self.most_out.max(out.len());
-        assert!(
-            out.len() <= max as usize,
-            "{now_ms} ms: {out:?} of {} are out of service, {max} may be",
-            group.state.group
-        );
+        if out.len() > max as usize || more {
+            for (id, app) in &group.state.apps {
+                for server in &out {
+                    let real = group.servers[*server].disk.apps.get(id).map(|l| &l.activation);
+                    println!("{id} {server}: {:?}\n   really {real:?}", app.servers[*server]);
+                }
+                println!("{id}: {:?}", app.phase);
+            }
+            panic!(
+                "{now_ms} ms: {out:?} of {name} (and {failed} that failed) are out of service, {max} may be"
+            );
+        }
+    }
+
+    fn follow_lost(&mut self, now_ms: u64, group: &Group) {
+        let name = &group.state.group;
+        for happened in group.events.iter().rev().take_while(|happened| happened.at_ms == now_ms) {
+            if let Event::ServerLost { server, .. } = &happened.event {
+                self.lost.insert((name.clone(), server.clone()));
+            }
+            if let Event::ServerFailed { server, .. } = &happened.event {
+                self.failed.insert((name.clone(), server.clone()));
+            }
+        }
+        self.failed.retain(|(of, server)| {
+            of != name
+                || group.servers.get(server).is_some_and(|server| {
+                    server.disk.apps.keys().any(|app| server.being_changed(app))
+                        || server.services.values().any(|s| s.release.is_some() && !s.serves())
+                })
+        });
+        self.lost.retain(|(of, server)| {
+            of != name
+                || group.servers.get(server).is_some_and(|server| {
+                    server.disk.apps.keys().any(|app| server.being_changed(app))
+                        || !server.up
+                        || server.cut
+                })
+        });
     }
 
     /// Looks at a plan: what does not move says why.
@@ -72,23 +135,7 @@ impl Prober {
     }
 }
 
-/// Servers that a rollout goes on without, and debts that could not be settled, are told to people
-/// and hold up nobody.
-fn forgiven(group: &Group, app: &AppId, server: &ServerId) -> bool {
-    let app = &group.state.apps[app];
-    if let Some(rollout) = app.phase.rollout()
-        && rollout.lost.contains(server)
-    {
-        return true;
-    }
-    let Some(here) = app.servers.get(server) else { return true };
-    let back = matches!(app.phase, Phase::RollingBack { .. });
-    here.debt.is_some() && !back && !here.activation.as_ref().is_some_and(|a| a.in_flight())
-}
-
-/// Whether the change took a server away that was serving.
-fn took_away(group: &Group, server: &ServerId) -> bool {
-    group.state.apps.values().filter_map(|app| app.servers.get(server)).any(|here| {
-        here.activation.as_ref().is_some_and(|activation| activation.costs)
-    })
+/// Whether a change took the server away from its users, and it is not through yet.
+fn is_out(server: &Server, app: &AppId) -> bool {
+    server.took_away.contains(app) && server.being_changed(app)
 }

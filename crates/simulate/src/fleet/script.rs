@@ -332,7 +332,8 @@ impl Script {
             let apps = group.state.apps.len() > 1;
             let told = self.told.entry(id.clone()).or_default();
             for Happened { at_ms, event, wave } in &group.events[*told..] {
-                let wave = wave.as_ref().map(|(n, servers)| format!("wave {n}: {}", ranges(servers)));
+                let wave =
+                    wave.as_ref().map(|(n, servers)| format!("wave {n}: {}", ranges(servers)));
                 let Some(mut text) = wave.or_else(|| tell_event(event, steps)) else { continue };
                 if apps && let Some(app) = app_of(event) {
                     text = format!("{app}: {text}");
@@ -423,12 +424,12 @@ impl Script {
                 lines.sort();
                 for (servers, text) in lines {
                     let group = if many { format!("{id}: ") } else { String::new() };
-                    let app = if group_apps(group.is_empty(), self.fleet.groups[id].state.apps.len())
-                    {
-                        format!("{app_id} on ")
-                    } else {
-                        String::new()
-                    };
+                    let app =
+                        if group_apps(group.is_empty(), self.fleet.groups[id].state.apps.len()) {
+                            format!("{app_id} on ")
+                        } else {
+                            String::new()
+                        };
                     let _ = writeln!(out, "{group}{app}{}: {text}", ranges(&servers));
                 }
             }
@@ -458,7 +459,8 @@ impl Script {
         for entry in &self.group().state.apps[&app].history {
             let ending = serde_json::to_value(entry.ending).expect("plain data");
             let ending = ending.as_str().unwrap_or_default().to_owned();
-            let _ = write!(out, "{} {ending} in {} waves, by {}", entry.version, entry.waves, entry.by);
+            let _ =
+                write!(out, "{} {ending} in {} waves, by {}", entry.version, entry.waves, entry.by);
             if entry.reason.is_empty() {
                 let _ = writeln!(out);
             } else {
@@ -624,7 +626,8 @@ fn tell_event(event: &Event, steps: bool) -> Option<String> {
 
 /// `s03`, or `s03-s07`.
 fn servers_of(word: &str) -> Vec<ServerId> {
-    let number = |text: &str| -> usize { text.trim_start_matches('s').parse().expect("s and a number") };
+    let number =
+        |text: &str| -> usize { text.trim_start_matches('s').parse().expect("s and a number") };
     match word.split_once('-') {
         Some((from, to)) => (number(from)..=number(to)).map(build::server).collect(),
         None => vec![build::server(number(word))],
@@ -645,7 +648,11 @@ fn ranges(servers: &BTreeSet<ServerId>) -> String {
             j += 1;
         }
         let name = build::server(numbers[i]);
-        words.push(if j > i { format!("{name}-{}", build::server(numbers[j])) } else { name.to_string() });
+        words.push(if j > i {
+            format!("{name}-{}", build::server(numbers[j]))
+        } else {
+            name.to_string()
+        });
         i = j + 1;
     }
     if words.is_empty() { "none".into() } else { words.join(" ") }

@@ -24,6 +24,9 @@ const ASK_EVERY_MS: u64 = 300;
 const AGAIN_AFTER_MS: u64 = 700;
 /// How long the host lets a step hang, in milliseconds.
 const STEP_LIMIT_MS: u64 = 20_000;
+/// How long a service has to be back before changing it again takes anything away, in milliseconds:
+/// the group acts on what it last heard.
+const RECOVERED_MS: u64 = 5_000;
 /// How long a step takes where nothing else says so, in milliseconds.
 const STEP_MS: u64 = 100;
 
@@ -108,8 +111,12 @@ pub struct Server {
     pub cut: bool,
     /// How often an activation was accepted, per fence: once, ever.
     pub accepted: BTreeMap<(AppId, Fence), u32>,
+    /// Apps whose change took the server away from users that it was serving.
+    pub took_away: BTreeSet<AppId>,
     /// Crash at this many instructions from now.
     pub crash_in: Option<u32>,
+    /// When something on it was last out of service.
+    broken_ms: Option<u64>,
     memory: Memory,
 }
 
@@ -136,7 +143,9 @@ impl Server {
             up: false,
             cut: false,
             accepted: BTreeMap::new(),
+            took_away: BTreeSet::new(),
             crash_in: None,
+            broken_ms: None,
             memory: Memory::default(),
         };
         server.start();
@@ -183,12 +192,8 @@ impl Server {
         let local = self.disk.apps.entry(app.clone()).or_default();
         local.current = Some(release.clone());
         self.disk.held.insert(release.artifact.clone());
-        let service = Service {
-            release: Some(release.clone()),
-            up: true,
-            traffic: true,
-            dies_ms: None,
-        };
+        let service =
+            Service { release: Some(release.clone()), up: true, traffic: true, dies_ms: None };
         self.services.insert(app.clone(), service);
         self.found(app);
     }
@@ -293,7 +298,9 @@ impl Server {
         }
         let ask = match self.memory.asked_ms {
             None => true,
-            Some(at) => now_ms - at >= if self.memory.answered { ASK_EVERY_MS } else { AGAIN_AFTER_MS },
+            Some(at) => {
+                now_ms - at >= if self.memory.answered { ASK_EVERY_MS } else { AGAIN_AFTER_MS }
+            }
         };
         if ask {
             self.memory.asked_ms = Some(now_ms);
@@ -319,6 +326,9 @@ impl Server {
                 service.up = false;
                 service.dies_ms = None;
             }
+        }
+        if self.services.values().any(|s| s.release.is_some() && !s.serves()) {
+            self.broken_ms = Some(now_ms);
         }
         if !self.up {
             return;
@@ -371,7 +381,9 @@ impl Server {
             killed: self.disk.killed,
             confirmed: fence.is_some() && self.memory.confirmed.get(app).copied() == fence,
             reached_since_stop: match (self.memory.reached_ms, self.memory.stopped_ms.get(app)) {
-                (Some(reached), Some(stopped)) => reached > *stopped,
+                (Some(reached), Some(stopped)) => {
+                    reached > *stopped && now_ms - reached <= confirm_within
+                }
                 _ => false,
             },
             confirm_expired: since(self.memory.drained_ms.get(app))
@@ -391,7 +403,8 @@ impl Server {
             let from: BTreeSet<ServerId> = (around.holders)(&artifact);
             let peer = fetch.sources.iter().any(|source| from.contains(&source.server));
             if peer || (fetch.from_mirror && around.mirrors) {
-                let ready = *self.memory.fetching.entry(artifact.clone()).or_insert(now_ms + STEP_MS);
+                let ready =
+                    *self.memory.fetching.entry(artifact.clone()).or_insert(now_ms + STEP_MS);
                 if ready <= now_ms {
                     self.memory.fetching.remove(&artifact);
                     self.disk.held.insert(artifact.clone());
@@ -403,6 +416,16 @@ impl Server {
             StepAction::Accept { order, step } => {
                 assert!(order.fence > local.highest, "an order of an old fence was accepted");
                 *self.accepted.entry((app.clone(), order.fence)).or_default() += 1;
+                let serves = |service: &Service| service.release.is_none() || service.serves();
+                let broken_ms = self.broken_ms;
+                let whole = broken_ms.is_none_or(|at| now_ms - at > RECOVERED_MS)
+                    && self.services.values().all(serves)
+                    && self.services.values().any(Service::serves);
+                if whole {
+                    self.took_away.insert(app.clone());
+                } else if !self.being_changed(app) {
+                    self.took_away.remove(app);
+                }
                 let local = self.disk.apps.get_mut(app).expect("known above");
                 local.highest = order.fence;
                 local.activation = Some(LocalActivation {
@@ -503,6 +526,12 @@ impl Server {
 
     fn end_step(&mut self, app: &AppId, working: &Working, around: &Around<'_>) {
         let (step, attempt) = (working.step, working.attempt);
+        if step == Step::Drain
+            && let Some(service) = self.services.get_mut(app)
+        {
+            // Also where the hook fails: readiness goes first.
+            service.traffic = false;
+        }
         match &working.fault {
             Some(Fault::Fails(_)) => {
                 return self.write_failed(app, step, attempt, Blame::Release, "wrong answer");
@@ -521,8 +550,7 @@ impl Server {
             Some(Fault::DiesAfter(_) | Fault::CutsNetwork) | None => {}
         }
         let order = self.order(app).clone();
-        let previous =
-            self.disk.apps[app].activation.as_ref().and_then(|a| a.previous.clone());
+        let previous = self.disk.apps[app].activation.as_ref().and_then(|a| a.previous.clone());
         let service = self.services.entry(app.clone()).or_default();
         match step {
             Step::Fetch | Step::Prepare | Step::HandOver => {}
@@ -588,9 +616,12 @@ impl Server {
 
     /// The running checks.
     fn watch(&mut self, app: &AppId) {
-        let changing = self.disk.apps.get(app).and_then(|local| local.activation.as_ref()).is_some_and(
-            |activation| !matches!(activation.progress, Progress::Complete | Progress::Undone { .. }),
-        );
+        let changing =
+            self.disk.apps.get(app).and_then(|local| local.activation.as_ref()).is_some_and(
+                |activation| {
+                    !matches!(activation.progress, Progress::Complete | Progress::Undone { .. })
+                },
+            );
         if changing || self.memory.working.contains_key(app) {
             return;
         }

@@ -184,7 +184,10 @@ impl Fleet {
             .map(|(id, server)| (id.clone(), server.disk.held.clone()))
             .collect();
         let holders = |artifact: &Digest| {
-            held.iter().filter(|(_, held)| held.contains(artifact)).map(|(id, _)| id.clone()).collect()
+            held.iter()
+                .filter(|(_, held)| held.contains(artifact))
+                .map(|(id, _)| id.clone())
+                .collect()
         };
         let now_ms = self.now_ms;
         let mut sent = Vec::new();
@@ -279,7 +282,8 @@ impl Fleet {
                 if first || now_ms - since >= ELECTION_MS {
                     let member = |id: &&ServerId| group.state.servers[*id].member.is_some();
                     let next = group.state.servers.keys().filter(member).find(|id| fit(group, id));
-                    let next = next.or_else(|| group.state.servers.keys().find(|id| fit(group, id)));
+                    let next =
+                        next.or_else(|| group.state.servers.keys().find(|id| fit(group, id)));
                     if let Some(next) = next.cloned() {
                         group.elect(now_ms, Some(next));
                     }
@@ -325,10 +329,11 @@ impl Fleet {
     /// Whether the state that `break_at` names is reached.
     fn is_there(&mut self, group: &Group) -> bool {
         let entered = |name| {
-            let last = group.events.iter().rev().take_while(|happened| happened.at_ms == self.now_ms);
-            last.filter(|happened| {
-                matches!(happened.event, Event::PhaseChanged { to, .. } if to == name)
-            })
+            let last =
+                group.events.iter().rev().take_while(|happened| happened.at_ms == self.now_ms);
+            last.filter(
+                |happened| matches!(happened.event, Event::PhaseChanged { to, .. } if to == name),
+            )
             .count()
                 > 0
                 && group.state.apps.values().any(|app| app.phase.name() == name)
