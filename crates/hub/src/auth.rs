@@ -69,12 +69,12 @@ pub fn require(peer: Option<&Peer>, need: Need) -> Result<&Peer, ApiError> {
 
 /// Whether this sender may make this transaction, and whether what it writes is what belongs there.
 ///
-/// `state` answers what is there now: the sender's own record says which group it belongs to, and a
+/// `now` is what is there: the sender's own record says which group it belongs to, and a
 /// fenced record must not become older.
 ///
 /// # Errors
 /// 401, 403, 400 for a value that is no record of its place, 409 for a late one.
-pub fn check_txn(peer: Option<&Peer>, txn: &Txn, now: &dyn Lookup) -> Result<(), ApiError> {
+pub fn check_txn(peer: Option<&Peer>, txn: &Txn, now: &State) -> Result<(), ApiError> {
     let peer = require(peer, Need::Certificate)?;
     let writer = match peer.role {
         Role::Agent => Writer::Agent { server: server_of(peer), group: group_of(peer, now)? },
@@ -91,18 +91,6 @@ pub fn check_txn(peer: Option<&Peer>, txn: &Txn, now: &dyn Lookup) -> Result<(),
     Ok(())
 }
 
-/// What is in the registry now.
-pub trait Lookup {
-    /// One pair.
-    fn get(&self, key: &str) -> Option<KeyValue>;
-}
-
-impl Lookup for State {
-    fn get(&self, key: &str) -> Option<KeyValue> {
-        State::get(self, key).cloned()
-    }
-}
-
 enum Writer {
     Agent { server: ServerId, group: GroupId },
     Operator,
@@ -114,7 +102,7 @@ impl Writer {
         peer: &Peer,
         op: &Op,
         compare: &[Compare],
-        now: &dyn Lookup,
+        now: &State,
     ) -> Result<(), ApiError> {
         let key = op.key();
         let Some(place) = keys::parse(key) else {
@@ -215,9 +203,9 @@ pub fn check_policy(policy: &serde_json::Value) -> Result<Policy, ApiError> {
 ///
 /// # Errors
 /// 403 when the hub does not know the server (any more).
-pub fn group_of(peer: &Peer, now: &dyn Lookup) -> Result<GroupId, ApiError> {
+pub fn group_of(peer: &Peer, now: &State) -> Result<GroupId, ApiError> {
     let record = now.get(&keys::server(&server_of(peer)));
-    let record = record.as_ref().map(decode::<ServerRecord>);
+    let record = record.map(decode::<ServerRecord>);
     match record {
         Some(Ok(record)) => Ok(record.group),
         Some(Err(_)) | None => {
@@ -249,10 +237,10 @@ fn optional<T: DeserializeOwned>(op: &Op) -> Result<Option<T>, ApiError> {
 }
 
 /// A late writer is told so, even one that does not look first.
-fn not_late<T: DeserializeOwned + Fenced>(op: &Op, now: &dyn Lookup) -> Result<(), ApiError> {
+fn not_late<T: DeserializeOwned + Fenced>(op: &Op, now: &State) -> Result<(), ApiError> {
     let Some(record) = optional::<T>(op)? else { return Ok(()) };
     let Some(there) = now.get(op.key()) else { return Ok(()) };
-    let there: T = decode(&there).map_err(|error| bad_record(&error))?;
+    let there: T = decode(there).map_err(|error| bad_record(&error))?;
     if there.stamp() <= record.stamp() {
         return Ok(());
     }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use axum::extract::State;
 use cohort_registry::fleet::{Fleet, read_fleet};
 use cohort_registry::{
-    KeyValue, RangeAnswer, RangeRequest, Registry as _, RegistryError, Txn, TxnAnswer, WatchReply,
+    RangeAnswer, RangeRequest, Registry as _, RegistryError, Txn, TxnAnswer, Unmade, WatchReply,
     WatchRequest,
 };
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 
 use crate::app::App;
-use crate::auth::{Lookup, Need, check_txn, highest_incarnation, require};
+use crate::auth::{Need, check_txn, highest_incarnation, require};
 use crate::metrics::Metrics;
 
 /// What a failed registry means for who asked over HTTP.
@@ -40,15 +40,6 @@ pub(crate) fn explain(error: &RegistryError) -> ApiError {
     }
 }
 
-/// What is there now, for the authorisation of changes.
-struct Now<'a>(&'a App);
-
-impl Lookup for Now<'_> {
-    fn get(&self, key: &str) -> Option<KeyValue> {
-        self.0.registry.get(key)
-    }
-}
-
 pub(crate) async fn range(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -64,7 +55,8 @@ pub(crate) async fn txn(
     caller: Caller,
     ApiJson(txn): ApiJson<Txn>,
 ) -> Result<ApiJson<TxnAnswer>, ApiError> {
-    check_txn(Some(&caller.0), &txn, &Now(&app))?;
+    // First without the writer's lock, so that whoever may not write does not hold up those who may.
+    app.registry.read(|state| check_txn(Some(&caller.0), &txn, state))?;
     let (asked, revision) = (highest_incarnation(&txn), app.registry.revision());
     if asked > revision {
         went_back(&app, &caller, asked, revision).await?;
@@ -72,7 +64,12 @@ pub(crate) async fn txn(
         return Err(explain(&RegistryError::RestoredUnconfirmed));
     }
     Metrics::add(&app.metrics.changes);
-    app.registry.txn(txn).await.map(ApiJson).map_err(|error| explain(&error))
+    let peer = caller.0;
+    let made = app.registry.txn_checked(txn, move |state, txn| check_txn(Some(&peer), txn, state));
+    made.await.map(ApiJson).map_err(|unmade| match unmade {
+        Unmade::Refused(refusal) => refusal,
+        Unmade::Failed(error) => explain(&error),
+    })
 }
 
 pub(crate) async fn watch(

@@ -17,6 +17,7 @@ use crate::api::{
 use crate::disk::{Disk, Loaded, OpenError};
 use crate::keys;
 use crate::memory::SharedState;
+use crate::state::State;
 
 /// How far a confirmed restore leaps ahead: beyond any revision that the lost registry can have
 /// given out since the backup was made (a hundred writes a second for half a year).
@@ -88,7 +89,12 @@ impl EmbeddedRegistry {
     /// The revision of the last change.
     #[must_use]
     pub fn revision(&self) -> u64 {
-        self.inner.shared.read(crate::state::State::revision)
+        self.inner.shared.read(State::revision)
+    }
+
+    /// Looks at all that is there now; for the process that holds the registry.
+    pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        self.inner.shared.read(look)
     }
 
     /// One pair, as it is now; for the process that holds the registry.
@@ -101,6 +107,21 @@ impl EmbeddedRegistry {
     #[must_use]
     pub fn restored(&self) -> bool {
         self.inner.restored.load(Ordering::SeqCst)
+    }
+
+    /// Makes a transaction if `check` agrees with what is there at that very moment: nobody can
+    /// change anything between the check and the transaction.
+    ///
+    /// # Errors
+    /// What `check` says, or what the registry says.
+    pub async fn txn_checked<E: Send + 'static>(
+        &self,
+        txn: Txn,
+        check: impl FnOnce(&State, &Txn) -> Result<(), E> + Send + 'static,
+    ) -> Result<TxnAnswer, Unmade<E>> {
+        let inner = Arc::clone(&self.inner);
+        let made = tokio::task::spawn_blocking(move || inner.txn(&txn, check)).await;
+        made.unwrap_or_else(|error| Err(Unmade::Failed(storage("run a task")(error.into()))))
     }
 
     /// Whether its disk has failed: it serves reads, and no change until it is opened again.
@@ -140,7 +161,7 @@ impl EmbeddedRegistry {
             let action = "confirm that it was restored";
             let identity = file_identity(inner.disk.path()).map_err(Into::into);
             let identity = identity.map_err(storage(action))?;
-            let revision = inner.shared.read(crate::state::State::revision) + RESTORE_LEAP;
+            let revision = inner.shared.read(State::revision) + RESTORE_LEAP;
             inner.disk.confirm(&identity, revision).map_err(storage(action))?;
             inner.shared.write(|state| state.leap(revision));
             inner.restored.store(false, Ordering::SeqCst);
@@ -150,13 +171,32 @@ impl EmbeddedRegistry {
     }
 }
 
+/// Why a checked transaction was not made.
+#[derive(Debug)]
+pub enum Unmade<E> {
+    /// The check said no.
+    Refused(E),
+    /// The registry failed.
+    Failed(RegistryError),
+}
+
 impl Inner {
     fn lock(&self) -> std::sync::MutexGuard<'_, ()> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn txn(&self, txn: &Txn) -> Result<TxnAnswer, RegistryError> {
+    fn txn<E>(
+        &self,
+        txn: &Txn,
+        check: impl FnOnce(&State, &Txn) -> Result<(), E>,
+    ) -> Result<TxnAnswer, Unmade<E>> {
         let _writer = self.lock();
+        self.shared.read(|state| check(state, txn)).map_err(Unmade::Refused)?;
+        self.commit(txn).map_err(Unmade::Failed)
+    }
+
+    /// Only with the writer's lock.
+    fn commit(&self, txn: &Txn) -> Result<TxnAnswer, RegistryError> {
         let (decision, compacted) =
             self.shared.read(|state| state.decide(txn).map(|made| (made, state.compacted())))?;
         if decision.changes.is_empty() {
@@ -189,7 +229,11 @@ impl Registry for EmbeddedRegistry {
 
     async fn txn(&self, txn: Txn) -> Result<TxnAnswer, RegistryError> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || inner.txn(&txn)).await
+        blocking(move || {
+            let _writer = inner.lock();
+            inner.commit(&txn)
+        })
+        .await
     }
 
     async fn watch(&self, request: WatchRequest) -> Result<WatchAnswer, RegistryError> {

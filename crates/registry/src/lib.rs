@@ -31,7 +31,7 @@ pub use api::{
     RegistryError, Selector, Txn, TxnAnswer, WatchAnswer, WatchReply, WatchRequest,
 };
 pub use disk::OpenError;
-pub use embedded::EmbeddedRegistry;
+pub use embedded::{EmbeddedRegistry, Unmade};
 pub use fenced::{FencedPut, put_fenced};
 pub use follow::{Follower, Refreshed};
 pub use memory::MemoryRegistry;

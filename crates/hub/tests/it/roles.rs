@@ -7,7 +7,8 @@ use cohort_registry::records::{
     Verdict, VerdictRecord, encode,
 };
 use cohort_registry::typed::{
-    bootstrap_group, read_server, write_group_record, write_members, write_server, write_verdict,
+    bootstrap_group, read_group_record, read_server, write_group_record, write_members,
+    write_server, write_verdict,
 };
 use cohort_registry::{
     Compare, FencedPut, Op, RangeRequest, Registry as _, RegistryError, Selector, Txn, keys,
@@ -239,5 +240,39 @@ async fn without_a_certificate_only_joining_is_possible() {
     }
     let metrics = hub.plain("GET", "/metrics", "").await;
     assert!(metrics.text().contains("cohort_hub_refused_total 7"), "{}", metrics.text());
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_writers_that_do_not_look_the_newest_stays() {
+    let hub = Running::start().await;
+    let (_, agent) = hub.join_agent("a-1", "zone-a").await;
+    let key = keys::group_record(&group("intel.zone-a"), &app());
+    let registry = std::sync::Arc::new(agent.registry());
+    let mut writers = tokio::task::JoinSet::new();
+    // In no order at all: 37 is coprime to 32.
+    for nth in 0..32u64 {
+        let (registry, key) = (std::sync::Arc::clone(&registry), key.clone());
+        writers.spawn(async move {
+            let record = record("intel.zone-a", (nth * 37) % 32);
+            registry.txn(put(key, encode(&record))).await
+        });
+    }
+    for written in writers.join_all().await {
+        assert!(matches!(written, Ok(_) | Err(RegistryError::Conflict { .. })), "{written:?}");
+    }
+    let of = group("intel.zone-a");
+    let read = read_group_record(&*registry, &of, &app()).await;
+    assert_eq!(read.unwrap().unwrap().stamp.index, 31);
+    // Every write in the history is newer than the one before.
+    let select = Selector::Key(key);
+    let request = cohort_registry::WatchRequest { select, from_revision: 2, wait_ms: 0 };
+    let mut last = None;
+    for event in registry.watch(request).await.unwrap().events {
+        let cohort_registry::Event::Put(pair) = event else { panic!("deleted") };
+        let record: GroupRecord = cohort_registry::records::decode(&pair).unwrap();
+        assert!(last < Some(record.stamp), "{last:?} before {:?}", record.stamp);
+        last = Some(record.stamp);
+    }
     hub.stop().await;
 }
