@@ -346,6 +346,72 @@ async fn boot_brings_the_service_up_from_disk_and_leaves_a_running_one_alone() {
 }
 
 #[tokio::test]
+async fn a_crash_while_it_is_checked_breaks_the_time_of_being_healthy() {
+    let server = TestServer::start().await;
+    let script = "[ -e once ] || { : > once; sleep 0.2; exit 1; }\nexec sleep 600";
+    let release = server.release("1.0.0", script, &[]);
+    let mut host = server.host();
+    let mut order = order(1, Some(&release));
+    order.min_healthy_ms = 500;
+    let began = std::time::Instant::now();
+    settle(&mut host, &order).await.unwrap();
+    assert_eq!(host.local().current.as_ref(), Some(&release));
+    assert_eq!(server.events(), ["started 1.1", "exited 1.1", "started 1.1"]);
+    assert!(began.elapsed().as_millis() >= 200 + 100 + 500, "{:?}", began.elapsed());
+    server.end().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_refuses_is_not_the_releases_fault() {
+    let server = TestServer::start().await;
+    let release = server.release("1.0.0", SLEEP, &[]);
+    let mut host = server.host();
+    let releases = server.folder.path().join("web/releases");
+    fs::remove_dir(&releases).unwrap();
+    fs::write(&releases, "in the way").unwrap();
+    settle(&mut host, &order(1, Some(&release))).await.unwrap();
+    let (step, blame, reason, _) = failure(&host);
+    assert_eq!((step, blame), (Step::Prepare, Blame::Surroundings));
+    assert!(reason.contains("releases"), "{reason}");
+    server.end().await;
+}
+
+#[tokio::test]
+async fn traffic_comes_back_slowly() {
+    let server = TestServer::start().await;
+    let release = server.release("1.0.0", SLEEP, &[]);
+    let mut host = server.host();
+    let mut traffic = host.traffic();
+    let seen = tokio::spawn(async move {
+        let mut seen = Vec::new();
+        loop {
+            let now = traffic.borrow_and_update().clone();
+            let ready = now == Traffic::Ready;
+            seen.push(now.percent());
+            if ready || traffic.changed().await.is_err() {
+                return seen;
+            }
+        }
+    });
+    let mut order = order(1, Some(&release));
+    order.warm_up_ms = 400;
+    settle(&mut host, &order).await.unwrap();
+    let seen = seen.await.unwrap();
+    assert!(seen.is_sorted() && seen.last() == Some(&100), "{seen:?}");
+    assert!(seen.iter().any(|share| (1..=99).contains(share)), "{seen:?}");
+    server.end().await;
+}
+
+#[tokio::test]
+async fn the_agents_starts_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let state_dir = folder.path().join("state");
+    for n in 1..=3 {
+        assert_eq!(crate::next_boot_epoch(&state_dir).unwrap().0, n);
+    }
+}
+
+#[tokio::test]
 async fn collecting_keeps_what_is_needed() {
     let server = TestServer::start().await;
     let releases: Vec<_> =

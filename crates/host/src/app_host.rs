@@ -183,10 +183,13 @@ impl AppHost {
             orders_fresh,
             killed,
             confirmed,
-            reached_since_stop: self.contact.last_ms.load(Ordering::SeqCst)
-                > self.untouched_since_ms,
+            reached_since_stop: self.reached_since_stop(),
             confirm_expired: self.confirm_expired(),
         }
+    }
+
+    fn reached_since_stop(&self) -> bool {
+        self.contact.last_ms.load(Ordering::SeqCst) > self.untouched_since_ms
     }
 
     /// Whether more than `confirm_within` has gone by since the drain began.
@@ -204,6 +207,14 @@ impl AppHost {
             return None;
         }
         Some(activation.order.confirm_within_ms.saturating_sub(confirm.clock.elapsed_ms()))
+    }
+
+    /// Milliseconds until the host may go back by itself, as far as can be said now; `None` when
+    /// nothing awaits confirmation, or the group was reached since the stop. A step that waits is
+    /// worth interrupting then.
+    #[must_use]
+    pub fn undo_left_ms(&self) -> Option<u64> {
+        self.confirm_left_ms().filter(|_| !self.reached_since_stop())
     }
 
     /// What the checks of the release in use need to know.
@@ -437,9 +448,11 @@ impl AppHost {
                 activation.progress = Progress::Complete;
             }
         })?;
-        if self.record.local.current.is_none() {
-            self.tell(Traffic::Out { reason: "nothing is to run here".to_owned() });
-        }
+        self.tell(match self.record.local.current {
+            // Also when the agent restarted between the warm-up and this.
+            Some(_) => Traffic::Ready,
+            None => Traffic::Out { reason: "nothing is to run here".to_owned() },
+        });
         Ok(())
     }
 

@@ -31,16 +31,13 @@ async fn cut_anywhere_it_ends_the_same_with_one_start_per_fence() {
         drop(host);
         let mut host = server.host();
         host.boot().await.unwrap();
+        host.take_traffic();
         assert_eq!(settle(&mut host, &order).await.unwrap(), StepAction::Settled, "cut {n}");
-        if !cut {
-            host.take_traffic();
-        }
         let local = host.local();
         assert_eq!(local.current.as_ref(), Some(&second), "cut {n}");
         assert_eq!(host.releases.current().as_ref(), Some(&second), "cut {n}");
         assert_eq!(local.highest, order.fence, "cut {n}");
         assert_eq!(local.activation.as_ref().unwrap().progress, Progress::Complete, "cut {n}");
-        host.take_traffic();
         assert_eq!(*host.traffic().borrow(), Traffic::Ready, "cut {n}");
         let started = format!("started 1.{generation}");
         let starts = server.events().into_iter().filter(|event| *event == started).count();
