@@ -10,7 +10,7 @@ use cohort_core::policy::Check;
 use cohort_core::report::{Outcome, Step};
 use cohort_core::steps::{Progress, StepAction, StepWait, next_action};
 use cohort_distribute::{Downloads, FetchStatus};
-use cohort_host::{AppHost, Controls, Health, HostError, RunningChecks, boot_time_ms};
+use cohort_host::{AppHost, Health, HostError, RunningChecks, boot_time_ms};
 use cohort_wire::agent::Doing;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +37,6 @@ pub(crate) struct AppTask {
     pub shared: Arc<Shared>,
     pub app: AppId,
     pub host: AppHost,
-    pub controls: Controls,
     pub downloads: Arc<Downloads>,
     pub board: Arc<DoingBoard>,
     pub reporter: Reporter,
@@ -137,7 +136,8 @@ impl AppTask {
         self.board.set(&self.app, doing);
         let begun = Instant::now();
         let cancel = CancellationToken::new();
-        let confirm_left = self.host.confirm_left_ms();
+        // Only a wait that the host may end by going back is worth interrupting.
+        let confirm_left = self.host.undo_left_ms();
         let undoing = matches!(action, StepAction::Undo { .. });
         let interrupt = interrupted(
             self.app.clone(),
@@ -284,13 +284,10 @@ impl AppTask {
             .is_some_and(|(checks, of, _)| *checks == orders.checks && *of == release);
         if !same {
             let first = Health { in_service: true, reason: String::new() };
-            let service = (Arc::clone(&self.controls.guard), self.app.to_string());
-            // With systemd the unit has another name and restarts by its own rules.
-            let service = self.controls.systemd.is_none().then_some(service);
             let checks = RunningChecks::spawn(
                 &orders.checks,
                 self.host.check_context(),
-                service,
+                self.host.running_service(),
                 first.clone(),
             );
             memory.health = Some(first);

@@ -300,7 +300,6 @@ impl Runner {
             shared: Arc::clone(&self.shared),
             app: app.clone(),
             host,
-            controls: self.controls.clone(),
             downloads: Arc::clone(&self.downloads),
             board: Arc::clone(board),
             reporter: reporter.clone(),
