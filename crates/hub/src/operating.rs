@@ -186,7 +186,9 @@ fn explain_kill(error: &KillError) -> ApiError {
     match error {
         KillError::Statement(_) => ApiError::forbidden(reason)
             .hint("a kill switch is signed with an operator's certificate: cohort kill on|off"),
-        KillError::Malformed { .. } | KillError::Reason { .. } => ApiError::bad_request(reason),
+        KillError::Malformed { .. } | KillError::Reason { .. } | KillError::Epoch { .. } => {
+            ApiError::bad_request(reason)
+        }
         KillError::TooMany => ApiError::unavailable("full", reason),
         _ => ApiError::internal(reason),
     }

@@ -224,9 +224,13 @@ fn the_last_epoch_cannot_be_taken() {
     let switch = Switch::new();
     let kill = switch.open();
     switch.say(&kill, &register(7, true));
-    for epoch in [u64::MAX, 8 + KILL_EPOCH_STEP_MAX] {
+    let now = UnixTime::now().as_secs();
+    for epoch in [u64::MAX, now + 2 * KILL_EPOCH_STEP_MAX] {
         let refused = switch.offer(&kill, &switch.sign(&register(epoch, true)));
         assert!(matches!(refused, Err(KillError::Epoch { .. })), "{refused:?}");
     }
-    assert_eq!(switch.say(&kill, &register(7 + KILL_EPOCH_STEP_MAX, false)), Merged::Take);
+    assert_eq!(switch.say(&kill, &register(now, true)), Merged::Take, "the time of day");
+    let ahead = now + KILL_EPOCH_STEP_MAX;
+    assert_eq!(switch.say(&kill, &register(ahead, true)), Merged::Take);
+    assert_eq!(switch.say(&kill, &register(ahead + 1, false)), Merged::Take, "always one more");
 }

@@ -114,8 +114,8 @@ pub const HELLO_BYTES_MAX: usize = 4096;
 /// Groups that a kill register is kept for on one machine. A hub keeps one per group.
 pub const KILL_SCOPES_MAX: usize = 10_000;
 
-/// How far one change may raise a register's epoch. A server that was away has missed some dozens
-/// of changes; without a bound, one slip (or one stolen key) could set the last epoch there is, and
+/// How far one change may raise a register's epoch beyond the last one or the time of day (in
+/// seconds), whichever is higher: eleven days of wrong clocks. Without a bound, one slip (or one stolen key) could set the last epoch there is, and
 /// nobody could ever switch off again.
 pub const KILL_EPOCH_STEP_MAX: u64 = 1_000_000;
 
