@@ -159,7 +159,7 @@ impl Stage {
         for index in 0..self.fleet.mirrors() {
             replace_mirror(self.fleet.mirror_dir(index), &self.old_repository())?;
         }
-        self.expect_refusal("1.0.0 replayed", "older")
+        self.expect_refusal("1.0.0 replayed", "was seen before")
     }
 
     fn expect_refusal(&mut self, release: &str, words: &str) -> Result<()> {
