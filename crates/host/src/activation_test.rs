@@ -178,7 +178,7 @@ async fn an_unhealthy_service_fails_at_the_deadline_with_the_kind_of_failure() {
     let check = format!("{{\"type\":\"tcp\",\"address\":\"127.0.0.1:{port}\"}}");
     let check: Check = serde_json::from_str(&check).unwrap();
     let mut order = order(1, Some(&release));
-    order.healthy_deadline_ms = 300;
+    order.healthy_deadline_ms = 1_500;
     order.checks = vec![check];
     settle(&mut host, &order).await.unwrap();
     let (step, blame, reason, output) = failure(&host);
@@ -337,6 +337,13 @@ async fn boot_brings_the_service_up_from_disk_and_leaves_a_running_one_alone() {
     server.guard.stop("web", Duration::from_secs(5)).await.unwrap();
     assert_eq!(host.boot().await.unwrap(), found);
     assert_eq!(server.events(), ["started 1.1", "stopped 1.1", "started 1.1"]);
+
+    // The same when nobody restarts: the agent looks after it while it has nothing else to do.
+    server.guard.stop("web", Duration::from_secs(5)).await.unwrap();
+    host.ensure_running().await;
+    assert!(server.guard.status("web").await.unwrap().is_running());
+    host.ensure_running().await;
+    assert_eq!(server.events().len(), 5, "{:?}", server.events());
 
     // The record is lost: what is installed is found.
     drop(host);

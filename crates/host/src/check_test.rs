@@ -29,7 +29,7 @@ fn check(text: &str) -> Check {
 
 fn http(port: u16, more: &str) -> (Check, CheckContext) {
     let url = "http://127.0.0.1:{port}/healthz";
-    let text = format!("{{\"type\":\"http\",\"url\":\"{url}\",\"timeout\":\"300ms\"{more}}}");
+    let text = format!("{{\"type\":\"http\",\"url\":\"{url}\",\"timeout\":\"2s\"{more}}}");
     (check(&text), CheckContext { service_port: Some(port), ..CheckContext::default() })
 }
 

@@ -112,6 +112,15 @@ pub(crate) fn start_ticks(pid: Pid) -> Option<u64> {
     }
 }
 
+/// Whether a program could not be started because of what it is: missing, no program, not allowed.
+/// Anything else (no memory, no process numbers, no descriptors) is the machine's doing.
+pub(crate) fn is_the_programs_fault(error: &io::Error) -> bool {
+    use rustix::io::Errno as E;
+    let faults = [E::NOENT, E::ACCESS, E::NOEXEC, E::NOTDIR, E::ISDIR, E::LOOP, E::PERM];
+    let errno = error.raw_os_error().map(E::from_raw_os_error);
+    errno.is_some_and(|errno| faults.contains(&errno))
+}
+
 /// A signal by its usual name, with or without `SIG`.
 pub(crate) fn signal_by_name(name: &str) -> Option<Signal> {
     match name.strip_prefix("SIG").unwrap_or(name) {

@@ -12,7 +12,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
 
 use crate::output::Tail;
-use crate::process::GroupChild;
+use crate::process::{GroupChild, is_the_programs_fault};
 
 /// How long a group that was asked to end may take. 2 s: enough to remove a lock file.
 const TERM_GRACE: Duration = Duration::from_secs(2);
@@ -116,9 +116,14 @@ pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, P
     if let Some(run_as) = program.run_as {
         run_as.apply(&mut command);
     }
-    let child = spawn_retrying(&mut command)
-        .await
-        .map_err(|source| ProgramError::Spawn { path: program.path.to_owned(), source })?;
+    let child = spawn_retrying(&mut command).await.map_err(|source| {
+        let path = program.path.to_owned();
+        if is_the_programs_fault(&source) {
+            ProgramError::Spawn { path, source }
+        } else {
+            ProgramError::Watch { path, source }
+        }
+    })?;
     drop(command);
     if let Some(note) = &program.note {
         crate::orphan::note(note, child.watched().pid());

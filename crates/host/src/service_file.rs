@@ -23,6 +23,9 @@ const WORDS_MAX: usize = 256;
 /// Longest time limit of a hook: an hour. What takes longer belongs beside the release.
 const HOOK_LIMIT_MS_MAX: u64 = 3_600_000;
 
+/// Longest time that a service may take to stop: its server is out of service meanwhile.
+const STOP_TIMEOUT_MS_MAX: u64 = 600_000;
+
 /// What an artifact says about running it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -160,6 +163,9 @@ impl ServiceFile {
         }
         if service.command.first().is_some_and(|program| program.split('/').any(|p| p == "..")) {
             return Err("service.command leaves the artifact by `..`".into());
+        }
+        if service.stop_timeout.ms > STOP_TIMEOUT_MS_MAX {
+            return Err("service.stop_timeout is ten minutes at the most".into());
         }
         let bad = |text: &String| text.contains('\0');
         if service.command.iter().chain(service.env.values()).any(bad) {

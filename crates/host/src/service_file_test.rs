@@ -33,6 +33,7 @@ fn what_is_wrong_is_refused_by_name() {
         ("[service]\nsystemd_unit = \"../x.service\"", "systemd_unit"),
         ("[service]\ncommand = [\"x\"]\nstop_signal = \"STOP\"", "STOP"),
         ("[service]\ncommand = [\"x\"]\nenv = { COHORT_FENCE = \"1\" }", "COHORT_FENCE"),
+        ("[service]\ncommand = [\"x\"]\nstop_timeout = \"1h\"", "stop_timeout"),
         ("[hooks]\ntimeout = \"0s\"", "time limit"),
         ("[hooks]\ntimeouts = { on-start = \"1s\" }", "on-start"),
         ("window = 1", "window"),

@@ -54,7 +54,7 @@ pub(crate) fn put(state_dir: &Path, version: &str, bytes: &[u8]) -> Release {
 /// A service that says its version and sleeps, and hooks that note that they ran.
 pub(crate) fn artifact(version: &str, script: &str, hooks: &[(&str, &str)]) -> Vec<u8> {
     let toml =
-        "[service]\ncommand = [\"./run\"]\nstop_timeout = \"2s\"\n[hooks]\ntimeout = \"3s\"\n";
+        "[service]\ncommand = [\"./run\"]\nstop_timeout = \"2s\"\n[hooks]\ntimeout = \"20s\"\n";
     let script = format!("#!/bin/sh\necho running {version}\n{script}\n");
     let mut files = vec![("cohort.toml", 0o644, toml.to_owned()), ("run", 0o755, script)];
     let hooks: Vec<(String, String)> = hooks

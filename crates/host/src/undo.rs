@@ -10,7 +10,7 @@ use crate::hooks::Hook;
 use crate::record::HostError;
 use crate::run_service::RunningService;
 use crate::run_step::{Interrupt, Work};
-use crate::service::ServiceState;
+use crate::service::{RunService, ServiceState};
 use crate::traffic::Traffic;
 
 impl AppHost {
@@ -151,6 +151,27 @@ impl AppHost {
             _ => false,
         };
         Ok(Outcome::Found { release, in_service })
+    }
+
+    /// Sees to it that the guard is there and runs the service that is in use: a guard that was
+    /// killed is replaced, which takes its services over. Cheap; to be repeated every few seconds
+    /// while there is nothing else to do. Units are systemd's own business.
+    pub async fn ensure_running(&self) {
+        let Some(current) = self.record.local.current.as_ref().filter(|_| !self.is_under_way())
+        else {
+            return;
+        };
+        match self.service_of(current, "boot") {
+            Ok(Some(service)) if matches!(service.spec.run, RunService::Command(_)) => {}
+            Ok(_) => return,
+            Err(interrupt) => {
+                tracing::debug!(app = %self.app, ?interrupt, "the service is not known");
+                return;
+            }
+        }
+        if let Err(interrupt) = self.bring_up(current).await {
+            tracing::warn!(app = %self.app, ?interrupt, "the service cannot be brought up");
+        }
     }
 
     /// Whether an activation has stopped the service and not come to an end: its steps go on.

@@ -15,7 +15,7 @@ use super::events::EventLog;
 use super::log::ServiceLog;
 use super::protocol::{Answer, Ask, Request, Response, VERSION, read_line, write_line};
 use super::state::{Kept, Record};
-use super::supervise::{Shared, Supervised};
+use super::supervise::{CannotSpawn, Shared, Supervised};
 use crate::service::{RunService, ServiceSpec, ServiceStatus};
 
 /// Connections at once. The agent uses one at a time, a person another.
@@ -186,10 +186,13 @@ impl Server {
                 *service = Some(supervised);
                 Ok(Answer::Done)
             }
-            Err(reason) => {
-                self.keep(&spec.name, None)?;
+            Err(cannot) => {
                 *crate::lock(&place.seen) = ServiceStatus::default();
-                Ok(Answer::CannotStart(reason))
+                self.keep(&spec.name, None)?;
+                match cannot {
+                    CannotSpawn::Program(reason) => Ok(Answer::CannotStart(reason)),
+                    CannotSpawn::Here(reason) => Err(reason),
+                }
             }
         }
     }

@@ -79,11 +79,20 @@ impl Record {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let mut services = inner.1.clone();
         change(&mut services.services);
-        if services != inner.1 {
-            inner.0.save(&services)?;
-            inner.1 = services;
+        if services == inner.1 {
+            return Ok(());
         }
-        Ok(())
+        let saved = inner.0.save(&services);
+        match saved {
+            Ok(()) => inner.1 = services,
+            // A disk that was full may have room again: the next change is tried anew, as a whole.
+            Err(_) => {
+                if let Ok((file, _)) = DurableFile::open(inner.0.path()) {
+                    inner.0 = file;
+                }
+            }
+        }
+        saved
     }
 
     pub(crate) fn services(&self) -> BTreeMap<String, Kept> {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::events::{EventKind, EventLog};
 use super::log::ServiceLog;
 use super::state::{INSTANCE, Process, Record, Started};
-use crate::process::{GroupChild, Watched, signal_by_name, start_ticks};
+use crate::process::{GroupChild, Watched, is_the_programs_fault, signal_by_name, start_ticks};
 use crate::service::{RunService, ServiceCommand, ServiceSpec, ServiceState, ServiceStatus};
 
 /// The first wait before a service that ended is started again; doubled each time.
@@ -40,6 +40,15 @@ pub(crate) struct Supervised {
     task: tokio::task::JoinHandle<()>,
     status: Arc<Mutex<ServiceStatus>>,
     log: Arc<ServiceLog>,
+}
+
+/// Why a service was not started.
+#[derive(Debug)]
+pub(crate) enum CannotSpawn {
+    /// Its program cannot be run.
+    Program(String),
+    /// This machine is to blame.
+    Here(String),
 }
 
 /// A process of the service: our child, or one that an earlier guard left.
@@ -90,7 +99,7 @@ impl Supervised {
         shared: &Arc<Shared>,
         spec: ServiceSpec,
         log: Arc<ServiceLog>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, CannotSpawn> {
         let running = spawn(shared, &spec, &log)?;
         Ok(Self::watch(shared, spec, log, Some(running), (0, None)))
     }
@@ -195,7 +204,7 @@ impl Keeper {
             }
             match spawn(&self.shared, &self.spec, &self.log) {
                 Ok(started) => running = Some(started),
-                Err(reason) => {
+                Err(CannotSpawn::Program(reason) | CannotSpawn::Here(reason)) => {
                     tracing::warn!(service = %self.spec.name, reason, "a service cannot be started");
                     lock(&self.status).last_exit = Some(reason);
                     tokio::select! {
@@ -246,9 +255,9 @@ impl Keeper {
 }
 
 /// Starts a process of the service: intent written down, started, its number written down.
-fn spawn(shared: &Shared, spec: &ServiceSpec, log: &ServiceLog) -> Result<Running, String> {
+fn spawn(shared: &Shared, spec: &ServiceSpec, log: &ServiceLog) -> Result<Running, CannotSpawn> {
     let RunService::Command(command) = &spec.run else {
-        return Err("the guard runs commands, no units".to_owned());
+        return Err(CannotSpawn::Here("the guard runs commands, no units".to_owned()));
     };
     let instance = format!("{}.{}.{}", spec.name, std::process::id(), nanos());
     let intent = Process { instance: instance.clone(), started: None };
@@ -259,9 +268,15 @@ fn spawn(shared: &Shared, spec: &ServiceSpec, log: &ServiceLog) -> Result<Runnin
                 kept.process = Some(intent);
             }
         })
-        .map_err(|error| crate::output::chain(&error))?;
-    let child = spawn_command(command, &instance, log)
-        .map_err(|error| format!("{}: {error}", command.program.display()))?;
+        .map_err(|error| CannotSpawn::Here(crate::output::chain(&error)))?;
+    let child = spawn_command(command, &instance, log).map_err(|error| {
+        let reason = format!("{}: {error}", command.program.display());
+        if is_the_programs_fault(&error) {
+            CannotSpawn::Program(reason)
+        } else {
+            CannotSpawn::Here(reason)
+        }
+    })?;
     let running = Running::Child(child);
     shared.events.write(&spec.name, &spec.key, running.pid(), EventKind::Started, None);
     write_down(shared, &spec.name, &instance, running.watched());
