@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cohort_core::ids::{AppId, Digest};
-use cohort_core::orders::{AppOrders, Fence};
+use cohort_core::orders::{AppOrders, Fence, Purpose};
 use cohort_core::policy::Check;
 use cohort_core::report::{Outcome, Step};
 use cohort_core::steps::{Progress, StepAction, StepWait, next_action};
@@ -21,6 +21,8 @@ use crate::shared::Shared;
 
 /// How often an app that waits looks at its clocks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is seen to that the guard and the service are there.
+const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
 /// How often old releases are collected from disk.
 const COLLECT_EVERY: Duration = Duration::from_secs(60);
 
@@ -52,6 +54,7 @@ struct Memory {
     running: Option<(Vec<Check>, Option<Digest>, RunningChecks)>,
     health: Option<Health>,
     collected: Option<Instant>,
+    looked_after: Option<Instant>,
 }
 
 impl AppTask {
@@ -189,6 +192,10 @@ impl AppTask {
         self.board.set(&self.app, doing);
         self.traffic(step, orders, started, memory);
         self.watch_health(orders, memory);
+        if memory.looked_after.is_none_or(|at| at.elapsed() >= LOOK_AFTER_EVERY) {
+            memory.looked_after = Some(Instant::now());
+            self.host.ensure_running().await;
+        }
         self.collect(orders, memory).await;
         let wait = match self.host.confirm_left_ms() {
             Some(left_ms) => LOOK_EVERY.min(Duration::from_millis(left_ms.max(10))),
@@ -252,14 +259,13 @@ impl AppTask {
             Some(orders) => *step == StepAction::Settled && orders.activation.is_none(),
             None => started.elapsed() >= patience,
         };
-        let busy = self
-            .host
-            .local()
-            .activation
-            .as_ref()
-            .is_some_and(|activation| activation.progress != Progress::Complete);
-        if settled || (busy && orders.is_some()) {
-            if settled {
+        let activation = self.host.local().activation.as_ref();
+        let busy = activation.filter(|activation| activation.progress != Progress::Complete);
+        // An agent that restarted in the middle of an activation that has drained nothing yet still
+        // serves; what is owed comes before traffic.
+        let owes = busy.is_some_and(|activation| activation.order.purpose == Purpose::Debt);
+        if settled || (busy.is_some() && orders.is_some()) {
+            if !owes {
                 self.host.take_traffic();
             }
             memory.took_traffic = true;
