@@ -161,8 +161,15 @@ async fn join_group(
     let server = server_of(&caller)?;
     shared.same_group(&request.group, request.version)?;
     let handle = shared.need_member()?;
-    let known = handle.view.borrow().state.servers.contains_key(&server);
-    if !known {
+    let known = handle.view.borrow().state.servers.get(&server).cloned();
+    if let Some(known) = &known
+        && known.address == request.address
+        && known.rack == request.rack
+    {
+        let index = handle.view.borrow().raft.applied.0;
+        return Ok(Json(CommandAnswer { index, rejection: None }));
+    }
+    if known.is_none() {
         // Which group a server belongs to is decided by the hub when it joins, never by itself.
         let record = cohort_registry::typed::read_server(&*shared.registry, &server)
             .await

@@ -224,6 +224,11 @@ impl Member {
     /// Runs until it is told to stop, or cannot go on.
     pub(crate) fn run(mut self, inputs: &Receiver<Input>) -> Result<(), MemberError> {
         let mut next_tick = Instant::now() + TICK;
+        let status = self.node.status();
+        if status.configuration.voters.len() == 1 && status.configuration.is_voter(status.id) {
+            // Nobody else could: the only voter need not wait for an election timeout.
+            self.node.campaign();
+        }
         loop {
             let wait = next_tick.saturating_duration_since(Instant::now());
             match inputs.recv_timeout(wait) {

@@ -97,6 +97,7 @@ impl Runner {
         let mut pause = PAUSE_MIN;
         let mut turn = 0_usize;
         let mut preferred: Option<ServerId> = None;
+        let mut introduced = false;
         let fetching = Fetching {
             shared: Arc::clone(&self.shared),
             downloads: Arc::clone(&self.downloads),
@@ -146,6 +147,10 @@ impl Runner {
                 continue;
             };
             self.shared.learn_members(&orders.members);
+            if !introduced {
+                // The group hears of a new address or rack; the same ones change nothing.
+                introduced = self.join_group(server, address).await.is_ok();
+            }
             for app in &orders.apps {
                 if !apps.contains_key(&app.app) {
                     let contact = self.start_app(&app.app, &board, &reporter)?;
