@@ -105,8 +105,7 @@ impl Context {
         let name = path.display().to_string();
         let text = read_file(&path)?;
         toml_keys::check(&text, &name, SHAPES)?;
-        let file =
-            toml::from_str(&text).map_err(|error| toml_keys::malformed(&name, &error))?;
+        let file = toml::from_str(&text).map_err(|error| toml_keys::malformed(&name, &error))?;
         Ok(Context { dir, file })
     }
 
@@ -116,8 +115,7 @@ impl Context {
     /// When the identity cannot be read or has expired.
     pub(crate) fn identity(&self) -> Result<Identity, Failure> {
         let dir = self.dir.join(&self.file.identity);
-        let identity =
-            Identity::load(&dir).map_err(|error| Failure::of("identity", &error))?;
+        let identity = Identity::load(&dir).map_err(|error| Failure::of("identity", &error))?;
         if identity.is_expired(UnixTime::now()) {
             let error = format!("your certificate in {} has expired", dir.display());
             return Err(Failure::new("expired", error)

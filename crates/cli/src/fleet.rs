@@ -164,11 +164,9 @@ impl Known {
 /// Failing to keep it costs only the next time that the hub is away.
 fn save(context: &Context, known: &Known) {
     let dir = context.cache_dir();
-    let file =
-        CacheFile { version: CACHE_VERSION, saved_at: unix_now(), known: known.clone() };
+    let file = CacheFile { version: CACHE_VERSION, saved_at: unix_now(), known: known.clone() };
     let text = serde_json::to_vec(&file).expect("names and addresses become JSON");
-    let saved =
-        fs::create_dir_all(&dir).and_then(|()| write_durable(&dir.join(CACHE_FILE), &text));
+    let saved = fs::create_dir_all(&dir).and_then(|()| write_durable(&dir.join(CACHE_FILE), &text));
     if let Err(error) = saved {
         tracing::debug!(%error, dir = %dir.display(), "fleet is not remembered");
     }

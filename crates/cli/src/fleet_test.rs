@@ -1,1 +1,68 @@
+use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
+use cohort_registry::fleet::Fleet;
+use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, ServerRecord, Stamp};
 
+use super::{CANDIDATES_MAX, Known, Origin, warning};
+
+fn server(name: &str) -> ServerId {
+    ServerId::new(name).unwrap()
+}
+
+fn fleet() -> Fleet {
+    let group = GroupId::new("intel.zone-a").unwrap();
+    let mut fleet = Fleet::default();
+    for number in 1..=20 {
+        fleet.servers.push(ServerRecord {
+            schema: SCHEMA,
+            server: server(&format!("web-{number}")),
+            address: format!("10.0.0.{number}:7417"),
+            labels: Default::default(),
+            rack: None,
+            group: group.clone(),
+        });
+    }
+    let member = |name: &str, voter| MemberRecord {
+        server: server(name),
+        address: "10.0.1.1:7417".to_owned(),
+        member: MemberId(1),
+        voter,
+    };
+    fleet.groups.entry(group.clone()).or_default().members = Some(MembersRecord {
+        schema: SCHEMA,
+        group: group.clone(),
+        stamp: Stamp { incarnation: Incarnation(1), ..Stamp::default() },
+        members: vec![member("web-7", false), member("web-3", true)],
+    });
+    fleet
+}
+
+#[test]
+fn voters_are_asked_first_then_standbys_then_some_others() {
+    let known = Known::of(&fleet());
+    let group = &known.groups["intel.zone-a"];
+    let names: Vec<&str> = group.candidates.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(names[..4], ["web-3", "web-7", "web-1", "web-2"]);
+    assert_eq!(names.len(), CANDIDATES_MAX);
+    assert_eq!(group.servers.len(), 20);
+    assert_eq!(known.group_of("web-19").unwrap().as_str(), "intel.zone-a");
+    assert_eq!(known.group_of("web-99"), None);
+}
+
+#[test]
+fn a_mistyped_group_is_told_its_neighbour() {
+    let known = Known::of(&fleet());
+    let failure = known.group(&GroupId::new("intel.zone-c").unwrap()).unwrap_err();
+    assert_eq!(failure.error, "there is no group `intel.zone-c`");
+    assert_eq!(failure.hints, ["did you mean `intel.zone-a`?"]);
+}
+
+#[test]
+fn an_old_picture_says_so() {
+    assert_eq!(warning(&Origin::Hub), None);
+    let origin = Origin::Cache { age_s: 75, because: "hub:7418 refused the connection".to_owned() };
+    assert_eq!(
+        warning(&origin).unwrap(),
+        "warning: the hub is away (hub:7418 refused the connection); \
+         asking the agents known 1m 15s ago"
+    );
+}

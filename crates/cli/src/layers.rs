@@ -105,10 +105,7 @@ impl Layers {
     ///
     /// # Errors
     /// When a value is not of its key's kind.
-    pub(crate) fn add_env(
-        &mut self,
-        get: impl Fn(&str) -> Option<String>,
-    ) -> Result<(), Failure> {
+    pub(crate) fn add_env(&mut self, get: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
         for key in self.layout.keys {
             let variable = format!("{}{}", self.layout.env_prefix, key.name.to_uppercase());
             let Some(text) = get(&variable).filter(|text| !text.is_empty()) else { continue };
@@ -167,11 +164,8 @@ impl Layers {
                     .exit(Exit::Usage));
             }
         }
-        let table: Table = self
-            .values
-            .into_iter()
-            .map(|(name, (value, _))| (name.to_owned(), value))
-            .collect();
+        let table: Table =
+            self.values.into_iter().map(|(name, (value, _))| (name.to_owned(), value)).collect();
         for name in (self.layout.sample)().keys() {
             if !table.contains_key(name) {
                 let variable = format!("{}{}", self.layout.env_prefix, name.to_uppercase());
@@ -238,9 +232,8 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
 }
 
 fn with_paths(kind: Kind, value: Value, folder: &Path) -> Value {
-    let anchor = |text: &str| {
-        Value::String(absolute(&folder.join(text)).to_string_lossy().into_owned())
-    };
+    let anchor =
+        |text: &str| Value::String(absolute(&folder.join(text)).to_string_lossy().into_owned());
     match (kind, value) {
         (Kind::Path, Value::String(text)) => anchor(&text),
         (Kind::PathMap, Value::Table(table)) => Value::Table(

@@ -1,1 +1,124 @@
+use std::fs;
+use std::path::Path;
 
+use cohort_agent::config::AgentConfig;
+use cohort_hub::HubConfig;
+use toml::Value;
+
+use super::{Layers, Layout};
+use crate::failure::{Exit, Failure};
+use crate::{agent_keys, hub_keys};
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn agent(dir: &Path, env: &[(&str, &str)]) -> Result<AgentConfig, Failure> {
+    let mut layers = Layers::new(agent_keys::LAYOUT);
+    layers.add_file_and_drop_ins(&dir.join("agent.toml"))?;
+    layers.add_env(|name| {
+        env.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_owned())
+    })?;
+    layers.add_flag("rack", Some(Value::String("rack-flag".to_owned())));
+    layers.finish()
+}
+
+/// Every key of a configuration's own type is known here, and no other.
+fn assert_keys<T: serde::Serialize>(layout: Layout, config: &T) {
+    let Value::Table(table) = Value::try_from(config).unwrap() else { panic!("a table") };
+    let of_type: Vec<&str> = table.keys().map(String::as_str).collect();
+    let mut here: Vec<&str> = layout.keys.iter().map(|key| key.name).collect();
+    let mut shapes: Vec<&str> = layout.shapes.iter().map(|(name, _)| *name).collect();
+    here.sort_unstable();
+    shapes.sort_unstable();
+    assert_eq!(here, of_type);
+    assert_eq!(here, shapes);
+}
+
+#[test]
+fn the_keys_are_those_of_the_configurations() {
+    let mut agent: AgentConfig =
+        toml::from_str("server = \"web-1\"\nplatform = \"intel\"\n").unwrap();
+    agent.advertise = Some(String::new());
+    agent.join_token_file = Some("x".into());
+    agent.rack = Some(String::new());
+    agent.service_port = Some(1);
+    assert_keys(agent_keys::LAYOUT, &agent);
+    let mut hub = HubConfig::new("/x");
+    for path in [
+        &mut hub.repository_dir,
+        &mut hub.authority_dir,
+        &mut hub.identity_dir,
+        &mut hub.timestamp_key,
+        &mut hub.trusted_root,
+    ] {
+        *path = Some("y".into());
+    }
+    assert_keys(hub_keys::LAYOUT, &hub);
+}
+
+#[test]
+fn later_layers_win_per_key_and_labels_are_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    write(
+        &dir.path().join("agent.toml"),
+        "server = \"web-1\"\nplatform = \"intel\"\nrack = \"rack-file\"\nlisten = \"a:1\"\n\
+         data_dir = \"data\"\nservice_port = 80\n[labels]\nzone = \"zone-a\"\nrow = \"1\"\n",
+    );
+    write(
+        &dir.path().join("agent.d/10-zone.toml"),
+        "listen = \"b:1\"\n[labels]\nzone = \"zone-b\"\n",
+    );
+    write(&dir.path().join("agent.d/20-listen.toml"), "listen = \"c:1\"\n");
+    write(&dir.path().join("agent.d/ignored.txt"), "listen = \"d:1\"\n");
+    let env = [("COHORT_SERVICE_PORT", "81"), ("COHORT_HUB", "h1:1, h2:1"), ("COHORT_RACK", "env")];
+    let config = agent(dir.path(), &env).unwrap();
+    assert_eq!(config.listen, "c:1");
+    assert_eq!(config.labels["zone"], "zone-b");
+    assert_eq!(config.labels["row"], "1");
+    assert_eq!(config.service_port, Some(81));
+    assert_eq!(config.hub, ["h1:1", "h2:1"]);
+    assert_eq!(config.rack.as_deref(), Some("rack-flag"));
+    assert_eq!(config.data_dir, dir.path().join("data"), "relative to the file that says so");
+}
+
+#[test]
+fn wrong_keys_and_values_name_where_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.toml");
+    let shown = file.display();
+    let base = "server = \"web-1\"\nplatform = \"intel\"\n";
+    let fails = |text: &str, env: &[(&str, &str)]| {
+        write(&file, text);
+        let failure = agent(dir.path(), env).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        failure
+    };
+    let failure = fails(&format!("{base}\nlables = {{}}\n"), &[]);
+    assert_eq!(failure.error, format!("{shown} line 4: unknown key `lables`"));
+    assert_eq!(failure.hints, ["did you mean `labels`?"]);
+
+    let failure = fails(&format!("{base}service_port = 70000\n"), &[]);
+    assert!(failure.error.starts_with(&format!("{shown}: service_port: ")), "{}", failure.error);
+    let failure = fails(base, &[("COHORT_SERVICE_PORT", "http")]);
+    assert_eq!(failure.error, "COHORT_SERVICE_PORT: `http` is not a whole number");
+    let failure = fails(base, &[("COHORT_POLL_INTERVAL", "soon")]);
+    assert!(
+        failure.error.starts_with("COHORT_POLL_INTERVAL: poll_interval: `soon` is not a duration"),
+        "{}",
+        failure.error
+    );
+    let failure = fails("platform = \"intel\"\n", &[]);
+    assert_eq!(failure.error, "configuration does not say what `server` is");
+    assert_eq!(failure.hints, ["set `server` in the file, COHORT_SERVER, or --server"]);
+}
+
+#[test]
+fn a_file_that_is_no_configuration_is_not_read_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.toml");
+    fs::File::create(&file).unwrap().set_len(64 << 20).unwrap();
+    let failure = agent(dir.path(), &[]).unwrap_err();
+    assert!(failure.error.contains("67108864 bytes long"), "{}", failure.error);
+}

@@ -5,6 +5,8 @@
 //!
 //! Start reading at [`args::Command`], the list of commands; each has a file in `commands`.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 mod agent_keys;
 mod args;
 mod clock;
@@ -15,6 +17,7 @@ mod failure;
 mod fleet;
 mod group;
 mod hub_keys;
+mod kill_registers;
 mod layers;
 mod logging;
 mod output;

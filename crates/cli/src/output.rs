@@ -61,6 +61,11 @@ pub(crate) enum Tone {
 pub(crate) fn table(look: Look, headings: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(headings.iter().map(|text| cell(text)));
+    if look.color {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
     match look.width {
         Some(width) => {
             table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
@@ -138,8 +143,7 @@ pub(crate) fn show_failure(failure: &Failure, output: Output) {
 
 /// A failure for people.
 fn failure_text(failure: &Failure, color: bool) -> String {
-    let (red, blue, plain) =
-        if color { ("\x1b[31m", "\x1b[36m", "\x1b[0m") } else { ("", "", "") };
+    let (red, blue, plain) = if color { ("\x1b[31m", "\x1b[36m", "\x1b[0m") } else { ("", "", "") };
     let mut text = format!("{red}error:{plain} {}\n", failure.error);
     for hint in &failure.hints {
         text.push_str(&format!("{blue}hint:{plain} {hint}\n"));

@@ -69,9 +69,9 @@ pub(crate) fn parse(text: &str, file: &str) -> Result<Policy, Failure> {
     refuse_metric_checks(text, file)?;
     let policy: Policy =
         toml::from_str(text).map_err(|error| toml_keys::malformed(file, &error))?;
-    policy.validate().map_err(|error| {
-        Failure::new("policy", format!("{file}: {error}")).exit(Exit::Usage)
-    })?;
+    policy
+        .validate()
+        .map_err(|error| Failure::new("policy", format!("{file}: {error}")).exit(Exit::Usage))?;
     Ok(policy)
 }
 
@@ -79,9 +79,8 @@ pub(crate) fn parse(text: &str, file: &str) -> Result<Policy, Failure> {
 fn refuse_metric_checks(text: &str, file: &str) -> Result<(), Failure> {
     let Ok(table) = toml::from_str::<toml::Table>(text) else { return Ok(()) };
     let checks = table.get("check").and_then(toml::Value::as_array);
-    let is_metric = |check: &toml::Value| {
-        check.get("type").and_then(toml::Value::as_str) == Some("metric")
-    };
+    let is_metric =
+        |check: &toml::Value| check.get("type").and_then(toml::Value::as_str) == Some("metric");
     if checks.is_some_and(|checks| checks.iter().any(is_metric)) {
         let error = format!("{file}: checks of the type `metric` are not supported yet");
         return Err(Failure::new("not_yet", error)

@@ -1,1 +1,77 @@
+use cohort_core::policy::Size;
 
+use super::parse;
+use crate::failure::{Exit, Failure};
+
+const HEAD: &str = "app = \"web\"\nchannel = \"stable\"\n";
+
+fn refusal(rest: &str) -> Failure {
+    let failure = parse(&format!("{HEAD}{rest}"), "web.toml").unwrap_err();
+    assert_eq!(failure.exit, Exit::Usage);
+    failure
+}
+
+#[test]
+fn the_example_of_the_documentation_is_read() {
+    let policy = parse(
+        &format!(
+            "{HEAD}[update]\nmax_parallel = [\"1\", \"10%\", \"100%\"]\nmax_unavailable = 2\n\
+             [[check]]\ntype = \"http\"\nurl = \"http://127.0.0.1:8080/healthz\"\n\
+             expect_header = {{ server = \"web\" }}\nphase = [\"pre-flight\"]\n\
+             [[stage]]\nzone = \"zone-a\"\n[[stage]]\nzone = \"zone-b\"\n"
+        ),
+        "web.toml",
+    )
+    .unwrap();
+    assert_eq!(policy.update.max_unavailable, Size::Count(2));
+    assert_eq!((policy.checks.len(), policy.stages.len()), (1, 2));
+}
+
+#[test]
+fn unknown_keys_are_refused_by_name_place_and_neighbour() {
+    let failure = refusal("[update]\nmax_paralel = 1\n");
+    assert_eq!(failure.kind, "unknown_key");
+    assert_eq!(failure.error, "web.toml line 4: unknown key `update.max_paralel`");
+    assert_eq!(failure.hints, ["did you mean `max_parallel`?"]);
+
+    let failure = refusal("[[check]]\ntype = \"tcp\"\naddres = \"x:1\"\n");
+    assert_eq!(failure.error, "web.toml line 5: unknown key `check.addres`");
+    assert_eq!(failure.hints, ["did you mean `address`?"]);
+
+    let failure = refusal("colour = \"red\"\n");
+    assert_eq!(failure.error, "web.toml line 3: unknown key `colour`");
+    assert_eq!(failure.hints, ["known here: app, channel, update, check, stage"]);
+}
+
+#[test]
+fn names_of_later_parts_are_not_yet_instead_of_unknown() {
+    for name in ["window", "phase", "prestage", "protocol", "autoscale"] {
+        let failure = refusal(&format!("[[{name}]]\nx = 1\n"));
+        assert_eq!(failure.kind, "not_yet");
+        assert_eq!(failure.error, format!("web.toml line 3: `{name}` is not supported yet"));
+    }
+    let failure = refusal("[[check]]\ntype = \"metric\"\n");
+    assert_eq!(failure.kind, "not_yet");
+    assert_eq!(failure.error, "web.toml: checks of the type `metric` are not supported yet");
+}
+
+#[test]
+fn wrong_values_are_shown_with_their_place() {
+    let failure = refusal("[update]\nmin_healthy_time = \"10 seconds\"\n");
+    assert_eq!(failure.kind, "malformed");
+    assert!(failure.error.contains("line 4"), "{}", failure.error);
+    assert!(failure.error.contains("`10 seconds` is not a duration"), "{}", failure.error);
+    let failure = refusal("[update]\nmax_unavailable = \"110%\"\n");
+    assert!(failure.error.contains("`110%` is not a size"), "{}", failure.error);
+    let failure = refusal("[update]\nhealthy_deadline = \"1s\"\n");
+    assert_eq!(
+        failure.error,
+        "web.toml: update.healthy_deadline is shorter than update.min_healthy_time"
+    );
+    let failure = parse("app = \"web\"\n", "web.toml").unwrap_err();
+    assert!(failure.error.contains("missing field `channel`"), "{}", failure.error);
+    let failure = parse("app = \"We b\"\nchannel = \"stable\"\n", "web.toml").unwrap_err();
+    assert!(failure.error.contains("`We b` is not a valid app name"), "{}", failure.error);
+    let failure = parse("app = \n", "web.toml").unwrap_err();
+    assert_eq!(failure.kind, "malformed");
+}

@@ -112,7 +112,9 @@ async fn show(global: &Global, app: Option<&AppId>) -> Result<Exit, Failure> {
     }
     match global.output {
         Output::Json => say_json(&policies),
-        Output::Text if policies.is_empty() => note("no app has a policy: cohort app apply -f FILE"),
+        Output::Text if policies.is_empty() => {
+            note("no app has a policy: cohort app apply -f FILE")
+        }
         Output::Text => {
             for policy in policies {
                 say(&as_file(policy)?);

@@ -119,7 +119,10 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
         context.mirrors.push(format!("http://{host}:{}/", answer.repository_port));
     }
     let text = toml::to_string(&context).map_err(|error| Failure::of("file", &error))?;
-    write(&file, &format!("# Who you are and where the hub is. Relative paths start here.\n{text}"))?;
+    write(
+        &file,
+        &format!("# Who you are and where the hub is. Relative paths start here.\n{text}"),
+    )?;
     match global.output {
         Output::Json => say_json(&json!({ "dir": dir, "you": peer })),
         Output::Text => {

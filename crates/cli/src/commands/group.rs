@@ -125,11 +125,8 @@ async fn transfer(
 ) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let spoken = Spoken::to(&context, direct, group).await?;
-    let request = TransferLeaderRequest {
-        version: CONTROL_VERSION,
-        group: group.clone(),
-        to: to.cloned(),
-    };
+    let request =
+        TransferLeaderRequest { version: CONTROL_VERSION, group: group.clone(), to: to.cloned() };
     let answer: TransferLeaderAnswer = spoken.say(Call::post(TRANSFER_LEADER, &request)).await?;
     match global.output {
         Output::Json => say_json(&answer),
@@ -149,8 +146,11 @@ async fn remove(
     let context = context_of(global)?;
     let spoken = Spoken::to(&context, direct, group).await?;
     if !spoken.status.servers.contains_key(server) {
-        return Err(Failure::new("no_such_server", format!("group {group} has no server `{server}`"))
-            .hint(format!("cohort group show {group}")));
+        return Err(Failure::new(
+            "no_such_server",
+            format!("group {group} has no server `{server}`"),
+        )
+        .hint(format!("cohort group show {group}")));
     }
     let body = Body::RemoveServer { server: server.clone() };
     let answer = rollout::command(&spoken, group, body).await?;
@@ -160,7 +160,9 @@ async fn remove(
         }
         Output::Text => {
             say(&format!("{server} does not belong to {group} any more\n"));
-            note(&format!("stop its agent, or it asks to join again: on {server}, stop cohort agent"));
+            note(&format!(
+                "stop its agent, or it asks to join again: on {server}, stop cohort agent"
+            ));
         }
     }
     Ok(Exit::Done)
@@ -180,11 +182,8 @@ async fn recover(global: &Global, args: &RecoverArgs) -> Result<Exit, Failure> {
             })?
         }
     };
-    let request = RecoverRequest {
-        incarnation,
-        first_server: first_server.clone(),
-        because: reason.clone(),
-    };
+    let request =
+        RecoverRequest { incarnation, first_server: first_server.clone(), because: reason.clone() };
     let answer: RecoverAnswer = hub.call(Call::post(recover_path(group), &request)).await?;
     match global.output {
         Output::Json => say_json(&json!({ "group": group, "incarnation": answer.incarnation })),

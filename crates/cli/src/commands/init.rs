@@ -71,8 +71,7 @@ pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failur
     let hub = PeerName::new(config.name.clone()).map_err(|error| Failure::of("name", &error))?;
     identity(Role::Hub, &hub, &config.identity_dir())?;
     identity(Role::Operator, &args.operator, &dir.join("operator"))?;
-    let keys =
-        Keys::create(&dir.join("keys")).map_err(|error| Failure::of("keys", &error))?;
+    let keys = Keys::create(&dir.join("keys")).map_err(|error| Failure::of("keys", &error))?;
     Repository::create(&config.repository_dir(), &keys, Lifetimes::default())
         .await
         .map_err(|error| Failure::of("repository", &error))?;

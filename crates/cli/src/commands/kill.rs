@@ -1,19 +1,16 @@
-//! `cohort kill`: the kill switch. Through the hub, or at any agent when the hub is away.
+//! `cohort kill`: the kill switch. Through the hub and the groups, or at any one agent.
 
 use clap::{Args, Subcommand};
 use cohort_core::ids::GroupId;
-use cohort_identity::{Identity, UnixTime};
-use cohort_wire::agent;
-use cohort_wire::http::{Call, Client, Target};
-use cohort_wire::hub::{KILL, KillAnswer};
+use cohort_identity::UnixTime;
 use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
 use serde::Serialize;
 
 use crate::args::{Direct, Global};
 use crate::clock::brief;
 use crate::commands::context_of;
-use crate::connect::{Hub, agent_target, is_away};
 use crate::failure::{Exit, Failure};
+use crate::kill_registers::{Gathered, Held, Places};
 use crate::output::{Look, Output, Tone, cell, note, render, say, say_json, table, toned};
 
 /// What `cohort kill` can do.
@@ -52,25 +49,14 @@ fn scope(text: &str) -> Result<KillScope, String> {
 
 /// A switch, for programs.
 #[derive(Debug, Serialize)]
-struct Shown {
+struct Shown<'a> {
     scope: String,
     on: bool,
     epoch: u64,
-    reason: String,
-    by: String,
+    reason: &'a str,
+    by: &'a str,
+    /// Seconds of Unix time, by its author's clock.
     at: u64,
-}
-
-/// Where switches are read and set.
-enum Place {
-    Hub(Hub),
-    Agent { client: Client, target: Target },
-}
-
-/// What is known there.
-struct Registers {
-    signed: Vec<SignedKill>,
-    damaged: Vec<String>,
 }
 
 /// Does it.
@@ -85,79 +71,114 @@ pub(crate) async fn run(global: &Global, command: &KillCommand) -> Result<Exit, 
 async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let identity = context.identity()?;
-    let place = Place::of(&context, &args.direct)?;
-    let known = place.read().await?;
-    let epoch = next_epoch(&known.signed, &identity, &args.scope);
+    let places = Places::of(&context, &args.direct).await?;
+    let known = places.gather(identity.roots()).await;
+    if known.answered == 0 {
+        return Err(nobody(known));
+    }
+    let scope = &args.scope;
+    if !on && !known.is_on(scope) && known.damaged.is_empty() {
+        // A place that has not heard of it yet still believes that it is on.
+        if let Some(held) = known.registers.get(scope) {
+            places.give(&held.signed).await;
+        }
+        return Ok(off_already(global, scope, known.answered));
+    }
+    let now = UnixTime::now().as_secs();
     let register = KillRegister {
-        scope: args.scope.clone(),
-        epoch,
+        scope: scope.clone(),
+        epoch: known.next_epoch(scope, on, now),
         on,
         reason: args.reason.clone(),
-        at: UnixTime::now().as_secs(),
+        at: now,
     };
     let signed =
         SignedKill::sign(&identity, &register).map_err(|error| Failure::of("kill", &error))?;
-    let after = place.send(&signed).await?;
-    // What is latched there now says whether it was taken.
-    let taken = after.iter().any(|there| *there == signed);
-    if !taken {
-        let error = "somebody else switched at the same time";
-        return Err(Failure::new("conflict", error).hint("look, and try again: cohort kill status"));
+    let (taken, failures) = places.give(&signed).await;
+    if taken == 0 {
+        let error = "nobody has taken it: the switch is as it was";
+        let first = failures.into_iter().next();
+        let failure = first.unwrap_or_else(|| Failure::new("unreachable", error));
+        return Err(Failure { error: format!("{error}: {}", failure.error), ..failure });
     }
+    let held = Held { register, by: identity.peer().to_string(), signed };
     match global.output {
-        Output::Json => say_json(&shown(&register, identity.peer().to_string())),
+        Output::Json => say_json(&shown(&held)),
         Output::Text => {
-            let scope = scope_text(&args.scope);
             let position = if on { "ON: nothing new begins" } else { "off" };
-            say(&format!("kill switch of {scope} is {position} (epoch {epoch})\n"));
-            if on {
-                let flag = match &args.scope {
-                    KillScope::Fleet => String::new(),
-                    KillScope::Group(group) => format!(" --scope {group}"),
-                };
-                note(&format!("to go on: cohort kill off{flag}"));
-            }
+            let places = if taken == 1 { "1 place".to_owned() } else { format!("{taken} places") };
+            say(&format!(
+                "kill switch of {} is {position} (latched in {places}, which pass it on)\n",
+                scope_text(scope)
+            ));
         }
     }
+    for failure in failures {
+        note(&format!("warning: {}", failure.error));
+    }
+    if on && global.output == Output::Text {
+        note(&format!("to go on: cohort kill off{}", scope_flag(scope)));
+    }
     Ok(Exit::Done)
+}
+
+fn nobody(known: Gathered) -> Failure {
+    let mut failures = known.failures.into_iter();
+    let failure =
+        failures.next().unwrap_or_else(|| Failure::new("unreachable", "nobody can be asked"));
+    failure.hint("any agent takes it, and passes it on: --agent HOST:PORT --name SERVER")
+}
+
+fn off_already(global: &Global, scope: &KillScope, answered: usize) -> Exit {
+    match global.output {
+        Output::Json => {
+            say_json(&serde_json::json!({ "scope": scope_name(scope), "on": false }));
+        }
+        Output::Text => {
+            let scope = scope_text(scope);
+            say(&format!("kill switch of {scope} is not on (asked: {answered})\n"));
+        }
+    }
+    Exit::Done
 }
 
 async fn status(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let identity = context.identity()?;
-    let known = Place::of(&context, direct)?.read().await?;
-    let mut switches = Vec::new();
-    for signed in &known.signed {
-        match signed.verify(identity.roots(), UnixTime::now()) {
-            Ok((by, register)) => switches.push(shown(&register, by.to_string())),
-            Err(error) => note(&format!("warning: {}", crate::failure::chain(&error))),
-        }
+    let known = Places::of(&context, direct).await?.gather(identity.roots()).await;
+    if known.answered == 0 {
+        return Err(nobody(known));
     }
-    switches.sort_by(|a, b| a.scope.cmp(&b.scope));
+    let switches: Vec<Shown<'_>> = known.registers.values().map(shown).collect();
     let any_on = !known.damaged.is_empty() || switches.iter().any(|switch| switch.on);
     match global.output {
         Output::Json => say_json(&serde_json::json!({
             "on": any_on, "switches": switches, "damaged": known.damaged,
         })),
-        Output::Text => say(&text(&switches, &known.damaged, Look::of_stdout())),
+        Output::Text => {
+            let now = UnixTime::now().as_secs();
+            say(&text(&switches, &known.damaged, now, Look::of_stdout()));
+        }
+    }
+    for failure in &known.failures {
+        note(&format!("warning: {}", failure.error));
     }
     Ok(if any_on { Exit::Unhealthy } else { Exit::Done })
 }
 
-fn text(switches: &[Shown], damaged: &[String], look: Look) -> String {
+fn text(switches: &[Shown<'_>], damaged: &[String], now: u64, look: Look) -> String {
     if switches.is_empty() && damaged.is_empty() {
         return "no kill switch was ever on\n".to_owned();
     }
     let mut rows = table(look, &["SCOPE", "SWITCH", "FOR", "BY", "REASON"]);
-    let now = UnixTime::now().as_secs();
     for switch in switches {
         let (tone, position) = if switch.on { (Tone::Bad, "ON") } else { (Tone::Good, "off") };
         rows.add_row([
             cell(&switch.scope),
             toned(look, tone, position),
             cell(brief(now.saturating_sub(switch.at) * 1000)),
-            cell(&switch.by),
-            cell(&switch.reason),
+            cell(switch.by),
+            cell(switch.reason),
         ]);
     }
     let mut text = render(&rows);
@@ -167,72 +188,7 @@ fn text(switches: &[Shown], damaged: &[String], look: Look) -> String {
     text
 }
 
-impl Place {
-    fn of(context: &crate::context::Context, direct: &Direct) -> Result<Self, Failure> {
-        match direct.agent() {
-            None => Ok(Place::Hub(Hub::of(context)?)),
-            Some((server, address)) => Ok(Place::Agent {
-                client: context.client()?,
-                target: agent_target(server, address)?,
-            }),
-        }
-    }
-
-    async fn read(&self) -> Result<Registers, Failure> {
-        match self {
-            Place::Hub(hub) => {
-                let answer: KillAnswer =
-                    hub.call(Call::get(KILL)).await.map_err(|error| with_way_out(error))?;
-                Ok(Registers { signed: answer.registers, damaged: answer.damaged })
-            }
-            Place::Agent { client, target } => {
-                let signed = client.call_json(target, Call::get(agent::KILL)).await?;
-                Ok(Registers { signed, damaged: Vec::new() })
-            }
-        }
-    }
-
-    /// Gives it there; the answer is every register that is latched there then.
-    async fn send(&self, signed: &SignedKill) -> Result<Vec<SignedKill>, Failure> {
-        match self {
-            Place::Hub(hub) => {
-                // Sent twice, the second one changes nothing.
-                let call = Call::post(KILL, signed).idempotent();
-                let answer: KillAnswer = hub.call(call).await.map_err(|error| with_way_out(error))?;
-                Ok(answer.registers)
-            }
-            Place::Agent { client, target } => {
-                let call = Call::post(agent::KILL, signed).idempotent();
-                Ok(client.call_json(target, call).await?)
-            }
-        }
-    }
-}
-
-/// A switch that needs the hub would be none.
-fn with_way_out(error: cohort_wire::http::CallError) -> Failure {
-    let away = is_away(&error);
-    let failure = Failure::from(error);
-    if away {
-        failure.hint("any agent takes it, and passes it on: --agent HOST:PORT --name SERVER")
-    } else {
-        failure
-    }
-}
-
-/// One above all that is known of the scope there.
-fn next_epoch(known: &[SignedKill], identity: &Identity, scope: &KillScope) -> u64 {
-    let now = UnixTime::now();
-    known
-        .iter()
-        .filter_map(|signed| signed.verify(identity.roots(), now).ok())
-        .filter(|(_, register)| register.scope == *scope)
-        .map(|(_, register)| register.epoch)
-        .max()
-        .unwrap_or(0)
-        .saturating_add(1)
-}
-
+/// For sentences.
 fn scope_text(scope: &KillScope) -> String {
     match scope {
         KillScope::Fleet => "the fleet".to_owned(),
@@ -240,11 +196,26 @@ fn scope_text(scope: &KillScope) -> String {
     }
 }
 
-fn shown(register: &KillRegister, by: String) -> Shown {
-    let scope = match &register.scope {
+/// As on the command line.
+fn scope_name(scope: &KillScope) -> String {
+    match scope {
         KillScope::Fleet => "fleet".to_owned(),
         KillScope::Group(group) => group.to_string(),
-    };
-    let KillRegister { on, epoch, reason, at, .. } = register;
-    Shown { scope, on: *on, epoch: *epoch, reason: reason.clone(), by, at: *at }
+    }
 }
+
+fn scope_flag(scope: &KillScope) -> String {
+    match scope {
+        KillScope::Fleet => String::new(),
+        KillScope::Group(group) => format!(" --scope {group}"),
+    }
+}
+
+fn shown(held: &Held) -> Shown<'_> {
+    let KillRegister { scope, on, epoch, reason, at } = &held.register;
+    Shown { scope: scope_name(scope), on: *on, epoch: *epoch, reason, by: &held.by, at: *at }
+}
+
+#[cfg(test)]
+#[path = "kill_test.rs"]
+mod kill_test;

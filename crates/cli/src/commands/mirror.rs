@@ -24,11 +24,11 @@ pub(crate) struct MirrorArgs {
 pub(crate) fn run(args: &MirrorArgs) -> Result<Exit, Failure> {
     if !args.repository_dir.join("metadata").is_dir() {
         let error = format!("{} is not a copy of a repository", args.repository_dir.display());
-        return Err(Failure::usage(error)
-            .hint("it has no metadata/: copy the hub's repository there first, for example by rsync"));
+        return Err(Failure::usage(error).hint(
+            "it has no metadata/: copy the hub's repository there first, for example by rsync",
+        ));
     }
-    let config =
-        MirrorConfig { listen: args.listen, repository_dir: args.repository_dir.clone() };
+    let config = MirrorConfig { listen: args.listen, repository_dir: args.repository_dir.clone() };
     daemon_runtime()?.block_on(async {
         let stop = stopping()?;
         run_mirror(config, stop).await.map_err(|error| Failure::of("mirror", &error))

@@ -42,8 +42,7 @@ const SIGINT_CODE: i32 = 130;
 /// Why not.
 pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
     let Cli { global, command } = cli;
-    let is_daemon =
-        matches!(
+    let is_daemon = matches!(
         command,
         Command::Hub(_) | Command::Mirror(_) | Command::Agent(_) | Command::Guard(_)
     );

@@ -110,8 +110,8 @@ impl Place {
         if let (Some(repository), Some(keys)) = (&self.repository, &self.keys) {
             let repository = cohort_artifact::Repository::open(repository)
                 .map_err(|error| Failure::of("repository", &error))?;
-            let keys = cohort_artifact::Keys::load(keys)
-                .map_err(|error| Failure::of("keys", &error))?;
+            let keys =
+                cohort_artifact::Keys::load(keys).map_err(|error| Failure::of("keys", &error))?;
             return Ok((repository, keys));
         }
         let context = context_of(global)?;

@@ -1,10 +1,29 @@
 //! `cohort rollout plan`: what would happen next in a group.
 
+use std::fs;
+
 use clap::Args;
-use cohort_core::ids::{AppId, GroupId};
+use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
+use cohort_core::State;
+use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView, gate};
+use cohort_core::ids::{AppId, GroupId, Platform};
+use cohort_core::policy::Policy;
+use cohort_core::waiting::WaitingOn;
+use cohort_registry::fleet::Fleet;
+use cohort_registry::records::Verdict;
+use cohort_wire::agent::GroupStatus;
+use cohort_wire::http::Call;
+use cohort_wire::hub::FLEET;
 
 use crate::args::{Direct, Global};
+use crate::commands::context_of;
+use crate::commands::rollout::app_of;
+use crate::connect::Hub;
+use crate::context::Context;
 use crate::failure::{Exit, Failure};
+use crate::group::Spoken;
+use crate::output::{Output, say, say_json};
+use crate::view::plan::{Offered, plan, text};
 
 /// What `cohort rollout plan` takes.
 #[derive(Debug, Args)]
@@ -18,7 +37,97 @@ pub(crate) struct PlanArgs {
     direct: Direct,
 }
 
-/// Shows it.
-pub(crate) async fn run(_global: &Global, _args: &PlanArgs) -> Result<Exit, Failure> {
-    Err(Failure::new("not_yet", "not yet"))
+/// Shows it. The policy and the gates are the hub's to know, so that it is asked in any case.
+pub(crate) async fn run(global: &Global, args: &PlanArgs) -> Result<Exit, Failure> {
+    let context = context_of(global)?;
+    let fleet: Fleet = Hub::of(&context)?.call(Call::get(FLEET)).await?;
+    let status = Spoken::to(&context, &args.direct, &args.group).await?.status;
+    let app = app_of(args.app.as_ref(), &status)?;
+    let known = fleet.policies.iter().find(|policy| policy.record.app == app).ok_or_else(|| {
+        Failure::new("no_such_app", format!("app {app} has no policy"))
+            .hint("cohort app apply -f FILE")
+    })?;
+    let policy: Policy = serde_json::from_value(known.record.policy.clone())
+        .map_err(|error| Failure::of("policy", &error))?;
+    let offered = offer(&context, &status, &policy).await?;
+    let kept = kept_by(&fleet, &status, &policy, &offered);
+    let plan = plan(&status, &app, &policy, known.revision, &offered, kept.as_ref());
+    match global.output {
+        Output::Json => say_json(&plan),
+        Output::Text => say(&text(&plan)),
+    }
+    Ok(if plan.change { Exit::SomethingToDo } else { Exit::Done })
+}
+
+/// What the policy's channel offers to the group's platform, verified as a server would.
+async fn offer(
+    context: &Context,
+    status: &GroupStatus,
+    policy: &Policy,
+) -> Result<Offered, Failure> {
+    let platform: &Platform = status.platform.as_ref().ok_or_else(|| {
+        Failure::new("not_ready", format!("group {} is not set up yet", status.group))
+    })?;
+    let reader = reader(context).await?;
+    let offer = reader
+        .latest(&policy.app, &policy.channel, platform)
+        .await
+        .map_err(|error| Failure::of("repository", &error))?;
+    Ok(Offered { version: offer.version.clone(), length: offer.manifest.length })
+}
+
+/// A reader of the context's repository: the folder, if it is here, else its mirrors.
+async fn reader(context: &Context) -> Result<TrustedRepository, Failure> {
+    let root = context
+        .trusted_root()
+        .ok_or_else(|| Failure::usage("your context names no trusted_root of the repository"))?;
+    let bytes = fs::read(&root).map_err(|error| {
+        Failure::new("file", format!("{} cannot be read: {error}", root.display()))
+    })?;
+    let mut mirrors = Vec::new();
+    if let Some(dir) = context.repository_dir() {
+        mirrors.push(Mirror::Folder(crate::layers::absolute(&dir)));
+    } else {
+        for mirror in context.mirrors() {
+            mirrors.push(mirror.parse().map_err(|error: String| Failure::usage(error))?);
+        }
+    }
+    let options = TrustOptions {
+        root: bytes,
+        store: context.cache_dir().join("repository"),
+        mirrors,
+        fetcher: None,
+    };
+    TrustedRepository::open(options).await.map_err(|error| Failure::of("repository", &error))
+}
+
+/// What keeps the group from beginning, by the very rule that its leader uses.
+fn kept_by(
+    fleet: &Fleet,
+    status: &GroupStatus,
+    policy: &Policy,
+    offered: &Offered,
+) -> Option<WaitingOn> {
+    let mut state = State::new(status.group.clone(), status.incarnation);
+    state.labels.clone_from(&status.labels);
+    state.platform.clone_from(&status.platform);
+    let groups = fleet.groups.iter().filter_map(|(name, group)| {
+        let info = group.info.as_ref()?;
+        let info = GroupInfo { labels: info.labels.clone(), platform: info.platform.clone() };
+        Some((name.clone(), info))
+    });
+    let verdicts = fleet.verdicts.iter().map(|verdict| ForeignVerdict {
+        group: verdict.group.clone(),
+        app: verdict.app.clone(),
+        version: verdict.version.clone(),
+        platform: verdict.platform.clone(),
+        good: verdict.record.verdict == Verdict::Good,
+        reason: verdict.record.reason.clone(),
+    });
+    let view = RegistryView {
+        policies: std::collections::BTreeMap::new(),
+        groups: groups.collect(),
+        verdicts: verdicts.collect(),
+    };
+    gate(&state, &view, &policy.app, policy, &offered.version)
 }

@@ -100,13 +100,12 @@ async fn create(global: &Global, args: &CreateArgs) -> Result<Exit, Failure> {
 fn make(config: &HubConfig, args: &CreateArgs) -> Result<TokenAnswer, Failure> {
     let authority = Authority::open(&config.authority_dir())
         .map_err(|error| Failure::of("authority", &error))?;
-    let tokens = JoinTokens::open(&config.tokens_dir())
-        .map_err(|error| Failure::of("token", &error))?;
+    let tokens =
+        JoinTokens::open(&config.tokens_dir()).map_err(|error| Failure::of("token", &error))?;
     let now = UnixTime::now();
     let valid_s = args.valid_s.unwrap_or(config.token_valid_s);
     let expires_at = Some(now.as_secs().saturating_add(valid_s));
-    let addresses =
-        if args.addresses.is_empty() { &config.addresses } else { &args.addresses };
+    let addresses = if args.addresses.is_empty() { &config.addresses } else { &args.addresses };
     if addresses.is_empty() {
         return Err(Failure::usage("the hub's configuration has no `addresses`")
             .hint("say --hub-address HOST:7418"));

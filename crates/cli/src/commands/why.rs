@@ -73,8 +73,7 @@ async fn find(context: &Context, name: &str) -> Result<About, Failure> {
     }
     let servers = known.groups.values().flat_map(|group| &group.servers).map(ServerId::as_str);
     let names = known.groups.keys().map(GroupId::as_str).chain(servers);
-    let failure =
-        Failure::new("no_such_name", format!("there is no group and no server `{name}`"));
+    let failure = Failure::new("no_such_name", format!("there is no group and no server `{name}`"));
     Err(match crate::toml_keys::nearest(name, names) {
         Some(near) => failure.hint(format!("did you mean `{near}`?")),
         None => failure.hint("cohort group list"),

@@ -80,8 +80,7 @@ mod difference_test {
             "check": [{"type": "tcp"}]});
         let after = json!({"app": "web", "update": {"max_parallel": ["1", "50%"]},
             "check": [{"type": "tcp", "timeout": "1s"}]});
-        let lines: String =
-            difference(&before, &after).iter().map(super::Change::line).collect();
+        let lines: String = difference(&before, &after).iter().map(super::Change::line).collect();
         assert_eq!(
             lines,
             "+ check[1].timeout = \"1s\"\n\

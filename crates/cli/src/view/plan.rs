@@ -1,1 +1,197 @@
-//! `cohort rollout plan`: what would happen.
+//! `cohort rollout plan`: what would happen, as far as it can be told beforehand.
+
+use cohort_core::ids::{AppId, GroupId, Revision, Version};
+use cohort_core::policy::Policy;
+use cohort_core::waiting::WaitingOn;
+use cohort_wire::agent::{AppStatus, GroupStatus};
+use serde::Serialize;
+
+use crate::clock::{brief, bytes};
+
+/// A release that the channel offers to the group's platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Offered {
+    /// Its version.
+    pub(crate) version: Version,
+    /// The artifact's length, in bytes.
+    pub(crate) length: u64,
+}
+
+/// What would happen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct RolloutPlan {
+    /// In which group.
+    pub(crate) group: GroupId,
+    /// With which app.
+    pub(crate) app: AppId,
+    /// The policy's revision.
+    pub(crate) revision: Revision,
+    /// What the whole group runs.
+    pub(crate) running: Option<Version>,
+    /// What the channel points to.
+    pub(crate) release: Version,
+    /// Whether there is anything to do.
+    pub(crate) change: bool,
+    /// How many servers each wave takes.
+    pub(crate) waves: Vec<u32>,
+    /// How many servers may be out of service at once.
+    pub(crate) max_unavailable: u32,
+    /// What keeps it from beginning, or stops it on its way; in sentences.
+    pub(crate) gates: Vec<Gate>,
+    /// Bytes over the zone's downlink: the leader's server fetches once.
+    pub(crate) bytes_from_mirror: u64,
+    /// Bytes that the other servers take from each other, at the most.
+    pub(crate) bytes_from_peers: u64,
+    /// The shortest time that the waits of the policy add up to, in milliseconds.
+    pub(crate) waits_ms: u64,
+}
+
+/// Something that stops a rollout until it opens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Gate {
+    /// In a sentence.
+    pub(crate) sentence: String,
+    /// What opens it.
+    pub(crate) unblocks: String,
+}
+
+/// Works it out. `kept` is what the registry says: stages and verdicts.
+pub(crate) fn plan(
+    status: &GroupStatus,
+    id: &AppId,
+    policy: &Policy,
+    revision: Revision,
+    offered: &Offered,
+    kept: Option<&WaitingOn>,
+) -> RolloutPlan {
+    let app = status.apps.get(id);
+    let servers = u32::try_from(status.servers.len()).unwrap_or(u32::MAX);
+    let there = |status: &AppStatus| {
+        let here = |here: &&cohort_wire::agent::ServerAppStatus| {
+            here.running.as_ref() == Some(&offered.version)
+        };
+        u32::try_from(status.servers.values().filter(here).count()).unwrap_or(u32::MAX)
+    };
+    let missing = servers.saturating_sub(app.map_or(0, there));
+    let running = app.and_then(|app| app.last_good.clone());
+    let change = missing > 0 || running.as_ref() != Some(&offered.version);
+    let waves = if change { wave_sizes(policy, servers, missing) } else { Vec::new() };
+    let update = &policy.update;
+    let per_wave = update.drain_time.ms
+        + update.min_healthy_time.ms
+        + update.warm_up_time.ms
+        + update.bake_time.ms;
+    RolloutPlan {
+        group: status.group.clone(),
+        app: id.clone(),
+        revision,
+        running,
+        release: offered.version.clone(),
+        change,
+        max_unavailable: policy.max_unavailable_of(servers),
+        gates: if change { gates(status, id, policy, &offered.version, kept) } else { Vec::new() },
+        bytes_from_mirror: if missing > 0 { offered.length } else { 0 },
+        bytes_from_peers: offered.length * u64::from(missing.saturating_sub(1)),
+        waits_ms: per_wave * waves.len() as u64,
+        waves,
+    }
+}
+
+fn wave_sizes(policy: &Policy, servers: u32, missing: u32) -> Vec<u32> {
+    let mut left = missing;
+    let mut waves = Vec::new();
+    let mut number = 1;
+    while left > 0 {
+        let size = policy.update.max_parallel.of_wave(number, servers).min(left);
+        waves.push(size);
+        left -= size;
+        number += 1;
+    }
+    waves
+}
+
+fn gates(
+    status: &GroupStatus,
+    id: &AppId,
+    policy: &Policy,
+    version: &Version,
+    kept: Option<&WaitingOn>,
+) -> Vec<Gate> {
+    let mut gates = Vec::new();
+    let group = &status.group;
+    let mut gate = |on: &WaitingOn| {
+        gates.push(Gate { sentence: on.sentence(), unblocks: on.unblocks(group, id) });
+    };
+    if let Some(reason) = &status.killed {
+        gate(&WaitingOn::KillSwitch { reason: reason.clone() });
+    }
+    if let Some(on) = kept {
+        gate(on);
+    }
+    if status.registry_reachable == Some(false) {
+        gate(&WaitingOn::RegistryAway);
+    }
+    for waiting in status.apps.get(id).into_iter().flat_map(|app| &app.waiting) {
+        match &waiting.on {
+            WaitingOn::Paused { .. } => gate(&waiting.on),
+            WaitingOn::Person { version: held, .. } if held == version => gate(&waiting.on),
+            _ => {}
+        }
+    }
+    let after = policy.update.approve_after_wave;
+    if after > 0 {
+        gates.push(Gate {
+            sentence: format!("asks for approval after wave {after}"),
+            unblocks: format!("cohort rollout approve {group} --app {id}"),
+        });
+    }
+    gates
+}
+
+/// For people.
+pub(crate) fn text(plan: &RolloutPlan) -> String {
+    let RolloutPlan { group, app, release, .. } = plan;
+    let running = plan.running.as_ref().map_or_else(|| "nothing".to_owned(), ToString::to_string);
+    if !plan.change {
+        return format!("{app} in {group}: runs {release}, nothing to do\n");
+    }
+    let mut text = format!("{app} in {group}: {running} -> {release}\n");
+    text.push_str(&format!("  waves: {}\n", waves_text(&plan.waves)));
+    text.push_str(&format!("  out of service at once, at the most: {}\n", plan.max_unavailable));
+    text.push_str(&format!(
+        "  bytes: {} from a mirror, up to {} between servers\n",
+        bytes(plan.bytes_from_mirror),
+        bytes(plan.bytes_from_peers)
+    ));
+    if plan.waits_ms > 0 {
+        text.push_str(&format!(
+            "  time: {} of waiting by the policy, and what stopping and starting takes\n",
+            brief(plan.waits_ms)
+        ));
+    }
+    for gate in &plan.gates {
+        text.push_str(&format!("  gate: {}\n    -> {}\n", gate.sentence, gate.unblocks));
+    }
+    text
+}
+
+/// Such as `12: 1, 2 x 5, 9 x 10`.
+fn waves_text(waves: &[u32]) -> String {
+    let mut runs: Vec<(usize, u32)> = Vec::new();
+    for size in waves {
+        match runs.last_mut() {
+            Some((count, last)) if last == size => *count += 1,
+            _ => runs.push((1, *size)),
+        }
+    }
+    let of = |(count, size): &(usize, u32)| match (count, size) {
+        (1, size) => format!("1 of {size}"),
+        (count, size) => format!("{count} of {size}"),
+    };
+    let texts: Vec<String> = runs.iter().map(of).collect();
+    format!("{} ({})", waves.len(), texts.join(", then "))
+}
+
+#[cfg(test)]
+#[path = "plan_test.rs"]
+mod plan_test;

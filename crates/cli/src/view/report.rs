@@ -142,7 +142,8 @@ fn problems(
             1 => String::new(),
             many => format!(" and {} more", many - 1),
         };
-        problems.push(format!("{first}{more} joined the fleet, but the group does not know it yet"));
+        problems
+            .push(format!("{first}{more} joined the fleet, but the group does not know it yet"));
     }
     problems
 }
@@ -174,10 +175,9 @@ impl AppReport {
 /// What every server is to run in the end, as things stand.
 pub(crate) fn wanted(app: &AppStatus) -> Option<&Version> {
     match app.state {
-        PhaseName::Empty
-        | PhaseName::Running
-        | PhaseName::RollingBack
-        | PhaseName::Held => app.last_good.as_ref(),
+        PhaseName::Empty | PhaseName::Running | PhaseName::RollingBack | PhaseName::Held => {
+            app.last_good.as_ref()
+        }
         PhaseName::MarkedOld
         | PhaseName::LeaderHolds
         | PhaseName::Verified
@@ -253,4 +253,4 @@ fn server_problem(here: &ServerAppStatus, good: Option<&Version>) -> Option<Stri
 
 #[cfg(test)]
 #[path = "report_test.rs"]
-mod report_test;
+pub(crate) mod report_test;

@@ -1,1 +1,150 @@
+//! A group for tests of what is printed: three servers in the middle of a rollout.
 
+use std::collections::BTreeMap;
+
+use cohort_core::ids::{
+    AppId, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, ServerId, Version,
+};
+use cohort_core::orders::MemberAddress;
+use cohort_core::phase::PhaseName;
+use cohort_core::report::Step;
+use cohort_core::waiting::WaitingOn;
+use cohort_wire::agent::{
+    AppStatus, CONTROL_VERSION, Doing, GroupStatus, ServerAppStatus, ServerStatus, WaitingStatus,
+};
+
+pub(crate) fn version(text: &str) -> Version {
+    Version::new(text).unwrap()
+}
+
+pub(crate) fn server(text: &str) -> ServerId {
+    ServerId::new(text).unwrap()
+}
+
+pub(crate) fn app() -> AppId {
+    AppId::new("web").unwrap()
+}
+
+/// Something that the group `intel.zone-a` waits for.
+pub(crate) fn waiting(on: WaitingOn, for_ms: u64) -> WaitingStatus {
+    let group = GroupId::new("intel.zone-a").unwrap();
+    WaitingStatus { sentence: on.sentence(), unblocks: on.unblocks(&group, &app()), on, for_ms }
+}
+
+/// A server on which all is well with a release.
+pub(crate) fn fine(running: &str) -> ServerAppStatus {
+    ServerAppStatus {
+        running: Some(version(running)),
+        in_service: true,
+        health: String::new(),
+        holds_target: true,
+        activation: None,
+        doing: None,
+        debt: None,
+    }
+}
+
+/// Three servers, all of them voters; everything runs 1.0.0.
+pub(crate) fn settled() -> GroupStatus {
+    let names = ["web-1", "web-2", "web-3"];
+    let address = |index: usize| format!("10.0.0.{}:7417", index + 1);
+    let servers = names.iter().enumerate().map(|(index, name)| {
+        let status = ServerStatus {
+            address: address(index),
+            rack: None,
+            joined: index as u64,
+            member: Some(MemberId(index as u64 + 1)),
+            contact_age_ms: Some(400),
+        };
+        (server(name), status)
+    });
+    let voters = names.iter().enumerate().map(|(index, name)| MemberAddress {
+        server: server(name),
+        address: address(index),
+        member: MemberId(index as u64 + 1),
+    });
+    let app_status = AppStatus {
+        state: PhaseName::Running,
+        since: ClockMs(10_000),
+        last_good: Some(version("1.0.0")),
+        target: None,
+        reason: String::new(),
+        wave: 0,
+        wave_servers: Vec::new(),
+        generation: Generation(1),
+        paused: false,
+        servers: names.iter().map(|name| (server(name), fine("1.0.0"))).collect(),
+        waiting: vec![waiting(WaitingOn::NewRelease, 5000)],
+        history: Vec::new(),
+        failures: Vec::new(),
+    };
+    GroupStatus {
+        version: CONTROL_VERSION,
+        group: GroupId::new("intel.zone-a").unwrap(),
+        incarnation: Incarnation(12),
+        labels: BTreeMap::from([
+            ("platform".to_owned(), "intel".to_owned()),
+            ("zone".to_owned(), "zone-a".to_owned()),
+        ]),
+        platform: Some(Platform::new("intel").unwrap()),
+        answered_by: server("web-1"),
+        leader: Some(server("web-1")),
+        term: 3,
+        commit: 99,
+        applied: 99,
+        linearizable: true,
+        clock: ClockMs(100_000),
+        killed: None,
+        registry_reachable: Some(true),
+        voters: voters.collect(),
+        standbys: Vec::new(),
+        servers: servers.collect(),
+        apps: BTreeMap::from([(app(), app_status)]),
+        refusals: Vec::new(),
+    }
+}
+
+/// The same in wave 2 of a rollout of 1.1.0: `web-1` has it, `web-2` is being changed.
+pub(crate) fn rolling() -> GroupStatus {
+    let mut status = settled();
+    let app = status.apps.get_mut(&app()).unwrap();
+    app.state = PhaseName::WaveApplied;
+    app.since = ClockMs(88_000);
+    app.target = Some(version("1.1.0"));
+    app.wave = 2;
+    app.wave_servers = vec![server("web-2")];
+    app.servers.insert(server("web-1"), fine("1.1.0"));
+    let doing = Doing { step: Step::Check, detail: "http: refused".to_owned() };
+    app.servers.insert(
+        server("web-2"),
+        ServerAppStatus {
+            in_service: false,
+            health: "being changed".to_owned(),
+            activation: Some("applied".to_owned()),
+            doing: Some(doing),
+            ..fine("1.1.0")
+        },
+    );
+    let steps = vec![(server("web-2"), Step::Check)];
+    app.waiting = vec![waiting(WaitingOn::Steps { servers: steps }, 12_000)];
+    status
+}
+
+/// Rolled back from 1.1.0, and held; `web-3` owes.
+pub(crate) fn held() -> GroupStatus {
+    let mut status = settled();
+    let app = status.apps.get_mut(&app()).unwrap();
+    let reason = "check failed on web-1: http: status 500".to_owned();
+    app.state = PhaseName::Held;
+    app.target = Some(version("1.1.0"));
+    app.reason.clone_from(&reason);
+    app.servers.get_mut(&server("web-3")).unwrap().debt = Some("unreachable".to_owned());
+    app.waiting = vec![
+        waiting(WaitingOn::Person { version: version("1.1.0"), reason }, 75_000),
+        waiting(
+            WaitingOn::Debt { server: server("web-3"), reason: "unreachable".to_owned() },
+            75_000,
+        ),
+    ];
+    status
+}

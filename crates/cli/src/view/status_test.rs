@@ -1,1 +1,113 @@
+use std::collections::{BTreeMap, BTreeSet};
 
+use cohort_core::ids::GroupId;
+
+use super::{fleet, group};
+use crate::fleet::Origin;
+use crate::group::{Asked, Picture};
+use crate::output::Look;
+use crate::view::groups;
+use crate::view::report::FleetReport;
+use crate::view::sample::{app, held, rolling, settled};
+
+fn picture() -> FleetReport {
+    let asked = |name: &str, status| Asked {
+        group: GroupId::new(name).unwrap(),
+        status,
+        registry: BTreeMap::from([(app(), "running".to_owned())]),
+        joined: BTreeSet::new(),
+    };
+    let away = "none of 3 agents answered: 10.0.0.1:7417 refused the connection".to_owned();
+    FleetReport::of(Picture {
+        origin: Origin::Hub,
+        apps: BTreeSet::from([app()]),
+        groups: vec![
+            asked("amd.zone-a", Ok(held())),
+            asked("amd.zone-b", Err(away)),
+            asked("intel.zone-a", Ok(rolling())),
+            asked("intel.zone-b", Ok(settled())),
+        ],
+    })
+}
+
+#[test]
+fn the_fleet_is_a_line_per_group_and_app() {
+    assert_eq!(
+        fleet(&picture(), Look::PLAIN),
+        "\
+GROUP         APP  STATE         RUNS   TARGET  WAVE  UPDATED  SERVING  LEADER  WHY
+amd.zone-a    web  held          1.0.0  1.1.0   -     3/3      3/3      web-1   check failed on web-1: http: status 500
+amd.zone-b    -    (running)     -      -       -     -        -        -       none of 3 agents answered: 10.0.0.1:7417 refused the connection
+intel.zone-a  web  wave-applied  1.0.0  1.1.0   2     2/3 #>.  2/3      web-1   web-2: check
+intel.zone-b  web  running       1.0.0  -       -     3/3      3/3      web-1   -
+"
+    );
+    let empty = Picture { origin: Origin::Hub, apps: BTreeSet::new(), groups: Vec::new() };
+    assert_eq!(
+        fleet(&FleetReport::of(empty), Look::PLAIN),
+        "no server has joined yet: cohort token create, then cohort agent there\n"
+    );
+}
+
+#[test]
+fn a_group_in_full_says_what_every_server_is_at() {
+    let report = picture();
+    assert_eq!(
+        group(&report.groups[2], Look::PLAIN),
+        "\
+group intel.zone-a (intel): 3 servers, 3 voters, 0 standbys, leader web-1 (term 3), incarnation 12
+
+app web: wave-applied, wave 2 (web-2), runs 1.0.0, target 1.1.0, for 12s
+  waits 12s: web-2: check
+
+SERVER  MEMBER  HEARD  RUNS   SERVING  STEP                   NOTE
+web-1   leader  0s     1.1.0  yes      -
+web-2   voter   0s     1.1.0  no       check (http: refused)  being changed
+web-3   voter   0s     1.0.0  yes      -
+"
+    );
+    assert_eq!(
+        group(&report.groups[1], Look::PLAIN),
+        "\
+group amd.zone-b: none of 3 agents answered: 10.0.0.1:7417 refused the connection
+  the registry last knew: web is running
+"
+    );
+}
+
+#[test]
+fn narrow_terminals_wrap_and_colours_are_only_for_them() {
+    let look = Look { color: true, width: Some(100) };
+    let text = fleet(&picture(), look);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[1].contains("\u{1b}["), "held is shown in colour: {text}");
+    assert!(lines[2].trim_start().starts_with("web-1: http"), "the reason wraps: {text}");
+    assert!(!fleet(&picture(), Look::PLAIN).contains('\u{1b}'));
+}
+
+#[test]
+fn groups_are_listed_by_who_belongs_to_them() {
+    assert_eq!(
+        groups::list(&picture(), Look::PLAIN),
+        "\
+GROUP         SERVERS  VOTERS  STANDBYS  LEADER  LABELS                      NOTE
+amd.zone-a    3        3       0         web-1   platform=intel,zone=zone-a
+amd.zone-b    -        -       -         -       -                           none of 3 agents answered: 10.0.0.1:7417 refused the connection
+intel.zone-a  3        3       0         web-1   platform=intel,zone=zone-a
+intel.zone-b  3        3       0         web-1   platform=intel,zone=zone-a
+"
+    );
+    assert_eq!(
+        groups::show(&settled(), Look::PLAIN),
+        "\
+group intel.zone-a
+  incarnation 12, term 3, log 99 (applied 99), answered by web-1
+  labels: platform=intel,zone=zone-a
+
+SERVER  ADDRESS        RACK  MEMBER  NUMBER  HEARD
+web-1   10.0.0.1:7417  -     leader  1       0s
+web-2   10.0.0.2:7417  -     voter   2       0s
+web-3   10.0.0.3:7417  -     voter   3       0s
+"
+    );
+}

@@ -75,7 +75,9 @@ fn unblocks_group(report: &GroupReport) -> String {
         Some(status) if status.killed.is_some() => {
             format!("cohort kill status; then: cohort kill off [--scope {}]", report.group)
         }
-        Some(_) => "goes on by itself; if it does not, is the hub up? cohort kill status".to_owned(),
+        Some(_) => {
+            "goes on by itself; if it does not, is the hub up? cohort kill status".to_owned()
+        }
     }
 }
 
@@ -146,9 +148,10 @@ pub(crate) fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait>
         let naming: Vec<_> =
             app.waiting.iter().filter(|waiting| names(&waiting.on, server)).collect();
         let its_turn = naming.is_empty();
-        let shown = app.waiting.iter().filter(|waiting| {
-            !is_idle(waiting) && (its_turn || names(&waiting.on, server))
-        });
+        let shown = app
+            .waiting
+            .iter()
+            .filter(|waiting| !is_idle(waiting) && (its_turn || names(&waiting.on, server)));
         for waiting in shown {
             waits.push(wait(
                 waiting.sentence.clone(),

@@ -1,0 +1,28 @@
+use super::{KillScope, Shown, scope, text};
+use crate::output::Look;
+
+#[test]
+fn scopes_are_the_fleet_or_a_group() {
+    assert_eq!(scope("fleet"), Ok(KillScope::Fleet));
+    assert!(matches!(scope("intel.zone-a"), Ok(KillScope::Group(_))));
+    assert!(scope("Intel").unwrap_err().contains("not a valid group name"));
+}
+
+#[test]
+fn switches_and_damaged_files_are_shown() {
+    let on = Shown {
+        scope: "fleet".into(),
+        on: true,
+        epoch: 3,
+        reason: "bad night",
+        by: "operator `ann`",
+        at: 1000,
+    };
+    assert_eq!(
+        text(&[on], &["file x is damaged".into()], 1075, Look::PLAIN),
+        "SCOPE  SWITCH  FOR     BY              REASON\n\
+         fleet  ON      1m 15s  operator `ann`  bad night\n\
+         ON: file x is damaged\n"
+    );
+    assert_eq!(text(&[], &[], 0, Look::PLAIN), "no kill switch was ever on\n");
+}

@@ -1,0 +1,55 @@
+use std::path::Path;
+
+use cohort_identity::{Authority, Identity, Peer, Role, UnixTime, lifetime_of};
+use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+
+use super::Gathered;
+
+fn authority(dir: &Path) -> Authority {
+    Authority::create(dir, UnixTime::now()).unwrap()
+}
+
+fn identity(authority: &Authority, role: Role) -> Identity {
+    let peer = Peer::new(role, "ann").unwrap();
+    authority.make_identity(&peer, lifetime_of(role), UnixTime::now()).unwrap()
+}
+
+fn sign(identity: &Identity, epoch: u64, on: bool) -> SignedKill {
+    let register = KillRegister {
+        scope: KillScope::Fleet,
+        epoch,
+        on,
+        reason: String::new(),
+        at: UnixTime::now().as_secs(),
+    };
+    SignedKill::sign(identity, &register).unwrap()
+}
+
+#[test]
+fn the_newest_register_of_any_place_holds_and_strangers_count_for_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = authority(dir.path());
+    let (operator, agent) =
+        (identity(&authority, Role::Operator), identity(&authority, Role::Agent));
+    let mut gathered = Gathered::default();
+    assert_eq!(gathered.next_epoch(&KillScope::Fleet, false, 1000), 1);
+    gathered.add(Ok((vec![sign(&operator, 3, false)], Vec::new())), operator.roots());
+    gathered.add(Ok((vec![sign(&operator, 2, true)], Vec::new())), operator.roots());
+    gathered.add(Ok((vec![sign(&agent, 9, true)], Vec::new())), operator.roots());
+    assert!(!gathered.is_on(&KillScope::Fleet));
+    assert_eq!(gathered.answered, 3);
+    gathered.add(Ok((vec![sign(&operator, 3, true)], Vec::new())), operator.roots());
+    assert!(gathered.is_on(&KillScope::Fleet), "on wins ties");
+}
+
+#[test]
+fn on_holds_against_every_off_before_it_and_off_only_against_what_was_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let operator = identity(&authority(dir.path()), Role::Operator);
+    let mut gathered = Gathered::default();
+    gathered.add(Ok((vec![sign(&operator, 7, true)], Vec::new())), operator.roots());
+    assert_eq!(gathered.next_epoch(&KillScope::Fleet, false, 1000), 8);
+    assert_eq!(gathered.next_epoch(&KillScope::Fleet, true, 1000), 1000);
+    gathered.add(Ok((vec![sign(&operator, 5000, true)], Vec::new())), operator.roots());
+    assert_eq!(gathered.next_epoch(&KillScope::Fleet, true, 1000), 5001, "a clock that is behind");
+}
