@@ -76,6 +76,7 @@ pub enum HostError {
         source: crate::releases::ReleasesError,
     },
     /// A fault point of a test was reached.
+    #[cfg(test)]
     #[error("cut by a test")]
     Cut,
 }

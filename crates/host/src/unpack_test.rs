@@ -257,3 +257,48 @@ fn interrupted_unpacking_is_swept_and_repeated() {
 fn the_marker_cannot_be_forged() {
     refused(Evil::new().file(crate::releases::MARKER), "reserved");
 }
+
+/// Any few entries with names that meet each other and links that try to get out.
+fn entries() -> impl proptest::strategy::Strategy<Value = Vec<(u8, String, String)>> {
+    use proptest::collection::vec;
+    use proptest::prelude::any;
+    let path = "(a|b|c)(/(a|b|c)){0,3}";
+    let link = "(a|b|c|\\.|\\.\\.)(/(a|b|c|\\.|\\.\\.)){0,4}";
+    vec((any::<u8>(), path, link), 1..8)
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(500))]
+    #[test]
+    fn whatever_is_unpacked_stays_inside(entries in entries()) {
+        let mut evil = Evil::new();
+        for (kind, path, link) in &entries {
+            let kinds =
+                [EntryType::Regular, EntryType::Directory, EntryType::Symlink, EntryType::Link];
+            let kind = kinds[usize::from(kind % 4)];
+            let bytes: &[u8] = if kind == EntryType::Regular { b"evil" } else { b"" };
+            evil = evil.entry(kind, path, link, bytes);
+        }
+        let (folder, result) = try_unpack(&evil.bytes(), UnpackLimits::default());
+        let outside = folder.path().join("outside");
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "outside");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+        if result.is_ok() {
+            let inside = folder.path().join("inside").canonicalize().unwrap();
+            stays_inside(&inside, &inside);
+        }
+    }
+}
+
+/// Everything in `folder` leads to somewhere in `inside`, or nowhere.
+fn stays_inside(folder: &Path, inside: &Path) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if let Ok(real) = path.canonicalize() {
+            assert!(real.starts_with(inside), "{} leads to {}", path.display(), real.display());
+        }
+        if path.symlink_metadata().unwrap().is_dir() {
+            stays_inside(&path, inside);
+        }
+    }
+}
