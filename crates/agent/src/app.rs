@@ -60,7 +60,7 @@ struct Memory {
 impl AppTask {
     pub(crate) async fn run(mut self, mut changes: Changes) -> Result<(), HostError> {
         let found = self.host.boot().await?;
-        self.reporter.tell(&self.app, Fence::default(), 1, found);
+        self.reporter.tell(&self.app, Fence::default(), 1, found).await;
         let started = Instant::now();
         let mut memory = Memory::default();
         loop {
@@ -71,7 +71,7 @@ impl AppTask {
             let orders = received
                 .as_ref()
                 .and_then(|received| received.orders.apps.iter().find(|o| o.app == self.app));
-            self.tell(&mut memory);
+            self.tell(&mut memory).await;
             let held = self.held();
             let confirmed = self.confirmed(&mut changes);
             let fresh = received.as_ref().is_some_and(|received| received.fresh());
@@ -104,13 +104,13 @@ impl AppTask {
     }
 
     /// Tells the group what is written down here and not told yet.
-    fn tell(&self, memory: &mut Memory) {
+    async fn tell(&self, memory: &mut Memory) {
         let Some(activation) = &self.host.local().activation else { return };
         let Some((attempt, outcome)) = activation.outcome() else { return };
         let fence = activation.order.fence;
         let told = memory.told.as_ref().is_some_and(|(f, o)| *f == fence && *o == outcome);
         if !told {
-            self.reporter.tell(&self.app, fence, attempt, outcome.clone());
+            self.reporter.tell(&self.app, fence, attempt, outcome.clone()).await;
             memory.told = Some((fence, outcome));
         }
     }
@@ -220,7 +220,7 @@ impl AppTask {
         if let Some(health) = health {
             let now = health.borrow().clone();
             if health_changed || memory.health.as_ref() != Some(&now) {
-                self.report_health(now, memory);
+                self.report_health(now, memory).await;
             }
         }
     }
@@ -301,13 +301,14 @@ impl AppTask {
         }
     }
 
-    fn report_health(&self, now: Health, memory: &mut Memory) {
+    async fn report_health(&self, now: Health, memory: &mut Memory) {
         let result = if now.in_service { "passed" } else { "failed" };
         let labels = [("check", "running"), ("result", result)];
         self.shared.metrics.add("cohort_check_total", &labels, 1.0);
         let outcome = Outcome::Health { in_service: now.in_service, reason: now.reason.clone() };
-        self.reporter.tell(&self.app, Fence::default(), 1, outcome);
-        memory.health = Some(now);
+        if self.reporter.tell_health(&self.app, outcome).await {
+            memory.health = Some(now);
+        }
     }
 
     /// Removes what no order wants kept any more.

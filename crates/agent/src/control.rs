@@ -194,8 +194,10 @@ async fn claim_member(
     shared.same_group(&request.group, request.version)?;
     let handle = shared.need_member()?;
     let (reply, answer) = oneshot::channel();
-    let gone = || ApiError::unavailable("stopping", "the member is stopping");
-    handle.inputs.send(Input::Claim(server, request.member, reply)).map_err(|_| gone())?;
+    let gone = || ApiError::unavailable("member_busy", "the member is behind, or stopping");
+    if !handle.inputs.offer(Input::Claim(server, request.member, reply)) {
+        return Err(gone());
+    }
     match answer.await.map_err(|_| gone())? {
         Some(granted) => Ok(Json(ClaimMemberAnswer { granted })),
         None => Err(ApiError::unavailable("not_leader", "this member does not lead")),
@@ -388,8 +390,10 @@ async fn transfer_leader(
     };
     let begun = Instant::now();
     let (reply, answer) = oneshot::channel();
-    let gone = || ApiError::unavailable("stopping", "the member is stopping");
-    handle.inputs.send(Input::Transfer(to, reply)).map_err(|_| gone())?;
+    let gone = || ApiError::unavailable("member_busy", "the member is behind, or stopping");
+    if !handle.inputs.offer(Input::Transfer(to, reply)) {
+        return Err(gone());
+    }
     match answer.await.map_err(|_| gone())? {
         Ok(to) => {
             let to = view.state.server_of(cohort_core::ids::MemberId(to.0)).cloned();

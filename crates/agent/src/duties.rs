@@ -69,7 +69,7 @@ async fn watch_kill(shared: Arc<Shared>, handle: MemberHandle) {
     loop {
         let now = on.borrow_and_update().clone();
         shared.metrics.set("cohort_kill_switch", &[], if now.is_some() { 1.0 } else { 0.0 });
-        if handle.inputs.send(Input::Kill(now)).is_err() || on.changed().await.is_err() {
+        if !handle.inputs.put(Input::Kill(now)).await || on.changed().await.is_err() {
             return;
         }
     }
@@ -85,7 +85,7 @@ async fn read_registry(shared: Arc<Shared>, mut handle: MemberHandle) {
             Ok(()) => pause = RETRY_MIN,
             Err(error) => {
                 tracing::debug!(%error, "the registry does not answer");
-                if handle.inputs.send(Input::Registry(None)).is_err() {
+                if !handle.inputs.put(Input::Registry(None)).await {
                     return;
                 }
                 tokio::time::sleep(pause).await;
@@ -111,7 +111,7 @@ async fn follow_registry(shared: &Arc<Shared>, handle: &MemberHandle) -> Result<
             }
         }
         let view = read_view(registry).await?;
-        if handle.inputs.send(Input::Registry(Some(view))).is_err() {
+        if !handle.inputs.put(Input::Registry(Some(view))).await {
             return Ok(());
         }
         let mut from_revision = revision + 1;
@@ -217,7 +217,7 @@ async fn read_repository(
             };
             offers.insert(app.clone(), offer);
         }
-        if handle.inputs.send(Input::Offers(offers, refusals)).is_err() {
+        if !handle.inputs.put(Input::Offers(offers, refusals)).await {
             return;
         }
         // A new app is looked up at once; else by the clock.

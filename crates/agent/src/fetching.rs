@@ -49,7 +49,7 @@ impl Fetching {
             statuses.mark_unchanged();
             if let Some(received) = received {
                 self.fetch(&received.orders, &mut memory).await;
-                self.announce(&received.orders, &mut memory);
+                self.announce(&received.orders, &mut memory).await;
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -91,9 +91,8 @@ impl Fetching {
     }
 
     /// Tells the group which ordered artifacts are whole here: verified by signature and by byte.
-    fn announce(&self, orders: &Orders, memory: &mut Memory) {
-        let statuses = self.downloads.statuses();
-        let statuses = statuses.borrow();
+    async fn announce(&self, orders: &Orders, memory: &mut Memory) {
+        let statuses = self.downloads.statuses().borrow().clone();
         let mut ordered = BTreeSet::new();
         for app in &orders.apps {
             for fetch in &app.fetch {
@@ -103,7 +102,7 @@ impl Fetching {
                     || self.downloads.context().store.is_whole(artifact);
                 if held && memory.verified.contains(&fetch.release) {
                     if !memory.announced.contains(&key) {
-                        self.reporter.holds(&app.app, artifact);
+                        self.reporter.holds(&app.app, artifact).await;
                     }
                     memory.announced.insert(key.clone());
                 }

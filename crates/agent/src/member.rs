@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use cohort_consensus::{
@@ -27,6 +27,9 @@ use crate::contacts::Contacts;
 /// Inputs taken in one turn before they are made durable together. 256: one sync for a wave's
 /// worth of reports, and heartbeats are never held up for long.
 const INPUTS_PER_TURN_MAX: usize = 256;
+/// Inputs that wait. 8,192: more than all servers of the largest group and all peers have to say
+/// within a sync of the slowest disk.
+const INPUTS_MAX: usize = 8_192;
 /// Ticks made up for after a pause of the process; more would only start needless elections.
 const TICKS_CAUGHT_UP_MAX: u32 = 5;
 /// How often the leader plans when nothing happens.
@@ -61,6 +64,39 @@ pub(crate) enum Input {
     Kill(Option<String>),
     /// Hand over and end.
     Stop(oneshot::Sender<()>),
+}
+
+/// The way in: bounded, so that nobody can make a member run out of memory.
+#[derive(Debug, Clone)]
+pub(crate) struct Inputs(SyncSender<Input>);
+
+impl Inputs {
+    /// A queue and its way in.
+    pub(crate) fn queue() -> (Inputs, Receiver<Input>) {
+        let (sender, receiver) = sync_channel(INPUTS_MAX);
+        (Inputs(sender), receiver)
+    }
+
+    /// For messages and requests: false when the member is behind, or gone. Who sent it sends it
+    /// again.
+    pub(crate) fn offer(&self, input: Input) -> bool {
+        self.0.try_send(input).is_ok()
+    }
+
+    /// For what must not get lost: waits for room. False when the member is gone.
+    pub(crate) async fn put(&self, input: Input) -> bool {
+        let mut input = input;
+        loop {
+            match self.0.try_send(input) {
+                Ok(()) => return true,
+                Err(TrySendError::Disconnected(_)) => return false,
+                Err(TrySendError::Full(back)) => {
+                    input = back;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        }
+    }
 }
 
 /// What came of a proposal.

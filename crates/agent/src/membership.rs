@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::duties;
 use crate::error::AgentError;
 use crate::join::{Joined, advertised};
-use crate::member::{Member, MemberError, Outputs, View};
+use crate::member::{Inputs, Member, MemberError, Outputs, View};
 use crate::net::{Net, Senders};
 use crate::runner::Received;
 use crate::shared::{MemberHandle, Shared};
@@ -186,7 +186,7 @@ impl Starter {
         config.seed = u64::from_le_bytes(seed.as_bytes()[..8].try_into().expect("32 bytes"));
         let node = Node::open(store, config).map_err(MemberError::Node)?;
         let state = State::new(shared.group.clone(), incarnation);
-        let (inputs, queue) = std::sync::mpsc::channel();
+        let (inputs, queue) = Inputs::queue();
         let first = View {
             state: Arc::new(state.clone()),
             raft: node.status(),

@@ -16,7 +16,7 @@ use cohort_wire::tls::ServerStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::member::Input;
+use crate::member::{Input, Inputs};
 
 /// Messages that wait for a peer. Past that they are dropped: Raft sends again what matters.
 const QUEUE_MAX: usize = 1024;
@@ -51,7 +51,7 @@ pub(crate) struct Net {
     pub boot_epoch: u64,
     pub client: Client,
     pub book: Arc<AddressBook>,
-    pub inputs: std::sync::mpsc::Sender<Input>,
+    pub inputs: Inputs,
     pub stop: CancellationToken,
 }
 
@@ -79,7 +79,8 @@ impl Senders {
             sender
         });
         if sender.try_send(Bytes::from(envelope.encode())).is_err() {
-            let _ = self.net.inputs.send(Input::Unreachable(peer));
+            // The member may be the one who is behind: it learns by itself then.
+            let _ = self.net.inputs.offer(Input::Unreachable(peer));
         }
     }
 }
@@ -101,7 +102,7 @@ async fn feed(
             dialled = dial(&net, &connections, peer) => dialled,
         };
         let Some(mut connection) = dialled else {
-            let _ = net.inputs.send(Input::Unreachable(peer));
+            let _ = net.inputs.put(Input::Unreachable(peer)).await;
             // What was meant for a connection that is not there is void.
             while queue.try_recv().is_ok() {}
             tokio::select! {
@@ -118,7 +119,7 @@ async fn feed(
         } else {
             // From here on messages are numbered for this connection; older ones are void.
             while queue.try_recv().is_ok() {}
-            if net.inputs.send(Input::Connected(peer)).is_err() {
+            if !net.inputs.put(Input::Connected(peer)).await {
                 return;
             }
         }
@@ -136,7 +137,7 @@ async fn feed(
                 }
             }
         }
-        let _ = net.inputs.send(Input::Unreachable(peer));
+        let _ = net.inputs.put(Input::Unreachable(peer)).await;
     }
 }
 
@@ -196,7 +197,7 @@ pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream:
             tracing::warn!(%peer, member = envelope.from.0, "a message in another member's name");
             return;
         }
-        if net.inputs.send(Input::Received(Box::new(envelope))).is_err() {
+        if !net.inputs.put(Input::Received(Box::new(envelope))).await {
             return;
         }
     }

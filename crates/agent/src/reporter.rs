@@ -34,7 +34,7 @@ struct Told {
 /// Takes outcomes in; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Reporter {
-    queue: mpsc::UnboundedSender<Told>,
+    queue: mpsc::Sender<Told>,
     confirmed: watch::Receiver<BTreeMap<AppId, Fence>>,
 }
 
@@ -45,7 +45,7 @@ impl Reporter {
         orders: watch::Receiver<Option<Arc<Received>>>,
         stop: CancellationToken,
     ) -> Reporter {
-        let (queue, waiting) = mpsc::unbounded_channel();
+        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         let (sender, confirmed) = watch::channel(BTreeMap::new());
         let sending = Sending { shared, boot_epoch, orders, confirmed: sender, sequence: 0 };
         tokio::spawn(async move {
@@ -58,19 +58,30 @@ impl Reporter {
     }
 
     /// Tells what came of an activation, or of a look at what runs.
-    pub(crate) fn tell(&self, app: &AppId, fence: Fence, attempt: u32, mut outcome: Outcome) {
+    pub(crate) async fn tell(&self, app: &AppId, fence: Fence, attempt: u32, mut outcome: Outcome) {
         if let Outcome::Failed { reason, output, .. } = &mut outcome {
             cut(reason);
             cut_front(output);
         }
         let told = Told { app: app.clone(), fence, attempt, outcome };
-        // The queue is bounded by what a server can do: one outcome per step that it takes.
-        let _ = self.queue.send(told);
+        // Full while the group cannot be reached for long: the steps wait with their reports.
+        let _ = self.queue.send(told).await;
+    }
+
+    /// Tells what running checks say, if there is room: half of the queue is kept for outcomes, so
+    /// that a group that cannot be reached never holds up a step. False: say it again later.
+    pub(crate) async fn tell_health(&self, app: &AppId, outcome: Outcome) -> bool {
+        if self.queue.capacity() <= QUEUE_MAX / 2 {
+            return false;
+        }
+        self.tell(app, Fence::default(), 1, outcome).await;
+        true
     }
 
     /// Tells that an artifact is whole here.
-    pub(crate) fn holds(&self, app: &AppId, artifact: &Digest) {
-        self.tell(app, Fence::default(), 1, Outcome::Holds { artifact: artifact.clone() });
+    pub(crate) async fn holds(&self, app: &AppId, artifact: &Digest) {
+        let outcome = Outcome::Holds { artifact: artifact.clone() };
+        self.tell(app, Fence::default(), 1, outcome).await;
     }
 
     /// Per app: the fence whose passed checks the group has acknowledged.
@@ -104,7 +115,7 @@ struct Sending {
 }
 
 impl Sending {
-    async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Told>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Told>) {
         loop {
             let Some(first) = queue.recv().await else { return };
             let mut batch = vec![first];
@@ -112,9 +123,6 @@ impl Sending {
                 && let Ok(next) = queue.try_recv()
             {
                 batch.push(next);
-            }
-            if queue.len() > QUEUE_MAX {
-                tracing::warn!(waiting = queue.len(), "the group does not take reports");
             }
             let reports: Vec<Report> = batch.iter().map(|told| self.number(told)).collect();
             if !self.send(reports).await {

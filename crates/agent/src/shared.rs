@@ -17,7 +17,7 @@ use tokio::sync::{oneshot, watch};
 use crate::config::AgentConfig;
 use crate::contacts::Contacts;
 use crate::killswitch::KillSwitch;
-use crate::member::{Input, Proposed, View};
+use crate::member::{Input, Inputs, Proposed, View};
 use crate::metrics::Metrics;
 use crate::net::AddressBook;
 
@@ -31,7 +31,7 @@ const READ_DEADLINE: Duration = Duration::from_millis(1_500);
 pub(crate) struct MemberHandle {
     pub member: MemberId,
     pub incarnation: Incarnation,
-    pub inputs: std::sync::mpsc::Sender<Input>,
+    pub inputs: Inputs,
     pub view: watch::Receiver<Arc<View>>,
 }
 
@@ -126,8 +126,10 @@ impl Shared {
     /// Reads through the leader: after this, the view is at least as new as the question.
     pub(crate) async fn fresh(&self, handle: &MemberHandle) -> Result<Arc<View>, ApiError> {
         let (reply, answer) = oneshot::channel();
-        let gone = || ApiError::unavailable("stopping", "the member is stopping");
-        handle.inputs.send(Input::Read(reply)).map_err(|_| gone())?;
+        let gone = || ApiError::unavailable("member_busy", "the member is behind, or stopping");
+        if !handle.inputs.offer(Input::Read(reply)) {
+            return Err(gone());
+        }
         match tokio::time::timeout(READ_DEADLINE, answer).await {
             Ok(Ok(true)) => Ok(Arc::clone(&handle.view.borrow())),
             Ok(_) => Err(gone()),
@@ -197,9 +199,11 @@ impl Shared {
         handle: &MemberHandle,
         command: Command,
     ) -> Result<Proposed, ApiError> {
-        let gone = || ApiError::unavailable("stopping", "the member is stopping");
+        let gone = || ApiError::unavailable("member_busy", "the member is behind, or stopping");
         let (reply, answer) = oneshot::channel();
-        handle.inputs.send(Input::Propose(Box::new(command), reply)).map_err(|_| gone())?;
+        if !handle.inputs.offer(Input::Propose(Box::new(command), reply)) {
+            return Ok(Proposed::Busy);
+        }
         match tokio::time::timeout(COMMAND_DEADLINE, answer).await {
             Ok(answer) => answer.map_err(|_| gone()),
             Err(_) => Ok(Proposed::Unknown),

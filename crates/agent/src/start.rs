@@ -285,7 +285,7 @@ fn raft_handler(shared: Arc<Shared>, boot_epoch: u64, stop: CancellationToken) -
 async fn hand_over(shared: &Shared) {
     let Some(handle) = shared.handle() else { return };
     let (reply, done) = oneshot::channel();
-    if handle.inputs.send(Input::Stop(reply)).is_ok()
+    if handle.inputs.put(Input::Stop(reply)).await
         && tokio::time::timeout(HAND_OVER_MAX, done).await.is_err()
     {
         tracing::warn!("leadership was not handed over in time");
