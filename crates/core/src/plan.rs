@@ -181,7 +181,22 @@ impl Planner<'_> {
                     self.propose(Body::Adopt { app: id.clone(), release });
                     return;
                 }
-                self.consider(id, app, clock);
+                // Nobody knows what an unheard server runs: it may be an installation to adopt, and
+                // taking it out of service may cost.
+                let unheard: Vec<ServerId> = app
+                    .servers
+                    .iter()
+                    .filter(|(server, here)| {
+                        !here.found
+                            && self.silent_ms(server) <= app.policy.update.unreachable_after.ms
+                    })
+                    .map(|(server, _)| server.clone())
+                    .collect();
+                if unheard.is_empty() {
+                    self.consider(id, app, clock);
+                } else {
+                    self.wait(id, clock, WaitingOn::FirstReports { servers: unheard });
+                }
             }
             Phase::Running { since } => {
                 self.debts(id, app);
@@ -454,13 +469,15 @@ impl Planner<'_> {
         let broken = order.iter().take_while(|server| out(server)).count().min(size);
         let mut chosen: BTreeSet<ServerId> = order.drain(..broken).cloned().collect();
         let size = size - broken;
-        let left = order.len().max(1);
+        let left = order.len();
         let (members, others): (Vec<&ServerId>, Vec<&ServerId>) =
             order.into_iter().partition(is_member);
-        let share = (size * members.len()).div_ceil(left);
-        let all_members =
-            self.state.servers.values().filter(|server| server.member.is_some()).count();
-        let margin = (all_members.saturating_sub(1) / 2).max(1);
+        // As many of the members as of all: they are spread over the rollout.
+        let all = self.state.servers.len().max(1);
+        let are_members = self.state.servers.values().filter(|s| s.member.is_some()).count();
+        let due = (all.saturating_sub(left) + size) * are_members / all;
+        let share = due.saturating_sub(are_members.saturating_sub(members.len()));
+        let margin = (are_members.saturating_sub(1) / 2).max(1);
         let from_members = share.min(margin).min(members.len());
         let from_others = (size - from_members.min(size)).min(others.len());
         chosen.extend(members.iter().take(from_members).map(|server| (*server).clone()));
@@ -535,8 +552,10 @@ impl Planner<'_> {
                         .iter()
                         .filter(|server| {
                             let here = &app.servers[*server];
-                            here.activation.as_ref().is_none_or(|a| a.void)
-                                && !(here.settled_on(Some(&rollout.release)) && here.in_service)
+                            // A debt that failed is no obstacle: this release may repair it.
+                            here.activation.as_ref().is_none_or(|a| {
+                                a.void || (!a.in_flight() && a.purpose != Purpose::Wave)
+                            }) && !(here.settled_on(Some(&rollout.release)) && here.in_service)
                         })
                         .cloned()
                         .collect();
@@ -563,7 +582,7 @@ impl Planner<'_> {
         // A server that is being brought back from a failure costs nothing; the next ones wait for
         // it nevertheless, so that fewer are out at once.
         let mending = app.in_flight().filter(|(server, activation)| {
-            purpose == Purpose::Wave
+            purpose != Purpose::RollBack
                 && activation.purpose == Purpose::Debt
                 && !out.contains(*server)
                 && self.silent_ms(server) <= policy.update.unreachable_after.ms
@@ -738,6 +757,12 @@ impl Planner<'_> {
                         self.wait(id, debt.since, on);
                         continue;
                     }
+                }
+                None if debt.tries >= DEBT_TRIES_MAX => {
+                    let reason = debt.reason.clone();
+                    let on = WaitingOn::Debt { server: server.clone(), reason };
+                    self.wait(id, debt.since, on);
+                    continue;
                 }
                 None => {}
             }

@@ -65,6 +65,7 @@ fn take(
     let same = server.activation.as_ref().is_some_and(|a| a.fence == report.fence);
     match &report.outcome {
         Outcome::Found { release, in_service } => {
+            server.found = true;
             if !in_flight {
                 let known = server.running == *release;
                 server.running.clone_from(release);
@@ -93,8 +94,12 @@ fn take(
         }
         Outcome::Health { in_service, reason } => {
             if !in_flight {
+                let served = server.in_service;
                 server.in_service = *in_service && server.running.is_some();
                 server.health = if *in_service { String::new() } else { reason.clone() };
+                if served && !server.in_service && server.running == going_to {
+                    broke_down(app_id, app, report, reason, clock, events);
+                }
             }
             true
         }
@@ -191,6 +196,37 @@ fn take(
     }
 }
 
+/// A server that went through its change and broke down while the rollout goes on: a failure of the
+/// release like any other, or the next wave would take it in again and again.
+fn broke_down(
+    app_id: &AppId,
+    app: &mut App,
+    report: &Report,
+    reason: &str,
+    clock: ClockMs,
+    events: &mut Vec<Event>,
+) {
+    let Some(rollout) = app.phase.forward() else { return };
+    if rollout.lost.contains(&report.server) {
+        return;
+    }
+    let release = rollout.release.clone();
+    let failure = Failure {
+        server: report.server.clone(),
+        blame: Blame::Release,
+        step: Step::Check,
+        reason: reason.to_owned(),
+        output: String::new(),
+        at: clock,
+    };
+    failed(app, failure, Purpose::Wave, Some(&release), clock);
+    events.push(Event::ServerFailed {
+        app: app_id.clone(),
+        server: report.server.clone(),
+        reason: reason.to_owned(),
+    });
+}
+
 /// Counts a failure against its budget; the server owes, and the rollout goes on without it for as
 /// long as the budgets bear it.
 fn failed(app: &mut App, failure: Failure, purpose: Purpose, of: Option<&Release>, clock: ClockMs) {
@@ -201,9 +237,14 @@ fn failed(app: &mut App, failure: Failure, purpose: Purpose, of: Option<&Release
         server.debt = Some(Debt { since: clock, reason: failure.reason.clone(), tries: 0 });
     }
     let Some(rollout) = app.phase.rollout_mut() else { return };
-    rollout.lost.insert(server_id);
     rollout.progress = clock;
-    if counts(purpose) && of == Some(&rollout.release) {
+    let own = counts(purpose) && of == Some(&rollout.release);
+    if !own && purpose != Purpose::RollBack {
+        // What an older plan or a debt left behind says nothing about this rollout.
+        return;
+    }
+    rollout.lost.insert(server_id);
+    if own {
         match failure.blame {
             Blame::Release => rollout.release_failures += 1,
             Blame::Surroundings => rollout.surroundings_failures += 1,

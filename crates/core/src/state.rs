@@ -129,6 +129,8 @@ pub struct App {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerApp {
+    /// Whether the server has said what it found there; before that nothing is known.
+    pub found: bool,
     /// What runs there, as last reported.
     pub running: Option<Release>,
     /// Whether it takes traffic, as last reported.

@@ -108,6 +108,10 @@ impl LocalActivation {
     #[must_use]
     pub fn outcome(&self) -> Option<(u32, Outcome)> {
         match &self.progress {
+            // Neither applied nor checked: it is on its way back.
+            Progress::Begun { step: Step::Undo, .. } | Progress::Done { step: Step::Undo, .. } => {
+                None
+            }
             Progress::Begun { step, attempt } | Progress::Done { step, attempt } => {
                 let after_check = *step > Step::Check
                     || matches!(&self.progress, Progress::Done { step: Step::Check, .. });
@@ -148,8 +152,9 @@ pub struct Moment {
     pub killed: bool,
     /// The group has acknowledged `Checked` for this fence.
     pub confirmed: bool,
-    /// The group was reached (orders were answered) since the service was stopped, and within the
-    /// last `confirm_within`: a release can cut its server off long after its start.
+    /// The group was reached (orders were answered) since the drain began, since the service was
+    /// stopped, and within the last `confirm_within`: a release can cut its server off long after
+    /// its start.
     pub reached_since_stop: bool,
     /// More than `confirm_within` has gone by since the drain began, by this server's own clock.
     pub confirm_expired: bool,

@@ -38,6 +38,8 @@ pub enum WaitingOn {
     ReleaseRefused { reason: String },
     /// No server has joined yet.
     NoServers,
+    /// Servers that have not said yet what they run.
+    FirstReports { servers: Vec<ServerId> },
     /// No majority of the group's voters answers: nothing is decided, nothing changes.
     NoLeader,
     /// Groups of earlier stages have no good verdict yet.
@@ -82,6 +84,9 @@ impl WaitingOn {
             WaitingOn::NoRelease { reason } => format!("no release is known: {reason}"),
             WaitingOn::ReleaseRefused { reason } => format!("a release was refused: {reason}"),
             WaitingOn::NoServers => "no server has joined".into(),
+            WaitingOn::FirstReports { servers } => {
+                format!("{} have not said yet what they run", list(servers))
+            }
             WaitingOn::NoLeader => "no majority of the group's voters answers".into(),
             WaitingOn::StageBefore { version, groups } => {
                 format!("{version} waits for the verdict of {}", list(groups))
@@ -164,6 +169,7 @@ impl WaitingOn {
                 format!("start {server}; or: cohort rollout retry {group} --app {app}")
             }
             WaitingOn::NewerRelease { .. }
+            | WaitingOn::FirstReports { .. }
             | WaitingOn::Download { .. }
             | WaitingOn::Steps { .. }
             | WaitingOn::OtherApp { .. }

@@ -133,7 +133,10 @@ impl Chaos {
         if !sound {
             release.rollback = match self.draw(12) {
                 0 => Rollback::Freeze,
-                1 => Rollback::ForwardOnly,
+                // One that cuts its server off and cannot be undone needs hands on the machine.
+                1 if !faults.iter().any(|(fault, _)| *fault == Fault::CutsNetwork) => {
+                    Rollback::ForwardOnly
+                }
                 _ => Rollback::Revert,
             };
         }
@@ -324,6 +327,17 @@ impl Chaos {
         for group in self.fleet.groups.values() {
             for waiting in &group.waiting {
                 println!("{}: {}", group.state.group, waiting.on.sentence());
+            }
+        }
+        for group in self.fleet.groups.values() {
+            for (id, server) in &group.servers {
+                for (app, local) in &server.disk.apps {
+                    let right = target[app] == *local.current.as_ref().unwrap_or(&target[app]);
+                    if !right || server.waits(app).is_some() {
+                        let (waits, services) = (server.waits(app), &server.services.get(app));
+                        println!("{app} on {id}: {local:?}, {services:?}, {waits:?}");
+                    }
+                }
             }
         }
         panic!("not right {HEAL_MS} ms after the last fault: {open}");

@@ -132,12 +132,19 @@ impl Script {
             "servers" => self.servers(line, out),
             "why" => self.why(out),
             "history" => self.history(line, out),
+            "churn" => self.churn(line),
+            "history-length" => {
+                let app = line.app();
+                let entries = self.group().state.apps[&app].history.len();
+                let _ = writeln!(out, "{entries} entries");
+            }
             "verdicts" => self.verdicts(out),
             "clock" => {
                 let _ = writeln!(out, "{} s", self.group().state.clock.0 / 1000);
             }
             "prober" => {
-                let _ = writeln!(out, "at most {} out of service", self.fleet.prober.most_out);
+                let most = std::mem::take(&mut self.fleet.prober.most_out);
+                let _ = writeln!(out, "at most {most} out of service");
             }
             "crash" | "start" | "power-off" | "cut" | "heal" => {
                 for word in &line.words {
@@ -293,7 +300,7 @@ impl Script {
             let wave: Option<u32> = line.pairs.get("wave").map(|n| n.parse().expect("a number"));
             let app = line.app();
             let from = self.group().events.len();
-            self.fleet.break_at = wave.is_none().then_some(target);
+            self.fleet.break_at = Some((target, wave));
             while !self.entered(&app, target, wave, from) {
                 if self.fleet.now_ms >= end_ms {
                     let _ = writeln!(out, "(not {name} within {} s)", within_ms / 1000);
@@ -478,6 +485,19 @@ impl Script {
         }
     }
 
+    /// So many releases, each on the channel before the one before is through.
+    fn churn(&mut self, line: &Line<'_>) {
+        let releases: u32 = line.words[0].parse().expect("a number");
+        for n in 1..=releases {
+            let version = format!("2.{n}.0");
+            self.publish(&Line::parse(&format!("publish {version}")));
+            self.fleet.channel(&line.app(), &version);
+            self.fleet.run_ms(500);
+        }
+        let group = self.group.clone().expect("begin with `fleet`");
+        self.told.insert(group.clone(), self.fleet.groups[&group].events.len());
+    }
+
     fn verdict(&mut self, line: &Line<'_>) {
         let [group, version, word] = line.words[..3] else { panic!("verdict GROUP VERSION WORD") };
         let platform = self.group().state.platform.clone().expect("set up");
@@ -561,7 +581,12 @@ impl Script {
         let n: usize = line.words[1].parse().expect("a number");
         let mut report = all[n].clone();
         if line.words.contains(&"new") {
-            report.boot_epoch = cohort_core::ids::BootEpoch(report.boot_epoch.0 + 1_000);
+            // As if its agent had started anew and said it once more.
+            let real = self.group().servers.get_mut(&server).expect("a server");
+            real.crash();
+            real.disk.boot_epoch += 1;
+            report.boot_epoch = cohort_core::ids::BootEpoch(real.disk.boot_epoch);
+            real.start();
         }
         let before = self.group().state.apps.clone();
         match self.group().commit(now_ms, server.as_str(), None, Body::Report { report }) {

@@ -376,13 +376,15 @@ impl Server {
         } else {
             self.memory.stopped_ms.remove(app);
         }
+        let drained_ms = self.memory.drained_ms.get(app).copied();
+        let since_ms = self.memory.stopped_ms.get(app).copied().or(drained_ms);
         let moment = Moment {
             orders_fresh: self.memory.orders_ms.is_some_and(|at| now_ms - at < ORDERS_VALID_MS),
             killed: self.disk.killed,
             confirmed: fence.is_some() && self.memory.confirmed.get(app).copied() == fence,
-            reached_since_stop: match (self.memory.reached_ms, self.memory.stopped_ms.get(app)) {
-                (Some(reached), Some(stopped)) => {
-                    reached > *stopped && now_ms - reached <= confirm_within
+            reached_since_stop: match (self.memory.reached_ms, since_ms) {
+                (Some(reached), Some(since)) => {
+                    reached > since && now_ms - reached <= confirm_within
                 }
                 _ => false,
             },

@@ -6,7 +6,7 @@ use cohort_core::Offer;
 use cohort_core::command::{Body, Event};
 use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView};
 use cohort_core::ids::{AppId, Digest, GroupId, Revision, ServerId};
-use cohort_core::phase::PhaseName;
+use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
 use cohort_core::release::Release;
 use rand::{Rng, SeedableRng};
@@ -55,8 +55,9 @@ pub struct Fleet {
     pub slow_log_ms: u32,
     /// What a prober outside of Cohort saw.
     pub prober: Prober,
-    /// Stop as soon as some app of some group enters this state, even in the middle of a plan.
-    pub break_at: Option<PhaseName>,
+    /// Stop as soon as some app of some group enters this state (of this wave), even in the middle
+    /// of a plan.
+    pub break_at: Option<(PhaseName, Option<u32>)>,
     /// It was, and the rest of the leader's plan was lost.
     pub broke: bool,
     /// Draws what the weather and the log do.
@@ -328,7 +329,11 @@ impl Fleet {
 
     /// Whether the state that `break_at` names is reached.
     fn is_there(&mut self, group: &Group) -> bool {
-        let entered = |name| {
+        let number = |phase: &Phase| match phase {
+            Phase::Wave { number, .. } => Some(*number),
+            _ => None,
+        };
+        let entered = |(name, wave): (PhaseName, Option<u32>)| {
             let last =
                 group.events.iter().rev().take_while(|happened| happened.at_ms == self.now_ms);
             last.filter(
@@ -336,7 +341,9 @@ impl Fleet {
             )
             .count()
                 > 0
-                && group.state.apps.values().any(|app| app.phase.name() == name)
+                && group.state.apps.values().any(|app| {
+                    app.phase.name() == name && (wave.is_none() || wave == number(&app.phase))
+                })
         };
         let there = self.break_at.is_some_and(entered);
         self.broke |= there;
