@@ -37,6 +37,9 @@ pub enum AgentError {
     /// The host's record cannot be kept.
     #[error("the host's record cannot be kept")]
     Host(#[from] cohort_host::HostError),
+    /// The group began another life (`cohort group recover`): the agent begins anew with it.
+    #[error("the group began another life, incarnation {0}")]
+    NewLife(cohort_core::ids::Incarnation),
     /// The member stopped.
     #[error(transparent)]
     Member(#[from] crate::member::MemberError),

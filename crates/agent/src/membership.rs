@@ -24,6 +24,12 @@ use crate::net::{Net, Senders};
 use crate::runner::Received;
 use crate::shared::{MemberHandle, Shared};
 
+/// How often a member without a leader asks whether the group was recovered.
+const LIFE_EVERY: Duration = Duration::from_secs(5);
+
+/// With a leader only every so many looks: once a minute.
+const LED_LOOKS: u64 = 12;
+
 /// What starting a member needs.
 pub(crate) struct Starter {
     pub shared: Arc<Shared>,
@@ -60,8 +66,13 @@ impl Starter {
                     self.shared.group
                 )));
             }
-            let store = RedbStore::open(&folder, &identity).map_err(kept)?;
-            return self.start(store, &identity);
+            match self.newer_life(Incarnation(identity.incarnation)).await {
+                Some(incarnation) => self.set_aside(&folder, &identity, incarnation)?,
+                None => {
+                    let store = RedbStore::open(&folder, &identity).map_err(kept)?;
+                    return self.start(store, &identity);
+                }
+            }
         }
         let mut pause = Duration::from_millis(100);
         loop {
@@ -87,6 +98,25 @@ impl Starter {
             }
             pause = (pause * 2).min(Duration::from_secs(5));
         }
+    }
+
+    /// The group's present life, if the registry knows a newer one than this.
+    async fn newer_life(&self, known: Incarnation) -> Option<Incarnation> {
+        newer_life(&self.shared, known).await
+    }
+
+    /// The log of a life that is over: kept beside, for people, and never opened again.
+    fn set_aside(
+        &self,
+        folder: &std::path::Path,
+        identity: &StoreIdentity,
+        incarnation: Incarnation,
+    ) -> Result<(), AgentError> {
+        let aside = folder.with_file_name(format!("member.old-{}", identity.incarnation));
+        tracing::warn!(%incarnation, aside = %aside.display(), "the group lives anew; the old log is set aside");
+        let fail = |source| AgentError::File { path: folder.to_owned(), what: "set aside", source };
+        std::fs::rename(folder, aside).map_err(fail)?;
+        std::fs::create_dir_all(folder).map_err(fail)
     }
 
     fn identity(&self, member: MemberId, incarnation: Incarnation) -> StoreIdentity {
@@ -245,8 +275,49 @@ impl Starter {
             })?;
         duties::spawn(shared, &handle, self.repository.as_ref(), &self.stop);
         tokio::spawn(learn(Arc::clone(shared), view, self.stop.clone()));
+        tokio::spawn(watch_life(
+            Arc::clone(shared),
+            handle.clone(),
+            self.ended.clone(),
+            self.stop.clone(),
+        ));
         shared.member.send_replace(Some(handle));
         Ok(())
+    }
+}
+
+async fn newer_life(shared: &Shared, known: Incarnation) -> Option<Incarnation> {
+    let asked = typed::read_bootstrap(&*shared.registry, &shared.group);
+    match tokio::time::timeout(Duration::from_secs(2), asked).await {
+        Ok(Ok(Some(bootstrap))) if bootstrap.incarnation > known => Some(bootstrap.incarnation),
+        Ok(Ok(_)) | Err(_) => None,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "the registry was not asked for the group's life");
+            None
+        }
+    }
+}
+
+/// A member that has no leader for long asks whether the group was given another life.
+async fn watch_life(
+    shared: Arc<Shared>,
+    handle: MemberHandle,
+    ended: mpsc::Sender<AgentError>,
+    stop: CancellationToken,
+) {
+    for look in 1_u64.. {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LIFE_EVERY) => {}
+        }
+        // One that has a leader asks as well, but seldom: the old life may still have a majority.
+        if handle.view.borrow().raft.leader.is_some() && look % LED_LOOKS != 0 {
+            continue;
+        }
+        if let Some(incarnation) = newer_life(&shared, handle.incarnation).await {
+            let _ = ended.send(AgentError::NewLife(incarnation)).await;
+            return;
+        }
     }
 }
 

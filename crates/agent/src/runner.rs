@@ -130,6 +130,8 @@ impl Runner {
                     preferred = None;
                     turn = turn.wrapping_add(1);
                     if turn % candidates.len() == 0 {
+                        // Perhaps they are elsewhere by now.
+                        self.ask_registry().await;
                         self.rest(&mut pause).await;
                     }
                     continue;
@@ -201,23 +203,10 @@ impl Runner {
 
     /// Whom to ask: the one that answered last, this server's own member, then the others.
     async fn candidates(&self, preferred: Option<&ServerId>) -> Vec<(ServerId, String)> {
-        let mut members = self.shared.members();
-        if members.is_empty() {
-            let (registry, group) = (&*self.shared.registry, &self.shared.group);
-            if let Ok(Some(record)) = typed::read_members(registry, group).await {
-                let known: Vec<cohort_core::orders::MemberAddress> = record
-                    .members
-                    .into_iter()
-                    .map(|member| cohort_core::orders::MemberAddress {
-                        server: member.server,
-                        address: member.address,
-                        member: member.member,
-                    })
-                    .collect();
-                self.shared.learn_members(&known);
-                members = known;
-            }
+        if self.shared.members().is_empty() {
+            self.ask_registry().await;
         }
+        let members = self.shared.members();
         let own = self.shared.server();
         let mut candidates: Vec<(ServerId, String)> =
             members.into_iter().map(|member| (member.server, member.address)).collect();
@@ -232,6 +221,24 @@ impl Runner {
         }
         candidates.sort_by_key(|(server, _)| (Some(server) != preferred, server != own));
         candidates
+    }
+
+    /// Learns from the registry where the group's members are.
+    async fn ask_registry(&self) {
+        let (registry, group) = (&*self.shared.registry, &self.shared.group);
+        let asked = typed::read_members(registry, group);
+        if let Ok(Ok(Some(record))) = tokio::time::timeout(ORDERS_DEADLINE, asked).await {
+            let known: Vec<cohort_core::orders::MemberAddress> = record
+                .members
+                .into_iter()
+                .map(|member| cohort_core::orders::MemberAddress {
+                    server: member.server,
+                    address: member.address,
+                    member: member.member,
+                })
+                .collect();
+            self.shared.learn_members(&known);
+        }
     }
 
     async fn take_kill(&self, registers: Vec<cohort_wire::kill::SignedKill>) {

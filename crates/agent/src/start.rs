@@ -46,8 +46,20 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(3);
 /// When it cannot start, or when what it keeps cannot be trusted any more.
 pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), AgentError> {
     prepare(&config)?;
+    loop {
+        match live(&config, &shutdown).await {
+            Err(AgentError::NewLife(incarnation)) => {
+                tracing::warn!(%incarnation, "the group was recovered; this agent begins anew");
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// One life of the group: until `shutdown`, or until the group is recovered.
+async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), AgentError> {
     let (identity, joined) = tokio::select! {
-        joined = join(&config) => joined?,
+        joined = join(config) => joined?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let stop = CancellationToken::new();
@@ -56,13 +68,13 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
         cohort_host::next_boot_epoch(&config.data_dir).map_err(|error| kept(error.to_string()))?;
     let slot = IdentitySlot::new(identity);
     let client = Client::new(Arc::clone(&slot));
-    let registry = registry(&config, &joined, &client)?;
+    let registry = registry(config, &joined, &client)?;
     let kill =
         KillSwitch::open(&config.data_dir.join("kill"), Arc::clone(&slot), joined.group.clone())
             .map_err(|error| kept(error.to_string()))?;
     let mirrors =
         if config.mirrors.is_empty() { joined.mirrors.clone() } else { config.mirrors.clone() };
-    let repository = repository(&config, &joined, &mirrors).await?;
+    let repository = repository(config, &joined, &mirrors).await?;
     let metrics = Arc::new(Metrics::default());
     let counters = Arc::new(ByteCounters::default());
     let store = ArtifactStore::open(config.data_dir.join("artifacts"), StoreOptions::default())
@@ -120,7 +132,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
         ServerLimits::default(),
         servers.clone(),
     ));
-    let controls = controls(&config).await?;
+    let controls = controls(config).await?;
     let orders = watch::Sender::new(None);
     let (ended, mut ends) = mpsc::channel(4);
     let starter = Starter {
@@ -149,7 +161,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     tracing::info!(
         server = %config.server,
         group = %shared.group,
-        address = advertised(&config),
+        address = advertised(config),
         boot_epoch = boot_epoch.0,
         "agent runs"
     );
