@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use cohort_core::policy::Check;
+use cohort_core::release::Release;
 use cohort_core::report::{Blame, Outcome, Step};
 use cohort_core::steps::{Progress, StepAction, StepWait};
 use tokio_util::sync::CancellationToken;
@@ -349,6 +350,19 @@ async fn boot_brings_the_service_up_from_disk_and_leaves_a_running_one_alone() {
     drop(host);
     fs::remove_file(server.state_dir().join("apps/web/record")).unwrap();
     assert_eq!(server.host().boot().await.unwrap(), found);
+    let mut host = server.host();
+    assert!(host.adopt(&release).unwrap(), "it is what runs");
+    let other = Release { version: "9.9.9".parse().unwrap(), ..release };
+    assert!(!host.adopt(&other).unwrap(), "something else is recorded");
+    drop(host);
+    // Lost again, and the link as well: only a release that is on the disk can be adopted.
+    fs::remove_file(server.state_dir().join("apps/web/record")).unwrap();
+    fs::remove_file(server.folder.path().join("web/current")).unwrap();
+    let mut host = server.host();
+    assert!(!host.adopt(&other).unwrap());
+    let release = Release { version: "1.0.0".parse().unwrap(), ..other };
+    assert!(host.adopt(&release).unwrap());
+    assert_eq!(host.releases.current(), Some(release));
     server.end().await;
 }
 
