@@ -1,5 +1,6 @@
 //! What people and CI do with this repository: see it, test it, measure it.
 
+mod bench;
 mod build;
 mod demo;
 mod test;
@@ -21,6 +22,8 @@ struct Cli {
 enum Task {
     /// Start a whole fleet on this machine and watch it update itself
     Demo(demo::DemoArgs),
+    /// Measure a release build: what a wave costs, how long a group is without a leader
+    Bench(bench::BenchArgs),
     /// Everything that proves the product
     Test(test::TestArgs),
 }
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome: Result<bool> = match cli.task {
         Task::Demo(args) => demo::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Test(args) => test::run(&args),
     };
     match outcome {

@@ -1,0 +1,164 @@
+//! Benchmarks: real processes of a release build, measured from outside.
+//!
+//! Each prints a table, or with `-o json` one object per row. A goal that is missed is a result;
+//! only what could not be measured is an error.
+
+mod failover;
+mod log;
+mod rollout;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, Subcommand, ValueEnum};
+use cohort_trial::{Fleet, FleetOptions};
+use serde::Serialize;
+
+use crate::build::{Programs, programs};
+
+/// What `cargo xtask bench` takes.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+    /// For whom to write
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Output,
+    /// Measure the build that the tests use: quick to build, says nothing about goals
+    #[arg(long, global = true)]
+    dev: bool,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum What {
+    /// What a wave costs beyond the work of its servers
+    Rollout,
+    /// How long a group is without a leader
+    Failover,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Output {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Which way is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Better {
+    Lower,
+}
+
+/// One measured figure and its goal.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Row {
+    what: &'static str,
+    measured: f64,
+    unit: &'static str,
+    goal: f64,
+    better: Better,
+    met: bool,
+}
+
+impl Row {
+    /// A figure that is better when it is lower.
+    pub(crate) fn lower(what: &'static str, measured: f64, unit: &'static str, goal: f64) -> Row {
+        let measured = (measured * 1000.0).round() / 1000.0;
+        Row { what, measured, unit, goal, better: Better::Lower, met: measured <= goal }
+    }
+}
+
+/// Measures and prints. Fails when something could not be measured, not when a goal is missed.
+pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
+    let programs = programs(!args.dev)?;
+    let dir = std::env::temp_dir().join(format!("cohort-bench-{}", std::process::id()));
+    let rows = match args.what {
+        What::Rollout => rollout::measure(&programs, dir.clone()),
+        What::Failover => failover::measure(&programs, dir.clone()),
+    };
+    let rows = rows.with_context(|| format!("logs are in {}", dir.join("logs").display()))?;
+    std::fs::remove_dir_all(&dir)?;
+    print(&rows, args.output)?;
+    Ok(true)
+}
+
+fn print(rows: &[Row], output: Output) -> Result<()> {
+    if matches!(output, Output::Json) {
+        for row in rows {
+            println!("{}", serde_json::to_string(row)?);
+        }
+        return Ok(());
+    }
+    println!("{:<26} {:>10} {:<4} {:>10}  met", "what", "measured", "unit", "goal");
+    for Row { what, measured, unit, goal, better: Better::Lower, met } in rows {
+        let goal = format!("≤ {goal}");
+        let met = if *met { "yes" } else { "no" };
+        println!("{what:<26} {measured:>10} {unit:<4} {goal:>10}  {met}");
+    }
+    Ok(())
+}
+
+/// One group of the given size, all of it up, with one mirror.
+fn one_group(programs: &Programs, dir: PathBuf, servers: usize) -> Result<Fleet> {
+    let options = FleetOptions {
+        dir,
+        cohort: programs.cohort.clone(),
+        web: programs.web.clone(),
+        artifact: programs.artifact.clone(),
+        groups: vec![(PLATFORM.to_owned(), ZONE.to_owned(), servers)],
+        mirrors: 1,
+        agent_toml: String::new(),
+        log: "info".to_owned(),
+    };
+    let fleet = Fleet::start(options)?;
+    fleet.until_complete(std::time::Duration::from_secs(60))?;
+    Ok(fleet)
+}
+
+const PLATFORM: &str = "intel";
+const ZONE: &str = "zone-a";
+const GROUP: &str = "intel.zone-a";
+
+/// Bytes of a release beside its program: what a small service weighs.
+const RELEASE_BYTES: usize = 1_000_000;
+
+/// One server a wave, checks that pass at once, nothing waited for but `min_healthy_time`.
+const POLICY: &str = r#"
+app = "web"
+channel = "stable"
+
+[update]
+max_parallel = 1
+min_healthy_time = "1s"
+healthy_deadline = "20s"
+progress_deadline = "60s"
+max_unavailable = 1
+surroundings_allowed = "10%"
+confirm_within = "30s"
+unreachable_after = "20s"
+
+[[check]]
+type = "http"
+url = "http://127.0.0.1:{port}/healthz"
+expect_status = 200
+expect_body = "ok"
+interval = "200ms"
+timeout = "1s"
+"#;
+
+/// `min_healthy_time` of [`POLICY`], in milliseconds.
+const MIN_HEALTHY_MS: f64 = 1000.0;
+
+/// The middle of what was measured.
+fn median(values: &mut [f64]) -> Result<f64> {
+    ensure!(!values.is_empty(), "nothing was measured");
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    Ok(if values.len() % 2 == 1 {
+        values[middle]
+    } else {
+        f64::midpoint(values[middle - 1], values[middle])
+    })
+}
