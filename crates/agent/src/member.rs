@@ -167,6 +167,8 @@ struct Leading {
     /// The last of its own proposals that is not applied yet.
     planned_up_to: u64,
     planned_at: Option<Instant>,
+    /// Whether it was told that this member leads.
+    told: bool,
     placed_at: Option<Instant>,
 }
 
@@ -340,7 +342,10 @@ impl Member {
                     None => self.node.hand_over(),
                 };
                 match begun {
-                    Ok(_) => self.transfer = Some((reply, Instant::now())),
+                    Ok(_) => {
+                        tracing::info!("leadership is given away");
+                        self.transfer = Some((reply, Instant::now()));
+                    }
                     Err(error) => {
                         let _ = reply.send(Err(error.to_string()));
                     }
@@ -575,6 +580,10 @@ impl Member {
             || self.transfer.is_some()
         {
             return false;
+        }
+        if !self.leading.told {
+            self.leading.told = true;
+            tracing::info!(term = status.term.0, "leads the group");
         }
         let applied = status.applied.0;
         if self.leading.planned_up_to > applied {
