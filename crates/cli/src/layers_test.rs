@@ -122,3 +122,13 @@ fn a_file_that_is_no_configuration_is_not_read_whole() {
     let failure = agent(dir.path(), &[]).unwrap_err();
     assert!(failure.error.contains("67108864 bytes long"), "{}", failure.error);
 }
+
+#[test]
+fn every_key_is_documented() {
+    let manual = include_str!("../../../docs/operating.md");
+    for layout in [agent_keys::LAYOUT, hub_keys::LAYOUT] {
+        for key in layout.keys {
+            assert!(manual.contains(&format!("| `{}` |", key.name)), "{}", key.name);
+        }
+    }
+}

@@ -60,7 +60,7 @@ pub(crate) enum Tone {
 /// A table with these headings.
 pub(crate) fn table(look: Look, headings: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(headings.iter().map(|text| cell(text)));
+    table.load_preset(presets::NOTHING).set_header(headings.iter().map(cell));
     if look.color {
         table.enforce_styling();
     } else {

@@ -1,7 +1,8 @@
 use cohort_core::policy::Size;
 
-use super::parse;
+use super::{CHECK, UPDATE, parse};
 use crate::failure::{Exit, Failure};
+use crate::toml_keys::Shape;
 
 const HEAD: &str = "app = \"web\"\nchannel = \"stable\"\n";
 
@@ -74,4 +75,18 @@ fn wrong_values_are_shown_with_their_place() {
     assert!(failure.error.contains("`We b` is not a valid app name"), "{}", failure.error);
     let failure = parse("app = \n", "web.toml").unwrap_err();
     assert_eq!(failure.kind, "malformed");
+}
+
+#[test]
+fn every_key_is_documented() {
+    let manual = include_str!("../../../docs/operating.md");
+    let now = |keys: &'static [(&str, Shape)]| {
+        keys.iter().filter(|(_, shape)| !matches!(shape, Shape::Later)).map(|(name, _)| name)
+    };
+    for key in now(UPDATE) {
+        assert!(manual.contains(&format!("| `update.{key}` |")), "update.{key}");
+    }
+    for key in now(CHECK) {
+        assert!(manual.contains(&format!("`check.{key}`")), "check.{key}");
+    }
 }

@@ -113,7 +113,7 @@ async fn show(global: &Global, app: Option<&AppId>) -> Result<Exit, Failure> {
     match global.output {
         Output::Json => say_json(&policies),
         Output::Text if policies.is_empty() => {
-            note("no app has a policy: cohort app apply -f FILE")
+            note("no app has a policy: cohort app apply -f FILE");
         }
         Output::Text => {
             for policy in policies {

@@ -96,8 +96,6 @@ fn read_layers(given: Option<&Path>) -> Result<Layers, Failure> {
 
 fn finish(layers: Layers) -> Result<HubConfig, Failure> {
     let config: HubConfig = layers.finish()?;
-    config
-        .validate()
-        .map_err(|error| Failure::new("configuration", error.clone()).exit(Exit::Usage))?;
+    config.validate().map_err(|error| Failure::new("configuration", error).exit(Exit::Usage))?;
     Ok(config)
 }

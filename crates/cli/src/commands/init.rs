@@ -134,7 +134,7 @@ fn hub_config(dir: &Path, args: &InitArgs) -> Result<HubConfig, Failure> {
             return Err(Failure::usage(format!("`{address}` is not of the form HOST:PORT")));
         }
     }
-    config.validate().map_err(|error| Failure::usage(error.clone()))?;
+    config.validate().map_err(Failure::usage)?;
     Ok(config)
 }
 

@@ -132,13 +132,8 @@ fn progress(app: &AppStatus, group: &GroupStatus, report: &AppReport) -> String 
     if report.updated == report.servers || report.servers > STRIP_SERVERS_MAX {
         return numbers;
     }
-    // In the order in which they came, as waves are drawn up.
-    let mut servers: Vec<(u64, &ServerId)> =
-        group.servers.iter().map(|(id, server)| (server.joined, id)).collect();
-    servers.sort();
     let goal = wanted(app);
-    let mark = |(_, id): &(u64, &ServerId)| mark(app.servers.get(*id), goal);
-    let strip: String = servers.iter().map(mark).collect();
+    let strip: String = group.servers.keys().map(|id| mark(app.servers.get(id), goal)).collect();
     format!("{numbers} {strip}")
 }
 

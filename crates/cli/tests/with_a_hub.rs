@@ -1,0 +1,169 @@
+//! The real binary against a real hub, without any agent: what operators do there.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// A hub that ends with the test.
+struct Hub {
+    child: Child,
+    dir: PathBuf,
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cohort"));
+    command.current_dir(dir).env_clear().env("HOME", dir);
+    command
+}
+
+fn replace(path: &Path, old: &str, new: &str) {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.contains(old), "{text}");
+    fs::write(path, text.replace(old, new)).unwrap();
+}
+
+/// Makes a fleet on ports that the system chooses, and starts its hub.
+fn hub(dir: &Path) -> Hub {
+    let any = "127.0.0.1:0";
+    let args = ["init", "--dir", "fleet", "--listen", any, "--repository-listen", any];
+    assert!(command(dir).args(args).output().unwrap().status.success());
+    // Without addresses, join tokens carry the one that the hub finds itself listening on.
+    replace(&dir.join("fleet/hub.toml"), "addresses = [\"127.0.0.1:0\"]", "");
+    let mut child = command(dir)
+        .args(["hub", "--config", "fleet/hub.toml", "--log-format", "json"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let mut lines = log.lines().map(|line| line.unwrap());
+    let address = lines
+        .find_map(|line| {
+            let line: Value = serde_json::from_str(&line).ok()?;
+            Some(line["fields"]["api_address"].as_str()?.to_owned())
+        })
+        .expect("the hub tells where it listens, or ends");
+    // Nobody may block the hub by not reading what it has to say.
+    std::thread::spawn(move || lines.for_each(drop));
+    let path = dir.join("fleet/context.toml");
+    replace(&path, "[\"127.0.0.1:0\"]", &format!("[\"{address}\"]"));
+    Hub { child, dir: dir.to_owned() }
+}
+
+impl Hub {
+    fn run(&self, context: &str, args: &[&str]) -> (i32, String, String) {
+        let Output { status, stdout, stderr } =
+            command(&self.dir).args(["--context", context]).args(args).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (status.code().unwrap(), text(stdout), text(stderr))
+    }
+
+    fn json(&self, context: &str, args: &[&str]) -> (i32, Value) {
+        let (code, out, err) = self.run(context, &[args, &["-o", "json"]].concat());
+        let text = if out.is_empty() { &err } else { &out };
+        (code, serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {out}{err}")))
+    }
+}
+
+#[test]
+fn policies_are_applied_compared_and_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    let policy = |max: u32| {
+        let text = format!("app = \"web\"\nchannel = \"stable\"\n[update]\nmax_parallel = {max}\n");
+        fs::write(dir.path().join("web.toml"), text).unwrap();
+    };
+    policy(1);
+    assert_eq!(hub.run("fleet", &["app", "diff", "-f", "web.toml"]).0, 10, "nothing is there yet");
+    let (code, first) = hub.json("fleet", &["app", "apply", "-f", "web.toml"]);
+    assert_eq!((code, &first["changed"]), (0, &Value::Bool(true)), "{first}");
+    let (_, again) = hub.json("fleet", &["app", "apply", "-f", "web.toml"]);
+    assert_eq!((&again["changed"], &again["revision"]), (&Value::Bool(false), &first["revision"]));
+    policy(2);
+    let (code, out, err) = hub.run("fleet", &["app", "diff", "-f", "web.toml"]);
+    assert_eq!((code, out.as_str()), (10, "~ update.max_parallel = 1 -> 2\n"), "{err}");
+    let (code, out, err) = hub.run("fleet", &["app", "show", "web"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("max_parallel = 1\n"), "{out}");
+    // What is shown can be applied.
+    fs::write(dir.path().join("shown.toml"), out).unwrap();
+    assert_eq!(hub.run("fleet", &["app", "diff", "-f", "shown.toml"]).0, 0);
+    let (code, error) = hub.json("fleet", &["app", "show", "api"]);
+    assert_eq!((code, &error["kind"]), (1, &"no_such_app".into()));
+}
+
+#[test]
+fn the_kill_switch_is_thrown_and_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    assert_eq!(hub.run("fleet", &["kill", "status"]).0, 0);
+    let (code, off) = hub.json("fleet", &["kill", "off"]);
+    assert_eq!((code, &off["on"]), (0, &Value::Bool(false)), "off already");
+    let (code, on) = hub.json("fleet", &["kill", "on", "--reason", "bad night"]);
+    assert_eq!((code, &on["on"]), (0, &Value::Bool(true)), "{on}");
+    let (code, _, _) = hub.run("fleet", &["kill", "on", "--scope", "intel.zone-a"]);
+    assert_eq!(code, 0);
+    let (code, status) = hub.json("fleet", &["kill", "status"]);
+    assert_eq!((code, &status["on"]), (3, &Value::Bool(true)));
+    assert_eq!(status["switches"][0]["reason"], "bad night");
+    assert_eq!(status["switches"][1]["scope"], "intel.zone-a");
+    assert_eq!(hub.run("fleet", &["kill", "off"]).0, 0);
+    assert_eq!(hub.run("fleet", &["kill", "status"]).0, 3, "the group's own is on");
+    assert_eq!(hub.run("fleet", &["kill", "off", "--scope", "intel.zone-a"]).0, 0);
+    assert_eq!(hub.run("fleet", &["kill", "status"]).0, 0);
+}
+
+#[test]
+fn people_come_in_by_token_and_may_do_what_their_role_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    let (code, token, err) = hub.run("fleet", &["token", "create", "--role", "viewer"]);
+    assert_eq!(code, 0, "{err}");
+    fs::write(dir.path().join("token"), &token).unwrap();
+    let join = ["context", "join", "token", "--name", "ann", "--role"];
+    let (code, refused) = hub.json("wrong", &[&join[..], &["operator"]].concat());
+    assert_eq!(code, 1, "a viewer's token makes no operator: {refused}");
+    let (code, _, err) = hub.run("ann", &[&join[..], &["viewer"]].concat());
+    assert_eq!(code, 0, "{err}");
+    let (_, you) = hub.json("ann", &["context", "show"]);
+    assert_eq!(you["you"]["role"], "viewer");
+    let (code, status) = hub.json("ann", &["status"]);
+    assert_eq!((code, &status["groups"]), (0, &Value::Array(Vec::new())), "{status}");
+    let (code, refused) = hub.json("ann", &["token", "create"]);
+    assert_eq!((code, &refused["kind"]), (1, &"forbidden".into()), "{refused}");
+    let (code, refused) = hub.json("ann", &["kill", "on"]);
+    assert_eq!((code, &refused["kind"]), (1, &"forbidden".into()), "{refused}");
+    let (code, _, err) = hub.run("bob", &["context", "join", "token", "--name", "bob"]);
+    assert_eq!(code, 1, "a token is good once: {err}");
+    let (_, token) = hub.json("fleet", &["token", "create"]);
+    let id = token["id"].as_str().unwrap();
+    assert_eq!(hub.run("fleet", &["token", "revoke", id]).0, 0);
+    assert_eq!(hub.run("ann", &["context", "renew"]).0, 0);
+}
+
+#[test]
+fn an_unknown_name_is_told_and_what_was_known_is_kept_for_when_the_hub_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    let (code, error) = hub.json("fleet", &["status", "intel.zone-a"]);
+    assert_eq!((code, &error["kind"]), (1, &"no_such_group".into()), "{error}");
+    let (code, error) = hub.json("fleet", &["why", "web-1"]);
+    assert_eq!((code, &error["kind"]), (1, &"no_such_name".into()), "{error}");
+    let mut hub = hub;
+    hub.child.kill().unwrap();
+    hub.child.wait().unwrap();
+    let (code, _, err) = hub.run("fleet", &["status"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("warning: the hub is away"), "{err}");
+}
