@@ -264,8 +264,16 @@ impl Starter {
         std::thread::Builder::new()
             .name("member".into())
             .spawn(move || {
-                if let Err(error) = member.run(&queue) {
-                    let _ = ended.blocking_send(AgentError::Member(error));
+                // A broken invariant panics: the replica stops, and so does the agent, loudly.
+                let run = std::panic::AssertUnwindSafe(move || member.run(&queue));
+                match std::panic::catch_unwind(run) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        let _ = ended.blocking_send(AgentError::Member(error));
+                    }
+                    Err(_) => {
+                        let _ = ended.blocking_send(AgentError::Panicked("member"));
+                    }
                 }
             })
             .map_err(|source| AgentError::File {

@@ -26,6 +26,7 @@ use crate::join::advertised;
 use crate::probe::Readiness;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
+use crate::start::spawn_or_end;
 
 /// How long an answer with orders may take: a read round, twice.
 const ORDERS_DEADLINE: Duration = Duration::from_secs(3);
@@ -104,7 +105,12 @@ impl Runner {
             repository: self.repository.clone(),
             reporter: reporter.clone(),
         };
-        tokio::spawn(fetching.run(self.orders.subscribe(), self.stop.clone()));
+        let fetching = fetching.run(self.orders.subscribe(), self.stop.clone());
+        let fetching = async move {
+            fetching.await;
+            Ok(())
+        };
+        spawn_or_end("fetching", fetching, &self.ended);
         loop {
             if self.stop.is_cancelled() {
                 return Ok(());
@@ -323,12 +329,8 @@ impl Runner {
             killed: self.shared.kill.subscribe(),
             confirmed: reporter.confirmed(),
         };
-        let ended = self.ended.clone();
-        tokio::spawn(async move {
-            if let Err(error) = task.run(changes).await {
-                let _ = ended.send(AgentError::Host(error)).await;
-            }
-        });
+        let running = async move { task.run(changes).await.map_err(AgentError::Host) };
+        spawn_or_end("app", running, &self.ended);
         Ok(contact)
     }
 

@@ -144,7 +144,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         ended: ended.clone(),
         stop: stop.clone(),
     };
-    spawn_or_end(starter.run(), &ended);
+    spawn_or_end("starter", starter.run(), &ended);
     let runner = Runner {
         shared: Arc::clone(&shared),
         boot_epoch,
@@ -156,7 +156,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         ended: ended.clone(),
         stop: stop.clone(),
     };
-    spawn_or_end(runner.run(), &ended);
+    spawn_or_end("runner", runner.run(), &ended);
     tokio::spawn(renewal::renew(Arc::clone(&shared), slot, joined, stop.clone()));
     tracing::info!(
         server = %config.server,
@@ -181,15 +181,22 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
     outcome
 }
 
-fn spawn_or_end(
+/// Runs a task without which the agent cannot go on: its error, or its panic, ends the agent.
+pub(crate) fn spawn_or_end(
+    what: &'static str,
     task: impl Future<Output = Result<(), AgentError>> + Send + 'static,
     ended: &mpsc::Sender<AgentError>,
 ) {
     let ended = ended.clone();
+    let task = tokio::spawn(task);
     tokio::spawn(async move {
-        if let Err(error) = task.await {
-            let _ = ended.send(error).await;
-        }
+        let error = match task.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(join) if join.is_panic() => AgentError::Panicked(what),
+            Err(_) => return,
+        };
+        let _ = ended.send(error).await;
     });
 }
 
