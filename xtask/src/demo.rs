@@ -132,7 +132,9 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
         args.exit,
         &format!("starting {} agents in four groups, in {}", args.agents, dir.display()),
     );
-    let fleet = Fleet::start(options)?;
+    let mut fleet = Fleet::lay_out(options)?;
+    fleet.end_on_signals();
+    fleet.begin()?;
     let mut stage = Stage { fleet, outcomes: Vec::new(), exit: args.exit, begun: Instant::now() };
     let played = stage.play(POLICY);
     if let Err(error) = &played {

@@ -56,6 +56,8 @@ pub struct Agent {
     pub service: SocketAddr,
     /// Its folder.
     pub dir: PathBuf,
+    /// What its command line begins with, such as `nsenter`; nothing as a rule.
+    prefix: Vec<String>,
     process: Option<Process>,
 }
 
@@ -84,24 +86,42 @@ impl Fleet {
     /// When a part cannot be made or does not come up.
     pub fn start(options: FleetOptions) -> Result<Fleet> {
         let mut fleet = Fleet::lay_out(options)?;
-        fleet.start_hub()?;
-        for index in 0..fleet.mirrors.len() {
-            fleet.sync_mirror(index)?;
-            fleet.start_mirror(index)?;
-        }
-        let names: Vec<String> = fleet.agents.keys().cloned().collect();
-        for name in &names {
-            fleet.make_agent(name)?;
-            fleet.start_agent(name)?;
-        }
+        fleet.begin()?;
         Ok(fleet)
     }
 
-    /// Makes folders and keys; starts nothing.
+    /// Starts everything that was laid out.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub fn begin(&mut self) -> Result<()> {
+        self.start_hub()?;
+        for index in 0..self.mirrors.len() {
+            self.sync_mirror(index)?;
+            self.start_mirror(index)?;
+        }
+        let names: Vec<String> = self.agents.keys().cloned().collect();
+        for name in &names {
+            self.make_agent(name)?;
+            self.start_agent(name)?;
+        }
+        Ok(())
+    }
+
+    /// Makes folders and keys; starts nothing. Everything is to listen on the loopback interface.
     ///
     /// # Errors
     /// When the folder is in use, or `cohort init` fails.
     pub fn lay_out(options: FleetOptions) -> Result<Fleet> {
+        Fleet::lay_out_at(options, Ipv4Addr::LOCALHOST)
+    }
+
+    /// As [`Fleet::lay_out`], where everything is to listen on `ip`.
+    ///
+    /// # Errors
+    /// When the folder is in use, or `cohort init` fails.
+    pub fn lay_out_at(options: FleetOptions, ip: Ipv4Addr) -> Result<Fleet> {
+        let local = |port: u16| SocketAddr::from((ip, port));
         fs::create_dir_all(options.dir.join("logs"))?;
         let mut ports = Ports::new();
         let hub_address = local(ports.take()?);
@@ -122,6 +142,7 @@ impl Fleet {
                     probe: local(ports.take()?),
                     service: local(ports.take()?),
                     dir: options.dir.join("servers").join(&server),
+                    prefix: Vec::new(),
                     process: None,
                     server: server.clone(),
                 };
@@ -265,6 +286,12 @@ impl Fleet {
         Ok(())
     }
 
+    /// Where a mirror listens.
+    #[must_use]
+    pub fn mirror_address(&self, index: usize) -> SocketAddr {
+        self.mirrors[index].1
+    }
+
     /// Kills a mirror (−9).
     pub fn kill_mirror(&mut self, index: usize) {
         if let Some(mut process) = self.mirrors[index].2.take() {
@@ -301,7 +328,9 @@ impl Fleet {
         (0..self.mirrors.len()).try_for_each(|index| self.sync_mirror(index))
     }
 
-    fn log_file(&self, name: &str) -> PathBuf {
+    /// Where a part's log lines are: the hub's, a mirror's, an agent's.
+    #[must_use]
+    pub fn log_file(&self, name: &str) -> PathBuf {
         self.options.dir.join("logs").join(format!("{name}.log"))
     }
 
@@ -332,6 +361,15 @@ impl Fleet {
         Ok(())
     }
 
+    /// Puts an agent that was laid out and not started yet elsewhere: on another address, with
+    /// another beginning of its command line.
+    pub fn place(&mut self, server: &str, ip: Ipv4Addr, prefix: &[String]) {
+        if let Some(agent) = self.agents.get_mut(server) {
+            agent.address = SocketAddr::from((ip, agent.address.port()));
+            agent.prefix = prefix.to_vec();
+        }
+    }
+
     /// Adds a server to a group and starts it: one that joins.
     ///
     /// # Errors
@@ -358,6 +396,7 @@ impl Fleet {
             probe: free()?,
             service: free()?,
             dir: self.options.dir.join("servers").join(server),
+            prefix: Vec::new(),
             process: None,
         };
         self.agents.insert(server.to_owned(), agent);
@@ -371,7 +410,17 @@ impl Fleet {
     /// When it cannot be started.
     pub fn start_agent(&mut self, name: &str) -> Result<()> {
         let config = self.agents[name].dir.join("agent.toml");
-        let mut command = self.command(&["agent", "--config", &config.display().to_string()]);
+        let prefix = &self.agents[name].prefix;
+        let mut command = match prefix.split_first() {
+            None => Command::new(&self.options.cohort),
+            Some((program, args)) => {
+                let mut command = Command::new(program);
+                command.args(args).arg(&self.options.cohort);
+                command
+            }
+        };
+        command.args(["agent", "--config", &config.display().to_string()]);
+        command.env("NO_COLOR", "1").env("COHORT_LOG", &self.options.log);
         let process = Process::start(name, &mut command, &self.log_file(name))?;
         let agent = self.agents.get_mut(name).context("a known agent")?;
         agent.process = Some(process);
@@ -392,6 +441,12 @@ impl Fleet {
             Some(mut process) => process.stop(Duration::from_secs(15)),
             None => true,
         }
+    }
+
+    /// The number of an agent's process, while it runs.
+    #[must_use]
+    pub fn agent_pid(&self, name: &str) -> Option<u32> {
+        self.agents.get(name)?.process.as_ref().map(Process::id)
     }
 
     /// Sends a signal to an agent, such as STOP and CONT.
@@ -415,6 +470,16 @@ impl Fleet {
     /// # Errors
     /// When a command fails.
     pub fn publish(&self, release: &WebRelease, platforms: &[&str]) -> Result<()> {
+        self.publish_unseen(release, platforms)?;
+        self.sync_mirrors()
+    }
+
+    /// As [`Fleet::publish`], without the copy to the mirrors: groups that read mirrors do not see
+    /// it before [`Fleet::sync_mirrors`].
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub fn publish_unseen(&self, release: &WebRelease, platforms: &[&str]) -> Result<()> {
         let dist = release.write(&self.options.dir, &self.options.artifact, &self.options.web)?;
         let dist = dist.display().to_string();
         for platform in platforms {
@@ -430,8 +495,7 @@ impl Fleet {
                 platform,
             ])?;
         }
-        self.run(&["channel", "set", "web", "stable", &release.version])?;
-        self.sync_mirrors()
+        self.run(&["channel", "set", "web", "stable", &release.version]).map(drop)
     }
 
     /// Applies a policy.
@@ -534,35 +598,61 @@ impl Fleet {
     /// Processes whose command line names the fleet's folder, this one excepted.
     #[must_use]
     pub fn processes_left(&self) -> Vec<(i32, String)> {
-        let needle = self.options.dir.display().to_string();
-        let own = i32::try_from(std::process::id()).unwrap_or(0);
-        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-        let mut left = Vec::new();
-        for entry in entries.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
-            else {
-                continue;
-            };
-            if pid == own {
-                continue;
-            }
-            let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
-            let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
-            let within = fs::read_link(entry.path().join("cwd"))
-                .is_ok_and(|cwd| cwd.starts_with(&self.options.dir));
-            let program = fs::read_link(entry.path().join("exe"))
-                .is_ok_and(|exe| exe.starts_with(&self.options.dir));
-            let stat = String::from_utf8_lossy(&read("stat")).into_owned();
-            let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('Z'));
-            let ours = command.contains(&needle) && !command.contains("xtask");
-            if !zombie && (ours || within || program) {
-                left.push((pid, command.trim().to_owned()));
-            }
-        }
-        // Guards before services: they end what they own.
-        left.sort_by_key(|(_, command)| !command.contains(" guard "));
-        left
+        processes_of(&self.options.dir)
     }
+
+    /// From now on an interrupted play (Ctrl-C, TERM, a closed terminal) leaves no process either.
+    pub fn end_on_signals(&self) {
+        use tokio::signal::unix::{SignalKind, signal};
+        let dir = self.options.dir.clone();
+        self.runtime.spawn(async move {
+            let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+            let mut signals: Vec<_> =
+                kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect();
+            let any = std::future::poll_fn(|context| {
+                if signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
+                    std::task::Poll::Ready(())
+                } else {
+                    std::task::Poll::Pending
+                }
+            });
+            any.await;
+            eprintln!("\ninterrupted: ending every process of the fleet");
+            for (pid, _) in processes_of(&dir) {
+                end(pid, Duration::from_secs(5));
+            }
+            std::process::exit(130);
+        });
+    }
+}
+
+/// Processes that run from the folder, or whose command line names it; this one excepted.
+fn processes_of(dir: &Path) -> Vec<(i32, String)> {
+    let needle = dir.display().to_string();
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut left = Vec::new();
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        if pid == own {
+            continue;
+        }
+        let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+        let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+        let within = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
+        let program = fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe.starts_with(dir));
+        let stat = String::from_utf8_lossy(&read("stat")).into_owned();
+        let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('Z'));
+        let ours = command.contains(&needle) && !command.contains("xtask");
+        if !zombie && (ours || within || program) {
+            left.push((pid, command.trim().to_owned()));
+        }
+    }
+    // Guards before services: they end what they own.
+    left.sort_by_key(|(_, command)| !command.contains(" guard "));
+    left
 }
 
 impl Drop for Fleet {

@@ -10,6 +10,7 @@
 //! **Where to start reading.** [`Fleet::start`], then [`watch`] (how it waits without sleeping
 //! blindly) and [`release`] (what it publishes).
 
+pub mod evidence;
 mod fleet;
 mod ports;
 pub mod prober;

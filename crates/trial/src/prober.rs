@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 /// How often every service is asked.
 const EVERY: Duration = Duration::from_millis(25);
-/// How long an answer may take.
-const ANSWER_MAX: Duration = Duration::from_millis(500);
+/// How long an answer may take. Far longer than a refusal takes: a machine that is busy with other
+/// tests must not pass for a service that is down.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// One change of what a service answers.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! A process that we started, and its end.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
+            // Ctrl-C is for whoever plays, who then ends everything in order.
+            .process_group(0)
             .spawn()
             .with_context(|| format!("{name}: {command:?}"))?;
         Ok(Process { name: name.to_owned(), child, ended: None })
