@@ -1,20 +1,225 @@
-//! Everything that proves the product.
+//! Everything that proves the product: formatting, lints, every test, and the demo's story.
+//!
+//! Every part runs, whatever came of the ones before; the last line counts what passed and failed.
+//! With `CI=true` a test that is skipped counts as failed.
 
-use anyhow::Result;
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::build::{cargo, succeed};
 
 /// What `cargo xtask test` takes.
 #[derive(Debug, Args)]
-pub(crate) struct TestArgs {}
-
-/// Formatting, lints, and every test.
-pub(crate) fn run(_args: &TestArgs) -> Result<bool> {
-    succeed(cargo().args(["fmt", "--all", "--check"]))?;
-    let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    succeed(cargo().args(clippy))?;
-    crate::build::programs(false)?;
-    succeed(cargo().args(["nextest", "run", "--workspace"]))?;
-    Ok(true)
+pub(crate) struct TestArgs {
+    /// Agents of the demo's story
+    #[arg(long, default_value_t = 12)]
+    agents: usize,
 }
+
+/// What passed, failed and was skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Count {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+}
+
+impl Count {
+    fn of(passed: bool) -> Count {
+        Count { passed: u32::from(passed), failed: u32::from(!passed), skipped: 0 }
+    }
+
+    fn add(&mut self, other: Count) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+/// Formatting, lints, every test, and the demo.
+pub(crate) fn run(args: &TestArgs) -> Result<bool> {
+    let ci = std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1");
+    need_python()?;
+    let mut total = Count::default();
+    let mut part = |name: &str, run: &mut dyn FnMut() -> Result<Count>| {
+        println!("\n=== {name}");
+        let begun = Instant::now();
+        let mut count = run().unwrap_or_else(|error| {
+            println!("error: {error:#}");
+            Count::of(false)
+        });
+        if ci && count.skipped > 0 {
+            println!("{} tests were skipped: with CI=true that is a failure", count.skipped);
+            count.failed += count.skipped;
+        }
+        let Count { passed, failed, skipped } = count;
+        let seconds = begun.elapsed().as_secs();
+        println!("=== {name}: {passed} passed, {failed} failed, {skipped} skipped in {seconds} s");
+        total.add(count);
+    };
+    part("formatting", &mut || step(cargo().args(["fmt", "--all", "--check"])));
+    part("lints", &mut || {
+        let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        step(cargo().args(clippy))
+    });
+    // The programs that tests and demo start.
+    part("programs", &mut || crate::build::programs(false).map(|_| Count::of(true)));
+    part("tests", &mut tests);
+    part("documentation's tests", &mut || libtest(&["test", "--doc", "--workspace"]));
+    part("the demo's story", &mut || story(args.agents));
+    println!("\n{} passed, {} failed", total.passed, total.failed);
+    Ok(total.failed == 0)
+}
+
+fn step(command: &mut Command) -> Result<Count> {
+    succeed(command).map(|()| Count::of(true))
+}
+
+/// Python with `venv` and `pip`, for python-tuf: another implementation reads our repository.
+fn need_python() -> Result<()> {
+    let there = || {
+        Command::new("python3")
+            .args(["-c", "import venv, ensurepip"])
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    if there() {
+        return Ok(());
+    }
+    let root = std::fs::metadata("/proc/self")
+        .is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    if root && Command::new("apt-get").arg("--version").output().is_ok() {
+        println!("installing python3 and python3-venv…");
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive");
+        succeed(apt.args(["update", "-qq"]))?;
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive");
+        let packages = ["python3", "python3-venv"];
+        succeed(apt.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))?;
+    }
+    ensure!(
+        there(),
+        "python3 with the modules venv and ensurepip is missing; install the packages python3 and \
+         python3-venv"
+    );
+    Ok(())
+}
+
+/// Every test of the workspace, by nextest where it is installed.
+fn tests() -> Result<Count> {
+    let nextest = cargo()
+        .args(["nextest", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !nextest {
+        return libtest(&["test", "--workspace", "--all-targets", "--no-fail-fast"]);
+    }
+    let mut count = None;
+    let mut command = cargo();
+    command.args(["nextest", "run", "--workspace", "--no-fail-fast"]).stderr(Stdio::piped());
+    let passed = watch(&mut command, |line| {
+        if let Some(found) = nextest_summary(line) {
+            count = Some(found);
+        }
+        eprintln!("{line}");
+    })?;
+    let mut count = count.context("nextest ended without a summary")?;
+    if !passed && count.failed == 0 {
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// Runs tests whose runner is the standard one.
+fn libtest(args: &[&str]) -> Result<Count> {
+    let mut count = Count::default();
+    let mut command = cargo();
+    command.args(args).stdout(Stdio::piped());
+    let passed = watch(&mut command, |line| {
+        if let Some(found) = libtest_summary(line) {
+            count.add(found);
+        }
+        println!("{line}");
+    })?;
+    if !passed && count.failed == 0 {
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// The demo, played by itself: every group of every act has to end as told.
+fn story(agents: usize) -> Result<Count> {
+    let mut count = Count::default();
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--package", "xtask", "--", "demo", "--exit"]);
+    command.args(["--agents", &agents.to_string()]).stdout(Stdio::piped());
+    let passed = watch(&mut command, |line| {
+        let ended: Option<serde_json::Value> = serde_json::from_str(line).ok();
+        if let Some(ok) = ended.and_then(|ended| ended["ok"].as_bool()) {
+            count.add(Count::of(ok));
+        }
+        println!("{line}");
+    })?;
+    ensure!(count != Count::default(), "the demo told nothing");
+    if !passed && count.failed == 0 {
+        // A process was left, or an act could not be played at all.
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// Runs a command and hands on the lines of its one piped stream. True when it succeeded.
+fn watch(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
+    let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
+    let piped: Box<dyn Read> = match (child.stdout.take(), child.stderr.take()) {
+        (Some(stdout), _) => Box::new(stdout),
+        (None, Some(stderr)) => Box::new(stderr),
+        (None, None) => Box::new(std::io::empty()),
+    };
+    for text in BufReader::new(piped).split(b'\n') {
+        line(&String::from_utf8_lossy(&text?));
+    }
+    Ok(child.wait()?.success())
+}
+
+/// `Summary [ 1.2s] 5 tests run: 4 passed (1 slow), 1 failed, 2 skipped`.
+fn nextest_summary(line: &str) -> Option<Count> {
+    let rest = line.trim_start().strip_prefix("Summary [")?;
+    let (run, rest) = rest.split_once(']')?.1.split_once("run:")?;
+    // `3/5 tests` when it was interrupted: those that did not run have not passed.
+    let run = run.split_whitespace().next()?.rsplit('/').next()?.parse::<u32>().ok()?;
+    let of = |word: &str| {
+        rest.split(',').map(str::trim).find_map(|part| {
+            let (number, what) = part.split_once(' ')?;
+            what.starts_with(word).then(|| number.parse::<u32>().ok()).flatten()
+        })
+    };
+    let passed = of("passed").unwrap_or(0);
+    let failed = run.saturating_sub(passed);
+    Some(Count { passed, failed, skipped: of("skipped").unwrap_or(0) })
+}
+
+/// `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
+fn libtest_summary(line: &str) -> Option<Count> {
+    let rest = line.strip_prefix("test result: ")?;
+    let of = |word: &str| {
+        rest.split([';', '.']).map(str::trim).find_map(|part| {
+            let (number, what) = part.split_once(' ')?;
+            what.starts_with(word).then(|| number.parse::<u32>().ok()).flatten()
+        })
+    };
+    let skipped = of("ignored").unwrap_or(0);
+    Some(Count { passed: of("passed")?, failed: of("failed")?, skipped })
+}
+
+#[cfg(test)]
+#[path = "test_test.rs"]
+mod test_test;

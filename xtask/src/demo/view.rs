@@ -54,7 +54,7 @@ impl View {
 /// A group: its state, a sign per server, and what it waits for.
 fn lines_of(status: &GroupStatus) -> Vec<String> {
     let Some(app) = app(status) else { return vec![format!("{:14} no app yet", status.group)] };
-    let servers: String = app.servers.iter().map(|(_, server)| sign(app, server)).collect();
+    let servers: String = app.servers.values().map(|server| sign(app, server)).collect();
     let target = app.target.as_ref().map_or(String::new(), |target| format!(" {target}"));
     let good = app.last_good.as_ref().map_or("nothing".to_owned(), ToString::to_string);
     let wave = if app.wave > 0 { format!(" wave {}", app.wave) } else { String::new() };
