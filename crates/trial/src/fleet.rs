@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -17,7 +18,7 @@ use cohort_wire::tls::IdentitySlot;
 use rustix::process::Signal;
 
 use crate::ports::Ports;
-use crate::process::{Process, end, exists};
+use crate::process::{Process, end_all, exists};
 use crate::release::{WebRelease, copy_folder};
 
 /// How the fleet is laid out.
@@ -584,11 +585,9 @@ impl Fleet {
             }
         }
         self.stop_hub();
-        let left = self.processes_left();
-        for (pid, _) in &left {
-            // Guards end their services; what is left after that is ended by number.
-            end(*pid, Duration::from_secs(10));
-        }
+        // Guards end their services; what is left after that is ended by number.
+        let pids: Vec<i32> = self.processes_left().into_iter().map(|(pid, _)| pid).collect();
+        end_all(&pids, Duration::from_secs(10));
         let left: Vec<(i32, String)> =
             self.processes_left().into_iter().filter(|(pid, _)| exists(*pid)).collect();
         ensure!(left.is_empty(), "processes are left: {left:?}");
@@ -617,9 +616,12 @@ impl Fleet {
                 }
             });
             any.await;
-            eprintln!("\ninterrupted: ending every process of the fleet");
-            for (pid, _) in processes_of(&dir) {
-                end(pid, Duration::from_secs(5));
+            // Not `eprintln`: the terminal may be gone.
+            let _ = writeln!(std::io::stderr(), "\ninterrupted: ending every process of the fleet");
+            // Guards end their services; a second look finds who was started meanwhile.
+            for patience in [10, 2] {
+                let pids: Vec<i32> = processes_of(&dir).into_iter().map(|(pid, _)| pid).collect();
+                end_all(&pids, Duration::from_secs(patience));
             }
             std::process::exit(130);
         });

@@ -116,16 +116,20 @@ pub(crate) fn exists(pid: i32) -> bool {
     Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid).is_ok())
 }
 
-/// Ends a process that is not our child, by number: TERM, then KILL after `patience`.
-pub(crate) fn end(pid: i32, patience: Duration) {
-    let Some(id) = Pid::from_raw(pid) else { return };
-    let _ = kill_process(id, Signal::TERM);
-    let begun = Instant::now();
-    while exists(pid) {
-        if begun.elapsed() > patience {
-            let _ = kill_process(id, Signal::KILL);
-            return;
+/// Ends processes that are not our children, by number: TERM to all, KILL to those that still
+/// exist after `patience`.
+pub(crate) fn end_all(pids: &[i32], patience: Duration) {
+    let tell = |signal: Signal| {
+        for pid in pids.iter().copied().filter(|pid| exists(*pid)) {
+            if let Some(id) = Pid::from_raw(pid) {
+                let _ = kill_process(id, signal);
+            }
         }
+    };
+    tell(Signal::TERM);
+    let begun = Instant::now();
+    while pids.iter().any(|pid| exists(*pid)) && begun.elapsed() < patience {
         std::thread::sleep(Duration::from_millis(20));
     }
+    tell(Signal::KILL);
 }
