@@ -1,0 +1,221 @@
+//! A fleet for one test, and what all tests ask of it.
+
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cohort_trial::release::WebRelease;
+use cohort_trial::watch::runs;
+use cohort_trial::{Fleet, FleetOptions};
+
+/// The group of tests that need only one.
+pub(crate) const GROUP: &str = "intel.zone-a";
+/// The platform of all tests.
+pub(crate) const PLATFORM: &str = "intel";
+
+/// How long a group may take for anything: far more than it takes, as tests share the machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The check of the example service.
+const CHECK: &str = r#"
+[[check]]
+type = "http"
+url = "http://127.0.0.1:{port}/healthz"
+expect_status = 200
+expect_body = "ok"
+interval = "100ms"
+timeout = "2s"
+"#;
+
+/// A policy of the example service: the lines of `[update]`, and what follows the check.
+pub(crate) fn policy(update: &str, more: &str) -> String {
+    format!("app = \"web\"\nchannel = \"stable\"\n\n[update]\n{update}\n{CHECK}\n{more}")
+}
+
+/// One server at a time, and quick about it.
+pub(crate) const ONE_BY_ONE: &str = r#"
+max_parallel = 1
+min_healthy_time = "300ms"
+healthy_deadline = "20s"
+progress_deadline = "60s"
+max_unavailable = 1
+confirm_within = "60s"
+unreachable_after = "30s"
+"#;
+
+/// A fleet in a folder of its own. The folder is removed when the test has passed.
+pub(crate) struct Trial {
+    fleet: Fleet,
+    dir: PathBuf,
+    passed: bool,
+}
+
+impl Deref for Trial {
+    type Target = Fleet;
+
+    fn deref(&self) -> &Fleet {
+        &self.fleet
+    }
+}
+
+impl DerefMut for Trial {
+    fn deref_mut(&mut self) -> &mut Fleet {
+        &mut self.fleet
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if !self.passed {
+            // Written down before anything is stopped: it is the last thing that is known.
+            for group in self.fleet.groups() {
+                if let Ok(status) = self.fleet.status(&group) {
+                    eprintln!("{}", cohort_trial::watch::line(&status));
+                }
+            }
+            eprintln!("what is left is in {}", self.dir.display());
+        }
+        let _ = self.fleet.stop();
+        if self.passed {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// How the fleet of a test differs from the usual one.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    /// Servers in `zone-a`.
+    pub servers: usize,
+    /// Servers in `zone-b`.
+    pub servers_b: usize,
+    /// Mirrors.
+    pub mirrors: usize,
+    /// More lines of every `agent.toml`.
+    pub agent_toml: String,
+}
+
+impl Wanted {
+    /// What the fleet is made of, in a new folder.
+    pub(crate) fn options(&self, name: &str) -> Result<FleetOptions> {
+        let folder = format!("cohort-test-{name}-{}", std::process::id());
+        let dir = std::env::temp_dir().join(folder);
+        ensure!(!dir.exists(), "{} is left of another test; remove it", dir.display());
+        std::fs::create_dir_all(&dir)?;
+        let dir = dir.canonicalize()?;
+        let zones = [("zone-a", self.servers), ("zone-b", self.servers_b)];
+        let groups = zones.iter().filter(|(_, servers)| *servers > 0);
+        Ok(FleetOptions {
+            dir,
+            cohort: program("cohort")?,
+            web: program("cohort-example-web")?,
+            artifact: example(),
+            groups: groups
+                .map(|(zone, servers)| (PLATFORM.to_owned(), (*zone).to_owned(), *servers))
+                .collect(),
+            mirrors: self.mirrors,
+            agent_toml: self.agent_toml.clone(),
+            log: std::env::var("COHORT_LOG").unwrap_or_else(|_| "info".into()),
+        })
+    }
+}
+
+impl Trial {
+    /// A group of so many servers that reads the hub's own repository.
+    pub(crate) fn of(name: &str, servers: usize) -> Result<Trial> {
+        Trial::start(name, &Wanted { servers, ..Wanted::default() })
+    }
+
+    pub(crate) fn start(name: &str, wanted: &Wanted) -> Result<Trial> {
+        let options = wanted.options(name)?;
+        let dir = options.dir.clone();
+        Trial::around(Fleet::lay_out(options)?, dir)
+    }
+
+    /// Starts a fleet that is laid out.
+    pub(crate) fn around(fleet: Fleet, dir: PathBuf) -> Result<Trial> {
+        let mut trial = Trial { fleet, dir, passed: false };
+        trial.begin()?;
+        trial.until_complete(PATIENCE)?;
+        Ok(trial)
+    }
+
+    /// Everything ended as it should: stops the fleet, and nothing may be left of it.
+    pub(crate) fn pass(mut self) -> Result<()> {
+        self.fleet.stop()?;
+        let left = self.fleet.processes_left();
+        ensure!(left.is_empty(), "processes are left: {left:?}");
+        self.passed = true;
+        Ok(())
+    }
+
+    /// Applies a policy and rolls the first release out.
+    pub(crate) fn first_release(&self, policy: &str, release: &WebRelease) -> Result<()> {
+        self.publish(release, &[PLATFORM])?;
+        self.apply(policy)?;
+        for group in self.groups() {
+            self.until(&group, PATIENCE, |status| runs(status, &release.version))?;
+        }
+        Ok(())
+    }
+
+    /// Publishes a release and waits until the group runs it.
+    pub(crate) fn roll_out(&self, release: &WebRelease) -> Result<()> {
+        self.publish(release, &[PLATFORM])?;
+        self.until(GROUP, PATIENCE, |status| runs(status, &release.version)).map(drop)
+    }
+
+    /// The names of all servers.
+    pub(crate) fn servers(&self) -> Vec<String> {
+        self.agents().keys().cloned().collect()
+    }
+
+    /// The server whose agent leads.
+    pub(crate) fn who_leads(&self) -> Result<String> {
+        let status =
+            self.until(GROUP, PATIENCE, |status| status.linearizable && status.leader.is_some())?;
+        Ok(status.leader.context("there is a leader")?.to_string())
+    }
+
+    /// Waits until another one leads.
+    pub(crate) fn until_another_leads(&self, than: &str) -> Result<String> {
+        let status = self.until(GROUP, PATIENCE, |status| {
+            status.linearizable && status.leader.as_ref().is_some_and(|now| now.as_str() != than)
+        })?;
+        Ok(status.leader.context("there is a leader")?.to_string())
+    }
+
+    /// Waits until a server's own member has applied what the group has committed by now.
+    pub(crate) fn until_caught_up(&self, server: &str) -> Result<()> {
+        let commit = self.status(GROUP)?.commit as f64;
+        until(&format!("{server} has caught up"), PATIENCE, || {
+            self.figure(server, "cohort_raft_commit_index").is_ok_and(|known| known >= commit)
+        })
+    }
+}
+
+/// Waits for a condition.
+pub(crate) fn until(what: &str, patience: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
+    let begun = Instant::now();
+    while !done() {
+        if begun.elapsed() > patience {
+            bail!("not within {} s: {what}", patience.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// A program beside this test, as `cargo xtask test` builds it.
+fn program(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let folder = own.parent().and_then(Path::parent).context("tests lie in target/debug/deps")?;
+    let path = folder.join(name);
+    ensure!(path.exists(), "{} is not built; run cargo xtask test", path.display());
+    Ok(path)
+}
+
+fn example() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/web/artifact")
+}
