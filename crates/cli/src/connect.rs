@@ -35,6 +35,16 @@ impl Hub {
         Ok(Hub { client: context.client()?, targets: addresses.iter().map(target).collect() })
     }
 
+    /// Who calls.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Its addresses, in the order to try.
+    pub(crate) fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
     /// Makes a call; the next address is tried when one certainly did not see it.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cohort_artifact::{Keys, Repository};
+use cohort_artifact::Keys;
 use cohort_identity::{Identity, Peer, Role, UnixTime};
 use cohort_wire::http::Client;
 use cohort_wire::tls::IdentitySlot;
@@ -155,20 +155,6 @@ impl Context {
         Ok((peer, &self.file.hub))
     }
 
-    /// Opens the repository.
-    ///
-    /// # Errors
-    /// When none is named, or it is none.
-    pub(crate) fn repository(&self, given: Option<&Path>) -> Result<Repository, Failure> {
-        let dir = given.map(Path::to_owned).or_else(|| self.repository_dir()).ok_or_else(|| {
-            Failure::usage("your context names no repository")
-                .hint("say --repository DIR, or add `repository = \"DIR\"` to context.toml")
-        })?;
-        Repository::open(&dir).map_err(|error| {
-            Failure::of("repository", &error).hint("cohort init --dir DIR makes one")
-        })
-    }
-
     /// The repository's folder, if it is here.
     pub(crate) fn repository_dir(&self) -> Option<PathBuf> {
         self.file.repository.as_ref().map(|dir| self.dir.join(dir))
@@ -188,9 +174,8 @@ impl Context {
     ///
     /// # Errors
     /// When none are named, or they cannot be used.
-    pub(crate) fn keys(&self, given: Option<&Path>) -> Result<Keys, Failure> {
-        let named = self.file.keys.as_ref().map(|dir| self.dir.join(dir));
-        let dir = given.map(Path::to_owned).or(named).ok_or_else(|| {
+    pub(crate) fn keys(&self) -> Result<Keys, Failure> {
+        let dir = self.file.keys.as_ref().map(|dir| self.dir.join(dir)).ok_or_else(|| {
             Failure::usage("your context names no signing keys")
                 .hint("say --keys DIR, or add `keys = \"DIR\"` to context.toml")
         })?;

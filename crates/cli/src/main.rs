@@ -24,6 +24,7 @@ mod output;
 mod policy_file;
 mod toml_keys;
 mod view;
+mod workplace;
 
 use std::process::ExitCode;
 

@@ -167,3 +167,47 @@ fn an_unknown_name_is_told_and_what_was_known_is_kept_for_when_the_hub_is_away()
     assert_eq!(code, 0, "{err}");
     assert!(err.contains("warning: the hub is away"), "{err}");
 }
+
+#[test]
+fn a_publisher_elsewhere_signs_there_and_uploads() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let hub = hub(dir);
+    let (_, token, _) = hub.run("fleet", &["token", "create", "--role", "publisher"]);
+    fs::write(dir.join("token"), token).unwrap();
+    let join = ["context", "join", "token", "--name", "ci", "--role", "publisher"];
+    let (code, _, err) = hub.run("ci", &join);
+    assert_eq!(code, 0, "{err}");
+    // The keys are the publisher's; the repository is not there.
+    fs::rename(dir.join("fleet/keys/targets.pem"), dir.join("targets.pem")).unwrap();
+    fs::create_dir(dir.join("ci/keys")).unwrap();
+    fs::rename(dir.join("targets.pem"), dir.join("ci/keys/targets.pem")).unwrap();
+    for key in ["snapshot.pem", "timestamp.pem"] {
+        fs::copy(dir.join("fleet/keys").join(key), dir.join("ci/keys").join(key)).unwrap();
+    }
+    fs::create_dir(dir.join("dist")).unwrap();
+    fs::write(dir.join("dist/file"), "x").unwrap();
+    let publish = |version: &str| {
+        let keys = dir.join("ci/keys");
+        let args = ["publish", "dist", "--app", "web", "--version", version, "--keys"];
+        hub.json("ci", &[&args[..], &[keys.to_str().unwrap()]].concat())
+    };
+    let (code, first) = publish("1.0.0");
+    assert_eq!((code, &first["already_there"]), (0, &Value::Bool(false)), "{first}");
+    let (code, again) = publish("1.0.0");
+    assert_eq!((code, &again["already_there"]), (0, &Value::Bool(true)), "{again}");
+    let (code, _) = publish("1.1.0");
+    assert_eq!(code, 0);
+    let keys = dir.join("ci/keys");
+    let set = ["channel", "set", "web", "stable", "1.1.0", "--keys", keys.to_str().unwrap()];
+    let (code, pointer) = hub.json("ci", &set);
+    assert_eq!((code, &pointer["serial"]), (0, &Value::from(1)), "{pointer}");
+    let (_, there) = hub.json("fleet", &["channel", "list"]);
+    assert_eq!(there[0]["version"], "1.1.0", "the hub's own repository has it");
+    assert!(
+        !fs::read_dir(dir.join("ci/cache")).unwrap().any(|entry| {
+            entry.unwrap().file_name().to_string_lossy().starts_with("publishing-")
+        }),
+        "the working copy is gone"
+    );
+}

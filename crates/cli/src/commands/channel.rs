@@ -5,9 +5,9 @@ use cohort_artifact::{AppId, Channel, ChannelPointer, Version};
 use serde::Serialize;
 
 use crate::args::Global;
-use crate::commands::publish::Place;
 use crate::failure::{Exit, Failure};
 use crate::output::{Look, Output, cell, render, say, say_json, table};
+use crate::workplace::Place;
 
 /// What `cohort channel` can do.
 #[derive(Debug, Subcommand)]
@@ -45,16 +45,18 @@ struct Shown<'a> {
 pub(crate) async fn run(global: &Global, command: &ChannelCommand) -> Result<Exit, Failure> {
     match command {
         ChannelCommand::Set(args) => set(global, args).await,
-        ChannelCommand::List(place) => list(global, place),
+        ChannelCommand::List(place) => list(global, place).await,
     }
 }
 
 async fn set(global: &Global, args: &SetArgs) -> Result<Exit, Failure> {
-    let (repository, keys) = args.place.open(global)?;
-    let pointer = repository
+    let (workplace, keys) = args.place.open(global, None).await?;
+    let pointer = workplace
+        .repository()
         .set_channel(&keys, &args.app, &args.channel, &args.version)
         .await
         .map_err(|error| Failure::of("channel", &error))?;
+    workplace.finish().await?;
     match global.output {
         Output::Json => say_json(&shown(&pointer)),
         Output::Text => say(&format!(
@@ -65,12 +67,9 @@ async fn set(global: &Global, args: &SetArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn list(global: &Global, place: &Place) -> Result<Exit, Failure> {
-    let repository = match &place.repository {
-        Some(dir) => cohort_artifact::Repository::open(dir)
-            .map_err(|error| Failure::of("repository", &error))?,
-        None => super::context_of(global)?.repository(None)?,
-    };
+async fn list(global: &Global, place: &Place) -> Result<Exit, Failure> {
+    let workplace = place.open_to_read(global, None).await?;
+    let repository = workplace.repository();
     let pointers = repository.channels().map_err(|error| Failure::of("repository", &error))?;
     match global.output {
         Output::Json => say_json(&pointers.iter().map(shown).collect::<Vec<_>>()),

@@ -14,9 +14,9 @@ use serde::Serialize;
 use crate::agent_keys::own_platform;
 use crate::args::Global;
 use crate::clock::bytes;
-use crate::commands::context_of;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, say, say_json};
+use crate::workplace::Place;
 
 /// What `cohort publish` takes.
 #[derive(Debug, Args)]
@@ -39,20 +39,8 @@ pub(crate) struct PublishArgs {
     /// else revert]
     #[arg(long, value_parser = rollback, value_name = "KIND")]
     rollback: Option<Rollback>,
-    /// Where to publish [default: the context's]
     #[command(flatten)]
     place: Place,
-}
-
-/// A repository and the keys to sign for it.
-#[derive(Debug, Clone, Default, Args)]
-pub(crate) struct Place {
-    /// The repository's folder [default: the context's]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) repository: Option<PathBuf>,
-    /// The folder of signing keys [default: the context's]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) keys: Option<PathBuf>,
 }
 
 fn default_platform() -> Platform {
@@ -78,7 +66,8 @@ struct Answer<'a> {
 
 /// Publishes it.
 pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Failure> {
-    let (repository, keys) = args.place.open(global)?;
+    let release = Some((&args.app, &args.version));
+    let (workplace, keys) = args.place.open(global, release).await?;
     let mut request = PublishRequest::new(
         &args.path,
         args.app.clone(),
@@ -88,36 +77,22 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     request.channel.clone_from(&args.channel);
     request.rollback = args.rollback;
     let spinner = spinner(global, format!("packing and hashing {}", args.path.display()));
-    let published = repository.publish(&keys, &request).await;
+    let published = workplace.repository().publish(&keys, &request).await;
+    let finished = match &published {
+        Ok(_) => {
+            spinner.set_message("uploading to the hub");
+            workplace.finish().await
+        }
+        Err(_) => Ok(()),
+    };
     spinner.finish_and_clear();
     let published = published.map_err(|error| Failure::of("publish", &error))?;
+    finished?;
     match global.output {
         Output::Json => say_json(&answer(&published)),
         Output::Text => say(&text(&published, &args.path)),
     }
     Ok(Exit::Done)
-}
-
-impl Place {
-    /// Opens the repository and reads the keys. With both given, no context is needed.
-    ///
-    /// # Errors
-    /// When one of them cannot be used.
-    pub(crate) fn open(
-        &self,
-        global: &Global,
-    ) -> Result<(cohort_artifact::Repository, cohort_artifact::Keys), Failure> {
-        if let (Some(repository), Some(keys)) = (&self.repository, &self.keys) {
-            let repository = cohort_artifact::Repository::open(repository)
-                .map_err(|error| Failure::of("repository", &error))?;
-            let keys =
-                cohort_artifact::Keys::load(keys).map_err(|error| Failure::of("keys", &error))?;
-            return Ok((repository, keys));
-        }
-        let context = context_of(global)?;
-        let repository = context.repository(self.repository.as_deref())?;
-        Ok((repository, context.keys(self.keys.as_deref())?))
-    }
 }
 
 fn spinner(global: &Global, message: String) -> ProgressBar {

@@ -1,9 +1,6 @@
 //! `cohort rollout plan`: what would happen next in a group.
 
-use std::fs;
-
 use clap::Args;
-use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
 use cohort_core::State;
 use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView, gate};
 use cohort_core::ids::{AppId, GroupId, Platform};
@@ -24,6 +21,7 @@ use crate::failure::{Exit, Failure};
 use crate::group::Spoken;
 use crate::output::{Output, say, say_json};
 use crate::view::plan::{Offered, plan, text};
+use crate::workplace::reader;
 
 /// What `cohort rollout plan` takes.
 #[derive(Debug, Args)]
@@ -74,31 +72,6 @@ async fn offer(
         .await
         .map_err(|error| Failure::of("repository", &error))?;
     Ok(Offered { version: offer.version.clone(), length: offer.manifest.length })
-}
-
-/// A reader of the context's repository: the folder, if it is here, else its mirrors.
-async fn reader(context: &Context) -> Result<TrustedRepository, Failure> {
-    let root = context
-        .trusted_root()
-        .ok_or_else(|| Failure::usage("your context names no trusted_root of the repository"))?;
-    let bytes = fs::read(&root).map_err(|error| {
-        Failure::new("file", format!("{} cannot be read: {error}", root.display()))
-    })?;
-    let mut mirrors = Vec::new();
-    if let Some(dir) = context.repository_dir() {
-        mirrors.push(Mirror::Folder(crate::layers::absolute(&dir)));
-    } else {
-        for mirror in context.mirrors() {
-            mirrors.push(mirror.parse().map_err(|error: String| Failure::usage(error))?);
-        }
-    }
-    let options = TrustOptions {
-        root: bytes,
-        store: context.cache_dir().join("repository"),
-        mirrors,
-        fetcher: None,
-    };
-    TrustedRepository::open(options).await.map_err(|error| Failure::of("repository", &error))
 }
 
 /// What keeps the group from beginning, by the very rule that its leader uses.
