@@ -1,0 +1,164 @@
+//! Who may say what to an agent: roles are enforced where it counts, at the agent itself.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use cohort_core::Body;
+use cohort_core::ids::{AppId, BootEpoch, Generation, GroupId, RequestId, ServerId};
+use cohort_core::orders::{Fence, Purpose};
+use cohort_core::report::{Outcome, Report};
+use cohort_identity::{Alpn, Identity, Peer, Role};
+use cohort_wire::agent::{
+    COMMAND, CONTROL_VERSION, CommandAnswer, CommandRequest, FORWARD, ForwardRequest, KILL, ORDERS,
+    OrdersRequest, REPORT, ReportRequest, STATUS,
+};
+use cohort_wire::http::{Call, Client, Target};
+use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+use cohort_wire::tls::IdentitySlot;
+
+use crate::trial::{GROUP, ONE_BY_ONE, Trial, policy};
+use cohort_trial::release::WebRelease;
+
+struct Asker<'a> {
+    trial: &'a Trial,
+    client: Client,
+    target: Target,
+}
+
+impl Asker<'_> {
+    fn as_whom<'a>(trial: &'a Trial, identity: Identity, server: &str) -> Result<Asker<'a>> {
+        let target = Target {
+            address: trial.agents()[server].address.to_string(),
+            peer: Peer::new(Role::Agent, server)?,
+            alpn: Alpn::Control,
+        };
+        Ok(Asker { trial, client: Client::new(IdentitySlot::new(identity)), target })
+    }
+
+    /// The status of the answer, and its kind.
+    fn status(&self, call: Call) -> Result<(u16, String)> {
+        let _ = self.trial;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let call = call.deadline(Duration::from_secs(10));
+        match runtime.block_on(self.client.call(&self.target, call)) {
+            Ok(answer) => Ok((answer.status.as_u16(), "ok".into())),
+            Err(error) => match error.status() {
+                Some(status) => Ok((status, error.kind().to_owned())),
+                None => Err(error.into()),
+            },
+        }
+    }
+
+    fn refused(&self, what: &str, call: Call) -> Result<()> {
+        let (status, kind) = self.status(call)?;
+        ensure!(status == 403 && kind == "forbidden", "{what}: {status} {kind}");
+        Ok(())
+    }
+}
+
+fn command(body: Body) -> CommandRequest {
+    CommandRequest {
+        version: CONTROL_VERSION,
+        group: GroupId::new(GROUP).expect("a group's name"),
+        request: RequestId("test".into()),
+        body,
+    }
+}
+
+#[test]
+fn only_those_who_may() -> Result<()> {
+    let trial = Trial::of("roles", 2)?;
+    trial.first_release(&policy(ONE_BY_ONE, ""), &WebRelease::new("1.0.0"))?;
+    let servers = trial.servers();
+    let (first, second) = (&servers[0], &servers[1]);
+    let app = AppId::new("web")?;
+    let group = GroupId::new(GROUP)?;
+    let incarnation = trial.status(GROUP)?.incarnation;
+
+    // A server speaks for itself only, and never as a person.
+    let of_agent = Identity::load(&trial.agents()[second].dir.join("data/identity"))?;
+    let agent = Asker::as_whom(&trial, of_agent, first)?;
+    let pause = Body::Pause { app: app.clone(), reason: String::new() };
+    agent.refused("an agent gives a command", Call::post(COMMAND, &command(pause.clone())))?;
+    let report = Report {
+        server: ServerId::new(first.as_str())?,
+        boot_epoch: BootEpoch(999),
+        sequence: 1,
+        app: app.clone(),
+        fence: Fence::default(),
+        attempt: 1,
+        outcome: Outcome::Found { release: None, in_service: false },
+    };
+    let reports = ReportRequest {
+        version: CONTROL_VERSION,
+        group: group.clone(),
+        incarnation,
+        reports: vec![report],
+    };
+    agent.refused("an agent reports for another", Call::post(REPORT, &reports))?;
+    // Members pass on what servers and people say, and nothing else.
+    let grant = Body::Grant {
+        app: app.clone(),
+        generation: Generation(1),
+        server: ServerId::new(second.as_str())?,
+        purpose: Purpose::Debt,
+    };
+    let forward = ForwardRequest {
+        version: CONTROL_VERSION,
+        group: group.clone(),
+        command: cohort_core::Command {
+            version: cohort_core::command::COMMAND_VERSION,
+            incarnation,
+            actor: "leader".into(),
+            request: None,
+            body: grant.clone(),
+        },
+    };
+    agent.refused("a member forges the leader's plan", Call::post(FORWARD, &forward))?;
+    // A kill register counts by its signature, and an agent's is none.
+    let register = KillRegister {
+        scope: KillScope::Fleet,
+        epoch: 1,
+        on: true,
+        reason: "not by an operator".into(),
+        at: 0,
+    };
+    let own = Identity::load(&trial.agents()[second].dir.join("data/identity"))?;
+    let forged = SignedKill::sign(&own, &register)?;
+    agent.refused("an agent signs a kill register", Call::post(KILL, &forged))?;
+
+    // A person asks for no orders, reports nothing, and says only what is for people to say.
+    let of_operator = Identity::load(&trial.context_dir().join("operator"))?;
+    let operator = Asker::as_whom(&trial, of_operator, first)?;
+    let orders = OrdersRequest {
+        version: CONTROL_VERSION,
+        group: group.clone(),
+        boot_epoch: BootEpoch(1),
+        doing: std::collections::BTreeMap::new(),
+        kill: Vec::new(),
+        known: 0,
+    };
+    operator.refused("an operator asks for orders", Call::post(ORDERS, &orders))?;
+    operator.refused("an operator reports", Call::post(REPORT, &reports))?;
+    operator.refused("an operator grants", Call::post(COMMAND, &command(grant)))?;
+    let (status, _) = operator.status(Call::get(STATUS))?;
+    ensure!(status == 200, "an operator sees the group: {status}");
+    // What is for people is taken, and answered with the state machine's own reason.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let call = Call::post(COMMAND, &command(pause));
+    let answer: CommandAnswer =
+        runtime.block_on(operator.client.call_json(&operator.target, call))?;
+    let rejection = answer.rejection.context("nothing is rolled out, so nothing is paused")?;
+    ensure!(rejection.contains("no rollout goes forward"), "{rejection}");
+
+    // Another group's name, another version, and too much are told apart.
+    let mut elsewhere = orders.clone();
+    elsewhere.group = GroupId::new("amd.zone-z")?;
+    let (status, kind) = agent.status(Call::post(ORDERS, &elsewhere))?;
+    ensure!((status, kind.as_str()) == (409, "conflict"), "{status} {kind}");
+    let mut newer = orders;
+    newer.version = 99;
+    let (status, _) = agent.status(Call::post(ORDERS, &newer))?;
+    ensure!(status == 400, "a version that is not known: {status}");
+    trial.pass()
+}
