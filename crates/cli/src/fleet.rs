@@ -19,7 +19,7 @@ use crate::failure::{Failure, chain};
 
 const CACHE_FILE: &str = "fleet.json";
 /// The version of the cache file's form; another one is not read.
-const CACHE_VERSION: u32 = 1;
+const CACHE_VERSION: u32 = 2;
 /// How many agents of a group are asked at the most before it counts as unreachable: all members
 /// and some more.
 const CANDIDATES_MAX: usize = 10;
@@ -48,8 +48,18 @@ pub(crate) struct KnownGroup {
     pub(crate) candidates: Vec<(ServerId, String)>,
     /// Every server that joined.
     pub(crate) servers: BTreeSet<ServerId>,
-    /// What the registry knows of it, for when no agent answers: app and state.
-    pub(crate) states: BTreeMap<AppId, String>,
+    /// What the registry knows of it.
+    pub(crate) states: BTreeMap<AppId, Recorded>,
+}
+
+/// What the registry knows of an app in a group: for when no agent answers, and for how long it has
+/// been so by everybody's clock. The group's own clock stands still while nothing happens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Recorded {
+    /// The group's state.
+    pub(crate) state: String,
+    /// Since when, in seconds of Unix time.
+    pub(crate) since: u64,
 }
 
 /// The fleet as far as it is needed to ask around.
@@ -121,7 +131,8 @@ impl Known {
                 known.candidates.push((member.server.clone(), member.address.clone()));
             }
             for record in &group.apps {
-                known.states.insert(record.app.clone(), record.state.clone());
+                let recorded = Recorded { state: record.state.clone(), since: record.since };
+                known.states.insert(record.app.clone(), recorded);
             }
         }
         for server in &fleet.servers {

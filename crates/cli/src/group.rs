@@ -12,7 +12,7 @@ use crate::args::Direct;
 use crate::connect::{AGENT_DEADLINE, agent_target, is_away};
 use crate::context::Context;
 use crate::failure::{Failure, chain};
-use crate::fleet::{Known, KnownGroup, Origin, know};
+use crate::fleet::{Known, KnownGroup, Origin, Recorded, know};
 
 /// Groups asked at one time: hundreds of groups in seconds, without hundreds of handshakes at once.
 const CONCURRENCY_MAX: usize = 16;
@@ -24,8 +24,8 @@ pub(crate) struct Asked {
     pub(crate) group: GroupId,
     /// Its status, or why there is none.
     pub(crate) status: Result<GroupStatus, String>,
-    /// What the registry last knew of it: app and state.
-    pub(crate) registry: BTreeMap<AppId, String>,
+    /// What the registry last knew of it.
+    pub(crate) registry: BTreeMap<AppId, Recorded>,
     /// Servers that joined, as far as the hub knows.
     pub(crate) joined: BTreeSet<ServerId>,
 }

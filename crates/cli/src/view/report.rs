@@ -10,7 +10,8 @@ use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus, WaitingStatus};
 use serde::Serialize;
 
-use crate::fleet::Origin;
+use crate::clock::unix_now;
+use crate::fleet::{Origin, Recorded};
 use crate::group::{Asked, Picture};
 
 /// The fleet, judged.
@@ -36,7 +37,7 @@ pub(crate) struct GroupReport {
     /// Its apps.
     pub(crate) apps: BTreeMap<AppId, AppReport>,
     /// What the registry last knew, app by app; for when no agent answers.
-    pub(crate) registry: BTreeMap<AppId, String>,
+    pub(crate) registry: BTreeMap<AppId, Recorded>,
     /// All that an agent of the group said; none when none answered.
     pub(crate) status: Option<GroupStatus>,
 }
@@ -60,6 +61,8 @@ pub(crate) struct AppReport {
     pub(crate) updated: usize,
     /// Servers that take traffic.
     pub(crate) in_service: usize,
+    /// For how long it has been in this state, in milliseconds.
+    pub(crate) for_ms: u64,
     /// Why it is held, goes back, or is otherwise not healthy; empty when it is.
     pub(crate) reason: String,
     /// What it waits for, in sentences.
@@ -95,7 +98,7 @@ impl GroupReport {
     /// Judges a group. `expected` are the apps that have a policy.
     fn of(asked: Asked, expected: &BTreeSet<AppId>) -> Self {
         let Asked { group, status, registry, joined } = asked;
-        let status = match status {
+        let mut status = match status {
             Ok(status) => status,
             Err(reason) => {
                 return GroupReport {
@@ -108,8 +111,17 @@ impl GroupReport {
                 };
             }
         };
-        let apps: BTreeMap<AppId, AppReport> =
-            status.apps.iter().map(|(id, app)| (id.clone(), AppReport::of(app, &status))).collect();
+        let now_s = unix_now();
+        for (id, app) in &mut status.apps {
+            let recorded = registry.get(id).filter(|known| known.state == app.state.as_str());
+            catch_up(app, recorded.map(|known| now_s.saturating_sub(known.since) * 1000));
+        }
+        let judged = |(id, app): (&AppId, &AppStatus)| {
+            let recorded = registry.get(id).filter(|known| known.state == app.state.as_str());
+            let age_ms = recorded.map_or(0, |known| now_s.saturating_sub(known.since) * 1000);
+            (id.clone(), AppReport::of(app, &status, age_ms))
+        };
+        let apps: BTreeMap<AppId, AppReport> = status.apps.iter().map(judged).collect();
         let problems = problems(&status, expected, &joined);
         let healthy = problems.is_empty() && apps.values().all(|app| app.healthy);
         GroupReport { group, healthy, problems, apps, registry, status: Some(status) }
@@ -149,8 +161,8 @@ fn problems(
 }
 
 impl AppReport {
-    /// Judges an app.
-    pub(crate) fn of(app: &AppStatus, group: &GroupStatus) -> Self {
+    /// Judges an app. `age_ms`: for how long the registry has known it in this state.
+    pub(crate) fn of(app: &AppStatus, group: &GroupStatus, age_ms: u64) -> Self {
         let wanted = wanted(app);
         let on_it = |here: &&ServerAppStatus| here.running.as_ref() == wanted;
         let updated = app.servers.values().filter(on_it).count();
@@ -166,8 +178,20 @@ impl AppReport {
             servers: group.servers.len(),
             updated: if wanted.is_some() { updated } else { 0 },
             in_service,
+            for_ms: group.clock.since(app.since).max(age_ms),
             reason,
             waiting: waiting.map(|waiting| waiting.sentence.clone()).collect(),
+        }
+    }
+}
+
+/// A group that waits for a person has waited for as long as it has been held: its own clock stands
+/// still meanwhile.
+fn catch_up(app: &mut AppStatus, age_ms: Option<u64>) {
+    let Some(age_ms) = age_ms else { return };
+    for waiting in &mut app.waiting {
+        if matches!(waiting.on, WaitingOn::Person { .. } | WaitingOn::NewRelease) {
+            waiting.for_ms = waiting.for_ms.max(age_ms);
         }
     }
 }

@@ -6,7 +6,8 @@ use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::GroupStatus;
 
 use super::{AppReport, FleetReport, GroupReport};
-use crate::fleet::Origin;
+use crate::clock::unix_now;
+use crate::fleet::{Origin, Recorded};
 use crate::group::{Asked, Picture};
 use crate::view::sample::{app, held, rolling, server, settled, version, waiting};
 
@@ -22,7 +23,7 @@ pub(crate) fn report(groups: impl IntoIterator<Item = GroupStatus>) -> FleetRepo
 }
 
 fn judged(status: &GroupStatus) -> AppReport {
-    AppReport::of(&status.apps[&app()], status)
+    AppReport::of(&status.apps[&app()], status, 0)
 }
 
 #[test]
@@ -103,4 +104,24 @@ fn waiting_for_a_version_ends_when_every_group_runs_it() {
     assert!(!seen.settled_on(Some(&other), Some(&version("1.0.0"))), "nobody runs that app");
     assert!(!report([settled(), rolling()]).settled_on(None, None));
     assert!(!report([]).settled_on(None, None), "no group at all is not a fleet that is well");
+}
+
+#[test]
+fn a_held_group_has_waited_for_as_long_as_the_registry_knows() {
+    let seen = |state: &str| {
+        let recorded = Recorded { state: state.to_owned(), since: unix_now() - 7200 };
+        let asked = Asked {
+            group: GroupId::new("intel.zone-a").unwrap(),
+            status: Ok(held()),
+            registry: BTreeMap::from([(app(), recorded)]),
+            joined: BTreeSet::new(),
+        };
+        GroupReport::of(asked, &BTreeSet::new())
+    };
+    let group = seen("held");
+    assert!(group.apps[&app()].for_ms >= 7_200_000);
+    let waiting = &group.status.unwrap().apps[&app()].waiting;
+    assert!(waiting[0].for_ms >= 7_200_000, "a person is waited for");
+    assert_eq!(waiting[1].for_ms, 75_000, "a debt is measured by the group's own clock");
+    assert_eq!(seen("running").apps[&app()].for_ms, 90_000, "an older record tells nothing");
 }

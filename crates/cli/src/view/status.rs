@@ -29,7 +29,7 @@ fn add_group(rows: &mut comfy_table::Table, group: &GroupReport, look: Look) {
     let leader = group.status.as_ref().and_then(|status| status.leader.as_ref());
     let leader = leader.map_or("-", ServerId::as_str);
     let Some(status) = group.status.as_ref().filter(|status| !status.apps.is_empty()) else {
-        let last = group.registry.values().next().map(|state| format!("({state})"));
+        let last = group.registry.values().next().map(|known| format!("({})", known.state));
         let mut row = vec![cell(&group.group), cell("-")];
         let state = match group.status {
             Some(_) => "no app".to_owned(),
@@ -158,7 +158,8 @@ fn mark(here: Option<&ServerAppStatus>, goal: Option<&cohort_core::ids::Version>
 pub(crate) fn group(report: &GroupReport, look: Look) -> String {
     let Some(status) = &report.status else {
         let mut text = format!("group {}: {}\n", report.group, first_of(&report.problems));
-        for (app, state) in &report.registry {
+        for (app, known) in &report.registry {
+            let state = &known.state;
             text.push_str(&format!("  the registry last knew: {app} is {state}\n"));
         }
         return text;
@@ -172,7 +173,8 @@ pub(crate) fn group(report: &GroupReport, look: Look) -> String {
     }
     for (id, app) in &status.apps {
         text.push('\n');
-        text.push_str(&app_lines(id.as_str(), app, status));
+        let for_ms = report.apps.get(id).map_or(0, |app| app.for_ms);
+        text.push_str(&app_lines(id.as_str(), app, for_ms));
         text.push('\n');
         text.push_str(&servers(app, status, look));
     }
@@ -194,7 +196,7 @@ fn heading(status: &GroupStatus) -> String {
     )
 }
 
-fn app_lines(id: &str, app: &AppStatus, status: &GroupStatus) -> String {
+fn app_lines(id: &str, app: &AppStatus, for_ms: u64) -> String {
     let mut text = format!("app {id}: {}", state_text(app));
     if app.wave > 0 {
         let names: Vec<&str> = app.wave_servers.iter().map(ServerId::as_str).collect();
@@ -208,7 +210,7 @@ fn app_lines(id: &str, app: &AppStatus, status: &GroupStatus) -> String {
         (None, Some(target)) => text.push_str(&format!(", target {target}")),
         (None, None) => {}
     }
-    text.push_str(&format!(", for {}\n", brief(status.clock.since(app.since))));
+    text.push_str(&format!(", for {}\n", brief(for_ms)));
     if !app.reason.is_empty() {
         text.push_str(&format!("  reason: {}\n", app.reason));
     }

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cohort_core::ids::GroupId;
 
 use super::{fleet, group};
-use crate::fleet::Origin;
+use crate::fleet::{Origin, Recorded};
 use crate::group::{Asked, Picture};
 use crate::output::Look;
 use crate::view::groups;
@@ -14,7 +14,7 @@ fn picture() -> FleetReport {
     let asked = |name: &str, status| Asked {
         group: GroupId::new(name).unwrap(),
         status,
-        registry: BTreeMap::from([(app(), "running".to_owned())]),
+        registry: BTreeMap::from([(app(), Recorded { state: "running".to_owned(), since: 0 })]),
         joined: BTreeSet::new(),
     };
     let away = "none of 3 agents answered: 10.0.0.1:7417 refused the connection".to_owned();
