@@ -1,5 +1,7 @@
 //! `cohort group`: see groups, and change who belongs to them.
 
+use std::time::{Duration, Instant};
+
 use clap::{Args, Subcommand};
 use cohort_core::Body;
 use cohort_core::ids::{GroupId, Incarnation, ServerId};
@@ -7,8 +9,9 @@ use cohort_registry::fleet::Fleet;
 use cohort_wire::agent::{
     CONTROL_VERSION, TRANSFER_LEADER, TransferLeaderAnswer, TransferLeaderRequest,
 };
-use cohort_wire::http::Call;
-use cohort_wire::hub::{FLEET, RecoverAnswer, RecoverRequest, recover_path};
+use cohort_wire::http::{Call, CallError};
+use cohort_wire::hub::{FLEET, RecoverAnswer, RecoverRequest, recover_path, server_path};
+use http::Method;
 use serde_json::json;
 
 use crate::args::{Direct, Global};
@@ -20,6 +23,14 @@ use crate::group::{Spoken, picture};
 use crate::output::{Look, Output, note, say, say_json};
 use crate::view::groups;
 use crate::view::report::FleetReport;
+
+/// A server that asked for its orders within this time is alive, in milliseconds: agents ask every
+/// two seconds.
+const ALIVE_MS: u64 = 6_000;
+/// How long a group may take to tell the hub that a member has moved,
+const FORGET_MAX: Duration = Duration::from_secs(15);
+/// and how often the hub is asked meanwhile.
+const FORGET_PAUSE: Duration = Duration::from_millis(500);
 
 /// What `cohort group` can do.
 #[derive(Debug, Subcommand)]
@@ -44,16 +55,23 @@ pub(crate) enum GroupCommand {
         direct: Direct,
     },
     /// A server leaves for good; another one takes its place among the voters
-    RemoveServer {
-        /// The group
-        group: GroupId,
-        /// The server
-        server: ServerId,
-        #[command(flatten)]
-        direct: Direct,
-    },
+    RemoveServer(RemoveArgs),
     /// A group whose majority is lost for good begins a new life, from one server that is left
     Recover(RecoverArgs),
+}
+
+/// What `cohort group remove-server` takes.
+#[derive(Debug, Args)]
+pub(crate) struct RemoveArgs {
+    /// The group
+    group: GroupId,
+    /// The server
+    server: ServerId,
+    /// Also when its agent still runs, and may join again
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    direct: Direct,
 }
 
 /// What `cohort group recover` takes.
@@ -84,9 +102,7 @@ pub(crate) async fn run(global: &Global, command: &GroupCommand) -> Result<Exit,
         GroupCommand::TransferLeader { group, to, direct } => {
             transfer(global, group, to.as_ref(), direct).await
         }
-        GroupCommand::RemoveServer { group, server, direct } => {
-            remove(global, group, server, direct).await
-        }
+        GroupCommand::RemoveServer(args) => remove(global, args).await,
         GroupCommand::Recover(args) => recover(global, args).await,
     }
 }
@@ -137,35 +153,58 @@ async fn transfer(
     Ok(Exit::Done)
 }
 
-async fn remove(
-    global: &Global,
-    group: &GroupId,
-    server: &ServerId,
-    direct: &Direct,
-) -> Result<Exit, Failure> {
+async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
+    let RemoveArgs { group, server, force, direct } = args;
     let context = context_of(global)?;
     let spoken = Spoken::to(&context, direct, group).await?;
-    if !spoken.status.servers.contains_key(server) {
-        return Err(Failure::new(
-            "no_such_server",
-            format!("group {group} has no server `{server}`"),
-        )
-        .hint(format!("cohort group show {group}")));
+    let hub = Hub::of(&context)?;
+    let index = match spoken.status.servers.get(server) {
+        Some(known) => {
+            if !force && known.contact_age_ms.is_some_and(|age| age < ALIVE_MS) {
+                let error = format!("{server} is alive: its agent would join again at once");
+                return Err(Failure::new("alive", error)
+                    .hint(format!("stop cohort agent on {server} first"))
+                    .hint("or, if it cannot be stopped: --force"));
+            }
+            let body = Body::RemoveServer { server: server.clone() };
+            Some(rollout::command(&spoken, group, body).await?.index)
+        }
+        // An earlier attempt may have come as far as this.
+        None => None,
+    };
+    let forgotten = forget(&hub, server).await;
+    if index.is_none() && forgotten.as_ref().is_err_and(|error| error.status() == Some(404)) {
+        let error = format!("group {group} has no server `{server}`");
+        return Err(
+            Failure::new("no_such_server", error).hint(format!("cohort group show {group}"))
+        );
     }
-    let body = Body::RemoveServer { server: server.clone() };
-    let answer = rollout::command(&spoken, group, body).await?;
     match global.output {
-        Output::Json => {
-            say_json(&json!({ "group": group, "server": server, "index": answer.index }));
-        }
-        Output::Text => {
-            say(&format!("{server} does not belong to {group} any more\n"));
-            note(&format!(
-                "stop its agent, or it asks to join again: on {server}, stop cohort agent"
-            ));
-        }
+        Output::Json => say_json(&json!({
+            "group": group, "server": server, "index": index, "forgotten": forgotten.is_ok(),
+        })),
+        Output::Text => say(&format!("{server} does not belong to {group} any more\n")),
+    }
+    if let Err(error) = forgotten {
+        let failure = Failure::from(error);
+        note(&format!("warning: the hub still lists {server}: {}", failure.error));
+        note(&format!("when the hub answers: cohort group remove-server {group} {server}"));
     }
     Ok(Exit::Done)
+}
+
+/// The hub forgets a server as soon as its group has told that it carries no member any more.
+async fn forget(hub: &Hub, server: &ServerId) -> Result<(), CallError> {
+    let begun = Instant::now();
+    loop {
+        let call = Call::new(Method::DELETE, server_path(server));
+        match hub.call::<serde_json::Value>(call).await {
+            Err(error) if error.status() == Some(409) && begun.elapsed() < FORGET_MAX => {
+                tokio::time::sleep(FORGET_PAUSE).await;
+            }
+            answer => return answer.map(|_| ()),
+        }
+    }
 }
 
 async fn recover(global: &Global, args: &RecoverArgs) -> Result<Exit, Failure> {

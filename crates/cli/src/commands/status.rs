@@ -96,6 +96,9 @@ async fn watch(
     client: &Client,
 ) -> Result<Exit, Failure> {
     let terminal = io::stdout().is_terminal();
+    if terminal && global.output == Output::Text {
+        say("\x1b[2J");
+    }
     loop {
         let frame = match look(args, context, client).await {
             Ok(report) => {
