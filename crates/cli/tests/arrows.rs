@@ -19,7 +19,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("registry", &["core", "identity", "wire", "artifact"]),
     ("distribute", &["core", "identity", "wire", "artifact"]),
     ("host", &["core", "store", "wire", "artifact"]),
-    ("hub", &["core", "identity", "wire", "artifact", "registry"]),
+    ("mirror", &["core", "identity", "wire", "artifact"]),
+    ("hub", &["core", "identity", "wire", "artifact", "registry", "mirror"]),
     (
         "agent",
         &[
@@ -36,7 +37,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "cli",
-        &["core", "identity", "wire", "artifact", "registry", "distribute", "host", "agent", "hub"],
+        &[
+            "core",
+            "identity",
+            "wire",
+            "artifact",
+            "registry",
+            "distribute",
+            "host",
+            "agent",
+            "hub",
+            "mirror",
+        ],
     ),
     ("simulate", &["core", "consensus", "store", "distribute"]),
     ("trial", &["core", "identity", "wire"]),

@@ -15,11 +15,9 @@ pub mod auth;
 mod config;
 mod joining;
 mod metrics;
-mod mirror;
 mod operating;
 mod registry_api;
 mod routes;
-mod static_files;
 mod upkeep;
 mod upload;
 
@@ -44,7 +42,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::HubConfig;
-pub use mirror::{MirrorConfig, run_mirror};
 pub use upload::{UploadError, upload};
 
 use app::{App, now};

@@ -17,7 +17,7 @@ use cohort_wire::hub::{
 
 use crate::app::App;
 use crate::metrics::{self, Metrics};
-use crate::{joining, operating, registry_api, static_files, upload};
+use crate::{joining, operating, registry_api, upload};
 
 /// The API: mutual TLS; only joining needs no certificate.
 pub(crate) fn api(app: &Arc<App>) -> Router {
@@ -48,7 +48,7 @@ pub(crate) fn plain(app: &Arc<App>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics))
         .with_state(Arc::clone(app))
-        .merge(static_files::router(&app.config.repository_dir()))
+        .merge(cohort_mirror::static_files(&app.config.repository_dir()))
 }
 
 async fn readyz(State(app): State<Arc<App>>) -> Response {

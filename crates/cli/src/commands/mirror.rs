@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use cohort_hub::{MirrorConfig, run_mirror};
+use cohort_mirror::{MirrorConfig, run_mirror};
 
 use crate::commands::{daemon_runtime, stopping};
 use crate::failure::{Exit, Failure};

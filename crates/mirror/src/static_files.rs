@@ -5,7 +5,7 @@
 //! lead: a key that was put into the folder by mistake stays there.
 
 use std::io::SeekFrom;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
@@ -23,17 +23,18 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
+use crate::request::{Wanted, parse_range, relative_path, same_tag};
+
 /// The folders of a repository that are anyone's to read.
 const SERVED: [&str; 3] = ["metadata", "targets", "blobs"];
-/// The longest path that is looked at, in bytes.
-const PATH_BYTES_MAX: usize = 1024;
 /// How much is read at once: one unit of an artifact.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Serves a repository's folder at the root of the URL.
 ///
 /// The folder need not exist yet.
-pub(crate) fn router(repository_dir: &Path) -> Router {
+#[must_use]
+pub fn static_files(repository_dir: &Path) -> Router {
     let dir: Arc<Path> = repository_dir.into();
     let mut router = Router::new();
     for folder in SERVED {
@@ -67,18 +68,6 @@ struct Opened {
     file: File,
     length: u64,
     etag: String,
-}
-
-/// The path below the repository, or nothing if it could mean anything else.
-///
-/// Names in a repository need no escapes, so that a percent sign never has to be understood, and no
-/// part begins with a dot (unfinished files do).
-fn relative_path(path: &str) -> Option<PathBuf> {
-    let path = path.strip_prefix('/')?;
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-+~".contains(&byte);
-    let plain =
-        |part: &str| !part.is_empty() && !part.starts_with('.') && part.bytes().all(allowed);
-    (path.len() <= PATH_BYTES_MAX && path.split('/').all(plain)).then(|| PathBuf::from(path))
 }
 
 async fn open(dir: &Path, relative: &Path) -> std::io::Result<Option<Opened>> {
@@ -166,94 +155,4 @@ async fn answer(
     let stream = ReaderStream::with_capacity(opened.file.take(bytes), CHUNK_BYTES);
     *response.body_mut() = Body::from_stream(stream);
     response
-}
-
-fn same_tag(given: &str, etag: &str) -> bool {
-    let given = given.trim();
-    given == "*" || given.strip_prefix("W/").unwrap_or(given) == etag
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Wanted {
-    /// No range that we understand: the whole, as the standard says.
-    Whole,
-    /// From the first byte to the last, both included.
-    Part { first: u64, last: u64 },
-    /// Beyond the end.
-    Outside,
-}
-
-/// Reads `bytes=FIRST-LAST`, `bytes=FIRST-` and `bytes=-LENGTH`. Several ranges are not served
-/// apart: the whole answers them, as the standard allows.
-fn parse_range(text: &str, length: u64) -> Wanted {
-    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-'))
-    else {
-        return Wanted::Whole;
-    };
-    match (first.trim().parse::<u64>(), last.trim().parse::<u64>()) {
-        (Ok(first), last_given) => {
-            let last = match last_given {
-                Ok(last) if last < first => return Wanted::Whole,
-                Ok(last) => last.min(length.saturating_sub(1)),
-                Err(_) if last.trim().is_empty() => length.saturating_sub(1),
-                Err(_) => return Wanted::Whole,
-            };
-            if first >= length { Wanted::Outside } else { Wanted::Part { first, last } }
-        }
-        (Err(_), Ok(suffix)) if first.trim().is_empty() => {
-            if suffix == 0 || length == 0 {
-                return Wanted::Outside;
-            }
-            Wanted::Part { first: length.saturating_sub(suffix), last: length - 1 }
-        }
-        (Err(_), _) => Wanted::Whole,
-    }
-}
-
-#[cfg(test)]
-mod static_files_test {
-    use super::{Wanted, parse_range, relative_path};
-
-    #[test]
-    fn ranges_are_read_as_the_standard_says() {
-        let part = |first, last| Wanted::Part { first, last };
-        for (text, wanted) in [
-            ("bytes=0-0", part(0, 0)),
-            ("bytes=2-", part(2, 9)),
-            ("bytes=2-99", part(2, 9)),
-            ("bytes=-3", part(7, 9)),
-            ("bytes=-99", part(0, 9)),
-            ("bytes=10-", Wanted::Outside),
-            ("bytes=-0", Wanted::Outside),
-            ("bytes=5-2", Wanted::Whole),
-            ("bytes=0-1,4-5", Wanted::Whole),
-            ("bytes=x-y", Wanted::Whole),
-            ("units=0-1", Wanted::Whole),
-            ("bytes=99999999999999999999-", Wanted::Whole),
-        ] {
-            assert_eq!(parse_range(text, 10), wanted, "{text}");
-        }
-        assert_eq!(parse_range("bytes=0-", 0), Wanted::Outside);
-    }
-
-    #[test]
-    fn only_plain_paths_are_looked_at() {
-        for plain in
-            ["/metadata/1.root.json", "/targets/apps/web/1.0.0+b/linux~amd64/ab.manifest.json"]
-        {
-            assert!(relative_path(plain).is_some(), "{plain}");
-        }
-        for odd in [
-            "/metadata/../keys/a",
-            "/metadata/%2e%2e/keys/a",
-            "/metadata//a",
-            "/metadata/.unfinished",
-            "/metadata/a b",
-            "/",
-            "metadata/a",
-        ] {
-            assert!(relative_path(odd).is_none(), "{odd}");
-        }
-        assert!(relative_path(&format!("/blobs/{}", "a".repeat(2000))).is_none());
-    }
 }

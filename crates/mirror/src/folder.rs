@@ -1,4 +1,4 @@
-//! A mirror: the repository's files on one plain port, with probes, and nothing else.
+//! A mirror of a folder: the repository's files on one plain port, with probes, and nothing else.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use cohort_wire::limits::ServerLimits;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{HubError, PLAIN_CONNECTIONS_PER_ADDRESS_MAX, listen, static_files};
+use crate::{CONNECTIONS_PER_ADDRESS_MAX, MirrorError, listen, static_files};
 
 /// What a mirror is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,14 +26,14 @@ pub struct MirrorConfig {
 ///
 /// # Errors
 /// When it cannot listen.
-pub async fn run_mirror(config: MirrorConfig, shutdown: CancellationToken) -> Result<(), HubError> {
-    let (listener, address) = listen(config.listen, "mirror").await?;
+pub async fn run_mirror(config: MirrorConfig, shutdown: CancellationToken) -> Result<(), MirrorError> {
+    let (listener, address) = listen(config.listen).await?;
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ok\n" }))
-        .merge(static_files::router(&config.repository_dir));
+        .merge(static_files(&config.repository_dir));
     let limits = ServerLimits {
-        connections_per_peer_max: PLAIN_CONNECTIONS_PER_ADDRESS_MAX,
+        connections_per_peer_max: CONNECTIONS_PER_ADDRESS_MAX,
         ..ServerLimits::default()
     };
     tracing::info!(%address, dir = %config.repository_dir.display(), "mirror is up");

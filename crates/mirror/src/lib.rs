@@ -1,0 +1,76 @@
+//! Mirrors of the repository: a folder that is served as it is, and a cache that fetches what it is
+//! asked for.
+//!
+//! **What it is.** [`static_files`] serves a repository's folder (the hub uses it as well).
+//! [`Cache`] is a pull-through cache: it asks origins for what it has not got, checks every unit of
+//! an artifact against the artifact's name before anybody gets it, and keeps it on a bounded disk.
+//!
+//! **What it must never know.** Keys, servers, groups, rollouts: a mirror is trusted with nothing,
+//! trusts nobody, and who reads from it checks everything again.
+//!
+//! **Where to start reading.** [`CacheConfig`], then `cache.rs` (what runs), `blob.rs` (one artifact,
+//! unit by unit), `store.rs` (the bounded disk), `files.rs` (signed metadata).
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
+mod folder;
+mod request;
+mod static_files;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tokio::net::TcpListener;
+
+pub use folder::{MirrorConfig, run_mirror};
+pub use static_files::static_files;
+
+/// Connections of one address: a whole site may come from one address.
+const CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
+
+/// Why a mirror cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MirrorError {
+    /// The configuration contradicts itself.
+    #[error("mirror's configuration is refused: {reason}")]
+    Config {
+        /// What, and why.
+        reason: String,
+    },
+    /// A folder cannot be made or used.
+    #[error("mirror's folder {} cannot be used", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another mirror uses the folder.
+    #[error("mirror's folder {} is used by another process", path.display())]
+    InUse {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A port is taken, or the address is not ours.
+    #[error("mirror cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No HTTP client can be made.
+    #[error("mirror has no client to ask origins with")]
+    Client(#[source] reqwest::Error),
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), MirrorError> {
+    let failed = |source| MirrorError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
