@@ -157,19 +157,24 @@ impl Spoken {
     /// Says it to one agent after the other, until one has taken it.
     ///
     /// # Errors
-    /// The first refusal; or the last failure, when nobody could be reached.
+    /// The first refusal; or, when nobody could do it, what an agent said about it rather than that
+    /// another one could not be reached.
     pub(crate) async fn say<T: DeserializeOwned>(&self, call: Call) -> Result<T, Failure> {
-        let mut last = None;
+        let mut failed: Option<CallError> = None;
         for target in &self.targets {
             match self.client.call_json(target, call.clone()).await {
                 // Requests carry an id by which a group knows that one came twice.
-                Err(error) if is_away(&error) => last = Some(error),
+                Err(error) if is_away(&error) => {
+                    if failed.as_ref().is_none_or(|known| known.status().is_none()) {
+                        failed = Some(error);
+                    }
+                }
                 Err(error) => return Err(error.into()),
                 Ok(answer) => return Ok(answer),
             }
         }
         let group = &self.status.group;
-        Err(last.map_or_else(
+        Err(failed.map_or_else(
             || Failure::new("unreachable", format!("group {group} has no agent to ask")),
             Failure::from,
         ))

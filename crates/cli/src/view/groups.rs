@@ -14,7 +14,8 @@ pub(crate) fn list(report: &FleetReport, look: Look) -> String {
     let headings = ["GROUP", "SERVERS", "VOTERS", "STANDBYS", "LEADER", "LABELS", "NOTE"];
     let mut rows = table(look, &headings);
     for group in &report.groups {
-        let note = group.problems.first().cloned().unwrap_or_default();
+        let first = group.problems.first();
+        let note = first.map_or_else(String::new, |problem| problem.sentence.clone());
         match &group.status {
             Some(status) => rows.add_row([
                 cell(&group.group),

@@ -33,13 +33,28 @@ pub(crate) struct GroupReport {
     /// Whether it is reachable and every app in it is healthy.
     pub(crate) healthy: bool,
     /// What is wrong with the group as a whole; empty when nothing is.
-    pub(crate) problems: Vec<String>,
+    pub(crate) problems: Vec<Problem>,
     /// Its apps.
     pub(crate) apps: BTreeMap<AppId, AppReport>,
     /// What the registry last knew, app by app; for when no agent answers.
     pub(crate) registry: BTreeMap<AppId, Recorded>,
     /// All that an agent of the group said; none when none answered.
     pub(crate) status: Option<GroupStatus>,
+}
+
+/// Something that is wrong with a group as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Problem {
+    /// What.
+    pub(crate) sentence: String,
+    /// What unblocks it.
+    pub(crate) unblocks: String,
+}
+
+impl Problem {
+    fn new(sentence: impl Into<String>, unblocks: impl Into<String>) -> Self {
+        Problem { sentence: sentence.into(), unblocks: unblocks.into() }
+    }
 }
 
 /// An app in a group, judged.
@@ -104,7 +119,10 @@ impl GroupReport {
                 return GroupReport {
                     group,
                     healthy: false,
-                    problems: vec![reason],
+                    problems: vec![Problem::new(
+                        reason,
+                        "start cohort agent on the group's servers, and look at their logs",
+                    )],
                     apps: BTreeMap::new(),
                     registry,
                     status: None,
@@ -132,17 +150,27 @@ fn problems(
     status: &GroupStatus,
     expected: &BTreeSet<AppId>,
     joined: &BTreeSet<ServerId>,
-) -> Vec<String> {
+) -> Vec<Problem> {
     let mut problems = Vec::new();
     if !status.linearizable {
         let by = &status.answered_by;
-        problems.push(format!("no majority of voters answers; {by} tells what it last knew"));
+        let voters: Vec<&str> = status.voters.iter().map(|voter| voter.server.as_str()).collect();
+        problems.push(Problem::new(
+            format!("no majority of voters answers; {by} tells what it last knew"),
+            format!("start the agents of most of its voters: {}", voters.join(", ")),
+        ));
     }
     if let Some(reason) = &status.killed {
-        problems.push(format!("the kill switch is on: {reason}"));
+        problems.push(Problem::new(
+            format!("the kill switch is on: {reason}"),
+            format!("cohort kill status; then: cohort kill off [--scope {}]", status.group),
+        ));
     }
     for app in expected.iter().filter(|app| !status.apps.contains_key(*app)) {
-        problems.push(format!("the group has not heard of app {app} yet"));
+        problems.push(Problem::new(
+            format!("the group has not heard of app {app} yet"),
+            "goes on by itself while the hub answers its leader",
+        ));
     }
     let missing: Vec<&str> = joined
         .iter()
@@ -154,8 +182,14 @@ fn problems(
             1 => String::new(),
             many => format!(" and {} more", many - 1),
         };
-        problems
-            .push(format!("{first}{more} joined the fleet, but the group does not know it yet"));
+        problems.push(Problem::new(
+            format!("{first}{more} joined the fleet, but the group does not know it yet"),
+            format!(
+                "goes on by itself once the agent runs there; gone for good? \
+                 cohort group remove-server {} {first}",
+                status.group
+            ),
+        ));
     }
     problems
 }

@@ -22,6 +22,10 @@ pub(crate) fn report(groups: impl IntoIterator<Item = GroupStatus>) -> FleetRepo
     FleetReport::of(Picture { origin: Origin::Hub, apps: BTreeSet::from([app()]), groups })
 }
 
+fn sentences(problems: &[super::Problem]) -> Vec<&str> {
+    problems.iter().map(|problem| problem.sentence.as_str()).collect()
+}
+
 fn judged(status: &GroupStatus) -> AppReport {
     AppReport::of(&status.apps[&app()], status, 0)
 }
@@ -72,7 +76,7 @@ fn the_groups_own_problems_come_first() {
     let seen = report([status]);
     assert!(!seen.healthy);
     assert_eq!(
-        seen.groups[0].problems,
+        sentences(&seen.groups[0].problems),
         [
             "no majority of voters answers; web-1 tells what it last knew",
             "the kill switch is on: bad night",
@@ -86,7 +90,7 @@ fn the_groups_own_problems_come_first() {
     };
     let expected = BTreeSet::from([AppId::new("api").unwrap()]);
     assert_eq!(
-        GroupReport::of(missing, &expected).problems,
+        sentences(&GroupReport::of(missing, &expected).problems),
         [
             "the group has not heard of app api yet",
             "web-8 and 1 more joined the fleet, but the group does not know it yet",

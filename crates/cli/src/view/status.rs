@@ -38,7 +38,7 @@ fn add_group(rows: &mut comfy_table::Table, group: &GroupReport, look: Look) {
         row.push(toned(look, tone_of(group.healthy), state));
         row.extend((0..5).map(|_| cell("-")));
         row.push(cell(leader));
-        row.push(cell(first_of(&group.problems)));
+        row.push(cell(first_of(&sentences(group))));
         rows.add_row(row);
         return;
     };
@@ -68,7 +68,7 @@ pub(crate) fn state_text(app: &AppStatus) -> String {
 /// The one thing to know about an app's row.
 fn why(group: &GroupReport, app: &AppReport) -> String {
     if !group.problems.is_empty() {
-        return first_of(&group.problems);
+        return first_of(&sentences(group));
     }
     match app.state {
         // What it waits for is less telling than why it is there.
@@ -90,6 +90,10 @@ fn why(group: &GroupReport, app: &AppReport) -> String {
             first => first,
         },
     }
+}
+
+fn sentences(group: &GroupReport) -> Vec<String> {
+    group.problems.iter().map(|problem| problem.sentence.clone()).collect()
 }
 
 fn first_of(texts: &[String]) -> String {
@@ -157,7 +161,7 @@ fn mark(here: Option<&ServerAppStatus>, goal: Option<&cohort_core::ids::Version>
 /// One group in full.
 pub(crate) fn group(report: &GroupReport, look: Look) -> String {
     let Some(status) = &report.status else {
-        let mut text = format!("group {}: {}\n", report.group, first_of(&report.problems));
+        let mut text = format!("group {}: {}\n", report.group, first_of(&sentences(report)));
         for (app, known) in &report.registry {
             let state = &known.state;
             text.push_str(&format!("  the registry last knew: {app} is {state}\n"));
@@ -166,7 +170,7 @@ pub(crate) fn group(report: &GroupReport, look: Look) -> String {
     };
     let mut text = heading(status);
     for problem in &report.problems {
-        text.push_str(&format!("  ! {problem}\n"));
+        text.push_str(&format!("  ! {}\n", problem.sentence));
     }
     for refusal in &status.refusals {
         text.push_str(&format!("  ! refused: {refusal}\n"));

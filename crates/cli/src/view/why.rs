@@ -42,8 +42,8 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
         app: None,
         server: None,
         on: None,
-        sentence: problem.clone(),
-        unblocks: unblocks_group(report),
+        sentence: problem.sentence.clone(),
+        unblocks: problem.unblocks.clone(),
         for_ms: None,
     });
     let mut waits: Vec<Wait> = problems.collect();
@@ -62,23 +62,6 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
         }));
     }
     waits
-}
-
-fn unblocks_group(report: &GroupReport) -> String {
-    match &report.status {
-        None => "start cohort agent on the group's servers, and look at their logs".to_owned(),
-        Some(status) if !status.linearizable => {
-            let voters: Vec<&str> =
-                status.voters.iter().map(|voter| voter.server.as_str()).collect();
-            format!("start the agents of most of its voters: {}", voters.join(", "))
-        }
-        Some(status) if status.killed.is_some() => {
-            format!("cohort kill status; then: cohort kill off [--scope {}]", report.group)
-        }
-        Some(_) => {
-            "goes on by itself; if it does not, is the hub up? cohort kill status".to_owned()
-        }
-    }
 }
 
 /// Waits for people.
