@@ -27,7 +27,7 @@ fn fleet() -> Fleet {
         member: MemberId(1),
         voter,
     };
-    fleet.groups.entry(group.clone()).or_default().members = Some(MembersRecord {
+    fleet.groups.entry(group).or_default().members = Some(MembersRecord {
         schema: SCHEMA,
         group: group.clone(),
         stamp: Stamp { incarnation: Incarnation(1), ..Stamp::default() },
