@@ -307,8 +307,7 @@ impl State {
             let gives_way = |activation: &Activation| {
                 id == app_id
                     && match purpose {
-                        Purpose::RollBack => true,
-                        Purpose::Debt => !app.wants(activation),
+                        Purpose::RollBack | Purpose::Debt => !app.wants(activation),
                         Purpose::Wave => false,
                     }
             };
@@ -317,20 +316,16 @@ impl State {
         if busy {
             return Err(Rejection::Busy { server: server_id.clone() });
         }
-        // One that was lost in the middle of a change may have left the traffic, or not.
-        let voided = |app: &App| {
-            let activation = app.servers.get(server_id).and_then(|s| s.activation.as_ref());
-            activation.is_some_and(|a| a.void && a.open() && a.costs)
-        };
-        let costs = capacity::costs(self, server_id) || voided(&self.apps[app_id]);
+        let costs = capacity::costs(self, server_id);
         let policy = {
             let app = &self.apps[app_id];
             app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy)
         };
         if costs {
-            let out = capacity::out_of_service(self);
+            let out = capacity::out_servers_for(self, &self.apps[app_id], purpose);
             let max = policy.max_unavailable_of(self.size());
-            if out >= max {
+            if !capacity::bears(&out, max, server_id) {
+                let out = u32::try_from(out.len()).unwrap_or(u32::MAX);
                 return Err(Rejection::Capacity { out, max });
             }
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::ids::ServerId;
+use crate::orders::Purpose;
 use crate::phase::Phase;
 use crate::state::{App, ServerApp, State};
 
@@ -37,10 +38,42 @@ pub fn standing(state: &State, server: &ServerId) -> Standing {
 }
 
 /// Whether a change on this server takes capacity away. One that is already out of
-/// service costs nothing more.
+/// service costs nothing more; of one that was lost in the middle of a change nobody knows.
 #[must_use]
 pub fn costs(state: &State, server: &ServerId) -> bool {
-    standing(state, server) == Standing::Serving
+    let unknown = state.apps.values().filter_map(|app| app.servers.get(server)).any(|here| {
+        here.activation.as_ref().is_some_and(|activation| activation.void && activation.open())
+    });
+    match standing(state, server) {
+        Standing::Serving => true,
+        Standing::Out => unknown,
+        Standing::Idle => false,
+    }
+}
+
+/// The same, as it counts for a change with this purpose. A roll-back is not held up by servers
+/// that run the good release already and are out of service for reasons of their own.
+#[must_use]
+pub fn out_servers_for(state: &State, app: &App, purpose: Purpose) -> BTreeSet<ServerId> {
+    let mut out = out_servers(state);
+    if purpose == Purpose::RollBack {
+        out.retain(|server| {
+            let changing =
+                state.apps.values().filter_map(|app| app.servers.get(server)).any(|h| {
+                    h.activation.as_ref().is_some_and(crate::state::Activation::in_flight)
+                });
+            let back = app.servers.get(server).is_none_or(|h| h.settled_on(app.last_good.as_ref()));
+            changing || !back
+        });
+    }
+    out
+}
+
+/// Whether the ledger bears a change on this server that costs, where so many are out already.
+#[must_use]
+pub fn bears(out: &BTreeSet<ServerId>, max: u32, server: &ServerId) -> bool {
+    let others = out.len() - usize::from(out.contains(server));
+    others < max as usize
 }
 
 /// Servers that are out of service and that the group still counts on.

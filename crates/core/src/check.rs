@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::capacity;
 use crate::phase::Phase;
 use crate::state::{
     APPS_MAX, GOOD_MAX, HISTORY_MAX, HOLDS_MAX, REJECTED_MAX, REQUESTS_MAX, SERVERS_MAX, State,
@@ -12,12 +11,14 @@ use crate::state::{
 impl State {
     /// Checks every invariant.
     ///
+    /// That no more servers are taken out of service than allowed is not among them: it holds
+    /// where a change is granted, by the policy of that moment.
+    ///
     /// # Errors
     /// The first one that is broken, in words.
     pub fn check(&self) -> Result<(), String> {
         self.check_bounds()?;
         self.check_members()?;
-        let mut most = 1;
         for (id, app) in &self.apps {
             if app.policy.app != *id {
                 return Err(format!("{id}: the policy is that of {}", app.policy.app));
@@ -28,8 +29,6 @@ impl State {
             if !app.servers.keys().eq(self.servers.keys()) {
                 return Err(format!("{id}: its servers are not the group's"));
             }
-            let policy = app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy);
-            most = most.max(policy.max_unavailable_of(self.size()));
             if matches!(app.phase, Phase::Running { .. }) && app.last_good.is_none() {
                 return Err(format!("{id}: runs, but nothing was ever good"));
             }
@@ -53,22 +52,7 @@ impl State {
                 }
             }
         }
-        let taken: BTreeSet<_> = self
-            .apps
-            .values()
-            .flat_map(|app| app.in_flight())
-            .filter(|(server, activation)| activation.costs && self.counted(server))
-            .map(|(server, _)| server)
-            .collect();
-        if taken.len() > most as usize {
-            return Err(format!("{} servers are taken out of service, {most} may be", taken.len()));
-        }
         Ok(())
-    }
-
-    /// Whether the group still counts on the server.
-    fn counted(&self, server: &crate::ids::ServerId) -> bool {
-        capacity::out_servers(self).contains(server)
     }
 
     fn check_bounds(&self) -> Result<(), String> {

@@ -552,9 +552,12 @@ impl Planner<'_> {
                         .iter()
                         .filter(|server| {
                             let here = &app.servers[*server];
-                            // A debt that failed is no obstacle: this release may repair it.
+                            // What failed under an older plan, or a debt that failed, is no
+                            // obstacle: this release may repair it.
                             here.activation.as_ref().is_none_or(|a| {
-                                a.void || (!a.in_flight() && a.purpose != Purpose::Wave)
+                                let own = a.purpose == Purpose::Wave
+                                    && a.release.as_ref() == Some(&rollout.release);
+                                a.void || (!a.in_flight() && !own)
                             }) && !(here.settled_on(Some(&rollout.release)) && here.in_service)
                         })
                         .cloned()
@@ -578,7 +581,7 @@ impl Planner<'_> {
     ) {
         let policy = app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy);
         let max = policy.max_unavailable_of(self.state.size());
-        let out = capacity::out_servers(self.state);
+        let out = capacity::out_servers_for(self.state, app, purpose);
         // A server that is being brought back from a failure costs nothing; the next ones wait for
         // it nevertheless, so that fewer are out at once.
         let mending = app.in_flight().filter(|(server, activation)| {
@@ -589,16 +592,11 @@ impl Planner<'_> {
         });
         let out: BTreeSet<ServerId> =
             out.iter().cloned().chain(mending.map(|(server, _)| server.clone())).collect();
-        let mut used = u32::try_from(out.len()).unwrap_or(u32::MAX);
+        let mut used = out.clone();
         let mut short = false;
         // Those that cost nothing first.
-        let costs = |server: &ServerId| {
-            let activation = app.servers.get(server).and_then(|here| here.activation.as_ref());
-            capacity::costs(self.state, server)
-                || activation.is_some_and(|a| a.void && a.open() && a.costs)
-        };
         let (free, costly): (Vec<&ServerId>, Vec<&ServerId>) =
-            servers.iter().partition(|server| !costs(server));
+            servers.iter().partition(|server| !capacity::costs(self.state, server));
         for (server, costs) in
             free.into_iter().map(|s| (s, false)).chain(costly.into_iter().map(|s| (s, true)))
         {
@@ -607,11 +605,11 @@ impl Planner<'_> {
                 continue;
             }
             if costs {
-                if used >= max {
+                if !capacity::bears(&used, max, server) {
                     short = true;
                     continue;
                 }
-                used += 1;
+                used.insert(server.clone());
             }
             let (app, generation) = (id.clone(), app.generation);
             self.propose(Body::Grant { app, generation, server: server.clone(), purpose });

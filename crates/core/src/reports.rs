@@ -7,7 +7,7 @@ use crate::phase::Phase;
 use crate::release::Release;
 use crate::report::{Blame, Outcome, REPORT_TEXT_BYTES_MAX, Report, Step};
 use crate::state::{
-    Activation, ActivationStage, App, Debt, FAILURES_KEPT_MAX, Failure, HOLDS_MAX, State,
+    Activation, ActivationStage, App, Debt, FAILURES_KEPT_MAX, Failure, HOLDS_MAX, ServerApp, State,
 };
 use crate::transitions::counts;
 
@@ -100,6 +100,8 @@ fn take(
                 if served && !server.in_service && server.running == going_to {
                     broke_down(app_id, app, report, reason, clock, events);
                 }
+            } else if *in_service {
+                serves_again(server);
             }
             true
         }
@@ -188,11 +190,28 @@ fn take(
             });
             true
         }
-        Outcome::Applied
-        | Outcome::Checked
-        | Outcome::InService
-        | Outcome::Failed { .. }
-        | Outcome::Undone { .. } => false,
+        Outcome::Undone { release, .. } => {
+            // Told to do something else meanwhile; that it serves again is news nevertheless.
+            server.running.clone_from(release);
+            serves_again(server);
+            true
+        }
+        Outcome::Applied | Outcome::Checked | Outcome::InService | Outcome::Failed { .. } => false,
+    }
+}
+
+/// A server that was thought to be out of service serves, before it has begun with what it was
+/// granted: a change that was thought to cost nothing has to be granted anew.
+fn serves_again(server: &mut ServerApp) {
+    let served = server.in_service;
+    server.in_service = server.running.is_some();
+    if let Some(activation) = &mut server.activation
+        && activation.stage == ActivationStage::Granted
+        && !activation.costs
+        && server.in_service
+        && !served
+    {
+        activation.void = true;
     }
 }
 

@@ -172,6 +172,7 @@ pub struct NextAction {
 
 /// The step to take.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "one at a time, and never kept")]
 pub enum StepAction {
     /// Write down the new activation with this step as begun, then run it.
     Accept {

@@ -495,6 +495,8 @@ fn settle_app(
             Some(failure_words(rollout, crate::report::Blame::Release))
         } else if rollout.surroundings_failures > policy.surroundings_allowed_of(size) {
             Some(failure_words(rollout, crate::report::Blame::Surroundings))
+        } else if nobody_left(app, rollout) {
+            Some("no server is left that runs it".to_owned())
         } else {
             None
         };
@@ -596,6 +598,24 @@ fn settle_app(
     }
 }
 
+/// Whether the rollout would be through without a single server that runs its release: nothing
+/// was proven, and it must not become the last good one.
+fn nobody_left(app: &App, rollout: &Rollout) -> bool {
+    let through = match &app.phase {
+        Phase::Verified { .. } => true,
+        Phase::Wave { step, .. } => *step == WaveStep::Baked,
+        Phase::Empty
+        | Phase::Running { .. }
+        | Phase::MarkedOld { .. }
+        | Phase::LeaderHolds { .. }
+        | Phase::RollingBack { .. }
+        | Phase::Held { .. } => false,
+    };
+    through
+        && remaining(app, rollout).is_empty()
+        && !app.servers.values().any(|server| server.settled_on(Some(&rollout.release)))
+}
+
 /// The rollout waits for a person after the wave that was named.
 pub(crate) fn waits_for_approval(rollout: &Rollout) -> bool {
     let after = rollout.policy.update.approve_after_wave;
@@ -608,8 +628,8 @@ pub(crate) fn remaining(app: &App, rollout: &Rollout) -> BTreeSet<ServerId> {
     app.servers
         .iter()
         .filter(|(id, server)| {
-            !rollout.lost.contains(*id)
-                && !(server.settled_on(Some(&rollout.release)) && server.in_service)
+            let through = server.settled_on(Some(&rollout.release)) && server.in_service;
+            !through && !rollout.lost.contains(*id)
         })
         .map(|(id, _)| id.clone())
         .collect()

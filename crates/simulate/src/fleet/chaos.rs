@@ -123,7 +123,8 @@ impl Chaos {
                 5 => Fault::DiesAfter(500 + u64::from(self.draw(5_000))),
                 _ => Fault::CutsNetwork,
             };
-            let on = if self.draw(2) == 0 {
+            // Where the good release cuts a server off, only hands on the machine help.
+            let on = if self.draw(2) == 0 || fault == Fault::CutsNetwork {
                 None
             } else {
                 Some((1..=self.servers).filter(|n| n % 4 == 0).map(build::server).collect())
@@ -315,7 +316,7 @@ impl Chaos {
         while self.fleet.now_ms < end_ms {
             self.fleet.tick();
             self.tell();
-            if self.fleet.now_ms % (50 * TICK_MS) != 0 {
+            if !self.fleet.now_ms.is_multiple_of(50 * TICK_MS) {
                 continue;
             }
             open = self.open(&target).unwrap_or_default();

@@ -73,7 +73,7 @@ impl Net {
     pub fn send(
         &mut self,
         now_ms: u64,
-        message: Message,
+        message: &Message,
         weather: Weather,
         draw: &mut dyn FnMut(u32) -> u32,
     ) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cohort_core::Plan;
 use cohort_core::command::Event;
 use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::orders::Purpose;
 use cohort_core::phase::Phase;
 
 use super::behaviour::Behaviours;
@@ -21,8 +22,8 @@ pub struct Prober {
     /// Servers that failed: a matter of the budget for failures until they are back, or until the
     /// whole group goes back.
     failed: BTreeSet<(GroupId, ServerId)>,
-    /// How many were out at the last look.
-    before: BTreeMap<GroupId, usize>,
+    /// Who was out at the last look, and how many might be.
+    before: BTreeMap<GroupId, (BTreeSet<ServerId>, u32)>,
 }
 
 impl Prober {
@@ -70,9 +71,17 @@ impl Prober {
         }
         // What failed is a matter of the budget for failures; but while the group goes back,
         // nobody else leaves until those are back.
-        let all = out.len() + failed;
-        let before = self.before.insert(name.clone(), all).unwrap_or(0);
-        let more = goes_back && all > max as usize && all > before;
+        let before = self.before.entry(name.clone()).or_default();
+        // What was granted under an older policy may end under it.
+        let max = if out.is_empty() { max } else { max.max(before.1) };
+        let sent_back = |id: &ServerId| {
+            group.state.apps.values().filter_map(|app| app.servers.get(id)).any(|here| {
+                here.activation.as_ref().is_some_and(|a| a.purpose == Purpose::RollBack)
+            })
+        };
+        let newly = out.iter().any(|id| !before.0.contains(*id) && sent_back(id));
+        let more = goes_back && newly && out.len() + failed > max as usize;
+        *before = (out.iter().map(|id| (*id).clone()).collect(), max);
         self.most_out = self.most_out.max(out.len());
         if out.len() > max as usize || more {
             for (id, app) in &group.state.apps {
@@ -94,14 +103,24 @@ impl Prober {
             if let Event::ServerLost { server, .. } = &happened.event {
                 self.lost.insert((name.clone(), server.clone()));
             }
-            if let Event::ServerFailed { server, .. } = &happened.event {
+            if let Event::ServerFailed { server, app, .. } = &happened.event {
+                // Who cannot go back either is written off, like one that is lost.
+                if matches!(group.state.apps[app].phase, Phase::RollingBack { .. }) {
+                    self.lost.insert((name.clone(), server.clone()));
+                }
                 self.failed.insert((name.clone(), server.clone()));
             }
         }
         self.failed.retain(|(of, server)| {
             of != name
                 || group.servers.get(server).is_some_and(|server| {
+                    let heard_back = group.state.apps.values().all(|app| {
+                        app.servers
+                            .get(&server.id)
+                            .is_none_or(|h| h.running.is_none() || h.in_service)
+                    });
                     server.disk.apps.keys().any(|app| server.being_changed(app))
+                        || !heard_back
                         || server.services.values().any(|s| s.release.is_some() && !s.serves())
                 })
         });

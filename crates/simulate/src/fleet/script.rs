@@ -189,6 +189,7 @@ impl Script {
             }
             "registry" => self.fleet.registry.away = line.words[0] == "away",
             "mirrors" => self.fleet.mirrors = line.words[0] != "away",
+            "fetch" => self.fleet.fetch_ms = ms_of(line.words[0]),
             "weather" => {
                 let part = |key| line.pairs.get(key).map_or(0, |n| n.parse().expect("a number"));
                 self.fleet.weather =

@@ -130,6 +130,8 @@ pub struct Around<'a> {
     pub holders: &'a dyn Fn(&Digest) -> BTreeSet<ServerId>,
     /// The mirrors answer.
     pub mirrors: bool,
+    /// How long a fetch takes, in milliseconds.
+    pub fetch_ms: u64,
 }
 
 impl Server {
@@ -327,7 +329,8 @@ impl Server {
                 service.dies_ms = None;
             }
         }
-        if self.services.values().any(|s| s.release.is_some() && !s.serves()) {
+        // What happens while the group does not hear of it counts alike.
+        if self.cut || self.services.values().any(|s| s.release.is_some() && !s.serves()) {
             self.broken_ms = Some(now_ms);
         }
         if !self.up {
@@ -405,8 +408,11 @@ impl Server {
             let from: BTreeSet<ServerId> = (around.holders)(&artifact);
             let peer = fetch.sources.iter().any(|source| from.contains(&source.server));
             if peer || (fetch.from_mirror && around.mirrors) {
-                let ready =
-                    *self.memory.fetching.entry(artifact.clone()).or_insert(now_ms + STEP_MS);
+                let ready = *self
+                    .memory
+                    .fetching
+                    .entry(artifact.clone())
+                    .or_insert(now_ms + around.fetch_ms);
                 if ready <= now_ms {
                     self.memory.fetching.remove(&artifact);
                     self.disk.held.insert(artifact.clone());

@@ -51,6 +51,8 @@ pub struct Fleet {
     pub weather: Weather,
     /// The mirrors answer.
     pub mirrors: bool,
+    /// How long a fetch takes, in milliseconds.
+    pub fetch_ms: u64,
     /// Proposals of the leader come up to this late, in milliseconds.
     pub slow_log_ms: u32,
     /// What a prober outside of Cohort saw.
@@ -77,6 +79,7 @@ impl Fleet {
             releases: BTreeMap::new(),
             weather: Weather::default(),
             mirrors: true,
+            fetch_ms: TICK_MS,
             slow_log_ms: 0,
             break_at: None,
             broke: false,
@@ -198,6 +201,7 @@ impl Fleet {
                 behaviours: &self.behaviours,
                 holders: &holders,
                 mirrors: self.mirrors,
+                fetch_ms: self.fetch_ms,
             };
             server.disk.killed = group.killed.is_some();
             server.tick(&around);
@@ -210,7 +214,7 @@ impl Fleet {
         }
         for message in sent {
             let rng = &mut self.rng;
-            group.net.send(now_ms, message, self.weather, &mut |n| rng.random_range(0..n));
+            group.net.send(now_ms, &message, self.weather, &mut |n| rng.random_range(0..n));
         }
     }
 
@@ -257,7 +261,7 @@ impl Fleet {
             if let Some(answer) = answer {
                 let rng = &mut self.rng;
                 let draw = &mut |n| rng.random_range(0..n);
-                group.net.send(now_ms, answer, self.weather, draw);
+                group.net.send(now_ms, &answer, self.weather, draw);
             }
         }
         for message in group.net.arrived(now_ms) {
