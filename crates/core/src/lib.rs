@@ -11,6 +11,8 @@
 //! **Where to start reading.** [`phase`] has the states as one sentence, [`command`] the entries,
 //! `transitions` the arrows; then [`plan()`].
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
+
 mod apply;
 pub mod capacity;
 mod check;

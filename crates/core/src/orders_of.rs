@@ -7,7 +7,7 @@ use crate::orders::{
 use crate::phase::Phase;
 use crate::policy::{CheckPhase, Policy};
 use crate::release::Release;
-use crate::state::{App, ServerApp, State};
+use crate::state::{ActivationStage, App, ServerApp, State};
 
 /// Sources named to one server. 4: enough to survive two that are gone, small in every answer.
 pub(crate) const SOURCES_MAX: usize = 4;
@@ -78,6 +78,17 @@ impl State {
                 let release = rollout.release.clone();
                 fetches.push(FetchOrder { release, from_mirror: lead, sources });
             }
+        }
+        // What it is to run it needs even where it once said that it has it: disks lose things. A
+        // server that does have it fetches nothing.
+        if let Some(activation) = here.activation.as_ref().filter(|a| a.in_flight())
+            && activation.stage == ActivationStage::Granted
+            && let Some(release) = &activation.release
+            && here.has(&release.artifact)
+        {
+            let sources = self.sources(app, server, release);
+            let from_mirror = sources.is_empty();
+            fetches.push(FetchOrder { release: release.clone(), from_mirror, sources });
         }
         let needs_good = here.debt.is_some() || matches!(app.phase, Phase::RollingBack { .. });
         if let Some(good) = &app.last_good

@@ -2,6 +2,8 @@
 //! `golden/NAME.state.json`. `UPDATE=1` writes only those that are missing: an existing one never
 //! changes, because there are groups that have such a log on disk.
 
+#![allow(clippy::disallowed_methods, reason = "a test reads and writes its golden files")]
+
 mod common;
 
 use std::fs;

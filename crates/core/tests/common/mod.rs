@@ -1,5 +1,7 @@
 //! Commands drawn at random, near enough to real ones that many are taken.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::collections::BTreeMap;
 
 use cohort_core::command::{Body, COMMAND_VERSION, Command};
@@ -15,7 +17,7 @@ use cohort_core::state::State;
 use proptest::prelude::*;
 
 /// The group of these tests, set up, with three servers and a policy.
-pub fn group() -> State {
+pub(crate) fn group() -> State {
     let mut state = State::new(GroupId::new("intel.zone-a").expect("a name"), Incarnation(1));
     let labels = BTreeMap::from([("zone".to_owned(), "zone-a".to_owned())]);
     let mut bodies = vec![Body::SetUp { labels, platform: platform() }];
@@ -31,7 +33,7 @@ pub fn group() -> State {
     state
 }
 
-pub fn command(request: Option<u8>, body: Body) -> Command {
+pub(crate) fn command(request: Option<u8>, body: Body) -> Command {
     Command {
         version: COMMAND_VERSION,
         incarnation: Incarnation(1),
@@ -41,19 +43,19 @@ pub fn command(request: Option<u8>, body: Body) -> Command {
     }
 }
 
-pub fn platform() -> Platform {
+pub(crate) fn platform() -> Platform {
     Platform::new("intel").expect("a platform")
 }
 
-pub fn app() -> AppId {
+pub(crate) fn app() -> AppId {
     AppId::new("web").expect("an app")
 }
 
-pub fn server(n: u8) -> ServerId {
+pub(crate) fn server(n: u8) -> ServerId {
     ServerId::new(format!("s{n}")).expect("a server id")
 }
 
-pub fn release(n: u8) -> Release {
+pub(crate) fn release(n: u8) -> Release {
     Release {
         version: Version::new(format!("1.{n}.0")).expect("a version"),
         platform: platform(),
@@ -68,7 +70,7 @@ pub fn release(n: u8) -> Release {
     }
 }
 
-pub fn policy(max_parallel: u32, failures_allowed: u32) -> Policy {
+pub(crate) fn policy(max_parallel: u32, failures_allowed: u32) -> Policy {
     Policy {
         app: app(),
         channel: Channel::new("stable").expect("a channel"),
@@ -87,16 +89,16 @@ pub fn policy(max_parallel: u32, failures_allowed: u32) -> Policy {
 /// A wish: a command whose generation, clock and sequence are filled in from the state that it meets,
 /// or left wrong on purpose.
 #[derive(Debug, Clone)]
-pub struct Wish {
-    pub kind: u8,
-    pub server: u8,
-    pub release: u8,
-    pub number: u8,
-    pub stale: bool,
-    pub request: Option<u8>,
+pub(crate) struct Wish {
+    pub(crate) kind: u8,
+    pub(crate) server: u8,
+    pub(crate) release: u8,
+    pub(crate) number: u8,
+    pub(crate) stale: bool,
+    pub(crate) request: Option<u8>,
 }
 
-pub fn wish() -> impl Strategy<Value = Wish> {
+pub(crate) fn wish() -> impl Strategy<Value = Wish> {
     (0u8..36, 0u8..5, 0u8..8, any::<u8>(), prop::bool::weighted(0.1), prop::option::of(0u8..200))
         .prop_map(|(kind, server, release, number, stale, request)| Wish {
             kind,
@@ -109,7 +111,7 @@ pub fn wish() -> impl Strategy<Value = Wish> {
 }
 
 impl Wish {
-    pub fn body(&self, state: &State) -> Body {
+    pub(crate) fn body(&self, state: &State) -> Body {
         let (app, server, release) = (app(), server(self.server), release(self.release));
         let there = state.apps.get(&app);
         let generation = there.map_or(Generation(0), |app| app.generation);

@@ -165,6 +165,12 @@ impl Chaos {
                 self.say(&format!("{server} crashes in {after} instructions"));
                 self.server(&group, &server).crash_in = Some(after);
             }
+            (4, Some(server)) if self.draw(3) == 0 => {
+                self.say(&format!("{server} loses what it holds"));
+                let server = self.server(&group, &server);
+                server.crash();
+                server.disk.held.clear();
+            }
             (4, Some(server)) => {
                 self.say(&format!("{server} loses power"));
                 self.server(&group, &server).power_off();
