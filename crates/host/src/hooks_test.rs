@@ -121,3 +121,12 @@ async fn a_hook_of_a_killed_agent_is_ended_before_the_next_run() {
     assert_eq!(bench.run(LONG).await, HookEnd::Passed);
     assert!(!earlier.wait().unwrap().success());
 }
+
+#[tokio::test]
+async fn a_child_in_a_session_of_its_own_ends_with_a_hook_that_hangs() {
+    let bench = Bench::new("setsid sh -c 'echo $$ > away; exec sleep 600' &\nwait");
+    let limit = Duration::from_secs(1);
+    assert!(matches!(bench.run(limit).await, HookEnd::Failed { .. }));
+    let away = bench.pid("away").expect("it was there before the time was up");
+    until("it is gone", || async { crate::process::start_ticks(away).is_none() }).await;
+}

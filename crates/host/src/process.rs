@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
@@ -97,6 +97,56 @@ impl GroupChild {
         self.watched.signal_group(Signal::KILL);
         self.child.wait().await
     }
+}
+
+/// The processes that descend from one, whatever group or session they have moved to.
+///
+/// Each is held by a descriptor, so that none is mistaken for another that got its number.
+#[derive(Debug)]
+pub(crate) struct Descendants(Vec<OwnedFd>);
+
+impl Descendants {
+    /// Those that there are now. One whose parent has ended before is nobody's descendant.
+    pub(crate) fn of(ancestor: Pid) -> Self {
+        let mut family = vec![ancestor];
+        let mut held = Vec::new();
+        let parents = parents();
+        let mut next = 0;
+        while let Some(parent) = family.get(next).copied() {
+            next += 1;
+            for (child, _) in parents.iter().filter(|(_, of)| *of == parent) {
+                // Held first, verified second: the number cannot change hands between the two.
+                if let Ok(fd) = pidfd_open(*child, PidfdFlags::empty())
+                    && parent_of(*child) == Some(parent)
+                    && !family.contains(child)
+                {
+                    family.push(*child);
+                    held.push(fd);
+                }
+            }
+        }
+        Descendants(held)
+    }
+
+    /// Kills those that are left.
+    pub(crate) fn kill(&self) {
+        for fd in &self.0 {
+            let _gone = pidfd_send_signal(fd, Signal::KILL);
+        }
+    }
+}
+
+/// Every process with its parent.
+fn parents() -> Vec<(Pid, Pid)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter_map(Pid::from_raw).filter_map(|pid| Some((pid, parent_of(pid)?))).collect()
+}
+
+fn parent_of(pid: Pid) -> Option<Pid> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    Pid::from_raw(fields.split_ascii_whitespace().nth(1)?.parse().ok()?)
 }
 
 /// When a process was started, in clock ticks since the machine's start: with its number, the

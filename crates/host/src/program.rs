@@ -12,7 +12,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
 
 use crate::output::Tail;
-use crate::process::{GroupChild, is_the_programs_fault};
+use crate::process::{Descendants, GroupChild, is_the_programs_fault};
 
 /// How long a group that was asked to end may take. 2 s: enough to remove a lock file.
 const TERM_GRACE: Duration = Duration::from_secs(2);
@@ -172,7 +172,10 @@ async fn watch_program(
             match tokio::time::timeout(limit, child.watched().ended()).await {
                 Ok(()) => false,
                 Err(_) => {
+                    // Looked up while their parents live: some may have left the group.
+                    let descendants = Descendants::of(child.watched().pid());
                     child.watched().stop_group(Signal::TERM, TERM_GRACE).await;
+                    descendants.kill();
                     true
                 }
             }
