@@ -26,6 +26,9 @@ const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
 /// How often old releases are collected from disk.
 const COLLECT_EVERY: Duration = Duration::from_secs(60);
 
+/// How often the group is told what runs here while it believes something else.
+const FOUND_EVERY: Duration = Duration::from_secs(5);
+
 /// What makes an app look again.
 pub(crate) struct Changes {
     pub orders: watch::Receiver<Option<Arc<Received>>>,
@@ -54,6 +57,7 @@ struct Memory {
     running: Option<(Vec<Check>, Option<Digest>, RunningChecks)>,
     health: Option<Health>,
     collected: Option<Instant>,
+    found: Option<Instant>,
     looked_after: Option<Instant>,
 }
 
@@ -190,6 +194,7 @@ impl AppTask {
             _ => None,
         };
         self.board.set(&self.app, doing);
+        self.tell_found(step, orders, memory).await;
         self.traffic(step, orders, started, memory);
         self.watch_health(orders, memory);
         if memory.looked_after.is_none_or(|at| at.elapsed() >= LOOK_AFTER_EVERY) {
@@ -198,8 +203,8 @@ impl AppTask {
         }
         self.collect(orders, memory).await;
         let wait = match self.host.confirm_left_ms() {
-            Some(left_ms) => LOOK_EVERY.min(Duration::from_millis(left_ms.max(10))),
-            None => LOOK_EVERY,
+            Some(left_ms) if left_ms > 0 => LOOK_EVERY.min(Duration::from_millis(left_ms.max(10))),
+            Some(_) | None => LOOK_EVERY,
         };
         let mut health = memory.running.as_ref().map(|(_, _, checks)| checks.health());
         let mut health_changed = false;
@@ -223,6 +228,25 @@ impl AppTask {
                 self.report_health(now, memory).await;
             }
         }
+    }
+
+    /// A group that does not know what runs here (it took this server in again, or lives anew) is
+    /// told once more what was found.
+    async fn tell_found(&self, step: &StepAction, orders: Option<&AppOrders>, memory: &mut Memory) {
+        let local = self.host.local();
+        let at_rest = *step == StepAction::Settled
+            && local.activation.as_ref().is_none_or(|a| a.progress == Progress::Complete);
+        let differs =
+            orders.is_some_and(|orders| orders.activation.is_none() && orders.run != local.current);
+        let told_lately = memory.found.is_some_and(|at| at.elapsed() < FOUND_EVERY);
+        if !at_rest || !differs || told_lately {
+            return;
+        }
+        memory.found = Some(Instant::now());
+        let in_service = memory.health.as_ref().is_none_or(|health| health.in_service)
+            && local.current.is_some();
+        let found = Outcome::Found { release: local.current.clone(), in_service };
+        self.reporter.tell(&self.app, Fence::default(), 1, found).await;
     }
 
     fn fetching(&self, orders: Option<&AppOrders>) -> String {

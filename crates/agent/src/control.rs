@@ -18,6 +18,7 @@ use cohort_wire::agent::{
     WAIT_MS_MAX,
 };
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
+use cohort_wire::hub::{ADDRESS_BYTES_MAX, LABEL_BYTES_MAX};
 use cohort_wire::kill::SignedKill;
 use tokio::sync::oneshot;
 
@@ -111,6 +112,7 @@ async fn wait(
     shared.same_group(&request.group, request.version)?;
     latch(&shared, request.kill).await;
     let handle = shared.need_member()?;
+    shared.contacts.heard(&server, Duration::ZERO, request.doing);
     let mut view = handle.view.clone();
     let deadline = tokio::time::Instant::now() + Duration::from_millis(WAIT_MS_MAX);
     loop {
@@ -143,13 +145,13 @@ async fn report(
     if request.incarnation != handle.incarnation {
         return Err(ApiError::conflict("the report is about another life of the group"));
     }
-    // All at once: they share one sync of the log, and keep their order.
-    let commits = request.reports.into_iter().map(|report| {
-        let command =
-            Shared::command(&handle, format!("agent {server}"), None, Body::Report { report });
-        shared.commit(&handle, command)
-    });
-    let answers = futures_util::future::try_join_all(commits).await?;
+    // One after the other: a later one that overtook would make the earlier one count as old.
+    let mut answers = Vec::with_capacity(request.reports.len());
+    for report in request.reports {
+        let actor = format!("agent {server}");
+        let command = Shared::command(&handle, actor, None, Body::Report { report });
+        answers.push(shared.commit(&handle, command).await?);
+    }
     Ok(Json(answers))
 }
 
@@ -160,6 +162,13 @@ async fn join_group(
 ) -> Result<Json<CommandAnswer>, ApiError> {
     let server = server_of(&caller)?;
     shared.same_group(&request.group, request.version)?;
+    if request.address.len() > ADDRESS_BYTES_MAX
+        || request.rack.as_ref().is_some_and(|rack| rack.len() > LABEL_BYTES_MAX)
+    {
+        return Err(ApiError::bad_request(format!(
+            "an address has at most {ADDRESS_BYTES_MAX} bytes, a rack {LABEL_BYTES_MAX}"
+        )));
+    }
     let handle = shared.need_member()?;
     let known = handle.view.borrow().state.servers.get(&server).cloned();
     if let Some(known) = &known

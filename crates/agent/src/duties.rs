@@ -19,6 +19,7 @@ use cohort_registry::records::{
 use cohort_registry::{RegistryError, Selector, WatchRequest, keys, typed};
 use cohort_wire::agent::{CONTACTS, CONTROL_VERSION, ContactsRequest};
 use cohort_wire::http::Call;
+use cohort_wire::hub::KILL as HUB_KILL;
 use cohort_wire::kill::SignedKill;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,8 @@ const WATCH_MS: u64 = 10_000;
 /// Pauses after a registry that did not answer.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Servers told of in one call: their bounded details stay far below a request's limit.
+const CONTACTS_PER_CALL: usize = 50;
 /// How often members tell the leader whom they have heard of.
 const CONTACTS_EVERY: Duration = Duration::from_millis(500);
 
@@ -98,7 +101,10 @@ async fn read_registry(shared: Arc<Shared>, mut handle: MemberHandle) {
 /// Reads everything, then again after every change, for as long as this member leads.
 async fn follow_registry(shared: &Arc<Shared>, handle: &MemberHandle) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
+    let mut kill = shared.kill.subscribe();
+    let term = handle.view.borrow().raft.term;
     loop {
+        kill.mark_unchanged();
         let (_, revision) = typed::list(registry, keys::SWITCHES).await?;
         for (_, text) in typed::kill_switches(registry).await? {
             match serde_json::from_str::<SignedKill>(&text) {
@@ -110,18 +116,29 @@ async fn follow_registry(shared: &Arc<Shared>, handle: &MemberHandle) -> Result<
                 Err(error) => tracing::warn!(%error, "a kill register that cannot be read"),
             }
         }
+        carry_kill(shared).await;
         let view = read_view(registry).await?;
         if !handle.inputs.put(Input::Registry(Some(view))).await {
             return Ok(());
         }
         let mut from_revision = revision + 1;
         loop {
-            if !handle.view.borrow().leads() {
+            if !still_leads(handle, term) {
                 return Ok(());
             }
             let select = Selector::Prefix(keys::ROOT.to_owned());
             let request = WatchRequest { select, from_revision, wait_ms: WATCH_MS };
-            let answer = match registry.watch(request).await {
+            let mut views = handle.view.clone();
+            let watched = tokio::select! {
+                watched = registry.watch(request) => watched,
+                // Led by another, or anew: the next leadership reads everything itself.
+                _ = views.wait_for(|view| !(view.leads() && view.raft.term == term)) => {
+                    return Ok(());
+                }
+                // Given to an agent: the hub hears of it from the leader.
+                _ = kill.changed() => break,
+            };
+            let answer = match watched {
                 Ok(answer) => answer,
                 Err(RegistryError::Compacted { .. }) => break,
                 Err(error) => return Err(error),
@@ -137,6 +154,26 @@ async fn follow_registry(shared: &Arc<Shared>, handle: &MemberHandle) -> Result<
             });
             if matters {
                 break;
+            }
+        }
+    }
+}
+
+/// Whether this member leads, without a break since that term.
+fn still_leads(handle: &MemberHandle, term: cohort_consensus::Term) -> bool {
+    let view = handle.view.borrow();
+    view.leads() && view.raft.term == term
+}
+
+/// Carries kill registers that were given to an agent to the hub: only the operator's signature in
+/// them counts there as well.
+async fn carry_kill(shared: &Shared) {
+    for register in shared.kill.signed() {
+        for target in &shared.hub {
+            let call = Call::post(HUB_KILL, &register).deadline(Duration::from_secs(5));
+            match shared.client.call(target, call.idempotent()).await {
+                Ok(_) => break,
+                Err(error) => tracing::debug!(%error, "a kill register was not carried to the hub"),
             }
         }
     }
@@ -223,7 +260,9 @@ async fn read_repository(
         // A new app is looked up at once; else by the clock.
         let apps: Vec<AppId> = view.state.apps.keys().cloned().collect();
         let mut views = handle.view.clone();
-        let new_app = views.wait_for(|now| !now.state.apps.keys().eq(apps.iter()));
+        let term = view.raft.term;
+        let new_app =
+            views.wait_for(|now| now.raft.term != term || !now.state.apps.keys().eq(apps.iter()));
         let _ = tokio::time::timeout(every, new_app).await;
     }
 }
@@ -383,28 +422,31 @@ async fn tell_contacts(shared: Arc<Shared>, handle: MemberHandle) {
             continue;
         };
         let now = std::time::Instant::now();
-        let mut request = ContactsRequest {
-            version: CONTROL_VERSION,
-            group: shared.group.clone(),
-            age_ms: BTreeMap::new(),
-            doing: BTreeMap::new(),
-        };
-        for (id, contact) in shared.contacts.all() {
-            let age = now.saturating_duration_since(contact.at);
-            // What is older was told before, or is told by the member that is asked now.
-            if age > 4 * CONTACTS_EVERY {
-                continue;
+        // What is older was told before, or is told by the member that is asked now.
+        let recent: Vec<_> = shared
+            .contacts
+            .all()
+            .into_iter()
+            .filter(|(_, contact)| now.saturating_duration_since(contact.at) <= 4 * CONTACTS_EVERY)
+            .collect();
+        for some in recent.chunks(CONTACTS_PER_CALL) {
+            let mut request = ContactsRequest {
+                version: CONTROL_VERSION,
+                group: shared.group.clone(),
+                age_ms: BTreeMap::new(),
+                doing: BTreeMap::new(),
+            };
+            for (id, contact) in some {
+                let age = now.saturating_duration_since(contact.at);
+                let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+                request.age_ms.insert(id.clone(), age_ms);
+                request.doing.insert(id.clone(), contact.doing.clone());
             }
-            request.age_ms.insert(id.clone(), u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-            request.doing.insert(id, contact.doing);
-        }
-        if request.age_ms.is_empty() {
-            continue;
-        }
-        let call = Call::post(CONTACTS, &request).deadline(Duration::from_secs(2));
-        let told = shared.client.call_json::<()>(&shared.target(&server, &address), call).await;
-        if let Err(error) = told {
-            tracing::debug!(%error, "the leader was not told whom this member has heard of");
+            let call = Call::post(CONTACTS, &request).deadline(Duration::from_secs(2));
+            let told = shared.client.call_json::<()>(&shared.target(&server, &address), call).await;
+            if let Err(error) = told {
+                tracing::debug!(%error, "the leader was not told whom this member has heard of");
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cohort_core::ids::GroupId;
 use cohort_identity::UnixTime;
-use cohort_wire::kill::{DurableKill, KillError, Merged, SignedKill};
+use cohort_wire::kill::{DurableKill, KillError, SignedKill};
 use cohort_wire::tls::IdentitySlot;
 use tokio::sync::watch;
 
@@ -46,7 +46,7 @@ impl KillSwitch {
         self.latch.signed().into_iter().take(PASSED_ON_MAX).collect()
     }
 
-    /// Takes in registers, durable before this returns. True when anything was new.
+    /// Takes in registers, durable before this returns. True when what is in force has changed.
     pub(crate) async fn offer(
         self: &Arc<Self>,
         registers: Vec<SignedKill>,
@@ -57,24 +57,31 @@ impl KillSwitch {
         let this = Arc::clone(self);
         let offered = tokio::task::spawn_blocking(move || {
             let identity = this.identity.current();
-            let mut news = false;
+            let mut refused = None;
             for register in registers.iter().take(PASSED_ON_MAX) {
-                let merged = this.latch.offer(register, identity.roots(), UnixTime::now())?;
-                news |= merged == Merged::Take;
+                // One that is refused does not hold up the others.
+                if let Err(error) = this.latch.offer(register, identity.roots(), UnixTime::now()) {
+                    refused = Some(error);
+                }
             }
-            Ok::<bool, KillError>(news)
+            // What is latched is in force from here on, whoever latched it.
+            let changed = this.on.send_if_modified(|on| {
+                let now = reason(&this.latch, &this.group);
+                let changed = *on != now;
+                *on = now;
+                changed
+            });
+            if changed {
+                let now = this.on.borrow().clone();
+                tracing::warn!(on = now.is_some(), reason = now.as_deref(), "kill switch");
+            }
+            match refused {
+                Some(error) => Err(error),
+                None => Ok(changed),
+            }
         })
         .await;
-        let news = match offered {
-            Ok(offered) => offered?,
-            Err(_) => return Ok(false),
-        };
-        if news {
-            let now = reason(&self.latch, &self.group);
-            tracing::warn!(on = now.is_some(), reason = now.as_deref(), "kill switch");
-            self.on.send_replace(now);
-        }
-        Ok(news)
+        offered.unwrap_or(Ok(false))
     }
 }
 

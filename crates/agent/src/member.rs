@@ -409,7 +409,9 @@ impl Member {
             }
             Err(ProposeError::NotLeader { leader }) => (Proposed::NotLeader { leader }, 0),
             Err(ProposeError::Busy) => (Proposed::Busy, 0),
-            Err(error) => {
+            Err(ProposeError::Stopped) => (Proposed::Unknown, 0),
+            Err(error @ (ProposeError::TooLarge { .. } | ProposeError::Empty)) => {
+                // Trying again would not help.
                 let rejection = Some(error.to_string());
                 (Proposed::Applied { index: 0, rejection }, 0)
             }
@@ -496,6 +498,10 @@ impl Member {
         if let Some((role, term, leader)) = role_changed {
             tracing::info!(?role, term = term.0, leader = leader.map(|id| id.0), "raft role");
             self.changed = true;
+            // What an earlier leadership saw is old by now: a plan is made from fresh looks only.
+            self.registry = None;
+            self.offers.clear();
+            self.refusals.clear();
             if role == Role::Leader {
                 let now = Instant::now();
                 self.leading =

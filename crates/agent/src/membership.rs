@@ -246,11 +246,13 @@ impl Starter {
             view: view_sender,
             events: Box::new(move |state: &State, event: &Event| tell(state, event, &metrics)),
         };
+        let (thread_ends, thread_ended) = watch::channel(false);
         let handle = MemberHandle {
             member: MemberId(identity.raft_id.0),
             incarnation,
             inputs,
             view: view.clone(),
+            ended: thread_ended,
         };
         let member = Member::new(
             shared.server().clone(),
@@ -261,9 +263,11 @@ impl Starter {
             outputs,
         );
         let ended = self.ended.clone();
+        let thread_ends = SetAtEnd(thread_ends);
         std::thread::Builder::new()
             .name("member".into())
             .spawn(move || {
+                let _thread_ends = thread_ends;
                 // A broken invariant panics: the replica stops, and so does the agent, loudly.
                 let run = std::panic::AssertUnwindSafe(move || member.run(&queue));
                 match std::panic::catch_unwind(run) {
@@ -291,6 +295,15 @@ impl Starter {
         ));
         shared.member.send_replace(Some(handle));
         Ok(())
+    }
+}
+
+/// Says that the thread is over when it is dropped, as its last act.
+struct SetAtEnd(watch::Sender<bool>);
+
+impl Drop for SetAtEnd {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
     }
 }
 
@@ -340,6 +353,7 @@ async fn learn(shared: Arc<Shared>, mut view: watch::Receiver<Arc<View>>, stop: 
         {
             let now = Arc::clone(&view.borrow_and_update());
             shared.learn_members(&now.state.member_addresses());
+            shared.contacts.retain(|server| now.state.servers.contains_key(server));
             let metrics = &shared.metrics;
             metrics.set("cohort_raft_term", &[], now.raft.term.0 as f64);
             metrics.set("cohort_raft_commit_index", &[], now.raft.commit.0 as f64);

@@ -125,11 +125,10 @@ impl Sending {
                 batch.push(next);
             }
             let reports: Vec<Report> = batch.iter().map(|told| self.number(told)).collect();
-            if !self.send(reports).await {
-                return;
-            }
-            for told in batch {
-                if told.outcome == Outcome::Checked {
+            let Some(answers) = self.send(reports).await else { return };
+            for (told, answer) in batch.into_iter().zip(answers) {
+                // What was refused is not in the log, and confirms nothing.
+                if told.outcome == Outcome::Checked && answer.rejection.is_none() {
                     self.confirmed.send_modify(|all| {
                         all.insert(told.app, told.fence);
                     });
@@ -151,8 +150,8 @@ impl Sending {
         }
     }
 
-    /// Until a member says that they are in the log. False when the agent ends.
-    async fn send(&mut self, reports: Vec<Report>) -> bool {
+    /// Until a member says that they are in the log. None when the agent ends.
+    async fn send(&mut self, reports: Vec<Report>) -> Option<Vec<CommandAnswer>> {
         let mut pause = PAUSE_MIN;
         let mut turn = 0_usize;
         loop {
@@ -162,7 +161,7 @@ impl Sending {
                     Some(received) => received.orders.incarnation,
                     None => continue,
                 },
-                Err(_) => return false,
+                Err(_) => return None,
             };
             let request = ReportRequest {
                 version: CONTROL_VERSION,
@@ -182,7 +181,7 @@ impl Sending {
                         for rejection in answers.iter().filter_map(|a| a.rejection.as_ref()) {
                             tracing::warn!(rejection, "a report was refused");
                         }
-                        return true;
+                        return Some(answers);
                     }
                     Err(error) => tracing::debug!(%error, "a report was not taken yet"),
                 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cohort_artifact::TrustedRepository;
-use cohort_core::ids::{AppId, BootEpoch, ServerId};
+use cohort_core::ids::{AppId, BootEpoch, Incarnation, ServerId};
 use cohort_core::orders::Orders;
 use cohort_distribute::Downloads;
 use cohort_host::{AppHost, AppHostConfig, Contact, Controls, boot_time_ms};
@@ -99,6 +99,7 @@ impl Runner {
         let mut turn = 0_usize;
         let mut preferred: Option<ServerId> = None;
         let mut introduced = false;
+        let mut life = self.known_life();
         let fetching = Fetching {
             shared: Arc::clone(&self.shared),
             downloads: Arc::clone(&self.downloads),
@@ -154,6 +155,15 @@ impl Runner {
                 }
                 continue;
             };
+            if orders.incarnation < life {
+                tracing::warn!(%server, incarnation = %orders.incarnation, "orders of a life that is over");
+                preferred = None;
+                turn = turn.wrapping_add(1);
+                self.ask_registry().await;
+                self.rest(&mut pause).await;
+                continue;
+            }
+            life = orders.incarnation;
             self.shared.learn_members(&orders.members);
             if !introduced {
                 // The group hears of a new address or rack; the same ones change nothing.
@@ -186,6 +196,11 @@ impl Runner {
                 }
             }
         }
+    }
+
+    /// The newest life of the group that this server has heard of, from what is on its disk.
+    fn known_life(&self) -> Incarnation {
+        self.shared.handle().map_or(Incarnation(0), |handle| handle.incarnation)
     }
 
     async fn rest(&self, pause: &mut Duration) {

@@ -33,6 +33,8 @@ pub(crate) struct MemberHandle {
     pub incarnation: Incarnation,
     pub inputs: Inputs,
     pub view: watch::Receiver<Arc<View>>,
+    /// True as soon as the member's thread has ended and its log is closed.
+    pub ended: watch::Receiver<bool>,
 }
 
 /// What the parts of an agent share.
@@ -48,6 +50,8 @@ pub(crate) struct Shared {
     pub member: watch::Sender<Option<MemberHandle>>,
     /// Where the group's members were last known to be.
     pub members: Mutex<Vec<MemberAddress>>,
+    /// Where the hub's API is.
+    pub hub: Vec<Target>,
     /// The repository as this server trusts it.
     pub repository: Option<Arc<TrustedRepository>>,
     /// Artifacts that each app wants kept; none until every app has said so.

@@ -16,7 +16,7 @@ use cohort_host::{Controls, ServiceControl, Systemd};
 use cohort_identity::{Alpn, ClientAuth, Peer, Role};
 use cohort_registry::{Registry, RemoteRegistry};
 use cohort_wire::frame::Connections;
-use cohort_wire::http::{Client, Handler, serve, serve_plain};
+use cohort_wire::http::{Client, Handler, Target, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
 use tokio::net::TcpListener;
@@ -104,6 +104,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         members: Mutex::new(Vec::new()),
         repository: repository.clone(),
         kept: Mutex::new(BTreeMap::new()),
+        hub: hub_targets(config, &joined)?,
         config: config.clone(),
     });
     shared.learn_members(&joined.members);
@@ -171,9 +172,8 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         ended = ends.recv() => ended.map_or(Ok(()), Err),
     };
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-    if outcome.is_ok() {
-        hand_over(&shared).await;
-    }
+    // The member ends before anything else: its log must be closed when the agent begins anew.
+    end_member(&shared).await;
     stop.cancel();
     servers.cancel();
     downloads.stop().await;
@@ -210,6 +210,16 @@ fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
         }
     }
     Ok(())
+}
+
+/// Where the hub's API is.
+fn hub_targets(config: &AgentConfig, joined: &Joined) -> Result<Vec<Target>, AgentError> {
+    let hub = Peer::new(Role::Hub, joined.hub.as_str())
+        .map_err(|error| AgentError::Config(error.to_string()))?;
+    let addresses = if config.hub.is_empty() { &joined.hub_addresses } else { &config.hub };
+    let target =
+        |address: &String| Target { address: address.clone(), peer: hub.clone(), alpn: Alpn::Hub };
+    Ok(addresses.iter().map(target).collect())
 }
 
 fn registry(
@@ -300,13 +310,18 @@ fn raft_handler(shared: Arc<Shared>, boot_epoch: u64, stop: CancellationToken) -
     })
 }
 
-/// Leadership first, then the stop, so that nobody waits for a failure to be detected.
-async fn hand_over(shared: &Shared) {
+/// Leadership first, then the stop, so that nobody waits for a failure to be detected; and the log
+/// is closed when this returns.
+async fn end_member(shared: &Shared) {
     let Some(handle) = shared.handle() else { return };
     let (reply, done) = oneshot::channel();
     if handle.inputs.put(Input::Stop(reply)).await
         && tokio::time::timeout(HAND_OVER_MAX, done).await.is_err()
     {
         tracing::warn!("leadership was not handed over in time");
+    }
+    let mut ended = handle.ended.clone();
+    if tokio::time::timeout(HAND_OVER_MAX, ended.wait_for(|ended| *ended)).await.is_err() {
+        tracing::warn!("the member did not end in time");
     }
 }
