@@ -220,7 +220,11 @@ impl State {
                 reason: "joined".into(),
                 tries: 0,
             });
-            app.servers.insert(server.clone(), ServerApp { debt, ..ServerApp::default() });
+            // A server that was here before may have been activated under any plan so far: the
+            // next one has to be a new plan.
+            let activated = app.generation;
+            app.servers
+                .insert(server.clone(), ServerApp { debt, activated, ..ServerApp::default() });
         }
         Ok(())
     }
@@ -400,14 +404,21 @@ impl State {
         let Some(server) = app.servers.get_mut(server_id) else {
             return Err(Rejection::NoServer { server: server_id.clone() });
         };
-        let in_flight = server.activation.as_mut().filter(|activation| activation.in_flight());
+        let in_flight = server
+            .activation
+            .as_mut()
+            .filter(|activation| activation.in_flight() && !activation.void);
         match app.phase.rollout_mut() {
             Some(rollout) => {
-                if !rollout.lost.insert(server_id.clone()) {
-                    return Ok(());
+                let news = rollout.lost.insert(server_id.clone());
+                if !news && in_flight.is_none() {
+                    let why = "the server is lost already".into();
+                    return Err(Rejection::NotNow { state: app.phase.name(), why });
                 }
-                rollout.surroundings_failures += 1;
-                rollout.progress = clock;
+                if news {
+                    rollout.surroundings_failures += 1;
+                    rollout.progress = clock;
+                }
             }
             None if in_flight.is_some() => {}
             None => {

@@ -67,6 +67,9 @@ pub struct AppOrders {
     pub activation: Option<ActivationOrder>,
     /// What this server runs when nothing is to change (after a boot, say).
     pub run: Option<Release>,
+    /// This server owes the good release: it takes no traffic before it has it.
+    #[serde(default)]
+    pub owes: bool,
     /// The checks that go on while it runs.
     pub checks: Vec<Check>,
     /// Artifacts that must not be removed from disk.

@@ -1,6 +1,6 @@
 //! From the committed state to the orders of one server.
 
-use crate::ids::{Digest, ServerId};
+use crate::ids::{ClockMs, Digest, ServerId};
 use crate::orders::{
     ActivationOrder, AppOrders, FetchOrder, MemberAddress, MemberOrder, Orders, Purpose, Source,
 };
@@ -30,6 +30,7 @@ impl State {
                     fetch: self.fetches(app, server, here),
                     activation: self.activation_order(app, policy, here, killed),
                     run: here.running.clone(),
+                    owes: here.debt.is_some(),
                     checks: policy
                         .checks
                         .iter()
@@ -70,13 +71,23 @@ impl State {
         if let Some(rollout) = app.phase.forward()
             && !here.has(&rollout.release.artifact)
         {
+            // The leader's server is the only one that asks a mirror, so that a release crosses
+            // the zone's downlink once.
+            let awaited = match &app.phase {
+                Phase::Wave { servers, .. } => servers.contains(server),
+                Phase::Empty
+                | Phase::Running { .. }
+                | Phase::MarkedOld { .. }
+                | Phase::LeaderHolds { .. }
+                | Phase::Verified { .. }
+                | Phase::RollingBack { .. }
+                | Phase::Held { .. } => false,
+            };
             let lead = rollout.lead == *server;
+            let from_mirror = lead || (awaited && self.is_late(app, rollout.progress));
             let sources = self.sources(app, server, &rollout.release);
-            if lead || !sources.is_empty() {
-                // The leader's server is the only one that asks a mirror, so that a release
-                // crosses the zone's downlink once.
-                let release = rollout.release.clone();
-                fetches.push(FetchOrder { release, from_mirror: lead, sources });
+            if from_mirror || !sources.is_empty() {
+                fetches.push(FetchOrder { release: rollout.release.clone(), from_mirror, sources });
             }
         }
         // What it is to run it needs even where it once said that it has it: disks lose things. A
@@ -87,19 +98,39 @@ impl State {
             && here.has(&release.artifact)
         {
             let sources = self.sources(app, server, release);
-            let from_mirror = sources.is_empty();
+            let from_mirror = sources.is_empty() || self.is_late(app, activation.granted);
             fetches.push(FetchOrder { release: release.clone(), from_mirror, sources });
         }
-        let needs_good = here.debt.is_some() || matches!(app.phase, Phase::RollingBack { .. });
+        let needed_since = match (&here.debt, &app.phase) {
+            (Some(debt), _) => Some(debt.since),
+            (None, Phase::RollingBack { since, .. }) => Some(*since),
+            (
+                None,
+                Phase::Empty
+                | Phase::Running { .. }
+                | Phase::MarkedOld { .. }
+                | Phase::LeaderHolds { .. }
+                | Phase::Verified { .. }
+                | Phase::Wave { .. }
+                | Phase::Held { .. },
+            ) => None,
+        };
         if let Some(good) = &app.last_good
-            && needs_good
+            && let Some(since) = needed_since
             && !here.has(&good.artifact)
         {
             let sources = self.sources(app, server, good);
-            let from_mirror = sources.is_empty();
+            let from_mirror = sources.is_empty() || self.is_late(app, since);
             fetches.push(FetchOrder { release: good.clone(), from_mirror, sources });
         }
         fetches
+    }
+
+    /// Whether bytes have been awaited for half the time that a wave has: the servers that said
+    /// that they hold them may have lost them, and a mirror is asked as well.
+    fn is_late(&self, app: &App, since: ClockMs) -> bool {
+        let policy = app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy);
+        self.clock.since(since) >= policy.update.progress_deadline.ms / 2
     }
 
     /// Who has it whole, beginning at another one for every server, so that the load spreads.
@@ -182,6 +213,12 @@ fn keeps(app: &App, here: &ServerApp) -> Vec<Digest> {
     for release in releases {
         if !keep.contains(&release.artifact) {
             keep.push(release.artifact.clone());
+        }
+    }
+    // What the group believes to be there stays there: a retry needs no second download.
+    for artifact in &here.holds {
+        if !keep.contains(artifact) {
+            keep.push(artifact.clone());
         }
     }
     keep

@@ -107,7 +107,9 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
     }
     let moving = !plan.commands.is_empty() || ahead.apps.values().any(needs_time);
     let due = !plan.commands.is_empty() || seen.elapsed_ms >= CLOCK_EVERY_MS;
-    if moving && due && seen.elapsed_ms > 0 && seen.killed.is_none() {
+    // Also an idle group knows how late it is, for `since when`.
+    let idle_due = seen.elapsed_ms >= CLOCK_STEP_MS_MAX;
+    if (moving && due || idle_due) && seen.elapsed_ms > 0 && seen.killed.is_none() {
         let to = state.clock.plus(seen.elapsed_ms.min(CLOCK_STEP_MS_MAX));
         plan.commands.insert(0, Body::AdvanceClock { from: state.clock, to });
     }
@@ -167,7 +169,16 @@ impl Planner<'_> {
         if server == self.leader {
             return 0;
         }
-        self.seen.contact_age_ms.get(server).copied().unwrap_or(self.seen.leading_for_ms)
+        // What was heard before this leadership says nothing about the time since: members pass
+        // their contacts on, and the first ones take a moment to come.
+        let heard = self.seen.contact_age_ms.get(server).copied().unwrap_or(u64::MAX);
+        heard.min(self.seen.leading_for_ms)
+    }
+
+    /// Whether a server was heard of lately, by whoever led then.
+    fn heard_within(&self, server: &ServerId, ms: u64) -> bool {
+        let heard = self.seen.contact_age_ms.get(server).copied();
+        server == self.leader || heard.is_some_and(|age| age < ms)
     }
 
     fn app(&mut self, id: &AppId, app: &App) {
@@ -209,6 +220,7 @@ impl Planner<'_> {
                 self.consider(id, app, *since);
             }
             Phase::MarkedOld { rollout, recorded } => {
+                self.debts(id, app);
                 if self.newer(id, app, rollout) || self.stopped(id, rollout) {
                     return;
                 }
@@ -231,6 +243,7 @@ impl Planner<'_> {
                 }
             }
             Phase::LeaderHolds { rollout, .. } => {
+                self.debts(id, app);
                 if self.newer(id, app, rollout) || self.stopped(id, rollout) {
                     return;
                 }
@@ -289,9 +302,31 @@ impl Planner<'_> {
                 self.wait(id, since, WaitingOn::NewerRelease { version, servers: waits });
                 return;
             }
+            if self.too_many_silent(id, app, since) {
+                return;
+            }
             let (revision, lead) = (app.revision, self.leader.clone());
             self.propose(Body::StartRollout { app: id.clone(), release, revision, lead });
         }
+    }
+
+    /// A rollout that would lose more servers than it bears does not begin.
+    fn too_many_silent(&mut self, id: &AppId, app: &App, since: ClockMs) -> bool {
+        let unreachable_ms = app.policy.update.unreachable_after.ms;
+        let silent: Vec<(ServerId, u64)> = app
+            .servers
+            .keys()
+            .map(|server| (server.clone(), self.silent_ms(server)))
+            .filter(|(_, silent_ms)| *silent_ms > unreachable_ms)
+            .collect();
+        let bears = app.policy.surroundings_allowed_of(self.state.size()) as usize;
+        if silent.len() <= bears {
+            return false;
+        }
+        for (server, for_ms) in silent {
+            self.wait(id, since, WaitingOn::ServerUnreachable { server, for_ms });
+        }
+        true
     }
 
     /// The release that may begin in this group, or why none does (told if `tell`).
@@ -516,6 +551,7 @@ impl Planner<'_> {
         let stopped = !newer && self.stopped(id, rollout);
         if self.seen.killed.is_none()
             && rollout.pause.is_none()
+            && step != WaveStep::Baking
             && clock.since(rollout.progress) > update.progress_deadline.ms
         {
             let stuck: Vec<&str> = open
@@ -654,6 +690,10 @@ impl Planner<'_> {
     }
 
     fn lose(&mut self, id: &AppId, app: &App, server: &ServerId) {
+        // Deadlines freeze.
+        if self.seen.killed.is_some() {
+            return;
+        }
         let seconds = self.silent_ms(server) / 1000;
         self.propose(Body::LoseServer {
             app: id.clone(),
@@ -668,9 +708,7 @@ impl Planner<'_> {
         for server in &rollout.lost {
             let Some(here) = app.servers.get(server) else { continue };
             let failed = rollout.failures.iter().any(|failure| failure.server == *server);
-            // A leader that has just begun has heard of nobody: that is no sign of life.
-            let heard = server == self.leader || self.seen.contact_age_ms.contains_key(server);
-            let back = heard && self.silent_ms(server) < rollout.policy.update.unreachable_after.ms;
+            let back = self.heard_within(server, rollout.policy.update.unreachable_after.ms);
             let free =
                 here.activation.is_none() || here.activation.as_ref().is_some_and(Activation::open);
             if back && !failed && free {

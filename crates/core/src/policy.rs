@@ -482,8 +482,9 @@ impl Policy {
         if update.confirm_within.ms < 1000 {
             return Err("update.confirm_within is shorter than 1s".into());
         }
-        if update.unreachable_after.ms < 1000 {
-            return Err("update.unreachable_after is shorter than 1s".into());
+        // Servers ask every 2 s, and members pass on what they heard every half second.
+        if update.unreachable_after.ms < 5000 {
+            return Err("update.unreachable_after is shorter than 5s".into());
         }
         for check in &self.checks {
             if check.interval.ms < 10 || check.timeout.ms < 10 {

@@ -78,6 +78,13 @@ fn take(
                         None => "was found running nothing".into(),
                     };
                     server.debt = Some(Debt { since: clock, reason, tries: 0 });
+                } else if release.is_some() && *release == good && server.activation.is_none() {
+                    // It owes nothing that it has.
+                    server.debt = None;
+                }
+                if release.is_none() && !known {
+                    // A server that lost what it ran lost what it held as well.
+                    server.holds.clear();
                 }
             }
             true

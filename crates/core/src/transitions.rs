@@ -639,9 +639,15 @@ pub(crate) fn remaining(app: &App, rollout: &Rollout) -> BTreeSet<ServerId> {
 #[must_use]
 pub(crate) fn owing_roll_back(app: &App, rollout: &Rollout) -> BTreeSet<ServerId> {
     let good = app.last_good.as_ref();
+    let owes = |server: &crate::state::ServerApp| match good {
+        Some(_) => !server.settled_on(good),
+        // Nothing was ever good in the whole group: only what this rollout touched is taken back,
+        // and what runs elsewhere is left alone.
+        None => server.activation.is_some() || server.running.as_ref() == Some(&rollout.release),
+    };
     app.servers
         .iter()
-        .filter(|(id, server)| !rollout.lost.contains(*id) && !server.settled_on(good))
+        .filter(|(id, server)| !rollout.lost.contains(*id) && owes(server))
         .map(|(id, _)| id.clone())
         .collect()
 }

@@ -188,10 +188,10 @@ fn durations_and_sizes_refuse_what_they_cannot_mean() {
 #[test]
 fn unknown_keys_of_a_policy_are_refused_by_name() {
     let text = r#"{"app": "web", "channel": "stable", "update": {"max_paralel": 3}}"#;
-    let error = serde_json::from_str::<Policy>(text).unwrap_err().to_string();
+    let error = serde_json::from_str::<Policy>(text).expect_err("unknown key").to_string();
     assert!(error.contains("max_paralel"), "{error}");
     let text = r#"{"app": "web", "channel": "stable", "check": [{"type": "tcp", "adress": "x"}]}"#;
-    let error = serde_json::from_str::<Policy>(text).unwrap_err().to_string();
+    let error = serde_json::from_str::<Policy>(text).expect_err("unknown key").to_string();
     assert!(error.contains("adress"), "{error}");
 }
 
