@@ -26,7 +26,10 @@ pub struct MirrorConfig {
 ///
 /// # Errors
 /// When it cannot listen.
-pub async fn run_mirror(config: MirrorConfig, shutdown: CancellationToken) -> Result<(), MirrorError> {
+pub async fn run_mirror(
+    config: MirrorConfig,
+    shutdown: CancellationToken,
+) -> Result<(), MirrorError> {
     let (listener, address) = listen(config.listen).await?;
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))

@@ -13,9 +13,22 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+mod answer;
+mod artifacts;
+mod blob;
+mod cache;
+mod config;
+mod files;
+mod fill;
+mod flights;
 mod folder;
+mod metrics;
+mod origins;
+mod recent;
 mod request;
+mod shared;
 mod static_files;
+mod store;
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,6 +36,8 @@ use std::path::PathBuf;
 
 use tokio::net::TcpListener;
 
+pub use cache::{Cache, run_cache};
+pub use config::{CACHE_BYTES_MIN, CacheConfig, CacheLimits, ORIGINS_MAX};
 pub use folder::{MirrorConfig, run_mirror};
 pub use static_files::static_files;
 
@@ -66,6 +81,9 @@ pub enum MirrorError {
     /// No HTTP client can be made.
     #[error("mirror has no client to ask origins with")]
     Client(#[source] reqwest::Error),
+    /// The server has ended by a panic.
+    #[error("mirror's server has failed")]
+    Part(#[source] tokio::task::JoinError),
 }
 
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), MirrorError> {

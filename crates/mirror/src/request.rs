@@ -1,6 +1,13 @@
-//! What a reader asks for: paths, ranges and tags, as the standard says.
+//! What a reader asks for: paths, ranges and tags, as the standard says, and the head of the answer.
 
 use std::path::PathBuf;
+
+use axum::http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
+    IF_RANGE, RANGE,
+};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
+use axum::response::{IntoResponse as _, Response};
 
 /// The longest path that is looked at, in bytes.
 const PATH_BYTES_MAX: usize = 1024;
@@ -15,6 +22,59 @@ pub(crate) fn relative_path(path: &str) -> Option<PathBuf> {
     let plain =
         |part: &str| !part.is_empty() && !part.starts_with('.') && part.bytes().all(allowed);
     (path.len() <= PATH_BYTES_MAX && path.split('/').all(plain)).then(|| PathBuf::from(path))
+}
+
+/// What the head of an answer says of a file.
+pub(crate) struct About<'a> {
+    pub(crate) etag: &'a str,
+    pub(crate) length: u64,
+    pub(crate) cache: &'static str,
+    pub(crate) kind: &'static str,
+}
+
+/// An answer without its body, and what its body has to be: the first byte and the number of bytes.
+pub(crate) struct Reply {
+    pub(crate) response: Response,
+    pub(crate) span: Option<(u64, u64)>,
+}
+
+/// The head of the answer to a `GET` or `HEAD` of a file.
+pub(crate) fn reply(method: &Method, headers: &HeaderMap, about: &About<'_>) -> Reply {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let length = about.length;
+    let common = [
+        (ETAG, about.etag),
+        (ACCEPT_RANGES, "bytes"),
+        (CACHE_CONTROL, about.cache),
+        (CONTENT_TYPE, about.kind),
+    ];
+    let known = text(IF_NONE_MATCH)
+        .is_some_and(|tags| tags.split(',').any(|tag| same_tag(tag, about.etag)));
+    if known {
+        return Reply { response: (StatusCode::NOT_MODIFIED, common).into_response(), span: None };
+    }
+    let range_is_for_this = text(IF_RANGE).is_none_or(|tag| tag.trim() == about.etag);
+    let wanted = text(RANGE).filter(|_| range_is_for_this && *method == Method::GET);
+    let range = match wanted.map(|wanted| parse_range(wanted, length)) {
+        None | Some(Wanted::Whole) => None,
+        Some(Wanted::Part { first, last }) => Some((first, last)),
+        Some(Wanted::Outside) => {
+            let whole = [(CONTENT_RANGE, format!("bytes */{length}"))];
+            let response = (StatusCode::RANGE_NOT_SATISFIABLE, whole).into_response();
+            return Reply { response, span: None };
+        }
+    };
+    let (status, first, bytes) = match range {
+        Some((first, last)) => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
+        None => (StatusCode::OK, 0, length),
+    };
+    let mut response = (status, common, [(CONTENT_LENGTH, bytes.to_string())]).into_response();
+    if let Some((first, last)) = range {
+        let value = format!("bytes {first}-{last}/{length}");
+        let value = value.parse().expect("numbers are visible ASCII");
+        response.headers_mut().insert(CONTENT_RANGE, value);
+    }
+    Reply { response, span: (*method != Method::HEAD).then_some((first, bytes)) }
 }
 
 /// Whether one tag of `If-None-Match` is that of the file.

@@ -12,18 +12,14 @@ use std::time::UNIX_EPOCH;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
-    IF_RANGE, RANGE,
-};
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
-use crate::request::{Wanted, parse_range, relative_path, same_tag};
+use crate::request::{About, Reply, relative_path, reply};
 
 /// The folders of a repository that are anyone's to read.
 const SERVED: [&str; 3] = ["metadata", "targets", "blobs"];
@@ -104,49 +100,16 @@ async fn answer(
     relative: &Path,
     headers: &HeaderMap,
 ) -> Response {
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let length = opened.length;
     // What is versioned or named by its hash never changes; the timestamp is asked for every time.
     let fixed = relative.file_name().is_none_or(|name| name != "timestamp.json");
-    let cache = if fixed { "public, max-age=86400" } else { "no-cache" };
     let kind = match relative.extension() {
         Some(extension) if extension == "json" => "application/json",
         _ => "application/octet-stream",
     };
-    let common = [
-        (ETAG, opened.etag.clone()),
-        (ACCEPT_RANGES, "bytes".to_owned()),
-        (CACHE_CONTROL, cache.to_owned()),
-        (CONTENT_TYPE, kind.to_owned()),
-    ];
-    let known = text(IF_NONE_MATCH)
-        .is_some_and(|tags| tags.split(',').any(|tag| same_tag(tag, &opened.etag)));
-    if known {
-        return (StatusCode::NOT_MODIFIED, common).into_response();
-    }
-    let range_is_for_this = text(IF_RANGE).is_none_or(|tag| tag.trim() == opened.etag);
-    let wanted = text(RANGE).filter(|_| range_is_for_this && *method == Method::GET);
-    let range = match wanted.map(|wanted| parse_range(wanted, length)) {
-        None | Some(Wanted::Whole) => None,
-        Some(Wanted::Part { first, last }) => Some((first, last)),
-        Some(Wanted::Outside) => {
-            let whole = [(CONTENT_RANGE, format!("bytes */{length}"))];
-            return (StatusCode::RANGE_NOT_SATISFIABLE, whole).into_response();
-        }
-    };
-    let (status, first, bytes) = match range {
-        Some((first, last)) => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
-        None => (StatusCode::OK, 0, length),
-    };
-    let mut response = (status, common, [(CONTENT_LENGTH, bytes.to_string())]).into_response();
-    if let Some((first, last)) = range {
-        let value = format!("bytes {first}-{last}/{length}");
-        let value = value.parse().expect("numbers are visible ASCII");
-        response.headers_mut().insert(CONTENT_RANGE, value);
-    }
-    if *method == Method::HEAD {
-        return response;
-    }
+    let cache = if fixed { "public, max-age=86400" } else { "no-cache" };
+    let about = About { etag: &opened.etag, length: opened.length, cache, kind };
+    let Reply { mut response, span } = reply(method, headers, &about);
+    let Some((first, bytes)) = span else { return response };
     if first > 0 && opened.file.seek(SeekFrom::Start(first)).await.is_err() {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
