@@ -191,6 +191,8 @@ pub(crate) struct Member {
     killed: Option<String>,
     dirty: bool,
     changed: bool,
+    /// Up to where the last view goes.
+    shown: u64,
     stopping: Option<(Handover, oneshot::Sender<()>)>,
     transfer: Option<(oneshot::Sender<Result<RaftId, String>>, Instant)>,
 }
@@ -254,6 +256,7 @@ impl Member {
             killed,
             dirty: true,
             changed: true,
+            shown: 0,
             stopping: None,
             transfer: None,
         }
@@ -515,6 +518,12 @@ impl Member {
                     let _ = reply.send(Proposed::Unknown);
                 }
             }
+        }
+        if applied.0 != self.shown {
+            // Also what carries no command, such as a new leader's first entry: how far this
+            // member is must not look old while the group is at rest.
+            self.shown = applied.0;
+            self.changed = true;
         }
         if snapshot_wanted {
             let data = serde_json::to_vec(&*self.state).expect("a state has text keys only");
