@@ -362,11 +362,19 @@ impl Fleet {
         Ok(())
     }
 
+    /// Adds lines to the configuration of every agent that is made from now on.
+    pub fn add_agent_toml(&mut self, lines: &str) {
+        self.options.agent_toml.push('\n');
+        self.options.agent_toml.push_str(lines);
+    }
+
     /// Puts an agent that was laid out and not started yet elsewhere: on another address, with
     /// another beginning of its command line.
     pub fn place(&mut self, server: &str, ip: Ipv4Addr, prefix: &[String]) {
         if let Some(agent) = self.agents.get_mut(server) {
-            agent.address = SocketAddr::from((ip, agent.address.port()));
+            for address in [&mut agent.address, &mut agent.probe, &mut agent.service] {
+                *address = SocketAddr::from((ip, address.port()));
+            }
             agent.prefix = prefix.to_vec();
         }
     }
@@ -535,13 +543,35 @@ impl Fleet {
     /// # Errors
     /// When it does not answer.
     pub fn ask(&self, agent: &Agent) -> Result<GroupStatus> {
+        self.call(&agent.server, Call::get(STATUS).deadline(Duration::from_secs(4)))
+    }
+
+    /// Any request to an agent's control port, as the operator.
+    ///
+    /// # Errors
+    /// When it does not answer, or refuses.
+    pub fn call<T: serde::de::DeserializeOwned>(&self, server: &str, call: Call) -> Result<T> {
+        let agent = self.agents.get(server).context("a known agent")?;
+        self.call_at(agent.address, Peer::new(Role::Agent, server)?, Alpn::Control, call)
+    }
+
+    /// Any request to the hub's API, as the operator.
+    ///
+    /// # Errors
+    /// When it does not answer, or refuses.
+    pub fn call_hub<T: serde::de::DeserializeOwned>(&self, call: Call) -> Result<T> {
+        self.call_at(self.hub_address, Peer::new(Role::Hub, "hub")?, Alpn::Hub, call)
+    }
+
+    fn call_at<T: serde::de::DeserializeOwned>(
+        &self,
+        address: SocketAddr,
+        peer: Peer,
+        alpn: Alpn,
+        call: Call,
+    ) -> Result<T> {
         let client = self.client.as_ref().context("the fleet is laid out")?;
-        let target = Target {
-            address: agent.address.to_string(),
-            peer: Peer::new(Role::Agent, agent.server.as_str())?,
-            alpn: Alpn::Control,
-        };
-        let call = Call::get(STATUS).deadline(Duration::from_secs(4));
+        let target = Target { address: address.to_string(), peer, alpn };
         Ok(self.runtime.block_on(client.call_json(&target, call))?)
     }
 

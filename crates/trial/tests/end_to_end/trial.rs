@@ -207,6 +207,16 @@ pub(crate) fn until(what: &str, patience: Duration, mut done: impl FnMut() -> bo
     Ok(())
 }
 
+/// Looks again and again for a while, and sees the same every time.
+pub(crate) fn throughout(while_: Duration, look: impl Fn() -> Result<()>) -> Result<()> {
+    let begun = Instant::now();
+    while begun.elapsed() < while_ {
+        look()?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
 /// A program beside this test, as `cargo xtask test` builds it.
 fn program(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;

@@ -1,0 +1,13 @@
+//! End-to-end tests: fleets of real processes of the production binary, each in a folder and on
+//! ports of its own. Where to start reading: `trial.rs`, then any of the tests.
+
+mod trial;
+
+mod bad_releases;
+mod hub_away;
+mod kill_switch;
+mod leader_killed;
+mod membership;
+mod mirror_dies;
+mod roles;
+mod unreachable;

@@ -1,0 +1,98 @@
+//! A mirror dies in the middle of a file: the next one goes on where it stopped.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use cohort_trial::Fleet;
+use cohort_trial::release::WebRelease;
+use cohort_trial::watch::runs;
+
+use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, Wanted, policy, until};
+
+/// What does not compress in the release.
+const BALLAST: usize = 24 << 20;
+/// How fast the network is to the first mirror, per connection: the file takes seconds.
+const BYTES_PER_SECOND: u64 = 4 << 20;
+/// The mirror dies when this much of the file has come through.
+const DIES_AT: u64 = 6 << 20;
+
+const FROM_MIRRORS: &str = "cohort_bytes_received_total{from=\"mirror\"}";
+
+#[test]
+fn in_the_middle_of_a_file() -> Result<()> {
+    // The agents know the first mirror by the address of a slow line to it.
+    let line = TcpListener::bind("127.0.0.1:0")?;
+    let slow = line.local_addr()?;
+    let options = Wanted { servers: 3, mirrors: 2, ..Wanted::default() }.options("mirror")?;
+    let dir = options.dir.clone();
+    let mut fleet = Fleet::lay_out(options)?;
+    let (first, second) = (fleet.mirror_address(0), fleet.mirror_address(1));
+    fleet.add_agent_toml(&format!("mirrors = [\"http://{slow}/\", \"http://{second}/\"]"));
+    let passed = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&passed);
+    std::thread::spawn(move || slow_line(&line, first, &counted));
+
+    let mut trial = Trial::around(fleet, dir)?;
+    trial.first_release(&policy(ONE_BY_ONE, ""), &WebRelease::new("1.0.0"))?;
+    let before = from_mirrors(&trial)?;
+    let passed_before = passed.load(Ordering::Relaxed);
+    ensure!(passed_before > 0, "the first mirror is not asked first");
+
+    trial.publish(&WebRelease::new("1.1.0").ballast(BALLAST), &[PLATFORM])?;
+    until("a part of the file has come", PATIENCE, || {
+        passed.load(Ordering::Relaxed) - passed_before >= DIES_AT
+    })?;
+    trial.kill_mirror(0);
+    let at_death = from_mirrors(&trial)? - before;
+    ensure!(at_death < BALLAST as f64, "the whole file was there already: {at_death} bytes");
+    trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
+
+    let fetched = from_mirrors(&trial)? - before;
+    let once = BALLAST as f64;
+    // The service itself, unit hashes, and what was on its way when the mirror died.
+    ensure!(fetched >= once, "{fetched} bytes came from mirrors");
+    ensure!(fetched <= once + 6_000_000.0, "{fetched} bytes for a file of {once}");
+    trial.pass()
+}
+
+fn from_mirrors(trial: &Trial) -> Result<f64> {
+    trial.servers().iter().map(|server| trial.figure(server, FROM_MIRRORS)).sum()
+}
+
+/// Passes every connection on to `to`, slowly, and counts what comes back.
+fn slow_line(line: &TcpListener, to: SocketAddr, passed: &Arc<AtomicU64>) {
+    for client in line.incoming().flatten() {
+        let passed = Arc::clone(passed);
+        std::thread::spawn(move || {
+            // A mirror that is dead refuses: the client sees its connection end.
+            let Ok(mirror) = TcpStream::connect(to) else { return };
+            let (Ok(mut up), Ok(mut up_to)) = (client.try_clone(), mirror.try_clone()) else {
+                return;
+            };
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut up, &mut up_to);
+                let _ = up_to.shutdown(std::net::Shutdown::Write);
+            });
+            let _ = pass_slowly(mirror, &client, &passed);
+            let _ = client.shutdown(std::net::Shutdown::Both);
+        });
+    }
+}
+
+fn pass_slowly(mut from: TcpStream, mut to: &TcpStream, passed: &AtomicU64) -> std::io::Result<()> {
+    let mut buffer = vec![0; 32 << 10];
+    loop {
+        let count = from.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..count])?;
+        passed.fetch_add(count as u64, Ordering::Relaxed);
+        // The rate of the line, not a wait for anything.
+        std::thread::sleep(Duration::from_secs(1) * count as u32 / BYTES_PER_SECOND as u32);
+    }
+}
