@@ -690,8 +690,13 @@ impl Planner<'_> {
     }
 
     fn lose(&mut self, id: &AppId, app: &App, server: &ServerId) {
-        // Deadlines freeze.
         if self.seen.killed.is_some() {
+            // Deadlines freeze: it is waited for.
+            let on = WaitingOn::ServerUnreachable {
+                server: server.clone(),
+                for_ms: self.silent_ms(server),
+            };
+            self.wait(id, self.state.clock, on);
             return;
         }
         let seconds = self.silent_ms(server) / 1000;

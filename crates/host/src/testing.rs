@@ -153,6 +153,7 @@ pub(crate) fn order(generation: u64, release: Option<&Release>) -> ActivationOrd
 
 pub(crate) fn orders(activation: &ActivationOrder) -> AppOrders {
     AppOrders {
+        owes: false,
         app: "web".parse().unwrap(),
         fetch: Vec::new(),
         activation: Some(activation.clone()),
