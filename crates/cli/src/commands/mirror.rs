@@ -1,20 +1,35 @@
-//! `cohort mirror`: serve a copy of the repository. Any static HTTP server with ranges does as well.
+//! `cohort mirror`: a cache of the repository near a zone, or a folder that holds a copy of it. Any
+//! static HTTP server with ranges does as well.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use cohort_mirror::{MirrorConfig, run_mirror};
+use cohort_mirror::{CacheConfig, CacheLimits, MirrorConfig, MirrorError, run_cache, run_mirror};
 
 use crate::commands::{daemon_runtime, stopping};
 use crate::failure::{Exit, Failure};
 
-/// What `cohort mirror` takes.
+/// What `cohort mirror` takes: `--origin`s and a cache, or a folder.
 #[derive(Debug, Args)]
 pub(crate) struct MirrorArgs {
-    /// The folder that holds a copy of the repository
-    #[arg(long, value_name = "DIR")]
-    repository_dir: PathBuf,
+    /// Fetch from here what is asked for: the hub's repository, or another mirror; repeat it for
+    /// others that are asked when one does not deliver
+    #[arg(long = "origin", value_name = "URL", required_unless_present = "repository_dir")]
+    origins: Vec<String>,
+    /// The folder that keeps what was fetched
+    #[arg(long, value_name = "DIR", required_unless_present = "repository_dir")]
+    cache_dir: Option<PathBuf>,
+    /// What of the disk the cache may take, such as `50GiB`
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "20GiB")]
+    cache_size: u64,
+    /// Requests at once; more are answered with 503
+    #[arg(long, value_name = "COUNT", default_value_t = CacheLimits::default().requests_max)]
+    requests_max: usize,
+    /// Serve this folder, which holds a copy of the repository, instead of a cache
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["origins", "cache_dir", "cache_size"])]
+    #[arg(conflicts_with = "requests_max")]
+    repository_dir: Option<PathBuf>,
     /// Where it listens (plain HTTP, signed content)
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7419")]
     listen: SocketAddr,
@@ -22,16 +37,92 @@ pub(crate) struct MirrorArgs {
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(args: &MirrorArgs) -> Result<Exit, Failure> {
-    if !args.repository_dir.join("metadata").is_dir() {
-        let error = format!("{} is not a copy of a repository", args.repository_dir.display());
+    match (&args.repository_dir, &args.cache_dir) {
+        (Some(dir), _) => serve_folder(dir, args.listen),
+        (None, Some(dir)) => serve_cache(dir, args),
+        (None, None) => Err(Failure::usage("a cache needs --cache-dir DIR")),
+    }
+}
+
+fn serve_folder(dir: &Path, listen: SocketAddr) -> Result<Exit, Failure> {
+    if !dir.join("metadata").is_dir() {
+        let error = format!("{} is not a copy of a repository", dir.display());
         return Err(Failure::usage(error).hint(
-            "it has no metadata/: copy the hub's repository there first, for example by rsync",
+            "it has no metadata/: copy the hub's repository there first, for example by rsync, or \
+             let the mirror fetch it: --origin http://HUB:7419/ --cache-dir DIR",
         ));
     }
-    let config = MirrorConfig { listen: args.listen, repository_dir: args.repository_dir.clone() };
+    let config = MirrorConfig { listen, repository_dir: dir.to_owned() };
     daemon_runtime()?.block_on(async {
         let stop = stopping()?;
-        run_mirror(config, stop).await.map_err(|error| Failure::of("mirror", &error))
+        run_mirror(config, stop).await.map_err(|error| failure(&error))
     })?;
     Ok(Exit::Done)
+}
+
+fn serve_cache(dir: &Path, args: &MirrorArgs) -> Result<Exit, Failure> {
+    let config = CacheConfig {
+        listen: args.listen,
+        origins: args.origins.clone(),
+        cache_dir: dir.to_owned(),
+        cache_bytes: args.cache_size,
+        limits: CacheLimits { requests_max: args.requests_max, ..CacheLimits::default() },
+    };
+    daemon_runtime()?.block_on(async {
+        let stop = stopping()?;
+        run_cache(config, stop).await.map_err(|error| failure(&error))
+    })?;
+    Ok(Exit::Done)
+}
+
+fn failure(error: &MirrorError) -> Failure {
+    let failure = Failure::of("mirror", error);
+    match error {
+        MirrorError::Config { .. } => Failure { exit: Exit::Usage, ..failure },
+        MirrorError::InUse { .. } => failure.hint("give each mirror a --cache-dir of its own"),
+        _ => failure,
+    }
+}
+
+/// Reads a size: a number, and one of B, KiB, MiB, GiB, TiB (or kB, MB, GB, TB, of a thousand).
+fn size(text: &str) -> Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor = match unit.trim() {
+        "" | "B" => 1,
+        "kB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => 0,
+    };
+    let number = number.parse::<u64>().ok().filter(|_| factor > 0);
+    let bytes = number.and_then(|number| number.checked_mul(factor));
+    bytes.ok_or_else(|| "a size is a whole number and a unit, such as 50GiB or 500MB".to_owned())
+}
+
+#[cfg(test)]
+mod mirror_test {
+    use super::size;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [
+            ("50GiB", Some(50 << 30)),
+            ("500MB", Some(500_000_000)),
+            ("64 MiB", Some(64 << 20)),
+            ("1024", Some(1024)),
+            ("1.5GiB", None),
+            ("GiB", None),
+            ("-1GiB", None),
+            ("5gigs", None),
+            ("99999999TiB", None),
+        ] {
+            assert_eq!(size(text).ok(), bytes, "{text}");
+        }
+    }
 }
