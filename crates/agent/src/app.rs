@@ -216,7 +216,10 @@ impl AppTask {
             _ = changes.confirmed.changed() => {}
             () = async {
                 match &mut health {
-                    Some(health) => { let _ = health.changed().await; }
+                    // Checks that have ended have no news any more.
+                    Some(health) => if health.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    },
                     None => std::future::pending().await,
                 }
             } => health_changed = true,

@@ -31,6 +31,8 @@ pub struct Health {
 #[derive(Debug)]
 pub struct RunningChecks {
     health: watch::Receiver<Health>,
+    /// Kept, so that whoever waits for news waits even where nothing is looked at.
+    _board: Arc<Board>,
     _looks: JoinSet<()>,
 }
 
@@ -60,7 +62,7 @@ impl RunningChecks {
         for (index, subject) in subjects.enumerate() {
             looks.spawn(Arc::clone(&board).watch(index, subject));
         }
-        RunningChecks { health, _looks: looks }
+        RunningChecks { health, _board: board, _looks: looks }
     }
 
     /// What they say together: in service when every one of them does.

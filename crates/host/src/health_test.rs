@@ -49,3 +49,13 @@ async fn two_looks_in_a_row_decide() {
     assert!(health.borrow_and_update().in_service);
     assert_eq!(began.elapsed().as_secs(), 8, "the second `yes` in a row");
 }
+
+#[tokio::test(start_paused = true)]
+async fn where_nothing_is_looked_at_there_is_never_news() {
+    let first = Health { in_service: true, reason: String::new() };
+    let checks = RunningChecks::spawn(&[], CheckContext::default(), None, first.clone());
+    let mut health = checks.health();
+    let news = tokio::time::timeout(Duration::from_secs(60), health.changed()).await;
+    assert!(news.is_err(), "{news:?}");
+    assert_eq!(*health.borrow(), first);
+}

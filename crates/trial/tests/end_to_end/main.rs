@@ -10,4 +10,5 @@ mod leader_killed;
 mod membership;
 mod mirror_dies;
 mod roles;
+mod two_apps;
 mod unreachable;
