@@ -15,6 +15,7 @@ use cohort_wire::agent::Doing;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::probe::Readiness;
 use crate::reporter::Reporter;
 use crate::runner::{DoingBoard, Received};
 use crate::shared::Shared;
@@ -45,6 +46,7 @@ pub(crate) struct AppTask {
     pub downloads: Arc<Downloads>,
     pub board: Arc<DoingBoard>,
     pub reporter: Reporter,
+    pub readiness: Arc<Readiness>,
     pub stop: CancellationToken,
 }
 
@@ -58,15 +60,26 @@ struct Memory {
     health: Option<Health>,
     collected: Option<Instant>,
     found: Option<Instant>,
+    /// What the start found, until the group has been told.
+    boot: Option<Outcome>,
+    /// The service ran when the agent started, or an activation has started it since.
+    booted: bool,
     looked_after: Option<Instant>,
+}
+
+impl Memory {
+    /// Whether what runs is fit for traffic, as far as is known.
+    fn fit(&self) -> bool {
+        self.health.as_ref().map_or(self.booted, |health| health.in_service)
+    }
 }
 
 impl AppTask {
     pub(crate) async fn run(mut self, mut changes: Changes) -> Result<(), HostError> {
         let found = self.host.boot().await?;
-        self.reporter.tell(&self.app, Fence::default(), 1, found).await;
         let started = Instant::now();
-        let mut memory = Memory::default();
+        let up = matches!(found, Outcome::Found { in_service: true, .. });
+        let mut memory = Memory { booted: up, boot: Some(found), ..Memory::default() };
         loop {
             if self.stop.is_cancelled() {
                 return Ok(());
@@ -75,6 +88,7 @@ impl AppTask {
             let orders = received
                 .as_ref()
                 .and_then(|received| received.orders.apps.iter().find(|o| o.app == self.app));
+            self.tell_boot(orders.is_some(), &mut memory).await;
             self.tell(&mut memory).await;
             let held = self.held();
             let confirmed = self.confirmed(&mut changes);
@@ -89,6 +103,8 @@ impl AppTask {
                 action => {
                     memory.running = None;
                     memory.health = None;
+                    memory.booted = true;
+                    self.readiness.fit(&self.app, None);
                     self.act(action, &mut changes).await?;
                 }
             }
@@ -233,6 +249,18 @@ impl AppTask {
         }
     }
 
+    /// The first that a group hears of an app on this server is what was found here. A group that
+    /// forgot the app, or this server, is told anew.
+    async fn tell_boot(&self, known: bool, memory: &mut Memory) {
+        if !known {
+            let release = self.host.local().current.clone();
+            let in_service = release.is_some() && memory.fit();
+            memory.boot.get_or_insert(Outcome::Found { release, in_service });
+        } else if let Some(found) = memory.boot.take() {
+            self.reporter.tell(&self.app, Fence::default(), 1, found).await;
+        }
+    }
+
     /// A group that does not know what runs here (it took this server in again, or lives anew) is
     /// told once more what was found.
     async fn tell_found(&self, step: &StepAction, orders: Option<&AppOrders>, memory: &mut Memory) {
@@ -246,8 +274,7 @@ impl AppTask {
             return;
         }
         memory.found = Some(Instant::now());
-        let in_service = memory.health.as_ref().is_none_or(|health| health.in_service)
-            && local.current.is_some();
+        let in_service = memory.fit() && local.current.is_some();
         let found = Outcome::Found { release: local.current.clone(), in_service };
         self.reporter.tell(&self.app, Fence::default(), 1, found).await;
     }
@@ -282,11 +309,20 @@ impl AppTask {
             return;
         }
         let patience = Duration::from_millis(self.shared.config.ready_without_orders_after.ms);
-        let settled = match orders {
-            Some(orders) => *step == StepAction::Settled && orders.activation.is_none(),
-            None => started.elapsed() >= patience,
-        };
         let activation = self.host.local().activation.as_ref();
+        let settled = match orders {
+            // What is owed comes before traffic.
+            Some(orders) if orders.owes => false,
+            Some(orders) => match &orders.activation {
+                None => *step == StepAction::Settled,
+                // Its turn has come and it may not begin yet: until then it serves.
+                Some(order) => {
+                    order.purpose == Purpose::Wave
+                        && activation.is_none_or(|known| known.order.fence < order.fence)
+                }
+            },
+            None => started.elapsed() >= patience,
+        } && memory.fit();
         let busy = activation.filter(|activation| activation.progress != Progress::Complete);
         // An agent that restarted in the middle of an activation that has drained nothing yet still
         // serves; what is owed comes before traffic.
@@ -316,7 +352,8 @@ impl AppTask {
             .as_ref()
             .is_some_and(|(checks, of, _)| *checks == orders.checks && *of == release);
         if !same {
-            let first = Health { in_service: true, reason: String::new() };
+            let reason = if memory.booted { "" } else { "the service did not come up" };
+            let first = Health { in_service: memory.booted, reason: reason.into() };
             let checks = RunningChecks::spawn(
                 &orders.checks,
                 self.host.check_context(),
@@ -329,6 +366,8 @@ impl AppTask {
     }
 
     async fn report_health(&self, now: Health, memory: &mut Memory) {
+        self.readiness.fit(&self.app, (!now.in_service).then(|| now.reason.clone()));
+        memory.booted |= now.in_service;
         let result = if now.in_service { "passed" } else { "failed" };
         let labels = [("check", "running"), ("result", result)];
         self.shared.metrics.add("cohort_check_total", &labels, 1.0);

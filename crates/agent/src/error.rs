@@ -40,6 +40,9 @@ pub enum AgentError {
     /// The group began another life (`cohort group recover`): the agent begins anew with it.
     #[error("the group began another life, incarnation {0}")]
     NewLife(cohort_core::ids::Incarnation),
+    /// The group gave this server another member: the log of the old one is set aside.
+    #[error("this server is to carry another member than {0}")]
+    OtherMember(cohort_core::ids::MemberId),
     /// A mistake of ours; the agent stops rather than go on by halves.
     #[error("the agent's {0} panicked; the log above says where")]
     Panicked(&'static str),

@@ -290,6 +290,7 @@ impl Starter {
         tokio::spawn(watch_life(
             Arc::clone(shared),
             handle.clone(),
+            self.orders.clone(),
             self.ended.clone(),
             self.stop.clone(),
         ));
@@ -323,6 +324,7 @@ async fn newer_life(shared: &Shared, known: Incarnation) -> Option<Incarnation> 
 async fn watch_life(
     shared: Arc<Shared>,
     handle: MemberHandle,
+    orders: watch::Receiver<Option<Arc<Received>>>,
     ended: mpsc::Sender<AgentError>,
     stop: CancellationToken,
 ) {
@@ -330,6 +332,18 @@ async fn watch_life(
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LIFE_EVERY) => {}
+        }
+        // A server that left and came back carries another member: orders are read through the
+        // leader, so what they say is committed.
+        let other = orders.borrow().as_ref().is_some_and(|received| {
+            let told = received.orders.member.as_ref().map(|order| order.member);
+            received.fresh()
+                && received.orders.incarnation == handle.incarnation
+                && told.is_some_and(|member| member > handle.member)
+        });
+        if other {
+            let _ = ended.send(AgentError::OtherMember(handle.member)).await;
+            return;
         }
         // One that has a leader asks as well, but seldom: the old life may still have a majority.
         if handle.view.borrow().raft.leader.is_some() && look % LED_LOOKS != 0 {

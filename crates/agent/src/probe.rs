@@ -20,18 +20,44 @@ pub const READY_PERCENT: u8 = 50;
 
 /// Whether this server wants traffic, over all its apps.
 #[derive(Debug, Default)]
-pub(crate) struct Readiness(Mutex<BTreeMap<AppId, watch::Receiver<Traffic>>>);
+pub(crate) struct Readiness {
+    traffic: Mutex<BTreeMap<AppId, watch::Receiver<Traffic>>>,
+    /// Apps whose running checks fail, and why.
+    unfit: Mutex<BTreeMap<AppId, String>>,
+}
 
 impl Readiness {
     pub(crate) fn add(&self, app: &AppId, traffic: watch::Receiver<Traffic>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(app.clone(), traffic);
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner).insert(app.clone(), traffic);
+    }
+
+    /// What the running checks of an app say: a reason while they fail.
+    pub(crate) fn fit(&self, app: &AppId, reason: Option<String>) {
+        let mut unfit = self.unfit.lock().unwrap_or_else(PoisonError::into_inner);
+        match reason {
+            Some(reason) => unfit.insert(app.clone(), reason),
+            None => unfit.remove(app),
+        };
     }
 
     /// The smallest share of all apps, and what each says.
     pub(crate) fn now(&self) -> (u8, BTreeMap<AppId, Traffic>) {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let each: BTreeMap<AppId, Traffic> =
-            all.iter().map(|(app, traffic)| (app.clone(), traffic.borrow().clone())).collect();
+        let all = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
+        let unfit = self.unfit.lock().unwrap_or_else(PoisonError::into_inner);
+        let each: BTreeMap<AppId, Traffic> = all
+            .iter()
+            .map(|(app, traffic)| {
+                let traffic = traffic.borrow().clone();
+                // Never traffic to a service that does not pass its checks.
+                let traffic = match (unfit.get(app), &traffic) {
+                    (Some(reason), Traffic::Ready | Traffic::WarmingUp { .. }) => {
+                        Traffic::Out { reason: reason.clone() }
+                    }
+                    _ => traffic,
+                };
+                (app.clone(), traffic)
+            })
+            .collect();
         let percent = each.values().map(Traffic::percent).min().unwrap_or(0);
         (percent, each)
     }

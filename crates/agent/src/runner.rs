@@ -336,6 +336,7 @@ impl Runner {
             downloads: Arc::clone(&self.downloads),
             board: Arc::clone(board),
             reporter: reporter.clone(),
+            readiness: Arc::clone(&self.readiness),
             stop: self.stop.clone(),
         };
         let changes = Changes {

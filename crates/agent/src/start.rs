@@ -51,6 +51,17 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
             Err(AgentError::NewLife(incarnation)) => {
                 tracing::warn!(%incarnation, "the group was recovered; this agent begins anew");
             }
+            Err(AgentError::OtherMember(member)) => {
+                // Its number is never used again; what it knew, the group knows.
+                let folder = config.data_dir.join("member");
+                let aside = config.data_dir.join(format!("member.retired-{member}"));
+                tracing::warn!(%member, aside = %aside.display(), "another member is carried from now on");
+                std::fs::rename(&folder, &aside).map_err(|source| AgentError::File {
+                    path: folder,
+                    what: "set aside",
+                    source,
+                })?;
+            }
             ended => return ended,
         }
     }
