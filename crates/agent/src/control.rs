@@ -384,7 +384,7 @@ async fn transfer_leader(
         let address = view.state.servers.get(&from).map(|known| known.address.clone());
         let target = shared.target(&from, &address.unwrap_or_default());
         let call = Call::post(TRANSFER_LEADER, &request);
-        return shared.client.call_json(&target, call).await.map(Json).map_err(passed_on);
+        return shared.client.call_json(&target, call).await.map(Json).map_err(|error| passed_on(&error));
     }
     let to = match &request.to {
         None => None,
@@ -433,7 +433,7 @@ async fn manifest(
         .ok_or_else(|| ApiError::not_found(format!("no manifest of {app} {version} is known here")))
 }
 
-fn passed_on(error: cohort_wire::http::CallError) -> ApiError {
+fn passed_on(error: &cohort_wire::http::CallError) -> ApiError {
     let mut answer = ApiError::unavailable("leader_away", error.to_string());
     for hint in error.hints() {
         answer = answer.hint(hint);

@@ -156,8 +156,11 @@ pub(crate) struct Outputs {
     /// The view.
     pub view: watch::Sender<Arc<View>>,
     /// What happened, one by one, for logs and metrics.
-    pub events: Box<dyn Fn(&State, &Event) + Send>,
+    pub events: Tell,
 }
+
+/// Takes what happened, with the state after it.
+pub(crate) type Tell = Box<dyn Fn(&State, &Event) + Send>;
 
 /// What the leader sees, and since when it leads.
 #[derive(Debug, Default)]
@@ -457,13 +460,10 @@ impl Member {
         if self.reading.is_some() || self.next_readers.is_empty() {
             return;
         }
-        match self.node.read() {
-            Ok(id) => {
-                let readers = std::mem::take(&mut self.next_readers);
-                self.reading = Some((id, Instant::now(), readers));
-            }
-            // No leader yet: those who wait have a deadline of their own.
-            Err(_) => {}
+        // Without a leader those who wait have a deadline of their own.
+        if let Ok(id) = self.node.read() {
+            let readers = std::mem::take(&mut self.next_readers);
+            self.reading = Some((id, Instant::now(), readers));
         }
     }
 
@@ -492,7 +492,7 @@ impl Member {
             self.changed = true;
         }
         for entry in committed {
-            self.apply_one(entry)?;
+            self.apply_one(&entry)?;
         }
         if configuration.is_some() {
             self.changed = true;
@@ -549,7 +549,7 @@ impl Member {
         Ok(())
     }
 
-    fn apply_one(&mut self, entry: Committed) -> Result<(), MemberError> {
+    fn apply_one(&mut self, entry: &Committed) -> Result<(), MemberError> {
         let index = entry.index.0;
         let command: Command = serde_json::from_slice(&entry.data)
             .map_err(|error| MemberError::UnknownEntry { index, reason: error.to_string() })?;

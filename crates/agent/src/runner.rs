@@ -136,7 +136,7 @@ impl Runner {
                     self.pass_kill(server, address).await;
                     preferred = None;
                     turn = turn.wrapping_add(1);
-                    if turn % candidates.len() == 0 {
+                    if turn.is_multiple_of(candidates.len()) {
                         // Perhaps they are elsewhere by now.
                         self.ask_registry().await;
                         self.rest(&mut pause).await;
