@@ -279,12 +279,6 @@ impl Store {
         }
     }
 
-    /// Whether an artifact is on disk, in whole or in part.
-    #[cfg(test)]
-    pub(crate) fn holds(&self, digest: &Digest) -> bool {
-        self.lock().entries.get(digest).is_some_and(|entry| entry.bytes > 0)
-    }
-
     /// Makes room, and takes it.
     fn reserve(&self, digest: &Digest, bytes: u64) -> bool {
         if bytes > self.bytes_max {
