@@ -44,6 +44,7 @@ impl Count {
 pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     let ci = std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1");
     need_python()?;
+    need_nginx()?;
     let mut total = Count::default();
     let mut part = |name: &str, run: &mut dyn FnMut() -> Result<Count>| {
         println!("\n=== {name}");
@@ -91,23 +92,43 @@ fn need_python() -> Result<()> {
     if there() {
         return Ok(());
     }
-    let root = std::fs::metadata("/proc/self")
-        .is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
-    if root && Command::new("apt-get").arg("--version").output().is_ok() {
-        println!("installing python3 and python3-venv…");
-        let mut apt = Command::new("apt-get");
-        apt.env("DEBIAN_FRONTEND", "noninteractive");
-        succeed(apt.args(["update", "-qq"]))?;
-        let mut apt = Command::new("apt-get");
-        apt.env("DEBIAN_FRONTEND", "noninteractive");
-        let packages = ["python3", "python3-venv"];
-        succeed(apt.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))?;
-    }
+    install(&["python3", "python3-venv"])?;
     ensure!(
         there(),
         "python3 with the modules venv and ensurepip is missing; install the packages python3 and \
          python3-venv"
     );
+    Ok(())
+}
+
+/// nginx, which a mirror has to get along with.
+fn need_nginx() -> Result<()> {
+    let there = || {
+        Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+    };
+    if !there() {
+        install(&["nginx-light"])?;
+    }
+    ensure!(there(), "nginx is missing; install the package nginx-light");
+    Ok(())
+}
+
+/// Installs packages where we may and there is apt; elsewhere it does nothing.
+fn install(packages: &[&str]) -> Result<()> {
+    let root = std::fs::metadata("/proc/self")
+        .is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    if !root || Command::new("apt-get").arg("--version").output().is_err() {
+        return Ok(());
+    }
+    println!("installing {}…", packages.join(" and "));
+    for args in [&["update", "-qq"][..], &["install", "-y", "-qq", "--no-install-recommends"]] {
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive").args(args);
+        if args[0] == "install" {
+            apt.args(packages);
+        }
+        succeed(&mut apt)?;
+    }
     Ok(())
 }
 
