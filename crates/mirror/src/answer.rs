@@ -79,7 +79,7 @@ async fn small(
     headers: &HeaderMap,
 ) -> Result<Response, Refused> {
     let named = path.starts_with("targets/");
-    if !named && !(path.starts_with("metadata/") && path.ends_with(".json")) {
+    if !(named || path.starts_with("metadata/") && path.ends_with(".json")) {
         return Err(Refused::Absent);
     }
     let file = app.files.get(path).await?;
@@ -165,7 +165,7 @@ impl Reader {
                 Err(refused) => Err(refused),
             };
             let ended = unit.is_err();
-            let part = unit.map(|unit| self.part(index, unit));
+            let part = unit.map(|unit| self.part(index, &unit));
             let count = part.as_ref().map_or(0, |part| part.len() as u64);
             // A reader who takes next to nothing loses its place; the head promised more, so that
             // its connection ends as well.
@@ -191,7 +191,7 @@ impl Reader {
     }
 
     /// What of a unit is wanted.
-    fn part(&self, index: u32, unit: Bytes) -> Bytes {
+    fn part(&self, index: u32, unit: &Bytes) -> Bytes {
         let start = u64::from(index) * u64::from(UNIT_BYTES);
         let within = |at: u64| {
             let at = at.saturating_sub(start).min(unit.len() as u64);

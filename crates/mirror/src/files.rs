@@ -284,7 +284,8 @@ impl Files {
 
     fn read(&self, name: &str, path: &str) -> Option<Arc<SmallFile>> {
         let on_disk = self.dir.join(name);
-        let parsed = fs::read(&on_disk).ok().and_then(|bytes| SmallFile::parse(bytes.into(), path));
+        let parsed =
+            fs::read(&on_disk).ok().and_then(|bytes| SmallFile::parse(&bytes.into(), path));
         let mut inner = self.lock();
         match parsed {
             Some(file) => {
@@ -395,7 +396,7 @@ impl SmallFile {
         bytes
     }
 
-    fn parse(bytes: Bytes, path: &str) -> Option<Self> {
+    fn parse(bytes: &Bytes, path: &str) -> Option<Self> {
         let end = bytes.iter().position(|byte| *byte == b'\n')?;
         let head: Head = serde_json::from_slice(&bytes[..end]).ok()?;
         let body = bytes.slice(end + 1..);

@@ -29,7 +29,6 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Serves a repository's folder at the root of the URL.
 ///
 /// The folder need not exist yet.
-#[must_use]
 pub fn static_files(repository_dir: &Path) -> Router {
     let dir: Arc<Path> = repository_dir.into();
     let mut router = Router::new();

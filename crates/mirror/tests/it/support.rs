@@ -89,9 +89,11 @@ pub(crate) struct OriginState {
     pub(crate) manners: Manners,
     files: Mutex<BTreeMap<String, Bytes>>,
     sent: AtomicU64,
-    /// Path, range and whether a tag was sent along.
-    log: Mutex<Vec<(String, Option<(usize, usize)>, bool)>>,
+    log: Mutex<Vec<Asked>>,
 }
+
+/// One request: path, range and whether a tag was sent along.
+type Asked = (String, Option<(usize, usize)>, bool);
 
 impl Origin {
     pub(crate) fn start(samples: &[&Sample]) -> Self {
@@ -155,9 +157,8 @@ impl Origin {
         for (path, range, _) in self.state.log.lock().unwrap().iter() {
             if *path == sample.path() {
                 let (start, end) = range.unwrap_or((0, sample.bytes.len()));
-                for unit in start / UNIT..end.min(sample.bytes.len()).div_ceil(UNIT) {
-                    counts[unit] += 1;
-                }
+                let end = end.min(sample.bytes.len()).div_ceil(UNIT);
+                counts[start / UNIT..end].iter_mut().for_each(|count| *count += 1);
             }
         }
         counts
