@@ -18,7 +18,7 @@ use cohort_wire::tls::IdentitySlot;
 use rustix::process::Signal;
 
 use crate::ports::Ports;
-use crate::process::{Process, end_all, exists};
+use crate::process::{Process, end_all, exists, kill};
 use crate::release::{WebRelease, copy_folder};
 
 /// How the fleet is laid out.
@@ -441,6 +441,19 @@ impl Fleet {
         if let Some(mut process) = self.agents.get_mut(name).and_then(|agent| agent.process.take())
         {
             process.kill();
+        }
+    }
+
+    /// Kills everything that runs on a server at once: agent, guard, services, hooks. What a power
+    /// cut does, but for what the kernel had not written to disk.
+    pub fn power_off(&mut self, name: &str) {
+        let dir = self.agents[name].dir.clone();
+        self.kill_agent(name);
+        // Twice: somebody may have been starting somebody.
+        for _ in 0..2 {
+            for (pid, _) in processes_of(&dir) {
+                kill(pid);
+            }
         }
     }
 

@@ -111,6 +111,13 @@ impl Drop for Process {
     }
 }
 
+/// Kills a process that is not our child (−9), by number.
+pub(crate) fn kill(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
 /// Whether a process of this number exists.
 pub(crate) fn exists(pid: i32) -> bool {
     Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid).is_ok())

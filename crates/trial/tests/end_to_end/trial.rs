@@ -136,6 +136,8 @@ impl Trial {
     /// Starts a fleet that is laid out.
     pub(crate) fn around(fleet: Fleet, dir: PathBuf) -> Result<Trial> {
         let mut trial = Trial { fleet, dir, passed: false };
+        // A test that is ended because it hangs leaves nothing behind.
+        trial.end_on_signals();
         trial.begin()?;
         trial.until_complete(PATIENCE)?;
         Ok(trial)

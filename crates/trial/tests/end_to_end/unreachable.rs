@@ -17,8 +17,8 @@ use crate::trial::{GROUP, PATIENCE, PLATFORM, Trial, Wanted, policy, until};
 /// Set in the process that runs within the namespace.
 const INSIDE: &str = "COHORT_TEST_INSIDE";
 const OWN: &str = "unreachable::a_release_that_cuts_its_server_off_is_undone";
-const HERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-const THERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+pub(crate) const HERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+pub(crate) const THERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 /// The server on the other side of the link, the first to get a release.
 const CUT_OFF: &str = "intel-a-02";
 
@@ -35,10 +35,15 @@ surroundings_allowed = 1
 
 #[test]
 fn a_release_that_cuts_its_server_off_is_undone() -> Result<()> {
+    in_a_namespace(OWN, inside)
+}
+
+/// Runs a test, which is named `own`, within a network namespace of its own.
+pub(crate) fn in_a_namespace(own: &str, inside: impl FnOnce() -> Result<()>) -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         return inside();
     }
-    let own = std::env::current_exe()?;
+    let program = std::env::current_exe()?;
     let mut command = Command::new("unshare");
     // Root needs no namespace of users; others may be allowed one.
     if !rustix::process::geteuid().is_root() {
@@ -50,7 +55,7 @@ fn a_release_that_cuts_its_server_off_is_undone() -> Result<()> {
         eprintln!("skipped: this machine makes no network namespaces: {error:#}");
         return Ok(());
     }
-    command.arg("--net").arg(own).args([OWN, "--exact", "--nocapture"]).env(INSIDE, "1");
+    command.arg("--net").arg(program).args([own, "--exact", "--nocapture"]).env(INSIDE, "1");
     run(&mut command)
 }
 
@@ -65,10 +70,10 @@ fn ip(args: &str) -> Result<()> {
 }
 
 /// The other namespace, for as long as this lives.
-struct There(Child);
+pub(crate) struct There(Child);
 
 impl There {
-    fn new() -> Result<There> {
+    pub(crate) fn new() -> Result<There> {
         let mut command = Command::new("unshare");
         command.args(["--net", "sleep", "600"]).stdin(Stdio::null());
         let there = There(command.spawn()?);
@@ -88,7 +93,8 @@ impl There {
         Ok(there)
     }
 
-    fn enter(&self) -> Vec<String> {
+    /// What a command line begins with that runs there.
+    pub(crate) fn enter(&self) -> Vec<String> {
         let pid = self.0.id();
         ["nsenter", "--net", "--target"]
             .map(str::to_owned)
@@ -97,7 +103,7 @@ impl There {
             .collect()
     }
 
-    fn ip(&self, args: &str) -> Result<()> {
+    pub(crate) fn ip(&self, args: &str) -> Result<()> {
         let enter = self.enter();
         run(Command::new(&enter[0]).args(&enter[1..]).arg("ip").args(args.split(' ')))
     }

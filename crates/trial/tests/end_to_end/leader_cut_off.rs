@@ -1,0 +1,114 @@
+//! A leader that lives and is not heard: stopped for a while, or on the wrong side of a network
+//! that is cut. Others go on; when it is back it follows, and has done no harm.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use cohort_trial::Fleet;
+use cohort_trial::evidence::Logs;
+use cohort_trial::prober::{Prober, most_down};
+use cohort_trial::release::WebRelease;
+use cohort_trial::watch::{app, runs};
+use rustix::process::Signal;
+
+use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, Wanted, policy, until};
+use crate::unreachable::{HERE, THERE, There, in_a_namespace};
+
+#[test]
+fn stopped_for_a_while() -> Result<()> {
+    let mut trial = Trial::of("leader-stopped", 3)?;
+    trial.first_release(&policy(ONE_BY_ONE, ""), &WebRelease::new("1.0.0"))?;
+    let prober = Prober::start(&trial.services(None));
+    for version in ["1.1.0", "1.2.0"] {
+        trial.publish(&WebRelease::new(version), &[PLATFORM])?;
+        trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave >= 1))?;
+        let leader = trial.who_leads()?;
+        trial.signal_agent(&leader, Signal::STOP);
+        let next = until_another_leads(&trial, &leader)?;
+        trial.signal_agent(&leader, Signal::CONT);
+        println!("{version}: {leader} was stopped, {next} went on");
+        trial.until(GROUP, PATIENCE, |status| runs(status, version))?;
+        trial.until_caught_up(&leader)?;
+    }
+    let seen = prober.stop();
+    ensure!(most_down(&seen) <= 1, "more than one server was out: {seen:?}");
+    once_each(&trial, &["1.0.0", "1.1.0", "1.2.0"])?;
+    trial.pass()
+}
+
+/// A stopped process takes connections and says nothing: the others are asked.
+fn until_another_leads(trial: &Trial, than: &str) -> Result<String> {
+    let mut next = None;
+    until("another one leads", PATIENCE, || {
+        let others = trial.agents().values().filter(|agent| agent.server != than);
+        next = others.filter_map(|agent| trial.ask(agent).ok()).find_map(|status| {
+            let leader = status.leader.filter(|_| status.linearizable)?;
+            (leader.as_str() != than).then(|| leader.to_string())
+        });
+        next.is_some()
+    })?;
+    next.context("another one leads")
+}
+
+const OWN: &str = "leader_cut_off::on_the_wrong_side_of_a_cut_network";
+const CUT_OFF: &str = "intel-a-02";
+
+#[test]
+fn on_the_wrong_side_of_a_cut_network() -> Result<()> {
+    in_a_namespace(OWN, || {
+        let there = There::new()?;
+        let options = Wanted { servers: 3, ..Wanted::default() }.options("leader-cut-off")?;
+        let dir = options.dir.clone();
+        let mut fleet = Fleet::lay_out_at(options, HERE)?;
+        fleet.place(CUT_OFF, THERE, &there.enter());
+        let trial = Trial::around(fleet, dir)?;
+        // The drawn-out drain of the waves leaves time for the cut.
+        let quick = ONE_BY_ONE.replace("unreachable_after = \"30s\"", "unreachable_after = \"5s\"");
+        let slow = format!("drain_time = \"300ms\"\n{quick}");
+        trial.first_release(&policy(&slow, ""), &WebRelease::new("1.0.0"))?;
+        trial.run(&["group", "transfer-leader", GROUP, "--to", CUT_OFF])?;
+
+        trial.publish(&WebRelease::new("1.1.0"), &[PLATFORM])?;
+        trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave >= 1))?;
+        let mut logs = Logs::from_now(&trial);
+        there.ip("link set there down")?;
+        let next = until_another_leads(&trial, CUT_OFF)?;
+        // The others get the release; the one that is away is waited for, and named.
+        trial.until(GROUP, PATIENCE, |status| {
+            let servers = app(status).into_iter().flat_map(|app| &app.servers);
+            let mut others = servers.filter(|(id, _)| id.as_str() != CUT_OFF);
+            status.linearizable
+                && others.all(|(_, here)| {
+                    here.running.as_ref().is_some_and(|version| version.as_str() == "1.1.0")
+                })
+        })?;
+        // A deposed leader decides nothing: no state was entered on its side alone.
+        let mut states: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (server, line) in logs.news() {
+            if let Some((_, state)) = line.split_once(" state ") {
+                states.entry(server).or_default().push(state.to_owned());
+            }
+        }
+        let (here, cut) =
+            (states.get(&next).context("the new leader goes on")?, states.get(CUT_OFF));
+        let same = cut.is_none_or(|cut| cut.iter().zip(here).all(|(a, b)| a == b));
+        ensure!(same, "{CUT_OFF} went its own way: {states:?}");
+
+        there.ip("link set there up")?;
+        trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
+        trial.until_caught_up(CUT_OFF)?;
+        once_each(&trial, &["1.0.0", "1.1.0"])?;
+        trial.pass()
+    })
+}
+
+/// Every server started every version once.
+fn once_each(trial: &Trial, versions: &[&str]) -> Result<()> {
+    for server in trial.servers() {
+        let said = trial.said(&server)?;
+        let starts = said.into_iter().filter(|line| line.event == "start");
+        let starts: Vec<String> = starts.map(|line| line.version).collect();
+        ensure!(starts == versions, "{server} started {starts:?}");
+    }
+    Ok(())
+}

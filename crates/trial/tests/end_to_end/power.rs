@@ -1,0 +1,158 @@
+//! Agents, and whole servers, that die in the middle of what they do to a server.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cohort_core::report::Step;
+use cohort_trial::evidence::{Logs, field};
+use cohort_trial::prober::{Prober, most_down, version_at};
+use cohort_trial::release::WebRelease;
+use cohort_trial::watch::{app, runs};
+
+use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, policy, until};
+
+/// The hook that makes a step last, so that the kill comes in the middle of it.
+fn hook_of(step: Step) -> Option<&'static str> {
+    match step {
+        Step::Drain => Some("before-block-traffic"),
+        Step::HandOver => Some("hand-over"),
+        Step::Stop => Some("application-stop"),
+        Step::Switch => Some("after-install"),
+        Step::Start => Some("application-start"),
+        Step::Check => Some("validate-service"),
+        Step::WarmUp => Some("before-allow-traffic"),
+        // Bytes and unpacking: no hook. Going back alone has a test of its own.
+        Step::Prepare | Step::Fetch | Step::Undo => None,
+    }
+}
+
+/// A release all of whose hooks take a moment.
+fn slow(version: &str) -> WebRelease {
+    let mut release = WebRelease::new(version);
+    for hook in Step::ALL.into_iter().filter_map(hook_of) {
+        release = release.hook(hook, "#!/bin/sh\nsleep 0.1\n");
+    }
+    release
+}
+
+/// The agent of a server is killed at each step of an activation: the step runs again, with the
+/// next attempt, and nothing else does.
+#[test]
+fn an_agent_is_killed_at_each_step() -> Result<()> {
+    let mut trial = Trial::of("killed-at-step", 3)?;
+    trial.first_release(&policy(ONE_BY_ONE, ""), &slow("1.0.0"))?;
+    let prober = Prober::start(&trial.services(None));
+    let steps: Vec<Step> = Step::ALL
+        .into_iter()
+        .filter(|step| hook_of(*step).is_some() || *step == Step::Prepare)
+        .collect();
+    for (number, step) in steps.iter().enumerate() {
+        let version = format!("1.{}.0", number + 1);
+        trial.publish(&slow(&version), &[PLATFORM])?;
+        let killed = kill_at(&mut trial, *step)
+            .and_then(|killed| {
+                trial.until(GROUP, PATIENCE, |status| runs(status, &version))?;
+                Ok(killed)
+            })
+            .with_context(|| format!("killed at {}", step.name()))?;
+        println!("{}: {killed} killed", step.name());
+    }
+    let seen = prober.stop();
+    ensure!(most_down(&seen) <= 1, "more than one server was out: {seen:?}");
+    let all: Vec<String> = (0..=steps.len()).map(|number| format!("1.{number}.0")).collect();
+    for server in trial.servers() {
+        let said = trial.said(&server)?;
+        let starts = said.into_iter().filter(|line| line.event == "start");
+        let starts: Vec<String> = starts.map(|line| line.version).collect();
+        ensure!(starts == all, "{server} started {starts:?}");
+        let mut keys: BTreeMap<String, u32> = BTreeMap::new();
+        for line in trial.guarded(&server)?.into_iter().filter(|line| line.event == "started") {
+            *keys.entry(line.key).or_default() += 1;
+        }
+        ensure!(keys.values().all(|count| *count == 1), "{server}: {keys:?}");
+    }
+    trial.pass()
+}
+
+/// Kills the first agent that begins the step, starts it again, and sees the step begin once more.
+fn kill_at(trial: &mut Trial, step: Step) -> Result<String> {
+    let mut logs = Logs::from_now(trial);
+    let begins = |line: &str, attempt: &str| {
+        line.contains(" step begins ")
+            && field(line, "step").map(|name| name.trim_matches('"')) == Some(step.name())
+            && field(line, "attempt") == Some(attempt)
+    };
+    let begun = Instant::now();
+    let killed = 'watching: loop {
+        for (server, line) in logs.news() {
+            if begins(&line, "1") {
+                trial.kill_agent(&server);
+                break 'watching server;
+            }
+        }
+        ensure!(begun.elapsed() < PATIENCE, "nobody came to {}", step.name());
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    for (server, line) in logs.news() {
+        if server == killed && line.contains(" step is done ") {
+            ensure!(!line.contains(&format!("\"{}\"", step.name())), "it was over: {line}");
+        }
+    }
+    trial.start_agent(&killed)?;
+    let begun = Instant::now();
+    loop {
+        for (server, line) in logs.news() {
+            if server == killed && line.contains(" step begins ") {
+                ensure!(begins(&line, "2"), "after the kill: {line}");
+                return Ok(killed);
+            }
+        }
+        if begun.elapsed() > PATIENCE {
+            bail!("{killed} did not go on");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// All servers of a group lose power in the middle of a rollout, services and guards as well.
+#[test]
+fn a_whole_group_goes_dark_in_the_middle_of_a_rollout() -> Result<()> {
+    let mut trial = Trial::of("goes-dark", 3)?;
+    trial.first_release(&policy(ONE_BY_ONE, ""), &slow("1.0.0"))?;
+    trial.publish(&slow("1.1.0"), &[PLATFORM])?;
+    trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave == 2))?;
+    let servers = trial.servers();
+    for server in &servers {
+        trial.power_off(server);
+    }
+    for server in &servers {
+        let address = trial.agents()[server].service;
+        ensure!(version_at(address).is_none(), "the service of {server} lives on");
+    }
+    for server in &servers {
+        trial.start_agent(server)?;
+    }
+    trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
+    for server in &servers {
+        until("the service is there", PATIENCE, || {
+            version_at(trial.agents()[server].service).as_deref() == Some("1.1.0")
+        })?;
+        ensure!(trial.ready(server)?.0, "{server} is not ready");
+    }
+
+    // And at rest: what ran runs again, before anything is known of the group.
+    for server in &servers {
+        trial.power_off(server);
+    }
+    let first = &servers[0];
+    trial.start_agent(first)?;
+    until("a server alone brings its service up", PATIENCE, || {
+        version_at(trial.agents()[first].service).as_deref() == Some("1.1.0")
+    })?;
+    for server in &servers[1..] {
+        trial.start_agent(server)?;
+    }
+    trial.until(GROUP, PATIENCE, |status| status.linearizable && runs(status, "1.1.0"))?;
+    trial.pass()
+}
