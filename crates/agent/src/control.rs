@@ -288,15 +288,16 @@ async fn contacts(
     Context(shared): Cx,
     caller: Caller,
     ApiJson(mut request): ApiJson<ContactsRequest>,
-) -> Result<Json<()>, ApiError> {
+) -> Result<Json<Vec<SignedKill>>, ApiError> {
     shared.same_group(&request.group, request.version)?;
     let handle = shared.need_member()?;
     member_only(&handle, &caller)?;
+    latch(&shared, std::mem::take(&mut request.kill)).await;
     for (server, age_ms) in request.age_ms {
         let doing = request.doing.remove(&server).unwrap_or_default();
         shared.contacts.heard(&server, Duration::from_millis(age_ms), doing);
     }
-    Ok(Json(()))
+    Ok(Json(shared.kill.signed()))
 }
 
 async fn status(Context(shared): Cx, caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
@@ -384,7 +385,12 @@ async fn transfer_leader(
         let address = view.state.servers.get(&from).map(|known| known.address.clone());
         let target = shared.target(&from, &address.unwrap_or_default());
         let call = Call::post(TRANSFER_LEADER, &request);
-        return shared.client.call_json(&target, call).await.map(Json).map_err(|error| passed_on(&error));
+        return shared
+            .client
+            .call_json(&target, call)
+            .await
+            .map(Json)
+            .map_err(|error| passed_on(&error));
     }
     let to = match &request.to {
         None => None,

@@ -429,12 +429,16 @@ async fn tell_contacts(shared: Arc<Shared>, handle: MemberHandle) {
             .into_iter()
             .filter(|(_, contact)| now.saturating_duration_since(contact.at) <= 4 * CONTACTS_EVERY)
             .collect();
-        for some in recent.chunks(CONTACTS_PER_CALL) {
+        // At least one call, for the kill registers.
+        let calls = recent.len().div_ceil(CONTACTS_PER_CALL).max(1);
+        for call in 0..calls {
+            let some = recent.iter().skip(call * CONTACTS_PER_CALL).take(CONTACTS_PER_CALL);
             let mut request = ContactsRequest {
                 version: CONTROL_VERSION,
                 group: shared.group.clone(),
                 age_ms: BTreeMap::new(),
                 doing: BTreeMap::new(),
+                kill: shared.kill.signed(),
             };
             for (id, contact) in some {
                 let age = now.saturating_duration_since(contact.at);
@@ -443,9 +447,16 @@ async fn tell_contacts(shared: Arc<Shared>, handle: MemberHandle) {
                 request.doing.insert(id.clone(), contact.doing.clone());
             }
             let call = Call::post(CONTACTS, &request).deadline(Duration::from_secs(2));
-            let told = shared.client.call_json::<()>(&shared.target(&server, &address), call).await;
-            if let Err(error) = told {
-                tracing::debug!(%error, "the leader was not told whom this member has heard of");
+            let target = shared.target(&server, &address);
+            match shared.client.call_json::<Vec<SignedKill>>(&target, call).await {
+                Ok(registers) => {
+                    if let Err(error) = shared.kill.offer(registers).await {
+                        tracing::warn!(%error, "a kill register of the leader was not taken");
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the leader was not told whom this member heard of");
+                }
             }
         }
     }

@@ -187,6 +187,10 @@ pub struct ContactsRequest {
     pub age_ms: BTreeMap<ServerId, u64>,
     /// and what it said it was doing.
     pub doing: BTreeMap<ServerId, BTreeMap<AppId, Doing>>,
+    /// The kill registers that it has latched. The answer is those of the leader: where every
+    /// server is a member and asks itself for its orders, this is how they hear of each other.
+    #[serde(default)]
+    pub kill: Vec<SignedKill>,
 }
 
 /// Asks to hand leadership over.
