@@ -82,7 +82,7 @@ impl AppTask {
         let mut memory = Memory { booted: up, boot: Some(found), ..Memory::default() };
         loop {
             if self.stop.is_cancelled() {
-                return Ok(());
+                return self.host.write_down();
             }
             let received = changes.orders.borrow_and_update().clone();
             let orders = received
@@ -98,6 +98,7 @@ impl AppTask {
             let next = next_action(orders, self.host.local(), &held, moment);
             match next.step {
                 StepAction::Settled | StepAction::Wait(_) => {
+                    self.host.write_down()?;
                     self.rest(&next.step, orders, started, &mut memory, &mut changes).await;
                 }
                 action => {

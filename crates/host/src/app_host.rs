@@ -102,6 +102,8 @@ pub struct AppHost {
     pub(crate) folder: PathBuf,
     file: DurableFile<HostRecord>,
     pub(crate) record: HostRecord,
+    /// The record is ahead of the file: a step is done that nobody has heard of.
+    ahead: bool,
     pub(crate) traffic: watch::Sender<Traffic>,
     local: watch::Sender<LocalApp>,
     contact: Contact,
@@ -137,6 +139,7 @@ impl AppHost {
             folder,
             file,
             record,
+            ahead: false,
         })
     }
 
@@ -346,6 +349,7 @@ impl AppHost {
             .save(&record)
             .map_err(|source| HostError::Record { app: self.app.to_string(), source })?;
         self.record = record;
+        self.ahead = false;
         self.cuts.point()?;
         self.local.send_if_modified(|local| {
             let changed = *local != self.record.local;
@@ -353,6 +357,14 @@ impl AppHost {
             changed
         });
         Ok(())
+    }
+
+    /// Writes down what was done and is not on disk yet. Call it before anything is waited for.
+    ///
+    /// # Errors
+    /// When it cannot be made durable: the agent has to stop then.
+    pub fn write_down(&mut self) -> Result<(), HostError> {
+        if self.ahead { self.change(|_| {}) } else { Ok(()) }
     }
 
     fn accept(&mut self, order: ActivationOrder, step: Step) -> Result<(), HostError> {
@@ -403,9 +415,11 @@ impl AppHost {
         }
     }
 
+    /// What the group is told of is durable at once. That any other step is done goes to disk
+    /// together with what follows: a crash in between is one before this, and the step runs again.
     fn done(&mut self, step: Step, attempt: u32) -> Result<(), HostError> {
         tracing::info!(app = %self.app, step = step.name(), attempt, "step is done");
-        self.change(|record| {
+        let change = |record: &mut HostRecord| {
             record.later = None;
             record.blocked |= step == Step::Drain;
             if let Some(activation) = &mut record.local.activation {
@@ -414,7 +428,13 @@ impl AppHost {
                     record.local.current.clone_from(&activation.order.release);
                 }
             }
-        })
+        };
+        if matches!(step, Step::Start | Step::Check) {
+            return self.change(change);
+        }
+        change(&mut self.record);
+        self.ahead = true;
+        Ok(())
     }
 
     fn failed(&mut self, step: Step, attempt: u32, failure: StepFailure) -> Result<(), HostError> {
