@@ -72,6 +72,14 @@ struct Units {
     coming: HashMap<u32, watch::Receiver<Arrival>>,
 }
 
+/// What lies in a unit's place.
+enum OnDisk {
+    Right(Bytes),
+    /// Claimed, and never written.
+    Empty,
+    Wrong,
+}
+
 /// How one gets a unit.
 enum Look {
     Here,
@@ -201,29 +209,44 @@ impl Blob {
 
     /// Reads a unit from the disk; nothing when it is not right, and then it is missing. Blocking.
     fn read(&self, index: u32) -> Option<Bytes> {
-        if let Some(bytes) = self.read_right(index) {
+        let found = self.read_one(index);
+        if let OnDisk::Right(bytes) = found {
             return Some(bytes);
+        }
+        if matches!(found, OnDisk::Wrong) {
+            add(&self.shared.metrics.damaged, 1);
+            tracing::warn!(artifact = %self.hashes.root(), unit = index, "unit is damaged on disk");
         }
         // After a crash most units behind it are not there either. They are found now, so that
         // they are fetched together and not one by one.
         let end = self.hashes.count().min(index.saturating_add(self.shared.limits.run_units_max));
-        let right = (index + 1..end).find(|at| self.read_right(*at).is_some()).unwrap_or(end);
+        let is_right = |at: &u32| matches!(self.read_one(*at), OnDisk::Right(_));
+        let right = (index + 1..end).find(is_right).unwrap_or(end);
         let mut units = self.lock();
         for at in index..right {
             if units.states[at as usize] == Unit::Here {
                 units.states[at as usize] = Unit::Missing;
-                add(&self.shared.metrics.damaged, 1);
             }
         }
         None
     }
 
-    fn read_right(&self, index: u32) -> Option<Bytes> {
-        let (start, length) = self.hashes.span(index).ok()?;
+    fn read_one(&self, index: u32) -> OnDisk {
+        let (Ok((start, length)), Some(file)) = (self.hashes.span(index), &self.file) else {
+            return OnDisk::Empty;
+        };
         let mut bytes = vec![0; length];
-        self.file.as_ref()?.read_exact_at(&mut bytes, start).ok()?;
-        self.hashes.verify_unit(index, &bytes).ok()?;
-        Some(bytes.into())
+        if let Err(error) = file.read_exact_at(&mut bytes, start) {
+            tracing::error!(artifact = %self.hashes.root(), unit = index, %error, "disk fails");
+            return OnDisk::Wrong;
+        }
+        if self.hashes.verify_unit(index, &bytes).is_ok() {
+            OnDisk::Right(bytes.into())
+        } else if bytes.iter().all(|byte| *byte == 0) {
+            OnDisk::Empty
+        } else {
+            OnDisk::Wrong
+        }
     }
 
     /// Writes a verified unit. Blocking.
@@ -309,3 +332,7 @@ impl Drop for Claim {
 fn count_of(senders: &[watch::Sender<Arrival>]) -> u32 {
     u32::try_from(senders.len()).expect("a run is short")
 }
+
+#[cfg(test)]
+#[path = "blob_test.rs"]
+mod blob_test;

@@ -107,7 +107,9 @@ pub async fn run_cache(
     config: CacheConfig,
     shutdown: CancellationToken,
 ) -> Result<(), MirrorError> {
-    Cache::start(config).await?.run_until(shutdown).await
+    let cache = Cache::start(config).await?;
+    crate::tell_ready();
+    cache.run_until(shutdown).await
 }
 
 fn open(

@@ -40,6 +40,7 @@ pub async fn run_mirror(
         ..ServerLimits::default()
     };
     tracing::info!(%address, dir = %config.repository_dir.display(), "mirror is up");
+    crate::tell_ready();
     serve_plain(listener, router, limits, shutdown).await;
     Ok(())
 }

@@ -92,3 +92,10 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Mirror
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
 }
+
+/// Tells the service manager, if there is one, that readers can come.
+fn tell_ready() {
+    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
+        tracing::debug!(%error, "readiness cannot be told to the service manager");
+    }
+}

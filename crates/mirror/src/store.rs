@@ -37,8 +37,8 @@ const IDLE_MEMORY_MAX: u64 = 64 << 20;
 /// be finer.
 const USED_INTERVAL: Duration = Duration::from_secs(60);
 
-/// An artifact that was opened when the disk was full is opened anew after this long, when nobody
-/// uses it: there may be room now.
+/// An artifact that was opened when the disk was full is opened anew after this long: there may be
+/// room now.
 const UNKEPT_FOR: Duration = Duration::from_secs(10);
 
 const UNITS_SUFFIX: &str = ".units";
@@ -148,11 +148,9 @@ impl Store {
             entry.used_written = Some(Instant::now());
             note = true;
         }
-        let stale = entry.is_idle()
-            && entry
-                .blob
-                .as_ref()
-                .is_some_and(|blob| !blob.is_kept() && blob.opened.elapsed() > UNKEPT_FOR);
+        // Those who have it open go on with it; whoever comes now may find room.
+        let unkept = |blob: &Arc<Blob>| !blob.is_kept() && blob.opened.elapsed() > UNKEPT_FOR;
+        let stale = entry.bytes == 0 && !entry.opening && entry.blob.as_ref().is_some_and(unkept);
         let answer = if stale {
             inner.entries.remove(digest);
             (None, false)

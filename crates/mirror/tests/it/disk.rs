@@ -43,6 +43,7 @@ async fn a_restart_goes_on_where_it_was() {
     assert_eq!(asked[4..20], [0; 16]);
     assert_eq!(asked[40], 0);
     assert!(asked[..4].iter().chain(&asked[20..40]).all(|count| *count == 1), "{asked:?}");
+    assert_eq!(cache.metric("damaged_total").await, 0, "what never came is not damaged");
     // In runs, not one by one.
     assert!(origin.asked(&sample.path()) <= 4, "{} requests", origin.asked(&sample.path()));
 }
