@@ -14,7 +14,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use cohort_trial::{Fleet, FleetOptions};
 use serde::Serialize;
 
-use crate::build::{Programs, programs};
+use crate::build::{Programs, built, programs};
 
 /// What `cargo xtask bench` takes.
 #[derive(Debug, Args)]
@@ -27,6 +27,9 @@ pub(crate) struct BenchArgs {
     /// Measure the build that the tests use: quick to build, says nothing about goals
     #[arg(long, global = true)]
     dev: bool,
+    /// Measure what was built before
+    #[arg(long, global = true)]
+    no_build: bool,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -72,7 +75,7 @@ impl Row {
 
 /// Measures and prints. Fails when something could not be measured, not when a goal is missed.
 pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
-    let programs = programs(!args.dev)?;
+    let programs = if args.no_build { built(!args.dev)? } else { programs(!args.dev)? };
     let dir = std::env::temp_dir().join(format!("cohort-bench-{}", std::process::id()));
     let rows = match args.what {
         What::Rollout => rollout::measure(&programs, dir.clone()),

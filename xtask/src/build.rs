@@ -40,9 +40,15 @@ pub(crate) fn programs(release: bool) -> Result<Programs> {
         command.arg("--release");
     }
     succeed(&mut command)?;
+    built(release)
+}
+
+/// The programs as they were built before.
+pub(crate) fn built(release: bool) -> Result<Programs> {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| root().join("target"), PathBuf::from)
         .join(if release { "release" } else { "debug" });
+    ensure!(target.join("cohort").exists(), "nothing is built in {} yet", target.display());
     Ok(Programs {
         cohort: target.join("cohort"),
         web: target.join("cohort-example-web"),

@@ -22,6 +22,12 @@ use crate::build::Programs;
 const SERVERS: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(180);
 const GOAL_MS: f64 = 150.0;
+/// What a server's log says of every step.
+const BEGINS: &str = "step begins";
+const DONE: &str = "step is done";
+/// The steps of an activation.
+const STEPS: [&str; 8] =
+    ["prepare", "drain", "hand-over", "stop", "switch", "start", "check", "warm-up"];
 
 pub(crate) fn measure(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
     eprintln!("starting {SERVERS} agents…");
@@ -41,16 +47,23 @@ pub(crate) fn measure(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
         let (stop, start) = (step("stop")?, step("start")?);
         let total = wave.end_ms - wave.begin_ms;
         let overhead = total - stop - start - MIN_HEALTHY_MS;
+        let steps: f64 = STEPS.iter().map(|name| step(name)).sum::<Result<f64>>()?;
+        let (first, last) =
+            (at(&log, BEGINS, "prepare", &wave)?, at(&log, DONE, "warm-up", &wave)?);
         eprintln!(
             "  {}: {total:.0} ms = stop {stop:.0} + start {start:.0} + healthy {MIN_HEALTHY_MS:.0} \
-             + overhead {overhead:.0} (prepare {:.0}, drain {:.0}, switch {:.0}, check beyond \
-             healthy {:.0}, warm-up {:.0})",
+             + overhead {overhead:.0} (until the server begins {:.0}, prepare {:.0}, drain {:.0}, \
+             switch {:.0}, check beyond healthy {:.0}, warm-up {:.0}, between steps {:.0}, until \
+             the next wave {:.0})",
             wave.server,
+            first - wave.begin_ms,
             step("prepare")?,
             step("drain")?,
             step("switch")?,
             step("check")? - MIN_HEALTHY_MS,
             step("warm-up")?,
+            last - first - steps,
+            wave.end_ms - last,
         );
         overheads.push(overhead);
     }
@@ -96,17 +109,18 @@ fn waves(lines: &[Line]) -> Result<Vec<Wave>> {
 
 /// How long a step of the wave's server took, by its own log.
 fn step_ms(lines: &[Line], step: &str, wave: &Wave) -> Result<f64> {
-    let at = |message: &str| {
-        lines
-            .iter()
-            .find(|line| {
-                line.at_ms >= wave.begin_ms
-                    && line.at_ms <= wave.end_ms + MIN_HEALTHY_MS
-                    && line.says(message)
-                    && line.field("step") == Some(step)
-            })
-            .map(|line| line.at_ms)
-            .with_context(|| format!("{}: no line `{message}` of {step}", wave.server))
+    Ok(at(lines, DONE, step, wave)? - at(lines, BEGINS, step, wave)?)
+}
+
+/// When the wave's server said this of a step.
+fn at(lines: &[Line], message: &str, step: &str, wave: &Wave) -> Result<f64> {
+    let said = |line: &&Line| {
+        line.at_ms >= wave.begin_ms
+            && line.at_ms <= wave.end_ms + MIN_HEALTHY_MS
+            && line.says(message)
+            && line.field("step") == Some(step)
     };
-    Ok(at("step is done")? - at("step begins")?)
+    let line = lines.iter().find(said);
+    line.map(|line| line.at_ms)
+        .with_context(|| format!("{}: no line `{message}` of {step}", wave.server))
 }
