@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cohort_trial::evidence::Logs;
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, runs, says};
+use cohort_wire::agent::KILL;
+use cohort_wire::http::Call;
+use cohort_wire::kill::SignedKill;
 use serde_json::Value;
 
 use crate::trial::{
@@ -45,7 +47,7 @@ fn stops_everything_until_it_is_off() -> Result<()> {
     trial.start_hub()?;
     ensure!(all(&trial, true), "a server has forgotten it");
     ensure!(through_hub(&trial)?, "the hub has forgotten it");
-    nothing_begins(&trial)?;
+    trial.nothing_begins()?;
     ensure!(self::updated(&trial)? == updated, "more servers run 1.1.0 than before");
 
     trial.run(&["kill", "off"])?;
@@ -69,7 +71,7 @@ fn without_the_hub(trial: &mut Trial) -> Result<()> {
     trial.start_hub()?;
     trial.publish(&WebRelease::new("1.2.0"), &[PLATFORM])?;
     trial.until(GROUP, PATIENCE, |status| says(status, "the kill switch is on"))?;
-    nothing_begins(trial)?;
+    trial.nothing_begins()?;
     trial.stop_hub();
 
     switch_at(trial, last, "off")?;
@@ -83,18 +85,6 @@ fn without_the_hub(trial: &mut Trial) -> Result<()> {
     })?;
     trial.start_hub()?;
     trial.until(GROUP, PATIENCE, |status| runs(status, "1.2.0")).map(drop)
-}
-
-fn nothing_begins(trial: &Trial) -> Result<()> {
-    let mut logs = Logs::from_now(trial);
-    let looks = std::cell::RefCell::new(&mut logs);
-    throughout(Duration::from_secs(2), || {
-        for (server, line) in looks.borrow_mut().news() {
-            ensure!(!line.contains(" granted "), "{server}: {line}");
-            ensure!(!line.contains(" step begins "), "{server}: {line}");
-        }
-        Ok(())
-    })
 }
 
 fn updated(trial: &Trial) -> Result<usize> {
@@ -134,18 +124,17 @@ fn switch_at(trial: &Trial, server: &str, position: &str) -> Result<()> {
 }
 
 /// The signed register as an agent passes it on.
-fn register(trial: &Trial, server: &str) -> Result<cohort_wire::kill::SignedKill> {
-    let registers: Vec<cohort_wire::kill::SignedKill> =
-        trial.call(server, cohort_wire::http::Call::get(cohort_wire::agent::KILL))?;
+fn register(trial: &Trial, server: &str) -> Result<SignedKill> {
+    let registers: Vec<SignedKill> = trial.call(server, Call::get(KILL))?;
     match registers.as_slice() {
         [one] => Ok(one.clone()),
         other => bail!("{} registers", other.len()),
     }
 }
 
-fn say_again(trial: &Trial, server: &str, old: &cohort_wire::kill::SignedKill) -> Result<()> {
-    let call = cohort_wire::http::Call::post(cohort_wire::agent::KILL, old);
-    let now: Vec<cohort_wire::kill::SignedKill> = trial.call(server, call)?;
+fn say_again(trial: &Trial, server: &str, old: &SignedKill) -> Result<()> {
+    let call = Call::post(KILL, old);
+    let now: Vec<SignedKill> = trial.call(server, call)?;
     ensure!(!now.contains(old), "an old register was taken");
     Ok(())
 }

@@ -12,5 +12,6 @@ mod membership;
 mod mirror_dies;
 mod power;
 mod roles;
+mod steering;
 mod two_apps;
 mod unreachable;

@@ -98,7 +98,7 @@ fn only_those_who_may() -> Result<()> {
     agent.refused("an agent reports for another", Call::post(REPORT, &reports))?;
     // Members pass on what servers and people say, and nothing else.
     let grant = Body::Grant {
-        app: app.clone(),
+        app,
         generation: Generation(1),
         server: ServerId::new(second.as_str())?,
         purpose: Purpose::Debt,
@@ -132,7 +132,7 @@ fn only_those_who_may() -> Result<()> {
     let operator = Asker::as_whom(&trial, of_operator, first)?;
     let orders = OrdersRequest {
         version: CONTROL_VERSION,
-        group: group.clone(),
+        group,
         boot_epoch: BootEpoch(1),
         doing: std::collections::BTreeMap::new(),
         kill: Vec::new(),

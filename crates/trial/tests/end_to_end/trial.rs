@@ -1,10 +1,12 @@
 //! A fleet for one test, and what all tests ask of it.
 
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use cohort_trial::evidence::Logs;
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::runs;
 use cohort_trial::{Fleet, FleetOptions};
@@ -186,6 +188,18 @@ impl Trial {
             status.linearizable && status.leader.as_ref().is_some_and(|now| now.as_str() != than)
         })?;
         Ok(status.leader.context("there is a leader")?.to_string())
+    }
+
+    /// Looks for two seconds that no server is told, or begins, anything.
+    pub(crate) fn nothing_begins(&self) -> Result<()> {
+        let logs = RefCell::new(Logs::from_now(self));
+        throughout(Duration::from_secs(2), || {
+            for (server, line) in logs.borrow_mut().news() {
+                ensure!(!line.contains(" granted "), "{server}: {line}");
+                ensure!(!line.contains(" step begins "), "{server}: {line}");
+            }
+            Ok(())
+        })
     }
 
     /// Waits until a server's own member has applied what the group has committed by now.

@@ -1,0 +1,76 @@
+//! A person steers a rollout: pause, resume, abort, retry, undo, and a newer release in the middle.
+
+use anyhow::{Context as _, Result, ensure};
+use cohort_core::phase::PhaseName;
+use cohort_trial::prober::{Prober, most_down};
+use cohort_trial::release::WebRelease;
+use cohort_trial::watch::{app, holds, runs, says};
+
+use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, policy};
+
+#[test]
+fn by_a_person() -> Result<()> {
+    let trial = Trial::of("steering", 3)?;
+    let slow = format!("drain_time = \"300ms\"\n{ONE_BY_ONE}");
+    trial.first_release(&policy(&slow, ""), &WebRelease::new("1.0.0"))?;
+    let prober = Prober::start(&trial.services(None));
+    let in_wave = |wave: u32| {
+        trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave == wave))
+    };
+
+    // A pause: what was begun is finished, nothing else begins.
+    trial.publish(&WebRelease::new("1.1.0"), &[PLATFORM])?;
+    in_wave(1)?;
+    trial.run(&["rollout", "pause", GROUP, "--reason", "lunch"])?;
+    trial.until(GROUP, PATIENCE, |status| {
+        says(status, "lunch")
+            && app(status).is_some_and(|app| {
+                app.paused && app.servers.values().all(|here| here.activation.is_none())
+            })
+    })?;
+    trial.nothing_begins()?;
+    trial.run(&["rollout", "resume", GROUP])?;
+
+    // An abort in the second wave: everybody is back on what was good.
+    in_wave(2)?;
+    trial.run(&["rollout", "abort", GROUP, "--reason", "not today"])?;
+    trial.until(GROUP, PATIENCE, |status| holds(status, "1.1.0", "1.0.0"))?;
+    let status = trial.status(GROUP)?;
+    let reason = &app(&status).context("the app is known")?.reason;
+    ensure!(reason.contains("not today"), "{reason}");
+
+    // Once more, and back again although it was good.
+    trial.run(&["rollout", "retry", GROUP])?;
+    trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
+    trial.run(&["rollout", "undo", GROUP])?;
+    trial.until(GROUP, PATIENCE, |status| {
+        app(status).is_some_and(|app| {
+            matches!(app.state, PhaseName::Held | PhaseName::Running)
+                && app.servers.values().all(|here| {
+                    here.in_service
+                        && here.running.as_ref().is_some_and(|now| now.as_str() == "1.0.0")
+                })
+        })
+    })?;
+
+    // A newer release takes over in the middle of another.
+    trial.publish(&WebRelease::new("1.2.0"), &[PLATFORM])?;
+    in_wave(1)?;
+    trial.publish(&WebRelease::new("1.3.0"), &[PLATFORM])?;
+    trial.until(GROUP, PATIENCE, |status| runs(status, "1.3.0"))?;
+    let mut took_1_2 = 0;
+    for server in trial.servers() {
+        let said = trial.said(&server)?;
+        took_1_2 += said.iter().filter(|s| s.event == "start" && s.version == "1.2.0").count();
+        let took_1_3 = said.iter().filter(|s| s.event == "start" && s.version == "1.3.0").count();
+        ensure!(took_1_3 == 1, "{server} started 1.3.0 {took_1_3} times");
+    }
+    ensure!(took_1_2 < 3, "everybody took 1.2.0 although 1.3.0 was there");
+    let history = trial.run(&["rollout", "history", GROUP])?;
+    for version in ["1.0.0", "1.1.0", "1.2.0", "1.3.0"] {
+        ensure!(history.contains(version), "{version} is not in {history}");
+    }
+    let seen = prober.stop();
+    ensure!(most_down(&seen) <= 1, "more than one server was out: {seen:?}");
+    trial.pass()
+}
