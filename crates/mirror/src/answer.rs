@@ -159,10 +159,16 @@ impl Reader {
         let mut direct: Option<Direct<'_>> = None;
         let patience = Duration::from_millis(self.app.shared.limits.reader_ms_max);
         for index in units.clone() {
-            let unit = match self.blob.unit(index, units.end).await {
-                Ok(Some(unit)) => Ok(unit),
-                Ok(None) => self.past_the_disk(&mut direct, index, units.end).await,
-                Err(refused) => Err(refused),
+            let unit = async {
+                match self.blob.unit(index, units.end).await? {
+                    Some(unit) => Ok(unit),
+                    None => self.past_the_disk(&mut direct, index, units.end).await,
+                }
+            };
+            // Who has gone while the unit was on its way needs no place; the unit comes all the same.
+            let unit = tokio::select! {
+                unit = unit => unit,
+                () = to.closed() => return,
             };
             let ended = unit.is_err();
             let part = unit.map(|unit| self.part(index, &unit));

@@ -59,7 +59,8 @@ pub struct CacheLimits {
     pub first_byte_ms_max: u64,
     /// Between two pieces of an answer.
     pub idle_ms_max: u64,
-    /// For one whole unit: slower is no origin at all.
+    /// For one whole unit: slower (8 KiB/s) is no origin at all, and below what agents wait for a
+    /// byte, so that they get it from the next origin and not from the next mirror.
     pub unit_ms_max: u64,
     /// For one small file when there is a copy to fall back on. Far below what agents wait.
     pub revalidate_ms_max: u64,
@@ -90,7 +91,7 @@ impl Default for CacheLimits {
             connect_ms_max: 3_000,
             first_byte_ms_max: 8_000,
             idle_ms_max: 8_000,
-            unit_ms_max: 20_000,
+            unit_ms_max: 8_000,
             revalidate_ms_max: 4_000,
             small_ms_max: 20_000,
             backoff_ms_min: 250,

@@ -43,6 +43,28 @@ async fn beyond_its_places_it_says_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn a_reader_who_has_gone_needs_no_place() {
+    let sample = Sample::new("gone", 10 * UNIT);
+    let gate = Arc::new(Semaphore::new(0));
+    let manners = Manners { gate: Some(Arc::clone(&gate)), ..Manners::default() };
+    let origin = Origin::with(&[&sample], manners);
+    let limits = CacheLimits { idle_ms_max: 20_000, unit_ms_max: 20_000, ..quick() };
+    let (cache, _dir) = cache_with(&[&origin], limits).await;
+    let cache = Arc::new(cache);
+    let reader = {
+        let (cache, sample) = (Arc::clone(&cache), sample.clone());
+        tokio::spawn(async move { cache.assert_gives(&sample).await })
+    };
+    cache.metric_becomes("requests", 1).await;
+    reader.abort();
+    cache.metric_becomes("requests", 0).await;
+    // What was on its way for it comes to the next.
+    gate.add_permits(1);
+    cache.assert_gives(&sample).await;
+    assert_eq!(origin.units_asked(&sample), [1; 10]);
+}
+
+#[tokio::test]
 async fn a_reader_who_does_not_read_loses_its_place() {
     // More than the buffers of two sockets.
     let sample = Sample::new("stalled", 40 << 20);
