@@ -161,26 +161,40 @@ impl AppTask {
         let begun = Instant::now();
         let cancel = CancellationToken::new();
         // Only a wait that the host may end by going back is worth interrupting.
-        let confirm_left = self.host.undo_left_ms();
         let undoing = matches!(action, StepAction::Undo { .. });
+        let undo_left = self.host.undo_left_ms().filter(|_| !undoing);
         let interrupt = interrupted(
             self.app.clone(),
             fence,
-            if undoing { None } else { confirm_left },
+            undo_left.map(|left_ms| (left_ms, self.host.reached_counts_ms())),
             changes.orders.clone(),
             self.stop.clone(),
         );
-        let act = self.host.act(action, &cancel);
-        tokio::pin!(act);
-        tokio::select! {
-            acted = &mut act => { acted?; }
-            () = interrupt => {
-                cancel.cancel();
-                act.await?;
+        {
+            let act = self.host.act(action, &cancel);
+            tokio::pin!(act);
+            tokio::select! {
+                acted = &mut act => { acted?; }
+                () = interrupt => {
+                    cancel.cancel();
+                    act.await?;
+                }
             }
         }
         self.board.set(&self.app, None);
         if let Some(step) = step {
+            if step == Step::Check {
+                let progress = self.host.local().activation.as_ref().map(|a| &a.progress);
+                let result = match progress {
+                    Some(Progress::Done { step: Step::Check, .. }) => Some("passed"),
+                    Some(Progress::Failed { step: Step::Check, .. }) => Some("failed"),
+                    _ => None,
+                };
+                if let Some(result) = result {
+                    let labels = [("check", "pre-flight"), ("result", result)];
+                    self.shared.metrics.add("cohort_check_total", &labels, 1.0);
+                }
+            }
             let labels = [("step", step.name())];
             let seconds = begun.elapsed().as_secs_f64();
             self.shared.metrics.add("cohort_server_step_seconds_sum", &labels, seconds);
@@ -404,22 +418,19 @@ impl AppTask {
 }
 
 /// Until a newer order for the app is there, the group was not reached in time, or the agent ends.
+///
+/// `undo` are the milliseconds until the host goes back by itself, and for how many an answer puts
+/// that off; `None` when it does not go back.
 async fn interrupted(
     app: AppId,
     fence: Fence,
-    confirm_left_ms: Option<u64>,
+    undo: Option<(u64, u64)>,
     mut orders: watch::Receiver<Option<Arc<Received>>>,
     stop: CancellationToken,
 ) {
     let begun_ms = boot_time_ms();
-    let expired = async {
-        let Some(left_ms) = confirm_left_ms else { std::future::pending().await };
-        tokio::time::sleep(Duration::from_millis(left_ms)).await;
-    };
-    tokio::pin!(expired);
-    let mut over = false;
     loop {
-        {
+        let left_ms = {
             let received = orders.borrow_and_update();
             let newer = received.as_ref().is_some_and(|received| {
                 received
@@ -433,15 +444,27 @@ async fn interrupted(
             if newer {
                 return;
             }
-            let reached =
-                received.as_ref().is_some_and(|received| received.asked_boot_ms >= begun_ms);
-            if over && !reached {
-                return;
-            }
+            let asked_ms = received
+                .as_ref()
+                .map(|received| received.asked_boot_ms)
+                .filter(|asked_ms| *asked_ms >= begun_ms);
+            undo.map(|(left_ms, counts_ms)| {
+                let put_off_to_ms = asked_ms.map_or(0, |asked_ms| asked_ms + counts_ms);
+                (begun_ms + left_ms).max(put_off_to_ms).saturating_sub(boot_time_ms())
+            })
+        };
+        if left_ms == Some(0) {
+            return;
         }
+        let expired = async {
+            match left_ms {
+                Some(left_ms) => tokio::time::sleep(Duration::from_millis(left_ms)).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = &mut expired, if !over => over = true,
+            () = expired => {}
             changed = orders.changed() => if changed.is_err() { return },
         }
     }

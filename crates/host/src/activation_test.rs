@@ -318,6 +318,38 @@ async fn being_reached_since_the_stop_is_told_apart() {
 }
 
 #[tokio::test]
+async fn having_been_reached_once_does_not_count_for_ever() {
+    let server = TestServer::start().await;
+    let good = server.release("1.0.0", SLEEP, &[]);
+    let next = server.release("2.0.0", SLEEP, &[]);
+    let mut host = server.host();
+    settle(&mut host, &order(1, Some(&good))).await.unwrap();
+    let cancel = CancellationToken::new();
+    let mut second = order(2, Some(&next));
+    second.confirm_within_ms = 0;
+    host.act(StepAction::Accept { order: second, step: Step::Prepare }, &cancel).await.unwrap();
+    for step in [Step::Drain, Step::HandOver, Step::Stop, Step::Switch, Step::Start] {
+        host.act(StepAction::Run { step, attempt: 1 }, &cancel).await.unwrap();
+    }
+    // The stop is 10 s ago; the group answered 7 s ago, and then the release cut its server off.
+    let now_ms = crate::boot_time_ms();
+    host.untouched_since_ms = now_ms - 10_000;
+    host.contact().reached(now_ms - 7_000);
+    let moment = host.moment(false, false, false);
+    assert!(!moment.reached_since_stop);
+    assert_eq!(host.undo_left_ms(), Some(0));
+    let action = cohort_core::steps::next_action(None, host.local(), &[], moment).step;
+    assert!(matches!(action, StepAction::Undo { attempt: 1, .. }), "{action:?}");
+
+    // Between two answers it stays, however short its time is.
+    host.contact().reached(crate::boot_time_ms() - 1_000);
+    assert!(host.moment(true, false, false).reached_since_stop);
+    let left_ms = host.undo_left_ms().unwrap();
+    assert!((1..=5_000).contains(&left_ms), "{left_ms}");
+    server.end().await;
+}
+
+#[tokio::test]
 async fn boot_brings_the_service_up_from_disk_and_leaves_a_running_one_alone() {
     let server = TestServer::start().await;
     let release = server.release("1.0.0", SLEEP, &[]);

@@ -26,6 +26,10 @@ use crate::service::ServiceControl;
 use crate::traffic::Traffic;
 use crate::unpack::UnpackLimits;
 
+/// For how long having been reached counts at least. 6 s: a server asks anew after 2 s, and may wait
+/// 3 s for the answer; with a shorter `confirm_within` it would go back between two answers.
+const REACHED_MS_MIN: u64 = 6_000;
+
 /// What an app's host needs to know of its server.
 #[derive(Debug, Clone)]
 pub struct AppHostConfig {
@@ -108,7 +112,7 @@ pub struct AppHost {
     local: watch::Sender<LocalApp>,
     contact: Contact,
     /// Since when being reached counts: since the drain or the stop began, or this start.
-    untouched_since_ms: u64,
+    pub(crate) untouched_since_ms: u64,
     pub(crate) cuts: Cuts,
 }
 
@@ -191,8 +195,23 @@ impl AppHost {
         }
     }
 
+    /// How long ago the group was reached, in milliseconds; `None` when it was not since the drain
+    /// or the stop began.
+    fn reached_ago_ms(&self) -> Option<u64> {
+        let last_ms = self.contact.last_ms.load(Ordering::SeqCst);
+        (last_ms > self.untouched_since_ms).then(|| boot_time_ms().saturating_sub(last_ms))
+    }
+
     fn reached_since_stop(&self) -> bool {
-        self.contact.last_ms.load(Ordering::SeqCst) > self.untouched_since_ms
+        self.reached_ago_ms().is_some_and(|ago_ms| ago_ms < self.reached_counts_ms())
+    }
+
+    /// For how many milliseconds having been reached counts: a release may cut its server off long
+    /// after its start. It is `confirm_within`, and never less than a turn of asking takes.
+    #[must_use]
+    pub fn reached_counts_ms(&self) -> u64 {
+        let activation = self.record.local.activation.as_ref();
+        activation.map_or(0, |known| known.order.confirm_within_ms).max(REACHED_MS_MIN)
     }
 
     /// Whether more than `confirm_within` has gone by since the drain began.
@@ -212,12 +231,14 @@ impl AppHost {
         Some(activation.order.confirm_within_ms.saturating_sub(confirm.clock.elapsed_ms()))
     }
 
-    /// Milliseconds until the host may go back by itself, as far as can be said now; `None` when
-    /// nothing awaits confirmation, or the group was reached since the stop. A step that waits is
-    /// worth interrupting then.
+    /// Milliseconds until the host may go back by itself if the group is not reached any more;
+    /// `None` when nothing awaits confirmation. A step that waits is worth interrupting then.
     #[must_use]
     pub fn undo_left_ms(&self) -> Option<u64> {
-        self.confirm_left_ms().filter(|_| !self.reached_since_stop())
+        let confirm_left_ms = self.confirm_left_ms()?;
+        let counts_ms = self.reached_counts_ms();
+        let heard_ms = self.reached_ago_ms().map_or(0, |ago_ms| counts_ms.saturating_sub(ago_ms));
+        Some(confirm_left_ms.max(heard_ms))
     }
 
     /// What the checks of the release in use need to know.
