@@ -350,17 +350,24 @@ fn go_on(
 
 /// Confirm or undo: what a server may do without a majority, because it was committed in advance.
 fn must_undo(activation: &LocalActivation, moment: Moment) -> bool {
+    may_undo(activation)
+        && activation.drained()
+        && moment.confirm_expired
+        && !moment.confirmed
+        && !moment.reached_since_stop
+}
+
+/// Whether the host may ever go back from this by itself, as far as it is: not from a roll-back,
+/// and not from a release that only goes forward once the one before was stopped.
+#[must_use]
+pub fn may_undo(activation: &LocalActivation) -> bool {
     let forward_only = activation
         .order
         .release
         .as_ref()
         .is_some_and(|release| release.rollback == crate::release::Rollback::ForwardOnly);
     let wave = activation.order.purpose != crate::orders::Purpose::RollBack;
-    let may = wave && (!forward_only || !activation.stopped());
-    may && activation.drained()
-        && moment.confirm_expired
-        && !moment.confirmed
-        && !moment.reached_since_stop
+    wave && (!forward_only || !activation.stopped())
 }
 
 fn undo_reason(activation: &LocalActivation) -> String {

@@ -3,8 +3,9 @@
 use std::fs;
 use std::time::Duration;
 
+use cohort_core::orders::Purpose;
 use cohort_core::policy::Check;
-use cohort_core::release::Release;
+use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Blame, Outcome, Step};
 use cohort_core::steps::{Progress, StepAction, StepWait};
 use tokio_util::sync::CancellationToken;
@@ -346,6 +347,33 @@ async fn having_been_reached_once_does_not_count_for_ever() {
     assert!(host.moment(true, false, false).reached_since_stop);
     let left_ms = host.undo_left_ms().unwrap();
     assert!((1..=5_000).contains(&left_ms), "{left_ms}");
+    server.end().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_undone_is_not_interrupted() {
+    let server = TestServer::start().await;
+    let release = server.release("1.0.0", SLEEP, &[]);
+    let mut host = server.host();
+    let cancel = CancellationToken::new();
+    let mut roll_back = order(1, Some(&release));
+    roll_back.purpose = Purpose::RollBack;
+    let mut forward_only = order(2, Some(&release));
+    forward_only.release.as_mut().unwrap().rollback = Rollback::ForwardOnly;
+    let wave = order(3, Some(&release));
+    for (mut order, drained, stopped) in [
+        (roll_back, None, None),
+        (forward_only, Some(0), None),
+        (wave, Some(0), Some(0)),
+    ] {
+        order.confirm_within_ms = 0;
+        let fence = order.fence;
+        host.act(StepAction::Accept { order, step: Step::Prepare }, &cancel).await.unwrap();
+        for (step, left_ms) in [(Step::Drain, drained), (Step::Stop, stopped)] {
+            host.act(StepAction::Run { step, attempt: 1 }, &cancel).await.unwrap();
+            assert_eq!(host.undo_left_ms(), left_ms, "{fence:?} {step:?}");
+        }
+    }
     server.end().await;
 }
 

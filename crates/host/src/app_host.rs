@@ -11,7 +11,7 @@ use cohort_core::ids::{AppId, Digest, GroupId, Platform, ServerId};
 use cohort_core::orders::{ActivationOrder, Fence};
 use cohort_core::release::Release;
 use cohort_core::report::{Blame, Step};
-use cohort_core::steps::{LocalActivation, LocalApp, Moment, Progress, StepAction};
+use cohort_core::steps::{LocalActivation, LocalApp, Moment, Progress, StepAction, may_undo};
 use cohort_store::DurableFile;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -232,9 +232,11 @@ impl AppHost {
     }
 
     /// Milliseconds until the host may go back by itself if the group is not reached any more;
-    /// `None` when nothing awaits confirmation. A step that waits is worth interrupting then.
+    /// `None` when nothing awaits confirmation, or there is no going back. A step that waits is
+    /// worth interrupting then.
     #[must_use]
     pub fn undo_left_ms(&self) -> Option<u64> {
+        self.record.local.activation.as_ref().filter(|activation| may_undo(activation))?;
         let confirm_left_ms = self.confirm_left_ms()?;
         let counts_ms = self.reached_counts_ms();
         let heard_ms = self.reached_ago_ms().map_or(0, |ago_ms| counts_ms.saturating_sub(ago_ms));
