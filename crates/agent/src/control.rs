@@ -224,6 +224,7 @@ fn allowed(body: &Body) -> bool {
             | Body::Retry { .. }
             | Body::Undo { .. }
             | Body::RemoveServer { .. }
+            | Body::PlaceMember { .. }
     )
 }
 

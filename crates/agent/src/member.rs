@@ -696,6 +696,11 @@ impl Member {
                 self.leading.planned_up_to = self.leading.planned_up_to.max(index);
                 index > 0
             }
+            Placement::Retire(server, member) => {
+                let index = self.propose_own(Body::RetireMember { server, member });
+                self.leading.planned_up_to = self.leading.planned_up_to.max(index);
+                index > 0
+            }
             Placement::Change { voters, standbys } => {
                 let ids = |ids: &BTreeSet<MemberId>| ids.iter().map(|id| RaftId(id.0)).collect();
                 let (voters, standbys): (BTreeSet<RaftId>, BTreeSet<RaftId>) =

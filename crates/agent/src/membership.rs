@@ -339,7 +339,8 @@ async fn watch_life(
             let told = received.orders.member.as_ref().map(|order| order.member);
             received.fresh()
                 && received.orders.incarnation == handle.incarnation
-                && told.is_some_and(|member| member > handle.member)
+                // None: its number is over, and it carries no member until it is given another.
+                && told.is_none_or(|member| member > handle.member)
         });
         if other {
             let _ = ended.send(AgentError::OtherMember(handle.member)).await;
@@ -372,6 +373,14 @@ async fn learn(shared: Arc<Shared>, mut view: watch::Receiver<Arc<View>>, stop: 
             metrics.set("cohort_raft_term", &[], now.raft.term.0 as f64);
             metrics.set("cohort_raft_commit_index", &[], now.raft.commit.0 as f64);
             metrics.set("cohort_raft_is_leader", &[], f64::from(u8::from(now.raft.is_leader())));
+            let dropped = now.raft.dropped;
+            for (reason, count) in [
+                ("stranger", dropped.strangers),
+                ("late", dropped.late),
+                ("malformed", dropped.malformed),
+            ] {
+                metrics.set("cohort_raft_dropped_total", &[("reason", reason)], count as f64);
+            }
             metrics.clear("cohort_rollout_info");
             for (id, app) in &now.state.apps {
                 let release = app.phase.rollout().map_or("", |r| r.release.version.as_str());

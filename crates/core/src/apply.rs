@@ -88,6 +88,13 @@ impl State {
             Body::RemoveServer { server } => self.remove_server(server, events),
             Body::AllocateMember { server } => self.allocate_member(server),
             Body::RetireMember { server, member } => self.retire_member(server, *member),
+            Body::PlaceMember { server, carries } => match self.servers.get_mut(server) {
+                Some(known) => {
+                    known.placed = Some(*carries);
+                    Ok(())
+                }
+                None => Err(Rejection::NoServer { server: server.clone() }),
+            },
             Body::RaiseFeatureLevel { level } => {
                 self.feature_level = self.feature_level.max(*level);
                 Ok(())
@@ -209,6 +216,7 @@ impl State {
                 rack: rack.map(ToOwned::to_owned),
                 joined,
                 member: None,
+                placed: None,
                 boot_epoch: crate::ids::BootEpoch(0),
                 sequence: 0,
             },

@@ -81,6 +81,13 @@ pub enum Body {
         /// Its number.
         member: MemberId,
     },
+    /// A person: this server shall carry a member, or shall not.
+    PlaceMember {
+        /// Which server.
+        server: ServerId,
+        /// Whether it shall.
+        carries: bool,
+    },
     /// Every member has run the newer version for a while.
     RaiseFeatureLevel {
         /// From now on.
@@ -270,6 +277,7 @@ impl Body {
             Body::RemoveServer { .. } => "remove-server",
             Body::AllocateMember { .. } => "allocate-member",
             Body::RetireMember { .. } => "retire-member",
+            Body::PlaceMember { .. } => "place-member",
             Body::RaiseFeatureLevel { .. } => "raise-feature-level",
             Body::SetPolicy { .. } => "set-policy",
             Body::Adopt { .. } => "adopt",

@@ -23,6 +23,9 @@ pub mod orders;
 mod orders_of;
 pub mod phase;
 pub mod placement;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod placement_test;
 pub mod plan;
 pub mod policy;
 pub mod release;

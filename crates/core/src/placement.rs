@@ -1,4 +1,4 @@
-//! Who carries the group's log: the first servers that joined, up to five.
+//! Who carries the group's log: those that a person named, then the first that joined, up to five.
 //!
 //! Spreading voters over failure domains comes later; the shape of the answer is the same then.
 
@@ -28,6 +28,8 @@ pub struct Placed {
 pub enum Placement {
     /// Give this server the next member number.
     Allocate(ServerId),
+    /// This server's number is over: it is in no half of the membership any more.
+    Retire(ServerId, MemberId),
     /// Change the membership, atomically.
     Change {
         /// To these voters
@@ -44,13 +46,22 @@ pub fn placement(state: &State, placed: &Placed) -> Option<Placement> {
         return None;
     }
     let mut by_joining: Vec<(&ServerId, &crate::state::Server)> = state.servers.iter().collect();
-    by_joining.sort_by_key(|(_, server)| server.joined);
+    by_joining.retain(|(_, server)| server.placed != Some(false));
+    by_joining.sort_by_key(|(_, server)| (server.placed != Some(true), server.joined));
     by_joining.truncate(VOTERS_MAX);
     if let Some((server, _)) = by_joining.iter().find(|(_, server)| server.member.is_none()) {
         return Some(Placement::Allocate((*server).clone()));
     }
     let wanted: BTreeSet<MemberId> =
         by_joining.iter().filter_map(|(_, server)| server.member).collect();
+    let over = state.servers.iter().find_map(|(id, server)| {
+        let member = server.member?;
+        let counted = placed.voters.contains(&member) || placed.standbys.contains(&member);
+        (!wanted.contains(&member) && !counted).then(|| (id.clone(), member))
+    });
+    if let Some((server, member)) = over {
+        return Some(Placement::Retire(server, member));
+    }
     let known = |member: &&MemberId| state.server_of(**member).is_some();
     let mut voters: BTreeSet<MemberId> = wanted
         .iter()

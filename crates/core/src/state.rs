@@ -89,6 +89,9 @@ pub struct Server {
     pub joined: u64,
     /// The member that it carries.
     pub member: Option<MemberId>,
+    /// What a person said about it carrying a member; nothing: the order of joining decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placed: Option<bool>,
     /// The last start of its agent that was heard of.
     pub boot_epoch: BootEpoch,
     /// The last report of that start.

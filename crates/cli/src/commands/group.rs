@@ -56,6 +56,10 @@ pub(crate) enum GroupCommand {
     },
     /// A server leaves for good; another one takes its place among the voters
     RemoveServer(RemoveArgs),
+    /// A server shall be among the voters, in the place of one that joined later
+    AddVoter(VoterArgs),
+    /// A server shall not be among the voters; another one takes its place in the same step
+    RemoveVoter(VoterArgs),
     /// A group whose majority is lost for good begins a new life, from one server that is left
     Recover(RecoverArgs),
 }
@@ -70,6 +74,17 @@ pub(crate) struct RemoveArgs {
     /// Also when its agent still runs, and may join again
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    direct: Direct,
+}
+
+/// What `cohort group add-voter` and `remove-voter` take.
+#[derive(Debug, Args)]
+pub(crate) struct VoterArgs {
+    /// The group
+    group: GroupId,
+    /// The server
+    server: ServerId,
     #[command(flatten)]
     direct: Direct,
 }
@@ -103,6 +118,8 @@ pub(crate) async fn run(global: &Global, command: &GroupCommand) -> Result<Exit,
             transfer(global, group, to.as_ref(), direct).await
         }
         GroupCommand::RemoveServer(args) => remove(global, args).await,
+        GroupCommand::AddVoter(args) => place(global, args, true).await,
+        GroupCommand::RemoveVoter(args) => place(global, args, false).await,
         GroupCommand::Recover(args) => recover(global, args).await,
     }
 }
@@ -189,6 +206,31 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
         let failure = Failure::from(error);
         note(&format!("warning: the hub still lists {server}: {}", failure.error));
         note(&format!("when the hub answers: cohort group remove-server {group} {server}"));
+    }
+    Ok(Exit::Done)
+}
+
+/// Says which servers carry the group's log; the group exchanges them atomically.
+async fn place(global: &Global, args: &VoterArgs, carries: bool) -> Result<Exit, Failure> {
+    let VoterArgs { group, server, direct } = args;
+    let context = context_of(global)?;
+    let spoken = Spoken::to(&context, direct, group).await?;
+    if !spoken.status.servers.contains_key(server) {
+        let error = format!("group {group} has no server `{server}`");
+        return Err(
+            Failure::new("no_such_server", error).hint(format!("cohort group show {group}"))
+        );
+    }
+    let body = Body::PlaceMember { server: server.clone(), carries };
+    let index = rollout::command(&spoken, group, body).await?.index;
+    match global.output {
+        Output::Json => say_json(&json!({
+            "group": group, "server": server, "voter": carries, "index": index,
+        })),
+        Output::Text => {
+            let shall = if carries { "shall vote" } else { "shall not vote" };
+            say(&format!("{server} {shall} in {group}; see: cohort group show {group}\n"));
+        }
     }
     Ok(Exit::Done)
 }
