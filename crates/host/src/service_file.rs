@@ -57,8 +57,9 @@ pub struct Protocols {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// The program, as a path within the artifact, and its arguments. `{port}` stands for the
-    /// server's `service_port`.
+    /// The program and its arguments. A program with a `/`, such as `./run`, is within the artifact
+    /// (unless it begins with one); a bare name, such as `java`, is looked up in the agent's `PATH`.
+    /// `{port}` stands for the server's `service_port`.
     #[serde(default)]
     pub command: Vec<String>,
     /// The unit's name, such as `web.service`; the unit itself is the server's own.
