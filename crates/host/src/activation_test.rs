@@ -361,11 +361,9 @@ async fn what_cannot_be_undone_is_not_interrupted() {
     let mut forward_only = order(2, Some(&release));
     forward_only.release.as_mut().unwrap().rollback = Rollback::ForwardOnly;
     let wave = order(3, Some(&release));
-    for (mut order, drained, stopped) in [
-        (roll_back, None, None),
-        (forward_only, Some(0), None),
-        (wave, Some(0), Some(0)),
-    ] {
+    for (mut order, drained, stopped) in
+        [(roll_back, None, None), (forward_only, Some(0), None), (wave, Some(0), Some(0))]
+    {
         order.confirm_within_ms = 0;
         let fence = order.fence;
         host.act(StepAction::Accept { order, step: Step::Prepare }, &cancel).await.unwrap();
@@ -481,15 +479,6 @@ async fn traffic_comes_back_slowly() {
     assert!(seen.is_sorted() && seen.last() == Some(&100), "{seen:?}");
     assert!(seen.iter().any(|share| (1..=99).contains(share)), "{seen:?}");
     server.end().await;
-}
-
-#[tokio::test]
-async fn the_agents_starts_are_counted() {
-    let folder = tempfile::tempdir().unwrap();
-    let state_dir = folder.path().join("state");
-    for n in 1..=3 {
-        assert_eq!(crate::next_boot_epoch(&state_dir).unwrap().0, n);
-    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What the host writes down about one app, and the fault points around every write.
 
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use cohort_core::ids::BootEpoch;
 use cohort_core::orders::Fence;
@@ -96,7 +97,14 @@ impl HostRecord {
     }
 }
 
+/// The highest boot epoch that a first start begins with, a day in 2105: connections are numbered by
+/// a boot epoch of 32 bits, and whatever a wrong clock says, 2^24 starts are left.
+const FIRST_BOOT_EPOCH_MAX: u64 = (1 << 32) - (1 << 24);
+
 /// Raises the counter of the agent's starts and returns it; durable before it returns.
+///
+/// The first is the time, in seconds since 1970: a group that knew a server of this name before its
+/// disk was replaced listens to higher numbers only.
 ///
 /// # Errors
 /// When it cannot be read or written: without it reports of two starts could be mixed up.
@@ -105,9 +113,14 @@ pub fn next_boot_epoch(state_dir: &Path) -> Result<BootEpoch, DurableFileError> 
     std::fs::create_dir_all(state_dir)
         .map_err(|source| DurableFileError::Write { path: path.clone(), source })?;
     let (mut file, epoch) = DurableFile::<BootEpoch>::open(path)?;
-    let epoch = epoch.unwrap_or_default().next();
+    let epoch = epoch.map_or_else(|| first_boot_epoch(SystemTime::now()), BootEpoch::next);
     file.save(&epoch)?;
     Ok(epoch)
+}
+
+fn first_boot_epoch(now: SystemTime) -> BootEpoch {
+    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    BootEpoch(seconds.clamp(1, FIRST_BOOT_EPOCH_MAX))
 }
 
 /// Fault points: a test cuts the work at the n-th of them, as a crash would.
@@ -140,3 +153,7 @@ impl Cuts {
         Cuts { left: Some(std::sync::Arc::new(std::sync::atomic::AtomicI64::new(n))) }
     }
 }
+
+#[cfg(test)]
+#[path = "record_test.rs"]
+mod record_test;
