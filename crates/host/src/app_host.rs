@@ -391,7 +391,7 @@ impl AppHost {
     }
 
     fn accept(&mut self, order: ActivationOrder, step: Step) -> Result<(), HostError> {
-        let previous = self.previous_for(&order);
+        let previous = self.previous_for();
         self.touch(step);
         self.change(|record| {
             record.later = None;
@@ -403,15 +403,14 @@ impl AppHost {
     }
 
     /// Where the host alone may go back to: what ran well before, never something half installed.
-    fn previous_for(&self, order: &ActivationOrder) -> Option<Release> {
+    /// What the order says (`undo_to`) ran when it was given, perhaps badly; this server knows better.
+    fn previous_for(&self) -> Option<Release> {
         let local = &self.record.local;
-        let whole = |release: &&Release| self.releases.has(release);
         match &local.activation {
             Some(LocalActivation { progress, previous, .. })
                 if !matches!(progress, Progress::Complete | Progress::Undone { .. }) =>
             {
-                let candidates = [order.undo_to.as_ref(), previous.as_ref()];
-                candidates.into_iter().flatten().find(whole).cloned()
+                previous.clone().filter(|release| self.releases.has(release))
             }
             Some(_) | None => local.current.clone(),
         }
@@ -520,3 +519,7 @@ fn confirm_clock(now: Option<ConfirmClock>, step: Step, fence: Fence) -> Option<
         _ => None,
     }
 }
+
+#[cfg(test)]
+#[path = "previous_test.rs"]
+mod previous_test;
