@@ -99,6 +99,9 @@ impl AppTask {
             match next.step {
                 StepAction::Settled | StepAction::Wait(_) => {
                     self.host.write_down()?;
+                    if next.step == StepAction::Wait(StepWait::KillSwitch) {
+                        self.undrain(orders, &changes).await?;
+                    }
                     self.rest(&next.step, orders, started, &mut memory, &mut changes).await;
                 }
                 action => {
@@ -109,6 +112,28 @@ impl AppTask {
                     self.act(action, &mut changes).await?;
                 }
             }
+        }
+    }
+
+    /// Serves while the kill switch is on, if what runs was drained and nothing more. An order that
+    /// comes meanwhile ends the hooks of that.
+    async fn undrain(
+        &mut self,
+        orders: Option<&AppOrders>,
+        changes: &Changes,
+    ) -> Result<(), HostError> {
+        let known = self.host.local().activation.as_ref().map(|a| a.order.fence);
+        let waiting = orders.and_then(|orders| orders.activation.as_ref()).map(|order| order.fence);
+        let newer = interrupted(
+            self.app.clone(),
+            known.max(waiting).unwrap_or_default(),
+            None,
+            changes.orders.clone(),
+            self.stop.clone(),
+        );
+        tokio::select! {
+            undrained = self.host.undrain_for_wait() => undrained,
+            () = newer => Ok(()),
         }
     }
 

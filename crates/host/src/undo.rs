@@ -1,5 +1,6 @@
 //! Going back without the group, starting again after a boot, and taking over what is there.
 
+use cohort_core::orders::Purpose;
 use cohort_core::release::Release;
 use cohort_core::report::{Outcome, Step};
 use cohort_core::steps::{LocalActivation, Progress};
@@ -84,6 +85,47 @@ impl AppHost {
         self.try_hook(Hook::ApplicationStart, previous, work).await;
         self.allow_traffic(previous, work).await;
         Ok(())
+    }
+
+    /// Takes traffic again while the kill switch forbids to go on: drained for a step that may not
+    /// come for hours, the server would serve nobody. The activation stays, and drains again.
+    ///
+    /// Only a wave, and only while the release that ran well before was not stopped: what is rolled
+    /// back, and what ran on a server that owes another release, is not asked for any more. Does
+    /// nothing otherwise; may be repeated, and dropped at any time.
+    ///
+    /// # Errors
+    /// When it cannot be made durable.
+    pub async fn undrain_for_wait(&mut self) -> Result<(), HostError> {
+        let Some(activation) = self.record.local.activation.clone() else { return Ok(()) };
+        let between = matches!(activation.progress, Progress::Begun { .. } | Progress::Done { .. })
+            && activation.drained()
+            && !activation.stopped();
+        let previous = activation.previous.as_ref().filter(|previous| {
+            activation.order.purpose == Purpose::Wave
+                && self.record.local.current.as_ref() == Some(*previous)
+        });
+        let (true, Some(previous)) = (between, previous) else { return Ok(()) };
+        match self.still_serves(previous).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(Interrupt::Fatal(error)) => return Err(error),
+            Err(interrupt) => {
+                tracing::debug!(app = %self.app, ?interrupt, "the service is not known");
+                return Ok(());
+            }
+        }
+        tracing::info!(app = %self.app, "the kill switch is on: traffic comes back meanwhile");
+        self.allow_traffic(previous, &Work { attempt: 1, activation: &activation }).await;
+        // Only now: a crash before this begins it anew.
+        self.change(|record| {
+            record.blocked = false;
+            record.confirm = None;
+            record.later = None;
+            if let Some(activation) = &mut record.local.activation {
+                activation.progress = Progress::Done { step: Step::Prepare, attempt: 1 };
+            }
+        })
     }
 
     /// Whether a release is switched in and runs: its stop never happened.
@@ -247,3 +289,7 @@ fn switched(activation: &LocalActivation) -> bool {
         Progress::Complete => true,
     }
 }
+
+#[cfg(test)]
+#[path = "undrain_test.rs"]
+mod undrain_test;
