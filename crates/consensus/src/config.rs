@@ -49,7 +49,8 @@ pub struct Limits {
     pub appends_in_flight_max: usize,
     /// Bytes of entries that are applied in one step.
     pub apply_bytes_max: u64,
-    /// Bytes of a snapshot's state. The whole snapshot travels in one message.
+    /// Bytes of a snapshot's state. The whole snapshot travels in one message, and a frame takes
+    /// 16 MiB; a thousand servers with several apps need a few.
     pub snapshot_bytes_max: usize,
     /// Entries kept behind the snapshot, for members that are only a little late.
     pub retained_entries: u64,
@@ -78,7 +79,7 @@ impl Default for Limits {
             append_bytes_max: 1024 * 1024,
             appends_in_flight_max: 64,
             apply_bytes_max: 4 * 1024 * 1024,
-            snapshot_bytes_max: 32 * 1024 * 1024,
+            snapshot_bytes_max: 15 * 1024 * 1024,
             retained_entries: 1024,
             entries_before_snapshot: 4096,
             snapshot_ticks_max: 200,
