@@ -51,6 +51,10 @@ pub struct AgentConfig {
     /// The port of the service: `{port}` in commands and checks.
     #[serde(default)]
     pub service_port: Option<u16>,
+    /// As whom services, hooks and `exec` checks run: a name of `/etc/passwd`, `UID` or `UID:GID`;
+    /// the agent's own user when it is not given.
+    #[serde(default)]
+    pub service_user: Option<String>,
     /// How often the leader looks for a new release.
     #[serde(default = "default_poll_interval")]
     pub poll_interval: Duration,

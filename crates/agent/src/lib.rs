@@ -28,6 +28,7 @@ mod probe;
 mod renewal;
 mod reporter;
 mod runner;
+mod service_user;
 mod shared;
 mod start;
 mod status;

@@ -9,7 +9,7 @@ use cohort_artifact::TrustedRepository;
 use cohort_core::ids::{AppId, BootEpoch, Incarnation, ServerId};
 use cohort_core::orders::Orders;
 use cohort_distribute::Downloads;
-use cohort_host::{AppHost, AppHostConfig, Contact, Controls, boot_time_ms};
+use cohort_host::{AppHost, AppHostConfig, Contact, Controls, RunAs, boot_time_ms};
 use cohort_registry::typed;
 use cohort_wire::agent::{
     CONTROL_VERSION, CommandAnswer, Doing, JOIN_GROUP, JoinGroupRequest, ORDERS, OrdersAnswer,
@@ -72,6 +72,8 @@ pub(crate) struct Runner {
     pub shared: Arc<Shared>,
     pub boot_epoch: BootEpoch,
     pub controls: Controls,
+    /// As whom services run; the agent's own user when absent.
+    pub run_as: Option<RunAs>,
     pub downloads: Arc<Downloads>,
     pub repository: Option<Arc<TrustedRepository>>,
     pub readiness: Arc<Readiness>,
@@ -322,7 +324,7 @@ impl Runner {
             group: self.shared.group.clone(),
             platform: config.platform.clone(),
             service_port: config.service_port,
-            run_as: None,
+            run_as: self.run_as,
             host_programs: Arc::new(config.exec_programs.clone()),
             limits: cohort_host::UnpackLimits::default(),
         };

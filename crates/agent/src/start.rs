@@ -69,6 +69,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
 
 /// One life of the group: until `shutdown`, or until the group is recovered.
 async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), AgentError> {
+    let run_as = crate::service_user::resolve(config.service_user.as_deref())?;
     let (identity, joined) = tokio::select! {
         joined = join(config) => joined?,
         () = shutdown.cancelled() => return Ok(()),
@@ -161,6 +162,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         shared: Arc::clone(&shared),
         boot_epoch,
         controls,
+        run_as,
         downloads: Arc::clone(&downloads),
         repository,
         readiness,

@@ -44,6 +44,7 @@ fn the_keys_are_those_of_the_configurations() {
     agent.join_token_file = Some("x".into());
     agent.rack = Some(String::new());
     agent.service_port = Some(1);
+    agent.service_user = Some(String::new());
     assert_keys(agent_keys::LAYOUT, &agent);
     let mut hub = HubConfig::new("/x");
     for path in [

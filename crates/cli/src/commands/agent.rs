@@ -57,6 +57,9 @@ pub(crate) struct AgentArgs {
     /// The port of the service: {port} in commands and checks
     #[arg(long, value_name = "PORT")]
     service_port: Option<u16>,
+    /// As whom services, hooks and checks run: NAME, UID or UID:GID [default: the agent's own user]
+    #[arg(long, value_name = "USER")]
+    service_user: Option<String>,
     /// How often the leader looks for a new release [default: 5s]
     #[arg(long, value_name = "DURATION")]
     poll_interval: Option<String>,
@@ -100,6 +103,7 @@ fn configuration(
     layers.add_flag("mirrors", list_flag(&args.mirrors));
     let port = args.service_port.map(|port| Value::Integer(i64::from(port)));
     layers.add_flag("service_port", port);
+    layers.add_flag("service_user", text_flag(args.service_user.as_ref()));
     layers.add_flag("poll_interval", text_flag(args.poll_interval.as_ref()));
     let ready = text_flag(args.ready_without_orders_after.as_ref());
     layers.add_flag("ready_without_orders_after", ready);
