@@ -11,6 +11,8 @@
 //! **Where to start reading.** `member.rs` (the loop that owns the state), `control.rs` (what can
 //! be asked), `runner.rs` and `app.rs` (what a server does), `duties.rs` (the leader's errands).
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 mod app;
 pub mod config;
 mod contacts;

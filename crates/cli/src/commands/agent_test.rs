@@ -44,6 +44,8 @@ fn every_flag_reaches_its_key() {
         "http://m/",
         "--service-port",
         "80",
+        "--service-user",
+        "web",
         "--poll-interval",
         "2s",
         "--ready-without-orders-after",
@@ -53,6 +55,7 @@ fn every_flag_reaches_its_key() {
     assert_eq!(config.server.as_str(), "web-2");
     assert_eq!(config.rack.as_deref(), Some("r1"), "from the file");
     assert_eq!((config.hub.len(), config.mirrors.len(), config.labels.len()), (2, 1, 1));
+    assert_eq!(config.service_user.as_deref(), Some("web"));
     assert_eq!(config.poll_interval.ms, 2000);
     assert_eq!(config.ready_without_orders_after.ms, 3000);
     assert_eq!(config.advertise.as_deref(), Some("web-2:1"));
