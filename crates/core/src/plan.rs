@@ -779,6 +779,15 @@ impl Planner<'_> {
                 self.wait(id, debt.since, on);
                 continue;
             }
+            if here.settled_on(Some(good)) && here.in_service {
+                // It was away, or was waited for, and has what it owes: nothing is started twice.
+                self.propose(Body::FindServer {
+                    app: id.clone(),
+                    generation: app.generation,
+                    server: server.clone(),
+                });
+                continue;
+            }
             match &here.activation {
                 Some(activation) if activation.in_flight() && app.wants(activation) => {
                     self.steps(id, app, debt.since, &BTreeSet::from([server.clone()]));
