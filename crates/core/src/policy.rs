@@ -482,6 +482,10 @@ impl Policy {
         if update.confirm_within.ms < 1000 {
             return Err("update.confirm_within is shorter than 1s".into());
         }
+        // The time runs from the drain on: it must not be over before the stop begins.
+        if update.confirm_within <= update.drain_time {
+            return Err("update.confirm_within is not longer than update.drain_time".into());
+        }
         // Servers ask every 2 s, and members pass on what they heard every half second.
         if update.unreachable_after.ms < 5000 {
             return Err("update.unreachable_after is shorter than 5s".into());
