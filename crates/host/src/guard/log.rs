@@ -28,7 +28,8 @@ pub(crate) struct ServiceLog {
 }
 
 impl ServiceLog {
-    /// Opens the service's pipe and reads it until the runtime ends.
+    /// Opens the service's pipe and reads it until the runtime ends. A guard that is killed between
+    /// a read and its write takes what it has read with it; the rest waits in the pipe.
     pub(crate) fn open(folder: &Path, name: &str) -> io::Result<Arc<Self>> {
         let pipe = folder.join("pipes").join(name);
         let log = folder.join("logs").join(format!("{name}.log"));

@@ -123,7 +123,7 @@ pub async fn serve(config: &GuardConfig) -> Result<(), GuardError> {
         return Err(GuardError::AlreadyRuns { folder: folder.clone() });
     }
     lock.set_len(0)
-        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        .and_then(|()| lock.write_all(format!("{}\n", std::process::id()).as_bytes()))
         .map_err(fail("the guard's number cannot be written down"))?;
     let listener = listen(config).map_err(fail("the guard cannot listen"))?;
     let mut terminate =
