@@ -130,6 +130,17 @@ impl Downloads {
         self.statuses.subscribe()
     }
 
+    /// Everything that is ordered, and how it stands.
+    #[must_use]
+    pub fn transfers(&self) -> Vec<(FetchOrder, Option<FetchStatus>)> {
+        let running = self.lock();
+        let statuses = self.statuses.borrow();
+        running
+            .iter()
+            .map(|(digest, fetch)| (fetch.order.borrow().clone(), statuses.get(digest).cloned()))
+            .collect()
+    }
+
     /// Ends every fetch, and waits until each has let go of its file. What was verified stays.
     pub async fn stop(&self) {
         self.all.cancel();

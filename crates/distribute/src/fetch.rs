@@ -1,38 +1,61 @@
 //! One artifact comes to this server: plan, ask, verify, write, and again, until it is whole.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cohort_artifact::UnitHashes;
-use cohort_core::orders::FetchOrder;
+use cohort_core::ids::ServerId;
+use cohort_core::orders::{FetchOrder, Source};
 use cohort_core::release::Release;
 use cohort_core::report::Blame;
 use tokio::sync::watch;
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::budget::Budget;
+use crate::guidance::{self, Guidance, Guides};
 use crate::limits::Limits;
 use crate::mirrors::MirrorList;
 use crate::part::Part;
-use crate::plan::{Action, FetchWait, Hashes, Plan, Situation, SourceId, SourceKind, plan};
+use crate::plan::{
+    Action, FetchWait, Hashes, Plan, Situation, SourceId, SourceKind, SourceView, plan,
+};
 use crate::progress::{ByteCounters, Progress};
 use crate::request::{
-    Asked, Measured, RequestContext, RequestError, head, span_of, take_hashes, take_units,
+    Asked, Heard, Measured, RequestContext, RequestError, head, span_of, take_hashes, take_link,
+    take_units,
 };
 use crate::sources::Sources;
 use crate::store::{ArtifactStore, Claim};
 use crate::store_error::StoreError;
-use crate::transport::{ByteStream, PeerTransport, hashes_request_path, units_request_path};
+use crate::subscription::{RUNS_MAX, SubscribeRequest};
+use crate::transport::{
+    ByteStream, PeerTransport, hashes_request_path, subscription_path, units_request_path,
+};
 use crate::unit_set::{UnitRun, UnitSet};
 
 /// How often progress is shown while requests are under way, in milliseconds: twice per redraw of a
 /// live view.
 const PROGRESS_MS: u64 = 250;
+
+/// How often links are looked after, in milliseconds: a fraction of what counts as silence.
+const LINK_LOOK_MS: u64 = 50;
+
+/// How long a parent may hold the question for unit hashes that it has not got yet, in milliseconds.
+const HASHES_WAIT_MS: u64 = 5_000;
+
+/// By what a fetch goes.
+enum Mode {
+    /// Its order alone.
+    Alone,
+    /// The leader; nothing at all while it has said nothing yet.
+    Guided(Guidance),
+}
 
 /// What all fetches of a server share.
 #[derive(Clone)]
@@ -47,6 +70,10 @@ pub struct FetchContext {
     pub limits: Arc<Limits>,
     /// What is counted for metrics.
     pub counters: Arc<ByteCounters>,
+    /// How fast everything together may be received.
+    pub download: Arc<Budget>,
+    /// What the group's leader says; without it, orders alone are obeyed.
+    pub guides: Option<Arc<Guides>>,
 }
 
 /// Why an artifact did not come.
@@ -155,6 +182,7 @@ async fn run(
                 fetch.follow(order);
             }
             Some(ended) = fetch.tasks.join_next_with_id() => fetch.ended(ended).await?,
+            () = guided(fetch.guides.as_mut()) => fetch.list_sources(),
             () = tokio::time::sleep_until(wake_at) => {}
         }
     }
@@ -174,6 +202,15 @@ struct UnderWay {
 enum What {
     Hashes,
     Units(Asked),
+    /// Everything that is lacking, as the source gets it.
+    Link,
+}
+
+/// A subscription that is under way.
+struct Link {
+    task: AbortHandle,
+    heard: Arc<Heard>,
+    begun_ms: u64,
 }
 
 /// What a request's task gives back.
@@ -191,8 +228,12 @@ struct Fetch<'a> {
     sources: Sources,
     tasks: JoinSet<Ended>,
     under_way: HashMap<Id, UnderWay>,
+    guides: Option<watch::Receiver<guidance::Heard>>,
+    links: BTreeMap<ServerId, Link>,
     begun: Instant,
     plan: Option<Plan>,
+    /// Nobody can be blamed here when nothing comes: this server waits for others of the group.
+    patient: bool,
     /// When the last new unit was seen, or last there was nobody to ask.
     moved_at_ms: u64,
     held: u32,
@@ -204,8 +245,9 @@ struct Fetch<'a> {
 impl<'a> Fetch<'a> {
     fn new(context: &'a FetchContext, order: FetchOrder, claim: Arc<Claim>) -> Self {
         let mut sources = Sources::new(&context.mirrors);
-        sources.follow(&order);
-        Self {
+        sources.follow(&order.sources);
+        let guides = context.guides.as_ref().map(|guides| guides.subscribe());
+        let mut fetch = Self {
             context,
             order,
             claim,
@@ -213,14 +255,19 @@ impl<'a> Fetch<'a> {
             sources,
             tasks: JoinSet::new(),
             under_way: HashMap::new(),
+            guides,
+            links: BTreeMap::new(),
             begun: Instant::now(),
             plan: None,
+            patient: false,
             moved_at_ms: 0,
             held: 0,
             resumed: 0,
             from_mirrors: Arc::default(),
             from_peers: Arc::default(),
-        }
+        };
+        fetch.list_sources();
+        fetch
     }
 
     /// Checks the disk, and takes up what an earlier try left on it.
@@ -254,26 +301,19 @@ impl<'a> Fetch<'a> {
     }
 
     fn follow(&mut self, order: FetchOrder) {
-        self.sources.follow(&order);
         self.order = order;
+        self.list_sources();
     }
 
     /// Plans, and starts what was planned.
     fn step(&mut self) {
-        let asked = self.under_way.values().any(|request| request.what == What::Hashes);
-        let hashes = match (&self.part, asked) {
-            (Some(_), _) => Hashes::Held,
-            (None, true) => Hashes::Asked,
-            (None, false) => Hashes::Missing,
+        let plan = match self.mode() {
+            Mode::Alone => {
+                let (missing, views) = (self.missing(), self.sources.views());
+                self.plan_with(self.order.from_mirror, &missing, &views)
+            }
+            Mode::Guided(guidance) => self.step_guided(&guidance),
         };
-        let plan = plan(&Situation {
-            now_ms: self.now_ms(),
-            hashes,
-            missing: &self.missing(),
-            mirrors_allowed: self.order.from_mirror,
-            sources: &self.sources.views(),
-            limits: &self.context.limits,
-        });
         for action in &plan.actions {
             match action {
                 Action::AskHashes { source } => self.start(source, What::Hashes),
@@ -286,6 +326,171 @@ impl<'a> Fetch<'a> {
         self.plan = Some(plan);
     }
 
+    fn plan_with(
+        &self,
+        mirrors_allowed: bool,
+        missing: &UnitSet,
+        sources: &BTreeMap<SourceId, SourceView>,
+    ) -> Plan {
+        let asked = self.under_way.values().any(|request| request.what == What::Hashes);
+        let hashes = match (&self.part, asked) {
+            (Some(_), _) => Hashes::Held,
+            (None, true) => Hashes::Asked,
+            (None, false) => Hashes::Missing,
+        };
+        let (now_ms, limits) = (self.now_ms(), &self.context.limits);
+        plan(&Situation { now_ms, hashes, missing, mirrors_allowed, sources, limits })
+    }
+
+    /// Whether this fetch goes by its order alone, or by what the leader says.
+    fn mode(&self) -> Mode {
+        let Some(guides) = &self.guides else { return Mode::Alone };
+        let heard = guides.borrow();
+        let silent = heard.at.max(self.begun).elapsed();
+        let no_leader = silent >= Duration::from_millis(self.context.limits.no_leader_ms);
+        match heard.guidance.get(&self.order.release.artifact) {
+            // One goes on, never all.
+            Some(guidance) if no_leader && guidance.heir => {
+                let count = self.part.as_ref().map_or(u32::MAX, |part| part.hashes().count());
+                let lease = vec![UnitRun { first: 0, count }];
+                Mode::Guided(Guidance { lease, ..guidance.clone() })
+            }
+            Some(guidance) => Mode::Guided(guidance.clone()),
+            None if no_leader => Mode::Alone,
+            None => Mode::Guided(Guidance::default()),
+        }
+    }
+
+    /// Obeys the leader: links to those it names, and of the mirrors only what is leased.
+    fn step_guided(&mut self, guidance: &Guidance) -> Plan {
+        self.patient = guidance.lease.is_empty();
+        let (now_ms, views) = (self.now_ms(), self.sources.views());
+        let by = |keep: &dyn Fn(&SourceId) -> bool| -> BTreeMap<SourceId, SourceView> {
+            let kept = views.iter().filter(|(id, _)| keep(id));
+            kept.map(|(id, view)| (id.clone(), view.clone())).collect()
+        };
+        let leased = !guidance.lease.is_empty();
+        let named = |id: &SourceId, names: &[Source]| match id {
+            SourceId::Peer(server) => names.iter().any(|source| source.server == *server),
+            SourceId::Mirror(_) => false,
+        };
+        let Some(part) = self.part.clone() else {
+            // A head asks its mirror, the others those above them.
+            let above = by(&|id| {
+                named(id, &guidance.feeds) || named(id, &guidance.spares)
+            });
+            let mirrors = by(&|id| id.kind() == SourceKind::Mirror);
+            let from = if leased { &mirrors } else { &above };
+            return self.plan_with(leased, &UnitSet::empty(0), from);
+        };
+        self.keep_links(guidance, &views, now_ms);
+        let missing = self.missing();
+        let mut plan = if leased {
+            let mut lease = UnitSet::from_runs(part.hashes().count(), &guidance.lease);
+            lease.intersect(&missing);
+            self.plan_with(true, &lease, &by(&|id| id.kind() == SourceKind::Mirror))
+        } else if now_ms.saturating_sub(self.moved_at_ms) >= self.context.limits.pull_after_ms {
+            let holders = &self.order.sources;
+            self.plan_with(false, &missing, &by(&|id| named(id, holders)))
+        } else {
+            Plan { actions: Vec::new(), wake_at_ms: None, waiting_on: None }
+        };
+        if plan.actions.is_empty() && !leased {
+            let linked = !self.links.is_empty();
+            plan.waiting_on =
+                Some(if linked { FetchWait::Answers } else { FetchWait::Holder });
+        }
+        if !self.links.is_empty() {
+            let look = now_ms + LINK_LOOK_MS;
+            plan.wake_at_ms = Some(plan.wake_at_ms.map_or(look, |wake| wake.min(look)));
+        }
+        plan
+    }
+
+    /// Ends links that say nothing, and begins those that are wanted instead.
+    fn keep_links(
+        &mut self,
+        guidance: &Guidance,
+        views: &BTreeMap<SourceId, SourceView>,
+        now_ms: u64,
+    ) {
+        let limits = Arc::clone(&self.context.limits);
+        let silent: Vec<(ServerId, u64)> = self
+            .links
+            .iter()
+            .filter_map(|(server, link)| {
+                let heard_ms = link.heard.at_ms();
+                let (since, ms) = if heard_ms > link.begun_ms {
+                    (heard_ms, limits.silence_ms_max)
+                } else {
+                    (link.begun_ms, limits.link_begin_ms_max)
+                };
+                (now_ms.saturating_sub(since) > ms).then(|| (server.clone(), ms))
+            })
+            .collect();
+        let mut out: BTreeSet<ServerId> = BTreeSet::new();
+        for (server, ms) in silent {
+            debug!(%server, "a parent says nothing");
+            self.unlink(&server, Some(&RequestError::Stalled { what: "sign of life", ms }));
+            out.insert(server);
+        }
+        let usable = |server: &ServerId| {
+            let view = views.get(&SourceId::Peer(server.clone()));
+            !out.contains(server)
+                && view.is_some_and(|view| view.out_until_ms.is_none_or(|until| until <= now_ms))
+        };
+        let mut desired: Vec<&Source> = Vec::new();
+        for feed in &guidance.feeds {
+            let mut instead = std::iter::once(feed).chain(&guidance.spares);
+            let found = instead.find(|source| {
+                usable(&source.server) && !desired.iter().any(|d| d.server == source.server)
+            });
+            desired.extend(found);
+        }
+        for source in &desired {
+            if !self.links.contains_key(&source.server) {
+                self.start(&SourceId::Peer(source.server.clone()), What::Link);
+            }
+        }
+        // The old parent sends until the new one does.
+        let settled = desired.iter().all(|source| {
+            self.links.get(&source.server).is_some_and(|l| l.heard.at_ms() > l.begun_ms)
+        });
+        let others = self.links.keys().filter(|server| !desired.iter().any(|d| d.server == **server));
+        let others: Vec<ServerId> = others.cloned().collect();
+        if settled && !desired.is_empty() {
+            for server in others {
+                self.unlink(&server, None);
+            }
+        }
+    }
+
+    fn unlink(&mut self, server: &ServerId, failure: Option<&RequestError>) {
+        let Some(link) = self.links.remove(server) else { return };
+        link.task.abort();
+        if let Some(request) = self.under_way.remove(&link.task.id()) {
+            let (began, now_ms) = (request.began.into_std(), self.now_ms());
+            let measured = Measured::default();
+            let limits = &self.context.limits;
+            self.sources.ended(&request.source, began, &measured, failure, now_ms, limits);
+        }
+    }
+
+    /// Everyone who may be asked now.
+    fn list_sources(&mut self) {
+        let mut servers: Vec<Source> = Vec::new();
+        if let Mode::Guided(guidance) = self.mode() {
+            servers.extend(guidance.feeds);
+            servers.extend(guidance.spares);
+        }
+        for source in &self.order.sources {
+            if !servers.iter().any(|known| known.server == source.server) {
+                servers.push(source.clone());
+            }
+        }
+        self.sources.follow(&servers);
+    }
+
     /// Units that are neither here nor asked for.
     fn missing(&self) -> UnitSet {
         let Some(part) = &self.part else { return UnitSet::empty(0) };
@@ -294,7 +499,8 @@ impl<'a> Fetch<'a> {
             match request.what {
                 What::Units(Asked::Run(run)) => missing.remove_run(run),
                 What::Units(Asked::Whole) => return UnitSet::empty(missing.count()),
-                What::Hashes => {}
+                // What a parent sends in its own time is still missing.
+                What::Hashes | What::Link => {}
             }
         }
         missing
@@ -312,9 +518,13 @@ impl<'a> Fetch<'a> {
             limits: Arc::clone(&self.context.limits),
             counters: Arc::clone(&self.context.counters),
             received: Arc::clone(received),
+            budget: Arc::clone(&self.context.download),
+            heard: Arc::new(Heard::new(self.begun)),
         };
+        let heard = Arc::clone(&context.heard);
         let answer = self.ask(source, what);
         let (part, length) = (self.part.clone(), self.release().length);
+        let from = source.clone();
         let task = self.tasks.spawn(async move {
             let mut measured = Measured::default();
             let result = async {
@@ -325,13 +535,25 @@ impl<'a> Fetch<'a> {
                         take_units(&context, &mut measured, &part, asked, answer).await?;
                         Ok(Vec::new())
                     }
-                    (What::Units(_), None) => Err(RequestError::Absent),
+                    (What::Link, Some(part)) => {
+                        let SourceId::Peer(parent) = &from else {
+                            return Err(RequestError::Absent);
+                        };
+                        context.heard.now();
+                        take_link(&context, &mut measured, &part, parent, answer).await?;
+                        Ok(Vec::new())
+                    }
+                    (What::Units(_) | What::Link, None) => Err(RequestError::Absent),
                 }
             }
             .await;
             Ended { measured, result }
         });
         self.sources.began(source);
+        if let (What::Link, SourceId::Peer(server)) = (what, source) {
+            let link = Link { task: task.clone(), heard, begun_ms: self.now_ms() };
+            self.links.insert(server.clone(), link);
+        }
         let began = Instant::now();
         self.under_way.insert(task.id(), UnderWay { source: source.clone(), what, began });
     }
@@ -348,6 +570,11 @@ impl<'a> Fetch<'a> {
         let mirrors = Arc::clone(&self.context.mirrors);
         let peers = Arc::clone(&self.context.peers);
         let (source, address) = (source.clone(), self.sources.address(source));
+        let lacks = match &self.part {
+            Some(part) if what == What::Link => part.have().complement().runs(RUNS_MAX),
+            Some(_) | None => Vec::new(),
+        };
+        let guided = self.guides.is_some();
         async move {
             match (source, what) {
                 (SourceId::Mirror(index), What::Hashes) => mirrors.get_hashes(index, &digest).await,
@@ -357,9 +584,18 @@ impl<'a> Fetch<'a> {
                 (SourceId::Mirror(index), What::Units(Asked::Whole)) => {
                     mirrors.get_blob(index, &digest, None).await
                 }
+                (SourceId::Mirror(_), What::Link) => Err(io::Error::other("is no parent")),
                 (SourceId::Peer(_), what) => {
                     let address = address.ok_or_else(|| io::Error::other("has no address"))?;
                     let path = match what {
+                        What::Link => {
+                            let body = serde_json::to_vec(&SubscribeRequest { lacks })?;
+                            let path = subscription_path(&digest);
+                            return peers.post(&address, path, body).await;
+                        }
+                        What::Hashes if guided => {
+                            format!("{}?wait_ms={HASHES_WAIT_MS}", hashes_request_path(&digest))
+                        }
                         What::Hashes => hashes_request_path(&digest),
                         What::Units(Asked::Run(run)) => units_request_path(&digest, run),
                         What::Units(Asked::Whole) => units_request_path(&digest, all),
@@ -372,11 +608,22 @@ impl<'a> Fetch<'a> {
 
     /// Takes the outcome of a request.
     async fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Result<(), FetchError> {
-        let (id, Ended { measured, result }) = ended.map_err(FetchError::Task)?;
+        let (id, Ended { measured, result }) = match ended {
+            Ok(ended) => ended,
+            // A link that was ended here.
+            Err(error) if error.is_cancelled() => return Ok(()),
+            Err(error) => return Err(FetchError::Task(error)),
+        };
         let Some(UnderWay { source, what, began }) = self.under_way.remove(&id) else {
             return Ok(());
         };
+        if let (What::Link, SourceId::Peer(server)) = (what, &source) {
+            self.links.remove(server);
+        }
         let result = match (what, result) {
+            // It had nothing, and holds nobody up.
+            (What::Link, Ok(_)) if measured.units == 0 => Err(RequestError::Absent),
+            (What::Link, Ok(_)) => Ok(()),
             (What::Hashes, Ok(bytes)) => self.put_hashes(bytes).await?,
             (What::Units(_), Ok(_)) => Ok(()),
             (_, Err(RequestError::Disk(error))) => return Err(FetchError::Store(error)),
@@ -441,7 +688,8 @@ impl<'a> Fetch<'a> {
             self.held = held;
             self.moved_at_ms = now_ms;
         }
-        if now_ms.saturating_sub(self.moved_at_ms) < self.context.limits.give_up_ms {
+        let late = now_ms.saturating_sub(self.moved_at_ms) >= self.context.limits.give_up_ms;
+        if !late || self.patient {
             return Ok(());
         }
         let complaints: Vec<_> = self.sources.complaints().into_iter().collect();
@@ -524,6 +772,17 @@ impl<'a> Fetch<'a> {
             SourceId::Peer(server) => server.to_string(),
             SourceId::Mirror(index) => self.context.mirrors.name(*index),
         }
+    }
+}
+
+/// Waits until the leader says something else.
+async fn guided(guides: Option<&mut watch::Receiver<guidance::Heard>>) {
+    let changed = match guides {
+        Some(guides) => guides.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending().await
     }
 }
 

@@ -13,9 +13,11 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+mod budget;
 mod downloads;
 mod durable;
 mod fetch;
+mod guidance;
 mod limits;
 mod mirrors;
 mod part;
@@ -27,11 +29,15 @@ mod serve;
 mod sources;
 mod store;
 mod store_error;
+mod subscription;
+mod tracker;
 mod transport;
 mod unit_set;
 
+pub use budget::Budget;
 pub use downloads::{Downloads, FetchStatus, ORDERS_MAX};
 pub use fetch::{FetchContext, FetchError, fetch};
+pub use guidance::{Guidance, Guides};
 pub use limits::Limits;
 pub use mirrors::{MIRRORS_MAX, MirrorError, MirrorList, MirrorRecord, rank};
 pub use part::{Part, WriteError};
@@ -44,11 +50,22 @@ pub use request::RequestError;
 pub use serve::{ServeLimits, bulk_router};
 pub use store::{ArtifactStore, Claim, Collected, FreeSpace, StoreOptions};
 pub use store_error::StoreError;
-pub use transport::{ByteStream, NoPeers, PeerTransport, hashes_request_path, units_request_path};
+pub use subscription::{RUNS_MAX, SubscribeRequest};
+pub use tracker::{
+    FAN_OUT_MAX, HAVE_RUNS_MAX, HEADS_MAX, Layout, Member, Participant, REPORTS_MAX, ServerView,
+    Situation as TransferSituation, TRANSFER, Told, Tracker, TrackerCalls, TrackerError,
+    TransferAnswer, TransferReport, TransferRequest, TransferView, follow, lease_runs,
+    plan as plan_transfer,
+};
+pub use transport::{ByteStream, NoPeers, PeerTransport, hashes_request_path, subscription_path, units_request_path};
 pub use unit_set::{UnitRun, UnitSet};
 
 #[cfg(test)]
+mod budget_test;
+#[cfg(test)]
 mod fetch_test;
+#[cfg(test)]
+mod group_test;
 #[cfg(test)]
 mod mirrors_test;
 #[cfg(test)]

@@ -41,6 +41,16 @@ pub struct Limits {
     pub retry_after_ms_max: u64,
     /// Pause when a source has not got the units yet.
     pub absent_ms: u64,
+    /// A parent that says nothing for this long, not even that it lives, is left for the next one:
+    /// three missed signs of life. Longer would be seen in the time that the last server needs.
+    pub silence_ms_max: u64,
+    /// From asking a parent to its first sign of life: two round trips for the handshake, and a
+    /// machine that is busy.
+    pub link_begin_ms_max: u64,
+    /// Without a word of the group's leader for this long, one server goes on by itself.
+    pub no_leader_ms: u64,
+    /// A guided fetch that got no unit for this long asks those that are said to hold it whole.
+    pub pull_after_ms: u64,
     /// A fetch that got no new unit for this long although it had sources gives up, so that the
     /// group hears of it. The group's own deadline (ten minutes) is longer.
     pub give_up_ms: u64,
@@ -67,6 +77,10 @@ impl Default for Limits {
             wrong_bytes_ms: 10_000,
             retry_after_ms_max: 120_000,
             absent_ms: 500,
+            silence_ms_max: 300,
+            link_begin_ms_max: 2_000,
+            no_leader_ms: 30_000,
+            pull_after_ms: 5_000,
             give_up_ms: 120_000,
             reserve_bytes: 64 << 20,
         }

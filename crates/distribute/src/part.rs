@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cohort_artifact::{UnitError, UnitHashes};
+use cohort_core::ids::ServerId;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+use tokio::sync::watch;
 
 use crate::store_error::StoreError;
 use crate::unit_set::{UnitRun, UnitSet};
@@ -22,7 +24,18 @@ pub struct Part {
     path: PathBuf,
     file: File,
     hashes: Arc<UnitHashes>,
-    have: Mutex<UnitSet>,
+    here: Mutex<Here>,
+    /// Number of units that are there; changes with every new one.
+    arrivals: watch::Sender<u32>,
+}
+
+/// What is there, and who sent it.
+#[derive(Debug)]
+struct Here {
+    have: UnitSet,
+    /// Per unit: 0 for a mirror or the disk, else 1 + the place in `senders`.
+    origins: Vec<u8>,
+    senders: Vec<ServerId>,
 }
 
 /// Why a unit was not written.
@@ -57,7 +70,10 @@ impl Part {
             return Err(StoreError::file("preallocating", &path)(error));
         }
         file.set_len(length).map_err(StoreError::file("setting the length of", &path))?;
-        Ok(Self { path, file, hashes, have: Mutex::new(have) })
+        let arrivals = watch::Sender::new(have.held());
+        let origins = vec![0; hashes.count() as usize];
+        let here = Mutex::new(Here { have, origins, senders: Vec::new() });
+        Ok(Self { path, file, hashes, here, arrivals })
     }
 
     /// The hashes that every unit is checked against.
@@ -69,19 +85,19 @@ impl Part {
     /// The units that are there, verified.
     #[must_use]
     pub fn have(&self) -> UnitSet {
-        self.lock().clone()
+        self.lock().have.clone()
     }
 
     /// Number of units that are there, verified.
     #[must_use]
     pub fn held(&self) -> u32 {
-        self.lock().held()
+        self.lock().have.held()
     }
 
     /// Whether a unit is there, verified.
     #[must_use]
     pub fn has(&self, index: u32) -> bool {
-        self.lock().contains(index)
+        self.lock().have.contains(index)
     }
 
     /// Writes a unit to its place, after it was verified. Returns whether it is new here.
@@ -89,18 +105,72 @@ impl Part {
     /// # Errors
     /// When the bytes are wrong (nothing is written then) or the disk refuses.
     pub fn write(&self, index: u32, bytes: &[u8]) -> Result<bool, WriteError> {
+        self.write_from(index, bytes, None)
+    }
+
+    /// The same, and remembers the server that sent it, to which it is never sent back.
+    ///
+    /// # Errors
+    /// As [`Part::write`].
+    pub fn write_from(
+        &self,
+        index: u32,
+        bytes: &[u8],
+        sender: Option<&ServerId>,
+    ) -> Result<bool, WriteError> {
         self.hashes.verify_unit(index, bytes).map_err(WriteError::Wrong)?;
         if self.has(index) {
             return Ok(false);
         }
         let (start, _) = self.hashes.span(index).map_err(WriteError::Wrong)?;
         self.file.write_all_at(bytes, start).map_err(StoreError::file("writing", &self.path))?;
-        Ok(self.lock().insert(index))
+        let (new, held) = {
+            let mut here = self.lock();
+            let new = here.have.insert(index);
+            if new && let Some(sender) = sender {
+                here.remember(index, sender);
+            }
+            (new, here.have.held())
+        };
+        self.arrivals.send_replace(held);
+        Ok(new)
+    }
+
+    /// Changes with every unit that arrives.
+    pub(crate) fn arrivals(&self) -> watch::Receiver<u32> {
+        self.arrivals.subscribe()
+    }
+
+    /// The next units that are here and wanted by a server, without a gap: they are taken out of
+    /// `wanted`. What that server sent itself is taken out as well.
+    pub(crate) fn next_wanted(
+        &self,
+        wanted: &mut UnitSet,
+        by: &str,
+        count_max: u32,
+    ) -> Option<UnitRun> {
+        let here = self.lock();
+        loop {
+            let first = wanted.first_common(&here.have)?;
+            let mut run = UnitRun { first, count: 0 };
+            while run.count < count_max && wanted.contains(run.end()) && here.have.contains(run.end())
+            {
+                if here.sender(run.end()).is_some_and(|sender| sender.as_str() == by) {
+                    break;
+                }
+                run.count += 1;
+            }
+            if run.count > 0 {
+                wanted.remove_run(run);
+                return Some(run);
+            }
+            wanted.remove(first);
+        }
     }
 
     /// The first units of a run that are there without a gap, to be passed on: at most `count_max`.
     pub(crate) fn run_here(&self, run: UnitRun, count_max: u32) -> Option<UnitRun> {
-        let here = self.lock().run_from(run.first, run.count.min(count_max))?;
+        let here = self.lock().have.run_from(run.first, run.count.min(count_max))?;
         (here.first == run.first).then_some(here)
     }
 
@@ -117,9 +187,32 @@ impl Part {
         self.file.sync_all().map_err(StoreError::file("syncing", &self.path))
     }
 
-    fn lock(&self) -> MutexGuard<'_, UnitSet> {
+    fn lock(&self) -> MutexGuard<'_, Here> {
         // A set of bits is whole after every instruction, so a panic elsewhere cannot have bent it.
-        self.have.lock().unwrap_or_else(PoisonError::into_inner)
+        self.here.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Here {
+    /// More senders than can be told apart are not remembered: they get back what they sent, once.
+    fn remember(&mut self, index: u32, sender: &ServerId) {
+        let known = self.senders.iter().position(|known| known == sender);
+        let place = known.or_else(|| {
+            self.senders.push(sender.clone());
+            Some(self.senders.len() - 1)
+        });
+        let Some(place) = place.and_then(|place| u8::try_from(place + 1).ok()) else {
+            self.senders.truncate(usize::from(u8::MAX));
+            return;
+        };
+        if let Some(origin) = self.origins.get_mut(index as usize) {
+            *origin = place;
+        }
+    }
+
+    fn sender(&self, index: u32) -> Option<&ServerId> {
+        let origin = self.origins.get(index as usize).copied().unwrap_or(0);
+        self.senders.get(usize::from(origin).checked_sub(1)?)
     }
 }
 

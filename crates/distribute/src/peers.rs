@@ -12,7 +12,7 @@ use cohort_wire::limits::RETRY_AFTER_S;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use http::header::RETRY_AFTER;
 
 use crate::transport::{ByteStream, PeerTransport};
@@ -41,14 +41,34 @@ impl PeerTransport for WirePeers {
         source: &Source,
         path: String,
     ) -> BoxFuture<'static, io::Result<http::Response<ByteStream>>> {
+        self.send(source, Call::get(path).response_bytes_max(ARTIFACT_BYTES_MAX))
+    }
+
+    fn post(
+        &self,
+        source: &Source,
+        path: String,
+        body: Vec<u8>,
+    ) -> BoxFuture<'static, io::Result<http::Response<ByteStream>>> {
+        let mut call = Call::new(Method::POST, path).bytes(body).idempotent();
+        call.content_type = "application/json";
+        // Every unit once, with its index; signs of life come on top, ten a second.
+        self.send(source, call.response_bytes_max(2 * ARTIFACT_BYTES_MAX))
+    }
+}
+
+impl WirePeers {
+    fn send(
+        &self,
+        source: &Source,
+        call: Call,
+    ) -> BoxFuture<'static, io::Result<http::Response<ByteStream>>> {
         let client = self.client.clone();
         let source = source.clone();
         Box::pin(async move {
             let peer = Peer::new(Role::Agent, source.server.as_str()).map_err(io::Error::other)?;
             let target = Target { address: source.address, peer, alpn: Alpn::Bulk };
-            let call = Call::get(path)
-                .deadline(Duration::from_secs(HEAD_S_MAX))
-                .response_bytes_max(ARTIFACT_BYTES_MAX);
+            let call = call.deadline(Duration::from_secs(HEAD_S_MAX));
             match client.stream(&target, call).await {
                 Ok(answer) => good(answer),
                 Err(CallError::Answered { answer, .. }) => refusal(answer.status),

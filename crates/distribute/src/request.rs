@@ -7,17 +7,20 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use cohort_artifact::{UNIT_BYTES, UnitError};
+use cohort_core::ids::ServerId;
 use futures_util::StreamExt as _;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::budget::Budget;
 use crate::limits::Limits;
 use crate::part::{Part, WriteError};
 use crate::plan::SourceKind;
 use crate::progress::ByteCounters;
 use crate::store::hashes_length;
 use crate::store_error::StoreError;
+use crate::subscription::{ALIVE, INDEX_BYTES};
 use crate::transport::ByteStream;
 use crate::unit_set::UnitRun;
 
@@ -85,6 +88,33 @@ pub(crate) struct RequestContext {
     pub(crate) counters: Arc<ByteCounters>,
     /// Bytes that this fetch received from this kind of source.
     pub(crate) received: Arc<AtomicU64>,
+    /// How fast everything together may be received.
+    pub(crate) budget: Arc<Budget>,
+    /// When something was last received, in milliseconds of the fetch's own clock.
+    pub(crate) heard: Arc<Heard>,
+}
+
+/// When something was last received.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    begun: Instant,
+    ms: AtomicU64,
+}
+
+impl Heard {
+    pub(crate) fn new(begun: Instant) -> Self {
+        Self { begun, ms: AtomicU64::new(0) }
+    }
+
+    /// In milliseconds of the fetch's own clock; 0: never.
+    pub(crate) fn at_ms(&self) -> u64 {
+        self.ms.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn now(&self) {
+        let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.ms.store(ms.saturating_add(1), Ordering::Relaxed);
+    }
 }
 
 /// What a request measured, also when it failed.
@@ -168,6 +198,45 @@ pub(crate) async fn take_units(
         }
     }
     body.end().await
+}
+
+/// Takes what a parent sends, unit by unit as it gets them, until it has sent everything that was
+/// lacking. Each is verified and written, and with that free to be passed on, before the next.
+pub(crate) async fn take_link(
+    context: &RequestContext,
+    measured: &mut Measured,
+    part: &Arc<Part>,
+    parent: &ServerId,
+    answer: http::Response<ByteStream>,
+) -> Result<(), RequestError> {
+    let mut body = Body::new(context, measured, answer.into_body());
+    loop {
+        if body.rest.is_empty() {
+            match body.next_piece().await? {
+                None => return Ok(()),
+                Some(piece) => body.rest = piece,
+            }
+        }
+        let head = body.take(INDEX_BYTES, context.limits.unit_ms_max, "index of a unit").await?;
+        let index = u32::from_be_bytes(head.try_into().unwrap_or([0xff; INDEX_BYTES]));
+        if index == ALIVE {
+            continue;
+        }
+        let (_, length) = part.hashes().span(index).map_err(RequestError::Wrong)?;
+        let unit = body.take(length, context.limits.unit_ms_max, "whole unit").await?;
+        if part.has(index) {
+            continue;
+        }
+        let (disk, sender) = (Arc::clone(part), parent.clone());
+        match blocking(move || disk.write_from(index, &unit, Some(&sender))).await? {
+            Ok(new) => body.measured.units += u32::from(new),
+            Err(WriteError::Wrong(error)) => {
+                context.counters.count_refused();
+                return Err(RequestError::Wrong(error));
+            }
+            Err(WriteError::Disk(error)) => return Err(RequestError::Disk(error)),
+        }
+    }
 }
 
 /// Takes a file of unit hashes; it is not verified yet.
@@ -347,6 +416,9 @@ impl<'a> Body<'a> {
                     self.measured.bytes += bytes;
                     self.context.counters.count(self.context.kind, bytes);
                     self.context.received.fetch_add(bytes, Ordering::Relaxed);
+                    self.context.heard.now();
+                    self.context.budget.take(piece.len(), || self.context.heard.now()).await;
+                    self.context.heard.now();
                     return Ok(Some(piece));
                 }
             }

@@ -3,7 +3,9 @@
 //! ```text
 //! GET /v1/artifacts/<root>/units?first=N&count=M   units N.. as bytes; fewer than M when only the
 //!                                                  first of them are here yet; 404 when N is not
-//! GET /v1/artifacts/<root>/unit-hashes             32 bytes per unit
+//! GET /v1/artifacts/<root>/unit-hashes?wait_ms=T   32 bytes per unit; held for T at most until
+//!                                                  they are here
+//! POST /v1/artifacts/<root>/subscription           see [`crate::subscription`]
 //! ```
 
 use std::collections::BTreeMap;
@@ -17,12 +19,12 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use bytes::Bytes;
 use cohort_artifact::UNIT_BYTES;
 use cohort_core::ids::Digest;
 use cohort_identity::{PeerName, Role};
-use cohort_wire::http::{ApiError, Caller, require_role};
+use cohort_wire::http::{ApiError, ApiJson, Caller, require_role};
 use futures_util::stream;
 use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -30,8 +32,10 @@ use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
+use crate::budget::Budget;
 use crate::request::span_of;
 use crate::store::ArtifactStore;
+use crate::subscription::{RUNS_MAX, SubscribeRequest, Subscription};
 use crate::unit_set::UnitRun;
 
 /// Bytes that are read from the disk at once: four units, one system call per 256 KiB.
@@ -48,11 +52,18 @@ pub struct ServeLimits {
     /// How long a receiver may take for one read's worth (256 KiB), in milliseconds; a slower one
     /// loses the connection, so that it cannot hold a place for ever. Below 9 KiB/s.
     pub read_taken_ms_max: u64,
+    /// How fast everything together may be sent.
+    pub upload: Arc<Budget>,
 }
 
 impl Default for ServeLimits {
     fn default() -> Self {
-        Self { streams_max: 64, streams_per_peer_max: 8, read_taken_ms_max: 30_000 }
+        Self {
+            streams_max: 64,
+            streams_per_peer_max: 8,
+            read_taken_ms_max: 30_000,
+            upload: Arc::default(),
+        }
     }
 }
 
@@ -65,6 +76,7 @@ pub fn bulk_router(store: Arc<ArtifactStore>, limits: ServeLimits) -> Router {
     let routes = Router::new()
         .route("/v1/artifacts/{digest}/units", get(units))
         .route("/v1/artifacts/{digest}/unit-hashes", get(unit_hashes))
+        .route("/v1/artifacts/{digest}/subscription", post(subscription))
         .with_state(Serving { store, limits, places });
     require_role(routes, &[Role::Agent])
 }
@@ -101,17 +113,63 @@ async fn units(
     let Some((file, start, length)) = found else {
         return Err(ApiError::not_found(format!("unit {} of {digest} is not here", run.first)));
     };
-    let body = send(file, start, length, place, serving.limits.read_taken_ms_max);
+    let body = send(file, start, length, place, &serving.limits);
     Ok(answer(length, body))
+}
+
+/// Longest wait for unit hashes, in milliseconds; below what the asker waits for a first byte.
+const HASHES_WAIT_MS_MAX: u64 = 5_000;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HashesQuery {
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+async fn subscription(
+    State(serving): State<Serving>,
+    Caller(caller): Caller,
+    Path(digest): Path<String>,
+    ApiJson(request): ApiJson<SubscribeRequest>,
+) -> Result<Response, ApiError> {
+    let digest = parse(&digest)?;
+    if request.lacks.is_empty() || request.lacks.len() > RUNS_MAX {
+        let error = format!("a subscription names 1 to {RUNS_MAX} runs of units");
+        return Err(ApiError::bad_request(error));
+    }
+    let place = serving.place(&caller.name)?;
+    let subscription = Subscription {
+        store: Arc::clone(&serving.store),
+        digest,
+        child: caller.name.as_str().to_owned(),
+        lacks: request.lacks,
+        upload: Arc::clone(&serving.limits.upload),
+        taken_ms_max: serving.limits.read_taken_ms_max,
+    };
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let _place = place;
+        subscription.run(sender).await;
+    });
+    let mut response = streamed(receiver).into_response();
+    let kind = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    Ok(response)
 }
 
 async fn unit_hashes(
     State(serving): State<Serving>,
     Caller(caller): Caller,
     Path(digest): Path<String>,
+    Query(query): Query<HashesQuery>,
 ) -> Result<Response, ApiError> {
     let digest = parse(&digest)?;
     let _place = serving.place(&caller.name)?;
+    let mut changes = serving.store.changes();
+    let patience = Duration::from_millis(query.wait_ms.min(HASHES_WAIT_MS_MAX));
+    let here = || serving.store.is_whole(&digest) || serving.store.part(&digest).is_some();
+    let _ = timeout(patience, changes.wait_for(|_| here())).await;
     let store = Arc::clone(&serving.store);
     let wanted = digest.clone();
     let bytes = blocking(move || Ok(store.unit_hashes(&wanted).ok().map(|h| h.to_bytes()))).await?;
@@ -147,7 +205,8 @@ fn answer(length: u64, body: Body) -> Response {
 
 /// Reads one piece ahead of the connection; the place is given back when all is sent, when the
 /// receiver goes away, and when it takes too long.
-fn send(file: File, start: u64, length: u64, place: Place, taken_ms_max: u64) -> Body {
+fn send(file: File, start: u64, length: u64, place: Place, limits: &ServeLimits) -> Body {
+    let (taken_ms_max, upload) = (limits.read_taken_ms_max, Arc::clone(&limits.upload));
     let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(1);
     tokio::spawn(async move {
         let _place = place;
@@ -159,6 +218,7 @@ fn send(file: File, start: u64, length: u64, place: Place, taken_ms_max: u64) ->
             let piece = tokio::task::spawn_blocking(move || read(&source, at, bytes)).await;
             let piece = piece.unwrap_or_else(|error| Err(io::Error::other(error)));
             let failed = piece.is_err();
+            upload.take(piece.as_ref().map_or(0, Bytes::len), || ()).await;
             let taken = timeout(Duration::from_millis(taken_ms_max), sender.send(piece)).await;
             // Gone, or too slow: the body ends early, which the receiver sees by its length.
             if failed || !matches!(taken, Ok(Ok(()))) {
@@ -167,6 +227,10 @@ fn send(file: File, start: u64, length: u64, place: Place, taken_ms_max: u64) ->
             at += bytes;
         }
     });
+    streamed(receiver)
+}
+
+fn streamed(receiver: mpsc::Receiver<io::Result<Bytes>>) -> Body {
     Body::from_stream(stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|piece| (piece, receiver))
     }))

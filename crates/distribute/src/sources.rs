@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use cohort_core::orders::{FetchOrder, Source};
+use cohort_core::orders::Source;
 use rand::TryRngCore as _;
 use rand::rngs::OsRng;
 
@@ -46,12 +46,12 @@ impl Sources {
         Self { known: known.collect() }
     }
 
-    /// Takes the servers of the order in force. What is known of them stays.
-    pub(crate) fn follow(&mut self, order: &FetchOrder) {
+    /// Takes the servers that may be asked now. What is known of them stays.
+    pub(crate) fn follow(&mut self, servers: &[Source]) {
         for (id, known) in &mut self.known {
             known.listed = id.kind() == SourceKind::Mirror;
         }
-        for (rank, source) in (0..).zip(&order.sources) {
+        for (rank, source) in (0..).zip(servers) {
             let id = SourceId::Peer(source.server.clone());
             let name = cut(source.server.as_str());
             let known = self.known.entry(id).or_insert_with(|| Known::new(name, None, rank));

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cohort_artifact::{ARTIFACT_BYTES_MAX, UNIT_BYTES, UnitHashes, hash_file};
 use cohort_core::ids::Digest;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::durable::{sweep_unfinished, sync_folder, write_atomic};
@@ -67,6 +68,8 @@ pub struct ArtifactStore {
     folder: PathBuf,
     free_space: FreeSpace,
     inner: Mutex<Inner>,
+    /// Changes whenever an artifact begins to come, is whole, or is let go of.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -94,7 +97,8 @@ impl ArtifactStore {
         fs::create_dir_all(&folder).map_err(StoreError::file("making", &folder))?;
         sweep_unfinished(&folder).map_err(StoreError::file("sweeping", &folder))?;
         let free_space = options.free_space.unwrap_or_else(|| Arc::new(free_bytes));
-        let store = Self { folder, free_space, inner: Mutex::default() };
+        let changes = watch::Sender::default();
+        let store = Self { folder, free_space, inner: Mutex::default(), changes };
         for name in store.names()? {
             let Ok(digest) = Digest::new(name) else { continue };
             if let Some(length) = store.examine(&digest, options.rehash)? {
@@ -191,6 +195,15 @@ impl ArtifactStore {
             info!(artifacts = collected.digests.len(), bytes = collected.bytes, "collected");
         }
         Ok(collected)
+    }
+
+    /// Changes whenever an artifact begins to come, is whole, or is let go of.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// The part of an artifact that is being fetched now.
@@ -340,6 +353,7 @@ impl Claim {
         self.check_space(reserve)?;
         let part = Arc::new(Part::open(self.store.part_path(&self.digest), hashes)?);
         self.store.lock().claimed.insert(self.digest.clone(), Some(Arc::clone(&part)));
+        self.store.changed();
         Ok(part)
     }
 
@@ -359,6 +373,7 @@ impl Claim {
         fs::rename(part.path(), &path).map_err(StoreError::file("renaming", part.path()))?;
         sync_folder(&self.store.folder).map_err(StoreError::file("syncing", &self.store.folder))?;
         self.store.lock().whole.insert(self.digest.clone(), self.length);
+        self.store.changed();
         Ok(())
     }
 }
@@ -366,6 +381,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         self.store.lock().claimed.remove(&self.digest);
+        self.store.changed();
     }
 }
 

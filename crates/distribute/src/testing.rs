@@ -318,6 +318,8 @@ pub(crate) fn with_peers(
         peers,
         limits: Arc::new(limits),
         counters: Arc::new(ByteCounters::default()),
+        download: Arc::default(),
+        guides: None,
     }
 }
 

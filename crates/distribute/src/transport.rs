@@ -24,6 +24,14 @@ pub trait PeerTransport: Send + Sync + 'static {
         source: &Source,
         path: String,
     ) -> BoxFuture<'static, io::Result<http::Response<ByteStream>>>;
+
+    /// Sends one `POST` of JSON.
+    fn post(
+        &self,
+        source: &Source,
+        path: String,
+        body: Vec<u8>,
+    ) -> BoxFuture<'static, io::Result<http::Response<ByteStream>>>;
 }
 
 /// A group without other servers: every request fails.
@@ -38,6 +46,15 @@ impl PeerTransport for NoPeers {
     ) -> BoxFuture<'static, io::Result<http::Response<ByteStream>>> {
         Box::pin(async { Err(io::Error::new(io::ErrorKind::Unsupported, "no way to ask peers")) })
     }
+
+    fn post(
+        &self,
+        source: &Source,
+        path: String,
+        _body: Vec<u8>,
+    ) -> BoxFuture<'static, io::Result<http::Response<ByteStream>>> {
+        self.get(source, path)
+    }
 }
 
 /// Path and query of some units at a peer.
@@ -50,4 +67,10 @@ pub fn units_request_path(digest: &Digest, run: UnitRun) -> String {
 #[must_use]
 pub fn hashes_request_path(digest: &Digest) -> String {
     format!("/v1/artifacts/{digest}/unit-hashes")
+}
+
+/// Path of a subscription at a peer.
+#[must_use]
+pub fn subscription_path(digest: &Digest) -> String {
+    format!("/v1/artifacts/{digest}/subscription")
 }

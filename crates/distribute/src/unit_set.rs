@@ -1,5 +1,7 @@
 //! A set of units of one artifact: which are on disk, which are missing.
 
+use serde::{Deserialize, Serialize};
+
 /// A set of unit indices below a fixed count; one bit per unit (32 KiB for the longest artifact).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitSet {
@@ -9,7 +11,8 @@ pub struct UnitSet {
 }
 
 /// Units that follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UnitRun {
     /// The first unit, from 0.
     pub first: u32,
@@ -138,5 +141,65 @@ impl UnitSet {
             count += 1;
         }
         Some(UnitRun { first: index, count })
+    }
+
+    /// Puts all units of another set of the same count in.
+    pub fn union(&mut self, other: &Self) {
+        for (word, more) in self.words.iter_mut().zip(&other.words) {
+            *word |= more;
+        }
+        self.count_again();
+    }
+
+    /// Takes all units of another set out.
+    pub fn subtract(&mut self, other: &Self) {
+        for (word, less) in self.words.iter_mut().zip(&other.words) {
+            *word &= !less;
+        }
+        self.count_again();
+    }
+
+    /// Keeps only the units that are in another set as well.
+    pub fn intersect(&mut self, other: &Self) {
+        for (index, word) in self.words.iter_mut().enumerate() {
+            *word &= other.words.get(index).copied().unwrap_or(0);
+        }
+        self.count_again();
+    }
+
+    /// The first unit that is in both sets.
+    #[must_use]
+    pub fn first_common(&self, other: &Self) -> Option<u32> {
+        let words = self.words.iter().zip(&other.words).zip(0_u32..);
+        let found = words.map(|((a, b), at)| (a & b, at)).find(|(word, _)| *word != 0);
+        found.map(|(word, at)| at * 64 + word.trailing_zeros())
+    }
+
+    /// The set as runs, lowest first, at most `runs_max` of them: what is beyond is left out.
+    #[must_use]
+    pub fn runs(&self, runs_max: usize) -> Vec<UnitRun> {
+        let mut runs = Vec::new();
+        let mut from = 0;
+        while runs.len() < runs_max
+            && let Some(run) = self.run_from(from, u32::MAX)
+        {
+            from = run.end();
+            runs.push(run);
+        }
+        runs
+    }
+
+    /// A set from runs; units beyond the count are left out.
+    #[must_use]
+    pub fn from_runs(count: u32, runs: &[UnitRun]) -> Self {
+        let mut set = Self::empty(count);
+        for run in runs {
+            set.insert_run(*run);
+        }
+        set
+    }
+
+    fn count_again(&mut self) {
+        self.held = self.words.iter().map(|word| word.count_ones()).sum();
     }
 }

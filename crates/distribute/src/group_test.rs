@@ -1,0 +1,314 @@
+//! A whole group fetches one artifact: bytes flow while the first copy is still arriving, and the
+//! mirror sends each once.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use cohort_core::ids::ServerId;
+use cohort_identity::{Alpn, Authority, ClientAuth, Peer, Role};
+use cohort_wire::http::{Client, Handler, serve};
+use cohort_wire::limits::ServerLimits;
+use cohort_wire::tls::IdentitySlot;
+use futures_util::future::BoxFuture;
+use rustls_pki_types::UnixTime;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::testing::{DEADLINE, Disk, Manners, Mirror, Sample, UNIT, quick, with_peers};
+use crate::{
+    Budget, Downloads, FetchStatus, Guides, Limits, Participant, ServeLimits, Tracker,
+    TrackerCalls, TransferAnswer, TransferRequest, WirePeers, bulk_router, follow,
+};
+
+/// The leader's tracker, and whether it answers.
+struct Leader {
+    tracker: Mutex<Arc<Tracker>>,
+    answers: AtomicBool,
+}
+
+struct ToLeader {
+    leader: Arc<Leader>,
+    from: Participant,
+}
+
+impl TrackerCalls for ToLeader {
+    fn report(
+        &self,
+        request: TransferRequest,
+    ) -> BoxFuture<'static, Result<TransferAnswer, String>> {
+        let answer = if self.leader.answers.load(Ordering::Relaxed) {
+            let tracker = Arc::clone(&self.leader.tracker.lock().unwrap());
+            tracker.report(&self.from, &request, Instant::now()).map_err(|error| error.to_string())
+        } else {
+            Err("nobody leads".to_owned())
+        };
+        Box::pin(async move { answer })
+    }
+}
+
+struct Group {
+    authority: Authority,
+    _folder: TempDir,
+    leader: Arc<Leader>,
+    limits: Limits,
+}
+
+struct Server {
+    id: ServerId,
+    disk: Disk,
+    downloads: Arc<Downloads>,
+    stop: Option<DropGuard>,
+    upload: Arc<Budget>,
+}
+
+impl Group {
+    fn new(limits: Limits) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::create(folder.path(), UnixTime::now()).unwrap();
+        let tracker = Mutex::new(Arc::new(Tracker::default()));
+        let leader = Arc::new(Leader { tracker, answers: AtomicBool::new(true) });
+        Self { authority, _folder: folder, leader, limits }
+    }
+
+    async fn server(&self, name: &str, mirror: &Mirror) -> Server {
+        let disk = Disk::new();
+        let peer = Peer::new(Role::Agent, name).unwrap();
+        let life = Duration::from_secs(3_600);
+        let identity = self.authority.make_identity(&peer, life, UnixTime::now()).unwrap();
+        let slot = IdentitySlot::new(identity);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let upload = Arc::new(Budget::default());
+        let serving = ServeLimits { upload: Arc::clone(&upload), ..ServeLimits::default() };
+        let router = bulk_router(Arc::clone(&disk.store), serving);
+        let stop = CancellationToken::new();
+        tokio::spawn(serve(
+            listener,
+            Arc::clone(&slot),
+            ClientAuth::Required,
+            BTreeMap::from([(Alpn::Bulk, Handler::Http(router))]),
+            ServerLimits { shutdown_grace: Duration::ZERO, ..ServerLimits::default() },
+            stop.clone(),
+        ));
+        let guides = Arc::new(Guides::default());
+        let peers = Arc::new(WirePeers::new(Client::new(slot)));
+        let mut context = with_peers(&disk, &[mirror], self.limits.clone(), peers);
+        context.guides = Some(Arc::clone(&guides));
+        let downloads = Arc::new(Downloads::new(context));
+        let id: ServerId = name.parse().unwrap();
+        let from =
+            Participant { server: id.clone(), address, rack: None, leads: name == "s0" };
+        let calls = Arc::new(ToLeader { leader: Arc::clone(&self.leader), from });
+        let group = "fleet/a".parse().unwrap();
+        tokio::spawn(follow(Arc::clone(&downloads), guides, group, 1, calls, stop.clone()));
+        Server { id, disk, downloads, stop: Some(stop.drop_guard()), upload }
+    }
+
+    async fn servers(&self, count: usize, mirror: &Mirror) -> Vec<Server> {
+        let mut servers = Vec::new();
+        for n in 0..count {
+            servers.push(self.server(&format!("s{n}"), mirror).await);
+        }
+        servers
+    }
+}
+
+impl Server {
+    fn order(&self, sample: &Sample) {
+        let mut order = sample.order();
+        order.from_mirror = false;
+        self.downloads.set_orders(&[order]);
+    }
+
+    async fn until_held(&self, sample: &Sample) {
+        let mut statuses = self.downloads.statuses();
+        let held =
+            statuses.wait_for(|all| all.get(sample.digest()) == Some(&FetchStatus::Held));
+        let held = tokio::time::timeout(DEADLINE, held).await.map(|held| held.is_ok());
+        assert_eq!(held, Ok(true), "{}: {:?}", self.id, self.downloads.statuses().borrow());
+        self.disk.assert_holds(sample);
+    }
+
+    fn held_units(&self, sample: &Sample) -> u32 {
+        self.disk.store.part(sample.digest()).map_or(0, |part| part.held())
+    }
+
+    async fn until_units(&self, sample: &Sample, units: u32) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.held_units(sample) < units && !self.disk.store.is_whole(sample.digest()) {
+            assert!(Instant::now() < deadline, "{} never had {units} units", self.id);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn dies(&mut self) {
+        self.stop.take();
+        self.downloads.stop().await;
+    }
+}
+
+fn limits() -> Limits {
+    Limits { silence_ms_max: 2_000, ..quick() }
+}
+
+fn gated(units: usize) -> (Manners, Arc<tokio::sync::Semaphore>) {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let manners =
+        Manners { gate: Some(((units * UNIT) as u64, Arc::clone(&gate))), ..Manners::default() };
+    (manners, gate)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_flow_to_all_while_the_first_copy_still_arrives() {
+    let group = Group::new(limits());
+    let sample = Sample::new("group", 100 * UNIT + 7);
+    let (manners, gate) = gated(8);
+    let mirror = Mirror::start(&[&sample], manners).await;
+    let servers = group.servers(5, &mirror).await;
+    for server in &servers {
+        server.order(&sample);
+    }
+    // The mirror holds back most of it, and yet what it gave is everywhere.
+    for server in &servers {
+        server.until_units(&sample, 8).await;
+        assert!(!server.disk.store.is_whole(sample.digest()));
+    }
+    gate.add_permits(1_000_000);
+    for server in &servers {
+        server.until_held(&sample).await;
+    }
+    assert_eq!(mirror.sent(), sample.release.length, "the mirror sent each byte once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_dies_is_replaced_and_little_is_fetched_twice() {
+    let group = Group::new(limits());
+    let sample = Sample::new("head", 200 * UNIT);
+    let (manners, gate) = gated(16);
+    let mirror = Mirror::start(&[&sample], manners).await;
+    let mut servers = group.servers(4, &mirror).await;
+    for server in &servers {
+        server.order(&sample);
+    }
+    for server in &servers {
+        server.until_units(&sample, 8).await;
+    }
+    let tracker = Arc::clone(&group.leader.tracker.lock().unwrap());
+    let head = tracker.view(Instant::now())[0].heads[0].clone();
+    let place = servers.iter().position(|server| server.id == head).unwrap();
+    servers.remove(place).dies().await;
+    gate.add_permits(1_000_000);
+    for server in &servers {
+        server.until_held(&sample).await;
+    }
+    let most = sample.release.length + 64 * UNIT as u64;
+    assert!(mirror.sent() <= most, "{} of {most}", mirror.sent());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_in_the_middle_dies_and_its_children_go_on() {
+    let group = Group::new(limits());
+    let sample = Sample::new("middle", 200 * UNIT);
+    let (manners, gate) = gated(16);
+    let mirror = Mirror::start(&[&sample], manners).await;
+    let mut servers = group.servers(5, &mirror).await;
+    for server in &servers {
+        server.order(&sample);
+    }
+    for server in &servers {
+        server.until_units(&sample, 8).await;
+    }
+    let tracker = Arc::clone(&group.leader.tracker.lock().unwrap());
+    let view = &tracker.view(Instant::now())[0];
+    let middle = view.servers.iter().find(|server| server.depth == 2).unwrap().server.clone();
+    let place = servers.iter().position(|server| server.id == middle).unwrap();
+    servers.remove(place).dies().await;
+    gate.add_permits(1_000_000);
+    for server in &servers {
+        server.until_held(&sample).await;
+    }
+    assert_eq!(mirror.sent(), sample.release.length);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_leader_takes_over_what_is_under_way() {
+    let group = Group::new(limits());
+    let sample = Sample::new("leader", 150 * UNIT);
+    let (manners, gate) = gated(16);
+    let mirror = Mirror::start(&[&sample], manners).await;
+    let servers = group.servers(4, &mirror).await;
+    for server in &servers {
+        server.order(&sample);
+    }
+    for server in &servers {
+        server.until_units(&sample, 8).await;
+    }
+    group.leader.answers.store(false, Ordering::Relaxed);
+    *group.leader.tracker.lock().unwrap() = Arc::new(Tracker::default());
+    gate.add_permits(1_000_000);
+    // What was leased comes without a leader.
+    servers[1].until_units(&sample, 60).await;
+    group.leader.answers.store(true, Ordering::Relaxed);
+    for server in &servers {
+        server.until_held(&sample).await;
+    }
+    assert_eq!(mirror.sent(), sample.release.length, "the next leader leased nothing twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_leader_one_server_goes_on() {
+    let group = Group::new(Limits { no_leader_ms: 400, ..limits() });
+    let sample = Sample::new("heir", 150 * UNIT);
+    let (manners, gate) = gated(16);
+    let mirror = Mirror::start(&[&sample], manners).await;
+    let servers = group.servers(4, &mirror).await;
+    for server in &servers {
+        server.order(&sample);
+    }
+    for server in &servers {
+        server.until_units(&sample, 8).await;
+    }
+    group.leader.answers.store(false, Ordering::Relaxed);
+    gate.add_permits(1_000_000);
+    for server in &servers {
+        server.until_held(&sample).await;
+    }
+    // The heir asks for what it lacks; what the head had under way may come twice, no more.
+    let most = sample.release.length + 64 * UNIT as u64;
+    assert!(mirror.sent() <= most, "{} of {most}", mirror.sent());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_latecomer_is_fed_by_those_who_have_it() {
+    let group = Group::new(limits());
+    let sample = Sample::new("late", 80 * UNIT);
+    let mirror = Mirror::start(&[&sample], Manners::default()).await;
+    let servers = group.servers(3, &mirror).await;
+    servers[0].order(&sample);
+    servers[0].until_held(&sample).await;
+    servers[1].order(&sample);
+    servers[2].order(&sample);
+    servers[1].until_held(&sample).await;
+    servers[2].until_held(&sample).await;
+    assert_eq!(mirror.sent(), sample.release.length);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_limit_holds_a_parent_back_and_lifting_it_is_felt_at_once() {
+    let group = Group::new(limits());
+    let sample = Sample::new("budget", 200 * UNIT);
+    let mirror = Mirror::start(&[&sample], Manners::default()).await;
+    let servers = group.servers(2, &mirror).await;
+    servers[0].order(&sample);
+    servers[0].until_held(&sample).await;
+    servers[0].upload.set(Some(100_000));
+    servers[1].order(&sample);
+    servers[1].until_units(&sample, 4).await;
+    assert!(servers[1].held_units(&sample) < 100);
+    servers[0].upload.set(None);
+    servers[1].until_held(&sample).await;
+    assert_eq!(mirror.sent(), sample.release.length);
+}

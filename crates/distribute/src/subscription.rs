@@ -1,0 +1,224 @@
+//! Serving one subscription: "I lack these units, send them as you get them".
+//!
+//! ```text
+//! POST /v1/artifacts/<root>/subscription   {"lacks": [{"first": 0, "count": 1024}, …]}
+//! answer   frames until everything that was lacking has been sent:
+//!          index   4 bytes, big endian
+//!          unit    its bytes; their number follows from the index and the artifact's length
+//!          index 0xffffffff is a sign of life and has no bytes
+//! ```
+//!
+//! The same question starts, resumes, repairs and changes parents. A unit goes out the moment it is
+//! verified here, lowest first among those that are here. Every child has its own cursor and one
+//! read (four units) in memory, so that a slow child blocks nobody and costs no more than that.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cohort_artifact::UNIT_BYTES;
+use cohort_core::ids::Digest;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::budget::Budget;
+use crate::part::Part;
+use crate::request::span_of;
+use crate::store::ArtifactStore;
+use crate::unit_set::{UnitRun, UnitSet};
+
+/// The index of a frame that is only a sign of life.
+pub(crate) const ALIVE: u32 = u32::MAX;
+
+/// Bytes of an index.
+pub(crate) const INDEX_BYTES: usize = 4;
+
+/// Pause after which a parent that has nothing to send says that it lives, in milliseconds. A third
+/// of what a child waits for ([`crate::Limits::silence_ms_max`]).
+pub(crate) const ALIVE_MS: u64 = 100;
+
+/// How long a parent that has nothing of an artifact yet holds a subscription, in milliseconds: its
+/// own orders come within the two seconds of a long poll.
+pub(crate) const ABSENT_MS_MAX: u64 = 10_000;
+
+/// Units that are read from the disk at once: 256 KiB, one system call.
+const READ_UNITS_MAX: u32 = 4;
+
+/// Runs in one question: holes come from failures, and there are few; what is beyond this is asked
+/// for when these have come. 4096 runs are 130 KB of JSON.
+pub const RUNS_MAX: usize = 4_096;
+
+/// What a child lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubscribeRequest {
+    /// Which units, at most [`RUNS_MAX`] runs.
+    pub lacks: Vec<UnitRun>,
+}
+
+/// Where units are read.
+enum Origin {
+    Whole(Arc<File>, u64),
+    Part(Arc<File>, Arc<Part>, watch::Receiver<u32>),
+}
+
+pub(crate) struct Subscription {
+    pub(crate) store: Arc<ArtifactStore>,
+    pub(crate) digest: Digest,
+    /// The name of the child.
+    pub(crate) child: String,
+    pub(crate) lacks: Vec<UnitRun>,
+    pub(crate) upload: Arc<Budget>,
+    /// How long the child may take for one read's worth, in milliseconds.
+    pub(crate) taken_ms_max: u64,
+}
+
+impl Subscription {
+    /// Sends until everything is sent, or the child is gone or too slow.
+    pub(crate) async fn run(self, sender: mpsc::Sender<io::Result<Bytes>>) {
+        let mut changes = self.store.changes();
+        let absent_until = Instant::now() + Duration::from_millis(ABSENT_MS_MAX);
+        let mut wanted: Option<UnitSet> = None;
+        let mut origin: Option<Origin> = None;
+        let mut alive_at = Instant::now();
+        loop {
+            changes.borrow_and_update();
+            if origin.as_ref().is_none_or(|origin| self.is_stale(origin)) {
+                origin = match self.open() {
+                    Ok(origin) => origin,
+                    Err(error) => {
+                        let _ = sender.send(Err(error)).await;
+                        return;
+                    }
+                };
+            }
+            if let Some(origin) = &mut origin {
+                if let Origin::Part(_, _, arrivals) = origin {
+                    arrivals.borrow_and_update();
+                }
+                let wanted =
+                    wanted.get_or_insert_with(|| UnitSet::from_runs(origin.units(), &self.lacks));
+                if let Some(run) = origin.next(wanted, &self.child) {
+                    let piece = origin.read(run).await;
+                    let failed = piece.is_err();
+                    let length = piece.as_ref().map_or(0, Bytes::len);
+                    self.upload.take(length, || ()).await;
+                    if !self.put(&sender, piece).await || failed {
+                        return;
+                    }
+                    alive_at = Instant::now() + Duration::from_millis(ALIVE_MS);
+                    continue;
+                }
+                if wanted.is_empty() {
+                    return;
+                }
+            } else if Instant::now() >= absent_until {
+                return;
+            }
+            if Instant::now() >= alive_at {
+                let alive = Bytes::copy_from_slice(&ALIVE.to_be_bytes());
+                if !self.put(&sender, Ok(alive)).await {
+                    return;
+                }
+                alive_at = Instant::now() + Duration::from_millis(ALIVE_MS);
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = arrival(origin.as_mut()) => {}
+                () = sleep_until(alive_at) => {}
+                () = sender.closed() => return,
+            }
+        }
+    }
+
+    async fn put(
+        &self,
+        sender: &mpsc::Sender<io::Result<Bytes>>,
+        piece: io::Result<Bytes>,
+    ) -> bool {
+        let taken = timeout(Duration::from_millis(self.taken_ms_max), sender.send(piece)).await;
+        matches!(taken, Ok(Ok(())))
+    }
+
+    fn open(&self) -> io::Result<Option<Origin>> {
+        if let Some((file, length)) =
+            self.store.open_whole(&self.digest).map_err(io::Error::other)?
+        {
+            return Ok(Some(Origin::Whole(Arc::new(file), length)));
+        }
+        let Some(part) = self.store.part(&self.digest) else { return Ok(None) };
+        let arrivals = part.arrivals();
+        Ok(Some(Origin::Part(Arc::new(part.reader()?), part, arrivals)))
+    }
+
+    /// Whether nothing more will ever arrive in it: the fetch that wrote it was given up.
+    fn is_stale(&self, origin: &Origin) -> bool {
+        let Origin::Part(_, part, _) = origin else { return false };
+        if part.held() == part.hashes().count() {
+            return false;
+        }
+        self.store.part(&self.digest).is_none_or(|current| !Arc::ptr_eq(part, &current))
+    }
+}
+
+impl Origin {
+    fn length(&self) -> u64 {
+        match self {
+            Origin::Whole(_, length) => *length,
+            Origin::Part(_, part, _) => part.hashes().length(),
+        }
+    }
+
+    fn units(&self) -> u32 {
+        u32::try_from(self.length().div_ceil(u64::from(UNIT_BYTES))).unwrap_or(u32::MAX)
+    }
+
+    fn next(&self, wanted: &mut UnitSet, child: &str) -> Option<UnitRun> {
+        match self {
+            Origin::Whole(..) => {
+                let run = wanted.run_from(0, READ_UNITS_MAX)?;
+                wanted.remove_run(run);
+                Some(run)
+            }
+            Origin::Part(_, part, _) => part.next_wanted(wanted, child, READ_UNITS_MAX),
+        }
+    }
+
+    async fn read(&self, run: UnitRun) -> io::Result<Bytes> {
+        let (Origin::Whole(file, _) | Origin::Part(file, _, _)) = self;
+        let (file, total) = (Arc::clone(file), self.length());
+        let read = tokio::task::spawn_blocking(move || frames(&file, total, run));
+        read.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+}
+
+async fn arrival(origin: Option<&mut Origin>) {
+    match origin {
+        Some(Origin::Part(_, _, arrivals)) => {
+            if arrivals.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        Some(Origin::Whole(..)) | None => std::future::pending().await,
+    }
+}
+
+fn frames(file: &File, total: u64, run: UnitRun) -> io::Result<Bytes> {
+    let (_, length) = span_of(total, run);
+    let length = usize::try_from(length).map_err(io::Error::other)?;
+    let mut piece = vec![0; length + run.count as usize * INDEX_BYTES];
+    let mut at = 0;
+    for index in run.first..run.end() {
+        let (start, length) = span_of(total, UnitRun { first: index, count: 1 });
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        piece[at..at + INDEX_BYTES].copy_from_slice(&index.to_be_bytes());
+        at += INDEX_BYTES;
+        file.read_exact_at(&mut piece[at..at + length], start)?;
+        at += length;
+    }
+    Ok(piece.into())
+}
