@@ -1,7 +1,10 @@
 //! The agent's configuration: `agent.toml`, its drop-ins, `COHORT_*`, flags.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
 
 use cohort_core::ids::{Platform, ServerId};
 use cohort_core::policy::Duration;
@@ -62,9 +65,95 @@ pub struct AgentConfig {
     /// what it runs.
     #[serde(default = "default_ready_without_orders_after")]
     pub ready_without_orders_after: Duration,
+    /// How fast artifacts may be received, such as `20MB/s` or `100Mbit/s`; read again while the
+    /// agent runs.
+    #[serde(default)]
+    pub download_limit: Option<ByteRate>,
+    /// How fast artifacts may be sent to other servers; read again while the agent runs.
+    #[serde(default)]
+    pub upload_limit: Option<ByteRate>,
+    /// Reads the configuration again.
+    #[serde(skip)]
+    pub reload: Option<Reload>,
     /// Programs that `exec` checks may name as `host:NAME`: name and absolute path.
     #[serde(default)]
     pub exec_programs: BTreeMap<String, PathBuf>,
+}
+
+/// Reads a configuration again; equal to every other one, because it is no setting.
+#[derive(Clone)]
+pub struct Reload(pub Arc<dyn Fn() -> Result<AgentConfig, String> + Send + Sync>);
+
+impl fmt::Debug for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reload")
+    }
+}
+
+impl PartialEq for Reload {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Reload {}
+
+/// Bytes per second, at least 1: `500kB/s`, `20MB/s`, `1GB/s`, or bits: `100Mbit/s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRate(u64);
+
+impl ByteRate {
+    /// The number.
+    #[must_use]
+    pub fn bytes_per_second(self) -> u64 {
+        self.0
+    }
+}
+
+const UNITS: &[(&str, u64, u64)] = &[
+    ("GB/s", 1_000_000_000, 1),
+    ("MB/s", 1_000_000, 1),
+    ("kB/s", 1_000, 1),
+    ("Gbit/s", 1_000_000_000, 8),
+    ("Mbit/s", 1_000_000, 8),
+    ("kbit/s", 1_000, 8),
+    ("B/s", 1, 1),
+];
+
+impl FromStr for ByteRate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no rate; write one like 20MB/s or 100Mbit/s");
+        let found = UNITS.iter().find_map(|(unit, times, part)| {
+            let number = text.strip_suffix(unit)?.trim_end();
+            Some((number.parse::<u64>().ok()?.checked_mul(*times)?, *part))
+        });
+        let (times, part) = found.ok_or_else(wrong)?;
+        let rate = times / part;
+        if rate == 0 { Err(wrong()) } else { Ok(Self(rate)) }
+    }
+}
+
+impl fmt::Display for ByteRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = UNITS.iter().find(|(_, times, part)| *part == 1 && self.0.is_multiple_of(*times));
+        let (name, times, _) = unit.copied().unwrap_or(("B/s", 1, 1));
+        write!(f, "{}{name}", self.0 / times)
+    }
+}
+
+impl Serialize for ByteRate {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteRate {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 fn default_data_dir() -> PathBuf {
@@ -89,4 +178,26 @@ fn default_poll_interval() -> Duration {
 
 fn default_ready_without_orders_after() -> Duration {
     Duration::from_secs(60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ByteRate;
+
+    #[test]
+    fn rates_are_read_and_written() {
+        for (text, bytes, again) in [
+            ("20MB/s", 20_000_000, "20MB/s"),
+            ("100 Mbit/s", 12_500_000, "12500kB/s"),
+            ("7B/s", 7, "7B/s"),
+            ("1GB/s", 1_000_000_000, "1GB/s"),
+        ] {
+            let rate: ByteRate = text.parse().unwrap();
+            assert_eq!((rate.bytes_per_second(), rate.to_string().as_str()), (bytes, again));
+            assert_eq!(again.parse(), Ok(rate));
+        }
+        for wrong in ["", "20", "20MB", "MB/s", "0MB/s", "-1MB/s", "99999999999GB/s", "4bit/s"] {
+            assert!(wrong.parse::<ByteRate>().is_err(), "{wrong}");
+        }
+    }
 }

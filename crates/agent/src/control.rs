@@ -9,6 +9,7 @@ use axum::{Json, Router};
 use cohort_consensus::RaftId;
 use cohort_core::Body;
 use cohort_core::ids::ServerId;
+use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::Role;
 use cohort_wire::agent::{
     CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, ClaimMemberRequest, CommandAnswer,
@@ -51,6 +52,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(TRANSFER_LEADER, post(transfer_leader))
         .route(BUNDLE, get(bundle))
         .route(MANIFEST, post(manifest))
+        .route(TRANSFER, post(transfer))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(shared)
 }
@@ -418,6 +420,32 @@ async fn transfer_leader(
         }
         Err(reason) => Err(ApiError::conflict(reason)),
     }
+}
+
+/// A server's transfers: the leader says whom to take bytes from. Soft state, nothing is logged.
+async fn transfer(
+    Context(shared): Cx,
+    caller: Caller,
+    ApiJson(request): ApiJson<TransferRequest>,
+) -> Result<Json<TransferAnswer>, ApiError> {
+    let server = server_of(&caller)?;
+    shared.same_group(&request.group, request.version)?;
+    let handle = shared.need_member()?;
+    let (leads, known) = {
+        let view = handle.view.borrow();
+        (view.leads(), view.state.servers.get(&server).cloned())
+    };
+    if !leads {
+        shared.tracker.clear();
+        return Err(ApiError::unavailable("not_leader", "this member does not lead"));
+    }
+    let Some(known) = known else {
+        return Err(ApiError::forbidden(format!("{server} does not belong to this group")));
+    };
+    let leads = server == *shared.server();
+    let from = Participant { server, address: known.address, rack: known.rack, leads };
+    let answer = shared.tracker.report(&from, &request, Instant::now());
+    answer.map(Json).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
 /// The newest metadata that was verified here; whoever takes it verifies it again.

@@ -70,7 +70,12 @@ impl Fetching {
                         continue;
                     }
                     let repository = self.repository.as_deref();
-                    match verify_release(&self.shared, repository, &app.app, fetch).await {
+                    // The leader decided by the signed manifest, so it has it.
+                    let mut asked = fetch.clone();
+                    let leader = self.shared.leader();
+                    let leader = leader.filter(|leader| leader.server != *self.shared.server());
+                    asked.sources.extend(leader.filter(|_| fetch.sources.is_empty()));
+                    match verify_release(&self.shared, repository, &app.app, &asked).await {
                         Ok(()) => {
                             memory.verified.insert(release.clone());
                             memory.refused.remove(release);

@@ -14,6 +14,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod app;
+mod budgets;
 pub mod config;
 mod contacts;
 mod control;
@@ -34,6 +35,7 @@ mod service_user;
 mod shared;
 mod start;
 mod status;
+mod transfers;
 mod trust;
 
 pub use error::AgentError;

@@ -167,6 +167,7 @@ impl Runner {
             }
             life = orders.incarnation;
             self.shared.learn_members(&orders.members);
+            self.shared.learn_leader(answer.leader.as_ref(), &orders.members);
             if !introduced {
                 // The group hears of a new address or rack; the same ones change nothing.
                 introduced = self.join_group(server, address).await.is_ok();

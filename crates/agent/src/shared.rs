@@ -7,7 +7,8 @@ use std::time::Duration;
 use cohort_artifact::TrustedRepository;
 use cohort_core::command::{Body, COMMAND_VERSION, Command};
 use cohort_core::ids::{AppId, Digest, GroupId, Incarnation, MemberId, RequestId, ServerId};
-use cohort_core::orders::MemberAddress;
+use cohort_core::orders::{MemberAddress, Source};
+use cohort_distribute::Tracker;
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ForwardRequest};
@@ -54,6 +55,10 @@ pub(crate) struct Shared {
     pub hub: Vec<Target>,
     /// The repository as this server trusts it.
     pub repository: Option<Arc<TrustedRepository>>,
+    /// Who sends what to whom, while this server leads.
+    pub tracker: Arc<Tracker>,
+    /// Where the leader was last known to be, as the members said.
+    pub leader: Mutex<Option<Source>>,
     /// Artifacts that each app wants kept; none until every app has said so.
     pub kept: Mutex<BTreeMap<AppId, BTreeSet<Digest>>>,
 }
@@ -77,6 +82,28 @@ impl Shared {
         }
         self.book.learn(members);
         *self.members.lock().unwrap_or_else(PoisonError::into_inner) = members.to_vec();
+    }
+
+    /// The leader: as the member here knows it, else as another one said.
+    pub(crate) fn leader(&self) -> Option<Source> {
+        if let Some(handle) = self.handle() {
+            let view = handle.view.borrow();
+            if let Some(server) = view.leader()
+                && let Some(known) = view.state.servers.get(server)
+            {
+                return Some(Source { server: server.clone(), address: known.address.clone() });
+            }
+        }
+        self.leader.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A member says who leads.
+    pub(crate) fn learn_leader(&self, leader: Option<&ServerId>, members: &[MemberAddress]) {
+        let found = leader.and_then(|leader| members.iter().find(|m| m.server == *leader));
+        if let Some(found) = found {
+            let source = Source { server: found.server.clone(), address: found.address.clone() };
+            *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
+        }
     }
 
     /// An app says which artifacts must stay on disk.

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
 use cohort_distribute::{
-    ArtifactStore, ByteCounters, Downloads, FetchContext, Limits, MirrorList, ServeLimits,
-    StoreOptions, WirePeers, bulk_router,
+    ArtifactStore, Budget, ByteCounters, Downloads, FetchContext, Guides, Limits, MirrorList,
+    ServeLimits, StoreOptions, WirePeers, bulk_router, follow,
 };
 use cohort_host::guard::{GuardClient, GuardLaunch};
 use cohort_host::{Controls, ServiceControl, Systemd};
 use cohort_identity::{Alpn, ClientAuth, Peer, Role};
 use cohort_registry::{Registry, RemoteRegistry};
+use cohort_wire::agent::CONTROL_VERSION;
 use cohort_wire::frame::Connections;
 use cohort_wire::http::{Client, Handler, Target, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
@@ -35,7 +36,8 @@ use crate::net::{AddressBook, Net, take};
 use crate::probe::{Probe, Readiness, router as probe_router};
 use crate::runner::Runner;
 use crate::shared::Shared;
-use crate::{control, renewal};
+use crate::transfers::Transfers;
+use crate::{budgets, control, renewal};
 
 /// How long a clean stop waits for leadership to be handed over.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
@@ -94,6 +96,8 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
     let store = Arc::new(store);
     let http_mirrors: Vec<&String> =
         mirrors.iter().filter(|mirror| mirror.starts_with("http")).collect();
+    let (download, upload) = (Arc::new(Budget::default()), Arc::new(Budget::default()));
+    let guides = Arc::new(Guides::default());
     let downloads = Arc::new(Downloads::new(FetchContext {
         store: Arc::clone(&store),
         mirrors: Arc::new(
@@ -103,6 +107,8 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         peers: Arc::new(WirePeers::new(client.clone())),
         limits: Arc::new(Limits::default()),
         counters: Arc::clone(&counters),
+        download: Arc::clone(&download),
+        guides: Some(Arc::clone(&guides)),
     }));
     let shared = Arc::new(Shared {
         group: joined.group.clone(),
@@ -115,6 +121,8 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         member: watch::Sender::new(None),
         members: Mutex::new(Vec::new()),
         repository: repository.clone(),
+        tracker: Arc::default(),
+        leader: Mutex::new(None),
         kept: Mutex::new(BTreeMap::new()),
         hub: hub_targets(config, &joined)?,
         config: config.clone(),
@@ -125,9 +133,10 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
     let probe_listener = listen(&config.probe_listen).await?;
     let servers = CancellationToken::new();
     let raft = raft_handler(Arc::clone(&shared), boot_epoch.0, stop.clone());
+    let serving = ServeLimits { upload: Arc::clone(&upload), ..ServeLimits::default() };
     let routes = BTreeMap::from([
         (Alpn::Control, Handler::Http(control::router(Arc::clone(&shared)))),
-        (Alpn::Bulk, Handler::Http(bulk_router(Arc::clone(&store), ServeLimits::default()))),
+        (Alpn::Bulk, Handler::Http(bulk_router(Arc::clone(&store), serving))),
         (Alpn::Raft, raft),
     ]);
     let serving = tokio::spawn(serve(
@@ -158,6 +167,15 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         stop: stop.clone(),
     };
     spawn_or_end("starter", starter.run(), &ended);
+    tokio::spawn(follow(
+        Arc::clone(&downloads),
+        guides,
+        shared.group.clone(),
+        CONTROL_VERSION,
+        Arc::new(Transfers(Arc::clone(&shared))),
+        stop.clone(),
+    ));
+    tokio::spawn(budgets::keep(config.clone(), download, upload, stop.clone()));
     let runner = Runner {
         shared: Arc::clone(&shared),
         boot_epoch,

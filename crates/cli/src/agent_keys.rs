@@ -25,6 +25,8 @@ const KEYS: &[Key] = &[
     Key { name: "service_user", kind: Kind::Text },
     Key { name: "poll_interval", kind: Kind::Text },
     Key { name: "ready_without_orders_after", kind: Kind::Text },
+    Key { name: "download_limit", kind: Kind::Text },
+    Key { name: "upload_limit", kind: Kind::Text },
     Key { name: "exec_programs", kind: Kind::PathMap },
 ];
 
@@ -45,6 +47,8 @@ const SHAPES: &[(&str, Shape)] = &[
     ("service_user", Shape::Value),
     ("poll_interval", Shape::Value),
     ("ready_without_orders_after", Shape::Value),
+    ("download_limit", Shape::Value),
+    ("upload_limit", Shape::Value),
     ("exec_programs", Shape::Free),
 ];
 

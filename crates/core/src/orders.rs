@@ -81,7 +81,8 @@ pub struct AppOrders {
 pub struct FetchOrder {
     /// What to fetch and verify.
     pub release: Release,
-    /// May take bytes from a mirror: the leader's own server. The others wait for a holder.
+    /// May take bytes from a mirror by itself: the leader's own server. The others take them from
+    /// whom the leader names, or from a holder; a mirror only with the leader's leave.
     pub from_mirror: bool,
     /// Servers that hold it whole, best first for this server.
     pub sources: Vec<Source>,

@@ -86,9 +86,10 @@ impl State {
             let lead = rollout.lead == *server;
             let from_mirror = lead || (awaited && self.is_late(app, rollout.progress));
             let sources = self.sources(app, server, &rollout.release);
-            if from_mirror || !sources.is_empty() {
-                fetches.push(FetchOrder { release: rollout.release.clone(), from_mirror, sources });
-            }
+            // All servers at once: bytes flow to everyone while the leader's own copy is still
+            // arriving. Who may ask a mirror by itself is the leader's server, and whoever got
+            // nothing for long, so that a release crosses the zone's downlink once.
+            fetches.push(FetchOrder { release: rollout.release.clone(), from_mirror, sources });
         }
         // What it is to run it needs even where it once said that it has it: disks lose things. A
         // server that does have it fetches nothing.

@@ -102,7 +102,7 @@ impl Group {
         let from =
             Participant { server: id.clone(), address, rack: None, leads: name == "s0" };
         let calls = Arc::new(ToLeader { leader: Arc::clone(&self.leader), from });
-        let group = "fleet/a".parse().unwrap();
+        let group = "fleet.a".parse().unwrap();
         tokio::spawn(follow(Arc::clone(&downloads), guides, group, 1, calls, stop.clone()));
         Server { id, disk, downloads, stop: Some(stop.drop_guard()), upload }
     }

@@ -1,9 +1,10 @@
 //! `cohort agent`: run this server's agent.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
-use cohort_agent::config::AgentConfig;
+use cohort_agent::config::{AgentConfig, Reload};
 use cohort_core::ids::{Platform, ServerId};
 use toml::Value;
 
@@ -13,7 +14,7 @@ use crate::failure::{Exit, Failure};
 use crate::layers::{Layers, list_flag, map_flag, parse_pair, path_flag, text_flag};
 
 /// What `cohort agent` takes. Flags win over COHORT_*, drop-ins and the file.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct AgentArgs {
     /// The configuration; drop-ins in agent.d beside it [default: /etc/cohort/agent.toml]
     #[arg(long, value_name = "FILE")]
@@ -70,7 +71,12 @@ pub(crate) struct AgentArgs {
 
 /// Runs until SIGTERM or SIGINT; hands leadership over before it ends.
 pub(crate) fn run(args: &AgentArgs) -> Result<Exit, Failure> {
-    let config = configuration(args, |name| std::env::var(name).ok())?;
+    let mut config = configuration(args, |name| std::env::var(name).ok())?;
+    let again = args.clone();
+    config.reload = Some(Reload(Arc::new(move || {
+        let read = configuration(&again, |name| std::env::var(name).ok());
+        read.map_err(|failure| failure.error)
+    })));
     daemon_runtime()?.block_on(async {
         let stop = stopping()?;
         cohort_agent::run(config, stop).await.map_err(|error| Failure::of("agent", &error))

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::message::{
-    HAVE_RUNS_MAX, REPORTS_MAX, Told, TransferAnswer, TransferReport, TransferRequest,
+    HAVE_RUNS_MAX, HOLDERS_MAX, REPORTS_MAX, Told, TransferAnswer, TransferReport, TransferRequest,
 };
 use super::transfer::UNIT_BYTES;
 use crate::downloads::{Downloads, FetchStatus};
@@ -174,6 +174,7 @@ fn report(
         peer_bytes: progress.bytes_from_peers,
         mirror_failed: mirrors.peek().is_some() && mirrors.all(|source| source.failures > 1),
         told,
+        holders: order.sources.iter().take(HOLDERS_MAX).cloned().collect(),
         silent: peers()
             .filter(|source| source.failures > 0)
             .filter_map(|source| source.name.parse().ok())

@@ -1,6 +1,7 @@
 //! What a server tells the leader of its transfers, and what it hears.
 
 use cohort_core::ids::{Digest, GroupId, ServerId};
+use cohort_core::orders::Source;
 use serde::{Deserialize, Serialize};
 
 use crate::guidance::Guidance;
@@ -15,6 +16,9 @@ pub const REPORTS_MAX: usize = 8;
 /// Runs by which a server tells what it holds; what is beyond counts as missing, which costs a few
 /// bytes and nothing else.
 pub const HAVE_RUNS_MAX: usize = 256;
+
+/// Holders that are named in a report: as many as an order names, and as many again.
+pub const HOLDERS_MAX: usize = 8;
 
 /// How a server's transfers stand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +50,8 @@ pub struct TransferReport {
     pub mirror_failed: bool,
     /// What it was told before, by this leader or the last: nothing when it was told nothing.
     pub told: Option<Told>,
+    /// Servers that hold it whole, as its order says.
+    pub holders: Vec<Source>,
     /// Servers that failed it since they last sent something.
     pub silent: Vec<ServerId>,
     /// Servers that sent wrong bytes.

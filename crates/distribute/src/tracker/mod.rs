@@ -23,7 +23,7 @@ use cohort_core::ids::{Digest, ServerId};
 
 pub use follow::{TrackerCalls, follow};
 pub use message::{
-    HAVE_RUNS_MAX, REPORTS_MAX, TRANSFER, Told, TransferAnswer, TransferReport, TransferRequest,
+    HAVE_RUNS_MAX, HOLDERS_MAX, REPORTS_MAX, TRANSFER, Told, TransferAnswer, TransferReport, TransferRequest,
 };
 pub use plan::{FAN_OUT_MAX, HEADS_MAX, Layout, Member, Situation, lease_runs, plan};
 use transfer::Transfer;
@@ -101,6 +101,10 @@ impl Tracker {
             let count = lists.into_iter().max().unwrap_or(0);
             if count > HAVE_RUNS_MAX {
                 return Err(TrackerError::TooMany { what: "entries", count, max: HAVE_RUNS_MAX });
+            }
+            let count = report.holders.len();
+            if count > HOLDERS_MAX {
+                return Err(TrackerError::TooMany { what: "holders", count, max: HOLDERS_MAX });
             }
             if !transfers.contains_key(&report.artifact) {
                 make_room(&mut transfers);

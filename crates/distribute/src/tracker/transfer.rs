@@ -139,8 +139,28 @@ impl Transfer {
                 seen.complained = Some(now);
             }
         }
+        for holder in report.holders.iter().filter(|holder| holder.server != *server) {
+            self.believe(holder, now);
+        }
         self.take_over(server, report);
         self.judge(server, now);
+    }
+
+    /// The log says that a server holds it whole; it has nothing to report any more.
+    fn believe(&mut self, holder: &Source, now: Instant) {
+        if self.seen.len() >= MEMBERS_MAX {
+            return;
+        }
+        let units = self.units;
+        let seen = self.seen.entry(holder.server.clone()).or_insert_with(|| {
+            let (server, address) = (holder.server.clone(), holder.address.clone());
+            let from = Participant { server, address, rack: None, leads: false };
+            Seen::new(&from, &UnitSet::full(units), now)
+        });
+        if seen.have.is_full() {
+            seen.heard = now;
+            seen.from.address.clone_from(&holder.address);
+        }
     }
 
     /// What a server was told by the last leader stands until there is reason to change it.
