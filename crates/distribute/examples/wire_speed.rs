@@ -29,7 +29,9 @@ use cohort_distribute::{
     TransferRequest, WirePeers, bulk_router, follow,
 };
 use cohort_identity::{Alpn, Authority, ClientAuth, Peer, Role};
-use cohort_wire::http::{ApiError, ApiJson, Call, Caller, Client, Handler, Target, serve, serve_plain};
+use cohort_wire::http::{
+    ApiError, ApiJson, Call, Caller, Client, Handler, Target, serve, serve_plain,
+};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
 use futures_util::future::BoxFuture;
@@ -58,7 +60,10 @@ fn make(dir: &Path, bytes: usize) -> Result<(), Failed> {
     std::fs::create_dir_all(dir.join("authority"))?;
     Authority::create(&dir.join("authority"), UnixTime::now())?;
     let mut artifact = vec![0; bytes];
-    blake3::Hasher::new().update(dir.as_os_str().as_encoded_bytes()).finalize_xof().fill(&mut artifact);
+    blake3::Hasher::new()
+        .update(dir.as_os_str().as_encoded_bytes())
+        .finalize_xof()
+        .fill(&mut artifact);
     let path = dir.join("artifact");
     std::fs::write(&path, artifact)?;
     let found = hash_file(&path)?;
@@ -82,7 +87,8 @@ async fn mirror(dir: &Path, listen: &str) -> Result<(), Failed> {
 }
 
 async fn file(State(files): State<Arc<Files>>, request: Request) -> Response {
-    let whole = if request.uri().path().ends_with(".units") { &files.units } else { &files.artifact };
+    let whole =
+        if request.uri().path().ends_with(".units") { &files.units } else { &files.artifact };
     let range = request.headers().get(RANGE).and_then(|range| {
         let (first, last) = range.to_str().ok()?.strip_prefix("bytes=")?.split_once('-')?;
         Some(first.parse::<usize>().ok()?..(last.parse::<usize>().ok()? + 1).min(whole.len()))
@@ -142,10 +148,17 @@ async fn transfer(
     answer.map(ApiJson).map_err(|error| bad(error.to_string()))
 }
 
-async fn node(dir: PathBuf, name: &str, listen: &str, leader: &str, url: &str) -> Result<(), Failed> {
+async fn node(
+    dir: PathBuf,
+    name: &str,
+    listen: &str,
+    leader: &str,
+    url: &str,
+) -> Result<(), Failed> {
     let authority = Authority::open(&dir.join("authority"))?;
     let life = Duration::from_secs(24 * 3_600);
-    let identity = authority.make_identity(&Peer::new(Role::Agent, name)?, life, UnixTime::now())?;
+    let identity =
+        authority.make_identity(&Peer::new(Role::Agent, name)?, life, UnixTime::now())?;
     let slot = IdentitySlot::new(identity);
     let folder = dir.join(name).join("artifacts");
     let store = Arc::new(ArtifactStore::open(folder, StoreOptions::default())?);
@@ -208,9 +221,8 @@ async fn node(dir: PathBuf, name: &str, listen: &str, leader: &str, url: &str) -
     let from_mirror = name == leader;
     downloads.set_orders(&[FetchOrder { release: release.clone(), from_mirror, sources }]);
     let mut statuses = downloads.statuses();
-    let whole = |all: &BTreeMap<_, FetchStatus>| {
-        all.get(&release.artifact) == Some(&FetchStatus::Held)
-    };
+    let whole =
+        |all: &BTreeMap<_, FetchStatus>| all.get(&release.artifact) == Some(&FetchStatus::Held);
     statuses.wait_for(whole).await?;
     let at = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
     std::fs::write(dir.join(format!("done-{name}.part")), at.to_string())?;

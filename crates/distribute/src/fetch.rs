@@ -355,6 +355,11 @@ impl<'a> Fetch<'a> {
                 let lease = vec![UnitRun { first: 0, count }];
                 Mode::Guided(Guidance { lease, ..guidance.clone() })
             }
+            // The first head, whose leases have come to an end, is fed by that one.
+            Some(guidance) if no_leader && guidance.feeds.is_empty() => {
+                let feeds = guidance.heir_at.clone().into_iter().collect();
+                Mode::Guided(Guidance { feeds, ..guidance.clone() })
+            }
             Some(guidance) => Mode::Guided(guidance.clone()),
             None if no_leader => Mode::Alone,
             None => Mode::Guided(Guidance::default()),
@@ -376,9 +381,7 @@ impl<'a> Fetch<'a> {
         };
         let Some(part) = self.part.clone() else {
             // A head asks its mirror, the others those above them.
-            let above = by(&|id| {
-                named(id, &guidance.feeds) || named(id, &guidance.spares)
-            });
+            let above = by(&|id| named(id, &guidance.feeds) || named(id, &guidance.spares));
             let mirrors = by(&|id| id.kind() == SourceKind::Mirror);
             let from = if leased { &mirrors } else { &above };
             return self.plan_with(leased, &UnitSet::empty(0), from);
@@ -397,8 +400,7 @@ impl<'a> Fetch<'a> {
         };
         if plan.actions.is_empty() && !leased {
             let linked = !self.links.is_empty();
-            plan.waiting_on =
-                Some(if linked { FetchWait::Answers } else { FetchWait::Holder });
+            plan.waiting_on = Some(if linked { FetchWait::Answers } else { FetchWait::Holder });
         }
         if !self.links.is_empty() {
             let look = now_ms + LINK_LOOK_MS;
@@ -456,7 +458,8 @@ impl<'a> Fetch<'a> {
         let settled = desired.iter().all(|source| {
             self.links.get(&source.server).is_some_and(|l| l.heard.at_ms() > l.begun_ms)
         });
-        let others = self.links.keys().filter(|server| !desired.iter().any(|d| d.server == **server));
+        let others =
+            self.links.keys().filter(|server| !desired.iter().any(|d| d.server == **server));
         let others: Vec<ServerId> = others.cloned().collect();
         if settled && !desired.is_empty() {
             for server in others {
@@ -482,6 +485,7 @@ impl<'a> Fetch<'a> {
         if let Mode::Guided(guidance) = self.mode() {
             servers.extend(guidance.feeds);
             servers.extend(guidance.spares);
+            servers.extend(guidance.heir_at);
         }
         for source in &self.order.sources {
             if !servers.iter().any(|known| known.server == source.server) {

@@ -62,6 +62,7 @@ struct Server {
     downloads: Arc<Downloads>,
     stop: Option<DropGuard>,
     upload: Arc<Budget>,
+    guides: Arc<Guides>,
 }
 
 impl Group {
@@ -99,12 +100,12 @@ impl Group {
         context.guides = Some(Arc::clone(&guides));
         let downloads = Arc::new(Downloads::new(context));
         let id: ServerId = name.parse().unwrap();
-        let from =
-            Participant { server: id.clone(), address, rack: None, leads: name == "s0" };
+        let from = Participant { server: id.clone(), address, rack: None, leads: name == "s0" };
         let calls = Arc::new(ToLeader { leader: Arc::clone(&self.leader), from });
         let group = "fleet.a".parse().unwrap();
-        tokio::spawn(follow(Arc::clone(&downloads), guides, group, 1, calls, stop.clone()));
-        Server { id, disk, downloads, stop: Some(stop.drop_guard()), upload }
+        let following = Arc::clone(&guides);
+        tokio::spawn(follow(Arc::clone(&downloads), following, group, 1, calls, stop.clone()));
+        Server { id, disk, downloads, stop: Some(stop.drop_guard()), upload, guides }
     }
 
     async fn servers(&self, count: usize, mirror: &Mirror) -> Vec<Server> {
@@ -125,8 +126,7 @@ impl Server {
 
     async fn until_held(&self, sample: &Sample) {
         let mut statuses = self.downloads.statuses();
-        let held =
-            statuses.wait_for(|all| all.get(sample.digest()) == Some(&FetchStatus::Held));
+        let held = statuses.wait_for(|all| all.get(sample.digest()) == Some(&FetchStatus::Held));
         let held = tokio::time::timeout(DEADLINE, held).await.map(|held| held.is_ok());
         assert_eq!(held, Ok(true), "{}: {:?}", self.id, self.downloads.statuses().borrow());
         self.disk.assert_holds(sample);
@@ -270,6 +270,13 @@ async fn without_a_leader_one_server_goes_on() {
     }
     for server in &servers {
         server.until_units(&sample, 8).await;
+    }
+    // Everybody knows who the heir is.
+    let heirs = || servers.iter().filter(|s| s.guides.of(sample.digest()).is_some_and(|g| g.heir));
+    let deadline = Instant::now() + DEADLINE;
+    while heirs().count() != 1 || heirs().any(|server| server.id.as_str() == "s0") {
+        assert!(Instant::now() < deadline, "no heir");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     group.leader.answers.store(false, Ordering::Relaxed);
     gate.add_permits(1_000_000);

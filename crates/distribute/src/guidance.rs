@@ -23,6 +23,8 @@ pub struct Guidance {
     pub lease: Vec<UnitRun>,
     /// Whether this server goes on by itself when there is no leader for long.
     pub heir: bool,
+    /// The one that does, if that is another.
+    pub heir_at: Option<Source>,
 }
 
 /// The guidance of all fetches of a server. Without one (`FetchContext::guides` is `None`), a fetch

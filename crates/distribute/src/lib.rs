@@ -52,12 +52,14 @@ pub use store::{ArtifactStore, Claim, Collected, FreeSpace, StoreOptions};
 pub use store_error::StoreError;
 pub use subscription::{RUNS_MAX, SubscribeRequest};
 pub use tracker::{
-    FAN_OUT_MAX, HAVE_RUNS_MAX, HEADS_MAX, HOLDERS_MAX, Layout, Member, Participant, REPORTS_MAX, ServerView,
-    Situation as TransferSituation, TRANSFER, Told, Tracker, TrackerCalls, TrackerError,
-    TransferAnswer, TransferReport, TransferRequest, TransferView, follow, lease_runs,
-    plan as plan_transfer,
+    FAN_OUT_MAX, HAVE_RUNS_MAX, HEADS_MAX, HOLDERS_MAX, Layout, Member, Participant, REPORTS_MAX,
+    ServerView, Situation as TransferSituation, TRANSFER, Told, Tracker, TrackerCalls,
+    TrackerError, TransferAnswer, TransferReport, TransferRequest, TransferView, follow,
+    lease_runs, plan as plan_transfer,
 };
-pub use transport::{ByteStream, NoPeers, PeerTransport, hashes_request_path, subscription_path, units_request_path};
+pub use transport::{
+    ByteStream, NoPeers, PeerTransport, hashes_request_path, subscription_path, units_request_path,
+};
 pub use unit_set::{UnitRun, UnitSet};
 
 #[cfg(test)]

@@ -153,7 +153,9 @@ impl Part {
         loop {
             let first = wanted.first_common(&here.have)?;
             let mut run = UnitRun { first, count: 0 };
-            while run.count < count_max && wanted.contains(run.end()) && here.have.contains(run.end())
+            while run.count < count_max
+                && wanted.contains(run.end())
+                && here.have.contains(run.end())
             {
                 if here.sender(run.end()).is_some_and(|sender| sender.as_str() == by) {
                     break;

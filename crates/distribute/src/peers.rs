@@ -12,8 +12,8 @@ use cohort_wire::limits::RETRY_AFTER_S;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
-use http::{HeaderValue, Method};
 use http::header::RETRY_AFTER;
+use http::{HeaderValue, Method};
 
 use crate::transport::{ByteStream, PeerTransport};
 

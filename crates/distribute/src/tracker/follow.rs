@@ -160,8 +160,7 @@ fn report(
         Some(FetchStatus::Held | FetchStatus::Failed { .. }) | None => &none,
     };
     let peers = || progress.sources.iter().filter(|source| source.kind == SourceKind::Peer);
-    let mut mirrors =
-        progress.sources.iter().filter(|s| s.kind == SourceKind::Mirror).peekable();
+    let mut mirrors = progress.sources.iter().filter(|s| s.kind == SourceKind::Mirror).peekable();
     let told = guides.of(&artifact).map(|guidance| Told {
         feeds: guidance.feeds.into_iter().map(|source| source.server).collect(),
         lease: guidance.lease,

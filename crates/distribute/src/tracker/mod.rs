@@ -23,7 +23,8 @@ use cohort_core::ids::{Digest, ServerId};
 
 pub use follow::{TrackerCalls, follow};
 pub use message::{
-    HAVE_RUNS_MAX, HOLDERS_MAX, REPORTS_MAX, TRANSFER, Told, TransferAnswer, TransferReport, TransferRequest,
+    HAVE_RUNS_MAX, HOLDERS_MAX, REPORTS_MAX, TRANSFER, Told, TransferAnswer, TransferReport,
+    TransferRequest,
 };
 pub use plan::{FAN_OUT_MAX, HEADS_MAX, Layout, Member, Situation, lease_runs, plan};
 use transfer::Transfer;

@@ -41,6 +41,9 @@ const LEASE_UNITS_MAX: u32 = 16_384;
 /// Smallest lease at the very end, when several heads share what is left.
 const LEASE_UNITS_LAST: u32 = 4;
 
+/// Servers that send to the first head, at most.
+const ROOT_FEEDS_MAX: usize = 8;
+
 /// Spare parents that are named to a server: its parent may be gone together with the one above.
 const SPARES_MAX: usize = 3;
 
@@ -87,6 +90,8 @@ pub struct Layout {
     pub leases: BTreeMap<ServerId, UnitSet>,
     /// Who sends to whom: child → parent.
     pub parents: BTreeMap<ServerId, ServerId>,
+    /// Who sends to the first head: the other heads, and those that hold what it lacks.
+    pub root_feeds: Vec<ServerId>,
     /// Children that a server may have.
     pub fan_out: usize,
 }
@@ -98,7 +103,8 @@ pub fn plan(situation: &Situation<'_>) -> Layout {
     let fan_out = fan_out(situation);
     let parents = Tree::new(situation, &heads, fan_out).grow();
     let leases = leases(situation, &heads);
-    Layout { heads, leases, parents, fan_out }
+    let root_feeds = root_feeds(situation, &heads, &leases);
+    Layout { heads, leases, parents, root_feeds, fan_out }
 }
 
 impl Layout {
@@ -107,7 +113,7 @@ impl Layout {
     pub fn feeds(&self, server: &ServerId) -> Vec<ServerId> {
         let mut feeds: Vec<ServerId> = self.parents.get(server).cloned().into_iter().collect();
         if self.heads.first() == Some(server) {
-            feeds.extend(self.heads.iter().skip(1).cloned());
+            feeds.extend(self.root_feeds.iter().cloned());
         }
         feeds
     }
@@ -191,20 +197,23 @@ fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
     for member in members.values() {
         held.union(&member.have);
     }
-    if held.is_full() {
+    if members.values().any(|member| member.have.is_full()) {
         return Vec::new();
     }
+    // Where all units are there, but nobody holds all of them, the head leases nothing.
+    let mirrors_needed = !held.is_full();
     let fits = |id: &ServerId| {
         members.get(id).is_some_and(|m| m.may_lease && !m.slow && !m.have.is_full())
     };
     // A second head costs its root half a downlink more of its link.
-    let wanted = match ratio_tenths(situation) {
+    let wanted = match ratio_tenths(situation).filter(|_| mirrors_needed) {
         Some(30..) if members.len() > 2 => 2,
         Some(22..) if situation.previous.heads.len() > 1 => 2,
         Some(_) | None => 1,
     };
     let previous = situation.previous.heads.iter();
-    let mut heads: Vec<ServerId> = previous.filter(|id| fits(id)).take(HEADS_MAX).cloned().collect();
+    let mut heads: Vec<ServerId> =
+        previous.filter(|id| fits(id)).take(HEADS_MAX).cloned().collect();
     heads.truncate(wanted);
     let mut others: Vec<(&ServerId, &Member)> =
         members.iter().filter(|(id, _)| fits(id) && !heads.contains(id)).collect();
@@ -220,7 +229,8 @@ fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
     if heads.is_empty() {
         // Everybody is slow, or was failed by its mirrors: better one of those than none.
         let lacking = members.iter().filter(|(_, member)| !member.have.is_full());
-        let best = lacking.min_by_key(|(id, m)| (!m.may_lease, m.slow, Reverse(m.have.held()), *id));
+        let best =
+            lacking.min_by_key(|(id, m)| (!m.may_lease, m.slow, Reverse(m.have.held()), *id));
         heads.extend(best.map(|(id, _)| id.clone()));
     }
     heads
@@ -235,7 +245,10 @@ fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, U
     for head in heads {
         let before = situation.previous.leases.get(head).cloned();
         let mut lease = before.unwrap_or_else(|| UnitSet::empty(situation.units));
-        lease.intersect(&free);
+        // What others have of it by now came from this head, which just has not said so yet.
+        if let Some(member) = situation.members.get(head) {
+            lease.subtract(&member.have);
+        }
         free.subtract(&lease);
         leases.insert(head.clone(), lease);
     }
@@ -270,6 +283,46 @@ fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, U
         }
     }
     leases
+}
+
+/// The other heads; and where servers hold units that no head holds or leases (left by an earlier
+/// try), as few of those as have them all.
+fn root_feeds(
+    situation: &Situation<'_>,
+    heads: &[ServerId],
+    leases: &BTreeMap<ServerId, UnitSet>,
+) -> Vec<ServerId> {
+    let Some(root) = heads.first() else { return Vec::new() };
+    let mut feeds: Vec<ServerId> = heads[1..].to_vec();
+    let mut elsewhere = UnitSet::empty(situation.units);
+    for member in situation.members.values() {
+        elsewhere.union(&member.have);
+    }
+    for head in heads {
+        if let Some(member) = situation.members.get(head) {
+            elsewhere.subtract(&member.have);
+        }
+        if let Some(lease) = leases.get(head) {
+            elsewhere.subtract(lease);
+        }
+    }
+    let refused = situation.members.get(root).map(|member| &member.refuses);
+    while !elsewhere.is_empty() && feeds.len() < ROOT_FEEDS_MAX {
+        let holds = |member: &Member| {
+            let mut both = elsewhere.clone();
+            both.intersect(&member.have);
+            both.held()
+        };
+        let members = situation.members.iter();
+        let usable = members.filter(|(id, _)| {
+            *id != root && !feeds.contains(id) && !refused.is_some_and(|r| r.contains(*id))
+        });
+        let best = usable.map(|(id, member)| (holds(member), id, member)).max_by_key(|(n, ..)| *n);
+        let Some((1.., id, member)) = best else { break };
+        feeds.push(id.clone());
+        elsewhere.subtract(&member.have);
+    }
+    feeds
 }
 
 /// A lease as runs.

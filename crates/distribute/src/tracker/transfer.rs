@@ -244,11 +244,13 @@ impl Transfer {
             let address = self.seen.get(id)?.from.address.clone();
             Some(Source { server: id.clone(), address })
         };
+        let heir = self.layout.heir(&self.members(now));
         let guidance = Guidance {
             feeds: self.layout.feeds(server).iter().filter_map(source).collect(),
             spares: self.layout.spares(server).iter().filter_map(source).collect(),
             lease: lease_runs(self.layout.leases.get(server), LEASE_RUNS_MAX),
-            heir: self.layout.heir(&self.members(now)).as_ref() == Some(server),
+            heir: heir.as_ref() == Some(server),
+            heir_at: heir.as_ref().filter(|heir| *heir != server).and_then(source),
         };
         (again_ms, Some(guidance))
     }
@@ -290,7 +292,10 @@ impl Transfer {
         for (server, lease) in &layout.leases {
             // A lease moves from when it is given.
             let before = self.layout.leases.get(server).is_none_or(UnitSet::is_empty);
-            if before && !lease.is_empty() && let Some(seen) = self.seen.get_mut(server) {
+            if before
+                && !lease.is_empty()
+                && let Some(seen) = self.seen.get_mut(server)
+            {
                 seen.lease_moved = now;
             }
         }
@@ -308,9 +313,8 @@ impl Transfer {
 
     pub(super) fn is_there(&self, id: &ServerId, seen: &Seen, now: Instant) -> bool {
         let silent = now.saturating_duration_since(seen.heard);
-        let complained = seen
-            .complained
-            .is_some_and(|at| now.saturating_duration_since(at) < COMPLAINT);
+        let complained =
+            seen.complained.is_some_and(|at| now.saturating_duration_since(at) < COMPLAINT);
         if seen.have.is_full() && !complained {
             return silent < WHOLE_BELIEVED;
         }

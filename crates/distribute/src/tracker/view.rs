@@ -71,9 +71,10 @@ impl Transfer {
                 rate: seen.rate,
                 slow: seen.is_slow(),
                 there: self.is_there(id, seen, now),
-                refuses: self.members(now).get(id).map_or_else(Vec::new, |member| {
-                    member.refuses.iter().cloned().collect()
-                }),
+                refuses: self
+                    .members(now)
+                    .get(id)
+                    .map_or_else(Vec::new, |member| member.refuses.iter().cloned().collect()),
             })
             .collect();
         let least = servers.iter().filter(|s| s.there && s.held < s.units).min_by_key(|s| s.held);
