@@ -6,8 +6,8 @@
 //! 2. Every other server has one parent, which sends it everything. Further heads are children of
 //!    the first head, and the first head is fed by them in return; no unit goes back to its sender.
 //! 3. A parent that is still good is kept: changing costs more than a better shape wins.
-//! 4. Fan-out follows the measured ratio of a server's link to what the mirrors give: a chain when
-//!    they are alike or not known, small trees when the links are much faster.
+//! 4. A small group is one chain. In a larger one fan-out follows the measured ratio of a server's
+//!    link to what the mirrors give: a chain when they are alike or not known, else small trees.
 //! 5. Slow servers have no children, except slow ones.
 //! 6. Where racks are known, each is entered once: its first server has a parent elsewhere, the
 //!    others inside.
@@ -27,6 +27,10 @@ pub const HEADS_MAX: usize = 4;
 
 /// Most children of one server, whatever its link: every child costs a connection and a cursor.
 pub const FAN_OUT_MAX: usize = 4;
+
+/// Servers up to which one chain is as good as a tree: its depth costs two milliseconds a server, a
+/// wrong guess about the links far more.
+const CHAIN_SERVERS_MAX: usize = 24;
 
 /// How far ahead leases go, in milliseconds of the downlink's rate: four rounds of the leader, so
 /// that the downlink does not idle when an answer is late.
@@ -185,6 +189,9 @@ fn ratio_tenths(situation: &Situation<'_>) -> Option<u64> {
 }
 
 fn fan_out(situation: &Situation<'_>) -> usize {
+    if situation.members.len() <= CHAIN_SERVERS_MAX {
+        return 1;
+    }
     // One part in seven of a link is left for headers, heads among each other, and the service.
     let by_ratio = ratio_tenths(situation).map_or(1, |tenths| tenths * 6 / 70);
     let most = situation.fan_out_failed.map_or(FAN_OUT_MAX, |failed| (failed / 2).max(1));
@@ -207,7 +214,7 @@ fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
     };
     // A second head costs its root half a downlink more of its link.
     let wanted = match ratio_tenths(situation).filter(|_| mirrors_needed) {
-        Some(30..) if members.len() > 2 => 2,
+        Some(30..) if members.len() > CHAIN_SERVERS_MAX => 2,
         Some(22..) if situation.previous.heads.len() > 1 => 2,
         Some(_) | None => 1,
     };
