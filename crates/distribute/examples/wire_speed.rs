@@ -4,9 +4,10 @@
 //! ```text
 //! wire_speed make DIR BYTES                   an artifact and an authority below DIR
 //! wire_speed mirror DIR IP:PORT               serves the artifact
-//! wire_speed node DIR NAME IP:PORT LEADER=IP:PORT URL
-//!                                             waits for DIR/go, fetches, writes DIR/done-NAME
+//! wire_speed node DIR NAME IP:PORT URL        waits for DIR/go, fetches, writes DIR/done-NAME
 //! ```
+//!
+//! `DIR/leader` names the leader, and may change; `DIR/peers` says `NAME=IP:PORT` of all.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,9 +50,7 @@ async fn main() -> Result<(), Failed> {
     match args.as_slice() {
         ["make", dir, bytes] => make(Path::new(dir), bytes.parse()?),
         ["mirror", dir, listen] => mirror(Path::new(dir), listen).await,
-        ["node", dir, name, listen, leader, url] => {
-            node(PathBuf::from(dir), name, listen, leader, url).await
-        }
+        ["node", dir, name, listen, url] => node(PathBuf::from(dir), name, listen, url).await,
         _ => Err("see the head of this file".into()),
     }
 }
@@ -111,8 +110,18 @@ async fn file(State(files): State<Arc<Files>>, request: Request) -> Response {
 }
 
 struct Leader {
+    dir: PathBuf,
     client: Client,
-    target: Target,
+    addresses: BTreeMap<String, String>,
+}
+
+impl Leader {
+    fn target(&self) -> Result<Target, Failed> {
+        let leader = std::fs::read_to_string(self.dir.join("leader"))?;
+        let peer = Peer::new(Role::Agent, leader.trim())?;
+        let address = self.addresses.get(leader.trim()).ok_or("no such server")?.clone();
+        Ok(Target { address, peer, alpn: Alpn::Control })
+    }
 }
 
 impl TrackerCalls for Leader {
@@ -120,8 +129,9 @@ impl TrackerCalls for Leader {
         &self,
         request: TransferRequest,
     ) -> BoxFuture<'static, Result<TransferAnswer, String>> {
-        let (client, target) = (self.client.clone(), self.target.clone());
+        let (client, target) = (self.client.clone(), self.target());
         Box::pin(async move {
+            let target = target.map_err(|error| error.to_string())?;
             let call = Call::post(TRANSFER, &request).deadline(Duration::from_secs(2)).idempotent();
             client.call_json(&target, call).await.map_err(|error| error.to_string())
         })
@@ -130,6 +140,7 @@ impl TrackerCalls for Leader {
 
 struct Tracking {
     tracker: Tracker,
+    dir: PathBuf,
     name: String,
     addresses: BTreeMap<String, String>,
 }
@@ -139,6 +150,11 @@ async fn transfer(
     caller: Caller,
     ApiJson(request): ApiJson<TransferRequest>,
 ) -> Result<ApiJson<TransferAnswer>, ApiError> {
+    let leader = std::fs::read_to_string(tracking.dir.join("leader")).unwrap_or_default();
+    if leader.trim() != tracking.name {
+        tracking.tracker.clear();
+        return Err(ApiError::unavailable("not_leader", "this server does not lead"));
+    }
     let name = caller.require(&[Role::Agent])?.name.as_str().to_owned();
     let bad = |error: String| ApiError::bad_request(error);
     let server: ServerId = name.parse().map_err(|_| bad("no server".to_owned()))?;
@@ -148,13 +164,7 @@ async fn transfer(
     answer.map(ApiJson).map_err(|error| bad(error.to_string()))
 }
 
-async fn node(
-    dir: PathBuf,
-    name: &str,
-    listen: &str,
-    leader: &str,
-    url: &str,
-) -> Result<(), Failed> {
+async fn node(dir: PathBuf, name: &str, listen: &str, url: &str) -> Result<(), Failed> {
     let authority = Authority::open(&dir.join("authority"))?;
     let life = Duration::from_secs(24 * 3_600);
     let identity =
@@ -162,20 +172,20 @@ async fn node(
     let slot = IdentitySlot::new(identity);
     let folder = dir.join(name).join("artifacts");
     let store = Arc::new(ArtifactStore::open(folder, StoreOptions::default())?);
-    let (leader, leader_address) = leader.split_once('=').ok_or("LEADER=IP:PORT")?;
-    let mut routes = BTreeMap::from([(
-        Alpn::Bulk,
-        Handler::Http(bulk_router(Arc::clone(&store), ServeLimits::default())),
-    )]);
-    if name == leader {
-        // NAME=IP:PORT per line.
-        let peers = std::fs::read_to_string(dir.join("peers"))?;
-        let pairs = peers.lines().filter_map(|line| line.split_once('='));
-        let addresses = pairs.map(|(name, at)| (name.to_owned(), at.to_owned())).collect();
-        let tracking = Tracking { tracker: Tracker::default(), name: name.to_owned(), addresses };
-        let router = Router::new().route(TRANSFER, post(transfer)).with_state(Arc::new(tracking));
-        routes.insert(Alpn::Control, Handler::Http(router));
-    }
+    let peers = std::fs::read_to_string(dir.join("peers"))?;
+    let pairs = peers.lines().filter_map(|line| line.split_once('='));
+    let addresses: BTreeMap<String, String> =
+        pairs.map(|(name, at)| (name.to_owned(), at.to_owned())).collect();
+    let tracking = Tracking {
+        tracker: Tracker::default(),
+        dir: dir.clone(),
+        name: name.to_owned(),
+        addresses: addresses.clone(),
+    };
+    let router = Router::new().route(TRANSFER, post(transfer)).with_state(Arc::new(tracking));
+    let bulk = bulk_router(Arc::clone(&store), ServeLimits::default());
+    let routes =
+        BTreeMap::from([(Alpn::Bulk, Handler::Http(bulk)), (Alpn::Control, Handler::Http(router))]);
     let listener = TcpListener::bind(listen).await?;
     let stop = CancellationToken::new();
     let limits = ServerLimits::default();
@@ -198,10 +208,8 @@ async fn node(
         download: Arc::default(),
         guides: Some(Arc::clone(&guides)),
     }));
-    let peer = Peer::new(Role::Agent, leader)?;
-    let target = Target { address: leader_address.to_owned(), peer, alpn: Alpn::Control };
     let group: GroupId = "bench.zone".parse()?;
-    let calls = Arc::new(Leader { client, target });
+    let calls = Arc::new(Leader { dir: dir.clone(), client, addresses });
     tokio::spawn(follow(Arc::clone(&downloads), guides, group, 1, calls, stop.clone()));
     std::fs::write(dir.join(format!("ready-{name}")), "")?;
     while !dir.join("go").exists() {
@@ -218,8 +226,8 @@ async fn node(
         rollback: Rollback::Revert,
     };
     let sources: Vec<Source> = Vec::new();
-    let from_mirror = name == leader;
-    downloads.set_orders(&[FetchOrder { release: release.clone(), from_mirror, sources }]);
+    let order = FetchOrder { release: release.clone(), from_mirror: false, sources };
+    downloads.set_orders(&[order]);
     let mut statuses = downloads.statuses();
     let whole =
         |all: &BTreeMap<_, FetchStatus>| all.get(&release.artifact) == Some(&FetchStatus::Held);

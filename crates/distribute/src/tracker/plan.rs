@@ -390,7 +390,10 @@ impl<'a> Tree<'a> {
             self.keep(slow, self.placed.keys().copied().collect());
             while let Some(next) = self.next(slow) {
                 let parent = self.parent_for(next);
-                self.place(next, parent);
+                match self.insertion(next, parent) {
+                    Some((above, below)) => self.insert(next, above, below),
+                    None => self.place(next, parent),
+                }
                 // Whoever was below it stays there.
                 self.keep(slow, vec![next]);
             }
@@ -454,6 +457,39 @@ impl<'a> Tree<'a> {
                 (full, outside, crowd, placed.depth, **id)
             })
             .map(|(id, _)| *id)
+    }
+
+    /// Where a server can be put between two of which only the upper is in its rack, when it would
+    /// have to enter its rack a second time otherwise.
+    fn insertion(
+        &self,
+        child: &ServerId,
+        parent: Option<&ServerId>,
+    ) -> Option<(&'a ServerId, &'a ServerId)> {
+        if parent.is_none_or(|parent| self.rack_fits(parent, child)) {
+            return None;
+        }
+        let mut links = self.placed.iter().filter_map(|(id, placed)| Some((placed.parent?, *id)));
+        links.find(|(above, below)| {
+            self.rack_fits(above, child)
+                && !self.rack_fits(above, below)
+                && !self.heads.contains(below)
+                && self.may_feed(above, child)
+                && self.may_feed(child, below)
+        })
+    }
+
+    fn insert(&mut self, id: &'a ServerId, above: &'a ServerId, below: &'a ServerId) {
+        self.place(id, Some(above));
+        if let Some(above) = self.placed.get_mut(above) {
+            above.children -= 1;
+        }
+        if let Some(placed) = self.placed.get_mut(id) {
+            placed.children += 1;
+        }
+        if let Some(below) = self.placed.get_mut(below) {
+            below.parent = Some(id);
+        }
     }
 
     fn may_feed(&self, parent: &ServerId, child: &ServerId) -> bool {

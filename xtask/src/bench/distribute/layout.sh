@@ -47,23 +47,50 @@ ip netns exec "$tag-m" "$binary" mirror "$dir" 10.77.0.250:80 2>"$dir/mirror.log
 pids="$pids $!"
 for i in $(seq 1 "$count"); do
     ip netns exec "$tag-$i" "$binary" node "$dir" "s$i" "10.77.0.$i:7417" \
-        s1=10.77.0.1:7417 http://10.77.0.250/ 2>"$dir/s$i.log" &
+        http://10.77.0.250/ 2>"$dir/s$i.log" &
     pids="$pids $!"
     eval "pid_$i=$!"
 done
-while [ "$(ls "$dir" | grep -c '^ready-')" -lt "$count" ]; do sleep 0.05; done
+echo s1 >"$dir/leader"
+for _ in $(seq 400); do
+    if [ "$(ls "$dir" | grep -c '^ready-')" -ge "$count" ]; then break; fi
+    sleep 0.05
+done
+if [ "$(ls "$dir" | grep -c '^ready-')" -lt "$count" ]; then
+    echo "the servers do not start:"
+    tail -n 3 "$dir"/*.log
+    exit 1
+fi
 sent() { ip netns exec "$tag-m" tc -s qdisc show dev eth0 | awk '/Sent/ {print $2; exit}'; }
 before=$(sent)
 start=$(date +%s%3N)
 touch "$dir/go"
 limit=$(awk "BEGIN {d=$downlink<$nic?$downlink:$nic; print $mib*1048576*8/(d*1e3)}")
 gone=0
-if [ "$event" = kill-leader ] || [ "$event" = kill-head ]; then
+case "$event" in kill-*)
     sleep "$(awk "BEGIN {print $limit/3000}")"
-    # The first server to report is the first head; it is the leader's as well here.
-    kill -9 "$pid_1"
+    # A head is a server that speaks with the mirror. The leader is another one, unless it is to die.
+    for i in $(seq 1 "$count"); do
+        if ip netns exec "$tag-$i" ss -Htn state established dst 10.77.0.250 | grep -q .; then
+            head=$i
+        fi
+    done
+    if [ "$event" = kill-leader ]; then victim=1; else victim=$head; fi
+    if [ "$event" = kill-head ] && [ "$head" = 1 ]; then
+        # Leadership goes elsewhere first.
+        echo s2 >"$dir/leader"
+        sleep 1.5
+    fi
+    eval "kill -9 \$pid_$victim"
     gone=1
-fi
+    echo "killed s$victim (head s$head) at $(($(date +%s%3N) - start)) ms"
+    if [ "$event" = kill-leader ]; then
+        # An election.
+        sleep 1
+        echo s2 >"$dir/leader"
+    fi
+    ;;
+esac
 while [ "$(ls "$dir" | grep -c '^done-s[0-9]*$')" -lt $((count - gone)) ]; do
     sleep 0.05
     if [ $(($(date +%s%3N) - start)) -gt 120000 ]; then
