@@ -393,8 +393,11 @@ impl<'a> Fetch<'a> {
             lease.intersect(&missing);
             self.plan_with(true, &lease, &by(&|id| id.kind() == SourceKind::Mirror))
         } else if now_ms.saturating_sub(self.moved_at_ms) >= self.context.limits.pull_after_ms {
+            // Those that are said to hold it do not give it: a mirror then, where the group allows.
             let holders = &self.order.sources;
-            self.plan_with(false, &missing, &by(&|id| named(id, holders)))
+            let mirrors = self.order.from_mirror && !holders.is_empty();
+            let from = by(&|id| named(id, holders) || (mirrors && id.kind() == SourceKind::Mirror));
+            self.plan_with(mirrors, &missing, &from)
         } else {
             Plan { actions: Vec::new(), wake_at_ms: None, waiting_on: None }
         };
