@@ -3,6 +3,7 @@
 //! Each prints a table, or with `-o json` one object per row. A goal that is missed is a result;
 //! only what could not be measured is an error.
 
+mod distribute;
 mod failover;
 mod log;
 mod rollout;
@@ -32,12 +33,14 @@ pub(crate) struct BenchArgs {
     no_build: bool,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum What {
     /// What a wave costs beyond the work of its servers
     Rollout,
     /// How long a group is without a leader
     Failover,
+    /// How fast an artifact reaches every server of a zone, and what crosses the downlink
+    Distribute(distribute::DistributeArgs),
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -52,39 +55,74 @@ enum Output {
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Better {
     Lower,
+    Higher,
 }
 
 /// One measured figure and its goal.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
     what: &'static str,
-    measured: f64,
+    /// Nothing when it could not be measured.
+    measured: Option<f64>,
     unit: &'static str,
-    goal: f64,
+    /// Nothing for what is only reported.
+    goal: Option<f64>,
     better: Better,
+    /// True for what is only reported.
     met: bool,
 }
 
 impl Row {
     /// A figure that is better when it is lower.
     pub(crate) fn lower(what: &'static str, measured: f64, unit: &'static str, goal: f64) -> Row {
-        let measured = (measured * 1000.0).round() / 1000.0;
-        Row { what, measured, unit, goal, better: Better::Lower, met: measured <= goal }
+        Row::new(what, Some(measured), unit, Some(goal), Better::Lower)
+    }
+
+    /// Any figure.
+    pub(crate) fn new(
+        what: &'static str,
+        measured: Option<f64>,
+        unit: &'static str,
+        goal: Option<f64>,
+        better: Better,
+    ) -> Row {
+        let measured = measured.map(|measured| (measured * 1000.0).round() / 1000.0);
+        let met = match (measured, goal, better) {
+            (None, _, _) => false,
+            (Some(_), None, _) => true,
+            (Some(measured), Some(goal), Better::Lower) => measured <= goal,
+            (Some(measured), Some(goal), Better::Higher) => measured >= goal,
+        };
+        Row { what, measured, unit, goal, better, met }
     }
 }
 
 /// Measures and prints. Fails when something could not be measured, not when a goal is missed.
 pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
-    let programs = if args.no_build { built(!args.dev)? } else { programs(!args.dev)? };
+    if let What::Distribute(of) = &args.what {
+        return distribute::run(of, args);
+    }
+    let programs = args.programs()?;
     let dir = std::env::temp_dir().join(format!("cohort-bench-{}", std::process::id()));
     let rows = match args.what {
         What::Rollout => rollout::measure(&programs, dir.clone()),
         What::Failover => failover::measure(&programs, dir.clone()),
+        What::Distribute(_) => return Ok(false),
     };
     let rows = rows.with_context(|| format!("logs are in {}", dir.join("logs").display()))?;
     std::fs::remove_dir_all(&dir)?;
     print(&rows, args.output)?;
     Ok(true)
+}
+
+impl BenchArgs {
+    fn programs(&self) -> Result<Programs> {
+        if self.no_build || distribute::is_inside() {
+            built(!self.dev)
+        } else {
+            programs(!self.dev)
+        }
+    }
 }
 
 fn print(rows: &[Row], output: Output) -> Result<()> {
@@ -94,11 +132,20 @@ fn print(rows: &[Row], output: Output) -> Result<()> {
         }
         return Ok(());
     }
-    println!("{:<26} {:>10} {:<4} {:>10}  met", "what", "measured", "unit", "goal");
-    for Row { what, measured, unit, goal, better: Better::Lower, met } in rows {
-        let goal = format!("≤ {goal}");
-        let met = if *met { "yes" } else { "no" };
-        println!("{what:<26} {measured:>10} {unit:<4} {goal:>10}  {met}");
+    println!("{:<26} {:>10} {:<5} {:>10}  met", "what", "measured", "unit", "goal");
+    for Row { what, measured, unit, goal, better, met } in rows {
+        let measured = measured.map_or("-".to_owned(), |measured| measured.to_string());
+        let sign = match better {
+            Better::Lower => '≤',
+            Better::Higher => '≥',
+        };
+        let (goal, met) = match (goal, met) {
+            (None, true) => ("-".to_owned(), "reported"),
+            (None, false) => ("-".to_owned(), "no"),
+            (Some(goal), true) => (format!("{sign} {goal}"), "yes"),
+            (Some(goal), false) => (format!("{sign} {goal}"), "no"),
+        };
+        println!("{what:<26} {measured:>10} {unit:<5} {goal:>10}  {met}");
     }
     Ok(())
 }

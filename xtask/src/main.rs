@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod packages;
 mod test;
 
 use std::process::ExitCode;
@@ -22,7 +23,7 @@ struct Cli {
 enum Task {
     /// Start a whole fleet on this machine and watch it update itself
     Demo(demo::DemoArgs),
-    /// Measure a release build: what a wave costs, how long a group is without a leader
+    /// Measure a release build: waves, failover, distribution
     Bench(bench::BenchArgs),
     /// Everything that proves the product
     Test(test::TestArgs),

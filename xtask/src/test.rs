@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::build::{cargo, succeed};
+use crate::packages::{install, need};
 
 /// What `cargo xtask test` takes.
 #[derive(Debug, Args)]
@@ -44,7 +45,8 @@ impl Count {
 pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     let ci = std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1");
     need_python()?;
-    need_nginx()?;
+    // A mirror has to get along with it.
+    need("nginx", "-v", "nginx-light")?;
     let mut total = Count::default();
     let mut part = |name: &str, run: &mut dyn FnMut() -> Result<Count>| {
         println!("\n=== {name}");
@@ -98,37 +100,6 @@ fn need_python() -> Result<()> {
         "python3 with the modules venv and ensurepip is missing; install the packages python3 and \
          python3-venv"
     );
-    Ok(())
-}
-
-/// nginx, which a mirror has to get along with.
-fn need_nginx() -> Result<()> {
-    let there = || {
-        Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_ok_and(|s| s.success())
-    };
-    if !there() {
-        install(&["nginx-light"])?;
-    }
-    ensure!(there(), "nginx is missing; install the package nginx-light");
-    Ok(())
-}
-
-/// Installs packages where we may and there is apt; elsewhere it does nothing.
-fn install(packages: &[&str]) -> Result<()> {
-    let root = std::fs::metadata("/proc/self")
-        .is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
-    if !root || Command::new("apt-get").arg("--version").output().is_err() {
-        return Ok(());
-    }
-    println!("installing {}…", packages.join(" and "));
-    for args in [&["update", "-qq"][..], &["install", "-y", "-qq", "--no-install-recommends"]] {
-        let mut apt = Command::new("apt-get");
-        apt.env("DEBIAN_FRONTEND", "noninteractive").args(args);
-        if args[0] == "install" {
-            apt.args(packages);
-        }
-        succeed(&mut apt)?;
-    }
     Ok(())
 }
 

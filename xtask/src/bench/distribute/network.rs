@@ -1,0 +1,142 @@
+//! A zone's network: a switch, and servers on limited links.
+//!
+//! ```text
+//!   mirror ──(downlink)── switch ──(NIC)── one namespace per server
+//! ```
+//!
+//! The switch is a bridge in the namespace of the benchmark itself, where the hub runs as well. Both
+//! ends of every link have a `tc tbf`; the mirror's own end is the zone's downlink, and what it has
+//! sent is what crossed that.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+/// Where the hub listens, and where services are asked from: the switch.
+pub(super) const SWITCH: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
+
+/// Where the origin of all bytes is: beyond the downlink.
+pub(super) const MIRROR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 250);
+
+/// A caching proxy in the zone.
+pub(super) const PROXY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 251);
+
+/// What the mirror may be sent, in Mbit/s: requests and acknowledgements are not what is limited.
+const UPLINK_MBIT: u32 = 1_000;
+
+/// The namespace of the mirror.
+pub(super) const MIRROR_NAME: &str = "mirror";
+
+/// The network of one zone.
+#[derive(Debug)]
+pub(super) struct Network {
+    names: Vec<String>,
+}
+
+impl Network {
+    /// A switch and a mirror behind a downlink.
+    pub(super) fn new(downlink_mbit: u32) -> Result<Network> {
+        let address = format!("{SWITCH}/24");
+        ip(&["link", "add", "br0", "type", "bridge"])?;
+        ip(&["addr", "add", &address, "dev", "br0"])?;
+        ip(&["link", "set", "br0", "up"])?;
+        let mut network = Network { names: Vec::new() };
+        network.join(MIRROR_NAME, MIRROR, downlink_mbit, UPLINK_MBIT)?;
+        Ok(network)
+    }
+
+    /// A namespace with a link to the switch: how fast it may send, and be sent to.
+    pub(super) fn join(
+        &mut self,
+        name: &str,
+        address: Ipv4Addr,
+        send_mbit: u32,
+        receive_mbit: u32,
+    ) -> Result<()> {
+        let (port, address) = (port(name), format!("{address}/24"));
+        ip(&["netns", "add", name])?;
+        self.names.push(name.to_owned());
+        ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", name])?;
+        ip(&["link", "set", &port, "master", "br0", "up"])?;
+        ip(&["-n", name, "addr", "add", &address, "dev", "eth0"])?;
+        ip(&["-n", name, "link", "set", "eth0", "up"])?;
+        ip(&["-n", name, "link", "set", "lo", "up"])?;
+        self.limit(name, send_mbit, receive_mbit)
+    }
+
+    /// Limits a link anew.
+    pub(super) fn limit(&self, name: &str, send_mbit: u32, receive_mbit: u32) -> Result<()> {
+        let tbf = |rate: u32| format!("root tbf rate {rate}mbit burst 32kb latency 40ms");
+        tc(&format!("-n {name} qdisc replace dev eth0 {}", tbf(send_mbit)))?;
+        tc(&format!("qdisc replace dev {} {}", port(name), tbf(receive_mbit)))?;
+        Ok(())
+    }
+
+    /// Limits the downlink anew.
+    pub(super) fn limit_downlink(&self, mbit: u32) -> Result<()> {
+        self.limit(MIRROR_NAME, mbit, UPLINK_MBIT)
+    }
+
+    /// Bytes that crossed the downlink since the beginning, headers included.
+    pub(super) fn downlink_bytes(&self) -> Result<u64> {
+        let text = tc(&format!("-n {MIRROR_NAME} -s -j qdisc show dev eth0"))?;
+        let all: serde_json::Value = serde_json::from_str(&text)?;
+        all[0]["bytes"].as_u64().with_context(|| format!("no count of bytes in {text}"))
+    }
+
+    /// Whether a server has a connection to the mirror.
+    pub(super) fn asks_mirror(&self, name: &str) -> Result<bool> {
+        let mirror = MIRROR.to_string();
+        let args = ["netns", "exec", name, "ss", "-Htn", "state", "established", "dst", &mirror];
+        Ok(!ip(&args)?.trim().is_empty())
+    }
+
+    /// How a command line begins that runs at a server.
+    pub(super) fn at(name: &str) -> Vec<String> {
+        ["ip", "netns", "exec", name].map(str::to_owned).to_vec()
+    }
+
+    /// A program that runs at a server.
+    pub(super) fn command(name: &str, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", name, program]);
+        command
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = ip(&["netns", "del", name]);
+            // The link goes with the namespace, but not at once.
+            let _ = ip(&["link", "del", &port(name)]);
+        }
+        let _ = ip(&["link", "del", "br0"]);
+    }
+}
+
+/// The switch's end of a link; names of interfaces have 15 characters at the most.
+fn port(name: &str) -> String {
+    format!("p-{name}")
+}
+
+fn ip(args: &[&str]) -> Result<String> {
+    output(Command::new("ip").args(args))
+}
+
+fn tc(args: &str) -> Result<String> {
+    output(Command::new("tc").args(args.split(' ')))
+}
+
+/// Runs a command to its end; its standard output.
+pub(super) fn output(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

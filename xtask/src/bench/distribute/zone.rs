@@ -1,0 +1,360 @@
+//! A zone of real agents on limited links, and transfers of releases to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+use cohort_trial::{Fleet, FleetOptions, watch};
+
+use super::network::{MIRROR, MIRROR_NAME, Network, SWITCH};
+use super::origin::Nginx;
+use super::{cpu, noise};
+use crate::bench::{GROUP, PLATFORM, ZONE};
+use crate::build::Programs;
+
+/// How long the group may take to form, and to notice what the channel says.
+const SETTLE_MAX: Duration = Duration::from_secs(60);
+
+/// A transfer may take so many times its limit, and [`TRANSFER_EXTRA`], before it counts as failed:
+/// more than a slow server with a tenth of the NIC needs.
+const TRANSFER_LIMITS_MAX: f64 = 6.0;
+
+/// See [`TRANSFER_LIMITS_MAX`].
+const TRANSFER_EXTRA: Duration = Duration::from_secs(30);
+
+/// How often files are looked at. The figures come from the times of the files themselves.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// So many bytes through the downlink that a transfer has begun.
+const BEGUN_BYTES: u64 = 1 << 20;
+
+/// One wave of everybody, with nothing to wait for: only bytes are looked at here.
+const POLICY: &str = r#"
+app = "web"
+channel = "stable"
+
+[update]
+max_parallel = "100%"
+max_unavailable = "100%"
+min_healthy_time = "100ms"
+surroundings_allowed = "50%"
+"#;
+
+/// How a zone is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Links {
+    pub servers: usize,
+    pub downlink_mbit: u32,
+    pub nic_mbit: u32,
+}
+
+impl Links {
+    /// What physics allows for so many bytes, in seconds.
+    pub(super) fn limit_s(self, bytes: u64) -> f64 {
+        let mbit = self.downlink_mbit.min(self.nic_mbit);
+        bytes as f64 * 8.0 / (f64::from(mbit) * 1e6)
+    }
+}
+
+/// Agents, their hub, and the origin of all bytes beyond the downlink.
+pub(super) struct Zone {
+    pub fleet: Fleet,
+    pub network: Network,
+    pub links: Links,
+    origin: Nginx,
+    releases: u32,
+    /// Artifacts of transfers that are over.
+    past: Vec<String>,
+    /// What was published with a second version of itself in mind.
+    dir: PathBuf,
+}
+
+/// A release that was published, and that no channel points to yet.
+#[derive(Debug, Clone)]
+pub(super) struct Ready {
+    pub version: String,
+    pub root: String,
+    pub bytes: u64,
+}
+
+/// What came of a transfer.
+#[derive(Debug, Clone)]
+pub(super) struct Transfer {
+    /// What physics allows, in seconds.
+    pub limit_s: f64,
+    /// When each server had it whole under its name, in seconds since the origin was first asked.
+    pub ends: BTreeMap<String, f64>,
+    /// From the moment at which the channel was set until the last server had it, in seconds.
+    pub since_channel_s: f64,
+    /// Bytes through the downlink ÷ size.
+    pub wan: f64,
+    /// Bytes through the downlink.
+    pub wan_bytes: u64,
+    /// Processor seconds of all agents.
+    pub cpu_s: f64,
+}
+
+impl Transfer {
+    /// When the last of these servers had it; of all, when `but` is empty.
+    pub(super) fn end_s(&self, but: &[&str]) -> f64 {
+        let of = self.ends.iter().filter(|(name, _)| !but.contains(&name.as_str()));
+        of.map(|(_, end)| *end).fold(0.0, f64::max)
+    }
+
+    /// Time ÷ what physics allows.
+    pub(super) fn ratio(&self) -> f64 {
+        self.end_s(&[]) / self.limit_s
+    }
+
+    fn tell(&self, what: &str) {
+        let mut ends: Vec<f64> = self.ends.values().copied().collect();
+        ends.sort_by(f64::total_cmp);
+        let ends: Vec<String> = ends.iter().map(|end| format!("{end:.2}")).collect();
+        eprintln!(
+            "  {what}: ratio {:.3} ({:.3} since the channel was set), WAN copies {:.4}, CPU {:.2} s; \
+             limit {:.2} s, ends {}",
+            self.ratio(),
+            self.since_channel_s / self.limit_s,
+            self.wan,
+            self.cpu_s,
+            self.limit_s,
+            ends.join(" ")
+        );
+    }
+}
+
+impl Zone {
+    /// Starts it, its state in `dir`, and waits until the group is complete and the first small
+    /// release went through it.
+    pub(super) fn start(
+        programs: &Programs,
+        dir: &Path,
+        logs: &Path,
+        links: Links,
+    ) -> Result<Zone> {
+        fs::create_dir_all(dir)?;
+        fs::create_dir_all(logs)?;
+        std::os::unix::fs::symlink(logs, dir.join("logs"))?;
+        let mut network = Network::new(links.downlink_mbit)?;
+        let options = FleetOptions {
+            dir: dir.to_owned(),
+            cohort: programs.cohort.clone(),
+            web: programs.web.clone(),
+            artifact: programs.artifact.clone(),
+            groups: vec![(PLATFORM.to_owned(), ZONE.to_owned(), links.servers)],
+            mirrors: 0,
+            agent_toml: format!("mirrors = [\"http://{MIRROR}/\"]"),
+            log: std::env::var("COHORT_LOG").unwrap_or_else(|_| "info".into()),
+        };
+        let mut fleet = Fleet::lay_out_at(options, SWITCH)?;
+        let names: Vec<String> = fleet.agents().keys().cloned().collect();
+        for (name, last) in names.iter().zip(1..) {
+            let ip = Ipv4Addr::new(10, 77, 0, last);
+            network.join(name, ip, links.nic_mbit, links.nic_mbit)?;
+            fleet.place(name, ip, &Network::at(name));
+        }
+        let repository = fleet.context_dir().join("repository");
+        let origin = Nginx::folder(MIRROR_NAME, (MIRROR, 80), dir, &repository)?;
+        eprintln!(
+            "starting {} agents at {} Mbit/s behind {} Mbit/s…",
+            links.servers, links.nic_mbit, links.downlink_mbit
+        );
+        fleet.begin()?;
+        fleet.until_complete(SETTLE_MAX)?;
+        fleet.apply(POLICY)?;
+        let dir = dir.to_owned();
+        let mut zone = Zone { fleet, network, links, origin, releases: 0, past: Vec::new(), dir };
+        let first = zone.publish(1 << 20)?;
+        zone.send(&first, |_| Ok(Vec::new()))?;
+        Ok(zone)
+    }
+
+    /// Other links from now on.
+    pub(super) fn relink(&mut self, downlink_mbit: u32, nic_mbit: u32) -> Result<()> {
+        self.network.limit_downlink(downlink_mbit)?;
+        for name in self.servers() {
+            self.network.limit(&name, nic_mbit, nic_mbit)?;
+        }
+        self.links = Links { downlink_mbit, nic_mbit, ..self.links };
+        Ok(())
+    }
+
+    /// The names of the servers.
+    pub(super) fn servers(&self) -> Vec<String> {
+        self.fleet.agents().keys().cloned().collect()
+    }
+
+    /// A folder for files of a measurement, beside the fleet's.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file of an artifact at the origin.
+    pub(super) fn original(&self, root: &str) -> PathBuf {
+        self.fleet.context_dir().join("repository/blobs").join(root)
+    }
+
+    /// A server's folder of artifacts.
+    pub(super) fn artifacts(&self, server: &str) -> PathBuf {
+        self.fleet.agents()[server].dir.join("data/artifacts")
+    }
+
+    /// Publishes a release of so many bytes that do not compress.
+    pub(super) fn publish(&mut self, bytes: usize) -> Result<Ready> {
+        let dist = self.dir.join("dist");
+        fs::create_dir_all(&dist)?;
+        fs::write(dist.join("payload"), noise::bytes(bytes, u64::from(self.releases) + 1))?;
+        let ready = self.publish_folder(&dist);
+        fs::remove_dir_all(&dist)?;
+        ready
+    }
+
+    /// Publishes a folder.
+    pub(super) fn publish_folder(&mut self, dist: &Path) -> Result<Ready> {
+        self.releases += 1;
+        let version = format!("1.0.{}", self.releases);
+        let path = dist.display().to_string();
+        let mut args = vec!["publish", &path, "--app", watch::APP, "--version", &version];
+        args.extend(["--platform", PLATFORM, "-o", "json"]);
+        let answer: serde_json::Value = serde_json::from_str(&self.fleet.run(&args)?)?;
+        let root = answer["artifact"].as_str().context("publish names the artifact")?.to_owned();
+        let bytes = answer["length"].as_u64().context("publish tells the length")?;
+        Ok(Ready { version, root, bytes })
+    }
+
+    /// Publishes so many MiB and sends them to all servers.
+    pub(super) fn transfer(&mut self, what: &str, mib: usize) -> Result<Transfer> {
+        let ready = self.publish(mib << 20)?;
+        let transfer = self.send(&ready, |_| Ok(Vec::new()))?;
+        transfer.tell(what);
+        Ok(transfer)
+    }
+
+    /// As [`Zone::transfer`]; `meanwhile` runs once bytes flow, and names the servers that are not
+    /// waited for.
+    pub(super) fn transfer_with(
+        &mut self,
+        what: &str,
+        mib: usize,
+        meanwhile: impl FnOnce(&mut Zone) -> Result<Vec<String>>,
+    ) -> Result<Transfer> {
+        let ready = self.publish(mib << 20)?;
+        let transfer = self.send(&ready, meanwhile)?;
+        transfer.tell(what);
+        Ok(transfer)
+    }
+
+    /// Points the channel to a release, lets its bytes (and nothing else) go to all servers, and
+    /// waits until they have it.
+    pub(super) fn send(
+        &mut self,
+        ready: &Ready,
+        meanwhile: impl FnOnce(&mut Zone) -> Result<Vec<String>>,
+    ) -> Result<Transfer> {
+        self.forget_past()?;
+        let limit_s = self.links.limit_s(ready.bytes);
+        let patience = Duration::from_secs_f64(limit_s * TRANSFER_LIMITS_MAX) + TRANSFER_EXTRA;
+        let before = self.network.downlink_bytes()?;
+        let cpu_before = cpu::seconds_of(self.agent_pids());
+        let begun = Instant::now();
+        self.fleet.run(&["channel", "set", watch::APP, "stable", &ready.version])?;
+        let channel_at = now_s();
+        // The leader found it and ordered everybody to fetch; nothing beyond that is to happen.
+        self.fleet.until(GROUP, SETTLE_MAX, |status| {
+            watch::app(status).is_some_and(|app| {
+                app.target.as_ref().is_some_and(|target| target.as_str() == ready.version)
+            })
+        })?;
+        self.fleet.run(&["rollout", "pause", GROUP, "--reason", "only bytes are measured"])?;
+        while self.network.downlink_bytes()? < before + BEGUN_BYTES.min(ready.bytes / 2) {
+            ensure!(begun.elapsed() < SETTLE_MAX, "nothing crosses the downlink");
+            std::thread::sleep(LOOK_EVERY);
+        }
+        let lost: BTreeSet<String> = meanwhile(self)?.into_iter().collect();
+        let names = self.servers().into_iter().filter(|name| !lost.contains(name));
+        let files: Vec<(String, PathBuf)> = names
+            .map(|name| {
+                let file = self.artifacts(&name).join(&ready.root);
+                (name, file)
+            })
+            .collect();
+        loop {
+            let late: Vec<&str> = files
+                .iter()
+                .filter(|(_, file)| !file.exists())
+                .map(|(name, _)| name.as_str())
+                .collect();
+            if late.is_empty() {
+                break;
+            }
+            ensure!(
+                begun.elapsed() < patience,
+                "not everywhere after {:.0} s; lacking at {}",
+                begun.elapsed().as_secs_f64(),
+                late.join(", ")
+            );
+            std::thread::sleep(LOOK_EVERY);
+        }
+        let wan_bytes = self.network.downlink_bytes()? - before;
+        let cpu_s = cpu::seconds_of(self.agent_pids()) - cpu_before;
+        let first = self.first_asked(&ready.root)?;
+        let mut ends = BTreeMap::new();
+        for (name, file) in &files {
+            // It got its name by a rename, which is the last change of the file.
+            let about = fs::metadata(file)?;
+            let at = about.ctime() as f64 + about.ctime_nsec() as f64 / 1e9;
+            ends.insert(name.clone(), at - first);
+        }
+        self.compare(ready, &files)?;
+        self.past.push(ready.root.clone());
+        let last = ends.values().copied().fold(0.0, f64::max) + first;
+        let wan = wan_bytes as f64 / ready.bytes as f64;
+        let since_channel_s = last - channel_at;
+        Ok(Transfer { limit_s, ends, since_channel_s, wan, wan_bytes, cpu_s })
+    }
+
+    /// The numbers of the agents that run.
+    pub(super) fn agent_pids(&self) -> Vec<u32> {
+        self.servers().iter().filter_map(|name| self.fleet.agent_pid(name)).collect()
+    }
+
+    /// When the origin was first asked for the artifact, in seconds since 1970.
+    fn first_asked(&self, root: &str) -> Result<f64> {
+        let needle = format!("/blobs/{root}");
+        let answered = self.origin.answered()?;
+        let of = answered.iter().filter(|request| request.path.starts_with(&needle));
+        of.map(|request| request.at).reduce(f64::min).context("the origin was never asked")
+    }
+
+    /// What the servers hold is what was published.
+    fn compare(&self, ready: &Ready, files: &[(String, PathBuf)]) -> Result<()> {
+        let original = fs::read(self.original(&ready.root))?;
+        for (name, file) in files {
+            ensure!(fs::read(file)? == original, "{name} holds other bytes than were published");
+        }
+        Ok(())
+    }
+
+    /// Gives the memory of transfers that are over back: their releases were never activated, and
+    /// nobody asks for them again.
+    fn forget_past(&mut self) -> Result<()> {
+        for root in std::mem::take(&mut self.past) {
+            for name in self.servers() {
+                let file = self.artifacts(&name).join(&root);
+                if file.exists() {
+                    fs::remove_file(file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// This moment, in seconds since 1970.
+pub(super) fn now_s() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
