@@ -16,7 +16,6 @@ const KEYS: &[(&str, Shape)] = &[
     ("stage", Shape::Free),
     ("window", Shape::Later),
     ("phase", Shape::Later),
-    ("prestage", Shape::Later),
     ("protocol", Shape::Later),
     ("autoscale", Shape::Later),
 ];
@@ -36,8 +35,8 @@ const UPDATE: &[(&str, Shape)] = &[
     ("warm_up_time", Shape::Value),
     ("bake_time", Shape::Value),
     ("unreachable_after", Shape::Value),
+    ("prestage", Shape::Value),
     ("window", Shape::Later),
-    ("prestage", Shape::Later),
 ];
 
 const CHECK: &[(&str, Shape)] = &[

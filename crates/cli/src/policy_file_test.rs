@@ -1,4 +1,4 @@
-use cohort_core::policy::Size;
+use cohort_core::policy::{Prestage, Size};
 
 use super::{CHECK, UPDATE, parse};
 use crate::failure::{Exit, Failure};
@@ -46,7 +46,7 @@ fn unknown_keys_are_refused_by_name_place_and_neighbour() {
 
 #[test]
 fn names_of_later_parts_are_not_yet_instead_of_unknown() {
-    for name in ["window", "phase", "prestage", "protocol", "autoscale"] {
+    for name in ["window", "phase", "protocol", "autoscale"] {
         let failure = refusal(&format!("[[{name}]]\nx = 1\n"));
         assert_eq!(failure.kind, "not_yet");
         assert_eq!(failure.error, format!("web.toml line 3: `{name}` is not supported yet"));
@@ -54,6 +54,26 @@ fn names_of_later_parts_are_not_yet_instead_of_unknown() {
     let failure = refusal("[[check]]\ntype = \"metric\"\n");
     assert_eq!(failure.kind, "not_yet");
     assert_eq!(failure.error, "web.toml: checks of the type `metric` are not supported yet");
+}
+
+#[test]
+fn bytes_may_be_kept_back_until_their_wave_is_near() {
+    let prestage = |rest: &str| {
+        parse(&format!("{HEAD}[update]\n{rest}"), "web.toml").unwrap().update.prestage
+    };
+    assert_eq!(prestage(""), Prestage::All);
+    assert_eq!(prestage("prestage = \"all\"\n"), Prestage::All);
+    assert_eq!(prestage("prestage = \"next-wave\"\n"), Prestage::NextWave);
+    assert_eq!(prestage("prestage = \"wave\"\n"), Prestage::Wave);
+    let failure = refusal("[update]\nprestage = \"none\"\n");
+    assert_eq!(failure.kind, "malformed");
+    assert!(failure.error.contains("line 4"), "{}", failure.error);
+    for known in ["all", "next-wave", "wave"] {
+        assert!(failure.error.contains(&format!("`{known}`")), "{}", failure.error);
+    }
+    let failure = refusal("prestage = \"all\"\n");
+    assert_eq!(failure.kind, "unknown_key");
+    assert_eq!(failure.hints, ["did you mean `update.prestage`?"]);
 }
 
 #[test]

@@ -105,9 +105,15 @@ fn unknown(
     let error = format!("{file} line {line}: unknown key `{full}`");
     let names = known.iter().filter(|(_, shape)| !matches!(shape, Shape::Later));
     let failure = Failure::new("unknown_key", error).exit(Exit::Usage);
-    match nearest(name, names.clone().map(|(name, _)| *name)) {
-        Some(near) => failure.hint(format!("did you mean `{near}`?")),
-        None => {
+    // The right name in the wrong table.
+    let inside = names.clone().find_map(|(table, shape)| match shape {
+        Shape::Table(inner) if inner.iter().any(|(known, _)| *known == name) => Some(*table),
+        Shape::Table(_) | Shape::Tables(_) | Shape::Value | Shape::Free | Shape::Later => None,
+    });
+    match (nearest(name, names.clone().map(|(name, _)| *name)), inside) {
+        (_, Some(table)) => failure.hint(format!("did you mean `{table}.{name}`?")),
+        (Some(near), None) => failure.hint(format!("did you mean `{near}`?")),
+        (None, None) => {
             let all: Vec<&str> = names.map(|(name, _)| *name).collect();
             failure.hint(format!("known here: {}", all.join(", ")))
         }

@@ -28,6 +28,7 @@ pub mod placement;
 mod placement_test;
 pub mod plan;
 pub mod policy;
+mod prestage;
 pub mod release;
 pub mod report;
 mod reports;
@@ -35,6 +36,7 @@ pub mod state;
 pub mod steps;
 mod transitions;
 pub mod waiting;
+mod wave;
 
 pub use command::{Body, Command, Event, Rejection};
 pub use plan::{Observations, Offer, Plan, plan};

@@ -6,6 +6,7 @@ use crate::orders::{
 };
 use crate::phase::Phase;
 use crate::policy::{CheckPhase, Policy};
+use crate::prestage;
 use crate::release::Release;
 use crate::state::{ActivationStage, App, ServerApp, State};
 
@@ -27,7 +28,7 @@ impl State {
                 let policy = app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy);
                 Some(AppOrders {
                     app: id.clone(),
-                    fetch: self.fetches(app, server, here),
+                    fetch: self.fetches(app, server, here, killed),
                     activation: self.activation_order(app, policy, here, killed),
                     run: here.running.clone(),
                     owes: here.debt.is_some(),
@@ -66,13 +67,20 @@ impl State {
             .collect()
     }
 
-    fn fetches(&self, app: &App, server: &ServerId, here: &ServerApp) -> Vec<FetchOrder> {
+    fn fetches(
+        &self,
+        app: &App,
+        server: &ServerId,
+        here: &ServerApp,
+        killed: bool,
+    ) -> Vec<FetchOrder> {
         let mut fetches = Vec::new();
+        // The kill switch stops what is new, never the way back.
         if let Some(rollout) = app.phase.forward()
+            && !killed
             && !here.has(&rollout.release.artifact)
+            && prestage::is_due(self, app, rollout, server)
         {
-            // The leader's server is the only one that asks a mirror, so that a release crosses
-            // the zone's downlink once.
             let awaited = match &app.phase {
                 Phase::Wave { servers, .. } => servers.contains(server),
                 Phase::Empty
@@ -86,8 +94,7 @@ impl State {
             let lead = rollout.lead == *server;
             let from_mirror = lead || (awaited && self.is_late(app, rollout.progress));
             let sources = self.sources(app, server, &rollout.release);
-            // All servers at once: bytes flow to everyone while the leader's own copy is still
-            // arriving. Who may ask a mirror by itself is the leader's server, and whoever got
+            // Bytes flow while the leader's own copy is still arriving. Who may ask a mirror by itself is the leader's server, and whoever got
             // nothing for long, so that a release crosses the zone's downlink once.
             fetches.push(FetchOrder { release: rollout.release.clone(), from_mirror, sources });
         }

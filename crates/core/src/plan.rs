@@ -5,17 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::capacity::{self, Standing};
+use crate::capacity;
 use crate::command::{Body, CLOCK_STEP_MS_MAX, COMMAND_VERSION, Command};
 use crate::gate::{self, RegistryView};
 use crate::ids::{AppId, ClockMs, ServerId};
 use crate::orders::Purpose;
 use crate::phase::{Phase, WaveStep};
+use crate::prestage;
 use crate::release::Release;
 use crate::report::Step;
 use crate::state::{Activation, ActivationStage, App, DEBT_TRIES_MAX, Rollout, State};
 use crate::transitions::{owing_roll_back, remaining, waits_for_approval};
 use crate::waiting::{Waiting, WaitingOn};
+use crate::wave;
 
 /// How many steps ahead one plan looks. 16: from a found release to the grants of a wave.
 const LOOK_AHEAD_MAX: usize = 16;
@@ -182,6 +184,24 @@ impl Planner<'_> {
     }
 
     fn app(&mut self, id: &AppId, app: &App) {
+        self.phase(id, app);
+        if let Some(rollout) = app.phase.forward() {
+            self.not_yet_fetching(id, app, rollout);
+        }
+    }
+
+    /// Servers whose bytes the policy keeps back until their wave is near.
+    fn not_yet_fetching(&mut self, id: &AppId, app: &App, rollout: &Rollout) {
+        let servers = prestage::not_yet(self.state, app, rollout);
+        if servers.is_empty() || self.seen.killed.is_some() || rollout.pause.is_some() {
+            return;
+        }
+        let version = rollout.release.version.clone();
+        let prestage = rollout.policy.update.prestage;
+        self.wait(id, rollout.progress, WaitingOn::Prestage { version, prestage, servers });
+    }
+
+    fn phase(&mut self, id: &AppId, app: &App) {
         let clock = self.state.clock;
         if app.phase.rollout().is_some() && self.take_lead(id, app) {
             return;
@@ -485,45 +505,9 @@ impl Planner<'_> {
         }
         let number = rollout.waves + 1;
         let size = rollout.policy.update.max_parallel.of_wave(number, self.state.size());
-        let servers = self.choose(&ready, size);
+        let servers = wave::choose(self.state, self.leader, &ready, size);
         let (app, generation) = (id.clone(), app.generation);
         self.propose(Body::StartWave { app, generation, number, servers });
-    }
-
-    /// The servers of a wave: those out of service first, then so that members spread over the
-    /// waves (a bad release may take its host with it), the leader's server last of all.
-    fn choose(&self, ready: &[ServerId], size: u32) -> BTreeSet<ServerId> {
-        let size = size as usize;
-        let is_member = |server: &&ServerId| {
-            self.state.servers.get(*server).is_some_and(|s| s.member.is_some())
-        };
-        let out = |server: &ServerId| capacity::standing(self.state, server) == Standing::Out;
-        let mut order: Vec<&ServerId> = ready.iter().collect();
-        order.sort_by_key(|server| (!out(server), *server == self.leader, (*server).clone()));
-        // Those take nothing away, and would hold up the others for as long as they are out.
-        let broken = order.iter().take_while(|server| out(server)).count().min(size);
-        let mut chosen: BTreeSet<ServerId> = order.drain(..broken).cloned().collect();
-        let size = size - broken;
-        let left = order.len();
-        let (members, others): (Vec<&ServerId>, Vec<&ServerId>) =
-            order.into_iter().partition(is_member);
-        // As many of the members as of all: they are spread over the rollout.
-        let all = self.state.servers.len().max(1);
-        let are_members = self.state.servers.values().filter(|s| s.member.is_some()).count();
-        let due = (all.saturating_sub(left) + size) * are_members / all;
-        let share = due.saturating_sub(are_members.saturating_sub(members.len()));
-        let margin = (are_members.saturating_sub(1) / 2).max(1);
-        let from_members = share.min(margin).min(members.len());
-        let from_others = (size - from_members.min(size)).min(others.len());
-        chosen.extend(members.iter().take(from_members).map(|server| (*server).clone()));
-        chosen.extend(others.iter().take(from_others).map(|server| (*server).clone()));
-        // A wave as large as asked for, where there are no others left.
-        for server in members.iter().skip(from_members) {
-            if chosen.len() < size + broken {
-                chosen.insert((*server).clone());
-            }
-        }
-        chosen
     }
 
     fn wave(

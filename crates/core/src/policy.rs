@@ -69,6 +69,10 @@ pub struct Update {
     pub bake_time: Duration,
     /// A server that asked no member for this long is lost to the rollout, and owes.
     pub unreachable_after: Duration,
+    /// Which servers fetch a release before their turn. Written only where it is not the default, so
+    /// that policies without it stay as they were.
+    #[serde(skip_serializing_if = "Prestage::is_all")]
+    pub prestage: Prestage,
 }
 
 impl Default for Update {
@@ -88,7 +92,38 @@ impl Default for Update {
             warm_up_time: Duration::default(),
             bake_time: Duration::default(),
             unreachable_after: Duration::from_secs(30),
+            prestage: Prestage::All,
         }
+    }
+}
+
+/// Which servers fetch a release before it is their turn to run it. The leader's own server always
+/// does: it has every byte before any wave begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prestage {
+    /// All of them, at once: waves only switch, restart and check.
+    #[default]
+    All,
+    /// Those of the wave under way, and those that are expected to be in the next one.
+    NextWave,
+    /// Those of the wave under way.
+    Wave,
+}
+
+impl Prestage {
+    /// As it is written in a policy.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Prestage::All => "all",
+            Prestage::NextWave => "next-wave",
+            Prestage::Wave => "wave",
+        }
+    }
+
+    fn is_all(&self) -> bool {
+        *self == Prestage::All
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AppId, ClockMs, GroupId, ServerId, Version};
+use crate::policy::Prestage;
 use crate::report::Step;
 
 /// Something that waits.
@@ -58,6 +59,9 @@ pub enum WaitingOn {
     NewerRelease { version: Version, servers: Vec<ServerId> },
     /// Bytes on their way to servers.
     Download { servers: BTreeSet<ServerId> },
+    /// Servers that do not fetch the release yet, because the policy keeps it back until their wave
+    /// is near.
+    Prestage { version: Version, prestage: Prestage, servers: Vec<ServerId> },
     /// Steps going on on servers.
     Steps { servers: Vec<(ServerId, Step)> },
     /// No more servers may be out of service.
@@ -105,6 +109,17 @@ impl WaitingOn {
                 format!("{version} takes over when {} have finished their step", list(servers))
             }
             WaitingOn::Download { servers } => format!("downloading to {}", list(servers)),
+            WaitingOn::Prestage { version, prestage, servers } => {
+                let when = match prestage {
+                    Prestage::NextWave => "the wave before theirs",
+                    Prestage::All | Prestage::Wave => "their wave",
+                };
+                let policy = prestage.as_str();
+                format!(
+                    "{} fetch {version} when {when} begins (prestage is {policy})",
+                    list(servers)
+                )
+            }
             WaitingOn::Steps { servers } => {
                 let steps: Vec<String> = servers
                     .iter()
@@ -167,6 +182,9 @@ impl WaitingOn {
             }
             WaitingOn::Debt { server, .. } => {
                 format!("start {server}; or: cohort rollout retry {group} --app {app}")
+            }
+            WaitingOn::Prestage { .. } => {
+                "goes on by itself; or set update.prestage to \"all\"".into()
             }
             WaitingOn::NewerRelease { .. }
             | WaitingOn::FirstReports { .. }

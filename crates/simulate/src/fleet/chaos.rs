@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cohort_core::command::Body;
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::phase::PhaseName;
-use cohort_core::policy::{Duration, Size, WaveSizes};
+use cohort_core::policy::{Duration, Prestage, Size, WaveSizes};
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::Step;
 use cohort_core::state::State;
@@ -101,6 +101,8 @@ impl Chaos {
         update.auto_revert = self.draw(8) > 0;
         update.approve_after_wave = u32::from(self.draw(6) == 0);
         update.bake_time = Duration::from_ms(u64::from(self.draw(3)) * 1_000);
+        let prestages = [Prestage::All, Prestage::NextWave, Prestage::Wave];
+        update.prestage = *prestages.choose(&mut self.fleet.rng).expect("three");
         update.drain_time = Duration::from_ms(u64::from(self.draw(2)) * 500);
         self.say(&format!("policy {app}: {:?}", policy.update));
         self.fleet.set_policy(policy);

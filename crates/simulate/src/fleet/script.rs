@@ -131,6 +131,7 @@ impl Script {
             "state" => self.state(out),
             "servers" => self.servers(line, out),
             "why" => self.why(out),
+            "fetching" => self.fetching(out),
             "history" => self.history(line, out),
             "churn" => self.churn(line),
             "history-length" => {
@@ -459,6 +460,26 @@ impl Script {
                 }
                 let _ = writeln!(out, "{text}");
             }
+        }
+    }
+
+    /// What each server is ordered to fetch, and what it has, per release.
+    fn fetching(&mut self, out: &mut String) {
+        let group = self.group();
+        let killed = group.killed.is_some();
+        let mut ordered: BTreeMap<String, BTreeSet<ServerId>> = BTreeMap::new();
+        for server in group.state.servers.keys() {
+            let orders = group.state.orders(server, killed).expect("a known server");
+            for fetch in orders.apps.iter().flat_map(|app| &app.fetch) {
+                let version = fetch.release.version.to_string();
+                ordered.entry(version).or_default().insert(server.clone());
+            }
+        }
+        if ordered.is_empty() {
+            out.push_str("nobody fetches\n");
+        }
+        for (version, servers) in ordered {
+            let _ = writeln!(out, "{version} is to be fetched by {}", ranges(&servers));
         }
     }
 
