@@ -18,6 +18,7 @@
 
 mod channel;
 mod checks;
+mod delta;
 mod digest;
 mod durable;
 mod fetch;
@@ -44,6 +45,7 @@ mod working_copy;
 pub use channel::ChannelPointer;
 pub use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
 pub use cohort_core::release::Rollback;
+pub use delta::{DeltaError, DeltaInput, DeltaMaker, MadeDelta, Method, apply_delta};
 pub use digest::{digest_of, digest_of_bytes, hash_of};
 pub use fetch::{FetchError, Fetcher, Mirror};
 pub use keys::{KeyError, Keys, SigningKey};

@@ -248,11 +248,15 @@ impl UnitHasher {
 /// # Errors
 /// When the file cannot be read, is empty, or is longer than [`ARTIFACT_BYTES_MAX`].
 pub fn hash_file(path: &Path) -> io::Result<FileHashes> {
-    let mut file = File::open(path)?;
+    hash_reader(&mut File::open(path)?)
+}
+
+/// The same for anything that can be read to its end.
+pub(crate) fn hash_reader(reader: &mut impl Read) -> io::Result<FileHashes> {
     let mut hasher = UnitHasher::default();
     let mut buffer = vec![0; 4 * UNIT_BYTES as usize];
     loop {
-        let read = read_full(&mut file, &mut buffer)?;
+        let read = read_full(reader, &mut buffer)?;
         if read == 0 {
             break;
         }

@@ -1,0 +1,63 @@
+//! How a delta is applied, as its manifest names it.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The format of the delta itself, [`super`].
+const FORMAT: &str = "segments-1";
+
+/// Highest level at which a server is asked to compress: beyond, it takes longer than the wire.
+pub(super) const LEVEL_MAX: i32 = 9;
+
+/// A way to apply a delta that this program knows.
+///
+/// Text: `segments-1` where the artifact is a plain archive; else followed by how it is compressed,
+/// `segments-1+zstd-10507-3`: library version 1.5.7, level 3; a `c` at the end stands for a
+/// checksum in the frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Method {
+    pub(super) zstd: Option<Zstd>,
+}
+
+/// How an archive is compressed, the library aside: what is used is always the one at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Zstd {
+    pub(super) level: i32,
+    pub(super) checksum: bool,
+}
+
+impl Method {
+    /// Reads a method; nothing when this program cannot apply it. Another version of the
+    /// compression library is such a case: it may compress to other bytes.
+    #[must_use]
+    pub fn known(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(FORMAT)?;
+        let Some(Zstd { level, checksum }) = self.zstd else { return Ok(()) };
+        let library = zstd::zstd_safe::version_number();
+        write!(f, "+zstd-{library}-{level}{}", if checksum { "c" } else { "" })
+    }
+}
+
+impl FromStr for Method {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let rest = text.strip_prefix(FORMAT).ok_or(())?;
+        if rest.is_empty() {
+            return Ok(Self { zstd: None });
+        }
+        let checksum = rest.ends_with('c');
+        let (_, level) = rest.trim_end_matches('c').rsplit_once('-').ok_or(())?;
+        let level = level.parse().map_err(|_| ())?;
+        let method = Self { zstd: Some(Zstd { level, checksum }) };
+        // Written again, so that there is one spelling, and only this library's version.
+        let ours = (1..=LEVEL_MAX).contains(&level) && method.to_string() == text;
+        if ours { Ok(method) } else { Err(()) }
+    }
+}

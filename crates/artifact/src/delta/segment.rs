@@ -1,0 +1,199 @@
+//! One patched segment: steps and the bytes that they need, packed; and back again.
+//!
+//! Four streams, one after the other in one zstd frame, each of bytes that resemble each other:
+//! the steps, the distances between differing bytes, the differences themselves, and the bytes that
+//! are nowhere in the old. Equal bytes, nearly all of them, are not written at all.
+
+use std::io::{self, Write};
+
+use super::DeltaError;
+use super::matching::Step;
+
+/// Best of what is still fast to unpack; a delta is packed once and sent to a fleet.
+const ZSTD_LEVEL: i32 = 19;
+
+/// Most bytes of the four streams together. Four times a segment, which holds all that a sane
+/// publisher makes; it bounds the memory of a server that applies one.
+pub(super) const STREAMS_BYTES_MAX: usize = 64 << 20;
+
+/// Longest number, in bytes: 64 bits, seven in each.
+const NUMBER_BYTES_MAX: usize = 10;
+
+/// Bytes that are copied or added at once.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// Lengths of the four streams, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Lengths {
+    pub(super) steps: u32,
+    pub(super) distances: u32,
+    pub(super) differences: u32,
+    pub(super) extras: u32,
+}
+
+impl Lengths {
+    fn total(self) -> Option<usize> {
+        let all = [self.steps, self.distances, self.differences, self.extras];
+        let total: u64 = all.into_iter().map(u64::from).sum();
+        usize::try_from(total).ok().filter(|total| *total <= STREAMS_BYTES_MAX)
+    }
+}
+
+/// A segment as it lies in the delta.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Packed {
+    pub(super) lengths: Lengths,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Packs the steps that make `new` out of `old`.
+pub(super) fn pack(old: &[u8], new: &[u8], steps: &[Step]) -> io::Result<Packed> {
+    let mut streams: [Vec<u8>; 4] = Default::default();
+    let [control, distances, differences, extras] = &mut streams;
+    let (mut at, mut expected, mut equal) = (0_usize, 0_usize, 0_u64);
+    for step in steps {
+        put_number(control, step.same as u64);
+        put_number(control, step.extra as u64);
+        put_number(control, zigzag(step.from as i64 - expected as i64));
+        let (same, rest) = new[at..].split_at(step.same);
+        for (new, old) in same.iter().zip(&old[step.from..]) {
+            if new == old {
+                equal += 1;
+            } else {
+                put_number(distances, equal);
+                differences.push(new.wrapping_sub(*old));
+                equal = 0;
+            }
+        }
+        extras.extend_from_slice(&rest[..step.extra]);
+        at += step.same + step.extra;
+        expected = step.from + step.same;
+    }
+    let length = |stream: &[u8]| {
+        u32::try_from(stream.len()).map_err(|_| io::Error::other("a stream of 4 GiB"))
+    };
+    let lengths = Lengths {
+        steps: length(control)?,
+        distances: length(distances)?,
+        differences: length(differences)?,
+        extras: length(extras)?,
+    };
+    let bytes = zstd::bulk::compress(&streams.concat(), ZSTD_LEVEL)?;
+    Ok(Packed { lengths, bytes })
+}
+
+/// What a segment is applied to: a window of the old, read piece by piece.
+pub(super) trait Old {
+    /// Fills `piece` with the bytes from `at` on, counted from the beginning of the window.
+    fn read(&self, at: u64, piece: &mut [u8]) -> io::Result<()>;
+    /// Length of the window in bytes.
+    fn length(&self) -> u64;
+}
+
+/// Writes the `length` bytes of a segment. Nothing in `packed` is believed.
+pub(super) fn unpack(
+    old: &impl Old,
+    packed: &Packed,
+    length: u64,
+    out: &mut dyn Write,
+) -> Result<(), DeltaError> {
+    let lengths = packed.lengths;
+    let total =
+        lengths.total().ok_or(DeltaError::Malformed { what: "streams that are too long" })?;
+    let streams = zstd::bulk::decompress(&packed.bytes, total)
+        .map_err(|_| DeltaError::Malformed { what: "a frame that does not unpack" })?;
+    if streams.len() != total {
+        return Err(DeltaError::Malformed { what: "streams of another length" });
+    }
+    let (mut steps, rest) = streams.split_at(lengths.steps as usize);
+    let (mut distances, rest) = rest.split_at(lengths.distances as usize);
+    let (differences, mut extras) = rest.split_at(lengths.differences as usize);
+    let mut differences = differences.iter();
+    let malformed = |what| DeltaError::Malformed { what };
+    // Equal bytes before the next difference; beyond the last one, everything is equal.
+    let mut equal = next_distance(&mut distances)?;
+    let (mut left, mut expected) = (length, 0_i64);
+    let mut piece = vec![0; PIECE_BYTES];
+    while left > 0 {
+        let [same, extra, moved] = [(); 3].map(|()| take_number(&mut steps));
+        let (same, extra, moved) = (same?, extra?, moved?);
+        let from = expected.checked_add(unzigzag(moved));
+        let from = from.and_then(|from| u64::try_from(from).ok());
+        let from = from.ok_or_else(|| malformed("a step before the beginning"))?;
+        let end = from.checked_add(same).filter(|end| *end <= old.length());
+        let end = end.ok_or_else(|| malformed("a step beyond the end"))?;
+        let advance = same.checked_add(extra).filter(|advance| (1..=left).contains(advance));
+        left -= advance.ok_or_else(|| malformed("a step of no possible length"))?;
+        let mut at = from;
+        while at < end {
+            let count = (end - at).min(PIECE_BYTES as u64);
+            let piece = &mut piece[..usize::try_from(count).unwrap_or(PIECE_BYTES)];
+            old.read(at, piece).map_err(DeltaError::Base)?;
+            let mut done = 0_u64;
+            while equal < count - done {
+                done += equal;
+                let Some(difference) = differences.next() else {
+                    return Err(malformed("too few differences"));
+                };
+                let byte = &mut piece[usize::try_from(done).unwrap_or(usize::MAX)];
+                *byte = byte.wrapping_add(*difference);
+                done += 1;
+                equal = next_distance(&mut distances)?;
+            }
+            equal -= count - done;
+            out.write_all(piece).map_err(DeltaError::Result)?;
+            at += count;
+        }
+        let extra = usize::try_from(extra).unwrap_or(usize::MAX);
+        let (now, later) =
+            extras.split_at_checked(extra).ok_or_else(|| malformed("too few new bytes"))?;
+        out.write_all(now).map_err(DeltaError::Result)?;
+        extras = later;
+        expected = i64::try_from(end).unwrap_or(i64::MAX);
+    }
+    if steps.is_empty() && distances.is_empty() && extras.is_empty() && differences.len() == 0 {
+        Ok(())
+    } else {
+        Err(malformed("bytes that belong to no step"))
+    }
+}
+
+/// After the last one there is no other difference as far as bytes go.
+fn next_distance(distances: &mut &[u8]) -> Result<u64, DeltaError> {
+    if distances.is_empty() { Ok(u64::MAX) } else { take_number(distances) }
+}
+
+fn zigzag(number: i64) -> u64 {
+    ((number << 1) ^ (number >> 63)).cast_unsigned()
+}
+
+fn unzigzag(number: u64) -> i64 {
+    (number >> 1).cast_signed() ^ -(number & 1).cast_signed()
+}
+
+/// Seven bits in each byte, the lowest first; the highest bit says that more follow.
+fn put_number(stream: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        stream.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    stream.push(number as u8);
+}
+
+fn take_number(stream: &mut &[u8]) -> Result<u64, DeltaError> {
+    let mut number = 0_u64;
+    for place in 0..NUMBER_BYTES_MAX {
+        let Some((byte, rest)) = stream.split_first() else { break };
+        *stream = rest;
+        let bits = u64::from(byte & 0x7f);
+        let shifted = bits << (7 * place);
+        if shifted >> (7 * place) != bits {
+            break;
+        }
+        number |= shifted;
+        if byte & 0x80 == 0 {
+            return Ok(number);
+        }
+    }
+    Err(DeltaError::Malformed { what: "a number that has no end" })
+}
