@@ -76,6 +76,9 @@ pub(crate) enum Command {
     Token(commands::token::TokenCommand),
     /// Sign a release and put it into the repository
     Publish(commands::publish::PublishArgs),
+    /// Bring the repository into a bucket of an object store
+    #[command(subcommand)]
+    Repository(commands::repository::RepositoryCommand),
     /// Say which release a channel points to
     #[command(subcommand)]
     Channel(commands::channel::ChannelCommand),

@@ -104,8 +104,8 @@ async fn ends(
 ) -> Result<(UnitHashes, Bytes), OriginError> {
     let wrong = |error: String| OriginError::Wrong(format!("{digest}: {error}"));
     let time = Duration::from_millis(shared.limits.small_ms_max);
-    let mut answer =
-        shared.origins.get(origin, &units_path(digest), http::HeaderMap::new()).await?;
+    let path = units_path(digest);
+    let mut answer = shared.origins.get(origin, &path, None, http::HeaderMap::new()).await?;
     let units = answer.rest(HASHES_BYTES_MAX, time).await?;
     let count = units.len() as u64 / blake3::OUT_LEN as u64;
     let longest = (count * u64::from(UNIT_BYTES)).max(1);

@@ -52,7 +52,9 @@ impl Bench {
         tokio::spawn(cohort_wire::http::serve_plain(listener, router, limits, stop.clone()));
         let limits = Arc::new(CacheLimits { free_bytes_min: 0, ..CacheLimits::default() });
         let metrics = Arc::new(Metrics::default());
-        let origins = Origins::new(&[url], Arc::clone(&limits), Arc::clone(&metrics)).unwrap();
+        let settings = crate::BucketSettings::default();
+        let origins = Origins::new(&[url], &settings, Arc::clone(&limits), Arc::clone(&metrics));
+        let origins = origins.unwrap();
         let blobs = dir.path().join("blobs");
         let store = Store::open(blobs, 64 << 20, 0, Arc::clone(&metrics)).unwrap();
         let passing_on = Semaphore::new(1);

@@ -54,7 +54,12 @@ impl Cache {
         config.check().map_err(|reason| MirrorError::Config { reason })?;
         let metrics = Arc::new(Metrics::default());
         let limits = Arc::new(config.limits.clone());
-        let origins = Origins::new(&config.origins, Arc::clone(&limits), Arc::clone(&metrics))?;
+        let origins = Origins::new(
+            &config.origins,
+            &config.buckets,
+            Arc::clone(&limits),
+            Arc::clone(&metrics),
+        )?;
         let dir = config.cache_dir.clone();
         let opening = tokio::task::spawn_blocking(move || open(&config, limits, metrics, origins));
         let unusable = |source| MirrorError::Folder { path: dir.clone(), source };

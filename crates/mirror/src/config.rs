@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bucket::BucketSettings;
+
 /// The smallest cache, in bytes: room for signed metadata and a small artifact or two. Below it a
 /// size is a slip of the pen.
 pub const CACHE_BYTES_MIN: u64 = 64 << 20;
@@ -19,9 +21,12 @@ pub const ORIGINS_MAX: usize = 16;
 pub struct CacheConfig {
     /// Where it answers; plain HTTP, because everything read is signed.
     pub listen: SocketAddr,
-    /// Base URLs of the repository, or of other mirrors; the next is asked when one does not
-    /// deliver.
+    /// Base URLs of the repository, or of other mirrors, or buckets such as `s3://BUCKET/PREFIX`;
+    /// the next is asked when one does not deliver.
     pub origins: Vec<String>,
+    /// How buckets are reached.
+    #[serde(default)]
+    pub buckets: BucketSettings,
     /// The folder that is the cache's own.
     pub cache_dir: PathBuf,
     /// What it may take of the disk, in bytes; at least [`CACHE_BYTES_MIN`].

@@ -29,7 +29,7 @@ use crate::recent::Recent;
 use crate::shared::Shared;
 
 /// Longest metadata file that lists targets, in bytes: what readers take.
-const TARGETS_METADATA_BYTES_MAX: u64 = 16 << 20;
+pub(crate) const TARGETS_METADATA_BYTES_MAX: u64 = 16 << 20;
 
 /// Longest other metadata file: what readers take.
 const METADATA_BYTES_MAX: u64 = 256 << 10;
@@ -243,7 +243,7 @@ impl Files {
                 headers.insert(header, value);
             }
         }
-        let mut answer = origins.get(origin, path, headers).await?;
+        let mut answer = origins.get(origin, path, None, headers).await?;
         let fail = |text: &str| OriginError::Failed(format!("{path}: {text}"));
         match (answer.status(), last) {
             (StatusCode::NOT_MODIFIED, Some(last)) => return Ok(Arc::clone(last)),
@@ -416,7 +416,7 @@ fn bytes_max(path: &str) -> u64 {
 }
 
 /// The hash in the name of a target: `targets/apps/web/…/<sha256>.manifest.json`.
-fn hash_in_name(path: &str) -> Option<&str> {
+pub(crate) fn hash_in_name(path: &str) -> Option<&str> {
     let (_, name) = path.strip_prefix("targets/")?.rsplit_once('/')?;
     let (hash, _) = name.split_once('.')?;
     let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);

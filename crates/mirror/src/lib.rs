@@ -1,21 +1,24 @@
-//! Mirrors of the repository: a folder that is served as it is, and a cache that fetches what it is
-//! asked for.
+//! Mirrors of the repository: a folder that is served as it is, a cache that fetches what it is
+//! asked for, and a bucket of an object store that is written to.
 //!
 //! **What it is.** [`static_files`] serves a repository's folder (the hub uses it as well).
 //! [`Cache`] is a pull-through cache: it asks origins for what it has not got, checks every unit of
 //! an artifact against the artifact's name before anybody gets it, and keeps it on a bounded disk.
+//! [`push`] brings a repository into a [`Bucket`], from where a cache can take it.
 //!
 //! **What it must never know.** Keys, servers, groups, rollouts: a mirror is trusted with nothing,
 //! trusts nobody, and who reads from it checks everything again.
 //!
 //! **Where to start reading.** [`CacheConfig`], then `cache.rs` (what runs), `blob.rs` (one artifact,
-//! unit by unit), `store.rs` (the bounded disk), `files.rs` (signed metadata).
+//! unit by unit), `store.rs` (the bounded disk), `files.rs` (signed metadata). For buckets
+//! `bucket/plan.rs` (the order of writes).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod answer;
 mod artifacts;
 mod blob;
+mod bucket;
 mod cache;
 mod config;
 mod files;
@@ -36,6 +39,7 @@ use std::path::PathBuf;
 
 use tokio::net::TcpListener;
 
+pub use bucket::{Bucket, BucketError, BucketSettings, Pushed, push, push_file};
 pub use cache::{Cache, run_cache};
 pub use config::{CACHE_BYTES_MIN, CacheConfig, CacheLimits, ORIGINS_MAX};
 pub use folder::{MirrorConfig, run_mirror};
@@ -81,6 +85,9 @@ pub enum MirrorError {
     /// No HTTP client can be made.
     #[error("mirror has no client to ask origins with")]
     Client(#[source] reqwest::Error),
+    /// An origin that is a bucket cannot be opened.
+    #[error("mirror's origin cannot be used")]
+    Bucket(#[source] BucketError),
     /// The server has ended by a panic.
     #[error("mirror's server has failed")]
     Part(#[source] tokio::task::JoinError),

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::header::{CONTENT_RANGE, RETRY_AFTER};
+use futures_util::StreamExt as _;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, IF_NONE_MATCH, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use rand::TryRngCore as _;
 use tokio::sync::Semaphore;
@@ -13,6 +14,7 @@ use tokio::time::{timeout, timeout_at};
 use url::Url;
 
 use crate::MirrorError;
+use crate::bucket::{Bucket, BucketSettings, Found};
 use crate::config::CacheLimits;
 use crate::metrics::{Metrics, add};
 use crate::recent::Recent;
@@ -65,9 +67,17 @@ pub(crate) struct Origins {
 }
 
 struct Origin {
-    base: Url,
+    place: Place,
     name: String,
     health: Mutex<Health>,
+}
+
+/// Where an origin's files lie.
+enum Place {
+    /// Below a URL.
+    Web(Url),
+    /// In an object store.
+    Bucket(Bucket),
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +90,7 @@ struct Health {
 impl Origins {
     pub(crate) fn new(
         urls: &[String],
+        settings: &BucketSettings,
         limits: Arc<CacheLimits>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, MirrorError> {
@@ -91,7 +102,8 @@ impl Origins {
             .no_proxy()
             .build()
             .map_err(MirrorError::Client)?;
-        let list = urls.iter().map(|url| Origin::new(url)).collect::<Result<_, _>>()?;
+        let list = urls.iter().map(|url| Origin::new(url, settings, &client));
+        let list = list.collect::<Result<_, _>>()?;
         let bulk = Semaphore::new(limits.bulk_requests_max);
         let small = Semaphore::new(limits.small_requests_max);
         let liars = Recent::new(Duration::from_millis(limits.wrong_bytes_ms));
@@ -120,25 +132,50 @@ impl Origins {
         }
     }
 
-    /// Asks for a file. The answer's status is 200, 206 or 304.
+    /// Asks for a file, or its bytes from the first to the last of `range`. The answer's status is
+    /// 200, 206 or 304.
     pub(crate) async fn get(
         &self,
         origin: usize,
         path: &str,
+        range: Option<(u64, u64)>,
         headers: HeaderMap,
     ) -> Result<Body<'_>, OriginError> {
         add(&self.metrics.origin_requests, 1);
-        let url = self.list[origin].base.join(path);
-        let url = url.map_err(|error| OriginError::Failed(error.to_string()))?;
         let ms = self.limits.first_byte_ms_max;
-        let answer =
-            timeout(self.limits.first_byte(), self.client.get(url).headers(headers).send())
-                .await
-                .map_err(|_| OriginError::Failed(format!("no answer within {ms} ms")))?
-                .map_err(flat)?;
+        let asking = async {
+            match &self.list[origin].place {
+                Place::Web(base) => self.get_from_web(base, path, range, headers).await,
+                Place::Bucket(bucket) => {
+                    let tag = headers.get(IF_NONE_MATCH).and_then(|tag| tag.to_str().ok());
+                    bucket.get(path, range, tag).await
+                }
+            }
+        };
+        let found = timeout(self.limits.first_byte(), asking)
+            .await
+            .map_err(|_| OriginError::Failed(format!("no answer within {ms} ms")))??;
+        Ok(Body { origins: self, found, rest: Bytes::new() })
+    }
+
+    async fn get_from_web(
+        &self,
+        base: &Url,
+        path: &str,
+        range: Option<(u64, u64)>,
+        mut headers: HeaderMap,
+    ) -> Result<Found, OriginError> {
+        let url = base.join(path).map_err(|error| OriginError::Failed(error.to_string()))?;
+        if let Some((first, last)) = range {
+            let range = format!("bytes={first}-{last}");
+            headers.insert(http::header::RANGE, range.parse().expect("numbers are visible ASCII"));
+        }
+        let answer = self.client.get(url).headers(headers).send().await.map_err(flat)?;
         match answer.status() {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED => {
-                Ok(Body { origins: self, answer, rest: Bytes::new() })
+            status @ (StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED) => {
+                let headers = answer.headers().clone();
+                let pieces = answer.bytes_stream().map(|piece| piece.map_err(flat)).boxed();
+                Ok(Found { status, headers, pieces })
             }
             // Object stores answer 403 for a missing file when listing is not allowed.
             StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::FORBIDDEN => {
@@ -159,14 +196,10 @@ impl Origins {
         path: &str,
         (first, last): (u64, u64),
     ) -> Result<Body<'_>, OriginError> {
-        let mut headers = HeaderMap::new();
-        let range = format!("bytes={first}-{last}");
-        headers.insert(http::header::RANGE, range.parse().expect("numbers are visible ASCII"));
-        let body = self.get(origin, path, headers).await?;
-        let begins = match body.answer.status() {
+        let body = self.get(origin, path, Some((first, last)), HeaderMap::new()).await?;
+        let begins = match body.status() {
             StatusCode::PARTIAL_CONTENT => {
-                let range = body.answer.headers().get(CONTENT_RANGE);
-                let range = range.and_then(|value| value.to_str().ok());
+                let range = body.header(CONTENT_RANGE);
                 range.is_some_and(|range| range.starts_with(&format!("bytes {first}-")))
             }
             // All of it, from the start: what is wanted is its beginning.
@@ -223,12 +256,25 @@ impl Origins {
 }
 
 impl Origin {
-    fn new(text: &str) -> Result<Self, MirrorError> {
+    fn new(
+        text: &str,
+        settings: &BucketSettings,
+        client: &reqwest::Client,
+    ) -> Result<Self, MirrorError> {
+        if Bucket::is_url(text) {
+            let bucket = Bucket::open_to_read(text, settings, client.clone());
+            let bucket = bucket.map_err(MirrorError::Bucket)?;
+            let name = bucket.name().to_owned();
+            return Ok(Self { place: Place::Bucket(bucket), name, health: Mutex::default() });
+        }
         let refused = |why: &str| MirrorError::Config { reason: format!("origin `{text}` {why}") };
         let mut base = Url::parse(text).map_err(|error| refused(&format!("is no URL: {error}")))?;
         let plain = matches!(base.scheme(), "http" | "https") && base.has_host();
         if !plain || base.query().is_some() || base.fragment().is_some() {
-            return Err(refused("must be an http or https URL without query and fragment"));
+            return Err(refused(
+                "must be an http or https URL without query and fragment, or a bucket such as \
+                 s3://BUCKET/PREFIX",
+            ));
         }
         if !base.path().ends_with('/') {
             let path = format!("{}/", base.path());
@@ -238,7 +284,8 @@ impl Origin {
         // Both only fail for URLs that cannot have a user.
         let _ = shown.set_username("");
         let _ = shown.set_password(None);
-        Ok(Self { base, name: shown.to_string(), health: Mutex::default() })
+        let name = shown.to_string();
+        Ok(Self { place: Place::Web(base), name, health: Mutex::default() })
     }
 
     fn leave_alone(&self, pause: Duration) {
@@ -335,17 +382,17 @@ impl Turn<'_> {
 /// What an origin answers, read in pieces of a known length.
 pub(crate) struct Body<'a> {
     origins: &'a Origins,
-    answer: reqwest::Response,
+    found: Found,
     rest: Bytes,
 }
 
 impl Body<'_> {
     pub(crate) fn status(&self) -> StatusCode {
-        self.answer.status()
+        self.found.status
     }
 
     pub(crate) fn header(&self, name: http::HeaderName) -> Option<String> {
-        self.answer.headers().get(name)?.to_str().ok().map(str::to_owned)
+        self.found.headers.get(name)?.to_str().ok().map(str::to_owned)
     }
 
     /// All that is left, at most `bytes_max`.
@@ -355,7 +402,8 @@ impl Body<'_> {
         time: Duration,
     ) -> Result<Bytes, OriginError> {
         let too_long = || OriginError::Failed(format!("answered more than {bytes_max} bytes"));
-        if self.answer.content_length().is_some_and(|length| length > bytes_max) {
+        let announced = self.header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+        if announced.is_some_and(|length| length > bytes_max) {
             return Err(too_long());
         }
         // One byte more shows that there is more.
@@ -394,10 +442,10 @@ impl Body<'_> {
 
     async fn piece(&mut self) -> Result<Option<Bytes>, OriginError> {
         let ms = self.origins.limits.idle_ms_max;
-        let piece = timeout(Duration::from_millis(ms), self.answer.chunk())
+        let piece = timeout(Duration::from_millis(ms), self.found.pieces.next())
             .await
             .map_err(|_| OriginError::Failed(format!("no byte within {ms} ms")))?
-            .map_err(flat)?;
+            .transpose()?;
         if let Some(piece) = &piece {
             add(&self.origins.metrics.origin_bytes, piece.len() as u64);
         }
@@ -421,7 +469,8 @@ fn flat(error: reqwest::Error) -> OriginError {
     OriginError::Failed(text)
 }
 
-fn retry_after(headers: &HeaderMap) -> Duration {
+/// How long the sender of an answer wants to be left alone.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Duration {
     let value = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     let seconds = value.and_then(|value| value.trim().parse().ok());
     seconds.map_or(RETRY_AFTER_DEFAULT, Duration::from_secs)

@@ -18,10 +18,18 @@ const PATH_BYTES_MAX: usize = 1024;
 /// part begins with a dot (unfinished files do).
 pub(crate) fn relative_path(path: &str) -> Option<PathBuf> {
     let path = path.strip_prefix('/')?;
+    is_relative(path).then(|| PathBuf::from(path))
+}
+
+/// Whether a text can be a path below a repository.
+pub(crate) fn is_relative(path: &str) -> bool {
+    path.len() <= PATH_BYTES_MAX && path.split('/').all(is_plain)
+}
+
+/// Whether a text can be one part of such a path.
+pub(crate) fn is_plain(part: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-+~".contains(&byte);
-    let plain =
-        |part: &str| !part.is_empty() && !part.starts_with('.') && part.bytes().all(allowed);
-    (path.len() <= PATH_BYTES_MAX && path.split('/').all(plain)).then(|| PathBuf::from(path))
+    !part.is_empty() && !part.starts_with('.') && part.bytes().all(allowed)
 }
 
 /// What the head of an answer says of a file.

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use cohort_mirror::{CacheConfig, CacheLimits, MirrorConfig, MirrorError, run_cache, run_mirror};
+use cohort_mirror::{
+    BucketSettings, CacheConfig, CacheLimits, MirrorConfig, MirrorError, run_cache, run_mirror,
+};
 
 use crate::commands::{daemon_runtime, stopping};
 use crate::failure::{Exit, Failure};
@@ -13,8 +15,8 @@ use crate::failure::{Exit, Failure};
 /// What `cohort mirror` takes: `--origin`s and a cache, or a folder.
 #[derive(Debug, Args)]
 pub(crate) struct MirrorArgs {
-    /// Fetch from here what is asked for: the hub's repository, or another mirror; repeat it for
-    /// others that are asked when one does not deliver
+    /// Fetch from here what is asked for: the hub's repository, another mirror, or a bucket such as
+    /// s3://BUCKET/PREFIX; repeat it for others that are asked when one does not deliver
     #[arg(long = "origin", value_name = "URL", required_unless_present = "repository_dir")]
     origins: Vec<String>,
     /// The folder that keeps what was fetched
@@ -64,6 +66,7 @@ fn serve_cache(dir: &Path, args: &MirrorArgs) -> Result<Exit, Failure> {
     let config = CacheConfig {
         listen: args.listen,
         origins: args.origins.clone(),
+        buckets: BucketSettings::from_env(),
         cache_dir: dir.to_owned(),
         cache_bytes: args.cache_size,
         limits: CacheLimits { requests_max: args.requests_max, ..CacheLimits::default() },
@@ -79,6 +82,7 @@ fn failure(error: &MirrorError) -> Failure {
     let failure = Failure::of("mirror", error);
     match error {
         MirrorError::Config { .. } => Failure { exit: Exit::Usage, ..failure },
+        MirrorError::Bucket(error) => failure.hints(error.hints()).exit(Exit::Usage),
         MirrorError::InUse { .. } => failure.hint("give each mirror a --cache-dir of its own"),
         _ => failure,
     }

@@ -12,6 +12,7 @@ pub(crate) mod init;
 pub(crate) mod kill;
 pub(crate) mod mirror;
 pub(crate) mod publish;
+pub(crate) mod repository;
 pub(crate) mod rollout;
 pub(crate) mod rollout_plan;
 pub(crate) mod status;
@@ -55,6 +56,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Guard(args) => guard::run(&args),
         Command::Token(args) => once(token::run(&global, &args)),
         Command::Publish(args) => once(publish::run(&global, &args)),
+        Command::Repository(args) => once(repository::run(&global, &args)),
         Command::Channel(args) => once(channel::run(&global, &args)),
         Command::App(args) => once(app::run(&global, &args)),
         Command::Status(args) => once(status::run(&global, &args)),

@@ -95,7 +95,8 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     Ok(Exit::Done)
 }
 
-fn spinner(global: &Global, message: String) -> ProgressBar {
+/// Shows a person that something goes on.
+pub(crate) fn spinner(global: &Global, message: String) -> ProgressBar {
     if global.output == Output::Json || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

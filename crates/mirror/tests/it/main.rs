@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod artifacts;
+mod bucket;
 mod disk;
 mod faults;
 mod files;

@@ -12,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use cohort_artifact::{Digest, UNIT_BYTES, UnitHasher, UnitHashes};
-use cohort_mirror::{Cache, CacheConfig, CacheLimits};
+use cohort_mirror::{BucketSettings, Cache, CacheConfig, CacheLimits};
 use futures_util::{StreamExt as _, stream};
 use http::header::{
     CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_NONE_MATCH, LAST_MODIFIED, RANGE, RETRY_AFTER,
@@ -290,6 +290,7 @@ pub(crate) fn config(dir: &Path, origins: &[&Origin], limits: CacheLimits) -> Ca
     CacheConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         origins: origins.iter().map(|origin| origin.url.clone()).collect(),
+        buckets: BucketSettings::default(),
         cache_dir: dir.join("cache"),
         cache_bytes: 64 << 20,
         limits,

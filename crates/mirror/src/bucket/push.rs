@@ -1,0 +1,401 @@
+//! Bringing the repository here into a bucket.
+//!
+//! A push may end at any instruction and be begun again: what has arrived is not sent twice, and
+//! readers see the repository before the push until the last write, which is the timestamp.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use cohort_artifact::{UNIT_BYTES, UnitHashes};
+use cohort_core::ids::Digest;
+use cohort_identity::sha256_hex;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use object_store::{
+    Attribute, Attributes, Error, MultipartUpload, ObjectStoreExt as _, PutMode,
+    PutMultipartOptions, PutOptions, UpdateVersion,
+};
+use tokio::fs::File;
+use tokio::io::AsyncReadExt as _;
+
+use super::plan::{FIRST_ROOT, Kind, LocalFile, TIMESTAMP, next_in_chain, stages, version_of};
+use super::{Bucket, BucketError};
+use crate::files::TARGETS_METADATA_BYTES_MAX;
+
+/// Files above this size are sent in parts of this size, in bytes. Stores want at least 5 MiB, all
+/// parts alike, and 10,000 parts at the most.
+const PART_BYTES: usize = 8 << 20;
+
+const _: () = assert!(
+    cohort_artifact::ARTIFACT_BYTES_MAX / PART_BYTES as u64 <= 10_000,
+    "the largest artifact fits into the number of parts that stores take"
+);
+
+/// Parts of one file on their way at once: 32 MiB of memory, and enough for a gigabit over a long
+/// way. One such file at a time.
+const PARTS_AT_ONCE: usize = 4;
+
+/// Small files on their way at once: each costs a round trip.
+const FILES_AT_ONCE: usize = 8;
+
+/// The most objects below the prefix. A repository of a hundred thousand releases has fewer; more
+/// is another folder by mistake, and would fill the memory.
+const OBJECTS_MAX: usize = 1_000_000;
+
+/// What a push did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pushed {
+    /// Files that were sent.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Files that were there.
+    pub there: u64,
+    /// The version of the timestamp that readers see now.
+    pub timestamp: u64,
+}
+
+/// Brings the repository in `dir` into a bucket. `all` sends what is there as well. `progress` is
+/// told the bytes of every piece that has arrived.
+///
+/// The repository may be published to meanwhile: what its timestamp named at the beginning is
+/// what readers of the bucket see in the end.
+///
+/// # Errors
+/// [`BucketError`]. Readers then see the bucket as it was; calling it again goes on.
+pub async fn push(
+    dir: &Path,
+    bucket: &Bucket,
+    all: bool,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Pushed, BucketError> {
+    // First of all, so that everything it names is here when files are looked for.
+    let ours = read_metadata(dir, TIMESTAMP).await?;
+    let snapshot = next_in_chain(&ours, "snapshot").ok_or_else(|| unreadable(dir, TIMESTAMP))?;
+    let bytes = read_metadata(dir, &snapshot).await?;
+    let targets = next_in_chain(&bytes, "targets").ok_or_else(|| unreadable(dir, &snapshot))?;
+    let first_root = read_metadata(dir, FIRST_ROOT).await?;
+    let theirs = bucket.read_small(TIMESTAMP).await?;
+    if let Some((root, _)) = bucket.read_small(FIRST_ROOT).await?
+        && root != first_root
+    {
+        return Err(BucketError::Foreign { bucket: bucket.name.clone() });
+    }
+    let (version, is_new) = (version_of(&ours), theirs.as_ref().is_none_or(|t| t.0 != ours));
+    if let Some((bytes, _)) = theirs.as_ref().filter(|_| is_new)
+        && version_of(bytes) >= version
+    {
+        let (bucket, theirs) = (bucket.name.clone(), version_of(bytes));
+        return Err(BucketError::Ahead { bucket, theirs, ours: version });
+    }
+    let local = walk(dir).await?;
+    let there = bucket.list().await?;
+    let current = match is_new {
+        true => vec![snapshot, targets, "metadata/root.json".to_owned()],
+        false => Vec::new(),
+    };
+    let total = local.len() as u64;
+    let mut pushed = Pushed { timestamp: version, ..Pushed::default() };
+    for stage in stages(local, &there, &current, all) {
+        let (small, large): (Vec<_>, Vec<_>) =
+            stage.into_iter().partition(|file| file.length <= PART_BYTES as u64);
+        pushed.files += (small.len() + large.len()) as u64;
+        pushed.bytes += small.iter().chain(&large).map(|file| file.length).sum::<u64>();
+        let sending = small.iter().map(|file| bucket.send_small(dir, file, progress));
+        let mut sending = futures_util::stream::iter(sending).buffer_unordered(FILES_AT_ONCE);
+        while let Some(()) = sending.try_next().await? {}
+        for file in &large {
+            bucket.send_large(dir, file, progress).await?;
+        }
+    }
+    if is_new {
+        let length = ours.len() as u64;
+        bucket.write_timestamp(ours, theirs.map(|(_, version)| version)).await?;
+        progress(length);
+        pushed.files += 1;
+        pushed.bytes += length;
+    }
+    pushed.there = total.saturating_sub(pushed.files);
+    Ok(pushed)
+}
+
+/// Brings one file of the repository in `dir` into a bucket, unless it is there; for a publisher who
+/// sends files one by one, the timestamp last (by [`push`]). Files that readers have no use for are
+/// passed over.
+///
+/// # Errors
+/// [`BucketError`].
+pub async fn push_file(dir: &Path, bucket: &Bucket, relative: &str) -> Result<(), BucketError> {
+    if Kind::of(relative).is_none_or(|kind| kind == Kind::Timestamp) {
+        return Ok(());
+    }
+    let path = dir.join(relative);
+    let about = tokio::fs::metadata(&path).await;
+    let length = about.map_err(|source| BucketError::Read { path, source })?.len();
+    let is_there = match bucket.store.head(&bucket.path(relative)?).await {
+        Ok(about) => about.size == length,
+        Err(Error::NotFound { .. }) => false,
+        // Who may not list is told the same of what is missing.
+        Err(Error::PermissionDenied { .. }) => false,
+        Err(error) => return Err(bucket.failed(relative, error)),
+    };
+    // What is named by a number is sent again: see `plan::stages`.
+    if is_there && !relative.starts_with("metadata/") {
+        return Ok(());
+    }
+    let file = LocalFile { path: relative.to_owned(), length };
+    if length <= PART_BYTES as u64 {
+        bucket.send_small(dir, &file, &|_| ()).await
+    } else {
+        bucket.send_large(dir, &file, &|_| ()).await
+    }
+}
+
+impl Bucket {
+    /// A small file that is there, and its version for a write that replaces just this one.
+    async fn read_small(
+        &self,
+        relative: &str,
+    ) -> Result<Option<(Bytes, UpdateVersion)>, BucketError> {
+        let failed = |error| self.failed(relative, error);
+        let result = match self.store.get(&self.path(relative)?).await {
+            Ok(result) => result,
+            Err(Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let version = UpdateVersion {
+            e_tag: result.meta.e_tag.clone(),
+            version: result.meta.version.clone(),
+        };
+        if result.meta.size > TARGETS_METADATA_BYTES_MAX {
+            // No such file of ours: it is replaced.
+            return Ok(Some((Bytes::new(), version)));
+        }
+        Ok(Some((result.bytes().await.map_err(failed)?, version)))
+    }
+
+    /// All files of the repository that are there, with their lengths.
+    async fn list(&self) -> Result<BTreeMap<String, u64>, BucketError> {
+        let mut found = BTreeMap::new();
+        for folder in ["blobs", "targets", "metadata"] {
+            let mut objects = self.store.list(Some(&self.path(folder)?));
+            while let Some(object) = objects.next().await {
+                let object = object.map_err(|error| self.failed(folder, error))?;
+                let full = object.location.as_ref();
+                let relative = full.strip_prefix(&self.prefix).unwrap_or(full);
+                found.insert(relative.trim_start_matches('/').to_owned(), object.size);
+                if found.len() > OBJECTS_MAX {
+                    let bucket = self.name.clone();
+                    return Err(BucketError::TooMany { bucket, objects_max: OBJECTS_MAX });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    async fn send_small(
+        &self,
+        dir: &Path,
+        file: &LocalFile,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), BucketError> {
+        let path = dir.join(&file.path);
+        let bytes = tokio::fs::read(&path).await;
+        let bytes = Bytes::from(bytes.map_err(|source| BucketError::Read { path, source })?);
+        if let Err(reason) = check(&file.path, &bytes) {
+            return Err(BucketError::Damaged { path: dir.join(&file.path), reason });
+        }
+        let length = bytes.len() as u64;
+        let attributes = self.attributes(&file.path);
+        let options = PutOptions { attributes, ..PutOptions::default() };
+        let sent = self.store.put_opts(&self.path(&file.path)?, bytes.into(), options).await;
+        sent.map_err(|error| self.failed(&file.path, error))?;
+        progress(length);
+        Ok(())
+    }
+
+    /// Sends an artifact in parts, and lets the store show it only when all of it was right.
+    async fn send_large(
+        &self,
+        dir: &Path,
+        file: &LocalFile,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), BucketError> {
+        let failed = |error| self.failed(&file.path, error);
+        let attributes = self.attributes(&file.path);
+        let options = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
+        let path = self.path(&file.path)?;
+        let mut upload = self.store.put_multipart_opts(&path, options).await.map_err(failed)?;
+        let result = self.send_parts(dir, file, &mut *upload, progress).await;
+        match result {
+            Ok(()) => upload.complete().await.map(|_| ()).map_err(failed),
+            Err(error) => {
+                // Parts that nobody asks for cost money.
+                if let Err(error) = upload.abort().await {
+                    tracing::warn!(object = file.path, %error, "parts cannot be taken back");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn send_parts(
+        &self,
+        dir: &Path,
+        file: &LocalFile,
+        upload: &mut dyn MultipartUpload,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), BucketError> {
+        let path = dir.join(&file.path);
+        let read = |source| BucketError::Read { path: path.clone(), source };
+        let failed = |error| self.failed(&file.path, error);
+        let mut from = File::open(&path).await.map_err(read)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut sending = FuturesUnordered::new();
+        loop {
+            let mut part = Vec::with_capacity(PART_BYTES);
+            (&mut from).take(PART_BYTES as u64).read_to_end(&mut part).await.map_err(read)?;
+            if part.is_empty() {
+                break;
+            }
+            hasher.update(&part);
+            let length = part.len() as u64;
+            let arriving = upload.put_part(part.into());
+            sending.push(async move { arriving.await.map(|()| length) });
+            if sending.len() >= PARTS_AT_ONCE
+                && let Some(length) = sending.try_next().await.map_err(failed)?
+            {
+                progress(length);
+            }
+        }
+        while let Some(length) = sending.try_next().await.map_err(failed)? {
+            progress(length);
+        }
+        let right = match Kind::of(&file.path) {
+            Some(Kind::Blob(root)) => hasher.finalize().to_hex().as_str() == root,
+            // Nothing else is that long.
+            _ => false,
+        };
+        if right { Ok(()) } else { Err(BucketError::Damaged { path, reason: WRONG }) }
+    }
+
+    /// The write that readers see. `replaces` is what was there when this push began.
+    async fn write_timestamp(
+        &self,
+        bytes: Bytes,
+        replaces: Option<UpdateVersion>,
+    ) -> Result<(), BucketError> {
+        let failed = |error| self.failed(TIMESTAMP, error);
+        let path = self.path(TIMESTAMP)?;
+        let write = async |mode: PutMode| {
+            let attributes = self.attributes(TIMESTAMP);
+            let options = PutOptions { mode, attributes, ..PutOptions::default() };
+            self.store.put_opts(&path, bytes.clone().into(), options).await.map(|_| ())
+        };
+        let mode = match replaces {
+            None => PutMode::Create,
+            Some(version) if version.e_tag.is_none() => PutMode::Overwrite,
+            Some(version) => PutMode::Update(version),
+        };
+        match write(mode).await {
+            Ok(()) => Ok(()),
+            // A store without conditions, or told to do without.
+            Err(Error::NotImplemented { .. }) => write(PutMode::Overwrite).await.map_err(failed),
+            Err(Error::Precondition { .. } | Error::AlreadyExists { .. }) => {
+                // It may be our own write, whose answer was lost before it was tried again.
+                let now = self.read_small(TIMESTAMP).await?;
+                match now.is_some_and(|(now, _)| now == bytes) {
+                    true => Ok(()),
+                    false => Err(BucketError::Raced { bucket: self.name.clone() }),
+                }
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn attributes(&self, relative: &str) -> Attributes {
+        let mut attributes = Attributes::new();
+        if let Some(kind) = Kind::of(relative).filter(|_| self.keeps_attributes) {
+            attributes.insert(Attribute::CacheControl, kind.cache_control(relative).into());
+            attributes.insert(Attribute::ContentType, kind.content_type().into());
+        }
+        attributes
+    }
+}
+
+const WRONG: &str = "is not what its name says";
+
+/// A file that the disk has damaged stays here.
+fn check(relative: &str, bytes: &[u8]) -> Result<(), &'static str> {
+    let right = match Kind::of(relative) {
+        Some(Kind::Blob(root)) => blake3::hash(bytes).to_hex().as_str() == root,
+        Some(Kind::Units(root)) => {
+            let units = (bytes.len() / blake3::OUT_LEN) as u64;
+            let longest = units * u64::from(UNIT_BYTES);
+            let root: Result<Digest, _> = root.parse();
+            root.is_ok_and(|root| UnitHashes::parse_for(bytes, &root, longest.max(1)).is_ok())
+        }
+        Some(Kind::Target(hash)) => sha256_hex(bytes) == hash,
+        Some(Kind::Versioned | Kind::Root | Kind::Timestamp) => version_of(bytes) > 0,
+        None => false,
+    };
+    if right { Ok(()) } else { Err(WRONG) }
+}
+
+async fn read_metadata(dir: &Path, relative: &str) -> Result<Bytes, BucketError> {
+    let path = dir.join(relative);
+    match tokio::fs::read(&path).await {
+        Ok(bytes) => Ok(bytes.into()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let file = if relative == FIRST_ROOT { FIRST_ROOT } else { TIMESTAMP };
+            Err(BucketError::NoRepository { path: dir.to_owned(), file })
+        }
+        Err(source) => Err(BucketError::Read { path, source }),
+    }
+}
+
+fn unreadable(dir: &Path, relative: &str) -> BucketError {
+    BucketError::Damaged { path: dir.join(relative), reason: "is no signed metadata" }
+}
+
+/// All files of the repository here. Links are not followed: what lies elsewhere is nobody's to read.
+async fn walk(dir: &Path) -> Result<Vec<LocalFile>, BucketError> {
+    let dir = dir.to_owned();
+    tokio::task::spawn_blocking(move || walk_blocking(&dir))
+        .await
+        .map_err(|_| BucketError::Stopped)?
+}
+
+fn walk_blocking(dir: &Path) -> Result<Vec<LocalFile>, BucketError> {
+    let mut files = Vec::new();
+    let mut folders: Vec<PathBuf> =
+        ["blobs", "targets", "metadata"].map(|folder| dir.join(folder)).into();
+    while let Some(folder) = folders.pop() {
+        let failed = |source| BucketError::Read { path: folder.clone(), source };
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let (path, kind) = (entry.path(), entry.file_type().map_err(failed)?);
+            if kind.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let relative = path.strip_prefix(dir).ok().and_then(Path::to_str);
+            let ours = relative.filter(|relative| Kind::of(relative).is_some());
+            match ours.filter(|_| kind.is_file()) {
+                Some(relative) => {
+                    let length = entry.metadata().map_err(failed)?.len();
+                    files.push(LocalFile { path: relative.to_owned(), length });
+                }
+                None => tracing::debug!(path = %path.display(), "no file of a repository"),
+            }
+        }
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
+}
