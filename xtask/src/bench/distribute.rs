@@ -5,51 +5,52 @@
 //! from when until when.
 
 mod cpu;
+mod delta;
+mod faults;
 mod network;
 mod noise;
 mod origin;
+mod plan;
+mod rivals;
 mod sandbox;
+mod service;
+mod swarm_tracker;
 mod zone;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::{BenchArgs, Row};
-use zone::{Links, Zone};
+use super::{BenchArgs, Output};
+use crate::packages::need;
 
 /// What `cargo xtask bench distribute` takes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DistributeArgs {
-    /// Only the first rows, and what they are compared with
+    /// Only the first row, and what it is compared with
     #[arg(long)]
     quick: bool,
     /// Only rows whose name begins so (may be given several times)
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
-    /// Transfers of each row; the median counts
-    #[arg(long, default_value_t = 3)]
-    runs: usize,
+    /// Transfers of each row; the median counts [default: 3, quick: 2]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=50))]
+    runs: Option<u8>,
     /// Not what it is compared with
     #[arg(long)]
-    no_peers: bool,
+    no_rivals: bool,
     /// A folder on a real disk, for the row that is durable, and for logs
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     disk: PathBuf,
+    /// Keep the logs of all processes in this folder
+    #[arg(long, value_name = "DIR")]
+    logs: Option<PathBuf>,
 }
 
-/// Measures inside namespaces of its own.
-pub(crate) fn run(args: &DistributeArgs, all: &BenchArgs) -> Result<bool> {
-    match sandbox::folder() {
-        None => {
-            all.programs()?;
-            sandbox::enter(&args.disk)
-        }
-        Some(folder) => {
-            sandbox::furnish(&folder)?;
-            measure(args, all, &folder)
-        }
+impl DistributeArgs {
+    fn runs(&self) -> usize {
+        self.runs.map_or(if self.quick { 2 } else { 3 }, usize::from)
     }
 }
 
@@ -58,15 +59,29 @@ pub(crate) fn is_inside() -> bool {
     sandbox::folder().is_some()
 }
 
-fn measure(args: &DistributeArgs, all: &BenchArgs, folder: &Path) -> Result<bool> {
-    let programs = all.programs()?;
-    let links = Links { servers: 10, downlink_mbit: 50, nic_mbit: 250 };
-    let dir = folder.join("memory/zone");
-    let mut zone = Zone::start(&programs, &dir, &folder.join("logs/zone"), links)?;
-    for _ in 0..args.runs {
-        zone.transfer("50/250", 64)?;
+/// Measures inside namespaces of its own.
+pub(crate) fn run(args: &DistributeArgs, all: &BenchArgs) -> Result<bool> {
+    let Some(folder) = sandbox::folder() else {
+        ensure!(plan::rows(args).next().is_some(), "no row begins with {}", args.only.join(", "));
+        need("nginx", "-v", "nginx-light")?;
+        if !args.no_rivals {
+            need("curl", "--version", "curl")?;
+            need("aria2c", "--version", "aria2")?;
+        }
+        all.programs()?;
+        return sandbox::enter(&args.disk);
+    };
+    sandbox::furnish(&folder)?;
+    let measured = plan::measure(args, &all.programs()?, &folder);
+    let json = matches!(all.output, Output::Json);
+    for line in measured.comparison() {
+        // What is no row is for people.
+        if json {
+            eprintln!("{line}");
+        } else {
+            println!("{line}");
+        }
     }
-    let rows: Vec<Row> = Vec::new();
-    super::print(&rows, all.output)?;
-    Ok(true)
+    super::print(&measured.rows, all.output)?;
+    Ok(measured.rows.iter().all(|row| row.measured.is_some()))
 }

@@ -65,6 +65,14 @@ impl Network {
         self.limit(name, send_mbit, receive_mbit)
     }
 
+    /// Takes a namespace and its link away.
+    pub(super) fn leave(&mut self, name: &str) -> Result<()> {
+        self.names.retain(|known| known != name);
+        // The peer goes with it.
+        ip(&["link", "del", &port(name)])?;
+        ip(&["netns", "del", name]).map(drop)
+    }
+
     /// Limits a link anew.
     pub(super) fn limit(&self, name: &str, send_mbit: u32, receive_mbit: u32) -> Result<()> {
         let tbf = |rate: u32| format!("root tbf rate {rate}mbit burst 32kb latency 40ms");

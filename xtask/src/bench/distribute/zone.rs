@@ -32,6 +32,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// So many bytes through the downlink that a transfer has begun.
 const BEGUN_BYTES: u64 = 1 << 20;
 
+/// What is verified and passed on at once.
+const UNIT_BYTES: usize = 64 * 1024;
+
 /// One wave of everybody, with nothing to wait for: only bytes are looked at here.
 const POLICY: &str = r#"
 app = "web"
@@ -69,7 +72,6 @@ pub(super) struct Zone {
     releases: u32,
     /// Artifacts of transfers that are over.
     past: Vec<String>,
-    /// What was published with a second version of itself in mind.
     dir: PathBuf,
 }
 
@@ -96,6 +98,8 @@ pub(super) struct Transfer {
     pub wan_bytes: u64,
     /// Processor seconds of all agents.
     pub cpu_s: f64,
+    /// Units on the servers' disks that are not what was published.
+    pub wrong_units: usize,
 }
 
 impl Transfer {
@@ -110,7 +114,7 @@ impl Transfer {
         self.end_s(&[]) / self.limit_s
     }
 
-    fn tell(&self, what: &str) {
+    pub(super) fn tell(&self, what: &str) {
         let mut ends: Vec<f64> = self.ends.values().copied().collect();
         ends.sort_by(f64::total_cmp);
         let ends: Vec<String> = ends.iter().map(|end| format!("{end:.2}")).collect();
@@ -228,10 +232,7 @@ impl Zone {
 
     /// Publishes so many MiB and sends them to all servers.
     pub(super) fn transfer(&mut self, what: &str, mib: usize) -> Result<Transfer> {
-        let ready = self.publish(mib << 20)?;
-        let transfer = self.send(&ready, |_| Ok(Vec::new()))?;
-        transfer.tell(what);
-        Ok(transfer)
+        self.transfer_with(what, mib, |_| Ok(Vec::new()))
     }
 
     /// As [`Zone::transfer`]; `meanwhile` runs once bytes flow, and names the servers that are not
@@ -245,7 +246,15 @@ impl Zone {
         let ready = self.publish(mib << 20)?;
         let transfer = self.send(&ready, meanwhile)?;
         transfer.tell(what);
+        ensure!(transfer.wrong_units == 0, "{} units are wrong", transfer.wrong_units);
         Ok(transfer)
+    }
+
+    /// Points the channel to a release and waits until all servers run it.
+    pub(super) fn run_everywhere(&mut self, ready: &Ready) -> Result<()> {
+        self.fleet.run(&["channel", "set", watch::APP, "stable", &ready.version])?;
+        let patience = Duration::from_secs_f64(self.links.limit_s(ready.bytes)) + SETTLE_MAX;
+        self.fleet.until(GROUP, patience, |status| watch::runs(status, &ready.version)).map(drop)
     }
 
     /// Points the channel to a release, lets its bytes (and nothing else) go to all servers, and
@@ -309,12 +318,12 @@ impl Zone {
             let at = about.ctime() as f64 + about.ctime_nsec() as f64 / 1e9;
             ends.insert(name.clone(), at - first);
         }
-        self.compare(ready, &files)?;
+        let wrong_units = self.wrong_units(ready, &files)?;
         self.past.push(ready.root.clone());
         let last = ends.values().copied().fold(0.0, f64::max) + first;
         let wan = wan_bytes as f64 / ready.bytes as f64;
         let since_channel_s = last - channel_at;
-        Ok(Transfer { limit_s, ends, since_channel_s, wan, wan_bytes, cpu_s })
+        Ok(Transfer { limit_s, ends, since_channel_s, wan, wan_bytes, cpu_s, wrong_units })
     }
 
     /// The numbers of the agents that run.
@@ -330,13 +339,17 @@ impl Zone {
         of.map(|request| request.at).reduce(f64::min).context("the origin was never asked")
     }
 
-    /// What the servers hold is what was published.
-    fn compare(&self, ready: &Ready, files: &[(String, PathBuf)]) -> Result<()> {
+    /// Units that servers hold, and that are not what was published.
+    fn wrong_units(&self, ready: &Ready, files: &[(String, PathBuf)]) -> Result<usize> {
         let original = fs::read(self.original(&ready.root))?;
+        let mut wrong = 0;
         for (name, file) in files {
-            ensure!(fs::read(file)? == original, "{name} holds other bytes than were published");
+            let held = fs::read(file)?;
+            ensure!(held.len() == original.len(), "{name} holds {} bytes", held.len());
+            let units = held.chunks(UNIT_BYTES).zip(original.chunks(UNIT_BYTES));
+            wrong += units.filter(|(held, original)| held != original).count();
         }
-        Ok(())
+        Ok(wrong)
     }
 
     /// Gives the memory of transfers that are over back: their releases were never activated, and

@@ -1,0 +1,238 @@
+//! Servers that are slow, that die, and one that serves wrong bytes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::zone::{Links, Transfer, Zone};
+use crate::bench::{GROUP, median};
+
+/// A server that was killed is started again after this.
+const AWAY: Duration = Duration::from_secs(1);
+
+/// How long the group may take until it is complete again.
+const SETTLE_MAX: Duration = Duration::from_secs(60);
+
+/// How often is looked for a head.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The figures of rows, by name.
+pub(super) type Figures = BTreeMap<&'static str, f64>;
+
+/// The median time of transfers until all servers but some had it, in seconds.
+fn usual_s(base: &[Transfer], but: &[&str]) -> Result<f64> {
+    median(&mut base.iter().map(|transfer| transfer.end_s(but)).collect::<Vec<_>>())
+}
+
+/// One server has a tenth of the NIC.
+pub(super) fn slow(zone: &mut Zone, base: &[Transfer], runs: usize, mib: usize) -> Result<Figures> {
+    let leader = leader(zone)?;
+    // Neither the leader nor the first by name, who tends to be the head.
+    let slow = zone.servers().into_iter().skip(5).find(|name| *name != leader);
+    let slow = slow.context("no server that may be slow")?;
+    let links = zone.links;
+    let mbit = links.nic_mbit / 10;
+    zone.network.limit(&slow, mbit, mbit)?;
+    let (mut others, mut own) = (Vec::new(), Vec::new());
+    let usual = usual_s(base, &[&slow])?;
+    for _ in 0..runs {
+        let transfer = zone.transfer(&format!("{slow} has {mbit} Mbit/s"), mib)?;
+        let alone_s = transfer.limit_s * f64::from(links.downlink_mbit.min(links.nic_mbit))
+            / f64::from(mbit.min(links.downlink_mbit));
+        let end = transfer.ends[&slow];
+        eprintln!(
+            "    {slow}: {end:.2} s of {alone_s:.2}; the others {:.2} s, usually {usual:.2}",
+            transfer.end_s(&[&slow])
+        );
+        others.push((transfer.end_s(&[&slow]) / usual - 1.0) * 100.0);
+        own.push(end / alone_s);
+    }
+    zone.network.limit(&slow, links.nic_mbit, links.nic_mbit)?;
+    Ok(BTreeMap::from([
+        ("slow.others_percent", median(&mut others)?),
+        ("slow.self_ratio", median(&mut own)?),
+    ]))
+}
+
+/// `kill -9` of the server that speaks with the mirror; it is back after a second.
+pub(super) fn kill_head(
+    zone: &mut Zone,
+    base: &[Transfer],
+    runs: usize,
+    mib: usize,
+) -> Result<Figures> {
+    let (mut delays, mut wans) = (Vec::new(), Vec::new());
+    for _ in 0..runs {
+        // The head tends to be the first by name; the leader is to be another one.
+        let to = zone.servers().into_iter().nth(2).context("three servers")?;
+        if leader(zone)? != to {
+            zone.fleet.run(&["group", "transfer-leader", GROUP, "--to", &to])?;
+        }
+        let mut killed = String::new();
+        let transfer = zone.transfer_with("the head dies", mib, |zone| {
+            sleep(into(zone.links, mib));
+            killed = head(zone)?;
+            zone.fleet.kill_agent(&killed);
+            sleep(AWAY);
+            zone.fleet.start_agent(&killed)?;
+            Ok(Vec::new())
+        })?;
+        let usual = usual_s(base, &[&killed])?;
+        let end = transfer.end_s(&[&killed]);
+        eprintln!(
+            "    {killed} died and ended at {:.2} s; the others {end:.2} s, usually {usual:.2}; \
+             leader {to}",
+            transfer.ends[&killed]
+        );
+        delays.push(end - usual);
+        wans.push(transfer.wan);
+        settled(zone)?;
+    }
+    Ok(BTreeMap::from([
+        ("kill_head.delay_s", median(&mut delays)?),
+        ("kill_head.wan", median(&mut wans)?),
+    ]))
+}
+
+/// `kill -9` of the leader; it does not come back before the transfer is over.
+pub(super) fn kill_leader(
+    zone: &mut Zone,
+    base: &[Transfer],
+    runs: usize,
+    mib: usize,
+) -> Result<Figures> {
+    let (mut delays, mut wans) = (Vec::new(), Vec::new());
+    for _ in 0..runs {
+        let mut killed = String::new();
+        let mut was_head = false;
+        let transfer = zone.transfer_with("the leader dies", mib, |zone| {
+            killed = leader(zone)?;
+            sleep(into(zone.links, mib));
+            was_head = zone.network.asks_mirror(&killed)?;
+            zone.fleet.kill_agent(&killed);
+            Ok(vec![killed.clone()])
+        })?;
+        let usual = usual_s(base, &[&killed])?;
+        let end = transfer.end_s(&[&killed]);
+        eprintln!(
+            "    {killed} died{}; the others {end:.2} s, usually {usual:.2}",
+            if was_head { ", who was the head as well" } else { "" }
+        );
+        delays.push(end - usual);
+        wans.push(transfer.wan);
+        zone.fleet.start_agent(&killed)?;
+        settled(zone)?;
+    }
+    Ok(BTreeMap::from([
+        ("kill_leader.delay_s", median(&mut delays)?),
+        ("kill_leader.wan", median(&mut wans)?),
+    ]))
+}
+
+/// One server's disk lies: it holds the artifact whole by name, length and hashes, and every unit
+/// of it is wrong. It offers that to all others from the beginning.
+pub(super) fn corrupt(zone: &mut Zone, mib: usize) -> Result<Figures> {
+    let leader = leader(zone)?;
+    let bad = zone.servers().into_iter().skip(1).find(|name| *name != leader);
+    let bad = bad.context("no server whose disk may lie")?;
+    let ready = zone.publish(mib << 20)?;
+    zone.fleet.stop_agent(&bad);
+    let mut bytes = fs::read(zone.original(&ready.root))?;
+    for unit in bytes.chunks_mut(64 * 1024) {
+        unit[0] ^= 1;
+    }
+    let held = zone.artifacts(&bad).join(&ready.root);
+    fs::write(&held, bytes)?;
+    let hashes = format!("{}.units", ready.root);
+    fs::copy(zone.original(&hashes), zone.artifacts(&bad).join(&hashes))?;
+    zone.fleet.start_agent(&bad)?;
+    settled(zone)?;
+    let before = refused(zone)?;
+    let lost = bad.clone();
+    let transfer = zone.send(&ready, |_| Ok(vec![lost]))?;
+    transfer.tell(&format!("the disk of {bad} lies"));
+    let refused = refused(zone)? - before;
+    let named = |args: &[&str]| {
+        let output = zone.fleet.try_run(args).map(|output| output.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&output)
+            .lines()
+            .filter(|line| line.contains(&bad) && line.contains("wrong"))
+            .map(|line| line.trim().to_owned())
+            .next()
+    };
+    eprintln!(
+        "    {refused} units were refused; `cohort why`: {}; `cohort status`: {}",
+        named(&["why", GROUP]).unwrap_or_else(|| "does not name it".to_owned()),
+        named(&["status", GROUP]).unwrap_or_else(|| "does not name it".to_owned()),
+    );
+    ensure!(refused >= 1.0, "no wrong unit was offered to anybody, so nothing was proven");
+    // Its disk is mended, so that those who come after are not measured with it.
+    zone.fleet.stop_agent(&bad);
+    fs::remove_file(&held)?;
+    zone.fleet.start_agent(&bad)?;
+    settled(zone)?;
+    Ok(BTreeMap::from([("corrupt.forwarded_units", transfer.wrong_units as f64)]))
+}
+
+/// When something is to happen after the beginning: a third into the transfer.
+fn into(links: Links, mib: usize) -> Duration {
+    Duration::from_secs_f64(links.limit_s((mib as u64) << 20) / 3.0)
+}
+
+fn leader(zone: &Zone) -> Result<String> {
+    let leader = zone.fleet.leader(GROUP)?.context("a group at rest has a leader")?;
+    Ok(leader.as_str().to_owned())
+}
+
+/// A server that speaks with the mirror; not the leader, if there is another one.
+fn head(zone: &Zone) -> Result<String> {
+    let leader = leader(zone)?;
+    let begun = Instant::now();
+    loop {
+        let mut found = None;
+        for server in zone.servers() {
+            if zone.network.asks_mirror(&server)? && (server != leader || found.is_none()) {
+                found = Some(server);
+            }
+        }
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        ensure!(begun.elapsed() < AWAY, "nobody speaks with the mirror");
+        sleep(LOOK_EVERY);
+    }
+}
+
+/// Waits until every server was heard of since it came back.
+fn settled(zone: &Zone) -> Result<()> {
+    zone.fleet.until_complete(SETTLE_MAX)?;
+    let fresh = |age: Option<u64>| age.is_some_and(|age| age < 3_000);
+    zone.fleet
+        .until(GROUP, SETTLE_MAX, |status| {
+            status.linearizable
+                && status.servers.iter().all(|(id, server)| {
+                    status.leader.as_ref() == Some(id) || fresh(server.contact_age_ms)
+                })
+        })
+        .map(drop)
+}
+
+/// Units that servers refused until now, by their own metrics.
+fn refused(zone: &Zone) -> Result<f64> {
+    let mut sum = 0.0;
+    for agent in zone.fleet.agents().values() {
+        let mut stream = TcpStream::connect_timeout(&agent.probe, Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let of = text.lines().filter(|line| line.starts_with("cohort_units_refused_total"));
+        sum += of.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>();
+    }
+    Ok(sum)
+}
