@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cohort_core::ids::Digest;
 use cohort_core::orders::FetchOrder;
+use cohort_core::release::Release;
 use cohort_core::report::Blame;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,24 @@ const AGAIN_MS_MAX: u64 = 60_000;
 
 /// Pause before a file is tried again that another fetch has not let go of yet, in milliseconds.
 const IN_FLIGHT_MS: u64 = 50;
+
+/// Fetches that ended well and are remembered, so that the leader hears what they took from where:
+/// two run at once, and a leader that cannot be told for longer is another one by then.
+const ENDED_MAX: usize = 16;
+
+/// For how long one is remembered that is not ordered any more while no leader wants to hear of it.
+const ENDED_KEPT: Duration = Duration::from_secs(10);
+
+/// A fetch that ended well.
+#[derive(Debug, Clone)]
+pub struct EndedFetch {
+    /// What was fetched.
+    pub release: Release,
+    /// How it stood in the end.
+    pub progress: Progress,
+    at: Instant,
+    told: bool,
+}
 
 /// How an ordered artifact stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +78,7 @@ pub struct Downloads {
     context: FetchContext,
     running: Mutex<BTreeMap<Digest, Running>>,
     statuses: Arc<watch::Sender<BTreeMap<Digest, FetchStatus>>>,
+    ended: Arc<Mutex<Vec<EndedFetch>>>,
     turns: Arc<Semaphore>,
     tasks: TaskTracker,
     all: CancellationToken,
@@ -77,6 +97,7 @@ impl Downloads {
             context,
             running: Mutex::default(),
             statuses: Arc::new(watch::Sender::default()),
+            ended: Arc::default(),
             turns: Arc::new(Semaphore::new(FETCHES_MAX)),
             tasks: TaskTracker::new(),
             all: CancellationToken::new(),
@@ -94,6 +115,9 @@ impl Downloads {
     pub fn set_orders(&self, orders: &[FetchOrder]) {
         let merged = merge(orders);
         let mut running = self.lock();
+        // Before any of it begins to come: what comes is never collected.
+        let store = &self.context.store;
+        store.set_ordered(merged.iter().map(|order| order.release.artifact.clone()).collect());
         running.retain(|digest, fetch| {
             let length = fetch.order.borrow().release.length;
             let stays = merged
@@ -141,6 +165,26 @@ impl Downloads {
             .collect()
     }
 
+    /// Fetches that ended well: those that no leader has heard of yet, and those still ordered.
+    #[must_use]
+    pub fn ended(&self) -> Vec<EndedFetch> {
+        let running = self.lock();
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.retain(|fetch| {
+            let news = !fetch.told && fetch.at.elapsed() < ENDED_KEPT;
+            news || running.contains_key(&fetch.release.artifact)
+        });
+        ended.clone()
+    }
+
+    /// A leader has heard of these.
+    pub(crate) fn told(&self, told: &[Digest]) {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        for fetch in ended.iter_mut().filter(|fetch| told.contains(&fetch.release.artifact)) {
+            fetch.told = true;
+        }
+    }
+
     /// Ends every fetch, and waits until each has let go of its file. What was verified stays.
     pub async fn stop(&self) {
         self.all.cancel();
@@ -153,6 +197,7 @@ impl Downloads {
             context: self.context.clone(),
             digest: orders.borrow().release.artifact.clone(),
             statuses: Arc::clone(&self.statuses),
+            ended: Arc::clone(&self.ended),
             turns: Arc::clone(&self.turns),
             cancel,
         };
@@ -174,6 +219,7 @@ struct OneFetch {
     context: FetchContext,
     digest: Digest,
     statuses: Arc<watch::Sender<BTreeMap<Digest, FetchStatus>>>,
+    ended: Arc<Mutex<Vec<EndedFetch>>>,
     turns: Arc<Semaphore>,
     cancel: CancellationToken,
 }
@@ -184,7 +230,10 @@ impl OneFetch {
         let mut tries = 0;
         loop {
             let error = match self.once(&orders).await {
-                Ok(()) => return self.tell(FetchStatus::Held),
+                Ok(progress) => {
+                    self.remember(orders.borrow().release.clone(), progress);
+                    return self.tell(FetchStatus::Held);
+                }
                 Err(FetchError::Cancelled { .. }) => return,
                 Err(FetchError::Store(StoreError::InFlight { .. })) => {
                     // Ordered again while the one that was cancelled still lets go of its file.
@@ -205,28 +254,46 @@ impl OneFetch {
         }
     }
 
-    /// One try; shows its progress meanwhile.
-    async fn once(&self, orders: &watch::Receiver<FetchOrder>) -> Result<(), FetchError> {
+    /// One try; shows its progress meanwhile, and gives back how it stood in the end.
+    async fn once(&self, orders: &watch::Receiver<FetchOrder>) -> Result<Progress, FetchError> {
         let cancelled = || FetchError::Cancelled { artifact: self.digest.to_string() };
         let turn = tokio::select! {
             () = self.cancel.cancelled() => return Err(cancelled()),
             turn = self.turns.acquire() => turn.map_err(|_| cancelled())?,
         };
         let (progress, mut shown) = watch::channel(Progress::default());
+        let mut before = Progress::default();
         let mut fetching = Box::pin(fetch(&self.context, orders.clone(), &progress, &self.cancel));
         let result = loop {
             tokio::select! {
                 result = &mut fetching => break result,
                 changed = shown.changed() => {
                     if changed.is_ok() {
-                        let progress = Box::new(shown.borrow_and_update().clone());
-                        self.tell(FetchStatus::UnderWay { progress });
+                        let progress = shown.borrow_and_update().clone();
+                        self.context.counters.count_offences(&before, &progress);
+                        before = progress.clone();
+                        self.tell(FetchStatus::UnderWay { progress: Box::new(progress) });
                     }
                 }
             }
         };
         drop(turn);
-        result
+        let last = shown.borrow().clone();
+        self.context.counters.count_offences(&before, &last);
+        result.map(|()| last)
+    }
+
+    /// What was found whole on the disk took nothing from anybody: there is nothing to tell.
+    fn remember(&self, release: Release, progress: Progress) {
+        if progress.bytes_from_mirrors + progress.bytes_from_peers == 0 {
+            return;
+        }
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.retain(|fetch| fetch.release.artifact != release.artifact);
+        if ended.len() >= ENDED_MAX {
+            ended.remove(0);
+        }
+        ended.push(EndedFetch { release, progress, at: Instant::now(), told: false });
     }
 
     fn tell(&self, status: FetchStatus) {

@@ -230,6 +230,8 @@ struct Fetch<'a> {
     under_way: HashMap<Id, UnderWay>,
     guides: Option<watch::Receiver<guidance::Heard>>,
     links: BTreeMap<ServerId, Link>,
+    /// What this fetch may take from mirrors: its part of the zone's limit.
+    mirror_budget: Arc<Budget>,
     begun: Instant,
     plan: Option<Plan>,
     /// Nobody can be blamed here when nothing comes: this server waits for others of the group.
@@ -257,6 +259,7 @@ impl<'a> Fetch<'a> {
             under_way: HashMap::new(),
             guides,
             links: BTreeMap::new(),
+            mirror_budget: Arc::new(Budget::within(Arc::clone(&context.download))),
             begun: Instant::now(),
             plan: None,
             patient: false,
@@ -368,6 +371,7 @@ impl<'a> Fetch<'a> {
 
     /// Obeys the leader: links to those it names, and of the mirrors only what is leased.
     fn step_guided(&mut self, guidance: &Guidance) -> Plan {
+        self.mirror_budget.set(guidance.mirror_rate_max);
         self.patient = guidance.lease.is_empty();
         let (now_ms, views) = (self.now_ms(), self.sources.views());
         let by = |keep: &dyn Fn(&SourceId) -> bool| -> BTreeMap<SourceId, SourceView> {
@@ -516,16 +520,16 @@ impl<'a> Fetch<'a> {
     fn start(&mut self, source: &SourceId, what: What) {
         debug!(?source, ?what, "asking");
         let kind = source.kind();
-        let received = match kind {
-            SourceKind::Mirror => &self.from_mirrors,
-            SourceKind::Peer => &self.from_peers,
+        let (received, budget) = match kind {
+            SourceKind::Mirror => (&self.from_mirrors, &self.mirror_budget),
+            SourceKind::Peer => (&self.from_peers, &self.context.download),
         };
         let context = RequestContext {
             kind,
             limits: Arc::clone(&self.context.limits),
             counters: Arc::clone(&self.context.counters),
             received: Arc::clone(received),
-            budget: Arc::clone(&self.context.download),
+            budget: Arc::clone(budget),
             heard: Arc::new(Heard::new(self.begun)),
         };
         let heard = Arc::clone(&context.heard);

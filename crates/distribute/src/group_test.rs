@@ -319,3 +319,72 @@ async fn an_upload_limit_holds_a_parent_back_and_lifting_it_is_felt_at_once() {
     servers[1].until_held(&sample).await;
     assert_eq!(mirror.sent(), sample.release.length);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zone_limit_holds_the_heads_back_and_lifting_it_is_felt_at_once() {
+    let group = Group::new(limits());
+    let sample = Sample::new("zone limit", 400 * UNIT);
+    let mirror = Mirror::start(&[&sample], Manners::default()).await;
+    let tracker = Arc::clone(&group.leader.tracker.lock().unwrap());
+    tracker.set_zone_limit(Some(1_000_000));
+    let servers = group.servers(4, &mirror).await;
+    let begun = Instant::now();
+    for server in &servers {
+        server.order(&sample);
+    }
+    for server in &servers {
+        server.until_units(&sample, 30).await;
+    }
+    // Above a limit by no more than what the sockets hold.
+    let most = 1_000_000 * u64::try_from(begun.elapsed().as_millis()).unwrap() / 1_000;
+    let head = servers.iter().find(|server| {
+        server.guides.of(sample.digest()).is_some_and(|guidance| !guidance.lease.is_empty())
+    });
+    let head = head.expect("somebody asks the mirror");
+    let taken = head.downloads.context().counters.received(crate::SourceKind::Mirror);
+    assert!(taken <= most + 600_000, "{taken} of {most}");
+    assert!(!servers[0].disk.store.is_whole(sample.digest()));
+    tracker.set_zone_limit(None);
+    let lifted = Instant::now();
+    for server in &servers {
+        server.until_held(&sample).await;
+    }
+    // At the limit, what is left would take more than twenty seconds.
+    assert!(lifted.elapsed() < Duration::from_secs(15), "{:?}", lifted.elapsed());
+    assert_eq!(mirror.sent(), sample.release.length);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_is_withdrawn_is_fetched_no_more_and_passed_on_no_more() {
+    let group = Group::new(limits());
+    let (old, new) = (Sample::new("withdrawn", 100 * UNIT), Sample::new("instead", 20 * UNIT));
+    let (manners, gate) = gated(8);
+    let mirror = Mirror::start(&[&old, &new], manners).await;
+    let servers = group.servers(3, &mirror).await;
+    for server in &servers {
+        server.order(&old);
+    }
+    for server in &servers {
+        server.until_units(&old, 8).await;
+    }
+    // Another release instead of it; nothing more of the first one comes to anybody.
+    for server in &servers {
+        server.order(&new);
+    }
+    gate.add_permits(1_000_000);
+    for server in &servers {
+        server.until_held(&new).await;
+        assert!(server.disk.store.part(old.digest()).is_none(), "its file was let go of");
+        assert!(!server.downloads.statuses().borrow().contains_key(old.digest()));
+    }
+    let of_old = mirror.sent() - new.release.length;
+    assert!(of_old <= 40 * UNIT as u64, "{of_old} bytes: what was asked for, not all of it");
+    // What came is resumed when the release comes back, until it is collected.
+    servers[0].order(&old);
+    servers[0].until_held(&old).await;
+    servers[1].downloads.set_orders(&[]);
+    let kept = std::collections::BTreeSet::from([new.digest().clone()]);
+    let collected = servers[1].disk.store.collect(&kept).unwrap();
+    assert_eq!(collected.digests, [old.digest().clone()].into());
+    servers[1].disk.assert_holds(&new);
+}

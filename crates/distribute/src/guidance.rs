@@ -2,6 +2,8 @@
 //! lasts, and nothing is lost when it is.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cohort_core::ids::Digest;
 use cohort_core::orders::Source;
@@ -25,6 +27,9 @@ pub struct Guidance {
     pub heir: bool,
     /// The one that does, if that is another.
     pub heir_at: Option<Source>,
+    /// How fast it may take bytes from mirrors, in bytes per second: its part of the zone's limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror_rate_max: Option<u64>,
 }
 
 /// The guidance of all fetches of a server. Without one (`FetchContext::guides` is `None`), a fetch
@@ -32,6 +37,8 @@ pub struct Guidance {
 #[derive(Debug)]
 pub struct Guides {
     all: watch::Sender<Heard>,
+    /// What mirrors last gave the group, in bytes per second; 0: not known.
+    downlink_rate: AtomicU64,
 }
 
 /// What was heard of the leader.
@@ -44,7 +51,7 @@ pub(crate) struct Heard {
 impl Default for Guides {
     fn default() -> Self {
         let heard = Heard { at: Instant::now(), guidance: BTreeMap::new() };
-        Self { all: watch::Sender::new(heard) }
+        Self { all: watch::Sender::new(heard), downlink_rate: AtomicU64::new(0) }
     }
 }
 
@@ -70,6 +77,26 @@ impl Guides {
     #[must_use]
     pub fn of(&self, digest: &Digest) -> Option<Guidance> {
         self.all.borrow().guidance.get(digest).cloned()
+    }
+
+    /// A leader has said what mirrors gave; what was known before stays when it cannot tell.
+    pub fn measured(&self, downlink_rate: Option<u64>) {
+        if let Some(rate) = downlink_rate {
+            self.downlink_rate.store(rate, Ordering::Relaxed);
+        }
+    }
+
+    /// What mirrors gave in the last transfer of the group, in bytes per second, as its leaders said
+    /// since this agent began.
+    #[must_use]
+    pub fn downlink_rate(&self) -> Option<u64> {
+        Some(self.downlink_rate.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
+    }
+
+    /// For how long the leader has said nothing.
+    #[must_use]
+    pub fn silent_for(&self) -> Duration {
+        self.all.borrow().at.elapsed()
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Heard> {

@@ -17,9 +17,11 @@ mod budget;
 mod downloads;
 mod durable;
 mod fetch;
+mod frame;
 mod guidance;
 mod limits;
 mod mirrors;
+mod offence;
 mod part;
 mod peers;
 mod plan;
@@ -35,11 +37,12 @@ mod transport;
 mod unit_set;
 
 pub use budget::Budget;
-pub use downloads::{Downloads, FetchStatus, ORDERS_MAX};
+pub use downloads::{Downloads, EndedFetch, FetchStatus, ORDERS_MAX};
 pub use fetch::{FetchContext, FetchError, fetch};
 pub use guidance::{Guidance, Guides};
 pub use limits::Limits;
 pub use mirrors::{MIRRORS_MAX, MirrorError, MirrorList, MirrorRecord, rank};
+pub use offence::{Offence, Offences};
 pub use part::{Part, WriteError};
 pub use peers::WirePeers;
 pub use plan::{
@@ -52,10 +55,10 @@ pub use store::{ArtifactStore, Claim, Collected, FreeSpace, StoreOptions};
 pub use store_error::StoreError;
 pub use subscription::{RUNS_MAX, SubscribeRequest};
 pub use tracker::{
-    FAN_OUT_MAX, HAVE_RUNS_MAX, HEADS_MAX, HOLDERS_MAX, Layout, Member, Participant, REPORTS_MAX,
-    ServerView, Situation as TransferSituation, TRANSFER, Told, Tracker, TrackerCalls,
-    TrackerError, TransferAnswer, TransferReport, TransferRequest, TransferView, follow,
-    lease_runs, plan as plan_transfer,
+    Accusation, FAN_OUT_MAX, HAVE_RUNS_MAX, HEADS_MAX, HOLDERS_MAX, Layout, Member, OFFENCES_MAX,
+    Participant, REPORTS_MAX, ServerView, Situation as TransferSituation, TRANSFER, Told, Tracker,
+    TrackerCalls, TrackerError, TransferAnswer, TransferReport, TransferRequest, TransferView,
+    follow, lease_runs, plan as plan_transfer,
 };
 pub use transport::{
     ByteStream, NoPeers, PeerTransport, hashes_request_path, subscription_path, units_request_path,

@@ -1,19 +1,26 @@
 //! An artifact on its way: a preallocated file that verified units are written into, in place.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use cohort_artifact::{UnitError, UnitHashes};
 use cohort_core::ids::ServerId;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use tokio::sync::watch;
 
+use crate::frame::Frame;
 use crate::store_error::StoreError;
 use crate::unit_set::{UnitRun, UnitSet};
+
+/// The newest units that are kept in memory for the children, per artifact: 1 MiB. A child that
+/// keeps up never costs a read of the file.
+const RECENT_UNITS_MAX: usize = 16;
 
 /// A `.part` file, open. All of it is blocking: call it from a thread that may block.
 ///
@@ -36,6 +43,8 @@ struct Here {
     /// Per unit: 0 for a mirror or the disk, else 1 + the place in `senders`.
     origins: Vec<u8>,
     senders: Vec<ServerId>,
+    /// The newest, oldest first: at most [`RECENT_UNITS_MAX`].
+    recent: VecDeque<(u32, Bytes)>,
 }
 
 /// Why a unit was not written.
@@ -72,7 +81,7 @@ impl Part {
         file.set_len(length).map_err(StoreError::file("setting the length of", &path))?;
         let arrivals = watch::Sender::new(have.held());
         let origins = vec![0; hashes.count() as usize];
-        let here = Mutex::new(Here { have, origins, senders: Vec::new() });
+        let here = Mutex::new(Here { have, origins, senders: Vec::new(), recent: VecDeque::new() });
         Ok(Self { path, file, hashes, here, arrivals })
     }
 
@@ -105,35 +114,55 @@ impl Part {
     /// # Errors
     /// When the bytes are wrong (nothing is written then) or the disk refuses.
     pub fn write(&self, index: u32, bytes: &[u8]) -> Result<bool, WriteError> {
-        self.write_from(index, bytes, None)
+        self.put(index, bytes, None, None)
     }
 
-    /// The same, and remembers the server that sent it, to which it is never sent back.
+    /// The same for a unit that came in a frame, which is kept for the children; remembers the
+    /// server that sent it, to which it is never sent back.
     ///
     /// # Errors
     /// As [`Part::write`].
-    pub fn write_from(
+    pub(crate) fn write_frame(
         &self,
-        index: u32,
-        bytes: &[u8],
+        frame: &Frame,
         sender: Option<&ServerId>,
     ) -> Result<bool, WriteError> {
-        self.hashes.verify_unit(index, bytes).map_err(WriteError::Wrong)?;
+        self.put(frame.index(), frame.unit(), sender, Some(frame.bytes()))
+    }
+
+    fn put(
+        &self,
+        index: u32,
+        unit: &[u8],
+        sender: Option<&ServerId>,
+        frame: Option<&Bytes>,
+    ) -> Result<bool, WriteError> {
+        self.hashes.verify_unit(index, unit).map_err(WriteError::Wrong)?;
         if self.has(index) {
             return Ok(false);
         }
         let (start, _) = self.hashes.span(index).map_err(WriteError::Wrong)?;
-        self.file.write_all_at(bytes, start).map_err(StoreError::file("writing", &self.path))?;
+        self.file.write_all_at(unit, start).map_err(StoreError::file("writing", &self.path))?;
         let (new, held) = {
             let mut here = self.lock();
             let new = here.have.insert(index);
             if new && let Some(sender) = sender {
                 here.remember(index, sender);
             }
+            if new && let Some(frame) = frame {
+                here.keep(index, frame);
+            }
             (new, here.have.held())
         };
         self.arrivals.send_replace(held);
         Ok(new)
+    }
+
+    /// The frame of a unit that came lately.
+    pub(crate) fn recent(&self, index: u32) -> Option<Bytes> {
+        let here = self.lock();
+        let found = here.recent.iter().rev().find(|(known, _)| *known == index);
+        found.map(|(_, frame)| frame.clone())
     }
 
     /// Changes with every unit that arrives.
@@ -196,6 +225,13 @@ impl Part {
 }
 
 impl Here {
+    fn keep(&mut self, index: u32, frame: &Bytes) {
+        if self.recent.len() == RECENT_UNITS_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((index, frame.clone()));
+    }
+
     /// More senders than can be told apart are not remembered: they get back what they sent, once.
     fn remember(&mut self, index: u32, sender: &ServerId) {
         let known = self.senders.iter().position(|known| known == sender);

@@ -14,13 +14,13 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::Budget;
+use crate::frame::{ALIVE, Frame, INDEX_BYTES};
 use crate::limits::Limits;
 use crate::part::{Part, WriteError};
 use crate::plan::SourceKind;
 use crate::progress::ByteCounters;
 use crate::store::hashes_length;
 use crate::store_error::StoreError;
-use crate::subscription::{ALIVE, INDEX_BYTES};
 use crate::transport::ByteStream;
 use crate::unit_set::UnitRun;
 
@@ -178,17 +178,18 @@ pub(crate) async fn take_units(
     let mut body = Body::new(context, measured, answer.into_body());
     let patience = Duration::from_millis(context.limits.request_ms_max);
     for index in run.first..run.end() {
-        if asked != Asked::Whole && index > run.first && body.begun.elapsed() >= patience {
+        let took = body.begun.elapsed().saturating_sub(body.paused);
+        if asked != Asked::Whole && index > run.first && took >= patience {
             let ms = context.limits.request_ms_max;
             return Err(RequestError::Slow { units: index - run.first, ms });
         }
         let (_, length) = part.hashes().span(index).map_err(RequestError::Wrong)?;
-        let unit = body.take(length, context.limits.unit_ms_max, "whole unit").await?;
+        let frame = body.take_unit(index, length).await?;
         if part.has(index) {
             continue;
         }
         let disk = Arc::clone(part);
-        match blocking(move || disk.write(index, &unit)).await? {
+        match blocking(move || disk.write_frame(&frame, None)).await? {
             Ok(new) => body.measured.units += u32::from(new),
             Err(WriteError::Wrong(error)) => {
                 context.counters.count_refused();
@@ -212,6 +213,7 @@ pub(crate) async fn take_link(
     let mut body = Body::new(context, measured, answer.into_body());
     loop {
         if body.rest.is_empty() {
+            body.pay().await;
             match body.next_piece().await? {
                 None => return Ok(()),
                 Some(piece) => body.rest = piece,
@@ -223,12 +225,12 @@ pub(crate) async fn take_link(
             continue;
         }
         let (_, length) = part.hashes().span(index).map_err(RequestError::Wrong)?;
-        let unit = body.take(length, context.limits.unit_ms_max, "whole unit").await?;
+        let frame = body.take_unit(index, length).await?;
         if part.has(index) {
             continue;
         }
         let (disk, sender) = (Arc::clone(part), parent.clone());
-        match blocking(move || disk.write_from(index, &unit, Some(&sender))).await? {
+        match blocking(move || disk.write_frame(&frame, Some(&sender))).await? {
             Ok(new) => body.measured.units += u32::from(new),
             Err(WriteError::Wrong(error)) => {
                 context.counters.count_refused();
@@ -355,11 +357,35 @@ struct Body<'a> {
     begun: Instant,
     stream: ByteStream,
     rest: Bytes,
+    /// Bytes that came and are not yet taken out of the budget.
+    owed: usize,
+    /// How long this server's own limits made it wait: no source is blamed for that.
+    paused: Duration,
 }
 
 impl<'a> Body<'a> {
     fn new(context: &'a RequestContext, measured: &'a mut Measured, stream: ByteStream) -> Self {
-        Self { context, measured, begun: Instant::now(), stream, rest: Bytes::new() }
+        let (begun, rest) = (Instant::now(), Bytes::new());
+        Self { context, measured, begun, stream, rest, owed: 0, paused: Duration::ZERO }
+    }
+
+    /// Waits until the budget bears what came, before more of it is read.
+    async fn pay(&mut self) {
+        let owed = std::mem::take(&mut self.owed);
+        if owed == 0 {
+            return;
+        }
+        let begun = Instant::now();
+        self.context.budget.take(owed, || self.context.heard.now()).await;
+        self.paused += begun.elapsed();
+        self.context.heard.now();
+    }
+
+    /// The unit of an index.
+    async fn take_unit(&mut self, index: u32, length: usize) -> Result<Frame, RequestError> {
+        let room = Frame::room(index, length);
+        let room = self.fill(room, length, self.context.limits.unit_ms_max, "whole unit").await?;
+        Ok(Frame::new(index, room))
     }
 
     /// Exactly `length` bytes, within `ms_max`.
@@ -369,10 +395,24 @@ impl<'a> Body<'a> {
         ms_max: u64,
         what: &'static str,
     ) -> Result<Vec<u8>, RequestError> {
-        let deadline = Instant::now() + Duration::from_millis(ms_max);
-        let mut taken = Vec::with_capacity(length);
+        self.fill(Vec::with_capacity(length), length, ms_max, what).await
+    }
+
+    /// `length` bytes more, within `ms_max`.
+    async fn fill(
+        &mut self,
+        mut taken: Vec<u8>,
+        length: usize,
+        ms_max: u64,
+        what: &'static str,
+    ) -> Result<Vec<u8>, RequestError> {
+        let mut deadline = Instant::now() + Duration::from_millis(ms_max);
+        let length = taken.len() + length;
         while taken.len() < length {
             if self.rest.is_empty() {
+                let paused = self.paused;
+                self.pay().await;
+                deadline += self.paused - paused;
                 let stalled = RequestError::Stalled { what, ms: ms_max };
                 let next = timeout_at(deadline, self.next_piece());
                 self.rest = next.await.map_err(|_| stalled)??.ok_or_else(|| {
@@ -417,8 +457,7 @@ impl<'a> Body<'a> {
                     self.context.counters.count(self.context.kind, bytes);
                     self.context.received.fetch_add(bytes, Ordering::Relaxed);
                     self.context.heard.now();
-                    self.context.budget.take(piece.len(), || self.context.heard.now()).await;
-                    self.context.heard.now();
+                    self.owed += piece.len();
                     return Ok(Some(piece));
                 }
             }

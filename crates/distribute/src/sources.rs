@@ -10,6 +10,7 @@ use rand::rngs::OsRng;
 
 use crate::limits::Limits;
 use crate::mirrors::MirrorList;
+use crate::offence::{Offence, Offences};
 use crate::plan::{SourceId, SourceKind, SourceView};
 use crate::progress::{SourceReport, cut};
 use crate::request::{Measured, RequestError};
@@ -31,6 +32,7 @@ struct Known {
     listed: bool,
     view: SourceView,
     refused_units: u32,
+    offences: Offences,
     last_error: Option<String>,
     backoff: Option<ExponentialBackoff>,
     failed_at: Option<Instant>,
@@ -102,6 +104,9 @@ impl Sources {
         }
         let Some(error) = failure else { return };
         known.last_error = Some(cut(&error.to_string()));
+        if let Some(offence) = Offence::of(error) {
+            *known.offences.entry(offence).or_default() += 1;
+        }
         let pause_ms = match error {
             RequestError::RangesIgnored => {
                 known.view.ranges = false;
@@ -172,6 +177,7 @@ impl Known {
             listed: true,
             view,
             refused_units: 0,
+            offences: Offences::new(),
             last_error: None,
             backoff: None,
             failed_at: None,
@@ -216,6 +222,7 @@ impl Known {
             failures: self.view.failures,
             refused_units: self.refused_units,
             last_error: self.last_error.clone(),
+            offences: self.offences.clone(),
         }
     }
 }

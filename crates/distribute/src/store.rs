@@ -76,6 +76,8 @@ pub struct ArtifactStore {
 struct Inner {
     whole: BTreeMap<Digest, u64>,
     claimed: BTreeMap<Digest, Option<Arc<Part>>>,
+    /// What is ordered now, whether it is on its way or has just come.
+    ordered: BTreeSet<Digest>,
 }
 
 impl fmt::Debug for ArtifactStore {
@@ -161,24 +163,33 @@ impl ArtifactStore {
         Ok(Claim { store: Arc::clone(self), digest: digest.clone(), length })
     }
 
-    /// Removes every artifact, or part of one, that is neither in `keep` nor being fetched.
+    /// Says what is ordered to be on this disk: none of it is collected from now on, whatever a
+    /// collection that was begun before believes.
+    pub(crate) fn set_ordered(&self, ordered: BTreeSet<Digest>) {
+        self.lock().ordered = ordered;
+    }
+
+    /// Removes every artifact, or part of one, that is neither in `keep`, nor ordered, nor being
+    /// fetched.
     ///
-    /// `keep` must name what runs, what may be rolled back to, and what is ordered to be fetched.
+    /// `keep` must name what runs and what may be rolled back to.
     ///
     /// # Errors
     /// When a file cannot be removed; what was removed before stays removed.
     pub fn collect(&self, keep: &BTreeSet<Digest>) -> Result<Collected, StoreError> {
         let mut collected = Collected::default();
+        // Held all the while: a fetch that begins now must find everything or nothing, and one that
+        // ends now must not lose under its new name what was listed under the old one.
+        let mut inner = self.lock();
         let mut names = self.names()?;
         // "<root>" sorts before "<root>.units": hashes go last, so that none is missing after a
         // crash.
         names.sort();
-        // Held all the while: a fetch that begins now must find everything or nothing.
-        let mut inner = self.lock();
         for name in names {
             let root = name.split('.').next().unwrap_or_default();
             let Ok(digest) = Digest::new(root) else { continue };
-            if keep.contains(&digest) || inner.claimed.contains_key(&digest) {
+            let wanted = keep.contains(&digest) || inner.ordered.contains(&digest);
+            if wanted || inner.claimed.contains_key(&digest) {
                 continue;
             }
             let path = self.folder.join(&name);

@@ -130,6 +130,44 @@ fn collection_spares_what_is_kept_and_what_is_in_flight() {
 }
 
 #[test]
+fn what_is_ordered_stays_however_fetches_and_collections_meet() {
+    let disk = Disk::new();
+    let [running, last_good] = ["running", "last good"].map(|seed| Sample::new(seed, 2 * UNIT));
+    disk.hold(&running);
+    disk.hold(&last_good);
+    // What the collections believe never hears of what is fetched meanwhile.
+    let keep = BTreeSet::from([running.digest().clone(), last_good.digest().clone()]);
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    disk.store.collect(&keep).unwrap();
+                }
+            });
+        }
+        for n in 0..40 {
+            let sample = Sample::new(&format!("new {n}"), 3 * UNIT + n);
+            disk.store.set_ordered([sample.digest().clone()].into());
+            disk.hold(&sample);
+            assert!(disk.store.is_whole(sample.digest()));
+            assert_eq!(*disk.store.unit_hashes(sample.digest()).unwrap(), sample.hashes);
+            disk.assert_holds(&sample);
+        }
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    disk.assert_holds(&running);
+    disk.assert_holds(&last_good);
+    // No longer ordered, and nobody wants it kept.
+    disk.store.set_ordered(BTreeSet::new());
+    disk.store.collect(&keep).unwrap();
+    let mut held = disk.store.held();
+    held.sort();
+    assert_eq!(held, Vec::from_iter(keep));
+    assert_eq!(disk.reopened().held().len(), 2);
+}
+
+#[test]
 fn whole_files_are_trusted_by_name_and_length_and_repaired_when_they_do_not_fit() {
     let (disk, sample) = (Disk::new(), sample());
     disk.hold(&sample);

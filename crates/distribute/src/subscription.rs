@@ -9,8 +9,10 @@
 //! ```
 //!
 //! The same question starts, resumes, repairs and changes parents. A unit goes out the moment it is
-//! verified here, lowest first among those that are here. Every child has its own cursor and one
-//! read (four units) in memory, so that a slow child blocks nobody and costs no more than that.
+//! verified here, lowest first among those that are here, out of memory as long as the child keeps
+//! up (the newest 16 units of an artifact are kept for all children together). Every child has its
+//! own cursor and one read (four units) in memory, so that a slow child blocks nobody and costs no
+//! more than that.
 
 use std::fs::File;
 use std::io;
@@ -26,16 +28,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::budget::Budget;
+use crate::frame::{ALIVE, INDEX_BYTES};
 use crate::part::Part;
 use crate::request::span_of;
 use crate::store::ArtifactStore;
 use crate::unit_set::{UnitRun, UnitSet};
-
-/// The index of a frame that is only a sign of life.
-pub(crate) const ALIVE: u32 = u32::MAX;
-
-/// Bytes of an index.
-pub(crate) const INDEX_BYTES: usize = 4;
 
 /// Pause after which a parent that has nothing to send says that it lives, in milliseconds. A third
 /// of what a child waits for ([`crate::Limits::silence_ms_max`]).
@@ -103,11 +100,7 @@ impl Subscription {
                 let wanted =
                     wanted.get_or_insert_with(|| UnitSet::from_runs(origin.units(), &self.lacks));
                 if let Some(run) = origin.next(wanted, &self.child) {
-                    let piece = origin.read(run).await;
-                    let failed = piece.is_err();
-                    let length = piece.as_ref().map_or(0, Bytes::len);
-                    self.upload.take(length, || ()).await;
-                    if !self.put(&sender, piece).await || failed {
+                    if !self.send(&sender, origin, run).await {
                         return;
                     }
                     alive_at = Instant::now() + Duration::from_millis(ALIVE_MS);
@@ -133,6 +126,27 @@ impl Subscription {
                 () = sender.closed() => return,
             }
         }
+    }
+
+    /// Sends the units of a run; false when that was the last that can be sent.
+    async fn send(
+        &self,
+        sender: &mpsc::Sender<io::Result<Bytes>>,
+        origin: &Origin,
+        run: UnitRun,
+    ) -> bool {
+        let pieces = match origin.recent(run) {
+            Some(frames) => frames.into_iter().map(Ok).collect(),
+            None => vec![origin.read(run).await],
+        };
+        for piece in pieces {
+            let failed = piece.is_err();
+            self.upload.take(piece.as_ref().map_or(0, Bytes::len), || ()).await;
+            if !self.put(sender, piece).await || failed {
+                return false;
+            }
+        }
+        true
     }
 
     async fn put(
@@ -185,6 +199,14 @@ impl Origin {
                 Some(run)
             }
             Origin::Part(_, part, _) => part.next_wanted(wanted, child, READ_UNITS_MAX),
+        }
+    }
+
+    /// The frames of a run, if all of them came lately.
+    fn recent(&self, run: UnitRun) -> Option<Vec<Bytes>> {
+        match self {
+            Origin::Whole(..) => None,
+            Origin::Part(_, part, _) => (run.first..run.end()).map(|i| part.recent(i)).collect(),
         }
     }
 

@@ -4,18 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_core::ids::{Digest, GroupId};
-use cohort_core::orders::FetchOrder;
+use cohort_core::orders::{FetchOrder, Source};
+use cohort_core::release::Release;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::message::{
-    HAVE_RUNS_MAX, HOLDERS_MAX, REPORTS_MAX, Told, TransferAnswer, TransferReport, TransferRequest,
+    Accusation, HAVE_RUNS_MAX, HOLDERS_MAX, OFFENCES_MAX, REPORTS_MAX, Told, TransferAnswer,
+    TransferReport, TransferRequest,
 };
 use super::transfer::UNIT_BYTES;
-use crate::downloads::{Downloads, FetchStatus};
+use crate::downloads::{Downloads, EndedFetch, FetchStatus};
 use crate::guidance::Guides;
-use crate::plan::SourceKind;
+use crate::plan::{FetchWait, SourceKind};
 use crate::progress::Progress;
 use crate::unit_set::{UnitRun, UnitSet};
 
@@ -65,7 +67,8 @@ pub async fn follow(
     loop {
         let transfers = downloads.transfers();
         guides.retain(|digest| transfers.iter().any(|(o, _)| o.release.artifact == *digest));
-        if transfers.is_empty() {
+        let ended = downloads.ended();
+        if transfers.is_empty() && ended.is_empty() {
             told = Urgent::default();
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -73,11 +76,8 @@ pub async fn follow(
             }
         }
         let now = Instant::now();
-        let reports: Vec<TransferReport> = transfers
-            .iter()
-            .take(REPORTS_MAX)
-            .map(|(order, status)| report(&downloads, &guides, order, status.as_ref()))
-            .collect();
+        let reports = reports(&downloads, &guides, &transfers, &ended);
+        let said: Vec<Digest> = ended.into_iter().map(|fetch| fetch.release.artifact).collect();
         let urgent = urgent(&reports);
         let soon = now >= reported + Duration::from_millis(REPORT_MS_MIN);
         let low = lease_left(&reports) * 2 < lease_given;
@@ -99,6 +99,8 @@ pub async fn follow(
             Ok(answer) => {
                 lease_given = answer.guidance.iter().map(|(_, g)| units(&g.lease)).sum();
                 guides.take(answer.guidance);
+                guides.measured(answer.downlink_rate);
+                downloads.told(&said);
                 answer.again_ms
             }
             Err(reason) => {
@@ -139,14 +141,46 @@ fn urgent(reports: &[TransferReport]) -> Urgent {
     }
 }
 
+/// What is ordered, and after that what ended and is no longer ordered: said once, so that the
+/// leader knows who has it whole, and what came from where.
+fn reports(
+    downloads: &Downloads,
+    guides: &Guides,
+    transfers: &[(FetchOrder, Option<FetchStatus>)],
+    ended: &[EndedFetch],
+) -> Vec<TransferReport> {
+    let none = Progress::default();
+    let ended_as = |artifact: &Digest| {
+        let found = ended.iter().find(|fetch| fetch.release.artifact == *artifact);
+        found.map_or(&none, |fetch| &fetch.progress)
+    };
+    let ordered = transfers.iter().map(|(order, status)| {
+        let progress = match status {
+            Some(FetchStatus::UnderWay { progress }) => progress,
+            Some(FetchStatus::Held) => ended_as(&order.release.artifact),
+            Some(FetchStatus::Failed { .. }) | None => &none,
+        };
+        report(downloads, guides, &order.release, &order.sources, progress)
+    });
+    let gone = ended.iter().filter(|fetch| {
+        !transfers.iter().any(|(order, _)| order.release.artifact == fetch.release.artifact)
+    });
+    let gone = gone.map(|fetch| report(downloads, guides, &fetch.release, &[], &fetch.progress));
+    // What ended is short-lived, and must not wait behind many orders.
+    let mut reports: Vec<TransferReport> = gone.take(REPORTS_MAX / 2).collect();
+    let room = REPORTS_MAX - reports.len();
+    reports.extend(ordered.take(room));
+    reports
+}
+
 fn report(
     downloads: &Downloads,
     guides: &Guides,
-    order: &FetchOrder,
-    status: Option<&FetchStatus>,
+    release: &Release,
+    holders: &[Source],
+    progress: &Progress,
 ) -> TransferReport {
-    let artifact = order.release.artifact.clone();
-    let length = order.release.length;
+    let (artifact, length) = (release.artifact.clone(), release.length);
     let store = &downloads.context().store;
     let count = u32::try_from(length.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
     let have = if store.is_whole(&artifact) {
@@ -154,16 +188,18 @@ fn report(
     } else {
         store.part(&artifact).map_or_else(Vec::new, |part| part.have().runs(HAVE_RUNS_MAX))
     };
-    let none = Progress::default();
-    let progress = match status {
-        Some(FetchStatus::UnderWay { progress }) => progress,
-        Some(FetchStatus::Held | FetchStatus::Failed { .. }) | None => &none,
-    };
     let peers = || progress.sources.iter().filter(|source| source.kind == SourceKind::Peer);
     let mut mirrors = progress.sources.iter().filter(|s| s.kind == SourceKind::Mirror).peekable();
     let told = guides.of(&artifact).map(|guidance| Told {
         feeds: guidance.feeds.into_iter().map(|source| source.server).collect(),
         lease: guidance.lease,
+    });
+    let accusations = progress.sources.iter().flat_map(|source| {
+        source.offences.iter().map(|(what, count)| Accusation {
+            source: source.name.clone(),
+            what: *what,
+            count: *count,
+        })
     });
     TransferReport {
         artifact,
@@ -172,8 +208,9 @@ fn report(
         mirror_bytes: progress.bytes_from_mirrors,
         peer_bytes: progress.bytes_from_peers,
         mirror_failed: mirrors.peek().is_some() && mirrors.all(|source| source.failures > 1),
+        mirror_busy: matches!(progress.waiting_on, Some(FetchWait::Sources { .. })),
         told,
-        holders: order.sources.iter().take(HOLDERS_MAX).cloned().collect(),
+        holders: holders.iter().take(HOLDERS_MAX).cloned().collect(),
         silent: peers()
             .filter(|source| source.failures > 0)
             .filter_map(|source| source.name.parse().ok())
@@ -184,5 +221,6 @@ fn report(
             .filter_map(|source| source.name.parse().ok())
             .take(HAVE_RUNS_MAX)
             .collect(),
+        offences: accusations.take(OFFENCES_MAX).collect(),
     }
 }

@@ -8,14 +8,24 @@
 //! server's side.
 
 mod follow;
+mod ledger;
 mod message;
 mod plan;
 #[cfg(test)]
 mod plan_test;
+mod seen;
 mod transfer;
+mod tree;
+mod trust;
+#[cfg(test)]
+mod trust_test;
 mod view;
+#[cfg(test)]
+mod view_test;
+mod zone_limit;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -23,8 +33,8 @@ use cohort_core::ids::{Digest, ServerId};
 
 pub use follow::{TrackerCalls, follow};
 pub use message::{
-    HAVE_RUNS_MAX, HOLDERS_MAX, REPORTS_MAX, TRANSFER, Told, TransferAnswer, TransferReport,
-    TransferRequest,
+    Accusation, HAVE_RUNS_MAX, HOLDERS_MAX, OFFENCES_MAX, REPORTS_MAX, TRANSFER, Told,
+    TransferAnswer, TransferReport, TransferRequest,
 };
 pub use plan::{FAN_OUT_MAX, HEADS_MAX, Layout, Member, Situation, lease_runs, plan};
 use transfer::Transfer;
@@ -62,6 +72,20 @@ pub enum TrackerError {
         /// How many there may be.
         max: usize,
     },
+    /// Longer than any artifact.
+    #[error("artifact {artifact} cannot have {length} bytes")]
+    TooLong {
+        /// Root of the artifact.
+        artifact: Digest,
+        /// The length that was reported.
+        length: u64,
+    },
+    /// Runs of units that overlap, are out of order, or beyond the end.
+    #[error("runs of units of artifact {artifact} overlap or go beyond its end")]
+    Runs {
+        /// Root of the artifact.
+        artifact: Digest,
+    },
     /// Not the length that others report.
     #[error("artifact {artifact} has {expected} bytes, not {found}")]
     Length {
@@ -78,9 +102,17 @@ pub enum TrackerError {
 #[derive(Debug, Default)]
 pub struct Tracker {
     transfers: Mutex<BTreeMap<Digest, Transfer>>,
+    /// What all may take from mirrors together, in bytes per second; 0: no limit.
+    zone_limit: AtomicU64,
 }
 
 impl Tracker {
+    /// Sets what the whole group may take from mirrors together, in bytes per second; `None`: no
+    /// limit. Heads hear of it with their next report, at most a fifth of a second later.
+    pub fn set_zone_limit(&self, limit: Option<u64>) {
+        self.zone_limit.store(limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
     /// Takes a server's report, and says what it is to do.
     ///
     /// # Errors
@@ -96,31 +128,39 @@ impl Tracker {
             return Err(TrackerError::TooMany { what: "transfers", count, max: REPORTS_MAX });
         }
         let mut transfers = self.transfers.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut answer = TransferAnswer { again_ms: transfer::AGAIN_MS_MAX, guidance: Vec::new() };
+        let mut answer = TransferAnswer {
+            again_ms: transfer::AGAIN_MS_MAX,
+            guidance: Vec::new(),
+            downlink_rate: None,
+        };
         for report in &request.transfers {
-            let lists = [report.silent.len(), report.wrong.len(), report.have.len()];
-            let count = lists.into_iter().max().unwrap_or(0);
-            if count > HAVE_RUNS_MAX {
-                return Err(TrackerError::TooMany { what: "entries", count, max: HAVE_RUNS_MAX });
-            }
-            let count = report.holders.len();
-            if count > HOLDERS_MAX {
-                return Err(TrackerError::TooMany { what: "holders", count, max: HOLDERS_MAX });
-            }
+            report.check()?;
             if !transfers.contains_key(&report.artifact) {
                 make_room(&mut transfers);
                 let transfer = Transfer::new(report, now);
                 transfers.insert(report.artifact.clone(), transfer);
             }
             let Some(transfer) = transfers.get_mut(&report.artifact) else { continue };
+            if transfer.length() != report.length && from.leads {
+                // The leader's own server follows the log.
+                *transfer = Transfer::new(report, now);
+            }
             if transfer.length() != report.length {
                 let (expected, found) = (transfer.length(), report.length);
                 let artifact = report.artifact.clone();
                 return Err(TrackerError::Length { artifact, expected, found });
             }
             transfer.take(from, report, now);
-            let (again_ms, guidance) = transfer.answer(&from.server, now);
+            answer.downlink_rate = answer.downlink_rate.max(transfer.ledger.downlink_rate());
+            let (again_ms, mut guidance) = transfer.answer(&from.server, now);
             answer.again_ms = answer.again_ms.min(again_ms);
+            let limit = self.zone_limit.load(Ordering::Relaxed);
+            if let Some(guidance) = guidance.as_mut().filter(|_| limit > 0) {
+                let own = transfers.keys().position(|known| *known == report.artifact);
+                let takers: Vec<_> = transfers.values().map(|known| known.takers(now)).collect();
+                guidance.mirror_rate_max =
+                    own.map(|own| zone_limit::part_of(limit, &takers, own, &from.server));
+            }
             answer.guidance.extend(guidance.map(|guidance| (report.artifact.clone(), guidance)));
         }
         Ok(answer)

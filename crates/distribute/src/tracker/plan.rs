@@ -11,13 +11,17 @@
 //! 5. Slow servers have no children, except slow ones.
 //! 6. Where racks are known, each is entered once: its first server has a parent elsewhere, the
 //!    others inside.
-//! 7. A server that refuses another (it sent wrong bytes) never gets it as parent.
+//! 7. A server that refuses another (it sent wrong bytes, or nothing) does not get it as parent while
+//!    there is anybody else.
+//! 8. What a barred server says that it holds counts for nothing, and it has no children: several
+//!    others refuse it. It is fed like everybody else, at the tail.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::ids::ServerId;
 
+use super::tree::Tree;
 use crate::unit_set::{UnitRun, UnitSet};
 
 const UNIT_BYTES: u64 = cohort_artifact::UNIT_BYTES as u64;
@@ -68,6 +72,17 @@ pub struct Member {
     pub mirror_rate: u64,
     /// Servers that it takes nothing from.
     pub refuses: BTreeSet<ServerId>,
+    /// Those under which it was behind lately: any other with room is a better parent.
+    pub fell_behind: BTreeSet<ServerId>,
+    /// Several others refuse it: nothing that it says counts, and it is no parent for anyone.
+    pub barred: bool,
+}
+
+impl Member {
+    /// Whether it holds everything, and is believed.
+    pub(super) fn holds_all(&self) -> bool {
+        self.have.is_full() && !self.barred
+    }
 }
 
 /// Everything that a plan depends on. Only servers that can be reached are in it.
@@ -175,6 +190,11 @@ impl Layout {
     }
 }
 
+/// Those whose word counts.
+fn believed(members: &BTreeMap<ServerId, Member>) -> impl Iterator<Item = &Member> {
+    members.values().filter(|member| !member.barred)
+}
+
 /// What all heads get from mirrors.
 fn mirror_rate(situation: &Situation<'_>) -> u64 {
     let heads = situation.previous.heads.iter();
@@ -201,16 +221,16 @@ fn fan_out(situation: &Situation<'_>) -> usize {
 fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
     let members = situation.members;
     let mut held = UnitSet::empty(situation.units);
-    for member in members.values() {
+    for member in believed(members) {
         held.union(&member.have);
     }
-    if members.values().any(|member| member.have.is_full()) {
+    if members.values().any(Member::holds_all) {
         return Vec::new();
     }
     // Where all units are there, but nobody holds all of them, the head leases nothing.
     let mirrors_needed = !held.is_full();
     let fits = |id: &ServerId| {
-        members.get(id).is_some_and(|m| m.may_lease && !m.slow && !m.have.is_full())
+        members.get(id).is_some_and(|m| m.may_lease && !m.slow && !m.barred && !m.have.is_full())
     };
     // A second head costs its root half a downlink more of its link.
     let wanted = match ratio_tenths(situation).filter(|_| mirrors_needed) {
@@ -234,10 +254,10 @@ fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
     let others: Vec<ServerId> = others.into_iter().take(more).map(|(id, _)| id.clone()).collect();
     heads.extend(others);
     if heads.is_empty() {
-        // Everybody is slow, or was failed by its mirrors: better one of those than none.
+        // Everybody is slow, barred, or was failed by its mirrors: better one of those than none.
         let lacking = members.iter().filter(|(_, member)| !member.have.is_full());
-        let best =
-            lacking.min_by_key(|(id, m)| (!m.may_lease, m.slow, Reverse(m.have.held()), *id));
+        let best = lacking
+            .min_by_key(|(id, m)| (m.barred, !m.may_lease, m.slow, Reverse(m.have.held()), *id));
         heads.extend(best.map(|(id, _)| id.clone()));
     }
     heads
@@ -245,7 +265,8 @@ fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
 
 fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, UnitSet> {
     let mut free = UnitSet::full(situation.units);
-    for member in situation.members.values() {
+    let mut unleased = free.clone();
+    for member in believed(situation.members) {
         free.subtract(&member.have);
     }
     let mut leases: BTreeMap<ServerId, UnitSet> = BTreeMap::new();
@@ -256,6 +277,9 @@ fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, U
         if let Some(member) = situation.members.get(head) {
             lease.subtract(&member.have);
         }
+        // What two were told by leaders before this one belongs to the first.
+        lease.intersect(&unleased);
+        unleased.subtract(&lease);
         free.subtract(&lease);
         leases.insert(head.clone(), lease);
     }
@@ -270,7 +294,7 @@ fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, U
             // What is left is shared by rate, so that all heads end together.
             let left = u64::from(free.held());
             let heads = u64::try_from(heads.len()).unwrap_or(1);
-            let share = if all_rates == 0 { left / heads } else { left * rate / all_rates };
+            let share = left.saturating_mul(rate).checked_div(all_rates).unwrap_or(left / heads);
             let share = u32::try_from(share).unwrap_or(u32::MAX);
             window = window.min(share.max(LEASE_UNITS_LAST));
         }
@@ -302,7 +326,7 @@ fn root_feeds(
     let Some(root) = heads.first() else { return Vec::new() };
     let mut feeds: Vec<ServerId> = heads[1..].to_vec();
     let mut elsewhere = UnitSet::empty(situation.units);
-    for member in situation.members.values() {
+    for member in believed(situation.members) {
         elsewhere.union(&member.have);
     }
     for head in heads {
@@ -321,8 +345,11 @@ fn root_feeds(
             both.held()
         };
         let members = situation.members.iter();
-        let usable = members.filter(|(id, _)| {
-            *id != root && !feeds.contains(id) && !refused.is_some_and(|r| r.contains(*id))
+        let usable = members.filter(|(id, member)| {
+            *id != root
+                && !member.barred
+                && !feeds.contains(id)
+                && !refused.is_some_and(|r| r.contains(*id))
         });
         let best = usable.map(|(id, member)| (holds(member), id, member)).max_by_key(|(n, ..)| *n);
         let Some((1.., id, member)) = best else { break };
@@ -336,175 +363,4 @@ fn root_feeds(
 #[must_use]
 pub fn lease_runs(lease: Option<&UnitSet>, runs_max: usize) -> Vec<UnitRun> {
     lease.map_or_else(Vec::new, |lease| lease.runs(runs_max))
-}
-
-/// The parents while they are being found.
-struct Tree<'a> {
-    situation: &'a Situation<'a>,
-    heads: &'a [ServerId],
-    fan_out: usize,
-    /// Placed servers: parent (none for roots), depth, children.
-    placed: BTreeMap<&'a ServerId, Placed<'a>>,
-    /// Racks with a server that can have children.
-    racks: BTreeSet<&'a str>,
-    /// Children in the plan in force.
-    before: BTreeMap<&'a ServerId, Vec<&'a ServerId>>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Placed<'a> {
-    parent: Option<&'a ServerId>,
-    depth: usize,
-    children: usize,
-}
-
-impl<'a> Tree<'a> {
-    fn new(situation: &'a Situation<'a>, heads: &'a [ServerId], fan_out: usize) -> Self {
-        let mut before: BTreeMap<&ServerId, Vec<&ServerId>> = BTreeMap::new();
-        for (child, parent) in &situation.previous.parents {
-            if let (Some((child, _)), Some((parent, _))) =
-                (situation.members.get_key_value(child), situation.members.get_key_value(parent))
-            {
-                before.entry(parent).or_default().push(child);
-            }
-        }
-        let (placed, racks) = (BTreeMap::new(), BTreeSet::new());
-        Self { situation, heads, fan_out, placed, racks, before }
-    }
-
-    fn grow(mut self) -> BTreeMap<ServerId, ServerId> {
-        let members = self.situation.members;
-        for (id, member) in members {
-            if member.have.is_full() {
-                self.place(id, None);
-            }
-        }
-        let mut heads = self.heads.iter().filter_map(|id| members.get_key_value(id));
-        if let Some((root, _)) = heads.next() {
-            self.place(root, None);
-            for (head, _) in heads {
-                self.place(head, Some(root));
-            }
-        }
-        for slow in [false, true] {
-            self.keep(slow, self.placed.keys().copied().collect());
-            while let Some(next) = self.next(slow) {
-                let parent = self.parent_for(next);
-                match self.insertion(next, parent) {
-                    Some((above, below)) => self.insert(next, above, below),
-                    None => self.place(next, parent),
-                }
-                // Whoever was below it stays there.
-                self.keep(slow, vec![next]);
-            }
-        }
-        let placed = self.placed.into_iter();
-        placed.filter_map(|(id, placed)| Some((id.clone(), placed.parent?.clone()))).collect()
-    }
-
-    fn place(&mut self, id: &'a ServerId, parent: Option<&'a ServerId>) {
-        let mut depth = 0;
-        if let Some(parent) = parent.and_then(|parent| self.placed.get_mut(parent)) {
-            parent.children += 1;
-            depth = parent.depth + 1;
-        }
-        self.placed.insert(id, Placed { parent, depth, children: 0 });
-        let member = &self.situation.members[id];
-        if let Some(rack) = member.rack.as_deref().filter(|_| !member.slow) {
-            self.racks.insert(rack);
-        }
-    }
-
-    /// Keeps the parents that are still good, below those that were placed, from the roots down.
-    fn keep(&mut self, slow: bool, mut below: Vec<&'a ServerId>) {
-        while let Some(parent) = below.pop() {
-            for child in self.before.get(parent).cloned().unwrap_or_default() {
-                let wanted = self.situation.members[child].slow == slow;
-                if wanted
-                    && !self.placed.contains_key(child)
-                    && self.may_feed(parent, child)
-                    && self.has_room(parent)
-                    && self.rack_fits(parent, child)
-                {
-                    self.place(child, Some(parent));
-                    below.push(child);
-                }
-            }
-        }
-    }
-
-    /// The next one to be placed: rack by rack, those that are in use first, and in them the one
-    /// that holds most.
-    fn next(&self, slow: bool) -> Option<&'a ServerId> {
-        let members = self.situation.members.iter();
-        let left = members.filter(|(id, m)| m.slow == slow && !self.placed.contains_key(id));
-        left.min_by_key(|(id, member)| {
-            let rack = member.rack.as_deref();
-            let entered = rack.is_some_and(|rack| self.racks.contains(rack));
-            (Reverse(entered), rack, Reverse(member.have.held()), *id)
-        })
-        .map(|(id, _)| id)
-    }
-
-    /// The best parent: with room, in the same rack, near the root.
-    fn parent_for(&self, child: &ServerId) -> Option<&'a ServerId> {
-        let candidates = self.placed.iter().filter(|(id, _)| self.may_feed(id, child));
-        candidates
-            .min_by_key(|(id, placed)| {
-                let outside = !self.rack_fits(id, child);
-                let full = !self.has_room(id);
-                let crowd = if full { placed.children } else { 0 };
-                (full, outside, crowd, placed.depth, **id)
-            })
-            .map(|(id, _)| *id)
-    }
-
-    /// Where a server can be put between two of which only the upper is in its rack, when it would
-    /// have to enter its rack a second time otherwise.
-    fn insertion(
-        &self,
-        child: &ServerId,
-        parent: Option<&ServerId>,
-    ) -> Option<(&'a ServerId, &'a ServerId)> {
-        if parent.is_none_or(|parent| self.rack_fits(parent, child)) {
-            return None;
-        }
-        let mut links = self.placed.iter().filter_map(|(id, placed)| Some((placed.parent?, *id)));
-        links.find(|(above, below)| {
-            self.rack_fits(above, child)
-                && !self.rack_fits(above, below)
-                && !self.heads.contains(below)
-                && self.may_feed(above, child)
-                && self.may_feed(child, below)
-        })
-    }
-
-    fn insert(&mut self, id: &'a ServerId, above: &'a ServerId, below: &'a ServerId) {
-        self.place(id, Some(above));
-        if let Some(above) = self.placed.get_mut(above) {
-            above.children -= 1;
-        }
-        if let Some(placed) = self.placed.get_mut(id) {
-            placed.children += 1;
-        }
-        if let Some(below) = self.placed.get_mut(below) {
-            below.parent = Some(id);
-        }
-    }
-
-    fn may_feed(&self, parent: &ServerId, child: &ServerId) -> bool {
-        let (above, below) = (&self.situation.members[parent], &self.situation.members[child]);
-        !below.refuses.contains(parent) && (!above.slow || below.slow)
-    }
-
-    fn has_room(&self, parent: &ServerId) -> bool {
-        self.placed[parent].children < self.fan_out
-    }
-
-    /// In the same rack; or the first of its rack; or one of no known rack.
-    fn rack_fits(&self, parent: &ServerId, child: &ServerId) -> bool {
-        let rack = |id: &ServerId| self.situation.members[id].rack.as_deref();
-        let Some(own) = rack(child) else { return true };
-        rack(parent) == Some(own) || !self.racks.contains(own)
-    }
 }

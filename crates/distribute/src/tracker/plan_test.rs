@@ -95,6 +95,8 @@ fn member() -> Member {
         may_lease: true,
         mirror_rate: 0,
         refuses: BTreeSet::new(),
+        fell_behind: BTreeSet::new(),
+        barred: false,
     }
 }
 

@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 use cohort_core::ids::ServerId;
 use cohort_core::orders::Source;
 
-use super::message::TransferReport;
+use super::ledger::Ledger;
+use super::message::{HAVE_RUNS_MAX, TransferReport};
 use super::plan::{Layout, Member, Situation, lease_runs, plan};
+use super::seen::Seen;
+use super::trust::Trust;
 use super::{MEMBERS_MAX, Participant};
 use crate::guidance::Guidance;
 use crate::unit_set::UnitSet;
@@ -43,17 +46,30 @@ const BEHIND_UNITS: u32 = 64;
 /// For this long behind: slow, or too many children at its parent.
 const BEHIND_MAX: Duration = Duration::from_millis(1_000);
 
+/// One that is behind and got no unit at all for this long gets another parent, whatever is the
+/// matter.
+const STARVED: Duration = Duration::from_secs(2);
+
+/// A slow one that has been behind for this long tries another parent.
+const TRY_OTHER: Duration = Duration::from_secs(5);
+
+/// A server that keeps up with a second parent for this long was not slow: its first one was.
+const ACQUITTED: Duration = Duration::from_secs(2);
+
 /// How long slowness is remembered.
 const SLOW_REMEMBERED: Duration = Duration::from_secs(60);
 
 /// A head whose lease does not move for this long loses it,
 const LEASE_STALLED: Duration = Duration::from_secs(3);
 
+/// as does one that says that bytes come, but gets no unit whole: a mirror below 3 KiB/s is none,
+const LEASE_UNIT_STALLED: Duration = Duration::from_secs(20);
+
 /// and gets no other for this long.
 const LEASE_REFUSED: Duration = Duration::from_secs(10);
 
-/// Rates are measured over this long at least.
-const RATE_OVER: Duration = Duration::from_millis(200);
+/// A server that reports more often than this is answered from what it said before.
+const REPORT_MIN: Duration = Duration::from_millis(10);
 
 /// Runs of a lease: it is topped up by halves and fetched in order, so it has few.
 const LEASE_RUNS_MAX: usize = 256;
@@ -74,25 +90,12 @@ pub(super) struct Transfer {
     link_rate: u64,
     fan_out_failed: Option<usize>,
     heard: Instant,
-}
-
-/// The last that was heard of a server.
-#[derive(Debug)]
-pub(super) struct Seen {
-    pub(super) from: Participant,
-    pub(super) have: UnitSet,
-    pub(super) heard: Instant,
-    pub(super) mirror_bytes: u64,
-    pub(super) peer_bytes: u64,
-    pub(super) mirror_rate: u64,
-    pub(super) rate: u64,
-    measured: (Instant, u64, u64),
-    complained: Option<Instant>,
-    behind_since: Option<Instant>,
-    slow_since: Option<Instant>,
-    lease_moved: Instant,
-    lease_refused: Option<Instant>,
-    refuses: BTreeSet<ServerId>,
+    trust: Trust,
+    /// Those that several others refuse.
+    pub(super) barred: BTreeSet<ServerId>,
+    heir: Option<ServerId>,
+    /// What is added up for people.
+    pub(super) ledger: Ledger,
 }
 
 impl Transfer {
@@ -109,6 +112,10 @@ impl Transfer {
             link_rate: 0,
             fan_out_failed: None,
             heard: now,
+            trust: Trust::default(),
+            barred: BTreeSet::new(),
+            heir: None,
+            ledger: Ledger::default(),
         }
     }
 
@@ -121,23 +128,44 @@ impl Transfer {
     }
 
     pub(super) fn take(&mut self, from: &Participant, report: &TransferReport, now: Instant) {
-        self.heard = now;
         let server = &from.server;
-        let have = UnitSet::from_runs(self.units, &report.have);
-        let full = self.seen.len() >= MEMBERS_MAX && !self.seen.contains_key(server);
-        if full {
-            return;
+        match self.seen.get(server) {
+            None if self.seen.len() >= MEMBERS_MAX => return,
+            // One that storms the leader costs it next to nothing.
+            Some(seen)
+                if self.planned.is_some()
+                    && now.saturating_duration_since(seen.heard) < REPORT_MIN =>
+            {
+                return;
+            }
+            None | Some(_) => {}
         }
+        self.heard = now;
+        let have = UnitSet::from_runs(self.units, &report.have);
         let seen = self.seen.entry(server.clone()).or_insert_with(|| Seen::new(from, &have, now));
-        seen.take(from, report, have, now);
-        self.link_rate = self.link_rate.max(seen.rate.saturating_sub(seen.mirror_rate));
+        let took_back = seen.take(from, report, have, now);
+        self.ledger.take(server, report, seen.have.is_full(), now);
+        // Where not all runs fit in a report, those at the end come and go.
+        if took_back && report.have.len() < HAVE_RUNS_MAX {
+            self.trust.took_back(server, now);
+        }
         if report.mirror_failed && self.layout.heads.contains(server) {
             seen.lease_refused = Some(now);
         }
-        for silent in &report.silent {
-            if let Some(seen) = self.seen.get_mut(silent) {
+        let known: BTreeSet<&ServerId> =
+            report.silent.iter().filter(|silent| self.seen.contains_key(*silent)).collect();
+        self.trust.silent(server, &known, now);
+        // Only those that it was sent to are its to miss.
+        let (feeds, spares) = (self.layout.feeds(server), self.layout.spares(server));
+        for silent in
+            known.iter().filter(|silent| feeds.iter().chain(&spares).any(|s| s == **silent))
+        {
+            if let Some(seen) = self.seen.get_mut(*silent) {
                 seen.complained = Some(now);
             }
+        }
+        for wrong in report.wrong.iter().filter(|wrong| self.seen.contains_key(*wrong)) {
+            self.trust.wrong(server, wrong, now);
         }
         for holder in report.holders.iter().filter(|holder| holder.server != *server) {
             self.believe(holder, now);
@@ -158,8 +186,7 @@ impl Transfer {
             Seen::new(&from, &UnitSet::full(units), now)
         });
         if seen.have.is_full() {
-            seen.heard = now;
-            seen.from.address.clone_from(&holder.address);
+            seen.named = now;
         }
     }
 
@@ -184,20 +211,28 @@ impl Transfer {
     /// Whether a server is behind its parent, and whose fault that is.
     fn judge(&mut self, server: &ServerId, now: Instant) {
         let mirrors: u64 = self.mirror_rate();
-        let parent = self.layout.parents.get(server);
-        let above = parent.and_then(|parent| self.seen.get(parent)).map(|seen| seen.have.held());
+        let parent = self.layout.parents.get(server).cloned();
+        let above = parent.as_ref().and_then(|parent| self.seen.get(parent));
+        let parent_slow = above.is_some_and(Seen::is_slow);
+        let above = above.map(|seen| seen.have.held());
+        let link_rate = self.link_rate;
         let Some(seen) = self.seen.get_mut(server) else { return };
-        let behind = above.is_some_and(|above| above > seen.have.held() + BEHIND_UNITS);
-        if !behind {
+        let held = seen.have.held();
+        if above.is_none_or(|above| above <= held.saturating_add(BEHIND_UNITS)) {
             seen.behind_since = None;
+            self.acquit(server, parent.as_ref().filter(|_| !parent_slow), now);
             return;
         }
-        let since = *seen.behind_since.get_or_insert(now);
-        if now.saturating_duration_since(since) < BEHIND_MAX {
+        if let Some((_, settled)) = &mut seen.suspect {
+            *settled = None;
+        }
+        let over = now.saturating_duration_since(*seen.behind_since.get_or_insert(now));
+        if over < BEHIND_MAX {
             return;
         }
+        let starved = over >= STARVED && now.saturating_duration_since(seen.grown) >= STARVED;
         // Four fifths: one that catches up is faster than what comes.
-        let slow = seen.rate < (mirrors * 4 / 5).max(self.link_rate / 8);
+        let slow = starved || seen.rate < (mirrors * 4 / 5).max(link_rate / 8);
         let late = |seen: &&Seen| {
             let since = seen.behind_since;
             since.is_some_and(|since| now.saturating_duration_since(since) >= BEHIND_MAX)
@@ -215,6 +250,34 @@ impl Transfer {
                 tracing::info!(%server, rate = seen.rate, mirrors, "slow: to the tail");
             }
             seen.slow_since = Some(now);
+            let Some(parent) = parent else { return };
+            if starved {
+                tracing::info!(%server, %parent, "gets nothing: another parent");
+                seen.behind_since = None;
+                self.trust.nothing(server, &parent, now);
+            } else if over >= TRY_OTHER {
+                seen.behind_since = None;
+                self.trust.tried(server, &parent, now);
+                seen.suspect = Some((parent, None));
+            } else if seen.suspect.is_none() {
+                seen.suspect = Some((parent, None));
+            }
+        }
+    }
+
+    /// A server that was slow and keeps up now, with another parent, was not slow.
+    fn acquit(&mut self, server: &ServerId, parent: Option<&ServerId>, now: Instant) {
+        let Some(seen) = self.seen.get_mut(server) else { return };
+        let Some((suspect, settled)) = &mut seen.suspect else { return };
+        if parent.is_none_or(|parent| parent == suspect) {
+            *settled = None;
+            return;
+        }
+        let since = *settled.get_or_insert(now);
+        if now.saturating_duration_since(since) >= ACQUITTED {
+            tracing::info!(%server, %suspect, "keeps up with another parent");
+            self.trust.nothing(server, suspect, now);
+            (seen.suspect, seen.slow_since) = (None, None);
         }
     }
 
@@ -244,13 +307,15 @@ impl Transfer {
             let address = self.seen.get(id)?.from.address.clone();
             Some(Source { server: id.clone(), address })
         };
-        let heir = self.layout.heir(&self.members(now));
+        let heir = self.heir.as_ref();
         let guidance = Guidance {
             feeds: self.layout.feeds(server).iter().filter_map(source).collect(),
             spares: self.layout.spares(server).iter().filter_map(source).collect(),
             lease: lease_runs(self.layout.leases.get(server), LEASE_RUNS_MAX),
-            heir: heir.as_ref() == Some(server),
-            heir_at: heir.as_ref().filter(|heir| *heir != server).and_then(source),
+            heir: heir == Some(server),
+            heir_at: heir.filter(|heir| *heir != server).and_then(source),
+            // Set by the tracker, which knows all transfers.
+            mirror_rate_max: None,
         };
         (again_ms, Some(guidance))
     }
@@ -263,7 +328,8 @@ impl Transfer {
         self.planned = Some(now);
         for (server, lease) in &self.layout.leases {
             let Some(seen) = self.seen.get_mut(server) else { continue };
-            let stalled = now.saturating_duration_since(seen.lease_moved) > LEASE_STALLED;
+            let stalled = now.saturating_duration_since(seen.lease_moved) > LEASE_STALLED
+                || now.saturating_duration_since(seen.grown) > LEASE_UNIT_STALLED;
             if !lease.is_empty() && stalled && seen.lease_refused.is_none() {
                 tracing::info!(%server, "its lease does not move: another head");
                 seen.lease_refused = Some(now);
@@ -275,13 +341,20 @@ impl Transfer {
             };
             if over(seen.lease_refused, LEASE_REFUSED) {
                 seen.lease_refused = None;
-                seen.lease_moved = now;
+                (seen.lease_moved, seen.grown) = (now, now);
             }
             if over(seen.slow_since, SLOW_REMEMBERED) {
                 seen.slow_since = None;
             }
         }
+        self.link_rate = self.link_rate();
         let members = self.members(now);
+        let barred: BTreeSet<ServerId> =
+            members.iter().filter(|(_, m)| m.barred).map(|(id, _)| id.clone()).collect();
+        for server in barred.difference(&self.barred) {
+            tracing::warn!(%server, "barred: others get nothing or wrong bytes from it");
+        }
+        self.barred = barred;
         let layout = plan(&Situation {
             units: self.units,
             members: &members,
@@ -296,100 +369,54 @@ impl Transfer {
                 && !lease.is_empty()
                 && let Some(seen) = self.seen.get_mut(server)
             {
-                seen.lease_moved = now;
+                (seen.lease_moved, seen.grown) = (now, now);
             }
         }
         if layout.heads != self.layout.heads || layout.parents != self.layout.parents {
             tracing::debug!(heads = ?layout.heads, parents = ?layout.parents, "plan changed");
         }
+        self.heir = layout.heir(&members);
         self.layout = layout;
+    }
+
+    /// What a server's link carries: what several have shown, lest one that counts wrongly bends the
+    /// plan for all.
+    fn link_rate(&self) -> u64 {
+        let mut rates: Vec<u64> = self.seen.values().map(|seen| seen.link_rate).collect();
+        rates.sort_unstable_by(|a, b| b.cmp(a));
+        let place = if rates.len() < 3 { 0 } else { 1 + rates.len() / 16 };
+        rates.get(place).copied().unwrap_or(0)
     }
 
     /// The servers that can be reached.
     pub(super) fn members(&self, now: Instant) -> BTreeMap<ServerId, Member> {
-        let there = self.seen.iter().filter(|(id, seen)| self.is_there(id, seen, now));
-        there.map(|(id, seen)| (id.clone(), seen.member())).collect()
+        let there = || self.seen.iter().filter(|(id, seen)| self.is_there(id, seen, now));
+        let lacking = there().filter(|(_, seen)| !seen.have.is_full()).map(|(id, _)| id).collect();
+        let barred = self.trust.barred(&lacking, now);
+        let members = there().map(|(id, seen)| {
+            (
+                id.clone(),
+                seen.member(
+                    self.trust.refuses(id, now),
+                    self.trust.fell_behind(id, now),
+                    barred.contains(id),
+                ),
+            )
+        });
+        members.collect()
     }
 
     pub(super) fn is_there(&self, id: &ServerId, seen: &Seen, now: Instant) -> bool {
         let silent = now.saturating_duration_since(seen.heard);
+        let unnamed = now.saturating_duration_since(seen.named).min(silent);
         let complained =
             seen.complained.is_some_and(|at| now.saturating_duration_since(at) < COMPLAINT);
         if seen.have.is_full() && !complained {
-            return silent < WHOLE_BELIEVED;
+            return unnamed < WHOLE_BELIEVED;
         }
         let head = self.layout.heads.contains(id);
         let every = if head { AGAIN_MS_MIN } else { self.again_ms() };
         let tenths = if complained { MISSED_COMPLAINED_TENTHS } else { MISSED_TENTHS };
         silent < Duration::from_millis(every * tenths / 10)
-    }
-}
-
-impl Seen {
-    fn new(from: &Participant, have: &UnitSet, now: Instant) -> Self {
-        Self {
-            from: from.clone(),
-            have: have.clone(),
-            heard: now,
-            mirror_bytes: 0,
-            peer_bytes: 0,
-            mirror_rate: 0,
-            rate: 0,
-            measured: (now, 0, 0),
-            complained: None,
-            behind_since: None,
-            slow_since: None,
-            lease_moved: now,
-            lease_refused: None,
-            refuses: BTreeSet::new(),
-        }
-    }
-
-    fn take(&mut self, from: &Participant, report: &TransferReport, have: UnitSet, now: Instant) {
-        self.from = from.clone();
-        self.heard = now;
-        if report.mirror_bytes != self.mirror_bytes {
-            self.lease_moved = now;
-        }
-        self.have = have;
-        if self.have.is_full() && report.mirror_bytes + report.peer_bytes == 0 {
-            // The fetch has ended, and its counters with it.
-            return;
-        }
-        self.mirror_bytes = report.mirror_bytes;
-        self.peer_bytes = report.peer_bytes;
-        self.refuses = report.wrong.iter().cloned().collect();
-        let (at, mirror, peer) = self.measured;
-        let over = now.saturating_duration_since(at);
-        if over < RATE_OVER {
-            return;
-        }
-        let us = u64::try_from(over.as_micros()).unwrap_or(u64::MAX).max(1);
-        // A fetch that began anew counts from zero again.
-        let rate = |now: u64, before: u64| {
-            now.checked_sub(before).unwrap_or(now).saturating_mul(1_000_000) / us
-        };
-        let mirror_now = rate(report.mirror_bytes, mirror);
-        let all_now = mirror_now + rate(report.peer_bytes, peer);
-        let smooth = |before: u64, new| if before == 0 { new } else { (before * 3 + new) / 4 };
-        self.mirror_rate = smooth(self.mirror_rate, mirror_now);
-        self.rate = smooth(self.rate, all_now);
-        self.measured = (now, report.mirror_bytes, report.peer_bytes);
-    }
-
-    pub(super) fn is_slow(&self) -> bool {
-        self.slow_since.is_some()
-    }
-
-    fn member(&self) -> Member {
-        Member {
-            rack: self.from.rack.clone(),
-            have: self.have.clone(),
-            slow: self.is_slow(),
-            leads: self.from.leads,
-            may_lease: self.lease_refused.is_none(),
-            mirror_rate: self.mirror_rate,
-            refuses: self.refuses.clone(),
-        }
     }
 }

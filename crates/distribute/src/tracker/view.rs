@@ -1,10 +1,13 @@
 //! A transfer, for people: what `cohort status` and the API show.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use cohort_core::ids::{Digest, ServerId};
 use serde::{Deserialize, Serialize};
 
+use super::ledger::Entry;
+use super::message::Accusation;
 use super::transfer::{Transfer, UNIT_BYTES};
 
 /// How a transfer stands in the group.
@@ -16,12 +19,21 @@ pub struct TransferView {
     pub length: u64,
     /// Since when, in milliseconds.
     pub for_ms: u64,
+    /// For how long nobody has reported, in milliseconds.
+    pub idle_ms: u64,
+    /// Whether somebody who can be reached lacks some of it.
+    pub under_way: bool,
+    /// How long it took until the last one had it whole, in milliseconds; nothing before that.
+    pub took_ms: Option<u64>,
     /// Bytes that came from mirrors, over all servers.
     pub mirror_bytes: u64,
     /// Bytes that came from servers, over all servers.
     pub peer_bytes: u64,
     /// What the mirrors give now, in bytes per second.
     pub mirror_rate: u64,
+    /// What mirrors gave over the whole transfer, in bytes per second; nothing when it was too
+    /// little to tell.
+    pub downlink_rate: Option<u64>,
     /// Servers that have it whole.
     pub whole: usize,
     /// Those that ask mirrors.
@@ -53,49 +65,99 @@ pub struct ServerView {
     pub slow: bool,
     /// It can be reached.
     pub there: bool,
-    /// Servers that sent it wrong bytes.
-    pub refuses: Vec<ServerId>,
+    /// Others refuse it: it sends to nobody.
+    pub barred: bool,
+    /// What its sources did to it.
+    pub accusations: Vec<Accusation>,
+}
+
+impl ServerView {
+    fn lacks(&self) -> bool {
+        self.there && self.held < self.units
+    }
 }
 
 impl Transfer {
     pub(super) fn view(&self, artifact: &Digest, now: Instant) -> TransferView {
+        let ms = |over: Duration| u64::try_from(over.as_millis()).unwrap_or(u64::MAX);
+        let depths = self.depths();
         let servers: Vec<ServerView> = self
             .seen
             .iter()
             .map(|(id, seen)| ServerView {
                 server: id.clone(),
                 parent: self.layout.parents.get(id).cloned(),
-                depth: self.layout.depth(id),
+                depth: depths.get(id).copied().unwrap_or(0),
                 held: seen.have.held(),
                 units: self.units,
                 rate: seen.rate,
                 slow: seen.is_slow(),
                 there: self.is_there(id, seen, now),
-                refuses: self
-                    .members(now)
-                    .get(id)
-                    .map_or_else(Vec::new, |member| member.refuses.iter().cloned().collect()),
+                barred: self.barred.contains(id),
+                accusations: self
+                    .ledger
+                    .of(id)
+                    .map_or_else(Vec::new, |entry| entry.accusations.clone()),
             })
             .collect();
-        let least = servers.iter().filter(|s| s.there && s.held < s.units).min_by_key(|s| s.held);
-        let left_ms = least.and_then(|server| {
-            let bytes = u64::from(server.units - server.held) * UNIT_BYTES;
-            bytes.saturating_mul(1_000).checked_div(server.rate)
-        });
-        let heads = self.layout.heads.iter();
+        let under_way = servers.iter().any(ServerView::lacks);
+        let last_whole = self.ledger.entries().filter_map(|(_, entry)| entry.whole).max();
+        let sum = |of: fn(&Entry) -> u64| {
+            self.ledger.entries().fold(0, |sum: u64, (_, entry)| sum.saturating_add(of(entry)))
+        };
+        let heads = self.layout.heads.iter().filter(|_| under_way);
         TransferView {
             artifact: artifact.clone(),
             length: self.length,
-            for_ms: u64::try_from(now.saturating_duration_since(self.begun).as_millis())
-                .unwrap_or(u64::MAX),
-            mirror_bytes: self.seen.values().map(|seen| seen.mirror_bytes).sum(),
-            peer_bytes: self.seen.values().map(|seen| seen.peer_bytes).sum(),
-            mirror_rate: heads.filter_map(|id| Some(self.seen.get(id)?.mirror_rate)).sum(),
+            for_ms: ms(now.saturating_duration_since(self.begun)),
+            idle_ms: ms(now.saturating_duration_since(self.heard())),
+            under_way,
+            took_ms: last_whole
+                .filter(|_| !under_way)
+                .map(|at| ms(at.saturating_duration_since(self.begun))),
+            mirror_bytes: sum(Entry::mirror_bytes),
+            peer_bytes: sum(Entry::peer_bytes),
+            mirror_rate: heads.clone().filter_map(|id| Some(self.seen.get(id)?.mirror_rate)).sum(),
+            downlink_rate: self.ledger.downlink_rate(),
             whole: self.seen.values().filter(|seen| seen.have.is_full()).count(),
-            heads: self.layout.heads.clone(),
+            heads: heads.cloned().collect(),
             fan_out: self.layout.fan_out,
-            left_ms,
+            left_ms: left_ms(&servers),
             servers,
         }
     }
+
+    /// Links above every server. Chains of hundreds are walked once, not once from each server.
+    fn depths(&self) -> BTreeMap<&ServerId, usize> {
+        let parents = &self.layout.parents;
+        let mut depths: BTreeMap<&ServerId, usize> = BTreeMap::new();
+        for server in self.seen.keys() {
+            let mut path: Vec<&ServerId> = Vec::new();
+            let mut at = server;
+            while !depths.contains_key(at) && path.len() <= parents.len() {
+                path.push(at);
+                match parents.get(at) {
+                    Some(parent) => at = parent,
+                    None => break,
+                }
+            }
+            // The last one on the path is a root, or its parent's depth is known.
+            let mut depth = depths.get(at).map_or(0, |depth| depth + 1);
+            for server in path.into_iter().rev() {
+                depths.insert(server, depth);
+                depth += 1;
+            }
+        }
+        depths
+    }
+}
+
+/// By the server that needs longest, of those whose rate is known.
+fn left_ms(servers: &[ServerView]) -> Option<u64> {
+    let lacking = servers.iter().filter(|server| server.lacks());
+    let each = lacking.filter_map(|server| {
+        let bytes = u64::from(server.units - server.held) * UNIT_BYTES;
+        bytes.saturating_mul(1_000).checked_div(server.rate)
+    });
+    each.max()
 }

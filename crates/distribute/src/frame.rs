@@ -1,0 +1,44 @@
+//! A unit with its index, as it travels in a subscription: what came in one goes out in one.
+
+use bytes::Bytes;
+
+/// The index of a frame that is only a sign of life.
+pub(crate) const ALIVE: u32 = u32::MAX;
+
+/// Bytes of an index.
+pub(crate) const INDEX_BYTES: usize = 4;
+
+/// A unit behind its index, in one piece of memory.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame {
+    index: u32,
+    bytes: Bytes,
+}
+
+impl Frame {
+    /// An empty piece of memory for a unit of `length` bytes, with its index in front.
+    pub(crate) fn room(index: u32, length: usize) -> Vec<u8> {
+        let mut room = Vec::with_capacity(INDEX_BYTES + length);
+        room.extend_from_slice(&index.to_be_bytes());
+        room
+    }
+
+    /// The frame, once the unit's bytes have been put behind the index.
+    pub(crate) fn new(index: u32, room: Vec<u8>) -> Self {
+        Self { index, bytes: room.into() }
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The unit alone.
+    pub(crate) fn unit(&self) -> &[u8] {
+        self.bytes.get(INDEX_BYTES..).unwrap_or_default()
+    }
+
+    /// Index and unit.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}

@@ -1,0 +1,219 @@
+//! Who sends to whom: the tree of parents, grown from the roots down.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use cohort_core::ids::ServerId;
+
+use super::plan::Situation;
+
+/// The parents while they are being found.
+pub(super) struct Tree<'a> {
+    situation: &'a Situation<'a>,
+    heads: &'a [ServerId],
+    fan_out: usize,
+    /// Placed servers: parent (none for roots), depth, children.
+    placed: BTreeMap<&'a ServerId, Placed<'a>>,
+    /// Racks with a server that can have children.
+    racks: BTreeSet<&'a str>,
+    /// Servers for which no parent was found at first.
+    waiting: BTreeSet<&'a ServerId>,
+    /// Children in the plan in force.
+    before: BTreeMap<&'a ServerId, Vec<&'a ServerId>>,
+}
+
+/// In which order servers are placed: those that may have children first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tier {
+    Good,
+    Slow,
+    Barred,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Placed<'a> {
+    parent: Option<&'a ServerId>,
+    depth: usize,
+    children: usize,
+}
+
+impl<'a> Tree<'a> {
+    pub(super) fn new(situation: &'a Situation<'a>, heads: &'a [ServerId], fan_out: usize) -> Self {
+        let mut before: BTreeMap<&ServerId, Vec<&ServerId>> = BTreeMap::new();
+        for (child, parent) in &situation.previous.parents {
+            if let (Some((child, _)), Some((parent, _))) =
+                (situation.members.get_key_value(child), situation.members.get_key_value(parent))
+            {
+                before.entry(parent).or_default().push(child);
+            }
+        }
+        let (placed, racks, waiting) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Self { situation, heads, fan_out, placed, racks, waiting, before }
+    }
+
+    pub(super) fn grow(mut self) -> BTreeMap<ServerId, ServerId> {
+        let members = self.situation.members;
+        for (id, member) in members {
+            if member.holds_all() {
+                self.place(id, None);
+            }
+        }
+        let mut heads = self.heads.iter().filter_map(|id| members.get_key_value(id));
+        if let Some((root, _)) = heads.next() {
+            self.place(root, None);
+            for (head, _) in heads {
+                self.place(head, Some(root));
+            }
+        }
+        for tier in [Tier::Good, Tier::Slow, Tier::Barred] {
+            self.keep(tier, self.placed.keys().copied().collect());
+            while let Some(next) = self.next(tier) {
+                let parent = self.parent_for(next);
+                // One that refuses all that were placed waits for the others.
+                if parent.is_none_or(|parent| !self.may_feed(parent, next))
+                    && self.waiting.insert(next)
+                {
+                    continue;
+                }
+                match self.insertion(next, parent) {
+                    Some((above, below)) => self.insert(next, above, below),
+                    None => self.place(next, parent),
+                }
+                // Whoever was below it stays there.
+                self.keep(tier, vec![next]);
+            }
+        }
+        let placed = self.placed.into_iter();
+        placed.filter_map(|(id, placed)| Some((id.clone(), placed.parent?.clone()))).collect()
+    }
+
+    fn place(&mut self, id: &'a ServerId, parent: Option<&'a ServerId>) {
+        let mut depth = 0;
+        if let Some(parent) = parent.and_then(|parent| self.placed.get_mut(parent)) {
+            parent.children += 1;
+            depth = parent.depth + 1;
+        }
+        self.placed.insert(id, Placed { parent, depth, children: 0 });
+        let member = &self.situation.members[id];
+        if let Some(rack) = member.rack.as_deref().filter(|_| !member.slow && !member.barred) {
+            self.racks.insert(rack);
+        }
+    }
+
+    /// Keeps the parents that are still good, below those that were placed, from the roots down.
+    fn keep(&mut self, tier: Tier, mut below: Vec<&'a ServerId>) {
+        while let Some(parent) = below.pop() {
+            for child in self.before.get(parent).cloned().unwrap_or_default() {
+                if self.tier(child) == tier
+                    && !self.placed.contains_key(child)
+                    && self.may_feed(parent, child)
+                    && !self.fell_behind(child, parent)
+                    && self.has_room(parent)
+                    && self.rack_fits(parent, child)
+                {
+                    self.place(child, Some(parent));
+                    below.push(child);
+                }
+            }
+        }
+    }
+
+    /// The next one to be placed: rack by rack, those that are in use first, and in them the one
+    /// that holds most.
+    fn next(&self, tier: Tier) -> Option<&'a ServerId> {
+        let members = self.situation.members.iter();
+        // Who says that it holds everything, and is not believed, is left to itself.
+        let left = members.filter(|(id, m)| {
+            self.tier(id) == tier && !m.have.is_full() && !self.placed.contains_key(id)
+        });
+        left.min_by_key(|(id, member)| {
+            let rack = member.rack.as_deref();
+            let entered = rack.is_some_and(|rack| self.racks.contains(rack));
+            (self.waiting.contains(*id), Reverse(entered), rack, Reverse(member.have.held()), *id)
+        })
+        .map(|(id, _)| id)
+    }
+
+    /// The best parent: one that may feed it, with room, in the same rack, near the root.
+    fn parent_for(&self, child: &ServerId) -> Option<&'a ServerId> {
+        let best = self.placed.iter().min_by_key(|(id, placed)| {
+            // Where nobody may, somebody must: better a slow one, or one that it refuses.
+            let above = &self.situation.members[**id];
+            let unfit = (!self.may_feed(id, child))
+                .then(|| (above.barred, self.refuses(child, id), above.slow));
+            let outside = !self.rack_fits(id, child);
+            let full = !self.has_room(id);
+            let crowd = if full { placed.children } else { 0 };
+            (unfit, full, self.fell_behind(child, id), outside, crowd, placed.depth, **id)
+        });
+        best.map(|(id, _)| *id)
+    }
+
+    /// Where a server can be put between two of which only the upper is in its rack, when it would
+    /// have to enter its rack a second time otherwise.
+    fn insertion(
+        &self,
+        child: &ServerId,
+        parent: Option<&ServerId>,
+    ) -> Option<(&'a ServerId, &'a ServerId)> {
+        if parent.is_none_or(|parent| self.rack_fits(parent, child)) {
+            return None;
+        }
+        let mut links = self.placed.iter().filter_map(|(id, placed)| Some((placed.parent?, *id)));
+        links.find(|(above, below)| {
+            self.rack_fits(above, child)
+                && !self.rack_fits(above, below)
+                && !self.heads.contains(below)
+                && self.may_feed(above, child)
+                && self.may_feed(child, below)
+        })
+    }
+
+    fn insert(&mut self, id: &'a ServerId, above: &'a ServerId, below: &'a ServerId) {
+        self.place(id, Some(above));
+        if let Some(above) = self.placed.get_mut(above) {
+            above.children -= 1;
+        }
+        if let Some(placed) = self.placed.get_mut(id) {
+            placed.children += 1;
+        }
+        if let Some(below) = self.placed.get_mut(below) {
+            below.parent = Some(id);
+        }
+    }
+
+    fn may_feed(&self, parent: &ServerId, child: &ServerId) -> bool {
+        let above = &self.situation.members[parent];
+        !above.barred
+            && !self.refuses(child, parent)
+            && (!above.slow || self.tier(child) != Tier::Good)
+    }
+
+    fn refuses(&self, child: &ServerId, parent: &ServerId) -> bool {
+        self.situation.members[child].refuses.contains(parent)
+    }
+
+    fn fell_behind(&self, child: &ServerId, parent: &ServerId) -> bool {
+        self.situation.members[child].fell_behind.contains(parent)
+    }
+
+    fn tier(&self, id: &ServerId) -> Tier {
+        let member = &self.situation.members[id];
+        match (member.barred, member.slow) {
+            (true, _) => Tier::Barred,
+            (false, true) => Tier::Slow,
+            (false, false) => Tier::Good,
+        }
+    }
+
+    fn has_room(&self, parent: &ServerId) -> bool {
+        self.placed[parent].children < self.fan_out
+    }
+
+    /// In the same rack; or the first of its rack; or one of no known rack.
+    fn rack_fits(&self, parent: &ServerId, child: &ServerId) -> bool {
+        let rack = |id: &ServerId| self.situation.members[id].rack.as_deref();
+        let Some(own) = rack(child) else { return true };
+        rack(parent) == Some(own) || !self.racks.contains(own)
+    }
+}
