@@ -47,6 +47,7 @@ fn the_keys_are_those_of_the_configurations() {
     agent.service_user = Some(String::new());
     assert_keys(agent_keys::LAYOUT, &agent);
     let mut hub = HubConfig::new("/x");
+    hub.repository_bucket = Some(String::new());
     for path in [
         &mut hub.repository_dir,
         &mut hub.authority_dir,

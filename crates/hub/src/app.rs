@@ -11,6 +11,7 @@ use cohort_wire::tls::IdentitySlot;
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::bucket::BucketCopy;
 use crate::config::HubConfig;
 use crate::metrics::Metrics;
 
@@ -26,6 +27,8 @@ pub(crate) struct App {
     pub(crate) watches: Arc<Semaphore>,
     /// Held by whoever changes `timestamp.json`: an upload or the renewal.
     pub(crate) publishing: Mutex<()>,
+    /// Where else the repository is brought.
+    pub(crate) bucket: Option<BucketCopy>,
     /// Held while kill registers are put into the registry: the newest is written last.
     pub(crate) publishing_kill: Mutex<()>,
     pub(crate) metrics: Metrics,

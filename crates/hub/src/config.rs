@@ -35,6 +35,10 @@ pub struct HubConfig {
     /// The repository; default `<data_dir>/repository`.
     #[serde(default)]
     pub repository_dir: Option<PathBuf>,
+    /// A bucket that gets a copy of the repository, such as `s3://BUCKET/PREFIX`. With one, a
+    /// publishing is acknowledged when the bucket has it.
+    #[serde(default)]
+    pub repository_bucket: Option<String>,
     /// The built-in authority; default `<data_dir>/authority`. Without one nobody can join here.
     #[serde(default)]
     pub authority_dir: Option<PathBuf>,
@@ -119,6 +123,7 @@ impl HubConfig {
             listen: default_listen(),
             repository_listen: default_repository_listen(),
             repository_dir: None,
+            repository_bucket: None,
             authority_dir: None,
             identity_dir: None,
             timestamp_key: None,

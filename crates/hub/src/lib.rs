@@ -12,6 +12,7 @@
 
 mod app;
 pub mod auth;
+mod bucket;
 mod config;
 mod joining;
 mod metrics;
@@ -45,6 +46,7 @@ pub use config::HubConfig;
 pub use upload::{UploadError, upload};
 
 use app::{App, now};
+use bucket::BucketCopy;
 use metrics::Metrics;
 
 /// Connections of one address on the plain port: a whole site may come from one address.
@@ -145,6 +147,7 @@ impl Hub {
             registry.confirm_restored().await?;
             tracing::warn!(revision = registry.revision(), "restored registry was confirmed");
         }
+        let bucket = config.repository_bucket.as_deref().map(BucketCopy::open).transpose()?;
         let (api, api_address) = listen(config.listen, "API").await?;
         let (repository, repository_address) =
             listen(config.repository_listen, "repository").await?;
@@ -156,6 +159,7 @@ impl Hub {
             kill: Arc::new(DurableKill::open(&config.data_dir.join("kill"))?),
             watches: Arc::new(Semaphore::new(config.watches_max)),
             publishing: Mutex::new(()),
+            bucket,
             publishing_kill: Mutex::new(()),
             metrics: Metrics::default(),
             stopping: CancellationToken::new(),
@@ -192,6 +196,7 @@ impl Hub {
             app.stopping.clone(),
         ));
         parts.spawn(upkeep::run(Arc::clone(&app)));
+        parts.spawn(bucket::run(Arc::clone(&app)));
         tracing::info!(%api_address, %repository_address, "hub is up");
         Ok(Hub { app, api_address, repository_address, parts })
     }

@@ -20,6 +20,8 @@ pub(crate) struct Metrics {
     pub(crate) repository_expires_at: AtomicI64,
     /// 1 when the last renewal of the timestamp failed.
     pub(crate) timestamp_failing: AtomicU64,
+    /// 1 when the bucket has not got what is published.
+    pub(crate) bucket_failing: AtomicU64,
 }
 
 impl Metrics {
@@ -102,6 +104,12 @@ pub(crate) fn render(app: &App) -> String {
         "gauge",
         "1 when the last renewal of the repository's timestamp failed.",
         number(load(&metrics.timestamp_failing)),
+    );
+    line(
+        "cohort_hub_bucket_failing",
+        "gauge",
+        "1 when the bucket of the repository could not be written.",
+        number(load(&metrics.bucket_failing)),
     );
     let tokens = app.tokens.list();
     for role in Role::ALL {

@@ -21,6 +21,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::app::App;
 use crate::auth::{Need, require};
+use crate::bucket;
 use crate::metrics::Metrics;
 use crate::upkeep::chain;
 
@@ -55,8 +56,12 @@ pub(crate) async fn put(
     let reopened = file.reopen().map_err(|error| write_failed(&name, &error))?;
     receive(tokio::fs::File::from_std(reopened), body, bytes_max, &name).await?;
     // The renewal of the timestamp would make the publisher's own timestamp look outdated.
-    let _publishing = app.publishing.lock().await;
+    let publishing = app.publishing.lock().await;
     repository.receive(&name, file).await.map_err(|error| explain(&name, &error))?;
+    drop(publishing);
+    if let Some(bucket) = &app.bucket {
+        bucket.send(&app, &name).await.map_err(|error| bucket::explain(&error))?;
+    }
     Metrics::add(&app.metrics.uploads);
     tracing::info!(%by, file = name, "uploaded");
     Ok(StatusCode::CREATED)

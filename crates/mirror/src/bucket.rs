@@ -43,9 +43,9 @@ const SCHEMES: [&str; 4] = ["s3", "gs", "az", "file"];
 const PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
 /// Tries of one request while pushing, and the time in which they begin: stores that ask for less
-/// (`503 SlowDown`) mean seconds; after minutes a person wants to know.
+/// (`503 SlowDown`) mean seconds; and whoever publishes through a hub waits for a minute.
 const RETRIES_MAX: usize = 8;
-const RETRY_TIME_MAX: Duration = Duration::from_secs(120);
+const RETRY_TIME_MAX: Duration = Duration::from_secs(45);
 
 /// To connect to a store while pushing.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
@@ -164,7 +164,7 @@ impl Bucket {
         if !prefix.is_empty() && !prefix.split('/').all(is_plain) {
             return Err(refused("has a prefix that is not made of letters, digits and ._-+~"));
         }
-        let wrong = |source| BucketError::Settings { url: text.to_owned(), source };
+        let wrong = |why| BucketError::Settings { url: text.to_owned(), why };
         let store: Arc<dyn ObjectStore> = match url.scheme() {
             "s3" => {
                 let from = AmazonS3Builder::new().with_bucket_name(host);
@@ -195,7 +195,7 @@ impl Bucket {
             url: text.to_owned(),
             reason: "is no path of a folder".into(),
         })?;
-        let wrong = |source| BucketError::Settings { url: text.to_owned(), source };
+        let wrong = |why| BucketError::Settings { url: text.to_owned(), why };
         let store = LocalFileSystem::new_with_prefix(FilePath::new(&path)).map_err(wrong)?;
         Ok(Self {
             store: Arc::new(store.with_fsync(true)),
@@ -218,12 +218,12 @@ impl Bucket {
             prefix => format!("{prefix}/{relative}"),
         };
         // Not `Path::from`, which would write the `~` of platforms as `%7E`.
-        Path::parse(full).map_err(|source| self.failed(relative, source.into()))
+        Path::parse(full).map_err(|error| self.failed(relative, error.into()))
     }
 
-    fn failed(&self, object: &str, source: object_store::Error) -> BucketError {
+    fn failed(&self, object: &str, why: object_store::Error) -> BucketError {
         let (bucket, object) = (self.name.clone(), object.to_owned());
-        BucketError::Request { bucket, object, source }
+        BucketError::Request { bucket, object, why }
     }
 
     #[cfg(test)]

@@ -32,6 +32,9 @@ pub(crate) struct HubArgs {
     /// The repository's folder
     #[arg(long, value_name = "DIR")]
     repository_dir: Option<PathBuf>,
+    /// A bucket that gets a copy of the repository, such as s3://BUCKET/PREFIX
+    #[arg(long, value_name = "URL")]
+    repository_bucket: Option<String>,
     /// Where servers reach the hub; written into join tokens; may be repeated
     #[arg(long = "address", value_name = "HOST:PORT")]
     addresses: Vec<String>,
@@ -64,6 +67,7 @@ fn configuration(args: &HubArgs) -> Result<HubConfig, Failure> {
     layers.add_flag("listen", text_flag(args.listen.as_ref()));
     layers.add_flag("repository_listen", text_flag(args.repository_listen.as_ref()));
     layers.add_flag("repository_dir", path_flag(args.repository_dir.as_ref()));
+    layers.add_flag("repository_bucket", text_flag(args.repository_bucket.as_ref()));
     layers.add_flag("addresses", list_flag(&args.addresses));
     layers.add_flag("mirrors", list_flag(&args.mirrors));
     layers.add_flag("confirm_restored", args.confirm_restored.then_some(Value::Boolean(true)));

@@ -219,3 +219,68 @@ async fn a_release_is_uploaded_and_served() {
     assert_eq!(left, 0, "what is refused leaves nothing behind");
     hub.stop().await;
 }
+
+/// Waits until a file is what it should be.
+async fn becomes(path: &Path, wanted: &[u8]) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while std::fs::read(path).ok().as_deref() != Some(wanted) {
+        assert!(tokio::time::Instant::now() < deadline, "{} did not come", path.display());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_published_is_acknowledged_when_the_bucket_has_it() {
+    let mounted = tempfile::tempdir().unwrap();
+    let bucket = mounted.path().join("bucket");
+    std::fs::create_dir(&bucket).unwrap();
+    let url = format!("file://{}", bucket.display());
+    let hub = Running::start_with(|config| config.repository_bucket = Some(url)).await;
+    // A repository that is made here is noticed.
+    let keys = Keys::generate().unwrap();
+    let served = hub.config.repository_dir();
+    Repository::create(&served, &keys, Lifetimes::default()).await.unwrap();
+    let timestamp = |dir: &Path| std::fs::read(dir.join("metadata/timestamp.json")).unwrap();
+    becomes(&bucket.join("metadata/timestamp.json"), &timestamp(&served)).await;
+
+    let dir = mounted.path().join("copy");
+    copy_folder(&served, &dir);
+    let app = mounted.path().join("app");
+    write(&app.join("run.sh"), "#!/bin/sh\nexit 0\n");
+    let names = ("web".parse().unwrap(), "1.0.0".parse().unwrap());
+    let mut request = PublishRequest::new(&app, names.0, names.1, "linux/amd64".parse().unwrap());
+    request.channel = Some("stable".parse().unwrap());
+    let repository = Repository::open(&dir).unwrap();
+    repository.publish(&keys, &request).await.unwrap();
+    let files = new_files(&dir, &served);
+    let publisher = hub.client(Role::Publisher, "ci");
+    let target = hub.target();
+    let there = |name: &Path| bucket.join(name);
+    let arrived = |name: &Path| {
+        let (here, there) = (std::fs::read(dir.join(name)), std::fs::read(there(name)));
+        assert_eq!(here.unwrap(), there.unwrap(), "{}", name.display());
+    };
+    cohort_hub::upload(&publisher.client, &target, &dir, &files, arrived).await.unwrap();
+    assert_eq!(Repository::open(&bucket).unwrap().releases().unwrap().len(), 1);
+
+    // Where nothing is mounted any more, nothing is acknowledged.
+    repository
+        .set_channel(&keys, &request.app, &"beta".parse().unwrap(), &request.version)
+        .await
+        .unwrap();
+    std::fs::rename(&bucket, mounted.path().join("away")).unwrap();
+    std::fs::write(&bucket, "in the way").unwrap();
+    let files = new_files(&dir, &served);
+    let refused = cohort_hub::upload(&publisher.client, &target, &dir, &files, |_| ()).await;
+    let refused = format!("{:?}", refused.unwrap_err());
+    assert!(refused.contains("its bucket has not"), "{refused}");
+    std::fs::remove_file(&bucket).unwrap();
+    std::fs::rename(mounted.path().join("away"), &bucket).unwrap();
+    cohort_hub::upload(&publisher.client, &target, &dir, &files, arrived).await.unwrap();
+    let metrics = hub.plain("GET", "/metrics", "").await.text();
+    assert!(metrics.contains("cohort_hub_bucket_failing 0"), "{metrics}");
+    let (_folder, _authority, mut config) = hub.stop().await;
+    config.repository_bucket = Some("s3://key:secret@bucket/x".to_owned());
+    let error = cohort_hub::Hub::start(config).await.err().unwrap().to_string();
+    assert!(error.contains("repository_bucket"), "{error}");
+}

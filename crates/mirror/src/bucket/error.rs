@@ -24,25 +24,25 @@ pub enum BucketError {
         reason: String,
     },
     /// The variables that say how the store is reached contradict themselves or are incomplete.
-    #[error("bucket {url} cannot be opened: {}", brief(source))]
+    #[error("bucket {url} cannot be opened: {}", brief(why))]
     Settings {
         /// Which bucket.
         url: String,
-        /// Why.
-        source: object_store::Error,
+        /// Why. Not a source: all of it that is for people is in the message.
+        why: object_store::Error,
     },
     /// No HTTP client can be made.
     #[error("there is no client to ask object stores with")]
     Client(#[source] reqwest::Error),
     /// The store did not do what it was asked for.
-    #[error("bucket {bucket}: {object}: {}", brief(source))]
+    #[error("bucket {bucket}: {object}: {}", brief(why))]
     Request {
         /// Which bucket.
         bucket: String,
         /// Which file of the repository, or a folder that was to be listed.
         object: String,
-        /// What the store said.
-        source: object_store::Error,
+        /// What the store said. Not a source: all of it that is for people is in the message.
+        why: object_store::Error,
     },
     /// A file of the repository cannot be read here.
     #[error("repository's file {} cannot be read", path.display())]
@@ -121,7 +121,7 @@ impl BucketError {
                  AZURE_STORAGE_ACCOUNT_NAME, GOOGLE_SERVICE_ACCOUNT, and so on",
                 "a folder has to exist",
             ],
-            Self::Request { source, .. } => hints_of(source),
+            Self::Request { why, .. } => hints_of(why),
             Self::NoRepository { .. } => {
                 &["`cohort init` makes one; the hub's is `repository` in its data folder"]
             }

@@ -102,9 +102,14 @@ pub async fn push(
             stage.into_iter().partition(|file| file.length <= PART_BYTES as u64);
         pushed.files += (small.len() + large.len()) as u64;
         pushed.bytes += small.iter().chain(&large).map(|file| file.length).sum::<u64>();
-        let sending = small.iter().map(|file| bucket.send_small(dir, file, progress));
-        let mut sending = futures_util::stream::iter(sending).buffer_unordered(FILES_AT_ONCE);
-        while let Some(()) = sending.try_next().await? {}
+        let mut sending = FuturesUnordered::new();
+        for file in &small {
+            sending.push(bucket.send_small(dir, file, progress));
+            if sending.len() >= FILES_AT_ONCE {
+                sending.try_next().await?;
+            }
+        }
+        while sending.try_next().await?.is_some() {}
         for file in &large {
             bucket.send_large(dir, file, progress).await?;
         }
