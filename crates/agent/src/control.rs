@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use crate::member::{Input, Proposed, View};
 use crate::shared::{MemberHandle, Shared};
 use crate::status::group_status;
+use crate::transfers::keep_known;
 use crate::trust::{BUNDLE, MANIFEST, ManifestRequest};
 
 /// Reports of one request: what a server can have done between two answers, and room for a crash.
@@ -426,13 +427,14 @@ async fn transfer_leader(
 async fn transfer(
     Context(shared): Cx,
     caller: Caller,
-    ApiJson(request): ApiJson<TransferRequest>,
+    ApiJson(mut request): ApiJson<TransferRequest>,
 ) -> Result<Json<TransferAnswer>, ApiError> {
     let server = server_of(&caller)?;
     shared.same_group(&request.group, request.version)?;
     let handle = shared.need_member()?;
     let (leads, known) = {
         let view = handle.view.borrow();
+        keep_known(&mut request, &view.state);
         (view.leads(), view.state.servers.get(&server).cloned())
     };
     if !leads {

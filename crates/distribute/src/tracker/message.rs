@@ -43,14 +43,16 @@ pub struct TransferRequest {
 }
 
 impl TransferRequest {
-    /// Leaves only what the group's log agrees with: artifacts of the length that it knows, and
-    /// holders that it knows, at the address that it knows.
+    /// Leaves out what the group's log contradicts: artifacts of another length than it knows (of
+    /// some, such as deltas, it knows none), and holders other than those that it knows, at the
+    /// address that it knows.
     pub fn keep_known(
         &mut self,
         length: impl Fn(&Digest) -> Option<u64>,
         holder: impl Fn(&Digest, &ServerId) -> Option<String>,
     ) {
-        self.transfers.retain(|report| length(&report.artifact) == Some(report.length));
+        self.transfers
+            .retain(|report| length(&report.artifact).is_none_or(|known| known == report.length));
         for report in &mut self.transfers {
             report.holders.retain_mut(|known| {
                 let address = holder(&report.artifact, &known.server);

@@ -179,12 +179,14 @@ impl Tracker {
     }
 }
 
-/// The one that was heard of least lately goes.
+/// One with the fewest servers goes, and of those the one that was heard of least lately: what one
+/// server makes up never pushes out what many fetch.
 fn make_room(transfers: &mut BTreeMap<Digest, Transfer>) {
     if transfers.len() < TRANSFERS_MAX {
         return;
     }
-    let oldest = transfers.iter().min_by_key(|(_, transfer)| transfer.heard());
+    let oldest =
+        transfers.iter().min_by_key(|(_, transfer)| (transfer.seen.len(), transfer.heard()));
     if let Some(oldest) = oldest.map(|(artifact, _)| artifact.clone()) {
         transfers.remove(&oldest);
     }
