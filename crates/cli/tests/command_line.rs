@@ -57,6 +57,7 @@ fn help_is_as_documented() {
         "agent",
         "token create",
         "publish",
+        "repository push",
         "channel set",
         "app",
         "status",
