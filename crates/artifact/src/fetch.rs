@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use url::Url;
 
 /// To a mirror of the own zone, a connection takes milliseconds; across the world under a second.
@@ -158,27 +158,59 @@ impl Fetcher {
         tokio::time::timeout(self.file_timeout, fetch).await.unwrap_or(Err(FetchError::TimedOut))
     }
 
+    /// Fetches a large file of at most `bytes_max` bytes into `into`. There is no limit for its
+    /// time as a whole, only for silence.
+    ///
+    /// # Errors
+    /// As [`Fetcher::fetch`], or when `into` cannot be written.
+    pub async fn fetch_to(
+        &self,
+        mirror: &Mirror,
+        relative: &str,
+        bytes_max: u64,
+        into: &mut tokio::fs::File,
+    ) -> Result<(), FetchError> {
+        let disk = |error: io::Error| FetchError::Unreachable(error.to_string());
+        let too_large = FetchError::TooLarge { limit_bytes: bytes_max };
+        let mut left = bytes_max;
+        match mirror {
+            Mirror::Http(base) => {
+                let mut response = self.ask(base, relative).await?;
+                while let Some(piece) = response.chunk().await.map_err(failed)? {
+                    left = left.checked_sub(piece.len() as u64).ok_or(too_large.clone())?;
+                    into.write_all(&piece).await.map_err(disk)?;
+                }
+            }
+            Mirror::Folder(base) => {
+                let file = open(base.join(relative)).await?;
+                let mut limited = file.take(bytes_max.saturating_add(1));
+                let copied = tokio::io::copy(&mut limited, into).await.map_err(disk)?;
+                if copied > bytes_max {
+                    return Err(too_large);
+                }
+            }
+        }
+        into.flush().await.map_err(disk)
+    }
+
+    async fn ask(&self, base: &Url, relative: &str) -> Result<reqwest::Response, FetchError> {
+        let url = base.join(relative).map_err(|error| FetchError::Unreachable(chain(&error)))?;
+        let response = self.client.get(url).send().await.map_err(failed)?;
+        match response.status().as_u16() {
+            200 => Ok(response),
+            // Object stores answer 403 for a missing file when listing is not allowed.
+            403 | 404 | 410 => Err(FetchError::NotFound),
+            status => Err(FetchError::Status(status)),
+        }
+    }
+
     async fn fetch_http(
         &self,
         base: &Url,
         relative: &str,
         bytes_max: u64,
     ) -> Result<Bytes, FetchError> {
-        let url = base.join(relative).map_err(|error| FetchError::Unreachable(chain(&error)))?;
-        let failed = |error: reqwest::Error| {
-            if error.is_timeout() {
-                FetchError::TimedOut
-            } else {
-                FetchError::Unreachable(chain(&error))
-            }
-        };
-        let mut response = self.client.get(url).send().await.map_err(failed)?;
-        match response.status().as_u16() {
-            200 => {}
-            // Object stores answer 403 for a missing file when listing is not allowed.
-            403 | 404 | 410 => return Err(FetchError::NotFound),
-            status => return Err(FetchError::Status(status)),
-        }
+        let mut response = self.ask(base, relative).await?;
         let too_large = FetchError::TooLarge { limit_bytes: bytes_max };
         if response.content_length().is_some_and(|length| length > bytes_max) {
             return Err(too_large);
@@ -194,12 +226,20 @@ impl Fetcher {
     }
 }
 
-async fn fetch_file(path: PathBuf, bytes_max: u64) -> Result<Bytes, FetchError> {
-    let failed = |error: io::Error| match error.kind() {
+fn failed(error: reqwest::Error) -> FetchError {
+    if error.is_timeout() { FetchError::TimedOut } else { FetchError::Unreachable(chain(&error)) }
+}
+
+async fn open(path: PathBuf) -> Result<tokio::fs::File, FetchError> {
+    tokio::fs::File::open(path).await.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => FetchError::NotFound,
         _ => FetchError::Unreachable(error.to_string()),
-    };
-    let file = tokio::fs::File::open(path).await.map_err(failed)?;
+    })
+}
+
+async fn fetch_file(path: PathBuf, bytes_max: u64) -> Result<Bytes, FetchError> {
+    let failed = |error: io::Error| FetchError::Unreachable(error.to_string());
+    let file = open(path).await?;
     let mut body = Vec::new();
     file.take(bytes_max.saturating_add(1)).read_to_end(&mut body).await.map_err(failed)?;
     if body.len() as u64 > bytes_max {

@@ -32,6 +32,7 @@ mod metadata_transport;
 mod pack;
 mod package_file;
 mod publish;
+mod publish_deltas;
 mod receive;
 mod repository;
 mod steps;
@@ -57,7 +58,7 @@ pub use manifest::{
 };
 pub use pack::{Inspection, PackError, inspect_tarball, pack_folder};
 pub use package_file::{PACKAGE_FILE, PackageFile, PackageFileError};
-pub use publish::{PublishRequest, Published};
+pub use publish::{DeltaTried, PublishRequest, Published, Told};
 pub use repository::{ReleaseName, Repository, RepositoryError};
 pub use trust::{Refreshed, Refusal, TrustOptions, TrustedRepository};
 pub use trust_error::{Role, TrustError, TrustErrorKind};

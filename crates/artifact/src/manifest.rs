@@ -69,7 +69,7 @@ pub struct Manifest {
     pub unpacked_bytes: u64,
     /// Files, folders and links in the artifact.
     pub entries: u32,
-    /// Ways to build the artifact from an older one. Empty in this version.
+    /// Ways to build the artifact from an older one; a reader passes over those it cannot go.
     pub deltas: Vec<Delta>,
     /// Protocols and formats that the release reads and writes.
     pub protocols: Protocols,
@@ -113,7 +113,7 @@ pub struct UnitsReference {
 pub struct Delta {
     /// BLAKE3 root of the artifact that it starts from.
     pub from: Digest,
-    /// How it is applied, such as `bsdiff` or `zstd-patch`.
+    /// How it is applied; see [`crate::Method`].
     pub method: String,
     /// Length of the delta in bytes.
     pub length: u64,

@@ -1,9 +1,11 @@
 //! Publishing: from a folder or tarball to signed metadata.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
 use cohort_core::release::Rollback;
@@ -15,7 +17,7 @@ use crate::durable::unfinished;
 use crate::keys::Keys;
 use crate::layout::{BLOBS_DIR, blob_path, manifest_target, units_path};
 use crate::manifest::{
-    ARTIFACT_BYTES_MAX, MANIFEST_SCHEMA, Manifest, Protocols, UNIT_BYTES, UnitsReference,
+    ARTIFACT_BYTES_MAX, Delta, MANIFEST_SCHEMA, Manifest, Protocols, UNIT_BYTES, UnitsReference,
 };
 use crate::metadata::{self, now};
 use crate::pack::{Inspection, PackError, inspect_tarball, pack_folder};
@@ -43,6 +45,36 @@ pub struct PublishRequest {
     pub schemas: Option<BTreeSet<String>>,
     /// A channel to set to this version in the same step.
     pub channel: Option<Channel>,
+    /// Whether to make deltas from the versions before; see [`crate::DeltaMaker`].
+    pub deltas: bool,
+    /// Artifacts of versions before that lie outside the repository, by their root.
+    pub bases: BTreeMap<Digest, PathBuf>,
+    /// Hears what is being done, for people.
+    pub told: Told,
+}
+
+/// Hears, in words, what a long work is at.
+#[derive(Clone, Default)]
+pub struct Told(Option<Arc<dyn Fn(&str) + Send + Sync>>);
+
+impl Told {
+    /// Hears by a function.
+    #[must_use]
+    pub fn by(hear: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(hear)))
+    }
+
+    pub(crate) fn tell(&self, what: &str) {
+        if let Some(hear) = &self.0 {
+            hear(what);
+        }
+    }
+}
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Told").field(&self.0.is_some()).finish()
+    }
 }
 
 impl PublishRequest {
@@ -51,7 +83,20 @@ impl PublishRequest {
     pub fn new(path: &Path, app: AppId, version: Version, platform: Platform) -> Self {
         let path = path.to_owned();
         let (rollback, protocols, schemas, channel) = (None, None, None, None);
-        Self { path, app, version, platform, rollback, protocols, schemas, channel }
+        let (deltas, bases, told) = (true, BTreeMap::new(), Told::default());
+        Self {
+            path,
+            app,
+            version,
+            platform,
+            rollback,
+            protocols,
+            schemas,
+            channel,
+            deltas,
+            bases,
+            told,
+        }
     }
 }
 
@@ -66,6 +111,17 @@ pub struct Published {
     pub channel: Option<ChannelPointer>,
     /// Whether this very release was there already, so that nothing new was stored.
     pub already_there: bool,
+    /// The versions before that deltas were tried from, and what came of it; the latest first.
+    pub deltas: Vec<DeltaTried>,
+}
+
+/// A delta that was tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeltaTried {
+    /// The version that it starts from.
+    pub from: Version,
+    /// The delta as it was signed, or why there is none.
+    pub outcome: Result<Delta, String>,
 }
 
 /// A tarball in the repository's folder, not yet known to anybody.
@@ -117,6 +173,7 @@ impl Repository {
             root: hashes.root,
             unpacked_bytes: inspection.unpacked_bytes,
             entries: inspection.entries,
+            // Made when all else is known to be right.
             deltas: Vec::new(),
             protocols: merge("protocols", request.protocols.clone(), package_file.protocols)?
                 .unwrap_or_default(),
@@ -133,9 +190,19 @@ impl Repository {
         let name = manifest_target(&request.app, &request.version, &request.platform);
         let existing = self.read_manifest(targets, &name)?;
         let already_there = existing.is_some();
+        let mut made = Vec::new();
         let (manifest, mut changed) = match existing {
             Some(existing) => (same_or_refused(existing, manifest)?, BTreeMap::new()),
             None => {
+                let mut manifest = manifest;
+                if request.deltas {
+                    let earlier = self.earlier(targets, &request.app, &request.platform)?;
+                    let artifact = file.path().to_owned();
+                    made = self.make_deltas(&lock, request, earlier, &manifest, artifact).await?;
+                    let deltas = made.iter().filter_map(|made| made.delta().cloned());
+                    manifest.deltas = deltas.collect();
+                    manifest.check()?;
+                }
                 let changed = BTreeMap::from([(name, manifest.to_bytes())]);
                 (manifest, changed)
             }
@@ -147,23 +214,30 @@ impl Repository {
             }
         };
         // Stored again also when the manifest is there: it repairs a blob that went missing.
-        let blobs = vec![
+        let mut blobs = vec![
             Step::file(PathBuf::from(blob_path(&manifest.root)), file),
             Step::bytes(PathBuf::from(units_path(&manifest.root)), units),
         ];
+        let mut deltas = Vec::new();
+        for made in made {
+            let (tried, steps) = made.into_steps();
+            deltas.push(tried);
+            blobs.extend(steps);
+        }
         if changed.is_empty() {
             self.write(&lock, blobs).await?;
         } else {
             self.commit(&lock, keys, current, blobs, changed).await?;
         }
         let manifest_digest = digest_of_bytes(&manifest.to_bytes());
-        Ok(Published { manifest, manifest_digest, channel, already_there })
+        Ok(Published { manifest, manifest_digest, channel, already_there, deltas })
     }
 }
 
-/// The published manifest, when the new one differs from it only in its time.
+/// The published manifest, when the new one differs from it only in its time, and in its deltas:
+/// which versions were there before is another matter now.
 fn same_or_refused(existing: Manifest, new: Manifest) -> Result<Manifest, RepositoryError> {
-    let new = Manifest { created_at: existing.created_at, ..new };
+    let new = Manifest { created_at: existing.created_at, deltas: existing.deltas.clone(), ..new };
     if new == existing {
         return Ok(existing);
     }

@@ -259,9 +259,12 @@ impl Repository {
                 }
             } else {
                 let manifest = Manifest::parse(&bytes).map_err(|error| error.to_string())?;
-                for path in [blob_path(&manifest.root), units_path(&manifest.root)] {
-                    if !self.dir().join(&path).is_file() {
-                        return Err(format!("it leads to {path}, which is not here"));
+                let deltas = manifest.deltas.iter().map(|delta| &delta.root);
+                for root in std::iter::once(&manifest.root).chain(deltas) {
+                    for path in [blob_path(root), units_path(root)] {
+                        if !self.dir().join(&path).is_file() {
+                            return Err(format!("it leads to {path}, which is not here"));
+                        }
                     }
                 }
             }

@@ -3,17 +3,22 @@
 //! The keys stay with the publisher. What is pulled is verified like everything that is read; what
 //! is uploaded is checked once more by [`Repository::receive`] on the other side.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cohort_core::ids::{AppId, Version};
+use cohort_core::ids::{AppId, Digest, Platform, Version};
 
-use crate::durable::{create_folders, write_atomic};
-use crate::layout::{BLOBS_DIR, METADATA_DIR, TARGETS_DIR};
+use crate::durable::{create_folders, sweep_unfinished, unfinished, write_atomic};
+use crate::layout::{BLOBS_DIR, METADATA_DIR, TARGETS_DIR, blob_path};
 use crate::lifetimes::Lifetimes;
+use crate::publish::Told;
+use crate::publish_deltas::earlier_names;
 use crate::repository::{Repository, RepositoryError};
 use crate::trust::TrustedRepository;
+
+/// Artifacts that a publisher keeps to make deltas from: four apps and platforms, three each.
+const BASES_MAX: usize = 12;
 
 /// A repository in a folder of the publisher, as far as it is needed to publish on top of it.
 #[derive(Debug)]
@@ -23,8 +28,9 @@ pub struct WorkingCopy {
 }
 
 impl WorkingCopy {
-    /// Fetches the newest metadata, all channels, and the manifests of `release` (to notice that a
-    /// version is published already) into `folder`, which must be empty or missing.
+    /// Fetches the newest metadata, all channels, the manifests of `release` (to notice that a
+    /// version is published already) and those of the versions before it (to make deltas from them)
+    /// into `folder`, which must be empty or missing.
     ///
     /// # Errors
     /// When no mirror gives what can be trusted, or a file cannot be written.
@@ -52,9 +58,65 @@ impl WorkingCopy {
             let path = folder.join(relative);
             write_atomic(&path, &bytes, 0o644).map_err(io(&path))?;
         }
+        if let Some((app, _)) = release {
+            let names = reader.target_names()?;
+            for name in earlier_names(names.iter().map(String::as_str), app, None) {
+                // One that cannot be had is one delta less.
+                let Ok((relative, bytes)) = reader.target_file(&name).await else { continue };
+                let path = folder.join(relative);
+                write_atomic(&path, &bytes, 0o644).map_err(io(&path))?;
+            }
+        }
         let repository = Repository::open(folder)?.with_lifetimes(lifetimes);
         let pulled = files(folder)?;
         Ok(Self { repository, pulled })
+    }
+
+    /// Fetches the artifacts that deltas can start from into `cache`, unless they are there, and
+    /// says where they lie; for [`crate::PublishRequest::bases`]. What no mirror gives is left out.
+    ///
+    /// # Errors
+    /// When the repository cannot be read, or the cache cannot be written.
+    pub async fn fetch_bases(
+        &self,
+        reader: &TrustedRepository,
+        app: &AppId,
+        platform: &Platform,
+        cache: &Path,
+        told: &Told,
+    ) -> Result<BTreeMap<Digest, PathBuf>, RepositoryError> {
+        let io = |source| RepositoryError::Io { path: cache.to_owned(), source };
+        create_folders(cache).map_err(io)?;
+        sweep_unfinished(cache).map_err(io)?;
+        let mut bases = BTreeMap::new();
+        for manifest in self.repository.last_releases(app, platform)? {
+            let path = cache.join(manifest.root.as_str());
+            if !path.is_file() {
+                told.tell(&format!("fetching {app} {} to make a delta from", manifest.version));
+                let file = unfinished(cache).map_err(io)?;
+                if !reader.artifact(&manifest, file.path()).await {
+                    continue;
+                }
+                file.persist(&path).map_err(|error| io(error.error))?;
+            }
+            bases.insert(manifest.root, path);
+        }
+        prune(cache).map_err(io)?;
+        Ok(bases)
+    }
+
+    /// Keeps a published artifact in the cache, for the next release's delta.
+    ///
+    /// # Errors
+    /// When the cache cannot be written.
+    pub fn keep_base(&self, root: &Digest, cache: &Path) -> Result<(), RepositoryError> {
+        let io = |source| RepositoryError::Io { path: cache.to_owned(), source };
+        create_folders(cache).map_err(io)?;
+        let (from, to) = (self.repository.dir().join(blob_path(root)), cache.join(root.as_str()));
+        if from.is_file() && !to.exists() {
+            fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).map_err(io)?;
+        }
+        prune(cache).map_err(io)
     }
 
     /// The repository to publish to, set channels in, and so on.
@@ -84,6 +146,19 @@ impl WorkingCopy {
         }
         Ok(new)
     }
+}
+
+/// Removes the oldest artifacts of a cache that holds too many.
+fn prune(cache: &Path) -> std::io::Result<()> {
+    let mut artifacts = Vec::new();
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| Digest::new(name).is_ok()) {
+            artifacts.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    artifacts.sort_by(|a, b| b.cmp(a));
+    artifacts.iter().skip(BASES_MAX).try_for_each(|(_, path)| fs::remove_file(path))
 }
 
 /// All files that readers may ask for, relative to the repository.

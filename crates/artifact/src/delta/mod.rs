@@ -87,3 +87,6 @@ pub enum DeltaError {
     #[error("the work on the delta was stopped")]
     Stopped,
 }
+
+#[cfg(test)]
+mod delta_test;

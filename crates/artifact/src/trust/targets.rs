@@ -1,6 +1,6 @@
 //! Signed files: from this server's disk, else from the first mirror that has the right bytes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use cohort_core::ids::{AppId, Platform, Version};
@@ -11,9 +11,10 @@ use super::{Loaded, TrustedRepository};
 use crate::checks::{check_manifest, is_target, most_telling, store_error};
 use crate::digest::hex;
 use crate::durable::write_atomic;
-use crate::layout::{METADATA_DIR, manifest_target, target_path};
-use crate::manifest::MANIFEST_BYTES_MAX;
+use crate::layout::{METADATA_DIR, blob_path, manifest_target, target_path};
+use crate::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::trust_error::{TrustError, TrustErrorKind};
+use crate::units::hash_file;
 use crate::verified::VerifiedManifest;
 
 /// Folder of cached manifests and channels, by SHA-256, below the store.
@@ -31,6 +32,42 @@ impl TrustedRepository {
         let target = loaded.target(&name).ok_or_else(|| loaded.missing(app, version, platform))?;
         let bytes = self.target_bytes(&name, target, MANIFEST_BYTES_MAX).await?;
         check_manifest(&name, &bytes, app, version, platform)
+    }
+
+    /// The names of all signed targets.
+    pub(crate) fn target_names(&self) -> Result<Vec<String>, TrustError> {
+        let loaded = self.known()?;
+        Ok(loaded.targets.keys().map(|name| name.raw().to_owned()).collect())
+    }
+
+    /// One target, by its path in a repository.
+    pub(crate) async fn target_file(&self, name: &str) -> Result<(String, Vec<u8>), TrustError> {
+        let loaded = self.known()?;
+        let target = loaded
+            .target(name)
+            .ok_or_else(|| TrustErrorKind::NotFound { what: name.to_owned() }.here())?;
+        let bytes = self.target_bytes(name, target, MANIFEST_BYTES_MAX).await?;
+        Ok((target_path(name, &hex(&target.hashes.sha256)), bytes))
+    }
+
+    /// The bytes of an artifact, from the first mirror that has the right ones, into a file that
+    /// is empty before; nothing when none has them.
+    pub(crate) async fn artifact(&self, manifest: &Manifest, path: &Path) -> bool {
+        let start = self.good.load(Ordering::Relaxed);
+        for mirror in self.mirrors.iter().cycle().skip(start).take(self.mirrors.len()) {
+            let relative = blob_path(&manifest.root);
+            let fetched = async {
+                let mut file = tokio::fs::File::create(path).await.ok()?;
+                let length = manifest.length;
+                self.fetcher.fetch_to(mirror, &relative, length, &mut file).await.ok()
+            };
+            let right = fetched.await.is_some()
+                && hash_file(path).is_ok_and(|hashes| hashes.root == manifest.root);
+            if right {
+                return true;
+            }
+        }
+        false
     }
 
     /// The newest metadata and the targets whose name is `wanted`, by their paths in a repository.
