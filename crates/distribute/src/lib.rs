@@ -51,6 +51,7 @@ pub use plan::{
 pub use progress::{ByteCounters, Progress, SourceReport};
 pub use request::RequestError;
 pub use serve::{ServeLimits, bulk_router};
+pub use store::delta::ApplyError;
 pub use store::{ArtifactStore, Claim, Collected, FreeSpace, StoreOptions};
 pub use store_error::StoreError;
 pub use subscription::{RUNS_MAX, SubscribeRequest};

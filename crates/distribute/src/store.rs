@@ -28,6 +28,9 @@ use crate::durable::{sweep_unfinished, sync_folder, write_atomic};
 use crate::part::Part;
 use crate::store_error::StoreError;
 
+#[path = "delta.rs"]
+pub(crate) mod delta;
+
 const UNITS_SUFFIX: &str = ".units";
 const PART_SUFFIX: &str = ".part";
 
