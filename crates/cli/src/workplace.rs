@@ -2,13 +2,14 @@
 //!
 //! The signing keys stay on this machine in either case.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use cohort_artifact::{
-    AppId, Keys, Lifetimes, Mirror, Repository, TrustOptions, TrustedRepository, Version,
-    WorkingCopy,
+    AppId, Digest, Keys, Lifetimes, Mirror, Platform, Repository, Told, TrustOptions,
+    TrustedRepository, Version, WorkingCopy,
 };
 use cohort_hub::UploadError;
 use tempfile::TempDir;
@@ -43,6 +44,10 @@ pub(crate) enum Workplace {
         folder: TempDir,
         /// Where it goes.
         hub: Hub,
+        /// What it was read by.
+        reader: Box<TrustedRepository>,
+        /// The folder of artifacts that deltas start from.
+        bases: PathBuf,
     },
 }
 
@@ -103,7 +108,36 @@ impl Workplace {
         let copy = WorkingCopy::pull(folder.path(), &reader, release, Lifetimes::default())
             .await
             .map_err(|error| Failure::of("repository", &error))?;
-        Ok(Workplace::Hub { copy, folder, hub })
+        let (reader, bases) = (Box::new(reader), cache.join("bases"));
+        Ok(Workplace::Hub { copy, folder, hub, reader, bases })
+    }
+
+    /// The artifacts that a new release gets deltas from, as far as they are not in the repository.
+    ///
+    /// # Errors
+    /// When they cannot be kept here.
+    pub(crate) async fn bases(
+        &self,
+        app: &AppId,
+        platform: &Platform,
+        told: &Told,
+    ) -> Result<BTreeMap<Digest, PathBuf>, Failure> {
+        match self {
+            Workplace::Here(_) => Ok(BTreeMap::new()),
+            Workplace::Hub { copy, reader, bases, .. } => copy
+                .fetch_bases(reader, app, platform, bases, told)
+                .await
+                .map_err(|error| Failure::of("repository", &error)),
+        }
+    }
+
+    /// Keeps what was published for the next release's delta.
+    pub(crate) fn keep_base(&self, artifact: &Digest) {
+        if let Workplace::Hub { copy, bases, .. } = self
+            && let Err(error) = copy.keep_base(artifact, bases)
+        {
+            tracing::debug!(%error, "the artifact is not kept; the next publishing fetches it");
+        }
     }
 
     /// The repository to change.
@@ -119,7 +153,7 @@ impl Workplace {
     /// # Errors
     /// When the hub does not take it. Readers then see the repository as it was.
     pub(crate) async fn finish(self) -> Result<(), Failure> {
-        let Workplace::Hub { copy, folder, hub } = self else { return Ok(()) };
+        let Workplace::Hub { copy, folder, hub, .. } = self else { return Ok(()) };
         let files = copy.new_files().map_err(|error| Failure::of("repository", &error))?;
         let mut last = None;
         for target in hub.targets() {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::Args;
 use cohort_artifact::{
-    AppId, Channel, Platform, PublishRequest, Published, Rollback, Version, parse_rollback,
+    AppId, Channel, DeltaTried, Platform, PublishRequest, Published, Rollback, Told, Version,
+    parse_rollback,
 };
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -39,6 +40,9 @@ pub(crate) struct PublishArgs {
     /// else revert]
     #[arg(long, value_parser = rollback, value_name = "KIND")]
     rollback: Option<Rollback>,
+    /// Make no deltas from the versions before; every server then downloads it whole
+    #[arg(long)]
+    no_deltas: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -62,6 +66,22 @@ struct Answer<'a> {
     manifest: String,
     channel: Option<&'a Channel>,
     already_there: bool,
+    deltas: Vec<DeltaAnswer<'a>>,
+}
+
+/// One delta that was tried.
+#[derive(Debug, Serialize)]
+struct DeltaAnswer<'a> {
+    /// The version that it starts from.
+    from: &'a Version,
+    /// Its length in bytes; none when it was not kept.
+    length: Option<u64>,
+    /// Its root.
+    delta: Option<String>,
+    /// How it is applied.
+    method: Option<&'a str>,
+    /// Why it was not kept.
+    reason: Option<&'a str>,
 }
 
 /// Publishes it.
@@ -76,10 +96,17 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     );
     request.channel.clone_from(&args.channel);
     request.rollback = args.rollback;
+    request.deltas = !args.no_deltas;
     let spinner = spinner(global, format!("packing and hashing {}", args.path.display()));
+    let shown = spinner.clone();
+    request.told = Told::by(move |what| shown.set_message(what.to_owned()));
+    if request.deltas {
+        request.bases = workplace.bases(&args.app, &args.platform, &request.told).await?;
+    }
     let published = workplace.repository().publish(&keys, &request).await;
     let finished = match &published {
-        Ok(_) => {
+        Ok(published) => {
+            workplace.keep_base(&published.manifest.root);
             spinner.set_message("uploading to the hub");
             workplace.finish().await
         }
@@ -116,6 +143,18 @@ fn answer(published: &Published) -> Answer<'_> {
         manifest: published.manifest_digest.to_string(),
         channel: published.channel.as_ref().map(|pointer| &pointer.channel),
         already_there: published.already_there,
+        deltas: published.deltas.iter().map(delta_answer).collect(),
+    }
+}
+
+fn delta_answer(tried: &DeltaTried) -> DeltaAnswer<'_> {
+    let made = tried.outcome.as_ref();
+    DeltaAnswer {
+        from: &tried.from,
+        length: made.ok().map(|delta| delta.length),
+        delta: made.ok().map(|delta| delta.root.to_string()),
+        method: made.ok().map(|delta| delta.method.as_str()),
+        reason: made.err().map(String::as_str),
     }
 }
 
@@ -130,6 +169,17 @@ fn text(published: &Published, path: &Path) -> String {
         manifest.entries,
         path.display(),
     );
+    for tried in &published.deltas {
+        match &tried.outcome {
+            Ok(delta) => text.push_str(&format!(
+                "delta from {}: {}, {} times less\n",
+                tried.from,
+                bytes(delta.length),
+                manifest.length / delta.length.max(1),
+            )),
+            Err(reason) => text.push_str(&format!("no delta from {}: {reason}\n", tried.from)),
+        }
+    }
     match &published.channel {
         Some(pointer) => {
             text.push_str(&format!("channel {} points to {}\n", pointer.channel, pointer.version));
