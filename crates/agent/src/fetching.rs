@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cohort_artifact::TrustedRepository;
+use cohort_artifact::{Delta, TrustedRepository};
 use cohort_core::ids::{AppId, Digest};
 use cohort_core::orders::{FetchOrder, Orders};
 use cohort_core::release::Release;
@@ -12,6 +12,7 @@ use cohort_distribute::{Downloads, FetchStatus};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::deltas::Deltas;
 use crate::reporter::Reporter;
 use crate::runner::Received;
 use crate::shared::Shared;
@@ -29,11 +30,11 @@ pub(crate) struct Fetching {
 }
 
 /// What is remembered between two orders.
-#[derive(Default)]
 struct Memory {
     verified: BTreeSet<Release>,
     refused: BTreeMap<Release, Instant>,
     announced: BTreeSet<(AppId, Digest)>,
+    deltas: Deltas,
 }
 
 impl Fetching {
@@ -42,12 +43,21 @@ impl Fetching {
         mut orders: watch::Receiver<Option<Arc<Received>>>,
         stop: CancellationToken,
     ) {
-        let mut memory = Memory::default();
+        let mut memory = Memory {
+            verified: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            announced: BTreeSet::new(),
+            deltas: Deltas::new(Arc::clone(&self.downloads), stop.clone()),
+        };
         let mut statuses = self.downloads.statuses();
         loop {
             let received = orders.borrow_and_update().clone();
             statuses.mark_unchanged();
             if let Some(received) = received {
+                // At once, for all apps: one may be in a long step while another one collects.
+                for app in &received.orders.apps {
+                    self.shared.keep(&app.app, app.keep.iter().cloned().collect());
+                }
                 self.fetch(&received.orders, &mut memory).await;
                 self.announce(&received.orders, &mut memory).await;
             }
@@ -55,6 +65,7 @@ impl Fetching {
                 () = stop.cancelled() => return,
                 changed = orders.changed() => if changed.is_err() { return },
                 _ = statuses.changed() => {}
+                () = memory.deltas.changed() => {}
             }
         }
     }
@@ -62,6 +73,7 @@ impl Fetching {
     /// Orders what is signed; what is not, this server does not fetch, whoever says so.
     async fn fetch(&self, orders: &Orders, memory: &mut Memory) {
         let mut wanted: Vec<FetchOrder> = Vec::new();
+        let mut ordered: BTreeSet<Release> = BTreeSet::new();
         for app in &orders.apps {
             for fetch in &app.fetch {
                 let release = &fetch.release;
@@ -88,11 +100,26 @@ impl Fetching {
                         }
                     }
                 }
-                wanted.push(fetch.clone());
+                if !memory.deltas.knows(&release.artifact) {
+                    let deltas = self.signed_deltas(&app.app, release).await;
+                    memory.deltas.choose(app, release, &deltas).await;
+                }
+                ordered.insert(release.clone());
+                wanted.extend(memory.deltas.order(fetch));
             }
         }
-        memory.verified.retain(|known| wanted.iter().any(|fetch| fetch.release == *known));
+        memory.verified.retain(|known| ordered.contains(known));
+        let artifacts = ordered.into_iter().map(|release| release.artifact).collect();
+        wanted.extend(memory.deltas.retain(&artifacts));
         self.downloads.set_orders(&wanted);
+    }
+
+    /// The deltas in the manifest of a release that was just verified.
+    async fn signed_deltas(&self, app: &AppId, release: &Release) -> Vec<Delta> {
+        let Some(repository) = self.repository.as_deref() else { return Vec::new() };
+        let manifest = repository.manifest(app, &release.version, &release.platform).await;
+        let signed = manifest.ok().filter(|manifest| manifest.release() == *release);
+        signed.map_or_else(Vec::new, |manifest| manifest.into_inner().deltas)
     }
 
     /// Tells the group which ordered artifacts are whole here: verified by signature and by byte.

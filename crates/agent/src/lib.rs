@@ -18,6 +18,7 @@ mod budgets;
 pub mod config;
 mod contacts;
 mod control;
+mod deltas;
 mod duties;
 mod error;
 mod fetching;

@@ -1,0 +1,235 @@
+//! Which way an artifact comes: by a delta from what is here, or whole.
+//!
+//! A delta is ordered like any artifact, by its own root, so that it goes from server to server as
+//! well; when it is here, the artifact is built, and counts as held like one that was fetched. A
+//! server without a base waits a moment for one that builds it, and takes the whole from there:
+//! so a release crosses the zone's downlink as a delta even where a server is new. Whatever goes
+//! wrong with a delta, the whole artifact is fetched, and the delta is not tried again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cohort_artifact::Delta;
+use cohort_core::ids::Digest;
+use cohort_core::orders::{AppOrders, FetchOrder};
+use cohort_core::release::Release;
+use cohort_distribute::{ApplyError, Downloads, FetchStatus};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// A delta of which nothing new came for this long is given up for the whole artifact. Longer than
+/// what a change of the leader takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A delta that was applied stays for those of the group that are behind for this long.
+const SERVED_FOR: Duration = Duration::from_secs(600);
+
+/// How long a server without a base waits for one that has built the artifact: for a start,
+const AWAITED_MIN: Duration = Duration::from_secs(3);
+
+/// and per 16 MiB, which take a second at 17 MB/s: the wait must not cost more than it saves.
+const AWAITED_PER: u64 = 16 << 20;
+
+/// Never longer than this.
+const AWAITED_MAX: Duration = Duration::from_secs(60);
+
+/// Deltas that are remembered to be served: of some releases of every app.
+const SERVED_MAX: usize = 16;
+
+/// How an artifact is to come here.
+#[derive(Debug)]
+enum Way {
+    /// All its bytes from others, or it is here.
+    Whole,
+    /// From one of the group that builds it; until then nothing is fetched.
+    Awaits { until: Instant },
+    /// Its delta is on the way; so much of it is here since then.
+    Fetches { delta: Delta, held: u64, since: Instant },
+    /// It is being built.
+    Applies { delta: Delta },
+}
+
+type Outcomes = Arc<Mutex<BTreeMap<Digest, Result<(), ApplyError>>>>;
+
+/// The ways of all artifacts that are ordered here.
+pub(crate) struct Deltas {
+    downloads: Arc<Downloads>,
+    ways: BTreeMap<Digest, Way>,
+    served: BTreeMap<Digest, (FetchOrder, Instant)>,
+    outcomes: Outcomes,
+    applied: Arc<Notify>,
+    stop: CancellationToken,
+}
+
+impl Deltas {
+    pub(crate) fn new(downloads: Arc<Downloads>, stop: CancellationToken) -> Self {
+        Self {
+            downloads,
+            ways: BTreeMap::new(),
+            served: BTreeMap::new(),
+            outcomes: Outcomes::default(),
+            applied: Arc::default(),
+            stop,
+        }
+    }
+
+    /// Whether the way of an artifact was chosen already.
+    pub(crate) fn knows(&self, artifact: &Digest) -> bool {
+        self.ways.contains_key(artifact)
+    }
+
+    /// Chooses a way, when the release's signature was verified: `deltas` are the signed ones.
+    pub(crate) async fn choose(&mut self, app: &AppOrders, release: &Release, deltas: &[Delta]) {
+        let store = Arc::clone(&self.downloads.context().store);
+        let (artifact, length) = (release.artifact.clone(), release.length);
+        let offered = deltas.to_vec();
+        // Hashing what an interrupted download left may take a while.
+        let chosen = tokio::task::spawn_blocking(move || {
+            let whole = store.is_whole(&artifact);
+            (whole, store.choose_delta(&artifact, length, &offered))
+        });
+        let way = match chosen.await {
+            Ok((false, Some(delta))) => {
+                tracing::info!(
+                    version = %release.version, artifact = %release.artifact, bytes = delta.length,
+                    whole = length, "a delta is fetched"
+                );
+                Way::Fetches { delta, held: 0, since: Instant::now() }
+            }
+            // The others of the group run what a delta starts from.
+            Ok((false, None)) if deltas.iter().any(|delta| app.keep.contains(&delta.from)) => {
+                let long = AWAITED_MIN + Duration::from_secs(length / AWAITED_PER);
+                Way::Awaits { until: Instant::now() + long.min(AWAITED_MAX) }
+            }
+            Ok(_) | Err(_) => Way::Whole,
+        };
+        self.ways.insert(release.artifact.clone(), way);
+    }
+
+    /// What is to be fetched now for an order; nothing while others are waited for.
+    pub(crate) fn order(&mut self, fetch: &FetchOrder) -> Option<FetchOrder> {
+        let artifact = &fetch.release.artifact;
+        let way = self.ways.remove(artifact).unwrap_or(Way::Whole);
+        let (way, order) = self.next(way, fetch);
+        self.ways.insert(artifact.clone(), way);
+        order
+    }
+
+    fn next(&mut self, way: Way, fetch: &FetchOrder) -> (Way, Option<FetchOrder>) {
+        let whole = || (Way::Whole, Some(fetch.clone()));
+        let artifact = &fetch.release.artifact;
+        let store = &self.downloads.context().store;
+        match way {
+            Way::Whole => whole(),
+            Way::Awaits { until } => {
+                if fetch.sources.is_empty() && Instant::now() < until && !store.is_whole(artifact) {
+                    (Way::Awaits { until }, None)
+                } else {
+                    whole()
+                }
+            }
+            Way::Fetches { delta, held, since } => {
+                let order = order_of(&delta, fetch);
+                if store.is_whole(&delta.root) {
+                    self.apply(&fetch.release, &delta);
+                    return (Way::Applies { delta }, Some(order));
+                }
+                let status = self.downloads.statuses().borrow().get(&delta.root).cloned();
+                let now_held = match status {
+                    Some(FetchStatus::Failed { reason, .. }) => {
+                        tracing::warn!(version = %fetch.release.version, reason,
+                            "the delta did not come; the whole artifact is fetched");
+                        return whole();
+                    }
+                    Some(FetchStatus::UnderWay { progress }) => progress.bytes_held,
+                    Some(FetchStatus::Held) | None => held,
+                };
+                let since = if now_held == held { since } else { Instant::now() };
+                if since.elapsed() > PATIENCE {
+                    tracing::warn!(version = %fetch.release.version,
+                        "nothing comes of the delta; the whole artifact is fetched");
+                    return whole();
+                }
+                (Way::Fetches { delta, held: now_held, since }, Some(order))
+            }
+            Way::Applies { delta } => {
+                let outcome = lock(&self.outcomes).remove(artifact);
+                match outcome {
+                    None => {
+                        let order = order_of(&delta, fetch);
+                        (Way::Applies { delta }, Some(order))
+                    }
+                    Some(Ok(())) => {
+                        tracing::info!(version = %fetch.release.version, %artifact,
+                            bytes = delta.length, "built from a delta");
+                        self.serve(order_of(&delta, fetch));
+                        whole()
+                    }
+                    Some(Err(error)) => {
+                        let mut reason = error.to_string();
+                        let mut cause = std::error::Error::source(&error);
+                        while let Some(inner) = cause {
+                            reason = format!("{reason}: {inner}");
+                            cause = inner.source();
+                        }
+                        tracing::warn!(version = %fetch.release.version, reason,
+                            "the whole artifact is fetched");
+                        whole()
+                    }
+                }
+            }
+        }
+    }
+
+    fn apply(&self, release: &Release, delta: &Delta) {
+        let context = self.downloads.context();
+        let (store, reserve) = (Arc::clone(&context.store), context.limits.reserve_bytes);
+        let (artifact, length) = (release.artifact.clone(), release.length);
+        let (outcomes, applied) = (Arc::clone(&self.outcomes), Arc::clone(&self.applied));
+        let (delta, stop) = (delta.clone(), self.stop.clone());
+        tokio::task::spawn_blocking(move || {
+            let stopped = || stop.is_cancelled();
+            let outcome = store.apply_delta(&artifact, length, &delta, reserve, &stopped);
+            lock(&outcomes).insert(artifact, outcome);
+            applied.notify_one();
+        });
+    }
+
+    fn serve(&mut self, order: FetchOrder) {
+        let until = Instant::now() + SERVED_FOR;
+        if self.served.len() < SERVED_MAX {
+            self.served.insert(order.release.artifact.clone(), (order, until));
+        }
+    }
+
+    /// Forgets what is no longer ordered; gives the deltas that stay for others.
+    pub(crate) fn retain(&mut self, ordered: &BTreeSet<Digest>) -> Vec<FetchOrder> {
+        self.ways.retain(|artifact, _| ordered.contains(artifact));
+        lock(&self.outcomes).retain(|artifact, _| ordered.contains(artifact));
+        self.served.retain(|_, (_, until)| Instant::now() < *until);
+        self.served.values().map(|(order, _)| order.clone()).collect()
+    }
+
+    /// Until a delta was applied, or time has come to look again.
+    pub(crate) async fn changed(&self) {
+        let waits = self.ways.values().any(|way| !matches!(way, Way::Whole));
+        let look = if waits { Duration::from_millis(500) } else { Duration::from_secs(10) };
+        tokio::select! {
+            () = self.applied.notified() => {}
+            () = tokio::time::sleep(look), if waits || !self.served.is_empty() => {}
+        }
+    }
+}
+
+/// A delta, ordered instead of what it leads to. Who holds the artifact need not hold the delta.
+fn order_of(delta: &Delta, fetch: &FetchOrder) -> FetchOrder {
+    let release =
+        Release { artifact: delta.root.clone(), length: delta.length, ..fetch.release.clone() };
+    FetchOrder { release, from_mirror: fetch.from_mirror, sources: Vec::new() }
+}
+
+fn lock<T>(outcomes: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Only whole entries are put in and taken out.
+    outcomes.lock().unwrap_or_else(PoisonError::into_inner)
+}
