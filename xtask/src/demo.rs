@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Args;
 use cohort_trial::{Fleet, FleetOptions};
+use cohort_wire::agent::TransferStatus;
 use serde::Serialize;
 
 use crate::build::programs;
@@ -44,6 +45,38 @@ pub(crate) struct Outcome {
     state: String,
     ok: bool,
     seconds: f64,
+    #[serde(flatten)]
+    moved: Option<Moved>,
+}
+
+/// What it took to bring a release to all servers of a group.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Moved {
+    /// Length of the release.
+    release_bytes: u64,
+    /// What came through the zone's downlink,
+    mirror_bytes: u64,
+    /// and from server to server.
+    peer_bytes: u64,
+}
+
+impl Moved {
+    /// Whether mirrors carried the release about once, however many servers there are: half of it
+    /// again is for a leader that changes in the middle, and for what counts on the wire beside
+    /// the release itself.
+    fn once(self) -> bool {
+        self.mirror_bytes * 2 <= self.release_bytes * 3
+    }
+
+    /// The leader's figures begin anew with every leader: what was seen already stays.
+    fn merge(seen: Option<Moved>, transfer: &TransferStatus) -> Moved {
+        let seen = seen.unwrap_or(Moved { release_bytes: 0, mirror_bytes: 0, peer_bytes: 0 });
+        Moved {
+            release_bytes: transfer.length_bytes,
+            mirror_bytes: seen.mirror_bytes.max(transfer.mirror_bytes),
+            peer_bytes: seen.peer_bytes.max(transfer.peer_bytes),
+        }
+    }
 }
 
 /// The stage: the fleet, and what was noted about each act.
@@ -57,6 +90,16 @@ pub(crate) struct Stage {
 /// Platforms and zones of the four groups.
 pub(crate) const PLATFORMS: [&str; 2] = ["intel", "amd"];
 pub(crate) const ZONES: [&str; 2] = ["zone-a", "zone-b"];
+
+/// What each server may receive, as if it had a network: on one machine bytes would move faster than
+/// anybody could watch.
+const DOWNLOAD_LIMIT: &str = "100Mbit/s";
+
+/// Makes the release of one act large enough to be watched on its way, for about a second.
+pub(crate) const BALLAST_BYTES: usize = 12 << 20;
+
+/// The act whose release has it: what it moves is counted.
+const COUNTED_ACT: u32 = 2;
 
 /// The policy of the demo: a tenth at a time, one zone after the other.
 const POLICY: &str = r#"
@@ -125,7 +168,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
         artifact: programs.artifact,
         groups,
         mirrors: 2,
-        agent_toml: String::new(),
+        agent_toml: format!("download_limit = \"{DOWNLOAD_LIMIT}\"\n"),
         log: std::env::var("COHORT_LOG").unwrap_or_else(|_| "info".into()),
     };
     say(
@@ -200,6 +243,7 @@ impl Stage {
         let mut open: Vec<String> = ends.keys().cloned().collect();
         let mut shown = view::View::new(self.exit);
         let mut seen: BTreeMap<String, String> = BTreeMap::new();
+        let mut moved: BTreeMap<String, Moved> = BTreeMap::new();
         while !open.is_empty() && begun.elapsed() < patience {
             let mut statuses = Vec::new();
             for group in self.group_names() {
@@ -207,9 +251,22 @@ impl Stage {
                 let state = cohort_trial::watch::app(&status)
                     .map_or("unknown".to_owned(), |app| app.state.to_string());
                 seen.insert(group.clone(), state);
+                let of_this = |transfer: &&TransferStatus| {
+                    transfer.version.as_ref().is_some_and(|version| version.as_str() == release)
+                };
+                if let Some(transfer) = status.transfers.iter().find(of_this) {
+                    let merged = Moved::merge(moved.get(&group).copied(), transfer);
+                    moved.insert(group.clone(), merged);
+                }
                 if open.contains(&group) && ends[&group].reached(&status) {
                     open.retain(|name| *name != group);
-                    self.note(act, &group, release, &seen[&group], true, begun);
+                    let counted = (act == COUNTED_ACT).then(|| moved.get(&group).copied());
+                    let once = counted.is_none_or(|moved| moved.is_some_and(Moved::once));
+                    if !once {
+                        eprintln!("act {act}: {group}: {counted:?} is no longer once");
+                    }
+                    let counted = counted.flatten();
+                    self.note(act, &group, release, &seen[&group], once, begun, counted);
                 }
                 statuses.push(status);
             }
@@ -218,7 +275,7 @@ impl Stage {
         }
         for group in open {
             let state = seen.get(&group).cloned().unwrap_or_else(|| "unknown".into());
-            self.note(act, &group, release, &state, false, begun);
+            self.note(act, &group, release, &state, false, begun, None);
             if let Ok(status) = self.fleet.status(&group) {
                 eprintln!("act {act}: {}", cohort_trial::watch::line(&status));
             }
@@ -226,6 +283,7 @@ impl Stage {
         Ok(())
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one column of the outcome each")]
     fn note(
         &mut self,
         act: u32,
@@ -234,6 +292,7 @@ impl Stage {
         state: &str,
         ok: bool,
         begun: Instant,
+        moved: Option<Moved>,
     ) {
         let seconds = (begun.elapsed().as_secs_f64() * 10.0).round() / 10.0;
         let outcome = Outcome {
@@ -243,6 +302,7 @@ impl Stage {
             state: state.to_owned(),
             ok,
             seconds,
+            moved,
         };
         if self.exit {
             println!("{}", serde_json::to_string(&outcome).unwrap_or_default());

@@ -10,7 +10,7 @@ use cohort_trial::replace_mirror;
 use cohort_trial::watch::{app, holds, runs, says};
 use cohort_wire::agent::GroupStatus;
 
-use super::{PLATFORMS, Stage, breathe};
+use super::{BALLAST_BYTES, PLATFORMS, Stage, breathe};
 
 /// An act may take this long on a slow machine.
 const ACT_MAX: Duration = Duration::from_secs(300);
@@ -55,7 +55,8 @@ impl Stage {
         self.keep_old_repository()?;
 
         self.act(2, "1.1.0 is published: every group, zone-b after zone-a");
-        self.fleet.publish(&WebRelease::new("1.1.0"), &PLATFORMS)?;
+        let large = WebRelease::new("1.1.0").ballast(BALLAST_BYTES);
+        self.fleet.publish(&large, &PLATFORMS)?;
         let ends = self.all(|_| End::Runs("1.1.0".into()));
         self.expect(2, "1.1.0", ACT_MAX, &ends)?;
 

@@ -68,6 +68,9 @@ fn lines_of(status: &GroupStatus) -> Vec<String> {
             lines.push(format!("{:14} {}", "", wait.sentence));
         }
     }
+    for transfer in status.transfers.iter().filter(|transfer| transfer.under_way) {
+        lines.push(format!("{:14} {}", "", transfer.sentence));
+    }
     lines
 }
 

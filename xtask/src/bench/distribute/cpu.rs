@@ -6,18 +6,37 @@ use std::fs;
 /// Ticks of a second in `/proc`; Linux has said 100 to programs on every architecture since 2.6.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// Processor seconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seconds {
+    pub user: f64,
+    pub system: f64,
+}
+
+impl Seconds {
+    pub(super) fn all(self) -> f64 {
+        self.user + self.system
+    }
+
+    pub(super) fn since(self, before: Seconds) -> Seconds {
+        Seconds { user: self.user - before.user, system: self.system - before.system }
+    }
+}
+
 /// Seconds that these processes and their living descendants have used. One that has ended counts
 /// for nothing.
-pub(super) fn seconds_of(pids: impl IntoIterator<Item = u32>) -> f64 {
+pub(super) fn seconds_of(pids: impl IntoIterator<Item = u32>) -> Seconds {
     let all = processes();
-    let mut ticks = 0;
+    let (mut user, mut system) = (0, 0);
     let mut open: Vec<u32> = pids.into_iter().collect();
     while let Some(pid) = open.pop() {
         let Some(process) = all.get(&pid) else { continue };
-        ticks += process.ticks;
+        user += process.user_ticks;
+        system += process.system_ticks;
         open.extend(all.iter().filter(|(_, other)| other.parent == pid).map(|(pid, _)| *pid));
     }
-    ticks as f64 / TICKS_PER_SECOND
+    let seconds = |ticks: u64| ticks as f64 / TICKS_PER_SECOND;
+    Seconds { user: seconds(user), system: seconds(system) }
 }
 
 /// Seconds that children of ours that have ended, and were waited for, had used.
@@ -30,7 +49,8 @@ pub(super) fn seconds_of_ended() -> f64 {
 
 struct Process {
     parent: u32,
-    ticks: u64,
+    user_ticks: u64,
+    system_ticks: u64,
 }
 
 fn processes() -> BTreeMap<u32, Process> {
@@ -42,7 +62,7 @@ fn processes() -> BTreeMap<u32, Process> {
         let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
         let number = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok());
         let parent = u32::try_from(number(1)?).ok()?;
-        Some((pid, Process { parent, ticks: number(11)? + number(12)? }))
+        Some((pid, Process { parent, user_ticks: number(11)?, system_ticks: number(12)? }))
     })
     .collect()
 }

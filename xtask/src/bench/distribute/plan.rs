@@ -275,7 +275,7 @@ fn cohort(transfers: &[Transfer]) -> Result<Compared> {
         who: "cohort, mutual TLS",
         ratio: median_of(transfers, Transfer::ratio)?,
         wan: median_of(transfers, |transfer| transfer.wan)?,
-        cpu_s: median_of(transfers, |transfer| transfer.cpu_s)?,
+        cpu_s: median_of(transfers, |transfer| transfer.cpu.all())?,
     })
 }
 

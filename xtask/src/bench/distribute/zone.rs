@@ -10,9 +10,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use cohort_trial::{Fleet, FleetOptions, watch};
 
+use super::cpu::{self, Seconds};
 use super::network::{MIRROR, MIRROR_NAME, Network, SWITCH};
+use super::noise;
 use super::origin::Nginx;
-use super::{cpu, noise};
 use crate::bench::{GROUP, PLATFORM, ZONE};
 use crate::build::Programs;
 
@@ -28,6 +29,9 @@ const TRANSFER_EXTRA: Duration = Duration::from_secs(30);
 
 /// How often files are looked at. The figures come from the times of the files themselves.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// How long agents at rest are looked at.
+const IDLE: Duration = Duration::from_secs(3);
 
 /// So many bytes through the downlink that a transfer has begun.
 const BEGUN_BYTES: u64 = 1 << 20;
@@ -97,7 +101,7 @@ pub(super) struct Transfer {
     /// Bytes through the downlink.
     pub wan_bytes: u64,
     /// Processor seconds of all agents.
-    pub cpu_s: f64,
+    pub cpu: Seconds,
     /// Units on the servers' disks that are not what was published.
     pub wrong_units: usize,
 }
@@ -119,12 +123,14 @@ impl Transfer {
         ends.sort_by(f64::total_cmp);
         let ends: Vec<String> = ends.iter().map(|end| format!("{end:.2}")).collect();
         eprintln!(
-            "  {what}: ratio {:.3} ({:.3} since the channel was set), WAN copies {:.4}, CPU {:.2} s; \
-             limit {:.2} s, ends {}",
+            "  {what}: ratio {:.3} ({:.3} since the channel was set), WAN copies {:.4}, CPU {:.2} s \
+             ({:.2} user, {:.2} system); limit {:.2} s, ends {}",
             self.ratio(),
             self.since_channel_s / self.limit_s,
             self.wan,
-            self.cpu_s,
+            self.cpu.all(),
+            self.cpu.user,
+            self.cpu.system,
             self.limit_s,
             ends.join(" ")
         );
@@ -174,6 +180,15 @@ impl Zone {
         let mut zone = Zone { fleet, network, links, origin, releases: 0, past: Vec::new(), dir };
         let first = zone.publish(1 << 20)?;
         zone.send(&first, |_| Ok(Vec::new()))?;
+        let idle = cpu::seconds_of(zone.agent_pids());
+        std::thread::sleep(IDLE);
+        let idle = cpu::seconds_of(zone.agent_pids()).since(idle);
+        eprintln!(
+            "  at rest the agents use {:.2} CPU seconds in ten ({:.2} user, {:.2} system)",
+            idle.all() * 10.0 / IDLE.as_secs_f64(),
+            idle.user * 10.0 / IDLE.as_secs_f64(),
+            idle.system * 10.0 / IDLE.as_secs_f64(),
+        );
         Ok(zone)
     }
 
@@ -309,7 +324,7 @@ impl Zone {
             std::thread::sleep(LOOK_EVERY);
         }
         let wan_bytes = self.network.downlink_bytes()? - before;
-        let cpu_s = cpu::seconds_of(self.agent_pids()) - cpu_before;
+        let cpu = cpu::seconds_of(self.agent_pids()).since(cpu_before);
         let first = self.first_asked(&ready.root)?;
         let mut ends = BTreeMap::new();
         for (name, file) in &files {
@@ -323,7 +338,7 @@ impl Zone {
         let last = ends.values().copied().fold(0.0, f64::max) + first;
         let wan = wan_bytes as f64 / ready.bytes as f64;
         let since_channel_s = last - channel_at;
-        Ok(Transfer { limit_s, ends, since_channel_s, wan, wan_bytes, cpu_s, wrong_units })
+        Ok(Transfer { limit_s, ends, since_channel_s, wan, wan_bytes, cpu, wrong_units })
     }
 
     /// The numbers of the agents that run.
