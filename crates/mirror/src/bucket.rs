@@ -167,20 +167,23 @@ impl Bucket {
         let wrong = |why| BucketError::Settings { url: text.to_owned(), why };
         let store: Arc<dyn ObjectStore> = match url.scheme() {
             "s3" => {
-                let from = AmazonS3Builder::new().with_bucket_name(host);
+                let from = AmazonS3Builder::new();
                 let from = settings.of("AWS_").fold(from, |b, (k, v)| b.with_config(k, v));
+                let from = from.with_bucket_name(host);
                 let built = from.with_retry(retry).with_http_connector(http).build();
                 Arc::new(built.map_err(wrong)?)
             }
             "gs" => {
-                let from = GoogleCloudStorageBuilder::new().with_bucket_name(host);
+                let from = GoogleCloudStorageBuilder::new();
                 let from = settings.of("GOOGLE_").fold(from, |b, (k, v)| b.with_config(k, v));
+                let from = from.with_bucket_name(host);
                 let built = from.with_retry(retry).with_http_connector(http).build();
                 Arc::new(built.map_err(wrong)?)
             }
             "az" => {
-                let from = MicrosoftAzureBuilder::new().with_container_name(host);
+                let from = MicrosoftAzureBuilder::new();
                 let from = settings.of("AZURE_").fold(from, |b, (k, v)| b.with_config(k, v));
+                let from = from.with_container_name(host);
                 let built = from.with_retry(retry).with_http_connector(http).build();
                 Arc::new(built.map_err(wrong)?)
             }

@@ -159,6 +159,7 @@ impl Fixture {
         let platform = "linux/amd64".parse().unwrap();
         let mut request = PublishRequest::new(&source, "web".parse().unwrap(), version, platform);
         request.channel = Some("stable".parse().unwrap());
+        request.deltas = false;
         self.repository.publish(&self.keys, &request).await.unwrap();
     }
 
@@ -338,6 +339,7 @@ fn urls_say_a_bucket_and_a_prefix() {
         ("AWS_ACCESS_KEY_ID", "key"),
         ("AWS_SECRET_ACCESS_KEY", "very-secret"),
         ("AZURE_STORAGE_ACCOUNT_NAME", "account"),
+        ("AWS_BUCKET", "of-another-program"),
         ("PATH", "/bin"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -351,6 +353,8 @@ fn urls_say_a_bucket_and_a_prefix() {
         let bucket = Bucket::open(right, &settings).unwrap_or_else(|e| panic!("{right}: {e}"));
         let shown = format!("{bucket:?}");
         assert!(!shown.contains("very-secret"), "{shown}");
+        let store = bucket.store.to_string();
+        assert!(!store.contains("of-another-program"), "{store}");
     }
     for wrong in [
         "s3://",

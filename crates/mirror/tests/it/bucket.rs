@@ -1,13 +1,19 @@
-//! A real S3-compatible server: moto, from the Python package index. A repository is pushed into a
-//! private bucket, and a cache reads it from there.
+//! Buckets: a real S3-compatible server, moto from the Python package index, and a store that says
+//! what the test wants.
 //!
-//! `cargo xtask test` sees to Python. Where it is not there, this test says so and is not run.
+//! `cargo xtask test` sees to Python. Where it is not there, the test with moto says so and is not run.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
 use cohort_artifact::{
     Fetcher, Keys, Lifetimes, Mirror, PublishRequest, Repository, TrustOptions, TrustedRepository,
 };
@@ -81,17 +87,13 @@ impl Moto {
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Some(moto)
     }
+}
 
-    fn settings(&self) -> BucketSettings {
-        [
-            ("AWS_ACCESS_KEY_ID", "key"),
-            ("AWS_SECRET_ACCESS_KEY", "secret"),
-            ("AWS_ENDPOINT_URL", &self.url),
-        ]
+fn settings(url: &str) -> BucketSettings {
+    [("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret"), ("AWS_ENDPOINT_URL", url)]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into_iter()
         .collect()
-    }
 }
 
 impl Drop for Moto {
@@ -111,6 +113,7 @@ async fn publish(dir: &Path, repository: &Repository, keys: &Keys, version: &str
     let (version, platform) = (version.parse().unwrap(), "linux/amd64".parse().unwrap());
     let mut request = PublishRequest::new(&source, "web".parse().unwrap(), version, platform);
     request.channel = Some("stable".parse().unwrap());
+    request.deltas = false;
     repository.publish(keys, &request).await.unwrap();
 }
 
@@ -123,7 +126,7 @@ async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
     let repository = Repository::create(&dir, &keys, Lifetimes::default()).await.unwrap();
     // More than one part.
     publish(folder.path(), &repository, &keys, "1.0.0+build.7", 20 << 20).await;
-    let bucket = Bucket::open("s3://fleet/rel~1/x", &moto.settings()).unwrap();
+    let bucket = Bucket::open("s3://fleet/rel~1/x", &settings(&moto.url)).unwrap();
     let error = push(&dir, &bucket, false, &|_| ()).await.unwrap_err();
     assert!(error.to_string().contains("NoSuchBucket"), "{error}");
     assert!(error.hints().concat().contains("make the bucket first"), "{:?}", error.hints());
@@ -138,7 +141,7 @@ async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
 
     let mut config = config(folder.path(), &[], quick());
     config.origins = vec![bucket.name().to_owned()];
-    config.buckets = moto.settings();
+    config.buckets = settings(&moto.url);
     // The server is no fast one, and one process.
     config.limits.first_byte_ms_max = 10_000;
     config.limits.unit_ms_max = 10_000;
@@ -180,4 +183,104 @@ async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
     assert_eq!(read("reader").await, "1.1.0");
 
     cache.stop().await;
+}
+
+/// A store that says what the test wants it to say.
+#[derive(Default)]
+struct Said {
+    /// How many more writes it refuses, asking for less.
+    busy_writes: AtomicU32,
+    /// What it answers to every reading: a status and a code.
+    reads: Mutex<Option<(u16, &'static str)>>,
+    written: Mutex<Vec<String>>,
+}
+
+async fn scripted(State(said): State<Arc<Said>>, request: Request) -> Response {
+    let answer = |status: u16, text: String| {
+        Response::builder().status(status).header("etag", "\"1\"").body(Body::from(text)).unwrap()
+    };
+    let error = |status: u16, code: &str| {
+        answer(status, format!("<Error><Code>{code}</Code><Message>As it is.</Message></Error>"))
+    };
+    let path = request.uri().path().to_owned();
+    assert!(request.headers().contains_key("authorization"), "{path} is not signed");
+    if request.method() == "PUT" {
+        let less = |left: u32| left.checked_sub(1);
+        if said.busy_writes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
+            return error(503, "SlowDown");
+        }
+        said.written.lock().unwrap().push(path);
+        return answer(200, String::new());
+    }
+    if let Some((status, code)) = *said.reads.lock().unwrap() {
+        let mut response = error(status, code);
+        response.headers_mut().insert("retry-after", "7".parse().unwrap());
+        return response;
+    }
+    if request.uri().query().is_some_and(|query| query.contains("list-type=2")) {
+        let list = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+        return answer(200, list.to_owned());
+    }
+    error(404, "NoSuchKey")
+}
+
+/// Starts it; gives what it was told, and the settings that lead to it.
+async fn store() -> (Arc<Said>, BucketSettings) {
+    let said = Arc::new(Said::default());
+    let router = Router::new().fallback(scripted).with_state(Arc::clone(&said));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (said, settings(&url))
+}
+
+#[tokio::test]
+async fn a_store_that_asks_for_less_is_asked_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = Keys::create(&folder.path().join("keys")).unwrap();
+    let dir = folder.path().join("repository");
+    Repository::create(&dir, &keys, Lifetimes::default()).await.unwrap();
+    let (said, settings) = store().await;
+    said.busy_writes.store(2, Ordering::SeqCst);
+    let bucket = Bucket::open("s3://fleet/x", &settings).unwrap();
+    let pushed = push(&dir, &bucket, false, &|_| ()).await.unwrap();
+    let written = said.written.lock().unwrap().clone();
+    assert_eq!(written.len() as u64, pushed.files, "{written:?}");
+    assert_eq!(written.last().unwrap(), "/fleet/x/metadata/timestamp.json");
+}
+
+#[tokio::test]
+async fn a_busy_or_closed_store_is_an_origin_like_any_other() {
+    let path = format!("/blobs/{}", "a".repeat(64));
+    for (status, code, wanted) in [
+        (503, "SlowDown", 503),
+        (429, "TooManyRequests", 503),
+        // Without the right to list, what is missing is forbidden.
+        (403, "AccessDenied", 404),
+        (404, "NoSuchKey", 404),
+        (404, "NoSuchBucket", 502),
+        (403, "InvalidAccessKeyId", 502),
+        (500, "InternalError", 502),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let (said, settings) = store().await;
+        *said.reads.lock().unwrap() = Some((status, code));
+        let mut config = config(folder.path(), &[], quick());
+        config.origins = vec!["s3://fleet/x".to_owned()];
+        config.buckets = settings;
+        let cache = Running::start(config).await;
+        for path in [path.as_str(), "/metadata/2.root.json"] {
+            let answer = cache.send(path, &[]).await;
+            let after = answer.headers().get("retry-after").cloned();
+            let (found, text) = (answer.status().as_u16(), answer.text().await.unwrap());
+            // Left alone after the first failure.
+            assert!(found == wanted || found == 503 && wanted == 502, "{code}: {found} {text}");
+            if wanted == 503 {
+                let after: u64 = after.unwrap().to_str().unwrap().parse().unwrap();
+                assert!((5..=8).contains(&after), "{after}");
+            }
+            assert!(found != 502 || text.contains(code), "{text}");
+        }
+        cache.stop().await;
+    }
 }
