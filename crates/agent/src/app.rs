@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cohort_core::ids::{AppId, Digest};
-use cohort_core::orders::{AppOrders, Fence, Purpose};
+use cohort_core::orders::{AppOrders, Fence, FetchOrder, Purpose};
 use cohort_core::policy::Check;
 use cohort_core::report::{Outcome, Step};
 use cohort_core::steps::{Progress, StepAction, StepWait, next_action};
@@ -15,6 +15,7 @@ use cohort_wire::agent::Doing;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::fetch_text::{Surroundings, fetch_text};
 use crate::probe::Readiness;
 use crate::reporter::Reporter;
 use crate::runner::{DoingBoard, Received};
@@ -320,20 +321,27 @@ impl AppTask {
     }
 
     fn fetching(&self, orders: Option<&AppOrders>) -> String {
-        let statuses = self.downloads.statuses();
-        let statuses = statuses.borrow();
-        let first = orders.and_then(|orders| {
-            let mut fetches = orders.fetch.iter();
-            fetches.find_map(|fetch| statuses.get(&fetch.release.artifact))
+        // By version: what is on its way may be the difference to what is here.
+        let transfers = self.downloads.transfers();
+        let mut fetches = orders.into_iter().flat_map(|orders| &orders.fetch);
+        let first = fetches.find_map(|fetch| {
+            let of_it = |order: &FetchOrder| {
+                order.release.artifact == fetch.release.artifact
+                    || order.release.manifest == fetch.release.manifest
+            };
+            transfers.iter().find(|(order, status)| of_it(order) && status.is_some())
         });
-        match first {
-            Some(FetchStatus::UnderWay { progress }) => {
-                format!("{} of {} bytes", progress.bytes_held, progress.bytes_total)
-            }
-            Some(FetchStatus::Failed { reason, tries, .. }) => format!("try {tries}: {reason}"),
-            Some(FetchStatus::Held) => "whole".into(),
-            None => "its turn comes".into(),
-        }
+        let Some((order, status)) = first else {
+            return fetch_text(None, &Surroundings::default());
+        };
+        let context = self.downloads.context();
+        let guides = context.guides.as_ref();
+        let around = Surroundings {
+            guidance: guides.and_then(|guides| guides.of(&order.release.artifact)),
+            leader_silent: guides.map_or(Duration::ZERO, |guides| guides.silent_for()),
+            download_limit: context.download.limit(),
+        };
+        fetch_text(status.as_ref(), &around)
     }
 
     /// After a start: traffic only when nothing is owed, or when the group could not be asked for

@@ -21,7 +21,9 @@ mod control;
 mod deltas;
 mod duties;
 mod error;
+mod fetch_text;
 mod fetching;
+mod figures;
 mod join;
 mod killswitch;
 mod member;
@@ -36,6 +38,7 @@ mod service_user;
 mod shared;
 mod start;
 mod status;
+mod transfer_status;
 mod transfers;
 mod trust;
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 
-/// Series kept at the most: labels are names of steps, checks and outcomes, never free text.
+/// Series kept at the most: labels are names of steps, checks and outcomes, and of sources
+/// of bytes, whose number has a limit of its own; never free text.
 const SERIES_MAX: usize = 2_000;
 
 /// What is counted.
@@ -27,6 +28,11 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("cohort_raft_dropped_total", "counter", "Messages dropped, by reason."),
     ("cohort_bytes_received_total", "counter", "Bytes of artifacts received, by kind of source."),
     ("cohort_units_refused_total", "counter", "Units whose bytes were wrong."),
+    (
+        "cohort_source_offences_total",
+        "counter",
+        "What mirrors and servers did wrong when this server took artifacts from them.",
+    ),
     ("cohort_kill_switch", "gauge", "1 while the kill switch is on."),
     ("cohort_ready", "gauge", "1 while this server takes traffic."),
 ];

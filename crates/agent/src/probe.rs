@@ -109,5 +109,9 @@ async fn metrics(Context(probe): Context<Probe>) -> String {
         metrics.set("cohort_bytes_received_total", &[("from", name)], bytes);
     }
     metrics.set("cohort_units_refused_total", &[], probe.counters.refused_units() as f64);
+    for (source, what, count) in probe.counters.offences() {
+        let labels = [("source", source.as_str()), ("what", what.name())];
+        metrics.set("cohort_source_offences_total", &labels, count as f64);
+    }
     metrics.text()
 }

@@ -8,7 +8,7 @@ use cohort_artifact::TrustedRepository;
 use cohort_core::command::{Body, COMMAND_VERSION, Command};
 use cohort_core::ids::{AppId, Digest, GroupId, Incarnation, MemberId, RequestId, ServerId};
 use cohort_core::orders::{MemberAddress, Source};
-use cohort_distribute::Tracker;
+use cohort_distribute::{Budget, Guides, Tracker};
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ForwardRequest};
@@ -57,6 +57,10 @@ pub(crate) struct Shared {
     pub repository: Option<Arc<TrustedRepository>>,
     /// Who sends what to whom, while this server leads.
     pub tracker: Arc<Tracker>,
+    /// What leaders said about this server's transfers.
+    pub guides: Arc<Guides>,
+    /// How fast this server may receive artifacts.
+    pub download: Arc<Budget>,
     /// Where the leader was last known to be, as the members said.
     pub leader: Mutex<Option<Source>>,
     /// Artifacts that each app wants kept; none until every app has said so.

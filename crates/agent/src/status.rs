@@ -3,19 +3,24 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use cohort_artifact::Manifest;
 use cohort_consensus::RaftId;
 use cohort_core::ids::{AppId, ClockMs, MemberId};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::Phase;
+use cohort_core::release::Release;
 use cohort_core::state::{ActivationStage, App};
 use cohort_core::waiting::{Waiting, WaitingOn};
+use cohort_distribute::TransferView;
 use cohort_wire::agent::{
-    AppStatus, CONTROL_VERSION, GroupStatus, ServerAppStatus, ServerStatus, WaitingStatus,
+    AppStatus, CONTROL_VERSION, GroupStatus, ServerAppStatus, ServerStatus, TransferStatus,
+    WaitingStatus,
 };
 
 use crate::contacts::Contact;
 use crate::member::View;
 use crate::shared::Shared;
+use crate::transfer_status::{Named, transfers};
 
 /// Puts it together; `linearizable` when it was read through the leader.
 pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> GroupStatus {
@@ -68,7 +73,54 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         servers: servers.collect(),
         apps: apps.collect(),
         refusals: view.refusals.clone(),
+        transfers: if view.leads() { transfers_of(shared, view) } else { Vec::new() },
+        downlink_bytes_per_second: shared.guides.downlink_rate(),
+        download_limit_bytes_per_second: shared.download.limit(),
     }
+}
+
+/// What the tracker knows; only the leader's has heard anything.
+fn transfers_of(shared: &Shared, view: &View) -> Vec<TransferStatus> {
+    let views = shared.tracker.view(Instant::now());
+    transfers(views, |transfer| named(shared, view, transfer))
+}
+
+/// Of which release an artifact is: one that the log knows, or the difference to one of those.
+fn named(shared: &Shared, view: &View, transfer: &TransferView) -> Option<Named> {
+    let known = || view.state.apps.iter().flat_map(|(id, app)| releases(app).map(move |r| (id, r)));
+    let (app, release, delta) = known()
+        .find(|(_, release)| release.artifact == transfer.artifact)
+        .map(|(app, release)| (app, release, false))
+        .or_else(|| {
+            let mut differing = known().filter(|(app, release)| {
+                let repository = shared.repository.as_ref();
+                let bytes = repository.and_then(|repository| {
+                    repository.cached_manifest_bytes(app, &release.version, &release.platform)
+                });
+                let manifest = bytes.and_then(|bytes| Manifest::parse(&bytes).ok());
+                manifest.is_some_and(|manifest| {
+                    manifest.deltas.iter().any(|delta| delta.root == transfer.artifact)
+                })
+            });
+            differing.next().map(|(app, release)| (app, release, true))
+        })?;
+    Some(Named { app: app.clone(), version: release.version.clone(), delta })
+}
+
+/// Every release of an app that may be on its way to somebody, the likeliest first.
+fn releases(app: &App) -> impl Iterator<Item = &Release> {
+    let held = match &app.phase {
+        Phase::Held { rejected, .. } => Some(rejected),
+        Phase::Empty
+        | Phase::Running { .. }
+        | Phase::MarkedOld { .. }
+        | Phase::LeaderHolds { .. }
+        | Phase::Verified { .. }
+        | Phase::Wave { .. }
+        | Phase::RollingBack { .. } => None,
+    };
+    let rollout = app.phase.rollout().map(|rollout| &rollout.release);
+    rollout.into_iter().chain(&app.last_good).chain(held).chain(app.good_before.iter().rev())
 }
 
 fn app_status(

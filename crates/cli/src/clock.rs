@@ -37,9 +37,20 @@ pub(crate) fn bytes(count: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
+/// A rate as networks are sold.
+pub(crate) fn bits(bytes_per_second: u64) -> String {
+    const UNITS: [&str; 4] = ["kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
+    let (mut tenths, mut unit) = (u128::from(bytes_per_second) * 8 / 100, 0);
+    while tenths >= 10_000 && unit + 1 < UNITS.len() {
+        tenths /= 1000;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
 #[cfg(test)]
 mod clock_test {
-    use super::{brief, bytes};
+    use super::{bits, brief, bytes};
 
     #[test]
     fn durations_and_sizes_are_short() {
@@ -48,5 +59,7 @@ mod clock_test {
         assert_eq!(texts, ["0s", "42s", "1m", "3m 20s", "2h 5m", "4d 1h"]);
         let texts: Vec<String> = [1023, 1024, 1_572_864, 1 << 30].map(bytes).into();
         assert_eq!(texts, ["1023 B", "1.0 KiB", "1.5 MiB", "1.0 GiB"]);
+        let texts: Vec<String> = [125, 6_112_500, 125_000_000].map(bits).into();
+        assert_eq!(texts, ["1.0 kbit/s", "48.9 Mbit/s", "1.0 Gbit/s"]);
     }
 }

@@ -19,6 +19,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::kill::SignedKill;
 
+mod transfer;
+
+pub use transfer::{
+    CHAIN_SERVERS_SHOWN_MAX, CHAINS_SHOWN_MAX, ChainStatus, NAMES_SHOWN_MAX, OffenderStatus,
+    TRANSFERS_SHOWN_MAX, TransferStatus,
+};
+
 /// The version of these messages. A request of another version is refused by name.
 pub const CONTROL_VERSION: u32 = 1;
 /// `POST` a server's question for its orders.
@@ -255,6 +262,16 @@ pub struct GroupStatus {
     pub apps: BTreeMap<AppId, AppStatus>,
     /// What was refused lately: mirrors, releases.
     pub refusals: Vec<String>,
+    /// Artifacts on their way, and those that came last; at most [`TRANSFERS_SHOWN_MAX`]. Empty when
+    /// the leader does not answer: it alone knows.
+    #[serde(default)]
+    pub transfers: Vec<TransferStatus>,
+    /// What mirrors gave in the last transfer that was large enough to tell, in bytes per second.
+    #[serde(default)]
+    pub downlink_bytes_per_second: Option<u64>,
+    /// How fast the answering server may receive, in bytes per second; none: as fast as it can.
+    #[serde(default)]
+    pub download_limit_bytes_per_second: Option<u64>,
 }
 
 /// A server of the group.

@@ -1,9 +1,10 @@
 //! `cohort rollout plan`: what would happen next in a group.
 
 use clap::Args;
+use cohort_artifact::{Manifest, TrustedRepository};
 use cohort_core::State;
 use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView, gate};
-use cohort_core::ids::{AppId, GroupId, Platform};
+use cohort_core::ids::{AppId, Digest, GroupId, Platform, Version};
 use cohort_core::policy::Policy;
 use cohort_core::waiting::WaitingOn;
 use cohort_registry::fleet::Fleet;
@@ -20,6 +21,7 @@ use crate::context::Context;
 use crate::failure::{Exit, Failure};
 use crate::group::Spoken;
 use crate::output::{Output, say, say_json};
+use crate::view::moving::Difference;
 use crate::view::plan::{Offered, plan, text};
 use crate::workplace::reader;
 
@@ -31,6 +33,9 @@ pub(crate) struct PlanArgs {
     /// The app; needed when the group has several
     #[arg(long)]
     app: Option<AppId>,
+    /// As if the policy's channel pointed to this version: before it does
+    #[arg(long)]
+    version: Option<Version>,
     #[command(flatten)]
     direct: Direct,
 }
@@ -47,7 +52,7 @@ pub(crate) async fn run(global: &Global, args: &PlanArgs) -> Result<Exit, Failur
     })?;
     let policy: Policy = serde_json::from_value(known.record.policy.clone())
         .map_err(|error| Failure::of("policy", &error))?;
-    let offered = offer(&context, &status, &policy).await?;
+    let offered = offer(&context, &status, &policy, args.version.as_ref()).await?;
     let kept = kept_by(&fleet, &status, &policy, &offered);
     let plan = plan(&status, &app, &policy, known.revision, &offered, kept.as_ref());
     match global.output {
@@ -57,21 +62,53 @@ pub(crate) async fn run(global: &Global, args: &PlanArgs) -> Result<Exit, Failur
     Ok(if plan.change { Exit::SomethingToDo } else { Exit::Done })
 }
 
-/// What the policy's channel offers to the group's platform, verified as a server would.
+/// The version that was asked for, or what the policy's channel offers to the group's platform;
+/// verified as a server would.
 async fn offer(
     context: &Context,
     status: &GroupStatus,
     policy: &Policy,
+    version: Option<&Version>,
 ) -> Result<Offered, Failure> {
     let platform: &Platform = status.platform.as_ref().ok_or_else(|| {
         Failure::new("not_ready", format!("group {} is not set up yet", status.group))
     })?;
     let reader = reader(context).await?;
-    let offer = reader
-        .latest(&policy.app, &policy.channel, platform)
-        .await
-        .map_err(|error| Failure::of("repository", &error))?;
-    Ok(Offered { version: offer.version.clone(), length: offer.manifest.length })
+    let app = &policy.app;
+    let found = match version {
+        Some(version) => {
+            let manifest = reader.manifest(app, version, platform).await;
+            manifest.map(|manifest| (version.clone(), manifest.into_inner()))
+        }
+        None => reader
+            .latest(app, &policy.channel, platform)
+            .await
+            .map(|offer| (offer.version.clone(), Manifest::clone(&offer.manifest))),
+    };
+    let (version, manifest) = found.map_err(|error| Failure::of("repository", &error))?;
+    let differences = manifest
+        .deltas
+        .iter()
+        .map(|delta| Difference { from: delta.from.clone(), length: delta.length });
+    Ok(Offered {
+        version,
+        length: manifest.length,
+        differences: differences.collect(),
+        base: base(&reader, status, app, platform).await,
+    })
+}
+
+/// Root of what the whole group runs. A release that is no longer in the repository has none: then
+/// there is no difference to it either.
+async fn base(
+    reader: &TrustedRepository,
+    status: &GroupStatus,
+    app: &AppId,
+    platform: &Platform,
+) -> Option<Digest> {
+    let good = status.apps.get(app)?.last_good.as_ref()?;
+    let manifest = reader.manifest(app, good, platform).await.ok()?;
+    Some(manifest.root.clone())
 }
 
 /// What keeps the group from beginning, by the very rule that its leader uses.

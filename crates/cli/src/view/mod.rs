@@ -2,6 +2,7 @@
 
 pub(crate) mod difference;
 pub(crate) mod groups;
+pub(crate) mod moving;
 pub(crate) mod plan;
 pub(crate) mod report;
 pub(crate) mod status;

@@ -1,12 +1,13 @@
 //! `cohort rollout plan`: what would happen, as far as it can be told beforehand.
 
-use cohort_core::ids::{AppId, GroupId, Revision, Version};
+use cohort_core::ids::{AppId, Digest, GroupId, Revision, Version};
 use cohort_core::policy::Policy;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{AppStatus, GroupStatus};
 use serde::Serialize;
 
-use crate::clock::{brief, bytes};
+use crate::clock::brief;
+use crate::view::moving::{self, Difference, Moving, moving};
 
 /// A release that the channel offers to the group's platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +16,10 @@ pub(crate) struct Offered {
     pub(crate) version: Version,
     /// The artifact's length, in bytes.
     pub(crate) length: u64,
+    /// Ways to it from older ones.
+    pub(crate) differences: Vec<Difference>,
+    /// Root of what the whole group runs, if the repository knows that release.
+    pub(crate) base: Option<Digest>,
 }
 
 /// What would happen.
@@ -42,6 +47,8 @@ pub(crate) struct RolloutPlan {
     pub(crate) bytes_from_mirror: u64,
     /// Bytes that the other servers take from each other, at the most.
     pub(crate) bytes_from_peers: u64,
+    /// What moves, and how long that should take.
+    pub(crate) transfer: Moving,
     /// The shortest time that the waits of the policy add up to, in milliseconds.
     pub(crate) waits_ms: u64,
 }
@@ -81,6 +88,8 @@ pub(crate) fn plan(
         + update.min_healthy_time.ms
         + update.warm_up_time.ms
         + update.bake_time.ms;
+    let Offered { version, length, differences, base } = offered;
+    let transfer = moving(status, id, version, *length, differences, base.as_ref());
     RolloutPlan {
         group: status.group.clone(),
         app: id.clone(),
@@ -90,8 +99,9 @@ pub(crate) fn plan(
         change,
         max_unavailable: policy.max_unavailable_of(servers),
         gates: if change { gates(status, id, policy, &offered.version, kept) } else { Vec::new() },
-        bytes_from_mirror: if missing > 0 { offered.length } else { 0 },
-        bytes_from_peers: offered.length * u64::from(missing.saturating_sub(1)),
+        bytes_from_mirror: transfer.bytes_from_mirror,
+        bytes_from_peers: transfer.bytes_from_peers,
+        transfer,
         waits_ms: per_wave * waves.len() as u64,
         waves,
     }
@@ -158,11 +168,7 @@ pub(crate) fn text(plan: &RolloutPlan) -> String {
     let mut text = format!("{app} in {group}: {running} -> {release}\n");
     text.push_str(&format!("  waves: {}\n", waves_text(&plan.waves)));
     text.push_str(&format!("  out of service at once, at the most: {}\n", plan.max_unavailable));
-    text.push_str(&format!(
-        "  bytes: {} from a mirror, up to {} between servers\n",
-        bytes(plan.bytes_from_mirror),
-        bytes(plan.bytes_from_peers)
-    ));
+    text.push_str(&moving::text(&plan.transfer));
     if plan.waits_ms > 0 {
         text.push_str(&format!(
             "  time: {} of waiting by the policy, and what stopping and starting takes\n",

@@ -10,7 +10,8 @@ use cohort_core::phase::PhaseName;
 use cohort_core::report::Step;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{
-    AppStatus, CONTROL_VERSION, Doing, GroupStatus, ServerAppStatus, ServerStatus, WaitingStatus,
+    AppStatus, CONTROL_VERSION, ChainStatus, Doing, GroupStatus, OffenderStatus, ServerAppStatus,
+    ServerStatus, TransferStatus, WaitingStatus,
 };
 
 pub(crate) fn version(text: &str) -> Version {
@@ -101,6 +102,9 @@ pub(crate) fn settled() -> GroupStatus {
         servers: servers.collect(),
         apps: BTreeMap::from([(app(), app_status)]),
         refusals: Vec::new(),
+        transfers: Vec::new(),
+        downlink_bytes_per_second: None,
+        download_limit_bytes_per_second: None,
     }
 }
 
@@ -147,4 +151,65 @@ pub(crate) fn held() -> GroupStatus {
         ),
     ];
     status
+}
+
+/// 1.1.0 on its way to the three servers, one of which sent wrong bytes.
+pub(crate) fn moving() -> GroupStatus {
+    let mut status = settled();
+    let app = status.apps.get_mut(&app()).unwrap();
+    app.state = PhaseName::WaveAssigned;
+    app.target = Some(version("1.1.0"));
+    app.wave = 1;
+    app.wave_servers = vec![server("web-2")];
+    let downloading = WaitingOn::Download { servers: [server("web-2")].into() };
+    app.waiting = vec![waiting(downloading, 3_000)];
+    let here = app.servers.get_mut(&server("web-2")).unwrap();
+    let detail = "20.0 MiB of 64.0 MiB; from web-1".to_owned();
+    here.doing = Some(Doing { step: Step::Fetch, detail });
+    status.transfers = vec![transfer()];
+    status
+}
+
+/// 84 of 192 MiB are there.
+pub(crate) fn transfer() -> TransferStatus {
+    TransferStatus {
+        app: Some(app()),
+        version: Some(version("1.1.0")),
+        delta: false,
+        artifact: "ab".repeat(32).parse().unwrap(),
+        under_way: true,
+        length_bytes: 64 << 20,
+        servers: 3,
+        whole_servers: 0,
+        away_servers: 0,
+        held_bytes: 84 << 20,
+        wanted_bytes: 192 << 20,
+        mirror_bytes: 32 << 20,
+        peer_bytes: 52 << 20,
+        mirror_bytes_per_second: 6_000_000,
+        peer_bytes_per_second: 9_000_000,
+        downlink_bytes_per_second: None,
+        for_ms: 5_500,
+        took_ms: None,
+        left_ms: Some(7_000),
+        heads: vec![server("web-1")],
+        fan_out: 1,
+        chains: vec![ChainStatus { servers: vec![server("web-1"), server("web-2")], depth: 2 }],
+        chains_in_all: 1,
+        slow: Vec::new(),
+        slow_servers: 0,
+        offenders: vec![OffenderStatus {
+            source: "web-3".to_owned(),
+            what: "wrong-bytes".to_owned(),
+            count: 1,
+            told_by: vec![server("web-2")],
+            told_by_servers: 1,
+            barred: false,
+            sentence: "web-3 sent wrong bytes: so says web-2".to_owned(),
+            unblocks: "goes on by itself from others; look at the disk and memory of web-3"
+                .to_owned(),
+        }],
+        offenders_in_all: 1,
+        sentence: "1.1.0: 84.0 MiB of 192.0 MiB · mirrors 32.0 MiB, 48.0 Mbit/s".to_owned(),
+    }
 }

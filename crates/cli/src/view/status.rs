@@ -2,7 +2,7 @@
 
 use cohort_core::ids::ServerId;
 use cohort_core::phase::PhaseName;
-use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus};
+use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus, TransferStatus};
 
 use crate::clock::brief;
 use crate::output::{Look, Tone, cell, render, table, toned};
@@ -22,7 +22,31 @@ pub(crate) fn fleet(report: &FleetReport, look: Look) -> String {
     for group in &report.groups {
         add_group(&mut rows, group, look);
     }
-    render(&rows)
+    let mut text = render(&rows);
+    // Below the table: a line as long as this would tear it.
+    let moving = report.groups.iter().flat_map(|group| {
+        let transfers = group.status.iter().flat_map(under_way);
+        transfers.map(move |transfer| format!("{} {}\n", group.group, transfer_text(transfer)))
+    });
+    for (place, line) in moving.enumerate() {
+        if place == 0 {
+            text.push('\n');
+        }
+        text.push_str(&line);
+    }
+    text
+}
+
+/// What moves now; nothing is said of what came before.
+fn under_way(status: &GroupStatus) -> impl Iterator<Item = &TransferStatus> {
+    status.transfers.iter().filter(|transfer| transfer.under_way)
+}
+
+fn transfer_text(transfer: &TransferStatus) -> String {
+    match &transfer.app {
+        Some(app) => format!("{app} {}", transfer.sentence),
+        None => transfer.sentence.clone(),
+    }
 }
 
 fn add_group(rows: &mut comfy_table::Table, group: &GroupReport, look: Look) {
@@ -174,6 +198,12 @@ pub(crate) fn group(report: &GroupReport, look: Look) -> String {
     }
     for refusal in &status.refusals {
         text.push_str(&format!("  ! refused: {refusal}\n"));
+    }
+    for transfer in under_way(status) {
+        text.push_str(&format!("  moves {}\n", transfer_text(transfer)));
+        for offender in &transfer.offenders {
+            text.push_str(&format!("  ! {}\n", offender.sentence));
+        }
     }
     for (id, app) in &status.apps {
         text.push('\n');

@@ -8,7 +8,7 @@ use crate::group::{Asked, Picture};
 use crate::output::Look;
 use crate::view::groups;
 use crate::view::report::FleetReport;
-use crate::view::sample::{app, held, rolling, settled};
+use crate::view::sample::{app, held, moving, rolling, settled};
 
 fn picture() -> FleetReport {
     let asked = |name: &str, status| Asked {
@@ -110,4 +110,72 @@ web-2   10.0.0.2:7417  -     voter   2       0s
 web-3   10.0.0.3:7417  -     voter   3       0s
 "
     );
+}
+
+#[test]
+fn what_moves_is_told_below_the_groups_and_nothing_when_it_has_come() {
+    let report = |status| {
+        let mut report = picture();
+        report.groups.truncate(1);
+        report.groups[0].status = Some(status);
+        report
+    };
+    let text = fleet(&report(moving()), Look::PLAIN);
+    assert!(
+        text.ends_with(
+            "\n\namd.zone-a web 1.1.0: 84.0 MiB of 192.0 MiB · mirrors 32.0 MiB, 48.0 Mbit/s\n"
+        ),
+        "{text}"
+    );
+    let full = group(&report(moving()).groups[0], Look::PLAIN);
+    let lines: Vec<&str> = full.lines().skip(1).take(2).collect();
+    assert_eq!(
+        lines,
+        [
+            "  moves web 1.1.0: 84.0 MiB of 192.0 MiB · mirrors 32.0 MiB, 48.0 Mbit/s",
+            "  ! web-3 sent wrong bytes: so says web-2",
+        ]
+    );
+    let mut there = moving();
+    there.transfers[0].under_way = false;
+    for text in
+        [fleet(&report(there.clone()), Look::PLAIN), group(&report(there).groups[0], Look::PLAIN)]
+    {
+        assert!(!text.contains("1.1.0:") && !text.contains("wrong bytes"), "{text}");
+    }
+}
+
+#[test]
+fn programs_see_plain_numbers_with_their_units_in_the_names() {
+    let mut report = picture();
+    report.groups[0].status = Some(moving());
+    let json = serde_json::to_value(&report).unwrap();
+    let transfer = &json["groups"][0]["status"]["transfers"][0];
+    for (key, value) in [
+        ("length_bytes", 64 << 20),
+        ("held_bytes", 84 << 20),
+        ("wanted_bytes", 192 << 20),
+        ("mirror_bytes", 32 << 20),
+        ("peer_bytes", 52 << 20),
+        ("mirror_bytes_per_second", 6_000_000),
+        ("peer_bytes_per_second", 9_000_000),
+        ("left_ms", 7_000),
+        ("servers", 3),
+        ("whole_servers", 0),
+        ("slow_servers", 0),
+    ] {
+        assert_eq!(transfer[key], value, "{key}");
+    }
+    assert_eq!(transfer["chains"][0]["servers"], serde_json::json!(["web-1", "web-2"]));
+    assert_eq!(transfer["offenders"][0]["what"], "wrong-bytes");
+}
+
+#[test]
+fn a_group_of_agents_that_do_not_tell_what_moves_is_read_as_well() {
+    let mut json = serde_json::to_value(settled()).unwrap();
+    json.as_object_mut().unwrap().remove("transfers");
+    json.as_object_mut().unwrap().remove("downlink_bytes_per_second");
+    json.as_object_mut().unwrap().remove("download_limit_bytes_per_second");
+    let status: cohort_wire::agent::GroupStatus = serde_json::from_value(json).unwrap();
+    assert!(status.transfers.is_empty());
 }

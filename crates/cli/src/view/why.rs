@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::report::Step;
 use cohort_core::waiting::WaitingOn;
-use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus};
+use cohort_wire::agent::{AppStatus, GroupStatus, OffenderStatus, ServerAppStatus, TransferStatus};
 use serde::Serialize;
 
 use crate::clock::brief;
@@ -56,13 +57,59 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
             app: Some(id.clone()),
             server: None,
             on: Some(waiting.on.clone()),
-            sentence: waiting.sentence.clone(),
+            sentence: waiting.sentence.clone() + &fetch_details(&waiting.on, app),
             unblocks: waiting.unblocks.clone(),
             for_ms: Some(waiting.for_ms),
         }));
     }
+    waits.extend(report.status.iter().flat_map(|status| offenders(status, None)));
     waits
 }
+
+/// Servers whose own words are told of one wait.
+const DETAILS_MAX: usize = 3;
+
+/// What those say for whom bytes are awaited: `; web-2: 3.1 MiB of 8.0 MiB; from web-1`.
+fn fetch_details(on: &WaitingOn, app: &AppStatus) -> String {
+    let WaitingOn::Download { servers } = on else { return String::new() };
+    let says = |server: &ServerId| {
+        let doing = app.servers.get(server)?.doing.as_ref()?;
+        let fetches = doing.step == Step::Fetch && !doing.detail.is_empty();
+        fetches.then(|| format!(" ({server}: {})", doing.detail))
+    };
+    servers.iter().filter_map(says).take(DETAILS_MAX).collect()
+}
+
+/// Those that did wrong while artifacts were moved, as far as it concerns a server, or anyone.
+fn offenders(status: &GroupStatus, server: Option<&ServerId>) -> Vec<Wait> {
+    let concerns = |offender: &&OffenderStatus| {
+        server.is_none_or(|server| {
+            offender.source == server.as_str() || offender.told_by.contains(server)
+        })
+    };
+    let of = |transfer: &TransferStatus| -> Vec<Wait> {
+        let concerning = transfer.offenders.iter().filter(concerns);
+        concerning
+            .map(|offender| Wait {
+                group: status.group.clone(),
+                app: transfer.app.clone(),
+                server: server.cloned(),
+                on: None,
+                sentence: offender.sentence.clone(),
+                unblocks: offender.unblocks.clone(),
+                for_ms: None,
+            })
+            .collect()
+    };
+    let lately = |transfer: &&TransferStatus| {
+        transfer.under_way || transfer.for_ms < transfer.took_ms.unwrap_or(0) + OFFENDERS_TOLD_MS
+    };
+    status.transfers.iter().filter(lately).flat_map(of).collect()
+}
+
+/// For how long after a transfer those that did wrong in it are named, in milliseconds: long enough
+/// that whoever looks after the rollout sees it.
+const OFFENDERS_TOLD_MS: u64 = 10 * 60 * 1_000;
 
 /// Waits for people.
 pub(crate) fn text(waits: &[Wait]) -> String {
@@ -144,6 +191,7 @@ pub(crate) fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait>
             ));
         }
     }
+    waits.extend(offenders(status, Some(server)));
     waits
 }
 

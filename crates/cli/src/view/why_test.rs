@@ -1,5 +1,5 @@
 use crate::view::report::report_test::report;
-use crate::view::sample::{held, rolling, server, settled};
+use crate::view::sample::{held, moving, rolling, server, settled};
 use crate::view::why::{server_waits, text, waits};
 
 #[test]
@@ -49,4 +49,34 @@ intel.zone-a
     assert_eq!(turn[1].sentence, "web-2: check", "its turn comes after web-2");
     let stranger = server_waits(&rolling(), &server("web-9"));
     assert_eq!(stranger[0].sentence, "joined the fleet, but its group does not know it yet");
+}
+
+#[test]
+fn bytes_that_are_awaited_say_where_they_are_and_offenders_are_named() {
+    assert_eq!(
+        text(&waits(&report([moving()]))),
+        "\
+intel.zone-a
+  web: downloading to web-2 (web-2: 20.0 MiB of 64.0 MiB; from web-1) (for 3s)
+    -> goes on by itself
+  web: web-3 sent wrong bytes: so says web-2
+    -> goes on by itself from others; look at the disk and memory of web-3
+"
+    );
+    let of = |name: &str| {
+        let all = server_waits(&moving(), &server(name));
+        all.iter().filter(|wait| wait.sentence.contains("wrong bytes")).count()
+    };
+    assert_eq!([of("web-1"), of("web-2"), of("web-3")], [0, 1, 1]);
+    let mut later = moving();
+    let transfer = &mut later.transfers[0];
+    (transfer.under_way, transfer.took_ms, transfer.for_ms) = (false, Some(5_000), 700_000);
+    assert_eq!(server_waits(&later, &server("web-3")).len(), of_all(&later) - 1);
+}
+
+/// Waits of `web-3` while the transfer goes on.
+fn of_all(status: &cohort_wire::agent::GroupStatus) -> usize {
+    let mut status = status.clone();
+    status.transfers[0].under_way = true;
+    server_waits(&status, &server("web-3")).len()
 }

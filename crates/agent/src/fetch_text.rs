@@ -1,0 +1,218 @@
+//! What a server says of its fetch: how far it is, from whom it comes, and what it waits for.
+
+use std::time::Duration;
+
+use cohort_core::orders::Source;
+use cohort_distribute::{
+    FetchStatus, FetchWait, Guidance, Offence, Progress, SourceKind, SourceReport,
+};
+
+use crate::figures::{bits, bytes, time};
+
+/// A leader that has said nothing for this long is worth telling: it answers every four seconds at
+/// the latest.
+const LEADER_SILENT: Duration = Duration::from_secs(6);
+
+/// Offenders that are named in one line.
+const NAMED_MAX: usize = 2;
+
+/// What a fetch goes by beside its own progress.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Surroundings {
+    /// What the leader said, if it said anything.
+    pub guidance: Option<Guidance>,
+    /// For how long it has said nothing.
+    pub leader_silent: Duration,
+    /// The limit of what is received, in bytes per second.
+    pub download_limit: Option<u64>,
+}
+
+/// One line for people, what matters most first: it may be cut.
+pub(crate) fn fetch_text(status: Option<&FetchStatus>, around: &Surroundings) -> String {
+    match status {
+        Some(FetchStatus::UnderWay { progress }) => under_way(progress, around),
+        Some(FetchStatus::Failed { reason, tries, .. }) => format!("try {tries}: {reason}"),
+        Some(FetchStatus::Held) => "whole".to_owned(),
+        None => "its turn comes".to_owned(),
+    }
+}
+
+fn under_way(progress: &Progress, around: &Surroundings) -> String {
+    let mut parts = Vec::new();
+    if progress.bytes_total > 0 {
+        parts.push(format!("{} of {}", bytes(progress.bytes_held), bytes(progress.bytes_total)));
+    }
+    if progress.bytes_total == 0 || progress.bytes_held < progress.bytes_total {
+        parts.push(source_text(progress, around));
+    }
+    let wrong = progress.sources.iter().filter(|s| s.offences.contains_key(&Offence::WrongBytes));
+    let wrong: Vec<&str> = wrong.map(|source| source.name.as_str()).take(NAMED_MAX).collect();
+    if !wrong.is_empty() {
+        parts.push(format!("refuses {}: wrong bytes", wrong.join(", ")));
+    }
+    if let Some(limit) = around.download_limit {
+        parts.push(format!("download_limit {}", bits(limit)));
+    }
+    parts.join("; ")
+}
+
+/// From whom bytes come now; when from nobody, why.
+fn source_text(progress: &Progress, around: &Surroundings) -> String {
+    let asked = |kind| {
+        progress.sources.iter().filter(move |source| source.kind == kind && source.requests > 0)
+    };
+    if let Some(mirror) = asked(SourceKind::Mirror).next() {
+        return format!("from mirror {}", mirror.name);
+    }
+    let peers: Vec<&str> = asked(SourceKind::Peer).map(|source| source.name.as_str()).collect();
+    match peers.split_first() {
+        Some((first, [])) => return format!("from {first}"),
+        Some((first, more)) => return format!("from {first} and {} more", more.len()),
+        None => {}
+    }
+    let Some(guidance) = &around.guidance else {
+        return unguided(progress, around);
+    };
+    let failed = |kind| progress.sources.iter().find(|s| s.kind == kind && s.last_error.is_some());
+    if !guidance.lease.is_empty() {
+        return match failed(SourceKind::Mirror) {
+            Some(mirror) => format!("waits for a mirror: {}", complaint(mirror)),
+            None => "is about to ask a mirror".to_owned(),
+        };
+    }
+    let lost = if around.leader_silent >= LEADER_SILENT {
+        format!(", and no leader for {}", time(ms(around.leader_silent)))
+    } else {
+        String::new()
+    };
+    match guidance.feeds.first() {
+        Some(Source { server, .. }) => {
+            let known = progress.sources.iter().find(|source| source.name == server.as_str());
+            let error = known.and_then(|source| source.last_error.as_ref());
+            let why = error.map_or_else(String::new, |error| format!(" ({error})"));
+            format!("waits for its parent {server}{why}{lost}")
+        }
+        None => format!("waits for the leader to name a parent{lost}"),
+    }
+}
+
+/// The leader has said nothing about this artifact.
+fn unguided(progress: &Progress, around: &Surroundings) -> String {
+    let silent = ms(around.leader_silent);
+    match &progress.waiting_on {
+        Some(FetchWait::Mirror) => "no mirror is configured, and no server holds it".to_owned(),
+        Some(FetchWait::Sources { .. }) => {
+            let failed = progress.sources.iter().filter(|source| source.last_error.is_some());
+            let failed: Vec<String> = failed.take(NAMED_MAX).map(complaint).collect();
+            format!("waits for {}", failed.join(", "))
+        }
+        Some(FetchWait::Holder | FetchWait::Answers) | None
+            if around.leader_silent >= LEADER_SILENT =>
+        {
+            format!("waits for a leader, for {}", time(silent))
+        }
+        Some(FetchWait::Holder | FetchWait::Answers) | None => {
+            "waits for the leader to say whom to take it from".to_owned()
+        }
+    }
+}
+
+fn complaint(source: &SourceReport) -> String {
+    let error = source.last_error.as_deref().unwrap_or("does not answer");
+    format!("{} {error}", source.name)
+}
+
+fn ms(over: Duration) -> u64 {
+    u64::try_from(over.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod fetch_text_test {
+    use cohort_distribute::{Offences, UnitRun};
+
+    use super::*;
+
+    fn source(name: &str, kind: SourceKind, requests: usize, error: Option<&str>) -> SourceReport {
+        SourceReport {
+            name: name.to_owned(),
+            kind,
+            requests,
+            rate: 0,
+            failures: 0,
+            refused_units: 0,
+            last_error: error.map(str::to_owned),
+            offences: Offences::new(),
+        }
+    }
+
+    fn said(sources: Vec<SourceReport>, around: &Surroundings) -> String {
+        let progress = Progress {
+            bytes_total: 8 << 20,
+            bytes_held: 3 << 20,
+            waiting_on: Some(FetchWait::Holder),
+            sources,
+            ..Progress::default()
+        };
+        fetch_text(Some(&FetchStatus::UnderWay { progress: Box::new(progress) }), around)
+    }
+
+    fn fed_by(parent: &str) -> Surroundings {
+        let feed = Source { server: parent.parse().unwrap(), address: "10.0.0.3:7417".to_owned() };
+        let guidance = Guidance { feeds: vec![feed], ..Guidance::default() };
+        Surroundings { guidance: Some(guidance), ..Surroundings::default() }
+    }
+
+    #[test]
+    fn bytes_that_come_name_their_source() {
+        let peer = source("s3", SourceKind::Peer, 1, None);
+        assert_eq!(said(vec![peer], &fed_by("s3")), "3.0 MiB of 8.0 MiB; from s3");
+        let mirror = source("http://m1/", SourceKind::Mirror, 2, None);
+        let around = Surroundings { download_limit: Some(1_250_000), ..Surroundings::default() };
+        assert_eq!(
+            said(vec![mirror], &around),
+            "3.0 MiB of 8.0 MiB; from mirror http://m1/; download_limit 10.0 Mbit/s"
+        );
+    }
+
+    #[test]
+    fn bytes_that_do_not_come_have_a_reason() {
+        let around = Surroundings::default();
+        assert_eq!(
+            said(vec![], &around),
+            "3.0 MiB of 8.0 MiB; waits for the leader to say whom to take it from"
+        );
+        let silent = Surroundings { leader_silent: Duration::from_secs(12), ..around };
+        assert_eq!(said(vec![], &silent), "3.0 MiB of 8.0 MiB; waits for a leader, for 12 s");
+        let gone = source("s3", SourceKind::Peer, 0, Some("no sign of life within 300 ms"));
+        assert_eq!(
+            said(vec![gone], &fed_by("s3")),
+            "3.0 MiB of 8.0 MiB; waits for its parent s3 (no sign of life within 300 ms)"
+        );
+        let nobody =
+            Surroundings { guidance: Some(Guidance::default()), ..Surroundings::default() };
+        assert_eq!(
+            said(vec![], &nobody),
+            "3.0 MiB of 8.0 MiB; waits for the leader to name a parent"
+        );
+        let lease = vec![UnitRun { first: 0, count: 64 }];
+        let guidance = Some(Guidance { lease, ..Guidance::default() });
+        let head = Surroundings { guidance, ..Surroundings::default() };
+        let busy = "is busy and asks to come back in 2000 ms";
+        assert_eq!(
+            said(vec![source("http://m1/", SourceKind::Mirror, 0, Some(busy))], &head),
+            "3.0 MiB of 8.0 MiB; waits for a mirror: http://m1/ is busy and asks to come back in \
+             2000 ms"
+        );
+    }
+
+    #[test]
+    fn a_source_of_wrong_bytes_is_named() {
+        let mut bad = source("s7", SourceKind::Peer, 0, None);
+        bad.offences.insert(Offence::WrongBytes, 1);
+        let good = source("s3", SourceKind::Peer, 1, None);
+        assert_eq!(
+            said(vec![good, bad], &fed_by("s3")),
+            "3.0 MiB of 8.0 MiB; from s3; refuses s7: wrong bytes"
+        );
+    }
+}

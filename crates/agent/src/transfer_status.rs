@@ -1,0 +1,254 @@
+//! The leader's transfers for people: what its tracker knows of every server, in a few lines.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use cohort_core::ids::{AppId, ServerId, Version};
+use cohort_distribute::{Offence, ServerView, TransferView};
+use cohort_wire::agent::{
+    CHAIN_SERVERS_SHOWN_MAX, CHAINS_SHOWN_MAX, ChainStatus, NAMES_SHOWN_MAX, OffenderStatus,
+    TRANSFERS_SHOWN_MAX, TransferStatus,
+};
+
+use crate::figures::{bits, bytes, time};
+
+/// Of which release an artifact is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub app: AppId,
+    pub version: Version,
+    /// It is the difference to the release before.
+    pub delta: bool,
+}
+
+/// Those under way first, then those of which something was heard last.
+pub(crate) fn transfers(
+    mut views: Vec<TransferView>,
+    name: impl Fn(&TransferView) -> Option<Named>,
+) -> Vec<TransferStatus> {
+    views.sort_by_key(|view| (!view.under_way, view.idle_ms));
+    views.truncate(TRANSFERS_SHOWN_MAX);
+    views.iter().map(|view| transfer(view, name(view))).collect()
+}
+
+fn transfer(view: &TransferView, named: Option<Named>) -> TransferStatus {
+    let lacking = || view.servers.iter().filter(|server| server.held < server.units);
+    // One that left the group for good is no part of it any more.
+    let servers = view.servers.iter().filter(|s| s.there || s.held < s.units).count() as u64;
+    let away = lacking().filter(|server| !server.there).count() as u64;
+    let rates: u64 = lacking().filter(|s| s.there).map(|server| server.rate).sum();
+    let (chains, chains_in_all) = chains(&view.servers);
+    let slow = || view.servers.iter().filter(|server| server.slow && server.there);
+    let offenders = offenders(&view.servers);
+    let mut status = TransferStatus {
+        delta: named.as_ref().is_some_and(|named| named.delta),
+        app: named.as_ref().map(|named| named.app.clone()),
+        version: named.map(|named| named.version),
+        artifact: view.artifact.clone(),
+        under_way: view.under_way,
+        length_bytes: view.length,
+        servers,
+        whole_servers: view.whole as u64,
+        away_servers: away,
+        held_bytes: view.servers.iter().map(|server| held_bytes(view, server)).sum(),
+        wanted_bytes: view.length.saturating_mul(servers),
+        mirror_bytes: view.mirror_bytes,
+        peer_bytes: view.peer_bytes,
+        mirror_bytes_per_second: view.mirror_rate,
+        peer_bytes_per_second: rates.saturating_sub(view.mirror_rate),
+        downlink_bytes_per_second: view.downlink_rate,
+        for_ms: view.for_ms,
+        took_ms: view.took_ms,
+        left_ms: view.left_ms,
+        heads: view.heads.clone(),
+        fan_out: view.fan_out as u64,
+        chains,
+        chains_in_all,
+        slow: slow().take(NAMES_SHOWN_MAX).map(|server| server.server.clone()).collect(),
+        slow_servers: slow().count() as u64,
+        offenders_in_all: offenders.len() as u64,
+        offenders: offenders.into_iter().take(NAMES_SHOWN_MAX).collect(),
+        sentence: String::new(),
+    };
+    status.sentence = sentence(&status);
+    status
+}
+
+/// The last unit may be shorter than the others.
+fn held_bytes(view: &TransferView, server: &ServerView) -> u64 {
+    let units = u64::from(server.units.max(1));
+    if server.held >= server.units {
+        return view.length;
+    }
+    u64::from(server.held).saturating_mul(view.length.div_ceil(units)).min(view.length)
+}
+
+/// Who sends to whom, as chains, the longest first. Every link is in one of them; where a server
+/// sends to several, the longest goes on and the others begin there.
+fn chains(servers: &[ServerView]) -> (Vec<ChainStatus>, u64) {
+    let mut children: BTreeMap<&ServerId, Vec<&ServerId>> = BTreeMap::new();
+    let mut fed: BTreeSet<&ServerId> = BTreeSet::new();
+    // From the tail up, so that what is below a server is known before the server is met.
+    let mut below: BTreeMap<&ServerId, u64> = BTreeMap::new();
+    let mut upwards: Vec<&ServerView> = servers.iter().filter(|server| server.there).collect();
+    upwards.sort_by_key(|server| Reverse(server.depth));
+    for server in upwards {
+        let Some(parent) = &server.parent else { continue };
+        children.entry(parent).or_default().push(&server.server);
+        fed.insert(&server.server);
+        let links = below.get(&server.server).copied().unwrap_or(0) + 1;
+        let longest = below.entry(parent).or_default();
+        *longest = links.max(*longest);
+    }
+    let long = |server: &ServerId| below.get(server).copied().unwrap_or(0);
+    let roots = children.keys().copied().filter(|server| !fed.contains(server));
+    let mut open: Vec<Vec<&ServerId>> = roots.map(|root| vec![root]).collect();
+    let mut chains: Vec<Vec<&ServerId>> = Vec::new();
+    while let Some(mut chain) = open.pop() {
+        // Taken out as they are followed: every link once, whatever the plan looks like.
+        while let Some(at) = chain.last().copied()
+            && let Some(mut next) = children.remove(at)
+        {
+            next.sort_by_key(|child| (Reverse(long(child)), *child));
+            let (first, others) = next.split_at(1);
+            open.extend(others.iter().map(|other| vec![at, *other]));
+            chain.extend(first);
+        }
+        chains.push(chain);
+    }
+    chains.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+    let all = chains.len() as u64;
+    let shown = chains.into_iter().take(CHAINS_SHOWN_MAX).map(|chain| ChainStatus {
+        depth: chain.len() as u64,
+        servers: chain.into_iter().take(CHAIN_SERVERS_SHOWN_MAX).cloned().collect(),
+    });
+    (shown.collect(), all)
+}
+
+/// Who did wrong by the word of whom: the worst first, and of the same kind the most often named.
+fn offenders(servers: &[ServerView]) -> Vec<OffenderStatus> {
+    let mut found: BTreeMap<(&str, Offence), (u64, Vec<&ServerId>)> = BTreeMap::new();
+    for server in servers {
+        for accusation in &server.accusations {
+            let one = found.entry((&accusation.source, accusation.what)).or_default();
+            one.0 += u64::from(accusation.count);
+            one.1.push(&server.server);
+        }
+    }
+    let barred = |source: &str| {
+        servers.iter().any(|server| server.barred && server.server.as_str() == source)
+    };
+    let mut offenders: Vec<(Offence, OffenderStatus)> = found
+        .into_iter()
+        .map(|((source, what), (count, told_by))| {
+            let offender = OffenderStatus {
+                source: source.to_owned(),
+                what: what.name().to_owned(),
+                count,
+                told_by_servers: told_by.len() as u64,
+                told_by: told_by.into_iter().take(NAMES_SHOWN_MAX).cloned().collect(),
+                barred: barred(source),
+                sentence: String::new(),
+                unblocks: unblocks(what, source),
+            };
+            (what, OffenderStatus { sentence: offence_sentence(what, &offender), ..offender })
+        })
+        .collect();
+    offenders.sort_by(|(a, one), (b, other)| {
+        (a, Reverse(one.told_by_servers), &one.source).cmp(&(
+            b,
+            Reverse(other.told_by_servers),
+            &other.source,
+        ))
+    });
+    offenders.into_iter().map(|(_, offender)| offender).collect()
+}
+
+fn offence_sentence(what: Offence, offender: &OffenderStatus) -> String {
+    let OffenderStatus { source, count, told_by, told_by_servers, .. } = offender;
+    let kind = if source.contains("://") { "mirror " } else { "" };
+    let times = if *count == 1 { String::new() } else { format!(", {count} times") };
+    let barred = if offender.barred { "; nobody takes bytes from it for now" } else { "" };
+    let told_by = names(told_by, *told_by_servers);
+    format!("{kind}{source} {}: so says {told_by}{times}{barred}", what.words())
+}
+
+fn unblocks(what: Offence, source: &str) -> String {
+    let place = if source.contains("://") { "that mirror" } else { source };
+    match what {
+        Offence::WrongBytes => {
+            format!("goes on by itself from others; look at the disk and memory of {place}")
+        }
+        Offence::WrongLength => format!(
+            "goes on by itself from others; look at what answers for {place}, and at its version"
+        ),
+        Offence::Silent => format!("goes on by itself from others; can {place} be reached?"),
+        Offence::Slow => {
+            format!("goes on by itself from others; look at the load and the link of {place}")
+        }
+    }
+}
+
+/// The first few names, and how many more.
+fn names(first: &[ServerId], all: u64) -> String {
+    const NAMED_MAX: usize = 3;
+    let named: Vec<&str> = first.iter().take(NAMED_MAX).map(ServerId::as_str).collect();
+    match all.saturating_sub(named.len() as u64) {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+/// Such as `1.2.0: 412.0 of 640.0 MiB · mirrors 64.0 MiB, 48.9 Mbit/s · …`.
+fn sentence(status: &TransferStatus) -> String {
+    let mut what = match &status.version {
+        Some(version) => version.to_string(),
+        None => format!("artifact {}", status.artifact.as_str().get(..12).unwrap_or_default()),
+    };
+    if status.delta {
+        what.push_str(" (difference)");
+    }
+    let rate = |now: u64| if now > 0 { format!(", {}", bits(now)) } else { String::new() };
+    let mut parts = vec![
+        format!("{what}: {} of {}", bytes(status.held_bytes), bytes(status.wanted_bytes)),
+        format!("mirrors {}{}", bytes(status.mirror_bytes), rate(status.mirror_bytes_per_second)),
+        format!("peers {}{}", bytes(status.peer_bytes), rate(status.peer_bytes_per_second)),
+        format!("whole {} of {}", status.whole_servers, status.servers),
+    ];
+    if let Some(chain) = status.chains.first() {
+        let more = match status.chains_in_all {
+            0 | 1 => String::new(),
+            all => format!(" and {} more", all - 1),
+        };
+        parts.push(format!("chain {}{more}", chain_text(chain)));
+    }
+    if status.slow_servers > 0 {
+        parts.push(format!("slow {}", names(&status.slow, status.slow_servers)));
+    }
+    if status.away_servers > 0 {
+        parts.push(format!("away {}", status.away_servers));
+    }
+    match (status.under_way, status.left_ms, status.took_ms) {
+        (true, Some(left), _) => parts.push(format!("about {} left", time(left))),
+        (true, None, _) => parts.push("time left not known yet".to_owned()),
+        (false, _, Some(took)) => parts.push(format!("took {}", time(took))),
+        (false, _, None) => {}
+    }
+    parts.join(" · ")
+}
+
+/// `s3 → s1 → s7`, and of a longer one `s3 → s1 → s7 → … (10 deep)`.
+fn chain_text(chain: &ChainStatus) -> String {
+    const NAMED_MAX: usize = 3;
+    let named: Vec<&str> = chain.servers.iter().take(NAMED_MAX).map(ServerId::as_str).collect();
+    let text = named.join(" → ");
+    if chain.depth > named.len() as u64 {
+        format!("{text} → … ({} deep)", chain.depth)
+    } else {
+        text
+    }
+}
+
+#[cfg(test)]
+#[path = "transfer_status_test.rs"]
+mod transfer_status_test;
