@@ -228,3 +228,7 @@ impl Drop for Aside {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "delta_test.rs"]
+pub(crate) mod delta_test;

@@ -69,6 +69,8 @@ pub use unit_set::{UnitRun, UnitSet};
 #[cfg(test)]
 mod budget_test;
 #[cfg(test)]
+mod delta_group_test;
+#[cfg(test)]
 mod fetch_test;
 #[cfg(test)]
 mod group_test;
