@@ -33,6 +33,7 @@ use cohort_identity::{
     RedeemError, Role, lifetime_of,
 };
 use cohort_registry::{EmbeddedRegistry, RegistryError};
+use cohort_wire::dscp::Dscp;
 use cohort_wire::http::{Handler, serve, serve_plain};
 use cohort_wire::kill::{DurableKill, KillError};
 use cohort_wire::limits::ServerLimits;
@@ -187,6 +188,7 @@ impl Hub {
         ));
         let plain_limits = ServerLimits {
             connections_per_peer_max: PLAIN_CONNECTIONS_PER_ADDRESS_MAX,
+            dscp_plain: Dscp::LOWER_EFFORT,
             ..ServerLimits::default()
         };
         parts.spawn(serve_plain(

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use cohort_wire::dscp::Dscp;
 use cohort_wire::http::serve_plain;
 use cohort_wire::limits::ServerLimits;
 use tokio::sync::Semaphore;
@@ -69,6 +70,7 @@ impl Cache {
         let limits = ServerLimits {
             connections_per_peer_max: CONNECTIONS_PER_ADDRESS_MAX,
             requests_max: app.shared.limits.requests_max + PROBES_MAX,
+            dscp_plain: Dscp::LOWER_EFFORT,
             ..ServerLimits::default()
         };
         let server = serve_plain(listener, router(&app), limits, app.stopping.clone());

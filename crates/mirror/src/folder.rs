@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use axum::Router;
 use axum::routing::get;
+use cohort_wire::dscp::Dscp;
 use cohort_wire::http::serve_plain;
 use cohort_wire::limits::ServerLimits;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,7 @@ pub async fn run_mirror(
         .merge(static_files(&config.repository_dir));
     let limits = ServerLimits {
         connections_per_peer_max: CONNECTIONS_PER_ADDRESS_MAX,
+        dscp_plain: Dscp::LOWER_EFFORT,
         ..ServerLimits::default()
     };
     tracing::info!(%address, dir = %config.repository_dir.display(), "mirror is up");

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 pub mod agent;
+pub mod dscp;
 pub mod frame;
 pub mod http;
 pub mod hub;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::dscp::Dscp;
+
 /// A thousand agents, each with a control and a bulk connection, and as many again while a hub
 /// restarts and everybody comes back at once. Each costs about 40 KB, so 160 MB at the worst.
 pub const CONNECTIONS_MAX: usize = 4096;
@@ -157,6 +159,10 @@ pub struct ServerLimits {
     pub body_idle_timeout: Duration,
     /// How long requests in progress may go on after a stop was asked for.
     pub shutdown_grace: Duration,
+    /// How packets of connections that carry artifacts from server to server are marked.
+    pub dscp_bulk: Dscp,
+    /// The same for connections without TLS: a repository's packets may wait, a probe's answers not.
+    pub dscp_plain: Dscp,
 }
 
 impl Default for ServerLimits {
@@ -174,6 +180,8 @@ impl Default for ServerLimits {
             large_bodies: Vec::new(),
             body_idle_timeout: BODY_IDLE_TIMEOUT,
             shutdown_grace: SHUTDOWN_GRACE,
+            dscp_bulk: Dscp::LOWER_EFFORT,
+            dscp_plain: Dscp::DEFAULT,
         }
     }
 }

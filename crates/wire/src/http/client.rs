@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::connect::{Connector, Credentials, refused};
 use super::error::{ApiError, CallError};
 use super::pool::{Connection, Pool, SentBody};
+use crate::dscp::Dscp;
 use crate::limits::{
     CALL_DEADLINE, CHUNK_TIMEOUT, CLIENT_CONNECTIONS_MAX, ERROR_BYTES_MAX, HEADER_BYTES_MAX,
     HEADERS_MAX, RESPONSE_BYTES_MAX,
@@ -195,6 +196,12 @@ impl Client {
             open: Arc::new(Semaphore::new(CLIENT_CONNECTIONS_MAX)),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// How packets of connections that carry artifacts ([`Alpn::Bulk`]) are marked, from the next
+    /// connection on; at first [`Dscp::LOWER_EFFORT`].
+    pub fn mark_bulk(&self, dscp: Dscp) {
+        self.inner.connector.mark_bulk(dscp);
     }
 
     /// Closes the connections that are kept, for instance after the identity was replaced.

@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::client::Target;
 use super::error::CallError;
+use crate::dscp::Dscp;
 use crate::limits::CONNECT_TIMEOUT;
 use crate::tls::{ClientStream, IdentitySlot, tune};
 
@@ -30,11 +31,18 @@ type Prepared = (Option<Arc<Identity>>, Arc<rustls::ClientConfig>);
 pub(super) struct Connector {
     credentials: Credentials,
     prepared: Mutex<BTreeMap<Alpn, Prepared>>,
+    /// How packets of connections that carry artifacts are marked.
+    dscp_bulk: Mutex<Dscp>,
 }
 
 impl Connector {
     pub(super) fn new(credentials: Credentials) -> Self {
-        Self { credentials, prepared: Mutex::new(BTreeMap::new()) }
+        let (prepared, dscp_bulk) = (Mutex::default(), Mutex::default());
+        Self { credentials, prepared, dscp_bulk }
+    }
+
+    pub(super) fn mark_bulk(&self, dscp: Dscp) {
+        *self.dscp_bulk.lock().unwrap_or_else(PoisonError::into_inner) = dscp;
     }
 
     pub(super) async fn connect(&self, target: &Target) -> Result<ClientStream, CallError> {
@@ -49,6 +57,10 @@ impl Connector {
                 _ => CallError::Unreachable { address: address(), source },
             })?;
         tune(&stream).map_err(|source| CallError::Unreachable { address: address(), source })?;
+        if target.alpn == Alpn::Bulk {
+            let dscp = *self.dscp_bulk.lock().unwrap_or_else(PoisonError::into_inner);
+            dscp.try_mark(&stream);
+        }
         let handshake = TlsConnector::from(config).connect(target.peer.server_name(), stream);
         let stream = within(target, "agreeing on TLS", handshake).await?.map_err(|error| {
             refused(target, &error)

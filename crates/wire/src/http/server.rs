@@ -213,6 +213,7 @@ async fn run(
             match tls {
                 Some(tls) => Box::pin(serve_tls(stream, from, &tls, &shared)).await,
                 None => {
+                    shared.limits.dscp_plain.try_mark(&stream);
                     let key = Counted::Address(from.ip());
                     let present = shared.peers.enter(key, shared.limits.connections_per_peer_max);
                     let router = present.is_some().then_some(plain);
@@ -258,8 +259,11 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, tls: &Tls, shared: &Shar
         }
     };
     let session = stream.get_ref().1;
-    let handler = session.alpn_protocol().and_then(Alpn::from_bytes);
-    let Some(handler) = handler.and_then(|alpn| tls.routes.get(&alpn)) else {
+    let alpn = session.alpn_protocol().and_then(Alpn::from_bytes);
+    if alpn == Some(Alpn::Bulk) {
+        shared.limits.dscp_bulk.try_mark(stream.get_ref().0);
+    }
+    let Some(handler) = alpn.and_then(|alpn| tls.routes.get(&alpn)) else {
         tracing::debug!(%from, "client names no protocol");
         return;
     };
