@@ -67,7 +67,14 @@ print(json.dumps([channel, manifest, read("channels/web/missing.json")]))
 async fn python_tuf_reads_our_repository() {
     let Some(python) = tokio::task::spawn_blocking(python_with_tuf).await.unwrap() else { return };
     let fixture = Fixture::new().await;
-    let published = fixture.publish("1.1.0+build.7").await;
+    // With a delta in its manifest, which is no business of TUF's.
+    for earlier in ["1.0.8", "1.0.9"] {
+        let request = fixture.similar(earlier);
+        fixture.repository.publish(&fixture.keys, &request).await.unwrap();
+    }
+    let request = fixture.similar("1.1.0+build.7");
+    let published = fixture.repository.publish(&fixture.keys, &request).await.unwrap();
+    assert_eq!(published.manifest.deltas.len(), 2);
     fixture.repository.renew_timestamp(&fixture.keys.timestamp).await.unwrap();
     let root = fixture.path("root.json");
     std::fs::write(&root, fixture.repository.root_json().unwrap()).unwrap();

@@ -65,6 +65,19 @@ impl Fixture {
         source
     }
 
+    /// A folder to publish that hardly differs from that of any other version.
+    pub(crate) fn similar(&self, text: &str) -> PublishRequest {
+        let source = self.path(&format!("similar-{text}"));
+        fs::create_dir_all(source.join("bin")).unwrap();
+        let mut bytes = vec![0; 400_000];
+        blake3::Hasher::new().update(b"similar").finalize_xof().fill(&mut bytes);
+        bytes.splice(1_000..1_000, text.bytes());
+        fs::write(source.join("bin/app"), bytes).unwrap();
+        let mut request = PublishRequest::new(&source, app(), version(text), intel());
+        request.channel = Some(stable());
+        request
+    }
+
     pub(crate) fn request(&self, text: &str) -> PublishRequest {
         let mut request = PublishRequest::new(&self.source(text), app(), version(text), intel());
         request.channel = Some(stable());
