@@ -218,6 +218,36 @@ fn wrong_files_are_refused_before_anything_is_sent() {
 }
 
 #[test]
+fn a_repository_is_pushed_into_a_bucket() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    assert_eq!(cohort(dir, &["init", "--dir", "fleet"]).code, 0);
+    let push = |url: &str, more: &[&str]| {
+        cohort(dir, &[&["--context", "fleet", "repository", "push", url], more].concat())
+    };
+    let mounted = format!("file://{}", dir.join("mounted").display());
+    let early = push(&mounted, &[]);
+    assert_eq!(early.code, 2, "{}", early.err);
+    assert!(early.err.contains("a folder has to exist"), "{}", early.err);
+    fs::create_dir(dir.join("mounted")).unwrap();
+    let first = push(&mounted, &["-o", "json"]);
+    assert_eq!(first.code, 0, "{}", first.err);
+    let first = json(&first.out);
+    assert!(first["files"].as_u64() > Some(3), "{first}");
+    assert_eq!(first["timestamp"], 1);
+    assert!(dir.join("mounted/metadata/timestamp.json").exists());
+    let again = push(&mounted, &[]);
+    assert!(again.out.contains("files already"), "{}", again.out);
+    let ran = push("s3://key:secret@bucket/x", &[]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("come from the environment"), "{}", ran.err);
+    // As an origin of a mirror it is judged in the same way.
+    let ran = cohort(dir, &["mirror", "--origin", "s3://bucket/a b", "--cache-dir", "cache"]);
+    assert_eq!(ran.code, 2, "{}", ran.err);
+    assert!(ran.err.contains("hint: name it s3://BUCKET/PREFIX"), "{}", ran.err);
+}
+
+#[test]
 fn completions_know_the_commands() {
     let dir = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish"] {
