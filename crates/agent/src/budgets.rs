@@ -1,58 +1,161 @@
-//! How fast this server may receive and send artifacts: read again while the agent runs.
+//! How fast this server may receive and send artifacts: what its configuration says, read again
+//! while the agent runs, and less while the machine is short of something.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cohort_distribute::Budget;
+use cohort_distribute::{Budget, Tracker};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{AgentConfig, ByteRate};
+use crate::config::{AgentConfig, ByteRate, YieldTo};
+use crate::pressure::{Gauge, Watched};
+use crate::yielding::{Seen, Yielding};
 
-/// How often a changed limit is looked for: it takes effect within a second.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often the kernel is asked how long tasks wait: four times a second.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Sets the budgets by the configuration, and again whenever its file says something else.
-pub(crate) async fn keep(
-    config: AgentConfig,
-    download: Arc<Budget>,
-    upload: Arc<Budget>,
-    stop: CancellationToken,
-) {
-    let set = |config: &AgentConfig| {
-        download.set(config.download_limit.map(ByteRate::bytes_per_second));
-        upload.set(config.upload_limit.map(ByteRate::bytes_per_second));
-    };
-    set(&config);
-    let Some(reload) = config.reload.clone() else { return };
-    let mut current = (config.download_limit, config.upload_limit);
+/// Every second look a changed configuration is looked for: it takes effect within a second.
+const READ_EVERY_LOOKS: u32 = 2;
+
+/// What is kept in step with the configuration.
+pub(crate) struct Budgets {
+    pub(crate) download: Arc<Budget>,
+    pub(crate) upload: Arc<Budget>,
+    /// Divides the zone's limit while this server leads.
+    pub(crate) tracker: Arc<Tracker>,
+}
+
+/// The part of a configuration that counts here, and may change at any time.
+#[derive(Debug, Clone, PartialEq)]
+struct Settings {
+    download: Option<ByteRate>,
+    upload: Option<ByteRate>,
+    zone_download: Option<ByteRate>,
+    yield_to: Vec<YieldTo>,
+    yield_floor: ByteRate,
+}
+
+impl Settings {
+    fn of(config: &AgentConfig) -> Self {
+        Self {
+            download: config.download_limit,
+            upload: config.upload_limit,
+            zone_download: config.zone_download_limit,
+            yield_to: config.yield_to.clone(),
+            yield_floor: config.yield_floor,
+        }
+    }
+
+    fn watched(&self) -> Option<Watched> {
+        let watched = Watched {
+            io: self.yield_to.contains(&YieldTo::Io),
+            cpu: self.yield_to.contains(&YieldTo::Cpu),
+        };
+        (watched.io || watched.cpu).then_some(watched)
+    }
+}
+
+/// What makes way: the kernel's counters, the rule, and what moved at the last look.
+struct Way {
+    gauge: Gauge,
+    rule: Yielding,
+    moved: (Instant, u64, u64),
+    limit: Option<u64>,
+}
+
+/// Sets the budgets by the configuration and by how busy the machine is, until it is stopped.
+pub(crate) async fn keep(config: AgentConfig, budgets: Budgets, stop: CancellationToken) {
+    let mut settings = Settings::of(&config);
+    let mut way = budgets.way(&config, &settings);
+    budgets.set(&settings, None);
     let mut complained = false;
+    let mut looks: u32 = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        let again = Arc::clone(&reload.0);
-        let read = tokio::task::spawn_blocking(move || again()).await;
-        match read {
-            Ok(Ok(read)) => {
-                complained = false;
-                let limits = (read.download_limit, read.upload_limit);
-                if limits != current {
-                    tracing::info!(
-                        download = ?read.download_limit, upload = ?read.upload_limit,
-                        "the limits of transfers were changed"
-                    );
-                    current = limits;
-                    set(&read);
+        looks = looks.wrapping_add(1);
+        let mut changed = false;
+        if let Some(reload) =
+            config.reload.as_ref().filter(|_| looks.is_multiple_of(READ_EVERY_LOOKS))
+        {
+            let again = Arc::clone(&reload.0);
+            match tokio::task::spawn_blocking(move || again()).await {
+                Ok(Ok(read)) => {
+                    complained = false;
+                    let read = Settings::of(&read);
+                    if read != settings {
+                        tracing::info!(?read, "the limits of transfers were changed");
+                        if read.yield_to != settings.yield_to {
+                            way = budgets.way(&config, &read);
+                        } else if let Some(way) = &mut way {
+                            way.rule.set_floor(read.yield_floor.bytes_per_second());
+                        }
+                        settings = read;
+                        changed = true;
+                    }
                 }
-            }
-            Ok(Err(error)) => {
-                if !complained {
-                    tracing::warn!(error, "the configuration is not read again; limits stay");
+                Ok(Err(error)) => {
+                    if !complained {
+                        tracing::warn!(error, "the configuration is not read again; limits stay");
+                    }
+                    complained = true;
                 }
-                complained = true;
+                Err(_) => return,
             }
-            Err(_) => return,
+        }
+        let before = way.as_ref().and_then(|way| way.limit);
+        if let Some(way) = &mut way {
+            way.look(&budgets, Instant::now());
+        }
+        let limit = way.as_ref().and_then(|way| way.limit);
+        if changed || limit != before {
+            budgets.set(&settings, limit);
         }
     }
 }
+
+impl Budgets {
+    fn set(&self, settings: &Settings, way: Option<u64>) {
+        let least = |limit: Option<ByteRate>| {
+            let limit = limit.map(ByteRate::bytes_per_second);
+            [limit, way].into_iter().flatten().min()
+        };
+        self.download.set(least(settings.download));
+        self.upload.set(least(settings.upload));
+        self.tracker.set_zone_limit(settings.zone_download.map(ByteRate::bytes_per_second));
+    }
+
+    fn way(&self, config: &AgentConfig, settings: &Settings) -> Option<Way> {
+        let gauge = Gauge::new(&config.pressure_dir, settings.watched()?);
+        let rule = Yielding::new(settings.yield_floor.bytes_per_second(), gauge.usual());
+        let moved = (Instant::now(), self.download.taken(), self.upload.taken());
+        Some(Way { gauge, rule, moved, limit: None })
+    }
+}
+
+impl Way {
+    fn look(&mut self, budgets: &Budgets, now: Instant) {
+        let (at, down, up) = self.moved;
+        self.moved = (now, budgets.download.taken(), budgets.upload.taken());
+        // The files lie in memory: reading them never blocks.
+        let Some(pressure) = self.gauge.look(now) else { return };
+        let bytes = (self.moved.1.saturating_sub(down)).max(self.moved.2.saturating_sub(up));
+        let us = u64::try_from(now.saturating_duration_since(at).as_micros()).unwrap_or(u64::MAX);
+        let rate = bytes.saturating_mul(1_000_000) / us.max(1);
+        let limit = self.rule.look(Seen { pressure, rate });
+        match (self.limit, limit) {
+            (None, Some(limit)) => {
+                tracing::info!(limit, ?pressure, rate, "the machine is busy: artifacts make way");
+            }
+            (Some(_), None) => tracing::info!("artifacts move as fast as they may again"),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        self.limit = limit;
+    }
+}
+
+#[cfg(test)]
+#[path = "budgets_test.rs"]
+mod budgets_test;

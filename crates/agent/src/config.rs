@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use cohort_core::ids::{Platform, ServerId};
 use cohort_core::policy::Duration;
+use cohort_wire::dscp::Dscp;
 use serde::{Deserialize, Serialize};
 
 /// The peer port.
@@ -72,12 +73,38 @@ pub struct AgentConfig {
     /// How fast artifacts may be sent to other servers; read again while the agent runs.
     #[serde(default)]
     pub upload_limit: Option<ByteRate>,
+    /// How fast all servers of the group together may take artifacts from mirrors; what counts is
+    /// the leader's own. Read again while the agent runs.
+    #[serde(default)]
+    pub zone_download_limit: Option<ByteRate>,
+    /// How packets that carry artifacts are marked for the network.
+    #[serde(default)]
+    pub packet_marking: Dscp,
+    /// What artifacts make way for: `io`, `cpu`; nothing when empty. Read again while the agent runs.
+    #[serde(default = "default_yield_to")]
+    pub yield_to: Vec<YieldTo>,
+    /// Artifacts that make way never get slower than this. Read again while the agent runs.
+    #[serde(default = "default_yield_floor")]
+    pub yield_floor: ByteRate,
+    /// Where the kernel tells how long tasks wait: the whole machine's, or a cgroup's.
+    #[serde(default = "default_pressure_dir")]
+    pub pressure_dir: PathBuf,
     /// Reads the configuration again.
     #[serde(skip)]
     pub reload: Option<Reload>,
     /// Programs that `exec` checks may name as `host:NAME`: name and absolute path.
     #[serde(default)]
     pub exec_programs: BTreeMap<String, PathBuf>,
+}
+
+/// What artifacts make way for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum YieldTo {
+    /// Those that wait for the disk.
+    Io,
+    /// Those that wait for a processor.
+    Cpu,
 }
 
 /// Reads a configuration again; equal to every other one, because it is no setting.
@@ -137,7 +164,8 @@ impl FromStr for ByteRate {
 
 impl fmt::Display for ByteRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = UNITS.iter().find(|(_, times, part)| *part == 1 && self.0.is_multiple_of(*times));
+        let unit =
+            UNITS.iter().find(|(_, times, part)| *part == 1 && self.0.is_multiple_of(*times));
         let (name, times, _) = unit.copied().unwrap_or(("B/s", 1, 1));
         write!(f, "{}{name}", self.0 / times)
     }
@@ -154,6 +182,20 @@ impl<'de> Deserialize<'de> for ByteRate {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
     }
+}
+
+fn default_yield_to() -> Vec<YieldTo> {
+    vec![YieldTo::Io, YieldTo::Cpu]
+}
+
+/// 4 MB/s bring a release of 1 GB to a machine that is always busy in four minutes; a wave has ten
+/// minutes by default.
+fn default_yield_floor() -> ByteRate {
+    ByteRate(4_000_000)
+}
+
+fn default_pressure_dir() -> PathBuf {
+    "/proc/pressure".into()
 }
 
 fn default_data_dir() -> PathBuf {

@@ -30,6 +30,7 @@ mod member;
 mod membership;
 mod metrics;
 mod net;
+mod pressure;
 mod probe;
 mod renewal;
 mod reporter;
@@ -41,6 +42,7 @@ mod status;
 mod transfer_status;
 mod transfers;
 mod trust;
+mod yielding;
 
 pub use error::AgentError;
 pub use member::MemberError;

@@ -24,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::budgets::Budgets;
 use crate::config::AgentConfig;
 use crate::contacts::Contacts;
 use crate::error::AgentError;
@@ -82,6 +83,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         cohort_host::next_boot_epoch(&config.data_dir).map_err(|error| kept(error.to_string()))?;
     let slot = IdentitySlot::new(identity);
     let client = Client::new(Arc::clone(&slot));
+    client.mark_bulk(config.packet_marking);
     let registry = registry(config, &joined, &client)?;
     let kill =
         KillSwitch::open(&config.data_dir.join("kill"), Arc::clone(&slot), joined.group.clone())
@@ -146,7 +148,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         Arc::clone(&slot),
         ClientAuth::Required,
         routes,
-        ServerLimits::default(),
+        ServerLimits { dscp_bulk: config.packet_marking, ..ServerLimits::default() },
         servers.clone(),
     ));
     let probe = Probe { readiness: Arc::clone(&readiness), metrics, counters };
@@ -177,7 +179,8 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         Arc::new(Transfers(Arc::clone(&shared))),
         stop.clone(),
     ));
-    tokio::spawn(budgets::keep(config.clone(), download, upload, stop.clone()));
+    let kept = Budgets { download, upload, tracker: Arc::clone(&shared.tracker) };
+    tokio::spawn(budgets::keep(config.clone(), kept, stop.clone()));
     let runner = Runner {
         shared: Arc::clone(&shared),
         boot_epoch,

@@ -27,6 +27,11 @@ const KEYS: &[Key] = &[
     Key { name: "ready_without_orders_after", kind: Kind::Text },
     Key { name: "download_limit", kind: Kind::Text },
     Key { name: "upload_limit", kind: Kind::Text },
+    Key { name: "zone_download_limit", kind: Kind::Text },
+    Key { name: "packet_marking", kind: Kind::Text },
+    Key { name: "yield_to", kind: Kind::List },
+    Key { name: "yield_floor", kind: Kind::Text },
+    Key { name: "pressure_dir", kind: Kind::Path },
     Key { name: "exec_programs", kind: Kind::PathMap },
 ];
 
@@ -49,6 +54,11 @@ const SHAPES: &[(&str, Shape)] = &[
     ("ready_without_orders_after", Shape::Value),
     ("download_limit", Shape::Value),
     ("upload_limit", Shape::Value),
+    ("zone_download_limit", Shape::Value),
+    ("packet_marking", Shape::Value),
+    ("yield_to", Shape::Value),
+    ("yield_floor", Shape::Value),
+    ("pressure_dir", Shape::Value),
     ("exec_programs", Shape::Free),
 ];
 
