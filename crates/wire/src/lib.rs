@@ -15,4 +15,5 @@ pub mod http;
 pub mod hub;
 pub mod kill;
 pub mod limits;
+mod piecewise;
 pub mod tls;

@@ -8,7 +8,8 @@ use rustix::net::sockopt;
 use tokio::net::TcpStream;
 
 use crate::limits::{
-    TCP_KEEPALIVE_IDLE, TCP_KEEPALIVE_INTERVAL, TCP_KEEPALIVE_PROBES, TCP_USER_TIMEOUT_MS,
+    BULK_WINDOW_BYTES, TCP_KEEPALIVE_IDLE, TCP_KEEPALIVE_INTERVAL, TCP_KEEPALIVE_PROBES,
+    TCP_USER_TIMEOUT_MS,
 };
 
 /// A TLS stream of a client.
@@ -53,4 +54,10 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     sockopt::set_tcp_user_timeout(stream, TCP_USER_TIMEOUT_MS)?;
     Ok(())
+}
+
+/// Bounds what the other side of a bulk connection may have under way, so that it stays short of
+/// filling the queue of a network card.
+pub(crate) fn bound_window(stream: &TcpStream) -> io::Result<()> {
+    Ok(sockopt::set_socket_recv_buffer_size(stream, BULK_WINDOW_BYTES)?)
 }

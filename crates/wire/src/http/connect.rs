@@ -15,7 +15,7 @@ use super::client::Target;
 use super::error::CallError;
 use crate::dscp::Dscp;
 use crate::limits::CONNECT_TIMEOUT;
-use crate::tls::{ClientStream, IdentitySlot, tune};
+use crate::tls::{ClientStream, IdentitySlot, bound_window, tune};
 
 /// By what a client is known, and by what it knows others.
 pub(super) enum Credentials {
@@ -60,6 +60,8 @@ impl Connector {
         if target.alpn == Alpn::Bulk {
             let dscp = *self.dscp_bulk.lock().unwrap_or_else(PoisonError::into_inner);
             dscp.try_mark(&stream);
+            bound_window(&stream)
+                .map_err(|source| CallError::Unreachable { address: address(), source })?;
         }
         let handshake = TlsConnector::from(config).connect(target.peer.server_name(), stream);
         let stream = within(target, "agreeing on TLS", handshake).await?.map_err(|error| {

@@ -11,6 +11,8 @@ mod server;
 #[cfg(test)]
 mod client_test;
 #[cfg(test)]
+mod marking_test;
+#[cfg(test)]
 mod server_test;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use super::body::{CountedBody, GuardedBody};
 use super::error::ApiError;
 use crate::limits::{ACCEPT_PAUSE, ServerLimits};
+use crate::piecewise::Piecewise;
 use crate::tls::{IdentitySlot, ServerStream, tune};
 
 /// What serves a connection that is not HTTP. When its future is dropped, the connection ends; at
@@ -280,7 +281,14 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, tls: &Tls, shared: &Shar
     match handler {
         Handler::Http(router) => {
             let router = present.is_some().then(|| router.clone());
-            Box::pin(serve_http(stream, router, peer, from, shared)).await;
+            if alpn == Some(Alpn::Bulk) {
+                match Piecewise::new(stream, |stream| stream.get_ref().0) {
+                    Ok(stream) => Box::pin(serve_http(stream, router, peer, from, shared)).await,
+                    Err(error) => tracing::debug!(%from, %error, "socket cannot be set up"),
+                }
+            } else {
+                Box::pin(serve_http(stream, router, peer, from, shared)).await;
+            }
         }
         Handler::Raw(raw) => {
             // Without a certificate there is only HTTP.
