@@ -233,3 +233,7 @@ fn lock<T>(outcomes: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // Only whole entries are put in and taken out.
     outcomes.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "deltas_test.rs"]
+mod deltas_test;

@@ -226,6 +226,7 @@ impl Fetcher {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn failed(error: reqwest::Error) -> FetchError {
     if error.is_timeout() { FetchError::TimedOut } else { FetchError::Unreachable(chain(&error)) }
 }

@@ -55,7 +55,9 @@ pub struct PublishRequest {
 
 /// Hears, in words, what a long work is at.
 #[derive(Clone, Default)]
-pub struct Told(Option<Arc<dyn Fn(&str) + Send + Sync>>);
+pub struct Told(Option<Arc<Hear>>);
+
+type Hear = dyn Fn(&str) + Send + Sync;
 
 impl Told {
     /// Hears by a function.

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
+use std::slice::from_ref;
 use std::sync::Arc;
 
 use cohort_artifact::{Delta, DeltaMaker, hash_file, pack_folder};
@@ -123,11 +124,11 @@ fn only_what_is_less_than_what_is_missing() {
     assert!(pair.choose(&disk.store, &deltas).is_some());
     // So many bytes of a longer delta are more than what the last unit takes.
     let long = Delta { length: 3 * UNIT as u64, ..pair.delta.clone() };
-    assert_eq!(pair.choose(&disk.store, &[long.clone()]), Some(long.clone()));
+    assert_eq!(pair.choose(&disk.store, from_ref(&long)), Some(long.clone()));
     hold_some(&disk, &pair.new, units - 1);
-    assert_eq!(pair.choose(&disk.store, &[long.clone()]), None);
+    assert_eq!(pair.choose(&disk.store, from_ref(&long)), None);
     // The shortest that can be applied.
-    assert_eq!(pair.choose(&disk.store, &[long, pair.delta.clone()]), Some(pair.delta.clone()));
+    assert_eq!(pair.choose(&disk.store, &[long, pair.delta.clone()]), Some(pair.delta));
 }
 
 #[test]
@@ -136,7 +137,7 @@ fn a_way_that_is_not_known_here_is_passed_over() {
     disk.hold(&pair.old);
     for method in ["bsdiff", "segments-1+zstd-99999-3", ""] {
         let other = Delta { method: method.into(), ..pair.delta.clone() };
-        assert_eq!(pair.choose(&disk.store, &[other.clone()]), None);
+        assert_eq!(pair.choose(&disk.store, from_ref(&other)), None);
         let found = pair.choose(&disk.store, &[other, pair.delta.clone()]);
         assert_eq!(found, Some(pair.delta.clone()));
     }
@@ -205,10 +206,10 @@ fn a_crash_in_the_middle_costs_a_try() {
         File::create(&aside).unwrap().write_all(&pair.new.bytes[..UNIT]).unwrap();
         let reopened = disk.reopened();
         assert!(!aside.exists() && !reopened.is_whole(pair.new.digest()));
-        assert!(pair.choose(&reopened, &[pair.delta.clone()]).is_some(), "after {tries}");
+        assert!(pair.choose(&reopened, from_ref(&pair.delta)).is_some(), "after {tries}");
     }
     disk.store.put_tries(pair.new.digest(), TRIES_MAX).unwrap();
-    assert_eq!(pair.choose(&disk.reopened(), &[pair.delta.clone()]), None);
+    assert_eq!(pair.choose(&disk.reopened(), from_ref(&pair.delta)), None);
     // Stopped by us: no try is lost.
     disk.store.put_tries(pair.new.digest(), 0).unwrap();
     let (artifact, length) = (pair.new.digest(), pair.new.release.length);
