@@ -50,7 +50,7 @@ pub(crate) struct Outcome {
 }
 
 /// What it took to bring a release to all servers of a group.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 struct Moved {
     /// Length of the release.
     release_bytes: u64,
@@ -65,17 +65,23 @@ impl Moved {
     /// again is for a leader that changes in the middle, and for what counts on the wire beside
     /// the release itself.
     fn once(self) -> bool {
-        self.mirror_bytes * 2 <= self.release_bytes * 3
+        self.mirror_bytes > 0 && self.mirror_bytes * 2 <= self.release_bytes * 3
+    }
+
+    /// A release may come in parts: for some servers whole, for others as a difference.
+    fn of<'a>(transfers: impl Iterator<Item = &'a TransferStatus>) -> Moved {
+        transfers.fold(Moved::default(), |sum, transfer| Moved {
+            release_bytes: sum.release_bytes + transfer.length_bytes,
+            mirror_bytes: sum.mirror_bytes + transfer.mirror_bytes,
+            peer_bytes: sum.peer_bytes + transfer.peer_bytes,
+        })
     }
 
     /// The leader's figures begin anew with every leader: what was seen already stays.
-    fn merge(seen: Option<Moved>, transfer: &TransferStatus) -> Moved {
-        let seen = seen.unwrap_or(Moved { release_bytes: 0, mirror_bytes: 0, peer_bytes: 0 });
-        Moved {
-            release_bytes: transfer.length_bytes,
-            mirror_bytes: seen.mirror_bytes.max(transfer.mirror_bytes),
-            peer_bytes: seen.peer_bytes.max(transfer.peer_bytes),
-        }
+    fn keep_most(&mut self, now: Moved) {
+        self.release_bytes = self.release_bytes.max(now.release_bytes);
+        self.mirror_bytes = self.mirror_bytes.max(now.mirror_bytes);
+        self.peer_bytes = self.peer_bytes.max(now.peer_bytes);
     }
 }
 
@@ -240,6 +246,15 @@ impl Stage {
         ends: &BTreeMap<String, acts::End>,
     ) -> Result<()> {
         let begun = Instant::now();
+        let outcome = |group: &str, state: &str| Outcome {
+            act,
+            group: group.to_owned(),
+            release: release.to_owned(),
+            state: state.to_owned(),
+            ok: false,
+            seconds: (begun.elapsed().as_secs_f64() * 10.0).round() / 10.0,
+            moved: None,
+        };
         let mut open: Vec<String> = ends.keys().cloned().collect();
         let mut shown = view::View::new(self.exit);
         let mut seen: BTreeMap<String, String> = BTreeMap::new();
@@ -254,10 +269,8 @@ impl Stage {
                 let of_this = |transfer: &&TransferStatus| {
                     transfer.version.as_ref().is_some_and(|version| version.as_str() == release)
                 };
-                if let Some(transfer) = status.transfers.iter().find(of_this) {
-                    let merged = Moved::merge(moved.get(&group).copied(), transfer);
-                    moved.insert(group.clone(), merged);
-                }
+                let now = Moved::of(status.transfers.iter().filter(of_this));
+                moved.entry(group.clone()).or_default().keep_most(now);
                 if open.contains(&group) && ends[&group].reached(&status) {
                     open.retain(|name| *name != group);
                     let counted = (act == COUNTED_ACT).then(|| moved.get(&group).copied());
@@ -265,8 +278,8 @@ impl Stage {
                     if !once {
                         eprintln!("act {act}: {group}: {counted:?} is no longer once");
                     }
-                    let counted = counted.flatten();
-                    self.note(act, &group, release, &seen[&group], once, begun, counted);
+                    let told = outcome(&group, &seen[&group]);
+                    self.note(Outcome { ok: once, moved: counted.flatten(), ..told });
                 }
                 statuses.push(status);
             }
@@ -275,7 +288,7 @@ impl Stage {
         }
         for group in open {
             let state = seen.get(&group).cloned().unwrap_or_else(|| "unknown".into());
-            self.note(act, &group, release, &state, false, begun, None);
+            self.note(outcome(&group, &state));
             if let Ok(status) = self.fleet.status(&group) {
                 eprintln!("act {act}: {}", cohort_trial::watch::line(&status));
             }
@@ -283,33 +296,17 @@ impl Stage {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one column of the outcome each")]
-    fn note(
-        &mut self,
-        act: u32,
-        group: &str,
-        release: &str,
-        state: &str,
-        ok: bool,
-        begun: Instant,
-        moved: Option<Moved>,
-    ) {
-        let seconds = (begun.elapsed().as_secs_f64() * 10.0).round() / 10.0;
-        let outcome = Outcome {
-            act,
-            group: group.to_owned(),
-            release: release.to_owned(),
-            state: state.to_owned(),
-            ok,
-            seconds,
-            moved,
-        };
+    fn note(&mut self, outcome: Outcome) {
         if self.exit {
             println!("{}", serde_json::to_string(&outcome).unwrap_or_default());
         } else if !std::io::stdout().is_terminal() {
             println!(
-                "act {act}: {group} is {state} after {seconds} s: {}",
-                if ok { "as told" } else { "NOT AS TOLD" }
+                "act {}: {} is {} after {} s: {}",
+                outcome.act,
+                outcome.group,
+                outcome.state,
+                outcome.seconds,
+                if outcome.ok { "as told" } else { "NOT AS TOLD" }
             );
         }
         self.outcomes.push(outcome);
