@@ -12,7 +12,7 @@ use cohort_core::orders::{FetchOrder, Source};
 use cohort_core::release::Release;
 use cohort_core::report::Blame;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -45,6 +45,10 @@ const PROGRESS_MS: u64 = 250;
 
 /// How often links are looked after, in milliseconds: a fraction of what counts as silence.
 const LINK_LOOK_MS: u64 = 50;
+
+/// A server that did not look after its links for this long, in milliseconds, was held up itself (a
+/// machine that is overloaded, or was suspended): what it did not hear is nobody's silence.
+const DEAF_MS: u64 = 4 * LINK_LOOK_MS;
 
 /// How long a parent may hold the question for unit hashes that it has not got yet, in milliseconds.
 const HASHES_WAIT_MS: u64 = 5_000;
@@ -225,11 +229,16 @@ struct Fetch<'a> {
     order: FetchOrder,
     claim: Arc<Claim>,
     part: Option<Arc<Part>>,
+    prepared: Option<JoinHandle<Result<(), StoreError>>>,
     sources: Sources,
     tasks: JoinSet<Ended>,
     under_way: HashMap<Id, UnderWay>,
     guides: Option<watch::Receiver<guidance::Heard>>,
     links: BTreeMap<ServerId, Link>,
+    /// When links were last looked after.
+    looked_at_ms: u64,
+    /// Nobody counts as silent before this: it was this server that did not listen.
+    deaf_until_ms: u64,
     /// What this fetch may take from mirrors: its part of the zone's limit.
     mirror_budget: Arc<Budget>,
     begun: Instant,
@@ -254,11 +263,14 @@ impl<'a> Fetch<'a> {
             order,
             claim,
             part: None,
+            prepared: None,
             sources,
             tasks: JoinSet::new(),
             under_way: HashMap::new(),
             guides,
             links: BTreeMap::new(),
+            looked_at_ms: 0,
+            deaf_until_ms: 0,
             mirror_budget: Arc::new(Budget::within(Arc::clone(&context.download))),
             begun: Instant::now(),
             plan: None,
@@ -281,8 +293,14 @@ impl<'a> Fetch<'a> {
             claim.hashes()
         })
         .await?;
-        if let Some(hashes) = hashes {
-            self.begin(hashes).await?;
+        match hashes {
+            Some(hashes) => self.begin(hashes).await?,
+            None => {
+                // Claiming the space of a large file takes as long as asking for its hashes.
+                let claim = Arc::clone(&self.claim);
+                let prepare = move || claim.prepare(reserve);
+                self.prepared = Some(tokio::task::spawn_blocking(prepare));
+            }
         }
         // Hashing what was left is no time in which a source could have delivered.
         self.begun = Instant::now();
@@ -291,6 +309,9 @@ impl<'a> Fetch<'a> {
 
     async fn begin(&mut self, hashes: Arc<UnitHashes>) -> Result<(), FetchError> {
         let (claim, reserve) = (Arc::clone(&self.claim), self.context.limits.reserve_bytes);
+        if let Some(prepared) = self.prepared.take() {
+            prepared.await.map_err(FetchError::Task)??;
+        }
         let part = blocking(move || claim.begin(hashes, reserve)).await?;
         self.resumed = part.held();
         self.held = self.resumed;
@@ -424,6 +445,11 @@ impl<'a> Fetch<'a> {
         now_ms: u64,
     ) {
         let limits = Arc::clone(&self.context.limits);
+        if now_ms.saturating_sub(self.looked_at_ms) > DEAF_MS && !self.links.is_empty() {
+            self.deaf_until_ms = now_ms + limits.silence_ms_max;
+        }
+        self.looked_at_ms = now_ms;
+        let listened = now_ms >= self.deaf_until_ms;
         let silent: Vec<(ServerId, u64)> = self
             .links
             .iter()
@@ -434,7 +460,7 @@ impl<'a> Fetch<'a> {
                 } else {
                     (link.begun_ms, limits.link_begin_ms_max)
                 };
-                (now_ms.saturating_sub(since) > ms).then(|| (server.clone(), ms))
+                (listened && now_ms.saturating_sub(since) > ms).then(|| (server.clone(), ms))
             })
             .collect();
         let mut out: BTreeSet<ServerId> = BTreeSet::new();
@@ -533,7 +559,11 @@ impl<'a> Fetch<'a> {
             heard: Arc::new(Heard::new(self.begun)),
         };
         let heard = Arc::clone(&context.heard);
-        let answer = self.ask(source, what);
+        let lacks = match &self.part {
+            Some(part) if what == What::Link => part.have().complement().runs(RUNS_MAX),
+            Some(_) | None => Vec::new(),
+        };
+        let answer = self.ask(source, what, lacks.clone());
         let (part, length) = (self.part.clone(), self.release().length);
         let from = source.clone();
         let task = self.tasks.spawn(async move {
@@ -551,7 +581,7 @@ impl<'a> Fetch<'a> {
                             return Err(RequestError::Absent);
                         };
                         context.heard.now();
-                        take_link(&context, &mut measured, &part, parent, answer).await?;
+                        take_link(&context, &mut measured, &part, parent, &lacks, answer).await?;
                         Ok(Vec::new())
                     }
                     (What::Units(_) | What::Link, None) => Err(RequestError::Absent),
@@ -574,6 +604,7 @@ impl<'a> Fetch<'a> {
         &self,
         source: &SourceId,
         what: What,
+        lacks: Vec<UnitRun>,
     ) -> impl Future<Output = io::Result<http::Response<ByteStream>>> + Send + 'static {
         let release = self.release();
         let (digest, length) = (release.artifact.clone(), release.length);
@@ -581,10 +612,6 @@ impl<'a> Fetch<'a> {
         let mirrors = Arc::clone(&self.context.mirrors);
         let peers = Arc::clone(&self.context.peers);
         let (source, address) = (source.clone(), self.sources.address(source));
-        let lacks = match &self.part {
-            Some(part) if what == What::Link => part.have().complement().runs(RUNS_MAX),
-            Some(_) | None => Vec::new(),
-        };
         let guided = self.guides.is_some();
         async move {
             match (source, what) {

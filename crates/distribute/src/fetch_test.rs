@@ -8,7 +8,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::plan::{FetchWait, SourceKind};
-use crate::testing::{DEADLINE, Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, quick};
+use crate::testing::{
+    DEADLINE, Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, patient, quick,
+};
 use crate::{FetchError, Progress, StoreError, StoreOptions, fetch};
 
 fn sample() -> Sample {
@@ -20,7 +22,7 @@ async fn an_artifact_comes_whole_and_every_byte_once() {
     for length in [1, UNIT - 1, UNIT, UNIT + 1, 40 * UNIT + 777] {
         let (disk, sample) = (Disk::new(), Sample::new("lengths", length));
         let mirror = Mirror::start(&[&sample], Manners::default()).await;
-        let context = context(&disk, &[&mirror], quick());
+        let context = context(&disk, &[&mirror], patient());
         let (result, progress) = fetch_once(&context, sample.order()).await;
         result.unwrap();
         disk.assert_holds(&sample);
@@ -39,7 +41,7 @@ async fn a_mirror_dies_in_the_middle_and_the_next_goes_on_from_there() {
     let dying = Manners { dies_after: Some(15 * UNIT as u64), ..Manners::default() };
     let first = Mirror::start(&[&sample], dying).await;
     let second = Mirror::start(&[&sample], Manners::default()).await;
-    let context = context(&disk, &[&first, &second], quick());
+    let context = context(&disk, &[&first, &second], patient());
     let (result, progress) = fetch_once(&context, sample.order()).await;
     result.unwrap();
     disk.assert_holds(&sample);
@@ -91,7 +93,7 @@ async fn after_a_crash_only_what_is_missing_is_fetched() {
     let gate = Arc::new(Semaphore::new(0));
     let slow = Manners { gate: Some((20 * UNIT as u64, Arc::clone(&gate))), ..Manners::default() };
     let mirror = Mirror::start(&[&sample], slow).await;
-    let half = context(&disk, &[&mirror], crate::Limits { idle_ms_max: 20_000, ..quick() });
+    let half = context(&disk, &[&mirror], patient());
     let (_orders, receiver) = watch::channel(sample.order());
     let (progress, mut shown) = watch::channel(Progress::default());
     let cancel = CancellationToken::new();
@@ -114,7 +116,8 @@ async fn after_a_crash_only_what_is_missing_is_fetched() {
     disk.store = disk.reopened();
     assert!(disk.store.held().is_empty());
     let mirror = Mirror::start(&[&sample], Manners::default()).await;
-    let (result, progress) = fetch_once(&context(&disk, &[&mirror], quick()), sample.order()).await;
+    let (result, progress) =
+        fetch_once(&context(&disk, &[&mirror], patient()), sample.order()).await;
     result.unwrap();
     disk.assert_holds(&sample);
     let resumed = progress.bytes_resumed;
@@ -199,7 +202,7 @@ async fn a_mirror_that_ignores_ranges_is_asked_for_everything_once() {
     let (disk, sample) = (Disk::new(), sample());
     let plain = Manners { ignores_ranges: true, ..Manners::default() };
     let mirror = Mirror::start(&[&sample], plain).await;
-    fetch_once(&context(&disk, &[&mirror], quick()), sample.order()).await.0.unwrap();
+    fetch_once(&context(&disk, &[&mirror], patient()), sample.order()).await.0.unwrap();
     disk.assert_holds(&sample);
     // The hashes, two ranges that were answered with everything (and dropped), everything.
     assert!(mirror.requests() <= 4, "{}", mirror.requests());
@@ -211,7 +214,7 @@ async fn retry_after_is_obeyed() {
     let busy = Manners { busy: AtomicU32::new(1), ..Manners::default() };
     let mirror = Mirror::start(&[&sample], busy).await;
     let begun = Instant::now();
-    fetch_once(&context(&disk, &[&mirror], quick()), sample.order()).await.0.unwrap();
+    fetch_once(&context(&disk, &[&mirror], patient()), sample.order()).await.0.unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!(mirror.requests(), 3, "busy, hashes, units");
 }
@@ -246,7 +249,7 @@ async fn a_dropped_order_or_a_cancelled_token_ends_the_fetch() {
     let silent = Manners { silent: true, ..Manners::default() };
     let mirror = Mirror::start(&[&sample], silent).await;
     let context =
-        context(&disk, &[&mirror], crate::Limits { first_byte_ms_max: 20_000, ..quick() });
+        context(&disk, &[&mirror], crate::Limits { first_byte_ms_max: 20_000, ..patient() });
     for by_token in [true, false] {
         let (orders, receiver) = watch::channel(sample.order());
         let (progress, _) = watch::channel(Progress::default());

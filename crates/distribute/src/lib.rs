@@ -67,6 +67,8 @@ pub use transport::{
 pub use unit_set::{UnitRun, UnitSet};
 
 #[cfg(test)]
+mod bad_peers_test;
+#[cfg(test)]
 mod budget_test;
 #[cfg(test)]
 mod delta_group_test;

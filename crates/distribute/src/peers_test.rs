@@ -18,11 +18,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::plan::SourceKind;
 use crate::testing::{
-    DEADLINE, Disk, Manners, Mirror, Sample, UNIT, fetch_once, quick, with_peers,
+    DEADLINE, Disk, Manners, Mirror, Sample, UNIT, fetch_once, patient, quick, with_peers,
 };
 use crate::{
-    Downloads, FetchContext, FetchStatus, Limits, Progress, ServeLimits, WirePeers, bulk_router,
-    fetch,
+    Downloads, FetchContext, FetchStatus, FreeSpace, Limits, Progress, ServeLimits, StoreOptions,
+    WirePeers, bulk_router, fetch,
 };
 
 struct Zone {
@@ -94,7 +94,7 @@ async fn units_come_from_several_holders_and_no_mirror_is_asked() {
     a.disk.hold(&sample);
     b.disk.hold(&sample);
     let mirror = Mirror::start(&[&sample], Manners::default()).await;
-    let context = zone.context(&me, &[&mirror], quick());
+    let context = zone.context(&me, &[&mirror], patient());
     let order = FetchOrder { from_mirror: true, ..from_peers(&sample, &[&a, &b]) };
     let (result, progress) = fetch_once(&context, order).await;
     result.unwrap();
@@ -145,8 +145,7 @@ async fn a_server_that_is_still_fetching_passes_on_what_it_has() {
         Manners { gate: Some((30 * UNIT as u64, Arc::clone(&gate))), ..Manners::default() };
     let mirror = Mirror::start(&[&sample], manners).await;
     let middle = zone.server("middle", ServeLimits::default()).await;
-    let patient = Limits { idle_ms_max: 20_000, unit_ms_max: 20_000, ..quick() };
-    let upstream = zone.context(&middle.disk, &[&mirror], patient);
+    let upstream = zone.context(&middle.disk, &[&mirror], patient());
     let (_orders, receiver) = watch::channel(sample.order());
     let (progress, mut shown) = watch::channel(Progress::default());
     let leader = tokio::spawn(async move {
@@ -156,7 +155,7 @@ async fn a_server_that_is_still_fetching_passes_on_what_it_has() {
     drop(tokio::time::timeout(DEADLINE, enough).await.unwrap().unwrap());
     let (orders, receiver) = watch::channel(from_peers(&sample, &[&middle]));
     let (progress, mut shown) = watch::channel(Progress::default());
-    let context = zone.context(&me, &[], quick());
+    let context = zone.context(&me, &[], patient());
     let follower = tokio::spawn(async move {
         Box::pin(fetch(&context, receiver, &progress, &CancellationToken::new())).await
     });
@@ -275,16 +274,20 @@ async fn one_server_may_not_take_every_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn downloads_follow_the_orders() {
-    let (zone, me) = (Zone::new(), Disk::new());
-    let (first, second, third) =
+    // The third one does not fit on the disk, which is known at once: nothing here is a matter of
+    // time.
+    let small: FreeSpace = Arc::new(|_| Ok(20 << 20));
+    let (zone, me) =
+        (Zone::new(), Disk::with(StoreOptions { free_space: Some(small), rehash: false }));
+    let (first, second, mut third) =
         (sample(), Sample::new("second", 3 * UNIT), Sample::new("third", 3 * UNIT));
+    third.release.length = 1 << 30;
     let mirror = Mirror::start(&[&first, &second], Manners::default()).await;
-    let limits = Limits { give_up_ms: 300, ..quick() };
-    let downloads = Downloads::new(zone.context(&me, &[&mirror], limits));
+    let downloads = Downloads::new(zone.context(&me, &[&mirror], patient()));
     let mut statuses = downloads.statuses();
     let waiting = FetchOrder { from_mirror: false, ..second.order() };
     downloads.set_orders(&[first.order(), waiting.clone(), third.order(), waiting]);
-    // The first comes; the second has nobody to ask and waits; the third is nowhere.
+    // The first comes; the second has nobody to ask and waits; the third is too large.
     let settled = statuses.wait_for(|all| {
         let underway = matches!(all.get(second.digest()), Some(FetchStatus::UnderWay { .. }));
         let failed = matches!(all.get(third.digest()), Some(FetchStatus::Failed { .. }));

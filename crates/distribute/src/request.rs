@@ -22,10 +22,14 @@ use crate::progress::ByteCounters;
 use crate::store::hashes_length;
 use crate::store_error::StoreError;
 use crate::transport::ByteStream;
-use crate::unit_set::UnitRun;
+use crate::unit_set::{UnitRun, UnitSet};
 
 /// `Retry-After` without a number that can be read.
 const RETRY_AFTER_MS: u64 = 1_000;
+
+/// Signs of life that a parent may give at once, and in a second: ten are due.
+const SIGNS_MAX: u64 = 100;
+const SIGNS_PER_S_MAX: u64 = 50;
 
 /// How long an answer may take to end after its last byte; a source that does not end it loses the
 /// connection, nothing else.
@@ -202,15 +206,19 @@ pub(crate) async fn take_units(
 }
 
 /// Takes what a parent sends, unit by unit as it gets them, until it has sent everything that was
-/// lacking. Each is verified and written, and with that free to be passed on, before the next.
+/// lacking, and nothing else. Each is verified and written, and with that free to be passed on, before the next.
 pub(crate) async fn take_link(
     context: &RequestContext,
     measured: &mut Measured,
     part: &Arc<Part>,
     parent: &ServerId,
+    lacks: &[UnitRun],
     answer: http::Response<ByteStream>,
 ) -> Result<(), RequestError> {
     let mut body = Body::new(context, measured, answer.into_body());
+    // Every unit that was asked for, once: what goes beyond has no end.
+    let mut due = UnitSet::from_runs(part.hashes().count(), lacks);
+    let mut signs: u64 = 0;
     loop {
         if body.rest.is_empty() {
             body.pay().await;
@@ -222,9 +230,18 @@ pub(crate) async fn take_link(
         let head = body.take(INDEX_BYTES, context.limits.unit_ms_max, "index of a unit").await?;
         let index = u32::from_be_bytes(head.try_into().unwrap_or([0xff; INDEX_BYTES]));
         if index == ALIVE {
+            signs += 1;
+            let most = SIGNS_MAX + body.begun.elapsed().as_secs() * SIGNS_PER_S_MAX;
+            if signs > most {
+                return Err(RequestError::Length(format!("{signs} signs of life")));
+            }
             continue;
         }
         let (_, length) = part.hashes().span(index).map_err(RequestError::Wrong)?;
+        if !due.remove(index) {
+            let text = format!("unit {index}, which was not asked for, or came before");
+            return Err(RequestError::Length(text));
+        }
         let frame = body.take_unit(index, length).await?;
         if part.has(index) {
             continue;

@@ -19,6 +19,9 @@ use crate::request::{Measured, RequestError};
 const RATE_BYTES_MIN: u64 = 256 << 10;
 const RATE_US_MIN: u64 = 2_000_000;
 
+/// Servers that are remembered for what they did although nobody names them any more.
+const OFFENDERS_MAX: usize = 64;
+
 /// Every source of one fetch: the mirrors, and the servers that an order named at some time.
 pub(crate) struct Sources {
     known: BTreeMap<SourceId, Known>,
@@ -58,15 +61,26 @@ impl Sources {
             let name = cut(source.server.as_str());
             let known = self.known.entry(id).or_insert_with(|| Known::new(name, None, rank));
             if known.source.as_ref() != Some(source) {
-                // A new address deserves a new try.
-                known.view.out_until_ms = None;
+                // A new address deserves a new try, wrong bytes elsewhere do not.
+                if known.refused_units == 0 {
+                    known.view.out_until_ms = None;
+                }
                 known.source = Some(source.clone());
             }
             known.listed = true;
             known.view.rank = rank;
         }
-        // Those that were dropped are kept only while an answer of theirs may still come.
-        self.known.retain(|_, known| known.listed || known.view.requests > 0);
+        // Those that were dropped are kept while an answer of theirs may still come. What they did
+        // wrong is not forgotten; that they did not answer is.
+        let mut offenders = 0;
+        self.known.retain(|_, known| {
+            let offender = !known.listed && !known.offences.is_empty();
+            offenders += usize::from(offender);
+            if !known.listed {
+                known.view.failures = 0;
+            }
+            known.listed || known.view.requests > 0 || offender && offenders <= OFFENDERS_MAX
+        });
     }
 
     /// What the planner may choose from.
@@ -143,6 +157,7 @@ impl Sources {
         known.view.out_until_ms = Some(known.view.out_until_ms.unwrap_or(0).max(until));
     }
 
+    /// How every one of them does that was asked, or is to be named for what it did.
     pub(crate) fn reports(&self) -> Vec<SourceReport> {
         let asked = self
             .known

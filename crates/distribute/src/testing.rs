@@ -296,6 +296,21 @@ pub(crate) fn quick() -> Limits {
     }
 }
 
+/// Limits that no machine is too busy for: where nothing is meant to fail, nothing fails by the
+/// clock.
+pub(crate) fn patient() -> Limits {
+    Limits {
+        first_byte_ms_max: 60_000,
+        idle_ms_max: 60_000,
+        unit_ms_max: 60_000,
+        request_ms_max: 60_000,
+        silence_ms_max: 30_000,
+        link_begin_ms_max: 30_000,
+        give_up_ms: 120_000,
+        ..quick()
+    }
+}
+
 pub(crate) fn mirror_list(mirrors: &[&Mirror]) -> Arc<MirrorList> {
     let urls: Vec<_> = mirrors.iter().map(|mirror| mirror.url.as_str()).collect();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
