@@ -30,7 +30,9 @@ pub(super) struct Seen {
     pub(super) rate: u64,
     /// The best that its link carried beside what mirrors gave.
     pub(super) link_rate: u64,
-    measured: (Instant, u64, u64),
+    /// When rates were last measured, and what had come from mirrors and from servers by then;
+    /// nothing before its first own report.
+    measured: Option<(Instant, u64, u64)>,
     pub(super) complained: Option<Instant>,
     /// Its parent has had more for this long.
     pub(super) behind_since: Option<Instant>,
@@ -56,7 +58,7 @@ impl Seen {
             mirror_rate: 0,
             rate: 0,
             link_rate: 0,
-            measured: (now, 0, 0),
+            measured: None,
             complained: None,
             behind_since: None,
             slow_since: None,
@@ -97,7 +99,9 @@ impl Seen {
     }
 
     fn measure(&mut self, now: Instant) {
-        let (at, mirror, peer) = self.measured;
+        let here = (now, self.mirror_bytes, self.peer_bytes);
+        // What came before a new leader heard of it says nothing about a rate.
+        let (at, mirror, peer) = *self.measured.get_or_insert(here);
         let over = now.saturating_duration_since(at);
         if over < RATE_OVER {
             return;
@@ -114,7 +118,7 @@ impl Seen {
         self.mirror_rate = smooth(self.mirror_rate, mirror_now);
         self.rate = smooth(self.rate, all_now);
         self.link_rate = self.link_rate.max(self.rate.saturating_sub(self.mirror_rate));
-        self.measured = (now, self.mirror_bytes, self.peer_bytes);
+        self.measured = Some(here);
     }
 
     pub(super) fn is_slow(&self) -> bool {

@@ -7,6 +7,9 @@ use cohort_core::ids::ServerId;
 
 use super::plan::Situation;
 
+/// How often a server waits for others to be placed: for those of its tier, and then for all.
+const WAITS_MAX: u8 = 2;
+
 /// The parents while they are being found.
 pub(super) struct Tree<'a> {
     situation: &'a Situation<'a>,
@@ -16,8 +19,8 @@ pub(super) struct Tree<'a> {
     placed: BTreeMap<&'a ServerId, Placed<'a>>,
     /// Racks with a server that can have children.
     racks: BTreeSet<&'a str>,
-    /// Servers for which no parent was found at first.
-    waiting: BTreeSet<&'a ServerId>,
+    /// Servers for which no parent was found, and how often.
+    waiting: BTreeMap<&'a ServerId, u8>,
     /// Children in the plan in force.
     before: BTreeMap<&'a ServerId, Vec<&'a ServerId>>,
 }
@@ -47,7 +50,7 @@ impl<'a> Tree<'a> {
                 before.entry(parent).or_default().push(child);
             }
         }
-        let (placed, racks, waiting) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        let (placed, racks, waiting) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
         Self { situation, heads, fan_out, placed, racks, waiting, before }
     }
 
@@ -69,22 +72,36 @@ impl<'a> Tree<'a> {
             self.keep(tier, self.placed.keys().copied().collect());
             while let Some(next) = self.next(tier) {
                 let parent = self.parent_for(next);
-                // One that refuses all that were placed waits for the others.
-                if parent.is_none_or(|parent| !self.may_feed(parent, next))
-                    && self.waiting.insert(next)
-                {
+                // One that refuses all that were placed waits, first for the others of its tier.
+                if parent.is_none_or(|parent| !self.may_feed(parent, next)) {
+                    let times = self.waiting.entry(next).or_default();
+                    *times += 1;
                     continue;
                 }
-                match self.insertion(next, parent) {
-                    Some((above, below)) => self.insert(next, above, below),
-                    None => self.place(next, parent),
-                }
-                // Whoever was below it stays there.
-                self.keep(tier, vec![next]);
+                self.settle(next, parent, tier);
             }
+        }
+        // Nobody is left out: somebody has to do.
+        let mut last: Vec<&ServerId> = self.waiting.keys().copied().collect();
+        last.retain(|id| !self.placed.contains_key(id));
+        for id in last {
+            let parent = self.parent_for(id);
+            self.settle(id, parent, self.tier(id));
         }
         let placed = self.placed.into_iter();
         placed.filter_map(|(id, placed)| Some((id.clone(), placed.parent?.clone()))).collect()
+    }
+
+    fn settle(&mut self, id: &'a ServerId, parent: Option<&'a ServerId>, tier: Tier) {
+        if self.placed.contains_key(id) {
+            return;
+        }
+        match self.insertion(id, parent) {
+            Some((above, below)) => self.insert(id, above, below),
+            None => self.place(id, parent),
+        }
+        // Whoever was below it stays there.
+        self.keep(tier, vec![id]);
     }
 
     fn place(&mut self, id: &'a ServerId, parent: Option<&'a ServerId>) {
@@ -124,12 +141,19 @@ impl<'a> Tree<'a> {
         let members = self.situation.members.iter();
         // Who says that it holds everything, and is not believed, is left to itself.
         let left = members.filter(|(id, m)| {
-            self.tier(id) == tier && !m.have.is_full() && !self.placed.contains_key(id)
+            let waits = self.waiting.get(id).is_some_and(|times| *times >= WAITS_MAX);
+            self.tier(id) == tier && !m.have.is_full() && !self.placed.contains_key(id) && !waits
         });
         left.min_by_key(|(id, member)| {
             let rack = member.rack.as_deref();
             let entered = rack.is_some_and(|rack| self.racks.contains(rack));
-            (self.waiting.contains(*id), Reverse(entered), rack, Reverse(member.have.held()), *id)
+            (
+                self.waiting.contains_key(*id),
+                Reverse(entered),
+                rack,
+                Reverse(member.have.held()),
+                *id,
+            )
         })
         .map(|(id, _)| id)
     }
