@@ -45,6 +45,11 @@ fn the_keys_are_those_of_the_configurations() {
     agent.rack = Some(String::new());
     agent.service_port = Some(1);
     agent.service_user = Some(String::new());
+    let limits =
+        [&mut agent.download_limit, &mut agent.upload_limit, &mut agent.zone_download_limit];
+    for limit in limits {
+        *limit = Some(agent.yield_floor);
+    }
     assert_keys(agent_keys::LAYOUT, &agent);
     let mut hub = HubConfig::new("/x");
     hub.repository_bucket = Some(String::new());
@@ -114,6 +119,34 @@ fn wrong_keys_and_values_name_where_they_are() {
     let failure = fails("platform = \"intel\"\n", &[]);
     assert_eq!(failure.error, "configuration does not say what `server` is");
     assert_eq!(failure.hints, ["set `server` in the file, COHORT_SERVER, or --server"]);
+}
+
+#[test]
+fn limits_marks_and_what_is_made_way_for_are_read_from_every_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "server = \"web-1\"\nplatform = \"intel\"\nyield_to = []\npacket_marking = \"8\"\n";
+    fs::write(dir.path().join("agent.toml"), text).unwrap();
+    let read = agent(dir.path(), &[]).unwrap();
+    assert_eq!((read.yield_to.len(), read.packet_marking.to_string().as_str()), (0, "8"));
+    assert_eq!(read.zone_download_limit, None);
+    fs::create_dir(dir.path().join("agent.d")).unwrap();
+    let limit = "zone_download_limit = \"50Mbit/s\"\nyield_to = [\"cpu\"]\n";
+    fs::write(dir.path().join("agent.d/50-limits.toml"), limit).unwrap();
+    let env = [("COHORT_YIELD_FLOOR", "1MB/s"), ("COHORT_PACKET_MARKING", "le")];
+    let read = agent(dir.path(), &env).unwrap();
+    assert_eq!(read.zone_download_limit.unwrap().bytes_per_second(), 6_250_000);
+    assert_eq!(read.yield_to, [cohort_agent::config::YieldTo::Cpu]);
+    assert_eq!(read.yield_floor.bytes_per_second(), 1_000_000);
+    assert_eq!(read.packet_marking, cohort_wire::dscp::Dscp::LOWER_EFFORT);
+    let wrong = [
+        ("COHORT_YIELD_TO", "io,disk"),
+        ("COHORT_YIELD_FLOOR", "fast"),
+        ("COHORT_PACKET_MARKING", "64"),
+    ];
+    for pair in wrong {
+        let failure = agent(dir.path(), &[pair]).unwrap_err();
+        assert!(failure.error.contains(pair.0), "{}", failure.error);
+    }
 }
 
 #[test]
