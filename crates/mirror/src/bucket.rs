@@ -124,7 +124,8 @@ impl Bucket {
             max_retries: RETRIES_MAX,
             retry_timeout: RETRY_TIME_MAX,
         };
-        Self::with(url, settings, Connector::that_waits(client), retry)
+        let http = Connector::that_waits(client).map_err(BucketError::Client)?;
+        Self::with(url, settings, http, retry)
     }
 
     /// Opens a bucket as an origin of a cache, which knows itself when to ask again.
@@ -134,7 +135,8 @@ impl Bucket {
         client: reqwest::Client,
     ) -> Result<Self, BucketError> {
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-        Self::with(url, settings, Connector::that_tells(client), retry)
+        let http = Connector::that_tells(client).map_err(BucketError::Client)?;
+        Self::with(url, settings, http, retry)
     }
 
     fn with(

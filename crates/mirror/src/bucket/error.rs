@@ -116,11 +116,13 @@ impl BucketError {
                 &["name it s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or \
                    file:///FOLDER"]
             }
-            Self::Settings { .. } => &[
-                "stores are reached as the environment says: AWS_REGION, AWS_ENDPOINT_URL, \
-                 AZURE_STORAGE_ACCOUNT_NAME, GOOGLE_SERVICE_ACCOUNT, and so on",
-                "a folder has to exist",
-            ],
+            Self::Settings { url, .. } if url.starts_with("file:") => {
+                &["a folder has to exist: where nothing is mounted, nothing is written"]
+            }
+            Self::Settings { .. } => {
+                &["stores are reached as the environment says: AWS_REGION, AWS_ENDPOINT_URL, \
+                   AZURE_STORAGE_ACCOUNT_NAME, GOOGLE_SERVICE_ACCOUNT, and so on"]
+            }
             Self::Request { why, .. } => hints_of(why),
             Self::NoRepository { .. } => {
                 &["`cohort init` makes one; the hub's is `repository` in its data folder"]

@@ -39,19 +39,47 @@ pub(super) struct NoCredentials {
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
     client: reqwest::Client,
+    /// For the machine's own addresses, which no proxy reaches.
+    machine: reqwest::Client,
     tells_busy: bool,
 }
 
 impl Connector {
     /// One whose user tries again when the store is busy.
-    pub(super) fn that_waits(client: reqwest::Client) -> Self {
-        Self { client, tells_busy: false }
+    pub(super) fn that_waits(client: reqwest::Client) -> reqwest::Result<Self> {
+        Ok(Self { client, machine: machine()?, tells_busy: false })
     }
 
     /// One that tells how long the store wants to be left alone ([`Busy`]).
-    pub(super) fn that_tells(client: reqwest::Client) -> Self {
-        Self { client, tells_busy: true }
+    pub(super) fn that_tells(client: reqwest::Client) -> reqwest::Result<Self> {
+        Ok(Self { client, machine: machine()?, tells_busy: true })
     }
+
+    /// Asks the machine who it is. What it refuses is final: it will not know more in a second.
+    async fn ask_machine(
+        &self,
+        name: String,
+        request: reqwest::Request,
+    ) -> Result<reqwest::Response, HttpError> {
+        let none = |reason: String| {
+            let machine = name.clone();
+            HttpError::new(HttpErrorKind::Unknown, NoCredentials { machine, reason })
+        };
+        let answer = self.machine.execute(request).await;
+        let answer = answer.map_err(|error| none(error.without_url().to_string()))?;
+        match answer.status() {
+            status if status.is_success() => Ok(answer),
+            status => Err(none(format!("it answers with status {status}"))),
+        }
+    }
+}
+
+fn machine() -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .timeout(MACHINE_TIME_MAX)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .build()
 }
 
 impl HttpConnector for Connector {
@@ -73,16 +101,10 @@ impl HttpService for Connector {
         if body.content_length() > 0 {
             *request.body_mut() = Some(reqwest::Body::wrap(body));
         }
-        if machine.is_some() {
-            *request.timeout_mut() = Some(MACHINE_TIME_MAX);
-        }
-        let answer = self.client.execute(request).await.map_err(|error| match machine {
-            Some(machine) => {
-                let reason = error.without_url().to_string();
-                HttpError::new(HttpErrorKind::Unknown, NoCredentials { machine, reason })
-            }
-            None => transport(error),
-        })?;
+        let answer = match machine {
+            Some(name) => self.ask_machine(name, request).await?,
+            None => self.client.execute(request).await.map_err(transport)?,
+        };
         let busy = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
         if self.tells_busy && busy.contains(&answer.status()) {
             let busy = Busy(retry_after(answer.headers()));

@@ -19,7 +19,7 @@ use cohort_artifact::{
 };
 use cohort_mirror::{Bucket, BucketSettings, push};
 
-use crate::support::{DEADLINE, Running, config, quick};
+use crate::support::{DEADLINE, Running, Sample, UNIT, config, quick};
 
 /// The releases that were tried.
 const MOTO: [&str; 3] = ["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
@@ -283,4 +283,31 @@ async fn a_busy_or_closed_store_is_an_origin_like_any_other() {
         }
         cache.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_folder_that_is_mounted_is_an_origin() {
+    let folder = tempfile::tempdir().unwrap();
+    let mounted = folder.path().join("mounted");
+    let sample = Sample::new("mounted", 40 * UNIT + 7);
+    for (path, bytes) in [
+        (sample.path(), sample.bytes.to_vec()),
+        (sample.units_path(), sample.hashes.to_bytes()),
+        ("/metadata/timestamp.json".to_owned(), b"one".to_vec()),
+    ] {
+        let path = mounted.join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    let mut config = config(folder.path(), &[], quick());
+    config.origins = vec![format!("file://{}", mounted.display())];
+    let cache = Running::start(config).await;
+    cache.assert_gives(&sample).await;
+    let timestamp = async || cache.get("/metadata/timestamp.json").await.1.unwrap();
+    assert_eq!((timestamp().await, timestamp().await), ("one".into(), "one".into()));
+    std::fs::write(mounted.join("metadata/timestamp.json"), "other").unwrap();
+    assert_eq!(timestamp().await, "other");
+    assert_eq!(cache.get("/metadata/2.root.json").await.0, 404);
+    let absent = Sample::new("absent", UNIT);
+    assert_eq!(cache.get(&absent.path()).await.0, 404);
 }
