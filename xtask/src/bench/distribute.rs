@@ -48,6 +48,9 @@ pub(crate) struct DistributeArgs {
     logs: Option<PathBuf>,
 }
 
+/// Where two versions of a real package are, below the folder on the disk.
+const PACKAGES: &str = "packages";
+
 impl DistributeArgs {
     fn runs(&self) -> usize {
         self.runs.map_or(if self.quick { 2 } else { 3 }, usize::from)
@@ -69,7 +72,13 @@ pub(crate) fn run(args: &DistributeArgs, all: &BenchArgs) -> Result<bool> {
             need("aria2c", "--version", "aria2")?;
         }
         all.programs()?;
-        return sandbox::enter(&args.disk);
+        return sandbox::enter(&args.disk, |disk| {
+            if plan::rows(args).any(|(what, ..)| what.starts_with("delta."))
+                && let Err(error) = delta::fetch(&disk.join(PACKAGES))
+            {
+                eprintln!("error: {error:#}");
+            }
+        });
     };
     sandbox::furnish(&folder)?;
     let measured = plan::measure(args, &all.programs()?, &folder);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::zone::{Links, Transfer, Zone};
+use super::zone::{Links, Transfer, UNIT_BYTES, Zone};
 use crate::bench::{GROUP, median};
 
 /// A server that was killed is started again after this.
@@ -135,41 +135,39 @@ pub(super) fn kill_leader(
 }
 
 /// One server's disk lies: it holds the artifact whole by name, length and hashes, and every unit
-/// of it is wrong. It offers that to all others from the beginning.
+/// of it is wrong. It comes when the others have just begun, and offers them everything.
 pub(super) fn corrupt(zone: &mut Zone, mib: usize) -> Result<Figures> {
     let leader = leader(zone)?;
     let bad = zone.servers().into_iter().skip(1).find(|name| *name != leader);
     let bad = bad.context("no server whose disk may lie")?;
     let ready = zone.publish(mib << 20)?;
+    let before = refused(zone, &bad)?;
     zone.fleet.stop_agent(&bad);
     let mut bytes = fs::read(zone.original(&ready.root))?;
-    for unit in bytes.chunks_mut(64 * 1024) {
+    for unit in bytes.chunks_mut(UNIT_BYTES) {
         unit[0] ^= 1;
     }
     let held = zone.artifacts(&bad).join(&ready.root);
     fs::write(&held, bytes)?;
     let hashes = format!("{}.units", ready.root);
     fs::copy(zone.original(&hashes), zone.artifacts(&bad).join(&hashes))?;
-    zone.fleet.start_agent(&bad)?;
-    settled(zone)?;
-    let before = refused(zone)?;
     let lost = bad.clone();
-    let transfer = zone.send(&ready, |_| Ok(vec![lost]))?;
+    // Not before: what nobody ordered is removed when an agent starts.
+    let transfer = zone.send(&ready, |zone| {
+        zone.fleet.start_agent(&lost)?;
+        Ok(vec![lost])
+    })?;
     transfer.tell(&format!("the disk of {bad} lies"));
-    let refused = refused(zone)? - before;
+    let refused = refused(zone, &bad)? - before;
     let named = |args: &[&str]| {
         let output = zone.fleet.try_run(args).map(|output| output.stdout).unwrap_or_default();
-        String::from_utf8_lossy(&output)
-            .lines()
-            .filter(|line| line.contains(&bad) && line.contains("wrong"))
-            .map(|line| line.trim().to_owned())
-            .next()
+        let text = String::from_utf8_lossy(&output);
+        let line = text.lines().find(|line| line.contains(&bad) && line.contains("wrong"));
+        line.map_or_else(|| "does not name it".to_owned(), |line| line.trim().to_owned())
     };
-    eprintln!(
-        "    {refused} units were refused; `cohort why`: {}; `cohort status`: {}",
-        named(&["why", GROUP]).unwrap_or_else(|| "does not name it".to_owned()),
-        named(&["status", GROUP]).unwrap_or_else(|| "does not name it".to_owned()),
-    );
+    eprintln!("    {refused} units were refused, {} forwarded", transfer.wrong_units);
+    eprintln!("    cohort why: {}", named(&["why", GROUP]));
+    eprintln!("    cohort status: {}", named(&["status", GROUP]));
     ensure!(refused >= 1.0, "no wrong unit was offered to anybody, so nothing was proven");
     // Its disk is mended, so that those who come after are not measured with it.
     zone.fleet.stop_agent(&bad);
@@ -208,8 +206,15 @@ fn head(zone: &Zone) -> Result<String> {
     }
 }
 
-/// Waits until every server was heard of since it came back.
+/// Waits until every agent answers, and every server was heard of lately.
 fn settled(zone: &Zone) -> Result<()> {
+    let begun = Instant::now();
+    for agent in zone.fleet.agents().values() {
+        while TcpStream::connect_timeout(&agent.probe, Duration::from_secs(1)).is_err() {
+            ensure!(begun.elapsed() < SETTLE_MAX, "{} does not come back", agent.server);
+            sleep(LOOK_EVERY);
+        }
+    }
     zone.fleet.until_complete(SETTLE_MAX)?;
     let fresh = |age: Option<u64>| age.is_some_and(|age| age < 3_000);
     zone.fleet
@@ -222,10 +227,10 @@ fn settled(zone: &Zone) -> Result<()> {
         .map(drop)
 }
 
-/// Units that servers refused until now, by their own metrics.
-fn refused(zone: &Zone) -> Result<f64> {
+/// Units that all servers but one refused until now, by their own metrics.
+fn refused(zone: &Zone, but: &str) -> Result<f64> {
     let mut sum = 0.0;
-    for agent in zone.fleet.agents().values() {
+    for agent in zone.fleet.agents().values().filter(|agent| agent.server != but) {
         let mut stream = TcpStream::connect_timeout(&agent.probe, Duration::from_secs(5))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n")?;

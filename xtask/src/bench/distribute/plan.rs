@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::DistributeArgs;
 use super::faults::{self, Figures};
 use super::rivals::{self, Compared};
 use super::zone::{Links, Transfer, Zone};
+use super::{DistributeArgs, PACKAGES};
 use super::{delta, service};
 use crate::bench::{Better, Row, median};
 use crate::build::Programs;
@@ -146,7 +146,7 @@ impl Work<'_> {
             }
             Ok(BTreeMap::from([("service_p99_ratio", median(&mut ratios)?)]))
         });
-        let packages = self.folder.join("memory/packages");
+        let packages = self.folder.join("disk").join(PACKAGES);
         self.part(&["delta."], usual, |work| {
             let reduction = delta::wan_reduction(work.zone(usual, false)?, &packages)?;
             Ok(BTreeMap::from([("delta.wan_reduction", reduction)]))

@@ -46,8 +46,9 @@ pub(super) fn folder() -> Option<PathBuf> {
     std::env::var_os(FOLDER).map(PathBuf::from)
 }
 
-/// Runs this very command inside. Whether it went well.
-pub(super) fn enter(disk: &Path) -> Result<bool> {
+/// Runs this very command inside, when `prepare` has put into its folder what has to come from
+/// outside. Whether it went well.
+pub(super) fn enter(disk: &Path, prepare: impl FnOnce(&Path)) -> Result<bool> {
     ensure!(
         packages::is_root(),
         "network namespaces with limited links take root: run it as root, or in a container that \
@@ -60,6 +61,7 @@ pub(super) fn enter(disk: &Path) -> Result<bool> {
     for part in ["memory", "disk", "logs"] {
         fs::create_dir_all(folder.join(part))?;
     }
+    prepare(&folder.join("disk"));
     let status = Command::new("setpriv")
         .args(["--pdeathsig", "TERM", "sh", "-c", GUARDIAN, "guardian"])
         .arg(std::env::current_exe().context("this program's own path")?)
