@@ -59,19 +59,39 @@ pub enum WriteError {
 }
 
 impl Part {
-    /// Opens or makes the file, claims its space, and hashes what an earlier attempt left.
-    pub(crate) fn open(path: PathBuf, hashes: Arc<UnitHashes>) -> Result<Self, StoreError> {
+    /// Makes the file and claims its space, unless it is there; whether it was made.
+    pub(crate) fn prepare(path: &Path, length: u64) -> Result<bool, StoreError> {
+        let mut options = OpenOptions::new();
+        let file = match options.write(true).create_new(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            opened => opened.map_err(StoreError::file("making", path))?,
+        };
+        if let Err(error) = preallocate(&file, length) {
+            // What was claimed before the disk was full must not keep it full.
+            let _ = file.set_len(0);
+            return Err(StoreError::file("preallocating", path)(error));
+        }
+        Ok(true)
+    }
+
+    /// Opens or makes the file, claims its space, and hashes what an earlier attempt left. A
+    /// `fresh` file was just made by [`Part::prepare`].
+    pub(crate) fn open(
+        path: PathBuf,
+        hashes: Arc<UnitHashes>,
+        fresh: bool,
+    ) -> Result<Self, StoreError> {
         let length = hashes.length();
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(&path).map_err(StoreError::file("opening", &path))?;
         let left = file.metadata().map_err(StoreError::file("reading the length of", &path))?.len();
-        let have = if left == 0 {
+        let have = if left == 0 || fresh {
             UnitSet::empty(hashes.count())
         } else {
             rehash(&file, &hashes).map_err(StoreError::file("hashing", &path))?
         };
-        if let Err(error) = preallocate(&file, length) {
+        if !fresh && let Err(error) = preallocate(&file, length) {
             // What was claimed before the disk was full must not keep it full.
             if have.is_empty() {
                 let _ = file.set_len(0);

@@ -168,7 +168,7 @@ async fn unit_hashes(
     let _place = serving.place(&caller.name)?;
     let mut changes = serving.store.changes();
     let patience = Duration::from_millis(query.wait_ms.min(HASHES_WAIT_MS_MAX));
-    let here = || serving.store.is_whole(&digest) || serving.store.part(&digest).is_some();
+    let here = || serving.store.has_hashes(&digest);
     let _ = timeout(patience, changes.wait_for(|_| here())).await;
     let store = Arc::clone(&serving.store);
     let wanted = digest.clone();

@@ -17,6 +17,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cohort_artifact::{ARTIFACT_BYTES_MAX, UNIT_BYTES, UnitHashes, hash_file};
@@ -81,6 +82,8 @@ struct Inner {
     claimed: BTreeMap<Digest, Option<Arc<Part>>>,
     /// What is ordered now, whether it is on its way or has just come.
     ordered: BTreeSet<Digest>,
+    /// The verified unit hashes of what is being fetched.
+    hashes: BTreeMap<Digest, Arc<UnitHashes>>,
 }
 
 impl fmt::Debug for ArtifactStore {
@@ -137,12 +140,12 @@ impl ArtifactStore {
     /// # Errors
     /// When there are none, or they cannot be read.
     pub fn unit_hashes(&self, digest: &Digest) -> Result<Arc<UnitHashes>, StoreError> {
-        let (part, length) = {
+        let (hashes, length) = {
             let inner = self.lock();
-            (inner.claimed.get(digest).cloned().flatten(), inner.whole.get(digest).copied())
+            (inner.hashes.get(digest).cloned(), inner.whole.get(digest).copied())
         };
-        if let Some(part) = part {
-            return Ok(Arc::clone(part.hashes()));
+        if let Some(hashes) = hashes {
+            return Ok(hashes);
         }
         let absent = || StoreError::Absent { digest: digest.clone() };
         let length = length.ok_or_else(absent)?;
@@ -163,7 +166,8 @@ impl ArtifactStore {
             return Err(StoreError::InFlight { digest: digest.clone() });
         }
         inner.claimed.insert(digest.clone(), None);
-        Ok(Claim { store: Arc::clone(self), digest: digest.clone(), length })
+        let fresh = AtomicBool::new(false);
+        Ok(Claim { store: Arc::clone(self), digest: digest.clone(), length, fresh })
     }
 
     /// Says what is ordered to be on this disk: none of it is collected from now on, whatever a
@@ -223,6 +227,12 @@ impl ArtifactStore {
     /// The part of an artifact that is being fetched now.
     pub(crate) fn part(&self, digest: &Digest) -> Option<Arc<Part>> {
         self.lock().claimed.get(digest).cloned().flatten()
+    }
+
+    /// Whether the unit hashes of an artifact can be given to others.
+    pub(crate) fn has_hashes(&self, digest: &Digest) -> bool {
+        let inner = self.lock();
+        inner.hashes.contains_key(digest) || inner.whole.contains_key(digest)
     }
 
     /// A whole artifact, open for reading, and its length in bytes.
@@ -312,6 +322,8 @@ pub struct Claim {
     store: Arc<ArtifactStore>,
     digest: Digest,
     length: u64,
+    /// The `.part` is new and empty, its space claimed.
+    fresh: AtomicBool,
 }
 
 impl Claim {
@@ -344,7 +356,30 @@ impl Claim {
     /// # Errors
     /// When they cannot be read.
     pub fn hashes(&self) -> Result<Option<Arc<UnitHashes>>, StoreError> {
-        Ok(self.store.read_hashes(&self.digest, self.length)?.map(Arc::new))
+        let hashes = self.store.read_hashes(&self.digest, self.length)?.map(Arc::new);
+        if let Some(hashes) = &hashes {
+            self.show(hashes);
+        }
+        Ok(hashes)
+    }
+
+    /// Others may have the hashes from now on: they were verified against the root, and in a chain
+    /// everybody waits for them.
+    fn show(&self, hashes: &Arc<UnitHashes>) {
+        self.store.lock().hashes.insert(self.digest.clone(), Arc::clone(hashes));
+        self.store.changed();
+    }
+
+    /// Claims the space of the artifact while its unit hashes are still on their way, unless an
+    /// earlier attempt left something.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn prepare(&self, reserve: u64) -> Result<(), StoreError> {
+        self.check_space(reserve)?;
+        let fresh = Part::prepare(&self.store.part_path(&self.digest), self.length)?;
+        self.fresh.store(fresh, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Verifies a file of unit hashes against root and length, and keeps it durably.
@@ -354,9 +389,11 @@ impl Claim {
     pub fn put_hashes(&self, bytes: &[u8]) -> Result<Arc<UnitHashes>, StoreError> {
         let hashes = UnitHashes::parse_for(bytes, &self.digest, self.length)
             .map_err(|source| StoreError::Bytes { digest: self.digest.clone(), source })?;
+        let hashes = Arc::new(hashes);
+        self.show(&hashes);
         let path = self.store.units_path(&self.digest);
         write_atomic(&path, bytes).map_err(StoreError::file("writing", &path))?;
-        Ok(Arc::new(hashes))
+        Ok(hashes)
     }
 
     /// Opens the `.part`, claims its space, and hashes what an earlier attempt left in it.
@@ -365,7 +402,8 @@ impl Claim {
     /// The disk's.
     pub fn begin(&self, hashes: Arc<UnitHashes>, reserve: u64) -> Result<Arc<Part>, StoreError> {
         self.check_space(reserve)?;
-        let part = Arc::new(Part::open(self.store.part_path(&self.digest), hashes)?);
+        let fresh = self.fresh.swap(false, Ordering::Relaxed);
+        let part = Arc::new(Part::open(self.store.part_path(&self.digest), hashes, fresh)?);
         self.store.lock().claimed.insert(self.digest.clone(), Some(Arc::clone(&part)));
         self.store.changed();
         Ok(part)
@@ -394,7 +432,10 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.store.lock().claimed.remove(&self.digest);
+        let mut inner = self.store.lock();
+        inner.claimed.remove(&self.digest);
+        inner.hashes.remove(&self.digest);
+        drop(inner);
         self.store.changed();
     }
 }
