@@ -1,7 +1,8 @@
 //! Fetches from mirrors on loopback that misbehave in every way we could think of.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
@@ -11,7 +12,7 @@ use crate::plan::{FetchWait, SourceKind};
 use crate::testing::{
     DEADLINE, Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, patient, quick,
 };
-use crate::{FetchError, Progress, StoreError, StoreOptions, fetch};
+use crate::{Downloads, FetchError, FetchStatus, Progress, StoreError, StoreOptions, fetch};
 
 fn sample() -> Sample {
     Sample::new("fetch", 40 * UNIT + 777)
@@ -143,6 +144,43 @@ async fn a_full_disk_is_told_before_the_first_byte() {
     assert_eq!(path, &disk.file(""));
     assert_eq!(error.blame(), cohort_core::report::Blame::Surroundings);
     assert_eq!(mirror.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told_to_people_and_the_fetch_goes_on_when_there_is_room() {
+    let sample = sample();
+    let space = Arc::new(AtomicU64::new(0));
+    let free = Arc::clone(&space);
+    let options = StoreOptions {
+        free_space: Some(Arc::new(move |_| Ok(free.load(Ordering::Relaxed)))),
+        rehash: false,
+    };
+    let disk = Disk::with(options);
+    let mirror = Mirror::start(&[&sample], Manners::default()).await;
+    let downloads = Downloads::new(context(&disk, &[&mirror], quick()));
+    downloads.set_orders(&[sample.order()]);
+    let mut statuses = downloads.statuses();
+    let status = {
+        let failed = |all: &BTreeMap<_, _>| {
+            matches!(all.get(sample.digest()), Some(FetchStatus::Failed { .. }))
+        };
+        let waits = statuses.wait_for(failed);
+        let all = tokio::time::timeout(DEADLINE, waits).await.unwrap().unwrap();
+        all[sample.digest()].clone()
+    };
+    let FetchStatus::Failed { reason, blame, tries } = status else { panic!("{status:?}") };
+    let path = disk.file("");
+    let folder = path.to_str().unwrap().trim_end_matches('/');
+    let begins = format!("not enough free space in {folder}: ");
+    assert!(reason.starts_with(&begins), "{reason}");
+    assert!(reason.contains("0 are free; remove files there"), "{reason}");
+    assert_eq!((blame, tries), (cohort_core::report::Blame::Surroundings, 1));
+    assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "nothing was written");
+    assert_eq!(mirror.requests(), 0, "nothing was asked for");
+    space.store(u64::MAX, Ordering::Relaxed);
+    let held = statuses.wait_for(|all| all.get(sample.digest()) == Some(&FetchStatus::Held));
+    tokio::time::timeout(DEADLINE, held).await.unwrap().unwrap();
+    disk.assert_holds(&sample);
 }
 
 #[tokio::test(flavor = "multi_thread")]

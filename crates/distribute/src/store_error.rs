@@ -13,7 +13,7 @@ pub enum StoreError {
     /// The disk is too full. Told before the first byte is fetched.
     #[error(
         "not enough free space in {path}: {needed} bytes are needed ({reserve} of them stay free), \
-         {free} are free; remove files there or give the agent another state_dir"
+         {free} are free; remove files there or give the agent another data_dir"
     )]
     NoSpace {
         /// The folder of artifacts.
