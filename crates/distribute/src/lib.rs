@@ -79,9 +79,13 @@ mod group_test;
 #[cfg(test)]
 mod mirrors_test;
 #[cfg(test)]
+mod offence_test;
+#[cfg(test)]
 mod peers_test;
 #[cfg(test)]
 mod plan_test;
+#[cfg(test)]
+mod sources_test;
 #[cfg(test)]
 mod store_test;
 #[cfg(test)]

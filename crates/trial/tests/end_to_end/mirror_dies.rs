@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use cohort_trial::Fleet;
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::runs;
+use cohort_wire::agent::TransferStatus;
 
 use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, Wanted, policy, until};
 
@@ -46,6 +47,9 @@ fn in_the_middle_of_a_file() -> Result<()> {
     until("a part of the file has come", PATIENCE, || {
         passed.load(Ordering::Relaxed) - passed_before >= DIES_AT
     })?;
+    let moving = the_transfer(&trial)?;
+    ensure!(moving.under_way && moving.mirror_bytes > 0, "seen on its way: {moving:?}");
+    ensure!(moving.length_bytes > BALLAST as u64 && moving.servers == 3, "{moving:?}");
     trial.kill_mirror(0);
     let at_death = from_mirrors(&trial)? - before;
     ensure!(at_death < BALLAST as f64, "the whole file was there already: {at_death} bytes");
@@ -57,6 +61,15 @@ fn in_the_middle_of_a_file() -> Result<()> {
     ensure!(fetched >= once, "{fetched} bytes came from mirrors");
     ensure!(fetched <= once + 6_000_000.0, "{fetched} bytes for a file of {once}");
     trial.pass()
+}
+
+/// What the group's leader says of the release on its way.
+fn the_transfer(trial: &Trial) -> Result<TransferStatus> {
+    let status = trial.status(GROUP)?;
+    let of_it = |transfer: &TransferStatus| {
+        transfer.version.as_ref().is_some_and(|version| version.as_str() == "1.1.0")
+    };
+    status.transfers.into_iter().find(of_it).context("the group does not tell what moves")
 }
 
 fn from_mirrors(trial: &Trial) -> Result<f64> {
