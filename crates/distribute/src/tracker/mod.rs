@@ -13,6 +13,8 @@ mod message;
 mod plan;
 #[cfg(test)]
 mod plan_test;
+#[cfg(test)]
+mod reports_test;
 mod seen;
 mod transfer;
 mod tree;
