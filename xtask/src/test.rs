@@ -82,7 +82,7 @@ fn step(command: &mut Command) -> Result<Count> {
     succeed(command).map(|()| Count::of(true))
 }
 
-/// Python with `venv` and `pip`, for python-tuf: another implementation reads our repository.
+/// Python with `venv` and `pip`: python-tuf reads our repository, and moto plays an object store.
 fn need_python() -> Result<()> {
     let there = || {
         Command::new("python3")

@@ -50,9 +50,6 @@ const RETRY_TIME_MAX: Duration = Duration::from_secs(45);
 /// To connect to a store while pushing.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Silence of a store while pushing. It answers when it has the whole part on its disks.
-const READ_TIME_MAX: Duration = Duration::from_secs(60);
-
 /// How stores are reached, and who we are to them: variables as the environment has them, such as
 /// `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`. Holds secrets, and does not show them.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +111,6 @@ impl Bucket {
     pub fn open(url: &str, settings: &BucketSettings) -> Result<Self, BucketError> {
         let client = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIME_MAX)
-            .read_timeout(READ_TIME_MAX)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("cohort/", env!("CARGO_PKG_VERSION")))
             .build()

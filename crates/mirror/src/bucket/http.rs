@@ -22,6 +22,13 @@ const MACHINE_ADDRESSES: [&str; 3] =
 /// How long a machine may take to say who it is.
 const MACHINE_TIME_MAX: Duration = Duration::from_secs(3);
 
+/// How long a store may take for an answer while pushing, when nothing has to be sent first.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// The slowest line that a request's body is waited for, in bytes per second: four parts at once
+/// get through 1 Mbit/s.
+const SENT_BYTES_PER_S_MIN: u64 = 32 << 10;
+
 /// The store wants to be left alone.
 #[derive(Debug, thiserror::Error)]
 #[error("busy for {} ms", .0.as_millis())]
@@ -98,8 +105,14 @@ impl HttpService for Connector {
         let machine = machine.map(str::to_owned);
         let mut request = reqwest::Request::new(parts.method, url);
         *request.headers_mut() = parts.headers;
-        if body.content_length() > 0 {
+        let length = body.content_length() as u64;
+        if length > 0 {
             *request.body_mut() = Some(reqwest::Body::wrap(body));
+        }
+        // A cache knows itself how long to wait.
+        if !self.tells_busy {
+            let sending = Duration::from_secs(length / SENT_BYTES_PER_S_MIN);
+            *request.timeout_mut() = Some(ANSWER_TIME_MAX + sending);
         }
         let answer = match machine {
             Some(name) => self.ask_machine(name, request).await?,
