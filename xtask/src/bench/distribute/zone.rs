@@ -269,6 +269,8 @@ impl Zone {
 
     /// Points the channel to a release and waits until all servers run it.
     pub(super) fn run_everywhere(&mut self, ready: &Ready) -> Result<()> {
+        // What runs is not over.
+        self.past.retain(|root| *root != ready.root);
         self.fleet.run(&["channel", "set", watch::APP, "stable", &ready.version])?;
         let patience = Duration::from_secs_f64(self.links.limit_s(ready.bytes)) + SETTLE_MAX;
         self.fleet.until(GROUP, patience, |status| watch::runs(status, &ready.version)).map(drop)
@@ -286,7 +288,7 @@ impl Zone {
         let patience = Duration::from_secs_f64(limit_s * TRANSFER_LIMITS_MAX) + TRANSFER_EXTRA;
         let before = self.network.downlink_bytes()?;
         let cpu_before = cpu::seconds_of(self.agent_pids());
-        let begun = Instant::now();
+        let (begun, begun_at) = (Instant::now(), now_s());
         self.fleet.run(&["channel", "set", watch::APP, "stable", &ready.version])?;
         let channel_at = now_s();
         // The leader found it and ordered everybody to fetch; nothing beyond that is to happen.
@@ -327,7 +329,7 @@ impl Zone {
         }
         let wan_bytes = self.network.downlink_bytes()? - before;
         let cpu = cpu::seconds_of(self.agent_pids()).since(cpu_before);
-        let first = self.first_asked(&ready.root)?;
+        let first = self.first_asked(begun_at)?;
         let mut ends = BTreeMap::new();
         for (name, file) in &files {
             // It got its name by a rename, which is the last change of the file.
@@ -348,11 +350,13 @@ impl Zone {
         self.servers().iter().filter_map(|name| self.fleet.agent_pid(name)).collect()
     }
 
-    /// When the origin was first asked for the artifact, in seconds since 1970.
-    fn first_asked(&self, root: &str) -> Result<f64> {
-        let needle = format!("/blobs/{root}");
+    /// When the origin was first asked for an artifact (or for a delta to one) after this moment;
+    /// both in seconds since 1970.
+    fn first_asked(&self, after: f64) -> Result<f64> {
         let answered = self.origin.answered()?;
-        let of = answered.iter().filter(|request| request.path.starts_with(&needle));
+        let of = answered
+            .iter()
+            .filter(|request| request.at >= after && request.path.starts_with("/blobs/"));
         of.map(|request| request.at).reduce(f64::min).context("the origin was never asked")
     }
 
