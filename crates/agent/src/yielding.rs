@@ -8,14 +8,18 @@
 //! What counts is how much more the machine waits than it did while nothing was transferred: a
 //! database that always waits for its disk is no reason to be slow for ever.
 
-/// Tasks wait for the disk: a fifth of the time more than usual. A service that reads its disk then
-/// sees about as much more in its own answers.
-const IO_EXCESS_MAX: u32 = 200;
+/// Tasks wait for the disk: three tenths of the time more than usual. Below that it may be a few
+/// files that somebody else syncs.
+const IO_EXCESS_MAX: u32 = 300;
 
 /// Tasks wait for a processor: three fifths of the time more than usual. That figure is high as
 /// soon as any two tasks want one processor at once, which costs microseconds; near the top of the
 /// scale, everything waits.
 const CPU_EXCESS_MAX: u32 = 600;
+
+/// So many looks in a row: a quarter of a second may be a checkpoint of a database, or the one sync
+/// at the end of another artifact.
+const PRESSED_LOOKS_MIN: u32 = 2;
 
 /// The rate is cut to three quarters: at four looks a second, to a third within a second.
 const CUT_NUMERATOR: u64 = 3;
@@ -56,6 +60,8 @@ pub(crate) struct Yielding {
     /// Never slower than this, in bytes per second.
     floor: u64,
     usual: Pressure,
+    /// Looks in a row at which the machine was short of something.
+    pressed: u32,
     limit: Option<Limit>,
 }
 
@@ -69,7 +75,7 @@ struct Limit {
 impl Yielding {
     /// Nothing is limited; `usual` is what was measured before.
     pub(crate) fn new(floor: u64, usual: Pressure) -> Self {
-        Self { floor: floor.max(1), usual, limit: None }
+        Self { floor: floor.max(1), usual, pressed: 0, limit: None }
     }
 
     /// Another floor.
@@ -80,10 +86,13 @@ impl Yielding {
     /// How fast artifacts may move until the next look, in bytes per second; `None`: as fast as they
     /// can.
     pub(crate) fn look(&mut self, seen: Seen) -> Option<u64> {
-        if self.is_pressed(seen.pressure) && seen.rate >= IDLE_RATE {
-            self.cut(seen.rate);
-        } else {
-            self.grow(seen.rate);
+        let pressed = self.is_pressed(seen.pressure) && seen.rate >= IDLE_RATE;
+        self.pressed = if pressed { self.pressed.saturating_add(1) } else { 0 };
+        match self.pressed {
+            0 => self.grow(seen.rate),
+            PRESSED_LOOKS_MIN.. => self.cut(seen.rate),
+            // Neither one nor the other yet.
+            _ => {}
         }
         if seen.rate < IDLE_RATE && self.limit.is_none() {
             self.learn(seen.pressure);
