@@ -74,6 +74,10 @@ impl FromStr for Mirror {
                 .to_file_path()
                 .map(Self::Folder)
                 .map_err(|()| format!("mirror `{text}` is not a path on this machine")),
+            "s3" | "gs" | "az" => Err(format!(
+                "mirror `{text}` is a bucket: name its https address if everybody may read it, \
+                 else a `cohort mirror --origin {text}`"
+            )),
             scheme => Err(format!("mirror `{text}`: `{scheme}` is none of http, https, file")),
         }
     }
