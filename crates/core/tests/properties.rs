@@ -2,11 +2,14 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use cohort_core::State;
 use cohort_core::command::{Body, Command};
-use cohort_core::ids::Incarnation;
+use cohort_core::ids::{Incarnation, ServerId};
+use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::plan::{Observations, Offer, plan};
-use cohort_core::policy::{Duration, Policy, Size, WaveSizes};
+use cohort_core::policy::{Duration, Policy, Prestage, Size, WaveSizes};
 use common::{Wish, app, command, group, policy, release, server, wish};
 use proptest::prelude::*;
 
@@ -132,7 +135,59 @@ proptest! {
                 if let Some(good) = &state.apps[&app.app].last_good {
                     prop_assert!(app.keep.contains(&good.artifact), "last good is never removed");
                 }
+                let before = here.activation.as_ref().and_then(|a| a.before.as_ref());
+                for release in here.running.iter().chain(before) {
+                    prop_assert!(app.keep.contains(&release.artifact), "what runs stays");
+                }
+                for fetch in &app.fetch {
+                    prop_assert!(app.keep.contains(&fetch.release.artifact), "what comes stays");
+                }
             }
+        }
+    }
+
+    #[test]
+    fn who_keeps_bytes_back_orders_less_and_never_too_little(
+        wishes in prop::collection::vec(wish(), 1..120),
+    ) {
+        let (state, _) = played(&wishes);
+        let rollout = state.apps.get(&app()).and_then(|app| app.phase.forward());
+        let Some(coming) = rollout.map(|rollout| rollout.release.clone()) else { return Ok(()) };
+        let with = |prestage| {
+            let mut state = state.clone();
+            let app = state.apps.get_mut(&app()).expect("known");
+            if let Phase::MarkedOld { rollout, .. }
+            | Phase::LeaderHolds { rollout, .. }
+            | Phase::Verified { rollout, .. }
+            | Phase::Wave { rollout, .. } = &mut app.phase
+            {
+                rollout.policy.update.prestage = prestage;
+            }
+            state
+        };
+        let fetchers = |state: &State, killed| -> BTreeSet<ServerId> {
+            let fetches = |server: &ServerId| {
+                let orders = state.orders(server, killed).expect("known");
+                let of_app = orders.apps.iter().find(|orders| orders.app == app());
+                of_app.is_some_and(|orders| orders.fetch.iter().any(|f| f.release == coming))
+            };
+            state.servers.keys().filter(|server| fetches(server)).cloned().collect()
+        };
+        let all = fetchers(&with(Prestage::All), false);
+        let next = fetchers(&with(Prestage::NextWave), false);
+        let wave = fetchers(&with(Prestage::Wave), false);
+        prop_assert!(wave.is_subset(&next) && next.is_subset(&all), "{wave:?} {next:?} {all:?}");
+        let app = &state.apps[&app()];
+        if let Phase::Wave { servers, .. } = &app.phase {
+            let due = servers.iter().filter(|server| all.contains(*server));
+            let baked = app.phase.name() == PhaseName::WaveBaked;
+            prop_assert!(baked || due.into_iter().all(|server| wave.contains(server)));
+        }
+        // Under the kill switch only what is granted already may still be had again.
+        for server in fetchers(&with(Prestage::All), true) {
+            let here = &app.servers[&server];
+            let wanted = here.activation.as_ref().and_then(|a| a.release.as_ref());
+            prop_assert!(wanted == Some(&coming) || app.last_good.as_ref() == Some(&coming));
         }
     }
 
@@ -193,6 +248,17 @@ fn unknown_keys_of_a_policy_are_refused_by_name() {
     let text = r#"{"app": "web", "channel": "stable", "check": [{"type": "tcp", "adress": "x"}]}"#;
     let error = serde_json::from_str::<Policy>(text).expect_err("unknown key").to_string();
     assert!(error.contains("adress"), "{error}");
+}
+
+#[test]
+fn a_policy_without_prestage_is_written_as_it_always_was() {
+    let text = serde_json::to_string(&policy(1, 0)).expect("plain data");
+    assert!(!text.contains("prestage"), "older members would refuse it: {text}");
+    let mut other = policy(1, 0);
+    other.update.prestage = Prestage::NextWave;
+    let text = serde_json::to_string(&other).expect("plain data");
+    assert!(text.contains(r#""prestage":"next-wave""#), "{text}");
+    assert_eq!(serde_json::from_str::<Policy>(&text).expect("a policy"), other);
 }
 
 #[test]
