@@ -11,7 +11,7 @@ use crate::config::{AgentConfig, Reload};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn config(pressure_dir: &Path, rest: serde_json::Value) -> AgentConfig {
+fn config(pressure_dir: &Path, rest: &serde_json::Value) -> AgentConfig {
     let mut json = serde_json::json!({
         "server": "web-1", "platform": "linux/amd64", "pressure_dir": pressure_dir,
     });
@@ -54,15 +54,15 @@ async fn until(what: &str, mut so: impl FnMut() -> bool) {
 #[tokio::test]
 async fn a_changed_file_changes_the_limits() {
     let none = PathBuf::from("/nonexistent");
-    let next = Arc::new(Mutex::new(config(&none, serde_json::json!({"download_limit": "5MB/s"}))));
-    let mut first = config(&none, serde_json::json!({"upload_limit": "1MB/s"}));
+    let next = Arc::new(Mutex::new(config(&none, &serde_json::json!({"download_limit": "5MB/s"}))));
+    let mut first = config(&none, &serde_json::json!({"upload_limit": "1MB/s"}));
     let read = Arc::clone(&next);
     first.reload = Some(Reload(Arc::new(move || Ok(read.lock().unwrap().clone()))));
     let kept = start(first);
     until("the first limit is set", || kept.upload.limit() == Some(1_000_000)).await;
     until("the second is read", || kept.download.limit() == Some(5_000_000)).await;
     assert_eq!(kept.upload.limit(), None);
-    *next.lock().unwrap() = config(&none, serde_json::json!({}));
+    *next.lock().unwrap() = config(&none, &serde_json::json!({}));
     until("none is left", || kept.download.limit().is_none()).await;
 }
 
@@ -77,7 +77,7 @@ async fn artifacts_make_way_on_a_busy_machine_and_come_back() {
     };
     put(1);
     let rest = serde_json::json!({"upload_limit": "15MB/s", "yield_floor": "10MB/s"});
-    let kept = start(config(folder.path(), rest));
+    let kept = start(config(folder.path(), &rest));
     // Tasks wait all the time, and artifacts move.
     let busy = || {
         let mut total = total.lock().unwrap();
@@ -103,7 +103,7 @@ async fn artifacts_make_way_on_a_busy_machine_and_come_back() {
 async fn who_switches_it_off_is_never_slowed() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("io"), "some avg300=0.00 total=1\n").unwrap();
-    let off = config(folder.path(), serde_json::json!({"yield_to": []}));
+    let off = config(folder.path(), &serde_json::json!({"yield_to": []}));
     let stop = CancellationToken::new();
     let budgets =
         Budgets { download: Arc::default(), upload: Arc::default(), tracker: Arc::default() };
