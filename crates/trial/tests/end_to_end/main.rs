@@ -4,6 +4,7 @@
 mod trial;
 
 mod bad_releases;
+mod deltas;
 mod hub_away;
 mod kill_switch;
 mod leader_cut_off;
