@@ -96,7 +96,12 @@ impl Network {
 
     /// Bytes that crossed the downlink since the beginning, headers included.
     pub(super) fn downlink_bytes(&self) -> Result<u64> {
-        let text = tc(&format!("-n {MIRROR_NAME} -s -j qdisc show dev eth0"))?;
+        self.sent_bytes(MIRROR_NAME)
+    }
+
+    /// Bytes that a server has sent since the beginning, headers included.
+    pub(super) fn sent_bytes(&self, name: &str) -> Result<u64> {
+        let text = tc(&format!("-n {name} -s -j qdisc show dev eth0"))?;
         let all: serde_json::Value = serde_json::from_str(&text)?;
         all[0]["bytes"].as_u64().with_context(|| format!("no count of bytes in {text}"))
     }

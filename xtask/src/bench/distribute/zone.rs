@@ -102,6 +102,8 @@ pub(super) struct Transfer {
     pub wan_bytes: u64,
     /// Processor seconds of all agents.
     pub cpu: Seconds,
+    /// How many times the artifact's size each server has sent: what it carried for others.
+    pub carried: Vec<f64>,
     /// Units on the servers' disks that are not what was published.
     pub wrong_units: usize,
 }
@@ -122,9 +124,10 @@ impl Transfer {
         let mut ends: Vec<f64> = self.ends.values().copied().collect();
         ends.sort_by(f64::total_cmp);
         let ends: Vec<String> = ends.iter().map(|end| format!("{end:.2}")).collect();
+        let carried: Vec<String> = self.carried.iter().map(|times| format!("{times:.1}")).collect();
         eprintln!(
             "  {what}: ratio {:.3} ({:.3} since the channel was set), WAN copies {:.4}, CPU {:.2} s \
-             ({:.2} user, {:.2} system); limit {:.2} s, ends {}",
+             ({:.2} user, {:.2} system); limit {:.2} s, ends {}; each carried {}",
             self.ratio(),
             self.since_channel_s / self.limit_s,
             self.wan,
@@ -132,7 +135,8 @@ impl Transfer {
             self.cpu.user,
             self.cpu.system,
             self.limit_s,
-            ends.join(" ")
+            ends.join(" "),
+            carried.join(" ")
         );
     }
 }
@@ -287,6 +291,7 @@ impl Zone {
         let limit_s = self.links.limit_s(ready.bytes);
         let patience = Duration::from_secs_f64(limit_s * TRANSFER_LIMITS_MAX) + TRANSFER_EXTRA;
         let before = self.network.downlink_bytes()?;
+        let carried_before = self.sent_bytes()?;
         let cpu_before = cpu::seconds_of(self.agent_pids());
         let (begun, begun_at) = (Instant::now(), now_s());
         self.fleet.run(&["channel", "set", watch::APP, "stable", &ready.version])?;
@@ -337,12 +342,20 @@ impl Zone {
             let at = about.ctime() as f64 + about.ctime_nsec() as f64 / 1e9;
             ends.insert(name.clone(), at - first);
         }
+        let carried = self.sent_bytes()?.into_iter().zip(carried_before);
+        let carried = carried.map(|(now, before)| (now - before) as f64 / ready.bytes as f64);
+        let carried = carried.collect();
         let wrong_units = self.wrong_units(ready, &files)?;
         self.past.push(ready.root.clone());
         let last = ends.values().copied().fold(0.0, f64::max) + first;
         let wan = wan_bytes as f64 / ready.bytes as f64;
         let since_channel_s = last - channel_at;
-        Ok(Transfer { limit_s, ends, since_channel_s, wan, wan_bytes, cpu, wrong_units })
+        Ok(Transfer { limit_s, ends, since_channel_s, wan, wan_bytes, cpu, carried, wrong_units })
+    }
+
+    /// What each server has sent until now, in bytes.
+    fn sent_bytes(&self) -> Result<Vec<u64>> {
+        self.servers().iter().map(|name| self.network.sent_bytes(name)).collect()
     }
 
     /// The numbers of the agents that run.
