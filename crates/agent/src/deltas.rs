@@ -18,6 +18,8 @@ use cohort_distribute::{ApplyError, Downloads, FetchStatus};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::Metrics;
+
 /// A delta of which nothing new came for this long is given up for the whole artifact. Longer than
 /// what a change of the leader takes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,17 +61,23 @@ pub(crate) struct Deltas {
     served: BTreeMap<Digest, (FetchOrder, Instant)>,
     outcomes: Outcomes,
     applied: Arc<Notify>,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
 }
 
 impl Deltas {
-    pub(crate) fn new(downloads: Arc<Downloads>, stop: CancellationToken) -> Self {
+    pub(crate) fn new(
+        downloads: Arc<Downloads>,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             downloads,
             ways: BTreeMap::new(),
             served: BTreeMap::new(),
             outcomes: Outcomes::default(),
             applied: Arc::default(),
+            metrics,
             stop,
         }
     }
@@ -140,6 +148,7 @@ impl Deltas {
                     Some(FetchStatus::Failed { reason, .. }) => {
                         tracing::warn!(version = %fetch.release.version, reason,
                             "the delta did not come; the whole artifact is fetched");
+                        self.count("given-up");
                         return whole();
                     }
                     Some(FetchStatus::UnderWay { progress }) => progress.bytes_held,
@@ -149,6 +158,7 @@ impl Deltas {
                 if since.elapsed() > PATIENCE {
                     tracing::warn!(version = %fetch.release.version,
                         "nothing comes of the delta; the whole artifact is fetched");
+                    self.count("given-up");
                     return whole();
                 }
                 (Way::Fetches { delta, held: now_held, since }, Some(order))
@@ -163,6 +173,7 @@ impl Deltas {
                     Some(Ok(())) => {
                         tracing::info!(version = %fetch.release.version, %artifact,
                             bytes = delta.length, "built from a delta");
+                        self.count("applied");
                         self.serve(order_of(&delta, fetch));
                         whole()
                     }
@@ -175,6 +186,7 @@ impl Deltas {
                         }
                         tracing::warn!(version = %fetch.release.version, reason,
                             "the whole artifact is fetched");
+                        self.count("failed");
                         whole()
                     }
                 }
@@ -194,6 +206,10 @@ impl Deltas {
             lock(&outcomes).insert(artifact, outcome);
             applied.notify_one();
         });
+    }
+
+    fn count(&self, result: &str) {
+        self.metrics.add("cohort_deltas_total", &[("result", result)], 1.0);
     }
 
     fn serve(&mut self, order: FetchOrder) {

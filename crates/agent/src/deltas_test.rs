@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -88,7 +89,7 @@ impl Lab {
             download: Arc::default(),
             guides: None,
         }));
-        let deltas = Deltas::new(downloads, CancellationToken::new());
+        let deltas = Deltas::new(downloads, Arc::default(), CancellationToken::new());
         Self { _folder: folder, deltas, store, old, blob, delta, release }
     }
 
@@ -162,6 +163,8 @@ async fn the_delta_is_ordered_then_the_artifact_is_there() {
     assert_eq!(lab.ordered(&["b"]), delta, "it stays ordered while it is applied");
     assert_eq!(lab.until_applied().await, whole);
     assert!(lab.store.is_whole(&lab.release.artifact));
+    let metrics = lab.deltas.metrics.text();
+    assert!(metrics.contains("cohort_deltas_total{result=\"applied\"} 1"), "{metrics}");
     // Others may still need the delta, also when the order is fulfilled.
     let served = lab.deltas.retain(&[].into());
     assert_eq!(served.len(), 1);
@@ -191,13 +194,13 @@ async fn a_server_without_a_base_waits_for_one_that_has_built_it() {
     let mut lab = Lab::new();
     let (offered, base) = ([lab.delta.clone()], lab.delta.from.clone());
     let whole = Some(lab.release.artifact.clone());
-    lab.choose(&[base.clone()], &offered).await;
+    lab.choose(from_ref(&base), &offered).await;
     assert_eq!(lab.ordered(&[]), None);
     assert_eq!(lab.ordered(&["b"]), whole, "somebody has it");
     assert_eq!(lab.ordered(&[]), whole, "decided once");
     // Not for ever.
     lab.deltas.retain(&[].into());
-    lab.choose(&[base.clone()], &offered).await;
+    lab.choose(from_ref(&base), &offered).await;
     let until = Instant::now();
     lab.deltas.ways.insert(lab.release.artifact.clone(), Way::Awaits { until });
     assert_eq!(lab.ordered(&[]), whole);

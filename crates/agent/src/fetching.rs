@@ -47,7 +47,11 @@ impl Fetching {
             verified: BTreeSet::new(),
             refused: BTreeMap::new(),
             announced: BTreeSet::new(),
-            deltas: Deltas::new(Arc::clone(&self.downloads), stop.clone()),
+            deltas: Deltas::new(
+                Arc::clone(&self.downloads),
+                Arc::clone(&self.shared.metrics),
+                stop.clone(),
+            ),
         };
         let mut statuses = self.downloads.statuses();
         loop {

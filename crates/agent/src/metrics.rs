@@ -27,6 +27,7 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("cohort_raft_commit_index", "gauge", "The last committed position."),
     ("cohort_raft_dropped_total", "counter", "Messages dropped, by reason."),
     ("cohort_bytes_received_total", "counter", "Bytes of artifacts received, by kind of source."),
+    ("cohort_deltas_total", "counter", "Deltas that were fetched, by what came of them."),
     ("cohort_units_refused_total", "counter", "Units whose bytes were wrong."),
     (
         "cohort_source_offences_total",
