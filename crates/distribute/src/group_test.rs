@@ -333,6 +333,12 @@ async fn an_upload_limit_holds_a_parent_back_and_lifting_it_is_felt_at_once() {
     servers[1].order(&sample);
     servers[1].until_units(&sample, 4).await;
     assert!(servers[1].held_units(&sample) < 100);
+    let statuses = servers[1].downloads.statuses().borrow().clone();
+    let Some(FetchStatus::UnderWay { progress }) = statuses.get(sample.digest()) else {
+        panic!("it is not whole: {statuses:?}")
+    };
+    let parent = progress.sources.iter().find(|source| source.name == "s0").unwrap();
+    assert_eq!((parent.failures, &parent.last_error), (0, &None), "slow is not silent");
     servers[0].upload.set(None);
     servers[1].until_held(&sample).await;
     hardly_twice(&mirror, &sample);

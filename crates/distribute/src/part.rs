@@ -199,8 +199,10 @@ impl Part {
         count_max: u32,
     ) -> Option<UnitRun> {
         let here = self.lock();
+        let mut from = 0;
         loop {
-            let first = wanted.first_common(&here.have)?;
+            let first = wanted.first_common_from(from, &here.have)?;
+            from = first;
             let mut run = UnitRun { first, count: 0 };
             while run.count < count_max
                 && wanted.contains(run.end())

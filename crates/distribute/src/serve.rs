@@ -138,6 +138,9 @@ async fn subscription(
         let error = format!("a subscription names 1 to {RUNS_MAX} runs of units");
         return Err(ApiError::bad_request(error));
     }
+    if !request.is_in_order() {
+        return Err(ApiError::bad_request("runs of units must ascend and not overlap"));
+    }
     let place = serving.place(&caller.name)?;
     let subscription = Subscription {
         store: Arc::clone(&serving.store),

@@ -45,6 +45,11 @@ pub(crate) const ABSENT_MS_MAX: u64 = 10_000;
 /// Units that are read from the disk at once: 256 KiB, one system call.
 const READ_UNITS_MAX: u32 = 4;
 
+/// Bounds of what goes at once under a limit, in bytes: below a packet nothing is won, and a TLS
+/// record holds no more.
+const PIECE_BYTES_MIN: usize = 1_024;
+const PIECE_BYTES_MAX: usize = 16 * 1024;
+
 /// Runs in one question: holes come from failures, and there are few; what is beyond this is asked
 /// for when these have come. 4096 runs are 130 KB of JSON.
 pub const RUNS_MAX: usize = 4_096;
@@ -55,6 +60,14 @@ pub const RUNS_MAX: usize = 4_096;
 pub struct SubscribeRequest {
     /// Which units, at most [`RUNS_MAX`] runs.
     pub lacks: Vec<UnitRun>,
+}
+
+impl SubscribeRequest {
+    /// Whether every run begins after the end of the one before: the work for all of them together
+    /// is bounded by the units of the artifact then.
+    pub(crate) fn is_in_order(&self) -> bool {
+        self.lacks.windows(2).all(|pair| pair[0].end() <= pair[1].first)
+    }
 }
 
 /// Where units are read.
@@ -113,8 +126,7 @@ impl Subscription {
                 return;
             }
             if Instant::now() >= alive_at {
-                let alive = Bytes::copy_from_slice(&ALIVE.to_be_bytes());
-                if !self.put(&sender, Ok(alive)).await {
+                if !self.live(&sender).await {
                     return;
                 }
                 alive_at = Instant::now() + Duration::from_millis(ALIVE_MS);
@@ -135,18 +147,55 @@ impl Subscription {
         origin: &Origin,
         run: UnitRun,
     ) -> bool {
-        let pieces = match origin.recent(run) {
-            Some(frames) => frames.into_iter().map(Ok).collect(),
-            None => vec![origin.read(run).await],
+        let frames = match origin.recent(run) {
+            Some(frames) => frames,
+            None => match self.read(sender, origin, run).await {
+                Some(Ok(frames)) => vec![frames],
+                Some(Err(error)) => {
+                    self.put(sender, Err(error)).await;
+                    return false;
+                }
+                None => return false,
+            },
         };
-        for piece in pieces {
-            let failed = piece.is_err();
-            self.upload.take(piece.as_ref().map_or(0, Bytes::len), || ()).await;
-            if !self.put(sender, piece).await || failed {
-                return false;
+        for mut frame in frames {
+            while !frame.is_empty() {
+                // Under a limit in small pieces, so that the child hears something in between.
+                let piece = match self.upload.limit() {
+                    Some(limit) => frame.split_to(frame.len().min(piece_bytes(limit))),
+                    None => std::mem::take(&mut frame),
+                };
+                self.upload.take(piece.len(), || ()).await;
+                if !self.put(sender, Ok(piece)).await {
+                    return false;
+                }
             }
         }
         true
+    }
+
+    /// Reads a run from the disk; the child is told that its parent lives while the disk is slow.
+    /// Nothing when the child is gone.
+    async fn read(
+        &self,
+        sender: &mpsc::Sender<io::Result<Bytes>>,
+        origin: &Origin,
+        run: UnitRun,
+    ) -> Option<io::Result<Bytes>> {
+        let mut read = std::pin::pin!(origin.read(run));
+        loop {
+            if let Ok(read) = timeout(Duration::from_millis(ALIVE_MS), read.as_mut()).await {
+                return Some(read);
+            }
+            if !self.live(sender).await {
+                return None;
+            }
+        }
+    }
+
+    /// A sign of life.
+    async fn live(&self, sender: &mpsc::Sender<io::Result<Bytes>>) -> bool {
+        self.put(sender, Ok(Bytes::copy_from_slice(&ALIVE.to_be_bytes()))).await
     }
 
     async fn put(
@@ -216,6 +265,12 @@ impl Origin {
         let read = tokio::task::spawn_blocking(move || frames(&file, total, run));
         read.await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
+}
+
+/// Bytes that go at once under a limit of so many bytes per second: a fiftieth of a second's, so
+/// that several children each hear something more often than silence is taken for an end.
+fn piece_bytes(limit: u64) -> usize {
+    usize::try_from(limit / 50).unwrap_or(usize::MAX).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX)
 }
 
 async fn arrival(origin: Option<&mut Origin>) {
