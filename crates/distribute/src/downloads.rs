@@ -49,7 +49,7 @@ pub struct EndedFetch {
     /// How it stood in the end.
     pub progress: Progress,
     at: Instant,
-    told: bool,
+    pub(crate) told: bool,
 }
 
 /// How an ordered artifact stands.

@@ -48,6 +48,8 @@ struct Urgent {
     ordered: Vec<Digest>,
     silent: Vec<String>,
     whole: usize,
+    /// What ended, and no leader has heard of.
+    ended: Vec<Digest>,
 }
 
 /// Reports every transfer of a server to the leader, and obeys the answers, until it is stopped.
@@ -77,14 +79,20 @@ pub async fn follow(
         }
         let now = Instant::now();
         let reports = reports(&downloads, &guides, &transfers, &ended);
-        let said: Vec<Digest> = ended.into_iter().map(|fetch| fetch.release.artifact).collect();
-        let urgent = urgent(&reports);
+        let urgent = urgent(&reports, &ended);
         let soon = now >= reported + Duration::from_millis(REPORT_MS_MIN);
         let low = lease_left(&reports) * 2 < lease_given;
-        if now < due && !(soon && (urgent != told || low)) {
+        // Nothing changes at one that has everything, but what is ordered; it says now and then that
+        // it is still there.
+        let at_rest = urgent.whole == reports.len();
+        let pressing = urgent != told || low;
+        if now < due && !(soon && pressing) {
+            let rest = at_rest && !pressing;
+            let look = if rest { due - now } else { Duration::from_millis(LOOK_MS) };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = sleep(Duration::from_millis(LOOK_MS)) => continue,
+                () = sleep(look) => continue,
+                _ = statuses.changed(), if rest => continue,
             }
         }
         reported = now;
@@ -100,7 +108,7 @@ pub async fn follow(
                 lease_given = answer.guidance.iter().map(|(_, g)| units(&g.lease)).sum();
                 guides.take(answer.guidance);
                 guides.measured(answer.downlink_rate);
-                downloads.told(&said);
+                downloads.told(&std::mem::take(&mut told.ended));
                 answer.again_ms
             }
             Err(reason) => {
@@ -128,7 +136,7 @@ fn lease_left(reports: &[TransferReport]) -> u64 {
     left.sum()
 }
 
-fn urgent(reports: &[TransferReport]) -> Urgent {
+fn urgent(reports: &[TransferReport], ended: &[EndedFetch]) -> Urgent {
     let silent = reports.iter().flat_map(|report| report.silent.iter().chain(&report.wrong));
     let whole = |report: &&TransferReport| {
         let count = report.length.div_ceil(UNIT_BYTES);
@@ -138,6 +146,11 @@ fn urgent(reports: &[TransferReport]) -> Urgent {
         ordered: reports.iter().map(|report| report.artifact.clone()).collect(),
         silent: silent.map(ToString::to_string).collect(),
         whole: reports.iter().filter(whole).count(),
+        ended: ended
+            .iter()
+            .filter(|fetch| !fetch.told)
+            .map(|fetch| fetch.release.artifact.clone())
+            .collect(),
     }
 }
 

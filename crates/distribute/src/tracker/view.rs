@@ -23,7 +23,8 @@ pub struct TransferView {
     pub idle_ms: u64,
     /// Whether somebody who can be reached lacks some of it.
     pub under_way: bool,
-    /// How long it took until the last one had it whole, in milliseconds; nothing before that.
+    /// How long it took until the last one had it whole, in milliseconds; nothing before that, nor
+    /// when somebody went away without it.
     pub took_ms: Option<u64>,
     /// Bytes that came from mirrors, over all servers.
     pub mirror_bytes: u64,
@@ -113,7 +114,7 @@ impl Transfer {
             idle_ms: ms(now.saturating_duration_since(self.heard())),
             under_way,
             took_ms: last_whole
-                .filter(|_| !under_way)
+                .filter(|_| servers.iter().all(|server| server.held >= server.units))
                 .map(|at| ms(at.saturating_duration_since(self.begun))),
             mirror_bytes: sum(Entry::mirror_bytes),
             peer_bytes: sum(Entry::peer_bytes),
