@@ -46,8 +46,11 @@ pub(crate) struct Moving {
     pub(crate) from: Option<Version>,
     /// How much that is.
     pub(crate) bytes_per_server: u64,
-    /// How many servers are to receive it.
+    /// How many servers are to receive something;
     pub(crate) servers: u32,
+    /// for a delta: those of them that do not run what it starts from. They take the whole artifact
+    /// from the others.
+    pub(crate) servers_without_base: u32,
     /// Bytes over the zone's downlink: once, whatever the number of servers.
     pub(crate) bytes_from_mirror: u64,
     /// Bytes that the servers take from each other, at the most.
@@ -83,10 +86,11 @@ pub(crate) fn moving(
     let servers = u32::try_from(lacking().count()).unwrap_or(u32::MAX);
     let held = (servers as usize) < status.servers.len();
     let good = app.and_then(|app| app.last_good.as_ref());
-    // Who lacks the older one gets the whole, which is then what counts.
-    let all_have_base = good.is_some()
-        && lacking().all(|server| here(server).is_some_and(|here| here.running.as_ref() == good));
-    let delta = base.filter(|_| all_have_base).and_then(|base| {
+    let runs_base = |id: &ServerId| {
+        good.is_some() && here(id).is_some_and(|here| here.running.as_ref() == good)
+    };
+    let with_base = u32::try_from(lacking().filter(|id| runs_base(id)).count()).unwrap_or(u32::MAX);
+    let delta = base.filter(|_| with_base > 0).and_then(|base| {
         let fitting = differences.iter().filter(|one| one.from == *base && one.length < length);
         fitting.map(|one| one.length).min()
     });
@@ -95,9 +99,14 @@ pub(crate) fn moving(
         (_, Some(delta)) => (By::Delta, delta),
         (_, None) => (By::Whole, length),
     };
+    let servers_without_base = if by == By::Delta { servers - with_base } else { 0 };
     // Where a server has it whole, the others take it from there.
     let mirrored = if held && by == By::Whole { 0 } else { bytes_per_server };
-    let from_peers = if mirrored == 0 { servers } else { servers.saturating_sub(1) };
+    let alike = servers - servers_without_base;
+    let from_peers = if mirrored == 0 { alike } else { alike.saturating_sub(1) };
+    let between_servers = bytes_per_server
+        .saturating_mul(u64::from(from_peers))
+        .saturating_add(length.saturating_mul(u64::from(servers_without_base)));
     let downlink = status.downlink_bytes_per_second;
     let limit = status.download_limit_bytes_per_second;
     let (rate, basis) = match (downlink, limit) {
@@ -116,8 +125,9 @@ pub(crate) fn moving(
         from: good.filter(|_| by == By::Delta).cloned(),
         bytes_per_server,
         servers,
+        servers_without_base,
         bytes_from_mirror: mirrored,
-        bytes_from_peers: bytes_per_server.saturating_mul(u64::from(from_peers)),
+        bytes_from_peers: between_servers,
         downlink_bytes_per_second: downlink,
         download_limit_bytes_per_second: limit,
         estimate_by: basis.filter(|_| mirrored > 0 && estimate_ms.is_some()),
@@ -127,14 +137,24 @@ pub(crate) fn moving(
 
 /// For people: what moves, and how long that should take.
 pub(crate) fn text(moving: &Moving) -> String {
-    let Moving { bytes_per_server, servers, bytes_from_mirror, bytes_from_peers, .. } = moving;
+    let Moving { bytes_per_server, servers, servers_without_base, .. } = moving;
+    let Moving { bytes_from_mirror, bytes_from_peers, .. } = moving;
     let what = match (moving.by, &moving.from) {
         (By::Nothing, _) => return "  transfer: nothing, every server has it\n".to_owned(),
         (By::Delta, Some(from)) => format!("the difference to {from}"),
         (By::Delta, None) => "a difference".to_owned(),
         (By::Whole, _) => "the whole artifact".to_owned(),
     };
-    let to = if *servers == 1 { "1 server".to_owned() } else { format!("{servers} servers") };
+    let count = |servers: u32| match servers {
+        1 => "1 server".to_owned(),
+        many => format!("{many} servers"),
+    };
+    let to = match (servers, servers_without_base) {
+        (all, 0) => count(*all),
+        (all, without) => {
+            format!("{} and the whole artifact to {}", count(all - without), count(*without))
+        }
+    };
     let mirror = match bytes_from_mirror {
         0 => "nothing from mirrors".to_owned(),
         some => format!("{} from mirrors", bytes(*some)),

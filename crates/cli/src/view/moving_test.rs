@@ -91,7 +91,19 @@ fn a_difference_is_taken_when_it_starts_from_what_all_run_and_is_smaller() {
     let mut mixed = settled();
     let one = mixed.apps.get_mut(&app()).unwrap().servers.get_mut(&server("web-2")).unwrap();
     one.running = Some(version("0.9.0"));
-    assert_eq!(of(&mixed, &fitting).by, By::Whole, "one server lacks the older release");
+    let two = of(&mixed, &fitting);
+    assert_eq!((two.by, two.servers, two.servers_without_base), (By::Delta, 3, 1));
+    assert_eq!((two.bytes_from_mirror, two.bytes_from_peers), (4 * MIB, (4 + 64) * MIB));
+    assert!(
+        text(&two)
+            .contains("4.0 MiB to 2 servers and the whole artifact to 1 server; 4.0 MiB from"),
+        "{}",
+        text(&two)
+    );
+    for here in mixed.apps.get_mut(&app()).unwrap().servers.values_mut() {
+        here.running = Some(version("0.9.0"));
+    }
+    assert_eq!(of(&mixed, &fitting).by, By::Whole, "nobody runs what it starts from");
 }
 
 #[test]
