@@ -143,11 +143,8 @@ impl Transfer {
                 }
             }
             // The last one on the path is a root, or its parent's depth is known.
-            let mut depth = depths.get(at).map_or(0, |depth| depth + 1);
-            for server in path.into_iter().rev() {
-                depths.insert(server, depth);
-                depth += 1;
-            }
+            let first = depths.get(at).map_or(0, |depth| depth + 1);
+            depths.extend(path.into_iter().rev().zip(first..));
         }
         depths
     }
