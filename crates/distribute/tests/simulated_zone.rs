@@ -38,7 +38,8 @@ fn small_groups_take_what_the_downlink_takes() {
 
 #[test]
 fn a_thousand_servers_too() {
-    let outcome = bounded(&Setup::new(1_000, 64, 50, 1_000), 1.35, 1.0);
+    // A chain, of which every link takes five milliseconds: 5.4 s for the downlink, and five more.
+    let outcome = bounded(&Setup::new(1_000, 32, 50, 1_000), 2.2, 1.0);
     assert!(outcome.reports_per_s < 2_000 && outcome.depth < 1_000, "{outcome:?}");
 }
 

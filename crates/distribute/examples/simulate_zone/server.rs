@@ -17,6 +17,8 @@ pub(crate) struct Server {
     pub(crate) rack: Option<String>,
     pub(crate) link: u64,
     pub(crate) have: UnitSet,
+    /// What it had when the step began: a unit takes a step to be checked and sent on.
+    pub(crate) ready: UnitSet,
     pub(crate) guidance: Option<Guidance>,
     /// Places of those that the guidance names.
     pub(crate) feeds: Vec<usize>,
@@ -54,6 +56,7 @@ impl Server {
             rack: setup.rack.map(|size| format!("rack-{}", place / size)),
             link: setup.links.get(&place).copied().unwrap_or(setup.link),
             have: UnitSet::empty(setup.units),
+            ready: UnitSet::empty(setup.units),
             guidance: None,
             feeds: Vec::new(),
             spares: Vec::new(),
@@ -86,6 +89,9 @@ impl Server {
 
     /// What a link could have carried while there was nothing to carry is lost.
     pub(crate) fn refill(&mut self, step_ms: u64) {
+        if self.ready.held() != self.have.held() {
+            self.ready.clone_from(&self.have);
+        }
         let more = self.link * step_ms / 1_000;
         self.inward = (self.inward + more).min(more + 2 * UNIT_BYTES);
         self.outward = (self.outward + more).min(more + 2 * UNIT_BYTES);

@@ -15,7 +15,7 @@ use super::origin::Origin;
 use super::server::{Server, UNIT_BYTES};
 use super::setup::{Outcome, Setup};
 
-/// One step, in milliseconds: below the time of a unit on the links that are simulated.
+/// One step, in milliseconds: about what a unit takes from server to server, with the check.
 pub(crate) const STEP_MS: u64 = 5;
 
 /// When a silent parent is left, in milliseconds.
@@ -235,7 +235,7 @@ impl<'a> Zone<'a> {
                 if !above.can_send(ms) || !below.can_take() {
                     continue;
                 }
-                let mut lacks = above.have.clone();
+                let mut lacks = above.ready.clone();
                 lacks.subtract(&below.have);
                 let Some(UnitRun { first, .. }) = lacks.run_from(0, 1) else { continue };
                 if above.rack != below.rack {

@@ -7,7 +7,9 @@
 //!    the first head, and the first head is fed by them in return; no unit goes back to its sender.
 //! 3. A parent that is still good is kept: changing costs more than a better shape wins.
 //! 4. A small group is one chain. In a larger one fan-out follows the measured ratio of a server's
-//!    link to what the mirrors give: a chain when they are alike or not known, else small trees.
+//!    link to what the mirrors give: a chain when they are alike or not known, else small trees. A
+//!    chain of a thousand costs some seconds at the end, a tree on links that do not carry it many
+//!    times the whole.
 //! 5. Slow servers have no children, except slow ones.
 //! 6. Where racks are known, each is entered once: its first server has a parent elsewhere, the
 //!    others inside.
@@ -213,9 +215,10 @@ fn fan_out(situation: &Situation<'_>) -> usize {
         return 1;
     }
     // One part in seven of a link is left for headers, heads among each other, and the service.
-    let by_ratio = ratio_tenths(situation).map_or(1, |tenths| tenths * 6 / 70);
+    let by_ratio = ratio_tenths(situation).map_or(0, |tenths| tenths * 6 / 70);
+    let by_ratio = usize::try_from(by_ratio).unwrap_or(FAN_OUT_MAX);
     let most = situation.fan_out_failed.map_or(FAN_OUT_MAX, |failed| (failed / 2).max(1));
-    usize::try_from(by_ratio).unwrap_or(FAN_OUT_MAX).clamp(1, FAN_OUT_MAX).min(most)
+    by_ratio.clamp(1, FAN_OUT_MAX).min(most)
 }
 
 fn heads(situation: &Situation<'_>) -> Vec<ServerId> {

@@ -237,7 +237,17 @@ impl Transfer {
             let since = seen.behind_since;
             since.is_some_and(|since| now.saturating_duration_since(since) >= BEHIND_MAX)
         };
-        let many = self.seen.values().filter(late).count() * 3 > self.seen.len();
+        let siblings = || {
+            let below = self.layout.parents.iter();
+            let below = below.filter(|(_, above)| Some(*above) == parent.as_ref());
+            below.filter_map(|(id, _)| self.seen.get(id))
+        };
+        // Children of one that is whole are behind it to the end, however fast they are.
+        let crowded = slow
+            && above != Some(self.units)
+            && siblings().count() > 1
+            && siblings().all(|seen| seen.behind_since.is_some());
+        let many = crowded || self.seen.values().filter(late).count() * 3 > self.seen.len();
         if many && self.layout.fan_out > 1 {
             // Not they are slow: their parents send to too many.
             tracing::info!(fan_out = self.layout.fan_out, "servers fall behind: fewer children");

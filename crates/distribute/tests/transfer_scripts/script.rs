@@ -12,6 +12,7 @@
 //! mirrors fail s0               its mirrors failed it
 //! mirrors give 50               Mbit/s, all heads together
 //! links carry 250               Mbit/s, what a server's link does
+//! fan-out 2 failed              children of one server fell behind together
 //! refuses s2 s1                 s2 takes nothing from s1
 //! barred s1                     several others refuse it
 //! plan                          prints the plan, which is in force from then on
@@ -61,6 +62,7 @@ pub(crate) struct Script {
     servers: BTreeMap<ServerId, Server>,
     layout: Layout,
     link_rate: u64,
+    fan_out_failed: Option<usize>,
     tracker: Tracker,
     now: Instant,
     ms: u64,
@@ -76,6 +78,7 @@ impl Script {
             servers: BTreeMap::new(),
             layout: Layout::default(),
             link_rate: 0,
+            fan_out_failed: None,
             tracker: Tracker::default(),
             now: Instant::now(),
             ms: 0,
@@ -134,6 +137,7 @@ impl Script {
                 }
             }
             ["links", "carry", mbit] => self.link_rate = number::<u64>(mbit)? * 125_000,
+            ["fan-out", count, "failed"] => self.fan_out_failed = Some(number(count)?),
             ["refuses", who, whom] => {
                 let whom = id(whom)?;
                 self.member(who)?.refuses.insert(whom);
@@ -215,7 +219,7 @@ impl Script {
             units: self.units,
             members: &self.members,
             link_rate: self.link_rate,
-            fan_out_failed: None,
+            fan_out_failed: self.fan_out_failed,
             previous: &self.layout,
         });
         text::layout(&self.layout, &self.members)
