@@ -115,8 +115,13 @@ impl Repository {
         for name in earlier_names(names, app, Some(platform)) {
             match self.read_manifest(targets, &name) {
                 Ok(manifest) => manifests.extend(manifest),
-                // Of another schema, or not pulled: nothing to start from, and no reason to stop.
-                Err(RepositoryError::Io { .. } | RepositoryError::Manifest(_)) => {}
+                // Damaged, of another schema, or not pulled: nothing to start from, and no reason to
+                // stop.
+                Err(
+                    RepositoryError::Io { .. }
+                    | RepositoryError::Damaged { .. }
+                    | RepositoryError::Manifest(_),
+                ) => {}
                 Err(error) => return Err(error),
             }
         }
