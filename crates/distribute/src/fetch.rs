@@ -820,7 +820,7 @@ async fn guided(guides: Option<&mut watch::Receiver<guidance::Heard>>) {
         None => false,
     };
     if !changed {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
