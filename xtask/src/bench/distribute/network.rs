@@ -83,7 +83,12 @@ impl Network {
 
     /// Limits a link anew.
     pub(super) fn limit(&self, name: &str, send_mbit: u32, receive_mbit: u32) -> Result<()> {
-        let tbf = |rate: u32| format!("root tbf rate {rate}mbit burst 32kb latency 40ms");
+        // 32 KiB are a millisecond at 250 Mbit/s. Beyond the fastest link of a server (500 Mbit/s,
+        // as the design has it) a timer that is late on a busy machine would be the limit instead.
+        let tbf = |rate: u32| {
+            let burst_kb = if rate <= 500 { 32 } else { 256 };
+            format!("root tbf rate {rate}mbit burst {burst_kb}kb latency 40ms")
+        };
         tc(&format!("-n {name} qdisc replace dev eth0 {}", tbf(send_mbit)))?;
         tc(&format!("qdisc replace dev {} {}", port(name), tbf(receive_mbit)))?;
         Ok(())
