@@ -184,35 +184,73 @@ impl ArtifactStore {
     /// # Errors
     /// When a file cannot be removed; what was removed before stays removed.
     pub fn collect(&self, keep: &BTreeSet<Digest>) -> Result<Collected, StoreError> {
-        let mut collected = Collected::default();
-        // Held all the while: a fetch that begins now must find everything or nothing, and one that
-        // ends now must not lose under its new name what was listed under the old one.
-        let mut inner = self.lock();
-        let mut names = self.names()?;
-        // "<root>" sorts before "<root>.units": hashes go last, so that none is missing after a
-        // crash.
-        names.sort();
-        for name in names {
+        // Listed and removed without the lock, which servers that are fed from here take as well.
+        let mut names: BTreeMap<Digest, BTreeSet<String>> = BTreeMap::new();
+        for name in self.names()? {
             let root = name.split('.').next().unwrap_or_default();
-            let Ok(digest) = Digest::new(root) else { continue };
-            let wanted = keep.contains(&digest) || inner.ordered.contains(&digest);
-            if wanted || inner.claimed.contains_key(&digest) {
-                continue;
+            if let Ok(digest) = Digest::new(root) {
+                names.entry(digest).or_default().insert(name);
             }
-            let path = self.folder.join(&name);
-            collected.bytes += fs::metadata(&path).map_or(0, |data| data.blocks() * 512);
-            inner.whole.remove(&digest);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                result => result.map_err(StoreError::file("removing", &path))?,
-            }
-            collected.digests.insert(digest);
         }
+        let doomed = self.take_unwanted(&names, keep);
+        let mut collected = Collected::default();
+        let removed = doomed.iter().try_for_each(|digest| {
+            let listed = names.remove(digest).unwrap_or_default();
+            self.remove(digest, listed, &mut collected)
+        });
+        let mut inner = self.lock();
+        inner.claimed.retain(|digest, _| !doomed.contains(digest));
+        drop(inner);
+        self.changed();
+        removed?;
         if !collected.digests.is_empty() {
             sync_folder(&self.folder).map_err(StoreError::file("syncing", &self.folder))?;
             info!(artifacts = collected.digests.len(), bytes = collected.bytes, "collected");
         }
         Ok(collected)
+    }
+
+    /// Takes what nobody wants, as if it were fetched: who does fetch it now finds it in flight.
+    fn take_unwanted(
+        &self,
+        names: &BTreeMap<Digest, BTreeSet<String>>,
+        keep: &BTreeSet<Digest>,
+    ) -> BTreeSet<Digest> {
+        let mut inner = self.lock();
+        let unwanted = names.keys().filter(|digest| {
+            let wanted = keep.contains(*digest) || inner.ordered.contains(*digest);
+            !wanted && !inner.claimed.contains_key(*digest)
+        });
+        let doomed: BTreeSet<Digest> = unwanted.cloned().collect();
+        for digest in &doomed {
+            inner.whole.remove(digest);
+            inner.claimed.insert(digest.clone(), None);
+        }
+        doomed
+    }
+
+    /// Removes the files of an artifact: those that were listed, and what they have become since.
+    fn remove(
+        &self,
+        digest: &Digest,
+        mut names: BTreeSet<String>,
+        collected: &mut Collected,
+    ) -> Result<(), StoreError> {
+        names.insert(digest.to_string());
+        names.insert(format!("{digest}{UNITS_SUFFIX}"));
+        // "<root>" sorts before "<root>.units": hashes go last, so that none is missing after a
+        // crash.
+        for name in names {
+            let path = self.folder.join(name);
+            let bytes = fs::metadata(&path).map_or(0, |data| data.blocks() * 512);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result.map_err(StoreError::file("removing", &path))?,
+            }
+            collected.bytes += bytes;
+            collected.digests.insert(digest.clone());
+        }
+        Ok(())
     }
 
     /// Changes whenever an artifact begins to come, is whole, or is let go of.
