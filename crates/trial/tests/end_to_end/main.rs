@@ -9,6 +9,7 @@ mod hub_away;
 mod kill_switch;
 mod leader_cut_off;
 mod leader_killed;
+mod limits;
 mod membership;
 mod mirror_dies;
 mod power;
