@@ -101,7 +101,8 @@ fn download(zone: &Zone, blob: &Ready, who: &'static str, url: &str) -> Result<C
     compared(zone, blob, who, files, seconds, wan_bytes, cpu_s)
 }
 
-/// A proxy as `docs/operating.md` has it: slices, each fetched once. (Slices of 8 MiB were slower.)
+/// A proxy as `docs/operating.md` has it: slices, each fetched once. Who waits for a slice looks again every
+/// half second, which is most of the time of the proxy that has a fat link.
 fn proxy(zone: &mut Zone, blob: &Ready, who: &'static str, nic_mbit: u32) -> Result<Compared> {
     zone.network.join(PROXY_NAME, PROXY, nic_mbit, nic_mbit)?;
     let dir = zone.dir().join("proxy");
