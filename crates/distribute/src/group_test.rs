@@ -302,8 +302,9 @@ async fn without_a_leader_one_server_goes_on() {
     for server in &servers {
         server.until_held(&sample).await;
     }
-    // The heir asks for what it lacks; what the head had under way may come twice, no more.
-    hardly_twice(&mirror, &sample);
+    // The head goes on with its lease, and the heir asks for what it lacks: two, never all four.
+    let most = 2 * sample.release.length;
+    assert!(mirror.sent() <= most, "{} of {most}", mirror.sent());
 }
 
 #[tokio::test(flavor = "multi_thread")]
