@@ -58,9 +58,8 @@ fn names_of_later_parts_are_not_yet_instead_of_unknown() {
 
 #[test]
 fn bytes_may_be_kept_back_until_their_wave_is_near() {
-    let prestage = |rest: &str| {
-        parse(&format!("{HEAD}[update]\n{rest}"), "web.toml").unwrap().update.prestage
-    };
+    let prestage =
+        |rest: &str| parse(&format!("{HEAD}[update]\n{rest}"), "web.toml").unwrap().update.prestage;
     assert_eq!(prestage(""), Prestage::All);
     assert_eq!(prestage("prestage = \"all\"\n"), Prestage::All);
     assert_eq!(prestage("prestage = \"next-wave\"\n"), Prestage::NextWave);
