@@ -1,9 +1,8 @@
 //! Sending bulk bytes in small pieces.
 //!
-//! What lies unsent in the kernel cannot be overtaken by the service's own packets, cannot be taken
-//! back when a child goes elsewhere, and leaves in bursts: up to 64 KiB in one go, which a queue
-//! that is shorter than that cuts into single packets, at ten times the processor time. So a bulk
-//! connection hands over one TLS record at a time, and waits until less than that is unsent.
+//! What lies unsent in the kernel cannot be taken back when a child goes elsewhere, and with a
+//! buffer that grows by itself that is megabytes: seconds of a slow link. So a bulk connection hands
+//! over one TLS record at a time, and waits when a few are unsent.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,9 +14,9 @@ use tokio::net::TcpStream;
 /// Bytes of one piece: the most that one TLS record holds.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// A socket takes more when less than this is unsent, in bytes. With a piece on top it stays under
-/// 32 KiB, the burst that traffic shapers are usually given.
-const UNSENT_BYTES: u32 = 12 * 1024;
+/// A socket takes more when less than this is unsent, in bytes: 5 ms at 100 Mbit/s, which is what a
+/// busy machine may need until the sender runs again. With less the link idles meanwhile.
+const UNSENT_BYTES: u32 = 64 * 1024;
 
 /// Slices of one piece. The server gives a few: the length of a chunk, the bytes, their end.
 const SLICES_MAX: usize = 8;

@@ -97,17 +97,26 @@ fn on_the_wrong_side_of_a_cut_network() -> Result<()> {
         there.ip("link set there up")?;
         trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
         trial.until_caught_up(CUT_OFF)?;
-        once_each(&trial, &["1.0.0", "1.1.0"])?;
+        once_each_but(&trial, &["1.0.0", "1.1.0"], CUT_OFF)?;
         trial.pass()
     })
 }
 
 /// Every server started every version once.
 fn once_each(trial: &Trial, versions: &[&str]) -> Result<()> {
+    once_each_but(trial, versions, "")
+}
+
+/// The same, but for one that was cut off: if it had just been granted its step, nobody can know
+/// whether it began, so it owes the good release and starts that anew, under another fence.
+fn once_each_but(trial: &Trial, versions: &[&str], cut_off: &str) -> Result<()> {
     for server in trial.servers() {
         let said = trial.said(&server)?;
         let starts = said.into_iter().filter(|line| line.event == "start");
-        let starts: Vec<String> = starts.map(|line| line.version).collect();
+        let mut starts: Vec<String> = starts.map(|line| line.version).collect();
+        if server == cut_off {
+            starts.dedup();
+        }
         ensure!(starts == versions, "{server} started {starts:?}");
     }
     Ok(())
