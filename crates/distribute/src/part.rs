@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cohort_artifact::{UnitError, UnitHashes};
@@ -21,6 +22,9 @@ use crate::unit_set::{UnitRun, UnitSet};
 /// The newest units that are kept in memory for the children, per artifact: 1 MiB. A child that
 /// keeps up never costs a read of the file.
 const RECENT_UNITS_MAX: usize = 16;
+
+/// A longer pause between two units says nothing about how fast they come.
+const INTERVAL_MAX: Duration = Duration::from_millis(100);
 
 /// A `.part` file, open. All of it is blocking: call it from a thread that may block.
 ///
@@ -45,6 +49,9 @@ struct Here {
     senders: Vec<ServerId>,
     /// The newest, oldest first: at most [`RECENT_UNITS_MAX`].
     recent: VecDeque<(u32, Bytes)>,
+    /// When the newest came, and how long it has taken from one to the next, smoothed.
+    newest: Option<Instant>,
+    interval: Duration,
 }
 
 /// Why a unit was not written.
@@ -101,7 +108,14 @@ impl Part {
         file.set_len(length).map_err(StoreError::file("setting the length of", &path))?;
         let arrivals = watch::Sender::new(have.held());
         let origins = vec![0; hashes.count() as usize];
-        let here = Mutex::new(Here { have, origins, senders: Vec::new(), recent: VecDeque::new() });
+        let here = Mutex::new(Here {
+            have,
+            origins,
+            senders: Vec::new(),
+            recent: VecDeque::new(),
+            newest: None,
+            interval: Duration::ZERO,
+        });
         Ok(Self { path, file, hashes, here, arrivals })
     }
 
@@ -171,11 +185,17 @@ impl Part {
             }
             if new && let Some(frame) = frame {
                 here.keep(index, frame);
+                here.came(Instant::now());
             }
             (new, here.have.held())
         };
         self.arrivals.send_replace(held);
         Ok(new)
+    }
+
+    /// How long it takes from one unit to the next, lately. Nothing at first.
+    pub(crate) fn interval(&self) -> Duration {
+        self.lock().interval
     }
 
     /// The frame of a unit that came lately.
@@ -247,6 +267,14 @@ impl Part {
 }
 
 impl Here {
+    /// An eighth of weight for the newest: units come in pairs when two requests run at once.
+    fn came(&mut self, now: Instant) {
+        if let Some(before) = self.newest.replace(now) {
+            let took = now.saturating_duration_since(before).min(INTERVAL_MAX);
+            self.interval = (self.interval * 7 + took) / 8;
+        }
+    }
+
     fn keep(&mut self, index: u32, frame: &Bytes) {
         if self.recent.len() == RECENT_UNITS_MAX {
             self.recent.pop_front();

@@ -50,6 +50,13 @@ const READ_UNITS_MAX: u32 = 4;
 const PIECE_BYTES_MIN: usize = 1_024;
 const PIECE_BYTES_MAX: usize = 16 * 1024;
 
+/// A unit is spread over this part of the time until the next one comes: a third, so that a child
+/// that fell behind a little catches up, and a hop costs no more than that once.
+const SPREAD_PART: u32 = 3;
+
+/// What a timer can do; pieces that are due sooner go at once.
+const SLEEP_MIN: Duration = Duration::from_millis(1);
+
 /// Runs in one question: holes come from failures, and there are few; what is beyond this is asked
 /// for when these have come. 4096 runs are 130 KB of JSON.
 pub const RUNS_MAX: usize = 4_096;
@@ -158,13 +165,25 @@ impl Subscription {
                 None => return false,
             },
         };
+        // Who keeps up gets a unit spread over a part of the time until the next one comes, and the
+        // service's own packets go in between; who is behind gets all that the wire takes.
+        let spread = if run.count == 1 { origin.interval() / SPREAD_PART } else { Duration::ZERO };
+        let begun = Instant::now();
         for mut frame in frames {
+            let (length, mut sent) = (count(frame.len()), 0);
             while !frame.is_empty() {
                 // Under a limit in small pieces, so that the child hears something in between.
-                let piece = match self.upload.limit() {
-                    Some(limit) => frame.split_to(frame.len().min(piece_bytes(limit))),
-                    None => std::mem::take(&mut frame),
+                let most = match self.upload.limit() {
+                    Some(limit) => piece_bytes(limit),
+                    None if spread.is_zero() => frame.len(),
+                    None => PIECE_BYTES_MAX,
                 };
+                let piece = frame.split_to(frame.len().min(most));
+                let due = begun + spread * sent / length;
+                if due.saturating_duration_since(Instant::now()) >= SLEEP_MIN {
+                    sleep_until(due).await;
+                }
+                sent += count(piece.len());
                 self.upload.take(piece.len(), || ()).await;
                 if !self.put(sender, Ok(piece)).await {
                     return false;
@@ -251,6 +270,14 @@ impl Origin {
         }
     }
 
+    /// How long it takes from one unit to the next.
+    fn interval(&self) -> Duration {
+        match self {
+            Origin::Whole(..) => Duration::ZERO,
+            Origin::Part(_, part, _) => part.interval(),
+        }
+    }
+
     /// The frames of a run, if all of them came lately.
     fn recent(&self, run: UnitRun) -> Option<Vec<Bytes>> {
         match self {
@@ -265,6 +292,11 @@ impl Origin {
         let read = tokio::task::spawn_blocking(move || frames(&file, total, run));
         read.await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
+}
+
+/// Bytes of a frame, or of a piece of one.
+fn count(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// Bytes that go at once under a limit of so many bytes per second: a fiftieth of a second's, so

@@ -37,8 +37,9 @@ const COMPLAINT: Duration = Duration::from_secs(3);
 /// nothing to report any more.
 const WHOLE_BELIEVED: Duration = Duration::from_secs(600);
 
-/// A new leader hears everybody before it plans a transfer that is under way.
-const GATHER: Duration = Duration::from_secs(1);
+/// A new leader hears everybody before it plans a transfer that is under way: two rounds of those
+/// who look for it every 250 ms.
+const GATHER: Duration = Duration::from_millis(500);
 
 /// A server is behind when its parent has this many units (4 MiB) more.
 const BEHIND_UNITS: u32 = 64;
