@@ -114,8 +114,8 @@ fn once_each_but(trial: &Trial, versions: &[&str], cut_off: &str) -> Result<()> 
         let said = trial.said(&server)?;
         let starts = said.into_iter().filter(|line| line.event == "start");
         let mut starts: Vec<String> = starts.map(|line| line.version).collect();
-        if server == cut_off {
-            starts.dedup();
+        if server == cut_off && starts.len() == versions.len() + 1 && starts[0] == starts[1] {
+            starts.remove(0);
         }
         ensure!(starts == versions, "{server} started {starts:?}");
     }
