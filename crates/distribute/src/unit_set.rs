@@ -167,12 +167,6 @@ impl UnitSet {
         self.count_again();
     }
 
-    /// The first unit that is in both sets.
-    #[must_use]
-    pub fn first_common(&self, other: &Self) -> Option<u32> {
-        self.first_common_from(0, other)
-    }
-
     /// The first unit that is in both, looking from the word of 64 units that `from` is in.
     pub(crate) fn first_common_from(&self, from: u32, other: &Self) -> Option<u32> {
         let words = self.words.iter().zip(&other.words).zip(0_u32..).skip((from / 64) as usize);
