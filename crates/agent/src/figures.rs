@@ -1,7 +1,8 @@
 //! Bytes, rates and times in texts for people.
 
 /// Bytes in the largest fitting binary unit: `1023 B`, `1.5 MiB`.
-pub(crate) fn bytes(count: u64) -> String {
+#[must_use]
+pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if count < 1024 {
         return format!("{count} B");
@@ -15,7 +16,8 @@ pub(crate) fn bytes(count: u64) -> String {
 }
 
 /// A rate as networks are sold: `48.9 Mbit/s`.
-pub(crate) fn bits(bytes_per_second: u64) -> String {
+#[must_use]
+pub fn bits(bytes_per_second: u64) -> String {
     const UNITS: [&str; 4] = ["kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
     let (mut tenths, mut unit) = (u128::from(bytes_per_second) * 8 / 100, 0);
     while tenths >= 10_000 && unit + 1 < UNITS.len() {

@@ -23,7 +23,7 @@ mod duties;
 mod error;
 mod fetch_text;
 mod fetching;
-mod figures;
+pub mod figures;
 mod join;
 mod killswitch;
 mod member;

@@ -107,9 +107,9 @@ fn named(shared: &Shared, view: &View, transfer: &TransferView) -> Option<Named>
     Some(Named { app: app.clone(), version: release.version.clone(), delta })
 }
 
-/// Every release of an app that may be on its way to somebody, the likeliest first.
-fn releases(app: &App) -> impl Iterator<Item = &Release> {
-    let held = match &app.phase {
+/// The release that was rejected, while the group is held for it.
+fn rejected(app: &App) -> Option<&Release> {
+    match &app.phase {
         Phase::Held { rejected, .. } => Some(rejected),
         Phase::Empty
         | Phase::Running { .. }
@@ -118,9 +118,17 @@ fn releases(app: &App) -> impl Iterator<Item = &Release> {
         | Phase::Verified { .. }
         | Phase::Wave { .. }
         | Phase::RollingBack { .. } => None,
-    };
+    }
+}
+
+/// Every release of an app that may be on its way to somebody, the likeliest first.
+fn releases(app: &App) -> impl Iterator<Item = &Release> {
     let rollout = app.phase.rollout().map(|rollout| &rollout.release);
-    rollout.into_iter().chain(&app.last_good).chain(held).chain(app.good_before.iter().rev())
+    rollout
+        .into_iter()
+        .chain(&app.last_good)
+        .chain(rejected(app))
+        .chain(app.good_before.iter().rev())
 }
 
 fn app_status(
@@ -147,16 +155,7 @@ fn app_status(
         }
         Phase::Held { reason, since, .. } => (*since, reason.clone(), 0, Vec::new()),
     };
-    let target = match &app.phase {
-        Phase::Held { rejected, .. } => Some(rejected),
-        Phase::Empty
-        | Phase::Running { .. }
-        | Phase::MarkedOld { .. }
-        | Phase::LeaderHolds { .. }
-        | Phase::Verified { .. }
-        | Phase::Wave { .. }
-        | Phase::RollingBack { .. } => app.phase.rollout().map(|rollout| &rollout.release),
-    };
+    let target = rejected(app).or_else(|| app.phase.rollout().map(|rollout| &rollout.release));
     let servers = app.servers.iter().map(|(server, here)| {
         let activation = here.activation.as_ref().map(|activation| match &activation.stage {
             ActivationStage::Granted => "granted".to_owned(),

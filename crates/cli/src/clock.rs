@@ -1,5 +1,6 @@
 //! The time of day, and durations for people.
 
+pub(crate) use cohort_agent::figures::{bits, bytes};
 use cohort_identity::UnixTime;
 
 /// Now, in seconds of Unix time.
@@ -20,32 +21,6 @@ pub(crate) fn brief(ms: u64) -> String {
         3600..86_400 => two(s / 3600, "h", s % 3600 / 60, "m"),
         _ => two(s / 86_400, "d", s % 86_400 / 3600, "h"),
     }
-}
-
-/// Bytes in the largest fitting binary unit.
-pub(crate) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut tenths = count * 10 / 1024;
-    let mut unit = 0;
-    while tenths >= 10_240 && unit + 1 < UNITS.len() {
-        tenths /= 1024;
-        unit += 1;
-    }
-    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
-}
-
-/// A rate as networks are sold.
-pub(crate) fn bits(bytes_per_second: u64) -> String {
-    const UNITS: [&str; 4] = ["kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
-    let (mut tenths, mut unit) = (u128::from(bytes_per_second) * 8 / 100, 0);
-    while tenths >= 10_000 && unit + 1 < UNITS.len() {
-        tenths /= 1000;
-        unit += 1;
-    }
-    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
 #[cfg(test)]
