@@ -24,6 +24,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// seen to take seconds.
 const LAUNCH_MAX: Duration = Duration::from_secs(15);
 
+/// How long after one that ended before it listened another is started.
+const LAUNCH_AGAIN: Duration = Duration::from_millis(200);
+
 /// What a stop may take beyond the service's own limit.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
@@ -127,9 +130,12 @@ impl GuardClient {
         if let Ok(stream) = self.dial().await {
             return Ok(stream);
         }
-        self.start(launch).map_err(|error| {
-            unreachable(format!("{} cannot be started: {error}", launch.program.display()))
-        })?;
+        let start = || {
+            self.start(launch).map_err(|error| {
+                unreachable(format!("{} cannot be started: {error}", launch.program.display()))
+            })
+        };
+        let mut launched = start()?;
         let deadline = Instant::now() + LAUNCH_MAX;
         loop {
             match self.dial().await {
@@ -137,10 +143,17 @@ impl GuardClient {
                 Err(error) if Instant::now() > deadline => return Err(unreachable(error)),
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
+            // A killed guard holds its lock until its last thread is gone: the next one ends at
+            // once when it comes too early.
+            if launched.is_finished() {
+                tokio::time::sleep(LAUNCH_AGAIN).await;
+                launched = start()?;
+            }
         }
     }
 
-    fn start(&self, launch: &GuardLaunch) -> io::Result<()> {
+    /// Starts a guard; the thread ends with it.
+    fn start(&self, launch: &GuardLaunch) -> io::Result<std::thread::JoinHandle<()>> {
         std::fs::create_dir_all(&self.folder)?;
         let log =
             OpenOptions::new().create(true).append(true).open(self.folder.join("guard.log"))?;
@@ -152,8 +165,9 @@ impl GuardClient {
             .spawn()?;
         // It outlives this process, or is reaped here; a thread sleeps until then.
         let reaper = std::thread::Builder::new().name("guard-reaper".into());
-        reaper.stack_size(64 * 1024).spawn(move || child.wait())?;
-        Ok(())
+        reaper.stack_size(64 * 1024).spawn(move || {
+            let _status = child.wait();
+        })
     }
 }
 
