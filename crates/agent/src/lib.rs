@@ -14,6 +14,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod app;
+mod app_thread;
 mod budgets;
 pub mod config;
 mod contacts;

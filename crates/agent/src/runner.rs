@@ -16,6 +16,7 @@ use cohort_wire::agent::{
     OrdersRequest, WAIT, WAIT_MS_MAX,
 };
 use cohort_wire::http::{Call, CallError};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +27,7 @@ use crate::join::advertised;
 use crate::probe::Readiness;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
-use crate::start::spawn_or_end;
+use crate::start::{spawn_on_or_end, spawn_or_end};
 
 /// How long an answer with orders may take: a read round, twice.
 const ORDERS_DEADLINE: Duration = Duration::from_secs(3);
@@ -69,6 +70,8 @@ impl DoingBoard {
 
 /// What the runner needs.
 pub(crate) struct Runner {
+    /// Where apps are worked on, see [`crate::app_thread::AppThread`].
+    pub apps: Handle,
     pub shared: Arc<Shared>,
     pub boot_epoch: BootEpoch,
     pub controls: Controls,
@@ -349,7 +352,7 @@ impl Runner {
             confirmed: reporter.confirmed(),
         };
         let running = async move { task.run(changes).await.map_err(AgentError::Host) };
-        spawn_or_end("app", running, &self.ended);
+        spawn_on_or_end(&self.apps, "app", running, &self.ended);
         Ok(contact)
     }
 

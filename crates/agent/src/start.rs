@@ -21,9 +21,11 @@ use cohort_wire::http::{Client, Handler, Target, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::app_thread::AppThread;
 use crate::budgets::Budgets;
 use crate::config::AgentConfig;
 use crate::contacts::Contacts;
@@ -181,7 +183,13 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
     ));
     let kept = Budgets { download, upload, tracker: Arc::clone(&shared.tracker) };
     tokio::spawn(budgets::keep(config.clone(), kept, stop.clone()));
+    let apps = AppThread::start().map_err(|source| AgentError::File {
+        path: PathBuf::from("/proc/self/task"),
+        what: "given another thread",
+        source,
+    })?;
     let runner = Runner {
+        apps: apps.handle(),
         shared: Arc::clone(&shared),
         boot_epoch,
         controls,
@@ -223,8 +231,18 @@ pub(crate) fn spawn_or_end(
     task: impl Future<Output = Result<(), AgentError>> + Send + 'static,
     ended: &mpsc::Sender<AgentError>,
 ) {
+    spawn_on_or_end(&Handle::current(), what, task, ended);
+}
+
+/// As [`spawn_or_end`], on the threads of another runtime.
+pub(crate) fn spawn_on_or_end(
+    runtime: &Handle,
+    what: &'static str,
+    task: impl Future<Output = Result<(), AgentError>> + Send + 'static,
+    ended: &mpsc::Sender<AgentError>,
+) {
     let ended = ended.clone();
-    let task = tokio::spawn(task);
+    let task = runtime.spawn(task);
     tokio::spawn(async move {
         let error = match task.await {
             Ok(Ok(())) => return,

@@ -45,10 +45,10 @@ pub(crate) const ABSENT_MS_MAX: u64 = 10_000;
 /// Units that are read from the disk at once: 256 KiB, one system call.
 const READ_UNITS_MAX: u32 = 4;
 
-/// Bounds of what goes at once under a limit, in bytes: below a packet nothing is won, and a TLS
-/// record holds no more.
+/// Bounds of what goes at once under a limit, in bytes: below a packet nothing is won; and a fifth
+/// of a unit's frame, which with the marks of a chunk fits into one TLS record of 16 KiB.
 const PIECE_BYTES_MIN: usize = 1_024;
-const PIECE_BYTES_MAX: usize = 16 * 1024;
+const PIECE_BYTES_MAX: usize = (UNIT_BYTES as usize + INDEX_BYTES).div_ceil(5);
 
 /// A unit is spread over this part of the time until the next one comes: a third, so that a child
 /// that fell behind a little catches up, and a hop costs no more than that once.

@@ -9,7 +9,7 @@ use cohort_core::ids::{Platform, ServerId};
 use toml::Value;
 
 use crate::agent_keys::{FILE, LAYOUT, own_platform};
-use crate::commands::{daemon_runtime, stopping};
+use crate::commands::{AGENT_THREADS, daemon_runtime, stopping};
 use crate::failure::{Exit, Failure};
 use crate::layers::{Layers, list_flag, map_flag, parse_pair, path_flag, text_flag};
 
@@ -77,7 +77,7 @@ pub(crate) fn run(args: &AgentArgs) -> Result<Exit, Failure> {
         let read = configuration(&again, |name| std::env::var(name).ok());
         read.map_err(|failure| failure.error)
     })));
-    daemon_runtime()?.block_on(async {
+    daemon_runtime(AGENT_THREADS)?.block_on(async {
         let stop = stopping()?;
         cohort_agent::run(config, stop).await.map_err(|error| Failure::of("agent", &error))
     })?;

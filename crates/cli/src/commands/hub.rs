@@ -7,7 +7,7 @@ use clap::Args;
 use cohort_hub::HubConfig;
 use toml::Value;
 
-use crate::commands::{daemon_runtime, stopping};
+use crate::commands::{SERVER_THREADS, daemon_runtime, stopping};
 use crate::failure::{Exit, Failure};
 use crate::hub_keys::{FILE, LAYOUT};
 use crate::layers::{Layers, absolute, list_flag, path_flag, text_flag};
@@ -49,7 +49,7 @@ pub(crate) struct HubArgs {
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(args: &HubArgs) -> Result<Exit, Failure> {
     let config = configuration(args)?;
-    daemon_runtime()?.block_on(async {
+    daemon_runtime(SERVER_THREADS)?.block_on(async {
         let stop = stopping()?;
         cohort_hub::run(config, stop).await.map_err(|error| Failure::of("hub", &error))
     })?;

@@ -9,7 +9,7 @@ use cohort_mirror::{
     BucketSettings, CacheConfig, CacheLimits, MirrorConfig, MirrorError, run_cache, run_mirror,
 };
 
-use crate::commands::{daemon_runtime, stopping};
+use crate::commands::{SERVER_THREADS, daemon_runtime, stopping};
 use crate::failure::{Exit, Failure};
 
 /// What `cohort mirror` takes: `--origin`s and a cache, or a folder.
@@ -55,7 +55,7 @@ fn serve_folder(dir: &Path, listen: SocketAddr) -> Result<Exit, Failure> {
         ));
     }
     let config = MirrorConfig { listen, repository_dir: dir.to_owned() };
-    daemon_runtime()?.block_on(async {
+    daemon_runtime(SERVER_THREADS)?.block_on(async {
         let stop = stopping()?;
         run_mirror(config, stop).await.map_err(|error| failure(&error))
     })?;
@@ -71,7 +71,7 @@ fn serve_cache(dir: &Path, args: &MirrorArgs) -> Result<Exit, Failure> {
         cache_bytes: args.cache_size,
         limits: CacheLimits { requests_max: args.requests_max, ..CacheLimits::default() },
     };
-    daemon_runtime()?.block_on(async {
+    daemon_runtime(SERVER_THREADS)?.block_on(async {
         let stop = stopping()?;
         run_cache(config, stop).await.map_err(|error| failure(&error))
     })?;

@@ -29,9 +29,14 @@ use crate::args::{Cli, Command, Global};
 use crate::failure::{Exit, Failure};
 use crate::logging;
 
-/// Threads of an agent or hub. Hashing and disk have threads of their own; a server that serves
-/// customers has better uses for its cores.
-const DAEMON_THREADS: usize = 2;
+/// Threads of a hub or mirror.
+const SERVER_THREADS: usize = 2;
+
+/// Threads of an agent: a server that serves customers has better uses for its cores, and bytes that
+/// stay on one thread cost a fifth less (`docs/design/007-making-way.md`). Hashing, the disk, apps
+/// and the group's log have threads of their own, so that nothing blocks this one.
+const AGENT_THREADS: usize = 1;
+
 /// How shells report an end by SIGTERM,
 const SIGTERM_CODE: i32 = 143;
 /// and by SIGINT.
@@ -75,8 +80,8 @@ fn once(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failu
 }
 
 /// A runtime for a part that runs until it is stopped.
-fn daemon_runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    runtime(Builder::new_multi_thread().worker_threads(DAEMON_THREADS))
+fn daemon_runtime(threads: usize) -> Result<tokio::runtime::Runtime, Failure> {
+    runtime(Builder::new_multi_thread().worker_threads(threads))
 }
 
 /// Cancelled by SIGTERM or SIGINT. A second signal ends the process at once, as if there were no
