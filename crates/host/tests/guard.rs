@@ -127,6 +127,27 @@ impl Bench {
     }
 }
 
+impl Drop for Bench {
+    /// What a test that failed had started ends with it.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let client = &self.client;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut builder = tokio::runtime::Builder::new_current_thread();
+                let runtime = builder.enable_all().build().unwrap();
+                runtime.block_on(async {
+                    // One that was killed leaves its services to the next.
+                    let _ = client.ensure().await;
+                    let _ = client.shutdown(Duration::from_secs(10)).await;
+                });
+            });
+        });
+    }
+}
+
 fn pid(text: &str) -> Pid {
     Pid::from_raw(text.trim().parse().unwrap()).unwrap()
 }
