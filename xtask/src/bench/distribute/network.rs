@@ -62,10 +62,14 @@ impl Network {
         send_mbit: u32,
         receive_mbit: u32,
     ) -> Result<()> {
+        let [a, b, c, d] = address.octets();
+        // An address that comes again with another card is not found until its neighbours forget.
+        let mac = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
         let (port, address) = (port(name), format!("{address}/24"));
         ip(&["netns", "add", name])?;
         self.names.push(name.to_owned());
-        ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", name])?;
+        let peer = ["peer", "name", "eth0", "address", &mac, "netns", name];
+        ip(&[&["link", "add", &port, "type", "veth"], &peer[..]].concat())?;
         ip(&["link", "set", &port, "master", "br0", "up"])?;
         ip(&["-n", name, "addr", "add", &address, "dev", "eth0"])?;
         ip(&["-n", name, "link", "set", "eth0", "up"])?;
