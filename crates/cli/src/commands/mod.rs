@@ -33,8 +33,8 @@ use crate::logging;
 const SERVER_THREADS: usize = 2;
 
 /// Threads of an agent: a server that serves customers has better uses for its cores, and bytes that
-/// stay on one thread cost a fifth less (`docs/design/007-making-way.md`). Hashing, the disk, apps
-/// and the group's log have threads of their own, so that nothing blocks this one.
+/// stay on one thread cost a fifth less (`docs/design/007-making-way.md`). Hashing, apps and
+/// the group's log have threads of their own: what syncs to the disk must not run on this one.
 const AGENT_THREADS: usize = 1;
 
 /// How shells report an end by SIGTERM,
