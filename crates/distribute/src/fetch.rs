@@ -175,6 +175,7 @@ async fn run(
                 fetch.follow(order);
             }
             Some(ended) = fetch.tasks.join_next_with_id() => fetch.ended(ended).await?,
+            claimed = claimed(&mut fetch.claiming) => claimed?,
             () = guided(fetch.guides.as_mut()) => fetch.list_sources(),
             () = tokio::time::sleep_until(wake_at) => {}
         }
@@ -211,7 +212,8 @@ struct Fetch<'a> {
     order: FetchOrder,
     claim: Arc<Claim>,
     part: Option<Arc<Part>>,
-    prepared: Option<JoinHandle<Result<(), StoreError>>>,
+    /// Claims the space of the part, until that has ended.
+    claiming: Option<JoinHandle<Result<(), StoreError>>>,
     sources: Sources,
     tasks: JoinSet<Ended>,
     under_way: HashMap<Id, UnderWay>,
@@ -245,7 +247,7 @@ impl<'a> Fetch<'a> {
             order,
             claim,
             part: None,
-            prepared: None,
+            claiming: None,
             sources,
             tasks: JoinSet::new(),
             under_way: HashMap::new(),
@@ -275,14 +277,8 @@ impl<'a> Fetch<'a> {
             claim.hashes()
         })
         .await?;
-        match hashes {
-            Some(hashes) => self.begin(hashes).await?,
-            None => {
-                // Claiming the space of a large file takes as long as asking for its hashes.
-                let claim = Arc::clone(&self.claim);
-                let prepare = move || claim.prepare(reserve);
-                self.prepared = Some(tokio::task::spawn_blocking(prepare));
-            }
+        if let Some(hashes) = hashes {
+            self.begin(hashes).await?;
         }
         // Hashing what was left is no time in which a source could have delivered.
         self.begun = Instant::now();
@@ -291,10 +287,9 @@ impl<'a> Fetch<'a> {
 
     async fn begin(&mut self, hashes: Arc<UnitHashes>) -> Result<(), FetchError> {
         let (claim, reserve) = (Arc::clone(&self.claim), self.context.limits.reserve_bytes);
-        if let Some(prepared) = self.prepared.take() {
-            prepared.await.map_err(FetchError::Task)??;
-        }
         let part = blocking(move || claim.begin(hashes, reserve)).await?;
+        let claimed = Arc::downgrade(&part);
+        self.claiming = Some(tokio::task::spawn_blocking(move || Part::claim_space(&claimed)));
         self.resumed = part.held();
         self.held = self.resumed;
         let release = self.release();
@@ -647,6 +642,16 @@ impl<'a> Fetch<'a> {
             SourceId::Mirror(index) => self.context.mirrors.name(*index),
         }
     }
+}
+
+/// Waits until the space is claimed, once.
+async fn claimed(
+    claiming: &mut Option<JoinHandle<Result<(), StoreError>>>,
+) -> Result<(), FetchError> {
+    let Some(task) = claiming else { return std::future::pending().await };
+    let result = task.await;
+    *claiming = None;
+    result.map_err(FetchError::Task)?.map_err(FetchError::Store)
 }
 
 /// Runs work on the disk where it may block.

@@ -5,11 +5,11 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cohort_artifact::{UnitError, UnitHashes};
+use cohort_artifact::{UNIT_BYTES, UnitError, UnitHashes};
 use cohort_core::ids::ServerId;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -22,6 +22,9 @@ use crate::unit_set::{UnitRun, UnitSet};
 /// The newest units that are kept in memory for the children, per artifact: 1 MiB. A child that
 /// keeps up never costs a read of the file.
 const RECENT_UNITS_MAX: usize = 16;
+
+/// Space that is claimed at once, 8 MiB: units that come meanwhile wait for some milliseconds.
+const CLAIM_BYTES: u64 = 8 << 20;
 
 /// A longer pause between two units says nothing about how fast they come.
 const INTERVAL_MAX: Duration = Duration::from_millis(100);
@@ -52,6 +55,8 @@ struct Here {
     /// When the newest came, and how long it has taken from one to the next, smoothed.
     newest: Option<Instant>,
     interval: Duration,
+    /// The disk was too full: what is beyond the units that are there may be gone.
+    given_back: bool,
 }
 
 /// Why a unit was not written.
@@ -66,45 +71,19 @@ pub enum WriteError {
 }
 
 impl Part {
-    /// Makes the file and claims its space, unless it is there; whether it was made.
-    pub(crate) fn prepare(path: &Path, length: u64) -> Result<bool, StoreError> {
-        let mut options = OpenOptions::new();
-        let file = match options.write(true).create_new(true).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-            opened => opened.map_err(StoreError::file("making", path))?,
-        };
-        if let Err(error) = preallocate(&file, length) {
-            // What was claimed before the disk was full must not keep it full.
-            let _ = file.set_len(0);
-            return Err(StoreError::file("preallocating", path)(error));
-        }
-        Ok(true)
-    }
-
-    /// Opens or makes the file, claims its space, and hashes what an earlier attempt left. A
-    /// `fresh` file was just made by [`Part::prepare`].
-    pub(crate) fn open(
-        path: PathBuf,
-        hashes: Arc<UnitHashes>,
-        fresh: bool,
-    ) -> Result<Self, StoreError> {
+    /// Opens or makes the file, and hashes what an earlier attempt left. Its space is yet to be
+    /// claimed.
+    pub(crate) fn open(path: PathBuf, hashes: Arc<UnitHashes>) -> Result<Self, StoreError> {
         let length = hashes.length();
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(&path).map_err(StoreError::file("opening", &path))?;
         let left = file.metadata().map_err(StoreError::file("reading the length of", &path))?.len();
-        let have = if left == 0 || fresh {
+        let have = if left == 0 {
             UnitSet::empty(hashes.count())
         } else {
             rehash(&file, &hashes).map_err(StoreError::file("hashing", &path))?
         };
-        if !fresh && let Err(error) = preallocate(&file, length) {
-            // What was claimed before the disk was full must not keep it full.
-            if have.is_empty() {
-                let _ = file.set_len(0);
-            }
-            return Err(StoreError::file("preallocating", &path)(error));
-        }
         file.set_len(length).map_err(StoreError::file("setting the length of", &path))?;
         let arrivals = watch::Sender::new(have.held());
         let origins = vec![0; hashes.count() as usize];
@@ -115,8 +94,46 @@ impl Part {
             recent: VecDeque::new(),
             newest: None,
             interval: Duration::ZERO,
+            given_back: false,
         });
         Ok(Self { path, file, hashes, here, arrivals })
+    }
+
+    /// Claims the space of the whole file, a slice at a time, while units are written to it: on file
+    /// systems that zero what they give (and those in memory do) all at once would take longer than
+    /// the first of the bytes. Stops where nobody wants the part any more.
+    ///
+    /// # Errors
+    /// The disk's. What was claimed and holds no unit is given back then, lest it keeps the disk
+    /// full, and no unit is taken any more.
+    pub(crate) fn claim_space(part: &Weak<Part>) -> Result<(), StoreError> {
+        let mut start = 0;
+        while let Some(part) = part.upgrade() {
+            let length = part.hashes.length().saturating_sub(start).min(CLAIM_BYTES);
+            if length == 0 {
+                break;
+            }
+            match preallocate(&part.file, start, length) {
+                Ok(true) => start += length,
+                Ok(false) => break,
+                Err(error) => {
+                    part.give_back();
+                    return Err(StoreError::file("preallocating", &part.path)(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Shortens the file to the units that are there.
+    fn give_back(&self) {
+        let mut here = self.lock();
+        here.given_back = true;
+        let end = here.have.runs(usize::MAX).last().map_or(0, |run| u64::from(run.end()));
+        let end = (end * u64::from(UNIT_BYTES)).min(self.hashes.length());
+        if let Err(error) = self.file.set_len(end) {
+            tracing::warn!(path = %self.path.display(), %error, "what was claimed stays claimed");
+        }
     }
 
     /// The hashes that every unit is checked against.
@@ -179,6 +196,10 @@ impl Part {
         self.file.write_all_at(unit, start).map_err(StoreError::file("writing", &self.path))?;
         let (new, held) = {
             let mut here = self.lock();
+            if here.given_back {
+                let full = io::Error::from(io::ErrorKind::StorageFull);
+                return Err(StoreError::file("writing", &self.path)(full).into());
+            }
             let new = here.have.insert(index);
             if new && let Some(sender) = sender {
                 here.remember(index, sender);
@@ -316,13 +337,18 @@ pub(crate) fn rehash(mut file: &File, hashes: &UnitHashes) -> io::Result<UnitSet
     Ok(have)
 }
 
-/// Claims the space, where the file system can. Elsewhere the check of free space must do.
-fn preallocate(file: &File, length: u64) -> io::Result<()> {
+/// Claims some bytes of a file; `false` where the file system cannot: the check of free space must
+/// do there.
+fn preallocate(file: &File, start: u64, length: u64) -> io::Result<bool> {
     loop {
-        match fallocate(file, FallocateFlags::empty(), 0, length) {
+        match fallocate(file, FallocateFlags::empty(), start, length) {
             Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-            result => return result.map_err(io::Error::from),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(false),
+            result => return result.map(|()| true).map_err(io::Error::from),
         }
     }
 }
+
+#[cfg(test)]
+#[path = "part_test.rs"]
+mod part_test;

@@ -3,7 +3,7 @@
 //! ```text
 //! <state_dir>/artifacts/<root>          whole: every unit was verified, and synced before the rename
 //! <state_dir>/artifacts/<root>.units    its unit hashes, 32 bytes each, checked against the root
-//! <state_dir>/artifacts/<root>.part     on its way: preallocated, verified units in place
+//! <state_dir>/artifacts/<root>.part     on its way: verified units in place
 //! <state_dir>/artifacts/.unfinished-*   a file being written aside; swept at the start
 //! ```
 //!
@@ -17,7 +17,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cohort_artifact::{ARTIFACT_BYTES_MAX, UNIT_BYTES, UnitHashes, hash_file};
@@ -166,8 +165,7 @@ impl ArtifactStore {
             return Err(StoreError::InFlight { digest: digest.clone() });
         }
         inner.claimed.insert(digest.clone(), None);
-        let fresh = AtomicBool::new(false);
-        Ok(Claim { store: Arc::clone(self), digest: digest.clone(), length, fresh })
+        Ok(Claim { store: Arc::clone(self), digest: digest.clone(), length })
     }
 
     /// Says what is ordered to be on this disk: none of it is collected from now on, whatever a
@@ -360,8 +358,6 @@ pub struct Claim {
     store: Arc<ArtifactStore>,
     digest: Digest,
     length: u64,
-    /// The `.part` is new and empty, its space claimed.
-    fresh: AtomicBool,
 }
 
 impl Claim {
@@ -408,18 +404,6 @@ impl Claim {
         self.store.changed();
     }
 
-    /// Claims the space of the artifact while its unit hashes are still on their way, unless an
-    /// earlier attempt left something.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub fn prepare(&self, reserve: u64) -> Result<(), StoreError> {
-        self.check_space(reserve)?;
-        let fresh = Part::prepare(&self.store.part_path(&self.digest), self.length)?;
-        self.fresh.store(fresh, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// Verifies a file of unit hashes against root and length, and keeps it durably.
     ///
     /// # Errors
@@ -434,14 +418,14 @@ impl Claim {
         Ok(hashes)
     }
 
-    /// Opens the `.part`, claims its space, and hashes what an earlier attempt left in it.
+    /// Opens the `.part` and hashes what an earlier attempt left in it. Its space is checked here, and
+    /// claimed by [`Part::claim_space`].
     ///
     /// # Errors
     /// The disk's.
     pub fn begin(&self, hashes: Arc<UnitHashes>, reserve: u64) -> Result<Arc<Part>, StoreError> {
         self.check_space(reserve)?;
-        let fresh = self.fresh.swap(false, Ordering::Relaxed);
-        let part = Arc::new(Part::open(self.store.part_path(&self.digest), hashes, fresh)?);
+        let part = Arc::new(Part::open(self.store.part_path(&self.digest), hashes)?);
         self.store.lock().claimed.insert(self.digest.clone(), Some(Arc::clone(&part)));
         self.store.changed();
         Ok(part)

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 
+use crate::part::Part;
 use crate::testing::{Disk, Sample, UNIT};
 use crate::{ArtifactStore, StoreError, StoreOptions, WriteError};
 
@@ -49,7 +50,7 @@ fn wrong_units_and_wrong_hashes_never_reach_the_disk() {
     assert!(matches!(part.write(7, sample.unit(3)), Err(WriteError::Wrong(_))));
     assert_eq!(part.held(), 0);
     let bytes = fs::read(disk.file(&format!("{}.part", sample.digest()))).unwrap();
-    assert!(bytes.iter().all(|byte| *byte == 0), "preallocated, and untouched");
+    assert!(bytes.iter().all(|byte| *byte == 0), "as long as it will be, and untouched");
     assert_eq!(bytes.len() as u64, sample.release.length);
 }
 
@@ -86,7 +87,8 @@ fn space_is_checked_for_what_is_missing_only() {
     // What is preallocated already is not asked for twice.
     free.store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
     let hashes = claim.put_hashes(&sample.hashes.to_bytes()).unwrap();
-    claim.begin(hashes, 0).unwrap();
+    let part = claim.begin(hashes, 0).unwrap();
+    Part::claim_space(&Arc::downgrade(&part)).unwrap();
     free.store(2_000, std::sync::atomic::Ordering::Relaxed);
     claim.check_space(1_000).unwrap();
 }
@@ -101,7 +103,9 @@ fn collection_spares_what_is_kept_and_what_is_in_flight() {
     let begin = |sample: &Sample| {
         let claim = disk.store.claim(sample.digest(), sample.release.length).unwrap();
         let hashes = claim.put_hashes(&sample.hashes.to_bytes()).unwrap();
-        (claim.begin(hashes, 0).unwrap(), claim)
+        let part = claim.begin(hashes, 0).unwrap();
+        Part::claim_space(&Arc::downgrade(&part)).unwrap();
+        (part, claim)
     };
     let in_flight = begin(&flying);
     drop(begin(&left));

@@ -84,7 +84,10 @@ impl Disk {
     }
 
     pub(crate) fn with(options: StoreOptions) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap(), options)
+    }
+
+    pub(crate) fn at(folder: TempDir, options: StoreOptions) -> Self {
         let store = Arc::new(ArtifactStore::open(folder.path().join("a"), options).unwrap());
         Self { folder, store }
     }

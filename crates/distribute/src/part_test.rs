@@ -1,0 +1,118 @@
+//! On a real file system that is too small.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::testing::{Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, patient};
+use crate::{FetchError, StoreOptions};
+
+/// Where the small file system is, for a test that was started anew on it.
+const FOLDER: &str = "COHORT_TEST_SMALL_DISK";
+
+/// Its size in KiB.
+const DISK_KIB: usize = 1024;
+
+/// The folder of a small file system, in a mount namespace of its own: nothing outside, where this
+/// runs the test `own` once more.
+fn small_disk(own: &str) -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        return Some(folder.into());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // Root needs no namespace of users; others may be allowed one.
+    let root = rustix::process::geteuid().is_root();
+    let user: &[&str] = if root { &[] } else { &["--user", "--map-root-user"] };
+    let on_it = |args: &[&OsStr]| {
+        let mount = format!("mount -t tmpfs -o size={DISK_KIB}k none \"$0\" && exec \"$@\"");
+        let mut command = Command::new("unshare");
+        command.args(user).args(["--mount", "sh", "-c", &mount]).arg(folder.path()).args(args);
+        command.env(FOLDER, folder.path()).status().unwrap().success()
+    };
+    if !on_it(&[OsStr::new("true")]) {
+        assert!(std::env::var_os("CI").is_none(), "a skipped test is a failure");
+        eprintln!("skipped: this machine mounts nothing in a namespace");
+        return None;
+    }
+    let program = std::env::current_exe().unwrap();
+    let own = format!("part::part_test::{own}");
+    let args = [program.as_os_str(), OsStr::new(&own), OsStr::new("--exact")];
+    assert!(on_it(&args), "it failed on the small disk");
+    None
+}
+
+/// A store that is told of more room than there is: somebody else takes it just then.
+fn store(folder: &Path) -> Disk {
+    let options = StoreOptions { free_space: Some(Arc::new(|_| Ok(u64::MAX))), rehash: false };
+    Disk::at(tempfile::tempdir_in(folder).unwrap(), options)
+}
+
+fn sample() -> Sample {
+    Sample::new("part", 2 * DISK_KIB * 1024)
+}
+
+fn claimed(disk: &Disk, sample: &Sample) -> u64 {
+    fs::metadata(disk.file(&format!("{}.part", sample.digest()))).unwrap().blocks() * 512
+}
+
+#[test]
+fn space_is_claimed_slice_by_slice_to_the_end() {
+    let (disk, sample) = (Disk::new(), Sample::new("slices", 2 * CLAIM_BYTES as usize + 77));
+    let claim = disk.store.claim(sample.digest(), sample.release.length).unwrap();
+    let part = claim.begin(claim.put_hashes(&sample.hashes.to_bytes()).unwrap(), 0).unwrap();
+    part.write(3, sample.unit(3)).unwrap();
+    Part::claim_space(&Arc::downgrade(&part)).unwrap();
+    assert!(claimed(&disk, &sample) >= sample.release.length, "nothing else is to fail later");
+    let left = disk.reopened().claim(sample.digest(), sample.release.length).unwrap();
+    let part = left.begin(left.hashes().unwrap().unwrap(), 0).unwrap();
+    assert!(part.held() == 1 && part.has(3), "and what was written stays");
+}
+
+#[test]
+fn where_the_space_is_not_there_it_is_given_back_and_units_stay() {
+    let Some(folder) = small_disk("where_the_space_is_not_there_it_is_given_back_and_units_stay")
+    else {
+        return;
+    };
+    let (disk, sample) = (store(&folder), sample());
+    let claim = disk.store.claim(sample.digest(), sample.release.length).unwrap();
+    let part = claim.begin(claim.put_hashes(&sample.hashes.to_bytes()).unwrap(), 0).unwrap();
+    for index in [0, 2] {
+        part.write(index, sample.unit(index)).unwrap();
+    }
+    let error = Part::claim_space(&Arc::downgrade(&part)).unwrap_err();
+    let StoreError::File { doing: "preallocating", source, .. } = &error else { panic!("{error}") };
+    assert_eq!(source.kind(), io::ErrorKind::StorageFull);
+    assert_eq!(claimed(&disk, &sample), 2 * UNIT as u64, "others have the rest");
+    let error = part.write(4, sample.unit(4)).unwrap_err();
+    assert!(matches!(error, WriteError::Disk(StoreError::File { .. })), "{error}");
+    assert_eq!(part.held(), 2);
+    drop((part, claim));
+
+    let left = disk.store.claim(sample.digest(), sample.release.length).unwrap();
+    let part = left.begin(left.hashes().unwrap().unwrap(), 0).unwrap();
+    assert!(part.has(0) && part.has(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_whose_space_others_take_ends_at_once() {
+    let Some(folder) = small_disk("a_fetch_whose_space_others_take_ends_at_once") else { return };
+    let (disk, sample) = (store(&folder), sample());
+    // Not one unit comes: it is the disk that ends it.
+    let closed = Arc::new(Semaphore::new(0));
+    let manners = Manners { gate: Some((0, Arc::clone(&closed))), ..Manners::default() };
+    let mirror = Mirror::start(&[&sample], manners).await;
+    let context = context(&disk, &[&mirror], patient());
+    let (result, _) = fetch_once(&context, sample.order()).await;
+    let error = result.unwrap_err();
+    let FetchError::Store(StoreError::File { doing: "preallocating", .. }) = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(claimed(&disk, &sample), 0, "nothing keeps the disk full");
+}
