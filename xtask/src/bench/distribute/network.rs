@@ -25,6 +25,20 @@ pub(super) const PROXY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 251);
 /// What the mirror may be sent, in Mbit/s: requests and acknowledgements are not what is limited.
 const UPLINK_MBIT: u32 = 1_000;
 
+/// The fastest link of a server (as the design has it), in Mbit/s.
+const NIC_MBIT_MAX: u32 = 500;
+
+/// Bucket of a link up to [`NIC_MBIT_MAX`], in KiB: a millisecond at 250 Mbit/s.
+const BURST_KIB: u32 = 32;
+
+/// Bucket of a faster one: a timer that is late on a busy machine would be the limit instead.
+const BURST_KIB_FAST: u32 = 256;
+
+/// What TCP hands to a link at once, at most, in bytes. The kernel's 64 KiB do not fit into the
+/// bucket: it would cut them into packets and wait for each of them with a timer of its own, which
+/// costs more than everything else here, and the link loses what the timers are late.
+const SEGMENT_BYTES_MAX: u32 = 30_000;
+
 /// The namespace of the mirror.
 pub(super) const MIRROR_NAME: &str = "mirror";
 
@@ -72,6 +86,10 @@ impl Network {
         ip(&[&["link", "add", &port, "type", "veth"], &peer[..]].concat())?;
         ip(&["link", "set", &port, "master", "br0", "up"])?;
         ip(&["-n", name, "addr", "add", &address, "dev", "eth0"])?;
+        if send_mbit <= NIC_MBIT_MAX {
+            let most = SEGMENT_BYTES_MAX.to_string();
+            ip(&["-n", name, "link", "set", "eth0", "gso_max_size", &most])?;
+        }
         ip(&["-n", name, "link", "set", "eth0", "up"])?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
         self.limit(name, send_mbit, receive_mbit)
@@ -87,10 +105,8 @@ impl Network {
 
     /// Limits a link anew.
     pub(super) fn limit(&self, name: &str, send_mbit: u32, receive_mbit: u32) -> Result<()> {
-        // 32 KiB are a millisecond at 250 Mbit/s. Beyond the fastest link of a server (500 Mbit/s,
-        // as the design has it) a timer that is late on a busy machine would be the limit instead.
         let tbf = |rate: u32| {
-            let burst_kb = if rate <= 500 { 32 } else { 256 };
+            let burst_kb = if rate <= NIC_MBIT_MAX { BURST_KIB } else { BURST_KIB_FAST };
             format!("root tbf rate {rate}mbit burst {burst_kb}kb latency 40ms")
         };
         tc(&format!("-n {name} qdisc replace dev eth0 {}", tbf(send_mbit)))?;
