@@ -17,9 +17,13 @@ use cohort_wire::http::{Call, Client, Target};
 use cohort_wire::tls::IdentitySlot;
 use rustix::process::Signal;
 
-use crate::ports::Ports;
 use crate::process::{Process, end_all, exists, kill};
-use crate::release::{WebRelease, copy_folder};
+use crate::release::WebRelease;
+
+mod layout;
+mod mirrors;
+
+pub use mirrors::replace_mirror;
 
 /// How the fleet is laid out.
 #[derive(Debug, Clone)]
@@ -107,73 +111,6 @@ impl Fleet {
             self.start_agent(name)?;
         }
         Ok(())
-    }
-
-    /// Makes folders and keys; starts nothing. Everything is to listen on the loopback interface.
-    ///
-    /// # Errors
-    /// When the folder is in use, or `cohort init` fails.
-    pub fn lay_out(options: FleetOptions) -> Result<Fleet> {
-        Fleet::lay_out_at(options, Ipv4Addr::LOCALHOST)
-    }
-
-    /// As [`Fleet::lay_out`], where everything is to listen on `ip`.
-    ///
-    /// # Errors
-    /// When the folder is in use, or `cohort init` fails.
-    pub fn lay_out_at(options: FleetOptions, ip: Ipv4Addr) -> Result<Fleet> {
-        let local = |port: u16| SocketAddr::from((ip, port));
-        fs::create_dir_all(options.dir.join("logs"))?;
-        let mut ports = Ports::new();
-        let hub_address = local(ports.take()?);
-        let repository_address = local(ports.take()?);
-        let mut mirrors = Vec::new();
-        for index in 0..options.mirrors {
-            let folder = options.dir.join(format!("mirror-{}", index + 1));
-            mirrors.push((folder, local(ports.take()?), None));
-        }
-        let mut agents = BTreeMap::new();
-        for (platform, zone, count) in &options.groups {
-            for number in 1..=*count {
-                let short = zone.rsplit('-').next().unwrap_or(zone);
-                let server = format!("{platform}-{short}-{number:02}");
-                let agent = Agent {
-                    group: format!("{platform}.{zone}"),
-                    address: local(ports.take()?),
-                    probe: local(ports.take()?),
-                    service: local(ports.take()?),
-                    dir: options.dir.join("servers").join(&server),
-                    prefix: Vec::new(),
-                    process: None,
-                    server: server.clone(),
-                };
-                agents.insert(server, agent);
-            }
-        }
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let mut fleet =
-            Fleet { options, hub: None, hub_address, mirrors, agents, runtime, client: None };
-        let mut args = vec![
-            "init".to_owned(),
-            "--dir".to_owned(),
-            fleet.context_dir().display().to_string(),
-            "--listen".to_owned(),
-            hub_address.to_string(),
-            "--hub-address".to_owned(),
-            hub_address.to_string(),
-            "--repository-listen".to_owned(),
-            repository_address.to_string(),
-        ];
-        for (_, address, _) in &fleet.mirrors {
-            args.push("--mirror".to_owned());
-            args.push(format!("http://{address}/"));
-        }
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        fleet.run(&args)?;
-        let identity = Identity::load(&fleet.context_dir().join("operator"))?;
-        fleet.client = Some(Client::new(IdentitySlot::new(identity)));
-        Ok(fleet)
     }
 
     /// The folder of the hub and of the operator.
@@ -271,146 +208,10 @@ impl Fleet {
         }
     }
 
-    /// Starts a mirror.
-    ///
-    /// # Errors
-    /// When it does not come up.
-    pub fn start_mirror(&mut self, index: usize) -> Result<()> {
-        let (folder, address) = (self.mirrors[index].0.clone(), self.mirrors[index].1);
-        let (dir, listen) = (folder.display().to_string(), address.to_string());
-        let mut command = self.command(&["mirror", "--repository-dir", &dir, "--listen", &listen]);
-        let name = format!("mirror-{}", index + 1);
-        let log = self.log_file(&name);
-        let mut process = Process::start(&name, &mut command, &log)?;
-        wait_for_port(address, &mut process, &log)?;
-        self.mirrors[index].2 = Some(process);
-        Ok(())
-    }
-
-    /// Where a mirror listens.
-    #[must_use]
-    pub fn mirror_address(&self, index: usize) -> SocketAddr {
-        self.mirrors[index].1
-    }
-
-    /// Kills a mirror (−9).
-    pub fn kill_mirror(&mut self, index: usize) {
-        if let Some(mut process) = self.mirrors[index].2.take() {
-            process.kill();
-        }
-    }
-
-    /// The folder that a mirror serves.
-    #[must_use]
-    pub fn mirror_dir(&self, index: usize) -> &Path {
-        &self.mirrors[index].0
-    }
-
-    /// How many mirrors there are.
-    #[must_use]
-    pub fn mirrors(&self) -> usize {
-        self.mirrors.len()
-    }
-
-    /// Copies the hub's repository to a mirror: bytes first, the timestamp last, as any copy of a
-    /// repository has to be made.
-    ///
-    /// # Errors
-    /// When a file cannot be copied.
-    pub fn sync_mirror(&self, index: usize) -> Result<()> {
-        sync_repository(&self.context_dir().join("repository"), &self.mirrors[index].0)
-    }
-
-    /// Copies the hub's repository to all mirrors.
-    ///
-    /// # Errors
-    /// When a file cannot be copied.
-    pub fn sync_mirrors(&self) -> Result<()> {
-        (0..self.mirrors.len()).try_for_each(|index| self.sync_mirror(index))
-    }
-
     /// Where a part's log lines are: the hub's, a mirror's, an agent's.
     #[must_use]
     pub fn log_file(&self, name: &str) -> PathBuf {
         self.options.dir.join("logs").join(format!("{name}.log"))
-    }
-
-    /// Makes an agent's folder, token and configuration.
-    fn make_agent(&self, name: &str) -> Result<()> {
-        let agent = &self.agents[name];
-        fs::create_dir_all(&agent.dir)?;
-        let token = self.run(&["token", "create", "--name", name])?;
-        let token_file = agent.dir.join("token");
-        fs::write(&token_file, token.trim())?;
-        let (platform, zone) =
-            agent.group.split_once('.').context("a group's name is platform.zone")?;
-        let text = format!(
-            "server = {name:?}\ndata_dir = {:?}\ninstall_dir = {:?}\nlisten = \"{}\"\n\
-             probe_listen = \"{}\"\nhub = [\"{}\"]\njoin_token_file = {:?}\n\
-             platform = {platform:?}\nservice_port = {}\npoll_interval = \"500ms\"\n{}\n\
-             [labels]\nzone = {zone:?}\n",
-            agent.dir.join("data"),
-            agent.dir.join("apps"),
-            agent.address,
-            agent.probe,
-            self.hub_address,
-            token_file,
-            agent.service.port(),
-            self.options.agent_toml,
-        );
-        fs::write(agent.dir.join("agent.toml"), text)?;
-        Ok(())
-    }
-
-    /// Adds lines to the configuration of every agent that is made from now on.
-    pub fn add_agent_toml(&mut self, lines: &str) {
-        self.options.agent_toml.push('\n');
-        self.options.agent_toml.push_str(lines);
-    }
-
-    /// Puts an agent that was laid out and not started yet elsewhere: on another address, with
-    /// another beginning of its command line.
-    pub fn place(&mut self, server: &str, ip: Ipv4Addr, prefix: &[String]) {
-        if let Some(agent) = self.agents.get_mut(server) {
-            for address in [&mut agent.address, &mut agent.probe, &mut agent.service] {
-                *address = SocketAddr::from((ip, address.port()));
-            }
-            agent.prefix = prefix.to_vec();
-        }
-    }
-
-    /// Adds a server to a group and starts it: one that joins.
-    ///
-    /// # Errors
-    /// When it does not come up.
-    pub fn add_agent(&mut self, server: &str, group: &str) -> Result<()> {
-        let mut ports = Ports::new();
-        let taken: Vec<SocketAddr> = self
-            .agents
-            .values()
-            .flat_map(|agent| [agent.address, agent.probe, agent.service])
-            .collect();
-        let mut free = || -> Result<SocketAddr> {
-            loop {
-                let address = local(ports.take()?);
-                if !taken.contains(&address) {
-                    return Ok(address);
-                }
-            }
-        };
-        let agent = Agent {
-            server: server.to_owned(),
-            group: group.to_owned(),
-            address: free()?,
-            probe: free()?,
-            service: free()?,
-            dir: self.options.dir.join("servers").join(server),
-            prefix: Vec::new(),
-            process: None,
-        };
-        self.agents.insert(server.to_owned(), agent);
-        self.make_agent(server)?;
-        self.start_agent(server)
     }
 
     /// Starts an agent; again, when it was stopped.
@@ -704,51 +505,6 @@ impl Drop for Fleet {
     fn drop(&mut self) {
         let _ = self.stop();
     }
-}
-
-/// Copies a repository file by file; the timestamp, which makes the rest count, last.
-///
-/// # Errors
-/// When a file cannot be copied.
-fn sync_repository(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for folder in ["blobs", "targets", "metadata"] {
-        if from.join(folder).exists() {
-            sync_folder(&from.join(folder), &to.join(folder))?;
-        }
-    }
-    let timestamp = "metadata/timestamp.json";
-    if from.join(timestamp).exists() {
-        let aside = to.join("metadata/.timestamp.json.new");
-        fs::copy(from.join(timestamp), &aside)?;
-        fs::rename(&aside, to.join(timestamp))?;
-    }
-    Ok(())
-}
-
-fn sync_folder(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            sync_folder(&entry.path(), &target)?;
-        } else if entry.file_name() != "timestamp.json" && !target.exists() {
-            fs::copy(entry.path(), &target)?;
-        }
-    }
-    Ok(())
-}
-
-/// Replaces what a mirror serves by another folder's content.
-///
-/// # Errors
-/// When a file cannot be copied.
-pub fn replace_mirror(folder: &Path, by: &Path) -> Result<()> {
-    if folder.exists() {
-        fs::remove_dir_all(folder)?;
-    }
-    copy_folder(by, folder)
 }
 
 fn wait_for_port(address: SocketAddr, process: &mut Process, log: &Path) -> Result<()> {

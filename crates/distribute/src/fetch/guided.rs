@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tracing::debug;
 
-use super::{Fetch, What};
+use super::Fetch;
+use super::requests::What;
 use crate::guidance::{self, Guidance};
 use crate::plan::{FetchWait, Plan, SourceId, SourceKind, SourceView};
 use crate::request::{Heard, Measured, RequestError};

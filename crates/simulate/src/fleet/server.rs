@@ -16,19 +16,17 @@ use cohort_core::steps::{
 use super::behaviour::{Behaviours, Fault};
 use super::net::Message;
 
+mod steps;
+
 /// How long orders are valid, in milliseconds.
 const ORDERS_VALID_MS: u64 = 3_000;
 /// How often a server asks for its orders, in milliseconds.
 const ASK_EVERY_MS: u64 = 300;
 /// How long it waits for an answer before it asks or says it again, in milliseconds.
 const AGAIN_AFTER_MS: u64 = 700;
-/// How long the host lets a step hang, in milliseconds.
-const STEP_LIMIT_MS: u64 = 20_000;
 /// How long a service has to be back before changing it again takes anything away, in milliseconds:
 /// the group acts on what it last heard.
 const RECOVERED_MS: u64 = 5_000;
-/// How long a step takes where nothing else says so, in milliseconds.
-const STEP_MS: u64 = 100;
 
 /// What survives a crash.
 #[derive(Debug, Clone, Default)]
@@ -494,109 +492,6 @@ impl Server {
         &local.activation.as_ref().expect("a step runs only within an activation").order
     }
 
-    fn begin(&mut self, app: &AppId, step: Step, attempt: u32, around: &Around<'_>) {
-        let order = self.order(app).clone();
-        let fault = order.release.as_ref().and_then(|release| {
-            around
-                .behaviours
-                .faults(release, &self.id)
-                .find(|fault| match fault {
-                    Fault::Fails(at) | Fault::Surroundings(at) | Fault::Hangs(at) => *at == step,
-                    Fault::Later(at, times) => {
-                        let asked =
-                            self.memory.laters.get(&(app.clone(), step)).copied().unwrap_or(0);
-                        *at == step && asked < *times
-                    }
-                    Fault::DiesAfter(_) | Fault::CutsNetwork => false,
-                })
-                .cloned()
-        });
-        let usual = match step {
-            Step::Drain => order.drain_ms + STEP_MS,
-            Step::Check => order.min_healthy_ms.max(STEP_MS),
-            Step::WarmUp => order.warm_up_ms + STEP_MS,
-            Step::Fetch
-            | Step::Prepare
-            | Step::HandOver
-            | Step::Stop
-            | Step::Switch
-            | Step::Start
-            | Step::Undo => STEP_MS,
-        };
-        let takes = match (&fault, step) {
-            (Some(Fault::Hangs(_)), _) => STEP_LIMIT_MS,
-            (Some(Fault::Fails(_)), Step::Check) => order.healthy_deadline_ms,
-            _ => usual,
-        };
-        let ends_ms = around.now_ms + takes;
-        self.memory.working.insert(app.clone(), Working { step, attempt, ends_ms, fault });
-    }
-
-    fn end_step(&mut self, app: &AppId, working: &Working, around: &Around<'_>) {
-        let (step, attempt) = (working.step, working.attempt);
-        if step == Step::Drain
-            && let Some(service) = self.services.get_mut(app)
-        {
-            // Also where the hook fails: readiness goes first.
-            service.traffic = false;
-        }
-        match &working.fault {
-            Some(Fault::Fails(_)) => {
-                return self.write_failed(app, step, attempt, Blame::Release, "wrong answer");
-            }
-            Some(Fault::Surroundings(_)) => {
-                return self.write_failed(app, step, attempt, Blame::Surroundings, "disk full");
-            }
-            Some(Fault::Hangs(_)) => {
-                return self.write_failed(app, step, attempt, Blame::Release, "timed out");
-            }
-            Some(Fault::Later(..)) => {
-                // Stays begun: the next attempt runs it again.
-                *self.memory.laters.entry((app.clone(), step)).or_default() += 1;
-                return;
-            }
-            Some(Fault::DiesAfter(_) | Fault::CutsNetwork) | None => {}
-        }
-        let order = self.order(app).clone();
-        let previous = self.disk.apps[app].activation.as_ref().and_then(|a| a.previous.clone());
-        let service = self.services.entry(app.clone()).or_default();
-        match step {
-            Step::Fetch | Step::Prepare | Step::HandOver => {}
-            Step::Drain => service.traffic = false,
-            Step::Stop => {
-                service.up = false;
-                service.dies_ms = None;
-            }
-            Step::Switch => {
-                service.release.clone_from(&order.release);
-                self.disk.apps.get_mut(app).expect("known").current.clone_from(&order.release);
-            }
-            Step::Start => start_service(service, &self.id, around),
-            Step::Check => {
-                if !service.up {
-                    let reason = "the service is not there";
-                    return self.write_failed(app, step, attempt, Blame::Release, reason);
-                }
-            }
-            Step::WarmUp => service.traffic = true,
-            Step::Undo => {
-                service.release.clone_from(&previous);
-                service.traffic = previous.is_some();
-                start_service(service, &self.id, around);
-                self.disk.apps.get_mut(app).expect("known").current = previous;
-            }
-        }
-        if self.dies_here() {
-            return;
-        }
-        if step == Step::Undo {
-            let reason = "the group was not reached".into();
-            self.write(app, Progress::Undone { reason });
-        } else {
-            self.write(app, Progress::Done { step, attempt });
-        }
-    }
-
     /// Whether messages go to and fro: a release that is switched in can cut its server off, too.
     #[must_use]
     pub fn reaches(&self, behaviours: &Behaviours) -> bool {
@@ -640,18 +535,4 @@ impl Server {
             self.say(app, Fence::default(), 1, outcome);
         }
     }
-}
-
-fn start_service(service: &mut Service, id: &ServerId, around: &Around<'_>) {
-    service.up = service.release.is_some();
-    service.dies_ms = service.release.as_ref().and_then(|release| {
-        around.behaviours.faults(release, id).find_map(|fault| match fault {
-            Fault::DiesAfter(ms) => Some(around.now_ms + ms),
-            Fault::Fails(_)
-            | Fault::Surroundings(_)
-            | Fault::Hangs(_)
-            | Fault::Later(..)
-            | Fault::CutsNetwork => None,
-        })
-    });
 }

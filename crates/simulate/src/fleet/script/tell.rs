@@ -1,0 +1,248 @@
+//! What a script prints: what happened, how things are, and why something waits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use cohort_core::command::Event;
+use cohort_core::ids::{AppId, ServerId};
+use cohort_core::phase::{Phase, PhaseName};
+
+use super::{Line, Script, servers_of};
+use crate::fleet::build;
+use crate::fleet::group::Happened;
+
+impl Script {
+    /// What happened since it was last told.
+    pub(super) fn tell(&mut self, steps: bool, out: &mut String) {
+        let many = self.fleet.groups.len() > 1;
+        for (id, group) in &self.fleet.groups {
+            let apps = group.state.apps.len() > 1;
+            let told = self.told.entry(id.clone()).or_default();
+            for Happened { at_ms, event, wave } in &group.events[*told..] {
+                let wave =
+                    wave.as_ref().map(|(n, servers)| format!("wave {n}: {}", ranges(servers)));
+                let Some(mut text) = wave.or_else(|| tell_event(event, steps)) else { continue };
+                if apps && let Some(app) = app_of(event) {
+                    text = format!("{app}: {text}");
+                }
+                if many {
+                    text = format!("{id}: {text}");
+                }
+                if self.times {
+                    #[allow(clippy::cast_precision_loss, reason = "small numbers, for people")]
+                    let seconds = *at_ms as f64 / 1000.0;
+                    text = format!("{seconds:.1}s {text}");
+                }
+                let _ = writeln!(out, "{text}");
+            }
+            *told = group.events.len();
+        }
+    }
+
+    pub(super) fn state(&mut self, out: &mut String) {
+        for (id, group) in &self.fleet.groups {
+            for (app_id, app) in &group.state.apps {
+                let mut line = String::new();
+                if self.fleet.groups.len() > 1 {
+                    let _ = write!(line, "{id}: ");
+                }
+                if group.state.apps.len() > 1 {
+                    let _ = write!(line, "{app_id}: ");
+                }
+                let _ = write!(line, "{}", app.phase.name());
+                match &app.phase {
+                    Phase::Wave { number, servers, .. } => {
+                        let _ = write!(line, " {number} ({})", ranges(servers));
+                    }
+                    Phase::RollingBack { reason, .. } | Phase::Held { reason, .. } => {
+                        let _ = write!(line, " ({reason})");
+                    }
+                    _ => {}
+                }
+                if let Some(rollout) = app.phase.rollout() {
+                    let _ = write!(line, ", rollout of {}", rollout.release.version);
+                    if !rollout.lost.is_empty() {
+                        let _ = write!(line, ", without {}", ranges(&rollout.lost));
+                    }
+                }
+                let good =
+                    app.last_good.as_ref().map_or("none".into(), |good| good.version.to_string());
+                let _ = writeln!(out, "{line}, last good {good}");
+            }
+        }
+    }
+
+    pub(super) fn servers(&mut self, line: &Line<'_>, out: &mut String) {
+        let only = line.words.first().map(|word| servers_of(word));
+        let many = self.fleet.groups.len() > 1;
+        for (id, group) in &self.fleet.groups {
+            for (app_id, app) in &group.state.apps {
+                let mut alike: BTreeMap<String, BTreeSet<ServerId>> = BTreeMap::new();
+                for (server, here) in &app.servers {
+                    if only.as_ref().is_some_and(|only| !only.contains(server)) {
+                        continue;
+                    }
+                    let running =
+                        here.running.as_ref().map_or("nothing".into(), |r| r.version.to_string());
+                    let mut text = running;
+                    text.push_str(if here.in_service { ", in service" } else { ", out" });
+                    if let Some(activation) = &here.activation {
+                        let to = activation.release.as_ref();
+                        let to = to.map_or("nothing".into(), |r| r.version.to_string());
+                        let stage = serde_json::to_value(&activation.stage).expect("plain data");
+                        let stage = stage["stage"].as_str().unwrap_or_default();
+                        let _ = write!(text, ", {stage} {to}");
+                    }
+                    if let Some(debt) = &here.debt {
+                        let _ = write!(text, ", owes ({})", debt.reason);
+                    }
+                    let service = group.servers.get(server).and_then(|s| s.services.get(app_id));
+                    let really = service.and_then(|s| s.release.as_ref().filter(|_| s.serves()));
+                    if here.in_service != really.is_some()
+                        || (here.in_service && really != here.running.as_ref())
+                    {
+                        let really = really.map_or("nothing".into(), |r| r.version.to_string());
+                        let _ = write!(text, ", really serves {really}");
+                    }
+                    alike.entry(text).or_default().insert(server.clone());
+                }
+                let mut lines: Vec<(BTreeSet<ServerId>, String)> =
+                    alike.into_iter().map(|(text, servers)| (servers, text)).collect();
+                lines.sort();
+                for (servers, text) in lines {
+                    let group = if many { format!("{id}: ") } else { String::new() };
+                    let app = if self.fleet.groups[id].state.apps.len() > 1 {
+                        format!("{app_id} on ")
+                    } else {
+                        String::new()
+                    };
+                    let _ = writeln!(out, "{group}{app}{}: {text}", ranges(&servers));
+                }
+            }
+        }
+    }
+
+    pub(super) fn why(&mut self, out: &mut String) {
+        let many = self.fleet.groups.len() > 1;
+        for (id, group) in &self.fleet.groups {
+            let registry = (!self.fleet.registry.away).then(|| self.fleet.registry.view.clone());
+            let plan = group.plan(self.fleet.now_ms, registry);
+            for waiting in plan.waiting {
+                let mut text = waiting.on.sentence();
+                if group.state.apps.len() > 1 {
+                    text = format!("{}: {text}", waiting.app);
+                }
+                if many {
+                    text = format!("{id}: {text}");
+                }
+                let _ = writeln!(out, "{text}");
+            }
+        }
+    }
+
+    /// What each server is ordered to fetch, and what it has, per release.
+    pub(super) fn fetching(&mut self, out: &mut String) {
+        let group = self.group();
+        let killed = group.killed.is_some();
+        let mut ordered: BTreeMap<String, BTreeSet<ServerId>> = BTreeMap::new();
+        for server in group.state.servers.keys() {
+            let orders = group.state.orders(server, killed).expect("a known server");
+            for fetch in orders.apps.iter().flat_map(|app| &app.fetch) {
+                let version = fetch.release.version.to_string();
+                ordered.entry(version).or_default().insert(server.clone());
+            }
+        }
+        if ordered.is_empty() {
+            out.push_str("nobody fetches\n");
+        }
+        for (version, servers) in ordered {
+            let _ = writeln!(out, "{version} is to be fetched by {}", ranges(&servers));
+        }
+    }
+
+    pub(super) fn history(&mut self, line: &Line<'_>, out: &mut String) {
+        let app = line.app();
+        for entry in &self.group().state.apps[&app].history {
+            let ending = serde_json::to_value(entry.ending).expect("plain data");
+            let ending = ending.as_str().unwrap_or_default().to_owned();
+            let _ =
+                write!(out, "{} {ending} in {} waves, by {}", entry.version, entry.waves, entry.by);
+            if entry.reason.is_empty() {
+                let _ = writeln!(out);
+            } else {
+                let _ = writeln!(out, " ({})", entry.reason);
+            }
+        }
+    }
+
+    pub(super) fn verdicts(&mut self, out: &mut String) {
+        for verdict in &self.fleet.registry.view.verdicts {
+            let word = if verdict.good { "good" } else { "bad" };
+            let _ = write!(out, "{}: {} is {word}", verdict.group, verdict.version);
+            let reason = if verdict.good { "" } else { verdict.reason.as_str() };
+            let _ = writeln!(out, "{}{reason}", if reason.is_empty() { "" } else { ": " });
+        }
+    }
+}
+
+fn app_of(event: &Event) -> Option<&AppId> {
+    match event {
+        Event::PhaseChanged { app, .. }
+        | Event::Granted { app, .. }
+        | Event::ServerFailed { app, .. }
+        | Event::ServerLost { app, .. }
+        | Event::ServerDone { app, .. } => Some(app),
+        Event::ReportIgnored { .. } | Event::RequestRepeated { .. } | Event::ServersChanged => None,
+    }
+}
+
+fn tell_event(event: &Event, steps: bool) -> Option<String> {
+    match event {
+        Event::PhaseChanged { from, to, .. } => {
+            let inner = |name: &PhaseName| {
+                matches!(
+                    name,
+                    PhaseName::WaveDownloaded
+                        | PhaseName::WaveApplied
+                        | PhaseName::WaveChecked
+                        | PhaseName::WaveBaking
+                        | PhaseName::WaveBaked
+                )
+            };
+            (steps || !inner(to)).then(|| format!("{from} → {to}"))
+        }
+        Event::Granted { server, generation, purpose, .. } => {
+            let purpose = serde_json::to_value(purpose).expect("plain data");
+            let purpose = purpose.as_str().unwrap_or_default().to_owned();
+            steps.then(|| format!("{server} may change ({purpose}, generation {generation})"))
+        }
+        Event::ServerFailed { server, reason, .. } => Some(format!("{server} failed: {reason}")),
+        Event::ServerLost { server, reason, .. } => Some(format!("{server} lost: {reason}")),
+        Event::ServerDone { server, .. } => steps.then(|| format!("{server} is done")),
+        Event::ReportIgnored { .. } | Event::RequestRepeated { .. } | Event::ServersChanged => None,
+    }
+}
+
+/// Neighbours in one word: `s01-s03 s07`.
+fn ranges(servers: &BTreeSet<ServerId>) -> String {
+    let numbers: Vec<usize> = servers
+        .iter()
+        .map(|server| server.as_str().trim_start_matches('s').parse().expect("a number"))
+        .collect();
+    let mut words: Vec<String> = Vec::new();
+    let mut i = 0;
+    while i < numbers.len() {
+        let mut j = i;
+        while j + 1 < numbers.len() && numbers[j + 1] == numbers[j] + 1 {
+            j += 1;
+        }
+        let name = build::server(numbers[i]);
+        words.push(if j > i {
+            format!("{name}-{}", build::server(numbers[j]))
+        } else {
+            name.to_string()
+        });
+        i = j + 1;
+    }
+    if words.is_empty() { "none".into() } else { words.join(" ") }
+}
