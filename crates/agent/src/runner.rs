@@ -97,7 +97,7 @@ impl Runner {
         );
         let mut apps: BTreeMap<AppId, Contact> = BTreeMap::new();
         for app in self.apps_on_disk()? {
-            let contact = self.start_app(&app, &board, &reporter)?;
+            let contact = self.start_app(&app, &board, &reporter).await?;
             apps.insert(app, contact);
         }
         let mut pause = PAUSE_MIN;
@@ -177,7 +177,7 @@ impl Runner {
             }
             for app in &orders.apps {
                 if !apps.contains_key(&app.app) {
-                    let contact = self.start_app(&app.app, &board, &reporter)?;
+                    let contact = self.start_app(&app.app, &board, &reporter).await?;
                     apps.insert(app.app.clone(), contact);
                 }
             }
@@ -314,7 +314,7 @@ impl Runner {
         Ok(apps)
     }
 
-    fn start_app(
+    async fn start_app(
         &self,
         app: &AppId,
         board: &Arc<DoingBoard>,
@@ -332,7 +332,11 @@ impl Runner {
             host_programs: Arc::new(config.exec_programs.clone()),
             limits: cohort_host::UnpackLimits::default(),
         };
-        let host = AppHost::open(host_config, app.clone(), self.controls.clone())?;
+        // It reads and sweeps folders: a disk that is slow holds up nothing else.
+        let (named, controls) = (app.clone(), self.controls.clone());
+        let opened =
+            tokio::task::spawn_blocking(move || AppHost::open(host_config, named, controls)).await;
+        let host = opened.map_err(|_| AgentError::Panicked("start of an app"))??;
         let contact = host.contact();
         self.readiness.add(app, host.traffic());
         let task = AppTask {
