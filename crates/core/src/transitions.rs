@@ -37,7 +37,11 @@ impl State {
             return Err(not_now(app, "not every server runs that release"));
         }
         app.last_good = Some(release.clone());
-        remember(app, release, Ending::Adopted, "", actor, clock, clock, 0);
+        let (version, by) = (release.version.clone(), actor.to_owned());
+        let (ending, reason) = (Ending::Adopted, String::new());
+        let entry =
+            HistoryEntry { version, ending, reason, by, started: clock, ended: clock, waves: 0 };
+        remember(app, entry);
         Self::enter(app_id, app, Phase::Running { since: clock }, actor, events);
         Ok(())
     }
@@ -82,16 +86,7 @@ impl State {
                 return Err(not_now(app, "it is being rolled out already"));
             }
             let reason = format!("{} took its place", release.version);
-            remember(
-                app,
-                &old.release,
-                Ending::Superseded,
-                &reason,
-                &old.by,
-                old.started,
-                clock,
-                old.waves,
-            );
+            remember_end(app, &old, Ending::Superseded, &reason, clock);
         }
         app.generation = app.generation.next();
         for server in app.servers.values_mut() {
@@ -278,9 +273,7 @@ impl State {
         if stays && !forced && matches!(app.phase, Phase::Held { .. }) {
             return Err(not_now(app, "the release is declared forward-only"));
         }
-        if rollout.release_failures > 0 || !by_person {
-            verdict_on_failure(app, &rollout, reason);
-        }
+        verdict_on_failure(app, &rollout, reason);
         app.generation = app.generation.next();
         if stays && !forced {
             Self::hold_in_place(app_id, app, rollout, reason, clock, actor, events);
@@ -326,16 +319,7 @@ impl State {
         events: &mut Vec<Event>,
     ) {
         reject(app, &rollout.release, reason, clock);
-        remember(
-            app,
-            &rollout.release,
-            Ending::HeldInPlace,
-            reason,
-            &rollout.by,
-            rollout.started,
-            clock,
-            rollout.waves,
-        );
+        remember_end(app, &rollout, Ending::HeldInPlace, reason, clock);
         let to = Phase::Held {
             rejected: rollout.release.clone(),
             reason: reason.to_owned(),
@@ -390,29 +374,25 @@ fn reject(app: &mut App, release: &Release, reason: &str, clock: ClockMs) {
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "one line of the history, field by field")]
-fn remember(
-    app: &mut App,
-    release: &Release,
-    ending: Ending,
-    reason: &str,
-    by: &str,
-    started: ClockMs,
-    ended: ClockMs,
-    waves: u32,
-) {
+/// A rollout has ended: a line of the history.
+fn remember_end(app: &mut App, rollout: &Rollout, ending: Ending, reason: &str, ended: ClockMs) {
+    let entry = HistoryEntry {
+        version: rollout.release.version.clone(),
+        ending,
+        reason: reason.to_owned(),
+        by: rollout.by.clone(),
+        started: rollout.started,
+        ended,
+        waves: rollout.waves,
+    };
+    remember(app, entry);
+}
+
+fn remember(app: &mut App, entry: HistoryEntry) {
     if app.history.len() >= HISTORY_MAX {
         app.history.pop_front();
     }
-    app.history.push_back(HistoryEntry {
-        version: release.version.clone(),
-        ending,
-        reason: reason.to_owned(),
-        by: by.to_owned(),
-        started,
-        ended,
-        waves,
-    });
+    app.history.push_back(entry);
 }
 
 fn verdict_on_failure(app: &mut App, rollout: &Rollout, reason: &str) {

@@ -1,6 +1,6 @@
 //! The arrows that nobody takes: they follow from what is known.
 
-use super::{owing_roll_back, reject, remaining, remember, verdict, verdict_on_failure};
+use super::{owing_roll_back, reject, remaining, remember_end, verdict, verdict_on_failure};
 use crate::command::Event;
 use crate::ids::{AppId, ClockMs};
 use crate::phase::{Phase, WaveStep};
@@ -187,16 +187,7 @@ fn finish(
     }
     app.rejected.retain(|entry| entry.release != rollout.release);
     verdict(app, rollout, true, "");
-    remember(
-        app,
-        &rollout.release,
-        Ending::Completed,
-        "",
-        &rollout.by,
-        rollout.started,
-        clock,
-        rollout.waves,
-    );
+    remember_end(app, rollout, Ending::Completed, "", clock);
     State::enter(id, app, Phase::Running { since: clock }, actor, events);
 }
 
@@ -211,16 +202,7 @@ fn hold(
     events: &mut Vec<Event>,
 ) {
     reject(app, &rollout.release, reason, clock);
-    remember(
-        app,
-        &rollout.release,
-        Ending::RolledBack,
-        reason,
-        &rollout.by,
-        rollout.started,
-        clock,
-        rollout.waves,
-    );
+    remember_end(app, rollout, Ending::RolledBack, reason, clock);
     let good = app.last_good.clone();
     for server in app.servers.values_mut() {
         if server.settled_on(good.as_ref()) {
