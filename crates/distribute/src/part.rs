@@ -118,11 +118,22 @@ impl Part {
                 Ok(false) => break,
                 Err(error) => {
                     part.give_back();
-                    return Err(StoreError::file("preallocating", &part.path)(error));
+                    return Err(part.refused(error));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Why there is no space.
+    fn refused(&self, source: io::Error) -> StoreError {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                let (path, length) = (self.path.clone(), self.hashes.length());
+                StoreError::Taken { path, length, source }
+            }
+            _ => StoreError::file("preallocating", &self.path)(source),
+        }
     }
 
     /// Shortens the file to the units that are there.
@@ -197,8 +208,7 @@ impl Part {
         let (new, held) = {
             let mut here = self.lock();
             if here.given_back {
-                let full = io::Error::from(io::ErrorKind::StorageFull);
-                return Err(StoreError::file("writing", &self.path)(full).into());
+                return Err(self.refused(io::ErrorKind::StorageFull.into()).into());
             }
             let new = here.have.insert(index);
             if new && let Some(sender) = sender {

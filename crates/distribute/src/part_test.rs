@@ -33,17 +33,23 @@ fn small_disk(own: &str) -> Option<PathBuf> {
         let mount = format!("mount -t tmpfs -o size={DISK_KIB}k none \"$0\" && exec \"$@\"");
         let mut command = Command::new("unshare");
         command.args(user).args(["--mount", "sh", "-c", &mount]).arg(folder.path()).args(args);
-        command.env(FOLDER, folder.path()).status().unwrap().success()
+        let output = command.env(FOLDER, folder.path()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
     };
-    if !on_it(&[OsStr::new("true")]) {
-        assert!(std::env::var_os("CI").is_none(), "a skipped test is a failure");
-        eprintln!("skipped: this machine mounts nothing in a namespace");
+    let (able, said) = on_it(&[OsStr::new("true")]);
+    if !able {
+        let why = format!("`unshare --mount` and a tmpfs in it are needed here: {said}");
+        assert!(std::env::var_os("CI").is_none(), "a skipped test is a failure; {why}");
+        eprintln!("skipped; {why}");
         return None;
     }
     let program = std::env::current_exe().unwrap();
     let own = format!("part::part_test::{own}");
     let args = [program.as_os_str(), OsStr::new(&own), OsStr::new("--exact")];
-    assert!(on_it(&args), "it failed on the small disk");
+    let (passed, said) = on_it(&args);
+    // A name that nobody has would pass as well.
+    assert!(passed && said.contains("1 passed"), "on the small disk: {said}");
     None
 }
 
@@ -87,11 +93,11 @@ fn where_the_space_is_not_there_it_is_given_back_and_units_stay() {
         part.write(index, sample.unit(index)).unwrap();
     }
     let error = Part::claim_space(&Arc::downgrade(&part)).unwrap_err();
-    let StoreError::File { doing: "preallocating", source, .. } = &error else { panic!("{error}") };
+    let StoreError::Taken { source, .. } = &error else { panic!("{error}") };
     assert_eq!(source.kind(), io::ErrorKind::StorageFull);
     assert_eq!(claimed(&disk, &sample), 2 * UNIT as u64, "others have the rest");
     let error = part.write(4, sample.unit(4)).unwrap_err();
-    assert!(matches!(error, WriteError::Disk(StoreError::File { .. })), "{error}");
+    assert!(matches!(error, WriteError::Disk(StoreError::Taken { .. })), "{error}");
     assert_eq!(part.held(), 2);
     drop((part, claim));
 
@@ -111,8 +117,10 @@ async fn a_fetch_whose_space_others_take_ends_at_once() {
     let context = context(&disk, &[&mirror], patient());
     let (result, _) = fetch_once(&context, sample.order()).await;
     let error = result.unwrap_err();
-    let FetchError::Store(StoreError::File { doing: "preallocating", .. }) = &error else {
-        panic!("{error}")
-    };
+    let FetchError::Store(StoreError::Taken { .. }) = &error else { panic!("{error}") };
+    let words = error.to_string();
+    let path = disk.file(&format!("{}.part", sample.digest()));
+    assert!(words.contains(&format!("bytes of {} cannot be claimed", path.display())), "{words}");
+    assert!(words.ends_with("give the agent another data_dir"), "{words}");
     assert_eq!(claimed(&disk, &sample), 0, "nothing keeps the disk full");
 }

@@ -25,6 +25,20 @@ pub enum StoreError {
         /// Bytes that are free.
         free: u64,
     },
+    /// The space of an artifact was free when it was looked for, and is not any more.
+    #[error(
+        "the {length} bytes of {path} cannot be claimed: something else took the space, or a quota \
+         ends; remove files there, raise the quota, or give the agent another data_dir"
+    )]
+    Taken {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: u64,
+        /// What the disk says.
+        #[source]
+        source: io::Error,
+    },
     /// A file cannot be read or written.
     #[error("{doing} {path} failed")]
     File {
