@@ -19,6 +19,12 @@ pub enum AgentError {
         #[source]
         source: std::io::Error,
     },
+    /// The machine gives no further thread.
+    #[error(
+        "the agent cannot start a thread for apps; raise the limit of tasks for it (TasksMax= of its \
+         unit, or ulimit -u)"
+    )]
+    Thread(#[source] std::io::Error),
     /// Something that the agent keeps is damaged, or belongs to somebody else.
     #[error("{0}")]
     Kept(String),

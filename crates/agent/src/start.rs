@@ -183,11 +183,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
     ));
     let kept = Budgets { download, upload, tracker: Arc::clone(&shared.tracker) };
     tokio::spawn(budgets::keep(config.clone(), kept, stop.clone()));
-    let apps = AppThread::start().map_err(|source| AgentError::File {
-        path: PathBuf::from("/proc/self/task"),
-        what: "given another thread",
-        source,
-    })?;
+    let apps = AppThread::start().map_err(AgentError::Thread)?;
     let runner = Runner {
         apps: apps.handle(),
         shared: Arc::clone(&shared),

@@ -159,15 +159,11 @@ pub(super) fn corrupt(zone: &mut Zone, mib: usize) -> Result<Figures> {
     })?;
     transfer.tell(&format!("the disk of {bad} lies"));
     let refused = refused(zone, &bad)? - before;
-    let named = |args: &[&str]| {
-        let output = zone.fleet.try_run(args).map(|output| output.stdout).unwrap_or_default();
-        let text = String::from_utf8_lossy(&output);
-        let line = text.lines().find(|line| line.contains(&bad) && line.contains("wrong"));
-        line.map_or_else(|| "does not name it".to_owned(), |line| line.trim().to_owned())
-    };
+    let why = zone.fleet.try_run(&["why", GROUP]).map(|output| output.stdout).unwrap_or_default();
+    let why = String::from_utf8_lossy(&why);
+    let named = why.lines().find(|line| line.contains(&bad) && line.contains("wrong"));
     eprintln!("    {refused} units were refused, {} forwarded", transfer.wrong_units);
-    eprintln!("    cohort why: {}", named(&["why", GROUP]));
-    eprintln!("    cohort status: {}", named(&["status", GROUP]));
+    eprintln!("    cohort why: {}", named.map_or("does not name it", str::trim));
     ensure!(refused >= 1.0, "no wrong unit was offered to anybody, so nothing was proven");
     // Its disk is mended, so that those who come after are not measured with it.
     zone.fleet.stop_agent(&bad);

@@ -36,7 +36,7 @@ const BURST_KIB_FAST: u32 = 256;
 
 /// What TCP hands to a link at once, at most, in bytes. The kernel's 64 KiB do not fit into the
 /// bucket: it would cut them into packets and wait for each of them with a timer of its own, which
-/// costs more than everything else here, and the link loses what the timers are late.
+/// costs as much as all the rest, and the link loses what the timers are late.
 const SEGMENT_BYTES_MAX: u32 = 30_000;
 
 /// The namespace of the mirror.
