@@ -419,7 +419,7 @@ impl Claim {
     }
 
     /// Opens the `.part` and hashes what an earlier attempt left in it. Its space is checked here, and
-    /// claimed by [`Part::claim_space`].
+    /// claimed by the fetch while units come.
     ///
     /// # Errors
     /// The disk's.
