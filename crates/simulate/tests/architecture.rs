@@ -17,7 +17,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("distribute", &["core", "wire", "artifact", "store", "identity"]),
     ("host", &["core", "wire", "artifact", "store", "identity"]),
     ("mirror", &["core", "wire", "artifact", "identity"]),
-    ("simulate", &["core", "consensus", "store", "distribute"]),
+    ("server", &["core", "consensus", "store"]),
+    ("simulate", &["core", "consensus", "store", "distribute", "server"]),
     (
         "agent",
         &[
@@ -30,6 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "registry",
             "distribute",
             "host",
+            "server",
         ],
     ),
     (

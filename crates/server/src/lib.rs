@@ -1,0 +1,15 @@
+//! What an agent decides, without the agent.
+//!
+//! **What it is.** The decisions of every server, as state machines that take an input and the time
+//! and return effects: plain data with ids. The agent is the shell around them (loops, sockets,
+//! files, threads); the simulator is another shell, so a seed finds the faults of the code that runs
+//! in production.
+//!
+//! **What it must never know.** Clocks, randomness, IO, threads, async, logging. Time and choices
+//! arrive in inputs; messages and writes leave as effects. Its `clippy.toml` holds it to that.
+//!
+//! **Where to start reading.** `app` (one app on one server), `asking` (orders and how fresh they
+//! are), `outbox` (reports until the group has them); for the few servers that carry the group's
+//! log, `member` (one turn of the member) and `leading` (what the leader observes and proposes).
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
