@@ -1,0 +1,77 @@
+//! An error and its causes, as one line for people.
+
+use std::error::Error;
+use std::iter::successors;
+
+/// The error and its causes, outermost first, joined by `: `.
+///
+/// Many libraries repeat the cause in the outer message; a cause that has been said already is
+/// left out. Use it where an error is logged, shown or put into an answer. An error that is passed
+/// on keeps its cause as `#[source]` instead.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut line = String::new();
+    for cause in causes(error) {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            let separator = if line.is_empty() { "" } else { ": " };
+            line.extend([separator, &text]);
+        }
+    }
+    line
+}
+
+/// The error itself, then each cause. Find one of a given type with `downcast_ref`.
+pub fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    successors(Some(error), |error| (*error).source())
+}
+
+#[cfg(test)]
+mod chain_test {
+    use std::fmt;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Said(&'static str, Option<Box<Said>>);
+
+    impl fmt::Display for Said {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl Error for Said {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            self.1.as_deref().map(|cause| cause as _)
+        }
+    }
+
+    fn said(texts: &[&'static str]) -> Said {
+        let (first, causes) = texts.split_first().unwrap();
+        Said(first, (!causes.is_empty()).then(|| Box::new(said(causes))))
+    }
+
+    #[test]
+    fn every_cause_is_said_once() {
+        let cases: [(&[&str], &str); 5] = [
+            (&["read a", "no such file"], "read a: no such file"),
+            (&["read a: no such file", "no such file"], "read a: no such file"),
+            (&["no such file", "no such file"], "no such file"),
+            (&["a: b: c", "b: c", "c", "d"], "a: b: c: d"),
+            (&["read a", ""], "read a"),
+        ];
+        for (texts, line) in cases {
+            assert_eq!(chain(&said(texts)), line);
+        }
+    }
+
+    #[test]
+    fn a_cause_is_found_by_its_type() {
+        let error = said(&["outer", "inner"]);
+        let found = causes(&error).filter_map(|cause| cause.downcast_ref::<Said>()).last();
+        assert_eq!(found.map(|said| said.0), Some("inner"));
+    }
+}

@@ -1,0 +1,17 @@
+//! The ground floor: small mechanisms that every crate needs and nobody should write twice.
+//!
+//! **What it is.** [`chain()`] prints an error with its causes, [`durable`] replaces a file so that
+//! a crash leaves the old one or the new one, [`retry`] says how long to wait between tries.
+//!
+//! **What it must never know.** Any other crate of the workspace, the network, what a server,
+//! group, release or rollout is. It starts no thread, sleeps nowhere and logs nothing.
+//!
+//! **Where to start reading.** The module you need; none knows another.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
+pub mod chain;
+pub mod durable;
+pub mod retry;
+
+pub use chain::chain;

@@ -1,0 +1,135 @@
+//! How long to wait before trying again.
+//!
+//! [`Schedule::pause`] is a pure function, for code whose clock and randomness are inputs;
+//! [`Schedule::pauses`] keeps count for a loop:
+//!
+//! ```
+//! # fn call() -> Result<(), ()> { Ok(()) }
+//! # async fn sleep(_: std::time::Duration) {}
+//! # async fn example() {
+//! let mut pauses = cohort_base::retry::NEAR.pauses();
+//! while call().is_err() {
+//!     sleep(pauses.next_pause()).await;
+//! }
+//! # }
+//! ```
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+
+/// For another server of the same group, or a process here: back within a second if at all, and
+/// others wait for what we have to say to it.
+pub const NEAR: Schedule = Schedule::new(Duration::from_millis(50), Duration::from_secs(1));
+
+/// For what a whole fleet asks, such as the hub and its registry: a minute's outage must not end
+/// in a rush.
+pub const SHARED: Schedule = Schedule::new(Duration::from_millis(250), Duration::from_secs(10));
+
+/// For a program that ends by itself: quick after a hiccup, cheap when it never stays up.
+pub const PROGRAM: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(30));
+
+/// Pauses that double with every failure in a row. Each is random between half of its length and
+/// all of it, so that those who failed together do not return together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schedule {
+    first: Duration,
+    longest: Duration,
+}
+
+impl Schedule {
+    /// A pause of at most `first` after one failure, and never more than `longest`.
+    #[must_use]
+    pub const fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest }
+    }
+
+    /// The pause after so many failures in a row (at least one), chosen by a random number.
+    #[must_use]
+    pub fn pause(&self, failures: u32, random: u64) -> Duration {
+        // As long as it can grow, and not a loop of four billion.
+        let before = failures.saturating_sub(1).min(u32::BITS) as usize;
+        let mut pauses = self.builder().with_jitter_seed(random).build();
+        pauses.nth(before).unwrap_or(self.longest)
+    }
+
+    /// Counts failures from none, with randomness of its own.
+    #[must_use]
+    pub fn pauses(self) -> Pauses {
+        Pauses { backoff: self.builder().build(), schedule: self }
+    }
+
+    fn builder(&self) -> ExponentialBuilder {
+        // The library adds up to as much again.
+        ExponentialBuilder::new()
+            .with_min_delay(self.first.min(self.longest) / 2)
+            .with_max_delay(self.longest / 2)
+            .without_max_times()
+            .with_jitter()
+    }
+}
+
+/// The pauses of one loop.
+#[derive(Debug)]
+pub struct Pauses {
+    schedule: Schedule,
+    backoff: ExponentialBackoff,
+}
+
+impl Pauses {
+    /// The pause after one more failure.
+    pub fn next_pause(&mut self) -> Duration {
+        self.backoff.next().unwrap_or(self.schedule.longest)
+    }
+
+    /// It worked: the next pause is the first one again.
+    pub fn reset(&mut self) {
+        *self = self.schedule.pauses();
+    }
+}
+
+#[cfg(test)]
+mod retry_test {
+    use super::*;
+
+    const TENTH: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(5));
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        for (failures, full_ms) in
+            [(0, 100), (1, 100), (2, 200), (5, 1_600), (7, 5_000), (1_000, 5_000)]
+        {
+            let full = Duration::from_millis(full_ms);
+            for random in 0..100 {
+                let pause = TENTH.pause(failures, random);
+                // Halves of milliseconds are lost in the library's arithmetic.
+                let slack = Duration::from_millis(1);
+                assert!(
+                    pause + slack >= full / 2 && pause <= full + slack,
+                    "{failures}: {pause:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_random_number_decides() {
+        assert_eq!(TENTH.pause(3, 7), TENTH.pause(3, 7));
+        assert_ne!(TENTH.pause(3, 7), TENTH.pause(3, 8));
+    }
+
+    #[test]
+    fn success_starts_from_the_first_pause() {
+        let mut pauses = TENTH.pauses();
+        let last = (0..10).map(|_| pauses.next_pause()).last().unwrap();
+        assert!(last >= Duration::from_secs(2), "{last:?}");
+        pauses.reset();
+        assert!(pauses.next_pause() <= Duration::from_millis(101));
+    }
+
+    #[test]
+    fn a_first_pause_longer_than_the_longest_is_cut() {
+        let schedule = Schedule::new(Duration::from_secs(9), Duration::from_secs(1));
+        assert!(schedule.pause(1, 3) <= Duration::from_millis(1_001));
+    }
+}
