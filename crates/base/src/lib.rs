@@ -1,7 +1,8 @@
 //! The ground floor: small mechanisms that every crate needs and nobody should write twice.
 //!
-//! **What it is.** [`chain()`] prints an error with its causes, [`durable`] replaces a file so that
-//! a crash leaves the old one or the new one, [`retry`] says how long to wait between tries.
+//! **What it is.** [`chain()`] prints an error with its causes, [`OnPath`] adds the file to an I/O
+//! error, [`durable`] replaces a file so that a crash leaves the old one or the new one, [`retry`]
+//! says how long to wait between tries.
 //!
 //! **What it must never know.** Any other crate of the workspace, the network, what a server,
 //! group, release or rollout is. It starts no thread, sleeps nowhere and logs nothing.
@@ -12,6 +13,11 @@
 
 pub mod chain;
 pub mod durable;
+mod file_error;
 pub mod retry;
 
 pub use chain::chain;
+pub use file_error::{FileError, OnPath};
+
+/// A cause of any type, for an error that keeps it as its `#[source]`; made from a text as well.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
