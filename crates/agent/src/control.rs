@@ -11,12 +11,12 @@ use cohort_core::Body;
 use cohort_core::ids::ServerId;
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::Role;
+use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
 use cohort_wire::agent::{
     CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, ClaimMemberRequest, CommandAnswer,
     CommandRequest, ContactsRequest, FORWARD, ForwardRequest, GroupStatus, JOIN_GROUP,
-    JoinGroupRequest, KILL, ORDERS, ORDERS_VALID_MS, OrdersAnswer, OrdersRequest, REPORT,
-    ReportRequest, STATUS, TRANSFER_LEADER, TransferLeaderAnswer, TransferLeaderRequest, WAIT,
-    WAIT_MS_MAX,
+    JoinGroupRequest, KILL, ORDERS, OrdersAnswer, OrdersRequest, REPORT, ReportRequest, STATUS,
+    TRANSFER_LEADER, TransferLeaderAnswer, TransferLeaderRequest, WAIT,
 };
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
 use cohort_wire::hub::{ADDRESS_BYTES_MAX, LABEL_BYTES_MAX};

@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cohort_artifact::{Delta, TrustedRepository};
-use cohort_core::ids::{AppId, Digest};
+use cohort_core::ids::AppId;
 use cohort_core::orders::{FetchOrder, Orders};
 use cohort_core::release::Release;
 use cohort_distribute::{Downloads, FetchStatus};
+use cohort_server::app::Announced;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::deltas::Deltas;
 use crate::reporter::Reporter;
-use crate::runner::Received;
 use crate::shared::Shared;
 use crate::trust::verify_release;
+use cohort_server::asking::Received;
 
 /// How long a release that could not be verified is left alone.
 const VERIFY_AGAIN: Duration = Duration::from_secs(2);
@@ -33,7 +34,7 @@ pub(crate) struct Fetching {
 struct Memory {
     verified: BTreeSet<Release>,
     refused: BTreeMap<Release, Instant>,
-    announced: BTreeSet<(AppId, Digest)>,
+    announced: Announced,
     deltas: Deltas,
 }
 
@@ -46,7 +47,7 @@ impl Fetching {
         let mut memory = Memory {
             verified: BTreeSet::new(),
             refused: BTreeMap::new(),
-            announced: BTreeSet::new(),
+            announced: Announced::default(),
             deltas: Deltas::new(
                 Arc::clone(&self.downloads),
                 Arc::clone(&self.shared.metrics),
@@ -63,7 +64,7 @@ impl Fetching {
                     self.shared.keep(&app.app, app.keep.iter().cloned().collect());
                 }
                 self.fetch(&received.orders, &mut memory).await;
-                self.announce(&received.orders, &mut memory).await;
+                self.announce(&received.orders, &mut memory);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -127,24 +128,17 @@ impl Fetching {
     }
 
     /// Tells the group which ordered artifacts are whole here: verified by signature and by byte.
-    async fn announce(&self, orders: &Orders, memory: &mut Memory) {
+    fn announce(&self, orders: &Orders, memory: &mut Memory) {
         let statuses = self.downloads.statuses().borrow().clone();
-        let mut ordered = BTreeSet::new();
-        for app in &orders.apps {
-            for fetch in &app.fetch {
-                let artifact = &fetch.release.artifact;
-                let key = (app.app.clone(), artifact.clone());
-                let held = matches!(statuses.get(artifact), Some(FetchStatus::Held))
-                    || self.downloads.context().store.is_whole(artifact);
-                if held && memory.verified.contains(&fetch.release) {
-                    if !memory.announced.contains(&key) {
-                        self.reporter.holds(&app.app, artifact).await;
-                    }
-                    memory.announced.insert(key.clone());
-                }
-                ordered.insert(key);
-            }
+        let verified = &memory.verified;
+        let whole = |release: &Release| {
+            let artifact = &release.artifact;
+            verified.contains(release)
+                && (matches!(statuses.get(artifact), Some(FetchStatus::Held))
+                    || self.downloads.context().store.is_whole(artifact))
+        };
+        for (app, artifact) in memory.announced.look(&orders.apps, whole) {
+            self.reporter.holds(&app, artifact);
         }
-        memory.announced.retain(|key| ordered.contains(key));
     }
 }

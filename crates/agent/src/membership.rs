@@ -10,6 +10,7 @@ use cohort_core::command::COMMAND_VERSION;
 use cohort_core::ids::{Incarnation, MemberId};
 use cohort_core::{Body, Command, Event, State};
 use cohort_registry::typed;
+use cohort_server::asking::Received;
 use cohort_store::{Identity as StoreIdentity, RedbStore};
 use cohort_wire::agent::{CLAIM_MEMBER, CONTROL_VERSION, ClaimMemberAnswer, ClaimMemberRequest};
 use cohort_wire::http::Call;
@@ -21,7 +22,6 @@ use crate::error::AgentError;
 use crate::join::{Joined, advertised};
 use crate::member::{Inputs, Member, MemberError, Outputs, View};
 use crate::net::{Net, Senders};
-use crate::runner::Received;
 use crate::shared::{MemberHandle, Shared};
 
 /// How often a member without a leader asks whether the group was recovered.
@@ -337,7 +337,7 @@ async fn watch_life(
         // leader, so what they say is committed.
         let other = orders.borrow().as_ref().is_some_and(|received| {
             let told = received.orders.member.as_ref().map(|order| order.member);
-            received.fresh()
+            received.fresh(cohort_host::boot_time_ms())
                 && received.orders.incarnation == handle.incarnation
                 // None: its number is over, and it carries no member until it is given another.
                 && told.is_none_or(|member| member > handle.member)

@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cohort_artifact::TrustedRepository;
-use cohort_core::ids::{AppId, BootEpoch, Incarnation, ServerId};
-use cohort_core::orders::Orders;
+use cohort_core::ids::{AppId, BootEpoch, Incarnation};
 use cohort_distribute::Downloads;
 use cohort_host::{AppHost, AppHostConfig, Contact, Controls, RunAs, boot_time_ms};
 use cohort_registry::typed;
+use cohort_server::asking::{
+    ANSWER_MS_MAX, Asking, Effect, Input, Members, Question, Received, WAIT_MS_MAX, Whom,
+};
 use cohort_wire::agent::{
     CONTROL_VERSION, CommandAnswer, Doing, JOIN_GROUP, JoinGroupRequest, ORDERS, OrdersAnswer,
-    OrdersRequest, WAIT, WAIT_MS_MAX,
+    OrdersRequest, WAIT,
 };
 use cohort_wire::http::{Call, CallError};
 use tokio::runtime::Handle;
@@ -28,27 +30,6 @@ use crate::probe::Readiness;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
 use crate::start::{spawn_on_or_end, spawn_or_end};
-
-/// How long an answer with orders may take: a read round, twice.
-const ORDERS_DEADLINE: Duration = Duration::from_secs(3);
-/// Pause after nobody answered.
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
-
-/// Orders, and how long they are good.
-#[derive(Debug, Clone)]
-pub(crate) struct Received {
-    pub orders: Orders,
-    /// When they were asked for, by the boot-time clock.
-    pub asked_boot_ms: u64,
-    pub valid_ms: u64,
-}
-
-impl Received {
-    pub(crate) fn fresh(&self) -> bool {
-        boot_time_ms().saturating_sub(self.asked_boot_ms) < self.valid_ms
-    }
-}
 
 /// What every server is doing, for people.
 #[derive(Debug, Default)]
@@ -100,11 +81,6 @@ impl Runner {
             let contact = self.start_app(&app, &board, &reporter).await?;
             apps.insert(app, contact);
         }
-        let mut pause = PAUSE_MIN;
-        let mut turn = 0_usize;
-        let mut preferred: Option<ServerId> = None;
-        let mut introduced = false;
-        let mut life = self.known_life();
         let fetching = Fetching {
             shared: Arc::clone(&self.shared),
             downloads: Arc::clone(&self.downloads),
@@ -117,104 +93,121 @@ impl Runner {
             Ok(())
         };
         spawn_or_end("fetching", fetching, &self.ended);
+        let incarnation = self.shared.handle().map_or(Incarnation(0), |handle| handle.incarnation);
+        let mut asking = Asking::new(self.shared.server().clone(), incarnation);
+        let mut input = Input::Woken;
         loop {
-            if self.stop.is_cancelled() {
-                return Ok(());
-            }
-            let candidates = self.candidates(preferred.as_ref()).await;
-            let Some((server, address)) = candidates.get(turn % candidates.len().max(1)) else {
-                self.rest(&mut pause).await;
-                continue;
-            };
-            let asked_boot_ms = boot_time_ms();
-            let request = self.request(&board, 0);
-            let call = Call::post(ORDERS, &request).deadline(ORDERS_DEADLINE).idempotent();
-            let target = self.shared.target(server, address);
-            let answer = tokio::select! {
-                () = self.stop.cancelled() => return Ok(()),
-                answer = self.shared.client.call_json::<OrdersAnswer>(&target, call) => answer,
-            };
-            let answer = match answer {
-                Ok(answer) => answer,
-                Err(error) => {
-                    tracing::debug!(%error, %server, "no orders");
-                    self.pass_kill(server, address).await;
-                    preferred = None;
-                    turn = turn.wrapping_add(1);
-                    if turn.is_multiple_of(candidates.len()) {
-                        // Perhaps they are elsewhere by now.
-                        self.ask_registry().await;
-                        self.rest(&mut pause).await;
-                    }
+            let known = self.shared.members();
+            let own = self.shared.handle().map(|_| advertised(&self.shared.config));
+            let members = Members { known: &known, own: own.as_deref() };
+            let effects = asking.step(boot_time_ms(), members, input);
+            input = Input::Woken;
+            for effect in effects {
+                if let Effect::Obey(received) = effect {
+                    self.obey(*received, &mut apps, &board, &reporter).await?;
                     continue;
                 }
-            };
-            pause = PAUSE_MIN;
-            preferred = Some(server.clone());
-            turn = 0;
-            self.take_kill(answer.kill).await;
-            let Some(orders) = answer.orders else {
-                if let Err(error) = self.join_group(server, address).await {
-                    tracing::warn!(%error, "the group did not take this server in yet");
-                    self.rest(&mut pause).await;
-                }
-                continue;
-            };
-            if orders.incarnation < life {
-                tracing::warn!(%server, incarnation = %orders.incarnation, "orders of a life that is over");
-                preferred = None;
-                turn = turn.wrapping_add(1);
+                input = tokio::select! {
+                    () = self.stop.cancelled() => return Ok(()),
+                    input = self.perform(effect, &board) => input,
+                };
+            }
+        }
+    }
+
+    /// Puts orders in force.
+    async fn obey(
+        &self,
+        received: Received,
+        apps: &mut BTreeMap<AppId, Contact>,
+        board: &Arc<DoingBoard>,
+        reporter: &Reporter,
+    ) -> Result<(), AgentError> {
+        self.shared.learn_members(&received.orders.members);
+        for orders in &received.orders.apps {
+            if !apps.contains_key(&orders.app) {
+                let contact = self.start_app(&orders.app, board, reporter).await?;
+                apps.insert(orders.app.clone(), contact);
+            }
+        }
+        for contact in apps.values() {
+            contact.reached(received.asked_ms);
+        }
+        self.orders.send_replace(Some(Arc::new(received)));
+        Ok(())
+    }
+
+    async fn perform(&self, effect: Effect, board: &DoingBoard) -> Input {
+        match effect {
+            Effect::Obey(_) => Input::Woken,
+            Effect::PassKill(whom) => {
+                self.pass_kill(&whom).await;
+                Input::Woken
+            }
+            Effect::OldIncarnation { server, incarnation } => {
+                tracing::warn!(%server, %incarnation, "ignoring orders from an old incarnation");
+                Input::Woken
+            }
+            Effect::AskRegistry => {
                 self.ask_registry().await;
-                self.rest(&mut pause).await;
-                continue;
+                Input::RegistryAsked
             }
-            life = orders.incarnation;
-            self.shared.learn_members(&orders.members);
-            self.shared.learn_leader(answer.leader.as_ref(), &orders.members);
-            if !introduced {
-                // The group hears of a new address or rack; the same ones change nothing.
-                introduced = self.join_group(server, address).await.is_ok();
+            Effect::Rest { until_ms } => {
+                let left_ms = until_ms.saturating_sub(boot_time_ms());
+                tokio::time::sleep(Duration::from_millis(left_ms)).await;
+                Input::Woken
             }
-            for app in &orders.apps {
-                if !apps.contains_key(&app.app) {
-                    let contact = self.start_app(&app.app, &board, &reporter).await?;
-                    apps.insert(app.app.clone(), contact);
+            Effect::Ask(whom, Question::Orders) => self.ask(&whom, board).await,
+            Effect::Ask(whom, Question::Change { known }) => {
+                let deadline = Duration::from_millis(WAIT_MS_MAX + ANSWER_MS_MAX);
+                if let Ok(answer) = self.question(&whom, WAIT, board, known, deadline).await {
+                    self.take_kill(answer.kill).await;
+                }
+                Input::Changed
+            }
+            Effect::Ask(whom, Question::Join) => match self.join_group(&whom).await {
+                Ok(()) => Input::Joined(true),
+                Err(error) => {
+                    tracing::warn!(%error, member = %whom.server, "not taken into the group yet");
+                    Input::Joined(false)
+                }
+            },
+        }
+    }
+
+    async fn ask(&self, whom: &Whom, board: &DoingBoard) -> Input {
+        let deadline = Duration::from_millis(ANSWER_MS_MAX);
+        match self.question(whom, ORDERS, board, 0, deadline).await {
+            Ok(answer) => {
+                self.take_kill(answer.kill).await;
+                if let Some(orders) = &answer.orders {
+                    self.shared.learn_leader(answer.leader.as_ref(), &orders.members);
+                }
+                Input::Orders {
+                    orders: answer.orders.map(Box::new),
+                    valid_ms: answer.orders_valid_ms,
+                    hash: answer.hash,
                 }
             }
-            for contact in apps.values() {
-                contact.reached(asked_boot_ms);
-            }
-            let hash = answer.hash;
-            let received =
-                Arc::new(Received { orders, asked_boot_ms, valid_ms: answer.orders_valid_ms });
-            self.orders.send_replace(Some(received));
-            // Held until something changes for this server, here or there.
-            let request = self.request(&board, hash);
-            let call = Call::post(WAIT, &request)
-                .deadline(Duration::from_millis(WAIT_MS_MAX) + ORDERS_DEADLINE)
-                .idempotent();
-            tokio::select! {
-                () = self.stop.cancelled() => return Ok(()),
-                waited = self.shared.client.call_json::<OrdersAnswer>(&target, call) => {
-                    if let Ok(waited) = waited {
-                        self.take_kill(waited.kill).await;
-                    }
-                }
+            Err(error) => {
+                tracing::debug!(%error, member = %whom.server, "no orders");
+                Input::NoAnswer
             }
         }
     }
 
-    /// The newest life of the group that this server has heard of, from what is on its disk.
-    fn known_life(&self) -> Incarnation {
-        self.shared.handle().map_or(Incarnation(0), |handle| handle.incarnation)
-    }
-
-    async fn rest(&self, pause: &mut Duration) {
-        tokio::select! {
-            () = self.stop.cancelled() => {}
-            () = tokio::time::sleep(*pause) => {}
-        }
-        *pause = (*pause * 2).min(PAUSE_MAX);
+    async fn question(
+        &self,
+        whom: &Whom,
+        path: &str,
+        board: &DoingBoard,
+        known: u64,
+        deadline: Duration,
+    ) -> Result<OrdersAnswer, CallError> {
+        let request = self.request(board, known);
+        let call = Call::post(path, &request).deadline(deadline).idempotent();
+        let target = self.shared.target(&whom.server, &whom.address);
+        self.shared.client.call_json(&target, call).await
     }
 
     fn request(&self, board: &DoingBoard, known: u64) -> OrdersRequest {
@@ -228,33 +221,13 @@ impl Runner {
         }
     }
 
-    /// Whom to ask: the one that answered last, this server's own member, then the others.
-    async fn candidates(&self, preferred: Option<&ServerId>) -> Vec<(ServerId, String)> {
-        if self.shared.members().is_empty() {
-            self.ask_registry().await;
-        }
-        let members = self.shared.members();
-        let own = self.shared.server();
-        let mut candidates: Vec<(ServerId, String)> =
-            members.into_iter().map(|member| (member.server, member.address)).collect();
-        if self.shared.handle().is_some() && !candidates.iter().any(|(server, _)| server == own) {
-            candidates.push((own.clone(), advertised(&self.shared.config)));
-        }
-        // Everybody begins elsewhere, so that no member answers all.
-        let spread = own.as_str().bytes().fold(0_usize, |sum, byte| sum * 31 + usize::from(byte));
-        if !candidates.is_empty() {
-            let start = spread % candidates.len();
-            candidates.rotate_left(start);
-        }
-        candidates.sort_by_key(|(server, _)| (Some(server) != preferred, server != own));
-        candidates
-    }
-
     /// Learns from the registry where the group's members are.
     async fn ask_registry(&self) {
         let (registry, group) = (&*self.shared.registry, &self.shared.group);
         let asked = typed::read_members(registry, group);
-        if let Ok(Ok(Some(record))) = tokio::time::timeout(ORDERS_DEADLINE, asked).await {
+        if let Ok(Ok(Some(record))) =
+            tokio::time::timeout(Duration::from_millis(ANSWER_MS_MAX), asked).await
+        {
             let known: Vec<cohort_core::orders::MemberAddress> = record
                 .members
                 .into_iter()
@@ -275,15 +248,15 @@ impl Runner {
     }
 
     /// A minority has no orders to give, but a kill switch still goes from server to server.
-    async fn pass_kill(&self, server: &ServerId, address: &str) {
-        let target = self.shared.target(server, address);
+    async fn pass_kill(&self, whom: &Whom) {
+        let target = self.shared.target(&whom.server, &whom.address);
         let call = Call::get(cohort_wire::agent::KILL).deadline(Duration::from_secs(1));
         if let Ok(registers) = self.shared.client.call_json(&target, call).await {
             self.take_kill(registers).await;
         }
     }
 
-    async fn join_group(&self, server: &ServerId, address: &str) -> Result<(), CallError> {
+    async fn join_group(&self, whom: &Whom) -> Result<(), CallError> {
         let config = &self.shared.config;
         let request = JoinGroupRequest {
             version: CONTROL_VERSION,
@@ -292,7 +265,7 @@ impl Runner {
             rack: config.rack.clone(),
         };
         let call = Call::post(JOIN_GROUP, &request).deadline(Duration::from_secs(6));
-        let target = self.shared.target(server, address);
+        let target = self.shared.target(&whom.server, &whom.address);
         self.shared.client.call_json::<CommandAnswer>(&target, call).await.map(drop)
     }
 

@@ -147,3 +147,12 @@ impl Step {
         }
     }
 }
+
+/// Whether the running release is fit for traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Whether it is.
+    pub in_service: bool,
+    /// What speaks against it, for people; empty when nothing does.
+    pub reason: String,
+}

@@ -5,7 +5,14 @@
 //! instruction loses nothing: the record is read, the interrupted step runs again with the next
 //! attempt, and the last outcome is reported once more.
 
+mod record;
+
 use serde::{Deserialize, Serialize};
+
+pub use record::{
+    AppRecord, BootTime, Confirm, Elapsed, Failure, REACHED_MS_MIN, Reached, Told, back_off_ms,
+    reported_when_done,
+};
 
 use crate::ids::Digest;
 use crate::orders::{ActivationOrder, AppOrders, Fence, FetchOrder};

@@ -7,7 +7,7 @@ use cohort_core::orders::Purpose;
 use cohort_core::policy::Check;
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Blame, Outcome, Step};
-use cohort_core::steps::{Progress, StepAction, StepWait};
+use cohort_core::steps::{Progress, StepAction, StepWait, Told};
 use tokio_util::sync::CancellationToken;
 
 use crate::app_host::Acted;
@@ -234,7 +234,7 @@ async fn waiting_ends_when_a_newer_fence_arrives() {
     let orders = crate::testing::orders(&first);
     let held = [slow.artifact.clone()];
     loop {
-        let moment = host.moment(true, false, true);
+        let moment = host.moment(Told { orders_fresh: true, confirmed: true, ..Told::default() });
         let action =
             cohort_core::steps::next_action(Some(&orders), host.local(), &held, moment).step;
         match host.act(action, &cancel).await.unwrap() {
@@ -264,11 +264,11 @@ async fn the_host_goes_back_by_itself() {
     second.confirm_within_ms = 0;
     let accept = StepAction::Accept { order: second.clone(), step: Step::Prepare };
     host.act(accept, &cancel).await.unwrap();
-    assert!(!host.confirm_expired(), "nothing is drained yet");
+    assert!(!host.moment(Told::default()).confirm_expired, "nothing is drained yet");
     host.act(StepAction::Run { step: Step::Drain, attempt: 1 }, &cancel).await.unwrap();
-    assert!(host.confirm_expired());
+    assert!(host.moment(Told::default()).confirm_expired);
     assert_eq!(*host.traffic().borrow(), Traffic::Draining);
-    let moment = host.moment(false, false, false);
+    let moment = host.moment(Told::default());
     let action = cohort_core::steps::next_action(None, host.local(), &[], moment).step;
     assert!(matches!(action, StepAction::Undo { attempt: 1, .. }), "{action:?}");
     host.act(action, &cancel).await.unwrap();
@@ -289,7 +289,7 @@ async fn the_host_goes_back_by_itself() {
         host.boot().await.unwrap(),
         Outcome::Found { release: Some(next), in_service: false }
     );
-    let moment = host.moment(false, false, false);
+    let moment = host.moment(Told::default());
     let action = cohort_core::steps::next_action(None, host.local(), &[], moment).step;
     host.act(action, &cancel).await.unwrap();
     assert_eq!(host.local().current.as_ref(), Some(&good));
@@ -310,11 +310,11 @@ async fn being_reached_since_the_stop_is_told_apart() {
     let mut host = server.host();
     let contact = host.contact();
     contact.reached(0);
-    assert!(!host.moment(true, false, false).reached_since_stop);
+    assert!(!host.moment(Told { orders_fresh: true, ..Told::default() }).reached_since_stop);
     settle(&mut host, &order(1, Some(&release))).await.unwrap();
-    assert!(!host.moment(true, false, false).reached_since_stop);
+    assert!(!host.moment(Told { orders_fresh: true, ..Told::default() }).reached_since_stop);
     contact.reached(crate::boot_time_ms() + 1);
-    assert!(host.moment(true, false, false).reached_since_stop);
+    assert!(host.moment(Told { orders_fresh: true, ..Told::default() }).reached_since_stop);
     server.end().await;
 }
 
@@ -334,9 +334,9 @@ async fn having_been_reached_once_does_not_count_for_ever() {
     }
     // The stop is 10 s ago; the group answered 7 s ago, and then the release cut its server off.
     let now_ms = crate::boot_time_ms();
-    host.untouched_since_ms = now_ms - 10_000;
+    host.reached = cohort_core::steps::Reached::new(now_ms - 10_000);
     host.contact().reached(now_ms - 7_000);
-    let moment = host.moment(false, false, false);
+    let moment = host.moment(Told::default());
     assert!(!moment.reached_since_stop);
     assert_eq!(host.undo_left_ms(), Some(0));
     let action = cohort_core::steps::next_action(None, host.local(), &[], moment).step;
@@ -344,7 +344,7 @@ async fn having_been_reached_once_does_not_count_for_ever() {
 
     // Between two answers it stays, however short its time is.
     host.contact().reached(crate::boot_time_ms() - 1_000);
-    assert!(host.moment(true, false, false).reached_since_stop);
+    assert!(host.moment(Told { orders_fresh: true, ..Told::default() }).reached_since_stop);
     let left_ms = host.undo_left_ms().unwrap();
     assert!((1..=5_000).contains(&left_ms), "{left_ms}");
     server.end().await;

@@ -10,25 +10,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cohort_core::ids::{AppId, Digest, GroupId, Platform, ServerId};
 use cohort_core::orders::{ActivationOrder, Fence};
 use cohort_core::release::Release;
-use cohort_core::report::{Blame, Step};
-use cohort_core::steps::{LocalActivation, LocalApp, Moment, Progress, StepAction, may_undo};
+use cohort_core::report::Step;
+use cohort_core::steps::{
+    AppRecord, BootTime, Failure, LocalApp, Moment, Reached, StepAction, Told, back_off_ms,
+    reported_when_done,
+};
 use cohort_store::DurableFile;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::check::CheckContext;
-use crate::clock::{ElapsedClock, boot_time_ms};
+use crate::clock::{boot_id, boot_time_ms};
 use crate::program::RunAs;
-use crate::record::{ConfirmClock, Cuts, HostError, HostRecord};
+use crate::record::{Cuts, HostError, HostRecord};
 use crate::releases::Releases;
-use crate::run_step::{Interrupt, StepFailure};
+use crate::run_step::Interrupt;
 use crate::service::ServiceControl;
 use crate::traffic::Traffic;
 use crate::unpack::UnpackLimits;
-
-/// For how long having been reached counts at least. 6 s: a server asks anew after 2 s, and may wait
-/// 3 s for the answer; with a shorter `confirm_within` it would go back between two answers.
-const REACHED_MS_MIN: u64 = 6_000;
 
 /// What an app's host needs to know of its server.
 #[derive(Debug, Clone)]
@@ -111,8 +110,9 @@ pub struct AppHost {
     pub(crate) traffic: watch::Sender<Traffic>,
     local: watch::Sender<LocalApp>,
     contact: Contact,
-    /// Since when being reached counts: since the drain or the stop began, or this start.
-    pub(crate) untouched_since_ms: u64,
+    pub(crate) reached: Reached,
+    /// Which boot of the machine this is; it does not change under a running agent.
+    boot: String,
     pub(crate) cuts: Cuts,
 }
 
@@ -131,10 +131,11 @@ impl AppHost {
         let releases = Releases::open(&config.install_dir).map_err(fail)?;
         let (file, record) = HostRecord::open(&folder, app.as_str())?;
         Ok(AppHost {
-            local: watch::Sender::new(record.local.clone()),
+            local: watch::Sender::new(record.app.local.clone()),
             traffic: watch::Sender::new(Traffic::Starting),
             contact: Contact::default(),
-            untouched_since_ms: boot_time_ms(),
+            reached: Reached::new(boot_time_ms()),
+            boot: boot_id(),
             cuts: Cuts::default(),
             app,
             config,
@@ -156,7 +157,27 @@ impl AppHost {
     /// What is written down.
     #[must_use]
     pub fn local(&self) -> &LocalApp {
-        &self.record.local
+        &self.record.app.local
+    }
+
+    /// Everything that is written down.
+    #[must_use]
+    pub fn record(&self) -> &AppRecord {
+        &self.record.app
+    }
+
+    /// The boot-time clock of this machine.
+    #[must_use]
+    pub fn now(&self) -> BootTime<'_> {
+        BootTime { boot: &self.boot, ms: boot_time_ms() }
+    }
+
+    /// When the group was last in contact.
+    #[must_use]
+    pub fn reached(&self) -> Reached {
+        let mut reached = self.reached;
+        reached.heard(self.contact.last_ms.load(Ordering::SeqCst));
+        reached
     }
 
     /// What is written down, as it changes: each value is durable before it is seen here.
@@ -185,68 +206,20 @@ impl AppHost {
 
     /// What [`next_action`](cohort_core::steps::next_action) needs to know besides.
     #[must_use]
-    pub fn moment(&self, orders_fresh: bool, killed: bool, confirmed: bool) -> Moment {
-        Moment {
-            orders_fresh,
-            killed,
-            confirmed,
-            reached_since_stop: self.reached_since_stop(),
-            confirm_expired: self.confirm_expired(),
-        }
+    pub fn moment(&self, told: Told) -> Moment {
+        self.record().moment(told, self.reached(), self.now())
     }
 
-    /// How long ago the group was reached, in milliseconds; `None` when it was not since the drain
-    /// or the stop began.
-    fn reached_ago_ms(&self) -> Option<u64> {
-        let last_ms = self.contact.last_ms.load(Ordering::SeqCst);
-        (last_ms > self.untouched_since_ms).then(|| boot_time_ms().saturating_sub(last_ms))
-    }
-
-    fn reached_since_stop(&self) -> bool {
-        self.reached_ago_ms().is_some_and(|ago_ms| ago_ms < self.reached_counts_ms())
-    }
-
-    /// For how many milliseconds having been reached counts: a release may cut its server off long
-    /// after its start. It is `confirm_within`, and never less than a turn of asking takes.
-    #[must_use]
-    pub fn reached_counts_ms(&self) -> u64 {
-        let activation = self.record.local.activation.as_ref();
-        activation.map_or(0, |known| known.order.confirm_within_ms).max(REACHED_MS_MIN)
-    }
-
-    /// Whether more than `confirm_within` has gone by since the drain began.
-    #[must_use]
-    pub fn confirm_expired(&self) -> bool {
-        self.confirm_left_ms() == Some(0)
-    }
-
-    /// Milliseconds until [`Self::confirm_expired`]; `None` when nothing awaits confirmation.
-    #[must_use]
-    pub fn confirm_left_ms(&self) -> Option<u64> {
-        let activation = self.record.local.activation.as_ref()?;
-        let confirm = self.record.confirm.as_ref()?;
-        if confirm.fence != activation.order.fence {
-            return None;
-        }
-        Some(activation.order.confirm_within_ms.saturating_sub(confirm.clock.elapsed_ms()))
-    }
-
-    /// Milliseconds until the host may go back by itself if the group is not reached any more;
-    /// `None` when nothing awaits confirmation, or there is no going back. A step that waits is
-    /// worth interrupting then.
+    /// As [`AppRecord::undo_left_ms`], now.
     #[must_use]
     pub fn undo_left_ms(&self) -> Option<u64> {
-        self.record.local.activation.as_ref().filter(|activation| may_undo(activation))?;
-        let confirm_left_ms = self.confirm_left_ms()?;
-        let counts_ms = self.reached_counts_ms();
-        let heard_ms = self.reached_ago_ms().map_or(0, |ago_ms| counts_ms.saturating_sub(ago_ms));
-        Some(confirm_left_ms.max(heard_ms))
+        self.record().undo_left_ms(self.reached(), self.now())
     }
 
     /// What the checks of the release in use need to know.
     #[must_use]
     pub fn check_context(&self) -> CheckContext {
-        self.check_context_of(self.record.local.current.as_ref())
+        self.check_context_of(self.local().current.as_ref())
     }
 
     pub(crate) fn check_context_of(&self, release: Option<&Release>) -> CheckContext {
@@ -266,7 +239,7 @@ impl AppHost {
     /// When the disk refuses.
     pub fn collect(&self, keep: &[Digest]) -> Result<Vec<Release>, HostError> {
         let mut keep = keep.to_vec();
-        let local = &self.record.local;
+        let local = self.local();
         keep.extend(local.current.iter().map(|release| release.artifact.clone()));
         if let Some(activation) = &local.activation {
             let order = &activation.order;
@@ -290,7 +263,7 @@ impl AppHost {
     ) -> Result<Acted, HostError> {
         match action {
             StepAction::Accept { order, step } => {
-                let highest = self.record.local.highest;
+                let highest = self.local().highest;
                 if order.fence <= highest {
                     return Ok(Acted::Refused { highest });
                 }
@@ -306,7 +279,7 @@ impl AppHost {
                 Ok(Acted::Done)
             }
             StepAction::GiveUp { step, attempt } => {
-                let failure = self.given_up(attempt);
+                let failure = self.record.app.given_up(attempt);
                 self.failed(step, attempt, failure)?;
                 Ok(Acted::Failed)
             }
@@ -351,21 +324,21 @@ impl AppHost {
         }
     }
 
-    /// Waits before another attempt: half a second, doubled with each, 30 s at the most.
+    /// Waits before another attempt.
     pub(crate) async fn back_off(&self, attempt: u32, cancel: &CancellationToken) -> Acted {
-        let ms = (500_u64 << attempt.saturating_sub(1).min(6)).min(30_000);
+        let pause = std::time::Duration::from_millis(back_off_ms(attempt));
         tokio::select! {
-            () = tokio::time::sleep(std::time::Duration::from_millis(ms)) => Acted::Later,
+            () = tokio::time::sleep(pause) => Acted::Later,
             () = cancel.cancelled() => Acted::Cancelled,
         }
     }
 
     /// Changes the record; durable before it returns, and before anybody sees it.
-    pub(crate) fn change(&mut self, change: impl FnOnce(&mut HostRecord)) -> Result<(), HostError> {
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut AppRecord)) -> Result<(), HostError> {
         let mut record = self.record.clone();
-        change(&mut record);
-        if let Some(confirm) = &mut record.confirm {
-            confirm.clock = confirm.clock.carried();
+        change(&mut record.app);
+        if let Some(confirm) = &mut record.app.confirm {
+            confirm.clock = confirm.clock.carried(self.now());
         }
         self.cuts.point()?;
         self.file
@@ -375,8 +348,8 @@ impl AppHost {
         self.ahead = false;
         self.cuts.point()?;
         self.local.send_if_modified(|local| {
-            let changed = *local != self.record.local;
-            local.clone_from(&self.record.local);
+            let changed = *local != self.record.app.local;
+            local.clone_from(&self.record.app.local);
             changed
         });
         Ok(())
@@ -391,106 +364,43 @@ impl AppHost {
     }
 
     fn accept(&mut self, order: ActivationOrder, step: Step) -> Result<(), HostError> {
-        let previous = self.previous_for();
-        self.touch(step);
-        self.change(|record| {
-            record.later = None;
-            record.confirm = confirm_clock(None, step, order.fence);
-            record.local.highest = order.fence;
-            let progress = Progress::Begun { step, attempt: 1 };
-            record.local.activation = Some(LocalActivation { order, previous, progress });
-        })
-    }
-
-    /// Where the host alone may go back to: what ran well before, never something half installed.
-    /// What the order says (`undo_to`) ran when it was given, perhaps badly; this server knows better.
-    fn previous_for(&self) -> Option<Release> {
-        let local = &self.record.local;
-        match &local.activation {
-            Some(LocalActivation { progress, previous, .. })
-                if !matches!(progress, Progress::Complete | Progress::Undone { .. }) =>
-            {
-                previous.clone().filter(|release| self.releases.has(release))
-            }
-            Some(_) | None => local.current.clone(),
-        }
+        self.reached.begin(step, boot_time_ms());
+        let (releases, boot) = (self.releases.clone(), self.boot.clone());
+        let now = BootTime { boot: &boot, ms: boot_time_ms() };
+        self.change(|record| record.accept(order, step, |release| releases.has(release), now))
     }
 
     fn begin(&mut self, step: Step, attempt: u32) -> Result<(), HostError> {
-        self.touch(step);
-        self.change(|record| {
-            if let Some(activation) = &mut record.local.activation {
-                activation.progress = Progress::Begun { step, attempt };
-                let fence = activation.order.fence;
-                record.confirm = confirm_clock(record.confirm.take(), step, fence);
-            }
-            if attempt == 1 {
-                record.later = None;
-            }
-        })
+        self.reached.begin(step, boot_time_ms());
+        let boot = self.boot.clone();
+        let now = BootTime { boot: &boot, ms: boot_time_ms() };
+        self.change(|record| record.begin(step, attempt, now))
     }
 
-    /// From now on the group has to be reached anew.
-    fn touch(&mut self, step: Step) {
-        if matches!(step, Step::Drain | Step::Stop) {
-            self.untouched_since_ms = boot_time_ms();
-        }
-    }
-
-    /// What the group is told of is durable at once. That any other step is done goes to disk
-    /// together with what follows: a crash in between is one before this, and the step runs again.
     fn done(&mut self, step: Step, attempt: u32) -> Result<(), HostError> {
-        tracing::info!(app = %self.app, step = step.name(), attempt, "step is done");
-        let change = |record: &mut HostRecord| {
-            record.later = None;
-            record.blocked |= step == Step::Drain;
-            if let Some(activation) = &mut record.local.activation {
-                activation.progress = Progress::Done { step, attempt };
-                if step == Step::Switch {
-                    record.local.current.clone_from(&activation.order.release);
-                }
-            }
-        };
-        if matches!(step, Step::Start | Step::Check) {
-            return self.change(change);
+        tracing::info!(app = %self.app, step = step.name(), attempt, "step done");
+        if reported_when_done(step) {
+            return self.change(|record| record.done(step, attempt));
         }
-        change(&mut self.record);
+        self.record.app.done(step, attempt);
         self.ahead = true;
         Ok(())
     }
 
-    fn failed(&mut self, step: Step, attempt: u32, failure: StepFailure) -> Result<(), HostError> {
-        let StepFailure { blame, reason, output } = failure;
+    fn failed(&mut self, step: Step, attempt: u32, failure: Failure) -> Result<(), HostError> {
+        let Failure { blame, reason, output } = failure;
         tracing::warn!(app = %self.app, step = step.name(), attempt, ?blame, reason, "step failed");
         let reason = crate::output::first_text(&reason);
         let output = crate::output::last_text(&output);
         if step >= Step::Drain {
             self.tell(Traffic::Out { reason: reason.clone() });
         }
-        self.change(|record| {
-            if let Some(activation) = &mut record.local.activation {
-                activation.progress = Progress::Failed { step, attempt, blame, reason, output };
-            }
-        })
-    }
-
-    fn given_up(&self, attempt: u32) -> StepFailure {
-        let (blame, reason) = match &self.record.later {
-            Some(hook) => (Blame::Release, format!("hook {hook} said \"later\" {attempt} times")),
-            None => (Blame::Surroundings, format!("the step was interrupted {attempt} times")),
-        };
-        StepFailure { blame, reason, output: String::new() }
+        self.change(|record| record.fail(step, attempt, Failure { blame, reason, output }))
     }
 
     fn complete(&mut self) -> Result<(), HostError> {
-        self.change(|record| {
-            record.confirm = None;
-            record.blocked = false;
-            if let Some(activation) = &mut record.local.activation {
-                activation.progress = Progress::Complete;
-            }
-        })?;
-        self.tell(match self.record.local.current {
+        self.change(AppRecord::complete)?;
+        self.tell(match self.local().current {
             // Also when the agent restarted between the warm-up and this.
             Some(_) => Traffic::Ready,
             None => Traffic::Out { reason: "nothing is to run here".to_owned() },
@@ -508,15 +418,6 @@ impl AppHost {
 
     pub(crate) fn folders(&self, source: crate::releases::ReleasesError) -> HostError {
         HostError::Folders { app: self.app.to_string(), source }
-    }
-}
-
-/// Runs since the drain of a fence began.
-fn confirm_clock(now: Option<ConfirmClock>, step: Step, fence: Fence) -> Option<ConfirmClock> {
-    match now {
-        Some(confirm) if confirm.fence == fence => Some(confirm),
-        _ if step >= Step::Drain => Some(ConfirmClock { fence, clock: ElapsedClock::start() }),
-        _ => None,
     }
 }
 

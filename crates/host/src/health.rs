@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_core::policy::{Check, CheckPhase};
-use serde::{Deserialize, Serialize};
+use cohort_core::report::Health;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -17,15 +17,6 @@ const AGREE: u32 = 2;
 
 /// How often the guard is asked whether the service runs.
 const SERVICE_EVERY: Duration = Duration::from_secs(1);
-
-/// Whether the running release is fit for traffic.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Health {
-    /// Whether it is.
-    pub in_service: bool,
-    /// What speaks against it, for people; empty when nothing does.
-    pub reason: String,
-}
 
 /// The running checks of one app. They end when this is dropped.
 #[derive(Debug)]

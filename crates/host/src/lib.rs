@@ -40,7 +40,7 @@ mod unpack;
 pub use app_host::{Acted, AppHost, AppHostConfig, Contact, Controls};
 pub use check::{CheckContext, CheckFailure, check_name, look};
 pub use clock::{boot_id, boot_time_ms};
-pub use health::{Health, RunningChecks};
+pub use health::RunningChecks;
 pub use hooks::Hook;
 pub use program::RunAs;
 pub use record::{HostError, next_boot_epoch};

@@ -4,12 +4,9 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cohort_core::ids::BootEpoch;
-use cohort_core::orders::Fence;
-use cohort_core::steps::LocalApp;
+use cohort_core::steps::AppRecord;
 use cohort_store::{DurableFile, DurableFileError};
 use serde::{Deserialize, Serialize};
-
-use crate::clock::ElapsedClock;
 
 /// The version of the record's form.
 const SCHEMA: u32 = 1;
@@ -18,32 +15,13 @@ const SCHEMA: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HostRecord {
-    pub(crate) schema: u32,
-    pub(crate) local: LocalApp,
-    /// Since when the group's confirmation is awaited: since the drain began, under which fence.
-    pub(crate) confirm: Option<ConfirmClock>,
-    /// Traffic was taken away and not given back.
-    pub(crate) blocked: bool,
-    /// The hook that last said "later", if the step under way did.
-    pub(crate) later: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ConfirmClock {
-    pub(crate) fence: Fence,
-    pub(crate) clock: ElapsedClock,
+    schema: u32,
+    pub(crate) app: AppRecord,
 }
 
 impl Default for HostRecord {
     fn default() -> Self {
-        HostRecord {
-            schema: SCHEMA,
-            local: LocalApp::default(),
-            confirm: None,
-            blocked: false,
-            later: None,
-        }
+        HostRecord { schema: SCHEMA, app: AppRecord::default() }
     }
 }
 

@@ -7,7 +7,7 @@ use cohort_core::orders::ActivationOrder;
 use cohort_core::policy::{Check, CheckPhase};
 use cohort_core::release::Release;
 use cohort_core::report::{Blame, Step};
-use cohort_core::steps::LocalActivation;
+use cohort_core::steps::{Failure, LocalActivation};
 
 use crate::app_host::AppHost;
 use crate::hooks::{Hook, HookEnd, HookRun};
@@ -22,18 +22,10 @@ use crate::unpack::UnpackError;
 /// How often a share of traffic is raised while it comes back. 100 ms: finer than any balancer asks.
 const WARM_UP_EVERY: Duration = Duration::from_millis(100);
 
-/// Why a step failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct StepFailure {
-    pub(crate) blame: Blame,
-    pub(crate) reason: String,
-    pub(crate) output: String,
-}
-
 /// Why a step was not done.
 #[derive(Debug)]
 pub(crate) enum Interrupt {
-    Failed(Box<StepFailure>),
+    Failed(Box<Failure>),
     /// A hook asks to be tried again.
     Later {
         hook: String,
@@ -42,7 +34,7 @@ pub(crate) enum Interrupt {
 }
 
 pub(crate) fn failed(blame: Blame, reason: impl Into<String>) -> Interrupt {
-    let failure = StepFailure { blame, reason: reason.into(), output: String::new() };
+    let failure = Failure { blame, reason: reason.into(), output: String::new() };
     Interrupt::Failed(Box::new(failure))
 }
 
@@ -78,7 +70,7 @@ impl From<ServiceFileError> for Interrupt {
 
 impl AppHost {
     pub(crate) async fn step(&mut self, step: Step, attempt: u32) -> Result<(), Interrupt> {
-        let Some(activation) = self.record.local.activation.clone() else {
+        let Some(activation) = self.record.app.local.activation.clone() else {
             return Err(failed(Blame::Surroundings, "there is no activation to go on with"));
         };
         let work = Work { attempt, activation: &activation };
@@ -124,11 +116,11 @@ impl AppHost {
 
     /// Takes traffic away; nothing to wait for when there was none.
     async fn drain(&self, work: &Work<'_>) -> Result<(), Interrupt> {
-        let Some(current) = self.record.local.current.clone() else {
+        let Some(current) = self.record.app.local.current.clone() else {
             self.tell(Traffic::Out { reason: "a release is being installed".to_owned() });
             return Ok(());
         };
-        if self.record.blocked {
+        if self.record.app.blocked {
             self.tell(Traffic::Draining);
             return Ok(());
         }
@@ -140,7 +132,7 @@ impl AppHost {
     }
 
     async fn hand_over(&self, work: &Work<'_>) -> Result<(), Interrupt> {
-        match &self.record.local.current {
+        match &self.record.app.local.current {
             Some(current) => self.hook(Hook::HandOver, current, work).await,
             None => Ok(()),
         }
@@ -148,7 +140,7 @@ impl AppHost {
 
     async fn stop(&self, work: &Work<'_>) -> Result<(), Interrupt> {
         self.tell(Traffic::Out { reason: "a release is being installed".to_owned() });
-        let current = self.record.local.current.as_ref();
+        let current = self.record.app.local.current.as_ref();
         if let Some(current) = current {
             self.hook(Hook::ApplicationStop, current, work).await?;
         }
@@ -204,7 +196,7 @@ impl AppHost {
         };
         preflight.run().await.map_err(|error| {
             let crate::preflight::NotHealthy { blame, reason, output } = error;
-            Interrupt::Failed(Box::new(StepFailure { blame, reason, output }))
+            Interrupt::Failed(Box::new(Failure { blame, reason, output }))
         })?;
         self.hook(Hook::ValidateService, release, work).await
     }
@@ -263,7 +255,7 @@ impl AppHost {
                 Err(Interrupt::Later { hook: hook.name().to_owned() })
             }
             HookEnd::Failed { reason, output } => {
-                let failure = StepFailure { blame: Blame::Release, reason, output };
+                let failure = Failure { blame: Blame::Release, reason, output };
                 Err(Interrupt::Failed(Box::new(failure)))
             }
         }
@@ -282,7 +274,7 @@ async fn still_runs(
     }
     let exit = status.last_exit.unwrap_or_else(|| "it does not run".to_owned());
     let reason = format!("the service ended after its checks had passed ({exit})");
-    let failure = StepFailure { blame: Blame::Release, reason, output: status.output };
+    let failure = Failure { blame: Blame::Release, reason, output: status.output };
     Err(Interrupt::Failed(Box::new(failure)))
 }
 

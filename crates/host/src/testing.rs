@@ -11,7 +11,7 @@ use cohort_core::ids::{Generation, Incarnation};
 use cohort_core::orders::{ActivationOrder, AppOrders, Fence, Purpose};
 use cohort_core::policy::Check;
 use cohort_core::release::{Release, Rollback};
-use cohort_core::steps::{StepAction, next_action};
+use cohort_core::steps::{StepAction, Told, next_action};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -172,7 +172,7 @@ pub(crate) async fn settle(
     let cancel = CancellationToken::new();
     loop {
         let held: Vec<_> = order.release.iter().map(|release| release.artifact.clone()).collect();
-        let moment = host.moment(true, false, true);
+        let moment = host.moment(Told { orders_fresh: true, confirmed: true, ..Told::default() });
         let action = next_action(Some(&orders), host.local(), &held, moment).step;
         if matches!(action, StepAction::Settled | StepAction::Wait(_)) {
             return Ok(action);

@@ -1,9 +1,8 @@
 //! Going back without the group, starting again after a boot, and taking over what is there.
 
-use cohort_core::orders::Purpose;
 use cohort_core::release::Release;
 use cohort_core::report::{Outcome, Step};
-use cohort_core::steps::{LocalActivation, Progress};
+use cohort_core::steps::{AppRecord, LocalActivation, Progress};
 use tokio_util::sync::CancellationToken;
 
 use crate::app_host::{Acted, AppHost};
@@ -24,7 +23,7 @@ impl AppHost {
         attempt: u32,
         cancel: &CancellationToken,
     ) -> Result<Acted, HostError> {
-        let Some(activation) = self.record.local.activation.clone() else {
+        let Some(activation) = self.record.app.local.activation.clone() else {
             return Ok(Acted::Nothing);
         };
         tracing::warn!(app = %self.app, reason, attempt, "the host goes back by itself");
@@ -38,15 +37,8 @@ impl AppHost {
             }
             Err(Interrupt::Later { .. }) => return Ok(self.back_off(attempt, cancel).await),
         }
-        let (reason, previous) = (crate::output::first_text(reason), activation.previous.clone());
-        self.change(|record| {
-            record.blocked = false;
-            record.confirm = None;
-            record.local.current = previous;
-            if let Some(activation) = &mut record.local.activation {
-                activation.progress = Progress::Undone { reason };
-            }
-        })?;
+        let reason = crate::output::first_text(reason);
+        self.change(|record| record.undone(reason))?;
         self.tell(match &activation.previous {
             Some(_) => Traffic::Ready,
             None => Traffic::Out { reason: "nothing ran here before".to_owned() },
@@ -69,7 +61,7 @@ impl AppHost {
         {
             self.try_hook(Hook::ApplicationStop, release, work).await;
         }
-        for release in [order.release.as_ref(), self.record.local.current.as_ref()] {
+        for release in [order.release.as_ref(), self.record.app.local.current.as_ref()] {
             self.cuts.point()?;
             self.stop_service(release).await?;
         }
@@ -97,15 +89,8 @@ impl AppHost {
     /// # Errors
     /// When it cannot be made durable.
     pub async fn undrain_for_wait(&mut self) -> Result<(), HostError> {
-        let Some(activation) = self.record.local.activation.clone() else { return Ok(()) };
-        let between = matches!(activation.progress, Progress::Begun { .. } | Progress::Done { .. })
-            && activation.drained()
-            && !activation.stopped();
-        let previous = activation.previous.as_ref().filter(|previous| {
-            activation.order.purpose == Purpose::Wave
-                && self.record.local.current.as_ref() == Some(*previous)
-        });
-        let (true, Some(previous)) = (between, previous) else { return Ok(()) };
+        let Some(activation) = self.record.app.local.activation.clone() else { return Ok(()) };
+        let Some(previous) = self.record.app.undrain_to() else { return Ok(()) };
         match self.still_serves(previous).await {
             Ok(true) => {}
             Ok(false) => return Ok(()),
@@ -118,14 +103,7 @@ impl AppHost {
         tracing::info!(app = %self.app, "the kill switch is on: traffic comes back meanwhile");
         self.allow_traffic(previous, &Work { attempt: 1, activation: &activation }).await;
         // Only now: a crash before this begins it anew.
-        self.change(|record| {
-            record.blocked = false;
-            record.confirm = None;
-            record.later = None;
-            if let Some(activation) = &mut record.local.activation {
-                activation.progress = Progress::Done { step: Step::Prepare, attempt: 1 };
-            }
-        })
+        self.change(AppRecord::undrained)
     }
 
     /// Whether a release is switched in and runs: its stop never happened.
@@ -139,7 +117,7 @@ impl AppHost {
                 Ok(status.release.as_deref() == Some(release.artifact.as_str())
                     && status.state != ServiceState::Stopped)
             }
-            None => Ok(!self.record.local.activation.as_ref().is_some_and(switched)),
+            None => Ok(!self.record.app.local.activation.as_ref().is_some_and(switched)),
         }
     }
 
@@ -173,16 +151,16 @@ impl AppHost {
     /// logged, and `in_service` is false.
     pub async fn boot(&mut self) -> Result<Outcome, HostError> {
         crate::orphan::end(&self.folder.join("hooks").join("running")).await;
-        if self.record.local.current.is_none()
-            && self.record.local.activation.is_none()
+        if self.record.app.local.current.is_none()
+            && self.record.app.local.activation.is_none()
             && let Some(found) = self.releases.current()
         {
             // An installation whose record was lost: it is what runs here.
             self.change(|record| record.local.current = Some(found))?;
         }
-        let release = self.record.local.current.clone();
+        let release = self.record.app.local.current.clone();
         let in_service = match &release {
-            Some(release) if !self.is_under_way() => match self.bring_up(release).await {
+            Some(release) if !self.record.app.under_way() => match self.bring_up(release).await {
                 Ok(()) => true,
                 Err(Interrupt::Fatal(error)) => return Err(error),
                 Err(interrupt) => {
@@ -199,7 +177,8 @@ impl AppHost {
     /// killed is replaced, which takes its services over. Cheap; to be repeated every few seconds
     /// while there is nothing else to do. Units are systemd's own business.
     pub async fn ensure_running(&self) {
-        let Some(current) = self.record.local.current.as_ref().filter(|_| !self.is_under_way())
+        let Some(current) =
+            self.record.app.local.current.as_ref().filter(|_| !self.record.app.under_way())
         else {
             return;
         };
@@ -216,13 +195,6 @@ impl AppHost {
         }
     }
 
-    /// Whether an activation has stopped the service and not come to an end: its steps go on.
-    fn is_under_way(&self) -> bool {
-        self.record.local.activation.as_ref().is_some_and(|activation| {
-            activation.stopped() && activation.progress != Progress::Complete
-        })
-    }
-
     async fn bring_up(&self, release: &Release) -> Result<(), Interrupt> {
         if self.releases.current().as_ref() != Some(release) {
             self.point_to(Some(release))?;
@@ -236,7 +208,7 @@ impl AppHost {
         {
             return Ok(());
         }
-        if let Some(activation) = &self.record.local.activation
+        if let Some(activation) = &self.record.app.local.activation
             && activation.order.release.as_ref() == Some(release)
         {
             spec.key = Work { attempt: 1, activation }.key();
@@ -247,17 +219,9 @@ impl AppHost {
     /// Takes traffic, unless an activation has taken it away: after [`Self::boot`], once the group
     /// has said that nothing is owed, or could not be asked for as long as the agent cares to wait.
     pub fn take_traffic(&self) {
-        let activation = self.record.local.activation.as_ref();
-        let traffic = match (&self.record.local.current, activation) {
-            (None, _) => Traffic::Out { reason: "nothing is installed".to_owned() },
-            (Some(_), Some(activation)) if self.record.blocked || activation.drained() => {
-                let reason = match &activation.progress {
-                    Progress::Failed { reason, .. } => reason.clone(),
-                    _ => "a release is being installed".to_owned(),
-                };
-                Traffic::Out { reason }
-            }
-            (Some(_), _) => Traffic::Ready,
+        let traffic = match self.record.app.takes_traffic() {
+            Ok(()) => Traffic::Ready,
+            Err(reason) => Traffic::Out { reason },
         };
         self.tell(traffic);
     }
@@ -270,7 +234,7 @@ impl AppHost {
     /// # Errors
     /// When it cannot be made durable.
     pub fn adopt(&mut self, release: &Release) -> Result<bool, HostError> {
-        let local = &self.record.local;
+        let local = &self.record.app.local;
         if local.current.is_some() || local.activation.is_some() || !self.releases.has(release) {
             return Ok(local.current.as_ref() == Some(release));
         }

@@ -4,7 +4,7 @@ use std::fs;
 
 use cohort_core::orders::{ActivationOrder, Purpose};
 use cohort_core::report::Step;
-use cohort_core::steps::{Progress, StepAction, StepWait, next_action};
+use cohort_core::steps::{Progress, StepAction, StepWait, Told, next_action};
 use tokio_util::sync::CancellationToken;
 
 use crate::app_host::AppHost;
@@ -14,7 +14,7 @@ use crate::traffic::Traffic;
 /// What is to be done with the kill switch on.
 fn when_killed(host: &AppHost, order: &ActivationOrder) -> StepAction {
     let held: Vec<_> = order.release.iter().map(|release| release.artifact.clone()).collect();
-    let moment = host.moment(true, true, false);
+    let moment = host.moment(Told { orders_fresh: true, killed: true, ..Told::default() });
     next_action(Some(&orders(order)), host.local(), &held, moment).step
 }
 

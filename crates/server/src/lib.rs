@@ -13,3 +13,7 @@
 //! log, `member` (one turn of the member) and `leading` (what the leader observes and proposes).
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
+
+pub mod app;
+pub mod asking;
+pub mod outbox;

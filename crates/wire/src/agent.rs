@@ -51,12 +51,6 @@ pub const KILL: &str = "/v1/kill";
 /// `POST`: hand leadership over.
 pub const TRANSFER_LEADER: &str = "/v1/transfer-leader";
 
-/// How long orders are valid, by the asker's clock, from when it asked: in milliseconds. 5 s:
-/// longer than a busy machine pauses, shorter than anybody can put a partitioned server to use.
-pub const ORDERS_VALID_MS: u64 = 5_000;
-/// How long a [`WAIT`] is held, in milliseconds. 2 s: a server is heard of at least that often.
-pub const WAIT_MS_MAX: u64 = 2_000;
-
 /// A server asks for its orders.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,360 @@
+//! What a server writes down about one app, and the only ways in which that changes.
+//!
+//! The host keeps it in a file, the simulator in memory; both change it through these methods.
+
+use serde::{Deserialize, Serialize};
+
+use super::{LocalActivation, LocalApp, Moment, Progress, may_undo};
+use crate::orders::{ActivationOrder, Fence, Purpose};
+use crate::release::Release;
+use crate::report::{Blame, Step};
+
+/// How long an answered request for orders counts as contact at least, in milliseconds. 6 s: a
+/// server asks again after 2 s and may wait 3 s for the answer; with a shorter `confirm_within` it
+/// would undo between two answers.
+pub const REACHED_MS_MIN: u64 = 6_000;
+
+/// A reading of a machine's boot-time clock.
+#[derive(Debug, Clone, Copy)]
+pub struct BootTime<'a> {
+    /// Which boot of the machine: readings of different boots do not compare.
+    pub boot: &'a str,
+    /// Milliseconds since that boot, sleep included.
+    pub ms: u64,
+}
+
+/// Time elapsed since an event, across reboots.
+///
+/// The time known to have elapsed at the last write is kept, so a reboot can only make it late, by
+/// at most the time since that write: the group gets longer to answer, never shorter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Elapsed {
+    boot: String,
+    since_ms: u64,
+    before_ms: u64,
+}
+
+impl Elapsed {
+    /// Starts at `now`.
+    #[must_use]
+    pub fn start(now: BootTime<'_>) -> Elapsed {
+        Elapsed { boot: now.boot.to_owned(), since_ms: now.ms, before_ms: 0 }
+    }
+
+    /// Milliseconds elapsed at `now`.
+    #[must_use]
+    pub fn ms(&self, now: BootTime<'_>) -> u64 {
+        let same_boot = now.boot == self.boot;
+        let since = if same_boot { now.ms.saturating_sub(self.since_ms) } else { now.ms };
+        self.before_ms.saturating_add(since)
+    }
+
+    /// The same clock, re-based to `now` for writing.
+    #[must_use]
+    pub fn carried(&self, now: BootTime<'_>) -> Elapsed {
+        Elapsed { boot: now.boot.to_owned(), since_ms: now.ms, before_ms: self.ms(now) }
+    }
+}
+
+/// How long the group's confirmation has been awaited: from the start of the drain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confirm {
+    /// The order that awaits it.
+    pub fence: Fence,
+    /// Since the drain began.
+    pub clock: Elapsed,
+}
+
+/// Why a step failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The release, or its surroundings.
+    pub blame: Blame,
+    /// In words.
+    pub reason: String,
+    /// The last output, if any.
+    pub output: String,
+}
+
+/// When the group was last in contact, as far as *confirm or undo* is concerned. In memory only: a
+/// restarted agent has to reach the group again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// Contact counts from here: the agent's start, or the start of the last drain or stop.
+    since_ms: u64,
+    /// When the latest answered request for orders was sent, by the boot-time clock.
+    last_ms: u64,
+}
+
+impl Reached {
+    /// Not in contact since `now_ms`, the agent's start.
+    #[must_use]
+    pub fn new(now_ms: u64) -> Reached {
+        Reached { since_ms: now_ms, last_ms: 0 }
+    }
+
+    /// A request for orders sent at `asked_ms` was answered.
+    pub fn heard(&mut self, asked_ms: u64) {
+        self.last_ms = self.last_ms.max(asked_ms);
+    }
+
+    /// A step begins; after a drain or a stop the group has to be reached again.
+    pub fn begin(&mut self, step: Step, now_ms: u64) {
+        if matches!(step, Step::Drain | Step::Stop) {
+            self.since_ms = now_ms;
+        }
+    }
+
+    /// Age of the last contact in milliseconds; `None` without one.
+    fn ago_ms(self, now_ms: u64) -> Option<u64> {
+        (self.last_ms > self.since_ms).then(|| now_ms.saturating_sub(self.last_ms))
+    }
+}
+
+/// Everything durable about one app on one server.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AppRecord {
+    /// Fences, the current release and the activation.
+    pub local: LocalApp,
+    /// Present from the drain until the activation is complete or undone.
+    pub confirm: Option<Confirm>,
+    /// Traffic was taken away and not given back.
+    pub blocked: bool,
+    /// The hook that last asked to be run later, within the present step.
+    pub later: Option<String>,
+}
+
+impl AppRecord {
+    /// Accepts an order and begins its first step. `keeps` tells whether a release is still
+    /// unpacked here.
+    pub fn accept(
+        &mut self,
+        order: ActivationOrder,
+        step: Step,
+        keeps: impl Fn(&Release) -> bool,
+        now: BootTime<'_>,
+    ) {
+        let previous = self.previous_for(keeps);
+        self.later = None;
+        self.confirm = None;
+        self.await_confirmation(step, order.fence, now);
+        self.local.highest = order.fence;
+        let progress = Progress::Begun { step, attempt: 1 };
+        self.local.activation = Some(LocalActivation { order, previous, progress });
+    }
+
+    /// Where the host alone may go back to: what last ran well, never something half installed. What
+    /// the order names (`undo_to`) ran when it was given, perhaps badly; this server knows better.
+    fn previous_for(&self, keeps: impl Fn(&Release) -> bool) -> Option<Release> {
+        match &self.local.activation {
+            Some(LocalActivation { progress, previous, .. })
+                if !matches!(progress, Progress::Complete | Progress::Undone { .. }) =>
+            {
+                previous.clone().filter(keeps)
+            }
+            Some(_) | None => self.local.current.clone(),
+        }
+    }
+
+    /// A step is about to run for the `attempt`th time (from 1).
+    pub fn begin(&mut self, step: Step, attempt: u32, now: BootTime<'_>) {
+        let Some(activation) = &mut self.local.activation else { return };
+        activation.progress = Progress::Begun { step, attempt };
+        let fence = activation.order.fence;
+        self.await_confirmation(step, fence, now);
+        if attempt == 1 {
+            self.later = None;
+        }
+    }
+
+    fn await_confirmation(&mut self, step: Step, fence: Fence, now: BootTime<'_>) {
+        if self.confirm.as_ref().is_some_and(|confirm| confirm.fence == fence) {
+            return;
+        }
+        self.confirm = (step >= Step::Drain).then(|| Confirm { fence, clock: Elapsed::start(now) });
+    }
+
+    /// A step ran. Must reach the disk before the group hears of it (see [`reported_when_done`]);
+    /// otherwise it may be written together with what follows: after a crash in between, the step
+    /// runs again.
+    pub fn done(&mut self, step: Step, attempt: u32) {
+        self.later = None;
+        self.blocked |= step == Step::Drain;
+        let Some(activation) = &mut self.local.activation else { return };
+        activation.progress = Progress::Done { step, attempt };
+        if step == Step::Switch {
+            self.local.current.clone_from(&activation.order.release);
+        }
+    }
+
+    /// A step failed; only new orders, or an undo, lead on from here.
+    pub fn fail(&mut self, step: Step, attempt: u32, failure: Failure) {
+        let Failure { blame, reason, output } = failure;
+        if let Some(activation) = &mut self.local.activation {
+            activation.progress = Progress::Failed { step, attempt, blame, reason, output };
+        }
+    }
+
+    /// Why a step that was begun `attempt` times is not begun again.
+    #[must_use]
+    pub fn given_up(&self, attempt: u32) -> Failure {
+        let (blame, reason) = match &self.later {
+            Some(hook) => (Blame::Release, format!("hook {hook} said \"later\" {attempt} times")),
+            None => (Blame::Surroundings, format!("the step was interrupted {attempt} times")),
+        };
+        Failure { blame, reason, output: String::new() }
+    }
+
+    /// The server takes traffic with the release.
+    pub fn complete(&mut self) {
+        self.confirm = None;
+        self.blocked = false;
+        if let Some(activation) = &mut self.local.activation {
+            activation.progress = Progress::Complete;
+        }
+    }
+
+    /// The host put the release before back by itself.
+    pub fn undone(&mut self, reason: String) {
+        self.confirm = None;
+        self.blocked = false;
+        if let Some(activation) = &mut self.local.activation {
+            self.local.current.clone_from(&activation.previous);
+            activation.progress = Progress::Undone { reason };
+        }
+    }
+
+    /// The release that may take traffic again while the kill switch keeps an activation from going
+    /// on: drained for a step that may be hours away, the server would serve nobody. Only in a wave,
+    /// and only before the stop.
+    #[must_use]
+    pub fn undrain_to(&self) -> Option<&Release> {
+        let activation = self.local.activation.as_ref()?;
+        let between = matches!(activation.progress, Progress::Begun { .. } | Progress::Done { .. })
+            && activation.drained()
+            && !activation.stopped();
+        activation.previous.as_ref().filter(|previous| {
+            between
+                && activation.order.purpose == Purpose::Wave
+                && self.local.current.as_ref() == Some(*previous)
+        })
+    }
+
+    /// Traffic was given back by [`Self::undrain_to`]: the activation drains again later.
+    pub fn undrained(&mut self) {
+        self.blocked = false;
+        self.confirm = None;
+        self.later = None;
+        if let Some(activation) = &mut self.local.activation {
+            activation.progress = Progress::Done { step: Step::Prepare, attempt: 1 };
+        }
+    }
+
+    /// Whether an activation has stopped the service and has not ended: a start of the agent leaves
+    /// the service to its steps.
+    #[must_use]
+    pub fn under_way(&self) -> bool {
+        self.local.activation.as_ref().is_some_and(|activation| {
+            activation.stopped() && activation.progress != Progress::Complete
+        })
+    }
+
+    /// Whether the server may take traffic, as far as the record says.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn takes_traffic(&self) -> Result<(), String> {
+        match (&self.local.current, &self.local.activation) {
+            (None, _) => Err("nothing is installed".to_owned()),
+            (Some(_), Some(activation)) if self.blocked || activation.drained() => {
+                Err(match &activation.progress {
+                    Progress::Failed { reason, .. } => reason.clone(),
+                    _ => "a release is being installed".to_owned(),
+                })
+            }
+            (Some(_), _) => Ok(()),
+        }
+    }
+
+    /// How long an answered request counts as contact, in milliseconds: `confirm_within`, as a
+    /// release may cut its server off long after its start, and never less than a round of asking.
+    #[must_use]
+    pub fn reached_counts_ms(&self) -> u64 {
+        let activation = self.local.activation.as_ref();
+        activation.map_or(0, |known| known.order.confirm_within_ms).max(REACHED_MS_MIN)
+    }
+
+    /// Milliseconds until the confirmation is overdue; `None` when none is awaited.
+    #[must_use]
+    pub fn confirm_left_ms(&self, now: BootTime<'_>) -> Option<u64> {
+        let activation = self.local.activation.as_ref()?;
+        let confirm = self.confirm.as_ref().filter(|c| c.fence == activation.order.fence)?;
+        Some(activation.order.confirm_within_ms.saturating_sub(confirm.clock.ms(now)))
+    }
+
+    /// Milliseconds until the host may undo if the group is not reached again; `None` when no
+    /// confirmation is awaited or there is no way back. A waiting step is interrupted then.
+    #[must_use]
+    pub fn undo_left_ms(&self, reached: Reached, now: BootTime<'_>) -> Option<u64> {
+        self.local.activation.as_ref().filter(|activation| may_undo(activation))?;
+        let confirm_left_ms = self.confirm_left_ms(now)?;
+        let counts_ms = self.reached_counts_ms();
+        let contact_left_ms =
+            reached.ago_ms(now.ms).map_or(0, |ago_ms| counts_ms.saturating_sub(ago_ms));
+        Some(confirm_left_ms.max(contact_left_ms))
+    }
+
+    /// What [`next_action`](super::next_action) needs to know besides.
+    #[must_use]
+    pub fn moment(&self, told: Told, reached: Reached, now: BootTime<'_>) -> Moment {
+        Moment {
+            orders_fresh: told.orders_fresh,
+            killed: told.killed,
+            confirmed: told.confirmed,
+            reached_since_stop: reached
+                .ago_ms(now.ms)
+                .is_some_and(|ago_ms| ago_ms < self.reached_counts_ms()),
+            confirm_expired: self.confirm_left_ms(now) == Some(0),
+        }
+    }
+}
+
+/// What the group said lately.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Told {
+    /// The orders are still valid by this server's clock.
+    pub orders_fresh: bool,
+    /// The kill switch is latched here.
+    pub killed: bool,
+    /// The group has acknowledged `Checked` for the present fence.
+    pub confirmed: bool,
+}
+
+/// Whether a step's end is reported to the group, and so must be durable first.
+#[must_use]
+pub fn reported_when_done(step: Step) -> bool {
+    matches!(step, Step::Start | Step::Check)
+}
+
+/// Pause before a step that failed for the moment is tried again, in milliseconds: half a second,
+/// doubled with each attempt, 30 s at the most.
+#[must_use]
+pub fn back_off_ms(attempt: u32) -> u64 {
+    (500_u64 << attempt.saturating_sub(1).min(6)).min(30_000)
+}
+
+#[cfg(test)]
+mod record_test {
+    use super::{BootTime, Elapsed};
+
+    #[test]
+    fn a_reboot_keeps_what_had_elapsed() {
+        let mut clock = Elapsed::start(BootTime { boot: "a", ms: 5_000 });
+        clock = clock.carried(BootTime { boot: "a", ms: 5_100 });
+        assert_eq!(clock.ms(BootTime { boot: "a", ms: 6_000 }), 1_000);
+        assert_eq!(clock.ms(BootTime { boot: "b", ms: 700 }), 800, "before, and since the boot");
+    }
+}

@@ -1,0 +1,427 @@
+//! One app on one server: what the shell is to do now, from what it sees.
+//!
+//! [`next_action`] decides about the steps of an activation. Around it stands what a server owes
+//! its group and its users between them: reports, traffic after a start, running checks, a service
+//! that is seen to run, old releases that go.
+
+use std::collections::BTreeSet;
+
+use cohort_core::ids::{AppId, Digest};
+use cohort_core::orders::{AppOrders, Fence, Purpose};
+use cohort_core::policy::Check;
+use cohort_core::release::Release;
+use cohort_core::report::{Health, Outcome, Step};
+use cohort_core::steps::{
+    AppRecord, BootTime, Progress, Reached, StepAction, StepWait, Told, next_action,
+};
+
+/// The longest time between two looks, in milliseconds.
+const LOOK_MS_MAX: u64 = 1_000;
+/// How often the guard and the service are seen to be there, in milliseconds.
+const ENSURE_RUNNING_EVERY_MS: u64 = 5_000;
+/// How often old releases are collected from disk, in milliseconds.
+const COLLECT_EVERY_MS: u64 = 60_000;
+/// How often the group is told what runs here while it believes something else, in milliseconds.
+const FOUND_EVERY_MS: u64 = 5_000;
+
+/// What the shell sees when it looks.
+#[derive(Debug, Clone, Copy)]
+pub struct Sight<'a> {
+    /// The boot-time clock.
+    pub now: BootTime<'a>,
+    /// The last orders for this app.
+    pub orders: Option<&'a AppOrders>,
+    /// They are still valid, see [`Received::fresh`](crate::asking::Received::fresh).
+    pub orders_fresh: bool,
+    /// The kill switch is latched on this server.
+    pub killed: bool,
+    /// The last fence whose passed checks the group has acknowledged.
+    pub confirmed: Option<Fence>,
+    /// What is written down.
+    pub record: &'a AppRecord,
+    /// When the group was in contact.
+    pub reached: Reached,
+    /// Artifacts that are whole on this server.
+    pub held: &'a [Digest],
+    /// What the running checks say, where they run.
+    pub health: Option<&'a Health>,
+    /// The outbox takes outcomes: without room no step begins.
+    pub room: bool,
+    /// The outbox takes news of running checks.
+    pub room_for_health: bool,
+}
+
+/// What a server is at, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    /// Bytes are on their way.
+    Fetching,
+    /// The checks have passed; the group has yet to acknowledge it.
+    Confirming,
+}
+
+/// What the shell is to do, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "a handful at a time, and never kept")]
+pub enum Effect {
+    /// Tell the group.
+    Report {
+        /// The order that it is about; the default where it is about none.
+        fence: Fence,
+        /// From 1.
+        attempt: u32,
+        /// What happened.
+        outcome: Outcome,
+    },
+    /// Make durable what is done and not on disk yet: what follows may wait for long.
+    WriteDown,
+    /// Take the step; look again when it has ended. Always the last effect.
+    Act(StepAction),
+    /// Give traffic back for as long as the kill switch is on.
+    Undrain,
+    /// What is being done, for people; `None`: nothing.
+    Doing(Option<Doing>),
+    /// Take traffic, as far as the record allows it.
+    TakeTraffic,
+    /// Readiness: `None` when fit, or what speaks against it.
+    Unfit(Option<String>),
+    /// Start the running checks, beginning with this opinion; those before end.
+    Watch {
+        /// The app's checks.
+        checks: Vec<Check>,
+        /// What is known at this moment.
+        first: Health,
+    },
+    /// End the running checks.
+    Unwatch,
+    /// See to it that the guard and the service in use are there.
+    EnsureRunning,
+    /// Remove releases and artifacts that are not among these.
+    Collect(Vec<Digest>),
+}
+
+/// One app on this server, between two looks. In memory only: a restarted agent begins anew.
+#[derive(Debug, Clone)]
+pub struct App {
+    started_ms: u64,
+    /// How long a server without orders stays out of traffic after a start, in milliseconds.
+    ready_without_orders_after_ms: u64,
+    /// The last outcome of the activation that was reported.
+    reported: Option<(Fence, Outcome)>,
+    /// What the start found, until the group was told.
+    boot: Option<Outcome>,
+    /// The service ran when the agent started, or an activation has started it since.
+    booted: bool,
+    took_traffic: bool,
+    /// What the running checks run for.
+    watched: Option<(Vec<Check>, Option<Digest>)>,
+    /// Their last opinion that the group was told.
+    health: Option<Health>,
+    found_ms: Option<u64>,
+    ensured_ms: Option<u64>,
+    collected_ms: Option<u64>,
+}
+
+impl App {
+    /// After the host's boot, which found `found` (an [`Outcome::Found`]).
+    #[must_use]
+    pub fn new(now_ms: u64, ready_without_orders_after_ms: u64, found: Outcome) -> App {
+        App {
+            started_ms: now_ms,
+            ready_without_orders_after_ms,
+            reported: None,
+            booted: matches!(found, Outcome::Found { in_service: true, .. }),
+            boot: Some(found),
+            took_traffic: false,
+            watched: None,
+            health: None,
+            found_ms: None,
+            ensured_ms: None,
+            collected_ms: None,
+        }
+    }
+
+    /// Looks at everything and says what to do now. Not while a step runs.
+    pub fn look(&mut self, sight: &Sight<'_>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if !sight.room {
+            return effects;
+        }
+        self.report_boot(sight, &mut effects);
+        self.report_outcome(sight, &mut effects);
+        let fence = sight.record.local.activation.as_ref().map(|known| known.order.fence);
+        let told = Told {
+            orders_fresh: sight.orders_fresh,
+            killed: sight.killed,
+            confirmed: fence.is_some() && sight.confirmed == fence,
+        };
+        let moment = sight.record.moment(told, sight.reached, sight.now);
+        let next = next_action(sight.orders, &sight.record.local, sight.held, moment);
+        match next.step {
+            StepAction::Settled | StepAction::Wait(_) => self.rest(&next.step, sight, &mut effects),
+            action => {
+                self.watched = None;
+                self.health = None;
+                self.booted = true;
+                effects.extend([Effect::Unwatch, Effect::Unfit(None), Effect::Act(action)]);
+            }
+        }
+        effects
+    }
+
+    /// Milliseconds until the next look, if nothing changes before.
+    #[must_use]
+    pub fn look_in_ms(sight: &Sight<'_>) -> u64 {
+        match sight.record.confirm_left_ms(sight.now) {
+            Some(left_ms) if left_ms > 0 => LOOK_MS_MAX.min(left_ms.max(10)),
+            Some(_) | None => LOOK_MS_MAX,
+        }
+    }
+
+    /// Whether what runs is fit for traffic, as far as is known.
+    fn fit(&self) -> bool {
+        self.health.as_ref().map_or(self.booted, |health| health.in_service)
+    }
+
+    /// The first that a group hears of an app on this server is what was found here. A group that
+    /// forgot the app, or this server, is told again.
+    fn report_boot(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+        if sight.orders.is_none() {
+            let release = sight.record.local.current.clone();
+            let in_service = release.is_some() && self.fit();
+            self.boot.get_or_insert(Outcome::Found { release, in_service });
+        } else if let Some(found) = self.boot.take() {
+            effects.push(report(found));
+        }
+    }
+
+    /// Tells what is written down about the activation and was not told yet.
+    fn report_outcome(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+        let Some(activation) = &sight.record.local.activation else { return };
+        let Some((attempt, outcome)) = activation.outcome() else { return };
+        let fence = activation.order.fence;
+        if self.reported.as_ref().is_some_and(|(f, o)| *f == fence && *o == outcome) {
+            return;
+        }
+        self.reported = Some((fence, outcome.clone()));
+        effects.push(Effect::Report { fence, attempt, outcome });
+    }
+
+    /// No step to take now.
+    fn rest(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+        effects.push(Effect::WriteDown);
+        if *step == StepAction::Wait(StepWait::KillSwitch) && sight.record.undrain_to().is_some() {
+            effects.push(Effect::Undrain);
+        }
+        let fetching = sight.orders.is_some_and(|orders| !orders.fetch.is_empty());
+        effects.push(Effect::Doing(match step {
+            StepAction::Wait(StepWait::Fetching) => Some(Doing::Fetching),
+            StepAction::Wait(StepWait::Confirmation) => Some(Doing::Confirming),
+            _ => fetching.then_some(Doing::Fetching),
+        }));
+        self.report_found(step, sight, effects);
+        self.traffic(step, sight, effects);
+        self.watch(sight, effects);
+        if due(&mut self.ensured_ms, sight.now.ms, ENSURE_RUNNING_EVERY_MS) {
+            effects.push(Effect::EnsureRunning);
+        }
+        self.collect(sight, effects);
+    }
+
+    /// A group that does not know what runs here (it took this server in again, or began a new
+    /// incarnation) is told once more what was found.
+    fn report_found(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+        let local = &sight.record.local;
+        let at_rest = *step == StepAction::Settled
+            && local.activation.as_ref().is_none_or(|a| a.progress == Progress::Complete);
+        let differs = sight
+            .orders
+            .is_some_and(|orders| orders.activation.is_none() && orders.run != local.current);
+        if at_rest && differs && due(&mut self.found_ms, sight.now.ms, FOUND_EVERY_MS) {
+            let in_service = self.fit() && local.current.is_some();
+            effects.push(report(Outcome::Found { release: local.current.clone(), in_service }));
+        }
+    }
+
+    /// After a start: traffic only when nothing is owed, or when the group could not be asked for
+    /// as long as the configuration says.
+    fn traffic(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+        if self.took_traffic {
+            return;
+        }
+        let activation = sight.record.local.activation.as_ref();
+        let settled = match sight.orders {
+            // What is owed comes before traffic.
+            Some(orders) if orders.owes => false,
+            Some(orders) => match &orders.activation {
+                None => *step == StepAction::Settled,
+                // Its turn has come and it may not begin yet: until then it serves.
+                Some(order) => {
+                    order.purpose == Purpose::Wave
+                        && activation.is_none_or(|known| known.order.fence < order.fence)
+                }
+            },
+            None => {
+                sight.now.ms.saturating_sub(self.started_ms) >= self.ready_without_orders_after_ms
+            }
+        } && self.fit();
+        let busy = activation.filter(|activation| activation.progress != Progress::Complete);
+        if settled || (busy.is_some() && sight.orders.is_some()) {
+            // An agent that restarted in an activation that has drained nothing yet still serves;
+            // what is owed comes before traffic.
+            if busy.is_none_or(|activation| activation.order.purpose != Purpose::Debt) {
+                effects.push(Effect::TakeTraffic);
+            }
+            self.took_traffic = true;
+        }
+    }
+
+    /// Running checks, started again when the release or the checks change, and their news.
+    fn watch(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+        let local = &sight.record.local;
+        let complete = local.activation.as_ref().is_none_or(|a| a.progress == Progress::Complete);
+        let Some(orders) = sight.orders.filter(|_| complete && local.current.is_some()) else {
+            if self.watched.take().is_some() {
+                effects.push(Effect::Unwatch);
+            }
+            return;
+        };
+        let release = local.current.as_ref().map(|release| release.artifact.clone());
+        let same = |(checks, of): &(Vec<Check>, Option<Digest>)| {
+            *checks == orders.checks && *of == release
+        };
+        if !self.watched.as_ref().is_some_and(same) {
+            let reason = if self.booted { "" } else { "the service did not come up" };
+            let first = Health { in_service: self.booted, reason: reason.into() };
+            self.health = Some(first.clone());
+            self.watched = Some((orders.checks.clone(), release));
+            effects.push(Effect::Watch { checks: orders.checks.clone(), first });
+        } else if let Some(now) = sight.health.filter(|now| self.health.as_ref() != Some(now)) {
+            self.booted |= now.in_service;
+            effects.push(Effect::Unfit((!now.in_service).then(|| now.reason.clone())));
+            if sight.room_for_health {
+                let Health { in_service, reason } = now.clone();
+                effects.push(report(Outcome::Health { in_service, reason }));
+                self.health = Some(now.clone());
+            }
+        }
+    }
+
+    /// What no order wants kept any more goes, while nothing is being changed.
+    fn collect(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+        let Some(orders) = sight.orders else { return };
+        let busy = orders.activation.is_some() || !orders.fetch.is_empty();
+        if due(&mut self.collected_ms, sight.now.ms, COLLECT_EVERY_MS) && !busy {
+            effects.push(Effect::Collect(orders.keep.clone()));
+        }
+    }
+}
+
+fn report(outcome: Outcome) -> Effect {
+    Effect::Report { fence: Fence::default(), attempt: 1, outcome }
+}
+
+/// Whether something that is done at this interval is due; it counts as done then.
+fn due(last_ms: &mut Option<u64>, now_ms: u64, every_ms: u64) -> bool {
+    let due = last_ms.is_none_or(|at| now_ms.saturating_sub(at) >= every_ms);
+    if due {
+        *last_ms = Some(now_ms);
+    }
+    due
+}
+
+/// A step, or a wait of the host, while it runs: when it is interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Running {
+    fence: Fence,
+    /// When the host may go back by itself, unless the group is heard of again; and for how long
+    /// that counts. `None` where it does not go back.
+    undo: Option<(u64, u64)>,
+    begun_ms: u64,
+}
+
+impl Running {
+    /// The action begins now.
+    #[must_use]
+    pub fn new(action: &StepAction, sight: &Sight<'_>) -> Running {
+        let known = sight.record.local.activation.as_ref().map(|a| a.order.fence);
+        let (fence, undoing) = match action {
+            StepAction::Accept { order, .. } => (order.fence, false),
+            StepAction::Undo { .. } => (known.unwrap_or_default(), true),
+            StepAction::Run { .. }
+            | StepAction::GiveUp { .. }
+            | StepAction::Complete
+            | StepAction::Settled
+            | StepAction::Wait(_) => (known.unwrap_or_default(), false),
+        };
+        let left_ms = sight.record.undo_left_ms(sight.reached, sight.now).filter(|_| !undoing);
+        let undo =
+            left_ms.map(|left_ms| (sight.now.ms + left_ms, sight.record.reached_counts_ms()));
+        Running { fence, undo, begun_ms: sight.now.ms }
+    }
+
+    /// Traffic is given back until something newer is ordered.
+    #[must_use]
+    pub fn undraining(sight: &Sight<'_>) -> Running {
+        let known = sight.record.local.activation.as_ref().map(|a| a.order.fence);
+        let ordered = sight.orders.and_then(|o| o.activation.as_ref()).map(|order| order.fence);
+        let fence = known.max(ordered).unwrap_or_default();
+        Running { fence, undo: None, begun_ms: sight.now.ms }
+    }
+
+    /// When it is interrupted, by the boot-time clock in milliseconds: 0 for at once, `None` for
+    /// never. `orders` are the last ones, and `asked_ms` when they were asked for.
+    #[must_use]
+    pub fn interrupted_at_ms(&self, orders: Option<&AppOrders>, asked_ms: u64) -> Option<u64> {
+        let ordered = orders.and_then(|orders| orders.activation.as_ref());
+        if ordered.is_some_and(|order| order.fence > self.fence) {
+            return Some(0);
+        }
+        let (undo_ms, counts_ms) = self.undo?;
+        let heard_ms = if asked_ms >= self.begun_ms { asked_ms + counts_ms } else { 0 };
+        Some(undo_ms.max(heard_ms))
+    }
+}
+
+/// Ordered artifacts that became whole here, announced once per app.
+#[derive(Debug, Clone, Default)]
+pub struct Announced(BTreeSet<(AppId, Digest)>);
+
+impl Announced {
+    /// Those to report as held now; `whole` tells whether an artifact's bytes and signature have
+    /// been verified here. What is no longer ordered is forgotten, and announced when ordered again.
+    pub fn look<'a>(
+        &mut self,
+        orders: impl IntoIterator<Item = &'a AppOrders>,
+        whole: impl Fn(&Release) -> bool,
+    ) -> Vec<(AppId, Digest)> {
+        let (mut ordered, mut news) = (BTreeSet::new(), Vec::new());
+        for app in orders {
+            for fetch in &app.fetch {
+                let key = (app.app.clone(), fetch.release.artifact.clone());
+                if whole(&fetch.release) && self.0.insert(key.clone()) {
+                    news.push(key.clone());
+                }
+                ordered.insert(key);
+            }
+        }
+        self.0.retain(|key| ordered.contains(key));
+        news
+    }
+}
+
+/// The step that an action is about, for people and metrics.
+#[must_use]
+pub fn step_of(action: &StepAction) -> Option<Step> {
+    match action {
+        StepAction::Accept { step, .. }
+        | StepAction::Run { step, .. }
+        | StepAction::GiveUp { step, .. } => Some(*step),
+        StepAction::Undo { .. } => Some(Step::Undo),
+        StepAction::Complete | StepAction::Settled | StepAction::Wait(_) => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "app_test.rs"]
+mod app_test;

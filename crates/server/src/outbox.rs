@@ -1,0 +1,167 @@
+//! Reports on their way to the group: in order, once each, until they are in the log.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use cohort_core::ids::{AppId, BootEpoch, ServerId};
+use cohort_core::orders::{Fence, MemberAddress};
+use cohort_core::report::{Outcome, REPORT_TEXT_BYTES_MAX, Report};
+
+/// Reports of one request.
+pub const BATCH_MAX: usize = 32;
+/// Reports kept. A server's steps are few; past this its apps take no further step until the group
+/// has heard of the ones before.
+pub const QUEUE_MAX: usize = 256;
+/// How long the answer to a request may take, in milliseconds: longer than a member tries.
+pub const ANSWER_MS_MAX: u64 = 6_000;
+
+/// Shortest pause after a request was not answered, in milliseconds; it doubles with each.
+const PAUSE_MS_MIN: u64 = 50;
+/// Longest pause, in milliseconds.
+const PAUSE_MS_MAX: u64 = 2_000;
+
+/// A request to a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sending {
+    /// To which member.
+    pub to: MemberAddress,
+    /// Oldest first.
+    pub reports: Vec<Report>,
+}
+
+/// The reports of one start of an agent that the group has not acknowledged.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    server: ServerId,
+    boot_epoch: BootEpoch,
+    sequence: u64,
+    queue: VecDeque<Report>,
+    /// How many from the front are in an open request; 0 when none is open.
+    in_flight: usize,
+    turn: usize,
+    pause_ms: u64,
+    not_before_ms: u64,
+    confirmed: BTreeMap<AppId, Fence>,
+}
+
+impl Outbox {
+    /// An empty one. `boot_epoch` numbers the starts of this server's agent.
+    #[must_use]
+    pub fn new(server: ServerId, boot_epoch: BootEpoch) -> Outbox {
+        Outbox {
+            server,
+            boot_epoch,
+            sequence: 0,
+            queue: VecDeque::new(),
+            in_flight: 0,
+            turn: 0,
+            pause_ms: PAUSE_MS_MIN,
+            not_before_ms: 0,
+            confirmed: BTreeMap::new(),
+        }
+    }
+
+    /// Whether outcomes of steps can be taken in.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.queue.len() < QUEUE_MAX
+    }
+
+    /// Whether news of running checks can be taken in: half of the queue is kept for outcomes, so
+    /// that a group out of reach never holds up a step.
+    #[must_use]
+    pub fn has_room_for_health(&self) -> bool {
+        self.queue.len() < QUEUE_MAX / 2
+    }
+
+    /// Whether everything reported so far is acknowledged.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Queues a report of what came of an activation, or of what runs.
+    pub fn report(&mut self, app: &AppId, fence: Fence, attempt: u32, mut outcome: Outcome) {
+        if let Outcome::Failed { reason, output, .. } = &mut outcome {
+            keep_start(reason);
+            keep_end(output);
+        }
+        self.sequence += 1;
+        self.queue.push_back(Report {
+            server: self.server.clone(),
+            boot_epoch: self.boot_epoch,
+            sequence: self.sequence,
+            app: app.clone(),
+            fence,
+            attempt,
+            outcome,
+        });
+    }
+
+    /// The next request, if one is due. The shell steps with [`Self::answered`] or
+    /// [`Self::not_answered`].
+    #[must_use]
+    pub fn next(&mut self, now_ms: u64, members: &[MemberAddress]) -> Option<Sending> {
+        if self.in_flight > 0 || self.queue.is_empty() || now_ms < self.not_before_ms {
+            return None;
+        }
+        let mut members: Vec<&MemberAddress> = members.iter().collect();
+        members.sort_by_key(|member| member.server != self.server);
+        if members.is_empty() {
+            self.not_before_ms = now_ms + self.pause_ms;
+            return None;
+        }
+        let to = members[self.turn % members.len()].clone();
+        self.in_flight = self.queue.len().min(BATCH_MAX);
+        let reports = self.queue.iter().take(self.in_flight).cloned().collect();
+        Some(Sending { to, reports })
+    }
+
+    /// When [`Self::next`] may have something, by the same clock; `None` while a request is open or
+    /// nothing is queued.
+    #[must_use]
+    pub fn due_ms(&self) -> Option<u64> {
+        (self.in_flight == 0 && !self.queue.is_empty()).then_some(self.not_before_ms)
+    }
+
+    /// The open request is in the log; `taken` says for each report whether it was accepted. One
+    /// that was refused confirms nothing.
+    pub fn answered(&mut self, taken: &[bool]) {
+        let reports = self.queue.drain(..self.in_flight.min(self.queue.len()));
+        for (report, taken) in reports.zip(taken) {
+            if *taken && report.outcome == Outcome::Checked {
+                self.confirmed.insert(report.app, report.fence);
+            }
+        }
+        self.in_flight = 0;
+        self.pause_ms = PAUSE_MS_MIN;
+    }
+
+    /// The open request may have been lost: it is sent again, to the next member. The group drops
+    /// what it has already.
+    pub fn not_answered(&mut self, now_ms: u64) {
+        self.in_flight = 0;
+        self.turn = self.turn.wrapping_add(1);
+        self.not_before_ms = now_ms + self.pause_ms;
+        self.pause_ms = (self.pause_ms * 2).min(PAUSE_MS_MAX);
+    }
+
+    /// Per app, the fence whose passed checks the group has acknowledged last.
+    #[must_use]
+    pub fn confirmed(&self) -> &BTreeMap<AppId, Fence> {
+        &self.confirmed
+    }
+}
+
+fn keep_start(text: &mut String) {
+    text.truncate(text.floor_char_boundary(REPORT_TEXT_BYTES_MAX));
+}
+
+/// The end of an output says most.
+fn keep_end(text: &mut String) {
+    let from = text.len().saturating_sub(REPORT_TEXT_BYTES_MAX);
+    text.drain(..text.ceil_char_boundary(from));
+}
+
+#[cfg(test)]
+#[path = "outbox_test.rs"]
+mod outbox_test;
