@@ -11,7 +11,9 @@ use cohort_core::Body;
 use cohort_core::ids::ServerId;
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::Role;
+use cohort_server::answers::{self, Joining, REPORTS_MAX, ReportsRefused};
 use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
+use cohort_server::member::Proposed;
 use cohort_wire::agent::{
     CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, ClaimMemberRequest, CommandAnswer,
     CommandRequest, ContactsRequest, FORWARD, ForwardRequest, GroupStatus, JOIN_GROUP,
@@ -21,16 +23,13 @@ use cohort_wire::agent::{
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
 use cohort_wire::hub::{ADDRESS_BYTES_MAX, LABEL_BYTES_MAX};
 use cohort_wire::kill::SignedKill;
-use tokio::sync::oneshot;
 
-use crate::member::{Input, Proposed, View};
-use crate::shared::{MemberHandle, Shared};
+use crate::member::View;
+use crate::shared::{MemberHandle, Shared, member_busy};
 use crate::status::group_status;
 use crate::transfers::keep_known;
 use crate::trust::{BUNDLE, MANIFEST, ManifestRequest};
 
-/// Reports of one request: what a server can have done between two answers, and room for a crash.
-const REPORTS_MAX: usize = 64;
 /// The largest body of a control request: a batch of reports with their output.
 const BODY_BYTES_MAX: usize = 512 * 1024;
 
@@ -80,13 +79,12 @@ async fn orders(
     latch(&shared, request.kill).await;
     let handle = shared.need_member()?;
     let view = shared.fresh(&handle).await?;
-    shared.contacts.heard(&server, Duration::ZERO, request.doing);
+    shared.contacts.heard(&server, 0, request.doing);
     Ok(Json(answer(&shared, &view, &server, ORDERS_VALID_MS)))
 }
 
 fn answer(shared: &Shared, view: &View, server: &ServerId, valid_ms: u64) -> OrdersAnswer {
-    let orders = view.state.orders(server, view.killed.is_some());
-    let hash = hash_of(&orders);
+    let (orders, hash) = answers::orders(view, server);
     OrdersAnswer {
         orders,
         orders_valid_ms: valid_ms,
@@ -96,16 +94,7 @@ fn answer(shared: &Shared, view: &View, server: &ServerId, valid_ms: u64) -> Ord
     }
 }
 
-fn hash_of(orders: &Option<cohort_core::orders::Orders>) -> u64 {
-    let bytes = serde_json::to_vec(orders).expect("orders have text keys only");
-    let hash = blake3::hash(&bytes);
-    let mut first = [0; 8];
-    first.copy_from_slice(&hash.as_bytes()[..8]);
-    // 0 means "none known" in a question.
-    u64::from_be_bytes(first).max(1)
-}
-
-/// Answers when the orders differ from those that the server has; promises nothing about freshness.
+/// Answers as soon as the orders differ from those that the server has. They may be stale.
 async fn wait(
     Context(shared): Cx,
     caller: Caller,
@@ -115,13 +104,13 @@ async fn wait(
     shared.same_group(&request.group, request.version)?;
     latch(&shared, request.kill).await;
     let handle = shared.need_member()?;
-    shared.contacts.heard(&server, Duration::ZERO, request.doing);
+    shared.contacts.heard(&server, 0, request.doing);
     let mut view = handle.view.clone();
     let deadline = tokio::time::Instant::now() + Duration::from_millis(WAIT_MS_MAX);
     loop {
         let now = Arc::clone(&view.borrow_and_update());
         let answer = answer(&shared, &now, &server, 0);
-        if answer.hash != request.known || now.raft.leader.is_none() {
+        if answers::answers_now(&now, answer.hash, request.known) {
             return Ok(Json(answer));
         }
         match tokio::time::timeout_at(deadline, view.changed()).await {
@@ -138,16 +127,19 @@ async fn report(
 ) -> Result<Json<Vec<CommandAnswer>>, ApiError> {
     let server = server_of(&caller)?;
     shared.same_group(&request.group, request.version)?;
-    if request.reports.len() > REPORTS_MAX {
-        return Err(ApiError::bad_request(format!("more than {REPORTS_MAX} reports at once")));
-    }
-    if request.reports.iter().any(|report| report.server != server) {
-        return Err(ApiError::forbidden(format!("{server} may only report for itself")));
-    }
     let handle = shared.need_member()?;
-    if request.incarnation != handle.incarnation {
-        return Err(ApiError::conflict("the report is about another life of the group"));
-    }
+    answers::check_reports(&server, &request.reports, request.incarnation, handle.incarnation)
+        .map_err(|refused| match refused {
+            ReportsRefused::TooMany => {
+                ApiError::bad_request(format!("more than {REPORTS_MAX} reports at once"))
+            }
+            ReportsRefused::Foreign => {
+                ApiError::forbidden(format!("{server} may only report for itself"))
+            }
+            ReportsRefused::OtherLife => {
+                ApiError::conflict("the report belongs to another incarnation of the group")
+            }
+        })?;
     // One after the other: a later one that overtook would make the earlier one count as old.
     let mut answers = Vec::with_capacity(request.reports.len());
     for report in request.reports {
@@ -173,22 +165,21 @@ async fn join_group(
         )));
     }
     let handle = shared.need_member()?;
-    let known = handle.view.borrow().state.servers.get(&server).cloned();
-    if let Some(known) = &known
-        && known.address == request.address
-        && known.rack == request.rack
-    {
-        let index = handle.view.borrow().raft.applied.0;
-        return Ok(Json(CommandAnswer { index, rejection: None }));
-    }
-    if known.is_none() {
-        // Which group a server belongs to is decided by the hub when it joins, never by itself.
-        let record = cohort_registry::typed::read_server(&*shared.registry, &server)
-            .await
-            .map_err(|error| ApiError::unavailable("registry_away", error.to_string()))?;
-        if record.is_none_or(|record| record.group != shared.group) {
-            let error = format!("the registry does not have {server} in {}", shared.group);
-            return Err(ApiError::forbidden(error).hint("join with a fresh token"));
+    let view = Arc::clone(&handle.view.borrow());
+    match answers::joining(&view, &server, &request.address, request.rack.as_deref()) {
+        Joining::Done => {
+            let index = view.raft.applied.0;
+            return Ok(Json(CommandAnswer { index, rejection: None }));
+        }
+        Joining::Moved => {}
+        Joining::New => {
+            let record = cohort_registry::typed::read_server(&*shared.registry, &server)
+                .await
+                .map_err(|error| ApiError::unavailable("registry_away", error.to_string()))?;
+            if record.is_none_or(|record| record.group != shared.group) {
+                let error = format!("the registry does not have {server} in {}", shared.group);
+                return Err(ApiError::forbidden(error).hint("join with a fresh token"));
+            }
         }
     }
     let body =
@@ -205,30 +196,11 @@ async fn claim_member(
     let server = server_of(&caller)?;
     shared.same_group(&request.group, request.version)?;
     let handle = shared.need_member()?;
-    let (reply, answer) = oneshot::channel();
-    let gone = || ApiError::unavailable("member_busy", "the member is behind, or stopping");
-    if !handle.inputs.offer(Input::Claim(server, request.member, reply)) {
-        return Err(gone());
-    }
-    match answer.await.map_err(|_| gone())? {
+    let answer = handle.inputs.claim(server, request.member).ok_or_else(member_busy)?;
+    match answer.await.map_err(|_| member_busy())? {
         Some(granted) => Ok(Json(ClaimMemberAnswer { granted })),
         None => Err(ApiError::unavailable("not_leader", "this member does not lead")),
     }
-}
-
-/// What a person may say, and who may say it.
-fn allowed(body: &Body) -> bool {
-    matches!(
-        body,
-        Body::Pause { .. }
-            | Body::Resume { .. }
-            | Body::Approve { .. }
-            | Body::Abort { .. }
-            | Body::Retry { .. }
-            | Body::Undo { .. }
-            | Body::RemoveServer { .. }
-            | Body::PlaceMember { .. }
-    )
 }
 
 async fn command(
@@ -238,18 +210,13 @@ async fn command(
 ) -> Result<Json<CommandAnswer>, ApiError> {
     let actor = caller.require(&[Role::Operator])?.to_string();
     shared.same_group(&request.group, request.version)?;
-    if !allowed(&request.body) {
-        let error = format!("`{}` is not for people to say", request.body.name());
+    if !answers::for_people(&request.body) {
+        let error = format!("only the group itself may say `{}`", request.body.name());
         return Err(ApiError::forbidden(error));
     }
     let handle = shared.need_member()?;
-    let mut body = request.body;
-    if let Body::Undo { lead, .. } = &mut body
-        && let Some(leader) = handle.view.borrow().leader()
-    {
-        lead.clone_from(leader);
-    }
-    let command = Shared::command(&handle, actor, Some(request.request), body);
+    let mut command = Shared::command(&handle, actor, Some(request.request), request.body);
+    answers::name_leader(&mut command, &handle.view.borrow());
     shared.commit(&handle, command).await.map(Json)
 }
 
@@ -273,12 +240,18 @@ async fn forward(
     shared.same_group(&request.group, request.version)?;
     let handle = shared.need_member()?;
     member_only(&handle, &caller)?;
-    let from_server = matches!(request.command.body, Body::Report { .. } | Body::AddServer { .. });
-    if !from_server && !allowed(&request.command.body) {
+    if !answers::for_members(&request.command.body) {
         return Err(ApiError::forbidden("only what servers and people say is passed on"));
     }
     match shared.propose_here(&handle, request.command).await? {
-        Proposed::Applied { index, rejection } => Ok(Json(CommandAnswer { index, rejection })),
+        Proposed::Applied { index, rejection } => {
+            let rejection = rejection.map(|rejection| rejection.to_string());
+            Ok(Json(CommandAnswer { index, rejection }))
+        }
+        Proposed::TooLarge { bytes, limit } => {
+            let rejection = Some(format!("the command has {bytes} bytes, the limit is {limit}"));
+            Ok(Json(CommandAnswer { index: 0, rejection }))
+        }
         Proposed::NotLeader { .. } => {
             Err(ApiError::unavailable("not_leader", "this member does not lead"))
         }
@@ -299,7 +272,7 @@ async fn contacts(
     latch(&shared, std::mem::take(&mut request.kill)).await;
     for (server, age_ms) in request.age_ms {
         let doing = request.doing.remove(&server).unwrap_or_default();
-        shared.contacts.heard(&server, Duration::from_millis(age_ms), doing);
+        shared.contacts.heard(&server, age_ms, doing);
     }
     Ok(Json(shared.kill.signed()))
 }
@@ -408,18 +381,14 @@ async fn transfer_leader(
         },
     };
     let begun = Instant::now();
-    let (reply, answer) = oneshot::channel();
-    let gone = || ApiError::unavailable("member_busy", "the member is behind, or stopping");
-    if !handle.inputs.offer(Input::Transfer(to, reply)) {
-        return Err(gone());
-    }
-    match answer.await.map_err(|_| gone())? {
+    let answer = handle.inputs.transfer(to).ok_or_else(member_busy)?;
+    match answer.await.map_err(|_| member_busy())? {
         Ok(to) => {
             let to = view.state.server_of(cohort_core::ids::MemberId(to.0)).cloned();
             tracing::info!(to = ?to, ms = begun.elapsed().as_millis(), "leadership handed over");
             Ok(Json(TransferLeaderAnswer { to: to.unwrap_or_else(|| from.clone()), from }))
         }
-        Err(reason) => Err(ApiError::conflict(reason)),
+        Err(failure) => Err(ApiError::conflict(failure.to_string())),
     }
 }
 

@@ -21,8 +21,8 @@ pub enum AgentError {
     },
     /// The machine gives no further thread.
     #[error(
-        "the agent cannot start a thread for apps; raise the limit of tasks for it (TasksMax= of its \
-         unit, or ulimit -u)"
+        "the agent cannot start a thread; raise its limit of tasks (TasksMax= of its unit, or \
+         ulimit -u)"
     )]
     Thread(#[source] std::io::Error),
     /// Something that the agent keeps is damaged, or belongs to somebody else.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +12,13 @@ use cohort_core::orders::MemberAddress;
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_wire::frame::{Connections, FramedConnection, Hello, connection_number};
 use cohort_wire::http::{Client, Target};
+use cohort_server::member::Input;
 use cohort_wire::tls::ServerStream;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::member::{Input, Inputs};
+use crate::member::Inputs;
 
 /// Messages that wait for a peer. Past that they are dropped: Raft sends again what matters.
 const QUEUE_MAX: usize = 1024;
@@ -31,14 +33,14 @@ pub(crate) struct AddressBook(Mutex<BTreeMap<MemberId, (ServerId, String)>>);
 impl AddressBook {
     /// Learns where members are; what is not named stays as it was.
     pub(crate) fn learn(&self, members: &[MemberAddress]) {
-        let mut book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut book = self.0.lock();
         for member in members {
             book.insert(member.member, (member.server.clone(), member.address.clone()));
         }
     }
 
     pub(crate) fn of(&self, member: MemberId) -> Option<(ServerId, String)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&member).cloned()
+        self.0.lock().get(&member).cloned()
     }
 }
 
@@ -79,8 +81,8 @@ impl Senders {
             sender
         });
         if sender.try_send(Bytes::from(envelope.encode())).is_err() {
-            // The member may be the one who is behind: it learns by itself then.
-            let _ = self.net.inputs.offer(Input::Unreachable(peer));
+            // If it is the member itself that is behind, it finds out by its own ticks.
+            self.net.inputs.offer(Input::Unreachable(peer));
         }
     }
 }

@@ -11,21 +11,23 @@ use cohort_core::orders::{MemberAddress, Source};
 use cohort_distribute::{Budget, Guides, Tracker};
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
+use cohort_server::answers::{COMMAND_MS_MAX, Committing, Next};
+use cohort_server::member::{Proposed, READ_MS_MAX};
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ForwardRequest};
-use cohort_wire::http::{ApiError, Call, Client, Target};
-use tokio::sync::{oneshot, watch};
+use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
+use tokio::sync::watch;
 
 use crate::config::AgentConfig;
-use crate::contacts::Contacts;
+use crate::contacts::{SharedContacts, monotonic_ms};
 use crate::killswitch::KillSwitch;
-use crate::member::{Input, Inputs, Proposed, View};
+use crate::member::{Inputs, View};
 use crate::metrics::Metrics;
 use crate::net::AddressBook;
 
 /// How long a command may take before its outcome is called unknown.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a linearizable read may take.
-const READ_DEADLINE: Duration = Duration::from_millis(1_500);
+const COMMAND_DEADLINE: Duration = Duration::from_millis(COMMAND_MS_MAX);
+/// How long a linearizable read may take, also when the member itself hangs on its disk.
+const READ_DEADLINE: Duration = Duration::from_millis(READ_MS_MAX + 100);
 
 /// The way to the member that this server carries.
 #[derive(Debug, Clone)]
@@ -45,7 +47,7 @@ pub(crate) struct Shared {
     pub client: Client,
     pub registry: Arc<dyn Registry>,
     pub kill: Arc<KillSwitch>,
-    pub contacts: Arc<Contacts>,
+    pub contacts: Arc<SharedContacts>,
     pub book: Arc<AddressBook>,
     pub metrics: Arc<Metrics>,
     pub member: watch::Sender<Option<MemberHandle>>,
@@ -160,19 +162,15 @@ impl Shared {
 
     /// Reads through the leader: after this, the view is at least as new as the question.
     pub(crate) async fn fresh(&self, handle: &MemberHandle) -> Result<Arc<View>, ApiError> {
-        let (reply, answer) = oneshot::channel();
-        let gone = || ApiError::unavailable("member_busy", "the member is behind, or stopping");
-        if !handle.inputs.offer(Input::Read(reply)) {
-            return Err(gone());
-        }
+        let answer = handle.inputs.read().ok_or_else(member_busy)?;
         match tokio::time::timeout(READ_DEADLINE, answer).await {
             Ok(Ok(true)) => Ok(Arc::clone(&handle.view.borrow())),
-            Ok(_) => Err(gone()),
-            Err(_) => Err(ApiError::unavailable(
-                "no_leader",
-                format!("no majority of {} answers", self.group),
-            )
-            .hint(format!("cohort group show {}", self.group))),
+            Ok(Err(_)) => Err(member_busy()),
+            Ok(Ok(false)) | Err(_) => {
+                let error = format!("no majority of {} answers", self.group);
+                let hint = format!("cohort group show {}", self.group);
+                Err(ApiError::unavailable("no_leader", error).hint(hint))
+            }
         }
     }
 
@@ -192,40 +190,43 @@ impl Shared {
         handle: &MemberHandle,
         command: Command,
     ) -> Result<CommandAnswer, ApiError> {
-        let begun = tokio::time::Instant::now();
-        let mut last = "the group has no leader".to_owned();
-        while begun.elapsed() < COMMAND_DEADLINE {
-            match self.propose_here(handle, command.clone()).await? {
-                Proposed::Applied { index, rejection } => {
-                    return Ok(CommandAnswer { index, rejection });
+        let committing = Committing::begin(monotonic_ms(), handle.member);
+        let mut last = None;
+        loop {
+            let outcome = self.propose_here(handle, command.clone()).await?;
+            let mut next = committing.proposed(monotonic_ms(), outcome);
+            if let Next::Forward { to, within_ms } = next {
+                match self.forward(to, &command, Duration::from_millis(within_ms)).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => last = error,
                 }
-                Proposed::NotLeader { leader: Some(leader) } if leader.0 != handle.member.0 => {
-                    if let Some((server, address)) = self.book.of(MemberId(leader.0)) {
-                        let body = ForwardRequest {
-                            version: CONTROL_VERSION,
-                            group: self.group.clone(),
-                            command: command.clone(),
-                        };
-                        let call = Call::post(FORWARD, &body)
-                            .deadline(COMMAND_DEADLINE.saturating_sub(begun.elapsed()));
-                        match self.client.call_json(&self.target(&server, &address), call).await {
-                            Ok(answer) => return Ok(answer),
-                            Err(error) => last = error.to_string(),
-                        }
-                    }
-                }
-                Proposed::NotLeader { .. } | Proposed::Busy | Proposed::Unknown => {}
+                next = committing.failed(monotonic_ms());
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            match next {
+                Next::Done { index, rejection } => return Ok(CommandAnswer { index, rejection }),
+                Next::Again { after_ms } | Next::Forward { within_ms: after_ms, .. } => {
+                    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                }
+                Next::GiveUp => break,
+            }
         }
-        Err(ApiError::unavailable(
-            "outcome_unknown",
-            format!(
-                "the command was not confirmed within {} s: {last}",
-                COMMAND_DEADLINE.as_secs()
-            ),
-        )
-        .hint("trying again is safe"))
+        let why = last.map_or_else(|| "the group has no leader".to_owned(), |e| e.to_string());
+        let error = format!("not confirmed within {} s: {why}", COMMAND_DEADLINE.as_secs());
+        Err(ApiError::unavailable("outcome_unknown", error).hint("trying again is safe"))
+    }
+
+    /// Passes a command on to the leader. `Err(None)`: its address is not known here.
+    async fn forward(
+        &self,
+        to: MemberId,
+        command: &Command,
+        within: Duration,
+    ) -> Result<CommandAnswer, Option<CallError>> {
+        let (server, address) = self.book.of(to).ok_or(None)?;
+        let (version, group) = (CONTROL_VERSION, self.group.clone());
+        let body = ForwardRequest { version, group, command: command.clone() };
+        let call = Call::post(FORWARD, &body).deadline(within);
+        self.client.call_json(&self.target(&server, &address), call).await.map_err(Some)
     }
 
     /// Proposes at this member only.
@@ -234,14 +235,15 @@ impl Shared {
         handle: &MemberHandle,
         command: Command,
     ) -> Result<Proposed, ApiError> {
-        let gone = || ApiError::unavailable("member_busy", "the member is behind, or stopping");
-        let (reply, answer) = oneshot::channel();
-        if !handle.inputs.offer(Input::Propose(Box::new(command), reply)) {
-            return Ok(Proposed::Busy);
-        }
+        let Some(answer) = handle.inputs.propose(command) else { return Ok(Proposed::Busy) };
         match tokio::time::timeout(COMMAND_DEADLINE, answer).await {
-            Ok(answer) => answer.map_err(|_| gone()),
+            Ok(answer) => answer.map_err(|_| member_busy()),
             Err(_) => Ok(Proposed::Unknown),
         }
     }
+}
+
+/// The member here does not answer.
+pub(crate) fn member_busy() -> ApiError {
+    ApiError::unavailable("member_busy", "this server's member is overloaded, or stopping")
 }

@@ -22,17 +22,16 @@ use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::app_thread::AppThread;
 use crate::budgets::Budgets;
 use crate::config::AgentConfig;
-use crate::contacts::Contacts;
+use crate::contacts::SharedContacts;
 use crate::error::AgentError;
 use crate::join::{Joined, advertised, join};
 use crate::killswitch::KillSwitch;
-use crate::member::Input;
 use crate::membership::Starter;
 use crate::metrics::Metrics;
 use crate::net::{AddressBook, Net, take};
@@ -119,7 +118,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         client: client.clone(),
         registry,
         kill: Arc::new(kill),
-        contacts: Arc::new(Contacts::default()),
+        contacts: Arc::new(SharedContacts::default()),
         book: Arc::new(AddressBook::default()),
         metrics: Arc::clone(&metrics),
         member: watch::Sender::new(None),
@@ -364,8 +363,7 @@ fn raft_handler(shared: Arc<Shared>, boot_epoch: u64, stop: CancellationToken) -
 /// is closed when this returns.
 async fn end_member(shared: &Shared) {
     let Some(handle) = shared.handle() else { return };
-    let (reply, done) = oneshot::channel();
-    if handle.inputs.put(Input::Stop(reply)).await
+    if let Some(done) = handle.inputs.stop().await
         && tokio::time::timeout(HAND_OVER_MAX, done).await.is_err()
     {
         tracing::warn!("leadership was not handed over in time");

@@ -17,7 +17,9 @@ use cohort_wire::agent::{
     WaitingStatus,
 };
 
-use crate::contacts::Contact;
+use cohort_server::contacts::Contacts;
+
+use crate::contacts::monotonic_ms;
 use crate::member::View;
 use crate::shared::Shared;
 use crate::transfer_status::{Named, transfers};
@@ -26,7 +28,7 @@ use crate::transfer_status::{Named, transfers};
 pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> GroupStatus {
     let state = &view.state;
     let contacts = shared.contacts.all();
-    let now = Instant::now();
+    let now_ms = monotonic_ms();
     let places = |ids: &std::collections::BTreeSet<RaftId>| -> Vec<MemberAddress> {
         ids.iter()
             .filter_map(|id| {
@@ -38,13 +40,14 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             .collect()
     };
     let servers = state.servers.iter().map(|(id, server)| {
-        let age = contacts.get(id).map(|contact| now.saturating_duration_since(contact.at));
+        let contact_age_ms =
+            contacts.of(id).map(|contact| now_ms.saturating_sub(contact.at_ms));
         let status = ServerStatus {
             address: server.address.clone(),
             rack: server.rack.clone(),
             joined: server.joined,
             member: server.member,
-            contact_age_ms: age.and_then(|age| u64::try_from(age.as_millis()).ok()),
+            contact_age_ms,
         };
         (id.clone(), status)
     });
@@ -137,7 +140,7 @@ fn app_status(
     id: &AppId,
     app: &App,
     waiting: &[&Waiting],
-    contacts: &BTreeMap<cohort_core::ids::ServerId, Contact>,
+    contacts: &Contacts,
     linearizable: bool,
 ) -> AppStatus {
     let clock = view.state.clock;
@@ -172,7 +175,7 @@ fn app_status(
             health: here.health.clone(),
             holds_target: target.is_some_and(|release| here.has(&release.artifact)),
             activation,
-            doing: contacts.get(server).and_then(|contact| contact.doing.get(id)).cloned(),
+            doing: contacts.of(server).and_then(|contact| contact.doing.get(id)).cloned(),
             debt: here.debt.as_ref().map(|debt| debt.reason.clone()),
         };
         (server.clone(), status)

@@ -12,10 +12,11 @@ impl<S: LogStore> Node<S> {
     /// been applied.
     ///
     /// # Errors
-    /// When no snapshot was taken; only [`CompactError::Stopped`] is serious.
+    /// When no snapshot was taken; only [`CompactError::Stopped`] is serious, and the next
+    /// [`drain`](Node::drain) returns its cause.
     pub fn compact(&mut self, applied: Index, state: Vec<u8>) -> Result<(), CompactError> {
-        if let Err(error) = self.failure() {
-            return Err(CompactError::Stopped(error));
+        if self.stopped() {
+            return Err(CompactError::Stopped);
         }
         let (bytes, limit) = (state.len(), self.config.limits.snapshot_bytes_max);
         if bytes > limit {
@@ -54,7 +55,7 @@ impl<S: LogStore> Node<S> {
         let view = self.raw.mut_store();
         if let Err(error) = view.store.write(&batch) {
             self.fail(NodeError::Store(error));
-            return Err(CompactError::Stopped(self.failure().err().unwrap_or(NodeError::Stopped)));
+            return Err(CompactError::Stopped);
         }
         view.snapshot_wanted.set(false);
         Ok(())

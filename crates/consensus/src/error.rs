@@ -141,7 +141,7 @@ pub enum MembershipError {
 }
 
 /// Why a snapshot was not taken.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompactError {
     /// It is not newer than the one there is.
     #[error("a snapshot at {found} exists already, one at {asked} is not newer")]
@@ -175,9 +175,9 @@ pub enum CompactError {
         /// The limit.
         limit: usize,
     },
-    /// The member stopped; the process must exit.
+    /// The member stopped; the next drain says why.
     #[error("the member stopped")]
-    Stopped(#[source] NodeError),
+    Stopped,
 }
 
 fn hint(leader: &Option<RaftId>) -> String {

@@ -57,6 +57,13 @@ impl<S: LogStore> Node<S> {
         self.propose_change(&Change::Enter(steps))
     }
 
+    /// On the leader: the members that could be made voters now.
+    #[must_use]
+    pub fn caught_up(&self) -> BTreeSet<RaftId> {
+        let members = self.configuration.members();
+        members.into_iter().filter(|id| self.check_caught_up(*id).is_ok()).collect()
+    }
+
     fn check_possible(
         &self,
         voters: &BTreeSet<RaftId>,

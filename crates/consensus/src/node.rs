@@ -321,6 +321,19 @@ impl<S: LogStore> Node<S> {
         }
     }
 
+    /// Whether this member leads and has committed in its term.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        let raft = &self.raw.raft;
+        raft.state == StateRole::Leader && raft.commit_to_current_term()
+    }
+
+    /// The last entry that was handed out by a drain.
+    #[must_use]
+    pub fn applied(&self) -> Index {
+        self.applied
+    }
+
     /// This member's number.
     #[must_use]
     pub fn id(&self) -> RaftId {

@@ -30,6 +30,16 @@ pub struct Report {
     pub outcome: Outcome,
 }
 
+/// What a server is doing, for people; nothing is decided by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Doing {
+    /// The step.
+    pub step: Step,
+    /// More, such as the bytes fetched so far, or the check that does not pass yet.
+    pub detail: String,
+}
+
 /// What happened on a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]

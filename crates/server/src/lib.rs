@@ -14,6 +14,31 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
 
+pub mod answers;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod answers_test;
 pub mod app;
 pub mod asking;
+pub mod contacts;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod contacts_test;
+pub mod leading;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod leading_test;
+pub mod member;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod member_test;
+pub mod membership;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod membership_test;
+pub mod offers;
 pub mod outbox;
+pub mod records;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod records_test;

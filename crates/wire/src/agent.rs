@@ -11,7 +11,8 @@ use cohort_core::ids::{
 };
 use cohort_core::orders::{MemberAddress, Orders};
 use cohort_core::phase::PhaseName;
-use cohort_core::report::{Report, Step};
+use cohort_core::report::Report;
+pub use cohort_core::report::Doing;
 use cohort_core::state::HistoryEntry;
 use cohort_core::waiting::WaitingOn;
 use cohort_core::{Body, Command};
@@ -67,16 +68,6 @@ pub struct OrdersRequest {
     pub kill: Vec<SignedKill>,
     /// The hash of the orders that it has, for [`WAIT`]: 0 when it has none.
     pub known: u64,
-}
-
-/// What a server is doing, for people; nothing is decided by it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Doing {
-    /// The step.
-    pub step: Step,
-    /// More, such as the bytes that have come, or the check that does not pass yet.
-    pub detail: String,
 }
 
 /// A server's orders.

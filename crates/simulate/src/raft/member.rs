@@ -121,7 +121,7 @@ impl Member {
     pub(crate) fn compact(&mut self) {
         let Some(process) = &mut self.process else { return };
         let state = process.machine.encode();
-        if let Err(cohort_consensus::CompactError::Stopped(_)) =
+        if let Err(cohort_consensus::CompactError::Stopped) =
             process.node.compact(process.applied, state)
         {
             self.crash();

@@ -1,0 +1,75 @@
+//! What the leader reads in the repository: the releases that the channels point to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cohort_artifact::{TrustError, TrustErrorKind, TrustedRepository};
+use cohort_base::chain::chain;
+use cohort_core::Offer;
+use cohort_core::ids::AppId;
+use cohort_server::member::{Input, View};
+use cohort_server::offers::{Refusal, judge};
+
+use super::until_leading;
+use crate::shared::{MemberHandle, Shared};
+
+/// The shortest time between two looks at the mirrors, in milliseconds.
+const POLL_MS_MIN: u64 = 100;
+
+/// Keeps the member's offers up to date while it leads.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    mut handle: MemberHandle,
+    repository: Arc<TrustedRepository>,
+) {
+    let every = Duration::from_millis(shared.config.poll_interval.ms.max(POLL_MS_MIN));
+    while let Some(term) = until_leading(&mut handle).await {
+        let refreshed = repository.refresh().await.map_err(|error| refusal(&error));
+        let view = handle.view.borrow().clone();
+        let offers = offers(&repository, &view, &refreshed.map(drop)).await;
+        let input = Input::Offers { offers, refusals: refusals(&repository) };
+        if !handle.inputs.put(input).await {
+            return;
+        }
+        // A new app is looked up at once, else the next look is due by the clock.
+        let apps: Vec<AppId> = view.state.apps.keys().cloned().collect();
+        let mut views = handle.view.clone();
+        let new_app =
+            views.wait_for(|now| now.raft.term != term || !now.state.apps.keys().eq(apps.iter()));
+        let _ = tokio::time::timeout(every, new_app).await;
+    }
+}
+
+/// The releases and mirrors that were refused lately, for people.
+fn refusals(repository: &TrustedRepository) -> Vec<String> {
+    let refusals = repository.refusals().into_values();
+    let real = refusals.filter(|refusal| !refusal.error.kind.is_unreachable());
+    let mut refusals: Vec<String> = real.map(|refusal| chain(&refusal.error)).collect();
+    refusals.sort();
+    refusals
+}
+
+async fn offers(
+    repository: &TrustedRepository,
+    view: &View,
+    refreshed: &Result<(), Refusal>,
+) -> BTreeMap<AppId, Offer> {
+    let mut offers = BTreeMap::new();
+    let Some(platform) = &view.state.platform else { return offers };
+    for (app, known) in &view.state.apps {
+        let found = repository.offer(app, &known.policy.channel, platform).await;
+        let found = found.map(|offer| offer.manifest.release()).map_err(|error| refusal(&error));
+        offers.insert(app.clone(), judge(found, refreshed));
+    }
+    offers
+}
+
+fn refusal(error: &TrustError) -> Refusal {
+    let reason = chain(error);
+    match error.kind {
+        TrustErrorKind::NotFound { .. } => Refusal::NotFound { reason },
+        _ if error.kind.is_unreachable() => Refusal::Unreachable { reason },
+        _ => Refusal::Untrusted { reason },
+    }
+}

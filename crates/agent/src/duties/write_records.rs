@@ -1,0 +1,134 @@
+//! What the leader writes to the registry.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cohort_base::chain::chain;
+use cohort_core::Body;
+use cohort_core::ids::GroupId;
+use cohort_registry::records::{
+    GroupInfo, GroupRecord, GroupVerdict, MemberRecord, MembersRecord, SCHEMA, Stamp, Verdict,
+    VerdictRecord,
+};
+use cohort_registry::{Registry, RegistryError, typed};
+use cohort_server::member::View;
+use cohort_server::records::{MemberPlace, Progress, Record, Written, due};
+
+use super::read_registry::RETRY;
+use super::until_leading;
+use crate::shared::{MemberHandle, Shared};
+
+/// How often a leader without news looks for records that are due.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Writes what is due while this member leads.
+pub(super) async fn run(shared: Arc<Shared>, mut handle: MemberHandle) {
+    let mut written = Written::default();
+    let mut pauses = RETRY.pauses();
+    while until_leading(&mut handle).await.is_some() {
+        let view = Arc::clone(&handle.view.borrow_and_update());
+        match write_all(&shared, &handle, &view, &mut written).await {
+            Ok(()) => {
+                pauses.reset();
+                let _ = tokio::time::timeout(LOOK_EVERY, handle.view.changed()).await;
+            }
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "the registry did not take a record");
+                tokio::time::sleep(pauses.next_pause()).await;
+            }
+        }
+    }
+}
+
+async fn write_all(
+    shared: &Shared,
+    handle: &MemberHandle,
+    view: &View,
+    written: &mut Written,
+) -> Result<(), RegistryError> {
+    let state = &view.state;
+    let stamp = Stamp {
+        incarnation: state.incarnation,
+        term: view.raft.term.0,
+        index: view.raft.applied.0,
+    };
+    for record in due(state, &view.raft.configuration, written) {
+        write(&*shared.registry, &state.group, stamp, &record).await?;
+        if let Some(body) = written.took(record) {
+            acknowledge(shared, handle, body).await;
+        }
+    }
+    Ok(())
+}
+
+async fn write(
+    registry: &dyn Registry,
+    group: &GroupId,
+    stamp: Stamp,
+    record: &Record,
+) -> Result<(), RegistryError> {
+    let group = group.clone();
+    match record.clone() {
+        Record::Info { labels, platform } => {
+            let known = typed::read_group_info(registry, &group).await?;
+            let info = GroupInfo { schema: SCHEMA, group, labels, platform };
+            if known.as_ref() != Some(&info) {
+                typed::write_group_info(registry, &info).await?;
+            }
+        }
+        Record::Members(members) => {
+            let member = |MemberPlace { at, voter }| MemberRecord {
+                voter,
+                server: at.server,
+                address: at.address,
+                member: at.member,
+            };
+            let members = members.into_iter().map(member).collect();
+            let record = MembersRecord { schema: SCHEMA, group, stamp, members };
+            let _ = typed::write_members(registry, &record).await?;
+        }
+        Record::Progress(progress) => {
+            let record = progress_record(group, stamp, progress);
+            let _ = typed::write_group_record(registry, &record).await?;
+        }
+        Record::Verdict { app, verdict } => {
+            let record = VerdictRecord {
+                schema: SCHEMA,
+                verdict: if verdict.good { Verdict::Good } else { Verdict::Bad },
+                reason: verdict.reason,
+                stamp,
+            };
+            let (version, platform) = (verdict.version, verdict.platform);
+            let verdict = GroupVerdict { app, version, platform, group, record };
+            let _ = typed::write_verdict(registry, &verdict).await?;
+        }
+    }
+    Ok(())
+}
+
+fn progress_record(group: GroupId, stamp: Stamp, progress: Progress) -> GroupRecord {
+    let detail = progress.wave.map(|(number, servers)| format!("wave {number}, {servers} servers"));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    GroupRecord {
+        schema: SCHEMA,
+        group,
+        app: progress.app,
+        stamp,
+        sequence: progress.sequence,
+        state: progress.phase.to_string(),
+        running: progress.running,
+        target: progress.target,
+        held_reason: progress.held_reason,
+        detail: detail.unwrap_or_default(),
+        since: now.map_or(0, |since| since.as_secs()),
+    }
+}
+
+/// Tells the group that the registry has a record; if that gets lost, it is written once more.
+async fn acknowledge(shared: &Shared, handle: &MemberHandle, body: Body) {
+    let actor = format!("leader {}", shared.server());
+    let command = Shared::command(handle, actor, None, body);
+    if let Err(error) = shared.propose_here(handle, command).await {
+        tracing::debug!(%error, "record not acknowledged to the group");
+    }
+}

@@ -1,0 +1,78 @@
+//! What the member's log lines and metrics say.
+
+use std::sync::Arc;
+
+use cohort_core::Event;
+use cohort_core::state::{Ending, HistoryEntry};
+use cohort_server::member::Note;
+
+use crate::events;
+use crate::metrics::Metrics;
+
+/// Writes log lines and counts rollouts.
+pub(crate) struct Notes(pub(crate) Arc<Metrics>);
+
+impl Notes {
+    /// An entry was applied; `ended` is the rollout that ended with it.
+    pub(crate) fn happened(&self, event: &Event, ended: Option<&HistoryEntry>) {
+        match event {
+            Event::PhaseChanged { app, from, to, by } => {
+                tracing::info!(%app, %from, %to, by, "{}", events::STATE);
+                if let Some(entry) = ended {
+                    let labels = [("app", app.as_str()), ("outcome", outcome(entry.ending))];
+                    self.0.add("cohort_rollouts_total", &labels, 1.0);
+                    let seconds = entry.ended.since(entry.started) as f64 / 1000.0;
+                    self.0.add("cohort_rollout_duration_seconds_sum", &labels, seconds);
+                    self.0.add("cohort_rollout_duration_seconds_count", &labels, 1.0);
+                }
+            }
+            Event::Granted { app, server, generation, purpose } => {
+                tracing::info!(%app, %server, %generation, ?purpose, "granted");
+            }
+            Event::ServerFailed { app, server, reason } => {
+                tracing::warn!(%app, %server, reason, "server failed");
+            }
+            Event::ServerLost { app, server, reason } => {
+                tracing::warn!(%app, %server, reason, "server lost");
+            }
+            Event::ServerDone { app, server } => tracing::info!(%app, %server, "server done"),
+            Event::ReportIgnored { server, sequence } => {
+                tracing::debug!(%server, sequence, "report ignored");
+            }
+            Event::RequestRepeated { .. } => {}
+            Event::ServersChanged => tracing::info!("servers changed"),
+        }
+    }
+
+    /// The member itself has something to say.
+    pub(crate) fn noted(&self, note: &Note) {
+        match note {
+            Note::Role { role, term, leader } => {
+                let leader = leader.map(|id| id.0);
+                tracing::info!(?role, term = term.0, leader, "{}", events::ROLE);
+            }
+            Note::Leads { term } => tracing::info!(term = term.0, "{}", events::LEADS),
+            Note::GivesAway => tracing::info!("{}", events::GIVES_AWAY),
+            Note::Rejected { index, command, rejection } => {
+                tracing::debug!(index, command, %rejection, "command rejected");
+            }
+            Note::Membership { voters, standbys, begun: Ok(()) } => {
+                tracing::info!(?voters, ?standbys, "membership change begun");
+            }
+            Note::Membership { voters, standbys, begun: Err(error) } => {
+                tracing::debug!(?voters, ?standbys, %error, "membership change not begun");
+            }
+            Note::NotCompacted(error) => tracing::warn!(%error, "no snapshot taken"),
+        }
+    }
+}
+
+fn outcome(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Completed => "completed",
+        Ending::RolledBack => "rolled-back",
+        Ending::HeldInPlace => "held-in-place",
+        Ending::Superseded => "superseded",
+        Ending::Adopted => "adopted",
+    }
+}

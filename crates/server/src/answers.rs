@@ -1,0 +1,192 @@
+//! What a member answers servers, people and other members.
+
+use cohort_core::command::{Body, Command};
+use cohort_core::ids::{Incarnation, MemberId, ServerId};
+use cohort_core::orders::Orders;
+use cohort_core::report::Report;
+
+use crate::member::{Proposed, View};
+
+/// Reports in one request. 64: what a server does between two answers, with room for a crash.
+pub const REPORTS_MAX: usize = 64;
+/// How long a command may take until its outcome is called unknown, in milliseconds: several
+/// elections.
+pub const COMMAND_MS_MAX: u64 = 5_000;
+/// Pause before a command is proposed again, in milliseconds.
+const AGAIN_AFTER_MS: u64 = 50;
+
+/// A server's orders, and a hash by which it recognises them. Never 0: that means *none known*.
+#[must_use]
+pub fn orders(view: &View, server: &ServerId) -> (Option<Orders>, u64) {
+    let orders = view.state.orders(server, view.killed.is_some());
+    let bytes = serde_json::to_vec(&orders).expect("orders have text keys only");
+    let hash = blake3::hash(&bytes);
+    let (first, _) = hash.as_bytes().split_first_chunk().expect("a hash has 32 bytes");
+    (orders, u64::from_be_bytes(*first).max(1))
+}
+
+/// Whether a held question is answered now: the orders differ from those that the server has, or
+/// this member lost the leader and the server had better ask another one.
+#[must_use]
+pub fn answers_now(view: &View, hash: u64, known: u64) -> bool {
+    hash != known || view.raft.leader.is_none()
+}
+
+/// Whether a person may say this.
+#[must_use]
+pub fn for_people(body: &Body) -> bool {
+    match body {
+        Body::Pause { .. }
+        | Body::Resume { .. }
+        | Body::Approve { .. }
+        | Body::Abort { .. }
+        | Body::Retry { .. }
+        | Body::Undo { .. }
+        | Body::RemoveServer { .. }
+        | Body::PlaceMember { .. } => true,
+        _ => false,
+    }
+}
+
+/// Whether a member may pass this on to the leader: what servers and people say, never what only
+/// a leader decides.
+#[must_use]
+pub fn for_members(body: &Body) -> bool {
+    matches!(body, Body::Report { .. } | Body::AddServer { .. }) || for_people(body)
+}
+
+/// Why reports are not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReportsRefused {
+    /// More than [`REPORTS_MAX`].
+    TooMany,
+    /// A server only reports for itself.
+    Foreign,
+    /// They are about another life of the group.
+    OtherLife,
+}
+
+/// Whether a server's reports are taken.
+///
+/// # Errors
+/// Why they are not.
+pub fn check_reports(
+    server: &ServerId,
+    reports: &[Report],
+    about: Incarnation,
+    incarnation: Incarnation,
+) -> Result<(), ReportsRefused> {
+    if reports.len() > REPORTS_MAX {
+        Err(ReportsRefused::TooMany)
+    } else if reports.iter().any(|report| report.server != *server) {
+        Err(ReportsRefused::Foreign)
+    } else if about != incarnation {
+        Err(ReportsRefused::OtherLife)
+    } else {
+        Ok(())
+    }
+}
+
+/// What joining the group takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joining {
+    /// The server is in it, with this address and rack.
+    Done,
+    /// It is in it, and has moved.
+    Moved,
+    /// It is new. Only the hub decides which group a server belongs to: ask the registry first.
+    New,
+}
+
+/// What it takes to have `server` in the group with this address and rack.
+#[must_use]
+pub fn joining(view: &View, server: &ServerId, address: &str, rack: Option<&str>) -> Joining {
+    match view.state.servers.get(server) {
+        None => Joining::New,
+        Some(known) if known.address == address && known.rack.as_deref() == rack => Joining::Done,
+        Some(_) => Joining::Moved,
+    }
+}
+
+/// What to do next to get a command into the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// It is there.
+    Done {
+        /// The entry.
+        index: u64,
+        /// Why it was refused, for people; none when it was carried out.
+        rejection: Option<String>,
+    },
+    /// Pass it on to the leader, with a deadline of so many milliseconds.
+    Forward {
+        /// The leader.
+        to: MemberId,
+        /// What is left of [`COMMAND_MS_MAX`].
+        within_ms: u64,
+    },
+    /// Propose it again after so many milliseconds. The command carries what makes that safe.
+    Again {
+        /// The pause.
+        after_ms: u64,
+    },
+    /// Its outcome is unknown.
+    GiveUp,
+}
+
+/// Getting one command into the log: here if this member leads, else through the leader; tried
+/// again until [`COMMAND_MS_MAX`] are over.
+#[derive(Debug, Clone, Copy)]
+pub struct Committing {
+    own: MemberId,
+    until_ms: u64,
+}
+
+impl Committing {
+    /// Begins; `own` is this server's member.
+    #[must_use]
+    pub fn begin(now_ms: u64, own: MemberId) -> Committing {
+        Committing { own, until_ms: now_ms + COMMAND_MS_MAX }
+    }
+
+    /// The own member's answer to a proposal.
+    #[must_use]
+    pub fn proposed(&self, now_ms: u64, outcome: Proposed) -> Next {
+        match outcome {
+            Proposed::Applied { index, rejection } => {
+                Next::Done { index, rejection: rejection.map(|rejection| rejection.to_string()) }
+            }
+            // Taken out of the server's hands: it would only send it again.
+            Proposed::TooLarge { bytes, limit } => {
+                let rejection = format!("the command has {bytes} bytes, the limit is {limit}");
+                Next::Done { index: 0, rejection: Some(rejection) }
+            }
+            Proposed::NotLeader { leader: Some(leader) } if leader.0 != self.own.0 => {
+                match self.until_ms.saturating_sub(now_ms) {
+                    0 => Next::GiveUp,
+                    within_ms => Next::Forward { to: MemberId(leader.0), within_ms },
+                }
+            }
+            Proposed::NotLeader { .. } | Proposed::Busy | Proposed::Unknown => self.failed(now_ms),
+        }
+    }
+
+    /// The leader did not answer, or did not take it.
+    #[must_use]
+    pub fn failed(&self, now_ms: u64) -> Next {
+        if now_ms + AGAIN_AFTER_MS < self.until_ms {
+            Next::Again { after_ms: AGAIN_AFTER_MS }
+        } else {
+            Next::GiveUp
+        }
+    }
+}
+
+/// Names the leader in a command that needs it: an undo begins with the leader's own server.
+pub fn name_leader(command: &mut Command, view: &View) {
+    if let Body::Undo { lead, .. } = &mut command.body
+        && let Some(leader) = view.leader()
+    {
+        lead.clone_from(leader);
+    }
+}

@@ -1,0 +1,76 @@
+use cohort_consensus::RaftId;
+use cohort_core::Body;
+use cohort_core::ids::{AppId, BootEpoch, ClockMs, Incarnation, MemberId, ServerId};
+use cohort_core::orders::Fence;
+use cohort_core::report::{Outcome, Report};
+
+use crate::answers::{
+    COMMAND_MS_MAX, Committing, Next, REPORTS_MAX, ReportsRefused, check_reports, for_members,
+    for_people,
+};
+use crate::member::Proposed;
+
+fn server(name: &str) -> ServerId {
+    ServerId::new(name).unwrap()
+}
+
+fn report(name: &str) -> Report {
+    Report {
+        server: server(name),
+        boot_epoch: BootEpoch(1),
+        sequence: 1,
+        app: AppId::new("web").unwrap(),
+        fence: Fence::default(),
+        attempt: 1,
+        outcome: Outcome::Checked,
+    }
+}
+
+#[test]
+fn people_say_what_people_decide_and_members_pass_on_no_more_than_servers_say_too() {
+    let person = Body::Resume { app: AppId::new("web").unwrap() };
+    let server_says = Body::Report { report: report("s1") };
+    let leader_only = Body::AdvanceClock { from: ClockMs(0), to: ClockMs(1) };
+    let all = [&person, &server_says, &leader_only];
+    assert_eq!(all.map(for_people), [true, false, false]);
+    assert_eq!(all.map(for_members), [true, true, false]);
+}
+
+#[test]
+fn a_server_reports_for_itself_in_this_life_and_in_bounded_numbers() {
+    let life = Incarnation(3);
+    let check = |reports: &[Report], about| check_reports(&server("s1"), reports, about, life);
+    assert_eq!(check(&[report("s1")], life), Ok(()));
+    assert_eq!(check(&[report("s1"), report("s2")], life), Err(ReportsRefused::Foreign));
+    assert_eq!(check(&[report("s1")], Incarnation(2)), Err(ReportsRefused::OtherLife));
+    let many = vec![report("s1"); REPORTS_MAX + 1];
+    assert_eq!(check(&many, life), Err(ReportsRefused::TooMany));
+}
+
+#[test]
+fn a_command_goes_to_the_leader_and_is_tried_again_until_its_time_is_up() {
+    let committing = Committing::begin(1_000, MemberId(1));
+    let other = || Proposed::NotLeader { leader: Some(RaftId(2)) };
+    let own = || Proposed::NotLeader { leader: Some(RaftId(1)) };
+    assert_eq!(
+        committing.proposed(1_200, other()),
+        Next::Forward { to: MemberId(2), within_ms: COMMAND_MS_MAX - 200 }
+    );
+    // A member that is named by itself has just lost the leadership: it will know better soon.
+    for outcome in [own(), Proposed::NotLeader { leader: None }, Proposed::Busy, Proposed::Unknown]
+    {
+        assert!(matches!(committing.proposed(1_200, outcome), Next::Again { .. }));
+    }
+    let end_ms = 1_000 + COMMAND_MS_MAX;
+    assert_eq!(committing.proposed(end_ms, other()), Next::GiveUp);
+    assert_eq!(committing.failed(end_ms), Next::GiveUp);
+}
+
+#[test]
+fn a_command_that_can_never_be_taken_is_done_with_its_refusal() {
+    let committing = Committing::begin(0, MemberId(1));
+    let next = committing.proposed(0, Proposed::TooLarge { bytes: 9, limit: 8 });
+    assert!(matches!(next, Next::Done { index: 0, rejection: Some(_) }), "{next:?}");
+    let applied = Proposed::Applied { index: 7, rejection: None };
+    assert_eq!(committing.proposed(0, applied), Next::Done { index: 7, rejection: None });
+}

@@ -1,0 +1,163 @@
+//! What the leader observes, and when it plans.
+//!
+//! Observations are not replicated. They are dropped at every change of leader: a plan is made
+//! from what this leadership has seen itself.
+
+use std::collections::BTreeMap;
+
+use cohort_core::gate::RegistryView;
+use cohort_core::ids::{AppId, ServerId};
+use cohort_core::placement::{Placed, Placement, placement};
+use cohort_core::{Body, Observations, Offer, Plan, State, plan};
+
+use crate::contacts::Contacts;
+
+/// How often the leader plans when nothing has happened, in milliseconds.
+pub const PLAN_EVERY_MS: u64 = 250;
+/// Pause between two steps of the placement of voters, in milliseconds.
+const PLACE_EVERY_MS: u64 = 200;
+
+/// The observations of one member; empty unless it leads.
+#[derive(Debug, Clone)]
+pub struct Leading {
+    seen: Observations,
+    /// Since when this member leads; none while another one does.
+    since_ms: Option<u64>,
+    /// Up to where the group clock has been advanced, on this member's monotonic clock.
+    clock_mark_ms: u64,
+    planned_ms: Option<u64>,
+    placed_ms: Option<u64>,
+    /// The last of the leader's own proposals that has not been applied yet.
+    planned_up_to: u64,
+    /// Something has changed since the last plan.
+    stale: bool,
+}
+
+impl Leading {
+    /// The observations of the member on `server`, which does not lead yet.
+    #[must_use]
+    pub fn new(server: ServerId, killed: Option<String>) -> Leading {
+        Leading {
+            seen: Observations { leader: Some(server), killed, ..Observations::default() },
+            since_ms: None,
+            clock_mark_ms: 0,
+            planned_ms: None,
+            placed_ms: None,
+            planned_up_to: 0,
+            stale: true,
+        }
+    }
+
+    /// This member leads from now on, in a new term.
+    pub fn began(&mut self, now_ms: u64) {
+        self.ended();
+        self.since_ms = Some(now_ms);
+        self.clock_mark_ms = now_ms;
+        self.stale = true;
+    }
+
+    /// Another member leads, or none: everything seen so far is void, except the kill switch,
+    /// which every member has latched itself.
+    pub fn ended(&mut self) {
+        let fresh = Leading::new(self.server().clone(), self.seen.killed.take());
+        *self = fresh;
+    }
+
+    /// The server whose member this is.
+    #[must_use]
+    pub fn server(&self) -> &ServerId {
+        self.seen.leader.as_ref().expect("set when it was made, and never taken out")
+    }
+
+    /// The registry's content; none while it does not answer.
+    pub fn registry(&mut self, view: Option<RegistryView>) {
+        self.stale |= view != self.seen.registry;
+        self.seen.registry = view;
+    }
+
+    /// Whether the registry answers; none while this member does not lead.
+    #[must_use]
+    pub fn registry_answers(&self) -> Option<bool> {
+        self.since_ms.map(|_| self.seen.registry.is_some())
+    }
+
+    /// What the channels point to, and which mirrors and releases were refused lately.
+    pub fn offers(&mut self, offers: BTreeMap<AppId, Offer>, refusals: Vec<String>) {
+        self.stale |= (&offers, &refusals) != (&self.seen.offers, &self.seen.refusals);
+        self.seen.offers = offers;
+        self.seen.refusals = refusals;
+    }
+
+    /// Mirrors and releases that were refused lately, for people.
+    #[must_use]
+    pub fn refusals(&self) -> &[String] {
+        &self.seen.refusals
+    }
+
+    /// The reason given for the kill switch, while it is on. Returns whether that is news.
+    pub fn killed(&mut self, reason: Option<String>) -> bool {
+        let news = reason != self.seen.killed;
+        self.seen.killed = reason;
+        self.stale |= news;
+        news
+    }
+
+    /// Why everything is stopped, while the kill switch is on.
+    #[must_use]
+    pub fn why_killed(&self) -> Option<&str> {
+        self.seen.killed.as_deref()
+    }
+
+    /// The state or the membership has changed.
+    pub fn state_changed(&mut self) {
+        self.stale = true;
+    }
+
+    /// Whether a plan is worth making now: nothing of the last one is still under way, and there
+    /// is news, or the last one is old.
+    #[must_use]
+    pub fn due(&self, now_ms: u64, applied: u64) -> bool {
+        let old = self.planned_ms.is_none_or(|at| now_ms - at >= PLAN_EVERY_MS);
+        self.since_ms.is_some() && self.planned_up_to <= applied && (self.stale || old)
+    }
+
+    /// Plans. What is proposed of it must be told to [`proposed`](Self::proposed).
+    pub fn plan(&mut self, now_ms: u64, state: &State, contacts: &Contacts) -> Plan {
+        self.stale = false;
+        self.planned_ms = Some(now_ms);
+        self.seen.elapsed_ms = now_ms - self.clock_mark_ms;
+        self.seen.leading_for_ms = now_ms - self.since_ms.unwrap_or(now_ms);
+        if self.seen.killed.is_some() {
+            // Deadlines freeze while everything is stopped.
+            self.clock_mark_ms = now_ms;
+        }
+        self.seen.contact_age_ms = contacts.ages_ms(now_ms);
+        self.seen.doing = contacts.steps();
+        plan(state, &self.seen)
+    }
+
+    /// A command of this leader was proposed and will be entry `index`, unless it gets lost.
+    pub fn proposed(&mut self, now_ms: u64, index: u64, body: &Body) {
+        self.planned_up_to = self.planned_up_to.max(index);
+        if let Body::AdvanceClock { from, to } = body {
+            let advanced_ms = to.since(*from);
+            // What one entry cannot advance (after a long sleep) is dropped: deadlines may be
+            // late, never early.
+            self.clock_mark_ms = if self.seen.elapsed_ms > advanced_ms {
+                now_ms
+            } else {
+                self.clock_mark_ms + advanced_ms
+            };
+        }
+    }
+
+    /// The next step towards the placement of voters that is wanted.
+    pub fn place(&mut self, now_ms: u64, state: &State, placed: &Placed) -> Option<Placement> {
+        if self.placed_ms.is_some_and(|at| now_ms - at < PLACE_EVERY_MS) {
+            return None;
+        }
+        let next = placement(state, placed)?;
+        self.placed_ms = Some(now_ms);
+        Some(next)
+    }
+}

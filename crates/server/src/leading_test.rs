@@ -1,0 +1,109 @@
+use std::collections::BTreeMap;
+
+use cohort_core::command::CLOCK_STEP_MS_MAX;
+use cohort_core::gate::RegistryView;
+use cohort_core::ids::{ClockMs, GroupId, Incarnation, ServerId};
+use cohort_core::{Body, Plan, State};
+
+use crate::contacts::Contacts;
+use crate::leading::{Leading, PLAN_EVERY_MS};
+
+const WEEK_MS: u64 = 7 * 24 * 3_600_000;
+
+fn leading() -> Leading {
+    let mut leading = Leading::new(ServerId::new("s1").unwrap(), None);
+    leading.began(1_000);
+    leading
+}
+
+fn state() -> State {
+    State::new(GroupId::new("web").unwrap(), Incarnation(1))
+}
+
+fn plan_at(leading: &mut Leading, now_ms: u64) -> Plan {
+    leading.plan(now_ms, &state(), &Contacts::default())
+}
+
+/// The advance of the group clock in a plan, in milliseconds.
+fn advance(plan: &Plan) -> Option<u64> {
+    plan.commands.iter().find_map(|body| match body {
+        Body::AdvanceClock { from, to } => Some(to.since(*from)),
+        _ => None,
+    })
+}
+
+#[test]
+fn plans_when_there_is_news_and_when_the_last_plan_is_old() {
+    let mut leading = leading();
+    assert!(leading.due(1_000, 0), "a new leader plans at once");
+    let _ = plan_at(&mut leading, 1_000);
+    assert!(!leading.due(1_001, 0));
+    leading.state_changed();
+    assert!(leading.due(1_001, 0));
+    let _ = plan_at(&mut leading, 1_001);
+    assert!(leading.due(1_001 + PLAN_EVERY_MS, 0));
+}
+
+#[test]
+fn waits_until_its_own_proposals_are_applied() {
+    let mut leading = leading();
+    let _ = plan_at(&mut leading, 1_000);
+    leading.proposed(1_000, 7, &Body::AdvanceClock { from: ClockMs(0), to: ClockMs(1) });
+    leading.state_changed();
+    assert!(!leading.due(2_000, 6));
+    assert!(leading.due(2_000, 7));
+}
+
+#[test]
+fn an_earlier_leadership_leaves_nothing_behind_but_the_kill_switch() {
+    let mut leading = leading();
+    leading.registry(Some(RegistryView::default()));
+    leading.offers(BTreeMap::new(), vec!["mirror x: expired".into()]);
+    assert!(leading.killed(Some("stop".into())));
+    assert_eq!(leading.registry_answers(), Some(true));
+    leading.ended();
+    assert!(!leading.due(2_000, 0), "it does not plan any more");
+    assert_eq!(leading.registry_answers(), None);
+    leading.began(3_000);
+    assert_eq!(leading.registry_answers(), Some(false));
+    assert!(leading.refusals().is_empty());
+    assert_eq!(leading.why_killed(), Some("stop"));
+    assert!(!leading.killed(Some("stop".into())), "no news");
+}
+
+#[test]
+fn the_same_observation_again_is_no_news() {
+    let mut leading = leading();
+    leading.registry(Some(RegistryView::default()));
+    let _ = plan_at(&mut leading, 1_000);
+    leading.registry(Some(RegistryView::default()));
+    leading.offers(BTreeMap::new(), Vec::new());
+    assert!(!leading.due(1_001, 0));
+    leading.registry(None);
+    assert!(leading.due(1_001, 0));
+}
+
+#[test]
+fn what_the_clock_could_not_be_advanced_by_is_dropped() {
+    let mut leading = leading();
+    let asleep_until = 1_000 + WEEK_MS;
+    let plan = plan_at(&mut leading, asleep_until);
+    assert_eq!(advance(&plan), Some(CLOCK_STEP_MS_MAX));
+    leading.proposed(asleep_until, 1, &plan.commands[0]);
+    // The next advance measures from the wake-up, not from a week ago.
+    let plan = plan_at(&mut leading, asleep_until + 10);
+    assert_eq!(advance(&plan), None, "an idle group is not worth an entry after 10 ms");
+    let plan = plan_at(&mut leading, asleep_until + CLOCK_STEP_MS_MAX);
+    assert_eq!(advance(&plan), Some(CLOCK_STEP_MS_MAX));
+}
+
+#[test]
+fn the_kill_switch_freezes_the_clock() {
+    let mut leading = leading();
+    leading.killed(Some("stop".into()));
+    assert_eq!(advance(&plan_at(&mut leading, 1_000 + 10 * CLOCK_STEP_MS_MAX)), None);
+    leading.killed(None);
+    let released_ms = 1_000 + 10 * CLOCK_STEP_MS_MAX;
+    let plan = plan_at(&mut leading, released_ms + CLOCK_STEP_MS_MAX);
+    assert_eq!(advance(&plan), Some(CLOCK_STEP_MS_MAX), "the frozen time does not count");
+}

@@ -1,0 +1,581 @@
+//! The member: the group's log and state on one server, without the server around it.
+//!
+//! [`Member::step`] takes what has come in and the time, and returns what to do about it, as plain
+//! data: requests are answered by their [`Ticket`]. Nothing in here waits. One step is:
+//!
+//! ```text
+//!   take inputs ─► tick ─► plan (while it leads) ─► make durable ─► send ─► apply ─► answer
+//! ```
+//!
+//! What a step proposes and what came in becomes durable together, with one sync. When
+//! [`Member::wake_ms`] lies in the past, another step has work already.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cohort_consensus::{
+    Config, Envelope, Handover, LogStore, MembershipError, Node, NodeError, ProposeError, RaftId,
+    ReadId, Role, Status, TICK, Term, TransferError,
+};
+use cohort_core::command::{COMMAND_VERSION, Rejection};
+use cohort_core::gate::RegistryView;
+use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::state::HistoryEntry;
+use cohort_core::waiting::Waiting;
+use cohort_core::{Body, Command, Event, Offer, State};
+
+use crate::contacts::Contacts;
+use crate::leading::Leading;
+
+mod apply;
+mod lead;
+
+/// The length of a tick, in milliseconds.
+const TICK_MS: u64 = TICK.as_millis() as u64;
+/// Ticks made up for after a pause of the process. 5: a quarter of a second is noticed, and a long
+/// sleep does not start an election on its own.
+const TICKS_CAUGHT_UP_MAX: u64 = 5;
+/// How long a hand-over before a stop may take, in ticks: 2 s.
+const HANDOVER_TICKS_MAX: u32 = 40;
+/// A read without an answer for this long counts as lost and is begun again, in milliseconds.
+const READ_LOST_MS: u64 = 500;
+/// How long a read may take in all, in milliseconds: longer than an election, so that it survives
+/// a change of leader.
+pub const READ_MS_MAX: u64 = 1_500;
+/// How long a transfer of leadership may take, in milliseconds.
+const TRANSFER_MS_MAX: u64 = 3_000;
+
+/// The number under which a request is answered; given out by the caller, once each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// What comes in.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// A peer's message, from an authenticated connection.
+    Received(Box<Envelope>),
+    /// A new connection to a peer: messages still on their way over an older one are void.
+    Connected(RaftId),
+    /// A peer cannot be reached.
+    Unreachable(RaftId),
+    /// Append a command to the log.
+    Propose {
+        /// Answered by [`Output::Answer`].
+        ticket: Ticket,
+        /// What to append.
+        command: Box<Command>,
+    },
+    /// A linearizable read, on any member.
+    Read {
+        /// Answered by [`Output::Read`].
+        ticket: Ticket,
+    },
+    /// Hand leadership over.
+    Transfer {
+        /// Answered by [`Output::Transferred`].
+        ticket: Ticket,
+        /// To this member; none: to the voter that is best prepared.
+        to: Option<RaftId>,
+    },
+    /// May a server create the member that it was given?
+    Claim {
+        /// Answered by [`Output::Claimed`].
+        ticket: Ticket,
+        /// Who asks.
+        server: ServerId,
+        /// The member that its orders name.
+        member: MemberId,
+    },
+    /// The registry's content; none while it does not answer.
+    Registry(Option<RegistryView>),
+    /// What the channels point to.
+    Offers {
+        /// The offer for each app of the group.
+        offers: BTreeMap<AppId, Offer>,
+        /// Mirrors and releases that were refused lately, for people.
+        refusals: Vec<String>,
+    },
+    /// The reason given for the kill switch; none while it is off.
+    Kill(Option<String>),
+    /// Hand leadership over, then stop.
+    Stop,
+}
+
+/// What to do, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Send this to a peer; what it promises is durable.
+    Send(Envelope),
+    /// The outcome of [`Input::Propose`].
+    Answer {
+        /// Whose.
+        ticket: Ticket,
+        /// What came of it.
+        outcome: Proposed,
+    },
+    /// The outcome of [`Input::Read`].
+    Read {
+        /// Whose.
+        ticket: Ticket,
+        /// The last [`Output::View`] shows at least everything that was acknowledged when the
+        /// read came in. If not: no majority answered in [`READ_MS_MAX`].
+        fresh: bool,
+    },
+    /// The outcome of [`Input::Transfer`]: who leads now.
+    Transferred {
+        /// Whose.
+        ticket: Ticket,
+        /// The new leader.
+        outcome: Result<RaftId, TransferFailure>,
+    },
+    /// The outcome of [`Input::Claim`].
+    Claimed {
+        /// Whose.
+        ticket: Ticket,
+        /// Whether the number has never been used; none when this member does not lead.
+        granted: Option<bool>,
+    },
+    /// An entry was applied and this happened.
+    Happened {
+        /// What.
+        event: Event,
+        /// The rollout that ended with it, as it stands in the history.
+        ended: Option<Box<HistoryEntry>>,
+    },
+    /// What can be seen of the member has changed.
+    View(Arc<View>),
+    /// For the log.
+    Noted(Note),
+    /// Leadership was handed over as far as possible: drop the member.
+    Stopped,
+}
+
+/// What came of a proposal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proposed {
+    /// Committed and applied here.
+    Applied {
+        /// The entry.
+        index: u64,
+        /// Why the state machine refused it; none when it was carried out.
+        rejection: Option<Rejection>,
+    },
+    /// Larger than an entry may be: trying again does not help.
+    TooLarge {
+        /// Its size in bytes.
+        bytes: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// This member does not lead.
+    NotLeader {
+        /// Who does, as far as this member knows.
+        leader: Option<RaftId>,
+    },
+    /// Not taken, for now.
+    Busy,
+    /// It may be committed, or lost. Asking again with the same request is safe.
+    Unknown,
+}
+
+/// Why leadership was not transferred.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransferFailure {
+    /// It was not begun.
+    #[error(transparent)]
+    Refused(TransferError),
+    /// Another transfer, or a stop, is under way.
+    #[error("leadership is already being transferred")]
+    Underway,
+    /// Nobody took over.
+    #[error("no other member took over within {} s", TRANSFER_MS_MAX / 1_000)]
+    TimedOut,
+}
+
+/// For the log; nothing depends on it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Note {
+    /// The member's role, term or leader has changed.
+    Role {
+        /// What it is now.
+        role: Role,
+        /// In which term.
+        term: Term,
+        /// Who leads, as far as it knows.
+        leader: Option<RaftId>,
+    },
+    /// This member leads and has committed in its term.
+    Leads {
+        /// In which term.
+        term: Term,
+    },
+    /// A transfer of leadership was begun.
+    GivesAway,
+    /// The state machine refused a command.
+    Rejected {
+        /// Its entry.
+        index: u64,
+        /// Its name.
+        command: &'static str,
+        /// Why.
+        rejection: Rejection,
+    },
+    /// A change of membership towards these voters and standbys.
+    Membership {
+        /// The wanted voters.
+        voters: Vec<RaftId>,
+        /// The wanted standbys.
+        standbys: Vec<RaftId>,
+        /// Whether it was begun.
+        begun: Result<(), MembershipError>,
+    },
+    /// No snapshot was taken; it is tried again.
+    NotCompacted(cohort_consensus::CompactError),
+}
+
+/// What everybody may look at: consistent, as of `raft.applied`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    /// The committed state.
+    pub state: Arc<State>,
+    /// The member itself.
+    pub raft: Status,
+    /// Why things wait, by the last plan; empty on members that do not lead.
+    pub waiting: Vec<Waiting>,
+    /// Whether the registry answers; none on members that do not lead.
+    pub registry: Option<bool>,
+    /// Mirrors and releases that were refused lately, for people.
+    pub refusals: Vec<String>,
+    /// Why everything is stopped, while the kill switch is on.
+    pub killed: Option<String>,
+}
+
+impl View {
+    /// The server whose member leads, as far as this one knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<&ServerId> {
+        self.state.server_of(MemberId(self.raft.leader?.0))
+    }
+
+    /// Whether this member leads and has committed in its term.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.raft.is_leader() && self.raft.ready
+    }
+}
+
+/// Why a member cannot go on; the agent exits.
+#[derive(Debug, thiserror::Error)]
+pub enum MemberError {
+    /// The log cannot be trusted any more.
+    #[error("this server's member of the group stopped")]
+    Node(#[source] NodeError),
+    /// An entry that this version does not understand.
+    #[error(
+        "this version cannot read entry {index} of the group's log; install the version that the \
+         other members run"
+    )]
+    UnknownEntry {
+        /// Its position.
+        index: u64,
+        /// What is unknown about it.
+        #[source]
+        source: Unreadable,
+    },
+    /// A snapshot that this version does not understand.
+    #[error("this version cannot read the group's snapshot at entry {index}")]
+    UnknownSnapshot {
+        /// Its position.
+        index: u64,
+        /// What is unknown about it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// An invariant of the state is broken. It is never repaired silently.
+    #[error("the group's state is broken after entry {index}: {reason}; this replica stops")]
+    Broken {
+        /// The last entry that was applied.
+        index: u64,
+        /// The invariant.
+        reason: String,
+    },
+}
+
+/// Why an entry cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// Its encoding is unknown.
+    #[error("not a command")]
+    Encoding(#[source] serde_json::Error),
+    /// It is of another version.
+    #[error("command version {0}, this agent knows {COMMAND_VERSION}")]
+    Version(u32),
+}
+
+/// A read that waits for its answer.
+#[derive(Debug)]
+struct Reader {
+    ticket: Ticket,
+    since_ms: u64,
+}
+
+/// One member of the group, over its store.
+pub struct Member<S: LogStore> {
+    node: Node<S>,
+    state: Arc<State>,
+    leading: Leading,
+    waiting: Vec<Waiting>,
+    /// By position: the term in which it was proposed, and whom to answer.
+    proposals: BTreeMap<u64, (Term, Ticket)>,
+    /// The round of reads under way, and since when.
+    reading: Option<(ReadId, u64, Vec<Reader>)>,
+    /// Reads that begin with the next round.
+    next_readers: Vec<Reader>,
+    transfer: Option<(Ticket, u64)>,
+    stopping: Option<Handover>,
+    next_tick_ms: u64,
+    /// The view is out of date.
+    changed: bool,
+    /// The position that the last view shows.
+    shown: u64,
+    /// That this member leads has been noted.
+    announced: bool,
+    outputs: Vec<Output>,
+}
+
+impl<S: LogStore> Member<S> {
+    /// Starts a member from its store. The first step restores the state.
+    ///
+    /// # Errors
+    /// When the store or the configuration cannot be used.
+    pub fn open(
+        now_ms: u64,
+        server: ServerId,
+        group: GroupId,
+        store: S,
+        config: Config,
+        killed: Option<String>,
+    ) -> Result<Member<S>, MemberError> {
+        let state = State::new(group, Incarnation(config.incarnation));
+        let mut node = Node::open(store, config).map_err(MemberError::Node)?;
+        let status = node.status();
+        if status.configuration.voters.len() == 1 && status.configuration.is_voter(status.id) {
+            // The only voter need not wait for an election timeout: nobody else could lead.
+            node.campaign();
+        }
+        Ok(Member {
+            node,
+            state: Arc::new(state),
+            leading: Leading::new(server, killed),
+            waiting: Vec::new(),
+            proposals: BTreeMap::new(),
+            reading: None,
+            next_readers: Vec::new(),
+            transfer: None,
+            stopping: None,
+            next_tick_ms: now_ms + TICK_MS,
+            changed: true,
+            shown: 0,
+            announced: false,
+            outputs: Vec::new(),
+        })
+    }
+
+    /// What can be seen of the member now.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View {
+            state: Arc::clone(&self.state),
+            raft: self.node.status(),
+            waiting: self.waiting.clone(),
+            registry: self.leading.registry_answers(),
+            refusals: self.leading.refusals().to_vec(),
+            killed: self.leading.why_killed().map(str::to_owned),
+        }
+    }
+
+    /// When the next step is due if nothing comes in; in the past when there is work already.
+    #[must_use]
+    pub fn wake_ms(&self, now_ms: u64) -> u64 {
+        if self.may_plan(now_ms) { now_ms } else { self.next_tick_ms }
+    }
+
+    /// Takes what has come in, and says what to do.
+    ///
+    /// `now_ms` is a monotonic clock, the same that `contacts` are kept by.
+    ///
+    /// # Errors
+    /// The member cannot go on and must be dropped; nothing that it was asked is answered.
+    pub fn step(
+        &mut self,
+        now_ms: u64,
+        contacts: &Contacts,
+        inputs: impl IntoIterator<Item = Input>,
+    ) -> Result<Vec<Output>, MemberError> {
+        for input in inputs {
+            self.take(now_ms, input);
+        }
+        self.ticks(now_ms);
+        if self.may_plan(now_ms) {
+            self.lead(now_ms, contacts);
+        }
+        self.begin_reads(now_ms);
+        let effects = self.node.drain().map_err(MemberError::Node)?;
+        self.apply(now_ms, effects)?;
+        if self.changed {
+            self.publish();
+        }
+        if self.stopping.as_ref().is_some_and(Handover::is_over) {
+            self.outputs.push(Output::Stopped);
+        }
+        Ok(std::mem::take(&mut self.outputs))
+    }
+
+    fn take(&mut self, now_ms: u64, input: Input) {
+        match input {
+            Input::Received(envelope) => self.node.receive(&envelope),
+            Input::Connected(peer) => self.node.connected(peer),
+            Input::Unreachable(peer) => self.node.report_unreachable(peer),
+            Input::Propose { ticket, command } => self.propose_for(ticket, &command),
+            Input::Read { ticket } => self.next_readers.push(Reader { ticket, since_ms: now_ms }),
+            Input::Transfer { ticket, to } => self.transfer(now_ms, ticket, to),
+            Input::Claim { ticket, server, member } => {
+                let granted = self.claim(&server, member);
+                self.outputs.push(Output::Claimed { ticket, granted });
+            }
+            Input::Registry(view) => self.leading.registry(view),
+            Input::Offers { offers, refusals } => self.leading.offers(offers, refusals),
+            Input::Kill(reason) => self.changed |= self.leading.killed(reason),
+            Input::Stop => {
+                if self.stopping.is_none() {
+                    let handover = Handover::begin(&mut self.node, HANDOVER_TICKS_MAX);
+                    self.stopping = Some(handover);
+                }
+            }
+        }
+    }
+
+    /// The ticks that are due; those missed in a long pause are left out.
+    fn ticks(&mut self, now_ms: u64) {
+        if now_ms < self.next_tick_ms {
+            return;
+        }
+        let due = 1 + (now_ms - self.next_tick_ms) / TICK_MS;
+        self.next_tick_ms += due * TICK_MS;
+        for _ in 0..due.min(TICKS_CAUGHT_UP_MAX) {
+            self.node.tick();
+            if let Some(handover) = &mut self.stopping {
+                handover.poll(&mut self.node);
+            }
+        }
+        self.expire_reads(now_ms);
+        self.watch_transfer(now_ms);
+    }
+
+    fn expire_reads(&mut self, now_ms: u64) {
+        if self.reading.as_ref().is_some_and(|(_, since, _)| now_ms - since > READ_LOST_MS)
+            && let Some((_, _, readers)) = self.reading.take()
+        {
+            self.next_readers.extend(readers);
+        }
+        let given_up = |reader: &mut Reader| now_ms - reader.since_ms > READ_MS_MAX;
+        for reader in self.next_readers.extract_if(.., given_up) {
+            self.outputs.push(Output::Read { ticket: reader.ticket, fresh: false });
+        }
+    }
+
+    fn begin_reads(&mut self, now_ms: u64) {
+        if self.reading.is_none() && !self.next_readers.is_empty()
+            // Without a leader they wait; `expire_reads` ends that.
+            && let Ok(id) = self.node.read()
+        {
+            self.reading = Some((id, now_ms, std::mem::take(&mut self.next_readers)));
+        }
+    }
+
+    fn transfer(&mut self, now_ms: u64, ticket: Ticket, to: Option<RaftId>) {
+        if self.transfer.is_some() || self.stopping.is_some() {
+            let outcome = Err(TransferFailure::Underway);
+            self.outputs.push(Output::Transferred { ticket, outcome });
+            return;
+        }
+        let begun = match to {
+            Some(to) => self.node.transfer_leadership(to),
+            None => self.node.hand_over().map(|_| ()),
+        };
+        match begun {
+            Ok(()) => {
+                self.transfer = Some((ticket, now_ms));
+                self.outputs.push(Output::Noted(Note::GivesAway));
+            }
+            Err(error) => {
+                let outcome = Err(TransferFailure::Refused(error));
+                self.outputs.push(Output::Transferred { ticket, outcome });
+            }
+        }
+    }
+
+    fn watch_transfer(&mut self, now_ms: u64) {
+        let Some((ticket, since_ms)) = self.transfer else { return };
+        let outcome = match self.node.leader() {
+            Some(leader) if leader != self.node.id() => Ok(leader),
+            _ if now_ms - since_ms > TRANSFER_MS_MAX => Err(TransferFailure::TimedOut),
+            _ => return,
+        };
+        self.transfer = None;
+        self.outputs.push(Output::Transferred { ticket, outcome });
+    }
+
+    /// A number that ever had a log is not given to an empty disk: it may have promised something.
+    fn claim(&mut self, server: &ServerId, member: MemberId) -> Option<bool> {
+        if !self.node.leads() {
+            return None;
+        }
+        let mine = self.state.servers.get(server).and_then(|known| known.member) == Some(member);
+        let id = RaftId(member.0);
+        let status = self.node.status();
+        let used = status.configuration.is_voter(id)
+            || status.peers.get(&id).is_some_and(|peer| peer.matched.0 > 0);
+        if mine && used {
+            self.propose_own(Body::RetireMember { server: server.clone(), member });
+        }
+        Some(mine && !used)
+    }
+
+    fn propose_for(&mut self, ticket: Ticket, command: &Command) {
+        let outcome = match self.propose(command) {
+            Ok((index, term)) => {
+                self.proposals.insert(index, (term, ticket));
+                return;
+            }
+            Err(ProposeError::NotLeader { leader }) => Proposed::NotLeader { leader },
+            Err(ProposeError::Busy) => Proposed::Busy,
+            Err(ProposeError::TooLarge { bytes, limit }) => Proposed::TooLarge { bytes, limit },
+            Err(ProposeError::Stopped | ProposeError::Empty) => Proposed::Unknown,
+        };
+        self.outputs.push(Output::Answer { ticket, outcome });
+    }
+
+    /// Proposes in the leader's own name. Returns the entry that it will be, unless it is lost.
+    fn propose_own(&mut self, body: Body) -> Option<u64> {
+        let command = Command {
+            version: COMMAND_VERSION,
+            incarnation: self.state.incarnation,
+            actor: format!("leader {}", self.leading.server()),
+            request: None,
+            body,
+        };
+        self.propose(&command).ok().map(|(index, _)| index)
+    }
+
+    fn propose(&mut self, command: &Command) -> Result<(u64, Term), ProposeError> {
+        let data = serde_json::to_vec(command).expect("a command has text keys only");
+        self.node.propose(data).map(|(index, term)| (index.0, term))
+    }
+
+    fn publish(&mut self) {
+        self.changed = false;
+        let view = Arc::new(self.view());
+        self.outputs.push(Output::View(view));
+    }
+}

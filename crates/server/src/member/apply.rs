@@ -1,0 +1,153 @@
+//! What a member does with what its node has decided: send, apply, answer.
+
+use std::sync::Arc;
+
+use cohort_consensus::{Committed, Effects, LogStore, RaftId, ReadId, Role, Term};
+use cohort_core::command::COMMAND_VERSION;
+use cohort_core::phase::PhaseName;
+use cohort_core::state::HistoryEntry;
+use cohort_core::{Command, Event, State};
+
+use super::{Member, MemberError, Note, Output, Proposed, Unreadable};
+
+impl<S: LogStore> Member<S> {
+    pub(super) fn apply(&mut self, now_ms: u64, effects: Effects) -> Result<(), MemberError> {
+        let Effects {
+            installed_snapshot,
+            committed,
+            applied,
+            configuration,
+            reads_ready,
+            role_changed,
+            messages,
+            snapshot_wanted,
+        } = effects;
+        // What they promise is durable, and they wait for nothing below.
+        self.outputs.extend(messages.into_iter().map(Output::Send));
+        if let Some(snapshot) = installed_snapshot {
+            self.restore(snapshot.index.0, &snapshot.data)?;
+        }
+        for entry in committed {
+            self.apply_one(&entry)?;
+        }
+        if configuration.is_some() {
+            self.leading.state_changed();
+            self.changed = true;
+        }
+        if let Some((role, term, leader)) = role_changed {
+            self.role_changed(now_ms, role, term, leader);
+        }
+        if !self.announced && self.node.leads() {
+            self.announced = true;
+            let term = self.node.status().term;
+            self.outputs.push(Output::Noted(Note::Leads { term }));
+            self.changed = true;
+        }
+        if applied.0 != self.shown {
+            // Entries without a command count as well (a new leader's first one): how far this
+            // member is must not look old while the group is at rest.
+            self.shown = applied.0;
+            self.changed = true;
+        }
+        if snapshot_wanted {
+            let data = serde_json::to_vec(&*self.state).expect("a state has text keys only");
+            if let Err(error) = self.node.compact(applied, data) {
+                self.outputs.push(Output::Noted(Note::NotCompacted(error)));
+            }
+        }
+        self.answer_reads(reads_ready.into_iter().map(|(id, _)| id));
+        Ok(())
+    }
+
+    fn restore(&mut self, index: u64, data: &[u8]) -> Result<(), MemberError> {
+        let state: State = serde_json::from_slice(data)
+            .map_err(|source| MemberError::UnknownSnapshot { index, source })?;
+        state.check().map_err(|reason| MemberError::Broken { index, reason })?;
+        self.state = Arc::new(state);
+        self.changed = true;
+        Ok(())
+    }
+
+    fn apply_one(&mut self, entry: &Committed) -> Result<(), MemberError> {
+        let index = entry.index.0;
+        let unknown = |source| MemberError::UnknownEntry { index, source };
+        let command: Command = serde_json::from_slice(&entry.data)
+            .map_err(|error| unknown(Unreadable::Encoding(error)))?;
+        if command.version != COMMAND_VERSION {
+            return Err(unknown(Unreadable::Version(command.version)));
+        }
+        let state = Arc::make_mut(&mut self.state);
+        let outcome = state.apply(&command);
+        if cfg!(debug_assertions) {
+            state.check().map_err(|reason| MemberError::Broken { index, reason })?;
+        }
+        let rejection = match outcome {
+            Ok(events) => {
+                for event in events {
+                    let ended = ended(&self.state, &event);
+                    self.outputs.push(Output::Happened { event, ended });
+                }
+                None
+            }
+            Err(rejection) => {
+                let (command, rejection_) = (command.body.name(), rejection.clone());
+                let note = Note::Rejected { index, command, rejection: rejection_ };
+                self.outputs.push(Output::Noted(note));
+                Some(rejection)
+            }
+        };
+        if let Some((term, ticket)) = self.proposals.remove(&index) {
+            // Another entry at the position: the proposal was lost.
+            let outcome = if term == entry.term {
+                Proposed::Applied { index, rejection }
+            } else {
+                Proposed::Unknown
+            };
+            self.outputs.push(Output::Answer { ticket, outcome });
+        }
+        self.leading.state_changed();
+        self.changed = true;
+        Ok(())
+    }
+
+    fn role_changed(&mut self, now_ms: u64, role: Role, term: Term, leader: Option<RaftId>) {
+        self.outputs.push(Output::Noted(Note::Role { role, term, leader }));
+        self.changed = true;
+        self.waiting.clear();
+        self.announced = false;
+        let leads = role == Role::Leader;
+        if leads {
+            self.leading.began(now_ms);
+        } else {
+            self.leading.ended();
+        }
+        // Nobody knows whether what an earlier leadership proposed was kept.
+        let lost = |_: &u64, (of, _): &mut (Term, _)| !leads || *of != term;
+        for (_, (_, ticket)) in self.proposals.extract_if(.., lost) {
+            self.outputs.push(Output::Answer { ticket, outcome: Proposed::Unknown });
+        }
+    }
+
+    fn answer_reads(&mut self, mut ready: impl Iterator<Item = ReadId>) {
+        let Some((id, _, _)) = &self.reading else { return };
+        if ready.any(|read| read == *id)
+            && let Some((_, _, readers)) = self.reading.take()
+        {
+            if self.changed {
+                self.publish();
+            }
+            let answer = |reader: super::Reader| Output::Read { ticket: reader.ticket, fresh: true };
+            self.outputs.extend(readers.into_iter().map(answer));
+        }
+    }
+}
+
+/// The entry in the history that an event wrote.
+fn ended(state: &State, event: &Event) -> Option<Box<HistoryEntry>> {
+    match event {
+        Event::PhaseChanged { app, to: PhaseName::Running | PhaseName::Held, .. } => {
+            state.apps.get(app)?.history.back().cloned().map(Box::new)
+        }
+        _ => None,
+    }
+}

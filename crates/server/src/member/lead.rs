@@ -1,0 +1,65 @@
+//! What a member does while it leads: plan, propose, and place the voters.
+
+use std::collections::BTreeSet;
+
+use cohort_consensus::{LogStore, RaftId};
+use cohort_core::Body;
+use cohort_core::ids::MemberId;
+use cohort_core::placement::{Placed, Placement};
+
+use super::{Member, Note, Output};
+use crate::contacts::Contacts;
+
+impl<S: LogStore> Member<S> {
+    /// Whether it leads, and a plan is worth making now.
+    pub(super) fn may_plan(&self, now_ms: u64) -> bool {
+        self.stopping.is_none()
+            && self.transfer.is_none()
+            && self.node.leads()
+            && self.leading.due(now_ms, self.node.applied().0)
+    }
+
+    pub(super) fn lead(&mut self, now_ms: u64, contacts: &Contacts) {
+        self.place(now_ms);
+        let plan = self.leading.plan(now_ms, &self.state, contacts);
+        if plan.waiting != self.waiting {
+            self.waiting = plan.waiting;
+            self.changed = true;
+        }
+        for body in plan.commands {
+            let Some(index) = self.propose_own(body.clone()) else { break };
+            self.leading.proposed(now_ms, index, &body);
+        }
+    }
+
+    /// Takes the next step towards the placement of voters that is wanted.
+    fn place(&mut self, now_ms: u64) {
+        let status = self.node.status();
+        let members = |ids: &BTreeSet<RaftId>| ids.iter().map(|id| MemberId(id.0)).collect();
+        let placed = Placed {
+            voters: members(&status.configuration.voters),
+            standbys: members(&status.configuration.standbys),
+            caught_up: members(&self.node.caught_up()),
+            changing: status.change_pending || status.configuration.is_joint(),
+        };
+        let body = match self.leading.place(now_ms, &self.state, &placed) {
+            None => return,
+            Some(Placement::Allocate(server)) => Body::AllocateMember { server },
+            Some(Placement::Retire(server, member)) => Body::RetireMember { server, member },
+            Some(Placement::Change { voters, standbys }) => {
+                return self.change_membership(&voters, &standbys);
+            }
+        };
+        if let Some(index) = self.propose_own(body.clone()) {
+            self.leading.proposed(now_ms, index, &body);
+        }
+    }
+
+    fn change_membership(&mut self, voters: &BTreeSet<MemberId>, standbys: &BTreeSet<MemberId>) {
+        let ids = |members: &BTreeSet<MemberId>| members.iter().map(|id| RaftId(id.0)).collect();
+        let (voters, standbys): (BTreeSet<RaftId>, BTreeSet<RaftId>) = (ids(voters), ids(standbys));
+        let begun = self.node.change_membership(&voters, &standbys);
+        let (voters, standbys) = (voters.into_iter().collect(), standbys.into_iter().collect());
+        self.outputs.push(Output::Noted(Note::Membership { voters, standbys, begun }));
+    }
+}

@@ -1,0 +1,469 @@
+//! Three members in one thread, over simulated disks and a network that can be cut.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cohort_consensus::{Config, Envelope, Node, ProposeError, RaftId, Role, StoreError, TransferError};
+use cohort_core::command::COMMAND_VERSION;
+use cohort_core::gate::RegistryView;
+use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::{Body, Command, State};
+use cohort_store::{Disk, FaultyStore, WriteFault};
+
+use crate::contacts::Contacts;
+use crate::member::{
+    Input, Member, MemberError, Note, Output, Proposed, Ticket, TransferFailure, Unreadable, View,
+};
+use crate::membership::{Founder, founding_state};
+
+const TICK_MS: u64 = 50;
+
+struct Group {
+    now_ms: u64,
+    members: BTreeMap<u64, Member<FaultyStore>>,
+    disks: BTreeMap<u64, Disk>,
+    boots: u64,
+    contacts: Contacts,
+    /// Cut off from everybody else.
+    cut: BTreeSet<u64>,
+    mail: Vec<Envelope>,
+    /// Everything but messages and views, per member.
+    said: BTreeMap<u64, Vec<Output>>,
+    views: BTreeMap<u64, Arc<View>>,
+    next_ticket: u64,
+}
+
+fn server(n: u64) -> ServerId {
+    ServerId::new(format!("s{n}")).unwrap()
+}
+
+fn command(body: Body) -> Command {
+    let (version, incarnation) = (COMMAND_VERSION, Incarnation(1));
+    Command { version, incarnation, actor: "test".into(), request: None, body }
+}
+
+fn add(n: u64) -> Body {
+    Body::AddServer { server: server(n), address: format!("{}:1", server(n)), rack: None }
+}
+
+fn state(members: u64) -> State {
+    let founder = Founder {
+        server: server(1),
+        address: "s1:1".into(),
+        rack: None,
+        labels: BTreeMap::new(),
+        platform: "intel".parse().unwrap(),
+    };
+    let mut state = founding_state(GroupId::new("web").unwrap(), Incarnation(1), founder);
+    for n in 2..=members {
+        state.apply(&command(add(n))).unwrap();
+        state.apply(&command(Body::AllocateMember { server: server(n) })).unwrap();
+    }
+    state
+}
+
+impl Group {
+    fn of(members: u64) -> Group {
+        let mut group = Group {
+            now_ms: 1_000,
+            members: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            boots: 0,
+            contacts: Contacts::default(),
+            cut: BTreeSet::new(),
+            mail: Vec::new(),
+            said: BTreeMap::new(),
+            views: BTreeMap::new(),
+            next_ticket: 0,
+        };
+        let data = serde_json::to_vec(&state(members)).unwrap();
+        for n in 1..=members {
+            let disk = Disk::new();
+            let mut store = FaultyStore::open(&disk).unwrap();
+            let config = Config::new("web", 1, RaftId(n));
+            let voters = (1..=members).map(RaftId);
+            Node::bootstrap(&mut store, &config, voters, data.clone()).unwrap();
+            group.disks.insert(n, disk);
+            group.start(n);
+        }
+        group
+    }
+
+    /// A group that has a leader; returns it as well.
+    fn led(members: u64) -> (Group, u64) {
+        let mut group = Group::of(members);
+        group.run_ms(3_000);
+        let leader = group.leader().expect("a leader within 3 s");
+        (group, leader)
+    }
+
+    fn start(&mut self, n: u64) {
+        self.boots += 1;
+        let mut config = Config::new("web", 1, RaftId(n));
+        config.boot_epoch = self.boots;
+        let store = FaultyStore::open(&self.disks[&n]).unwrap();
+        let name = GroupId::new("web").unwrap();
+        let member = Member::open(self.now_ms, server(n), name, store, config, None).unwrap();
+        self.members.insert(n, member);
+    }
+
+    fn leader(&self) -> Option<u64> {
+        let leads = |n: &u64| self.views.get(n).is_some_and(|view| view.leads());
+        self.members.keys().copied().filter(|n| !self.cut.contains(n)).find(leads)
+    }
+
+    fn follower(&self) -> u64 {
+        let leader = self.leader();
+        self.members.keys().copied().find(|n| Some(*n) != leader).unwrap()
+    }
+
+    fn try_step(&mut self, n: u64, inputs: Vec<Input>) -> Result<(), MemberError> {
+        let Some(member) = self.members.get_mut(&n) else { return Ok(()) };
+        for output in member.step(self.now_ms, &self.contacts, inputs)? {
+            match output {
+                Output::Send(envelope) => self.mail.push(envelope),
+                Output::View(view) => {
+                    self.views.insert(n, view);
+                }
+                Output::Stopped => {
+                    self.members.remove(&n);
+                    self.said.entry(n).or_default().push(Output::Stopped);
+                }
+                other => self.said.entry(n).or_default().push(other),
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, n: u64, inputs: Vec<Input>) {
+        self.try_step(n, inputs).unwrap();
+        self.settle();
+    }
+
+    /// Delivers messages and takes the steps that are due, until nothing moves.
+    fn settle(&mut self) {
+        for _ in 0..10_000 {
+            let now_ms = self.now_ms;
+            let due = |member: &Member<FaultyStore>| member.wake_ms(now_ms) <= now_ms;
+            let next = self.members.iter().find(|(_, member)| due(member)).map(|(n, _)| *n);
+            if let Some(n) = next {
+                self.try_step(n, Vec::new()).unwrap();
+            } else if self.mail.is_empty() {
+                return;
+            } else {
+                let envelope = self.mail.remove(0);
+                let (from, to) = (envelope.from.0, envelope.to.0);
+                if !self.cut.contains(&from) && !self.cut.contains(&to) {
+                    self.try_step(to, vec![Input::Received(Box::new(envelope))]).unwrap();
+                }
+            }
+        }
+        panic!("the members never rest");
+    }
+
+    fn run_ms(&mut self, ms: u64) {
+        for _ in 0..ms / TICK_MS {
+            self.now_ms += TICK_MS;
+            self.settle();
+        }
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
+    fn propose(&mut self, n: u64, body: Body) -> Ticket {
+        let ticket = self.ticket();
+        self.step(n, vec![Input::Propose { ticket, command: Box::new(command(body)) }]);
+        ticket
+    }
+
+    fn outcome(&self, n: u64, ticket: Ticket) -> Option<&Proposed> {
+        self.said.get(&n)?.iter().find_map(|output| match output {
+            Output::Answer { ticket: of, outcome } if *of == ticket => Some(outcome),
+            _ => None,
+        })
+    }
+
+    fn read(&mut self, n: u64) -> Ticket {
+        let ticket = self.ticket();
+        self.step(n, vec![Input::Read { ticket }]);
+        ticket
+    }
+
+    fn fresh(&self, n: u64, read: Ticket) -> Option<bool> {
+        self.said.get(&n)?.iter().find_map(|output| match output {
+            Output::Read { ticket, fresh } if *ticket == read => Some(*fresh),
+            _ => None,
+        })
+    }
+
+    fn transfer(&mut self, n: u64, to: Option<u64>) -> Ticket {
+        let ticket = self.ticket();
+        self.step(n, vec![Input::Transfer { ticket, to: to.map(RaftId) }]);
+        ticket
+    }
+
+    fn transferred(&self, n: u64, transfer: Ticket) -> Option<&Result<RaftId, TransferFailure>> {
+        self.said.get(&n)?.iter().find_map(|output| match output {
+            Output::Transferred { ticket, outcome } if *ticket == transfer => Some(outcome),
+            _ => None,
+        })
+    }
+
+    fn claim(&mut self, n: u64, of: u64, member: u64) -> Option<bool> {
+        let ticket = self.ticket();
+        let (server, member) = (server(of), MemberId(member));
+        self.step(n, vec![Input::Claim { ticket, server, member }]);
+        let answer = self.said[&n].iter().find_map(|output| match output {
+            Output::Claimed { ticket: of, granted } if *of == ticket => Some(*granted),
+            _ => None,
+        });
+        answer.expect("answered at once")
+    }
+}
+
+#[test]
+fn a_proposal_is_answered_where_it_was_made_once_it_is_applied() {
+    let (mut group, leader) = Group::led(3);
+    let ticket = group.propose(leader, add(9));
+    let applied = group.views[&leader].raft.applied.0;
+    let outcome = group.outcome(leader, ticket).unwrap();
+    assert!(
+        matches!(outcome, Proposed::Applied { index, rejection: None } if *index <= applied),
+        "{outcome:?}"
+    );
+    assert!(group.views[&leader].state.servers.contains_key(&server(9)));
+    let refused = group.propose(leader, Body::RemoveServer { server: server(77) });
+    let outcome = group.outcome(leader, refused).unwrap();
+    assert!(matches!(outcome, Proposed::Applied { rejection: Some(_), .. }), "{outcome:?}");
+}
+
+#[test]
+fn a_member_that_does_not_lead_names_who_does() {
+    let (mut group, leader) = Group::led(3);
+    let follower = group.follower();
+    let ticket = group.propose(follower, add(9));
+    let expected = Proposed::NotLeader { leader: Some(RaftId(leader)) };
+    assert_eq!(group.outcome(follower, ticket), Some(&expected));
+}
+
+#[test]
+fn a_leader_without_a_majority_does_not_know_what_came_of_a_proposal() {
+    let (mut group, leader) = Group::led(3);
+    group.cut.insert(leader);
+    let ticket = group.propose(leader, add(9));
+    assert_eq!(group.outcome(leader, ticket), None);
+    group.run_ms(3_000);
+    assert_eq!(group.outcome(leader, ticket), Some(&Proposed::Unknown));
+    assert_eq!(group.views[&leader].waiting, Vec::new());
+}
+
+#[test]
+fn a_command_that_is_too_large_is_refused_for_good() {
+    let (mut group, leader) = Group::led(1);
+    let body =
+        Body::AddServer { server: server(9), address: "x".repeat(2 * 1024 * 1024), rack: None };
+    let ticket = group.propose(leader, body.clone());
+    let bytes = serde_json::to_vec(&command(body)).unwrap().len();
+    let expected = ProposeError::TooLarge { bytes, limit: 1024 * 1024 };
+    let outcome = group.outcome(leader, ticket).unwrap();
+    let ProposeError::TooLarge { bytes, limit } = expected else { unreachable!() };
+    assert_eq!(*outcome, Proposed::TooLarge { bytes, limit });
+}
+
+#[test]
+fn a_read_on_a_follower_shows_what_was_acknowledged_before() {
+    let (mut group, leader) = Group::led(3);
+    let follower = group.follower();
+    let ticket = group.propose(leader, add(9));
+    assert!(group.outcome(leader, ticket).is_some());
+    let read = group.read(follower);
+    assert_eq!(group.fresh(follower, read), Some(true));
+    assert!(group.views[&follower].state.servers.contains_key(&server(9)));
+}
+
+#[test]
+fn a_read_that_got_lost_is_begun_again() {
+    let (mut group, _) = Group::led(3);
+    let follower = group.follower();
+    group.cut.insert(follower);
+    let read = group.read(follower);
+    assert_eq!(group.fresh(follower, read), None);
+    group.run_ms(400);
+    group.cut.clear();
+    group.run_ms(400);
+    assert_eq!(group.fresh(follower, read), Some(true));
+}
+
+#[test]
+fn a_read_without_a_majority_is_given_up() {
+    let (mut group, leader) = Group::led(3);
+    group.cut.insert(leader);
+    let read = group.read(leader);
+    group.run_ms(1_400);
+    assert_eq!(group.fresh(leader, read), None);
+    group.run_ms(1_000);
+    assert_eq!(group.fresh(leader, read), Some(false));
+}
+
+#[test]
+fn a_number_that_had_a_log_is_not_given_to_an_empty_disk() {
+    let (mut group, leader) = Group::led(3);
+    let other = group.follower();
+    assert_eq!(group.claim(other, other, other), None, "only the leader knows");
+    assert_eq!(group.claim(leader, other, other), Some(false));
+    let known = &group.views[&leader].state.servers[&server(other)];
+    assert_ne!(known.member, Some(MemberId(other)), "the number is retired");
+}
+
+#[test]
+fn a_number_that_was_never_used_is_granted_to_its_own_server_only() {
+    let (mut group, leader) = Group::led(3);
+    group.propose(leader, add(4));
+    group.run_ms(1_000);
+    let known = group.views[&leader].state.servers[&server(4)].member;
+    assert_eq!(known, Some(MemberId(4)), "the placement has allocated it");
+    assert_eq!(group.claim(leader, 3, 4), Some(false));
+    assert_eq!(group.claim(leader, 4, 4), Some(true));
+}
+
+#[test]
+fn leadership_is_transferred_to_the_member_that_was_named() {
+    let (mut group, leader) = Group::led(3);
+    let to = group.follower();
+    let transfer = group.transfer(leader, Some(to));
+    group.run_ms(100);
+    assert_eq!(group.transferred(leader, transfer), Some(&Ok(RaftId(to))));
+    assert_eq!(group.leader(), Some(to));
+}
+
+#[test]
+fn a_transfer_that_nobody_takes_up_times_out() {
+    let (mut group, leader) = Group::led(3);
+    let to = group.follower();
+    group.cut.insert(to);
+    let transfer = group.transfer(leader, Some(to));
+    let second = group.transfer(leader, None);
+    assert_eq!(group.transferred(leader, second), Some(&Err(TransferFailure::Underway)));
+    group.run_ms(2_900);
+    assert_eq!(group.transferred(leader, transfer), None);
+    group.run_ms(200);
+    assert_eq!(group.transferred(leader, transfer), Some(&Err(TransferFailure::TimedOut)));
+    let refused = group.transfer(leader, Some(to));
+    let silent = TransferFailure::Refused(TransferError::Silent(RaftId(to)));
+    assert_eq!(group.transferred(leader, refused), Some(&Err(silent)));
+}
+
+#[test]
+fn observations_of_an_earlier_leadership_are_forgotten() {
+    let (mut group, leader) = Group::led(3);
+    let offers = Input::Offers { offers: BTreeMap::new(), refusals: vec!["old".into()] };
+    group.step(leader, vec![Input::Registry(Some(RegistryView::default())), offers]);
+    group.propose(leader, add(9));
+    assert_eq!(group.views[&leader].registry, Some(true));
+    let to = group.follower();
+    group.transfer(leader, Some(to));
+    group.run_ms(200);
+    assert_eq!(group.views[&leader].registry, None);
+    group.transfer(to, Some(leader));
+    group.run_ms(200);
+    let view = &group.views[&leader];
+    assert!(view.leads());
+    assert_eq!((view.registry, &view.refusals), (Some(false), &Vec::new()));
+}
+
+#[test]
+fn a_member_that_is_stopped_hands_over_first() {
+    let (mut group, leader) = Group::led(3);
+    group.step(leader, vec![Input::Stop]);
+    group.run_ms(200);
+    assert_eq!(group.said[&leader].last(), Some(&Output::Stopped));
+    assert!(group.leader().is_some(), "nobody had to wait for an election timeout");
+}
+
+#[test]
+fn the_only_member_leads_at_once_and_stops_at_once() {
+    let mut group = Group::of(1);
+    group.settle();
+    assert!(group.views[&1].leads());
+    group.step(1, vec![Input::Stop]);
+    assert_eq!(group.said[&1].last(), Some(&Output::Stopped));
+}
+
+#[test]
+fn an_entry_of_another_version_stops_the_member_before_it_is_applied() {
+    let (mut group, leader) = Group::led(1);
+    let mut newer = command(add(9));
+    newer.version = COMMAND_VERSION + 1;
+    let ticket = group.ticket();
+    let input = Input::Propose { ticket, command: Box::new(newer) };
+    let error = group.try_step(leader, vec![input]).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            MemberError::UnknownEntry { source: Unreadable::Version(version), .. }
+                if version == COMMAND_VERSION + 1
+        ),
+        "{error:?}"
+    );
+    assert_eq!(group.outcome(leader, ticket), None);
+}
+
+#[test]
+fn a_disk_that_fails_stops_the_member() {
+    let (mut group, leader) = Group::led(1);
+    group.disks[&leader].set_fault(WriteFault::FailLost);
+    let ticket = group.ticket();
+    let input = Input::Propose { ticket, command: Box::new(command(add(9))) };
+    let error = group.try_step(leader, vec![input]).unwrap_err();
+    let MemberError::Node(cohort_consensus::NodeError::Store(StoreError::Write { .. })) = error
+    else {
+        panic!("{error:?}")
+    };
+    assert_eq!(group.outcome(leader, ticket), None);
+}
+
+#[test]
+fn a_member_that_restarts_has_the_state_it_had() {
+    let (mut group, leader) = Group::led(3);
+    for n in 10..20 {
+        group.propose(leader, add(n));
+    }
+    group.run_ms(200);
+    let before = group.views[&leader].state.clone();
+    let follower = group.follower();
+    group.members.remove(&follower);
+    group.disks[&follower].crash();
+    group.start(follower);
+    group.run_ms(500);
+    assert_eq!(group.views[&follower].state.servers, before.servers);
+}
+
+#[test]
+fn ticks_missed_in_a_long_pause_start_no_election() {
+    let (mut group, _) = Group::led(3);
+    let follower = group.follower();
+    group.now_ms += 3_600_000;
+    group.try_step(follower, Vec::new()).unwrap();
+    let role = |output: &Output| matches!(output, Output::Noted(Note::Role { role, .. })
+        if *role != Role::Follower);
+    let said = &group.said[&follower];
+    assert!(!said.iter().any(role), "{said:?}");
+    assert!(group.members[&follower].wake_ms(group.now_ms) > group.now_ms);
+}
+
+#[test]
+fn what_is_sent_comes_before_what_it_leads_to() {
+    let (mut group, leader) = Group::led(1);
+    let ticket = group.ticket();
+    let input = Input::Propose { ticket, command: Box::new(command(add(9))) };
+    let member = group.members.get_mut(&leader).unwrap();
+    let outputs = member.step(group.now_ms, &group.contacts, [input]).unwrap();
+    let at = |wanted: fn(&Output) -> bool| outputs.iter().position(wanted);
+    let happened = at(|output| matches!(output, Output::Happened { .. }));
+    let answer = at(|output| matches!(output, Output::Answer { .. }));
+    let view = at(|output| matches!(output, Output::View(_)));
+    assert!(happened < answer && answer < view && happened.is_some(), "{outputs:?}");
+}

@@ -1,0 +1,121 @@
+//! How a server comes to carry the group's log, and when it ceases to.
+
+use std::collections::BTreeMap;
+
+use cohort_core::command::COMMAND_VERSION;
+use cohort_core::ids::{GroupId, Incarnation, MemberId, Platform, ServerId};
+use cohort_core::orders::Orders;
+use cohort_core::{Body, Command, State};
+
+/// How often a member looks whether the group was given another life, in milliseconds.
+pub const LOOK_EVERY_MS: u64 = 5_000;
+/// A member with a leader asks at every 12th look only, once a minute: the old life may still have
+/// a majority.
+const LOOKS_WHILE_LED: u64 = 12;
+/// The first member of a group.
+pub const FIRST_MEMBER: MemberId = MemberId(1);
+
+/// What to do with the log that a server finds on its disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Open it.
+    Open,
+    /// It belongs to another group: stop, a person has to look.
+    OtherGroup,
+    /// The group has lived another life since: keep the old log aside and never open it again.
+    SetAside {
+        /// The present life.
+        incarnation: Incarnation,
+    },
+}
+
+/// Judges the log on the disk, of `group` in its life `incarnation`. `present` is the group's
+/// life by the registry; none when it does not answer.
+#[must_use]
+pub fn found(
+    group: &str,
+    incarnation: Incarnation,
+    own_group: &GroupId,
+    present: Option<Incarnation>,
+) -> Found {
+    if group != own_group.as_str() {
+        return Found::OtherGroup;
+    }
+    match newer_life(incarnation, present) {
+        Some(incarnation) => Found::SetAside { incarnation },
+        None => Found::Open,
+    }
+}
+
+/// The group's present life by the registry, if it is newer than the one known here.
+#[must_use]
+pub fn newer_life(known: Incarnation, present: Option<Incarnation>) -> Option<Incarnation> {
+    present.filter(|present| *present > known)
+}
+
+/// Whether a member asks the registry for the group's present life, at its `look`th look.
+#[must_use]
+pub fn asks_for_life(look: u64, has_leader: bool) -> bool {
+    !has_leader || look.is_multiple_of(LOOKS_WHILE_LED)
+}
+
+/// Whether fresh orders say that this server carries another member than `own`, or none.
+///
+/// A server that left and came back gets another number. Orders are read through the leader, so
+/// what they say is committed; orders of another life say nothing about this one.
+#[must_use]
+pub fn carries_another(orders: &Orders, incarnation: Incarnation, own: MemberId) -> bool {
+    orders.incarnation == incarnation
+        && orders.member.as_ref().is_none_or(|ordered| ordered.member > own)
+}
+
+/// Whether this server founds the group. `bootstrap` is the life that the registry gave out and
+/// its first server; `lived` the life of the members that the registry has, if any.
+///
+/// A group that has lived has members: a first server that lost its disk joins again.
+#[must_use]
+pub fn founds(
+    server: &ServerId,
+    bootstrap: (Incarnation, &ServerId),
+    lived: Option<Incarnation>,
+) -> bool {
+    let (incarnation, first) = bootstrap;
+    first == server && lived.is_none_or(|lived| lived < incarnation)
+}
+
+/// What a founder knows about its server and its group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Founder {
+    /// Its server.
+    pub server: ServerId,
+    /// Where peers reach it, `host:port`.
+    pub address: String,
+    /// Its failure domain.
+    pub rack: Option<String>,
+    /// The labels that the group's servers share.
+    pub labels: BTreeMap<String, String>,
+    /// Their platform.
+    pub platform: Platform,
+}
+
+/// The state that a group begins with: its first server, which carries [`FIRST_MEMBER`].
+///
+/// # Panics
+/// Never: an empty state takes its first server.
+#[must_use]
+pub fn founding_state(group: GroupId, incarnation: Incarnation, founder: Founder) -> State {
+    let Founder { server, address, rack, labels, platform } = founder;
+    let mut state = State::new(group, incarnation);
+    let bodies = [
+        Body::SetUp { labels, platform },
+        Body::AddServer { server: server.clone(), address, rack },
+        Body::AllocateMember { server: server.clone() },
+    ];
+    for body in bodies {
+        let actor = format!("agent {server}");
+        let command =
+            Command { version: COMMAND_VERSION, incarnation, actor, request: None, body };
+        state.apply(&command).expect("an empty state takes its first server");
+    }
+    state
+}

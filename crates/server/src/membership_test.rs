@@ -1,0 +1,61 @@
+use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::orders::{MemberOrder, Orders};
+
+use crate::membership::{Found, asks_for_life, carries_another, found, founds};
+
+const FIRST: Incarnation = Incarnation(1);
+const SECOND: Incarnation = Incarnation(2);
+
+fn web() -> GroupId {
+    GroupId::new("web").unwrap()
+}
+
+fn server(name: &str) -> ServerId {
+    ServerId::new(name).unwrap()
+}
+
+#[test]
+fn a_log_of_an_earlier_life_is_set_aside_and_a_foreign_one_left_alone() {
+    assert_eq!(found("web", FIRST, &web(), Some(FIRST)), Found::Open);
+    assert_eq!(found("web", FIRST, &web(), None), Found::Open, "a registry that is away");
+    assert_eq!(found("web", SECOND, &web(), Some(FIRST)), Found::Open, "an old answer");
+    assert_eq!(
+        found("web", FIRST, &web(), Some(SECOND)),
+        Found::SetAside { incarnation: SECOND }
+    );
+    assert_eq!(found("db", FIRST, &web(), Some(SECOND)), Found::OtherGroup);
+}
+
+#[test]
+fn only_the_first_server_of_a_life_that_has_no_members_founds_it() {
+    let (first, other) = (server("s1"), server("s2"));
+    assert!(founds(&first, (FIRST, &first), None));
+    assert!(!founds(&other, (FIRST, &first), None));
+    assert!(!founds(&first, (FIRST, &first), Some(FIRST)), "it lost its disk, and joins again");
+    assert!(founds(&first, (SECOND, &first), Some(FIRST)), "a recovered group");
+}
+
+#[test]
+fn without_a_leader_every_look_asks_for_the_groups_life() {
+    assert!((1..30).all(|look| asks_for_life(look, false)));
+    let led: Vec<u64> = (1..30).filter(|look| asks_for_life(*look, true)).collect();
+    assert_eq!(led, [12, 24]);
+}
+
+#[test]
+fn only_orders_of_this_life_and_a_higher_number_replace_a_member() {
+    let orders = |incarnation, member: Option<u64>| Orders {
+        group: web(),
+        incarnation,
+        server: server("s1"),
+        apps: Vec::new(),
+        member: member.map(|member| MemberOrder { member: MemberId(member) }),
+        members: Vec::new(),
+    };
+    let own = MemberId(4);
+    assert!(!carries_another(&orders(FIRST, Some(4)), FIRST, own));
+    assert!(!carries_another(&orders(FIRST, Some(3)), FIRST, own), "orders of long ago");
+    assert!(carries_another(&orders(FIRST, Some(5)), FIRST, own));
+    assert!(carries_another(&orders(FIRST, None), FIRST, own), "its number is retired");
+    assert!(!carries_another(&orders(SECOND, None), FIRST, own), "another life");
+}

@@ -1,0 +1,136 @@
+//! What the leader writes to the registry, and what it tells the group about it afterwards.
+
+use std::collections::BTreeMap;
+
+use cohort_consensus::{Configuration, RaftId};
+use cohort_core::ids::{AppId, Platform, Version};
+use cohort_core::orders::MemberAddress;
+use cohort_core::phase::{Phase, PhaseName};
+use cohort_core::state::{App, Verdict};
+use cohort_core::{Body, State};
+
+/// One record that the registry does not have yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// The labels and the platform that the group's servers share; they never change.
+    Info {
+        /// The labels.
+        labels: BTreeMap<String, String>,
+        /// The platform.
+        platform: Platform,
+    },
+    /// Where the group's members are.
+    Members(Vec<MemberPlace>),
+    /// How far the group is with an app.
+    Progress(Progress),
+    /// What the group found about a release.
+    Verdict {
+        /// The app.
+        app: AppId,
+        /// The finding.
+        verdict: Verdict,
+    },
+}
+
+/// A member, where to reach it, and whether it votes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberPlace {
+    /// Its server, address and number.
+    pub at: MemberAddress,
+    /// A standby only replicates.
+    pub voter: bool,
+}
+
+/// How far a group is with an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The app.
+    pub app: AppId,
+    /// Counts the records of this app.
+    pub sequence: u64,
+    /// The app's state.
+    pub phase: PhaseName,
+    /// The release that the whole group runs, or ran last.
+    pub running: Option<Version>,
+    /// The release that is rolled out, or was rejected.
+    pub target: Option<Version>,
+    /// Why the group went back, or is held.
+    pub held_reason: Option<String>,
+    /// The wave under way, and its number of servers.
+    pub wave: Option<(u32, usize)>,
+}
+
+/// What this leadership has written already.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Written {
+    info: bool,
+    members: Option<Vec<MemberPlace>>,
+}
+
+impl Written {
+    /// The registry has taken a record. Returns what the group has to hear of it: if that gets
+    /// lost, the record is written once more, which is harmless.
+    pub fn took(&mut self, record: Record) -> Option<Body> {
+        match record {
+            Record::Info { .. } => self.info = true,
+            Record::Members(members) => self.members = Some(members),
+            Record::Progress(Progress { app, sequence, .. }) => {
+                return Some(Body::RecordWritten { app, record: sequence });
+            }
+            Record::Verdict { app, verdict: Verdict { version, good, .. } } => {
+                return Some(Body::VerdictWritten { app, version, good });
+            }
+        }
+        None
+    }
+}
+
+/// The records that the registry does not have yet, in the order in which to write them.
+#[must_use]
+pub fn due(state: &State, configuration: &Configuration, written: &Written) -> Vec<Record> {
+    let mut due = Vec::new();
+    if let Some(platform) = state.platform.clone().filter(|_| !written.info) {
+        due.push(Record::Info { labels: state.labels.clone(), platform });
+    }
+    let place = |at: MemberAddress| {
+        let voter = configuration.is_voter(RaftId(at.member.0));
+        MemberPlace { at, voter }
+    };
+    let members: Vec<MemberPlace> = state.member_addresses().into_iter().map(place).collect();
+    if written.members.as_ref() != Some(&members) {
+        due.push(Record::Members(members));
+    }
+    for (id, app) in &state.apps {
+        if app.record_written < app.record {
+            due.push(Record::Progress(progress(id, app)));
+        }
+        let verdict = |verdict: &Verdict| Record::Verdict { app: id.clone(), verdict: verdict.clone() };
+        due.extend(app.verdicts_due.iter().map(verdict));
+    }
+    due
+}
+
+fn progress(id: &AppId, app: &App) -> Progress {
+    let going = || app.phase.rollout().map(|rollout| rollout.release.version.clone());
+    let (target, held_reason, wave) = match &app.phase {
+        Phase::Held { rejected, reason, .. } => {
+            (Some(rejected.version.clone()), Some(reason.clone()), None)
+        }
+        Phase::RollingBack { reason, .. } => (going(), Some(reason.clone()), None),
+        Phase::Wave { number, servers, .. } => (going(), None, Some((*number, servers.len()))),
+        Phase::Empty
+        | Phase::Running { .. }
+        | Phase::MarkedOld { .. }
+        | Phase::LeaderHolds { .. }
+        | Phase::Verified { .. } => (going(), None, None),
+    };
+    Progress {
+        app: id.clone(),
+        sequence: app.record,
+        phase: app.phase.name(),
+        running: app.last_good.as_ref().map(|release| release.version.clone()),
+        target,
+        held_reason,
+        wave,
+    }
+}

@@ -1,0 +1,115 @@
+use std::collections::BTreeMap;
+
+use cohort_consensus::{Configuration, RaftId};
+use cohort_core::command::COMMAND_VERSION;
+use cohort_core::ids::{AppId, Digest, GroupId, Incarnation, Revision, ServerId, Version};
+use cohort_core::phase::PhaseName;
+use cohort_core::policy::Policy;
+use cohort_core::release::{Release, Rollback};
+use cohort_core::state::Verdict;
+use cohort_core::{Body, Command, Offer, State};
+
+use crate::membership::{Founder, founding_state};
+use crate::offers::{Refusal, judge};
+use crate::records::{Record, Written, due};
+
+fn web() -> AppId {
+    AppId::new("web").unwrap()
+}
+
+fn group() -> State {
+    let founder = Founder {
+        server: ServerId::new("s1").unwrap(),
+        address: "s1:1".into(),
+        rack: None,
+        labels: BTreeMap::from([("zone".into(), "a".into())]),
+        platform: "intel".parse().unwrap(),
+    };
+    founding_state(GroupId::new("g").unwrap(), Incarnation(1), founder)
+}
+
+fn apply(state: &mut State, body: Body) {
+    let (version, incarnation) = (COMMAND_VERSION, Incarnation(1));
+    let command = Command { version, incarnation, actor: "test".into(), request: None, body };
+    state.apply(&command).unwrap();
+}
+
+fn voters() -> Configuration {
+    Configuration::of([RaftId(1)], [])
+}
+
+#[test]
+fn a_new_leadership_writes_the_groups_labels_and_members_once() {
+    let state = group();
+    let mut written = Written::default();
+    let records = due(&state, &voters(), &written);
+    let [Record::Info { .. }, Record::Members(members)] = &records[..] else {
+        panic!("{records:?}")
+    };
+    assert!(members[0].voter);
+    for record in records {
+        assert_eq!(written.took(record), None);
+    }
+    assert_eq!(due(&state, &voters(), &written), []);
+    let records = due(&state, &Configuration::of([], [RaftId(1)]), &written);
+    assert!(matches!(&records[..], [Record::Members(members)] if !members[0].voter));
+}
+
+#[test]
+fn a_record_is_due_until_the_group_knows_that_it_is_written() {
+    let mut state = group();
+    let policy: Policy = serde_json::from_value(serde_json::json!({"app": "web"})).unwrap();
+    apply(&mut state, Body::SetPolicy { revision: Revision(1), policy });
+    let mut written = Written::default();
+    for record in due(&state, &voters(), &written) {
+        if !matches!(record, Record::Progress(_)) {
+            written.took(record);
+        }
+    }
+    if let Some(app) = state.apps.get_mut(&web()) {
+        app.record = 1;
+        app.verdicts_due = vec![Verdict {
+            version: Version::new("1.0.0").unwrap(),
+            platform: "intel".parse().unwrap(),
+            good: false,
+            reason: "check failed".into(),
+        }];
+    }
+    let records = due(&state, &voters(), &written);
+    let [Record::Progress(progress), Record::Verdict { .. }] = &records[..] else {
+        panic!("{records:?}")
+    };
+    assert_eq!((progress.phase, progress.sequence), (PhaseName::Empty, 1));
+    assert_eq!(records, due(&state, &voters(), &written), "written again while nobody says so");
+    for record in records {
+        let body = written.took(record).expect("the group hears of it");
+        apply(&mut state, body);
+    }
+    assert_eq!(due(&state, &voters(), &written), []);
+}
+
+#[test]
+fn what_the_mirrors_refused_says_more_than_that_nothing_is_known() {
+    let digest = |c: &str| Digest::new(c.repeat(64)).unwrap();
+    let release = Release {
+        version: Version::new("1.0.0").unwrap(),
+        platform: "intel".parse().unwrap(),
+        artifact: digest("a"),
+        manifest: digest("b"),
+        length: 1,
+        rollback: Rollback::Revert,
+    };
+    let reason = |text: &str| text.to_owned();
+    let unreachable = Refusal::Unreachable { reason: reason("away") };
+    let not_found = Refusal::NotFound { reason: reason("none") };
+    let untrusted = Refusal::Untrusted { reason: reason("forged") };
+    let refused = |text: &str| Offer::Refused { reason: reason(text) };
+    let unknown = |text: &str| Offer::Unknown { reason: reason(text) };
+    // What is held here and was verified stays an offer, whatever the mirrors say now.
+    assert_eq!(judge(Ok(release.clone()), &Err(untrusted.clone())), Offer::Release(release));
+    assert_eq!(judge(Err(not_found.clone()), &Err(untrusted.clone())), refused("forged"));
+    assert_eq!(judge(Err(not_found.clone()), &Err(unreachable.clone())), unknown("none"));
+    assert_eq!(judge(Err(not_found), &Ok(())), unknown("none"));
+    assert_eq!(judge(Err(unreachable), &Ok(())), unknown("away"));
+    assert_eq!(judge(Err(untrusted), &Ok(())), refused("forged"));
+}
