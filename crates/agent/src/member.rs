@@ -35,7 +35,7 @@ const FULL_PAUSE: Duration = Duration::from_millis(5);
 
 /// Who waits for the answer to a request.
 #[derive(Debug)]
-enum Waiter {
+pub(crate) enum Waiter {
     Proposed(oneshot::Sender<Proposed>),
     Read(oneshot::Sender<bool>),
     Transferred(oneshot::Sender<Result<RaftId, TransferFailure>>),

@@ -17,7 +17,7 @@ use cohort_registry::{RegistryError, typed};
 use cohort_server::asking::Received;
 use cohort_server::member::Member;
 use cohort_server::membership::{
-    FIRST_MEMBER, Founder, Found, LOOK_EVERY_MS, asks_for_life, carries_another, found,
+    FIRST_MEMBER, Found, Founder, LOOK_EVERY_MS, asks_for_life, carries_another, found,
     founding_state, founds, newer_life,
 };
 use cohort_store::{Identity as StoreIdentity, RedbStore};
@@ -26,10 +26,10 @@ use cohort_wire::http::Call;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::contacts::monotonic_ms;
 use crate::duties;
 use crate::error::AgentError;
 use crate::join::{Joined, advertised};
-use crate::contacts::monotonic_ms;
 use crate::member::{Inputs, MemberError, Notes, Outputs, Queued, Shell, View};
 use crate::net::{Net, Senders};
 use crate::shared::{MemberHandle, Shared};
@@ -194,8 +194,7 @@ impl Starter {
         let seed = blake3::hash(format!("{}/{}", shared.server(), std::process::id()).as_bytes());
         config.seed = u64::from_le_bytes(seed.as_bytes()[..8].try_into().expect("32 bytes"));
         let (server, group) = (shared.server().clone(), shared.group.clone());
-        let member =
-            Member::open(monotonic_ms(), server, group, store, config, shared.kill.on())?;
+        let member = Member::open(monotonic_ms(), server, group, store, config, shared.kill.on())?;
         let (inputs, queue) = Inputs::queue();
         let (view_sender, view) = watch::channel(Arc::new(member.view()));
         shared.book.learn(&self.joined.members);

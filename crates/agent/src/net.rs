@@ -1,8 +1,8 @@
 //! Raft's connections: one ordered, numbered connection per pair and direction.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,9 +10,9 @@ use cohort_consensus::{Envelope, RaftId};
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_identity::{Alpn, Peer, Role};
+use cohort_server::member::Input;
 use cohort_wire::frame::{Connections, FramedConnection, Hello, connection_number};
 use cohort_wire::http::{Client, Target};
-use cohort_server::member::Input;
 use cohort_wire::tls::ServerStream;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;

@@ -1,7 +1,7 @@
 //! What the parts of an agent share.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_artifact::TrustedRepository;
@@ -15,6 +15,7 @@ use cohort_server::answers::{COMMAND_MS_MAX, Committing, Next};
 use cohort_server::member::{Proposed, READ_MS_MAX};
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ForwardRequest};
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::config::AgentConfig;
@@ -79,7 +80,7 @@ impl Shared {
     }
 
     pub(crate) fn members(&self) -> Vec<MemberAddress> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.members.lock().clone()
     }
 
     pub(crate) fn learn_members(&self, members: &[MemberAddress]) {
@@ -87,7 +88,7 @@ impl Shared {
             return;
         }
         self.book.learn(members);
-        *self.members.lock().unwrap_or_else(PoisonError::into_inner) = members.to_vec();
+        *self.members.lock() = members.to_vec();
     }
 
     /// The leader: as the member here knows it, else as another one said.
@@ -100,7 +101,7 @@ impl Shared {
                 return Some(Source { server: server.clone(), address: known.address.clone() });
             }
         }
-        self.leader.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.leader.lock().clone()
     }
 
     /// A member says who leads.
@@ -108,18 +109,18 @@ impl Shared {
         let found = leader.and_then(|leader| members.iter().find(|m| m.server == *leader));
         if let Some(found) = found {
             let source = Source { server: found.server.clone(), address: found.address.clone() };
-            *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
+            *self.leader.lock() = Some(source);
         }
     }
 
     /// An app says which artifacts must stay on disk.
     pub(crate) fn keep(&self, app: &AppId, artifacts: BTreeSet<Digest>) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(app.clone(), artifacts);
+        self.kept.lock().insert(app.clone(), artifacts);
     }
 
     /// What all apps together want kept; none while one on disk has not said so yet.
     pub(crate) fn keep_of_all(&self) -> Option<BTreeSet<Digest>> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.lock();
         let on_disk = std::fs::read_dir(self.config.data_dir.join("apps")).ok()?;
         for entry in on_disk {
             let name = entry.ok()?.file_name();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
@@ -20,6 +20,7 @@ use cohort_wire::frame::Connections;
 use cohort_wire::http::{Client, Handler, Target, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};

@@ -1,6 +1,5 @@
 //! The group as this agent sees it, for people.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use cohort_artifact::Manifest;
@@ -12,12 +11,11 @@ use cohort_core::release::Release;
 use cohort_core::state::{ActivationStage, App};
 use cohort_core::waiting::{Waiting, WaitingOn};
 use cohort_distribute::TransferView;
+use cohort_server::contacts::Contacts;
 use cohort_wire::agent::{
     AppStatus, CONTROL_VERSION, GroupStatus, ServerAppStatus, ServerStatus, TransferStatus,
     WaitingStatus,
 };
-
-use cohort_server::contacts::Contacts;
 
 use crate::contacts::monotonic_ms;
 use crate::member::View;
@@ -40,8 +38,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             .collect()
     };
     let servers = state.servers.iter().map(|(id, server)| {
-        let contact_age_ms =
-            contacts.of(id).map(|contact| now_ms.saturating_sub(contact.at_ms));
+        let contact_age_ms = contacts.of(id).map(|contact| now_ms.saturating_sub(contact.at_ms));
         let status = ServerStatus {
             address: server.address.clone(),
             rack: server.rack.clone(),

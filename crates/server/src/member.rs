@@ -373,7 +373,7 @@ impl<S: LogStore> Member<S> {
             next_readers: Vec::new(),
             transfer: None,
             stopping: None,
-            next_tick_ms: now_ms + TICK_MS,
+            next_tick_ms: now_ms,
             changed: true,
             shown: 0,
             announced: false,

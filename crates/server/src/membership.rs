@@ -113,8 +113,7 @@ pub fn founding_state(group: GroupId, incarnation: Incarnation, founder: Founder
     ];
     for body in bodies {
         let actor = format!("agent {server}");
-        let command =
-            Command { version: COMMAND_VERSION, incarnation, actor, request: None, body };
+        let command = Command { version: COMMAND_VERSION, incarnation, actor, request: None, body };
         state.apply(&command).expect("an empty state takes its first server");
     }
     state

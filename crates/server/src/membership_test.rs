@@ -19,10 +19,7 @@ fn a_log_of_an_earlier_life_is_set_aside_and_a_foreign_one_left_alone() {
     assert_eq!(found("web", FIRST, &web(), Some(FIRST)), Found::Open);
     assert_eq!(found("web", FIRST, &web(), None), Found::Open, "a registry that is away");
     assert_eq!(found("web", SECOND, &web(), Some(FIRST)), Found::Open, "an old answer");
-    assert_eq!(
-        found("web", FIRST, &web(), Some(SECOND)),
-        Found::SetAside { incarnation: SECOND }
-    );
+    assert_eq!(found("web", FIRST, &web(), Some(SECOND)), Found::SetAside { incarnation: SECOND });
     assert_eq!(found("db", FIRST, &web(), Some(SECOND)), Found::OtherGroup);
 }
 

@@ -104,7 +104,8 @@ pub fn due(state: &State, configuration: &Configuration, written: &Written) -> V
         if app.record_written < app.record {
             due.push(Record::Progress(progress(id, app)));
         }
-        let verdict = |verdict: &Verdict| Record::Verdict { app: id.clone(), verdict: verdict.clone() };
+        let verdict =
+            |verdict: &Verdict| Record::Verdict { app: id.clone(), verdict: verdict.clone() };
         due.extend(app.verdicts_due.iter().map(verdict));
     }
     due

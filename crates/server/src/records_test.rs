@@ -58,7 +58,8 @@ fn a_new_leadership_writes_the_groups_labels_and_members_once() {
 #[test]
 fn a_record_is_due_until_the_group_knows_that_it_is_written() {
     let mut state = group();
-    let policy: Policy = serde_json::from_value(serde_json::json!({"app": "web"})).unwrap();
+    let policy: Policy =
+        serde_json::from_value(serde_json::json!({"app": "web", "channel": "stable"})).unwrap();
     apply(&mut state, Body::SetPolicy { revision: Revision(1), policy });
     let mut written = Written::default();
     for record in due(&state, &voters(), &written) {

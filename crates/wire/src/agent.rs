@@ -11,8 +11,8 @@ use cohort_core::ids::{
 };
 use cohort_core::orders::{MemberAddress, Orders};
 use cohort_core::phase::PhaseName;
-use cohort_core::report::Report;
 pub use cohort_core::report::Doing;
+use cohort_core::report::Report;
 use cohort_core::state::HistoryEntry;
 use cohort_core::waiting::WaitingOn;
 use cohort_core::{Body, Command};

@@ -136,7 +136,8 @@ impl<S: LogStore> Member<S> {
             if self.changed {
                 self.publish();
             }
-            let answer = |reader: super::Reader| Output::Read { ticket: reader.ticket, fresh: true };
+            let answer =
+                |reader: super::Reader| Output::Read { ticket: reader.ticket, fresh: true };
             self.outputs.extend(readers.into_iter().map(answer));
         }
     }
