@@ -158,7 +158,10 @@ impl App {
         let moment = sight.record.moment(told, sight.reached, sight.now);
         let next = next_action(sight.orders, &sight.record.local, sight.held, moment);
         match next.step {
-            StepAction::Settled | StepAction::Wait(_) => self.rest(&next.step, sight, &mut effects),
+            StepAction::Settled | StepAction::Wait(_) => {
+                let fetching = !next.fetch.is_empty();
+                self.rest(&next.step, fetching, sight, &mut effects);
+            }
             action => {
                 self.watched = None;
                 self.health = None;
@@ -191,6 +194,7 @@ impl App {
             let in_service = release.is_some() && self.fit();
             self.boot.get_or_insert(Outcome::Found { release, in_service });
         } else if let Some(found) = self.boot.take() {
+            self.found_ms = Some(sight.now.ms);
             effects.push(report(found));
         }
     }
@@ -208,12 +212,17 @@ impl App {
     }
 
     /// No step to take now.
-    fn rest(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+    fn rest(
+        &mut self,
+        step: &StepAction,
+        fetching: bool,
+        sight: &Sight<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
         effects.push(Effect::WriteDown);
         if *step == StepAction::Wait(StepWait::KillSwitch) && sight.record.undrain_to().is_some() {
             effects.push(Effect::Undrain);
         }
-        let fetching = sight.orders.is_some_and(|orders| !orders.fetch.is_empty());
         effects.push(Effect::Doing(match step {
             StepAction::Wait(StepWait::Fetching) => Some(Doing::Fetching),
             StepAction::Wait(StepWait::Confirmation) => Some(Doing::Confirming),

@@ -1,1 +1,278 @@
+use cohort_core::ids::{Digest, Generation, Incarnation};
+use cohort_core::orders::{ActivationOrder, AppOrders, Fence, FetchOrder, Purpose};
+use cohort_core::policy::Check;
+use cohort_core::release::{Release, Rollback};
+use cohort_core::report::{Health, Outcome, Step};
+use cohort_core::steps::{AppRecord, BootTime, Reached, StepAction};
 
+use super::{Announced, App, Doing, Effect, Running, Sight};
+
+const PATIENCE_MS: u64 = 60_000;
+
+fn release(version: &str) -> Release {
+    let digest = |kind: u8| Digest::new(format!("{kind:x}").repeat(64)).unwrap();
+    let kind = version.as_bytes()[0] & 7;
+    Release {
+        version: version.parse().unwrap(),
+        platform: "intel".parse().unwrap(),
+        artifact: digest(kind),
+        manifest: digest(kind + 8),
+        length: 1,
+        rollback: Rollback::Revert,
+    }
+}
+
+fn order(generation: u64, version: &str, purpose: Purpose) -> ActivationOrder {
+    ActivationOrder {
+        fence: Fence { incarnation: Incarnation(1), generation: Generation(generation) },
+        release: Some(release(version)),
+        undo_to: None,
+        purpose,
+        avoid: Vec::new(),
+        drain_ms: 0,
+        min_healthy_ms: 0,
+        healthy_deadline_ms: 1_000,
+        confirm_within_ms: 30_000,
+        warm_up_ms: 0,
+        checks: Vec::new(),
+        begin: true,
+    }
+}
+
+fn orders(activation: Option<ActivationOrder>, run: Option<&str>) -> AppOrders {
+    AppOrders {
+        app: "web".parse().unwrap(),
+        fetch: Vec::new(),
+        activation,
+        run: run.map(release),
+        owes: false,
+        checks: Vec::<Check>::new(),
+        keep: Vec::new(),
+    }
+}
+
+fn now(ms: u64) -> BootTime<'static> {
+    BootTime { boot: "a", ms }
+}
+
+/// What the tests look at, in one place.
+struct World {
+    app: App,
+    record: AppRecord,
+    orders: Option<AppOrders>,
+    health: Option<Health>,
+    killed: bool,
+    room: bool,
+    ms: u64,
+}
+
+impl World {
+    /// An agent that has just started; `version` runs.
+    fn new(version: &str) -> World {
+        let mut record = AppRecord::default();
+        record.local.current = Some(release(version));
+        let found = Outcome::Found { release: Some(release(version)), in_service: true };
+        World {
+            app: App::new(0, PATIENCE_MS, found),
+            record,
+            orders: None,
+            health: None,
+            killed: false,
+            room: true,
+            ms: 0,
+        }
+    }
+
+    fn see<T>(&mut self, see: impl FnOnce(&mut App, &Sight<'_>) -> T) -> T {
+        let held = [release("1.0.0").artifact, release("2.0.0").artifact];
+        let sight = Sight {
+            now: now(self.ms),
+            orders: self.orders.as_ref(),
+            orders_fresh: true,
+            killed: self.killed,
+            confirmed: None,
+            record: &self.record,
+            reached: Reached::new(0),
+            held: &held,
+            health: self.health.as_ref(),
+            room: self.room,
+            room_for_health: self.room,
+        };
+        see(&mut self.app, &sight)
+    }
+
+    fn look(&mut self) -> Vec<Effect> {
+        self.see(App::look)
+    }
+
+    fn reports(&mut self) -> Vec<Outcome> {
+        let reports = self.look().into_iter().filter_map(|effect| match effect {
+            Effect::Report { outcome, .. } => Some(outcome),
+            _ => None,
+        });
+        reports.collect()
+    }
+}
+
+#[test]
+fn what_the_start_found_is_told_once_when_the_group_speaks_of_the_app() {
+    let mut world = World::new("1.0.0");
+    assert_eq!(world.reports(), []);
+    world.orders = Some(orders(None, None));
+    let found = Outcome::Found { release: Some(release("1.0.0")), in_service: true };
+    assert_eq!(world.reports(), [found.clone()]);
+    assert_eq!(world.reports(), [], "not twice, although the group has not written it down yet");
+    world.ms = 5_000;
+    assert_eq!(world.reports(), [found], "but again while the group believes something else");
+    world.orders = Some(orders(None, Some("1.0.0")));
+    world.ms = 10_000;
+    assert_eq!(world.reports(), []);
+}
+
+#[test]
+fn traffic_comes_with_orders_that_leave_nothing_owed_or_after_patience() {
+    let mut world = World::new("1.0.0");
+    assert!(!world.look().contains(&Effect::TakeTraffic));
+    world.orders = Some(AppOrders { owes: true, ..orders(None, Some("1.0.0")) });
+    assert!(!world.look().contains(&Effect::TakeTraffic), "what is owed comes first");
+    world.orders = Some(orders(None, Some("1.0.0")));
+    assert!(world.look().contains(&Effect::TakeTraffic));
+    assert!(!world.look().contains(&Effect::TakeTraffic), "once");
+
+    let mut alone = World::new("1.0.0");
+    alone.ms = PATIENCE_MS - 1;
+    assert!(!alone.look().contains(&Effect::TakeTraffic));
+    alone.ms = PATIENCE_MS;
+    assert!(alone.look().contains(&Effect::TakeTraffic));
+}
+
+#[test]
+fn a_step_ends_the_running_checks_and_comes_last() {
+    let mut world = World::new("1.0.0");
+    world.orders = Some(orders(None, Some("1.0.0")));
+    let _ = world.look();
+    let next = order(1, "2.0.0", Purpose::Wave);
+    world.orders = Some(orders(Some(next.clone()), Some("1.0.0")));
+    let accept = StepAction::Accept { order: next, step: Step::Prepare };
+    assert_eq!(world.look(), [Effect::Unwatch, Effect::Unfit(None), Effect::Act(accept)]);
+}
+
+#[test]
+fn without_room_for_reports_no_step_begins() {
+    let mut world = World::new("1.0.0");
+    world.orders = Some(orders(Some(order(1, "2.0.0", Purpose::Wave)), Some("1.0.0")));
+    world.room = false;
+    assert_eq!(world.look(), []);
+    world.room = true;
+    assert!(matches!(world.look().last(), Some(Effect::Act(_))));
+}
+
+#[test]
+fn an_outcome_is_told_once_and_a_restarted_agent_tells_it_again() {
+    let mut world = World::new("1.0.0");
+    world.orders = Some(orders(None, Some("1.0.0")));
+    let _ = world.look();
+    world.record.accept(order(1, "2.0.0", Purpose::Wave), Step::Prepare, |_| true, now(0));
+    world.record.begin(Step::Start, 1, now(0));
+    world.record.done(Step::Start, 1);
+    assert_eq!(world.reports(), [Outcome::Applied]);
+    assert_eq!(world.reports(), []);
+    let found = Outcome::Found { release: Some(release("1.0.0")), in_service: false };
+    world.app = App::new(0, PATIENCE_MS, found.clone());
+    assert_eq!(world.reports(), [found, Outcome::Applied]);
+}
+
+#[test]
+fn running_checks_start_with_what_is_known_and_only_news_is_told() {
+    let mut world = World::new("1.0.0");
+    world.orders = Some(orders(None, Some("1.0.0")));
+    let fit = Health { in_service: true, reason: String::new() };
+    let watch = Effect::Watch { checks: Vec::new(), first: fit.clone() };
+    assert!(world.look().contains(&watch));
+    world.health = Some(fit);
+    assert_eq!(world.reports(), []);
+    world.health = Some(Health { in_service: false, reason: "refused".into() });
+    let effects = world.look();
+    assert!(effects.contains(&Effect::Unfit(Some("refused".into()))));
+    assert!(effects.iter().any(|effect| matches!(
+        effect,
+        Effect::Report { outcome: Outcome::Health { in_service: false, .. }, .. }
+    )));
+    assert_eq!(world.reports(), []);
+}
+
+#[test]
+fn the_kill_switch_gives_traffic_back_to_a_drained_server() {
+    let mut world = World::new("1.0.0");
+    let next = order(1, "2.0.0", Purpose::Wave);
+    world.record.accept(next.clone(), Step::Prepare, |_| true, now(0));
+    world.record.begin(Step::Drain, 1, now(0));
+    world.record.done(Step::Drain, 1);
+    world.orders = Some(orders(Some(next), Some("1.0.0")));
+    world.killed = true;
+    assert!(world.look().contains(&Effect::Undrain));
+    world.record.undrained();
+    assert!(!world.look().contains(&Effect::Undrain));
+}
+
+#[test]
+fn waiting_for_confirmation_is_said_and_nothing_is_collected_in_a_change() {
+    let mut world = World::new("1.0.0");
+    let next = order(1, "2.0.0", Purpose::Wave);
+    world.record.accept(next.clone(), Step::Prepare, |_| true, now(0));
+    world.record.done(Step::Check, 1);
+    world.orders = Some(orders(Some(next), Some("1.0.0")));
+    let effects = world.look();
+    assert!(effects.contains(&Effect::Doing(Some(Doing::Confirming))));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Collect(_))));
+}
+
+#[test]
+fn bytes_that_are_here_are_not_said_to_be_on_their_way() {
+    let mut world = World::new("1.0.0");
+    let fetch =
+        |version| FetchOrder { release: release(version), from_mirror: true, sources: Vec::new() };
+    let doing = |world: &mut World| {
+        let doing = world.look().into_iter().find_map(|effect| match effect {
+            Effect::Doing(doing) => Some(doing),
+            _ => None,
+        });
+        doing.unwrap()
+    };
+    let ordered = |version| AppOrders { fetch: vec![fetch(version)], ..orders(None, None) };
+    world.orders = Some(ordered("2.0.0"));
+    assert_eq!(doing(&mut world), None);
+    world.orders = Some(ordered("3.0.0"));
+    assert_eq!(doing(&mut world), Some(Doing::Fetching));
+}
+
+#[test]
+fn a_step_is_interrupted_by_a_newer_order_or_when_the_group_is_out_of_reach() {
+    let mut world = World::new("1.0.0");
+    let next = order(1, "2.0.0", Purpose::Wave);
+    world.record.accept(next.clone(), Step::Prepare, |_| true, now(0));
+    world.record.begin(Step::Drain, 1, now(0));
+    let run = StepAction::Run { step: Step::Stop, attempt: 1 };
+    let running = world.see(|_, sight| Running::new(&run, sight));
+    let same = orders(Some(next), None);
+    assert_eq!(running.interrupted_at_ms(Some(&same), 0), Some(30_000));
+    assert_eq!(running.interrupted_at_ms(Some(&same), 20_000), Some(50_000), "heard of again");
+    let newer = orders(Some(order(2, "1.0.0", Purpose::RollBack)), None);
+    assert_eq!(running.interrupted_at_ms(Some(&newer), 0), Some(0));
+    let undo = StepAction::Undo { reason: String::new(), attempt: 1 };
+    let running = world.see(|_, sight| Running::new(&undo, sight));
+    assert_eq!(running.interrupted_at_ms(Some(&same), 0), None, "going back is not interrupted");
+}
+
+#[test]
+fn an_artifact_is_announced_once_per_order() {
+    let mut announced = Announced::default();
+    let fetch = FetchOrder { release: release("1.0.0"), from_mirror: true, sources: Vec::new() };
+    let ordered = AppOrders { fetch: vec![fetch], ..orders(None, None) };
+    assert_eq!(announced.look([&ordered], |_| false), []);
+    let news = [("web".parse().unwrap(), release("1.0.0").artifact)];
+    assert_eq!(announced.look([&ordered], |_| true), news);
+    assert_eq!(announced.look([&ordered], |_| true), []);
+    assert_eq!(announced.look([], |_| true), []);
+    assert_eq!(announced.look([&ordered], |_| true), news, "ordered again");
+}

@@ -1,1 +1,147 @@
+use cohort_core::ids::{Incarnation, MemberId};
+use cohort_core::orders::{MemberAddress, Orders};
 
+use super::{Asking, Effect, Input, Members, ORDERS_VALID_MS, Question, Received, Whom};
+
+fn member(server: &str) -> MemberAddress {
+    let address = format!("{server}:7417");
+    MemberAddress { server: server.parse().unwrap(), address, member: MemberId(1) }
+}
+
+fn whom(server: &str) -> Whom {
+    Whom { server: server.parse().unwrap(), address: format!("{server}:7417") }
+}
+
+fn orders(incarnation: u64) -> Orders {
+    Orders {
+        group: "intel.zone-a".parse().unwrap(),
+        incarnation: Incarnation(incarnation),
+        server: "s9".parse().unwrap(),
+        apps: Vec::new(),
+        member: None,
+        members: Vec::new(),
+    }
+}
+
+fn answer(incarnation: u64, hash: u64) -> Input {
+    let orders = Some(Box::new(orders(incarnation)));
+    Input::Orders { orders, valid_ms: ORDERS_VALID_MS, hash }
+}
+
+/// An agent of `s9` that knows the members `s1` and `s2`.
+struct World {
+    asking: Asking,
+    known: Vec<MemberAddress>,
+    now_ms: u64,
+}
+
+impl World {
+    fn new(incarnation: u64) -> World {
+        let asking = Asking::new("s9".parse().unwrap(), Incarnation(incarnation));
+        World { asking, known: vec![member("s1"), member("s2")], now_ms: 0 }
+    }
+
+    fn step(&mut self, input: Input) -> Vec<Effect> {
+        self.now_ms += 10;
+        self.asking.step(self.now_ms, Members { known: &self.known, own: None }, input)
+    }
+
+    /// Whom it asks first, without an answer yet.
+    fn first(&mut self) -> Whom {
+        match self.step(Input::Woken).as_slice() {
+            [Effect::Ask(whom, Question::Orders)] => whom.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_answer_is_obeyed_introduces_the_server_once_and_is_followed_by_a_held_question() {
+    let mut world = World::new(1);
+    let asked = world.first();
+    let effects = world.step(answer(1, 7));
+    let received = Received { orders: orders(1), asked_ms: 10, valid_ms: ORDERS_VALID_MS };
+    assert_eq!(
+        effects,
+        [Effect::Obey(Box::new(received)), Effect::Ask(asked.clone(), Question::Join)]
+    );
+    let held = [Effect::Ask(asked.clone(), Question::Change { known: 7 })];
+    assert_eq!(world.step(Input::Joined(true)), held);
+    assert_eq!(world.step(Input::Changed), [Effect::Ask(asked.clone(), Question::Orders)]);
+    let effects = world.step(answer(1, 8));
+    assert_eq!(
+        effects[1],
+        Effect::Ask(asked, Question::Change { known: 8 }),
+        "not introduced again"
+    );
+}
+
+#[test]
+fn orders_age_from_the_question_not_from_the_answer() {
+    let received = Received { orders: orders(1), asked_ms: 1_000, valid_ms: ORDERS_VALID_MS };
+    assert!(received.fresh(1_000 + ORDERS_VALID_MS - 1));
+    assert!(!received.fresh(1_000 + ORDERS_VALID_MS));
+}
+
+#[test]
+fn after_one_member_the_next_is_asked_and_after_all_it_rests_longer_each_time() {
+    let mut world = World::new(1);
+    let mut rests = Vec::new();
+    let mut first = world.first();
+    for _ in 0..6 {
+        let effects = world.step(Input::NoAnswer);
+        let [Effect::PassKill(passed), Effect::Ask(second, Question::Orders)] = effects.as_slice()
+        else {
+            panic!("{effects:?}")
+        };
+        assert_eq!(*passed, first, "the kill switch passes through a minority");
+        assert_ne!(*second, first);
+        assert_eq!(world.step(Input::NoAnswer)[1], Effect::AskRegistry);
+        let effects = world.step(Input::RegistryAsked);
+        let [Effect::Rest { until_ms }] = effects.as_slice() else { panic!("{effects:?}") };
+        rests.push(until_ms - world.now_ms);
+        first = world.first();
+    }
+    assert_eq!(rests, [100, 200, 400, 800, 1_000, 1_000]);
+}
+
+#[test]
+fn an_old_incarnation_is_never_obeyed() {
+    let mut world = World::new(2);
+    let asked = world.first();
+    let effects = world.step(answer(1, 7));
+    let old = Effect::OldIncarnation { server: asked.server, incarnation: Incarnation(1) };
+    assert_eq!(effects, [old, Effect::AskRegistry]);
+    assert!(matches!(world.step(Input::RegistryAsked).as_slice(), [Effect::Rest { .. }]));
+    // A newer one is, and from then on the one before is old.
+    let _ = world.first();
+    assert!(matches!(world.step(answer(3, 1))[0], Effect::Obey(_)));
+    let _ = world.step(Input::Joined(true));
+    let _ = world.step(Input::Changed);
+    assert!(matches!(world.step(answer(2, 1))[0], Effect::OldIncarnation { .. }));
+}
+
+#[test]
+fn a_server_that_the_group_does_not_have_asks_to_be_taken_in() {
+    let mut world = World::new(1);
+    let asked = world.first();
+    let none = Input::Orders { orders: None, valid_ms: ORDERS_VALID_MS, hash: 1 };
+    assert_eq!(world.step(none.clone()), [Effect::Ask(asked.clone(), Question::Join)]);
+    assert!(matches!(world.step(Input::Joined(false)).as_slice(), [Effect::Rest { .. }]));
+    assert_eq!(world.step(Input::Woken), [Effect::Ask(asked.clone(), Question::Orders)]);
+    assert_eq!(world.step(none), [Effect::Ask(asked.clone(), Question::Join)]);
+    assert_eq!(world.step(Input::Joined(true)), [Effect::Ask(asked, Question::Orders)]);
+}
+
+#[test]
+fn without_members_the_registry_is_asked_and_its_own_member_is_asked_first() {
+    let mut world = World::new(1);
+    world.known.clear();
+    assert_eq!(world.step(Input::Woken), [Effect::AskRegistry]);
+    assert!(matches!(world.step(Input::RegistryAsked).as_slice(), [Effect::Rest { .. }]));
+    assert_eq!(world.step(Input::Woken), [Effect::AskRegistry]);
+    world.known = vec![member("s1"), member("s2")];
+    let own = Members { known: &world.known, own: Some("s9:7417") };
+    let effects = world.asking.step(0, own, Input::RegistryAsked);
+    assert_eq!(effects, [Effect::Ask(whom("s9"), Question::Orders)]);
+}

@@ -12,6 +12,7 @@
 //! are), `outbox` (reports until the group has them); for the few servers that carry the group's
 //! log, `member` (one turn of the member) and `leading` (what the leader observes and proposes).
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
 
 pub mod answers;

@@ -340,11 +340,15 @@ impl Chaos {
         }
         for group in self.fleet.groups.values() {
             for (id, server) in &group.servers {
-                for (app, local) in &server.disk.apps {
-                    let right = target[app] == *local.current.as_ref().unwrap_or(&target[app]);
-                    if !right || server.waits(app).is_some() {
-                        let (waits, services) = (server.waits(app), &server.services.get(app));
-                        println!("{app} on {id}: {local:?}, {services:?}, {waits:?}");
+                for (app, record) in &server.disk.apps {
+                    let current = record.local.current.as_ref();
+                    let over = record
+                        .local
+                        .activation
+                        .as_ref()
+                        .is_none_or(|a| a.progress == cohort_core::steps::Progress::Complete);
+                    if !over || current != Some(&target[app]) {
+                        println!("{app} on {id}: {record:?}, {:?}", server.services.get(app));
                     }
                 }
             }

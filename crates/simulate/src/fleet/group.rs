@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Event, Rejection};
 use cohort_core::ids::{AppId, GroupId, Incarnation, RequestId, ServerId};
+use cohort_core::orders::Orders;
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::release::Release;
-use cohort_core::report::Step;
+use cohort_core::report::{Report, Step};
 use cohort_core::state::State;
 use cohort_core::waiting::Waiting;
 use cohort_core::{Observations, Offer, Plan};
+use cohort_server::asking::{Input, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
 
-use super::net::Net;
+use super::net::{Message, Net};
 use super::server::Server;
 
 /// Something that happened.
@@ -23,6 +25,18 @@ pub struct Happened {
     pub event: Event,
     /// The wave that began with it.
     pub wave: Option<(u32, BTreeSet<ServerId>)>,
+}
+
+/// A question for changed orders that is held.
+#[derive(Debug, Clone)]
+struct Held {
+    server: ServerId,
+    id: u64,
+    known: u64,
+    until_ms: u64,
+    /// How long the log was when it was last looked at, and the kill switch then.
+    entries: usize,
+    killed: bool,
 }
 
 /// A group of servers behind one log.
@@ -61,6 +75,8 @@ pub struct Group {
     contact_ms: BTreeMap<ServerId, u64>,
     doing: BTreeMap<(AppId, ServerId), Step>,
     requests: u64,
+    held: Vec<Held>,
+    given: BTreeMap<ServerId, (u64, Option<Orders>)>,
 }
 
 impl Group {
@@ -88,6 +104,8 @@ impl Group {
             contact_ms: BTreeMap::new(),
             doing: BTreeMap::new(),
             requests: 0,
+            held: Vec::new(),
+            given: BTreeMap::new(),
         };
         let platform = platform.parse().expect("a platform");
         let body = Body::SetUp { labels: labels.clone(), platform };
@@ -169,11 +187,90 @@ impl Group {
     }
 
     /// A server asked for its orders.
-    pub fn contact(&mut self, now_ms: u64, server: &ServerId, doing: &[(AppId, Step)]) {
+    pub fn contact(&mut self, now_ms: u64, server: &ServerId, doing: &BTreeMap<AppId, Step>) {
         self.contact_ms.insert(server.clone(), now_ms);
         self.doing.retain(|(_, other), _| other != server);
         for (app, step) in doing {
             self.doing.insert((app.clone(), server.clone()), *step);
+        }
+    }
+
+    /// A member is asked; `None` where the answer comes later.
+    pub fn ask(
+        &mut self,
+        now_ms: u64,
+        server: &ServerId,
+        id: u64,
+        question: &Question,
+        doing: &BTreeMap<AppId, Step>,
+    ) -> Option<Input> {
+        match question {
+            // A read is answered only where somebody leads a majority.
+            Question::Orders if self.leader.is_none() => Some(Input::NoAnswer),
+            Question::Orders => {
+                self.contact(now_ms, server, doing);
+                let (orders, hash) = self.orders(server);
+                let orders = orders.map(Box::new);
+                Some(Input::Orders { orders, valid_ms: ORDERS_VALID_MS, hash })
+            }
+            Question::Change { known } => {
+                self.contact(now_ms, server, doing);
+                let until_ms = now_ms + WAIT_MS_MAX;
+                let (server, entries, killed) = (server.clone(), usize::MAX, false);
+                self.held.push(Held { server, id, known: *known, until_ms, entries, killed });
+                None
+            }
+            Question::Join => {
+                let taken = self.leader.is_some() && self.state.servers.contains_key(server);
+                Some(Input::Joined(taken))
+            }
+        }
+    }
+
+    /// A server's orders, numbered: the same orders have the same number.
+    fn orders(&mut self, server: &ServerId) -> (Option<Orders>, u64) {
+        let orders = self.state.orders(server, self.killed.is_some());
+        let (number, given) = self.given.entry(server.clone()).or_default();
+        if *number == 0 || *given != orders {
+            *number += 1;
+            given.clone_from(&orders);
+        }
+        (orders, *number)
+    }
+
+    /// The held questions that are answered now: orders have changed, time is up, or nobody leads.
+    pub fn answer_held(&mut self, now_ms: u64) -> Vec<(ServerId, u64)> {
+        let (mut answered, mut held) = (Vec::new(), std::mem::take(&mut self.held));
+        let entries = self.log.len();
+        let killed = self.killed.is_some();
+        held.retain_mut(|question| {
+            let mut over = self.leader.is_none() || question.until_ms <= now_ms;
+            if !over && (question.entries, question.killed) != (entries, killed) {
+                (question.entries, question.killed) = (entries, killed);
+                over = self.orders(&question.server).1 != question.known;
+            }
+            if over {
+                answered.push((question.server.clone(), question.id));
+            }
+            !over
+        });
+        self.held = held;
+        answered
+    }
+
+    /// Reports go into the log one after the other; which of them were accepted.
+    pub fn report(&mut self, now_ms: u64, reports: Vec<Report>) -> Vec<bool> {
+        let commit = |report: Report| {
+            let actor = report.server.to_string();
+            self.commit(now_ms, &actor, None, Body::Report { report }).is_ok()
+        };
+        reports.into_iter().map(commit).collect()
+    }
+
+    /// An answer reaches a server.
+    pub fn deliver(&mut self, message: Message) {
+        if let Some(server) = self.servers.get_mut(message.server()) {
+            server.receive(message);
         }
     }
 

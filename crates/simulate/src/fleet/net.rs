@@ -1,40 +1,53 @@
 //! Messages between servers and their group: each may be lost, come twice, or come late.
 
-use cohort_core::ids::{BootEpoch, ServerId};
-use cohort_core::orders::Orders;
-use cohort_core::report::Report;
+use std::collections::BTreeMap;
 
-/// A message on its way.
+use cohort_core::ids::{AppId, ServerId};
+use cohort_core::report::{Report, Step};
+use cohort_server::asking::{Input, Question};
+
+/// A message in flight. `id` pairs an answer with its question, as a connection does.
 #[derive(Debug, Clone)]
 pub enum Message {
-    /// A server asks for its orders.
+    /// A server asks a member.
     Ask {
         /// Who asks.
         server: ServerId,
-        /// When it asked, by its own clock: orders age from here.
-        asked_ms: u64,
-        /// What it is doing, by app.
-        doing: Vec<(cohort_core::ids::AppId, cohort_core::report::Step)>,
+        /// Which question.
+        id: u64,
+        /// The server whose member is asked.
+        to: ServerId,
+        /// What.
+        question: Question,
+        /// What the server is doing, by app.
+        doing: BTreeMap<AppId, Step>,
     },
-    /// Its orders.
-    Orders {
-        /// For whom.
+    /// The answer to [`Message::Ask`].
+    Answer {
+        /// To whom.
         server: ServerId,
-        /// When they were asked for.
-        asked_ms: u64,
-        /// What to do; none when it does not belong to the group.
-        orders: Option<Orders>,
+        /// To which question.
+        id: u64,
+        /// What came of it.
+        input: Input,
     },
-    /// A server says what it did.
-    Report(Report),
-    /// The report is in the log.
+    /// A server reports what it did.
+    Report {
+        /// Which request.
+        id: u64,
+        /// The server whose member is told.
+        to: ServerId,
+        /// Oldest first; never empty.
+        reports: Vec<Report>,
+    },
+    /// The reports are in the log.
     Taken {
-        /// Whose report.
+        /// Whose reports.
         server: ServerId,
-        /// Of which start of its agent.
-        boot_epoch: BootEpoch,
-        /// Which report.
-        sequence: u64,
+        /// Which request.
+        id: u64,
+        /// Which of them were accepted; `None`: the member did not take the request.
+        taken: Option<Vec<bool>>,
     },
 }
 
@@ -44,9 +57,9 @@ impl Message {
     pub fn server(&self) -> &ServerId {
         match self {
             Message::Ask { server, .. }
-            | Message::Orders { server, .. }
+            | Message::Answer { server, .. }
             | Message::Taken { server, .. } => server,
-            Message::Report(report) => &report.server,
+            Message::Report { reports, .. } => &reports[0].server,
         }
     }
 }
@@ -62,10 +75,10 @@ pub struct Weather {
     pub late: u32,
 }
 
-/// The messages of one group that are on their way.
+/// The messages of one group that are in flight.
 #[derive(Debug, Clone, Default)]
 pub struct Net {
-    on_their_way: Vec<(u64, Message)>,
+    in_flight: Vec<(u64, Message)>,
 }
 
 impl Net {
@@ -84,16 +97,13 @@ impl Net {
         for _ in 0..copies {
             let late = weather.late > 0 && draw(1000) < weather.late;
             let delay = if late { u64::from(draw(3000)) } else { 0 };
-            self.on_their_way.push((now_ms + delay, message.clone()));
+            self.in_flight.push((now_ms + delay, message.clone()));
         }
     }
 
     /// Takes out what has arrived, in the order of sending.
     pub fn arrived(&mut self, now_ms: u64) -> Vec<Message> {
-        let (here, there) =
-            std::mem::take(&mut self.on_their_way).into_iter().partition(|(at, _)| *at <= now_ms);
-        self.on_their_way = there;
-        let here: Vec<(u64, Message)> = here;
-        here.into_iter().map(|(_, message)| message).collect()
+        let arrived = self.in_flight.extract_if(.., |(at, _)| *at <= now_ms);
+        arrived.map(|(_, message)| message).collect()
     }
 }

@@ -86,7 +86,8 @@ impl Prober {
         if out.len() > max as usize || more {
             for (id, app) in &group.state.apps {
                 for server in &out {
-                    let real = group.servers[*server].disk.apps.get(id).map(|l| &l.activation);
+                    let real =
+                        group.servers[*server].disk.apps.get(id).map(|r| &r.local.activation);
                     println!("{id} {server}: {:?}\n   really {real:?}", app.servers[*server]);
                 }
                 println!("{id}: {:?}", app.phase);

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 
 use cohort_core::command::{Body, Event};
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
+use cohort_core::orders::Orders;
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
 use cohort_core::release::{Release, Rollback};
@@ -16,7 +17,7 @@ use cohort_core::{Offer, gate::ForeignVerdict};
 
 use super::behaviour::{Behaviour, Fault};
 use super::build;
-use super::net::{Message, Weather};
+use super::net::Weather;
 use super::world::Fleet;
 
 mod tell;
@@ -32,7 +33,7 @@ pub struct Script {
     group: Option<GroupId>,
     told: BTreeMap<GroupId, usize>,
     policies: BTreeMap<String, Policy>,
-    kept_orders: BTreeMap<ServerId, Message>,
+    kept_orders: BTreeMap<ServerId, Orders>,
     times: bool,
 }
 
@@ -385,16 +386,11 @@ impl Script {
         let now_ms = self.fleet.now_ms;
         for server in line.words.iter().flat_map(|word| servers_of(word)) {
             if line.verb == "keep-orders" {
-                let orders = self.group().state.orders(&server, false);
-                let message = Message::Orders { server: server.clone(), asked_ms: 0, orders };
-                self.kept_orders.insert(server, message);
-            } else if let Some(Message::Orders { server, orders, .. }) =
-                self.kept_orders.get(&server).cloned()
-            {
+                let orders = self.group().state.orders(&server, false).expect("a known server");
+                self.kept_orders.insert(server, orders);
+            } else if let Some(orders) = self.kept_orders.get(&server).cloned() {
                 // As if they were the answer to a question asked just now: worse cannot happen.
-                let message =
-                    Message::Orders { server: server.clone(), asked_ms: now_ms + 1, orders };
-                self.group().servers.get_mut(&server).expect("a server").receive(now_ms, message);
+                self.group().servers.get_mut(&server).expect("a server").obey(orders, now_ms);
             }
         }
     }

@@ -1,38 +1,37 @@
-//! A virtual server: the real step logic over a virtual host.
+//! A virtual server: what the production agent decides, over a virtual host.
 //!
 //! What is durable on a real server is in [`Server::disk`]; a crash loses everything else but the
-//! services themselves, which live on under their guard.
+//! services themselves, which live on under their guard. What an agent decides is not here: it is
+//! `cohort-server`'s [`Asking`], [`Outbox`] and [`App`], and the core's [`AppRecord`].
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_core::ids::{AppId, BootEpoch, Digest, ServerId};
-use cohort_core::orders::{Fence, Orders};
+use cohort_core::ids::{AppId, BootEpoch, Digest, Incarnation, ServerId};
+use cohort_core::orders::{AppOrders, Fence, MemberAddress, Orders};
 use cohort_core::release::Release;
-use cohort_core::report::{Blame, Outcome, Report, Step};
-use cohort_core::steps::{
-    LocalActivation, LocalApp, Moment, Progress, StepAction, StepWait, next_action,
+use cohort_core::report::{Health, Outcome, Step};
+use cohort_core::steps::{AppRecord, BootTime, LocalActivation, Reached};
+use cohort_server::app::{Announced, App, Doing, Running, Sight};
+use cohort_server::asking::{
+    ANSWER_MS_MAX, Asking, Effect, Input, Members, ORDERS_VALID_MS, Question, Received, WAIT_MS_MAX,
 };
+use cohort_server::outbox::{ANSWER_MS_MAX as TAKEN_MS_MAX, Outbox};
 
 use super::behaviour::{Behaviours, Fault};
 use super::net::Message;
 
+mod host;
 mod steps;
 
-/// How long orders are valid, in milliseconds.
-const ORDERS_VALID_MS: u64 = 3_000;
-/// How often a server asks for its orders, in milliseconds.
-const ASK_EVERY_MS: u64 = 300;
-/// How long it waits for an answer before it asks or says it again, in milliseconds.
-const AGAIN_AFTER_MS: u64 = 700;
-/// How long a service has to be back before changing it again takes anything away, in milliseconds:
-/// the group acts on what it last heard.
-const RECOVERED_MS: u64 = 5_000;
+/// How long a server waits for its first orders after a start before it takes traffic without, in
+/// milliseconds: the agent's default.
+const READY_WITHOUT_ORDERS_AFTER_MS: u64 = 60_000;
 
 /// What survives a crash.
 #[derive(Debug, Clone, Default)]
 pub struct Disk {
     /// The records of the apps.
-    pub apps: BTreeMap<AppId, LocalApp>,
+    pub apps: BTreeMap<AppId, AppRecord>,
     /// Artifacts that are whole.
     pub held: BTreeSet<Digest>,
     /// Counts the starts of the agent.
@@ -63,27 +62,49 @@ impl Service {
 }
 
 /// What an agent keeps in memory.
-#[derive(Debug, Clone, Default)]
-struct Memory {
-    orders: Option<Orders>,
-    /// When the orders that it has were asked for.
-    orders_ms: Option<u64>,
-    asked_ms: Option<u64>,
-    answered: bool,
-    sequence: u64,
-    outbox: VecDeque<Report>,
-    sent_ms: Option<u64>,
-    working: BTreeMap<AppId, Working>,
+#[derive(Debug, Clone)]
+struct Agent {
+    asking: Asking,
+    /// The question that is open, and until when it is waited for.
+    open: Option<(u64, u64)>,
+    rest_until_ms: Option<u64>,
+    received: Option<Received>,
+    members: Vec<MemberAddress>,
+    outbox: Outbox,
+    /// The reports that are on their way, and until when their answer is waited for.
+    sending: Option<(u64, u64)>,
+    apps: BTreeMap<AppId, AppAgent>,
+    announced: Announced,
     fetching: BTreeMap<Digest, u64>,
-    said: BTreeMap<AppId, (Fence, Outcome)>,
-    health: BTreeMap<AppId, bool>,
-    confirmed: BTreeMap<AppId, Fence>,
-    drained_ms: BTreeMap<AppId, u64>,
-    stopped_ms: BTreeMap<AppId, u64>,
-    reached_ms: Option<u64>,
-    laters: BTreeMap<(AppId, Step), u32>,
-    waits: BTreeMap<AppId, StepWait>,
+    kept: BTreeMap<AppId, Vec<Digest>>,
+    /// Numbers questions and requests of all starts.
+    next_id: u64,
+    inbox: Vec<Message>,
+    outgoing: Vec<Message>,
+    /// Counts what makes apps look again.
+    changes: u64,
+    /// Up to which change it was looked what is whole.
+    fetched: u64,
 }
+
+/// One app, as the agent has it in memory.
+#[derive(Debug, Clone)]
+struct AppAgent {
+    app: App,
+    /// Ahead of the disk where a step is done and nobody has heard of it.
+    record: AppRecord,
+    reached: Reached,
+    running: Option<(Running, Working)>,
+    /// The running checks run.
+    watched: bool,
+    doing: Option<Doing>,
+    laters: BTreeMap<Step, u32>,
+    /// What had changed at the last look, and when the next one is due if nothing else does.
+    looked: Option<(Changes, u64)>,
+}
+
+/// What makes an app look again: changes of the agent, the kill switch, the service's health.
+type Changes = (u64, bool, bool);
 
 /// A step that is being run.
 #[derive(Debug, Clone)]
@@ -92,6 +113,8 @@ struct Working {
     attempt: u32,
     ends_ms: u64,
     fault: Option<Fault>,
+    /// The step asked for later: only the pause before the next attempt is left.
+    backs_off: bool,
 }
 
 /// A virtual server.
@@ -113,9 +136,12 @@ pub struct Server {
     pub took_away: BTreeSet<AppId>,
     /// Crash at this many instructions from now.
     pub crash_in: Option<u32>,
+    /// Counts the boots of the machine.
+    boots: u64,
     /// When something on it was last out of service.
     broken_ms: Option<u64>,
-    memory: Memory,
+    now_ms: u64,
+    agent: Agent,
 }
 
 /// What a server needs to know of its world for one tick.
@@ -130,6 +156,42 @@ pub struct Around<'a> {
     pub mirrors: bool,
     /// How long a fetch takes, in milliseconds.
     pub fetch_ms: u64,
+    /// Where the group's members are.
+    pub members: &'a [MemberAddress],
+    /// The registry answers, and says so.
+    pub registry: bool,
+}
+
+impl Agent {
+    fn new(id: &ServerId, boot_epoch: u64) -> Agent {
+        Agent {
+            asking: Asking::new(id.clone(), Incarnation(0)),
+            open: None,
+            rest_until_ms: Some(0),
+            received: None,
+            members: Vec::new(),
+            outbox: Outbox::new(id.clone(), BootEpoch(boot_epoch)),
+            sending: None,
+            apps: BTreeMap::new(),
+            announced: Announced::default(),
+            fetching: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            next_id: boot_epoch << 32,
+            inbox: Vec::new(),
+            outgoing: Vec::new(),
+            changes: 0,
+            fetched: 0,
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn orders(&self, app: &AppId) -> Option<&AppOrders> {
+        self.received.as_ref()?.orders.apps.iter().find(|orders| orders.app == *app)
+    }
 }
 
 impl Server {
@@ -137,6 +199,7 @@ impl Server {
     #[must_use]
     pub fn new(id: ServerId) -> Server {
         let mut server = Server {
+            agent: Agent::new(&id, 0),
             id,
             disk: Disk::default(),
             services: BTreeMap::new(),
@@ -145,8 +208,9 @@ impl Server {
             accepted: BTreeMap::new(),
             took_away: BTreeSet::new(),
             crash_in: None,
+            boots: 0,
             broken_ms: None,
-            memory: Memory::default(),
+            now_ms: 0,
         };
         server.start();
         server
@@ -155,84 +219,56 @@ impl Server {
     /// The agent dies (−9); services live on.
     pub fn crash(&mut self) {
         self.up = false;
-        self.memory = Memory::default();
         self.crash_in = None;
     }
 
     /// The whole server loses power.
     pub fn power_off(&mut self) {
         self.crash();
+        self.boots += 1;
         for service in self.services.values_mut() {
             service.up = false;
             service.dies_ms = None;
         }
     }
 
-    /// The agent starts; what was running and is not in the middle of a change is started again.
+    /// The agent starts, and brings up what ran.
     pub fn start(&mut self) {
         if self.up {
             return;
         }
         self.up = true;
         self.disk.boot_epoch += 1;
-        self.memory = Memory::default();
+        self.agent = Agent::new(&self.id, self.disk.boot_epoch);
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
         for app in apps {
-            if !self.being_changed(&app)
-                && let Some(service) = self.services.get_mut(&app)
-            {
-                service.up = service.release.is_some();
-            }
-            self.found(&app);
+            self.boot(&app);
         }
     }
 
     /// An existing installation: the release runs and serves before Cohort comes.
     pub fn install(&mut self, app: &AppId, release: &Release) {
-        let local = self.disk.apps.entry(app.clone()).or_default();
-        local.current = Some(release.clone());
+        let record = self.disk.apps.entry(app.clone()).or_default();
+        record.local.current = Some(release.clone());
         self.disk.held.insert(release.artifact.clone());
-        let service =
-            Service { release: Some(release.clone()), up: true, traffic: true, dies_ms: None };
-        self.services.insert(app.clone(), service);
-        self.found(app);
-    }
-
-    /// What waits on this server, by app, for people who look into a scenario.
-    #[must_use]
-    pub fn waits(&self, app: &AppId) -> Option<StepWait> {
-        self.memory.waits.get(app).copied()
+        self.boot(app);
+        self.services.get_mut(app).expect("booted above").traffic = true;
     }
 
     /// Whether the app's traffic was taken away by an activation that is neither over nor failed.
     #[must_use]
     pub fn being_changed(&self, app: &AppId) -> bool {
-        let Some(local) = self.disk.apps.get(app) else { return false };
-        local.activation.as_ref().is_some_and(LocalActivation::drained)
+        let record = self.disk.apps.get(app);
+        let activation = record.and_then(|record| record.local.activation.as_ref());
+        activation.is_some_and(LocalActivation::drained)
     }
 
-    /// Said at the agent's start and when an app is first heard of.
-    fn found(&mut self, app: &AppId) {
-        let serves = self.services.get(app).is_some_and(Service::serves);
-        let release = self.disk.apps.get(app).and_then(|local| local.current.clone());
-        self.say(app, Fence::default(), 1, Outcome::Found { release, in_service: serves });
-        for artifact in self.disk.held.clone() {
-            self.say(app, Fence::default(), 1, Outcome::Holds { artifact });
-        }
-        self.memory.health.insert(app.clone(), serves);
-    }
-
-    fn say(&mut self, app: &AppId, fence: Fence, attempt: u32, outcome: Outcome) {
-        self.memory.sequence += 1;
-        self.memory.outbox.push_back(Report {
-            server: self.id.clone(),
-            boot_epoch: BootEpoch(self.disk.boot_epoch),
-            sequence: self.memory.sequence,
-            app: app.clone(),
-            fence,
-            attempt,
-            outcome,
-        });
+    /// Whether messages go to and fro: a release that is switched in can cut its server off, too.
+    #[must_use]
+    pub fn reaches(&self, behaviours: &Behaviours) -> bool {
+        let switched_in = self.services.values().filter_map(|service| service.release.as_ref());
+        let mut faults = switched_in.flat_map(|release| behaviours.faults(release, &self.id));
+        !self.cut && faults.all(|fault| *fault != Fault::CutsNetwork)
     }
 
     /// One instruction more; true when the agent dies here.
@@ -250,77 +286,22 @@ impl Server {
         }
     }
 
-    /// A message has come.
-    pub fn receive(&mut self, now_ms: u64, message: Message) {
-        if !self.up {
-            return;
-        }
-        match message {
-            Message::Orders { asked_ms, orders, .. } => {
-                self.memory.answered |= self.memory.asked_ms == Some(asked_ms);
-                // An answer that comes late is older than what is known: it changes nothing.
-                if self.memory.orders_ms.is_some_and(|known| known >= asked_ms) {
-                    return;
-                }
-                self.memory.orders_ms = Some(asked_ms);
-                self.memory.reached_ms = Some(now_ms);
-                if let Some(orders) = &orders {
-                    for app in &orders.apps {
-                        if !self.disk.apps.contains_key(&app.app) {
-                            self.disk.apps.insert(app.app.clone(), LocalApp::default());
-                            self.found(&app.app);
-                        }
-                    }
-                }
-                self.memory.orders = orders;
-            }
-            Message::Taken { boot_epoch, sequence, .. } => {
-                let head = self.memory.outbox.front();
-                let ours = head.is_some_and(|report| {
-                    report.boot_epoch == boot_epoch && report.sequence == sequence
-                });
-                if ours && let Some(report) = self.memory.outbox.pop_front() {
-                    if report.outcome == Outcome::Checked {
-                        self.memory.confirmed.insert(report.app, report.fence);
-                    }
-                    self.memory.sent_ms = None;
-                }
-            }
-            Message::Ask { .. } | Message::Report(_) => {}
+    /// A message has come; it is read at the next tick.
+    pub fn receive(&mut self, message: Message) {
+        if self.up {
+            self.agent.inbox.push(message);
         }
     }
 
     /// What it sends now.
-    pub fn sends(&mut self, now_ms: u64) -> Vec<Message> {
-        let mut messages = Vec::new();
-        if !self.up {
-            return messages;
-        }
-        let ask = match self.memory.asked_ms {
-            None => true,
-            Some(at) => {
-                now_ms - at >= if self.memory.answered { ASK_EVERY_MS } else { AGAIN_AFTER_MS }
-            }
-        };
-        if ask {
-            self.memory.asked_ms = Some(now_ms);
-            self.memory.answered = false;
-            let doing = self.memory.working.iter().map(|(app, w)| (app.clone(), w.step)).collect();
-            messages.push(Message::Ask { server: self.id.clone(), asked_ms: now_ms, doing });
-        }
-        let again = self.memory.sent_ms.is_none_or(|at| now_ms - at >= AGAIN_AFTER_MS);
-        if let Some(report) = self.memory.outbox.front()
-            && again
-        {
-            self.memory.sent_ms = Some(now_ms);
-            messages.push(Message::Report(report.clone()));
-        }
-        messages
+    pub fn sends(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.agent.outgoing)
     }
 
     /// Time has gone by.
     pub fn tick(&mut self, around: &Around<'_>) {
         let now_ms = around.now_ms;
+        self.now_ms = now_ms;
         for service in self.services.values_mut() {
             if service.dies_ms.is_some_and(|at| at <= now_ms) {
                 service.up = false;
@@ -334,6 +315,8 @@ impl Server {
         if !self.up {
             return;
         }
+        self.read_inbox(around);
+        self.fetch(around);
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
         for app in apps {
             self.tick_app(&app, around);
@@ -341,198 +324,191 @@ impl Server {
                 return;
             }
         }
+        self.send_reports(around);
     }
 
-    fn tick_app(&mut self, app: &AppId, around: &Around<'_>) {
-        let now_ms = around.now_ms;
-        self.say_what_happened(app);
-        if let Some(working) = self.memory.working.get(app) {
-            if working.ends_ms > now_ms {
-                return;
-            }
-            let working = working.clone();
-            self.memory.working.remove(app);
-            if self.dies_here() {
-                return;
-            }
-            self.end_step(app, &working, around);
-            if !self.up {
-                return;
-            }
-            self.say_what_happened(app);
-        }
-        let local = self.disk.apps[app].clone();
-        let fence = local.activation.as_ref().map(|activation| activation.order.fence);
-        let since = |at: Option<&u64>| at.map(|at| now_ms - at);
-        let confirm_within =
-            local.activation.as_ref().map_or(u64::MAX, |a| a.order.confirm_within_ms);
-        if local.activation.as_ref().is_some_and(LocalActivation::drained) {
-            // After a crash nobody knows when the drain began: it counts from the start.
-            self.memory.drained_ms.entry(app.clone()).or_insert(now_ms);
-        } else {
-            self.memory.drained_ms.remove(app);
-        }
-        if local.activation.as_ref().is_some_and(LocalActivation::stopped) {
-            self.memory.stopped_ms.entry(app.clone()).or_insert(now_ms);
-        } else {
-            self.memory.stopped_ms.remove(app);
-        }
-        let drained_ms = self.memory.drained_ms.get(app).copied();
-        let since_ms = self.memory.stopped_ms.get(app).copied().or(drained_ms);
-        let moment = Moment {
-            orders_fresh: self.memory.orders_ms.is_some_and(|at| now_ms - at < ORDERS_VALID_MS),
-            killed: self.disk.killed,
-            confirmed: fence.is_some() && self.memory.confirmed.get(app).copied() == fence,
-            reached_since_stop: match (self.memory.reached_ms, since_ms) {
-                (Some(reached), Some(since)) => {
-                    reached > since && now_ms - reached <= confirm_within
+    fn read_inbox(&mut self, around: &Around<'_>) {
+        for message in std::mem::take(&mut self.agent.inbox) {
+            match message {
+                Message::Answer { id, input, .. } => {
+                    if self.agent.open.is_some_and(|(open, _)| open == id) {
+                        self.agent.open = None;
+                        self.ask(input, around);
+                    }
                 }
-                _ => false,
-            },
-            confirm_expired: since(self.memory.drained_ms.get(app))
-                .is_some_and(|ms| ms > confirm_within),
-        };
-        let held: Vec<Digest> = self.disk.held.iter().cloned().collect();
-        let orders = self
-            .memory
-            .orders
-            .as_ref()
-            .and_then(|orders| orders.apps.iter().find(|orders| orders.app == *app))
-            .cloned();
-        let next = next_action(orders.as_ref(), &local, &held, moment);
-        self.memory.waits.remove(app);
-        for fetch in next.fetch {
-            let artifact = fetch.release.artifact.clone();
-            let from: BTreeSet<ServerId> = (around.holders)(&artifact);
+                Message::Taken { id, taken, .. } => {
+                    if self.agent.sending.is_some_and(|(sending, _)| sending == id) {
+                        self.agent.sending = None;
+                        match taken {
+                            Some(taken) => {
+                                self.agent.outbox.answered(&taken);
+                                self.agent.changes += 1;
+                            }
+                            None => self.agent.outbox.not_answered(around.now_ms),
+                        }
+                    }
+                }
+                Message::Ask { .. } | Message::Report { .. } => {}
+            }
+        }
+        if self.agent.open.is_some_and(|(_, until_ms)| until_ms <= around.now_ms) {
+            self.agent.open = None;
+            self.ask(Input::NoAnswer, around);
+        }
+        if self.agent.rest_until_ms.is_some_and(|until_ms| until_ms <= around.now_ms) {
+            self.agent.rest_until_ms = None;
+            self.ask(Input::Woken, around);
+        }
+        if self.agent.sending.is_some_and(|(_, until_ms)| until_ms <= around.now_ms) {
+            self.agent.sending = None;
+            self.agent.outbox.not_answered(around.now_ms);
+        }
+    }
+
+    /// Steps with what came of the last question, until the next one is open.
+    fn ask(&mut self, input: Input, around: &Around<'_>) {
+        let now_ms = around.now_ms;
+        let address = format!("{}:7417", self.id);
+        let carries = around.members.iter().any(|member| member.server == self.id);
+        let mut input = Some(input);
+        while let Some(given) = input.take() {
+            let known = self.agent.members.clone();
+            let members = Members { known: &known, own: carries.then_some(address.as_str()) };
+            for effect in self.agent.asking.step(now_ms, members, given) {
+                match effect {
+                    Effect::Obey(received) => self.take_orders(*received),
+                    // The latch is the world's: see `Disk::killed`.
+                    Effect::PassKill(_) | Effect::OldIncarnation { .. } => {}
+                    Effect::AskRegistry => {
+                        if around.registry && self.reaches(around.behaviours) {
+                            self.agent.members = around.members.to_vec();
+                        }
+                        input = Some(Input::RegistryAsked);
+                    }
+                    Effect::Ask(whom, question) => {
+                        let patience_ms = match question {
+                            Question::Orders => ANSWER_MS_MAX,
+                            Question::Change { .. } => WAIT_MS_MAX + ANSWER_MS_MAX,
+                            Question::Join => TAKEN_MS_MAX,
+                        };
+                        let id = self.agent.number();
+                        self.agent.open = Some((id, now_ms + patience_ms));
+                        let (server, to, doing) = (self.id.clone(), whom.server, self.doing());
+                        self.agent.outgoing.push(Message::Ask { server, id, to, question, doing });
+                    }
+                    Effect::Rest { until_ms } => self.agent.rest_until_ms = Some(until_ms),
+                }
+            }
+        }
+    }
+
+    /// Orders, as if they had been answered to a question asked at `asked_ms`.
+    pub fn obey(&mut self, orders: Orders, asked_ms: u64) {
+        self.take_orders(Received { orders, asked_ms, valid_ms: ORDERS_VALID_MS });
+    }
+
+    fn take_orders(&mut self, received: Received) {
+        if !received.orders.members.is_empty() {
+            self.agent.members.clone_from(&received.orders.members);
+        }
+        for orders in &received.orders.apps {
+            if !self.disk.apps.contains_key(&orders.app) {
+                self.disk.apps.insert(orders.app.clone(), AppRecord::default());
+                self.boot(&orders.app);
+            }
+        }
+        for app in self.agent.apps.values_mut() {
+            app.reached.heard(received.asked_ms);
+        }
+        self.agent.received = Some(received);
+        self.agent.changes += 1;
+    }
+
+    fn doing(&self) -> BTreeMap<AppId, Step> {
+        let doing = self.agent.apps.iter().filter_map(|(id, app)| {
+            let step = match (&app.running, app.doing) {
+                (Some((_, working)), _) => working.step,
+                (None, Some(Doing::Fetching)) => Step::Fetch,
+                (None, Some(Doing::Confirming)) => Step::Check,
+                (None, None) => return None,
+            };
+            Some((id.clone(), step))
+        });
+        doing.collect()
+    }
+
+    fn send_reports(&mut self, around: &Around<'_>) {
+        // Only a group that has spoken can be told something.
+        if self.agent.received.is_none() {
+            return;
+        }
+        let members = self.agent.members.clone();
+        if let Some(sending) = self.agent.outbox.next(around.now_ms, &members) {
+            let id = self.agent.number();
+            self.agent.sending = Some((id, around.now_ms + TAKEN_MS_MAX));
+            let (to, reports) = (sending.to.server, sending.reports);
+            self.agent.outgoing.push(Message::Report { id, to, reports });
+        }
+    }
+
+    /// Ordered bytes come in beside everything else, and are announced when they are whole.
+    fn fetch(&mut self, around: &Around<'_>) {
+        let Agent { received, fetching, announced, outbox, changes, fetched, .. } = &mut self.agent;
+        let Some(received) = received else { return };
+        for fetch in received.orders.apps.iter().flat_map(|app| &app.fetch) {
+            let artifact = &fetch.release.artifact;
+            if self.disk.held.contains(artifact) {
+                continue;
+            }
+            let from = (around.holders)(artifact);
             let peer = fetch.sources.iter().any(|source| from.contains(&source.server));
             if peer || (fetch.from_mirror && around.mirrors) {
-                let ready = *self
-                    .memory
-                    .fetching
-                    .entry(artifact.clone())
-                    .or_insert(now_ms + around.fetch_ms);
-                if ready <= now_ms {
-                    self.memory.fetching.remove(&artifact);
+                let whole_ms = around.now_ms + around.fetch_ms;
+                let whole_ms = *fetching.entry(artifact.clone()).or_insert(whole_ms);
+                if whole_ms <= around.now_ms {
+                    fetching.remove(artifact);
                     self.disk.held.insert(artifact.clone());
-                    self.say(app, Fence::default(), 1, Outcome::Holds { artifact });
+                    *changes += 1;
                 }
             }
         }
-        match next.step {
-            StepAction::Accept { order, step } => {
-                assert!(order.fence > local.highest, "an order of an old fence was accepted");
-                *self.accepted.entry((app.clone(), order.fence)).or_default() += 1;
-                let serves = |service: &Service| service.release.is_none() || service.serves();
-                let broken_ms = self.broken_ms;
-                let whole = broken_ms.is_none_or(|at| now_ms - at > RECOVERED_MS)
-                    && self.services.values().all(serves)
-                    && self.services.values().any(Service::serves);
-                if whole {
-                    self.took_away.insert(app.clone());
-                } else if !self.being_changed(app) {
-                    self.took_away.remove(app);
-                }
-                let local = self.disk.apps.get_mut(app).expect("known above");
-                local.highest = order.fence;
-                local.activation = Some(LocalActivation {
-                    previous: local.current.clone(),
-                    progress: Progress::Begun { step, attempt: 1 },
-                    order,
-                });
-                self.memory.drained_ms.remove(app);
-                self.memory.stopped_ms.remove(app);
-                self.begin(app, step, 1, around);
-            }
-            StepAction::Run { step, attempt } => {
-                if self.dies_here() {
-                    return;
-                }
-                self.write(app, Progress::Begun { step, attempt });
-                self.begin(app, step, attempt, around);
-            }
-            StepAction::Complete => {
-                if self.dies_here() {
-                    return;
-                }
-                self.write(app, Progress::Complete);
-                self.say_what_happened(app);
-            }
-            StepAction::GiveUp { step, attempt } => {
-                let reason = format!("begun {attempt} times and never done");
-                self.write_failed(app, step, attempt, Blame::Release, &reason);
-            }
-            StepAction::Undo { attempt, .. } => {
-                self.write(app, Progress::Begun { step: Step::Undo, attempt });
-                self.begin(app, Step::Undo, attempt, around);
-            }
-            StepAction::Settled => {}
-            StepAction::Wait(wait) => {
-                self.memory.waits.insert(app.clone(), wait);
-            }
-        }
-        self.watch(app);
-    }
-
-    fn write(&mut self, app: &AppId, progress: Progress) {
-        if let Some(activation) =
-            self.disk.apps.get_mut(app).and_then(|local| local.activation.as_mut())
-        {
-            activation.progress = progress;
-        }
-    }
-
-    fn write_failed(&mut self, app: &AppId, step: Step, attempt: u32, blame: Blame, reason: &str) {
-        let (reason, output) = (reason.to_owned(), String::new());
-        self.write(app, Progress::Failed { step, attempt, blame, reason, output });
-        self.say_what_happened(app);
-    }
-
-    fn order(&self, app: &AppId) -> &cohort_core::orders::ActivationOrder {
-        let local = &self.disk.apps[app];
-        &local.activation.as_ref().expect("a step runs only within an activation").order
-    }
-
-    /// Whether messages go to and fro: a release that is switched in can cut its server off, too.
-    #[must_use]
-    pub fn reaches(&self, behaviours: &Behaviours) -> bool {
-        let switched_in = self.services.values().filter_map(|service| service.release.as_ref());
-        let mut faults = switched_in.flat_map(|release| behaviours.faults(release, &self.id));
-        !self.cut && faults.all(|fault| *fault != Fault::CutsNetwork)
-    }
-
-    fn say_what_happened(&mut self, app: &AppId) {
-        let Some(activation) = self.disk.apps.get(app).and_then(|local| local.activation.as_ref())
-        else {
+        if *fetched == *changes {
             return;
+        }
+        *fetched = *changes;
+        let held = &self.disk.held;
+        let whole = |release: &Release| held.contains(&release.artifact);
+        for (app, artifact) in announced.look(&received.orders.apps, whole) {
+            outbox.report(&app, Fence::default(), 1, Outcome::Holds { artifact });
+        }
+    }
+
+    /// What the app's shell sees, for `see`.
+    fn see<T>(&mut self, app: &AppId, see: impl FnOnce(&mut App, &Sight<'_>) -> T) -> T {
+        let boot = self.boots.to_string();
+        let now = BootTime { boot: &boot, ms: self.now_ms };
+        let held: Vec<Digest> = self.disk.held.iter().cloned().collect();
+        let up = self.services.get(app).is_some_and(|service| service.up);
+        let reason = if up { "" } else { "the service is not there" };
+        let health = Health { in_service: up, reason: reason.into() };
+        let Agent { received, outbox, apps, .. } = &mut self.agent;
+        let orders = received
+            .as_ref()
+            .and_then(|received| received.orders.apps.iter().find(|orders| orders.app == *app));
+        let here = apps.get_mut(app).expect("every app on the disk was booted");
+        let sight = Sight {
+            now,
+            orders,
+            orders_fresh: received.as_ref().is_some_and(|r| r.fresh(self.now_ms)),
+            killed: self.disk.killed,
+            confirmed: outbox.confirmed().get(app).copied(),
+            record: &here.record,
+            reached: here.reached,
+            held: &held,
+            health: here.watched.then_some(&health),
+            room: outbox.has_room(),
+            room_for_health: outbox.has_room_for_health(),
         };
-        let fence = activation.order.fence;
-        let Some((attempt, outcome)) = activation.outcome() else { return };
-        let said = self.memory.said.get(app);
-        if said.is_some_and(|(at, last)| *at == fence && *last == outcome) {
-            return;
-        }
-        self.memory.said.insert(app.clone(), (fence, outcome.clone()));
-        self.say(app, fence, attempt, outcome);
-        let serves = self.services.get(app).is_some_and(Service::serves);
-        self.memory.health.insert(app.clone(), serves);
-    }
-
-    /// The running checks.
-    fn watch(&mut self, app: &AppId) {
-        let changing =
-            self.disk.apps.get(app).and_then(|local| local.activation.as_ref()).is_some_and(
-                |activation| {
-                    !matches!(activation.progress, Progress::Complete | Progress::Undone { .. })
-                },
-            );
-        if changing || self.memory.working.contains_key(app) {
-            return;
-        }
-        let serves = self.services.get(app).is_some_and(Service::serves);
-        if self.memory.health.insert(app.clone(), serves) != Some(serves) {
-            let reason = if serves { "" } else { "the service is not there" };
-            let outcome = Outcome::Health { in_service: serves, reason: reason.into() };
-            self.say(app, Fence::default(), 1, outcome);
-        }
+        see(&mut here.app, &sight)
     }
 }

@@ -9,6 +9,7 @@ use cohort_core::ids::{AppId, Digest, GroupId, Revision, ServerId};
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
 use cohort_core::release::Release;
+use cohort_server::asking::Input;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -110,7 +111,7 @@ impl Fleet {
         let body = Body::AddServer { server: server.clone(), address, rack: None };
         group.commit(now_ms, "hub", None, body).expect("there is room");
         group.servers.entry(server.clone()).or_insert_with(|| Server::new(server.clone()));
-        group.contact(now_ms, server, &[]);
+        group.contact(now_ms, server, &BTreeMap::new());
         let members = group.state.servers.values().filter(|s| s.member.is_some()).count();
         if members < 5 && group.state.servers[server].member.is_none() {
             let body = Body::AllocateMember { server: server.clone() };
@@ -195,6 +196,7 @@ impl Fleet {
         };
         let now_ms = self.now_ms;
         let mut sent = Vec::new();
+        let members = group.state.member_addresses();
         for server in group.servers.values_mut() {
             let around = Around {
                 now_ms,
@@ -202,22 +204,29 @@ impl Fleet {
                 holders: &holders,
                 mirrors: self.mirrors,
                 fetch_ms: self.fetch_ms,
+                members: &members,
+                registry: !self.registry.away,
             };
             server.disk.killed = group.killed.is_some();
             server.tick(&around);
+            let messages = server.sends();
+            // What a server says that is cut off is lost on the way.
             if server.reaches(&self.behaviours) {
-                sent.extend(server.sends(now_ms));
-            } else {
-                // What it says is lost on the way; it will say it again.
-                let _ = server.sends(now_ms);
+                sent.extend(messages);
             }
         }
         for message in sent {
-            let rng = &mut self.rng;
-            group.net.send(now_ms, &message, self.weather, &mut |n| rng.random_range(0..n));
+            self.send(group, &message);
         }
     }
 
+    fn send(&mut self, group: &mut Group, message: &Message) {
+        let rng = &mut self.rng;
+        let draw = &mut |n| rng.random_range(0..n);
+        group.net.send(self.now_ms, message, self.weather, draw);
+    }
+
+    /// What servers said reaches members, and what these answer reaches servers.
     fn messages(&mut self, group: &mut Group) {
         let now_ms = self.now_ms;
         for message in group.net.arrived(now_ms) {
@@ -225,51 +234,60 @@ impl Fleet {
                 // What comes after is lost; it will be said again.
                 break;
             }
-            let reaches = group
-                .servers
-                .get(message.server())
-                .is_some_and(|server| server.reaches(&self.behaviours));
-            if !reaches {
+            if !self.reachable(group, message.server()) {
                 continue;
             }
-            let answer = match message {
-                Message::Ask { server, asked_ms, doing } => {
-                    // A read is answered only where somebody leads a majority.
-                    group.leader.is_some().then(|| {
-                        group.contact(now_ms, &server, &doing);
-                        let orders = group.state.orders(&server, group.killed.is_some());
-                        Message::Orders { server, asked_ms, orders }
-                    })
-                }
-                Message::Report(report) => group.leader.is_some().then(|| {
-                    let answer = Message::Taken {
-                        server: report.server.clone(),
-                        boot_epoch: report.boot_epoch,
-                        sequence: report.sequence,
-                    };
-                    let actor = report.server.to_string();
-                    let _ = group.commit(now_ms, &actor, None, Body::Report { report });
-                    answer
-                }),
-                Message::Orders { .. } | Message::Taken { .. } => {
-                    if let Some(server) = group.servers.get_mut(message.server()) {
-                        server.receive(now_ms, message);
-                    }
-                    None
-                }
-            };
-            if let Some(answer) = answer {
-                let rng = &mut self.rng;
-                let draw = &mut |n| rng.random_range(0..n);
-                group.net.send(now_ms, &answer, self.weather, draw);
+            if let Some(answer) = self.take(group, message) {
+                self.send(group, &answer);
             }
+        }
+        for (server, id) in group.answer_held(now_ms) {
+            let answer = Message::Answer { server, id, input: Input::Changed };
+            self.send(group, &answer);
         }
         for message in group.net.arrived(now_ms) {
-            let Some(server) = group.servers.get_mut(message.server()) else { continue };
-            if server.reaches(&self.behaviours) {
-                server.receive(now_ms, message);
+            if self.reachable(group, message.server()) {
+                group.deliver(message);
             }
         }
+    }
+
+    fn reachable(&self, group: &Group, server: &ServerId) -> bool {
+        group.servers.get(server).is_some_and(|server| server.reaches(&self.behaviours))
+    }
+
+    /// A message has arrived; the answer, if there is one at once.
+    fn take(&mut self, group: &mut Group, message: Message) -> Option<Message> {
+        match message {
+            Message::Ask { server, id, to, question, doing } => {
+                let input = if self.answers(group, &to)? {
+                    group.ask(self.now_ms, &server, id, &question, &doing)?
+                } else {
+                    Input::NoAnswer
+                };
+                Some(Message::Answer { server, id, input })
+            }
+            Message::Report { id, to, reports } => {
+                let server = reports[0].server.clone();
+                let answers = self.answers(group, &to)? && group.leader.is_some();
+                let taken = answers.then(|| group.report(self.now_ms, reports));
+                Some(Message::Taken { server, id, taken })
+            }
+            Message::Answer { .. } | Message::Taken { .. } => {
+                group.deliver(message);
+                None
+            }
+        }
+    }
+
+    /// Whether a server's member takes questions; `None` where nothing comes back at all.
+    fn answers(&self, group: &Group, to: &ServerId) -> Option<bool> {
+        let server = group.servers.get(to)?;
+        if !server.reaches(&self.behaviours) {
+            return None;
+        }
+        let member = group.state.servers.get(to).is_some_and(|known| known.member.is_some());
+        Some(server.up && member)
     }
 
     fn lead(&mut self, group: &mut Group) {

@@ -1,8 +1,8 @@
-//! The steps of an activation, as a simulated server takes them.
+//! What steps do to a virtual server, and how long they take.
 
 use cohort_core::ids::{AppId, ServerId};
 use cohort_core::report::{Blame, Step};
-use cohort_core::steps::Progress;
+use cohort_core::steps::{Failure, back_off_ms};
 
 use super::{Around, Server, Service, Working};
 use crate::fleet::behaviour::Fault;
@@ -14,24 +14,26 @@ const STEP_LIMIT_MS: u64 = 20_000;
 const STEP_MS: u64 = 100;
 
 impl Server {
-    pub(super) fn begin(&mut self, app: &AppId, step: Step, attempt: u32, around: &Around<'_>) {
-        let order = self.order(app).clone();
-        let fault = order.release.as_ref().and_then(|release| {
-            around
-                .behaviours
-                .faults(release, &self.id)
-                .find(|fault| match fault {
-                    Fault::Fails(at) | Fault::Surroundings(at) | Fault::Hangs(at) => *at == step,
-                    Fault::Later(at, times) => {
-                        let asked =
-                            self.memory.laters.get(&(app.clone(), step)).copied().unwrap_or(0);
-                        *at == step && asked < *times
-                    }
-                    Fault::DiesAfter(_) | Fault::CutsNetwork => false,
-                })
-                .cloned()
-        });
-        let usual = match step {
+    /// When a step that begins now ends, and its fault.
+    pub(super) fn takes(
+        &mut self,
+        app: &AppId,
+        step: Step,
+        around: &Around<'_>,
+    ) -> (u64, Option<Fault>) {
+        let here = &self.agent.apps[app];
+        let activation = here.record.local.activation.as_ref();
+        let order = &activation.expect("a step runs only within an activation").order;
+        let asked = here.laters.get(&step).copied().unwrap_or(0);
+        let hits = |fault: &&Fault| match fault {
+            Fault::Fails(at) | Fault::Surroundings(at) | Fault::Hangs(at) => *at == step,
+            Fault::Later(at, times) => *at == step && asked < *times,
+            Fault::DiesAfter(_) | Fault::CutsNetwork => false,
+        };
+        let release = order.release.as_ref();
+        let fault = release
+            .and_then(|release| around.behaviours.faults(release, &self.id).find(hits).cloned());
+        let usual_ms = match step {
             Step::Drain => order.drain_ms + STEP_MS,
             Step::Check => order.min_healthy_ms.max(STEP_MS),
             Step::WarmUp => order.warm_up_ms + STEP_MS,
@@ -43,16 +45,21 @@ impl Server {
             | Step::Start
             | Step::Undo => STEP_MS,
         };
-        let takes = match (&fault, step) {
+        let takes_ms = match (&fault, step) {
             (Some(Fault::Hangs(_)), _) => STEP_LIMIT_MS,
             (Some(Fault::Fails(_)), Step::Check) => order.healthy_deadline_ms,
-            _ => usual,
+            _ => usual_ms,
         };
-        let ends_ms = around.now_ms + takes;
-        self.memory.working.insert(app.clone(), Working { step, attempt, ends_ms, fault });
+        (around.now_ms + takes_ms, fault)
     }
 
-    pub(super) fn end_step(&mut self, app: &AppId, working: &Working, around: &Around<'_>) {
+    /// A step ends. When it asked for later: until when the agent pauses before it tries again.
+    pub(super) fn end_step(
+        &mut self,
+        app: &AppId,
+        working: &Working,
+        around: &Around<'_>,
+    ) -> Option<u64> {
         let (step, attempt) = (working.step, working.attempt);
         if step == Step::Drain
             && let Some(service) = self.services.get_mut(app)
@@ -60,65 +67,70 @@ impl Server {
             // Also where the hook fails: readiness goes first.
             service.traffic = false;
         }
-        match &working.fault {
-            Some(Fault::Fails(_)) => {
-                return self.write_failed(app, step, attempt, Blame::Release, "wrong answer");
-            }
-            Some(Fault::Surroundings(_)) => {
-                return self.write_failed(app, step, attempt, Blame::Surroundings, "disk full");
-            }
-            Some(Fault::Hangs(_)) => {
-                return self.write_failed(app, step, attempt, Blame::Release, "timed out");
-            }
+        let failure = |blame, reason: &str| {
+            let (reason, output) = (reason.to_owned(), String::new());
+            Some(Failure { blame, reason, output })
+        };
+        let failed = match &working.fault {
+            Some(Fault::Fails(_)) => failure(Blame::Release, "wrong answer"),
+            Some(Fault::Surroundings(_)) => failure(Blame::Surroundings, "disk full"),
+            Some(Fault::Hangs(_)) => failure(Blame::Release, "timed out"),
             Some(Fault::Later(..)) => {
-                // Stays begun: the next attempt runs it again.
-                *self.memory.laters.entry((app.clone(), step)).or_default() += 1;
-                return;
+                self.change(app, |record, _| record.later = Some(step.name().to_owned()));
+                *self.here(app).laters.entry(step).or_default() += 1;
+                return Some(around.now_ms + back_off_ms(attempt));
             }
-            Some(Fault::DiesAfter(_) | Fault::CutsNetwork) | None => {}
+            Some(Fault::DiesAfter(_) | Fault::CutsNetwork) | None => None,
+        };
+        let up = self.services.get(app).is_some_and(|service| service.up);
+        let failed = failed.or_else(|| match step {
+            Step::Check if !up => failure(Blame::Release, "the service is not there"),
+            _ => None,
+        });
+        if let Some(failure) = failed {
+            self.fail(app, step, attempt, failure);
+            return None;
         }
-        let order = self.order(app).clone();
-        let previous = self.disk.apps[app].activation.as_ref().and_then(|a| a.previous.clone());
+        self.change_service(app, step, around);
+        if self.dies_here() {
+            return None;
+        }
+        if step == Step::Undo {
+            self.change(app, |record, _| record.undone("the group was not reached".into()));
+        } else {
+            self.done(app, step, attempt);
+        }
+        None
+    }
+
+    fn change_service(&mut self, app: &AppId, step: Step, around: &Around<'_>) {
+        let activation = self.agent.apps[app].record.local.activation.clone();
+        let activation = activation.expect("a step runs only within an activation");
         let service = self.services.entry(app.clone()).or_default();
         match step {
-            Step::Fetch | Step::Prepare | Step::HandOver => {}
+            Step::Fetch | Step::Prepare | Step::HandOver | Step::Check => {}
             Step::Drain => service.traffic = false,
             Step::Stop => {
                 service.up = false;
+                service.traffic = false;
                 service.dies_ms = None;
             }
-            Step::Switch => {
-                service.release.clone_from(&order.release);
-                self.disk.apps.get_mut(app).expect("known").current.clone_from(&order.release);
-            }
+            Step::Switch => service.release = activation.order.release,
             Step::Start => start_service(service, &self.id, around),
-            Step::Check => {
-                if !service.up {
-                    let reason = "the service is not there";
-                    return self.write_failed(app, step, attempt, Blame::Release, reason);
-                }
-            }
             Step::WarmUp => service.traffic = true,
             Step::Undo => {
-                service.release.clone_from(&previous);
-                service.traffic = previous.is_some();
-                start_service(service, &self.id, around);
-                self.disk.apps.get_mut(app).expect("known").current = previous;
+                let still_serves = service.up && service.release == activation.previous;
+                if !still_serves {
+                    service.release.clone_from(&activation.previous);
+                    start_service(service, &self.id, around);
+                }
+                service.traffic = activation.previous.is_some();
             }
-        }
-        if self.dies_here() {
-            return;
-        }
-        if step == Step::Undo {
-            let reason = "the group was not reached".into();
-            self.write(app, Progress::Undone { reason });
-        } else {
-            self.write(app, Progress::Done { step, attempt });
         }
     }
 }
 
-pub(super) fn start_service(service: &mut Service, id: &ServerId, around: &Around<'_>) {
+fn start_service(service: &mut Service, id: &ServerId, around: &Around<'_>) {
     service.up = service.release.is_some();
     service.dies_ms = service.release.as_ref().and_then(|release| {
         around.behaviours.faults(release, id).find_map(|fault| match fault {

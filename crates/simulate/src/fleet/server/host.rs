@@ -1,0 +1,258 @@
+//! The virtual host: does for an app what the agent decided, and writes it down.
+
+use cohort_core::ids::{AppId, Digest};
+use cohort_core::orders::Fence;
+use cohort_core::report::{Outcome, Step};
+use cohort_core::steps::{AppRecord, BootTime, Failure, Reached, StepAction, reported_when_done};
+use cohort_server::app::{App, Effect, Running};
+
+use super::{AppAgent, Around, READY_WITHOUT_ORDERS_AFTER_MS, Server, Service, Working};
+
+/// How long a service has to be back before changing it again takes anything away, in milliseconds:
+/// the group acts on what it last heard.
+const RECOVERED_MS: u64 = 5_000;
+
+impl Server {
+    /// The host's boot of one app: brings up what ran, and tells what it found.
+    pub(super) fn boot(&mut self, app: &AppId) {
+        let record = self.disk.apps[app].clone();
+        let release = record.local.current.clone();
+        let service = self.services.entry(app.clone()).or_default();
+        if release.is_some() && !record.under_way() {
+            service.release.clone_from(&release);
+            service.up = true;
+        }
+        let in_service = release.is_some() && !record.under_way();
+        // A starting agent is not ready until it knows better.
+        service.traffic = false;
+        let found = Outcome::Found { release, in_service };
+        let here = AppAgent {
+            app: App::new(self.now_ms, READY_WITHOUT_ORDERS_AFTER_MS, found),
+            record,
+            reached: Reached::new(self.now_ms),
+            running: None,
+            watched: false,
+            doing: None,
+            laters: std::collections::BTreeMap::new(),
+            looked: None,
+        };
+        self.agent.apps.insert(app.clone(), here);
+    }
+
+    pub(super) fn tick_app(&mut self, app: &AppId, around: &Around<'_>) {
+        if let Some((running, working)) = self.agent.apps[app].running.clone() {
+            let asked_ms = self.agent.received.as_ref().map_or(0, |received| received.asked_ms);
+            let interrupted_ms = running.interrupted_at_ms(self.agent.orders(app), asked_ms);
+            let cancelled = interrupted_ms.is_some_and(|at| at <= around.now_ms)
+                && (working.step != Step::Prepare || working.backs_off);
+            if !cancelled && working.ends_ms > around.now_ms {
+                return;
+            }
+            let here = self.here(app);
+            (here.running, here.looked) = (None, None);
+            if self.dies_here() {
+                return;
+            }
+            if !cancelled
+                && !working.backs_off
+                && let Some(ends_ms) = self.end_step(app, &working, around)
+            {
+                let pause = Working { ends_ms, backs_off: true, ..working };
+                self.here(app).running = Some((running, pause));
+            }
+        }
+        let up = self.services.get(app).is_some_and(|service| service.up);
+        let changes = (self.agent.changes, self.disk.killed, up);
+        // What takes no time is followed at once by the next look, as in the agent.
+        while self.up && self.agent.apps[app].running.is_none() {
+            let looked = self.agent.apps[app].looked;
+            if looked.is_some_and(|(seen, next_ms)| seen == changes && around.now_ms < next_ms) {
+                return;
+            }
+            let (effects, running, next_ms) = self.see(app, |app, sight| {
+                let effects = app.look(sight);
+                let running = effects.iter().find_map(|effect| match effect {
+                    Effect::Act(action) => Some(Running::new(action, sight)),
+                    _ => None,
+                });
+                (effects, running, sight.now.ms + App::look_in_ms(sight))
+            });
+            self.here(app).looked = running.is_none().then_some((changes, next_ms));
+            for effect in effects {
+                self.perform(app, effect, running, around);
+                if !self.up {
+                    return;
+                }
+            }
+            if running.is_none() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn here(&mut self, app: &AppId) -> &mut AppAgent {
+        self.agent.apps.get_mut(app).expect("every app on the disk was booted")
+    }
+
+    fn service(&mut self, app: &AppId) -> &mut Service {
+        self.services.entry(app.clone()).or_default()
+    }
+
+    /// Changes the record; durable before it returns.
+    pub(super) fn change(
+        &mut self,
+        app: &AppId,
+        change: impl FnOnce(&mut AppRecord, BootTime<'_>),
+    ) {
+        let boot = self.boots.to_string();
+        let now = BootTime { boot: &boot, ms: self.now_ms };
+        let here = self.here(app);
+        change(&mut here.record, now);
+        if let Some(confirm) = &mut here.record.confirm {
+            confirm.clock = confirm.clock.carried(now);
+        }
+        let record = here.record.clone();
+        self.disk.apps.insert(app.clone(), record);
+    }
+
+    fn perform(
+        &mut self,
+        app: &AppId,
+        effect: Effect,
+        running: Option<Running>,
+        around: &Around<'_>,
+    ) {
+        match effect {
+            Effect::Report { fence, attempt, outcome } => {
+                self.agent.outbox.report(app, fence, attempt, outcome);
+            }
+            Effect::WriteDown => self.change(app, |_, _| {}),
+            Effect::Act(action) => {
+                if let Some(running) = running {
+                    self.act(app, action, running, around);
+                }
+            }
+            Effect::Undrain => {
+                let previous = self.here(app).record.undrain_to().cloned();
+                let service = self.service(app);
+                if service.up && service.release == previous {
+                    service.traffic = true;
+                    self.change(app, |record, _| record.undrained());
+                }
+            }
+            Effect::Doing(doing) => self.here(app).doing = doing,
+            Effect::TakeTraffic => {
+                let takes = self.here(app).record.takes_traffic().is_ok();
+                self.service(app).traffic = takes;
+            }
+            // Services that are up pass their checks here.
+            Effect::Unfit(_) | Effect::EnsureRunning => {}
+            Effect::Watch { .. } => self.here(app).watched = true,
+            Effect::Unwatch => self.here(app).watched = false,
+            Effect::Collect(keep) => self.collect(app, keep),
+        }
+    }
+
+    fn act(&mut self, app: &AppId, action: StepAction, running: Running, around: &Around<'_>) {
+        match action {
+            StepAction::Accept { order, step } => {
+                let highest = self.here(app).record.local.highest;
+                assert!(order.fence > highest, "an order of an old fence was accepted");
+                self.note_accepted(app, order.fence);
+                let now_ms = self.now_ms;
+                self.here(app).reached.begin(step, now_ms);
+                self.change(app, |record, now| record.accept(order, step, |_| true, now));
+                self.run(app, step, 1, running, around);
+            }
+            StepAction::Run { step, attempt } => {
+                if self.dies_here() {
+                    return;
+                }
+                self.begin(app, step, attempt);
+                self.run(app, step, attempt, running, around);
+            }
+            StepAction::Undo { attempt, .. } => {
+                self.begin(app, Step::Undo, attempt);
+                self.run(app, Step::Undo, attempt, running, around);
+            }
+            StepAction::Complete => {
+                if self.dies_here() {
+                    return;
+                }
+                self.change(app, |record, _| record.complete());
+                let runs = self.here(app).record.local.current.is_some();
+                self.service(app).traffic = runs;
+            }
+            StepAction::GiveUp { step, attempt } => {
+                let failure = self.here(app).record.given_up(attempt);
+                self.fail(app, step, attempt, failure);
+            }
+            StepAction::Settled | StepAction::Wait(_) => {}
+        }
+    }
+
+    fn begin(&mut self, app: &AppId, step: Step, attempt: u32) {
+        let now_ms = self.now_ms;
+        self.here(app).reached.begin(step, now_ms);
+        self.change(app, |record, now| record.begin(step, attempt, now));
+    }
+
+    fn run(
+        &mut self,
+        app: &AppId,
+        step: Step,
+        attempt: u32,
+        running: Running,
+        around: &Around<'_>,
+    ) {
+        let (ends_ms, fault) = self.takes(app, step, around);
+        let working = Working { step, attempt, ends_ms, fault, backs_off: false };
+        self.here(app).running = Some((running, working));
+    }
+
+    /// A step ran: durable at once only where the group hears of it.
+    pub(super) fn done(&mut self, app: &AppId, step: Step, attempt: u32) {
+        if reported_when_done(step) {
+            self.change(app, |record, _| record.done(step, attempt));
+        } else {
+            self.here(app).record.done(step, attempt);
+        }
+    }
+
+    pub(super) fn fail(&mut self, app: &AppId, step: Step, attempt: u32, failure: Failure) {
+        if step >= Step::Drain {
+            self.service(app).traffic = false;
+        }
+        self.change(app, |record, _| record.fail(step, attempt, failure));
+    }
+
+    fn note_accepted(&mut self, app: &AppId, fence: Fence) {
+        *self.accepted.entry((app.clone(), fence)).or_default() += 1;
+        let serves = |service: &Service| service.release.is_none() || service.serves();
+        let whole = self.broken_ms.is_none_or(|at| self.now_ms - at > RECOVERED_MS)
+            && self.services.values().all(serves)
+            && self.services.values().any(Service::serves);
+        if whole {
+            self.took_away.insert(app.clone());
+        } else if !self.being_changed(app) {
+            self.took_away.remove(app);
+        }
+    }
+
+    /// Removes artifacts that no app wants kept, once every app has said what it wants.
+    fn collect(&mut self, app: &AppId, keep: Vec<Digest>) {
+        self.agent.kept.insert(app.clone(), keep);
+        if !self.disk.apps.keys().all(|app| self.agent.kept.contains_key(app)) {
+            return;
+        }
+        let local = self.disk.apps.values().flat_map(|record| {
+            let activation = record.local.activation.iter();
+            let needed = activation.flat_map(|a| [&a.previous, &a.order.release, &a.order.undo_to]);
+            needed.flatten().chain(&record.local.current)
+        });
+        let mut wanted: std::collections::BTreeSet<Digest> =
+            local.map(|release| release.artifact.clone()).collect();
+        wanted.extend(self.agent.kept.values().flatten().cloned());
+        self.disk.held.retain(|artifact| wanted.contains(artifact));
+    }
+}
