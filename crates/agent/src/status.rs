@@ -6,7 +6,7 @@ use cohort_artifact::Manifest;
 use cohort_consensus::RaftId;
 use cohort_core::ids::{AppId, ClockMs, MemberId};
 use cohort_core::orders::MemberAddress;
-use cohort_core::phase::Phase;
+use cohort_core::phase::{Milestone, Phase};
 use cohort_core::release::Release;
 use cohort_core::state::{ActivationStage, App};
 use cohort_core::waiting::{Waiting, WaitingOn};
@@ -113,10 +113,7 @@ fn rejected(app: &App) -> Option<&Release> {
         Phase::Held { rejected, .. } => Some(rejected),
         Phase::Empty
         | Phase::Running { .. }
-        | Phase::MarkedOld { .. }
-        | Phase::LeaderHolds { .. }
-        | Phase::Verified { .. }
-        | Phase::Wave { .. }
+        | Phase::Forward { .. }
         | Phase::RollingBack { .. } => None,
     }
 }
@@ -144,16 +141,18 @@ fn app_status(
     let (since, reason, wave, wave_servers) = match &app.phase {
         Phase::Empty => (ClockMs(0), String::new(), 0, Vec::new()),
         Phase::Running { since } => (*since, String::new(), 0, Vec::new()),
-        Phase::MarkedOld { rollout, .. }
-        | Phase::LeaderHolds { rollout, .. }
-        | Phase::Verified { rollout, .. } => (rollout.started, String::new(), 0, Vec::new()),
-        Phase::Wave { number, servers, since, .. } => {
-            (*since, String::new(), *number, servers.iter().cloned().collect())
-        }
+        Phase::Forward { rollout, at } => match at {
+            Milestone::MarkedOld { .. } | Milestone::LeaderHolds | Milestone::Verified => {
+                (rollout.started, String::new(), 0, Vec::new())
+            }
+            Milestone::Wave { servers, since, .. } => {
+                (*since, String::new(), rollout.waves, servers.iter().cloned().collect())
+            }
+        },
         Phase::RollingBack { reason, since, rollout, .. } => {
-            (*since, reason.clone(), rollout.waves, Vec::new())
+            (*since, reason.to_string(), rollout.waves, Vec::new())
         }
-        Phase::Held { reason, since, .. } => (*since, reason.clone(), 0, Vec::new()),
+        Phase::Held { reason, since, .. } => (*since, reason.to_string(), 0, Vec::new()),
     };
     let target = rejected(app).or_else(|| app.phase.rollout().map(|rollout| &rollout.release));
     let servers = app.servers.iter().map(|(server, here)| {
@@ -169,11 +168,11 @@ fn app_status(
         let status = ServerAppStatus {
             running: here.running.as_ref().map(|release| release.version.clone()),
             in_service: here.in_service,
-            health: here.health.clone(),
+            health: here.unfit.as_ref().map_or_else(String::new, ToString::to_string),
             holds_target: target.is_some_and(|release| here.has(&release.artifact)),
             activation,
             doing: contacts.of(server).and_then(|contact| contact.doing.get(id)).cloned(),
-            debt: here.debt.as_ref().map(|debt| debt.reason.clone()),
+            debt: here.debt.as_ref().map(|debt| debt.reason.to_string()),
         };
         (server.clone(), status)
     });

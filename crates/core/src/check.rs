@@ -1,58 +1,67 @@
-//! What must always hold. Checked after every entry in tests and simulation, at load in
-//! production; a broken invariant stops the replica.
+//! Invariants of the state. Checked after every entry in tests and simulation, and when a snapshot
+//! is loaded in production; a broken one stops the replica.
 
 use std::collections::BTreeSet;
 
+use crate::ids::AppId;
 use crate::phase::Phase;
 use crate::state::{
-    APPS_MAX, GOOD_MAX, HISTORY_MAX, HOLDS_MAX, REJECTED_MAX, REQUESTS_MAX, SERVERS_MAX, State,
+    APPS_MAX, App, GOOD_MAX, HISTORY_MAX, HOLDS_MAX, REJECTED_MAX, REQUESTS_MAX, SERVERS_MAX,
+    STATE_SCHEMA, State,
 };
 
 impl State {
     /// Checks every invariant.
     ///
-    /// That no more servers are taken out of service than allowed is not among them: it holds
-    /// where a change is granted, by the policy of that moment.
+    /// The limit on servers out of service is not among them: it holds when a change is granted,
+    /// by the policy of that moment.
     ///
     /// # Errors
-    /// The first one that is broken, in words.
+    /// The first broken invariant, as text for the log of the replica that stops.
     pub fn check(&self) -> Result<(), String> {
+        if self.schema != STATE_SCHEMA {
+            return Err(format!("schema {} instead of {STATE_SCHEMA}", self.schema));
+        }
         self.check_bounds()?;
         self.check_members()?;
-        for (id, app) in &self.apps {
-            if app.policy.app != *id {
-                return Err(format!("{id}: the policy is that of {}", app.policy.app));
-            }
-            if app.record_written > app.record {
-                return Err(format!("{id}: the registry has more records than there are"));
-            }
-            if !app.servers.keys().eq(self.servers.keys()) {
-                return Err(format!("{id}: its servers are not the group's"));
-            }
-            if matches!(app.phase, Phase::Running { .. }) && app.last_good.is_none() {
-                return Err(format!("{id}: runs, but nothing was ever good"));
-            }
-            if let Some(rollout) = app.phase.rollout()
-                && Some(&rollout.release.platform) != self.platform.as_ref()
-            {
-                return Err(format!("{id}: rolls out a release for another platform"));
-            }
-            if let Phase::Wave { servers, .. } = &app.phase
-                && !servers.iter().all(|server| self.servers.contains_key(server))
-            {
-                return Err(format!("{id}: a wave holds a server that is not in the group"));
-            }
-            for (server, here) in &app.servers {
-                let Some(activation) = &here.activation else { continue };
-                if activation.fence.generation > app.generation
+        self.apps.iter().try_for_each(|(id, app)| self.check_app(id, app))
+    }
+
+    fn check_app(&self, id: &AppId, app: &App) -> Result<(), String> {
+        let runs_nothing_good =
+            matches!(app.phase, Phase::Running { .. }) && app.last_good.is_none();
+        let foreign = app
+            .phase
+            .rollout()
+            .is_some_and(|rollout| Some(&rollout.release.platform) != self.platform.as_ref());
+        let stranger = app.phase.wave().is_some_and(|(servers, _)| {
+            !servers.iter().all(|server| self.servers.contains_key(server))
+        });
+        let wrong_fence = app.servers.iter().find(|(_, here)| {
+            here.activation.as_ref().is_some_and(|activation| {
+                activation.fence.generation > app.generation
                     || activation.fence.generation != here.activated
                     || activation.fence.incarnation != self.incarnation
-                {
-                    return Err(format!("{id}: the fence of {server} is not of this plan"));
-                }
-            }
-        }
-        Ok(())
+            })
+        });
+        let broken = if app.policy.app != *id {
+            format!("the policy is that of {}", app.policy.app)
+        } else if app.record_written > app.record {
+            format!("record {} written, but only {} exist", app.record_written, app.record)
+        } else if !app.servers.keys().eq(self.servers.keys()) {
+            "its servers are not the group's".to_owned()
+        } else if runs_nothing_good {
+            "running without a good release".to_owned()
+        } else if foreign {
+            "rolls out a release for another platform".to_owned()
+        } else if stranger {
+            "a wave has a server that is not in the group".to_owned()
+        } else if let Some((server, _)) = wrong_fence {
+            format!("the fence of {server} belongs to another plan")
+        } else {
+            return Ok(());
+        };
+        Err(format!("{id}: {broken}"))
     }
 
     fn check_bounds(&self) -> Result<(), String> {
@@ -71,7 +80,7 @@ impl State {
             ]
         });
         match bounds.into_iter().chain(per_app).find(|(_, count, max)| count > max) {
-            Some((what, count, max)) => Err(format!("{count} {what}, {max} at the most")),
+            Some((what, count, max)) => Err(format!("{count} {what}; the limit is {max}")),
             None => Ok(()),
         }
     }
@@ -82,7 +91,7 @@ impl State {
             if let Some(member) = server.member
                 && (member >= self.next_member || !seen.insert(member))
             {
-                return Err(format!("{id} carries member {member}, which is not its alone"));
+                return Err(format!("{id} carries member {member}, which is not its own"));
             }
         }
         Ok(())

@@ -9,265 +9,248 @@ use crate::ids::{
     ServerId, Version,
 };
 use crate::orders::Purpose;
+use crate::phase::PhaseName;
 use crate::policy::Policy;
+use crate::reason::Reason;
 use crate::release::Release;
 use crate::report::Report;
 
-/// The version of the command envelope.
+pub use crate::rejection::{Limited, Rejection, WhyNot};
+
+/// The version of the command envelope. Raise it when [`Command`] or [`Body`] changes.
 pub const COMMAND_VERSION: u32 = 1;
-/// The longest step of the group clock in one entry, in milliseconds. 5 s: a leader that slept
-/// through a deadline cannot make it expire in one go for everybody.
+/// Largest step of the group clock in one entry, in milliseconds. 5 s: a leader that slept through
+/// a deadline cannot expire it for everybody in one step.
 pub const CLOCK_STEP_MS_MAX: u64 = 5_000;
 
-/// One entry of the log. Named tags, never positions; an entry that a member does not know stops
-/// the member before it is applied.
+/// One entry of the log, encoded by name, never by position. A member stops before it applies an
+/// entry it does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
     /// The version of this envelope.
     pub version: u32,
-    /// Which life of the group it is meant for; another life refuses it.
+    /// The incarnation it is for; any other rejects it.
     pub incarnation: Incarnation,
-    /// Who asked for it.
+    /// Who sent it, for logs and history.
     pub actor: String,
-    /// To notice that it came twice.
+    /// Makes a repeated command harmless.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
-    /// What it is.
+    /// What to do.
     pub body: Body,
 }
 
-/// What a command is.
+/// What a command does: to the group, to an app, and by order of an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Body {
-    /// The first entry of a group.
+    /// The first entry of a group; ignored later.
     SetUp {
-        /// The labels that its servers share.
+        /// The grouping labels that its servers share.
         labels: BTreeMap<String, String>,
-        /// Their platform.
+        /// The platform of its servers.
         platform: Platform,
     },
-    /// Time goes by.
+    /// Advances the group clock.
     AdvanceClock {
-        /// What the clock showed.
+        /// Its current value.
         from: ClockMs,
-        /// What it shows now.
+        /// Its new value, at most [`CLOCK_STEP_MS_MAX`] later.
         to: ClockMs,
     },
     /// A server joins, or its address or rack changes.
     AddServer {
-        /// Which.
+        /// The server.
         server: ServerId,
-        /// Its peer port.
+        /// Its peer port, `host:port`.
         address: String,
-        /// Its failure domain.
+        /// Its failure domain, if known.
         rack: Option<String>,
     },
     /// A server leaves for good.
     RemoveServer {
-        /// Which.
+        /// The server.
         server: ServerId,
     },
-    /// A server is to carry the group's log, under the next number.
+    /// A server gets the next member number, to carry the group's log.
     AllocateMember {
-        /// Which server.
+        /// The server.
         server: ServerId,
     },
-    /// A member's number is never used again: its disk is gone, or it is placed elsewhere.
+    /// A server stops carrying a member; the number is never used again.
     RetireMember {
-        /// Which server.
+        /// The server.
         server: ServerId,
-        /// Its number.
+        /// The member it carries.
         member: MemberId,
     },
-    /// A person: this server shall carry a member, or shall not.
+    /// Operator: this server carries a member, or carries none.
     PlaceMember {
-        /// Which server.
+        /// The server.
         server: ServerId,
-        /// Whether it shall.
+        /// Whether it carries one.
         carries: bool,
     },
-    /// Every member has run the newer version for a while.
+    /// Every member understands more than the current feature level.
     RaiseFeatureLevel {
-        /// From now on.
+        /// The new level; a lower one than the current has no effect.
         level: u32,
     },
-    /// The registry has a policy for an app.
+    /// The registry has a new policy, or one for a new app.
     SetPolicy {
         /// The policy.
         policy: Policy,
-        /// Its revision.
+        /// Its revision; an older one than the current has no effect.
         revision: Revision,
     },
-    /// An existing installation is what the group runs.
+    /// What every server was found running becomes `last_good`.
     Adopt {
-        /// Of which app.
+        /// The app.
         app: AppId,
-        /// What every server runs.
+        /// The release that they run.
         release: Release,
     },
-    /// A release is to go through the group (also in the middle of another).
+    /// Starts a rollout, also in the middle of another.
     StartRollout {
-        /// Of which app.
+        /// The app.
         app: AppId,
-        /// What.
+        /// The release to roll out.
         release: Release,
-        /// The policy's revision that the leader saw.
+        /// The policy revision it was planned with.
         revision: Revision,
         /// The leader's server.
         lead: ServerId,
     },
-    /// Another leader goes on; its server fetches.
-    TakeLead {
-        /// Of which app.
-        app: AppId,
-        /// Planned against.
-        generation: Generation,
-        /// The leader's server.
-        lead: ServerId,
-    },
-    /// The registry has the group's record up to this count.
+    /// The registry acknowledged the group's record.
     RecordWritten {
-        /// Of which app.
+        /// The app.
         app: AppId,
-        /// The count.
+        /// The value of `App::record` that was written.
         record: u64,
     },
-    /// The registry has a verdict.
+    /// The registry acknowledged a verdict.
     VerdictWritten {
-        /// Of which app.
+        /// The app.
         app: AppId,
-        /// About which version.
+        /// The version.
         version: Version,
-        /// Good or bad.
+        /// The verdict.
         good: bool,
     },
-    /// The leader's server has every byte.
-    LeaderHolds {
-        /// Of which app.
+    /// What the leader planned; rejected if the app's generation has changed since.
+    Plan {
+        /// The app.
         app: AppId,
-        /// Planned against.
+        /// The generation it was planned against.
         generation: Generation,
-        /// Which server.
-        server: ServerId,
+        /// What to do.
+        step: Planned,
     },
-    /// The leader's server has verified signature and bytes.
-    Verify {
-        /// Of which app.
-        app: AppId,
-        /// Planned against.
-        generation: Generation,
-        /// Which server.
-        server: ServerId,
-    },
-    /// The next wave.
-    StartWave {
-        /// Of which app.
-        app: AppId,
-        /// Planned against.
-        generation: Generation,
-        /// Which wave, from 1.
-        number: u32,
-        /// Its servers.
-        servers: BTreeSet<ServerId>,
-    },
-    /// A server may change what it runs.
-    Grant {
-        /// Of which app.
-        app: AppId,
-        /// Planned against.
-        generation: Generation,
-        /// Which server.
-        server: ServerId,
-        /// Why.
-        purpose: Purpose,
-    },
-    /// A rollout goes on without a server; it owes.
-    LoseServer {
-        /// Of which app.
-        app: AppId,
-        /// Planned against.
-        generation: Generation,
-        /// Which server.
-        server: ServerId,
-        /// In words.
-        reason: String,
-    },
-    /// A lost server is back and takes part again.
-    FindServer {
-        /// Of which app.
-        app: AppId,
-        /// Planned against.
-        generation: Generation,
-        /// Which server.
-        server: ServerId,
-    },
-    /// A deadline passed, or a failure that no single report tells.
-    Fail {
-        /// Of which app.
-        app: AppId,
-        /// Planned against.
-        generation: Generation,
-        /// In words.
-        reason: String,
-    },
-    /// Another group found the release bad: finish the step, hold.
-    PauseForVerdict {
-        /// Of which app.
-        app: AppId,
-        /// Planned against.
-        generation: Generation,
-        /// Whose verdict.
-        group: GroupId,
-        /// In words.
-        reason: String,
-    },
-    /// A server says what it did.
+    /// A server reports.
     Report {
-        /// What it said.
+        /// The report.
         report: Report,
     },
-    /// A person: begin nothing new.
+    /// Operator: stop starting new servers; let those in progress finish.
     Pause {
-        /// Of which app.
+        /// The app.
         app: AppId,
-        /// In words.
+        /// The reason given; may be empty.
         reason: String,
     },
-    /// A person: go on.
+    /// Operator: continue a paused rollout.
     Resume {
-        /// Of which app.
+        /// The app.
         app: AppId,
     },
-    /// A person: go on after the wave that asks for approval.
+    /// Operator: continue after the wave that waits for approval.
     Approve {
-        /// Of which app.
+        /// The app.
         app: AppId,
     },
-    /// A person: go back now.
+    /// Operator: roll back now.
     Abort {
-        /// Of which app.
+        /// The app.
         app: AppId,
-        /// In words.
+        /// The reason given; may be empty.
         reason: String,
     },
-    /// A person: try the rejected release, and the debts that failed, again.
+    /// Operator: try the held release and the failed debts again.
     Retry {
-        /// Of which app.
+        /// The app.
         app: AppId,
     },
-    /// A person: take the group to the release that was good before this one.
+    /// Operator: roll out the good release before this one.
     Undo {
-        /// Of which app.
+        /// The app.
         app: AppId,
         /// The leader's server.
         lead: ServerId,
     },
 }
 
+/// One step of a rollout, planned by the leader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Planned {
+    /// A new leader continues the rollout; its server fetches.
+    TakeLead {
+        /// The leader's server.
+        lead: ServerId,
+    },
+    /// The leader's server has all the bytes.
+    LeaderHolds {
+        /// The server.
+        server: ServerId,
+    },
+    /// The leader's server has verified the signature and the bytes.
+    Verify {
+        /// The server.
+        server: ServerId,
+    },
+    /// Starts the next wave.
+    StartWave {
+        /// Its number, from 1: one more than the waves so far.
+        number: u32,
+        /// Its servers; all must still need the release.
+        servers: BTreeSet<ServerId>,
+    },
+    /// Lets one server change what it runs.
+    Grant {
+        /// The server.
+        server: ServerId,
+        /// What the change is part of.
+        purpose: Purpose,
+    },
+    /// Declares a server lost: the rollout continues without it, and it owes.
+    LoseServer {
+        /// The server.
+        server: ServerId,
+        /// How long it has been silent, in milliseconds.
+        silent_ms: u64,
+    },
+    /// A lost server is back.
+    FindServer {
+        /// The server.
+        server: ServerId,
+    },
+    /// Fails the rollout for a reason that the leader observed.
+    Fail {
+        /// Why.
+        reason: Reason,
+    },
+    /// Another group found the release bad: pause.
+    PauseForVerdict {
+        /// The other group.
+        group: GroupId,
+        /// The reason it gave.
+        reason: String,
+    },
+}
+
 impl Body {
-    /// The tag, as in the encoding: for logs and metrics.
+    /// The command's tag as it is encoded, for logs and metrics.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -282,17 +265,19 @@ impl Body {
             Body::SetPolicy { .. } => "set-policy",
             Body::Adopt { .. } => "adopt",
             Body::StartRollout { .. } => "start-rollout",
-            Body::TakeLead { .. } => "take-lead",
             Body::RecordWritten { .. } => "record-written",
             Body::VerdictWritten { .. } => "verdict-written",
-            Body::LeaderHolds { .. } => "leader-holds",
-            Body::Verify { .. } => "verify",
-            Body::StartWave { .. } => "start-wave",
-            Body::Grant { .. } => "grant",
-            Body::LoseServer { .. } => "lose-server",
-            Body::FindServer { .. } => "find-server",
-            Body::Fail { .. } => "fail",
-            Body::PauseForVerdict { .. } => "pause-for-verdict",
+            Body::Plan { step, .. } => match step {
+                Planned::TakeLead { .. } => "take-lead",
+                Planned::LeaderHolds { .. } => "leader-holds",
+                Planned::Verify { .. } => "verify",
+                Planned::StartWave { .. } => "start-wave",
+                Planned::Grant { .. } => "grant",
+                Planned::LoseServer { .. } => "lose-server",
+                Planned::FindServer { .. } => "find-server",
+                Planned::Fail { .. } => "fail",
+                Planned::PauseForVerdict { .. } => "pause-for-verdict",
+            },
             Body::Report { .. } => "report",
             Body::Pause { .. } => "pause",
             Body::Resume { .. } => "resume",
@@ -304,82 +289,25 @@ impl Body {
     }
 }
 
-/// What came of a command, for logs, metrics and the histories of people.
+/// What a command changed, for logs and metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the fields repeat the command's")]
 pub enum Event {
-    /// The state of an app changed.
-    PhaseChanged {
-        app: AppId,
-        from: crate::phase::PhaseName,
-        to: crate::phase::PhaseName,
-        by: String,
-    },
-    /// A server was told to change what it runs.
+    /// An app entered another state.
+    PhaseChanged { app: AppId, from: PhaseName, to: PhaseName, by: String },
+    /// A server may change what it runs.
     Granted { app: AppId, server: ServerId, generation: Generation, purpose: Purpose },
     /// A server failed.
     ServerFailed { app: AppId, server: ServerId, reason: String },
-    /// A rollout goes on without a server.
-    ServerLost { app: AppId, server: ServerId, reason: String },
-    /// A server finished a change.
+    /// A server was declared lost.
+    ServerLost { app: AppId, server: ServerId, silent_ms: u64 },
+    /// A server finished its change and serves.
     ServerDone { app: AppId, server: ServerId },
-    /// A report that was seen before, or is about an older plan.
+    /// A report was seen before, or is about an older plan.
     ReportIgnored { server: ServerId, sequence: u64 },
-    /// The same request once more.
+    /// A request that was already applied came again.
     RequestRepeated { request: RequestId },
     /// A server joined, left, or changed its address.
     ServersChanged,
-}
-
-/// Why a command was refused. Refusing is an ordinary outcome, the same on every member.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "rejection", rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "the fields are the values that were compared")]
-pub enum Rejection {
-    /// Meant for another life of the group.
-    OtherIncarnation { expected: Incarnation },
-    /// The clock showed something else, or the step is too long.
-    Clock { clock: ClockMs },
-    /// Planned against another plan.
-    OldPlan { generation: Generation },
-    /// No such app here.
-    NoApp { app: AppId },
-    /// No such server here.
-    NoServer { server: ServerId },
-    /// Not in this state.
-    NotNow { state: crate::phase::PhaseName, why: String },
-    /// Too many servers would be out of service.
-    Capacity { out: u32, max: u32 },
-    /// Another change is going on there.
-    Busy { server: ServerId },
-    /// Past a limit.
-    Limit { what: String, max: u64 },
-    /// The same request was refused before.
-    Repeated { refused: String },
-}
-
-impl std::fmt::Display for Rejection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Rejection::OtherIncarnation { expected } => {
-                write!(f, "meant for another life of the group (this is incarnation {expected})")
-            }
-            Rejection::Clock { clock } => write!(f, "the group clock shows {clock} ms"),
-            Rejection::OldPlan { generation } => {
-                write!(f, "planned against an older plan (this is generation {generation})")
-            }
-            Rejection::NoApp { app } => write!(f, "this group has no app `{app}`"),
-            Rejection::NoServer { server } => write!(f, "this group has no server `{server}`"),
-            Rejection::NotNow { state, why } => {
-                write!(f, "not while the group is `{state}`: {why}")
-            }
-            Rejection::Capacity { out, max } => {
-                write!(f, "{out} servers are out of service and {max} may be")
-            }
-            Rejection::Busy { server } => write!(f, "`{server}` is being changed already"),
-            Rejection::Limit { what, max } => write!(f, "more than {max} {what}"),
-            Rejection::Repeated { refused } => f.write_str(refused),
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! May this group begin? Stages and verdicts of other groups.
+//! Whether this group may start a rollout, by the stages and by other groups' verdicts.
 
 use std::collections::BTreeMap;
 
@@ -7,44 +7,44 @@ use crate::policy::Policy;
 use crate::state::State;
 use crate::waiting::WaitingOn;
 
-/// What the leader last read from the registry.
+/// The registry as the leader last read it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RegistryView {
-    /// The policies, with their revisions.
+    /// The apps' policies and their revisions.
     pub policies: BTreeMap<AppId, (Revision, Policy)>,
     /// All groups of the fleet.
     pub groups: BTreeMap<GroupId, GroupInfo>,
-    /// All verdicts about releases of these apps.
+    /// Verdicts of all groups about releases of these apps.
     pub verdicts: Vec<ForeignVerdict>,
 }
 
-/// What is known of a group from outside.
+/// What other groups know of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupInfo {
-    /// The labels that its servers share.
+    /// The grouping labels that its servers share.
     pub labels: BTreeMap<String, String>,
-    /// Their platform.
+    /// The platform of its servers.
     pub platform: Platform,
 }
 
-/// A verdict, and whose it is.
+/// Another group's verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignVerdict {
-    /// Whose.
+    /// The group that found it.
     pub group: GroupId,
-    /// About which app,
+    /// The app.
     pub app: AppId,
-    /// version
+    /// The version of the app.
     pub version: Version,
-    /// and platform.
+    /// The platform on which the group ran it.
     pub platform: Platform,
-    /// Good or bad.
+    /// Whether the version is good.
     pub good: bool,
-    /// Why it is bad.
+    /// Why it is bad, for people.
     pub reason: String,
 }
 
-/// Another group of the same platform that found the version bad.
+/// The verdict of another group of the same platform that found the version bad, if any.
 #[must_use]
 pub fn bad_verdict<'a>(
     state: &State,
@@ -61,10 +61,8 @@ pub fn bad_verdict<'a>(
     })
 }
 
-/// What keeps this group from beginning, if anything.
-///
-/// Per platform, a stage waits until every group of the stages before has found the version good;
-/// a bad verdict anywhere on the platform keeps all groups from beginning.
+/// What keeps this group from starting a rollout, if anything. Per platform, a stage waits until
+/// every group of earlier stages has found the version good, and one bad verdict stops all groups.
 #[must_use]
 pub fn gate(
     state: &State,

@@ -1,4 +1,4 @@
-//! The names of things: every id is a type of its own, checked once, where it enters.
+//! Ids: each is a type of its own, validated once, where it enters.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -6,14 +6,14 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is not a valid name.
+/// A text that is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidName {
-    /// What kind of name was expected, such as "server id".
+    /// The kind of name expected, such as "server id".
     pub what: &'static str,
     /// The offending text, cut to 80 characters.
     pub text: String,
-    /// The rule, in words.
+    /// The rule it breaks.
     pub rule: &'static str,
 }
 
@@ -33,10 +33,10 @@ macro_rules! name_type {
         pub struct $name(String);
 
         impl $name {
-            /// Parses a name.
+            /// Validates a name.
             ///
             /// # Errors
-            /// When the text breaks the rule for this kind of name.
+            /// If the text breaks the rule for this kind of name.
             pub fn new(text: impl Into<String>) -> Result<Self, InvalidName> {
                 let text = text.into();
                 let valid: fn(&str) -> bool = $valid;
@@ -121,41 +121,42 @@ fn is_digest(text: &str) -> bool {
 }
 
 name_type!(
-    /// A server: one machine with an agent. A DNS label, because certificates carry it.
+    /// A server: one machine with an agent. A DNS label, because it stands in certificates.
     ServerId, "server id",
-    "1 to 63 of a-z, 0-9 and `-`, neither first nor last a `-`", is_label
+    "use 1 to 63 of a-z, 0-9 and `-`, with no `-` at either end", is_label
 );
 name_type!(
-    /// A group of servers that are alike: DNS labels joined by dots, such as `intel.zone-a`.
+    /// A group of like servers: DNS labels joined by dots, such as `intel.zone-a`.
     GroupId, "group name",
-    "labels of a-z, 0-9 and `-`, joined by dots, 200 characters at the most", is_dotted_label
+    "use labels of a-z, 0-9 and `-`, joined by dots, at most 200 characters", is_dotted_label
 );
 name_type!(
-    /// An app: a piece of software that is deployed.
+    /// An app: a deployed piece of software.
     AppId, "app name",
-    "1 to 63 of a-z, 0-9 and `-`, neither first nor last a `-`", is_label
+    "use 1 to 63 of a-z, 0-9 and `-`, with no `-` at either end", is_label
 );
 name_type!(
     /// The version of a release, compared only for equality.
     Version, "version",
-    "1 to 64 of letters, digits and `.-_+`, the first a letter or digit", is_version
+    "use 1 to 64 letters, digits and `.-_+`, starting with a letter or digit", is_version
 );
 name_type!(
     /// A channel: a signed pointer to a release, such as `stable`.
     Channel, "channel name",
-    "1 to 63 of a-z, 0-9 and `-`, neither first nor last a `-`", is_label
+    "use 1 to 63 of a-z, 0-9 and `-`, with no `-` at either end", is_label
 );
 name_type!(
-    /// The processor platform that an artifact is made for, such as `linux/amd64`.
+    /// The platform an artifact is built for, such as `linux/amd64`.
     Platform, "platform",
-    "1 to 64 of a-z, 0-9 and `/_.-`, no empty part, no `..`", is_platform
+    "use 1 to 64 of a-z, 0-9 and `/_.-`, without empty parts or `..`", is_platform
 );
 name_type!(
-    /// A BLAKE3 root: 64 hexadecimal digits in lower case.
-    Digest, "digest", "64 hexadecimal digits in lower case", is_digest
+    /// A BLAKE3 hash: 64 lower-case hexadecimal digits.
+    Digest, "digest", "use 64 lower-case hexadecimal digits", is_digest
 );
 
-/// One request of a person or a program, used to notice that it came twice. At most 64 bytes.
+/// Identifies a request of an operator or a program, so that a repeated one is applied once. At
+/// most 64 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RequestId(pub String);
@@ -170,7 +171,7 @@ macro_rules! number_type {
         pub struct $name(pub u64);
 
         impl $name {
-            /// The one after this.
+            /// The next number.
             #[must_use]
             pub fn next(self) -> Self {
                 Self(self.0 + 1)
@@ -186,7 +187,7 @@ macro_rules! number_type {
 }
 
 number_type!(
-    /// Which life of a group this is: given out by the registry's compare-and-set.
+    /// The incarnation of a group, given out by the registry's compare-and-set.
     Incarnation
 );
 number_type!(
@@ -194,11 +195,11 @@ number_type!(
     Generation
 );
 number_type!(
-    /// A member's number in Raft; never used twice in an incarnation.
+    /// A member's Raft number; never reused within an incarnation.
     MemberId
 );
 number_type!(
-    /// Raised by a server every time its agent starts.
+    /// Raised by a server at each start of its agent.
     BootEpoch
 );
 number_type!(
@@ -206,18 +207,19 @@ number_type!(
     Revision
 );
 number_type!(
-    /// Milliseconds of the group clock: replicated, advanced by the leader's measured time.
+    /// A point on the group clock, in milliseconds since the group was set up; stands still without
+    /// a leader.
     ClockMs
 );
 
 impl ClockMs {
-    /// How long since `earlier`, in milliseconds; 0 when `earlier` is later.
+    /// Time since `earlier`, in milliseconds; 0 if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: ClockMs) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// This point and `ms` milliseconds.
+    /// The point `ms` milliseconds later.
     #[must_use]
     pub fn plus(self, ms: u64) -> ClockMs {
         ClockMs(self.0.saturating_add(ms))

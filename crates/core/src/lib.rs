@@ -1,15 +1,14 @@
-//! The deployment state machine of a group, as pure as it can be.
+//! The deployment state machine of a group: pure functions over plain data.
 //!
-//! **What it is.** Replicated state as plain data; [`State::apply`] as its only writer; [`plan()`],
-//! which says what the leader proposes; [`State::orders`], which servers obey;
-//! [`steps::next_action`], the step logic of a server.
+//! **What it is.** The replicated state; [`State::apply`], its only writer; [`plan()`], what the
+//! leader proposes; [`State::orders`], what servers obey; [`steps::next_action`], a server's next
+//! step.
 //!
-//! **What it must never know.** Clocks, randomness, IO, threads, async, logging. Time, ids and
-//! choices arrive inside commands. A test on this crate's dependencies and its `clippy.toml` hold
-//! it to that.
+//! **What it must never know.** Clocks, randomness, IO, threads, async, logging: time, ids and
+//! choices arrive inside commands. Its `clippy.toml` and a test of its dependencies enforce that.
 //!
-//! **Where to start reading.** [`phase`] has the states as one sentence, [`command`] the entries,
-//! `transitions` the arrows; then [`plan()`].
+//! **Where to start reading.** [`phase`] has the states as one sentence, [`command`] the log
+//! entries, `turn` the arrows between states; then [`plan()`].
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
 
@@ -29,14 +28,17 @@ mod placement_test;
 pub mod plan;
 pub mod policy;
 mod prestage;
+pub mod reason;
+mod rejection;
 pub mod release;
 pub mod report;
-mod reports;
+mod rollout;
 pub mod state;
 pub mod steps;
-mod transitions;
+mod turn;
 pub mod waiting;
 mod wave;
+mod words;
 
 pub use command::{Body, Command, Event, Rejection};
 pub use plan::{Observations, Offer, Plan, plan};

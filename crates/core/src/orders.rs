@@ -1,7 +1,7 @@
-//! What a server is to do now: the only thing that a server ever obeys.
+//! Orders: the only thing a server obeys.
 //!
-//! Orders are a pure function of the committed state (`State::orders`), answered by a member after a
-//! linearizable read. They are the fresh yes: a disruptive step begins only while they are valid.
+//! They are a pure function of the committed state ([`State::orders`](crate::State::orders)), served
+//! by a member after a linearizable read. A disruptive step begins only while they are fresh.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,36 +9,36 @@ use crate::ids::{AppId, Digest, Generation, GroupId, Incarnation, MemberId, Serv
 use crate::policy::Check;
 use crate::release::Release;
 
-/// What makes an order from an older plan harmless. Ordered: a higher fence wins.
+/// Makes orders of an older plan harmless: the higher fence wins.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 #[serde(deny_unknown_fields)]
 pub struct Fence {
-    /// Which life of the group.
+    /// The group's incarnation; compared first.
     pub incarnation: Incarnation,
-    /// Which plan of the app.
+    /// The generation of the app's plan.
     pub generation: Generation,
 }
 
-/// Everything that one server is to do now.
+/// Everything that one server is ordered to do now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Orders {
-    /// The group that speaks.
+    /// The group that orders.
     pub group: GroupId,
-    /// Which life of the group.
+    /// The group's incarnation.
     pub incarnation: Incarnation,
-    /// Whom it is for.
+    /// The server that is to obey.
     pub server: ServerId,
-    /// Per app; an app that is missing here is none of this server's business.
+    /// One entry per app of the group.
     pub apps: Vec<AppOrders>,
-    /// Whether this server is to carry the group's log, and under which id.
+    /// Set if this server carries the group's log.
     pub member: Option<MemberOrder>,
-    /// Where the group's members are, to ask next time.
+    /// The group's members, to ask next time.
     pub members: Vec<MemberAddress>,
 }
 
-/// A member and where to reach it.
+/// Where a member can be reached.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MemberAddress {
     /// The server that carries the member.
@@ -49,91 +49,90 @@ pub struct MemberAddress {
     pub member: MemberId,
 }
 
-/// This server is to carry the group's log.
+/// The order to carry the group's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberOrder {
-    /// Under this id, never another.
+    /// The member's number; never another one.
     pub member: MemberId,
 }
 
-/// What a server is to do for one app.
+/// What a server is ordered to do for one app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppOrders {
     /// The app.
     pub app: AppId,
-    /// Bytes to have whole on this server, in this order. Fetching disrupts nobody.
+    /// What to fetch, in this order. Fetching is not disruptive.
     pub fetch: Vec<FetchOrder>,
-    /// The one change to make here, if any.
+    /// The change to make, if any.
     pub activation: Option<ActivationOrder>,
-    /// What this server runs when nothing is to change (after a boot, say).
+    /// What to run while nothing changes, for example after a boot.
     pub run: Option<Release>,
-    /// This server owes the good release: it takes no traffic before it has it.
-    #[serde(default)]
+    /// The server owes the good release: until it runs it, it takes no traffic.
     pub owes: bool,
-    /// The checks that go on while it runs.
+    /// The checks to run while the app runs.
     pub checks: Vec<Check>,
-    /// Artifacts that must not be removed from disk.
+    /// Artifacts that must stay on disk.
     pub keep: Vec<Digest>,
 }
 
-/// Bytes to have whole on this server.
+/// An artifact to fetch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FetchOrder {
     /// What to fetch and verify.
     pub release: Release,
-    /// May take bytes from a mirror by itself: the leader's own server. The others take them from
-    /// whom the leader names, or from a holder; a mirror only with the leader's leave.
+    /// Whether the server may use a mirror unasked. Others fetch from `sources`, or from a mirror
+    /// if the leader lets them.
     pub from_mirror: bool,
-    /// Servers that hold it whole, best first for this server.
+    /// Servers that have the whole artifact, best first.
     pub sources: Vec<Source>,
 }
 
-/// A server that holds an artifact whole.
+/// A server that has the whole artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// Which server.
+    /// The server.
     pub server: ServerId,
     /// Its peer port, `host:port`.
     pub address: String,
 }
 
-/// One yes that covers drain → hand over → stop → switch → start → check → warm up.
+/// Permission for one change: drain, hand over, stop, switch, start, check, warm up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActivationOrder {
-    /// Activation happens exactly once per server and fence.
+    /// A server activates at most once per fence.
     pub fence: Fence,
-    /// What to run; `None`: stop what runs and leave nothing running.
+    /// What to run; none: stop what runs.
     pub release: Option<Release>,
-    /// Where to go back to when the group cannot be reached in time.
+    /// What to go back to if the group cannot be reached in time.
     pub undo_to: Option<Release>,
-    /// Why this server, now.
+    /// What the change is part of.
     pub purpose: Purpose,
-    /// Servers that are about to be stopped too: leadership should not go there.
+    /// Servers that are about to be stopped too: leadership should not move there.
     pub avoid: Vec<ServerId>,
-    /// How long to wait after the server was taken out of traffic, in milliseconds.
+    /// Wait after leaving traffic, in milliseconds.
     pub drain_ms: u64,
-    /// Healthy without a break for this long before it counts, in milliseconds.
+    /// Time that the checks must pass without a break, in milliseconds.
     pub min_healthy_ms: u64,
-    /// Checks must have passed this long after the start, in milliseconds.
+    /// Deadline for that, from the start of the release, in milliseconds.
     pub healthy_deadline_ms: u64,
-    /// Put the old release back when the group was not reached for this long, in milliseconds.
+    /// Put the old release back if the group was not reached for this long, in milliseconds.
     pub confirm_within_ms: u64,
-    /// How long traffic ramps up, in milliseconds.
+    /// Duration of the traffic ramp-up, in milliseconds.
     pub warm_up_ms: u64,
     /// The pre-flight checks.
     pub checks: Vec<Check>,
-    /// A person or a policy stopped everything: begin nothing that takes the server out.
+    /// False under the kill switch: take no step that takes the server out of traffic.
     pub begin: bool,
 }
 
-/// Why a server is activated.
+/// What a change is part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
-    /// Its wave's turn.
+    /// A wave of a rollout.
     Wave,
-    /// The group goes back to what was good.
+    /// The roll-back of the whole group.
     RollBack,
-    /// It was away, or failed alone, and owes this.
+    /// A debt of this server alone.
     Debt,
 }

@@ -5,7 +5,7 @@ use crate::orders::{
     ActivationOrder, AppOrders, FetchOrder, MemberAddress, MemberOrder, Orders, Purpose, Source,
 };
 use crate::phase::Phase;
-use crate::policy::{CheckPhase, Policy};
+use crate::policy::{Check, CheckPhase};
 use crate::prestage;
 use crate::release::Release;
 use crate::state::{ActivationStage, App, ServerApp, State};
@@ -14,220 +14,185 @@ use crate::state::{ActivationStage, App, ServerApp, State};
 pub(crate) const SOURCES_MAX: usize = 4;
 
 impl State {
-    /// What one server is to do now; none when it does not belong to the group.
-    ///
-    /// `killed` is the latch of the kill switch on the member that answers.
+    /// The orders of one server; none if it is not in the group. `killed` is whether the kill
+    /// switch is on at the member that answers.
     #[must_use]
     pub fn orders(&self, server: &ServerId, killed: bool) -> Option<Orders> {
         let known = self.servers.get(server)?;
-        let apps = self
-            .apps
-            .iter()
-            .filter_map(|(id, app)| {
-                let here = app.servers.get(server)?;
-                let policy = app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy);
-                Some(AppOrders {
-                    app: id.clone(),
-                    fetch: self.fetches(app, server, here, killed),
-                    activation: self.activation_order(app, policy, here, killed),
-                    run: here.running.clone(),
-                    owes: here.debt.is_some(),
-                    checks: policy
-                        .checks
-                        .iter()
-                        .filter(|check| check.phase.contains(&CheckPhase::Running))
-                        .cloned()
-                        .collect(),
-                    keep: keeps(app, here),
-                })
+        let apps = self.apps.iter().filter_map(|(id, app)| {
+            let here = app.servers.get(server)?;
+            let asked = Asked { state: self, app, server, here, killed };
+            Some(AppOrders {
+                app: id.clone(),
+                fetch: asked.fetches(),
+                activation: asked.activation(),
+                run: here.running.clone(),
+                owes: here.debt.is_some(),
+                checks: asked.checks(CheckPhase::Running),
+                keep: asked.keeps(),
             })
-            .collect();
+        });
         Some(Orders {
             group: self.group.clone(),
             incarnation: self.incarnation,
             server: server.clone(),
-            apps,
+            apps: apps.collect(),
             member: known.member.map(|member| MemberOrder { member }),
             members: self.member_addresses(),
         })
     }
 
-    /// Where the group's members are.
+    /// Where the group's members can be reached.
     #[must_use]
     pub fn member_addresses(&self) -> Vec<MemberAddress> {
-        self.servers
-            .iter()
-            .filter_map(|(id, server)| {
-                server.member.map(|member| MemberAddress {
-                    server: id.clone(),
-                    address: server.address.clone(),
-                    member,
-                })
-            })
+        let members = self.servers.iter().filter_map(|(id, server)| {
+            let (address, member) = (server.address.clone(), server.member?);
+            Some(MemberAddress { server: id.clone(), address, member })
+        });
+        members.collect()
+    }
+}
+
+/// What the orders of one server for one app are made from.
+struct Asked<'a> {
+    state: &'a State,
+    app: &'a App,
+    server: &'a ServerId,
+    here: &'a ServerApp,
+    killed: bool,
+}
+
+impl Asked<'_> {
+    fn fetches(&self) -> Vec<FetchOrder> {
+        [self.fetch_coming(), self.fetch_granted(), self.fetch_good()]
+            .into_iter()
+            .flatten()
             .collect()
     }
 
-    fn fetches(
-        &self,
-        app: &App,
-        server: &ServerId,
-        here: &ServerApp,
-        killed: bool,
-    ) -> Vec<FetchOrder> {
-        let mut fetches = Vec::new();
-        // The kill switch stops what is new, never the way back.
-        if let Some(rollout) = app.phase.forward()
-            && !killed
-            && !here.has(&rollout.release.artifact)
-            && prestage::is_due(self, app, rollout, server)
-        {
-            let awaited = match &app.phase {
-                Phase::Wave { servers, .. } => servers.contains(server),
-                Phase::Empty
-                | Phase::Running { .. }
-                | Phase::MarkedOld { .. }
-                | Phase::LeaderHolds { .. }
-                | Phase::Verified { .. }
-                | Phase::RollingBack { .. }
-                | Phase::Held { .. } => false,
-            };
-            let lead = rollout.lead == *server;
-            let from_mirror = lead || (awaited && self.is_late(app, rollout.progress));
-            let sources = self.sources(app, server, &rollout.release);
-            // Bytes flow while the leader's own copy is still arriving. Who may ask a mirror by itself is the leader's server, and whoever got
-            // nothing for long, so that a release crosses the zone's downlink once.
-            fetches.push(FetchOrder { release: rollout.release.clone(), from_mirror, sources });
+    /// The release that rolls out. A mirror is for the leader's server, and for servers of the
+    /// wave that got nothing for long: so a release crosses the zone's downlink once.
+    fn fetch_coming(&self) -> Option<FetchOrder> {
+        let rollout = self.app.phase.forward()?;
+        let has = self.here.has(&rollout.release.artifact);
+        if self.killed || has || !prestage::is_due(self.state, self.app, rollout, self.server) {
+            return None;
         }
-        // What it is to run it needs even where it once said that it has it: disks lose things. A
-        // server that does have it fetches nothing.
-        if let Some(activation) = here.activation.as_ref().filter(|a| a.in_flight())
-            && activation.stage == ActivationStage::Granted
-            && let Some(release) = &activation.release
-            && here.has(&release.artifact)
-        {
-            let sources = self.sources(app, server, release);
-            let from_mirror = sources.is_empty() || self.is_late(app, activation.granted);
-            fetches.push(FetchOrder { release: release.clone(), from_mirror, sources });
+        let in_wave = self.app.phase.wave().is_some_and(|(wave, _)| wave.contains(self.server));
+        let late = in_wave && self.is_late(rollout.progress);
+        Some(self.fetch(&rollout.release, late || rollout.lead == *self.server))
+    }
+
+    /// What the server was granted to run, even if it once reported that it has it: disks lose
+    /// data. A server that still has it fetches nothing.
+    fn fetch_granted(&self) -> Option<FetchOrder> {
+        let change = self.here.in_flight()?;
+        let release = change.release.as_ref()?;
+        if change.stage != ActivationStage::Granted || !self.here.has(&release.artifact) {
+            return None;
         }
-        let needed_since = match (&here.debt, &app.phase) {
-            (Some(debt), _) => Some(debt.since),
-            (None, Phase::RollingBack { since, .. }) => Some(*since),
+        Some(self.fetch_from_anywhere(release, change.granted))
+    }
+
+    /// The good release, if the server owes it or the group goes back to it. The kill switch does
+    /// not stop the way back.
+    fn fetch_good(&self) -> Option<FetchOrder> {
+        let good = self.app.last_good.as_ref()?;
+        let since = match (&self.here.debt, &self.app.phase) {
+            (Some(debt), _) => debt.since,
+            (None, Phase::RollingBack { since, .. }) => *since,
             (
                 None,
-                Phase::Empty
-                | Phase::Running { .. }
-                | Phase::MarkedOld { .. }
-                | Phase::LeaderHolds { .. }
-                | Phase::Verified { .. }
-                | Phase::Wave { .. }
-                | Phase::Held { .. },
-            ) => None,
+                Phase::Empty | Phase::Running { .. } | Phase::Forward { .. } | Phase::Held { .. },
+            ) => return None,
         };
-        if let Some(good) = &app.last_good
-            && let Some(since) = needed_since
-            && !here.has(&good.artifact)
-        {
-            let sources = self.sources(app, server, good);
-            let from_mirror = sources.is_empty() || self.is_late(app, since);
-            fetches.push(FetchOrder { release: good.clone(), from_mirror, sources });
-        }
-        fetches
+        (!self.here.has(&good.artifact)).then(|| self.fetch_from_anywhere(good, since))
     }
 
-    /// Whether bytes have been awaited for half the time that a wave has: the servers that said
-    /// that they hold them may have lost them, and a mirror is asked as well.
-    fn is_late(&self, app: &App, since: ClockMs) -> bool {
-        let policy = app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy);
-        self.clock.since(since) >= policy.update.progress_deadline.ms / 2
+    fn fetch(&self, release: &Release, from_mirror: bool) -> FetchOrder {
+        FetchOrder { release: release.clone(), from_mirror, sources: self.sources(release) }
     }
 
-    /// Who has it whole, beginning at another one for every server, so that the load spreads.
-    fn sources(&self, app: &App, server: &ServerId, release: &Release) -> Vec<Source> {
-        let holders: Vec<&ServerId> = app
-            .servers
-            .iter()
-            .filter(|(id, other)| *id != server && other.has(&release.artifact))
-            .map(|(id, _)| id)
-            .collect();
-        let start = self.servers.get(server).map_or(0, |known| known.joined) as usize;
-        (0..holders.len().min(SOURCES_MAX))
-            .filter_map(|i| {
-                let id = holders[(start + i) % holders.len()];
-                let address = self.servers.get(id)?.address.clone();
-                Some(Source { server: id.clone(), address })
-            })
-            .collect()
+    /// From a mirror too if no server has it, or if it has been awaited for long.
+    fn fetch_from_anywhere(&self, release: &Release, since: ClockMs) -> FetchOrder {
+        let late = self.is_late(since);
+        let order = self.fetch(release, late);
+        FetchOrder { from_mirror: late || order.sources.is_empty(), ..order }
     }
 
-    fn activation_order(
-        &self,
-        app: &App,
-        policy: &Policy,
-        here: &ServerApp,
-        killed: bool,
-    ) -> Option<ActivationOrder> {
-        let activation = here.activation.as_ref().filter(|activation| activation.in_flight())?;
-        let by_person = matches!(app.phase, Phase::RollingBack { by_person: true, .. });
-        let update = &policy.update;
+    /// Whether bytes have been awaited for half of `progress_deadline`: the servers that reported
+    /// them may have lost them.
+    fn is_late(&self, since: ClockMs) -> bool {
+        let deadline = self.app.policy_in_force().update.progress_deadline;
+        self.state.clock.since(since) >= deadline.ms / 2
+    }
+
+    /// Servers that have the whole release, each server starting at another one to spread the load.
+    fn sources(&self, release: &Release) -> Vec<Source> {
+        let holds = |(id, other): &(&ServerId, &ServerApp)| {
+            *id != self.server && other.has(&release.artifact)
+        };
+        let holders: Vec<&ServerId> =
+            self.app.servers.iter().filter(holds).map(|(id, _)| id).collect();
+        let start = self.state.servers.get(self.server).map_or(0, |known| known.joined) as usize;
+        let source = |i: usize| {
+            let server = holders[(start + i) % holders.len()].clone();
+            let address = self.state.servers.get(&server)?.address.clone();
+            Some(Source { server, address })
+        };
+        (0..holders.len().min(SOURCES_MAX)).filter_map(source).collect()
+    }
+
+    fn activation(&self) -> Option<ActivationOrder> {
+        let activation = self.here.in_flight()?;
+        let by_person = matches!(self.app.phase, Phase::RollingBack { by_person: true, .. });
+        let update = &self.app.policy_in_force().update;
         Some(ActivationOrder {
             fence: activation.fence,
             release: activation.release.clone(),
             undo_to: activation.before.clone(),
             purpose: activation.purpose,
-            avoid: avoid(app),
+            avoid: self.avoid(),
             drain_ms: update.drain_time.ms,
             min_healthy_ms: update.min_healthy_time.ms,
             healthy_deadline_ms: update.healthy_deadline.ms,
             confirm_within_ms: update.confirm_within.ms,
             warm_up_ms: update.warm_up_time.ms,
-            checks: policy
-                .checks
-                .iter()
-                .filter(|check| check.phase.contains(&CheckPhase::PreFlight))
-                .cloned()
-                .collect(),
-            begin: !killed || (by_person && activation.purpose == Purpose::RollBack),
+            checks: self.checks(CheckPhase::PreFlight),
+            begin: !self.killed || (by_person && activation.purpose == Purpose::RollBack),
         })
     }
-}
 
-/// Servers that are being changed, or whose wave it is: leadership should not go there.
-fn avoid(app: &App) -> Vec<ServerId> {
-    match &app.phase {
-        Phase::Wave { servers, .. } => servers.iter().cloned().collect(),
-        Phase::Empty
-        | Phase::Running { .. }
-        | Phase::MarkedOld { .. }
-        | Phase::LeaderHolds { .. }
-        | Phase::Verified { .. }
-        | Phase::RollingBack { .. }
-        | Phase::Held { .. } => app.in_flight().map(|(id, _)| id.clone()).collect(),
-    }
-}
-
-/// Artifacts that must stay on disk: what runs, where a roll-back or an undo goes, what comes.
-fn keeps(app: &App, here: &ServerApp) -> Vec<Digest> {
-    let mut keep: Vec<Digest> = Vec::new();
-    let rollout = app.phase.rollout().map(|rollout| &rollout.release);
-    let activation = here.activation.as_ref();
-    let releases = app
-        .last_good
-        .iter()
-        .chain(&app.good_before)
-        .chain(&here.running)
-        .chain(rollout)
-        .chain(activation.and_then(|a| a.release.as_ref()))
-        .chain(activation.and_then(|a| a.before.as_ref()));
-    for release in releases {
-        if !keep.contains(&release.artifact) {
-            keep.push(release.artifact.clone());
+    /// Servers that are being changed, or are about to be: leadership should not move there.
+    fn avoid(&self) -> Vec<ServerId> {
+        match self.app.phase.wave() {
+            Some((servers, _)) => servers.iter().cloned().collect(),
+            None => self.app.in_flight().map(|(id, _)| id.clone()).collect(),
         }
     }
-    // What the group believes to be there stays there: a retry needs no second download.
-    for artifact in &here.holds {
-        if !keep.contains(artifact) {
-            keep.push(artifact.clone());
-        }
+
+    fn checks(&self, phase: CheckPhase) -> Vec<Check> {
+        let checks = &self.app.policy_in_force().checks;
+        checks.iter().filter(|check| check.phase.contains(&phase)).cloned().collect()
     }
-    keep
+
+    /// Artifacts to keep on disk: what runs, where a roll-back or an undo would go, what comes,
+    /// and what the group believes the server has, so that a retry needs no second download.
+    fn keeps(&self) -> Vec<Digest> {
+        let activation = self.here.activation.as_ref();
+        let rollout = self.app.phase.rollout().map(|rollout| &rollout.release);
+        let releases = (self.app.last_good.iter())
+            .chain(&self.app.good_before)
+            .chain(&self.here.running)
+            .chain(rollout)
+            .chain(activation.and_then(|activation| activation.release.as_ref()))
+            .chain(activation.and_then(|activation| activation.before.as_ref()));
+        let mut keep: Vec<Digest> = Vec::new();
+        for artifact in releases.map(|release| &release.artifact).chain(&self.here.holds) {
+            if !keep.contains(artifact) {
+                keep.push(artifact.clone());
+            }
+        }
+        keep
+    }
 }

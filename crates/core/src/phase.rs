@@ -1,156 +1,220 @@
-//! Where a group is with an app: the states of the drawing in `docs/state-machine.md`.
+//! The states of a group, per app: drawn in `docs/state-machine.md`.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClockMs, ServerId};
+use crate::reason::Reason;
 use crate::release::Release;
-use crate::state::Rollout;
+use crate::state::{ActivationStage, Rollout, ServerApp};
 
-/// Where a group is with an app.
+/// The state of one app in a group. Read the variants in order: they form one sentence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "phase", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Phase {
-    /// Nothing was ever good here,
+    /// No release has been good here yet,
     Empty,
     /// or the group runs `last_good`,
     Running {
-        /// Since when.
+        /// When the group entered this state.
         since: ClockMs,
     },
-    /// until a new release is found and the registry hears that the group runs an old one,
-    MarkedOld {
-        /// The rollout.
+    /// until a new release starts to roll out, milestone by milestone,
+    Forward {
+        /// The release, its pinned policy, and the failures so far.
         rollout: Box<Rollout>,
-        /// The registry has it.
-        recorded: bool,
+        /// The last milestone it reached.
+        at: Milestone,
     },
-    /// the leader's server has every byte of it,
-    LeaderHolds {
-        /// The rollout.
-        rollout: Box<Rollout>,
-        /// Which server has it.
-        server: ServerId,
-    },
-    /// signature and bytes are right,
-    Verified {
-        /// The rollout.
-        rollout: Box<Rollout>,
-        /// Which server verified it.
-        server: ServerId,
-    },
-    /// it goes through the group wave by wave,
-    Wave {
-        /// The rollout.
-        rollout: Box<Rollout>,
-        /// Which wave, from 1.
-        number: u32,
-        /// Its servers.
-        servers: BTreeSet<ServerId>,
-        /// How far the wave is.
-        step: WaveStep,
-        /// Since when.
-        since: ClockMs,
-    },
-    /// or back, where anything fails,
+    /// or is rolled back because something failed,
     RollingBack {
-        /// The rollout that is taken back.
+        /// The rollout being undone.
         rollout: Box<Rollout>,
-        /// Why, in words.
-        reason: String,
-        /// A person said so: goes on under the kill switch.
+        /// Why it is rolled back.
+        reason: Reason,
+        /// An operator ordered it, so it continues under the kill switch.
         by_person: bool,
-        /// Since when.
+        /// When the roll-back began.
         since: ClockMs,
     },
-    /// and then waits for a person or a newer release.
+    /// and then waits for an operator or a newer release.
     Held {
-        /// What was rejected.
+        /// The release that failed.
         rejected: Release,
-        /// Why, in words.
-        reason: String,
-        /// Since when.
+        /// Why it was rejected.
+        reason: Reason,
+        /// When the group entered this state.
         since: ClockMs,
-        /// The rollout, where the group stopped in place instead of going back.
+        /// The stopped rollout, if the group stayed in place instead of rolling back.
         in_place: Option<Box<Rollout>>,
     },
 }
 
-/// How far a wave is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// How far a rollout has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "milestone", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Milestone {
+    /// The rollout is decided and the registry is told that the group's release is old;
+    MarkedOld {
+        /// The registry has acknowledged it.
+        recorded: bool,
+    },
+    /// the leader's server has all the bytes,
+    LeaderHolds,
+    /// and has verified them and their signature;
+    Verified,
+    /// wave `rollout.waves` is under way.
+    Wave {
+        /// The servers of the wave. Servers that leave the group leave the wave too.
+        servers: BTreeSet<ServerId>,
+        /// How far the wave has come.
+        step: WaveStep,
+        /// When the wave reached this step.
+        since: ClockMs,
+    },
+}
+
+/// How far a wave has come. Lost servers do not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WaveStep {
-    /// Its servers are named and the bytes flow,
+    /// Its servers are chosen and are downloading;
     Assigned,
-    /// all of them have the bytes,
+    /// all have the bytes,
     Downloaded,
-    /// all of them run the release,
+    /// all run the release,
     Applied,
     /// all have passed their pre-flight checks,
     Checked,
-    /// all take traffic and are watched for a while,
+    /// all take traffic and are watched for `bake_time`;
     Baking,
-    /// and the wave is done.
+    /// the wave is done.
     Baked,
 }
 
-/// The name of a state, without its data.
+impl WaveStep {
+    /// The step that follows once all servers of the wave are done with this one.
+    pub(crate) fn next(self) -> Option<WaveStep> {
+        match self {
+            WaveStep::Assigned => Some(WaveStep::Downloaded),
+            WaveStep::Downloaded => Some(WaveStep::Applied),
+            WaveStep::Applied => Some(WaveStep::Checked),
+            WaveStep::Checked => Some(WaveStep::Baking),
+            WaveStep::Baking => Some(WaveStep::Baked),
+            WaveStep::Baked => None,
+        }
+    }
+
+    /// Whether a server of the wave is done with this step. One that serves the release is done
+    /// with all of them.
+    pub(crate) fn is_done_on(self, here: &ServerApp, release: &Release) -> bool {
+        let stage = here.activation.as_ref().map(|activation| &activation.stage);
+        let checked = matches!(stage, Some(ActivationStage::Checked { .. }));
+        let applied = checked || matches!(stage, Some(ActivationStage::Applied { .. }));
+        let done = match self {
+            WaveStep::Assigned => here.has(&release.artifact),
+            WaveStep::Downloaded => applied,
+            WaveStep::Applied => checked,
+            WaveStep::Checked => false,
+            WaveStep::Baking | WaveStep::Baked => true,
+        };
+        done || here.serves(release)
+    }
+}
+
+/// A state without its data: the name used in logs, records, metrics and commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "each is documented at `Phase` and `WaveStep`")]
+#[serde(try_from = "String", into = "&'static str")]
+#[allow(missing_docs, reason = "each is documented at `Phase`")]
 pub enum PhaseName {
     Empty,
     Running,
-    MarkedOld,
-    LeaderHolds,
-    Verified,
-    WaveAssigned,
-    WaveDownloaded,
-    WaveApplied,
-    WaveChecked,
-    WaveBaking,
-    WaveBaked,
+    Forward(MilestoneName),
     RollingBack,
     Held,
 }
 
+/// A milestone without its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "each is documented at `Milestone`")]
+pub enum MilestoneName {
+    MarkedOld,
+    LeaderHolds,
+    Verified,
+    Wave(WaveStep),
+}
+
+#[allow(missing_docs, reason = "each is documented at `Milestone` and `WaveStep`")]
 impl PhaseName {
+    pub const MARKED_OLD: PhaseName = PhaseName::Forward(MilestoneName::MarkedOld);
+    pub const LEADER_HOLDS: PhaseName = PhaseName::Forward(MilestoneName::LeaderHolds);
+    pub const VERIFIED: PhaseName = PhaseName::Forward(MilestoneName::Verified);
+    pub const WAVE_ASSIGNED: PhaseName = PhaseName::wave(WaveStep::Assigned);
+    pub const WAVE_DOWNLOADED: PhaseName = PhaseName::wave(WaveStep::Downloaded);
+    pub const WAVE_APPLIED: PhaseName = PhaseName::wave(WaveStep::Applied);
+    pub const WAVE_CHECKED: PhaseName = PhaseName::wave(WaveStep::Checked);
+    pub const WAVE_BAKING: PhaseName = PhaseName::wave(WaveStep::Baking);
+    pub const WAVE_BAKED: PhaseName = PhaseName::wave(WaveStep::Baked);
+
     /// Every state, in the order of the drawing.
     pub const ALL: [PhaseName; 13] = [
         PhaseName::Empty,
         PhaseName::Running,
-        PhaseName::MarkedOld,
-        PhaseName::LeaderHolds,
-        PhaseName::Verified,
-        PhaseName::WaveAssigned,
-        PhaseName::WaveDownloaded,
-        PhaseName::WaveApplied,
-        PhaseName::WaveChecked,
-        PhaseName::WaveBaking,
-        PhaseName::WaveBaked,
+        PhaseName::MARKED_OLD,
+        PhaseName::LEADER_HOLDS,
+        PhaseName::VERIFIED,
+        PhaseName::WAVE_ASSIGNED,
+        PhaseName::WAVE_DOWNLOADED,
+        PhaseName::WAVE_APPLIED,
+        PhaseName::WAVE_CHECKED,
+        PhaseName::WAVE_BAKING,
+        PhaseName::WAVE_BAKED,
         PhaseName::RollingBack,
         PhaseName::Held,
     ];
 
-    /// The name used in logs, records, metrics and commands.
+    const fn wave(step: WaveStep) -> PhaseName {
+        PhaseName::Forward(MilestoneName::Wave(step))
+    }
+
+    /// The name as text, such as `wave-applied`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             PhaseName::Empty => "empty",
             PhaseName::Running => "running",
-            PhaseName::MarkedOld => "marked-old",
-            PhaseName::LeaderHolds => "leader-holds",
-            PhaseName::Verified => "verified",
-            PhaseName::WaveAssigned => "wave-assigned",
-            PhaseName::WaveDownloaded => "wave-downloaded",
-            PhaseName::WaveApplied => "wave-applied",
-            PhaseName::WaveChecked => "wave-checked",
-            PhaseName::WaveBaking => "wave-baking",
-            PhaseName::WaveBaked => "wave-baked",
+            PhaseName::Forward(at) => match at {
+                MilestoneName::MarkedOld => "marked-old",
+                MilestoneName::LeaderHolds => "leader-holds",
+                MilestoneName::Verified => "verified",
+                MilestoneName::Wave(step) => match step {
+                    WaveStep::Assigned => "wave-assigned",
+                    WaveStep::Downloaded => "wave-downloaded",
+                    WaveStep::Applied => "wave-applied",
+                    WaveStep::Checked => "wave-checked",
+                    WaveStep::Baking => "wave-baking",
+                    WaveStep::Baked => "wave-baked",
+                },
+            },
             PhaseName::RollingBack => "rolling-back",
             PhaseName::Held => "held",
         }
+    }
+}
+
+impl From<PhaseName> for &'static str {
+    fn from(name: PhaseName) -> &'static str {
+        name.as_str()
+    }
+}
+
+impl TryFrom<String> for PhaseName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<PhaseName, String> {
+        let known = PhaseName::ALL.into_iter().find(|name| name.as_str() == text);
+        known.ok_or_else(|| format!("unknown state `{text}`"))
     }
 }
 
@@ -161,117 +225,137 @@ impl std::fmt::Display for PhaseName {
 }
 
 impl Phase {
-    /// The name of this state.
+    /// This state without its data.
     #[must_use]
     pub fn name(&self) -> PhaseName {
         match self {
             Phase::Empty => PhaseName::Empty,
             Phase::Running { .. } => PhaseName::Running,
-            Phase::MarkedOld { .. } => PhaseName::MarkedOld,
-            Phase::LeaderHolds { .. } => PhaseName::LeaderHolds,
-            Phase::Verified { .. } => PhaseName::Verified,
-            Phase::Wave { step, .. } => match step {
-                WaveStep::Assigned => PhaseName::WaveAssigned,
-                WaveStep::Downloaded => PhaseName::WaveDownloaded,
-                WaveStep::Applied => PhaseName::WaveApplied,
-                WaveStep::Checked => PhaseName::WaveChecked,
-                WaveStep::Baking => PhaseName::WaveBaking,
-                WaveStep::Baked => PhaseName::WaveBaked,
-            },
+            Phase::Forward { at, .. } => PhaseName::Forward(match at {
+                Milestone::MarkedOld { .. } => MilestoneName::MarkedOld,
+                Milestone::LeaderHolds => MilestoneName::LeaderHolds,
+                Milestone::Verified => MilestoneName::Verified,
+                Milestone::Wave { step, .. } => MilestoneName::Wave(*step),
+            }),
             Phase::RollingBack { .. } => PhaseName::RollingBack,
             Phase::Held { .. } => PhaseName::Held,
         }
     }
 
-    /// The rollout that is going on, forward or back.
+    /// The rollout in progress, forward or back.
     #[must_use]
     pub fn rollout(&self) -> Option<&Rollout> {
         match self {
-            Phase::MarkedOld { rollout, .. }
-            | Phase::LeaderHolds { rollout, .. }
-            | Phase::Verified { rollout, .. }
-            | Phase::Wave { rollout, .. }
-            | Phase::RollingBack { rollout, .. } => Some(rollout),
+            Phase::Forward { rollout, .. } | Phase::RollingBack { rollout, .. } => Some(rollout),
             Phase::Empty | Phase::Running { .. } | Phase::Held { .. } => None,
         }
     }
 
-    /// The same, to be changed.
     pub(crate) fn rollout_mut(&mut self) -> Option<&mut Rollout> {
         match self {
-            Phase::MarkedOld { rollout, .. }
-            | Phase::LeaderHolds { rollout, .. }
-            | Phase::Verified { rollout, .. }
-            | Phase::Wave { rollout, .. }
-            | Phase::RollingBack { rollout, .. } => Some(rollout),
+            Phase::Forward { rollout, .. } | Phase::RollingBack { rollout, .. } => Some(rollout),
             Phase::Empty | Phase::Running { .. } | Phase::Held { .. } => None,
         }
     }
 
-    /// The rollout that goes forward.
+    /// A server has left the group.
+    pub(crate) fn forget(&mut self, server: &ServerId) {
+        if let Phase::Forward { at: Milestone::Wave { servers, .. }, .. } = self {
+            servers.remove(server);
+        }
+        if let Some(rollout) = self.rollout_mut() {
+            rollout.lost.remove(server);
+        }
+    }
+
+    /// The rollout in progress, unless it is being rolled back.
     #[must_use]
     pub fn forward(&self) -> Option<&Rollout> {
+        if let Phase::Forward { rollout, .. } = self { Some(rollout) } else { None }
+    }
+
+    /// The rollout, if its next wave may start or, without servers left, the rollout is done.
+    pub(crate) fn between_waves(&self) -> Option<&Rollout> {
         match self {
-            Phase::MarkedOld { rollout, .. }
-            | Phase::LeaderHolds { rollout, .. }
-            | Phase::Verified { rollout, .. }
-            | Phase::Wave { rollout, .. } => Some(rollout),
+            Phase::Forward {
+                rollout,
+                at: Milestone::Verified | Milestone::Wave { step: WaveStep::Baked, .. },
+            } => Some(rollout),
             Phase::Empty
             | Phase::Running { .. }
+            | Phase::Forward { .. }
             | Phase::RollingBack { .. }
             | Phase::Held { .. } => None,
         }
     }
+
+    /// The servers of the wave under way or just baked, and its step.
+    #[must_use]
+    pub fn wave(&self) -> Option<(&BTreeSet<ServerId>, WaveStep)> {
+        if let Phase::Forward { at: Milestone::Wave { servers, step, .. }, .. } = self {
+            Some((servers, *step))
+        } else {
+            None
+        }
+    }
 }
 
-/// Every arrow of the drawing: from, to, and the function that takes it. The state machine stops
-/// at a step that is not here, and a test compares the drawing with it.
-pub const ARROWS: &[(PhaseName, PhaseName, &str)] = {
+/// One end of an arrow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    /// This state.
+    At(PhaseName),
+    /// The group of states between the start of a rollout and its end: an arrow that leaves it
+    /// leaves any of them, an arrow that enters it enters the first, `marked-old`.
+    Forward,
+}
+
+/// One arrow of the drawing: from, to, and the function that takes it.
+pub type Arrow = (End, End, &'static str);
+
+/// Every arrow of the drawing. A transition that is not here stops the replica; a test compares
+/// the drawing with this table.
+pub const ARROWS: &[Arrow] = {
     use PhaseName as P;
+    const fn at(name: P) -> End {
+        End::At(name)
+    }
     &[
-        (P::Empty, P::Running, "adopt"),
-        (P::Empty, P::MarkedOld, "start_rollout"),
-        (P::Running, P::MarkedOld, "start_rollout"),
-        (P::Held, P::MarkedOld, "start_rollout"),
-        (P::MarkedOld, P::MarkedOld, "start_rollout"),
-        (P::LeaderHolds, P::MarkedOld, "start_rollout"),
-        (P::Verified, P::MarkedOld, "start_rollout"),
-        (P::WaveAssigned, P::MarkedOld, "start_rollout"),
-        (P::WaveDownloaded, P::MarkedOld, "start_rollout"),
-        (P::WaveApplied, P::MarkedOld, "start_rollout"),
-        (P::WaveChecked, P::MarkedOld, "start_rollout"),
-        (P::WaveBaking, P::MarkedOld, "start_rollout"),
-        (P::WaveBaked, P::MarkedOld, "start_rollout"),
-        (P::MarkedOld, P::LeaderHolds, "leader_holds"),
-        (P::LeaderHolds, P::Verified, "verify"),
-        (P::Verified, P::WaveAssigned, "start_wave"),
-        (P::Verified, P::Running, "finish"),
-        (P::WaveAssigned, P::WaveDownloaded, "wave_downloaded"),
-        (P::WaveDownloaded, P::WaveApplied, "wave_applied"),
-        (P::WaveApplied, P::WaveChecked, "wave_checked"),
-        (P::WaveChecked, P::WaveBaking, "wave_in_service"),
-        (P::WaveBaking, P::WaveBaked, "wave_baked"),
-        (P::WaveBaked, P::WaveAssigned, "start_wave"),
-        (P::WaveBaked, P::Running, "finish"),
-        (P::MarkedOld, P::RollingBack, "roll_back"),
-        (P::LeaderHolds, P::RollingBack, "roll_back"),
-        (P::Verified, P::RollingBack, "roll_back"),
-        (P::WaveAssigned, P::RollingBack, "roll_back"),
-        (P::WaveDownloaded, P::RollingBack, "roll_back"),
-        (P::WaveApplied, P::RollingBack, "roll_back"),
-        (P::WaveChecked, P::RollingBack, "roll_back"),
-        (P::WaveBaking, P::RollingBack, "roll_back"),
-        (P::WaveBaked, P::RollingBack, "roll_back"),
-        (P::Held, P::RollingBack, "roll_back"),
-        (P::RollingBack, P::Held, "hold"),
-        (P::MarkedOld, P::Held, "hold_in_place"),
-        (P::LeaderHolds, P::Held, "hold_in_place"),
-        (P::Verified, P::Held, "hold_in_place"),
-        (P::WaveAssigned, P::Held, "hold_in_place"),
-        (P::WaveDownloaded, P::Held, "hold_in_place"),
-        (P::WaveApplied, P::Held, "hold_in_place"),
-        (P::WaveChecked, P::Held, "hold_in_place"),
-        (P::WaveBaking, P::Held, "hold_in_place"),
-        (P::WaveBaked, P::Held, "hold_in_place"),
+        (at(P::Empty), at(P::Running), "adopt"),
+        (at(P::Empty), End::Forward, "start_rollout"),
+        (at(P::Running), End::Forward, "start_rollout"),
+        (at(P::Held), End::Forward, "start_rollout"),
+        (at(P::MARKED_OLD), at(P::LEADER_HOLDS), "leader_holds"),
+        (at(P::LEADER_HOLDS), at(P::VERIFIED), "verify"),
+        (at(P::VERIFIED), at(P::WAVE_ASSIGNED), "start_wave"),
+        (at(P::WAVE_ASSIGNED), at(P::WAVE_DOWNLOADED), "next_step"),
+        (at(P::WAVE_DOWNLOADED), at(P::WAVE_APPLIED), "next_step"),
+        (at(P::WAVE_APPLIED), at(P::WAVE_CHECKED), "next_step"),
+        (at(P::WAVE_CHECKED), at(P::WAVE_BAKING), "next_step"),
+        (at(P::WAVE_BAKING), at(P::WAVE_BAKED), "next_step"),
+        (at(P::WAVE_BAKED), at(P::WAVE_ASSIGNED), "start_wave"),
+        (at(P::VERIFIED), at(P::Running), "finish"),
+        (at(P::WAVE_BAKED), at(P::Running), "finish"),
+        (End::Forward, End::Forward, "start_rollout"),
+        (End::Forward, at(P::RollingBack), "roll_back"),
+        (End::Forward, at(P::Held), "hold_in_place"),
+        (at(P::Held), at(P::RollingBack), "roll_back"),
+        (at(P::RollingBack), at(P::Held), "hold"),
     ]
 };
+
+/// The arrow that leads from one state to the other, if one is drawn.
+#[must_use]
+pub fn arrow(from: PhaseName, to: PhaseName) -> Option<&'static Arrow> {
+    ARROWS.iter().find(|(start, end, _)| {
+        let leaves = match start {
+            End::At(name) => *name == from,
+            End::Forward => matches!(from, PhaseName::Forward(_)),
+        };
+        let enters = match end {
+            End::At(name) => *name == to,
+            End::Forward => to == PhaseName::MARKED_OLD,
+        };
+        leaves && enters
+    })
+}

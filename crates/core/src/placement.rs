@@ -1,45 +1,44 @@
-//! Who carries the group's log: those that a person named, then the first that joined, up to five.
-//!
-//! Spreading voters over failure domains comes later; the shape of the answer is the same then.
+//! Which servers carry the group's log: those an operator named, then the first that joined, up to
+//! five.
 
 use std::collections::BTreeSet;
 
 use crate::ids::{MemberId, ServerId};
 use crate::state::State;
 
-/// Voters of a group. Five survive two failures; more make every decision slower.
+/// Most voters of a group. Five survive two failures; more slow every decision down.
 pub const VOTERS_MAX: usize = 5;
 
-/// The membership as it is, and as far as the leader sees it.
+/// The membership as the leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Placed {
-    /// Voters.
+    /// The members that vote.
     pub voters: BTreeSet<MemberId>,
-    /// Standbys.
+    /// The members that only replicate.
     pub standbys: BTreeSet<MemberId>,
     /// Standbys whose log has caught up.
     pub caught_up: BTreeSet<MemberId>,
-    /// A change is under way.
+    /// A membership change is in progress.
     pub changing: bool,
 }
 
-/// The next step towards the placement that is wanted.
+/// The next step towards the wanted membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placement {
-    /// Give this server the next member number.
+    /// Give this server a member number.
     Allocate(ServerId),
-    /// This server's number is over: it is in no half of the membership any more.
+    /// Take this server's number away: the member is neither voter nor standby any more.
     Retire(ServerId, MemberId),
-    /// Change the membership, atomically.
+    /// Change the membership in one atomic step.
     Change {
-        /// To these voters
+        /// The new voters.
         voters: BTreeSet<MemberId>,
-        /// and these standbys.
+        /// The new standbys.
         standbys: BTreeSet<MemberId>,
     },
 }
 
-/// What to do next; none when the placement is as wanted, or a change is under way.
+/// The next step; none if the membership is as wanted, or is being changed.
 #[must_use]
 pub fn placement(state: &State, placed: &Placed) -> Option<Placement> {
     if placed.changing {
@@ -68,8 +67,7 @@ pub fn placement(state: &State, placed: &Placed) -> Option<Placement> {
         .filter(|member| placed.voters.contains(member) || placed.caught_up.contains(member))
         .copied()
         .collect();
-    // A voter that is no longer wanted stays until another one has caught up in its place; one
-    // whose server left goes at once.
+    // An unwanted voter stays until a replacement has caught up, unless its server has left.
     let spare: Vec<MemberId> = placed.voters.difference(&wanted).filter(known).copied().collect();
     let missing = wanted.len().saturating_sub(voters.len());
     voters.extend(spare.into_iter().take(missing));

@@ -1,14 +1,14 @@
-//! What the leader proposes next, and why everything else waits.
+//! What the leader proposes next, and what everything else waits for.
 //!
-//! `plan` is a pure function of the committed state and of what the leader observes. Only its
-//! commands, once committed, have any effect; whoever leads next plans from the same state.
+//! A pure function of the committed state and the leader's observations. A plan has no effect until
+//! its commands are committed; the next leader plans from the same state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::command::{Body, CLOCK_STEP_MS_MAX, COMMAND_VERSION, Command};
+use crate::command::{Body, CLOCK_STEP_MS_MAX, COMMAND_VERSION, Command, Planned};
 use crate::gate::RegistryView;
 use crate::ids::{AppId, ClockMs, ServerId};
-use crate::phase::{Phase, WaveStep};
+use crate::phase::{Milestone, Phase};
 use crate::prestage;
 use crate::release::Release;
 use crate::report::Step;
@@ -19,52 +19,52 @@ mod back;
 mod begin;
 mod waves;
 
-/// How many steps ahead one plan looks. 16: from a found release to the grants of a wave.
+/// Rounds that one plan looks ahead. 16: from a found release to the grants of its first wave.
 const LOOK_AHEAD_MAX: usize = 16;
-/// How often the clock is advanced while a deadline runs, in milliseconds.
+/// Interval of clock entries while a deadline runs, in milliseconds.
 const CLOCK_EVERY_MS: u64 = 250;
 
-/// What the leader sees. Nothing here is replicated.
+/// What the leader observes. Nothing here is replicated.
 #[derive(Debug, Clone, Default)]
 pub struct Observations {
-    /// The leader's own server.
+    /// The leader's own server; without it there is no plan.
     pub leader: Option<ServerId>,
-    /// Time gone by since the clock was last advanced, by the leader's monotonic clock.
+    /// Time since the clock was last advanced, by the leader's monotonic clock, in milliseconds.
     pub elapsed_ms: u64,
-    /// How long this leader has led: who never asked it is not lost before that.
+    /// How long this leader has led, in milliseconds: nobody is silent for longer than that.
     pub leading_for_ms: u64,
-    /// The kill switch is latched here, and why.
+    /// The reason of the kill switch while it is on.
     pub killed: Option<String>,
-    /// The registry, as last read; none while it does not answer.
+    /// The registry as last read; none while it is unreachable.
     pub registry: Option<RegistryView>,
     /// What the channels point to, verified by the leader.
     pub offers: BTreeMap<AppId, Offer>,
-    /// Mirrors and releases that were refused lately, in words; nothing is decided by them.
+    /// Mirrors and releases refused lately, for people; they decide nothing.
     pub refusals: Vec<String>,
-    /// How long ago each server asked any member for its orders.
+    /// Time since each server last asked any member for its orders, in milliseconds.
     pub contact_age_ms: BTreeMap<ServerId, u64>,
-    /// What each server says it is doing.
+    /// The step that each server says it is taking.
     pub doing: BTreeMap<(AppId, ServerId), Step>,
 }
 
 /// What a channel points to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Offer {
-    /// This release; its manifest's signature is good and fresh.
+    /// This release; its manifest is signed and fresh.
     Release(Release),
-    /// Something that was refused.
+    /// A release that failed verification.
     Refused {
-        /// Why, in words.
+        /// Why, for people.
         reason: String,
     },
-    /// Nothing, or nothing could be read.
+    /// Nothing, or it could not be read.
     Unknown {
-        /// Why, in words.
+        /// Why, for people.
         reason: String,
     },
 }
 
-/// What to propose, and what waits.
+/// What to propose, and what waits for what.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[must_use]
 pub struct Plan {
@@ -74,21 +74,16 @@ pub struct Plan {
     pub waiting: Vec<Waiting>,
 }
 
-/// What the leader proposes now.
+/// The leader's next plan: applies its own commands to a copy of the state until nothing follows.
 pub fn plan(state: &State, seen: &Observations) -> Plan {
     let mut ahead = state.clone();
     let mut plan = Plan::default();
     let Some(leader) = &seen.leader else { return plan };
     for _ in 0..LOOK_AHEAD_MAX {
-        let mut step = Planner { state: &ahead, seen, leader, plan: Plan::default() };
-        step.all();
-        let Plan { commands, waiting } = step.plan;
-        plan.waiting = waiting;
-        if commands.is_empty() {
-            break;
-        }
-        let mut moved = false;
-        for body in commands {
+        let round = plan_round(&ahead, seen, leader);
+        plan.waiting = round.waiting;
+        let before = plan.commands.len();
+        for body in round.commands {
             let command = Command {
                 version: COMMAND_VERSION,
                 incarnation: ahead.incarnation,
@@ -97,71 +92,72 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
                 body,
             };
             if ahead.apply(&command).is_ok() {
-                moved = true;
                 plan.commands.push(command.body);
             }
         }
-        if !moved {
+        if plan.commands.len() == before {
             break;
         }
     }
-    let moving = !plan.commands.is_empty() || ahead.apps.values().any(needs_time);
-    let due = !plan.commands.is_empty() || seen.elapsed_ms >= CLOCK_EVERY_MS;
-    // Also an idle group knows how late it is, for `since when`.
-    let idle_due = seen.elapsed_ms >= CLOCK_STEP_MS_MAX;
-    if (moving && due || idle_due) && seen.elapsed_ms > 0 && seen.killed.is_none() {
+    let due = !plan.commands.is_empty()
+        || (seen.elapsed_ms >= CLOCK_EVERY_MS && ahead.apps.values().any(needs_time))
+        // An idle group's clock advances too, so that `since` is right.
+        || seen.elapsed_ms >= CLOCK_STEP_MS_MAX;
+    if due && seen.elapsed_ms > 0 && seen.killed.is_none() {
         let to = state.clock.plus(seen.elapsed_ms.min(CLOCK_STEP_MS_MAX));
         plan.commands.insert(0, Body::AdvanceClock { from: state.clock, to });
     }
     plan
 }
 
-/// Whether a deadline or a wait of this app is measured by the group clock.
+/// Whether a deadline or a wait of this app is running.
 fn needs_time(app: &App) -> bool {
     app.phase.rollout().is_some()
         || app.servers.values().any(|server| server.debt.is_some())
         || app.in_flight().next().is_some()
 }
 
+/// One look at everything: new policies, then the apps. Roll-backs come first: they have the first
+/// claim on capacity.
+fn plan_round(state: &State, seen: &Observations, leader: &ServerId) -> Plan {
+    let mut plan = Plan::default();
+    for (id, (revision, policy)) in seen.registry.iter().flat_map(|view| &view.policies) {
+        if state.apps.get(id).is_none_or(|app| *revision > app.revision) {
+            let (policy, revision) = (policy.clone(), *revision);
+            plan.commands.push(Body::SetPolicy { policy, revision });
+        }
+    }
+    let (back, other): (Vec<_>, Vec<_>) =
+        state.apps.iter().partition(|(_, app)| matches!(app.phase, Phase::RollingBack { .. }));
+    for (id, app) in back.into_iter().chain(other) {
+        Planner { state, seen, leader, id, app, plan: &mut plan }.app();
+    }
+    plan
+}
+
+/// Plans one app.
 struct Planner<'a> {
     state: &'a State,
     seen: &'a Observations,
     leader: &'a ServerId,
-    plan: Plan,
+    id: &'a AppId,
+    app: &'a App,
+    plan: &'a mut Plan,
 }
 
-impl Planner<'_> {
-    fn all(&mut self) {
-        self.policies();
-        // A roll-back goes first: it may use what capacity there is.
-        for (id, app) in &self.state.apps {
-            if matches!(app.phase, Phase::RollingBack { .. }) {
-                self.app(id, app);
-            }
-        }
-        for (id, app) in &self.state.apps {
-            if !matches!(app.phase, Phase::RollingBack { .. }) {
-                self.app(id, app);
-            }
-        }
+impl<'a> Planner<'a> {
+    fn propose(&mut self, step: Planned) {
+        let (app, generation) = (self.id.clone(), self.app.generation);
+        self.plan.commands.push(Body::Plan { app, generation, step });
     }
 
-    fn policies(&mut self) {
-        let Some(view) = &self.seen.registry else { return };
-        for (id, (revision, policy)) in &view.policies {
-            let newer = self.state.apps.get(id).is_none_or(|app| *revision > app.revision);
-            if newer {
-                self.propose(Body::SetPolicy { policy: policy.clone(), revision: *revision });
-            }
-        }
+    fn wait(&mut self, since: ClockMs, on: WaitingOn) {
+        self.plan.waiting.push(Waiting { app: self.id.clone(), since, on });
     }
 
-    fn propose(&mut self, body: Body) {
-        self.plan.commands.push(body);
-    }
-
-    fn wait(&mut self, app: &AppId, since: ClockMs, on: WaitingOn) {
-        self.plan.waiting.push(Waiting { app: app.clone(), since, on });
+    fn start_rollout(&mut self, release: Release) {
+        let (app, revision, lead) = (self.id.clone(), self.app.revision, self.leader.clone());
+        self.plan.commands.push(Body::StartRollout { app, release, revision, lead });
     }
 
     /// How long a server has not asked for its orders, in milliseconds.
@@ -169,142 +165,127 @@ impl Planner<'_> {
         if server == self.leader {
             return 0;
         }
-        // What was heard before this leadership says nothing about the time since: members pass
-        // their contacts on, and the first ones take a moment to come.
+        // A new leader starts with what members tell it; it cannot know of silence before its time.
         let heard = self.seen.contact_age_ms.get(server).copied().unwrap_or(u64::MAX);
         heard.min(self.seen.leading_for_ms)
     }
 
-    /// Whether a server was heard of lately, by whoever led then.
-    fn heard_within(&self, server: &ServerId, ms: u64) -> bool {
-        let heard = self.seen.contact_age_ms.get(server).copied();
-        server == self.leader || heard.is_some_and(|age| age < ms)
+    /// Whether a server has been silent for longer than the policy in force allows.
+    fn is_silent(&self, server: &ServerId) -> bool {
+        self.silent_ms(server) > self.app.policy_in_force().update.unreachable_after.ms
     }
 
-    fn app(&mut self, id: &AppId, app: &App) {
-        self.phase(id, app);
+    /// Whether a server was heard of within `unreachable_after`, by this leader or one before.
+    fn is_heard(&self, server: &ServerId) -> bool {
+        let heard = self.seen.contact_age_ms.get(server).copied();
+        let limit_ms = self.app.policy_in_force().update.unreachable_after.ms;
+        server == self.leader || heard.is_some_and(|age_ms| age_ms < limit_ms)
+    }
+
+    fn app(&mut self) {
+        let app = self.app;
+        if app.phase.rollout().is_some_and(|rollout| rollout.lead != *self.leader) {
+            // The leader's server is the one that fetches.
+            self.propose(Planned::TakeLead { lead: self.leader.clone() });
+        } else {
+            self.phase();
+        }
         if let Some(rollout) = app.phase.forward() {
-            self.not_yet_fetching(id, app, rollout);
+            self.not_yet_fetching(rollout);
         }
     }
 
-    /// Servers whose bytes the policy keeps back until their wave is near.
-    fn not_yet_fetching(&mut self, id: &AppId, app: &App, rollout: &Rollout) {
-        let servers = prestage::not_yet(self.state, app, rollout);
+    /// Servers whose download the policy delays until their wave is near.
+    fn not_yet_fetching(&mut self, rollout: &Rollout) {
+        let servers = prestage::not_yet(self.state, self.app, rollout);
         if servers.is_empty() || self.seen.killed.is_some() || rollout.pause.is_some() {
             return;
         }
         let version = rollout.release.version.clone();
         let prestage = rollout.policy.update.prestage;
-        self.wait(id, rollout.progress, WaitingOn::Prestage { version, prestage, servers });
+        self.wait(rollout.progress, WaitingOn::Prestage { version, prestage, servers });
     }
 
-    fn phase(&mut self, id: &AppId, app: &App) {
-        let clock = self.state.clock;
-        if app.phase.rollout().is_some() && self.take_lead(id, app) {
-            return;
-        }
-        match &app.phase {
-            Phase::Empty => {
-                if let Some(release) = installed(app) {
-                    self.propose(Body::Adopt { app: id.clone(), release });
-                    return;
-                }
-                // Nobody knows what an unheard server runs: it may be an installation to adopt, and
-                // taking it out of service may cost.
-                let unheard: Vec<ServerId> = app
-                    .servers
-                    .iter()
-                    .filter(|(server, here)| {
-                        !here.found
-                            && self.silent_ms(server) <= app.policy.update.unreachable_after.ms
-                    })
-                    .map(|(server, _)| server.clone())
-                    .collect();
-                if unheard.is_empty() {
-                    self.consider(id, app, clock);
-                } else {
-                    self.wait(id, clock, WaitingOn::FirstReports { servers: unheard });
-                }
-            }
+    fn phase(&mut self) {
+        match &self.app.phase {
+            Phase::Empty => self.empty(),
             Phase::Running { since } => {
-                self.debts(id, app);
-                self.consider(id, app, *since);
+                self.debts();
+                self.consider(*since);
             }
             Phase::Held { since, in_place, .. } => {
                 if in_place.is_none() {
-                    self.debts(id, app);
+                    self.debts();
                 }
-                self.consider(id, app, *since);
+                self.consider(*since);
             }
-            Phase::MarkedOld { rollout, recorded } => {
-                self.debts(id, app);
-                if self.newer(id, app, rollout) || self.stopped(id, rollout) {
-                    return;
-                }
-                let since = rollout.started;
-                if !recorded {
-                    let on = if self.seen.registry.is_none() {
-                        WaitingOn::RegistryAway
-                    } else {
-                        WaitingOn::RegistryRecord
-                    };
-                    self.wait(id, since, on);
-                }
-                if !holds(app, self.leader, &rollout.release) {
-                    let servers = BTreeSet::from([self.leader.clone()]);
-                    self.wait(id, since, WaitingOn::Download { servers });
-                } else if *recorded {
-                    let server = self.leader.clone();
-                    let (app, generation) = (id.clone(), app.generation);
-                    self.propose(Body::LeaderHolds { app, generation, server });
-                }
-            }
-            Phase::LeaderHolds { rollout, .. } => {
-                self.debts(id, app);
-                if self.newer(id, app, rollout) || self.stopped(id, rollout) {
-                    return;
-                }
-                if holds(app, self.leader, &rollout.release) {
-                    let server = self.leader.clone();
-                    let (app, generation) = (id.clone(), app.generation);
-                    self.propose(Body::Verify { app, generation, server });
-                } else {
-                    let servers = BTreeSet::from([self.leader.clone()]);
-                    self.wait(id, rollout.progress, WaitingOn::Download { servers });
-                }
-            }
-            Phase::Verified { rollout, .. } => {
-                self.debts(id, app);
-                self.next_wave(id, app, rollout);
-            }
-            Phase::Wave { rollout, servers, step, since, .. } => {
-                self.debts(id, app);
-                if *step == WaveStep::Baked {
-                    self.next_wave(id, app, rollout);
-                } else {
-                    self.wave(id, app, rollout, servers, *step, *since);
-                }
+            Phase::Forward { rollout, at } => {
+                self.debts();
+                self.forward(rollout, at);
             }
             Phase::RollingBack { rollout, by_person, since, .. } => {
-                self.roll_back(id, app, rollout, *by_person, *since);
+                self.roll_back(rollout, *by_person, *since);
             }
         }
     }
 
-    /// The one who leads is the one whose server fetches.
-    fn take_lead(&mut self, id: &AppId, app: &App) -> bool {
-        let other = app.phase.rollout().is_some_and(|rollout| rollout.lead != *self.leader);
-        if other {
-            let (lead, generation) = (self.leader.clone(), app.generation);
-            self.propose(Body::TakeLead { app: id.clone(), generation, lead });
+    fn empty(&mut self) {
+        let (app, clock) = (self.app, self.state.clock);
+        if let Some(release) = installed(app) {
+            self.plan.commands.push(Body::Adopt { app: self.id.clone(), release });
+            return;
         }
-        other
+        // A server that has not reported may run an installation to adopt, and serve.
+        let unheard = app.servers.iter().filter(|(id, here)| !here.found && !self.is_silent(id));
+        let servers: Vec<ServerId> = unheard.map(|(id, _)| id.clone()).collect();
+        if servers.is_empty() {
+            self.consider(clock);
+        } else {
+            self.wait(clock, WaitingOn::FirstReports { servers });
+        }
     }
-}
 
-fn holds(app: &App, server: &ServerId, release: &Release) -> bool {
-    app.servers.get(server).is_some_and(|here| here.has(&release.artifact))
+    fn forward(&mut self, rollout: &'a Rollout, at: &'a Milestone) {
+        match at {
+            Milestone::MarkedOld { recorded } => {
+                if self.is_interrupted(rollout) {
+                    return;
+                }
+                if !recorded {
+                    self.wait(
+                        rollout.started,
+                        match self.seen.registry {
+                            Some(_) => WaitingOn::RegistryRecord,
+                            None => WaitingOn::RegistryAway,
+                        },
+                    );
+                }
+                if self.leader_has(rollout, rollout.started) && *recorded {
+                    self.propose(Planned::LeaderHolds { server: self.leader.clone() });
+                }
+            }
+            Milestone::LeaderHolds => {
+                if !self.is_interrupted(rollout) && self.leader_has(rollout, rollout.progress) {
+                    self.propose(Planned::Verify { server: self.leader.clone() });
+                }
+            }
+            Milestone::Verified => self.next_wave(rollout),
+            Milestone::Wave { servers, step, since } => {
+                self.wave(rollout, servers, *step, *since);
+            }
+        }
+    }
+
+    /// Whether the leader's server has the bytes; if not, that is waited for.
+    fn leader_has(&mut self, rollout: &Rollout, since: ClockMs) -> bool {
+        let here = self.app.servers.get(self.leader);
+        let has = here.is_some_and(|here| here.has(&rollout.release.artifact));
+        if !has {
+            let servers = BTreeSet::from([self.leader.clone()]);
+            self.wait(since, WaitingOn::Download { servers });
+        }
+        has
+    }
 }
 
 /// What every server of an empty group was found to run, if it is one and the same.

@@ -1,6 +1,6 @@
-//! An app's policy: how its releases roll. The names are those of the policy file.
+//! An app's policy: how its releases roll out. The names are those of the policy file.
 //!
-//! A policy is pinned, with its revision, when a rollout starts.
+//! A rollout keeps the policy it started with.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,30 +9,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{AppId, Channel};
 
-/// The most checks an app may have: each runs on every server, often.
+/// Most checks of an app: each runs on every server, every few seconds.
 pub const CHECKS_MAX: usize = 16;
-/// The most stages an app may have.
+/// Most stages of an app. 32: more than any plausible number of regions.
 pub const STAGES_MAX: usize = 32;
-/// The most entries of a list of wave sizes; the last one repeats.
+/// Most entries in a list of wave sizes; the last one repeats.
 pub const WAVE_SIZES_MAX: usize = 64;
-/// The longest duration in a policy: thirty days, in milliseconds.
+/// Longest duration in a policy: 30 days, in milliseconds.
 pub const DURATION_MS_MAX: u64 = 30 * 24 * 3_600_000;
 
 /// An app's policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// Which app.
+    /// The app it is for.
     pub app: AppId,
-    /// The signed pointer that it follows.
+    /// The channel the app follows.
     pub channel: Channel,
-    /// How a release rolls.
+    /// How a release rolls through a group.
     #[serde(default)]
     pub update: Update,
-    /// What says that a server is healthy.
+    /// Health checks; without any, a server that started is healthy.
     #[serde(default, rename = "check", skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Check>,
-    /// The order among groups of one platform; empty: all at once.
+    /// The order of the groups of one platform; empty: all at once.
     #[serde(default, rename = "stage", skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,
 }
@@ -41,37 +41,36 @@ pub struct Policy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Update {
-    /// A wave: a count, a share, or a list whose last entry repeats.
+    /// Servers per wave: a count, a share, or a list of these whose last entry repeats.
     pub max_parallel: WaveSizes,
-    /// Healthy without a break before a server counts.
+    /// How long a server's checks must pass without a break.
     pub min_healthy_time: Duration,
-    /// Per server, from the start of the release.
+    /// Deadline for that, from the start of the release on the server.
     pub healthy_deadline: Duration,
-    /// Per wave, since anything in it last went forward.
+    /// A wave without any progress for this long fails the rollout.
     pub progress_deadline: Duration,
-    /// Go back to what was good by itself.
+    /// Whether a failed rollout is rolled back without an operator.
     pub auto_revert: bool,
-    /// Wait for `rollout approve` after this wave; 0: never.
+    /// The wave after which the rollout waits for `rollout approve`; 0: none.
     pub approve_after_wave: u32,
-    /// How many servers may be out of service at once, by Cohort's doing.
+    /// Servers that Cohort may take out of service at once; at least 1.
     pub max_unavailable: Size,
-    /// Failures of the release that are borne.
+    /// Failures of the release that a rollout bears.
     pub failures_allowed: Size,
-    /// Servers lost, network, disk: borne; at least 1.
+    /// Lost servers and failures of networks and disks that a rollout bears; at least 1.
     pub surroundings_allowed: Size,
-    /// Else the host puts the old release back by itself.
+    /// A server that cannot reach its group for this long puts the old release back on its own; at
+    /// least 1s, and longer than `drain_time`.
     pub confirm_within: Duration,
-    /// Between leaving the traffic and the stop.
+    /// Wait between leaving traffic and the stop.
     pub drain_time: Duration,
-    /// How long traffic ramps up.
+    /// Duration of the traffic ramp-up.
     pub warm_up_time: Duration,
-    /// Between a wave's last server in service and the next wave.
+    /// How long a wave is watched after its last server is back in traffic.
     pub bake_time: Duration,
-    /// A server that asked no member for this long is lost to the rollout, and owes.
+    /// A server that asked no member for orders for this long is lost; at least 5s.
     pub unreachable_after: Duration,
-    /// Which servers fetch a release before their turn. Written only where it is not the default, so
-    /// that policies without it stay as they were.
-    #[serde(skip_serializing_if = "Prestage::is_all")]
+    /// Which servers fetch a release before their turn to run it.
     pub prestage: Prestage,
 }
 
@@ -97,22 +96,22 @@ impl Default for Update {
     }
 }
 
-/// Which servers fetch a release before it is their turn to run it. The leader's own server always
-/// does: it has every byte before any wave begins.
+/// Which servers fetch a release before their turn to run it. The leader's server always does: it
+/// has all the bytes before any wave starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Prestage {
-    /// All of them, at once: waves only switch, restart and check.
+    /// All, at once: a wave only has to switch, restart and check.
     #[default]
     All,
-    /// Those of the wave under way, and those that are expected to be in the next one.
+    /// Those of the current wave, and those expected in the next one.
     NextWave,
-    /// Those of the wave under way.
+    /// Those of the current wave.
     Wave,
 }
 
 impl Prestage {
-    /// As it is written in a policy.
+    /// The value as written in a policy.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -120,10 +119,6 @@ impl Prestage {
             Prestage::NextWave => "next-wave",
             Prestage::Wave => "wave",
         }
-    }
-
-    fn is_all(&self) -> bool {
-        *self == Prestage::All
     }
 }
 
@@ -133,53 +128,28 @@ impl Prestage {
 pub struct Stage(pub BTreeMap<String, String>);
 
 impl Stage {
-    /// Whether a group with these labels belongs to the stage.
+    /// Whether a group with these labels is in the stage.
     #[must_use]
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
 }
 
-/// What says that a server is healthy.
+/// A health check. Written flat: the probe's `type` and keys stand beside those here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "CheckText", into = "CheckText")]
 pub struct Check {
-    /// How it looks.
+    /// What is checked. It refuses keys that neither it nor the check knows.
+    #[serde(flatten)]
     pub probe: Probe,
-    /// How often.
+    /// Time between two attempts.
+    #[serde(default = "default_interval")]
     pub interval: Duration,
     /// How long an answer may take.
-    pub timeout: Duration,
-    /// When it is asked.
-    pub phase: Vec<CheckPhase>,
-}
-
-/// A check as it is written: flat, so that an unknown key is refused by name.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CheckText {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    address: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    url: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    expect_status: Option<u16>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    expect_body: Option<String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    expect_header: BTreeMap<String, String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    command: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    args: Vec<String>,
-    #[serde(default = "default_interval")]
-    interval: Duration,
     #[serde(default = "default_timeout")]
-    timeout: Duration,
+    pub timeout: Duration,
+    /// When it runs.
     #[serde(default = "default_phases")]
-    phase: Vec<CheckPhase>,
+    pub phase: Vec<CheckPhase>,
 }
 
 fn default_interval() -> Duration {
@@ -194,114 +164,50 @@ fn default_phases() -> Vec<CheckPhase> {
     vec![CheckPhase::PreFlight, CheckPhase::Running]
 }
 
-impl TryFrom<CheckText> for Check {
-    type Error = InvalidValue;
-
-    fn try_from(text: CheckText) -> Result<Self, InvalidValue> {
-        let CheckText { kind, address, url, expect_status, expect_body, expect_header, .. } = text;
-        let http_keys = url.is_some()
-            || expect_status.is_some()
-            || expect_body.is_some()
-            || !expect_header.is_empty();
-        let exec_keys = text.command.is_some() || !text.args.is_empty();
-        let probe = match (kind.as_str(), address, url, text.command) {
-            ("tcp", Some(address), None, None) if !http_keys && !exec_keys => {
-                Probe::Tcp { address }
-            }
-            ("http", None, Some(url), None) if !exec_keys => {
-                Probe::Http { url, expect_status, expect_body, expect_header }
-            }
-            ("exec", None, None, Some(command)) if !http_keys => {
-                Probe::Exec { command, args: text.args }
-            }
-            _ => {
-                return Err(invalid(
-                    &kind,
-                    "a check: `tcp` takes `address`; `http` takes `url`, `expect_status`, \
-                     `expect_body`, `expect_header`; `exec` takes `command`, `args`",
-                ));
-            }
-        };
-        Ok(Check { probe, interval: text.interval, timeout: text.timeout, phase: text.phase })
-    }
-}
-
-impl From<Check> for CheckText {
-    fn from(check: Check) -> CheckText {
-        let mut text = CheckText {
-            kind: String::new(),
-            address: None,
-            url: None,
-            expect_status: None,
-            expect_body: None,
-            expect_header: BTreeMap::new(),
-            command: None,
-            args: Vec::new(),
-            interval: check.interval,
-            timeout: check.timeout,
-            phase: check.phase,
-        };
-        match check.probe {
-            Probe::Tcp { address } => {
-                text.kind = "tcp".into();
-                text.address = Some(address);
-            }
-            Probe::Http { url, expect_status, expect_body, expect_header } => {
-                text.kind = "http".into();
-                text.url = Some(url);
-                text.expect_status = expect_status;
-                text.expect_body = expect_body;
-                text.expect_header = expect_header;
-            }
-            Probe::Exec { command, args } => {
-                text.kind = "exec".into();
-                text.command = Some(command);
-                text.args = args;
-            }
-        }
-        text
-    }
-}
-
-/// When a check is asked.
+/// When a check runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckPhase {
-    /// After a release was applied, before the server takes traffic.
+    /// After a release was started, before the server takes traffic.
     PreFlight,
-    /// While it runs.
+    /// While the server takes traffic.
     Running,
 }
 
-/// How a check looks. `{port}` in a text stands for the agent's `service_port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What is checked. `{port}` in a text stands for the agent's `service_port`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Probe {
-    /// Is somebody there?
+    /// A TCP connection is accepted.
     Tcp {
         /// `host:port`.
         address: String,
     },
-    /// A request and its answer.
+    /// An HTTP request is answered as expected.
     Http {
-        /// What to ask.
+        /// The URL to get.
         url: String,
-        /// The status that is right; 200 if not given.
+        /// The expected status; 200 by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         expect_status: Option<u16>,
-        /// A text that the body holds.
+        /// Text that the body must contain.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         expect_body: Option<String>,
-        /// Headers of the answer, by name, and a text that each holds.
+        /// Text that headers must contain, by header name.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         expect_header: BTreeMap<String, String>,
     },
-    /// A program from the artifact (a path within it), or from the list in the server's own configuration.
+    /// A program exits with status 0.
     Exec {
-        /// The path within the artifact, or `host:NAME` of the server's own list.
+        /// A path within the artifact, or `host:NAME` from the server's own list.
         command: String,
         /// Its arguments.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         args: Vec<String>,
     },
 }
 
-/// A duration, written as in `10s`, `250ms`, `5m`, `1h`, `2d`.
+/// A duration, written as `250ms`, `10s`, `5m`, `1h` or `2d`; at most 30 days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Duration {
@@ -310,20 +216,20 @@ pub struct Duration {
 }
 
 impl Duration {
-    /// So many milliseconds.
+    /// A duration in milliseconds.
     #[must_use]
     pub const fn from_ms(ms: u64) -> Self {
         Duration { ms }
     }
 
-    /// So many seconds.
+    /// A duration in seconds.
     #[must_use]
     pub const fn from_secs(secs: u64) -> Self {
         Duration { ms: secs * 1000 }
     }
 }
 
-/// Why a text is no duration or no size.
+/// A text that is not the value that was expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidValue {
     /// The offending text, cut to 80 characters.
@@ -349,7 +255,7 @@ impl TryFrom<String> for Duration {
 
     fn try_from(text: String) -> Result<Self, InvalidValue> {
         const EXPECTED: &str =
-            "a duration such as `250ms`, `10s`, `5m`, `1h` or `2d` (30 days at the most)";
+            "a duration such as `250ms`, `10s`, `5m`, `1h` or `2d` (at most 30 days)";
         let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let number: u64 = text[..digits].parse().map_err(|_| invalid(&text, EXPECTED))?;
         let unit_ms = match &text[digits..] {
@@ -386,13 +292,13 @@ impl fmt::Display for Duration {
     }
 }
 
-/// A count or a share of a group's servers.
+/// A count or a share of a group's servers, written as `3` or `"10%"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "SizeText", into = "SizeText")]
 pub enum Size {
-    /// So many servers.
+    /// A number of servers.
     Count(u32),
-    /// So many per cent, 1 to 100.
+    /// A share in per cent, 1 to 100.
     Percent(u8),
 }
 
@@ -433,7 +339,7 @@ impl From<Size> for SizeText {
 }
 
 impl Size {
-    /// Of so many servers, rounded up, at least 1: the size of a wave.
+    /// The number of servers, rounded up, at least 1: the size of a wave.
     #[must_use]
     pub fn of_rounded_up(self, servers: u32) -> u32 {
         let share = match self {
@@ -443,7 +349,7 @@ impl Size {
         share.max(1)
     }
 
-    /// Of so many servers, rounded down: a budget. May be 0.
+    /// The number of servers, rounded down, possibly 0: a budget.
     #[must_use]
     pub fn of_rounded_down(self, servers: u32) -> u32 {
         match self {
@@ -453,7 +359,7 @@ impl Size {
     }
 }
 
-/// The sizes of the waves, in order; the last one repeats.
+/// The sizes of the waves, in order, 1 to 64 entries; the last one repeats.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "WaveSizesText", into = "WaveSizesText")]
 pub struct WaveSizes(pub Vec<Size>);
@@ -490,7 +396,7 @@ impl From<WaveSizes> for WaveSizesText {
 }
 
 impl WaveSizes {
-    /// How many servers wave `number` (from 1) takes in a group of so many.
+    /// The size of wave `number`, from 1, in a group of so many servers.
     #[must_use]
     pub fn of_wave(&self, number: u32, servers: u32) -> u32 {
         let index = (number.saturating_sub(1) as usize).min(self.0.len() - 1);
@@ -499,17 +405,17 @@ impl WaveSizes {
 }
 
 impl Policy {
-    /// What no single value can say: relations between them, and counts.
+    /// Checks what the types cannot: counts, and values against each other.
     ///
     /// # Errors
-    /// The first rule that is broken, in words that name the keys.
+    /// The first broken rule; it names the keys.
     pub fn validate(&self) -> Result<(), String> {
         let update = &self.update;
         if self.checks.len() > CHECKS_MAX {
-            return Err(format!("{} checks; {CHECKS_MAX} at the most", self.checks.len()));
+            return Err(format!("{} checks; the limit is {CHECKS_MAX}", self.checks.len()));
         }
         if self.stages.len() > STAGES_MAX {
-            return Err(format!("{} stages; {STAGES_MAX} at the most", self.stages.len()));
+            return Err(format!("{} stages; the limit is {STAGES_MAX}", self.stages.len()));
         }
         if update.healthy_deadline < update.min_healthy_time {
             return Err("update.healthy_deadline is shorter than update.min_healthy_time".into());
@@ -517,38 +423,38 @@ impl Policy {
         if update.confirm_within.ms < 1000 {
             return Err("update.confirm_within is shorter than 1s".into());
         }
-        // The time runs from the drain on: it must not be over before the stop begins.
+        // Counted from the drain: it must not expire before the stop.
         if update.confirm_within <= update.drain_time {
             return Err("update.confirm_within is not longer than update.drain_time".into());
         }
-        // Servers ask every 2 s, and members pass on what they heard every half second.
+        // Servers ask every 2 s, and members exchange what they heard every half second.
         if update.unreachable_after.ms < 5000 {
             return Err("update.unreachable_after is shorter than 5s".into());
         }
         for check in &self.checks {
             if check.interval.ms < 10 || check.timeout.ms < 10 {
-                return Err("a check's interval and timeout are at least 10ms".into());
+                return Err("a check's interval and timeout must be at least 10ms".into());
             }
             if check.phase.is_empty() {
-                return Err("a check's phase names `pre-flight`, `running` or both".into());
+                return Err("a check's phase must be `pre-flight`, `running` or both".into());
             }
         }
         Ok(())
     }
 
-    /// How many servers of a group may be out of service at once: at least 1.
+    /// Servers of a group that may be out of service at once; at least 1.
     #[must_use]
     pub fn max_unavailable_of(&self, servers: u32) -> u32 {
         self.update.max_unavailable.of_rounded_down(servers).max(1)
     }
 
-    /// How many failures of the release are borne.
+    /// Failures of the release that a rollout bears.
     #[must_use]
     pub fn failures_allowed_of(&self, servers: u32) -> u32 {
         self.update.failures_allowed.of_rounded_down(servers)
     }
 
-    /// How many failures of the surroundings are borne: at least 1.
+    /// Failures of the surroundings that a rollout bears; at least 1.
     #[must_use]
     pub fn surroundings_allowed_of(&self, servers: u32) -> u32 {
         self.update.surroundings_allowed.of_rounded_down(servers).max(1)

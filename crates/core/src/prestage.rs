@@ -1,76 +1,59 @@
-//! Which servers fetch a release before it is their turn to run it.
+//! Which servers fetch a release before their turn to run it.
 //!
-//! Everything here is a function of the committed state: who is in the wave under way stands in it,
-//! and who comes next is the planner's own choice, made with what the log knows. Where the leader
-//! knows more (a server that does not answer), the next wave may turn out otherwise; its servers then
-//! fetch when it begins, and what the others have stays on their disks for their turn.
+//! A function of the committed state alone: the current wave is in it, and the next one is computed
+//! as the planner would, with what the log knows. The leader may know more (a silent server, say)
+//! and choose otherwise; servers then fetch when their wave starts.
 
 use std::collections::BTreeSet;
 
 use crate::ids::ServerId;
-use crate::phase::{Phase, WaveStep};
+use crate::phase::WaveStep;
 use crate::policy::Prestage;
+use crate::reason::PausedBy;
 use crate::state::{App, Rollout, State};
-use crate::transitions::remaining;
 use crate::wave;
 
-/// Whether a server fetches the release of a rollout that goes forward now.
+/// Whether a server fetches the release now.
 pub(crate) fn is_due(state: &State, app: &App, rollout: &Rollout, server: &ServerId) -> bool {
-    // Found bad in another group: nobody wants the bytes until a person says otherwise.
-    if rollout.pause.as_ref().is_some_and(|pause| pause.verdict_of.is_some()) {
+    // Found bad in another group: do not fetch it until an operator resumes.
+    if rollout.pause.as_ref().is_some_and(|pause| matches!(pause.by, PausedBy::Verdict { .. })) {
         return false;
     }
-    if rollout.lead == *server || rollout.policy.update.prestage == Prestage::All {
-        return true;
-    }
-    under_way(app).is_some_and(|servers| servers.contains(server))
+    rollout.lead == *server
+        || rollout.policy.update.prestage == Prestage::All
+        || current(app).is_some_and(|servers| servers.contains(server))
         || expected_next(state, app, rollout).contains(server)
 }
 
-/// Servers that still have to run the release, do not have it, and do not fetch it yet.
+/// Servers that still need the release, do not have it, and do not fetch it yet.
 pub(crate) fn not_yet(state: &State, app: &App, rollout: &Rollout) -> Vec<ServerId> {
     if rollout.policy.update.prestage == Prestage::All {
         return Vec::new();
     }
-    let next = expected_next(state, app, rollout);
-    let wave = under_way(app);
-    remaining(app, rollout)
-        .into_iter()
-        .filter(|server| {
-            *server != rollout.lead
-                && !next.contains(server)
-                && !wave.is_some_and(|servers| servers.contains(server))
-                && !app.servers.get(server).is_some_and(|here| here.has(&rollout.release.artifact))
-        })
-        .collect()
-}
-
-/// The servers of the wave under way; one that has baked is over.
-fn under_way(app: &App) -> Option<&BTreeSet<ServerId>> {
-    match &app.phase {
-        Phase::Wave { servers, step, .. } if *step != WaveStep::Baked => Some(servers),
-        Phase::Empty
-        | Phase::Running { .. }
-        | Phase::MarkedOld { .. }
-        | Phase::LeaderHolds { .. }
-        | Phase::Verified { .. }
-        | Phase::Wave { .. }
-        | Phase::RollingBack { .. }
-        | Phase::Held { .. } => None,
+    let mut servers = app.remaining(rollout);
+    servers.remove(&rollout.lead);
+    for due in expected_next(state, app, rollout).iter().chain(current(app).into_iter().flatten()) {
+        servers.remove(due);
     }
+    servers.retain(|server| !app.servers[server].has(&rollout.release.artifact));
+    servers.into_iter().collect()
 }
 
-/// The wave after the one under way, as it would be chosen now; nothing unless it is wanted early.
+/// The servers of the wave in progress.
+fn current(app: &App) -> Option<&BTreeSet<ServerId>> {
+    let (servers, step) = app.phase.wave()?;
+    (step != WaveStep::Baked).then_some(servers)
+}
+
+/// The next wave as it would be chosen now; empty unless the policy wants it prefetched.
 fn expected_next(state: &State, app: &App, rollout: &Rollout) -> BTreeSet<ServerId> {
     match rollout.policy.update.prestage {
         Prestage::NextWave => {}
         Prestage::All | Prestage::Wave => return BTreeSet::new(),
     }
-    let mut open = remaining(app, rollout);
-    if let Some(servers) = under_way(app) {
-        open.retain(|server| !servers.contains(server));
+    let mut ready: Vec<ServerId> = app.remaining(rollout).into_iter().collect();
+    if let Some(servers) = current(app) {
+        ready.retain(|server| !servers.contains(server));
     }
-    let ready: Vec<ServerId> = open.into_iter().collect();
-    let size = rollout.policy.update.max_parallel.of_wave(rollout.waves + 1, state.size());
-    wave::choose(state, &rollout.lead, &ready, size)
+    wave::choose(state, rollout, &rollout.lead, &ready)
 }

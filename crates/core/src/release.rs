@@ -1,23 +1,23 @@
-//! A release as the group sees it: what was signed, and where a roll-back may go.
+//! A release as the group sees it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Digest, Platform, Version};
 
-/// A version of an app for one platform, as it stands in the log once its signature was verified.
+/// A version of an app for one platform, as recorded in the log.
 ///
-/// Freshness and signature are judged once, when the rollout is decided; from then on the digests
-/// in the log are what every server verifies against.
+/// Signature and freshness are checked when the rollout is decided; from then on every server
+/// verifies against the digests in the log.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Release {
     /// The version, compared only for equality.
     pub version: Version,
-    /// The platform that the artifact is for.
+    /// The platform the artifact is for.
     pub platform: Platform,
     /// BLAKE3 root of the artifact's bytes.
     pub artifact: Digest,
-    /// BLAKE3 of the manifest's bytes: the signed target.
+    /// BLAKE3 of the manifest's bytes, which are what is signed.
     pub manifest: Digest,
     /// Length of the artifact, in bytes.
     pub length: u64,
@@ -25,14 +25,14 @@ pub struct Release {
     pub rollback: Rollback,
 }
 
-/// What a release says about going back from it.
+/// Whether a release can be rolled back, as declared in its manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rollback {
-    /// The release before can be put back.
+    /// It can.
     Revert,
-    /// Stop in place and wait for a person.
+    /// Only an operator may; by itself the group stops in place.
     Freeze,
-    /// Never go back: data was changed for good.
+    /// It cannot: it changes data irreversibly.
     ForwardOnly,
 }

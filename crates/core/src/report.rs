@@ -1,4 +1,4 @@
-//! What a server says it did. Reports become entries of the log.
+//! What a server reports it did. Reports become entries of the log.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,25 +6,25 @@ use crate::ids::{AppId, BootEpoch, Digest, ServerId};
 use crate::orders::Fence;
 use crate::release::Release;
 
-/// The longest reason or output that a report carries, in bytes; hosts cut, members refuse.
-/// 2 KiB: enough for the last lines of a hook, small enough for a thousand servers in one log.
+/// Longest reason or output in a report, in bytes: hosts truncate, members refuse. 2 KiB: enough for
+/// the last lines of a hook, small enough for a thousand servers in one log.
 pub const REPORT_TEXT_BYTES_MAX: usize = 2048;
 
 /// One outcome on one server, durable there before it is sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
-    /// Who speaks.
+    /// The reporting server.
     pub server: ServerId,
-    /// Since which start of its agent.
+    /// Raised by each start of its agent.
     pub boot_epoch: BootEpoch,
-    /// Counts up within a boot epoch; a sequence that was seen is not applied again.
+    /// Rises within a boot epoch; a report that was seen is not applied again.
     pub sequence: u64,
-    /// About which app.
+    /// The app it is about.
     pub app: AppId,
-    /// Under which fence it acted; the lowest fence for what needs none.
+    /// The fence under which the server acted; the default for outcomes that need none.
     pub fence: Fence,
-    /// How often the step was begun (a crash can make one run again). From 1.
+    /// The attempt at the step, from 1; a crash can make a step run again.
     pub attempt: u32,
     /// What happened.
     pub outcome: Outcome,
@@ -44,47 +44,47 @@ pub struct Doing {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Outcome {
-    /// The server runs this, found at the agent's start (nothing: none).
+    /// What the server ran when its agent started.
     Found {
-        /// What `current` points to.
+        /// What the `current` link points to; none: nothing.
         release: Option<Release>,
-        /// Whether the service answers its checks.
+        /// Whether the service passes its checks.
         in_service: bool,
     },
-    /// It has an artifact whole and verified.
+    /// The server has an artifact, whole and verified.
     Holds {
-        /// Which artifact.
+        /// The artifact.
         artifact: Digest,
     },
-    /// The release is switched in and its service was started.
+    /// The release is switched in and started.
     Applied,
-    /// The pre-flight checks have passed for the whole `min_healthy_time`.
+    /// The pre-flight checks have passed for `min_healthy_time`.
     Checked,
-    /// It takes traffic again.
+    /// The server takes traffic again.
     InService,
     /// A step failed; the server stays as it is and waits for orders.
     Failed {
-        /// Whose fault it is.
+        /// The budget it counts against.
         blame: Blame,
-        /// The step.
+        /// The step that failed.
         step: Step,
-        /// In words, for people.
+        /// Why, for people.
         reason: String,
         /// The last output of the hook or the service.
         output: String,
     },
-    /// The host put the old release back by itself: the group was not reached in time.
+    /// The host put the old release back on its own: it could not reach the group in time.
     Undone {
-        /// What runs now.
+        /// What it runs now.
         release: Option<Release>,
-        /// In words, for people.
+        /// Why, for people.
         reason: String,
     },
-    /// The running checks changed their mind.
+    /// The running checks changed from passing to failing, or back.
     Health {
-        /// Whether it is fit for traffic now.
+        /// Whether they pass.
         in_service: bool,
-        /// In words, for people.
+        /// Why, for people.
         reason: String,
     },
 }
@@ -93,9 +93,9 @@ pub enum Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Blame {
-    /// Check, hook, crash after start: `failures_allowed`.
+    /// A check, a hook, a crash after the start: `failures_allowed`.
     Release,
-    /// Server lost, network, disk full: `surroundings_allowed`.
+    /// A lost server, the network, a full disk: `surroundings_allowed`.
     Surroundings,
 }
 
@@ -103,25 +103,25 @@ pub enum Blame {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
-    /// Bytes come in and are verified.
+    /// Download and verify the artifact.
     Fetch,
-    /// The artifact is unpacked beside the running one.
+    /// Unpack it beside the running release.
     Prepare,
-    /// Traffic goes elsewhere.
+    /// Leave traffic.
     Drain,
-    /// The service's own leadership goes elsewhere.
+    /// Move the service's own leadership to another server.
     HandOver,
-    /// The running release is stopped.
+    /// Stop the running release.
     Stop,
-    /// `current` points to the release.
+    /// Point the `current` link to the new release.
     Switch,
-    /// The release is started.
+    /// Start it.
     Start,
-    /// Pre-flight checks.
+    /// Run the pre-flight checks.
     Check,
-    /// Traffic comes back slowly.
+    /// Ramp traffic up.
     WarmUp,
-    /// The old release is put back, by the host alone.
+    /// Put the old release back: only the host does this, on its own.
     Undo,
 }
 

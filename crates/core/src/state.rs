@@ -1,80 +1,95 @@
-//! The replicated state of a group: plain data, written by `apply` alone.
+//! The replicated state of a group: plain data, written only by [`State::apply`].
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::ids::{
     AppId, BootEpoch, ClockMs, Digest, Generation, GroupId, Incarnation, MemberId, Platform,
-    RequestId, Revision, ServerId, Version,
+    RequestId, Revision, ServerId,
 };
 use crate::orders::{Fence, Purpose};
 use crate::phase::Phase;
 use crate::policy::Policy;
+use crate::reason::{DebtReason, Unfit};
+use crate::rejection::Rejection;
 use crate::release::Release;
 use crate::report::{Blame, Step};
 
-/// The schema of a snapshot.
+pub use crate::rollout::{Ending, Failure, HistoryEntry, Pause, Rejected, Rollout, Verdict};
+
+/// The schema of snapshots. Raise it whenever this module's types change.
 pub const STATE_SCHEMA: u32 = 1;
-/// Servers of one group. 1,000 is the mission's figure; a little room above it.
+/// Most servers in a group. 1,000 is the mission's figure, with some room above it.
 pub const SERVERS_MAX: usize = 1_200;
-/// Apps of one group: each costs an entry per server and step.
+/// Most apps in a group: each costs one log entry per server and step.
 pub const APPS_MAX: usize = 32;
-/// Requests whose answers are remembered, so that one that comes twice is done once.
+/// Requests whose outcome is remembered, so that a repeated one is applied once.
 pub const REQUESTS_MAX: usize = 256;
-/// Rollouts that an app remembers.
+/// Ended rollouts kept per app.
 pub const HISTORY_MAX: usize = 32;
-/// Releases that an app remembers as rejected.
+/// Rejected releases kept per app.
 pub const REJECTED_MAX: usize = 16;
-/// Releases that were good, newest last: what `rollout undo` can go back to.
+/// Earlier good releases kept per app: what `rollout undo` can go back to.
 pub const GOOD_MAX: usize = 3;
-/// Artifacts that a server is remembered to hold, per app.
+/// Artifacts remembered per server and app.
 pub const HOLDS_MAX: usize = 6;
-/// Failures kept in words per rollout; beyond that they are only counted.
+/// Failures kept in detail per rollout; further ones are only counted.
 pub const FAILURES_KEPT_MAX: usize = 16;
-/// Verdicts that wait for the registry.
+/// Verdicts kept per app until the registry acknowledges them.
 pub const VERDICTS_DUE_MAX: usize = 16;
-/// How often a debt is tried by itself before a person is asked.
+/// Automatic attempts to pay a debt before an operator has to step in.
 pub const DEBT_TRIES_MAX: u32 = 3;
 
 /// Everything that a group has decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// The schema of this very structure.
+    /// Always [`STATE_SCHEMA`]: a snapshot with another schema fails to deserialize.
+    #[serde(deserialize_with = "known_schema")]
     pub schema: u32,
-    /// The group.
+    /// The group's name.
     pub group: GroupId,
-    /// Which life of the group.
+    /// Given out by the registry; commands for another incarnation are rejected.
     pub incarnation: Incarnation,
-    /// The labels that its servers share.
+    /// The grouping labels that all its servers share.
     pub labels: BTreeMap<String, String>,
-    /// Their platform; none before the group was set up.
+    /// The platform of all its servers; none until `set-up`.
     pub platform: Option<Platform>,
-    /// The group clock.
+    /// The group clock, advanced by the leader.
     pub clock: ClockMs,
-    /// What every member understands.
+    /// What every member understands; only rises.
     pub feature_level: u32,
-    /// The number that the next member gets.
+    /// The number of the next member; numbers are never reused.
     pub next_member: MemberId,
-    /// The number that the next server gets in the order of joining.
+    /// The position of the next server in the order of joining.
     pub next_joined: u64,
-    /// The servers.
+    /// The group's servers.
     pub servers: BTreeMap<ServerId, Server>,
-    /// The apps.
+    /// The group's apps. Each knows every server.
     pub apps: BTreeMap<AppId, App>,
-    /// The last requests and how they ended, oldest first.
-    pub requests: VecDeque<Answered>,
+    /// The last [`REQUESTS_MAX`] requests, oldest first.
+    pub requests: Vec<Answered>,
 }
 
-/// A request that was answered.
+/// A request with its outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Answered {
-    /// Which request.
+    /// Chosen by whoever sent it.
     pub request: RequestId,
-    /// Why it was refused; none when it was done.
-    pub refused: Option<String>,
+    /// Why it was refused; none if it was applied.
+    pub refused: Option<Rejection>,
+}
+
+fn known_schema<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    match u32::deserialize(from)? {
+        STATE_SCHEMA => Ok(STATE_SCHEMA),
+        other => Err(D::Error::custom(format!(
+            "state schema {other} is not supported; this version reads schema {STATE_SCHEMA}"
+        ))),
+    }
 }
 
 /// A server of the group.
@@ -83,16 +98,15 @@ pub struct Answered {
 pub struct Server {
     /// Its peer port, `host:port`.
     pub address: String,
-    /// Its failure domain, if it has a name.
+    /// Its failure domain, if known.
     pub rack: Option<String>,
-    /// Its place in the order of joining.
+    /// Its position in the order of joining.
     pub joined: u64,
-    /// The member that it carries.
+    /// The member it carries.
     pub member: Option<MemberId>,
-    /// What a person said about it carrying a member; nothing: the order of joining decides.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Whether an operator wants it to carry a member; none: decided by the order of joining.
     pub placed: Option<bool>,
-    /// The last start of its agent that was heard of.
+    /// The latest start of its agent that reported.
     pub boot_epoch: BootEpoch,
     /// The last report of that start.
     pub sequence: u64,
@@ -102,70 +116,70 @@ pub struct Server {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct App {
-    /// The revision of the policy in the registry.
+    /// The registry's revision of `policy`.
     pub revision: Revision,
-    /// The policy for rollouts to come.
+    /// The policy of the next rollout; one in progress keeps its own.
     pub policy: Policy,
     /// Raised by every change of plan.
     pub generation: Generation,
-    /// The last release that the whole group baked.
+    /// The last release that the whole group ran and baked: where a roll-back goes.
     pub last_good: Option<Release>,
-    /// Releases that were good before and are no longer, newest last.
+    /// Earlier good releases, newest last.
     pub good_before: Vec<Release>,
     /// Where the group is with this app.
     pub phase: Phase,
-    /// What is known of each server.
+    /// What is known of each server; the same servers as the group's.
     pub servers: BTreeMap<ServerId, ServerApp>,
-    /// Releases that are not tried again by themselves, newest last.
+    /// Releases not tried again without an operator, newest last.
     pub rejected: Vec<Rejected>,
-    /// What happened, oldest first.
-    pub history: VecDeque<HistoryEntry>,
-    /// Counts the changes that the registry has to hear of,
+    /// Ended rollouts, oldest first.
+    pub history: Vec<HistoryEntry>,
+    /// Counts the changes that the registry has to record.
     pub record: u64,
-    /// and how many of them it has.
+    /// The count that the registry has acknowledged.
     pub record_written: u64,
-    /// What the registry has to hear about releases.
+    /// Verdicts that the registry has not acknowledged.
     pub verdicts_due: Vec<Verdict>,
 }
 
-/// What is known of one app on one server.
+/// What is known of one app on one server, from the server's reports.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerApp {
-    /// Whether the server has said what it found there; before that nothing is known.
+    /// Whether the server has reported what it found at its start; until then nothing is known.
     pub found: bool,
-    /// What runs there, as last reported.
+    /// What it runs.
     pub running: Option<Release>,
-    /// Whether it takes traffic, as last reported.
+    /// Whether it takes traffic.
     pub in_service: bool,
-    /// Why it does not, in words.
-    pub health: String,
-    /// Artifacts that it has whole and verified.
+    /// Why it takes none.
+    pub unfit: Option<Unfit>,
+    /// Artifacts it has whole and verified, oldest first.
     pub holds: Vec<Digest>,
-    /// The highest generation that it was ever activated under.
+    /// The highest generation it was ever activated under.
     pub activated: Generation,
-    /// The change that is being made there.
+    /// The latest change, until it is done or forgotten.
     pub activation: Option<Activation>,
-    /// What it still owes: to run `last_good`.
+    /// Set while it owes `last_good`.
     pub debt: Option<Debt>,
 }
 
-/// A change that one server was told to make.
+/// A change granted to one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Activation {
-    /// Under which fence.
+    /// Reports under another fence are about another change.
     pub fence: Fence,
-    /// What to run; none: nothing.
+    /// What to run; none: stop what runs.
     pub release: Option<Release>,
     /// What ran before.
     pub before: Option<Release>,
-    /// Why.
+    /// What the change is part of.
     pub purpose: Purpose,
-    /// Whether it takes a server out of service that was in: counted against `max_unavailable`.
+    /// Whether it takes a serving server out, and so counts against `max_unavailable`.
     pub costs: bool,
-    /// The server was lost in the middle of it: nobody orders it any more, it counts no more, and
-    /// another change may take its place. How it ended is still heard.
+    /// The server was lost during the change: it is no longer ordered or counted, and another
+    /// change may replace it. A late report of its outcome is still accepted.
     pub void: bool,
     /// When it was granted.
     pub granted: ClockMs,
@@ -173,50 +187,50 @@ pub struct Activation {
     pub stage: ActivationStage,
 }
 
-/// How far a change is, as far as the group was told.
+/// How far a change has come, by the server's reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "stage", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum ActivationStage {
-    /// The server may begin,
+    /// The server may start,
     Granted,
     /// has started the release,
     Applied {
-        /// When the group heard.
+        /// When the report was applied.
         at: ClockMs,
     },
     /// has passed its checks,
     Checked {
-        /// When the group heard.
+        /// When the report was applied.
         at: ClockMs,
     },
     /// or failed,
     Failed {
-        /// When the group heard.
+        /// When the report was applied.
         at: ClockMs,
-        /// At which step.
+        /// The step that failed.
         step: Step,
-        /// Which budget.
+        /// The budget it counts against.
         blame: Blame,
-        /// In words.
+        /// What the server reported.
         reason: String,
     },
-    /// or went back by itself.
+    /// or put the old release back on its own.
     Undone {
-        /// When the group heard.
+        /// When the report was applied.
         at: ClockMs,
-        /// In words.
+        /// What the server reported.
         reason: String,
     },
 }
 
 impl Activation {
-    /// Whether the server is still at it, by order of the group.
+    /// Whether the change is in progress and still ordered.
     #[must_use]
     pub fn in_flight(&self) -> bool {
         !self.void && self.open()
     }
 
-    /// Whether the server may still be at it.
+    /// Whether the server may still be working on it, ordered or not.
     #[must_use]
     pub fn open(&self) -> bool {
         match self.stage {
@@ -228,146 +242,16 @@ impl Activation {
     }
 }
 
-/// What a server owes: to run `last_good`, before it takes traffic again.
+/// A server's debt: it must run `last_good` before it takes traffic again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Debt {
-    /// Since when.
+    /// When it was incurred.
     pub since: ClockMs,
-    /// Why, in words.
-    pub reason: String,
-    /// How often it was tried.
+    /// How it was incurred.
+    pub reason: DebtReason,
+    /// Attempts to pay it, at most [`DEBT_TRIES_MAX`] without an operator.
     pub tries: u32,
-}
-
-/// One rollout of one release through the group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rollout {
-    /// What is rolled out.
-    pub release: Release,
-    /// The policy, pinned,
-    pub policy: Policy,
-    /// and its revision.
-    pub revision: Revision,
-    /// Who began it.
-    pub by: String,
-    /// When.
-    pub started: ClockMs,
-    /// The leader's server: the one that fetches from a mirror.
-    pub lead: ServerId,
-    /// Waves begun so far.
-    pub waves: u32,
-    /// A person, or a verdict from elsewhere, said stop.
-    pub pause: Option<Pause>,
-    /// A person let it go on after the wave that asks for approval.
-    pub approved: bool,
-    /// Failures of the release so far.
-    pub release_failures: u32,
-    /// Failures of the surroundings so far.
-    pub surroundings_failures: u32,
-    /// The first of them in words.
-    pub failures: Vec<Failure>,
-    /// When anything last went forward.
-    pub progress: ClockMs,
-    /// Servers that it goes on without; they owe.
-    pub lost: BTreeSet<ServerId>,
-    /// Groups whose bad verdict a person has overruled by `resume`.
-    pub overruled: BTreeSet<GroupId>,
-}
-
-/// Why a rollout is paused.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pause {
-    /// Who said so.
-    pub by: String,
-    /// In words.
-    pub reason: String,
-    /// Since when.
-    pub since: ClockMs,
-    /// The group whose verdict it was, if it was one.
-    pub verdict_of: Option<GroupId>,
-}
-
-/// A failure on one server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Failure {
-    /// Where.
-    pub server: ServerId,
-    /// Which budget.
-    pub blame: Blame,
-    /// At which step.
-    pub step: Step,
-    /// In words.
-    pub reason: String,
-    /// The last output of the hook or the service.
-    pub output: String,
-    /// When.
-    pub at: ClockMs,
-}
-
-/// A release that this group does not try again by itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rejected {
-    /// Which release.
-    pub release: Release,
-    /// Why.
-    pub reason: String,
-    /// When.
-    pub at: ClockMs,
-}
-
-/// A rollout that ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HistoryEntry {
-    /// Which version it was about.
-    pub version: Version,
-    /// How it ended.
-    pub ending: Ending,
-    /// Why, in words; empty when it completed.
-    pub reason: String,
-    /// Who began it.
-    pub by: String,
-    /// When it began.
-    pub started: ClockMs,
-    /// When it ended.
-    pub ended: ClockMs,
-    /// How many waves were begun.
-    pub waves: u32,
-}
-
-/// How a rollout ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ending {
-    /// Every reachable server runs it.
-    Completed,
-    /// The group went back.
-    RolledBack,
-    /// It was stopped in place.
-    HeldInPlace,
-    /// Another release took its place.
-    Superseded,
-    /// An existing installation was adopted.
-    Adopted,
-}
-
-/// What a group found about a release on its platform.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Verdict {
-    /// Which version.
-    pub version: Version,
-    /// On which platform.
-    pub platform: Platform,
-    /// Good or bad.
-    pub good: bool,
-    /// Why it is bad, in words.
-    pub reason: String,
 }
 
 impl State {
@@ -386,7 +270,7 @@ impl State {
             next_joined: 0,
             servers: BTreeMap::new(),
             apps: BTreeMap::new(),
-            requests: VecDeque::new(),
+            requests: Vec::new(),
         }
     }
 
@@ -404,7 +288,7 @@ impl State {
 }
 
 impl App {
-    /// An app that nothing was ever rolled out of.
+    /// An app without any release, and without servers yet.
     #[must_use]
     pub fn new(revision: Revision, policy: Policy) -> App {
         App {
@@ -416,21 +300,21 @@ impl App {
             phase: Phase::Empty,
             servers: BTreeMap::new(),
             rejected: Vec::new(),
-            history: VecDeque::new(),
+            history: Vec::new(),
             record: 1,
             record_written: 0,
             verdicts_due: Vec::new(),
         }
     }
 
-    /// Why a release is not tried by itself, if it is rejected.
+    /// The rejection of a release, if this group rejected it.
     #[must_use]
     pub fn rejection_of(&self, release: &Release) -> Option<&Rejected> {
         self.rejected.iter().find(|rejected| rejected.release == *release)
     }
 
-    /// Whether a change leads to what this app's plan wants by now. One that does not was told to
-    /// a server that was lost meanwhile; another change may take its place.
+    /// Whether a change still leads to what the plan wants. If not, it was granted to a server we
+    /// have since lost, and another change may replace it.
     #[must_use]
     pub fn wants(&self, activation: &Activation) -> bool {
         let onward = self.phase.forward().is_some_and(|rollout| {
@@ -441,24 +325,90 @@ impl App {
         onward || back
     }
 
+    /// The policy in force: the one pinned by the rollout in progress, else the current one.
+    #[must_use]
+    pub fn policy_in_force(&self) -> &Policy {
+        self.phase.rollout().map_or(&self.policy, |rollout| &rollout.policy)
+    }
+
     /// The servers that are being changed right now.
     pub fn in_flight(&self) -> impl Iterator<Item = (&ServerId, &Activation)> {
-        self.servers.iter().filter_map(|(id, server)| {
-            server.activation.as_ref().filter(|activation| activation.in_flight()).map(|a| (id, a))
+        self.servers.iter().filter_map(|(id, server)| Some((id, server.in_flight()?)))
+    }
+
+    /// The servers that a rollout still has to bring to its release.
+    pub(crate) fn remaining(&self, rollout: &Rollout) -> BTreeSet<ServerId> {
+        self.all_but_lost(rollout, |here| !here.serves(&rollout.release))
+    }
+
+    /// The servers that a roll-back still has to bring to `last_good`. If nothing was ever good,
+    /// only what the rollout touched is taken back; anything else is left alone.
+    pub(crate) fn to_roll_back(&self, rollout: &Rollout) -> BTreeSet<ServerId> {
+        let good = self.last_good.as_ref();
+        self.all_but_lost(rollout, |here| match good {
+            Some(_) => !here.settled_on(good),
+            None => here.activation.is_some() || here.running.as_ref() == Some(&rollout.release),
         })
+    }
+
+    fn all_but_lost(
+        &self,
+        rollout: &Rollout,
+        wanted: impl Fn(&ServerApp) -> bool,
+    ) -> BTreeSet<ServerId> {
+        let open =
+            self.servers.iter().filter(|(id, here)| !rollout.lost.contains(*id) && wanted(here));
+        open.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The servers whose change has to finish before another release can take over: all that are
+    /// being changed, except those that pay a debt.
+    pub(crate) fn blocking_takeover(&self) -> Vec<ServerId> {
+        let owes = |server: &ServerId| self.servers[server].debt.is_some();
+        self.in_flight().map(|(id, _)| id).filter(|id| !owes(id)).cloned().collect()
     }
 }
 
 impl ServerApp {
-    /// Whether it has the artifact whole.
+    /// Whether it has the whole artifact.
     #[must_use]
     pub fn has(&self, artifact: &Digest) -> bool {
         self.holds.contains(artifact)
     }
 
-    /// Whether it runs the release and nothing is being changed.
+    /// Whether it runs the release and has no activation.
     #[must_use]
     pub fn settled_on(&self, release: Option<&Release>) -> bool {
         self.running.as_ref() == release && self.activation.is_none()
+    }
+
+    /// Whether it is settled on the release and takes traffic.
+    #[must_use]
+    pub fn serves(&self, release: &Release) -> bool {
+        self.in_service && self.settled_on(Some(release))
+    }
+
+    /// The change in progress, unless it is void.
+    #[must_use]
+    pub fn in_flight(&self) -> Option<&Activation> {
+        self.activation.as_ref().filter(|activation| activation.in_flight())
+    }
+
+    /// Records a debt, unless there is one.
+    pub(crate) fn owe(&mut self, since: ClockMs, reason: DebtReason) {
+        self.debt.get_or_insert(Debt { since, reason, tries: 0 });
+    }
+
+    /// Forgets a change that has failed or was undone.
+    pub(crate) fn forget_ended(&mut self) {
+        self.activation.take_if(|activation| !activation.open());
+    }
+}
+
+/// Appends an item; beyond `max`, the oldest goes.
+pub(crate) fn push_bounded<T>(list: &mut Vec<T>, item: T, max: usize) {
+    list.push(item);
+    if list.len() > max {
+        list.remove(0);
     }
 }

@@ -1,9 +1,8 @@
-//! The step logic of a server: from its orders and what it durably knows to the next action.
+//! The step logic of a server: from its orders and its own record to the next action.
 //!
-//! Every step is written down as begun before it is run, and as done, failed or undone before it
-//! is reported. What is to be reported follows from what is written down, so a crash at any
-//! instruction loses nothing: the record is read, the interrupted step runs again with the next
-//! attempt, and the last outcome is reported once more.
+//! A step is recorded as begun before it runs, and as done, failed or undone before it is reported.
+//! Reports are derived from the record, so a crash at any instruction loses nothing: the
+//! interrupted step runs again as the next attempt, and the last outcome is reported again.
 
 mod record;
 
@@ -15,80 +14,80 @@ pub use record::{
 };
 
 use crate::ids::Digest;
-use crate::orders::{ActivationOrder, AppOrders, Fence, FetchOrder};
-use crate::release::Release;
+use crate::orders::{ActivationOrder, AppOrders, Fence, FetchOrder, Purpose};
+use crate::release::{Release, Rollback};
 use crate::report::{Blame, Outcome, Step};
 
-/// How often a step that a crash interrupted, or that said "later", is begun before it counts as
-/// failed. 20: a hook that asks to be tried later gets minutes with back-off, a crash loop ends.
+/// Attempts at a step that is interrupted by crashes or asks to be retried, before it has failed.
+/// 20: minutes for a hook that asks to be retried, with back-off; an end to a crash loop.
 pub const ATTEMPTS_MAX: u32 = 20;
 
-/// What a server durably knows about one app.
+/// What a server has recorded about one app.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LocalApp {
-    /// The highest fence that was ever accepted here; lower is refused.
+    /// The highest fence ever accepted; lower ones are refused.
     pub highest: Fence,
-    /// What `current` points to.
+    /// The release that the `current` link points to.
     pub current: Option<Release>,
-    /// The activation that is going on, or the last one.
+    /// The latest activation, in progress or ended.
     pub activation: Option<LocalActivation>,
 }
 
-/// One activation, as it is written down on the server.
+/// One activation, as recorded on the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LocalActivation {
-    /// The order, as it was accepted.
+    /// The order as it was accepted; later orders with the same fence do not change it.
     pub order: ActivationOrder,
-    /// What ran when it began: where the host alone may go back to.
+    /// What ran before: all that the host may go back to on its own.
     pub previous: Option<Release>,
-    /// How far it is.
+    /// The last step recorded.
     pub progress: Progress,
 }
 
-/// How far an activation is.
+/// The progress of an activation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "progress", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Progress {
-    /// It is known that the step is about to run, for the `attempt`th time,
+    /// A step is about to run or running,
     Begun {
-        /// The step.
+        /// Which step.
         step: Step,
-        /// From 1.
+        /// Which attempt, from 1.
         attempt: u32,
     },
-    /// or that it ran,
+    /// or done,
     Done {
-        /// The step.
+        /// Which step.
         step: Step,
-        /// At which attempt.
+        /// The attempt that succeeded, from 1.
         attempt: u32,
     },
-    /// or that it failed and nothing more happens without new orders,
+    /// or failed, and nothing more happens without new orders,
     Failed {
-        /// The step.
+        /// Which step.
         step: Step,
-        /// At which attempt.
+        /// The attempt that failed, from 1.
         attempt: u32,
-        /// Whose fault.
+        /// The budget it counts against.
         blame: Blame,
-        /// In words.
+        /// Why, for people.
         reason: String,
-        /// Last output.
+        /// The last output of the hook or the service.
         output: String,
     },
-    /// or that the host went back by itself,
+    /// or the host went back on its own,
     Undone {
-        /// In words.
+        /// Why, for people.
         reason: String,
     },
-    /// or that the server takes traffic with the release, and that is that.
+    /// or the server takes traffic with the release: the activation is complete.
     Complete,
 }
 
 impl LocalActivation {
-    /// Whether the running release was touched: from the moment its stop was written down.
+    /// Whether the running release was touched: true once its stop is recorded as begun.
     #[must_use]
     pub fn stopped(&self) -> bool {
         match &self.progress {
@@ -100,7 +99,7 @@ impl LocalActivation {
         }
     }
 
-    /// Whether traffic was taken away, or is about to be.
+    /// Whether the server is out of traffic, or about to be.
     #[must_use]
     pub fn drained(&self) -> bool {
         match &self.progress {
@@ -111,11 +110,11 @@ impl LocalActivation {
         }
     }
 
-    /// What the group should hear about it, once: `None` while nothing worth an entry happened.
+    /// The attempt and outcome to report; none while there is nothing worth a log entry.
     #[must_use]
     pub fn outcome(&self) -> Option<(u32, Outcome)> {
         match &self.progress {
-            // Neither applied nor checked: it is on its way back.
+            // On its way back: neither applied nor checked.
             Progress::Begun { step: Step::Undo, .. } | Progress::Done { step: Step::Undo, .. } => {
                 None
             }
@@ -150,20 +149,19 @@ impl LocalActivation {
     }
 }
 
-/// What the runner sees at this moment; nothing here is durable.
+/// What the server knows besides, at this moment; nothing here is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Moment {
-    /// The orders are still valid by this server's own clock.
+    /// The orders are still valid, by this server's clock.
     pub orders_fresh: bool,
-    /// The latch of the kill switch is on, here.
+    /// The kill switch is on, as known on this server.
     pub killed: bool,
-    /// The group has acknowledged `Checked` for this fence.
+    /// The group has acknowledged `checked` for this fence.
     pub confirmed: bool,
-    /// The group was reached (orders were answered) since the drain began, since the service was
-    /// stopped, and within the last `confirm_within`: a release can cut its server off long after
-    /// its start.
+    /// The group answered since the drain began, since the service was stopped, and within the
+    /// last `confirm_within`: a release can cut its server off long after its start.
     pub reached_since_stop: bool,
-    /// More than `confirm_within` has gone by since the drain began, by this server's own clock.
+    /// More than `confirm_within` has passed since the drain began, by this server's clock.
     pub confirm_expired: bool,
 }
 
@@ -171,49 +169,49 @@ pub struct Moment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub struct NextAction {
-    /// Bytes to fetch; goes on beside everything else.
+    /// What to fetch, in parallel to everything else.
     pub fetch: Vec<FetchOrder>,
-    /// The step to take.
+    /// What to do about the activation.
     pub step: StepAction,
 }
 
-/// The step to take.
+/// What to do about the activation. The record is written before the step runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "one at a time, and never kept")]
 pub enum StepAction {
-    /// Write down the new activation with this step as begun, then run it.
+    /// Record the new activation with this step as begun, then run it.
     Accept {
         /// The order to accept; its fence becomes the highest.
         order: ActivationOrder,
         /// The first step.
         step: Step,
     },
-    /// Write down the step as begun (with this attempt), then run it.
+    /// Record the step as begun, then run it.
     Run {
         /// The step.
         step: Step,
-        /// From 1.
+        /// The attempt, from 1.
         attempt: u32,
     },
-    /// Write down that the activation is complete.
+    /// Record the activation as complete.
     Complete,
-    /// Too many attempts: write down that the step failed.
+    /// Record the step as failed after [`ATTEMPTS_MAX`] attempts.
     GiveUp {
         /// The step.
         step: Step,
-        /// How often it was begun.
+        /// The last attempt.
         attempt: u32,
     },
-    /// Put the old release back and take traffic again, then write it down.
+    /// Put the old release back and take traffic again, then record it.
     Undo {
-        /// In words.
+        /// Why, for people.
         reason: String,
-        /// How often this was begun. From 1.
+        /// The attempt, from 1.
         attempt: u32,
     },
     /// Nothing to do.
     Settled,
-    /// Something to do, but not now.
+    /// The next step has to wait.
     Wait(StepWait),
 }
 
@@ -221,36 +219,28 @@ pub enum StepAction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepWait {
-    /// The artifact is not whole here yet.
+    /// The artifact is not complete.
     Fetching,
-    /// The orders are too old to begin something disruptive.
+    /// The orders are too old for a disruptive step.
     FreshOrders,
     /// The kill switch is on.
     KillSwitch,
-    /// The group has not acknowledged the passed checks yet.
+    /// The group has not acknowledged that the checks passed.
     Confirmation,
-    /// The step failed, or the host went back: the group decides.
+    /// The activation failed or was undone: the group decides.
     Decision,
 }
 
-/// What a server does next for one app.
-///
-/// `held` are the artifacts that are whole on its disk. `orders` are the last ones that were
-/// answered, or `None` when none ever were.
+/// What a server does next for one app. `orders` are the latest it received, if any; `held` are the
+/// complete artifacts on its disk.
 pub fn next_action(
     orders: Option<&AppOrders>,
     local: &LocalApp,
     held: &[Digest],
     moment: Moment,
 ) -> NextAction {
-    let fetch = orders.map_or_else(Vec::new, |orders| {
-        orders
-            .fetch
-            .iter()
-            .filter(|fetch| !held.contains(&fetch.release.artifact))
-            .cloned()
-            .collect()
-    });
+    let mut fetch = orders.map_or_else(Vec::new, |orders| orders.fetch.clone());
+    fetch.retain(|order| !held.contains(&order.release.artifact));
     let ordered = orders.and_then(|orders| orders.activation.as_ref());
     NextAction { fetch, step: next_step(ordered, local, held, moment) }
 }
@@ -268,13 +258,13 @@ fn next_step(
         (None, Some(order)) if order.fence > local.highest => accept(order, local, held, moment),
         (Some(activation), _) => {
             let same = ordered.filter(|order| order.fence == activation.order.fence);
-            go_on(activation, same, moment)
+            proceed(activation, same, moment)
         }
         (None, _) => StepAction::Settled,
     }
 }
 
-/// Takes a new order; a server that is already out of traffic needs no permission to go on.
+/// Accepts a new order, if it may begin.
 fn accept(
     order: &ActivationOrder,
     local: &LocalApp,
@@ -297,21 +287,19 @@ fn accept(
     }
 }
 
-/// Whether something new may begin.
+/// What keeps something disruptive from beginning, if anything. An operator can roll back under the
+/// kill switch: the order's `begin` says so.
 fn permission(order: &ActivationOrder, moment: Moment) -> Option<StepWait> {
-    if moment.killed || !order.begin {
-        // A person can still roll back while the kill switch is on; the leader says so in `begin`.
-        if !order.begin {
-            return Some(StepWait::KillSwitch);
-        }
-        if order.purpose != crate::orders::Purpose::RollBack {
-            return Some(StepWait::KillSwitch);
-        }
+    if !order.begin || (moment.killed && order.purpose != Purpose::RollBack) {
+        Some(StepWait::KillSwitch)
+    } else if !moment.orders_fresh {
+        Some(StepWait::FreshOrders)
+    } else {
+        None
     }
-    if moment.orders_fresh { None } else { Some(StepWait::FreshOrders) }
 }
 
-fn go_on(
+fn proceed(
     activation: &LocalActivation,
     same: Option<&ActivationOrder>,
     moment: Moment,
@@ -355,7 +343,7 @@ fn go_on(
     StepAction::Run { step, attempt }
 }
 
-/// Confirm or undo: what a server may do without a majority, because it was committed in advance.
+/// Confirm or undo: the one thing a server may do without a majority. The order allowed it.
 fn must_undo(activation: &LocalActivation, moment: Moment) -> bool {
     may_undo(activation)
         && activation.drained()
@@ -364,17 +352,14 @@ fn must_undo(activation: &LocalActivation, moment: Moment) -> bool {
         && !moment.reached_since_stop
 }
 
-/// Whether the host may ever go back from this by itself, as far as it is: not from a roll-back,
-/// and not from a release that only goes forward once the one before was stopped.
+/// Whether the host may go back from this activation on its own: never from a roll-back, and not
+/// from a forward-only release once the one before was stopped.
 #[must_use]
 pub fn may_undo(activation: &LocalActivation) -> bool {
-    let forward_only = activation
-        .order
-        .release
-        .as_ref()
-        .is_some_and(|release| release.rollback == crate::release::Rollback::ForwardOnly);
-    let wave = activation.order.purpose != crate::orders::Purpose::RollBack;
-    wave && (!forward_only || !activation.stopped())
+    let order = &activation.order;
+    let forward_only =
+        order.release.as_ref().is_some_and(|release| release.rollback == Rollback::ForwardOnly);
+    order.purpose != Purpose::RollBack && (!forward_only || !activation.stopped())
 }
 
 fn undo_reason(activation: &LocalActivation) -> String {
@@ -393,7 +378,7 @@ fn undo_reason(activation: &LocalActivation) -> String {
     }
 }
 
-/// The step after this one; `None` when the activation is complete.
+/// The step after this one; none if the activation is complete.
 fn after(step: Step, has_release: bool) -> Option<Step> {
     match step {
         Step::Fetch => Some(Step::Prepare),

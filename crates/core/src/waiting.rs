@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{AppId, ClockMs, GroupId, ServerId, Version};
 use crate::policy::Prestage;
+use crate::reason::{DebtReason, PausedBy, Reason};
 use crate::report::Step;
 
 /// Something that waits.
@@ -50,9 +51,9 @@ pub enum WaitingOn {
     /// Another group of the platform found it bad.
     VerdictElsewhere { version: Version, group: GroupId, reason: String },
     /// Rejected here; a person or a newer release goes on.
-    Person { version: Version, reason: String },
+    Person { version: Version, reason: Reason },
     /// Paused by a person or by a verdict from elsewhere.
-    Paused { by: String, reason: String },
+    Paused { by: PausedBy, reason: String },
     /// `rollout approve` after this wave.
     Approval { wave: u32 },
     /// A newer release takes over as soon as nothing is in the middle of a step.
@@ -73,7 +74,7 @@ pub enum WaitingOn {
     /// The server does not ask for its orders.
     ServerUnreachable { server: ServerId, for_ms: u64 },
     /// A server owes `last_good`, and why it has not got it yet.
-    Debt { server: ServerId, reason: String },
+    Debt { server: ServerId, reason: DebtReason },
 }
 
 impl WaitingOn {

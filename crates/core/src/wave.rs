@@ -1,33 +1,36 @@
-//! Which servers make up a wave.
+//! Which servers make up the next wave: its size and its order, and nothing else of the policy.
 
 use std::collections::BTreeSet;
 
 use crate::capacity::{self, Standing};
 use crate::ids::ServerId;
-use crate::state::State;
+use crate::state::{Rollout, State};
 
-/// The servers of a wave: those out of service first, then so that members spread over the
-/// waves (a bad release may take its host with it), the leader's server last of all.
+/// The servers of the next wave, out of those that are ready, which come in order of their ids.
+///
+/// Servers that are out of service come first: they take no capacity, and would hold up the others.
+/// Members spread over the waves, because a bad release may take its host down. The leader's server
+/// comes last.
 pub(crate) fn choose(
     state: &State,
+    rollout: &Rollout,
     lead: &ServerId,
     ready: &[ServerId],
-    size: u32,
 ) -> BTreeSet<ServerId> {
-    let size = size as usize;
+    let sizes = &rollout.policy.update.max_parallel;
+    let size = sizes.of_wave(rollout.waves + 1, state.size()) as usize;
     let is_member =
         |server: &&ServerId| state.servers.get(*server).is_some_and(|s| s.member.is_some());
     let out = |server: &ServerId| capacity::standing(state, server) == Standing::Out;
     let mut order: Vec<&ServerId> = ready.iter().collect();
-    order.sort_by_key(|server| (!out(server), *server == lead, (*server).clone()));
-    // Those take nothing away, and would hold up the others for as long as they are out.
+    order.sort_by_key(|server| (!out(server), *server == lead));
     let broken = order.iter().take_while(|server| out(server)).count().min(size);
     let mut chosen: BTreeSet<ServerId> = order.drain(..broken).cloned().collect();
     let size = size - broken;
     let left = order.len();
     let (members, others): (Vec<&ServerId>, Vec<&ServerId>) =
         order.into_iter().partition(is_member);
-    // As many of the members as of all: they are spread over the rollout.
+    // By the end of this wave, the share of members done should be the share of servers done.
     let all = state.servers.len().max(1);
     let are_members = state.servers.values().filter(|s| s.member.is_some()).count();
     let due = (all.saturating_sub(left) + size) * are_members / all;
@@ -37,7 +40,7 @@ pub(crate) fn choose(
     let from_others = (size - from_members.min(size)).min(others.len());
     chosen.extend(members.iter().take(from_members).map(|server| (*server).clone()));
     chosen.extend(others.iter().take(from_others).map(|server| (*server).clone()));
-    // A wave as large as asked for, where there are no others left.
+    // Fill up with members if nobody else is left.
     for server in members.iter().skip(from_members) {
         if chosen.len() < size + broken {
             chosen.insert((*server).clone());

@@ -1,6 +1,6 @@
 //! Logs that every later version must replay to the same state: `golden/NAME.jsonl` and
-//! `golden/NAME.state.json`. `UPDATE=1` writes only those that are missing: an existing one never
-//! changes, because there are groups that have such a log on disk.
+//! `golden/NAME.state.json`. `UPDATE=1` writes only missing ones: once a version is installed, an
+//! existing one never changes, because groups have such logs on disk.
 
 #![allow(clippy::disallowed_methods, reason = "a test reads and writes its golden files")]
 
@@ -96,7 +96,7 @@ impl Play {
                 moved = true;
             }
             for due in self.state.apps[&app()].verdicts_due.clone() {
-                let (version, good) = (due.version, due.good);
+                let (version, good) = (due.version, due.bad.is_none());
                 self.take(Body::VerdictWritten { app: app(), version, good });
             }
             for n in 0..3 {

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use cohort_core::State;
 use cohort_core::command::{Body, Command};
 use cohort_core::ids::{Incarnation, ServerId};
-use cohort_core::phase::{Phase, PhaseName};
+use cohort_core::phase::{Phase, WaveStep};
 use cohort_core::plan::{Observations, Offer, plan};
-use cohort_core::policy::{Duration, Policy, Prestage, Size, WaveSizes};
+use cohort_core::policy::{Check, Duration, Policy, Prestage, Size, WaveSizes};
 use common::{Wish, app, command, group, policy, release, server, wish};
 use proptest::prelude::*;
 
@@ -78,9 +78,9 @@ proptest! {
         let (mut state, _) = played(&wishes);
         let wish = Body::Pause { app: app(), reason: "twice".into() };
         let twice = command(Some(250), wish);
-        let first = state.apply(&twice).is_ok();
+        let first = state.apply(&twice);
         let before = state.clone();
-        prop_assert_eq!(state.apply(&twice).is_ok(), first);
+        prop_assert_eq!(state.apply(&twice).err(), first.err());
         prop_assert_eq!(before, state);
     }
 
@@ -156,11 +156,7 @@ proptest! {
         let with = |prestage| {
             let mut state = state.clone();
             let app = state.apps.get_mut(&app()).expect("known");
-            if let Phase::MarkedOld { rollout, .. }
-            | Phase::LeaderHolds { rollout, .. }
-            | Phase::Verified { rollout, .. }
-            | Phase::Wave { rollout, .. } = &mut app.phase
-            {
+            if let Phase::Forward { rollout, .. } = &mut app.phase {
                 rollout.policy.update.prestage = prestage;
             }
             state
@@ -178,9 +174,9 @@ proptest! {
         let wave = fetchers(&with(Prestage::Wave), false);
         prop_assert!(wave.is_subset(&next) && next.is_subset(&all), "{wave:?} {next:?} {all:?}");
         let app = &state.apps[&app()];
-        if let Phase::Wave { servers, .. } = &app.phase {
+        if let Some((servers, step)) = app.phase.wave() {
             let due = servers.iter().filter(|server| all.contains(*server));
-            let baked = app.phase.name() == PhaseName::WaveBaked;
+            let baked = step == WaveStep::Baked;
             prop_assert!(baked || due.into_iter().all(|server| wave.contains(server)));
         }
         // Under the kill switch only what is granted already may still be had again.
@@ -251,14 +247,24 @@ fn unknown_keys_of_a_policy_are_refused_by_name() {
 }
 
 #[test]
-fn a_policy_without_prestage_is_written_as_it_always_was() {
-    let text = serde_json::to_string(&policy(1, 0)).expect("plain data");
-    assert!(!text.contains("prestage"), "older members would refuse it: {text}");
-    let mut other = policy(1, 0);
-    other.update.prestage = Prestage::NextWave;
-    let text = serde_json::to_string(&other).expect("plain data");
-    assert!(text.contains(r#""prestage":"next-wave""#), "{text}");
-    assert_eq!(serde_json::from_str::<Policy>(&text).expect("a policy"), other);
+fn checks_survive_their_encoding_and_are_written_flat() {
+    let text = r#"{"type": "http", "url": "http://x/", "expect_status": 204, "timeout": "3s"}"#;
+    let check: Check = serde_json::from_str(text).expect("a check");
+    assert_eq!((check.timeout, check.interval), (Duration::from_secs(3), Duration::from_secs(2)));
+    let again = serde_json::to_value(&check).expect("plain data");
+    assert_eq!(again["expect_status"], 204);
+    assert_eq!(serde_json::from_value::<Check>(again).expect("the same"), check);
+    for text in [r#"{"type": "tcp"}"#, r#"{"type": "exec", "command": "x", "url": "y"}"#] {
+        assert!(serde_json::from_str::<Check>(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_state_with_another_schema_is_refused() {
+    let mut value = serde_json::to_value(group()).expect("plain data");
+    value["schema"] = 99.into();
+    let error = serde_json::from_value::<State>(value).expect_err("another schema").to_string();
+    assert!(error.contains("schema 99"), "{error}");
 }
 
 #[test]

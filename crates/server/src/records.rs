@@ -6,6 +6,7 @@ use cohort_consensus::{Configuration, RaftId};
 use cohort_core::ids::{AppId, Platform, Version};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::{Phase, PhaseName};
+use cohort_core::reason::Reason;
 use cohort_core::state::{App, Verdict};
 use cohort_core::{Body, State};
 
@@ -55,7 +56,7 @@ pub struct Progress {
     /// The release that is rolled out, or was rejected.
     pub target: Option<Version>,
     /// Why the group went back, or is held.
-    pub held_reason: Option<String>,
+    pub held_reason: Option<Reason>,
     /// The wave under way, and its number of servers.
     pub wave: Option<(u32, usize)>,
 }
@@ -77,7 +78,8 @@ impl Written {
             Record::Progress(Progress { app, sequence, .. }) => {
                 return Some(Body::RecordWritten { app, record: sequence });
             }
-            Record::Verdict { app, verdict: Verdict { version, good, .. } } => {
+            Record::Verdict { app, verdict: Verdict { version, bad, .. } } => {
+                let good = bad.is_none();
                 return Some(Body::VerdictWritten { app, version, good });
             }
         }
@@ -118,12 +120,11 @@ fn progress(id: &AppId, app: &App) -> Progress {
             (Some(rejected.version.clone()), Some(reason.clone()), None)
         }
         Phase::RollingBack { reason, .. } => (going(), Some(reason.clone()), None),
-        Phase::Wave { number, servers, .. } => (going(), None, Some((*number, servers.len()))),
-        Phase::Empty
-        | Phase::Running { .. }
-        | Phase::MarkedOld { .. }
-        | Phase::LeaderHolds { .. }
-        | Phase::Verified { .. } => (going(), None, None),
+        Phase::Forward { rollout, .. } => {
+            let wave = app.phase.wave().map(|(servers, _)| (rollout.waves, servers.len()));
+            (going(), None, wave)
+        }
+        Phase::Empty | Phase::Running { .. } => (None, None, None),
     };
     Progress {
         app: id.clone(),

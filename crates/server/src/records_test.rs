@@ -5,6 +5,7 @@ use cohort_core::command::COMMAND_VERSION;
 use cohort_core::ids::{AppId, Digest, GroupId, Incarnation, Revision, ServerId, Version};
 use cohort_core::phase::PhaseName;
 use cohort_core::policy::Policy;
+use cohort_core::reason::Reason;
 use cohort_core::release::{Release, Rollback};
 use cohort_core::state::Verdict;
 use cohort_core::{Body, Command, Offer, State};
@@ -72,8 +73,7 @@ fn a_record_is_due_until_the_group_knows_that_it_is_written() {
         app.verdicts_due = vec![Verdict {
             version: Version::new("1.0.0").unwrap(),
             platform: "intel".parse().unwrap(),
-            good: false,
-            reason: "check failed".into(),
+            bad: Some(Reason::ServersLost),
         }];
     }
     let records = due(&state, &voters(), &written);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use cohort_core::phase::{ARROWS, PhaseName};
+use cohort_core::phase::{ARROWS, End, PhaseName, arrow};
 use cohort_simulate::fleet::chaos::Chaos;
 use cohort_simulate::fleet::script::Script;
 
@@ -21,15 +21,16 @@ fn root() -> std::path::PathBuf {
 #[test]
 fn the_drawing_is_the_code() {
     let text = fs::read_to_string(root().join("docs/state-machine.md")).expect("the drawing");
-    let state = |name: &str| {
+    let end = |name: &str| {
         let name = name.replace('_', "-");
-        PhaseName::ALL.into_iter().find(|phase| phase.as_str() == name)
+        let state = PhaseName::ALL.into_iter().find(|phase| phase.as_str() == name);
+        if name == "forward" { Some(End::Forward) } else { state.map(End::At) }
     };
     let mut drawn = BTreeSet::new();
     for line in text.lines() {
         let Some((from, rest)) = line.trim().split_once(" --> ") else { continue };
         let Some((to, by)) = rest.split_once(": ") else { continue };
-        let (from, to) = (state(from).expect(from), state(to).expect(to));
+        let (from, to) = (end(from).expect(from), end(to).expect(to));
         assert!(drawn.insert((from, to, by.to_owned())), "{line} is drawn twice");
     }
     let coded: BTreeSet<_> =
@@ -57,7 +58,10 @@ fn taken_by_scenarios() -> BTreeSet<Arrow> {
 fn every_arrow_is_taken_by_a_scenario_or_a_simulation() {
     let mut taken = taken_by_scenarios();
     let untaken = |taken: &BTreeSet<Arrow>| -> Vec<Arrow> {
-        ARROWS.iter().map(|(a, b, _)| (*a, *b)).filter(|arrow| !taken.contains(arrow)).collect()
+        let from_each = PhaseName::ALL.into_iter();
+        let all = from_each.flat_map(|from| PhaseName::ALL.map(|to| (from, to)));
+        let drawn = all.filter(|(from, to)| arrow(*from, *to).is_some());
+        drawn.filter(|arrow| !taken.contains(arrow)).collect()
     };
     for seed in 0..SEEDS {
         if untaken(&taken).is_empty() {

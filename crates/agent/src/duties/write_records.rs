@@ -94,8 +94,8 @@ async fn write(
         Record::Verdict { app, verdict } => {
             let record = VerdictRecord {
                 schema: SCHEMA,
-                verdict: if verdict.good { Verdict::Good } else { Verdict::Bad },
-                reason: verdict.reason,
+                verdict: if verdict.bad.is_none() { Verdict::Good } else { Verdict::Bad },
+                reason: verdict.bad.map_or_else(String::new, |reason| reason.to_string()),
                 stamp,
             };
             let (version, platform) = (verdict.version, verdict.platform);
@@ -118,7 +118,7 @@ fn progress_record(group: GroupId, stamp: Stamp, progress: Progress) -> GroupRec
         state: progress.phase.to_string(),
         running: progress.running,
         target: progress.target,
-        held_reason: progress.held_reason,
+        held_reason: progress.held_reason.map(|reason| reason.to_string()),
         detail: detail.unwrap_or_default(),
         since: now.map_or(0, |since| since.as_secs()),
     }

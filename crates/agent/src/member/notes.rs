@@ -32,8 +32,8 @@ impl Notes {
             Event::ServerFailed { app, server, reason } => {
                 tracing::warn!(%app, %server, reason, "server failed");
             }
-            Event::ServerLost { app, server, reason } => {
-                tracing::warn!(%app, %server, reason, "server lost");
+            Event::ServerLost { app, server, silent_ms } => {
+                tracing::warn!(%app, %server, silent_ms, "server lost");
             }
             Event::ServerDone { app, server } => tracing::info!(%app, %server, "server done"),
             Event::ReportIgnored { server, sequence } => {

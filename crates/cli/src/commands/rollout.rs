@@ -201,7 +201,7 @@ async fn history(global: &Global, which: &Which) -> Result<Exit, Failure> {
                     cell(brief(entry.ended.since(entry.started))),
                     cell(entry.waves),
                     cell(&entry.by),
-                    cell(&entry.reason),
+                    cell(entry.reason.as_ref().map_or_else(String::new, ToString::to_string)),
                 ]);
             }
             say(&render(&rows));

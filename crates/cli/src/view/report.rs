@@ -236,15 +236,7 @@ pub(crate) fn wanted(app: &AppStatus) -> Option<&Version> {
         PhaseName::Empty | PhaseName::Running | PhaseName::RollingBack | PhaseName::Held => {
             app.last_good.as_ref()
         }
-        PhaseName::MarkedOld
-        | PhaseName::LeaderHolds
-        | PhaseName::Verified
-        | PhaseName::WaveAssigned
-        | PhaseName::WaveDownloaded
-        | PhaseName::WaveApplied
-        | PhaseName::WaveChecked
-        | PhaseName::WaveBaking
-        | PhaseName::WaveBaked => app.target.as_ref(),
+        PhaseName::Forward(_) => app.target.as_ref(),
     }
 }
 
@@ -267,15 +259,7 @@ fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
         }
         PhaseName::Held => return "held".to_owned(),
         PhaseName::RollingBack => return "rolling back".to_owned(),
-        PhaseName::MarkedOld
-        | PhaseName::LeaderHolds
-        | PhaseName::Verified
-        | PhaseName::WaveAssigned
-        | PhaseName::WaveDownloaded
-        | PhaseName::WaveApplied
-        | PhaseName::WaveChecked
-        | PhaseName::WaveBaking
-        | PhaseName::WaveBaked => return "a rollout is going on".to_owned(),
+        PhaseName::Forward(_) => return "a rollout is going on".to_owned(),
     }
     for server in group.servers.keys() {
         let problem = match app.servers.get(server) {

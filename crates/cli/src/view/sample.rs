@@ -7,6 +7,7 @@ use cohort_core::ids::{
 };
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::PhaseName;
+use cohort_core::reason::{DebtReason, Reason};
 use cohort_core::report::Step;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{
@@ -112,7 +113,7 @@ pub(crate) fn settled() -> GroupStatus {
 pub(crate) fn rolling() -> GroupStatus {
     let mut status = settled();
     let app = status.apps.get_mut(&app()).unwrap();
-    app.state = PhaseName::WaveApplied;
+    app.state = PhaseName::WAVE_APPLIED;
     app.since = ClockMs(88_000);
     app.target = Some(version("1.1.0"));
     app.wave = 2;
@@ -138,17 +139,16 @@ pub(crate) fn rolling() -> GroupStatus {
 pub(crate) fn held() -> GroupStatus {
     let mut status = settled();
     let app = status.apps.get_mut(&app()).unwrap();
-    let reason = "check failed on web-1: http: status 500".to_owned();
+    let text = "http: status 500".to_owned();
+    let reason = Reason::ServerFailed { server: server("web-1"), step: Step::Check, text };
+    let debt = DebtReason::Failed { text: "unreachable".to_owned() };
     app.state = PhaseName::Held;
     app.target = Some(version("1.1.0"));
-    app.reason.clone_from(&reason);
+    app.reason = reason.to_string();
     app.servers.get_mut(&server("web-3")).unwrap().debt = Some("unreachable".to_owned());
     app.waiting = vec![
         waiting(WaitingOn::Person { version: version("1.1.0"), reason }, 75_000),
-        waiting(
-            WaitingOn::Debt { server: server("web-3"), reason: "unreachable".to_owned() },
-            75_000,
-        ),
+        waiting(WaitingOn::Debt { server: server("web-3"), reason: debt }, 75_000),
     ];
     status
 }
@@ -157,7 +157,7 @@ pub(crate) fn held() -> GroupStatus {
 pub(crate) fn moving() -> GroupStatus {
     let mut status = settled();
     let app = status.apps.get_mut(&app()).unwrap();
-    app.state = PhaseName::WaveAssigned;
+    app.state = PhaseName::WAVE_ASSIGNED;
     app.target = Some(version("1.1.0"));
     app.wave = 1;
     app.wave_servers = vec![server("web-2")];

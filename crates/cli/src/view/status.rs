@@ -97,22 +97,17 @@ fn why(group: &GroupReport, app: &AppReport) -> String {
     match app.state {
         // What it waits for is less telling than why it is there.
         PhaseName::Held | PhaseName::RollingBack => app.reason.clone(),
-        PhaseName::Empty
-        | PhaseName::Running
-        | PhaseName::MarkedOld
-        | PhaseName::LeaderHolds
-        | PhaseName::Verified
-        | PhaseName::WaveAssigned
-        | PhaseName::WaveDownloaded
-        | PhaseName::WaveApplied
-        | PhaseName::WaveChecked
-        | PhaseName::WaveBaking
-        | PhaseName::WaveBaked => match first_of(&app.waiting) {
-            none if none == "-" && app.state == PhaseName::Running && !app.reason.is_empty() => {
-                app.reason.clone()
+        PhaseName::Empty | PhaseName::Running | PhaseName::Forward(_) => {
+            match first_of(&app.waiting) {
+                none if none == "-"
+                    && app.state == PhaseName::Running
+                    && !app.reason.is_empty() =>
+                {
+                    app.reason.clone()
+                }
+                first => first,
             }
-            first => first,
-        },
+        }
     }
 }
 
@@ -136,17 +131,7 @@ fn state_tone(app: &AppReport) -> Tone {
     match app.state {
         PhaseName::Running if app.healthy => Tone::Good,
         PhaseName::Held | PhaseName::RollingBack => Tone::Bad,
-        PhaseName::Empty
-        | PhaseName::Running
-        | PhaseName::MarkedOld
-        | PhaseName::LeaderHolds
-        | PhaseName::Verified
-        | PhaseName::WaveAssigned
-        | PhaseName::WaveDownloaded
-        | PhaseName::WaveApplied
-        | PhaseName::WaveChecked
-        | PhaseName::WaveBaking
-        | PhaseName::WaveBaked => Tone::Busy,
+        PhaseName::Empty | PhaseName::Running | PhaseName::Forward(_) => Tone::Busy,
     }
 }
 

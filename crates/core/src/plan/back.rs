@@ -1,124 +1,104 @@
-//! Going back to the last good release, at once or as a debt.
+//! Going back to the last good release: the whole group, or one server that owes it.
 
 use std::collections::BTreeSet;
 
 use super::Planner;
-use crate::command::Body;
-use crate::ids::{AppId, ClockMs};
+use crate::command::Planned;
+use crate::ids::{ClockMs, ServerId};
 use crate::orders::Purpose;
-use crate::state::{Activation, ActivationStage, App, DEBT_TRIES_MAX, Rollout};
-use crate::transitions::owing_roll_back;
+use crate::release::Release;
+use crate::state::{ActivationStage, DEBT_TRIES_MAX, Debt, Rollout, ServerApp};
 use crate::waiting::WaitingOn;
 
-/// How long a debt that failed is left alone before it is tried again, in milliseconds.
+/// Pause between two attempts to pay a debt, in milliseconds. 10 s: longer than a service that
+/// starts slowly, short beside what an operator would need.
 const DEBT_RETRY_MS: u64 = 10_000;
 
 impl Planner<'_> {
-    pub(super) fn roll_back(
-        &mut self,
-        id: &AppId,
-        app: &App,
-        rollout: &Rollout,
-        by_person: bool,
-        since: ClockMs,
-    ) {
-        if let Some(reason) = &self.seen.killed
-            && !by_person
-        {
-            self.wait(id, since, WaitingOn::KillSwitch { reason: reason.clone() });
+    pub(super) fn roll_back(&mut self, rollout: &Rollout, by_person: bool, since: ClockMs) {
+        if !by_person && self.is_killed(since) {
             return;
         }
-        let unreachable_ms = rollout.policy.update.unreachable_after.ms;
-        let owing = owing_roll_back(app, rollout);
+        let owing = self.app.to_roll_back(rollout);
         let mut waiting = Vec::new();
         for server in &owing {
-            let silent_ms = self.silent_ms(server);
-            if silent_ms > unreachable_ms {
-                self.lose(id, app, server);
-                continue;
-            }
-            let here = &app.servers[server];
-            let going_back = here
-                .activation
-                .as_ref()
-                .is_some_and(|a| a.in_flight() && a.purpose == Purpose::RollBack);
-            if !going_back {
+            let change = self.app.servers[server].in_flight();
+            if self.is_silent(server) {
+                self.lose(server);
+            } else if change.is_none_or(|change| change.purpose != Purpose::RollBack) {
                 waiting.push(server.clone());
             }
         }
-        self.grants(id, app, &waiting, Purpose::RollBack, since);
-        self.steps(id, app, since, &owing);
+        self.grants(&waiting, Purpose::RollBack, since);
+        self.steps(since, &owing);
     }
 
     /// Servers that owe get `last_good` as soon as they can be reached.
-    pub(super) fn debts(&mut self, id: &AppId, app: &App) {
+    pub(super) fn debts(&mut self) {
+        let app = self.app;
         let Some(good) = &app.last_good else { return };
-        let unreachable_ms = app.policy.update.unreachable_after.ms;
         let mut payable = Vec::new();
         for (server, here) in &app.servers {
-            let Some(debt) = &here.debt else { continue };
-            let silent_ms = self.silent_ms(server);
-            if silent_ms > unreachable_ms {
-                let takes = |a: &Activation| a.in_flight() && a.costs;
-                if here.activation.as_ref().is_some_and(takes) {
-                    self.lose(id, app, server);
-                }
-                let on = WaitingOn::ServerUnreachable { server: server.clone(), for_ms: silent_ms };
-                self.wait(id, debt.since, on);
-                continue;
-            }
-            if here.settled_on(Some(good)) && here.in_service {
-                // It was away, or was waited for, and has what it owes: nothing is started twice.
-                self.propose(Body::FindServer {
-                    app: id.clone(),
-                    generation: app.generation,
-                    server: server.clone(),
-                });
-                continue;
-            }
-            match &here.activation {
-                Some(activation) if activation.in_flight() && app.wants(activation) => {
-                    self.steps(id, app, debt.since, &BTreeSet::from([server.clone()]));
-                    continue;
-                }
-                Some(activation) if activation.open() => {}
-                Some(activation) => {
-                    let (ActivationStage::Failed { at, .. } | ActivationStage::Undone { at, .. }) =
-                        &activation.stage
-                    else {
-                        continue;
-                    };
-                    let rest = debt.tries > 0 && self.state.clock.since(*at) < DEBT_RETRY_MS;
-                    if debt.tries >= DEBT_TRIES_MAX || rest {
-                        let reason = debt.reason.clone();
-                        let on = WaitingOn::Debt { server: server.clone(), reason };
-                        self.wait(id, debt.since, on);
-                        continue;
-                    }
-                }
-                None if debt.tries >= DEBT_TRIES_MAX => {
-                    let reason = debt.reason.clone();
-                    let on = WaitingOn::Debt { server: server.clone(), reason };
-                    self.wait(id, debt.since, on);
-                    continue;
-                }
-                None => {}
-            }
-            if let Some(reason) = &self.seen.killed {
-                let on = WaitingOn::KillSwitch { reason: reason.clone() };
-                self.wait(id, debt.since, on);
-                continue;
-            }
-            if here.has(&good.artifact) {
+            if let Some(debt) = &here.debt
+                && self.is_payable(server, here, debt, good)
+            {
                 payable.push(server.clone());
-            } else {
-                let servers = BTreeSet::from([server.clone()]);
-                self.wait(id, debt.since, WaitingOn::Download { servers });
             }
         }
-        // One at a time: every grant of a debt is a plan of its own.
-        if let Some(first) = payable.first() {
-            self.grants(id, app, std::slice::from_ref(first), Purpose::Debt, self.state.clock);
+        // One at a time: each grant of a debt raises the generation.
+        payable.truncate(1);
+        self.grants(&payable, Purpose::Debt, self.state.clock);
+    }
+
+    /// Whether a server can pay its debt now; if not, something is proposed or waited for.
+    fn is_payable(
+        &mut self,
+        server: &ServerId,
+        here: &ServerApp,
+        debt: &Debt,
+        good: &Release,
+    ) -> bool {
+        if self.is_silent(server) {
+            let for_ms = self.silent_ms(server);
+            if here.in_flight().is_some_and(|change| change.costs) {
+                self.lose(server);
+            }
+            self.wait(debt.since, WaitingOn::ServerUnreachable { server: server.clone(), for_ms });
+        } else if here.serves(good) {
+            // Already on the good release: clear its debt.
+            self.propose(Planned::FindServer { server: server.clone() });
+        } else if here.in_flight().is_some_and(|change| self.app.wants(change)) {
+            self.steps(debt.since, &BTreeSet::from([server.clone()]));
+        } else if self.is_resting(here, debt) {
+            let reason = debt.reason.clone();
+            self.wait(debt.since, WaitingOn::Debt { server: server.clone(), reason });
+        } else if !self.is_killed(debt.since) {
+            if here.has(&good.artifact) {
+                return true;
+            }
+            let servers = BTreeSet::from([server.clone()]);
+            self.wait(debt.since, WaitingOn::Download { servers });
         }
+        false
+    }
+
+    /// Whether the debt is left alone for now: its tries are used up, or the last one just failed.
+    fn is_resting(&self, here: &ServerApp, debt: &Debt) -> bool {
+        let ended = match here.activation.as_ref().map(|change| &change.stage) {
+            Some(ActivationStage::Failed { at, .. } | ActivationStage::Undone { at, .. }) => {
+                Some(*at)
+            }
+            Some(_) => return false,
+            None => None,
+        };
+        let just = ended.is_some_and(|at| self.state.clock.since(at) < DEBT_RETRY_MS);
+        debt.tries >= DEBT_TRIES_MAX || (debt.tries > 0 && just)
+    }
+
+    /// Whether the kill switch is on; if so, that is waited for.
+    pub(super) fn is_killed(&mut self, since: ClockMs) -> bool {
+        let Some(reason) = &self.seen.killed else { return false };
+        self.wait(since, WaitingOn::KillSwitch { reason: reason.clone() });
+        true
     }
 }

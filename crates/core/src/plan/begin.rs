@@ -1,74 +1,77 @@
-//! Whether a release begins, and which.
+//! Whether a release starts to roll out, and which.
 
 use super::{Offer, Planner};
-use crate::command::Body;
+use crate::command::Planned;
 use crate::gate;
-use crate::ids::{AppId, ClockMs, ServerId};
+use crate::ids::{ClockMs, ServerId};
 use crate::phase::Phase;
 use crate::release::Release;
-use crate::state::{App, Rollout};
+use crate::state::Rollout;
 use crate::waiting::WaitingOn;
 
 impl Planner<'_> {
-    /// Is there a release to begin with?
-    pub(super) fn consider(&mut self, id: &AppId, app: &App, since: ClockMs) {
-        if let Some(release) = self.eligible(id, app, since, true) {
-            let waits: Vec<ServerId> = app
-                .in_flight()
-                .filter(|(server, _)| app.servers[*server].debt.is_none())
-                .map(|(server, _)| server.clone())
-                .collect();
-            if !waits.is_empty() {
-                for server in &waits {
-                    if self.silent_ms(server) > app.policy.update.unreachable_after.ms {
-                        self.lose(id, app, server);
-                    }
-                }
-                let version = release.version;
-                self.wait(id, since, WaitingOn::NewerRelease { version, servers: waits });
-                return;
+    /// Starts the offered release, or says why not. Only while no rollout is in progress.
+    pub(super) fn consider(&mut self, since: ClockMs) {
+        let mut reasons = Vec::new();
+        let release = self.eligible(&mut reasons);
+        for on in reasons {
+            self.wait(since, on);
+        }
+        let Some(release) = release else { return };
+        for server in self.app.blocking_takeover() {
+            if self.is_silent(&server) {
+                self.lose(&server);
             }
-            if self.too_many_silent(id, app, since) {
-                return;
-            }
-            let (revision, lead) = (app.revision, self.leader.clone());
-            self.propose(Body::StartRollout { app: id.clone(), release, revision, lead });
+        }
+        if !self.is_blocked(&release, since) && !self.too_many_silent(since) {
+            self.start_rollout(release);
         }
     }
 
-    /// A rollout that would lose more servers than it bears does not begin.
-    fn too_many_silent(&mut self, id: &AppId, app: &App, since: ClockMs) -> bool {
-        let unreachable_ms = app.policy.update.unreachable_after.ms;
-        let silent: Vec<(ServerId, u64)> = app
-            .servers
-            .keys()
-            .map(|server| (server.clone(), self.silent_ms(server)))
-            .filter(|(_, silent_ms)| *silent_ms > unreachable_ms)
-            .collect();
-        let bears = app.policy.surroundings_allowed_of(self.state.size()) as usize;
-        if silent.len() <= bears {
-            return false;
+    /// Whether a newer release is offered and eligible: it takes over between two steps.
+    pub(super) fn newer(&mut self, rollout: &Rollout) -> bool {
+        match self.seen.offers.get(self.id) {
+            Some(Offer::Release(release)) if *release != rollout.release => {}
+            Some(Offer::Release(_) | Offer::Refused { .. } | Offer::Unknown { .. }) | None => {
+                return false;
+            }
         }
-        for (server, for_ms) in silent {
-            self.wait(id, since, WaitingOn::ServerUnreachable { server, for_ms });
+        let Some(release) = self.eligible(&mut Vec::new()) else { return false };
+        if !self.is_blocked(&release, rollout.progress) {
+            self.start_rollout(release);
         }
         true
     }
 
-    /// The release that may begin in this group, or why none does (told if `tell`).
-    fn eligible(&mut self, id: &AppId, app: &App, since: ClockMs, tell: bool) -> Option<Release> {
-        let mut reasons = Vec::new();
-        let release = self.eligible_or(id, app, &mut reasons);
-        if tell {
-            for on in reasons {
-                self.wait(id, since, on);
-            }
+    /// Whether servers have to finish their change before the release can start.
+    fn is_blocked(&mut self, release: &Release, since: ClockMs) -> bool {
+        let servers = self.app.blocking_takeover();
+        let blocked = !servers.is_empty();
+        if blocked {
+            let version = release.version.clone();
+            self.wait(since, WaitingOn::NewerRelease { version, servers });
         }
-        release
+        blocked
     }
 
-    fn eligible_or(&self, id: &AppId, app: &App, reasons: &mut Vec<WaitingOn>) -> Option<Release> {
-        let release = match self.seen.offers.get(id) {
+    /// A rollout does not start if it would at once lose more servers than it can bear.
+    fn too_many_silent(&mut self, since: ClockMs) -> bool {
+        let silent: Vec<&ServerId> =
+            self.app.servers.keys().filter(|server| self.is_silent(server)).collect();
+        let bears = self.app.policy.surroundings_allowed_of(self.state.size()) as usize;
+        if silent.len() <= bears {
+            return false;
+        }
+        for server in silent {
+            let for_ms = self.silent_ms(server);
+            self.wait(since, WaitingOn::ServerUnreachable { server: server.clone(), for_ms });
+        }
+        true
+    }
+
+    /// The release that may start in this group, or the reasons why none may.
+    fn eligible(&self, reasons: &mut Vec<WaitingOn>) -> Option<Release> {
+        let release = match self.seen.offers.get(self.id) {
             Some(Offer::Release(release)) => release,
             Some(Offer::Refused { reason }) => {
                 reasons.push(WaitingOn::ReleaseRefused { reason: reason.clone() });
@@ -84,65 +87,57 @@ impl Planner<'_> {
                 return None;
             }
         };
-        for reason in &self.seen.refusals {
-            reasons.push(WaitingOn::ReleaseRefused { reason: reason.clone() });
-        }
+        let refused = self.seen.refusals.iter().cloned();
+        reasons.extend(refused.map(|reason| WaitingOn::ReleaseRefused { reason }));
+        let obstacle = self.obstacle(release);
+        let eligible = obstacle.is_none().then(|| release.clone());
+        reasons.extend(obstacle);
+        eligible
+    }
+
+    /// What keeps an offered release from starting, if anything.
+    fn obstacle(&self, release: &Release) -> Option<WaitingOn> {
+        let app = self.app;
+        let version = release.version.clone();
         if matches!(app.phase, Phase::Running { .. }) && app.last_good.as_ref() == Some(release) {
-            reasons.push(WaitingOn::NewRelease);
-            return None;
-        }
-        if let Some(rejected) = app.rejection_of(release) {
-            reasons.push(WaitingOn::Person {
-                version: release.version.clone(),
-                reason: rejected.reason.clone(),
-            });
-            return None;
-        }
-        if let Some(reason) = &self.seen.killed {
-            reasons.push(WaitingOn::KillSwitch { reason: reason.clone() });
-            return None;
-        }
-        if self.state.servers.is_empty() {
-            reasons.push(WaitingOn::NoServers);
-            return None;
-        }
-        let Some(view) = &self.seen.registry else {
-            reasons.push(WaitingOn::RegistryAway);
-            return None;
-        };
-        if let Some(on) = gate::gate(self.state, view, id, &app.policy, &release.version) {
-            reasons.push(on);
-            return None;
-        }
-        Some(release.clone())
-    }
-
-    /// A newer release in the middle of a rollout takes over between two steps.
-    pub(super) fn newer(&mut self, id: &AppId, app: &App, rollout: &Rollout) -> bool {
-        let offered = match self.seen.offers.get(id) {
-            Some(Offer::Release(release)) => release,
-            Some(Offer::Refused { .. } | Offer::Unknown { .. }) | None => return false,
-        };
-        if *offered == rollout.release {
-            return false;
-        }
-        let Some(release) = self.eligible(id, app, rollout.progress, false) else { return false };
-        self.consider_instead(id, app, rollout, release);
-        true
-    }
-
-    fn consider_instead(&mut self, id: &AppId, app: &App, rollout: &Rollout, release: Release) {
-        let servers: Vec<ServerId> = app
-            .in_flight()
-            .filter(|(server, _)| app.servers[*server].debt.is_none())
-            .map(|(server, _)| server.clone())
-            .collect();
-        if servers.is_empty() {
-            let (revision, lead) = (app.revision, self.leader.clone());
-            self.propose(Body::StartRollout { app: id.clone(), release, revision, lead });
+            Some(WaitingOn::NewRelease)
+        } else if let Some(rejected) = app.rejection_of(release) {
+            Some(WaitingOn::Person { version, reason: rejected.reason.clone() })
+        } else if let Some(reason) = &self.seen.killed {
+            Some(WaitingOn::KillSwitch { reason: reason.clone() })
+        } else if self.state.servers.is_empty() {
+            Some(WaitingOn::NoServers)
+        } else if let Some(view) = &self.seen.registry {
+            gate::gate(self.state, view, self.id, &app.policy, &version)
         } else {
-            let version = release.version;
-            self.wait(id, rollout.progress, WaitingOn::NewerRelease { version, servers });
+            Some(WaitingOn::RegistryAway)
         }
+    }
+
+    /// Whether something stops the rollout between two steps: a newer release that takes over, or
+    /// a pause, the kill switch, or a bad verdict of another group.
+    pub(super) fn is_interrupted(&mut self, rollout: &Rollout) -> bool {
+        self.newer(rollout) || self.is_stopped(rollout)
+    }
+
+    /// Whether the rollout is paused, killed, or found bad elsewhere.
+    pub(super) fn is_stopped(&mut self, rollout: &Rollout) -> bool {
+        if let Some(pause) = &rollout.pause {
+            let (by, reason) = (pause.by.clone(), pause.reason.clone());
+            self.wait(pause.since, WaitingOn::Paused { by, reason });
+            return true;
+        }
+        if self.is_killed(rollout.progress) {
+            return true;
+        }
+        let view = self.seen.registry.as_ref();
+        let verdict = view
+            .and_then(|view| gate::bad_verdict(self.state, view, self.id, &rollout.release.version))
+            .filter(|verdict| !rollout.overruled.contains(&verdict.group));
+        if let Some(verdict) = verdict {
+            let (group, reason) = (verdict.group.clone(), verdict.reason.clone());
+            self.propose(Planned::PauseForVerdict { group, reason });
+        }
+        verdict.is_some()
     }
 }

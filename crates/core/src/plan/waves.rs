@@ -1,293 +1,207 @@
-//! A rollout, wave by wave: who may begin, what goes on, and who was lost.
+//! A rollout wave by wave: which servers may start, what is in progress, who is lost.
 
 use std::collections::BTreeSet;
 
 use super::Planner;
 use crate::capacity;
-use crate::command::Body;
-use crate::gate;
-use crate::ids::{AppId, ClockMs, ServerId};
+use crate::command::Planned;
+use crate::ids::{ClockMs, ServerId};
 use crate::orders::Purpose;
 use crate::phase::WaveStep;
+use crate::reason::Reason;
 use crate::report::Step;
-use crate::state::{Activation, ActivationStage, App, Rollout};
-use crate::transitions::{remaining, waits_for_approval};
+use crate::state::{Activation, ActivationStage, Rollout};
 use crate::waiting::WaitingOn;
 use crate::wave;
 
 impl Planner<'_> {
-    /// Paused, killed, or found bad elsewhere: nothing new begins.
-    pub(super) fn stopped(&mut self, id: &AppId, rollout: &Rollout) -> bool {
-        if let Some(pause) = &rollout.pause {
-            let on = WaitingOn::Paused { by: pause.by.clone(), reason: pause.reason.clone() };
-            self.wait(id, pause.since, on);
-            return true;
-        }
-        if let Some(reason) = &self.seen.killed {
-            self.wait(id, rollout.progress, WaitingOn::KillSwitch { reason: reason.clone() });
-            return true;
-        }
-        let verdict = self
-            .seen
-            .registry
-            .as_ref()
-            .and_then(|view| gate::bad_verdict(self.state, view, id, &rollout.release.version))
-            .filter(|verdict| !rollout.overruled.contains(&verdict.group));
-        if let Some(verdict) = verdict {
-            let generation = self.state.apps[id].generation;
-            self.propose(Body::PauseForVerdict {
-                app: id.clone(),
-                generation,
-                group: verdict.group.clone(),
-                reason: verdict.reason.clone(),
-            });
-            return true;
-        }
-        false
-    }
-
-    pub(super) fn next_wave(&mut self, id: &AppId, app: &App, rollout: &Rollout) {
-        self.find_lost(id, app, rollout);
-        if self.newer(id, app, rollout) || self.stopped(id, rollout) {
+    pub(super) fn next_wave(&mut self, rollout: &Rollout) {
+        self.find_lost(rollout);
+        if self.is_interrupted(rollout) {
             return;
         }
-        if waits_for_approval(rollout) {
-            self.wait(id, rollout.progress, WaitingOn::Approval { wave: rollout.waves });
+        if rollout.awaits_approval() {
+            self.wait(rollout.progress, WaitingOn::Approval { wave: rollout.waves });
             return;
         }
-        let open = remaining(app, rollout);
-        let unreachable_ms = rollout.policy.update.unreachable_after.ms;
-        let (silent, reachable): (Vec<ServerId>, Vec<ServerId>) =
-            open.into_iter().partition(|server| self.silent_ms(server) > unreachable_ms);
+        let (silent, reachable): (BTreeSet<ServerId>, BTreeSet<ServerId>) =
+            self.app.remaining(rollout).into_iter().partition(|server| self.is_silent(server));
         if reachable.is_empty() {
             for server in silent {
-                self.lose(id, app, &server);
+                self.lose(&server);
             }
             return;
         }
-        // A server that joined, or that failed alone, gets the good release before its turn.
-        let ready: Vec<ServerId> = reachable
-            .iter()
-            .filter(|server| {
-                app.servers
-                    .get(*server)
-                    .is_some_and(|here| here.activation.as_ref().is_none_or(|a| !a.in_flight()))
-            })
-            .cloned()
-            .collect();
+        // A server that owes gets the good release before its turn.
+        let is_ready = |server: &&ServerId| self.app.servers[*server].in_flight().is_none();
+        let ready: Vec<ServerId> = reachable.iter().filter(is_ready).cloned().collect();
         if ready.is_empty() {
-            self.steps(id, app, rollout.progress, &reachable.into_iter().collect());
+            self.steps(rollout.progress, &reachable);
             return;
         }
-        let number = rollout.waves + 1;
-        let size = rollout.policy.update.max_parallel.of_wave(number, self.state.size());
-        let servers = wave::choose(self.state, self.leader, &ready, size);
-        let (app, generation) = (id.clone(), app.generation);
-        self.propose(Body::StartWave { app, generation, number, servers });
+        let servers = wave::choose(self.state, rollout, self.leader, &ready);
+        self.propose(Planned::StartWave { number: rollout.waves + 1, servers });
     }
 
     pub(super) fn wave(
         &mut self,
-        id: &AppId,
-        app: &App,
         rollout: &Rollout,
         servers: &BTreeSet<ServerId>,
         step: WaveStep,
         since: ClockMs,
     ) {
-        self.find_lost(id, app, rollout);
-        let update = &rollout.policy.update;
-        let clock = self.state.clock;
-        let open: BTreeSet<ServerId> =
-            servers.iter().filter(|server| !rollout.lost.contains(*server)).cloned().collect();
+        if step == WaveStep::Baked {
+            return self.next_wave(rollout);
+        }
+        self.find_lost(rollout);
+        let open: BTreeSet<ServerId> = servers.difference(&rollout.lost).cloned().collect();
         for server in &open {
-            let here = &app.servers[server];
-            let settled = here.settled_on(Some(&rollout.release)) && here.in_service;
-            if !settled && self.silent_ms(server) > update.unreachable_after.ms {
-                self.lose(id, app, server);
+            if !self.app.servers[server].serves(&rollout.release) && self.is_silent(server) {
+                self.lose(server);
             }
         }
-        let newer = self.newer(id, app, rollout);
-        let stopped = !newer && self.stopped(id, rollout);
-        if self.seen.killed.is_none()
-            && rollout.pause.is_none()
-            && step != WaveStep::Baking
-            && clock.since(rollout.progress) > update.progress_deadline.ms
-        {
-            let stuck: Vec<&str> = open
-                .iter()
-                .filter(|server| !app.servers[*server].settled_on(Some(&rollout.release)))
-                .map(ServerId::as_str)
-                .collect();
-            let reason = format!(
-                "no progress within {} in wave {} ({})",
-                update.progress_deadline,
-                rollout.waves,
-                stuck.join(", ")
-            );
-            let (app, generation) = (id.clone(), app.generation);
-            self.propose(Body::Fail { app, generation, reason });
+        let interrupted = self.is_interrupted(rollout);
+        if step != WaveStep::Baking && self.is_stuck(rollout, &open) {
             return;
         }
         match step {
             WaveStep::Assigned => {
-                let servers = open
-                    .iter()
-                    .filter(|server| !app.servers[*server].has(&rollout.release.artifact))
-                    .cloned()
-                    .collect();
-                self.wait(id, since, WaitingOn::Download { servers });
+                let has =
+                    |server: &ServerId| self.app.servers[server].has(&rollout.release.artifact);
+                let servers = open.iter().filter(|server| !has(server)).cloned().collect();
+                self.wait(since, WaitingOn::Download { servers });
             }
             WaveStep::Baking => {
-                let left_ms = update.bake_time.ms.saturating_sub(clock.since(since));
-                self.wait(id, since, WaitingOn::BakeTime { left_ms });
+                let watched_ms = self.state.clock.since(since);
+                let left_ms = rollout.policy.update.bake_time.ms.saturating_sub(watched_ms);
+                self.wait(since, WaitingOn::BakeTime { left_ms });
             }
             WaveStep::Downloaded | WaveStep::Applied | WaveStep::Checked => {
-                if !newer && !stopped {
-                    let waiting: Vec<ServerId> = open
-                        .iter()
-                        .filter(|server| {
-                            let here = &app.servers[*server];
-                            // What failed under an older plan, or a debt that failed, is no
-                            // obstacle: this release may repair it.
-                            here.activation.as_ref().is_none_or(|a| {
-                                let own = a.purpose == Purpose::Wave
-                                    && a.release.as_ref() == Some(&rollout.release);
-                                a.void || (!a.in_flight() && !own)
-                            }) && !(here.settled_on(Some(&rollout.release)) && here.in_service)
-                        })
-                        .cloned()
-                        .collect();
-                    self.grants(id, app, &waiting, Purpose::Wave, since);
+                if !interrupted {
+                    let waiting = open.iter().filter(|server| self.may_start(rollout, server));
+                    let waiting: Vec<ServerId> = waiting.cloned().collect();
+                    self.grants(&waiting, Purpose::Wave, since);
                 }
-                self.steps(id, app, since, &open);
+                self.steps(since, &open);
             }
             WaveStep::Baked => {}
         }
     }
 
-    /// Grants as many as the capacity ledger bears; the rest waits, and says so.
-    pub(super) fn grants(
-        &mut self,
-        id: &AppId,
-        app: &App,
-        servers: &[ServerId],
-        purpose: Purpose,
-        since: ClockMs,
-    ) {
-        let policy = app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy);
-        let max = policy.max_unavailable_of(self.state.size());
-        let out = capacity::out_servers_for(self.state, app, purpose);
-        // A server that is being brought back from a failure costs nothing; the next ones wait for
-        // it nevertheless, so that fewer are out at once.
-        let mending = app.in_flight().filter(|(server, activation)| {
-            purpose != Purpose::RollBack
-                && activation.purpose == Purpose::Debt
-                && !out.contains(*server)
-                && self.silent_ms(server) <= policy.update.unreachable_after.ms
-        });
-        let out: BTreeSet<ServerId> =
-            out.iter().cloned().chain(mending.map(|(server, _)| server.clone())).collect();
+    /// Fails the rollout if nothing moved within `progress_deadline`, which stands still while the
+    /// kill switch is on or the rollout is paused.
+    fn is_stuck(&mut self, rollout: &Rollout, open: &BTreeSet<ServerId>) -> bool {
+        let within = rollout.policy.update.progress_deadline;
+        let stuck = self.seen.killed.is_none()
+            && rollout.pause.is_none()
+            && self.state.clock.since(rollout.progress) > within.ms;
+        if stuck {
+            let release = Some(&rollout.release);
+            let settled = |server: &ServerId| self.app.servers[server].settled_on(release);
+            let servers = open.iter().filter(|server| !settled(server)).cloned().collect();
+            let reason = Reason::NoProgress { wave: rollout.waves, within, servers };
+            self.propose(Planned::Fail { reason });
+        }
+        stuck
+    }
+
+    /// Whether a server of the wave still needs a grant. A failed change of an older plan or of a
+    /// debt is no obstacle: this release may repair it.
+    fn may_start(&self, rollout: &Rollout, server: &ServerId) -> bool {
+        let here = &self.app.servers[server];
+        let own = |change: &Activation| {
+            change.purpose == Purpose::Wave && change.release.as_ref() == Some(&rollout.release)
+        };
+        let free = here
+            .activation
+            .as_ref()
+            .is_none_or(|change| change.void || (!change.in_flight() && !own(change)));
+        free && !here.serves(&rollout.release)
+    }
+
+    /// Grants as many changes as capacity allows; says which servers the rest waits for.
+    pub(super) fn grants(&mut self, servers: &[ServerId], purpose: Purpose, since: ClockMs) {
+        if servers.is_empty() {
+            return;
+        }
+        let max = self.app.policy_in_force().max_unavailable_of(self.state.size());
+        let mut out = capacity::out_servers_for(self.state, self.app, purpose);
+        if purpose != Purpose::RollBack {
+            // A server that pays a debt costs nothing more; the others wait for it nevertheless,
+            // so that fewer are out at once.
+            let paying = self.app.in_flight().filter(|(server, change)| {
+                change.purpose == Purpose::Debt && !self.is_silent(server)
+            });
+            out.extend(paying.map(|(server, _)| server.clone()));
+        }
         let mut used = out.clone();
         let mut short = false;
         // Those that cost nothing first.
         let (free, costly): (Vec<&ServerId>, Vec<&ServerId>) =
             servers.iter().partition(|server| !capacity::costs(self.state, server));
-        for (server, costs) in
-            free.into_iter().map(|s| (s, false)).chain(costly.into_iter().map(|s| (s, true)))
-        {
-            if let Some(other) = self.other_app(id, server) {
-                self.wait(id, since, WaitingOn::OtherApp { server: other });
+        for (at, server) in free.iter().chain(&costly).enumerate() {
+            if self.is_busy_with_another_app(server) {
+                self.wait(since, WaitingOn::OtherApp { server: (*server).clone() });
                 continue;
             }
-            if costs {
+            if at >= free.len() {
                 if !capacity::bears(&used, max, server) {
                     short = true;
                     continue;
                 }
-                used.insert(server.clone());
+                used.insert((*server).clone());
             }
-            let (app, generation) = (id.clone(), app.generation);
-            self.propose(Body::Grant { app, generation, server: server.clone(), purpose });
+            self.propose(Planned::Grant { server: (*server).clone(), purpose });
         }
         if short {
-            self.wait(id, since, WaitingOn::Capacity { out, max });
+            self.wait(since, WaitingOn::Capacity { out, max });
         }
     }
 
-    fn other_app(&self, id: &AppId, server: &ServerId) -> Option<ServerId> {
-        self.state
-            .apps
-            .iter()
-            .filter(|(other, _)| *other != id)
-            .filter_map(|(_, app)| app.servers.get(server)?.activation.as_ref())
-            .any(|activation| activation.in_flight())
-            .then(|| server.clone())
+    fn is_busy_with_another_app(&self, server: &ServerId) -> bool {
+        let others = self.state.apps.iter().filter(|(other, _)| *other != self.id);
+        let mut here = others.filter_map(|(_, app)| app.servers.get(server));
+        here.any(|here| here.in_flight().is_some())
     }
 
-    /// What goes on on servers right now.
-    pub(super) fn steps(
-        &mut self,
-        id: &AppId,
-        app: &App,
-        since: ClockMs,
-        servers: &BTreeSet<ServerId>,
-    ) {
-        let going: Vec<(ServerId, Step)> = servers
-            .iter()
-            .filter_map(|server| {
-                let activation = app.servers.get(server)?.activation.as_ref()?;
-                if activation.void {
-                    return None;
-                }
-                let told = match &activation.stage {
-                    ActivationStage::Granted => Step::Prepare,
-                    ActivationStage::Applied { .. } => Step::Check,
-                    ActivationStage::Checked { .. } => Step::WarmUp,
-                    ActivationStage::Failed { .. } | ActivationStage::Undone { .. } => return None,
-                };
-                let key = (id.clone(), server.clone());
-                Some((server.clone(), self.seen.doing.get(&key).copied().unwrap_or(told)))
-            })
-            .collect();
-        if !going.is_empty() {
-            self.wait(id, since, WaitingOn::Steps { servers: going });
-        }
-    }
-
-    pub(super) fn lose(&mut self, id: &AppId, app: &App, server: &ServerId) {
-        if self.seen.killed.is_some() {
-            // Deadlines freeze: it is waited for.
-            let on = WaitingOn::ServerUnreachable {
-                server: server.clone(),
-                for_ms: self.silent_ms(server),
+    /// Says what these servers are doing.
+    pub(super) fn steps(&mut self, since: ClockMs, servers: &BTreeSet<ServerId>) {
+        let step = |server: &ServerId| {
+            let change = self.app.servers.get(server)?.in_flight()?;
+            let reported = match &change.stage {
+                ActivationStage::Granted => Step::Prepare,
+                ActivationStage::Applied { .. } => Step::Check,
+                ActivationStage::Checked { .. } => Step::WarmUp,
+                ActivationStage::Failed { .. } | ActivationStage::Undone { .. } => return None,
             };
-            self.wait(id, self.state.clock, on);
-            return;
+            let doing = self.seen.doing.get(&(self.id.clone(), server.clone()));
+            Some((server.clone(), doing.copied().unwrap_or(reported)))
+        };
+        let servers: Vec<(ServerId, Step)> = servers.iter().filter_map(step).collect();
+        if !servers.is_empty() {
+            self.wait(since, WaitingOn::Steps { servers });
         }
-        let seconds = self.silent_ms(server) / 1000;
-        self.propose(Body::LoseServer {
-            app: id.clone(),
-            generation: app.generation,
-            server: server.clone(),
-            reason: format!("did not ask for its orders for {seconds} s"),
-        });
     }
 
-    /// Lost servers that ask again take part again, once they owe nothing.
-    pub(super) fn find_lost(&mut self, id: &AppId, app: &App, rollout: &Rollout) {
+    /// Declares a silent server lost; under the kill switch it is waited for instead.
+    pub(super) fn lose(&mut self, server: &ServerId) {
+        let (server, silent_ms) = (server.clone(), self.silent_ms(server));
+        if self.seen.killed.is_some() {
+            let on = WaitingOn::ServerUnreachable { server, for_ms: silent_ms };
+            self.wait(self.state.clock, on);
+        } else {
+            self.propose(Planned::LoseServer { server, silent_ms });
+        }
+    }
+
+    /// Lost servers that are back, and did not fail, take part again.
+    fn find_lost(&mut self, rollout: &Rollout) {
         for server in &rollout.lost {
-            let Some(here) = app.servers.get(server) else { continue };
+            let Some(here) = self.app.servers.get(server) else { continue };
             let failed = rollout.failures.iter().any(|failure| failure.server == *server);
-            let back = self.heard_within(server, rollout.policy.update.unreachable_after.ms);
-            let free =
-                here.activation.is_none() || here.activation.as_ref().is_some_and(Activation::open);
-            if back && !failed && free {
-                self.propose(Body::FindServer {
-                    app: id.clone(),
-                    generation: app.generation,
-                    server: server.clone(),
-                });
+            let free = here.activation.as_ref().is_none_or(Activation::open);
+            if self.is_heard(server) && !failed && free {
+                self.propose(Planned::FindServer { server: server.clone() });
             }
         }
     }

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use cohort_core::command::{Body, COMMAND_VERSION, Command};
+use cohort_core::command::{Body, COMMAND_VERSION, Command, Planned};
 use cohort_core::ids::{
     AppId, BootEpoch, Channel, ClockMs, Digest, Generation, GroupId, Incarnation, MemberId,
     Platform, RequestId, Revision, ServerId, Version,
 };
 use cohort_core::orders::{Fence, Purpose};
 use cohort_core::policy::{Duration, Policy, Size, Update, WaveSizes};
+use cohort_core::reason::Reason;
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Blame, Outcome, Report, Step};
 use cohort_core::state::State;
@@ -118,6 +119,7 @@ impl Wish {
         let generation = if self.stale { Generation(generation.0 / 2) } else { generation };
         let reason = "for reasons".to_owned();
         let n = u64::from(self.number);
+        let plan = |step| Body::Plan { app: app.clone(), generation, step };
         match self.kind {
             0 => {
                 let from = if self.stale { ClockMs(1) } else { state.clock };
@@ -136,29 +138,29 @@ impl Wish {
                 let revision = there.map_or(Revision(1), |app| app.revision);
                 Body::StartRollout { app, release, revision, lead: server }
             }
-            9 => Body::TakeLead { app, generation, lead: server },
+            9 => plan(Planned::TakeLead { lead: server }),
             10 | 11 => {
                 let record = there.map_or(0, |app| app.record);
                 Body::RecordWritten { app, record: if self.stale { n } else { record } }
             }
-            12 => Body::LeaderHolds { app, generation, server },
-            13 => Body::Verify { app, generation, server },
+            12 => plan(Planned::LeaderHolds { server }),
+            13 => plan(Planned::Verify { server }),
             14 | 15 => {
                 let rollout = there.and_then(|app| app.phase.rollout());
                 let number = rollout.map_or(1, |rollout| rollout.waves + 1);
-                Body::StartWave { app, generation, number, servers: [server].into() }
+                plan(Planned::StartWave { number, servers: [server].into() })
             }
             16..=18 => {
                 let purpose =
                     [Purpose::Wave, Purpose::RollBack, Purpose::Debt][usize::from(self.number) % 3];
-                Body::Grant { app, generation, server, purpose }
+                plan(Planned::Grant { server, purpose })
             }
-            19 => Body::LoseServer { app, generation, server, reason },
-            20 => Body::FindServer { app, generation, server },
-            21 if n < 80 => Body::Fail { app, generation, reason },
+            19 => plan(Planned::LoseServer { server, silent_ms: n * 1000 }),
+            20 => plan(Planned::FindServer { server }),
+            21 if n < 80 => plan(Planned::Fail { reason: Reason::NoServerLeft }),
             22 => {
                 let group = GroupId::new("intel.zone-b").expect("a name");
-                Body::PauseForVerdict { app, generation, group, reason }
+                plan(Planned::PauseForVerdict { group, reason })
             }
             23 => Body::Pause { app, reason },
             24 => Body::Resume { app },

@@ -147,7 +147,7 @@ impl<S: LogStore> Member<S> {
 fn ended(state: &State, event: &Event) -> Option<Box<HistoryEntry>> {
     match event {
         Event::PhaseChanged { app, to: PhaseName::Running | PhaseName::Held, .. } => {
-            state.apps.get(app)?.history.back().cloned().map(Box::new)
+            state.apps.get(app)?.history.last().cloned().map(Box::new)
         }
         _ => None,
     }

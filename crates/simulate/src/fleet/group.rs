@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Event, Rejection};
 use cohort_core::ids::{AppId, GroupId, Incarnation, RequestId, ServerId};
 use cohort_core::orders::Orders;
-use cohort_core::phase::{Phase, PhaseName};
+use cohort_core::phase::PhaseName;
 use cohort_core::release::Release;
 use cohort_core::report::{Report, Step};
 use cohort_core::state::State;
@@ -151,10 +151,12 @@ impl Group {
                     let mut wave = None;
                     if let Event::PhaseChanged { app, from, to, .. } = event {
                         self.arrows.insert((*from, *to));
-                        if *to == PhaseName::WaveAssigned
-                            && let Phase::Wave { number, servers, .. } = &self.state.apps[app].phase
+                        let phase = &self.state.apps[app].phase;
+                        if *to == PhaseName::WAVE_ASSIGNED
+                            && let (Some(rollout), Some((servers, _))) =
+                                (phase.rollout(), phase.wave())
                         {
-                            wave = Some((*number, servers.clone()));
+                            wave = Some((rollout.waves, servers.clone()));
                         }
                     }
                     self.events.push(Happened { at_ms: now_ms, event: event.clone(), wave });

@@ -326,10 +326,7 @@ impl Script {
             matches!(&happened.event,
                 Event::PhaseChanged { app: of, to, .. } if of == app && *to == target)
         });
-        let number = |phase: &Phase| match phase {
-            Phase::Wave { number, .. } => Some(*number),
-            _ => None,
-        };
+        let number = |phase: &Phase| phase.wave().and(phase.rollout()).map(|rollout| rollout.waves);
         entered
             && group.state.apps.get(app).is_some_and(|app| {
                 app.phase.name() == target && (wave.is_none() || wave == number(&app.phase))

@@ -351,10 +351,7 @@ impl Fleet {
 
     /// Whether the state that `break_at` names is reached.
     fn is_there(&mut self, group: &Group) -> bool {
-        let number = |phase: &Phase| match phase {
-            Phase::Wave { number, .. } => Some(*number),
-            _ => None,
-        };
+        let number = |phase: &Phase| phase.wave().and(phase.rollout()).map(|rollout| rollout.waves);
         let entered = |(name, wave): (PhaseName, Option<u32>)| {
             let last =
                 group.events.iter().rev().take_while(|happened| happened.at_ms == self.now_ms);
@@ -393,10 +390,10 @@ impl Fleet {
                     app: id.clone(),
                     version: due.version.clone(),
                     platform: due.platform.clone(),
-                    good: due.good,
-                    reason: due.reason.clone(),
+                    good: due.bad.is_none(),
+                    reason: due.bad.as_ref().map_or_else(String::new, ToString::to_string),
                 });
-                let (version, good) = (due.version.clone(), due.good);
+                let (version, good) = (due.version.clone(), due.bad.is_none());
                 written.push(Body::VerdictWritten { app: id.clone(), version, good });
             }
         }

@@ -30,7 +30,7 @@ fn for_the_whole_rollout() -> Result<()> {
         // From `leader-holds` on the registry has the record of the rollout.
         app(status).is_some_and(|app| {
             app.target.as_ref().is_some_and(|target| target.as_str() == "1.1.0")
-                && app.state != PhaseName::MarkedOld
+                && app.state != PhaseName::MARKED_OLD
         })
     })?;
     trial.stop_hub();

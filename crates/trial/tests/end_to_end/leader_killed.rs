@@ -47,15 +47,7 @@ fn visit(state: PhaseName) -> Visit {
     match state {
         PhaseName::Empty => Visit::BeforeTheFirst,
         PhaseName::Running => Visit::AtRest,
-        PhaseName::MarkedOld
-        | PhaseName::LeaderHolds
-        | PhaseName::Verified
-        | PhaseName::WaveAssigned
-        | PhaseName::WaveDownloaded
-        | PhaseName::WaveApplied
-        | PhaseName::WaveChecked
-        | PhaseName::WaveBaking
-        | PhaseName::WaveBaked => Visit::Forward,
+        PhaseName::Forward(_) => Visit::Forward,
         PhaseName::RollingBack | PhaseName::Held => Visit::Back,
     }
 }

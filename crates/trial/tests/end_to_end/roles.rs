@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use cohort_core::Body;
+use cohort_core::command::Planned;
 use cohort_core::ids::{AppId, BootEpoch, Generation, GroupId, RequestId, ServerId};
 use cohort_core::orders::{Fence, Purpose};
 use cohort_core::report::{Outcome, Report};
@@ -97,12 +98,9 @@ fn only_those_who_may() -> Result<()> {
     };
     agent.refused("an agent reports for another", Call::post(REPORT, &reports))?;
     // Members pass on what servers and people say, and nothing else.
-    let grant = Body::Grant {
-        app,
-        generation: Generation(1),
-        server: ServerId::new(second.as_str())?,
-        purpose: Purpose::Debt,
-    };
+    let server = ServerId::new(second.as_str())?;
+    let step = Planned::Grant { server, purpose: Purpose::Debt };
+    let grant = Body::Plan { app, generation: Generation(1), step };
     let forward = ForwardRequest {
         version: CONTROL_VERSION,
         group: group.clone(),

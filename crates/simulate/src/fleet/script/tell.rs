@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use cohort_core::command::Event;
 use cohort_core::ids::{AppId, ServerId};
-use cohort_core::phase::{Phase, PhaseName};
+use cohort_core::phase::{MilestoneName, Phase, PhaseName};
 
 use super::{Line, Script, servers_of};
 use crate::fleet::build;
@@ -50,14 +50,12 @@ impl Script {
                     let _ = write!(line, "{app_id}: ");
                 }
                 let _ = write!(line, "{}", app.phase.name());
-                match &app.phase {
-                    Phase::Wave { number, servers, .. } => {
-                        let _ = write!(line, " {number} ({})", ranges(servers));
-                    }
-                    Phase::RollingBack { reason, .. } | Phase::Held { reason, .. } => {
-                        let _ = write!(line, " ({reason})");
-                    }
-                    _ => {}
+                if let Phase::RollingBack { reason, .. } | Phase::Held { reason, .. } = &app.phase {
+                    let _ = write!(line, " ({reason})");
+                }
+                if let (Some(rollout), Some((servers, _))) = (app.phase.rollout(), app.phase.wave())
+                {
+                    let _ = write!(line, " {} ({})", rollout.waves, ranges(servers));
                 }
                 if let Some(rollout) = app.phase.rollout() {
                     let _ = write!(line, ", rollout of {}", rollout.release.version);
@@ -167,10 +165,9 @@ impl Script {
             let ending = ending.as_str().unwrap_or_default().to_owned();
             let _ =
                 write!(out, "{} {ending} in {} waves, by {}", entry.version, entry.waves, entry.by);
-            if entry.reason.is_empty() {
-                let _ = writeln!(out);
-            } else {
-                let _ = writeln!(out, " ({})", entry.reason);
+            match &entry.reason {
+                Some(reason) => writeln!(out, " ({reason})").expect("a string"),
+                None => out.push('\n'),
             }
         }
     }
@@ -199,17 +196,9 @@ fn app_of(event: &Event) -> Option<&AppId> {
 fn tell_event(event: &Event, steps: bool) -> Option<String> {
     match event {
         Event::PhaseChanged { from, to, .. } => {
-            let inner = |name: &PhaseName| {
-                matches!(
-                    name,
-                    PhaseName::WaveDownloaded
-                        | PhaseName::WaveApplied
-                        | PhaseName::WaveChecked
-                        | PhaseName::WaveBaking
-                        | PhaseName::WaveBaked
-                )
-            };
-            (steps || !inner(to)).then(|| format!("{from} → {to}"))
+            let begins = *to == PhaseName::WAVE_ASSIGNED;
+            let inner = matches!(to, PhaseName::Forward(MilestoneName::Wave(_))) && !begins;
+            (steps || !inner).then(|| format!("{from} → {to}"))
         }
         Event::Granted { server, generation, purpose, .. } => {
             let purpose = serde_json::to_value(purpose).expect("plain data");
@@ -217,7 +206,9 @@ fn tell_event(event: &Event, steps: bool) -> Option<String> {
             steps.then(|| format!("{server} may change ({purpose}, generation {generation})"))
         }
         Event::ServerFailed { server, reason, .. } => Some(format!("{server} failed: {reason}")),
-        Event::ServerLost { server, reason, .. } => Some(format!("{server} lost: {reason}")),
+        Event::ServerLost { server, silent_ms, .. } => {
+            Some(format!("{server} lost: unreachable for {} s", silent_ms / 1000))
+        }
         Event::ServerDone { server, .. } => steps.then(|| format!("{server} is done")),
         Event::ReportIgnored { .. } | Event::RequestRepeated { .. } | Event::ServersChanged => None,
     }

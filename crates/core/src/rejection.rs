@@ -1,0 +1,104 @@
+//! Why a command was refused, as data.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{AppId, ClockMs, Generation, Incarnation, ServerId};
+use crate::phase::PhaseName;
+
+/// Why a command was refused. Refusal is an ordinary outcome, the same on every member, and
+/// changes nothing but the memory of the request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "rejection", rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the fields are the values that were compared")]
+pub enum Rejection {
+    /// The command is for another incarnation of the group.
+    OtherIncarnation { expected: Incarnation },
+    /// `from` is not the group clock's value, or the step is too long.
+    Clock { clock: ClockMs },
+    /// The command was planned against another generation.
+    OldPlan { generation: Generation },
+    /// The group has no such app.
+    NoApp { app: AppId },
+    /// The group has no such server.
+    NoServer { server: ServerId },
+    /// The app's state does not allow it.
+    NotNow { state: PhaseName, why: WhyNot },
+    /// Too many servers would be out of service.
+    Capacity { out: u32, max: u32 },
+    /// The server is being changed, or already carries a member.
+    Busy { server: ServerId },
+    /// A limit would be exceeded.
+    Limit { what: Limited, max: u64 },
+}
+
+/// What about the app's state does not allow a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhyNot {
+    /// Only an empty group adopts what is installed.
+    NotEmpty,
+    /// Not every server runs the release to adopt.
+    NotOnAllServers,
+    /// The release is for another platform.
+    OtherPlatform,
+    /// The policy was changed since the rollout was planned.
+    PolicyChanged,
+    /// The group rejected this release.
+    ReleaseRejected,
+    /// A server is in the middle of a change.
+    ServerChanging,
+    /// The group is rolling back.
+    RollingBack,
+    /// Every server already runs the release.
+    AlreadyRunning,
+    /// The release is already being rolled out.
+    AlreadyRollingOut,
+    /// No rollout is in progress, or it is not in a state to act on.
+    NoRollout,
+    /// The registry has not acknowledged the group's record.
+    NotRecorded,
+    /// The server has not reported the bytes.
+    BytesMissing,
+    /// The leader's server has no download to verify.
+    NothingToVerify,
+    /// The wave before is not done.
+    WaveInProgress,
+    /// The rollout is paused.
+    Paused,
+    /// The rollout waits for approval.
+    AwaitsApproval,
+    /// Waves are numbered in sequence.
+    NotNextWave,
+    /// The wave is empty, or has servers that have nothing to do.
+    WrongServers,
+    /// The release cannot be rolled back.
+    ForwardOnly,
+    /// Nothing is paused.
+    NotPaused,
+    /// Nothing waits for approval.
+    NoApprovalNeeded,
+    /// Nothing is held and no server owes.
+    NothingToRetry,
+    /// Only a running group can undo; a rollout in progress is aborted.
+    NotRunning,
+    /// No earlier release is known to be good.
+    NoEarlierRelease,
+    /// The server is not in the wave, or the wave is still downloading.
+    NotItsTurn,
+    /// No wave or roll-back is in progress.
+    NothingToGrant,
+    /// The server is already lost.
+    AlreadyLost,
+}
+
+/// What is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limited {
+    /// Servers of a group.
+    Servers,
+    /// Apps of a group.
+    Apps,
+    /// Bytes of text in a report.
+    ReportBytes,
+}

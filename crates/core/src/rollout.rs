@@ -1,0 +1,145 @@
+//! One rollout, and what is kept of it once it has ended.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClockMs, GroupId, Platform, Revision, ServerId, Version};
+use crate::policy::Policy;
+use crate::reason::{PausedBy, Reason};
+use crate::release::Release;
+use crate::report::{Blame, Step};
+
+/// One rollout of one release through the group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// The release being rolled out.
+    pub release: Release,
+    /// The policy as it was at the start.
+    pub policy: Policy,
+    /// The registry's revision of that policy.
+    pub revision: Revision,
+    /// Who started it.
+    pub by: String,
+    /// When it started.
+    pub started: ClockMs,
+    /// The leader's server: the only one that fetches from a mirror unasked.
+    pub lead: ServerId,
+    /// Waves started so far; the number of the current one.
+    pub waves: u32,
+    /// Set while it is paused.
+    pub pause: Option<Pause>,
+    /// An operator approved the waves after `approve_after_wave`.
+    pub approved: bool,
+    /// Failures counted against `failures_allowed`.
+    pub release_failures: u32,
+    /// Failures counted against `surroundings_allowed`.
+    pub surroundings_failures: u32,
+    /// The first [`FAILURES_KEPT_MAX`] failures.
+    pub failures: Vec<Failure>,
+    /// When it last made progress.
+    pub progress: ClockMs,
+    /// Servers it continues without.
+    pub lost: BTreeSet<ServerId>,
+    /// Groups whose bad verdict an operator overruled with `resume`.
+    pub overruled: BTreeSet<GroupId>,
+}
+
+impl Rollout {
+    /// Whether an operator has to approve the next wave.
+    pub(crate) fn awaits_approval(&self) -> bool {
+        let after = self.policy.update.approve_after_wave;
+        after > 0 && self.waves >= after && !self.approved
+    }
+}
+
+/// A pause of a rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pause {
+    /// Who paused it.
+    pub by: PausedBy,
+    /// The reason given, by the operator or with the verdict; may be empty.
+    pub reason: String,
+    /// When it was paused.
+    pub since: ClockMs,
+}
+
+/// A failure on one server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    /// The server that failed.
+    pub server: ServerId,
+    /// The budget it counts against.
+    pub blame: Blame,
+    /// The step that failed.
+    pub step: Step,
+    /// What the server reported.
+    pub reason: String,
+    /// The last output of the hook or the service.
+    pub output: String,
+    /// When the report was applied.
+    pub at: ClockMs,
+}
+
+/// A release that this group does not try again without an operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rejected {
+    /// The release.
+    pub release: Release,
+    /// Why it was rejected.
+    pub reason: Reason,
+    /// When it was rejected.
+    pub at: ClockMs,
+}
+
+/// A rollout that ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryEntry {
+    /// The version that was rolled out.
+    pub version: Version,
+    /// How it ended.
+    pub ending: Ending,
+    /// Why; none if it completed or was adopted.
+    pub reason: Option<Reason>,
+    /// Who started it.
+    pub by: String,
+    /// When it started.
+    pub started: ClockMs,
+    /// When it ended.
+    pub ended: ClockMs,
+    /// Waves started.
+    pub waves: u32,
+}
+
+/// How a rollout ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// Every reachable server runs the release.
+    Completed,
+    /// The group is back on `last_good`.
+    RolledBack,
+    /// The group stopped where it was.
+    HeldInPlace,
+    /// Another release replaced it.
+    Superseded,
+    /// Not a rollout: an existing installation was adopted.
+    Adopted,
+}
+
+/// What this group found out about a release on its platform.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verdict {
+    /// The version.
+    pub version: Version,
+    /// The group's platform.
+    pub platform: Platform,
+    /// Why the release is bad; none: it is good.
+    pub bad: Option<Reason>,
+}

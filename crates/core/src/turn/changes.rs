@@ -1,0 +1,139 @@
+//! Changes of single servers: granted, lost, found again.
+
+use super::{Applied, Turn};
+use crate::capacity;
+use crate::command::{Event, Planned, Rejection, WhyNot};
+use crate::ids::{AppId, ServerId};
+use crate::orders::{Fence, Purpose};
+use crate::phase::{Phase, WaveStep};
+use crate::reason::DebtReason;
+use crate::release::Release;
+use crate::state::{Activation, ActivationStage, App, State};
+
+impl State {
+    /// Checks what a step means for the whole group: a grant needs a server on which no app is
+    /// being changed, and capacity. A roll-back or a debt may replace a change that is no longer
+    /// wanted. Returns whether the step takes a serving server out.
+    pub(crate) fn clear(&self, app_id: &AppId, step: &Planned) -> Result<bool, Rejection> {
+        let Planned::Grant { server, purpose } = step else { return Ok(false) };
+        let purpose = *purpose;
+        let Some(app) = self.apps.get(app_id) else {
+            return Err(Rejection::NoApp { app: app_id.clone() });
+        };
+        let busy = self.apps.iter().any(|(id, other)| {
+            let here = other.servers.get(server);
+            here.and_then(|here| here.in_flight()).is_some_and(|activation| {
+                id != app_id || purpose == Purpose::Wave || app.wants(activation)
+            })
+        });
+        if busy {
+            return Err(Rejection::Busy { server: server.clone() });
+        }
+        let costs = capacity::costs(self, server);
+        if costs {
+            let out = capacity::out_servers_for(self, app, purpose);
+            let max = app.policy_in_force().max_unavailable_of(self.size());
+            if !capacity::bears(&out, max, server) {
+                let out = u32::try_from(out.len()).unwrap_or(u32::MAX);
+                return Err(Rejection::Capacity { out, max });
+            }
+        }
+        Ok(costs)
+    }
+}
+
+impl Turn<'_> {
+    /// Grants a change; `costs` says whether it takes a serving server out.
+    pub(crate) fn grant(&mut self, server: &ServerId, purpose: Purpose, costs: bool) -> Applied {
+        let release = match self.release_for(server, purpose) {
+            Ok(release) => release,
+            Err(why) => return self.not_now(why),
+        };
+        let App { servers, generation, .. } = &mut *self.app;
+        let Some(here) = servers.get_mut(server) else {
+            return Err(Rejection::NoServer { server: server.clone() });
+        };
+        if here.activated >= *generation {
+            // One activation per server and fence: a second one is a new plan.
+            *generation = generation.next();
+        }
+        here.activated = *generation;
+        if let Some(debt) = here.debt.as_mut().filter(|_| purpose == Purpose::Debt) {
+            debt.tries += 1;
+        }
+        // The server may have started the change that this one replaces: what it costs still counts.
+        let costs = costs || here.activation.as_ref().is_some_and(|a| a.open() && a.costs);
+        here.activation = Some(Activation {
+            fence: Fence { incarnation: self.incarnation, generation: *generation },
+            release,
+            before: here.running.clone(),
+            purpose,
+            costs,
+            void: false,
+            granted: self.clock,
+            stage: ActivationStage::Granted,
+        });
+        let (app, server, generation) = (self.id.clone(), server.clone(), *generation);
+        self.events.push(Event::Granted { app, server, generation, purpose });
+        self.progress();
+        Ok(())
+    }
+
+    /// The release that a change for this purpose leads to.
+    fn release_for(&self, server: &ServerId, purpose: Purpose) -> Result<Option<Release>, WhyNot> {
+        let rolling_back = matches!(self.app.phase, Phase::RollingBack { .. });
+        match purpose {
+            Purpose::Debt => Ok(self.app.last_good.clone()),
+            Purpose::RollBack if rolling_back => Ok(self.app.last_good.clone()),
+            Purpose::RollBack => Err(WhyNot::NothingToGrant),
+            Purpose::Wave => match (self.app.phase.wave(), self.app.phase.forward()) {
+                (Some((servers, step)), Some(rollout)) => {
+                    if step == WaveStep::Assigned || !servers.contains(server) {
+                        return Err(WhyNot::NotItsTurn);
+                    }
+                    Ok(Some(rollout.release.clone()))
+                }
+                (Some(_) | None, _) => Err(WhyNot::NothingToGrant),
+            },
+        }
+    }
+
+    /// Declares a server lost: the rollout continues without it, its change is void, and it owes.
+    pub(crate) fn lose(&mut self, server: &ServerId, silent_ms: u64) -> Applied {
+        let App { servers, phase, .. } = &mut *self.app;
+        let Some(here) = servers.get_mut(server) else {
+            return Err(Rejection::NoServer { server: server.clone() });
+        };
+        let newly = phase.rollout_mut().is_some_and(|rollout| {
+            let newly = rollout.lost.insert(server.clone());
+            if newly {
+                rollout.surroundings_failures += 1;
+                rollout.progress = self.clock;
+            }
+            newly
+        });
+        match here.activation.as_mut().filter(|activation| activation.in_flight()) {
+            Some(activation) => activation.void = true,
+            None if newly => {}
+            None => return self.not_now(WhyNot::AlreadyLost),
+        }
+        here.owe(self.clock, DebtReason::Silent { for_ms: silent_ms });
+        let (app, server) = (self.id.clone(), server.clone());
+        self.events.push(Event::ServerLost { app, server, silent_ms });
+        Ok(())
+    }
+
+    /// A lost server is back, or an owing one is on the good release: its debt is cleared.
+    pub(crate) fn find(&mut self, server: &ServerId) -> Applied {
+        if let Some(rollout) = self.app.phase.rollout_mut() {
+            rollout.lost.remove(server);
+        }
+        let App { servers, last_good, .. } = &mut *self.app;
+        if let Some(here) = servers.get_mut(server)
+            && here.settled_on(last_good.as_ref())
+        {
+            here.debt = None;
+        }
+        Ok(())
+    }
+}

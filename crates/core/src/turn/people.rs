@@ -1,0 +1,118 @@
+//! What operators decide.
+
+use super::{Applied, Turn};
+use crate::command::WhyNot;
+use crate::ids::{GroupId, ServerId};
+use crate::phase::Phase;
+use crate::reason::{PausedBy, Reason};
+use crate::release::Rollback;
+use crate::state::{Pause, Rollout};
+
+impl Turn<'_> {
+    /// The rollout going forward, with a new generation: what was planned before is stale.
+    fn replan(&mut self) -> Option<&mut Rollout> {
+        self.app.phase.forward()?;
+        self.app.generation = self.app.generation.next();
+        self.app.record += 1;
+        self.app.phase.rollout_mut()
+    }
+
+    pub(crate) fn pause(&mut self, reason: &str) -> Applied {
+        let by = PausedBy::Person { name: self.actor.to_owned() };
+        let pause = Pause { by, reason: reason.to_owned(), since: self.clock };
+        match self.replan() {
+            Some(rollout) => rollout.pause = Some(pause),
+            None => return self.not_now(WhyNot::NoRollout),
+        }
+        Ok(())
+    }
+
+    /// Another group found the release bad. Has no effect on a rollout that is already paused, or
+    /// if an operator overruled that group.
+    pub(crate) fn pause_for_verdict(&mut self, group: &GroupId, reason: &str) -> Applied {
+        let by = PausedBy::Verdict { group: group.clone() };
+        let pause = Pause { by, reason: reason.to_owned(), since: self.clock };
+        match self.replan() {
+            Some(rollout) if rollout.overruled.contains(group) => {}
+            Some(rollout) => {
+                rollout.pause.get_or_insert(pause);
+            }
+            None => return self.not_now(WhyNot::NoRollout),
+        }
+        Ok(())
+    }
+
+    /// Continues a paused rollout; the verdict that paused it is overruled.
+    pub(crate) fn resume(&mut self) -> Applied {
+        if self.app.phase.forward().is_none_or(|rollout| rollout.pause.is_none()) {
+            return self.not_now(WhyNot::NotPaused);
+        }
+        if let Some(rollout) = self.replan()
+            && let Some(Pause { by: PausedBy::Verdict { group }, .. }) = rollout.pause.take()
+        {
+            rollout.overruled.insert(group);
+        }
+        self.progress();
+        Ok(())
+    }
+
+    pub(crate) fn approve(&mut self) -> Applied {
+        match self.app.phase.rollout_mut() {
+            Some(rollout) if rollout.policy.update.approve_after_wave > 0 => {
+                rollout.approved = true;
+            }
+            Some(_) | None => return self.not_now(WhyNot::NoApprovalNeeded),
+        }
+        self.progress();
+        Ok(())
+    }
+
+    /// Rolls back now, or lets a roll-back in progress continue under the kill switch.
+    pub(crate) fn abort(&mut self, reason: &str) -> Applied {
+        let by = self.actor.to_owned();
+        self.fail(Reason::Aborted { by, text: reason.to_owned() }, true)
+    }
+
+    /// Lets the held release, and debts that were given up, be tried again.
+    pub(crate) fn retry(&mut self) -> Applied {
+        let app = &mut *self.app;
+        let mut did = false;
+        for debt in app.servers.values_mut().filter_map(|here| here.debt.as_mut()) {
+            did |= debt.tries > 0;
+            debt.tries = 0;
+        }
+        if let Phase::Held { rejected, .. } = &app.phase {
+            app.rejected.retain(|entry| entry.release != *rejected);
+            did = true;
+        }
+        if !did {
+            return self.not_now(WhyNot::NothingToRetry);
+        }
+        app.generation = app.generation.next();
+        Ok(())
+    }
+
+    /// Rolls out the good release before the current one, and rejects the current one.
+    pub(crate) fn undo(&mut self, lead: &ServerId) -> Applied {
+        if !matches!(self.app.phase, Phase::Running { .. }) {
+            return self.not_now(WhyNot::NotRunning);
+        }
+        let Some(target) = self.app.good_before.last().cloned() else {
+            return self.not_now(WhyNot::NoEarlierRelease);
+        };
+        let current = self.app.last_good.clone();
+        if current.as_ref().is_some_and(|release| release.rollback == Rollback::ForwardOnly) {
+            return self.not_now(WhyNot::ForwardOnly);
+        }
+        let rejected = self.app.rejected.clone();
+        self.app.rejected.retain(|entry| entry.release != target);
+        if let Err(rejection) = self.start_rollout(&target, self.app.revision, lead) {
+            self.app.rejected = rejected;
+            return Err(rejection);
+        }
+        if let Some(current) = current {
+            self.reject(&current, Reason::Undone { by: self.actor.to_owned() });
+        }
+        Ok(())
+    }
+}

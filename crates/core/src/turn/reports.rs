@@ -1,0 +1,271 @@
+//! What servers report.
+
+use super::{Applied, Turn};
+use crate::command::{Event, Limited, Rejection};
+use crate::ids::{Digest, ServerId};
+use crate::orders::Purpose;
+use crate::phase::Phase;
+use crate::reason::{DebtReason, Unfit};
+use crate::release::Release;
+use crate::report::{Blame, Outcome, REPORT_TEXT_BYTES_MAX, Report, Step};
+use crate::state::{
+    Activation, ActivationStage, App, FAILURES_KEPT_MAX, Failure, HOLDS_MAX, ServerApp, State,
+    push_bounded,
+};
+
+impl State {
+    /// Applies a report. One that was seen before, or that is about an older plan, is ignored, so
+    /// a server can always repeat its reports.
+    pub(crate) fn report(
+        &mut self,
+        report: &Report,
+        actor: &str,
+        events: &mut Vec<Event>,
+    ) -> Applied {
+        let max = 2 * REPORT_TEXT_BYTES_MAX;
+        if let Outcome::Failed { reason, output, .. } = &report.outcome
+            && reason.len() + output.len() > max
+        {
+            return Err(Rejection::Limit { what: Limited::ReportBytes, max: max as u64 });
+        }
+        let Some(server) = self.servers.get_mut(&report.server) else {
+            return Err(Rejection::NoServer { server: report.server.clone() });
+        };
+        let position = (report.boot_epoch, report.sequence);
+        let news = position > (server.boot_epoch, server.sequence);
+        if news {
+            (server.boot_epoch, server.sequence) = position;
+        }
+        let applied = news
+            && match self.turn(&report.app, actor, events) {
+                Ok(mut turn) => turn.report(report),
+                Err(_) => false,
+            };
+        if !applied {
+            let (server, sequence) = (report.server.clone(), report.sequence);
+            events.push(Event::ReportIgnored { server, sequence });
+        }
+        Ok(())
+    }
+}
+
+impl Turn<'_> {
+    /// Applies a report; false if it is about a change that is over.
+    fn report(&mut self, report: &Report) -> bool {
+        let server = &report.server;
+        match &report.outcome {
+            Outcome::Found { release, in_service } => self.found(server, release, *in_service),
+            Outcome::Holds { artifact } => self.holds(server, artifact),
+            Outcome::Health { in_service, reason } => self.health(server, *in_service, reason),
+            Outcome::Applied => self.advanced(report, ActivationStage::Applied { at: self.clock }),
+            Outcome::Checked => self.advanced(report, ActivationStage::Checked { at: self.clock }),
+            Outcome::InService => self.done(report),
+            Outcome::Failed { blame, step, reason, output } => {
+                let failure = self.failure(server, *blame, *step, reason, output);
+                self.failed(report, failure)
+            }
+            Outcome::Undone { release, reason } => {
+                let failure = self.failure(server, Blame::Release, Step::Undo, reason, "");
+                self.undone(report, release, failure)
+            }
+        }
+    }
+
+    /// The server's state, with its change if the report is about that one.
+    fn here(&mut self, report: &Report) -> Option<(&mut ServerApp, bool)> {
+        let here = self.app.servers.get_mut(&report.server)?;
+        let same = here.activation.as_ref().is_some_and(|a| a.fence == report.fence);
+        Some((here, same))
+    }
+
+    fn found(&mut self, server: &ServerId, release: &Option<Release>, in_service: bool) -> bool {
+        let App { servers, last_good, phase, .. } = &mut *self.app;
+        let Some(here) = servers.get_mut(server) else { return false };
+        here.found = true;
+        if here.in_flight().is_some() {
+            return true;
+        }
+        let changed = here.running != *release;
+        here.running.clone_from(release);
+        here.in_service = in_service;
+        let coming = phase.forward().map(|rollout| &rollout.release);
+        let fits = release == last_good || (release.is_some() && release.as_ref() == coming);
+        let in_place = matches!(phase, Phase::Held { in_place: Some(_), .. });
+        if changed && !fits && !in_place && last_good.is_some() {
+            let running = release.as_ref().map(|release| release.version.clone());
+            here.owe(self.clock, DebtReason::Found { running });
+        } else if release.is_some() && release == last_good && here.activation.is_none() {
+            // Already on the good release: clear its debt.
+            here.debt = None;
+        }
+        if release.is_none() && changed {
+            // A server that lost what it ran has lost its artifacts as well.
+            here.holds.clear();
+        }
+        true
+    }
+
+    fn holds(&mut self, server: &ServerId, artifact: &Digest) -> bool {
+        let Some(here) = self.app.servers.get_mut(server) else { return false };
+        if !here.has(artifact) {
+            push_bounded(&mut here.holds, artifact.clone(), HOLDS_MAX);
+            self.progress();
+        }
+        true
+    }
+
+    fn health(&mut self, server: &ServerId, in_service: bool, reason: &str) -> bool {
+        let App { servers, phase, .. } = &mut *self.app;
+        let Some(here) = servers.get_mut(server) else { return false };
+        if here.in_flight().is_some() {
+            if in_service {
+                serves_again(here);
+            }
+            return true;
+        }
+        let served = here.in_service;
+        here.in_service = in_service && here.running.is_some();
+        here.unfit = (!in_service).then(|| Unfit::Unhealthy { text: reason.to_owned() });
+        let broke_down = served && !here.in_service;
+        // A server that was through and broke down while the rollout continues is a failure of the
+        // release like any other; the next waves would only take it in again.
+        if let Some(rollout) = phase.forward()
+            && broke_down
+            && here.running.as_ref() == Some(&rollout.release)
+            && !rollout.lost.contains(server)
+        {
+            let of = here.running.clone();
+            let failure = self.failure(server, Blame::Release, Step::Check, reason, "");
+            self.count(failure, Purpose::Wave, of);
+        }
+        true
+    }
+
+    /// Applied or checked; a stage that was reached before is no news.
+    fn advanced(&mut self, report: &Report, to: ActivationStage) -> bool {
+        let Some((here, true)) = self.here(report) else { return false };
+        let Some(activation) = here.activation.as_mut().filter(|a| a.open()) else { return false };
+        let news = match activation.stage {
+            ActivationStage::Granted => true,
+            ActivationStage::Applied { .. } => matches!(to, ActivationStage::Checked { .. }),
+            ActivationStage::Checked { .. }
+            | ActivationStage::Failed { .. }
+            | ActivationStage::Undone { .. } => false,
+        };
+        if news {
+            activation.stage = to;
+            here.running.clone_from(&activation.release);
+            here.in_service = false;
+            here.unfit = Some(Unfit::Changing);
+            self.progress();
+        }
+        true
+    }
+
+    fn done(&mut self, report: &Report) -> bool {
+        let coming = self.app.phase.forward().map(|rollout| rollout.release.clone());
+        let good = self.app.last_good.clone();
+        let Some((here, true)) = self.here(report) else { return false };
+        here.running = here.activation.take().and_then(|activation| activation.release);
+        here.in_service = here.running.is_some();
+        here.unfit = None;
+        if here.running == good || (coming.is_some() && here.running == coming) {
+            here.debt = None;
+        }
+        let (app, server) = (self.id.clone(), report.server.clone());
+        self.events.push(Event::ServerDone { app, server });
+        self.progress();
+        true
+    }
+
+    fn failed(&mut self, report: &Report, failure: Failure) -> bool {
+        let Some((here, true)) = self.here(report) else { return false };
+        let Some(activation) = here.activation.as_mut().filter(|a| a.open()) else { return false };
+        let Failure { at, step, blame, .. } = failure;
+        activation.stage =
+            ActivationStage::Failed { at, step, blame, reason: failure.reason.clone() };
+        let Activation { purpose, release, .. } = activation.clone();
+        if step >= Step::Stop {
+            here.running.clone_from(&release);
+        }
+        if step >= Step::Drain {
+            here.in_service = false;
+            here.unfit = Some(Unfit::Failed { step });
+        }
+        self.count(failure, purpose, release);
+        true
+    }
+
+    /// The host put the old release back on its own.
+    fn undone(&mut self, report: &Report, to: &Option<Release>, failure: Failure) -> bool {
+        let Some((here, same)) = self.here(report) else { return false };
+        here.running.clone_from(to);
+        let Some(activation) = here.activation.as_mut().filter(|_| same) else {
+            // It has another change by now; that it serves again still matters.
+            serves_again(here);
+            return true;
+        };
+        let reason = failure.reason.clone();
+        activation.stage = ActivationStage::Undone { at: failure.at, reason };
+        let Activation { purpose, release, .. } = activation.clone();
+        here.in_service = to.is_some();
+        here.unfit = None;
+        self.count(failure, purpose, release);
+        true
+    }
+
+    fn failure(
+        &self,
+        server: &ServerId,
+        blame: Blame,
+        step: Step,
+        reason: &str,
+        output: &str,
+    ) -> Failure {
+        let (reason, output) = (reason.to_owned(), output.to_owned());
+        Failure { server: server.clone(), blame, step, reason, output, at: self.clock }
+    }
+
+    /// Counts a failure against its budget. The server owes, and the rollout continues without it
+    /// as long as the budgets allow.
+    fn count(&mut self, failure: Failure, purpose: Purpose, of: Option<Release>) {
+        let Failure { server, blame, reason, .. } = &failure;
+        if let Some(here) = self.app.servers.get_mut(server) {
+            here.owe(self.clock, DebtReason::Failed { text: reason.clone() });
+        }
+        let (app, server, reason) = (self.id.clone(), server.clone(), reason.clone());
+        self.events.push(Event::ServerFailed { app, server: server.clone(), reason });
+        self.progress();
+        let Some(rollout) = self.app.phase.rollout_mut() else { return };
+        let own = purpose == Purpose::Wave && of.as_ref() == Some(&rollout.release);
+        if !own && purpose != Purpose::RollBack {
+            // A failure of an older plan or of a debt says nothing about this rollout.
+            return;
+        }
+        rollout.lost.insert(server);
+        if own {
+            match blame {
+                Blame::Release => rollout.release_failures += 1,
+                Blame::Surroundings => rollout.surroundings_failures += 1,
+            }
+        }
+        if rollout.failures.len() < FAILURES_KEPT_MAX {
+            rollout.failures.push(failure);
+        }
+    }
+}
+
+/// A server thought to be out of service serves, before it started its granted change: if that
+/// change was granted as free, it has to be granted again at its real cost.
+fn serves_again(here: &mut ServerApp) {
+    let served = here.in_service;
+    here.in_service = here.running.is_some();
+    if let Some(activation) = &mut here.activation
+        && activation.stage == ActivationStage::Granted
+        && !activation.costs
+        && here.in_service
+        && !served
+    {
+        activation.void = true;
+    }
+}

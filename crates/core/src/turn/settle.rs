@@ -1,0 +1,63 @@
+//! The arrows that no command takes: they follow from what is known.
+
+use super::Turn;
+use crate::phase::{Milestone, Phase, WaveStep};
+use crate::reason::DebtReason;
+use crate::state::{Ending, GOOD_MAX, push_bounded};
+
+impl Turn<'_> {
+    /// Takes one arrow after the other until none follows.
+    pub(super) fn settle(&mut self) {
+        while self.give_up() || self.next_step() || self.finish() || self.hold() {}
+    }
+
+    /// From one step of a wave to the next, once all servers of the wave are through with it.
+    fn next_step(&mut self) -> bool {
+        let Phase::Forward { rollout, at: Milestone::Wave { servers, step, since } } =
+            &self.app.phase
+        else {
+            return false;
+        };
+        let Some(next) = step.next() else { return false };
+        let counted = servers.iter().filter(|server| !rollout.lost.contains(*server));
+        let mut known = counted.filter_map(|server| self.app.servers.get(server));
+        let watched_ms = self.clock.since(*since);
+        let baking = *step == WaveStep::Baking && watched_ms < rollout.policy.update.bake_time.ms;
+        if baking || !known.all(|here| step.is_done_on(here, &rollout.release)) {
+            return false;
+        }
+        let servers = servers.clone();
+        self.reach(Milestone::Wave { servers, step: next, since: self.clock });
+        self.progress();
+        true
+    }
+
+    /// verified, wave-baked ─► running: every reachable server runs the release and was watched.
+    fn finish(&mut self) -> bool {
+        let Some(rollout) = self.app.phase.between_waves() else { return false };
+        if !self.app.remaining(rollout).is_empty() {
+            return false;
+        }
+        let rollout = rollout.clone();
+        let release = &rollout.release;
+        let old = self.app.last_good.replace(release.clone());
+        if let Some(old) = old.filter(|old| old != release) {
+            self.app.good_before.retain(|good| *good != old && good != release);
+            if self.app.rejection_of(&old).is_none() {
+                push_bounded(&mut self.app.good_before, old, GOOD_MAX);
+            }
+        }
+        for here in self.app.servers.values_mut() {
+            if here.settled_on(Some(release)) {
+                here.debt = None;
+            } else {
+                here.owe(self.clock, DebtReason::LeftBehind);
+            }
+        }
+        self.app.rejected.retain(|entry| entry.release != *release);
+        self.verdict(release, None);
+        self.remember(&rollout, Ending::Completed, None);
+        self.enter(Phase::Running { since: self.clock });
+        true
+    }
+}
