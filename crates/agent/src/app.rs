@@ -283,10 +283,10 @@ impl AppTask {
             return fetch_text(None, &Surroundings::default());
         };
         let context = self.downloads.context();
-        let guides = context.guides.as_ref();
+        let guides = &context.guides;
         let around = Surroundings {
-            guidance: guides.and_then(|guides| guides.of(&order.release.artifact)),
-            leader_silent: guides.map_or(Duration::ZERO, |guides| guides.silent_for()),
+            guidance: guides.of(&order.release.artifact),
+            leader_silent: guides.silent_for(),
             download_limit: context.download.limit(),
         };
         fetch_text(status.as_ref(), &around)

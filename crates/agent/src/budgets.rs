@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cohort_distribute::{Budget, Tracker};
+use cohort_distribute::{Budget, SharedTracker};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{AgentConfig, ByteRate, YieldTo};
@@ -22,7 +22,7 @@ pub(crate) struct Budgets {
     pub(crate) download: Arc<Budget>,
     pub(crate) upload: Arc<Budget>,
     /// Divides the zone's limit while this server leads.
-    pub(crate) tracker: Arc<Tracker>,
+    pub(crate) tracker: Arc<SharedTracker>,
 }
 
 /// The part of a configuration that counts here, and may change at any time.

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cohort_distribute::{Budget, Tracker};
+use cohort_distribute::{Budget, SharedTracker};
 use tokio_util::sync::CancellationToken;
 
 use super::{Budgets, keep};
@@ -37,7 +37,7 @@ fn start(config: AgentConfig) -> Kept {
     let budgets = Budgets {
         download: Arc::clone(&kept.download),
         upload: Arc::clone(&kept.upload),
-        tracker: Arc::new(Tracker::default()),
+        tracker: Arc::new(SharedTracker::default()),
     };
     tokio::spawn(keep(config, budgets, kept.stop.clone()));
     kept

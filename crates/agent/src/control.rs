@@ -415,7 +415,7 @@ async fn transfer(
     };
     let leads = server == *shared.server();
     let from = Participant { server, address: known.address, rack: known.rack, leads };
-    let answer = shared.tracker.report(&from, &request, Instant::now());
+    let answer = shared.tracker.report(&from, &request);
     answer.map(Json).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 

@@ -11,7 +11,8 @@ use cohort_core::ids::Digest;
 use cohort_core::orders::{AppOrders, FetchOrder, Source};
 use cohort_core::release::{Release, Rollback};
 use cohort_distribute::{
-    ArtifactStore, ByteCounters, Downloads, FetchContext, Limits, MirrorList, NoPeers, StoreOptions,
+    ArtifactStore, ByteCounters, Downloads, FetchContext, Limits, MirrorList, StoreOptions,
+    WirePeers,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -83,11 +84,11 @@ impl Lab {
         let downloads = Arc::new(Downloads::new(FetchContext {
             store: Arc::clone(&store),
             mirrors: Arc::new(MirrorList::new::<String>(&[]).unwrap()),
-            peers: Arc::new(NoPeers),
+            peers: WirePeers::none(),
             limits: Arc::new(Limits { reserve_bytes: 0, ..Limits::default() }),
             counters: Arc::new(ByteCounters::default()),
             download: Arc::default(),
-            guides: None,
+            guides: Arc::default(),
         }));
         let deltas = Deltas::new(downloads, Arc::default(), CancellationToken::new());
         Self { _folder: folder, deltas, store, old, blob, delta, release }

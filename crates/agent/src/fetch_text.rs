@@ -46,7 +46,7 @@ fn under_way(progress: &Progress, around: &Surroundings) -> String {
         parts.push(source_text(progress, around));
     }
     let wrong = progress.sources.iter().filter(|s| s.offences.contains_key(&Offence::WrongBytes));
-    let wrong: Vec<&str> = wrong.map(|source| source.name.as_str()).take(NAMED_MAX).collect();
+    let wrong: Vec<String> = wrong.map(|wrong| wrong.source.to_string()).take(NAMED_MAX).collect();
     if !wrong.is_empty() {
         parts.push(format!("refuses {}: wrong bytes", wrong.join(", ")));
     }
@@ -59,12 +59,12 @@ fn under_way(progress: &Progress, around: &Surroundings) -> String {
 /// From whom bytes come now; when from nobody, why.
 fn source_text(progress: &Progress, around: &Surroundings) -> String {
     let asked = |kind| {
-        progress.sources.iter().filter(move |source| source.kind == kind && source.requests > 0)
+        progress.sources.iter().filter(move |s| s.source.kind() == kind && s.requests > 0)
     };
     if let Some(mirror) = asked(SourceKind::Mirror).next() {
-        return format!("from mirror {}", mirror.name);
+        return format!("from mirror {}", mirror.source);
     }
-    let peers: Vec<&str> = asked(SourceKind::Peer).map(|source| source.name.as_str()).collect();
+    let peers: Vec<String> = asked(SourceKind::Peer).map(|peer| peer.source.to_string()).collect();
     match peers.split_first() {
         Some((first, [])) => return format!("from {first}"),
         Some((first, more)) => return format!("from {first} and {} more", more.len()),
@@ -73,7 +73,7 @@ fn source_text(progress: &Progress, around: &Surroundings) -> String {
     let Some(guidance) = &around.guidance else {
         return unguided(progress, around);
     };
-    let failed = |kind| progress.sources.iter().find(|s| s.kind == kind && s.last_error.is_some());
+    let failed = |kind| progress.sources.iter().find(|s| s.source.kind() == kind && s.last_error.is_some());
     if !guidance.lease.is_empty() {
         return match failed(SourceKind::Mirror) {
             Some(mirror) => format!("waits for a mirror: {}", complaint(mirror)),
@@ -87,7 +87,7 @@ fn source_text(progress: &Progress, around: &Surroundings) -> String {
     };
     match guidance.feeds.first() {
         Some(Source { server, .. }) => {
-            let known = progress.sources.iter().find(|source| source.name == server.as_str());
+            let known = progress.sources.iter().find(|source| source.source.server() == Some(server));
             let error = known.and_then(|source| source.last_error.as_ref());
             let why = error.map_or_else(String::new, |error| format!(" ({error})"));
             format!("waits for its parent {server}{why}{lost}")
@@ -119,7 +119,7 @@ fn unguided(progress: &Progress, around: &Surroundings) -> String {
 
 fn complaint(source: &SourceReport) -> String {
     let error = source.last_error.as_deref().unwrap_or("does not answer");
-    format!("{} {error}", source.name)
+    format!("{} {error}", source.source)
 }
 
 fn ms(over: Duration) -> u64 {
@@ -128,14 +128,17 @@ fn ms(over: Duration) -> u64 {
 
 #[cfg(test)]
 mod fetch_text_test {
-    use cohort_distribute::{Offences, UnitRun};
+    use cohort_distribute::{Offences, SourceName, UnitRun};
 
     use super::*;
 
     fn source(name: &str, kind: SourceKind, requests: usize, error: Option<&str>) -> SourceReport {
+        let source = match kind {
+            SourceKind::Mirror => SourceName::mirror(name),
+            SourceKind::Peer => SourceName::Server(name.parse().unwrap()),
+        };
         SourceReport {
-            name: name.to_owned(),
-            kind,
+            source,
             requests,
             rate: 0,
             failures: 0,

@@ -110,6 +110,7 @@ async fn metrics(Context(probe): Context<Probe>) -> String {
     }
     metrics.set("cohort_units_refused_total", &[], probe.counters.refused_units() as f64);
     for (source, what, count) in probe.counters.offences() {
+        let source = source.to_string();
         let labels = [("source", source.as_str()), ("what", what.name())];
         metrics.set("cohort_source_offences_total", &labels, count as f64);
     }

@@ -8,7 +8,7 @@ use cohort_artifact::TrustedRepository;
 use cohort_core::command::{Body, COMMAND_VERSION, Command};
 use cohort_core::ids::{AppId, Digest, GroupId, Incarnation, MemberId, RequestId, ServerId};
 use cohort_core::orders::{MemberAddress, Source};
-use cohort_distribute::{Budget, Guides, Tracker};
+use cohort_distribute::{Budget, Guides, SharedTracker};
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
 use cohort_server::answers::{COMMAND_MS_MAX, Committing, Next};
@@ -59,7 +59,7 @@ pub(crate) struct Shared {
     /// The repository as this server trusts it.
     pub repository: Option<Arc<TrustedRepository>>,
     /// Who sends what to whom, while this server leads.
-    pub tracker: Arc<Tracker>,
+    pub tracker: Arc<SharedTracker>,
     /// What leaders said about this server's transfers.
     pub guides: Arc<Guides>,
     /// How fast this server may receive artifacts.

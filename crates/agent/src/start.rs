@@ -108,11 +108,11 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
             MirrorList::new(&http_mirrors)
                 .map_err(|error| AgentError::Config(error.to_string()))?,
         ),
-        peers: Arc::new(WirePeers::new(client.clone())),
+        peers: WirePeers::new(client.clone()),
         limits: Arc::new(Limits::default()),
         counters: Arc::clone(&counters),
         download: Arc::clone(&download),
-        guides: Some(Arc::clone(&guides)),
+        guides: Arc::clone(&guides),
     }));
     let shared = Arc::new(Shared {
         group: joined.group.clone(),

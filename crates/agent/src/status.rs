@@ -81,7 +81,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
 
 /// What the tracker knows; only the leader's has heard anything.
 fn transfers_of(shared: &Shared, view: &View) -> Vec<TransferStatus> {
-    let views = shared.tracker.view(Instant::now());
+    let views = shared.tracker.view();
     transfers(views, |transfer| named(shared, view, transfer))
 }
 

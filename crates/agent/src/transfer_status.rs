@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::ids::{AppId, ServerId, Version};
-use cohort_distribute::{Offence, ServerView, TransferView};
+use cohort_distribute::{Offence, ServerView, SourceName, TransferView};
 use cohort_wire::agent::{
     CHAIN_SERVERS_SHOWN_MAX, CHAINS_SHOWN_MAX, ChainStatus, NAMES_SHOWN_MAX, OffenderStatus,
     TRANSFERS_SHOWN_MAX, TransferStatus,
@@ -127,7 +127,7 @@ fn chains(servers: &[ServerView]) -> (Vec<ChainStatus>, u64) {
 
 /// Who did wrong by the word of whom: the worst first, and of the same kind the most often named.
 fn offenders(servers: &[ServerView]) -> Vec<OffenderStatus> {
-    let mut found: BTreeMap<(&str, Offence), (u64, Vec<&ServerId>)> = BTreeMap::new();
+    let mut found: BTreeMap<(&SourceName, Offence), (u64, Vec<&ServerId>)> = BTreeMap::new();
     for server in servers {
         for accusation in &server.accusations {
             let one = found.entry((&accusation.source, accusation.what)).or_default();
@@ -135,14 +135,14 @@ fn offenders(servers: &[ServerView]) -> Vec<OffenderStatus> {
             one.1.push(&server.server);
         }
     }
-    let barred = |source: &str| {
-        servers.iter().any(|server| server.barred && server.server.as_str() == source)
+    let barred = |source: &SourceName| {
+        servers.iter().any(|server| server.barred && source.server() == Some(&server.server))
     };
     let mut offenders: Vec<(Offence, OffenderStatus)> = found
         .into_iter()
         .map(|((source, what), (count, told_by))| {
             let offender = OffenderStatus {
-                source: source.to_owned(),
+                source: source.to_string(),
                 what: what.name().to_owned(),
                 count,
                 told_by_servers: told_by.len() as u64,
@@ -151,7 +151,7 @@ fn offenders(servers: &[ServerView]) -> Vec<OffenderStatus> {
                 sentence: String::new(),
                 unblocks: unblocks(what, source),
             };
-            (what, OffenderStatus { sentence: offence_sentence(what, &offender), ..offender })
+            (what, OffenderStatus { sentence: offence_sentence(what, &offender, source), ..offender })
         })
         .collect();
     offenders.sort_by(|(a, one), (b, other)| {
@@ -164,17 +164,17 @@ fn offenders(servers: &[ServerView]) -> Vec<OffenderStatus> {
     offenders.into_iter().map(|(_, offender)| offender).collect()
 }
 
-fn offence_sentence(what: Offence, offender: &OffenderStatus) -> String {
-    let OffenderStatus { source, count, told_by, told_by_servers, .. } = offender;
-    let kind = if source.contains("://") { "mirror " } else { "" };
+fn offence_sentence(what: Offence, offender: &OffenderStatus, source: &SourceName) -> String {
+    let OffenderStatus { count, told_by, told_by_servers, .. } = offender;
+    let kind = if source.server().is_none() { "mirror " } else { "" };
     let times = if *count == 1 { String::new() } else { format!(", {count} times") };
     let barred = if offender.barred { "; nobody takes bytes from it for now" } else { "" };
     let told_by = names(told_by, *told_by_servers);
     format!("{kind}{source} {}: so says {told_by}{times}{barred}", what.words())
 }
 
-fn unblocks(what: Offence, source: &str) -> String {
-    let place = if source.contains("://") { "that mirror" } else { source };
+fn unblocks(what: Offence, source: &SourceName) -> String {
+    let place = source.server().map_or("that mirror", ServerId::as_str);
     match what {
         Offence::WrongBytes => {
             format!("goes on by itself from others; look at the disk and memory of {place}")

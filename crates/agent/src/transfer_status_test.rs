@@ -1,5 +1,5 @@
 use cohort_core::ids::ServerId;
-use cohort_distribute::{Accusation, Offence, ServerView, TransferView};
+use cohort_distribute::{Accusation, Offence, ServerView, SourceName, TransferView};
 use cohort_wire::agent::{NAMES_SHOWN_MAX, TRANSFERS_SHOWN_MAX, TransferStatus};
 
 use super::{Named, transfers};
@@ -120,14 +120,15 @@ fn a_plan_that_went_in_a_circle_would_end_nobodys_status() {
 
 #[test]
 fn offenders_are_named_with_what_they_did_and_who_says_so() {
-    let accuse = |source: &str, what, count| Accusation { source: source.to_owned(), what, count };
+    let peer = SourceName::Server(id("s6"));
+    let accuse = |source: &SourceName, what, count| Accusation { source: source.clone(), what, count };
     let mut servers: Vec<ServerView> =
         (1..=6).map(|n| server(&format!("s{n}"), None, 0, 9)).collect();
     for one in &mut servers[..5] {
-        one.accusations = vec![accuse("s6", Offence::WrongBytes, 2)];
+        one.accusations = vec![accuse(&peer, Offence::WrongBytes, 2)];
     }
     servers[5].barred = true;
-    servers[0].accusations.push(accuse("http://m1/", Offence::Silent, 1));
+    servers[0].accusations.push(accuse(&SourceName::mirror("http://m1/"), Offence::Silent, 1));
     let status = shown(view(servers));
     let told: Vec<&str> = status.offenders.iter().map(|o| o.sentence.as_str()).collect();
     assert_eq!(
@@ -135,7 +136,7 @@ fn offenders_are_named_with_what_they_did_and_who_says_so() {
         [
             "s6 sent wrong bytes: so says s1, s2, s3 and 2 more, 10 times; nobody takes bytes from it \
              for now",
-            "mirror http://m1/ said nothing when it was asked: so says s1",
+            "mirror http://m1/ did not respond: so says s1",
         ]
     );
     assert_eq!(
@@ -149,7 +150,8 @@ fn offenders_are_named_with_what_they_did_and_who_says_so() {
 fn a_thousand_servers_make_a_small_status() {
     let long = |n: usize| format!("server-{n:04}-{}", "x".repeat(51));
     let accused: Vec<Accusation> = (0..16)
-        .map(|n| Accusation { source: "u".repeat(200 - n), what: Offence::Slow, count: u32::MAX })
+        .map(|n| SourceName::mirror(&"u".repeat(200 - n)))
+        .map(|source| Accusation { source, what: Offence::Slow, count: u32::MAX })
         .collect();
     let servers: Vec<ServerView> = (0..1_000)
         .map(|n| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cohort_core::ids::{Digest, ServerId};
 use cohort_core::release::Release;
 use cohort_core::state::State;
-use cohort_distribute::{TRANSFER, TrackerCalls, TransferAnswer, TransferRequest};
+use cohort_distribute::{CallError, TRANSFER, TrackerCalls, TransferAnswer, TransferRequest};
 use cohort_wire::http::Call;
 use futures_util::future::BoxFuture;
 
@@ -22,14 +22,14 @@ impl TrackerCalls for Transfers {
     fn report(
         &self,
         request: TransferRequest,
-    ) -> BoxFuture<'static, Result<TransferAnswer, String>> {
+    ) -> BoxFuture<'static, Result<TransferAnswer, CallError>> {
         let shared = Arc::clone(&self.0);
         Box::pin(async move {
             let leader = shared.leader().ok_or("no leader is known")?;
             let target = shared.target(&leader.server, &leader.address);
             let call = Call::post(TRANSFER, &request).deadline(DEADLINE).idempotent();
             let answer = shared.client.call_json(&target, call).await;
-            answer.map_err(|error| error.to_string())
+            answer.map_err(CallError::from)
         })
     }
 }

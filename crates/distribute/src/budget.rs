@@ -1,54 +1,56 @@
 //! How many bytes per second may go one way, over all transfers of a server.
 //!
-//! A piece goes as soon as nothing is owed for those before it, and the next one waits until it is
-//! paid for. So bytes go piece by piece at the pace of the limit, never in the bursts of a bucket
-//! that fills while others want the wire.
+//! A piece may go once everything before it is paid for, and the next one waits until this one is.
+//! So bytes go piece by piece at the pace of the limit, not in the bursts of a token bucket that
+//! filled up while idle.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Longest sleep of one that waits, in milliseconds: a changed limit is felt this soon.
+use parking_lot::Mutex;
+
+/// Longest sleep of a waiter, in milliseconds: a changed limit takes effect this soon.
 const LOOK_AGAIN_MS: u64 = 50;
 
-/// Shortest sleep, in milliseconds: what a timer can do.
+/// Shortest sleep, in milliseconds: the resolution of a timer.
 const SLEEP_MS_MIN: u64 = 1;
 
-/// What may go at once after a pause, as a part of a second: 31 ms of the limit, which is what a
-/// timer may be late on a busy machine. Less would make a limit slower than it says.
+/// What may go at once after a pause, as a fraction of a second: 31 ms, as late as a timer may be on
+/// a busy machine. Less would make a limit slower than configured.
 const BURST_PART: u64 = 32;
 
 /// A limit in bytes per second that may change at any time; none at first.
 #[derive(Debug, Default)]
 pub struct Budget {
-    /// Bytes per second; 0: no limit.
+    /// Bytes per second; 0 is unlimited.
     rate: AtomicU64,
-    /// Bytes that went.
+    /// Bytes that went so far.
     taken: AtomicU64,
     filled: Mutex<Option<Filled>>,
-    /// What goes counts there as well.
+    /// The budget that this one is a part of.
     within: Option<Arc<Budget>>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Filled {
     at: Instant,
-    /// Bytes that may go now; below zero after a piece that was larger than what was left.
+    /// Bytes that may go now; negative after a piece larger than what was left.
     bytes: i64,
 }
 
 impl Budget {
-    /// A part of another budget: both limits hold.
+    /// A part of another budget. Both limits hold.
     #[must_use]
     pub fn within(whole: Arc<Budget>) -> Self {
         Self { within: Some(whole), ..Self::default() }
     }
 
-    /// Sets the limit, in bytes per second; `None`: no limit. Felt at once by all that wait. Who
-    /// changes it often wins nothing: what is owed is owed for as long as before.
+    /// Sets the limit in bytes per second; `None` is unlimited. Takes effect at once. Changing it often
+    /// gains nothing: what is owed stays owed for as long.
     pub fn set(&self, limit: Option<u64>) {
         let after = limit.unwrap_or(0);
-        let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut filled = self.filled.lock();
         let before = self.rate.swap(after, Ordering::Relaxed);
         if before == after {
             return;
@@ -71,8 +73,8 @@ impl Budget {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Takes so many bytes out of the budget, as soon as nothing is owed in it. `waits` is called
-    /// whenever that is not yet so.
+    /// Takes bytes out of the budget, as soon as nothing is owed in it. `waits` is called before every
+    /// sleep.
     pub async fn take(&self, bytes: usize, waits: impl Fn()) {
         let mut next = Some(self);
         while let Some(budget) = next {
@@ -87,14 +89,14 @@ impl Budget {
         }
     }
 
-    /// Takes so many bytes out of the budget at once: whoever comes next waits for it.
+    /// Takes bytes out of the budget at once; the next taker waits for them.
     pub(crate) fn owe(&self, bytes: usize) {
         if bytes == 0 {
             return;
         }
         self.taken.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.try_take(bytes, Instant::now()).is_err() {
-            let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut filled = self.filled.lock();
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
             *filled =
                 filled.map(|filled| Filled { bytes: filled.bytes.saturating_sub(bytes), ..filled });
@@ -104,9 +106,9 @@ impl Budget {
         }
     }
 
-    /// Takes so many bytes out of this budget alone; else says how long that will not be possible.
+    /// Takes bytes out of this budget alone, or says how long to wait.
     pub(crate) fn try_take(&self, bytes: usize, now: Instant) -> Result<(), Duration> {
-        let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut filled = self.filled.lock();
         let Some(rate) = self.limit() else { return Ok(()) };
         let most = i64::try_from(rate / BURST_PART).unwrap_or(i64::MAX).max(1);
         let before = filled.unwrap_or(Filled { at: now, bytes: most });
@@ -114,7 +116,7 @@ impl Budget {
         let more = us.unwrap_or(u64::MAX).saturating_mul(rate) / 1_000_000;
         let left = before.bytes.saturating_add(i64::try_from(more).unwrap_or(i64::MAX)).min(most);
         if left <= 0 {
-            // `at` stays: time for less than a byte must not get lost by looking often.
+            // `at` stays, so that time worth less than a byte is not lost by asking often.
             let owed = left.unsigned_abs().saturating_add(1);
             let us = u128::from(owed) * 1_000_000 / u128::from(rate);
             return Err(Duration::from_micros(u64::try_from(us).unwrap_or(u64::MAX)));

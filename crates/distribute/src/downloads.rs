@@ -1,14 +1,17 @@
-//! All fetches of a server: begins those that are ordered, follows their sources, ends those that
-//! are no longer ordered, and tries again those that failed.
+//! All fetches of a server: starts those that are ordered, cancels those that no longer are, and
+//! retries those that failed.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cohort_base::chain;
+use cohort_base::retry::Schedule;
 use cohort_core::ids::Digest;
 use cohort_core::orders::FetchOrder;
 use cohort_core::release::Release;
 use cohort_core::report::Blame;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,62 +21,59 @@ use crate::fetch::{FetchContext, FetchError, fetch};
 use crate::progress::Progress;
 use crate::store_error::StoreError;
 
-/// Fetches that run at once; the others wait in the order of the orders. Two: a second app's small
-/// release need not wait for a large one, and the wire is full either way.
+/// Fetches that run at once; the others queue in the order of the orders. Two, so that a second
+/// app's small release need not wait for a large one; the wire is full either way.
 const FETCHES_MAX: usize = 2;
 
-/// Artifacts that may be ordered at once: an app has one fetch, and a server fewer apps than this.
+/// Most artifacts ordered at once: an app has one fetch, and a server has fewer apps than this.
 pub const ORDERS_MAX: usize = 256;
 
-/// First pause before a failed fetch is tried again, doubled each time, in milliseconds.
-const AGAIN_MS_MIN: u64 = 1_000;
+/// Pauses between the tries of a fetch. Each try has given every source its own retries already.
+const AGAIN: Schedule = Schedule::new(Duration::from_secs(1), Duration::from_secs(60));
 
-/// Longest such pause, in milliseconds.
-const AGAIN_MS_MAX: u64 = 60_000;
-
-/// Pause before a file is tried again that another fetch has not let go of yet, in milliseconds.
+/// Pause before retrying a file that a cancelled fetch has not released yet, in milliseconds.
 const IN_FLIGHT_MS: u64 = 50;
 
-/// Fetches that ended well and are remembered, so that the leader hears what they took from where:
-/// two run at once, and a leader that cannot be told for longer is another one by then.
+/// Finished fetches that are remembered until a leader hears what they took from where. Two run at
+/// once, and a leader that is unreachable for longer than these last has been replaced.
 const ENDED_MAX: usize = 16;
 
-/// For how long one is remembered that is not ordered any more while no leader wants to hear of it.
+/// How long one that is no longer ordered is remembered while no leader can be reached.
 const ENDED_KEPT: Duration = Duration::from_secs(10);
 
-/// A fetch that ended well.
+/// A fetch that finished.
 #[derive(Debug, Clone)]
 pub struct EndedFetch {
-    /// What was fetched.
+    /// The release whose artifact was fetched.
     pub release: Release,
-    /// How it stood in the end.
+    /// The last progress, with the sums of the whole fetch.
     pub progress: Progress,
     at: Instant,
     pub(crate) told: bool,
 }
 
-/// How an ordered artifact stands.
+/// The state of an ordered artifact.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FetchStatus {
-    /// Waits for its turn, or is under way.
+    /// Queued, or being fetched.
     UnderWay {
-        /// How far it is.
+        /// Progress of the current try.
         progress: Box<Progress>,
     },
     /// Whole, verified and durable.
     Held,
-    /// This try failed; it is tried again for as long as it is ordered.
+    /// The last try failed; it is retried as long as it is ordered.
     Failed {
-        /// Whose fault it is.
+        /// The release, or the surroundings.
         blame: Blame,
-        /// In words, for people.
+        /// The error with its causes, for people.
         reason: String,
-        /// Tries that failed since it was ordered.
+        /// Failed tries since it was ordered.
         tries: u32,
     },
 }
 
-/// All fetches of a server. Call its methods within a tokio runtime; dropping it ends every fetch.
+/// All fetches of a server. Call it within a tokio runtime; dropping it cancels every fetch.
 pub struct Downloads {
     context: FetchContext,
     running: Mutex<BTreeMap<Digest, Running>>,
@@ -90,7 +90,7 @@ struct Running {
 }
 
 impl Downloads {
-    /// No fetch yet.
+    /// Starts nothing before the first orders.
     #[must_use]
     pub fn new(context: FetchContext) -> Self {
         Self {
@@ -110,12 +110,12 @@ impl Downloads {
         &self.context
     }
 
-    /// Takes everything that is ordered now, over all apps, in order of importance. Cheap and safe
-    /// to repeat with every answer of the group. Orders for one artifact are merged.
+    /// Takes all orders of all apps, most important first. Cheap and safe to repeat with every answer
+    /// of the group. Orders for one artifact are merged.
     pub fn set_orders(&self, orders: &[FetchOrder]) {
         let merged = merge(orders);
-        let mut running = self.lock();
-        // Before any of it begins to come: what comes is never collected.
+        let mut running = self.running.lock();
+        // Before the first byte: what is being fetched is never collected.
         let store = &self.context.store;
         store.set_ordered(merged.iter().map(|order| order.release.artifact.clone()).collect());
         running.retain(|digest, fetch| {
@@ -148,16 +148,16 @@ impl Downloads {
         }
     }
 
-    /// How every ordered artifact stands; changes with every step forward.
+    /// The state of every ordered artifact; changes with every bit of progress.
     #[must_use]
     pub fn statuses(&self) -> watch::Receiver<BTreeMap<Digest, FetchStatus>> {
         self.statuses.subscribe()
     }
 
-    /// Everything that is ordered, and how it stands.
+    /// Every order, with the state of its artifact.
     #[must_use]
     pub fn transfers(&self) -> Vec<(FetchOrder, Option<FetchStatus>)> {
-        let running = self.lock();
+        let running = self.running.lock();
         let statuses = self.statuses.borrow();
         running
             .iter()
@@ -165,11 +165,11 @@ impl Downloads {
             .collect()
     }
 
-    /// Fetches that ended well: those that no leader has heard of yet, and those still ordered.
+    /// Finished fetches: those that no leader has heard of yet, and those still ordered.
     #[must_use]
     pub fn ended(&self) -> Vec<EndedFetch> {
-        let running = self.lock();
-        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.lock();
+        let mut ended = self.ended.lock();
         ended.retain(|fetch| {
             let news = !fetch.told && fetch.at.elapsed() < ENDED_KEPT;
             news || running.contains_key(&fetch.release.artifact)
@@ -179,13 +179,13 @@ impl Downloads {
 
     /// A leader has heard of these.
     pub(crate) fn told(&self, told: &[Digest]) {
-        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ended = self.ended.lock();
         for fetch in ended.iter_mut().filter(|fetch| told.contains(&fetch.release.artifact)) {
             fetch.told = true;
         }
     }
 
-    /// Ends every fetch, and waits until each has let go of its file. What was verified stays.
+    /// Cancels every fetch, and waits until each has released its file. What was verified stays.
     pub async fn stop(&self) {
         self.all.cancel();
         self.tasks.close();
@@ -202,10 +202,6 @@ impl Downloads {
             cancel,
         };
         self.tasks.spawn(one.run(orders));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Digest, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -228,6 +224,7 @@ impl OneFetch {
     async fn run(self, orders: watch::Receiver<FetchOrder>) {
         self.tell(FetchStatus::UnderWay { progress: Box::default() });
         let mut tries = 0;
+        let mut pauses = AGAIN.pauses();
         loop {
             let error = match self.once(&orders).await {
                 Ok(progress) => {
@@ -236,25 +233,24 @@ impl OneFetch {
                 }
                 Err(FetchError::Cancelled { .. }) => return,
                 Err(FetchError::Store(StoreError::InFlight { .. })) => {
-                    // Ordered again while the one that was cancelled still lets go of its file.
+                    // Ordered again while the cancelled fetch still holds the file.
                     tokio::time::sleep(Duration::from_millis(IN_FLIGHT_MS)).await;
                     continue;
                 }
                 Err(error) => error,
             };
             tries += 1;
-            let reason = flat(&error);
+            let reason = chain(&error);
             warn!(artifact = %self.digest, reason, tries, "fetch failed");
             self.tell(FetchStatus::Failed { blame: error.blame(), reason, tries });
-            let pause = (AGAIN_MS_MIN << (tries - 1).min(16)).min(AGAIN_MS_MAX);
             tokio::select! {
                 () = self.cancel.cancelled() => return,
-                () = tokio::time::sleep(Duration::from_millis(pause)) => {}
+                () = tokio::time::sleep(pauses.next_pause()) => {}
             }
         }
     }
 
-    /// One try; shows its progress meanwhile, and gives back how it stood in the end.
+    /// One try; publishes its progress and returns the last.
     async fn once(&self, orders: &watch::Receiver<FetchOrder>) -> Result<Progress, FetchError> {
         let cancelled = || FetchError::Cancelled { artifact: self.digest.to_string() };
         let turn = tokio::select! {
@@ -283,12 +279,12 @@ impl OneFetch {
         result.map(|()| last)
     }
 
-    /// What was found whole on the disk took nothing from anybody: there is nothing to tell.
+    /// An artifact found whole on disk took nothing from anybody: nothing to report.
     fn remember(&self, release: Release, progress: Progress) {
         if progress.bytes_from_mirrors + progress.bytes_from_peers == 0 {
             return;
         }
-        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ended = self.ended.lock();
         ended.retain(|fetch| fetch.release.artifact != release.artifact);
         if ended.len() >= ENDED_MAX {
             ended.remove(0);
@@ -298,7 +294,7 @@ impl OneFetch {
 
     fn tell(&self, status: FetchStatus) {
         self.statuses.send_if_modified(|all| {
-            // An order that was dropped, and perhaps given again to another, has no say any more.
+            // A withdrawn order must not overwrite the state of its successor.
             if self.cancel.is_cancelled() || all.get(&self.digest) == Some(&status) {
                 return false;
             }
@@ -308,7 +304,7 @@ impl OneFetch {
     }
 }
 
-/// One order per artifact, at the place of the first.
+/// Merges orders for one artifact, at the position of the first.
 fn merge(orders: &[FetchOrder]) -> Vec<FetchOrder> {
     let mut merged: Vec<FetchOrder> = Vec::new();
     for order in orders {
@@ -327,16 +323,4 @@ fn merge(orders: &[FetchOrder]) -> Vec<FetchOrder> {
         }
     }
     merged
-}
-
-/// An error and its causes in one line.
-fn flat(error: &FetchError) -> String {
-    use std::error::Error as _;
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }

@@ -1,62 +1,64 @@
-//! One artifact comes to this server: plan, ask, verify, write, and again, until it is whole.
+//! One artifact comes to this server: decide, ask, verify, write, until it is whole.
+//!
+//! What to ask of whom is decided by [`Fetcher`]; this is the shell that does it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cohort_artifact::UnitHashes;
-use cohort_core::ids::ServerId;
-use cohort_core::orders::{FetchOrder, Source};
+use cohort_base::chain;
+use cohort_core::orders::FetchOrder;
 use cohort_core::release::Release;
 use cohort_core::report::Blame;
+use cohort_transfer::{
+    Effect, FetchWait, Fetcher, Limits, Outcome, RequestId, SourceKind, Target, UNIT_BYTES,
+    UnitRun, UnitSet, What, span_of,
+};
+use rand::TryRngCore as _;
+use rand::rngs::OsRng;
 use tokio::sync::watch;
-use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use crate::budget::Budget;
-use crate::guidance::{self, Guides};
-use crate::limits::Limits;
+use crate::guides::{self, Guides};
 use crate::mirrors::MirrorList;
 use crate::part::Part;
-use crate::plan::{Action, FetchWait, Hashes, Plan, Situation, SourceId, SourceView, plan};
+use crate::peers::{ByteStream, WirePeers};
 use crate::progress::{ByteCounters, Progress};
-use crate::request::{Asked, span_of};
-use crate::sources::Sources;
+use crate::request::{
+    Ended, Heard, RequestContext, RequestError, head, take_hashes, take_link, take_units,
+};
 use crate::store::{ArtifactStore, Claim};
 use crate::store_error::StoreError;
-use crate::transport::PeerTransport;
-use crate::unit_set::{UnitRun, UnitSet};
+use crate::subscription::RUNS_MAX;
 
-mod guided;
-mod requests;
-
-use guided::{Link, Mode, guided};
-use requests::{Ended, UnderWay, What};
-
-/// How often progress is shown while requests are under way, in milliseconds: twice per redraw of a
+/// How often progress is shown while requests are in flight, in milliseconds: twice per redraw of a
 /// live view.
 const PROGRESS_MS: u64 = 250;
 
 /// What all fetches of a server share.
 #[derive(Clone)]
 pub struct FetchContext {
-    /// Where artifacts lie.
+    /// The artifacts on this server's disk.
     pub store: Arc<ArtifactStore>,
     /// The mirrors of the repository.
     pub mirrors: Arc<MirrorList>,
     /// The way to other servers.
-    pub peers: Arc<dyn PeerTransport>,
-    /// The limits.
+    pub peers: WirePeers,
+    /// Limits of every fetch.
     pub limits: Arc<Limits>,
-    /// What is counted for metrics.
+    /// Counters for metrics.
     pub counters: Arc<ByteCounters>,
     /// How fast everything together may be received.
     pub download: Arc<Budget>,
-    /// What the group's leader says; without it, orders alone are obeyed.
-    pub guides: Option<Arc<Guides>>,
+    /// What the group's leader says.
+    pub guides: Arc<Guides>,
 }
 
 /// Why an artifact did not come.
@@ -76,23 +78,23 @@ pub enum FetchError {
         artifact: String,
         /// The version.
         version: String,
-        /// How long, in milliseconds.
+        /// For how long nothing came, in milliseconds.
         ms: u64,
         /// Units that are verified on disk; they are kept for the next try.
         held: u32,
-        /// All units; 0 when not even the unit hashes came.
+        /// Units in all; 0 when not even the unit hashes came.
         count: u32,
-        /// Every source that failed, and how.
+        /// Each source that failed, and how.
         complaints: String,
     },
-    /// The order was dropped.
+    /// The order was withdrawn.
     #[error("artifact {artifact} is no longer ordered")]
     Cancelled {
         /// Root of the artifact.
         artifact: String,
     },
     /// A defect of the agent itself.
-    #[error("a task of the fetch broke down")]
+    #[error("a task of the fetch panicked")]
     Task(#[source] JoinError),
 }
 
@@ -106,26 +108,23 @@ impl FetchError {
 
 /// Fetches the artifact of an order and verifies it; returns when it is whole and durable.
 ///
-/// The order may change its sources while the fetch runs, never its artifact; a dropped sender
+/// The order may change its sources while the fetch runs, never its artifact. A dropped sender
 /// cancels, as does the token, as does dropping the future. What is verified stays on disk for the
-/// next try. Memory is bounded by [`Limits::requests_max`] times two units.
+/// next try.
 ///
 /// # Errors
-/// See [`FetchError`]. Failures of sources are retried here, with back-off, and end in
-/// [`FetchError::GaveUp`] only when nothing came from anyone for [`Limits::give_up_ms`].
+/// See [`FetchError`]. Failed sources are retried here with back-off; [`FetchError::GaveUp`] only
+/// when nothing came from anyone for [`Limits::give_up_ms`].
 pub async fn fetch(
     context: &FetchContext,
     orders: watch::Receiver<FetchOrder>,
     progress: &watch::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<(), FetchError> {
-    let cancelled = |orders: &watch::Receiver<FetchOrder>| FetchError::Cancelled {
-        artifact: orders.borrow().release.artifact.to_string(),
-    };
-    let watched = orders.clone();
+    let artifact = orders.borrow().release.artifact.to_string();
     tokio::select! {
         biased;
-        () = cancel.cancelled() => Err(cancelled(&watched)),
+        () = cancel.cancelled() => Err(FetchError::Cancelled { artifact }),
         result = run(context, orders, progress) => result,
     }
 }
@@ -143,16 +142,15 @@ async fn run(
         progress.send_replace(Progress { bytes_total, bytes_held, ..Progress::default() });
         return Ok(());
     }
-    let mut fetch = Fetch::new(context, order, Arc::clone(&claim));
+    let mut fetch = Fetch::new(context, order, claim);
     fetch.resume().await?;
     loop {
-        fetch.step();
+        let wake_at = fetch.step();
         fetch.show(progress);
         if fetch.part.as_ref().is_some_and(|part| part.have().is_full()) {
             break;
         }
         fetch.give_up_when_late()?;
-        let wake_at = fetch.wake_at();
         tokio::select! {
             changed = orders.changed() => {
                 let order = orders.borrow_and_update().clone();
@@ -162,11 +160,11 @@ async fn run(
                 if changed.is_err() || !same {
                     return Err(FetchError::Cancelled { artifact: release.artifact.to_string() });
                 }
-                fetch.follow(order);
+                fetch.fetcher.follow(order);
             }
             Some(ended) = fetch.tasks.join_next_with_id() => fetch.ended(ended).await?,
             claimed = claimed(&mut fetch.claiming) => claimed?,
-            () = guided(fetch.guides.as_mut()) => fetch.list_sources(),
+            Ok(()) = fetch.guides.changed() => {}
             () = tokio::time::sleep_until(wake_at) => {}
         }
     }
@@ -177,64 +175,57 @@ async fn run(
 
 struct Fetch<'a> {
     context: &'a FetchContext,
-    order: FetchOrder,
+    fetcher: Fetcher,
     claim: Arc<Claim>,
     part: Option<Arc<Part>>,
-    /// Claims the space of the part, until that has ended.
+    /// Claims the disk space of the part, until that is done.
     claiming: Option<JoinHandle<Result<(), StoreError>>>,
-    sources: Sources,
     tasks: JoinSet<Ended>,
-    under_way: HashMap<Id, UnderWay>,
-    guides: Option<watch::Receiver<guidance::Heard>>,
-    links: BTreeMap<ServerId, Link>,
-    /// When links were last looked after.
-    looked_at_ms: u64,
-    /// Nobody counts as silent before this: it was this server that did not listen.
-    deaf_until_ms: u64,
+    running: BTreeMap<RequestId, Running>,
+    guides: watch::Receiver<guides::Heard>,
     /// What this fetch may take from mirrors: its part of the zone's limit.
     mirror_budget: Arc<Budget>,
     begun: Instant,
-    plan: Option<Plan>,
-    /// Nobody can be blamed here when nothing comes: this server waits for others of the group.
-    patient: bool,
-    /// When the last new unit was seen, or last there was nobody to ask.
-    moved_at_ms: u64,
-    held: u32,
+    waiting_on: Option<FetchWait>,
+    /// Units found verified on disk at the start.
     resumed: u32,
     from_mirrors: Arc<AtomicU64>,
     from_peers: Arc<AtomicU64>,
 }
 
+/// A request in flight.
+struct Running {
+    task: AbortHandle,
+    target: Target,
+    what: What,
+    begun: Instant,
+    heard: Arc<Heard>,
+}
+
 impl<'a> Fetch<'a> {
     fn new(context: &'a FetchContext, order: FetchOrder, claim: Arc<Claim>) -> Self {
-        let mut sources = Sources::new(&context.mirrors);
-        sources.follow(&order.sources);
-        let guides = context.guides.as_ref().map(|guides| guides.subscribe());
-        let mut fetch = Self {
+        let mirrors: Vec<(usize, String)> = context
+            .mirrors
+            .ranked()
+            .into_iter()
+            .map(|index| (index, context.mirrors.name(index)))
+            .collect();
+        Self {
             context,
-            order,
+            fetcher: Fetcher::new(order, &mirrors, Arc::clone(&context.limits)),
             claim,
             part: None,
             claiming: None,
-            sources,
             tasks: JoinSet::new(),
-            under_way: HashMap::new(),
-            guides,
-            links: BTreeMap::new(),
-            looked_at_ms: 0,
-            deaf_until_ms: 0,
+            running: BTreeMap::new(),
+            guides: context.guides.subscribe(),
             mirror_budget: Arc::new(Budget::within(Arc::clone(&context.download))),
             begun: Instant::now(),
-            plan: None,
-            patient: false,
-            moved_at_ms: 0,
-            held: 0,
+            waiting_on: None,
             resumed: 0,
             from_mirrors: Arc::default(),
             from_peers: Arc::default(),
-        };
-        fetch.list_sources();
-        fetch
+        }
     }
 
     /// Checks the disk, and takes up what an earlier try left on it.
@@ -248,7 +239,7 @@ impl<'a> Fetch<'a> {
         if let Some(hashes) = hashes {
             self.begin(hashes).await?;
         }
-        // Hashing what was left is no time in which a source could have delivered.
+        // No source could have delivered anything while the disk was hashed.
         self.begun = Instant::now();
         Ok(())
     }
@@ -259,106 +250,192 @@ impl<'a> Fetch<'a> {
         let claimed = Arc::downgrade(&part);
         self.claiming = Some(tokio::task::spawn_blocking(move || Part::claim_space(&claimed)));
         self.resumed = part.held();
-        self.held = self.resumed;
         let release = self.release();
         info!(
             artifact = %release.artifact, version = %release.version,
             units = part.hashes().count(), resumed = self.resumed, "fetching"
         );
         self.part = Some(part);
+        self.fetcher.begin(self.now_ms());
         Ok(())
     }
 
-    fn follow(&mut self, order: FetchOrder) {
-        self.order = order;
-        self.list_sources();
-    }
-
-    /// Plans, and starts what was planned.
-    fn step(&mut self) {
-        let plan = match self.mode() {
-            Mode::Alone => {
-                let (missing, views) = (self.missing(), self.sources.views());
-                self.plan_with(self.order.from_mirror, &missing, &views)
-            }
-            Mode::Guided(guidance) => self.step_guided(&guidance),
-        };
-        for action in &plan.actions {
-            match action {
-                Action::AskHashes { source } => self.start(source, What::Hashes),
-                Action::AskUnits { source, run } => {
-                    self.start(source, What::Units(Asked::Run(*run)));
-                }
-                Action::AskWhole { source } => self.start(source, What::Units(Asked::Whole)),
-            }
-        }
-        self.plan = Some(plan);
-    }
-
-    fn plan_with(
-        &self,
-        mirrors_allowed: bool,
-        missing: &UnitSet,
-        sources: &BTreeMap<SourceId, SourceView>,
-    ) -> Plan {
-        let asked = self.under_way.values().any(|request| request.what == What::Hashes);
-        let hashes = match (&self.part, asked) {
-            (Some(_), _) => Hashes::Held,
-            (None, true) => Hashes::Asked,
-            (None, false) => Hashes::Missing,
-        };
-        let (now_ms, limits) = (self.now_ms(), &self.context.limits);
-        plan(&Situation { now_ms, hashes, missing, mirrors_allowed, sources, limits })
-    }
-
-    /// Everyone who may be asked now.
-    fn list_sources(&mut self) {
-        let mut servers: Vec<Source> = Vec::new();
-        if let Mode::Guided(guidance) = self.mode() {
-            servers.extend(guidance.feeds);
-            servers.extend(guidance.spares);
-            servers.extend(guidance.heir_at);
-        }
-        for source in &self.order.sources {
-            if !servers.iter().any(|known| known.server == source.server) {
-                servers.push(source.clone());
-            }
-        }
-        self.sources.follow(&servers);
-    }
-
-    /// Units that are neither here nor asked for.
-    fn missing(&self) -> UnitSet {
-        let Some(part) = &self.part else { return UnitSet::empty(0) };
-        let mut missing = part.have().complement();
-        for request in self.under_way.values() {
-            match request.what {
-                What::Units(Asked::Run(run)) => missing.remove_run(run),
-                What::Units(Asked::Whole) => return UnitSet::empty(missing.count()),
-                // What a parent sends in its own time is still missing.
-                What::Hashes | What::Link => {}
-            }
-        }
-        missing
-    }
-
-    fn give_up_when_late(&mut self) -> Result<(), FetchError> {
+    /// Does what is to be done now, and says when to look again at the latest.
+    fn step(&mut self) -> Instant {
         let now_ms = self.now_ms();
-        let held = self.part.as_ref().map_or(0, |part| part.held());
-        let waiting_on = self.plan.as_ref().and_then(|plan| plan.waiting_on.as_ref());
-        if held > self.held || waiting_on == Some(&FetchWait::Holder) {
-            self.held = held;
-            self.moved_at_ms = now_ms;
+        {
+            let heard = self.guides.borrow_and_update();
+            let said = heard.guidance.get(&self.fetcher.order().release.artifact);
+            let at_ms = ms(heard.at.saturating_duration_since(self.begun));
+            self.fetcher.hear(said, at_ms, now_ms);
         }
-        let late = now_ms.saturating_sub(self.moved_at_ms) >= self.context.limits.give_up_ms;
-        if !late || self.patient {
+        for (id, running) in &self.running {
+            self.fetcher.heard_from(*id, running.heard.at_ms());
+        }
+        let have = self.part.as_ref().map(|part| part.have());
+        let step = self.fetcher.step(now_ms, have.as_ref(), random());
+        self.mirror_budget.set(step.mirror_rate_max);
+        for effect in step.effects {
+            match effect {
+                Effect::Ask { id, target, what } => self.ask(id, target, what),
+                Effect::Cancel { id } => {
+                    if let Some(running) = self.running.remove(&id) {
+                        running.task.abort();
+                    }
+                }
+            }
+        }
+        self.waiting_on = step.waiting_on;
+        let tick = now_ms + PROGRESS_MS;
+        let wake_at_ms = step.wake_at_ms.unwrap_or(tick).clamp(now_ms + 1, tick);
+        self.begun + Duration::from_millis(wake_at_ms)
+    }
+
+    fn ask(&mut self, id: RequestId, target: Target, what: What) {
+        debug!(?target, ?what, "asking");
+        let (kind, received, budget) = match target {
+            Target::Mirror(_) => (SourceKind::Mirror, &self.from_mirrors, &self.mirror_budget),
+            Target::Server(_) => (SourceKind::Peer, &self.from_peers, &self.context.download),
+        };
+        let heard = Arc::new(Heard::new(self.begun));
+        let context = RequestContext {
+            kind,
+            limits: Arc::clone(&self.context.limits),
+            counters: Arc::clone(&self.context.counters),
+            received: Arc::clone(received),
+            budget: Arc::clone(budget),
+            heard: Arc::clone(&heard),
+        };
+        let lacks = match &self.part {
+            Some(part) if what == What::Link => part.have().complement().runs(RUNS_MAX),
+            Some(_) | None => Vec::new(),
+        };
+        let answer = self.send(target.clone(), what, lacks.clone());
+        let (part, length) = (self.part.clone(), self.release().length);
+        let to = target.clone();
+        let task = self.tasks.spawn(async move {
+            let mut ended = Ended::new(id);
+            let measured = &mut ended.measured;
+            ended.result = async {
+                let answer = head(&context, measured, answer).await?;
+                match (what, to, part) {
+                    (What::Hashes, ..) => take_hashes(&context, measured, length, answer).await,
+                    (What::Units(run), _, Some(part)) => {
+                        take_units(&context, measured, &part, Some(run), answer).await
+                    }
+                    (What::Whole, _, Some(part)) => {
+                        take_units(&context, measured, &part, None, answer).await
+                    }
+                    (What::Link, Target::Server(from), Some(part)) => {
+                        context.heard.now();
+                        let from = &from.server;
+                        take_link(&context, measured, &part, from, &lacks, answer).await
+                    }
+                    (What::Link, ..) | (_, _, None) => Err(RequestError::Absent),
+                }
+            }
+            .await;
+            ended
+        });
+        let begun = Instant::now();
+        self.running.insert(id, Running { task, target, what, begun, heard });
+    }
+
+    /// The request itself; nothing is sent before it is polled.
+    fn send(
+        &self,
+        target: Target,
+        what: What,
+        lacks: Vec<UnitRun>,
+    ) -> impl Future<Output = io::Result<http::Response<ByteStream>>> + Send + 'static {
+        let release = self.release();
+        let (digest, length) = (release.artifact.clone(), release.length);
+        let (mirrors, peers) = (Arc::clone(&self.context.mirrors), self.context.peers.clone());
+        async move {
+            match (target, what) {
+                (Target::Mirror(index), What::Hashes) => mirrors.get_hashes(index, &digest).await,
+                (Target::Mirror(index), What::Units(run)) => {
+                    mirrors.get_blob(index, &digest, Some(span_of(length, run))).await
+                }
+                (Target::Mirror(index), What::Whole | What::Link) => {
+                    mirrors.get_blob(index, &digest, None).await
+                }
+                (Target::Server(source), What::Hashes) => peers.unit_hashes(source, &digest).await,
+                (Target::Server(source), What::Link | What::Units(_) | What::Whole) => {
+                    peers.subscribe(source, &digest, lacks).await
+                }
+            }
+        }
+    }
+
+    /// Takes the outcome of a request.
+    async fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Result<(), FetchError> {
+        let Ended { id, measured, result } = match ended {
+            Ok((_, ended)) => ended,
+            // A subscription that was cancelled here.
+            Err(error) if error.is_cancelled() => return Ok(()),
+            Err(error) => return Err(FetchError::Task(error)),
+        };
+        let Some(running) = self.running.remove(&id) else { return Ok(()) };
+        let result = match (running.what, result) {
+            (What::Hashes, Ok(bytes)) => self.put_hashes(bytes).await?,
+            (_, Err(RequestError::Disk(error))) => return Err(FetchError::Store(error)),
+            (_, result) => result.map(|_| ()),
+        };
+        let failure = result.err().map(|error| {
+            let (failure, text) = (error.failure(), chain(&error));
+            let target = &running.target;
+            if matches!(error, RequestError::Wrong(_)) {
+                warn!(source = self.name(target), error = text, "refused wrong bytes");
+            } else {
+                debug!(source = self.name(target), error = text, "request failed");
+            }
+            (failure, text)
+        });
+        if let Target::Mirror(index) = running.target {
+            let mirrors = &self.context.mirrors;
+            if let Some(first_byte) = measured.first_byte {
+                mirrors.answered(index, first_byte);
+            }
+            if measured.units > 0 {
+                mirrors.delivered(index, running.begun.into_std());
+            }
+            if failure.is_some() {
+                mirrors.failed(index);
+            }
+        }
+        let outcome = Outcome {
+            bytes: measured.bytes,
+            elapsed_us: u64::try_from(measured.elapsed.as_micros()).unwrap_or(u64::MAX),
+            units: measured.units,
+            failure,
+        };
+        self.fetcher.ended(id, outcome, self.now_ms(), random());
+        Ok(())
+    }
+
+    async fn put_hashes(&mut self, bytes: Vec<u8>) -> Result<Result<(), RequestError>, FetchError> {
+        let claim = Arc::clone(&self.claim);
+        match blocking(move || claim.put_hashes(&bytes)).await {
+            Ok(hashes) => {
+                self.begin(hashes).await?;
+                Ok(Ok(()))
+            }
+            Err(FetchError::Store(StoreError::Bytes { source, .. })) => {
+                Ok(Err(RequestError::Wrong(source)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn give_up_when_late(&self) -> Result<(), FetchError> {
+        if !self.fetcher.is_late(self.now_ms()) {
             return Ok(());
         }
-        let complaints: Vec<_> = self.sources.complaints().into_iter().collect();
-        let complaints = match (waiting_on, complaints.is_empty()) {
+        let complaints: Vec<_> = self.fetcher.complaints().into_iter().collect();
+        let complaints = match (&self.waiting_on, complaints.is_empty()) {
             (Some(FetchWait::Mirror), _) => {
-                "no mirror is configured, and no server holds it; set mirrors in the \
-                 configuration"
+                "no mirror is configured, and no server holds it; set mirrors in the configuration"
                     .to_owned()
             }
             (_, true) => "sources are too slow".to_owned(),
@@ -368,7 +445,7 @@ impl<'a> Fetch<'a> {
             artifact: self.release().artifact.to_string(),
             version: self.release().version.to_string(),
             ms: self.context.limits.give_up_ms,
-            held,
+            held: self.part.as_ref().map_or(0, |part| part.held()),
             count: self.part.as_ref().map_or(0, |part| part.hashes().count()),
             complaints,
         })
@@ -394,50 +471,46 @@ impl<'a> Fetch<'a> {
         let bytes_of = |have: &UnitSet| -> u64 {
             let Some(last) = have.count().checked_sub(1) else { return 0 };
             let (_, tail) = span_of(bytes_total, UnitRun { first: last, count: 1 });
-            let full = u64::from(have.held()) * u64::from(cohort_artifact::UNIT_BYTES);
-            if have.contains(last) {
-                full - (u64::from(cohort_artifact::UNIT_BYTES) - tail)
-            } else {
-                full
-            }
+            let short = if have.contains(last) { UNIT_BYTES - tail } else { 0 };
+            u64::from(have.held()) * UNIT_BYTES - short
         };
-        let bytes_held = self.part.as_ref().map_or(0, |part| bytes_of(&part.have()));
-        let resumed = u64::from(self.resumed) * u64::from(cohort_artifact::UNIT_BYTES);
         progress.send_replace(Progress {
             bytes_total,
-            bytes_held,
-            bytes_resumed: resumed.min(bytes_total),
+            bytes_held: self.part.as_ref().map_or(0, |part| bytes_of(&part.have())),
+            bytes_resumed: (u64::from(self.resumed) * UNIT_BYTES).min(bytes_total),
             bytes_from_mirrors: self.from_mirrors.load(Ordering::Relaxed),
             bytes_from_peers: self.from_peers.load(Ordering::Relaxed),
-            waiting_on: self.plan.as_ref().and_then(|plan| plan.waiting_on.clone()),
-            sources: self.sources.reports(),
+            waiting_on: self.waiting_on.clone(),
+            sources: self.fetcher.reports(),
         });
     }
 
-    fn wake_at(&self) -> Instant {
-        let now_ms = self.now_ms();
-        let tick = now_ms + PROGRESS_MS;
-        let planned = self.plan.as_ref().and_then(|plan| plan.wake_at_ms).unwrap_or(tick);
-        self.begun + Duration::from_millis(planned.clamp(now_ms + 1, tick))
-    }
-
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+        ms(self.begun.elapsed())
     }
 
     fn release(&self) -> &Release {
-        &self.order.release
+        &self.fetcher.order().release
     }
 
-    fn name(&self, source: &SourceId) -> String {
-        match source {
-            SourceId::Peer(server) => server.to_string(),
-            SourceId::Mirror(index) => self.context.mirrors.name(*index),
+    fn name(&self, target: &Target) -> String {
+        match target {
+            Target::Server(source) => source.server.to_string(),
+            Target::Mirror(index) => self.context.mirrors.name(*index),
         }
     }
 }
 
-/// Waits until the space is claimed, once.
+fn ms(over: Duration) -> u64 {
+    u64::try_from(over.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Spreads retries; 0 when the operating system has no random number.
+fn random() -> u64 {
+    OsRng.try_next_u64().unwrap_or(0)
+}
+
+/// Waits until the disk space is claimed, once.
 async fn claimed(
     claiming: &mut Option<JoinHandle<Result<(), StoreError>>>,
 ) -> Result<(), FetchError> {
@@ -447,7 +520,7 @@ async fn claimed(
     result.map_err(FetchError::Task)?.map_err(FetchError::Store)
 }
 
-/// Runs work on the disk where it may block.
+/// Runs disk work on a thread that may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, FetchError> {

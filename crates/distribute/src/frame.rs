@@ -1,14 +1,14 @@
-//! A unit with its index, as it travels in a subscription: what came in one goes out in one.
+//! A unit with its index, as it travels in a subscription: received and forwarded in one buffer.
 
 use bytes::Bytes;
 
 /// The index of a frame that is only a sign of life.
 pub(crate) const ALIVE: u32 = u32::MAX;
 
-/// Bytes of an index.
+/// Bytes of an index: big endian.
 pub(crate) const INDEX_BYTES: usize = 4;
 
-/// A unit behind its index, in one piece of memory.
+/// A unit preceded by its index, in one buffer.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
     index: u32,
@@ -16,14 +16,14 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// An empty piece of memory for a unit of `length` bytes, with its index in front.
+    /// A buffer that holds the index and has room for a unit of `length` bytes.
     pub(crate) fn room(index: u32, length: usize) -> Vec<u8> {
         let mut room = Vec::with_capacity(INDEX_BYTES + length);
         room.extend_from_slice(&index.to_be_bytes());
         room
     }
 
-    /// The frame, once the unit's bytes have been put behind the index.
+    /// The frame, once the unit has been appended to the index.
     pub(crate) fn new(index: u32, room: Vec<u8>) -> Self {
         Self { index, bytes: room.into() }
     }
@@ -32,12 +32,12 @@ impl Frame {
         self.index
     }
 
-    /// The unit alone.
+    /// The unit without its index.
     pub(crate) fn unit(&self) -> &[u8] {
         self.bytes.get(INDEX_BYTES..).unwrap_or_default()
     }
 
-    /// Index and unit.
+    /// The index, then the unit.
     pub(crate) fn bytes(&self) -> &Bytes {
         &self.bytes
     }

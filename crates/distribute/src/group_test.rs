@@ -2,8 +2,8 @@
 //! mirror sends each once.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -13,6 +13,7 @@ use cohort_wire::http::{Client, Handler, serve};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use rustls_pki_types::UnixTime;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -20,13 +21,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::testing::{DEADLINE, Disk, Manners, Mirror, Sample, UNIT, patient, with_peers};
 use crate::{
-    Budget, Downloads, FetchStatus, Guides, Limits, Participant, ServeLimits, Tracker,
-    TrackerCalls, TransferAnswer, TransferRequest, WirePeers, bulk_router, follow,
+    Budget, CallError, Downloads, FetchStatus, Guides, Limits, Participant, ServeLimits,
+    SharedTracker, TrackerCalls, TransferAnswer, TransferRequest, WirePeers, bulk_router, follow,
 };
 
 /// The leader's tracker, and whether it answers.
 pub(crate) struct Leader {
-    pub(crate) tracker: Mutex<Arc<Tracker>>,
+    pub(crate) tracker: Mutex<Arc<SharedTracker>>,
     pub(crate) answers: AtomicBool,
 }
 
@@ -39,12 +40,12 @@ impl TrackerCalls for ToLeader {
     fn report(
         &self,
         request: TransferRequest,
-    ) -> BoxFuture<'static, Result<TransferAnswer, String>> {
+    ) -> BoxFuture<'static, Result<TransferAnswer, CallError>> {
         let answer = if self.leader.answers.load(Ordering::Relaxed) {
-            let tracker = Arc::clone(&self.leader.tracker.lock().unwrap());
-            tracker.report(&self.from, &request, Instant::now()).map_err(|error| error.to_string())
+            let tracker = Arc::clone(&self.leader.tracker.lock());
+            tracker.report(&self.from, &request).map_err(CallError::from)
         } else {
-            Err("nobody leads".to_owned())
+            Err("nobody leads".into())
         };
         Box::pin(async move { answer })
     }
@@ -70,7 +71,7 @@ impl Group {
     pub(crate) fn new(limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::create(folder.path(), UnixTime::now()).unwrap();
-        let tracker = Mutex::new(Arc::new(Tracker::default()));
+        let tracker = Mutex::new(Arc::new(SharedTracker::default()));
         let leader = Arc::new(Leader { tracker, answers: AtomicBool::new(true) });
         Self { authority, _folder: folder, leader, limits }
     }
@@ -107,9 +108,9 @@ impl Group {
             stop.clone(),
         ));
         let guides = Arc::new(Guides::default());
-        let peers = Arc::new(WirePeers::new(Client::new(slot)));
+        let peers = WirePeers::new(Client::new(slot));
         let mut context = with_peers(&disk, mirrors, self.limits.clone(), peers);
-        context.guides = Some(Arc::clone(&guides));
+        context.guides = Arc::clone(&guides);
         let downloads = Arc::new(Downloads::new(context));
         let id: ServerId = name.parse().unwrap();
         let from = Participant { server: id.clone(), address, rack: None, leads: name == "s0" };
@@ -163,7 +164,9 @@ impl Server {
 }
 
 pub(crate) fn limits() -> Limits {
-    Limits { silence_ms_max: 5_000, link_begin_ms_max: 5_000, ..patient() }
+    let Limits { no_leader_ms, pull_after_ms, .. } = Limits::default();
+    let (silence_ms_max, link_begin_ms_max) = (5_000, 5_000);
+    Limits { silence_ms_max, link_begin_ms_max, no_leader_ms, pull_after_ms, ..patient() }
 }
 
 /// The mirror sent it once, or little more: a machine that is busy for a second makes the leader
@@ -216,8 +219,8 @@ async fn a_head_that_dies_is_replaced_and_little_is_fetched_twice() {
     for server in &servers {
         server.until_units(&sample, 8).await;
     }
-    let tracker = Arc::clone(&group.leader.tracker.lock().unwrap());
-    let head = tracker.view(Instant::now())[0].heads[0].clone();
+    let tracker = Arc::clone(&group.leader.tracker.lock());
+    let head = tracker.view()[0].heads[0].clone();
     let place = servers.iter().position(|server| server.id == head).unwrap();
     servers.remove(place).dies().await;
     gate.add_permits(1_000_000);
@@ -240,8 +243,8 @@ async fn a_server_in_the_middle_dies_and_its_children_go_on() {
     for server in &servers {
         server.until_units(&sample, 8).await;
     }
-    let tracker = Arc::clone(&group.leader.tracker.lock().unwrap());
-    let view = &tracker.view(Instant::now())[0];
+    let tracker = Arc::clone(&group.leader.tracker.lock());
+    let view = &tracker.view()[0];
     let middle = view.servers.iter().find(|server| server.depth == 2).unwrap().server.clone();
     let place = servers.iter().position(|server| server.id == middle).unwrap();
     servers.remove(place).dies().await;
@@ -266,7 +269,7 @@ async fn a_new_leader_takes_over_what_is_under_way() {
         server.until_units(&sample, 8).await;
     }
     group.leader.answers.store(false, Ordering::Relaxed);
-    *group.leader.tracker.lock().unwrap() = Arc::new(Tracker::default());
+    *group.leader.tracker.lock() = Arc::new(SharedTracker::default());
     gate.add_permits(1_000_000);
     // What was leased comes without a leader.
     servers[1].until_units(&sample, 60).await;
@@ -338,7 +341,7 @@ async fn an_upload_limit_holds_a_parent_back_and_lifting_it_is_felt_at_once() {
     let Some(FetchStatus::UnderWay { progress }) = statuses.get(sample.digest()) else {
         panic!("it is not whole: {statuses:?}")
     };
-    let parent = progress.sources.iter().find(|source| source.name == "s0").unwrap();
+    let parent = progress.sources.iter().find(|source| source.source.to_string() == "s0").unwrap();
     assert_eq!((parent.failures, &parent.last_error), (0, &None), "slow is not silent");
     servers[0].upload.set(None);
     servers[1].until_held(&sample).await;
@@ -350,7 +353,7 @@ async fn a_zone_limit_holds_the_heads_back_and_lifting_it_is_felt_at_once() {
     let group = Group::new(limits());
     let sample = Sample::new("zone limit", 400 * UNIT);
     let mirror = Mirror::start(&[&sample], Manners::default()).await;
-    let tracker = Arc::clone(&group.leader.tracker.lock().unwrap());
+    let tracker = Arc::clone(&group.leader.tracker.lock());
     tracker.set_zone_limit(Some(1_000_000));
     let servers = group.servers(4, &mirror).await;
     let begun = Instant::now();

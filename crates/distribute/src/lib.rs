@@ -1,70 +1,68 @@
 //! Moving artifacts: from a mirror to one server of a group, and from server to server.
 //!
-//! A fetch asks for runs of units (64 KiB), verifies each against the unit hashes (which are
-//! verified against the root that the group's log names), and writes it in place. Nothing that was
-//! received is believed, kept or passed on before that. Whom to ask for what is a pure function.
+//! **What it is.** The shell around `cohort-transfer`, which decides who fetches what from whom. It
+//! sends the requests, verifies each unit (64 KiB) against the unit hashes, which are verified
+//! against the root that the group's log names, and writes it in place. Nothing received is kept or
+//! passed on before that.
 //!
-//! This crate must never know why an artifact is wanted: no rollouts, no waves, no service. Nor does
-//! it unpack anything. It obeys a [`cohort_core::orders::FetchOrder`] and says when it is done.
+//! **What it must never know.** Why an artifact is wanted: no rollouts, no waves, no service. Nor
+//! what is in it. It obeys a [`cohort_core::orders::FetchOrder`] and says when it is done.
 //!
-//! Start reading at [`plan()`] (who is asked for what), then [`fetch()`] (plan, ask, verify, write),
-//! [`ArtifactStore`] (the disk), [`bulk_router`] (the other side). [`Downloads`] holds all fetches
-//! of an agent together.
+//! **Where to start reading.** [`fetch()`] (decide, ask, verify, write), [`ArtifactStore`] (the
+//! disk), [`bulk_router`] (the other side), [`Downloads`] (all fetches of an agent), [`follow`] and
+//! [`SharedTracker`] (server and leader talk).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+mod body;
 mod budget;
 mod downloads;
-mod durable;
 mod fetch;
+mod follow;
 mod frame;
-mod guidance;
-mod limits;
+mod guides;
+mod leading;
 mod mirrors;
-mod offence;
 mod part;
 mod peers;
-mod plan;
 mod progress;
 mod request;
 mod serve;
-mod sources;
 mod store;
 mod store_error;
 mod subscription;
-mod tracker;
-mod transport;
-mod unit_set;
 
+pub use body::Awaited;
 pub use budget::Budget;
+pub use cohort_transfer::tracker::{
+    Accusation, Participant, ServerView, TRANSFER, TrackerError, TransferAnswer, TransferReport,
+    TransferRequest, TransferView,
+};
+pub use cohort_transfer::{
+    FetchWait, Guidance, Limits, Offence, Offences, SourceKind, SourceName, SourceReport, UnitRun,
+    UnitSet,
+};
 pub use downloads::{Downloads, EndedFetch, FetchStatus, ORDERS_MAX};
 pub use fetch::{FetchContext, FetchError, fetch};
-pub use guidance::{Guidance, Guides};
-pub use limits::Limits;
+pub use follow::{CallError, TrackerCalls, follow};
+pub use guides::Guides;
+pub use leading::SharedTracker;
 pub use mirrors::{MIRRORS_MAX, MirrorError, MirrorList, MirrorRecord, rank};
-pub use offence::{Offence, Offences};
 pub use part::{Part, WriteError};
 pub use peers::WirePeers;
-pub use plan::{
-    Action, FetchWait, Hashes, Plan, Situation, SourceId, SourceKind, SourceView, plan,
-};
-pub use progress::{ByteCounters, Progress, SourceReport};
+pub use progress::{ByteCounters, Progress};
 pub use request::RequestError;
 pub use serve::{ServeLimits, bulk_router};
 pub use store::delta::ApplyError;
 pub use store::{ArtifactStore, Claim, Collected, FreeSpace, StoreOptions};
 pub use store_error::StoreError;
 pub use subscription::{RUNS_MAX, SubscribeRequest};
-pub use tracker::{
-    Accusation, FAN_OUT_MAX, HAVE_RUNS_MAX, HEADS_MAX, HOLDERS_MAX, Layout, Member, OFFENCES_MAX,
-    Participant, REPORTS_MAX, ServerView, Situation as TransferSituation, TRANSFER, Told, Tracker,
-    TrackerCalls, TrackerError, TransferAnswer, TransferReport, TransferRequest, TransferView,
-    follow, lease_runs, plan as plan_transfer,
-};
-pub use transport::{
-    ByteStream, NoPeers, PeerTransport, hashes_request_path, subscription_path, units_request_path,
-};
-pub use unit_set::{UnitRun, UnitSet};
+
+// The pure crate knows no artifact format; it must agree with it.
+const _: () = assert!(
+    cohort_transfer::UNIT_BYTES == cohort_artifact::UNIT_BYTES as u64
+        && cohort_transfer::ARTIFACT_BYTES_MAX == cohort_artifact::ARTIFACT_BYTES_MAX
+);
 
 #[cfg(test)]
 mod bad_peers_test;
@@ -83,12 +81,6 @@ mod offence_test;
 #[cfg(test)]
 mod peers_test;
 #[cfg(test)]
-mod plan_test;
-#[cfg(test)]
-mod sources_test;
-#[cfg(test)]
 mod store_test;
 #[cfg(test)]
 mod testing;
-#[cfg(test)]
-mod unit_set_test;

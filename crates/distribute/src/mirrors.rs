@@ -1,18 +1,18 @@
 //! The mirrors: which to ask first, and how.
 //!
-//! The list keeps, for all fetches of this server, how long each mirror took until its first byte
-//! and how often it failed in a row, so that a fetch begins where the one before went well.
+//! The list remembers, for all fetches of this server, how long each mirror took to its first byte
+//! and how often it failed in a row, so that a fetch starts where the last one went well.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cohort_artifact::{blob_path, units_path};
 use cohort_core::ids::Digest;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use parking_lot::Mutex;
 use url::Url;
 
-use crate::transport::ByteStream;
+use crate::peers::ByteStream;
 
 /// Most mirrors; a list beyond that is a mistake.
 pub const MIRRORS_MAX: usize = 64;
@@ -23,10 +23,10 @@ const CONNECT_MS_MAX: u64 = 5_000;
 /// Redirects that are followed: content networks use one, seldom two.
 const REDIRECTS_MAX: usize = 5;
 
-/// The mirror in use is left for a better one only when that answers in less than half the time.
+/// The mirror in use is left only for one that answers in less than half the time.
 const STICKY_FACTOR: u32 = 2;
 
-/// A mirror that failed is tried again at its old place after this long, in milliseconds.
+/// A mirror's failures are forgotten after this long, in milliseconds.
 const FORGIVE_MS: u64 = 300_000;
 
 /// Why a list of mirrors is refused.
@@ -59,16 +59,16 @@ pub enum MirrorError {
     Client(#[source] reqwest::Error),
 }
 
-/// What is known of one mirror.
+/// How one mirror has been doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MirrorRecord {
-    /// Time from the request to the first byte, smoothed; nothing when it never answered.
+    /// Smoothed time from the request to the first byte; `None` before its first answer.
     pub first_byte: Option<Duration>,
     /// Failures since it last delivered.
     pub failures: u32,
 }
 
-/// The mirrors of the repository, in the order of the configuration, and what is known of them.
+/// The mirrors of the repository, in the order of the configuration.
 #[derive(Debug)]
 pub struct MirrorList {
     bases: Vec<Url>,
@@ -144,10 +144,10 @@ impl MirrorList {
         url.to_string()
     }
 
-    /// The mirrors by preference: places in the configured list.
+    /// Indices into the configured list, the preferred mirror first.
     #[must_use]
     pub fn ranked(&self) -> Vec<usize> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let state = &mut *state;
         for (record, failed_at) in state.records.iter_mut().zip(&mut state.failed_at) {
             if failed_at.is_some_and(|at| at.elapsed() >= Duration::from_millis(FORGIVE_MS)) {
@@ -158,21 +158,21 @@ impl MirrorList {
         rank(&state.records, state.current)
     }
 
-    /// A mirror's first byte came after this long.
+    /// Records the time to a mirror's first byte.
     pub fn answered(&self, index: usize, first_byte: Duration) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let Some(record) = state.records.get_mut(index) else { return };
         record.first_byte = Some(match record.first_byte {
-            // A quarter of weight for the newest: one slow answer is not a slow mirror.
+            // The newest weighs a quarter: one slow answer is not a slow mirror.
             Some(before) => (before * 3 + first_byte) / 4,
             None => first_byte,
         });
     }
 
-    /// A mirror delivered a unit that was right, for a request that began at `began`. A failure
-    /// since then stands: what was on its way says nothing about what comes after.
+    /// Records a good unit, for a request that began at `began`. A failure since then stands: what was
+    /// in flight says nothing about what comes after.
     pub fn delivered(&self, index: usize, began: Instant) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.failed_at.get(index).copied().flatten().is_some_and(|failed| failed >= began) {
             return;
         }
@@ -183,9 +183,9 @@ impl MirrorList {
         }
     }
 
-    /// A mirror failed.
+    /// Records a failure.
     pub fn failed(&self, index: usize) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some(record) = state.records.get_mut(index) {
             record.failures = record.failures.saturating_add(1);
             state.failed_at[index] = Some(Instant::now());
@@ -223,16 +223,10 @@ impl MirrorList {
         let base = self.bases.get(index).ok_or_else(|| io::Error::other("no such mirror"))?;
         Ok(self.client.get(base.join(path).map_err(io::Error::other)?))
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Plain numbers: whole after every instruction.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Orders mirrors: fewest failures first, then the one in use unless another answers in less than
-/// half its time, then by time to the first byte (those that were never asked last), then as
-/// configured.
+/// Orders mirrors: fewest failures first, then the one in use unless another answers in less than half
+/// its time, then by time to the first byte (those never asked last), then as configured.
 #[must_use]
 pub fn rank(records: &[MirrorRecord], current: Option<usize>) -> Vec<usize> {
     let mut order: Vec<usize> = (0..records.len()).collect();
@@ -250,26 +244,18 @@ pub fn rank(records: &[MirrorRecord], current: Option<usize>) -> Vec<usize> {
 }
 
 async fn send(request: reqwest::RequestBuilder) -> io::Result<http::Response<ByteStream>> {
-    let answer = request.send().await.map_err(flat)?;
+    let answer = request.send().await.map_err(failed)?;
     let mut response = http::Response::builder().status(answer.status());
     if let Some(headers) = response.headers_mut() {
         *headers = answer.headers().clone();
     }
-    let body = answer.bytes_stream().map_err(flat).boxed();
+    let body = answer.bytes_stream().map_err(failed).boxed();
     response.body(body).map_err(io::Error::other)
 }
 
-/// An error of the client in one line, without the URL, which may hold a password.
-fn flat(error: reqwest::Error) -> io::Error {
-    use std::error::Error as _;
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    io::Error::other(text)
+/// Without the URL, which may hold a password.
+fn failed(error: reqwest::Error) -> io::Error {
+    io::Error::other(error.without_url())
 }
 
 fn base(text: &str) -> Result<Url, MirrorError> {

@@ -2,9 +2,8 @@
 
 use std::sync::Mutex;
 
-use crate::offence::{Offence, Offences};
 use crate::testing::{DEADLINE, Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, quick};
-use crate::{Downloads, FetchStatus, Limits};
+use crate::{Downloads, FetchStatus, Limits, Offence, Offences, SourceName};
 
 /// What a mirror of these manners is named for, while a good one stands beside it.
 async fn named_for(manners: Manners, limits: Limits) -> (Vec<Offence>, Vec<Offence>) {
@@ -19,12 +18,14 @@ async fn named_for(manners: Manners, limits: Limits) -> (Vec<Offence>, Vec<Offen
     disk.assert_holds(&sample);
     let progress = downloads.ended().pop().unwrap().progress;
     let of = |mirror: &Mirror| -> Offences {
-        let named = progress.sources.iter().find(|one| one.name == format!("{}/", mirror.url));
+        let name = SourceName::mirror(&format!("{}/", mirror.url));
+        let named = progress.sources.iter().find(|one| one.source == name);
         named.map_or_else(Offences::new, |source| source.offences.clone())
     };
     assert!(of(&good).is_empty(), "{progress:?}");
     let counted = downloads.context().counters.offences();
-    assert!(counted.iter().all(|(source, ..)| *source == format!("{}/", bad.url)), "{counted:?}");
+    let name = SourceName::mirror(&format!("{}/", bad.url));
+    assert!(counted.iter().all(|(source, ..)| *source == name), "{counted:?}");
     (of(&bad).into_keys().collect(), counted.into_iter().map(|(_, what, _)| what).collect())
 }
 

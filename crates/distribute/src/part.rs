@@ -1,90 +1,91 @@
-//! An artifact on its way: a preallocated file that verified units are written into, in place.
+//! An artifact that is arriving: a preallocated file into which verified units are written in place.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cohort_artifact::{UNIT_BYTES, UnitError, UnitHashes};
+use cohort_base::{FileError, OnPath as _};
 use cohort_core::ids::ServerId;
+use cohort_transfer::{UnitRun, UnitSet};
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use tokio::sync::watch;
 
 use crate::frame::Frame;
 use crate::store_error::StoreError;
-use crate::unit_set::{UnitRun, UnitSet};
 
-/// The newest units that are kept in memory for the children, per artifact: 1 MiB. A child that
-/// keeps up never costs a read of the file.
+/// Newest units kept in memory for the children, per artifact: 1 MiB. A child that keeps up never
+/// costs a read of the file.
 const RECENT_UNITS_MAX: usize = 16;
 
-/// Space that is claimed at once, 8 MiB: units that come meanwhile wait for some milliseconds.
+/// Bytes claimed at once: units that arrive meanwhile wait for some milliseconds.
 const CLAIM_BYTES: u64 = 8 << 20;
 
-/// A longer pause between two units says nothing about how fast they come.
+/// A longer pause between two units says nothing about their rate.
 const INTERVAL_MAX: Duration = Duration::from_millis(100);
 
-/// A `.part` file, open. All of it is blocking: call it from a thread that may block.
+/// An open `.part` file. All calls block.
 ///
-/// Which units are there is known in memory only; after a crash the file is hashed again, so that
-/// nothing that was lost on the way to the disk is ever believed.
+/// Which units are here is known in memory only. After a crash the file is hashed again, so that a
+/// unit lost on its way to the disk is never trusted.
 #[derive(Debug)]
 pub struct Part {
     path: PathBuf,
     file: File,
     hashes: Arc<UnitHashes>,
     here: Mutex<Here>,
-    /// Number of units that are there; changes with every new one.
+    /// Number of units on disk; changes with every new one.
     arrivals: watch::Sender<u32>,
 }
 
-/// What is there, and who sent it.
+/// The units on disk, and who sent them.
 #[derive(Debug)]
 struct Here {
     have: UnitSet,
-    /// Per unit: 0 for a mirror or the disk, else 1 + the place in `senders`.
+    /// Per unit: 0 for a mirror or the disk, else 1 + the index in `senders`.
     origins: Vec<u8>,
     senders: Vec<ServerId>,
     /// The newest, oldest first: at most [`RECENT_UNITS_MAX`].
     recent: VecDeque<(u32, Bytes)>,
-    /// When the newest came, and how long it has taken from one to the next, smoothed.
+    /// When the newest arrived, and the smoothed time between two.
     newest: Option<Instant>,
     interval: Duration,
-    /// The disk was too full: what is beyond the units that are there may be gone.
+    /// The disk was too full, and the space without units was released.
     given_back: bool,
 }
 
 /// Why a unit was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The bytes are not the signed ones; nothing was written.
+    /// The bytes do not match the unit hashes; nothing was written.
     #[error("refused")]
     Wrong(#[source] UnitError),
-    /// The disk refuses.
+    /// The disk is full or fails.
     #[error(transparent)]
     Disk(#[from] StoreError),
 }
 
 impl Part {
-    /// Opens or makes the file, and hashes what an earlier attempt left. Its space is yet to be
-    /// claimed.
+    /// Opens or creates the file, and hashes what an earlier try left. Its space is not claimed yet.
     pub(crate) fn open(path: PathBuf, hashes: Arc<UnitHashes>) -> Result<Self, StoreError> {
         let length = hashes.length();
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(&path).map_err(StoreError::file("opening", &path))?;
-        let left = file.metadata().map_err(StoreError::file("reading the length of", &path))?.len();
+        let file = options.open(&path).on_path("open", &path)?;
+        let left = file.metadata().on_path("read the length of", &path)?.len();
         let have = if left == 0 {
             UnitSet::empty(hashes.count())
         } else {
-            rehash(&file, &hashes).map_err(StoreError::file("hashing", &path))?
+            rehash(&file, &hashes).on_path("hash", &path)?
         };
-        file.set_len(length).map_err(StoreError::file("setting the length of", &path))?;
+        file.set_len(length).on_path("set the length of", &path)?;
         let arrivals = watch::Sender::new(have.held());
         let origins = vec![0; hashes.count() as usize];
         let here = Mutex::new(Here {
@@ -99,13 +100,13 @@ impl Part {
         Ok(Self { path, file, hashes, here, arrivals })
     }
 
-    /// Claims the space of the whole file, a slice at a time, while units are written to it: on file
-    /// systems that zero what they give (and those in memory do) all at once would take longer than
-    /// the first of the bytes. Stops where nobody wants the part any more.
+    /// Claims the space of the whole file, a slice at a time, while units are written to it. File
+    /// systems that zero what they allocate (those in memory do) would otherwise take longer than the
+    /// first bytes. Stops when the part is dropped.
     ///
     /// # Errors
-    /// The disk's. What was claimed and holds no unit is given back then, lest it keeps the disk
-    /// full, and no unit is taken any more.
+    /// When the disk is full or fails. Space without units is released then, so that it does not keep
+    /// the disk full, and no more units are accepted.
     pub(crate) fn claim_space(part: &Weak<Part>) -> Result<(), StoreError> {
         let mut start = 0;
         while let Some(part) = part.upgrade() {
@@ -125,25 +126,25 @@ impl Part {
         Ok(())
     }
 
-    /// Why there is no space.
+    /// Tells a full disk from a broken one.
     fn refused(&self, source: io::Error) -> StoreError {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 let (path, length) = (self.path.clone(), self.hashes.length());
                 StoreError::Taken { path, length, source }
             }
-            _ => StoreError::file("preallocating", &self.path)(source),
+            _ => FileError { doing: "preallocate", path: self.path.clone(), source }.into(),
         }
     }
 
-    /// Shortens the file to the units that are there.
+    /// Truncates the file after the last unit.
     fn give_back(&self) {
-        let mut here = self.lock();
+        let mut here = self.here.lock();
         here.given_back = true;
         let end = here.have.runs(usize::MAX).last().map_or(0, |run| u64::from(run.end()));
         let end = (end * u64::from(UNIT_BYTES)).min(self.hashes.length());
         if let Err(error) = self.file.set_len(end) {
-            tracing::warn!(path = %self.path.display(), %error, "what was claimed stays claimed");
+            tracing::warn!(path = %self.path.display(), %error, "cannot release claimed disk space");
         }
     }
 
@@ -153,34 +154,34 @@ impl Part {
         &self.hashes
     }
 
-    /// The units that are there, verified.
+    /// The verified units on disk.
     #[must_use]
     pub fn have(&self) -> UnitSet {
-        self.lock().have.clone()
+        self.here.lock().have.clone()
     }
 
-    /// Number of units that are there, verified.
+    /// Number of verified units on disk.
     #[must_use]
     pub fn held(&self) -> u32 {
-        self.lock().have.held()
+        self.here.lock().have.held()
     }
 
-    /// Whether a unit is there, verified.
+    /// Whether a unit is on disk, verified.
     #[must_use]
     pub fn has(&self, index: u32) -> bool {
-        self.lock().have.contains(index)
+        self.here.lock().have.contains(index)
     }
 
-    /// Writes a unit to its place, after it was verified. Returns whether it is new here.
+    /// Verifies a unit and writes it in place. Returns whether it was missing.
     ///
     /// # Errors
-    /// When the bytes are wrong (nothing is written then) or the disk refuses.
+    /// When the bytes are wrong (nothing is written then) or the disk fails.
     pub fn write(&self, index: u32, bytes: &[u8]) -> Result<bool, WriteError> {
         self.put(index, bytes, None, None)
     }
 
-    /// The same for a unit that came in a frame, which is kept for the children; remembers the
-    /// server that sent it, to which it is never sent back.
+    /// The same for a unit in a frame, which is kept for the children. Remembers the server that sent
+    /// it, to which it is never sent back.
     ///
     /// # Errors
     /// As [`Part::write`].
@@ -204,9 +205,10 @@ impl Part {
             return Ok(false);
         }
         let (start, _) = self.hashes.span(index).map_err(WriteError::Wrong)?;
-        self.file.write_all_at(unit, start).map_err(StoreError::file("writing", &self.path))?;
+        let written = self.file.write_all_at(unit, start);
+        written.on_path("write", &self.path).map_err(StoreError::File)?;
         let (new, held) = {
-            let mut here = self.lock();
+            let mut here = self.here.lock();
             if here.given_back {
                 return Err(self.refused(io::ErrorKind::StorageFull.into()).into());
             }
@@ -224,14 +226,14 @@ impl Part {
         Ok(new)
     }
 
-    /// How long it takes from one unit to the next, lately. Nothing at first.
+    /// The recent time between two units; zero at first.
     pub(crate) fn interval(&self) -> Duration {
-        self.lock().interval
+        self.here.lock().interval
     }
 
-    /// The frame of a unit that came lately.
+    /// The frame of a unit that arrived recently.
     pub(crate) fn recent(&self, index: u32) -> Option<Bytes> {
-        let here = self.lock();
+        let here = self.here.lock();
         let found = here.recent.iter().rev().find(|(known, _)| *known == index);
         found.map(|(_, frame)| frame.clone())
     }
@@ -241,15 +243,15 @@ impl Part {
         self.arrivals.subscribe()
     }
 
-    /// The next units that are here and wanted by a server, without a gap: they are taken out of
-    /// `wanted`. What that server sent itself is taken out as well.
+    /// The next run of units that are here and wanted by a server; removed from `wanted`, as are units
+    /// that this server sent itself.
     pub(crate) fn next_wanted(
         &self,
         wanted: &mut UnitSet,
         by: &str,
         count_max: u32,
     ) -> Option<UnitRun> {
-        let here = self.lock();
+        let here = self.here.lock();
         let mut from = 0;
         loop {
             let first = wanted.first_common_from(from, &here.have)?;
@@ -272,13 +274,7 @@ impl Part {
         }
     }
 
-    /// The first units of a run that are there without a gap, to be passed on: at most `count_max`.
-    pub(crate) fn run_here(&self, run: UnitRun, count_max: u32) -> Option<UnitRun> {
-        let here = self.lock().have.run_from(run.first, run.count.min(count_max))?;
-        (here.first == run.first).then_some(here)
-    }
-
-    /// The file, for reading units that are there.
+    /// A handle for reading units that are here.
     pub(crate) fn reader(&self) -> io::Result<File> {
         self.file.try_clone()
     }
@@ -288,17 +284,12 @@ impl Part {
     }
 
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        self.file.sync_all().map_err(StoreError::file("syncing", &self.path))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Here> {
-        // A set of bits is whole after every instruction, so a panic elsewhere cannot have bent it.
-        self.here.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(self.file.sync_all().on_path("sync", &self.path)?)
     }
 }
 
 impl Here {
-    /// An eighth of weight for the newest: units come in pairs when two requests run at once.
+    /// The newest interval weighs an eighth: units come in pairs when two requests run at once.
     fn came(&mut self, now: Instant) {
         if let Some(before) = self.newest.replace(now) {
             let took = now.saturating_duration_since(before).min(INTERVAL_MAX);
@@ -313,7 +304,7 @@ impl Here {
         self.recent.push_back((index, frame.clone()));
     }
 
-    /// More senders than can be told apart are not remembered: they get back what they sent, once.
+    /// Senders beyond 255 are not remembered: they get back what they sent, once.
     fn remember(&mut self, index: u32, sender: &ServerId) {
         let known = self.senders.iter().position(|known| known == sender);
         let place = known.or_else(|| {
@@ -335,7 +326,7 @@ impl Here {
     }
 }
 
-/// Which units of a file are right.
+/// The units of a file that match the hashes.
 pub(crate) fn rehash(mut file: &File, hashes: &UnitHashes) -> io::Result<UnitSet> {
     let mut have = UnitSet::empty(hashes.count());
     let right = hashes.verified_units(&mut file)?;
@@ -347,8 +338,8 @@ pub(crate) fn rehash(mut file: &File, hashes: &UnitHashes) -> io::Result<UnitSet
     Ok(have)
 }
 
-/// Claims some bytes of a file; `false` where the file system cannot: the check of free space must
-/// do there.
+/// Allocates a range of a file; `false` where the file system cannot, and the check of free space has
+/// to suffice.
 fn preallocate(file: &File, start: u64, length: u64) -> io::Result<bool> {
     loop {
         match fallocate(file, FallocateFlags::empty(), start, length) {

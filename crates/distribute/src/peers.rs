@@ -4,77 +4,81 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cohort_artifact::ARTIFACT_BYTES_MAX;
+use cohort_core::ids::Digest;
 use cohort_core::orders::Source;
 use cohort_identity::{Alpn, Peer, Role};
+use cohort_transfer::{ARTIFACT_BYTES_MAX, UnitRun};
 use cohort_wire::http::{BodyStream, Call, CallError, Client, Target};
 use cohort_wire::limits::RETRY_AFTER_S;
-use futures_util::StreamExt as _;
-use futures_util::future::BoxFuture;
-use futures_util::stream;
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use http::header::RETRY_AFTER;
-use http::{HeaderValue, Method};
+use http::{HeaderValue, StatusCode};
 
-use crate::transport::{ByteStream, PeerTransport};
+use crate::subscription::SubscribeRequest;
 
-/// Until an answer's head. Above the limit that a fetch itself puts on it, which is the one that
-/// counts.
+/// The bytes of an answer, as they come in. Dropping it ends the request.
+pub(crate) type ByteStream = BoxStream<'static, io::Result<Bytes>>;
+
+/// Until an answer's head, in seconds. Above [`cohort_transfer::Limits::first_byte_ms_max`], which
+/// is the limit that counts.
 const HEAD_S_MAX: u64 = 60;
 
-/// Peers over `cohort-bulk/1`; each must show the certificate of the agent that the order names.
+/// How long a parent may hold the request for unit hashes that it does not have yet, in
+/// milliseconds.
+const HASHES_WAIT_MS: u64 = 5_000;
+
+/// The other servers of the group, over `cohort-bulk/1`. Each must show the certificate of the
+/// agent that the order names. Time limits are added by the caller; dropping a future ends its
+/// request.
 #[derive(Debug, Clone)]
 pub struct WirePeers {
-    client: Client,
+    client: Option<Client>,
 }
 
 impl WirePeers {
     /// Asks with a client's identity.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { client }
-    }
-}
-
-impl PeerTransport for WirePeers {
-    fn get(
-        &self,
-        source: &Source,
-        path: String,
-    ) -> BoxFuture<'static, io::Result<http::Response<ByteStream>>> {
-        self.send(source, Call::get(path).response_bytes_max(ARTIFACT_BYTES_MAX))
+        Self { client: Some(client) }
     }
 
-    fn post(
+    /// A group without other servers: every request fails.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { client: None }
+    }
+
+    pub(crate) async fn unit_hashes(
         &self,
-        source: &Source,
-        path: String,
-        body: Vec<u8>,
-    ) -> BoxFuture<'static, io::Result<http::Response<ByteStream>>> {
-        let mut call = Call::new(Method::POST, path).bytes(body).idempotent();
-        call.content_type = "application/json";
+        source: Source,
+        digest: &Digest,
+    ) -> io::Result<http::Response<ByteStream>> {
+        let path = format!("/v1/artifacts/{digest}/unit-hashes?wait_ms={HASHES_WAIT_MS}");
+        self.ask(source, Call::get(path)).await
+    }
+
+    pub(crate) async fn subscribe(
+        &self,
+        source: Source,
+        digest: &Digest,
+        lacks: Vec<UnitRun>,
+    ) -> io::Result<http::Response<ByteStream>> {
+        let path = format!("/v1/artifacts/{digest}/subscription");
+        self.ask(source, Call::post(path, &SubscribeRequest { lacks }).idempotent()).await
+    }
+
+    async fn ask(&self, source: Source, call: Call) -> io::Result<http::Response<ByteStream>> {
+        let none = || io::Error::new(io::ErrorKind::Unsupported, "no way to ask other servers");
+        let client = self.client.as_ref().ok_or_else(none)?;
+        let peer = Peer::new(Role::Agent, source.server.as_str()).map_err(io::Error::other)?;
+        let target = Target { address: source.address, peer, alpn: Alpn::Bulk };
+        let call = call.deadline(Duration::from_secs(HEAD_S_MAX));
         // Every unit once, with its index; signs of life come on top, ten a second.
-        self.send(source, call.response_bytes_max(2 * ARTIFACT_BYTES_MAX))
-    }
-}
-
-impl WirePeers {
-    fn send(
-        &self,
-        source: &Source,
-        call: Call,
-    ) -> BoxFuture<'static, io::Result<http::Response<ByteStream>>> {
-        let client = self.client.clone();
-        let source = source.clone();
-        Box::pin(async move {
-            let peer = Peer::new(Role::Agent, source.server.as_str()).map_err(io::Error::other)?;
-            let target = Target { address: source.address, peer, alpn: Alpn::Bulk };
-            let call = call.deadline(Duration::from_secs(HEAD_S_MAX));
-            match client.stream(&target, call).await {
-                Ok(answer) => good(answer),
-                Err(CallError::Answered { answer, .. }) => refusal(answer.status),
-                Err(error) => Err(io::Error::other(flat(&error))),
-            }
-        })
+        match client.stream(&target, call.response_bytes_max(2 * ARTIFACT_BYTES_MAX)).await {
+            Ok(answer) => good(answer),
+            Err(CallError::Answered { answer, .. }) => refusal(answer.status),
+            Err(error) => Err(io::Error::other(error)),
+        }
     }
 }
 
@@ -88,7 +92,7 @@ fn good(answer: BodyStream) -> io::Result<http::Response<ByteStream>> {
         match answer.chunk().await {
             Ok(Some(piece)) => Some((Ok::<Bytes, io::Error>(piece), Some(answer))),
             Ok(None) => None,
-            Err(error) => Some((Err(io::Error::other(flat(&error))), None)),
+            Err(error) => Some((Err(io::Error::other(error)), None)),
         }
     });
     response.body(pieces.boxed()).map_err(io::Error::other)
@@ -96,20 +100,8 @@ fn good(answer: BodyStream) -> io::Result<http::Response<ByteStream>> {
 
 fn refusal(status: u16) -> io::Result<http::Response<ByteStream>> {
     let mut response = http::Response::new(stream::empty().boxed());
-    *response.status_mut() = http::StatusCode::from_u16(status).map_err(io::Error::other)?;
+    *response.status_mut() = StatusCode::from_u16(status).map_err(io::Error::other)?;
     // The wire says the same to everybody.
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
     Ok(response)
-}
-
-/// An error and its causes in one line.
-fn flat(error: &CallError) -> String {
-    use std::error::Error as _;
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }

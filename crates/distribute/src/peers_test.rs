@@ -16,13 +16,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::plan::SourceKind;
 use crate::testing::{
     DEADLINE, Disk, Manners, Mirror, Sample, UNIT, fetch_once, patient, quick, with_peers,
 };
 use crate::{
-    Downloads, FetchContext, FetchStatus, FreeSpace, Limits, Progress, ServeLimits, StoreOptions,
-    WirePeers, bulk_router, fetch,
+    Downloads, FetchContext, FetchStatus, FetchWait, FreeSpace, Limits, Progress, RUNS_MAX,
+    ServeLimits, SourceKind, StoreOptions, SubscribeRequest, UnitRun, WirePeers, bulk_router,
+    fetch,
 };
 
 struct Zone {
@@ -67,7 +67,7 @@ impl Zone {
 
     fn context(&self, disk: &Disk, mirrors: &[&Mirror], limits: Limits) -> FetchContext {
         let peers = WirePeers::new(self.client(Role::Agent, "me"));
-        with_peers(disk, mirrors, limits, Arc::new(peers))
+        with_peers(disk, mirrors, limits, peers)
     }
 }
 
@@ -87,7 +87,7 @@ fn from_peers(sample: &Sample, servers: &[&Server]) -> FetchOrder {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn units_come_from_several_holders_and_no_mirror_is_asked() {
+async fn units_come_from_a_holder_and_no_mirror_is_asked() {
     let (zone, sample, me) = (Zone::new(), sample(), Disk::new());
     let a = zone.server("a", ServeLimits::default()).await;
     let b = zone.server("b", ServeLimits::default()).await;
@@ -100,11 +100,12 @@ async fn units_come_from_several_holders_and_no_mirror_is_asked() {
     result.unwrap();
     me.assert_holds(&sample);
     assert_eq!(mirror.requests(), 0);
-    let bytes = sample.release.length + 61 * 32;
-    assert_eq!(progress.bytes_from_peers, bytes);
+    let bytes = progress.bytes_from_peers;
     assert_eq!(context.counters.received(SourceKind::Peer), bytes);
+    // The unit hashes, an index for each unit, and signs of life.
+    let least = sample.release.length + 61 * (32 + 4);
+    assert!((least..least + 1_000).contains(&bytes), "{bytes}");
     assert_eq!(context.counters.received(SourceKind::Mirror), 0);
-    assert_eq!(progress.sources.len(), 2);
     assert!(progress.sources.iter().all(|source| source.last_error.is_none()), "{progress:?}");
 }
 
@@ -131,7 +132,10 @@ async fn a_holder_that_is_gone_wrong_or_somebody_else_does_not_matter() {
     let (result, progress) = fetch_once(&context, order).await;
     result.unwrap();
     me.assert_holds(&sample);
-    let of = |name: &str| progress.sources.iter().find(|source| source.name == name).unwrap();
+    let of = |name: &str| {
+        let mut sources = progress.sources.iter();
+        sources.find(|source| source.source.to_string() == name).unwrap()
+    };
     assert!(of("rotten").refused_units > 0, "{progress:?}");
     assert!(of("president").last_error.is_some(), "{progress:?}");
     assert_eq!(of("good").refused_units, 0);
@@ -171,6 +175,18 @@ async fn a_server_that_is_still_fetching_passes_on_what_it_has() {
     assert_eq!(sent, sample.release.length, "the follower took nothing through the downlink");
 }
 
+/// A subscription to some units.
+fn subscribe(digest: &str, lacks: Vec<UnitRun>) -> Call {
+    let path = format!("/v1/artifacts/{digest}/subscription");
+    let mut call = Call::post(path, &SubscribeRequest { lacks });
+    call.content_type = "application/json";
+    call.response_bytes_max(u64::MAX)
+}
+
+fn run(first: u32, count: u32) -> UnitRun {
+    UnitRun { first, count }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_agents_get_artifacts_and_nothing_else_is_there() {
     let (zone, sample) = (Zone::new(), sample());
@@ -183,34 +199,33 @@ async fn only_agents_get_artifacts_and_nothing_else_is_there() {
         alpn: Alpn::Bulk,
     };
     let d = sample.digest();
-    let units = format!("/v1/artifacts/{d}/units?first=0&count=2");
     for role in [Role::Viewer, Role::Operator, Role::Publisher, Role::Hub] {
         let client = zone.client(role, "x");
-        for path in [units.clone(), format!("/v1/artifacts/{d}/unit-hashes")] {
-            let error = client.call(&target, Call::get(path)).await.unwrap_err();
+        let hashes = Call::get(format!("/v1/artifacts/{d}/unit-hashes"));
+        for call in [hashes, subscribe(d.as_str(), vec![run(0, 2)])] {
+            let error = client.call(&target, call).await.unwrap_err();
             assert_eq!(error.status(), Some(403), "{role}");
         }
     }
     let agent = zone.client(Role::Agent, "x");
-    let good = agent.call(&target, Call::get(units)).await.unwrap();
-    assert_eq!(good.body[..], sample.bytes[..2 * UNIT]);
-    // Everything that is left of the last units.
-    let last = format!("/v1/artifacts/{d}/units?first=59&count=4294967295");
-    let good = agent.call(&target, Call::get(last)).await.unwrap();
-    assert_eq!(good.body[..], sample.bytes[59 * UNIT..]);
+    let good = agent.call(&target, subscribe(d.as_str(), vec![run(59, u32::MAX)])).await.unwrap();
+    let mut frames = 59_u32.to_be_bytes().to_vec();
+    frames.extend_from_slice(sample.unit(59));
+    frames.extend_from_slice(&60_u32.to_be_bytes());
+    frames.extend_from_slice(sample.unit(60));
+    assert!(good.body[..] == frames, "all that is left, in frames");
+    let many = (0..=u32::try_from(RUNS_MAX).unwrap()).map(|n| run(2 * n, 1)).collect();
+    for lacks in [vec![], many, vec![run(5, 1), run(0, 1)], vec![run(0, 9), run(5, 9)]] {
+        let error = agent.call(&target, subscribe(d.as_str(), lacks)).await.unwrap_err();
+        assert_eq!(error.status(), Some(400), "{error}");
+    }
     let other = "0".repeat(64);
     for (path, status) in [
-        (format!("/v1/artifacts/{d}/units?first=61&count=1"), 404),
-        (format!("/v1/artifacts/{d}/units?first=4294967295&count=4294967295"), 404),
-        (format!("/v1/artifacts/{other}/units?first=0&count=1"), 404),
         (format!("/v1/artifacts/{other}/unit-hashes"), 404),
-        (format!("/v1/artifacts/{d}/units?first=0&count=0"), 400),
-        (format!("/v1/artifacts/{d}/units?first=-1&count=1"), 400),
-        (format!("/v1/artifacts/{d}/units"), 400),
-        ("/v1/artifacts/..%2Fsecret/units?first=0&count=1".to_owned(), 400),
+        ("/v1/artifacts/..%2Fsecret/unit-hashes".to_owned(), 400),
         ("/v1/artifacts/%2Fetc%2Fpasswd/unit-hashes".to_owned(), 400),
         (format!("/v1/artifacts/../artifacts/{d}"), 404),
-        (format!("/v1/artifacts/{d}.units/units?first=0&count=1"), 400),
+        (format!("/v1/artifacts/{d}.units/unit-hashes"), 400),
         ("/".to_owned(), 404),
     ] {
         let error = agent.call(&target, Call::get(path.clone())).await.unwrap_err();
@@ -230,19 +245,17 @@ async fn past_its_limit_a_server_says_busy_and_the_fetch_comes_back() {
         alpn: Alpn::Bulk,
     };
     // Somebody takes the only place, and does not read: 25 MiB fit in no socket's buffer.
-    let path = format!("/v1/artifacts/{}/units?first=0&count=400", sample.digest());
     let hog = zone.client(Role::Agent, "hog");
-    let taken = hog.stream(&target, Call::get(path).response_bytes_max(u64::MAX)).await.unwrap();
+    let call = subscribe(sample.digest().as_str(), vec![run(0, 400)]);
+    let taken = hog.stream(&target, call).await.unwrap();
     let context = zone.context(&me, &[], quick());
     let (_orders, receiver) = watch::channel(from_peers(&sample, &[&server]));
     let (progress, mut shown) = watch::channel(Progress::default());
     let fetching = tokio::spawn(async move {
         Box::pin(fetch(&context, receiver, &progress, &CancellationToken::new())).await
     });
-    let busy = shown.wait_for(|progress| {
-        let error = progress.sources.first().and_then(|source| source.last_error.as_ref());
-        error.is_some_and(|error| error.contains("is busy"))
-    });
+    let busy =
+        shown.wait_for(|progress| matches!(progress.waiting_on, Some(FetchWait::Sources { .. })));
     drop(tokio::time::timeout(DEADLINE, busy).await.unwrap().unwrap());
     drop(taken);
     tokio::time::timeout(DEADLINE, fetching).await.unwrap().unwrap().unwrap();
@@ -260,10 +273,7 @@ async fn one_server_may_not_take_every_place() {
         peer: Peer::new(Role::Agent, "a").unwrap(),
         alpn: Alpn::Bulk,
     };
-    let call = || {
-        let path = format!("/v1/artifacts/{}/units?first=0&count=400", sample.digest());
-        Call::get(path).response_bytes_max(u64::MAX)
-    };
+    let call = || subscribe(sample.digest().as_str(), vec![run(0, 400)]);
     let hog = zone.client(Role::Agent, "hog");
     let _first = hog.stream(&target, call()).await.unwrap();
     let _second = hog.stream(&target, call()).await.unwrap();

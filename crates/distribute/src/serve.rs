@@ -1,18 +1,14 @@
-//! Serving other servers of the group: artifacts and their unit hashes, and nothing else.
+//! Serving artifacts and their unit hashes to other servers of the group, and nothing else.
 //!
 //! ```text
-//! GET /v1/artifacts/<root>/units?first=N&count=M   units N.. as bytes; fewer than M when only the
-//!                                                  first of them are here yet; 404 when N is not
-//! GET /v1/artifacts/<root>/unit-hashes?wait_ms=T   32 bytes per unit; held for T at most until
+//! GET /v1/artifacts/<root>/unit-hashes?wait_ms=T   32 bytes per unit; held for up to T until
 //!                                                  they are here
 //! POST /v1/artifacts/<root>/subscription           see [`crate::subscription`]
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -21,38 +17,33 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use cohort_artifact::UNIT_BYTES;
 use cohort_core::ids::Digest;
 use cohort_identity::{PeerName, Role};
 use cohort_wire::http::{ApiError, ApiJson, Caller, require_role};
 use futures_util::stream;
 use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::budget::Budget;
-use crate::request::span_of;
 use crate::store::ArtifactStore;
 use crate::subscription::{RUNS_MAX, SubscribeRequest, Subscription};
-use crate::unit_set::UnitRun;
-
-/// Bytes that are read from the disk at once: four units, one system call per 256 KiB.
-const READ_BYTES: u64 = 4 * UNIT_BYTES as u64;
 
 /// Limits of the serving side.
 #[derive(Debug, Clone)]
 pub struct ServeLimits {
-    /// Answers that are being sent at once. Each holds three reads (768 KiB), so 64 bound the
-    /// serving side to 48 MiB; a NIC is full long before.
+    /// Answers sent at once. Each holds three reads (768 KiB), so 64 bound the serving side to
+    /// 48 MiB; a NIC is full long before.
     pub streams_max: usize,
-    /// Answers to one server at once: a fetch sends two requests, and several apps may fetch.
+    /// Answers sent to one server at once: several apps may fetch, and change parents.
     pub streams_per_peer_max: usize,
-    /// How long a receiver may take for one read's worth (256 KiB), in milliseconds; a slower one
-    /// loses the connection, so that it cannot hold a place for ever. Below 9 KiB/s.
+    /// How long a receiver may take for one read's worth (256 KiB), in milliseconds. One slower than
+    /// 9 KiB/s loses the connection, so that it cannot hold a place for ever.
     pub read_taken_ms_max: u64,
-    /// How fast everything together may be sent.
+    /// The limit of everything that is sent.
     pub upload: Arc<Budget>,
 }
 
@@ -74,7 +65,6 @@ pub fn bulk_router(store: Arc<ArtifactStore>, limits: ServeLimits) -> Router {
         by_peer: Mutex::default(),
     });
     let routes = Router::new()
-        .route("/v1/artifacts/{digest}/units", get(units))
         .route("/v1/artifacts/{digest}/unit-hashes", get(unit_hashes))
         .route("/v1/artifacts/{digest}/subscription", post(subscription))
         .with_state(Serving { store, limits, places });
@@ -88,36 +78,7 @@ struct Serving {
     places: Arc<Places>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UnitsQuery {
-    first: u32,
-    count: u32,
-}
-
-async fn units(
-    State(serving): State<Serving>,
-    Caller(caller): Caller,
-    Path(digest): Path<String>,
-    Query(query): Query<UnitsQuery>,
-) -> Result<Response, ApiError> {
-    let digest = parse(&digest)?;
-    let run = UnitRun { first: query.first, count: query.count };
-    if run.count == 0 {
-        return Err(ApiError::bad_request("count must be 1 at least"));
-    }
-    let place = serving.place(&caller.name)?;
-    let store = Arc::clone(&serving.store);
-    let wanted = digest.clone();
-    let found = blocking(move || find(&store, &wanted, run)).await?;
-    let Some((file, start, length)) = found else {
-        return Err(ApiError::not_found(format!("unit {} of {digest} is not here", run.first)));
-    };
-    let body = send(file, start, length, place, &serving.limits);
-    Ok(answer(length, body))
-}
-
-/// Longest wait for unit hashes, in milliseconds; below what the asker waits for a first byte.
+/// Longest wait for unit hashes, in milliseconds; shorter than an asker's patience.
 const HASHES_WAIT_MS_MAX: u64 = 5_000;
 
 #[derive(Debug, Deserialize)]
@@ -182,22 +143,6 @@ async fn unit_hashes(
     }
 }
 
-/// The file that holds the first units of a run, the first byte, and how many.
-fn find(
-    store: &ArtifactStore,
-    digest: &Digest,
-    run: UnitRun,
-) -> io::Result<Option<(File, u64, u64)>> {
-    if let Some((file, total)) = store.open_whole(digest).map_err(io::Error::other)? {
-        let (start, length) = span_of(total, run);
-        return Ok((length > 0).then_some((file, start, length)));
-    }
-    let Some(part) = store.part(digest) else { return Ok(None) };
-    let Some(here) = part.run_here(run, u32::MAX) else { return Ok(None) };
-    let (start, length) = span_of(part.hashes().length(), here);
-    Ok(Some((part.reader()?, start, length)))
-}
-
 fn answer(length: u64, body: Body) -> Response {
     let mut response = body.into_response();
     let headers = response.headers_mut();
@@ -206,44 +151,10 @@ fn answer(length: u64, body: Body) -> Response {
     response
 }
 
-/// Reads one piece ahead of the connection; the place is given back when all is sent, when the
-/// receiver goes away, and when it takes too long.
-fn send(file: File, start: u64, length: u64, place: Place, limits: &ServeLimits) -> Body {
-    let (taken_ms_max, upload) = (limits.read_taken_ms_max, Arc::clone(&limits.upload));
-    let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(1);
-    tokio::spawn(async move {
-        let _place = place;
-        let file = Arc::new(file);
-        let mut at = start;
-        while at < start + length {
-            let bytes = READ_BYTES.min(start + length - at);
-            let source = Arc::clone(&file);
-            let piece = tokio::task::spawn_blocking(move || read(&source, at, bytes)).await;
-            let piece = piece.unwrap_or_else(|error| Err(io::Error::other(error)));
-            let failed = piece.is_err();
-            upload.take(piece.as_ref().map_or(0, Bytes::len), || ()).await;
-            let taken = timeout(Duration::from_millis(taken_ms_max), sender.send(piece)).await;
-            // Gone, or too slow: the body ends early, which the receiver sees by its length.
-            if failed || !matches!(taken, Ok(Ok(()))) {
-                return;
-            }
-            at += bytes;
-        }
-    });
-    streamed(receiver)
-}
-
 fn streamed(receiver: mpsc::Receiver<io::Result<Bytes>>) -> Body {
     Body::from_stream(stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|piece| (piece, receiver))
     }))
-}
-
-fn read(file: &File, at: u64, bytes: u64) -> io::Result<Bytes> {
-    let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
-    let mut piece = vec![0; bytes];
-    file.read_exact_at(&mut piece, at)?;
-    Ok(piece.into())
 }
 
 fn parse(digest: &str) -> Result<Digest, ApiError> {
@@ -257,7 +168,7 @@ async fn blocking<T: Send + 'static>(
     done.and_then(|result| result).map_err(|error| ApiError::internal(error.to_string()))
 }
 
-/// Who is being sent something.
+/// Who is being sent something, and how much room is left.
 struct Places {
     free: Arc<Semaphore>,
     by_peer: Mutex<BTreeMap<String, usize>>,
@@ -272,9 +183,9 @@ struct Place {
 
 impl Serving {
     fn place(&self, peer: &PeerName) -> Result<Place, ApiError> {
-        let busy = || ApiError::overloaded("this server sends as much as it may");
+        let busy = || ApiError::overloaded("this server is sending as much as it may");
         let free = Arc::clone(&self.places.free).try_acquire_owned().map_err(|_| busy())?;
-        let mut by_peer = self.places.by_peer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_peer = self.places.by_peer.lock();
         let count = by_peer.entry(peer.as_str().to_owned()).or_default();
         if *count >= self.limits.streams_per_peer_max {
             return Err(busy());
@@ -287,7 +198,7 @@ impl Serving {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut by_peer = self.places.by_peer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_peer = self.places.by_peer.lock();
         if let Some(count) = by_peer.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {

@@ -1,19 +1,20 @@
 //! Why the store of artifacts refuses.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use cohort_artifact::UnitError;
+use cohort_base::FileError;
 use cohort_core::ids::Digest;
 
-/// Why an artifact cannot be kept. All of it is the surroundings' fault, never the release's.
+/// Why an artifact cannot be kept. Always the fault of the surroundings, never of the release.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The disk is too full. Told before the first byte is fetched.
+    /// The disk is too full. Found before the first byte is fetched.
     #[error(
-        "not enough free space in {path}: {needed} bytes are needed ({reserve} of them stay free), \
-         {free} are free; remove files there or give the agent another data_dir"
+        "not enough free space in {path}: {needed} bytes needed ({reserve} of them stay free), {free} \
+         are free; remove files there or give the agent another data_dir"
     )]
     NoSpace {
         /// The folder of artifacts.
@@ -25,48 +26,40 @@ pub enum StoreError {
         /// Bytes that are free.
         free: u64,
     },
-    /// The space of an artifact was free when it was looked for, and is not any more.
+    /// The space of an artifact was free when checked, and no longer is.
     #[error(
-        "the {length} bytes of {path} cannot be claimed: something else took the space, or a quota \
-         ends; remove files there, raise the quota, or give the agent another data_dir"
+        "cannot allocate {length} bytes for {path}: something else took the space, or a quota is \
+         exhausted; remove files there, raise the quota, or give the agent another data_dir"
     )]
     Taken {
         /// The file.
         path: PathBuf,
         /// Its length in bytes.
         length: u64,
-        /// What the disk says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// A file cannot be read or written.
-    #[error("{doing} {path} failed")]
-    File {
-        /// What was tried, such as "syncing".
-        doing: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Somebody is fetching it already.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Another fetch, or a collection, holds it.
     #[error("artifact {digest} is being fetched already")]
     InFlight {
         /// The artifact.
         digest: Digest,
     },
-    /// The artifact is not whole yet.
-    #[error("artifact {digest} is not whole: {held} of {count} units are there")]
+    /// Units are missing.
+    #[error("artifact {digest} is not whole: {held} of {count} units are here")]
     NotWhole {
         /// The artifact.
         digest: Digest,
-        /// Units that are there.
+        /// Units on disk.
         held: u32,
-        /// All units.
+        /// Units in all.
         count: u32,
     },
-    /// The length is not one that an artifact can have.
+    /// No artifact can have this length.
     #[error("artifact {digest} cannot be {length} bytes long")]
     Length {
         /// The artifact.
@@ -79,7 +72,7 @@ pub enum StoreError {
     Bytes {
         /// The artifact.
         digest: Digest,
-        /// Which.
+        /// Which unit, or the hashes.
         #[source]
         source: UnitError,
     },
@@ -89,11 +82,4 @@ pub enum StoreError {
         /// The artifact.
         digest: Digest,
     },
-}
-
-impl StoreError {
-    pub(crate) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::File { doing, path, source }
-    }
 }

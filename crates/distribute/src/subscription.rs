@@ -2,17 +2,16 @@
 //!
 //! ```text
 //! POST /v1/artifacts/<root>/subscription   {"lacks": [{"first": 0, "count": 1024}, …]}
-//! answer   frames until everything that was lacking has been sent:
+//! answer   frames, until all these units have been sent:
 //!          index   4 bytes, big endian
 //!          unit    its bytes; their number follows from the index and the artifact's length
 //!          index 0xffffffff is a sign of life and has no bytes
 //! ```
 //!
-//! The same question starts, resumes, repairs and changes parents. A unit goes out the moment it is
-//! verified here, lowest first among those that are here, out of memory as long as the child keeps
-//! up (the newest 16 units of an artifact are kept for all children together). Every child has its
-//! own cursor and one read (four units) in memory, so that a slow child blocks nobody and costs no
-//! more than that.
+//! The same request starts, resumes, repairs and changes parents. A unit is sent the moment it is
+//! verified, the lowest first, and from memory as long as the child keeps up (all children share the
+//! 16 newest units of an artifact). Each child has its own cursor and one read (four units) in
+//! memory, so a slow child blocks nobody and costs no more than that.
 
 use std::fs::File;
 use std::io;
@@ -21,8 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cohort_artifact::UNIT_BYTES;
 use cohort_core::ids::Digest;
+use cohort_transfer::{UNIT_BYTES, UnitRun, UnitSet, span_of, unit_count};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -30,54 +29,52 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::budget::Budget;
 use crate::frame::{ALIVE, INDEX_BYTES};
 use crate::part::Part;
-use crate::request::span_of;
 use crate::store::ArtifactStore;
-use crate::unit_set::{UnitRun, UnitSet};
 
-/// Pause after which a parent that has nothing to send says that it lives, in milliseconds. A third
-/// of what a child waits for ([`crate::Limits::silence_ms_max`]).
+/// A parent with nothing to send gives a sign of life after this long, in milliseconds: a third of
+/// what a child tolerates ([`crate::Limits::silence_ms_max`]).
 pub(crate) const ALIVE_MS: u64 = 100;
 
-/// How long a parent that has nothing of an artifact yet holds a subscription, in milliseconds: its
-/// own orders come within the two seconds of a long poll.
+/// How long a parent without any of the artifact holds a subscription, in milliseconds: its own
+/// orders arrive within the two seconds of a long poll.
 pub(crate) const ABSENT_MS_MAX: u64 = 10_000;
 
-/// Units that are read from the disk at once: 256 KiB, one system call.
+/// Units per disk read: 256 KiB, one system call.
 const READ_UNITS_MAX: u32 = 4;
 
-/// Bounds of what goes at once under a limit, in bytes: below a packet nothing is won; and a fifth
-/// of a unit's frame, which with the marks of a chunk fits into one TLS record of 16 KiB.
+/// Bounds of a piece that is sent at once under a limit, in bytes: less than a packet gains nothing;
+/// a fifth of a unit's frame fits with its chunk header into one TLS record of 16 KiB.
 const PIECE_BYTES_MIN: usize = 1_024;
 const PIECE_BYTES_MAX: usize = (UNIT_BYTES as usize + INDEX_BYTES).div_ceil(5);
 
-/// A unit is spread over this part of the time until the next one comes: a third, so that a child
-/// that fell behind a little catches up, and a hop costs no more than that once.
+/// A unit is spread over this fraction of the time until the next one: a third, so that a child that
+/// fell behind a little catches up, and a hop adds no more delay than that.
 const SPREAD_PART: u32 = 3;
 
-/// What a timer can do; pieces that are due sooner go at once.
+/// Resolution of a timer; pieces due sooner are sent at once.
 const SLEEP_MIN: Duration = Duration::from_millis(1);
 
-/// Runs in one question: holes come from failures, and there are few; what is beyond this is asked
-/// for when these have come. 4096 runs are 130 KB of JSON.
+/// Runs in one request: holes come from failures and are few. What is beyond is asked for when these
+/// have come. 4,096 runs are 130 KB of JSON.
 pub const RUNS_MAX: usize = 4_096;
 
-/// What a child lacks.
+/// The body of a subscription: what a child lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SubscribeRequest {
-    /// Which units, at most [`RUNS_MAX`] runs.
+    /// In ascending order, at most [`RUNS_MAX`] runs.
     pub lacks: Vec<UnitRun>,
 }
 
 impl SubscribeRequest {
-    /// Whether every run begins after the end of the one before: the work for all of them together
-    /// is bounded by the units of the artifact then.
+    /// Whether runs ascend without overlap, so that the work for all of them is bounded by the units
+    /// of the artifact.
     pub(crate) fn is_in_order(&self) -> bool {
         self.lacks.windows(2).all(|pair| pair[0].end() <= pair[1].first)
     }
 }
 
-/// Where units are read.
+/// The file that units are read from: a whole artifact, or one that is still arriving.
 enum Origin {
     Whole(Arc<File>, u64),
     Part(Arc<File>, Arc<Part>, watch::Receiver<u32>),
@@ -90,12 +87,12 @@ pub(crate) struct Subscription {
     pub(crate) child: String,
     pub(crate) lacks: Vec<UnitRun>,
     pub(crate) upload: Arc<Budget>,
-    /// How long the child may take for one read's worth, in milliseconds.
+    /// How long the child may take for one read (256 KiB), in milliseconds.
     pub(crate) taken_ms_max: u64,
 }
 
 impl Subscription {
-    /// Sends until everything is sent, or the child is gone or too slow.
+    /// Runs until everything is sent, or the child is gone or too slow.
     pub(crate) async fn run(self, sender: mpsc::Sender<io::Result<Bytes>>) {
         let mut changes = self.store.changes();
         let absent_until = Instant::now() + Duration::from_millis(ABSENT_MS_MAX);
@@ -147,7 +144,7 @@ impl Subscription {
         }
     }
 
-    /// Sends the units of a run; false when that was the last that can be sent.
+    /// Sends the units of a run; `false` when nothing more can be sent.
     async fn send(
         &self,
         sender: &mpsc::Sender<io::Result<Bytes>>,
@@ -165,14 +162,14 @@ impl Subscription {
                 None => return false,
             },
         };
-        // Who keeps up gets a unit spread over a part of the time until the next one comes, and the
-        // service's own packets go in between; who is behind gets all that the wire takes.
+        // A child that keeps up gets a unit spread over time, so that the service's own packets go
+        // in between; one that is behind gets all that the wire takes.
         let spread = if run.count == 1 { origin.interval() / SPREAD_PART } else { Duration::ZERO };
         let begun = Instant::now();
         for mut frame in frames {
             let (length, mut sent) = (count(frame.len()), 0);
             while !frame.is_empty() {
-                // Under a limit in small pieces, so that the child hears something in between.
+                // Small pieces under a limit, so that the child is never left without a sign of life.
                 let most = match self.upload.limit() {
                     Some(limit) => piece_bytes(limit),
                     None if spread.is_zero() => frame.len(),
@@ -193,8 +190,8 @@ impl Subscription {
         true
     }
 
-    /// Reads a run from the disk; the child is told that its parent lives while the disk is slow.
-    /// Nothing when the child is gone.
+    /// Reads a run from the disk, with signs of life while the disk is slow. `None` when the child is
+    /// gone.
     async fn read(
         &self,
         sender: &mpsc::Sender<io::Result<Bytes>>,
@@ -212,7 +209,7 @@ impl Subscription {
         }
     }
 
-    /// A sign of life.
+    /// Sends a sign of life.
     async fn live(&self, sender: &mpsc::Sender<io::Result<Bytes>>) -> bool {
         self.put(sender, Ok(Bytes::copy_from_slice(&ALIVE.to_be_bytes()))).await
     }
@@ -237,7 +234,7 @@ impl Subscription {
         Ok(Some(Origin::Part(Arc::new(part.reader()?), part, arrivals)))
     }
 
-    /// Whether nothing more will ever arrive in it: the fetch that wrote it was given up.
+    /// Whether nothing more will arrive, because the fetch that wrote it was given up.
     fn is_stale(&self, origin: &Origin) -> bool {
         let Origin::Part(_, part, _) = origin else { return false };
         if part.held() == part.hashes().count() {
@@ -256,7 +253,7 @@ impl Origin {
     }
 
     fn units(&self) -> u32 {
-        u32::try_from(self.length().div_ceil(u64::from(UNIT_BYTES))).unwrap_or(u32::MAX)
+        unit_count(self.length())
     }
 
     fn next(&self, wanted: &mut UnitSet, child: &str) -> Option<UnitRun> {
@@ -270,7 +267,7 @@ impl Origin {
         }
     }
 
-    /// How long it takes from one unit to the next.
+    /// The time between two arrivals; zero for a whole artifact.
     fn interval(&self) -> Duration {
         match self {
             Origin::Whole(..) => Duration::ZERO,
@@ -278,7 +275,7 @@ impl Origin {
         }
     }
 
-    /// The frames of a run, if all of them came lately.
+    /// The frames of a run, if all of them are still in memory.
     fn recent(&self, run: UnitRun) -> Option<Vec<Bytes>> {
         match self {
             Origin::Whole(..) => None,
@@ -299,8 +296,8 @@ fn count(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// Bytes that go at once under a limit of so many bytes per second: a fiftieth of a second's, so
-/// that several children each hear something more often than silence is taken for an end.
+/// Bytes sent at once under a limit in bytes per second: a fiftieth of a second, so that each of
+/// several children hears something long before silence counts as an end.
 fn piece_bytes(limit: u64) -> usize {
     usize::try_from(limit / 50).unwrap_or(usize::MAX).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX)
 }

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    ArtifactStore, ByteCounters, FetchContext, FetchError, Limits, MirrorList, NoPeers,
-    PeerTransport, Progress, StoreOptions, fetch,
+    ArtifactStore, ByteCounters, FetchContext, FetchError, Limits, MirrorList, Progress,
+    StoreOptions, WirePeers, fetch,
 };
 
 pub(crate) const UNIT: usize = UNIT_BYTES as usize;
@@ -293,6 +293,9 @@ pub(crate) fn quick() -> Limits {
         backoff_ms_max: 200,
         wrong_bytes_ms: 100,
         absent_ms: 50,
+        // By itself at once: only groups have a leader.
+        no_leader_ms: 0,
+        pull_after_ms: 1_000,
         give_up_ms: 10_000,
         reserve_bytes: 1 << 20,
         ..Limits::default()
@@ -309,6 +312,7 @@ pub(crate) fn patient() -> Limits {
         request_ms_max: 60_000,
         silence_ms_max: 30_000,
         link_begin_ms_max: 30_000,
+        pull_after_ms: 60_000,
         give_up_ms: 120_000,
         ..quick()
     }
@@ -321,14 +325,14 @@ pub(crate) fn mirror_list(mirrors: &[&Mirror]) -> Arc<MirrorList> {
 }
 
 pub(crate) fn context(disk: &Disk, mirrors: &[&Mirror], limits: Limits) -> FetchContext {
-    with_peers(disk, mirrors, limits, Arc::new(NoPeers))
+    with_peers(disk, mirrors, limits, WirePeers::none())
 }
 
 pub(crate) fn with_peers(
     disk: &Disk,
     mirrors: &[&Mirror],
     limits: Limits,
-    peers: Arc<dyn PeerTransport>,
+    peers: WirePeers,
 ) -> FetchContext {
     FetchContext {
         store: Arc::clone(&disk.store),
@@ -337,7 +341,7 @@ pub(crate) fn with_peers(
         limits: Arc::new(limits),
         counters: Arc::new(ByteCounters::default()),
         download: Arc::default(),
-        guides: None,
+        guides: Arc::default(),
     }
 }
 

@@ -16,11 +16,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("artifact", &["core"]),
     ("wire", &["core", "identity"]),
     ("registry", &["core", "wire", "artifact", "identity"]),
-    ("distribute", &["core", "wire", "artifact", "store", "identity"]),
+    ("transfer", &["core"]),
+    ("distribute", &["core", "wire", "artifact", "store", "identity", "transfer"]),
     ("host", &["core", "wire", "artifact", "store", "identity"]),
     ("mirror", &["core", "wire", "artifact", "identity"]),
     ("server", &["core", "consensus", "store"]),
-    ("simulate", &["core", "consensus", "store", "distribute", "server"]),
+    ("simulate", &["core", "consensus", "store", "transfer", "server"]),
     (
         "agent",
         &[
@@ -142,6 +143,14 @@ fn the_core_knows_nothing() {
     let (own, others) = &all["core"];
     assert!(own.is_empty(), "{own:?}");
     assert_eq!(*others, BTreeSet::from(["serde".to_owned()]), "the core knows only serde");
+}
+
+#[test]
+fn who_fetches_from_whom_is_decided_without_io() {
+    let all = dependencies();
+    let (own, others) = &all["transfer"];
+    assert_eq!(*own, BTreeSet::from(["base", "core"].map(str::to_owned)));
+    assert_eq!(*others, BTreeSet::from(["serde", "thiserror"].map(str::to_owned)));
 }
 
 #[test]

@@ -1,0 +1,83 @@
+//! The tracker as the leader's agent runs it: behind a lock, with a clock, and into the log.
+
+use std::time::Instant;
+
+use cohort_transfer::tracker::{
+    Event, Participant, TrackerError, TransferAnswer, TransferRequest, TransferView,
+};
+use cohort_transfer::{Moment, Tracker};
+use parking_lot::Mutex;
+use tracing::{info, warn};
+
+/// The tracker that all connections of an agent share.
+#[derive(Debug)]
+pub struct SharedTracker {
+    begun: Instant,
+    tracker: Mutex<Tracker>,
+}
+
+impl Default for SharedTracker {
+    fn default() -> Self {
+        Self { begun: Instant::now(), tracker: Mutex::default() }
+    }
+}
+
+impl SharedTracker {
+    /// See [`Tracker::set_zone_limit`].
+    pub fn set_zone_limit(&self, limit: Option<u64>) {
+        self.tracker.lock().set_zone_limit(limit);
+    }
+
+    /// Takes a server's report, and says what it is to do.
+    ///
+    /// # Errors
+    /// See [`Tracker::report`].
+    pub fn report(
+        &self,
+        from: &Participant,
+        request: &TransferRequest,
+    ) -> Result<TransferAnswer, TrackerError> {
+        let (answer, events) = {
+            let mut tracker = self.tracker.lock();
+            (tracker.report(from, request, self.now()), tracker.take_events())
+        };
+        for (artifact, event) in events {
+            match event {
+                Event::FanOutLowered { from } => {
+                    info!(%artifact, from, "servers fall behind: lowering the fan-out");
+                }
+                Event::Slow { server, rate } => {
+                    info!(%artifact, %server, rate, "server is slow: moving it to the tail");
+                }
+                Event::Starved { server, parent } => {
+                    info!(%artifact, %server, %parent, "server is starved: changing its parent");
+                }
+                Event::Acquitted { server, suspect } => {
+                    info!(%artifact, %server, %suspect, "server keeps up under another parent");
+                }
+                Event::LeaseRevoked { server } => {
+                    info!(%artifact, %server, "lease is stalled: revoking it");
+                }
+                Event::Barred { server } => {
+                    warn!(%artifact, %server, "server sends nothing or wrong bytes: barring it");
+                }
+            }
+        }
+        answer
+    }
+
+    /// Forgets all transfers: this server no longer leads.
+    pub fn clear(&self) {
+        self.tracker.lock().clear();
+    }
+
+    /// All transfers, for people.
+    #[must_use]
+    pub fn view(&self) -> Vec<TransferView> {
+        self.tracker.lock().view(self.now())
+    }
+
+    fn now(&self) -> Moment {
+        self.begun.elapsed()
+    }
+}

@@ -1,0 +1,127 @@
+//! Where bytes come from.
+
+use std::fmt;
+
+use cohort_core::ids::ServerId;
+use cohort_core::orders::Source;
+use serde::{Deserialize, Serialize};
+
+use crate::offence::{Failure, Offences};
+
+/// A source, as one fetch tells them apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourceId {
+    /// A server of the group.
+    Server(ServerId),
+    /// A mirror, by its index in the configured list.
+    Mirror(usize),
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The peer port of a server.
+    Server(Source),
+    /// A mirror, by its index in the configured list.
+    Mirror(usize),
+}
+
+/// A source as other servers and people know it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceName {
+    /// A server of the group.
+    Server(ServerId),
+    /// A mirror's URL without user and password, at most [`SourceName::MIRROR_BYTES_MAX`] bytes.
+    Mirror(String),
+}
+
+impl SourceName {
+    /// Longest URL that is shown or reported. What is beyond is cut off.
+    pub const MIRROR_BYTES_MAX: usize = 200;
+
+    /// Names a mirror.
+    #[must_use]
+    pub fn mirror(url: &str) -> Self {
+        let end = url.floor_char_boundary(Self::MIRROR_BYTES_MAX);
+        Self::Mirror(url[..end].to_owned())
+    }
+
+    /// Whether it is a mirror or a server.
+    #[must_use]
+    pub fn kind(&self) -> SourceKind {
+        match self {
+            SourceName::Server(_) => SourceKind::Peer,
+            SourceName::Mirror(_) => SourceKind::Mirror,
+        }
+    }
+
+    /// The server, unless it is a mirror.
+    #[must_use]
+    pub fn server(&self) -> Option<&ServerId> {
+        match self {
+            SourceName::Server(server) => Some(server),
+            SourceName::Mirror(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for SourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            SourceName::Server(server) => server.as_str(),
+            SourceName::Mirror(url) => url,
+        })
+    }
+}
+
+/// The label of `cohort_bytes_received_total{from="mirror|peer"}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// Through the zone's downlink.
+    Mirror,
+    /// Inside the group.
+    Peer,
+}
+
+impl fmt::Display for SourceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            SourceKind::Mirror => "mirror",
+            SourceKind::Peer => "peer",
+        })
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Bytes of the body that came.
+    pub bytes: u64,
+    /// From the head of the answer to its last byte, in microseconds.
+    pub elapsed_us: u64,
+    /// Units that were right and new.
+    pub units: u32,
+    /// Why it got less than it asked for; with the whole error for people.
+    pub failure: Option<(Failure, String)>,
+}
+
+/// How one source does in one fetch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceReport {
+    /// Which.
+    pub source: SourceName,
+    /// Requests in flight.
+    pub requests: usize,
+    /// Measured rate in bytes per second; 0 while unknown.
+    pub rate: u64,
+    /// Failures since its last good unit.
+    pub failures: u32,
+    /// Units it sent whose bytes were wrong.
+    pub refused_units: u32,
+    /// Its last failure, for people.
+    pub last_error: Option<String>,
+    /// What it is blamed for.
+    pub offences: Offences,
+}

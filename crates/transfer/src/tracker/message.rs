@@ -1,0 +1,229 @@
+//! What a server tells the leader of its transfers, and what it hears.
+
+use cohort_core::ids::{Digest, GroupId, ServerId};
+use cohort_core::orders::Source;
+use serde::{Deserialize, Serialize};
+
+use super::TrackerError;
+use crate::guidance::Guidance;
+use crate::offence::Offence;
+use crate::source::{SourceKind, SourceName, SourceReport};
+use crate::unit_set::UnitRun;
+use crate::{ARTIFACT_BYTES_MAX, UNIT_BYTES};
+
+/// `POST` a [`TransferRequest`] to the leader's control port.
+pub const TRANSFER: &str = "/v1/transfer";
+
+/// Transfers in one request: a server fetches two at once, the others wait for their turn.
+pub const REPORTS_MAX: usize = 8;
+
+/// Runs by which a server tells what it holds; what is beyond counts as missing, which costs a few
+/// bytes and nothing else.
+pub const HAVE_RUNS_MAX: usize = 256;
+
+/// Bytes that one fetch may say that it received: every unit of the longest artifact 64 times.
+const BYTES_MAX: u64 = 64 * ARTIFACT_BYTES_MAX;
+
+/// Holders that are named in a report: as many as an order names, and as many again.
+pub const HOLDERS_MAX: usize = 8;
+
+/// Offences in a report: a server has one parent, some spare ones, and few mirrors.
+pub const OFFENCES_MAX: usize = 16;
+
+/// How a server's transfers stand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferRequest {
+    /// The version of control messages.
+    pub version: u32,
+    /// The group that it belongs to.
+    pub group: GroupId,
+    /// At most [`REPORTS_MAX`].
+    pub transfers: Vec<TransferReport>,
+}
+
+impl TransferRequest {
+    /// Leaves out what the group's log contradicts: artifacts of another length than it knows (of
+    /// some, such as deltas, it knows none), and holders other than those that it knows, at the
+    /// address that it knows.
+    pub fn keep_known(
+        &mut self,
+        length: impl Fn(&Digest) -> Option<u64>,
+        holder: impl Fn(&Digest, &ServerId) -> Option<String>,
+    ) {
+        self.transfers
+            .retain(|report| length(&report.artifact).is_none_or(|known| known == report.length));
+        for report in &mut self.transfers {
+            report.holders.retain_mut(|known| {
+                let address = holder(&report.artifact, &known.server);
+                let known_to_log = address.is_some();
+                known.address = address.unwrap_or_default();
+                known_to_log
+            });
+        }
+    }
+}
+
+/// How one transfer stands at one server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferReport {
+    /// Root of the artifact.
+    pub artifact: Digest,
+    /// Its length in bytes.
+    pub length: u64,
+    /// The units that are here, verified; at most [`HAVE_RUNS_MAX`] runs.
+    pub have: Vec<UnitRun>,
+    /// Bytes that this fetch received from mirrors.
+    pub mirror_bytes: u64,
+    /// Bytes that this fetch received from servers.
+    pub peer_bytes: u64,
+    /// It asked a mirror and got nothing but failures lately.
+    pub mirror_failed: bool,
+    /// Its mirrors asked to be left alone for a while, or it waits before it tries one again.
+    #[serde(default)]
+    pub mirror_busy: bool,
+    /// What it was told before, by this leader or the last: nothing when it was told nothing.
+    pub told: Option<Told>,
+    /// Servers that hold it whole, as its order says.
+    pub holders: Vec<Source>,
+    /// Servers that failed it since they last sent something.
+    pub silent: Vec<ServerId>,
+    /// Servers that sent wrong bytes.
+    pub wrong: Vec<ServerId>,
+    /// What its sources did that they are to be named for; at most [`OFFENCES_MAX`].
+    #[serde(default)]
+    pub offences: Vec<Accusation>,
+}
+
+/// What one source did to one fetch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accusation {
+    /// Who did it.
+    pub source: SourceName,
+    /// What it did.
+    pub what: Offence,
+    /// How often.
+    pub count: u32,
+}
+
+impl TransferReport {
+    /// A report of a fetch that has nothing yet.
+    #[must_use]
+    pub fn new(artifact: Digest, length: u64) -> Self {
+        Self {
+            artifact,
+            length,
+            have: Vec::new(),
+            mirror_bytes: 0,
+            peer_bytes: 0,
+            mirror_failed: false,
+            mirror_busy: false,
+            told: None,
+            holders: Vec::new(),
+            silent: Vec::new(),
+            wrong: Vec::new(),
+            offences: Vec::new(),
+        }
+    }
+
+    /// Adds what the server was told.
+    pub fn told(&mut self, guidance: Option<&Guidance>) {
+        self.told = guidance.map(|guidance| Told {
+            feeds: guidance.feeds.iter().map(|source| source.server.clone()).collect(),
+            lease: guidance.lease.clone(),
+        });
+    }
+
+    /// Adds how the sources of the fetch are doing.
+    pub fn sources(&mut self, sources: &[SourceReport]) {
+        let servers = |which: fn(&SourceReport) -> bool| {
+            let found = sources.iter().filter(|source| which(source));
+            found.filter_map(|source| source.source.server().cloned()).take(HAVE_RUNS_MAX).collect()
+        };
+        self.silent = servers(|source| source.failures > 0);
+        self.wrong = servers(|source| source.refused_units > 0);
+        let mirrors = || sources.iter().filter(|s| s.source.kind() == SourceKind::Mirror);
+        self.mirror_failed = mirrors().next().is_some() && mirrors().all(|s| s.failures > 1);
+        let offences = sources.iter().flat_map(|report| {
+            report.offences.iter().map(|(what, count)| Accusation {
+                source: report.source.clone(),
+                what: *what,
+                count: *count,
+            })
+        });
+        self.offences = offences.take(OFFENCES_MAX).collect();
+    }
+
+    /// Sees to it that nothing in it is larger than it may be, so that no report costs the leader
+    /// much.
+    pub(super) fn check(&self) -> Result<(), TrackerError> {
+        let too_many = |what, count, max| Err(TrackerError::TooMany { what, count, max });
+        let told = self.told.as_ref();
+        let told = [told.map_or(0, |told| told.feeds.len()), told.map_or(0, |t| t.lease.len())];
+        let lists = [self.silent.len(), self.wrong.len(), self.have.len()];
+        let count = lists.into_iter().chain(told).max().unwrap_or(0);
+        if count > HAVE_RUNS_MAX {
+            return too_many("entries", count, HAVE_RUNS_MAX);
+        }
+        let count = self.holders.len();
+        if count > HOLDERS_MAX {
+            return too_many("holders", count, HOLDERS_MAX);
+        }
+        let count = self.offences.len();
+        if count > OFFENCES_MAX {
+            return too_many("offences", count, OFFENCES_MAX);
+        }
+        let bytes = self.mirror_bytes.max(self.peer_bytes);
+        if bytes > BYTES_MAX {
+            let count = usize::try_from(bytes).unwrap_or(usize::MAX);
+            return too_many("bytes", count, usize::try_from(BYTES_MAX).unwrap_or(usize::MAX));
+        }
+        let artifact = || self.artifact.clone();
+        if self.length > ARTIFACT_BYTES_MAX {
+            return Err(TrackerError::TooLong { artifact: artifact(), length: self.length });
+        }
+        let units = self.length.div_ceil(UNIT_BYTES);
+        let lease = self.told.as_ref().map_or(&[][..], |told| &told.lease);
+        if !in_order(&self.have, units) || !in_order(lease, units) {
+            return Err(TrackerError::Runs { artifact: artifact() });
+        }
+        Ok(())
+    }
+}
+
+/// Whether every unit is named once at most, in order, and exists.
+fn in_order(runs: &[UnitRun], units: u64) -> bool {
+    let mut from = 0;
+    runs.iter().all(|run| {
+        let first = u64::from(run.first);
+        let right = run.count > 0 && first >= from;
+        from = first + u64::from(run.count);
+        right && from <= units
+    })
+}
+
+/// What a server was told: a new leader takes it over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Told {
+    /// Its parent first.
+    pub feeds: Vec<ServerId>,
+    /// What is leased to it.
+    pub lease: Vec<UnitRun>,
+}
+
+/// What a server is to do now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferAnswer {
+    /// Come back after this long, in milliseconds, when nothing happens before.
+    pub again_ms: u64,
+    /// Per artifact; for one that is missing here, what was said before stays.
+    pub guidance: Vec<(Digest, Guidance)>,
+    /// What mirrors gave in the transfers of this request, in bytes per second, where that can be
+    /// told: every server remembers it, so that the next leader can say how long a release takes.
+    #[serde(default)]
+    pub downlink_rate: Option<u64>,
+}

@@ -1,0 +1,347 @@
+//! Who fetches from a mirror, and who sends to whom: pure, over plain data.
+//!
+//! Rules, in order:
+//! 1. Only heads touch a mirror, and only what is leased to them: units that nobody holds and nobody
+//!    else has leased, earliest first. That alone bounds what crosses the zone's downlink.
+//! 2. Every other server has one parent, which sends it everything. Further heads are children of
+//!    the first head, and the first head is fed by them in return; no unit goes back to its sender.
+//! 3. A parent that is still good is kept: changing costs more than a better shape wins.
+//! 4. A small group is one chain. In a larger one fan-out follows the measured ratio of a server's
+//!    link to what the mirrors give: a chain when they are alike or not known, else small trees. A
+//!    chain of a thousand costs some seconds at the end, a tree on links that do not carry it many
+//!    times the whole.
+//! 5. Slow servers have no children, except slow ones.
+//! 6. Where racks are known, each is entered once: its first server has a parent elsewhere, the
+//!    others inside.
+//! 7. A server that refuses another (it sent wrong bytes, or nothing) does not get it as parent while
+//!    there is anybody else.
+//! 8. What a barred server says that it holds counts for nothing, and it has no children: several
+//!    others refuse it. It is fed like everybody else, at the tail.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use cohort_core::ids::ServerId;
+
+use super::tree::Tree;
+use crate::UNIT_BYTES;
+use crate::unit_set::UnitSet;
+
+/// Most heads. Four downlinks' worth of patience: more only spread the work thinner.
+const HEADS_MAX: usize = 4;
+
+/// Most children of one server, whatever its link: every child costs a connection and a cursor.
+const FAN_OUT_MAX: usize = 4;
+
+/// Servers up to which one chain is as good as a tree: its depth costs two milliseconds a server, a
+/// wrong guess about the links far more.
+const CHAIN_SERVERS_MAX: usize = 24;
+
+/// How far ahead leases go, in milliseconds of the downlink's rate: four rounds of the leader, so
+/// that the downlink does not idle when an answer is late.
+const LEASE_AHEAD_MS: u64 = 2_000;
+
+/// Smallest lease, in units (4 MiB), while the rate is not known.
+const LEASE_UNITS_MIN: u32 = 64;
+
+/// Largest lease, in units (1 GiB).
+const LEASE_UNITS_MAX: u32 = 16_384;
+
+/// Smallest lease at the very end, when several heads share what is left.
+const LEASE_UNITS_LAST: u32 = 4;
+
+/// Servers that send to the first head, at most.
+const ROOT_FEEDS_MAX: usize = 8;
+
+/// Spare parents that are named to a server: its parent may be gone together with the one above.
+const SPARES_MAX: usize = 3;
+
+/// What is known of one server that takes part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its failure domain, if known.
+    pub rack: Option<String>,
+    /// The units that it holds.
+    pub have: UnitSet,
+    /// It cannot keep up with the others.
+    pub slow: bool,
+    /// Its agent leads the group: the last that should go on without a leader.
+    pub leads: bool,
+    /// It may ask mirrors: its mirrors did not fail it lately.
+    pub may_lease: bool,
+    /// What it gets from mirrors, in bytes per second; 0: not known.
+    pub mirror_rate: u64,
+    /// Servers that it takes nothing from.
+    pub refuses: BTreeSet<ServerId>,
+    /// Those under which it was behind lately: any other with room is a better parent.
+    pub fell_behind: BTreeSet<ServerId>,
+    /// Several others refuse it: nothing that it says counts, and it is no parent for anyone.
+    pub barred: bool,
+}
+
+impl Member {
+    /// Whether it holds everything, and is believed.
+    pub(super) fn holds_all(&self) -> bool {
+        self.have.is_full() && !self.barred
+    }
+}
+
+/// Everything that a plan depends on. Only servers that can be reached are in it.
+#[derive(Debug, Clone)]
+pub struct Situation<'a> {
+    /// Units of the artifact.
+    pub units: u32,
+    /// The servers.
+    pub members: &'a BTreeMap<ServerId, Member>,
+    /// What a server's link carries, in bytes per second; 0: not known.
+    pub link_rate: u64,
+    /// The fan-out at which servers fell behind, if they did: stay below.
+    pub fan_out_failed: Option<usize>,
+    /// The plan in force.
+    pub previous: &'a Layout,
+}
+
+/// Who leases what, and who sends to whom.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Those that may ask mirrors; the first is the root.
+    pub heads: Vec<ServerId>,
+    /// What they may ask for, and lack.
+    pub leases: BTreeMap<ServerId, UnitSet>,
+    /// Who sends to whom: child → parent.
+    pub parents: BTreeMap<ServerId, ServerId>,
+    /// Who sends to the first head: the other heads, and those that hold what it lacks.
+    pub root_feeds: Vec<ServerId>,
+    /// Children that a server may have.
+    pub fan_out: usize,
+}
+
+/// Plans a transfer.
+#[must_use]
+pub fn plan(situation: &Situation<'_>) -> Layout {
+    let heads = heads(situation);
+    let fan_out = fan_out(situation);
+    let parents = Tree::new(situation, &heads, fan_out).grow();
+    let leases = leases(situation, &heads);
+    let root_feeds = root_feeds(situation, &heads, &leases);
+    Layout { heads, leases, parents, root_feeds, fan_out }
+}
+
+impl Layout {
+    /// Servers that a server is to be subscribed to.
+    #[must_use]
+    pub fn feeds(&self, server: &ServerId) -> Vec<ServerId> {
+        let mut feeds: Vec<ServerId> = self.parents.get(server).cloned().into_iter().collect();
+        if self.heads.first() == Some(server) {
+            feeds.extend(self.root_feeds.iter().cloned());
+        }
+        feeds
+    }
+
+    /// Whom a server may go to when its parent says nothing: those above, then the first head. Never
+    /// one below it, so that no circle can arise.
+    #[must_use]
+    pub fn spares(&self, server: &ServerId) -> Vec<ServerId> {
+        let mut spares = Vec::new();
+        let mut at = self.parents.get(server);
+        while let Some(above) = at.and_then(|at| self.parents.get(at)) {
+            if above == server || spares.contains(above) || spares.len() >= SPARES_MAX {
+                break;
+            }
+            spares.push(above.clone());
+            at = Some(above);
+        }
+        if let Some(root) = self.heads.first()
+            && spares.len() < SPARES_MAX
+            && root != server
+            && self.parents.get(server) != Some(root)
+            && !spares.contains(root)
+        {
+            spares.push(root.clone());
+        }
+        spares
+    }
+
+    /// The one that goes on when there is no leader: the first head that is not the leader itself.
+    #[must_use]
+    pub fn heir(&self, members: &BTreeMap<ServerId, Member>) -> Option<ServerId> {
+        let leads = |id: &&ServerId| members.get(*id).is_some_and(|member| member.leads);
+        let heads = || self.heads.iter();
+        let lacking = members.iter().filter(|(_, member)| !member.have.is_full());
+        heads()
+            .find(|id| !leads(id))
+            .or_else(|| lacking.map(|(id, _)| id).find(|id| !leads(id)))
+            .or_else(|| heads().next())
+            .cloned()
+    }
+}
+
+/// Those whose word counts.
+fn believed(members: &BTreeMap<ServerId, Member>) -> impl Iterator<Item = &Member> {
+    members.values().filter(|member| !member.barred)
+}
+
+/// What all heads get from mirrors.
+fn mirror_rate(situation: &Situation<'_>) -> u64 {
+    let heads = situation.previous.heads.iter();
+    heads.filter_map(|id| Some(situation.members.get(id)?.mirror_rate)).sum()
+}
+
+/// How often a server's link carries what the mirrors give, in tenths; nothing when not known.
+fn ratio_tenths(situation: &Situation<'_>) -> Option<u64> {
+    let mirrors = mirror_rate(situation);
+    (mirrors > 0 && situation.link_rate > 0)
+        .then(|| situation.link_rate.saturating_mul(10) / mirrors)
+}
+
+fn fan_out(situation: &Situation<'_>) -> usize {
+    if situation.members.len() <= CHAIN_SERVERS_MAX {
+        return 1;
+    }
+    // One part in seven of a link is left for headers, heads among each other, and the service.
+    let by_ratio = ratio_tenths(situation).map_or(0, |tenths| tenths * 6 / 70);
+    let by_ratio = usize::try_from(by_ratio).unwrap_or(FAN_OUT_MAX);
+    let most = situation.fan_out_failed.map_or(FAN_OUT_MAX, |failed| (failed / 2).max(1));
+    by_ratio.clamp(1, FAN_OUT_MAX).min(most)
+}
+
+fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
+    let members = situation.members;
+    let mut held = UnitSet::empty(situation.units);
+    for member in believed(members) {
+        held.union(&member.have);
+    }
+    if members.values().any(Member::holds_all) {
+        return Vec::new();
+    }
+    // Where all units are there, but nobody holds all of them, the head leases nothing.
+    let mirrors_needed = !held.is_full();
+    let fits = |id: &ServerId| {
+        members.get(id).is_some_and(|m| m.may_lease && !m.slow && !m.barred && !m.have.is_full())
+    };
+    // A second head costs its root half a downlink more of its link.
+    let wanted = match ratio_tenths(situation).filter(|_| mirrors_needed) {
+        Some(30..) if members.len() > CHAIN_SERVERS_MAX => 2,
+        Some(22..) if situation.previous.heads.len() > 1 => 2,
+        Some(_) | None => 1,
+    };
+    let previous = situation.previous.heads.iter();
+    let mut heads: Vec<ServerId> =
+        previous.filter(|id| fits(id)).take(HEADS_MAX).cloned().collect();
+    heads.truncate(wanted);
+    let mut others: Vec<(&ServerId, &Member)> =
+        members.iter().filter(|(id, _)| fits(id) && !heads.contains(id)).collect();
+    // The root's own children can be heads without another link. Then: who holds most.
+    let near = |id: &ServerId| {
+        let parent = situation.previous.parents.get(id);
+        parent.is_some() && parent == heads.first()
+    };
+    others.sort_by_key(|(id, member)| (Reverse(near(id)), Reverse(member.have.held()), *id));
+    let more = wanted.saturating_sub(heads.len());
+    let others: Vec<ServerId> = others.into_iter().take(more).map(|(id, _)| id.clone()).collect();
+    heads.extend(others);
+    if heads.is_empty() {
+        // Everybody is slow, barred, or was failed by its mirrors: better one of those than none.
+        let lacking = members.iter().filter(|(_, member)| !member.have.is_full());
+        let best = lacking
+            .min_by_key(|(id, m)| (m.barred, !m.may_lease, m.slow, Reverse(m.have.held()), *id));
+        heads.extend(best.map(|(id, _)| id.clone()));
+    }
+    heads
+}
+
+fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, UnitSet> {
+    let mut free = UnitSet::full(situation.units);
+    let mut unleased = free.clone();
+    for member in believed(situation.members) {
+        free.subtract(&member.have);
+    }
+    let mut leases: BTreeMap<ServerId, UnitSet> = BTreeMap::new();
+    for head in heads {
+        let before = situation.previous.leases.get(head).cloned();
+        let mut lease = before.unwrap_or_else(|| UnitSet::empty(situation.units));
+        // What others have of it by now came from this head, which just has not said so yet.
+        if let Some(member) = situation.members.get(head) {
+            lease.subtract(&member.have);
+        }
+        // What two were told by leaders before this one belongs to the first.
+        lease.intersect(&unleased);
+        unleased.subtract(&lease);
+        free.subtract(&lease);
+        leases.insert(head.clone(), lease);
+    }
+    let rate_of = |id: &ServerId| situation.members.get(id).map_or(0, |m| m.mirror_rate);
+    let all_rates: u64 = heads.iter().map(rate_of).sum();
+    for head in heads {
+        let rate = rate_of(head);
+        let ahead = rate.saturating_mul(LEASE_AHEAD_MS) / 1_000 / UNIT_BYTES;
+        let mut window = u32::try_from(ahead).unwrap_or(u32::MAX);
+        window = window.clamp(LEASE_UNITS_MIN, LEASE_UNITS_MAX);
+        if heads.len() > 1 {
+            // What is left is shared by rate, so that all heads end together.
+            let left = u64::from(free.held());
+            let heads = u64::try_from(heads.len()).unwrap_or(1);
+            let share = left.saturating_mul(rate).checked_div(all_rates).unwrap_or(left / heads);
+            let share = u32::try_from(share).unwrap_or(u32::MAX);
+            window = window.min(share.max(LEASE_UNITS_LAST));
+        }
+        let Some(lease) = leases.get_mut(head) else { continue };
+        let outstanding = lease.held();
+        // Topped up by halves: longer runs make fewer requests.
+        if outstanding > window / 2 {
+            continue;
+        }
+        let mut wanted = window - outstanding;
+        while wanted > 0
+            && let Some(run) = free.run_from(0, wanted)
+        {
+            free.remove_run(run);
+            lease.insert_run(run);
+            wanted -= run.count;
+        }
+    }
+    leases
+}
+
+/// The other heads; and where servers hold units that no head holds or leases (left by an earlier
+/// try), as few of those as have them all.
+fn root_feeds(
+    situation: &Situation<'_>,
+    heads: &[ServerId],
+    leases: &BTreeMap<ServerId, UnitSet>,
+) -> Vec<ServerId> {
+    let Some(root) = heads.first() else { return Vec::new() };
+    let mut feeds: Vec<ServerId> = heads[1..].to_vec();
+    let mut elsewhere = UnitSet::empty(situation.units);
+    for member in believed(situation.members) {
+        elsewhere.union(&member.have);
+    }
+    for head in heads {
+        if let Some(member) = situation.members.get(head) {
+            elsewhere.subtract(&member.have);
+        }
+        if let Some(lease) = leases.get(head) {
+            elsewhere.subtract(lease);
+        }
+    }
+    let refused = situation.members.get(root).map(|member| &member.refuses);
+    while !elsewhere.is_empty() && feeds.len() < ROOT_FEEDS_MAX {
+        let holds = |member: &Member| {
+            let mut both = elsewhere.clone();
+            both.intersect(&member.have);
+            both.held()
+        };
+        let members = situation.members.iter();
+        let usable = members.filter(|(id, member)| {
+            *id != root
+                && !member.barred
+                && !feeds.contains(id)
+                && !refused.is_some_and(|r| r.contains(*id))
+        });
+        let best = usable.map(|(id, member)| (holds(member), id, member)).max_by_key(|(n, ..)| *n);
+        let Some((1.., id, member)) = best else { break };
+        feeds.push(id.clone());
+        elsewhere.subtract(&member.have);
+    }
+    feeds
+}

@@ -1,0 +1,336 @@
+//! One transfer as the leader knows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use cohort_core::ids::ServerId;
+use cohort_core::orders::Source;
+
+use super::ledger::Ledger;
+use super::message::{HAVE_RUNS_MAX, TransferReport};
+use super::plan::{Layout, Member, Situation, plan};
+use super::seen::Seen;
+use super::trust::Trust;
+use super::{Event, MEMBERS_MAX, Participant};
+use crate::guidance::Guidance;
+use crate::unit_set::UnitSet;
+use crate::{Moment, unit_count};
+
+/// Longest time between two reports, in milliseconds: a thousand servers make 250 requests a second
+/// at the leader.
+pub(super) const AGAIN_MS_MAX: u64 = 4_000;
+
+/// Shortest time between two reports that the leader asks for, in milliseconds.
+const AGAIN_MS_MIN: u64 = 200;
+
+/// Reports that may be missed before a server counts as gone, in tenths of the time between two.
+const MISSED_TENTHS: u64 = 60;
+
+/// The same for a server that another one complained about.
+const MISSED_COMPLAINED_TENTHS: u64 = 20;
+
+/// How long a complaint counts.
+const COMPLAINT: Duration = Duration::from_secs(3);
+
+/// How long a server that holds everything is believed to be there without reporting: it has
+/// nothing to report any more.
+const WHOLE_BELIEVED: Duration = Duration::from_secs(600);
+
+/// A new leader hears everybody before it plans a transfer that is under way: two rounds of those
+/// who look for it every 250 ms.
+const GATHER: Duration = Duration::from_millis(500);
+
+/// How long slowness is remembered.
+const SLOW_REMEMBERED: Duration = Duration::from_secs(60);
+
+/// A head whose lease does not move for this long loses it,
+const LEASE_STALLED: Duration = Duration::from_secs(3);
+
+/// as does one that says that bytes come, but gets no unit whole: a mirror below 3 KiB/s is none,
+const LEASE_UNIT_STALLED: Duration = Duration::from_secs(20);
+
+/// and gets no other for this long.
+const LEASE_REFUSED: Duration = Duration::from_secs(10);
+
+/// A server that reports more often than this is answered from what it said before.
+const REPORT_MIN: Duration = Duration::from_millis(10);
+
+/// Runs of a lease: it is topped up by halves and fetched in order, so it has few.
+const LEASE_RUNS_MAX: usize = 256;
+
+/// Shortest time between two plans, in milliseconds, and per server that takes part: planning for a
+/// thousand costs some ten milliseconds.
+const PLAN_MS_MIN: u64 = 20;
+
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) length: u64,
+    pub(super) units: u32,
+    pub(super) seen: BTreeMap<ServerId, Seen>,
+    pub(super) layout: Layout,
+    pub(super) begun: Moment,
+    gather_until: Option<Moment>,
+    planned: Option<Moment>,
+    pub(super) link_rate: u64,
+    pub(super) fan_out_failed: Option<usize>,
+    heard: Moment,
+    pub(super) trust: Trust,
+    /// Those that several others refuse.
+    pub(super) barred: BTreeSet<ServerId>,
+    heir: Option<ServerId>,
+    /// What is added up for people.
+    pub(super) ledger: Ledger,
+    /// What is to be logged.
+    pub(super) events: Vec<Event>,
+}
+
+impl Transfer {
+    pub(super) fn new(report: &TransferReport, now: Moment) -> Self {
+        Self {
+            length: report.length,
+            units: unit_count(report.length),
+            seen: BTreeMap::new(),
+            layout: Layout::default(),
+            begun: now,
+            gather_until: report.told.is_some().then_some(now + GATHER),
+            planned: None,
+            link_rate: 0,
+            fan_out_failed: None,
+            heard: now,
+            trust: Trust::default(),
+            barred: BTreeSet::new(),
+            heir: None,
+            ledger: Ledger::default(),
+            events: Vec::new(),
+        }
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    pub(super) fn heard(&self) -> Moment {
+        self.heard
+    }
+
+    pub(super) fn take(&mut self, from: &Participant, report: &TransferReport, now: Moment) {
+        let server = &from.server;
+        match self.seen.get(server) {
+            None if self.seen.len() >= MEMBERS_MAX => return,
+            // One that storms the leader costs it next to nothing.
+            Some(seen) if self.planned.is_some() && now.saturating_sub(seen.heard) < REPORT_MIN => {
+                return;
+            }
+            None | Some(_) => {}
+        }
+        self.heard = now;
+        let have = UnitSet::from_runs(self.units, &report.have);
+        let seen = self.seen.entry(server.clone()).or_insert_with(|| Seen::new(from, &have, now));
+        let took_back = seen.take(from, report, have, now);
+        self.ledger.take(server, report, seen.have.is_full(), now);
+        // Where not all runs fit in a report, those at the end come and go.
+        if took_back && report.have.len() < HAVE_RUNS_MAX {
+            self.trust.took_back(server, now);
+        }
+        if report.mirror_failed && self.layout.heads.contains(server) {
+            seen.lease_refused = Some(now);
+        }
+        self.hear_complaints(server, report, now);
+        for holder in report.holders.iter().filter(|holder| holder.server != *server) {
+            self.believe(holder, now);
+        }
+        self.take_over(server, report);
+        self.judge(server, now);
+    }
+
+    fn hear_complaints(&mut self, server: &ServerId, report: &TransferReport, now: Moment) {
+        let known: BTreeSet<&ServerId> =
+            report.silent.iter().filter(|silent| self.seen.contains_key(*silent)).collect();
+        self.trust.silent(server, &known, now);
+        // It can only miss those that it was told to subscribe to.
+        let (feeds, spares) = (self.layout.feeds(server), self.layout.spares(server));
+        for silent in known {
+            let told = feeds.contains(silent) || spares.contains(silent);
+            if told && let Some(seen) = self.seen.get_mut(silent) {
+                seen.complained = Some(now);
+            }
+        }
+        for wrong in report.wrong.iter().filter(|wrong| self.seen.contains_key(*wrong)) {
+            self.trust.wrong(server, wrong, now);
+        }
+    }
+
+    /// The log says that a server holds it whole; it has nothing to report any more.
+    fn believe(&mut self, holder: &Source, now: Moment) {
+        if self.seen.len() >= MEMBERS_MAX {
+            return;
+        }
+        let units = self.units;
+        let seen = self.seen.entry(holder.server.clone()).or_insert_with(|| {
+            let (server, address) = (holder.server.clone(), holder.address.clone());
+            let from = Participant { server, address, rack: None, leads: false };
+            Seen::new(&from, &UnitSet::full(units), now)
+        });
+        if seen.have.is_full() {
+            seen.named = now;
+        }
+    }
+
+    /// What a server was told by the last leader stands until there is reason to change it.
+    fn take_over(&mut self, server: &ServerId, report: &TransferReport) {
+        let Some(told) = &report.told else { return };
+        if self.planned.is_some() {
+            return;
+        }
+        if !told.lease.is_empty() {
+            let lease = UnitSet::from_runs(self.units, &told.lease);
+            self.layout.leases.insert(server.clone(), lease);
+            if !self.layout.heads.contains(server) {
+                self.layout.heads.push(server.clone());
+            }
+        }
+        if let Some(parent) = told.feeds.first() {
+            self.layout.parents.insert(server.clone(), parent.clone());
+        }
+    }
+
+    pub(super) fn mirror_rate(&self) -> u64 {
+        let heads = self.layout.heads.iter();
+        heads.filter_map(|id| Some(self.seen.get(id)?.mirror_rate)).sum()
+    }
+
+    /// When to come back, and what to do; nothing new while a new leader still gathers.
+    pub(super) fn answer(&mut self, server: &ServerId, now: Moment) -> (u64, Option<Guidance>) {
+        if self.gather_until.is_some_and(|until| now < until) {
+            return (AGAIN_MS_MIN, None);
+        }
+        self.gather_until = None;
+        let pause = Duration::from_millis(PLAN_MS_MIN.max(self.seen.len() as u64));
+        let due = |planned: Moment| now.saturating_sub(planned) >= pause;
+        let known = self.layout.heads.contains(server) || self.layout.parents.contains_key(server);
+        if self.planned.is_none_or(due) || !known {
+            self.plan(now);
+        }
+        let head = self.layout.heads.contains(server);
+        let again_ms = if head { AGAIN_MS_MIN } else { self.again_ms() };
+        if !self.seen.contains_key(server) {
+            return (again_ms, None);
+        }
+        let source = |id: &ServerId| {
+            let address = self.seen.get(id)?.from.address.clone();
+            Some(Source { server: id.clone(), address })
+        };
+        let heir = self.heir.as_ref();
+        let lease = self.layout.leases.get(server);
+        let guidance = Guidance {
+            feeds: self.layout.feeds(server).iter().filter_map(source).collect(),
+            spares: self.layout.spares(server).iter().filter_map(source).collect(),
+            lease: lease.map_or_else(Vec::new, |lease| lease.runs(LEASE_RUNS_MAX)),
+            heir: heir == Some(server),
+            heir_at: heir.filter(|heir| *heir != server).and_then(source),
+            // Set by the tracker, which knows all transfers.
+            mirror_rate_max: None,
+        };
+        (again_ms, Some(guidance))
+    }
+
+    fn again_ms(&self) -> u64 {
+        (self.seen.len() as u64 * 4).clamp(AGAIN_MS_MIN, AGAIN_MS_MAX)
+    }
+
+    fn plan(&mut self, now: Moment) {
+        self.planned = Some(now);
+        self.revoke_stalled_leases(now);
+        self.forget(now);
+        self.link_rate = self.link_rate();
+        let members = self.members(now);
+        let barred: BTreeSet<ServerId> =
+            members.iter().filter(|(_, m)| m.barred).map(|(id, _)| id.clone()).collect();
+        let newly = barred.difference(&self.barred).cloned();
+        self.events.extend(newly.map(|server| Event::Barred { server }));
+        self.barred = barred;
+        let layout = plan(&Situation {
+            units: self.units,
+            members: &members,
+            link_rate: self.link_rate,
+            fan_out_failed: self.fan_out_failed,
+            previous: &self.layout,
+        });
+        for (server, _) in layout.leases.iter().filter(|(_, lease)| !lease.is_empty()) {
+            // The clock of a lease starts when it is granted.
+            let granted = self.layout.leases.get(server).is_none_or(UnitSet::is_empty);
+            if granted && let Some(seen) = self.seen.get_mut(server) {
+                (seen.lease_moved, seen.grown) = (now, now);
+            }
+        }
+        self.heir = layout.heir(&members);
+        self.layout = layout;
+    }
+
+    fn revoke_stalled_leases(&mut self, now: Moment) {
+        for (server, _) in self.layout.leases.iter().filter(|(_, lease)| !lease.is_empty()) {
+            let Some(seen) = self.seen.get_mut(server) else { continue };
+            let stalled = now.saturating_sub(seen.lease_moved) > LEASE_STALLED
+                || now.saturating_sub(seen.grown) > LEASE_UNIT_STALLED;
+            if stalled && seen.lease_refused.is_none() {
+                self.events.push(Event::LeaseRevoked { server: server.clone() });
+                seen.lease_refused = Some(now);
+            }
+        }
+    }
+
+    fn forget(&mut self, now: Moment) {
+        let over = |since: Option<Moment>, most| {
+            since.is_some_and(|since| now.saturating_sub(since) > most)
+        };
+        for seen in self.seen.values_mut() {
+            if over(seen.lease_refused, LEASE_REFUSED) {
+                seen.lease_refused = None;
+                (seen.lease_moved, seen.grown) = (now, now);
+            }
+            if over(seen.slow_since, SLOW_REMEMBERED) {
+                seen.slow_since = None;
+            }
+        }
+    }
+
+    /// What a server's link carries: what several have shown, lest one that counts wrongly bends the
+    /// plan for all.
+    fn link_rate(&self) -> u64 {
+        let mut rates: Vec<u64> = self.seen.values().map(|seen| seen.link_rate).collect();
+        rates.sort_unstable_by(|a, b| b.cmp(a));
+        let place = if rates.len() < 3 { 0 } else { 1 + rates.len() / 16 };
+        rates.get(place).copied().unwrap_or(0)
+    }
+
+    /// The servers that can be reached.
+    pub(super) fn members(&self, now: Moment) -> BTreeMap<ServerId, Member> {
+        let there = || self.seen.iter().filter(|(id, seen)| self.is_there(id, seen, now));
+        let lacking = there().filter(|(_, seen)| !seen.have.is_full()).map(|(id, _)| id).collect();
+        let barred = self.trust.barred(&lacking, now);
+        let members = there().map(|(id, seen)| {
+            (
+                id.clone(),
+                seen.member(
+                    self.trust.refuses(id, now),
+                    self.trust.fell_behind(id, now),
+                    barred.contains(id),
+                ),
+            )
+        });
+        members.collect()
+    }
+
+    pub(super) fn is_there(&self, id: &ServerId, seen: &Seen, now: Moment) -> bool {
+        let silent = now.saturating_sub(seen.heard);
+        let unnamed = now.saturating_sub(seen.named).min(silent);
+        let complained = seen.complained.is_some_and(|at| now.saturating_sub(at) < COMPLAINT);
+        if seen.have.is_full() && !complained {
+            return unnamed < WHOLE_BELIEVED;
+        }
+        let head = self.layout.heads.contains(id);
+        let every = if head { AGAIN_MS_MIN } else { self.again_ms() };
+        let tenths = if complained { MISSED_COMPLAINED_TENTHS } else { MISSED_TENTHS };
+        silent < Duration::from_millis(every * tenths / 10)
+    }
+}

@@ -1,0 +1,132 @@
+//! The zone's limit: what all heads of a group together may take from mirrors, over all apps.
+//!
+//! Pure: [`divide`] gives everybody what it needs as long as that is no more than an equal part, and
+//! shares out what they leave. So the parts never add up to more than the limit, and none of it
+//! idles while somebody could use it.
+
+use cohort_core::ids::ServerId;
+
+use super::transfer::Transfer;
+use crate::Moment;
+
+/// What a head may need beyond what it has now, as a part of that: a quarter, so that one that could
+/// go faster grows back to an equal part within some rounds of a fifth of a second.
+const GROWTH_PART: u64 = 4;
+
+/// Divides a limit among those that need so much; all of it is given away.
+pub(super) fn divide(limit: u64, needs: &[u64]) -> Vec<u64> {
+    let mut parts = vec![0; needs.len()];
+    let mut left = limit;
+    let mut open: Vec<usize> = (0..needs.len()).collect();
+    open.sort_by_key(|index| needs[*index]);
+    for (done, index) in open.iter().enumerate() {
+        let equal = left / (needs.len() - done) as u64;
+        parts[*index] = needs[*index].min(equal);
+        left -= parts[*index];
+    }
+    if let Some(more) = left.checked_div(needs.len() as u64) {
+        for part in &mut parts {
+            *part += more;
+        }
+    }
+    parts
+}
+
+/// What somebody that gets so much now needs: nobody knows yet for one that gets nothing.
+fn need(rate: u64) -> u64 {
+    if rate == 0 { u64::MAX } else { rate.saturating_add(rate / GROWTH_PART) }
+}
+
+impl Transfer {
+    /// Those that take something from mirrors now, and how much, in bytes per second.
+    pub(super) fn takers(&self, now: Moment) -> Vec<(ServerId, u64)> {
+        let leased = self.layout.leases.iter().filter(|(_, lease)| !lease.is_empty());
+        leased
+            .filter_map(|(id, _)| Some((id, self.seen.get(id)?)))
+            .filter(|(id, seen)| self.is_there(id, seen, now))
+            .map(|(id, seen)| (id.clone(), seen.mirror_rate))
+            .collect()
+    }
+}
+
+/// The part of one server in one transfer (`own`, a place in `transfers`), in bytes per second and at
+/// least 1. One that takes nothing now gets what it could take alone: it may be the one that goes on
+/// without a leader.
+pub(super) fn part_of(
+    limit: u64,
+    transfers: &[Vec<(ServerId, u64)>],
+    own: usize,
+    server: &ServerId,
+) -> u64 {
+    // First among the transfers, so that an app with many heads gets no more than one with few.
+    let active: Vec<usize> =
+        (0..transfers.len()).filter(|i| *i == own || !transfers[*i].is_empty()).collect();
+    let needs = |takers: &[(ServerId, u64)]| -> Vec<u64> {
+        takers.iter().map(|(_, rate)| need(*rate)).collect()
+    };
+    let sums: Vec<u64> = active
+        .iter()
+        .map(|i| match transfers[*i].as_slice() {
+            [] => u64::MAX,
+            takers => needs(takers).into_iter().fold(0, u64::saturating_add),
+        })
+        .collect();
+    let shares = divide(limit, &sums);
+    let share = active.iter().position(|i| *i == own).map_or(0, |place| shares[place]);
+    let takers = &transfers[own];
+    let place = takers.iter().position(|(taker, _)| taker == server);
+    let part = place.map_or(share, |place| divide(share, &needs(takers))[place]);
+    part.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{divide, part_of};
+    use cohort_core::ids::ServerId;
+
+    fn server(name: &str) -> ServerId {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn a_limit_is_given_away_whole_and_never_more() {
+        assert!(divide(100, &[]).is_empty());
+        assert_eq!(divide(100, &[u64::MAX]), [100]);
+        assert_eq!(divide(100, &[u64::MAX, u64::MAX]), [50, 50]);
+        assert_eq!(divide(100, &[u64::MAX, 10, u64::MAX]), [45, 10, 45]);
+        // Nobody needs it: growing room for all.
+        assert_eq!(divide(100, &[10, 20]), [45, 55]);
+        for limit in [0, 1, 7, 1_000_003, u64::MAX] {
+            for needs in [vec![0, 0, 0], vec![1, u64::MAX, 5, 9], vec![u64::MAX; 7]] {
+                let given: u128 = divide(limit, &needs).into_iter().map(u128::from).sum();
+                assert!(given <= u128::from(limit) && given + 7 >= u128::from(limit));
+            }
+        }
+    }
+
+    #[test]
+    fn apps_share_alike_whatever_the_number_of_their_heads() {
+        let transfers = vec![
+            vec![(server("a"), 0), (server("b"), 0), (server("c"), 0)],
+            vec![(server("a"), 0)],
+            Vec::new(),
+        ];
+        assert_eq!(part_of(600, &transfers, 0, &server("a")), 100);
+        assert_eq!(part_of(600, &transfers, 0, &server("c")), 100);
+        assert_eq!(part_of(600, &transfers, 1, &server("a")), 300);
+        // Not a head: what it could take if it alone went on.
+        assert_eq!(part_of(600, &transfers, 1, &server("z")), 300);
+        assert_eq!(part_of(600, &transfers, 2, &server("z")), 200);
+        assert_eq!(part_of(1, &transfers, 0, &server("a")), 1);
+    }
+
+    #[test]
+    fn a_head_that_cannot_use_its_part_leaves_it_to_the_others() {
+        let transfers = vec![vec![(server("a"), 40), (server("b"), 500)]];
+        assert_eq!(part_of(1_000, &transfers, 0, &server("a")), 50 + 162);
+        assert_eq!(part_of(1_000, &transfers, 0, &server("b")), 625 + 162);
+        let transfers = vec![vec![(server("a"), 40), (server("b"), 940)]];
+        assert_eq!(part_of(1_000, &transfers, 0, &server("a")), 50);
+        assert_eq!(part_of(1_000, &transfers, 0, &server("b")), 950);
+    }
+}
