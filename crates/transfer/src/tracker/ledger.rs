@@ -1,4 +1,4 @@
-//! What is added up of a transfer for people: nothing is planned by it.
+//! The sums of a transfer, for people. No plan depends on them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use super::message::{Accusation, TransferReport};
 use crate::Moment;
 use crate::source::SourceName;
 
-/// Less than this over a shorter time says nothing about a downlink: bytes that were on their way,
-/// and reports that came late, would be a large part of it.
+/// Fewer bytes, or less time, say nothing about a downlink: bytes in flight and late reports would
+/// dominate.
 const DOWNLINK_BYTES_MIN: u64 = 1 << 20;
 const DOWNLINK_OVER: Duration = Duration::from_millis(500);
 
@@ -19,20 +19,21 @@ const DOWNLINK_OVER: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     entries: BTreeMap<ServerId, Entry>,
-    /// When mirrors began to give, and when they last did.
+    /// When bytes from mirrors were first and last reported.
     mirrored: Option<(Moment, Moment)>,
 }
 
 /// The sums of one server.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// Received by fetches that were given up, and by the one that reports: a fetch counts from zero.
+    /// Bytes from mirrors and servers of earlier fetches, and of the current one, which counts from
+    /// zero.
     before: (u64, u64),
     now: (u64, u64),
     heard: Moment,
-    /// When it first said that it has everything.
+    /// When it first reported to hold everything.
     pub(super) whole: Option<Moment>,
-    /// What its sources did to it.
+    /// What it blames its sources for.
     pub(super) accusations: Vec<Accusation>,
 }
 
@@ -47,7 +48,7 @@ impl Entry {
 }
 
 impl Ledger {
-    /// Takes a report; `whole` when it says that everything is there.
+    /// Takes a report; `whole` when the server holds everything.
     pub(super) fn take(
         &mut self,
         server: &ServerId,
@@ -69,7 +70,7 @@ impl Ledger {
         entry.whole = whole.then(|| entry.whole.unwrap_or(now));
         let said = (report.mirror_bytes, report.peer_bytes);
         if whole && said == (0, 0) {
-            // The fetch has ended, and its counters with it.
+            // The fetch is over, and its counters with it.
             return;
         }
         if said.0 > entry.now.0 {
@@ -96,8 +97,8 @@ impl Ledger {
         self.entries.iter()
     }
 
-    /// What mirrors gave from the first byte to the last, in bytes per second: the downlink, or what
-    /// limits allowed of it.
+    /// The rate of mirrors from the first byte to the last, in bytes per second: the downlink, or what
+    /// limits permitted of it.
     pub(super) fn downlink_rate(&self) -> Option<u64> {
         let (since, until) = self.mirrored?;
         let over = until.saturating_sub(since);

@@ -1,4 +1,4 @@
-//! What a server tells the leader of its transfers, and what it hears.
+//! What a server reports to the leader about its transfers, and the answer.
 
 use cohort_core::ids::{Digest, GroupId, ServerId};
 use cohort_core::orders::Source;
@@ -14,38 +14,37 @@ use crate::{ARTIFACT_BYTES_MAX, UNIT_BYTES};
 /// `POST` a [`TransferRequest`] to the leader's control port.
 pub const TRANSFER: &str = "/v1/transfer";
 
-/// Transfers in one request: a server fetches two at once, the others wait for their turn.
+/// Most transfers in one request: a server fetches two at once, the others are queued.
 pub const REPORTS_MAX: usize = 8;
 
-/// Runs by which a server tells what it holds; what is beyond counts as missing, which costs a few
-/// bytes and nothing else.
+/// Most runs of held units in a report. What is beyond counts as missing, which costs a few bytes and
+/// nothing else.
 pub const HAVE_RUNS_MAX: usize = 256;
 
-/// Bytes that one fetch may say that it received: every unit of the longest artifact 64 times.
+/// Most bytes that one fetch may report: every unit of the longest artifact 64 times.
 const BYTES_MAX: u64 = 64 * ARTIFACT_BYTES_MAX;
 
-/// Holders that are named in a report: as many as an order names, and as many again.
+/// Most holders in a report: twice as many as an order names.
 pub const HOLDERS_MAX: usize = 8;
 
-/// Offences in a report: a server has one parent, some spare ones, and few mirrors.
+/// Most offences in a report: a server has one parent, a few spares, and few mirrors.
 pub const OFFENCES_MAX: usize = 16;
 
-/// How a server's transfers stand.
+/// The state of a server's transfers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransferRequest {
     /// The version of control messages.
     pub version: u32,
-    /// The group that it belongs to.
+    /// The server's group.
     pub group: GroupId,
     /// At most [`REPORTS_MAX`].
     pub transfers: Vec<TransferReport>,
 }
 
 impl TransferRequest {
-    /// Leaves out what the group's log contradicts: artifacts of another length than it knows (of
-    /// some, such as deltas, it knows none), and holders other than those that it knows, at the
-    /// address that it knows.
+    /// Drops what the group's log contradicts: artifacts of another length than it knows (it knows none
+    /// for deltas), and holders that it does not know. Holders get the address from the log.
     pub fn keep_known(
         &mut self,
         length: impl Fn(&Digest) -> Option<u64>,
@@ -64,7 +63,7 @@ impl TransferRequest {
     }
 }
 
-/// How one transfer stands at one server.
+/// The state of one transfer at one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransferReport {
@@ -72,39 +71,39 @@ pub struct TransferReport {
     pub artifact: Digest,
     /// Its length in bytes.
     pub length: u64,
-    /// The units that are here, verified; at most [`HAVE_RUNS_MAX`] runs.
+    /// The verified units on disk; at most [`HAVE_RUNS_MAX`] runs.
     pub have: Vec<UnitRun>,
     /// Bytes that this fetch received from mirrors.
     pub mirror_bytes: u64,
     /// Bytes that this fetch received from servers.
     pub peer_bytes: u64,
-    /// It asked a mirror and got nothing but failures lately.
+    /// Every mirror that it asked failed repeatedly.
     pub mirror_failed: bool,
-    /// Its mirrors asked to be left alone for a while, or it waits before it tries one again.
+    /// Its mirrors asked to be left alone, or it pauses before a retry.
     #[serde(default)]
     pub mirror_busy: bool,
-    /// What it was told before, by this leader or the last: nothing when it was told nothing.
+    /// What this leader or the last one told it, if anything.
     pub told: Option<Told>,
-    /// Servers that hold it whole, as its order says.
+    /// Servers that hold it whole, by its order.
     pub holders: Vec<Source>,
-    /// Servers that failed it since they last sent something.
+    /// Servers that failed it since they last sent a good unit.
     pub silent: Vec<ServerId>,
-    /// Servers that sent wrong bytes.
+    /// Servers that sent it wrong bytes.
     pub wrong: Vec<ServerId>,
-    /// What its sources did that they are to be named for; at most [`OFFENCES_MAX`].
+    /// What it blames its sources for; at most [`OFFENCES_MAX`].
     #[serde(default)]
     pub offences: Vec<Accusation>,
 }
 
-/// What one source did to one fetch.
+/// What one fetch blames one source for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Accusation {
-    /// Who did it.
+    /// The server or mirror that is blamed.
     pub source: SourceName,
-    /// What it did.
+    /// The kind of offence.
     pub what: Offence,
-    /// How often.
+    /// How often it happened.
     pub count: u32,
 }
 
@@ -156,8 +155,7 @@ impl TransferReport {
         self.offences = offences.take(OFFENCES_MAX).collect();
     }
 
-    /// Sees to it that nothing in it is larger than it may be, so that no report costs the leader
-    /// much.
+    /// Checks that nothing is larger than allowed, so that no report costs the leader much.
     pub(super) fn check(&self) -> Result<(), TrackerError> {
         let too_many = |what, count, max| Err(TrackerError::TooMany { what, count, max });
         let told = self.told.as_ref();
@@ -193,7 +191,7 @@ impl TransferReport {
     }
 }
 
-/// Whether every unit is named once at most, in order, and exists.
+/// Whether runs ascend without overlap and stay below the number of units.
 fn in_order(runs: &[UnitRun], units: u64) -> bool {
     let mut from = 0;
     runs.iter().all(|run| {
@@ -204,26 +202,26 @@ fn in_order(runs: &[UnitRun], units: u64) -> bool {
     })
 }
 
-/// What a server was told: a new leader takes it over.
+/// What a server was told, for a new leader to adopt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Told {
-    /// Its parent first.
+    /// Its feeds, the parent first.
     pub feeds: Vec<ServerId>,
-    /// What is leased to it.
+    /// The units leased to it.
     pub lease: Vec<UnitRun>,
 }
 
-/// What a server is to do now.
+/// The leader's answer to a report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransferAnswer {
-    /// Come back after this long, in milliseconds, when nothing happens before.
+    /// Report again after this long, in milliseconds, or earlier when something urgent happens.
     pub again_ms: u64,
-    /// Per artifact; for one that is missing here, what was said before stays.
+    /// Guidance by artifact. An artifact without an entry keeps its guidance.
     pub guidance: Vec<(Digest, Guidance)>,
-    /// What mirrors gave in the transfers of this request, in bytes per second, where that can be
-    /// told: every server remembers it, so that the next leader can say how long a release takes.
+    /// Rate of the mirrors in the transfers of this request, in bytes per second, if known. Every
+    /// server remembers it, so that the next leader can estimate how long a release takes.
     #[serde(default)]
     pub downlink_rate: Option<u64>,
 }

@@ -40,36 +40,36 @@ pub use plan::{Layout, Member, Situation, plan};
 use transfer::Transfer;
 pub use view::{ServerView, TransferView};
 
-/// Transfers that are tracked at once: one per app and platform, and those that ended lately.
+/// Most transfers tracked at once: one per app and platform, and those that ended recently.
 const TRANSFERS_MAX: usize = 64;
 
-/// Servers in one transfer: as many as a group may have, and some that just left it.
+/// Most servers in one transfer: as many as a group may have, and some that just left.
 const MEMBERS_MAX: usize = 2_048;
 
 /// A server that reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Participant {
-    /// Which, by its certificate.
+    /// Its name, by its certificate.
     pub server: ServerId,
     /// Its peer port, `host:port`.
     pub address: String,
     /// Its failure domain, if known.
     pub rack: Option<String>,
-    /// Whether it is the leader's own server.
+    /// Whether it is the leader's server.
     pub leads: bool,
 }
 
 /// Why a report is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TrackerError {
-    /// Too much at once.
-    #[error("{count} {what} in one report are more than {max}")]
+    /// More entries than allowed.
+    #[error("{count} {what} in one report exceed the limit of {max}")]
     TooMany {
-        /// Of what.
+        /// The kind of entry.
         what: &'static str,
-        /// How many.
+        /// The number in the report.
         count: usize,
-        /// How many there may be.
+        /// The limit.
         max: usize,
     },
     /// Longer than any artifact.
@@ -86,14 +86,14 @@ pub enum TrackerError {
         /// Root of the artifact.
         artifact: Digest,
     },
-    /// Not the length that others report.
+    /// Another length than others report.
     #[error("artifact {artifact} has {expected} bytes, not {found}")]
     Length {
         /// Root of the artifact.
         artifact: Digest,
-        /// The length that is known.
+        /// The known length in bytes.
         expected: u64,
-        /// The one that was reported.
+        /// The reported length in bytes.
         found: u64,
     },
 }

@@ -1,22 +1,21 @@
-//! Who fetches from a mirror, and who sends to whom: pure, over plain data.
+//! Who fetches from a mirror, and who feeds whom.
 //!
 //! Rules, in order:
 //! 1. Only heads touch a mirror, and only what is leased to them: units that nobody holds and nobody
 //!    else has leased, earliest first. That alone bounds what crosses the zone's downlink.
 //! 2. Every other server has one parent, which sends it everything. Further heads are children of
-//!    the first head, and the first head is fed by them in return; no unit goes back to its sender.
-//! 3. A parent that is still good is kept: changing costs more than a better shape wins.
-//! 4. A small group is one chain. In a larger one fan-out follows the measured ratio of a server's
-//!    link to what the mirrors give: a chain when they are alike or not known, else small trees. A
-//!    chain of a thousand costs some seconds at the end, a tree on links that do not carry it many
-//!    times the whole.
-//! 5. Slow servers have no children, except slow ones.
-//! 6. Where racks are known, each is entered once: its first server has a parent elsewhere, the
-//!    others inside.
-//! 7. A server that refuses another (it sent wrong bytes, or nothing) does not get it as parent while
-//!    there is anybody else.
-//! 8. What a barred server says that it holds counts for nothing, and it has no children: several
-//!    others refuse it. It is fed like everybody else, at the tail.
+//!    the first head and feed it in return; no unit goes back to its sender.
+//! 3. A parent that is still good is kept: a change costs more than a better shape gains.
+//! 4. A small group is one chain. In a larger one, fan-out follows the measured ratio of a server's
+//!    link to the rate of the mirrors: a chain while they are alike or unknown, else small trees. A
+//!    chain of a thousand adds some seconds at the end; a tree on links that cannot carry it
+//!    multiplies the whole time.
+//! 5. Slow servers feed only slow ones.
+//! 6. Each known rack is entered once: its first server has a parent elsewhere, the others inside.
+//! 7. A server does not get a parent that it refuses (for wrong bytes, or none) while there is any
+//!    other.
+//! 8. A barred server, which several others refuse, feeds nobody, and its claims count for nothing.
+//!    It is fed at the tail.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,55 +26,55 @@ use super::tree::Tree;
 use crate::UNIT_BYTES;
 use crate::unit_set::UnitSet;
 
-/// Most heads. Four downlinks' worth of patience: more only spread the work thinner.
+/// Most heads: more would only spread the work thinner.
 const HEADS_MAX: usize = 4;
 
 /// Most children of one server, whatever its link: every child costs a connection and a cursor.
 const FAN_OUT_MAX: usize = 4;
 
-/// Servers up to which one chain is as good as a tree: its depth costs two milliseconds a server, a
-/// wrong guess about the links far more.
+/// Largest group in which a chain is as good as a tree: a link adds two milliseconds, a wrong guess
+/// about the links far more.
 const CHAIN_SERVERS_MAX: usize = 24;
 
-/// How far ahead leases go, in milliseconds of the downlink's rate: four rounds of the leader, so
-/// that the downlink does not idle when an answer is late.
+/// How far ahead leases go, in milliseconds at the downlink's rate, so that the downlink does not idle
+/// when an answer is late.
 const LEASE_AHEAD_MS: u64 = 2_000;
 
-/// Smallest lease, in units (4 MiB), while the rate is not known.
+/// Smallest lease, in units (4 MiB), and the first one, while the rate is unknown.
 const LEASE_UNITS_MIN: u32 = 64;
 
 /// Largest lease, in units (1 GiB).
 const LEASE_UNITS_MAX: u32 = 16_384;
 
-/// Smallest lease at the very end, when several heads share what is left.
+/// Smallest lease at the end, in units, when several heads share the rest.
 const LEASE_UNITS_LAST: u32 = 4;
 
-/// Servers that send to the first head, at most.
+/// Most servers that feed the first head.
 const ROOT_FEEDS_MAX: usize = 8;
 
-/// Spare parents that are named to a server: its parent may be gone together with the one above.
+/// Most spare parents of a server: its parent may be gone together with the one above.
 const SPARES_MAX: usize = 3;
 
-/// What is known of one server that takes part.
+/// What a plan needs to know of one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// Its failure domain, if known.
     pub rack: Option<String>,
-    /// The units that it holds.
+    /// The units on its disk.
     pub have: UnitSet,
     /// It cannot keep up with the others.
     pub slow: bool,
-    /// Its agent leads the group: the last that should go on without a leader.
+    /// Its agent leads the group, which makes it the worst choice of heir.
     pub leads: bool,
-    /// It may ask mirrors: its mirrors did not fail it lately.
+    /// It may lease: its mirrors did not fail it recently.
     pub may_lease: bool,
-    /// What it gets from mirrors, in bytes per second; 0: not known.
+    /// Its rate from mirrors, in bytes per second; 0 while unknown.
     pub mirror_rate: u64,
-    /// Servers that it takes nothing from.
+    /// Servers that it refuses as parents.
     pub refuses: BTreeSet<ServerId>,
-    /// Those under which it was behind lately: any other with room is a better parent.
+    /// Parents under which it recently fell behind: any other with room is better.
     pub fell_behind: BTreeSet<ServerId>,
-    /// Several others refuse it: nothing that it says counts, and it is no parent for anyone.
+    /// Several others refuse it: its claims do not count, and it feeds nobody.
     pub barred: bool,
 }
 
@@ -86,16 +85,16 @@ impl Member {
     }
 }
 
-/// Everything that a plan depends on. Only servers that can be reached are in it.
+/// Everything a plan depends on.
 #[derive(Debug, Clone)]
 pub struct Situation<'a> {
     /// Units of the artifact.
     pub units: u32,
-    /// The servers.
+    /// The reachable servers.
     pub members: &'a BTreeMap<ServerId, Member>,
-    /// What a server's link carries, in bytes per second; 0: not known.
+    /// What a server's link carries, in bytes per second; 0 while unknown.
     pub link_rate: u64,
-    /// The fan-out at which servers fell behind, if they did: stay below.
+    /// The fan-out at which servers fell behind, if they did: an upper bound.
     pub fan_out_failed: Option<usize>,
     /// The plan in force.
     pub previous: &'a Layout,
@@ -104,15 +103,15 @@ pub struct Situation<'a> {
 /// Who leases what, and who sends to whom.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// Those that may ask mirrors; the first is the root.
+    /// Servers that may ask mirrors; the first is the root.
     pub heads: Vec<ServerId>,
-    /// What they may ask for, and lack.
+    /// The units each head may ask for and lacks.
     pub leases: BTreeMap<ServerId, UnitSet>,
-    /// Who sends to whom: child → parent.
+    /// Who feeds whom: child → parent.
     pub parents: BTreeMap<ServerId, ServerId>,
-    /// Who sends to the first head: the other heads, and those that hold what it lacks.
+    /// Who feeds the first head: the other heads, and servers that hold what it lacks.
     pub root_feeds: Vec<ServerId>,
-    /// Children that a server may have.
+    /// Most children per server.
     pub fan_out: usize,
 }
 
@@ -128,7 +127,7 @@ pub fn plan(situation: &Situation<'_>) -> Layout {
 }
 
 impl Layout {
-    /// Servers that a server is to be subscribed to.
+    /// The servers that a server subscribes to.
     #[must_use]
     pub fn feeds(&self, server: &ServerId) -> Vec<ServerId> {
         let mut feeds: Vec<ServerId> = self.parents.get(server).cloned().into_iter().collect();
@@ -138,8 +137,8 @@ impl Layout {
         feeds
     }
 
-    /// Whom a server may go to when its parent says nothing: those above, then the first head. Never
-    /// one below it, so that no circle can arise.
+    /// Replacements for a silent parent: those above it, then the first head. Never a server below, so
+    /// that no circle can arise.
     #[must_use]
     pub fn spares(&self, server: &ServerId) -> Vec<ServerId> {
         let mut spares = Vec::new();
@@ -162,7 +161,7 @@ impl Layout {
         spares
     }
 
-    /// The one that goes on when there is no leader: the first head that is not the leader itself.
+    /// The server that continues without a leader: the first head that is not the leader itself.
     #[must_use]
     pub fn heir(&self, members: &BTreeMap<ServerId, Member>) -> Option<ServerId> {
         let leads = |id: &&ServerId| members.get(*id).is_some_and(|member| member.leads);
@@ -176,18 +175,18 @@ impl Layout {
     }
 }
 
-/// Those whose word counts.
+/// Members whose claims count.
 fn believed(members: &BTreeMap<ServerId, Member>) -> impl Iterator<Item = &Member> {
     members.values().filter(|member| !member.barred)
 }
 
-/// What all heads get from mirrors.
+/// The rate of all heads from mirrors.
 fn mirror_rate(situation: &Situation<'_>) -> u64 {
     let heads = situation.previous.heads.iter();
     heads.filter_map(|id| Some(situation.members.get(id)?.mirror_rate)).sum()
 }
 
-/// How often a server's link carries what the mirrors give, in tenths; nothing when not known.
+/// A server's link rate ÷ the rate of the mirrors, in tenths; `None` while unknown.
 fn ratio_tenths(situation: &Situation<'_>) -> Option<u64> {
     let mirrors = mirror_rate(situation);
     (mirrors > 0 && situation.link_rate > 0)
@@ -198,7 +197,7 @@ fn fan_out(situation: &Situation<'_>) -> usize {
     if situation.members.len() <= CHAIN_SERVERS_MAX {
         return 1;
     }
-    // One part in seven of a link is left for headers, heads among each other, and the service.
+    // A seventh of a link stays free for headers, traffic among heads, and the service.
     let by_ratio = ratio_tenths(situation).map_or(0, |tenths| tenths * 6 / 70);
     let by_ratio = usize::try_from(by_ratio).unwrap_or(FAN_OUT_MAX);
     let most = situation.fan_out_failed.map_or(FAN_OUT_MAX, |failed| (failed / 2).max(1));
@@ -214,12 +213,12 @@ fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
     if members.values().any(Member::holds_all) {
         return Vec::new();
     }
-    // Where all units are there, but nobody holds all of them, the head leases nothing.
+    // When the group holds all units and nobody holds all of them, the head leases nothing.
     let mirrors_needed = !held.is_full();
     let fits = |id: &ServerId| {
         members.get(id).is_some_and(|m| m.may_lease && !m.slow && !m.barred && !m.have.is_full())
     };
-    // A second head costs its root half a downlink more of its link.
+    // A second head costs the root's link half a downlink.
     let wanted = match ratio_tenths(situation).filter(|_| mirrors_needed) {
         Some(30..) if members.len() > CHAIN_SERVERS_MAX => 2,
         Some(22..) if situation.previous.heads.len() > 1 => 2,
@@ -231,7 +230,7 @@ fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
     heads.truncate(wanted);
     let mut others: Vec<(&ServerId, &Member)> =
         members.iter().filter(|(id, _)| fits(id) && !heads.contains(id)).collect();
-    // The root's own children can be heads without another link. Then: who holds most.
+    // Children of the root need no further link to be heads. Then by units held.
     let near = |id: &ServerId| {
         let parent = situation.previous.parents.get(id);
         parent.is_some() && parent == heads.first()
@@ -241,7 +240,7 @@ fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
     let others: Vec<ServerId> = others.into_iter().take(more).map(|(id, _)| id.clone()).collect();
     heads.extend(others);
     if heads.is_empty() {
-        // Everybody is slow, barred, or was failed by its mirrors: better one of those than none.
+        // Everyone is slow, barred, or failed by its mirrors: better one of those than none.
         let lacking = members.iter().filter(|(_, member)| !member.have.is_full());
         let best = lacking
             .min_by_key(|(id, m)| (m.barred, !m.may_lease, m.slow, Reverse(m.have.held()), *id));
@@ -260,11 +259,11 @@ fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, U
     for head in heads {
         let before = situation.previous.leases.get(head).cloned();
         let mut lease = before.unwrap_or_else(|| UnitSet::empty(situation.units));
-        // What others have of it by now came from this head, which just has not said so yet.
+        // Units of it that others hold came from this head, which has not reported them yet.
         if let Some(member) = situation.members.get(head) {
             lease.subtract(&member.have);
         }
-        // What two were told by leaders before this one belongs to the first.
+        // Units that earlier leaders leased to two heads stay with the first.
         lease.intersect(&unleased);
         unleased.subtract(&lease);
         free.subtract(&lease);
@@ -278,7 +277,7 @@ fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, U
         let mut window = u32::try_from(ahead).unwrap_or(u32::MAX);
         window = window.clamp(LEASE_UNITS_MIN, LEASE_UNITS_MAX);
         if heads.len() > 1 {
-            // What is left is shared by rate, so that all heads end together.
+            // The rest is shared by rate, so that all heads finish together.
             let left = u64::from(free.held());
             let heads = u64::try_from(heads.len()).unwrap_or(1);
             let share = left.saturating_mul(rate).checked_div(all_rates).unwrap_or(left / heads);
@@ -303,8 +302,8 @@ fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, U
     leases
 }
 
-/// The other heads; and where servers hold units that no head holds or leases (left by an earlier
-/// try), as few of those as have them all.
+/// The other heads, and as few servers as hold the units, left by an earlier try, that no head holds
+/// or leases.
 fn root_feeds(
     situation: &Situation<'_>,
     heads: &[ServerId],

@@ -1,4 +1,4 @@
-//! The last that was heard of one server.
+//! What one server last reported, and what follows from it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,38 +11,38 @@ use super::plan::Member;
 use crate::Moment;
 use crate::unit_set::UnitSet;
 
-/// Rates are measured over this long at least.
+/// Shortest time over which a rate is measured.
 const RATE_OVER: Duration = Duration::from_millis(200);
 
-/// Highest rate that is believed: 100 Gbit/s.
+/// Highest credible rate, in bytes per second: 100 Gbit/s.
 const RATE_MAX: u64 = 12_500_000_000;
 
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) from: Participant,
     pub(super) have: UnitSet,
-    /// Its last own report.
+    /// When it last reported.
     pub(super) heard: Moment,
-    /// The log last said that it holds everything.
+    /// When a report last named it as a holder, by the word of the log.
     pub(super) named: Moment,
     pub(super) mirror_bytes: u64,
     pub(super) peer_bytes: u64,
     pub(super) mirror_rate: u64,
     pub(super) rate: u64,
-    /// The best that its link carried beside what mirrors gave.
+    /// The highest rate its link carried, without bytes from mirrors.
     pub(super) link_rate: u64,
-    /// When rates were last measured, and what had come from mirrors and from servers by then;
-    /// nothing before its first own report.
+    /// When rates were last measured, and the bytes from mirrors and from servers by then; `None`
+    /// before its first report.
     measured: Option<(Moment, u64, u64)>,
     pub(super) complained: Option<Moment>,
-    /// Its parent has had more for this long.
+    /// Since when its parent has had more.
     pub(super) behind_since: Option<Moment>,
     pub(super) slow_since: Option<Moment>,
-    /// The parent under which it was found slow, and since when it keeps up under another.
+    /// The parent under which it was slow, and since when it keeps up under another.
     pub(super) suspect: Option<(ServerId, Option<Moment>)>,
-    /// When bytes of its lease last came,
+    /// When a byte of its lease last arrived.
     pub(super) lease_moved: Moment,
-    /// and when a unit last did.
+    /// When a unit last arrived.
     pub(super) grown: Moment,
     pub(super) lease_refused: Option<Moment>,
 }
@@ -70,7 +70,7 @@ impl Seen {
         }
     }
 
-    /// Takes a report; says whether the server takes back something that it said before.
+    /// Takes a report. Returns whether the server holds less than it had reported.
     pub(super) fn take(
         &mut self,
         from: &Participant,
@@ -80,7 +80,7 @@ impl Seen {
     ) -> bool {
         self.from = from.clone();
         self.heard = now;
-        // A mirror that has too much to do has no more for another head.
+        // An overloaded mirror would have no more for another head.
         if report.mirror_bytes != self.mirror_bytes || report.mirror_busy {
             self.lease_moved = now;
         }
@@ -90,7 +90,7 @@ impl Seen {
         let mut lost = std::mem::replace(&mut self.have, have);
         lost.subtract(&self.have);
         if self.have.is_full() && report.mirror_bytes == 0 && report.peer_bytes == 0 {
-            // The fetch has ended, and its counters with it.
+            // The fetch is over, and its counters with it.
             return false;
         }
         self.mirror_bytes = report.mirror_bytes;
@@ -101,14 +101,14 @@ impl Seen {
 
     fn measure(&mut self, now: Moment) {
         let here = (now, self.mirror_bytes, self.peer_bytes);
-        // What came before a new leader heard of it says nothing about a rate.
+        // Bytes from before the first report to this leader say nothing about a rate.
         let (at, mirror, peer) = *self.measured.get_or_insert(here);
         let over = now.saturating_sub(at);
         if over < RATE_OVER {
             return;
         }
         let us = u64::try_from(over.as_micros()).unwrap_or(u64::MAX).max(1);
-        // A fetch that began anew counts from zero again.
+        // A restarted fetch counts from zero.
         let rate = |now: u64, before: u64| {
             let bytes = now.checked_sub(before).unwrap_or(now);
             (bytes.saturating_mul(1_000_000) / us).min(RATE_MAX)

@@ -26,40 +26,40 @@ const AGAIN_MS_MIN: u64 = 200;
 /// Reports that may be missed before a server counts as gone, in tenths of the time between two.
 const MISSED_TENTHS: u64 = 60;
 
-/// The same for a server that another one complained about.
+/// The same for a server that another one complained about, in tenths.
 const MISSED_COMPLAINED_TENTHS: u64 = 20;
 
 /// How long a complaint counts.
 const COMPLAINT: Duration = Duration::from_secs(3);
 
-/// How long a server that holds everything is believed to be there without reporting: it has
-/// nothing to report any more.
+/// How long a server that holds everything counts as reachable without reporting: it has nothing
+/// left to report.
 const WHOLE_BELIEVED: Duration = Duration::from_secs(600);
 
-/// A new leader hears everybody before it plans a transfer that is under way: two rounds of those
-/// who look for it every 250 ms.
+/// A new leader hears everyone before it plans a transfer that is under way: two rounds of servers
+/// that look for it every 250 ms.
 const GATHER: Duration = Duration::from_millis(500);
 
 /// How long slowness is remembered.
 const SLOW_REMEMBERED: Duration = Duration::from_secs(60);
 
-/// A head whose lease does not move for this long loses it,
+/// A head whose lease brings no byte for this long loses it.
 const LEASE_STALLED: Duration = Duration::from_secs(3);
 
-/// as does one that says that bytes come, but gets no unit whole: a mirror below 3 KiB/s is none,
+/// So does one that gets bytes and no whole unit for this long: a mirror below 3 KiB/s is useless.
 const LEASE_UNIT_STALLED: Duration = Duration::from_secs(20);
 
-/// and gets no other for this long.
+/// A head that lost its lease gets no other for this long.
 const LEASE_REFUSED: Duration = Duration::from_secs(10);
 
-/// A server that reports more often than this is answered from what it said before.
+/// A server that reports more often than this is answered from its last report.
 const REPORT_MIN: Duration = Duration::from_millis(10);
 
-/// Runs of a lease: it is topped up by halves and fetched in order, so it has few.
+/// Most runs of a lease. It is topped up by halves and fetched in order, so it has few.
 const LEASE_RUNS_MAX: usize = 256;
 
-/// Shortest time between two plans, in milliseconds, and per server that takes part: planning for a
-/// thousand costs some ten milliseconds.
+/// Shortest time between two plans, in milliseconds; in large groups a millisecond per server, as
+/// planning for a thousand takes some ten milliseconds.
 const PLAN_MS_MIN: u64 = 20;
 
 #[derive(Debug)]
@@ -75,10 +75,10 @@ pub(super) struct Transfer {
     pub(super) fan_out_failed: Option<usize>,
     heard: Moment,
     pub(super) trust: Trust,
-    /// Those that several others refuse.
+    /// Servers that feed nobody, because several others refuse them.
     pub(super) barred: BTreeSet<ServerId>,
     heir: Option<ServerId>,
-    /// What is added up for people.
+    /// Sums for people.
     pub(super) ledger: Ledger,
     /// What is to be logged.
     pub(super) events: Vec<Event>,
@@ -117,7 +117,7 @@ impl Transfer {
         let server = &from.server;
         match self.seen.get(server) {
             None if self.seen.len() >= MEMBERS_MAX => return,
-            // One that storms the leader costs it next to nothing.
+            // A server that floods the leader costs it next to nothing.
             Some(seen) if self.planned.is_some() && now.saturating_sub(seen.heard) < REPORT_MIN => {
                 return;
             }
@@ -128,7 +128,7 @@ impl Transfer {
         let seen = self.seen.entry(server.clone()).or_insert_with(|| Seen::new(from, &have, now));
         let took_back = seen.take(from, report, have, now);
         self.ledger.take(server, report, seen.have.is_full(), now);
-        // Where not all runs fit in a report, those at the end come and go.
+        // When a report cannot hold all runs, those at the end come and go.
         if took_back && report.have.len() < HAVE_RUNS_MAX {
             self.trust.took_back(server, now);
         }
@@ -160,7 +160,7 @@ impl Transfer {
         }
     }
 
-    /// The log says that a server holds it whole; it has nothing to report any more.
+    /// The log says that a server holds it whole; that server has nothing left to report.
     fn believe(&mut self, holder: &Source, now: Moment) {
         if self.seen.len() >= MEMBERS_MAX {
             return;
@@ -176,7 +176,7 @@ impl Transfer {
         }
     }
 
-    /// What a server was told by the last leader stands until there is reason to change it.
+    /// Adopts what a server was told by the last leader, until there is reason to change it.
     fn take_over(&mut self, server: &ServerId, report: &TransferReport) {
         let Some(told) = &report.told else { return };
         if self.planned.is_some() {
@@ -199,7 +199,7 @@ impl Transfer {
         heads.filter_map(|id| Some(self.seen.get(id)?.mirror_rate)).sum()
     }
 
-    /// When to come back, and what to do; nothing new while a new leader still gathers.
+    /// When to report again, and what to do; no guidance while a new leader still gathers reports.
     pub(super) fn answer(&mut self, server: &ServerId, now: Moment) -> (u64, Option<Guidance>) {
         if self.gather_until.is_some_and(|until| now < until) {
             return (AGAIN_MS_MIN, None);
@@ -294,8 +294,8 @@ impl Transfer {
         }
     }
 
-    /// What a server's link carries: what several have shown, lest one that counts wrongly bends the
-    /// plan for all.
+    /// What a server's link carries: what several have shown, so that one wrong count does not distort
+    /// the plan for all.
     fn link_rate(&self) -> u64 {
         let mut rates: Vec<u64> = self.seen.values().map(|seen| seen.link_rate).collect();
         rates.sort_unstable_by(|a, b| b.cmp(a));
@@ -303,7 +303,7 @@ impl Transfer {
         rates.get(place).copied().unwrap_or(0)
     }
 
-    /// The servers that can be reached.
+    /// The reachable servers.
     pub(super) fn members(&self, now: Moment) -> BTreeMap<ServerId, Member> {
         let there = || self.seen.iter().filter(|(id, seen)| self.is_there(id, seen, now));
         let lacking = there().filter(|(_, seen)| !seen.have.is_full()).map(|(id, _)| id).collect();

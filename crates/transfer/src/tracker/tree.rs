@@ -1,4 +1,4 @@
-//! Who sends to whom: the tree of parents, grown from the roots down.
+//! Who feeds whom: the tree of parents, grown from the roots down.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,25 +7,25 @@ use cohort_core::ids::ServerId;
 
 use super::plan::Situation;
 
-/// How often a server waits for others to be placed: for those of its tier, and then for all.
+/// How often a server waits for others to be placed: first for its own tier, then for all.
 const WAITS_MAX: u8 = 2;
 
-/// The parents while they are being found.
+/// The tree while it grows.
 pub(super) struct Tree<'a> {
     situation: &'a Situation<'a>,
     heads: &'a [ServerId],
     fan_out: usize,
-    /// Placed servers: parent (none for roots), depth, children.
+    /// Servers that have their place.
     placed: BTreeMap<&'a ServerId, Placed<'a>>,
     /// Racks with a server that can have children.
     racks: BTreeSet<&'a str>,
-    /// Servers for which no parent was found, and how often.
+    /// Servers for which no parent was found, with the number of attempts.
     waiting: BTreeMap<&'a ServerId, u8>,
-    /// Children in the plan in force.
+    /// Children by parent in the plan in force.
     before: BTreeMap<&'a ServerId, Vec<&'a ServerId>>,
 }
 
-/// In which order servers are placed: those that may have children first.
+/// The order in which servers are placed: those that may have children first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tier {
     Good,
@@ -72,7 +72,7 @@ impl<'a> Tree<'a> {
             self.keep(tier, self.placed.keys().copied().collect());
             while let Some(next) = self.next(tier) {
                 let parent = self.parent_for(next);
-                // One that refuses all that were placed waits, first for the others of its tier.
+                // A server that refuses all those placed so far waits, first for its own tier.
                 if parent.is_none_or(|parent| !self.may_feed(parent, next)) {
                     let times = self.waiting.entry(next).or_default();
                     *times += 1;
@@ -81,7 +81,7 @@ impl<'a> Tree<'a> {
                 self.settle(next, parent, tier);
             }
         }
-        // Nobody is left out: somebody has to do.
+        // Nobody is left out, even if the parent is a bad one.
         let mut last: Vec<&ServerId> = self.waiting.keys().copied().collect();
         last.retain(|id| !self.placed.contains_key(id));
         for id in last {
@@ -100,7 +100,7 @@ impl<'a> Tree<'a> {
             Some((above, below)) => self.insert(id, above, below),
             None => self.place(id, parent),
         }
-        // Whoever was below it stays there.
+        // Its previous children stay below it.
         self.keep(tier, vec![id]);
     }
 
@@ -117,7 +117,7 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Keeps the parents that are still good, below those that were placed, from the roots down.
+    /// Keeps the links of the plan in force that are still good, downwards from some placed servers.
     fn keep(&mut self, tier: Tier, mut below: Vec<&'a ServerId>) {
         while let Some(parent) = below.pop() {
             for child in self.before.get(parent).cloned().unwrap_or_default() {
@@ -135,11 +135,11 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// The next one to be placed: rack by rack, those that are in use first, and in them the one
-    /// that holds most.
+    /// The next server to place: rack by rack, racks already entered first, and within a rack the
+    /// server that holds most.
     fn next(&self, tier: Tier) -> Option<&'a ServerId> {
         let members = self.situation.members.iter();
-        // Who says that it holds everything, and is not believed, is left to itself.
+        // A barred server that claims to hold everything needs no parent.
         let left = members.filter(|(id, m)| {
             let waits = self.waiting.get(id).is_some_and(|times| *times >= WAITS_MAX);
             self.tier(id) == tier && !m.have.is_full() && !self.placed.contains_key(id) && !waits
@@ -161,7 +161,7 @@ impl<'a> Tree<'a> {
     /// The best parent: one that may feed it, with room, in the same rack, near the root.
     fn parent_for(&self, child: &ServerId) -> Option<&'a ServerId> {
         let best = self.placed.iter().min_by_key(|(id, placed)| {
-            // Where nobody may, somebody must: better a slow one, or one that it refuses.
+            // Where nobody may feed it, someone must: rather a slow one, or one that it refuses.
             let above = &self.situation.members[**id];
             let unfit = (!self.may_feed(id, child))
                 .then(|| (above.barred, self.refuses(child, id), above.slow));
@@ -173,8 +173,8 @@ impl<'a> Tree<'a> {
         best.map(|(id, _)| *id)
     }
 
-    /// Where a server can be put between two of which only the upper is in its rack, when it would
-    /// have to enter its rack a second time otherwise.
+    /// A link into which a server can be inserted because only the upper end is in its rack, if the
+    /// rack would otherwise be entered a second time.
     fn insertion(
         &self,
         child: &ServerId,
@@ -234,7 +234,8 @@ impl<'a> Tree<'a> {
         self.placed[parent].children < self.fan_out
     }
 
-    /// In the same rack; or the first of its rack; or one of no known rack.
+    /// Whether a link stays within a rack, is the first into one, or leads to a server of no known
+    /// rack.
     fn rack_fits(&self, parent: &ServerId, child: &ServerId) -> bool {
         let rack = |id: &ServerId| self.situation.members[id].rack.as_deref();
         let Some(own) = rack(child) else { return true };

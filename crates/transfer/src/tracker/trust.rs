@@ -1,9 +1,8 @@
-//! What servers hold against each other, and who is left out for it.
+//! Complaints of servers about each other, and who is barred for them.
 //!
-//! One server's word alone moves nobody but itself: it gets another parent. Where several say the
-//! same of one, that one is barred: what it claims counts for nothing, and it sends to nobody. Who
-//! complains about everybody is not believed, since then it is the fault of that one. All of it is
-//! forgotten after a while.
+//! A single complaint moves only the server that made it: it gets another parent. A server that
+//! several complain about is barred: its claims count for nothing, and it feeds nobody. A server that
+//! complains about everyone is not believed, since the fault is its own. All of it expires.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,35 +11,35 @@ use cohort_core::ids::ServerId;
 
 use crate::Moment;
 
-/// How long a grievance counts after it was last heard: long enough to end most transfers, short
-/// enough that a server that was mended sends again soon.
+/// How long a complaint counts after it was last heard: long enough for most transfers to finish,
+/// short enough that a repaired server soon feeds others again.
 pub(super) const LEFT_OUT: Duration = Duration::from_secs(60);
 
-/// Complaints that a server says nothing count after this long: the child has been on a spare parent
-/// since the first 300 ms, and a machine that was only busy has sent something again by then.
+/// A complaint of silence counts after this long. The child has been on a spare parent since 300 ms,
+/// and a machine that was merely busy has sent something by then.
 const SILENT_BELIEVED: Duration = Duration::from_secs(2);
 
-/// Servers that must say the same before one is barred; all that could, where there are fewer.
+/// Servers that must complain before one is barred, or all that could, if fewer.
 const ACCUSERS_MIN: usize = 2;
 
-/// Where only one could complain, it must have done so for this long, or show wrong bytes: it is more
-/// likely that the other one is slow than that it lies, and a mirror is asked instead.
+/// A sole possible accuser must have complained for this long, or have received wrong bytes: the
+/// accused is more likely slow than lying, and barring it means asking a mirror instead.
 const ALONE: Duration = Duration::from_secs(15);
 
-/// A server that complains about more than this many, or a quarter of the others where that is more,
-/// is not believed.
+/// A server that complains about more than this many, or a quarter of the others if that is more, is
+/// not believed.
 const ACCUSED_MAX: usize = 2;
 
-/// How long a parent under which a server was behind is passed over where there is another.
+/// How long a server that fell behind under a parent prefers any other.
 const TRIED_KEPT: Duration = Duration::from_secs(20);
 
-/// Grievances of one server that are kept.
+/// Most complaints of one server that are kept.
 const KEPT_MAX: usize = 16;
 
-/// A server may take back what it said that it holds this often, as restarts make it do.
+/// How often a server may hold less than it had reported, as happens with restarts.
 const TAKEN_BACK_MAX: u32 = 2;
 
-/// All grievances of one transfer.
+/// All complaints within one transfer.
 #[derive(Debug, Default)]
 pub(super) struct Trust {
     by: BTreeMap<ServerId, BTreeMap<ServerId, Grievance>>,
@@ -49,42 +48,42 @@ pub(super) struct Trust {
 
 #[derive(Debug, Clone, Copy)]
 struct Grievance {
-    /// When it counts from,
+    /// When it starts to count.
     from: Moment,
-    /// and when it was last heard.
+    /// When it was last heard.
     heard: Moment,
     kind: Kind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    /// It was behind under this parent, and tries another: nobody's fault yet.
+    /// The server fell behind under this parent and tries another: nobody's fault yet.
     Tried,
-    /// No sign of life.
+    /// It gives no sign of life.
     Silence,
-    /// Alive, but none of what it says that it holds.
+    /// It is alive, and sends none of what it claims to hold.
     Nothing,
-    /// Bytes that are not the signed ones.
+    /// It sent bytes that do not match the hashes.
     Wrong,
 }
 
 impl Trust {
-    /// It sent wrong bytes.
+    /// `whom` sent wrong bytes to `by`.
     pub(super) fn wrong(&mut self, by: &ServerId, whom: &ServerId, now: Moment) {
         self.hear(by, whom, Grievance { from: now, heard: now, kind: Kind::Wrong });
     }
 
-    /// It sends nothing, or hardly anything, of what it says that it holds.
+    /// `whom` sends `by` hardly anything of what it claims to hold.
     pub(super) fn nothing(&mut self, by: &ServerId, whom: &ServerId, now: Moment) {
         self.hear(by, whom, Grievance { from: now, heard: now, kind: Kind::Nothing });
     }
 
-    /// A server that is slow was behind under this parent, and should try another.
+    /// `by` is slow, fell behind under `whom`, and should try another parent.
     pub(super) fn tried(&mut self, by: &ServerId, whom: &ServerId, now: Moment) {
         self.hear(by, whom, Grievance { from: now, heard: now, kind: Kind::Tried });
     }
 
-    /// All those that say nothing to a server; whoever is not among them does.
+    /// All servers that are silent towards `by`. The others are heard again.
     pub(super) fn silent(&mut self, by: &ServerId, whom: &BTreeSet<&ServerId>, now: Moment) {
         if let Some(kept) = self.by.get_mut(by) {
             kept.retain(|whom_else, grievance| {
@@ -114,19 +113,19 @@ impl Trust {
         }
     }
 
-    /// A server holds less than it said.
+    /// A server holds less than it had reported.
     pub(super) fn took_back(&mut self, server: &ServerId, now: Moment) {
         let (count, at) = self.taken_back.entry(server.clone()).or_insert((0, now));
         *count += 1;
         *at = now;
     }
 
-    /// From whom a server takes nothing.
+    /// Servers that one refuses as parents.
     pub(super) fn refuses(&self, server: &ServerId, now: Moment) -> BTreeSet<ServerId> {
         self.those(server, |grievance| grievance.counts(now))
     }
 
-    /// Under whom a server was behind.
+    /// Parents under which a server fell behind.
     pub(super) fn fell_behind(&self, server: &ServerId, now: Moment) -> BTreeSet<ServerId> {
         self.those(server, |grievance| {
             grievance.kind == Kind::Tried && now.saturating_sub(grievance.heard) <= TRIED_KEPT
@@ -138,7 +137,7 @@ impl Trust {
         kept.filter(|(_, grievance)| which(grievance)).map(|(whom, _)| whom.clone()).collect()
     }
 
-    /// Who is barred, of a group in which these servers lack something, and so could complain.
+    /// The barred servers, in a group in which the `lacking` servers could complain.
     pub(super) fn barred(&self, lacking: &BTreeSet<&ServerId>, now: Moment) -> BTreeSet<ServerId> {
         let most = ACCUSED_MAX.max(lacking.len() / 4);
         let mut accusers: BTreeMap<&ServerId, Vec<&Grievance>> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! A transfer, for people: what `cohort status` and the API show.
+//! A transfer as `cohort status` and the API show it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,65 +11,65 @@ use super::message::Accusation;
 use super::transfer::Transfer;
 use crate::{Moment, UNIT_BYTES};
 
-/// How a transfer stands in the group.
+/// The state of a transfer in its group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferView {
     /// Root of the artifact.
     pub artifact: Digest,
     /// Its length in bytes.
     pub length: u64,
-    /// Since when, in milliseconds.
+    /// How long ago the first report came, in milliseconds.
     pub for_ms: u64,
-    /// For how long nobody has reported, in milliseconds.
+    /// How long ago the last report came, in milliseconds.
     pub idle_ms: u64,
-    /// Whether somebody who can be reached lacks some of it.
+    /// Whether a reachable server lacks some of it.
     pub under_way: bool,
-    /// How long it took until the last one had it whole, in milliseconds; nothing before that, nor
-    /// when somebody went away without it.
+    /// How long it took until the last server had it whole, in milliseconds; `None` before that, and
+    /// when a server left without it.
     pub took_ms: Option<u64>,
-    /// Bytes that came from mirrors, over all servers.
+    /// Bytes from mirrors, over all servers.
     pub mirror_bytes: u64,
-    /// Bytes that came from servers, over all servers.
+    /// Bytes from servers, over all servers.
     pub peer_bytes: u64,
-    /// What the mirrors give now, in bytes per second.
+    /// Current rate of the mirrors, in bytes per second.
     pub mirror_rate: u64,
-    /// What mirrors gave over the whole transfer, in bytes per second; nothing when it was too
-    /// little to tell.
+    /// Rate of the mirrors over the whole transfer, in bytes per second; `None` when it is too short to
+    /// tell.
     pub downlink_rate: Option<u64>,
-    /// Servers that have it whole.
+    /// Number of servers that have it whole.
     pub whole: usize,
-    /// Those that ask mirrors.
+    /// Servers that fetch from mirrors.
     pub heads: Vec<ServerId>,
-    /// Children that a server may have.
+    /// Most children per server.
     pub fan_out: usize,
-    /// When all will have it at this rate, in milliseconds; nothing when that cannot be said.
+    /// Estimated time until all have it, in milliseconds; `None` when rates are unknown.
     pub left_ms: Option<u64>,
-    /// Every server.
+    /// Every server that reported, or that the log named.
     pub servers: Vec<ServerView>,
 }
 
-/// How it stands at one server.
+/// The state of a transfer at one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerView {
-    /// Which.
+    /// The server.
     pub server: ServerId,
-    /// Its parent.
+    /// The server that feeds it.
     pub parent: Option<ServerId>,
-    /// Links to the first source.
+    /// Links between the first source and this server.
     pub depth: usize,
-    /// Units that it holds.
+    /// Units on its disk.
     pub held: u32,
-    /// Of how many.
+    /// Units of the artifact.
     pub units: u32,
-    /// What it receives now, in bytes per second.
+    /// What it receives, in bytes per second.
     pub rate: u64,
     /// It cannot keep up.
     pub slow: bool,
-    /// It can be reached.
+    /// Whether it is reachable.
     pub there: bool,
-    /// Others refuse it: it sends to nobody.
+    /// Others refuse it, so it feeds nobody.
     pub barred: bool,
-    /// What its sources did to it.
+    /// What it blames its sources for.
     pub accusations: Vec<Accusation>,
 }
 
@@ -129,7 +129,7 @@ impl Transfer {
         }
     }
 
-    /// Links above every server. Chains of hundreds are walked once, not once from each server.
+    /// Links above each server. Chains of hundreds are walked once, not once per server.
     fn depths(&self) -> BTreeMap<&ServerId, usize> {
         let parents = &self.layout.parents;
         let mut depths: BTreeMap<&ServerId, usize> = BTreeMap::new();
@@ -143,7 +143,7 @@ impl Transfer {
                     None => break,
                 }
             }
-            // The last one on the path is a root, or its parent's depth is known.
+            // The path ends at a root, or below a server of known depth.
             let first = depths.get(at).map_or(0, |depth| depth + 1);
             depths.extend(path.into_iter().rev().zip(first..));
         }
@@ -151,7 +151,7 @@ impl Transfer {
     }
 }
 
-/// By the server that needs longest, of those whose rate is known.
+/// The longest estimate of all servers whose rate is known.
 fn left_ms(servers: &[ServerView]) -> Option<u64> {
     let lacking = servers.iter().filter(|server| server.lacks());
     let each = lacking.filter_map(|server| {

@@ -1,19 +1,18 @@
 //! The zone's limit: what all heads of a group together may take from mirrors, over all apps.
 //!
-//! Pure: [`divide`] gives everybody what it needs as long as that is no more than an equal part, and
-//! shares out what they leave. So the parts never add up to more than the limit, and none of it
-//! idles while somebody could use it.
+//! [`divide`] gives each what it needs up to an equal part, and divides what they leave among the
+//! others. So the parts never exceed the limit, and none of it idles while someone could use it.
 
 use cohort_core::ids::ServerId;
 
 use super::transfer::Transfer;
 use crate::Moment;
 
-/// What a head may need beyond what it has now, as a part of that: a quarter, so that one that could
-/// go faster grows back to an equal part within some rounds of a fifth of a second.
+/// What a head may need beyond its current rate, as a fraction of it: a quarter, so that one that
+/// could go faster grows back to an equal part within a few rounds of a fifth of a second.
 const GROWTH_PART: u64 = 4;
 
-/// Divides a limit among those that need so much; all of it is given away.
+/// Divides a limit by need, and hands out all of it.
 pub(super) fn divide(limit: u64, needs: &[u64]) -> Vec<u64> {
     let mut parts = vec![0; needs.len()];
     let mut left = limit;
@@ -32,13 +31,13 @@ pub(super) fn divide(limit: u64, needs: &[u64]) -> Vec<u64> {
     parts
 }
 
-/// What somebody that gets so much now needs: nobody knows yet for one that gets nothing.
+/// What a taker with a certain rate needs; unknown, hence unlimited, for one without any.
 fn need(rate: u64) -> u64 {
     if rate == 0 { u64::MAX } else { rate.saturating_add(rate / GROWTH_PART) }
 }
 
 impl Transfer {
-    /// Those that take something from mirrors now, and how much, in bytes per second.
+    /// Servers that take from mirrors, with their rates in bytes per second.
     pub(super) fn takers(&self, now: Moment) -> Vec<(ServerId, u64)> {
         let leased = self.layout.leases.iter().filter(|(_, lease)| !lease.is_empty());
         leased
@@ -49,16 +48,15 @@ impl Transfer {
     }
 }
 
-/// The part of one server in one transfer (`own`, a place in `transfers`), in bytes per second and at
-/// least 1. One that takes nothing now gets what it could take alone: it may be the one that goes on
-/// without a leader.
+/// The part of one server in one transfer (`own`, an index into `transfers`), in bytes per second and
+/// at least 1. A server that takes nothing gets what it could take alone: it may be the heir.
 pub(super) fn part_of(
     limit: u64,
     transfers: &[Vec<(ServerId, u64)>],
     own: usize,
     server: &ServerId,
 ) -> u64 {
-    // First among the transfers, so that an app with many heads gets no more than one with few.
+    // Divided among transfers first, so that an app with many heads gets no more than one with few.
     let active: Vec<usize> =
         (0..transfers.len()).filter(|i| *i == own || !transfers[*i].is_empty()).collect();
     let needs = |takers: &[(ServerId, u64)]| -> Vec<u64> {
