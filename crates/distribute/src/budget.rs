@@ -16,8 +16,8 @@ const LOOK_AGAIN_MS: u64 = 50;
 /// Shortest sleep, in milliseconds: the resolution of a timer.
 const SLEEP_MS_MIN: u64 = 1;
 
-/// What may go at once after a pause, as a fraction of a second: 31 ms, as late as a timer may be on
-/// a busy machine. Less would make a limit slower than configured.
+/// What may go at once after a pause, as a fraction of a second: 31 ms, as late as a timer may be
+/// on a busy machine. Less would make a limit slower than configured.
 const BURST_PART: u64 = 32;
 
 /// A limit in bytes per second that may change at any time; none at first.
@@ -46,8 +46,8 @@ impl Budget {
         Self { within: Some(whole), ..Self::default() }
     }
 
-    /// Sets the limit in bytes per second; `None` is unlimited. Takes effect at once. Changing it often
-    /// gains nothing: what is owed stays owed for as long.
+    /// Sets the limit in bytes per second; `None` is unlimited. Takes effect at once. Changing it
+    /// often gains nothing: what is owed stays owed for as long.
     pub fn set(&self, limit: Option<u64>) {
         let after = limit.unwrap_or(0);
         let mut filled = self.filled.lock();
@@ -73,8 +73,8 @@ impl Budget {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Takes bytes out of the budget, as soon as nothing is owed in it. `waits` is called before every
-    /// sleep.
+    /// Takes bytes out of the budget, as soon as nothing is owed in it. `waits` is called before
+    /// every sleep.
     pub async fn take(&self, bytes: usize, waits: impl Fn()) {
         let mut next = Some(self);
         while let Some(budget) = next {

@@ -1,7 +1,7 @@
 //! Deltas on a server's disk: which one is worth fetching, and how an artifact is built from it.
 //!
-//! A delta is fetched like any artifact, by its own root. This is what comes before (is there a base,
-//! and is the delta smaller than what is missing?) and after (apply, verify, put in place).
+//! A delta is fetched like any artifact, by its own root. This is what comes before (is there a
+//! base, and is the delta smaller than what is missing?) and after (apply, verify, put in place).
 //!
 //! ```text
 //! <state_dir>/artifacts/<root>.delta        tries to build <root> from a delta, one byte; removed
@@ -9,10 +9,10 @@
 //! <state_dir>/artifacts/.unfinished-*       what a delta makes, until it is verified
 //! ```
 //!
-//! The result is written to an unfinished file, hashed as it is written, and gets the artifact's name
-//! only when its root is the signed one. The next start sweeps what a crash leaves. The count of tries
-//! is durable before a try begins, so that a delta that crashes the agent is abandoned for the whole
-//! artifact.
+//! The result is written to an unfinished file, hashed as it is written, and gets the artifact's
+//! name only when its root is the signed one. The next start sweeps what a crash leaves. The count
+//! of tries is durable before a try begins, so that a delta that crashes the agent is abandoned for
+//! the whole artifact.
 
 use std::fs::{self, File};
 use std::io;
@@ -57,9 +57,9 @@ pub enum ApplyError {
 }
 
 impl ArtifactStore {
-    /// The delta to fetch instead of an artifact: of those whose base is whole here and whose method is
-    /// known, the one with the fewest missing bytes, if fewer than the artifact itself misses. Blocks
-    /// while it hashes what an earlier try left.
+    /// The delta to fetch instead of an artifact: of those whose base is whole here and whose
+    /// method is known, the one with the fewest missing bytes, if fewer than the artifact itself
+    /// misses. Blocks while it hashes what an earlier try left.
     #[must_use]
     pub fn choose_delta(&self, artifact: &Digest, length: u64, deltas: &[Delta]) -> Option<Delta> {
         if deltas.is_empty() || self.is_whole(artifact) || self.tries(artifact) >= TRIES_MAX {
@@ -97,9 +97,9 @@ impl ArtifactStore {
         length.saturating_sub(u64::from(held) * u64::from(UNIT_BYTES))
     }
 
-    /// Builds an artifact of `length` bytes from a delta and its base, which are whole here. The result
-    /// is whole, verified and durable, as if it had been fetched. After a failure this delta is not
-    /// tried again. `reserve` bytes stay free on the disk. Blocks.
+    /// Builds an artifact of `length` bytes from a delta and its base, which are whole here. The
+    /// result is whole, verified and durable, as if it had been fetched. After a failure this delta
+    /// is not tried again. `reserve` bytes stay free on the disk. Blocks.
     ///
     /// # Errors
     /// When there is no room, the delta is corrupt, or the result is not the artifact.

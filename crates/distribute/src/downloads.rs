@@ -110,8 +110,8 @@ impl Downloads {
         &self.context
     }
 
-    /// Takes all orders of all apps, most important first. Cheap and safe to repeat with every answer
-    /// of the group. Orders for one artifact are merged.
+    /// Takes all orders of all apps, most important first. Cheap and safe to repeat with every
+    /// answer of the group. Orders for one artifact are merged.
     pub fn set_orders(&self, orders: &[FetchOrder]) {
         let merged = merge(orders);
         let mut running = self.running.lock();

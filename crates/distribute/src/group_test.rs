@@ -363,7 +363,8 @@ async fn a_zone_limit_holds_the_heads_back_and_lifting_it_is_felt_at_once() {
     for server in &servers {
         server.until_units(&sample, 80).await;
     }
-    // Above the limit by no more than the pieces that were read at once: on loopback they are large.
+    // Above the limit by no more than the pieces that were read at once: on loopback they are
+    // large.
     let most = 1_000_000 * u64::try_from(begun.elapsed().as_millis()).unwrap() / 1_000;
     let head = servers.iter().find(|server| {
         server.guides.of(sample.digest()).is_some_and(|guidance| !guidance.lease.is_empty())

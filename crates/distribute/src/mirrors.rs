@@ -169,8 +169,8 @@ impl MirrorList {
         });
     }
 
-    /// Records a good unit, for a request that began at `began`. A failure since then stands: what was
-    /// in flight says nothing about what comes after.
+    /// Records a good unit, for a request that began at `began`. A failure since then stands: what
+    /// was in flight says nothing about what comes after.
     pub fn delivered(&self, index: usize, began: Instant) {
         let mut state = self.state.lock();
         if state.failed_at.get(index).copied().flatten().is_some_and(|failed| failed >= began) {
@@ -225,8 +225,8 @@ impl MirrorList {
     }
 }
 
-/// Orders mirrors: fewest failures first, then the one in use unless another answers in less than half
-/// its time, then by time to the first byte (those never asked last), then as configured.
+/// Orders mirrors: fewest failures first, then the one in use unless another answers in less than
+/// half its time, then by time to the first byte (those never asked last), then as configured.
 #[must_use]
 pub fn rank(records: &[MirrorRecord], current: Option<usize>) -> Vec<usize> {
     let mut order: Vec<usize> = (0..records.len()).collect();

@@ -1,4 +1,5 @@
-//! An artifact that is arriving: a preallocated file into which verified units are written in place.
+//! An artifact that is arriving: a preallocated file into which verified units are written in
+//! place.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -73,7 +74,8 @@ pub enum WriteError {
 }
 
 impl Part {
-    /// Opens or creates the file, and hashes what an earlier try left. Its space is not claimed yet.
+    /// Opens or creates the file, and hashes what an earlier try left. Its space is not claimed
+    /// yet.
     pub(crate) fn open(path: PathBuf, hashes: Arc<UnitHashes>) -> Result<Self, StoreError> {
         let length = hashes.length();
         let mut options = OpenOptions::new();
@@ -101,12 +103,12 @@ impl Part {
     }
 
     /// Claims the space of the whole file, a slice at a time, while units are written to it. File
-    /// systems that zero what they allocate (those in memory do) would otherwise take longer than the
-    /// first bytes. Stops when the part is dropped.
+    /// systems that zero what they allocate (those in memory do) would otherwise take longer than
+    /// the first bytes. Stops when the part is dropped.
     ///
     /// # Errors
-    /// When the disk is full or fails. Space without units is released then, so that it does not keep
-    /// the disk full, and no more units are accepted.
+    /// When the disk is full or fails. Space without units is released then, so that it does not
+    /// keep the disk full, and no more units are accepted.
     pub(crate) fn claim_space(part: &Weak<Part>) -> Result<(), StoreError> {
         let mut start = 0;
         while let Some(part) = part.upgrade() {
@@ -144,7 +146,7 @@ impl Part {
         let end = here.have.runs(usize::MAX).last().map_or(0, |run| u64::from(run.end()));
         let end = (end * u64::from(UNIT_BYTES)).min(self.hashes.length());
         if let Err(error) = self.file.set_len(end) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot release claimed disk space");
+            tracing::warn!(path = %self.path.display(), %error, "cannot free claimed disk space");
         }
     }
 
@@ -180,8 +182,8 @@ impl Part {
         self.put(index, bytes, None, None)
     }
 
-    /// The same for a unit in a frame, which is kept for the children. Remembers the server that sent
-    /// it, to which it is never sent back.
+    /// The same for a unit in a frame, which is kept for the children. Remembers the server that
+    /// sent it, to which it is never sent back.
     ///
     /// # Errors
     /// As [`Part::write`].
@@ -243,8 +245,8 @@ impl Part {
         self.arrivals.subscribe()
     }
 
-    /// The next run of units that are here and wanted by a server; removed from `wanted`, as are units
-    /// that this server sent itself.
+    /// The next run of units that are here and wanted by a server; removed from `wanted`, as are
+    /// units that this server sent itself.
     pub(crate) fn next_wanted(
         &self,
         wanted: &mut UnitSet,
@@ -338,8 +340,8 @@ pub(crate) fn rehash(mut file: &File, hashes: &UnitHashes) -> io::Result<UnitSet
     Ok(have)
 }
 
-/// Allocates a range of a file; `false` where the file system cannot, and the check of free space has
-/// to suffice.
+/// Allocates a range of a file; `false` where the file system cannot, and the check of free space
+/// has to suffice.
 fn preallocate(file: &File, start: u64, length: u64) -> io::Result<bool> {
     loop {
         match fallocate(file, FallocateFlags::empty(), start, length) {

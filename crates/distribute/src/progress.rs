@@ -7,8 +7,8 @@ use cohort_transfer::{FetchWait, Offence, SourceKind, SourceName, SourceReport};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-/// Pairs of source and offence that are counted: a server has few parents and fewer mirrors, and the
-/// series of a metric must not grow for ever. More are not counted.
+/// Pairs of source and offence that are counted: a server has few parents and fewer mirrors, and
+/// the series of a metric must not grow for ever. More are not counted.
 const OFFENDERS_MAX: usize = 256;
 
 /// Bytes received since the start of the agent: `cohort_bytes_received_total{from="mirror|peer"}`.

@@ -40,8 +40,8 @@ pub struct ServeLimits {
     pub streams_max: usize,
     /// Answers sent to one server at once: several apps may fetch, and change parents.
     pub streams_per_peer_max: usize,
-    /// How long a receiver may take for one read's worth (256 KiB), in milliseconds. One slower than
-    /// 9 KiB/s loses the connection, so that it cannot hold a place for ever.
+    /// How long a receiver may take for one read's worth (256 KiB), in milliseconds. One slower
+    /// than 9 KiB/s loses the connection, so that it cannot hold a place for ever.
     pub read_taken_ms_max: u64,
     /// The limit of everything that is sent.
     pub upload: Arc<Budget>,

@@ -1,15 +1,15 @@
 //! The artifacts on a server's disk.
 //!
 //! ```text
-//! <state_dir>/artifacts/<root>          whole: every unit was verified, and synced before the rename
+//! <state_dir>/artifacts/<root>          whole: every unit verified, and synced before the rename
 //! <state_dir>/artifacts/<root>.units    its unit hashes, 32 bytes each, checked against the root
 //! <state_dir>/artifacts/<root>.part     on its way: verified units in place
 //! <state_dir>/artifacts/.unfinished-*   a file not in its place yet; swept at startup
 //! ```
 //!
-//! A crash at any instruction is harmless: unit hashes are durable before a `.part` exists, the bytes
-//! are synced before the rename, the folder is synced before the artifact counts as whole, and
-//! `.units` are removed only after the artifact.
+//! A crash at any instruction is harmless: unit hashes are durable before a `.part` exists, the
+//! bytes are synced before the rename, the folder is synced before the artifact counts as whole,
+//! and `.units` are removed only after the artifact.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -152,8 +152,8 @@ impl ArtifactStore {
         self.read_hashes(digest, length)?.map(Arc::new).ok_or_else(absent)
     }
 
-    /// Claims an artifact for fetching: nobody else fetches it, and nothing of it is collected, until
-    /// the claim is dropped.
+    /// Claims an artifact for fetching: nobody else fetches it, and nothing of it is collected,
+    /// until the claim is dropped.
     ///
     /// # Errors
     /// When it is claimed already, or no artifact can have that length.
@@ -300,7 +300,7 @@ impl ArtifactStore {
                 return Ok(Some(length));
             }
         }
-        warn!(artifact = %digest, "corrupt artifact: demoting it to a part, to be repaired when ordered");
+        warn!(artifact = %digest, "corrupt artifact: demoted until it is ordered again");
         let part = self.part_path(digest);
         if data.is_file() {
             durable::rename(&path, &part).on_path("rename", &path)?;

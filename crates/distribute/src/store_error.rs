@@ -13,8 +13,8 @@ use cohort_core::ids::Digest;
 pub enum StoreError {
     /// The disk is too full. Found before the first byte is fetched.
     #[error(
-        "not enough free space in {path}: {needed} bytes needed ({reserve} of them stay free), {free} \
-         are free; remove files there or give the agent another data_dir"
+        "not enough free space in {path}: {needed} bytes needed ({reserve} of them stay free), \
+         {free} are free; remove files there or give the agent another data_dir"
     )]
     NoSpace {
         /// The folder of artifacts.

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The same request starts, resumes, repairs and changes parents. A unit is sent the moment it is
-//! verified, the lowest first, and from memory as long as the child keeps up (all children share the
-//! 16 newest units of an artifact). Each child has its own cursor and one read (four units) in
+//! verified, the lowest first, and from memory as long as the child keeps up (all children share
+//! the 16 newest units of an artifact). Each child has its own cursor and one read (four units) in
 //! memory, so a slow child blocks nobody and costs no more than that.
 
 use std::fs::File;
@@ -42,20 +42,20 @@ pub(crate) const ABSENT_MS_MAX: u64 = 10_000;
 /// Units per disk read: 256 KiB, one system call.
 const READ_UNITS_MAX: u32 = 4;
 
-/// Bounds of a piece that is sent at once under a limit, in bytes: less than a packet gains nothing;
-/// a fifth of a unit's frame fits with its chunk header into one TLS record of 16 KiB.
+/// Bounds of a piece that is sent at once under a limit, in bytes: less than a packet gains
+/// nothing; a fifth of a unit's frame fits with its chunk header into one TLS record of 16 KiB.
 const PIECE_BYTES_MIN: usize = 1_024;
 const PIECE_BYTES_MAX: usize = (UNIT_BYTES as usize + INDEX_BYTES).div_ceil(5);
 
-/// A unit is spread over this fraction of the time until the next one: a third, so that a child that
-/// fell behind a little catches up, and a hop adds no more delay than that.
+/// A unit is spread over this fraction of the time until the next one: a third, so that a child
+/// that fell behind a little catches up, and a hop adds no more delay than that.
 const SPREAD_PART: u32 = 3;
 
 /// Resolution of a timer; pieces due sooner are sent at once.
 const SLEEP_MIN: Duration = Duration::from_millis(1);
 
-/// Runs in one request: holes come from failures and are few. What is beyond is asked for when these
-/// have come. 4,096 runs are 130 KB of JSON.
+/// Runs in one request: holes come from failures and are few. What is beyond is asked for when
+/// these have come. 4,096 runs are 130 KB of JSON.
 pub const RUNS_MAX: usize = 4_096;
 
 /// The body of a subscription: what a child lacks.
@@ -67,8 +67,8 @@ pub struct SubscribeRequest {
 }
 
 impl SubscribeRequest {
-    /// Whether runs ascend without overlap, so that the work for all of them is bounded by the units
-    /// of the artifact.
+    /// Whether runs ascend without overlap, so that the work for all of them is bounded by the
+    /// units of the artifact.
     pub(crate) fn is_in_order(&self) -> bool {
         self.lacks.windows(2).all(|pair| pair[0].end() <= pair[1].first)
     }
@@ -169,7 +169,8 @@ impl Subscription {
         for mut frame in frames {
             let (length, mut sent) = (count(frame.len()), 0);
             while !frame.is_empty() {
-                // Small pieces under a limit, so that the child is never left without a sign of life.
+                // Small pieces under a limit, so that the child is never left without a sign of
+                // life.
                 let most = match self.upload.limit() {
                     Some(limit) => piece_bytes(limit),
                     None if spread.is_zero() => frame.len(),
@@ -190,8 +191,8 @@ impl Subscription {
         true
     }
 
-    /// Reads a run from the disk, with signs of life while the disk is slow. `None` when the child is
-    /// gone.
+    /// Reads a run from the disk, with signs of life while the disk is slow. `None` when the child
+    /// is gone.
     async fn read(
         &self,
         sender: &mpsc::Sender<io::Result<Bytes>>,

@@ -19,8 +19,8 @@ pub struct Limits {
     pub first_byte_ms_max: u64,
     /// Between two pieces of an answer.
     pub idle_ms_max: u64,
-    /// For one whole unit. A source slower than that (3 KiB/s) is useless, even when it sends a byte
-    /// now and then.
+    /// For one whole unit. A source slower than that (3 KiB/s) is useless, even when it sends a
+    /// byte now and then.
     pub unit_ms_max: u64,
     /// A request for some units that takes longer ends at the next unit, and the rest is asked for
     /// again, so that one slow mirror does not hold up the end. With a first request of 1 MiB this
@@ -48,11 +48,11 @@ pub struct Limits {
     pub no_leader_ms: u64,
     /// A fetch whose feeds brought no unit for this long follows its order instead.
     pub pull_after_ms: u64,
-    /// A fetch that had sources and got no unit for this long gives up, so that the group hears of it.
-    /// The group's own deadline (ten minutes) is longer.
+    /// A fetch that had sources and got no unit for this long gives up, so that the group hears of
+    /// it. The group's own deadline (ten minutes) is longer.
     pub give_up_ms: u64,
-    /// Bytes to leave free on the disk: the artifact is yet to be unpacked, and logs and the group's
-    /// own log live there as well.
+    /// Bytes to leave free on the disk: the artifact is yet to be unpacked, and logs and the
+    /// group's own log live there as well.
     pub reserve_bytes: u64,
 }
 

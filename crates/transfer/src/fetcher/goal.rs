@@ -72,8 +72,8 @@ impl Fetcher {
         if own && let Some(own) = self.by_order(now_ms) { own } else { goal }
     }
 
-    /// The holder of the order that failed least; a mirror when none is usable and the order permits
-    /// it.
+    /// The holder of the order that failed least; a mirror when none is usable and the order
+    /// permits it.
     fn by_order(&self, now_ms: u64) -> Option<Goal> {
         let holders = self.order.sources.iter().map(|source| &source.server);
         let usable = holders.filter_map(|server| {

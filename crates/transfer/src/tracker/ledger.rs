@@ -97,8 +97,8 @@ impl Ledger {
         self.entries.iter()
     }
 
-    /// The rate of mirrors from the first byte to the last, in bytes per second: the downlink, or what
-    /// limits permitted of it.
+    /// The rate of mirrors from the first byte to the last, in bytes per second: the downlink, or
+    /// what limits permitted of it.
     pub(super) fn downlink_rate(&self) -> Option<u64> {
         let (since, until) = self.mirrored?;
         let over = until.saturating_sub(since);

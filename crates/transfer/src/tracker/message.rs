@@ -17,8 +17,8 @@ pub const TRANSFER: &str = "/v1/transfer";
 /// Most transfers in one request: a server fetches two at once, the others are queued.
 pub const REPORTS_MAX: usize = 8;
 
-/// Most runs of held units in a report. What is beyond counts as missing, which costs a few bytes and
-/// nothing else.
+/// Most runs of held units in a report. What is beyond counts as missing, which costs a few bytes
+/// and nothing else.
 pub const HAVE_RUNS_MAX: usize = 256;
 
 /// Most bytes that one fetch may report: every unit of the longest artifact 64 times.
@@ -43,8 +43,8 @@ pub struct TransferRequest {
 }
 
 impl TransferRequest {
-    /// Drops what the group's log contradicts: artifacts of another length than it knows (it knows none
-    /// for deltas), and holders that it does not know. Holders get the address from the log.
+    /// Drops what the group's log contradicts: artifacts of another length than it knows (it knows
+    /// none for deltas), and holders that it does not know. Holders get the address from the log.
     pub fn keep_known(
         &mut self,
         length: impl Fn(&Digest) -> Option<u64>,

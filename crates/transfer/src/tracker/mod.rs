@@ -203,8 +203,8 @@ impl Tracker {
     }
 }
 
-/// Drops the transfer with the fewest servers, and of those the one idle for longest: what one server
-/// makes up never displaces what many fetch.
+/// Drops the transfer with the fewest servers, and of those the one idle for longest: what one
+/// server makes up never displaces what many fetch.
 fn make_room(transfers: &mut BTreeMap<Digest, Transfer>) {
     if transfers.len() < TRANSFERS_MAX {
         return;

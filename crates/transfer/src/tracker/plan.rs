@@ -36,8 +36,8 @@ const FAN_OUT_MAX: usize = 4;
 /// about the links far more.
 const CHAIN_SERVERS_MAX: usize = 24;
 
-/// How far ahead leases go, in milliseconds at the downlink's rate, so that the downlink does not idle
-/// when an answer is late.
+/// How far ahead leases go, in milliseconds at the downlink's rate, so that the downlink does not
+/// idle when an answer is late.
 const LEASE_AHEAD_MS: u64 = 2_000;
 
 /// Smallest lease, in units (4 MiB), and the first one, while the rate is unknown.
@@ -137,8 +137,8 @@ impl Layout {
         feeds
     }
 
-    /// Replacements for a silent parent: those above it, then the first head. Never a server below, so
-    /// that no circle can arise.
+    /// Replacements for a silent parent: those above it, then the first head. Never a server below,
+    /// so that no circle can arise.
     #[must_use]
     pub fn spares(&self, server: &ServerId) -> Vec<ServerId> {
         let mut spares = Vec::new();
@@ -302,8 +302,8 @@ fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, U
     leases
 }
 
-/// The other heads, and as few servers as hold the units, left by an earlier try, that no head holds
-/// or leases.
+/// The other heads, and as few servers as hold the units, left by an earlier try, that no head
+/// holds or leases.
 fn root_feeds(
     situation: &Situation<'_>,
     heads: &[ServerId],

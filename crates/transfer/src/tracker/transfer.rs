@@ -294,8 +294,8 @@ impl Transfer {
         }
     }
 
-    /// What a server's link carries: what several have shown, so that one wrong count does not distort
-    /// the plan for all.
+    /// What a server's link carries: what several have shown, so that one wrong count does not
+    /// distort the plan for all.
     fn link_rate(&self) -> u64 {
         let mut rates: Vec<u64> = self.seen.values().map(|seen| seen.link_rate).collect();
         rates.sort_unstable_by(|a, b| b.cmp(a));

@@ -117,7 +117,8 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Keeps the links of the plan in force that are still good, downwards from some placed servers.
+    /// Keeps the links of the plan in force that are still good, downwards from some placed
+    /// servers.
     fn keep(&mut self, tier: Tier, mut below: Vec<&'a ServerId>) {
         while let Some(parent) = below.pop() {
             for child in self.before.get(parent).cloned().unwrap_or_default() {

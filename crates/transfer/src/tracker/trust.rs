@@ -1,8 +1,8 @@
 //! Complaints of servers about each other, and who is barred for them.
 //!
 //! A single complaint moves only the server that made it: it gets another parent. A server that
-//! several complain about is barred: its claims count for nothing, and it feeds nobody. A server that
-//! complains about everyone is not believed, since the fault is its own. All of it expires.
+//! several complain about is barred: its claims count for nothing, and it feeds nobody. A server
+//! that complains about everyone is not believed, since the fault is its own. All of it expires.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::Moment;
 /// short enough that a repaired server soon feeds others again.
 pub(super) const LEFT_OUT: Duration = Duration::from_secs(60);
 
-/// A complaint of silence counts after this long. The child has been on a spare parent since 300 ms,
-/// and a machine that was merely busy has sent something by then.
+/// A complaint of silence counts after this long. The child has been on a spare parent since 300
+/// ms, and a machine that was merely busy has sent something by then.
 const SILENT_BELIEVED: Duration = Duration::from_secs(2);
 
 /// Servers that must complain before one is barred, or all that could, if fewer.
@@ -26,8 +26,8 @@ const ACCUSERS_MIN: usize = 2;
 /// accused is more likely slow than lying, and barring it means asking a mirror instead.
 const ALONE: Duration = Duration::from_secs(15);
 
-/// A server that complains about more than this many, or a quarter of the others if that is more, is
-/// not believed.
+/// A server that complains about more than this many, or a quarter of the others if that is more,
+/// is not believed.
 const ACCUSED_MAX: usize = 2;
 
 /// How long a server that fell behind under a parent prefers any other.

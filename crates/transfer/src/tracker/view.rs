@@ -24,8 +24,8 @@ pub struct TransferView {
     pub idle_ms: u64,
     /// Whether a reachable server lacks some of it.
     pub under_way: bool,
-    /// How long it took until the last server had it whole, in milliseconds; `None` before that, and
-    /// when a server left without it.
+    /// How long it took until the last server had it whole, in milliseconds; `None` before that,
+    /// and when a server left without it.
     pub took_ms: Option<u64>,
     /// Bytes from mirrors, over all servers.
     pub mirror_bytes: u64,
@@ -33,8 +33,8 @@ pub struct TransferView {
     pub peer_bytes: u64,
     /// Current rate of the mirrors, in bytes per second.
     pub mirror_rate: u64,
-    /// Rate of the mirrors over the whole transfer, in bytes per second; `None` when it is too short to
-    /// tell.
+    /// Rate of the mirrors over the whole transfer, in bytes per second; `None` when it is too
+    /// short to tell.
     pub downlink_rate: Option<u64>,
     /// Number of servers that have it whole.
     pub whole: usize,

@@ -48,8 +48,8 @@ impl Transfer {
     }
 }
 
-/// The part of one server in one transfer (`own`, an index into `transfers`), in bytes per second and
-/// at least 1. A server that takes nothing gets what it could take alone: it may be the heir.
+/// The part of one server in one transfer (`own`, an index into `transfers`), in bytes per second
+/// and at least 1. A server that takes nothing gets what it could take alone: it may be the heir.
 pub(super) fn part_of(
     limit: u64,
     transfers: &[Vec<(ServerId, u64)>],

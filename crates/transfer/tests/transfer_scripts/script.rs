@@ -23,7 +23,7 @@
 //! gains s1 s2 95                units that they get in a second, of those that their parents have
 //! silent s2 s1 / wrong s2 s1    s2 says that s1 says nothing / sends wrong bytes
 //! claims s1 all                 it says that it holds this, whatever it has
-//! rounds 5                      so often 200 ms pass and all report; prints what they are told anew
+//! rounds 5                      200 ms pass and all report, so often; prints what is new
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -87,6 +87,7 @@ pub(crate) struct Outcome {
     pub(crate) reports_per_s: u64,
     /// Bytes over links between racks ÷ size.
     pub(crate) crossed: f64,
-    /// From the first report to a new leader until it has told everybody what to do, in milliseconds.
+    /// From the first report to a new leader until it has told everybody what to do, in
+    /// milliseconds.
     pub(crate) rebuilt_ms: u64,
 }
