@@ -58,9 +58,8 @@ fn under_way(progress: &Progress, around: &Surroundings) -> String {
 
 /// From whom bytes come now; when from nobody, why.
 fn source_text(progress: &Progress, around: &Surroundings) -> String {
-    let asked = |kind| {
-        progress.sources.iter().filter(move |s| s.source.kind() == kind && s.requests > 0)
-    };
+    let asked =
+        |kind| progress.sources.iter().filter(move |s| s.source.kind() == kind && s.requests > 0);
     if let Some(mirror) = asked(SourceKind::Mirror).next() {
         return format!("from mirror {}", mirror.source);
     }
@@ -73,7 +72,8 @@ fn source_text(progress: &Progress, around: &Surroundings) -> String {
     let Some(guidance) = &around.guidance else {
         return unguided(progress, around);
     };
-    let failed = |kind| progress.sources.iter().find(|s| s.source.kind() == kind && s.last_error.is_some());
+    let failed =
+        |kind| progress.sources.iter().find(|s| s.source.kind() == kind && s.last_error.is_some());
     if !guidance.lease.is_empty() {
         return match failed(SourceKind::Mirror) {
             Some(mirror) => format!("waits for a mirror: {}", complaint(mirror)),
@@ -87,7 +87,8 @@ fn source_text(progress: &Progress, around: &Surroundings) -> String {
     };
     match guidance.feeds.first() {
         Some(Source { server, .. }) => {
-            let known = progress.sources.iter().find(|source| source.source.server() == Some(server));
+            let known =
+                progress.sources.iter().find(|source| source.source.server() == Some(server));
             let error = known.and_then(|source| source.last_error.as_ref());
             let why = error.map_or_else(String::new, |error| format!(" ({error})"));
             format!("waits for its parent {server}{why}{lost}")

@@ -151,7 +151,10 @@ fn offenders(servers: &[ServerView]) -> Vec<OffenderStatus> {
                 sentence: String::new(),
                 unblocks: unblocks(what, source),
             };
-            (what, OffenderStatus { sentence: offence_sentence(what, &offender, source), ..offender })
+            (
+                what,
+                OffenderStatus { sentence: offence_sentence(what, &offender, source), ..offender },
+            )
         })
         .collect();
     offenders.sort_by(|(a, one), (b, other)| {

@@ -121,7 +121,8 @@ fn a_plan_that_went_in_a_circle_would_end_nobodys_status() {
 #[test]
 fn offenders_are_named_with_what_they_did_and_who_says_so() {
     let peer = SourceName::Server(id("s6"));
-    let accuse = |source: &SourceName, what, count| Accusation { source: source.clone(), what, count };
+    let accuse =
+        |source: &SourceName, what, count| Accusation { source: source.clone(), what, count };
     let mut servers: Vec<ServerView> =
         (1..=6).map(|n| server(&format!("s{n}"), None, 0, 9)).collect();
     for one in &mut servers[..5] {

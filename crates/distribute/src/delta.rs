@@ -23,7 +23,7 @@ use cohort_artifact::{Delta, DeltaError, DeltaInput, Method, apply_delta};
 use cohort_base::{OnPath as _, durable};
 use cohort_core::ids::Digest;
 
-use super::{ArtifactStore, UNIT_BYTES};
+use super::{ArtifactStore, Claim, UNIT_BYTES};
 use crate::part::rehash;
 use crate::store_error::StoreError;
 
@@ -115,58 +115,24 @@ impl ArtifactStore {
         if claim.is_whole() {
             return Ok(());
         }
-        let absent = |digest: &Digest| StoreError::Absent { digest: digest.clone() };
-        let base = self.path(&delta.from).ok_or_else(|| absent(&delta.from))?;
-        let (file, _) = self.open_whole(&delta.root)?.ok_or_else(|| absent(&delta.root))?;
-        let failed = |source| ApplyError::Delta {
-            from: delta.from.clone(),
-            artifact: artifact.clone(),
-            source,
-        };
         let tries = self.tries(artifact);
         self.put_tries(artifact, tries.saturating_add(1))?;
-        let method = Method::known(&delta.method)
-            .ok_or_else(|| failed(DeltaError::Method { method: delta.method.clone() }));
-        let made = method.and_then(|method| {
-            // The space of a `.part` does not count as free: it is removed only after success.
-            let free = (self.free_space)(&self.folder)
-                .on_path("get the free space of", &self.folder)
-                .map_err(StoreError::File)?;
-            let needed = length.saturating_add(reserve);
-            let scratch_bytes_max = free.checked_sub(needed).ok_or_else(|| {
-                let path = self.folder.clone();
-                StoreError::NoSpace { path, needed, reserve, free }
-            })?;
-            let made = durable::unfinished(&self.folder);
-            let aside = made.on_path("create a file in", &self.folder).map_err(StoreError::File)?;
-            let input = DeltaInput {
-                base: &base,
-                delta: &file,
-                method,
-                root: artifact,
-                length,
-                scratch: &self.folder,
-                scratch_bytes_max,
-                stopped,
-            };
-            let hashes = apply_delta(&input, &mut aside.as_file()).map_err(failed)?;
-            claim.put_hashes(&hashes.units.to_bytes())?;
-            Ok(aside)
-        });
-        let aside = match made {
-            Ok(aside) => aside,
-            // Not the delta's fault: it is tried again after a restart.
-            Err(error @ ApplyError::Delta { source: DeltaError::Stopped, .. }) => {
-                self.put_tries(artifact, tries)?;
-                return Err(error);
-            }
+        let built = match self.build(&claim, delta, reserve, stopped) {
+            Ok(built) => built,
             Err(error) => {
-                self.put_tries(artifact, FAILED)?;
+                // Being stopped is not the delta's fault: it is tried again after a restart. Nor is
+                // a missing base.
+                let blameless = matches!(
+                    error,
+                    ApplyError::Delta { source: DeltaError::Stopped, .. }
+                        | ApplyError::Store(StoreError::Absent { .. })
+                );
+                self.put_tries(artifact, if blameless { tries } else { FAILED })?;
                 return Err(error);
             }
         };
         let whole = self.whole_path(artifact);
-        let placed = durable::put_in_place(aside, &whole, durable::READABLE);
+        let placed = durable::put_in_place(built, &whole, durable::READABLE);
         placed.on_path("write", &whole).map_err(StoreError::File)?;
         self.inner.lock().whole.insert(artifact.clone(), length);
         self.changed();
@@ -180,6 +146,51 @@ impl ArtifactStore {
             }
         }
         Ok(())
+    }
+
+    /// The verified artifact as an unfinished file; its unit hashes are durable then.
+    fn build(
+        &self,
+        claim: &Claim,
+        delta: &Delta,
+        reserve: u64,
+        stopped: &(dyn Fn() -> bool + Sync),
+    ) -> Result<durable::NamedTempFile, ApplyError> {
+        let (artifact, length) = (&claim.digest, claim.length);
+        let absent = |digest: &Digest| StoreError::Absent { digest: digest.clone() };
+        let base = self.path(&delta.from).ok_or_else(|| absent(&delta.from))?;
+        let (file, _) = self.open_whole(&delta.root)?.ok_or_else(|| absent(&delta.root))?;
+        let failed = |source| ApplyError::Delta {
+            from: delta.from.clone(),
+            artifact: artifact.clone(),
+            source,
+        };
+        let method = Method::known(&delta.method)
+            .ok_or_else(|| failed(DeltaError::Method { method: delta.method.clone() }))?;
+        // The space of a `.part` does not count as free: it is removed only after success.
+        let free = (self.free_space)(&self.folder)
+            .on_path("get the free space of", &self.folder)
+            .map_err(StoreError::File)?;
+        let needed = length.saturating_add(reserve);
+        let scratch_bytes_max = free.checked_sub(needed).ok_or_else(|| {
+            let path = self.folder.clone();
+            StoreError::NoSpace { path, needed, reserve, free }
+        })?;
+        let made = durable::unfinished(&self.folder);
+        let built = made.on_path("create a file in", &self.folder).map_err(StoreError::File)?;
+        let input = DeltaInput {
+            base: &base,
+            delta: &file,
+            method,
+            root: artifact,
+            length,
+            scratch: &self.folder,
+            scratch_bytes_max,
+            stopped,
+        };
+        let hashes = apply_delta(&input, &mut built.as_file()).map_err(failed)?;
+        claim.put_hashes(&hashes.units.to_bytes())?;
+        Ok(built)
     }
 
     /// How often building an artifact from a delta has begun.

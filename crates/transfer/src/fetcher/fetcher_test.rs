@@ -364,6 +364,10 @@ fn feeds_that_bring_nothing_are_left_for_a_holder_until_the_leader_names_others(
     assert_eq!(case.step(), NONE, "it stays with the one that brings something");
     case.hear(&fed_by(&["b"], &[]));
     assert_eq!(case.step(), ["link b"]);
+    let lease = vec![run(500, 4)];
+    case.hear(&Guidance { lease, ..fed_by(&["b"], &[]) });
+    case.now_ms += 60_000;
+    assert!(case.step().contains(&"m0 500..504".to_owned()), "a lease is never refused");
     // Where nobody is known to hold it, patience.
     let mut case = Case::told(&fed_by(&["a"], &[]));
     case.step();

@@ -62,8 +62,10 @@ impl Fetcher {
             // The first head, whose lease has run out, is fed by the heir.
             goal.feeds.extend(said.heir_at.iter().map(|source| source.server.clone()));
         }
-        let waited = now_ms.saturating_sub(self.feeds_since_ms);
-        if goal.lease == Lease::Nothing && waited >= self.limits.pull_after_ms {
+        if goal.lease != Lease::Nothing {
+            return goal;
+        }
+        if now_ms.saturating_sub(self.feeds_since_ms) >= self.limits.pull_after_ms {
             self.let_down = true;
         }
         // Where no server is known to hold it, waiting for the leader is right: a mirror's bytes

@@ -1,8 +1,8 @@
 //! Who fetches from a mirror, and who feeds whom.
 //!
 //! Rules, in order:
-//! 1. Only heads touch a mirror, and only what is leased to them: units that nobody holds and nobody
-//!    else has leased, earliest first. That alone bounds what crosses the zone's downlink.
+//! 1. Only heads touch a mirror, and only for what is leased to them: units that nobody holds and
+//!    nobody else has leased, earliest first. That alone bounds what crosses the zone's downlink.
 //! 2. Every other server has one parent, which sends it everything. Further heads are children of
 //!    the first head and feed it in return; no unit goes back to its sender.
 //! 3. A parent that is still good is kept: a change costs more than a better shape gains.
