@@ -8,6 +8,7 @@ use axum::extract::State as Context;
 use axum::http::StatusCode;
 use axum::routing::get;
 use cohort_core::ids::AppId;
+use cohort_core::steps::NoTraffic;
 use cohort_distribute::{ByteCounters, SourceKind};
 use cohort_host::Traffic;
 use tokio::sync::watch;
@@ -51,7 +52,7 @@ impl Readiness {
                 // Never traffic to a service that does not pass its checks.
                 let traffic = match (unfit.get(app), &traffic) {
                     (Some(reason), Traffic::Ready | Traffic::WarmingUp { .. }) => {
-                        Traffic::Out { reason: reason.clone() }
+                        Traffic::Out { reason: NoTraffic::Failed { reason: reason.clone() } }
                     }
                     _ => traffic,
                 };
@@ -84,16 +85,7 @@ async fn readyz(Context(probe): Context<Probe>) -> (StatusCode, String) {
     if each.is_empty() {
         return (StatusCode::SERVICE_UNAVAILABLE, "nothing is installed\n".into());
     }
-    let text: String = each
-        .iter()
-        .map(|(app, traffic)| match traffic {
-            Traffic::Ready => format!("{app}: ready\n"),
-            Traffic::Starting => format!("{app}: starting\n"),
-            Traffic::Draining => format!("{app}: draining\n"),
-            Traffic::WarmingUp { percent } => format!("{app}: warming up, {percent} %\n"),
-            Traffic::Out { reason } => format!("{app}: out: {reason}\n"),
-        })
-        .collect();
+    let text: String = each.iter().map(|(app, traffic)| format!("{app}: {traffic}\n")).collect();
     let status =
         if percent >= READY_PERCENT { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, text)

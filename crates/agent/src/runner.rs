@@ -303,7 +303,6 @@ impl Runner {
             service_port: config.service_port,
             run_as: self.run_as,
             host_programs: Arc::new(config.exec_programs.clone()),
-            limits: cohort_host::UnpackLimits::default(),
         };
         // It reads and sweeps folders: a disk that is slow holds up nothing else.
         let (named, controls) = (app.clone(), self.controls.clone());

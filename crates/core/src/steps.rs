@@ -9,8 +9,8 @@ mod record;
 use serde::{Deserialize, Serialize};
 
 pub use record::{
-    AppRecord, BootTime, Confirm, Elapsed, Failure, REACHED_MS_MIN, Reached, Told, back_off_ms,
-    reported_when_done,
+    AppRecord, BootTime, Confirm, Elapsed, Failure, NoTraffic, REACHED_MS_MIN, Reached, Told,
+    back_off_ms, reported_when_done,
 };
 
 use crate::ids::Digest;

@@ -1,4 +1,4 @@
-//! Checks: one look at a service, and what kind of failure it saw.
+//! Checks: one look at a service, and the kind of failure seen.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,64 +7,48 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cohort_base::chain;
 use cohort_core::policy::{Check, Probe};
 use tokio::net::TcpStream;
 
 use crate::output::Tail;
+use crate::process::Exit;
 use crate::program::{End, Program, ProgramError, RunAs, base_environment, run};
 
-/// Output of an `exec` check that is kept: a line or two for a person.
+/// How much output of an `exec` check is kept: a line or two.
 const EXEC_OUTPUT_BYTES_MAX: usize = 512;
 
-/// What checks need to know of this server and of the release that they look at.
+/// What checks need to know about this server and the release.
 #[derive(Debug, Clone, Default)]
 pub struct CheckContext {
-    /// Stands for `{port}`.
-    pub service_port: Option<u16>,
-    /// The release's folder, where `exec` finds its programs.
-    pub release_folder: Option<PathBuf>,
-    /// `COHORT_*` variables for `exec`.
-    pub variables: BTreeMap<String, String>,
-    /// Programs of the server's own that `exec` may name as `host:NAME`.
-    pub host_programs: Arc<BTreeMap<String, PathBuf>>,
-    /// As whom `exec` runs programs of the release.
-    pub run_as: Option<RunAs>,
+    /// Replaces `{port}`.
+    pub(crate) service_port: Option<u16>,
+    /// Where `exec` finds its programs.
+    pub(crate) release_folder: Option<PathBuf>,
+    /// `COHORT_*` for `exec`.
+    pub(crate) variables: BTreeMap<String, String>,
+    /// The server's own programs, which `exec` may name as `host:NAME`.
+    pub(crate) host_programs: Arc<BTreeMap<String, PathBuf>>,
+    /// The user that `exec` runs the release's programs as.
+    pub(crate) run_as: Option<RunAs>,
 }
 
-/// What a check saw instead of health.
+/// Why a look did not see a healthy service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CheckFailure {
+pub(crate) enum CheckFailure {
     /// Nobody listens.
     Refused,
-    /// No answer in time.
     TimedOut,
     /// Somebody listened and hung up.
     Reset,
-    /// The name leads nowhere.
     NameNotFound,
-    /// No way there.
     Unreachable(String),
-    /// An answer, but not the right one.
     WrongAnswer(String),
-    /// The check itself cannot be made on this server.
+    /// The check cannot be made on this server: not the release's fault.
     CannotCheck(String),
 }
 
 impl CheckFailure {
-    /// A word for metrics.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        match self {
-            CheckFailure::Refused => "refused",
-            CheckFailure::TimedOut => "timed_out",
-            CheckFailure::Reset => "reset",
-            CheckFailure::NameNotFound => "name_not_found",
-            CheckFailure::Unreachable(_) => "unreachable",
-            CheckFailure::WrongAnswer(_) => "wrong_answer",
-            CheckFailure::CannotCheck(_) => "cannot_check",
-        }
-    }
-
     pub(crate) fn from_io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => CheckFailure::Refused,
@@ -84,17 +68,16 @@ impl fmt::Display for CheckFailure {
             CheckFailure::Refused => write!(f, "connection refused"),
             CheckFailure::TimedOut => write!(f, "no answer in time"),
             CheckFailure::Reset => write!(f, "connection closed before an answer"),
-            CheckFailure::NameNotFound => write!(f, "the host's name was not found"),
-            CheckFailure::Unreachable(why) => write!(f, "not reachable: {why}"),
+            CheckFailure::NameNotFound => write!(f, "host name not found"),
+            CheckFailure::Unreachable(why) => write!(f, "unreachable: {why}"),
             CheckFailure::WrongAnswer(what) => write!(f, "wrong answer: {what}"),
-            CheckFailure::CannotCheck(why) => write!(f, "the check cannot be made: {why}"),
+            CheckFailure::CannotCheck(why) => write!(f, "cannot check: {why}"),
         }
     }
 }
 
-/// A check's name for people: its kind and what it looks at.
-#[must_use]
-pub fn check_name(check: &Check) -> String {
+/// A check's name for people: its kind and its target.
+pub(crate) fn check_name(check: &Check) -> String {
     match &check.probe {
         Probe::Tcp { address } => format!("tcp {address}"),
         Probe::Http { url, .. } => format!("http {url}"),
@@ -103,10 +86,7 @@ pub fn check_name(check: &Check) -> String {
 }
 
 /// Looks once.
-///
-/// # Errors
-/// What it saw instead of health.
-pub async fn look(check: &Check, context: &CheckContext) -> Result<(), CheckFailure> {
+pub(crate) async fn look(check: &Check, context: &CheckContext) -> Result<(), CheckFailure> {
     let limit = Duration::from_millis(check.timeout.ms);
     match &check.probe {
         Probe::Tcp { address } => {
@@ -133,7 +113,7 @@ async fn within(
     tokio::time::timeout(limit, look).await.unwrap_or(Err(CheckFailure::TimedOut))
 }
 
-/// Connects to `host:port`, to each of its addresses in turn.
+/// Connects to `host:port`, trying each of its addresses in turn.
 pub(crate) async fn connect(address: &str) -> Result<TcpStream, CheckFailure> {
     let found = tokio::net::lookup_host(address).await;
     let mut failure = CheckFailure::NameNotFound;
@@ -147,35 +127,49 @@ pub(crate) async fn connect(address: &str) -> Result<TcpStream, CheckFailure> {
 }
 
 impl CheckContext {
-    /// Puts the server's port in.
-    pub(crate) fn fill_in(&self, text: &str) -> Result<String, CheckFailure> {
-        fill_in(text, self.service_port).map_err(CheckFailure::CannotCheck)
+    fn fill_in(&self, text: &str) -> Result<String, CheckFailure> {
+        fill_in(text, self.service_port)
+            .map_err(|error| CheckFailure::CannotCheck(error.to_string()))
     }
 
     /// Where an `exec` check's program is: in the release, or on the server's own list.
-    fn program(&self, command: &str) -> Result<(PathBuf, bool), String> {
+    fn program(&self, command: &str) -> Result<(PathBuf, Owner), CheckFailure> {
+        let cannot = |why: String| CheckFailure::CannotCheck(why);
         if let Some(name) = command.strip_prefix("host:") {
-            return match self.host_programs.get(name) {
-                Some(path) => Ok((path.clone(), true)),
-                None => Err(format!("`{name}` is not on this server's list of programs")),
-            };
+            let path = self.host_programs.get(name).ok_or_else(|| {
+                cannot(format!("`{name}` is not one of this server's `exec_programs`"))
+            })?;
+            return Ok((path.clone(), Owner::Server));
         }
-        let folder = self.release_folder.as_ref().ok_or("no release is installed")?;
+        let folder = self
+            .release_folder
+            .as_ref()
+            .ok_or_else(|| cannot("no release is installed".to_owned()))?;
         let inside = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
         if command.is_empty() || !Path::new(command).components().all(inside) {
-            return Err(format!("`{command}` is no path within the release"));
+            return Err(cannot(format!("`{command}` is not a path inside the release")));
         }
-        Ok((folder.join(command), false))
+        Ok((folder.join(command), Owner::Release))
     }
 }
 
-/// Puts the server's port into a text.
-pub(crate) fn fill_in(text: &str, port: Option<u16>) -> Result<String, String> {
+/// Whose program an `exec` check runs: the server's own ones run as the agent's user.
+#[derive(PartialEq, Eq)]
+enum Owner {
+    Release,
+    Server,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("`{{port}}` is used, but this server has no `service_port`")]
+pub(crate) struct NoPort;
+
+/// Replaces `{port}` by the server's port.
+pub(crate) fn fill_in(text: &str, port: Option<u16>) -> Result<String, NoPort> {
     if !text.contains("{port}") {
         return Ok(text.to_owned());
     }
-    let port = port.ok_or("`{port}` is used, but `service_port` is not set on this server")?;
-    Ok(text.replace("{port}", &port.to_string()))
+    Ok(text.replace("{port}", &port.ok_or(NoPort)?.to_string()))
 }
 
 async fn exec(
@@ -184,13 +178,13 @@ async fn exec(
     limit: Duration,
     context: &CheckContext,
 ) -> Result<(), CheckFailure> {
-    let (path, own) = context.program(command).map_err(CheckFailure::CannotCheck)?;
+    let (path, owner) = context.program(command)?;
     let args: Vec<String> =
         args.iter().map(|arg| context.fill_in(arg)).collect::<Result<_, _>>()?;
     let mut env = base_environment();
     env.extend(context.variables.clone());
-    let folder = match &context.release_folder {
-        Some(folder) if !own => folder.as_path(),
+    let folder = match (&owner, &context.release_folder) {
+        (Owner::Release, Some(folder)) => folder.as_path(),
         _ => Path::new("/"),
     };
     let program = Program {
@@ -199,25 +193,18 @@ async fn exec(
         env: &env,
         folder,
         limit,
-        run_as: context.run_as.filter(|_| !own),
+        run_as: context.run_as.filter(|_| owner == Owner::Release),
         note: None,
     };
     let mut tail = Tail::new(EXEC_OUTPUT_BYTES_MAX);
     match run(&program, &mut tail).await {
-        Ok(End::Exit(0)) => Ok(()),
-        Ok(End::Exit(code)) => {
-            Err(CheckFailure::WrongAnswer(format!("exit status {code}: {}", tail.text().trim())))
-        }
-        Ok(End::Signal(number)) => {
-            Err(CheckFailure::WrongAnswer(format!("ended by signal {number}")))
+        Ok(End::Exited(Exit::Status(0))) => Ok(()),
+        Ok(End::Exited(exit)) => {
+            Err(CheckFailure::WrongAnswer(format!("{exit}: {}", tail.text().trim())))
         }
         Ok(End::TimedOut) => Err(CheckFailure::TimedOut),
-        Err(error @ ProgramError::Spawn { .. }) => {
-            Err(CheckFailure::WrongAnswer(crate::output::chain(&error)))
-        }
-        Err(error @ ProgramError::Watch { .. }) => {
-            Err(CheckFailure::CannotCheck(crate::output::chain(&error)))
-        }
+        Err(error @ ProgramError::Spawn { .. }) => Err(CheckFailure::WrongAnswer(chain(&error))),
+        Err(error @ ProgramError::Watch { .. }) => Err(CheckFailure::CannotCheck(chain(&error))),
     }
 }
 

@@ -1,7 +1,9 @@
-//! One HTTP/1.1 request and its answer, read no further than a check needs.
+//! HTTP checks: one request, whose answer is read no further than the check needs.
 
 use std::collections::BTreeMap;
 
+use cohort_base::chain;
+use cohort_base::chain::causes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, header};
@@ -10,11 +12,11 @@ use url::Url;
 
 use crate::check::{CheckFailure, connect};
 
-/// The most of a body that is looked at. 64 KiB: a status page, not a download.
+/// How much of a body is read. 64 KiB: a status page, not a download.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// The most of a wrong body that is told.
-const TOLD_CHARS_MAX: usize = 120;
+/// How much of a wrong body is quoted.
+const QUOTED_CHARS_MAX: usize = 120;
 
 pub(crate) struct Expected<'a> {
     pub(crate) status: u16,
@@ -22,14 +24,14 @@ pub(crate) struct Expected<'a> {
     pub(crate) headers: &'a BTreeMap<String, String>,
 }
 
-/// Asks and judges. Redirects are answers like any other: they are not followed.
+/// Redirects are answers like any other: they are not followed.
 pub(crate) async fn look(url: &str, expected: &Expected<'_>) -> Result<(), CheckFailure> {
     let cannot = |why: String| CheckFailure::CannotCheck(why);
     let url = Url::parse(url).map_err(|error| cannot(format!("`{url}`: {error}")))?;
     if url.scheme() != "http" {
-        return Err(cannot(format!("`{url}`: only http is spoken; use an exec check")));
+        return Err(cannot(format!("`{url}`: only http is supported; use an exec check")));
     }
-    let host = url.host_str().ok_or_else(|| cannot(format!("`{url}` names no host")))?;
+    let host = url.host_str().ok_or_else(|| cannot(format!("`{url}` has no host")))?;
     let port = url.port_or_known_default().unwrap_or(80);
     let stream = connect(&format!("{host}:{port}")).await?;
     let request = Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
@@ -37,7 +39,7 @@ pub(crate) async fn look(url: &str, expected: &Expected<'_>) -> Result<(), Check
         .header(header::USER_AGENT, "cohort-check")
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
-        .map_err(|error| cannot(error.to_string()))?;
+        .map_err(|error| cannot(chain(&error)))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failure)?;
     let ask = async {
@@ -45,7 +47,7 @@ pub(crate) async fn look(url: &str, expected: &Expected<'_>) -> Result<(), Check
         judge(response, expected).await
     };
     tokio::pin!(ask);
-    // The connection moves the bytes; the answer decides, also when both end at once.
+    // The connection moves the bytes; the answer decides, even when both end at once.
     tokio::select! {
         biased;
         result = &mut ask => result,
@@ -56,28 +58,30 @@ pub(crate) async fn look(url: &str, expected: &Expected<'_>) -> Result<(), Check
 async fn judge(response: Response<Incoming>, expected: &Expected<'_>) -> Result<(), CheckFailure> {
     let status = response.status().as_u16();
     if status != expected.status {
-        let body = read(response).await.unwrap_or_default();
-        let told: String = body.chars().take(TOLD_CHARS_MAX).collect();
-        let wanted = expected.status;
-        let what = format!("status {status}, expected {wanted}; it says `{}`", told.trim());
+        let (wanted, body) = (expected.status, read(response).await.unwrap_or_default());
+        let what = format!("status {status}, expected {wanted}; body: `{}`", quoted(&body));
         return Err(CheckFailure::WrongAnswer(what));
     }
     for (name, text) in expected.headers {
         let found = response.headers().get(name).and_then(|value| value.to_str().ok());
         if !found.is_some_and(|value| value.contains(text.as_str())) {
-            let what = format!("header {name} is {found:?}, expected to hold `{text}`");
+            let what = format!("header {name} is {found:?}, expected `{text}` in it");
             return Err(CheckFailure::WrongAnswer(what));
         }
     }
     if let Some(text) = expected.body {
         let body = read(response).await?;
         if !body.contains(text) {
-            let told: String = body.chars().take(TOLD_CHARS_MAX).collect();
-            let what = format!("the body does not hold `{text}`; it begins `{}`", told.trim());
+            let what = format!("no `{text}` in the body, which begins `{}`", quoted(&body));
             return Err(CheckFailure::WrongAnswer(what));
         }
     }
     Ok(())
+}
+
+fn quoted(body: &str) -> String {
+    let begin: String = body.chars().take(QUOTED_CHARS_MAX).collect();
+    begin.trim().to_owned()
 }
 
 /// The beginning of the body.
@@ -97,12 +101,11 @@ async fn read(response: Response<Incoming>) -> Result<String, CheckFailure> {
 #[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
 fn failure(error: hyper::Error) -> CheckFailure {
     if error.is_parse() {
-        return CheckFailure::WrongAnswer("it does not speak HTTP".to_owned());
+        return CheckFailure::WrongAnswer("not an HTTP answer".to_owned());
     }
-    let io = std::error::Error::source(&error).and_then(|source| source.downcast_ref());
-    match io {
+    match causes(&error).find_map(|cause| cause.downcast_ref()) {
         Some(io) => CheckFailure::from_io(io),
-        // It hung up in the middle, in one of the library's many words.
+        // It hung up; the library has many words for that.
         None => CheckFailure::Reset,
     }
 }

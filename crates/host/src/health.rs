@@ -1,37 +1,39 @@
-//! The checks that go on while a release runs.
+//! The checks that keep running while a release is in use.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_core::policy::{Check, CheckPhase};
 use cohort_core::report::Health;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::check::{CheckContext, check_name, look};
+use crate::output::first_text;
 use crate::service::ServiceControl;
 
-/// So many looks in a row have to agree before a server changes its mind. Two: one lost packet is
+/// How many looks in a row have to agree before a server changes its mind. Two: one lost packet is
 /// no outage, and detection costs one interval more.
 const AGREE: u32 = 2;
 
-/// How often the guard is asked whether the service runs.
+/// How often the guard is asked whether the service is running.
 const SERVICE_EVERY: Duration = Duration::from_secs(1);
 
-/// The running checks of one app. They end when this is dropped.
+/// The running checks of one app. Dropping this stops them.
 #[derive(Debug)]
 pub struct RunningChecks {
     health: watch::Receiver<Health>,
-    /// Kept, so that whoever waits for news waits even where nothing is looked at.
+    /// Keeps the sender alive where nothing is checked.
     _board: Arc<Board>,
     _looks: JoinSet<()>,
 }
 
 impl RunningChecks {
-    /// Starts those of `checks` that are asked while a release runs. `service` is who runs the
-    /// service and its name there; without checks, that it runs has to do.
+    /// Starts those of `checks` that are made while a release runs. `service` is who runs the
+    /// service, and its name there; it is checked as well.
     ///
-    /// Begins with `first`: what is known at this moment.
+    /// `first` is what is known now.
     #[must_use]
     pub fn spawn(
         checks: &[Check],
@@ -39,31 +41,31 @@ impl RunningChecks {
         service: Option<(Arc<dyn ServiceControl>, String)>,
         first: Health,
     ) -> Self {
-        let running = |check: &&Check| check.phase.contains(&CheckPhase::Running);
-        let checks: Vec<Check> = checks.iter().filter(running).cloned().collect();
-        let count = checks.len() + usize::from(service.is_some());
-        let (sender, health) = watch::channel(first.clone());
-        let board = Arc::new(Board { opinions: std::sync::Mutex::new(vec![first; count]), sender });
         let context = Arc::new(context);
+        let running = |check: &&Check| check.phase.contains(&CheckPhase::Running);
+        let subjects: Vec<Subject> = checks
+            .iter()
+            .filter(running)
+            .map(|check| Subject::Check { check: check.clone(), context: Arc::clone(&context) })
+            .chain(service.map(|(control, name)| Subject::Service { control, name }))
+            .collect();
+        let (sender, health) = watch::channel(first.clone());
+        let opinions = Mutex::new(Opinions::new(subjects.len(), &first));
+        let board = Arc::new(Board { opinions, sender });
         let mut looks = JoinSet::new();
-        let subjects = checks
-            .into_iter()
-            .map(|check| Subject::Check { check, context: Arc::clone(&context) })
-            .chain(service.map(|(control, name)| Subject::Service { control, name }));
-        for (index, subject) in subjects.enumerate() {
+        for (index, subject) in subjects.into_iter().enumerate() {
             looks.spawn(Arc::clone(&board).watch(index, subject));
         }
         RunningChecks { health, _board: board, _looks: looks }
     }
 
-    /// What they say together: in service when every one of them does.
+    /// What the checks say together.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
     }
 }
 
-/// What is looked at.
 #[derive(Debug)]
 enum Subject {
     Check { check: Check, context: Arc<CheckContext> },
@@ -78,6 +80,7 @@ impl Subject {
         }
     }
 
+    /// One look; the error says what is wrong, for people.
     async fn look(&self) -> Result<(), String> {
         match self {
             Subject::Check { check, context } => look(check, context)
@@ -85,13 +88,10 @@ impl Subject {
                 .map_err(|failure| format!("{}: {failure}", check_name(check))),
             Subject::Service { control, name } => match control.status(name).await {
                 Ok(status) if status.is_running() => Ok(()),
-                Ok(status) => Err(match status.last_exit {
-                    Some(exit) => format!("the service does not run ({exit})"),
-                    None => "the service does not run".to_owned(),
-                }),
+                Ok(status) => Err(status.not_running()),
                 // A guard that does not answer says nothing about the service.
                 Err(error) => {
-                    tracing::debug!(%error, "the guard was not asked");
+                    tracing::debug!(reason = cohort_base::chain(&error), "cannot ask the guard");
                     Ok(())
                 }
             },
@@ -99,50 +99,69 @@ impl Subject {
     }
 }
 
-/// What each check thinks, and what they say together.
+/// What each check thinks.
+#[derive(Debug)]
+struct Opinions(Vec<Opinion>);
+
+#[derive(Debug, Clone)]
+struct Opinion {
+    /// What speaks against the service.
+    against: Option<String>,
+    /// How many looks in a row have disagreed with that.
+    disagreed: u32,
+}
+
+impl Opinions {
+    fn new(count: usize, first: &Health) -> Self {
+        let against = (!first.in_service).then(|| first.reason.clone());
+        Opinions(vec![Opinion { against, disagreed: 0 }; count])
+    }
+
+    /// One look of one check. True when the check has changed its mind.
+    fn saw(&mut self, index: usize, seen: Result<(), String>) -> bool {
+        let opinion = &mut self.0[index];
+        if seen.is_ok() == opinion.against.is_none() {
+            opinion.disagreed = 0;
+            return false;
+        }
+        opinion.disagreed += 1;
+        if opinion.disagreed < AGREE {
+            return false;
+        }
+        *opinion = Opinion { against: seen.err(), disagreed: 0 };
+        true
+    }
+
+    fn together(&self) -> Health {
+        let against: Vec<&str> =
+            self.0.iter().filter_map(|opinion| opinion.against.as_deref()).collect();
+        Health { in_service: against.is_empty(), reason: first_text(&against.join("; ")) }
+    }
+}
+
 #[derive(Debug)]
 struct Board {
-    opinions: std::sync::Mutex<Vec<Health>>,
+    opinions: Mutex<Opinions>,
     sender: watch::Sender<Health>,
 }
 
 impl Board {
     async fn watch(self: Arc<Self>, index: usize, subject: Subject) {
-        let mut in_a_row = 0;
         let mut interval = tokio::time::interval(subject.every());
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
             let seen = subject.look().await;
-            let opinion = crate::lock(&self.opinions)[index].in_service;
-            if seen.is_ok() == opinion {
-                in_a_row = 0;
-                continue;
-            }
-            in_a_row += 1;
-            if in_a_row >= AGREE {
-                in_a_row = 0;
-                let reason = seen.err().unwrap_or_default();
-                self.say(index, Health { in_service: reason.is_empty(), reason });
+            let mut opinions = self.opinions.lock();
+            if opinions.saw(index, seen) {
+                let together = opinions.together();
+                self.sender.send_if_modified(|health| {
+                    let changed = *health != together;
+                    *health = together;
+                    changed
+                });
             }
         }
-    }
-
-    fn say(&self, index: usize, opinion: Health) {
-        let mut opinions = crate::lock(&self.opinions);
-        opinions[index] = opinion;
-        let against: Vec<&str> = opinions
-            .iter()
-            .filter(|opinion| !opinion.in_service)
-            .map(|opinion| opinion.reason.as_str())
-            .collect();
-        let reason = crate::output::first_text(&against.join("; "));
-        let together = Health { in_service: against.is_empty(), reason };
-        self.sender.send_if_modified(|health| {
-            let changed = *health != together;
-            *health = together;
-            changed
-        });
     }
 }
 

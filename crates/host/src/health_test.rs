@@ -1,8 +1,10 @@
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+
+use parking_lot::Mutex;
 
 use super::{Health, RunningChecks};
 use crate::check::CheckContext;
@@ -23,7 +25,7 @@ impl ServiceControl for Script {
     }
 
     async fn status(&self, _: &str) -> Result<ServiceStatus, ServiceError> {
-        let mut script = self.0.lock().unwrap();
+        let mut script = self.0.lock();
         let runs = if script.len() > 1 { script.pop_front() } else { script.front().copied() };
         let state = match runs {
             Some(true) => ServiceState::Running { pid: 1 },

@@ -3,33 +3,39 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
+use cohort_base::chain;
+use serde::{Deserialize, Serialize};
+
 use crate::output::Tail;
+use crate::process::Exit;
 use crate::program::{End, Program, ProgramError, RunAs, base_environment, run};
 
-/// The folder in a release that holds them.
+/// A release's folder of hooks.
 const HOOKS_FOLDER: &str = "hooks";
 
-/// Exit status that says "later, try again".
+/// The exit status of a hook that wants to be retried.
 const EXIT_LATER: i32 = 21;
 
-/// Output kept in a file per hook. 64 KiB: a screenful many times over, nothing on a disk.
+/// How much output is kept in a file per hook. 64 KiB: many screenfuls, and nothing on a disk.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
-/// Where an activation gives a release the word. The names are those of the files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Hook {
-    /// Traffic is about to go away (running release).
+/// When a release may run a program of its own during an activation. The names are those of the
+/// files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Hook {
+    /// Before traffic is taken away (running release).
     BeforeBlockTraffic,
     /// Traffic is gone (running release).
     AfterBlockTraffic,
-    /// The service's own leadership is to go elsewhere (running release).
+    /// To move the service's own leadership elsewhere (running release).
     HandOver,
-    /// The service is about to be stopped (running release).
+    /// Before the service is stopped (running release).
     ApplicationStop,
-    /// `current` is about to point to the release.
+    /// Before `current` points to the release.
     BeforeInstall,
     /// `current` points to the release.
     AfterInstall,
@@ -37,30 +43,15 @@ pub enum Hook {
     ApplicationStart,
     /// The checks have passed.
     ValidateService,
-    /// Traffic is about to come back.
+    /// Before traffic comes back.
     BeforeAllowTraffic,
     /// Traffic is back.
     AfterAllowTraffic,
 }
 
 impl Hook {
-    /// Every hook, in the order of an activation.
-    pub const ALL: [Hook; 10] = [
-        Hook::BeforeBlockTraffic,
-        Hook::AfterBlockTraffic,
-        Hook::HandOver,
-        Hook::ApplicationStop,
-        Hook::BeforeInstall,
-        Hook::AfterInstall,
-        Hook::ApplicationStart,
-        Hook::ValidateService,
-        Hook::BeforeAllowTraffic,
-        Hook::AfterAllowTraffic,
-    ];
-
     /// The file's name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Hook::BeforeBlockTraffic => "before-block-traffic",
             Hook::AfterBlockTraffic => "after-block-traffic",
@@ -74,12 +65,6 @@ impl Hook {
             Hook::AfterAllowTraffic => "after-allow-traffic",
         }
     }
-
-    /// The hook with this name.
-    #[must_use]
-    pub fn by_name(name: &str) -> Option<Hook> {
-        Hook::ALL.into_iter().find(|hook| hook.name() == name)
-    }
 }
 
 /// One run of a hook.
@@ -89,37 +74,40 @@ pub(crate) struct HookRun<'a> {
     /// The release's folder.
     pub(crate) folder: &'a Path,
     pub(crate) limit: Duration,
-    /// The `COHORT_*` variables.
+    /// `COHORT_*`.
     pub(crate) variables: &'a BTreeMap<String, String>,
     pub(crate) run_as: Option<RunAs>,
-    /// Where output is kept: `<hook>.log`.
+    /// The folder for `<hook>.log`.
     pub(crate) kept_in: &'a Path,
 }
 
-/// How it went.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum HookEnd {
-    /// The release has none of this name.
+    /// The release does not have this hook.
     Absent,
-    /// Go on.
     Passed,
-    /// It asks to be tried again later.
-    Later { output: String },
-    /// It failed; the release's fault.
-    Failed { reason: String, output: String },
+    /// It wants to be retried.
+    Later {
+        output: String,
+    },
+    /// The release's fault.
+    Failed {
+        reason: String,
+        output: String,
+    },
 }
 
 impl HookRun<'_> {
     /// Runs the hook. Dropping the future kills its whole process group.
     ///
     /// # Errors
-    /// When the machine could not run it; what the release is to blame for is a [`HookEnd`].
+    /// When the machine could not run it. What the release is to blame for is a [`HookEnd`].
     pub(crate) async fn run(&self) -> Result<HookEnd, ProgramError> {
         let name = self.hook.name();
         let path = self.folder.join(HOOKS_FOLDER).join(name);
         match fs::metadata(&path) {
             Err(_) => return Ok(HookEnd::Absent),
-            Ok(about) if !about.is_file() || about.permissions().mode() & 0o111 == 0 => {
+            Ok(metadata) if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 => {
                 let reason = format!("hook {name} is not an executable file");
                 return Ok(HookEnd::Failed { reason, output: String::new() });
             }
@@ -143,28 +131,25 @@ impl HookRun<'_> {
         keep(&self.kept_in.join(format!("{name}.log")), &mut tail);
         let output = tail.text();
         let reason = match end {
-            Ok(End::Exit(0)) => return Ok(HookEnd::Passed),
-            Ok(End::Exit(EXIT_LATER)) => return Ok(HookEnd::Later { output }),
-            Ok(End::Exit(code)) => format!("hook {name} failed with exit status {code}"),
-            Ok(End::Signal(number)) => format!("hook {name} was ended by signal {number}"),
+            Ok(End::Exited(Exit::Status(0))) => return Ok(HookEnd::Passed),
+            Ok(End::Exited(Exit::Status(EXIT_LATER))) => return Ok(HookEnd::Later { output }),
+            Ok(End::Exited(exit)) => format!("hook {name} failed: {exit}"),
             Ok(End::TimedOut) => {
-                format!(
-                    "hook {name} did not end within {} ms and was ended",
-                    self.limit.as_millis()
-                )
+                let limit_ms = self.limit.as_millis();
+                format!("hook {name} did not end within {limit_ms} ms and was killed")
             }
-            // A wrong interpreter or a file that is no program: the release is at fault.
-            Err(error @ ProgramError::Spawn { .. }) => crate::output::chain(&error),
+            // A bad interpreter, or not a program at all.
+            Err(error @ ProgramError::Spawn { .. }) => chain(&error),
             Err(error @ ProgramError::Watch { .. }) => return Err(error),
         };
         Ok(HookEnd::Failed { reason, output })
     }
 }
 
-/// Keeps the last output for a person; that it cannot be kept is no reason to fail.
-fn keep(path: &PathBuf, tail: &mut Tail) {
+/// Keeps the last output for people. The hook does not fail because it cannot be kept.
+fn keep(path: &Path, tail: &mut Tail) {
     if let Err(error) = fs::write(path, tail.bytes()) {
-        tracing::warn!(path = %path.display(), %error, "a hook's output could not be kept");
+        tracing::warn!(path = %path.display(), %error, "cannot keep a hook's output");
     }
 }
 

@@ -50,7 +50,7 @@ async fn exit_statuses_speak() {
     };
     assert_eq!(
         (reason.as_str(), output.as_str()),
-        ("hook after-install failed with exit status 1", "no\n")
+        ("hook after-install failed: exit status 1", "no\n")
     );
     let signal = Bench::new("kill -9 $$").run(LONG).await;
     assert!(matches!(signal, HookEnd::Failed { reason, .. } if reason.contains("signal 9")));

@@ -1,4 +1,4 @@
-//! Hooks that outlive a killed agent: found by a note, ended before the hook runs again.
+//! Hooks that outlive a killed agent: found by a note, ended before a hook runs again.
 
 use std::fs;
 use std::path::Path;
@@ -8,25 +8,24 @@ use rustix::process::{Pid, Signal};
 
 use crate::process::{Watched, start_ticks};
 
-/// How long an orphan may take to end by itself.
+/// How long an orphan has between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Notes a running process. Not synced: after a restart of the machine there is no process.
+/// Notes a running process. Not synced: after a reboot there is no such process.
 pub(crate) fn note(path: &Path, pid: Pid) {
     if let Some(ticks) = start_ticks(pid) {
         let text = format!("{} {ticks} {}", pid.as_raw_nonzero(), crate::clock::boot_id());
         if let Err(error) = fs::write(path, text) {
-            tracing::warn!(path = %path.display(), %error, "a running hook could not be noted");
+            tracing::warn!(path = %path.display(), %error, "cannot note a running hook");
         }
     }
 }
 
-/// Forgets the note.
 pub(crate) fn forget(path: &Path) {
     let _absent = fs::remove_file(path);
 }
 
-/// Ends the process group that was noted, if that very process still runs.
+/// Ends the noted process group, if that very process still runs.
 pub(crate) async fn end(path: &Path) {
     let Ok(text) = fs::read_to_string(path) else { return };
     if let Some(watched) = noted(&text) {
@@ -43,7 +42,5 @@ fn noted(text: &str) -> Option<Watched> {
     if words.next()? != crate::clock::boot_id() {
         return None;
     }
-    // Opened first, verified second: the number cannot change hands between the two.
-    let watched = Watched::open(pid).ok()?;
-    (start_ticks(pid) == Some(ticks)).then_some(watched)
+    Watched::started_at(pid, ticks)
 }

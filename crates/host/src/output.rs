@@ -1,10 +1,10 @@
-//! What programs print, kept within bounds.
+//! The output of programs, bounded and made safe to print.
 
 use std::collections::VecDeque;
 
 use cohort_core::report::REPORT_TEXT_BYTES_MAX;
 
-/// The last bytes of a stream; what comes before them is forgotten.
+/// The last bytes of a stream.
 #[derive(Debug)]
 pub(crate) struct Tail {
     bytes: VecDeque<u8>,
@@ -12,12 +12,10 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    /// Keeps so many bytes.
     pub(crate) fn new(bytes_max: usize) -> Self {
         Tail { bytes: VecDeque::new(), bytes_max }
     }
 
-    /// Adds bytes, forgetting the oldest.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         let bytes = &bytes[bytes.len().saturating_sub(self.bytes_max)..];
         let over = (self.bytes.len() + bytes.len()).saturating_sub(self.bytes_max);
@@ -25,7 +23,6 @@ impl Tail {
         self.bytes.extend(bytes);
     }
 
-    /// Everything that is kept.
     pub(crate) fn bytes(&mut self) -> &[u8] {
         self.bytes.make_contiguous()
     }
@@ -36,14 +33,14 @@ impl Tail {
     }
 }
 
-/// Printable: programs must not speak to the terminal of whoever reads their output.
+/// Programs must not control the terminal of whoever reads their output.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{b7}' } else { c })
         .collect()
 }
 
-/// The end of a text, printable, as long as a report carries.
+/// The end of a text, printable, as long as a report allows.
 pub(crate) fn last_text(text: &str) -> String {
     let text = printable(text);
     let mut from = text.len().saturating_sub(REPORT_TEXT_BYTES_MAX);
@@ -53,7 +50,7 @@ pub(crate) fn last_text(text: &str) -> String {
     text[from..].to_owned()
 }
 
-/// The beginning of a text, printable, as long as a report carries.
+/// The beginning of a text, printable, as long as a report allows.
 pub(crate) fn first_text(text: &str) -> String {
     let text = printable(text);
     let mut to = text.len().min(REPORT_TEXT_BYTES_MAX);
@@ -61,18 +58,6 @@ pub(crate) fn first_text(text: &str) -> String {
         to -= 1;
     }
     text[..to].to_owned()
-}
-
-/// An error with all its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -90,7 +75,7 @@ mod output_test {
     }
 
     #[test]
-    fn texts_are_cut_between_characters_and_made_harmless() {
+    fn texts_are_cut_between_characters_and_printable() {
         let long = "\u{e4}".repeat(3000);
         assert!(last_text(&long).len() <= 2048 && first_text(&long).len() <= 2048);
         assert_eq!(last_text("a\x1b[31mb\n"), "a\u{b7}[31mb\n");

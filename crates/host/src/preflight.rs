@@ -1,101 +1,118 @@
-//! Pre-flight: healthy without a break for long enough, or not in time.
+//! Pre-flight: the service is healthy without a break for long enough, or it failed.
 
 use std::time::Duration;
 
+use cohort_base::chain;
+use cohort_base::retry::Schedule;
 use cohort_core::policy::Check;
 use cohort_core::report::Blame;
+use cohort_core::steps::Failure;
 use tokio::time::Instant;
 
 use crate::check::{CheckContext, CheckFailure, check_name, look};
-use crate::service::{ServiceControl, ServiceError, ServiceStatus};
+use crate::process::Exit;
+use crate::service::{ServiceControl, ServiceError, ServiceState, ServiceStatus};
 
-/// The first wait after an unhealthy look, while a service comes up; doubled each time.
-const RETRY_FIRST: Duration = Duration::from_millis(20);
-
-/// The longest wait after an unhealthy look. 500 ms: costs a service that is slow to start little.
-const RETRY_MAX: Duration = Duration::from_millis(500);
+/// Pauses after unhealthy looks, while a service comes up. 500 ms at the end: costs a service that
+/// is slow to start little.
+const LOOK_AGAIN: Schedule = Schedule::new(Duration::from_millis(20), Duration::from_millis(500));
 
 /// How often the guard is asked while a service is healthy.
 const STATUS_EVERY: Duration = Duration::from_millis(200);
 
-/// So many crashes are a loop, whatever the deadline says.
+/// This many crashes are a crash loop, whatever the deadline says.
 const CRASHES_MAX: u64 = 3;
 
-/// What has to be seen.
 #[derive(Debug)]
 pub(crate) struct Preflight<'a> {
-    pub(crate) checks: &'a [Check],
+    pub(crate) checks: Vec<&'a Check>,
     pub(crate) context: &'a CheckContext,
-    /// Who runs the service, and under which name; `None` when the release has none.
+    /// Who runs the service, and its name there; `None` when the release has none.
     pub(crate) service: Option<(&'a dyn ServiceControl, &'a str)>,
     pub(crate) min_healthy: Duration,
     pub(crate) deadline: Duration,
 }
 
-/// Why the pre-flight checks were not passed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NotHealthy {
-    pub(crate) blame: Blame,
-    pub(crate) reason: String,
-    pub(crate) output: String,
-}
-
-/// Why a look saw no health.
-enum Unhealthy {
-    Check(usize, CheckFailure),
+/// Why a look did not see a healthy service.
+enum Unhealthy<'a> {
+    Check(&'a Check, CheckFailure),
     NotRunning(ServiceStatus),
     NoAnswer(ServiceError),
 }
 
-impl Preflight<'_> {
-    /// Looks until it was healthy for `min_healthy` without a break, or the deadline has passed.
-    pub(crate) async fn run(&self) -> Result<(), NotHealthy> {
+/// For how long every look has been healthy.
+#[derive(Debug, Default)]
+struct Streak {
+    /// When it began, and how often the service had ended by then.
+    since: Option<(Instant, u64)>,
+}
+
+impl Streak {
+    fn is_unbroken_for(&self, time: Duration, now: Instant) -> bool {
+        self.since.is_some_and(|(since, _)| now - since >= time)
+    }
+
+    /// A healthy look. A service that crashed and came back between two looks begins anew.
+    fn healthy(&mut self, now: Instant, exits: u64) {
+        if self.since.is_none_or(|(_, exits_then)| exits_then != exits) {
+            self.since = Some((now, exits));
+        }
+    }
+
+    fn left(&self, time: Duration, now: Instant) -> Duration {
+        self.since.map_or(time, |(since, _)| time.saturating_sub(now - since))
+    }
+}
+
+impl<'a> Preflight<'a> {
+    /// Looks until the service was healthy for `min_healthy` without a break, or has failed.
+    pub(crate) async fn run(&self) -> Result<(), Failure> {
         let deadline = Instant::now() + self.deadline;
-        let mut retry = RETRY_FIRST;
-        let mut due: Vec<Instant> = vec![Instant::now(); self.checks.len()];
-        let mut healthy_since: Option<(Instant, u64)> = None;
+        let mut pauses = LOOK_AGAIN.pauses();
+        let mut due = vec![Instant::now(); self.checks.len()];
+        let mut streak = Streak::default();
         loop {
-            let last = healthy_since.is_some_and(|(since, _)| since.elapsed() >= self.min_healthy);
-            match self.look(&mut due, last || healthy_since.is_none(), deadline).await {
+            // The first look and the one that decides make every check.
+            let decides = streak.is_unbroken_for(self.min_healthy, Instant::now());
+            let all = decides || streak.since.is_none();
+            match self.look(&mut due, all, deadline).await {
                 Ok(exits) => {
-                    let (since, exits_then) = *healthy_since.get_or_insert((Instant::now(), exits));
-                    if exits != exits_then {
-                        // It crashed and came back between two looks: a break.
-                        healthy_since = Some((Instant::now(), exits));
-                    } else if last || self.min_healthy.is_zero() {
+                    let now = Instant::now();
+                    streak.healthy(now, exits);
+                    if all && streak.is_unbroken_for(self.min_healthy, now) {
                         return Ok(());
                     }
-                    retry = RETRY_FIRST;
-                    let left = self.min_healthy.saturating_sub(since.elapsed());
-                    let next = due.iter().min().map_or(STATUS_EVERY, |next| {
-                        next.saturating_duration_since(Instant::now()).min(STATUS_EVERY)
-                    });
-                    tokio::time::sleep(next.min(left)).await;
+                    pauses.reset();
+                    let next = due.iter().map(|due| due.saturating_duration_since(now)).min();
+                    let left = streak.left(self.min_healthy, now);
+                    tokio::time::sleep(next.unwrap_or(STATUS_EVERY).min(STATUS_EVERY).min(left))
+                        .await;
                 }
                 Err(unhealthy) => {
-                    healthy_since = None;
+                    streak = Streak::default();
                     if let Unhealthy::NotRunning(status) = &unhealthy
-                        && (status.exits >= CRASHES_MAX || given_up(status))
+                        && will_stay_down(status)
                     {
-                        return Err(crash_loop(status));
+                        return Err(crashed(status));
                     }
-                    if Instant::now() + retry >= deadline {
+                    let pause = pauses.next_pause();
+                    if Instant::now() + pause >= deadline {
                         return Err(self.too_late(unhealthy).await);
                     }
-                    tokio::time::sleep(retry).await;
-                    retry = (retry * 2).min(RETRY_MAX);
+                    tokio::time::sleep(pause).await;
                 }
             }
         }
     }
 
-    /// One look at the service and at the checks that are due (or all); how often it had ended.
+    /// Looks at the service and makes the checks that are due (or all). Returns how often the
+    /// service has ended.
     async fn look(
         &self,
         due: &mut [Instant],
         all: bool,
         deadline: Instant,
-    ) -> Result<u64, Unhealthy> {
+    ) -> Result<u64, Unhealthy<'a>> {
         let exits = match self.service {
             Some((control, name)) => {
                 let status = control.status(name).await.map_err(Unhealthy::NoAnswer)?;
@@ -106,22 +123,21 @@ impl Preflight<'_> {
             }
             None => 0,
         };
-        for (index, check) in self.checks.iter().enumerate() {
+        for (check, due) in self.checks.iter().zip(due) {
             let now = Instant::now();
-            if !all && due[index] > now {
+            if !all && *due > now {
                 continue;
             }
-            due[index] = now + Duration::from_millis(check.interval.ms);
+            *due = now + Duration::from_millis(check.interval.ms);
             let looked = tokio::time::timeout_at(deadline, look(check, self.context)).await;
             looked
                 .unwrap_or(Err(CheckFailure::TimedOut))
-                .map_err(|failure| Unhealthy::Check(index, failure))?;
+                .map_err(|failure| Unhealthy::Check(check, failure))?;
         }
         Ok(exits)
     }
 
-    async fn too_late(&self, unhealthy: Unhealthy) -> NotHealthy {
-        let ms = self.deadline.as_millis();
+    async fn too_late(&self, unhealthy: Unhealthy<'a>) -> Failure {
         let output = match self.service {
             Some((control, name)) => {
                 control.status(name).await.map(|status| status.output).unwrap_or_default()
@@ -129,37 +145,62 @@ impl Preflight<'_> {
             None => String::new(),
         };
         let (blame, why) = match unhealthy {
-            Unhealthy::Check(index, failure) => {
-                let blame = match &failure {
+            Unhealthy::Check(check, failure) => {
+                let blame = match failure {
                     CheckFailure::CannotCheck(_) => Blame::Surroundings,
                     _ => Blame::Release,
                 };
-                (blame, format!("{}: {failure}", check_name(&self.checks[index])))
+                (blame, format!("{}: {failure}", check_name(check)))
             }
-            Unhealthy::NotRunning(status) => (Blame::Release, not_running(&status)),
-            Unhealthy::NoAnswer(error) => (error.blame(), error.to_string()),
+            Unhealthy::NotRunning(status) => (Blame::Release, status.not_running()),
+            Unhealthy::NoAnswer(error) => (error.blame(), chain(&error)),
         };
-        NotHealthy { blame, reason: format!("not healthy within {ms} ms: {why}"), output }
+        let ms = self.deadline.as_millis();
+        Failure { blame, reason: format!("not healthy within {ms} ms: {why}"), output }
     }
 }
 
-fn not_running(status: &ServiceStatus) -> String {
-    match &status.last_exit {
-        Some(exit) => format!("the service does not run ({exit})"),
-        None => "the service does not run".to_owned(),
-    }
+/// It crashes in a loop, or ended and will not be started again (a failed unit).
+fn will_stay_down(status: &ServiceStatus) -> bool {
+    let stopped = status.exits > 0 && status.state == ServiceState::Stopped;
+    status.exits >= CRASHES_MAX || stopped
 }
 
-fn crash_loop(status: &ServiceStatus) -> NotHealthy {
-    let exit = status.last_exit.as_deref().unwrap_or("it ended");
-    NotHealthy {
+fn crashed(status: &ServiceStatus) -> Failure {
+    let (times, exit) = (status.exits, status.last_exit.as_ref().unwrap_or(&Exit::Unknown));
+    Failure {
         blame: Blame::Release,
-        reason: format!("the service crashed {} times after its start ({exit})", status.exits),
+        reason: format!("the service crashed {times} times after its start ({exit})"),
         output: status.output.clone(),
     }
 }
 
-/// It ended and will not be started again (a failed unit).
-fn given_up(status: &ServiceStatus) -> bool {
-    status.exits > 0 && status.state == crate::service::ServiceState::Stopped
+#[cfg(test)]
+mod preflight_test {
+    use super::*;
+
+    #[test]
+    fn a_crash_between_two_looks_breaks_the_streak() {
+        let second = Duration::from_secs(1);
+        let start = Instant::now();
+        let mut streak = Streak::default();
+        assert!(!streak.is_unbroken_for(Duration::ZERO, start), "nothing was seen yet");
+        streak.healthy(start, 0);
+        assert!(streak.is_unbroken_for(Duration::ZERO, start));
+        streak.healthy(start + second, 0);
+        assert!(streak.is_unbroken_for(second, start + second));
+        assert_eq!(streak.left(3 * second, start + second), 2 * second);
+        streak.healthy(start + 2 * second, 1);
+        assert!(!streak.is_unbroken_for(second, start + 2 * second));
+        assert!(streak.is_unbroken_for(second, start + 3 * second));
+    }
+
+    #[test]
+    fn a_loop_and_a_failed_unit_are_given_up() {
+        let waiting =
+            |exits| ServiceStatus { exits, state: ServiceState::Waiting, ..Default::default() };
+        let stopped = |exits| ServiceStatus { exits, ..Default::default() };
+        assert!(!will_stay_down(&waiting(2)) && will_stay_down(&waiting(3)));
+        assert!(!will_stay_down(&stopped(0)) && will_stay_down(&stopped(1)));
+    }
 }

@@ -1,18 +1,59 @@
 //! Processes as groups: started, watched and ended as a whole.
 
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
-/// A process whose end can be waited for without reaping it.
+/// How a program ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exit {
+    /// By itself, with this exit status.
+    Status(i32),
+    /// By this signal.
+    Signal(i32),
+    /// Unknown: an earlier guard started it, and only a parent learns the exit status.
+    Unknown,
+    /// It could not even be started again.
+    NotStarted {
+        /// What the operating system said.
+        reason: String,
+    },
+}
+
+impl From<ExitStatus> for Exit {
+    fn from(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Exit::Status(code),
+            (None, Some(signal)) => Exit::Signal(signal),
+            (None, None) => Exit::Unknown,
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Status(code) => write!(f, "exit status {code}"),
+            Exit::Signal(signal) => write!(f, "killed by signal {signal}"),
+            Exit::Unknown => f.write_str("exit status unknown"),
+            Exit::NotStarted { reason } => write!(f, "cannot be started: {reason}"),
+        }
+    }
+}
+
+/// A process whose end can be awaited without reaping it.
 ///
-/// A process that ended but was not reaped keeps its number, so that the rest of its group can be
-/// ended without hitting a stranger who got the number anew.
+/// Until it is reaped, a process keeps its number, so the rest of its group can be ended without
+/// hitting a stranger that was given the number.
 #[derive(Debug)]
 pub(crate) struct Watched {
     pid: Pid,
@@ -25,29 +66,35 @@ impl Watched {
         let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         #[expect(
             deprecated,
-            reason = "its successor is unsafe, for descriptors that could be closed by others; an \
-                      OwnedFd cannot"
+            reason = "its successor is unsafe, for descriptors that others could close; nobody \
+                      else can close an OwnedFd"
         )]
         let pidfd = AsyncFd::new(pidfd)?;
         Ok(Watched { pid, pidfd })
     }
 
-    /// Waits until the process has ended.
+    /// As [`Self::open`], for the very process that started at `ticks`.
+    pub(crate) fn started_at(pid: Pid, ticks: u64) -> Option<Self> {
+        // Opened first, verified second: the number cannot change hands between the two.
+        let watched = Watched::open(pid).ok()?;
+        (start_ticks(pid) == Some(ticks)).then_some(watched)
+    }
+
     pub(crate) async fn ended(&self) {
-        // The only error is a runtime that shuts down, and then nobody polls this any more.
+        // The only error is a runtime that shuts down; nobody polls this then.
         if self.pidfd.readable().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Sends a signal to the whole group. A group that is gone is no error.
+    /// Signals the whole group. A group that is gone is no error.
     pub(crate) fn signal_group(&self, signal: Signal) {
         let _gone = kill_process_group(self.pid, signal);
     }
 
-    /// Asks the group to end; kills it when its leader has not ended in time.
+    /// Asks the group to end, and kills it when its leader has not ended within `grace`.
     ///
-    /// True when it had to be killed.
+    /// True when the leader had to be killed.
     pub(crate) async fn stop_group(&self, signal: Signal, grace: Duration) -> bool {
         self.signal_group(signal);
         // A stopped process (SIGSTOP) would never see the signal.
@@ -73,7 +120,6 @@ pub(crate) struct GroupChild {
 }
 
 impl GroupChild {
-    /// Starts the command as the leader of a new group.
     pub(crate) fn spawn(command: &mut Command) -> io::Result<Self> {
         let mut child = command.process_group(0).stdin(Stdio::null()).spawn()?;
         let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
@@ -91,22 +137,22 @@ impl GroupChild {
         &self.watched
     }
 
-    /// Ends what is left of the group, once its leader has ended, and says how the leader did.
-    pub(crate) async fn reap(mut self) -> io::Result<ExitStatus> {
+    /// Waits for the leader, ends what is left of its group, and returns the leader's exit.
+    pub(crate) async fn reap(mut self) -> io::Result<Exit> {
         self.watched.ended().await;
         self.watched.signal_group(Signal::KILL);
-        self.child.wait().await
+        Ok(self.child.wait().await?.into())
     }
 }
 
-/// The processes that descend from one, whatever group or session they have moved to.
+/// The descendants of a process, in whatever group or session they are now.
 ///
-/// Each is held by a descriptor, so that none is mistaken for another that got its number.
+/// Each is held by a descriptor, so that none is mistaken for another that was given its number.
 #[derive(Debug)]
 pub(crate) struct Descendants(Vec<OwnedFd>);
 
 impl Descendants {
-    /// Those that there are now. One whose parent has ended before is nobody's descendant.
+    /// The present ones. A process whose parent has already ended is nobody's descendant.
     pub(crate) fn of(ancestor: Pid) -> Self {
         let mut family = vec![ancestor];
         let mut held = Vec::new();
@@ -128,7 +174,6 @@ impl Descendants {
         Descendants(held)
     }
 
-    /// Kills those that are left.
     pub(crate) fn kill(&self) {
         for fd in &self.0 {
             let _gone = pidfd_send_signal(fd, Signal::KILL);
@@ -144,17 +189,13 @@ fn parents() -> Vec<(Pid, Pid)> {
 }
 
 fn parent_of(pid: Pid) -> Option<Pid> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    Pid::from_raw(fields.split_ascii_whitespace().nth(1)?.parse().ok()?)
+    Pid::from_raw(stat_fields(pid)?.split_ascii_whitespace().nth(1)?.parse().ok()?)
 }
 
-/// When a process was started, in clock ticks since the machine's start: with its number, the
-/// identity of a process. `None` when there is no such process, or only its remains.
+/// When a process started, in clock ticks since boot. Number and start time together identify a
+/// process. `None` when there is no such process, or only a zombie.
 pub(crate) fn start_ticks(pid: Pid) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The second field is a name in parentheses that may hold anything, parentheses as well.
-    let (_, fields) = stat.rsplit_once(')')?;
+    let fields = stat_fields(pid)?;
     let mut fields = fields.split_ascii_whitespace();
     match fields.next()? {
         "Z" | "X" => None,
@@ -162,8 +203,15 @@ pub(crate) fn start_ticks(pid: Pid) -> Option<u64> {
     }
 }
 
-/// Whether a program could not be started because of what it is: missing, no program, not allowed.
-/// Anything else (no memory, no process numbers, no descriptors) is the machine's doing.
+/// The fields of `/proc/PID/stat` from the state on.
+fn stat_fields(pid: Pid) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The second field is a name in parentheses that may contain anything, even parentheses.
+    Some(stat.rsplit_once(')')?.1.to_owned())
+}
+
+/// Whether a program could not be started because of what it is: missing, not executable, not
+/// allowed. Anything else (memory, process numbers, descriptors) is the machine's fault.
 pub(crate) fn is_the_programs_fault(error: &io::Error) -> bool {
     use rustix::io::Errno as E;
     let faults = [E::NOENT, E::ACCESS, E::NOEXEC, E::NOTDIR, E::ISDIR, E::LOOP, E::PERM];
@@ -171,16 +219,38 @@ pub(crate) fn is_the_programs_fault(error: &io::Error) -> bool {
     errno.is_some_and(|errno| faults.contains(&errno))
 }
 
-/// A signal by its usual name, with or without `SIG`.
-pub(crate) fn signal_by_name(name: &str) -> Option<Signal> {
-    match name.strip_prefix("SIG").unwrap_or(name) {
-        "TERM" => Some(Signal::TERM),
-        "INT" => Some(Signal::INT),
-        "QUIT" => Some(Signal::QUIT),
-        "HUP" => Some(Signal::HUP),
-        "USR1" => Some(Signal::USR1),
-        "USR2" => Some(Signal::USR2),
-        "KILL" => Some(Signal::KILL),
-        _ => None,
+/// What asks a service to stop, by its usual name, with or without `SIG`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[expect(missing_docs, reason = "each is documented in signal(7)")]
+pub enum StopSignal {
+    #[default]
+    #[serde(alias = "SIGTERM")]
+    Term,
+    #[serde(alias = "SIGINT")]
+    Int,
+    #[serde(alias = "SIGQUIT")]
+    Quit,
+    #[serde(alias = "SIGHUP")]
+    Hup,
+    #[serde(alias = "SIGUSR1")]
+    Usr1,
+    #[serde(alias = "SIGUSR2")]
+    Usr2,
+    #[serde(alias = "SIGKILL")]
+    Kill,
+}
+
+impl From<StopSignal> for Signal {
+    fn from(signal: StopSignal) -> Self {
+        match signal {
+            StopSignal::Term => Signal::TERM,
+            StopSignal::Int => Signal::INT,
+            StopSignal::Quit => Signal::QUIT,
+            StopSignal::Hup => Signal::HUP,
+            StopSignal::Usr1 => Signal::USR1,
+            StopSignal::Usr2 => Signal::USR2,
+            StopSignal::Kill => Signal::KILL,
+        }
     }
 }

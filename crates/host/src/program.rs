@@ -1,32 +1,33 @@
-//! Running one program of a release to its end: bounded in time, in output, and in what it leaves.
+//! Runs one program of a release to its end: bounded in time, in output, and in what it leaves
+//! behind.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cohort_base::retry::Schedule;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
 
 use crate::output::Tail;
-use crate::process::{Descendants, GroupChild, is_the_programs_fault};
+use crate::process::{Descendants, Exit, GroupChild, is_the_programs_fault};
 
-/// How long a group that was asked to end may take. 2 s: enough to remove a lock file.
+/// Time between TERM and KILL for a program over its limit. 2 s: enough to remove a lock file.
 const TERM_GRACE: Duration = Duration::from_secs(2);
 
-/// Read at once. The kernel's pipe holds 64 KiB.
+/// Bytes per read. The kernel's pipe holds 64 KiB.
 const READ_BYTES: usize = 16 * 1024;
 
-/// As whom programs of releases run; the agent's own user when absent.
+/// The user that programs of releases run as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunAs {
-    /// User number.
+    /// User id.
     pub uid: u32,
-    /// Group number.
+    /// Group id.
     pub gid: u32,
 }
 
@@ -36,47 +37,34 @@ impl RunAs {
     }
 }
 
-/// What to run.
 #[derive(Debug)]
 pub(crate) struct Program<'a> {
     pub(crate) path: &'a Path,
     pub(crate) args: &'a [String],
+    /// The whole environment.
     pub(crate) env: &'a BTreeMap<String, String>,
     pub(crate) folder: &'a Path,
     pub(crate) limit: Duration,
     pub(crate) run_as: Option<RunAs>,
-    /// Where to note the running process, so that one that outlives the agent is found again.
+    /// Where to note the running process, so that the next agent finds it if this one is killed.
     pub(crate) note: Option<PathBuf>,
 }
 
-/// How a program ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
-    /// By itself, with this status.
-    Exit(i32),
-    /// By a signal that we did not send.
-    Signal(i32),
-    /// It took too long and was ended.
+    Exited(Exit),
+    /// It exceeded its limit and was killed.
     TimedOut,
 }
 
-/// Why a program could not be run at all.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProgramError {
-    /// The file cannot be executed.
+    /// The file's fault.
     #[error("{} cannot be executed", path.display())]
-    Spawn {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    /// No pipe, no process number: the machine.
+    Spawn { path: PathBuf, source: io::Error },
+    /// The machine's fault: no pipe, no process number.
     #[error("{} cannot be watched", path.display())]
-    Watch {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    Watch { path: PathBuf, source: io::Error },
 }
 
 /// The environment that every program of a release starts with; nothing else is inherited.
@@ -90,10 +78,10 @@ pub(crate) fn base_environment() -> BTreeMap<String, String> {
     env
 }
 
-/// Ends the group when the one who waits for it goes away.
-struct EndOnDrop<'a>(Option<&'a GroupChild>);
+/// Kills the group when the future that waits for it is dropped.
+struct KillOnDrop<'a>(Option<&'a GroupChild>);
 
-impl Drop for EndOnDrop<'_> {
+impl Drop for KillOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(child) = self.0 {
             child.watched().signal_group(Signal::KILL);
@@ -130,29 +118,27 @@ pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, P
     }
     let mut output = Receiver::from_owned_fd(reader.into()).map_err(watch)?;
     let timed_out = {
-        let mut end_on_drop = EndOnDrop(Some(&child));
+        let mut kill_on_drop = KillOnDrop(Some(&child));
         let timed_out = watch_program(&child, program.limit, &mut output, tail).await;
-        end_on_drop.0 = None;
+        kill_on_drop.0 = None;
         timed_out
     };
-    let status = child.reap().await.map_err(watch)?;
+    let exit = child.reap().await.map_err(watch)?;
     if let Some(note) = &program.note {
         crate::orphan::forget(note);
     }
-    Ok(match (timed_out, status.code()) {
-        (true, _) => End::TimedOut,
-        (false, Some(code)) => End::Exit(code),
-        (false, None) => End::Signal(status.signal().unwrap_or(0)),
-    })
+    Ok(if timed_out { End::TimedOut } else { End::Exited(exit) })
 }
 
-/// A file that was written a moment ago can look busy, when another thread forked meanwhile.
+/// A program file written a moment ago can be busy for a moment: another thread that forked
+/// meanwhile still holds it open.
 async fn spawn_retrying(command: &mut Command) -> io::Result<GroupChild> {
     const TRIES: u32 = 20;
+    let mut pauses = Schedule::new(Duration::from_millis(5), Duration::from_millis(20)).pauses();
     for _ in 1..TRIES {
         match GroupChild::spawn(command) {
             Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(pauses.next_pause()).await;
             }
             result => return result,
         }
@@ -160,7 +146,7 @@ async fn spawn_retrying(command: &mut Command) -> io::Result<GroupChild> {
     GroupChild::spawn(command)
 }
 
-/// Reads output until the program ends or its time is up; true when it was ended.
+/// Reads output until the program ends. True when it exceeded its limit and was killed.
 async fn watch_program(
     child: &GroupChild,
     limit: Duration,
@@ -172,7 +158,7 @@ async fn watch_program(
             match tokio::time::timeout(limit, child.watched().ended()).await {
                 Ok(()) => false,
                 Err(_) => {
-                    // Looked up while their parents live: some may have left the group.
+                    // Found while their parents live: some may have left the group.
                     let descendants = Descendants::of(child.watched().pid());
                     child.watched().stop_group(Signal::TERM, TERM_GRACE).await;
                     descendants.kill();
@@ -191,7 +177,7 @@ async fn watch_program(
             }
         }
     };
-    // What it printed last; bounded, because a stray process may go on printing.
+    // Its last output; bounded, because a stray process may keep printing.
     for _ in 0..16 {
         if read_some(output, tail) != Read::Some {
             break;

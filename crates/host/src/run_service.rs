@@ -1,4 +1,4 @@
-//! From a release to the service that is to run, and the variables that its programs get.
+//! From a release to its service, and the variables that its programs get.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,15 +10,13 @@ use cohort_core::report::Blame;
 use cohort_core::steps::{LocalActivation, Progress};
 
 use crate::app_host::AppHost;
-use crate::check::fill_in;
+use crate::check::{NoPort, fill_in};
 use crate::hooks::Hook;
+use crate::interrupt::{Interrupt, failure};
 use crate::program::base_environment;
-use crate::run_step::{Interrupt, Work, failed};
+use crate::run_step::Work;
 use crate::service::{RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec};
-use crate::service_file::{Service, ServiceFile};
-
-/// How long a service may take to stop when its release says nothing.
-const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+use crate::service_file::{STOP_TIMEOUT_DEFAULT, Service};
 
 /// A service and who runs it.
 #[derive(Debug)]
@@ -28,10 +26,8 @@ pub(crate) struct RunningService {
 }
 
 impl AppHost {
-    /// The service of the release in use and who runs it, for [`RunningChecks`]: `None` when it
-    /// has none.
-    ///
-    /// [`RunningChecks`]: crate::RunningChecks
+    /// Who runs the service of the release in use, and the service's name there, for
+    /// [`RunningChecks`](crate::RunningChecks). `None` when the release has no service.
     #[must_use]
     pub fn running_service(&self) -> Option<(Arc<dyn ServiceControl>, String)> {
         let current = self.record.app.local.current.as_ref()?;
@@ -45,37 +41,34 @@ impl AppHost {
         release: &Release,
         key: &str,
     ) -> Result<Option<RunningService>, Interrupt> {
-        let file = self.service_file(release)?;
-        let Some(service) = file.service else { return Ok(None) };
-        let key = key.to_owned();
-        let digest = release.artifact.to_string();
-        if let Some(unit) = service.systemd_unit {
-            let control = self.controls.systemd.clone().ok_or_else(|| {
-                let reason = format!("the release needs systemd for {unit}; this server has none");
-                failed(Blame::Surroundings, reason)
-            })?;
-            let run = RunService::Unit(unit.clone());
-            let spec = ServiceSpec { name: unit, key, release: digest, run };
-            return Ok(Some(RunningService { control, spec }));
-        }
-        let command = self
-            .command(release, &service)
-            .map_err(|reason| failed(Blame::Surroundings, reason))?;
-        let spec = ServiceSpec {
-            name: self.app.to_string(),
-            key,
-            release: digest,
-            run: RunService::Command(command),
+        let Some(service) = self.service_file(release)?.service else { return Ok(None) };
+        let surroundings = |reason: String| failure(Blame::Surroundings, reason);
+        let (control, name, run) = match &service.systemd_unit {
+            Some(unit) => {
+                let systemd = self.controls.systemd.as_ref().ok_or_else(|| {
+                    surroundings(format!("this server has no systemd to run {unit}"))
+                })?;
+                (systemd, unit.clone(), RunService::Unit)
+            }
+            None => {
+                let command = self
+                    .command(release, &service)
+                    .map_err(|error| surroundings(error.to_string()))?;
+                (&self.controls.guard, self.app.to_string(), RunService::Command(command))
+            }
         };
-        Ok(Some(RunningService { control: Arc::clone(&self.controls.guard), spec }))
+        let (key, release) = (key.to_owned(), release.artifact.to_string());
+        let spec = ServiceSpec { name, key, release, run };
+        Ok(Some(RunningService { control: Arc::clone(control), spec }))
     }
 
-    fn command(&self, release: &Release, service: &Service) -> Result<ServiceCommand, String> {
+    fn command(&self, release: &Release, service: &Service) -> Result<ServiceCommand, NoPort> {
         let folder = self.releases.path_of(release);
         let port = self.config.service_port;
         let words: Vec<String> =
             service.command.iter().map(|word| fill_in(word, port)).collect::<Result<_, _>>()?;
-        let (program, args) = words.split_first().ok_or("the service has no command")?;
+        let (program, args) =
+            words.split_first().expect("cohort.toml is refused when it has no command and no unit");
         let mut env = base_environment();
         for (name, value) in &service.env {
             env.insert(name.clone(), fill_in(value, port)?);
@@ -86,20 +79,18 @@ impl AppHost {
             args: args.to_vec(),
             env,
             folder,
-            stop_signal: service.stop_signal.clone(),
+            stop_signal: service.stop_signal,
             stop_timeout_ms: service.stop_timeout.ms,
             run_as: self.config.run_as,
         })
     }
 
-    /// Stops whatever runs for the app: the command, and the unit that `release` names.
+    /// Stops whatever runs for the app: the unit that `release` names, or the command.
     pub(crate) async fn stop_service(&self, release: Option<&Release>) -> Result<(), ServiceError> {
         // A release whose file cannot be read any more is stopped all the same.
-        let file = release.and_then(|release| self.service_file(release).ok());
-        let service = file.and_then(|ServiceFile { service, .. }| service);
-        let at_most = service
-            .as_ref()
-            .map_or(STOP_TIMEOUT_DEFAULT, |service| Duration::from_millis(service.stop_timeout.ms));
+        let service = release.and_then(|release| self.service_file(release).ok()?.service);
+        let at_most = service.as_ref().map_or(STOP_TIMEOUT_DEFAULT, |service| service.stop_timeout);
+        let at_most = Duration::from_millis(at_most.ms);
         if let Some(unit) = service.and_then(|service| service.systemd_unit)
             && let Some(systemd) = &self.controls.systemd
         {
@@ -108,7 +99,7 @@ impl AppHost {
         self.controls.guard.stop(self.app.as_str(), at_most).await
     }
 
-    /// Variables that a release's service gets, and its checks.
+    /// Variables for a release's service and its checks.
     pub(crate) fn service_variables(&self, release: &Release) -> BTreeMap<String, String> {
         let config = &self.config;
         let mut variables = BTreeMap::new();
@@ -125,10 +116,10 @@ impl AppHost {
         variables
     }
 
-    /// Variables that a hook of `release` gets.
+    /// Variables for a hook of `release`.
     ///
-    /// `COHORT_VERSION` is what the activation brings, whosever hook it is; the hook's own release
-    /// is where `COHORT_RELEASE_DIR` points.
+    /// `COHORT_VERSION` is the version being installed, even for a hook of the old release;
+    /// `COHORT_RELEASE_DIR` is the folder of the hook's own release.
     pub(crate) fn hook_variables(
         &self,
         hook: Hook,
@@ -160,7 +151,7 @@ impl AppHost {
     }
 }
 
-/// A path with a `/` is within the release, unless it is absolute; a bare name is the server's own.
+/// A relative path with a `/` is inside the release; a bare name is looked up in `PATH`.
 fn program_path(folder: &Path, program: &str) -> PathBuf {
     if program.contains('/') { folder.join(program) } else { PathBuf::from(program) }
 }

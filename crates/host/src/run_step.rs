@@ -1,81 +1,51 @@
 //! The steps themselves. Each may be interrupted anywhere and run again.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_core::orders::ActivationOrder;
+use cohort_core::orders::{ActivationOrder, Fence};
 use cohort_core::policy::{Check, CheckPhase};
 use cohort_core::release::Release;
 use cohort_core::report::{Blame, Step};
-use cohort_core::steps::{Failure, LocalActivation};
+use cohort_core::steps::{Failure, LocalActivation, NoTraffic};
 
 use crate::app_host::AppHost;
 use crate::hooks::{Hook, HookEnd, HookRun};
+use crate::interrupt::{Interrupt, failure};
 use crate::preflight::Preflight;
-use crate::record::HostError;
 use crate::run_service::RunningService;
-use crate::service::ServiceError;
+use crate::service::ServiceStatus;
 use crate::service_file::{ServiceFile, ServiceFileError};
 use crate::traffic::Traffic;
-use crate::unpack::UnpackError;
 
-/// How often a share of traffic is raised while it comes back. 100 ms: finer than any balancer asks.
+/// How often the share of traffic grows during warm-up. 100 ms: finer than any balancer asks.
 const WARM_UP_EVERY: Duration = Duration::from_millis(100);
 
-/// Why a step was not done.
-#[derive(Debug)]
-pub(crate) enum Interrupt {
-    Failed(Box<Failure>),
-    /// A hook asks to be tried again.
-    Later {
-        hook: String,
-    },
-    Fatal(HostError),
+/// The activation that a step belongs to.
+pub(crate) struct Work<'a> {
+    pub(crate) attempt: u32,
+    pub(crate) activation: &'a LocalActivation,
 }
 
-pub(crate) fn failed(blame: Blame, reason: impl Into<String>) -> Interrupt {
-    let failure = Failure { blame, reason: reason.into(), output: String::new() };
-    Interrupt::Failed(Box::new(failure))
-}
-
-impl From<HostError> for Interrupt {
-    fn from(error: HostError) -> Self {
-        Interrupt::Fatal(error)
+impl Work<'_> {
+    /// The key that the service is started under: once per fence.
+    pub(crate) fn fence(&self) -> String {
+        fence_text(self.activation.order.fence)
     }
 }
 
-impl From<ServiceError> for Interrupt {
-    fn from(error: ServiceError) -> Self {
-        failed(error.blame(), error.to_string())
-    }
-}
-
-impl From<UnpackError> for Interrupt {
-    fn from(error: UnpackError) -> Self {
-        failed(error.blame(), crate::output::chain(&error))
-    }
-}
-
-impl From<ServiceFileError> for Interrupt {
-    fn from(error: ServiceFileError) -> Self {
-        let blame = match &error {
-            ServiceFileError::Io(_) => Blame::Surroundings,
-            ServiceFileError::TooLong
-            | ServiceFileError::Toml(_)
-            | ServiceFileError::Invalid(_) => Blame::Release,
-        };
-        failed(blame, crate::output::chain(&error))
-    }
+/// `incarnation.generation`
+pub(crate) fn fence_text(fence: Fence) -> String {
+    format!("{}.{}", fence.incarnation, fence.generation)
 }
 
 impl AppHost {
-    pub(crate) async fn step(&mut self, step: Step, attempt: u32) -> Result<(), Interrupt> {
-        let Some(activation) = self.record.app.local.activation.clone() else {
-            return Err(failed(Blame::Surroundings, "there is no activation to go on with"));
+    pub(crate) async fn step(&self, step: Step, attempt: u32) -> Result<(), Interrupt> {
+        let Some(activation) = &self.record.app.local.activation else {
+            return Err(surroundings("there is no activation to continue"));
         };
-        let work = Work { attempt, activation: &activation };
+        let work = Work { attempt, activation };
         match step {
-            // Bytes come in beside the steps; by now they are here.
+            // Artifacts are fetched beside the steps; this one is here by now.
             Step::Fetch => Ok(()),
             Step::Prepare => self.prepare(&activation.order).await,
             Step::Drain => self.drain(&work).await,
@@ -85,50 +55,44 @@ impl AppHost {
             Step::Start => self.start(&work).await,
             Step::Check => self.check(&work).await,
             Step::WarmUp => self.warm_up(&work).await,
-            Step::Undo => Err(failed(Blame::Surroundings, "an undo is no step of an order")),
+            Step::Undo => Err(surroundings("an undo is not a step of an order")),
         }
     }
 
-    /// Unpacks the release beside the running one and reads how it wants to be run.
+    /// Unpacks the release beside the running one and validates its `cohort.toml`.
     async fn prepare(&self, order: &ActivationOrder) -> Result<(), Interrupt> {
-        let Some(release) = order.release.clone() else { return Ok(()) };
+        let Some(release) = &order.release else { return Ok(()) };
         self.cuts.point()?;
         let artifact = self.config.state_dir.join("artifacts").join(release.artifact.as_str());
-        let (releases, limits) = (self.releases.clone(), self.config.limits);
+        let (releases, wanted) = (self.releases.clone(), release.clone());
         let owner = self.config.run_as;
-        let wanted = release.clone();
-        let unpacking = move || releases.unpack(&artifact, &wanted, limits, owner);
-        tokio::task::spawn_blocking(unpacking)
+        tokio::task::spawn_blocking(move || releases.unpack(&artifact, &wanted, owner))
             .await
-            .map_err(|error| failed(Blame::Surroundings, format!("unpacking ended: {error}")))??;
+            .map_err(|error| surroundings(format!("unpacking stopped: {error}")))??;
         self.cuts.point()?;
-        let file = self.service_file(&release)?;
-        match file.rollback {
-            Some(rollback) if rollback != release.rollback => {
-                let signed = release.rollback;
-                let reason = format!("cohort.toml says {rollback:?}, the manifest {signed:?}");
-                Err(failed(Blame::Release, reason))
-            }
-            // Its service is looked at now, while the old one still runs.
-            _ => self.service_of(&release, "prepare").map(drop),
+        let (inside, signed) = (self.service_file(release)?.rollback, release.rollback);
+        if inside.is_some_and(|inside| inside != signed) {
+            let reason = format!("cohort.toml says rollback {inside:?}, the manifest {signed:?}");
+            return Err(failure(Blame::Release, reason).into());
         }
+        // A service that cannot run here is found while the old one still runs.
+        self.service_of(release, "prepare").map(drop)
     }
 
-    /// Takes traffic away; nothing to wait for when there was none.
     async fn drain(&self, work: &Work<'_>) -> Result<(), Interrupt> {
-        let Some(current) = self.record.app.local.current.clone() else {
-            self.tell(Traffic::Out { reason: "a release is being installed".to_owned() });
+        let Some(current) = &self.record.app.local.current else {
+            self.tell(Traffic::Out { reason: NoTraffic::Installing });
             return Ok(());
         };
         if self.record.app.blocked {
             self.tell(Traffic::Draining);
             return Ok(());
         }
-        self.hook(Hook::BeforeBlockTraffic, &current, work).await?;
+        self.hook(Hook::BeforeBlockTraffic, current, work).await?;
         self.tell(Traffic::Draining);
         self.cuts.point()?;
         tokio::time::sleep(Duration::from_millis(work.activation.order.drain_ms)).await;
-        self.hook(Hook::AfterBlockTraffic, &current, work).await
+        self.hook(Hook::AfterBlockTraffic, current, work).await
     }
 
     async fn hand_over(&self, work: &Work<'_>) -> Result<(), Interrupt> {
@@ -139,15 +103,14 @@ impl AppHost {
     }
 
     async fn stop(&self, work: &Work<'_>) -> Result<(), Interrupt> {
-        self.tell(Traffic::Out { reason: "a release is being installed".to_owned() });
+        self.tell(Traffic::Out { reason: NoTraffic::Installing });
         let current = self.record.app.local.current.as_ref();
         if let Some(current) = current {
             self.hook(Hook::ApplicationStop, current, work).await?;
         }
         self.cuts.point()?;
         self.stop_service(current).await?;
-        self.cuts.point()?;
-        Ok(())
+        Ok(self.cuts.point()?)
     }
 
     async fn switch(&self, work: &Work<'_>) -> Result<(), Interrupt> {
@@ -156,7 +119,7 @@ impl AppHost {
             self.hook(Hook::BeforeInstall, release, work).await?;
         }
         self.cuts.point()?;
-        self.point_to(release)?;
+        self.releases.switch(release)?;
         self.cuts.point()?;
         match release {
             Some(release) => self.hook(Hook::AfterInstall, release, work).await,
@@ -164,16 +127,10 @@ impl AppHost {
         }
     }
 
-    pub(crate) fn point_to(&self, release: Option<&Release>) -> Result<(), Interrupt> {
-        self.releases
-            .switch(release)
-            .map_err(|error| failed(Blame::Surroundings, crate::output::chain(&error)))
-    }
-
     async fn start(&self, work: &Work<'_>) -> Result<(), Interrupt> {
         let Some(release) = &work.activation.order.release else { return Ok(()) };
         self.cuts.point()?;
-        if let Some(RunningService { control, spec }) = self.service_of(release, &work.key())? {
+        if let Some(RunningService { control, spec }) = self.service_of(release, &work.fence())? {
             control.start(&spec).await?;
         }
         self.cuts.point()?;
@@ -183,29 +140,25 @@ impl AppHost {
     async fn check(&self, work: &Work<'_>) -> Result<(), Interrupt> {
         let order = &work.activation.order;
         let Some(release) = &order.release else { return Ok(()) };
-        let service = self.service_of(release, &work.key())?;
+        let service = self.service_of(release, &work.fence())?;
         let context = self.check_context_of(Some(release));
         let pre_flight = |check: &&Check| check.phase.contains(&CheckPhase::PreFlight);
-        let checks: Vec<Check> = order.checks.iter().filter(pre_flight).cloned().collect();
         let preflight = Preflight {
-            checks: &checks,
+            checks: order.checks.iter().filter(pre_flight).collect(),
             context: &context,
             service: service.as_ref().map(|s| (&*s.control, s.spec.name.as_str())),
             min_healthy: Duration::from_millis(order.min_healthy_ms),
             deadline: Duration::from_millis(order.healthy_deadline_ms),
         };
-        preflight.run().await.map_err(|error| {
-            let crate::preflight::NotHealthy { blame, reason, output } = error;
-            Interrupt::Failed(Box::new(Failure { blame, reason, output }))
-        })?;
+        preflight.run().await?;
         self.hook(Hook::ValidateService, release, work).await
     }
 
-    /// Gives traffic back, more and more of it.
+    /// Gives traffic back in growing shares.
     async fn warm_up(&self, work: &Work<'_>) -> Result<(), Interrupt> {
         let order = &work.activation.order;
         let Some(release) = &order.release else { return Ok(()) };
-        let service = self.service_of(release, &work.key())?;
+        let service = self.service_of(release, &work.fence())?;
         let exits = still_runs(service.as_ref(), None).await?;
         self.hook(Hook::BeforeAllowTraffic, release, work).await?;
         let warm_up = Duration::from_millis(order.warm_up_ms);
@@ -214,7 +167,7 @@ impl AppHost {
             let share = since.elapsed().as_millis() * 100 / warm_up.as_millis();
             let percent = u8::try_from(share.clamp(1, 99)).unwrap_or(99);
             self.tell(Traffic::WarmingUp { percent });
-            tokio::time::sleep(WARM_UP_EVERY.min(warm_up - since.elapsed())).await;
+            tokio::time::sleep(WARM_UP_EVERY.min(warm_up.saturating_sub(since.elapsed()))).await;
             still_runs(service.as_ref(), exits).await?;
         }
         self.cuts.point()?;
@@ -226,7 +179,7 @@ impl AppHost {
         ServiceFile::read(&self.releases.path_of(release))
     }
 
-    /// Runs a hook of `release`; passes when it has none of this name.
+    /// Runs a hook of `release`; passes when the release does not have it.
     pub(crate) async fn hook(
         &self,
         hook: Hook,
@@ -243,56 +196,38 @@ impl AppHost {
             kept_in: &self.folder.join("hooks"),
         };
         self.cuts.point()?;
-        let end = run
-            .run()
-            .await
-            .map_err(|error| failed(Blame::Surroundings, crate::output::chain(&error)))?;
+        let end = run.run().await?;
         self.cuts.point()?;
         match end {
             HookEnd::Absent | HookEnd::Passed => Ok(()),
             HookEnd::Later { output } => {
-                tracing::info!(app = %self.app, hook = hook.name(), output, "hook says later");
-                Err(Interrupt::Later { hook: hook.name().to_owned() })
+                tracing::info!(app = %self.app, hook = hook.name(), output, "hook will be retried");
+                Err(Interrupt::Later(hook))
             }
             HookEnd::Failed { reason, output } => {
-                let failure = Failure { blame: Blame::Release, reason, output };
-                Err(Interrupt::Failed(Box::new(failure)))
+                Err(Failure { blame: Blame::Release, reason, output }.into())
             }
         }
     }
 }
 
-/// Fails when the service crashed since it was checked; how often it had ended.
+fn surroundings(reason: impl Into<String>) -> Interrupt {
+    failure(Blame::Surroundings, reason).into()
+}
+
+/// Fails when the service has ended since its checks passed. Returns how often it had ended by
+/// then; `exits_before` is an earlier answer.
 async fn still_runs(
     service: Option<&RunningService>,
     exits_before: Option<u64>,
 ) -> Result<Option<u64>, Interrupt> {
     let Some(RunningService { control, spec }) = service else { return Ok(None) };
-    let status = Arc::clone(control).status(&spec.name).await?;
+    let status = control.status(&spec.name).await?;
     if status.is_running() && exits_before.is_none_or(|before| before == status.exits) {
         return Ok(Some(status.exits));
     }
-    let exit = status.last_exit.unwrap_or_else(|| "it does not run".to_owned());
+    let ServiceStatus { last_exit, output, .. } = status;
+    let exit = last_exit.map_or_else(|| "it is not running".to_owned(), |exit| exit.to_string());
     let reason = format!("the service ended after its checks had passed ({exit})");
-    let failure = Failure { blame: Blame::Release, reason, output: status.output };
-    Err(Interrupt::Failed(Box::new(failure)))
-}
-
-/// The activation that a step belongs to.
-pub(crate) struct Work<'a> {
-    pub(crate) attempt: u32,
-    pub(crate) activation: &'a LocalActivation,
-}
-
-impl Work<'_> {
-    /// The fence as text: `incarnation.generation`.
-    pub(crate) fn fence(&self) -> String {
-        let fence = self.activation.order.fence;
-        format!("{}.{}", fence.incarnation, fence.generation)
-    }
-
-    /// Under which yes the service runs.
-    pub(crate) fn key(&self) -> String {
-        self.fence()
-    }
+    Err(Failure { blame: Blame::Release, reason, output }.into())
 }

@@ -1,26 +1,29 @@
-//! Whoever runs services: the guard beside the agent, or systemd.
+//! What runs a service: the guard beside the agent, or systemd.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use cohort_base::Cause;
+use cohort_core::release::Release;
 use cohort_core::report::Blame;
 use serde::{Deserialize, Serialize};
 
+use crate::process::{Exit, StopSignal};
 use crate::program::RunAs;
 
-/// A service to run. Plain data: it is sent to the guard and kept on disk there.
+/// A service to run. Sent to the guard and kept on its disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceSpec {
     /// The app's name under the guard, the unit's name under systemd.
     pub name: String,
-    /// Under which yes it runs: starting the same key again does nothing.
+    /// Starting the same key again does nothing: once per fence.
     pub key: String,
-    /// The digest of the release.
+    /// The digest of the release's artifact.
     pub release: String,
-    /// How.
+    /// What the guard or systemd needs to run it.
     pub run: RunService,
 }
 
@@ -30,27 +33,27 @@ pub struct ServiceSpec {
 pub enum RunService {
     /// As a process group under the guard.
     Command(ServiceCommand),
-    /// As a unit of systemd, by its name.
-    Unit(String),
+    /// As a unit of systemd, which knows the rest.
+    Unit,
 }
 
 /// A process group under the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceCommand {
-    /// The program; a name without `/` is looked up in `PATH`.
+    /// A name without `/` is looked up in `PATH`.
     pub program: PathBuf,
-    /// Its arguments.
+    /// Without the program itself.
     pub args: Vec<String>,
-    /// Its whole environment.
+    /// The whole environment.
     pub env: BTreeMap<String, String>,
-    /// Where it starts.
+    /// The working directory.
     pub folder: PathBuf,
-    /// The name of the signal that asks it to stop.
-    pub stop_signal: String,
-    /// How long it may take before the group is killed, in milliseconds.
+    /// Sent to the group first.
+    pub stop_signal: StopSignal,
+    /// Milliseconds until the group is killed.
     pub stop_timeout_ms: u64,
-    /// As whom; the guard's own user when absent.
+    /// The guard's own user when absent.
     pub run_as: Option<RunAs>,
 }
 
@@ -58,33 +61,33 @@ pub struct ServiceCommand {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceStatus {
-    /// Under which yes it was last started; `None`: never, or stopped.
+    /// The key of its last start; `None` when it was stopped or never started.
     pub key: Option<String>,
-    /// The digest of its release.
+    /// The digest of its release's artifact.
     pub release: Option<String>,
-    /// What it does now.
+    /// Running, waiting for a restart, or stopped.
     pub state: ServiceState,
     /// How often it ended by itself under this key.
     pub exits: u64,
-    /// How it ended last, in words.
-    pub last_exit: Option<String>,
-    /// Its last output, as long as a report carries.
+    /// How it ended last.
+    pub last_exit: Option<Exit>,
+    /// Its last output, as long as a report allows.
     pub output: String,
 }
 
-/// What a service does now.
+/// What a service is doing now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServiceState {
-    /// It was stopped, or never started.
+    /// Stopped, or never started.
     #[default]
     Stopped,
-    /// It runs.
+    /// Running.
     Running {
-        /// Its process.
+        /// The leader of its process group.
         pid: u32,
     },
-    /// It ended by itself and will be started again.
+    /// Ended by itself, and will be restarted.
     Waiting,
 }
 
@@ -94,38 +97,53 @@ impl ServiceStatus {
     pub fn is_running(&self) -> bool {
         matches!(self.state, ServiceState::Running { .. })
     }
+
+    /// Whether it runs, or is being restarted, from this release.
+    pub(crate) fn runs(&self, release: &Release) -> bool {
+        self.release.as_deref() == Some(release.artifact.as_str())
+            && self.state != ServiceState::Stopped
+    }
+
+    /// Says that it is not running, and why, for people.
+    pub(crate) fn not_running(&self) -> String {
+        match &self.last_exit {
+            Some(exit) => format!("the service is not running ({exit})"),
+            None => "the service is not running".to_owned(),
+        }
+    }
 }
 
 /// Why a service was not started, stopped or looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// The release's program cannot be run.
-    #[error("the service cannot be started: {0}")]
-    Start(String),
-    /// The guard or systemd cannot be reached.
-    #[error("{what} cannot be reached: {reason}")]
-    Unreachable {
-        /// Who.
-        what: &'static str,
-        /// Why.
+    #[error("the service cannot be started: {reason}")]
+    Start {
+        /// What the guard or systemd said.
         reason: String,
     },
+    /// The guard or systemd did not answer.
+    #[error("{manager} is unreachable")]
+    Unreachable {
+        /// `the guard` or `systemd`.
+        manager: &'static str,
+        /// How it could not be reached.
+        source: Cause,
+    },
     /// It answered, and refused or failed.
-    #[error("{what} failed: {reason}")]
+    #[error("{manager} failed")]
     Failed {
-        /// Who.
-        what: &'static str,
-        /// Why.
-        reason: String,
+        /// `the guard` or `systemd`.
+        manager: &'static str,
+        /// What it said.
+        source: Cause,
     },
 }
 
 impl ServiceError {
-    /// Whose fault it is.
-    #[must_use]
-    pub fn blame(&self) -> Blame {
+    pub(crate) fn blame(&self) -> Blame {
         match self {
-            ServiceError::Start(_) => Blame::Release,
+            ServiceError::Start { .. } => Blame::Release,
             ServiceError::Unreachable { .. } | ServiceError::Failed { .. } => Blame::Surroundings,
         }
     }
@@ -134,14 +152,14 @@ impl ServiceError {
 /// Runs services.
 #[async_trait]
 pub trait ServiceControl: Send + Sync + std::fmt::Debug {
-    /// Starts the service; what runs under another key is stopped first. The same key again does
-    /// nothing, so that a service is started once per fence.
+    /// Starts the service, after stopping what runs under another key. Does nothing when the same
+    /// key was started before.
     async fn start(&self, spec: &ServiceSpec) -> Result<(), ServiceError>;
 
-    /// Stops the service and all its processes; one that does not run is no error.
-    /// `at_most` is how long that may take by its own time limit.
+    /// Stops the service and all its processes. A service that does not run is no error.
+    /// `at_most` is the service's own time limit.
     async fn stop(&self, name: &str, at_most: Duration) -> Result<(), ServiceError>;
 
-    /// What the service does.
+    /// What the service is doing.
     async fn status(&self, name: &str) -> Result<ServiceStatus, ServiceError>;
 }

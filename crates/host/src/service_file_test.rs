@@ -34,12 +34,12 @@ fn what_is_wrong_is_refused_by_name() {
         ("[service]\ncommand = [\"x\"]\nstop_signal = \"STOP\"", "STOP"),
         ("[service]\ncommand = [\"x\"]\nenv = { COHORT_FENCE = \"1\" }", "COHORT_FENCE"),
         ("[service]\ncommand = [\"x\"]\nstop_timeout = \"1h\"", "stop_timeout"),
-        ("[hooks]\ntimeout = \"0s\"", "time limit"),
+        ("[hooks]\ntimeout = \"0s\"", "timeout"),
         ("[hooks]\ntimeouts = { on-start = \"1s\" }", "on-start"),
         ("window = 1", "window"),
     ];
     for (text, word) in wrong {
-        let error = ServiceFile::parse(text).unwrap_err().to_string();
+        let error = cohort_base::chain(&ServiceFile::parse(text).unwrap_err());
         assert!(error.contains(word), "{text}: {error}");
     }
 }

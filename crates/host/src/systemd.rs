@@ -7,12 +7,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use cohort_base::{Cause, OnPath as _};
 use cohort_store::DurableFile;
 use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
+use zbus::proxy::{Builder, CacheProperties, Defaults};
 use zbus::zvariant::{ObjectPath, OwnedObjectPath};
-use zbus::{Connection, proxy};
+use zbus::{Connection, Proxy, proxy};
 
+use crate::process::Exit;
 use crate::service::{
     RunService, ServiceControl, ServiceError, ServiceSpec, ServiceState, ServiceStatus,
 };
@@ -20,13 +23,17 @@ use crate::service::{
 /// How long systemd may take to answer a question.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// How long a unit may take to start: systemd's own default limit.
+/// How long a unit may take to start: systemd's own default.
 const START_MAX: Duration = Duration::from_secs(90);
 
 /// What a stop may take beyond the unit's own limit.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
-const WHO: &str = "systemd";
+/// The result of a job that did what it was asked to.
+const JOB_DONE: &str = "done";
+
+/// `ExecMainCode` of a main process that was not killed.
+const CLD_EXITED: i32 = 1;
 
 #[proxy(
     interface = "org.freedesktop.systemd1.Manager",
@@ -72,18 +79,20 @@ trait UnitService {
     #[zbus(property(emits_changed_signal = "false"), name = "MainPID")]
     fn main_pid(&self) -> zbus::Result<u32>;
     #[zbus(property(emits_changed_signal = "false"))]
+    fn exec_main_code(&self) -> zbus::Result<i32>;
+    #[zbus(property(emits_changed_signal = "false"))]
     fn exec_main_status(&self) -> zbus::Result<i32>;
     #[zbus(property(emits_changed_signal = "false"), name = "NRestarts")]
     fn n_restarts(&self) -> zbus::Result<u32>;
 }
 
-/// Under which yes a unit was started; written down before it is.
+/// The key that a unit was started under; written before the start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UnitRecord {
     key: String,
     release: String,
-    /// systemd's name for this run of the unit, once known.
+    /// systemd's id of that run of the unit; `None` until the start has succeeded.
     invocation: Option<Vec<u8>>,
 }
 
@@ -94,46 +103,83 @@ pub struct Systemd {
     folder: PathBuf,
 }
 
-/// What a unit does, as systemd says.
+/// What a unit is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Activity {
+    Up,
+    /// Ended and waits for its restart, or is about to be up or down.
+    Changing,
+    Down,
+    /// Down because it failed.
+    Failed,
+}
+
+impl Activity {
+    /// From systemd's `ActiveState`.
+    fn of(active_state: &str) -> Self {
+        match active_state {
+            "active" | "reloading" | "refreshing" => Activity::Up,
+            "inactive" => Activity::Down,
+            "failed" => Activity::Failed,
+            _ => Activity::Changing,
+        }
+    }
+
+    fn is_down(self) -> bool {
+        matches!(self, Activity::Down | Activity::Failed)
+    }
+}
+
+/// A unit at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
-    active: String,
-    sub: String,
+    activity: Activity,
+    /// It ended by itself, and systemd is about to restart it.
+    restarting: bool,
     invocation: Vec<u8>,
 }
 
 impl Seen {
-    fn runs(&self) -> bool {
-        matches!(self.active.as_str(), "active" | "reloading" | "refreshing")
-    }
-
-    fn is_down(&self) -> bool {
-        matches!(self.active.as_str(), "inactive" | "failed")
+    /// Whether it runs because it was started under `key`, and not restarted by anyone else.
+    fn runs_under(&self, key: &str, record: Option<&UnitRecord>) -> bool {
+        let ours = record.is_some_and(|record| {
+            // Without an invocation, we were interrupted after asking for the start.
+            let this_run = record.invocation.as_ref().is_none_or(|ran| *ran == self.invocation);
+            record.key == key && this_run
+        });
+        ours && self.activity == Activity::Up
     }
 }
 
 impl Systemd {
-    /// Connects to the system bus. `folder` is where it is written down what was started.
+    /// Connects to the system bus. `folder` is for the records of what was started.
     ///
     /// # Errors
-    /// When there is no bus.
+    /// When there is no bus, or the folder cannot be created.
     pub async fn connect(folder: PathBuf) -> Result<Self, ServiceError> {
-        let connection = Connection::system().await.map_err(unreachable)?;
-        Self::over(connection, folder)
+        Self::over(Connection::system().await.map_err(unreachable)?, folder)
     }
 
-    /// Uses a connection that is there.
+    /// Uses an existing connection.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// When the folder cannot be created.
     pub fn over(connection: Connection, folder: PathBuf) -> Result<Self, ServiceError> {
-        std::fs::create_dir_all(&folder).map_err(failed)?;
+        std::fs::create_dir_all(&folder).on_path("create", &folder).map_err(failed)?;
         Ok(Systemd { connection, folder })
     }
 
-    async fn manager(&self) -> Result<ManagerProxy<'_>, ServiceError> {
-        let properties = zbus::proxy::CacheProperties::No;
-        let building = ManagerProxy::builder(&self.connection).cache_properties(properties);
-        building.build().await.map_err(unreachable)
+    /// A proxy that caches nothing. `path` is for interfaces without a default one.
+    async fn proxy<'a, P>(&self, path: Option<&'a OwnedObjectPath>) -> Result<P, ServiceError>
+    where
+        P: Defaults + From<Proxy<'a>>,
+    {
+        let builder = Builder::new(&self.connection).cache_properties(CacheProperties::No);
+        let builder = match path {
+            Some(path) => builder.path(path).map_err(failed)?,
+            None => builder,
+        };
+        builder.build().await.map_err(unreachable)
     }
 
     fn record(
@@ -145,11 +191,12 @@ impl Systemd {
 
     async fn seen(&self, unit: &str) -> Result<(OwnedObjectPath, Seen), ServiceError> {
         let look = async {
-            let path = self.manager().await?.load_unit(unit).await.map_err(failed)?;
-            let unit = self.unit(&path).await.map_err(failed)?;
+            let manager: ManagerProxy<'_> = self.proxy(None).await?;
+            let path = manager.load_unit(unit).await.map_err(failed)?;
+            let unit: UnitProxy<'_> = self.proxy(Some(&path)).await?;
             let seen = Seen {
-                active: unit.active_state().await.map_err(failed)?,
-                sub: unit.sub_state().await.map_err(failed)?,
+                activity: Activity::of(&unit.active_state().await.map_err(failed)?),
+                restarting: unit.sub_state().await.map_err(failed)? == "auto-restart",
                 invocation: unit.invocation_id().await.map_err(failed)?,
             };
             Ok((path, seen))
@@ -157,41 +204,16 @@ impl Systemd {
         tokio::time::timeout(ANSWER_MAX, look).await.map_err(unreachable)?
     }
 
-    async fn unit<'a>(&'a self, path: &'a OwnedObjectPath) -> zbus::Result<UnitProxy<'a>> {
-        UnitProxy::builder(&self.connection)
-            .cache_properties(zbus::proxy::CacheProperties::No)
-            .path(path)?
-            .build()
-            .await
-    }
-
-    async fn service<'a>(
-        &'a self,
-        path: &'a OwnedObjectPath,
-    ) -> zbus::Result<UnitServiceProxy<'a>> {
-        UnitServiceProxy::builder(&self.connection)
-            .cache_properties(zbus::proxy::CacheProperties::No)
-            .path(path)?
-            .build()
-            .await
-    }
-
-    /// Starts or stops a unit and waits until that job is over; its result, `done` if it went well.
-    async fn job(
-        &self,
-        unit: &str,
-        start: bool,
-        at_most: Duration,
-    ) -> Result<String, ServiceError> {
-        let job = async {
-            let manager = self.manager().await?;
-            // Signals come only to those who asked; asked before the job, so that none is missed.
+    /// Starts or stops a unit and waits until that job is over. Returns the job's result.
+    async fn job(&self, unit: &str, job: Job, at_most: Duration) -> Result<String, ServiceError> {
+        let work = async {
+            let manager: ManagerProxy<'_> = self.proxy(None).await?;
+            // Signals only go to subscribers; subscribed before the job, so that none is missed.
             manager.subscribe().await.or_else(already_subscribed).map_err(failed)?;
             let mut removed = manager.receive_job_removed().await.map_err(failed)?;
-            let job = if start {
-                manager.start_unit(unit, "replace").await
-            } else {
-                manager.stop_unit(unit, "replace").await
+            let job = match job {
+                Job::Start => manager.start_unit(unit, "replace").await,
+                Job::Stop => manager.stop_unit(unit, "replace").await,
             };
             let job = job.map_err(failed)?;
             while let Some(signal) = removed.next().await {
@@ -202,9 +224,15 @@ impl Systemd {
             }
             Err(unreachable("the bus was closed"))
         };
-        let late = |_| unreachable(format!("{unit}: no result within {} s", at_most.as_secs()));
-        tokio::time::timeout(at_most, job).await.map_err(late)?
+        let late = |_| failed(format!("{unit}: no result within {} s", at_most.as_secs()));
+        tokio::time::timeout(at_most, work).await.map_err(late)?
     }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Job {
+    Start,
+    Stop,
 }
 
 fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
@@ -218,76 +246,77 @@ fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
-fn unreachable(reason: impl ToString) -> ServiceError {
-    ServiceError::Unreachable { what: WHO, reason: reason.to_string() }
+fn unreachable(source: impl Into<Cause>) -> ServiceError {
+    ServiceError::Unreachable { manager: "systemd", source: source.into() }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
-fn failed(reason: impl ToString) -> ServiceError {
-    ServiceError::Failed { what: WHO, reason: reason.to_string() }
+fn failed(source: impl Into<Cause>) -> ServiceError {
+    ServiceError::Failed { manager: "systemd", source: source.into() }
 }
 
 #[async_trait]
 impl ServiceControl for Systemd {
     async fn start(&self, spec: &ServiceSpec) -> Result<(), ServiceError> {
-        let RunService::Unit(unit) = &spec.run else {
-            return Err(failed("it runs units, no commands"));
-        };
+        if spec.run != RunService::Unit {
+            return Err(failed("it runs units, not commands"));
+        }
+        let unit = &spec.name;
         let (mut file, record) = self.record(unit)?;
         let (_, seen) = self.seen(unit).await?;
-        let mut wanted =
-            UnitRecord { key: spec.key.clone(), release: spec.release.clone(), invocation: None };
-        let ours = record.is_some_and(|record| {
-            // Without an invocation: we were interrupted after asking for the start.
-            record.key == spec.key && record.invocation.is_none_or(|ran| ran == seen.invocation)
-        });
-        if !(ours && seen.runs()) {
-            if !seen.is_down() {
-                // What ran before; written down only then, so that it is never taken for ours.
-                self.job(unit, false, START_MAX).await?;
+        let (key, release) = (spec.key.clone(), spec.release.clone());
+        let mut started = UnitRecord { key, release, invocation: None };
+        if !seen.runs_under(&spec.key, record.as_ref()) {
+            if !seen.activity.is_down() {
+                // Whatever its result, the start below replaces it. The record comes after it, so
+                // that what ran before is never taken for ours.
+                self.job(unit, Job::Stop, START_MAX).await?;
             }
-            file.save(&wanted).map_err(failed)?;
-            let result = self.job(unit, true, START_MAX).await?;
-            if result != "done" {
-                return Err(ServiceError::Start(format!("{unit}: the job ended with `{result}`")));
+            file.save(&started).map_err(failed)?;
+            let result = self.job(unit, Job::Start, START_MAX).await?;
+            if result != JOB_DONE {
+                let reason = format!("{unit}: start job ended with `{result}`");
+                return Err(ServiceError::Start { reason });
             }
         }
         let (_, seen) = self.seen(unit).await?;
-        wanted.invocation = Some(seen.invocation);
-        file.save(&wanted).map_err(failed)
+        started.invocation = Some(seen.invocation);
+        file.save(&started).map_err(failed)
     }
 
     async fn stop(&self, name: &str, at_most: Duration) -> Result<(), ServiceError> {
         let (_, seen) = self.seen(name).await?;
-        if !seen.is_down() {
-            let result = self.job(name, false, at_most + STOP_MARGIN).await?;
-            if result != "done" {
-                return Err(failed(format!("{name}: the stop ended with `{result}`")));
+        if !seen.activity.is_down() {
+            let result = self.job(name, Job::Stop, at_most + STOP_MARGIN).await?;
+            if result != JOB_DONE {
+                return Err(failed(format!("{name}: stop job ended with `{result}`")));
             }
         }
-        match std::fs::remove_file(self.folder.join(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(()),
+        let record = self.folder.join(name);
+        match std::fs::remove_file(&record) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed.on_path("remove", &record).map_err(failed),
         }
     }
 
     async fn status(&self, name: &str) -> Result<ServiceStatus, ServiceError> {
         let (_, record) = self.record(name)?;
         let (path, seen) = self.seen(name).await?;
-        let service = self.service(&path).await.map_err(failed)?;
+        let service: UnitServiceProxy<'_> = self.proxy(Some(&path)).await?;
         let restarts = u64::from(service.n_restarts().await.map_err(failed)?);
-        let state = if seen.runs() {
-            ServiceState::Running { pid: service.main_pid().await.map_err(failed)? }
-        } else if seen.is_down() {
-            ServiceState::Stopped
-        } else {
-            ServiceState::Waiting
+        let state = match seen.activity {
+            Activity::Up => {
+                ServiceState::Running { pid: service.main_pid().await.map_err(failed)? }
+            }
+            Activity::Changing => ServiceState::Waiting,
+            Activity::Down | Activity::Failed => ServiceState::Stopped,
         };
-        let ended = seen.active == "failed" || seen.sub == "auto-restart" || restarts > 0;
-        let last_exit = if ended {
+        let unit_failed = seen.activity == Activity::Failed;
+        let last_exit = if unit_failed || seen.restarting || restarts > 0 {
             let status = service.exec_main_status().await.map_err(failed)?;
-            Some(format!("{}/{}, main status {status}", seen.active, seen.sub))
+            Some(match service.exec_main_code().await.map_err(failed)? {
+                CLD_EXITED => Exit::Status(status),
+                _ => Exit::Signal(status),
+            })
         } else {
             None
         };
@@ -295,10 +324,32 @@ impl ServiceControl for Systemd {
             key: record.as_ref().map(|record| record.key.clone()),
             release: record.map(|record| record.release),
             state,
-            exits: restarts + u64::from(seen.active == "failed"),
+            exits: restarts + u64::from(unit_failed),
             last_exit,
-            // The journal has it; reading it is another program's trade.
+            // The journal has it; reading it is another program's job.
             output: String::new(),
         })
+    }
+}
+
+#[cfg(test)]
+mod systemd_test {
+    use super::*;
+
+    #[test]
+    fn only_the_run_that_we_started_is_ours() {
+        let seen = |activity| Seen { activity, restarting: false, invocation: vec![7] };
+        let record = |invocation: Option<Vec<u8>>| UnitRecord {
+            key: "1.1".to_owned(),
+            release: "d".to_owned(),
+            invocation,
+        };
+        let up = seen(Activity::Up);
+        assert!(up.runs_under("1.1", Some(&record(Some(vec![7])))));
+        assert!(up.runs_under("1.1", Some(&record(None))), "interrupted after asking");
+        assert!(!up.runs_under("1.1", Some(&record(Some(vec![6])))), "somebody restarted it");
+        assert!(!up.runs_under("1.2", Some(&record(Some(vec![7])))));
+        assert!(!up.runs_under("1.1", None));
+        assert!(!seen(Activity::Changing).runs_under("1.1", Some(&record(None))));
     }
 }

@@ -1,4 +1,4 @@
-//! What tests of this crate share: releases made on the fly, an app's host over a real guard.
+//! Shared by the tests of this crate: releases made on the fly, an app's host over a real guard.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,9 +19,8 @@ use crate::app_host::{Acted, AppHost, AppHostConfig, Controls};
 use crate::guard::{GuardClient, GuardConfig};
 use crate::program::RunAs;
 use crate::record::HostError;
-use crate::unpack::UnpackLimits;
 
-/// A file of an archive under construction: path, mode, bytes.
+/// A file of an archive: path, mode, content.
 pub(crate) type File<'a> = (&'a str, u32, &'a str);
 
 /// A plain tar of some files.
@@ -36,23 +35,29 @@ pub(crate) fn tar_of(files: &[File<'_>]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
+/// A release whose artifact nobody has.
+pub(crate) fn release_of(version: &str) -> Release {
+    Release {
+        version: version.parse().unwrap(),
+        platform: "linux/amd64".parse().unwrap(),
+        artifact: blake3::hash(version.as_bytes()).to_hex().to_string().parse().unwrap(),
+        manifest: "0".repeat(64).parse().unwrap(),
+        length: 1,
+        rollback: Rollback::Revert,
+    }
+}
+
 /// Puts an artifact where the host looks for it.
 pub(crate) fn put(state_dir: &Path, version: &str, bytes: &[u8]) -> Release {
     let digest = blake3::hash(bytes).to_hex().to_string();
     let folder = state_dir.join("artifacts");
     fs::create_dir_all(&folder).unwrap();
     fs::File::create(folder.join(&digest)).unwrap().write_all(bytes).unwrap();
-    Release {
-        version: version.parse().unwrap(),
-        platform: "linux/amd64".parse().unwrap(),
-        artifact: digest.parse().unwrap(),
-        manifest: "0".repeat(64).parse().unwrap(),
-        length: bytes.len() as u64,
-        rollback: Rollback::Revert,
-    }
+    let (artifact, length) = (digest.parse().unwrap(), bytes.len() as u64);
+    Release { artifact, length, ..release_of(version) }
 }
 
-/// A service that says its version and sleeps, and hooks that note that they ran.
+/// A service that prints its version and runs `script`, and hooks.
 pub(crate) fn artifact(version: &str, script: &str, hooks: &[(&str, &str)]) -> Vec<u8> {
     let toml =
         "[service]\ncommand = [\"./run\"]\nstop_timeout = \"2s\"\n[hooks]\ntimeout = \"20s\"\n";
@@ -104,19 +109,18 @@ impl TestServer {
             group: "intel.zone-a".parse().unwrap(),
             platform: "linux/amd64".parse().unwrap(),
             service_port: Some(1),
-            // Ourselves: allowed to everyone, and every path of the code is gone.
+            // Ourselves, which everybody may; so the code for another user runs as well.
             run_as: Some(RunAs {
                 uid: rustix::process::getuid().as_raw(),
                 gid: rustix::process::getgid().as_raw(),
             }),
             host_programs: Arc::new(BTreeMap::new()),
-            limits: UnpackLimits::default(),
         };
         let controls = Controls { guard: self.guard.clone(), systemd: None };
         AppHost::open(config, "web".parse().unwrap(), controls).unwrap()
     }
 
-    /// Lines of the guard's record, as `kind key`.
+    /// The guard's events, as `kind key`.
     pub(crate) fn events(&self) -> Vec<String> {
         let path = self.folder.path().join("guard").join(crate::guard::EVENTS_FILE);
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -163,7 +167,7 @@ pub(crate) fn orders(activation: &ActivationOrder) -> AppOrders {
     }
 }
 
-/// Goes on until there is nothing to do without new orders; what the last action was.
+/// Acts until there is nothing to do without new orders. Returns the last action.
 pub(crate) async fn settle(
     host: &mut AppHost,
     order: &ActivationOrder,
@@ -182,11 +186,11 @@ pub(crate) async fn settle(
     }
 }
 
-/// Waits for a condition, ten seconds at the most.
+/// Waits for a condition for at most ten seconds.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !condition().await {
-        assert!(tokio::time::Instant::now() < deadline, "in vain: {what}");
+        assert!(tokio::time::Instant::now() < deadline, "not seen: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

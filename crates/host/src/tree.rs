@@ -1,13 +1,13 @@
 //! What an archive has put into its folder so far, in memory: the judge of every further entry.
 //!
-//! Only this program writes into the folder, which was empty before, so that this tree and the
-//! disk are alike; nothing is ever looked up through a link that the archive made.
+//! The folder was created empty, and nobody else can write into it, so this tree mirrors the disk.
+//! Nothing is ever looked up through a link that the archive made.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 /// Longest path in an artifact, in bytes; the kernel takes 4096 with the folder before it.
-const PATH_BYTES_MAX: usize = 1024;
+pub(crate) const PATH_BYTES_MAX: usize = 1024;
 
 /// Longest name, in bytes: what file systems take.
 const NAME_BYTES_MAX: usize = 255;
@@ -25,16 +25,16 @@ pub(crate) enum Node {
     Link(PathBuf),
 }
 
-/// What an entry of an archive does wrong.
+/// Why an entry of an archive is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum TreeError {
+pub(crate) enum EntryError {
     #[error("its path is absolute")]
     Absolute,
     #[error("its path leaves the folder by `..`")]
     Parent,
-    #[error("its path names nothing")]
+    #[error("its path is empty")]
     Empty,
-    #[error("its path holds a zero byte")]
+    #[error("its path contains a zero byte")]
     ZeroByte,
     #[error("its path is longer than {PATH_BYTES_MAX} bytes")]
     LongPath,
@@ -44,18 +44,28 @@ pub(crate) enum TreeError {
     Deep,
     #[error("an earlier entry has the same path")]
     Twice,
-    #[error("its path goes through something that is no folder")]
-    ThroughNoFolder,
+    #[error("its path leads through a file or a link")]
+    NotThroughFolders,
     #[error("the link's target is absolute")]
     LinkAbsolute,
-    #[error("the link points out of the folder")]
+    #[error("the link leads out of the folder")]
     LinkOut,
     #[error("the link goes through more than {LINK_HOPS_MAX} links")]
     LinkLoop,
-    #[error("the hard link's target is no earlier file of the archive")]
+    #[error("the hard link's target is not an earlier file of the archive")]
     HardLink,
     #[error("its name is reserved")]
     Reserved,
+    #[error("the link's target is empty or too long")]
+    LinkTarget,
+    #[error("it is neither a file, a folder nor a link")]
+    Kind,
+    #[error("its extension header is longer than 64 KiB")]
+    LongExtension,
+    #[error("an extension header gives its size a second time")]
+    SizeTwice,
+    #[error("it is a sparse file")]
+    Sparse,
 }
 
 /// The entries so far, by path relative to the folder.
@@ -64,24 +74,24 @@ pub(crate) struct Tree {
     nodes: BTreeMap<PathBuf, Node>,
 }
 
-/// A path as it stands in an archive, made plain, or refused.
-pub(crate) fn plain(bytes: &[u8]) -> Result<PathBuf, TreeError> {
+/// The normal form of a path from an archive, or why it is refused.
+pub(crate) fn plain(bytes: &[u8]) -> Result<PathBuf, EntryError> {
     use std::os::unix::ffi::OsStrExt as _;
     if bytes.contains(&0) {
-        return Err(TreeError::ZeroByte);
+        return Err(EntryError::ZeroByte);
     }
     if bytes.len() > PATH_BYTES_MAX {
-        return Err(TreeError::LongPath);
+        return Err(EntryError::LongPath);
     }
     let mut path = PathBuf::new();
     let mut depth = 0;
     for component in Path::new(std::ffi::OsStr::from_bytes(bytes)).components() {
         match component {
             Component::CurDir => {}
-            Component::RootDir | Component::Prefix(_) => return Err(TreeError::Absolute),
-            Component::ParentDir => return Err(TreeError::Parent),
+            Component::RootDir | Component::Prefix(_) => return Err(EntryError::Absolute),
+            Component::ParentDir => return Err(EntryError::Parent),
             Component::Normal(name) if name.len() > NAME_BYTES_MAX => {
-                return Err(TreeError::LongName);
+                return Err(EntryError::LongName);
             }
             Component::Normal(name) => {
                 depth += 1;
@@ -89,12 +99,12 @@ pub(crate) fn plain(bytes: &[u8]) -> Result<PathBuf, TreeError> {
             }
         }
     }
-    if depth > DEPTH_MAX { Err(TreeError::Deep) } else { Ok(path) }
+    if depth > DEPTH_MAX { Err(EntryError::Deep) } else { Ok(path) }
 }
 
 impl Tree {
-    /// Folders above `path` that do not exist yet, outermost first; they are added.
-    pub(crate) fn missing_parents(&mut self, path: &Path) -> Result<Vec<PathBuf>, TreeError> {
+    /// Adds the missing folders above `path` and returns them, outermost first.
+    pub(crate) fn missing_parents(&mut self, path: &Path) -> Result<Vec<PathBuf>, EntryError> {
         let mut parents: Vec<&Path> =
             path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()).collect();
         parents.reverse();
@@ -102,7 +112,7 @@ impl Tree {
         for parent in parents {
             match self.nodes.get(parent) {
                 Some(Node::Folder) => {}
-                Some(Node::File | Node::Link(_)) => return Err(TreeError::ThroughNoFolder),
+                Some(Node::File | Node::Link(_)) => return Err(EntryError::NotThroughFolders),
                 None => {
                     self.nodes.insert(parent.to_owned(), Node::Folder);
                     missing.push(parent.to_owned());
@@ -112,15 +122,14 @@ impl Tree {
         Ok(missing)
     }
 
-    /// Adds an entry; false when it is a folder that exists already.
-    ///
-    /// Only a folder may come twice: anything else would replace what was judged before.
-    pub(crate) fn add(&mut self, path: &Path, node: Node) -> Result<bool, TreeError> {
+    /// Adds an entry; false when it is a folder that exists already. Only a folder may come twice:
+    /// anything else would replace what was judged before.
+    pub(crate) fn add(&mut self, path: &Path, node: Node) -> Result<bool, EntryError> {
         match (self.nodes.get(path), &node) {
             (Some(Node::Folder), Node::Folder) => return Ok(false),
-            (Some(_), _) => return Err(TreeError::Twice),
+            (Some(_), _) => return Err(EntryError::Twice),
             (None, Node::Link(target)) if target.is_absolute() => {
-                return Err(TreeError::LinkAbsolute);
+                return Err(EntryError::LinkAbsolute);
             }
             (None, _) => {}
         }
@@ -128,19 +137,19 @@ impl Tree {
         Ok(true)
     }
 
-    /// Whether a hard link may point to `target`: an earlier file of the same archive.
-    pub(crate) fn check_hard_link(&self, target: &Path) -> Result<(), TreeError> {
+    /// A hard link may only point to an earlier file of the same archive.
+    pub(crate) fn check_hard_link(&self, target: &Path) -> Result<(), EntryError> {
         match self.nodes.get(target) {
             Some(Node::File) => Ok(()),
-            Some(Node::Folder | Node::Link(_)) | None => Err(TreeError::HardLink),
+            Some(Node::Folder | Node::Link(_)) | None => Err(EntryError::HardLink),
         }
     }
 
     /// Follows every link to its end, through other links, once the whole archive is known.
     ///
-    /// Looking at the text alone is not enough: `a/b -> ../..` may stay inside by its text while
-    /// `a` is a link itself.
-    pub(crate) fn check_links(&self) -> Result<(), (PathBuf, TreeError)> {
+    /// The text alone is not enough: `a/b -> ../..` may stay inside by its text while `a` is a link
+    /// itself.
+    pub(crate) fn check_links(&self) -> Result<(), (PathBuf, EntryError)> {
         for (path, node) in &self.nodes {
             if let Node::Link(target) = node {
                 let mut hops = 0;
@@ -152,19 +161,19 @@ impl Tree {
     }
 
     /// Where `target` leads from the folder `at`.
-    fn follow(&self, at: PathBuf, target: &Path, hops: &mut u32) -> Result<PathBuf, TreeError> {
+    fn follow(&self, at: PathBuf, target: &Path, hops: &mut u32) -> Result<PathBuf, EntryError> {
         *hops += 1;
         if *hops > LINK_HOPS_MAX {
-            return Err(TreeError::LinkLoop);
+            return Err(EntryError::LinkLoop);
         }
         let mut at = at;
         for component in target.components() {
             match component {
                 Component::CurDir => {}
-                Component::RootDir | Component::Prefix(_) => return Err(TreeError::LinkAbsolute),
+                Component::RootDir | Component::Prefix(_) => return Err(EntryError::LinkAbsolute),
                 Component::ParentDir => {
                     if !at.pop() {
-                        return Err(TreeError::LinkOut);
+                        return Err(EntryError::LinkOut);
                     }
                 }
                 Component::Normal(name) => {

@@ -265,16 +265,16 @@ impl AppRecord {
     /// Whether the server may take traffic, as far as the record says.
     ///
     /// # Errors
-    /// Why not, in words.
-    pub fn takes_traffic(&self) -> Result<(), String> {
-        match (&self.local.current, &self.local.activation) {
-            (None, _) => Err("nothing is installed".to_owned()),
-            (Some(_), Some(activation)) if self.blocked || activation.drained() => {
-                Err(match &activation.progress {
-                    Progress::Failed { reason, .. } => reason.clone(),
-                    _ => "a release is being installed".to_owned(),
-                })
+    /// Why not.
+    pub fn takes_traffic(&self) -> Result<(), NoTraffic> {
+        let activation = self.local.activation.as_ref();
+        let out = self.blocked || activation.is_some_and(LocalActivation::drained);
+        match (&self.local.current, activation.map(|activation| &activation.progress)) {
+            (_, Some(Progress::Failed { reason, .. })) if out => {
+                Err(NoTraffic::Failed { reason: reason.clone() })
             }
+            (None, _) => Err(NoTraffic::NothingInstalled),
+            (Some(_), _) if out => Err(NoTraffic::Installing),
             (Some(_), _) => Ok(()),
         }
     }
@@ -322,6 +322,20 @@ impl AppRecord {
     }
 }
 
+/// Why an app on a server takes no traffic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoTraffic {
+    /// No release is installed, or none was ordered.
+    NothingInstalled,
+    /// A release is being installed.
+    Installing,
+    /// A step or a running check failed.
+    Failed {
+        /// For people.
+        reason: String,
+    },
+}
+
 /// What the group said lately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Told {
@@ -347,14 +361,5 @@ pub fn back_off_ms(attempt: u32) -> u64 {
 }
 
 #[cfg(test)]
-mod record_test {
-    use super::{BootTime, Elapsed};
-
-    #[test]
-    fn a_reboot_keeps_what_had_elapsed() {
-        let mut clock = Elapsed::start(BootTime { boot: "a", ms: 5_000 });
-        clock = clock.carried(BootTime { boot: "a", ms: 5_100 });
-        assert_eq!(clock.ms(BootTime { boot: "a", ms: 6_000 }), 1_000);
-        assert_eq!(clock.ms(BootTime { boot: "b", ms: 700 }), 800, "before, and since the boot");
-    }
-}
+#[path = "record_test.rs"]
+mod record_test;

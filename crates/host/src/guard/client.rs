@@ -1,4 +1,4 @@
-//! The agent's side of the guard's socket; starts a guard when there is none.
+//! The agent's side of the guard's socket. Starts a guard when none is listening.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -9,6 +9,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use cohort_base::retry::Schedule;
+use cohort_base::{Cause, OnPath as _};
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
@@ -20,31 +22,31 @@ use crate::service::{ServiceControl, ServiceError, ServiceSpec, ServiceStatus};
 /// How long an answer may take that needs no stop.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// How long a guard may take until it listens. A machine with forty of them and two cores has been
-/// seen to take seconds.
+/// How long a start may take, which may include a stop.
+const START_MAX: Duration = Duration::from_secs(70);
+
+/// How long a guard may take until it listens. With forty of them on two cores, it takes seconds.
 const LAUNCH_MAX: Duration = Duration::from_secs(15);
 
-/// How long after one that ended before it listened another is started.
-const LAUNCH_AGAIN: Duration = Duration::from_millis(200);
+/// Pauses between looks for a guard that was just started.
+const LAUNCH_LOOK: Schedule = Schedule::new(Duration::from_millis(20), Duration::from_millis(200));
 
 /// What a stop may take beyond the service's own limit.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
-/// Longest path of a unix socket that the kernel takes, less one.
+/// Longest path of a unix socket that the kernel accepts, without the zero byte.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-const WHO: &str = "the guard";
-
-/// How a guard is started: a program and its arguments, such as `cohort guard --dir …`.
+/// How to start a guard, such as `cohort guard --dir …`.
 #[derive(Debug, Clone)]
 pub struct GuardLaunch {
     /// The program.
     pub program: PathBuf,
-    /// Its arguments.
+    /// Without the program itself.
     pub args: Vec<OsString>,
 }
 
-/// Speaks to the guard of one folder.
+/// Talks to the guard of one folder.
 #[derive(Debug)]
 pub struct GuardClient {
     folder: PathBuf,
@@ -62,21 +64,21 @@ pub(super) fn short_path(folder: &File, path: &Path) -> PathBuf {
 }
 
 impl GuardClient {
-    /// Speaks to the guard of `folder`, and starts one by `launch` when none listens.
+    /// For the guard of `folder`. Without `launch`, none is started.
     #[must_use]
     pub fn new(folder: PathBuf, launch: Option<GuardLaunch>) -> Self {
         GuardClient { folder, launch, launching: tokio::sync::Mutex::new(()) }
     }
 
-    /// Sees to it that a guard runs. Harmless to repeat.
+    /// Makes sure that a guard is running. Harmless to repeat.
     ///
     /// # Errors
-    /// When none runs and none can be started.
+    /// When none is running and none can be started.
     pub async fn ensure(&self) -> Result<(), ServiceError> {
         self.connect().await.map(drop)
     }
 
-    /// Stops every service and the guard. No error when there is none.
+    /// Stops every service and the guard. No error when there is no guard.
     ///
     /// # Errors
     /// When it does not answer.
@@ -84,34 +86,23 @@ impl GuardClient {
         match self.dial().await {
             Ok(stream) => {
                 let request = Request { version: VERSION, ask: Ask::Shutdown };
-                judge(converse(stream, &request, at_most).await).map(drop)
+                done(judge(converse(stream, &request, at_most).await)?)
             }
             Err(_) => Ok(()),
         }
     }
 
-    /// The services that are to run.
-    ///
-    /// # Errors
-    /// When the guard does not answer.
-    pub async fn list(&self) -> Result<Vec<String>, ServiceError> {
-        match self.ask(Ask::List, ANSWER_MAX).await? {
-            Answer::Names(names) => Ok(names),
-            answer => Err(unexpected(&answer)),
-        }
-    }
-
-    /// Asks, and once more when the guard went away meanwhile: nothing that is asked of it does
-    /// harm when it is done twice.
+    /// Asks, and asks the next guard when this one goes away meanwhile: every request may be
+    /// repeated.
     async fn ask(&self, ask: Ask, at_most: Duration) -> Result<Answer, ServiceError> {
         let request = Request { version: VERSION, ask };
-        let answer = match converse(self.connect().await?, &request, at_most).await {
-            Err(Lost::Connection(error)) => {
-                tracing::debug!(%error, "the guard went away; asking the next one");
-                converse(self.connect().await?, &request, at_most).await
-            }
-            answer => answer,
-        };
+        let mut answer = converse(self.connect().await?, &request, at_most).await;
+        if let Err(error) = &answer
+            && error.kind() != io::ErrorKind::TimedOut
+        {
+            tracing::debug!(%error, "the guard went away; asking the next one");
+            answer = converse(self.connect().await?, &request, at_most).await;
+        }
         judge(answer)
     }
 
@@ -127,28 +118,22 @@ impl GuardClient {
         };
         let Some(launch) = &self.launch else { return Err(unreachable(error)) };
         let _one_at_a_time = self.launching.lock().await;
-        if let Ok(stream) = self.dial().await {
-            return Ok(stream);
-        }
-        let start = || {
-            self.start(launch).map_err(|error| {
-                unreachable(format!("{} cannot be started: {error}", launch.program.display()))
-            })
-        };
-        let mut launched = start()?;
+        let mut guard: Option<std::thread::JoinHandle<()>> = None;
+        let mut pauses = LAUNCH_LOOK.pauses();
         let deadline = Instant::now() + LAUNCH_MAX;
         loop {
             match self.dial().await {
                 Ok(stream) => return Ok(stream),
                 Err(error) if Instant::now() > deadline => return Err(unreachable(error)),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(_) => {}
             }
-            // A killed guard holds its lock until its last thread is gone: the next one ends at
-            // once when it comes too early.
-            if launched.is_finished() {
-                tokio::time::sleep(LAUNCH_AGAIN).await;
-                launched = start()?;
+            // A killed guard holds its lock until its last thread is gone. A guard that is started
+            // before that ends at once, and is started again.
+            if guard.as_ref().is_none_or(|guard| guard.is_finished()) {
+                let started = self.start(launch).on_path("start", &launch.program);
+                guard = Some(started.map_err(unreachable)?);
             }
+            tokio::time::sleep(pauses.next_pause()).await;
         }
     }
 
@@ -163,7 +148,7 @@ impl GuardClient {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        // It outlives this process, or is reaped here; a thread sleeps until then.
+        // It outlives this process, or is reaped here.
         let reaper = std::thread::Builder::new().name("guard-reaper".into());
         reaper.stack_size(64 * 1024).spawn(move || {
             let _status = child.wait();
@@ -171,74 +156,58 @@ impl GuardClient {
     }
 }
 
-/// Why there was no answer.
-enum Lost {
-    Connection(io::Error),
-    Time,
-}
-
 async fn converse(
     mut stream: UnixStream,
     request: &Request,
     at_most: Duration,
-) -> Result<Response, Lost> {
+) -> io::Result<Response> {
     let exchange = async {
         write_line(&mut stream, request).await?;
         let line = read_line(&mut BufReader::new(&mut stream)).await?;
         let line = line.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
         Ok(serde_json::from_slice(&line)?)
     };
-    match tokio::time::timeout(at_most, exchange).await {
-        Ok(answered) => answered.map_err(Lost::Connection),
-        Err(_) => Err(Lost::Time),
+    let in_time = tokio::time::timeout(at_most, exchange).await;
+    in_time.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+fn judge(answer: io::Result<Response>) -> Result<Answer, ServiceError> {
+    match answer.map_err(unreachable)?.answer {
+        Answer::CannotStart(reason) => Err(ServiceError::Start { reason }),
+        Answer::Refused(reason) => Err(failed(reason)),
+        answer => Ok(answer),
     }
 }
 
-fn judge(answer: Result<Response, Lost>) -> Result<Answer, ServiceError> {
+fn done(answer: Answer) -> Result<(), ServiceError> {
     match answer {
-        Ok(Response { answer: Answer::CannotStart(reason), .. }) => {
-            Err(ServiceError::Start(reason))
-        }
-        Ok(Response { answer: Answer::Refused(reason), .. }) => {
-            Err(ServiceError::Failed { what: WHO, reason })
-        }
-        Ok(Response { answer, .. }) => Ok(answer),
-        Err(Lost::Connection(error)) => Err(unreachable(error)),
-        Err(Lost::Time) => Err(unreachable("it did not answer in time")),
+        Answer::Done => Ok(()),
+        answer => Err(failed(format!("unexpected answer: {answer:?}"))),
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
-fn unreachable(reason: impl ToString) -> ServiceError {
-    ServiceError::Unreachable { what: WHO, reason: reason.to_string() }
+fn unreachable(source: impl Into<Cause>) -> ServiceError {
+    ServiceError::Unreachable { manager: "the guard", source: source.into() }
 }
 
-fn unexpected(answer: &Answer) -> ServiceError {
-    ServiceError::Failed { what: WHO, reason: format!("an unexpected answer: {answer:?}") }
+fn failed(source: impl Into<Cause>) -> ServiceError {
+    ServiceError::Failed { manager: "the guard", source: source.into() }
 }
 
 #[async_trait]
 impl ServiceControl for GuardClient {
     async fn start(&self, spec: &ServiceSpec) -> Result<(), ServiceError> {
-        // Stopping what ran before may be part of it.
-        let at_most = ANSWER_MAX + Duration::from_secs(60);
-        match self.ask(Ask::Start(spec.clone()), at_most).await? {
-            Answer::Done => Ok(()),
-            answer => Err(unexpected(&answer)),
-        }
+        done(self.ask(Ask::Start(spec.clone()), START_MAX).await?)
     }
 
     async fn stop(&self, name: &str, at_most: Duration) -> Result<(), ServiceError> {
-        match self.ask(Ask::Stop { name: name.to_owned() }, at_most + STOP_MARGIN).await? {
-            Answer::Done => Ok(()),
-            answer => Err(unexpected(&answer)),
-        }
+        done(self.ask(Ask::Stop { name: name.to_owned() }, at_most + STOP_MARGIN).await?)
     }
 
     async fn status(&self, name: &str) -> Result<ServiceStatus, ServiceError> {
         match self.ask(Ask::Status { name: name.to_owned() }, ANSWER_MAX).await? {
             Answer::Status(status) => Ok(status),
-            answer => Err(unexpected(&answer)),
+            answer => Err(failed(format!("unexpected answer: {answer:?}"))),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the guard did, one line each: the record of when a service was there and when not.
+//! What the guard did, one line each: when each service was up, and when not.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -6,33 +6,36 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// The file's name in the guard's folder.
+use crate::process::Exit;
+use crate::service::ServiceSpec;
+
+/// In the guard's folder.
 pub const EVENTS_FILE: &str = "events.log";
 
-/// Where a full file is turned over. 1 MiB is some ten thousand events; one old file is kept.
+/// The file is rotated at this size. 1 MiB is some ten thousand events; one old file is kept.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// One line of the record.
+/// One line of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Boot-time clock, in milliseconds.
     pub boot_ms: u64,
-    /// Of which start of the machine.
+    /// The boot of the machine that `boot_ms` and `pid` belong to.
     pub boot_id: String,
-    /// Which service.
+    /// The service's name.
     pub service: String,
-    /// Under which yes.
+    /// The key that it was started under.
     pub key: String,
-    /// Its process.
+    /// The leader of its process group.
     pub pid: u32,
     /// What happened.
     pub event: EventKind,
-    /// How it ended, in words.
+    /// How it ended, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit: Option<String>,
+    pub exit: Option<Exit>,
 }
 
-/// What happened.
+/// What happened to a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
@@ -42,41 +45,33 @@ pub enum EventKind {
     Adopted,
     /// It ended by itself.
     Exited,
-    /// It was stopped, as asked.
+    /// The guard was asked to stop it, and did.
     Stopped,
 }
 
 #[derive(Debug)]
 pub(crate) struct EventLog {
     path: PathBuf,
-    boot_id: String,
 }
 
 impl EventLog {
     pub(crate) fn new(folder: &Path) -> Self {
-        EventLog { path: folder.join(EVENTS_FILE), boot_id: crate::clock::boot_id() }
+        EventLog { path: folder.join(EVENTS_FILE) }
     }
 
-    /// Writes a line. That it cannot be written is logged: services matter more than their record.
-    pub(crate) fn write(
-        &self,
-        service: &str,
-        key: &str,
-        pid: u32,
-        event: EventKind,
-        exit: Option<String>,
-    ) {
+    /// Writes a line. A failure is only logged: services matter more than their history.
+    pub(crate) fn write(&self, spec: &ServiceSpec, pid: u32, event: EventKind, exit: Option<Exit>) {
         let event = Event {
             boot_ms: crate::clock::boot_time_ms(),
-            boot_id: self.boot_id.clone(),
-            service: service.to_owned(),
-            key: key.to_owned(),
+            boot_id: crate::clock::boot_id().to_owned(),
+            service: spec.name.clone(),
+            key: spec.key.clone(),
             pid,
             event,
             exit,
         };
         if let Err(error) = self.try_write(&event) {
-            tracing::warn!(path = %self.path.display(), %error, "an event could not be written");
+            tracing::warn!(path = %self.path.display(), %error, "cannot write an event");
         }
     }
 

@@ -1,20 +1,21 @@
-//! A service's output: from its named pipe into a file that is turned over by size.
+//! A service's output: from its named pipe into a log file that is rotated by size.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::fs::Mode;
 use tokio::net::unix::pipe;
 
 use crate::output::Tail;
 
-/// Where a full file is turned over; as many again are kept. 4 MiB in two files per service keep
-/// the log of a talkative service for minutes and the disk of forty small.
+/// The file is rotated at this size, and one old file is kept. 4 MiB per service hold minutes of a
+/// talkative service, and even forty of them need little disk.
 const FILE_BYTES_MAX: u64 = 2 * 1024 * 1024;
 
-/// The last output that goes with a status. A report carries 2 KiB.
+/// How much of the last output goes with a status: as much as a report carries.
 const TAIL_BYTES_MAX: usize = 2 * 1024;
 
 const READ_BYTES: usize = 16 * 1024;
@@ -29,7 +30,7 @@ pub(crate) struct ServiceLog {
 
 impl ServiceLog {
     /// Opens the service's pipe and reads it until the runtime ends. A guard that is killed between
-    /// a read and its write takes what it has read with it; the rest waits in the pipe.
+    /// a read and its write loses what it read; the rest waits in the pipe.
     pub(crate) fn open(folder: &Path, name: &str) -> io::Result<Arc<Self>> {
         let pipe = folder.join("pipes").join(name);
         let log = folder.join("logs").join(format!("{name}.log"));
@@ -49,14 +50,13 @@ impl ServiceLog {
         Ok(service)
     }
 
-    /// The end for a service to write to. Open for reading too, so that it never breaks.
+    /// The end that a service writes to. Open for reading as well, so that it never breaks.
     pub(crate) fn writer(&self) -> io::Result<File> {
         OpenOptions::new().read(true).write(true).open(&self.pipe)
     }
 
-    /// The last output.
     pub(crate) fn tail(&self) -> String {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner).text()
+        self.tail.lock().text()
     }
 
     async fn read(self: Arc<Self>, receiver: pipe::Receiver) {
@@ -69,17 +69,17 @@ impl ServiceLog {
             match receiver.try_read(&mut buffer) {
                 Ok(count) => {
                     let bytes = &buffer[..count];
-                    self.tail.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+                    self.tail.lock().push(bytes);
                     if let Err(error) = self.keep(&mut file, bytes) {
                         // A full disk loses the log, never the service.
                         file = None;
-                        tracing::debug!(path = %self.log.display(), %error, "output was lost");
+                        tracing::debug!(path = %self.log.display(), %error, "lost a service's output");
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return,
             }
-            // A service that floods must not keep the guard from its other work.
+            // A service that floods its log must not starve the guard's other work.
             tokio::task::yield_now().await;
         }
     }

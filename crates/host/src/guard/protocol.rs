@@ -1,4 +1,4 @@
-//! What is said over the guard's socket: one JSON object per line, one answer per request.
+//! The protocol on the guard's socket: one JSON object per line, one answer per request.
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{
@@ -7,10 +7,10 @@ use tokio::io::{
 
 use crate::service::{ServiceSpec, ServiceStatus};
 
-/// The version that both sides speak.
+/// Both sides speak this version, or not at all.
 pub(crate) const VERSION: u32 = 1;
 
-/// Longest line. A command of 256 words and as many variables fits; memory does not grow.
+/// Longest line: a command of 256 words and as many variables fits, and memory is bounded.
 pub(crate) const LINE_BYTES_MAX: u64 = 256 * 1024;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,8 +30,7 @@ pub(crate) enum Ask {
     Status {
         name: String,
     },
-    List,
-    /// Stop every service and end; what is to run stays written down for the next guard.
+    /// Stop every service and exit. The record stays: the next guard starts them again.
     Shutdown,
 }
 
@@ -47,13 +46,13 @@ pub(crate) struct Response {
 pub(crate) enum Answer {
     Done,
     Status(ServiceStatus),
-    Names(Vec<String>),
-    /// The service's program cannot be run.
+    /// The service's program cannot be run: the release's fault.
     CannotStart(String),
+    /// The guard could not do it, or did not understand.
     Refused(String),
 }
 
-/// Reads one line of bounded length; `None` at the end.
+/// Reads one line of at most [`LINE_BYTES_MAX`]; `None` at the end of the stream.
 pub(crate) async fn read_line(
     reader: &mut (impl AsyncBufRead + Unpin),
 ) -> std::io::Result<Option<Vec<u8>>> {
@@ -63,13 +62,12 @@ pub(crate) async fn read_line(
         None => Ok(None),
         Some(b'\n') => Ok(Some(line)),
         Some(_) if count as u64 == LINE_BYTES_MAX => {
-            Err(std::io::Error::other("a line is longer than 256 KiB"))
+            Err(std::io::Error::other("line longer than 256 KiB"))
         }
         Some(_) => Ok(None),
     }
 }
 
-/// Writes one object as a line.
 pub(crate) async fn write_line(
     writer: &mut (impl AsyncWrite + Unpin),
     value: &impl Serialize,
@@ -77,7 +75,7 @@ pub(crate) async fn write_line(
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     if line.len() as u64 > LINE_BYTES_MAX {
-        return Err(std::io::Error::other("a message is longer than 256 KiB"));
+        return Err(std::io::Error::other("message longer than 256 KiB"));
     }
     writer.write_all(&line).await
 }

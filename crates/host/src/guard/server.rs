@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cohort_base::chain;
+use cohort_base::retry::NEAR;
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Semaphore};
@@ -15,64 +17,55 @@ use super::events::EventLog;
 use super::log::ServiceLog;
 use super::protocol::{Answer, Ask, Request, Response, VERSION, read_line, write_line};
 use super::state::{Kept, Record};
-use super::supervise::{CannotSpawn, Shared, Supervised};
+use super::supervise::{CannotSpawn, Home, Shared, Supervised};
 use crate::service::{RunService, ServiceSpec, ServiceStatus};
 
-/// Connections at once. The agent uses one at a time, a person another.
+/// Connections at a time. The agent uses one, a person another.
 const CONNECTIONS_MAX: usize = 16;
 
-/// How long a connection may say nothing.
+/// A silent connection is closed after this.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// Services of one guard: apps on one server.
 const SERVICES_MAX: usize = 64;
 
-/// One service's place. Its lock is held while it is started or stopped, so that requests about one
-/// service come one after the other while the other services are answered.
+/// One service's place. Its lock is held while the service is started or stopped: requests about
+/// one service are served in turn, while those about others are answered.
 #[derive(Debug)]
 struct Place {
-    log: Arc<ServiceLog>,
+    home: Home,
     service: Mutex<Option<Supervised>>,
-    /// Asked before the lock can be had: what the service was last seen to do.
-    seen: std::sync::Mutex<ServiceStatus>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Server {
     folder: PathBuf,
     shared: Arc<Shared>,
-    places: std::sync::Mutex<BTreeMap<String, Arc<Place>>>,
+    places: parking_lot::Mutex<BTreeMap<String, Arc<Place>>>,
     shutdown: CancellationToken,
 }
 
 impl Server {
-    /// Reads what is to run and sees to it that it does.
+    /// Reads which services are to run, and runs them.
     pub(crate) async fn open(folder: &Path) -> Result<Arc<Self>, GuardError> {
         let record = Record::open(folder)?;
-        let services = record.services();
         let server = Arc::new(Server {
             folder: folder.to_owned(),
             shared: Arc::new(Shared { record, events: EventLog::new(folder) }),
-            places: std::sync::Mutex::default(),
+            places: parking_lot::Mutex::default(),
             shutdown: CancellationToken::new(),
         });
-        for (name, kept) in services {
-            let place = match server.place(&name) {
-                Ok(place) => place,
-                Err(reason) => {
-                    tracing::error!(service = name, reason, "a service cannot be taken over");
-                    continue;
+        for kept in server.shared.record.services() {
+            match server.place(&kept.spec.name) {
+                Ok(place) => {
+                    let supervised = Supervised::take_over(&place.home, kept);
+                    *place.service.lock().await = Some(supervised);
                 }
-            };
-            let Kept { spec, exits, last_exit, process } = kept;
-            let supervised = Supervised::take_over(
-                &server.shared,
-                spec,
-                Arc::clone(&place.log),
-                process.as_ref(),
-                (exits, last_exit),
-            );
-            *place.service.lock().await = Some(supervised);
+                Err(reason) => {
+                    let service = kept.spec.name;
+                    tracing::error!(service, reason, "cannot take over a service");
+                }
+            }
         }
         Ok(server)
     }
@@ -80,6 +73,7 @@ impl Server {
     /// Answers until told to shut down.
     pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut pauses = NEAR.pauses();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -87,20 +81,21 @@ impl Server {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    // One too many is closed at once, instead of waiting in a queue without end.
+                    pauses.reset();
+                    // One too many is closed at once instead of queued without bound.
                     let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
                     let server = Arc::clone(&self);
                     tokio::spawn(async move {
                         if let Err(error) = server.converse(stream).await {
-                            tracing::debug!(%error, "a connection to the guard ended");
+                            tracing::debug!(%error, "a connection to the guard broke");
                         }
                         drop(permit);
                     });
                 }
                 Err(error) => {
-                    // Out of file descriptors, say: services go on, and so does this, later.
-                    tracing::warn!(%error, "the guard cannot take a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    // Out of file descriptors, for instance. Services keep running.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(pauses.next_pause()).await;
                 }
             }
         }
@@ -116,13 +111,13 @@ impl Server {
             let (answer, last) = match serde_json::from_slice::<Request>(&line) {
                 Ok(Request { version: VERSION, ask }) => {
                     let last = matches!(ask, Ask::Shutdown);
-                    (self.answer(ask).await, last)
+                    (self.answer(ask).await.unwrap_or_else(Answer::Refused), last)
                 }
                 Ok(Request { version, .. }) => {
-                    let text = format!("version {version} is not spoken here, {VERSION} is");
+                    let text = format!("this guard speaks version {VERSION}, not {version}");
                     (Answer::Refused(text), false)
                 }
-                Err(error) => (Answer::Refused(format!("not understood: {error}")), false),
+                Err(error) => (Answer::Refused(format!("invalid request: {error}")), false),
             };
             write_line(&mut writer, &Response { version: VERSION, answer }).await?;
             if last {
@@ -132,66 +127,65 @@ impl Server {
         }
     }
 
-    async fn answer(&self, ask: Ask) -> Answer {
-        let result = match ask {
+    /// The error is a refusal, for people.
+    async fn answer(&self, ask: Ask) -> Result<Answer, String> {
+        match ask {
             Ask::Start(spec) => self.start(spec).await,
             Ask::Stop { name } => self.stop(&name).await,
             Ask::Status { name } => Ok(Answer::Status(self.status(&name))),
-            Ask::List => Ok(Answer::Names(self.shared.record.services().into_keys().collect())),
             Ask::Shutdown => {
                 self.stop_all().await;
                 Ok(Answer::Done)
             }
-        };
-        result.unwrap_or_else(Answer::Refused)
+        }
     }
 
     fn place(&self, name: &str) -> Result<Arc<Place>, String> {
         let valid = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         if name.is_empty() || name.len() > 63 || !name.bytes().all(valid) {
-            return Err(format!("`{}` is no service name", name.escape_debug()));
+            return Err(format!("invalid service name `{}`", name.escape_debug()));
         }
-        let mut places = crate::lock(&self.places);
+        let mut places = self.places.lock();
         if let Some(place) = places.get(name) {
             return Ok(Arc::clone(place));
         }
         if places.len() >= SERVICES_MAX {
-            return Err(format!("a guard runs {SERVICES_MAX} services at the most"));
+            return Err(format!("a guard runs at most {SERVICES_MAX} services"));
         }
         let log = ServiceLog::open(&self.folder, name)
-            .map_err(|error| format!("the service's log cannot be opened: {error}"))?;
-        let place = Place { log, service: Mutex::default(), seen: std::sync::Mutex::default() };
-        let place = Arc::new(place);
+            .map_err(|error| format!("cannot open the service's log: {error}"))?;
+        let home = Home::new(Arc::clone(&self.shared), log);
+        let place = Arc::new(Place { home, service: Mutex::default() });
         places.insert(name.to_owned(), Arc::clone(&place));
         Ok(place)
     }
 
     async fn start(&self, spec: ServiceSpec) -> Result<Answer, String> {
-        if matches!(spec.run, RunService::Unit(_)) {
-            return Err("the guard runs commands, no units".to_owned());
+        if spec.run == RunService::Unit {
+            return Err("the guard runs commands, not units".to_owned());
         }
         let place = self.place(&spec.name)?;
         let mut service = place.service.lock().await;
-        if service.as_ref().is_some_and(|service| service.spec.key == spec.key) {
+        if service.as_ref().is_some_and(|service| service.key == spec.key) {
             return Ok(Answer::Done);
         }
         if let Some(old) = service.take() {
             old.stop().await;
         }
-        // Written down before it is started: a guard that is killed in between starts it.
+        // Recorded before it is started: if this guard is killed in between, the next starts it.
+        let name = spec.name.clone();
         let kept = Kept { spec: spec.clone(), exits: 0, last_exit: None, process: None };
-        self.keep(&spec.name, Some(kept))?;
-        match Supervised::start(&self.shared, spec.clone(), Arc::clone(&place.log)) {
+        self.shared.record.put(kept).map_err(|error| chain(&error))?;
+        match Supervised::start(&place.home, spec) {
             Ok(supervised) => {
                 *service = Some(supervised);
                 Ok(Answer::Done)
             }
             Err(cannot) => {
-                *crate::lock(&place.seen) = ServiceStatus::default();
-                self.keep(&spec.name, None)?;
+                self.forget(&name)?;
                 match cannot {
                     CannotSpawn::Program(reason) => Ok(Answer::CannotStart(reason)),
-                    CannotSpawn::Here(reason) => Err(reason),
+                    CannotSpawn::Machine(reason) => Err(reason),
                 }
             }
         }
@@ -200,40 +194,25 @@ impl Server {
     async fn stop(&self, name: &str) -> Result<Answer, String> {
         let place = self.place(name)?;
         let mut service = place.service.lock().await;
-        // It stays in the record until it has ended: a guard that is killed in between would lose
-        // sight of its process otherwise. The one who asked gets no answer then and asks again.
+        // It stays in the record until it has ended: if this guard is killed in between, the next
+        // one still knows the process. Whoever asked gets no answer then, and asks again.
         if let Some(old) = service.take() {
-            *crate::lock(&place.seen) = old.status();
             old.stop().await;
         }
-        *crate::lock(&place.seen) = ServiceStatus::default();
-        self.keep(name, None)?;
+        self.forget(name)?;
         Ok(Answer::Done)
     }
 
-    fn keep(&self, name: &str, kept: Option<Kept>) -> Result<(), String> {
-        let change = |services: &mut BTreeMap<String, Kept>| {
-            match kept {
-                Some(kept) => services.insert(name.to_owned(), kept),
-                None => services.remove(name),
-            };
-        };
-        self.shared.record.change(change).map_err(|error| crate::output::chain(&error))
+    fn forget(&self, name: &str) -> Result<(), String> {
+        self.shared.record.remove(name).map_err(|error| chain(&error))
     }
 
     fn status(&self, name: &str) -> ServiceStatus {
-        let place = crate::lock(&self.places).get(name).cloned();
-        let Some(place) = place else { return ServiceStatus::default() };
-        let status = match place.service.try_lock() {
-            Ok(service) => service.as_ref().map(Supervised::status).unwrap_or_default(),
-            Err(_) => return crate::lock(&place.seen).clone(),
-        };
-        *crate::lock(&place.seen) = status.clone();
-        status
+        self.places.lock().get(name).map(|place| place.home.status()).unwrap_or_default()
     }
 
     async fn stop_all(&self) {
-        let places: Vec<_> = crate::lock(&self.places).values().cloned().collect();
+        let places: Vec<_> = self.places.lock().values().cloned().collect();
         let mut stopping = tokio::task::JoinSet::new();
         for place in places {
             stopping.spawn(async move {

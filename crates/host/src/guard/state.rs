@@ -1,27 +1,40 @@
-//! What is to run and which processes do: durable, so that the next guard goes on.
+//! Which services are to run, and their processes: durable, for the next guard.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use cohort_store::{DurableFile, DurableFileError};
+use parking_lot::Mutex;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::process::{Watched, start_ticks};
+use crate::process::{Exit, Watched};
 use crate::service::ServiceSpec;
 
-/// In the environment of every service: which start of which guard this is.
+/// An environment variable of every service: which start by which guard this is.
 pub(crate) const INSTANCE: &str = "COHORT_GUARD_INSTANCE";
 
-/// The record.
+/// The content of `services.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Services {
-    /// Of which start of the machine the processes are.
-    pub(crate) boot_id: String,
-    /// By name; all of these are to run.
-    pub(crate) services: BTreeMap<String, Kept>,
+struct Services {
+    /// The boot of the machine that the processes belong to.
+    boot_id: String,
+    /// By name; all of them are to run.
+    services: BTreeMap<String, Kept>,
+}
+
+impl Services {
+    /// As it is after this boot: no process has survived another one.
+    fn in_boot(mut self, boot_id: &str) -> Self {
+        if self.boot_id != boot_id {
+            boot_id.clone_into(&mut self.boot_id);
+            for kept in self.services.values_mut() {
+                kept.process = None;
+            }
+        }
+        self
+    }
 }
 
 /// One service in the record.
@@ -31,20 +44,21 @@ pub(crate) struct Kept {
     pub(crate) spec: ServiceSpec,
     /// How often it ended by itself.
     pub(crate) exits: u64,
-    pub(crate) last_exit: Option<String>,
+    pub(crate) last_exit: Option<Exit>,
     pub(crate) process: Option<Process>,
 }
 
-/// A process of ours: written down before it is started, and completed after.
+/// A process of a service: written down before it is started, completed afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Process {
-    /// In its environment, see [`INSTANCE`].
+    /// The value of [`INSTANCE`] in its environment.
     pub(crate) instance: String,
-    /// Number and start time, once known.
+    /// `None` until it has started.
     pub(crate) started: Option<Started>,
 }
 
+/// What identifies a process within one boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Started {
@@ -59,57 +73,69 @@ pub(crate) struct Record {
 
 impl Record {
     pub(crate) fn open(folder: &Path) -> Result<Self, DurableFileError> {
-        let (file, services) = DurableFile::open(folder.join("services.json"))?;
-        let mut services: Services = services.unwrap_or_default();
-        let boot_id = crate::clock::boot_id();
-        if services.boot_id != boot_id {
-            services.boot_id = boot_id;
-            for kept in services.services.values_mut() {
-                kept.process = None;
-            }
-        }
+        let (file, services) = DurableFile::<Services>::open(folder.join("services.json"))?;
+        let services = services.unwrap_or_default().in_boot(crate::clock::boot_id());
         Ok(Record { inner: Mutex::new((file, services)) })
     }
 
-    /// Changes the record; durable when it returns. Nothing is changed when it cannot be written.
-    pub(crate) fn change(
+    /// Changes the record; durable when it returns. When it cannot be written, nothing changes.
+    fn change(
         &self,
         change: impl FnOnce(&mut BTreeMap<String, Kept>),
     ) -> Result<(), DurableFileError> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut services = inner.1.clone();
+        let (file, current) = &mut *self.inner.lock();
+        let mut services = current.clone();
         change(&mut services.services);
-        if services == inner.1 {
+        if services == *current {
             return Ok(());
         }
-        let saved = inner.0.save(&services);
+        let saved = file.save(&services);
         match saved {
-            Ok(()) => inner.1 = services,
-            // A disk that was full may have room again: the next change is tried anew, as a whole.
+            Ok(()) => *current = services,
+            // A full disk may have room again: the next change writes the whole record.
             Err(_) => {
-                if let Ok((file, _)) = DurableFile::open(inner.0.path()) {
-                    inner.0 = file;
+                if let Ok((reopened, _)) = DurableFile::open(file.path()) {
+                    *file = reopened;
                 }
             }
         }
         saved
     }
 
-    pub(crate) fn services(&self) -> BTreeMap<String, Kept> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).1.services.clone()
+    pub(crate) fn put(&self, kept: Kept) -> Result<(), DurableFileError> {
+        self.change(|services| drop(services.insert(kept.spec.name.clone(), kept)))
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> Result<(), DurableFileError> {
+        self.change(|services| drop(services.remove(name)))
+    }
+
+    /// Changes one service, if it is in the record.
+    pub(crate) fn update(
+        &self,
+        name: &str,
+        update: impl FnOnce(&mut Kept),
+    ) -> Result<(), DurableFileError> {
+        self.change(|services| {
+            if let Some(kept) = services.get_mut(name) {
+                update(kept);
+            }
+        })
+    }
+
+    pub(crate) fn services(&self) -> Vec<Kept> {
+        self.inner.lock().1.services.values().cloned().collect()
     }
 }
 
 impl Process {
-    /// The process, if it still runs: verified, so that a number given anew is never taken for it.
+    /// The process, if it still runs; never another one that was given its number.
     pub(crate) fn find(&self) -> Option<Watched> {
         match self.started {
-            Some(Started { pid, start_ticks: ticks }) => {
-                let pid = Pid::from_raw(pid)?;
-                let watched = Watched::open(pid).ok()?;
-                (start_ticks(pid) == Some(ticks)).then_some(watched)
+            Some(Started { pid, start_ticks }) => {
+                Watched::started_at(Pid::from_raw(pid)?, start_ticks)
             }
-            // The guard was killed between starting it and writing down its number.
+            // The guard was killed between starting it and writing its number.
             None => self.find_by_environment(),
         }
     }
@@ -123,7 +149,7 @@ impl Process {
             if !environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()) {
                 continue;
             }
-            // Its children inherit the environment; the service itself leads the group.
+            // Its children inherit the environment, but only the service leads its group.
             if rustix::process::getpgid(Some(pid)).is_ok_and(|group| group == pid) {
                 return Watched::open(pid).ok();
             }

@@ -1,10 +1,11 @@
-//! One service: started, watched, started again when it ends, stopped when asked.
+//! One service: started, watched, restarted when it ends, stopped when asked.
 
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use cohort_base::chain;
+use cohort_base::retry::{PROGRAM, Pauses};
+use parking_lot::Mutex;
 use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::time::Instant;
@@ -12,17 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::events::{EventKind, EventLog};
 use super::log::ServiceLog;
-use super::state::{INSTANCE, Process, Record, Started};
-use crate::process::{GroupChild, Watched, is_the_programs_fault, signal_by_name, start_ticks};
+use super::state::{INSTANCE, Kept, Process, Record, Started};
+use crate::clock::boot_time;
+use crate::process::{Exit, GroupChild, Watched, is_the_programs_fault, start_ticks};
 use crate::service::{RunService, ServiceCommand, ServiceSpec, ServiceState, ServiceStatus};
 
-/// The first wait before a service that ended is started again; doubled each time.
-const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
-
-/// The longest wait. 30 s: a service that comes back once its database does is soon there.
-const BACK_OFF_MAX: Duration = Duration::from_secs(30);
-
-/// Whoever ran this long is no longer in a loop of crashes.
+/// A service that ran this long is not in a crash loop.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
 
 /// What the services of one guard share.
@@ -32,26 +28,33 @@ pub(crate) struct Shared {
     pub(crate) events: EventLog,
 }
 
+/// Where one service lives, whatever runs there.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) log: Arc<ServiceLog>,
+    status: Arc<Mutex<ServiceStatus>>,
+}
+
 /// A service under supervision.
 #[derive(Debug)]
 pub(crate) struct Supervised {
-    pub(crate) spec: ServiceSpec,
+    pub(crate) key: String,
+    home: Home,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
-    status: Arc<Mutex<ServiceStatus>>,
-    log: Arc<ServiceLog>,
 }
 
-/// Why a service was not started.
+/// Why a service was not started, for people.
 #[derive(Debug)]
 pub(crate) enum CannotSpawn {
-    /// Its program cannot be run.
+    /// The program's fault.
     Program(String),
-    /// This machine is to blame.
-    Here(String),
+    /// This machine's fault.
+    Machine(String),
 }
 
-/// A process of the service: our child, or one that an earlier guard left.
+/// A process of the service: our child, or one that an earlier guard started.
 enum Running {
     Child(GroupChild),
     Found(Watched),
@@ -69,258 +72,235 @@ impl Running {
         self.watched().pid().as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// How it ended, in words, once it has; the rest of its group ends with it.
-    async fn exit(self) -> String {
+    /// Waits for its end; the rest of its group ends with it.
+    async fn exit(self) -> Exit {
         match self {
-            Running::Child(child) => match child.reap().await {
-                Ok(status) => in_words(status),
-                Err(error) => format!("ended, and its status cannot be read: {error}"),
-            },
+            Running::Child(child) => child.reap().await.unwrap_or(Exit::Unknown),
             Running::Found(watched) => {
                 watched.ended().await;
                 watched.signal_group(Signal::KILL);
-                "ended; how is unknown, because an earlier guard had started it".to_owned()
+                Exit::Unknown
             }
         }
     }
 }
 
-fn in_words(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("ended by signal {signal}"),
-        (None, None) => "ended".to_owned(),
+/// When a service that ended is restarted: after pauses that grow while it does not stay up.
+struct Restarts(Pauses);
+
+impl Restarts {
+    fn pause_after(&mut self, ran: Duration) -> Duration {
+        if ran >= STABLE_AFTER {
+            self.0.reset();
+        }
+        self.0.next_pause()
+    }
+}
+
+impl Home {
+    pub(crate) fn new(shared: Arc<Shared>, log: Arc<ServiceLog>) -> Self {
+        Home { shared, log, status: Arc::default() }
+    }
+
+    pub(crate) fn status(&self) -> ServiceStatus {
+        ServiceStatus { output: self.log.tail(), ..self.status.lock().clone() }
+    }
+
+    /// Starts a process: its mark is written down first, its number afterwards.
+    fn spawn(&self, spec: &ServiceSpec) -> Result<Running, CannotSpawn> {
+        let RunService::Command(command) = &spec.run else {
+            return Err(CannotSpawn::Machine("the guard runs commands, not units".to_owned()));
+        };
+        let instance = format!("{}.{}.{}", spec.name, std::process::id(), boot_time().as_nanos());
+        let process = Process { instance, started: None };
+        self.shared
+            .record
+            .update(&spec.name, |kept| kept.process = Some(process.clone()))
+            .map_err(|error| CannotSpawn::Machine(chain(&error)))?;
+        let child = self.spawn_command(command, &process.instance).map_err(|error| {
+            let reason = format!("{}: {error}", command.program.display());
+            if is_the_programs_fault(&error) {
+                CannotSpawn::Program(reason)
+            } else {
+                CannotSpawn::Machine(reason)
+            }
+        })?;
+        let running = Running::Child(child);
+        self.shared.events.write(spec, running.pid(), EventKind::Started, None);
+        self.started(spec, process, running.watched());
+        Ok(running)
+    }
+
+    fn spawn_command(
+        &self,
+        command: &ServiceCommand,
+        instance: &str,
+    ) -> std::io::Result<GroupChild> {
+        let writer = self.log.writer()?;
+        let mut process = Command::new(&command.program);
+        process
+            .args(&command.args)
+            .env_clear()
+            .envs(&command.env)
+            .env(INSTANCE, instance)
+            .current_dir(&command.folder)
+            .stdout(writer.try_clone()?)
+            .stderr(writer);
+        if let Some(run_as) = command.run_as {
+            run_as.apply(&mut process);
+        }
+        GroupChild::spawn(&mut process)
+    }
+
+    /// Writes down a process's number. If that fails, the service runs all the same: the next guard
+    /// finds it by its environment.
+    fn started(&self, spec: &ServiceSpec, process: Process, watched: &Watched) {
+        let Some(start_ticks) = start_ticks(watched.pid()) else { return };
+        let started = Some(Started { pid: watched.pid().as_raw_nonzero().get(), start_ticks });
+        let process = Process { started, ..process };
+        let updated = self.shared.record.update(&spec.name, |kept| kept.process = Some(process));
+        if let Err(error) = updated {
+            tracing::error!(reason = chain(&error), "cannot record a service's process");
+        }
     }
 }
 
 impl Supervised {
     /// Starts the service for the first time; the answer says whether its program could be run.
-    pub(crate) fn start(
-        shared: &Arc<Shared>,
-        spec: ServiceSpec,
-        log: Arc<ServiceLog>,
-    ) -> Result<Self, CannotSpawn> {
-        let running = spawn(shared, &spec, &log)?;
-        Ok(Self::watch(shared, spec, log, Some(running), (0, None)))
+    pub(crate) fn start(home: &Home, spec: ServiceSpec) -> Result<Self, CannotSpawn> {
+        let running = home.spawn(&spec)?;
+        let kept = Kept { spec, exits: 0, last_exit: None, process: None };
+        Ok(Self::watch(home, kept, Some(running)))
     }
 
     /// Takes over what an earlier guard ran: adopts its process, or starts it again.
-    pub(crate) fn take_over(
-        shared: &Arc<Shared>,
-        spec: ServiceSpec,
-        log: Arc<ServiceLog>,
-        process: Option<&Process>,
-        before: (u64, Option<String>),
-    ) -> Self {
-        let found = process.and_then(Process::find).map(Running::Found);
+    pub(crate) fn take_over(home: &Home, mut kept: Kept) -> Self {
+        let process = kept.process.take();
+        let found = process.as_ref().and_then(Process::find).map(Running::Found);
         if let (Some(running), Some(process)) = (&found, process) {
-            shared.events.write(&spec.name, &spec.key, running.pid(), EventKind::Adopted, None);
-            write_down(shared, &spec.name, &process.instance, running.watched());
+            home.shared.events.write(&kept.spec, running.pid(), EventKind::Adopted, None);
+            home.started(&kept.spec, process, running.watched());
         }
-        Self::watch(shared, spec, log, found, before)
+        Self::watch(home, kept, found)
     }
 
-    fn watch(
-        shared: &Arc<Shared>,
-        spec: ServiceSpec,
-        log: Arc<ServiceLog>,
-        running: Option<Running>,
-        (exits, last_exit): (u64, Option<String>),
-    ) -> Self {
-        let status = Arc::new(Mutex::new(ServiceStatus {
-            key: Some(spec.key.clone()),
+    fn watch(home: &Home, kept: Kept, running: Option<Running>) -> Self {
+        let Kept { spec, exits, last_exit, process: _ } = kept;
+        let state = match &running {
+            Some(running) => ServiceState::Running { pid: running.pid() },
+            None => ServiceState::Waiting,
+        };
+        let key = spec.key.clone();
+        *home.status.lock() = ServiceStatus {
+            key: Some(key.clone()),
             release: Some(spec.release.clone()),
-            state: running
-                .as_ref()
-                .map_or(ServiceState::Waiting, |r| ServiceState::Running { pid: r.pid() }),
+            state,
             exits,
             last_exit,
             output: String::new(),
-        }));
-        let stop = CancellationToken::new();
-        let keeper = Keeper {
-            shared: Arc::clone(shared),
-            spec: spec.clone(),
-            log: Arc::clone(&log),
-            status: Arc::clone(&status),
-            stop: stop.clone(),
         };
+        let (home, stop) = (home.clone(), CancellationToken::new());
+        let keeper = Keeper { home: home.clone(), spec, stop: stop.clone() };
         let task = tokio::spawn(keeper.keep(running));
-        Supervised { spec, stop, task, status, log }
-    }
-
-    /// What it does now.
-    pub(crate) fn status(&self) -> ServiceStatus {
-        let mut status = lock(&self.status).clone();
-        status.output = self.log.tail();
-        status
+        Supervised { key, home, stop, task }
     }
 
     /// Stops it and all its processes.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         if let Err(error) = self.task.await {
-            tracing::error!(service = %self.spec.name, %error, "the keeper of a service failed");
+            tracing::error!(key = self.key, %error, "supervision of a service panicked");
         }
+        *self.home.status.lock() = ServiceStatus::default();
     }
 }
 
-fn lock(status: &Mutex<ServiceStatus>) -> std::sync::MutexGuard<'_, ServiceStatus> {
-    status.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
+/// Keeps one service running until it is told to stop.
 struct Keeper {
-    shared: Arc<Shared>,
+    home: Home,
     spec: ServiceSpec,
-    log: Arc<ServiceLog>,
-    status: Arc<Mutex<ServiceStatus>>,
     stop: CancellationToken,
 }
 
 impl Keeper {
     async fn keep(self, mut running: Option<Running>) {
-        let mut back_off = BACK_OFF_FIRST;
+        let mut restarts = Restarts(PROGRAM.pauses());
         loop {
-            if let Some(running) = running.take() {
-                lock(&self.status).state = ServiceState::Running { pid: running.pid() };
-                let since = Instant::now();
-                tokio::select! {
-                    () = running.watched().ended() => {}
-                    () = self.stop.cancelled() => return self.end(running).await,
-                }
-                let pid = running.pid();
-                self.ended_by_itself(pid, running.exit().await);
-                if since.elapsed() >= STABLE_AFTER {
-                    back_off = BACK_OFF_FIRST;
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(back_off) => {}
-                    () = self.stop.cancelled() => return,
-                }
-                back_off = (back_off * 2).min(BACK_OFF_MAX);
-            }
-            if self.stop.is_cancelled() {
-                return;
-            }
-            match spawn(&self.shared, &self.spec, &self.log) {
-                Ok(started) => running = Some(started),
-                Err(CannotSpawn::Program(reason) | CannotSpawn::Here(reason)) => {
-                    tracing::warn!(service = %self.spec.name, reason, "a service cannot be started");
-                    lock(&self.status).last_exit = Some(reason);
+            let started = match running.take() {
+                Some(running) => Ok(running),
+                None if self.stop.is_cancelled() => return,
+                None => self.home.spawn(&self.spec),
+            };
+            let ran = match started {
+                Ok(running) => {
+                    self.home.status.lock().state = ServiceState::Running { pid: running.pid() };
+                    let since = Instant::now();
                     tokio::select! {
-                        () = tokio::time::sleep(back_off) => {}
-                        () = self.stop.cancelled() => return,
+                        () = running.watched().ended() => {}
+                        () = self.stop.cancelled() => return self.end(running).await,
                     }
-                    back_off = (back_off * 2).min(BACK_OFF_MAX);
+                    let pid = running.pid();
+                    self.ended_by_itself(pid, running.exit().await);
+                    since.elapsed()
                 }
+                Err(CannotSpawn::Program(reason) | CannotSpawn::Machine(reason)) => {
+                    tracing::warn!(service = self.spec.name, reason, "cannot restart a service");
+                    self.home.status.lock().last_exit = Some(Exit::NotStarted { reason });
+                    Duration::ZERO
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(restarts.pause_after(ran)) => {}
+                () = self.stop.cancelled() => return,
             }
         }
     }
 
     async fn end(&self, running: Running) {
         let RunService::Command(command) = &self.spec.run else { return };
-        let signal = signal_by_name(&command.stop_signal).unwrap_or(Signal::TERM);
         let grace = Duration::from_millis(command.stop_timeout_ms);
         let pid = running.pid();
-        let killed = running.watched().stop_group(signal, grace).await;
-        let mut exit = running.exit().await;
-        if killed {
-            exit.push_str(", killed because it did not stop in time");
+        let service = &self.spec.name;
+        if running.watched().stop_group(command.stop_signal.into(), grace).await {
+            tracing::warn!(service, pid, "killed a service that did not stop in time");
         }
-        let (name, key) = (&self.spec.name, &self.spec.key);
-        self.shared.events.write(name, key, pid, EventKind::Stopped, Some(exit));
+        let exit = running.exit().await;
+        self.home.shared.events.write(&self.spec, pid, EventKind::Stopped, Some(exit));
     }
 
-    fn ended_by_itself(&self, pid: u32, exit: String) {
-        tracing::warn!(service = %self.spec.name, pid, exit, "a service ended by itself");
-        let (name, key) = (&self.spec.name, &self.spec.key);
-        self.shared.events.write(name, key, pid, EventKind::Exited, Some(exit.clone()));
-        let mut status = lock(&self.status);
-        status.state = ServiceState::Waiting;
-        status.exits += 1;
-        status.last_exit = Some(exit);
-        let (exits, last_exit) = (status.exits, status.last_exit.clone());
-        drop(status);
-        let changed = self.shared.record.change(|services| {
-            if let Some(kept) = services.get_mut(name) {
-                kept.process = None;
-                kept.exits = exits;
-                kept.last_exit = last_exit;
-            }
+    fn ended_by_itself(&self, pid: u32, exit: Exit) {
+        let Keeper { home, spec, .. } = self;
+        tracing::warn!(service = spec.name, pid, %exit, "a service ended by itself");
+        home.shared.events.write(spec, pid, EventKind::Exited, Some(exit.clone()));
+        let exits = {
+            let mut status = home.status.lock();
+            status.state = ServiceState::Waiting;
+            status.exits += 1;
+            status.last_exit = Some(exit.clone());
+            status.exits
+        };
+        let updated = home.shared.record.update(&spec.name, |kept| {
+            kept.process = None;
+            kept.exits = exits;
+            kept.last_exit = Some(exit);
         });
-        if let Err(error) = changed {
-            tracing::error!(%error, "a service's end cannot be written down");
+        if let Err(error) = updated {
+            tracing::error!(reason = chain(&error), "cannot record the end of a service");
         }
     }
 }
 
-/// Starts a process of the service: intent written down, started, its number written down.
-fn spawn(shared: &Shared, spec: &ServiceSpec, log: &ServiceLog) -> Result<Running, CannotSpawn> {
-    let RunService::Command(command) = &spec.run else {
-        return Err(CannotSpawn::Here("the guard runs commands, no units".to_owned()));
-    };
-    let instance = format!("{}.{}.{}", spec.name, std::process::id(), nanos());
-    let intent = Process { instance: instance.clone(), started: None };
-    shared
-        .record
-        .change(|services| {
-            if let Some(kept) = services.get_mut(&spec.name) {
-                kept.process = Some(intent);
-            }
-        })
-        .map_err(|error| CannotSpawn::Here(crate::output::chain(&error)))?;
-    let child = spawn_command(command, &instance, log).map_err(|error| {
-        let reason = format!("{}: {error}", command.program.display());
-        if is_the_programs_fault(&error) {
-            CannotSpawn::Program(reason)
-        } else {
-            CannotSpawn::Here(reason)
-        }
-    })?;
-    let running = Running::Child(child);
-    shared.events.write(&spec.name, &spec.key, running.pid(), EventKind::Started, None);
-    write_down(shared, &spec.name, &instance, running.watched());
-    Ok(running)
-}
+#[cfg(test)]
+mod supervise_test {
+    use super::*;
 
-/// That this failed is no reason to end the service: it is found by its environment then.
-fn write_down(shared: &Shared, name: &str, instance: &str, watched: &Watched) {
-    let Some(start_ticks) = start_ticks(watched.pid()) else { return };
-    let pid = watched.pid().as_raw_nonzero().get();
-    let process =
-        Process { instance: instance.to_owned(), started: Some(Started { pid, start_ticks }) };
-    let changed = shared.record.change(|services| {
-        if let Some(kept) = services.get_mut(name) {
-            kept.process = Some(process);
-        }
-    });
-    if let Err(error) = changed {
-        tracing::error!(%error, "a service's process cannot be written down");
+    #[test]
+    fn only_a_service_that_stayed_up_is_restarted_quickly_again() {
+        let mut restarts = Restarts(PROGRAM.pauses());
+        let crashes: Vec<Duration> =
+            (0..12).map(|_| restarts.pause_after(Duration::from_secs(1))).collect();
+        assert!(crashes[0] <= Duration::from_millis(101), "{crashes:?}");
+        assert!(crashes[11] >= Duration::from_secs(10), "{crashes:?}");
+        assert!(restarts.pause_after(STABLE_AFTER) <= Duration::from_millis(101));
     }
-}
-
-fn spawn_command(
-    command: &ServiceCommand,
-    instance: &str,
-    log: &ServiceLog,
-) -> std::io::Result<GroupChild> {
-    let writer = log.writer()?;
-    let mut process = Command::new(&command.program);
-    process
-        .args(&command.args)
-        .env_clear()
-        .envs(&command.env)
-        .env(INSTANCE, instance)
-        .current_dir(&command.folder)
-        .stdout(writer.try_clone()?)
-        .stderr(writer);
-    if let Some(run_as) = command.run_as {
-        run_as.apply(&mut process);
-    }
-    GroupChild::spawn(&mut process)
-}
-
-fn nanos() -> u128 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    u128::from(now.tv_sec.unsigned_abs()) * 1_000_000_000 + u128::from(now.tv_nsec.unsigned_abs())
 }

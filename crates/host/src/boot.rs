@@ -1,0 +1,86 @@
+//! Bringing services up from disk, without the group: at the agent's start, and while it idles.
+
+use cohort_core::release::Release;
+use cohort_core::report::Outcome;
+
+use crate::app_host::AppHost;
+use crate::interrupt::Interrupt;
+use crate::record::HostError;
+use crate::run_service::RunningService;
+use crate::run_step::fence_text;
+use crate::service::RunService;
+
+impl AppHost {
+    /// At the agent's start: makes sure that what ran before runs. Returns what was found, to be
+    /// reported. [`Traffic::Starting`] stays until [`Self::take_traffic`].
+    ///
+    /// [`Traffic::Starting`]: crate::Traffic::Starting
+    ///
+    /// # Errors
+    /// When something cannot be made durable. A service that cannot be started is no error: it is
+    /// logged, and `in_service` is false.
+    pub async fn boot(&mut self) -> Result<Outcome, HostError> {
+        crate::orphan::end(&self.folder.join("hooks").join("running")).await;
+        let local = self.local();
+        if local.current.is_none()
+            && local.activation.is_none()
+            && let Some(found) = self.releases.current()
+        {
+            // The record was lost; the installation says what runs here.
+            self.change(|record| record.local.current = Some(found))?;
+        }
+        let in_service = match self.release_to_run() {
+            None => false,
+            Some(release) => match self.bring_up(release).await {
+                Ok(()) => true,
+                Err(Interrupt::Fatal(error)) => return Err(error),
+                Err(interrupt) => {
+                    tracing::error!(app = %self.app, reason = %interrupt, "service is not up");
+                    false
+                }
+            },
+        };
+        Ok(Outcome::Found { release: self.record.app.local.current.clone(), in_service })
+    }
+
+    /// Makes sure that the guard is there and runs the current service; a new guard takes over the
+    /// services of one that was killed. Cheap: call it every few seconds while there is nothing
+    /// else to do. Units are systemd's own business.
+    pub async fn ensure_running(&self) {
+        let Some(release) = self.release_to_run() else { return };
+        match self.service_of(release, "boot") {
+            Ok(Some(service)) if matches!(service.spec.run, RunService::Command(_)) => {}
+            Ok(_) => return,
+            Err(interrupt) => {
+                tracing::debug!(app = %self.app, reason = %interrupt, "service unknown");
+                return;
+            }
+        }
+        if let Err(interrupt) = self.bring_up(release).await {
+            tracing::warn!(app = %self.app, reason = %interrupt, "service is not up");
+        }
+    }
+
+    /// The current release, unless an activation has stopped it and has more steps to come.
+    fn release_to_run(&self) -> Option<&Release> {
+        self.local().current.as_ref().filter(|_| !self.record.app.under_way())
+    }
+
+    async fn bring_up(&self, release: &Release) -> Result<(), Interrupt> {
+        if self.releases.current().as_ref() != Some(release) {
+            self.releases.switch(Some(release))?;
+        }
+        let Some(RunningService { control, mut spec }) = self.service_of(release, "boot")? else {
+            return Ok(());
+        };
+        if control.status(&spec.name).await?.runs(release) {
+            return Ok(());
+        }
+        if let Some(activation) = &self.record.app.local.activation
+            && activation.order.release.as_ref() == Some(release)
+        {
+            spec.key = fence_text(activation.order.fence);
+        }
+        Ok(control.start(&spec).await?)
+    }
+}
