@@ -1,4 +1,4 @@
-//! Whole activations with real processes: what runs, what is written down, what is told.
+//! Whole activations with real processes: what runs, what is recorded, what is reported.
 
 use std::fs;
 use std::time::Duration;
@@ -312,7 +312,7 @@ async fn the_host_goes_back_by_itself() {
 }
 
 #[tokio::test]
-async fn being_reached_since_the_stop_is_told_apart() {
+async fn only_answers_since_the_stop_count() {
     let server = TestServer::start().await;
     let release = server.release("1.0.0", SLEEP, &[]);
     let mut host = server.host();
@@ -327,7 +327,7 @@ async fn being_reached_since_the_stop_is_told_apart() {
 }
 
 #[tokio::test]
-async fn having_been_reached_once_does_not_count_for_ever() {
+async fn an_old_answer_of_the_group_does_not_count() {
     let server = TestServer::start().await;
     let good = server.release("1.0.0", SLEEP, &[]);
     let next = server.release("2.0.0", SLEEP, &[]);

@@ -167,7 +167,7 @@ impl AppHost {
         reached
     }
 
-    /// What load balancers are to be told.
+    /// For load balancers.
     #[must_use]
     pub fn traffic(&self) -> watch::Receiver<Traffic> {
         self.traffic.subscribe()

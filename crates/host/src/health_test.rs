@@ -10,7 +10,7 @@ use super::{Health, RunningChecks};
 use crate::check::CheckContext;
 use crate::service::{ServiceControl, ServiceError, ServiceSpec, ServiceState, ServiceStatus};
 
-/// Says what it was told to, then the last of it for ever.
+/// Answers what it is given, and repeats the last answer.
 #[derive(Debug)]
 struct Script(Mutex<VecDeque<bool>>);
 

@@ -52,7 +52,7 @@ impl Streak {
         self.since.is_some_and(|(since, _)| now - since >= time)
     }
 
-    /// A healthy look. A service that crashed and came back between two looks begins anew.
+    /// A healthy look. A service that crashed and came back between two looks starts a new streak.
     fn healthy(&mut self, now: Instant, exits: u64) {
         if self.since.is_none_or(|(_, exits_then)| exits_then != exits) {
             self.since = Some((now, exits));

@@ -152,7 +152,7 @@ impl GroupChild {
 pub(crate) struct Descendants(Vec<OwnedFd>);
 
 impl Descendants {
-    /// The present ones. A process whose parent has already ended is nobody's descendant.
+    /// Those alive now. A process whose parent has already ended is nobody's descendant.
     pub(crate) fn of(ancestor: Pid) -> Self {
         let mut family = vec![ancestor];
         let mut held = Vec::new();

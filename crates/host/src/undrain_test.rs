@@ -11,7 +11,7 @@ use crate::app_host::AppHost;
 use crate::testing::{SLEEP, TestServer, order, orders, settle};
 use crate::traffic::Traffic;
 
-/// What is to be done with the kill switch on.
+/// The next action while the kill switch is on.
 fn when_killed(host: &AppHost, order: &ActivationOrder) -> StepAction {
     let held: Vec<_> = order.release.iter().map(|release| release.artifact.clone()).collect();
     let moment = host.moment(Told { orders_fresh: true, killed: true, ..Told::default() });
@@ -59,7 +59,7 @@ async fn a_drained_server_serves_while_the_kill_switch_is_on() {
     host.take_traffic();
     assert_eq!(*host.traffic().borrow(), Traffic::Ready);
 
-    // The switch is off: it drains again and goes on, under the same fence.
+    // The switch is off: it drains again and continues under the same fence.
     assert_eq!(settle(&mut host, &second).await.unwrap(), StepAction::Settled);
     assert_eq!(host.local().current.as_ref(), Some(&next));
     assert_eq!(server.events(), ["started 1.1", "stopped 1.1", "started 1.2"]);

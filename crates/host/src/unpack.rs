@@ -43,7 +43,7 @@ impl Default for UnpackLimits {
 /// Longest extension header, such as a long name. Paths end at 1 KiB; records hold a few of them.
 const EXTENSION_BYTES_MAX: u64 = 64 * 1024;
 
-/// Up to so many files, each is synced by itself; with more, the file system is synced once.
+/// Up to this many files are synced one by one; with more, the file system is synced once.
 const SYNC_EACH_FILES_MAX: u32 = 256;
 
 /// Largest zstd window: 128 MiB, its own default for streams, so that memory is bounded.

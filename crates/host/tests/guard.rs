@@ -69,12 +69,12 @@ impl Bench {
         listener.and_then(Pid::from_raw).expect("a unix socket's listener is a process")
     }
 
-    /// What the guards had to say for themselves; empty of their own failures in every test.
+    /// The guards' own log. No test may find a panic in it.
     fn said(&self) -> String {
         fs::read_to_string(self.path("guard.log")).unwrap_or_default()
     }
 
-    /// Ends the guard as a crash would, and waits until it is gone.
+    /// Kills the guard, as a crash would, and waits until it is gone.
     async fn kill_guard(&self, signal: Signal) {
         let guard = self.guard_pid().await;
         kill_process(guard, signal).unwrap();
@@ -121,7 +121,7 @@ impl Bench {
 }
 
 impl Drop for Bench {
-    /// What a test that failed had started ends with it.
+    /// Ends what a failed test has started.
     fn drop(&mut self) {
         if !std::thread::panicking() {
             return;
@@ -154,7 +154,7 @@ fn gone(pid: Pid) -> bool {
 async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while !condition().await {
-        assert!(tokio::time::Instant::now() < deadline, "in vain: {what}");
+        assert!(tokio::time::Instant::now() < deadline, "not seen: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -187,7 +187,7 @@ async fn a_killed_guard_leaves_its_services_and_the_next_one_takes_them_over() {
     assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
     assert!(numbers.len() + 1 >= *numbers.last().unwrap(), "{numbers:?}");
 
-    // The same yes again starts nothing; an end is noticed though it is not the guard's child.
+    // The same key starts nothing; the service's end is noticed though it is not the guard's child.
     bench.client.start(&bench.spec("1.1", COUNT)).await.unwrap();
     assert_eq!(bench.service_pid().await, Some(service));
     kill_process_group(service, Signal::KILL).unwrap();

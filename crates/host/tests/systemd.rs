@@ -1,4 +1,4 @@
-//! Units over D-Bus, against a stand-in whose interfaces are those that systemd describes.
+//! Units over D-Bus, against a stand-in with the interfaces that systemd describes.
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![expect(missing_docs, reason = "a macro generates an item without")]
 
@@ -211,7 +211,7 @@ fn spec(key: &str) -> ServiceSpec {
 }
 
 #[tokio::test]
-async fn a_unit_is_started_once_per_yes_and_stopped() {
+async fn a_unit_is_started_once_per_key_and_stopped() {
     let bench = Bench::start().await;
     let systemd = bench.systemd();
     systemd.start(&spec("1.1")).await.unwrap();
@@ -219,14 +219,14 @@ async fn a_unit_is_started_once_per_yes_and_stopped() {
     assert_eq!(status.state, ServiceState::Running { pid: 4711 });
     assert_eq!((status.key.as_deref(), status.exits), (Some("1.1"), 0));
 
-    // The same yes again, also by the next agent: nothing.
+    // The same key again, even by the next agent: nothing.
     systemd.start(&spec("1.1")).await.unwrap();
     bench.systemd().start(&spec("1.1")).await.unwrap();
     assert_eq!(bench.starts(), 1);
-    // Another one: the unit is started anew.
+    // Another key: the unit is started again.
     systemd.start(&spec("1.2")).await.unwrap();
     assert_eq!(bench.starts(), 2);
-    // Somebody else restarted it by hand: it is not what this yes started.
+    // Somebody restarted it by hand: that is not the run that this key started.
     bench.state.lock().invocation += 1;
     systemd.start(&spec("1.2")).await.unwrap();
     assert_eq!(bench.starts(), 3);

@@ -1,4 +1,4 @@
-//! What all requests share.
+//! What all handlers share.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,6 +9,7 @@ use cohort_wire::http::ApiError;
 use cohort_wire::kill::DurableKill;
 use cohort_wire::tls::IdentitySlot;
 use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use crate::bucket::BucketCopy;
@@ -19,32 +20,35 @@ use crate::metrics::Metrics;
 pub(crate) struct App {
     pub(crate) config: HubConfig,
     pub(crate) registry: EmbeddedRegistry,
-    /// Missing when certificates come from elsewhere.
+    /// `None` when certificates come from elsewhere.
     pub(crate) authority: Option<Arc<Authority>>,
     pub(crate) identity: Arc<IdentitySlot>,
     pub(crate) tokens: Arc<JoinTokens>,
     pub(crate) kill: Arc<DurableKill>,
     pub(crate) watches: Arc<Semaphore>,
-    /// Held by whoever changes `timestamp.json`: an upload or the renewal.
+    /// Held while `timestamp.json` changes: by an upload or the renewal.
     pub(crate) publishing: Mutex<()>,
-    /// Where else the repository is brought.
+    /// The repository's copy.
     pub(crate) bucket: Option<BucketCopy>,
-    /// Held while kill registers are put into the registry: the newest is written last.
+    /// Held while kill registers are written into the registry: the newest comes last.
     pub(crate) publishing_kill: Mutex<()>,
     pub(crate) metrics: Metrics,
     pub(crate) stopping: CancellationToken,
-    /// The port that the repository is really served on.
+    /// The real port, even when the configuration says 0.
     pub(crate) repository_port: u16,
-    /// The port that the API is really served on.
+    /// The real port, even when the configuration says 0.
     pub(crate) api_port: u16,
 }
 
 impl App {
-    /// The authority, or the reason why nobody can join here.
+    /// The authority, or why nobody can join here.
     pub(crate) fn authority(&self) -> Result<Arc<Authority>, ApiError> {
         self.authority.clone().ok_or_else(|| {
-            ApiError::unavailable("no_authority", "this hub has no authority to issue certificates")
-                .hint("`cohort init` makes one; or bring certificates from your own authority")
+            ApiError::unavailable(
+                "no_authority",
+                "this hub has no authority, so it issues no certificates",
+            )
+            .hint("create one with `cohort init`, or bring certificates from your own authority")
         })
     }
 }
@@ -54,11 +58,9 @@ pub(crate) fn now() -> UnixTime {
     UnixTime::since_unix_epoch(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-/// Runs what waits for a disk, away from the tasks that answer.
+/// Runs disk work away from the tasks that answer requests.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| ApiError::internal(format!("task failed: {error}")))
+) -> Result<T, JoinError> {
+    tokio::task::spawn_blocking(work).await
 }

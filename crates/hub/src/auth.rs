@@ -1,4 +1,4 @@
-//! Who may do what, as pure functions: a role, a group and a request in, yes or a clear no out.
+//! Who may do what, as pure functions of a role, a group and a request.
 //!
 //! | role | may |
 //! | --- | --- |
@@ -9,6 +9,7 @@
 //! | agent | read; its own record, its group's records and verdicts |
 //! | hub | read |
 
+use cohort_base::chain;
 use cohort_core::ids::{GroupId, ServerId};
 use cohort_core::policy::Policy;
 use cohort_identity::{Peer, Role};
@@ -22,24 +23,24 @@ use cohort_registry::{Compare, KeyValue, Op, RegistryError, Txn};
 use cohort_wire::http::ApiError;
 use serde::de::DeserializeOwned;
 
-/// What a request needs of its sender.
+/// What a caller needs for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Need {
-    /// To read what the fleet is doing.
+pub(crate) enum Need {
+    /// Read what the fleet is doing.
     Read,
-    /// To change what the fleet shall do.
+    /// Change what the fleet is to do.
     Operate,
-    /// To put files into the repository.
+    /// Put files into the repository.
     Publish,
-    /// To have any certificate.
+    /// Any certificate.
     Certificate,
 }
 
-/// Whether this sender may ask for that.
+/// Whether a caller may do that.
 ///
 /// # Errors
 /// 401 without a certificate, 403 with the wrong role.
-pub fn require(peer: Option<&Peer>, need: Need) -> Result<&Peer, ApiError> {
+pub(crate) fn require(peer: Option<&Peer>, need: Need) -> Result<&Peer, ApiError> {
     let Some(peer) = peer else {
         return Err(ApiError::unauthenticated());
     };
@@ -55,34 +56,33 @@ pub fn require(peer: Option<&Peer>, need: Need) -> Result<&Peer, ApiError> {
     if allowed {
         return Ok(peer);
     }
-    let (deed, role) = match need {
+    let (action, role) = match need {
         Need::Read => ("read the registry", "viewer"),
         Need::Operate => ("change this", "operator"),
         Need::Publish => ("upload to the repository", "publisher"),
         Need::Certificate => ("ask this", "viewer"),
     };
-    Err(ApiError::forbidden(format!("{peer} may not {deed}")).hint(format!(
-        "use a certificate of the role {role}; an operator makes a token for one with \
+    Err(ApiError::forbidden(format!("{peer} may not {action}")).hint(format!(
+        "use a certificate of the role {role}; an operator creates a token for one with \
          `cohort token create --role {role}`"
     )))
 }
 
-/// Whether this sender may make this transaction, and whether what it writes is what belongs there.
+/// Whether a caller may make this transaction, and whether what it writes belongs there.
 ///
-/// `now` is what is there: the sender's own record says which group it belongs to, and a
-/// fenced record must not become older.
+/// `now` is the registry's state: the caller's own record says which group it is in, and a fenced
+/// record must not be replaced by an older one.
 ///
 /// # Errors
-/// 401, 403, 400 for a value that is no record of its place, 409 for a late one.
-pub fn check_txn(peer: Option<&Peer>, txn: &Txn, now: &State) -> Result<(), ApiError> {
+/// 401, 403, 400 for a value that does not belong there, 409 for a late one.
+pub(crate) fn check_txn(peer: Option<&Peer>, txn: &Txn, now: &State) -> Result<(), ApiError> {
     let peer = require(peer, Need::Certificate)?;
     let writer = match peer.role {
         Role::Agent => Writer::Agent { server: server_of(peer), group: group_of(peer, now)? },
         Role::Operator => Writer::Operator,
         Role::Viewer | Role::Publisher | Role::Hub => {
             let refusal = ApiError::forbidden(format!("{peer} may not change the registry"));
-            return Err(refusal
-                .hint("changes are made by agents, and by operators with `cohort app apply`"));
+            return Err(refusal.hint("agents change it, and operators with `cohort app apply`"));
         }
     };
     for op in txn.then.iter().chain(&txn.otherwise) {
@@ -106,77 +106,106 @@ impl Writer {
     ) -> Result<(), ApiError> {
         let key = op.key();
         let Some(place) = keys::parse(key) else {
-            return Err(ApiError::bad_request(format!(
-                "registry key `{key}` is not of the layout"
-            )));
+            return Err(ApiError::bad_request(format!("`{key}` is not a key of the registry")));
         };
-        match (self, place) {
-            (Writer::Agent { server, group }, Place::Server { server: of }) if of == *server => {
-                let record: ServerRecord = required(op)?;
-                if record.server != *server || record.group != *group {
-                    let wrong = format!("{peer} may not move itself out of group {group}");
-                    return Err(ApiError::forbidden(wrong).hint("join again with a new token"));
-                }
-                Ok(())
+        let allowed = match self {
+            Writer::Agent { server, group } => {
+                let once = compare.contains(&Compare::absent(key));
+                check_agent(server, group, place, op, once, now)?
             }
-            (Writer::Agent { group, .. }, Place::GroupInfo { group: of }) if of == *group => {
-                same(required::<GroupInfo>(op)?.group == *group, key)
-            }
-            (Writer::Agent { group, .. }, Place::Bootstrap { group: of }) if of == *group => {
-                // An agent begins a life only where there is none; the next one is a person's deed.
-                if !compare.contains(&Compare::absent(key)) || matches!(op, Op::Delete { .. }) {
-                    let wrong = format!("{peer} may only begin group {group}, once");
-                    return Err(ApiError::forbidden(wrong)
-                        .hint("a new life of a group is begun with `cohort group recover`"));
-                }
-                same(required::<BootstrapRecord>(op)?.group == *group, key)
-            }
-            (Writer::Agent { group, .. }, Place::Members { group: of }) if of == *group => {
-                same(required::<MembersRecord>(op)?.group == *group, key)?;
-                not_late::<MembersRecord>(op, now)
-            }
-            (Writer::Agent { group, .. }, Place::GroupRecord { group: of, app })
-                if of == *group =>
-            {
-                let Some(record) = optional::<GroupRecord>(op)? else { return Ok(()) };
-                same(record.group == *group && record.app == app, key)?;
-                not_late::<GroupRecord>(op, now)
-            }
-            (Writer::Agent { group, .. }, Place::Verdict { group: of, .. }) if of == *group => {
-                if optional::<VerdictRecord>(op)?.is_none() {
-                    return Ok(());
-                }
-                not_late::<VerdictRecord>(op, now)
-            }
-            (Writer::Operator, Place::Policy { app }) => {
-                let Some(record) = optional::<PolicyRecord>(op)? else { return Ok(()) };
-                let policy = check_policy(&record.policy)?;
-                same(record.app == app && policy.app == app, key)
-            }
-            (Writer::Operator, Place::Kill { .. }) => {
-                Err(ApiError::forbidden("a kill switch is not written as a plain key".to_owned())
-                    .hint("use `cohort kill on|off`, which signs it"))
-            }
-            (
-                Writer::Agent { .. } | Writer::Operator,
-                Place::Server { .. }
-                | Place::GroupInfo { .. }
-                | Place::Bootstrap { .. }
-                | Place::Members { .. }
-                | Place::GroupRecord { .. }
-                | Place::Verdict { .. }
-                | Place::Policy { .. }
-                | Place::Kill { .. },
-            ) => Err(ApiError::forbidden(format!("{peer} may not write `{key}`"))
-                .hint("agents write what belongs to their own group, operators write policies")),
+            Writer::Operator => check_operator(place, op)?,
+        };
+        if allowed {
+            return Ok(());
         }
+        Err(ApiError::forbidden(format!("{peer} may not write `{key}`"))
+            .hint("agents write records of their own group, operators write policies"))
     }
 }
 
-/// The highest incarnation that a transaction speaks of: those are revisions of this registry, so
-/// one that it has not reached tells that it was put back to an older state.
+/// Whether an agent may write at this place; refuses a record that does not belong there. `once`:
+/// only if there is none yet.
+fn check_agent(
+    server: &ServerId,
+    group: &GroupId,
+    place: Place,
+    op: &Op,
+    once: bool,
+    now: &State,
+) -> Result<bool, ApiError> {
+    match place {
+        Place::Server { server: of } if of == *server => {
+            let record: ServerRecord = required(op)?;
+            if record.server != *server || record.group != *group {
+                let wrong = format!("server {server} may not move itself out of group {group}");
+                return Err(ApiError::forbidden(wrong).hint("join again with a new token"));
+            }
+        }
+        Place::GroupInfo { group: of } if of == *group => {
+            same(required::<GroupInfo>(op)?.group == *group, op)?;
+        }
+        Place::Bootstrap { group: of } if of == *group => {
+            // An agent starts the first incarnation; the next one is a person's decision.
+            if !once || matches!(op, Op::Delete { .. }) {
+                let wrong = format!("an agent may only bootstrap group {group}, once");
+                return Err(ApiError::forbidden(wrong)
+                    .hint("to start a new incarnation: cohort group recover"));
+            }
+            same(required::<BootstrapRecord>(op)?.group == *group, op)?;
+        }
+        Place::Members { group: of } if of == *group => {
+            let record: MembersRecord = required(op)?;
+            same(record.group == *group, op)?;
+            not_late(&record, op, now)?;
+        }
+        Place::GroupRecord { group: of, app } if of == *group => {
+            if let Some(record) = optional::<GroupRecord>(op)? {
+                same(record.group == *group && record.app == app, op)?;
+                not_late(&record, op, now)?;
+            }
+        }
+        Place::Verdict { group: of, .. } if of == *group => {
+            if let Some(record) = optional::<VerdictRecord>(op)? {
+                not_late(&record, op, now)?;
+            }
+        }
+        Place::Server { .. }
+        | Place::GroupInfo { .. }
+        | Place::Bootstrap { .. }
+        | Place::Members { .. }
+        | Place::GroupRecord { .. }
+        | Place::Verdict { .. }
+        | Place::Policy { .. }
+        | Place::Kill { .. } => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// Whether an operator may write at this place; refuses a policy that does not belong there.
+fn check_operator(place: Place, op: &Op) -> Result<bool, ApiError> {
+    match place {
+        Place::Policy { app } => {
+            if let Some(record) = optional::<PolicyRecord>(op)? {
+                let policy = check_policy(&record.policy)?;
+                same(record.app == app && policy.app == app, op)?;
+            }
+            Ok(true)
+        }
+        Place::Kill { .. } => Err(ApiError::forbidden("a kill switch is not a plain key")
+            .hint("use `cohort kill on|off`, which signs it")),
+        Place::Server { .. }
+        | Place::GroupInfo { .. }
+        | Place::Bootstrap { .. }
+        | Place::Members { .. }
+        | Place::GroupRecord { .. }
+        | Place::Verdict { .. } => Ok(false),
+    }
+}
+
+/// The highest incarnation in a transaction. Incarnations are revisions of this registry: one that
+/// it has not reached shows that it was restored to an older state.
 #[must_use]
-pub fn highest_incarnation(txn: &Txn) -> u64 {
+pub(crate) fn highest_incarnation(txn: &Txn) -> u64 {
     let of = |op: &Op| match op {
         Op::Put { value, .. } => serde_json::from_str::<Stamp>(value).ok(),
         Op::Delete { .. } => None,
@@ -185,48 +214,48 @@ pub fn highest_incarnation(txn: &Txn) -> u64 {
     ops.filter_map(of).map(|stamp| stamp.incarnation.0).max().unwrap_or(0)
 }
 
-/// Parses a policy by this version's rules.
+/// Parses a policy by the rules of this version.
 ///
 /// # Errors
 /// 400 that names the offending key.
-pub fn check_policy(policy: &serde_json::Value) -> Result<Policy, ApiError> {
+pub(crate) fn check_policy(policy: &serde_json::Value) -> Result<Policy, ApiError> {
     let hint = "see `cohort app diff`, and docs/operating.md for every key";
-    let policy: Policy = serde_json::from_value(policy.clone())
-        .map_err(|error| ApiError::bad_request(format!("policy is refused: {error}")).hint(hint))?;
-    policy
-        .validate()
-        .map_err(|error| ApiError::bad_request(format!("policy is refused: {error}")).hint(hint))?;
+    let invalid =
+        |reason: String| ApiError::bad_request(format!("invalid policy: {reason}")).hint(hint);
+    let policy: Policy =
+        serde_json::from_value(policy.clone()).map_err(|error| invalid(chain(&error)))?;
+    policy.validate().map_err(invalid)?;
     Ok(policy)
 }
 
-/// The group of an agent: what its own record in the registry says.
+/// The group of an agent, from its own record in the registry.
 ///
 /// # Errors
-/// 403 when the hub does not know the server (any more).
-pub fn group_of(peer: &Peer, now: &State) -> Result<GroupId, ApiError> {
+/// 403 when the hub does not know the server, or no longer.
+pub(crate) fn group_of(peer: &Peer, now: &State) -> Result<GroupId, ApiError> {
     let record = now.get(&keys::server(&server_of(peer)));
     let record = record.map(decode::<ServerRecord>);
     match record {
         Some(Ok(record)) => Ok(record.group),
         Some(Err(_)) | None => {
             let refusal = ApiError::forbidden(format!("{peer} is in no group"));
-            Err(refusal.hint("it was removed, or the hub is another one: join again with a token"))
+            Err(refusal.hint("it was removed, or this is another hub: join again with a token"))
         }
     }
 }
 
 fn server_of(peer: &Peer) -> ServerId {
-    ServerId::new(peer.name.as_str()).expect("names of peers and server ids have the same rule")
+    ServerId::new(peer.name.as_str()).expect("peer names and server ids follow the same rule")
 }
 
-/// The record that is put; deleting is refused.
+/// The record being put; deleting is refused.
 fn required<T: DeserializeOwned>(op: &Op) -> Result<T, ApiError> {
     optional(op)?.ok_or_else(|| {
-        ApiError::forbidden(format!("registry key `{}` is not to be deleted", op.key()))
+        ApiError::forbidden(format!("registry key `{}` must not be deleted", op.key()))
     })
 }
 
-/// The record that is put, or nothing when the key is deleted.
+/// The record being put; `None` when the key is deleted.
 fn optional<T: DeserializeOwned>(op: &Op) -> Result<Option<T>, ApiError> {
     match op {
         Op::Put { key, value } => {
@@ -236,9 +265,12 @@ fn optional<T: DeserializeOwned>(op: &Op) -> Result<Option<T>, ApiError> {
     }
 }
 
-/// A late writer is told so, even one that does not look first.
-fn not_late<T: DeserializeOwned + Fenced>(op: &Op, now: &State) -> Result<(), ApiError> {
-    let Some(record) = optional::<T>(op)? else { return Ok(()) };
+/// Refuses a record that is older than the one there, even when its writer did not compare.
+fn not_late<T: DeserializeOwned + Fenced>(
+    record: &T,
+    op: &Op,
+    now: &State,
+) -> Result<(), ApiError> {
     let Some(there) = now.get(op.key()) else { return Ok(()) };
     let there: T = decode(there).map_err(|error| bad_record(&error))?;
     if there.stamp() <= record.stamp() {
@@ -246,7 +278,7 @@ fn not_late<T: DeserializeOwned + Fenced>(op: &Op, now: &State) -> Result<(), Ap
     }
     let stamp = there.stamp();
     Err(ApiError::conflict(format!(
-        "a newer record is at `{}`: incarnation {}, term {}, index {}",
+        "`{}` has a newer record: incarnation {}, term {}, index {}",
         op.key(),
         stamp.incarnation,
         stamp.term,
@@ -254,16 +286,17 @@ fn not_late<T: DeserializeOwned + Fenced>(op: &Op, now: &State) -> Result<(), Ap
     )))
 }
 
-fn same(is: bool, key: &str) -> Result<(), ApiError> {
+fn same(is: bool, op: &Op) -> Result<(), ApiError> {
     if is {
         Ok(())
     } else {
-        Err(ApiError::bad_request(format!("the record for `{key}` names something else")))
+        let key = op.key();
+        Err(ApiError::bad_request(format!("the record for `{key}` is about something else")))
     }
 }
 
 fn bad_record(error: &RegistryError) -> ApiError {
-    ApiError::bad_request(error.to_string())
+    ApiError::bad_request(chain(error))
 }
 
 fn pair(key: &str, value: &str) -> KeyValue {

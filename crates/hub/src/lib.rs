@@ -1,22 +1,25 @@
 //! The hub: repository, registry and API in one process.
 //!
-//! **What it is.** The durable registry behind an API over mutual TLS, with the authority that lets
-//! servers and people in; the repository as static files; the timestamp's renewal. One data folder,
-//! two ports.
+//! **What it is.** The durable registry behind an API over mutual TLS, with the authority that
+//! admits servers and people; the repository as static files; the renewal of its timestamp. One
+//! data folder, two ports.
 //!
-//! **What it must never know.** How a rollout goes on: groups decide for themselves, the hub keeps
-//! what they and people say. And it is not trusted with what runs: whoever owns it still cannot
+//! **What it must never know.** How a rollout proceeds: groups decide for themselves, and the hub
+//! stores what they and people say. Nor is it trusted with what runs: whoever owns it still cannot
 //! make a server run anything that the release keys did not sign.
 //!
-//! **Where to start reading.** [`HubConfig`], then [`Hub`]; [`auth`] says who may do what.
+//! **Where to start reading.** [`HubConfig`], then [`Hub`]; `auth` says who may do what, `refusal`
+//! how failures are answered.
 
 mod app;
-pub mod auth;
+mod auth;
 mod bucket;
 mod config;
 mod joining;
 mod metrics;
 mod operating;
+mod placing;
+mod refusal;
 mod registry_api;
 mod routes;
 mod upkeep;
@@ -28,10 +31,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cohort_base::{FileError, OnPath as _, chain};
 use cohort_identity::{
     Alpn, Authority, AuthorityError, ClientAuth, Identity, IdentityError, JoinTokens, Peer,
     RedeemError, Role, lifetime_of,
 };
+use cohort_mirror::BucketError;
 use cohort_registry::{EmbeddedRegistry, RegistryError};
 use cohort_wire::dscp::Dscp;
 use cohort_wire::http::{Handler, serve, serve_plain};
@@ -50,78 +55,74 @@ use app::{App, now};
 use bucket::BucketCopy;
 use metrics::Metrics;
 
-/// Connections of one address on the plain port: a whole site may come from one address.
-pub(crate) const PLAIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
+/// Connections from one address on the plain port: a whole site may share one address.
+const PLAIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
 
-/// Why a hub cannot start.
+/// Why a hub cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
     /// The configuration contradicts itself.
-    #[error("hub's configuration is refused: {reason}")]
+    #[error("the hub's configuration is invalid: {reason}")]
     Config {
-        /// Which key, and why.
+        /// The key, and what is wrong with it.
         reason: String,
     },
-    /// A folder cannot be made or used.
-    #[error("hub's folder {} cannot be used", path.display())]
-    Folder {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// The configured bucket cannot be used.
+    #[error("the hub's configuration is invalid: repository_bucket")]
+    Bucket(#[from] BucketError),
+    /// A folder cannot be created.
+    #[error(transparent)]
+    Folder(#[from] FileError),
     /// The registry's file cannot be used.
-    #[error("hub's registry cannot be opened")]
+    #[error("cannot open the hub's registry")]
     Registry(#[from] cohort_registry::OpenError),
-    /// The registry fails.
-    #[error("hub's registry failed at the start")]
+    /// The registry cannot write.
+    #[error("the hub's registry failed at the start")]
     RegistryFailed(#[from] RegistryError),
     /// The authority's files are damaged.
-    #[error("hub's authority cannot be used")]
+    #[error("cannot use the hub's authority")]
     Authority(#[from] AuthorityError),
     /// There is no identity, and no authority to make one.
     #[error(
-        "hub has no certificate in {}, and no authority to make one; run `cohort init` first",
+        "the hub has no certificate in {} and no authority to issue one; run `cohort init` first",
         path.display()
     )]
     NoIdentity {
-        /// Where it was looked for.
+        /// Where the certificate should be.
         path: PathBuf,
     },
     /// The certificate or key is damaged.
-    #[error("hub's identity cannot be used")]
+    #[error("cannot use the hub's identity")]
     Identity(#[from] IdentityError),
-    /// The certificate is somebody else's.
-    #[error("hub's certificate is that of {peer}: a hub needs one of the role hub")]
+    /// The certificate is not a hub's.
+    #[error("the hub's certificate is that of {peer}; it needs one of the role hub")]
     NotAHub {
-        /// Whose it is.
+        /// The certificate's owner.
         peer: Box<Peer>,
     },
     /// The join tokens cannot be read.
-    #[error("hub's join tokens cannot be opened")]
+    #[error("cannot open the hub's join tokens")]
     Tokens(#[from] RedeemError),
     /// The kill registers cannot be read.
-    #[error("hub's kill registers cannot be opened")]
+    #[error("cannot open the hub's kill registers")]
     Kill(#[from] KillError),
     /// A port is taken, or the address is not ours.
-    #[error("hub cannot listen on {address} ({what})")]
+    #[error("cannot listen on {address} ({what})")]
     Listen {
-        /// Where.
+        /// From the configuration.
         address: SocketAddr,
-        /// For what.
+        /// `API` or `repository`.
         what: &'static str,
-        /// Why.
-        #[source]
+        /// What the system said.
         source: io::Error,
     },
-    /// A part has ended by a panic.
-    #[error("hub's part has failed")]
+    /// A task panicked.
+    #[error("a part of the hub has failed")]
     Part(#[source] tokio::task::JoinError),
 }
 
-/// A hub that runs.
+/// A running hub.
 pub struct Hub {
     app: Arc<App>,
     api_address: SocketAddr,
@@ -137,8 +138,7 @@ impl Hub {
     pub async fn start(config: HubConfig) -> Result<Self, HubError> {
         config.validate().map_err(|reason| HubError::Config { reason })?;
         for path in [&config.data_dir, &config.repository_dir()] {
-            std::fs::create_dir_all(path)
-                .map_err(|source| HubError::Folder { path: path.clone(), source })?;
+            std::fs::create_dir_all(path).on_path("create", path)?;
         }
         let authority = open_authority(&config)?;
         let identity = open_identity(&config, authority.as_deref())?;
@@ -146,7 +146,7 @@ impl Hub {
         let registry = EmbeddedRegistry::open(&config.registry_file(), &new_store)?;
         if config.confirm_restored && registry.restored() {
             registry.confirm_restored().await?;
-            tracing::warn!(revision = registry.revision(), "restored registry was confirmed");
+            tracing::warn!(revision = registry.revision(), "restored registry confirmed");
         }
         let bucket = config.repository_bucket.as_deref().map(BucketCopy::open).transpose()?;
         let (api, api_address) = listen(config.listen, "API").await?;
@@ -170,61 +170,30 @@ impl Hub {
         });
         // A crash may have come between the latch and the registry.
         if let Err(error) = operating::publish_kill(&app).await {
-            tracing::error!(%error, "kill registers cannot be put into the registry");
+            tracing::error!(reason = chain(&error), "cannot put kill registers into the registry");
         }
         upkeep::sweep_uploads(&app);
-        let mut parts = JoinSet::new();
-        let api_limits = ServerLimits {
-            large_bodies: vec![("/v1/repository/".to_owned(), upload::UPLOAD_BYTES_MAX)],
-            ..ServerLimits::default()
-        };
-        parts.spawn(serve(
-            api,
-            Arc::clone(&app.identity),
-            ClientAuth::Optional,
-            BTreeMap::from([(Alpn::Hub, Handler::Http(routes::api(&app)))]),
-            api_limits,
-            app.stopping.clone(),
-        ));
-        let plain_limits = ServerLimits {
-            connections_per_peer_max: PLAIN_CONNECTIONS_PER_ADDRESS_MAX,
-            dscp_plain: Dscp::LOWER_EFFORT,
-            ..ServerLimits::default()
-        };
-        parts.spawn(serve_plain(
-            repository,
-            routes::plain(&app),
-            plain_limits,
-            app.stopping.clone(),
-        ));
-        parts.spawn(upkeep::run(Arc::clone(&app)));
-        parts.spawn(bucket::run(Arc::clone(&app)));
+        let parts = spawn_parts(&app, api, repository);
         tracing::info!(%api_address, %repository_address, "hub is up");
         Ok(Hub { app, api_address, repository_address, parts })
     }
 
-    /// Where the API answers.
+    /// The API's real address.
     #[must_use]
     pub fn api_address(&self) -> SocketAddr {
         self.api_address
     }
 
-    /// Where the repository, probes and metrics answer.
+    /// The real address of the repository, probes and metrics.
     #[must_use]
     pub fn repository_address(&self) -> SocketAddr {
         self.repository_address
     }
 
-    /// The registry, for the process that runs the hub.
-    #[must_use]
-    pub fn registry(&self) -> &EmbeddedRegistry {
-        &self.app.registry
-    }
-
-    /// Runs until `shutdown`, then lets requests in progress end.
+    /// Runs until `shutdown`, then lets requests in progress finish.
     ///
     /// # Errors
-    /// [`HubError::Part`] when a part has panicked; the others are stopped as well then.
+    /// [`HubError::Part`] when a task panicked; the others are stopped then.
     pub async fn run_until(mut self, shutdown: CancellationToken) -> Result<(), HubError> {
         let mut failed = None;
         tokio::select! {
@@ -247,9 +216,35 @@ impl Hub {
 pub async fn run(config: HubConfig, shutdown: CancellationToken) -> Result<(), HubError> {
     let hub = Hub::start(config).await?;
     if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
-        tracing::debug!(%error, "readiness cannot be told to the service manager");
+        tracing::debug!(%error, "cannot tell the service manager that the hub is ready");
     }
     hub.run_until(shutdown).await
+}
+
+/// Everything that runs until the hub stops.
+fn spawn_parts(app: &Arc<App>, api: TcpListener, repository: TcpListener) -> JoinSet<()> {
+    let mut parts = JoinSet::new();
+    let api_limits = ServerLimits {
+        large_bodies: vec![("/v1/repository/".to_owned(), upload::UPLOAD_BYTES_MAX)],
+        ..ServerLimits::default()
+    };
+    parts.spawn(serve(
+        api,
+        Arc::clone(&app.identity),
+        ClientAuth::Optional,
+        BTreeMap::from([(Alpn::Hub, Handler::Http(routes::api(app)))]),
+        api_limits,
+        app.stopping.clone(),
+    ));
+    let plain_limits = ServerLimits {
+        connections_per_peer_max: PLAIN_CONNECTIONS_PER_ADDRESS_MAX,
+        dscp_plain: Dscp::LOWER_EFFORT,
+        ..ServerLimits::default()
+    };
+    parts.spawn(serve_plain(repository, routes::plain(app), plain_limits, app.stopping.clone()));
+    parts.spawn(upkeep::run(Arc::clone(app)));
+    parts.spawn(bucket::run(Arc::clone(app)));
+    parts
 }
 
 async fn listen(
@@ -265,7 +260,7 @@ async fn listen(
 fn open_authority(config: &HubConfig) -> Result<Option<Arc<Authority>>, HubError> {
     let dir = config.authority_dir();
     if !dir.join("ca.pem").exists() {
-        tracing::warn!(dir = %dir.display(), "hub has no authority: nobody can join here");
+        tracing::warn!(dir = %dir.display(), "no authority: nobody can join here");
         return Ok(None);
     }
     Ok(Some(Arc::new(Authority::open(&dir)?)))

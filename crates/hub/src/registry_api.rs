@@ -13,62 +13,37 @@ use cohort_wire::http::{ApiError, ApiJson, Caller};
 use crate::app::App;
 use crate::auth::{Need, check_txn, highest_incarnation, require};
 use crate::metrics::Metrics;
-
-/// What a failed registry means for who asked over HTTP.
-pub(crate) fn explain(error: &RegistryError) -> ApiError {
-    match error {
-        RegistryError::Invalid { .. } => ApiError::bad_request(error.to_string()),
-        RegistryError::Conflict { .. }
-        | RegistryError::Compacted { .. }
-        | RegistryError::WentBack { .. }
-        | RegistryError::Contended { .. } => ApiError::conflict(error.to_string()),
-        RegistryError::RestoredUnconfirmed => {
-            ApiError::new(axum::http::StatusCode::CONFLICT, "restored", error.to_string())
-                .hint("on the hub's machine: cohort hub --confirm-restored")
-        }
-        RegistryError::Forbidden { .. } => ApiError::forbidden(error.to_string()),
-        RegistryError::Unavailable { .. } => {
-            ApiError::unavailable("unavailable", error.to_string())
-        }
-        RegistryError::Full { .. } => ApiError::unavailable("full", error.to_string()),
-        RegistryError::Corrupt { .. } => ApiError::internal(error.to_string()),
-        RegistryError::Storage { source, .. } => {
-            tracing::error!(%error, %source, "registry storage fails");
-            ApiError::unavailable("storage", error.to_string())
-                .hint("look at the hub's log and its disk; it must be restarted")
-        }
-    }
-}
+use crate::refusal::Answer;
 
 pub(crate) async fn range(
     State(app): State<Arc<App>>,
     caller: Caller,
     ApiJson(request): ApiJson<RangeRequest>,
-) -> Result<ApiJson<RangeAnswer>, ApiError> {
+) -> Answer<RangeAnswer> {
     require(Some(&caller.0), Need::Read)?;
     Metrics::add(&app.metrics.reads);
-    app.registry.range(request).await.map(ApiJson).map_err(|error| explain(&error))
+    Ok(ApiJson(app.registry.range(request).await?))
 }
 
 pub(crate) async fn txn(
     State(app): State<Arc<App>>,
     caller: Caller,
     ApiJson(txn): ApiJson<Txn>,
-) -> Result<ApiJson<TxnAnswer>, ApiError> {
-    // First without the writer's lock, so that whoever may not write does not hold up those who may.
+) -> Answer<TxnAnswer> {
+    // First without the writer's lock, so that a caller who may not write holds up nobody.
     app.registry.read(|state| check_txn(Some(&caller.0), &txn, state))?;
     let (asked, revision) = (highest_incarnation(&txn), app.registry.revision());
     if asked > revision {
         went_back(&app, &caller, asked, revision).await?;
-        // Told as what it means, so that the writer waits for a person and does not try again.
-        return Err(explain(&RegistryError::RestoredUnconfirmed));
+        // The writer has to wait for a person, not to retry.
+        return Err(RegistryError::RestoredUnconfirmed.into());
     }
     Metrics::add(&app.metrics.changes);
     let peer = caller.0;
     let made = app.registry.txn_checked(txn, move |state, txn| check_txn(Some(&peer), txn, state));
     made.await.map(ApiJson).map_err(|unmade| match unmade {
-        Unmade::Refused(refusal) => refusal,
-        Unmade::Failed(error) => explain(&error),
+        Unmade::Refused(refusal) => refusal.into(),
+        Unmade::Failed(error) => error.into(),
     })
 }
 
@@ -76,16 +51,16 @@ pub(crate) async fn watch(
     State(app): State<Arc<App>>,
     caller: Caller,
     ApiJson(request): ApiJson<WatchRequest>,
-) -> Result<ApiJson<WatchReply>, ApiError> {
+) -> Answer<WatchReply> {
     require(Some(&caller.0), Need::Read)?;
     let Ok(_permit) = app.watches.try_acquire() else {
         Metrics::add(&app.metrics.watches_refused);
-        return Err(ApiError::overloaded("too many watches wait at this hub"));
+        return Err(ApiError::overloaded("this hub has too many watches").into());
     };
     let answer = tokio::select! {
         answer = app.registry.watch(request) => answer,
         () = app.stopping.cancelled() => {
-            return Err(ApiError::unavailable("stopping", "the hub is stopping"));
+            return Err(ApiError::unavailable("stopping", "the hub is stopping").into());
         }
     };
     match answer {
@@ -97,25 +72,28 @@ pub(crate) async fn watch(
             went_back(&app, &caller, asked, revision).await?;
             Ok(ApiJson(WatchReply::WentBack { asked, revision }))
         }
-        Err(error) => Err(explain(&error)),
+        Err(error) => Err(error.into()),
     }
 }
 
-/// An asker has seen what this registry has not reached: from now on it counts as restored.
-async fn went_back(app: &App, caller: &Caller, asked: u64, revision: u64) -> Result<(), ApiError> {
+/// A caller has seen a revision that this registry has not reached: it counts as restored from now
+/// on.
+async fn went_back(
+    app: &App,
+    caller: &Caller,
+    asked: u64,
+    revision: u64,
+) -> Result<(), RegistryError> {
     tracing::error!(
         caller = %caller.0, asked, revision,
-        "registry is behind what an asker has seen: restored from a backup? \
+        "registry is behind what a caller has seen: restored from a backup? \
          No group is bootstrapped until `cohort hub --confirm-restored`"
     );
-    app.registry.suspect_restore().await.map_err(|error| explain(&error))
+    app.registry.suspect_restore().await
 }
 
-pub(crate) async fn fleet(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-) -> Result<ApiJson<Fleet>, ApiError> {
+pub(crate) async fn fleet(State(app): State<Arc<App>>, caller: Caller) -> Answer<Fleet> {
     require(Some(&caller.0), Need::Read)?;
     Metrics::add(&app.metrics.reads);
-    read_fleet(&app.registry).await.map(ApiJson).map_err(|error| explain(&error))
+    Ok(ApiJson(read_fleet(&app.registry).await?))
 }

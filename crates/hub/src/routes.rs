@@ -1,4 +1,4 @@
-//! Which request goes where: the API over mutual TLS, and the plain port.
+//! The routes of the API (mutual TLS) and of the plain port.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::metrics::{self, Metrics};
 use crate::{joining, operating, registry_api, upload};
 
-/// The API: mutual TLS; only joining needs no certificate.
+/// The API; only joining needs no certificate.
 pub(crate) fn api(app: &Arc<App>) -> Router {
     Router::new()
         .route(JOIN, post(joining::join))
@@ -41,7 +41,7 @@ pub(crate) fn api(app: &Arc<App>) -> Router {
         .with_state(Arc::clone(app))
 }
 
-/// The plain port: the repository, probes, metrics. Nothing here can be changed by anyone.
+/// The plain port: the repository, probes, metrics. All of it is read-only.
 pub(crate) fn plain(app: &Arc<App>) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
@@ -56,7 +56,7 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
     if app.registry.failed() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "registry's disk failed\n").into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, "the registry's disk failed\n").into_response();
     }
     "ok\n".into_response()
 }
@@ -68,17 +68,17 @@ async fn show_metrics(State(app): State<Arc<App>>) -> Response {
 
 async fn unknown(uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(80).collect();
-    ApiError::not_found(format!("the hub's API has no `{path}`"))
-        .hint("is the command line of the same version as the hub?")
+    ApiError::not_found(format!("the hub has no route `{path}`"))
+        .hint("check that the command line and the hub have the same version")
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(80).collect();
-    let error = format!("the hub's API has no {method} of `{path}`");
+    let error = format!("`{path}` does not accept {method}");
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", error)
 }
 
-/// Refusals by role are counted and logged in one place: someone tries what they may not.
+/// Counts and logs refusals by role in one place: somebody tries what they may not.
 async fn note_refusals(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().cloned();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());

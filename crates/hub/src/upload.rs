@@ -1,8 +1,8 @@
-//! Uploads into the repository, file by file, without trusting who uploads.
+//! Uploads into the repository, file by file, without trusting the publisher.
 //!
-//! The repository itself checks every file against its name and the root's keys; the publisher
+//! The repository itself checks every file against its name and the root's keys. The publisher
 //! sends artifacts and targets first, then the versioned metadata, and `timestamp.json` last, so
-//! that readers see the repository before a publishing or after it, whatever dies in between.
+//! readers see the repository before or after a publication, whatever dies in between.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::{Method, StatusCode};
-use cohort_artifact::{ARTIFACT_BYTES_MAX, Repository, RepositoryError};
+use cohort_artifact::{ARTIFACT_BYTES_MAX, Repository};
+use cohort_base::{FileError, OnPath as _, chain};
 use cohort_wire::http::{ApiError, Call, CallError, Caller, Client, Target};
 use cohort_wire::hub::upload_path;
 use futures_util::StreamExt as _;
@@ -21,17 +22,16 @@ use tokio_util::io::ReaderStream;
 
 use crate::app::App;
 use crate::auth::{Need, require};
-use crate::bucket;
 use crate::metrics::Metrics;
-use crate::upkeep::chain;
+use crate::refusal::{self, Refusal};
 
-/// How large a body may be on the route of uploads; the name of the file says the real limit.
+/// Largest body on the upload route; the real limit depends on the file's name.
 pub(crate) const UPLOAD_BYTES_MAX: u64 = ARTIFACT_BYTES_MAX;
-/// How long an upload may take at least, however small it is.
+/// Deadline of the smallest upload.
 const UPLOAD_DEADLINE_MIN: Duration = Duration::from_secs(60);
-/// The slowest line that an upload is waited for, in bytes per second: 1 Mbit/s.
+/// The slowest line that an upload may use, in bytes per second: 1 Mbit/s.
 const UPLOAD_BYTES_PER_S_MIN: u64 = 128 * 1024;
-/// How much is read at once.
+/// Bytes per read.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 pub(crate) async fn put(
@@ -39,28 +39,27 @@ pub(crate) async fn put(
     caller: Caller,
     UrlPath(name): UrlPath<String>,
     body: Body,
-) -> Result<StatusCode, ApiError> {
+) -> Result<StatusCode, Refusal> {
     let by = require(Some(&caller.0), Need::Publish)?.clone();
     let Some(bytes_max) = Repository::upload_bytes_max(&name) else {
         let name: String = name.chars().take(80).collect();
-        return Err(ApiError::bad_request(format!("`{name}` is no file that a publisher uploads"))
-            .hint(
-                "files lie below metadata/, targets/ and blobs/, and are named by what they are",
-            ));
+        return Err(ApiError::bad_request(format!("publishers do not upload `{name}`"))
+            .hint("files are below metadata/, targets/ and blobs/, named by their content")
+            .into());
     };
     let repository = Repository::open(&app.config.repository_dir()).map_err(|error| {
         ApiError::conflict(format!("the hub has no repository: {}", chain(&error)))
             .hint("on the hub's machine: cohort init")
     })?;
-    let file = repository.incoming().map_err(|error| explain(&name, &error))?;
+    let file = repository.incoming()?;
     let reopened = file.reopen().map_err(|error| write_failed(&name, &error))?;
     receive(tokio::fs::File::from_std(reopened), body, bytes_max, &name).await?;
-    // The renewal of the timestamp would make the publisher's own timestamp look outdated.
+    // A renewal in between would make the publisher's own timestamp look outdated.
     let publishing = app.publishing.lock().await;
-    repository.receive(&name, file).await.map_err(|error| explain(&name, &error))?;
+    repository.receive(&name, file).await?;
     drop(publishing);
     if let Some(bucket) = &app.bucket {
-        bucket.send(&app, &name).await.map_err(|error| bucket::explain(&error))?;
+        bucket.send(&app, &name).await?;
     }
     Metrics::add(&app.metrics.uploads);
     tracing::info!(%by, file = name, "uploaded");
@@ -72,79 +71,49 @@ async fn receive(
     body: Body,
     bytes_max: u64,
     name: &str,
-) -> Result<(), ApiError> {
+) -> Result<(), Refusal> {
     let mut stream = body.into_data_stream();
     let mut bytes = 0u64;
     while let Some(chunk) = stream.next().await {
-        let chunk =
-            chunk.map_err(|error| ApiError::bad_request(format!("upload broke: {error}")))?;
+        let chunk = chunk.map_err(|error| {
+            ApiError::bad_request(format!("upload broke off: {}", chain(&error)))
+        })?;
         bytes += chunk.len() as u64;
         if bytes > bytes_max {
-            return Err(ApiError::too_large(bytes_max));
+            return Err(ApiError::too_large(bytes_max).into());
         }
         file.write_all(&chunk).await.map_err(|error| write_failed(name, &error))?;
     }
-    // Whoever puts the file in place syncs it.
+    // It is synced when it is put in place.
     file.flush().await.map_err(|error| write_failed(name, &error))
 }
 
-fn explain(name: &str, error: &RepositoryError) -> ApiError {
-    match error {
-        RepositoryError::Refused { .. } => {
-            ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", error.to_string())
-        }
-        RepositoryError::Outdated => ApiError::conflict(error.to_string())
-            .hint("somebody else has published meanwhile: run cohort publish again"),
-        RepositoryError::Stopped => ApiError::unavailable("stopping", error.to_string()),
-        RepositoryError::Io { source, .. } => write_failed(name, source),
-        _ => {
-            let reason = chain(error);
-            tracing::error!(file = name, reason, "upload cannot be taken");
-            ApiError::internal(reason)
-        }
-    }
-}
-
-fn write_failed(name: &str, error: &io::Error) -> ApiError {
-    tracing::error!(file = name, %error, "repository file cannot be written");
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            ApiError::unavailable("full", "the hub's disk is full")
-        }
-        _ => ApiError::internal(format!("`{name}` cannot be written: {error}")),
-    }
+fn write_failed(name: &str, error: &io::Error) -> Refusal {
+    refusal::write_failed(error, format!("`{name}` cannot be written: {error}")).into()
 }
 
 /// Why a publisher's upload failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UploadError {
-    /// The file cannot be read here.
-    #[error("file {} cannot be read", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The hub did not take it.
-    #[error("file {file} was not taken by the hub")]
+    /// A file cannot be read here.
+    #[error(transparent)]
+    Read(#[from] FileError),
+    /// The hub did not accept a file.
+    #[error("the hub did not accept {file}")]
     Send {
-        /// Which, relative to the repository.
+        /// Relative to the repository.
         file: String,
-        /// What the hub said, or how it could not be reached.
-        #[source]
+        /// What the hub answered, or why it was unreachable.
         source: CallError,
     },
 }
 
-/// The publisher's side: uploads files of a repository's folder, in the order given (that of
-/// `WorkingCopy::new_files`). Uploading again what is there is harmless, so after any failure it
-/// may simply be called again.
+/// The publisher's side: uploads files of a repository's folder in the given order (that of
+/// `WorkingCopy::new_files`). After a failure, call it again: it may repeat files.
 ///
 /// # Errors
-/// The first file that failed; those before it have arrived.
+/// For the first file that failed; those before it have arrived.
 pub async fn upload(
     client: &Client,
     hub: &Target,
@@ -154,9 +123,8 @@ pub async fn upload(
 ) -> Result<(), UploadError> {
     for relative in files {
         let path = repository_dir.join(relative);
-        let read = |source| UploadError::Read { path: path.clone(), source };
-        let file = tokio::fs::File::open(&path).await.map_err(read)?;
-        let length = file.metadata().await.map_err(read)?.len();
+        let file = tokio::fs::File::open(&path).await.on_path("read", &path)?;
+        let length = file.metadata().await.on_path("read", &path)?.len();
         let name = relative.to_string_lossy().into_owned();
         let seconds = length / UPLOAD_BYTES_PER_S_MIN;
         let call = Call::new(Method::PUT, upload_path(&name))

@@ -1,4 +1,4 @@
-//! Policies, watches and the life of a group, over real mutual TLS.
+//! Policies, watches and the incarnations of a group, over real mutual TLS.
 
 use std::time::Duration;
 
@@ -48,14 +48,14 @@ async fn a_policy_is_written_checked_and_watched_for() {
     let parsed: cohort_core::policy::Policy = serde_json::from_value(read.record.policy).unwrap();
     assert_eq!(parsed.stages.len(), 2);
 
-    // Only over what was seen.
+    // Only over the revision that the caller saw.
     let stale = PolicyRequest { expected: Some(cohort_core::ids::Revision(1)), ..policy("beta") };
     let error = operator.post::<PolicyAnswer>("/v1/policies/web", &stale).await.unwrap_err();
     assert_eq!(error.status, 409);
     let seen = PolicyRequest { expected: Some(first.revision), ..policy("beta") };
     operator.post::<PolicyAnswer>("/v1/policies/web", &seen).await.unwrap();
 
-    // What is wrong is named.
+    // The error names the wrong key.
     let mut wrong = policy("stable");
     wrong.policy["update"]["max_paralel"] = serde_json::json!(3);
     let error = operator.post::<PolicyAnswer>("/v1/policies/web", &wrong).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Too much of anything gets a clear no, and the hub goes on.
+//! Excessive requests are refused clearly, and the hub keeps working.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ async fn oversized_bodies_are_refused() {
     assert_eq!(error.status, 405);
     let select = Selector::Prefix("/".into());
     let range = RangeRequest { select, after: None, limit: 0 };
-    agent.registry().range(range).await.expect("the hub goes on");
+    agent.registry().range(range).await.expect("the hub still works");
     hub.stop().await;
 }
 
@@ -71,7 +71,7 @@ async fn one_watch_too_many_is_asked_to_come_again() {
     assert_eq!((error.status, error.kind.as_str()), (503, "overloaded"));
     let error = agent.registry().watch(request).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
-    // Whoever goes away makes room.
+    // A caller that leaves makes room.
     waiting.abort();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while !hub.plain("GET", "/metrics", "").await.text().contains("cohort_hub_watches 0\n") {

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cohort_artifact::{Keys, Lifetimes, PublishRequest, Repository};
+use cohort_hub::{HubError, UploadError};
 use cohort_identity::Role;
-use cohort_wire::http::Call;
+use cohort_wire::http::{Call, CallError};
 use cohort_wire::hub::upload_path;
 
 use crate::support::Running;
@@ -134,7 +135,7 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// What a publisher has to send, in its order.
+/// The files that a publisher has to send, in order.
 fn new_files(dir: &Path, there: &Path) -> Vec<PathBuf> {
     fn walk(dir: &Path, below: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(dir.join(below)).unwrap() {
@@ -188,7 +189,7 @@ async fn a_release_is_uploaded_and_served() {
     let files = new_files(&dir, &served);
     assert!(files.len() >= 7, "{files:?}");
 
-    // The last file first: it leads to what is not here.
+    // The last file first: it refers to files that are not here.
     let timestamp = std::fs::read(dir.join("metadata/timestamp.json")).unwrap();
     let early = put("metadata/timestamp.json", timestamp).await.unwrap_err();
     assert_eq!((early.status, early.kind.as_str()), (422, "refused"), "{early}");
@@ -220,7 +221,7 @@ async fn a_release_is_uploaded_and_served() {
     hub.stop().await;
 }
 
-/// Waits until a file is what it should be.
+/// Waits until a file has the wanted content.
 async fn becomes(path: &Path, wanted: &[u8]) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while std::fs::read(path).ok().as_deref() != Some(wanted) {
@@ -236,7 +237,7 @@ async fn what_is_published_is_acknowledged_when_the_bucket_has_it() {
     std::fs::create_dir(&bucket).unwrap();
     let url = format!("file://{}", bucket.display());
     let hub = Running::start_with(|config| config.repository_bucket = Some(url)).await;
-    // A repository that is made here is noticed.
+    // A repository created on the hub's machine is noticed.
     let keys = Keys::generate().unwrap();
     let served = hub.config.repository_dir();
     Repository::create(&served, &keys, Lifetimes::default()).await.unwrap();
@@ -263,7 +264,7 @@ async fn what_is_published_is_acknowledged_when_the_bucket_has_it() {
     cohort_hub::upload(&publisher.client, &target, &dir, &files, arrived).await.unwrap();
     assert_eq!(Repository::open(&bucket).unwrap().releases().unwrap().len(), 1);
 
-    // Where nothing is mounted any more, nothing is acknowledged.
+    // Without the mount, nothing is acknowledged.
     repository
         .set_channel(&keys, &request.app, &"beta".parse().unwrap(), &request.version)
         .await
@@ -272,8 +273,11 @@ async fn what_is_published_is_acknowledged_when_the_bucket_has_it() {
     std::fs::write(&bucket, "in the way").unwrap();
     let files = new_files(&dir, &served);
     let refused = cohort_hub::upload(&publisher.client, &target, &dir, &files, |_| ()).await;
-    let refused = format!("{:?}", refused.unwrap_err());
-    assert!(refused.contains("its bucket has not"), "{refused}");
+    let UploadError::Send { source: CallError::Answered { answer, .. }, .. } = refused.unwrap_err()
+    else {
+        panic!("the hub did not answer")
+    };
+    assert_eq!(answer.kind, "bucket");
     std::fs::remove_file(&bucket).unwrap();
     std::fs::rename(mounted.path().join("away"), &bucket).unwrap();
     cohort_hub::upload(&publisher.client, &target, &dir, &files, arrived).await.unwrap();
@@ -281,6 +285,6 @@ async fn what_is_published_is_acknowledged_when_the_bucket_has_it() {
     assert!(metrics.contains("cohort_hub_bucket_failing 0"), "{metrics}");
     let (_folder, _authority, mut config) = hub.stop().await;
     config.repository_bucket = Some("s3://key:secret@bucket/x".to_owned());
-    let error = cohort_hub::Hub::start(config).await.err().unwrap().to_string();
-    assert!(error.contains("repository_bucket"), "{error}");
+    let error = cohort_hub::Hub::start(config).await.err().unwrap();
+    assert!(matches!(error, HubError::Bucket(_)), "{error}");
 }

@@ -1,4 +1,4 @@
-//! What was acknowledged is there after a restart; what comes from a backup bootstraps nothing.
+//! Acknowledged writes survive a restart; a registry from a backup bootstraps nothing.
 
 use cohort_core::ids::{GroupId, Incarnation, ServerId};
 use cohort_identity::Role;
@@ -36,7 +36,7 @@ async fn everything_is_there_after_a_restart() {
     assert_eq!(answer.unwrap_err().status, 403, "a used token stays used");
     let (answer, _) = hub.join(&unused, Role::Agent, "a-3", Some(server("zone-a"))).await;
     answer.expect("an unused one stays good");
-    // The agent's certificate is still good, its watch goes on, and the group's life is the same.
+    // The agent's certificate is still valid, its watch continues, and the incarnation is the same.
     let agent = crate::support::Caller { client: agent.client, target: hub.target() };
     let select = Selector::Prefix(keys::SERVERS.to_owned());
     let request = WatchRequest { select, from_revision: seen + 1, wait_ms: 30_000 };
@@ -100,7 +100,7 @@ async fn a_record_of_a_life_that_the_hub_never_began_stops_bootstraps() {
     let hub = hub.restart_with(|_, config| config.confirm_restored = true).await;
     let agent = crate::support::Caller { client: agent.client, target: hub.target() };
     let written = write_members(&agent.registry(), &members).await.unwrap();
-    assert!(matches!(written, FencedPut::Written { .. }), "the old life goes on");
+    assert!(matches!(written, FencedPut::Written { .. }), "the old incarnation continues");
     let next = bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
     assert!(next.incarnation > stamp.incarnation, "and the next one is after it");
     hub.stop().await;

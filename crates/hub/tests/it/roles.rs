@@ -94,18 +94,18 @@ async fn an_agent_writes_what_belongs_to_its_own_group() {
     let moved = ServerRecord { address: "127.0.0.1:9999".into(), ..mine.clone() };
     write_server(&registry, &moved).await.unwrap();
 
-    // Nothing of anybody else's.
+    // No records of others.
     forbidden(write_group_record(&registry, &record("intel.zone-b", 5)).await);
     forbidden(write_members(&registry, &members(other.clone())).await);
     forbidden(write_verdict(&registry, &verdict(other.clone())).await);
     forbidden(bootstrap_group(&registry, &other, &me).await);
     let their = ServerRecord { server: ServerId::new("b-1").unwrap(), ..mine.clone() };
     forbidden(write_server(&registry, &their).await);
-    // Not out of its group by its own word, and not out of the registry.
+    // It cannot move itself to another group, nor delete itself.
     forbidden(write_server(&registry, &ServerRecord { group: other, ..mine }).await);
     let delete = Txn { then: vec![Op::Delete { key: keys::server(&me) }], ..Txn::default() };
     forbidden(registry.txn(delete).await);
-    // No second life of its group.
+    // No second incarnation of its group.
     let again = BootstrapRecord {
         schema: SCHEMA,
         group: own.clone(),
@@ -113,7 +113,7 @@ async fn an_agent_writes_what_belongs_to_its_own_group() {
         recovered_because: None,
     };
     forbidden(registry.txn(put(keys::bootstrap(&own), encode(&again))).await);
-    // Neither policies nor switches, also not in the branch that is not expected to run.
+    // No policies and no kill switches, even in the branch that is not expected to run.
     forbidden(registry.txn(put(keys::policy(&app()), "{}".into())).await);
     forbidden(registry.txn(put(keys::kill("fleet"), "{}".into())).await);
     let hidden = Txn {
@@ -122,13 +122,13 @@ async fn an_agent_writes_what_belongs_to_its_own_group() {
         ..Txn::default()
     };
     forbidden(registry.txn(hidden).await);
-    // No keys outside the layout, no records that are none or are of something else.
+    // No unknown keys, no malformed records, no records about something else.
     invalid(registry.txn(put("/elsewhere".into(), "{}".into())).await);
     invalid(registry.txn(put("/cohort/v1/groups/intel.zone-a/x".into(), "{}".into())).await);
     let own_record = keys::group_record(&own, &app());
     invalid(registry.txn(put(own_record.clone(), "no JSON".into())).await);
     invalid(registry.txn(put(own_record.clone(), encode(&record("intel.zone-b", 9)))).await);
-    // A late record is refused even from one who does not look first.
+    // A late record is refused even when its writer does not compare.
     let blind = registry.txn(put(own_record, encode(&record("intel.zone-a", 1)))).await;
     assert!(matches!(blind, Err(RegistryError::Conflict { .. })), "{blind:?}");
     hub.stop().await;
@@ -185,7 +185,7 @@ async fn the_matrix_of_roles_and_routes() {
     let everything = RangeRequest { select: Selector::Prefix("/".into()), after: None, limit: 0 };
     let recover = serde_json::json!({ "incarnation": 1, "first_server": "a-1", "because": "x" });
     let token = serde_json::json!({ "role": "viewer" });
-    // For each route, who gets past the door; what they get behind it is another test's.
+    // Which roles each route admits; other tests look at the answers.
     let read = [Role::Viewer, Role::Operator, Role::Agent, Role::Hub];
     let routes: Vec<(Call, &[Role])> = vec![
         (Call::get("/v1/fleet"), &read),
@@ -250,7 +250,7 @@ async fn of_writers_that_do_not_look_the_newest_stays() {
     let key = keys::group_record(&group("intel.zone-a"), &app());
     let registry = std::sync::Arc::new(agent.registry());
     let mut writers = tokio::task::JoinSet::new();
-    // In no order at all: 37 is coprime to 32.
+    // Shuffled: 37 is coprime to 32.
     for nth in 0..32u64 {
         let (registry, key) = (std::sync::Arc::clone(&registry), key.clone());
         writers.spawn(async move {

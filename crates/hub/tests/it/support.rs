@@ -1,4 +1,4 @@
-//! A hub in a temporary folder, and those who talk to it.
+//! A hub in a temporary folder, and its clients.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -57,7 +57,7 @@ impl Running {
         Running { folder, authority, config, api, plain, stop, ended }
     }
 
-    /// Stops it and waits for its end; gives back what outlives it.
+    /// Stops it and waits for its end. Returns what outlives it.
     pub(crate) async fn stop(self) -> (TempDir, Arc<Authority>, HubConfig) {
         self.stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(20), self.ended).await;
@@ -101,7 +101,7 @@ impl Running {
         self.operator().post(TOKEN, &request).await.unwrap()
     }
 
-    /// Joins as a new agent, with a token of its own; gives what the hub says and the agent's client.
+    /// Joins as a new agent with a token of its own. Returns the hub's answer and the agent's client.
     pub(crate) async fn join_agent(&self, name: &str, zone: &str) -> (JoinAnswer, Caller) {
         let token = self.token(Role::Agent, None).await;
         let (answer, identity) = self.join(&token, Role::Agent, name, Some(server(zone))).await;
@@ -134,7 +134,7 @@ impl Running {
         (answer, identity)
     }
 
-    /// One plain HTTP request, on a connection of its own.
+    /// One plain HTTP request on its own connection.
     pub(crate) async fn plain(&self, method: &str, path: &str, headers: &str) -> Plain {
         let mut stream = tokio::net::TcpStream::connect(self.plain).await.unwrap();
         let request =
@@ -159,7 +159,7 @@ pub(crate) fn server(zone: &str) -> JoiningServer {
     }
 }
 
-/// Someone who calls the hub.
+/// A client of the hub.
 pub(crate) struct Caller {
     pub(crate) client: Client,
     pub(crate) target: Target,

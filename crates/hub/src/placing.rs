@@ -1,0 +1,157 @@
+//! Which group a joining server belongs to, and its record in the registry.
+
+use std::collections::BTreeMap;
+
+use cohort_core::ids::{GroupId, Platform, ServerId};
+use cohort_core::orders::MemberAddress;
+use cohort_registry::records::{GroupInfo, MemberRecord, SCHEMA, ServerRecord, decode, encode};
+use cohort_registry::typed::read_members;
+use cohort_registry::{Compare, EmbeddedRegistry, Op, Registry as _, Txn, keys};
+use cohort_wire::http::ApiError;
+use cohort_wire::hub::{
+    ADDRESS_BYTES_MAX, JoinedGroup, JoiningServer, LABEL_BYTES_MAX, LABELS_MAX,
+};
+
+use crate::refusal::Refusal;
+
+/// Tries to enrol a server while others change the same group: twenty servers may join at once.
+const ATTEMPTS_MAX: u32 = 64;
+
+/// A server, and the group it belongs to.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    record: ServerRecord,
+    info: GroupInfo,
+}
+
+/// Checks what a server says about itself, and finds its group. `grouping` are the labels whose
+/// values name the group.
+pub(crate) fn place(
+    grouping: &[String],
+    server: &ServerId,
+    joining: JoiningServer,
+) -> Result<Placed, ApiError> {
+    let JoiningServer { address, platform, mut labels, rack } = joining;
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    let has_port = port.is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    if address.len() > ADDRESS_BYTES_MAX || !has_port {
+        return Err(ApiError::bad_request("the server's address is not host:port"));
+    }
+    if labels.len() > LABELS_MAX {
+        let many = labels.len();
+        return Err(ApiError::bad_request(format!("{many} labels; at most {LABELS_MAX}")));
+    }
+    let plain = |text: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+        (1..=LABEL_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed)
+    };
+    for (key, value) in labels.iter().chain(rack.iter().map(|rack| (rack, rack))) {
+        if !plain(key) || !plain(value) {
+            return Err(ApiError::bad_request(format!(
+                "invalid label `{}`: keys and values are 1 to {LABEL_BYTES_MAX} letters, digits \
+                 and `._-/`",
+                key.chars().take(80).collect::<String>()
+            )));
+        }
+    }
+    labels.entry("platform".to_owned()).or_insert_with(|| platform.as_str().replace('/', "-"));
+    let present = || grouping.iter().filter_map(|key| labels.get_key_value(key));
+    let parts: Vec<&str> = present().map(|(_, value)| value.as_str()).collect();
+    let name = if parts.is_empty() { "default".to_owned() } else { parts.join(".") };
+    let group = GroupId::new(name).map_err(|error| {
+        let labels = grouping.join(", ");
+        ApiError::bad_request(error.to_string())
+            .hint(format!("the group's name is made of the labels {labels}"))
+    })?;
+    let group_labels: BTreeMap<String, String> =
+        present().map(|(key, value)| (key.clone(), value.clone())).collect();
+    let info = GroupInfo { schema: SCHEMA, group: group.clone(), labels: group_labels, platform };
+    let record =
+        ServerRecord { schema: SCHEMA, server: server.clone(), address, labels, rack, group };
+    Ok(Placed { record, info })
+}
+
+impl Placed {
+    /// All servers of a group run the same artifacts, so they have the same platform.
+    pub(crate) fn check_platform(&self, registry: &EmbeddedRegistry) -> Result<(), Refusal> {
+        let pair = registry.get(&keys::group_info(&self.info.group));
+        let info = pair.map(|pair| decode(&pair)).transpose()?;
+        Ok(same_platform(info.as_ref(), &self.info.platform)?)
+    }
+
+    /// Writes the server's record, and its group's if it is the first, in one transaction.
+    pub(crate) async fn enrol(self, registry: &EmbeddedRegistry) -> Result<JoinedGroup, Refusal> {
+        let Placed { record, info } = self;
+        let info_key = keys::group_info(&info.group);
+        for _ in 0..ATTEMPTS_MAX {
+            let mut then = vec![Op::put(keys::server(&record.server), encode(&record))];
+            let revision = match registry.get(&info_key) {
+                Some(pair) => {
+                    same_platform(Some(&decode(&pair)?), &info.platform)?;
+                    pair.mod_revision
+                }
+                None => {
+                    then.push(Op::put(&info_key, encode(&info)));
+                    0
+                }
+            };
+            let compare = vec![Compare::unchanged_since(&info_key, revision)];
+            if !registry.txn(Txn { compare, then, otherwise: vec![] }).await?.succeeded {
+                continue;
+            }
+            let members = read_members(registry, &info.group).await?;
+            let address = |MemberRecord { server, address, member, .. }| MemberAddress {
+                server,
+                address,
+                member,
+            };
+            return Ok(JoinedGroup {
+                group: info.group,
+                labels: info.labels,
+                members: members.into_iter().flat_map(|known| known.members).map(address).collect(),
+            });
+        }
+        let busy = format!("too many servers are joining group {} at once", info.group);
+        Err(ApiError::overloaded(busy).into())
+    }
+}
+
+fn same_platform(info: Option<&GroupInfo>, platform: &Platform) -> Result<(), ApiError> {
+    match info {
+        Some(info) if info.platform != *platform => Err(ApiError::conflict(format!(
+            "group {} is on {}, but this server is {platform}",
+            info.group, info.platform
+        ))
+        .hint("give the server a label that puts it into another group")),
+        Some(_) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod placing_test {
+    use super::*;
+
+    fn group_of(grouping: &[&str], labels: &[(&str, &str)]) -> Result<String, u16> {
+        let grouping: Vec<String> = grouping.iter().map(|&key| key.to_owned()).collect();
+        let labels = labels.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
+        let joining = JoiningServer {
+            address: "web-1:7417".to_owned(),
+            platform: "linux/amd64".parse().unwrap(),
+            labels: labels.collect(),
+            rack: None,
+        };
+        place(&grouping, &ServerId::new("web-1").unwrap(), joining)
+            .map(|placed| placed.record.group.to_string())
+            .map_err(|error| error.status)
+    }
+
+    #[test]
+    fn the_values_of_the_grouping_labels_name_the_group() {
+        let zone = [("zone", "a"), ("owner", "me")];
+        assert_eq!(group_of(&["platform", "zone"], &zone).as_deref(), Ok("linux-amd64.a"));
+        assert_eq!(group_of(&["zone", "rack"], &zone).as_deref(), Ok("a"), "an absent label");
+        assert_eq!(group_of(&["rack"], &zone).as_deref(), Ok("default"));
+        assert_eq!(group_of(&["zone"], &[("zone", "no such name/")]), Err(400));
+        assert_eq!(group_of(&["zone"], &[("zone", "A/")]), Err(400), "not a group's name");
+    }
+}

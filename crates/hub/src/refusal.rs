@@ -1,0 +1,144 @@
+//! Which answer a caller gets for each failure.
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use cohort_artifact::RepositoryError;
+use cohort_base::chain;
+use cohort_core::ids::InvalidName;
+use cohort_identity::{RedeemError, RequestError};
+use cohort_mirror::BucketError;
+use cohort_registry::RegistryError;
+use cohort_wire::http::{ApiError, ApiJson};
+use cohort_wire::kill::KillError;
+
+/// What a handler answers.
+pub(crate) type Answer<T> = Result<ApiJson<T>, Refusal>;
+
+/// An error answer. `?` makes one of every failure that a handler can meet.
+#[derive(Debug)]
+pub(crate) struct Refusal(pub(crate) ApiError);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        self.0.into_response()
+    }
+}
+
+/// How each error is answered.
+macro_rules! answers {
+    ($($error:ty => $answer:expr),+ $(,)?) => {
+        $(impl From<$error> for Refusal {
+            fn from(error: $error) -> Self {
+                let answer: fn($error) -> ApiError = $answer;
+                Refusal(answer(error))
+            }
+        })+
+    };
+}
+
+answers! {
+    ApiError => |error| error,
+    InvalidName => |error| ApiError::bad_request(chain(&error)),
+    RequestError => |error| ApiError::bad_request(chain(&error)),
+    tokio::task::JoinError => |error| ApiError::internal(chain(&error)),
+    RegistryError => registry,
+    RedeemError => redeem,
+    KillError => kill,
+    RepositoryError => repository,
+    BucketError => bucket,
+}
+
+fn registry(error: RegistryError) -> ApiError {
+    let reason = chain(&error);
+    match error {
+        RegistryError::Invalid { .. } => ApiError::bad_request(reason),
+        RegistryError::Conflict { .. }
+        | RegistryError::Compacted { .. }
+        | RegistryError::WentBack { .. }
+        | RegistryError::Contended { .. } => ApiError::conflict(reason),
+        RegistryError::RestoredUnconfirmed => {
+            ApiError::new(StatusCode::CONFLICT, "restored", reason)
+                .hint("on the hub's machine: cohort hub --confirm-restored")
+        }
+        RegistryError::Forbidden { .. } => ApiError::forbidden(reason),
+        RegistryError::Unavailable { .. } => ApiError::unavailable("unavailable", reason),
+        RegistryError::Full { .. } => ApiError::unavailable("full", reason),
+        RegistryError::Corrupt { .. } => ApiError::internal(reason),
+        RegistryError::Storage { .. } => {
+            tracing::error!(reason, "registry storage failed");
+            ApiError::unavailable("storage", reason)
+                .hint("see the hub's log, check its disk, and restart it")
+        }
+    }
+}
+
+fn redeem(error: RedeemError) -> ApiError {
+    let reason = chain(&error);
+    match error {
+        RedeemError::Unknown
+        | RedeemError::Used
+        | RedeemError::Expired
+        | RedeemError::Revoked
+        | RedeemError::Grant { .. } => {
+            ApiError::forbidden(reason).hint("ask an operator for a new one: cohort token create")
+        }
+        RedeemError::NameTaken { .. } => ApiError::conflict(reason)
+            .hint("to replace its holder: cohort token create --name NAME"),
+        RedeemError::Token(_) => ApiError::bad_request(reason),
+        RedeemError::TooMany => ApiError::unavailable("full", reason),
+        _ => {
+            tracing::error!(reason, "cannot process a join token");
+            ApiError::internal(reason)
+        }
+    }
+}
+
+fn kill(error: KillError) -> ApiError {
+    let reason = chain(&error);
+    match error {
+        KillError::Statement(_) => ApiError::forbidden(reason)
+            .hint("a kill switch is signed with an operator's certificate: cohort kill on|off"),
+        KillError::Malformed { .. } | KillError::Reason { .. } | KillError::Epoch { .. } => {
+            ApiError::bad_request(reason)
+        }
+        KillError::TooMany => ApiError::unavailable("full", reason),
+        _ => ApiError::internal(reason),
+    }
+}
+
+fn repository(error: RepositoryError) -> ApiError {
+    let reason = chain(&error);
+    match error {
+        RepositoryError::Refused { .. } => {
+            ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", reason)
+        }
+        RepositoryError::Outdated => ApiError::conflict(reason)
+            .hint("somebody else has published meanwhile: run cohort publish again"),
+        RepositoryError::Stopped => ApiError::unavailable("stopping", reason),
+        RepositoryError::Io { source, .. } => write_failed(&source, reason),
+        _ => {
+            tracing::error!(reason, "upload failed");
+            ApiError::internal(reason)
+        }
+    }
+}
+
+/// A file of the repository cannot be written.
+pub(crate) fn write_failed(error: &std::io::Error, reason: String) -> ApiError {
+    use std::io::ErrorKind;
+    tracing::error!(reason, "cannot write to the repository");
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            ApiError::unavailable("full", "the hub's disk is full")
+        }
+        _ => ApiError::internal(reason),
+    }
+}
+
+fn bucket(error: BucketError) -> ApiError {
+    let reason = chain(&error);
+    tracing::error!(reason, "upload did not reach the bucket");
+    let error = format!("the hub has the file, but its bucket does not: {reason}");
+    ApiError::unavailable("bucket", error)
+        .hint("the hub keeps trying; publish again to see whether it arrived")
+}
