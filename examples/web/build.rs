@@ -1,4 +1,4 @@
-//! Links without symbols: the demo unpacks this program forty times per release.
+//! Strips symbols: the demo unpacks this program forty times per release.
 
 fn main() {
     println!("cargo:rustc-link-arg-bins=-s");

@@ -1,8 +1,8 @@
 //! The small web service that the demo deploys: `--port N`; `/`, `/version`, `/healthz`.
 //!
-//! What it is and how it fails comes from `release.toml` in its own release. It prints one line
-//! when it starts to listen and one when it stops, with the boot-time clock, so that a test can see
-//! from outside when a server was in service.
+//! Its version, text and faults come from `release.toml` in its own release. It prints one line
+//! when it starts to listen and one when it stops, with the boot-time clock, so that a test sees
+//! when each server was in service.
 
 mod release;
 
@@ -18,13 +18,13 @@ use tokio::sync::Semaphore;
 
 use release::Release;
 
-/// Longest request head that is read.
+/// Longest request head.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 
-/// How long a client may take.
+/// Time limit for one client.
 const CLIENT_MAX: Duration = Duration::from_secs(5);
 
-/// Clients at once.
+/// Clients at a time.
 const CLIENTS_MAX: usize = 128;
 
 #[tokio::main(flavor = "current_thread")]
@@ -76,7 +76,7 @@ async fn serve() -> Result<ExitCode, String> {
         }
         _ = terminate.recv() => {
             say("stop", &site);
-            // Nobody new; those who are here may end.
+            // No new clients; present ones may finish.
             let all = clients.acquire_many(CLIENTS_MAX as u32);
             let _late = tokio::time::timeout(Duration::from_secs(1), all).await;
             Ok(ExitCode::SUCCESS)
@@ -88,7 +88,7 @@ fn port() -> Result<u16, String> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.as_slice() {
         [flag, port] if flag == "--port" => {
-            port.parse().map_err(|_| format!("`{port}` is no port"))
+            port.parse().map_err(|_| format!("invalid port `{port}`"))
         }
         _ => Err("usage: cohort-example-web --port PORT".to_owned()),
     }
@@ -136,7 +136,7 @@ async fn answer(mut stream: TcpStream, site: &Site) -> std::io::Result<()> {
         "/version" => ("200 OK", format!("{}\n", release.version)),
         "/healthz" if release.faults.unhealthy(platform) => (
             "500 Internal Server Error",
-            format!("release {} does not work on {platform}\n", release.version),
+            format!("release {} is broken on {platform}\n", release.version),
         ),
         "/healthz" => ("200 OK", "ok\n".to_owned()),
         _ => ("404 Not Found", "not found\n".to_owned()),

@@ -1,40 +1,40 @@
-//! What the release says about itself: its version, its body, and its faults.
+//! `release.toml`: the release's version, body and faults.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// `release.toml`, beside the program, above it, or where it was started.
+/// The file beside the program, in the folder above, or in the working directory.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Release {
     pub(crate) version: String,
-    /// What `/` answers.
+    /// The answer to `/`.
     #[serde(default)]
     pub(crate) body: String,
     #[serde(default)]
     pub(crate) faults: Faults,
 }
 
-/// Faults that were released; a server cannot have any of its own.
+/// Faults belong to the release; servers have none of their own.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Faults {
     /// Platforms on which `/healthz` answers 500.
     unhealthy_on: Vec<String>,
-    /// Platforms that have the faults below; none named: all.
+    /// Platforms with the faults below; empty: all.
     on: Vec<String>,
-    /// Ends by itself after so long.
+    /// Exits by itself after this.
     die_after_ms: Option<u64>,
-    /// Listens only after so long.
+    /// Listens only after this.
     slow_start_ms: Option<u64>,
-    /// Takes connections and never answers.
+    /// Accepts connections and never answers.
     hang: bool,
 }
 
 impl Release {
     pub(crate) fn read() -> Result<Self, String> {
-        let path = Self::find().ok_or("there is no release.toml beside or above the program")?;
+        let path = Self::find().ok_or("no release.toml beside or above the program")?;
         let text = std::fs::read_to_string(&path)
             .map_err(|error| format!("{}: {error}", path.display()))?;
         toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
