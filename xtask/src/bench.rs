@@ -1,11 +1,10 @@
 //! Benchmarks: real processes of a release build, measured from outside.
 //!
-//! Each prints a table, or with `-o json` one object per row. A goal that is missed is a result;
-//! only what could not be measured is an error.
+//! Each prints a table, or with `-o json` one object per row. A missed goal is a result; only a
+//! failed measurement is an error.
 
 mod distribute;
 mod failover;
-mod log;
 mod rollout;
 
 use std::path::PathBuf;
@@ -22,24 +21,24 @@ use crate::build::{Programs, built, programs};
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     what: What,
-    /// For whom to write
+    /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Output,
-    /// Measure the build that the tests use: quick to build, says nothing about goals
+    /// Measure the development build: quick to build, not comparable with the goals
     #[arg(long, global = true)]
     dev: bool,
-    /// Measure what was built before
+    /// Measure the existing build
     #[arg(long, global = true)]
     no_build: bool,
 }
 
 #[derive(Debug, Clone, Subcommand)]
 enum What {
-    /// What a wave costs beyond the work of its servers
+    /// Overhead of a wave beyond the work of its servers
     Rollout,
-    /// How long a group is without a leader
+    /// Time without a leader, after a kill and a transfer
     Failover,
-    /// How fast an artifact reaches every server of a zone, and what crosses the downlink
+    /// Time until every server of a zone has an artifact, and bytes through the downlink
     Distribute(distribute::DistributeArgs),
 }
 
@@ -50,7 +49,7 @@ enum Output {
     Json,
 }
 
-/// Which way is good.
+/// Which direction is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Better {
@@ -62,13 +61,13 @@ pub(crate) enum Better {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
     what: &'static str,
-    /// Nothing when it could not be measured.
+    /// `None` when the measurement failed.
     measured: Option<f64>,
     unit: &'static str,
-    /// Nothing for what is only reported.
+    /// `None` for figures that are only reported.
     goal: Option<f64>,
     better: Better,
-    /// True for what is only reported.
+    /// True for figures without a goal.
     met: bool,
 }
 
@@ -78,7 +77,7 @@ impl Row {
         Row::new(what, Some(measured), unit, Some(goal), Better::Lower)
     }
 
-    /// Any figure.
+    /// `measured` is `None` when the measurement failed.
     pub(crate) fn new(
         what: &'static str,
         measured: Option<f64>,
@@ -97,7 +96,7 @@ impl Row {
     }
 }
 
-/// Measures and prints. Fails when something could not be measured, not when a goal is missed.
+/// Measures and prints. Fails when a measurement failed, not when a goal is missed.
 pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     if let What::Distribute(of) = &args.what {
         return distribute::run(of, args);
@@ -150,7 +149,7 @@ fn print(rows: &[Row], output: Output) -> Result<()> {
     Ok(())
 }
 
-/// One group of the given size, all of it up, with one mirror.
+/// Starts one group of `servers`, with one mirror, and waits until it is complete.
 fn one_group(programs: &Programs, dir: PathBuf, servers: usize) -> Result<Fleet> {
     let options = FleetOptions {
         dir,
@@ -171,10 +170,10 @@ const PLATFORM: &str = "intel";
 const ZONE: &str = "zone-a";
 const GROUP: &str = "intel.zone-a";
 
-/// Bytes of a release beside its program: what a small service weighs.
+/// Ballast of a release: the size of a small service.
 const RELEASE_BYTES: usize = 1_000_000;
 
-/// One server a wave, checks that pass at once, nothing waited for but `min_healthy_time`.
+/// One server per wave, checks that pass at once, no waiting but `min_healthy_time`.
 const POLICY: &str = r#"
 app = "web"
 channel = "stable"
@@ -201,7 +200,7 @@ timeout = "1s"
 /// `min_healthy_time` of [`POLICY`], in milliseconds.
 const MIN_HEALTHY_MS: f64 = 1000.0;
 
-/// The middle of what was measured.
+/// The median; an error for no values.
 fn median(values: &mut [f64]) -> Result<f64> {
     ensure!(!values.is_empty(), "nothing was measured");
     values.sort_by(f64::total_cmp);
@@ -212,3 +211,7 @@ fn median(values: &mut [f64]) -> Result<f64> {
         f64::midpoint(values[middle - 1], values[middle])
     })
 }
+
+#[cfg(test)]
+#[path = "bench_test.rs"]
+mod bench_test;

@@ -1,4 +1,4 @@
-//! Building what is shown, tested and measured.
+//! Builds the programs that are shown, tested and measured.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,7 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
 }
 
-/// The cargo that runs this.
+/// The cargo that started this program.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
@@ -43,12 +43,16 @@ pub(crate) fn programs(release: bool) -> Result<Programs> {
     built(release)
 }
 
-/// The programs as they were built before.
+/// The programs of an earlier build.
 pub(crate) fn built(release: bool) -> Result<Programs> {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| root().join("target"), PathBuf::from)
         .join(if release { "release" } else { "debug" });
-    ensure!(target.join("cohort").exists(), "nothing is built in {} yet", target.display());
+    ensure!(
+        target.join("cohort").exists(),
+        "nothing built in {} yet; leave out --no-build",
+        target.display()
+    );
     Ok(Programs {
         cohort: target.join("cohort"),
         web: target.join("cohort-example-web"),

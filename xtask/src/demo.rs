@@ -21,17 +21,17 @@ use crate::build::programs;
 /// What `cargo xtask demo` takes.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
-    /// Play it without a person: one JSON object per group and act, exit code 0 only if every act
-    /// ended as told and no process is left
+    /// Run unattended: print one JSON object per group and act; exit 0 only if every act ended as
+    /// expected and no process is left
     #[arg(long)]
     exit: bool,
-    /// Agents in all, over four groups (at least 12: three a group)
+    /// Number of agents, spread over four groups (at least 12)
     #[arg(long, default_value_t = 40)]
     agents: usize,
-    /// Leave the fleet running to play with
+    /// Keep the fleet running until Ctrl-C
     #[arg(long, conflicts_with = "exit")]
     keep: bool,
-    /// Where everything lies; made for the demo and, when it is not given, removed afterwards
+    /// Directory for everything [default: a temporary one, removed on success]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -49,26 +49,25 @@ pub(crate) struct Outcome {
     moved: Option<Moved>,
 }
 
-/// What it took to bring a release to all servers of a group.
+/// Bytes it took to bring a release to all servers of a group.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 struct Moved {
-    /// Length of the release.
+    /// Size of the release.
     release_bytes: u64,
-    /// What came through the zone's downlink,
+    /// Bytes through the zone's downlink.
     mirror_bytes: u64,
-    /// and from server to server.
+    /// Bytes from server to server.
     peer_bytes: u64,
 }
 
 impl Moved {
-    /// Whether mirrors carried the release about once, however many servers there are: half of it
-    /// again is for a leader that changes in the middle, and for what counts on the wire beside
-    /// the release itself.
+    /// Whether mirrors sent the release about once, however many servers there are. Half of it again
+    /// allows for a change of leader and for overhead on the wire.
     fn once(self) -> bool {
         self.mirror_bytes > 0 && self.mirror_bytes * 2 <= self.release_bytes * 3
     }
 
-    /// A release may come in parts: for some servers whole, for others as a difference.
+    /// A release may have several transfers: whole for some servers, a delta for others.
     fn of<'a>(transfers: impl Iterator<Item = &'a TransferStatus>) -> Moved {
         transfers.fold(Moved::default(), |sum, transfer| Moved {
             release_bytes: sum.release_bytes + transfer.length_bytes,
@@ -77,7 +76,7 @@ impl Moved {
         })
     }
 
-    /// The leader's figures begin anew with every leader: what was seen already stays.
+    /// Every new leader starts its figures at zero: keeps the highest seen.
     fn keep_most(&mut self, now: Moved) {
         self.release_bytes = self.release_bytes.max(now.release_bytes);
         self.mirror_bytes = self.mirror_bytes.max(now.mirror_bytes);
@@ -85,7 +84,7 @@ impl Moved {
     }
 }
 
-/// The stage: the fleet, and what was noted about each act.
+/// The fleet, and the outcome of each act so far.
 pub(crate) struct Stage {
     fleet: Fleet,
     outcomes: Vec<Outcome>,
@@ -97,14 +96,14 @@ pub(crate) struct Stage {
 pub(crate) const PLATFORMS: [&str; 2] = ["intel", "amd"];
 pub(crate) const ZONES: [&str; 2] = ["zone-a", "zone-b"];
 
-/// What each server may receive, as if it had a network: on one machine bytes would move faster than
-/// anybody could watch.
+/// Download rate per server, as if there were a network: on one machine bytes would move too fast
+/// to watch.
 const DOWNLOAD_LIMIT: &str = "100Mbit/s";
 
-/// Makes the release of one act large enough to be watched on its way, for about a second.
+/// Makes the release of one act large enough to be in transit for about a second.
 pub(crate) const BALLAST_BYTES: usize = 12 << 20;
 
-/// The act whose release has it: what it moves is counted.
+/// The act with the large release: its transfers are counted.
 const COUNTED_ACT: u32 = 2;
 
 /// The policy of the demo: a tenth at a time, one zone after the other.
@@ -137,7 +136,7 @@ zone = "zone-a"
 zone = "zone-b"
 "#;
 
-/// Plays the story. False when an act did not end as told.
+/// Plays the story. False when an act did not end as expected.
 pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
     ensure!(args.agents >= 12, "--agents {}: at least 12, three a group", args.agents);
     say(args.exit, "building…");
@@ -207,7 +206,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
     Ok(well)
 }
 
-/// People read standard output; with `--exit` that is for programs.
+/// For people: standard output, or standard error with `--exit`.
 fn say(exit: bool, text: &str) {
     if exit {
         eprintln!("{text}");
@@ -216,7 +215,7 @@ fn say(exit: bool, text: &str) {
     }
 }
 
-/// Leaves the fleet running until a person has played enough.
+/// Keeps the fleet running until Ctrl-C.
 fn keep(stage: &Stage) {
     let fleet = &stage.fleet;
     println!("\nThe fleet runs on. In another terminal:\n");
@@ -237,7 +236,7 @@ impl Stage {
         self.fleet.groups()
     }
 
-    /// Waits for every group's end of an act, side by side, and notes it.
+    /// Waits until every group has reached its end of the act, and records each outcome.
     fn expect(
         &mut self,
         act: u32,
@@ -276,7 +275,9 @@ impl Stage {
                     let counted = (act == COUNTED_ACT).then(|| moved.get(&group).copied());
                     let once = counted.is_none_or(|moved| moved.is_some_and(Moved::once));
                     if !once {
-                        eprintln!("act {act}: {group}: {counted:?} is no longer once");
+                        eprintln!(
+                            "act {act}: {group}: mirrors sent more than the release once: {counted:?}"
+                        );
                     }
                     let told = outcome(&group, &seen[&group]);
                     self.note(Outcome { ok: once, moved: counted.flatten(), ..told });
@@ -306,17 +307,21 @@ impl Stage {
                 outcome.group,
                 outcome.state,
                 outcome.seconds,
-                if outcome.ok { "as told" } else { "NOT AS TOLD" }
+                if outcome.ok { "as expected" } else { "NOT AS EXPECTED" }
             );
         }
         self.outcomes.push(outcome);
     }
 }
 
-/// Pauses, so that a person can read; not when nobody looks.
+/// Pauses so that a person can read, on a terminal only.
 pub(crate) fn breathe(exit: bool) {
     if !exit && std::io::stdout().is_terminal() {
         let (_keep, never) = mpsc::channel::<()>();
         let _ = never.recv_timeout(Duration::from_secs(3));
     }
 }
+
+#[cfg(test)]
+#[path = "demo_test.rs"]
+mod demo_test;

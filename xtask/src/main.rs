@@ -1,10 +1,19 @@
-//! What people and CI do with this repository: see it, test it, measure it.
+//! Tasks of this repository, for people and CI: demo, tests, benchmarks, tidy.
+//!
+//! **What it is.** `cargo xtask TASK`: drives the production binary through `cohort_trial`, and reads
+//! the sources as text.
+//!
+//! **What it must never know.** The inside of any part of the product; nothing depends on it.
+//!
+//! **Where to start reading.** `test.rs` (what CI runs), `tidy.rs` (the rules of the house),
+//! `demo/acts.rs` (the story), `bench.rs`, then `bench/distribute/plan.rs` (its rows).
 
 mod bench;
 mod build;
 mod demo;
 mod packages;
 mod test;
+mod tidy;
 
 use std::process::ExitCode;
 
@@ -23,10 +32,12 @@ struct Cli {
 enum Task {
     /// Start a whole fleet on this machine and watch it update itself
     Demo(demo::DemoArgs),
-    /// Measure a release build: waves, failover, distribution
+    /// Measure a release build: rollout, failover, distribution
     Bench(bench::BenchArgs),
-    /// Everything that proves the product
+    /// Run everything: format, tidy, lints, tests, demo
     Test(test::TestArgs),
+    /// Check the rules of the house, or print figures about the sources
+    Tidy(tidy::TidyArgs),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +46,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Tidy(args) => tidy::run(&args),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

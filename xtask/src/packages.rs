@@ -6,19 +6,19 @@ use anyhow::{Result, ensure};
 
 use crate::build::succeed;
 
-/// Whether a program is there and answers.
+/// Whether a program is installed and runs.
 pub(crate) fn answers(program: &str, arg: &str) -> bool {
     let mut command = Command::new(program);
     command.arg(arg).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Installs packages where we may and there is apt; elsewhere it does nothing.
+/// Installs packages as root with apt; does nothing without either.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     if !is_root() || Command::new("apt-get").arg("--version").output().is_err() {
         return Ok(());
     }
-    // Standard output is for figures.
+    // Standard output is for figures only.
     eprintln!("installing {}…", packages.join(" and "));
     for args in [&["update", "-qq"][..], &["install", "-y", "-qq", "--no-install-recommends"]] {
         let mut apt = Command::new("apt-get");
@@ -31,7 +31,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Installs the package of a program that is not there.
+/// Installs a program's package if the program is missing.
 pub(crate) fn need(program: &str, arg: &str, package: &str) -> Result<()> {
     if !answers(program, arg) {
         install(&[package])?;
@@ -40,7 +40,7 @@ pub(crate) fn need(program: &str, arg: &str, package: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether this process may do everything.
+/// Whether this process runs as root.
 pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }

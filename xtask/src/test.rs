@@ -1,7 +1,7 @@
 //! Everything that proves the product: formatting, lints, every test, and the demo's story.
 //!
-//! Every part runs, whatever came of the ones before; the last line counts what passed and failed.
-//! With `CI=true` a test that is skipped counts as failed.
+//! Every part runs, even if an earlier one failed; the last line counts what passed and failed.
+//! With `CI=true` a skipped test counts as failed.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -16,7 +16,7 @@ use crate::packages::{install, need};
 /// What `cargo xtask test` takes.
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
-    /// Agents of the demo's story
+    /// Number of agents in the demo
     #[arg(long, default_value_t = 12)]
     agents: usize,
 }
@@ -45,7 +45,7 @@ impl Count {
 pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     let ci = std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1");
     need_python()?;
-    // A mirror has to get along with it.
+    // A test runs a mirror in front of and behind nginx.
     need("nginx", "-v", "nginx-light")?;
     let mut total = Count::default();
     let mut part = |name: &str, run: &mut dyn FnMut() -> Result<Count>| {
@@ -65,11 +65,15 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
         total.add(count);
     };
     part("formatting", &mut || step(cargo().args(["fmt", "--all", "--check"])));
+    part("tidy", &mut || {
+        let (passed, failed) = crate::tidy::check_all()?;
+        Ok(Count { passed, failed, skipped: 0 })
+    });
     part("lints", &mut || {
         let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
         step(cargo().args(clippy))
     });
-    // The programs that tests and demo start.
+    // The binaries that tests and demo start.
     part("programs", &mut || crate::build::programs(false).map(|_| Count::of(true)));
     part("tests", &mut tests);
     part("documentation's tests", &mut || libtest(&["test", "--doc", "--workspace"]));
@@ -103,7 +107,7 @@ fn need_python() -> Result<()> {
     Ok(())
 }
 
-/// Every test of the workspace, by nextest where it is installed.
+/// Every test of the workspace, with nextest if it is installed.
 fn tests() -> Result<Count> {
     let nextest = cargo()
         .args(["nextest", "--version"])
@@ -117,7 +121,7 @@ fn tests() -> Result<Count> {
     let mut count = None;
     let mut command = cargo();
     command.args(["nextest", "run", "--workspace", "--no-fail-fast"]).stderr(Stdio::piped());
-    // A failure is told by its message and its place; thirty frames of the runtime bury them.
+    // Thirty frames of the runtime would bury the message of a failure.
     command.env("RUST_BACKTRACE", "0");
     let passed = watch(&mut command, |line| {
         if let Some(found) = nextest_summary(line) {
@@ -132,7 +136,7 @@ fn tests() -> Result<Count> {
     Ok(count)
 }
 
-/// Runs tests whose runner is the standard one.
+/// Runs tests with the standard runner.
 fn libtest(args: &[&str]) -> Result<Count> {
     let mut count = Count::default();
     let mut command = cargo();
@@ -149,7 +153,7 @@ fn libtest(args: &[&str]) -> Result<Count> {
     Ok(count)
 }
 
-/// The demo, played by itself: every group of every act has to end as told.
+/// The demo, unattended: every group of every act has to end as expected.
 fn story(agents: usize) -> Result<Count> {
     let mut count = Count::default();
     let mut command = cargo();
@@ -162,15 +166,15 @@ fn story(agents: usize) -> Result<Count> {
         }
         println!("{line}");
     })?;
-    ensure!(count != Count::default(), "the demo told nothing");
+    ensure!(count != Count::default(), "the demo printed no outcome");
     if !passed && count.failed == 0 {
-        // A process was left, or an act could not be played at all.
+        // A process was left over, or an act could not start.
         count.failed = 1;
     }
     Ok(count)
 }
 
-/// Runs a command and hands on the lines of its one piped stream. True when it succeeded.
+/// Runs a command and passes the lines of its one piped stream to `line`. True on success.
 fn watch(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
     let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
     let piped: Box<dyn Read> = match (child.stdout.take(), child.stderr.take()) {
@@ -188,7 +192,7 @@ fn watch(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
 fn nextest_summary(line: &str) -> Option<Count> {
     let rest = line.trim_start().strip_prefix("Summary [")?;
     let (run, rest) = rest.split_once(']')?.1.split_once("run:")?;
-    // `3/5 tests` when it was interrupted: those that did not run have not passed.
+    // `3/5 tests` after an interruption: tests that did not run count as failed.
     let run = run.split_whitespace().next()?.rsplit('/').next()?.parse::<u32>().ok()?;
     let of = |word: &str| {
         rest.split(',').map(str::trim).find_map(|part| {

@@ -22,7 +22,6 @@ mod control;
 mod deltas;
 mod duties;
 mod error;
-pub mod events;
 mod fetch_text;
 mod fetching;
 pub mod figures;

@@ -13,6 +13,7 @@
 
 pub mod chain;
 pub mod durable;
+pub mod events;
 mod file_error;
 pub mod retry;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cohort_base::OnPath as _;
+use cohort_base::{OnPath as _, events};
 use cohort_core::ids::{AppId, Digest, GroupId, Platform, ServerId};
 use cohort_core::orders::Fence;
 use cohort_core::release::Release;
@@ -284,7 +284,8 @@ impl AppHost {
         attempt: u32,
         cancel: &CancellationToken,
     ) -> Result<Acted, HostError> {
-        tracing::info!(app = %self.app, step = step.name(), attempt, "step begins");
+        let event = events::STEP_BEGIN;
+        tracing::info!(event, app = %self.app, step = step.name(), attempt, "step started");
         let ended = if step == Step::Prepare {
             // Unpacking continues in its own thread whatever happens here, so wait for it.
             self.step(step, attempt).await
@@ -328,7 +329,8 @@ impl AppHost {
     }
 
     fn done(&mut self, step: Step, attempt: u32) -> Result<(), HostError> {
-        tracing::info!(app = %self.app, step = step.name(), attempt, "step is done");
+        let event = events::STEP_DONE;
+        tracing::info!(event, app = %self.app, step = step.name(), attempt, "step finished");
         if reported_when_done(step) {
             return self.change(|record| record.done(step, attempt));
         }

@@ -1,11 +1,9 @@
-//! What a fleet leaves behind: agents' log lines, the guards' records, the services' own lines,
-//! and the figures of an agent's probe port.
+//! Evidence of what happened: the guards' records, the services' own output, and an agent's probe
+//! port.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -14,17 +12,17 @@ use serde_json::Value;
 use crate::Fleet;
 use crate::prober::Seen;
 
-/// How long a probe port may take to answer.
+/// Timeout of a probe port.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// One line of a guard's record.
+/// An event in a guard's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guarded {
-    /// When, by the machine's boot-time clock.
+    /// Time on the machine's boot-time clock.
     pub boot_ms: u64,
-    /// The service, which is called as its app.
+    /// The service, named like its app.
     pub service: String,
-    /// The fence under which it was started.
+    /// The fence it was started with.
     pub key: String,
     /// `started`, `adopted`, `exited`, `stopped`.
     pub event: String,
@@ -33,11 +31,11 @@ pub struct Guarded {
 /// One line that the example service printed about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
-    /// When, by the machine's boot-time clock.
+    /// Time on the machine's boot-time clock.
     pub boot_ms: u64,
     /// `start`, `stop`, `die`.
     pub event: String,
-    /// The version that said it.
+    /// The version that printed it.
     pub version: String,
 }
 
@@ -63,7 +61,7 @@ impl Fleet {
         Ok(all)
     }
 
-    /// What a server's services said about themselves, oldest first.
+    /// What a server's services printed about themselves, oldest first.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -84,7 +82,7 @@ impl Fleet {
         Ok(said.collect())
     }
 
-    /// The same as a prober sees it, by the services' own lines.
+    /// All services' own output, in the form of a prober's findings.
     ///
     /// # Errors
     /// When a server's lines cannot be read.
@@ -103,8 +101,7 @@ impl Fleet {
         Ok(seen)
     }
 
-    /// A figure of an agent's `/metrics`: the name with its labels, as printed. 0 when it has none
-    /// of that name.
+    /// A value of an agent's `/metrics`, by name and labels as printed; 0 if absent.
     ///
     /// # Errors
     /// When its probe port does not answer.
@@ -114,7 +111,7 @@ impl Fleet {
         Ok(line.and_then(|value| value.trim().parse().ok()).unwrap_or(0.0))
     }
 
-    /// What an agent's `/readyz` says: whether it is ready, and in words.
+    /// An agent's `/readyz`: whether it is ready, and the body.
     ///
     /// # Errors
     /// When its probe port does not answer.
@@ -123,7 +120,7 @@ impl Fleet {
     }
 }
 
-/// A plain request; whether it was answered with 200, and the body.
+/// A plain GET: whether the status is 200, and the body.
 fn get(address: SocketAddr, path: &str) -> Result<(bool, String)> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_MAX)?;
     stream.set_read_timeout(Some(ANSWER_MAX))?;
@@ -132,50 +129,4 @@ fn get(address: SocketAddr, path: &str) -> Result<(bool, String)> {
     stream.take(1 << 20).read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("an answer has a head")?;
     Ok((head.starts_with("HTTP/1.1 200"), body.to_owned()))
-}
-
-/// Reads what agents log, from now on.
-#[derive(Debug)]
-pub struct Logs {
-    files: BTreeMap<String, (PathBuf, u64, Vec<u8>)>,
-}
-
-impl Logs {
-    /// From the ends of the logs as they are now.
-    #[must_use]
-    pub fn from_now(fleet: &Fleet) -> Logs {
-        let files = fleet.agents().keys().map(|server| {
-            let path = fleet.log_file(server);
-            let end = fs::metadata(&path).map_or(0, |about| about.len());
-            (server.clone(), (path, end, Vec::new()))
-        });
-        Logs { files: files.collect() }
-    }
-
-    /// Whole lines that have come since the last call, with the server that wrote them.
-    pub fn news(&mut self) -> Vec<(String, String)> {
-        let mut news = Vec::new();
-        for (server, (path, offset, rest)) in &mut self.files {
-            let Ok(mut file) = File::open(&*path) else { continue };
-            let mut bytes = Vec::new();
-            if file.seek(SeekFrom::Start(*offset)).is_err() || file.read_to_end(&mut bytes).is_err()
-            {
-                continue;
-            }
-            *offset += bytes.len() as u64;
-            rest.extend(bytes);
-            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = rest.drain(..=end).collect();
-                news.push((server.clone(), String::from_utf8_lossy(&line).trim().to_owned()));
-            }
-        }
-        news
-    }
-}
-
-/// The value of a field of a log line.
-#[must_use]
-pub fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
-    let mut words = line.split_whitespace();
-    words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
 }

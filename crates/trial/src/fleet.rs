@@ -1,4 +1,4 @@
-//! The fleet: folders, ports, processes, and what can be done with them.
+//! The fleet: folders, ports, processes, and operations on them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,7 +28,7 @@ pub use mirrors::replace_mirror;
 /// How the fleet is laid out.
 #[derive(Debug, Clone)]
 pub struct FleetOptions {
-    /// Where everything lies; made, and owned.
+    /// Folder for everything; created and owned by the fleet.
     pub dir: PathBuf,
     /// The production binary.
     pub cohort: PathBuf,
@@ -38,7 +38,7 @@ pub struct FleetOptions {
     pub artifact: PathBuf,
     /// Platform, zone and number of servers of each group.
     pub groups: Vec<(String, String, usize)>,
-    /// How many mirrors; without any the hub's own repository is read.
+    /// Number of mirrors; with none, agents read the hub's repository.
     pub mirrors: usize,
     /// More lines of every `agent.toml`.
     pub agent_toml: String,
@@ -49,7 +49,7 @@ pub struct FleetOptions {
 /// One agent of the fleet.
 #[derive(Debug)]
 pub struct Agent {
-    /// Its name.
+    /// Unique in the fleet.
     pub server: String,
     /// Its group.
     pub group: String,
@@ -59,9 +59,9 @@ pub struct Agent {
     pub probe: SocketAddr,
     /// Its service's port.
     pub service: SocketAddr,
-    /// Its folder.
+    /// Holds its configuration and data.
     pub dir: PathBuf,
-    /// What its command line begins with, such as `nsenter`; nothing as a rule.
+    /// Prefix of its command line, such as `nsenter`; usually empty.
     prefix: Vec<String>,
     process: Option<Process>,
 }
@@ -77,7 +77,7 @@ pub struct Fleet {
     client: Option<Client>,
 }
 
-/// Every part gets this long to start.
+/// Timeout for a part to start.
 const START_MAX: Duration = Duration::from_secs(30);
 
 fn local(port: u16) -> SocketAddr {
@@ -85,20 +85,20 @@ fn local(port: u16) -> SocketAddr {
 }
 
 impl Fleet {
-    /// Makes the fleet and starts its hub, mirrors and agents.
+    /// Creates the fleet and starts its hub, mirrors and agents.
     ///
     /// # Errors
-    /// When a part cannot be made or does not come up.
+    /// When a part cannot be created or does not start.
     pub fn start(options: FleetOptions) -> Result<Fleet> {
         let mut fleet = Fleet::lay_out(options)?;
         fleet.begin()?;
         Ok(fleet)
     }
 
-    /// Starts everything that was laid out.
+    /// Starts everything in the layout.
     ///
     /// # Errors
-    /// When a part does not come up.
+    /// When a part does not start.
     pub fn begin(&mut self) -> Result<()> {
         self.start_hub()?;
         for index in 0..self.mirrors.len() {
@@ -153,7 +153,7 @@ impl Fleet {
             .collect()
     }
 
-    /// The command line that a person would type, without `cohort`.
+    /// A `cohort` command as the operator would type it.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.options.cohort);
@@ -162,7 +162,7 @@ impl Fleet {
         command
     }
 
-    /// Runs a command as the operator, whatever comes of it.
+    /// Runs a command as the operator, whatever its exit code.
     ///
     /// # Errors
     /// When it cannot be run at all.
@@ -173,7 +173,7 @@ impl Fleet {
     /// Runs a command as the operator; its standard output.
     ///
     /// # Errors
-    /// When it fails: with what it said.
+    /// When it fails; includes its output.
     pub fn run(&self, args: &[&str]) -> Result<String> {
         let output = self.try_run(args)?;
         ensure!(
@@ -190,7 +190,7 @@ impl Fleet {
     /// Starts the hub and waits until it answers.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// When it does not start.
     pub fn start_hub(&mut self) -> Result<()> {
         let config = self.context_dir().join("hub.toml");
         let mut command = self.command(&["hub", "--config", &config.display().to_string()]);
@@ -208,7 +208,7 @@ impl Fleet {
         }
     }
 
-    /// Where a part's log lines are: the hub's, a mirror's, an agent's.
+    /// Log file of the hub, a mirror or an agent, by name.
     #[must_use]
     pub fn log_file(&self, name: &str) -> PathBuf {
         self.options.dir.join("logs").join(format!("{name}.log"))
@@ -237,7 +237,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Kills an agent (−9). Its service lives on.
+    /// Kills an agent (SIGKILL). Its service keeps running.
     pub fn kill_agent(&mut self, name: &str) {
         if let Some(mut process) = self.agents.get_mut(name).and_then(|agent| agent.process.take())
         {
@@ -245,12 +245,12 @@ impl Fleet {
         }
     }
 
-    /// Kills everything that runs on a server at once: agent, guard, services, hooks. What a power
-    /// cut does, but for what the kernel had not written to disk.
+    /// Kills everything on a server at once: agent, guard, services, hooks. Like a power cut, except
+    /// that the kernel still writes its buffers to disk.
     pub fn power_off(&mut self, name: &str) {
         let dir = self.agents[name].dir.clone();
         self.kill_agent(name);
-        // Twice: somebody may have been starting somebody.
+        // Twice: one of them may have been starting another.
         for _ in 0..2 {
             for (pid, _) in processes_of(&dir) {
                 kill(pid);
@@ -258,7 +258,7 @@ impl Fleet {
         }
     }
 
-    /// Stops an agent cleanly (TERM). True when it ended by itself.
+    /// Stops an agent with SIGTERM. True when it exited on its own.
     pub fn stop_agent(&mut self, name: &str) -> bool {
         match self.agents.get_mut(name).and_then(|agent| agent.process.take()) {
             Some(mut process) => process.stop(Duration::from_secs(15)),
@@ -266,7 +266,7 @@ impl Fleet {
         }
     }
 
-    /// The number of an agent's process, while it runs.
+    /// Pid of an agent, while it runs.
     #[must_use]
     pub fn agent_pid(&self, name: &str) -> Option<u32> {
         self.agents.get(name)?.process.as_ref().map(Process::id)
@@ -297,7 +297,7 @@ impl Fleet {
         self.sync_mirrors()
     }
 
-    /// As [`Fleet::publish`], without the copy to the mirrors: groups that read mirrors do not see
+    /// Like [`Fleet::publish`], without the copy to the mirrors: groups that read mirrors do not see
     /// it before [`Fleet::sync_mirrors`].
     ///
     /// # Errors
@@ -331,7 +331,7 @@ impl Fleet {
         self.run(&["app", "apply", "-f", &file.display().to_string()]).map(drop)
     }
 
-    /// A group, as any of its agents tells it.
+    /// Status of a group, from any of its agents.
     ///
     /// # Errors
     /// When none answers.
@@ -352,7 +352,7 @@ impl Fleet {
         }
     }
 
-    /// A group, as this agent tells it.
+    /// Status of a group, from this agent.
     ///
     /// # Errors
     /// When it does not answer.
@@ -400,7 +400,7 @@ impl Fleet {
     /// Waits until every group has all its servers and as many voters as it can.
     ///
     /// # Errors
-    /// When it takes too long.
+    /// When it times out.
     pub fn until_complete(&self, patience: Duration) -> Result<()> {
         for (platform, zone, count) in &self.options.groups {
             let group = format!("{platform}.{zone}");
@@ -411,10 +411,10 @@ impl Fleet {
         Ok(())
     }
 
-    /// Ends every process that the fleet ever started, guards and services among them.
+    /// Stops every process that the fleet ever started, guards and services included.
     ///
     /// # Errors
-    /// Names what did not end.
+    /// Names the processes that did not exit.
     pub fn stop(&mut self) -> Result<()> {
         let names: Vec<String> = self.agents.keys().cloned().collect();
         for name in &names {
@@ -429,7 +429,7 @@ impl Fleet {
             }
         }
         self.stop_hub();
-        // Guards end their services; what is left after that is ended by number.
+        // Guards stop their services; the rest is stopped by pid.
         let pids: Vec<i32> = self.processes_left().into_iter().map(|(pid, _)| pid).collect();
         end_all(&pids, Duration::from_secs(10));
         let left: Vec<(i32, String)> =
@@ -438,13 +438,13 @@ impl Fleet {
         Ok(())
     }
 
-    /// Processes whose command line names the fleet's folder, this one excepted.
+    /// Processes whose command line names the fleet's folder, except this one.
     #[must_use]
     pub fn processes_left(&self) -> Vec<(i32, String)> {
         processes_of(&self.options.dir)
     }
 
-    /// From now on an interrupted play (Ctrl-C, TERM, a closed terminal) leaves no process either.
+    /// After this call, Ctrl-C, SIGTERM or a closed terminal stop the whole fleet.
     pub fn end_on_signals(&self) {
         use tokio::signal::unix::{SignalKind, signal};
         let dir = self.options.dir.clone();
@@ -462,7 +462,7 @@ impl Fleet {
             any.await;
             // Not `eprintln`: the terminal may be gone.
             let _ = writeln!(std::io::stderr(), "\ninterrupted: ending every process of the fleet");
-            // Guards end their services; a second look finds who was started meanwhile.
+            // Guards stop their services; a second pass finds processes started meanwhile.
             for patience in [10, 2] {
                 let pids: Vec<i32> = processes_of(&dir).into_iter().map(|(pid, _)| pid).collect();
                 end_all(&pids, Duration::from_secs(patience));
@@ -472,7 +472,7 @@ impl Fleet {
     }
 }
 
-/// Processes that run from the folder, or whose command line names it; this one excepted.
+/// Processes that run from the folder, or whose command line names it, except this one.
 fn processes_of(dir: &Path) -> Vec<(i32, String)> {
     let needle = dir.display().to_string();
     let own = i32::try_from(std::process::id()).unwrap_or(0);
@@ -496,7 +496,7 @@ fn processes_of(dir: &Path) -> Vec<(i32, String)> {
             left.push((pid, command.trim().to_owned()));
         }
     }
-    // Guards before services: they end what they own.
+    // Guards before services: they stop what they own.
     left.sort_by_key(|(_, command)| !command.contains(" guard "));
     left
 }
@@ -520,9 +520,9 @@ fn wait_for_port(address: SocketAddr, process: &mut Process, log: &Path) -> Resu
     }
 }
 
-/// The client's identity slot, for those who call agents themselves.
+/// For tests that call agents directly.
 impl Fleet {
-    /// Who the operator is, for calls of one's own.
+    /// The operator's identity.
     ///
     /// # Errors
     /// When the identity cannot be read.

@@ -1,17 +1,18 @@
 //! A whole fleet of real processes on this machine, for the demo, benchmarks and end-to-end tests.
 //!
 //! **What it is.** [`Fleet`] starts the production binary as a hub, mirrors and agents in a folder
-//! of its own, on ports of its own, and plays with it only by public commands and by signals; what
-//! it looks at, it reads from the agents' public port, as an operator.
+//! of its own, on ports of its own, and drives it only by public commands and signals; it reads the
+//! agents' public ports and logs, as an operator would.
 //!
-//! **What it must never know.** The inside of any part. It is no part of the product: nothing
-//! depends on it but `xtask` and tests.
+//! **What it must never know.** The inside of any part. It is not part of the product: only `xtask`
+//! and tests depend on it.
 //!
-//! **Where to start reading.** [`Fleet::start`], then [`watch`] (how it waits without sleeping
-//! blindly) and [`release`] (what it publishes).
+//! **Where to start reading.** [`Fleet::start`], then [`watch`] and [`logs`] (how it waits for states and events) and
+//! [`release`] (what it publishes).
 
 pub mod evidence;
 mod fleet;
+pub mod logs;
 mod ports;
 pub mod prober;
 mod process;

@@ -1,21 +1,21 @@
-//! Ports that nobody uses, below the range that outgoing connections take theirs from.
+//! Unused ports, below the range of outgoing connections.
 
 use std::net::{Ipv4Addr, TcpListener};
 
 use anyhow::{Result, bail};
 
-/// Where to look: below Linux's ephemeral range, which begins at 32768.
+/// Range to search: below Linux's ephemeral range, which starts at 32768.
 const FIRST: u16 = 10_000;
 const LAST: u16 = 32_000;
 
-/// Gives out ports of the loopback interface, each once.
+/// Hands out ports of the loopback interface, each once.
 #[derive(Debug)]
 pub struct Ports {
     next: u16,
 }
 
 impl Ports {
-    /// Begins somewhere that depends on this process, so that two fleets rarely meet.
+    /// Starts at a port derived from our pid, so that two fleets rarely collide.
     #[must_use]
     pub fn new() -> Ports {
         let span = u32::from(LAST - FIRST);
@@ -26,7 +26,7 @@ impl Ports {
     /// The next port that can be bound right now.
     ///
     /// # Errors
-    /// When there is none.
+    /// When no port is free.
     pub fn take(&mut self) -> Result<u16> {
         for _ in FIRST..LAST {
             let port = self.next;

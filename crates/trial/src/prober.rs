@@ -1,80 +1,73 @@
-//! A look at the services from outside Cohort, as their users have it.
+//! Probes the services from outside, like their users.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How often every service is asked.
+/// How often every service is probed.
 const EVERY: Duration = Duration::from_millis(25);
-/// How long an answer may take. Far longer than a refusal takes: a machine that is busy with other
-/// tests must not pass for a service that is down.
+/// Timeout of a probe. Far longer than a refused connection takes: a machine busy with other tests
+/// must not look like a service that is down.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// One change of what a service answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// Since the prober began.
+    /// Since the prober started.
     pub at: Duration,
-    /// Which server.
+    /// The probed server.
     pub server: String,
-    /// The version that answered; none when nobody did.
+    /// The version that answered; `None` when the service is down.
     pub version: Option<String>,
 }
 
-/// Asks every service, again and again, and keeps what changes.
+/// Probes every service continuously, and records changes.
 #[derive(Debug)]
 pub struct Prober {
     stop: Arc<AtomicBool>,
-    seen: Arc<Mutex<Vec<Seen>>>,
-    threads: Vec<JoinHandle<()>>,
+    /// One for each service; each ends with what it saw.
+    threads: Vec<JoinHandle<Vec<Seen>>>,
 }
 
 impl Prober {
-    /// Begins: name and address of each service.
+    /// Starts probing: name and address of each service.
     #[must_use]
     pub fn start(services: &BTreeMap<String, SocketAddr>) -> Prober {
         let stop = Arc::new(AtomicBool::new(false));
-        let seen = Arc::new(Mutex::new(Vec::new()));
         let begun = Instant::now();
         let threads = services
             .iter()
             .map(|(server, address)| {
                 let (server, address) = (server.clone(), *address);
-                let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+                let stop = Arc::clone(&stop);
                 std::thread::spawn(move || {
-                    let mut last: Option<Option<String>> = None;
+                    let mut seen: Vec<Seen> = Vec::new();
                     while !stop.load(Ordering::Relaxed) {
                         let version = version_at(address);
-                        if last.as_ref() != Some(&version) {
+                        if seen.last().is_none_or(|last| last.version != version) {
                             let at = begun.elapsed();
                             let server = server.clone();
-                            seen.lock().unwrap_or_else(PoisonError::into_inner).push(Seen {
-                                at,
-                                server,
-                                version: version.clone(),
-                            });
-                            last = Some(version);
+                            seen.push(Seen { at, server, version });
                         }
                         std::thread::sleep(EVERY);
                     }
+                    seen
                 })
             })
             .collect();
-        Prober { stop, seen, threads }
+        Prober { stop, threads }
     }
 
-    /// Ends, and gives what was seen, in order.
+    /// Stops, and returns the changes in order of time.
     #[must_use]
     pub fn stop(self) -> Vec<Seen> {
         self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            let _ = thread.join();
-        }
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ended = self.threads.into_iter().flat_map(JoinHandle::join);
+        let mut seen: Vec<Seen> = ended.flatten().collect();
         seen.sort_by_key(|one| one.at);
         seen
     }

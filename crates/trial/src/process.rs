@@ -1,4 +1,4 @@
-//! A process that we started, and its end.
+//! A child process.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-/// A process that we started; it is ended when this is dropped.
+/// A child process; killed when dropped.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -32,20 +32,20 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
-            // Ctrl-C is for whoever plays, who then ends everything in order.
+            // Ctrl-C goes to the parent only, which stops everything in order.
             .process_group(0)
             .spawn()
             .with_context(|| format!("{name}: {command:?}"))?;
         Ok(Process { name: name.to_owned(), child, ended: None })
     }
 
-    /// What it is called here.
+    /// Its name in messages.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its number.
+    /// Its pid.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -59,7 +59,7 @@ impl Process {
         self.ended.is_none()
     }
 
-    /// Sends a signal; one that has ended gets none.
+    /// Sends a signal, unless it has exited.
     pub fn signal(&mut self, signal: Signal) {
         if self.runs()
             && let Some(pid) = i32::try_from(self.id()).ok().and_then(Pid::from_raw)
@@ -68,13 +68,13 @@ impl Process {
         }
     }
 
-    /// Kills it (−9) and waits for its end.
+    /// Kills it (SIGKILL) and reaps it.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.ended = self.child.wait().ok().or(self.ended);
     }
 
-    /// Asks it to end (TERM), kills it after `patience`. True when it ended by itself.
+    /// Sends SIGTERM, and SIGKILL after `patience`. True when it exited on its own.
     pub fn stop(&mut self, patience: Duration) -> bool {
         self.signal(Signal::TERM);
         let ended = self.wait(patience);
@@ -84,7 +84,7 @@ impl Process {
         ended
     }
 
-    /// Waits for its end. False when it still runs.
+    /// Waits for its exit. False when it still runs after `patience`.
     pub fn wait(&mut self, patience: Duration) -> bool {
         let begun = Instant::now();
         while self.runs() {
@@ -96,7 +96,7 @@ impl Process {
         true
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has exited.
     pub fn status(&mut self) -> Option<ExitStatus> {
         self.runs();
         self.ended
@@ -111,19 +111,19 @@ impl Drop for Process {
     }
 }
 
-/// Kills a process that is not our child (−9), by number.
+/// Kills a process that is not our child, by pid.
 pub(crate) fn kill(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = kill_process(pid, Signal::KILL);
     }
 }
 
-/// Whether a process of this number exists.
+/// Whether a process with this pid exists.
 pub(crate) fn exists(pid: i32) -> bool {
     Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid).is_ok())
 }
 
-/// Ends processes that are not our children, by number: TERM to all, KILL to those that still
+/// Stops processes that are not our children, by pid: SIGTERM to all, SIGKILL to those that still
 /// exist after `patience`.
 pub(crate) fn end_all(pids: &[i32], patience: Duration) {
     let tell = |signal: Signal| {

@@ -1,4 +1,4 @@
-//! Releases of the example service: their faults are part of what is published.
+//! Releases of the example service; their faults are published with them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,13 +8,13 @@ use anyhow::{Context as _, Result};
 /// A release of `examples/web`.
 #[derive(Debug, Clone, Default)]
 pub struct WebRelease {
-    /// The version.
+    /// As published.
     pub version: String,
     /// Lines of `[faults]` in `release.toml`.
     pub faults: Vec<String>,
     /// Hooks: name and text of the script.
     pub hooks: Vec<(String, String)>,
-    /// Bytes of ballast, to make it larger; they do not compress.
+    /// Incompressible bytes of ballast.
     pub ballast_bytes: usize,
     /// Text of `cohort.toml` instead of the example's.
     pub cohort_toml: Option<String>,
@@ -34,21 +34,21 @@ impl WebRelease {
         self
     }
 
-    /// With a hook.
+    /// Adds a hook: its name and script.
     #[must_use]
     pub fn hook(mut self, name: &str, script: &str) -> WebRelease {
         self.hooks.push((name.to_owned(), script.to_owned()));
         self
     }
 
-    /// With ballast.
+    /// Adds this many bytes of ballast.
     #[must_use]
     pub fn ballast(mut self, bytes: usize) -> WebRelease {
         self.ballast_bytes = bytes;
         self
     }
 
-    /// Makes the folder to publish.
+    /// Writes the folder to publish.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -87,8 +87,9 @@ impl WebRelease {
     }
 }
 
-/// Bytes that do not compress, the same for the same seed.
-fn noise(bytes: usize, seed: &str) -> Vec<u8> {
+/// Incompressible bytes, the same for the same seed.
+#[must_use]
+pub fn noise(bytes: usize, seed: &str) -> Vec<u8> {
     let mut state = seed.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |sum, byte| {
         (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
     });
@@ -109,7 +110,7 @@ fn make_executable(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies a folder, links as links.
+/// Copies a folder with everything in it.
 pub(crate) fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {

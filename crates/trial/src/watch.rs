@@ -1,4 +1,4 @@
-//! Looking at groups until something is so.
+//! Polls groups until a condition holds.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,19 @@ use cohort_wire::agent::{AppStatus, GroupStatus};
 
 use crate::Fleet;
 
-/// How often a group is looked at.
+/// How often a group is polled.
 const EVERY: Duration = Duration::from_millis(150);
 
 /// The app that fleets of this crate deploy.
 pub const APP: &str = "web";
 
-/// What a group says about the app, if it knows it.
+/// The app's part of a group's status, if there is one.
 #[must_use]
 pub fn app(status: &GroupStatus) -> Option<&AppStatus> {
     status.apps.iter().find(|(id, _)| id.as_str() == APP).map(|(_, app)| app)
 }
 
-/// Whether the whole group runs this version, and nothing goes on.
+/// Whether the whole group runs this version and is idle.
 #[must_use]
 pub fn runs(status: &GroupStatus, version: &str) -> bool {
     app(status).is_some_and(|app| {
@@ -34,7 +34,7 @@ pub fn runs(status: &GroupStatus, version: &str) -> bool {
     })
 }
 
-/// Whether the group went back from this version and holds.
+/// Whether the group rolled back from `rejected` to `running` and is held.
 #[must_use]
 pub fn holds(status: &GroupStatus, rejected: &str, running: &str) -> bool {
     app(status).is_some_and(|app| {
@@ -47,14 +47,14 @@ pub fn holds(status: &GroupStatus, rejected: &str, running: &str) -> bool {
     })
 }
 
-/// Whether any wait of the group's says this.
+/// Whether the sentence of any wait or refusal contains `words`.
 #[must_use]
 pub fn says(status: &GroupStatus, words: &str) -> bool {
     app(status).is_some_and(|app| app.waiting.iter().any(|wait| wait.sentence.contains(words)))
         || status.refusals.iter().any(|refusal| refusal.contains(words))
 }
 
-/// A group in one line, for messages.
+/// A group in one line, for error messages.
 #[must_use]
 pub fn line(status: &GroupStatus) -> String {
     let Some(app) = app(status) else { return format!("{}: no app yet", status.group) };
@@ -72,10 +72,10 @@ pub fn line(status: &GroupStatus) -> String {
 }
 
 impl Fleet {
-    /// Looks at a group until `done` says so; the last look comes back.
+    /// Polls a group until `done` returns true; returns that status.
     ///
     /// # Errors
-    /// When it is not so within `patience`: the error tells what was seen last.
+    /// When it does not within `patience`; the error has the last status.
     pub fn until(
         &self,
         group: &str,

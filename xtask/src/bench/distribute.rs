@@ -1,14 +1,12 @@
-//! How fast an artifact reaches every server of a zone, and what crosses the zone's downlink.
+//! Time until every server of a zone has an artifact, and bytes through the zone's downlink.
 //!
-//! Real agents with mutual TLS in network namespaces whose links are limited by `tc tbf`; beside
-//! them, over the same links, what else one might use. `docs/benchmarks.md` says what is measured
-//! from when until when.
+//! Real agents with mutual TLS in network namespaces whose links `tc tbf` limits; for comparison,
+//! the alternatives over the same links. `docs/benchmarks.md` defines what is measured.
 
 mod cpu;
 mod delta;
 mod faults;
 mod network;
-mod noise;
 mod origin;
 mod plan;
 mod rivals;
@@ -28,27 +26,27 @@ use crate::packages::need;
 /// What `cargo xtask bench distribute` takes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DistributeArgs {
-    /// Only the first row, and what it is compared with
+    /// Only the first rows and their comparison
     #[arg(long)]
     quick: bool,
-    /// Only rows whose name begins so (may be given several times)
+    /// Only rows whose name has this prefix (repeatable)
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
-    /// Transfers of each row; the median counts [default: 3, quick: 2]
+    /// Transfers per row; the median counts [default: 3, with --quick: 2]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=50))]
     runs: Option<u8>,
-    /// Not what it is compared with
+    /// Skip the comparison with curl, nginx and aria2
     #[arg(long)]
     no_rivals: bool,
-    /// A folder on a real disk, for the row that is durable, and for logs
+    /// Directory on a real disk, for the durable row and for logs
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     disk: PathBuf,
-    /// Keep the logs of all processes in this folder
+    /// Keep the logs of all processes in this directory
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
 }
 
-/// Where two versions of a real package are, below the folder on the disk.
+/// Folder of two versions of a real package, below `--disk`.
 const PACKAGES: &str = "packages";
 
 impl DistributeArgs {
@@ -57,15 +55,15 @@ impl DistributeArgs {
     }
 }
 
-/// Whether this process is the one inside the namespaces: everything is built.
+/// Whether this process runs inside the namespaces, where everything is already built.
 pub(crate) fn is_inside() -> bool {
     sandbox::folder().is_some()
 }
 
-/// Measures inside namespaces of its own.
+/// Enters new namespaces, and measures there.
 pub(crate) fn run(args: &DistributeArgs, all: &BenchArgs) -> Result<bool> {
     let Some(folder) = sandbox::folder() else {
-        ensure!(plan::rows(args).next().is_some(), "no row begins with {}", args.only.join(", "));
+        ensure!(plan::rows(args).next().is_some(), "no row starts with {}", args.only.join(", "));
         need("nginx", "-v", "nginx-light")?;
         if !args.no_rivals {
             need("curl", "--version", "curl")?;
@@ -84,7 +82,7 @@ pub(crate) fn run(args: &DistributeArgs, all: &BenchArgs) -> Result<bool> {
     let measured = plan::measure(args, &all.programs()?, &folder);
     let json = matches!(all.output, Output::Json);
     for line in measured.comparison() {
-        // What is no row is for people.
+        // Only rows are machine-readable.
         if json {
             eprintln!("{line}");
         } else {

@@ -12,16 +12,16 @@ use cohort_wire::agent::GroupStatus;
 
 use super::{BALLAST_BYTES, PLATFORMS, Stage, breathe};
 
-/// An act may take this long on a slow machine.
+/// Upper bound for an act on a slow machine.
 const ACT_MAX: Duration = Duration::from_secs(300);
 
-/// How an act is to end in a group.
+/// How an act should end in a group.
 pub(crate) enum End {
-    /// Everywhere on this version.
+    /// Every server runs this version.
     Runs(String),
-    /// Went back from this version, runs that one.
+    /// Held: rolled back from the first version to the second.
     Holds(String, String),
-    /// Stays on a version and says these words.
+    /// Runs a version and says these words.
     StaysAndSays(String, String),
 }
 
@@ -76,18 +76,18 @@ impl Stage {
         });
         self.expect(4, "1.2.0", ACT_MAX, &ends)?;
 
-        self.act(5, "a stranger's keys, and an old repository: refused, and the fleet says so");
+        self.act(5, "foreign keys, and an old repository: both refused, and status says so");
         self.stranger()?;
         self.replay()?;
 
-        self.act(6, "1.2.1 repairs it");
+        self.act(6, "1.2.1 fixes it");
         self.restore_mirrors()?;
         self.fleet.publish(&WebRelease::new("1.2.1"), &PLATFORMS)?;
         let ends = self.all(|_| End::Runs("1.2.1".into()));
         self.expect(6, "1.2.1", ACT_MAX, &ends)
     }
 
-    /// The leader dies mid-rollout; its server comes back a little later and catches up.
+    /// Kills the leader mid-rollout and restarts its agent, which catches up.
     fn kill_a_leader(&mut self) -> Result<()> {
         let group = "intel.zone-a";
         let status = self.fleet.until(group, Duration::from_secs(60), |status| {
@@ -101,7 +101,7 @@ impl Stage {
             status.linearizable && status.leader.as_ref().is_some_and(|now| *now != leader)
         })?;
         if let Some(next) = &status.leader {
-            super::say(self.exit, &format!("{next} leads now and goes on"));
+            super::say(self.exit, &format!("{next} is the leader now and resumes"));
         }
         self.fleet.start_agent(leader.as_str())
     }
@@ -110,7 +110,7 @@ impl Stage {
         self.fleet.dir().join("old-repository")
     }
 
-    /// What an attacker might keep: a repository as it once was, correctly signed.
+    /// What an attacker might keep: an old copy of the repository, correctly signed.
     fn keep_old_repository(&self) -> Result<()> {
         replace_mirror(&self.old_repository(), &self.fleet.context_dir().join("repository"))
     }
@@ -119,7 +119,7 @@ impl Stage {
         if group.starts_with("amd") { "1.1.1" } else { "1.2.0" }
     }
 
-    /// Somebody else's repository, signed with somebody else's keys, on every mirror.
+    /// A foreign repository, signed with foreign keys, on every mirror.
     fn stranger(&mut self) -> Result<()> {
         let dir = self.fleet.dir().join("stranger");
         let dir_text = dir.display().to_string();
@@ -152,10 +152,10 @@ impl Stage {
         for index in 0..self.fleet.mirrors() {
             replace_mirror(self.fleet.mirror_dir(index), &repository)?;
         }
-        self.expect_refusal("6.6.6 by a stranger", "not signed by a trusted key")
+        self.expect_refusal("6.6.6 with foreign keys", "not signed by a trusted key")
     }
 
-    /// The repository of act 1 once more: signed by the right keys, but old.
+    /// The repository of act 1 again: signed by the right keys, but old.
     fn replay(&mut self) -> Result<()> {
         for index in 0..self.fleet.mirrors() {
             replace_mirror(self.fleet.mirror_dir(index), &self.old_repository())?;
@@ -166,7 +166,7 @@ impl Stage {
     fn expect_refusal(&mut self, release: &str, words: &str) -> Result<()> {
         let ends = self.group_names().into_iter().map(|group| {
             let end = match group.as_str() {
-                // It is held, and says in addition what was refused.
+                // It stays held, and also shows the refusal.
                 "amd.zone-a" => End::Holds("1.2.0".into(), "1.1.1".into()),
                 _ => End::StaysAndSays(self.current(&group).into(), words.into()),
             };

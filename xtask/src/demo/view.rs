@@ -7,7 +7,7 @@ use cohort_core::phase::PhaseName;
 use cohort_trial::watch::app;
 use cohort_wire::agent::{AppStatus, GroupStatus};
 
-/// Draws over itself on a terminal; says what changes elsewhere.
+/// Redraws itself on a terminal; prints only changes elsewhere.
 pub(crate) struct View {
     live: bool,
     lines: usize,
@@ -51,7 +51,7 @@ impl View {
     }
 }
 
-/// A group: its state, a sign per server, and what it waits for.
+/// A group: its state, a sign per server, and what it waits on.
 fn lines_of(status: &GroupStatus) -> Vec<String> {
     let Some(app) = app(status) else { return vec![format!("{:14} no app yet", status.group)] };
     let servers: String = app.servers.values().map(|server| sign(app, server)).collect();
@@ -74,7 +74,7 @@ fn lines_of(status: &GroupStatus) -> Vec<String> {
     lines
 }
 
-/// `●` on the good release, `◉` on the one that is rolled out, `○` being changed, `·` out.
+/// `●` on the good release, `◉` on the target, `○` being changed, `·` out of service.
 fn sign(app: &AppStatus, server: &cohort_wire::agent::ServerAppStatus) -> char {
     if server.activation.is_some() {
         '○'

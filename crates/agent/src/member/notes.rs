@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use cohort_base::events;
 use cohort_core::Event;
 use cohort_core::state::{Ending, HistoryEntry};
 use cohort_server::member::Note;
 
-use crate::events;
 use crate::metrics::Metrics;
 
 /// Writes log lines and counts rollouts.
@@ -17,7 +17,7 @@ impl Notes {
     pub(crate) fn happened(&self, event: &Event, ended: Option<&HistoryEntry>) {
         match event {
             Event::PhaseChanged { app, from, to, by } => {
-                tracing::info!(%app, %from, %to, by, "{}", events::STATE);
+                tracing::info!(event = events::PHASE, %app, %from, %to, by, "phase changed");
                 if let Some(entry) = ended {
                     let labels = [("app", app.as_str()), ("outcome", outcome(entry.ending))];
                     self.0.add("cohort_rollouts_total", &labels, 1.0);
@@ -27,7 +27,8 @@ impl Notes {
                 }
             }
             Event::Granted { app, server, generation, purpose } => {
-                tracing::info!(%app, %server, %generation, ?purpose, "granted");
+                let event = events::GRANTED;
+                tracing::info!(event, %app, %server, %generation, ?purpose, "change granted");
             }
             Event::ServerFailed { app, server, reason } => {
                 tracing::warn!(%app, %server, reason, "server failed");
@@ -48,11 +49,16 @@ impl Notes {
     pub(crate) fn noted(&self, note: &Note) {
         match note {
             Note::Role { role, term, leader } => {
-                let leader = leader.map(|id| id.0);
-                tracing::info!(?role, term = term.0, leader, "{}", events::ROLE);
+                let (event, leader) = (events::RAFT_ROLE, leader.map(|id| id.0));
+                tracing::info!(event, ?role, term = term.0, leader, "raft role changed");
             }
-            Note::Leads { term } => tracing::info!(term = term.0, "{}", events::LEADS),
-            Note::GivesAway => tracing::info!("{}", events::GIVES_AWAY),
+            Note::Leads { term } => {
+                let event = events::LEADER_READY;
+                tracing::info!(event, term = term.0, "leading the group");
+            }
+            Note::GivesAway => {
+                tracing::info!(event = events::LEADERSHIP_TRANSFER, "transferring leadership");
+            }
             Note::Rejected { index, command, rejection } => {
                 tracing::debug!(index, command, %rejection, "command rejected");
             }

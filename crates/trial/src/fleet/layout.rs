@@ -13,7 +13,7 @@ use super::{Agent, Fleet, FleetOptions, local};
 use crate::ports::Ports;
 
 impl Fleet {
-    /// Makes folders and keys; starts nothing. Everything is to listen on the loopback interface.
+    /// Creates folders and keys; starts nothing. Everything will listen on the loopback interface.
     ///
     /// # Errors
     /// When the folder is in use, or `cohort init` fails.
@@ -21,7 +21,7 @@ impl Fleet {
         Fleet::lay_out_at(options, Ipv4Addr::LOCALHOST)
     }
 
-    /// As [`Fleet::lay_out`], where everything is to listen on `ip`.
+    /// Like [`Fleet::lay_out`]; everything will listen on `ip`.
     ///
     /// # Errors
     /// When the folder is in use, or `cohort init` fails.
@@ -80,7 +80,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Makes an agent's folder, token and configuration.
+    /// Creates an agent's folder, token and configuration.
     pub(super) fn make_agent(&self, name: &str) -> Result<()> {
         let agent = &self.agents[name];
         fs::create_dir_all(&agent.dir)?;
@@ -107,14 +107,14 @@ impl Fleet {
         Ok(())
     }
 
-    /// Adds lines to the configuration of every agent that is made from now on.
+    /// Adds lines to the configuration of every agent created after this.
     pub fn add_agent_toml(&mut self, lines: &str) {
         self.options.agent_toml.push('\n');
         self.options.agent_toml.push_str(lines);
     }
 
-    /// Puts an agent that was laid out and not started yet elsewhere: on another address, with
-    /// another beginning of its command line.
+    /// Moves an agent that has not started yet to another address, with another prefix of its command
+    /// line.
     pub fn place(&mut self, server: &str, ip: Ipv4Addr, prefix: &[String]) {
         if let Some(agent) = self.agents.get_mut(server) {
             for address in [&mut agent.address, &mut agent.probe, &mut agent.service] {
@@ -124,10 +124,10 @@ impl Fleet {
         }
     }
 
-    /// Adds a server to a group and starts it: one that joins.
+    /// Adds a server to a group and starts it; it joins.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// When it does not start.
     pub fn add_agent(&mut self, server: &str, group: &str) -> Result<()> {
         let mut ports = Ports::new();
         let taken: Vec<SocketAddr> = self

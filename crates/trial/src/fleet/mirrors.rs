@@ -1,4 +1,4 @@
-//! The mirrors of a fleet: folders that a server gives away, and what is copied into them.
+//! The mirrors of a fleet: folders served over HTTP, and copies of the repository in them.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ impl Fleet {
     /// Starts a mirror.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// When it does not start.
     pub fn start_mirror(&mut self, index: usize) -> Result<()> {
         let (folder, address) = (self.mirrors[index].0.clone(), self.mirrors[index].1);
         let (dir, listen) = (folder.display().to_string(), address.to_string());
@@ -33,7 +33,7 @@ impl Fleet {
         self.mirrors[index].1
     }
 
-    /// Kills a mirror (−9).
+    /// Kills a mirror (SIGKILL).
     pub fn kill_mirror(&mut self, index: usize) {
         if let Some(mut process) = self.mirrors[index].2.take() {
             process.kill();
@@ -52,8 +52,8 @@ impl Fleet {
         self.mirrors.len()
     }
 
-    /// Copies the hub's repository to a mirror: bytes first, the timestamp last, as any copy of a
-    /// repository has to be made.
+    /// Copies the hub's repository to a mirror: blobs first, the timestamp last, as every copy of a
+    /// repository must.
     ///
     /// # Errors
     /// When a file cannot be copied.
@@ -70,7 +70,7 @@ impl Fleet {
     }
 }
 
-/// Copies a repository file by file; the timestamp, which makes the rest count, last.
+/// Copies a repository file by file; the timestamp, which activates the rest, last.
 ///
 /// # Errors
 /// When a file cannot be copied.
@@ -104,7 +104,7 @@ fn sync_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Replaces what a mirror serves by another folder's content.
+/// Replaces the content of a mirror with another folder's.
 ///
 /// # Errors
 /// When a file cannot be copied.

@@ -1,5 +1,5 @@
-//! The hub stops in the middle of a rollout: the rollout goes on, nothing new begins, and the hub
-//! is brought up to date when it is back.
+//! The hub stops in the middle of a rollout: the rollout continues, nothing new starts, and the hub
+//! catches up when it is back.
 
 use std::time::Duration;
 

@@ -1,11 +1,12 @@
-//! A leader that lives and is not heard: stopped for a while, or on the wrong side of a network
-//! that is cut. Others go on; when it is back it follows, and has done no harm.
+//! A leader that is alive but unreachable: stopped for a while, or on the wrong side of a partition.
+//! The others continue; when it is back it follows, and has done no harm.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
+use cohort_base::events;
 use cohort_trial::Fleet;
-use cohort_trial::evidence::Logs;
+use cohort_trial::logs::Logs;
 use cohort_trial::prober::{Prober, most_down};
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, runs};
@@ -36,7 +37,7 @@ fn stopped_for_a_while() -> Result<()> {
     trial.pass()
 }
 
-/// A stopped process takes connections and says nothing: the others are asked.
+/// A stopped process accepts connections and does not answer: ask the others.
 fn until_another_leads(trial: &Trial, than: &str) -> Result<String> {
     let mut next = None;
     until("another one leads", PATIENCE, || {
@@ -62,7 +63,7 @@ fn on_the_wrong_side_of_a_cut_network() -> Result<()> {
         let mut fleet = Fleet::lay_out_at(options, HERE)?;
         fleet.place(CUT_OFF, THERE, &there.enter());
         let trial = Trial::around(fleet, dir)?;
-        // The drawn-out drain of the waves leaves time for the cut.
+        // A slow drain leaves time for the cut.
         let quick = ONE_BY_ONE.replace("unreachable_after = \"30s\"", "unreachable_after = \"5s\"");
         let slow = format!("drain_time = \"300ms\"\n{quick}");
         trial.first_release(&policy(&slow, ""), &WebRelease::new("1.0.0"))?;
@@ -73,7 +74,7 @@ fn on_the_wrong_side_of_a_cut_network() -> Result<()> {
         let mut logs = Logs::from_now(&trial);
         there.ip("link set there down")?;
         let next = until_another_leads(&trial, CUT_OFF)?;
-        // The others get the release; the one that is away is waited for, and named.
+        // The others get the release; the group waits for the unreachable one, by name.
         trial.until(GROUP, PATIENCE, |status| {
             let servers = app(status).into_iter().flat_map(|app| &app.servers);
             let mut others = servers.filter(|(id, _)| id.as_str() != CUT_OFF);
@@ -82,11 +83,11 @@ fn on_the_wrong_side_of_a_cut_network() -> Result<()> {
                     here.running.as_ref().is_some_and(|version| version.as_str() == "1.1.0")
                 })
         })?;
-        // A deposed leader decides nothing: no state was entered on its side alone.
+        // A deposed leader decides nothing: no phase was entered on its side alone.
         let mut states: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (server, line) in logs.news() {
-            if let Some((_, state)) = line.split_once(" state ") {
-                states.entry(server).or_default().push(state.to_owned());
+            if line.is(events::PHASE) {
+                states.entry(server).or_default().push(line.to_string());
             }
         }
         let (here, cut) =
@@ -102,13 +103,13 @@ fn on_the_wrong_side_of_a_cut_network() -> Result<()> {
     })
 }
 
-/// Every server started every version once.
+/// Every server started every version exactly once.
 fn once_each(trial: &Trial, versions: &[&str]) -> Result<()> {
     once_each_but(trial, versions, "")
 }
 
-/// The same, but for one that was cut off: if it had just been granted its step, nobody can know
-/// whether it began, so it owes the good release and starts that anew, under another fence.
+/// The same, except for a server that was cut off: if it had just been granted its change, nobody can
+/// know whether it started, so it is in debt and starts the good release again, under another fence.
 fn once_each_but(trial: &Trial, versions: &[&str], cut_off: &str) -> Result<()> {
     for server in trial.servers() {
         let said = trial.said(&server)?;

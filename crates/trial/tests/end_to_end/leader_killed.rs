@@ -1,13 +1,14 @@
-//! The leader is killed at each state of its group, one after the other. Every rollout ends right
-//! all the same, each server is activated once per fence, and never more servers are out of
-//! service than the policy allows.
+//! Kills the leader in each state of its group, one after the other. Every rollout still ends
+//! correctly, each server is activated once per fence, and never more servers are out of service than
+//! the policy allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use cohort_base::events;
 use cohort_core::phase::PhaseName;
-use cohort_trial::evidence::{Logs, field};
+use cohort_trial::logs::Logs;
 use cohort_trial::prober::{Prober, most_down};
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, holds, runs};
@@ -30,19 +31,19 @@ drain_time = "100ms"
 unreachable_after = "60s"
 "#;
 
-/// What goes on when a state is visited.
+/// What is in progress when the leader is killed.
 enum Visit {
     /// Nothing was published yet.
     BeforeTheFirst,
-    /// Nothing goes on.
+    /// Idle.
     AtRest,
-    /// A good release rolls.
+    /// A good release rolls out.
     Forward,
-    /// A bad one goes back.
+    /// A bad one rolls back.
     Back,
 }
 
-/// No state is forgotten: a new one does not compile here.
+/// Exhaustive: a new state does not compile here.
 fn visit(state: PhaseName) -> Visit {
     match state {
         PhaseName::Empty => Visit::BeforeTheFirst,
@@ -54,7 +55,7 @@ fn visit(state: PhaseName) -> Visit {
 
 struct Story {
     trial: Trial,
-    /// What is good now.
+    /// The last good version.
     good: String,
     /// Every release in order, and whether it was good.
     released: Vec<(String, bool)>,
@@ -137,7 +138,7 @@ impl Story {
         self.come_back(&leader)
     }
 
-    /// Kills the leader as soon as any member says that the group has come to the state.
+    /// Kills the leader as soon as any member logs that the group has reached the state.
     fn kill_at(&mut self, state: PhaseName, release: &WebRelease, good: bool) -> Result<()> {
         self.released.push((release.version.clone(), good));
         self.trial.publish_unseen(release, &[PLATFORM])?;
@@ -148,10 +149,10 @@ impl Story {
         let mut came_to = None;
         let killed = 'watching: loop {
             for (server, line) in logs.news() {
-                if line.contains(" raft role ") && field(&line, "role") == Some("Leader") {
+                if line.is(events::RAFT_ROLE) && line.field("role") == Some("Leader") {
                     leader = server;
-                } else if line.contains(" state ") && field(&line, "app") == Some("web") {
-                    came_to = field(&line, "to").map(str::to_owned);
+                } else if line.is(events::PHASE) && line.field("app") == Some("web") {
+                    came_to = line.field("to").map(str::to_owned);
                     if came_to.as_deref() == Some(state.as_str()) {
                         self.trial.kill_agent(&leader);
                         break 'watching leader;
@@ -163,11 +164,11 @@ impl Story {
             }
             std::thread::sleep(Duration::from_millis(1));
         };
-        // What it had done by the time it died: a state may be over within a millisecond.
+        // How far it got before it died: a state may last less than a millisecond.
         let mut last = came_to;
         for (server, line) in logs.news() {
-            if server == killed && line.contains(" state ") {
-                last = field(&line, "to").map(str::to_owned);
+            if server == killed && line.is(events::PHASE) {
+                last = line.field("to").map(str::to_owned);
             }
         }
         println!("{state}: {killed} killed, at {}", last.as_deref().unwrap_or("?"));
@@ -176,7 +177,7 @@ impl Story {
         self.come_back(&killed)
     }
 
-    /// Another one leads, and the killed agent is started again.
+    /// Waits for another leader, and restarts the killed agent.
     fn come_back(&mut self, killed: &str) -> Result<()> {
         self.trial.until_another_leads(killed)?;
         self.trial.start_agent(killed)
@@ -193,7 +194,7 @@ impl Story {
         Ok(())
     }
 
-    /// Every good release ran here, once; a bad one at the most once, and then the one before.
+    /// Every good release ran here exactly once; a bad one at most once, followed by the one before.
     fn none_skipped(&self, server: &str) -> Result<()> {
         let said = self.trial.said(server)?;
         let starts: Vec<&str> = said

@@ -1,10 +1,11 @@
-//! Who belongs to a group, who carries its log, and who leads, while real agents run.
+//! Members, voters and leaders of a group of real agents.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use cohort_trial::evidence::{Logs, field};
+use cohort_base::events;
+use cohort_trial::logs::{Line, Logs};
 use cohort_trial::prober::version_at;
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, runs};
@@ -117,13 +118,13 @@ fn leadership_is_handed_over_on_request_and_before_a_stop() -> Result<()> {
     ensure!(trial.who_leads()? == to, "{to} was to lead");
     trial.until_caught_up(&before)?;
 
-    // A clean stop: somebody else leads before the process has ended.
+    // A clean stop: another member is the leader before the process exits.
     let mut logs = Logs::from_now(&trial);
     let begun = Instant::now();
     ensure!(trial.stop_agent(&to), "the agent had to be killed");
     let took = begun.elapsed();
-    let leads = |(_, line): &(String, String)| {
-        line.contains(" raft role ") && field(line, "role") == Some("Leader")
+    let leads = |(_, line): &(String, Line)| {
+        line.is(events::RAFT_ROLE) && line.field("role") == Some("Leader")
     };
     let next = logs.news().into_iter().find(leads);
     let (next, _) = next.context("nobody led when the leader had stopped")?;

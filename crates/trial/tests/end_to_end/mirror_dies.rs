@@ -1,4 +1,4 @@
-//! A mirror dies in the middle of a file: the next one goes on where it stopped.
+//! A mirror dies in the middle of a file: the next one continues at the same unit.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

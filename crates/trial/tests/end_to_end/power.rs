@@ -1,11 +1,12 @@
-//! Agents, and whole servers, that die in the middle of what they do to a server.
+//! Agents, and whole servers, that die in the middle of a step.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use cohort_base::events;
 use cohort_core::report::Step;
-use cohort_trial::evidence::{Logs, field};
+use cohort_trial::logs::{Line, Logs};
 use cohort_trial::prober::{Prober, most_down, version_at};
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, runs};
@@ -75,13 +76,13 @@ fn an_agent_is_killed_at_each_step() -> Result<()> {
     trial.pass()
 }
 
-/// Kills the first agent that begins the step, starts it again, and sees the step begin once more.
+/// Kills the first agent that starts the step, restarts it, and sees the step start again.
 fn kill_at(trial: &mut Trial, step: Step) -> Result<String> {
     let mut logs = Logs::from_now(trial);
-    let begins = |line: &str, attempt: &str| {
-        line.contains(" step begins ")
-            && field(line, "step").map(|name| name.trim_matches('"')) == Some(step.name())
-            && field(line, "attempt") == Some(attempt)
+    let begins = |line: &Line, attempt: &str| {
+        line.is(events::STEP_BEGIN)
+            && line.field("step") == Some(step.name())
+            && line.field("attempt") == Some(attempt)
     };
     let begun = Instant::now();
     let killed = 'watching: loop {
@@ -95,15 +96,15 @@ fn kill_at(trial: &mut Trial, step: Step) -> Result<String> {
         std::thread::sleep(Duration::from_millis(1));
     };
     for (server, line) in logs.news() {
-        if server == killed && line.contains(" step is done ") {
-            ensure!(!line.contains(&format!("\"{}\"", step.name())), "it was over: {line}");
+        if server == killed && line.is(events::STEP_DONE) {
+            ensure!(line.field("step") != Some(step.name()), "it was over: {line}");
         }
     }
     trial.start_agent(&killed)?;
     let begun = Instant::now();
     loop {
         for (server, line) in logs.news() {
-            if server == killed && line.contains(" step begins ") {
+            if server == killed && line.is(events::STEP_BEGIN) {
                 ensure!(begins(&line, "2"), "after the kill: {line}");
                 return Ok(killed);
             }

@@ -20,20 +20,20 @@ use cohort_wire::tls::IdentitySlot;
 use crate::trial::{GROUP, ONE_BY_ONE, Trial, policy};
 use cohort_trial::release::WebRelease;
 
-struct Asker<'a> {
+struct Caller<'a> {
     trial: &'a Trial,
     client: Client,
     target: Target,
 }
 
-impl Asker<'_> {
-    fn as_whom<'a>(trial: &'a Trial, identity: Identity, server: &str) -> Result<Asker<'a>> {
+impl Caller<'_> {
+    fn as_whom<'a>(trial: &'a Trial, identity: Identity, server: &str) -> Result<Caller<'a>> {
         let target = Target {
             address: trial.agents()[server].address.to_string(),
             peer: Peer::new(Role::Agent, server)?,
             alpn: Alpn::Control,
         };
-        Ok(Asker { trial, client: Client::new(IdentitySlot::new(identity)), target })
+        Ok(Caller { trial, client: Client::new(IdentitySlot::new(identity)), target })
     }
 
     /// The status of the answer, and its kind.
@@ -78,7 +78,7 @@ fn only_those_who_may() -> Result<()> {
 
     // A server speaks for itself only, and never as a person.
     let of_agent = Identity::load(&trial.agents()[second].dir.join("data/identity"))?;
-    let agent = Asker::as_whom(&trial, of_agent, first)?;
+    let agent = Caller::as_whom(&trial, of_agent, first)?;
     let pause = Body::Pause { app: app.clone(), reason: String::new() };
     agent.refused("an agent gives a command", Call::post(COMMAND, &command(pause.clone())))?;
     let report = Report {
@@ -127,7 +127,7 @@ fn only_those_who_may() -> Result<()> {
 
     // A person asks for no orders, reports nothing, and says only what is for people to say.
     let of_operator = Identity::load(&trial.context_dir().join("operator"))?;
-    let operator = Asker::as_whom(&trial, of_operator, first)?;
+    let operator = Caller::as_whom(&trial, of_operator, first)?;
     let orders = OrdersRequest {
         version: CONTROL_VERSION,
         group,

@@ -39,7 +39,7 @@ fn by_a_person() -> Result<()> {
     let reason = &app(&status).context("the app is known")?.reason;
     ensure!(reason.contains("not today"), "{reason}");
 
-    // Once more, and back again although it was good.
+    // Again, and undone although it was good.
     trial.run(&["rollout", "retry", GROUP])?;
     trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
     trial.run(&["rollout", "undo", GROUP])?;

@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cohort_trial::evidence::Logs;
+use cohort_base::events;
+use cohort_trial::logs::Logs;
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::runs;
 use cohort_trial::{Fleet, FleetOptions};
 
-/// The group of tests that need only one.
+/// The group of single-group tests.
 pub(crate) const GROUP: &str = "intel.zone-a";
 /// The platform of all tests.
 pub(crate) const PLATFORM: &str = "intel";
 
-/// How long a group may take for anything: far more than it takes, as tests share the machine.
+/// Timeout for anything a group does: generous, because tests share the machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The check of the example service.
@@ -35,7 +36,7 @@ pub(crate) fn policy(update: &str, more: &str) -> String {
     format!("app = \"web\"\nchannel = \"stable\"\n\n[update]\n{update}\n{CHECK}\n{more}")
 }
 
-/// One server at a time, and quick about it.
+/// One server at a time, with short times.
 pub(crate) const ONE_BY_ONE: &str = r#"
 max_parallel = 1
 min_healthy_time = "300ms"
@@ -46,7 +47,7 @@ confirm_within = "60s"
 unreachable_after = "30s"
 "#;
 
-/// A fleet in a folder of its own. The folder is removed when the test has passed.
+/// A fleet in a folder of its own, which is removed when the test passes.
 pub(crate) struct Trial {
     fleet: Fleet,
     dir: PathBuf,
@@ -70,13 +71,13 @@ impl DerefMut for Trial {
 impl Drop for Trial {
     fn drop(&mut self) {
         if !self.passed {
-            // Written down before anything is stopped: it is the last thing that is known.
+            // Print the status before anything is stopped.
             for group in self.fleet.groups() {
                 if let Ok(status) = self.fleet.status(&group) {
                     eprintln!("{}", cohort_trial::watch::line(&status));
                 }
             }
-            eprintln!("what is left is in {}", self.dir.display());
+            eprintln!("the fleet's files are in {}", self.dir.display());
         }
         let _ = self.fleet.stop();
         if self.passed {
@@ -85,7 +86,7 @@ impl Drop for Trial {
     }
 }
 
-/// How the fleet of a test differs from the usual one.
+/// What a test wants different from the default fleet.
 #[derive(Debug, Default)]
 pub(crate) struct Wanted {
     /// Servers in `zone-a`.
@@ -103,7 +104,7 @@ impl Wanted {
     pub(crate) fn options(&self, name: &str) -> Result<FleetOptions> {
         let folder = format!("cohort-test-{name}-{}", std::process::id());
         let dir = std::env::temp_dir().join(folder);
-        ensure!(!dir.exists(), "{} is left of another test; remove it", dir.display());
+        ensure!(!dir.exists(), "{} is left over from another run; remove it", dir.display());
         std::fs::create_dir_all(&dir)?;
         let dir = dir.canonicalize()?;
         let zones = [("zone-a", self.servers), ("zone-b", self.servers_b)];
@@ -138,14 +139,14 @@ impl Trial {
     /// Starts a fleet that is laid out.
     pub(crate) fn around(fleet: Fleet, dir: PathBuf) -> Result<Trial> {
         let mut trial = Trial { fleet, dir, passed: false };
-        // A test that is ended because it hangs leaves nothing behind.
+        // A test killed by its timeout leaves no process behind.
         trial.end_on_signals();
         trial.begin()?;
         trial.until_complete(PATIENCE)?;
         Ok(trial)
     }
 
-    /// Everything ended as it should: stops the fleet, and nothing may be left of it.
+    /// Stops the fleet; no process may be left.
     pub(crate) fn pass(mut self) -> Result<()> {
         self.fleet.stop()?;
         let left = self.fleet.processes_left();
@@ -175,14 +176,14 @@ impl Trial {
         self.agents().keys().cloned().collect()
     }
 
-    /// The server whose agent leads.
+    /// The server of the leader.
     pub(crate) fn who_leads(&self) -> Result<String> {
         let status =
             self.until(GROUP, PATIENCE, |status| status.linearizable && status.leader.is_some())?;
         Ok(status.leader.context("there is a leader")?.to_string())
     }
 
-    /// Waits until another one leads.
+    /// Waits for another leader.
     pub(crate) fn until_another_leads(&self, than: &str) -> Result<String> {
         let status = self.until(GROUP, PATIENCE, |status| {
             status.linearizable && status.leader.as_ref().is_some_and(|now| now.as_str() != than)
@@ -190,19 +191,19 @@ impl Trial {
         Ok(status.leader.context("there is a leader")?.to_string())
     }
 
-    /// Looks for two seconds that no server is told, or begins, anything.
+    /// Checks for two seconds that nothing is granted and no step starts.
     pub(crate) fn nothing_begins(&self) -> Result<()> {
         let logs = RefCell::new(Logs::from_now(self));
         throughout(Duration::from_secs(2), || {
             for (server, line) in logs.borrow_mut().news() {
-                ensure!(!line.contains(" granted "), "{server}: {line}");
-                ensure!(!line.contains(" step begins "), "{server}: {line}");
+                let begins = line.is(events::GRANTED) || line.is(events::STEP_BEGIN);
+                ensure!(!begins, "{server}: {line}");
             }
             Ok(())
         })
     }
 
-    /// Waits until a server's own member has applied what the group has committed by now.
+    /// Waits until a server's member has applied what the group has committed at the time of the call.
     pub(crate) fn until_caught_up(&self, server: &str) -> Result<()> {
         let commit = self.status(GROUP)?.commit as f64;
         until(&format!("{server} has caught up"), PATIENCE, || {
@@ -223,7 +224,7 @@ pub(crate) fn until(what: &str, patience: Duration, mut done: impl FnMut() -> bo
     Ok(())
 }
 
-/// Looks again and again for a while, and sees the same every time.
+/// Checks repeatedly for a while; fails at the first failure.
 pub(crate) fn throughout(while_: Duration, look: impl Fn() -> Result<()>) -> Result<()> {
     let begun = Instant::now();
     while begun.elapsed() < while_ {

@@ -1,12 +1,12 @@
-//! Processor time of processes, as the kernel counts it.
+//! CPU time of processes, as the kernel counts it.
 
 use std::collections::BTreeMap;
 use std::fs;
 
-/// Ticks of a second in `/proc`; Linux has said 100 to programs on every architecture since 2.6.
+/// Clock ticks per second in `/proc`; 100 on every architecture since Linux 2.6.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Processor seconds.
+/// CPU seconds.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Seconds {
     pub user: f64,
@@ -23,8 +23,7 @@ impl Seconds {
     }
 }
 
-/// Seconds that these processes and their living descendants have used. One that has ended counts
-/// for nothing.
+/// Seconds used by these processes and their living descendants; exited processes do not count.
 pub(super) fn seconds_of(pids: impl IntoIterator<Item = u32>) -> Seconds {
     let all = processes();
     let (mut user, mut system) = (0, 0);
@@ -39,7 +38,7 @@ pub(super) fn seconds_of(pids: impl IntoIterator<Item = u32>) -> Seconds {
     Seconds { user: seconds(user), system: seconds(system) }
 }
 
-/// Seconds that children of ours that have ended, and were waited for, had used.
+/// Seconds used by our children that exited and were reaped.
 pub(super) fn seconds_of_ended() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after = stat.rsplit(')').next().unwrap_or_default();
@@ -58,7 +57,7 @@ fn processes() -> BTreeMap<u32, Process> {
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter_map(|pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Counted from behind the name, which may hold anything: state, parent, …
+        // Fields after the name, which may contain anything: state, parent, …
         let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
         let number = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok());
         let parent = u32::try_from(number(1)?).ok()?;

@@ -1,17 +1,17 @@
-//! A small change to a real binary: two versions of a package that a registry has, as two releases.
+//! A small change to a real binary: two versions of a public package, as two releases.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::network::output;
 use super::zone::Zone;
 use crate::bench::GROUP;
 
-/// Packages of Debian with large binaries that were rebuilt with a small change: the first of which
-/// two versions can be had.
+/// Debian packages with large binaries, rebuilt with a small change: the first one with two
+/// available versions is used.
 const DEBIAN: &[&str] = &["libnode108", "openjdk-17-jre-headless"];
 
 /// The folders of the two versions.
@@ -20,17 +20,14 @@ const OLD: &str = "old";
 /// See [`OLD`].
 const NEW: &str = "new";
 
-/// Else two wheels of a package with one large binary.
-const WHEELS: [&str; 2] = ["ruff==0.12.0", "ruff==0.12.1"];
-
-/// Bytes through the downlink for the whole of the newer version ÷ those for the delta.
+/// Bytes through the downlink for the newer version: whole ÷ as a delta.
 pub(super) fn wan_reduction(zone: &mut Zone, folder: &Path) -> Result<f64> {
     let (old, new) = (folder.join(OLD), folder.join(NEW));
     ensure!(old.exists() && new.exists(), "there are no two versions of a real package");
     let before = zone.publish_folder(&old, &["--no-deltas"])?;
     let whole = zone.send(&before, |_| Ok(Vec::new()))?;
     whole.tell("the older version, whole");
-    // A delta begins at what runs.
+    // Deltas start from what runs.
     zone.fleet.run(&["rollout", "resume", GROUP])?;
     zone.run_everywhere(&before)?;
     let after = zone.publish_folder(&new, &[])?;
@@ -45,7 +42,7 @@ pub(super) fn wan_reduction(zone: &mut Zone, folder: &Path) -> Result<f64> {
     Ok(whole_bytes / delta.wan_bytes as f64)
 }
 
-/// Gets two versions of a real package, unpacked.
+/// Downloads and unpacks two versions of a real package.
 pub(super) fn fetch(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     for package in DEBIAN {
@@ -54,14 +51,14 @@ pub(super) fn fetch(folder: &Path) -> Result<()> {
             Ok(false) => eprintln!("  {package}: Debian offers one version only"),
             Err(error) => eprintln!("  {package}: {error:#}"),
         }
-        // Nothing half.
+        // Leave nothing incomplete.
         let _ = fs::remove_dir_all(folder);
         fs::create_dir_all(folder)?;
     }
-    wheels(folder).context("two versions of a package to make a delta of")
+    bail!("Debian offers two versions of none of {}", DEBIAN.join(", "))
 }
 
-/// False when there are no two versions.
+/// False when only one version is available.
 fn debian(folder: &Path, package: &str) -> Result<bool> {
     let text = output(Command::new("apt-cache").args(["madison", package]))?;
     let mut versions: Vec<&str> =
@@ -74,7 +71,7 @@ fn debian(folder: &Path, package: &str) -> Result<bool> {
         let downloads = folder.join(format!("{into}.download"));
         fs::create_dir_all(&downloads)?;
         let mut apt = Command::new("apt-get");
-        // Else it wants to become a user that may not write here.
+        // The default sandbox user cannot write here.
         apt.args(["-o", "APT::Sandbox::User=root", "download", &format!("{package}={version}")]);
         output(apt.current_dir(&downloads))?;
         let mut dpkg = Command::new("dpkg-deb");
@@ -84,22 +81,6 @@ fn debian(folder: &Path, package: &str) -> Result<bool> {
     get(old, OLD)?;
     get(new, NEW)?;
     Ok(true)
-}
-
-fn wheels(folder: &Path) -> Result<()> {
-    let get = |wheel: &str, into: &str| -> Result<()> {
-        let downloads = folder.join(format!("{into}.download"));
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]);
-        output(pip.arg("--dest").arg(&downloads).arg(wheel))?;
-        let mut unzip = Command::new("python3");
-        let unzip = unzip.args(["-m", "zipfile", "-e"]);
-        output(unzip.arg(only_file(&downloads)?).arg(folder.join(into)))?;
-        Ok(())
-    };
-    eprintln!("  {} and {}", WHEELS[0], WHEELS[1]);
-    get(WHEELS[0], OLD)?;
-    get(WHEELS[1], NEW)
 }
 
 fn only_file(folder: &Path) -> Result<PathBuf> {

@@ -1,6 +1,5 @@
-//! Servers that are slow, that die, and one that serves wrong bytes.
+//! Servers that are slow, that die, or that serve wrong bytes.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -12,17 +11,14 @@ use anyhow::{Context as _, Result, ensure};
 use super::zone::{Links, Transfer, UNIT_BYTES, Zone};
 use crate::bench::{GROUP, median};
 
-/// A server that was killed is started again after this.
+/// A killed server is restarted after this.
 const AWAY: Duration = Duration::from_secs(1);
 
-/// How long the group may take until it is complete again.
+/// Timeout for the group to be complete again.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 
-/// How often is looked for a head.
+/// How often servers are polled.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-/// The figures of rows, by name.
-pub(super) type Figures = BTreeMap<&'static str, f64>;
 
 /// The median time of transfers until all servers but some had it, in seconds.
 fn usual_s(base: &[Transfer], but: &[&str]) -> Result<f64> {
@@ -30,9 +26,14 @@ fn usual_s(base: &[Transfer], but: &[&str]) -> Result<f64> {
 }
 
 /// One server has a tenth of the NIC.
-pub(super) fn slow(zone: &mut Zone, base: &[Transfer], runs: usize, mib: usize) -> Result<Figures> {
+pub(super) fn slow(
+    zone: &mut Zone,
+    base: &[Transfer],
+    runs: usize,
+    mib: usize,
+) -> Result<Vec<f64>> {
     let leader = leader(zone)?;
-    // Neither the leader nor the first by name, who tends to be the head.
+    // Neither the leader nor the first by name, which tends to be the head.
     let slow = zone.servers().into_iter().skip(5).find(|name| *name != leader);
     let slow = slow.context("no server that may be slow")?;
     let links = zone.links;
@@ -53,22 +54,19 @@ pub(super) fn slow(zone: &mut Zone, base: &[Transfer], runs: usize, mib: usize) 
         own.push(end / alone_s);
     }
     zone.network.limit(&slow, links.nic_mbit, links.nic_mbit)?;
-    Ok(BTreeMap::from([
-        ("slow.others_percent", median(&mut others)?),
-        ("slow.self_ratio", median(&mut own)?),
-    ]))
+    Ok(vec![median(&mut others)?, median(&mut own)?])
 }
 
-/// `kill -9` of the server that speaks with the mirror; it is back after a second.
+/// `kill -9` of the server that talks to the mirror; it is restarted after a second.
 pub(super) fn kill_head(
     zone: &mut Zone,
     base: &[Transfer],
     runs: usize,
     mib: usize,
-) -> Result<Figures> {
+) -> Result<Vec<f64>> {
     let (mut delays, mut wans) = (Vec::new(), Vec::new());
     for _ in 0..runs {
-        // The head tends to be the first by name; the leader is to be another one.
+        // The head tends to be the first by name; another server should be the leader.
         let to = zone.servers().into_iter().nth(2).context("three servers")?;
         if leader(zone)? != to {
             zone.fleet.run(&["group", "transfer-leader", GROUP, "--to", &to])?;
@@ -93,19 +91,16 @@ pub(super) fn kill_head(
         wans.push(transfer.wan);
         settled(zone)?;
     }
-    Ok(BTreeMap::from([
-        ("kill_head.delay_s", median(&mut delays)?),
-        ("kill_head.wan", median(&mut wans)?),
-    ]))
+    Ok(vec![median(&mut delays)?, median(&mut wans)?])
 }
 
-/// `kill -9` of the leader; it does not come back before the transfer is over.
+/// `kill -9` of the leader; it stays down until the transfer is over.
 pub(super) fn kill_leader(
     zone: &mut Zone,
     base: &[Transfer],
     runs: usize,
     mib: usize,
-) -> Result<Figures> {
+) -> Result<Vec<f64>> {
     let (mut delays, mut wans) = (Vec::new(), Vec::new());
     for _ in 0..runs {
         let mut killed = String::new();
@@ -128,15 +123,12 @@ pub(super) fn kill_leader(
         zone.fleet.start_agent(&killed)?;
         settled(zone)?;
     }
-    Ok(BTreeMap::from([
-        ("kill_leader.delay_s", median(&mut delays)?),
-        ("kill_leader.wan", median(&mut wans)?),
-    ]))
+    Ok(vec![median(&mut delays)?, median(&mut wans)?])
 }
 
-/// One server's disk lies: it holds the artifact whole by name, length and hashes, and every unit
-/// of it is wrong. It comes when the others have just begun, and offers them everything.
-pub(super) fn corrupt(zone: &mut Zone, mib: usize) -> Result<Figures> {
+/// One server's disk lies: it holds the artifact, complete by name, length and hashes, but every unit
+/// is wrong. It starts just after the others, and offers them everything.
+pub(super) fn corrupt(zone: &mut Zone, mib: usize) -> Result<f64> {
     let leader = leader(zone)?;
     let bad = zone.servers().into_iter().skip(1).find(|name| *name != leader);
     let bad = bad.context("no server whose disk may lie")?;
@@ -152,7 +144,7 @@ pub(super) fn corrupt(zone: &mut Zone, mib: usize) -> Result<Figures> {
     let hashes = format!("{}.units", ready.root);
     fs::copy(zone.original(&hashes), zone.artifacts(&bad).join(&hashes))?;
     let lost = bad.clone();
-    // Not before: what nobody ordered is removed when an agent starts.
+    // Not earlier: an agent removes artifacts that were not ordered when it starts.
     let transfer = zone.send(&ready, |zone| {
         zone.fleet.start_agent(&lost)?;
         Ok(vec![lost])
@@ -164,16 +156,16 @@ pub(super) fn corrupt(zone: &mut Zone, mib: usize) -> Result<Figures> {
     let named = why.lines().find(|line| line.contains(&bad) && line.contains("wrong"));
     eprintln!("    {refused} units were refused, {} forwarded", transfer.wrong_units);
     eprintln!("    cohort why: {}", named.map_or("does not name it", str::trim));
-    ensure!(refused >= 1.0, "no wrong unit was offered to anybody, so nothing was proven");
-    // Its disk is mended, so that those who come after are not measured with it.
+    ensure!(refused >= 1.0, "no wrong unit was offered, so nothing was proven");
+    // Repair its disk, so that later rows are not affected.
     zone.fleet.stop_agent(&bad);
     fs::remove_file(&held)?;
     zone.fleet.start_agent(&bad)?;
     settled(zone)?;
-    Ok(BTreeMap::from([("corrupt.forwarded_units", transfer.wrong_units as f64)]))
+    Ok(transfer.wrong_units as f64)
 }
 
-/// When something is to happen after the beginning: a third into the transfer.
+/// Delay of a fault: a third into the transfer.
 fn into(links: Links, mib: usize) -> Duration {
     Duration::from_secs_f64(links.limit_s((mib as u64) << 20) / 3.0)
 }
@@ -183,7 +175,7 @@ fn leader(zone: &Zone) -> Result<String> {
     Ok(leader.as_str().to_owned())
 }
 
-/// A server that speaks with the mirror; not the leader, if there is another one.
+/// A server that talks to the mirror; not the leader, if there is another.
 fn head(zone: &Zone) -> Result<String> {
     let leader = leader(zone)?;
     let begun = Instant::now();
@@ -197,12 +189,12 @@ fn head(zone: &Zone) -> Result<String> {
         if let Some(found) = found {
             return Ok(found);
         }
-        ensure!(begun.elapsed() < AWAY, "nobody speaks with the mirror");
+        ensure!(begun.elapsed() < AWAY, "no server talks to the mirror");
         sleep(LOOK_EVERY);
     }
 }
 
-/// Waits until every agent answers, and every server was heard of lately.
+/// Waits until every agent answers, and every server has responded recently.
 fn settled(zone: &Zone) -> Result<()> {
     let begun = Instant::now();
     for agent in zone.fleet.agents().values() {
@@ -223,7 +215,7 @@ fn settled(zone: &Zone) -> Result<()> {
         .map(drop)
 }
 
-/// Units that all servers but one refused until now, by their own metrics.
+/// Total units refused by all servers except `but`, from their metrics.
 fn refused(zone: &Zone, but: &str) -> Result<f64> {
     let mut sum = 0.0;
     for agent in zone.fleet.agents().values().filter(|agent| agent.server != but) {

@@ -4,39 +4,38 @@
 //!   mirror ──(downlink)── switch ──(NIC)── one namespace per server
 //! ```
 //!
-//! The switch is a bridge in the namespace of the benchmark itself, where the hub runs as well. Both
-//! ends of every link have a `tc tbf`; the mirror's own end is the zone's downlink, and what it has
-//! sent is what crossed that.
+//! The switch is a bridge in the benchmark's own namespace, where the hub runs too. Both ends of every
+//! link have a `tc tbf`; the mirror's end is the zone's downlink, and what it sent crossed it.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Where the hub listens, and where services are asked from: the switch.
+/// The switch: the hub listens here, and probes of services come from here.
 pub(super) const SWITCH: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
 
-/// Where the origin of all bytes is: beyond the downlink.
+/// The origin, behind the downlink.
 pub(super) const MIRROR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 250);
 
-/// A caching proxy in the zone.
+/// The caching proxy, in the zone.
 pub(super) const PROXY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 251);
 
-/// What the mirror may be sent, in Mbit/s: requests and acknowledgements are not what is limited.
+/// Rate towards the mirror, in Mbit/s: high enough for requests and acknowledgements.
 const UPLINK_MBIT: u32 = 1_000;
 
-/// The fastest link of a server (as the design has it), in Mbit/s.
+/// Fastest link of a server in any row, in Mbit/s.
 const NIC_MBIT_MAX: u32 = 500;
 
 /// Bucket of a link up to [`NIC_MBIT_MAX`], in KiB: a millisecond at 250 Mbit/s.
 const BURST_KIB: u32 = 32;
 
-/// Bucket of a faster one: a timer that is late on a busy machine would be the limit instead.
+/// Bucket of a faster link: with a smaller one, late timers would be the limit.
 const BURST_KIB_FAST: u32 = 256;
 
-/// What TCP hands to a link at once, at most, in bytes. The kernel's 64 KiB do not fit into the
-/// bucket: it would cut them into packets and wait for each of them with a timer of its own, which
-/// costs as much as all the rest, and the link loses what the timers are late.
+/// Largest TCP segment handed to a link, in bytes. The kernel's default of 64 KiB does not fit into
+/// the bucket: it would be split into packets with a timer for each, which costs as much CPU as
+/// everything else, and the link loses the lateness of the timers.
 const SEGMENT_BYTES_MAX: u32 = 30_000;
 
 /// The namespace of the mirror.
@@ -53,8 +52,8 @@ impl Network {
     pub(super) fn new(downlink_mbit: u32) -> Result<Network> {
         let address = format!("{SWITCH}/24");
         ip(&["link", "add", "br0", "type", "bridge"])?;
-        // A switch has no firewall; where the kernel would call it for every packet, it is paid for
-        // by whichever process runs just then.
+        // A switch has no firewall. If the kernel called it for every packet, whichever process runs
+        // at that moment would pay for it.
         for table in ["iptables", "ip6tables", "arptables"] {
             let call = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");
             if std::path::Path::new(&call).exists() {
@@ -68,7 +67,7 @@ impl Network {
         Ok(network)
     }
 
-    /// A namespace with a link to the switch: how fast it may send, and be sent to.
+    /// Creates a namespace with a link to the switch, limited in both directions.
     pub(super) fn join(
         &mut self,
         name: &str,
@@ -77,7 +76,7 @@ impl Network {
         receive_mbit: u32,
     ) -> Result<()> {
         let [a, b, c, d] = address.octets();
-        // An address that comes again with another card is not found until its neighbours forget.
+        // Neighbours cache the MAC of an address: derive it, so that a recreated link is reachable.
         let mac = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
         let (port, address) = (port(name), format!("{address}/24"));
         ip(&["netns", "add", name])?;
@@ -95,15 +94,15 @@ impl Network {
         self.limit(name, send_mbit, receive_mbit)
     }
 
-    /// Takes a namespace and its link away.
+    /// Removes a namespace and its link.
     pub(super) fn leave(&mut self, name: &str) -> Result<()> {
         self.names.retain(|known| known != name);
-        // The peer goes with it.
+        // This removes the peer as well.
         ip(&["link", "del", &port(name)])?;
         ip(&["netns", "del", name]).map(drop)
     }
 
-    /// Limits a link anew.
+    /// Changes the limits of a link.
     pub(super) fn limit(&self, name: &str, send_mbit: u32, receive_mbit: u32) -> Result<()> {
         let tbf = |rate: u32| {
             let burst_kb = if rate <= NIC_MBIT_MAX { BURST_KIB } else { BURST_KIB_FAST };
@@ -114,17 +113,17 @@ impl Network {
         Ok(())
     }
 
-    /// Limits the downlink anew.
+    /// Changes the limit of the downlink.
     pub(super) fn limit_downlink(&self, mbit: u32) -> Result<()> {
         self.limit(MIRROR_NAME, mbit, UPLINK_MBIT)
     }
 
-    /// Bytes that crossed the downlink since the beginning, headers included.
+    /// Total bytes through the downlink, headers included.
     pub(super) fn downlink_bytes(&self) -> Result<u64> {
         self.sent_bytes(MIRROR_NAME)
     }
 
-    /// Bytes that a server has sent since the beginning, headers included.
+    /// Total bytes that a server has sent, headers included.
     pub(super) fn sent_bytes(&self, name: &str) -> Result<u64> {
         let text = tc(&format!("-n {name} -s -j qdisc show dev eth0"))?;
         let all: serde_json::Value = serde_json::from_str(&text)?;
@@ -138,12 +137,12 @@ impl Network {
         Ok(!ip(&args)?.trim().is_empty())
     }
 
-    /// How a command line begins that runs at a server.
+    /// Prefix of a command line that runs on a server.
     pub(super) fn at(name: &str) -> Vec<String> {
         ["ip", "netns", "exec", name].map(str::to_owned).to_vec()
     }
 
-    /// A program that runs at a server.
+    /// A program that runs on a server.
     pub(super) fn command(name: &str, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", name, program]);
@@ -155,14 +154,14 @@ impl Drop for Network {
     fn drop(&mut self) {
         for name in &self.names {
             let _ = ip(&["netns", "del", name]);
-            // The link goes with the namespace, but not at once.
+            // The link disappears with the namespace, but with a delay.
             let _ = ip(&["link", "del", &port(name)]);
         }
         let _ = ip(&["link", "del", "br0"]);
     }
 }
 
-/// The switch's end of a link; names of interfaces have 15 characters at the most.
+/// The switch's end of a link; interface names have at most 15 characters.
 fn port(name: &str) -> String {
     format!("p-{name}")
 }
@@ -175,7 +174,7 @@ fn tc(args: &str) -> Result<String> {
     output(Command::new("tc").args(args.split(' ')))
 }
 
-/// Runs a command to its end; its standard output.
+/// Runs a command and returns its standard output.
 pub(super) fn output(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("{command:?}"))?;
     ensure!(

@@ -1,4 +1,4 @@
-//! nginx: as the origin of a repository, and as the caching proxy that we are compared with.
+//! nginx: the origin of the repository, and the caching proxy of the comparison.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
@@ -10,26 +10,36 @@ use cohort_trial::Process;
 
 use super::network::Network;
 
-/// How long nginx may take to listen.
+/// Timeout for nginx to listen.
 const START_MAX: Duration = Duration::from_secs(20);
 
-/// An nginx of our own.
+/// A running nginx; stopped when dropped.
 pub(super) struct Nginx {
     process: Process,
     access_log: PathBuf,
 }
 
-/// One request that was answered.
+/// An answered request.
 #[derive(Debug, Clone)]
 pub(super) struct Answered {
-    /// When it came, in seconds since 1970.
+    /// Time of the request, in seconds since 1970.
     pub at: f64,
-    /// For what.
+    /// Path of the request.
     pub path: String,
 }
 
+impl Answered {
+    /// `$msec $request_time $status $uri`.
+    fn parse(line: &str) -> Option<Answered> {
+        let mut words = line.split(' ');
+        let ended: f64 = words.next()?.parse().ok()?;
+        let took: f64 = words.next()?.parse().ok()?;
+        Some(Answered { at: ended - took, path: words.nth(1)?.to_owned() })
+    }
+}
+
 impl Nginx {
-    /// Starts one in a namespace; `server` is the body of its `server` block, `http` goes before it.
+    /// Starts one in a namespace. `server` is the body of its `server` block, `http` precedes it.
     pub(super) fn start(
         name: &str,
         at: (Ipv4Addr, u16),
@@ -75,25 +85,18 @@ impl Nginx {
         Nginx::start(name, at, dir, ("", &format!("root {};", root.display())))
     }
 
-    /// Its number.
+    /// Its pid.
     pub(super) fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// The requests whose answers have ended; nginx notes them then.
+    /// Requests whose answers are complete; nginx logs them only then.
     pub(super) fn answered(&self) -> Result<Vec<Answered>> {
         let text = fs::read_to_string(&self.access_log)?;
-        text.lines()
-            .map(|line| {
-                let mut words = line.split(' ');
-                let mut number = || words.next().and_then(|word| word.parse::<f64>().ok());
-                let (ended, took) = (number(), number());
-                let path = words.nth(1).map(str::to_owned);
-                let parts = ended.zip(took).zip(path);
-                let ((ended, took), path) = parts.with_context(|| format!("nginx noted {line}"))?;
-                Ok(Answered { at: ended - took, path })
-            })
-            .collect()
+        let parsed = text.lines().map(|line| {
+            Answered::parse(line).with_context(|| format!("unexpected line in nginx's log: {line}"))
+        });
+        parsed.collect()
     }
 }
 
@@ -102,3 +105,7 @@ impl Drop for Nginx {
         self.process.stop(Duration::from_secs(5));
     }
 }
+
+#[cfg(test)]
+#[path = "origin_test.rs"]
+mod origin_test;

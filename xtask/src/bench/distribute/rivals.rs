@@ -1,4 +1,4 @@
-//! What else one might use, over the same links and for the same bytes: everyone from the origin
+//! The alternatives, over the same links and for the same bytes: every server from the origin
 //! (curl), a caching proxy in the zone (nginx), a BitTorrent swarm (aria2).
 
 use std::fs;
@@ -14,13 +14,13 @@ use super::origin::Nginx;
 use super::swarm_tracker;
 use super::zone::{Ready, Zone};
 
-/// A rival may take so many times the limit for every server, and [`EXTRA`].
+/// Timeout of a rival, in multiples of the limit per server, plus [`EXTRA`].
 const LIMITS_PER_SERVER_MAX: f64 = 1.5;
 
 /// See [`LIMITS_PER_SERVER_MAX`].
 const EXTRA: Duration = Duration::from_secs(30);
 
-/// How often is looked whether all have ended; below a thousandth of what is measured.
+/// How often completion is polled; below a thousandth of what is measured.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// The proxy's port.
@@ -29,7 +29,7 @@ const PROXY_PORT: u16 = 8080;
 /// The namespace of the proxy.
 const PROXY_NAME: &str = "proxy";
 
-/// Where every member of the swarm listens.
+/// Port of every member of the swarm.
 const SWARM_PORT: u16 = 6881;
 
 /// One line of the comparison.
@@ -46,7 +46,7 @@ pub(super) fn measure(zone: &mut Zone, mib: usize, quick: bool) -> Result<Vec<Co
     let blob = zone.publish(mib << 20)?;
     let nic = zone.links.nic_mbit;
     let mut compared = Vec::new();
-    // Everyone from the origin takes time in proportion: a quarter of the bytes tells as much.
+    // Every server from the origin takes proportional time: a quarter of the bytes is enough.
     let small = if quick { zone.publish((mib << 20) / 4)? } else { blob.clone() };
     compared.push(curl(zone, &small, "curl, everyone from the origin")?);
     compared.push(proxy(zone, &blob, "nginx, a caching proxy with a server's NIC", nic)?);
@@ -69,7 +69,7 @@ fn curl(zone: &Zone, blob: &Ready, who: &'static str) -> Result<Compared> {
     download(zone, blob, who, &url)
 }
 
-/// Every server fetches from one place.
+/// Every server fetches from one URL.
 fn download(zone: &Zone, blob: &Ready, who: &'static str, url: &str) -> Result<Compared> {
     let dir = zone.dir().join("rival");
     fs::create_dir_all(&dir)?;
@@ -101,8 +101,8 @@ fn download(zone: &Zone, blob: &Ready, who: &'static str, url: &str) -> Result<C
     compared(zone, blob, who, files, seconds, wan_bytes, cpu_s)
 }
 
-/// A proxy as `docs/operating.md` has it: slices, each fetched once. Who waits for a slice looks again every
-/// half second, which is most of the time of the proxy that has a fat link.
+/// A proxy configured as in `docs/operating.md`: slices, each fetched once. A request that waits for a
+/// slice polls every half second, which is most of the time of the proxy with a fast link.
 fn proxy(zone: &mut Zone, blob: &Ready, who: &'static str, nic_mbit: u32) -> Result<Compared> {
     zone.network.join(PROXY_NAME, PROXY, nic_mbit, nic_mbit)?;
     let dir = zone.dir().join("proxy");
@@ -132,12 +132,12 @@ fn aria2(zone: &Zone, blob: &Ready) -> Result<Compared> {
     let dir = zone.dir().join("rival");
     let original = zone.original(&blob.root);
     let torrent = dir.join("torrent");
-    // A copy: it is nobody's but the seed's.
+    // The seed needs a copy of its own.
     let seeds = dir.join("seed");
     fs::create_dir_all(&seeds)?;
     fs::copy(&original, seeds.join(&blob.root))?;
     swarm_tracker::write_torrent(&original, swarm_tracker::start(SWITCH)?, &torrent)?;
-    // Told the number of the download, of its files, and where they are.
+    // Arguments: id of the download, number of files, path of the first.
     let done = dir.join("done");
     fs::write(&done, "#!/bin/sh\n: > \"$(dirname \"$3\")/whole\"\n")?;
     fs::set_permissions(&done, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
@@ -151,7 +151,7 @@ fn aria2(zone: &Zone, blob: &Ready) -> Result<Compared> {
         Process::start(name, &mut command, &dir.join("log"))
     };
     let mut seed = start(MIRROR_NAME, &seeds, &["--bt-seed-unverified=true"])?;
-    // It has announced itself when it listens.
+    // Once it listens, it has announced itself.
     let begun = Instant::now();
     while std::net::TcpStream::connect((MIRROR, SWARM_PORT)).is_err() {
         ensure!(seed.runs() && begun.elapsed() < EXTRA, "{who}: the seed does not listen");
@@ -176,7 +176,7 @@ fn aria2(zone: &Zone, blob: &Ready) -> Result<Compared> {
     }
     let seconds = begun.elapsed().as_secs_f64();
     let wan_bytes = zone.network.downlink_bytes()? - before;
-    // The seed's is not counted, as the origin's is not elsewhere.
+    // The seed is not counted, like the origin elsewhere.
     let cpu_s = cpu::seconds_of(swarm.iter().map(Process::id)).all();
     drop(swarm);
     drop(seed);
@@ -184,7 +184,7 @@ fn aria2(zone: &Zone, blob: &Ready) -> Result<Compared> {
     compared(zone, blob, who, files, seconds, wan_bytes, cpu_s)
 }
 
-/// Looks whether all have the right bytes, and clears away.
+/// Verifies every copy, and cleans up.
 fn compared(
     zone: &Zone,
     blob: &Ready,

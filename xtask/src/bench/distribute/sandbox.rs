@@ -1,8 +1,8 @@
-//! Namespaces of our own for everything that a measurement makes, so that nothing of it can be left.
+//! Namespaces for everything that a measurement creates, so that nothing of it can be left over.
 //!
-//! The benchmark runs once more inside: its network (where it is the switch), its mounts (files in
-//! memory) and its processes end with it, however it ends. What lies on the disk is removed by a
-//! shell that outlives both of us.
+//! The benchmark runs itself again inside: its network (where it is the switch), its mounts (files in
+//! memory) and its processes end with it, however it ends. A shell that outlives both processes
+//! removes what is on the disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::build::succeed;
 use crate::packages;
 
-/// Says inside which folder is ours.
+/// Set inside the namespaces: the folder of this run.
 const FOLDER: &str = "COHORT_BENCH_FOLDER";
 
-/// Runs `"$@"` in namespaces, and removes `$COHORT_BENCH_FOLDER` when it has ended: all of it when
-/// it went well or was interrupted, else all but the logs.
+/// Runs `"$@"` in namespaces, and then removes `$COHORT_BENCH_FOLDER`: all of it on success or
+/// interruption, otherwise all but the logs.
 const GUARDIAN: &str = r#"
 unshare --mount --net --pid --fork --kill-child --mount-proc -- "$@" &
 child=$!
@@ -38,16 +38,16 @@ fi
 exit "$status"
 "#;
 
-/// The most that files in memory may take, so that a mistake does not take the machine with it.
+/// Limit of files in memory, so that a bug does not take the machine down.
 const MEMORY: &str = "size=70%";
 
-/// Our folder, when this process is the one inside.
+/// The folder of this run, if this process is inside.
 pub(super) fn folder() -> Option<PathBuf> {
     std::env::var_os(FOLDER).map(PathBuf::from)
 }
 
-/// Runs this very command inside, when `prepare` has put into its folder what has to come from
-/// outside. Whether it went well.
+/// Runs this command again inside, after `prepare` has put into its folder what has to come from
+/// outside. True on success.
 pub(super) fn enter(disk: &Path, prepare: impl FnOnce(&Path)) -> Result<bool> {
     ensure!(
         packages::is_root(),
@@ -70,12 +70,12 @@ pub(super) fn enter(disk: &Path, prepare: impl FnOnce(&Path)) -> Result<bool> {
         .status()
         .context("setpriv (of the package util-linux)")?;
     if folder.exists() {
-        bail!("it could not all be measured; logs are in {}", folder.join("logs").display());
+        bail!("some rows could not be measured; logs are in {}", folder.join("logs").display());
     }
     Ok(status.success())
 }
 
-/// The first thing inside: files in memory, and named network namespaces that nobody else sees.
+/// Sets up the inside: files in memory, and private named network namespaces.
 pub(super) fn furnish(folder: &Path) -> Result<()> {
     let named = Path::new("/run/netns");
     fs::create_dir_all(named)?;

@@ -1,4 +1,4 @@
-//! Whether services on the servers notice that a transfer goes on.
+//! Whether services on the servers notice a transfer.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -16,22 +16,22 @@ use super::zone::Zone;
 /// The services' port.
 const PORT: u16 = 8_088;
 
-/// What one answer weighs: a small page.
+/// Size of a response: a small page.
 const PAGE_BYTES: usize = 16 * 1024;
 
-/// How often every service is asked.
+/// How often every service is probed.
 const EVERY: Duration = Duration::from_millis(20);
 
-/// An answer that takes longer counts as so long.
+/// Timeout of a response.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// How long is looked before the transfer.
+/// How long services are probed before the transfer.
 const BEFORE: Duration = Duration::from_secs(8);
 
-/// Fewer answers say nothing about one in a hundred.
+/// Fewer responses say nothing about a p99.
 const ANSWERS_MIN: usize = 500;
 
-/// The 99th percentile of the answers' times during a transfer ÷ before it.
+/// The p99 of response times during a transfer ÷ before it.
 pub(super) fn p99_ratio(zone: &mut Zone, mib: usize) -> Result<f64> {
     let dir = zone.dir().join("services");
     fs::create_dir_all(&dir)?;
@@ -49,7 +49,7 @@ pub(super) fn p99_ratio(zone: &mut Zone, mib: usize) -> Result<f64> {
     let mut during = None;
     zone.transfer_with("with services", mib, |zone| {
         let probes = Probes::start(addresses.into_iter());
-        // Most of the transfer, and nothing but it.
+        // Most of the transfer, and nothing after it.
         let bytes = (mib as u64) << 20;
         thread::sleep(Duration::from_secs_f64(zone.links.limit_s(bytes) * 0.8));
         during = Some(probes.end()?);
@@ -65,7 +65,7 @@ pub(super) fn p99_ratio(zone: &mut Zone, mib: usize) -> Result<f64> {
     Ok(then[1] / usual[1])
 }
 
-/// Half, 99 % and all answers took no longer than so many milliseconds.
+/// p50, p99 and maximum, in milliseconds.
 fn percentiles(mut times: Vec<Duration>) -> Result<[f64; 3]> {
     ensure!(times.len() >= ANSWERS_MIN, "only {} answers were timed", times.len());
     times.sort();
@@ -73,7 +73,7 @@ fn percentiles(mut times: Vec<Duration>) -> Result<[f64; 3]> {
     Ok([at(50), at(99), at(100)])
 }
 
-/// One client for each service, over one connection, on the other side of the server's NIC.
+/// One client per service, over one connection, on the other side of the server's NIC.
 struct Probes {
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<Result<Vec<Duration>>>>,
@@ -128,3 +128,7 @@ fn ask(address: SocketAddr, stop: &AtomicBool) -> Result<Vec<Duration>> {
     }
     Ok(times)
 }
+
+#[cfg(test)]
+#[path = "service_test.rs"]
+mod service_test;

@@ -1,5 +1,4 @@
-//! The smallest BitTorrent tracker, and the smallest torrent: for the swarm that we are compared
-//! with.
+//! A minimal BitTorrent tracker, and a minimal torrent: for the swarm in the comparison.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -13,26 +12,27 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::network::output;
 
-/// Longest request line that is read.
+/// Longest request line accepted.
 const LINE_BYTES_MAX: u64 = 4_096;
 
-/// How long a client may take.
+/// Timeout of a client's reads and writes.
 const CLIENT_MAX: Duration = Duration::from_secs(5);
 
-/// Seconds between two announcements: servers that started a moment later are soon known to all.
+/// Seconds between announcements: short, so that late starters are soon known to all.
 const ANNOUNCE_EVERY_S: u32 = 1;
 
-/// Pieces of 256 KiB, as the measured baselines had.
+/// Bytes of a piece: 256 KiB, as in the measured baselines.
 const PIECE: &str = "262144";
 
-/// Answers announcements with everybody who ever announced, until this process ends. Its address.
+/// Answers announcements with every client that ever announced, until this process ends. Returns
+/// its address.
 pub(super) fn start(ip: Ipv4Addr) -> Result<SocketAddr> {
     let listener = TcpListener::bind((ip, 0))?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
         let mut peers = BTreeSet::new();
         for client in listener.incoming().flatten() {
-            // A client that goes away is no concern of others.
+            // A failing client must not affect the others.
             let _ = answer(&client, &mut peers);
         }
     });
@@ -66,8 +66,8 @@ fn answer(client: &TcpStream, peers: &mut BTreeSet<SocketAddrV4>) -> std::io::Re
     client.write_all(&body)
 }
 
-/// Writes a torrent of one file. Hashes are the `split` and `sha1sum` of the system: SHA-1 is
-/// nothing that Cohort itself ever needs.
+/// Writes a torrent of one file. Hashes come from the system's `split` and `sha1sum`: Cohort itself
+/// never needs SHA-1.
 pub(super) fn write_torrent(file: &Path, tracker: SocketAddr, to: &Path) -> Result<()> {
     let name = file.file_name().and_then(|name| name.to_str()).context("a file with a name")?;
     let length = std::fs::metadata(file)?.len();

@@ -8,38 +8,38 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
+use cohort_trial::release::noise;
 use cohort_trial::{Fleet, FleetOptions, watch};
 
 use super::cpu::{self, Seconds};
 use super::network::{MIRROR, MIRROR_NAME, Network, SWITCH};
-use super::noise;
 use super::origin::Nginx;
 use crate::bench::{GROUP, PLATFORM, ZONE};
 use crate::build::Programs;
 
-/// How long the group may take to form, and to notice what the channel says.
+/// Timeout for the group to form, and to notice a changed channel.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 
-/// A transfer may take so many times its limit, and [`TRANSFER_EXTRA`], before it counts as failed:
-/// more than a slow server with a tenth of the NIC needs.
+/// Timeout of a transfer, in multiples of its limit, plus [`TRANSFER_EXTRA`]: more than a slow server
+/// with a tenth of the NIC needs.
 const TRANSFER_LIMITS_MAX: f64 = 6.0;
 
 /// See [`TRANSFER_LIMITS_MAX`].
 const TRANSFER_EXTRA: Duration = Duration::from_secs(30);
 
-/// How often files are looked at. The figures come from the times of the files themselves.
+/// How often files are polled. The figures come from the times of the files themselves.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// How long agents at rest are looked at.
+/// How long idle agents are observed.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// So many bytes through the downlink that a transfer has begun.
+/// A transfer counts as started after this many bytes through the downlink.
 const BEGUN_BYTES: u64 = 1 << 20;
 
-/// What is verified and passed on at once.
+/// Size of a unit.
 pub(super) const UNIT_BYTES: usize = 64 * 1024;
 
-/// One wave of everybody, with nothing to wait for: only bytes are looked at here.
+/// One wave of all servers without waits: only bytes matter here.
 const POLICY: &str = r#"
 app = "web"
 channel = "stable"
@@ -51,7 +51,7 @@ min_healthy_time = "100ms"
 surroundings_allowed = "50%"
 "#;
 
-/// How a zone is made.
+/// Size and link rates of a zone.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Links {
     pub servers: usize,
@@ -60,26 +60,26 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// What physics allows for so many bytes, in seconds.
+    /// Lower bound for transferring `bytes`, in seconds.
     pub(super) fn limit_s(self, bytes: u64) -> f64 {
         let mbit = self.downlink_mbit.min(self.nic_mbit);
         bytes as f64 * 8.0 / (f64::from(mbit) * 1e6)
     }
 }
 
-/// Agents, their hub, and the origin of all bytes beyond the downlink.
+/// Agents, their hub, and the origin behind the downlink.
 pub(super) struct Zone {
     pub fleet: Fleet,
     pub network: Network,
     pub links: Links,
     origin: Nginx,
     releases: u32,
-    /// Artifacts of transfers that are over.
+    /// Artifacts of finished transfers.
     past: Vec<String>,
     dir: PathBuf,
 }
 
-/// A release that was published, and that no channel points to yet.
+/// A published release that no channel points to yet.
 #[derive(Debug, Clone)]
 pub(super) struct Ready {
     pub version: String,
@@ -87,35 +87,36 @@ pub(super) struct Ready {
     pub bytes: u64,
 }
 
-/// What came of a transfer.
+/// Result of a transfer.
 #[derive(Debug, Clone)]
 pub(super) struct Transfer {
-    /// What physics allows, in seconds.
+    /// Lower bound, in seconds.
     pub limit_s: f64,
-    /// When each server had it whole under its name, in seconds since the origin was first asked.
+    /// When each server had the complete file under its name, in seconds since the first request to
+    /// the origin.
     pub ends: BTreeMap<String, f64>,
-    /// From the moment at which the channel was set until the last server had it, in seconds.
+    /// From setting the channel until the last server had it, in seconds.
     pub since_channel_s: f64,
     /// Bytes through the downlink ÷ size.
     pub wan: f64,
     /// Bytes through the downlink.
     pub wan_bytes: u64,
-    /// Processor seconds of all agents.
+    /// CPU seconds of all agents.
     pub cpu: Seconds,
-    /// How many times the artifact's size each server has sent: what it carried for others.
+    /// Bytes each server sent to others ÷ size of the artifact.
     pub carried: Vec<f64>,
-    /// Units on the servers' disks that are not what was published.
+    /// Units on the servers' disks that differ from the original.
     pub wrong_units: usize,
 }
 
 impl Transfer {
-    /// When the last of these servers had it; of all, when `but` is empty.
+    /// When the last server except those in `but` had it, in seconds.
     pub(super) fn end_s(&self, but: &[&str]) -> f64 {
         let of = self.ends.iter().filter(|(name, _)| !but.contains(&name.as_str()));
         of.map(|(_, end)| *end).fold(0.0, f64::max)
     }
 
-    /// Time ÷ what physics allows.
+    /// Time ÷ lower bound.
     pub(super) fn ratio(&self) -> f64 {
         self.end_s(&[]) / self.limit_s
     }
@@ -142,8 +143,8 @@ impl Transfer {
 }
 
 impl Zone {
-    /// Starts it, its state in `dir`, and waits until the group is complete and the first small
-    /// release went through it.
+    /// Starts it with its state in `dir`, and waits until the group is complete and a first small
+    /// release has been transferred.
     pub(super) fn start(
         programs: &Programs,
         dir: &Path,
@@ -196,7 +197,7 @@ impl Zone {
         Ok(zone)
     }
 
-    /// Other links from now on.
+    /// Changes the rates of all links.
     pub(super) fn relink(&mut self, downlink_mbit: u32, nic_mbit: u32) -> Result<()> {
         self.network.limit_downlink(downlink_mbit)?;
         for name in self.servers() {
@@ -211,7 +212,7 @@ impl Zone {
         self.fleet.agents().keys().cloned().collect()
     }
 
-    /// A folder for files of a measurement, beside the fleet's.
+    /// Folder for files of a measurement, next to the fleet's.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -226,12 +227,12 @@ impl Zone {
         self.fleet.agents()[server].dir.join("data/artifacts")
     }
 
-    /// Publishes a release of so many bytes that do not compress.
+    /// Publishes a release of `bytes` incompressible bytes.
     pub(super) fn publish(&mut self, bytes: usize) -> Result<Ready> {
         let dist = self.dir.join("dist");
         fs::create_dir_all(&dist)?;
-        fs::write(dist.join("payload"), noise::bytes(bytes, u64::from(self.releases) + 1))?;
-        // There is no difference to be made to noise, only an effort.
+        fs::write(dist.join("payload"), noise(bytes, &self.releases.to_string()))?;
+        // A delta between noise and noise only costs time.
         let ready = self.publish_folder(&dist, &["--no-deltas"]);
         fs::remove_dir_all(&dist)?;
         ready
@@ -251,13 +252,13 @@ impl Zone {
         Ok(Ready { version, root, bytes })
     }
 
-    /// Publishes so many MiB and sends them to all servers.
+    /// Publishes a release of `mib` MiB and transfers it to all servers.
     pub(super) fn transfer(&mut self, what: &str, mib: usize) -> Result<Transfer> {
         self.transfer_with(what, mib, |_| Ok(Vec::new()))
     }
 
-    /// As [`Zone::transfer`]; `meanwhile` runs once bytes flow, and names the servers that are not
-    /// waited for.
+    /// Like [`Zone::transfer`]; `meanwhile` runs once bytes flow, and returns the servers not to wait
+    /// for.
     pub(super) fn transfer_with(
         &mut self,
         what: &str,
@@ -273,15 +274,15 @@ impl Zone {
 
     /// Points the channel to a release and waits until all servers run it.
     pub(super) fn run_everywhere(&mut self, ready: &Ready) -> Result<()> {
-        // What runs is not over.
+        // A running release is still needed.
         self.past.retain(|root| *root != ready.root);
         self.fleet.run(&["channel", "set", watch::APP, "stable", &ready.version])?;
         let patience = Duration::from_secs_f64(self.links.limit_s(ready.bytes)) + SETTLE_MAX;
         self.fleet.until(GROUP, patience, |status| watch::runs(status, &ready.version)).map(drop)
     }
 
-    /// Points the channel to a release, lets its bytes (and nothing else) go to all servers, and
-    /// waits until they have it.
+    /// Points the channel to a release, transfers its bytes (and does nothing else) to all servers,
+    /// and waits until they have it.
     pub(super) fn send(
         &mut self,
         ready: &Ready,
@@ -296,7 +297,7 @@ impl Zone {
         let (begun, begun_at) = (Instant::now(), now_s());
         self.fleet.run(&["channel", "set", watch::APP, "stable", &ready.version])?;
         let channel_at = now_s();
-        // The leader found it and ordered everybody to fetch; nothing beyond that is to happen.
+        // The leader has ordered all servers to fetch; nothing beyond that should happen.
         self.fleet.until(GROUP, SETTLE_MAX, |status| {
             watch::app(status).is_some_and(|app| {
                 app.target.as_ref().is_some_and(|target| target.as_str() == ready.version)
@@ -337,7 +338,7 @@ impl Zone {
         let first = self.first_asked(begun_at)?;
         let mut ends = BTreeMap::new();
         for (name, file) in &files {
-            // It got its name by a rename, which is the last change of the file.
+            // The rename to its final name is the last change of the file.
             let about = fs::metadata(file)?;
             let at = about.ctime() as f64 + about.ctime_nsec() as f64 / 1e9;
             ends.insert(name.clone(), at - first);
@@ -353,18 +354,18 @@ impl Zone {
         Ok(Transfer { limit_s, ends, since_channel_s, wan, wan_bytes, cpu, carried, wrong_units })
     }
 
-    /// What each server has sent until now, in bytes.
+    /// Total bytes that each server has sent.
     fn sent_bytes(&self) -> Result<Vec<u64>> {
         self.servers().iter().map(|name| self.network.sent_bytes(name)).collect()
     }
 
-    /// The numbers of the agents that run.
+    /// Pids of the running agents.
     pub(super) fn agent_pids(&self) -> Vec<u32> {
         self.servers().iter().filter_map(|name| self.fleet.agent_pid(name)).collect()
     }
 
-    /// When the origin was first asked for an artifact (or for a delta to one) after this moment;
-    /// both in seconds since 1970.
+    /// Time of the first request to the origin for an artifact or delta after `after`; both in
+    /// seconds since 1970.
     fn first_asked(&self, after: f64) -> Result<f64> {
         let answered = self.origin.answered()?;
         let of = answered
@@ -373,7 +374,7 @@ impl Zone {
         of.map(|request| request.at).reduce(f64::min).context("the origin was never asked")
     }
 
-    /// Units that servers hold, and that are not what was published.
+    /// Units on the servers that differ from the original.
     fn wrong_units(&self, ready: &Ready, files: &[(String, PathBuf)]) -> Result<usize> {
         let original = fs::read(self.original(&ready.root))?;
         let mut wrong = 0;
@@ -386,8 +387,8 @@ impl Zone {
         Ok(wrong)
     }
 
-    /// Gives the memory of transfers that are over back: their releases were never activated, and
-    /// nobody asks for them again.
+    /// Frees the memory of finished transfers: their releases are never activated or requested
+    /// again.
     fn forget_past(&mut self) -> Result<()> {
         for root in std::mem::take(&mut self.past) {
             for name in self.servers() {
@@ -401,7 +402,11 @@ impl Zone {
     }
 }
 
-/// This moment, in seconds since 1970.
+/// Wall clock, in seconds since 1970.
 pub(super) fn now_s() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
+
+#[cfg(test)]
+#[path = "zone_test.rs"]
+mod zone_test;

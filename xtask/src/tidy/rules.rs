@@ -1,0 +1,113 @@
+//! Mechanisms that exist once, and names that stay out: what must not be written a second time.
+
+use anyhow::Result;
+use regex::Regex;
+
+use super::tree::File;
+use super::{Complaint, complaint};
+
+/// A way of writing that is refused.
+#[derive(Debug)]
+pub(crate) struct Ban {
+    /// In one or two words, for output.
+    pub name: &'static str,
+    /// Where it is refused.
+    pub scope: Scope,
+    pub pattern: &'static str,
+    /// What to write instead.
+    pub instead: &'static str,
+    /// Paths (or their beginnings) in which it is right: the one home, and named exceptions.
+    pub except: &'static [&'static str],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Production,
+    Everything,
+}
+
+/// The one error chain, durable write, lock, metric, mirror client.
+pub(crate) const BANS: &[Ban] = &[
+    Ban {
+        name: "base::chain",
+        scope: Scope::Production,
+        pattern: r"\b(error|err|cause|inner|source|deepest|next)\.source\(\)",
+        instead: "`cohort_base::chain` walks an error's causes",
+        except: &["crates/base/"],
+    },
+    Ban {
+        name: "base::durable",
+        scope: Scope::Production,
+        pattern: r"\.sync_all\(\)|\.sync_data\(\)|\bfsync\(|\bfdatasync\(",
+        instead: "`cohort_base::durable` writes files and folders durably",
+        except: &["crates/base/"],
+    },
+    Ban {
+        name: "parking_lot",
+        scope: Scope::Everything,
+        pattern: r"\bPoisonError\b|std::sync::(\{[^}]*\b)?(Mutex|RwLock|Condvar)\b",
+        instead: "`parking_lot` has locks that cannot be poisoned",
+        except: &[],
+    },
+    Ban {
+        name: "prometheus_client",
+        scope: Scope::Production,
+        pattern: r"# (TYPE|HELP) ",
+        instead: "register the metric with `prometheus_client`, which writes the text format",
+        except: &[],
+    },
+    Ban {
+        name: "mirror client",
+        scope: Scope::Production,
+        pattern: r"\breqwest::(Client|ClientBuilder|Response|get)\b",
+        instead: "the mirror client of `cohort_artifact` speaks with mirrors",
+        except: &["crates/artifact/"],
+    },
+    Ban {
+        name: "hex",
+        scope: Scope::Production,
+        pattern: r"from_str_radix\([^\n]*16\)|\{(byte|b)?:02x\}",
+        instead: "`hex::encode` and `hex::decode`",
+        except: &[],
+    },
+    Ban {
+        name: "base::retry",
+        scope: Scope::Production,
+        pattern: r"\b(ExponentialBuilder|FibonacciBuilder|ConstantBuilder)\b",
+        instead: "`cohort_base::retry` has the pauses between tries",
+        except: &["crates/base/"],
+    },
+    Ban {
+        name: "registry hosts",
+        scope: Scope::Everything,
+        pattern: r"\b(crates\.io|docs\.rs|pypi\.org|npmjs\.(com|org))\b",
+        instead: "name the crate or package, not the host of a registry",
+        except: &[],
+    },
+];
+
+/// The file that has all of them, as patterns and as tests.
+const OWN: &str = "xtask/src/tidy/";
+
+/// What is refused in a file.
+pub(crate) fn check(ban: &Ban, files: &[File]) -> Result<Vec<Complaint>> {
+    let pattern = Regex::new(ban.pattern)?;
+    let mut complaints = Vec::new();
+    let in_scope = |file: &&File| {
+        (ban.scope == Scope::Everything || file.is_production())
+            && !file.path.starts_with(OWN)
+            && !ban.except.iter().any(|path| file.path.starts_with(path))
+    };
+    for file in files.iter().filter(in_scope) {
+        for found in pattern.find_iter(&file.text) {
+            let line = file.text[..found.start()].matches('\n').count() + 1;
+            let what = format!("`{}`: {}", found.as_str(), ban.instead);
+            complaints.push(complaint(file.path.clone(), line, what));
+        }
+    }
+    Ok(complaints)
+}
+
+#[cfg(test)]
+#[path = "rules_test.rs"]
+mod rules_test;
