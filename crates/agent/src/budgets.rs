@@ -1,5 +1,5 @@
-//! How fast this server may receive and send artifacts: what its configuration says, read again
-//! while the agent runs, and less while the machine is short of something.
+//! Rate limits for artifacts on this server: as configured, re-read while the agent runs, and lower
+//! while the machine is under pressure.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,13 +11,13 @@ use crate::config::{AgentConfig, ByteRate, YieldTo};
 use crate::pressure::{Gauge, Watched};
 use crate::yielding::{Seen, Yielding};
 
-/// How often the kernel is asked how long tasks wait: four times a second.
+/// How often pressure is read: four times a second.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Every second look a changed configuration is looked for: it takes effect within a second.
+/// The configuration is re-read every second time: a change takes effect within a second.
 const READ_EVERY_LOOKS: u32 = 2;
 
-/// What is kept in step with the configuration.
+/// The limits that follow the configuration.
 pub(crate) struct Budgets {
     pub(crate) download: Arc<Budget>,
     pub(crate) upload: Arc<Budget>,
@@ -25,7 +25,7 @@ pub(crate) struct Budgets {
     pub(crate) tracker: Arc<SharedTracker>,
 }
 
-/// The part of a configuration that counts here, and may change at any time.
+/// The settings that apply without a restart.
 #[derive(Debug, Clone, PartialEq)]
 struct Settings {
     download: Option<ByteRate>,
@@ -55,7 +55,7 @@ impl Settings {
     }
 }
 
-/// What makes way: the kernel's counters, the rule, and what moved at the last look.
+/// Yielding: the kernel's counters, the rule, and the bytes moved at the last look.
 struct Way {
     gauge: Gauge,
     rule: Yielding,
@@ -63,7 +63,7 @@ struct Way {
     limit: Option<u64>,
 }
 
-/// Sets the budgets by the configuration and by how busy the machine is, until it is stopped.
+/// Keeps the limits in step with the configuration and the machine's pressure, until stopped.
 pub(crate) async fn keep(config: AgentConfig, budgets: Budgets, stop: CancellationToken) {
     let mut settings = Settings::of(&config);
     let mut way = budgets.way(&config, &settings);
@@ -86,7 +86,7 @@ pub(crate) async fn keep(config: AgentConfig, budgets: Budgets, stop: Cancellati
                     complained = false;
                     let read = Settings::of(&read);
                     if read != settings {
-                        tracing::info!(?read, "the limits of transfers were changed");
+                        tracing::info!(?read, "transfer limits changed");
                         if read.yield_to != settings.yield_to {
                             way = budgets.way(&config, &read);
                         } else if let Some(way) = &mut way {
@@ -98,7 +98,10 @@ pub(crate) async fn keep(config: AgentConfig, budgets: Budgets, stop: Cancellati
                 }
                 Ok(Err(error)) => {
                     if !complained {
-                        tracing::warn!(error, "the configuration is not read again; limits stay");
+                        tracing::warn!(
+                            error,
+                            "configuration not re-read, keeping the present limits"
+                        );
                     }
                     complained = true;
                 }
@@ -139,7 +142,7 @@ impl Way {
     fn look(&mut self, budgets: &Budgets, now: Instant) {
         let (at, down, up) = self.moved;
         self.moved = (now, budgets.download.taken(), budgets.upload.taken());
-        // The files lie in memory: reading them never blocks.
+        // Files of the proc file system: reading them does not block.
         let Some(pressure) = self.gauge.look(now) else { return };
         let bytes = (self.moved.1.saturating_sub(down)).max(self.moved.2.saturating_sub(up));
         let us = u64::try_from(now.saturating_duration_since(at).as_micros()).unwrap_or(u64::MAX);
@@ -147,9 +150,9 @@ impl Way {
         let limit = self.rule.look(Seen { pressure, rate });
         match (self.limit, limit) {
             (None, Some(limit)) => {
-                tracing::info!(limit, ?pressure, rate, "the machine is busy: artifacts make way");
+                tracing::info!(limit, ?pressure, rate, "machine under pressure, slowing transfers");
             }
-            (Some(_), None) => tracing::info!("artifacts move as fast as they may again"),
+            (Some(_), None) => tracing::info!("pressure is over, transfers at full speed"),
             (None, None) | (Some(_), Some(_)) => {}
         }
         self.limit = limit;

@@ -1,4 +1,4 @@
-//! The agent's configuration: `agent.toml`, its drop-ins, `COHORT_*`, flags.
+//! The agent's configuration, merged from `agent.toml`, its drop-ins, `COHORT_*` and flags.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,103 +11,102 @@ use cohort_core::policy::Duration;
 use cohort_wire::dscp::Dscp;
 use serde::{Deserialize, Serialize};
 
-/// The peer port.
+/// The default peer port.
 pub const PEER_PORT: u16 = 7417;
 
-/// How an agent is set up. Unknown keys are refused.
+/// The settings of an agent. Unknown keys are refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     /// This server's name: a DNS label, unique in the fleet.
     pub server: ServerId,
-    /// Everything that the agent keeps: identity, log, artifacts, fences.
+    /// The agent's own data: identity, log, artifacts, fences.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
-    /// Where apps are installed: `<install_dir>/<app>/releases`, `<install_dir>/<app>/current`.
+    /// Root of the installed apps: `<install_dir>/<app>/releases` and `<install_dir>/<app>/current`.
     #[serde(default = "default_install_dir")]
     pub install_dir: PathBuf,
-    /// Where other agents and people reach it (mutual TLS).
+    /// The peer port, for other agents and people (mutual TLS), `address:port`.
     #[serde(default = "default_listen")]
     pub listen: String,
-    /// The address that others are told; `listen` when it is not given.
+    /// The `host:port` that others use to reach the peer port; `listen` if not set.
     #[serde(default)]
     pub advertise: Option<String>,
-    /// Plain port for probes and metrics; loopback by default.
+    /// Plain-text port for probes and metrics; loopback by default.
     #[serde(default = "default_probe_listen")]
     pub probe_listen: String,
-    /// The hub's API, `host:port`; the next is tried when one does not answer.
+    /// The hub's API, as `host:port`; tried in this order.
     #[serde(default)]
     pub hub: Vec<String>,
-    /// A file that holds the join token; needed at the first start only.
+    /// File with the join token; read at the first start only.
     #[serde(default)]
     pub join_token_file: Option<PathBuf>,
-    /// The processor platform, such as `linux/amd64`, or a name of your own.
+    /// The platform that releases are chosen by: `linux/amd64`, or a name of your own.
     pub platform: Platform,
-    /// What else is known of this server; `zone` is one of the grouping labels.
+    /// Labels of this server; `zone` is one of the grouping labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Its failure domain; the host itself when none is given.
+    /// Its failure domain, for spreading voters; the server itself if not set.
     #[serde(default)]
     pub rack: Option<String>,
-    /// Mirrors of the repository, closest first; what the hub names when empty.
+    /// Mirrors of the repository, closest first; the hub's list if empty.
     #[serde(default)]
     pub mirrors: Vec<String>,
     /// The port of the service: `{port}` in commands and checks.
     #[serde(default)]
     pub service_port: Option<u16>,
-    /// As whom services, hooks and `exec` checks run: a name of `/etc/passwd`, `UID` or `UID:GID`;
-    /// the agent's own user when it is not given.
+    /// The user that services, hooks and `exec` checks run as: a name in `/etc/passwd`, `UID` or
+    /// `UID:GID`; the agent's own user if not set.
     #[serde(default)]
     pub service_user: Option<String>,
     /// How often the leader looks for a new release.
     #[serde(default = "default_poll_interval")]
     pub poll_interval: Duration,
-    /// How long a server that starts without reaching its group waits before it takes traffic with
-    /// what it runs.
+    /// How long a starting server that cannot reach its group waits before it takes traffic with the
+    /// release it has.
     #[serde(default = "default_ready_without_orders_after")]
     pub ready_without_orders_after: Duration,
-    /// How fast artifacts may be received, such as `20MB/s` or `100Mbit/s`; read again while the
-    /// agent runs.
+    /// Limit for receiving artifacts, such as `20MB/s` or `100Mbit/s`. Applied without a restart.
     #[serde(default)]
     pub download_limit: Option<ByteRate>,
-    /// How fast artifacts may be sent to other servers; read again while the agent runs.
+    /// Limit for sending artifacts to other servers. Applied without a restart.
     #[serde(default)]
     pub upload_limit: Option<ByteRate>,
-    /// How fast all servers of the group together may take artifacts from mirrors; what counts is
-    /// the leader's own. Read again while the agent runs.
+    /// Limit for what all servers of the group together fetch from mirrors; the leader's setting
+    /// counts. Applied without a restart.
     #[serde(default)]
     pub zone_download_limit: Option<ByteRate>,
-    /// How packets that carry artifacts are marked for the network.
+    /// DSCP mark of packets that carry artifacts.
     #[serde(default)]
     pub packet_marking: Dscp,
-    /// What artifacts make way for: `io`, `cpu`; nothing when empty. Read again while the agent runs.
+    /// What transfers yield to: `io`, `cpu`; nothing if empty. Applied without a restart.
     #[serde(default = "default_yield_to")]
     pub yield_to: Vec<YieldTo>,
-    /// Artifacts that make way never get slower than this. Read again while the agent runs.
+    /// Transfers that yield never get slower than this. Applied without a restart.
     #[serde(default = "default_yield_floor")]
     pub yield_floor: ByteRate,
-    /// Where the kernel tells how long tasks wait: the whole machine's, or a cgroup's.
+    /// Where to read pressure stall information: the whole machine's folder, or a cgroup's.
     #[serde(default = "default_pressure_dir")]
     pub pressure_dir: PathBuf,
-    /// Reads the configuration again.
+    /// Reads the configuration again, for the settings that apply without a restart.
     #[serde(skip)]
     pub reload: Option<Reload>,
-    /// Programs that `exec` checks may name as `host:NAME`: name and absolute path.
+    /// Programs of this server that `exec` checks may name as `host:NAME`, with absolute paths.
     #[serde(default)]
     pub exec_programs: BTreeMap<String, PathBuf>,
 }
 
-/// What artifacts make way for.
+/// What transfers yield to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum YieldTo {
-    /// Those that wait for the disk.
+    /// Tasks that wait for the disk.
     Io,
-    /// Those that wait for a processor.
+    /// Tasks that wait for a processor.
     Cpu,
 }
 
-/// Reads a configuration again; equal to every other one, because it is no setting.
+/// Reads a configuration again. All are equal: it is not a setting.
 #[derive(Clone)]
 pub struct Reload(pub Arc<dyn Fn() -> Result<AgentConfig, String> + Send + Sync>);
 
@@ -130,7 +129,7 @@ impl Eq for Reload {}
 pub struct ByteRate(u64);
 
 impl ByteRate {
-    /// The number.
+    /// In bytes per second.
     #[must_use]
     pub fn bytes_per_second(self) -> u64 {
         self.0
@@ -151,7 +150,7 @@ impl FromStr for ByteRate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is no rate; write one like 20MB/s or 100Mbit/s");
+        let wrong = || format!("invalid rate `{text}`; use a form such as 20MB/s or 100Mbit/s");
         let found = UNITS.iter().find_map(|(unit, times, part)| {
             let number = text.strip_suffix(unit)?.trim_end();
             Some((number.parse::<u64>().ok()?.checked_mul(*times)?, *part))
@@ -184,14 +183,14 @@ impl<'de> Deserialize<'de> for ByteRate {
     }
 }
 
-/// A transfer costs a few per cent of a processor, so making way for those who wait for one gains
-/// little; its disk is the service's disk.
+/// A transfer takes a few per cent of a processor, so yielding to CPU pressure gains little; but it
+/// shares the service's disk.
 fn default_yield_to() -> Vec<YieldTo> {
     vec![YieldTo::Io]
 }
 
-/// 4 MB/s bring a release of 1 GB to a machine that is always busy in four minutes; a wave has ten
-/// minutes by default.
+/// At 4 MB/s a release of 1 GB reaches a machine that is always busy in four minutes; a wave has ten
+/// by default.
 fn default_yield_floor() -> ByteRate {
     ByteRate(4_000_000)
 }

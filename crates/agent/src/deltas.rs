@@ -1,60 +1,62 @@
-//! Which way an artifact comes: by a delta from what is here, or whole.
+//! Whether an artifact is fetched as a delta against what is here, or whole.
 //!
-//! A delta is ordered like any artifact, by its own root, so that it goes from server to server as
-//! well; when it is here, the artifact is built, and counts as held like one that was fetched. A
-//! server without a base waits a moment for one that builds it, and takes the whole from there:
-//! so a release crosses the zone's downlink as a delta even where a server is new. Whatever goes
-//! wrong with a delta, the whole artifact is fetched, and the delta is not tried again.
+//! A delta is fetched like any artifact, by its own root, so servers pass it on to each other too.
+//! Once it is here the artifact is built from it and counts as held. A server without a base waits
+//! briefly for one that builds the artifact and fetches the whole from there, so a release crosses
+//! the zone's downlink as a delta even for a new server. If anything goes wrong with a delta, the
+//! whole artifact is fetched and that delta is not tried again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cohort_artifact::Delta;
+use cohort_base::chain::chain;
 use cohort_core::ids::Digest;
 use cohort_core::orders::{AppOrders, FetchOrder};
 use cohort_core::release::Release;
 use cohort_distribute::{ApplyError, Downloads, FetchStatus};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// A delta of which nothing new came for this long is given up for the whole artifact. Longer than
-/// what a change of the leader takes.
+/// A delta without progress for this long is given up for the whole artifact. Longer than a change
+/// of leader takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A delta that was applied stays for those of the group that are behind for this long.
+/// How long an applied delta is kept to serve servers of the group that are behind.
 const SERVED_FOR: Duration = Duration::from_secs(600);
 
-/// How long a server without a base waits for one that has built the artifact: for a start,
+/// How long a server without a base waits for one that has built the artifact: this long at least,
 const AWAITED_MIN: Duration = Duration::from_secs(3);
 
-/// and per 16 MiB, which take a second at 17 MB/s: the wait must not cost more than it saves.
+/// a second more per 16 MiB (a second at 17 MB/s): the wait must not cost more than it saves,
 const AWAITED_PER: u64 = 16 << 20;
 
-/// Never longer than this.
+/// and never longer than this.
 const AWAITED_MAX: Duration = Duration::from_secs(60);
 
-/// Deltas that are remembered to be served: of some releases of every app.
+/// Applied deltas kept for serving: of some releases of every app.
 const SERVED_MAX: usize = 16;
 
-/// How an artifact is to come here.
+/// How an artifact gets here.
 #[derive(Debug)]
 enum Way {
-    /// All its bytes from others, or it is here.
+    /// All of its bytes are fetched, or it is here.
     Whole,
-    /// From one of the group that builds it; until then nothing is fetched.
+    /// Another server of the group builds it; nothing is fetched until it has, or until then.
     Awaits { until: Instant },
-    /// Its delta is on the way; so much of it is here since then.
+    /// Its delta is being fetched; `held` bytes of it have been here since `since`.
     Fetches { delta: Delta, held: u64, since: Instant },
-    /// It is being built.
+    /// It is being built from the delta.
     Applies { delta: Delta },
 }
 
 type Outcomes = Arc<Mutex<BTreeMap<Digest, Result<(), ApplyError>>>>;
 
-/// The ways of all artifacts that are ordered here.
+/// The way of every artifact ordered here.
 pub(crate) struct Deltas {
     downloads: Arc<Downloads>,
     ways: BTreeMap<Digest, Way>,
@@ -82,17 +84,17 @@ impl Deltas {
         }
     }
 
-    /// Whether the way of an artifact was chosen already.
+    /// Whether the way of an artifact has been chosen.
     pub(crate) fn knows(&self, artifact: &Digest) -> bool {
         self.ways.contains_key(artifact)
     }
 
-    /// Chooses a way, when the release's signature was verified: `deltas` are the signed ones.
+    /// Chooses a way, once the release's signature is verified. `deltas` come from its manifest.
     pub(crate) async fn choose(&mut self, app: &AppOrders, release: &Release, deltas: &[Delta]) {
         let store = Arc::clone(&self.downloads.context().store);
         let (artifact, length) = (release.artifact.clone(), release.length);
         let offered = deltas.to_vec();
-        // Hashing what an interrupted download left may take a while.
+        // Hashing what an interrupted download left can take a while.
         let chosen = tokio::task::spawn_blocking(move || {
             let whole = store.is_whole(&artifact);
             (whole, store.choose_delta(&artifact, length, &offered))
@@ -101,11 +103,11 @@ impl Deltas {
             Ok((false, Some(delta))) => {
                 tracing::info!(
                     version = %release.version, artifact = %release.artifact, bytes = delta.length,
-                    whole = length, "a delta is fetched"
+                    whole = length, "fetching a delta"
                 );
                 Way::Fetches { delta, held: 0, since: Instant::now() }
             }
-            // The others of the group run what a delta starts from.
+            // The rest of the group runs the base of a delta.
             Ok((false, None)) if deltas.iter().any(|delta| app.keep.contains(&delta.from)) => {
                 let long = AWAITED_MIN + Duration::from_secs(length / AWAITED_PER);
                 Way::Awaits { until: Instant::now() + long.min(AWAITED_MAX) }
@@ -115,7 +117,7 @@ impl Deltas {
         self.ways.insert(release.artifact.clone(), way);
     }
 
-    /// What is to be fetched now for an order; nothing while others are waited for.
+    /// What to fetch now for an order; `None` while waiting for another server.
     pub(crate) fn order(&mut self, fetch: &FetchOrder) -> Option<FetchOrder> {
         let artifact = &fetch.release.artifact;
         let way = self.ways.remove(artifact).unwrap_or(Way::Whole);
@@ -147,7 +149,7 @@ impl Deltas {
                 let now_held = match status {
                     Some(FetchStatus::Failed { reason, .. }) => {
                         tracing::warn!(version = %fetch.release.version, reason,
-                            "the delta did not come; the whole artifact is fetched");
+                            "delta not fetched, fetching the whole artifact");
                         self.count("given-up");
                         return whole();
                     }
@@ -157,14 +159,14 @@ impl Deltas {
                 let since = if now_held == held { since } else { Instant::now() };
                 if since.elapsed() > PATIENCE {
                     tracing::warn!(version = %fetch.release.version,
-                        "nothing comes of the delta; the whole artifact is fetched");
+                        "delta makes no progress, fetching the whole artifact");
                     self.count("given-up");
                     return whole();
                 }
                 (Way::Fetches { delta, held: now_held, since }, Some(order))
             }
             Way::Applies { delta } => {
-                let outcome = lock(&self.outcomes).remove(artifact);
+                let outcome = self.outcomes.lock().remove(artifact);
                 match outcome {
                     None => {
                         let order = order_of(&delta, fetch);
@@ -178,14 +180,8 @@ impl Deltas {
                         whole()
                     }
                     Some(Err(error)) => {
-                        let mut reason = error.to_string();
-                        let mut cause = std::error::Error::source(&error);
-                        while let Some(inner) = cause {
-                            reason = format!("{reason}: {inner}");
-                            cause = inner.source();
-                        }
-                        tracing::warn!(version = %fetch.release.version, reason,
-                            "the whole artifact is fetched");
+                        tracing::warn!(version = %fetch.release.version, error = chain(&error),
+                            "delta not applied, fetching the whole artifact");
                         self.count("failed");
                         whole()
                     }
@@ -203,7 +199,7 @@ impl Deltas {
         tokio::task::spawn_blocking(move || {
             let stopped = || stop.is_cancelled();
             let outcome = store.apply_delta(&artifact, length, &delta, reserve, &stopped);
-            lock(&outcomes).insert(artifact, outcome);
+            outcomes.lock().insert(artifact, outcome);
             applied.notify_one();
         });
     }
@@ -219,15 +215,15 @@ impl Deltas {
         }
     }
 
-    /// Forgets what is no longer ordered; gives the deltas that stay for others.
+    /// Forgets what is no longer ordered; returns the deltas kept for other servers.
     pub(crate) fn retain(&mut self, ordered: &BTreeSet<Digest>) -> Vec<FetchOrder> {
         self.ways.retain(|artifact, _| ordered.contains(artifact));
-        lock(&self.outcomes).retain(|artifact, _| ordered.contains(artifact));
+        self.outcomes.lock().retain(|artifact, _| ordered.contains(artifact));
         self.served.retain(|_, (_, until)| Instant::now() < *until);
         self.served.values().map(|(order, _)| order.clone()).collect()
     }
 
-    /// Until a delta was applied, or time has come to look again.
+    /// Returns when a delta was applied, or when it is time to look again.
     pub(crate) async fn changed(&self) {
         let waits = self.ways.values().any(|way| !matches!(way, Way::Whole));
         let look = if waits { Duration::from_millis(500) } else { Duration::from_secs(10) };
@@ -238,16 +234,11 @@ impl Deltas {
     }
 }
 
-/// A delta, ordered instead of what it leads to. Who holds the artifact need not hold the delta.
+/// An order for a delta in place of its artifact. Holders of the artifact need not hold the delta.
 fn order_of(delta: &Delta, fetch: &FetchOrder) -> FetchOrder {
     let release =
         Release { artifact: delta.root.clone(), length: delta.length, ..fetch.release.clone() };
     FetchOrder { release, from_mirror: fetch.from_mirror, sources: Vec::new() }
-}
-
-fn lock<T>(outcomes: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Only whole entries are put in and taken out.
-    outcomes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,58 +1,90 @@
 //! Why an agent does not start, or stops.
 
+use std::error::Error;
 use std::path::PathBuf;
+
+type Source = Box<dyn Error + Send + Sync>;
 
 /// Why an agent does not start, or stops.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// A value of the configuration cannot be used.
-    #[error("agent configuration: {0}")]
-    Config(String),
-    /// A folder or file of the agent's own cannot be used.
+    /// A value in agent.toml, a drop-in, a flag or the environment cannot be used.
+    #[error("agent configuration: `{key}` cannot be used")]
+    Config {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: Source,
+    },
+    /// A file or folder of the agent cannot be used.
     #[error("{} cannot be {what}", path.display())]
     File {
         /// Which.
         path: PathBuf,
-        /// What was tried.
+        /// What was tried: read, created, set aside.
         what: &'static str,
-        /// Why.
+        /// What the system said.
         #[source]
         source: std::io::Error,
     },
-    /// The machine gives no further thread.
+    /// The system gives no further thread.
     #[error(
         "the agent cannot start a thread; raise its limit of tasks (TasksMax= of its unit, or \
          ulimit -u)"
     )]
     Thread(#[source] std::io::Error),
-    /// Something that the agent keeps is damaged, or belongs to somebody else.
-    #[error("{0}")]
-    Kept(String),
+    /// Something kept in the data folder is damaged, or belongs to another server or group.
+    #[error("the {what} in the data folder cannot be used")]
+    Kept {
+        /// What: identity, log, records, artifacts.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: Source,
+    },
     /// It has no certificate and no usable token.
-    #[error("this server has not joined the fleet: {0}")]
-    NotJoined(String),
-    /// A port is taken.
+    #[error("this server has not joined the fleet")]
+    NotJoined(#[source] Source),
+    /// A port is taken, or not ours to take.
     #[error("the agent cannot listen on {address}")]
     Listen {
-        /// Which.
+        /// `host:port`.
         address: String,
-        /// Why.
+        /// What the system said.
         #[source]
         source: std::io::Error,
     },
-    /// The host's record cannot be kept.
-    #[error("the host's record cannot be kept")]
+    /// The host's records cannot be written any more.
+    #[error("the records of this host cannot be written")]
     Host(#[from] cohort_host::HostError),
-    /// The group began another life (`cohort group recover`): the agent begins anew with it.
-    #[error("the group began another life, incarnation {0}")]
-    NewLife(cohort_core::ids::Incarnation),
+    /// The group began a new incarnation (`cohort group recover`): the agent starts over with it.
+    #[error("the group began incarnation {0}")]
+    NewIncarnation(cohort_core::ids::Incarnation),
     /// The group gave this server another member: the log of the old one is set aside.
     #[error("this server is to carry another member than {0}")]
     OtherMember(cohort_core::ids::MemberId),
-    /// A mistake of ours; the agent stops rather than go on by halves.
-    #[error("the agent's {0} panicked; the log above says where")]
+    /// A bug; the agent stops rather than run by halves.
+    #[error("the agent's {0} panicked; the log has the message above this line")]
     Panicked(&'static str),
     /// The member stopped.
     #[error(transparent)]
     Member(#[from] crate::member::MemberError),
+}
+
+impl AgentError {
+    /// For `map_err`: this key of the configuration cannot be used.
+    pub(crate) fn config<E: Into<Source>>(key: &'static str) -> impl FnOnce(E) -> AgentError {
+        move |error| AgentError::Config { key, source: error.into() }
+    }
+
+    /// For `map_err`: this part of the data folder cannot be used.
+    pub(crate) fn kept<E: Into<Source>>(what: &'static str) -> impl FnOnce(E) -> AgentError {
+        move |error| AgentError::Kept { what, source: error.into() }
+    }
+
+    /// For `map_err`: why this server could not join.
+    pub(crate) fn not_joined<E: Into<Source>>(error: E) -> AgentError {
+        AgentError::NotJoined(error.into())
+    }
 }

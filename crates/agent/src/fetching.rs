@@ -1,4 +1,4 @@
-//! Ordered bytes: verified by signature first, fetched then, announced when they are whole.
+//! Ordered artifacts: signature verified first, then fetched, and announced once whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::shared::Shared;
 use crate::trust::verify_release;
 use cohort_server::asking::Received;
 
-/// How long a release that could not be verified is left alone.
+/// Pause before the signature of a refused release is checked again.
 const VERIFY_AGAIN: Duration = Duration::from_secs(2);
 
-/// Keeps the fetches of a server in step with its orders.
+/// Keeps a server's fetches in step with its orders.
 pub(crate) struct Fetching {
     pub shared: Arc<Shared>,
     pub downloads: Arc<Downloads>,
@@ -30,7 +30,7 @@ pub(crate) struct Fetching {
     pub reporter: Reporter,
 }
 
-/// What is remembered between two orders.
+/// State between two orders.
 struct Memory {
     verified: BTreeSet<Release>,
     refused: BTreeMap<Release, Instant>,
@@ -59,7 +59,7 @@ impl Fetching {
             let received = orders.borrow_and_update().clone();
             statuses.mark_unchanged();
             if let Some(received) = received {
-                // At once, for all apps: one may be in a long step while another one collects.
+                // For all apps at once: one may be in a long step while another collects.
                 for app in &received.orders.apps {
                     self.shared.keep(&app.app, app.keep.iter().cloned().collect());
                 }
@@ -75,7 +75,7 @@ impl Fetching {
         }
     }
 
-    /// Orders what is signed; what is not, this server does not fetch, whoever says so.
+    /// Fetches what is signed; nothing else, whoever orders it.
     async fn fetch(&self, orders: &Orders, memory: &mut Memory) {
         let mut wanted: Vec<FetchOrder> = Vec::new();
         let mut ordered: BTreeSet<Release> = BTreeSet::new();
@@ -87,7 +87,7 @@ impl Fetching {
                         continue;
                     }
                     let repository = self.repository.as_deref();
-                    // The leader decided by the signed manifest, so it has it.
+                    // The leader decided on the signed manifest, so it has it.
                     let mut asked = fetch.clone();
                     let leader = self.shared.leader();
                     let leader = leader.filter(|leader| leader.server != *self.shared.server());
@@ -99,7 +99,7 @@ impl Fetching {
                         }
                         Err(reason) => {
                             tracing::warn!(app = %app.app, version = %release.version, reason,
-                                "a release is not fetched");
+                                "release not verified, not fetching it");
                             memory.refused.insert(release.clone(), Instant::now());
                             continue;
                         }
@@ -119,7 +119,7 @@ impl Fetching {
         self.downloads.set_orders(&wanted);
     }
 
-    /// The deltas in the manifest of a release that was just verified.
+    /// The deltas in the manifest of a verified release.
     async fn signed_deltas(&self, app: &AppId, release: &Release) -> Vec<Delta> {
         let Some(repository) = self.repository.as_deref() else { return Vec::new() };
         let manifest = repository.manifest(app, &release.version, &release.platform).await;
@@ -127,7 +127,7 @@ impl Fetching {
         signed.map_or_else(Vec::new, |manifest| manifest.into_inner().deltas)
     }
 
-    /// Tells the group which ordered artifacts are whole here: verified by signature and by byte.
+    /// Reports ordered artifacts that are whole here: signature and every byte verified.
     fn announce(&self, orders: &Orders, memory: &mut Memory) {
         let statuses = self.downloads.statuses().borrow().clone();
         let verified = &memory.verified;

@@ -1,27 +1,27 @@
-//! The first start: a join token becomes a certificate, and this server a part of the fleet.
+//! The first start: exchanges the join token for a certificate and the server's place in the fleet.
 
-use std::path::Path;
-use std::time::Duration;
-
+use cohort_base::chain::chain;
+use cohort_base::retry;
 use cohort_core::ids::GroupId;
 use cohort_identity::{Alpn, Identity, JoinToken, Peer, PeerName, Role};
 use cohort_store::DurableFile;
 use cohort_wire::http::{Call, Client, Target};
 use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, JoinedGroup, JoiningServer};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 use crate::config::AgentConfig;
 use crate::error::AgentError;
 
-/// The name under which every hub is known, until joining says another.
+/// The name in every hub's certificate, until the answer to joining says another.
 const HUB_NAME: &str = "hub";
-/// A join token's file is a line of text.
+/// A join token's file is one line of text.
 const TOKEN_FILE_BYTES_MAX: u64 = 8 * 1024;
 
-/// What joining told, kept for good.
+/// The hub's answer to joining; kept for good.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Joined {
-    /// The schema of this very structure.
+    /// The schema of this record.
     pub schema: u32,
     /// The hub's own name.
     pub hub: PeerName,
@@ -29,32 +29,31 @@ pub(crate) struct Joined {
     pub hub_addresses: Vec<String>,
     /// The first trusted root of the repository.
     pub trusted_root: Option<String>,
-    /// Mirrors.
+    /// Mirrors of the repository, as URLs.
     pub mirrors: Vec<String>,
-    /// The group.
+    /// The group that the hub put this server into.
     pub group: GroupId,
-    /// The labels that made it this group.
+    /// The labels by which it did.
     pub labels: std::collections::BTreeMap<String, String>,
-    /// Its members, as known then.
+    /// The group's members at that time.
     pub members: Vec<cohort_core::orders::MemberAddress>,
 }
 
-/// Makes the identity, or loads it.
+/// Loads the identity, or joins and makes it.
 pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), AgentError> {
     let dir = config.data_dir.join("identity");
     let (mut file, joined) = DurableFile::<Joined>::open(config.data_dir.join("joined.json"))
-        .map_err(|error| AgentError::Kept(error.to_string()))?;
+        .map_err(AgentError::kept("record of joining"))?;
     if let Some(joined) = joined
         && Identity::exists(&dir)
     {
-        let identity = Identity::load(&dir).map_err(|error| AgentError::Kept(error.to_string()))?;
+        let identity = Identity::load(&dir).map_err(AgentError::kept("identity"))?;
         return Ok((identity, joined));
     }
     let token = read_token(config)?;
-    let peer = Peer::new(Role::Agent, config.server.as_str())
-        .map_err(|error| AgentError::Config(error.to_string()))?;
-    let request = Identity::prepare_request(&dir, peer)
-        .map_err(|error| AgentError::Kept(error.to_string()))?;
+    let peer =
+        Peer::new(Role::Agent, config.server.as_str()).map_err(AgentError::config("server"))?;
+    let request = Identity::prepare_request(&dir, peer).map_err(AgentError::kept("identity"))?;
     let body = JoinRequest {
         token_id: token.id.clone(),
         token_secret: token.secret().to_owned(),
@@ -68,10 +67,10 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
     };
     let (answer, address) = ask(config, &token, &body).await?;
     let Some(JoinedGroup { group, labels, members }) = answer.group else {
-        return Err(AgentError::NotJoined("the hub named no group for this server".into()));
+        return Err(AgentError::not_joined("the hub named no group for this server"));
     };
     let identity = Identity::accept(&dir, &answer.certificate, &answer.authority)
-        .map_err(|error| AgentError::NotJoined(error.to_string()))?;
+        .map_err(AgentError::not_joined)?;
     let mut mirrors = answer.mirrors;
     if mirrors.is_empty()
         && let Some((host, _)) = address.rsplit_once(':')
@@ -91,28 +90,27 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
         labels,
         members,
     };
-    file.save(&joined).map_err(|error| AgentError::Kept(error.to_string()))?;
-    tracing::info!(group = %joined.group, "this server has joined");
+    file.save(&joined).map_err(AgentError::kept("record of joining"))?;
+    tracing::info!(group = %joined.group, "joined the fleet");
     Ok((identity, joined))
 }
 
-/// The address that others are told.
+/// The peer port that this server advertises, `host:port`.
 pub(crate) fn advertised(config: &AgentConfig) -> String {
     config.advertise.clone().unwrap_or_else(|| config.listen.clone())
 }
 
 fn read_token(config: &AgentConfig) -> Result<JoinToken, AgentError> {
     let Some(path) = &config.join_token_file else {
-        return Err(AgentError::NotJoined(
-            "there is no certificate and no join_token_file; \
-             run `cohort token create` where the hub is, and name the file in agent.toml"
-                .into(),
+        return Err(AgentError::not_joined(
+            "it has neither a certificate nor a join_token_file; run `cohort token create` with an \
+             operator's context and set join_token_file in agent.toml",
         ));
     };
     let text = read_bounded(path)?;
-    text.trim()
-        .parse()
-        .map_err(|error| AgentError::NotJoined(format!("{}: {error}", path.display())))
+    text.trim().parse().map_err(|error| {
+        AgentError::not_joined(format!("{} holds no join token: {error}", path.display()))
+    })
 }
 
 fn read_bounded(path: &Path) -> Result<String, AgentError> {
@@ -124,7 +122,7 @@ fn read_bounded(path: &Path) -> Result<String, AgentError> {
     Ok(text)
 }
 
-/// Asks every address of the hub in turn, and again until one answers or refuses for good.
+/// Tries every address of the hub in turn until one lets this server in or refuses for good.
 async fn ask(
     config: &AgentConfig,
     token: &JoinToken,
@@ -134,27 +132,28 @@ async fn ask(
     let mut addresses = config.hub.clone();
     addresses.extend(token.addresses.iter().cloned());
     if addresses.is_empty() {
-        let reason = "neither agent.toml nor the join token names a hub".into();
-        return Err(AgentError::NotJoined(reason));
+        return Err(AgentError::not_joined("neither agent.toml nor the join token names a hub"));
     }
-    let hub =
-        Peer::new(Role::Hub, HUB_NAME).map_err(|error| AgentError::Config(error.to_string()))?;
-    let mut pause = Duration::from_millis(200);
+    let hub = Peer::new(Role::Hub, HUB_NAME).expect("a constant name");
+    let mut pauses = retry::SHARED.pauses();
     loop {
         for address in &addresses {
             let target = Target { address: address.clone(), peer: hub.clone(), alpn: Alpn::Hub };
             match client.call_json::<JoinAnswer>(&target, Call::post(JOIN, body)).await {
                 Ok(answer) => return Ok((answer, address.clone())),
                 Err(error) if error.status().is_some_and(|status| status < 500) => {
-                    return Err(AgentError::NotJoined(format!(
-                        "{error}; {}",
+                    return Err(AgentError::not_joined(format!(
+                        "{}; {}",
+                        chain(&error),
                         error.hints().join("; ")
                     )));
                 }
-                Err(error) => tracing::warn!(%error, %address, "the hub did not let us join yet"),
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(error, %address, "the hub does not answer, retrying to join");
+                }
             }
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(10));
+        tokio::time::sleep(pauses.next_pause()).await;
     }
 }

@@ -67,7 +67,7 @@ impl Starter {
             what: "created",
             source,
         })?;
-        let kept = |error: cohort_store::StoreError| AgentError::Kept(error.to_string());
+        let kept = |error: cohort_store::StoreError| AgentError::kept("group's log")(error);
         if let Some(identity) = RedbStore::identity_in(&folder).map_err(kept)? {
             let incarnation = Incarnation(identity.incarnation);
             let present = present_life(&self.shared).await;
@@ -77,7 +77,7 @@ impl Starter {
                     return self.start(store, &identity);
                 }
                 Found::OtherGroup => {
-                    return Err(AgentError::Kept(format!(
+                    return Err(AgentError::kept("group's log")(format!(
                         "{} belongs to the group {}, and this server to {}; move it aside",
                         folder.display(),
                         identity.group,
@@ -175,8 +175,8 @@ impl Starter {
         let state = founding_state(group.clone(), incarnation, founder);
         let data = serde_json::to_vec(&state).expect("a state has text keys only");
         let identity = self.identity(FIRST_MEMBER, incarnation);
-        let mut store = RedbStore::create(folder, &identity)
-            .map_err(|error| AgentError::Kept(chain(&error)))?;
+        let mut store =
+            RedbStore::create(folder, &identity).map_err(AgentError::kept("group's log"))?;
         let founding = Config::new(group.as_str(), incarnation.0, identity.raft_id);
         Node::bootstrap(&mut store, &founding, [identity.raft_id], data)
             .map_err(MemberError::Node)?;
@@ -334,7 +334,7 @@ async fn watch_life(
         if asks_for_life(look, has_leader)
             && let Some(present) = newer_life(handle.incarnation, present_life(&shared).await)
         {
-            let _ = ended.send(AgentError::NewLife(present)).await;
+            let _ = ended.send(AgentError::NewIncarnation(present)).await;
             return;
         }
     }

@@ -1,7 +1,7 @@
-//! How long tasks wait for the disk and for a processor, as the kernel counts it (Linux PSI).
+//! Pressure stall information: how long tasks wait for the disk and for a processor (Linux PSI).
 //!
-//! `/proc/pressure/io` and `cpu` tell of the whole machine; a folder of cgroup v2 such as
-//! `/sys/fs/cgroup/system.slice/web.service` tells of one service in `io.pressure` and `cpu.pressure`:
+//! `/proc/pressure/io` and `cpu` cover the whole machine; a cgroup v2 folder such as
+//! `/sys/fs/cgroup/system.slice/web.service` covers one service in `io.pressure` and `cpu.pressure`:
 //!
 //! ```text
 //! some avg10=0.22 avg60=0.17 avg300=1.11 total=58761459
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! `total` counts the microseconds in which some task waited. A kernel without these files, or one
-//! that refuses them, is no error: nothing is known then, and nobody made way for.
+//! that denies access, is not an error: transfers then yield to nobody.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -18,20 +18,20 @@ use std::time::{Duration, Instant};
 
 use crate::yielding::Pressure;
 
-/// The file has two lines of some 60 bytes.
+/// A file has two lines of about 60 bytes.
 const FILE_BYTES_MAX: u64 = 1_024;
 
-/// A look after less time than this says nothing.
+/// Two looks closer together than this tell nothing.
 const OVER_MIN: Duration = Duration::from_millis(50);
 
-/// What is looked at.
+/// Which pressure is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Watched {
     pub io: bool,
     pub cpu: bool,
 }
 
-/// Reads the kernel's counters and tells what happened between two looks.
+/// Reads the kernel's counters and returns the pressure between two looks.
 #[derive(Debug)]
 pub(crate) struct Gauge {
     folder: PathBuf,
@@ -51,7 +51,7 @@ impl Gauge {
         Self { folder: folder.to_owned(), watched, before: None }
     }
 
-    /// What was usual over the last minutes, before anything was looked at.
+    /// The average over the last five minutes, by the kernel's own measure.
     pub(crate) fn usual(&self) -> Pressure {
         let of = |name: &str, watched: bool| {
             watched.then(|| self.read(name)).flatten().map(|line| line.usual)
@@ -62,7 +62,7 @@ impl Gauge {
         }
     }
 
-    /// The pressure since the last look; nothing at the first one, or where nothing is known.
+    /// The pressure since the last look; `None` at the first one, or if nothing can be read.
     pub(crate) fn look(&mut self, now: Instant) -> Option<Pressure> {
         let of = |name: &str, watched: bool| {
             watched.then(|| self.read(name)).flatten().map(|line| line.total_us)
@@ -98,7 +98,7 @@ impl Gauge {
     }
 }
 
-/// Thousandths of the time between two counts.
+/// The share of the time between two counts, in thousandths.
 fn part(before: Option<u64>, after: Option<u64>, over: Duration) -> u32 {
     let (Some(before), Some(after)) = (before, after) else { return 0 };
     let waited_us = u128::from(after.saturating_sub(before));
@@ -108,7 +108,7 @@ fn part(before: Option<u64>, after: Option<u64>, over: Duration) -> u32 {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Line {
-    /// Thousandths over five minutes.
+    /// Average over five minutes, in thousandths.
     usual: u32,
     total_us: u64,
 }
@@ -117,7 +117,7 @@ fn parse(text: &str) -> Option<Line> {
     let line = text.lines().find_map(|line| line.strip_prefix("some "))?;
     let value = |key: &str| line.split(' ').find_map(|word| word.strip_prefix(key));
     let total_us = value("total=")?.parse().ok()?;
-    // Per cent with two digits; what cannot be read is nothing to go by.
+    // Per cent with two decimals; an unreadable value counts as none.
     let digits: String = value("avg300=").unwrap_or("0").chars().filter(|c| *c != '.').collect();
     let usual = digits.parse::<u32>().map_or(0, |hundredths| (hundredths / 10).min(1_000));
     Some(Line { usual, total_us })
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_part_of_the_time_between_two_looks_is_told() {
+    fn pressure_is_the_share_of_the_time_between_two_looks() {
         let folder = tempfile::tempdir().unwrap();
         put(folder.path(), "io", 1_000_000);
         put(folder.path(), "cpu", 5_000_000);
@@ -156,7 +156,7 @@ mod tests {
         let quarter = Duration::from_millis(250);
         assert_eq!(gauge.look(now + quarter), Some(Pressure { io: 200, cpu: 1_000 }));
         assert_eq!(gauge.look(now + quarter), None, "too soon to tell");
-        // A counter that began anew.
+        // A counter that was reset.
         put(folder.path(), "io", 3);
         put(folder.path(), "cpu", 9_000_000);
         assert_eq!(gauge.look(now + 2 * quarter), Some(Pressure::default()));
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_does_not_count_is_no_error() {
+    fn a_kernel_without_psi_is_not_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let mut gauge = Gauge::new(&folder.path().join("absent"), BOTH);
         assert_eq!(gauge.usual(), Pressure::default());
@@ -191,7 +191,7 @@ mod tests {
             fs::write(folder.path().join("io"), strange).unwrap();
             assert_eq!(Gauge::new(folder.path(), BOTH).usual(), Pressure::default(), "{strange:?}");
         }
-        // Only what is needed has to be there.
+        // Only `total` is required.
         assert_eq!(parse("some total=5\n"), Some(Line { usual: 0, total_us: 5 }));
         assert_eq!(parse("some avg300=x total=5\n"), Some(Line { usual: 0, total_us: 5 }));
     }

@@ -1,7 +1,7 @@
 //! The plain port: `/livez`, `/readyz`, `/metrics`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State as Context;
@@ -11,12 +11,13 @@ use cohort_core::ids::AppId;
 use cohort_core::steps::NoTraffic;
 use cohort_distribute::{ByteCounters, SourceKind};
 use cohort_host::Traffic;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 
-/// A server that warms up counts as ready from this share on, in per cent: load balancers that only
-/// know yes and no send it half of the ramp at the most.
+/// A server that warms up is ready from this share of traffic on, in per cent: a load balancer that
+/// knows only yes and no cuts off half of the ramp at most.
 pub const READY_PERCENT: u8 = 50;
 
 /// Whether this server wants traffic, over all its apps.
@@ -29,12 +30,12 @@ pub(crate) struct Readiness {
 
 impl Readiness {
     pub(crate) fn add(&self, app: &AppId, traffic: watch::Receiver<Traffic>) {
-        self.traffic.lock().unwrap_or_else(PoisonError::into_inner).insert(app.clone(), traffic);
+        self.traffic.lock().insert(app.clone(), traffic);
     }
 
-    /// What the running checks of an app say: a reason while they fail.
+    /// The running checks of an app: why they fail, or `None` while they pass.
     pub(crate) fn fit(&self, app: &AppId, reason: Option<String>) {
-        let mut unfit = self.unfit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unfit = self.unfit.lock();
         match reason {
             Some(reason) => unfit.insert(app.clone(), reason),
             None => unfit.remove(app),
@@ -43,13 +44,13 @@ impl Readiness {
 
     /// The smallest share of all apps, and what each says.
     pub(crate) fn now(&self) -> (u8, BTreeMap<AppId, Traffic>) {
-        let all = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
-        let unfit = self.unfit.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.traffic.lock();
+        let unfit = self.unfit.lock();
         let each: BTreeMap<AppId, Traffic> = all
             .iter()
             .map(|(app, traffic)| {
                 let traffic = traffic.borrow().clone();
-                // Never traffic to a service that does not pass its checks.
+                // No traffic to a service that fails its checks.
                 let traffic = match (unfit.get(app), &traffic) {
                     (Some(reason), Traffic::Ready | Traffic::WarmingUp { .. }) => {
                         Traffic::Out { reason: NoTraffic::Failed { reason: reason.clone() } }
@@ -64,7 +65,7 @@ impl Readiness {
     }
 }
 
-/// What the probe port shows.
+/// What the probe port serves.
 #[derive(Clone)]
 pub(crate) struct Probe {
     pub readiness: Arc<Readiness>,
@@ -107,4 +108,46 @@ async fn metrics(Context(probe): Context<Probe>) -> String {
         metrics.set("cohort_source_offences_total", &labels, count as f64);
     }
     metrics.text()
+}
+
+#[cfg(test)]
+mod probe_test {
+    use cohort_core::steps::NoTraffic;
+    use cohort_host::Traffic;
+    use tokio::sync::watch;
+
+    use super::Readiness;
+
+    #[test]
+    fn the_server_is_as_ready_as_its_least_ready_app() {
+        let readiness = Readiness::default();
+        assert_eq!(readiness.now().0, 0, "nothing is installed");
+        let web = watch::Sender::new(Traffic::Ready);
+        readiness.add(&"web".parse().unwrap(), web.subscribe());
+        assert_eq!(readiness.now().0, 100);
+        let db = watch::Sender::new(Traffic::WarmingUp { percent: 30 });
+        readiness.add(&"db".parse().unwrap(), db.subscribe());
+        assert_eq!(readiness.now().0, 30);
+        db.send_replace(Traffic::Draining);
+        assert_eq!(readiness.now().0, 0);
+    }
+
+    #[test]
+    fn an_app_that_fails_its_running_checks_is_out_until_they_pass() {
+        let readiness = Readiness::default();
+        let app = "web".parse().unwrap();
+        let web = watch::Sender::new(Traffic::Ready);
+        readiness.add(&app, web.subscribe());
+        readiness.fit(&app, Some("connection refused".into()));
+        let (percent, each) = readiness.now();
+        let reason = NoTraffic::Failed { reason: "connection refused".into() };
+        let out = Traffic::Out { reason };
+        assert_eq!((percent, each.get(&app)), (0, Some(&out)));
+        // What an activation says about traffic is not overruled.
+        web.send_replace(Traffic::Draining);
+        assert_eq!(readiness.now().1.get(&app), Some(&Traffic::Draining));
+        web.send_replace(Traffic::Ready);
+        readiness.fit(&app, None);
+        assert_eq!(readiness.now().0, 100);
+    }
 }

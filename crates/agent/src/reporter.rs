@@ -1,7 +1,7 @@
 //! Carries the outbox to the group.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_core::ids::{AppId, BootEpoch, Digest};
@@ -12,6 +12,7 @@ use cohort_server::asking::Received;
 use cohort_server::outbox::{ANSWER_MS_MAX, Outbox, Sending};
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, REPORT, ReportRequest};
 use cohort_wire::http::Call;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -49,7 +50,7 @@ impl Reporter {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Outbox) -> T) -> T {
-        act(&mut self.outbox.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.outbox.lock())
     }
 
     /// Whether there is room for outcomes, and for news of running checks.

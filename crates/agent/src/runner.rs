@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_artifact::TrustedRepository;
@@ -18,6 +18,7 @@ use cohort_wire::agent::{
     OrdersRequest, WAIT,
 };
 use cohort_wire::http::{Call, CallError};
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -31,13 +32,13 @@ use crate::reporter::Reporter;
 use crate::shared::Shared;
 use crate::start::{spawn_on_or_end, spawn_or_end};
 
-/// What every server is doing, for people.
+/// What this server is doing, by app, for people.
 #[derive(Debug, Default)]
 pub(crate) struct DoingBoard(Mutex<BTreeMap<AppId, Doing>>);
 
 impl DoingBoard {
     pub(crate) fn set(&self, app: &AppId, doing: Option<Doing>) {
-        let mut board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut board = self.0.lock();
         match doing {
             Some(doing) => board.insert(app.clone(), doing),
             None => board.remove(app),
@@ -45,18 +46,18 @@ impl DoingBoard {
     }
 
     pub(crate) fn all(&self) -> BTreeMap<AppId, Doing> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 }
 
-/// What the runner needs.
+/// The part of an agent that every server has.
 pub(crate) struct Runner {
-    /// Where apps are worked on, see [`crate::app_thread::AppThread`].
+    /// The runtime that steps of apps run on, see [`crate::app_thread::AppThread`].
     pub apps: Handle,
     pub shared: Arc<Shared>,
     pub boot_epoch: BootEpoch,
     pub controls: Controls,
-    /// As whom services run; the agent's own user when absent.
+    /// The user that services run as; the agent's own if absent.
     pub run_as: Option<RunAs>,
     pub downloads: Arc<Downloads>,
     pub repository: Option<Arc<TrustedRepository>>,
@@ -67,7 +68,7 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    /// Brings up what ran here, then obeys orders until it is told to stop.
+    /// Brings up what ran here, then obeys orders until stopped.
     pub(crate) async fn run(self) -> Result<(), AgentError> {
         let board = Arc::new(DoingBoard::default());
         let reporter = Reporter::spawn(
@@ -221,7 +222,7 @@ impl Runner {
         }
     }
 
-    /// Learns from the registry where the group's members are.
+    /// Looks up in the registry where the group's members are.
     async fn ask_registry(&self) {
         let (registry, group) = (&*self.shared.registry, &self.shared.group);
         let asked = typed::read_members(registry, group);
@@ -243,11 +244,10 @@ impl Runner {
 
     async fn take_kill(&self, registers: Vec<cohort_wire::kill::SignedKill>) {
         if let Err(error) = self.shared.kill.offer(registers).await {
-            tracing::warn!(%error, "a kill register was not taken");
+            tracing::warn!(%error, "kill register not accepted");
         }
     }
 
-    /// A minority has no orders to give, but a kill switch still goes from server to server.
     async fn pass_kill(&self, whom: &Whom) {
         let target = self.shared.target(&whom.server, &whom.address);
         let call = Call::get(cohort_wire::agent::KILL).deadline(Duration::from_secs(1));
@@ -304,7 +304,7 @@ impl Runner {
             run_as: self.run_as,
             host_programs: Arc::new(config.exec_programs.clone()),
         };
-        // It reads and sweeps folders: a disk that is slow holds up nothing else.
+        // Opening reads and sweeps folders: keep a slow disk off this thread.
         let (named, controls) = (app.clone(), self.controls.clone());
         let opened =
             tokio::task::spawn_blocking(move || AppHost::open(host_config, named, controls)).await;

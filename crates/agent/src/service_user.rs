@@ -1,34 +1,34 @@
-//! As whom services, hooks and `exec` checks run: the key `service_user`.
+//! The user that services, hooks and `exec` checks run as: the key `service_user`.
 
 use cohort_host::RunAs;
 
 use crate::error::AgentError;
 
-/// Where users are, one per line: `name:x:uid:gid:…`.
+/// Local users, one per line: `name:x:uid:gid:…`.
 const USERS: &str = "/etc/passwd";
 
-/// Where the kernel says what this process may do.
+/// The kernel's view of this process: ids and capabilities.
 const STATUS: &str = "/proc/self/status";
 
-/// What it takes to become somebody else, and to give files away: bits of `CapEff`. The numbers are
-/// the kernel's, for `CAP_CHOWN`, `CAP_SETGID` and `CAP_SETUID`.
+/// Capabilities to run a program as another user and to give files away, as bits of `CapEff`:
+/// `CAP_CHOWN` (0), `CAP_SETGID` (6) and `CAP_SETUID` (7); see capabilities(7).
 const NEEDED: u64 = 1 | (1 << 6) | (1 << 7);
 
-/// Finds the user that the configuration names, and sees to it that the agent may become it.
+/// Finds the configured user and checks that the agent may run programs as it.
 ///
 /// # Errors
 /// When there is no such user, or the agent may not run programs as it.
 pub(crate) fn resolve(user: Option<&str>) -> Result<Option<RunAs>, AgentError> {
     let Some(user) = user else { return Ok(None) };
     let users = std::fs::read_to_string(USERS).unwrap_or_default();
-    let run_as = find(user, &users).map_err(AgentError::Config)?;
+    let run_as = find(user, &users).map_err(AgentError::config("service_user"))?;
     let status = std::fs::read_to_string(STATUS).unwrap_or_default();
     if may_become(run_as, &status) {
         return Ok(Some(run_as));
     }
-    Err(AgentError::Config(format!(
-        "service_user: the agent may not run programs as `{user}`; run it as root, or with \
-         CAP_SETUID, CAP_SETGID and CAP_CHOWN"
+    Err(AgentError::config("service_user")(format!(
+        "the agent may not run programs as `{user}`; run it as root, or with CAP_SETUID, \
+         CAP_SETGID and CAP_CHOWN"
     )))
 }
 
@@ -37,9 +37,10 @@ fn find(user: &str, users: &str) -> Result<RunAs, String> {
     if let Some((uid, gid)) = user.split_once(':') {
         let number = |text: &str| {
             // The highest number means "leave it as it is" to the kernel.
-            text.parse::<u32>().ok().filter(|number| *number != u32::MAX).ok_or_else(|| {
-                format!("service_user: `{user}` is neither a user's name nor UID or UID:GID")
-            })
+            text.parse::<u32>()
+                .ok()
+                .filter(|number| *number != u32::MAX)
+                .ok_or_else(|| format!("`{user}` is neither a user name nor UID nor UID:GID"))
         };
         return Ok(RunAs { uid: number(uid)?, gid: number(gid)? });
     }
@@ -52,12 +53,12 @@ fn find(user: &str, users: &str) -> Result<RunAs, String> {
         Some(RunAs { uid: uid.parse().ok()?, gid: gid.parse().ok()? })
     });
     known.ok_or_else(|| {
-        format!("service_user: {USERS} knows no user `{user}`; users from elsewhere are UID:GID")
+        format!("{USERS} has no user `{user}`; name users from elsewhere as UID:GID")
     })
 }
 
-/// Whether this process may: it is that user already, or has what it takes. Where the kernel does
-/// not say, the first start of a program will.
+/// Whether this process may: it runs as that user already, or has the capabilities. If the kernel
+/// does not say, the first start of a program will.
 fn may_become(run_as: RunAs, status: &str) -> bool {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     // The second of four is the one in effect.
@@ -86,16 +87,16 @@ mod service_user_test {
     }
 
     #[test]
-    fn who_is_not_known_is_an_error() {
+    fn unknown_users_are_refused() {
         for user in ["", "we", "broken", "991", "web:x", "990:", ":1", "-1:0", "4294967295:0"] {
             let error = find(user, USERS).unwrap_err();
-            assert!(error.starts_with("service_user: "), "{error}");
+            assert!(!error.is_empty());
         }
         assert!(find("absent", USERS).unwrap_err().contains("UID:GID"));
     }
 
     #[test]
-    fn it_is_said_at_the_start_that_it_may_not() {
+    fn missing_capabilities_are_found_at_the_start() {
         let status = |ids: &str, able: &str| {
             format!("Name:\tx\nUid:\t{ids}\nGid:\t{ids}\nCapEff:\t{able}\n")
         };
@@ -110,7 +111,7 @@ mod service_user_test {
     }
 
     #[test]
-    fn without_the_key_it_is_the_agents_own() {
+    fn without_the_key_services_run_as_the_agent() {
         assert!(resolve(None).unwrap().is_none());
         assert!(resolve(Some("no-such-user-here")).is_err());
     }

@@ -42,25 +42,25 @@ use crate::shared::Shared;
 use crate::transfers::Transfers;
 use crate::{budgets, control, renewal};
 
-/// How long a clean stop waits for leadership to be handed over.
+/// How long a clean stop waits for the hand-over of leadership.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
 
-/// Runs an agent until `shutdown`, then hands leadership over and stops. The services go on.
+/// Runs an agent until `shutdown`, then hands leadership over and stops. Services keep running.
 ///
 /// # Errors
-/// When it cannot start, or when what it keeps cannot be trusted any more.
+/// When it cannot start, or can no longer trust what is on its disk.
 pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), AgentError> {
     prepare(&config)?;
     loop {
         match live(&config, &shutdown).await {
-            Err(AgentError::NewLife(incarnation)) => {
-                tracing::warn!(%incarnation, "the group was recovered; this agent begins anew");
+            Err(AgentError::NewIncarnation(incarnation)) => {
+                tracing::warn!(%incarnation, "the group was recovered: starting over in its new incarnation");
             }
             Err(AgentError::OtherMember(member)) => {
-                // Its number is never used again; what it knew, the group knows.
+                // A member id is never used again; what its log had, the group has.
                 let folder = config.data_dir.join("member");
                 let aside = config.data_dir.join(format!("member.retired-{member}"));
-                tracing::warn!(%member, aside = %aside.display(), "another member is carried from now on");
+                tracing::warn!(%member, aside = %aside.display(), "this server carries another member now, the old log is set aside");
                 std::fs::rename(&folder, &aside).map_err(|source| AgentError::File {
                     path: folder,
                     what: "set aside",
@@ -72,7 +72,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     }
 }
 
-/// One life of the group: until `shutdown`, or until the group is recovered.
+/// Runs until `shutdown`, or until this agent has to start over: a new incarnation, another member.
 async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), AgentError> {
     let run_as = crate::service_user::resolve(config.service_user.as_deref())?;
     let (identity, joined) = tokio::select! {
@@ -80,23 +80,22 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         () = shutdown.cancelled() => return Ok(()),
     };
     let stop = CancellationToken::new();
-    let kept = |error: String| AgentError::Kept(error);
     let boot_epoch =
-        cohort_host::next_boot_epoch(&config.data_dir).map_err(|error| kept(error.to_string()))?;
+        cohort_host::next_boot_epoch(&config.data_dir).map_err(AgentError::kept("boot epoch"))?;
     let slot = IdentitySlot::new(identity);
     let client = Client::new(Arc::clone(&slot));
     client.mark_bulk(config.packet_marking);
     let registry = registry(config, &joined, &client)?;
     let kill =
         KillSwitch::open(&config.data_dir.join("kill"), Arc::clone(&slot), joined.group.clone())
-            .map_err(|error| kept(error.to_string()))?;
+            .map_err(AgentError::kept("kill register"))?;
     let mirrors =
         if config.mirrors.is_empty() { joined.mirrors.clone() } else { config.mirrors.clone() };
     let repository = repository(config, &joined, &mirrors).await?;
     let metrics = Arc::new(Metrics::default());
     let counters = Arc::new(ByteCounters::default());
     let store = ArtifactStore::open(config.data_dir.join("artifacts"), StoreOptions::default())
-        .map_err(|error| kept(error.to_string()))?;
+        .map_err(AgentError::kept("artifact store"))?;
     let store = Arc::new(store);
     let http_mirrors: Vec<&String> =
         mirrors.iter().filter(|mirror| mirror.starts_with("http")).collect();
@@ -104,10 +103,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
     let guides = Arc::new(Guides::default());
     let downloads = Arc::new(Downloads::new(FetchContext {
         store: Arc::clone(&store),
-        mirrors: Arc::new(
-            MirrorList::new(&http_mirrors)
-                .map_err(|error| AgentError::Config(error.to_string()))?,
-        ),
+        mirrors: Arc::new(MirrorList::new(&http_mirrors).map_err(AgentError::config("mirrors"))?),
         peers: WirePeers::new(client.clone()),
         limits: Arc::new(Limits::default()),
         counters: Arc::clone(&counters),
@@ -204,7 +200,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         group = %shared.group,
         address = advertised(config),
         boot_epoch = boot_epoch.0,
-        "agent runs"
+        "agent started"
     );
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     let outcome = tokio::select! {
@@ -212,7 +208,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         ended = ends.recv() => ended.map_or(Ok(()), Err),
     };
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-    // The member ends before anything else: its log must be closed when the agent begins anew.
+    // The member first: its log must be closed before the agent starts over.
     end_member(&shared).await;
     stop.cancel();
     servers.cancel();
@@ -221,7 +217,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
     outcome
 }
 
-/// Runs a task without which the agent cannot go on: its error, or its panic, ends the agent.
+/// Runs a task that the agent cannot do without: its error or panic stops the agent.
 pub(crate) fn spawn_or_end(
     what: &'static str,
     task: impl Future<Output = Result<(), AgentError>> + Send + 'static,
@@ -230,7 +226,7 @@ pub(crate) fn spawn_or_end(
     spawn_on_or_end(&Handle::current(), what, task, ended);
 }
 
-/// As [`spawn_or_end`], on the threads of another runtime.
+/// As [`spawn_or_end`], on another runtime.
 pub(crate) fn spawn_on_or_end(
     runtime: &Handle,
     what: &'static str,
@@ -262,10 +258,10 @@ fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// Where the hub's API is.
+/// The hub's API, at each of its addresses.
 fn hub_targets(config: &AgentConfig, joined: &Joined) -> Result<Vec<Target>, AgentError> {
-    let hub = Peer::new(Role::Hub, joined.hub.as_str())
-        .map_err(|error| AgentError::Config(error.to_string()))?;
+    let hub =
+        Peer::new(Role::Hub, joined.hub.as_str()).map_err(AgentError::kept("record of joining"))?;
     let addresses = if config.hub.is_empty() { &joined.hub_addresses } else { &config.hub };
     let target =
         |address: &String| Target { address: address.clone(), peer: hub.clone(), alpn: Alpn::Hub };
@@ -277,11 +273,11 @@ fn registry(
     joined: &Joined,
     client: &Client,
 ) -> Result<Arc<dyn Registry>, AgentError> {
-    let hub = Peer::new(Role::Hub, joined.hub.as_str())
-        .map_err(|error| AgentError::Config(error.to_string()))?;
+    let hub =
+        Peer::new(Role::Hub, joined.hub.as_str()).map_err(AgentError::kept("record of joining"))?;
     let addresses = if config.hub.is_empty() { &joined.hub_addresses } else { &config.hub };
     if addresses.is_empty() {
-        return Err(AgentError::Config("no hub is named; set `hub` in agent.toml".into()));
+        return Err(AgentError::config("hub")("it names no hub, and neither did joining"));
     }
     Ok(Arc::new(RemoteRegistry::new(client.clone(), &hub, addresses)))
 }
@@ -296,7 +292,7 @@ async fn repository(
     for mirror in mirrors {
         let mirror = mirror
             .parse()
-            .map_err(|error: String| AgentError::Config(format!("mirror `{mirror}`: {error}")))?;
+            .map_err(|error| AgentError::config("mirrors")(format!("`{mirror}`: {error}")))?;
         parsed.push(mirror);
     }
     let options = TrustOptions {
@@ -308,7 +304,7 @@ async fn repository(
     TrustedRepository::open(options)
         .await
         .map(|repository| Some(Arc::new(repository)))
-        .map_err(|error| AgentError::Kept(error.to_string()))
+        .map_err(AgentError::kept("trusted metadata"))
 }
 
 async fn listen(address: &str) -> Result<TcpListener, AgentError> {
@@ -317,7 +313,7 @@ async fn listen(address: &str) -> Result<TcpListener, AgentError> {
         .map_err(|source| AgentError::Listen { address: address.to_owned(), source })
 }
 
-/// The guard always; systemd where it runs.
+/// The guard for commands, systemd for units where it runs.
 async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
     let folder = config.data_dir.join("guard");
     let program = std::env::current_exe().map_err(|source| AgentError::File {
@@ -332,13 +328,15 @@ async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
     if Path::new("/run/systemd/system").exists() {
         match Systemd::connect(config.data_dir.join("systemd")).await {
             Ok(control) => systemd = Some(Arc::new(control)),
-            Err(error) => tracing::warn!(%error, "systemd cannot be reached; units cannot be run"),
+            Err(error) => {
+                tracing::warn!(%error, "systemd does not answer: services that are units cannot be run")
+            }
         }
     }
     Ok(Controls { guard: Arc::new(guard), systemd })
 }
 
-/// What peers say in Raft; refused while this server carries no member.
+/// Raft connections from peers; refused while this server carries no member.
 fn raft_handler(shared: Arc<Shared>, boot_epoch: u64, stop: CancellationToken) -> Handler {
     let newest = Arc::new(Connections::default());
     Handler::raw(move |peer, _from, stream| {
@@ -360,17 +358,17 @@ fn raft_handler(shared: Arc<Shared>, boot_epoch: u64, stop: CancellationToken) -
     })
 }
 
-/// Leadership first, then the stop, so that nobody waits for a failure to be detected; and the log
-/// is closed when this returns.
+/// Hands leadership over before stopping, so that nobody waits for a failure detector. The log is
+/// closed when this returns.
 async fn end_member(shared: &Shared) {
     let Some(handle) = shared.handle() else { return };
     if let Some(done) = handle.inputs.stop().await
         && tokio::time::timeout(HAND_OVER_MAX, done).await.is_err()
     {
-        tracing::warn!("leadership was not handed over in time");
+        tracing::warn!("leadership not handed over in time");
     }
     let mut ended = handle.ended.clone();
     if tokio::time::timeout(HAND_OVER_MAX, ended.wait_for(|ended| *ended)).await.is_err() {
-        tracing::warn!("the member did not end in time");
+        tracing::warn!("the member did not stop in time");
     }
 }

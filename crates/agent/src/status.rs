@@ -1,7 +1,5 @@
 //! The group as this agent sees it, for people.
 
-use std::time::Instant;
-
 use cohort_artifact::Manifest;
 use cohort_consensus::RaftId;
 use cohort_core::ids::{AppId, ClockMs, MemberId};

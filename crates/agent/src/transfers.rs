@@ -1,4 +1,4 @@
-//! The way from this server's transfers to the leader.
+//! Reports of this server's transfers, on their way to the leader.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 
 use crate::shared::Shared;
 
-/// How long an answer may take. Nobody waits for it with bytes.
+/// Time limit for an answer. No transfer waits for it.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Reports over the control port.
@@ -34,8 +34,7 @@ impl TrackerCalls for Transfers {
     }
 }
 
-/// Leaves out of a server's report what the log contradicts: one server's word does not stand against
-/// it.
+/// Drops what the log contradicts from a server's report: one server's word does not count against it.
 pub(crate) fn keep_known(request: &mut TransferRequest, state: &State) {
     let length = |artifact: &Digest| {
         let known = state.apps.values().flat_map(|app| {

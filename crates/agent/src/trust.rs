@@ -1,4 +1,4 @@
-//! Every server verifies the signature of what it fetches itself.
+//! Every server verifies signatures itself, whoever told it what to fetch.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::shared::Shared;
 pub(crate) const BUNDLE: &str = "/v1/trust-bundle";
 /// `POST` an app, version and platform: the signed manifest's bytes.
 pub(crate) const MANIFEST: &str = "/v1/manifest";
-/// The largest bundle: metadata of a repository with many thousands of releases.
+/// Size limit of a bundle, in bytes: metadata of many thousands of releases.
 const BUNDLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Which manifest.
+/// Names one manifest.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ManifestRequest {
@@ -25,8 +25,8 @@ pub(crate) struct ManifestRequest {
     pub platform: cohort_core::ids::Platform,
 }
 
-/// Checks that the release in an order is one that the trusted keys signed. Freshness was judged
-/// when the rollout was decided.
+/// Checks that the trusted keys signed the release in an order. Freshness was judged when the rollout
+/// was decided.
 pub(crate) async fn verify_release(
     shared: &Shared,
     repository: Option<&TrustedRepository>,
@@ -34,11 +34,14 @@ pub(crate) async fn verify_release(
     fetch: &FetchOrder,
 ) -> Result<(), String> {
     let Some(repository) = repository else {
-        return Err("this server has no trusted root of the repository; join again".into());
+        return Err(
+            "this server has no trusted root of the repository; let it join again with a new token"
+                .into(),
+        );
     };
     let release = &fetch.release;
     let mut last = String::new();
-    // A holder of the artifact has its metadata as well, and is closer than any mirror.
+    // A holder of the artifact has its metadata too, and is closer than any mirror.
     for source in &fetch.sources {
         match from_peer(shared, repository, app, fetch, source).await {
             Ok(()) => break,
@@ -52,7 +55,7 @@ pub(crate) async fn verify_release(
     if manifest.release() == *release {
         Ok(())
     } else {
-        Err(format!("the signed manifest of {app} {} is another one", release.version))
+        Err(format!("the order differs from the signed manifest of {app} {}", release.version))
     }
 }
 

@@ -1,66 +1,66 @@
-//! Making way: how fast artifacts may move while the machine is short of something.
+//! Yielding: how fast transfers may go while the machine is under pressure.
 //!
-//! Pure: from what was seen since the last look to a rate, by the rule of congestion control. Above a
-//! threshold the rate is cut by a quarter, again and again; below it, it grows in equal steps until
-//! it binds nobody any more. It never goes below a floor, so that a release comes through on a
-//! machine that is always busy and the deadlines of a rollout hold.
+//! Pure: from the pressure and rate since the last look to a limit, by additive increase and
+//! multiplicative decrease. Above a threshold the limit drops by a quarter per look; below it, it
+//! grows in equal steps until it no longer binds. It never drops below a floor, so that a release
+//! gets through on a machine that is always busy and a rollout's deadlines hold.
 //!
-//! What counts is how much more the machine waits than it did while nothing was transferred: a
-//! database that always waits for its disk is no reason to be slow for ever.
+//! Pressure counts relative to what it was while nothing was transferred: a database that always
+//! waits for its disk is no reason to be slow for ever.
 
-/// Tasks wait for the disk: three tenths of the time more than usual. Below that it may be a few
-/// files that somebody else syncs.
+/// I/O pressure this far above the usual is too much, in thousandths of the time. Below 300 it may
+/// be somebody else's syncs of a few files.
 const IO_EXCESS_MAX: u32 = 300;
 
-/// Tasks wait for a processor: three fifths of the time more than usual. That figure is high as
-/// soon as any two tasks want one processor at once, which costs microseconds; near the top of the
-/// scale, everything waits.
+/// CPU pressure this far above the usual is too much, in thousandths of the time. It is high as soon
+/// as any two tasks want one processor at once, which costs microseconds; only near the top of the
+/// scale does everything wait.
 const CPU_EXCESS_MAX: u32 = 600;
 
-/// So many looks in a row: a quarter of a second may be a checkpoint of a database, or the one sync
-/// at the end of another artifact.
+/// Looks in a row under pressure before the rate is cut: a single one may be a database checkpoint,
+/// or the sync at the end of another artifact.
 const PRESSED_LOOKS_MIN: u32 = 2;
 
-/// The rate is cut to three quarters: at four looks a second, to a third within a second.
+/// A cut is to three quarters: at four looks a second, to a third within a second.
 const CUT_NUMERATOR: u64 = 3;
 const CUT_DENOMINATOR: u64 = 4;
 
-/// The rate grows by this part of what it was when it was first cut: back within four seconds.
+/// The limit grows per look by this fraction of the rate before the first cut: back in 4 s.
 const GROWTH_PART: u64 = 16;
 
-/// A rate that is this many times what moves binds nobody.
+/// A limit of this many times the actual rate no longer binds, and is lifted.
 const FREE_TIMES: u64 = 2;
 
-/// Below this many bytes per second nothing is being transferred: control messages, retries.
+/// Below this rate, in bytes per second, nothing is being transferred: control messages, retries.
 const IDLE_RATE: u64 = 64 * 1024;
 
-/// What is usual follows what is seen by this part: over some 16 looks, four seconds.
+/// Weight of the usual pressure against the latest look: it follows over about 16 looks, 4 s.
 const USUAL_PART: u32 = 16;
 
-/// The part of the time in which some task waited for something, in thousandths.
+/// The share of the time in which some task waited, in thousandths.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Pressure {
-    /// For the disk.
+    /// Waited for the disk.
     pub io: u32,
-    /// For a processor.
+    /// Waited for a processor.
     pub cpu: u32,
 }
 
-/// What was seen since the last look.
+/// What happened since the last look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub pressure: Pressure,
-    /// How fast artifacts moved, in bytes per second: the busier of the two directions.
+    /// Rate of transfers in bytes per second, in the busier direction.
     pub rate: u64,
 }
 
 /// The state of the rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Yielding {
-    /// Never slower than this, in bytes per second.
+    /// The lowest limit, in bytes per second.
     floor: u64,
     usual: Pressure,
-    /// Looks in a row at which the machine was short of something.
+    /// Looks in a row under pressure.
     pressed: u32,
     limit: Option<Limit>,
 }
@@ -68,30 +68,29 @@ pub(crate) struct Yielding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Limit {
     rate: u64,
-    /// What it was when it was first cut.
+    /// The rate before the first cut.
     full: u64,
 }
 
 impl Yielding {
-    /// Nothing is limited; `usual` is what was measured before.
+    /// Starts without a limit; `usual` is the pressure measured so far.
     pub(crate) fn new(floor: u64, usual: Pressure) -> Self {
         Self { floor: floor.max(1), usual, pressed: 0, limit: None }
     }
 
-    /// Another floor.
+    /// Changes the floor.
     pub(crate) fn set_floor(&mut self, floor: u64) {
         self.floor = floor.max(1);
     }
 
-    /// How fast artifacts may move until the next look, in bytes per second; `None`: as fast as they
-    /// can.
+    /// The limit until the next look, in bytes per second; `None` for no limit.
     pub(crate) fn look(&mut self, seen: Seen) -> Option<u64> {
         let pressed = self.is_pressed(seen.pressure) && seen.rate >= IDLE_RATE;
         self.pressed = if pressed { self.pressed.saturating_add(1) } else { 0 };
         match self.pressed {
             0 => self.grow(seen.rate),
             PRESSED_LOOKS_MIN.. => self.cut(seen.rate),
-            // Neither one nor the other yet.
+            // Not long enough to cut, too much to grow.
             _ => {}
         }
         if seen.rate < IDLE_RATE && self.limit.is_none() {
@@ -106,7 +105,7 @@ impl Yielding {
     }
 
     fn cut(&mut self, moved: u64) {
-        // What moved can be more than what may: a piece goes whole.
+        // A piece is sent whole, so the actual rate can exceed the limit.
         let before = self.limit.map_or(moved, |limit| limit.rate.min(moved));
         let rate = (before / CUT_DENOMINATOR * CUT_NUMERATOR).max(self.floor);
         let full = self.limit.map_or(moved, |limit| limit.full);
