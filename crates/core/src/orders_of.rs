@@ -127,7 +127,8 @@ impl Asked<'_> {
         self.state.clock.since(since) >= deadline.ms / 2
     }
 
-    /// Servers that have the whole release, each server starting at another one to spread the load.
+    /// Servers that have the whole release. Each asking server starts at another one, which spreads
+    /// the load.
     fn sources(&self, release: &Release) -> Vec<Source> {
         let holds = |(id, other): &(&ServerId, &ServerApp)| {
             *id != self.server && other.has(&release.artifact)

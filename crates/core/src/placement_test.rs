@@ -1,4 +1,4 @@
-//! Who carries the group's log.
+//! Which servers carry the group's log.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +28,7 @@ fn group(servers: u64) -> State {
         let (server, address) = (self::server(number), format!("10.0.0.{number}:7417"));
         apply(&mut state, Body::AddServer { server, address, rack: None });
     }
-    // The founder carries the first member from the first moment.
+    // The founder carries the first member.
     apply(&mut state, Body::AllocateMember { server: server(1) });
     state
 }
@@ -37,7 +37,7 @@ fn founded() -> Placed {
     Placed { voters: BTreeSet::from([MemberId(1)]), ..Placed::default() }
 }
 
-/// Follows the placement to its end, as a leader would whose standbys catch up at once.
+/// Follows the placement to its end, with standbys that catch up at once.
 fn follow(state: &mut State, placed: &mut Placed) -> Vec<BTreeSet<MemberId>> {
     let mut voters_seen = Vec::new();
     for _ in 0..50 {
@@ -73,7 +73,7 @@ fn the_first_five_carry_the_log() {
 }
 
 #[test]
-fn a_voter_that_a_person_names_takes_the_place_of_another_in_one_step() {
+fn a_server_placed_by_an_operator_replaces_a_voter_in_one_step() {
     let mut state = group(7);
     let mut placed = founded();
     follow(&mut state, &mut placed);

@@ -31,7 +31,7 @@ pub struct Observations {
     pub leader: Option<ServerId>,
     /// Time since the clock was last advanced, by the leader's monotonic clock, in milliseconds.
     pub elapsed_ms: u64,
-    /// How long this leader has led, in milliseconds: nobody is silent for longer than that.
+    /// How long this leader has led, in milliseconds: no server counts as silent for longer.
     pub leading_for_ms: u64,
     /// The reason of the kill switch while it is on.
     pub killed: Option<String>,

@@ -31,7 +31,7 @@ pub struct Release {
 pub enum Rollback {
     /// It can.
     Revert,
-    /// Only an operator may; by itself the group stops in place.
+    /// Only an operator may roll it back; otherwise the group stops in place.
     Freeze,
     /// It cannot: it changes data irreversibly.
     ForwardOnly,

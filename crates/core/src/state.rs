@@ -77,7 +77,7 @@ pub struct State {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Answered {
-    /// Chosen by whoever sent it.
+    /// Its id, chosen by the sender.
     pub request: RequestId,
     /// Why it was refused; none if it was applied.
     pub refused: Option<Rejection>,

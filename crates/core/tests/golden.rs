@@ -24,7 +24,7 @@ fn new_state() -> State {
     State::new(GroupId::new("intel.zone-a").expect("a name"), Incarnation(1))
 }
 
-/// Plays a group by hand: the leader's plans are taken at once, servers do what they are told.
+/// Plays a group: every plan is committed at once, and every server follows its orders.
 struct Play {
     state: State,
     log: Vec<Command>,
@@ -186,7 +186,7 @@ fn golden_logs_lead_to_their_states() {
         }
         let text = fs::read_to_string(&expected).expect("the state that it led to");
         let expected: State = serde_json::from_str(&text).expect("a state of before");
-        assert_eq!(state, expected, "{} leads elsewhere by now", path.display());
+        assert_eq!(state, expected, "{} leads to another state", path.display());
         replayed += 1;
     }
     assert!(replayed >= 2, "the golden logs are gone");

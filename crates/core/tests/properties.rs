@@ -1,4 +1,4 @@
-//! What holds whatever commands come, in whatever order.
+//! Properties that hold for any commands in any order.
 
 mod common;
 
@@ -38,7 +38,7 @@ proptest! {
     }
 
     #[test]
-    fn a_refused_command_changes_nothing_but_the_memory_of_its_request(
+    fn a_rejected_command_changes_only_the_memory_of_its_request(
         wishes in prop::collection::vec(wish(), 1..120),
     ) {
         let mut state = group();
@@ -74,7 +74,7 @@ proptest! {
     }
 
     #[test]
-    fn a_request_that_comes_twice_is_done_once(wishes in prop::collection::vec(wish(), 1..60)) {
+    fn a_repeated_request_is_applied_once(wishes in prop::collection::vec(wish(), 1..60)) {
         let (mut state, _) = played(&wishes);
         let wish = Body::Pause { app: app(), reason: "twice".into() };
         let twice = command(Some(250), wish);
@@ -85,7 +85,7 @@ proptest! {
     }
 
     #[test]
-    fn another_life_of_the_group_is_refused(wishes in prop::collection::vec(wish(), 1..20)) {
+    fn another_incarnation_is_rejected(wishes in prop::collection::vec(wish(), 1..20)) {
         let (mut state, log) = played(&wishes);
         let before = state.clone();
         for mut command in log {
@@ -96,7 +96,7 @@ proptest! {
     }
 
     #[test]
-    fn what_the_leader_plans_is_taken_or_has_a_reason(
+    fn every_plan_is_accepted_or_says_what_it_waits_for(
         wishes in prop::collection::vec(wish(), 1..120), elapsed_ms in 0u64..20_000,
     ) {
         let (mut state, _) = played(&wishes);
@@ -147,7 +147,7 @@ proptest! {
     }
 
     #[test]
-    fn who_keeps_bytes_back_orders_less_and_never_too_little(
+    fn prestage_delays_downloads_but_never_those_of_the_current_wave(
         wishes in prop::collection::vec(wish(), 1..120),
     ) {
         let (state, _) = played(&wishes);
@@ -179,7 +179,7 @@ proptest! {
             let baked = step == WaveStep::Baked;
             prop_assert!(baked || due.into_iter().all(|server| wave.contains(server)));
         }
-        // Under the kill switch only what is granted already may still be had again.
+        // Under the kill switch, only what is already granted may be fetched again.
         for server in fetchers(&with(Prestage::All), true) {
             let here = &app.servers[&server];
             let wanted = here.activation.as_ref().and_then(|a| a.release.as_ref());
@@ -188,7 +188,7 @@ proptest! {
     }
 
     #[test]
-    fn shares_are_rounded_as_the_architecture_says(share in 1u8..=100, servers in 0u32..2_000) {
+    fn shares_round_up_for_waves_and_down_for_budgets(share in 1u8..=100, servers in 0u32..2_000) {
         let size = Size::Percent(share);
         let exact = f64::from(servers) * f64::from(share) / 100.0;
         let up = size.of_rounded_up(servers);
@@ -216,7 +216,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_breaks_a_parser(text in ".{0,40}") {
+    fn no_text_panics_a_parser(text in ".{0,40}") {
         let _ = Duration::try_from(text.clone());
         let json = serde_json::Value::String(text);
         let _ = serde_json::from_value::<Size>(json.clone());

@@ -127,8 +127,8 @@ impl Planner<'_> {
         let max = self.app.policy_in_force().max_unavailable_of(self.state.size());
         let mut out = capacity::out_servers_for(self.state, self.app, purpose);
         if purpose != Purpose::RollBack {
-            // A server that pays a debt costs nothing more; the others wait for it nevertheless,
-            // so that fewer are out at once.
+            // A server that pays a debt costs nothing more, but the others still wait for it: fewer
+            // are out at once.
             let paying = self.app.in_flight().filter(|(server, change)| {
                 change.purpose == Purpose::Debt && !self.is_silent(server)
             });

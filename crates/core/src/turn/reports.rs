@@ -50,7 +50,7 @@ impl State {
 }
 
 impl Turn<'_> {
-    /// Applies a report; false if it is about a change that is over.
+    /// Applies a report; false if it is about a change that has ended.
     fn report(&mut self, report: &Report) -> bool {
         let server = &report.server;
         match &report.outcome {
@@ -141,7 +141,7 @@ impl Turn<'_> {
         true
     }
 
-    /// Applied or checked; a stage that was reached before is no news.
+    /// Applied or checked. A stage that was already reached changes nothing.
     fn advanced(&mut self, report: &Report, to: ActivationStage) -> bool {
         let Some((here, true)) = self.here(report) else { return false };
         let Some(activation) = here.activation.as_mut().filter(|a| a.open()) else { return false };
@@ -201,7 +201,7 @@ impl Turn<'_> {
         let Some((here, same)) = self.here(report) else { return false };
         here.running.clone_from(to);
         let Some(activation) = here.activation.as_mut().filter(|_| same) else {
-            // It has another change by now; that it serves again still matters.
+            // It has another change since; that it serves again still matters.
             serves_again(here);
             return true;
         };

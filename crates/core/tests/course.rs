@@ -1,0 +1,93 @@
+//! What becomes of a rollout that fails, and which transitions are drawn.
+
+mod common;
+
+use cohort_core::State;
+use cohort_core::command::{Body, Planned, Rejection, WhyNot};
+use cohort_core::ids::Revision;
+use cohort_core::phase::{Phase, PhaseName, arrow};
+use cohort_core::reason::Reason;
+use cohort_core::state::Ending;
+use common::{app, command, group, policy, release, server};
+
+const REVERT: u8 = 1;
+const FREEZE: u8 = 6;
+const FORWARD_ONLY: u8 = 7;
+
+/// A rollout of `common::release(number)` that has just started.
+fn started(number: u8, auto_revert: bool) -> State {
+    let mut state = group();
+    let mut policy = policy(1, 0);
+    policy.update.auto_revert = auto_revert;
+    let revision = Revision(2);
+    let (app, release, lead) = (app(), release(number), server(0));
+    for body in
+        [Body::SetPolicy { policy, revision }, Body::StartRollout { app, release, revision, lead }]
+    {
+        state.apply(&command(None, body)).expect("accepted");
+    }
+    state
+}
+
+fn abort(state: &mut State) -> Option<Rejection> {
+    let abort = Body::Abort { app: app(), reason: String::new() };
+    state.apply(&command(None, abort)).err()
+}
+
+fn fail(state: &mut State) -> Option<Rejection> {
+    let generation = state.apps[&app()].generation;
+    let step = Planned::Fail { reason: Reason::ServersLost };
+    state.apply(&command(None, Body::Plan { app: app(), generation, step })).err()
+}
+
+fn ending(state: &State) -> Option<Ending> {
+    state.apps[&app()].history.last().map(|entry| entry.ending)
+}
+
+#[test]
+fn a_failed_rollout_stays_or_goes_back_as_release_policy_and_operator_say() {
+    for (number, auto_revert, by_person, expected) in [
+        (REVERT, true, false, Ending::RolledBack),
+        (REVERT, false, false, Ending::HeldInPlace),
+        (REVERT, false, true, Ending::RolledBack),
+        (FREEZE, true, false, Ending::HeldInPlace),
+        (FREEZE, true, true, Ending::RolledBack),
+        (FORWARD_ONLY, true, false, Ending::HeldInPlace),
+        (FORWARD_ONLY, true, true, Ending::HeldInPlace),
+    ] {
+        let mut state = started(number, auto_revert);
+        assert_eq!(if by_person { abort(&mut state) } else { fail(&mut state) }, None);
+        assert_eq!(ending(&state), Some(expected), "{number} {auto_revert} {by_person}");
+        assert!(matches!(state.apps[&app()].phase, Phase::Held { .. }));
+    }
+}
+
+#[test]
+fn an_abort_takes_back_what_was_held_in_place_unless_it_is_forward_only() {
+    let mut frozen = started(FREEZE, true);
+    assert_eq!((fail(&mut frozen), abort(&mut frozen)), (None, None));
+    assert_eq!(ending(&frozen), Some(Ending::RolledBack));
+
+    let mut forward_only = started(FORWARD_ONLY, true);
+    assert_eq!(fail(&mut forward_only), None);
+    let why = WhyNot::ForwardOnly;
+    assert_eq!(abort(&mut forward_only), Some(Rejection::NotNow { state: PhaseName::Held, why }));
+    assert_eq!(ending(&forward_only), Some(Ending::HeldInPlace));
+}
+
+#[test]
+fn an_arrow_into_a_rollout_enters_its_first_state() {
+    let drawn = |from| PhaseName::ALL.into_iter().filter(move |to| arrow(from, *to).is_some());
+    for from in PhaseName::ALL {
+        let to: Vec<PhaseName> = drawn(from).collect();
+        let ends = [PhaseName::RollingBack, PhaseName::Held];
+        if matches!(from, PhaseName::Forward(_)) {
+            assert!(to.contains(&PhaseName::MARKED_OLD), "{from}");
+            assert!(ends.iter().all(|end| to.contains(end)), "{from}");
+        }
+        assert!(to.len() <= 5, "{from}: {to:?}");
+    }
+    assert!(arrow(PhaseName::LEADER_HOLDS, PhaseName::WAVE_BAKED).is_none());
+    assert!(arrow(PhaseName::Empty, PhaseName::VERIFIED).is_none());
+    assert_eq!(PhaseName::ALL.into_iter().flat_map(drawn).count(), 44);
+}
