@@ -87,7 +87,7 @@ pub fn out_servers_for(state: &State, app: &App, purpose: Purpose) -> BTreeSet<S
 
 /// Whether there is room for a change on this server that costs.
 #[must_use]
-pub fn bears(out: &BTreeSet<ServerId>, max: u32, server: &ServerId) -> bool {
+pub fn has_room(out: &BTreeSet<ServerId>, max: u32, server: &ServerId) -> bool {
     let others = out.len() - usize::from(out.contains(server));
     others < max as usize
 }

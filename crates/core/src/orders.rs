@@ -1,7 +1,8 @@
 //! Orders: the only thing a server obeys.
 //!
-//! They are a pure function of the committed state ([`State::orders`](crate::State::orders)), served
-//! by a member after a linearizable read. A disruptive step begins only while they are fresh.
+//! They are a pure function of the committed state ([`State::orders`](crate::State::orders)),
+//! served by a member after a linearizable read. A disruptive step begins only while they are
+//! fresh.
 
 use serde::{Deserialize, Serialize};
 

@@ -55,9 +55,9 @@ pub struct Update {
     pub approve_after_wave: u32,
     /// Servers that Cohort may take out of service at once; at least 1.
     pub max_unavailable: Size,
-    /// Failures of the release that a rollout bears.
+    /// Failures of the release that a rollout tolerates.
     pub failures_allowed: Size,
-    /// Lost servers and failures of networks and disks that a rollout bears; at least 1.
+    /// Lost servers and failures of networks and disks that a rollout tolerates; at least 1.
     pub surroundings_allowed: Size,
     /// A server that cannot reach its group for this long puts the old release back on its own; at
     /// least 1s, and longer than `drain_time`.
@@ -448,13 +448,13 @@ impl Policy {
         self.update.max_unavailable.of_rounded_down(servers).max(1)
     }
 
-    /// Failures of the release that a rollout bears.
+    /// Failures of the release that a rollout tolerates.
     #[must_use]
     pub fn failures_allowed_of(&self, servers: u32) -> u32 {
         self.update.failures_allowed.of_rounded_down(servers)
     }
 
-    /// Failures of the surroundings that a rollout bears; at least 1.
+    /// Failures of the environment that a rollout tolerates; at least 1.
     #[must_use]
     pub fn surroundings_allowed_of(&self, servers: u32) -> u32 {
         self.update.surroundings_allowed.of_rounded_down(servers).max(1)

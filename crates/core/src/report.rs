@@ -6,8 +6,8 @@ use crate::ids::{AppId, BootEpoch, Digest, ServerId};
 use crate::orders::Fence;
 use crate::release::Release;
 
-/// Longest reason or output in a report, in bytes: hosts truncate, members refuse. 2 KiB: enough for
-/// the last lines of a hook, small enough for a thousand servers in one log.
+/// Longest reason or output in a report, in bytes: hosts truncate, members refuse. 2 KiB: enough
+/// for the last lines of a hook, small enough for a thousand servers in one log.
 pub const REPORT_TEXT_BYTES_MAX: usize = 2048;
 
 /// One outcome on one server, durable there before it is sent.

@@ -54,12 +54,12 @@ impl Planner<'_> {
         blocked
     }
 
-    /// A rollout does not start if it would at once lose more servers than it can bear.
+    /// A rollout does not start if it would at once lose more servers than it tolerates.
     fn too_many_silent(&mut self, since: ClockMs) -> bool {
         let silent: Vec<&ServerId> =
             self.app.servers.keys().filter(|server| self.is_silent(server)).collect();
-        let bears = self.app.policy.surroundings_allowed_of(self.state.size()) as usize;
-        if silent.len() <= bears {
+        let tolerated = self.app.policy.surroundings_allowed_of(self.state.size()) as usize;
+        if silent.len() <= tolerated {
             return false;
         }
         for server in silent {

@@ -145,7 +145,7 @@ impl Planner<'_> {
                 continue;
             }
             if at >= free.len() {
-                if !capacity::bears(&used, max, server) {
+                if !capacity::has_room(&used, max, server) {
                     short = true;
                     continue;
                 }

@@ -1,6 +1,5 @@
-//! What a server writes down about one app, and the only ways in which that changes.
-//!
-//! The host keeps it in a file, the simulator in memory; both change it through these methods.
+//! What a server records about one app, and the only methods that change it. The host keeps the
+//! record in a file, the simulator in memory.
 
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +71,7 @@ pub struct Confirm {
 pub struct Failure {
     /// The release, or its surroundings.
     pub blame: Blame,
-    /// In words.
+    /// Why, for people.
     pub reason: String,
     /// The last output, if any.
     pub output: String,
@@ -113,7 +112,7 @@ impl Reached {
     }
 }
 
-/// Everything durable about one app on one server.
+/// Everything a server has recorded about one app.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AppRecord {
@@ -121,9 +120,9 @@ pub struct AppRecord {
     pub local: LocalApp,
     /// Present from the drain until the activation is complete or undone.
     pub confirm: Option<Confirm>,
-    /// Traffic was taken away and not given back.
+    /// The server left traffic and has not returned.
     pub blocked: bool,
-    /// The hook that last asked to be run later, within the present step.
+    /// The hook that last asked to be retried, within the current step.
     pub later: Option<String>,
 }
 
@@ -146,8 +145,8 @@ impl AppRecord {
         self.local.activation = Some(LocalActivation { order, previous, progress });
     }
 
-    /// Where the host alone may go back to: what last ran well, never something half installed. What
-    /// the order names (`undo_to`) ran when it was given, perhaps badly; this server knows better.
+    /// What the host may go back to on its own: what last ran well here, never a half-installed
+    /// release. The order's `undo_to` is only what ran when it was given, perhaps badly.
     fn previous_for(&self, keeps: impl Fn(&Release) -> bool) -> Option<Release> {
         match &self.local.activation {
             Some(LocalActivation { progress, previous, .. })
@@ -177,8 +176,8 @@ impl AppRecord {
         self.confirm = (step >= Step::Drain).then(|| Confirm { fence, clock: Elapsed::start(now) });
     }
 
-    /// A step ran. Must reach the disk before the group hears of it (see [`reported_when_done`]);
-    /// otherwise it may be written together with what follows: after a crash in between, the step
+    /// A step is done. Must be durable before it is reported (see [`reported_when_done`]);
+    /// otherwise it may be written together with the next step: after a crash in between, the step
     /// runs again.
     pub fn done(&mut self, step: Step, attempt: u32) {
         self.later = None;
@@ -190,7 +189,7 @@ impl AppRecord {
         }
     }
 
-    /// A step failed; only new orders, or an undo, lead on from here.
+    /// A step failed; only new orders or an undo continue from here.
     pub fn fail(&mut self, step: Step, attempt: u32, failure: Failure) {
         let Failure { blame, reason, output } = failure;
         if let Some(activation) = &mut self.local.activation {
@@ -198,7 +197,7 @@ impl AppRecord {
         }
     }
 
-    /// Why a step that was begun `attempt` times is not begun again.
+    /// Why a step is given up after `attempt` attempts.
     #[must_use]
     pub fn given_up(&self, attempt: u32) -> Failure {
         let (blame, reason) = match &self.later {
@@ -217,7 +216,7 @@ impl AppRecord {
         }
     }
 
-    /// The host put the release before back by itself.
+    /// The host put the previous release back on its own.
     pub fn undone(&mut self, reason: String) {
         self.confirm = None;
         self.blocked = false;
@@ -227,9 +226,8 @@ impl AppRecord {
         }
     }
 
-    /// The release that may take traffic again while the kill switch keeps an activation from going
-    /// on: drained for a step that may be hours away, the server would serve nobody. Only in a wave,
-    /// and only before the stop.
+    /// The release that may take traffic again while the kill switch holds an activation: the next
+    /// step may be hours away, and a drained server serves nobody. Only in a wave, before the stop.
     #[must_use]
     pub fn undrain_to(&self) -> Option<&Release> {
         let activation = self.local.activation.as_ref()?;
@@ -253,8 +251,8 @@ impl AppRecord {
         }
     }
 
-    /// Whether an activation has stopped the service and has not ended: a start of the agent leaves
-    /// the service to its steps.
+    /// Whether an activation has stopped the service and has not ended: then its steps start the
+    /// service, not the start of the agent.
     #[must_use]
     pub fn under_way(&self) -> bool {
         self.local.activation.as_ref().is_some_and(|activation| {
@@ -307,7 +305,7 @@ impl AppRecord {
         Some(confirm_left_ms.max(contact_left_ms))
     }
 
-    /// What [`next_action`](super::next_action) needs to know besides.
+    /// What [`next_action`](super::next_action) needs besides the record and the orders.
     #[must_use]
     pub fn moment(&self, told: Told, reached: Reached, now: BootTime<'_>) -> Moment {
         Moment {
@@ -336,14 +334,14 @@ pub enum NoTraffic {
     },
 }
 
-/// What the group said lately.
+/// What the server knows from the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Told {
     /// The orders are still valid by this server's clock.
     pub orders_fresh: bool,
-    /// The kill switch is latched here.
+    /// The kill switch is on, as known on this server.
     pub killed: bool,
-    /// The group has acknowledged `Checked` for the present fence.
+    /// The group has acknowledged `Checked` for the current fence.
     pub confirmed: bool,
 }
 
@@ -353,8 +351,7 @@ pub fn reported_when_done(step: Step) -> bool {
     matches!(step, Step::Start | Step::Check)
 }
 
-/// Pause before a step that failed for the moment is tried again, in milliseconds: half a second,
-/// doubled with each attempt, 30 s at the most.
+/// Pause before a step is retried, in milliseconds: 500, doubled with each attempt, at most 30,000.
 #[must_use]
 pub fn back_off_ms(attempt: u32) -> u64 {
     (500_u64 << attempt.saturating_sub(1).min(6)).min(30_000)

@@ -33,7 +33,7 @@ impl State {
         if costs {
             let out = capacity::out_servers_for(self, app, purpose);
             let max = app.policy_in_force().max_unavailable_of(self.size());
-            if !capacity::bears(&out, max, server) {
+            if !capacity::has_room(&out, max, server) {
                 let out = u32::try_from(out.len()).unwrap_or(u32::MAX);
                 return Err(Rejection::Capacity { out, max });
             }
@@ -61,7 +61,8 @@ impl Turn<'_> {
         if let Some(debt) = here.debt.as_mut().filter(|_| purpose == Purpose::Debt) {
             debt.tries += 1;
         }
-        // The server may have started the change that this one replaces: what it costs still counts.
+        // The server may have started the change that this one replaces: what it costs still
+        // counts.
         let costs = costs || here.activation.as_ref().is_some_and(|a| a.open() && a.costs);
         here.activation = Some(Activation {
             fence: Fence { incarnation: self.incarnation, generation: *generation },

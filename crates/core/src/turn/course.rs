@@ -11,17 +11,19 @@ use crate::state::{Ending, Rollout};
 /// What a rollout does about its failures.
 enum Course {
     /// Continue: the budgets cover them.
-    Bear,
+    Tolerate,
     /// Stop where it is.
     Stay(Reason),
     /// Take every server back to `last_good`.
     GoBack(Reason),
 }
 
-/// Whether to bear the failures, stay, or go back: decided here and nowhere else. `raised` is a
+/// Whether to tolerate the failures, stay, or go back: decided here and nowhere else. `raised` is a
 /// deadline's or an operator's reason; without one, only the failures counted so far matter.
 fn course(turn: &Turn<'_>, rollout: &Rollout, raised: Option<Reason>, by_person: bool) -> Course {
-    let Some(reason) = raised.or_else(|| over_budget(turn, rollout)) else { return Course::Bear };
+    let Some(reason) = raised.or_else(|| over_budget(turn, rollout)) else {
+        return Course::Tolerate;
+    };
     let back = match rollout.release.rollback {
         Rollback::ForwardOnly => false,
         Rollback::Freeze => by_person,
@@ -88,7 +90,7 @@ impl Turn<'_> {
     pub(super) fn give_up(&mut self) -> bool {
         let Some(rollout) = self.app.phase.forward() else { return false };
         match course(self, rollout, None, false) {
-            Course::Bear => false,
+            Course::Tolerate => false,
             course => {
                 let rollout = Box::new(rollout.clone());
                 self.follow(rollout, course, false);
@@ -104,7 +106,7 @@ impl Turn<'_> {
         }
         self.app.generation = self.app.generation.next();
         match course {
-            Course::Bear => {}
+            Course::Tolerate => {}
             Course::Stay(reason) => self.hold_in_place(rollout, reason),
             Course::GoBack(reason) => self.roll_back(rollout, reason, by_person),
         }
