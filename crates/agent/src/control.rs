@@ -1,4 +1,4 @@
-//! The control port: orders for servers, commands of people, and what members tell each other.
+//! The control port: orders for servers, commands from people, and calls between members.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use axum::extract::{DefaultBodyLimit, State as Context};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use cohort_base::chain::chain;
 use cohort_consensus::RaftId;
 use cohort_core::Body;
 use cohort_core::ids::ServerId;
@@ -30,7 +31,7 @@ use crate::status::group_status;
 use crate::transfers::keep_known;
 use crate::trust::{BUNDLE, MANIFEST, ManifestRequest};
 
-/// The largest body of a control request: a batch of reports with their output.
+/// The largest request body, in bytes: a batch of reports with their output.
 const BODY_BYTES_MAX: usize = 512 * 1024;
 
 type Cx = Context<Arc<Shared>>;
@@ -57,7 +58,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// The server that asks: an agent speaks for itself only.
+/// The calling server, by its certificate: an agent speaks only for itself.
 fn server_of(caller: &Caller) -> Result<ServerId, ApiError> {
     let peer = caller.require(&[Role::Agent])?;
     ServerId::new(peer.name.as_str()).map_err(|error| ApiError::bad_request(error.to_string()))
@@ -65,7 +66,7 @@ fn server_of(caller: &Caller) -> Result<ServerId, ApiError> {
 
 async fn latch(shared: &Arc<Shared>, registers: Vec<SignedKill>) {
     if let Err(error) = shared.kill.offer(registers).await {
-        tracing::warn!(%error, "a kill register was not taken");
+        tracing::warn!(error = chain(&error), "kill register refused");
     }
 }
 
@@ -220,7 +221,7 @@ async fn command(
     shared.commit(&handle, command).await.map(Json)
 }
 
-/// A member of this very group, by its certificate.
+/// The calling server, which must carry a member of this group.
 fn member_only(handle: &MemberHandle, caller: &Caller) -> Result<ServerId, ApiError> {
     let server = server_of(caller)?;
     let member =
@@ -314,7 +315,7 @@ async fn ask_status(
     shared.client.call_json(&shared.target(server, address), call).await
 }
 
-/// What this very member knows; asked by others, never passed on.
+/// The group as this member knows it; never forwarded.
 async fn status_local(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
     let handle = shared.need_member()?;
     let view = Arc::clone(&handle.view.borrow());
@@ -327,7 +328,7 @@ async fn kill_get(Context(shared): Cx, _caller: Caller) -> Json<Vec<SignedKill>>
     Json(shared.kill.signed())
 }
 
-/// Anybody may pass a register on; what counts is the operator's signature in it.
+/// Anybody in the fleet may pass a register on: only the operator's signature in it counts.
 async fn kill_set(
     Context(shared): Cx,
     caller: Caller,
@@ -392,7 +393,7 @@ async fn transfer_leader(
     }
 }
 
-/// A server's transfers: the leader says whom to take bytes from. Soft state, nothing is logged.
+/// A server's transfers; the leader answers with peers to fetch from. Nothing is logged.
 async fn transfer(
     Context(shared): Cx,
     caller: Caller,
@@ -419,7 +420,7 @@ async fn transfer(
     answer.map(Json).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
-/// The newest metadata that was verified here; whoever takes it verifies it again.
+/// The newest metadata verified here; the caller verifies it again.
 async fn bundle(Context(shared): Cx, _caller: Caller) -> Result<Vec<u8>, ApiError> {
     let bundle = shared.repository.as_ref().and_then(|repository| repository.bundle());
     bundle.ok_or_else(|| ApiError::not_found("no metadata of the repository is known here"))

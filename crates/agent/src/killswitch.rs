@@ -1,4 +1,4 @@
-//! The kill switch on this server: latched on disk, told to whoever asks or is asked.
+//! The kill switch on this server: latched on disk, passed on with every question and answer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 /// Registers that one message may carry: the fleet's and the own group's, and room for errors.
 const PASSED_ON_MAX: usize = 8;
 
-/// The latch, and who wants to know.
+/// The latch, and a channel for those that stop when it is on.
 #[derive(Debug)]
 pub(crate) struct KillSwitch {
     latch: DurableKill,
@@ -32,7 +32,7 @@ impl KillSwitch {
         Ok(KillSwitch { latch, identity, group, on })
     }
 
-    /// Why nothing new may begin here.
+    /// The reason why nothing new may start here, while it is on.
     pub(crate) fn on(&self) -> Option<String> {
         self.on.borrow().clone()
     }
@@ -41,12 +41,12 @@ impl KillSwitch {
         self.on.subscribe()
     }
 
-    /// What is passed on with every question and answer.
+    /// The registers to pass on with every question and answer.
     pub(crate) fn signed(&self) -> Vec<SignedKill> {
         self.latch.signed().into_iter().take(PASSED_ON_MAX).collect()
     }
 
-    /// Takes in registers, durable before this returns. True when what is in force has changed.
+    /// Latches registers; durable before this returns. True when that changed what is in force.
     pub(crate) async fn offer(
         self: &Arc<Self>,
         registers: Vec<SignedKill>,
@@ -59,12 +59,12 @@ impl KillSwitch {
             let identity = this.identity.current();
             let mut refused = None;
             for register in registers.iter().take(PASSED_ON_MAX) {
-                // One that is refused does not hold up the others.
+                // A refused one does not hold up the others.
                 if let Err(error) = this.latch.offer(register, identity.roots(), UnixTime::now()) {
                     refused = Some(error);
                 }
             }
-            // What is latched is in force from here on, whoever latched it.
+            // Also when another call latched it first.
             let changed = this.on.send_if_modified(|on| {
                 let now = reason(&this.latch, &this.group);
                 let changed = *on != now;

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
+use cohort_base::chain::chain;
+use cohort_base::retry;
 use cohort_consensus::{Envelope, RaftId};
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
@@ -20,18 +21,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::member::Inputs;
 
-/// Messages that wait for a peer. Past that they are dropped: Raft sends again what matters.
+/// Messages that may wait for one peer. Beyond that they are dropped: Raft resends what matters.
 const QUEUE_MAX: usize = 1024;
-/// The shortest and longest pause before a peer is dialled again.
-const REDIAL_MIN: Duration = Duration::from_millis(50);
-const REDIAL_MAX: Duration = Duration::from_secs(1);
 
-/// Where members are.
+/// The servers and addresses of the group's members.
 #[derive(Debug, Default)]
 pub(crate) struct AddressBook(Mutex<BTreeMap<MemberId, (ServerId, String)>>);
 
 impl AddressBook {
-    /// Learns where members are; what is not named stays as it was.
+    /// Updates the members named; others stay as they were.
     pub(crate) fn learn(&self, members: &[MemberAddress]) {
         let mut book = self.0.lock();
         for member in members {
@@ -44,7 +42,7 @@ impl AddressBook {
     }
 }
 
-/// What a group's traffic is about.
+/// What every connection of one member needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Net {
     pub group: GroupId,
@@ -57,7 +55,7 @@ pub(crate) struct Net {
     pub stop: CancellationToken,
 }
 
-/// Sends to every peer by a task of its own.
+/// Sends to each peer through a task of its own.
 pub(crate) struct Senders {
     net: Net,
     connections: Arc<AtomicU32>,
@@ -71,7 +69,7 @@ impl Senders {
         Senders { net, connections, peers: BTreeMap::new(), runtime }
     }
 
-    /// Hands a message to the peer's task; drops it when that is behind.
+    /// Hands a message to the peer's task; drops it when that one is behind.
     pub(crate) fn send(&mut self, envelope: &Envelope) {
         let peer = envelope.to;
         let (net, connections, runtime) = (&self.net, &self.connections, &self.runtime);
@@ -94,10 +92,10 @@ async fn feed(
     peer: RaftId,
     mut queue: mpsc::Receiver<Bytes>,
 ) {
-    let mut pause = REDIAL_MIN;
+    let mut pauses = retry::NEAR.pauses();
     let mut first_connection = true;
     loop {
-        // Dial only when there is something to say.
+        // Dial only when there is something to send.
         let Some(first) = queue.recv().await else { return };
         let dialled = tokio::select! {
             () = net.stop.cancelled() => return,
@@ -105,16 +103,15 @@ async fn feed(
         };
         let Some(mut connection) = dialled else {
             let _ = net.inputs.put(Input::Unreachable(peer)).await;
-            // What was meant for a connection that is not there is void.
+            // Messages for a connection that was never made are void.
             while queue.try_recv().is_ok() {}
             tokio::select! {
                 () = net.stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(pauses.next_pause()) => {}
             }
-            pause = (pause * 2).min(REDIAL_MAX);
             continue;
         };
-        pause = REDIAL_MIN;
+        pauses.reset();
         if first_connection {
             first_connection = false;
             let _ = connection.sender.try_send(first);
@@ -130,7 +127,7 @@ async fn feed(
                 () = net.stop.cancelled() => return,
                 () = connection.sender.closed() => break,
                 received = connection.receiver.recv() => {
-                    // The other side says nothing here: anything that comes is its end.
+                    // The peer sends nothing here: anything received is its end.
                     if !matches!(received, Ok(Some(_))) { break; }
                 }
                 message = queue.recv() => {
@@ -162,13 +159,14 @@ async fn dial(
     match FramedConnection::connect(&net.client, &target, hello).await {
         Ok(connection) => Some(connection),
         Err(error) => {
-            tracing::debug!(%error, peer = peer.0, address = target.address, "raft connection");
+            let error = chain(&error);
+            tracing::debug!(error, peer = peer.0, address = target.address, "peer not reached");
             None
         }
     }
 }
 
-/// Takes what a peer sends, until the connection ends.
+/// Receives a peer's messages until the connection ends.
 pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream: ServerStream) {
     let accepted =
         FramedConnection::accept(stream, &peer, &net.server, &net.group, net.incarnation, &newest)
@@ -176,7 +174,7 @@ pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream:
     let mut connection = match accepted {
         Ok(connection) => connection,
         Err(error) => {
-            tracing::debug!(%error, %peer, "raft connection refused");
+            tracing::debug!(error = chain(&error), %peer, "raft connection refused");
             return;
         }
     };
@@ -189,15 +187,15 @@ pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream:
         let envelope = match Envelope::decode(&bytes) {
             Ok(envelope) => envelope,
             Err(error) => {
-                tracing::warn!(%error, %peer, "a message that cannot be read");
+                tracing::warn!(%error, %peer, "unreadable raft message");
                 return;
             }
         };
         // Nobody speaks for another member.
         let owner = net.book.of(MemberId(envelope.from.0)).map(|(server, _)| server);
         if owner.as_ref() != Some(&connection.hello.from) {
-            // Perhaps this server only has not heard of the member yet: its orders will tell.
-            tracing::warn!(%peer, member = envelope.from.0, "a message by an unknown member");
+            // This server may not have heard of the member yet; its orders will name it.
+            tracing::warn!(%peer, member = envelope.from.0, "message from an unknown member");
             return;
         }
         if !net.inputs.put(Input::Received(Box::new(envelope))).await {

@@ -1,10 +1,11 @@
-//! Certificates are renewed long before they end; one that lapses raises an alarm.
+//! Renews this server's certificate long before it expires, and raises an alarm if it does.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_identity::{Alpn, Identity, Peer, Role, UnixTime};
-use cohort_wire::http::{Call, Target};
+use cohort_base::chain::chain;
+use cohort_identity::{Alpn, Identity, IdentityError, InvalidPeer, Peer, Role, UnixTime};
+use cohort_wire::http::{Call, CallError, Target};
 use cohort_wire::hub::{RENEW, RenewAnswer, RenewRequest};
 use cohort_wire::tls::IdentitySlot;
 use tokio_util::sync::CancellationToken;
@@ -12,10 +13,24 @@ use tokio_util::sync::CancellationToken;
 use crate::join::Joined;
 use crate::shared::Shared;
 
-/// How often the certificate's age is looked at.
+/// How often the certificate's age is checked. It begins to be renewed with a third of its life
+/// left, so an hour is early enough.
 const LOOK_EVERY: Duration = Duration::from_secs(3_600);
 
-/// Renews this server's certificate when a third of its life is left, until it works.
+/// Why the certificate was not renewed; it is tried again.
+#[derive(Debug, thiserror::Error)]
+enum RenewalError {
+    #[error("the hub's name is invalid")]
+    Hub(#[from] InvalidPeer),
+    #[error("no hub is configured; set `hub` in agent.toml")]
+    NoHub,
+    #[error(transparent)]
+    Call(CallError),
+    #[error("the certificate cannot be kept")]
+    Identity(#[from] IdentityError),
+}
+
+/// Renews this server's certificate once a third of its life is left, and retries until it works.
 pub(crate) async fn renew(
     shared: Arc<Shared>,
     slot: Arc<IdentitySlot>,
@@ -26,12 +41,12 @@ pub(crate) async fn renew(
         let now = UnixTime::now();
         let identity = slot.current();
         if identity.is_expired(now) {
-            tracing::error!("this server's certificate has expired; the hub must be reached");
+            tracing::error!("certificate expired; this server must reach the hub to renew it");
         }
         if identity.is_expiring(now)
-            && let Err(reason) = renew_once(&shared, &slot, &joined, &identity).await
+            && let Err(error) = renew_once(&shared, &slot, &joined, &identity).await
         {
-            tracing::warn!(reason, "this server's certificate was not renewed yet");
+            tracing::warn!(error = chain(&error), "certificate not renewed yet");
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -45,27 +60,24 @@ async fn renew_once(
     slot: &IdentitySlot,
     joined: &Joined,
     identity: &Identity,
-) -> Result<(), String> {
+) -> Result<(), RenewalError> {
     let dir = shared.config.data_dir.join("identity");
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let request = Identity::prepare_request(&dir, identity.peer().clone()).map_err(|e| text(&e))?;
-    let hub = Peer::new(Role::Hub, joined.hub.as_str()).map_err(|e| text(&e))?;
+    let request = Identity::prepare_request(&dir, identity.peer().clone())?;
+    let hub = Peer::new(Role::Hub, joined.hub.as_str())?;
     let addresses =
         if shared.config.hub.is_empty() { &joined.hub_addresses } else { &shared.config.hub };
-    let mut last = "no hub is named".to_owned();
+    let mut last = RenewalError::NoHub;
     for address in addresses {
         let target = Target { address: address.clone(), peer: hub.clone(), alpn: Alpn::Hub };
         let call = Call::post(RENEW, &RenewRequest { request: request.to_text() });
         match shared.client.call_json::<RenewAnswer>(&target, call).await {
             Ok(answer) => {
-                let renewed = Identity::accept(&dir, &answer.certificate, &answer.authority)
-                    .map_err(|e| text(&e))?;
-                slot.replace(renewed);
+                slot.replace(Identity::accept(&dir, &answer.certificate, &answer.authority)?);
                 shared.client.forget_connections();
-                tracing::info!("this server's certificate was renewed");
+                tracing::info!("certificate renewed");
                 return Ok(());
             }
-            Err(error) => last = error.to_string(),
+            Err(error) => last = RenewalError::Call(error),
         }
     }
     Err(last)

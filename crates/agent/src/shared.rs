@@ -1,4 +1,4 @@
-//! What the parts of an agent share.
+//! State shared by the agent's tasks, and calls to the member and between members.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,18 +30,18 @@ const COMMAND_DEADLINE: Duration = Duration::from_millis(COMMAND_MS_MAX);
 /// How long a linearizable read may take, also when the member itself hangs on its disk.
 const READ_DEADLINE: Duration = Duration::from_millis(READ_MS_MAX + 100);
 
-/// The way to the member that this server carries.
+/// A handle on the member that this server carries.
 #[derive(Debug, Clone)]
 pub(crate) struct MemberHandle {
     pub member: MemberId,
     pub incarnation: Incarnation,
     pub inputs: Inputs,
     pub view: watch::Receiver<Arc<View>>,
-    /// True as soon as the member's thread has ended and its log is closed.
+    /// Set once the member's thread has ended and its log is closed.
     pub ended: watch::Receiver<bool>,
 }
 
-/// What the parts of an agent share.
+/// State shared by the agent's tasks.
 pub(crate) struct Shared {
     pub config: AgentConfig,
     pub group: GroupId,
@@ -52,21 +52,21 @@ pub(crate) struct Shared {
     pub book: Arc<AddressBook>,
     pub metrics: Arc<Metrics>,
     pub member: watch::Sender<Option<MemberHandle>>,
-    /// Where the group's members were last known to be.
+    /// The group's members at their last known addresses.
     pub members: Mutex<Vec<MemberAddress>>,
-    /// Where the hub's API is.
+    /// The hub's API endpoints.
     pub hub: Vec<Target>,
-    /// The repository as this server trusts it.
+    /// The repository, verified with this server's trusted root.
     pub repository: Option<Arc<TrustedRepository>>,
-    /// Who sends what to whom, while this server leads.
+    /// Plans who sends which bytes to whom, while this server leads.
     pub tracker: Arc<SharedTracker>,
-    /// What leaders said about this server's transfers.
+    /// The leader's guidance for this server's transfers.
     pub guides: Arc<Guides>,
-    /// How fast this server may receive artifacts.
+    /// The limit on the rate at which this server receives artifacts.
     pub download: Arc<Budget>,
-    /// Where the leader was last known to be, as the members said.
+    /// The leader, as other members last named it.
     pub leader: Mutex<Option<Source>>,
-    /// Artifacts that each app wants kept; none until every app has said so.
+    /// Artifacts that each app wants kept; an app is missing until it has said so.
     pub kept: Mutex<BTreeMap<AppId, BTreeSet<Digest>>>,
 }
 
@@ -91,7 +91,7 @@ impl Shared {
         *self.members.lock() = members.to_vec();
     }
 
-    /// The leader: as the member here knows it, else as another one said.
+    /// The leader: as the member here knows it, else as another member named it.
     pub(crate) fn leader(&self) -> Option<Source> {
         if let Some(handle) = self.handle() {
             let view = handle.view.borrow();
@@ -104,7 +104,7 @@ impl Shared {
         self.leader.lock().clone()
     }
 
-    /// A member says who leads.
+    /// A member named the leader.
     pub(crate) fn learn_leader(&self, leader: Option<&ServerId>, members: &[MemberAddress]) {
         let found = leader.and_then(|leader| members.iter().find(|m| m.server == *leader));
         if let Some(found) = found {
@@ -118,7 +118,7 @@ impl Shared {
         self.kept.lock().insert(app.clone(), artifacts);
     }
 
-    /// What all apps together want kept; none while one on disk has not said so yet.
+    /// What all apps together want kept; none while an app on disk has not said so yet.
     pub(crate) fn keep_of_all(&self) -> Option<BTreeSet<Digest>> {
         let kept = self.kept.lock();
         let on_disk = std::fs::read_dir(self.config.data_dir.join("apps")).ok()?;
@@ -131,7 +131,7 @@ impl Shared {
         Some(kept.values().flatten().cloned().collect())
     }
 
-    /// The control port of another agent.
+    /// The control port of a server's agent.
     pub(crate) fn target(&self, server: &ServerId, address: &str) -> Target {
         Target {
             address: address.to_owned(),
@@ -140,7 +140,7 @@ impl Shared {
         }
     }
 
-    /// The member here, or why there is none.
+    /// The member here, or the answer that there is none.
     pub(crate) fn need_member(&self) -> Result<MemberHandle, ApiError> {
         self.handle().ok_or_else(|| {
             ApiError::unavailable("no_member", "this server carries no member of the group")
@@ -148,10 +148,10 @@ impl Shared {
         })
     }
 
-    /// Refuses what is meant for another group.
+    /// Refuses messages of another version or for another group.
     pub(crate) fn same_group(&self, group: &GroupId, version: u32) -> Result<(), ApiError> {
         if version != CONTROL_VERSION {
-            let error = format!("control messages of version {version} are not understood here");
+            let error = format!("control message version {version} is not supported here");
             return Err(ApiError::bad_request(error).hint("use the version that the agents run"));
         }
         if *group != self.group {

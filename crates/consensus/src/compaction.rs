@@ -1,15 +1,14 @@
-//! Snapshots of our own, and cutting the log behind them.
+//! Taking snapshots, and cutting the log behind them.
 
 use cohort_store::{Batch, Index, LogStore, Snapshot, Term};
 
 use crate::{CompactError, Node, NodeError};
 
 impl<S: LogStore> Node<S> {
-    /// Stores the owner's state as of `applied`, and drops the entries that nobody needs any more.
+    /// Stores the owner's state as of `applied` and drops the entries that nobody needs any more.
     ///
-    /// The state must contain the effect of exactly the entries up to `applied`, which is
-    /// [`Effects::applied`](crate::Effects::applied) of the last drain when everything of it has
-    /// been applied.
+    /// The state must reflect exactly the entries up to `applied`: the
+    /// [`Effects::applied`](crate::Effects::applied) of the last drain, once all of it is applied.
     ///
     /// # Errors
     /// When no snapshot was taken; only [`CompactError::Stopped`] is serious, and the next
@@ -47,7 +46,7 @@ impl<S: LogStore> Node<S> {
                 configuration: self.configuration.clone(),
                 data: state,
             }),
-            // What is applied is committed, and the stored commit position may lag.
+            // Applied entries are committed; the stored commit position may lag.
             hard_state: Some(hard_state),
             cut: (cut > image.base().0).then_some(cut),
             ..Batch::default()

@@ -1,4 +1,4 @@
-//! How a member is set up, and the limits it keeps.
+//! A member's configuration and limits.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use cohort_store::{Identity, RaftId};
 /// The length of one tick. With the defaults below, a leader is missed after 0.5 to 1 s.
 pub const TICK: Duration = Duration::from_millis(50);
 
-/// How a member is set up.
+/// A member's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The group's name.
@@ -16,7 +16,7 @@ pub struct Config {
     pub incarnation: u64,
     /// This member's number.
     pub id: RaftId,
-    /// How often this member was started; larger at every start, or peers drop its messages.
+    /// Counts this member's starts. Must grow with every start, or peers drop its messages.
     pub boot_epoch: u64,
     /// Ticks without a leader before an election: at least this many.
     pub election_ticks_min: u32,
@@ -24,50 +24,50 @@ pub struct Config {
     pub election_ticks_max: u32,
     /// Ticks between the leader's heartbeats.
     pub heartbeat_ticks: u32,
-    /// Where the election timeouts come from. Equal seeds and equal calls give equal behaviour.
+    /// Seeds the election timeouts. The same seed and calls give the same behaviour.
     pub seed: u64,
     /// The limits.
     pub limits: Limits,
-    /// Rules switched off, to see that the tests notice.
+    /// Rules switched off, to prove that the tests would notice.
     #[doc(hidden)]
     pub weaken: Weaken,
 }
 
-/// What a member accepts at most.
+/// Upper bounds of what a member accepts.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes of one command. Commands of Cohort are a few hundred bytes to some kilobytes; a
     /// megabyte leaves room for reports and still fits a heartbeat interval on a slow link.
     pub command_bytes_max: usize,
-    /// Bytes of commands that are proposed and not yet committed; beyond it the leader is busy.
+    /// Bytes of commands proposed and not yet committed; beyond that the leader is busy.
     /// Sixteen of the largest commands.
     pub uncommitted_bytes_max: usize,
-    /// Bytes of entries in one message. Small enough that a member that is behind does not hold
-    /// up heartbeats for long.
+    /// Bytes of entries in one message. Small enough that catching up does not delay heartbeats
+    /// for long.
     pub append_bytes_max: u64,
-    /// Messages with entries under way to one peer.
+    /// Messages with entries in flight to one peer.
     pub appends_in_flight_max: usize,
-    /// Bytes of entries that are applied in one step.
+    /// Bytes of entries applied in one step.
     pub apply_bytes_max: u64,
     /// Bytes of a snapshot's state. The whole snapshot travels in one message, and a frame takes
     /// 16 MiB; a thousand servers with several apps need a few.
     pub snapshot_bytes_max: usize,
-    /// Entries kept behind the snapshot, for members that are only a little late.
+    /// Entries kept behind the snapshot, for members that are only slightly behind.
     pub retained_entries: u64,
     /// Entries after the snapshot before a new one is asked for. It bounds the replay at a start
     /// and the memory of the log.
     pub entries_before_snapshot: u64,
-    /// Ticks that a snapshot may be under way before it counts as lost: 10 s.
+    /// Ticks after which a snapshot in flight counts as lost: 10 s.
     pub snapshot_ticks_max: u64,
-    /// Entries that a standby may be behind and still be made a voter. What is left is one or two
-    /// messages, so that the joint phase does not wait for it.
+    /// Entries that a standby may be behind and still become a voter. One or two messages close
+    /// the gap, so the joint phase does not wait for it.
     pub promote_lag_entries_max: u64,
     /// Voters in one half of a configuration. Five survive two failures; seven leave room while
-    /// servers are exchanged. More only makes every decision slower.
+    /// servers are replaced. More only slow down every decision.
     pub voters_max: usize,
     /// Standbys. Each costs the leader a stream; groups have at most some dozens of servers.
     pub standbys_max: usize,
-    /// Reads that wait for an answer.
+    /// Reads waiting for an answer.
     pub reads_pending_max: usize,
 }
 
@@ -91,17 +91,17 @@ impl Default for Limits {
     }
 }
 
-/// Rules that a test of the tests switches off. Production leaves all of them on.
+/// Rules that tests of the tests switch off; all are on in production.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Weaken {
-    /// A leader that is no voter any more neither hands over nor steps down.
+    /// A leader that is no longer a voter neither hands over nor steps down.
     pub no_step_down: bool,
-    /// A snapshot under way is never reported as lost.
+    /// A snapshot in flight is never reported as lost.
     pub no_snapshot_report: bool,
     /// Reads are answered from the leader's lease.
     pub lease_reads: bool,
-    /// Messages that are late or doubled are taken.
+    /// Late and duplicated messages are accepted.
     pub no_filter: bool,
 }
 
@@ -123,13 +123,13 @@ impl Config {
         }
     }
 
-    /// What the member's store carries as its identity.
+    /// The identity to keep in the member's store.
     #[must_use]
     pub fn identity(&self) -> Identity {
         Identity { group: self.group.clone(), incarnation: self.incarnation, raft_id: self.id }
     }
 
-    /// What is wrong with it, if anything.
+    /// The first thing wrong with it, if any.
     pub(crate) fn problem(&self) -> Option<&'static str> {
         if self.id.0 == 0 {
             return Some("the member's number is 0");

@@ -15,7 +15,7 @@ use raft::eraftpb;
 
 use crate::{AppendReply, Message, ReadContext, VoteReply, VoteRequest};
 
-/// The context by which the library marks an election that the leader asked for.
+/// The library's mark on an election that the leader asked for.
 const HANDED_OVER: &[u8] = b"CampaignTransfer";
 
 /// The version of a membership entry.
@@ -30,13 +30,13 @@ const CHANGE_VERSION: u8 = 1;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// The new half decides alone.
+    /// The new half decides alone from here on.
     Leave,
-    /// Both halves decide.
+    /// Both halves decide from here on; these are the steps from the old to the new one.
     Enter(Vec<(Part, RaftId)>),
 }
 
-/// What a member becomes.
+/// What a change makes of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Voter,
@@ -242,7 +242,7 @@ pub(crate) fn read_out(bytes: &[u8]) -> Option<ReadContext> {
     Some(ReadContext { member: RaftId(member), boot_epoch, counter })
 }
 
-/// Our message from the library's, or the kind that should never leave.
+/// Our message from the library's; an error for kinds that never leave a member.
 pub(crate) fn message_out(m: &eraftpb::Message) -> Result<Message, String> {
     use eraftpb::MessageType as T;
     let (term, index, commit) = (Term(m.term), Index(m.index), Index(m.commit));
@@ -296,57 +296,27 @@ pub(crate) fn message_out(m: &eraftpb::Message) -> Result<Message, String> {
     })
 }
 
-/// The library's message from one that came from a peer.
+/// The library's message for one received from a peer.
 ///
-/// The library trusts what it is given; what can be checked without its state is checked here.
+/// The library trusts its input: what can be checked without its state is checked here.
 pub(crate) fn message_in(
     from: RaftId,
     to: RaftId,
     message: &Message,
 ) -> Result<eraftpb::Message, String> {
-    use eraftpb::MessageType as T;
     let mut m = eraftpb::Message::default();
+    m.set_msg_type(type_of(message));
     m.from = from.0;
     m.to = to.0;
-    let vote_request = |m: &mut eraftpb::Message, request: &VoteRequest| {
-        m.term = request.term.0;
-        m.index = request.last.0;
-        m.log_term = request.last_term.0;
-        m.commit = request.commit.0;
-        m.commit_term = request.commit_term.0;
-        if request.handed_over {
-            m.context = HANDED_OVER.to_vec().into();
-        }
-    };
-    let vote_reply = |m: &mut eraftpb::Message, reply: &VoteReply| {
-        m.term = reply.term.0;
-        m.reject = reply.refused;
-        m.commit = reply.commit.0;
-        m.commit_term = reply.commit_term.0;
-    };
-    let read = |m: &mut eraftpb::Message, read: ReadContext| {
-        let mut entry = eraftpb::Entry::default();
-        entry.data = read_in(read).into();
-        m.set_entries(vec![entry].into());
-    };
     match message {
         Message::Append { term, previous, previous_term, commit, entries } => {
-            let follows = |(at, entry): (usize, &Entry)| {
-                entry.index.0 == previous.0 + 1 + at as u64 && entry.term <= *term
-            };
-            if !entries.iter().enumerate().all(follows) {
-                return Err("entries that do not follow each other".to_owned());
-            }
-            m.set_msg_type(T::MsgAppend);
             m.term = term.0;
             m.index = previous.0;
             m.log_term = previous_term.0;
             m.commit = commit.0;
-            let entries = entries.iter().map(entry_in).collect::<Result<Vec<_>, _>>()?;
-            m.set_entries(entries.into());
+            m.set_entries(entries_in(entries, *previous, *term)?.into());
         }
         Message::AppendReply(reply) => {
-            m.set_msg_type(T::MsgAppendResponse);
             m.term = reply.term.0;
             m.index = reply.index.0;
             m.commit = reply.commit.0;
@@ -356,57 +326,82 @@ pub(crate) fn message_in(
                 m.log_term = term.0;
             }
         }
-        Message::PreVote(request) => {
-            m.set_msg_type(T::MsgRequestPreVote);
-            vote_request(&mut m, request);
+        Message::PreVote(request) | Message::Vote(request) => {
+            m.term = request.term.0;
+            m.index = request.last.0;
+            m.log_term = request.last_term.0;
+            m.commit = request.commit.0;
+            m.commit_term = request.commit_term.0;
+            if request.handed_over {
+                m.context = HANDED_OVER.to_vec().into();
+            }
         }
-        Message::PreVoteReply(reply) => {
-            m.set_msg_type(T::MsgRequestPreVoteResponse);
-            vote_reply(&mut m, reply);
-        }
-        Message::Vote(request) => {
-            m.set_msg_type(T::MsgRequestVote);
-            vote_request(&mut m, request);
-        }
-        Message::VoteReply(reply) => {
-            m.set_msg_type(T::MsgRequestVoteResponse);
-            vote_reply(&mut m, reply);
+        Message::PreVoteReply(reply) | Message::VoteReply(reply) => {
+            m.term = reply.term.0;
+            m.reject = reply.refused;
+            m.commit = reply.commit.0;
+            m.commit_term = reply.commit_term.0;
         }
         Message::Snapshot { term, snapshot } => {
-            m.set_msg_type(T::MsgSnapshot);
             m.term = term.0;
             m.set_snapshot(snapshot_in(snapshot));
         }
-        Message::Heartbeat { term, commit, read } => {
-            m.set_msg_type(T::MsgHeartbeat);
+        Message::Heartbeat { term, commit, read }
+        | Message::HeartbeatReply { term, commit, read } => {
             m.term = term.0;
             m.commit = commit.0;
             m.context = read.map(read_in).unwrap_or_default().into();
         }
-        Message::HeartbeatReply { term, commit, read } => {
-            m.set_msg_type(T::MsgHeartbeatResponse);
-            m.term = term.0;
-            m.commit = commit.0;
-            m.context = read.map(read_in).unwrap_or_default().into();
-        }
-        Message::TakeOver { term } => {
-            m.set_msg_type(T::MsgTimeoutNow);
-            m.term = term.0;
-        }
-        Message::ReadRequest { read: context } => {
-            m.set_msg_type(T::MsgReadIndex);
-            read(&mut m, *context);
-        }
-        Message::ReadReply { term, index, read: context } => {
-            m.set_msg_type(T::MsgReadIndexResp);
+        Message::TakeOver { term } => m.term = term.0,
+        Message::ReadRequest { read } => m.set_entries(vec![read_entry(*read)].into()),
+        Message::ReadReply { term, index, read } => {
             m.term = term.0;
             m.index = index.0;
-            read(&mut m, *context);
+            m.set_entries(vec![read_entry(*read)].into());
         }
     }
     // The library takes a message of term 0 for one of its own; only a read carries none.
-    if m.term == 0 && m.get_msg_type() != T::MsgReadIndex {
+    if m.term == 0 && !matches!(message, Message::ReadRequest { .. }) {
         return Err("term 0".to_owned());
     }
     Ok(m)
+}
+
+fn type_of(message: &Message) -> eraftpb::MessageType {
+    use eraftpb::MessageType as T;
+    match message {
+        Message::Append { .. } => T::MsgAppend,
+        Message::AppendReply(_) => T::MsgAppendResponse,
+        Message::PreVote(_) => T::MsgRequestPreVote,
+        Message::PreVoteReply(_) => T::MsgRequestPreVoteResponse,
+        Message::Vote(_) => T::MsgRequestVote,
+        Message::VoteReply(_) => T::MsgRequestVoteResponse,
+        Message::Snapshot { .. } => T::MsgSnapshot,
+        Message::Heartbeat { .. } => T::MsgHeartbeat,
+        Message::HeartbeatReply { .. } => T::MsgHeartbeatResponse,
+        Message::TakeOver { .. } => T::MsgTimeoutNow,
+        Message::ReadRequest { .. } => T::MsgReadIndex,
+        Message::ReadReply { .. } => T::MsgReadIndexResp,
+    }
+}
+
+/// The entries of an append; each must follow the one before it.
+fn entries_in(
+    entries: &[Entry],
+    previous: Index,
+    term: Term,
+) -> Result<Vec<eraftpb::Entry>, String> {
+    let follows = |(at, entry): (usize, &Entry)| {
+        entry.index.0 == previous.0 + 1 + at as u64 && entry.term <= term
+    };
+    if !entries.iter().enumerate().all(follows) {
+        return Err("entries that do not follow each other".to_owned());
+    }
+    entries.iter().map(entry_in).collect()
+}
+
+fn read_entry(read: ReadContext) -> eraftpb::Entry {
+    let mut entry = eraftpb::Entry::default();
+    entry.data = read_in(read).into();
+    entry
 }

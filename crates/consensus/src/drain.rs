@@ -1,6 +1,6 @@
 //! The order of things: durable first, then messages and effects.
 
-use cohort_store::{Batch, Configuration, Index, LogStore, RaftId, Term};
+use cohort_store::{Batch, Configuration, Index, LogStore, RaftId, Snapshot, Term};
 use raft::{StateRole, eraftpb};
 
 use crate::node::role_of;
@@ -28,10 +28,10 @@ pub struct InstalledSnapshot {
     pub data: Vec<u8>,
 }
 
-/// What the owner has to do, in the order of the fields. Everything that it rests on is durable.
+/// What the owner has to do, in the order of the fields. Everything it rests on is durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// Replace the whole state by this one. What is in `committed` comes after it.
+    /// Replace the whole state with this one, then apply `committed`.
     pub installed_snapshot: Option<InstalledSnapshot>,
     /// Apply these, in order.
     pub committed: Vec<Committed>,
@@ -41,19 +41,19 @@ pub struct Effects {
     pub configuration: Option<Configuration>,
     /// These reads may be carried out now; each with the position it was promised.
     pub reads_ready: Vec<(ReadId, Index)>,
-    /// Role, term or leader have changed; this is what they are now.
+    /// The new role, term and leader, if any of them changed.
     pub role_changed: Option<(Role, Term, Option<RaftId>)>,
     /// Send these, in order.
     pub messages: Vec<Envelope>,
-    /// Call [`Node::compact`] soon: the log is long, or a member needs a snapshot.
+    /// Call [`Node::compact`] soon: the log has grown long, or a member needs a snapshot.
     pub snapshot_wanted: bool,
 }
 
 impl<S: LogStore> Node<S> {
-    /// Makes everything durable that has happened, and says what to do.
+    /// Makes everything that has happened durable, and returns what to do about it.
     ///
     /// # Errors
-    /// The member has stopped, and the process must exit. What was not handed out was not
+    /// The member has stopped and the process must exit. Nothing that was not handed out has been
     /// acknowledged to anyone.
     pub fn drain(&mut self) -> Result<Effects, NodeError> {
         self.settle();
@@ -76,7 +76,7 @@ impl<S: LogStore> Node<S> {
         Ok(effects)
     }
 
-    /// Handles everything that the library has ready. Returns whether the member still runs.
+    /// Handles whatever the library has ready. Returns whether the member still runs.
     pub(crate) fn settle(&mut self) -> bool {
         while !self.stopped() && self.raw.has_ready() {
             if let Err(error) = self.settle_one() {
@@ -105,7 +105,7 @@ impl<S: LogStore> Node<S> {
         let stored = self.store().image().hard_state();
         let vote_changed =
             (stored.term, stored.vote) != (self.hard_state.term, self.hard_state.vote);
-        // The commit position alone is not worth a sync: every leader finds it out again.
+        // The commit position alone is not worth a sync: any leader works it out again.
         if vote_changed || !batch.is_empty() {
             batch.hard_state = Some(self.hard_state);
             self.raw.mut_store().store.write(&batch).map_err(NodeError::Store)?;
@@ -131,16 +131,7 @@ impl<S: LogStore> Node<S> {
 
         // 3. A snapshot replaces everything that was to be applied before it.
         if let Some(snapshot) = batch.snapshot {
-            self.applied = snapshot.index;
-            self.raw.mut_store().configuration_index = snapshot.index;
-            self.configuration = snapshot.configuration.clone();
-            self.effects.configuration = Some(snapshot.configuration);
-            self.effects.committed.clear();
-            self.effects.installed_snapshot = Some(InstalledSnapshot {
-                index: snapshot.index,
-                term: snapshot.term,
-                data: snapshot.data,
-            });
+            self.install(snapshot);
         }
 
         // 4. Messages, addressed and numbered.
@@ -154,6 +145,16 @@ impl<S: LogStore> Node<S> {
         }
         let applied = self.applied.0;
         self.library(|raw| raw.advance_apply_to(applied)).ok_or_else(stopped)
+    }
+
+    fn install(&mut self, snapshot: Snapshot) {
+        let Snapshot { index, term, configuration, data } = snapshot;
+        self.applied = index;
+        self.raw.mut_store().configuration_index = index;
+        self.configuration = configuration.clone();
+        self.effects.configuration = Some(configuration);
+        self.effects.committed.clear();
+        self.effects.installed_snapshot = Some(InstalledSnapshot { index, term, data });
     }
 
     fn send(&mut self, message: &eraftpb::Message) {
@@ -196,8 +197,7 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// Trap: the library lets a leader lead on that is no voter any more, and panics over it
-    /// later.
+    /// Trap: the library keeps a leader that is no longer a voter, and panics over it later.
     fn step_down_if_no_voter(&mut self) {
         let zombie = self.raw.raft.state == StateRole::Leader
             && !self.configuration.is_voter(self.config.id);

@@ -1,4 +1,4 @@
-//! Why a request to a member is refused, and what stops a member.
+//! Why a member refuses a request, and what stops it.
 
 use cohort_store::{Index, RaftId, StoreError};
 
@@ -9,12 +9,12 @@ pub enum NodeError {
     #[error("consensus configuration: {0}")]
     Config(&'static str),
     /// A group can only be founded on an empty store.
-    #[error("the store of this member is not empty, so that no group can be founded on it")]
+    #[error("the member's store is not empty, so no group can be founded on it")]
     NotEmpty,
     /// The store failed.
     #[error("the member's store failed")]
     Store(#[source] StoreError),
-    /// The consensus library refused a state that it must accept.
+    /// The consensus library rejected a state that it must accept.
     #[error("the consensus library failed: {0}")]
     Library(String),
     /// The member stopped because of an earlier failure.
@@ -29,7 +29,7 @@ pub enum ProposeError {
     /// Another member leads, or none does.
     #[error("this member does not lead the group{}", hint(.leader))]
     NotLeader {
-        /// Who does, as far as this member knows.
+        /// The leader, as far as this member knows.
         leader: Option<RaftId>,
     },
     /// Too much is waiting to be committed, or leadership is being handed over; try again.
@@ -75,7 +75,7 @@ pub enum TransferError {
     /// Only the leader can hand over.
     #[error("this member does not lead the group{}", hint(.leader))]
     NotLeader {
-        /// Who does, as far as this member knows.
+        /// The leader, as far as this member knows.
         leader: Option<RaftId>,
     },
     /// The member named cannot lead.
@@ -84,8 +84,8 @@ pub enum TransferError {
     /// The member named leads already.
     #[error("member {0} leads already")]
     AlreadyLeader(RaftId),
-    /// The member named has not been heard of for an election timeout.
-    #[error("member {0} has not been heard of lately")]
+    /// Nothing was heard from the member for an election timeout.
+    #[error("member {0} is unreachable")]
     Silent(RaftId),
     /// There is no other voter that could lead.
     #[error("no other voter could take over")]
@@ -101,7 +101,7 @@ pub enum MembershipError {
     /// Only the leader can change the membership.
     #[error("this member does not lead the group{}", hint(.leader))]
     NotLeader {
-        /// Who does, as far as this member knows.
+        /// The leader, as far as this member knows.
         leader: Option<RaftId>,
     },
     /// An earlier change is not finished, or the leader has just been elected; try again.
@@ -126,14 +126,14 @@ pub enum MembershipError {
         /// The group's last committed entry.
         committed: Index,
     },
-    /// A new voter has not been heard of for an election timeout.
-    #[error("member {id} cannot vote yet: it has not been heard of lately")]
+    /// Nothing was heard from a new voter for an election timeout.
+    #[error("member {id} cannot vote yet: it is unreachable")]
     Silent {
         /// The member.
         id: RaftId,
     },
-    /// The membership asked for cannot be.
-    #[error("the membership asked for cannot be: {0}")]
+    /// No group can have this membership.
+    #[error("invalid membership: {0}")]
     Invalid(&'static str),
     /// The member stopped because of an earlier failure.
     #[error("the member stopped after an earlier failure")]
@@ -143,23 +143,23 @@ pub enum MembershipError {
 /// Why a snapshot was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompactError {
-    /// It is not newer than the one there is.
-    #[error("a snapshot at {found} exists already, one at {asked} is not newer")]
+    /// There is one at least as new.
+    #[error("there is a snapshot at {found} already; one at {asked} is not newer")]
     Old {
-        /// The one there is.
+        /// The position of the one there is.
         found: Index,
-        /// The one asked for.
+        /// The position asked for.
         asked: Index,
     },
-    /// That much has not been applied.
-    #[error("entry {asked} was not yet handed out, only {applied} was")]
+    /// The position has not been applied yet.
+    #[error("entry {asked} has not been handed out yet, only {applied} has")]
     NotApplied {
         /// The position asked for.
         asked: Index,
-        /// What was handed out.
+        /// The last entry handed out.
         applied: Index,
     },
-    /// The membership has changed after that position, so that it is no longer known as of there.
+    /// The membership has changed since that position, so its state there is no longer known.
     #[error("the membership changed at {changed}, after {asked}; take a snapshot at a later entry")]
     BeforeMembershipChange {
         /// The position asked for.

@@ -1,8 +1,9 @@
-//! Numbers for what leaves, and the check of what arrives.
+//! Numbers outgoing messages and checks incoming ones.
 //!
-//! Trap: answers to appended entries that overtake each other after a connection broke push the
-//! leader's idea of a peer back behind what it has confirmed (tikv/raft-rs#557); a doubled read
-//! request answers a stale read. Below this filter the network may do what it likes.
+//! Trap: append replies that overtake each other after a broken connection set the leader's
+//! progress for a peer back behind what the peer has confirmed (tikv/raft-rs#557), and a
+//! duplicated read request answers a stale read. Below this filter the network may misbehave at
+//! will.
 
 use std::collections::BTreeMap;
 
@@ -42,7 +43,7 @@ impl Filter {
         }
     }
 
-    /// A new connection to `to` was made: what is still under way on the old one is void.
+    /// A new connection to `to` was made: whatever is in flight on the old one is void.
     pub(crate) fn connected(&mut self, to: RaftId) {
         let (session, sequence) = self.outgoing.entry(to).or_insert((self.first_session, 0));
         let connection_last = self.first_session | ((1 << CONNECTION_BITS) - 1);
@@ -67,7 +68,7 @@ impl Filter {
         }
     }
 
-    /// Whether a message is for this member, and in its turn.
+    /// Whether a message is addressed to this member and in order.
     pub(crate) fn accept(&mut self, envelope: &Envelope) -> bool {
         if envelope.group != self.group
             || envelope.incarnation != self.incarnation

@@ -6,8 +6,8 @@ use raft::StateRole;
 use crate::{Node, TransferError};
 
 impl<S: LogStore> Node<S> {
-    /// Hands leadership over to the voter that is best prepared: heard of lately, and with the
-    /// longest log. Returns whom.
+    /// Hands leadership over to the best prepared voter: the reachable one with the longest log.
+    /// Returns its number.
     ///
     /// # Errors
     /// When it was not begun; [`TransferError::NobodyElse`] for a group of one.
@@ -28,28 +28,28 @@ impl<S: LogStore> Node<S> {
     }
 }
 
-/// A hand-over before the process stops, to be polled after every tick.
+/// A hand-over before the process stops; poll it after every tick.
 ///
 /// ```text
-///   begin ──▶ Waiting { to } ──▶ Done        another member leads, or this one never did
+///   begin ──▶ Waiting { to } ──▶ Done        this member does not lead (any more)
 ///                  │
-///                  └──────────▶ GaveUp       nobody could take over, or the time is up
+///                  └──────────▶ GaveUp       nobody could take over, or time is up
 /// ```
 ///
-/// In either end state the process may stop; after *gave up* the group waits out an election
+/// The process may stop in either end state; after *gave up* the group waits out an election
 /// timeout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Handover {
-    /// Leadership is on its way.
+    /// Leadership is being handed over.
     Waiting {
-        /// To whom.
+        /// The member to take over, once chosen.
         to: Option<RaftId>,
-        /// Ticks that are left.
+        /// Ticks left.
         ticks_left: u32,
     },
     /// This member does not lead.
     Done,
-    /// It still leads, and may stop all the same.
+    /// It still leads, and may stop anyway.
     GaveUp {
         /// Why.
         reason: TransferError,
@@ -62,7 +62,7 @@ impl Handover {
         Handover::Waiting { to: None, ticks_left: ticks_max }.step(node)
     }
 
-    /// One tick later. An attempt that failed is made again, perhaps to another member.
+    /// One tick later. A failed attempt is repeated, perhaps with another member.
     pub fn poll<S: LogStore>(&mut self, node: &mut Node<S>) -> &Self {
         if let Handover::Waiting { to, ticks_left } = *self {
             let later = Handover::Waiting { to, ticks_left: ticks_left.saturating_sub(1) };

@@ -4,12 +4,12 @@
 //! [`Node`] is one member, as a state machine without threads, clocks or sockets. Its owner calls
 //! [`Node::tick`] every [`TICK`], [`Node::receive`] for every message, and after each of them
 //! [`Node::drain`], which makes everything durable through a [`LogStore`] and says what to send
-//! and what to apply. Messages never leave before what they promise is durable.
+//! and what to apply. No message leaves before what it promises is durable.
 //!
-//! This is the only crate that knows the consensus library underneath (`raft`); none of its types
-//! show. It must never know what the commands mean, nor what a server, release or rollout is.
-//! The traps of the library and what is done about each are told in
-//! `docs/design/001-raft-library.md`; the places in the code say *trap*.
+//! This is the only crate that knows the consensus library underneath (`raft`), and it shows none
+//! of its types. It must never know what commands mean, nor what a server, release or rollout is.
+//! `docs/design/001-raft-library.md` lists the library's traps and what we do about each; the
+//! places in the code say *trap*.
 //!
 //! Start reading at [`Node`], then `drain.rs` (the order of things), then `membership.rs`.
 //!

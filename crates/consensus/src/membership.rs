@@ -1,4 +1,4 @@
-//! Who takes part: one joint change at a time.
+//! Changes of membership: one joint change at a time.
 //!
 //! ```text
 //!   change_membership            drive_membership, on whoever leads
@@ -16,19 +16,19 @@ use crate::convert::{Change, Part};
 use crate::{MembershipError, Node};
 
 impl<S: LogStore> Node<S> {
-    /// Begins to change the group's members to `voters` and `standbys`; only the leader can.
+    /// Begins to change the members to `voters` and `standbys`; only the leader can.
     ///
     /// The change is joint: from its first entry on, every decision needs a majority of the old
     /// and of the new voters, until the second entry ends it. The leader drives it to its end by
     /// itself, also after a change of leaders; a leader that is not among `voters` hands over
     /// first. It is done when [`Effects::configuration`](crate::Effects::configuration) shows it,
-    /// on the members that remain; a member that is removed may never hear of it.
+    /// on the members that remain; a removed member may never hear of it.
     ///
     /// A new voter has to be a standby whose log has caught up.
     ///
     /// # Errors
-    /// When it was not begun. `Ok` does not mean that it will end: a change of leaders can undo a
-    /// change that is not yet committed.
+    /// When it was not begun. `Ok` does not mean that it will complete: a new leader can undo a
+    /// change that is not committed yet.
     pub fn change_membership(
         &mut self,
         voters: &BTreeSet<RaftId>,
@@ -137,8 +137,8 @@ impl<S: LogStore> Node<S> {
             // Refused while leadership is being handed over; the next tick tries again.
             let _ = self.propose_change(&Change::Leave);
         } else if self.raw.raft.lead_transferee.is_none() {
-            // Nobody to hand over to is nothing that can be helped here: without a majority of
-            // the new voters the change cannot end either.
+            // If there is nobody to hand over to, nothing can be done here: without a majority
+            // of the new voters the change cannot end either.
             let _ = self.hand_over();
         }
     }

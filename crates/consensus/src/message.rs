@@ -1,31 +1,31 @@
-//! What members say to each other: our own types, never the library's.
+//! Messages between members: our own types, never the library's.
 
 use cohort_store::{Entry, Index, RaftId, Snapshot, Term};
 
 /// One message with its addresses.
 ///
-/// `session` and `sequence` order the messages of one sender to one receiver. A message that
-/// comes late, twice, or from an older session is dropped by the receiver: reads and answers to
-/// appended entries must not overtake each other.
+/// `session` and `sequence` order the messages from one sender to one receiver. The receiver drops
+/// those that arrive late, twice, or from an older session: reads and append replies must not
+/// overtake each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
     /// The group's name.
     pub group: String,
     /// The group's incarnation.
     pub incarnation: u64,
-    /// Who says it.
+    /// The sending member.
     pub from: RaftId,
-    /// Whom it is for.
+    /// The member it is addressed to.
     pub to: RaftId,
     /// The sender's connection: its boot epoch, and how often it has connected since.
     pub session: u64,
     /// The message's number in the session, from 1.
     pub sequence: u64,
-    /// What is said.
+    /// The content.
     pub message: Message,
 }
 
-/// What is said.
+/// The content of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// The leader's entries, to follow the entry at `previous`.
@@ -38,18 +38,18 @@ pub enum Message {
         previous_term: Term,
         /// How far the leader's log is committed.
         commit: Index,
-        /// The entries; empty to tell the commit position.
+        /// The entries; empty when only the commit position is news.
         entries: Vec<Entry>,
     },
     /// A member's answer to entries or to a snapshot.
     AppendReply(AppendReply),
-    /// Would you vote for me?
+    /// Would the receiver vote for the sender? Changes nobody's term.
     PreVote(VoteRequest),
-    /// The answer to that.
+    /// The answer to [`PreVote`](Self::PreVote).
     PreVoteReply(VoteReply),
-    /// Vote for me.
+    /// The sender asks for the receiver's vote.
     Vote(VoteRequest),
-    /// The answer to that.
+    /// The answer to [`Vote`](Self::Vote).
     VoteReply(VoteReply),
     /// The leader's whole state, for a member that is too far behind for entries.
     Snapshot {
@@ -58,7 +58,7 @@ pub enum Message {
         /// The state.
         snapshot: Snapshot,
     },
-    /// The leader is there.
+    /// The leader is alive.
     Heartbeat {
         /// The leader's term.
         term: Term,
@@ -67,13 +67,13 @@ pub enum Message {
         /// The read that this heartbeat confirms, if any.
         read: Option<ReadContext>,
     },
-    /// The answer to that.
+    /// The answer to [`Heartbeat`](Self::Heartbeat).
     HeartbeatReply {
         /// The answering member's term.
         term: Term,
         /// How far its log is committed.
         commit: Index,
-        /// As in the heartbeat.
+        /// The read that the heartbeat was to confirm.
         read: Option<ReadContext>,
     },
     /// The leader hands over to the receiver: begin an election at once.
@@ -86,7 +86,7 @@ pub enum Message {
         /// The read.
         read: ReadContext,
     },
-    /// The leader's answer: whoever has applied up to `index` may read.
+    /// The leader's answer: a member that has applied up to `index` may read.
     ReadReply {
         /// The leader's term.
         term: Term,

@@ -1,4 +1,4 @@
-//! Messages as bytes.
+//! The encoding of messages.
 //!
 //! ```text
 //!  0  u8   version (1)
@@ -35,7 +35,7 @@ use crate::{AppendReply, Envelope, Message, ReadContext, VoteReply, VoteRequest}
 /// The version that every message starts with.
 const VERSION: u8 = 1;
 
-/// The largest message that is read: a snapshot of the largest size, with room for the rest.
+/// The largest message accepted: the largest snapshot, with room for the rest.
 pub const ENVELOPE_BYTES_MAX: usize = 40 * 1024 * 1024;
 
 /// Entries in one message. The library fills messages by bytes; entries without data are counted
@@ -48,19 +48,19 @@ pub enum EnvelopeError {
     /// More than [`ENVELOPE_BYTES_MAX`].
     #[error("the message has {0} bytes, more than {ENVELOPE_BYTES_MAX}")]
     TooLarge(usize),
-    /// A version of another program.
+    /// A version that this program does not speak.
     #[error("message version {0} is not known")]
     Version(u8),
-    /// A kind that this version does not have.
+    /// A kind unknown in this version.
     #[error("message kind {0} is not known")]
     Kind(u8),
-    /// The bytes do not have the form.
+    /// The bytes are not laid out as above.
     #[error("the message is malformed")]
     Malformed(#[from] DecodeError),
 }
 
 impl Envelope {
-    /// The message as bytes.
+    /// Encodes the message as drawn above.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::default();
@@ -76,7 +76,7 @@ impl Envelope {
         w.finish()
     }
 
-    /// Reads a message that may come from anyone.
+    /// Decodes untrusted bytes.
     ///
     /// # Errors
     /// When it is too large, of another version, or malformed; nothing of it is kept.

@@ -1,4 +1,4 @@
-//! One member: what its owner calls.
+//! One member: the calls its owner makes.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -45,24 +45,25 @@ pub struct Node<S: LogStore> {
     /// Ticks since the start.
     pub(crate) clock: u64,
     pub(crate) timeouts: Timeouts,
-    /// When each peer was last heard of.
+    /// The tick at which each peer was last heard from.
     pub(crate) heard: BTreeMap<RaftId, u64>,
-    /// Snapshots on their way, and when each was sent.
+    /// Snapshots in flight, and the tick at which each was sent.
     pub(crate) snapshots_sent: BTreeMap<RaftId, u64>,
     pub(crate) applied: Index,
-    /// The hard state as the library has it; what is stored may lag in its commit position.
+    /// The library's hard state; the stored one may lag behind in its commit position.
     pub(crate) hard_state: HardState,
     pub(crate) effects: Effects,
     pub(crate) role_seen: (Role, Term, Option<RaftId>),
     failure: Failure,
 }
 
-/// How a member stops.
+/// Whether the member has stopped, and whether its owner knows why.
 #[derive(Debug)]
 enum Failure {
     None,
-    /// To be told at the next drain.
+    /// The next drain returns it.
     New(NodeError),
+    /// The owner has been told.
     Told,
 }
 
@@ -70,7 +71,7 @@ impl<S: LogStore> Node<S> {
     /// Founds a group: writes its first membership and state to the store of one founder.
     ///
     /// Several founders must be given the same `voters` and `state`. In production there is one
-    /// founder, and the others join: [`open`](Self::open) on an empty store, then
+    /// founder and the others join: [`open`](Self::open) on an empty store, then
     /// [`change_membership`](Self::change_membership) on the leader.
     ///
     /// # Errors
@@ -157,14 +158,14 @@ impl<S: LogStore> Node<S> {
 
     /// One [`TICK`](crate::TICK) has passed.
     ///
-    /// Ticks that were missed (a process that was stopped, a machine that slept) are left out, not
-    /// made up for: a burst of ticks looks like a leader that fell silent.
+    /// Skip ticks that were missed (a stopped process, a machine that slept) rather than making
+    /// up for them: a burst of ticks looks like a leader that has gone silent.
     pub fn tick(&mut self) {
         if self.stopped() {
             return;
         }
-        // What is committed is applied, and what was appended is durable, before a tick can begin
-        // an election. (Trap: an election reads all unapplied entries.)
+        // Committed entries are applied and appended ones durable before a tick can begin an
+        // election. (Trap: an election reads all unapplied entries.)
         if self.raw.raft.state != StateRole::Leader && !self.settle() {
             return;
         }
@@ -184,7 +185,7 @@ impl<S: LogStore> Node<S> {
     }
 
     /// Begins an election without waiting for the timeout; for the only voter of a group at its
-    /// start. It is harmless elsewhere: who hears a leader refuses the pre-vote.
+    /// start. Harmless elsewhere: voters that hear from a leader refuse the pre-vote.
     pub fn campaign(&mut self) {
         if !self.stopped() && self.settle() {
             self.timeouts.election_began();
@@ -195,8 +196,8 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// A message has come. Strangers' messages, late ones and malformed ones are dropped and
-    /// counted.
+    /// A message has arrived. Messages from strangers, late ones and malformed ones are dropped
+    /// and counted.
     pub fn receive(&mut self, envelope: &Envelope) {
         if self.stopped() || !self.filter.accept(envelope) {
             return;
@@ -207,14 +208,14 @@ impl<S: LogStore> Node<S> {
         };
         self.heard.insert(envelope.from, self.clock);
         match message.get_msg_type() {
-            // The library would pass it on under the asking member's name; whoever asks the wrong
-            // member asks again.
+            // The library would forward it in the asking member's name; a member that asked the
+            // wrong one asks again.
             MessageType::MsgReadIndex if self.raw.raft.state != StateRole::Leader => return,
-            // It begins an election at once, which wants a settled log, as a tick does.
+            // It begins an election at once, which needs a settled log, as for a tick.
             MessageType::MsgTimeoutNow if !self.settle() => return,
             _ => {}
         }
-        // An error says that the message was of no use, never that something broke.
+        // An error means that the message was useless, never that something broke.
         self.library(|raw| {
             let _ = raw.step(message);
         });
@@ -250,9 +251,8 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// Hands leadership over to `to`. It is done when [`status`](Self::status) names `to` as the
-    /// leader; it is given up after the shortest election timeout. Until then proposals are
-    /// refused as busy.
+    /// Hands leadership over to `to`. Done when [`status`](Self::status) names `to` as the leader;
+    /// abandoned after the shortest election timeout. Until then proposals are refused as busy.
     ///
     /// # Errors
     /// When it was not begun.
@@ -275,8 +275,7 @@ impl<S: LogStore> Node<S> {
         self.library(|raw| raw.transfer_leader(to.0)).ok_or(TransferError::Stopped)
     }
 
-    /// A connection to `peer` was made. Messages that are still under way on an older one are
-    /// void from here on.
+    /// A connection to `peer` was made. Messages still in flight on an older one are void.
     pub fn connected(&mut self, peer: RaftId) {
         self.filter.connected(peer);
     }
@@ -287,11 +286,11 @@ impl<S: LogStore> Node<S> {
         self.report_snapshot(peer, false);
     }
 
-    /// A snapshot to `peer` was handed to its connection as a whole, or was not. Calling it is
-    /// optional: without it the snapshot counts as lost when the peer breaks off, or after
+    /// A snapshot for `peer` was handed to its connection in full, or was not. Optional: without
+    /// this call the snapshot counts as lost when the peer disconnects, or after
     /// [`Limits::snapshot_ticks_max`](crate::Limits::snapshot_ticks_max).
     pub fn report_snapshot(&mut self, peer: RaftId, sent: bool) {
-        // Trap: a snapshot without a final report stops replication to the peer for good.
+        // Trap: without a final report the library never sends to the peer again.
         if self.config.weaken.no_snapshot_report || self.snapshots_sent.remove(&peer).is_none() {
             return;
         }
@@ -312,7 +311,7 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// Who leads, as far as this member knows.
+    /// The leader, as far as this member knows.
     #[must_use]
     pub fn leader(&self) -> Option<RaftId> {
         match self.raw.raft.leader_id {
@@ -340,13 +339,13 @@ impl<S: LogStore> Node<S> {
         self.config.id
     }
 
-    /// What is stored.
+    /// The store, as of the last drain.
     #[must_use]
     pub fn store(&self) -> &S {
         &self.raw.store().store
     }
 
-    /// Everything that can be seen of the member.
+    /// A snapshot of everything observable about the member.
     #[must_use]
     pub fn status(&self) -> Status {
         let raft = &self.raw.raft;
@@ -392,7 +391,7 @@ impl<S: LogStore> Node<S> {
         self.heard.get(&peer).map(|heard| self.clock - heard)
     }
 
-    /// Whether a peer has not been heard of for the shortest election timeout.
+    /// Whether nothing was heard from a peer for the shortest election timeout.
     pub(crate) fn is_silent(&self, peer: RaftId) -> bool {
         let limit = u64::from(self.config.election_ticks_min);
         self.silent_ticks(peer).is_none_or(|ticks| ticks >= limit)
@@ -402,7 +401,7 @@ impl<S: LogStore> Node<S> {
         !matches!(self.failure, Failure::None)
     }
 
-    /// Stops the member; the first reason is the one that is told.
+    /// Stops the member; the first reason is the one that its owner gets.
     pub(crate) fn fail(&mut self, error: NodeError) {
         if !self.stopped() {
             self.failure = Failure::New(error);
@@ -421,8 +420,8 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// Calls into the library. It panics on states that cannot be, such as those that a lying disk
-    /// makes; the member stops then, and nothing of it is used any more.
+    /// Calls into the library. It panics on impossible states, such as those a lying disk leads
+    /// to; the member stops then and is not used again.
     pub(crate) fn library<T>(
         &mut self,
         call: impl FnOnce(&mut RawNode<View<S>>) -> T,

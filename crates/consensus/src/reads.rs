@@ -7,14 +7,14 @@ use raft::StateRole;
 
 use crate::{Config, Node, ReadContext, ReadError, convert};
 
-/// One read of this process; answered once or never.
+/// A read of this process; answered at most once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReadId(pub u64);
 
-/// Election timeouts after which an unanswered read is forgotten: its caller has long given up.
+/// Election timeouts after which an unanswered read is dropped: its caller gave up long ago.
 const FORGET_AFTER_ELECTIONS: u64 = 4;
 
-/// The reads that wait for an answer, or for the answer to be applied.
+/// Reads waiting for an answer, or for that position to be applied.
 #[derive(Debug)]
 pub(crate) struct Reads {
     member: RaftId,
@@ -22,9 +22,9 @@ pub(crate) struct Reads {
     counter: u64,
     forget_after_ticks: u64,
     pending_max: usize,
-    /// Asked, by counter: the tick when it was asked.
+    /// Unanswered reads: counter to the tick at which they began.
     asked: BTreeMap<u64, u64>,
-    /// Answered, and waiting until that much is applied.
+    /// Answered reads, waiting until that position is applied.
     answered: Vec<(ReadId, Index)>,
 }
 
@@ -54,7 +54,7 @@ impl Reads {
         })
     }
 
-    /// The library answers. Answers to reads of another process of this member are not ours.
+    /// The library answers. Ignores reads of an earlier process of this member.
     pub(crate) fn answer(&mut self, read: ReadContext, index: Index) {
         let ours = read.member == self.member && read.boot_epoch == self.boot_epoch;
         if ours && self.asked.remove(&read.counter).is_some() {
@@ -62,7 +62,7 @@ impl Reads {
         }
     }
 
-    /// The reads that may be carried out now that `applied` is.
+    /// Takes out the reads that may be carried out now.
     pub(crate) fn ready(&mut self, applied: Index) -> Vec<(ReadId, Index)> {
         let (ready, wait) = self.answered.drain(..).partition(|(_, index)| *index <= applied);
         self.answered = wait;
@@ -79,17 +79,17 @@ impl<S: LogStore> Node<S> {
     /// Begins a linearizable read, on any member.
     ///
     /// When the id shows up in [`Effects::reads_ready`](crate::Effects::reads_ready), the state
-    /// after applying what the same effects carry is at least as new as everything that was
-    /// acknowledged before this call. It may never show up (no leader, a lost message): the caller
-    /// waits with a deadline, and asks again by calling this again. An id is never used twice.
+    /// after applying those effects is at least as new as everything acknowledged before this
+    /// call. It may never show up (no leader, a lost message): wait with a deadline, then call
+    /// this again. An id is never used twice.
     ///
     /// # Errors
-    /// When it is known at once that there will be no answer.
+    /// When there will certainly be no answer.
     pub fn read(&mut self) -> Result<ReadId, ReadError> {
         if self.stopped() {
             return Err(ReadError::Stopped);
         }
-        // Trap: the library drops such reads without a word.
+        // Trap: the library silently drops such reads.
         let raft = &self.raw.raft;
         if raft.state == StateRole::Leader {
             if !raft.commit_to_current_term() {

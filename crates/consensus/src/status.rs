@@ -1,20 +1,20 @@
-//! What can be seen of a member.
+//! The observable state of a member.
 
 use std::collections::BTreeMap;
 
 use cohort_store::{Configuration, Index, RaftId, Term};
 use serde::Serialize;
 
-/// What a member is at the moment.
+/// A member's role in the group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// Takes the leader's entries, or waits for one.
+    /// Follows a leader, or waits for one.
     #[default]
     Follower,
-    /// Asks whether an election would be won.
+    /// Asks whether it would win an election.
     PreCandidate,
-    /// Asks for votes.
+    /// Runs for leader.
     Candidate,
     /// Leads.
     Leader,
@@ -24,37 +24,37 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Replication {
-    /// It looks for the place where the logs match.
+    /// Searching for the position up to which the logs match.
     Probing,
-    /// It streams.
+    /// Streaming entries.
     Streaming,
-    /// It has sent a snapshot and waits.
+    /// Waiting for a snapshot to arrive.
     Snapshot,
 }
 
-/// What the leader knows of a member.
+/// The leader's knowledge of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct PeerProgress {
-    /// The last position that the member is known to have.
+    /// The last position the member is known to have.
     pub matched: Index,
     /// The next position that will be sent to it; always after `matched`.
     pub next: Index,
-    /// Whether it has answered since the leader last checked its quorum.
+    /// Whether it has answered since the leader's last quorum check.
     pub recent_active: bool,
-    /// Ticks since this member last heard of it; `None` if it never did.
+    /// Ticks since it was last heard from; `None` if it never was.
     pub silent_ticks: Option<u64>,
-    /// How entries are sent to it.
+    /// How entries get to it.
     pub replication: Replication,
 }
 
-/// Messages that were dropped, by reason.
+/// Counts of dropped messages, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Dropped {
     /// Of another group or incarnation, or for another member.
     pub strangers: u64,
-    /// Late, doubled, or of an older session.
+    /// Late, duplicated, or from an older session.
     pub late: u64,
-    /// Not to be understood, or not to be said to this member in its role.
+    /// Undecodable, or not meant for a member in this role.
     pub malformed: u64,
 }
 
@@ -63,35 +63,35 @@ pub struct Dropped {
 pub struct Status {
     /// The member.
     pub id: RaftId,
-    /// What it is.
+    /// Its role.
     pub role: Role,
     /// Its term.
     pub term: Term,
-    /// Who leads, as far as it knows.
+    /// The leader, as far as it knows.
     pub leader: Option<RaftId>,
-    /// How far the log is committed, as far as it knows.
+    /// The last position it knows to be committed.
     pub commit: Index,
-    /// The last entry that was handed out by a drain.
+    /// The last entry that a drain has handed out.
     pub applied: Index,
     /// The first and the last stored position.
     pub log: (Index, Index),
-    /// Bytes of commands in the stored log.
+    /// Size of the commands in the stored log, in bytes.
     pub log_bytes: usize,
     /// The newest snapshot, if any.
     pub snapshot: Option<Index>,
     /// The membership as of `applied`.
     pub configuration: Configuration,
-    /// Where it last changed; at least the snapshot's position after a start.
+    /// The position of its last change; after a start at least the snapshot's.
     pub configuration_index: Index,
-    /// On the leader: whether a change of membership could be under way.
+    /// On the leader: whether a membership change may be under way.
     pub change_pending: bool,
-    /// On the leader: whether it has committed in its term, so that reads are answered.
+    /// On the leader: whether it has committed in its term, and can answer reads.
     pub ready: bool,
-    /// On the leader: to whom leadership is being handed over.
+    /// On the leader: the member it is handing over to.
     pub transfer: Option<RaftId>,
-    /// On the leader: every member, itself included.
+    /// On the leader: all members, itself included.
     pub peers: BTreeMap<RaftId, PeerProgress>,
-    /// Messages that were dropped.
+    /// Messages dropped since the start.
     pub dropped: Dropped,
 }
 

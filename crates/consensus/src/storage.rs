@@ -8,15 +8,15 @@ use raft::{Error, GetEntriesContext, RaftState, Result, StorageError};
 
 use crate::convert;
 
-/// Bytes that an entry counts beside its data when a message is filled.
+/// Bytes that an entry counts for in a message, on top of its data.
 const ENTRY_OVERHEAD_BYTES: u64 = 24;
 
-/// What the library reads through: the store, and what it must not be told.
+/// What the library reads through: the store, and when to hide its snapshot.
 pub(crate) struct View<S> {
     pub(crate) store: S,
     /// The position of the last membership change that was applied here.
     pub(crate) configuration_index: Index,
-    /// Set when a peer needs a snapshot that is not there.
+    /// Set when a peer needs a snapshot that this store cannot serve.
     pub(crate) snapshot_wanted: Cell<bool>,
 }
 
@@ -79,9 +79,9 @@ impl<S: LogStore> raft::Storage for View<S> {
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> Result<eraftpb::Snapshot> {
-        // Trap: a snapshot older than the last membership change or than the log's base loops for
-        // ever, and one whose configuration lacks the receiver is ignored by it without a word.
-        // Neither is served; a fresh one is asked for instead.
+        // Trap: a snapshot older than the last membership change or than the log's base loops
+        // forever, and the receiver silently ignores one whose configuration lacks it. Serve
+        // neither; ask for a fresh one instead.
         let image = self.store.image();
         match image.snapshot() {
             Some(snapshot)

@@ -2,12 +2,11 @@
 
 use raft::{RawNode, StateRole, Storage};
 
-/// Replaces the only randomness of the library, its election timeout, by our own.
+/// Replaces the library's only randomness, its election timeout, with our own.
 ///
-/// Whether the library has just drawn a new timeout cannot be seen from outside when it drew the
-/// same one again. Our draw is therefore a function of the seed and a counter, and the counter
-/// moves on whenever the term, the role or the leader has changed or an election began: things
-/// that do not depend on the library's draw.
+/// From outside, a fresh draw that equals the last one cannot be seen. Our draw is therefore a
+/// function of the seed and a counter that advances whenever the term, role or leader changes or
+/// an election begins, none of which depends on the library's draw.
 #[derive(Debug)]
 pub(crate) struct Timeouts {
     seed: u64,
@@ -27,7 +26,7 @@ impl Timeouts {
         self.draws += 1;
     }
 
-    /// To be called after every call into the library.
+    /// Call this after every call into the library.
     pub(crate) fn set<S: Storage>(&mut self, raw: &mut RawNode<S>) {
         let role = match raw.raft.state {
             StateRole::Follower => 0,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ServerId};
 use cohort_core::placement::{Placed, Placement, placement};
@@ -29,6 +30,9 @@ pub struct Leading {
     placed_ms: Option<u64>,
     /// The last of the leader's own proposals that has not been applied yet.
     planned_up_to: u64,
+    ticked_ms: Option<u64>,
+    /// The end of the process's last long pause.
+    awake_since_ms: u64,
     /// Something has changed since the last plan.
     stale: bool,
 }
@@ -44,6 +48,8 @@ impl Leading {
             planned_ms: None,
             placed_ms: None,
             planned_up_to: 0,
+            ticked_ms: None,
+            awake_since_ms: 0,
             stale: true,
         }
     }
@@ -59,8 +65,18 @@ impl Leading {
     /// Another member leads, or none: everything seen so far is void, except the kill switch,
     /// which every member has latched itself.
     pub fn ended(&mut self) {
+        let Leading { ticked_ms, awake_since_ms, .. } = *self;
         let fresh = Leading::new(self.server().clone(), self.seen.killed.take());
-        *self = fresh;
+        *self = Leading { ticked_ms, awake_since_ms, ..fresh };
+    }
+
+    /// Time has passed; call this at every tick. After a pause of the whole process (stopped, or
+    /// starved) contacts from before count from its end: nobody could be heard meanwhile.
+    pub fn tick(&mut self, now_ms: u64) {
+        if self.ticked_ms.is_some_and(|at| now_ms - at > CLOCK_STEP_MS_MAX) {
+            self.awake_since_ms = now_ms;
+        }
+        self.ticked_ms = Some(now_ms);
     }
 
     /// The server whose member this is.
@@ -121,17 +137,28 @@ impl Leading {
         self.since_ms.is_some() && self.planned_up_to <= applied && (self.stale || old)
     }
 
+    /// What the last plan was made from.
+    #[must_use]
+    pub fn seen(&self) -> &Observations {
+        &self.seen
+    }
+
     /// Plans. What is proposed of it must be told to [`proposed`](Self::proposed).
     pub fn plan(&mut self, now_ms: u64, state: &State, contacts: &Contacts) -> Plan {
         self.stale = false;
         self.planned_ms = Some(now_ms);
         self.seen.elapsed_ms = now_ms - self.clock_mark_ms;
-        self.seen.leading_for_ms = now_ms - self.since_ms.unwrap_or(now_ms);
+        let since_ms = self.since_ms.unwrap_or(now_ms).max(self.awake_since_ms);
+        self.seen.leading_for_ms = now_ms - since_ms;
         if self.seen.killed.is_some() {
             // Deadlines freeze while everything is stopped.
             self.clock_mark_ms = now_ms;
         }
         self.seen.contact_age_ms = contacts.ages_ms(now_ms);
+        let awake_ms = now_ms - self.awake_since_ms;
+        for age_ms in self.seen.contact_age_ms.values_mut() {
+            *age_ms = awake_ms.min(*age_ms);
+        }
         self.seen.doing = contacts.steps();
         plan(state, &self.seen)
     }

@@ -98,6 +98,22 @@ fn what_the_clock_could_not_be_advanced_by_is_dropped() {
 }
 
 #[test]
+fn a_pause_of_the_leader_makes_no_server_silent() {
+    let server = |name: &str| ServerId::new(name).unwrap();
+    let mut contacts = Contacts::default();
+    contacts.heard(900, &server("s1"), 0, BTreeMap::new());
+    let mut leading = leading();
+    leading.tick(1_000);
+    let woken_ms = 1_000 + WEEK_MS;
+    leading.tick(woken_ms);
+    contacts.heard(woken_ms + 40, &server("s2"), 0, BTreeMap::new());
+    let _ = leading.plan(woken_ms + 50, &state(), &contacts);
+    let expected = BTreeMap::from([(server("s1"), 50), (server("s2"), 10)]);
+    assert_eq!(leading.seen().contact_age_ms, expected);
+    assert_eq!(leading.seen().leading_for_ms, 50);
+}
+
+#[test]
 fn the_kill_switch_freezes_the_clock() {
     let mut leading = leading();
     leading.killed(Some("stop".into()));

@@ -460,6 +460,7 @@ impl<S: LogStore> Member<S> {
         if now_ms < self.next_tick_ms {
             return;
         }
+        self.leading.tick(now_ms);
         let due = 1 + (now_ms - self.next_tick_ms) / TICK_MS;
         self.next_tick_ms += due * TICK_MS;
         for _ in 0..due.min(TICKS_CAUGHT_UP_MAX) {

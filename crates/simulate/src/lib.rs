@@ -4,8 +4,9 @@
 //! start a thread or touch a file: a run is a function of its seed, so that a failure is replayed
 //! by the one line that it prints.
 //!
-//! Start reading at [`fleet`], which simulates groups of servers over the core, and at [`raft`],
-//! which simulates the consensus of one group.
+//! Start reading at [`fleet`] (groups of servers), [`members`] (the production member of one group)
+//! and [`raft`] (the consensus of one group).
 
 pub mod fleet;
+pub mod members;
 pub mod raft;

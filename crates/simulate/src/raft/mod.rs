@@ -21,5 +21,6 @@ mod script;
 mod world;
 
 pub use checker::Checker;
+pub(crate) use network::Network;
 pub use script::Script;
 pub use world::{Outcome, Setup, Violation, run};

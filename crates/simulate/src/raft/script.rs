@@ -1,4 +1,4 @@
-//! Explained examples: a few members, a perfect network, and somebody who says what happens.
+//! Explained examples: a few members on a perfect network, driven step by step.
 //!
 //! A script is text. A block is some commands, a line `----`, and what they print:
 //!
@@ -8,26 +8,26 @@
 //! campaign 1           tick member 1 alone until it asks for votes
 //! tick 1 5             tick member 1 five times
 //! ticks 5              tick everyone five times, delivering in between
-//! deliver              deliver until nothing is under way
-//! deliver 2            deliver only what is for member 2, once
-//! lose                 lose everything that is under way
+//! deliver              deliver until nothing is in flight
+//! deliver 2            deliver only messages for member 2, once
+//! lose                 lose everything in flight
 //! cut 1 2 | 3 4 5      cut the network between the two sides
 //! heal                 mend it
 //! propose 1 hello      propose a command on member 1
 //! read 2               begin a read on member 2
 //! transfer 1 2         hand leadership from member 1 to member 2
-//! handover 1           let member 1 choose whom to hand over to
+//! handover 1           hand over to the member that member 1 chooses
 //! change 1 2 3 / 4     on member 1, change to voters 2 3 and standbys 4
 //! compact 1            take a snapshot on member 1
 //! crash 1              end member 1; what was not durable is lost
 //! start 1              start it again
 //! status               a line for every member
-//! log 1                what member 1 has stored
-//! quiet                print nothing but what status and log say, for the rest of the block
+//! log 1                the stored log of member 1
+//! quiet                print only status and log for the rest of the block
 //! ```
 //!
-//! Everything else that happens is printed in the order in which it happens: messages as they are
-//! delivered, changes of role, what is applied, reads as they are answered.
+//! Everything else is printed as it happens: messages as they are delivered, changes of role,
+//! applied commands, reads as they are answered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -38,7 +38,7 @@ use cohort_consensus::{
 };
 use cohort_store::{Disk, EntryKind, FaultyStore, LogStore as _};
 
-/// A group that is driven by a script.
+/// A group driven by a script.
 #[derive(Default)]
 pub struct Script {
     members: BTreeMap<RaftId, Scripted>,
@@ -55,11 +55,17 @@ struct Scripted {
     state: Vec<String>,
 }
 
-/// Messages that a script may cause before something must be wrong.
+/// Rounds of messages that one `deliver` may take; more must be a loop.
 const DELIVERIES_MAX: usize = 10_000;
+/// A line with a verb that does not exist, or with other words than it takes.
+const UNKNOWN: &str = "not a command, or not with these words";
 
 fn id(word: &str) -> Result<RaftId, String> {
     word.parse().map(RaftId).map_err(|_| format!("{word:?} is no member's number"))
+}
+
+fn number(word: &str) -> Result<u32, String> {
+    word.parse().map_err(|_| format!("{word:?} is no number"))
 }
 
 fn ids<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<BTreeSet<RaftId>, String> {
@@ -67,7 +73,7 @@ fn ids<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<BTreeSet<RaftId>,
 }
 
 impl Script {
-    /// Plays a whole file and returns it with the output that it really gives.
+    /// Plays a whole file and returns it with its actual output.
     ///
     /// # Errors
     /// A line that cannot be carried out.
@@ -110,44 +116,64 @@ impl Script {
         let words: Vec<&str> = line.split_whitespace().collect();
         let Some((verb, rest)) = words.split_first() else { return Ok(()) };
         match (*verb, rest) {
-            ("group", voters) => {
-                let voters = ids(voters.iter().copied())?;
-                for member in &voters {
-                    let disk = Disk::new();
-                    let mut store = FaultyStore::open(&disk).map_err(|e| e.to_string())?;
-                    let config = config(*member, 1);
-                    Node::bootstrap(&mut store, &config, voters.iter().copied(), Vec::new())
-                        .map_err(|e| e.to_string())?;
-                    self.add(*member, disk);
-                    self.start(*member)?;
-                }
-            }
+            ("group", voters) => self.found(&ids(voters.iter().copied())?)?,
             ("join", [member]) => {
                 self.add(id(member)?, Disk::new());
                 self.start(id(member)?)?;
             }
             ("campaign", [member]) => self.campaign(id(member)?)?,
             ("tick", [member, count]) => {
-                for _ in 0..count.parse::<u32>().map_err(|e| e.to_string())? {
-                    self.node(id(member)?)?.tick();
-                    self.settle(id(member)?)?;
+                for _ in 0..number(count)? {
+                    self.tick(id(member)?)?;
                 }
             }
             ("ticks", [count]) => {
-                for _ in 0..count.parse::<u32>().map_err(|e| e.to_string())? {
+                for _ in 0..number(count)? {
                     for member in self.running() {
-                        self.node(member)?.tick();
-                        self.settle(member)?;
+                        self.tick(member)?;
                     }
                     self.deliver_all()?;
                 }
             }
+            ("deliver" | "lose" | "cut" | "heal", rest) => self.network(verb, rest)?,
+            ("propose" | "read" | "transfer" | "handover" | "change", [member, rest @ ..]) => {
+                self.request(verb, id(member)?, rest)?;
+                self.settle(id(member)?)?;
+            }
+            ("compact", [member]) => self.compact(id(member)?)?,
+            ("crash", [member]) => {
+                let member = self.members.get_mut(&id(member)?).ok_or("no such member")?;
+                member.node = None;
+                member.disk.crash();
+            }
+            ("start", [member]) => self.start(id(member)?)?,
+            ("status", []) => self.status(),
+            ("log", [member]) => self.log(id(member)?)?,
+            ("quiet", []) => self.quiet = true,
+            _ => return Err(UNKNOWN.to_owned()),
+        }
+        Ok(())
+    }
+
+    fn found(&mut self, voters: &BTreeSet<RaftId>) -> Result<(), String> {
+        for member in voters {
+            let disk = Disk::new();
+            let mut store = FaultyStore::open(&disk).map_err(|e| e.to_string())?;
+            let config = config(*member, 1);
+            Node::bootstrap(&mut store, &config, voters.iter().copied(), Vec::new())
+                .map_err(|e| e.to_string())?;
+            self.add(*member, disk);
+            self.start(*member)?;
+        }
+        Ok(())
+    }
+
+    fn network(&mut self, verb: &str, rest: &[&str]) -> Result<(), String> {
+        match (verb, rest) {
             ("deliver", []) => self.deliver_all()?,
             ("deliver", [member]) => {
                 let to = id(member)?;
-                let all = std::mem::take(&mut self.mail);
-                let (now, later) = all.into_iter().partition(|envelope| envelope.to == to);
-                self.mail = later;
+                let now = self.mail.extract_if(.., |envelope| envelope.to == to).collect();
                 self.deliver(now)?;
             }
             ("lose", []) => self.mail.clear(),
@@ -161,66 +187,60 @@ impl Script {
                 }
             }
             ("heal", []) => self.cut.clear(),
-            ("propose", [member, text]) => {
-                let result = self.node(id(member)?)?.propose(text.as_bytes().to_vec());
-                match result {
-                    Ok((index, term)) => self.say(&format!("proposed at {index} in term {term}")),
-                    Err(error) => self.say(&format!("refused: {error}")),
-                }
-                self.settle(id(member)?)?;
+            _ => return Err(UNKNOWN.to_owned()),
+        }
+        Ok(())
+    }
+
+    /// Asks a member for something, which it may refuse.
+    fn request(&mut self, verb: &str, member: RaftId, rest: &[&str]) -> Result<(), String> {
+        let node = self.node(member)?;
+        let refused = |error: &dyn std::error::Error| Some(format!("refused: {error}"));
+        let said = match (verb, rest) {
+            ("propose", [text]) => match node.propose(text.as_bytes().to_vec()) {
+                Ok((index, term)) => Some(format!("proposed at {index} in term {term}")),
+                Err(error) => refused(&error),
+            },
+            ("read", []) => match node.read() {
+                Ok(read) => Some(format!("read {} begins on {member}", read.0)),
+                Err(error) => refused(&error),
+            },
+            ("transfer", [to]) => {
+                node.transfer_leadership(id(to)?).err().and_then(|error| refused(&error))
             }
-            ("read", [member]) => {
-                match self.node(id(member)?)?.read() {
-                    Ok(read) => self.say(&format!("read {} begins on {member}", read.0)),
-                    Err(error) => self.say(&format!("refused: {error}")),
-                }
-                self.settle(id(member)?)?;
-            }
-            ("transfer", [member, to]) => {
-                if let Err(error) = self.node(id(member)?)?.transfer_leadership(id(to)?) {
-                    self.say(&format!("refused: {error}"));
-                }
-                self.settle(id(member)?)?;
-            }
-            ("handover", [member]) => {
-                match self.node(id(member)?)?.hand_over() {
-                    Ok(to) => self.say(&format!("{member} hands over to {to}")),
-                    Err(error) => self.say(&format!("refused: {error}")),
-                }
-                self.settle(id(member)?)?;
-            }
-            ("change", [member, members @ ..]) => {
+            ("handover", []) => match node.hand_over() {
+                Ok(to) => Some(format!("{member} hands over to {to}")),
+                Err(error) => refused(&error),
+            },
+            ("change", members) => {
                 let mut halves = members.split(|word| *word == "/");
                 let voters = ids(halves.next().unwrap_or(&[]).iter().copied())?;
                 let standbys = ids(halves.next().unwrap_or(&[]).iter().copied())?;
-                let result = self.node(id(member)?)?.change_membership(&voters, &standbys);
-                if let Err(error) = result {
-                    self.say(&format!("refused: {error}"));
-                }
-                self.settle(id(member)?)?;
+                let changed = node.change_membership(&voters, &standbys);
+                changed.err().and_then(|error| refused(&error))
             }
-            ("compact", [member]) => {
-                let member = id(member)?;
-                let state = self.members.get(&member).map(|m| m.state.join(" "));
-                let applied = self.node(member)?.status().applied;
-                let state = state.unwrap_or_default().into_bytes();
-                match self.node(member)?.compact(applied, state) {
-                    Ok(()) => self.say(&format!("{member} has a snapshot at {applied}")),
-                    Err(error) => self.say(&format!("refused: {error}")),
-                }
-            }
-            ("crash", [member]) => {
-                let member = self.members.get_mut(&id(member)?).ok_or("no such member")?;
-                member.node = None;
-                member.disk.crash();
-            }
-            ("start", [member]) => self.start(id(member)?)?,
-            ("status", []) => self.status(),
-            ("log", [member]) => self.log(id(member)?)?,
-            ("quiet", []) => self.quiet = true,
-            _ => return Err("not a command, or not with these words".to_owned()),
+            _ => return Err(UNKNOWN.to_owned()),
+        };
+        if let Some(line) = said {
+            self.say(&line);
         }
         Ok(())
+    }
+
+    fn compact(&mut self, member: RaftId) -> Result<(), String> {
+        let state = self.members.get(&member).map(|m| m.state.join(" "));
+        let state = state.unwrap_or_default().into_bytes();
+        let applied = self.node(member)?.applied();
+        match self.node(member)?.compact(applied, state) {
+            Ok(()) => self.say(&format!("{member} has a snapshot at {applied}")),
+            Err(error) => self.say(&format!("refused: {error}")),
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, member: RaftId) -> Result<(), String> {
+        self.node(member)?.tick();
+        self.settle(member)
     }
 
     fn running(&self) -> Vec<RaftId> {
@@ -255,8 +275,7 @@ impl Script {
     fn campaign(&mut self, member: RaftId) -> Result<(), String> {
         for _ in 0..100 {
             let before = self.mail.len();
-            self.node(member)?.tick();
-            self.settle(member)?;
+            self.tick(member)?;
             let asks = |e: &Envelope| matches!(e.message, Message::PreVote(_));
             if self.mail[before..].iter().any(asks) || self.node(member)?.status().is_leader() {
                 return Ok(());

@@ -16,50 +16,60 @@ impl World {
         let after = self.rng.random_range(1..=TROUBLE_MS_MAX);
         self.schedule(after, Event::Trouble);
         let trouble = self.chaos.pick(&mut self.rng);
-        let mut id = self.someone();
+        let id = self.someone();
+        let id = match trouble {
+            Trouble::Propose | Trouble::Read | Trouble::Transfer | Trouble::Change => {
+                self.request(trouble, id)
+            }
+            Trouble::Part | Trouble::Isolate | Trouble::Heal | Trouble::Redraw => {
+                self.bad_network(trouble, id)
+            }
+            Trouble::LoseDisk => return self.lose_disk(id),
+            Trouble::Crash
+            | Trouble::FailWrite(_)
+            | Trouble::Pause { .. }
+            | Trouble::Compact
+            | Trouble::Unreachable
+            | Trouble::Reconnect => {
+                self.bad_member(trouble, id);
+                id
+            }
+        };
+        self.settle(id)
+    }
+
+    /// A client or a person asks a member for something.
+    fn request(&mut self, trouble: Trouble, mut id: RaftId) -> RaftId {
+        if !matches!(trouble, Trouble::Read) || self.rng.random_bool(0.5) {
+            id = self.someone_leading();
+        }
         match trouble {
             Trouble::Propose => {
-                id = self.someone_leading();
                 let command = self.command();
                 if let Some(member) = self.members.get_mut(&id) {
                     member.propose(command);
                 }
             }
             Trouble::Read => {
-                if self.rng.random_bool(0.5) {
-                    id = self.someone_leading();
-                }
                 if let Some(member) = self.members.get_mut(&id)
                     && member.paused_until <= self.now
                 {
                     member.read(&self.checker);
                 }
             }
-            Trouble::Crash => {
-                if let Some(member) = self.members.get_mut(&id)
-                    && member.process.is_some()
-                {
-                    self.note(|| format!("{id} crashes"));
-                    if let Some(member) = self.members.get_mut(&id) {
-                        member.crash();
-                    }
-                    self.down(id);
+            Trouble::Transfer => {
+                let to = self.someone();
+                if let Some(process) = self.process(id) {
+                    let _ = process.node.transfer_leadership(to);
                 }
             }
-            Trouble::FailWrite(fault) => {
-                if let Some(member) = self.members.get_mut(&id)
-                    && !self.setup.lying_disks
-                {
-                    member.set_fault(fault);
-                }
-            }
-            Trouble::Pause { ms } => {
-                let until = self.now + self.rng.random_range(1..=ms);
-                self.note(|| format!("{id} pauses until {until}"));
-                if let Some(member) = self.members.get_mut(&id) {
-                    member.paused_until = until;
-                }
-            }
+            _ => self.change(id),
+        }
+        id
+    }
+
+    fn bad_network(&mut self, trouble: Trouble, mut id: RaftId) -> RaftId {
+        match trouble {
             Trouble::Part => {
                 let ids: Vec<RaftId> = self.members.keys().copied().collect();
                 self.network.part(&ids, &mut self.rng);
@@ -72,38 +82,42 @@ impl World {
                 self.network.cut = pairs.collect();
                 self.note(|| format!("{id} is cut off"));
             }
-            Trouble::Heal => self.network.cut.clear(),
             Trouble::Redraw => {
                 let cut = std::mem::take(&mut self.network.cut);
                 self.network = Network { cut, ..Network::draw(&mut self.rng) };
             }
-            Trouble::Transfer => {
-                id = self.someone_leading();
-                let to = self.someone();
-                if let Some(process) = self.process(id) {
-                    let _ = process.node.transfer_leadership(to);
-                }
+            _ => self.network.cut.clear(),
+        }
+        id
+    }
+
+    fn bad_member(&mut self, trouble: Trouble, id: RaftId) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        match trouble {
+            Trouble::Crash if member.process.is_some() => {
+                member.crash();
+                self.note(|| format!("{id} crashes"));
+                self.down(id);
             }
-            Trouble::Change => {
-                id = self.someone_leading();
-                self.change(id);
+            Trouble::FailWrite(fault) if !self.setup.lying_disks => member.set_fault(fault),
+            Trouble::Pause { ms } => {
+                let until = self.now + self.rng.random_range(1..=ms);
+                member.paused_until = until;
+                self.note(|| format!("{id} pauses until {until}"));
             }
             Trouble::Compact => self.compact(id),
-            Trouble::Unreachable => {
+            Trouble::Unreachable | Trouble::Reconnect => {
                 let peer = self.someone();
-                if let Some(process) = self.process(id) {
-                    process.node.report_unreachable(peer);
+                match self.process(id) {
+                    Some(process) if matches!(trouble, Trouble::Reconnect) => {
+                        process.node.connected(peer);
+                    }
+                    Some(process) => process.node.report_unreachable(peer),
+                    None => {}
                 }
             }
-            Trouble::Reconnect => {
-                let peer = self.someone();
-                if let Some(process) = self.process(id) {
-                    process.node.connected(peer);
-                }
-            }
-            Trouble::LoseDisk => return self.lose_disk(id),
+            _ => {}
         }
-        self.settle(id)
     }
 
     fn change(&mut self, id: RaftId) {
