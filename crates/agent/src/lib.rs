@@ -1,15 +1,15 @@
 //! The daemon on every server: runner and member wired together.
 //!
-//! **What it is.** [`run`] joins the fleet at the first start, then goes on for as long as the
-//! server lives: the *runner* (every server) asks a member for orders and does them through
+//! **What it is.** [`run`] joins the fleet on the first start, then runs for as long as the server
+//! lives: the *runner* (every server) asks a member for orders and carries them out through
 //! `cohort-host`; the *member* (few servers) carries the group's log on a thread of its own and,
-//! while it leads, plans.
+//! while it leads, plans. Both are shells around `cohort-server`.
 //!
-//! **What it must never know.** How a decision is made (core), how a step is done (host), what a
-//! signature is (artifact, identity).
+//! **What it must never know.** How a decision is made (core, server), how a step is done (host),
+//! what a signature is (artifact, identity).
 //!
-//! **Where to start reading.** `member.rs` (the loop that owns the state), `control.rs` (what can
-//! be asked), `runner.rs` and `app.rs` (what a server does), `duties.rs` (the leader's errands).
+//! **Where to start reading.** `member.rs` (the thread that owns the log), `control.rs` (the
+//! control port), `runner.rs` and `app.rs` (what a server does), `duties.rs` (the leader's errands).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 

@@ -9,37 +9,33 @@
 //! arrive in inputs; messages and writes leave as effects. Its `clippy.toml` holds it to that.
 //!
 //! **Where to start reading.** `app` (one app on one server), `asking` (orders and how fresh they
-//! are), `outbox` (reports until the group has them); for the few servers that carry the group's
-//! log, `member` (one turn of the member) and `leading` (what the leader observes and proposes).
+//! are), `outbox` (reports until the group has them). For the few servers that carry the group's
+//! log: `member` (one step of the member), `leading` (what the leader observes, and when it plans),
+//! `answers` (what may be asked of a member), `records` and `offers` (registry and repository),
+//! `membership` (who carries the log).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
 
 pub mod answers;
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod answers_test;
 pub mod app;
 pub mod asking;
 pub mod contacts;
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod contacts_test;
 pub mod leading;
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod leading_test;
 pub mod member;
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod member_test;
 pub mod membership;
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod membership_test;
 pub mod offers;
 pub mod outbox;
 pub mod records;
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod records_test;
