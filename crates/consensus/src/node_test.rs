@@ -298,7 +298,7 @@ fn a_failed_write_stops_the_member_and_nothing_leaves_it() {
 }
 
 /// What the leader believes of a member to which it says that entries do not match, after the
-/// member has caught up, the connection broke, and the same message has come once more.
+/// member has caught up, the connection broke, and the same message has come again.
 fn after_a_late_rejection(tune: fn(&mut Config)) -> (PeerProgress, u64) {
     let mut group = Group::tuned(&[1, 2, 3], tune);
     let leader = group.leader();

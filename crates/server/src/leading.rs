@@ -129,7 +129,7 @@ impl Leading {
         self.stale = true;
     }
 
-    /// Whether a plan is worth making now: nothing of the last one is still under way, and there
+    /// Whether a plan is worth making now: nothing of the last one is still in flight, and there
     /// is news, or the last one is old.
     #[must_use]
     pub fn due(&self, now_ms: u64, applied: u64) -> bool {

@@ -184,7 +184,7 @@ pub enum TransferFailure {
     /// It was not begun.
     #[error(transparent)]
     Refused(TransferError),
-    /// Another transfer, or a stop, is under way.
+    /// Another transfer, or a stop, is in progress.
     #[error("leadership is already being transferred")]
     Underway,
     /// Nobody took over.
@@ -327,7 +327,7 @@ pub struct Member<S: LogStore> {
     waiting: Vec<Waiting>,
     /// By position: the term in which it was proposed, and whom to answer.
     proposals: BTreeMap<u64, (Term, Ticket)>,
-    /// The round of reads under way, and since when.
+    /// The round of reads in flight, and since when.
     reading: Option<(ReadId, u64, Vec<Reader>)>,
     /// Reads that begin with the next round.
     next_readers: Vec<Reader>,

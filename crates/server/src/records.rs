@@ -57,11 +57,11 @@ pub struct Progress {
     pub target: Option<Version>,
     /// Why the group went back, or is held.
     pub held_reason: Option<Reason>,
-    /// The wave under way, and its number of servers.
+    /// The wave in progress, and its number of servers.
     pub wave: Option<(u32, usize)>,
 }
 
-/// What this leadership has written already.
+/// The records that this leadership has written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
     info: bool,
@@ -70,7 +70,7 @@ pub struct Written {
 
 impl Written {
     /// The registry has taken a record. Returns what the group has to hear of it: if that gets
-    /// lost, the record is written once more, which is harmless.
+    /// lost, the record is written again, which is harmless.
     pub fn took(&mut self, record: Record) -> Option<Body> {
         match record {
             Record::Info { .. } => self.info = true,

@@ -124,7 +124,7 @@ fn progress_record(group: GroupId, stamp: Stamp, progress: Progress) -> GroupRec
     }
 }
 
-/// Tells the group that the registry has a record; if that gets lost, it is written once more.
+/// Tells the group that the registry has a record; if that gets lost, the record is written again.
 async fn acknowledge(shared: &Shared, handle: &MemberHandle, body: Body) {
     let actor = format!("leader {}", shared.server());
     let command = Shared::command(handle, actor, None, body);
