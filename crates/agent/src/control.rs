@@ -111,7 +111,7 @@ async fn wait(
     loop {
         let now = Arc::clone(&view.borrow_and_update());
         let answer = answer(&shared, &now, &server, 0);
-        if answers::answers_now(&now, answer.hash, request.known) {
+        if answers::answers_now(now.raft.leader.is_some(), answer.hash, request.known) {
             return Ok(Json(answer));
         }
         match tokio::time::timeout_at(deadline, view.changed()).await {

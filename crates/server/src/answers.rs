@@ -28,8 +28,8 @@ pub fn orders(view: &View, server: &ServerId) -> (Option<Orders>, u64) {
 /// Whether a held question is answered now: the orders differ from those that the server has, or
 /// this member lost the leader and the server had better ask another one.
 #[must_use]
-pub fn answers_now(view: &View, hash: u64, known: u64) -> bool {
-    hash != known || view.raft.leader.is_none()
+pub fn answers_now(has_leader: bool, hash: u64, known: u64) -> bool {
+    hash != known || !has_leader
 }
 
 /// Whether a person may say this.

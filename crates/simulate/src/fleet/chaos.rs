@@ -237,8 +237,8 @@ impl Chaos {
             _ => {
                 let version = self.versions;
                 self.say("a leader slept");
-                self.fleet.groups.get_mut(&group).expect("known").leap_ms +=
-                    u64::from(version) * 1_000;
+                let group = self.fleet.groups.get_mut(&group).expect("known");
+                group.leap(u64::from(version) * 1_000);
             }
         }
     }

@@ -2,16 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cohort_consensus::{Configuration, RaftId};
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Event, Rejection};
+use cohort_core::gate::{ForeignVerdict, RegistryView};
 use cohort_core::ids::{AppId, GroupId, Incarnation, RequestId, ServerId};
 use cohort_core::orders::Orders;
 use cohort_core::phase::PhaseName;
 use cohort_core::release::Release;
-use cohort_core::report::{Report, Step};
+use cohort_core::report::{Doing, Report, Step};
 use cohort_core::state::State;
 use cohort_core::waiting::Waiting;
-use cohort_core::{Observations, Offer, Plan};
+use cohort_core::{Offer, Plan};
+use cohort_server::answers::answers_now;
 use cohort_server::asking::{Input, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
+use cohort_server::contacts::Contacts;
+use cohort_server::leading::Leading;
+use cohort_server::records::{Record, Written, due};
 
 use super::net::{Message, Net};
 use super::server::Server;
@@ -68,12 +74,12 @@ pub struct Group {
     pub killed: Option<String>,
     /// What the channels point to, for this group's platform.
     pub offers: BTreeMap<AppId, Offer>,
-    /// Added to what the leader measures: a leader that slept.
-    pub leap_ms: u64,
-    led_ms: u64,
-    clock_ms: u64,
-    contact_ms: BTreeMap<ServerId, u64>,
-    doing: BTreeMap<(AppId, ServerId), Step>,
+    /// What the leader observes; none while nobody leads.
+    leading: Option<Leading>,
+    contacts: Contacts,
+    written: Written,
+    /// How far the leaders' monotonic clock is ahead of the fleet's: leaders that were stopped.
+    ahead_ms: u64,
     requests: u64,
     held: Vec<Held>,
     given: BTreeMap<ServerId, (u64, Option<Orders>)>,
@@ -98,11 +104,10 @@ impl Group {
             arrows: BTreeSet::new(),
             killed: None,
             offers: BTreeMap::new(),
-            leap_ms: 0,
-            led_ms: 0,
-            clock_ms: 0,
-            contact_ms: BTreeMap::new(),
-            doing: BTreeMap::new(),
+            leading: None,
+            contacts: Contacts::default(),
+            written: Written::default(),
+            ahead_ms: 0,
             requests: 0,
             held: Vec::new(),
             given: BTreeMap::new(),
@@ -128,7 +133,6 @@ impl Group {
         body: Body,
     ) -> Result<Vec<Event>, Rejection> {
         let name = body.name();
-        let advanced = matches!(body, Body::AdvanceClock { .. });
         let command = Command {
             version: COMMAND_VERSION,
             incarnation: self.state.incarnation,
@@ -141,12 +145,11 @@ impl Group {
             panic!("after {command:?}: {broken}");
         }
         self.log.push(command);
+        if let Some(leading) = &mut self.leading {
+            leading.state_changed();
+        }
         match &outcome {
             Ok(events) => {
-                if advanced {
-                    self.clock_ms = now_ms;
-                    self.leap_ms = 0;
-                }
                 for event in events {
                     let mut wave = None;
                     if let Event::PhaseChanged { app, from, to, .. } = event {
@@ -180,21 +183,28 @@ impl Group {
     /// Another server leads from now on; what the old one knew is forgotten.
     pub fn elect(&mut self, now_ms: u64, leader: Option<ServerId>) {
         self.leaderless_ms = if leader.is_none() { Some(now_ms) } else { None };
+        // Worse than in production, where the new leader's member has heard of some servers itself.
+        self.contacts = Contacts::default();
+        self.written = Written::default();
+        self.leading = leader.clone().map(|leader| {
+            let mut leading = Leading::new(leader, self.killed.clone());
+            leading.began(now_ms + self.ahead_ms);
+            leading
+        });
         self.leader = leader;
-        self.led_ms = now_ms;
-        self.clock_ms = now_ms;
-        self.leap_ms = 0;
-        self.contact_ms.clear();
-        self.doing.clear();
+    }
+
+    /// The leader's process is stopped for a while; nobody else is.
+    pub fn leap(&mut self, ms: u64) {
+        self.ahead_ms += ms;
     }
 
     /// A server asked for its orders.
     pub fn contact(&mut self, now_ms: u64, server: &ServerId, doing: &BTreeMap<AppId, Step>) {
-        self.contact_ms.insert(server.clone(), now_ms);
-        self.doing.retain(|(_, other), _| other != server);
-        for (app, step) in doing {
-            self.doing.insert((app.clone(), server.clone()), *step);
-        }
+        let doing = doing
+            .iter()
+            .map(|(app, step)| (app.clone(), Doing { step: *step, detail: String::new() }));
+        self.contacts.heard(now_ms + self.ahead_ms, server, 0, doing.collect());
     }
 
     /// A member is asked; `None` where the answer comes later.
@@ -249,7 +259,7 @@ impl Group {
             let mut over = self.leader.is_none() || question.until_ms <= now_ms;
             if !over && (question.entries, question.killed) != (entries, killed) {
                 (question.entries, question.killed) = (entries, killed);
-                over = self.orders(&question.server).1 != question.known;
+                over = answers_now(true, self.orders(&question.server).1, question.known);
             }
             if over {
                 answered.push((question.server.clone(), question.id));
@@ -276,24 +286,67 @@ impl Group {
         }
     }
 
+    /// Time has passed for the leader. Whether it plans now.
+    pub fn plan_due(&mut self, now_ms: u64) -> bool {
+        let Some(leading) = &mut self.leading else { return false };
+        let now_ms = now_ms + self.ahead_ms;
+        leading.tick(now_ms);
+        leading.due(now_ms, self.log.len() as u64)
+    }
+
     /// What the leader plans.
-    pub fn plan(&self, now_ms: u64, registry: Option<cohort_core::gate::RegistryView>) -> Plan {
-        let contact_age_ms =
-            self.contact_ms.iter().map(|(server, at)| (server.clone(), now_ms - at)).collect();
-        cohort_core::plan(
-            &self.state,
-            &Observations {
-                leader: self.leader.clone(),
-                elapsed_ms: now_ms - self.clock_ms + self.leap_ms,
-                leading_for_ms: now_ms - self.led_ms,
-                killed: self.killed.clone(),
-                registry,
-                offers: self.offers.clone(),
-                contact_age_ms,
-                doing: self.doing.clone(),
-                refusals: Vec::new(),
-            },
-        )
+    pub fn plan(&mut self, now_ms: u64, registry: Option<RegistryView>) -> Plan {
+        let Some(mut leading) = self.leading.take() else { return Plan::default() };
+        let plan = self.plan_of(&mut leading, now_ms, registry);
+        self.leading = Some(leading);
+        plan
+    }
+
+    /// Why things wait, if the leader planned now; asking changes nothing.
+    pub fn why(&self, now_ms: u64, registry: Option<RegistryView>) -> Vec<Waiting> {
+        let Some(mut leading) = self.leading.clone() else { return Vec::new() };
+        self.plan_of(&mut leading, now_ms, registry).waiting
+    }
+
+    fn plan_of(&self, leading: &mut Leading, now_ms: u64, registry: Option<RegistryView>) -> Plan {
+        leading.registry(registry);
+        leading.offers(self.offers.clone(), Vec::new());
+        leading.killed(self.killed.clone());
+        leading.plan(now_ms + self.ahead_ms, &self.state, &self.contacts)
+    }
+
+    /// The leader proposes a command, which will come after so many that are not in the log yet.
+    pub fn proposes(&mut self, now_ms: u64, body: &Body, after: usize) {
+        let index = (self.log.len() + after + 1) as u64;
+        if let Some(leading) = &mut self.leading {
+            leading.proposed(now_ms + self.ahead_ms, index, body);
+        }
+    }
+
+    /// The leader writes what is due to the registry and tells the group.
+    pub fn write_records(&mut self, now_ms: u64, registry: &mut RegistryView) {
+        let members = self.state.servers.values().filter_map(|server| server.member);
+        let voters = Configuration::of(members.map(|member| RaftId(member.0)), []);
+        for record in due(&self.state, &voters, &self.written) {
+            if let Record::Verdict { app, verdict } = &record {
+                let verdict = ForeignVerdict {
+                    group: self.state.group.clone(),
+                    app: app.clone(),
+                    version: verdict.version.clone(),
+                    platform: verdict.platform.clone(),
+                    good: verdict.bad.is_none(),
+                    reason: verdict.bad.as_ref().map_or_else(String::new, ToString::to_string),
+                };
+                registry.verdicts.retain(|known| {
+                    (&known.group, &known.app, &known.version)
+                        != (&verdict.group, &verdict.app, &verdict.version)
+                });
+                registry.verdicts.push(verdict);
+            }
+            if let Some(body) = self.written.took(record) {
+                let _ = self.commit(now_ms, "leader", None, body);
+            }
+        }
     }
 
     /// Whether everything is where it should be: nothing in flight, nothing owed, all serve.

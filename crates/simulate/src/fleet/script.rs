@@ -182,7 +182,7 @@ impl Script {
                 let name = leader.map_or("nobody".to_owned(), |leader| leader.to_string());
                 let _ = writeln!(out, "{name} leads");
             }
-            "leap" => self.group().leap_ms += ms_of(line.words[0]),
+            "leap" => self.group().leap(ms_of(line.words[0])),
             "kill" => {
                 let on = line.words[0] == "on";
                 let reason = line.words[1..].join(" ");

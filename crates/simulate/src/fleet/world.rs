@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::Offer;
 use cohort_core::command::{Body, Event};
-use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView};
+use cohort_core::gate::{GroupInfo, RegistryView};
 use cohort_core::ids::{AppId, Digest, GroupId, Revision, ServerId};
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
@@ -23,8 +23,10 @@ use super::server::{Around, Server};
 pub const TICK_MS: u64 = 100;
 /// How long a group goes without a leader when the old one is gone, in milliseconds.
 const ELECTION_MS: u64 = 1_000;
-/// How often the leader plans when nothing happened, in milliseconds.
-const PLAN_EVERY_MS: u64 = 300;
+
+/// Plans one after the other at the same moment: a leader plans again as soon as what it proposed
+/// is applied. 4: the second one rarely proposes anything.
+const PLANS_MAX: usize = 4;
 
 /// The registry, as every leader reads it.
 #[derive(Debug, Clone, Default)]
@@ -65,7 +67,6 @@ pub struct Fleet {
     pub broke: bool,
     /// Draws what the weather and the log do.
     pub rng: ChaCha8Rng,
-    planned: BTreeMap<GroupId, (u64, usize)>,
 }
 
 impl Fleet {
@@ -86,7 +87,6 @@ impl Fleet {
             broke: false,
             prober: Prober::default(),
             rng: ChaCha8Rng::seed_from_u64(seed),
-            planned: BTreeMap::new(),
         }
     }
 
@@ -325,28 +325,36 @@ impl Fleet {
         for body in due {
             let _ = group.commit(now_ms, "leader", None, body);
         }
-        let (planned_ms, planned_at) =
-            self.planned.get(&group.state.group).copied().unwrap_or_default();
-        if group.log.len() == planned_at && now_ms - planned_ms < PLAN_EVERY_MS {
-            return;
+        for _ in 0..PLANS_MAX {
+            if !group.plan_due(now_ms) || !self.plan(group) {
+                return;
+            }
         }
-        self.write_registry(group);
+    }
+
+    /// The leader plans and proposes; false when the rest of its plan is lost.
+    fn plan(&mut self, group: &mut Group) -> bool {
+        let now_ms = self.now_ms;
+        if !self.registry.away {
+            group.write_records(now_ms, &mut self.registry.view);
+        }
         let registry = (!self.registry.away).then(|| self.registry.view.clone());
         let plan = group.plan(now_ms, registry);
         self.prober.look_at_plan(group, &plan);
         group.waiting = plan.waiting;
         for body in plan.commands {
+            group.proposes(now_ms, &body, group.proposed.len());
             if self.slow_log_ms == 0 {
                 let _ = group.commit(now_ms, "leader", None, body);
                 if self.is_there(group) {
-                    break;
+                    return false;
                 }
             } else {
                 let late = u64::from(self.rng.random_range(0..self.slow_log_ms));
                 group.proposed.push((now_ms + late, body));
             }
         }
-        self.planned.insert(group.state.group.clone(), (now_ms, group.log.len()));
+        true
     }
 
     /// Whether the state that `break_at` names is reached.
@@ -367,38 +375,5 @@ impl Fleet {
         let there = self.break_at.is_some_and(entered);
         self.broke |= there;
         there
-    }
-
-    /// The leader's other work: telling the registry.
-    fn write_registry(&mut self, group: &mut Group) {
-        if self.registry.away {
-            return;
-        }
-        let now_ms = self.now_ms;
-        let mut written = Vec::new();
-        for (id, app) in &group.state.apps {
-            if app.record > app.record_written {
-                written.push(Body::RecordWritten { app: id.clone(), record: app.record });
-            }
-            for due in &app.verdicts_due {
-                let verdicts = &mut self.registry.view.verdicts;
-                verdicts.retain(|v| {
-                    v.group != group.state.group || v.app != *id || v.version != due.version
-                });
-                verdicts.push(ForeignVerdict {
-                    group: group.state.group.clone(),
-                    app: id.clone(),
-                    version: due.version.clone(),
-                    platform: due.platform.clone(),
-                    good: due.bad.is_none(),
-                    reason: due.bad.as_ref().map_or_else(String::new, ToString::to_string),
-                });
-                let (version, good) = (due.version.clone(), due.bad.is_none());
-                written.push(Body::VerdictWritten { app: id.clone(), version, good });
-            }
-        }
-        for body in written {
-            let _ = group.commit(now_ms, "leader", None, body);
-        }
     }
 }

@@ -124,8 +124,7 @@ impl Script {
         let many = self.fleet.groups.len() > 1;
         for (id, group) in &self.fleet.groups {
             let registry = (!self.fleet.registry.away).then(|| self.fleet.registry.view.clone());
-            let plan = group.plan(self.fleet.now_ms, registry);
-            for waiting in plan.waiting {
+            for waiting in group.why(self.fleet.now_ms, registry) {
                 let mut text = waiting.on.sentence();
                 if group.state.apps.len() > 1 {
                     text = format!("{}: {text}", waiting.app);
