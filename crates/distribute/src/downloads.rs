@@ -258,7 +258,6 @@ impl OneFetch {
             turn = self.turns.acquire() => turn.map_err(|_| cancelled())?,
         };
         let (progress, mut shown) = watch::channel(Progress::default());
-        let mut before = Progress::default();
         let mut fetching = Box::pin(fetch(&self.context, orders.clone(), &progress, &self.cancel));
         let result = loop {
             tokio::select! {
@@ -266,8 +265,6 @@ impl OneFetch {
                 changed = shown.changed() => {
                     if changed.is_ok() {
                         let progress = shown.borrow_and_update().clone();
-                        self.context.counters.count_offences(&before, &progress);
-                        before = progress.clone();
                         self.tell(FetchStatus::UnderWay { progress: Box::new(progress) });
                     }
                 }
@@ -275,7 +272,6 @@ impl OneFetch {
         };
         drop(turn);
         let last = shown.borrow().clone();
-        self.context.counters.count_offences(&before, &last);
         result.map(|()| last)
     }
 

@@ -275,6 +275,9 @@ impl<'a> Fetch<'a> {
         let have = self.part.as_ref().map(|part| part.have());
         let step = self.fetcher.step(now_ms, have.as_ref(), random());
         self.mirror_budget.set(step.mirror_rate_max);
+        for (source, offence) in step.offences {
+            self.context.counters.count_offence(source, offence);
+        }
         for effect in step.effects {
             match effect {
                 Effect::Ask { id, target, what } => self.ask(id, target, what),

@@ -135,7 +135,7 @@ async fn after_a_crash_only_what_is_missing_is_fetched() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_told_before_the_first_byte() {
     let sample = sample();
-    let free = StoreOptions { free_space: Some(Arc::new(|_| Ok(1_000_000))), rehash: false };
+    let free = StoreOptions { free_space: Some(Arc::new(|_| Ok(1_000_000))) };
     let disk = Disk::with(free);
     let mirror = Mirror::start(&[&sample], Manners::default()).await;
     let (result, _) = fetch_once(&context(&disk, &[&mirror], quick()), sample.order()).await;
@@ -155,10 +155,8 @@ async fn a_full_disk_is_told_to_people_and_the_fetch_goes_on_when_there_is_room(
     let sample = sample();
     let space = Arc::new(AtomicU64::new(0));
     let free = Arc::clone(&space);
-    let options = StoreOptions {
-        free_space: Some(Arc::new(move |_| Ok(free.load(Ordering::Relaxed)))),
-        rehash: false,
-    };
+    let options =
+        StoreOptions { free_space: Some(Arc::new(move |_| Ok(free.load(Ordering::Relaxed)))) };
     let disk = Disk::with(options);
     let mirror = Mirror::start(&[&sample], Manners::default()).await;
     let downloads = Downloads::new(context(&disk, &[&mirror], quick()));

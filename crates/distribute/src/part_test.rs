@@ -55,7 +55,7 @@ fn small_disk(own: &str) -> Option<PathBuf> {
 
 /// A store that is told of more room than there is: somebody else takes it just then.
 fn store(folder: &Path) -> Disk {
-    let options = StoreOptions { free_space: Some(Arc::new(|_| Ok(u64::MAX))), rehash: false };
+    let options = StoreOptions { free_space: Some(Arc::new(|_| Ok(u64::MAX))) };
     Disk::at(tempfile::tempdir_in(folder).unwrap(), options)
 }
 

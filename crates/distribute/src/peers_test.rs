@@ -287,8 +287,7 @@ async fn downloads_follow_the_orders() {
     // The third one does not fit on the disk, which is known at once: nothing here is a matter of
     // time.
     let small: FreeSpace = Arc::new(|_| Ok(20 << 20));
-    let (zone, me) =
-        (Zone::new(), Disk::with(StoreOptions { free_space: Some(small), rehash: false }));
+    let (zone, me) = (Zone::new(), Disk::with(StoreOptions { free_space: Some(small) }));
     let (first, second, mut third) =
         (sample(), Sample::new("second", 3 * UNIT), Sample::new("third", 3 * UNIT));
     third.release.length = 1 << 30;

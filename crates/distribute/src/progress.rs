@@ -41,30 +41,10 @@ impl ByteCounters {
         all.iter().map(|((source, what), count)| (source.clone(), *what, *count)).collect()
     }
 
-    /// Counts what sources did between two looks at the progress of one fetch.
-    pub(crate) fn count_offences(&self, before: &Progress, now: &Progress) {
-        for source in &now.sources {
-            let known = before.sources.iter().find(|known| known.source == source.source);
-            for (what, count) in &source.offences {
-                let counted = known.and_then(|known| known.offences.get(what)).copied();
-                // A source that was dropped and named again counts from zero.
-                let more = count.checked_sub(counted.unwrap_or(0)).unwrap_or(*count);
-                self.count_offence(&source.source, *what, u64::from(more));
-            }
-        }
-    }
-
-    fn count_offence(&self, source: &SourceName, what: Offence, more: u64) {
-        if more == 0 {
-            return;
-        }
+    pub(crate) fn count_offence(&self, source: SourceName, what: Offence) {
         let mut all = self.offences.lock();
-        let full = all.len() >= OFFENDERS_MAX;
-        let key = (source.clone(), what);
-        if let Some(count) = all.get_mut(&key) {
-            *count += more;
-        } else if !full {
-            all.insert(key, more);
+        if all.len() < OFFENDERS_MAX || all.contains_key(&(source.clone(), what)) {
+            *all.entry((source, what)).or_default() += 1;
         }
     }
 

@@ -44,16 +44,13 @@ pub type FreeSpace = Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
 /// How a store is opened.
 #[derive(Clone, Default)]
 pub struct StoreOptions {
-    /// Hash whole files again instead of trusting name and length. They were verified and synced
-    /// before they got their names, so this is for suspect disks.
-    pub rehash: bool,
     /// Replaces the operating system's answer, for tests.
     pub free_space: Option<FreeSpace>,
 }
 
 impl fmt::Debug for StoreOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoreOptions").field("rehash", &self.rehash).finish_non_exhaustive()
+        f.debug_struct("StoreOptions").finish_non_exhaustive()
     }
 }
 
@@ -66,8 +63,8 @@ pub struct Collected {
     pub bytes: u64,
 }
 
-/// The artifacts on a server's disk. All calls block, briefly; [`Claim::begin`], [`Claim::finish`]
-/// and opening with `rehash` may take as long as the disk needs for an artifact.
+/// The artifacts on a server's disk. All calls block, briefly; [`Claim::begin`] and
+/// [`Claim::finish`] may take as long as the disk needs for an artifact.
 pub struct ArtifactStore {
     folder: PathBuf,
     free_space: FreeSpace,
@@ -109,7 +106,7 @@ impl ArtifactStore {
         let store = Self { folder, free_space, inner: Mutex::default(), changes };
         for name in store.names()? {
             let Ok(digest) = Digest::new(name) else { continue };
-            if let Some(length) = store.examine(&digest, options.rehash)? {
+            if let Some(length) = store.examine(&digest)? {
                 store.inner.lock().whole.insert(digest, length);
             }
         }
@@ -283,12 +280,12 @@ impl ArtifactStore {
     }
 
     /// The length of a whole artifact, once its unit hashes are known to match.
-    fn examine(&self, digest: &Digest, rehash: bool) -> Result<Option<u64>, StoreError> {
+    fn examine(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
         let path = self.whole_path(digest);
         let data = fs::symlink_metadata(&path).on_path("examine", &path)?;
         let length = data.len();
         let possible = data.is_file() && (1..=ARTIFACT_BYTES_MAX).contains(&length);
-        if possible && !rehash && self.read_hashes(digest, length)?.is_some() {
+        if possible && self.read_hashes(digest, length)?.is_some() {
             return Ok(Some(length));
         }
         if possible {

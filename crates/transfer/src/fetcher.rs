@@ -27,8 +27,8 @@ use serde::Serialize;
 
 use crate::guidance::Guidance;
 use crate::limits::Limits;
-use crate::offence::Failure;
-use crate::source::{Outcome, SourceId, SourceReport, Target};
+use crate::offence::{Failure, Offence};
+use crate::source::{Outcome, SourceId, SourceName, SourceReport, Target};
 use crate::unit_set::{UnitRun, UnitSet};
 use goal::{Goal, Lease};
 use sources::{At, Sources};
@@ -98,6 +98,8 @@ pub struct Step {
     pub wake_at_ms: Option<u64>,
     /// What may be taken from mirrors, in bytes per second.
     pub mirror_rate_max: Option<u64>,
+    /// Offences since the last step.
+    pub offences: Vec<(SourceName, Offence)>,
 }
 
 /// The state of one fetch.
@@ -234,7 +236,8 @@ impl Fetcher {
             self.excused_ms = now_ms;
         }
         let mirror_rate_max = self.said.as_ref().and_then(|said| said.mirror_rate_max);
-        Step { effects, waiting_on, wake_at_ms: self.wake_at(now_ms), mirror_rate_max }
+        let (wake_at_ms, offences) = (self.wake_at(now_ms), self.sources.take_offences());
+        Step { effects, waiting_on, wake_at_ms, mirror_rate_max, offences }
     }
 
     /// Whether sources brought nothing for so long that the group should hear of it.

@@ -29,6 +29,8 @@ pub(super) struct At<'a> {
 #[derive(Debug)]
 pub(super) struct Sources {
     known: BTreeMap<SourceId, Record>,
+    /// Not yet taken by [`Sources::take_offences`].
+    offences: Vec<(SourceName, Offence)>,
 }
 
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl Sources {
         let known = mirrors.iter().enumerate().map(|(rank, (index, name))| {
             (SourceId::Mirror(*index), Record::new(SourceName::mirror(name), rank))
         });
-        Self { known: known.collect() }
+        Self { known: known.collect(), offences: Vec::new() }
     }
 
     /// Takes the servers that may be asked now. What is known of them stays.
@@ -145,12 +147,17 @@ impl Sources {
         record.last_error = Some(text);
         if let Some(offence) = failure.offence() {
             *record.offences.entry(offence).or_default() += 1;
+            self.offences.push((record.name.clone(), offence));
         }
         let mirror = matches!(id, SourceId::Mirror(_));
         if let Some(pause_ms) = record.pause_ms(failure, mirror, at) {
             let until_ms = at.now_ms.saturating_add(pause_ms);
             record.out_until_ms = record.out_until_ms.max(Some(until_ms));
         }
+    }
+
+    pub(super) fn take_offences(&mut self) -> Vec<(SourceName, Offence)> {
+        std::mem::take(&mut self.offences)
     }
 
     pub(super) fn reports(&self, requests: impl Fn(&SourceId) -> usize) -> Vec<SourceReport> {

@@ -25,6 +25,8 @@ mod view;
 #[cfg(test)]
 mod view_test;
 mod zone_limit;
+#[cfg(test)]
+mod zone_limit_test;
 
 use std::collections::BTreeMap;
 
