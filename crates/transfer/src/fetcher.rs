@@ -220,8 +220,12 @@ impl Fetcher {
             (self.moved_ms, self.feeds_since_ms) = (now_ms, now_ms);
         }
         self.held = held;
-        let goal = self.goal(now_ms);
+        let mut goal = self.goal(now_ms);
         let mut effects = Vec::new();
+        if let Some(cancel) = self.cancel_barren(&goal, now_ms, random) {
+            effects.push(cancel);
+            goal = self.goal(now_ms);
+        }
         match have {
             None => effects.extend(self.ask_hashes(&goal, now_ms)),
             Some(have) => {

@@ -22,9 +22,6 @@ impl Fetcher {
         effects: &mut Vec<Effect>,
     ) {
         self.cancel_silent(now_ms, random, effects);
-        if !goal.by_leader {
-            self.cancel_barren(goal, now_ms, random, effects);
-        }
         let wanted = self.wanted_links(goal, now_ms);
         for server in &wanted {
             if self.link_to(server).is_none() {
@@ -78,18 +75,24 @@ impl Fetcher {
         }
     }
 
-    /// A holder that this server chose itself, lives, and brings nothing: nobody else would notice.
-    fn cancel_barren(&mut self, goal: &Goal, now_ms: u64, random: u64, effects: &mut Vec<Effect>) {
+    /// Cancels the link to a holder that this server chose itself, that lives, and that brings
+    /// nothing: nobody else would notice.
+    pub(super) fn cancel_barren(
+        &mut self,
+        goal: &Goal,
+        now_ms: u64,
+        random: u64,
+    ) -> Option<Effect> {
+        let chosen = goal.feeds.first().filter(|_| !goal.by_leader)?;
+        let (id, link) = self.link_to(chosen)?;
+        let (id, since) = (*id, link.begun_ms.max(self.moved_ms));
         let ms = self.limits.pull_after_ms;
-        for server in &goal.feeds {
-            let Some((id, link)) = self.link_to(server) else { continue };
-            let (id, since) = (*id, link.begun_ms.max(self.moved_ms));
-            if now_ms.saturating_sub(since) >= ms {
-                let failure = Some((Failure::Unreachable, format!("no new unit within {ms} ms")));
-                self.ended(id, Outcome { failure, ..Outcome::default() }, now_ms, random);
-                effects.push(Effect::Cancel { id });
-            }
+        if now_ms.saturating_sub(since) < ms {
+            return None;
         }
+        let failure = Some((Failure::Unreachable, format!("no new unit within {ms} ms")));
+        self.ended(id, Outcome { failure, ..Outcome::default() }, now_ms, random);
+        Some(Effect::Cancel { id })
     }
 
     /// A usable server for each feed: itself, or the next spare.
