@@ -37,9 +37,9 @@ enum Evil {
     Repeats,
     /// A unit beyond the last.
     WrongIndex,
-    /// Signs of life as fast as they go.
+    /// Heartbeats as fast as they go.
     Babbles,
-    /// Signs of life as it should, and nothing else.
+    /// Proper heartbeats, and nothing else.
     Empty,
     /// Busy, always.
     Busy,
@@ -360,7 +360,7 @@ async fn a_change_of_parents_brings_few_bytes_twice() {
     for server in &servers {
         let progress = last(server);
         let received = progress.bytes_from_peers + progress.bytes_from_mirrors;
-        // The unit hashes, indices and signs of life; and twice what was on its way at a change:
+        // The unit hashes, indices and heartbeats; and twice what was on its way at a change:
         // until the old link is ended.
         let most = sample.release.length + 128 * UNIT as u64;
         assert!(received <= most, "{}: {received} of {most}", server.id);

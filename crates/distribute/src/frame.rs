@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-/// The index of a frame that is only a sign of life.
+/// The index of a frame that is only a heartbeat.
 pub(crate) const ALIVE: u32 = u32::MAX;
 
 /// Bytes of an index: big endian.

@@ -13,14 +13,14 @@ use super::*;
 use crate::testing::{Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, patient};
 use crate::{FetchError, StoreOptions};
 
-/// Where the small file system is, for a test that was started anew on it.
+/// Where the small file system is, for a test that was restarted on it.
 const FOLDER: &str = "COHORT_TEST_SMALL_DISK";
 
 /// Its size in KiB.
 const DISK_KIB: usize = 1024;
 
 /// The folder of a small file system, in a mount namespace of its own: nothing outside, where this
-/// runs the test `own` once more.
+/// runs the test `own` again.
 fn small_disk(own: &str) -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os(FOLDER) {
         return Some(folder.into());

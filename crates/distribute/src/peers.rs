@@ -73,7 +73,7 @@ impl WirePeers {
         let peer = Peer::new(Role::Agent, source.server.as_str()).map_err(io::Error::other)?;
         let target = Target { address: source.address, peer, alpn: Alpn::Bulk };
         let call = call.deadline(Duration::from_secs(HEAD_S_MAX));
-        // Every unit once, with its index; signs of life come on top, ten a second.
+        // Every unit once, with its index; heartbeats come on top, ten a second.
         match client.stream(&target, call.response_bytes_max(2 * ARTIFACT_BYTES_MAX)).await {
             Ok(answer) => good(answer),
             Err(CallError::Answered { answer, .. }) => refusal(answer.status),

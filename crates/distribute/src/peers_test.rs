@@ -102,7 +102,7 @@ async fn units_come_from_a_holder_and_no_mirror_is_asked() {
     assert_eq!(mirror.requests(), 0);
     let bytes = progress.bytes_from_peers;
     assert_eq!(context.counters.received(SourceKind::Peer), bytes);
-    // The unit hashes, an index for each unit, and signs of life.
+    // The unit hashes, an index for each unit, and heartbeats.
     let least = sample.release.length + 61 * (32 + 4);
     assert!((least..least + 1_000).contains(&bytes), "{bytes}");
     assert_eq!(context.counters.received(SourceKind::Mirror), 0);

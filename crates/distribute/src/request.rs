@@ -24,7 +24,7 @@ use crate::store_error::StoreError;
 /// `Retry-After` when its value is missing or no number of seconds.
 const RETRY_AFTER_MS: u64 = 1_000;
 
-/// Signs of life that a parent may send at once, and per second: ten are due.
+/// Heartbeats that a parent may send at once, and per second: ten are due.
 const SIGNS_MAX: u64 = 100;
 const SIGNS_PER_S_MAX: u64 = 50;
 
@@ -232,7 +232,7 @@ pub(crate) async fn take_link(
         if index == ALIVE {
             signs += 1;
             if signs > SIGNS_MAX + body.age().as_secs() * SIGNS_PER_S_MAX {
-                return Err(RequestError::Length(format!("{signs} signs of life")));
+                return Err(RequestError::Length(format!("{signs} heartbeats")));
             }
             continue;
         }

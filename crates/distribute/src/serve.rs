@@ -78,7 +78,7 @@ struct Serving {
     places: Arc<Places>,
 }
 
-/// Longest wait for unit hashes, in milliseconds; shorter than an asker's patience.
+/// Longest wait for unit hashes, in milliseconds; shorter than what a fetch waits for an answer.
 const HASHES_WAIT_MS_MAX: u64 = 5_000;
 
 #[derive(Debug, Deserialize)]

@@ -5,7 +5,7 @@
 //! answer   frames, until all these units have been sent:
 //!          index   4 bytes, big endian
 //!          unit    its bytes; their number follows from the index and the artifact's length
-//!          index 0xffffffff is a sign of life and has no bytes
+//!          index 0xffffffff is a heartbeat and has no bytes
 //! ```
 //!
 //! The same request starts, resumes, repairs and changes parents. A unit is sent the moment it is
@@ -31,7 +31,7 @@ use crate::frame::{ALIVE, INDEX_BYTES};
 use crate::part::Part;
 use crate::store::ArtifactStore;
 
-/// A parent with nothing to send gives a sign of life after this long, in milliseconds: a third of
+/// A parent with nothing to send sends a heartbeat after this long, in milliseconds: a third of
 /// what a child tolerates ([`crate::Limits::silence_ms_max`]).
 pub(crate) const ALIVE_MS: u64 = 100;
 
@@ -191,7 +191,7 @@ impl Subscription {
         true
     }
 
-    /// Reads a run from the disk, with signs of life while the disk is slow. `None` when the child
+    /// Reads a run from the disk, with heartbeats while the disk is slow. `None` when the child
     /// is gone.
     async fn read(
         &self,
@@ -210,7 +210,7 @@ impl Subscription {
         }
     }
 
-    /// Sends a sign of life.
+    /// Sends a heartbeat.
     async fn live(&self, sender: &mpsc::Sender<io::Result<Bytes>>) -> bool {
         self.put(sender, Ok(Bytes::copy_from_slice(&ALIVE.to_be_bytes()))).await
     }

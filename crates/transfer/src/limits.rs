@@ -38,10 +38,10 @@ pub struct Limits {
     pub retry_after_ms_max: u64,
     /// Pause after a server had none of the missing units.
     pub absent_ms: u64,
-    /// A parent silent for this long is left for the next one: three missed signs of life. A longer
+    /// A parent silent for this long is left for the next one: three missed heartbeats. A longer
     /// limit would delay the last server visibly.
     pub silence_ms_max: u64,
-    /// From asking a parent to its first sign of life: a handshake of two round trips on a busy
+    /// From asking a parent to its first heartbeat: a handshake of two round trips on a busy
     /// machine.
     pub link_begin_ms_max: u64,
     /// Without a word from the group's leader for this long, the heir continues by itself.

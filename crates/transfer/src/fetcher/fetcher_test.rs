@@ -61,7 +61,7 @@ impl Case {
         Self { fetcher, now_ms: 0, have: UnitSet::empty(UNITS), in_flight: Vec::new() }
     }
 
-    /// One that a leader told something.
+    /// A fetch that a leader has guided.
     fn told(guidance: &Guidance) -> Self {
         let mut case = Self::new(&[], false);
         case.hear(guidance);

@@ -68,7 +68,7 @@ impl Fetcher {
             return;
         }
         for (id, ms) in silent {
-            let why = format!("no sign of life within {ms} ms");
+            let why = format!("no heartbeat within {ms} ms");
             let failure = Some((Failure::Misbehaved(Offence::Silent), why));
             self.ended(id, Outcome { failure, ..Outcome::default() }, now_ms, random);
             effects.push(Effect::Cancel { id });

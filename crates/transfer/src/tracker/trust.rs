@@ -59,7 +59,7 @@ struct Grievance {
 enum Kind {
     /// The server fell behind under this parent and tries another: nobody's fault yet.
     Tried,
-    /// It gives no sign of life.
+    /// It sends no heartbeat.
     Silence,
     /// It is alive, and sends none of what it claims to hold.
     Nothing,

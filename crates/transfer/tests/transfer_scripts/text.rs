@@ -1,4 +1,4 @@
-//! Layouts, runs and guidance in words.
+//! Layouts, runs and guidance as text.
 
 use std::collections::BTreeMap;
 

@@ -15,7 +15,7 @@ use cohort_transfer::{
 use super::origin::{Origin, RETRY_AFTER_MS};
 use super::setup::{Lie, Setup};
 
-/// How long a server may go without deciding anew, in milliseconds.
+/// How long a server may go without deciding again, in milliseconds.
 const DECIDE_MS: u64 = 50;
 
 /// Shortest pause between two reports, in milliseconds.
@@ -31,7 +31,7 @@ pub(crate) struct Server {
     pub(crate) ready: UnitSet,
     /// The parents it is subscribed to.
     pub(crate) links: BTreeMap<RequestId, usize>,
-    /// What it asked of the origin and has not got yet.
+    /// What it asked of the origin and is still waiting for.
     pub(crate) requests: BTreeMap<RequestId, InFlight>,
     decide_ms: u64,
     mirror_busy: bool,
