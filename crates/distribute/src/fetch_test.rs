@@ -62,7 +62,7 @@ async fn a_bit_flipped_in_any_unit_is_refused_and_fetched_elsewhere() {
     let sample = Sample::new("flip", 5 * UNIT + 99);
     for unit in 0..6 {
         let disk = Disk::new();
-        let bad = Manners { flips: std::sync::Mutex::new([unit].into()), ..Manners::default() };
+        let bad = Manners { flips: parking_lot::Mutex::new([unit].into()), ..Manners::default() };
         let bad = Mirror::start(&[&sample], bad).await;
         let good = Mirror::start(&[&sample], Manners::default()).await;
         let context = context(&disk, &[&bad, &good], quick());
@@ -79,7 +79,7 @@ async fn a_bit_flipped_in_any_unit_is_refused_and_fetched_elsewhere() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_wrong_bytes_only_the_fetch_gives_up_and_names_the_offender() {
     let (disk, sample) = (Disk::new(), sample());
-    let bad = Manners { flips: std::sync::Mutex::new([7].into()), ..Manners::default() };
+    let bad = Manners { flips: parking_lot::Mutex::new([7].into()), ..Manners::default() };
     let bad = Mirror::start(&[&sample], bad).await;
     let limits = crate::Limits { give_up_ms: 1_500, ..quick() };
     let context = context(&disk, &[&bad], limits);

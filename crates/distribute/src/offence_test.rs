@@ -1,6 +1,6 @@
 //! Who did wrong is named, in the progress of a fetch and in what is counted.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 
 use crate::testing::{DEADLINE, Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, quick};
 use crate::{Downloads, FetchStatus, Limits, Offence, Offences, SourceName};

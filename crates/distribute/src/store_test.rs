@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::part::Part;
 use crate::testing::{Disk, Sample, UNIT};
-use crate::{ArtifactStore, StoreError, StoreOptions, WriteError};
+use crate::{StoreError, StoreOptions, WriteError};
 
 fn sample() -> Sample {
     Sample::new("store", 6 * UNIT + 10)

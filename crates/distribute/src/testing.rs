@@ -1,8 +1,8 @@
 //! Builders for tests: artifacts, stores, and mirrors that misbehave.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,6 +16,7 @@ use cohort_core::orders::FetchOrder;
 use cohort_core::release::{Release, Rollback};
 use futures_util::{StreamExt as _, stream};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE, RETRY_AFTER};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -228,7 +229,7 @@ async fn answer(State(state): State<Arc<MirrorState>>, request: Request) -> Resp
         }
     };
     let mut bytes = blob[start..end].to_vec();
-    for unit in manners.flips.lock().unwrap().iter() {
+    for unit in manners.flips.lock().iter() {
         let at = *unit as usize * UNIT + 5;
         if (start..end).contains(&at) {
             bytes[at - start] ^= 1;
