@@ -35,7 +35,7 @@ impl AppHost {
                 Ok(()) => true,
                 Err(Interrupt::Fatal(error)) => return Err(error),
                 Err(interrupt) => {
-                    tracing::error!(app = %self.app, reason = %interrupt, "service is not up");
+                    tracing::error!(app = %self.app, reason = %interrupt, "cannot bring up the service");
                     false
                 }
             },
@@ -52,12 +52,12 @@ impl AppHost {
             Ok(Some(service)) if matches!(service.spec.run, RunService::Command(_)) => {}
             Ok(_) => return,
             Err(interrupt) => {
-                tracing::debug!(app = %self.app, reason = %interrupt, "service unknown");
+                tracing::debug!(app = %self.app, reason = %interrupt, "cannot tell which service to run");
                 return;
             }
         }
         if let Err(interrupt) = self.bring_up(release).await {
-            tracing::warn!(app = %self.app, reason = %interrupt, "service is not up");
+            tracing::warn!(app = %self.app, reason = %interrupt, "cannot bring up the service");
         }
     }
 

@@ -45,7 +45,7 @@ impl fmt::Display for Exit {
             Exit::Status(code) => write!(f, "exit status {code}"),
             Exit::Signal(signal) => write!(f, "killed by signal {signal}"),
             Exit::Unknown => f.write_str("exit status unknown"),
-            Exit::NotStarted { reason } => write!(f, "cannot be started: {reason}"),
+            Exit::NotStarted { reason } => write!(f, "cannot start: {reason}"),
         }
     }
 }

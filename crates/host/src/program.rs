@@ -60,10 +60,10 @@ pub(crate) enum End {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProgramError {
     /// The file's fault.
-    #[error("{} cannot be executed", path.display())]
+    #[error("cannot execute {}", path.display())]
     Spawn { path: PathBuf, source: io::Error },
     /// The machine's fault: no pipe, no process number.
-    #[error("{} cannot be watched", path.display())]
+    #[error("cannot watch {}", path.display())]
     Watch { path: PathBuf, source: io::Error },
 }
 

@@ -38,7 +38,7 @@ impl HostRecord {
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// The record cannot be read or made durable.
-    #[error("the record of app {app} cannot be kept")]
+    #[error("cannot keep the record of app {app}")]
     Record {
         /// The app whose record it is.
         app: String,
@@ -54,7 +54,7 @@ pub enum HostError {
         found: u32,
     },
     /// The app's folders cannot be created or changed.
-    #[error("the folders of app {app} cannot be used")]
+    #[error("cannot use the folders of app {app}")]
     Folders {
         /// The app whose folders they are.
         app: String,

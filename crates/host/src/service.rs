@@ -117,7 +117,7 @@ impl ServiceStatus {
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// The release's program cannot be run.
-    #[error("the service cannot be started: {reason}")]
+    #[error("cannot start the service: {reason}")]
     Start {
         /// What the guard or systemd said.
         reason: String,

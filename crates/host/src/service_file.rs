@@ -92,15 +92,15 @@ impl Default for Hooks {
 /// Why a `cohort.toml` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServiceFileError {
-    #[error("{SERVICE_FILE} of the release cannot be read")]
+    #[error("cannot read {SERVICE_FILE} of the release")]
     Io(#[source] std::io::Error),
     #[error("{SERVICE_FILE} of the release is longer than {SERVICE_FILE_BYTES_MAX} bytes")]
     TooLong,
     /// Not TOML, an unknown key, a wrong value.
-    #[error("{SERVICE_FILE} of the release is invalid")]
+    #[error("invalid {SERVICE_FILE} in the release")]
     Toml(#[source] Box<toml::de::Error>),
     /// Values that contradict each other or exceed a limit.
-    #[error("{SERVICE_FILE} of the release is invalid: {0}")]
+    #[error("invalid {SERVICE_FILE} in the release: {0}")]
     Invalid(String),
 }
 
@@ -135,13 +135,15 @@ impl ServiceFile {
     pub(crate) fn parse(text: &str) -> Result<Self, ServiceFileError> {
         let file: ServiceFile =
             toml::from_str(text).map_err(|error| ServiceFileError::Toml(Box::new(error)))?;
-        let hook_limits = file.hooks.timeouts.values().chain([&file.hooks.timeout]);
-        hook_limits
-            .copied()
-            .try_for_each(check_hook_limit)
-            .and_then(|()| file.service.as_ref().map_or(Ok(()), Service::check))
-            .map_err(ServiceFileError::Invalid)?;
+        file.check().map_err(ServiceFileError::Invalid)?;
         Ok(file)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for limit in self.hooks.timeouts.values().chain([&self.hooks.timeout]) {
+            check_hook_limit(*limit)?;
+        }
+        self.service.as_ref().map_or(Ok(()), Service::check)
     }
 
     /// How long a hook may take.

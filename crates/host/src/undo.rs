@@ -31,7 +31,7 @@ impl AppHost {
             Ok(()) => {}
             Err(Interrupt::Fatal(error)) => return Err(error),
             Err(interrupt) => {
-                tracing::warn!(app = %self.app, reason = %interrupt, "going back failed; retrying");
+                tracing::warn!(app = %self.app, reason = %interrupt, "going back failed, retrying");
                 return Ok(self.back_off(attempt, cancel).await);
             }
         }
@@ -96,7 +96,7 @@ impl AppHost {
                 return Ok(());
             }
         }
-        tracing::info!(app = %self.app, "serving again while the kill switch is on");
+        tracing::info!(app = %self.app, "taking traffic again while the kill switch is on");
         self.allow_traffic(previous, &Work { attempt: 1, activation }).await;
         // Only now: after a crash before this, everything above runs again.
         self.change(AppRecord::undrained)

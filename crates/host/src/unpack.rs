@@ -115,7 +115,7 @@ pub(crate) fn unpack(
         owner,
         entries: 0,
         bytes: 0,
-        folders: vec![part.to_owned()],
+        to_sync: vec![part.to_owned()],
     };
     unpacker.all(reader)?;
     unpacker
@@ -172,8 +172,8 @@ struct Unpacker<'a> {
     entries: u32,
     /// So far.
     bytes: u64,
-    /// To sync at the end.
-    folders: Vec<PathBuf>,
+    /// Files and folders, each after the folder that holds it.
+    to_sync: Vec<PathBuf>,
 }
 
 /// What extension headers said about the next entry.
@@ -285,7 +285,7 @@ impl Unpacker<'_> {
         let on_disk = self.part.join(path);
         fs::create_dir(&on_disk).on_path("create", &on_disk)?;
         self.open_to_owner(&on_disk)?;
-        self.folders.push(on_disk);
+        self.to_sync.push(on_disk);
         Ok(())
     }
 
@@ -316,7 +316,7 @@ impl Unpacker<'_> {
         self.own(on_disk)?;
         file.set_permissions(Permissions::from_mode(mode)).on_path("set mode of", on_disk)?;
         if self.entries <= SYNC_EACH_FILES_MAX {
-            file.sync_all().on_path("sync", on_disk)?;
+            self.to_sync.push(on_disk.to_owned());
         }
         Ok(())
     }
@@ -337,8 +337,9 @@ impl Unpacker<'_> {
             let part = File::open(self.part).on_path("open", self.part)?;
             return rustix::fs::syncfs(&part).map_err(io::Error::from).on_path("sync", self.part);
         }
-        let mut folders = self.folders.iter().rev();
-        folders.try_for_each(|folder| sync_folder(folder).on_path("sync", folder))
+        // A file is synced by its path like a folder.
+        let mut to_sync = self.to_sync.iter().rev();
+        to_sync.try_for_each(|path| sync_folder(path).on_path("sync", path))
     }
 }
 

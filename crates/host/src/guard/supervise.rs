@@ -160,7 +160,7 @@ impl Home {
         let process = Process { started, ..process };
         let updated = self.shared.record.update(&spec.name, |kept| kept.process = Some(process));
         if let Err(error) = updated {
-            tracing::error!(reason = chain(&error), "cannot record a service's process");
+            tracing::error!(reason = chain(&error), "cannot record the process of a service");
         }
     }
 }
@@ -244,7 +244,7 @@ impl Keeper {
                     since.elapsed()
                 }
                 Err(CannotSpawn::Program(reason) | CannotSpawn::Machine(reason)) => {
-                    tracing::warn!(service = self.spec.name, reason, "cannot restart a service");
+                    tracing::warn!(service = self.spec.name, reason, "cannot restart service");
                     self.home.status.lock().last_exit = Some(Exit::NotStarted { reason });
                     Duration::ZERO
                 }
@@ -262,7 +262,7 @@ impl Keeper {
         let pid = running.pid();
         let service = &self.spec.name;
         if running.watched().stop_group(command.stop_signal.into(), grace).await {
-            tracing::warn!(service, pid, "killed a service that did not stop in time");
+            tracing::warn!(service, pid, "killed service: it did not stop in time");
         }
         let exit = running.exit().await;
         self.home.shared.events.write(&self.spec, pid, EventKind::Stopped, Some(exit));
@@ -270,7 +270,7 @@ impl Keeper {
 
     fn ended_by_itself(&self, pid: u32, exit: Exit) {
         let Keeper { home, spec, .. } = self;
-        tracing::warn!(service = spec.name, pid, %exit, "a service ended by itself");
+        tracing::warn!(service = spec.name, pid, %exit, "service exited on its own");
         home.shared.events.write(spec, pid, EventKind::Exited, Some(exit.clone()));
         let exits = {
             let mut status = home.status.lock();
