@@ -61,8 +61,8 @@ struct Moved {
 }
 
 impl Moved {
-    /// Whether mirrors sent the release about once, however many servers there are. Half of it again
-    /// allows for a change of leader and for overhead on the wire.
+    /// Whether mirrors sent the release about once, however many servers there are. Half of it
+    /// again allows for a change of leader and for overhead on the wire.
     fn once(self) -> bool {
         self.mirror_bytes > 0 && self.mirror_bytes * 2 <= self.release_bytes * 3
     }
@@ -276,7 +276,7 @@ impl Stage {
                     let once = counted.is_none_or(|moved| moved.is_some_and(Moved::once));
                     if !once {
                         eprintln!(
-                            "act {act}: {group}: mirrors sent more than the release once: {counted:?}"
+                            "act {act}: {group}: mirrors sent it more than once: {counted:?}"
                         );
                     }
                     let told = outcome(&group, &seen[&group]);

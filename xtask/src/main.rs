@@ -1,7 +1,7 @@
 //! Tasks of this repository, for people and CI: demo, tests, benchmarks, tidy.
 //!
-//! **What it is.** `cargo xtask TASK`: drives the production binary through `cohort_trial`, and reads
-//! the sources as text.
+//! **What it is.** `cargo xtask TASK`: drives the production binary through `cohort_trial`, and
+//! reads the sources as text.
 //!
 //! **What it must never know.** The inside of any part of the product; nothing depends on it.
 //!

@@ -245,8 +245,8 @@ impl Fleet {
         }
     }
 
-    /// Kills everything on a server at once: agent, guard, services, hooks. Like a power cut, except
-    /// that the kernel still writes its buffers to disk.
+    /// Kills everything on a server at once: agent, guard, services, hooks. Like a power cut,
+    /// except that the kernel still writes its buffers to disk.
     pub fn power_off(&mut self, name: &str) {
         let dir = self.agents[name].dir.clone();
         self.kill_agent(name);
@@ -297,8 +297,8 @@ impl Fleet {
         self.sync_mirrors()
     }
 
-    /// Like [`Fleet::publish`], without the copy to the mirrors: groups that read mirrors do not see
-    /// it before [`Fleet::sync_mirrors`].
+    /// Like [`Fleet::publish`], without the copy to the mirrors: groups that read mirrors do not
+    /// see it before [`Fleet::sync_mirrors`].
     ///
     /// # Errors
     /// When a command fails.

@@ -7,8 +7,8 @@
 //! **What it must never know.** The inside of any part. It is not part of the product: only `xtask`
 //! and tests depend on it.
 //!
-//! **Where to start reading.** [`Fleet::start`], then [`watch`] and [`logs`] (how it waits for states and events) and
-//! [`release`] (what it publishes).
+//! **Where to start reading.** [`Fleet::start`], then [`watch`] and [`logs`] (how it waits for
+//! states and events) and [`release`] (what it publishes).
 
 pub mod evidence;
 mod fleet;

@@ -17,8 +17,8 @@ const TIMES: u32 = 10;
 const PATIENCE: Duration = Duration::from_secs(120);
 const KILL_GOAL_S: f64 = 1.5;
 const HANDOVER_GOAL_MS: f64 = 100.0;
-/// Age of a server's check when the leader is killed: the next step, which only the group can allow,
-/// is due soon after, so that only the wait for a leader is measured.
+/// Age of a server's check when the leader is killed: the next step, which only the group can
+/// allow, is due soon after, so that only the wait for a leader is measured.
 const INTO_CHECK: Duration = Duration::from_millis(900);
 
 pub(crate) fn measure(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {

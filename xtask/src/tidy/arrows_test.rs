@@ -49,7 +49,7 @@ fn the_drawing_shows_direct_arrows_only_and_is_checked() {
         page.contains("```text\ntop         ──► middle\nmiddle      ──► low\n```\nB"),
         "{page}"
     );
-    assert_eq!(drawn(&page, &arrows).as_deref(), Some(page.as_str()), "drawn once more");
+    assert_eq!(drawn(&page, &arrows).as_deref(), Some(page.as_str()), "drawn again");
     assert_eq!(drawn("no place", &arrows), None);
 
     let table = "\n| `top` | a |\n| `middle` | b |\n| `low` | c |\n";

@@ -66,7 +66,7 @@ pub(crate) const BANS: &[Ban] = &[
     Ban {
         name: "hex",
         scope: Scope::Production,
-        pattern: r"from_str_radix\([^\n]*16\)|\{(byte|b)?:02x\}",
+        pattern: r"from_str_radix\(&\w+\[[^\n]*16\)|\{(byte)?:02x\}",
         instead: "`hex::encode` and `hex::decode`",
         except: &[],
     },

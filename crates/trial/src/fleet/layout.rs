@@ -113,8 +113,8 @@ impl Fleet {
         self.options.agent_toml.push_str(lines);
     }
 
-    /// Moves an agent that has not started yet to another address, with another prefix of its command
-    /// line.
+    /// Moves an agent that has not started yet to another address, with another prefix of its
+    /// command line.
     pub fn place(&mut self, server: &str, ip: Ipv4Addr, prefix: &[String]) {
         if let Some(agent) = self.agents.get_mut(server) {
             for address in [&mut agent.address, &mut agent.probe, &mut agent.service] {

@@ -1,5 +1,5 @@
-//! A leader that is alive but unreachable: stopped for a while, or on the wrong side of a partition.
-//! The others continue; when it is back it follows, and has done no harm.
+//! A leader that is alive but unreachable: stopped for a while, or on the wrong side of a
+//! partition. The others continue; when it is back it follows, and has done no harm.
 
 use std::collections::BTreeMap;
 
@@ -108,8 +108,9 @@ fn once_each(trial: &Trial, versions: &[&str]) -> Result<()> {
     once_each_but(trial, versions, "")
 }
 
-/// The same, except for a server that was cut off: if it had just been granted its change, nobody can
-/// know whether it started, so it is in debt and starts the good release again, under another fence.
+/// The same, except for a server that was cut off: if it had just been granted its change, nobody
+/// can know whether it started, so it is in debt and starts the good release again, under another
+/// fence.
 fn once_each_but(trial: &Trial, versions: &[&str], cut_off: &str) -> Result<()> {
     for server in trial.servers() {
         let said = trial.said(&server)?;

@@ -1,6 +1,6 @@
 //! Kills the leader in each state of its group, one after the other. Every rollout still ends
-//! correctly, each server is activated once per fence, and never more servers are out of service than
-//! the policy allows.
+//! correctly, each server is activated once per fence, and never more servers are out of service
+//! than the policy allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -194,7 +194,8 @@ impl Story {
         Ok(())
     }
 
-    /// Every good release ran here exactly once; a bad one at most once, followed by the one before.
+    /// Every good release ran here exactly once; a bad one at most once, followed by the one
+    /// before.
     fn none_skipped(&self, server: &str) -> Result<()> {
         let said = self.trial.said(server)?;
         let starts: Vec<&str> = said

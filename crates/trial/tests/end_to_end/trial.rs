@@ -203,7 +203,8 @@ impl Trial {
         })
     }
 
-    /// Waits until a server's member has applied what the group has committed at the time of the call.
+    /// Waits until a server's member has applied what the group has committed at the time of the
+    /// call.
     pub(crate) fn until_caught_up(&self, server: &str) -> Result<()> {
         let commit = self.status(GROUP)?.commit as f64;
         until(&format!("{server} has caught up"), PATIENCE, || {

@@ -126,8 +126,8 @@ pub(super) fn kill_leader(
     Ok(vec![median(&mut delays)?, median(&mut wans)?])
 }
 
-/// One server's disk lies: it holds the artifact, complete by name, length and hashes, but every unit
-/// is wrong. It starts just after the others, and offers them everything.
+/// One server's disk lies: it holds the artifact, complete by name, length and hashes, but every
+/// unit is wrong. It starts just after the others, and offers them everything.
 pub(super) fn corrupt(zone: &mut Zone, mib: usize) -> Result<f64> {
     let leader = leader(zone)?;
     let bad = zone.servers().into_iter().skip(1).find(|name| *name != leader);

@@ -4,8 +4,9 @@
 //!   mirror ──(downlink)── switch ──(NIC)── one namespace per server
 //! ```
 //!
-//! The switch is a bridge in the benchmark's own namespace, where the hub runs too. Both ends of every
-//! link have a `tc tbf`; the mirror's end is the zone's downlink, and what it sent crossed it.
+//! The switch is a bridge in the benchmark's own namespace, where the hub runs too. Both ends of
+//! every link have a `tc tbf`; the mirror's end is the zone's downlink, and what it sent crossed
+//! it.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -52,8 +53,8 @@ impl Network {
     pub(super) fn new(downlink_mbit: u32) -> Result<Network> {
         let address = format!("{SWITCH}/24");
         ip(&["link", "add", "br0", "type", "bridge"])?;
-        // A switch has no firewall. If the kernel called it for every packet, whichever process runs
-        // at that moment would pay for it.
+        // A switch has no firewall. If the kernel called it for every packet, whichever process
+        // runs at that moment would pay for it.
         for table in ["iptables", "ip6tables", "arptables"] {
             let call = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");
             if std::path::Path::new(&call).exists() {

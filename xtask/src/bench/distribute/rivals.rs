@@ -101,8 +101,8 @@ fn download(zone: &Zone, blob: &Ready, who: &'static str, url: &str) -> Result<C
     compared(zone, blob, who, files, seconds, wan_bytes, cpu_s)
 }
 
-/// A proxy configured as in `docs/operating.md`: slices, each fetched once. A request that waits for a
-/// slice polls every half second, which is most of the time of the proxy with a fast link.
+/// A proxy configured as in `docs/operating.md`: slices, each fetched once. A request that waits
+/// for a slice polls every half second, which is most of the time of the proxy with a fast link.
 fn proxy(zone: &mut Zone, blob: &Ready, who: &'static str, nic_mbit: u32) -> Result<Compared> {
     zone.network.join(PROXY_NAME, PROXY, nic_mbit, nic_mbit)?;
     let dir = zone.dir().join("proxy");

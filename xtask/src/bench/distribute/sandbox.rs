@@ -1,7 +1,7 @@
 //! Namespaces for everything that a measurement creates, so that nothing of it can be left over.
 //!
-//! The benchmark runs itself again inside: its network (where it is the switch), its mounts (files in
-//! memory) and its processes end with it, however it ends. A shell that outlives both processes
+//! The benchmark runs itself again inside: its network (where it is the switch), its mounts (files
+//! in memory) and its processes end with it, however it ends. A shell that outlives both processes
 //! removes what is on the disk.
 
 use std::fs;

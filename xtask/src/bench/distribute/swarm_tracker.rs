@@ -76,9 +76,7 @@ pub(super) fn write_torrent(file: &Path, tracker: SocketAddr, to: &Path) -> Resu
     let mut hashes = Vec::new();
     for sum in sums.lines().filter_map(|line| line.split(' ').next()) {
         ensure!(sum.len() == 40 && sum.is_ascii(), "sha1sum said {sum}");
-        for at in (0..40).step_by(2) {
-            hashes.push(u8::from_str_radix(&sum[at..at + 2], 16)?);
-        }
+        hashes.extend(hex::decode(sum)?);
     }
     let announce = format!("http://{tracker}/announce");
     let mut torrent = format!(

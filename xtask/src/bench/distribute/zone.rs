@@ -20,8 +20,8 @@ use crate::build::Programs;
 /// Timeout for the group to form, and to notice a changed channel.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 
-/// Timeout of a transfer, in multiples of its limit, plus [`TRANSFER_EXTRA`]: more than a slow server
-/// with a tenth of the NIC needs.
+/// Timeout of a transfer, in multiples of its limit, plus [`TRANSFER_EXTRA`]: more than a slow
+/// server with a tenth of the NIC needs.
 const TRANSFER_LIMITS_MAX: f64 = 6.0;
 
 /// See [`TRANSFER_LIMITS_MAX`].
@@ -127,8 +127,8 @@ impl Transfer {
         let ends: Vec<String> = ends.iter().map(|end| format!("{end:.2}")).collect();
         let carried: Vec<String> = self.carried.iter().map(|times| format!("{times:.1}")).collect();
         eprintln!(
-            "  {what}: ratio {:.3} ({:.3} since the channel was set), WAN copies {:.4}, CPU {:.2} s \
-             ({:.2} user, {:.2} system); limit {:.2} s, ends {}; each carried {}",
+            "  {what}: ratio {:.3} ({:.3} since the channel was set), WAN copies {:.4}, CPU {:.2} \
+             s ({:.2} user, {:.2} system); limit {:.2} s, ends {}; each carried {}",
             self.ratio(),
             self.since_channel_s / self.limit_s,
             self.wan,
@@ -257,8 +257,8 @@ impl Zone {
         self.transfer_with(what, mib, |_| Ok(Vec::new()))
     }
 
-    /// Like [`Zone::transfer`]; `meanwhile` runs once bytes flow, and returns the servers not to wait
-    /// for.
+    /// Like [`Zone::transfer`]; `meanwhile` runs once bytes flow, and returns the servers not to
+    /// wait for.
     pub(super) fn transfer_with(
         &mut self,
         what: &str,
