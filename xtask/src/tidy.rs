@@ -76,7 +76,7 @@ pub(crate) fn check_all() -> Result<(u32, u32)> {
     check(&Tree::read(&root())?)
 }
 
-/// Checks that do not hold yet; they are printed and do not fail.
+/// Checks that do not hold yet: they are printed and do not fail. Empty this list.
 const PENDING: &[&str] = &[
     "arrows",
     "drawing",
@@ -116,7 +116,11 @@ fn check(tree: &Tree) -> Result<(u32, u32)> {
         for complaint in &complaints {
             println!("{complaint} [{name}]");
         }
-        if complaints.is_empty() || PENDING.contains(&name) {
+        let pending = PENDING.contains(&name);
+        if complaints.is_empty() && pending {
+            println!("[{name}] holds now: remove it from PENDING in xtask/src/tidy.rs");
+        }
+        if complaints.is_empty() || pending {
             passed += 1;
         } else {
             failed += 1;
