@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use cohort_base::durable;
 use cohort_core::ids::{AppId, GroupId, ServerId};
-use cohort_identity::write_durable;
 use cohort_registry::fleet::Fleet;
 use cohort_wire::http::Call;
 use cohort_wire::hub::FLEET;
@@ -177,7 +177,8 @@ fn save(context: &Context, known: &Known) {
     let dir = context.cache_dir();
     let file = CacheFile { version: CACHE_VERSION, saved_at: unix_now(), known: known.clone() };
     let text = serde_json::to_vec(&file).expect("names and addresses become JSON");
-    let saved = fs::create_dir_all(&dir).and_then(|()| write_durable(&dir.join(CACHE_FILE), &text));
+    let saved = fs::create_dir_all(&dir)
+        .and_then(|()| durable::write(&dir.join(CACHE_FILE), &text, durable::READABLE));
     if let Err(error) = saved {
         tracing::debug!(%error, dir = %dir.display(), "fleet is not remembered");
     }

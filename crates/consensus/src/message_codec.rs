@@ -27,8 +27,8 @@
 //! Entries and snapshots are laid out as in [`cohort_store::encoding`], numbers little-endian.
 //! There is no checksum: messages travel inside an authenticated stream.
 
-use cohort_store::encoding::{DecodeError, Reader, Writer};
-use cohort_store::{Index, RaftId, Term};
+use cohort_store::encoding::{DecodeError, Reader, Record as _, Writer};
+use cohort_store::{Entry, Index, RaftId, Snapshot, Term};
 
 use crate::{AppendReply, Envelope, Message, ReadContext, VoteReply, VoteRequest};
 
@@ -127,7 +127,7 @@ fn write(w: &mut Writer, message: &Message) {
             }
             w.u32(u32::try_from(entries.len()).unwrap_or(u32::MAX));
             for entry in entries {
-                w.entry(entry);
+                entry.write(w);
             }
         }
         Message::AppendReply(reply) => {
@@ -155,7 +155,7 @@ fn write(w: &mut Writer, message: &Message) {
         }
         Message::Snapshot { term, snapshot } => {
             w.u64(term.0);
-            w.snapshot(snapshot);
+            snapshot.write(w);
         }
         Message::Heartbeat { term, commit, read }
         | Message::HeartbeatReply { term, commit, read } => {
@@ -191,7 +191,7 @@ fn read(r: &mut Reader<'_>, kind: u8) -> Result<Message, EnvelopeError> {
             if count > ENTRIES_MAX {
                 return Err(DecodeError::Value("number of entries").into());
             }
-            let entries = (0..count).map(|_| r.entry()).collect::<Result<_, _>>()?;
+            let entries = (0..count).map(|_| Entry::read(r)).collect::<Result<_, _>>()?;
             Message::Append { term, previous, previous_term, commit, entries }
         }
         2 => {
@@ -206,7 +206,7 @@ fn read(r: &mut Reader<'_>, kind: u8) -> Result<Message, EnvelopeError> {
         4 => Message::PreVoteReply(read_vote_reply(r)?),
         5 => Message::Vote(read_vote_request(r)?),
         6 => Message::VoteReply(read_vote_reply(r)?),
-        7 => Message::Snapshot { term: Term(r.u64()?), snapshot: r.snapshot()? },
+        7 => Message::Snapshot { term: Term(r.u64()?), snapshot: Snapshot::read(r)? },
         8 | 9 => {
             let (term, commit) = (Term(r.u64()?), Index(r.u64()?));
             let read = match r.flag("with read")? {

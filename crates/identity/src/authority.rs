@@ -1,12 +1,12 @@
-//! The built-in certificate authority, for those who bring none.
+//! The built-in certificate authority, for fleets without their own.
 //!
-//! Two files in a folder: `ca.pem` (the certificate, public) and `ca-key.pem` (0600).
+//! Two files in one folder: `ca.pem` (the certificate, public) and `ca-key.pem` (mode 0600).
 
 use std::fs;
-use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cohort_base::{Cause, FileError, OnPath as _, durable};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
@@ -14,30 +14,28 @@ use rcgen::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use crate::durable::{write_durable, write_durable_secret};
 use crate::identity::{Identity, IdentityError, read_small};
 use crate::peer::{Peer, Role};
 use crate::request::{IdentityRequest, PublicKey};
 use crate::sha256_hex;
 
-/// How long a certificate lives, in days. Everything that runs must live at least 30 days without
-/// the hub. Renewal begins when a third of the life is left, so 400 days leave 133 even to a server
-/// whose hub vanishes just before it would have renewed; and a yearly habit of renewing by hand
-/// fits in as well.
+/// Lifetime of a certificate in days. Servers must survive at least 30 days without the hub.
+/// Renewal starts when a third of the lifetime is left, so even a server whose hub disappears just
+/// before its renewal keeps 133 days; and renewing by hand once a year is enough.
 pub const LIFETIME_DAYS: u64 = 400;
 
 /// Ten years: replacing an authority means touching every server.
 const AUTHORITY_LIFETIME_DAYS: u64 = 3653;
 
-/// Certificates are good from a day before they are made, because clocks of new servers are behind
-/// until they have found a time server.
+/// Certificates are valid from a day before they are issued: the clock of a new server may be
+/// behind until it has found a time server.
 const BACKDATED_DAYS: u64 = 1;
 
 const DAY_S: u64 = 24 * 60 * 60;
 const CERT_FILE: &str = "ca.pem";
 const KEY_FILE: &str = "ca-key.pem";
 
-/// How long certificates of a role live by default.
+/// The default lifetime of a role's certificates.
 #[must_use]
 pub fn lifetime_of(role: Role) -> Duration {
     match role {
@@ -47,7 +45,7 @@ pub fn lifetime_of(role: Role) -> Duration {
     }
 }
 
-/// A certificate authority whose key is at hand.
+/// A certificate authority with its private key.
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -56,63 +54,59 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes a new authority in a folder, which is made when it is missing.
+    /// Creates an authority in a folder, which is created if missing.
     ///
     /// # Errors
     /// [`AuthorityError::Exists`] when the folder has one already: replacing it would cut off
-    /// every server. Else whatever the file system says.
+    /// every server.
     pub fn create(dir: &Path, now: UnixTime) -> Result<Self, AuthorityError> {
-        fs::create_dir_all(dir).map_err(|error| AuthorityError::file(dir, error))?;
+        fs::create_dir_all(dir).on_path("create folder", dir)?;
         let (cert_path, key_path) = (dir.join(CERT_FILE), dir.join(KEY_FILE));
         if cert_path.exists() {
-            return Err(AuthorityError::Exists { dir: dir.display().to_string() });
+            return Err(AuthorityError::Exists(dir.to_owned()));
         }
         let key = KeyPair::generate().map_err(AuthorityError::Make)?;
         let mut params = authority_params(&key);
-        set_life(&mut params, now, Duration::from_secs(AUTHORITY_LIFETIME_DAYS * DAY_S));
+        set_validity(&mut params, now, Duration::from_secs(AUTHORITY_LIFETIME_DAYS * DAY_S));
         let certificate_pem = params.self_signed(&key).map_err(AuthorityError::Make)?.pem();
-        // The certificate is written last: whoever sees it knows that the key is there.
-        write_durable_secret(&key_path, key.serialize_pem().as_bytes())
-            .map_err(|error| AuthorityError::file(&key_path, error))?;
-        write_durable(&cert_path, certificate_pem.as_bytes())
-            .map_err(|error| AuthorityError::file(&cert_path, error))?;
+        // The certificate is written last: when it is there, so is the key.
+        durable::sweep(dir).on_path("clean up", dir)?;
+        durable::write(&key_path, key.serialize_pem().as_bytes(), durable::SECRET)
+            .on_path("write", &key_path)?;
+        durable::write(&cert_path, certificate_pem.as_bytes(), durable::READABLE)
+            .on_path("write", &cert_path)?;
         Self::open(dir)
     }
 
     /// Opens the authority in a folder.
     ///
     /// # Errors
-    /// When a file is missing or damaged, or the key is not the certificate's.
+    /// When a file is missing or damaged, or the key does not match the certificate.
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
         let (cert_path, key_path) = (dir.join(CERT_FILE), dir.join(KEY_FILE));
-        let certificate_pem =
-            read_small(&cert_path).map_err(|error| AuthorityError::file(&cert_path, error))?;
-        let key_pem =
-            read_small(&key_path).map_err(|error| AuthorityError::file(&key_path, error))?;
-        let damaged = |path: &Path, reason: String| AuthorityError::Damaged {
-            path: path.display().to_string(),
-            reason,
-        };
+        let certificate_pem = read_small(&cert_path)?;
+        let key_pem = read_small(&key_path)?;
+        let damaged =
+            |path: &Path, source: Cause| AuthorityError::Damaged { path: path.to_owned(), source };
         let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
-            .map_err(|error| damaged(&cert_path, error.to_string()))?;
-        let key =
-            KeyPair::from_pem(&key_pem).map_err(|error| damaged(&key_path, error.to_string()))?;
+            .map_err(|error| damaged(&cert_path, error.into()))?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|error| damaged(&key_path, error.into()))?;
         let read = webpki::EndEntityCert::try_from(&certificate)
-            .map_err(|error| damaged(&cert_path, error.to_string()))?;
+            .map_err(|error| damaged(&cert_path, error.into()))?;
         if read.subject_public_key_info().as_ref() != key.subject_public_key_info() {
-            return Err(damaged(&key_path, "the key does not belong to ca.pem".to_owned()));
+            return Err(damaged(&key_path, "key does not match ca.pem".into()));
         }
         let issuer = Issuer::new(authority_params(&key), key);
         Ok(Self { issuer, certificate, certificate_pem })
     }
 
-    /// The authority's certificate, in PEM: what everybody trusts.
+    /// The authority's certificate in PEM: the root that everyone trusts.
     #[must_use]
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
 
-    /// The authority's certificate.
+    /// The authority's certificate, DER.
     #[must_use]
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
@@ -124,13 +118,13 @@ impl Authority {
         sha256_hex(&self.certificate)
     }
 
-    /// Issues a certificate for `peer` over the request's key, in PEM.
+    /// Issues a certificate for `peer` and the request's key, in PEM.
     ///
-    /// Whether the asker may be `peer` is the caller's to know: by a join token, or by the old
+    /// The caller decides whether the requester may be `peer`: by a join token, or by the old
     /// certificate ([`Authority::renew`]).
     ///
     /// # Errors
-    /// [`AuthorityError::WrongPeer`] when the request asks for somebody else.
+    /// [`AuthorityError::WrongPeer`] when the request is for another peer.
     pub fn issue(
         &self,
         request: &IdentityRequest,
@@ -147,10 +141,10 @@ impl Authority {
         self.certify(request.public_key(), peer, lifetime, now)
     }
 
-    /// Issues a new certificate to somebody who authenticated with the old one.
+    /// Issues a new certificate to a peer that authenticated with its old one.
     ///
     /// # Errors
-    /// [`AuthorityError::WrongPeer`] when the request asks for another name or role.
+    /// [`AuthorityError::WrongPeer`] when the request is for another name or role.
     pub fn renew(
         &self,
         request: &IdentityRequest,
@@ -160,11 +154,11 @@ impl Authority {
         self.issue(request, authenticated, lifetime_of(authenticated.role), now)
     }
 
-    /// Makes a whole identity on this machine: for `cohort init`, which makes those of the hub and
-    /// of the first operator, and for tests.
+    /// Makes a key and certifies it: for `cohort init` (the hub and the first operator), for the
+    /// hub's own renewal, and for tests.
     ///
     /// # Errors
-    /// When a key cannot be made.
+    /// When no key can be generated.
     pub fn make_identity(
         &self,
         peer: &Peer,
@@ -191,18 +185,18 @@ impl Authority {
         params.distinguished_name = named(&peer.dns_name());
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        // Every part both serves and asks.
+        // Every process is both a server and a client.
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(random_serial()?);
-        set_life(&mut params, now, lifetime);
+        set_validity(&mut params, now, lifetime);
         Ok(params.signed_by(key, &self.issuer).map_err(AuthorityError::Make)?.pem())
     }
 }
 
-/// What the authority's own certificate says, derived from its key alone, so that opening it needs
-/// no parser for certificates.
+/// The contents of the authority's certificate, derived from its key alone: no certificate parser
+/// is needed to open it.
 fn authority_params(key: &KeyPair) -> CertificateParams {
     let mut params = CertificateParams::default();
     let mark = sha256_hex(&key.subject_public_key_info());
@@ -218,7 +212,7 @@ fn named(common_name: &str) -> DistinguishedName {
     name
 }
 
-fn set_life(params: &mut CertificateParams, now: UnixTime, lifetime: Duration) {
+fn set_validity(params: &mut CertificateParams, now: UnixTime, lifetime: Duration) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let from = now.as_secs().saturating_sub(BACKDATED_DAYS * DAY_S);
     params.not_before = epoch + Duration::from_secs(from);
@@ -233,54 +227,39 @@ fn random_serial() -> Result<SerialNumber, AuthorityError> {
     Ok(SerialNumber::from_slice(&bytes))
 }
 
-/// Why the authority cannot do it.
+/// Why the authority could not be opened, or did not issue a certificate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthorityError {
-    /// There is one already.
-    #[error("folder {dir} has an authority already; every certificate in use depends on it")]
-    Exists {
-        /// The folder.
-        dir: String,
-    },
-    /// A file cannot be read or written.
-    #[error("authority's file {path} cannot be read or written")]
-    File {
-        /// The file.
-        path: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A file is not what it should be.
-    #[error("authority's file {path} is damaged: {reason}")]
+    /// The folder has an authority already.
+    #[error("{} has an authority already; every certificate in use depends on it", .0.display())]
+    Exists(PathBuf),
+    /// A file could not be read or written.
+    #[error("authority's files are not accessible")]
+    File(#[from] FileError),
+    /// A file is truncated, malformed, or does not match the other one.
+    #[error("authority's file {} is damaged", path.display())]
     Damaged {
-        /// The file.
-        path: String,
-        /// Why.
-        reason: String,
+        /// `ca.pem` or `ca-key.pem`.
+        path: PathBuf,
+        /// What the parser said.
+        source: Cause,
     },
-    /// Asked for somebody else.
+    /// A request for a peer that its sender may not be.
     #[error("request is for {asked}, but its sender may only be {allowed}")]
     WrongPeer {
-        /// Who the request names.
+        /// The peer in the request.
         asked: Box<Peer>,
-        /// Who the sender is.
+        /// The sender.
         allowed: Box<Peer>,
     },
-    /// A key or certificate cannot be made.
-    #[error("key or certificate cannot be made")]
+    /// A key or certificate could not be generated.
+    #[error("cannot generate a key or certificate")]
     Make(#[source] rcgen::Error),
-    /// What was made cannot be used.
-    #[error("new identity cannot be used")]
+    /// The generated identity does not verify.
+    #[error("generated identity does not verify")]
     Unusable(#[source] Box<IdentityError>),
-    /// No randomness.
+    /// The operating system gave no randomness.
     #[error("operating system gives no randomness")]
     Randomness,
-}
-
-impl AuthorityError {
-    fn file(path: &Path, source: io::Error) -> Self {
-        Self::File { path: path.display().to_string(), source }
-    }
 }

@@ -68,7 +68,7 @@ fn truncated_and_mixed_files_are_refused() {
         }
         fs::remove_file(&path).unwrap();
         let opened = Authority::open(dir.path());
-        assert!(matches!(opened, Err(AuthorityError::File { .. })), "{name} missing");
+        assert!(matches!(opened, Err(AuthorityError::File(_))), "{name} missing");
     }
     let ((one, _), (other, _)) = (authority(), authority());
     fs::copy(one.path().join("ca.pem"), other.path().join("ca.pem")).unwrap();
@@ -116,13 +116,16 @@ fn bad_requests_are_refused() {
     }
     // The name is part of what is proved.
     let renamed = text.replace("web-1", "web-2");
-    assert_eq!(IdentityRequest::from_text(&renamed), Err(RequestError::Proof));
+    assert!(matches!(IdentityRequest::from_text(&renamed), Err(RequestError::Proof)));
     let later = text.replace("\"version\":1", "\"version\":2");
-    assert_eq!(IdentityRequest::from_text(&later), Err(RequestError::Version { version: 2 }));
+    let refused = IdentityRequest::from_text(&later);
+    assert!(matches!(refused, Err(RequestError::Version { version: 2 })), "{refused:?}");
     let (_, other) = Identity::generate_request(peer(Role::Agent, "web-1")).unwrap();
-    let stolen =
-        text.replace(&to_hex(good.public_key().as_info()), &to_hex(other.public_key().as_info()));
-    assert_eq!(IdentityRequest::from_text(&stolen), Err(RequestError::Proof));
+    let stolen = text.replace(
+        &hex::encode(good.public_key().as_info()),
+        &hex::encode(other.public_key().as_info()),
+    );
+    assert!(matches!(IdentityRequest::from_text(&stolen), Err(RequestError::Proof)));
 }
 
 #[test]
@@ -156,5 +159,5 @@ fn strangers_certificates_name_nobody() {
     assert!(named(vec![]).is_err());
     assert_eq!(peer_of(&[]), Err(InvalidPeer::Empty));
     let junk = CertificateDer::from(vec![0x30, 0x03, 1, 2, 3]);
-    assert!(matches!(peer_of(&[junk]), Err(InvalidPeer::Unreadable { .. })));
+    assert!(matches!(peer_of(&[junk]), Err(InvalidPeer::Unreadable(_))));
 }

@@ -1,44 +1,45 @@
-//! A join token: everything a new server needs to know, in one line of text.
+//! A join token: all that a new server needs, in one line of text.
 //!
-//! `cohort1:<id>:<secret>:<authority's fingerprint>:<expiry>:<addresses>:<check>`, where the expiry
-//! is in seconds of Unix time (0: never), addresses are `host:port` joined by commas, and the check
-//! is the start of the SHA-256 of all before it: a token that was cut while being copied is told
-//! from one that is wrong.
+//! `cohort1:<id>:<secret>:<authority's fingerprint>:<expiry>:<addresses>:<check>`. The expiry is in
+//! Unix seconds (0: never), addresses are `host:port` joined by commas, and the check is the start
+//! of the SHA-256 of everything before it, which tells a truncated copy from a wrong token.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{from_hex, sha256_hex, to_hex};
+use hex::FromHex as _;
+
+use crate::sha256_hex;
 
 const PREFIX: &str = "cohort1";
-/// 64 bits: told apart by a person, never guessed against.
+/// 64 bits: enough to be unique, short enough to read out.
 pub(crate) const ID_BYTES: usize = 8;
-/// 256 bits: nobody guesses it, so wrong guesses need not be counted.
+/// 256 bits cannot be guessed, so failed attempts need not be limited.
 const SECRET_BYTES: usize = 32;
 const CHECK_DIGITS: usize = 8;
-/// A handful of hubs' addresses, each a host name of at most 255 characters.
+/// Room for a handful of addresses with host names of up to 255 characters.
 const TOKEN_BYTES_MAX: usize = 2048;
 
-/// The right to join, once.
+/// The right to join once.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
-    /// Which token it is; not secret.
+    /// Public id, 16 hexadecimal digits.
     pub id: String,
-    /// What proves it; 64 hexadecimal digits.
+    /// 64 hexadecimal digits; the hub keeps only a hash of it.
     pub(crate) secret: String,
-    /// SHA-256 of the authority's certificate, 64 hexadecimal digits.
+    /// SHA-256 of the authority's certificate (DER), 64 hexadecimal digits.
     pub fingerprint: String,
-    /// Until when it is good, in seconds of Unix time.
+    /// Expiry in Unix seconds; `None`: never.
     pub expires_at: Option<u64>,
-    /// Where the hub is, as `host:port`; tried in order.
+    /// The hub's addresses, `host:port`, in the order to try them.
     pub addresses: Vec<String>,
 }
 
 impl JoinToken {
-    /// A new token with fresh id and secret.
+    /// A token with a random id and secret.
     ///
     /// # Errors
-    /// When an address is not `host:port`, or there is no randomness.
+    /// When an address is not `host:port`, or the system gives no randomness.
     pub fn generate(
         fingerprint: &str,
         addresses: &[String],
@@ -54,13 +55,13 @@ impl JoinToken {
         token.to_text().parse()
     }
 
-    /// The secret, to be sent to the hub over a connection that has been verified.
+    /// The secret. Send it only over a connection whose hub has been verified.
     #[must_use]
     pub fn secret(&self) -> &str {
         &self.secret
     }
 
-    /// The token as text. Whoever has it can join: show it once, never log it.
+    /// The token as text. Anybody who has it can join: show it once, never log it.
     #[must_use]
     pub fn to_text(&self) -> String {
         let body = format!(
@@ -93,10 +94,11 @@ impl FromStr for JoinToken {
         let mut parts = body.splitn(6, ':').skip(1);
         let mut part = || parts.next().ok_or(JoinTokenError::Incomplete);
         let (id, secret, fingerprint) = (part()?, part()?, part()?);
-        for (digits, bytes) in [(id, ID_BYTES), (secret, SECRET_BYTES), (fingerprint, 32)] {
-            if from_hex(digits).is_none_or(|decoded| decoded.len() != bytes) {
-                return Err(JoinTokenError::Incomplete);
-            }
+        let well_formed = <[u8; ID_BYTES]>::from_hex(id).is_ok()
+            && <[u8; SECRET_BYTES]>::from_hex(secret).is_ok()
+            && <[u8; 32]>::from_hex(fingerprint).is_ok();
+        if !well_formed {
+            return Err(JoinTokenError::Incomplete);
         }
         let expires_at: u64 = part()?.parse().map_err(|_| JoinTokenError::Incomplete)?;
         let addresses: Vec<String> = part()?.split(',').map(str::to_owned).collect();
@@ -119,7 +121,7 @@ impl FromStr for JoinToken {
 }
 
 impl fmt::Debug for JoinToken {
-    /// Never shows the secret.
+    /// Without the secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinToken")
             .field("id", &self.id)
@@ -132,32 +134,32 @@ impl fmt::Debug for JoinToken {
 fn random_hex<const BYTES: usize>() -> Result<String, JoinTokenError> {
     let mut bytes = [0_u8; BYTES];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| JoinTokenError::Randomness)?;
-    Ok(to_hex(&bytes))
+    Ok(hex::encode(bytes))
 }
 
-/// Why a text is no join token.
+/// Why a text is not a join token, or none could be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinTokenError {
-    /// Longer than any that we make.
-    #[error("join token is {bytes} bytes, at most {TOKEN_BYTES_MAX} are read")]
+    /// The text exceeds 2 KiB.
+    #[error("join token is {bytes} bytes, the limit is {TOKEN_BYTES_MAX}")]
     TooLong {
-        /// Its length.
+        /// The text's size.
         bytes: usize,
     },
-    /// Something else altogether.
-    #[error("this is not a join token: one begins with `{PREFIX}:`")]
+    /// Wrong prefix.
+    #[error("not a join token: a join token starts with `{PREFIX}:`")]
     NotAToken,
-    /// Cut or changed.
-    #[error("join token is cut or changed: copy the whole line")]
+    /// Truncated or modified: the check does not match.
+    #[error("join token is truncated or modified: copy the whole line")]
     Incomplete,
-    /// Not `host:port`.
+    /// An address is not `host:port`.
     #[error("join token's address `{address}` is not of the form host:port")]
     Address {
-        /// The address, cut.
+        /// The address, cut to 80 characters.
         address: String,
     },
-    /// No randomness.
+    /// The operating system gave no randomness.
     #[error("operating system gives no randomness")]
     Randomness,
 }

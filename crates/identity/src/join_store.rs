@@ -1,81 +1,80 @@
-//! The hub's memory of join tokens: one file per token, holding only a hash of its secret.
+//! The hub's join tokens: one file per token, with only a hash of its secret.
 //!
-//! A redeemed token keeps the certificate that it gave, on disk before anybody is told, so that a
-//! server that lost the answer gets the same one again.
+//! A redeemed token stores the certificate that was issued for it, on disk before it is sent, so
+//! that a server that lost the answer gets the same certificate again.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use cohort_base::{Cause, FileError, OnPath as _, chain, durable};
+use hex::FromHex as _;
+use parking_lot::Mutex;
 use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 
-use crate::durable::{sync_folder, write_durable_secret};
-use crate::from_hex;
 use crate::identity::read_small;
 use crate::join::{ID_BYTES, JoinToken, JoinTokenError};
 use crate::peer::{Peer, PeerName, Role};
 use crate::request::IdentityRequest;
 use crate::sha256_hex;
 
-/// Used tokens are kept, because they remember who has which name. A fleet of ten thousand servers,
-/// each re-joined a few times, fits; at about 1.5 KB each the folder stays under 150 MB.
+/// Used tokens are kept: they record who has which name. This fits ten thousand servers that
+/// re-joined a few times each; at about 1.5 KB per token the folder stays under 150 MB.
 pub const TOKENS_MAX: usize = 100_000;
 
-/// How long the same key gets the same certificate again, in seconds: long enough for a server to
-/// restart and retry, short enough that a token found in a shell history later is worth nothing.
+/// For how many seconds the same key gets the same certificate again: long enough for a server to
+/// restart and retry, short enough that a token left in a shell history is worthless.
 pub const REDEEM_AGAIN_WINDOW_S: u64 = 15 * 60;
 
 /// What a token allows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinGrant {
-    /// The role that its user gets.
+    /// The role of the certificate.
     pub role: Role,
-    /// The only name that it is good for; `None`: any name that nobody has yet.
+    /// The only name allowed; `None`: any name that is not taken.
     pub name: Option<PeerName>,
 }
 
-/// Where a token is in its life.
+/// Whether a token can still be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum TokenState {
-    /// Not used yet.
+    /// Waiting for a server to join with it.
     Unused,
-    /// Used, by whom and when.
+    /// Redeemed for a certificate.
     Used {
-        /// Who joined.
+        /// The peer that joined.
         peer: Peer,
-        /// SHA-256 of their public key, in hexadecimal.
+        /// SHA-256 of its public key, in hexadecimal.
         key_fingerprint: String,
-        /// When, in seconds of Unix time.
+        /// Unix seconds.
         used_at: u64,
-        /// The certificate that they got, in PEM.
+        /// The certificate issued, in PEM.
         certificate: String,
     },
-    /// Taken back by an operator.
+    /// Revoked by an operator before use.
     Revoked,
 }
 
-/// What the hub remembers of a token.
+/// What the hub stores about a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRecord {
-    /// Version of this file's form: 1.
+    /// Version of the file format: 1.
     pub version: u32,
-    /// Which token.
+    /// The token's public id; also the file's name.
     pub id: String,
     /// SHA-256 of the secret, in hexadecimal.
     secret_sha256: String,
-    /// What it allows.
+    /// Who may join with it.
     pub grant: JoinGrant,
-    /// When it was made, in seconds of Unix time.
+    /// Unix seconds.
     pub created_at: u64,
-    /// Until when it is good, in seconds of Unix time.
+    /// Unix seconds; `None`: never.
     pub expires_at: Option<u64>,
-    /// Where it is in its life.
+    /// Unused, used or revoked.
     pub state: TokenState,
 }
 
@@ -87,16 +86,17 @@ pub struct JoinTokens {
 }
 
 impl JoinTokens {
-    /// Opens the store in a folder, which is made when it is missing. A damaged file is reported
-    /// in the log and its token is refused; it does not stop the hub.
+    /// Opens the store in a folder, which is created if missing. A damaged file is logged and its
+    /// token refused; it does not stop the hub.
     ///
     /// # Errors
     /// When the folder cannot be read.
     pub fn open(dir: &Path) -> Result<Self, RedeemError> {
-        fs::create_dir_all(dir).map_err(|error| RedeemError::file(dir, error))?;
+        fs::create_dir_all(dir).on_path("create folder", dir)?;
+        durable::sweep(dir).on_path("clean up", dir)?;
         let mut records = BTreeMap::new();
-        for entry in fs::read_dir(dir).map_err(|error| RedeemError::file(dir, error))? {
-            let path = entry.map_err(|error| RedeemError::file(dir, error))?.path();
+        for entry in fs::read_dir(dir).on_path("read folder", dir)? {
+            let path = entry.on_path("read folder", dir)?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
@@ -104,18 +104,19 @@ impl JoinTokens {
                 Ok(record) => {
                     records.insert(record.id.clone(), record);
                 }
-                Err(reason) => {
-                    tracing::error!(path = %path.display(), reason, "join token's file is damaged");
+                Err(error) => {
+                    let reason = chain(&*error);
+                    tracing::error!(path = %path.display(), reason, "ignoring damaged join token");
                 }
             }
         }
         Ok(Self { dir: dir.to_owned(), records: Mutex::new(records) })
     }
 
-    /// Makes a token. It is on disk when this returns.
+    /// Creates a token. It is on disk when this returns.
     ///
     /// # Errors
-    /// When there are too many, an address is malformed, or the disk refuses.
+    /// When there are too many, an address is malformed, or the disk fails.
     pub fn create(
         &self,
         grant: JoinGrant,
@@ -135,7 +136,7 @@ impl JoinTokens {
             expires_at,
             state: TokenState::Unused,
         };
-        let mut records = self.lock();
+        let mut records = self.records.lock();
         if records.len() >= TOKENS_MAX {
             return Err(RedeemError::TooMany);
         }
@@ -144,13 +145,13 @@ impl JoinTokens {
         Ok(token)
     }
 
-    /// Redeems a token for a certificate, which `issue` makes. The outcome is on disk when this
-    /// returns. Blocking: it writes a file and syncs it.
+    /// Redeems a token for a certificate, which `issue` makes. The certificate is on disk when this
+    /// returns. Blocks on a sync.
     ///
     /// # Errors
-    /// When the token is unknown, expired, revoked, used by another key, or for somebody else; when
-    /// the name is taken; when `issue` or the disk refuses. Nothing is then changed.
-    pub fn redeem<E: std::fmt::Display>(
+    /// When the token is unknown, expired, revoked, used with another key, or for another peer;
+    /// when the name is taken; when `issue` or the disk fails. The token is unchanged then.
+    pub fn redeem<E: Into<Cause>>(
         &self,
         id: &str,
         secret: &str,
@@ -158,7 +159,7 @@ impl JoinTokens {
         now: UnixTime,
         issue: impl FnOnce(&Peer) -> Result<String, E>,
     ) -> Result<String, RedeemError> {
-        let mut records = self.lock();
+        let mut records = self.records.lock();
         let peer = request.peer();
         let key_fingerprint = request.public_key().fingerprint();
         let record = records.get(id).ok_or(RedeemError::Unknown)?;
@@ -167,7 +168,7 @@ impl JoinTokens {
             offered.as_bytes(),
             record.secret_sha256.as_bytes(),
         )
-        // The same answer as for an unknown id: ids are not for trying out.
+        // Same answer as for an unknown id, so that ids cannot be probed.
         .map_err(|_| RedeemError::Unknown)?;
         match &record.state {
             TokenState::Revoked => return Err(RedeemError::Revoked),
@@ -189,18 +190,17 @@ impl JoinTokens {
         }
         let named = record.grant.name.as_ref();
         if record.grant.role != peer.role || named.is_some_and(|name| *name != peer.name) {
-            return Err(RedeemError::Grant { asked: Box::new(peer.clone()) });
+            return Err(RedeemError::Grant(Box::new(peer.clone())));
         }
-        // A token without a name must not let its user become a server that is there already.
+        // A token without a name must not replace a server that has joined already.
         let taken = |other: &TokenRecord| match &other.state {
             TokenState::Used { peer: holder, .. } => holder == peer,
             TokenState::Unused | TokenState::Revoked => false,
         };
         if named.is_none() && records.values().any(taken) {
-            return Err(RedeemError::NameTaken { peer: Box::new(peer.clone()) });
+            return Err(RedeemError::NameTaken(Box::new(peer.clone())));
         }
-        let certificate =
-            issue(peer).map_err(|error| RedeemError::Issue { reason: error.to_string() })?;
+        let certificate = issue(peer).map_err(|error| RedeemError::Issue(error.into()))?;
         let mut used = record.clone();
         used.state = TokenState::Used {
             peer: peer.clone(),
@@ -213,12 +213,12 @@ impl JoinTokens {
         Ok(certificate)
     }
 
-    /// Takes an unused token back.
+    /// Revokes an unused token.
     ///
     /// # Errors
-    /// When it is unknown or used, or the disk refuses.
+    /// When it is unknown or used, or the disk fails.
     pub fn revoke(&self, id: &str) -> Result<(), RedeemError> {
-        let mut records = self.lock();
+        let mut records = self.records.lock();
         let record = records.get(id).ok_or(RedeemError::Unknown)?;
         if matches!(record.state, TokenState::Used { .. }) {
             return Err(RedeemError::Used);
@@ -230,19 +230,19 @@ impl JoinTokens {
         Ok(())
     }
 
-    /// All tokens, by id.
+    /// All tokens, ordered by id.
     #[must_use]
     pub fn list(&self) -> Vec<TokenRecord> {
-        self.lock().values().cloned().collect()
+        self.records.lock().values().cloned().collect()
     }
 
-    /// Forgets tokens that expired or were revoked unused, more than `age_s` seconds ago.
-    /// Used ones stay: they remember who has which name.
+    /// Deletes tokens that expired or were revoked more than `age_s` seconds ago without being
+    /// used. Used ones stay: they record who has which name. Returns how many were deleted.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk fails.
     pub fn prune(&self, age_s: u64, now: UnixTime) -> Result<usize, RedeemError> {
-        let mut records = self.lock();
+        let mut records = self.records.lock();
         let before = now.as_secs().saturating_sub(age_s);
         let old: Vec<String> = records
             .values()
@@ -255,10 +255,10 @@ impl JoinTokens {
             .collect();
         for id in &old {
             let path = self.path(id);
-            fs::remove_file(&path).map_err(|error| RedeemError::file(&path, error))?;
+            fs::remove_file(&path).on_path("remove", &path)?;
             records.remove(id);
         }
-        sync_folder(&self.dir).map_err(|error| RedeemError::file(&self.dir, error))?;
+        durable::sync_folder(&self.dir).on_path("sync", &self.dir)?;
         Ok(old.len())
     }
 
@@ -270,79 +270,54 @@ impl JoinTokens {
         let path = self.path(&record.id);
         let text =
             serde_json::to_vec_pretty(record).expect("strings and numbers always become JSON");
-        write_durable_secret(&path, &text).map_err(|error| RedeemError::file(&path, error))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, TokenRecord>> {
-        // Records change in one insert, so a panic elsewhere leaves nothing half done.
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(durable::write(&path, &text, durable::SECRET).on_path("write", &path)?)
     }
 }
 
-fn read_record(path: &Path) -> Result<TokenRecord, String> {
-    let text = read_small(path).map_err(|error| error.to_string())?;
-    let record: TokenRecord = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+fn read_record(path: &Path) -> Result<TokenRecord, Cause> {
+    let record: TokenRecord = serde_json::from_str(&read_small(path)?)?;
     if record.version != 1 {
-        return Err(format!("version {} is not known here", record.version));
+        return Err(format!("unsupported version {}", record.version).into());
     }
-    let right_name = path.file_stem().is_some_and(|stem| stem == record.id.as_str());
-    let right_id = from_hex(&record.id).is_some_and(|bytes| bytes.len() == ID_BYTES);
-    if right_name && right_id { Ok(record) } else { Err("it is another token's".to_owned()) }
+    <[u8; ID_BYTES]>::from_hex(&record.id)?;
+    if path.file_stem().is_none_or(|stem| stem != record.id.as_str()) {
+        return Err(format!("it holds token {}", record.id).into());
+    }
+    Ok(record)
 }
 
-/// Why a token cannot be made or redeemed.
+/// Why a token could not be created, redeemed or revoked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedeemError {
     /// No such token, or the wrong secret.
-    #[error("join token is not known to this hub")]
+    #[error("unknown join token")]
     Unknown,
-    /// Used already.
+    /// Redeemed already, with another key or too long ago.
     #[error("join token has been used already")]
     Used,
-    /// Too late.
+    /// Past its expiry.
     #[error("join token has expired")]
     Expired,
-    /// Taken back.
+    /// Revoked by an operator.
     #[error("join token has been revoked")]
     Revoked,
-    /// For somebody else.
-    #[error("join token does not allow to join as {asked}")]
-    Grant {
-        /// Who was asked for.
-        asked: Box<Peer>,
-    },
-    /// Somebody else is called that.
-    #[error("the name of {peer} is taken; a token made for that very name replaces its holder")]
-    NameTaken {
-        /// Who was asked for.
-        peer: Box<Peer>,
-    },
-    /// The authority refuses.
-    #[error("certificate cannot be issued: {reason}")]
-    Issue {
-        /// Why.
-        reason: String,
-    },
-    /// There are too many.
-    #[error("there are {TOKENS_MAX} join tokens, no more are kept")]
+    /// The token is for another role or name than this.
+    #[error("join token does not allow joining as {0}")]
+    Grant(Box<Peer>),
+    /// Another server has joined under this name.
+    #[error("the name of {0} is taken; a token made for that name replaces its holder")]
+    NameTaken(Box<Peer>),
+    /// The authority refused.
+    #[error("cannot issue a certificate")]
+    Issue(#[source] Cause),
+    /// [`TOKENS_MAX`] is reached.
+    #[error("cannot store more than {TOKENS_MAX} join tokens")]
     TooMany,
-    /// The token cannot be made.
-    #[error("join token cannot be made")]
+    /// The token could not be generated.
+    #[error("cannot create a join token")]
     Token(#[source] JoinTokenError),
-    /// A file cannot be read or written.
-    #[error("join token's file {path} cannot be read or written")]
-    File {
-        /// The file.
-        path: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl RedeemError {
-    fn file(path: &Path, source: io::Error) -> Self {
-        Self::File { path: path.display().to_string(), source }
-    }
+    /// A file could not be read or written.
+    #[error("join tokens' files are not accessible")]
+    File(#[from] FileError),
 }

@@ -1,21 +1,19 @@
-//! Who is who: a small built-in authority, certificates that name a peer and its role, join
-//! tokens that are used once, mutual-TLS configurations, and statements signed by a certificate's
-//! key.
+//! Who is who: a built-in certificate authority, certificates that name a peer and its role,
+//! one-time join tokens, mutual TLS, and statements signed with a certificate's key.
 //!
-//! What it must never know: sockets, HTTP, groups, rollouts. It turns bytes and files into "this
-//! is the agent `web-1`" or a clear no; what an agent may do is decided where requests arrive.
+//! **What it is.** It turns bytes and files into "this is the agent `web-1`" or a refusal. A
+//! certificate names its holder by one DNS name, `<name>.<role>.cohort.internal`, so ordinary TLS
+//! name verification checks identity: dial an address, expect a name.
 //!
-//! Start reading at [`Peer`] (what a certificate says), then [`Authority`] (who says it), then
-//! [`Identity`] (what a part holds to prove it).
+//! **What it must never know.** Sockets, HTTP, groups, rollouts. What an agent may do is decided
+//! where its requests arrive.
 //!
-//! A certificate names its holder by one DNS name, `<name>.<role>.cohort.internal`. Ordinary TLS
-//! name verification therefore checks identity: one dials an address and expects a name.
+//! **Where to start reading.** [`Peer`] (what a certificate says), then [`Authority`] (who issues
+//! it), then [`Identity`] (what a process holds to prove it).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod authority;
-mod durable;
-mod hex;
 mod identity;
 mod join;
 mod join_store;
@@ -36,8 +34,6 @@ mod statement_test;
 mod tls_test;
 
 pub use authority::{Authority, AuthorityError, LIFETIME_DAYS, lifetime_of};
-pub use durable::{write_durable, write_durable_secret};
-pub use hex::{from_hex, to_hex};
 pub use identity::{Identity, IdentityError, Validity};
 pub use join::{JoinToken, JoinTokenError};
 pub use join_store::{
@@ -51,8 +47,8 @@ pub use statement::{
 };
 pub use tls::{Alpn, ClientAuth, TlsError, client_config, joining_client_config, server_config};
 
-/// The SHA-256 of some bytes, as 64 hexadecimal digits: fingerprints of certificates and keys.
+/// The SHA-256 of `bytes` as 64 hexadecimal digits: fingerprints of certificates and keys.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    to_hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
+    hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
 }

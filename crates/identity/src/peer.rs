@@ -1,4 +1,4 @@
-//! What a certificate says of its holder: a role and a name.
+//! What a certificate says about its holder: a role and a name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,32 +6,32 @@ use std::str::FromStr;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde::{Deserialize, Serialize};
 
-/// The zone under which all names live; `.internal` is reserved for private use, so that no public
-/// authority can ever issue one of these names.
+/// The zone of all names. `.internal` is reserved for private use: no public authority can issue
+/// a certificate for it.
 const ZONE: &str = "cohort.internal";
 
-/// What the holder of a certificate is.
+/// What the holder of a certificate may be asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// A person or program that may look.
+    /// A person or program with read access.
     Viewer,
-    /// A person that may change what is deployed, and throw the kill switch.
+    /// A person who may change what is deployed and flip the kill switch.
     Operator,
     /// A program that may publish releases and move channels.
     Publisher,
-    /// A server's agent.
+    /// The agent on a server; its name is the server id.
     Agent,
-    /// The hub.
+    /// The hub, of which a fleet has one.
     Hub,
 }
 
 impl Role {
-    /// Every role.
+    /// Every role, least privileged first.
     pub const ALL: [Role; 5] =
         [Role::Viewer, Role::Operator, Role::Publisher, Role::Agent, Role::Hub];
 
-    /// The role's word, as in certificates and on the command line.
+    /// The word used in certificates and on the command line.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -56,7 +56,7 @@ impl FromStr for Role {
         Role::ALL
             .into_iter()
             .find(|role| role.as_str() == text)
-            .ok_or_else(|| InvalidPeer::Role { text: cut(text) })
+            .ok_or_else(|| InvalidPeer::Role(cut(text)))
     }
 }
 
@@ -76,10 +76,10 @@ impl PeerName {
             && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             && !text.starts_with('-')
             && !text.ends_with('-');
-        if valid { Ok(Self(text)) } else { Err(InvalidPeer::Name { text: cut(&text) }) }
+        if valid { Ok(Self(text)) } else { Err(InvalidPeer::Name(cut(&text))) }
     }
 
-    /// The name as text.
+    /// The DNS label.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -105,21 +105,21 @@ impl From<PeerName> for String {
     }
 }
 
-/// Who somebody is, once their certificate has been verified.
+/// The holder of a verified certificate.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peer {
-    /// What they are.
+    /// The second label of the certificate's name.
     pub role: Role,
-    /// What they are called.
+    /// The first label of the certificate's name.
     pub name: PeerName,
 }
 
 impl Peer {
-    /// A peer of a role and a name.
+    /// A peer with this role and name.
     ///
     /// # Errors
-    /// [`InvalidPeer::Name`] when the name is no DNS label.
+    /// [`InvalidPeer::Name`] when the name is not a DNS label.
     pub fn new(role: Role, name: impl Into<String>) -> Result<Self, InvalidPeer> {
         Ok(Self { role, name: PeerName::new(name)? })
     }
@@ -130,7 +130,7 @@ impl Peer {
         format!("{}.{}.{ZONE}", self.name, self.role)
     }
 
-    /// The name that TLS expects of the other side.
+    /// The same, as rustls expects the other side's name.
     #[must_use]
     pub fn server_name(&self) -> ServerName<'static> {
         ServerName::try_from(self.dns_name()).expect("a label of a label of the zone is a DNS name")
@@ -139,7 +139,7 @@ impl Peer {
     fn from_dns_name(text: &str) -> Result<Self, InvalidPeer> {
         let labels = text.strip_suffix(ZONE).and_then(|rest| rest.strip_suffix('.'));
         let Some((name, role)) = labels.and_then(|labels| labels.split_once('.')) else {
-            return Err(InvalidPeer::Stranger { text: cut(text) });
+            return Err(InvalidPeer::Stranger(cut(text)));
         };
         Ok(Self { role: role.parse()?, name: PeerName::new(name)? })
     }
@@ -151,63 +151,47 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Who the first certificate of a chain names. The chain is *not* verified here: ask this of a
-/// chain that TLS or [`crate::verify_statement`] has verified.
+/// The peer that the first certificate of a chain names. This does *not* verify the chain: TLS or
+/// [`crate::verify_statement`] must have done so.
 ///
 /// # Errors
 /// When the chain is empty, cannot be read, or does not name exactly one peer.
 pub fn peer_of(chain: &[CertificateDer<'_>]) -> Result<Peer, InvalidPeer> {
     let leaf = chain.first().ok_or(InvalidPeer::Empty)?;
-    let leaf = webpki::EndEntityCert::try_from(leaf)
-        .map_err(|error| InvalidPeer::Unreadable { reason: error.to_string() })?;
+    let leaf = webpki::EndEntityCert::try_from(leaf).map_err(InvalidPeer::Unreadable)?;
     let mut names = leaf.valid_dns_names();
     match (names.next(), names.next()) {
         // Two names would let one certificate act in two roles, whichever is asked first.
         (Some(_), Some(_)) => Err(InvalidPeer::Ambiguous),
         (Some(name), None) => Peer::from_dns_name(name),
-        (None, _) => Err(InvalidPeer::Stranger { text: String::new() }),
+        (None, _) => Err(InvalidPeer::Stranger(String::new())),
     }
 }
 
-/// Why a text or certificate names no peer.
+/// Why a text or certificate does not name a peer. Texts are cut to 80 characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidPeer {
     /// Not a DNS label.
-    #[error(
-        "`{text}` is not a valid name: 1 to 63 of a-z, 0-9 and `-`, neither first nor last a `-`"
-    )]
-    Name {
-        /// The text, cut.
-        text: String,
-    },
-    /// Not a role.
-    #[error("`{text}` is not a role: expected viewer, operator, publisher, agent or hub")]
-    Role {
-        /// The text, cut.
-        text: String,
-    },
-    /// A name outside our zone, or none at all.
-    #[error("the certificate's name `{text}` is not of the form <name>.<role>.cohort.internal")]
-    Stranger {
-        /// The name, cut.
-        text: String,
-    },
-    /// More than one name.
-    #[error("the certificate carries more than one name")]
+    #[error("`{0}` is not a valid name: use 1 to 63 of a-z, 0-9 and `-`, no `-` at either end")]
+    Name(String),
+    /// An unknown role.
+    #[error("`{0}` is not a role: use viewer, operator, publisher, agent or hub")]
+    Role(String),
+    /// The certificate's name is outside our zone, or it has none.
+    #[error("certificate's name `{0}` is not of the form <name>.<role>.cohort.internal")]
+    Stranger(String),
+    /// The certificate has several names.
+    #[error("certificate has more than one name")]
     Ambiguous,
-    /// No certificate.
-    #[error("the certificate chain is empty")]
+    /// The chain has no certificate.
+    #[error("certificate chain is empty")]
     Empty,
     /// Not a certificate.
-    #[error("the certificate cannot be read: {reason}")]
-    Unreadable {
-        /// What the parser said.
-        reason: String,
-    },
+    #[error("certificate cannot be parsed")]
+    Unreadable(#[source] webpki::Error),
 }
 
-/// Error texts quote at most 80 characters of what a stranger sent.
 fn cut(text: &str) -> String {
     text.chars().take(80).collect()
 }

@@ -1,24 +1,23 @@
-//! Asking an authority for a certificate: a public key, the name wanted, and a proof that the
-//! asker holds the private key.
+//! A certificate request: a public key, the requested name, and proof of possession of the private
+//! key.
 //!
-//! Not PKCS #10: a request of ours has three fields, and a parser for general ASN.1 would be the
-//! largest thing that a stranger with a join token can feed.
+//! Not PKCS #10: our request has three fields, and a general ASN.1 parser would be the largest
+//! attack surface open to a stranger with a join token.
 
 use rcgen::{KeyPair, PublicKeyData, SignatureAlgorithm, SigningKey};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use serde::{Deserialize, Serialize};
 
 use crate::peer::Peer;
-use crate::{from_hex, sha256_hex, to_hex};
+use crate::sha256_hex;
 
-/// A request is about 450 bytes of JSON; ten times that leaves room for fields of later versions
-/// and nothing for an attacker.
+/// A request is about 450 bytes of JSON; ten times that leaves room for later fields.
 pub const REQUEST_BYTES_MAX: usize = 4096;
 
-/// Mixed into the proof, so that no signature made for another purpose can serve as one.
+/// Part of what is signed: a signature made for another purpose is never a proof.
 const PROOF_CONTEXT: &[u8] = b"cohort-identity-request/1\0";
 
-/// The SubjectPublicKeyInfo of every uncompressed P-256 key begins with these bytes.
+/// The first bytes of the SubjectPublicKeyInfo of every uncompressed P-256 key.
 const P256_PREFIX: [u8; 27] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
     0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
@@ -26,14 +25,14 @@ const P256_PREFIX: [u8; 27] = [
 /// Prefix and two coordinates of 32 bytes.
 const P256_INFO_BYTES: usize = P256_PREFIX.len() + 64;
 
-/// A P-256 public key as SubjectPublicKeyInfo. The one kind that the built-in authority certifies:
-/// every TLS stack and browser takes it, and its text has one form.
+/// A P-256 public key as SubjectPublicKeyInfo, the only kind that the built-in authority certifies:
+/// every TLS stack and browser supports it, and it has one encoding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey(Vec<u8>);
 
 impl PublicKey {
-    /// Reads a SubjectPublicKeyInfo. That the point is on the curve shows when a signature is
-    /// verified with it.
+    /// Reads a SubjectPublicKeyInfo. Whether the point is on the curve is checked later, by the
+    /// first signature verified with it.
     ///
     /// # Errors
     /// [`RequestError::Key`] for any other kind of key.
@@ -45,7 +44,7 @@ impl PublicKey {
         }
     }
 
-    /// The key's SubjectPublicKeyInfo.
+    /// The SubjectPublicKeyInfo, DER.
     #[must_use]
     pub fn as_info(&self) -> &[u8] {
         &self.0
@@ -68,8 +67,8 @@ impl PublicKeyData for PublicKey {
     }
 }
 
-/// A verified request for a certificate: whoever made it holds the private key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A certificate request whose sender provably holds the private key.
+#[derive(Debug, Clone)]
 pub struct IdentityRequest {
     peer: Peer,
     key: PublicKey,
@@ -81,41 +80,43 @@ pub struct IdentityRequest {
 struct RequestText {
     version: u32,
     peer: Peer,
-    public_key: String,
-    proof: String,
+    #[serde(with = "hex::serde")]
+    public_key: Vec<u8>,
+    #[serde(with = "hex::serde")]
+    proof: Vec<u8>,
 }
 
 impl IdentityRequest {
     /// Makes a request for `peer` with a key pair (P-256).
     ///
     /// # Errors
-    /// [`RequestError::Key`] when the pair is of another kind.
+    /// [`RequestError::Key`] for any other kind of key pair.
     pub fn new(peer: Peer, pair: &KeyPair) -> Result<Self, RequestError> {
         let key = PublicKey::from_info(pair.subject_public_key_info())?;
         let proof = pair.sign(&proof_message(&peer, &key)).map_err(|_| RequestError::Key)?;
         Ok(Self { peer, key, proof })
     }
 
-    /// Who the asker wants to be.
+    /// Who the certificate is to name.
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    /// The asker's key.
+    /// The key to certify.
     #[must_use]
     pub fn public_key(&self) -> &PublicKey {
         &self.key
     }
 
-    /// The request as text (JSON), to be sent.
+    /// The request as JSON.
     #[must_use]
     pub fn to_text(&self) -> String {
         let text = RequestText {
             version: 1,
             peer: self.peer.clone(),
-            public_key: to_hex(&self.key.0),
-            proof: to_hex(&self.proof),
+            public_key: self.key.0.clone(),
+            proof: self.proof.clone(),
         };
         serde_json::to_string(&text).expect("strings and numbers always become JSON")
     }
@@ -123,27 +124,24 @@ impl IdentityRequest {
     /// Reads a request and checks its proof.
     ///
     /// # Errors
-    /// When the text is too long, malformed, of an unknown version, or the proof does not hold.
+    /// When the text is too long, malformed, of an unknown version, or the proof does not verify.
     pub fn from_text(text: &str) -> Result<Self, RequestError> {
         if text.len() > REQUEST_BYTES_MAX {
             return Err(RequestError::TooLarge { bytes: text.len() });
         }
-        let text: RequestText = serde_json::from_str(text)
-            .map_err(|error| RequestError::Malformed { reason: error.to_string() })?;
+        let text: RequestText = serde_json::from_str(text).map_err(RequestError::Malformed)?;
         if text.version != 1 {
             return Err(RequestError::Version { version: text.version });
         }
-        let key = from_hex(&text.public_key).ok_or(RequestError::Key)?;
-        let key = PublicKey::from_info(key)?;
-        let proof = from_hex(&text.proof).ok_or(RequestError::Proof)?;
+        let key = PublicKey::from_info(text.public_key)?;
         let info = SubjectPublicKeyInfoDer::from(key.as_info());
         webpki::RawPublicKeyEntity::try_from(&info)
             .and_then(|entity| {
                 let algorithm = webpki::aws_lc_rs::ECDSA_P256_SHA256;
-                entity.verify_signature(algorithm, &proof_message(&text.peer, &key), &proof)
+                entity.verify_signature(algorithm, &proof_message(&text.peer, &key), &text.proof)
             })
             .map_err(|_| RequestError::Proof)?;
-        Ok(Self { peer: text.peer, key, proof })
+        Ok(Self { peer: text.peer, key, proof: text.proof })
     }
 }
 
@@ -151,32 +149,29 @@ fn proof_message(peer: &Peer, key: &PublicKey) -> Vec<u8> {
     [PROOF_CONTEXT, peer.dns_name().as_bytes(), b"\0", key.as_info()].concat()
 }
 
-/// Why a request for a certificate is no good.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why a certificate request was rejected.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// Larger than anything we make.
-    #[error("identity request is {bytes} bytes, at most {REQUEST_BYTES_MAX} are read")]
+    /// The text exceeds [`REQUEST_BYTES_MAX`].
+    #[error("identity request is {bytes} bytes, the limit is {REQUEST_BYTES_MAX}")]
     TooLarge {
-        /// Its size.
+        /// The text's size.
         bytes: usize,
     },
     /// Not a request.
-    #[error("identity request is malformed: {reason}")]
-    Malformed {
-        /// What the parser said.
-        reason: String,
-    },
-    /// Of a later version.
-    #[error("identity request is of version {version}, this authority knows version 1")]
+    #[error("malformed identity request")]
+    Malformed(#[source] serde_json::Error),
+    /// Made by a later version of Cohort.
+    #[error("identity request has version {version}, this authority supports version 1")]
     Version {
-        /// The version it says.
+        /// The version it claims.
         version: u32,
     },
-    /// Not a P-256 key.
+    /// The key is not a P-256 public key.
     #[error("identity request carries no P-256 public key")]
     Key,
-    /// The asker does not hold the private key, or changed the name after signing.
-    #[error("identity request's proof of possession does not hold for its name and key")]
+    /// The requester does not hold the private key, or the name was changed after signing.
+    #[error("identity request's proof of possession does not match its name and key")]
     Proof,
 }

@@ -19,7 +19,7 @@ fn an_operators_statement_is_believed_after_any_journey() {
     let said = sign_statement(&make(&authority, Role::Operator), CONTEXT, b"stop").unwrap();
     let text = serde_json::to_string(&said).unwrap();
     let arrived: SignedStatement = serde_json::from_str(&text).unwrap();
-    assert_eq!(verify(&arrived, &authority), Ok(peer(Role::Operator, "somebody")));
+    assert_eq!(verify(&arrived, &authority).unwrap(), peer(Role::Operator, "somebody"));
 }
 
 #[test]
@@ -28,11 +28,11 @@ fn other_roles_and_strangers_are_not_believed() {
     for role in [Role::Agent, Role::Hub, Role::Publisher, Role::Viewer] {
         let said = sign_statement(&make(&ours, role), CONTEXT, b"stop").unwrap();
         let refused = verify(&said, &ours);
-        assert!(matches!(refused, Err(StatementError::Role { .. })), "{role}: {refused:?}");
+        assert!(matches!(refused, Err(StatementError::Role(_))), "{role}: {refused:?}");
     }
     let said = sign_statement(&make(&theirs, Role::Operator), CONTEXT, b"stop").unwrap();
     let refused = verify(&said, &ours);
-    assert!(matches!(refused, Err(StatementError::Untrusted { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StatementError::Untrusted(_))), "{refused:?}");
 }
 
 #[test]
@@ -40,16 +40,16 @@ fn nothing_of_it_can_be_changed() {
     let (_ca, authority) = authority();
     let said = sign_statement(&make(&authority, Role::Operator), CONTEXT, b"stop").unwrap();
     let body = SignedStatement { body: b"go".to_vec(), ..said.clone() };
-    assert!(matches!(verify(&body, &authority), Err(StatementError::Signature { .. })));
+    assert!(matches!(verify(&body, &authority), Err(StatementError::Signature(_))));
     let mut signature = said.clone();
     signature.signature[10] ^= 1;
-    assert!(matches!(verify(&signature, &authority), Err(StatementError::Signature { .. })));
+    assert!(matches!(verify(&signature, &authority), Err(StatementError::Signature(_))));
     // An agent cannot put an operator's chain in front of its own signature.
     let agents = sign_statement(&make(&authority, Role::Agent), CONTEXT, b"stop").unwrap();
     let borrowed = SignedStatement { chain: said.chain.clone(), ..agents };
-    assert!(matches!(verify(&borrowed, &authority), Err(StatementError::Signature { .. })));
+    assert!(matches!(verify(&borrowed, &authority), Err(StatementError::Signature(_))));
     let no_chain = SignedStatement { chain: String::new(), ..said };
-    assert!(matches!(verify(&no_chain, &authority), Err(StatementError::Untrusted { .. })));
+    assert!(matches!(verify(&no_chain, &authority), Err(StatementError::Untrusted(_))));
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn one_kind_is_not_taken_for_another() {
         sign_statement(&make(&authority, Role::Operator), "cohort-other/1", b"stop").unwrap();
     assert!(matches!(verify(&said, &authority), Err(StatementError::Context { .. })));
     let relabelled = SignedStatement { context: CONTEXT.to_owned(), ..said };
-    assert!(matches!(verify(&relabelled, &authority), Err(StatementError::Signature { .. })));
+    assert!(matches!(verify(&relabelled, &authority), Err(StatementError::Signature(_))));
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn an_expired_author_is_not_believed() {
     let roots = [authority.certificate().clone()];
     let later = at(UnixTime::now().as_secs() + (LIFETIME_DAYS + 1) * 86400);
     let refused = verify_statement(&roots, CONTEXT, &said, &[Role::Operator], later);
-    assert!(matches!(refused, Err(StatementError::Untrusted { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StatementError::Untrusted(_))), "{refused:?}");
 }
 
 #[test]

@@ -1,15 +1,16 @@
-//! Mutual TLS: the configurations of servers and clients, and of a client that is still joining.
+//! Mutual TLS: configurations for servers, clients, and clients that are joining.
 //!
-//! TLS 1.3 only, and no session resumption: a resumed session skips the certificate, and a full
+//! TLS 1.3 only, without session resumption: a resumed session skips the certificate, and a full
 //! handshake costs well under a millisecond.
 
 use std::fmt;
 use std::sync::Arc;
 
+use hex::FromHex as _;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
 };
@@ -17,9 +18,9 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::identity::{CHAIN_MAX, Identity, IdentityError, root_store};
 use crate::peer::{Role, peer_of};
-use crate::{from_hex, sha256_hex};
+use crate::sha256_hex;
 
-/// What a connection carries; agreed in the TLS handshake, so that one port serves all.
+/// The protocol of a connection, agreed in the TLS handshake, so that one port serves all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Alpn {
     /// Orders, reports and requests between agents, and from the command line to an agent.
@@ -33,7 +34,7 @@ pub enum Alpn {
 }
 
 impl Alpn {
-    /// Every one.
+    /// Every protocol.
     pub const ALL: [Alpn; 4] = [Alpn::Control, Alpn::Raft, Alpn::Bulk, Alpn::Hub];
 
     /// The protocol id on the wire.
@@ -47,7 +48,7 @@ impl Alpn {
         }
     }
 
-    /// The protocol of an id from the wire.
+    /// The protocol with this id; `None` for an unknown one.
     #[must_use]
     pub fn from_bytes(id: &[u8]) -> Option<Self> {
         Alpn::ALL.into_iter().find(|alpn| alpn.as_bytes() == id)
@@ -60,13 +61,13 @@ impl fmt::Display for Alpn {
     }
 }
 
-/// Whether a server talks to clients that show no certificate.
+/// Whether a server accepts clients without a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// No certificate, no connection.
+    /// A certificate is required.
     Required,
-    /// A client without a certificate is let in as nobody; one with a bad certificate is not. Only
-    /// for the hub, where those who join have none yet.
+    /// A client may show no certificate and is then anonymous; a bad certificate is refused. Only
+    /// for the hub, whose joining clients have none yet.
     Optional,
 }
 
@@ -86,10 +87,10 @@ pub fn server_config(
         ClientAuth::Required => verifier,
         ClientAuth::Optional => verifier.allow_unauthenticated(),
     };
-    let verifier = verifier.build().map_err(|error| TlsError::Verifier(error.to_string()))?;
+    let verifier = verifier.build().map_err(TlsError::Verifier)?;
     let mut chain = identity.chain().to_vec();
     if client_auth == ClientAuth::Optional {
-        // Who joins knows only the fingerprint of the authority, so it has to see the certificate.
+        // A joining client knows the authority only by fingerprint and must see its certificate.
         let missing: Vec<_> =
             identity.roots().iter().filter(|root| !chain.contains(root)).cloned().collect();
         chain.extend(missing);
@@ -106,7 +107,7 @@ pub fn server_config(
     Ok(Arc::new(config))
 }
 
-/// The TLS configuration of a client. Whom it expects is said per connection, by
+/// The TLS configuration of a client. The expected server is given per connection, by
 /// [`crate::Peer::server_name`].
 ///
 /// # Errors
@@ -122,16 +123,14 @@ pub fn client_config(identity: &Identity, alpn: Alpn) -> Result<Arc<ClientConfig
     Ok(finish_client(config, alpn))
 }
 
-/// The TLS configuration of a client that has no certificate yet, and knows of the hub only the
-/// fingerprint of its authority. It accepts a server whose chain leads to the authority with that
-/// very fingerprint, and whose certificate is a hub's; the name dialled does not matter.
+/// The TLS configuration of a client that has no certificate yet and knows the hub only by its
+/// authority's fingerprint. It accepts any hub certificate that leads to that authority, whatever
+/// name was dialled.
 ///
 /// # Errors
 /// When the fingerprint is not 64 hexadecimal digits.
 pub fn joining_client_config(fingerprint: &str) -> Result<Arc<ClientConfig>, TlsError> {
-    if from_hex(fingerprint).is_none_or(|bytes| bytes.len() != 32) {
-        return Err(TlsError::Fingerprint);
-    }
+    <[u8; 32]>::from_hex(fingerprint).map_err(TlsError::Fingerprint)?;
     let provider = provider();
     let verifier = FingerprintVerifier {
         fingerprint: fingerprint.to_owned(),
@@ -146,7 +145,7 @@ pub fn joining_client_config(fingerprint: &str) -> Result<Arc<ClientConfig>, Tls
     Ok(finish_client(config, Alpn::Hub))
 }
 
-/// The one cryptographic provider that everything uses.
+/// The cryptographic provider of all TLS and signatures.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
@@ -157,7 +156,7 @@ fn finish_client(mut config: ClientConfig, alpn: Alpn) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// Trusts exactly one authority, known by its fingerprint, and of it only hubs.
+/// Trusts one authority, known by its fingerprint, and of its certificates only hubs'.
 #[derive(Debug)]
 struct FingerprintVerifier {
     fingerprint: String,
@@ -177,7 +176,7 @@ impl ServerCertVerifier for FingerprintVerifier {
         if intermediates.len() > CHAIN_MAX {
             return Err(refused(CertificateError::BadEncoding));
         }
-        // Never the certificate that the server shows for itself: an authority is another one.
+        // Never the leaf itself: an authority does not serve.
         let root = intermediates
             .iter()
             .find(|certificate| sha256_hex(certificate) == self.fingerprint)
@@ -211,7 +210,7 @@ impl ServerCertVerifier for FingerprintVerifier {
         _certificate: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("only TLS 1.3 is spoken here".to_owned()))
+        Err(rustls::Error::General("only TLS 1.3 is supported".to_owned()))
     }
 
     fn verify_tls13_signature(
@@ -237,20 +236,20 @@ fn certificate_error(error: &webpki::Error) -> CertificateError {
     }
 }
 
-/// Why there is no TLS configuration.
+/// Why no TLS configuration could be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// The authorities cannot be used.
+    /// The authorities' certificates are unusable.
     #[error("authorities cannot be used for TLS")]
     Roots(#[source] IdentityError),
-    /// The verifier cannot be built.
-    #[error("verifier of client certificates cannot be built: {0}")]
-    Verifier(String),
-    /// Key or certificate is refused.
+    /// The verifier of client certificates cannot be built from the authorities.
+    #[error("cannot build the verifier of client certificates")]
+    Verifier(#[source] VerifierBuilderError),
+    /// rustls refuses the key or certificate.
     #[error("identity cannot be used for TLS")]
     Config(#[source] rustls::Error),
     /// Not a fingerprint.
     #[error("authority's fingerprint is not 64 hexadecimal digits")]
-    Fingerprint,
+    Fingerprint(#[source] hex::FromHexError),
 }

@@ -34,11 +34,12 @@ fn a_crash_while_writing_leaves_the_old_record() {
     let path = folder.path().join("fences");
     let (mut file, _) = DurableFile::<Fences>::open(&path).unwrap();
     file.save(&fences(1)).unwrap();
-    fs::write(folder.path().join("fences.new"), b"cohort-dur").unwrap();
+    fs::write(folder.path().join(".unfinished-fences.abcdef"), b"cohort-dur").unwrap();
     let (mut file, found) = DurableFile::<Fences>::open(&path).unwrap();
     assert_eq!(found, Some(fences(1)));
     file.save(&fences(2)).unwrap();
     assert_eq!(DurableFile::<Fences>::open(&path).unwrap().1, Some(fences(2)));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
 }
 
 #[test]
@@ -81,11 +82,13 @@ fn after_a_failed_write_no_more_are_taken() {
     let path = folder.path().join("fences");
     let (mut file, _) = DurableFile::<Fences>::open(&path).unwrap();
     file.save(&fences(1)).unwrap();
-    // A folder in the way of the new file makes the write fail.
-    let in_the_way = folder.path().join("fences.new");
-    fs::create_dir(&in_the_way).unwrap();
-    assert!(matches!(file.save(&fences(2)), Err(DurableFileError::Write { .. })));
-    fs::remove_dir(&in_the_way).unwrap();
+    // A folder in place of the file makes the rename fail.
+    let away = folder.path().join("away");
+    fs::rename(&path, &away).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(matches!(file.save(&fences(2)), Err(DurableFileError::Write(_))));
+    fs::remove_dir(&path).unwrap();
+    fs::rename(&away, &path).unwrap();
     assert!(matches!(file.save(&fences(3)), Err(DurableFileError::Poisoned { .. })));
     assert_eq!(DurableFile::<Fences>::open(&path).unwrap().1, Some(fences(1)));
 }

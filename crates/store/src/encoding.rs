@@ -1,6 +1,6 @@
-//! How records are laid out as bytes, on the disk and inside messages.
+//! The byte layout of records, on disk and inside messages.
 //!
-//! All numbers are little-endian. Every record that stands alone on the disk is *sealed*:
+//! All numbers are little-endian. A record that is stored by itself is *sealed*:
 //!
 //! ```text
 //! 0          version (1)
@@ -36,26 +36,26 @@ use std::collections::BTreeSet;
 
 use crate::{Configuration, Entry, EntryKind, HardState, Identity, Index, RaftId, Snapshot, Term};
 
-/// The version that every sealed record starts with.
+/// The first byte of every sealed record.
 pub const RECORD_VERSION: u8 = 1;
 
-/// Members that one list may name. A group has at most 7 voters and a few dozen standbys; the
-/// limit only keeps a broken count from asking for memory.
+/// The most members in one list. A group has at most 7 voters and a few dozen standbys; the limit
+/// keeps a corrupt count from allocating memory.
 pub const IDS_MAX: usize = 1024;
 
 /// Why bytes are not a record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// The bytes end before the record does.
+    /// The bytes end inside a field.
     #[error("record ends early at byte {at}")]
     Short {
-        /// Where the next field should have begun.
+        /// Where the truncated field starts.
         at: usize,
     },
-    /// There are bytes after the record.
+    /// There are bytes after the last field.
     #[error("{extra} bytes follow the record")]
     Long {
-        /// How many.
+        /// The number of bytes after it.
         extra: usize,
     },
     /// The checksum does not match.
@@ -66,15 +66,157 @@ pub enum DecodeError {
         /// As computed.
         computed: u32,
     },
-    /// The version is not known.
-    #[error("record version {0} is not known")]
+    /// Written by a later version.
+    #[error("unsupported record version {0}")]
     Version(u8),
-    /// A field has a value that it cannot have.
+    /// A field has an impossible value.
     #[error("field {0} has an impossible value")]
     Value(&'static str),
 }
 
-/// Writes fields one after the other.
+/// A value with a layout of its own (drawn above).
+pub trait Record: Sized {
+    /// Appends the body.
+    fn write(&self, w: &mut Writer);
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when the bytes are not such a body.
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError>;
+}
+
+/// Seals a record for storage.
+#[must_use]
+pub fn seal<T: Record>(record: &T) -> Vec<u8> {
+    let mut w = Writer::default();
+    w.u8(RECORD_VERSION);
+    record.write(&mut w);
+    let crc = crc32fast::hash(&w.bytes);
+    w.u32(crc);
+    w.finish()
+}
+
+/// Checks a sealed record and reads it.
+///
+/// # Errors
+/// [`DecodeError`]: any flipped bit or missing byte is found.
+pub fn unseal<T: Record>(bytes: &[u8]) -> Result<T, DecodeError> {
+    let (sealed, crc) =
+        bytes.split_last_chunk::<4>().ok_or(DecodeError::Short { at: bytes.len() })?;
+    let (found, computed) = (u32::from_le_bytes(*crc), crc32fast::hash(sealed));
+    if found != computed {
+        return Err(DecodeError::Checksum { found, computed });
+    }
+    let mut r = Reader::new(sealed);
+    match r.u8()? {
+        RECORD_VERSION => {}
+        version => return Err(DecodeError::Version(version)),
+    }
+    let record = T::read(&mut r)?;
+    r.finish()?;
+    Ok(record)
+}
+
+impl Record for Entry {
+    fn write(&self, w: &mut Writer) {
+        w.u8(match self.kind {
+            EntryKind::Data => 0,
+            EntryKind::Membership => 1,
+        });
+        w.u64(self.index.0);
+        w.u64(self.term.0);
+        w.bytes(&self.data);
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let kind = match r.u8()? {
+            0 => EntryKind::Data,
+            1 => EntryKind::Membership,
+            _ => return Err(DecodeError::Value("entry kind")),
+        };
+        let (index, term) = (Index(r.u64()?), Term(r.u64()?));
+        Ok(Entry { index, term, kind, data: r.bytes()?.to_vec() })
+    }
+}
+
+impl Record for HardState {
+    fn write(&self, w: &mut Writer) {
+        w.u64(self.term.0);
+        w.u64(self.vote.map_or(0, |id| id.0));
+        w.u64(self.commit.0);
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let (term, vote, commit) = (Term(r.u64()?), r.u64()?, Index(r.u64()?));
+        Ok(HardState { term, vote: (vote != 0).then_some(RaftId(vote)), commit })
+    }
+}
+
+impl Record for Configuration {
+    fn write(&self, w: &mut Writer) {
+        for ids in [&self.voters, &self.outgoing, &self.standbys, &self.standbys_next] {
+            w.u16(u16::try_from(ids.len()).unwrap_or(u16::MAX));
+            for id in ids {
+                w.u64(id.0);
+            }
+        }
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Configuration {
+            voters: r.ids()?,
+            outgoing: r.ids()?,
+            standbys: r.ids()?,
+            standbys_next: r.ids()?,
+        })
+    }
+}
+
+impl Record for Snapshot {
+    fn write(&self, w: &mut Writer) {
+        w.u64(self.index.0);
+        w.u64(self.term.0);
+        self.configuration.write(w);
+        w.bytes(&self.data);
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Snapshot {
+            index: Index(r.u64()?),
+            term: Term(r.u64()?),
+            configuration: Configuration::read(r)?,
+            data: r.bytes()?.to_vec(),
+        })
+    }
+}
+
+/// The base: the last position that was cut off.
+impl Record for (Index, Term) {
+    fn write(&self, w: &mut Writer) {
+        w.u64(self.0.0);
+        w.u64(self.1.0);
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok((Index(r.u64()?), Term(r.u64()?)))
+    }
+}
+
+impl Record for Identity {
+    fn write(&self, w: &mut Writer) {
+        w.u64(self.incarnation);
+        w.u64(self.raft_id.0);
+        w.text(&self.group);
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let (incarnation, raft_id) = (r.u64()?, r.id()?);
+        Ok(Identity { group: r.text()?.to_owned(), incarnation, raft_id })
+    }
+}
+
+/// Appends fields to a buffer.
 #[derive(Debug, Default)]
 pub struct Writer {
     bytes: Vec<u8>,
@@ -101,61 +243,26 @@ impl Writer {
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// Appends a 32-bit length and the bytes. Callers keep data far below 4 GiB.
+    /// Appends a 32-bit length and the bytes, far fewer than 4 GiB.
     pub fn bytes(&mut self, value: &[u8]) {
         self.u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
         self.bytes.extend_from_slice(value);
     }
 
-    /// Appends a 16-bit length and the text.
+    /// Appends a 16-bit length and the text, less than 64 KiB.
     pub fn text(&mut self, value: &str) {
         self.u16(u16::try_from(value.len()).unwrap_or(u16::MAX));
         self.bytes.extend_from_slice(value.as_bytes());
     }
 
-    /// Appends a list of members.
-    pub fn ids(&mut self, ids: &BTreeSet<RaftId>) {
-        self.u16(u16::try_from(ids.len()).unwrap_or(u16::MAX));
-        for id in ids {
-            self.u64(id.0);
-        }
-    }
-
-    /// Appends an entry's body.
-    pub fn entry(&mut self, entry: &Entry) {
-        self.u8(match entry.kind {
-            EntryKind::Data => 0,
-            EntryKind::Membership => 1,
-        });
-        self.u64(entry.index.0);
-        self.u64(entry.term.0);
-        self.bytes(&entry.data);
-    }
-
-    /// Appends a configuration's body.
-    pub fn configuration(&mut self, configuration: &Configuration) {
-        self.ids(&configuration.voters);
-        self.ids(&configuration.outgoing);
-        self.ids(&configuration.standbys);
-        self.ids(&configuration.standbys_next);
-    }
-
-    /// Appends a snapshot's body.
-    pub fn snapshot(&mut self, snapshot: &Snapshot) {
-        self.u64(snapshot.index.0);
-        self.u64(snapshot.term.0);
-        self.configuration(&snapshot.configuration);
-        self.bytes(&snapshot.data);
-    }
-
-    /// What was written.
+    /// The buffer.
     #[must_use]
     pub fn finish(self) -> Vec<u8> {
         self.bytes
     }
 }
 
-/// Reads fields one after the other; never beyond the end, and never more memory than the input.
+/// Reads fields from a buffer. It never reads past the end and never allocates more than the input.
 #[derive(Debug)]
 pub struct Reader<'a> {
     bytes: &'a [u8],
@@ -163,7 +270,7 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads from the start of `bytes`.
+    /// Starts at the first byte.
     #[must_use]
     pub fn new(bytes: &'a [u8]) -> Self {
         Reader { bytes, at: 0 }
@@ -212,13 +319,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a length and that many bytes.
+    /// Reads a 32-bit length and that many bytes.
     pub fn bytes(&mut self) -> Result<&'a [u8], DecodeError> {
         let length = self.u32()? as usize;
         self.take(length)
     }
 
-    /// Reads a length and that much text.
+    /// Reads a 16-bit length and that much UTF-8.
     pub fn text(&mut self) -> Result<&'a str, DecodeError> {
         let length = usize::from(self.u16()?);
         std::str::from_utf8(self.take(length)?).map_err(|_| DecodeError::Value("text"))
@@ -232,8 +339,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a list of members.
-    pub fn ids(&mut self) -> Result<BTreeSet<RaftId>, DecodeError> {
+    fn ids(&mut self) -> Result<BTreeSet<RaftId>, DecodeError> {
         let count = usize::from(self.u16()?);
         if count > IDS_MAX {
             return Err(DecodeError::Value("number of ids"));
@@ -241,152 +347,11 @@ impl<'a> Reader<'a> {
         (0..count).map(|_| self.id()).collect()
     }
 
-    /// Reads an entry's body.
-    pub fn entry(&mut self) -> Result<Entry, DecodeError> {
-        let kind = match self.u8()? {
-            0 => EntryKind::Data,
-            1 => EntryKind::Membership,
-            _ => return Err(DecodeError::Value("entry kind")),
-        };
-        let index = Index(self.u64()?);
-        let term = Term(self.u64()?);
-        let data = self.bytes()?.to_vec();
-        Ok(Entry { index, term, kind, data })
-    }
-
-    /// Reads a configuration's body.
-    pub fn configuration(&mut self) -> Result<Configuration, DecodeError> {
-        Ok(Configuration {
-            voters: self.ids()?,
-            outgoing: self.ids()?,
-            standbys: self.ids()?,
-            standbys_next: self.ids()?,
-        })
-    }
-
-    /// Reads a snapshot's body.
-    pub fn snapshot(&mut self) -> Result<Snapshot, DecodeError> {
-        Ok(Snapshot {
-            index: Index(self.u64()?),
-            term: Term(self.u64()?),
-            configuration: self.configuration()?,
-            data: self.bytes()?.to_vec(),
-        })
-    }
-
-    /// Everything must have been read.
+    /// Checks that everything was read.
     pub fn finish(self) -> Result<(), DecodeError> {
         match self.bytes.len() - self.at {
             0 => Ok(()),
             extra => Err(DecodeError::Long { extra }),
         }
     }
-}
-
-/// Seals a body with version and checksum.
-fn seal(write: impl FnOnce(&mut Writer)) -> Vec<u8> {
-    let mut writer = Writer::default();
-    writer.u8(RECORD_VERSION);
-    write(&mut writer);
-    let crc = crc32fast::hash(&writer.bytes);
-    writer.u32(crc);
-    writer.finish()
-}
-
-/// Checks version and checksum, and reads the body.
-fn unseal<'a, T>(
-    bytes: &'a [u8],
-    read: impl FnOnce(&mut Reader<'a>) -> Result<T, DecodeError>,
-) -> Result<T, DecodeError> {
-    let (sealed, crc) =
-        bytes.split_last_chunk::<4>().ok_or(DecodeError::Short { at: bytes.len() })?;
-    let (found, computed) = (u32::from_le_bytes(*crc), crc32fast::hash(sealed));
-    if found != computed {
-        return Err(DecodeError::Checksum { found, computed });
-    }
-    let mut reader = Reader::new(sealed);
-    match reader.u8()? {
-        RECORD_VERSION => {}
-        version => return Err(DecodeError::Version(version)),
-    }
-    let value = read(&mut reader)?;
-    reader.finish()?;
-    Ok(value)
-}
-
-/// An entry as it is stored.
-#[must_use]
-pub fn seal_entry(entry: &Entry) -> Vec<u8> {
-    seal(|w| w.entry(entry))
-}
-
-/// Reads a stored entry.
-pub fn unseal_entry(bytes: &[u8]) -> Result<Entry, DecodeError> {
-    unseal(bytes, Reader::entry)
-}
-
-/// A hard state as it is stored.
-#[must_use]
-pub fn seal_hard_state(state: HardState) -> Vec<u8> {
-    seal(|w| {
-        w.u64(state.term.0);
-        w.u64(state.vote.map_or(0, |id| id.0));
-        w.u64(state.commit.0);
-    })
-}
-
-/// Reads a stored hard state.
-pub fn unseal_hard_state(bytes: &[u8]) -> Result<HardState, DecodeError> {
-    unseal(bytes, |r| {
-        let term = Term(r.u64()?);
-        let vote = match r.u64()? {
-            0 => None,
-            id => Some(RaftId(id)),
-        };
-        Ok(HardState { term, vote, commit: Index(r.u64()?) })
-    })
-}
-
-/// A snapshot as it is stored.
-#[must_use]
-pub fn seal_snapshot(snapshot: &Snapshot) -> Vec<u8> {
-    seal(|w| w.snapshot(snapshot))
-}
-
-/// Reads a stored snapshot.
-pub fn unseal_snapshot(bytes: &[u8]) -> Result<Snapshot, DecodeError> {
-    unseal(bytes, Reader::snapshot)
-}
-
-/// The last position that was cut off, as it is stored.
-#[must_use]
-pub fn seal_base(base: (Index, Term)) -> Vec<u8> {
-    seal(|w| {
-        w.u64(base.0.0);
-        w.u64(base.1.0);
-    })
-}
-
-/// Reads the stored last position that was cut off.
-pub fn unseal_base(bytes: &[u8]) -> Result<(Index, Term), DecodeError> {
-    unseal(bytes, |r| Ok((Index(r.u64()?), Term(r.u64()?))))
-}
-
-/// An identity as it is stored.
-#[must_use]
-pub fn seal_identity(identity: &Identity) -> Vec<u8> {
-    seal(|w| {
-        w.u64(identity.incarnation);
-        w.u64(identity.raft_id.0);
-        w.text(&identity.group);
-    })
-}
-
-/// Reads a stored identity.
-pub fn unseal_identity(bytes: &[u8]) -> Result<Identity, DecodeError> {
-    unseal(bytes, |r| {
-        let incarnation = r.u64()?;
-        let raft_id = r.id()?;
-        Ok(Identity { group: r.text()?.to_owned(), incarnation, raft_id })
-    })
 }

@@ -3,92 +3,46 @@
 use std::io;
 use std::path::PathBuf;
 
+use cohort_base::Cause;
+
 use crate::Identity;
 
-/// Why a store could not be made, opened or written.
+/// Why a store could not be created, opened or written. `path` is the store's file.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "`path` is the same in all of them")]
 pub enum StoreError {
-    /// There is already a store where a new one was to be made.
-    #[error("store {path} exists already")]
-    Exists {
-        /// The store's file.
-        path: PathBuf,
-    },
+    /// There is a store already where one was to be created.
+    #[error("store {} exists already", path.display())]
+    Exists { path: PathBuf },
     /// There is no store to open.
-    #[error("store {path} does not exist")]
-    Missing {
-        /// The store's file.
-        path: PathBuf,
-    },
-    /// Another process, or another handle of this one, holds the store.
-    #[error("store {path} is in use by another process")]
-    InUse {
-        /// The store's file.
-        path: PathBuf,
-    },
-    /// The store belongs to another group, incarnation or member; it was left as it is.
-    #[error("store {path} belongs to {found}, not to {expected}")]
-    WrongIdentity {
-        /// The store's file.
-        path: PathBuf,
-        /// Whom it belongs to.
-        found: Box<Identity>,
-        /// Who wanted to open it.
-        expected: Box<Identity>,
-    },
-    /// The store is damaged. It was moved aside for inspection and nothing of it is used; the
-    /// server has to join again under a new member number.
+    #[error("store {} does not exist", path.display())]
+    Missing { path: PathBuf },
+    /// Another process, or another handle in this one, has the store open.
+    #[error("store {} is in use by another process", path.display())]
+    InUse { path: PathBuf },
+    /// The store belongs to another group, incarnation or member. It is unchanged.
+    #[error("store {} belongs to {found}, not to {expected}", path.display())]
+    WrongIdentity { path: PathBuf, found: Box<Identity>, expected: Box<Identity> },
+    /// The store is damaged. It was moved aside for inspection and nothing in it is used; the
+    /// server has to rejoin under a new member number.
     #[error(
-        "store {path} is damaged ({what}); moved to {moved_to}; this server must join its group again as a new member"
+        "store {} is damaged; moved to {}; this server must rejoin its group as a new member",
+        path.display(), moved_to.display()
     )]
-    Damaged {
-        /// The store's file.
-        path: PathBuf,
-        /// Where it is now.
-        moved_to: PathBuf,
-        /// What was found.
-        what: String,
-    },
-    /// The store was written by a later version of this program; it was left as it is.
-    #[error("store {path} has schema {found}; this program reads up to {supported}")]
-    NewerSchema {
-        /// The store's file.
-        path: PathBuf,
-        /// Its schema.
-        found: u8,
-        /// The newest schema that is understood here.
-        supported: u8,
-    },
-    /// The store could not be opened or made; it was left as it is.
-    #[error("open store {path}")]
-    Open {
-        /// The store's file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A batch could not be made durable. What is on the disk is unknown; the process must stop.
-    #[error("write to store {path} failed; what is on the disk is unknown, this process must stop")]
-    Write {
-        /// The store's file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// An earlier write failed, so that nothing is written any more.
-    #[error(
-        "store {path} takes no more writes because an earlier one failed; this process must stop"
-    )]
-    Poisoned {
-        /// The store's file.
-        path: PathBuf,
-    },
+    Damaged { path: PathBuf, moved_to: PathBuf, source: Cause },
+    /// The store was written by a later version of Cohort. It is unchanged.
+    #[error("store {} has schema {found}; this version supports up to {supported}", path.display())]
+    NewerSchema { path: PathBuf, found: u8, supported: u8 },
+    /// The file system or redb failed. An existing store is unchanged.
+    #[error("cannot open store {}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    /// A batch may not be durable. What is on disk is unknown; the process must stop.
+    #[error("write to store {} failed; its content is unknown, this process must stop", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    /// An earlier write failed, so no more are accepted.
+    #[error("store {} is read-only after a failed write; this process must stop", path.display())]
+    Poisoned { path: PathBuf },
     /// The batch does not fit the log: a gap, or entries before the snapshot. A bug in the caller.
     #[error("batch does not fit the log: {what}")]
-    BadBatch {
-        /// What does not fit.
-        what: String,
-    },
+    BadBatch { what: String },
 }

@@ -1,18 +1,23 @@
-//! The log as it is read: base, entries, snapshot, hard state; and the batch that changes it.
+//! The log in memory: base, entries, snapshot, hard state; and the batch that changes it.
 
 use std::collections::VecDeque;
 
+use crate::encoding::{DecodeError, Record, seal, unseal};
 use crate::{Entry, HardState, Index, Snapshot, StoreError, Term};
 
-/// What a member has on its disk, held in memory.
+pub(crate) const KEY_HARD_STATE: &str = "hard-state";
+pub(crate) const KEY_SNAPSHOT: &str = "snapshot";
+pub(crate) const KEY_BASE: &str = "base";
+
+/// What a member has on disk, held in memory.
 ///
 /// ```text
 ///   cut off      │ kept behind the snapshot │ after the snapshot
 ///   …        base│base+1  …   snapshot.index│ …            last
 /// ```
 ///
-/// Entries behind the snapshot are kept for members that are only a little late, so that they
-/// need no snapshot.
+/// Entries behind the snapshot are kept for members that lag only a little, so that they need no
+/// snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     pub(crate) hard_state: HardState,
@@ -22,24 +27,45 @@ pub struct Image {
     pub(crate) entries_bytes: usize,
 }
 
-/// One durable transaction. The parts take effect in this order: snapshot, entries, hard state,
+/// Sealed records to write and positions to remove, as one transaction.
+pub(crate) struct Changes {
+    pub(crate) records: Vec<(&'static str, Vec<u8>)>,
+    pub(crate) removed: Vec<Index>,
+    pub(crate) added: Vec<(Index, Vec<u8>)>,
+}
+
+/// What is wrong with stored records.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Damage {
+    #[error("{name} is unreadable")]
+    Record { name: String, source: DecodeError },
+    #[error("{0}")]
+    Inconsistent(String),
+}
+
+fn read<T: Record>(name: &str, bytes: Option<Vec<u8>>) -> Result<Option<T>, Damage> {
+    let record = bytes.map(|bytes| unseal(&bytes)).transpose();
+    record.map_err(|source| Damage::Record { name: name.to_owned(), source })
+}
+
+/// One durable transaction. Its parts take effect in this order: snapshot, entries, hard state,
 /// cut.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// A snapshot that replaces the whole log (`replace_log`), or is taken of it.
     pub snapshot: Option<Snapshot>,
-    /// Whether the snapshot came from the leader and everything before it is void.
+    /// Whether the snapshot came from the leader and discards the whole log.
     pub replace_log: bool,
-    /// Entries to append; those that are stored at or after the first of them are dropped first.
+    /// Entries to append. Stored entries at or after the first of them are dropped first.
     pub entries: Vec<Entry>,
-    /// The new hard state.
+    /// Replaces term, vote and commit position.
     pub hard_state: Option<HardState>,
     /// Drop the entries up to and including this position, at most up to the snapshot's.
     pub cut: Option<Index>,
 }
 
 impl Batch {
-    /// Whether there is nothing to write.
+    /// Whether the batch changes nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.snapshot.is_none()
@@ -56,31 +82,31 @@ impl Image {
         self.hard_state
     }
 
-    /// The newest snapshot.
+    /// The newest snapshot; `None` before the first.
     #[must_use]
     pub fn snapshot(&self) -> Option<&Snapshot> {
         self.snapshot.as_ref()
     }
 
-    /// The last position that was cut off, and its term; (0, 0) at the very beginning.
+    /// The last position that was cut off, and its term; (0, 0) when none was.
     #[must_use]
     pub fn base(&self) -> (Index, Term) {
         self.base
     }
 
-    /// The first position that is stored, or would be.
+    /// The position after the base, stored or not.
     #[must_use]
     pub fn first_index(&self) -> Index {
         self.base.0.next()
     }
 
-    /// The last position that is stored; [`base`](Self::base) when none is.
+    /// The last stored position; [`base`](Self::base) when there is none.
     #[must_use]
     pub fn last_index(&self) -> Index {
         self.entries.back().map_or(self.base.0, |entry| entry.index)
     }
 
-    /// The term at a position between the base and the last, both included.
+    /// The term at a position from the base to the last, both included.
     #[must_use]
     pub fn term(&self, index: Index) -> Option<Term> {
         if index == self.base.0 {
@@ -89,31 +115,31 @@ impl Image {
         self.entry(index).map(|entry| entry.term)
     }
 
-    /// The entry at a position.
+    /// The entry at a position, if stored.
     #[must_use]
     pub fn entry(&self, index: Index) -> Option<&Entry> {
         let at = index.0.checked_sub(self.base.0.0 + 1)?;
         self.entries.get(usize::try_from(at).ok()?)
     }
 
-    /// The entries from `low` to before `high`, as far as they are stored.
+    /// The stored entries in `low..high`.
     pub fn entries(&self, low: Index, high: Index) -> impl Iterator<Item = &Entry> {
         (low.0.max(self.base.0.0 + 1)..high.0).map_while(|index| self.entry(Index(index)))
     }
 
-    /// How many entries are stored.
+    /// The number of stored entries.
     #[must_use]
     pub fn entries_count(&self) -> usize {
         self.entries.len()
     }
 
-    /// How many bytes of data the stored entries carry.
+    /// The total size of the stored entries' data.
     #[must_use]
     pub fn entries_bytes(&self) -> usize {
         self.entries_bytes
     }
 
-    /// Whether the batch can be applied.
+    /// Checks that the batch fits the log.
     pub(crate) fn check(&self, batch: &Batch) -> Result<(), StoreError> {
         let bad = |what: String| Err(StoreError::BadBatch { what });
         let (mut base, mut last) = (self.base.0, self.last_index());
@@ -150,8 +176,8 @@ impl Image {
         Ok(())
     }
 
-    /// The base and the last position as they will be after a batch that was checked.
-    pub(crate) fn bounds_after(&self, batch: &Batch) -> ((Index, Term), Index) {
+    /// The base and the last position after a checked batch.
+    fn bounds_after(&self, batch: &Batch) -> ((Index, Term), Index) {
         let (mut base, mut last) = (self.base, self.last_index());
         if let (Some(snapshot), true) = (&batch.snapshot, batch.replace_log) {
             base = (snapshot.index, snapshot.term);
@@ -168,7 +194,7 @@ impl Image {
         (base, last)
     }
 
-    /// Applies a batch that was checked.
+    /// Applies a checked batch.
     pub(crate) fn apply(&mut self, batch: &Batch) {
         if let Some(snapshot) = &batch.snapshot {
             if batch.replace_log {
@@ -207,8 +233,60 @@ impl Image {
         }
     }
 
-    /// Whether the parts fit each other, as they must in every store that is opened.
-    pub(crate) fn check_whole(&self) -> Result<(), String> {
+    /// What a checked batch changes on disk, as sealed records.
+    pub(crate) fn changes(&self, batch: &Batch) -> Changes {
+        let mut records = Vec::new();
+        if let Some(snapshot) = &batch.snapshot {
+            records.push((KEY_SNAPSHOT, seal(snapshot)));
+        }
+        if let Some(hard_state) = &batch.hard_state {
+            records.push((KEY_HARD_STATE, seal(hard_state)));
+        }
+        let (base, last) = self.bounds_after(batch);
+        if base != self.base {
+            records.push((KEY_BASE, seal(&base)));
+        }
+        let kept = base.0.next()..=last;
+        let (front, back) = (self.entries.iter(), self.entries.iter().rev());
+        let removed = front
+            .take_while(|entry| entry.index < *kept.start())
+            .chain(back.take_while(|entry| entry.index > *kept.end()))
+            .map(|entry| entry.index)
+            .collect();
+        let added = batch.entries.iter().filter(|entry| kept.contains(&entry.index));
+        let added = added.map(|entry| (entry.index, seal(entry))).collect();
+        Changes { records, removed, added }
+    }
+
+    /// Reads an image back: the named records, and the entries by position.
+    pub(crate) fn restore<E: From<Damage>>(
+        record: impl Fn(&'static str) -> Result<Option<Vec<u8>>, E>,
+        entries: impl IntoIterator<Item = Result<(u64, Vec<u8>), E>>,
+    ) -> Result<Self, E> {
+        let mut image = Image {
+            hard_state: read(KEY_HARD_STATE, record(KEY_HARD_STATE)?)?.unwrap_or_default(),
+            snapshot: read(KEY_SNAPSHOT, record(KEY_SNAPSHOT)?)?,
+            base: read(KEY_BASE, record(KEY_BASE)?)?.unwrap_or_default(),
+            ..Image::default()
+        };
+        for item in entries {
+            let (index, bytes) = item?;
+            let entry: Entry = unseal(&bytes)
+                .map_err(|source| Damage::Record { name: format!("entry {index}"), source })?;
+            if entry.index.0 != index {
+                return Err(
+                    Damage::Inconsistent(format!("entry {} at {index}", entry.index)).into()
+                );
+            }
+            image.entries_bytes += entry.data.len();
+            image.entries.push_back(entry);
+        }
+        image.check_whole().map_err(Damage::Inconsistent)?;
+        Ok(image)
+    }
+
+    /// Checks that the parts fit each other, as they do in every store.
+    fn check_whole(&self) -> Result<(), String> {
         let mut before = self.base.0;
         for entry in &self.entries {
             if entry.index != before.next() {

@@ -1,8 +1,8 @@
-//! A store that forgets everything when it is dropped: for tests of what stands above.
+//! A store that lives in memory, for tests of its users.
 
 use crate::{Batch, Image, LogStore, StoreError};
 
-/// A [`LogStore`] in memory.
+/// A [`LogStore`] that loses everything when dropped.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     image: Image,

@@ -1,4 +1,4 @@
-//! The plain values that are stored: ids, entries, votes, snapshots, configurations.
+//! Stored values: ids, entries, votes, snapshots, configurations.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,13 +23,12 @@ macro_rules! number {
 }
 
 number!(
-    /// A member's number in its group: never 0, and never given out twice in one incarnation.
-    ///
-    /// A server whose disk was lost comes back under a new number.
+    /// A member's number in its group: never 0, never reused within an incarnation. A server that
+    /// lost its disk rejoins under a new number.
     RaftId
 );
 number!(
-    /// A leader's term of office. Terms start at 1; 0 means *none*.
+    /// A leader's term. Terms start at 1; 0 means *none*.
     Term
 );
 number!(
@@ -45,61 +44,60 @@ impl Index {
     }
 }
 
-/// What an entry's bytes are for.
+/// How an entry's bytes are interpreted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EntryKind {
-    /// A command for the state machine; empty for the entry that opens a leader's term.
+    /// A command for the state machine; empty for the first entry of a term.
     Data,
-    /// A change of the group's membership, in the consensus crate's own encoding.
+    /// A membership change, in the encoding of the consensus crate.
     Membership,
 }
 
 /// One entry of the replicated log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its position.
+    /// Its position in the log.
     pub index: Index,
-    /// The term in which a leader wrote it.
+    /// The term of the leader that proposed it.
     pub term: Term,
-    /// What its bytes are for.
+    /// How `data` is interpreted.
     pub kind: EntryKind,
-    /// Its bytes, opaque to this crate.
+    /// Opaque to this crate.
     pub data: Vec<u8>,
 }
 
-/// What a member must never forget: its term, its vote in that term, and how far it knows the log
-/// to be committed.
+/// What a member must never lose: its term, its vote in that term, and its commit position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HardState {
-    /// The newest term the member has seen.
+    /// The highest term seen.
     pub term: Term,
-    /// Whom it voted for in that term.
+    /// The candidate it voted for in that term.
     pub vote: Option<RaftId>,
-    /// The newest position it knows to be committed.
+    /// The highest position known to be committed.
     pub commit: Index,
 }
 
-/// Who takes part in a group.
+/// A group's membership.
 ///
-/// While a change is under way the configuration is *joint*: `outgoing` is not empty, and every
-/// decision needs a majority of `voters` and a majority of `outgoing`.
+/// During a change the configuration is *joint*: `outgoing` is not empty, and every decision needs
+/// a majority of `voters` and a majority of `outgoing`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configuration {
-    /// The members that vote (while joint: the new half).
+    /// The voters; while joint, the new half.
     pub voters: BTreeSet<RaftId>,
-    /// While joint: the old half. Otherwise empty.
+    /// While joint, the old half; otherwise empty.
     #[serde(default)]
     pub outgoing: BTreeSet<RaftId>,
-    /// Members that keep the log and do not vote.
+    /// Members that replicate the log without a vote.
     #[serde(default)]
     pub standbys: BTreeSet<RaftId>,
-    /// Voters of the old half that become standbys when the joint phase ends.
+    /// Old voters that become standbys when the joint phase ends.
     #[serde(default)]
     pub standbys_next: BTreeSet<RaftId>,
 }
 
 impl Configuration {
-    /// A configuration that is not joint.
+    /// A configuration without a change in progress.
     #[must_use]
     pub fn of(
         voters: impl IntoIterator<Item = RaftId>,
@@ -112,7 +110,7 @@ impl Configuration {
         }
     }
 
-    /// Whether a change is under way.
+    /// Whether a change is in progress.
     #[must_use]
     pub fn is_joint(&self) -> bool {
         !self.outgoing.is_empty()
@@ -124,13 +122,13 @@ impl Configuration {
         self.voters.contains(&id) || self.outgoing.contains(&id)
     }
 
-    /// Whether `id` takes part at all, and therefore receives the log.
+    /// Whether `id` is a member and so receives the log.
     #[must_use]
     pub fn contains(&self, id: RaftId) -> bool {
         self.is_voter(id) || self.standbys.contains(&id)
     }
 
-    /// Everyone who takes part, in order.
+    /// All members, ordered.
     #[must_use]
     pub fn members(&self) -> BTreeSet<RaftId> {
         let mut all = self.voters.clone();
@@ -167,23 +165,23 @@ impl fmt::Display for Configuration {
     }
 }
 
-/// The state machine's whole state at one position, with the membership at that position.
+/// The state machine's full state and the membership at one position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The last position whose effect is in `data`.
+    /// The last position applied to `data`.
     pub index: Index,
     /// The term of the entry at that position.
     pub term: Term,
-    /// The membership as of that position.
+    /// The membership at that position.
     pub configuration: Configuration,
     /// The state, opaque to this crate.
     pub data: Vec<u8>,
 }
 
-/// Whose store this is; written when the store is made, compared whenever it is opened.
+/// The owner of a store; written at creation, compared at every open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The group's name.
+    /// The group's id.
     pub group: String,
     /// The group's incarnation.
     pub incarnation: u64,

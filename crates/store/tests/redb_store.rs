@@ -124,7 +124,7 @@ fn creating_opening_and_identities() {
     assert!(matches!(missing, Err(StoreError::Missing { .. })));
     assert_eq!(RedbStore::identity_in(folder.path()).unwrap(), None);
     // A creation that was interrupted leaves nothing to open, and is done again.
-    fs::write(folder.path().join("member.redb.new"), b"half").unwrap();
+    fs::write(folder.path().join(".unfinished-abc"), b"half").unwrap();
     assert_eq!(RedbStore::identity_in(folder.path()).unwrap(), None);
     let store = RedbStore::create(folder.path(), &identity()).unwrap();
     assert!(matches!(RedbStore::open(folder.path(), &identity()), Err(StoreError::InUse { .. })));
@@ -165,8 +165,8 @@ fn a_flipped_bit_in_an_entry_is_reported_and_the_file_moved_aside() {
     }
     fs::write(&path, &bytes).unwrap();
     let error = RedbStore::open(folder.path(), &identity()).unwrap_err();
-    let StoreError::Damaged { moved_to, what, .. } = error else { panic!("{error}") };
-    assert!(what.contains("entry 4"), "{what}");
+    let StoreError::Damaged { moved_to, source, .. } = error else { panic!("{error}") };
+    assert!(source.to_string().contains("entry 4"), "{source}");
     let kept = fs::read(moved_to).unwrap();
     assert!(kept.windows(needle.len()).any(|window| window == b"command-5-in-2"), "as it was");
     assert!(!kept.windows(needle.len()).any(|window| window == needle));

@@ -1,24 +1,24 @@
-//! The kill switch: a register per scope, signed by an operator, latched on every server's disk.
+//! The kill switch: one register per scope, signed by an operator, latched on every server's disk.
 //!
-//! It is no entry of the log, because a minority must be able to stop. Registers are merged: the
-//! higher epoch wins, and at equal epochs *on* wins; so they can be passed on in any order, any
-//! number of times, by anybody.
+//! It is not in the log, because a minority must be able to stop. Registers merge: the higher epoch
+//! wins, and at equal epochs *on* wins. So they can be passed on in any order, any number of times,
+//! by anybody.
 //!
-//! On disk a scope is one file, whose *name* carries epoch and position, written aside and renamed:
-//! `fleet@00000000000000000007@on.kill`, `group@web.zone-a@…@off.kill`. The name survives when the
-//! content is damaged, so a damaged file counts as *on* at its epoch, and the next epoch heals it.
+//! On disk a scope is one file whose *name* carries epoch and position:
+//! `fleet@00000000000000000007@on.kill`, `group@web.zone-a@…@off.kill`. The name survives damage to
+//! the content, so a damaged file counts as *on* at its epoch, and the next epoch replaces it.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use cohort_base::{Cause, FileError, OnPath as _, chain, durable};
 use cohort_core::ids::GroupId;
 use cohort_identity::{
     CertificateDer, Identity, Peer, Role, SignedStatement, StatementError, UnixTime,
-    sign_statement, verify_statement, write_durable,
+    sign_statement, verify_statement,
 };
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{KILL_EPOCH_STEP_MAX, KILL_REASON_BYTES_MAX, KILL_SCOPES_MAX};
@@ -27,44 +27,44 @@ use crate::limits::{KILL_EPOCH_STEP_MAX, KILL_REASON_BYTES_MAX, KILL_SCOPES_MAX}
 #[path = "kill_test.rs"]
 mod kill_test;
 
-/// What kind of signed statement a register is.
+/// The kind of signed statement.
 const CONTEXT: &str = "cohort-kill/1";
-/// The statement holds names, a number and a bounded reason; chain and signature as hexadecimal.
+/// Names, a number, a bounded reason, a certificate chain, and a signature in hexadecimal.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
-/// What a register is about.
+/// What a kill switch stops.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KillScope {
-    /// Everything.
+    /// All groups.
     Fleet,
-    /// One group.
+    /// This group only.
     Group(GroupId),
 }
 
-/// What an operator says about a scope.
+/// A kill switch's position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KillRegister {
-    /// What it is about.
+    /// What it stops.
     pub scope: KillScope,
-    /// Raised with every change.
+    /// Raised by every change; the highest wins.
     pub epoch: u64,
-    /// Whether nothing new may begin.
+    /// Whether new work is stopped.
     pub on: bool,
-    /// Why, for people; at most [`KILL_REASON_BYTES_MAX`] bytes.
+    /// For people; at most [`KILL_REASON_BYTES_MAX`] bytes.
     pub reason: String,
-    /// When, by the operator's clock, in seconds of Unix time. For people only.
+    /// Unix seconds by the operator's clock; for people only.
     pub at: u64,
 }
 
-/// A register as it travels.
+/// A register with its operator's signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SignedKill(pub SignedStatement);
 
 impl SignedKill {
-    /// Signs a register. Who may is checked where it arrives.
+    /// Signs a register. The signer's role is checked by whoever receives it.
     ///
     /// # Errors
     /// When the reason is too long, or the identity's key cannot sign.
@@ -76,10 +76,10 @@ impl SignedKill {
         sign_statement(identity, CONTEXT, &body).map(Self).map_err(KillError::Statement)
     }
 
-    /// Verifies that an operator said it, and what.
+    /// Verifies that an operator signed it; returns operator and register.
     ///
     /// # Errors
-    /// When it is by a stranger or by any other role, damaged, or malformed.
+    /// When the signature does not verify, the signer is not an operator, or it is malformed.
     pub fn verify(
         &self,
         roots: &[CertificateDer<'_>],
@@ -90,10 +90,10 @@ impl SignedKill {
         Ok((peer, self.unverified()?))
     }
 
-    /// What it says, without asking who says it.
+    /// The register, without checking the signature.
     fn unverified(&self) -> Result<KillRegister, KillError> {
-        let register: KillRegister = serde_json::from_slice(&self.0.body)
-            .map_err(|error| KillError::Malformed { reason: error.to_string() })?;
+        let register: KillRegister =
+            serde_json::from_slice(&self.0.body).map_err(KillError::Malformed)?;
         if register.reason.len() > KILL_REASON_BYTES_MAX {
             return Err(KillError::Reason { bytes: register.reason.len() });
         }
@@ -101,47 +101,47 @@ impl SignedKill {
     }
 }
 
-/// What becomes of a register when another of its scope arrives.
+/// Which of two registers of one scope wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Merged {
-    /// The one that arrived takes its place.
+    /// The incoming one.
     Take,
-    /// The one that is here stays.
+    /// The current one.
     Keep,
 }
 
-/// Merges registers of one scope, each given as epoch and position: the higher epoch wins; at equal
-/// epochs *on* wins, so that *off* needs a higher one.
+/// Merges two registers of one scope, given as epoch and position: the higher epoch wins; at equal
+/// epochs *on* wins, so turning it off takes a higher one.
 #[must_use]
 pub fn merge(current: Option<(u64, bool)>, incoming: (u64, bool)) -> Merged {
     match current {
-        // Epoch first, then `true` above `false`: just the order of pairs.
+        // Epoch first, then `true` above `false`: the order of pairs.
         Some(current) if incoming <= current => Merged::Keep,
         Some(_) | None => Merged::Take,
     }
 }
 
-/// A scope's position on this server.
+/// A scope's register on this server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KillEntry {
-    /// As an operator said it.
+    /// Signed by an operator.
     Said {
-        /// What was said.
+        /// The position.
         register: KillRegister,
-        /// By whom, with the proof; to be passed on.
+        /// The same with its signature, to be passed on.
         signed: SignedKill,
     },
-    /// Its file is damaged: counts as on, until a higher epoch comes.
+    /// The file is damaged; counts as on until a higher epoch arrives.
     Damaged {
         /// The epoch, from the file's name.
         epoch: u64,
-        /// What is wrong, with the file's name.
+        /// The file and what is wrong with it.
         reason: String,
     },
 }
 
 impl KillEntry {
-    /// Whether nothing new may begin.
+    /// Whether new work is stopped.
     #[must_use]
     pub fn is_on(&self) -> bool {
         match self {
@@ -150,7 +150,7 @@ impl KillEntry {
         }
     }
 
-    /// Its epoch.
+    /// The register's epoch.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         match self {
@@ -159,7 +159,7 @@ impl KillEntry {
         }
     }
 
-    /// Why it is as it is, for people.
+    /// The operator's reason, or the damage.
     #[must_use]
     pub fn reason(&self) -> &str {
         match self {
@@ -169,7 +169,7 @@ impl KillEntry {
     }
 }
 
-/// The registers of one server, on its disk before anything is acknowledged.
+/// A server's registers, on disk before any is acknowledged.
 #[derive(Debug)]
 pub struct DurableKill {
     dir: PathBuf,
@@ -177,22 +177,22 @@ pub struct DurableKill {
 }
 
 impl DurableKill {
-    /// Opens the registers in a folder, which is made when it is missing.
+    /// Opens the registers in a folder, which is created if missing.
     ///
     /// # Errors
-    /// When the folder cannot be read. A damaged file is no error: it counts as *on*.
+    /// When the folder cannot be read. A damaged file is not an error: it counts as *on*.
     pub fn open(dir: &Path) -> Result<Self, KillError> {
-        fs::create_dir_all(dir).map_err(|error| KillError::file(dir, error))?;
+        fs::create_dir_all(dir).on_path("create folder", dir)?;
+        durable::sweep(dir).on_path("clean up", dir)?;
         let mut entries: BTreeMap<KillScope, KillEntry> = BTreeMap::new();
-        for entry in fs::read_dir(dir).map_err(|error| KillError::file(dir, error))? {
-            let path = entry.map_err(|error| KillError::file(dir, error))?.path();
-            // Leftovers of a crash end in `.new` and were never acknowledged.
+        for entry in fs::read_dir(dir).on_path("read folder", dir)? {
+            let path = entry.on_path("read folder", dir)?.path();
             if path.extension().is_none_or(|extension| extension != "kill") {
                 continue;
             }
             let (scope, entry) = read_entry(&path);
             if let KillEntry::Damaged { reason, .. } = &entry {
-                tracing::error!(reason, "kill switch's register is damaged and counts as on");
+                tracing::error!(reason, "damaged kill register counts as on");
             }
             let current = entries.get(&scope).map(|known| (known.epoch(), known.is_on()));
             if merge(current, (entry.epoch(), entry.is_on())) == Merged::Take {
@@ -202,11 +202,11 @@ impl DurableKill {
         Ok(Self { dir: dir.to_owned(), entries: Mutex::new(entries) })
     }
 
-    /// Verifies a register and takes it when it is newer; it is then on disk. Says whether anything
-    /// changed; when it did, pass it on. Blocking: it may write a file and sync it.
+    /// Verifies a register and stores it if it is newer. When this returns [`Merged::Take`], it is
+    /// on disk and should be passed on. Blocks on a sync.
     ///
     /// # Errors
-    /// When it is not an operator's, or the disk refuses; nothing has then changed.
+    /// When it is not signed by an operator, or the disk fails; nothing has changed then.
     pub fn offer(
         &self,
         signed: &SignedKill,
@@ -214,13 +214,13 @@ impl DurableKill {
         now: UnixTime,
     ) -> Result<Merged, KillError> {
         let (_, register) = signed.verify(roots, now)?;
-        let mut entries = self.lock();
+        let mut entries = self.entries.lock();
         let known = entries.get(&register.scope);
         let current = known.map(|known| (known.epoch(), known.is_on()));
         if merge(current, (register.epoch, register.on)) == Merged::Keep {
             return Ok(Merged::Keep);
         }
-        // Operators without a view of the fleet take the time of day, so that is always within reach.
+        // Operators without a view of the fleet use the Unix time as epoch, so allow that too.
         let base = current.map_or(0, |(epoch, _)| epoch).max(now.as_secs());
         let highest = base.saturating_add(KILL_EPOCH_STEP_MAX);
         if register.epoch > highest {
@@ -231,17 +231,17 @@ impl DurableKill {
         }
         let path = self.dir.join(file_name(&register.scope, register.epoch, register.on));
         let text = serde_json::to_vec(signed).expect("texts always become JSON");
-        write_durable(&path, &text).map_err(|error| KillError::file(&path, error))?;
+        durable::write(&path, &text, durable::READABLE).on_path("write", &path)?;
         self.remove_older(&register);
         let scope = register.scope.clone();
         entries.insert(scope, KillEntry::Said { register, signed: signed.clone() });
         Ok(Merged::Take)
     }
 
-    /// Why nothing new may begin in a group: the fleet's entry or the group's own, when on.
+    /// The register that stops a group: the fleet's or its own, if on.
     #[must_use]
     pub fn is_on(&self, group: Option<&GroupId>) -> Option<KillEntry> {
-        let entries = self.lock();
+        let entries = self.entries.lock();
         let own = group.map(|group| KillScope::Group(group.clone()));
         [Some(KillScope::Fleet), own]
             .into_iter()
@@ -251,30 +251,30 @@ impl DurableKill {
             .cloned()
     }
 
-    /// The epoch that the next change of a scope needs.
+    /// The epoch for the next change of a scope.
     #[must_use]
     pub fn next_epoch(&self, scope: &KillScope) -> u64 {
-        self.lock().get(scope).map_or(0, KillEntry::epoch).saturating_add(1)
+        self.entries.lock().get(scope).map_or(0, KillEntry::epoch).saturating_add(1)
     }
 
-    /// Every scope's entry, for showing.
+    /// Every scope's register, for display.
     #[must_use]
     pub fn entries(&self) -> BTreeMap<KillScope, KillEntry> {
-        self.lock().clone()
+        self.entries.lock().clone()
     }
 
-    /// Every signed register, for passing on.
+    /// Every signed register, to be passed on.
     #[must_use]
     pub fn signed(&self) -> Vec<SignedKill> {
         let said = |entry: &KillEntry| match entry {
             KillEntry::Said { signed, .. } => Some(signed.clone()),
             KillEntry::Damaged { .. } => None,
         };
-        self.lock().values().filter_map(said).collect()
+        self.entries.lock().values().filter_map(said).collect()
     }
 
-    /// Removes the scope's other files. Should it fail, they lose against the new one at the next
-    /// start as they did now, so it is not worth an error.
+    /// Removes the scope's other files. If that fails, they lose against the new one at the next
+    /// start as well.
     fn remove_older(&self, register: &KillRegister) {
         let keep = file_name(&register.scope, register.epoch, register.on);
         let Ok(files) = fs::read_dir(&self.dir) else { return };
@@ -286,11 +286,6 @@ impl DurableKill {
                 let _ = fs::remove_file(file.path());
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<KillScope, KillEntry>> {
-        // Entries change in one insert, so a panic elsewhere leaves nothing half done.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -317,82 +312,65 @@ fn parse_name(name: &str) -> Option<(KillScope, u64, bool)> {
     Some((scope, epoch, on))
 }
 
-/// Reads one file. It was verified before it was written, and its author's certificate may have
-/// expired since: what is latched stays.
+/// Reads a file. Its signature was verified before it was written and is not verified again: the
+/// signer's certificate may have expired since, and a latched register stays.
 fn read_entry(path: &Path) -> (KillScope, KillEntry) {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let Some((scope, epoch, on)) = parse_name(name) else {
-        // Nobody but us writes here; what cannot be told apart stops everything, visibly.
+        // Only we write here: an unknown file stops everything, visibly.
         let reason = format!("file {} has no valid name", path.display());
         return (KillScope::Fleet, KillEntry::Damaged { epoch: 0, reason });
     };
-    let read = || -> Result<(KillRegister, SignedKill), String> {
-        let length = fs::metadata(path).map_err(|error| error.to_string())?.len();
+    let read = || -> Result<(KillRegister, SignedKill), Cause> {
+        let length = fs::metadata(path)?.len();
         if length > FILE_BYTES_MAX {
-            return Err(format!("it is {length} bytes"));
+            return Err(format!("it is {length} bytes long").into());
         }
-        let text = fs::read(path).map_err(|error| error.to_string())?;
-        let signed: SignedKill =
-            serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-        let register = signed.unverified().map_err(|error| error.to_string())?;
+        let signed: SignedKill = serde_json::from_slice(&fs::read(path)?)?;
+        let register = signed.unverified()?;
         if (&register.scope, register.epoch, register.on) != (&scope, epoch, on) {
-            return Err("its content is not what its name says".to_owned());
+            return Err("its content does not match its name".into());
         }
         Ok((register, signed))
     };
     let entry = match read() {
         Ok((register, signed)) => KillEntry::Said { register, signed },
-        Err(reason) => {
-            let reason = format!("file {} is damaged: {reason}", path.display());
+        Err(error) => {
+            let reason = format!("file {} is damaged: {}", path.display(), chain(&*error));
             KillEntry::Damaged { epoch, reason }
         }
     };
     (scope, entry)
 }
 
-/// What can go wrong with the kill switch.
+/// Why a kill register was rejected, or could not be stored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KillError {
-    /// Not said by an operator.
-    #[error("kill switch's register is refused")]
+    /// The signature or the signer's role.
+    #[error("kill register is rejected")]
     Statement(#[source] StatementError),
-    /// Signed, but no register.
-    #[error("kill switch's register is malformed: {reason}")]
-    Malformed {
-        /// What the parser said.
-        reason: String,
-    },
-    /// A novel for a reason.
-    #[error("kill switch's reason is {bytes} bytes, at most {KILL_REASON_BYTES_MAX} are kept")]
+    /// Signed, but not a register.
+    #[error("malformed kill register")]
+    Malformed(#[source] serde_json::Error),
+    /// The reason exceeds [`KILL_REASON_BYTES_MAX`].
+    #[error("kill register's reason is {bytes} bytes, the limit is {KILL_REASON_BYTES_MAX}")]
     Reason {
-        /// Its length.
+        /// The reason's size.
         bytes: usize,
     },
-    /// Far beyond the next.
-    #[error("kill switch's epoch {epoch} is too far ahead, at most {highest} is taken here")]
+    /// The epoch is too far ahead of the current one.
+    #[error("kill register's epoch {epoch} is too far ahead, the highest accepted is {highest}")]
     Epoch {
-        /// The epoch it says.
+        /// The register's epoch.
         epoch: u64,
-        /// The highest that would be taken.
+        /// The highest accepted one.
         highest: u64,
     },
-    /// Too many groups.
-    #[error("there are {KILL_SCOPES_MAX} kill registers, no more are kept")]
+    /// [`KILL_SCOPES_MAX`] is reached.
+    #[error("cannot store more than {KILL_SCOPES_MAX} kill registers")]
     TooMany,
-    /// A file cannot be read or written.
-    #[error("kill switch's file {path} cannot be read or written")]
-    File {
-        /// The file.
-        path: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl KillError {
-    fn file(path: &Path, source: io::Error) -> Self {
-        Self::File { path: path.display().to_string(), source }
-    }
+    /// A file could not be read or written.
+    #[error("kill registers' files are not accessible")]
+    File(#[from] FileError),
 }

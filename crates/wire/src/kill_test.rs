@@ -139,7 +139,7 @@ fn only_operators_of_our_authority_throw_it() {
         let signed = SignedKill::sign(&identity, &register(9, true)).unwrap();
         let refused = switch.offer(&kill, &signed);
         assert!(
-            matches!(refused, Err(KillError::Statement(StatementError::Role { .. }))),
+            matches!(refused, Err(KillError::Statement(StatementError::Role(_)))),
             "{role}: {refused:?}"
         );
     }
@@ -198,7 +198,7 @@ fn a_crash_leaves_the_old_or_the_new_position() {
     let first = switch.files().remove(0);
     let text = fs::read(switch.dir.path().join(&first)).unwrap();
     // Written aside, not yet renamed: never acknowledged.
-    let aside = switch.dir.path().join("fleet@00000000000000000002@on.kill.new");
+    let aside = switch.dir.path().join(".unfinished-fleet@00000000000000000002@on.kill.abc");
     fs::write(&aside, "{").unwrap();
     assert_eq!(switch.open().is_on(None), None);
     // Renamed, the old one not yet removed.

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use cohort_identity::{Alpn, Identity, JoinToken, Peer, PeerName, Role, UnixTime, write_durable};
+use cohort_base::durable;
+use cohort_identity::{Alpn, Identity, JoinToken, Peer, PeerName, Role, UnixTime};
 use cohort_wire::http::{Call, Client, Target};
 use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, RENEW, RenewAnswer, RenewRequest};
 use serde_json::json;
@@ -163,7 +164,7 @@ async fn renew(global: &Global) -> Result<Exit, Failure> {
 }
 
 fn write(path: &std::path::Path, text: &str) -> Result<(), Failure> {
-    write_durable(path, text.as_bytes()).map_err(|error| {
+    durable::write(path, text.as_bytes(), durable::READABLE).map_err(|error| {
         Failure::new("file", format!("{} cannot be written: {error}", path.display()))
     })
 }

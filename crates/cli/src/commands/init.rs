@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use cohort_artifact::{Keys, Lifetimes, Repository};
+use cohort_base::durable;
 use cohort_hub::HubConfig;
-use cohort_identity::{Authority, Peer, PeerName, Role, UnixTime, lifetime_of, write_durable};
+use cohort_identity::{Authority, Peer, PeerName, Role, UnixTime, lifetime_of};
 use serde::Serialize;
 
 use crate::args::{Global, peer_name};
@@ -145,7 +146,7 @@ fn make_folder(dir: &Path) -> Result<(), Failure> {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    write_durable(path, text.as_bytes()).map_err(|error| {
+    durable::write(path, text.as_bytes(), durable::READABLE).map_err(|error| {
         Failure::new("file", format!("{} cannot be written: {error}", path.display()))
     })
 }
