@@ -125,9 +125,7 @@ impl AppTask {
         match effect {
             Effect::Report { fence, attempt, outcome } => {
                 if let Outcome::Health { in_service, .. } = outcome {
-                    let result = if in_service { "passed" } else { "failed" };
-                    let labels = [("check", "running"), ("result", result)];
-                    self.shared.metrics.add("cohort_check_total", &labels, 1.0);
+                    self.shared.metrics.count_check("running", in_service);
                 }
                 self.reporter.report(&self.app, fence, attempt, outcome);
             }
@@ -221,19 +219,16 @@ impl AppTask {
     fn measure(&self, step: Step, took: Duration) {
         if step == Step::Check {
             let progress = self.host.local().activation.as_ref().map(|a| &a.progress);
-            let result = match progress {
-                Some(Progress::Done { step: Step::Check, .. }) => Some("passed"),
-                Some(Progress::Failed { step: Step::Check, .. }) => Some("failed"),
+            let passed = match progress {
+                Some(Progress::Done { step: Step::Check, .. }) => Some(true),
+                Some(Progress::Failed { step: Step::Check, .. }) => Some(false),
                 _ => None,
             };
-            if let Some(result) = result {
-                let labels = [("check", "pre-flight"), ("result", result)];
-                self.shared.metrics.add("cohort_check_total", &labels, 1.0);
+            if let Some(passed) = passed {
+                self.shared.metrics.count_check("pre-flight", passed);
             }
         }
-        let labels = [("step", step.name())];
-        self.shared.metrics.add("cohort_server_step_seconds_sum", &labels, took.as_secs_f64());
-        self.shared.metrics.add("cohort_server_step_seconds_count", &labels, 1.0);
+        self.shared.metrics.step_took(step.name(), took);
     }
 
     /// Until [`Running`] says so, or the agent stops.

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, OfDelta};
 
 /// A delta without progress for this long is given up for the whole artifact. Longer than a change
 /// of leader takes.
@@ -204,8 +204,8 @@ impl Deltas {
         });
     }
 
-    fn count(&self, result: &str) {
-        self.metrics.add("cohort_deltas_total", &[("result", result)], 1.0);
+    fn count(&self, result: &'static str) {
+        self.metrics.deltas.get_or_create(&OfDelta { result }).inc();
     }
 
     fn serve(&mut self, order: FetchOrder) {

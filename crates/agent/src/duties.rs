@@ -75,7 +75,7 @@ async fn watch_kill(shared: Arc<Shared>, handle: MemberHandle) {
     let mut on = shared.kill.subscribe();
     loop {
         let now = on.borrow_and_update().clone();
-        shared.metrics.set("cohort_kill_switch", &[], if now.is_some() { 1.0 } else { 0.0 });
+        shared.metrics.kill_switch.set(now.is_some().into());
         if !handle.inputs.put(Input::Kill(now)).await || on.changed().await.is_err() {
             return;
         }

@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cohort_consensus::{Envelope, RaftId};
 use cohort_core::Command;
 use cohort_core::ids::{MemberId, ServerId};
 use cohort_server::member::{Input, Member, Output, Proposed, Ticket, TransferFailure};
-use cohort_store::RedbStore;
 use tokio::sync::{oneshot, watch};
 
 use crate::contacts::{SharedContacts, monotonic_ms};
+use crate::metrics::TimedStore;
 
 mod notes;
 
@@ -146,7 +146,7 @@ pub(crate) struct Outputs {
 
 /// A member, and who waits for its answers.
 pub(crate) struct Shell {
-    pub(crate) member: Member<RedbStore>,
+    pub(crate) member: Member<TimedStore>,
     pub(crate) contacts: Arc<SharedContacts>,
     pub(crate) outputs: Outputs,
     waiters: BTreeMap<Ticket, Waiter>,
@@ -155,7 +155,7 @@ pub(crate) struct Shell {
 
 impl Shell {
     pub(crate) fn new(
-        member: Member<RedbStore>,
+        member: Member<TimedStore>,
         contacts: Arc<SharedContacts>,
         outputs: Outputs,
     ) -> Shell {
@@ -178,7 +178,11 @@ impl Shell {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             let contacts = self.contacts.all();
+            let (busy, begun) = (!inputs.is_empty(), Instant::now());
             let outputs = self.member.step(monotonic_ms(), &contacts, inputs)?;
+            if busy {
+                self.outputs.notes.0.member_step_seconds.observe(begun.elapsed().as_secs_f64());
+            }
             let stopped = outputs.last() == Some(&Output::Stopped);
             for output in outputs {
                 self.perform(output);

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ use crate::duties;
 use crate::error::AgentError;
 use crate::join::{Joined, advertised};
 use crate::member::{Inputs, MemberError, Notes, Outputs, Queued, Shell, View};
+use crate::metrics::{Dropped, Rollout, TimedStore};
 use crate::net::{Net, Senders};
 use crate::shared::{MemberHandle, Shared};
 
@@ -194,6 +196,8 @@ impl Starter {
         let seed = blake3::hash(format!("{}/{}", shared.server(), std::process::id()).as_bytes());
         config.seed = u64::from_le_bytes(seed.as_bytes()[..8].try_into().expect("32 bytes"));
         let (server, group) = (shared.server().clone(), shared.group.clone());
+        let seconds = shared.metrics.log_write_seconds.clone();
+        let store = TimedStore { store, seconds };
         let member = Member::open(monotonic_ms(), server, group, store, config, shared.kill.on())?;
         let (inputs, queue) = Inputs::queue();
         let (view_sender, view) = watch::channel(Arc::new(member.view()));
@@ -348,26 +352,27 @@ async fn learn(shared: Arc<Shared>, mut view: watch::Receiver<Arc<View>>, stop: 
             shared.learn_members(&now.state.member_addresses());
             shared.contacts.retain(|server| now.state.servers.contains_key(server));
             let metrics = &shared.metrics;
-            metrics.set("cohort_raft_term", &[], now.raft.term.0 as f64);
-            metrics.set("cohort_raft_commit_index", &[], now.raft.commit.0 as f64);
-            metrics.set("cohort_raft_is_leader", &[], f64::from(u8::from(now.raft.is_leader())));
+            metrics.raft_term.set(now.raft.term.0.cast_signed());
+            metrics.raft_commit_index.set(now.raft.commit.0.cast_signed());
+            metrics.raft_is_leader.set(now.raft.is_leader().into());
             let dropped = now.raft.dropped;
             for (reason, count) in [
                 ("stranger", dropped.strangers),
                 ("late", dropped.late),
                 ("malformed", dropped.malformed),
             ] {
-                metrics.set("cohort_raft_dropped_total", &[("reason", reason)], count as f64);
+                let counter = metrics.raft_dropped.get_or_create(&Dropped { reason });
+                counter.inner().store(count, Ordering::Relaxed);
             }
-            metrics.clear("cohort_rollout_info");
+            metrics.rollout.clear();
             for (id, app) in &now.state.apps {
                 let release = app.phase.rollout().map_or("", |r| r.release.version.as_str());
-                let labels = [
-                    ("app", id.as_str()),
-                    ("state", app.phase.name().as_str()),
-                    ("release", release),
-                ];
-                metrics.set("cohort_rollout_info", &labels, 1.0);
+                let labels = Rollout {
+                    app: id.to_string(),
+                    state: app.phase.name().as_str().to_owned(),
+                    release: release.to_owned(),
+                };
+                metrics.rollout.get_or_create(&labels).set(1);
             }
         }
         tokio::select! {

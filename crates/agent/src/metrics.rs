@@ -1,103 +1,182 @@
-//! Counters and gauges, in the text format of Prometheus.
+//! The agent's metrics. `docs/metrics.md` explains them.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-/// Series kept at the most: labels are names of steps, checks and outcomes, and of sources
-/// of bytes, whose number has a limit of its own; never free text.
-const SERIES_MAX: usize = 2_000;
+use cohort_base::metrics::{
+    Counter, Family, Gauge, Histogram, Histograms, LATENCY, ROLLOUT, Registrar, STEP,
+};
+use cohort_store::{Batch, Image, LogStore, RedbStore, StoreError};
+use prometheus_client::encoding::EncodeLabelSet;
 
-/// What is counted.
-#[derive(Debug, Default)]
-pub(crate) struct Metrics(Mutex<BTreeMap<(&'static str, String), f64>>);
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Version {
+    pub version: &'static str,
+}
 
-/// Every metric: name, kind, help.
-const KNOWN: &[(&str, &str, &str)] = &[
-    ("cohort_build_info", "gauge", "The version of the agent."),
-    ("cohort_rollout_info", "gauge", "1 for the state that the group is in, per app."),
-    ("cohort_rollouts_total", "counter", "Rollouts that ended, by outcome."),
-    ("cohort_rollout_duration_seconds_sum", "counter", "How long rollouts took."),
-    ("cohort_rollout_duration_seconds_count", "counter", "Rollouts that ended."),
-    ("cohort_server_step_seconds_sum", "counter", "How long steps took on this server."),
-    ("cohort_server_step_seconds_count", "counter", "Steps that ended on this server."),
-    ("cohort_check_total", "counter", "Outcomes of checks."),
-    ("cohort_raft_term", "gauge", "The term."),
-    ("cohort_raft_is_leader", "gauge", "1 on the leader."),
-    ("cohort_raft_commit_index", "gauge", "The last committed position."),
-    ("cohort_raft_dropped_total", "counter", "Messages dropped, by reason."),
-    ("cohort_bytes_received_total", "counter", "Bytes of artifacts received, by kind of source."),
-    ("cohort_deltas_total", "counter", "Deltas that were fetched, by what came of them."),
-    ("cohort_units_refused_total", "counter", "Units whose bytes were wrong."),
-    (
-        "cohort_source_offences_total",
-        "counter",
-        "What mirrors and servers did wrong when this server took artifacts from them.",
-    ),
-    ("cohort_kill_switch", "gauge", "1 while the kill switch is on."),
-    ("cohort_ready", "gauge", "1 while this server takes traffic."),
-];
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Rollout {
+    pub app: String,
+    pub state: String,
+    /// The release being rolled out; empty without a rollout.
+    pub release: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Ended {
+    pub app: String,
+    pub outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfStep {
+    pub step: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Checked {
+    /// `pre-flight` or `running`.
+    pub check: &'static str,
+    /// `passed` or `failed`.
+    pub result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Dropped {
+    pub reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ReceivedFrom {
+    /// `mirror` or `peer`.
+    pub from: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Offence {
+    /// A mirror or server; the download counters keep a bounded number of them.
+    pub source: String,
+    pub what: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfDelta {
+    /// `applied`, `failed` or `given-up`.
+    pub result: &'static str,
+}
+
+/// Handles of all metrics.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registrar: Registrar,
+    pub build: Family<Version, Gauge>,
+    pub ready: Gauge,
+    pub kill_switch: Gauge,
+    pub rollout: Family<Rollout, Gauge>,
+    pub rollouts: Family<Ended, Counter>,
+    pub rollout_seconds: Histograms<Ended>,
+    pub step_seconds: Histograms<OfStep>,
+    pub checks: Family<Checked, Counter>,
+    pub raft_term: Gauge,
+    pub raft_is_leader: Gauge,
+    pub raft_commit_index: Gauge,
+    pub raft_dropped: Family<Dropped, Counter>,
+    pub log_write_seconds: Histogram,
+    pub member_step_seconds: Histogram,
+    pub bytes_received: Family<ReceivedFrom, Counter>,
+    pub units_refused: Counter,
+    pub source_offences: Family<Offence, Counter>,
+    pub deltas: Family<OfDelta, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut r = Registrar::new("cohort");
+        Self {
+            build: r.gauges("build_info", "1; the agent's version is a label"),
+            ready: r.gauge("ready", "1 while this server takes traffic"),
+            kill_switch: r.gauge("kill_switch", "1 while the kill switch is on"),
+            rollout: r.gauges("rollout_info", "1 for the state of each app in the group"),
+            rollouts: r.counters("rollouts", "Rollouts that ended"),
+            rollout_seconds: r.histograms(
+                "rollout_duration_seconds",
+                "Duration of rollouts that ended",
+                ROLLOUT,
+            ),
+            step_seconds: r.histograms(
+                "server_step_seconds",
+                "Duration of steps on this server",
+                STEP,
+            ),
+            checks: r.counters("check", "Outcomes of health checks"),
+            raft_term: r.gauge("raft_term", "The member's Raft term"),
+            raft_is_leader: r.gauge("raft_is_leader", "1 while the member leads its group"),
+            raft_commit_index: r.gauge("raft_commit_index", "The last committed position"),
+            raft_dropped: r.counters("raft_dropped", "Raft messages dropped"),
+            log_write_seconds: r.histogram(
+                "log_write_seconds",
+                "Time to make a batch of the log durable, including the sync",
+                LATENCY,
+            ),
+            member_step_seconds: r.histogram(
+                "member_step_seconds",
+                "Time for a member to take inputs, make them durable, apply and plan",
+                LATENCY,
+            ),
+            bytes_received: r.counters("bytes_received", "Bytes of artifacts received"),
+            units_refused: r.counter("units_refused", "Units with wrong bytes"),
+            source_offences: r.counters("source_offences", "Misbehaviour of mirrors and peers"),
+            deltas: r.counters("deltas", "Deltas fetched, by what became of them"),
+            registrar: r,
+        }
+    }
+}
 
 impl Metrics {
-    /// Sets a gauge.
-    pub(crate) fn set(&self, name: &'static str, labels: &[(&str, &str)], value: f64) {
-        self.change(name, labels, |old| *old = value);
-    }
-
-    /// Adds to a counter.
-    pub(crate) fn add(&self, name: &'static str, labels: &[(&str, &str)], value: f64) {
-        self.change(name, labels, |old| *old += value);
-    }
-
-    /// Forgets the series of a gauge whose labels begin so.
-    pub(crate) fn clear(&self, name: &'static str) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(known, _), _| *known != name);
-    }
-
-    fn change(&self, name: &'static str, labels: &[(&str, &str)], change: impl FnOnce(&mut f64)) {
-        let mut text = String::new();
-        for (key, value) in labels {
-            let value: String = value
-                .chars()
-                .flat_map(|c| match c {
-                    '"' => vec!['\\', '"'],
-                    '\\' => vec!['\\', '\\'],
-                    '\n' => vec!['\\', 'n'],
-                    other => vec![other],
-                })
-                .collect();
-            let comma = if text.is_empty() { "" } else { "," };
-            let _ = write!(text, "{comma}{key}=\"{value}\"");
-        }
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = all.len() >= SERIES_MAX;
-        let key = (name, text);
-        if let Some(old) = all.get_mut(&key) {
-            change(old);
-        } else if !full {
-            change(all.entry(key).or_insert(0.0));
-        }
-    }
-
     /// Everything, for `/metrics`.
     pub(crate) fn text(&self) -> String {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut text = String::new();
-        for (name, kind, help) in KNOWN {
-            let series: Vec<_> = all.iter().filter(|((known, _), _)| known == name).collect();
-            if series.is_empty() {
-                continue;
-            }
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            for ((_, labels), value) in series {
-                if labels.is_empty() {
-                    let _ = writeln!(text, "{name} {value}");
-                } else {
-                    let _ = writeln!(text, "{name}{{{labels}}} {value}");
-                }
-            }
+        self.registrar.text()
+    }
+
+    pub(crate) fn count_check(&self, check: &'static str, passed: bool) {
+        let result = if passed { "passed" } else { "failed" };
+        self.checks.get_or_create(&Checked { check, result }).inc();
+    }
+
+    pub(crate) fn step_took(&self, step: &'static str, took: Duration) {
+        self.step_seconds.get_or_create(&OfStep { step }).observe(took.as_secs_f64());
+    }
+}
+
+/// A member's store with its writes measured.
+#[derive(Debug)]
+pub(crate) struct TimedStore {
+    pub store: RedbStore,
+    pub seconds: Histogram,
+}
+
+impl LogStore for TimedStore {
+    fn image(&self) -> &Image {
+        self.store.image()
+    }
+
+    fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        if batch.is_empty() {
+            return self.store.write(batch);
         }
-        text
+        let begun = Instant::now();
+        let written = self.store.write(batch);
+        self.seconds.observe(begun.elapsed().as_secs_f64());
+        written
+    }
+}
+
+#[cfg(test)]
+mod metrics_test {
+    use super::Metrics;
+
+    #[test]
+    fn every_metric_is_documented() {
+        let documented = include_str!("../../../docs/metrics.md");
+        assert_eq!(Metrics::default().registrar.undocumented(documented), [""; 0]);
     }
 }

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::extract::State as Context;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
 use axum::routing::get;
+use cohort_base::metrics::Counter;
 use cohort_core::ids::AppId;
 use cohort_core::steps::NoTraffic;
 use cohort_distribute::{ByteCounters, SourceKind};
@@ -14,7 +18,7 @@ use cohort_host::Traffic;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Offence, ReceivedFrom, Version};
 
 /// A server that warms up is ready from this share of traffic on, in per cent: a load balancer that
 /// knows only yes and no cuts off half of the ramp at most.
@@ -92,22 +96,23 @@ async fn readyz(Context(probe): Context<Probe>) -> (StatusCode, String) {
     (status, text)
 }
 
-async fn metrics(Context(probe): Context<Probe>) -> String {
+async fn metrics(Context(probe): Context<Probe>) -> impl IntoResponse {
     let (percent, _) = probe.readiness.now();
     let metrics = &probe.metrics;
-    metrics.set("cohort_ready", &[], f64::from(u8::from(percent >= READY_PERCENT)));
-    metrics.set("cohort_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    metrics.ready.set((percent >= READY_PERCENT).into());
+    metrics.build.get_or_create(&Version { version: env!("CARGO_PKG_VERSION") }).set(1);
+    // These are counted where they happen, in numbers of their own.
+    let copy = |counter: &Counter, count| counter.inner().store(count, Ordering::Relaxed);
     for (kind, name) in [(SourceKind::Mirror, "mirror"), (SourceKind::Peer, "peer")] {
-        let bytes = probe.counters.received(kind) as f64;
-        metrics.set("cohort_bytes_received_total", &[("from", name)], bytes);
+        let counter = metrics.bytes_received.get_or_create(&ReceivedFrom { from: name });
+        copy(&counter, probe.counters.received(kind));
     }
-    metrics.set("cohort_units_refused_total", &[], probe.counters.refused_units() as f64);
+    copy(&metrics.units_refused, probe.counters.refused_units());
     for (source, what, count) in probe.counters.offences() {
-        let source = source.to_string();
-        let labels = [("source", source.as_str()), ("what", what.name())];
-        metrics.set("cohort_source_offences_total", &labels, count as f64);
+        let labels = Offence { source: source.to_string(), what: what.name() };
+        copy(&metrics.source_offences.get_or_create(&labels), count);
     }
-    metrics.text()
+    ([(CONTENT_TYPE, cohort_base::metrics::CONTENT_TYPE)], metrics.text())
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ impl Hub {
         }
         Err(last.unwrap_or_else(|| CallError::Request {
             address: "hub".to_owned(),
-            reason: "no address is known".to_owned(),
+            source: "no address is known".into(),
         }))
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use cohort_base::OnPath as _;
 use cohort_core::ids::BootEpoch;
 use cohort_store::{DurableFile, DurableFileError};
 
@@ -20,7 +21,8 @@ const FIRST_BOOT_EPOCH_MAX: u64 = (1 << 32) - (1 << 24);
 pub fn next_boot_epoch(state_dir: &Path) -> Result<BootEpoch, DurableFileError> {
     let path = state_dir.join("boot-epoch");
     std::fs::create_dir_all(state_dir)
-        .map_err(|source| DurableFileError::Write { path: path.clone(), source })?;
+        .on_path("create folder", state_dir)
+        .map_err(DurableFileError::Write)?;
     let (mut file, epoch) = DurableFile::<BootEpoch>::open(path)?;
     let epoch = epoch.map_or_else(|| first_boot_epoch(SystemTime::now()), BootEpoch::next);
     file.save(&epoch)?;

@@ -6,7 +6,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cohort_base::chain;
@@ -56,7 +55,7 @@ impl BucketCopy {
             return Ok(());
         }
         let result = push(&dir, &self.bucket, false, &|_| ()).await;
-        app.metrics.bucket_failing.store(u64::from(result.is_err()), Ordering::Relaxed);
+        app.metrics.bucket_failing.set(result.is_err().into());
         let done = result?;
         *pushed = Some(timestamp);
         let (bucket, files, bytes) = (self.bucket.name(), done.files, done.bytes);

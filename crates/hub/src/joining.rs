@@ -16,7 +16,6 @@ use cohort_wire::hub::{
 
 use crate::app::{App, blocking, now};
 use crate::auth::{Need, require};
-use crate::metrics::Metrics;
 use crate::placing::place;
 use crate::refusal::{Answer, Refusal};
 
@@ -137,7 +136,7 @@ pub(crate) async fn join(
         Some(placed) => Some(placed.enrol(&app.registry).await?),
         None => None,
     };
-    Metrics::add(&app.metrics.joined);
+    app.metrics.joined.inc();
     tracing::info!(%peer, group = ?group.as_ref().map(|group| &group.group), "joined");
     Ok(ApiJson(JoinAnswer {
         certificate,

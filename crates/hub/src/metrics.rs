@@ -1,128 +1,111 @@
-//! Counters of the hub, and how they are shown to Prometheus.
+//! The hub's metrics. `docs/metrics.md` explains them.
 
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-
-use cohort_identity::Role;
+use cohort_base::metrics::{Counter, Family, Gauge, Histograms, LATENCY, Registrar};
+use cohort_identity::{Role, TokenState};
+use prometheus_client::encoding::EncodeLabelSet;
 
 use crate::app::{App, now};
 
-/// What is counted. Labels are bounded: routes, roles and outcomes, never names.
-#[derive(Debug, Default)]
-pub(crate) struct Metrics {
-    pub(crate) reads: AtomicU64,
-    pub(crate) changes: AtomicU64,
-    pub(crate) watches_refused: AtomicU64,
-    pub(crate) refused: AtomicU64,
-    pub(crate) joined: AtomicU64,
-    pub(crate) uploads: AtomicU64,
-    /// When the first signature of the repository ends, in seconds of Unix time; 0: not known.
-    pub(crate) repository_expires_at: AtomicI64,
-    /// 1 when the last renewal of the timestamp failed.
-    pub(crate) timestamp_failing: AtomicU64,
-    /// 1 when the bucket has not got what is published.
-    pub(crate) bucket_failing: AtomicU64,
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Route {
+    /// As the router knows it, such as `/v1/servers/{server}`.
+    pub(crate) route: String,
 }
 
-impl Metrics {
-    pub(crate) fn add(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::Relaxed);
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfRole {
+    role: &'static str,
+}
+
+/// Handles of all metrics.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registrar: Registrar,
+    pub(crate) request_seconds: Histograms<Route>,
+    pub(crate) reads: Counter,
+    pub(crate) changes: Counter,
+    pub(crate) watches_refused: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) joined: Counter,
+    pub(crate) uploads: Counter,
+    /// Unix seconds; 0 until known.
+    pub(crate) repository_expires_at: Gauge,
+    pub(crate) timestamp_failing: Gauge,
+    pub(crate) bucket_failing: Gauge,
+    revision: Gauge,
+    restored: Gauge,
+    watches: Gauge,
+    certificate_left: Gauge,
+    tokens_unused: Family<OfRole, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut r = Registrar::new("cohort_hub");
+        Self {
+            request_seconds: r.histograms(
+                "request_seconds",
+                "Duration of API requests; a watch waits on purpose",
+                LATENCY,
+            ),
+            reads: r.counter("reads", "Reads of the registry"),
+            changes: r.counter("changes", "Transactions of the registry"),
+            watches_refused: r.counter("watches_refused", "Watches refused: too many"),
+            refused: r.counter("refused", "Requests refused by role"),
+            joined: r.counter("joined", "Join tokens redeemed"),
+            uploads: r.counter("uploads", "Files uploaded"),
+            repository_expires_at: r.gauge(
+                "repository_expires_timestamp_seconds",
+                "When the first signature of the repository expires; 0: unknown",
+            ),
+            timestamp_failing: r.gauge(
+                "timestamp_renewal_failing",
+                "1 if the last renewal of the repository's timestamp failed",
+            ),
+            bucket_failing: r
+                .gauge("bucket_failing", "1 if the last write to the repository's bucket failed"),
+            revision: r.gauge("registry_revision", "The registry's revision"),
+            restored: r.gauge(
+                "registry_restored",
+                "1 while the registry may come from a backup and bootstraps nothing",
+            ),
+            watches: r.gauge("watches", "Watches in progress"),
+            certificate_left: r
+                .gauge("certificate_left_seconds", "Time until the hub's own certificate expires"),
+            tokens_unused: r.gauges("tokens_unused", "Join tokens not used yet"),
+            registrar: r,
+        }
     }
 }
 
-/// All of it, in Prometheus' text format.
+/// Everything, for `/metrics`.
 pub(crate) fn render(app: &App) -> String {
     let metrics = &app.metrics;
-    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let waiting = app.config.watches_max - app.watches.available_permits();
-    let certificate_left =
-        app.identity.current().validity().not_after.as_secs().saturating_sub(now().as_secs());
-    let mut text = String::new();
-    let mut line = |name: &str, kind: &str, help: &str, value: i128| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
-    };
-    let number = i128::from;
-    line(
-        "cohort_hub_registry_revision",
-        "gauge",
-        "The registry's revision.",
-        number(app.registry.revision()),
-    );
-    line(
-        "cohort_hub_registry_restored",
-        "gauge",
-        "1 while the registry may come from a backup and bootstraps nothing.",
-        i128::from(app.registry.restored()),
-    );
-    line(
-        "cohort_hub_reads_total",
-        "counter",
-        "Reads of the registry.",
-        number(load(&metrics.reads)),
-    );
-    line(
-        "cohort_hub_changes_total",
-        "counter",
-        "Transactions of the registry.",
-        number(load(&metrics.changes)),
-    );
-    line("cohort_hub_watches", "gauge", "Watches that wait.", waiting as i128);
-    line(
-        "cohort_hub_watches_refused_total",
-        "counter",
-        "Watches refused because there were too many.",
-        number(load(&metrics.watches_refused)),
-    );
-    line(
-        "cohort_hub_refused_total",
-        "counter",
-        "Requests refused by role.",
-        number(load(&metrics.refused)),
-    );
-    line(
-        "cohort_hub_joined_total",
-        "counter",
-        "Join tokens redeemed.",
-        number(load(&metrics.joined)),
-    );
-    line("cohort_hub_uploads_total", "counter", "Files uploaded.", number(load(&metrics.uploads)));
-    line(
-        "cohort_hub_certificate_left_seconds",
-        "gauge",
-        "Seconds until the hub's own certificate ends.",
-        number(certificate_left),
-    );
-    line(
-        "cohort_hub_repository_expires_timestamp_seconds",
-        "gauge",
-        "When the first signature of the repository ends; 0: not known.",
-        i128::from(metrics.repository_expires_at.load(Ordering::Relaxed)),
-    );
-    line(
-        "cohort_hub_timestamp_renewal_failing",
-        "gauge",
-        "1 when the last renewal of the repository's timestamp failed.",
-        number(load(&metrics.timestamp_failing)),
-    );
-    line(
-        "cohort_hub_bucket_failing",
-        "gauge",
-        "1 when the bucket of the repository could not be written.",
-        number(load(&metrics.bucket_failing)),
-    );
+    let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    set(&metrics.revision, app.registry.revision());
+    set(&metrics.restored, app.registry.restored().into());
+    let watches = app.config.watches_max - app.watches.available_permits();
+    set(&metrics.watches, watches as u64);
+    let expires = app.identity.current().validity().not_after.as_secs();
+    set(&metrics.certificate_left, expires.saturating_sub(now().as_secs()));
     let tokens = app.tokens.list();
     for role in Role::ALL {
         let unused = tokens
             .iter()
-            .filter(|token| token.grant.role == role)
-            .filter(|token| matches!(token.state, cohort_identity::TokenState::Unused))
-            .count();
-        if role == Role::ALL[0] {
-            let name = "cohort_hub_tokens_unused";
-            let _ = writeln!(text, "# HELP {name} Join tokens not used yet.\n# TYPE {name} gauge");
-        }
-        let _ = writeln!(text, "cohort_hub_tokens_unused{{role=\"{role}\"}} {unused}");
+            .filter(|token| token.grant.role == role && matches!(token.state, TokenState::Unused));
+        let gauge = metrics.tokens_unused.get_or_create(&OfRole { role: role.as_str() });
+        set(&gauge, unused.count() as u64);
     }
-    text
+    metrics.registrar.text()
+}
+
+#[cfg(test)]
+mod metrics_test {
+    use super::Metrics;
+
+    #[test]
+    fn every_metric_is_documented() {
+        let documented = include_str!("../../../docs/metrics.md");
+        assert_eq!(Metrics::default().registrar.undocumented(documented), [""; 0]);
+    }
 }

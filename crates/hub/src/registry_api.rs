@@ -12,7 +12,6 @@ use cohort_wire::http::{ApiError, ApiJson, Caller};
 
 use crate::app::App;
 use crate::auth::{Need, check_txn, highest_incarnation, require};
-use crate::metrics::Metrics;
 use crate::refusal::Answer;
 
 pub(crate) async fn range(
@@ -21,7 +20,7 @@ pub(crate) async fn range(
     ApiJson(request): ApiJson<RangeRequest>,
 ) -> Answer<RangeAnswer> {
     require(Some(&caller.0), Need::Read)?;
-    Metrics::add(&app.metrics.reads);
+    app.metrics.reads.inc();
     Ok(ApiJson(app.registry.range(request).await?))
 }
 
@@ -38,7 +37,7 @@ pub(crate) async fn txn(
         // The writer has to wait for a person, not to retry.
         return Err(RegistryError::RestoredUnconfirmed.into());
     }
-    Metrics::add(&app.metrics.changes);
+    app.metrics.changes.inc();
     let peer = caller.0;
     let made = app.registry.txn_checked(txn, move |state, txn| check_txn(Some(&peer), txn, state));
     made.await.map(ApiJson).map_err(|unmade| match unmade {
@@ -54,7 +53,7 @@ pub(crate) async fn watch(
 ) -> Answer<WatchReply> {
     require(Some(&caller.0), Need::Read)?;
     let Ok(_permit) = app.watches.try_acquire() else {
-        Metrics::add(&app.metrics.watches_refused);
+        app.metrics.watches_refused.inc();
         return Err(ApiError::overloaded("this hub has too many watches").into());
     };
     let answer = tokio::select! {
@@ -94,6 +93,6 @@ async fn went_back(
 
 pub(crate) async fn fleet(State(app): State<Arc<App>>, caller: Caller) -> Answer<Fleet> {
     require(Some(&caller.0), Need::Read)?;
-    Metrics::add(&app.metrics.reads);
+    app.metrics.reads.inc();
     Ok(ApiJson(read_fleet(&app.registry).await?))
 }

@@ -1,9 +1,10 @@
 //! The routes of the API (mutual TLS) and of the plain port.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
@@ -16,7 +17,7 @@ use cohort_wire::hub::{
 };
 
 use crate::app::App;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Route};
 use crate::{joining, operating, registry_api, upload};
 
 /// The API; only joining needs no certificate.
@@ -37,7 +38,7 @@ pub(crate) fn api(app: &Arc<App>) -> Router {
         .route("/v1/repository/{*path}", put(upload::put))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state(Arc::clone(app), note_refusals))
+        .layer(middleware::from_fn_with_state(Arc::clone(app), measure))
         .with_state(Arc::clone(app))
 }
 
@@ -62,7 +63,7 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn show_metrics(State(app): State<Arc<App>>) -> Response {
-    let kind = [(CONTENT_TYPE, "text/plain; version=0.0.4")];
+    let kind = [(CONTENT_TYPE, cohort_base::metrics::CONTENT_TYPE)];
     (kind, metrics::render(&app)).into_response()
 }
 
@@ -78,13 +79,18 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", error)
 }
 
-/// Counts and logs refusals by role in one place: somebody tries what they may not.
-async fn note_refusals(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Measures every request; counts and logs those refused by role.
+async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().cloned();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let matched = request.extensions().get::<MatchedPath>();
+    let route = matched.map_or("other", MatchedPath::as_str).to_owned();
+    let begun = Instant::now();
     let response = next.run(request).await;
+    let seconds = begun.elapsed().as_secs_f64();
+    app.metrics.request_seconds.get_or_create(&Route { route }).observe(seconds);
     if matches!(response.status(), StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
-        Metrics::add(&app.metrics.refused);
+        app.metrics.refused.inc();
         let peer = peer.map_or_else(|| "nobody".to_owned(), |peer| peer.to_string());
         tracing::warn!(peer, %method, path, "refused");
     }

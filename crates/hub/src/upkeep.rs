@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cohort_artifact::{KeyError, Repository, RepositoryError, SigningKey};
@@ -49,8 +48,8 @@ async fn renew_timestamp(app: &App) {
     let _publishing = app.publishing.lock().await;
     match renew_if_due(&dir, &key).await {
         Ok(expires_at) => {
-            app.metrics.repository_expires_at.store(expires_at, Ordering::Relaxed);
-            app.metrics.timestamp_failing.store(0, Ordering::Relaxed);
+            app.metrics.repository_expires_at.set(expires_at);
+            app.metrics.timestamp_failing.set(0);
             let left_s = expires_at - i64::try_from(now().as_secs()).unwrap_or(i64::MAX);
             if left_s < ALONE_S {
                 tracing::warn!(
@@ -61,7 +60,7 @@ async fn renew_timestamp(app: &App) {
             }
         }
         Err(error) => {
-            app.metrics.timestamp_failing.store(1, Ordering::Relaxed);
+            app.metrics.timestamp_failing.set(1);
             tracing::error!(
                 repository = %dir.display(), key = %key.display(), reason = chain(&error),
                 "cannot renew the repository's timestamp: once it has expired, servers cannot \

@@ -22,7 +22,6 @@ use tokio_util::io::ReaderStream;
 
 use crate::app::App;
 use crate::auth::{Need, require};
-use crate::metrics::Metrics;
 use crate::refusal::{self, Refusal};
 
 /// Largest body on the upload route; the real limit depends on the file's name.
@@ -61,7 +60,7 @@ pub(crate) async fn put(
     if let Some(bucket) = &app.bucket {
         bucket.send(&app, &name).await?;
     }
-    Metrics::add(&app.metrics.uploads);
+    app.metrics.uploads.inc();
     tracing::info!(%by, file = name, "uploaded");
     Ok(StatusCode::CREATED)
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use crate::blob::Blob;
 use crate::cache::App;
 use crate::fill::Direct;
-use crate::metrics::add;
+use crate::metrics::{Kind, add};
 use crate::origins::Refused;
 use crate::request::{About, Reply, relative_path, reply};
 
@@ -47,10 +47,13 @@ pub(crate) async fn serve(
     let Some(plain) = relative_path(path).and_then(|path| path.to_str().map(str::to_owned)) else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    let answered = match plain.strip_prefix("blobs/") {
-        Some(name) => artifact(&app, name, &method, &headers, place).await,
-        None => small(&app, &plain, &method, &headers).await,
+    let begun = Instant::now();
+    let (kind, answered) = match plain.strip_prefix("blobs/") {
+        Some(name) => ("artifact", artifact(&app, name, &method, &headers, place).await),
+        None => ("file", small(&app, &plain, &method, &headers).await),
     };
+    let seconds = app.shared.metrics.request_seconds.get_or_create(&Kind { kind });
+    seconds.observe(begun.elapsed().as_secs_f64());
     answered.unwrap_or_else(|refused| refuse(&plain, &refused))
 }
 

@@ -1,6 +1,5 @@
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use cohort_artifact::{UNIT_BYTES, UnitHasher};
@@ -90,7 +89,7 @@ async fn a_disk_that_refuses_a_unit_ends_the_keeping_and_not_the_reading() {
         assert!(unit == bench.unit(index as usize));
     }
     assert!(full.lock().coming.is_empty());
-    assert_eq!(bench.shared.metrics.passed_on.load(Ordering::Relaxed), 9);
+    assert_eq!(bench.shared.metrics.passed_on.get(), 9);
     // Only its own entry would have been given up: that of the other is still there.
     assert_eq!(bench.shared.store.usage().0, 1);
     bench.shared.disk_refused(&whole);

@@ -172,6 +172,6 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
         bytes_max: app.shared.store.bytes_max(),
         requests: requests as u64,
     };
-    let kind = [(CONTENT_TYPE, "text/plain; version=0.0.4")];
+    let kind = [(CONTENT_TYPE, cohort_base::metrics::CONTENT_TYPE)];
     (kind, app.shared.metrics.render(gauges)).into_response()
 }

@@ -1,28 +1,40 @@
-//! Counters of a cache, and how they are shown to Prometheus.
+//! The cache's metrics. `docs/metrics.md` explains them.
 
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use cohort_base::metrics::{Counter, Gauge, Histograms, LATENCY, Registrar};
+use prometheus_client::encoding::EncodeLabelSet;
 
-/// What is counted.
-#[derive(Debug, Default)]
-pub(crate) struct Metrics {
-    pub(crate) origin_bytes: AtomicU64,
-    pub(crate) served_bytes: AtomicU64,
-    pub(crate) hits: AtomicU64,
-    pub(crate) misses: AtomicU64,
-    pub(crate) joined: AtomicU64,
-    pub(crate) passed_on: AtomicU64,
-    pub(crate) evictions: AtomicU64,
-    pub(crate) origin_requests: AtomicU64,
-    pub(crate) origin_failures: AtomicU64,
-    pub(crate) wrong: AtomicU64,
-    pub(crate) damaged: AtomicU64,
-    pub(crate) overloaded: AtomicU64,
-    pub(crate) revalidations: AtomicU64,
-    pub(crate) last_copies: AtomicU64,
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Kind {
+    /// `artifact` or `file`.
+    pub(crate) kind: &'static str,
 }
 
-/// What is measured when somebody asks.
+/// Handles of all metrics.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registrar: Registrar,
+    pub(crate) request_seconds: Histograms<Kind>,
+    pub(crate) origin_bytes: Counter,
+    pub(crate) served_bytes: Counter,
+    pub(crate) hits: Counter,
+    pub(crate) misses: Counter,
+    pub(crate) joined: Counter,
+    pub(crate) passed_on: Counter,
+    pub(crate) evictions: Counter,
+    pub(crate) origin_requests: Counter,
+    pub(crate) origin_failures: Counter,
+    pub(crate) wrong: Counter,
+    pub(crate) damaged: Counter,
+    pub(crate) overloaded: Counter,
+    pub(crate) revalidations: Counter,
+    pub(crate) last_copies: Counter,
+    artifacts: Gauge,
+    bytes: Gauge,
+    bytes_max: Gauge,
+    requests: Gauge,
+}
+
+/// What is measured when scraped.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Gauges {
     pub(crate) artifacts: u64,
@@ -31,46 +43,65 @@ pub(crate) struct Gauges {
     pub(crate) requests: u64,
 }
 
-pub(crate) fn add(counter: &AtomicU64, count: u64) {
-    counter.fetch_add(count, Ordering::Relaxed);
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut r = Registrar::new("cohort_mirror");
+        Self {
+            request_seconds: r.histograms(
+                "request_seconds",
+                "Time until the answer's first byte is there",
+                LATENCY,
+            ),
+            origin_bytes: r.counter("origin_bytes", "Bytes of bodies received from origins"),
+            served_bytes: r.counter("served_bytes", "Bytes of bodies sent to readers"),
+            hits: r.counter("hits", "Units of artifacts served from disk"),
+            misses: r.counter("misses", "Units of artifacts fetched from origins"),
+            joined: r.counter("joined", "Units that were being fetched for another reader"),
+            passed_on: r.counter("passed_on", "Units passed on without being cached"),
+            evictions: r.counter("evictions", "Artifacts evicted to make room"),
+            origin_requests: r.counter("origin_requests", "Requests sent to origins"),
+            origin_failures: r.counter("origin_failures", "Requests to origins that failed"),
+            wrong: r.counter("wrong_bytes", "Answers of origins with wrong bytes"),
+            damaged: r.counter("damaged", "Units corrupt on the cache's own disk"),
+            overloaded: r.counter("overloaded", "Requests refused with 503: too many at once"),
+            revalidations: r.counter("revalidations", "Small files revalidated at an origin"),
+            last_copies: r.counter("last_copies", "Small files served while no origin answered"),
+            artifacts: r.gauge("artifacts", "Artifacts cached, complete or in part"),
+            bytes: r.gauge("cache_bytes", "Disk space in use"),
+            bytes_max: r.gauge("cache_bytes_max", "Disk space allowed"),
+            requests: r.gauge("requests", "Requests for files in progress"),
+            registrar: r,
+        }
+    }
+}
+
+pub(crate) fn add(counter: &Counter, count: u64) {
+    counter.inc_by(count);
 }
 
 impl Metrics {
-    /// All of it, in Prometheus' text format.
+    /// Everything, for `/metrics`.
     pub(crate) fn render(&self, gauges: Gauges) -> String {
-        let counters = [
-            ("origin_bytes", "Bytes of bodies received from origins.", &self.origin_bytes),
-            ("served_bytes", "Bytes of bodies given to readers.", &self.served_bytes),
-            ("hits", "Units of artifacts given from the disk.", &self.hits),
-            ("misses", "Units of artifacts fetched from origins.", &self.misses),
-            ("joined", "Units that were on their way for another reader already.", &self.joined),
-            ("passed_on", "Units passed on without being kept.", &self.passed_on),
-            ("evictions", "Artifacts removed to make room.", &self.evictions),
-            ("origin_requests", "Requests sent to origins.", &self.origin_requests),
-            ("origin_failures", "Requests to origins that failed.", &self.origin_failures),
-            ("wrong_bytes", "Times that an origin sent wrong bytes.", &self.wrong),
-            ("damaged", "Units that were damaged on the own disk.", &self.damaged),
-            ("overloaded", "Requests answered with 503: too many at once.", &self.overloaded),
-            ("revalidations", "Small files that were asked for again.", &self.revalidations),
-            ("last_copies", "Small files served while no origin answered.", &self.last_copies),
-        ];
-        let mut text = String::new();
-        for (name, help, value) in counters {
-            let (name, value) =
-                (format!("cohort_mirror_{name}_total"), value.load(Ordering::Relaxed));
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
-        }
         let Gauges { artifacts, bytes, bytes_max, requests } = gauges;
-        for (name, help, value) in [
-            ("artifacts", "Artifacts on the disk, whole or in part.", artifacts),
-            ("cache_bytes", "Bytes of the disk that are taken.", bytes),
-            ("cache_bytes_max", "Bytes of the disk that may be taken.", bytes_max),
-            ("requests", "Requests for files in progress.", requests),
+        for (gauge, value) in [
+            (&self.artifacts, artifacts),
+            (&self.bytes, bytes),
+            (&self.bytes_max, bytes_max),
+            (&self.requests, requests),
         ] {
-            let name = format!("cohort_mirror_{name}");
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         }
-        text
+        self.registrar.text()
+    }
+}
+
+#[cfg(test)]
+mod metrics_test {
+    use super::Metrics;
+
+    #[test]
+    fn every_metric_is_documented() {
+        let documented = include_str!("../../../docs/metrics.md");
+        assert_eq!(Metrics::default().registrar.undocumented(documented), [""; 0]);
     }
 }

@@ -1,61 +1,61 @@
 //! The contract: requests, answers, limits and the trait.
 //!
-//! After etcd v3, so that an etcd backend is a translation and not a redesign. Differences, all of
-//! them narrower than etcd: keys and values are UTF-8 text, a watch is a long poll, and a
-//! transaction holds only puts and deletes.
+//! Modelled on etcd v3, so that an etcd backend needs translation only. It is narrower than etcd:
+//! keys and values are UTF-8 text, a watch is a long poll, a transaction has only puts and deletes.
 
 use async_trait::async_trait;
+use cohort_base::Cause;
 use serde::{Deserialize, Serialize};
 
-/// The longest key, in bytes. The deepest key of the layout (a verdict: four names) needs 420.
+/// The longest key. The longest of the layout, a verdict's with four names, needs 420.
 pub const KEY_BYTES_MAX: usize = 512;
-/// The longest value, in bytes. A group record with a thousand member-less servers needs a few KiB;
-/// a quarter of a MiB leaves room and stays below etcd's own limit of 1.5 MiB per request.
+/// The longest value. A group's record needs a few KiB; this leaves room and stays below etcd's
+/// limit of 1.5 MiB per request.
 pub const VALUE_BYTES_MAX: usize = 256 * 1024;
-/// The most operations, and the most comparisons, of one transaction: etcd's own default.
+/// Operations, and comparisons, in one transaction: etcd's default.
 pub const TXN_OPS_MAX: usize = 128;
-/// The most values in bytes that one transaction may carry: below etcd's 1.5 MiB per request.
+/// Keys and values in one transaction: below etcd's 1.5 MiB per request.
 pub const TXN_BYTES_MAX: usize = 1024 * 1024;
-/// The most pairs in one answer; more are fetched by asking again with `after`.
+/// Pairs in one answer; the rest is read by asking again with `after`.
 pub const RANGE_ITEMS_MAX: u32 = 10_000;
-/// About how many bytes one answer may hold: a client need never buffer more than this and a value.
+/// Bytes in one answer, which may exceed this by one value.
 pub const RANGE_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// The most events in one answer of a watch (a revision is never split, so a few more may come).
+/// Events in one answer of a watch; a few more if a revision would be split otherwise.
 pub const WATCH_EVENTS_MAX: usize = 1_000;
-/// The longest that one watch waits, in milliseconds: below the idle limits of common proxies.
+/// The longest wait of a watch, in milliseconds: below the idle timeouts of common proxies.
 pub const WATCH_WAIT_MS_MAX: u64 = 60_000;
 
 const _: () = assert!(TXN_BYTES_MAX > VALUE_BYTES_MAX + KEY_BYTES_MAX, "a single put fits");
 const _: () = assert!(RANGE_BYTES_MAX > VALUE_BYTES_MAX, "a single pair fits");
 
-/// One key and what is known of it.
+/// A key, its value and its history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyValue {
-    /// The key.
+    /// UTF-8, at most [`KEY_BYTES_MAX`].
     pub key: String,
-    /// The value.
+    /// UTF-8, at most [`VALUE_BYTES_MAX`].
     pub value: String,
-    /// The revision at which the key came to be (again).
+    /// The revision at which the key was (last) created.
     pub create_revision: u64,
     /// The revision of the last write.
     pub mod_revision: u64,
-    /// How many writes since the key came to be; the first is 1.
+    /// The number of writes since its creation; the first is 1.
     pub version: u64,
 }
 
-/// Which keys.
+/// Selects keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Selector {
-    /// This one.
+    /// Exactly this key.
     Key(String),
-    /// All that begin so.
+    /// All keys with this prefix.
     Prefix(String),
 }
 
 impl Selector {
-    /// Whether a key is meant.
+    /// Whether the key is selected.
     #[must_use]
     pub fn matches(&self, key: &str) -> bool {
         match self {
@@ -73,57 +73,57 @@ impl Selector {
     }
 }
 
-/// Asks for pairs, in the order of their keys.
+/// Reads pairs in key order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RangeRequest {
-    /// Which keys.
+    /// The keys.
     pub select: Selector,
-    /// Only keys after this one: how to go on when `more` was true.
+    /// Only keys after this one: to continue when `more` was true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
-    /// At most so many; 0 and anything above [`RANGE_ITEMS_MAX`] mean that limit.
+    /// The most pairs; 0 and anything above [`RANGE_ITEMS_MAX`] mean that limit.
     #[serde(default)]
     pub limit: u32,
 }
 
-/// The pairs, all as of one revision.
+/// Pairs at one revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RangeAnswer {
-    /// In the order of their keys.
+    /// In key order.
     pub items: Vec<KeyValue>,
-    /// The registry's revision when they were read.
+    /// The registry's revision at the read.
     pub revision: u64,
-    /// Whether a limit cut the answer short.
+    /// Whether a limit truncated the answer.
     pub more: bool,
 }
 
-/// How a comparison is made.
+/// The operator of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Comparison {
-    /// What is there equals what is given.
+    /// The stored value equals the given one.
     Equal,
-    /// What is there differs.
+    /// The stored value differs.
     NotEqual,
-    /// What is there is greater.
+    /// The stored value is greater.
     Greater,
-    /// What is there is less.
+    /// The stored value is less.
     Less,
 }
 
-/// What is compared, and with what. A key that is not there has revisions and version 0.
+/// The stored field and the value it is compared with. A missing key has revisions and version 0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Field {
-    /// The revision at which the key came to be; 0: it is not there.
+    /// The revision of its creation.
     CreateRevision(u64),
-    /// The revision of the last write; 0: it is not there.
+    /// The revision of its last write.
     ModRevision(u64),
-    /// The number of writes; 0: it is not there.
+    /// Its number of writes.
     Version(u64),
-    /// The value; on a key that is not there every comparison with a value is false.
+    /// Its value; comparisons with a missing key's value are false.
     Value(String),
 }
 
@@ -131,54 +131,54 @@ pub enum Field {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Compare {
-    /// Which key.
+    /// The key whose field is compared.
     pub key: String,
-    /// How.
+    /// The operator.
     pub is: Comparison,
-    /// With what.
+    /// The field and the right-hand side.
     pub than: Field,
 }
 
 impl Compare {
-    /// The key is not there.
+    /// The key does not exist.
     #[must_use]
     pub fn absent(key: impl Into<String>) -> Self {
         Compare { key: key.into(), is: Comparison::Equal, than: Field::CreateRevision(0) }
     }
 
-    /// The key was last written at this revision (0: it is not there).
+    /// The key was last written at this revision (0: it does not exist).
     #[must_use]
     pub fn unchanged_since(key: impl Into<String>, mod_revision: u64) -> Self {
         Compare { key: key.into(), is: Comparison::Equal, than: Field::ModRevision(mod_revision) }
     }
 }
 
-/// One change.
+/// One change of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Op {
-    /// Write a pair.
+    /// Writes a pair.
     Put {
-        /// Where.
+        /// Created if missing.
         key: String,
-        /// What.
+        /// Replaces the old one.
         value: String,
     },
-    /// Remove a pair; nothing happens when it is not there.
+    /// Removes a pair.
     Delete {
-        /// Where.
+        /// May be missing.
         key: String,
     },
 }
 
 impl Op {
-    /// Write a pair.
+    /// Writes a pair.
     #[must_use]
     pub fn put(key: impl Into<String>, value: impl Into<String>) -> Self {
         Op::Put { key: key.into(), value: value.into() }
     }
 
-    /// The key that is changed.
+    /// The key it changes.
     #[must_use]
     pub fn key(&self) -> &str {
         match self {
@@ -187,92 +187,92 @@ impl Op {
     }
 }
 
-/// If all comparisons hold then one list, otherwise the other; all of it or nothing.
+/// If all comparisons hold, applies `then`, otherwise `otherwise`; all of the list or nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Txn {
-    /// All must hold.
+    /// Conditions; none means true.
     #[serde(default)]
     pub compare: Vec<Compare>,
-    /// Done when they hold. A key may be named once.
+    /// Changes if they hold; each key at most once.
     #[serde(default)]
     pub then: Vec<Op>,
-    /// Done when they do not. A key may be named once.
+    /// Changes if they do not; each key at most once.
     #[serde(default)]
     pub otherwise: Vec<Op>,
 }
 
-/// What became of a transaction.
+/// The outcome of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TxnAnswer {
     /// Whether the comparisons held.
     pub succeeded: bool,
-    /// The registry's revision after it; of its own writes, if it wrote.
+    /// The registry's revision after it, which is that of its own writes, if any.
     pub revision: u64,
 }
 
-/// Asks for what has changed, waiting if nothing has.
+/// Asks for changes, and waits if there are none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WatchRequest {
-    /// Which keys.
+    /// The keys.
     pub select: Selector,
-    /// The first revision that is of interest; 0: from now on.
+    /// The first revision of interest; 0: from now on.
     pub from_revision: u64,
-    /// How long to wait when nothing has changed, in milliseconds; [`WATCH_WAIT_MS_MAX`] at the most.
+    /// The longest wait in milliseconds; at most [`WATCH_WAIT_MS_MAX`].
     pub wait_ms: u64,
 }
 
-/// What has changed.
+/// Changes up to a revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WatchAnswer {
-    /// In the order of their revisions; empty when the wait was over first.
+    /// In revision order; empty when the wait ended first.
     pub events: Vec<Event>,
-    /// Everything up to this revision has been told: ask next from this plus one.
+    /// The answer is complete up to this revision: ask next from the one after it.
     pub revision: u64,
 }
 
-/// An answer to a watch as it travels: what the asker must act on is told apart by type.
+/// A watch's answer on the wire, including the errors that the client handles.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum WatchReply {
-    /// What has changed.
+    /// The changes.
     Changed(WatchAnswer),
     /// [`RegistryError::Compacted`].
     Compacted {
-        /// The last revision whose events are gone.
+        /// The last revision whose events were dropped.
         compacted: u64,
-        /// The revision now.
+        /// The current revision.
         revision: u64,
     },
     /// [`RegistryError::WentBack`].
     WentBack {
-        /// The revision that the asker knows.
+        /// The revision that the client has seen.
         asked: u64,
-        /// The revision now.
+        /// The current revision.
         revision: u64,
     },
 }
 
-/// One change of one key.
+/// A change of one key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Event {
-    /// Written.
+    /// The key was written.
     Put(KeyValue),
-    /// Removed.
+    /// The key was removed.
     Deleted {
-        /// Which key.
+        /// The removed key.
         key: String,
-        /// At which revision.
+        /// The revision of the removal.
         revision: u64,
     },
 }
 
 impl Event {
-    /// Which key.
+    /// The changed key.
     #[must_use]
     pub fn key(&self) -> &str {
         match self {
@@ -281,7 +281,7 @@ impl Event {
         }
     }
 
-    /// At which revision.
+    /// The revision of the change.
     #[must_use]
     pub fn revision(&self) -> u64 {
         match self {
@@ -291,92 +291,51 @@ impl Event {
     }
 }
 
-/// Why the registry did not do what it was asked.
+/// Why a request to the registry failed.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum RegistryError {
-    /// The request breaks a limit or contradicts itself; sending it again is useless.
-    #[error("registry request refused: {reason}")]
-    Invalid {
-        /// Which limit, in words.
-        reason: String,
-    },
-    /// The events asked for are forgotten: read everything, then watch from its revision plus one.
+    /// The request breaks a limit or contradicts itself; retrying is useless.
+    #[error("registry request rejected: {reason}")]
+    Invalid { reason: String },
+    /// The events were dropped: read everything, then watch from the revision after it.
     #[error(
         "registry history up to revision {compacted} is compacted (now at {revision}); \
          read again, then watch from there"
     )]
-    Compacted {
-        /// The last revision whose events are gone.
-        compacted: u64,
-        /// The revision now.
-        revision: u64,
-    },
-    /// The asker has seen a revision that this registry has not reached: it was put back to an
-    /// older state, or it is another registry.
+    Compacted { compacted: u64, revision: u64 },
+    /// The client has seen a revision that this registry has not reached: it was restored from a
+    /// backup, or it is another registry.
     #[error("registry is at revision {revision}, but {asked} was seen before: it went backwards")]
-    WentBack {
-        /// The revision that the asker knows.
-        asked: u64,
-        /// The revision now.
-        revision: u64,
-    },
-    /// The registry may come from a backup; it bootstraps nothing until a person confirms.
+    WentBack { asked: u64, revision: u64 },
+    /// The registry may come from a backup; it bootstraps nothing until an operator confirms.
     #[error(
-        "registry may have been restored from a backup, and begins no group's life and takes no \
-         record of a life it does not know until it is confirmed; if the old hub is gone for good, start it with `cohort hub --confirm-restored`"
+        "registry may have been restored from a backup: until confirmed, it starts no incarnation \
+         and accepts no record of one it does not know; if the old hub is gone for good, start it \
+         with `cohort hub --confirm-restored`"
     )]
     RestoredUnconfirmed,
     /// The registry is full.
     #[error("registry is full: {bytes} bytes of {bytes_max}; remove what is no longer needed")]
-    Full {
-        /// What it holds, in bytes.
-        bytes: usize,
-        /// What it may hold, in bytes.
-        bytes_max: usize,
-    },
-    /// What is stored under a key is not what belongs there.
-    #[error("registry key `{key}` holds no valid record: {reason}")]
-    Corrupt {
-        /// Which key.
-        key: String,
-        /// Why not.
-        reason: String,
-    },
-    /// Others kept changing the same key; try again later.
+    Full { bytes: usize, bytes_max: usize },
+    /// A value is not a valid record for its key.
+    #[error("registry key `{key}` has no valid record")]
+    Corrupt { key: String, source: Cause },
+    /// Others kept changing the same key; retry later.
     #[error("registry key `{key}` was changed by others {attempts} times in a row")]
-    Contended {
-        /// Which key.
-        key: String,
-        /// How often it was tried.
-        attempts: u32,
-    },
-    /// The registry cannot be reached, or is too busy: rollouts in progress go on, none begins.
-    #[error("registry cannot be reached: {reason}")]
-    Unavailable {
-        /// What was tried and what came of it.
-        reason: String,
-    },
-    /// What is there is newer than what was to be written: read, then decide.
-    #[error("registry refused a change: {reason}")]
-    Conflict {
-        /// The registry's own words.
-        reason: String,
-    },
-    /// The registry knows the asker and says no.
-    #[error("registry refused: {reason}")]
-    Forbidden {
-        /// The registry's own words.
-        reason: String,
-    },
-    /// The disk under the registry fails; the hub must be restarted.
-    #[error("registry storage failed while it was to {action}")]
-    Storage {
-        /// What was being done.
-        action: &'static str,
-        /// What the storage said.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    Contended { key: String, attempts: u32 },
+    /// The registry is unreachable or overloaded: rollouts in progress continue, none starts.
+    #[error("registry is unavailable: {reason}")]
+    Unavailable { reason: String },
+    /// Something newer is stored: read, then decide.
+    #[error("registry rejected a change: {reason}")]
+    Conflict { reason: String },
+    /// The client's role may not do this.
+    #[error("registry denied access: {reason}")]
+    Forbidden { reason: String },
+    /// The registry's disk failed; the hub must be restarted.
+    #[error("registry storage failed: could not {action}")]
+    Storage { action: &'static str, source: Cause },
 }
 
 /// A registry. Object safe; share it as `Arc<dyn Registry>`.
@@ -385,14 +344,14 @@ pub trait Registry: Send + Sync {
     /// Reads pairs.
     ///
     /// # Errors
-    /// [`RegistryError`]; never `Compacted`, because reads are of the present only.
+    /// [`RegistryError`]; never `Compacted`, because reads return the current state only.
     async fn range(&self, request: RangeRequest) -> Result<RangeAnswer, RegistryError>;
 
-    /// Changes pairs, all or nothing. When it returns, the change is durable.
+    /// Changes pairs, all or nothing. The change is durable when this returns.
     ///
     /// # Errors
-    /// [`RegistryError`]. After `Unavailable` or `Storage` it is not known whether the change was
-    /// made: read, then decide.
+    /// [`RegistryError`]. After `Unavailable` or `Storage` the change may or may not have been made:
+    /// read, then decide.
     async fn txn(&self, txn: Txn) -> Result<TxnAnswer, RegistryError>;
 
     /// Waits for changes.

@@ -1,4 +1,4 @@
-//! How the embedded registry lies on disk: one redb file with three tables.
+//! The embedded registry on disk: one redb file with three tables.
 //!
 //! ```text
 //! meta    name            -> text          schema, store, file, revision, compacted, restored
@@ -6,12 +6,13 @@
 //! events  (revision, nth) -> 1 u8 | create u64 | version u64 | key length u16 | key | value…   put
 //!                            0 u8 | key…                                                  deleted
 //! ```
-//! One transaction of the registry is one synced commit of redb; all three tables change in it or
-//! none does. Events that the state in memory has forgotten are removed with the next commit, so
-//! the disk may hold a few more than are needed; reading drops them.
+//! A transaction of the registry is one synced commit of redb over all three tables. Events that
+//! the state in memory has dropped are removed by the next commit; until then the file has a few
+//! more than needed, and reading skips them.
 
 use std::path::{Path, PathBuf};
 
+use cohort_base::Cause;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::api::{Event, KeyValue};
@@ -21,40 +22,25 @@ const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 const PAIRS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pairs");
 const EVENTS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("events");
 
-/// The schema of the file. A file with a higher one was written by a later version.
+/// The schema of the file; a higher one is from a later version.
 const SCHEMA: u64 = 1;
 
-/// Why the file cannot be used.
+/// Why a registry file cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum OpenError {
-    /// It cannot be opened, created or read.
-    #[error("registry file {} cannot be opened", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// What the storage said.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// It holds what cannot be.
+    /// The file could not be opened, created or read.
+    #[error("cannot open registry file {}", path.display())]
+    Open { path: PathBuf, source: Cause },
+    /// The file's content is inconsistent.
     #[error("registry file {} is damaged: {reason}; restore it from a backup", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// It was written by a later version of Cohort.
+    Damaged { path: PathBuf, reason: String },
+    /// The file was written by a later version of Cohort.
     #[error(
-        "registry file {} has schema {found}, this version reads {SCHEMA}; \
+        "registry file {} has schema {found}, this version supports {SCHEMA}; \
          run the version that wrote it", path.display()
     )]
-    NewerSchema {
-        /// The file.
-        path: PathBuf,
-        /// Its schema.
-        found: u64,
-    },
+    NewerSchema { path: PathBuf, found: u64 },
 }
 
 /// The open file.
@@ -63,20 +49,19 @@ pub(crate) struct Disk {
     path: PathBuf,
 }
 
-/// What was read at the start.
+/// The content of an opened file.
 pub(crate) struct Loaded {
     pub(crate) disk: Disk,
     pub(crate) state: State,
-    /// Random, made with the file.
+    /// The registry's random name, given at creation.
     pub(crate) store: String,
-    /// Whether the file may have come from a backup, and nobody has confirmed it yet.
+    /// Whether the file may come from a backup, unconfirmed.
     pub(crate) restored: bool,
 }
 
 impl Disk {
-    /// Opens the file or makes an empty one.
-    ///
-    /// `identity` tells this file from a copy of it; `store` names a new registry.
+    /// Opens the file, or creates an empty registry named `new_store`. `identity` distinguishes the
+    /// file from its copies.
     pub(crate) fn open(
         path: &Path,
         identity: impl Fn(&Path) -> std::io::Result<String>,
@@ -88,7 +73,7 @@ impl Disk {
         Self::open_database(db, path, &identity, new_store)
     }
 
-    /// Reads an open database, or begins an empty one.
+    /// Reads an open database, or initialises an empty one.
     pub(crate) fn open_database(
         db: Database,
         path: &Path,
@@ -130,8 +115,8 @@ impl Disk {
         &self.path
     }
 
-    /// Writes one revision's changes; synced when it returns.
-    pub(crate) fn commit(&self, changes: &[Event], compacted: u64) -> Result<(), Source> {
+    /// Writes one revision's changes; they are synced when this returns.
+    pub(crate) fn commit(&self, changes: &[Event], compacted: u64) -> Result<(), Cause> {
         let Some(revision) = changes.first().map(Event::revision) else { return Ok(()) };
         let txn = self.db.begin_write()?;
         {
@@ -157,8 +142,8 @@ impl Disk {
         Ok(())
     }
 
-    /// A person says that no other hub lives: this file is the registry from now on.
-    pub(crate) fn confirm(&self, identity: &str, revision: u64) -> Result<(), Source> {
+    /// Makes this file the registry from now on, at a new revision.
+    pub(crate) fn confirm(&self, identity: &str, revision: u64) -> Result<(), Cause> {
         let txn = self.db.begin_write()?;
         {
             let mut meta = txn.open_table(META)?;
@@ -172,15 +157,15 @@ impl Disk {
         Ok(())
     }
 
-    /// From now on it counts as restored from a backup.
-    pub(crate) fn mark_restored(&self) -> Result<(), Source> {
+    /// Marks the file as possibly restored from a backup.
+    pub(crate) fn mark_restored(&self) -> Result<(), Cause> {
         let txn = self.db.begin_write()?;
         txn.open_table(META)?.insert("restored", "yes")?;
         txn.commit()?;
         Ok(())
     }
 
-    fn initialise(&self, identity: &str, store: &str) -> Result<(), Source> {
+    fn initialise(&self, identity: &str, store: &str) -> Result<(), Cause> {
         let txn = self.db.begin_write()?;
         {
             let state = State::new();
@@ -198,7 +183,7 @@ impl Disk {
         Ok(())
     }
 
-    fn read_meta(&self) -> Result<Vec<(String, String)>, Source> {
+    fn read_meta(&self) -> Result<Vec<(String, String)>, Cause> {
         let txn = self.db.begin_read()?;
         let table = match txn.open_table(META) {
             Ok(table) => table,
@@ -213,14 +198,14 @@ impl Disk {
         Ok(meta)
     }
 
-    fn read_all(&self) -> Result<Result<Contents, String>, Source> {
+    fn read_all(&self) -> Result<Result<Contents, String>, Cause> {
         let txn = self.db.begin_read()?;
         let mut pairs = Vec::new();
         for entry in txn.open_table(PAIRS)?.iter()? {
             let (key, bytes) = entry?;
             match decode_pair(key.value(), bytes.value()) {
                 Some(pair) => pairs.push(pair),
-                None => return Ok(Err(format!("key `{}` cannot be read", key.value()))),
+                None => return Ok(Err(format!("key `{}` is unreadable", key.value()))),
             }
         }
         let mut events = Vec::new();
@@ -229,18 +214,14 @@ impl Disk {
             let revision = place.value().0;
             match decode_event(revision, bytes.value()) {
                 Some(event) => events.push(event),
-                None => return Ok(Err(format!("an event of revision {revision} cannot be read"))),
+                None => return Ok(Err(format!("an event of revision {revision} is unreadable"))),
             }
         }
         Ok(Ok((pairs, events)))
     }
 }
 
-/// Pairs and events, as they were read.
 type Contents = (Vec<KeyValue>, Vec<Event>);
-
-/// Whatever the storage says.
-pub(crate) type Source = Box<dyn std::error::Error + Send + Sync>;
 
 fn meta_text<'a>(meta: &'a [(String, String)], name: &str) -> Option<&'a str> {
     meta.iter().find(|(key, _)| key == name).map(|(_, text)| text.as_str())

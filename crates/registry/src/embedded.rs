@@ -1,14 +1,16 @@
-//! The registry in the hub: the pure [`State`], made durable in one file.
+//! The hub's registry: the pure [`State`], made durable in one file.
 //!
-//! Every change is decided, committed and synced, and only then seen by anyone. All of it happens
-//! in one blocking task, so that an asker who goes away cannot leave the file and the memory apart.
+//! A change becomes visible only after it is committed and synced. All of that happens in one
+//! blocking task, so that a cancelled request cannot leave file and memory out of step.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
+use cohort_base::Cause;
+use parking_lot::Mutex;
 
 use crate::api::{
     KeyValue, Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer, WatchAnswer,
@@ -19,15 +21,16 @@ use crate::keys;
 use crate::memory::SharedState;
 use crate::state::State;
 
-/// How far a confirmed restore leaps ahead: beyond any revision that the lost registry can have
-/// given out since the backup was made (a hundred writes a second for half a year).
+/// How far a confirmed restore skips ahead: beyond any revision that the lost registry can have
+/// issued since the backup (a hundred writes a second for half a year).
 pub const RESTORE_LEAP: u64 = 1_600_000_000;
 
 /// A durable registry in one file. Clones share it; only one process may have it open.
 ///
-/// A file that was copied or restored is noticed by its inode and age, and by askers who have seen a
-/// higher revision ([`EmbeddedRegistry::suspect_restore`]). Until [`EmbeddedRegistry::confirm_restored`] such a
-/// registry serves everything but writes no group's bootstrap record, because the group may live.
+/// A copied or restored file is detected by its inode and creation time, and by clients that have
+/// seen a higher revision ([`EmbeddedRegistry::suspect_restore`]). Until
+/// [`EmbeddedRegistry::confirm_restored`] it serves everything but writes no bootstrap record,
+/// because the group may be running.
 #[derive(Clone)]
 pub struct EmbeddedRegistry {
     inner: Arc<Inner>,
@@ -35,27 +38,26 @@ pub struct EmbeddedRegistry {
 
 struct Inner {
     disk: Disk,
-    /// Held from the decision until the change is seen: one writer at a time.
+    /// Held from the decision until the change is visible: one writer at a time.
     writer: Mutex<()>,
     shared: SharedState,
     store: String,
     restored: AtomicBool,
-    /// After a failed commit nobody knows what is on the disk: no more changes until a restart.
+    /// After a failed commit the file's content is unknown: no more changes until a restart.
     failed: AtomicBool,
 }
 
 impl EmbeddedRegistry {
-    /// Opens the registry in a file, or makes an empty one. The folder must exist.
-    ///
-    /// `new_store` names a registry that is made now (random text; kept in the file).
+    /// Opens the registry in a file, or creates an empty one named `new_store` (random text, kept in
+    /// the file). The folder must exist.
     ///
     /// # Errors
-    /// When the file is damaged, of a later version, in use, or cannot be read.
+    /// When the file is damaged, of a later version, in use, or unreadable.
     pub fn open(path: &Path, new_store: &str) -> Result<Self, OpenError> {
         Ok(Self::of(Disk::open(path, file_identity, new_store)?))
     }
 
-    /// The same over a database that a test has opened.
+    /// As [`open`](Self::open), over a test's database.
     #[cfg(test)]
     pub(crate) fn open_database(db: redb::Database) -> Result<Self, OpenError> {
         Ok(Self::of(Disk::open_database(db, Path::new("test"), "test", "test")?))
@@ -65,7 +67,7 @@ impl EmbeddedRegistry {
         if loaded.restored {
             tracing::warn!(
                 file = %loaded.disk.path().display(),
-                "registry file is not the one that was last used here: restored from a backup? \
+                "registry file is not the one last used here: restored from a backup? \
                  No group is bootstrapped until `cohort hub --confirm-restored`"
             );
         }
@@ -80,7 +82,7 @@ impl EmbeddedRegistry {
         EmbeddedRegistry { inner: Arc::new(inner) }
     }
 
-    /// The random name that was given when the registry was made.
+    /// The random name given at creation.
     #[must_use]
     pub fn store(&self) -> &str {
         &self.inner.store
@@ -92,28 +94,27 @@ impl EmbeddedRegistry {
         self.inner.shared.read(State::revision)
     }
 
-    /// Looks at all that is there now; for the process that holds the registry.
+    /// Reads the current state, in the process that has the registry open.
     pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         self.inner.shared.read(look)
     }
 
-    /// One pair, as it is now; for the process that holds the registry.
+    /// One current pair, in the process that has the registry open.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<KeyValue> {
         self.inner.shared.read(|state| state.get(key).cloned())
     }
 
-    /// Whether it may come from a backup and waits for a person to confirm.
+    /// Whether it may come from a backup and waits for confirmation.
     #[must_use]
     pub fn restored(&self) -> bool {
         self.inner.restored.load(Ordering::SeqCst)
     }
 
-    /// Makes a transaction if `check` agrees with what is there at that very moment: nobody can
-    /// change anything between the check and the transaction.
+    /// Makes a transaction if `check` accepts the current state; nothing can change between the two.
     ///
     /// # Errors
-    /// What `check` says, or what the registry says.
+    /// The error of `check`, or of the registry.
     pub async fn txn_checked<E: Send + 'static>(
         &self,
         txn: Txn,
@@ -124,20 +125,21 @@ impl EmbeddedRegistry {
         made.unwrap_or_else(|error| Err(Unmade::Failed(storage("run a task")(error.into()))))
     }
 
-    /// Whether its disk has failed: it serves reads, and no change until it is opened again.
+    /// Whether a commit has failed: it serves reads only, until it is opened again.
     #[must_use]
     pub fn failed(&self) -> bool {
         self.inner.failed.load(Ordering::SeqCst)
     }
 
-    /// Someone has shown a revision that this registry never reached: it went backwards. Durable.
+    /// Records durably that a client has seen a revision this registry never reached: it went
+    /// backwards.
     ///
     /// # Errors
     /// `Storage`.
     pub async fn suspect_restore(&self) -> Result<(), RegistryError> {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
-            let _writer = inner.lock();
+            let _writer = inner.writer.lock();
             if !inner.restored.swap(true, Ordering::SeqCst) {
                 inner.disk.mark_restored().map_err(storage("mark itself as restored"))?;
             }
@@ -146,21 +148,21 @@ impl EmbeddedRegistry {
         .await
     }
 
-    /// A person says that no other hub of this fleet lives. Leaps to a revision beyond any that may
-    /// have been given out, so that no incarnation is ever given out twice.
+    /// An operator confirms that no other hub of this fleet is running. Skips to a revision beyond
+    /// any that may have been issued, so that no incarnation is ever issued twice.
     ///
     /// # Errors
     /// `Storage`.
     pub async fn confirm_restored(&self) -> Result<(), RegistryError> {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
-            let _writer = inner.lock();
+            let _writer = inner.writer.lock();
             if !inner.restored.load(Ordering::SeqCst) {
                 return Ok(());
             }
             let action = "confirm that it was restored";
-            let identity = file_identity(inner.disk.path()).map_err(Into::into);
-            let identity = identity.map_err(storage(action))?;
+            let identity = file_identity(inner.disk.path());
+            let identity = identity.map_err(|error| storage(action)(error.into()))?;
             let revision = inner.shared.read(State::revision) + RESTORE_LEAP;
             inner.disk.confirm(&identity, revision).map_err(storage(action))?;
             inner.shared.write(|state| state.leap(revision));
@@ -171,31 +173,27 @@ impl EmbeddedRegistry {
     }
 }
 
-/// Why a checked transaction was not made.
+/// Why [`EmbeddedRegistry::txn_checked`] changed nothing.
 #[derive(Debug)]
 pub enum Unmade<E> {
-    /// The check said no.
+    /// The check rejected it.
     Refused(E),
-    /// The registry failed.
+    /// The registry rejected it, or failed.
     Failed(RegistryError),
 }
 
 impl Inner {
-    fn lock(&self) -> std::sync::MutexGuard<'_, ()> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn txn<E>(
         &self,
         txn: &Txn,
         check: impl FnOnce(&State, &Txn) -> Result<(), E>,
     ) -> Result<TxnAnswer, Unmade<E>> {
-        let _writer = self.lock();
+        let _writer = self.writer.lock();
         self.shared.read(|state| check(state, txn)).map_err(Unmade::Refused)?;
         self.commit(txn).map_err(Unmade::Failed)
     }
 
-    /// Only with the writer's lock.
+    /// The caller holds the writer's lock.
     fn commit(&self, txn: &Txn) -> Result<TxnAnswer, RegistryError> {
         let (decision, compacted) =
             self.shared.read(|state| state.decide(txn).map(|made| (made, state.compacted())))?;
@@ -230,7 +228,7 @@ impl Registry for EmbeddedRegistry {
     async fn txn(&self, txn: Txn) -> Result<TxnAnswer, RegistryError> {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
-            let _writer = inner.lock();
+            let _writer = inner.writer.lock();
             inner.commit(&txn)
         })
         .await
@@ -241,8 +239,8 @@ impl Registry for EmbeddedRegistry {
     }
 }
 
-/// Tells a file from a copy of it: the inode number and, because those are used again, the time at
-/// which the file was made. Neither changes while the file is in use.
+/// Distinguishes a file from its copies: the inode number and, because those are reused, the
+/// creation time. Neither changes while the file is in use.
 fn file_identity(path: &Path) -> std::io::Result<String> {
     use std::os::unix::fs::MetadataExt as _;
     let metadata = std::fs::metadata(path)?;
@@ -251,15 +249,13 @@ fn file_identity(path: &Path) -> std::io::Result<String> {
     Ok(format!("inode {} made {made_ns}", metadata.ino()))
 }
 
-fn storage(action: &'static str) -> impl FnOnce(crate::disk::Source) -> RegistryError {
+fn storage(action: &'static str) -> impl FnOnce(Cause) -> RegistryError {
     move |source| RegistryError::Storage { action, source }
 }
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
 ) -> Result<T, RegistryError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(RegistryError::Storage { action: "run a task", source: error.into() }),
-    }
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(storage("run a task")(error.into())))
 }

@@ -1,4 +1,4 @@
-//! Writing what a group owns: a late writer changes nothing.
+//! Fenced writes of a group's own records: a late writer changes nothing.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -7,31 +7,30 @@ use crate::api::{Compare, Op, Registry, RegistryError, Txn};
 use crate::records::{Fenced, Stamp, decode, encode};
 use crate::typed::get;
 
-/// How often a compare-and-set is tried before giving up: one group's members write rarely, so more
-/// than a few losses in a row mean that something is wrong.
+/// Compare-and-set attempts. A group's members write rarely, so more than a few lost races in a row
+/// mean that something is wrong.
 pub const ATTEMPTS_MAX: u32 = 8;
 
-/// What became of a fenced write.
+/// The outcome of a fenced write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum FencedPut {
-    /// Written, at this revision.
+    /// The record was written.
     Written {
-        /// The registry's revision.
+        /// The revision of the write.
         revision: u64,
     },
-    /// The very same record was there already.
+    /// The same record is stored already.
     Unchanged,
-    /// A newer record is there: this writer is late and must stop believing that it leads.
+    /// A newer record is stored: this writer is late and no longer leads.
     Late {
-        /// The stamp of what is there.
+        /// The stored record's stamp.
         newer: Stamp,
     },
 }
 
-/// Writes a record unless a newer one is there.
-///
-/// What is there and cannot be read is not overwritten: that is for a person to look at.
+/// Writes a record unless a newer one is stored. An unreadable record is not overwritten: an
+/// operator has to look at it.
 ///
 /// # Errors
 /// [`RegistryError`]; `Contended` after [`ATTEMPTS_MAX`] lost races.
@@ -64,7 +63,7 @@ where
             Ok(answer) if answer.succeeded => {
                 return Ok(FencedPut::Written { revision: answer.revision });
             }
-            // Somebody was faster: look again.
+            // Lost a race: read again.
             Ok(_) | Err(RegistryError::Conflict { .. }) => {}
             Err(error) => return Err(error),
         }

@@ -1,7 +1,8 @@
-//! The whole fleet in one answer, as of one revision: what `cohort status` shows.
+//! The whole fleet at one revision, as `cohort status` shows it.
 
 use std::collections::BTreeMap;
 
+use cohort_base::chain;
 use cohort_core::ids::{GroupId, Incarnation, Revision};
 use serde::{Deserialize, Serialize};
 
@@ -13,48 +14,49 @@ use crate::records::{
 };
 use crate::typed::{decode_verdict, list};
 
-/// All that the registry knows of the fleet.
+/// The registry's content, by object.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Fleet {
-    /// The registry's revision.
+    /// The registry's revision at the read.
     pub revision: u64,
-    /// Every group.
+    /// Groups with any record.
     pub groups: BTreeMap<GroupId, FleetGroup>,
-    /// Every server.
+    /// Servers that have joined.
     pub servers: Vec<ServerRecord>,
-    /// Every verdict.
+    /// Of all groups.
     pub verdicts: Vec<GroupVerdict>,
-    /// Every app's policy.
+    /// Of all apps.
     pub policies: Vec<VersionedPolicy>,
-    /// Every kill switch: scope and signed record, as text.
+    /// Kill switches: scope and signed register, as text.
     pub kill: BTreeMap<String, String>,
-    /// Records that cannot be read: shown, never hidden and never a reason to show nothing.
+    /// Unreadable records, each with the reason: listed, so that they neither hide nor block the
+    /// rest.
     pub unreadable: Vec<String>,
 }
 
-/// All that the registry knows of a group.
+/// A group's records.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FleetGroup {
-    /// Labels and platform.
+    /// Written when its first server joined.
     pub info: Option<GroupInfo>,
-    /// Which life; `None`: it has none yet.
+    /// `None`: not bootstrapped yet.
     pub bootstrap: Option<Bootstrap>,
-    /// Where its members are.
+    /// Written by its leader.
     pub members: Option<MembersRecord>,
-    /// How far it is with each app.
+    /// One per app, written by its leader.
     pub apps: Vec<GroupRecord>,
 }
 
 /// Reads the whole fleet.
 ///
 /// # Errors
-/// [`RegistryError`]; never `Corrupt`: what cannot be read is listed in the answer.
+/// [`RegistryError`]; never `Corrupt`: unreadable records are listed in the answer.
 pub async fn read_fleet(registry: &dyn Registry) -> Result<Fleet, RegistryError> {
     let (items, revision) = list(registry, keys::ROOT).await?;
     let mut fleet = Fleet { revision, ..Fleet::default() };
     for pair in items {
         if let Err(error) = add(&mut fleet, &pair) {
-            fleet.unreadable.push(error.to_string());
+            fleet.unreadable.push(chain(&error));
         }
     }
     Ok(fleet)
@@ -89,7 +91,9 @@ fn add(fleet: &mut Fleet, pair: &KeyValue) -> Result<(), RegistryError> {
         Some(Place::Kill { scope }) => {
             fleet.kill.insert(scope, pair.value.clone());
         }
-        None => fleet.unreadable.push(format!("registry key `{}` is not of the layout", pair.key)),
+        None => {
+            fleet.unreadable.push(format!("registry key `{}` is not part of the layout", pair.key))
+        }
     }
     Ok(())
 }

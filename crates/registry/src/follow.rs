@@ -1,43 +1,42 @@
-//! Keeping up with a part of the registry: a view that is read once and then follows the changes.
+//! A view of a part of the registry that is read once and then follows the changes.
 
 use std::collections::BTreeMap;
 
 use crate::api::{Event, KeyValue, Registry, RegistryError, Selector, WatchRequest};
 use crate::typed::list;
 
-/// All pairs below a prefix, as of the last [`Follower::refresh`].
+/// All pairs under a prefix, as of the last [`Follower::refresh`].
 ///
-/// When the registry is away the view stays as it was: that is what rollouts in progress go on
-/// with. `is_current` tells whether the last refresh succeeded, because nothing new may begin on an
-/// old view.
+/// While the registry is unavailable the view is stale: rollouts in progress continue with it, but
+/// nothing new may start; see `is_current`.
 #[derive(Debug, Clone)]
 pub struct Follower {
     prefix: String,
     view: BTreeMap<String, KeyValue>,
-    /// Everything up to here is in the view; `None`: read all of it first.
+    /// The view includes all changes up to here; `None` before the first read.
     revision: Option<u64>,
     is_current: bool,
 }
 
-/// What a refresh has brought.
+/// Whether a refresh changed the view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Refreshed {
-    /// The view is the same.
+    /// No change within the wait.
     Unchanged,
-    /// The view has changed.
+    /// The view differs from before.
     Changed,
 }
 
 impl Follower {
-    /// Follows all keys that begin with `prefix`. The view is empty until the first refresh.
+    /// Follows all keys with this prefix. The view is empty until the first refresh.
     #[must_use]
     pub fn new(prefix: impl Into<String>) -> Self {
         let prefix = prefix.into();
         Follower { prefix, view: BTreeMap::new(), revision: None, is_current: false }
     }
 
-    /// The pairs, by key.
+    /// The pairs by key.
     #[must_use]
     pub fn view(&self) -> &BTreeMap<String, KeyValue> {
         &self.view
@@ -49,19 +48,17 @@ impl Follower {
         self.is_current
     }
 
-    /// The revision that the view is of; `None` before the first refresh.
+    /// The view's revision; `None` before the first refresh.
     #[must_use]
     pub fn revision(&self) -> Option<u64> {
         self.revision
     }
 
-    /// Brings the view up to date, waiting up to `wait_ms` milliseconds for a change. History that
-    /// is gone, or a registry that was put back, is handled by reading everything again.
-    ///
-    /// Dropping the future loses nothing: the view changes only when an answer is complete.
+    /// Updates the view, waiting up to `wait_ms` milliseconds for a change. After compacted history
+    /// or a restored registry it reads everything again. Cancel-safe.
     ///
     /// # Errors
-    /// [`RegistryError`]; wait a little (more each time), then call it again.
+    /// [`RegistryError`]; retry with a back-off.
     pub async fn refresh(
         &mut self,
         registry: &dyn Registry,
@@ -100,7 +97,7 @@ impl Follower {
         let answer = registry.watch(request).await?;
         let mut refreshed = Refreshed::Unchanged;
         for event in answer.events {
-            // A list that took several answers may be ahead of the revision it is followed from.
+            // A list read in several answers may be ahead of the revision it is followed from.
             let known = self.view.get(event.key()).map_or(0, |pair| pair.mod_revision);
             if event.revision() <= known {
                 continue;

@@ -1,4 +1,4 @@
-//! Where everything is: the key layout, all of it below `/cohort/v1/`.
+//! The key layout, all under `/cohort/v1/`.
 //!
 //! ```text
 //! servers/<server>                                    ServerRecord    hub at joining, then the server
@@ -15,11 +15,11 @@ use cohort_core::ids::{AppId, GroupId, Platform, ServerId, Version};
 
 use crate::api::KEY_BYTES_MAX;
 
-/// What every key begins with.
+/// The prefix of all keys.
 pub const ROOT: &str = "/cohort/v1/";
 /// All servers.
 pub const SERVERS: &str = "/cohort/v1/servers/";
-/// All that belongs to groups.
+/// All records of groups, except verdicts.
 pub const GROUPS: &str = "/cohort/v1/groups/";
 /// All verdicts.
 pub const VERDICTS: &str = "/cohort/v1/verdicts/";
@@ -27,10 +27,10 @@ pub const VERDICTS: &str = "/cohort/v1/verdicts/";
 pub const POLICIES: &str = "/cohort/v1/policies/";
 /// All switches.
 pub const SWITCHES: &str = "/cohort/v1/switches/";
-/// The kill switches.
+/// All kill switches.
 pub const KILL: &str = "/cohort/v1/switches/kill/";
 
-// The deepest key: a verdict with the longest app, version, platform and group names.
+// The longest key: a verdict with the longest app, version, platform and group.
 const _: () = assert!(VERDICTS.len() + 63 + 1 + 64 + 1 + 64 + 1 + 200 <= KEY_BYTES_MAX);
 
 /// `servers/<server>`.
@@ -39,7 +39,7 @@ pub fn server(server: &ServerId) -> String {
     format!("{SERVERS}{server}")
 }
 
-/// `groups/<group>/`: all that a group owns but its verdicts.
+/// `groups/<group>/`: all of a group's records except its verdicts.
 #[must_use]
 pub fn group(group: &GroupId) -> String {
     format!("{GROUPS}{group}/")
@@ -63,22 +63,10 @@ pub fn members(group: &GroupId) -> String {
     format!("{GROUPS}{group}/members")
 }
 
-/// `groups/<group>/apps/`.
-#[must_use]
-pub fn group_apps(group: &GroupId) -> String {
-    format!("{GROUPS}{group}/apps/")
-}
-
 /// `groups/<group>/apps/<app>/record`.
 #[must_use]
 pub fn group_record(group: &GroupId, app: &AppId) -> String {
     format!("{GROUPS}{group}/apps/{app}/record")
-}
-
-/// `verdicts/<app>/`.
-#[must_use]
-pub fn verdicts_of_app(app: &AppId) -> String {
-    format!("{VERDICTS}{app}/")
 }
 
 /// `verdicts/<app>/<version>/<platform>/`.
@@ -105,66 +93,35 @@ pub fn kill(scope: &str) -> String {
     format!("{KILL}{}", scope.replace('/', "~"))
 }
 
-/// Whether a key is a group's bootstrap record.
+/// Whether this is the key of a bootstrap record.
 #[must_use]
 pub fn is_bootstrap(key: &str) -> bool {
     matches!(parse(key), Some(Place::Bootstrap { .. }))
 }
 
-/// What a key is the place of.
+/// The object that a key belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are the ids in the key")]
 pub enum Place {
     /// A server's record.
-    Server {
-        /// Which.
-        server: ServerId,
-    },
-    /// What a group is.
-    GroupInfo {
-        /// Which.
-        group: GroupId,
-    },
-    /// Which life of a group this is.
-    Bootstrap {
-        /// Which.
-        group: GroupId,
-    },
-    /// Where a group's members are.
-    Members {
-        /// Which.
-        group: GroupId,
-    },
-    /// How far a group is with an app.
-    GroupRecord {
-        /// Which.
-        group: GroupId,
-        /// Which.
-        app: AppId,
-    },
-    /// What a group thinks of a release.
-    Verdict {
-        /// Which.
-        app: AppId,
-        /// Which.
-        version: Version,
-        /// Which.
-        platform: Platform,
-        /// Whose verdict.
-        group: GroupId,
-    },
+    Server { server: ServerId },
+    /// A group's description.
+    GroupInfo { group: GroupId },
+    /// A group's incarnation.
+    Bootstrap { group: GroupId },
+    /// A group's members.
+    Members { group: GroupId },
+    /// An app's state in a group.
+    GroupRecord { group: GroupId, app: AppId },
+    /// A group's verdict about a release.
+    Verdict { app: AppId, version: Version, platform: Platform, group: GroupId },
     /// An app's policy.
-    Policy {
-        /// Which.
-        app: AppId,
-    },
+    Policy { app: AppId },
     /// A kill switch.
-    Kill {
-        /// What it stops.
-        scope: String,
-    },
+    Kill { scope: String },
 }
 
-/// Reads a key of the layout; `None` for anything else.
+/// Parses a key; `None` if it is not part of the layout.
 #[must_use]
 pub fn parse(key: &str) -> Option<Place> {
     let parts: Vec<&str> = key.strip_prefix(ROOT)?.split('/').collect();
@@ -190,7 +147,7 @@ pub fn parse(key: &str) -> Option<Place> {
     })
 }
 
-/// A platform as one part of a key: `~` cannot occur in a platform's name.
+/// A platform as one segment of a key; `~` cannot occur in a platform's name.
 fn escape(platform: &Platform) -> String {
     platform.as_str().replace('/', "~")
 }

@@ -1,16 +1,16 @@
-//! The infrastructure registry: what groups tell each other and what people tell the fleet.
+//! The infrastructure registry: what groups share with each other and operators with the fleet.
 //!
 //! **What it is.** One trait, [`Registry`], that maps onto etcd v3 (keys, revisions, multi-key
-//! transactions with comparisons, a watch that can say *compacted*); the durable backend that lives
-//! in the hub ([`EmbeddedRegistry`]); its twin in memory for tests ([`MemoryRegistry`]); the client
-//! that reaches it over the hub's port ([`RemoteRegistry`]); and, on top, the key layout, the
-//! records, and typed functions to read and write them.
+//! transactions with comparisons, a watch that can answer *compacted*); the hub's durable backend
+//! ([`EmbeddedRegistry`]) and its in-memory replacement for tests ([`MemoryRegistry`]); the client
+//! for the hub's API ([`RemoteRegistry`]); and on top the key layout, the records, and typed reads
+//! and writes.
 //!
-//! **What it must never know.** Who may write what (the hub knows), how a rollout goes on (core
-//! knows), how to reach the hub (wire knows).
+//! **What it must never know.** Who may write what (the hub decides), how a rollout proceeds
+//! (core), how to reach the hub (wire).
 //!
-//! **Where to start reading.** [`api`] is the contract, [`keys`] and [`records`] are what is kept,
-//! [`state`] is the whole behaviour as a pure data structure; [`embedded`] only makes it durable.
+//! **Where to start reading.** [`api`] is the contract, [`keys`] and [`records`] are the content,
+//! [`state`] is the behaviour as plain data; [`embedded`] makes it durable.
 
 pub mod api;
 pub mod embedded;

@@ -1,9 +1,10 @@
-//! The registry in memory: the embedded one without its disk, for tests and simulation.
+//! The registry in memory: the embedded one without a disk, for tests and simulation.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::api::{
@@ -12,13 +13,13 @@ use crate::api::{
 };
 use crate::state::State;
 
-/// A registry that forgets everything with its process. Clones share one state.
+/// A registry that lives as long as its process. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct MemoryRegistry {
     shared: Arc<SharedState>,
 }
 
-/// The state, and a way to learn that it has changed.
+/// The state, and a signal for its changes.
 #[derive(Debug)]
 pub(crate) struct SharedState {
     state: RwLock<State>,
@@ -32,18 +33,18 @@ impl SharedState {
     }
 
     pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+        look(&self.state.read())
     }
 
-    /// Changes the state and wakes all who wait.
+    /// Changes the state and wakes all watchers.
     pub(crate) fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.write();
         let result = change(&mut state);
         self.revision.send_replace(state.revision());
         result
     }
 
-    /// Waits until something that is asked for has changed, or the time is over.
+    /// Waits until something selected has changed, or the wait is over.
     pub(crate) async fn watch(&self, request: WatchRequest) -> Result<WatchAnswer, RegistryError> {
         let wait = Duration::from_millis(request.wait_ms.min(WATCH_WAIT_MS_MAX));
         let deadline = tokio::time::Instant::now() + wait;
@@ -58,7 +59,7 @@ impl SharedState {
             if !answer.events.is_empty() {
                 return Ok(answer);
             }
-            // Nothing up to here concerns the asker: never look at it again.
+            // Nothing up to here was selected: skip it next time.
             from = answer.revision + 1;
             match tokio::time::timeout_at(deadline, revision.changed()).await {
                 Ok(Ok(())) => {}

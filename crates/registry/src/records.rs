@@ -1,10 +1,11 @@
-//! What is kept: one struct per kind of record, its schema first.
+//! The records, one struct per kind.
 //!
-//! Records are JSON. Unknown fields are passed over, so that a later version may add some; what
-//! changes a meaning raises the schema, and a schema that is not known is refused.
+//! Records are JSON. Unknown fields are ignored, so that a later version may add some; a change of
+//! meaning raises the schema, and an unknown schema is rejected.
 
 use std::collections::BTreeMap;
 
+use cohort_base::Cause;
 use cohort_core::ids::{
     AppId, GroupId, Incarnation, MemberId, Platform, Revision, ServerId, Version,
 };
@@ -13,95 +14,93 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{KeyValue, RegistryError};
 
-/// The schema of every record that this version writes.
+/// The schema of all records of this version.
 pub const SCHEMA: u32 = 1;
-/// The longest text of a reason or a state in a record, in bytes; longer ones are cut by the writer.
+/// A reason or other text in a record; the writer truncates longer ones.
 pub const TEXT_BYTES_MAX: usize = 4096;
 
-/// Where in a group's life something was written: what makes a late writer harmless. Ordered.
+/// When a group wrote a record, in its own order of events. Fences late writers.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct Stamp {
-    /// Which life of the group.
+    /// The group's incarnation.
     pub incarnation: Incarnation,
-    /// The Raft term in which it was decided.
+    /// The Raft term of the decision.
     pub term: u64,
-    /// The index in the log of what it tells.
+    /// The log index of the decision.
     pub index: u64,
 }
 
-/// A record that only the group itself writes, and never an older one over a newer one.
+/// A record that only its group writes; a newer one is never replaced by an older one.
 pub trait Fenced {
-    /// Where in the group's life it was written.
+    /// When it was written.
     fn stamp(&self) -> Stamp;
 }
 
-/// A server, as it joined.
+/// A server that has joined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Which server.
+    /// Its id.
     pub server: ServerId,
     /// Its peer port, `host:port`.
     pub address: String,
-    /// What is known of it; `platform` and `zone` among them, if given.
+    /// Grouping labels, such as `platform` and `zone`.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Its failure domain, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rack: Option<String>,
-    /// The group that it belongs to: decided by the hub at joining.
+    /// Its group, assigned by the hub when it joined.
     pub group: GroupId,
 }
 
-/// What a group is.
+/// A group's description.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupInfo {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Which group.
+    /// The group's id.
     pub group: GroupId,
-    /// The labels that all its servers share; stages select by them.
+    /// The labels shared by its servers; stages select by them.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// The platform whose artifacts it runs.
     pub platform: Platform,
 }
 
-/// The server that begins a group's life.
-///
-/// The incarnation is not in the text: it is the revision at which the key was last written, which
-/// no registry gives out twice.
+/// The server that starts a group's incarnation. The incarnation itself is the key's modification
+/// revision, which no registry issues twice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootstrapRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Which group.
+    /// The group's id.
     pub group: GroupId,
-    /// The server that makes the first member.
+    /// The server that bootstraps the group.
     pub first_server: ServerId,
-    /// Why an older life was ended, when there was one.
+    /// The operator's reason for ending the previous incarnation, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovered_because: Option<String>,
 }
 
-/// Which life of a group this is, and who began it.
+/// A group's incarnation and the server that started it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bootstrap {
-    /// Which life.
+    /// The key's modification revision.
     pub incarnation: Incarnation,
-    /// The server that makes (or made) the first member.
+    /// The server that bootstraps, or bootstrapped, the group.
     pub first_server: ServerId,
 }
 
-/// Where a group's members are.
+/// The members of a group and their addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembersRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Which group.
+    /// The group's id.
     pub group: GroupId,
     /// Fences late writers.
     #[serde(flatten)]
@@ -113,57 +112,57 @@ pub struct MembersRecord {
 /// One member of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberRecord {
-    /// The server that carries it.
+    /// The server it runs on.
     pub server: ServerId,
     /// Its peer port, `host:port`.
     pub address: String,
-    /// Its number in Raft.
+    /// Its Raft id.
     pub member: MemberId,
-    /// Voter or standby.
+    /// False for a standby.
     pub voter: bool,
 }
 
-/// How far a group is with an app.
+/// An app's state in a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Which group.
+    /// The group's id.
     pub group: GroupId,
-    /// Which app.
+    /// The app's id.
     pub app: AppId,
     /// Fences late writers.
     #[serde(flatten)]
     pub stamp: Stamp,
-    /// Counts this group's records of this app; no gap means none was missed.
+    /// Counts this group's records of this app: without a gap none was missed.
     pub sequence: u64,
-    /// The name of the group's state, such as `running` or `held`.
+    /// The name of the phase, such as `running` or `held`.
     pub state: String,
-    /// What the whole group runs, if anything.
+    /// The version that the whole group runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<Version>,
-    /// Where it goes, if a rollout or roll-back is on.
+    /// The version it is moving to, during a rollout or roll-back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Version>,
-    /// Why it is held, if it is.
+    /// The reason, if held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_reason: Option<String>,
-    /// One line for people about how far it is, such as `wave 2 of 5`.
+    /// Progress for people, such as `wave 2 of 5`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
-    /// Since when it is in this state: seconds since 1970 on the writer's clock; for people only.
+    /// When the phase began, in Unix seconds by the writer's clock; for people only.
     #[serde(default)]
     pub since: u64,
 }
 
-/// What a group thinks of a release.
+/// A group's verdict about a release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Good or bad.
+    /// For other groups' gates.
     pub verdict: Verdict,
-    /// Why, in words; empty when good.
+    /// The reason; empty when good.
     #[serde(default)]
     pub reason: String,
     /// Fences late writers.
@@ -171,52 +170,52 @@ pub struct VerdictRecord {
     pub stamp: Stamp,
 }
 
-/// Good or bad.
+/// Whether a release proved itself in a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// The whole group baked it.
+    /// The whole group runs it and has baked it.
     Good,
-    /// The group refused it or went back from it.
+    /// The group rejected it or rolled it back.
     Bad,
 }
 
-/// A verdict and whose it is of what.
+/// A verdict with its group and release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupVerdict {
-    /// Which app.
+    /// The app's id.
     pub app: AppId,
-    /// Which version.
+    /// The release's version.
     pub version: Version,
-    /// For which platform.
+    /// The release's platform.
     pub platform: Platform,
-    /// Whose verdict.
+    /// The group that gave it.
     pub group: GroupId,
-    /// What it says.
+    /// The verdict.
     pub record: VerdictRecord,
 }
 
-/// An app's policy, as a person gave it.
+/// An app's policy as an operator wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Which app.
+    /// The app's id.
     pub app: AppId,
-    /// The policy as JSON; whoever uses it parses it with its own version's rules.
+    /// JSON; each reader parses it with the rules of its own version.
     pub policy: serde_json::Value,
-    /// Who gave it.
+    /// The operator.
     pub by: String,
-    /// When: seconds since 1970 on the hub's clock; for people only.
+    /// Unix seconds by the hub's clock; for people only.
     pub at: u64,
 }
 
-/// A policy and its revision, which a rollout pins.
+/// A policy and the revision that rollouts pin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionedPolicy {
-    /// The revision of its last change.
+    /// The revision of its last write.
     pub revision: Revision,
-    /// The policy.
+    /// As stored.
     pub record: PolicyRecord,
 }
 
@@ -231,39 +230,34 @@ macro_rules! fenced {
 }
 fenced!(MembersRecord GroupRecord VerdictRecord);
 
-/// Writes a record as the text that is stored.
+/// A record as stored text.
 pub fn encode<T: Serialize>(record: &T) -> String {
     serde_json::to_string(record).expect("records have text keys and no failing serializers")
 }
 
-/// Reads a stored record.
+/// Parses a stored record.
 ///
 /// # Errors
-/// `Corrupt`, when it is no record of this kind or has a schema that this version does not know.
+/// `Corrupt` when it is not a record of this kind or has an unknown schema.
 pub fn decode<T: DeserializeOwned>(pair: &KeyValue) -> Result<T, RegistryError> {
     #[derive(Deserialize)]
     struct Envelope {
         schema: u32,
     }
-    let corrupt = |reason| RegistryError::Corrupt { key: pair.key.clone(), reason };
-    let envelope: Envelope =
-        serde_json::from_str(&pair.value).map_err(|error| corrupt(error.to_string()))?;
-    if envelope.schema != SCHEMA {
-        let reason = format!("schema {}; this version knows {SCHEMA}", envelope.schema);
-        return Err(corrupt(reason));
-    }
-    serde_json::from_str(&pair.value).map_err(|error| corrupt(error.to_string()))
+    let read = || -> Result<T, Cause> {
+        let envelope: Envelope = serde_json::from_str(&pair.value)?;
+        if envelope.schema != SCHEMA {
+            let reason = format!("schema {}, this version supports {SCHEMA}", envelope.schema);
+            return Err(reason.into());
+        }
+        Ok(serde_json::from_str(&pair.value)?)
+    };
+    read().map_err(|source| RegistryError::Corrupt { key: pair.key.clone(), source })
 }
 
-/// Cuts a text to [`TEXT_BYTES_MAX`], at a character.
+/// Truncates a text to [`TEXT_BYTES_MAX`], at a character boundary.
 #[must_use]
 pub fn bounded(mut text: String) -> String {
-    if text.len() > TEXT_BYTES_MAX {
-        let mut end = TEXT_BYTES_MAX;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-    }
+    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
     text
 }

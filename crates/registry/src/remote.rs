@@ -1,9 +1,10 @@
-//! The registry as agents and the command line see it: requests to the hub over mutual TLS.
+//! The registry for agents and the command line: requests to the hub over mutual TLS.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use cohort_base::chain;
 use cohort_identity::{Alpn, Peer};
 use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::hub::{REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH};
@@ -14,19 +15,19 @@ use crate::api::{
     WATCH_WAIT_MS_MAX, WatchAnswer, WatchReply, WatchRequest,
 };
 
-/// How long a read or a change may take: the hub syncs its disk, and may be on a bad line.
+/// For a read or a change: the hub syncs its disk, and may be on a bad line.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// What a watch may take beyond its own wait.
+/// For a watch, beyond its own wait.
 const WATCH_MARGIN: Duration = Duration::from_secs(10);
-/// JSON within JSON: every quote is escaped, and keys and revisions come on top.
+/// Values are JSON within JSON with every quote escaped, plus keys and revisions.
 const ANSWER_BYTES_MAX: u64 = 4 * RANGE_BYTES_MAX as u64;
 
-/// A registry that is reached over the hub's port.
+/// A registry behind the hub's API.
 #[derive(Debug)]
 pub struct RemoteRegistry {
     client: Client,
     targets: Vec<Target>,
-    /// The one that answered last.
+    /// The target that answered last.
     current: AtomicUsize,
 }
 
@@ -35,7 +36,7 @@ impl RemoteRegistry {
     /// in order.
     ///
     /// # Panics
-    /// When there is no address at all: a mistake of the caller, whose configuration requires one.
+    /// When there is no address; the caller's configuration requires one.
     #[must_use]
     pub fn new(client: Client, hub: &Peer, addresses: &[String]) -> Self {
         assert!(!addresses.is_empty(), "the hub has at least one address");
@@ -48,7 +49,7 @@ impl RemoteRegistry {
         RemoteRegistry { client, targets, current: AtomicUsize::new(0) }
     }
 
-    /// Where the hub was reached last (or will be tried first).
+    /// The hub's address that answered last, and is tried first.
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.targets[self.current.load(Ordering::Relaxed) % self.targets.len()]
@@ -64,7 +65,7 @@ impl RemoteRegistry {
                     self.current.store(index, Ordering::Relaxed);
                     return Ok(answer);
                 }
-                // Elsewhere only if it certainly was not done here.
+                // Try elsewhere only if it cannot have been done here.
                 Err(error) if error.may_have_happened() && !call.idempotent => {
                     return Err(explain(&error));
                 }
@@ -76,12 +77,9 @@ impl RemoteRegistry {
     }
 }
 
-/// What a failed call means for who asked.
+/// A failed call as an error of the registry.
 fn explain(error: &CallError) -> RegistryError {
-    let reason = match std::error::Error::source(error) {
-        Some(source) if error.status().is_none() => format!("{error}: {source}"),
-        Some(_) | None => error.to_string(),
-    };
+    let reason = chain(error);
     match error.kind() {
         "bad_request" | "too_large" => RegistryError::Invalid { reason },
         "conflict" => RegistryError::Conflict { reason },

@@ -1,8 +1,8 @@
-//! The registry's whole behaviour as plain data: no disk, no clock, no waiting.
+//! The registry's behaviour as plain data: no disk, no clock, no waiting.
 //!
-//! A change is first decided ([`State::decide`], nothing is touched), then made durable by the
-//! backend, then accepted ([`State::accept`]). Both backends share this, so that the twin used in
-//! tests cannot differ from the one on disk.
+//! A change is first decided ([`State::decide`], without any effect), then made durable by the
+//! backend, then accepted ([`State::accept`]). Both backends share this, so that the one for tests
+//! cannot differ.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -13,23 +13,22 @@ use crate::api::{
     TXN_OPS_MAX, Txn, TxnAnswer, VALUE_BYTES_MAX, WATCH_EVENTS_MAX, WatchAnswer,
 };
 
-/// How many events are kept for watchers: a fleet of a thousand groups in full rollout writes about
-/// ten records a second each minute, so a watcher may be away for a quarter of an hour.
+/// Events kept for watchers. A thousand groups in full rollout write about ten records a second, so
+/// a watcher may be away for a quarter of an hour.
 pub const HISTORY_EVENTS_MAX: usize = 10_000;
-/// How many bytes of events are kept for watchers.
+/// Bytes of events kept for watchers.
 pub const HISTORY_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// How many bytes of keys and values the registry may hold: it is kept in memory as well, and a
-/// fleet that needs more has outgrown one machine (etcd).
+/// Bytes of keys and values. They are in memory as well; a fleet that needs more needs etcd.
 pub const STATE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 const _: () = assert!(HISTORY_EVENTS_MAX > WATCH_EVENTS_MAX + TXN_OPS_MAX, "an answer fits");
 const _: () = assert!(HISTORY_BYTES_MAX > TXN_BYTES_MAX, "one transaction never compacts itself");
 
-/// All pairs, the revision, and the events that are still known.
+/// All pairs, the revision, and recent events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     revision: u64,
-    /// The last revision whose events are gone.
+    /// The last revision whose events were dropped.
     compacted: u64,
     pairs: BTreeMap<String, KeyValue>,
     pairs_bytes: usize,
@@ -37,13 +36,13 @@ pub struct State {
     events_bytes: usize,
 }
 
-/// What a transaction comes to; made by [`State::decide`].
+/// The outcome of a transaction; made by [`State::decide`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub struct Decision {
-    /// What the asker is told.
+    /// For the client.
     pub answer: TxnAnswer,
-    /// The changes, all of one revision; empty: nothing is to be written.
+    /// The changes, all of one revision; may be empty.
     pub changes: Vec<Event>,
 }
 
@@ -54,7 +53,7 @@ impl Default for State {
 }
 
 impl State {
-    /// An empty registry. Its revision is 1, as in etcd, so that 0 can mean *not there*.
+    /// An empty registry. Its revision is 1, as in etcd, so that 0 can mean *missing*.
     #[must_use]
     pub fn new() -> Self {
         State {
@@ -67,10 +66,10 @@ impl State {
         }
     }
 
-    /// Puts together what a backend has read from its disk.
+    /// Assembles what a backend has read from disk.
     ///
     /// # Errors
-    /// In words, when the parts contradict each other.
+    /// When the parts contradict each other.
     pub fn from_parts(
         revision: u64,
         compacted: u64,
@@ -105,7 +104,7 @@ impl State {
         self.compacted
     }
 
-    /// One pair.
+    /// The pair with this key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&KeyValue> {
         self.pairs.get(key)
@@ -141,10 +140,10 @@ impl State {
         Ok(answer)
     }
 
-    /// Says what a transaction would do. Touches nothing.
+    /// Computes a transaction's outcome without applying it.
     ///
     /// # Errors
-    /// `Invalid` when a limit is broken or a key is named twice; `Full`.
+    /// `Invalid` when it breaks a limit or changes a key twice; `Full`.
     pub fn decide(&self, txn: &Txn) -> Result<Decision, RegistryError> {
         check_txn(txn)?;
         let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
@@ -166,11 +165,11 @@ impl State {
         Ok(Decision { answer: TxnAnswer { succeeded, revision }, changes })
     }
 
-    /// Takes over changes that are durable now.
+    /// Applies changes that are durable.
     ///
     /// # Panics
-    /// When the changes are not of the next revision: two writers at once, which the backends rule
-    /// out. To go on would lose a change.
+    /// When the changes are not of the next revision: two concurrent writers, which the backends
+    /// rule out. Continuing would lose a change.
     pub fn accept(&mut self, changes: Vec<Event>) {
         for event in &changes {
             assert_eq!(event.revision(), self.revision + 1, "changes are of the next revision");
@@ -196,8 +195,8 @@ impl State {
         self.trim();
     }
 
-    /// Leaps to a revision beyond any that may have been given out, and forgets all events, so that
-    /// no watcher goes on from a revision of another life of this registry.
+    /// Skips to a revision beyond any that may have been issued and drops all events, so that no
+    /// watcher continues from a revision of before the restore.
     pub fn leap(&mut self, revision: u64) {
         self.revision = self.revision.max(revision);
         self.compacted = self.revision;
@@ -205,7 +204,7 @@ impl State {
         self.events_bytes = 0;
     }
 
-    /// What has changed since `from_revision` (that one included). An empty answer means: wait.
+    /// The changes from `from_revision` on. An empty answer means: wait.
     ///
     /// # Errors
     /// `Compacted`, `WentBack`, `Invalid`.
@@ -242,10 +241,10 @@ impl State {
         Ok(answer)
     }
 
-    /// Checks what must always hold.
+    /// Checks the invariants.
     ///
     /// # Errors
-    /// The first rule that is broken, in words.
+    /// The first one that is broken.
     pub fn check(&self) -> Result<(), String> {
         if self.compacted > self.revision {
             return Err(format!("compacted {} is after {}", self.compacted, self.revision));
@@ -314,7 +313,7 @@ impl State {
         }
     }
 
-    /// Forgets the oldest events, whole revisions at a time, until the limits hold.
+    /// Drops the oldest events, whole revisions at a time, until the limits hold.
     fn trim(&mut self) {
         while self.events.len() > HISTORY_EVENTS_MAX || self.events_bytes > HISTORY_BYTES_MAX {
             let Some(first) = self.events.front() else { return };
@@ -329,7 +328,7 @@ impl State {
     }
 }
 
-/// What an event weighs, in bytes.
+/// An event's size for the limits.
 fn event_bytes(event: &Event) -> usize {
     match event {
         Event::Put(pair) => pair.key.len() + pair.value.len(),
@@ -343,7 +342,7 @@ fn invalid<T>(reason: String) -> Result<T, RegistryError> {
 
 fn check_key_length(key: &str) -> Result<(), RegistryError> {
     if key.len() > KEY_BYTES_MAX {
-        return invalid(format!("a key of {} bytes; {KEY_BYTES_MAX} at the most", key.len()));
+        return invalid(format!("a key of {} bytes exceeds {KEY_BYTES_MAX}", key.len()));
     }
     Ok(())
 }
@@ -351,14 +350,14 @@ fn check_key_length(key: &str) -> Result<(), RegistryError> {
 fn check_txn(txn: &Txn) -> Result<(), RegistryError> {
     if txn.compare.len() > TXN_OPS_MAX {
         let count = txn.compare.len();
-        return invalid(format!("{count} comparisons; {TXN_OPS_MAX} at the most"));
+        return invalid(format!("{count} comparisons exceed {TXN_OPS_MAX}"));
     }
     for compare in &txn.compare {
         check_key_length(&compare.key)?;
     }
     for ops in [&txn.then, &txn.otherwise] {
         if ops.len() > TXN_OPS_MAX {
-            return invalid(format!("{} operations; {TXN_OPS_MAX} at the most", ops.len()));
+            return invalid(format!("{} operations exceed {TXN_OPS_MAX}", ops.len()));
         }
         let mut seen = BTreeSet::new();
         let mut bytes = 0;
@@ -375,14 +374,14 @@ fn check_txn(txn: &Txn) -> Result<(), RegistryError> {
                 if value.len() > VALUE_BYTES_MAX {
                     let length = value.len();
                     return invalid(format!(
-                        "a value of {length} bytes for `{key}`; {VALUE_BYTES_MAX} at the most"
+                        "a value of {length} bytes for `{key}` exceeds {VALUE_BYTES_MAX}"
                     ));
                 }
                 bytes += key.len() + value.len();
             }
         }
         if bytes > TXN_BYTES_MAX {
-            return invalid(format!("{bytes} bytes; {TXN_BYTES_MAX} at the most"));
+            return invalid(format!("{bytes} bytes exceed {TXN_BYTES_MAX}"));
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Typed reading and writing, on top of any [`Registry`].
+//! Typed reads and writes on any [`Registry`]. All of them fail with its [`RegistryError`].
 
 use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, Revision, ServerId, Version};
 use serde::de::DeserializeOwned;
@@ -12,22 +12,14 @@ use crate::records::{
 };
 
 /// Reads one pair.
-///
-/// # Errors
-/// [`RegistryError`].
 pub async fn get(registry: &dyn Registry, key: &str) -> Result<Option<KeyValue>, RegistryError> {
     let select = Selector::Key(key.to_owned());
     let answer = registry.range(RangeRequest { select, after: None, limit: 1 }).await?;
     Ok(answer.items.into_iter().next())
 }
 
-/// Reads all pairs below a prefix, and the revision from which to watch on (plus one).
-///
-/// When it takes several answers, the revision is that of the first: a watch from there may tell
-/// again what was read already, but misses nothing.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Reads all pairs under a prefix, and the revision after which to watch. If it takes several
+/// answers, that is the revision of the first: a watch may repeat what was read, but misses nothing.
 pub async fn list(
     registry: &dyn Registry,
     prefix: &str,
@@ -59,9 +51,6 @@ async fn write(registry: &dyn Registry, key: String, value: String) -> Result<u6
 }
 
 /// Reads a server's record.
-///
-/// # Errors
-/// [`RegistryError`].
 pub async fn read_server(
     registry: &dyn Registry,
     server: &ServerId,
@@ -69,10 +58,7 @@ pub async fn read_server(
     read(registry, &keys::server(server)).await
 }
 
-/// Writes a server's record, such as a new address.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Writes a server's record, for instance after its address changed.
 pub async fn write_server(
     registry: &dyn Registry,
     record: &ServerRecord,
@@ -81,9 +67,6 @@ pub async fn write_server(
 }
 
 /// Reads the records of all servers, or of one group's.
-///
-/// # Errors
-/// [`RegistryError`].
 pub async fn servers(
     registry: &dyn Registry,
     group: Option<&GroupId>,
@@ -99,18 +82,7 @@ pub async fn servers(
     Ok(servers)
 }
 
-/// The names of all groups.
-///
-/// # Errors
-/// [`RegistryError`].
-pub async fn list_groups(registry: &dyn Registry) -> Result<Vec<GroupId>, RegistryError> {
-    Ok(group_infos(registry).await?.into_iter().map(|info| info.group).collect())
-}
-
-/// What every group is: labels and platform.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Reads the descriptions of all groups.
 pub async fn group_infos(registry: &dyn Registry) -> Result<Vec<GroupInfo>, RegistryError> {
     let (items, _) = list(registry, keys::GROUPS).await?;
     items
@@ -120,10 +92,7 @@ pub async fn group_infos(registry: &dyn Registry) -> Result<Vec<GroupInfo>, Regi
         .collect()
 }
 
-/// What one group is.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Reads a group's description.
 pub async fn read_group_info(
     registry: &dyn Registry,
     group: &GroupId,
@@ -131,10 +100,7 @@ pub async fn read_group_info(
     read(registry, &keys::group_info(group)).await
 }
 
-/// Writes what a group is.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Writes a group's description.
 pub async fn write_group_info(
     registry: &dyn Registry,
     info: &GroupInfo,
@@ -142,10 +108,7 @@ pub async fn write_group_info(
     write(registry, keys::group_info(&info.group), encode(info)).await
 }
 
-/// Which life of a group this is; `None` when it has none yet.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Reads a group's incarnation; `None` before its first.
 pub async fn read_bootstrap(
     registry: &dyn Registry,
     group: &GroupId,
@@ -156,11 +119,11 @@ pub async fn read_bootstrap(
     Ok(Some(Bootstrap { incarnation, first_server: record.first_server }))
 }
 
-/// Begins a group's life with this server, unless it lives already. Every asker gets the same
-/// answer; the one that is named in it makes the first member.
+/// Starts a group's first incarnation with this server, unless there is one already. Every caller
+/// gets the same answer; the server named in it bootstraps the group.
 ///
 /// # Errors
-/// [`RegistryError`], `RestoredUnconfirmed` among them.
+/// Also with `RestoredUnconfirmed`.
 pub async fn bootstrap_group(
     registry: &dyn Registry,
     group: &GroupId,
@@ -187,11 +150,8 @@ pub async fn bootstrap_group(
     Err(RegistryError::Contended { key, attempts: ATTEMPTS_MAX })
 }
 
-/// Ends a group's life, if it is still `old`, and begins the next one with this server.
-/// `None`: it is not `old` any more; read again, and think again.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Ends a group's incarnation, if it is still `old`, and starts the next one with this server.
+/// `None`: it is not `old` any more; read again, then decide.
 pub async fn recover_group(
     registry: &dyn Registry,
     group: &GroupId,
@@ -218,10 +178,7 @@ pub async fn recover_group(
     }))
 }
 
-/// Where a group's members are.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Reads a group's members.
 pub async fn read_members(
     registry: &dyn Registry,
     group: &GroupId,
@@ -229,10 +186,7 @@ pub async fn read_members(
     read(registry, &keys::members(group)).await
 }
 
-/// Writes where a group's members are, unless something newer is there.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Writes a group's members, unless a newer record is stored.
 pub async fn write_members(
     registry: &dyn Registry,
     record: &MembersRecord,
@@ -240,10 +194,7 @@ pub async fn write_members(
     put_fenced(registry, &keys::members(&record.group), record).await
 }
 
-/// How far a group is with an app.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Reads an app's state in a group.
 pub async fn read_group_record(
     registry: &dyn Registry,
     group: &GroupId,
@@ -252,10 +203,7 @@ pub async fn read_group_record(
     read(registry, &keys::group_record(group, app)).await
 }
 
-/// Writes how far a group is with an app, unless something newer is there. Texts are cut.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Writes an app's state in a group, unless a newer record is stored. Texts are truncated.
 pub async fn write_group_record(
     registry: &dyn Registry,
     record: &GroupRecord,
@@ -266,10 +214,7 @@ pub async fn write_group_record(
     put_fenced(registry, &keys::group_record(&record.group, &record.app), &record).await
 }
 
-/// How far all groups are with an app.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Reads an app's state in all groups.
 pub async fn group_records(
     registry: &dyn Registry,
     app: &AppId,
@@ -284,10 +229,7 @@ pub async fn group_records(
         .collect()
 }
 
-/// Writes what a group thinks of a release, unless something newer is there.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Writes a group's verdict, unless a newer one is stored.
 pub async fn write_verdict(
     registry: &dyn Registry,
     verdict: &GroupVerdict,
@@ -298,10 +240,7 @@ pub async fn write_verdict(
     put_fenced(registry, &keys::verdict(app, version, platform, group), &record).await
 }
 
-/// What every group thinks of a release.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Reads all groups' verdicts about a release.
 pub async fn verdicts(
     registry: &dyn Registry,
     app: &AppId,
@@ -313,7 +252,7 @@ pub async fn verdicts(
     items.iter().filter_map(|pair| decode_verdict(pair).transpose()).collect()
 }
 
-/// Reads a verdict out of its pair; `None` when the key is not that of a verdict.
+/// Parses a verdict; `None` when the key is not a verdict's.
 ///
 /// # Errors
 /// `Corrupt`.
@@ -326,9 +265,6 @@ pub fn decode_verdict(pair: &KeyValue) -> Result<Option<GroupVerdict>, RegistryE
 }
 
 /// Reads an app's policy.
-///
-/// # Errors
-/// [`RegistryError`].
 pub async fn read_policy(
     registry: &dyn Registry,
     app: &AppId,
@@ -339,9 +275,6 @@ pub async fn read_policy(
 }
 
 /// Reads the policies of all apps.
-///
-/// # Errors
-/// [`RegistryError`].
 pub async fn policies(registry: &dyn Registry) -> Result<Vec<VersionedPolicy>, RegistryError> {
     let (items, _) = list(registry, keys::POLICIES).await?;
     let versioned = |pair: &KeyValue| {
@@ -352,10 +285,7 @@ pub async fn policies(registry: &dyn Registry) -> Result<Vec<VersionedPolicy>, R
 }
 
 /// Writes an app's policy. With `expected`, only if its revision is still that one (0: there is
-/// none yet); `None` in the answer: it has changed meanwhile.
-///
-/// # Errors
-/// [`RegistryError`].
+/// none); returns `None` if it has changed.
 pub async fn write_policy(
     registry: &dyn Registry,
     record: &PolicyRecord,
@@ -372,10 +302,7 @@ pub async fn write_policy(
     Ok(answer.succeeded.then_some(Revision(answer.revision)))
 }
 
-/// The kill switches: scope and signed record, as text.
-///
-/// # Errors
-/// [`RegistryError`].
+/// Reads all kill switches: scope and signed register, as text.
 pub async fn kill_switches(
     registry: &dyn Registry,
 ) -> Result<Vec<(String, String)>, RegistryError> {

@@ -100,7 +100,7 @@ async fn a_record_of_a_later_schema_is_not_read_and_not_overwritten() {
     let write = write_group_record(&registry, &record(stamp(9, 9, 9), "running")).await;
     let error = write.expect_err("refused");
     assert!(matches!(&error, RegistryError::Corrupt { key: named, .. } if *named == key));
-    assert!(error.to_string().contains("schema 7"), "{error}");
+    assert!(cohort_base::chain(&error).contains("schema 7"), "{error:?}");
 }
 
 #[tokio::test]

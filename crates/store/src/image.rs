@@ -127,12 +127,6 @@ impl Image {
         (low.0.max(self.base.0.0 + 1)..high.0).map_while(|index| self.entry(Index(index)))
     }
 
-    /// The number of stored entries.
-    #[must_use]
-    pub fn entries_count(&self) -> usize {
-        self.entries.len()
-    }
-
     /// The total size of the stored entries' data.
     #[must_use]
     pub fn entries_bytes(&self) -> usize {

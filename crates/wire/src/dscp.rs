@@ -1,8 +1,7 @@
-//! How packets are marked for the network: which may wait for the others.
+//! DSCP marking: which packets may wait for others.
 //!
-//! Artifacts are nothing that anybody waits for with a finger on the key, so their packets are marked
-//! *lower effort* (RFC 8622): a network that knows the mark lets everything else go first, one that
-//! does not treats them like the others, or is told to.
+//! Nobody waits interactively for artifacts, so their packets are marked *lower effort* (RFC 8622).
+//! A network that honours the mark sends everything else first; others ignore it.
 
 use std::fmt;
 use std::io;
@@ -12,26 +11,26 @@ use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
-/// Greatest code point: there are six bits.
+/// Code points have six bits.
 const CODE_POINT_MAX: u8 = 63;
 
-/// A code point of differentiated services (RFC 2474), 0 to 63: `le`, `default` or the number.
+/// A DSCP value (RFC 2474), 0 to 63; as text `le`, `default` or the number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dscp(u8);
 
 impl Dscp {
-    /// Not marked: best effort.
+    /// Best effort: no mark.
     pub const DEFAULT: Dscp = Dscp(0);
-    /// Lower effort (RFC 8622): waits for everything else.
+    /// Lower effort (RFC 8622): yields to everything else.
     pub const LOWER_EFFORT: Dscp = Dscp(1);
 
-    /// The byte in the header of a packet (the lower two bits are for congestion).
+    /// The header byte; its lower two bits are for congestion notification.
     #[must_use]
     pub fn traffic_class(self) -> u8 {
         self.0 << 2
     }
 
-    /// Marks what is sent on a connection from now on.
+    /// Marks the packets that a connection sends from now on.
     ///
     /// # Errors
     /// When the operating system refuses.
@@ -39,20 +38,20 @@ impl Dscp {
         let class = self.traffic_class();
         if stream.local_addr()?.is_ipv6() {
             sockopt::set_ipv6_tclass(stream, u32::from(class))?;
-            // For an address of version 4 inside; without one there is nothing to mark.
+            // For IPv4-mapped addresses; fails harmlessly for others.
             let _ = sockopt::set_ip_tos(stream, class);
             return Ok(());
         }
         Ok(sockopt::set_ip_tos(stream, class)?)
     }
 
-    /// The same where a connection without a mark is as good.
+    /// As [`mark`](Self::mark), for connections that may go unmarked.
     pub(crate) fn try_mark(self, stream: &TcpStream) {
         if self == Self::DEFAULT {
             return;
         }
         if let Err(error) = self.mark(stream) {
-            tracing::debug!(%error, class = %self, "packets of a connection cannot be marked");
+            tracing::debug!(%error, class = %self, "cannot set DSCP on a connection");
         }
     }
 }
@@ -74,10 +73,9 @@ impl FromStr for Dscp {
         }
         match text.parse() {
             Ok(point @ 0..=CODE_POINT_MAX) => Ok(Self(point)),
-            Ok(_) | Err(_) => {
-                let error = "is no mark of packets; write `le`, `default` or a number up to 63";
-                Err(format!("`{text}` {error}"))
-            }
+            Ok(_) | Err(_) => Err(format!(
+                "invalid DSCP value `{text}`: use `le`, `default` or a number up to 63"
+            )),
         }
     }
 }

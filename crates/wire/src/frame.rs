@@ -1,20 +1,21 @@
-//! Messages of Raft over one ordered connection: length, version, payload.
+//! Raft messages over one ordered connection, framed as length, version, payload.
 //!
 //! ```text
-//! u32 big-endian: length of what follows | u8: version (1) | payload
+//! u32 big-endian: length of the rest | u8: version (1) | payload
 //! ```
-//! The first frame of the one who dials is a [`Hello`], the first of the one who answers a
-//! [`Welcome`]. Each connection has a number; for a pair of servers only the highest counts, so that
-//! a message delayed on an older connection can never follow one from a newer.
+//! The client's first frame is a [`Hello`], the server's a [`Welcome`]. Connections are numbered;
+//! for a pair of servers only the highest number counts, so that a message delayed on an older
+//! connection never follows one from a newer.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use cohort_core::ids::{GroupId, Incarnation, ServerId};
 use cohort_identity::{Peer, Role};
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -32,22 +33,22 @@ use crate::limits::{
 #[path = "frame_test.rs"]
 mod frame_test;
 
-/// The version of frames.
+/// The frame format's version.
 const VERSION: u8 = 1;
 
-/// Who dials whom, for which group.
+/// The client's greeting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hello {
-    /// The group.
+    /// Must be the server's own group.
     pub group: GroupId,
-    /// Which life of it.
+    /// Must be the server's own incarnation.
     pub incarnation: Incarnation,
-    /// Who dials; must be the name in their certificate.
+    /// The client; must match its certificate.
     pub from: ServerId,
-    /// Who is meant.
+    /// The server that the client expects.
     pub to: ServerId,
-    /// The number of this connection; see [`connection_number`].
+    /// See [`connection_number`].
     pub connection: u64,
 }
 
@@ -55,37 +56,37 @@ pub struct Hello {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "lowercase")]
 pub enum Welcome {
-    /// Go on.
+    /// Accepted.
     Welcome,
-    /// No, and why.
+    /// Rejected; the connection ends.
     Refused {
-        /// Why, for people.
+        /// For people.
         reason: String,
     },
 }
 
-/// A connection's number: rises with every boot of the agent that dials (its boot epoch), and
-/// within a boot with every connection.
+/// A connection's number: it rises with the client's boot epoch, and within a boot with every
+/// connection.
 #[must_use]
 pub fn connection_number(boot_epoch: u64, count: u32) -> u64 {
     (boot_epoch << 32) | u64::from(count)
 }
 
-/// The newest connection of every server, as its receiver knows them.
+/// The newest connection from every server.
 #[derive(Debug, Default)]
 pub struct Connections {
     newest: Mutex<HashMap<ServerId, (u64, CancellationToken)>>,
 }
 
 impl Connections {
-    /// Makes this connection the newest of its server and closes the one before; refuses it when it
-    /// is older.
+    /// Makes this connection the newest from its server and closes the previous one; rejects an
+    /// older one.
     fn supersede(&self, hello: &Hello, closing: CancellationToken) -> Result<(), String> {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut newest = self.newest.lock();
         if let Some((number, older)) = newest.get(&hello.from) {
             if hello.connection <= *number {
                 return Err(format!(
-                    "connection {} of {} came after connection {number}",
+                    "connection {} from {} arrived after connection {number}",
                     hello.connection, hello.from
                 ));
             }
@@ -96,23 +97,23 @@ impl Connections {
     }
 }
 
-/// A connection on which both sides said hello.
+/// A connection after the greetings.
 #[derive(Debug)]
 pub struct FramedConnection<S> {
-    /// What was said.
+    /// The client's greeting.
     pub hello: Hello,
-    /// For sending; a task writes what it is given.
+    /// Queues messages for the writing task.
     pub sender: FrameSender,
-    /// For receiving.
+    /// Reads messages.
     pub receiver: FrameReceiver<S>,
 }
 
 impl FramedConnection<crate::tls::ClientStream> {
-    /// Dials, says hello, and waits for the welcome. `target` must be the agent `hello.to` with
+    /// Connects and exchanges greetings. `target` must be the agent `hello.to` with
     /// [`cohort_identity::Alpn::Raft`].
     ///
     /// # Errors
-    /// When there is no connection, or it is refused.
+    /// When the connection fails or is rejected.
     pub async fn connect(
         client: &Client,
         target: &Target,
@@ -125,10 +126,10 @@ impl FramedConnection<crate::tls::ClientStream> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Send + 'static> FramedConnection<S> {
-    /// Says hello over a stream and waits for the welcome.
+    /// Exchanges greetings over a stream, as the client.
     ///
     /// # Errors
-    /// When the stream breaks, or the other side refuses.
+    /// When the stream breaks or the server rejects the greeting.
     pub async fn dial_over(stream: S, hello: Hello) -> Result<Self, FrameError> {
         let (read, mut write) = tokio::io::split(stream);
         let mut frames = FramedRead::new(read, codec(HELLO_BYTES_MAX));
@@ -144,11 +145,12 @@ impl<S: AsyncRead + AsyncWrite + Send + 'static> FramedConnection<S> {
         }
     }
 
-    /// Reads the hello of a stream from `peer`, and welcomes it when it is for this server and
-    /// group, honest about its sender, and newer than what is known.
+    /// Exchanges greetings over a stream from `peer`, as the server. The greeting must be for this
+    /// server, group and incarnation, match the peer's certificate, and be newer than the previous
+    /// connection.
     ///
     /// # Errors
-    /// When any of that is not so (the other side is told), or the stream breaks.
+    /// When the greeting is rejected (the client is told why) or the stream breaks.
     pub async fn accept(
         stream: S,
         peer: &Peer,
@@ -182,7 +184,7 @@ impl<S: AsyncRead + AsyncWrite + Send + 'static> FramedConnection<S> {
         write: tokio::io::WriteHalf<S>,
         closing: CancellationToken,
     ) -> Self {
-        // Bytes that came behind the greeting stay in the buffer.
+        // Bytes received after the greeting stay in the buffer.
         let frames = frames.map_decoder(|_| codec(FRAME_BYTES_MAX));
         let (queue, waiting) = mpsc::channel(FRAME_QUEUE_MAX);
         tokio::spawn(write_frames(write, waiting, closing.clone()));
@@ -197,7 +199,7 @@ impl<S: AsyncRead + AsyncWrite + Send + 'static> FramedConnection<S> {
     }
 }
 
-/// The sending side; cheap to clone.
+/// The sending side. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct FrameSender {
     queue: mpsc::Sender<(Bytes, OwnedSemaphorePermit)>,
@@ -206,8 +208,8 @@ pub struct FrameSender {
 }
 
 impl FrameSender {
-    /// Queues a message, or refuses it when the queue is full: Raft sends again what matters, and a
-    /// queue that drops its *oldest* would reorder what an observer sees as one stream.
+    /// Queues a message, or rejects it when the queue is full: Raft retransmits what matters.
+    /// Dropping the *oldest* instead would reorder the stream.
     ///
     /// # Errors
     /// [`FrameError::QueueFull`], [`FrameError::TooLarge`], or [`FrameError::Closed`].
@@ -218,7 +220,6 @@ impl FrameSender {
         if self.closing.is_cancelled() {
             return Err(FrameError::Closed);
         }
-        // Never 0, so that even empty messages are bounded by the queue's length alone.
         let size = u32::try_from(payload.len() + 1).expect("the largest frame is far below 4 GiB");
         let room = Arc::clone(&self.room)
             .try_acquire_many_owned(size)
@@ -229,12 +230,12 @@ impl FrameSender {
         })
     }
 
-    /// Closes the connection, both ways.
+    /// Closes the connection in both directions.
     pub fn close(&self) {
         self.closing.cancel();
     }
 
-    /// Waits until the connection is closed, by whomever.
+    /// Waits until either side has closed the connection.
     pub async fn closed(&self) {
         self.closing.cancelled().await;
     }
@@ -249,11 +250,11 @@ pub struct FrameReceiver<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite> FrameReceiver<S> {
-    /// The next message; `None` when the connection was closed, by either side or by a newer
-    /// connection. Cancel-safe.
+    /// The next message; `None` after the connection was closed by either side or superseded.
+    /// Cancel-safe.
     ///
     /// # Errors
-    /// When a frame is too large, of another version, or cut.
+    /// When a frame is too large, of another version, or truncated.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, FrameError> {
         let next = tokio::select! {
             biased;
@@ -284,13 +285,13 @@ async fn write_frames<W: AsyncWrite + Unpin>(
                 put_frame(&mut batch, &payload);
                 rooms.push(room);
             }
-            // A peer that does not read is cut off by the kernel (`TCP_USER_TIMEOUT_MS`).
+            // The kernel disconnects a peer that does not read (`TCP_USER_TIMEOUT_MS`).
             write.write_all(&batch).await?;
             write.flush().await?;
             batch.clear();
             drop(rooms);
         }
-        // All senders are gone: who only receives keeps the connection.
+        // All senders are gone: keep the connection open for the receiver.
         closing.cancelled().await;
         Ok::<(), io::Error>(())
     };
@@ -299,10 +300,10 @@ async fn write_frames<W: AsyncWrite + Unpin>(
         ended = work => ended,
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "framed connection broke while sending");
+        tracing::debug!(%error, "raft connection broke while sending");
     }
     closing.cancel();
-    // So that the other side reads an end, not an error; it may be gone.
+    // Let the other side read an end of stream instead of an error, if it is still there.
     let _ = timeout(std::time::Duration::from_secs(1), write.shutdown()).await;
 }
 
@@ -360,8 +361,7 @@ where
         Some(frame) => frame.map_err(read_error)?,
     };
     let payload = payload_of(frame)?;
-    serde_json::from_slice(&payload)
-        .map_err(|error| FrameError::Greeting { reason: error.to_string() })
+    serde_json::from_slice(&payload).map_err(FrameError::Greeting)
 }
 
 fn judge(
@@ -372,67 +372,64 @@ fn judge(
     incarnation: Incarnation,
 ) -> Result<(), String> {
     if peer.role != Role::Agent || peer.name.as_str() != hello.from.as_str() {
-        return Err(format!("the certificate says {peer}, the hello says {}", hello.from));
+        return Err(format!("the certificate is for {peer}, the greeting is from {}", hello.from));
     }
     if hello.to != *me {
-        return Err(format!("this is {me}, the hello is for {}", hello.to));
+        return Err(format!("this is {me}, the greeting is for {}", hello.to));
     }
     if hello.group != *group || hello.incarnation != incarnation {
         return Err(format!(
-            "this is group {group} in incarnation {incarnation}, the hello is for {} in {}",
+            "this is group {group}, incarnation {incarnation}, the greeting is for {}, {}",
             hello.group, hello.incarnation
         ));
     }
     Ok(())
 }
 
-/// What can go wrong with a framed connection.
+/// Why a framed connection failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// No connection.
-    #[error("framed connection cannot be made")]
+    /// The connection could not be opened.
+    #[error("cannot connect")]
     Dial(#[source] Box<CallError>),
-    /// The hello was refused, here or there.
-    #[error("framed connection refused: {reason}")]
+    /// Either side rejected the greeting.
+    #[error("greeting rejected: {reason}")]
     Refused {
-        /// Why.
+        /// For people.
         reason: String,
     },
-    /// No hello in time.
-    #[error("framed connection's greeting took longer than {} ms", HELLO_TIMEOUT.as_millis())]
+    /// The greeting did not arrive within [`HELLO_TIMEOUT`].
+    #[error("no greeting within {} ms", HELLO_TIMEOUT.as_millis())]
     HelloTimedOut,
-    /// Not a greeting.
-    #[error("framed connection's greeting cannot be read: {reason}")]
-    Greeting {
-        /// Why.
-        reason: String,
-    },
-    /// A message of ours that is too large.
-    #[error("message is {bytes} bytes, a frame holds at most {FRAME_BYTES_MAX}")]
+    /// The first frame is not a greeting.
+    #[error("malformed greeting")]
+    Greeting(#[source] serde_json::Error),
+    /// A message to send exceeds [`FRAME_BYTES_MAX`].
+    #[error("message is {bytes} bytes, the limit is {FRAME_BYTES_MAX}")]
     TooLarge {
-        /// Its size.
+        /// The message's size.
         bytes: usize,
     },
-    /// A frame of theirs that is too large.
+    /// A received frame announces more than the limit.
     #[error("frame announces more than {FRAME_BYTES_MAX} bytes (a greeting {HELLO_BYTES_MAX})")]
     FrameTooLarge,
-    /// A frame of a version that is not known here.
-    #[error("frame is of version {version}, this program knows version {VERSION}")]
+    /// A frame of an unsupported version.
+    #[error("frame has version {version}, only {VERSION} is supported")]
     Version {
-        /// The version it says.
+        /// The version in the frame.
         version: u8,
     },
-    /// A frame without even a version.
+    /// A frame without a version.
     #[error("frame is empty")]
     Empty,
-    /// Too much waits to be sent; the message was not taken.
-    #[error("framed connection's queue is full")]
+    /// The send queue is full.
+    #[error("send queue is full")]
     QueueFull,
-    /// It is closed.
-    #[error("framed connection is closed")]
+    /// The connection is closed.
+    #[error("connection is closed")]
     Closed,
-    /// It broke.
-    #[error("framed connection broke")]
+    /// The connection broke.
+    #[error("connection broke")]
     Broken(#[source] io::Error),
 }

@@ -1,7 +1,5 @@
-//! Messages of the hub's API: joining, renewing, tokens, policies and uploads.
-//!
-//! The registry's own requests and answers are defined beside its trait; the fleet as a whole and
-//! the kill switch have modules of their own. What is here is what only the hub speaks.
+//! The hub's API: joining, renewal, tokens, policies and uploads. The registry's messages are
+//! defined beside its trait, the kill switch in [`crate::kill`].
 
 use std::collections::BTreeMap;
 
@@ -17,73 +15,73 @@ pub const HUB_PORT: u16 = 7418;
 /// The port of the hub's repository, probes and metrics (plain HTTP).
 pub const REPOSITORY_PORT: u16 = 7419;
 
-/// `POST`: a new server or person trades a join token for a certificate. No client certificate.
+/// `POST`: exchanges a join token for a certificate. Needs no client certificate.
 pub const JOIN: &str = "/v1/join";
-/// `POST`: trades one's own certificate for a newer one.
+/// `POST`: renews the caller's own certificate.
 pub const RENEW: &str = "/v1/renew";
-/// `POST`: an operator makes a join token.
+/// `POST`, operators: creates a join token.
 pub const TOKEN: &str = "/v1/token";
-/// `POST`: an operator takes an unused join token back.
+/// `POST`, operators: revokes an unused join token.
 pub const REVOKE_TOKEN: &str = "/v1/token/revoke";
-/// `GET`: every kill register; `POST`: an operator's signed register.
+/// `GET`: every kill register; `POST`: a register signed by an operator.
 pub const KILL: &str = "/v1/kill";
-/// `GET`: all that the registry knows of the fleet.
+/// `GET`: the whole fleet as the registry knows it.
 pub const FLEET: &str = "/v1/fleet";
-/// `POST`: reads of the registry.
+/// `POST`: reads the registry.
 pub const REGISTRY_RANGE: &str = "/v1/registry/range";
-/// `POST`: changes of the registry.
+/// `POST`: changes the registry.
 pub const REGISTRY_TXN: &str = "/v1/registry/txn";
-/// `POST`: waits for changes of the registry.
+/// `POST`: long poll for changes of the registry.
 pub const REGISTRY_WATCH: &str = "/v1/registry/watch";
 
-/// `POST`: an operator writes an app's policy.
+/// `POST`, operators: writes an app's policy.
 #[must_use]
 pub fn policy_path(app: &AppId) -> String {
     format!("/v1/policies/{app}")
 }
 
-/// `POST`: an operator ends a group's life and begins the next.
+/// `POST`, operators: ends a group's incarnation and starts the next.
 #[must_use]
 pub fn recover_path(group: &GroupId) -> String {
     format!("/v1/groups/{group}/recover")
 }
 
-/// `DELETE`: an operator removes a server's record; its certificate is then not renewed any more.
+/// `DELETE`, operators: removes a server's record; its certificate is not renewed any more.
 #[must_use]
 pub fn server_path(server: &ServerId) -> String {
     format!("/v1/servers/{server}")
 }
 
-/// `PUT`: a publisher uploads one file of the repository, such as `metadata/2.targets.json`.
+/// `PUT`, publishers: uploads one file of the repository, such as `metadata/2.targets.json`.
 #[must_use]
 pub fn upload_path(file: &str) -> String {
     format!("/v1/repository/{file}")
 }
 
-/// The most labels of a server: they are kept for every server and shown in every list.
+/// Labels of a server; they are stored and listed for every server.
 pub const LABELS_MAX: usize = 32;
-/// The longest key or value of a label, in bytes: that of a DNS label.
+/// A label's key or value, in bytes: as a DNS label.
 pub const LABEL_BYTES_MAX: usize = 63;
-/// The longest address or rack of a server, in bytes: a DNS name and a port.
+/// A server's address or rack, in bytes: a DNS name and a port.
 pub const ADDRESS_BYTES_MAX: usize = 260;
 
-/// Asks for a certificate with a join token.
+/// Body of [`JOIN`].
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinRequest {
-    /// Which token.
+    /// The token's public id.
     pub token_id: String,
-    /// What proves it.
+    /// The token's secret.
     pub token_secret: String,
-    /// The identity request, as text: role, name, public key, proof.
+    /// An identity request as JSON text.
     pub request: String,
-    /// What the hub should know of a server; required for the role agent, refused for the others.
+    /// Required for the role agent, rejected for others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<JoiningServer>,
 }
 
 impl std::fmt::Debug for JoinRequest {
-    /// Never shows the secret.
+    /// Without the secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JoinRequest")
             .field("token_id", &self.token_id)
@@ -92,15 +90,15 @@ impl std::fmt::Debug for JoinRequest {
     }
 }
 
-/// What a server says of itself at joining.
+/// What a server reports about itself when joining.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoiningServer {
-    /// Its peer port, `host:port`, as others reach it.
+    /// Its peer port, `host:port`, as other servers reach it.
     pub address: String,
     /// The platform whose artifacts it runs.
     pub platform: Platform,
-    /// What else is known of it, such as `zone`; at most [`LABELS_MAX`].
+    /// Grouping labels such as `zone`; at most [`LABELS_MAX`].
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Its failure domain, if known.
@@ -108,89 +106,89 @@ pub struct JoiningServer {
     pub rack: Option<String>,
 }
 
-/// All that a new server needs.
+/// Answer to [`JOIN`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinAnswer {
-    /// The certificate chain, in PEM.
+    /// The certificate chain in PEM.
     pub certificate: String,
-    /// The authority, in PEM.
+    /// The authority's certificate in PEM.
     pub authority: String,
-    /// The hub's own name, to expect of it from now on.
+    /// The name to expect in the hub's certificate from now on.
     pub hub: PeerName,
-    /// The first trusted root of the repository (the bytes of `root.json`), if there is a repository.
+    /// The repository's initial trusted root (`root.json`), if there is a repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trusted_root: Option<String>,
-    /// Base URLs from which the repository can be read, in the order to try.
+    /// Base URLs of the repository, in the order to try them.
     pub mirrors: Vec<String>,
-    /// The port of the hub's own plain repository; used with the hub's host when no mirror is named.
+    /// The port of the hub's own repository; used when there are no mirrors.
     pub repository_port: u16,
-    /// The group that the server belongs to; only for servers.
+    /// For servers: the group it was assigned to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<JoinedGroup>,
 }
 
-/// The group of a server that has joined.
+/// The group of a new server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinedGroup {
-    /// Its name.
+    /// The group's id.
     pub group: GroupId,
-    /// The labels that made it this group.
+    /// The labels that select this group.
     pub labels: BTreeMap<String, String>,
-    /// Its members, if any are known.
+    /// The group's known members.
     pub members: Vec<MemberAddress>,
 }
 
-/// Asks for a newer certificate, over a connection with the old one.
+/// Body of [`RENEW`], sent over a connection with the old certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RenewRequest {
-    /// The identity request, as text.
+    /// An identity request as JSON text.
     pub request: String,
 }
 
-/// A newer certificate.
+/// Answer to [`RENEW`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RenewAnswer {
-    /// The certificate chain, in PEM.
+    /// The certificate chain in PEM.
     pub certificate: String,
-    /// The authority, in PEM.
+    /// The authority's certificate in PEM.
     pub authority: String,
 }
 
-/// Asks for a join token.
+/// Body of [`TOKEN`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
-    /// What its user becomes.
+    /// The role that the token grants.
     pub role: Role,
-    /// The only name that it is good for; needed to replace a server that joined before.
+    /// The only name allowed; required to replace a server that joined before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<PeerName>,
-    /// How long it is good, in seconds; without it, the hub's default.
+    /// Lifetime in seconds; the hub's default if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_s: Option<u64>,
-    /// Where the hub is, `host:port`; without it, what the hub's configuration says.
+    /// The hub's addresses, `host:port`; from the hub's configuration if absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
 }
 
-/// A join token. Whoever has it can join: shown once, never logged.
+/// Answer to [`TOKEN`]. Anybody with the token can join: show it once, never log it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenAnswer {
-    /// Which token.
+    /// The token's public id.
     pub id: String,
     /// The token as text.
     pub token: String,
-    /// Until when it is good, in seconds of Unix time.
+    /// Unix seconds.
     pub expires_at: Option<u64>,
 }
 
 impl std::fmt::Debug for TokenAnswer {
-    /// Never shows the token.
+    /// Without the token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TokenAnswer")
             .field("id", &self.id)
@@ -199,62 +197,62 @@ impl std::fmt::Debug for TokenAnswer {
     }
 }
 
-/// Takes an unused join token back.
+/// Body of [`REVOKE_TOKEN`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeTokenRequest {
-    /// Which token.
+    /// The token's public id.
     pub id: String,
 }
 
-/// Writes an app's policy.
+/// Body of [`policy_path`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyRequest {
-    /// The policy, with the names of the policy file.
+    /// The policy, with the keys of the policy file.
     pub policy: serde_json::Value,
-    /// Only if the policy's revision is still this one; 0: only if there is none.
+    /// Write only if the policy's revision is still this one; 0: only if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<Revision>,
 }
 
-/// The policy was written.
+/// Answer to a written policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyAnswer {
-    /// Its revision, which rollouts pin.
+    /// The new revision, which rollouts pin.
     pub revision: Revision,
 }
 
-/// Ends a group's life and begins the next one.
+/// Body of [`recover_path`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecoverRequest {
-    /// The life that is to end; another one is not touched.
+    /// The incarnation to end; any other is left alone.
     pub incarnation: Incarnation,
-    /// The server that makes the first member of the next life.
+    /// The server that bootstraps the next incarnation.
     pub first_server: ServerId,
-    /// Why, in words.
+    /// Reason, shown in status.
     pub because: String,
 }
 
-/// The group's next life.
+/// Answer to a recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecoverAnswer {
-    /// Which life.
+    /// The new incarnation.
     pub incarnation: Incarnation,
 }
 
-/// What the hub knows of the kill switch: the answer to `GET` and `POST` of [`KILL`].
+/// Answer to `GET` and `POST` of [`KILL`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KillAnswer {
-    /// Whether the register that was sent has changed anything.
+    /// Whether the posted register changed anything.
     pub changed: bool,
     /// Every register, signed.
     pub registers: Vec<SignedKill>,
-    /// Registers whose files are damaged; they count as on.
+    /// Registers with damaged files; they count as on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<String>,
 }

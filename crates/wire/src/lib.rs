@@ -1,10 +1,12 @@
-//! How the parts of Cohort talk: messages, and the transport below them.
+//! Messages between Cohort's processes, and the transport below them.
 //!
-//! What it must never know: what a message means. It carries requests between peers whose identity
-//! is verified, within limits, and turns every failure into one that can be shown.
+//! **What it is.** It carries requests between peers whose identity is verified, within limits, and
+//! turns every failure into an error that can be shown.
 //!
-//! Start reading at [`http::Client`] and [`http::serve`]; [`frame`] is the transport of Raft, and
-//! [`kill`] the register of the kill switch. [`limits`] names every limit and says why.
+//! **What it must never know.** What a message means.
+//!
+//! **Where to start reading.** [`http::Client`] and [`http::serve`]; [`frame`] is the transport of
+//! Raft, [`kill`] the kill switch. [`limits`] names every limit and says why.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 

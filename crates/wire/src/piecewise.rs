@@ -1,8 +1,8 @@
-//! Sending bulk bytes in small pieces.
+//! Sends bulk bytes in small pieces.
 //!
-//! What lies unsent in the kernel cannot be taken back when a child goes elsewhere, and with a
-//! buffer that grows by itself that is megabytes: seconds of a slow link. So a bulk connection hands
-//! over one TLS record at a time, and waits when a few are unsent.
+//! Bytes in the kernel's send buffer cannot be taken back when a child switches its parent, and an
+//! auto-tuned buffer holds megabytes: seconds of a slow link. So a bulk connection hands over one
+//! TLS record at a time and waits while a few are unsent.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,14 +11,14 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Bytes of one piece: the most that one TLS record holds.
+/// The payload of one TLS record.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// A socket takes more when less than this is unsent, in bytes: 5 ms at 100 Mbit/s, which is what a
-/// busy machine may need until the sender runs again. With less the link idles meanwhile.
+/// The socket accepts more when fewer bytes than this are unsent: 5 ms at 100 Mbit/s, the time a
+/// busy machine may take to schedule the sender again. With less the link would idle.
 const UNSENT_BYTES: u32 = 64 * 1024;
 
-/// Slices of one piece. The server gives a few: the length of a chunk, the bytes, their end.
+/// Slices per piece. The server passes a few: a chunk's length, its bytes, its end.
 const SLICES_MAX: usize = 8;
 
 /// A TLS stream that sends in pieces.
@@ -26,7 +26,7 @@ const SLICES_MAX: usize = 8;
 pub(crate) struct Piecewise<S>(S);
 
 impl<S> Piecewise<S> {
-    /// Sends in pieces through `stream`, which uses the socket `socket` names.
+    /// Wraps `stream`, whose socket `socket` returns.
     pub(crate) fn new(stream: S, socket: impl FnOnce(&S) -> &TcpStream) -> io::Result<Self> {
         socket2::SockRef::from(socket(&stream)).set_tcp_notsent_lowat(UNSENT_BYTES)?;
         Ok(Self(stream))
@@ -82,7 +82,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Piecewise<S> {
     }
 }
 
-/// Writes once the piece before has gone to the kernel.
+/// Writes after the previous piece has gone to the kernel.
 fn poll_piece<S: AsyncWrite>(
     mut stream: Pin<&mut S>,
     context: &mut Context<'_>,

@@ -1,9 +1,10 @@
-//! The identity that a part uses right now, and the settings of its sockets.
+//! The identity in use, and socket options.
 
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use cohort_identity::Identity;
+use parking_lot::RwLock;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
 
@@ -12,39 +13,38 @@ use crate::limits::{
     TCP_USER_TIMEOUT_MS,
 };
 
-/// A TLS stream of a client.
+/// The client's end of a TLS connection.
 pub type ClientStream = tokio_rustls::client::TlsStream<TcpStream>;
-/// A TLS stream of a server.
+/// The server's end of a TLS connection.
 pub type ServerStream = tokio_rustls::server::TlsStream<TcpStream>;
 
-/// Holds the identity in use. Renewal replaces it while everything runs: new connections use the
-/// new one, old connections go on.
+/// The identity in use. Renewal replaces it at run time: new connections use the new identity,
+/// existing ones stay open.
 #[derive(Debug)]
 pub struct IdentitySlot {
     current: RwLock<Arc<Identity>>,
 }
 
 impl IdentitySlot {
-    /// A slot that holds an identity.
+    /// Starts with this identity.
     #[must_use]
     pub fn new(identity: Identity) -> Arc<Self> {
         Arc::new(Self { current: RwLock::new(Arc::new(identity)) })
     }
 
-    /// The identity in use.
+    /// The identity for a new connection.
     #[must_use]
     pub fn current(&self) -> Arc<Identity> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.current.read())
     }
 
-    /// Replaces the identity.
+    /// Replaces the identity, after renewal.
     pub fn replace(&self, identity: Identity) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(identity);
+        *self.current.write() = Arc::new(identity);
     }
 }
 
-/// Sets up a socket of ours: no delay for small messages, and a peer that vanished, or that does
-/// not read, is noticed by the kernel.
+/// Sends small messages at once, and has the kernel detect peers that vanished or stopped reading.
 pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;
@@ -56,8 +56,7 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Bounds what the other side of a bulk connection may have under way, so that it stays short of
-/// filling the queue of a network card.
+/// Bounds the bytes in flight on a bulk connection, so that they do not fill a network card's queue.
 pub(crate) fn bound_window(stream: &TcpStream) -> io::Result<()> {
     Ok(sockopt::set_socket_recv_buffer_size(stream, BULK_WINDOW_BYTES)?)
 }

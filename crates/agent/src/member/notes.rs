@@ -7,7 +7,7 @@ use cohort_core::Event;
 use cohort_core::state::{Ending, HistoryEntry};
 use cohort_server::member::Note;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Ended, Metrics};
 
 /// Writes log lines and counts rollouts.
 pub(crate) struct Notes(pub(crate) Arc<Metrics>);
@@ -19,11 +19,10 @@ impl Notes {
             Event::PhaseChanged { app, from, to, by } => {
                 tracing::info!(event = events::PHASE, %app, %from, %to, by, "phase changed");
                 if let Some(entry) = ended {
-                    let labels = [("app", app.as_str()), ("outcome", outcome(entry.ending))];
-                    self.0.add("cohort_rollouts_total", &labels, 1.0);
+                    let labels = Ended { app: app.to_string(), outcome: outcome(entry.ending) };
+                    self.0.rollouts.get_or_create(&labels).inc();
                     let seconds = entry.ended.since(entry.started) as f64 / 1000.0;
-                    self.0.add("cohort_rollout_duration_seconds_sum", &labels, seconds);
-                    self.0.add("cohort_rollout_duration_seconds_count", &labels, 1.0);
+                    self.0.rollout_seconds.get_or_create(&labels).observe(seconds);
                 }
             }
             Event::Granted { app, server, generation, purpose } => {

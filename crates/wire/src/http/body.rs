@@ -1,20 +1,18 @@
-//! Bodies with limits: a request's body that is too large or too slow fails, and a response's body
-//! holds on to what its request was counted with until it has been sent.
+//! Request bodies that fail when too large or too slow, and response bodies that hold their
+//! request's permit until they are sent.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cohort_base::Cause;
 use http_body_util::Limited;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// A request's body that ends in an error when it is larger than `bytes_max` or pauses for longer
-/// than `idle_max`.
+/// A request body that fails when it exceeds `bytes_max` or pauses for longer than `idle_max`.
 pub(super) struct GuardedBody {
     inner: Limited<Incoming>,
     idle_max: Duration,
@@ -31,26 +29,21 @@ impl GuardedBody {
 
 impl Body for GuardedBody {
     type Data = Bytes;
-    type Error = BoxError;
+    type Error = Cause;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Cause>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) {
-            // The clock starts again when the handler asks for more, not while it is busy.
+            // The clock restarts when the handler asks for more, not while it is busy.
             let next = tokio::time::Instant::now() + self.idle_max;
             self.pause.as_mut().reset(next);
             return Poll::Ready(frame);
         }
-        match self.pause.as_mut().poll(context) {
-            Poll::Ready(()) => {
-                let reason =
-                    format!("the request's body paused for {} ms", self.idle_max.as_millis());
-                Poll::Ready(Some(Err(reason.into())))
-            }
-            Poll::Pending => Poll::Pending,
-        }
+        std::task::ready!(self.pause.as_mut().poll(context));
+        let reason = format!("request body paused for {} ms", self.idle_max.as_millis());
+        Poll::Ready(Some(Err(reason.into())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -62,7 +55,7 @@ impl Body for GuardedBody {
     }
 }
 
-/// A response's body that holds its request's permit.
+/// A response body that holds its request's permit.
 pub(super) struct CountedBody {
     pub(super) inner: axum::body::Body,
     pub(super) _permit: Option<OwnedSemaphorePermit>,

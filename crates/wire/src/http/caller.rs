@@ -1,4 +1,4 @@
-//! Who asks, and whether their role may: for handlers.
+//! The caller's identity and role, for handlers.
 
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
@@ -12,13 +12,13 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 
-/// The verified peer that asks. As an extractor it answers 401 when the client showed no
-/// certificate, which happens only on a server with optional client certificates.
+/// The verified peer behind a request. As an extractor it answers 401 when the client showed no
+/// certificate, which only a server with optional client certificates allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller(pub Peer);
 
 impl Caller {
-    /// Refuses callers of other roles.
+    /// Requires one of these roles.
     ///
     /// # Errors
     /// 403 when the caller's role is not among `roles`.
@@ -36,8 +36,8 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// Lets only callers of some roles through to the routes of `router`: others get 403 (or 401
-/// without a certificate). Call it on the routes alone, before a fallback is added.
+/// Requires one of these roles for all routes of `router`; others get 403, or 401 without a
+/// certificate. Call it before adding a fallback.
 pub fn require_role<S: Clone + Send + Sync + 'static>(
     router: Router<S>,
     roles: &'static [Role],
@@ -60,11 +60,11 @@ fn allow(peer: &Peer, roles: &[Role]) -> Result<(), ApiError> {
     }
     let names: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
     let names = names.join(" or ");
-    Err(ApiError::forbidden(format!("{peer} may not do this: it takes the role {names}"))
+    Err(ApiError::forbidden(format!("{peer} may not do this; the role {names} is required"))
         .hint(format!("use a certificate with the role {names}")))
 }
 
-/// A JSON body, or an [`ApiError`] that says what is wrong with it.
+/// A JSON body; rejects malformed ones with an [`ApiError`].
 #[derive(Debug, Clone)]
 pub struct ApiJson<T>(pub T);
 

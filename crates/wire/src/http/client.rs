@@ -1,4 +1,4 @@
-//! Calling a peer: one request, one answer, a deadline, a limit.
+//! Calling a peer: one request, one answer, within a deadline and a size limit.
 
 use std::io;
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use cohort_base::Cause;
 use cohort_identity::{Alpn, Peer};
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
@@ -29,37 +30,35 @@ use crate::limits::{
 };
 use crate::tls::{ClientStream, IdentitySlot};
 
-/// Whom to call.
+/// A peer to call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
-    /// Where: `host:port`.
+    /// `host:port`.
     pub address: String,
-    /// Who must be there, by certificate.
+    /// The peer whose certificate is expected there.
     pub peer: Peer,
-    /// What to speak.
+    /// The protocol.
     pub alpn: Alpn,
 }
 
-/// One request, as data.
+/// A request as data.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// The method.
+    /// Decides whether the call is idempotent, unless said otherwise.
     pub method: Method,
     /// Path and query, beginning with `/`.
     pub path: String,
-    /// The body.
+    /// Empty when `None`.
     pub body: Option<Bytes>,
-    /// What the body is.
+    /// Sent when there is a body.
     pub content_type: &'static str,
-    /// Further headers.
+    /// In addition to `Host` and `Content-Type`.
     pub headers: HeaderMap,
-    /// How long it may take: [`Client::call`] counts the whole answer, [`Client::stream`] and
-    /// [`Client::upload`] only until the answer begins.
+    /// For the whole call; [`Client::stream`] counts only until the answer's body begins.
     pub deadline: Duration,
-    /// How much of an answer's body is read.
+    /// A longer body is [`CallError::TooLarge`].
     pub response_bytes_max: u64,
-    /// Whether doing it twice is harmless, so that it may be sent again when a kept connection
-    /// turns out to be dead.
+    /// Whether it may be sent again when a reused connection turns out to be dead.
     pub idempotent: bool,
 }
 
@@ -80,7 +79,7 @@ impl Call {
         }
     }
 
-    /// A GET.
+    /// A GET without a body.
     #[must_use]
     pub fn get(path: impl Into<String>) -> Self {
         Self::new(Method::GET, path)
@@ -98,10 +97,10 @@ impl Call {
         Self::new(Method::PUT, path).json(body)
     }
 
-    /// With a JSON body.
+    /// Sets a JSON body.
     ///
     /// # Panics
-    /// When the value cannot be JSON (a map with keys that are not text): a mistake in the type.
+    /// When the value is not representable as JSON (a map with non-string keys): a bug in its type.
     #[must_use]
     pub fn json(mut self, body: &impl Serialize) -> Self {
         let bytes = serde_json::to_vec(body).expect("messages are types that can be JSON");
@@ -110,35 +109,35 @@ impl Call {
         self
     }
 
-    /// With a body of bytes.
+    /// Sets a body.
     #[must_use]
     pub fn bytes(mut self, body: impl Into<Bytes>) -> Self {
         self.body = Some(body.into());
         self
     }
 
-    /// With a header.
+    /// Sets a header.
     #[must_use]
     pub fn header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
         self.headers.insert(name, value);
         self
     }
 
-    /// With another deadline.
+    /// Sets the deadline.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// With another limit of the answer's size, in bytes.
+    /// Sets the limit of the answer's size.
     #[must_use]
     pub fn response_bytes_max(mut self, bytes: u64) -> Self {
         self.response_bytes_max = bytes;
         self
     }
 
-    /// Says that doing it twice is harmless.
+    /// Declares that the request may be sent twice.
     #[must_use]
     pub fn idempotent(mut self) -> Self {
         self.idempotent = true;
@@ -146,18 +145,18 @@ impl Call {
     }
 }
 
-/// A good answer (2xx), read to its end.
+/// A successful answer (2xx), read completely.
 #[derive(Debug, Clone)]
 pub struct Response {
-    /// Its status.
+    /// 2xx.
     pub status: StatusCode,
-    /// Its headers.
+    /// As received.
     pub headers: HeaderMap,
-    /// Its body.
+    /// At most the call's limit.
     pub body: Bytes,
 }
 
-/// Calls peers over mutual TLS. Cheap to clone; clones share the kept connections.
+/// Calls peers over mutual TLS. Cheap to clone; clones share idle connections.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -176,14 +175,14 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client with an identity.
+    /// A client that uses the identity in the slot.
     #[must_use]
     pub fn new(identity: Arc<IdentitySlot>) -> Self {
         Self::with(Credentials::Identity(identity))
     }
 
-    /// A client that is still joining: it accepts any hub of the authority with this fingerprint
-    /// (from a join token), whatever the target's name says, and speaks [`Alpn::Hub`] only.
+    /// A client that is joining: it accepts any hub of the authority with this fingerprint (from a
+    /// join token), whatever the target's name, and only for [`Alpn::Hub`].
     #[must_use]
     pub fn joining(fingerprint: &str) -> Self {
         Self::with(Credentials::Fingerprint(fingerprint.to_owned()))
@@ -198,36 +197,44 @@ impl Client {
         Self { inner: Arc::new(inner) }
     }
 
-    /// How packets of connections that carry artifacts ([`Alpn::Bulk`]) are marked, from the next
-    /// connection on; at first [`Dscp::LOWER_EFFORT`].
+    /// Sets the DSCP of future [`Alpn::Bulk`] connections; the default is [`Dscp::LOWER_EFFORT`].
     pub fn mark_bulk(&self, dscp: Dscp) {
         self.inner.connector.mark_bulk(dscp);
     }
 
-    /// Closes the connections that are kept, for instance after the identity was replaced.
+    /// Closes idle connections, for instance after the identity was replaced.
     pub fn forget_connections(&self) {
         self.inner.pool.clear();
     }
 
-    /// Makes a call and reads the answer to its end.
+    /// Makes a call and reads the whole answer.
     ///
     /// # Errors
-    /// [`CallError::Answered`] for every status but 2xx; the others say how it failed.
+    /// [`CallError::Answered`] for any status other than 2xx, and the other ways to fail.
     pub async fn call(&self, target: &Target, call: Call) -> Result<Response, CallError> {
+        self.complete(target, call, None).await
+    }
+
+    async fn complete(
+        &self,
+        target: &Target,
+        call: Call,
+        upload: Option<SentBody>,
+    ) -> Result<Response, CallError> {
         let deadline = call.deadline;
         let sent = AtomicBool::new(false);
         let work = async {
-            let mut stream = self.begin(target, call, None, &sent).await?;
+            let mut stream = self.begin(target, call, upload, &sent).await?;
             let body = stream.read_all().await?;
             Ok(Response { status: stream.status, headers: stream.headers, body })
         };
         timeout(deadline, work).await.unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
     }
 
-    /// Makes a call and reads the answer as JSON.
+    /// Makes a call and parses the answer as JSON.
     ///
     /// # Errors
-    /// As [`Client::call`], and [`CallError::Malformed`] when the answer is not what is expected.
+    /// As [`Client::call`], and [`CallError::Malformed`] when the answer is not a `T`.
     pub async fn call_json<T: DeserializeOwned>(
         &self,
         target: &Target,
@@ -236,14 +243,14 @@ impl Client {
         let response = self.call(target, call).await?;
         serde_json::from_slice(&response.body).map_err(|error| CallError::Malformed {
             address: target.address.clone(),
-            reason: error.to_string(),
+            source: error.into(),
         })
     }
 
-    /// Makes a call whose answer is read piece by piece.
+    /// Makes a call whose answer is read in pieces.
     ///
     /// # Errors
-    /// As [`Client::call`], as far as the answer's headers.
+    /// As [`Client::call`], up to the answer's headers.
     pub async fn stream(&self, target: &Target, call: Call) -> Result<BodyStream, CallError> {
         let deadline = call.deadline;
         let sent = AtomicBool::new(false);
@@ -252,40 +259,32 @@ impl Client {
             .unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
     }
 
-    /// Makes a call whose body is a stream, such as a large file. `length` is its length in bytes,
-    /// when known. Never sent twice.
+    /// Makes a call whose body is a stream, such as a large file of `length` bytes, if known. It is
+    /// never sent twice.
     ///
     /// # Errors
-    /// As [`Client::call`]. The deadline counts the whole upload.
+    /// As [`Client::call`]; the deadline includes the upload.
     pub async fn upload<S>(
         &self,
         target: &Target,
-        call: Call,
+        mut call: Call,
         length: Option<u64>,
         body: S,
     ) -> Result<Response, CallError>
     where
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
     {
-        let deadline = call.deadline;
-        let sent = AtomicBool::new(false);
         let body = StreamBody::new(body.map(|chunk| chunk.map(Frame::data))).boxed_unsync();
-        let mut call = call;
         if let Some(length) = length {
             call.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
-        let work = async {
-            let mut stream = self.begin(target, call, Some(body), &sent).await?;
-            let body = stream.read_all().await?;
-            Ok(Response { status: stream.status, headers: stream.headers, body })
-        };
-        timeout(deadline, work).await.unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
+        self.complete(target, call, Some(body)).await
     }
 
-    /// Opens a connection for another protocol than HTTP ([`crate::frame`]).
+    /// Opens a connection for a protocol other than HTTP ([`crate::frame`]).
     ///
     /// # Errors
-    /// Says how it failed.
+    /// When the peer is unreachable or not the expected one.
     pub async fn open(&self, target: &Target) -> Result<ClientStream, CallError> {
         self.inner.connector.connect(target).await
     }
@@ -299,20 +298,20 @@ impl Client {
     ) -> Result<BodyStream, CallError> {
         let is_upload = upload.is_some();
         let mut request = build(target, &call, upload)?;
-        // An upload can be sent once only, so it gets a connection that is surely alive.
+        // An upload can be sent only once, so it gets a new connection.
         let kept = if is_upload { None } else { self.inner.pool.take(target) };
         if let Some(mut connection) = kept {
             sent.store(true, Ordering::Relaxed);
             match connection.sender.try_send_request(request).await {
                 Ok(response) => return self.answered(target, &call, connection, response).await,
                 Err(mut failed) => {
-                    // Either it never left, or nothing came back and twice is harmless.
+                    // Retry if it never left, or if nothing came back and it is idempotent.
                     request = match failed.take_message() {
                         Some(unsent) => unsent,
                         None if call.idempotent && is_stale(failed.error()) => {
                             build(target, &call, None)?
                         }
-                        None => return Err(broken(target, failed.error())),
+                        None => return Err(broken(target, failed.into_error())),
                     };
                     sent.store(false, Ordering::Relaxed);
                 }
@@ -320,28 +319,23 @@ impl Client {
         }
         let mut connection = self.connect(target).await?;
         sent.store(true, Ordering::Relaxed);
-        let response = connection
-            .sender
-            .send_request(request)
-            .await
-            .map_err(|error| broken(target, &error))?;
+        let response =
+            connection.sender.send_request(request).await.map_err(|e| broken(target, e))?;
         self.answered(target, &call, connection, response).await
     }
 
     async fn connect(&self, target: &Target) -> Result<Connection, CallError> {
-        let permit = Arc::clone(&self.inner.open).acquire_owned().await.map_err(|_| {
-            let reason = "the client is closed".to_owned();
-            CallError::Request { address: target.address.clone(), reason }
-        })?;
+        let permit = Arc::clone(&self.inner.open).acquire_owned().await;
+        let permit = permit.expect("the semaphore is never closed");
         let stream = self.inner.connector.connect(target).await?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(HEADERS_MAX)
             .max_header_size(HEADER_BYTES_MAX)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| broken(target, &error))?;
+            .map_err(|error| broken(target, error))?;
         let driver = tokio::spawn(async move {
-            // What went wrong is told to the call that was waiting, if there was one.
+            // The waiting call, if any, gets the error.
             let _ = connection.await;
         });
         Ok(Connection { sender, _driver: AbortOnDropHandle::new(driver), _permit: permit })
@@ -370,7 +364,7 @@ impl Client {
         if good {
             return Ok(stream);
         }
-        // An error that is too long to read is still that error.
+        // An error answer that is too long is still that error.
         let body = stream.read_all().await.unwrap_or_default();
         Err(CallError::Answered {
             address: target.address.clone(),
@@ -384,12 +378,12 @@ impl Client {
     }
 }
 
-/// A good answer whose body is read piece by piece. Dropped before its end, it closes its
-/// connection; read to its end, the connection is kept for the next call.
+/// A successful answer whose body is read in pieces. Dropped early, it closes its connection; read
+/// completely, it returns it to the pool.
 pub struct BodyStream {
-    /// Its status.
+    /// 2xx.
     pub status: StatusCode,
-    /// Its headers.
+    /// As received.
     pub headers: HeaderMap,
     target: Target,
     body: Incoming,
@@ -406,10 +400,10 @@ impl std::fmt::Debug for BodyStream {
 }
 
 impl BodyStream {
-    /// The next piece; `None` at the end.
+    /// The next piece of the body; `None` at its end.
     ///
     /// # Errors
-    /// When the body pauses for too long, is larger than the call allows, or the connection breaks.
+    /// When the body pauses for too long, exceeds the call's limit, or the connection breaks.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, CallError> {
         loop {
             let frame = timeout(CHUNK_TIMEOUT, self.body.frame()).await.map_err(|_| {
@@ -429,9 +423,9 @@ impl BodyStream {
             let frame = frame.map_err(|error| CallError::Broken {
                 address: self.target.address.clone(),
                 doing: "sending the answer's body",
-                reason: error.to_string(),
+                source: error.into(),
             })?;
-            // Trailers are not used here.
+            // Trailers are ignored.
             let Ok(data) = frame.into_data() else { continue };
             self.bytes_left = match self.bytes_left.checked_sub(data.len() as u64) {
                 Some(left) => left,
@@ -441,7 +435,7 @@ impl BodyStream {
         }
     }
 
-    /// The length that the answer announces, in bytes.
+    /// The body's length in bytes, if announced.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         self.body.size_hint().exact()
@@ -458,8 +452,8 @@ impl BodyStream {
         Ok(all.freeze())
     }
 
-    /// The driver needs a turn to notice that the answer is complete; without it the next call
-    /// would find a connection that is not ready and make a new one.
+    /// The connection's task needs a moment to notice that the answer is complete; without it the
+    /// next call would find the connection busy and open a new one.
     async fn keep(&self, mut connection: Connection) {
         let ready = timeout(Duration::from_millis(100), connection.sender.ready()).await;
         if matches!(ready, Ok(Ok(()))) {
@@ -477,10 +471,11 @@ fn build(
     call: &Call,
     upload: Option<SentBody>,
 ) -> Result<Request<SentBody>, CallError> {
-    let unmade = |reason: String| CallError::Request { address: target.address.clone(), reason };
-    let uri: Uri = call.path.parse().map_err(|error| unmade(format!("bad path: {error}")))?;
+    let unmade = |source: Cause| CallError::Request { address: target.address.clone(), source };
+    let uri: Uri =
+        call.path.parse().map_err(|error: http::uri::InvalidUri| unmade(error.into()))?;
     if !call.path.starts_with('/') {
-        return Err(unmade(format!("path `{}` does not begin with `/`", call.path)));
+        return Err(unmade(format!("path `{}` does not start with `/`", call.path).into()));
     }
     let body = upload.unwrap_or_else(|| {
         let bytes = call.body.clone().unwrap_or_default();
@@ -490,8 +485,8 @@ fn build(
     *request.method_mut() = call.method.clone();
     *request.uri_mut() = uri;
     *request.headers_mut() = call.headers.clone();
-    let host = HeaderValue::from_str(&target.peer.dns_name())
-        .map_err(|error| unmade(error.to_string()))?;
+    let host =
+        HeaderValue::from_str(&target.peer.dns_name()).map_err(|error| unmade(error.into()))?;
     request.headers_mut().insert(header::HOST, host);
     if call.body.is_some() || !request.body().is_end_stream() {
         let content_type = HeaderValue::from_static(call.content_type);
@@ -500,7 +495,7 @@ fn build(
     Ok(request)
 }
 
-/// Whether a kept connection was closed by the other side before anything of an answer came.
+/// Whether a reused connection had been closed by the server before any of the answer came.
 fn is_stale(error: &hyper::Error) -> bool {
     let reset = |error: &hyper::Error| {
         let cause = std::error::Error::source(error);
@@ -518,19 +513,16 @@ fn is_stale(error: &hyper::Error) -> bool {
     error.is_canceled() || error.is_closed() || error.is_incomplete_message() || reset(error)
 }
 
-fn broken(target: &Target, error: &hyper::Error) -> CallError {
-    if let Some(identity) = refused(target, error) {
+fn broken(target: &Target, error: hyper::Error) -> CallError {
+    if let Some(identity) = refused(target, &error) {
         return identity;
     }
     let address = target.address.clone();
     if error.is_parse() {
-        return CallError::Malformed { address, reason: error.to_string() };
+        CallError::Malformed { address, source: error.into() }
+    } else {
+        CallError::Broken { address, doing: "waiting for the answer", source: error.into() }
     }
-    let reason = match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    };
-    CallError::Broken { address, doing: "waiting for the answer", reason }
 }
 
 fn too_late(target: &Target, after: Duration, sent: &AtomicBool) -> CallError {

@@ -1,12 +1,14 @@
-//! Making a connection: TCP, then TLS, each failure told apart.
+//! Connecting: TCP, then TLS, with an error for each way to fail.
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use cohort_base::{Cause, chain};
 use cohort_identity::{Alpn, Identity, client_config, joining_client_config};
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -17,21 +19,21 @@ use crate::dscp::Dscp;
 use crate::limits::CONNECT_TIMEOUT;
 use crate::tls::{ClientStream, IdentitySlot, bound_window, tune};
 
-/// By what a client is known, and by what it knows others.
+/// How a client authenticates itself and its servers.
 pub(super) enum Credentials {
-    /// A certificate, and expecting one of the same authority.
+    /// By certificates of the same authority.
     Identity(Arc<IdentitySlot>),
-    /// None yet: only the fingerprint of the hub's authority.
+    /// Joining: no certificate yet, and only the fingerprint of the hub's authority.
     Fingerprint(String),
 }
 
 type Prepared = (Option<Arc<Identity>>, Arc<rustls::ClientConfig>);
 
-/// Makes connections; keeps the TLS configuration per protocol until the identity is replaced.
+/// Opens connections. TLS configurations are cached per protocol until the identity is replaced.
 pub(super) struct Connector {
     credentials: Credentials,
     prepared: Mutex<BTreeMap<Alpn, Prepared>>,
-    /// How packets of connections that carry artifacts are marked.
+    /// For connections that carry artifacts.
     dscp_bulk: Mutex<Dscp>,
 }
 
@@ -42,48 +44,47 @@ impl Connector {
     }
 
     pub(super) fn mark_bulk(&self, dscp: Dscp) {
-        *self.dscp_bulk.lock().unwrap_or_else(PoisonError::into_inner) = dscp;
+        *self.dscp_bulk.lock() = dscp;
     }
 
     pub(super) async fn connect(&self, target: &Target) -> Result<ClientStream, CallError> {
         let address = || target.address.clone();
+        let unreachable = |source| CallError::Unreachable { address: address(), source };
         let config = self
             .config(target.alpn)
-            .map_err(|reason| CallError::Request { address: address(), reason })?;
+            .map_err(|source| CallError::Request { address: address(), source })?;
         let stream = within(target, "connecting", TcpStream::connect(&target.address))
             .await?
             .map_err(|source| match source.kind() {
                 io::ErrorKind::ConnectionRefused => CallError::Refused { address: address() },
-                _ => CallError::Unreachable { address: address(), source },
+                _ => unreachable(source),
             })?;
-        tune(&stream).map_err(|source| CallError::Unreachable { address: address(), source })?;
+        tune(&stream).map_err(unreachable)?;
         if target.alpn == Alpn::Bulk {
-            let dscp = *self.dscp_bulk.lock().unwrap_or_else(PoisonError::into_inner);
+            let dscp = *self.dscp_bulk.lock();
             dscp.try_mark(&stream);
-            bound_window(&stream)
-                .map_err(|source| CallError::Unreachable { address: address(), source })?;
+            bound_window(&stream).map_err(unreachable)?;
         }
         let handshake = TlsConnector::from(config).connect(target.peer.server_name(), stream);
-        let stream = within(target, "agreeing on TLS", handshake).await?.map_err(|error| {
-            refused(target, &error)
-                .unwrap_or_else(|| CallError::Unreachable { address: address(), source: error })
-        })?;
+        let stream = within(target, "shaking hands", handshake)
+            .await?
+            .map_err(|error| refused(target, &error).unwrap_or_else(|| unreachable(error)))?;
         if stream.get_ref().1.alpn_protocol() != Some(target.alpn.as_bytes()) {
             return Err(CallError::Identity {
                 address: address(),
                 expected: Box::new(target.peer.clone()),
-                reason: format!("it does not speak {}", target.alpn),
+                source: format!("it does not support {}", target.alpn).into(),
             });
         }
         Ok(stream)
     }
 
-    fn config(&self, alpn: Alpn) -> Result<Arc<rustls::ClientConfig>, String> {
+    fn config(&self, alpn: Alpn) -> Result<Arc<rustls::ClientConfig>, Cause> {
         let identity = match &self.credentials {
             Credentials::Identity(slot) => Some(slot.current()),
             Credentials::Fingerprint(_) => None,
         };
-        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut prepared = self.prepared.lock();
         let same = |known: &Option<Arc<Identity>>| match (known, &identity) {
             (Some(known), Some(current)) => Arc::ptr_eq(known, current),
             (None, None) => true,
@@ -99,35 +100,30 @@ impl Connector {
                 joining_client_config(fingerprint)
             }
             (Credentials::Fingerprint(_), _) => {
-                return Err(format!("without a certificate one cannot speak {alpn}"));
+                return Err(format!("{alpn} needs a certificate").into());
             }
             (Credentials::Identity(slot), _) => client_config(&slot.current(), alpn),
         };
-        let config = made.map_err(|error| error.to_string())?;
+        let config = made?;
         prepared.insert(alpn, (identity, Arc::clone(&config)));
         Ok(config)
     }
 }
 
-/// The error that says that one side refused the other in TLS, if this is one. In TLS 1.3 a server
-/// refuses a client's certificate after the handshake, so it may come with the first read.
+/// [`CallError::Identity`] if one side rejected the other in TLS. In TLS 1.3 a server rejects a
+/// client's certificate after the handshake, so the error may come with the first read.
 pub(super) fn refused(target: &Target, error: &(dyn Error + 'static)) -> Option<CallError> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let tls = error.downcast_ref::<rustls::Error>().or_else(|| {
-            let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+    let tls = chain::causes(error).find_map(|cause| {
+        cause.downcast_ref::<rustls::Error>().or_else(|| {
+            let inner = cause.downcast_ref::<io::Error>()?.get_ref()?;
             inner.downcast_ref::<rustls::Error>()
-        });
-        if let Some(tls) = tls {
-            return Some(CallError::Identity {
-                address: target.address.clone(),
-                expected: Box::new(target.peer.clone()),
-                reason: tls.to_string(),
-            });
-        }
-        cause = error.source();
-    }
-    None
+        })
+    })?;
+    Some(CallError::Identity {
+        address: target.address.clone(),
+        expected: Box::new(target.peer.clone()),
+        source: tls.clone().into(),
+    })
 }
 
 async fn within<T>(

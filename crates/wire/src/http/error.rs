@@ -1,10 +1,10 @@
-//! Errors on both sides: what a server answers ([`ApiError`]) and what a caller gets
-//! ([`CallError`]).
+//! What a server answers ([`ApiError`]) and what a caller gets ([`CallError`]).
 
 use std::io;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
+use cohort_base::Cause;
 use cohort_identity::Peer;
 use http::{HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
@@ -18,11 +18,11 @@ pub struct ApiError {
     /// The HTTP status; not in the body.
     #[serde(skip, default = "default_status")]
     pub status: u16,
-    /// A word for programs, such as `forbidden`.
+    /// For programs, such as `forbidden`.
     pub kind: String,
-    /// A sentence for people.
+    /// For people.
     pub error: String,
-    /// What to do about it; often the next command to type.
+    /// What to do about it, often the next command.
     #[serde(default)]
     pub hints: Vec<String>,
 }
@@ -39,71 +39,71 @@ impl ApiError {
         Self { status: status.as_u16(), kind, error, hints: Vec::new() }
     }
 
-    /// With one more hint.
+    /// Adds a hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
     }
 
-    /// 400: the request makes no sense.
+    /// 400: a malformed or contradictory request.
     #[must_use]
     pub fn bad_request(error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", error)
     }
 
-    /// 401: only for those with a certificate.
+    /// 401: a client certificate is required.
     #[must_use]
     pub fn unauthenticated() -> Self {
-        let error = "this needs a client certificate, and the connection came without one";
+        let error = "a client certificate is required, and the connection has none";
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", error)
     }
 
-    /// 403: not for this role.
+    /// 403: the caller's role may not do this.
     #[must_use]
     pub fn forbidden(error: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", error)
     }
 
-    /// 404: there is no such thing.
+    /// 404: no such object.
     #[must_use]
     pub fn not_found(error: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", error)
     }
 
-    /// 409: it does not fit what is there.
+    /// 409: the state has changed or does not allow it.
     #[must_use]
     pub fn conflict(error: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, "conflict", error)
     }
 
-    /// 413: the body is too large.
+    /// 413: the request's body exceeds the limit.
     #[must_use]
     pub fn too_large(bytes_max: u64) -> Self {
-        let error = format!("the request's body is too large: at most {bytes_max} bytes are read");
+        let error = format!("the request's body exceeds the limit of {bytes_max} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", error)
     }
 
-    /// 500: our fault.
+    /// 500: a failure of the server.
     #[must_use]
     pub fn internal(error: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error)
     }
 
-    /// 503: not now; the answer says when to try again.
+    /// 503 with `Retry-After`.
     #[must_use]
     pub fn unavailable(kind: &str, error: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, error)
     }
 
-    /// 503: more to do than there is room for.
+    /// 503: a limit on concurrent work is reached.
     #[must_use]
     pub fn overloaded(error: impl Into<String>) -> Self {
         Self::unavailable("overloaded", error).hint("try again in a moment")
     }
 
-    /// What a caller makes of an error answer. A body that is not ours (an intermediary's, or none)
-    /// becomes the kind `http`.
+    /// Reads an error answer. A body that is not ours (an intermediary's, or none) gets the kind
+    /// `http`.
     pub(crate) fn from_answer(status: StatusCode, body: &[u8]) -> Self {
         match serde_json::from_slice::<ApiError>(body) {
             Ok(error) => Self { status: status.as_u16(), ..error },
@@ -111,16 +111,10 @@ impl ApiError {
                 let text = String::from_utf8_lossy(body);
                 let text: String = text.trim().chars().take(200).collect();
                 let name = status.canonical_reason().unwrap_or("unknown status");
-                let error = if text.is_empty() {
-                    format!("the answer was {} ({name})", status.as_u16())
-                } else {
-                    format!("the answer was {} ({name}): {text}", status.as_u16())
-                };
-                Self::new(
-                    status,
-                    if status == StatusCode::NOT_FOUND { "not_found" } else { "http" },
-                    error,
-                )
+                let separator = if text.is_empty() { "" } else { ": " };
+                let error = format!("the answer was {} ({name}){separator}{text}", status.as_u16());
+                let kind = if status == StatusCode::NOT_FOUND { "not_found" } else { "http" };
+                Self::new(status, kind, error)
             }
         }
     }
@@ -137,94 +131,42 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Why a call gave no good answer.
+/// Why a call failed. `address` is the `host:port` that was called.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the fields are explained above and by the messages")]
 pub enum CallError {
     /// Nobody listens there.
     #[error("{address} refused the connection")]
-    Refused {
-        /// What was dialled.
-        address: String,
-    },
-    /// There is no way there, or no such name.
-    #[error("{address} cannot be reached")]
-    Unreachable {
-        /// What was dialled.
-        address: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It took too long.
+    Refused { address: String },
+    /// No route, no such name, or the connection broke while it was made.
+    #[error("{address} is unreachable")]
+    Unreachable { address: String, source: io::Error },
+    /// A deadline passed. `sent`: the request was on its way.
     #[error("{address} took longer than {} ms while {doing}", after.as_millis())]
-    TimedOut {
-        /// What was dialled.
-        address: String,
-        /// What was waited for.
-        doing: &'static str,
-        /// How long was waited.
-        after: Duration,
-        /// Whether the request was on its way.
-        sent: bool,
-    },
-    /// One side does not accept the other's certificate, or the protocol.
-    #[error("TLS with {address}, where {expected} is expected, failed: {reason}")]
-    Identity {
-        /// What was dialled.
-        address: String,
-        /// Who was expected there.
-        expected: Box<Peer>,
-        /// What TLS said.
-        reason: String,
-    },
+    TimedOut { address: String, doing: &'static str, after: Duration, sent: bool },
+    /// One side rejected the other's certificate or protocol.
+    #[error("TLS with {address} failed, expected {expected}")]
+    Identity { address: String, expected: Box<Peer>, source: Cause },
     /// An error answer.
     #[error("{answer}")]
-    Answered {
-        /// What was dialled.
-        address: String,
-        /// The answer.
-        #[source]
-        answer: Box<ApiError>,
-    },
-    /// The answer is larger than the caller reads.
+    Answered { address: String, answer: Box<ApiError> },
+    /// The answer exceeds the caller's limit.
     #[error("{address} answered with more than {bytes_max} bytes")]
-    TooLarge {
-        /// What was dialled.
-        address: String,
-        /// How much is read.
-        bytes_max: u64,
-    },
+    TooLarge { address: String, bytes_max: u64 },
     /// The connection broke before the answer was complete.
-    #[error("{address} broke the connection while {doing}: {reason}")]
-    Broken {
-        /// What was dialled.
-        address: String,
-        /// What was waited for.
-        doing: &'static str,
-        /// What was seen.
-        reason: String,
-    },
-    /// The answer cannot be understood.
-    #[error("{address} gave an answer that cannot be read: {reason}")]
-    Malformed {
-        /// What was dialled.
-        address: String,
-        /// Why.
-        reason: String,
-    },
-    /// The request itself cannot be made; nothing was sent.
-    #[error("request to {address} cannot be made: {reason}")]
-    Request {
-        /// What was to be dialled.
-        address: String,
-        /// Why.
-        reason: String,
-    },
+    #[error("connection to {address} broke while {doing}")]
+    Broken { address: String, doing: &'static str, source: Cause },
+    /// The answer is not HTTP, or not the JSON expected.
+    #[error("{address} sent a malformed answer")]
+    Malformed { address: String, source: Cause },
+    /// The request cannot be made; nothing was sent.
+    #[error("cannot make a request to {address}")]
+    Request { address: String, source: Cause },
 }
 
 impl CallError {
-    /// A word for programs: the server's own for an error answer.
+    /// For programs; for an error answer, the server's own.
     #[must_use]
     pub fn kind(&self) -> &str {
         match self {
@@ -240,19 +182,19 @@ impl CallError {
         }
     }
 
-    /// What to do about it.
+    /// What to do about it; for an error answer, the server's own hints.
     #[must_use]
     pub fn hints(&self) -> Vec<String> {
         match self {
             CallError::Refused { address } => {
-                vec![format!("is it running, and does it listen on {address}?")]
+                vec![format!("is it running and listening on {address}?")]
             }
             CallError::Unreachable { .. } | CallError::TimedOut { .. } => {
-                vec!["check the address and the network between".to_owned()]
+                vec!["check the address and the network in between".to_owned()]
             }
             CallError::Identity { expected, .. } => vec![
-                format!("is the one at this address really {expected}?"),
-                "were both certificates issued by the same authority, and are both clocks right?"
+                format!("is the server at this address really {expected}?"),
+                "were both certificates issued by the same authority, and are both clocks correct?"
                     .to_owned(),
             ],
             CallError::Answered { answer, .. } => answer.hints.clone(),
@@ -263,7 +205,7 @@ impl CallError {
         }
     }
 
-    /// The status of an error answer.
+    /// The HTTP status, if the server answered.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -272,8 +214,7 @@ impl CallError {
         }
     }
 
-    /// Whether the other side may have acted on the request: `false` only when it certainly has
-    /// not seen it.
+    /// Whether the server may have acted on the request; `false` only if it cannot have seen it.
     #[must_use]
     pub fn may_have_happened(&self) -> bool {
         match self {

@@ -1,4 +1,4 @@
-//! HTTP/1.1 over mutual TLS: [`Client`], [`serve`], and the errors that both sides share.
+//! HTTP/1.1 over mutual TLS: [`Client`], [`serve`], and the errors they share.
 
 mod body;
 mod caller;

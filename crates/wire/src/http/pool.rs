@@ -1,11 +1,11 @@
-//! Idle connections, kept for the next call: bounded per target, in all, and in time.
+//! Idle connections kept for reuse, bounded per target, in total, and in time.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::client::conn::http1::SendRequest;
+use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -13,10 +13,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::client::Target;
 use crate::limits::{POOL_IDLE_MAX, POOL_IDLE_PER_TARGET_MAX, POOL_IDLE_TIMEOUT};
 
-/// A request's body as it is sent.
+/// The body of an outgoing request.
 pub(super) type SentBody = UnsyncBoxBody<Bytes, std::io::Error>;
 
-/// One connection. Dropping it closes it.
+/// A connection; closed when dropped.
 pub(super) struct Connection {
     pub(super) sender: SendRequest<SentBody>,
     pub(super) _driver: AbortOnDropHandle<()>,
@@ -34,9 +34,9 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Takes the connection that was used last: the one least likely to be stale.
+    /// Takes the most recently used connection: the least likely to be stale.
     pub(super) fn take(&self, target: &Target) -> Option<Connection> {
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         let list = idle.get_mut(target)?;
         let mut found = None;
         while let Some(Idle { connection, since }) = list.pop() {
@@ -51,13 +51,13 @@ impl Pool {
         found
     }
 
-    /// Keeps a connection whose last answer was read to its end.
+    /// Keeps a connection whose last answer has been read completely.
     pub(super) fn put(&self, target: &Target, connection: Connection) {
         if connection.sender.is_closed() {
             return;
         }
-        let mut idle = self.lock();
-        // Sweeping on every return keeps it a plain data structure, without a task of its own.
+        let mut idle = self.idle.lock();
+        // Sweeping here avoids a background task.
         idle.retain(|_, list| {
             list.retain(|idle| {
                 idle.since.elapsed() < POOL_IDLE_TIMEOUT && !idle.connection.sender.is_closed()
@@ -74,17 +74,13 @@ impl Pool {
         list.push(Idle { connection, since: Instant::now() });
     }
 
-    /// Closes all of them.
+    /// Closes all idle connections.
     pub(super) fn clear(&self) {
-        self.lock().clear();
+        self.idle.lock().clear();
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.lock().values().map(Vec::len).sum()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Target, Vec<Idle>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock().values().map(Vec::len).sum()
     }
 }

@@ -1,15 +1,16 @@
-//! Serving peers: one port, several protocols told apart by ALPN, every limit enforced here.
+//! Serving peers: one port, protocols chosen by ALPN, every limit enforced here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{ConnectInfo, DefaultBodyLimit};
 use axum::response::IntoResponse;
+use cohort_base::chain;
 use cohort_identity::{Alpn, ClientAuth, Identity, Peer, peer_of, server_config};
 use http::{HeaderValue, Request, Response, header};
 use hyper::body::{Body as _, Incoming};
@@ -17,6 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -31,26 +33,26 @@ use crate::limits::{ACCEPT_PAUSE, ServerLimits};
 use crate::piecewise::Piecewise;
 use crate::tls::{IdentitySlot, ServerStream, tune};
 
-/// What serves a connection that is not HTTP. When its future is dropped, the connection ends; at
-/// shutdown it is dropped at once.
+/// Serves a connection that is not HTTP. At shutdown its future is dropped, which ends the
+/// connection.
 pub type RawHandler = Arc<
     dyn Fn(Peer, SocketAddr, ServerStream) -> Pin<Box<dyn Future<Output = ()> + Send>>
         + Send
         + Sync,
 >;
 
-/// What serves a protocol.
+/// Serves one protocol.
 #[derive(Clone)]
 pub enum Handler {
-    /// HTTP. Requests carry the extensions [`Peer`] (absent when the client has no certificate),
+    /// HTTP. Requests have the extensions [`Peer`] (unless the client has no certificate),
     /// [`SocketAddr`] and [`ConnectInfo`].
     Http(Router),
-    /// Anything else.
+    /// Any other protocol.
     Raw(RawHandler),
 }
 
 impl Handler {
-    /// A handler of raw streams, from a function.
+    /// Makes a raw handler from an async function.
     pub fn raw<F, W>(handle: F) -> Self
     where
         F: Fn(Peer, SocketAddr, ServerStream) -> W + Send + Sync + 'static,
@@ -60,8 +62,8 @@ impl Handler {
     }
 }
 
-/// Serves `routes` over mutual TLS until `shutdown`, then lets requests in progress end, within the
-/// grace of `limits`. Use [`ClientAuth::Optional`] only at the hub.
+/// Serves `routes` over mutual TLS until `shutdown`, then waits for requests in progress, at most
+/// for the limits' grace period. Only the hub uses [`ClientAuth::Optional`].
 pub async fn serve(
     listener: TcpListener,
     identity: Arc<IdentitySlot>,
@@ -81,7 +83,7 @@ pub async fn serve(
     run(listener, Some(Arc::new(tls)), Router::new(), limits, shutdown).await;
 }
 
-/// Serves plain HTTP: the probe port, and repositories (everything read from one is signed).
+/// Serves plain HTTP: probe ports, and repositories, whose content is signed.
 pub async fn serve_plain(
     listener: TcpListener,
     router: Router,
@@ -91,7 +93,7 @@ pub async fn serve_plain(
     run(listener, None, prepare(router), limits, shutdown).await;
 }
 
-/// The body's size is limited here, by path; axum's own limit would be in the way.
+/// Body sizes are limited here, by path, instead of by axum.
 fn prepare(router: Router) -> Router {
     router.layer(DefaultBodyLimit::disable())
 }
@@ -104,10 +106,10 @@ struct Tls {
 }
 
 impl Tls {
-    /// The acceptor for the identity in use; made anew when that was replaced.
+    /// The acceptor for the identity in use; rebuilt after the identity was replaced.
     fn acceptor(&self) -> Result<TlsAcceptor, cohort_identity::TlsError> {
         let current = self.identity.current();
-        let mut kept = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.acceptor.lock();
         if let Some((identity, acceptor)) = kept.as_ref()
             && Arc::ptr_eq(identity, &current)
         {
@@ -120,19 +122,19 @@ impl Tls {
     }
 }
 
-/// Whose connections are counted together.
+/// Connections are limited per certificate, or per address without one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Counted {
     Peer(Peer),
     Address(IpAddr),
 }
 
-/// Counts connections per peer.
+/// Counts connections per key.
 struct Tally<K>(Mutex<HashMap<K, usize>>);
 
 impl<K: Eq + Hash + Clone> Tally<K> {
     fn enter(self: &Arc<Self>, key: K, max: usize) -> Option<Present<K>> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.0.lock();
         let count = counts.entry(key.clone()).or_insert(0);
         if *count >= max {
             return None;
@@ -142,7 +144,7 @@ impl<K: Eq + Hash + Clone> Tally<K> {
     }
 }
 
-/// One connection in a [`Tally`]; gone when dropped.
+/// A counted connection; uncounted when dropped.
 struct Present<K: Eq + Hash + Clone> {
     tally: Arc<Tally<K>>,
     key: K,
@@ -150,7 +152,7 @@ struct Present<K: Eq + Hash + Clone> {
 
 impl<K: Eq + Hash + Clone> Drop for Present<K> {
     fn drop(&mut self) {
-        let mut counts = self.tally.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.tally.0.lock();
         if let Some(count) = counts.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
@@ -160,7 +162,7 @@ impl<K: Eq + Hash + Clone> Drop for Present<K> {
     }
 }
 
-/// What all connections of a server share.
+/// Shared by all connections of a server.
 struct Shared {
     limits: ServerLimits,
     connections: Arc<Semaphore>,
@@ -194,29 +196,28 @@ async fn run(
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // One of these is "too many open files": going on at once would only spin.
-                tracing::warn!(%error, "connection cannot be accepted");
+                // Possibly "too many open files": retrying at once would spin.
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
         let Ok(permit) = Arc::clone(&shared.connections).try_acquire_owned() else {
-            tracing::debug!(%from, "connection refused: there are too many");
+            tracing::debug!(%from, "connection refused: too many connections");
             continue;
         };
         let (shared, tls, plain) = (Arc::clone(&shared), tls.clone(), plain.clone());
         tasks.spawn(async move {
             let _permit = permit;
             if let Err(error) = tune(&stream) {
-                tracing::debug!(%from, %error, "socket cannot be set up");
+                tracing::debug!(%from, %error, "cannot set socket options");
                 return;
             }
             match tls {
                 Some(tls) => Box::pin(serve_tls(stream, from, &tls, &shared)).await,
                 None => {
                     shared.limits.dscp_plain.try_mark(&stream);
-                    let key = Counted::Address(from.ip());
-                    let present = shared.peers.enter(key, shared.limits.connections_per_peer_max);
+                    let present = shared.enter(Counted::Address(from.ip()));
                     let router = present.is_some().then_some(plain);
                     Box::pin(serve_http(stream, router, None, from, &shared)).await;
                 }
@@ -225,73 +226,51 @@ async fn run(
     }
     drop(listener);
     tasks.close();
-    // Every task has its own grace period and ends by itself.
+    // Each task has its own grace period.
     tasks.wait().await;
 }
 
+impl Shared {
+    /// Counts a connection; `None` when its peer has too many.
+    fn enter(&self, key: Counted) -> Option<Present<Counted>> {
+        self.peers.enter(key, self.limits.connections_per_peer_max)
+    }
+}
+
 async fn serve_tls(stream: TcpStream, from: SocketAddr, tls: &Tls, shared: &Shared) {
-    let stream = {
-        let Ok(_handshake) = shared.handshakes.try_acquire() else {
-            tracing::debug!(%from, "connection refused: too many handshakes at once");
-            return;
-        };
-        let acceptor = match tls.acceptor() {
-            Ok(acceptor) => acceptor,
-            Err(error) => {
-                tracing::error!(%error, "identity cannot be used to serve");
-                return;
-            }
-        };
-        tokio::select! {
-            () = shared.shutdown.cancelled() => return,
-            accepted = timeout(shared.limits.handshake_timeout, acceptor.accept(stream)) => {
-                match accepted {
-                    Ok(Ok(stream)) => stream,
-                    Ok(Err(error)) => {
-                        tracing::debug!(%from, %error, "handshake failed");
-                        return;
-                    }
-                    Err(_) => {
-                        tracing::debug!(%from, "handshake took too long");
-                        return;
-                    }
-                }
-            }
-        }
-    };
-    let session = stream.get_ref().1;
+    let Some(stream) = handshake(stream, from, tls, shared).await else { return };
+    let (socket, session) = stream.get_ref();
     let alpn = session.alpn_protocol().and_then(Alpn::from_bytes);
     if alpn == Some(Alpn::Bulk) {
-        shared.limits.dscp_bulk.try_mark(stream.get_ref().0);
+        shared.limits.dscp_bulk.try_mark(socket);
     }
     let Some(handler) = alpn.and_then(|alpn| tls.routes.get(&alpn)) else {
-        tracing::debug!(%from, "client names no protocol");
+        tracing::debug!(%from, "client offers no protocol");
         return;
     };
-    let peer = match session.peer_certificates().map(peer_of) {
-        None => None,
-        Some(Ok(peer)) => Some(peer),
-        Some(Err(error)) => {
-            tracing::warn!(%from, %error, "client's certificate is good but names nobody");
+    let peer = match session.peer_certificates().map(peer_of).transpose() {
+        Ok(peer) => peer,
+        Err(error) => {
+            let error = chain(&error);
+            tracing::warn!(%from, error, "client's certificate is trusted but names no peer");
             return;
         }
     };
     let key = peer.clone().map_or(Counted::Address(from.ip()), Counted::Peer);
-    let present = shared.peers.enter(key, shared.limits.connections_per_peer_max);
+    let present = shared.enter(key);
     match handler {
         Handler::Http(router) => {
             let router = present.is_some().then(|| router.clone());
-            if alpn == Some(Alpn::Bulk) {
-                match Piecewise::new(stream, |stream| stream.get_ref().0) {
-                    Ok(stream) => Box::pin(serve_http(stream, router, peer, from, shared)).await,
-                    Err(error) => tracing::debug!(%from, %error, "socket cannot be set up"),
-                }
-            } else {
-                Box::pin(serve_http(stream, router, peer, from, shared)).await;
+            if alpn != Some(Alpn::Bulk) {
+                return Box::pin(serve_http(stream, router, peer, from, shared)).await;
+            }
+            match Piecewise::new(stream, |stream| stream.get_ref().0) {
+                Ok(stream) => Box::pin(serve_http(stream, router, peer, from, shared)).await,
+                Err(error) => tracing::debug!(%from, %error, "cannot set socket options"),
             }
         }
         Handler::Raw(raw) => {
-            // Without a certificate there is only HTTP.
+            // Clients without a certificate get HTTP only.
             if let (Some(peer), Some(_present)) = (peer, &present) {
                 tokio::select! {
                     () = shared.shutdown.cancelled() => {}
@@ -302,7 +281,43 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, tls: &Tls, shared: &Shar
     }
 }
 
-/// Serves one connection. Without a router it has one connection too many, is told so, and closed.
+/// The TLS handshake, within its limits; `None` when it failed.
+async fn handshake(
+    stream: TcpStream,
+    from: SocketAddr,
+    tls: &Tls,
+    shared: &Shared,
+) -> Option<ServerStream> {
+    let Ok(_handshake) = shared.handshakes.try_acquire() else {
+        tracing::debug!(%from, "connection refused: too many handshakes");
+        return None;
+    };
+    let acceptor = match tls.acceptor() {
+        Ok(acceptor) => acceptor,
+        Err(error) => {
+            tracing::error!(error = chain(&error), "identity cannot be used to serve");
+            return None;
+        }
+    };
+    let accepted = tokio::select! {
+        () = shared.shutdown.cancelled() => return None,
+        accepted = timeout(shared.limits.handshake_timeout, acceptor.accept(stream)) => accepted,
+    };
+    match accepted {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%from, %error, "handshake failed");
+            None
+        }
+        Err(_) => {
+            tracing::debug!(%from, "handshake timed out");
+            None
+        }
+    }
+}
+
+/// Serves one connection. `router` is `None` when its peer has too many connections: it gets an
+/// error and is closed.
 async fn serve_http<S>(
     stream: S,
     router: Option<Router>,
@@ -338,14 +353,14 @@ async fn serve_http<S>(
             match timeout(limits.shutdown_grace, connection).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    tracing::warn!(%from, "request cut off by the shutdown");
+                    tracing::warn!(%from, "request aborted by the shutdown");
                     return;
                 }
             }
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%from, %error, "connection ended early");
+        tracing::debug!(%from, error = chain(&error), "connection ended early");
     }
 }
 
@@ -357,7 +372,7 @@ async fn answer(
     let counted = |response: Response<axum::body::Body>, permit| {
         response.map(|inner| CountedBody { inner, _permit: permit })
     };
-    // Answered without reading the body, so the connection cannot be used again.
+    // The body is not read, so the connection cannot be reused.
     let refuse = |error: ApiError| {
         let mut response = error.into_response();
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -1,0 +1,170 @@
+//! The metrics of a process, in Prometheus' text format.
+//!
+//! [`Registrar`] registers a metric and returns the typed handle that counts, so an unregistered
+//! name cannot be used. Each process keeps its handles in one struct. `docs/metrics.md` lists them all; tests ask [`Registrar::undocumented`].
+
+use std::fmt::Debug;
+use std::hash::Hash;
+
+use prometheus_client::encoding::{EncodeLabelSet, prometheus_text};
+use prometheus_client::metrics::family::MetricConstructor;
+use prometheus_client::metrics::histogram::exponential_buckets;
+use prometheus_client::registry::{Metric, Registry};
+
+pub use prometheus_client::metrics::counter::Counter;
+pub use prometheus_client::metrics::family::Family;
+pub use prometheus_client::metrics::gauge::Gauge;
+pub use prometheus_client::metrics::histogram::Histogram;
+
+/// The `Content-Type` of [`Registrar::text`].
+pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+
+/// For the disk and for requests: 0.5 ms to 16 s.
+pub const LATENCY: Buckets = Buckets { first_s: 0.0005 };
+/// For steps on a server: 50 ms to 27 min.
+pub const STEP: Buckets = Buckets { first_s: 0.05 };
+/// For rollouts: 10 s to 91 h.
+pub const ROLLOUT: Buckets = Buckets { first_s: 10.0 };
+
+/// The bounds of a histogram: sixteen of them, each twice the one before.
+#[derive(Debug, Clone, Copy)]
+pub struct Buckets {
+    first_s: f64,
+}
+
+impl MetricConstructor<Histogram> for Buckets {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(exponential_buckets(self.first_s, 2.0, 16))
+    }
+}
+
+/// A histogram of seconds per set of labels.
+pub type Histograms<L> = Family<L, Histogram, Buckets>;
+
+/// Labels of a metric: a struct that derives `EncodeLabelSet`. Their values must be bounded: names
+/// of steps, routes, outcomes, never text that somebody typed.
+pub trait Labels: EncodeLabelSet + Clone + Hash + Eq + Debug + Send + Sync + 'static {}
+impl<L: EncodeLabelSet + Clone + Hash + Eq + Debug + Send + Sync + 'static> Labels for L {}
+
+/// All metrics of a process.
+#[derive(Debug)]
+pub struct Registrar {
+    registry: Registry,
+    prefix: &'static str,
+    names: Vec<String>,
+}
+
+impl Registrar {
+    /// No metrics yet; all will be called `<prefix>_<name>`.
+    #[must_use]
+    pub fn new(prefix: &'static str) -> Self {
+        Self { registry: Registry::with_prefix(prefix), prefix, names: Vec::new() }
+    }
+
+    /// A counter. `_total` is appended to its name.
+    pub fn counter(&mut self, name: &str, help: &str) -> Counter {
+        self.register(name, "_total", help, Counter::default())
+    }
+
+    /// A counter per set of labels. `_total` is appended to its name.
+    pub fn counters<L: Labels>(&mut self, name: &str, help: &str) -> Family<L, Counter> {
+        self.register(name, "_total", help, Family::default())
+    }
+
+    /// A gauge of whole numbers.
+    pub fn gauge(&mut self, name: &str, help: &str) -> Gauge {
+        self.register(name, "", help, Gauge::default())
+    }
+
+    /// A gauge per set of labels.
+    pub fn gauges<L: Labels>(&mut self, name: &str, help: &str) -> Family<L, Gauge> {
+        self.register(name, "", help, Family::default())
+    }
+
+    /// A histogram of seconds. `_seconds` is part of its name.
+    pub fn histogram(&mut self, name: &str, help: &str, buckets: Buckets) -> Histogram {
+        self.register(name, "", help, buckets.new_metric())
+    }
+
+    /// A histogram of seconds per set of labels. `_seconds` is part of its name.
+    pub fn histograms<L: Labels>(
+        &mut self,
+        name: &str,
+        help: &str,
+        buckets: Buckets,
+    ) -> Histograms<L> {
+        self.register(name, "", help, Family::new_with_constructor(buckets))
+    }
+
+    /// The metrics whose full names a document does not mention in backquotes.
+    #[must_use]
+    pub fn undocumented(&self, document: &str) -> Vec<&str> {
+        let mentioned = |name: &&str| document.contains(&format!("`{name}`"));
+        self.names.iter().map(String::as_str).filter(|name| !mentioned(name)).collect()
+    }
+
+    /// Everything, as Prometheus scrapes it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        prometheus_text::encode(&mut text, &self.registry).expect("writing to a String succeeds");
+        text
+    }
+
+    fn register<M: Metric + Clone>(
+        &mut self,
+        name: &str,
+        suffix: &str,
+        help: &str,
+        metric: M,
+    ) -> M {
+        let full = format!("{}_{name}{suffix}", self.prefix);
+        assert!(!self.names.contains(&full), "metric {full} is registered twice");
+        self.names.push(full);
+        self.registry.register(name, help, metric.clone());
+        metric
+    }
+}
+
+#[cfg(test)]
+mod metrics_test {
+    use super::*;
+
+    #[test]
+    fn metrics_are_scraped_as_prometheus_reads_them() {
+        let mut registrar = Registrar::new("cohort");
+        let requests =
+            registrar.counters::<[(&'static str, String); 1]>("requests", "Requests by route");
+        let ready = registrar.gauge("ready", "1 while ready");
+        let sync = registrar.histogram("sync_seconds", "Syncs of the log", LATENCY);
+        requests.get_or_create(&[("route", "a \"b\"\n\\".to_owned())]).inc_by(3);
+        ready.set(1);
+        sync.observe(0.003);
+        sync.observe(20.0);
+
+        let text = registrar.text();
+        let (samples, types): (Vec<&str>, Vec<&str>) =
+            text.lines().partition(|line| !line.starts_with('#'));
+        for line in [
+            r#"cohort_requests_total{route="a \"b\"\n\\"} 3"#,
+            "cohort_ready 1",
+            "cohort_sync_seconds_count 2",
+            "cohort_sync_seconds_bucket{le=\"0.002\"} 0",
+            "cohort_sync_seconds_bucket{le=\"0.004\"} 1",
+            "cohort_sync_seconds_bucket{le=\"+Inf\"} 2",
+        ] {
+            assert!(samples.contains(&line), "{line} is not in\n{text}");
+        }
+        assert!(types.contains(&"# TYPE cohort_sync_seconds histogram"), "{text}");
+        let document = "`cohort_requests_total` and `cohort_sync_seconds`";
+        assert_eq!(registrar.undocumented(document), ["cohort_ready"]);
+    }
+
+    #[test]
+    #[should_panic(expected = "registered twice")]
+    fn a_name_is_registered_once() {
+        let mut registrar = Registrar::new("cohort");
+        registrar.gauge("ready", "1 while ready");
+        registrar.gauge("ready", "1 while ready");
+    }
+}
