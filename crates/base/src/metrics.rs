@@ -1,7 +1,8 @@
 //! The metrics of a process, in Prometheus' text format.
 //!
 //! [`Registrar`] registers a metric and returns the typed handle that counts, so an unregistered
-//! name cannot be used. Each process keeps its handles in one struct. `docs/metrics.md` lists them all; tests ask [`Registrar::undocumented`].
+//! name cannot be used. Each process keeps its handles in one struct. `docs/metrics.md` lists them
+//! all; tests ask [`Registrar::undocumented`].
 
 use std::fmt::Debug;
 use std::hash::Hash;

@@ -350,8 +350,8 @@ pub trait Registry: Send + Sync {
     /// Changes pairs, all or nothing. The change is durable when this returns.
     ///
     /// # Errors
-    /// [`RegistryError`]. After `Unavailable` or `Storage` the change may or may not have been made:
-    /// read, then decide.
+    /// [`RegistryError`]. After `Unavailable` or `Storage` the change may or may not have been
+    /// made: read, then decide.
     async fn txn(&self, txn: Txn) -> Result<TxnAnswer, RegistryError>;
 
     /// Waits for changes.

@@ -48,8 +48,8 @@ struct Inner {
 }
 
 impl EmbeddedRegistry {
-    /// Opens the registry in a file, or creates an empty one named `new_store` (random text, kept in
-    /// the file). The folder must exist.
+    /// Opens the registry in a file, or creates an empty one named `new_store` (random text, kept
+    /// in the file). The folder must exist.
     ///
     /// # Errors
     /// When the file is damaged, of a later version, in use, or unreadable.
@@ -111,7 +111,8 @@ impl EmbeddedRegistry {
         self.inner.restored.load(Ordering::SeqCst)
     }
 
-    /// Makes a transaction if `check` accepts the current state; nothing can change between the two.
+    /// Makes a transaction if `check` accepts the current state; nothing can change between the
+    /// two.
     ///
     /// # Errors
     /// The error of `check`, or of the registry.

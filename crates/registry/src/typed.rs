@@ -19,7 +19,8 @@ pub async fn get(registry: &dyn Registry, key: &str) -> Result<Option<KeyValue>,
 }
 
 /// Reads all pairs under a prefix, and the revision after which to watch. If it takes several
-/// answers, that is the revision of the first: a watch may repeat what was read, but misses nothing.
+/// answers, that is the revision of the first: a watch may repeat what was read, but misses
+/// nothing.
 pub async fn list(
     registry: &dyn Registry,
     prefix: &str,

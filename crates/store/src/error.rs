@@ -37,7 +37,9 @@ pub enum StoreError {
     #[error("cannot open store {}", path.display())]
     Open { path: PathBuf, source: io::Error },
     /// A batch may not be durable. What is on disk is unknown; the process must stop.
-    #[error("write to store {} failed; its content is unknown, this process must stop", path.display())]
+    #[error(
+        "write to store {} failed; its content is unknown, this process must stop", path.display()
+    )]
     Write { path: PathBuf, source: io::Error },
     /// An earlier write failed, so no more are accepted.
     #[error("store {} is read-only after a failed write; this process must stop", path.display())]

@@ -10,9 +10,9 @@
 //! **What it must never know.** What the entries mean, which consensus library reads them, the
 //! network. It starts no thread and reads no clock.
 //!
-//! **Where to start reading.** [`LogStore`], then [`Image`] (the log in memory), then [`RedbStore`].
-//! [`MemoryStore`] and [`FaultyStore`] replace it in tests and simulation. [`DurableFile`] is
-//! independent of all of them.
+//! **Where to start reading.** [`LogStore`], then [`Image`] (the log in memory), then
+//! [`RedbStore`]. [`MemoryStore`] and [`FaultyStore`] replace it in tests and simulation.
+//! [`DurableFile`] is independent of all of them.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

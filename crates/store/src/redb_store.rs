@@ -102,8 +102,8 @@ impl RedbStore {
         }
     }
 
-    /// The owner of the store in `folder`, if there is one: a starting process learns from it who it
-    /// is. The store is not kept open.
+    /// The owner of the store in `folder`, if there is one: a starting process learns from it who
+    /// it is. The store is not kept open.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -190,7 +190,8 @@ impl LogStore for RedbStore {
             return Ok(());
         }
         if let Err(error) = self.commit(batch) {
-            // Never retried: after a failed sync the next one may succeed although the pages are gone.
+            // Never retried: after a failed sync the next one may succeed although the pages are
+            // gone.
             self.poisoned = true;
             return Err(StoreError::Write { path: self.path.clone(), source: other(error) });
         }

@@ -51,8 +51,8 @@ pub const RETRY_AFTER_S: u64 = 1;
 /// `docker stop` kills.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
-/// After an accept failed for lack of file descriptors: long enough for some to be closed, too short
-/// to be noticed.
+/// After an accept failed for lack of file descriptors: long enough for some to be closed, too
+/// short to be noticed.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// For the TCP connection and for the TLS handshake, each.
@@ -188,6 +188,6 @@ impl Default for ServerLimits {
 
 /// Receive window of a bulk connection. Within a zone (round trips below a millisecond) it carries
 /// more than 2 Gbit/s, and it is less than a 20 ms queue holds at 100 Mbit/s. An auto-tuned window
-/// fills every queue until packets are dropped, and a chain of equally fast links never recovers the
-/// lost time.
+/// fills every queue until packets are dropped, and a chain of equally fast links never recovers
+/// the lost time.
 pub const BULK_WINDOW_BYTES: usize = 256 * 1024;

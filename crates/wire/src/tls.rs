@@ -56,7 +56,8 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Bounds the bytes in flight on a bulk connection, so that they do not fill a network card's queue.
+/// Bounds the bytes in flight on a bulk connection, so that they do not fill a network card's
+/// queue.
 pub(crate) fn bound_window(stream: &TcpStream) -> io::Result<()> {
     Ok(sockopt::set_socket_recv_buffer_size(stream, BULK_WINDOW_BYTES)?)
 }
