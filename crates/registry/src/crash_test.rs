@@ -1,8 +1,9 @@
 //! A disk that dies at any operation: what was acknowledged is there afterwards, and all of it.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use redb::{Database, StorageBackend};
 
 use crate::api::{Op, RangeRequest, Registry as _, RegistryError, Selector, Txn};
@@ -43,7 +44,7 @@ impl CrashDisk {
     }
 
     fn operate<T>(&self, change: impl FnOnce(&mut Disk) -> T) -> io::Result<T> {
-        let mut disk = self.0.lock().expect("no panic");
+        let mut disk = self.0.lock();
         if disk.operations_left == 0 {
             return Err(io::Error::other("the disk is dead"));
         }
@@ -53,7 +54,7 @@ impl CrashDisk {
 
     /// What a restart finds: all that was synced, and any of what was not.
     fn after_crash(&self, random: &mut Random) -> Vec<u8> {
-        let disk = self.0.lock().expect("no panic");
+        let disk = self.0.lock();
         let mut bytes = disk.synced.clone();
         bytes.resize(bytes.len().max(disk.written.len()), 0);
         for (offset, data) in &disk.unsynced {
@@ -67,11 +68,11 @@ impl CrashDisk {
 
 impl StorageBackend for CrashDisk {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().expect("no panic").written.len() as u64)
+        Ok(self.0.lock().written.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let disk = self.0.lock().expect("no panic");
+        let disk = self.0.lock();
         let start = usize::try_from(offset).expect("small");
         let bytes = disk.written.get(start..start + out.len());
         out.copy_from_slice(bytes.ok_or_else(|| io::Error::other("beyond the end"))?);

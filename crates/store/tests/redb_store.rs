@@ -5,12 +5,13 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use cohort_store::{
     Batch, Configuration, Entry, EntryKind, HardState, Identity, Image, Index, LogStore,
     MemoryStore, RaftId, RedbStore, STORE_FILE, Snapshot, StoreError, Term,
 };
+use parking_lot::{Mutex, MutexGuard};
 
 fn identity() -> Identity {
     Identity { group: "web".to_owned(), incarnation: 3, raft_id: RaftId(2) }
@@ -248,8 +249,8 @@ enum Change {
 }
 
 impl CrashDisk {
-    fn access(&self) -> io::Result<std::sync::MutexGuard<'_, CrashState>> {
-        let mut state = self.inner.lock().unwrap();
+    fn access(&self) -> io::Result<MutexGuard<'_, CrashState>> {
+        let mut state = self.inner.lock();
         state.accesses += 1;
         match &mut state.accesses_left {
             Some(0) => return Err(io::Error::other("the disk is gone")),
@@ -262,7 +263,7 @@ impl CrashDisk {
     /// The disk as it is found after a power failure: unsynced writes are there, not there, or
     /// torn in the middle, each by a roll of `die`.
     fn after_crash(&self, die: u64) -> CrashDisk {
-        let state = self.inner.lock().unwrap();
+        let state = self.inner.lock();
         let mut bytes = state.current.clone();
         for change in state.unsynced.iter().rev() {
             match change {
@@ -303,11 +304,11 @@ impl CrashDisk {
 
 impl redb::StorageBackend for CrashDisk {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.inner.lock().unwrap().current.len() as u64)
+        Ok(self.inner.lock().current.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let state = self.inner.lock().unwrap();
+        let state = self.inner.lock();
         let at = offset as usize;
         let bytes = state.current.get(at..at + out.len());
         out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -351,7 +352,7 @@ fn a_crash_at_any_access_leaves_whole_batches() {
     for at in 0.. {
         let disk = CrashDisk::default();
         let mut store = RedbStore::open_backend(disk.clone(), &identity()).unwrap();
-        disk.inner.lock().unwrap().accesses_left = Some(at);
+        disk.inner.lock().accesses_left = Some(at);
         let mut acknowledged = 0;
         for batch in &batches {
             match store.write(batch) {
@@ -365,7 +366,7 @@ fn a_crash_at_any_access_leaves_whole_batches() {
             }
         }
         // The process is gone: nothing that redb does while it is dropped reaches the disk.
-        disk.inner.lock().unwrap().accesses_left = Some(0);
+        disk.inner.lock().accesses_left = Some(0);
         drop(store);
         for die in 0..4 {
             let found = RedbStore::open_backend(disk.after_crash(at * 31 + die), &identity());
