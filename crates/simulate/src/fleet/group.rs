@@ -1,4 +1,7 @@
-//! A group: its committed state, whoever leads, and its servers.
+//! A group: its committed state, its leader, and its servers.
+//!
+//! What the leader observes, when it plans and what it writes to the registry is the production
+//! code of `cohort-server`; the log itself is a totally ordered list here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,9 +30,9 @@ use super::server::Server;
 pub struct Happened {
     /// When, in milliseconds of the fleet's clock.
     pub at_ms: u64,
-    /// What.
+    /// The event, as the state machine returned it.
     pub event: Event,
-    /// The wave that began with it.
+    /// The wave that started with it, and its servers.
     pub wave: Option<(u32, BTreeSet<ServerId>)>,
 }
 
@@ -52,25 +55,25 @@ pub struct Group {
     pub state: State,
     /// Every command, in order, as it was proposed.
     pub log: Vec<Command>,
-    /// Its servers, those as well that have left.
+    /// Its servers, including those that have left.
     pub servers: BTreeMap<ServerId, Server>,
-    /// Who leads.
+    /// The server whose member leads.
     pub leader: Option<ServerId>,
-    /// Since when nobody leads, in milliseconds.
+    /// When the group lost its leader, in milliseconds; none while it has one.
     pub leaderless_ms: Option<u64>,
-    /// Messages on their way.
+    /// Messages in flight.
     pub net: Net,
-    /// What the leader proposed and what is not in the log yet: when it gets there.
+    /// The leader's proposals in flight, and when each reaches the log, in milliseconds.
     pub proposed: Vec<(u64, Body)>,
-    /// What happened, for scenarios and invariants: when, and what.
+    /// Everything that happened, for scenarios and invariants.
     pub events: Vec<Happened>,
-    /// The last plan's reasons.
+    /// Why things wait, by the last plan.
     pub waiting: Vec<Waiting>,
-    /// Commands that were refused, and why.
+    /// Commands that the state machine refused, and why.
     pub refused: Vec<(&'static str, Rejection)>,
-    /// The states that were entered, from and to.
+    /// The transitions taken, from and to.
     pub arrows: BTreeSet<(PhaseName, PhaseName)>,
-    /// The kill switch, as the members have it.
+    /// The reason given for the kill switch; none while it is off.
     pub killed: Option<String>,
     /// What the channels point to, for this group's platform.
     pub offers: BTreeMap<AppId, Offer>,
@@ -78,7 +81,7 @@ pub struct Group {
     leading: Option<Leading>,
     contacts: Contacts,
     written: Written,
-    /// How far the leaders' monotonic clock is ahead of the fleet's: leaders that were stopped.
+    /// How far the leader's clock is ahead of the fleet's, in milliseconds: it was stopped.
     ahead_ms: u64,
     requests: u64,
     held: Vec<Held>,
@@ -86,7 +89,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// A group that was set up and has no servers.
+    /// A group that is set up but has no servers yet.
     #[must_use]
     pub fn new(name: &str, platform: &str, labels: &BTreeMap<String, String>) -> Group {
         let id = GroupId::new(name).expect("a group name");
@@ -170,7 +173,7 @@ impl Group {
         outcome
     }
 
-    /// A person says something, once.
+    /// An operator's command, under a fresh request id.
     ///
     /// # Errors
     /// Why it was refused.
@@ -180,7 +183,7 @@ impl Group {
         self.commit(now_ms, "ana", Some(request), body)
     }
 
-    /// Another server leads from now on; what the old one knew is forgotten.
+    /// Changes the leader; the observations of the old one are lost.
     pub fn elect(&mut self, now_ms: u64, leader: Option<ServerId>) {
         self.leaderless_ms = if leader.is_none() { Some(now_ms) } else { None };
         // Worse than in production, where the new leader's member has heard of some servers itself.
@@ -194,7 +197,7 @@ impl Group {
         self.leader = leader;
     }
 
-    /// The leader's process is stopped for a while; nobody else is.
+    /// The leader's process was stopped for `ms` while everybody else kept running.
     pub fn leap(&mut self, ms: u64) {
         self.ahead_ms += ms;
     }
@@ -239,7 +242,7 @@ impl Group {
         }
     }
 
-    /// A server's orders, numbered: the same orders have the same number.
+    /// A server's orders, with a number that changes whenever they do.
     fn orders(&mut self, server: &ServerId) -> (Option<Orders>, u64) {
         let orders = self.state.orders(server, self.killed.is_some());
         let (number, given) = self.given.entry(server.clone()).or_default();
@@ -250,7 +253,7 @@ impl Group {
         (orders, *number)
     }
 
-    /// The held questions that are answered now: orders have changed, time is up, or nobody leads.
+    /// Takes out the held questions due now: orders changed, time is up, or there is no leader.
     pub fn answer_held(&mut self, now_ms: u64) -> Vec<(ServerId, u64)> {
         let (mut answered, mut held) = (Vec::new(), std::mem::take(&mut self.held));
         let entries = self.log.len();
@@ -270,7 +273,7 @@ impl Group {
         answered
     }
 
-    /// Reports go into the log one after the other; which of them were accepted.
+    /// Appends reports in order. Returns which of them were accepted.
     pub fn report(&mut self, now_ms: u64, reports: Vec<Report>) -> Vec<bool> {
         let commit = |report: Report| {
             let actor = report.server.to_string();
@@ -279,14 +282,14 @@ impl Group {
         reports.into_iter().map(commit).collect()
     }
 
-    /// An answer reaches a server.
+    /// Delivers an answer to its server.
     pub fn deliver(&mut self, message: Message) {
         if let Some(server) = self.servers.get_mut(message.server()) {
             server.receive(message);
         }
     }
 
-    /// Time has passed for the leader. Whether it plans now.
+    /// Advances the leader's clock. Returns whether a plan is due.
     pub fn plan_due(&mut self, now_ms: u64) -> bool {
         let Some(leading) = &mut self.leading else { return false };
         let now_ms = now_ms + self.ahead_ms;
@@ -294,7 +297,7 @@ impl Group {
         leading.due(now_ms, self.log.len() as u64)
     }
 
-    /// What the leader plans.
+    /// The leader's plan, made from what it observes now.
     pub fn plan(&mut self, now_ms: u64, registry: Option<RegistryView>) -> Plan {
         let Some(mut leading) = self.leading.take() else { return Plan::default() };
         let plan = self.plan_of(&mut leading, now_ms, registry);
@@ -315,7 +318,7 @@ impl Group {
         leading.plan(now_ms + self.ahead_ms, &self.state, &self.contacts)
     }
 
-    /// The leader proposes a command, which will come after so many that are not in the log yet.
+    /// Notes a proposal of the leader, behind `after` others that are still in flight.
     pub fn proposes(&mut self, now_ms: u64, body: &Body, after: usize) {
         let index = (self.log.len() + after + 1) as u64;
         if let Some(leading) = &mut self.leading {
@@ -323,7 +326,7 @@ impl Group {
         }
     }
 
-    /// The leader writes what is due to the registry and tells the group.
+    /// Writes due records to the registry, and acknowledges them to the group.
     pub fn write_records(&mut self, now_ms: u64, registry: &mut RegistryView) {
         let members = self.state.servers.values().filter_map(|server| server.member);
         let voters = Configuration::of(members.map(|member| RaftId(member.0)), []);
@@ -349,10 +352,10 @@ impl Group {
         }
     }
 
-    /// Whether everything is where it should be: nothing in flight, nothing owed, all serve.
+    /// Checks that the group runs `release` everywhere: nothing in flight, no debts, all serving.
     ///
     /// # Errors
-    /// The first thing that is not.
+    /// The first thing that is not as it should be.
     pub fn settled_on(&self, app: &AppId, release: &Release) -> Result<(), String> {
         let state = &self.state.apps[app];
         if state.phase.name() != PhaseName::Running {

@@ -19,53 +19,53 @@ use super::net::{Message, Weather};
 use super::prober::Prober;
 use super::server::{Around, Server};
 
-/// How far the clock goes in one step, in milliseconds.
+/// One step of the clock, in milliseconds.
 pub const TICK_MS: u64 = 100;
-/// How long a group goes without a leader when the old one is gone, in milliseconds.
+/// How long a group has no leader after losing one, in milliseconds.
 const ELECTION_MS: u64 = 1_000;
 
-/// Plans one after the other at the same moment: a leader plans again as soon as what it proposed
-/// is applied. 4: the second one rarely proposes anything.
+/// Plans in a row within one step: the leader plans again as soon as its proposals are applied.
+/// 4: the second one rarely proposes anything.
 const PLANS_MAX: usize = 4;
 
-/// The registry, as every leader reads it.
+/// The registry, as leaders read it.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
-    /// What is in it.
+    /// Its content.
     pub view: RegistryView,
-    /// It does not answer.
+    /// Whether it is unreachable.
     pub away: bool,
 }
 
 /// A fleet in one thread.
 #[derive(Debug)]
 pub struct Fleet {
-    /// The time, in milliseconds.
+    /// Milliseconds since the fleet began.
     pub now_ms: u64,
-    /// The groups.
+    /// The groups, by name.
     pub groups: BTreeMap<GroupId, Group>,
-    /// The registry.
+    /// One registry for all groups.
     pub registry: Registry,
-    /// What releases do.
+    /// The faults of releases.
     pub behaviours: Behaviours,
     /// Releases, by app, version and platform.
     pub releases: BTreeMap<(AppId, String, String), Release>,
-    /// How messages fare.
+    /// How many messages are lost, duplicated or delayed.
     pub weather: Weather,
-    /// The mirrors answer.
+    /// Whether the mirrors answer.
     pub mirrors: bool,
     /// How long a fetch takes, in milliseconds.
     pub fetch_ms: u64,
-    /// Proposals of the leader come up to this late, in milliseconds.
+    /// The longest delay between a leader's proposal and its commit, in milliseconds.
     pub slow_log_ms: u32,
-    /// What a prober outside of Cohort saw.
+    /// Watches the services from outside, as users would.
     pub prober: Prober,
     /// Stop as soon as some app of some group enters this state (of this wave), even in the middle
     /// of a plan.
     pub break_at: Option<(PhaseName, Option<u32>)>,
-    /// It was, and the rest of the leader's plan was lost.
+    /// Whether it was entered, and the rest of the leader's plan lost.
     pub broke: bool,
-    /// Draws what the weather and the log do.
+    /// The source of all randomness.
     pub rng: ChaCha8Rng,
 }
 
@@ -119,7 +119,7 @@ impl Fleet {
         }
     }
 
-    /// A server leaves for good.
+    /// A server leaves permanently.
     pub fn leave(&mut self, group: &GroupId, server: &ServerId) {
         let now_ms = self.now_ms;
         let group = self.groups.get_mut(group).expect("a known group");
@@ -141,14 +141,14 @@ impl Fleet {
         policies.insert(policy.app.clone(), (revision, policy));
     }
 
-    /// Makes a release known, with what it does.
+    /// Publishes a release and its faults.
     pub fn publish(&mut self, app: &AppId, release: Release, behaviour: Behaviour) {
         let key = (app.clone(), release.version.to_string(), release.platform.to_string());
         self.behaviours.add(release.clone(), behaviour);
         self.releases.insert(key, release);
     }
 
-    /// Points the channel to a version, on every platform that has it.
+    /// Points the channel to a version on every platform that has it.
     pub fn channel(&mut self, app: &AppId, version: &str) {
         for group in self.groups.values_mut() {
             let platform = group.state.platform.clone().expect("set up").to_string();
@@ -159,7 +159,7 @@ impl Fleet {
         }
     }
 
-    /// Lets time go by, in steps.
+    /// Advances the clock by `ms`, in steps.
     pub fn run_ms(&mut self, ms: u64) {
         let until = self.now_ms + ms;
         while self.now_ms < until {
@@ -332,7 +332,7 @@ impl Fleet {
         }
     }
 
-    /// The leader plans and proposes; false when the rest of its plan is lost.
+    /// Plans and proposes. Returns false when the rest of the plan was lost (`break_at`).
     fn plan(&mut self, group: &mut Group) -> bool {
         let now_ms = self.now_ms;
         if !self.registry.away {
@@ -357,7 +357,7 @@ impl Fleet {
         true
     }
 
-    /// Whether the state that `break_at` names is reached.
+    /// Whether the state named by `break_at` was just entered.
     fn is_there(&mut self, group: &Group) -> bool {
         let number = |phase: &Phase| phase.wave().and(phase.rollout()).map(|rollout| rollout.waves);
         let entered = |(name, wave): (PhaseName, Option<u32>)| {

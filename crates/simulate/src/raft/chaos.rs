@@ -1,4 +1,4 @@
-//! What happens at random.
+//! Random troubles.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// One thing that the world does to its members, or a client asks for.
+/// One trouble, or one request of a client.
 #[derive(Clone, Debug)]
 pub(crate) enum Trouble {
     Propose,
@@ -28,7 +28,7 @@ pub(crate) enum Trouble {
     LoseDisk,
 }
 
-/// How often each kind of trouble comes; drawn per seed, so that seeds differ in character.
+/// The weight of each kind of trouble; drawn per seed, so that seeds differ in character.
 pub(crate) struct Chaos {
     weights: Vec<(u32, Trouble)>,
     total: u32,
@@ -75,8 +75,7 @@ pub(crate) fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-/// A membership to change to: some of the members that can vote, and some of the others as
-/// standbys.
+/// Draws a membership to change to: some members as voters, some of the others as standbys.
 pub(crate) fn target(
     now: &Configuration,
     alive: &[RaftId],

@@ -1,18 +1,18 @@
-//! What must never happen, looked for after every event.
+//! What must never happen, checked after every event.
 
 use std::collections::BTreeMap;
 
 use cohort_consensus::{Index, RaftId, Role, Status, Term};
 use cohort_store::{Entry, EntryKind};
 
-/// Everything that was ever seen to be decided, by anyone.
+/// Every decision ever seen, by any member.
 #[derive(Debug, Default)]
 pub struct Checker {
     leaders: BTreeMap<Term, RaftId>,
     decided: BTreeMap<Index, Decided>,
     /// The highest position that any member has applied.
     applied_max: Index,
-    /// Commands that a client was told to be committed.
+    /// Commands whose commit was acknowledged to a client: position to hash.
     pub(crate) acknowledged: BTreeMap<Index, u64>,
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn digest(start: u64, bytes: &[u8]) -> u64 {
 }
 
 impl Checker {
-    /// At most one leader in each term; it is a voter, and sends nobody what it knows to be there.
+    /// At most one leader per term, and it is a voter.
     pub(crate) fn role(&mut self, status: &Status) -> Result<(), String> {
         if status.role != Role::Leader {
             return Ok(());
@@ -63,7 +63,7 @@ impl Checker {
         Ok(())
     }
 
-    /// A member took over a snapshot.
+    /// A member restored a snapshot.
     pub(crate) fn restored(&mut self, id: RaftId, index: Index, chain: u64) -> Result<(), String> {
         match self.decided.get(&index) {
             Some(decided) if decided.chain != chain => {
@@ -73,7 +73,7 @@ impl Checker {
         }
     }
 
-    /// The lowest position that a read begun now may be answered with.
+    /// The lowest position that may answer a read begun now.
     pub(crate) fn read_floor(&self) -> Index {
         self.applied_max
     }
@@ -86,7 +86,7 @@ impl Checker {
         Ok(())
     }
 
-    /// Every acknowledged command is decided where it was said to be.
+    /// Every acknowledged command is decided at its position.
     pub(crate) fn acknowledged_kept(&self) -> Result<(), String> {
         for (index, data) in &self.acknowledged {
             if self.decided.get(index).map(|decided| decided.data) != Some(*data) {

@@ -1,4 +1,4 @@
-//! One server: a disk, and a process that comes and goes.
+//! One server: a disk, and the processes that run on it one after the other.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use cohort_store::{Disk, EntryKind, FaultyStore, LogStore, WriteFault};
 
 use super::checker::{Checker, digest};
 
-/// The replicated state: how far it is, how many commands, and a hash over all of them.
+/// The replicated state: a count of commands, and a hash over all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Machine {
     pub(crate) commands: u64,
@@ -33,38 +33,38 @@ impl Machine {
     }
 }
 
-/// A process that runs.
+/// A running process.
 pub(crate) struct Process {
     pub(crate) node: Node<FaultyStore>,
     pub(crate) machine: Machine,
     pub(crate) applied: Index,
-    /// Commands that wait for their commit.
+    /// Commands waiting for their commit.
     proposals: BTreeMap<Index, (Term, u64)>,
-    /// Reads that wait, with the position below which their answer would be stale.
+    /// Open reads, with the position below which an answer would be stale.
     reads: BTreeMap<ReadId, Index>,
 }
 
-/// A server.
+/// A server and its disk.
 pub(crate) struct Member {
     pub(crate) disk: Disk,
     pub(crate) config: Config,
     pub(crate) process: Option<Process>,
     /// Milliseconds between its ticks, by its own clock.
     pub(crate) tick_ms: u64,
-    /// Until when it does nothing at all.
+    /// When its pause ends, in milliseconds.
     pub(crate) paused_until: u64,
 }
 
-/// What became of an event.
+/// How an event ended for the process.
 pub(crate) enum After {
-    /// The process goes on; these messages leave.
+    /// It keeps running; these are its effects.
     Runs(Box<Effects>),
-    /// The disk failed, and the process has ended.
+    /// The disk failed and the process exited.
     Died,
 }
 
 impl Member {
-    /// Starts the process on what the disk holds.
+    /// Starts a process from the disk.
     pub(crate) fn start(&mut self) -> Result<(), String> {
         self.config.boot_epoch += 1;
         let store = FaultyStore::open(&self.disk).map_err(|error| error.to_string())?;
@@ -79,7 +79,7 @@ impl Member {
         Ok(())
     }
 
-    /// The process ends, and with it whatever was not durable.
+    /// Ends the process; whatever was not durable is lost.
     pub(crate) fn crash(&mut self) {
         self.process = None;
         self.disk.crash();
@@ -100,7 +100,7 @@ impl Member {
         }
     }
 
-    /// Drains the process and checks everything that it says.
+    /// Drains the process and checks all its effects.
     pub(crate) fn settle(&mut self, checker: &mut Checker) -> Result<After, String> {
         let id = self.config.id;
         let Some(process) = &mut self.process else { return Ok(After::Died) };

@@ -2,15 +2,15 @@
 //!
 //! Five servers run [`cohort_consensus::Node`] over simulated disks and a simulated network:
 //!
-//! - the **network** loses, doubles, delays, reorders and parts;
+//! - the **network** loses, duplicates, delays and reorders packets, and partitions;
 //! - **disks** fail before or after a batch is durable, which ends the process; power fails at any
-//!   event; some disks are lost for good, and the server comes back under a new number;
+//!   event; some disks are lost permanently, and the server returns under a new number;
 //! - **clocks** run at different speeds, and processes pause;
 //! - **clients** propose, read on any member, hand over leadership, change the membership, and
 //!   take snapshots, all at random.
 //!
-//! After every event [`Checker`] looks for what must never happen. At the end everything is
-//! healed, and the group must converge. [`run`] does all of this for one seed; [`Script`] plays
+//! After every event [`Checker`] checks what must never happen. At the end everything heals, and
+//! the group must converge. [`run`] does all of this for one seed; [`Script`] plays
 //! the explained examples in `scenarios/consensus/`.
 
 mod chaos;

@@ -1,4 +1,4 @@
-//! A group from its founding through its troubles to its recovery.
+//! One run: a group is founded, suffers troubles, heals, and must converge.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -16,30 +16,30 @@ use super::network::Network;
 
 mod trouble;
 
-/// Servers in the world.
+/// Servers in the group.
 const SERVERS: u64 = 5;
-/// The tick of production, and the clock of a server that keeps time.
+/// The production tick, in milliseconds; some servers' clocks run faster or slower.
 const TICK_MS: u64 = 50;
 /// Milliseconds between two troubles, at most.
 const TROUBLE_MS_MAX: u64 = 60;
-/// How long a process stays down.
+/// How long a process stays down at most, in milliseconds.
 const DOWN_MS_MAX: u64 = 3000;
-/// How long the healed world may take to converge: some elections, some snapshots that have to be
-/// given up first, and a joint change that has to be driven to its end.
+/// How long the healed group may take to converge, in milliseconds: some elections, timeouts of
+/// lost snapshots, and a joint change to complete.
 const HEAL_MS: u64 = 60_000;
-/// How often a last command is proposed to the healed group.
+/// Pause between two last commands proposed to the healed group, in milliseconds.
 const HEAL_PROPOSE_MS: u64 = 500;
 
 /// What to simulate.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
-    /// Everything follows from it.
+    /// Determines the whole run.
     pub seed: u64,
-    /// Events before the world is healed.
+    /// Events before everything heals.
     pub steps: u64,
-    /// Rules that are switched off.
+    /// Rules to switch off.
     pub weaken: Weaken,
-    /// Whether every disk reports syncs that it has not made.
+    /// Whether every disk reports syncs it has not made.
     pub lying_disks: bool,
     /// Whether to keep a line for every event.
     pub trace: bool,
@@ -53,7 +53,7 @@ impl Setup {
     }
 }
 
-/// What a run that went well amounted to.
+/// Statistics of a successful run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Events, healing included.
@@ -62,13 +62,13 @@ pub struct Outcome {
     pub last_term: u64,
     /// The last position that everyone has applied.
     pub applied: u64,
-    /// Commands that clients were told to be committed.
+    /// Commands whose commit was acknowledged to clients.
     pub acknowledged: u64,
     /// Times that a process ended.
     pub crashes: u64,
     /// Snapshots that were sent to a member.
     pub snapshots: u64,
-    /// Configurations that took effect, joint ones included, on any member.
+    /// Configurations that took effect on any member, including joint ones.
     pub configurations: u64,
     /// Reads that were answered.
     pub reads: u64,
@@ -76,16 +76,16 @@ pub struct Outcome {
     pub messages: u64,
 }
 
-/// Something happened that must not.
+/// Something happened that must never happen.
 #[derive(Clone, Debug)]
 pub struct Violation {
     /// The run.
     pub setup: Setup,
     /// The event after which it was seen.
     pub step: u64,
-    /// What was seen.
+    /// The rule that was broken, and how.
     pub what: String,
-    /// The events, if they were kept.
+    /// The events, when `trace` is on.
     pub trace: Vec<String>,
 }
 
@@ -250,7 +250,7 @@ impl World {
         }
     }
 
-    /// One event.
+    /// Plays the next event.
     fn step(&mut self) -> Result<(), String> {
         let Some(Reverse((at, _, event))) = self.queue.pop() else {
             return Err("nothing left to happen".to_owned());
@@ -310,7 +310,7 @@ impl World {
         self.settle(id)
     }
 
-    /// Drains a member, checks what it says and sends its messages.
+    /// Drains a member, checks its effects and sends its messages.
     fn settle(&mut self, id: RaftId) -> Result<(), String> {
         let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
         if member.process.is_none() {
@@ -363,7 +363,7 @@ impl World {
         }
     }
 
-    /// A process has ended; it is started again after a while.
+    /// A process has ended; schedules its restart.
     fn down(&mut self, id: RaftId) {
         self.outcome.crashes += 1;
         let after = self.rng.random_range(1..=DOWN_MS_MAX);
@@ -375,7 +375,7 @@ impl World {
         self.members.keys().nth(at).copied().unwrap_or(RaftId(1))
     }
 
-    /// A leader, more often than chance would find one.
+    /// A leader if there is one, else any member.
     fn someone_leading(&mut self) -> RaftId {
         let leads = |member: &Member| {
             member.process.as_ref().is_some_and(|process| process.node.status().is_leader())
@@ -400,7 +400,7 @@ impl World {
         command
     }
 
-    /// Everything works again.
+    /// Ends all faults.
     fn heal(&mut self) -> Result<(), String> {
         self.note(|| "everything heals".to_owned());
         self.healing = true;
@@ -416,7 +416,7 @@ impl World {
         Ok(())
     }
 
-    /// The last command, once there is a leader to take it.
+    /// Proposes a last command, if there is an established leader.
     fn propose_last(&mut self) -> Option<Index> {
         let leaders: Vec<RaftId> = self.members.keys().copied().collect();
         for id in leaders {
