@@ -17,7 +17,7 @@
 //!  5  vote             as 3
 //!  6  vote reply       as 4
 //!  7  snapshot         term (u64), snapshot
-//!  8  heartbeat        term, commit (u64), with read (u8); if so: member, boot epoch, counter (u64)
+//!  8  heartbeat        term, commit (u64), read (u8); if so: member, boot epoch, counter (u64)
 //!  9  heartbeat reply  as 8
 //! 10  take over        term (u64)
 //! 11  read request     member, boot epoch, counter (u64)
