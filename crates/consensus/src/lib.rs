@@ -1,17 +1,19 @@
 //! Consensus: a replicated log of opaque commands, with membership, linearizable reads, snapshots
 //! and hand-over of leadership.
 //!
-//! [`Node`] is one member, as a state machine without threads, clocks or sockets. Its owner calls
-//! [`Node::tick`] every [`TICK`], [`Node::receive`] for every message, and after each of them
-//! [`Node::drain`], which makes everything durable through a [`LogStore`] and says what to send
-//! and what to apply. No message leaves before what it promises is durable.
+//! **What it is.** [`Node`] is one member, as a state machine without threads, clocks or sockets.
+//! Its owner calls [`Node::tick`] every [`TICK`], [`Node::receive`] for every message, and after
+//! each of them [`Node::drain`], which makes everything durable through a [`LogStore`] and says
+//! what to send and what to apply. No message leaves before what it promises is durable.
 //!
 //! This is the only crate that knows the consensus library underneath (`raft`), and it shows none
-//! of its types. It must never know what commands mean, nor what a server, release or rollout is.
-//! `docs/design/001-raft-library.md` lists the library's traps and what we do about each; the
-//! places in the code say *trap*.
+//! of its types. `docs/design/001-raft-library.md` lists the library's traps and what we do about
+//! each; the places in the code say *trap*.
 //!
-//! Start reading at [`Node`], then `drain.rs` (the order of things), then `membership.rs`.
+//! **What it must never know.** What commands mean; what a server, release or rollout is.
+//!
+//! **Where to start reading.** [`Node`], then `drain.rs` (the order of things), then
+//! `membership.rs`.
 //!
 //! ```
 //! use cohort_consensus::{Config, Node, RaftId};

@@ -1,11 +1,13 @@
 //! Simulation: members and servers in one thread, driven by one seed over virtual time.
 //!
-//! Tests are built from this crate; production never depends on it. It must never read a clock,
-//! start a thread or touch a file: a run is a function of its seed, so that a failure is replayed
-//! by the one line that it prints.
+//! **What it is.** Virtual hosts, networks, disks and clocks around production code. Tests are
+//! built from this crate; production never depends on it. A run is a function of its seed, so one
+//! printed line replays a failure.
 //!
-//! Start reading at [`fleet`] (groups of servers), [`members`] (the production member of one group)
-//! and [`raft`] (the consensus of one group).
+//! **What it must never know.** Clocks, threads, files.
+//!
+//! **Where to start reading.** [`fleet`] (groups of servers), [`members`] (the production member of
+//! one group), [`raft`] (the consensus of one group).
 
 pub mod fleet;
 pub mod members;
