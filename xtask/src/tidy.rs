@@ -86,9 +86,7 @@ const PENDING: &[&str] = &[
     "crate-docs",
     "base::chain",
     "base::durable",
-    "base::retry",
     "parking_lot",
-    "prometheus_client",
     "mirror client",
     "hex",
 ];
