@@ -28,8 +28,8 @@ use cohort_wire::kill::SignedKill;
 use crate::member::View;
 use crate::shared::{MemberHandle, Shared, member_busy};
 use crate::status::group_status;
-use crate::transfers::keep_known;
 use crate::trust::{BUNDLE, MANIFEST, ManifestRequest};
+use cohort_server::transfers::keep_known;
 
 /// The largest request body, in bytes: a batch of reports with their output.
 const BODY_BYTES_MAX: usize = 512 * 1024;

@@ -39,3 +39,4 @@ pub mod outbox;
 pub mod records;
 #[cfg(test)]
 mod records_test;
+pub mod transfers;

@@ -18,6 +18,9 @@ pub fn digest(text: &str) -> Digest {
     Digest::new(hex).expect("64 hexadecimal digits")
 }
 
+/// Length of every artifact in bytes: 16 units.
+pub const LENGTH: u64 = 1_000_000;
+
 /// A release that can be rolled back.
 #[must_use]
 pub fn release(app: &str, version: &str, platform: &str) -> Release {
@@ -27,7 +30,7 @@ pub fn release(app: &str, version: &str, platform: &str) -> Release {
         platform: Platform::new(platform).expect("a platform"),
         artifact: digest(&format!("artifact of {name}")),
         manifest: digest(&format!("manifest of {name}")),
-        length: 1_000_000,
+        length: LENGTH,
         rollback: Rollback::Revert,
     }
 }

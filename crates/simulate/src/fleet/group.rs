@@ -4,6 +4,7 @@
 //! code of `cohort-server`; the log itself is a totally ordered list here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use cohort_consensus::{Configuration, RaftId};
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Event, Rejection};
@@ -21,6 +22,9 @@ use cohort_server::asking::{Input, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
 use cohort_server::contacts::Contacts;
 use cohort_server::leading::Leading;
 use cohort_server::records::{Record, Written, due};
+use cohort_server::transfers::keep_known;
+use cohort_transfer::Tracker;
+use cohort_transfer::tracker::{Participant, TransferAnswer, TransferRequest};
 
 use super::net::{Message, Net};
 use super::server::Server;
@@ -49,7 +53,7 @@ struct Held {
 }
 
 /// A group of servers behind one log.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Group {
     /// Its committed state.
     pub state: State,
@@ -84,6 +88,8 @@ pub struct Group {
     /// How far the leader's clock is ahead of the fleet's, in milliseconds: it was stopped.
     ahead_ms: u64,
     requests: u64,
+    /// Who sends what to whom, at the leader's server.
+    tracker: Tracker,
     held: Vec<Held>,
     given: BTreeMap<ServerId, (u64, Option<Orders>)>,
 }
@@ -112,6 +118,7 @@ impl Group {
             written: Written::default(),
             ahead_ms: 0,
             requests: 0,
+            tracker: Tracker::default(),
             held: Vec::new(),
             given: BTreeMap::new(),
         };
@@ -191,10 +198,13 @@ impl Group {
         self.written = Written::default();
         self.leading = leader.clone().map(|leader| {
             let mut leading = Leading::new(leader, self.killed.clone());
+            // Every member's ticks run, also before it leads.
+            leading.tick(now_ms + self.ahead_ms);
             leading.began(now_ms + self.ahead_ms);
             leading
         });
         self.leader = leader;
+        self.tracker.clear();
     }
 
     /// The leader's process was stopped for `ms` while everybody else kept running.
@@ -280,6 +290,24 @@ impl Group {
             self.commit(now_ms, &actor, None, Body::Report { report }).is_ok()
         };
         reports.into_iter().map(commit).collect()
+    }
+
+    /// A server reports its transfers to the leader's tracker.
+    pub fn track(
+        &mut self,
+        now_ms: u64,
+        server: &ServerId,
+        mut request: TransferRequest,
+    ) -> Option<TransferAnswer> {
+        let known = self.state.servers.get(server)?;
+        keep_known(&mut request, &self.state);
+        let from = Participant {
+            server: server.clone(),
+            address: known.address.clone(),
+            rack: known.rack.clone(),
+            leads: self.leader.as_ref() == Some(server),
+        };
+        self.tracker.report(&from, &request, Duration::from_millis(now_ms)).ok()
     }
 
     /// Delivers an answer to its server.

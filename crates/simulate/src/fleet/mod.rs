@@ -1,9 +1,11 @@
-//! A fleet in one thread: groups behind a totally ordered log, servers that run the real step
-//! logic, one virtual clock, and faults that are told or drawn from a seed.
+//! A fleet in one thread: groups behind a totally ordered log, servers that run the production
+//! agent's decisions, one virtual clock, and faults that a script tells or a seed draws.
 //!
-//! Raft is left out on purpose: a group here is its committed state and whoever leads. What a
-//! change of leader means to the state machine is kept (observations begin anew, proposals get
-//! lost or come late), so that what is found here is about `cohort_core` alone.
+//! Production code decides what a server asks, reports, fetches and does (`cohort-server`,
+//! `cohort-transfer`, `cohort-core`); virtual are its host, disk, network, hub and mirror. Raft is
+//! left out on purpose: a group here is its committed state and whoever leads. A change of leader
+//! still means what it means (observations begin anew, proposals get lost or come late). The
+//! production member under faults has a simulation of its own.
 //!
 //! Start reading at [`world`]; [`server`] is a server, [`prober`] looks from outside, [`script`]
 //! has the verbs of `scenarios/*.txt`, [`chaos`] draws faults from a seed.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use cohort_core::ids::{AppId, ServerId};
 use cohort_core::report::{Report, Step};
 use cohort_server::asking::{Input, Question};
+use cohort_transfer::tracker::{TransferAnswer, TransferRequest};
 
 /// A message in flight. `id` pairs an answer with its question, as a connection does.
 #[derive(Debug, Clone)]
@@ -40,6 +41,26 @@ pub enum Message {
         /// Oldest first; never empty.
         reports: Vec<Report>,
     },
+    /// A server tells the leader's tracker how far its transfers are.
+    Transfer {
+        /// Who reports.
+        server: ServerId,
+        /// Which request.
+        id: u64,
+        /// The server that leads, as far as the sender knows.
+        to: ServerId,
+        /// The state of its transfers.
+        request: TransferRequest,
+    },
+    /// The tracker's answer.
+    Guided {
+        /// To whom.
+        server: ServerId,
+        /// To which request.
+        id: u64,
+        /// What to fetch from whom; `None`: that server does not lead, or refused.
+        answer: Option<TransferAnswer>,
+    },
     /// The reports are in the log.
     Taken {
         /// Whose reports.
@@ -58,6 +79,8 @@ impl Message {
         match self {
             Message::Ask { server, .. }
             | Message::Answer { server, .. }
+            | Message::Transfer { server, .. }
+            | Message::Guided { server, .. }
             | Message::Taken { server, .. } => server,
             Message::Report { reports, .. } => &reports[0].server,
         }

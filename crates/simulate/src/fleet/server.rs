@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_core::ids::{AppId, BootEpoch, Digest, Incarnation, ServerId};
+use cohort_core::ids::{AppId, BootEpoch, Digest, GroupId, Incarnation, ServerId};
 use cohort_core::orders::{AppOrders, Fence, MemberAddress, Orders};
 use cohort_core::release::Release;
 use cohort_core::report::{Health, Outcome, Step};
@@ -16,12 +16,17 @@ use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, Effect, Input, Members, ORDERS_VALID_MS, Question, Received, WAIT_MS_MAX,
 };
 use cohort_server::outbox::{ANSWER_MS_MAX as TAKEN_MS_MAX, Outbox};
+use cohort_transfer::UnitSet;
 
 use super::behaviour::{Behaviours, Fault};
 use super::net::Message;
+use transfer::Transfers;
 
 mod host;
 mod steps;
+mod transfer;
+
+pub use transfer::Holdings;
 
 /// How long a server waits for its first orders after a start before it takes traffic without, in
 /// milliseconds: the agent's default.
@@ -34,6 +39,8 @@ pub struct Disk {
     pub apps: BTreeMap<AppId, AppRecord>,
     /// Artifacts that are whole.
     pub held: BTreeSet<Digest>,
+    /// Units of artifacts that are not.
+    pub parts: BTreeMap<Digest, UnitSet>,
     /// Counts the starts of the agent.
     pub boot_epoch: u64,
     /// The latch of the kill switch.
@@ -62,7 +69,7 @@ impl Service {
 }
 
 /// What an agent keeps in memory.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Agent {
     asking: Asking,
     /// The question that is open, and until when it is waited for.
@@ -75,7 +82,7 @@ struct Agent {
     sending: Option<(u64, u64)>,
     apps: BTreeMap<AppId, AppAgent>,
     announced: Announced,
-    fetching: BTreeMap<Digest, u64>,
+    transfers: Transfers,
     kept: BTreeMap<AppId, Vec<Digest>>,
     /// Numbers questions and requests of all starts.
     next_id: u64,
@@ -118,7 +125,7 @@ struct Working {
 }
 
 /// A virtual server.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Server {
     /// Its name.
     pub id: ServerId,
@@ -150,11 +157,15 @@ pub struct Around<'a> {
     pub now_ms: u64,
     /// What releases do.
     pub behaviours: &'a Behaviours,
-    /// Servers that hold an artifact and can be reached.
-    pub holders: &'a dyn Fn(&Digest) -> BTreeSet<ServerId>,
+    /// The group.
+    pub group: &'a GroupId,
+    /// What servers hold that can be reached.
+    pub holdings: &'a Holdings,
+    /// Who leads, as the members say.
+    pub leader: Option<&'a ServerId>,
     /// The mirrors answer.
     pub mirrors: bool,
-    /// How long a fetch takes, in milliseconds.
+    /// How long the whole artifact takes from one source, in milliseconds.
     pub fetch_ms: u64,
     /// Where the group's members are.
     pub members: &'a [MemberAddress],
@@ -174,7 +185,7 @@ impl Agent {
             sending: None,
             apps: BTreeMap::new(),
             announced: Announced::default(),
-            fetching: BTreeMap::new(),
+            transfers: Transfers::default(),
             kept: BTreeMap::new(),
             next_id: boot_epoch << 32,
             inbox: Vec::new(),
@@ -317,6 +328,7 @@ impl Server {
         }
         self.read_inbox(around);
         self.fetch(around);
+        self.announce();
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
         for app in apps {
             self.tick_app(&app, around);
@@ -348,7 +360,8 @@ impl Server {
                         }
                     }
                 }
-                Message::Ask { .. } | Message::Report { .. } => {}
+                Message::Guided { id, answer, .. } => self.guided(id, answer, around.now_ms),
+                Message::Ask { .. } | Message::Report { .. } | Message::Transfer { .. } => {}
             }
         }
         if self.agent.open.is_some_and(|(_, until_ms)| until_ms <= around.now_ms) {
@@ -451,30 +464,10 @@ impl Server {
         }
     }
 
-    /// Ordered bytes come in beside everything else, and are announced when they are whole.
-    fn fetch(&mut self, around: &Around<'_>) {
-        let Agent { received, fetching, announced, outbox, changes, fetched, .. } = &mut self.agent;
-        let Some(received) = received else { return };
-        for fetch in received.orders.apps.iter().flat_map(|app| &app.fetch) {
-            let artifact = &fetch.release.artifact;
-            if self.disk.held.contains(artifact) {
-                continue;
-            }
-            let from = (around.holders)(artifact);
-            let peer = fetch.sources.iter().any(|source| from.contains(&source.server));
-            if peer || (fetch.from_mirror && around.mirrors) {
-                let whole_ms = around.now_ms + around.fetch_ms;
-                let whole_ms = *fetching.entry(artifact.clone()).or_insert(whole_ms);
-                if whole_ms <= around.now_ms {
-                    fetching.remove(artifact);
-                    self.disk.held.insert(artifact.clone());
-                    *changes += 1;
-                }
-            }
-        }
-        if *fetched == *changes {
-            return;
-        }
+    /// Reports what has become whole.
+    fn announce(&mut self) {
+        let Agent { received, announced, outbox, changes, fetched, .. } = &mut self.agent;
+        let Some(received) = received.as_ref().filter(|_| *fetched != *changes) else { return };
         *fetched = *changes;
         let held = &self.disk.held;
         let whole = |release: &Release| held.contains(&release.artifact);

@@ -1,11 +1,11 @@
 //! The fleet: groups, one registry, one clock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use cohort_core::Offer;
 use cohort_core::command::{Body, Event};
 use cohort_core::gate::{GroupInfo, RegistryView};
-use cohort_core::ids::{AppId, Digest, GroupId, Revision, ServerId};
+use cohort_core::ids::{AppId, GroupId, Revision, ServerId};
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
 use cohort_core::release::Release;
@@ -17,7 +17,7 @@ use super::behaviour::{Behaviour, Behaviours};
 use super::group::Group;
 use super::net::{Message, Weather};
 use super::prober::Prober;
-use super::server::{Around, Server};
+use super::server::{Around, Holdings, Server};
 
 /// One step of the clock, in milliseconds.
 pub const TICK_MS: u64 = 100;
@@ -54,7 +54,7 @@ pub struct Fleet {
     pub weather: Weather,
     /// Whether the mirrors answer.
     pub mirrors: bool,
-    /// How long a fetch takes, in milliseconds.
+    /// How long the whole artifact takes from one source, in milliseconds.
     pub fetch_ms: u64,
     /// The longest delay between a leader's proposal and its commit, in milliseconds.
     pub slow_log_ms: u32,
@@ -182,18 +182,14 @@ impl Fleet {
     }
 
     fn servers(&mut self, group: &mut Group) {
-        let held: Vec<(ServerId, BTreeSet<Digest>)> = group
+        let reachable = |server: &Server| server.up && server.reaches(&self.behaviours);
+        let asked = group.servers.values().any(Server::lacks_bytes);
+        let holdings: Holdings = group
             .servers
             .iter()
-            .filter(|(_, server)| server.up && server.reaches(&self.behaviours))
-            .map(|(id, server)| (id.clone(), server.disk.held.clone()))
+            .filter(|(_, server)| asked && reachable(server))
+            .map(|(id, server)| (id.clone(), server.holdings()))
             .collect();
-        let holders = |artifact: &Digest| {
-            held.iter()
-                .filter(|(_, held)| held.contains(artifact))
-                .map(|(id, _)| id.clone())
-                .collect()
-        };
         let now_ms = self.now_ms;
         let mut sent = Vec::new();
         let members = group.state.member_addresses();
@@ -201,7 +197,9 @@ impl Fleet {
             let around = Around {
                 now_ms,
                 behaviours: &self.behaviours,
-                holders: &holders,
+                group: &group.state.group,
+                holdings: &holdings,
+                leader: group.leader.as_ref(),
                 mirrors: self.mirrors,
                 fetch_ms: self.fetch_ms,
                 members: &members,
@@ -273,7 +271,12 @@ impl Fleet {
                 let taken = answers.then(|| group.report(self.now_ms, reports));
                 Some(Message::Taken { server, id, taken })
             }
-            Message::Answer { .. } | Message::Taken { .. } => {
+            Message::Transfer { server, id, to, request } => {
+                let leads = self.answers(group, &to)? && group.leader.as_ref() == Some(&to);
+                let answer = leads.then(|| group.track(self.now_ms, &server, request)).flatten();
+                Some(Message::Guided { server, id, answer })
+            }
+            Message::Answer { .. } | Message::Taken { .. } | Message::Guided { .. } => {
                 group.deliver(message);
                 None
             }
