@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cohort_artifact::client::{AddressError, ClientLimits};
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
 use cohort_distribute::{
     ArtifactStore, Budget, ByteCounters, Downloads, FetchContext, Guides, Limits, MirrorList,
@@ -91,19 +92,25 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
             .map_err(AgentError::kept("kill register"))?;
     let mirrors =
         if config.mirrors.is_empty() { joined.mirrors.clone() } else { config.mirrors.clone() };
+    let mirrors = mirrors
+        .iter()
+        .map(|mirror| mirror.parse())
+        .collect::<Result<Vec<Mirror>, AddressError>>()
+        .map_err(AgentError::config("mirrors"))?;
     let repository = repository(config, &joined, &mirrors).await?;
     let metrics = Arc::new(Metrics::default());
     let counters = Arc::new(ByteCounters::default());
     let store = ArtifactStore::open(config.data_dir.join("artifacts"), StoreOptions::default())
         .map_err(AgentError::kept("artifact store"))?;
     let store = Arc::new(store);
-    let http_mirrors: Vec<&String> =
-        mirrors.iter().filter(|mirror| mirror.starts_with("http")).collect();
     let (download, upload) = (Arc::new(Budget::default()), Arc::new(Budget::default()));
     let guides = Arc::new(Guides::default());
     let downloads = Arc::new(Downloads::new(FetchContext {
         store: Arc::clone(&store),
-        mirrors: Arc::new(MirrorList::new(&http_mirrors).map_err(AgentError::config("mirrors"))?),
+        mirrors: Arc::new(
+            MirrorList::new(mirrors, ClientLimits::default())
+                .map_err(AgentError::config("mirrors"))?,
+        ),
         peers: WirePeers::new(client.clone()),
         limits: Arc::new(Limits::default()),
         counters: Arc::clone(&counters),
@@ -285,21 +292,14 @@ fn registry(
 async fn repository(
     config: &AgentConfig,
     joined: &Joined,
-    mirrors: &[String],
+    mirrors: &[Mirror],
 ) -> Result<Option<Arc<TrustedRepository>>, AgentError> {
     let Some(root) = &joined.trusted_root else { return Ok(None) };
-    let mut parsed: Vec<Mirror> = Vec::new();
-    for mirror in mirrors {
-        let mirror = mirror
-            .parse()
-            .map_err(|error| AgentError::config("mirrors")(format!("`{mirror}`: {error}")))?;
-        parsed.push(mirror);
-    }
     let options = TrustOptions {
         root: root.as_bytes().to_vec(),
         store: config.data_dir.join("trust"),
-        mirrors: parsed,
-        fetcher: None,
+        mirrors: mirrors.to_vec(),
+        limits: ClientLimits::default(),
     };
     TrustedRepository::open(options)
         .await

@@ -11,7 +11,7 @@ pub(crate) const CHANNEL_BYTES_MAX: u64 = 4 << 10;
 
 const CHANNEL_SCHEMA: u32 = 1;
 
-/// What a channel says at one time. Unknown fields are refused, as in a manifest.
+/// Content of a channel file. Unknown fields are refused, as in a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelPointer {
@@ -23,7 +23,7 @@ pub struct ChannelPointer {
     pub channel: Channel,
     /// The version that it names.
     pub version: Version,
-    /// Raised by one every time the channel is set; never goes back, also when the version does.
+    /// Increases by one every time the channel is set, also when the version goes back.
     pub serial: u64,
     /// When it was set, in whole seconds of UTC.
     pub set_at: Timestamp,

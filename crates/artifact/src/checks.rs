@@ -1,8 +1,9 @@
-//! The small checks that reading is made of, each on plain values.
+//! Small checks of reading, each on plain values.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use cohort_core::ids::{AppId, Platform, Version};
@@ -12,22 +13,22 @@ use tough::schema::Target;
 use crate::digest::sha256;
 use crate::manifest::{Manifest, ManifestError};
 use crate::metadata_transport::SMALL_METADATA_BYTES_MAX;
-use crate::trust_error::{Role, TrustError, TrustErrorKind};
+use crate::trust_error::{Role, TrustError, TrustErrorKind, cause};
 use crate::trust_state::State;
 use crate::verified::{Verified, VerifiedManifest};
 
-/// How far a clock may step back without being called wrong: more than a time service corrects at
-/// once, less than matters to signatures that last for weeks.
+/// How far a clock may step back: more than NTP corrects at once, less than matters to signatures
+/// that last for weeks.
 const CLOCK_STEP_BACK_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 pub(crate) fn check_root(bytes: &[u8]) -> Result<(), TrustErrorKind> {
-    let bad = |reason: String| TrustErrorKind::BadRoot { reason };
     if bytes.len() as u64 > SMALL_METADATA_BYTES_MAX {
-        return Err(bad(format!("longer than {SMALL_METADATA_BYTES_MAX} bytes")));
+        let (what, limit_bytes) = ("the trusted root".to_owned(), SMALL_METADATA_BYTES_MAX);
+        return Err(TrustErrorKind::TooLarge { what, limit_bytes });
     }
     let root: tough::schema::Signed<tough::schema::Root> =
-        serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
-    root.signed.verify_role(&root).map_err(|error| bad(error.to_string()))
+        serde_json::from_slice(bytes).map_err(|error| TrustErrorKind::BadRoot(cause(error)))?;
+    root.signed.verify_role(&root).map_err(|error| TrustErrorKind::BadRoot(cause(error)))
 }
 
 pub(crate) fn check_clock(now: Timestamp, state: Option<&State>) -> Result<(), TrustErrorKind> {
@@ -46,7 +47,7 @@ pub(crate) fn check_manifest(
     version: &Version,
     platform: &Platform,
 ) -> Result<VerifiedManifest, TrustError> {
-    let manifest = Manifest::parse(bytes).map_err(|error| malformed(name, &error))?;
+    let manifest = Manifest::parse(bytes).map_err(|error| malformed(name, error))?;
     same("app", app, &manifest.app)?;
     same("version", version, &manifest.version)?;
     same("platform", platform, &manifest.platform)?;
@@ -65,25 +66,23 @@ pub(crate) fn same<T: PartialEq + fmt::Display>(
     Err(TrustErrorKind::WrongContent { field, wanted, found }.here())
 }
 
-pub(crate) fn malformed(name: &str, error: &ManifestError) -> TrustError {
-    let reason = crate::fetch::chain(error);
-    TrustErrorKind::Malformed { what: name.to_owned(), reason }.here()
+pub(crate) fn malformed(name: &str, error: ManifestError) -> TrustError {
+    TrustErrorKind::Malformed { what: name.to_owned(), source: cause(error) }.here()
 }
 
 pub(crate) fn is_target(target: &Target, bytes: &[u8]) -> bool {
     bytes.len() as u64 == target.length && sha256(bytes) == *target.hashes.sha256
 }
 
-pub(crate) fn store_error(path: &Path, error: &std::io::Error) -> TrustErrorKind {
-    TrustErrorKind::Store { path: path.display().to_string(), reason: error.to_string() }
+pub(crate) fn store_error(path: &Path, error: std::io::Error) -> TrustErrorKind {
+    TrustErrorKind::Store { path: path.to_owned(), source: Arc::new(error) }
 }
 
-/// The refusal to show when every mirror was refused: a lie is more telling than silence.
+/// The refusal to show when every mirror was refused: wrong content tells more than silence.
 pub(crate) fn most_telling(refused: Vec<TrustError>) -> TrustError {
     let mut refused = refused.into_iter();
     let Some(first) = refused.next() else {
-        let (what, reason) = ("repository".to_owned(), "no mirror is configured".to_owned());
-        return TrustErrorKind::Unreachable { what, reason }.here();
+        return TrustErrorKind::NoMirror.here();
     };
     if !first.kind.is_unreachable() {
         return first;
@@ -91,7 +90,7 @@ pub(crate) fn most_telling(refused: Vec<TrustError>) -> TrustError {
     refused.find(|error| !error.kind.is_unreachable()).unwrap_or(first)
 }
 
-/// When the offered file of a role expires, of the newest version that was looked at.
+/// When the newest offered file of a role expires.
 pub(crate) fn expiry_in(files: &BTreeMap<String, Bytes>, role: Role) -> Option<Timestamp> {
     let suffix = format!("{role}.json");
     let of_role = files.iter().filter(|(name, _)| name.ends_with(&suffix));

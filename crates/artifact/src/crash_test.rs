@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::client::ClientLimits;
 use crate::{
     Keys, Lifetimes, Mirror, PublishRequest, Repository, TrustOptions, TrustedRepository,
     UnitHashes, blob_path, units_path,
@@ -47,7 +48,7 @@ impl Fixture {
             root: self.repository.root_json().unwrap(),
             store: self.folder.path().join(store),
             mirrors: vec![Mirror::Folder(self.repository.dir().to_owned())],
-            fetcher: None,
+            limits: ClientLimits::default(),
         })
         .await
         .unwrap()

@@ -27,12 +27,3 @@ pub fn hash_of(digest: &Digest) -> blake3::Hash {
 pub(crate) fn sha256(bytes: &[u8]) -> Vec<u8> {
     sha_digest(&SHA256, bytes).as_ref().to_vec()
 }
-
-/// Lower-case hexadecimal text.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    })
-}

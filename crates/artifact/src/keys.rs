@@ -20,21 +20,21 @@ const PEM_TAG: &str = "PRIVATE KEY";
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file cannot be read or written.
-    #[error("key file {} cannot be used", path.display())]
+    #[error("cannot use key file {}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// Error of the disk.
         #[source]
         source: io::Error,
     },
-    /// There is a key already.
+    /// The file exists.
     #[error("key file {} exists already: keys are never overwritten", path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
-    /// Others may read it.
+    /// Users other than the owner may read it.
     #[error("key file {} is readable by others (mode {mode:o}); run: chmod 600", path.display())]
     Exposed {
         /// The file.
@@ -48,8 +48,8 @@ pub enum KeyError {
         /// The file.
         path: PathBuf,
     },
-    /// Making a key failed.
-    #[error("the system gave no randomness for a new key")]
+    /// No randomness for a new key.
+    #[error("cannot generate a key: the system has no randomness")]
     Generate,
 }
 
@@ -66,17 +66,17 @@ impl std::fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// Makes a new key.
+    /// Generates a key.
     ///
     /// # Errors
-    /// When the system gives no randomness.
+    /// When the system has no randomness.
     pub fn generate() -> Result<Self, KeyError> {
         let pair = Ed25519KeyPair::generate().map_err(|_| KeyError::Generate)?;
         let document = pair.to_pkcs8v1().map_err(|_| KeyError::Generate)?;
         Ok(Self { pkcs8: document.as_ref().to_vec() })
     }
 
-    /// Reads a key file, and refuses one that others may read.
+    /// Reads a key file; refuses one that others may read.
     ///
     /// # Errors
     /// When it is missing, exposed, or not an Ed25519 key.
@@ -160,17 +160,17 @@ pub struct Keys {
     pub targets: SigningKey,
     /// Signs which targets metadata is the current one.
     pub snapshot: SigningKey,
-    /// Signs, again and again, that the snapshot is still the current one.
+    /// Signs, every day, that the snapshot is still the current one.
     pub timestamp: SigningKey,
     /// Signs the other keys.
     pub root: Option<SigningKey>,
 }
 
 impl Keys {
-    /// Makes a key for every role.
+    /// Generates a key for every role.
     ///
     /// # Errors
-    /// When the system gives no randomness.
+    /// When the system has no randomness.
     pub fn generate() -> Result<Self, KeyError> {
         Ok(Self {
             targets: SigningKey::generate()?,
@@ -180,7 +180,7 @@ impl Keys {
         })
     }
 
-    /// Makes a key for every role and writes them to `folder` (created with mode 0700) as
+    /// Generates a key for every role and writes them to `folder` (created with mode 0700) as
     /// `root.pem`, `targets.pem`, `snapshot.pem` and `timestamp.pem`, each of mode 0600.
     ///
     /// # Errors
@@ -195,7 +195,7 @@ impl Keys {
             (RoleType::Snapshot, Some(&keys.snapshot)),
             (RoleType::Timestamp, Some(&keys.timestamp)),
         ];
-        // All or nothing: a second `init` must not leave a mixture of two sets behind.
+        // All or nothing: a second `init` must not mix two sets.
         for (role, _) in &all {
             let path = Self::path(folder, *role);
             if path.exists() {
@@ -207,7 +207,7 @@ impl Keys {
                 key.save(&Self::path(folder, role))?;
             }
         }
-        crate::durable::sync_folder(folder).map_err(fail)?;
+        cohort_base::durable::sync_folder(folder).map_err(fail)?;
         Ok(keys)
     }
 
@@ -226,7 +226,7 @@ impl Keys {
         })
     }
 
-    /// Where the timestamp key lies in a folder of keys: all that the hub is given.
+    /// Path of the timestamp key in a folder of keys: the only one that the hub needs.
     #[must_use]
     pub fn timestamp_path(folder: &Path) -> PathBuf {
         Self::path(folder, RoleType::Timestamp)
@@ -238,41 +238,5 @@ impl Keys {
 }
 
 #[cfg(test)]
-mod keys_test {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::{KeyError, Keys, SigningKey};
-
-    #[test]
-    fn keys_are_private_files_and_are_never_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = folder.path().join("keys");
-        let keys = Keys::create(&dir).unwrap();
-        let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(dir.clone()), 0o700);
-        for role in ["root", "targets", "snapshot", "timestamp"] {
-            assert_eq!(mode(dir.join(format!("{role}.pem"))), 0o600);
-        }
-        let again = Keys::load(&dir).unwrap();
-        assert_eq!(again.targets.public(), keys.targets.public());
-        assert!(matches!(Keys::create(&dir), Err(KeyError::Exists { .. })));
-        fs::remove_file(dir.join("root.pem")).unwrap();
-        assert!(Keys::load(&dir).unwrap().root.is_none(), "publishing needs no root key");
-    }
-
-    #[test]
-    fn exposed_and_malformed_keys_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("key.pem");
-        SigningKey::generate().unwrap().save(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(SigningKey::load(&path), Err(KeyError::Exposed { mode: 0o640, .. })));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(&path, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
-        assert!(matches!(SigningKey::load(&path), Err(KeyError::Malformed { .. })));
-        let missing = folder.path().join("missing.pem");
-        assert!(matches!(SigningKey::load(&missing), Err(KeyError::Io { .. })));
-        assert!(!format!("{:?}", Keys::generate().unwrap()).contains("pkcs8"));
-    }
-}
+#[path = "keys_test.rs"]
+mod keys_test;

@@ -16,7 +16,7 @@ pub(crate) const SETTINGS_FILE: &str = "repository.json";
 
 /// A platform as one component of a path: `linux/amd64` becomes `linux~amd64`.
 ///
-/// Injective, because `~` cannot stand in a platform, and needs no escape in a URL.
+/// Unambiguous, because a platform cannot contain `~`, and needs no escape in a URL.
 fn platform_component(platform: &Platform) -> String {
     platform.as_str().replace('/', "~")
 }
@@ -54,20 +54,5 @@ pub(crate) fn target_path(target: &str, sha256_hex: &str) -> String {
 }
 
 #[cfg(test)]
-mod layout_test {
-    use super::{manifest_target, target_path};
-
-    #[test]
-    fn a_platform_is_one_component_of_the_path() {
-        let target = manifest_target(
-            &"web".parse().unwrap(),
-            &"1.0.0+b.1".parse().unwrap(),
-            &"linux/amd64/v3".parse().unwrap(),
-        );
-        assert_eq!(target, "apps/web/1.0.0+b.1/linux~amd64~v3/manifest.json");
-        assert_eq!(
-            target_path(&target, "ab"),
-            "targets/apps/web/1.0.0+b.1/linux~amd64~v3/ab.manifest.json"
-        );
-    }
-}
+#[path = "layout_test.rs"]
+mod layout_test;

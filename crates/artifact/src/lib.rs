@@ -5,23 +5,23 @@
 //! artifact but its small [`Manifest`], which covers the artifact's bytes by their BLAKE3 root and
 //! by one hash per unit of 64 KiB. A **channel** is a signed target as well: it names a version.
 //!
-//! This crate must never know of groups, rollouts or consensus: it answers "which release does this
+//! **What it is.** The repository on both sides: publishing ([`Repository`], or [`WorkingCopy`] here
+//! and [`Repository::receive`] there), reading without trusting mirrors or peers
+//! ([`TrustedRepository`]), and the one client of mirrors ([`client`]).
+//!
+//! **What it must never know.** Groups, rollouts and consensus: it answers "which release does this
 //! channel name, and who says so", never "what should this server do now".
 //!
-//! Publishing to another machine: [`WorkingCopy`] on this side, [`Repository::receive`] on that one.
-//!
-//! Start reading at [`Manifest`], then [`UnitHashes`] (bytes against a manifest), then
-//! [`Repository`] (the publisher's side) and [`TrustedRepository`] (the side of everyone who reads,
-//! and who trusts neither mirror nor peer).
+//! **Where to start reading.** [`Manifest`], then [`UnitHashes`] (bytes against a manifest), then
+//! [`Repository`] and [`TrustedRepository`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod channel;
 mod checks;
+pub mod client;
 mod delta;
 mod digest;
-mod durable;
-mod fetch;
 mod keys;
 mod layout;
 mod lifetimes;
@@ -35,6 +35,7 @@ mod publish;
 mod publish_deltas;
 mod receive;
 mod repository;
+mod repository_file;
 mod steps;
 mod trust;
 mod trust_error;
@@ -44,11 +45,11 @@ mod verified;
 mod working_copy;
 
 pub use channel::ChannelPointer;
+pub use client::Mirror;
 pub use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
 pub use cohort_core::release::Rollback;
 pub use delta::{DeltaError, DeltaInput, DeltaMaker, MadeDelta, Method, apply_delta};
 pub use digest::{digest_of, digest_of_bytes, hash_of};
-pub use fetch::{FetchError, Fetcher, Mirror};
 pub use keys::{KeyError, Keys, SigningKey};
 pub use layout::{blob_path, channel_target, manifest_target, units_path};
 pub use lifetimes::{Expiries, Lifetimes};
@@ -59,9 +60,11 @@ pub use manifest::{
 pub use pack::{Inspection, PackError, inspect_tarball, pack_folder};
 pub use package_file::{PACKAGE_FILE, PackageFile, PackageFileError};
 pub use publish::{DeltaTried, PublishRequest, Published, Told};
+pub use publish_deltas::NoDelta;
 pub use repository::{ReleaseName, Repository, RepositoryError};
+pub use repository_file::{RepositoryFile, is_plain_name};
 pub use trust::{Refreshed, Refusal, TrustOptions, TrustedRepository};
-pub use trust_error::{Role, TrustError, TrustErrorKind};
+pub use trust_error::{Role, SharedCause, TrustError, TrustErrorKind};
 pub use units::{FileHashes, UnitError, UnitHasher, UnitHashes, hash_file};
 pub use verified::{ReleaseOffer, Verified, VerifiedManifest};
 pub use working_copy::WorkingCopy;

@@ -1,4 +1,4 @@
-//! How long signatures live, and when they end.
+//! How long signatures are valid, and when they expire.
 
 use jiff::Timestamp as Time;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use crate::trust_error::Role;
 
 const DAY_S: u64 = 86_400;
 
-/// What runs must live this long without the hub: a month, so that a holiday is no outage.
+/// How long a fleet works without the hub: a month, so that a holiday is no outage.
 const ALONE_S_MIN: u64 = 30 * DAY_S;
 
 /// The hub renews the timestamp when it is older than this.
@@ -46,7 +46,7 @@ impl Default for Lifetimes {
     }
 }
 
-/// When the signatures of each role end.
+/// When the signatures of each role expire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Expiries {
     /// Of the root.
@@ -60,7 +60,7 @@ pub struct Expiries {
 }
 
 impl Expiries {
-    /// The role whose signature ends first, and when.
+    /// The role whose signature expires first, and when.
     #[must_use]
     pub fn nearest(&self) -> (Role, Time) {
         let all = [
@@ -72,7 +72,7 @@ impl Expiries {
         all.into_iter().min_by_key(|(_, at)| *at).unwrap_or((Role::Root, self.root))
     }
 
-    /// Seconds until the first signature ends; 0 when it has.
+    /// Seconds until the first signature expires; 0 when it has.
     #[must_use]
     pub fn seconds_left(&self) -> u64 {
         let left = self.nearest().1.as_second() - Time::now().as_second();

@@ -6,25 +6,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a writer waits for another: a publish of a large artifact holds the lock only while it
-/// copies and signs, which takes seconds.
+/// How long a writer waits for another one: publishing holds the lock for seconds.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
 const LOCK_POLL: Duration = Duration::from_millis(25);
 
-/// Held while a repository is written; the kernel lets go of it when the process dies.
+/// Held while a repository is written; the kernel releases it when the process dies.
 ///
-/// Cloned into the work on other threads, so that a caller who is cancelled does not let the next
-/// publisher in while that work goes on.
+/// Work on other threads holds a clone, so that a cancelled caller does not release it too early.
 #[derive(Debug, Clone)]
 pub(crate) struct RepositoryLock {
     _file: Arc<File>,
 }
 
 impl RepositoryLock {
-    /// Takes the lock, waiting for its holder a limited time.
+    /// Takes the lock, waiting for up to [`LOCK_WAIT_MAX`].
     ///
     /// # Errors
-    /// `WouldBlock` when it is still held at the end; others when the file cannot be opened.
+    /// `WouldBlock` when it is still held; others when the file cannot be opened.
     pub(crate) async fn take(repository: &Path) -> io::Result<Self> {
         let path = repository.join(".lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;

@@ -1,4 +1,4 @@
-//! The manifest: everything that a server must know of a release before it takes a byte of it.
+//! The manifest: everything a server must know of a release before it fetches a byte of it.
 
 use std::collections::BTreeSet;
 

@@ -28,7 +28,7 @@ const SPEC_VERSION: &str = "1.0.0";
 /// 45,000 releases.
 pub(crate) const METADATA_BYTES_MAX: u64 = 16 << 20;
 
-/// What a repository says now. All signatures were checked against its newest root.
+/// The current state of a repository, all signatures checked against its newest root.
 pub(crate) struct Current {
     pub(crate) root: Signed<Root>,
     pub(crate) timestamp: Signed<Timestamp>,
@@ -109,8 +109,8 @@ fn read<T: TufRole + DeserializeOwned>(path: &Path) -> Result<Signed<T>, Reposit
     serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))
 }
 
-/// A publisher signs what it read together with what it adds; without this check whoever can write
-/// to the folder could have anything signed.
+/// A publisher signs what it read together with what it adds: without this check, write access to
+/// the folder would be enough to get anything signed.
 fn verify<T: TufRole>(root: &Signed<Root>, role: &Signed<T>) -> Result<(), RepositoryError> {
     root.signed
         .verify_role(role)
@@ -134,18 +134,17 @@ fn highest(metadata: &Path, role: &str) -> Result<Option<u64>, RepositoryError> 
     Ok(highest)
 }
 
-/// A version above `current`, and above every one of the past as far as this clock knows: the
-/// seconds since 1970, unless `current` is higher.
+/// The next version: seconds since 1970, or `current` plus one if that is higher.
 ///
-/// A hub that was restored from a backup has forgotten versions that its readers have seen. Counting
-/// by one it would be refused as a replay until it had caught up; so it is ahead at once.
+/// A hub restored from a backup has forgotten versions that its readers have seen. Counting by one,
+/// it would be refused as a replay until it caught up; the clock puts it ahead at once.
 pub(crate) fn version_after(current: NonZeroU64) -> NonZeroU64 {
     let by_clock = u64::try_from(now().as_second()).ok().and_then(NonZeroU64::new);
     by_clock.unwrap_or(current).max(current.saturating_add(1))
 }
 
-/// The next version of a role: also above those written by a publisher that died before anybody
-/// could see them, because a version never stands for two contents.
+/// The next version of a role, also above those that a publisher wrote before it crashed: a version
+/// never stands for two contents.
 pub(crate) fn next_version(
     repository: &Path,
     role: &str,
@@ -189,7 +188,7 @@ pub(crate) fn new_targets(expires: Time) -> Targets {
     targets
 }
 
-/// Signs the three roles that change with every publishing, each naming the one before it.
+/// Signs the three roles that change with every publishing, each naming the previous one.
 pub(crate) async fn sign_chain(
     root: &Root,
     keys: &Keys,
@@ -238,7 +237,7 @@ pub(crate) async fn sign<T: TufRole + Clone>(
     if !named.is_some_and(|(role, id)| role.keyids.contains(&id)) {
         return Err(RepositoryError::ForeignKey { role: T::TYPE.to_string() });
     }
-    // Not T::filename: it gives the timestamp's fixed name and the others' versioned ones.
+    // With the version, except for the timestamp.
     let name = role.filename(true);
     let version = role.version();
     let holder = KeyHolder::Root(root.clone());

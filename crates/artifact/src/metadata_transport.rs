@@ -1,13 +1,14 @@
-//! How the TUF library gets at files: from one mirror or from memory, within limits.
+//! How the TUF library reads files: from one mirror or from memory, within limits.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tough::{Transport, TransportError, TransportErrorKind, TransportStream};
 use url::Url;
 
-use crate::fetch::{FetchError, Fetcher, Mirror};
+use crate::client::{FetchError, Mirror, MirrorClient};
 use crate::layout::METADATA_DIR;
 use crate::metadata::METADATA_BYTES_MAX;
 
@@ -17,11 +18,11 @@ pub(crate) const SMALL_METADATA_BYTES_MAX: u64 = 256 << 10;
 /// Where metadata comes from in one attempt.
 #[derive(Debug, Clone)]
 pub(crate) enum Source {
-    Mirror(Fetcher, Mirror),
+    Mirror(MirrorClient, Mirror),
     Memory(BTreeMap<String, Bytes>),
 }
 
-/// The TUF library's way to files: one source, whole files, hard limits, and a record of all bytes.
+/// Reads whole files from one source within hard limits, and records them.
 #[derive(Debug, Clone)]
 pub(crate) struct MetadataTransport {
     pub(crate) source: Source,
@@ -42,23 +43,22 @@ impl Transport for MetadataTransport {
         };
         let fetched = match (self.held.get(&name), &self.source) {
             (Some(held), _) => Ok(held.clone()),
-            (None, Source::Memory(files)) => files.get(&name).cloned().ok_or(FetchError::NotFound),
-            (None, Source::Mirror(fetcher, mirror)) => {
-                fetcher.fetch(mirror, &format!("{METADATA_DIR}/{name}"), bytes_max).await
+            (None, Source::Memory(files)) => files.get(&name).cloned().ok_or(FetchError::Absent),
+            (None, Source::Mirror(client, mirror)) => {
+                client.fetch(mirror, &format!("{METADATA_DIR}/{name}"), bytes_max).await
             }
         };
         let item = match fetched {
             Ok(bytes) => {
-                let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut taken = self.taken.lock();
                 taken.insert(name, bytes.clone());
                 Ok(bytes)
             }
-            Err(error @ FetchError::NotFound) => {
+            Err(error @ FetchError::Absent) => {
                 let kind = TransportErrorKind::FileNotFound;
                 return Err(TransportError::new_with_cause(kind, url, error));
             }
-            // In the stream, not as the call's result: of a new root the library would otherwise
-            // take any failure for "there is none".
+
             Err(error) => {
                 Err(TransportError::new_with_cause(TransportErrorKind::Other, url, error))
             }

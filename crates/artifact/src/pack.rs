@@ -76,7 +76,7 @@ pub struct Inspection {
     pub package_file: Option<Vec<u8>>,
 }
 
-/// Packs a folder as `tar.zst`. Blocking.
+/// Packs a folder as `tar.zst`. Blocks.
 ///
 /// # Errors
 /// When something in it cannot be read or must not be in an artifact, or a limit is passed.
@@ -143,7 +143,7 @@ impl<W: Write> Packer<W> {
             self.tar.append_link(&mut header, inside, &target).map_err(fail)
         } else if kind.is_file() {
             let mut file = File::open(path).map_err(fail)?;
-            // Length and bytes of one open file: it may be replaced, but not seen half.
+            // Length and bytes of one open file, which may be replaced meanwhile.
             let about = file.metadata().map_err(fail)?;
             self.bytes = self.bytes.saturating_add(about.len());
             if self.bytes > UNPACKED_BYTES_MAX {
@@ -171,7 +171,7 @@ fn header(kind: EntryType, mode: u32, size: u64) -> Header {
 }
 
 /// Reads exactly as many bytes as the header says, or fails: a file that grows or shrinks while it
-/// is packed would otherwise damage the archive.
+/// is packed would corrupt the archive.
 struct Exact<'a> {
     from: &'a mut File,
     left: u64,
@@ -192,7 +192,7 @@ impl Read for Exact<'_> {
     }
 }
 
-/// Looks through a tarball: what is inside, and whether a host would take it. Blocking.
+/// Inspects a tarball: what is inside, and whether a host would accept it. Blocks.
 ///
 /// # Errors
 /// When it is damaged, holds something that must not be in an artifact, or passes a limit.
@@ -212,7 +212,7 @@ pub fn inspect_tarball(path: &Path) -> Result<Inspection, PackError> {
         }
         _ => (Format::Tar, Box::new(file)),
     };
-    // One byte beyond the limit (and the headers, 512 bytes and padding each) is enough to know.
+    // The limit, and headers and padding.
     let most = UNPACKED_BYTES_MAX + u64::from(ENTRIES_MAX) * 4096;
     let mut archive = Archive::new(reader.take(most));
     let mut found = Inspection { format, unpacked_bytes: 0, entries: 0, package_file: None };

@@ -13,10 +13,10 @@ use crate::manifest::Protocols;
 /// Name of the file, at the top of the artifact.
 pub const PACKAGE_FILE: &str = "cohort.toml";
 
-/// Longest such file. The largest sensible one, with every key, is some kilobytes.
+/// Longest such file, in bytes. One with every key has some kilobytes.
 pub(crate) const PACKAGE_FILE_BYTES_MAX: u64 = 256 << 10;
 
-/// What a `cohort.toml` says about the manifest; keys for the host are skipped here.
+/// The keys of a `cohort.toml` that go into the manifest; those for the host are ignored here.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct PackageFile {
     /// Whether the release can be rolled back.
@@ -31,10 +31,10 @@ pub struct PackageFile {
 #[derive(Debug, thiserror::Error)]
 pub enum PackageFileError {
     /// Not TOML of the expected form.
-    #[error("{PACKAGE_FILE} inside the artifact cannot be read")]
+    #[error("cannot parse the artifact's {PACKAGE_FILE}")]
     Toml(#[source] Box<toml::de::Error>),
     /// Not text.
-    #[error("{PACKAGE_FILE} inside the artifact is not UTF-8 text")]
+    #[error("the artifact's {PACKAGE_FILE} is not UTF-8 text")]
     NotText,
     /// The file and a flag, or the file and the manifest, say different things.
     #[error(
@@ -73,7 +73,7 @@ impl PackageFile {
     }
 }
 
-/// The one value that flag and file agree on.
+/// The value of a flag or of the file; an error when they differ.
 pub(crate) fn merge<T: PartialEq + std::fmt::Debug>(
     field: &'static str,
     outside: Option<T>,

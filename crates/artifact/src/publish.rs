@@ -13,7 +13,6 @@ use tempfile::NamedTempFile;
 
 use crate::channel::ChannelPointer;
 use crate::digest::digest_of_bytes;
-use crate::durable::unfinished;
 use crate::keys::Keys;
 use crate::layout::{BLOBS_DIR, blob_path, manifest_target, units_path};
 use crate::manifest::{
@@ -22,14 +21,16 @@ use crate::manifest::{
 use crate::metadata::{self, now};
 use crate::pack::{Inspection, PackError, inspect_tarball, pack_folder};
 use crate::package_file::{PackageFile, merge};
+use crate::publish_deltas::NoDelta;
 use crate::repository::{Repository, RepositoryError};
 use crate::steps::Step;
 use crate::units::{FileHashes, hash_file};
+use cohort_base::durable::{create_folders, unfinished};
 
-/// What to publish.
+/// A release to publish.
 #[derive(Debug, Clone)]
 pub struct PublishRequest {
-    /// A folder, packed as `tar.zst`, or a tarball (plain, gzip or zstd), taken as it is.
+    /// A folder, packed as `tar.zst`, or a tarball (plain, gzip or zstd), stored as it is.
     pub path: PathBuf,
     /// The app.
     pub app: AppId,
@@ -37,30 +38,30 @@ pub struct PublishRequest {
     pub version: Version,
     /// The platform that the artifact is made for.
     pub platform: Platform,
-    /// Whether it can be rolled back; else what its `cohort.toml` says, else [`Rollback::Revert`].
+    /// Whether it can be rolled back; default: its `cohort.toml`, then [`Rollback::Revert`].
     pub rollback: Option<Rollback>,
-    /// What it reads and writes; else what its `cohort.toml` says, else nothing.
+    /// Protocols it reads and writes; default: its `cohort.toml`, then none.
     pub protocols: Option<Protocols>,
-    /// Schemas that it needs; else what its `cohort.toml` says, else none.
+    /// Schemas it needs; default: its `cohort.toml`, then none.
     pub schemas: Option<BTreeSet<String>>,
-    /// A channel to set to this version in the same step.
+    /// A channel to point to this version in the same step.
     pub channel: Option<Channel>,
-    /// Whether to make deltas from the versions before; see [`crate::DeltaMaker`].
+    /// Whether to make deltas from earlier versions; see [`crate::DeltaMaker`].
     pub deltas: bool,
-    /// Artifacts of versions before that lie outside the repository, by their root.
+    /// Artifacts of earlier versions outside the repository, by root.
     pub bases: BTreeMap<Digest, PathBuf>,
-    /// Hears what is being done, for people.
+    /// Receives progress messages.
     pub told: Told,
 }
 
-/// Hears, in words, what a long work is at.
+/// Receives progress messages for people.
 #[derive(Clone, Default)]
 pub struct Told(Option<Arc<Hear>>);
 
 type Hear = dyn Fn(&str) + Send + Sync;
 
 impl Told {
-    /// Hears by a function.
+    /// Calls a function with each message.
     #[must_use]
     pub fn by(hear: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(hear)))
@@ -80,7 +81,7 @@ impl fmt::Debug for Told {
 }
 
 impl PublishRequest {
-    /// A request with everything optional left out.
+    /// A request with every option at its default.
     #[must_use]
     pub fn new(path: &Path, app: AppId, version: Version, platform: Platform) -> Self {
         let path = path.to_owned();
@@ -102,31 +103,31 @@ impl PublishRequest {
     }
 }
 
-/// What was published.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A published release.
+#[derive(Debug)]
 pub struct Published {
     /// The signed manifest; `length` and `root` in it are the artifact's.
     pub manifest: Manifest,
-    /// BLAKE3 of the manifest's bytes: how a group's log names it.
+    /// BLAKE3 of the manifest, which names it in a group's log.
     pub manifest_digest: Digest,
     /// The channel, when one was asked for.
     pub channel: Option<ChannelPointer>,
-    /// Whether this very release was there already, so that nothing new was stored.
+    /// Whether this release existed, so that nothing new was stored.
     pub already_there: bool,
-    /// The versions before that deltas were tried from, and what came of it; the latest first.
+    /// Outcome for each earlier version that a delta was tried from, latest first.
     pub deltas: Vec<DeltaTried>,
 }
 
 /// A delta that was tried.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct DeltaTried {
     /// The version that it starts from.
     pub from: Version,
-    /// The delta as it was signed, or why there is none.
-    pub outcome: Result<Delta, String>,
+    /// The signed delta, or why there is none.
+    pub outcome: Result<Delta, NoDelta>,
 }
 
-/// A tarball in the repository's folder, not yet known to anybody.
+/// A tarball in the repository's folder that nothing names yet.
 struct Prepared {
     file: NamedTempFile,
     hashes: FileHashes,
@@ -134,8 +135,8 @@ struct Prepared {
 }
 
 impl Repository {
-    /// Packs, hashes, signs and stores a release. Repeating a publishing is harmless; publishing
-    /// other bytes or other promises under the same version is refused.
+    /// Packs, hashes, signs and stores a release. Repeating it is harmless; other bytes or another
+    /// manifest under the same version are refused.
     ///
     /// # Errors
     /// When the artifact cannot be packed, contradicts its flags, exists with other content, the
@@ -154,38 +155,8 @@ impl Repository {
         });
         let Prepared { file, hashes, inspection } =
             prepared.await.map_err(|_| RepositoryError::Stopped)??;
-        let package_file = match &inspection.package_file {
-            Some(bytes) => PackageFile::parse(bytes)?,
-            None => PackageFile::default(),
-        };
         let units = hashes.units.to_bytes();
-        let manifest = Manifest {
-            schema: MANIFEST_SCHEMA,
-            app: request.app.clone(),
-            version: request.version.clone(),
-            platform: request.platform.clone(),
-            format: inspection.format,
-            length: hashes.length,
-            unit_bytes: UNIT_BYTES,
-            units: UnitsReference {
-                name: units_path(&hashes.root),
-                length: units.len() as u64,
-                blake3: digest_of_bytes(&units),
-            },
-            root: hashes.root,
-            unpacked_bytes: inspection.unpacked_bytes,
-            entries: inspection.entries,
-            // Made when all else is known to be right.
-            deltas: Vec::new(),
-            protocols: merge("protocols", request.protocols.clone(), package_file.protocols)?
-                .unwrap_or_default(),
-            schemas: merge("schemas", request.schemas.clone(), package_file.schemas)?
-                .unwrap_or_default(),
-            rollback: merge("rollback", request.rollback, package_file.rollback)?
-                .unwrap_or(Rollback::Revert),
-            created_at: now(),
-        };
-        manifest.check()?;
+        let manifest = new_manifest(request, hashes, &inspection)?;
 
         let current = metadata::read_current(self.dir())?;
         let targets = &current.targets.signed;
@@ -215,7 +186,7 @@ impl Repository {
                 Some(self.point(targets, &mut changed, &request.app, channel, &request.version)?)
             }
         };
-        // Stored again also when the manifest is there: it repairs a blob that went missing.
+        // Also stored when the manifest exists: repairs a missing blob.
         let mut blobs = vec![
             Step::file(PathBuf::from(blob_path(&manifest.root)), file),
             Step::bytes(PathBuf::from(units_path(&manifest.root)), units),
@@ -236,8 +207,48 @@ impl Repository {
     }
 }
 
-/// The published manifest, when the new one differs from it only in its time, and in its deltas:
-/// which versions were there before is another matter now.
+/// The manifest of a release, without deltas.
+fn new_manifest(
+    request: &PublishRequest,
+    hashes: FileHashes,
+    inspection: &Inspection,
+) -> Result<Manifest, RepositoryError> {
+    let package_file = match &inspection.package_file {
+        Some(bytes) => PackageFile::parse(bytes)?,
+        None => PackageFile::default(),
+    };
+    let protocols = merge("protocols", request.protocols.clone(), package_file.protocols)?;
+    let schemas = merge("schemas", request.schemas.clone(), package_file.schemas)?;
+    let rollback = merge("rollback", request.rollback, package_file.rollback)?;
+    let units = hashes.units.to_bytes();
+    let manifest = Manifest {
+        schema: MANIFEST_SCHEMA,
+        app: request.app.clone(),
+        version: request.version.clone(),
+        platform: request.platform.clone(),
+        format: inspection.format,
+        length: hashes.length,
+        unit_bytes: UNIT_BYTES,
+        units: UnitsReference {
+            name: units_path(&hashes.root),
+            length: units.len() as u64,
+            blake3: digest_of_bytes(&units),
+        },
+        root: hashes.root,
+        unpacked_bytes: inspection.unpacked_bytes,
+        entries: inspection.entries,
+        deltas: Vec::new(),
+        protocols: protocols.unwrap_or_default(),
+        schemas: schemas.unwrap_or_default(),
+        rollback: rollback.unwrap_or(Rollback::Revert),
+        created_at: now(),
+    };
+    manifest.check()?;
+    Ok(manifest)
+}
+
+/// The published manifest, if the new one differs only in its time and its deltas, which depend on
+/// the versions that were there before.
 fn same_or_refused(existing: Manifest, new: Manifest) -> Result<Manifest, RepositoryError> {
     let new = Manifest { created_at: existing.created_at, deltas: existing.deltas.clone(), ..new };
     if new == existing {
@@ -248,24 +259,25 @@ fn same_or_refused(existing: Manifest, new: Manifest) -> Result<Manifest, Reposi
     Err(RepositoryError::AlreadyPublished { app, version, platform, difference })
 }
 
-/// Copies or packs the artifact into the repository's own folder, so that what is hashed is what is
-/// stored whatever happens to the source meanwhile.
+/// Copies or packs the artifact into the repository's folder, so that the bytes hashed are the bytes
+/// stored, whatever happens to the source meanwhile.
 fn prepare(source: &Path, blobs: &Path) -> Result<Prepared, RepositoryError> {
     let at = |path: &Path| {
         let path = path.to_owned();
         move |source| RepositoryError::Io { path, source }
     };
-    let mut file = unfinished(blobs).map_err(at(blobs))?;
+    let file = create_folders(blobs).and_then(|()| unfinished(blobs));
+    let mut file = file.map_err(at(blobs))?;
     let unreadable = |error| PackError::Io { path: source.to_owned(), source: error };
     if source.metadata().map_err(unreadable)?.is_dir() {
         pack_folder(source, &mut file)?;
     } else {
         let input = File::open(source).map_err(unreadable)?;
-        // One byte too many is enough for `hash_file` to refuse it.
+        // One byte over the limit makes `hash_file` refuse it.
         io::copy(&mut input.take(ARTIFACT_BYTES_MAX + 1), &mut file).map_err(at(blobs))?;
     }
     let inspection = inspect_tarball(file.path()).map_err(|error| match error {
-        // Named by where it came from, not by the copy.
+        // Name the source, not the copy.
         PackError::NotATarball { source: error, .. } => {
             PackError::NotATarball { path: source.to_owned(), source: error }
         }

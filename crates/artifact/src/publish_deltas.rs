@@ -1,14 +1,15 @@
-//! Deltas from the last versions, made while a release is published.
+//! Deltas from earlier versions, made while a release is published.
 
 use std::cmp::Ordering;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cohort_core::ids::{AppId, Platform, Version};
 use tempfile::NamedTempFile;
 use tough::schema::Targets;
 
 use crate::delta::{DeltaError, DeltaMaker};
-use crate::durable::unfinished;
 use crate::layout::{BLOBS_DIR, blob_path, manifest_target, units_path};
 use crate::lock::RepositoryLock;
 use crate::manifest::{Delta, Manifest};
@@ -16,19 +17,52 @@ use crate::publish::{DeltaTried, PublishRequest};
 use crate::repository::{Repository, RepositoryError, release_of_target};
 use crate::steps::Step;
 use crate::units::hash_file;
+use cohort_base::durable::unfinished;
 
-/// Versions that deltas are made from. Three: what runs is rarely older, and each costs as long as
-/// the first.
+/// Versions that deltas are made from: servers rarely run older ones, and each takes as long as the
+/// first.
 pub(crate) const DELTAS_MAX: usize = 3;
 
-/// Versions among which the last ones are looked for, by what people mean by later: it costs a
-/// publisher far from the repository one small file each.
+/// Candidates for these by version number; each costs a remote publisher one small file.
 pub(crate) const EARLIER_MAX: usize = 12;
 
-/// Artifacts under this take one moment whole.
+/// Artifacts below this size are fast enough to send whole, in bytes.
 const ARTIFACT_BYTES_MIN: u64 = 256 << 10;
 
-/// A delta on its way into the repository.
+/// Why there is no delta from a version.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoDelta {
+    /// The new artifact was compressed by something else than Cohort.
+    #[error(
+        "the artifact is compressed in a way that servers cannot reproduce: \
+         publish a folder or a plain tar"
+    )]
+    Compression,
+    /// The new artifact cannot be compared with any.
+    #[error("the artifact cannot be read for deltas")]
+    Artifact(#[source] Arc<DeltaError>),
+    /// Both versions have the same bytes.
+    #[error("same artifact")]
+    Same,
+    /// The old artifact is neither in the repository nor in the publisher's cache.
+    #[error("its artifact is not available here")]
+    Missing,
+    /// The old artifact is not what its manifest says.
+    #[error("its artifact is damaged")]
+    Damaged,
+    /// Too little is the same.
+    #[error("the delta would not be much smaller than the artifact")]
+    TooLarge,
+    /// Making it failed.
+    #[error("delta failed")]
+    Failed(#[from] DeltaError),
+    /// The disk failed.
+    #[error("delta cannot be written")]
+    Disk(#[from] io::Error),
+}
+
+/// A delta that is not stored yet.
 pub(crate) struct Made {
     tried: DeltaTried,
     file: Option<(NamedTempFile, Vec<u8>)>,
@@ -39,7 +73,7 @@ impl Made {
         self.tried.outcome.as_ref().ok()
     }
 
-    /// What came of it, and what is to be stored.
+    /// The outcome, and the files to store.
     pub(crate) fn into_steps(self) -> (DeltaTried, Vec<Step>) {
         let mut steps = Vec::new();
         if let (Ok(delta), Some((file, units))) = (&self.tried.outcome, self.file) {
@@ -50,8 +84,7 @@ impl Made {
     }
 }
 
-/// The names of the manifests among which the last versions of an app are looked for; of one
-/// platform, or of all.
+/// Names of the manifests of the latest versions of an app, for one platform or all.
 pub(crate) fn earlier_names<'a>(
     names: impl Iterator<Item = &'a str>,
     app: &AppId,
@@ -90,8 +123,8 @@ fn later(one: &Version, other: &Version) -> Ordering {
 }
 
 impl Repository {
-    /// The last releases of an app for a platform, the latest first: those that the next one gets
-    /// deltas from. In a working copy, those whose manifests were pulled.
+    /// The releases that the next one of an app gets deltas from, latest first. In a working copy,
+    /// those whose manifests were pulled.
     ///
     /// # Errors
     /// When the repository cannot be read or is not signed by its root.
@@ -115,8 +148,7 @@ impl Repository {
         for name in earlier_names(names, app, Some(platform)) {
             match self.read_manifest(targets, &name) {
                 Ok(manifest) => manifests.extend(manifest),
-                // Damaged, of another schema, or not pulled: nothing to start from, and no reason to
-                // stop.
+                // Damaged, of another schema, or not pulled: one delta less.
                 Err(
                     RepositoryError::Io { .. }
                     | RepositoryError::Damaged { .. }
@@ -130,7 +162,7 @@ impl Repository {
         Ok(manifests)
     }
 
-    /// Tries a delta from each of the releases. What fails is told and costs nothing else.
+    /// Tries a delta from each of the releases. A failure costs that delta only.
     pub(crate) async fn make_deltas(
         &self,
         lock: &RepositoryLock,
@@ -148,22 +180,16 @@ impl Repository {
             let _held = held;
             let blobs = repository.dir().join(BLOBS_DIR);
             let maker = DeltaMaker::new(&artifact, &manifest.root, manifest.length, &blobs);
-            let unusable = match &maker {
-                Ok(Some(_)) => None,
-                Ok(None) => Some(
-                    "the artifact is compressed in a way that servers cannot repeat: publish a \
-                     folder, or a plain tar"
-                        .to_owned(),
-                ),
-                Err(error) => Some(chain(error)),
-            };
-            let maker = maker.ok().flatten();
+            let maker = maker.map_err(Arc::new);
             let tries = earlier.into_iter().map(|base| {
-                let why = unusable.clone().unwrap_or_default();
-                let made = maker.as_ref().ok_or(why).and_then(|maker| {
-                    request.told.tell(&format!("making the delta from {}", base.version));
-                    repository.make_delta(&request, &base, &manifest, maker, &blobs)
-                });
+                let made = match &maker {
+                    Ok(Some(maker)) => {
+                        request.told.tell(&format!("making the delta from {}", base.version));
+                        repository.make_delta(&request, &base, &manifest, maker, &blobs)
+                    }
+                    Ok(None) => Err(NoDelta::Compression),
+                    Err(error) => Err(NoDelta::Artifact(Arc::clone(error))),
+                };
                 let (outcome, file) = match made {
                     Ok((delta, file)) => (Ok(delta), Some(file)),
                     Err(why) => (Err(why), None),
@@ -182,20 +208,19 @@ impl Repository {
         manifest: &Manifest,
         maker: &DeltaMaker,
         blobs: &Path,
-    ) -> Result<(Delta, (NamedTempFile, Vec<u8>)), String> {
+    ) -> Result<(Delta, (NamedTempFile, Vec<u8>)), NoDelta> {
         if base.root == manifest.root {
-            return Err("it is the same artifact".to_owned());
+            return Err(NoDelta::Same);
         }
         let here = self.dir().join(blob_path(&base.root));
         let outside = request.bases.get(&base.root);
         let path = if here.is_file() { Some(&here) } else { outside };
-        let path = path.ok_or("its artifact is not at hand")?;
+        let path = path.ok_or(NoDelta::Missing)?;
         if !hash_file(path).is_ok_and(|hashes| hashes.root == base.root) {
-            return Err("its artifact is damaged".to_owned());
+            return Err(NoDelta::Damaged);
         }
-        let file = unfinished(blobs).map_err(|error| error.to_string())?;
-        let made = maker.delta_from(path, file.as_file()).map_err(|error| chain(&error))?;
-        let made = made.ok_or("too little is the same: it would not be worth it")?;
+        let file = unfinished(blobs)?;
+        let made = maker.delta_from(path, file.as_file())?.ok_or(NoDelta::TooLarge)?;
         let delta = Delta {
             from: base.root.clone(),
             method: made.method,
@@ -206,28 +231,6 @@ impl Repository {
     }
 }
 
-fn chain(error: &DeltaError) -> String {
-    crate::fetch::chain(error)
-}
-
 #[cfg(test)]
-mod publish_deltas_test {
-    use super::{EARLIER_MAX, earlier_names};
-
-    #[test]
-    fn the_last_versions_are_those_that_people_mean() {
-        let names: Vec<String> =
-            (1..=40).map(|n| format!("apps/web/1.{n}.0/linux/manifest.json")).collect();
-        let names = names.iter().map(String::as_str).chain([
-            "apps/web/1.9.0-rc.2/linux/manifest.json",
-            "apps/other/9.0.0/linux/manifest.json",
-            "apps/web/7.0.0/mac/manifest.json",
-            "channels/web/stable.json",
-        ]);
-        let platform = "linux".parse().unwrap();
-        let found = earlier_names(names, &"web".parse().unwrap(), Some(&platform));
-        assert_eq!(found.len(), EARLIER_MAX);
-        assert_eq!(found[0], "apps/web/1.40.0/linux/manifest.json");
-        assert_eq!(found[11], "apps/web/1.29.0/linux/manifest.json");
-    }
-}
+#[path = "publish_deltas_test.rs"]
+mod publish_deltas_test;

@@ -1,8 +1,8 @@
 //! The publisher's side: a folder that any static HTTP server can serve while it is written.
 //!
-//! Order of every change: artifacts and targets first (nobody knows their names yet), then the
-//! versioned metadata (nobody refers to it yet), and `timestamp.json` last, by rename: a reader
-//! sees the state before or the state after, and so does the next publisher after a crash.
+//! Order of every change: artifacts and targets first (nothing names them yet), then the versioned
+//! metadata (nothing refers to it yet), and `timestamp.json` last, by rename: readers see the old
+//! state or the new one, and so does the next publisher after a crash.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,8 +15,7 @@ use tough::TargetName;
 use tough::schema::{Targets, Timestamp};
 
 use crate::channel::ChannelPointer;
-use crate::digest::{hex, sha256};
-use crate::durable::{create_folders, sweep_unfinished};
+use crate::digest::sha256;
 use crate::keys::{Keys, SigningKey};
 use crate::layout::{BLOBS_DIR, METADATA_DIR, SETTINGS_FILE, channel_target, target_path};
 use crate::lifetimes::{Expiries, Lifetimes, RENEW_AFTER_S};
@@ -26,8 +25,9 @@ use crate::metadata::{self, Current, later, now};
 use crate::pack::PackError;
 use crate::package_file::PackageFileError;
 use crate::steps::{Faults, Step};
+use cohort_base::durable::{create_folders, sweep};
 
-/// One release that a repository holds.
+/// A release in a repository.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ReleaseName {
     /// The app.
@@ -42,38 +42,38 @@ pub struct ReleaseName {
 #[derive(Debug, thiserror::Error)]
 pub enum RepositoryError {
     /// A file cannot be read or written.
-    #[error("repository file {} cannot be used", path.display())]
+    #[error("cannot use repository file {}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// Error of the disk.
         #[source]
         source: io::Error,
     },
-    /// Another publisher is at work.
-    #[error("repository {} is being changed by another publisher: try again", path.display())]
+    /// Another publisher holds the lock.
+    #[error("repository {} is locked by another publisher: try again", path.display())]
     Locked {
         /// The repository.
         path: PathBuf,
     },
-    /// There is no repository.
+    /// The folder holds no repository.
     #[error("{} is not a repository (no metadata/N.root.json)", path.display())]
     NotARepository {
         /// The folder.
         path: PathBuf,
     },
-    /// There is one already.
-    #[error("{} holds a repository already", path.display())]
+    /// The folder holds a repository already.
+    #[error("{} already holds a repository", path.display())]
     Exists {
         /// The folder.
         path: PathBuf,
     },
-    /// A file of the repository is not what it should be.
+    /// A file of the repository is not what was signed.
     #[error("repository file {} is damaged: {reason}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
     /// A role was not signed by the keys of the root.
@@ -82,17 +82,17 @@ pub enum RepositoryError {
         /// The role.
         role: String,
     },
-    /// The key at hand is not the one of the root.
-    #[error("the {role} key at hand is not the one that this repository's root names")]
+    /// The root names another key.
+    #[error("the {role} key is not the one in this repository's root")]
     ForeignKey {
         /// The role.
         role: String,
     },
-    /// The root key is needed and not at hand.
-    #[error("the root key is needed to make a repository")]
+    /// The root key is needed and missing.
+    #[error("the root key is needed to create a repository")]
     RootKeyMissing,
     /// Signing failed.
-    #[error("{role} metadata could not be signed")]
+    #[error("cannot sign {role} metadata")]
     Sign {
         /// The role.
         role: String,
@@ -103,7 +103,7 @@ pub enum RepositoryError {
     /// The artifact's `cohort.toml` is wrong, or contradicts a flag.
     #[error(transparent)]
     PackageFile(#[from] PackageFileError),
-    /// The manifest would break a rule.
+    /// The manifest breaks a rule.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// The version exists with other content.
@@ -121,7 +121,7 @@ pub enum RepositoryError {
         /// What differs.
         difference: &'static str,
     },
-    /// A channel may only name what is published.
+    /// Only a published version can be put on a channel.
     #[error("{app} {version} is not published for any platform: run `cohort publish` first")]
     NoSuchRelease {
         /// The app.
@@ -132,23 +132,23 @@ pub enum RepositoryError {
     /// What was pulled cannot be trusted.
     #[error(transparent)]
     Pull(#[from] crate::trust_error::TrustError),
-    /// An upload is not what it should be.
+    /// An upload is not what its name says, or not signed.
     #[error("upload {file} was refused: {reason}")]
     Refused {
-        /// The name under which it was uploaded.
+        /// Path of the upload in the repository.
         file: String,
-        /// Why.
+        /// What is wrong with it.
         reason: String,
     },
     /// Somebody else published since the pull.
     #[error("the repository has changed since it was read: publish again")]
     Outdated,
     /// The process is shutting down.
-    #[error("publishing was cut short because the program is stopping")]
+    #[error("publishing was interrupted: the program is shutting down")]
     Stopped,
 }
 
-/// What else readers need not trust but the next publisher wants to know.
+/// What the next publisher needs and readers need not trust.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Settings {
@@ -165,20 +165,20 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Makes a repository that holds nothing yet.
+    /// Creates an empty repository.
     ///
     /// # Errors
-    /// When there is one already, the root key is missing, or a file cannot be written.
+    /// When one exists, the root key is missing, or a file cannot be written.
     pub async fn create(
         dir: &Path,
         keys: &Keys,
         lifetimes: Lifetimes,
     ) -> Result<Self, RepositoryError> {
-        create_folders(dir)
+        create_folders(&dir.join(BLOBS_DIR))
             .map_err(|source| RepositoryError::Io { path: dir.to_owned(), source })?;
         let repository = Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() };
         let lock = repository.lock().await?;
-        // The timestamp is written last: a creation that was cut short may begin again.
+        // The timestamp is written last: an interrupted creation can be repeated.
         if repository.metadata_path("timestamp.json").exists() {
             return Err(RepositoryError::Exists { path: dir.to_owned() });
         }
@@ -220,7 +220,7 @@ impl Repository {
         Ok(Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() })
     }
 
-    /// The same with other lifetimes for what is signed from now on.
+    /// Sets the lifetimes of everything signed from now on.
     pub(crate) fn with_lifetimes(self, lifetimes: Lifetimes) -> Self {
         Self { lifetimes, ..self }
     }
@@ -231,7 +231,7 @@ impl Repository {
         &self.dir
     }
 
-    /// The newest root: what a reader is given by hand to begin with.
+    /// The newest root, which readers get from an operator.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -240,7 +240,7 @@ impl Repository {
         fs::read(&path).map_err(|source| RepositoryError::Io { path, source })
     }
 
-    /// When signatures end: for the hub's alarm.
+    /// When signatures expire.
     ///
     /// # Errors
     /// When the repository cannot be read or is not signed by its root.
@@ -282,7 +282,7 @@ impl Repository {
         Ok(channels)
     }
 
-    /// Lets a channel name a version. Setting it to what it is already changes nothing.
+    /// Points a channel to a version. Repeating it changes nothing.
     ///
     /// # Errors
     /// When the version is not published for any platform, the keys are not this repository's, or
@@ -304,8 +304,8 @@ impl Repository {
         Ok(pointer)
     }
 
-    /// Signs a new timestamp for the same content: what keeps a fleet fresh while nothing happens.
-    /// Needs the timestamp key only.
+    /// Signs a new timestamp for the same content, to keep a fleet fresh while nothing is published.
+    /// Needs only the timestamp key.
     ///
     /// # Errors
     /// When the key is not this repository's, or a file cannot be written.
@@ -315,9 +315,11 @@ impl Repository {
         let root = &current.root.signed;
         let old = &current.timestamp.signed;
         let expires = later(now(), self.lifetimes.timestamp_s);
-        let reference = old.meta.get("snapshot.json").cloned().ok_or_else(|| {
-            self.damaged("metadata/timestamp.json", "it does not name a snapshot")
-        })?;
+        let reference = old
+            .meta
+            .get("snapshot.json")
+            .cloned()
+            .ok_or_else(|| self.damaged("metadata/timestamp.json", "names no snapshot"))?;
         let version = metadata::version_after(old.version);
         let ready = metadata::sign_timestamp(root, key, version, reference, expires).await?;
         self.write(&lock, vec![Step::from(ready)]).await?;
@@ -325,8 +327,8 @@ impl Repository {
         Ok(expiries_of(&current))
     }
 
-    /// Signs the same content again for its full time; for a repository in which nothing was
-    /// published for so long that its targets or snapshot come to their end.
+    /// Signs the same content again for its full lifetime, for a repository in which nothing was
+    /// published for so long that its targets or snapshot are about to expire.
     ///
     /// # Errors
     /// When the keys are not this repository's, or a file cannot be written.
@@ -352,7 +354,7 @@ impl Repository {
         if expiries.timestamp <= due { self.renew_timestamp(key).await } else { Ok(expiries) }
     }
 
-    /// Adds to `changed` what makes the channel name the version.
+    /// Adds to `changed` the target that points the channel to the version.
     pub(crate) fn point(
         &self,
         targets: &Targets,
@@ -404,7 +406,7 @@ impl Repository {
     ) -> Result<Option<Vec<u8>>, RepositoryError> {
         let found = TargetName::new(name).ok().and_then(|name| targets.targets.get(&name));
         let Some(target) = found else { return Ok(None) };
-        let relative = target_path(name, &hex(&target.hashes.sha256));
+        let relative = target_path(name, &hex::encode(&target.hashes.sha256));
         let path = self.dir.join(&relative);
         let bytes = fs::read(&path).map_err(|source| RepositoryError::Io { path, source })?;
         if sha256(&bytes) != *target.hashes.sha256 {
@@ -427,7 +429,7 @@ impl Repository {
         let mut steps = blobs;
         for (name, bytes) in changed {
             let target = metadata::target_of(&bytes);
-            let path = target_path(&name, &hex(&target.hashes.sha256));
+            let path = target_path(&name, &hex::encode(&target.hashes.sha256));
             let name = TargetName::new(name).map_err(|error| {
                 self.damaged(TARGETS_HINT, &format!("a target cannot be named: {error}"))
             })?;
@@ -446,7 +448,7 @@ impl Repository {
         self.write(lock, steps).await
     }
 
-    /// Takes the lock and sweeps what a crashed publisher left.
+    /// Takes the lock and removes what a crashed publisher left.
     pub(crate) async fn lock(&self) -> Result<RepositoryLock, RepositoryError> {
         let lock = RepositoryLock::take(&self.dir).await.map_err(|source| {
             let path = self.dir.clone();
@@ -456,7 +458,7 @@ impl Repository {
             }
         })?;
         for path in [self.dir.clone(), self.dir.join(BLOBS_DIR)] {
-            sweep_unfinished(&path).map_err(|source| RepositoryError::Io { path, source })?;
+            sweep(&path).map_err(|source| RepositoryError::Io { path, source })?;
         }
         Ok(lock)
     }
@@ -495,7 +497,7 @@ fn expiries_of(current: &Current) -> Expiries {
     }
 }
 
-/// `apps/<app>/<version>/<platform>/manifest.json` taken apart.
+/// The release in the name `apps/<app>/<version>/<platform>/manifest.json`.
 pub(crate) fn release_of_target(name: &str) -> Option<ReleaseName> {
     let mut parts = name.strip_prefix("apps/")?.strip_suffix("/manifest.json")?.split('/');
     let release = ReleaseName {

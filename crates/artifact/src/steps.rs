@@ -1,14 +1,14 @@
-//! Files that are put in place one after the other, and the points at which a test interrupts that.
+//! Files that are put in place one after the other, with points where tests simulate a crash.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::durable::{create_folders, put_in_place, unfinished};
 use crate::layout::METADATA_DIR;
 use crate::metadata::Ready;
 use crate::repository::RepositoryError;
+use cohort_base::durable::{READABLE, create_folders, put_in_place, unfinished};
 
 /// One file to be put in place.
 pub(crate) struct Step {
@@ -32,7 +32,7 @@ impl Step {
         Self { path, content: Content::Bytes(bytes) }
     }
 
-    /// A file written aside in the folder where it will be.
+    /// A file that was written beside its place.
     pub(crate) fn file(path: PathBuf, file: NamedTempFile) -> Self {
         Self { path, content: Content::File(file) }
     }
@@ -48,7 +48,7 @@ impl Step {
             let file = match self.content {
                 Content::File(file) => file,
                 Content::Bytes(bytes) => {
-                    // Written aside at the top, where the next publisher sweeps.
+                    // At the top of the repository, which the next publisher sweeps.
                     create_folders(path.parent().unwrap_or(dir))?;
                     let mut file = unfinished(dir)?;
                     io::Write::write_all(&mut file, &bytes)?;
@@ -60,14 +60,14 @@ impl Step {
                 file.keep()?;
                 return Err(error);
             }
-            put_in_place(file, &path, 0o644)?;
+            put_in_place(file, &path, READABLE)?;
             faults.point()
         };
         write().map_err(|source| RepositoryError::Io { path: path.clone(), source })
     }
 }
 
-/// Points at which a test lets the publisher die.
+/// Points where a test makes the publisher fail.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Faults {
     #[cfg(test)]

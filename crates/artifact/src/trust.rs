@@ -1,18 +1,18 @@
 //! The reader's side: what every server does by itself, trusting neither mirror nor peer.
 //!
 //! A refresh runs TUF's client workflow against one mirror at a time, on a *copy* of what is
-//! trusted. Only when all of it succeeded does the result replace what is on disk, in one rename;
-//! a refusal leaves no trace but its reason.
+//! trusted. The result replaces what is on disk, in one rename, only if all of it succeeds; a
+//! refusal leaves nothing but its reason.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cohort_core::ids::{AppId, Channel, Platform, Version};
 use jiff::Timestamp;
-use serde::Serialize;
+use parking_lot::{Mutex, RwLock};
 use tough::schema::Target;
 use tough::{ExpirationEnforcement, TargetName};
 
@@ -20,52 +20,52 @@ use crate::channel::{CHANNEL_BYTES_MAX, ChannelPointer};
 use crate::checks::{
     check_clock, check_manifest, check_root, is_target, malformed, most_telling, same, store_error,
 };
-use crate::digest::{digest_of_bytes, hex, sha256};
-use crate::durable::sweep_unfinished;
-use crate::fetch::{Fetcher, Mirror};
+use crate::client::{ClientLimits, Mirror, MirrorClient};
+use crate::digest::{digest_of_bytes, sha256};
 use crate::layout::{channel_target, manifest_target};
 use crate::lifetimes::Expiries;
 use crate::metadata_transport::Source;
 use crate::repository::release_of_target;
-use crate::trust_error::{TrustError, TrustErrorKind};
+use crate::trust_error::{TrustError, TrustErrorKind, cause};
 use crate::trust_state::{BUNDLE_BYTES_MAX, Bundle, State};
 use crate::units::UnitHashes;
 use crate::verified::{ReleaseOffer, Verified, VerifiedManifest};
+use cohort_base::durable::{create_folders, sweep};
 
 mod refresh;
 mod targets;
 
-/// What a reader is given.
+/// Configuration of a reader.
 #[derive(Debug, Clone)]
 pub struct TrustOptions {
-    /// The root metadata that an operator trusts, as bytes.
+    /// The root metadata that an operator trusts.
     pub root: Vec<u8>,
-    /// A folder of this server for what it has seen; created when missing. One process at a time.
+    /// Folder for the metadata seen; created when missing. One process at a time.
     pub store: PathBuf,
-    /// Where to read from. Asked in turn, beginning with another one every time, so that one that
-    /// holds news back does so for one round only.
+    /// Mirrors to read from. Each refresh starts with the next one, so that a mirror that holds news
+    /// back does so for one round only.
     pub mirrors: Vec<Mirror>,
-    /// How to fetch; a fetcher of its own when missing.
-    pub fetcher: Option<Fetcher>,
+    /// How long a mirror may take.
+    pub limits: ClientLimits,
 }
 
-/// What a refresh brought.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Result of a refresh.
+#[derive(Debug, Clone)]
 pub struct Refreshed {
-    /// Whether there was anything new.
+    /// Whether the metadata is new.
     pub changed: bool,
-    /// The mirror that answered well.
+    /// The mirror that it came from.
     pub mirror: String,
-    /// The mirrors that were refused on the way there.
+    /// Mirrors that were refused before.
     pub refused: Vec<TrustError>,
 }
 
-/// What is wrong with a mirror, since when.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Why a mirror is refused, and since when.
+#[derive(Debug, Clone)]
 pub struct Refusal {
-    /// Why it was refused the last time.
+    /// The latest reason.
     pub error: TrustError,
-    /// Since when it is refused without a success between.
+    /// Time of the first refusal since its last success.
     pub since: Timestamp,
 }
 
@@ -78,20 +78,20 @@ struct Loaded {
     expiries: Expiries,
 }
 
-/// A reader of a repository, with what it has seen on disk.
+/// A reader of a repository, which remembers on disk what it has seen.
 pub struct TrustedRepository {
     store: PathBuf,
     anchor: Vec<u8>,
     anchor_sha256: String,
     mirrors: Vec<Mirror>,
-    fetcher: Fetcher,
-    /// Which mirror is asked first next time.
+    client: MirrorClient,
+    /// Index of the mirror to ask first next time.
     turn: AtomicUsize,
-    /// The mirror that answered well the last time.
+    /// Index of the mirror that succeeded last.
     good: AtomicUsize,
     loaded: RwLock<Option<Arc<Loaded>>>,
     refusals: Mutex<BTreeMap<String, Refusal>>,
-    /// The state as it is on disk; held for the length of a refresh, so that there is one at a time.
+    /// The state on disk; locked during a refresh, so that there is one at a time.
     on_disk: tokio::sync::Mutex<Option<State>>,
 }
 
@@ -105,29 +105,26 @@ impl fmt::Debug for TrustedRepository {
 }
 
 impl TrustedRepository {
-    /// Opens the store and verifies again what is in it; needs no mirror, and no freshness: what
-    /// was accepted while it was fresh may be used further.
+    /// Opens the store and verifies its content again. Needs no mirror and no freshness: what was
+    /// accepted while it was fresh stays usable.
     ///
     /// # Errors
-    /// When the store cannot be used, or the root that was given is not one.
+    /// When the store cannot be used, or the given root is invalid.
     pub async fn open(options: TrustOptions) -> Result<Self, TrustError> {
-        let TrustOptions { root, store, mirrors, fetcher } = options;
+        let TrustOptions { root, store, mirrors, limits } = options;
         let here = TrustErrorKind::here;
-        let fetcher = match fetcher {
-            Some(fetcher) => fetcher,
-            None => Fetcher::new()
-                .map_err(|error| here(TrustErrorKind::of_fetch("anything", &error)))?,
-        };
-        std::fs::create_dir_all(&store)
-            .and_then(|()| sweep_unfinished(&store))
-            .map_err(|error| here(store_error(&store, &error)))?;
+        let client =
+            MirrorClient::new(limits).map_err(|error| here(TrustErrorKind::Client(error)))?;
+        create_folders(&store)
+            .and_then(|()| sweep(&store))
+            .map_err(|error| here(store_error(&store, error)))?;
         let state = State::load(&store).map_err(here)?;
         let repository = Self {
             store,
-            anchor_sha256: hex(&sha256(&root)),
+            anchor_sha256: hex::encode(sha256(&root)),
             anchor: root,
             mirrors,
-            fetcher,
+            client,
             turn: AtomicUsize::new(0),
             good: AtomicUsize::new(0),
             loaded: RwLock::new(None),
@@ -152,8 +149,8 @@ impl TrustedRepository {
     /// Asks the mirrors for newer metadata and verifies it.
     ///
     /// # Errors
-    /// When no mirror gave anything that can be trusted: the most telling refusal. Nothing on disk
-    /// has changed then.
+    /// When no mirror has metadata that can be trusted: the most telling refusal. Nothing on disk has
+    /// changed then.
     pub async fn refresh(&self) -> Result<Refreshed, TrustError> {
         let mut on_disk = self.on_disk.lock().await;
         let now = Timestamp::now();
@@ -176,7 +173,7 @@ impl TrustedRepository {
                 }
                 Err(kind) => {
                     let error = kind.at(mirror);
-                    tracing::debug!(%mirror, error = %error, "a mirror was refused");
+                    tracing::debug!(%mirror, error = cohort_base::chain(&error), "refusing mirror");
                     self.note(mirror, Some(error.clone()), now);
                     refused.push(error);
                 }
@@ -199,11 +196,11 @@ impl TrustedRepository {
         self.offer(app, channel, platform).await
     }
 
-    /// What the channel offers for the platform, as far as is known, if that is still fresh.
+    /// What the channel offers for the platform by the metadata at hand, if that is still fresh.
     ///
     /// # Errors
-    /// When nothing is known yet, what is known has expired, the channel or release does not exist
-    /// for the platform, or a file is not what was signed.
+    /// When there is no metadata yet or it has expired, the channel or release does not exist for the
+    /// platform, or a file is not what was signed.
     pub async fn offer(
         &self,
         app: &AppId,
@@ -222,7 +219,7 @@ impl TrustedRepository {
             return Err(TrustErrorKind::NotFound { what }.here());
         };
         let bytes = self.target_bytes(&name, target, CHANNEL_BYTES_MAX).await?;
-        let pointer = ChannelPointer::parse(&bytes).map_err(|error| malformed(&name, &error))?;
+        let pointer = ChannelPointer::parse(&bytes).map_err(|error| malformed(&name, error))?;
         same("app", app, &pointer.app)?;
         same("channel", channel, &pointer.channel)?;
         let manifest = self.manifest_in(&loaded, app, &pointer.version, platform).await?;
@@ -238,8 +235,8 @@ impl TrustedRepository {
         Ok(Verified::of(offer, &bytes))
     }
 
-    /// The signed manifest of a release, for a rollout that was decided already: freshness was
-    /// judged then, so the network is asked only when the manifest is not on this disk.
+    /// The signed manifest of a release whose rollout was decided already: freshness was checked
+    /// then, so mirrors are asked only when the manifest is not on this disk.
     ///
     /// # Errors
     /// When the release does not exist for the platform, or a file is not what was signed.
@@ -280,7 +277,7 @@ impl TrustedRepository {
         Ok(manifest)
     }
 
-    /// The signed bytes of a manifest that is on this disk, to be given to a peer.
+    /// The signed bytes of a manifest on this disk, for a peer.
     #[must_use]
     pub fn cached_manifest_bytes(
         &self,
@@ -308,7 +305,7 @@ impl TrustedRepository {
         .await
     }
 
-    /// The newest verified metadata, to be given to a peer that cannot reach a mirror.
+    /// The newest verified metadata, for a peer that cannot reach a mirror.
     #[must_use]
     pub fn bundle(&self) -> Option<Vec<u8>> {
         serde_json::to_vec(&self.known().ok()?.bundle).ok()
@@ -325,9 +322,8 @@ impl TrustedRepository {
             let limit_bytes = BUNDLE_BYTES_MAX;
             return Err(TrustErrorKind::TooLarge { what, limit_bytes }.here());
         }
-        let bundle: Bundle = serde_json::from_slice(bytes).map_err(|error| {
-            TrustErrorKind::Malformed { what, reason: error.to_string() }.here()
-        })?;
+        let bundle: Bundle = serde_json::from_slice(bytes)
+            .map_err(|error| TrustErrorKind::Malformed { what, source: cause(error) }.here())?;
         let source = Source::Memory(bundle.files().map_err(TrustErrorKind::here)?);
         let mut on_disk = self.on_disk.lock().await;
         let now = Timestamp::now();
@@ -339,16 +335,16 @@ impl TrustedRepository {
         self.accept(&mut on_disk, loaded, now).map_err(TrustErrorKind::here)
     }
 
-    /// When the signatures of what is known end; nothing before the first refresh.
+    /// When the signatures expire; nothing before the first refresh.
     #[must_use]
     pub fn expiries(&self) -> Option<Expiries> {
         self.known().ok().map(|loaded| loaded.expiries)
     }
 
-    /// The mirrors that were refused when they were asked last, by name.
+    /// The mirrors that are refused now, by name.
     #[must_use]
     pub fn refusals(&self) -> BTreeMap<String, Refusal> {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.refusals.lock().clone()
     }
 
     /// The mirrors, in the order given.
@@ -358,19 +354,19 @@ impl TrustedRepository {
     }
 
     fn known(&self) -> Result<Arc<Loaded>, TrustError> {
-        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        let loaded = self.loaded.read();
         loaded.clone().ok_or_else(|| {
-            let what = "no repository metadata was verified yet".to_owned();
+            let what = "no verified repository metadata yet".to_owned();
             TrustErrorKind::NotFound { what }.here()
         })
     }
 
     fn set_loaded(&self, loaded: Loaded) {
-        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(loaded));
+        *self.loaded.write() = Some(Arc::new(loaded));
     }
 
     fn note(&self, mirror: &Mirror, error: Option<TrustError>, now: Timestamp) {
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusals = self.refusals.lock();
         match error {
             None => {
                 refusals.remove(&mirror.to_string());
@@ -390,7 +386,7 @@ impl Loaded {
         self.targets.get(&TargetName::new(name).ok()?)
     }
 
-    /// Names the platforms that there are, because "not found" alone sends people searching.
+    /// Names the platforms that exist: "not found" alone sends people searching.
     fn missing(&self, app: &AppId, version: &Version, platform: &Platform) -> TrustError {
         let mut platforms: Vec<String> = self
             .targets

@@ -1,11 +1,23 @@
-//! Why something is not trusted, in words that an operator can act upon.
+//! Why something is not trusted, in words that an operator can act on.
+
+use std::error::Error;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use tough::schema::RoleType;
 use tough::{TransportError, error::Error as Tough};
 
-use crate::fetch::FetchError;
+use crate::client::{FetchError, Mirror};
+
+/// An error of any type, shared so that a refusal can be kept and handed out.
+pub type SharedCause = Arc<dyn Error + Send + Sync>;
+
+pub(crate) fn cause(error: impl Into<Box<dyn Error + Send + Sync>>) -> SharedCause {
+    Arc::from(error.into())
+}
 
 /// A role of the repository's metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -21,8 +33,8 @@ pub enum Role {
     Targets,
 }
 
-impl std::fmt::Display for Role {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Root => "root",
             Self::Timestamp => "timestamp",
@@ -43,24 +55,30 @@ impl From<RoleType> for Role {
     }
 }
 
-/// A refusal: what was wrong, and who offered it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
-#[error("{kind}{}", from_mirror(.mirror.as_deref()))]
+/// A refusal: what is wrong, and which mirror offered it.
+#[derive(Debug, Clone)]
 pub struct TrustError {
-    /// What was wrong.
-    #[serde(flatten)]
+    /// What is wrong.
     pub kind: TrustErrorKind,
-    /// The mirror that offered it, when it was one.
+    /// The mirror that offered it; nothing for a peer or this server's disk.
     pub mirror: Option<String>,
 }
 
-fn from_mirror(mirror: Option<&str>) -> String {
-    mirror.map(|mirror| format!(" (from {mirror})")).unwrap_or_default()
+impl fmt::Display for TrustError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)?;
+        self.mirror.as_ref().map_or(Ok(()), |mirror| write!(f, " (from {mirror})"))
+    }
 }
 
-/// What was wrong with something that was offered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
+impl Error for TrustError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.kind.source()
+    }
+}
+
+/// What is wrong with metadata or a file.
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum TrustErrorKind {
     /// Not signed by the keys that this server trusts.
     #[error("{role} metadata is not signed by a trusted key")]
@@ -71,19 +89,18 @@ pub enum TrustErrorKind {
     /// Signed correctly, but too long ago: somebody may be hiding newer metadata.
     #[error(
         "{role} metadata expired at {expired_at}; this server's clock says {now}: \
-         the hub renews it, so either the hub is away, or the mirror holds news back, \
-         or the clock is wrong"
+         the hub renews it daily, so the hub is down, the mirror is stale, or the clock is wrong"
     )]
     Expired {
         /// The role.
         role: Role,
-        /// When its signature ended.
+        /// When the signature expired.
         expired_at: Timestamp,
         /// The clock of this server.
         now: Timestamp,
     },
     /// Older than what this server has seen: a replay.
-    #[error("{role} metadata is of version {offered}, but version {trusted} was seen before")]
+    #[error("{role} metadata has version {offered}, but version {trusted} was seen before")]
     Older {
         /// The role.
         role: Role,
@@ -92,7 +109,7 @@ pub enum TrustErrorKind {
         /// The version offered.
         offered: u64,
     },
-    /// Files that were not signed to go together.
+    /// Files that do not belong together.
     #[error("metadata does not fit together: {what}")]
     Mixed {
         /// Which file, and how.
@@ -106,15 +123,12 @@ pub enum TrustErrorKind {
         /// The limit in bytes.
         limit_bytes: u64,
     },
-    /// This server's clock shows an earlier time than it did before.
-    #[error(
-        "this server's clock went back: it says {now}, but said {seen} before; \
-         set the clock of this server"
-    )]
+    /// This server's clock went back.
+    #[error("this server's clock went back from {seen} to {now}: set its clock")]
     ClockWentBack {
         /// The clock of this server.
         now: Timestamp,
-        /// The latest time it showed when something was verified.
+        /// The latest time at which something was verified.
         seen: Timestamp,
     },
     /// The repository does not have it.
@@ -124,20 +138,28 @@ pub enum TrustErrorKind {
         what: String,
     },
     /// A mirror cannot be reached, or fails to answer.
-    #[error("{what} cannot be fetched: {reason}")]
+    #[error("cannot fetch {what}")]
     Unreachable {
         /// The file.
         what: String,
-        /// Why.
-        reason: String,
+        /// What went wrong on the way.
+        #[source]
+        source: FetchError,
     },
+    /// No mirror to ask.
+    #[error("no mirror of the repository is configured")]
+    NoMirror,
+    /// No client to ask mirrors with.
+    #[error("no client for mirrors")]
+    Client(#[source] FetchError),
     /// Not of the expected form.
-    #[error("{what} cannot be read: {reason}")]
+    #[error("cannot parse {what}")]
     Malformed {
         /// The file.
         what: String,
-        /// Why.
-        reason: String,
+        /// What its parser says.
+        #[source]
+        source: SharedCause,
     },
     /// The bytes of a signed file are not the signed ones.
     #[error("{what} does not have the signed bytes")]
@@ -146,7 +168,7 @@ pub enum TrustErrorKind {
         what: String,
     },
     /// A file that was signed as something else.
-    #[error("a manifest or channel is for another {field}: asked for {wanted}, it says {found}")]
+    #[error("a manifest or channel is for another {field}: wanted {wanted}, found {found}")]
     WrongContent {
         /// The field that differs.
         field: &'static str,
@@ -155,59 +177,64 @@ pub enum TrustErrorKind {
         /// What the file says.
         found: String,
     },
-    /// The root that this server was given to begin with is no good.
-    #[error("the trusted root cannot be used: {reason}")]
-    BadRoot {
-        /// Why.
-        reason: String,
-    },
+    /// The root from the operator is invalid.
+    #[error("invalid trusted root")]
+    BadRoot(#[source] SharedCause),
     /// What this server keeps on disk cannot be read or written.
-    #[error("trust kept in {path} cannot be used: {reason}")]
+    #[error("cannot use trust store {}", path.display())]
     Store {
         /// The file or folder.
-        path: String,
-        /// Why.
-        reason: String,
+        path: PathBuf,
+        /// The error of the disk.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// What this server keeps on disk is not what it wrote.
+    #[error(
+        "trust store {} is corrupt; removing it makes this server forget which metadata it saw",
+        path.display()
+    )]
+    StoreDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What its parser says.
+        #[source]
+        source: SharedCause,
     },
 }
 
 impl TrustErrorKind {
-    /// Whether the cause is only that nobody could be reached, so that trying again may help.
+    /// Whether no mirror could be reached, so that trying again may help.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
+        matches!(self, Self::Unreachable { .. } | Self::NoMirror)
     }
 
-    /// A refusal that is no mirror's doing.
+    /// A refusal without a mirror.
     pub(crate) fn here(self) -> TrustError {
         TrustError { kind: self, mirror: None }
     }
 
-    pub(crate) fn at(self, mirror: &crate::fetch::Mirror) -> TrustError {
+    pub(crate) fn at(self, mirror: &Mirror) -> TrustError {
         TrustError { kind: self, mirror: Some(mirror.to_string()) }
     }
 
     /// From a failed fetch of `what`.
-    pub(crate) fn of_fetch(what: &str, error: &FetchError) -> Self {
+    pub(crate) fn of_fetch(what: &str, error: FetchError) -> Self {
         let what = what.to_owned();
         match error {
-            FetchError::TooLarge { limit_bytes } => {
-                Self::TooLarge { what, limit_bytes: *limit_bytes }
-            }
-            FetchError::NotFound
-            | FetchError::TimedOut
-            | FetchError::Status(_)
-            | FetchError::Unreachable(_) => Self::Unreachable { what, reason: error.to_string() },
+            FetchError::TooLarge { limit_bytes } => Self::TooLarge { what, limit_bytes },
+            source => Self::Unreachable { what, source },
         }
     }
 
     /// From the TUF library. `expires` looks up when the offered file of a role ended.
     pub(crate) fn of_tough(
-        error: &Tough,
+        error: Tough,
         now: Timestamp,
         expires: impl Fn(Role) -> Option<Timestamp>,
     ) -> Self {
-        match error {
+        match &error {
             Tough::VerifyMetadata { role, .. } => Self::WrongSignature { role: (*role).into() },
             Tough::ExpiredMetadata { role, .. } => {
                 let role = (*role).into();
@@ -227,45 +254,46 @@ impl TrustErrorKind {
                 offered: *new_role_version,
             },
             Tough::VersionMismatch { role, fetched, expected, .. } => Self::Mixed {
-                what: format!("{role} is of version {fetched}, but {expected} was announced"),
+                what: format!("{role} has version {fetched}, announced was {expected}"),
             },
             Tough::SnapshotRoleMissing { .. }
             | Tough::SnapshotTargetsMetaMissing { .. }
             | Tough::MissingSnapshotMeta { .. }
             | Tough::TimestampMetaLength { .. }
             | Tough::MetaMissing { .. } => Self::Mixed { what: error.to_string() },
-            Tough::ParseMetadata { role, source, .. } => {
-                Self::Malformed { what: format!("{role} metadata"), reason: source.to_string() }
+            Tough::ParseMetadata { role, .. } => {
+                Self::Malformed { what: format!("{role} metadata"), source: cause(error) }
             }
             Tough::ParseTrustedMetadata { .. } | Tough::VerifyTrustedMetadata { .. } => {
-                Self::BadRoot { reason: error.to_string() }
+                Self::BadRoot(cause(error))
             }
             Tough::SystemTimeSteppedBackward { sys_time, latest_known_time } => {
                 Self::ClockWentBack { now: *sys_time, seen: *latest_known_time }
             }
             Tough::Transport { url, source, .. } => {
                 let name = url.path_segments().and_then(Iterator::last).unwrap_or("a file");
-                Self::of_transport(name, source)
+                let (what, known) = (name.to_owned(), Self::of_transport(name, source));
+                known.unwrap_or_else(|| Self::Malformed { what, source: cause(error) })
             }
-            other => Self::Malformed { what: "metadata".to_owned(), reason: other.to_string() },
+            _ => Self::Malformed { what: "metadata".to_owned(), source: cause(error) },
         }
     }
 
-    fn of_transport(name: &str, error: &TransportError) -> Self {
-        let cause = std::error::Error::source(error);
-        if let Some(fetch) = cause.and_then(|cause| cause.downcast_ref::<FetchError>()) {
-            return Self::of_fetch(name, fetch);
+    fn of_transport(name: &str, error: &TransportError) -> Option<Self> {
+        let inner = error.source()?;
+        if let Some(fetch) = inner.downcast_ref::<FetchError>() {
+            return Some(Self::of_fetch(name, fetch.clone()));
         }
-        match cause.and_then(|cause| cause.downcast_ref::<Tough>()) {
-            Some(Tough::HashMismatch { .. }) => {
-                Self::Mixed { what: format!("{name} is not the file that was announced") }
+        match inner.downcast_ref::<Tough>()? {
+            Tough::HashMismatch { .. } => {
+                Some(Self::Mixed { what: format!("{name} is not the announced file") })
             }
-            // The fetch itself stayed within the limit of its kind of file, so this one is
-            // complete, and longer than the signed length: another file of the same name.
-            Some(Tough::MaxSizeExceeded { .. }) => {
-                Self::Mixed { what: format!("{name} is longer than the file that was announced") }
+            // The fetch stayed within the limit for its kind of file, so the file is complete and
+            // longer than the signed length: another one of the same name.
+            Tough::MaxSizeExceeded { .. } => {
+                Some(Self::Mixed { what: format!("{name} is longer than the announced file") })
             }
-            _ => Self::Unreachable { what: name.to_owned(), reason: error.to_string() },
+            _ => None,
         }
     }
 }

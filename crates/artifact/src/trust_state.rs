@@ -1,8 +1,8 @@
-//! What a reader keeps on disk: the newest metadata that it verified.
+//! What a reader keeps on disk: the newest verified metadata.
 //!
-//! One file, written aside and renamed, so that it is whole after a crash (the TUF library's own
-//! store is four files written in place). Its content is signed and is verified again whenever it
-//! is loaded; keeping it is what makes an older repository recognisable as a replay.
+//! One file, replaced by rename, so that it is whole after a crash (the TUF library's own store is
+//! four files written in place). Its content is verified again whenever it is loaded; it is what
+//! shows an older repository to be a replay.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,9 +13,10 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::durable::write_atomic;
+use crate::checks::store_error;
 use crate::metadata::METADATA_BYTES_MAX;
-use crate::trust_error::TrustErrorKind;
+use crate::trust_error::{TrustErrorKind, cause};
+use cohort_base::durable::{self, SECRET};
 
 const STATE_FILE: &str = "trusted.json";
 const STATE_SCHEMA: u32 = 1;
@@ -47,11 +48,9 @@ impl Bundle {
     /// The files by the names under which a repository serves them.
     pub(crate) fn files(&self) -> Result<BTreeMap<String, Bytes>, TrustErrorKind> {
         let versioned = |role: &str, text: &str| {
-            let VersionOnly { signed } =
-                serde_json::from_str(text).map_err(|error| TrustErrorKind::Malformed {
-                    what: format!("{role} metadata"),
-                    reason: error.to_string(),
-                })?;
+            let VersionOnly { signed } = serde_json::from_str(text).map_err(|error| {
+                TrustErrorKind::Malformed { what: format!("{role} metadata"), source: cause(error) }
+            })?;
             Ok((format!("{}.{role}.json", signed.version), Bytes::from(text.to_owned())))
         };
         let mut files = BTreeMap::from([
@@ -65,14 +64,14 @@ impl Bundle {
     }
 }
 
-/// What is on disk.
+/// Content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct State {
     schema: u32,
-    /// SHA-256 of the root that an operator gave; another one starts again from that one.
+    /// SHA-256 of the operator's root; another root starts over.
     pub(crate) anchor_sha256: String,
-    /// The latest time that the clock showed when something was verified.
+    /// The latest time at which something was verified.
     pub(crate) clock_seen: Timestamp,
     pub(crate) bundle: Bundle,
 }
@@ -86,24 +85,21 @@ impl State {
         store.join(STATE_FILE)
     }
 
-    /// Reads the state of a store; nothing when it was never written.
+    /// Reads the state of a store; nothing when there is none yet.
     pub(crate) fn load(store: &Path) -> Result<Option<Self>, TrustErrorKind> {
         let path = Self::path(store);
-        let fail =
-            |reason: String| TrustErrorKind::Store { path: path.display().to_string(), reason };
+        let damaged = |source| TrustErrorKind::StoreDamaged { path: path.clone(), source };
         let length = match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            about => about.map_err(|error| fail(error.to_string()))?.len(),
+            about => about.map_err(|error| store_error(&path, error))?.len(),
         };
         if length > BUNDLE_BYTES_MAX {
-            return Err(fail(format!("longer than {BUNDLE_BYTES_MAX} bytes")));
+            return Err(damaged(cause(format!("longer than {BUNDLE_BYTES_MAX} bytes"))));
         }
-        let bytes = fs::read(&path).map_err(|error| fail(error.to_string()))?;
-        let state: Self = serde_json::from_slice(&bytes).map_err(|error| {
-            fail(format!("{error}; removing it makes this server forget what it has seen"))
-        })?;
+        let bytes = fs::read(&path).map_err(|error| store_error(&path, error))?;
+        let state: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(cause(error)))?;
         if state.schema != STATE_SCHEMA {
-            return Err(fail(format!("schema {} is not {STATE_SCHEMA}", state.schema)));
+            return Err(damaged(cause(format!("schema {} is not {STATE_SCHEMA}", state.schema))));
         }
         Ok(Some(state))
     }
@@ -111,9 +107,7 @@ impl State {
     /// Replaces the state of a store.
     pub(crate) fn save(&self, store: &Path) -> Result<(), TrustErrorKind> {
         let path = Self::path(store);
-        let fail =
-            |reason: String| TrustErrorKind::Store { path: path.display().to_string(), reason };
-        let bytes = serde_json::to_vec(self).map_err(|error| fail(error.to_string()))?;
-        write_atomic(&path, &bytes, 0o600).map_err(|error| fail(error.to_string()))
+        let bytes = serde_json::to_vec(self).expect("texts and a time are JSON");
+        durable::write(&path, &bytes, SECRET).map_err(|error| store_error(&path, error))
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::client::ClientLimits;
 use crate::metadata::read_current;
 use crate::{
     Keys, Lifetimes, Manifest, Mirror, PublishRequest, Repository, TrustErrorKind, TrustOptions,
@@ -43,7 +44,7 @@ async fn a_file_signed_under_another_name_is_refused() {
         root: repository.root_json().unwrap(),
         store: folder.path().join("store"),
         mirrors: vec![Mirror::Folder(dir)],
-        fetcher: None,
+        limits: ClientLimits::default(),
     })
     .await
     .unwrap();
@@ -55,15 +56,15 @@ async fn a_file_signed_under_another_name_is_refused() {
         async move { shared.latest(&asked_app, &asked_stable, &asked_intel).await.map(|_| ()) };
     tokio::spawn(task).await.unwrap().unwrap();
 
-    let wrong = |field, wanted: &str, found: &str| TrustErrorKind::WrongContent {
-        field,
-        wanted: wanted.to_owned(),
-        found: found.to_owned(),
+    let wrong = |error: TrustErrorKind| match error {
+        TrustErrorKind::WrongContent { field, wanted, found } => (field, wanted, found),
+        other => panic!("{other}"),
     };
+    let texts = |field, wanted: &str, found: &str| (field, wanted.to_owned(), found.to_owned());
     let error = reader.latest(&app, &stable, &amd).await.unwrap_err();
-    assert_eq!(error.kind, wrong("platform", "linux/amd", "linux/intel"));
+    assert_eq!(wrong(error.kind), texts("platform", "linux/amd", "linux/intel"));
     let error = reader.latest(&app, &edge, &intel).await.unwrap_err();
-    assert_eq!(error.kind, wrong("channel", "edge", "stable"));
+    assert_eq!(wrong(error.kind), texts("channel", "edge", "stable"));
     let error = reader.manifest(&app, &"2.0.0".parse().unwrap(), &intel).await.unwrap_err();
-    assert_eq!(error.kind, wrong("app", "web", "other"));
+    assert_eq!(wrong(error.kind), texts("app", "web", "other"));
 }

@@ -20,7 +20,7 @@ use crate::manifest::{ARTIFACT_BYTES_MAX, Manifest, UNIT_BYTES, unit_count};
 
 const HASH_BYTES: usize = blake3::OUT_LEN;
 
-/// Why bytes are not those of the artifact.
+/// Why bytes are not the artifact's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// The file of unit hashes is shorter or longer than the manifest says.
@@ -63,7 +63,7 @@ pub enum UnitError {
     },
 }
 
-/// The verified unit hashes of one artifact. Holding one means: these are the signed bytes' hashes.
+/// The unit hashes of one artifact, verified against its root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitHashes {
     length: u64,
@@ -159,9 +159,8 @@ impl UnitHashes {
         }
     }
 
-    /// Which units of a (part of a) file are right: one entry per unit. Blocking.
-    ///
-    /// A missing tail counts as wrong units, bytes beyond the artifact's end are not looked at.
+    /// Which units of a file are right, one entry per unit. Missing units are wrong; bytes beyond the
+    /// artifact's end are ignored. Blocks.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -207,7 +206,7 @@ impl UnitHasher {
     /// Takes the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            // Kept until more follows: the last unit must still be at hand in `finish`.
+            // Kept until more follows: `finish` needs the last unit.
             if self.unit.len() == UNIT_BYTES as usize {
                 self.close_unit();
             }
@@ -219,8 +218,7 @@ impl UnitHasher {
         }
     }
 
-    /// The hashes of everything taken; nothing when that was not a single byte, or more than
-    /// [`ARTIFACT_BYTES_MAX`].
+    /// The hashes of everything; nothing when that was empty or more than [`ARTIFACT_BYTES_MAX`].
     #[must_use]
     pub fn finish(mut self) -> Option<FileHashes> {
         if self.length == 0 || self.length > ARTIFACT_BYTES_MAX {
@@ -243,7 +241,7 @@ impl UnitHasher {
     }
 }
 
-/// Computes the hashes of a file in one pass of buffered reads. Blocking.
+/// Hashes a file in one pass. Blocks.
 ///
 /// # Errors
 /// When the file cannot be read, is empty, or is longer than [`ARTIFACT_BYTES_MAX`].
@@ -251,7 +249,7 @@ pub fn hash_file(path: &Path) -> io::Result<FileHashes> {
     hash_reader(&mut File::open(path)?)
 }
 
-/// The same for anything that can be read to its end.
+/// Hashes everything up to the end of a reader.
 pub(crate) fn hash_reader(reader: &mut impl Read) -> io::Result<FileHashes> {
     let mut hasher = UnitHasher::default();
     let mut buffer = vec![0; 4 * UNIT_BYTES as usize];
@@ -273,8 +271,7 @@ pub(crate) fn hash_reader(reader: &mut impl Read) -> io::Result<FileHashes> {
     })
 }
 
-/// The root that a file of unit hashes merges into, of an artifact of any length; nothing when it
-/// is not a list of hashes.
+/// The root that a file of unit hashes merges into; nothing when it is not a list of hashes.
 pub(crate) fn root_of_file(bytes: &[u8]) -> Option<blake3::Hash> {
     match bytes.as_chunks::<HASH_BYTES>() {
         ([], _) => None,
@@ -292,7 +289,7 @@ fn chaining_value(start: u64, unit: &[u8]) -> ChainingValue {
 
 /// Merges the values of all units into the root.
 ///
-/// BLAKE3 puts the largest power of two of chunks that leaves something on the right to the left.
+/// The left subtree gets the largest power of two of chunks that leaves something for the right one.
 /// Units are complete subtrees of 2^6 chunks, so the same rule over units gives the same tree.
 fn root_of(values: &[ChainingValue]) -> blake3::Hash {
     match values {

@@ -1,4 +1,4 @@
-//! Things whose signatures were checked. There is no way to make one but by checking.
+//! Values whose signatures were checked. There is no other way to create one.
 
 use std::ops::Deref;
 
@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::digest::digest_of_bytes;
 use crate::manifest::Manifest;
 
-/// A value that came, unchanged, out of a file that the repository's keys signed.
+/// A value from a file that the repository's keys signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified<T> {
     value: T,
@@ -20,7 +20,7 @@ pub struct Verified<T> {
 pub type VerifiedManifest = Verified<Manifest>;
 
 impl<T> Verified<T> {
-    /// Only for code that has just checked that `bytes` are the signed ones.
+    /// Only for code that has just verified `bytes`.
     pub(crate) fn of(value: T, bytes: &[u8]) -> Self {
         Self { value, digest: digest_of_bytes(bytes) }
     }
@@ -31,7 +31,7 @@ impl<T> Verified<T> {
         &self.digest
     }
 
-    /// The value; from here on only the caller knows that it was verified.
+    /// The value; its type no longer shows that it was verified.
     #[must_use]
     pub fn into_inner(self) -> T {
         self.value
@@ -73,7 +73,7 @@ pub struct ReleaseOffer {
     pub platform: Platform,
     /// The version that the channel names.
     pub version: Version,
-    /// Raised by one every time the channel is set.
+    /// Increases by one every time the channel is set.
     pub serial: u64,
     /// When the channel was set.
     pub set_at: Timestamp,

@@ -1,7 +1,7 @@
 //! Publishing to a repository on another machine: pull, sign here, upload.
 //!
 //! The keys stay with the publisher. What is pulled is verified like everything that is read; what
-//! is uploaded is checked once more by [`Repository::receive`] on the other side.
+//! is uploaded is checked again by [`Repository::receive`] on the other side.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,18 +9,18 @@ use std::path::{Path, PathBuf};
 
 use cohort_core::ids::{AppId, Digest, Platform, Version};
 
-use crate::durable::{create_folders, sweep_unfinished, unfinished, write_atomic};
 use crate::layout::{BLOBS_DIR, METADATA_DIR, TARGETS_DIR, blob_path};
 use crate::lifetimes::Lifetimes;
 use crate::publish::Told;
 use crate::publish_deltas::earlier_names;
 use crate::repository::{Repository, RepositoryError};
 use crate::trust::TrustedRepository;
+use cohort_base::durable::{self, READABLE, create_folders, folder_of, sweep, unfinished};
 
-/// Artifacts that a publisher keeps to make deltas from: four apps and platforms, three each.
+/// Artifacts that a publisher caches to make deltas from: three each of four apps and platforms.
 const BASES_MAX: usize = 12;
 
-/// A repository in a folder of the publisher, as far as it is needed to publish on top of it.
+/// The part of a remote repository that is needed to publish on top of it.
 #[derive(Debug)]
 pub struct WorkingCopy {
     repository: Repository,
@@ -33,7 +33,7 @@ impl WorkingCopy {
     /// into `folder`, which must be empty or missing.
     ///
     /// # Errors
-    /// When no mirror gives what can be trusted, or a file cannot be written.
+    /// When no mirror has metadata that can be trusted, or a file cannot be written.
     pub async fn pull(
         folder: &Path,
         reader: &TrustedRepository,
@@ -56,15 +56,15 @@ impl WorkingCopy {
         };
         for (relative, bytes) in reader.files(wanted).await? {
             let path = folder.join(relative);
-            write_atomic(&path, &bytes, 0o644).map_err(io(&path))?;
+            put(&path, &bytes).map_err(io(&path))?;
         }
         if let Some((app, _)) = release {
             let names = reader.target_names()?;
             for name in earlier_names(names.iter().map(String::as_str), app, None) {
-                // One that cannot be had is one delta less.
+                // A missing one is one delta less.
                 let Ok((relative, bytes)) = reader.target_file(&name).await else { continue };
                 let path = folder.join(relative);
-                write_atomic(&path, &bytes, 0o644).map_err(io(&path))?;
+                put(&path, &bytes).map_err(io(&path))?;
             }
         }
         let repository = Repository::open(folder)?.with_lifetimes(lifetimes);
@@ -73,7 +73,7 @@ impl WorkingCopy {
     }
 
     /// Fetches the artifacts that deltas can start from into `cache`, unless they are there, and
-    /// says where they lie; for [`crate::PublishRequest::bases`]. What no mirror gives is left out.
+    /// returns their paths for [`crate::PublishRequest::bases`]. What no mirror has is left out.
     ///
     /// # Errors
     /// When the repository cannot be read, or the cache cannot be written.
@@ -87,7 +87,7 @@ impl WorkingCopy {
     ) -> Result<BTreeMap<Digest, PathBuf>, RepositoryError> {
         let io = |source| RepositoryError::Io { path: cache.to_owned(), source };
         create_folders(cache).map_err(io)?;
-        sweep_unfinished(cache).map_err(io)?;
+        sweep(cache).map_err(io)?;
         let mut bases = BTreeMap::new();
         for manifest in self.repository.last_releases(app, platform)? {
             let path = cache.join(manifest.root.as_str());
@@ -119,14 +119,14 @@ impl WorkingCopy {
         prune(cache).map_err(io)
     }
 
-    /// The repository to publish to, set channels in, and so on.
+    /// The local repository, for publishing and setting channels.
     #[must_use]
     pub fn repository(&self) -> &Repository {
         &self.repository
     }
 
-    /// What is new since the pull, relative to the repository, in the order in which it has to be
-    /// uploaded: `metadata/timestamp.json` last. Nothing when nothing changed.
+    /// Files that are new since the pull, in the order of upload: `metadata/timestamp.json` last.
+    /// Empty when nothing changed.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -148,7 +148,12 @@ impl WorkingCopy {
     }
 }
 
-/// Removes the oldest artifacts of a cache that holds too many.
+fn put(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    create_folders(folder_of(path))?;
+    durable::write(path, bytes, READABLE)
+}
+
+/// Keeps the newest [`BASES_MAX`] artifacts of a cache.
 fn prune(cache: &Path) -> std::io::Result<()> {
     let mut artifacts = Vec::new();
     for entry in fs::read_dir(cache)? {

@@ -48,11 +48,11 @@ async fn a_release_is_signed_here_and_served_there() {
     assert_eq!(files.last().unwrap(), Path::new("metadata/timestamp.json"));
     // After each file but the last, readers see what they saw before.
     for (sent, path) in files.iter().enumerate() {
-        assert_eq!(fixture.latest(&reader).await, Ok("1.0.0".to_owned()), "after {sent} files");
+        assert_eq!(fixture.latest(&reader).await.unwrap(), "1.0.0", "after {sent} files");
         let bytes = fs::read(copy.repository().dir().join(path)).unwrap();
         upload(hub, path.to_str().unwrap(), &bytes).await.unwrap();
     }
-    assert_eq!(fixture.latest(&reader).await, Ok("1.1.0".to_owned()));
+    assert_eq!(fixture.latest(&reader).await.unwrap(), "1.1.0");
     let before = bytes_below(hub.dir());
     upload_all(hub, &copy).await.unwrap();
     assert_eq!(bytes_below(hub.dir()), before, "uploading again changes nothing");
@@ -66,7 +66,7 @@ async fn a_release_is_signed_here_and_served_there() {
     // The signed list alone tells that the version exists.
     copy.repository().set_channel(&fixture.keys, &app(), &stable(), &back).await.unwrap();
     upload_all(hub, &copy).await.unwrap();
-    assert_eq!(fixture.latest(&reader).await, Ok("1.0.0".to_owned()));
+    assert_eq!(fixture.latest(&reader).await.unwrap(), "1.0.0");
     assert_eq!(hub.channels().unwrap()[0].serial, 3);
 }
 
@@ -144,7 +144,7 @@ async fn whoever_may_upload_but_has_no_keys_changes_nothing() {
     let error = upload(hub, "metadata/timestamp.json", &timestamp).await.unwrap_err();
     assert!(error.to_string().contains("timestamp key"), "{error}");
     assert_eq!(bytes_below(hub.dir()), before);
-    assert_eq!(fixture.latest(&reader).await, Ok("1.1.0".to_owned()));
+    assert_eq!(fixture.latest(&reader).await.unwrap(), "1.1.0");
 
     // With the keys, but leading to what is not here.
     let copy = pull(&fixture, &server, "copy").await;
@@ -160,9 +160,9 @@ async fn whoever_may_upload_but_has_no_keys_changes_nothing() {
             received.unwrap();
         }
     }
-    assert_eq!(fixture.latest(&reader).await, Ok("1.1.0".to_owned()));
+    assert_eq!(fixture.latest(&reader).await.unwrap(), "1.1.0");
     upload_all(hub, &copy).await.unwrap();
-    assert_eq!(fixture.latest(&reader).await, Ok("1.2.0".to_owned()));
+    assert_eq!(fixture.latest(&reader).await.unwrap(), "1.2.0");
     hub.sweep_incoming().unwrap();
     assert!(bytes_below(&hub.dir().join(".incoming")).is_empty());
 }

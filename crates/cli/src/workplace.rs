@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use cohort_artifact::client::{AddressError, ClientLimits};
 use cohort_artifact::{
     AppId, Digest, Keys, Lifetimes, Mirror, Platform, Repository, Told, TrustOptions,
     TrustedRepository, Version, WorkingCopy,
@@ -195,14 +196,16 @@ pub(crate) async fn reader(context: &Context) -> Result<TrustedRepository, Failu
         mirrors.push(Mirror::Folder(absolute(&dir)));
     } else {
         for mirror in context.mirrors() {
-            mirrors.push(mirror.parse().map_err(|error: String| Failure::usage(error))?);
+            mirrors.push(
+                mirror.parse().map_err(|error: AddressError| Failure::usage(error.to_string()))?,
+            );
         }
     }
     let options = TrustOptions {
         root: bytes,
         store: context.cache_dir().join("repository"),
         mirrors,
-        fetcher: None,
+        limits: ClientLimits::default(),
     };
     TrustedRepository::open(options).await.map_err(|error| Failure::of("repository", &error))
 }

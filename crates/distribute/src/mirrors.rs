@@ -6,22 +6,15 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use cohort_artifact::client::{ClientLimits, Content, FetchError, Mirror, MirrorClient, Wanted};
 use cohort_artifact::{blob_path, units_path};
 use cohort_core::ids::Digest;
-use futures_util::{StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
-use url::Url;
 
 use crate::peers::ByteStream;
 
 /// Most mirrors; a list beyond that is a mistake.
 pub const MIRRORS_MAX: usize = 64;
-
-/// To connect to a mirror, in milliseconds. One that needs longer for two packets is far away.
-const CONNECT_MS_MAX: u64 = 5_000;
-
-/// Redirects that are followed: content networks use one, seldom two.
-const REDIRECTS_MAX: usize = 5;
 
 /// The mirror in use is left only for one that answers in less than half the time.
 const STICKY_FACTOR: u32 = 2;
@@ -33,21 +26,6 @@ const FORGIVE_MS: u64 = 300_000;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MirrorError {
-    /// Not a URL.
-    #[error("mirror `{text}` is not a URL")]
-    Url {
-        /// The text.
-        text: String,
-        /// Why.
-        #[source]
-        source: url::ParseError,
-    },
-    /// A URL that cannot be a mirror's.
-    #[error("mirror `{text}` must be an http or https URL without query and fragment")]
-    Scheme {
-        /// The text.
-        text: String,
-    },
     /// Too many.
     #[error("{count} mirrors are more than {MIRRORS_MAX}")]
     TooMany {
@@ -56,7 +34,7 @@ pub enum MirrorError {
     },
     /// No HTTP client.
     #[error("no client for mirrors")]
-    Client(#[source] reqwest::Error),
+    Client(#[source] FetchError),
 }
 
 /// How one mirror has been doing.
@@ -71,8 +49,8 @@ pub struct MirrorRecord {
 /// The mirrors of the repository, in the order of the configuration.
 #[derive(Debug)]
 pub struct MirrorList {
-    bases: Vec<Url>,
-    client: reqwest::Client,
+    mirrors: Vec<Mirror>,
+    client: MirrorClient,
     state: Mutex<State>,
 }
 
@@ -84,64 +62,40 @@ struct State {
 }
 
 impl MirrorList {
-    /// Makes the list from base URLs, below which `blobs/…` lie.
+    /// A list whose mirrors may take as long as `limits` says.
     ///
     /// # Errors
-    /// When one is no http or https URL, or there are too many.
-    pub fn new<S: AsRef<str>>(urls: &[S]) -> Result<Self, MirrorError> {
-        // No proxy of the environment, like the fetcher of signed metadata: what a fleet installs
-        // must not depend on who started the agent.
-        let client = reqwest::Client::builder()
-            .connect_timeout(Duration::from_millis(CONNECT_MS_MAX))
-            .redirect(reqwest::redirect::Policy::limited(REDIRECTS_MAX))
-            .user_agent(concat!("cohort/", env!("CARGO_PKG_VERSION")))
-            .no_proxy()
-            .build()
-            .map_err(MirrorError::Client)?;
-        Self::with_client(urls, client)
-    }
-
-    /// The same, with a client that was made elsewhere (own authorities, a proxy).
-    ///
-    /// # Errors
-    /// As [`MirrorList::new`].
-    pub fn with_client<S: AsRef<str>>(
-        urls: &[S],
-        client: reqwest::Client,
-    ) -> Result<Self, MirrorError> {
-        if urls.len() > MIRRORS_MAX {
-            return Err(MirrorError::TooMany { count: urls.len() });
+    /// When there are too many, or no client for them.
+    pub fn new(mirrors: Vec<Mirror>, limits: ClientLimits) -> Result<Self, MirrorError> {
+        let count = mirrors.len();
+        if count > MIRRORS_MAX {
+            return Err(MirrorError::TooMany { count });
         }
-        let bases = urls.iter().map(|url| base(url.as_ref())).collect::<Result<Vec<_>, _>>()?;
-        let count = bases.len();
+        let client = MirrorClient::new(limits).map_err(MirrorError::Client)?;
         let state = State {
             records: vec![MirrorRecord::default(); count],
             failed_at: vec![None; count],
             current: None,
         };
-        Ok(Self { bases, client, state: Mutex::new(state) })
+        Ok(Self { mirrors, client, state: Mutex::new(state) })
     }
 
     /// Number of mirrors.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.bases.len()
+        self.mirrors.len()
     }
 
     /// Whether there is no mirror.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.bases.is_empty()
+        self.mirrors.is_empty()
     }
 
-    /// A mirror's name for people: its URL without user and password.
+    /// A mirror's name for people: its address without secrets.
     #[must_use]
     pub fn name(&self, index: usize) -> String {
-        let Some(mut url) = self.bases.get(index).cloned() else { return format!("#{index}") };
-        // Both only fail for URLs that cannot have a user; those were refused.
-        let _ = url.set_username("");
-        let _ = url.set_password(None);
-        url.to_string()
+        self.mirrors.get(index).map_or_else(|| format!("#{index}"), ToString::to_string)
     }
 
     /// Indices into the configured list, the preferred mirror first.
@@ -202,12 +156,8 @@ impl MirrorList {
         digest: &Digest,
         span: Option<(u64, u64)>,
     ) -> io::Result<http::Response<ByteStream>> {
-        let mut request = self.get(index, &blob_path(digest))?;
-        if let Some((start, length)) = span {
-            let range = format!("bytes={start}-{}", start + length - 1);
-            request = request.header(http::header::RANGE, range);
-        }
-        send(request).await
+        let range = span.map(|(start, length)| (start, start + length - 1));
+        self.get(index, &blob_path(digest), range).await
     }
 
     /// Asks for an artifact's unit hashes.
@@ -216,12 +166,30 @@ impl MirrorList {
         index: usize,
         digest: &Digest,
     ) -> io::Result<http::Response<ByteStream>> {
-        send(self.get(index, &units_path(digest))?).await
+        self.get(index, &units_path(digest), None).await
     }
 
-    fn get(&self, index: usize, path: &str) -> io::Result<reqwest::RequestBuilder> {
-        let base = self.bases.get(index).ok_or_else(|| io::Error::other("no such mirror"))?;
-        Ok(self.client.get(base.join(path).map_err(io::Error::other)?))
+    async fn get(
+        &self,
+        index: usize,
+        path: &str,
+        range: Option<(u64, u64)>,
+    ) -> io::Result<http::Response<ByteStream>> {
+        let mirror = self.mirrors.get(index).ok_or_else(|| io::Error::other("no such mirror"))?;
+        let wanted = Wanted { range, ..Wanted::default() };
+        let answer = self.client.get(mirror, path, &wanted).await.map_err(io::Error::other)?;
+        // As a peer would have answered.
+        let mut response = http::Response::builder();
+        if let Content::Part { first, last, total } = answer.content {
+            let total = total.map_or_else(|| "*".to_owned(), |total| total.to_string());
+            response = response
+                .status(http::StatusCode::PARTIAL_CONTENT)
+                .header(http::header::CONTENT_RANGE, format!("bytes {first}-{last}/{total}"));
+        }
+        if let Some(length) = answer.length {
+            response = response.header(http::header::CONTENT_LENGTH, length);
+        }
+        response.body(answer.into_stream()).map_err(io::Error::other)
     }
 }
 
@@ -241,33 +209,4 @@ pub fn rank(records: &[MirrorRecord], current: Option<usize>) -> Vec<usize> {
         order.insert(0, current);
     }
     order
-}
-
-async fn send(request: reqwest::RequestBuilder) -> io::Result<http::Response<ByteStream>> {
-    let answer = request.send().await.map_err(failed)?;
-    let mut response = http::Response::builder().status(answer.status());
-    if let Some(headers) = response.headers_mut() {
-        *headers = answer.headers().clone();
-    }
-    let body = answer.bytes_stream().map_err(failed).boxed();
-    response.body(body).map_err(io::Error::other)
-}
-
-/// Without the URL, which may hold a password.
-fn failed(error: reqwest::Error) -> io::Error {
-    io::Error::other(error.without_url())
-}
-
-fn base(text: &str) -> Result<Url, MirrorError> {
-    let failed = |source| MirrorError::Url { text: text.to_owned(), source };
-    let mut url = Url::parse(text).map_err(failed)?;
-    let plain = matches!(url.scheme(), "http" | "https") && url.has_host();
-    if !plain || url.query().is_some() || url.fragment().is_some() {
-        return Err(MirrorError::Scheme { text: text.to_owned() });
-    }
-    if !url.path().ends_with('/') {
-        let path = format!("{}/", url.path());
-        url.set_path(&path);
-    }
-    Ok(url)
 }

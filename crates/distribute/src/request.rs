@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cohort_artifact::UnitError;
+use cohort_artifact::client::FetchError;
 use cohort_core::ids::ServerId;
 use cohort_transfer::{Failure, Limits, Offence, RequestId, SourceKind, UnitRun, UnitSet, span_of};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RETRY_AFTER};
@@ -81,6 +82,24 @@ pub enum RequestError {
 }
 
 impl RequestError {
+    /// From the transport: what a mirror answered, or a connection that failed.
+    fn of_io(error: io::Error) -> Self {
+        let ms = |time: &Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<FetchError>()) {
+            Some(FetchError::Absent) => Self::Absent,
+            Some(FetchError::Busy { retry_after }) => {
+                Self::Busy { retry_after_ms: ms(retry_after) }
+            }
+            Some(FetchError::Status { status, .. }) => Self::Status(*status),
+            Some(FetchError::RangeIgnored) => Self::NoRanges,
+            Some(FetchError::WrongRange { .. }) => Self::Length(error.to_string()),
+            Some(FetchError::TimedOut { limit, .. }) => {
+                Self::Stalled { awaited: Awaited::Answer, ms: ms(limit) }
+            }
+            _ => Self::Connection(error),
+        }
+    }
+
     /// What it means for the source.
     pub(crate) fn failure(&self) -> Failure {
         match self {
@@ -175,7 +194,7 @@ pub(crate) async fn head(
     let answer = timeout(Duration::from_millis(ms), answer)
         .await
         .map_err(|_| RequestError::Stalled { awaited: Awaited::Answer, ms })?
-        .map_err(RequestError::Connection)?;
+        .map_err(RequestError::of_io)?;
     measured.first_byte = Some(begun.elapsed());
     match answer.status() {
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(answer),

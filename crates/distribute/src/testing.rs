@@ -10,6 +10,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
+use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{UNIT_BYTES, UnitHasher, UnitHashes};
 use cohort_core::ids::Digest;
 use cohort_core::orders::FetchOrder;
@@ -320,9 +321,11 @@ pub(crate) fn patient() -> Limits {
 }
 
 pub(crate) fn mirror_list(mirrors: &[&Mirror]) -> Arc<MirrorList> {
-    let urls: Vec<_> = mirrors.iter().map(|mirror| mirror.url.as_str()).collect();
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    Arc::new(MirrorList::with_client(&urls, client).unwrap())
+    // The limits of the fetch count, not these.
+    let limit = Duration::from_secs(120);
+    let limits = ClientLimits { connect: limit, first_byte: limit, idle: limit, file: limit };
+    let mirrors = mirrors.iter().map(|mirror| mirror.url.parse().unwrap()).collect();
+    Arc::new(MirrorList::new(mirrors, limits).unwrap())
 }
 
 pub(crate) fn context(disk: &Disk, mirrors: &[&Mirror], limits: Limits) -> FetchContext {

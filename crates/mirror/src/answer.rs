@@ -1,8 +1,8 @@
-//! Answering readers of a cache: artifacts unit by unit as they come, small files whole.
+//! Answers of a cache: artifacts unit by unit as they arrive, small files whole.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -10,7 +10,7 @@ use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use cohort_artifact::UNIT_BYTES;
+use cohort_artifact::{RepositoryFile, UNIT_BYTES};
 use cohort_core::ids::Digest;
 use cohort_wire::http::ApiError;
 use futures_util::stream;
@@ -18,21 +18,19 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::blob::Blob;
 use crate::cache::App;
-use crate::fill::Direct;
 use crate::metrics::{Kind, add};
 use crate::origins::Refused;
-use crate::request::{About, Reply, relative_path, reply};
+use crate::request::{About, Reply, reply};
 
-/// What is named by its own hash never changes.
+/// For files named by their own hash, which never change.
 const FOR_EVER: &str = "public, max-age=31536000, immutable";
 
 const BYTES: &str = "application/octet-stream";
 
-/// The longest time a reader is told to stay away, in seconds: origins come back sooner, and a
-/// reader has other mirrors anyway.
+/// Longest `Retry-After`, in seconds: origins come back sooner, and readers have other mirrors.
 const RETRY_AFTER_S_MAX: u64 = 30;
 
-/// Anything of the repository.
+/// Answers a request for any file of the repository.
 pub(crate) async fn serve(
     State(app): State<Arc<App>>,
     method: Method,
@@ -40,21 +38,24 @@ pub(crate) async fn serve(
     headers: HeaderMap,
 ) -> Response {
     let Ok(place) = Arc::clone(&app.places).try_acquire_owned() else {
-        add(&app.shared.metrics.overloaded, 1);
+        add(&app.cache.metrics.overloaded, 1);
         return ApiError::overloaded("too many requests at once").into_response();
     };
-    let path = uri.path();
-    let Some(plain) = relative_path(path).and_then(|path| path.to_str().map(str::to_owned)) else {
+    let path = uri.path().trim_start_matches('/');
+    let Some(file) = RepositoryFile::of(path) else {
         return StatusCode::NOT_FOUND.into_response();
     };
     let begun = Instant::now();
-    let (kind, answered) = match plain.strip_prefix("blobs/") {
-        Some(name) => ("artifact", artifact(&app, name, &method, &headers, place).await),
-        None => ("file", small(&app, &plain, &method, &headers).await),
+    let (kind, answered) = match &file {
+        RepositoryFile::Blob(root) => {
+            ("artifact", artifact(&app, root, &method, &headers, place).await)
+        }
+        RepositoryFile::Units(root) => ("artifact", hashes(&app, root, &method, &headers).await),
+        _ => ("file", small(&app, path, file, &method, &headers).await),
     };
-    let seconds = app.shared.metrics.request_seconds.get_or_create(&Kind { kind });
+    let seconds = app.cache.metrics.request_seconds.get_or_create(&Kind { kind });
     seconds.observe(begun.elapsed().as_secs_f64());
-    answered.unwrap_or_else(|refused| refuse(&plain, &refused))
+    answered.unwrap_or_else(|refused| refuse(path, &refused))
 }
 
 fn refuse(path: &str, refused: &Refused) -> Response {
@@ -68,8 +69,8 @@ fn refuse(path: &str, refused: &Refused) -> Response {
             response
         }
         Refused::Failed(reason) => {
-            tracing::warn!(path, %reason, "nothing to serve");
-            let error = format!("no origin gave {path}: {reason}");
+            tracing::warn!(path, %reason, "no origin delivers the file");
+            let error = format!("no origin delivers {path}: {reason}");
             ApiError::new(StatusCode::BAD_GATEWAY, "bad_gateway", error).into_response()
         }
     }
@@ -78,18 +79,14 @@ fn refuse(path: &str, refused: &Refused) -> Response {
 async fn small(
     app: &Arc<App>,
     path: &str,
+    kind: RepositoryFile,
     method: &Method,
     headers: &HeaderMap,
 ) -> Result<Response, Refused> {
-    let named = path.starts_with("targets/");
-    if !(named || path.starts_with("metadata/") && path.ends_with(".json")) {
-        return Err(Refused::Absent);
-    }
-    let file = app.files.get(path).await?;
-    let etag = file.etag();
-    let kind = if path.ends_with(".json") { "application/json" } else { BYTES };
-    let length = file.body.len() as u64;
-    let about = About { etag: &etag, length, cache: "no-cache", kind };
+    let content_type = kind.content_type();
+    let file = app.files.get(path, kind).await?;
+    let (etag, length) = (file.etag(), file.body.len() as u64);
+    let about = About { etag: &etag, length, cache: "no-cache", kind: content_type };
     Ok(with_bytes(app, reply(method, headers, &about), &file.body))
 }
 
@@ -98,48 +95,51 @@ fn with_bytes(app: &App, reply: Reply, bytes: &Bytes) -> Response {
     if let Some((first, count)) = span {
         let index = |at: u64| usize::try_from(at).expect("within bytes in memory");
         let part = bytes.slice(index(first)..index(first + count));
-        add(&app.shared.metrics.served_bytes, count);
+        add(&app.cache.metrics.served_bytes, count);
         *response.body_mut() = Body::from(part);
     }
     response
 }
 
+async fn hashes(
+    app: &Arc<App>,
+    root: &Digest,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response, Refused> {
+    let blob = app.cache.artifact(root).await?;
+    let bytes: Bytes = blob.hashes.to_bytes().into();
+    let (etag, length) = (format!("\"{root}.units\""), bytes.len() as u64);
+    let about = About { etag: &etag, length, cache: FOR_EVER, kind: BYTES };
+    Ok(with_bytes(app, reply(method, headers, &about), &bytes))
+}
+
 async fn artifact(
     app: &Arc<App>,
-    name: &str,
+    root: &Digest,
     method: &Method,
     headers: &HeaderMap,
     place: OwnedSemaphorePermit,
 ) -> Result<Response, Refused> {
-    let root = name.strip_suffix(".units");
-    let hashes = root.is_some();
-    let digest: Digest = root.unwrap_or(name).parse().map_err(|_| Refused::Absent)?;
-    let blob = app.artifacts.open(&digest).await?;
-    if hashes {
-        let bytes: Bytes = blob.hashes.to_bytes().into();
-        let (etag, length) = (format!("\"{digest}.units\""), bytes.len() as u64);
-        let about = About { etag: &etag, length, cache: FOR_EVER, kind: BYTES };
-        return Ok(with_bytes(app, reply(method, headers, &about), &bytes));
-    }
-    let (etag, length) = (format!("\"{digest}\""), blob.hashes.length());
+    let blob = app.cache.artifact(root).await?;
+    let (etag, length) = (format!("\"{root}\""), blob.hashes.length());
     let about = About { etag: &etag, length, cache: FOR_EVER, kind: BYTES };
     let Reply { mut response, span } = reply(method, headers, &about);
     let Some((first, count)) = span else { return Ok(response) };
     let unit = |at: u64| u32::try_from(at / u64::from(UNIT_BYTES)).expect("within the artifact");
     let units = unit(first)..unit(first + count - 1) + 1;
-    // The head promises bytes, so that it waits for the first of them: until then another answer
-    // is possible.
+    // The head is sent with the first unit: until then an error can still be answered.
     let (sender, mut receiver) = mpsc::channel(1);
     let reader = Reader { app: Arc::clone(app), blob, bytes: first..first + count, _place: place };
     tokio::spawn(reader.run(units, sender));
-    let lost = || Refused::Failed("reading it broke down".to_owned());
+    let lost = || Refused::Failed("internal error".to_owned());
     let begin = receiver.recv().await.ok_or_else(lost)??;
     let rest = stream::unfold((Some(begin), receiver), async |(begin, mut receiver)| {
         let next = match begin {
             Some(begin) => Ok(begin),
             None => receiver.recv().await?.map_err(|refused| {
-                // The head is out: all that is left is to end the connection before its time.
-                std::io::Error::other(format!("the rest does not come: {refused:?}"))
+                // The head is out: all that is left is to cut the connection.
+                std::io::Error::other(format!("no origin delivers the rest: {refused:?}"))
             }),
         };
         Some((next, (None, receiver)))
@@ -148,8 +148,8 @@ async fn artifact(
     Ok(response)
 }
 
-/// Gives the bytes of an artifact to one reader, as fast as it takes them. At most two units are
-/// in memory: one on its way to the socket, one behind it.
+/// Sends an artifact to one reader, as fast as it reads. At most two units are in memory: one on
+/// its way to the socket, one behind it.
 struct Reader {
     app: Arc<App>,
     blob: Arc<Blob>,
@@ -159,47 +159,27 @@ struct Reader {
 
 impl Reader {
     async fn run(self, units: Range<u32>, to: mpsc::Sender<Result<Bytes, Refused>>) {
-        let mut direct: Option<Direct<'_>> = None;
-        let patience = Duration::from_millis(self.app.shared.limits.reader_ms_max);
+        let patience = self.app.cache.limits.reader_max;
         for index in units.clone() {
-            let unit = async {
-                match self.blob.unit(index, units.end).await? {
-                    Some(unit) => Ok(unit),
-                    None => self.past_the_disk(&mut direct, index, units.end).await,
-                }
-            };
-            // Who has gone while the unit was on its way needs no place; the unit comes all the same.
+            // A reader that left meanwhile needs no place; the unit is fetched all the same.
             let unit = tokio::select! {
-                unit = unit => unit,
+                unit = self.blob.unit(index, units.end) => unit,
                 () = to.closed() => return,
             };
             let ended = unit.is_err();
             let part = unit.map(|unit| self.part(index, &unit));
             let count = part.as_ref().map_or(0, |part| part.len() as u64);
-            // A reader who takes next to nothing loses its place; the head promised more, so that
-            // its connection ends as well.
+            // A reader that takes next to nothing loses its place, and its connection, because the
+            // head promised more.
             let sent = tokio::time::timeout(patience, to.send(part)).await;
             if !matches!(sent, Ok(Ok(()))) || ended {
                 return;
             }
-            add(&self.app.shared.metrics.served_bytes, count);
+            add(&self.app.cache.metrics.served_bytes, count);
         }
     }
 
-    async fn past_the_disk<'a>(
-        &'a self,
-        direct: &mut Option<Direct<'a>>,
-        index: u32,
-        end: u32,
-    ) -> Result<Bytes, Refused> {
-        let direct = match direct {
-            Some(direct) => direct,
-            none => none.insert(Direct::begin(&self.blob).await?),
-        };
-        direct.unit(&self.blob, index, end).await
-    }
-
-    /// What of a unit is wanted.
+    /// The requested part of a unit.
     fn part(&self, index: u32, unit: &Bytes) -> Bytes {
         let start = u64::from(index) * u64::from(UNIT_BYTES);
         let within = |at: u64| {

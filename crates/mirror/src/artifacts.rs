@@ -6,120 +6,89 @@
 //! whatever origins say of it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
+use cohort_artifact::client::Wanted;
 use cohort_artifact::{ARTIFACT_BYTES_MAX, UNIT_BYTES, UnitHashes, blob_path, units_path};
 use cohort_core::ids::Digest;
 
 use crate::blob::Blob;
-use crate::flights::Flights;
+use crate::cache::Shared;
 use crate::metrics::add;
 use crate::origins::{OriginError, Refused};
-use crate::recent::Recent;
-use crate::shared::Shared;
 
 /// Longest file of unit hashes: that of the longest artifact.
 const HASHES_BYTES_MAX: u64 = ARTIFACT_BYTES_MAX / UNIT_BYTES as u64 * blake3::OUT_LEN as u64;
 
-/// The artifacts of a cache, opened.
-pub(crate) struct Artifacts {
-    pub(crate) shared: Arc<Shared>,
-    opening: Arc<Flights<Result<Arc<Blob>, Refused>>>,
-    absent: Arc<Recent>,
-}
-
-impl Artifacts {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let absent = Arc::new(Recent::new(Duration::from_millis(shared.limits.absent_ms)));
-        Self { shared, opening: Flights::new(), absent }
-    }
-
+impl Shared {
     /// Opens an artifact; everybody who asks at the same time shares the work.
-    pub(crate) async fn open(&self, digest: &Digest) -> Result<Arc<Blob>, Refused> {
-        if let (Some(blob), _) = self.shared.store.get(digest) {
+    pub(crate) async fn artifact(self: &Arc<Self>, digest: &Digest) -> Result<Arc<Blob>, Refused> {
+        if let Some(blob) = self.store.get(digest) {
             return Ok(blob);
         }
-        if self.absent.knows(digest.as_str()) {
-            return Err(Refused::Absent);
+        let (cache, of) = (Arc::clone(self), digest.clone());
+        self.opening.ask(digest.as_str(), || async move { cache.open_artifact(&of).await }).await
+    }
+
+    async fn open_artifact(self: &Arc<Self>, digest: &Digest) -> Result<Arc<Blob>, Refused> {
+        let broke = |error: tokio::task::JoinError| Refused::Failed(error.to_string());
+        if let Some(blob) = self.store.get(digest) {
+            return Ok(blob);
         }
-        let opened = self.opening.join(digest.as_str(), || {
-            let (shared, absent) = (Arc::clone(&self.shared), Arc::clone(&self.absent));
-            let digest = digest.clone();
-            async move {
-                let result = open(&shared, &digest).await;
-                if matches!(result, Err(Refused::Absent)) {
-                    absent.note(digest.as_str());
+        let (cache, of) = (Arc::clone(self), digest.clone());
+        let load = move || cache.store.load(&of, &cache);
+        if let Some(blob) = tokio::task::spawn_blocking(load).await.map_err(broke)? {
+            return Ok(blob);
+        }
+        let (hashes, last_unit) = self.fetch_ends(digest).await?;
+        let cache = Arc::clone(self);
+        let create = move || cache.store.create(hashes, &last_unit, &cache);
+        tokio::task::spawn_blocking(create).await.map_err(broke)
+    }
+
+    /// The hashes and the last unit, from the first origin that has both and they are right.
+    async fn fetch_ends(&self, digest: &Digest) -> Result<(UnitHashes, Bytes), Refused> {
+        let origins = &self.origins;
+        // Fails only when the semaphore is closed, which it never is.
+        let _permit = origins.small.acquire().await.map_err(|_| Refused::Absent)?;
+        let mut turn = origins.turn(digest.as_str());
+        while let Some(origin) = turn.next() {
+            let asked = Instant::now();
+            match self.ends(origin, digest).await {
+                Ok(ends) => {
+                    origins.delivered(origin, asked);
+                    return Ok(ends);
                 }
-                result
-            }
-        });
-        let broke = || Err(Refused::Failed("opening it broke down".to_owned()));
-        opened.await.unwrap_or_else(broke)
-    }
-}
-
-async fn open(shared: &Arc<Shared>, digest: &Digest) -> Result<Arc<Blob>, Refused> {
-    let broke = |error: tokio::task::JoinError| Refused::Failed(error.to_string());
-    match shared.store.get(digest) {
-        (Some(blob), _) => return Ok(blob),
-        (None, true) => {
-            let (store, digest) = (Arc::clone(shared), digest.clone());
-            let load = move || store.store.load(&digest, &store);
-            let loaded = tokio::task::spawn_blocking(load).await.map_err(broke)?;
-            if let Some(blob) = loaded {
-                return Ok(blob);
+                Err(error) => turn.failed(origin, asked, &error),
             }
         }
-        (None, false) => {}
+        Err(turn.refused())
     }
-    let (hashes, last_unit) = fetch_ends(shared, digest).await?;
-    let store = Arc::clone(shared);
-    let create = move || store.store.create(hashes, &last_unit, &store);
-    tokio::task::spawn_blocking(create).await.map_err(broke)
-}
 
-/// The hashes and the last unit, from the first origin that has both and they are right.
-async fn fetch_ends(shared: &Shared, digest: &Digest) -> Result<(UnitHashes, Bytes), Refused> {
-    let origins = &shared.origins;
-    // Fails only when the semaphore is closed, which it never is.
-    let _permit = origins.small.acquire().await.map_err(|_| Refused::Absent)?;
-    let mut turn = origins.turn(digest.as_str());
-    while let Some(origin) = turn.next() {
-        match ends(shared, origin, digest).await {
-            Ok(ends) => {
-                turn.delivered(origin);
-                return Ok(ends);
-            }
-            Err(error) => turn.failed(origin, &error),
-        }
+    async fn ends(
+        &self,
+        origin: usize,
+        digest: &Digest,
+    ) -> Result<(UnitHashes, Bytes), OriginError> {
+        let time = self.limits.small_max;
+        let mut answer = self.origins.get(origin, &units_path(digest), &Wanted::default()).await?;
+        let units = answer.rest(HASHES_BYTES_MAX, time).await?;
+        add(&self.metrics.origin_bytes, units.len() as u64);
+        let count = units.len() as u64 / blake3::OUT_LEN as u64;
+        let longest = (count * u64::from(UNIT_BYTES)).max(1);
+        UnitHashes::parse_for(&units, digest, longest).map_err(OriginError::wrong)?;
+        let last = u32::try_from(count - 1).map_err(OriginError::wrong)?;
+        let start = u64::from(last) * u64::from(UNIT_BYTES);
+        let range = Some((start, start + u64::from(UNIT_BYTES) - 1));
+        let wanted = Wanted { range, ..Wanted::default() };
+        let mut answer = self.origins.get(origin, &blob_path(digest), &wanted).await?;
+        let unit = answer.at_most(UNIT_BYTES as usize, time).await?;
+        add(&self.metrics.origin_bytes, unit.len() as u64);
+        let length = (start + unit.len() as u64).max(1);
+        let hashes = UnitHashes::parse_for(&units, digest, length).map_err(OriginError::wrong)?;
+        hashes.verify_unit(last, &unit).map_err(OriginError::wrong)?;
+        add(&self.metrics.misses, 1);
+        Ok((hashes, unit))
     }
-    Err(turn.refused())
-}
-
-async fn ends(
-    shared: &Shared,
-    origin: usize,
-    digest: &Digest,
-) -> Result<(UnitHashes, Bytes), OriginError> {
-    let wrong = |error: String| OriginError::Wrong(format!("{digest}: {error}"));
-    let time = Duration::from_millis(shared.limits.small_ms_max);
-    let path = units_path(digest);
-    let mut answer = shared.origins.get(origin, &path, None, http::HeaderMap::new()).await?;
-    let units = answer.rest(HASHES_BYTES_MAX, time).await?;
-    let count = units.len() as u64 / blake3::OUT_LEN as u64;
-    let longest = (count * u64::from(UNIT_BYTES)).max(1);
-    // An answer that was cut short is no lie; it fails here as well, and once is no pattern.
-    UnitHashes::parse_for(&units, digest, longest).map_err(|error| wrong(error.to_string()))?;
-    let last = u32::try_from(count - 1).map_err(|error| wrong(error.to_string()))?;
-    let start = u64::from(last) * u64::from(UNIT_BYTES);
-    let span = (start, start + u64::from(UNIT_BYTES) - 1);
-    let mut answer = shared.origins.get_range(origin, &blob_path(digest), span).await?;
-    let unit = answer.at_most(UNIT_BYTES as usize, time).await?;
-    let length = start + unit.len() as u64;
-    let hashes = UnitHashes::parse_for(&units, digest, length.max(1))
-        .map_err(|error| wrong(error.to_string()))?;
-    hashes.verify_unit(last, &unit).map_err(|error| wrong(error.to_string()))?;
-    add(&shared.metrics.misses, 1);
-    Ok((hashes, unit))
 }

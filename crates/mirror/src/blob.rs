@@ -3,66 +3,58 @@
 //! ```text
 //!            claim                arrived, written
 //!  Missing ────────► Coming ───────────────────────► Here
-//!     ▲                │ nobody gave it                │ read, and not right
+//!     ▲                │ no origin delivered it        │ read, and corrupt
 //!     └────────────────┴───────────────────────────────┘
 //! ```
 //!
-//! A unit is checked when it arrives, and again whenever it is read from the disk. So nothing has to
-//! be written down about what is there: after a restart every unit is believed to be here until it
-//! is read, and what a crash has torn, or a disk has rotten, is fetched again.
+//! A unit is verified when it arrives, and again whenever it is read from disk. So nothing has to be
+//! recorded about what is there: after a restart every unit is assumed to be here until it is read,
+//! and what a crash tore or the disk corrupted is fetched again.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use cohort_artifact::UnitHashes;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::cache::Shared;
 use crate::fill;
 use crate::metrics::add;
 use crate::origins::Refused;
-use crate::shared::Shared;
 
-/// Looks at a unit that keeps changing under our eyes before giving up: damaged on disk, fetched
-/// again, damaged again.
+/// Attempts at a unit that is corrupt on disk, fetched, and corrupt again.
 const LOOKS_MAX: usize = 4;
 
-/// Where a unit is.
+/// State of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unit {
     /// Not on disk.
     Missing,
-    /// Somebody fetches it.
+    /// Being fetched.
     Coming,
-    /// On disk, and right unless the disk has failed.
+    /// On disk, as far as known.
     Here,
 }
 
-/// Why a unit that was on its way did not come.
-#[derive(Debug, Clone)]
-pub(crate) enum Lost {
-    /// No origin gave it.
-    Refused(Refused),
-    /// It cannot be kept any more; whoever still wants it asks for himself.
-    NotKept,
-}
+/// Outcome of a fetch; nothing while it is in progress.
+pub(crate) type Arrival = Option<Result<Bytes, Refused>>;
 
-pub(crate) type Arrival = Option<Result<Bytes, Lost>>;
-
-/// One artifact: its verified hashes, and the units that are on disk or on their way.
+/// One artifact: its verified hashes, and the units that are on disk or being fetched.
 pub(crate) struct Blob {
     pub(crate) hashes: UnitHashes,
-    pub(crate) shared: Arc<Shared>,
-    /// When it was opened.
+    pub(crate) cache: Arc<Shared>,
+    /// When it was opened, to retry an artifact that found no room.
     pub(crate) opened: Instant,
     file: Option<File>,
-    /// Whether units are written down. Once it is not, it stays so; the artifact is opened anew
-    /// when nobody uses it.
+    /// Whether units are written to disk. If not, each is fetched by itself for those who are
+    /// waiting for it.
     kept: AtomicBool,
     units: Mutex<Units>,
 }
@@ -72,34 +64,33 @@ struct Units {
     coming: HashMap<u32, watch::Receiver<Arrival>>,
 }
 
-/// What lies in a unit's place.
+/// What a unit's place on disk holds.
 enum OnDisk {
     Right(Bytes),
-    /// Claimed, and never written.
+    /// Allocated and never written.
     Empty,
     Wrong,
 }
 
-/// How one gets a unit.
+/// How to get a unit.
 enum Look {
     Here,
     Coming(watch::Receiver<Arrival>),
-    NotKept,
 }
 
 impl Blob {
-    /// An artifact whose units are written to `file`; without one they are passed on only.
+    /// An artifact whose units are written to `file`; without a file they are only passed on.
     pub(crate) fn new(
         hashes: UnitHashes,
         file: Option<File>,
         believed: bool,
-        shared: Arc<Shared>,
+        cache: Arc<Shared>,
     ) -> Self {
         let state = if believed { Unit::Here } else { Unit::Missing };
         let states = vec![state; hashes.count() as usize];
         Self {
             hashes,
-            shared,
+            cache,
             opened: Instant::now(),
             kept: AtomicBool::new(file.is_some()),
             file,
@@ -111,70 +102,55 @@ impl Blob {
         self.kept.load(Ordering::Relaxed)
     }
 
-    /// The disk refuses: from now on units are passed on.
+    /// The disk failed: from now on units are passed on without being kept.
     pub(crate) fn keep_no_more(&self) {
         self.kept.store(false, Ordering::Relaxed);
     }
 
-    /// Memory that it takes, in bytes.
-    pub(crate) fn memory(&self) -> u64 {
-        u64::from(self.hashes.count()) * (blake3::OUT_LEN as u64 + size_of::<Unit>() as u64)
-    }
-
-    /// One unit, from the disk or from an origin; nothing when it has to be passed on. Units up to
-    /// `end` will be wanted soon.
-    pub(crate) async fn unit(
-        self: &Arc<Self>,
-        index: u32,
-        end: u32,
-    ) -> Result<Option<Bytes>, Refused> {
+    /// One unit, from disk or from an origin. Units up to `end` will be wanted soon.
+    pub(crate) async fn unit(self: &Arc<Self>, index: u32, end: u32) -> Result<Bytes, Refused> {
         for _ in 0..LOOKS_MAX {
             match self.look(index, end) {
                 Look::Here => {
                     let blob = Arc::clone(self);
                     let read = tokio::task::spawn_blocking(move || blob.read(index)).await;
                     if let Ok(Some(bytes)) = read {
-                        add(&self.shared.metrics.hits, 1);
-                        return Ok(Some(bytes));
+                        add(&self.cache.metrics.hits, 1);
+                        return Ok(bytes);
                     }
                 }
                 Look::Coming(mut arrival) => {
+                    // Closed without a value when the disk failed: look again.
                     let Ok(arrival) = arrival.wait_for(Option::is_some).await else { continue };
-                    match arrival.clone() {
-                        Some(Ok(bytes)) => return Ok(Some(bytes)),
-                        Some(Err(Lost::Refused(refused))) => return Err(refused),
-                        Some(Err(Lost::NotKept)) | None => {}
+                    if let Some(outcome) = arrival.clone() {
+                        return outcome;
                     }
                 }
-                Look::NotKept => return Ok(None),
             }
         }
         Err(Refused::Failed(format!("unit {index} is damaged on the mirror's own disk")))
     }
 
-    /// Where a unit is; begins to fetch it, and those after it in time.
+    /// Where to get a unit; starts to fetch it, and the ones behind it in time.
     fn look(self: &Arc<Self>, index: u32, end: u32) -> Look {
         let kept = self.is_kept();
-        let run_max = self.shared.limits.run_units_max;
-        let mut units = self.lock();
+        // Units that are not kept are fetched at the pace of the reader.
+        let run_max = if kept { self.cache.limits.run_units_max } else { 1 };
+        let mut units = self.units.lock();
         let look = match units.states[index as usize] {
             Unit::Here => Look::Here,
             Unit::Coming => match units.coming.get(&index) {
                 Some(arrival) => {
-                    add(&self.shared.metrics.joined, 1);
+                    add(&self.cache.metrics.joined, 1);
                     Look::Coming(arrival.clone())
                 }
-                // Arrived and was written this very moment.
+                // Written between the two lookups.
                 None => Look::Here,
             },
-            Unit::Missing if kept => {
-                let arrival = self.claim(&mut units, index, end.min(index + run_max));
-                Look::Coming(arrival)
-            }
-            Unit::Missing => Look::NotKept,
+            Unit::Missing => Look::Coming(self.claim(&mut units, index, end.min(index + run_max))),
         };
-        // The next request goes out when half of the one before has been read, so that the wire
-        // does not idle; never for a few units at the edge of what is wanted.
+        // The next request goes out when half of the previous one has been read, so that the link
+        // does not idle.
         let ahead = end.min(index.saturating_add(1 + run_max / 2));
         let gap = (index + 1..ahead).find(|at| units.states[*at as usize] == Unit::Missing);
         if let Some(gap) = gap.filter(|_| kept) {
@@ -183,7 +159,7 @@ impl Blob {
         look
     }
 
-    /// Begins to fetch the missing units from `first` on, to the first that is not missing.
+    /// Starts to fetch the missing units from `first` up to the first that is not missing.
     fn claim(
         self: &Arc<Self>,
         units: &mut Units,
@@ -207,22 +183,22 @@ impl Blob {
         arrivals.swap_remove(0)
     }
 
-    /// Reads a unit from the disk; nothing when it is not right, and then it is missing. Blocking.
+    /// Reads a unit from the disk; nothing when it is corrupt, and then it counts as missing. Blocks.
     fn read(&self, index: u32) -> Option<Bytes> {
         let found = self.read_one(index);
         if let OnDisk::Right(bytes) = found {
             return Some(bytes);
         }
         if matches!(found, OnDisk::Wrong) {
-            add(&self.shared.metrics.damaged, 1);
-            tracing::warn!(artifact = %self.hashes.root(), unit = index, "unit is damaged on disk");
+            add(&self.cache.metrics.damaged, 1);
+            tracing::warn!(artifact = %self.hashes.root(), unit = index, "cached unit is corrupt");
         }
-        // After a crash most units behind it are not there either. They are found now, so that
-        // they are fetched together and not one by one.
-        let end = self.hashes.count().min(index.saturating_add(self.shared.limits.run_units_max));
+        // After a crash most units behind it are missing, too. Finding them now lets one request
+        // fetch them all.
+        let end = self.hashes.count().min(index.saturating_add(self.cache.limits.run_units_max));
         let is_right = |at: &u32| matches!(self.read_one(*at), OnDisk::Right(_));
         let right = (index + 1..end).find(is_right).unwrap_or(end);
-        let mut units = self.lock();
+        let mut units = self.units.lock();
         for at in index..right {
             if units.states[at as usize] == Unit::Here {
                 units.states[at as usize] = Unit::Missing;
@@ -237,7 +213,7 @@ impl Blob {
         };
         let mut bytes = vec![0; length];
         if let Err(error) = file.read_exact_at(&mut bytes, start) {
-            tracing::error!(artifact = %self.hashes.root(), unit = index, %error, "disk fails");
+            tracing::error!(artifact = %self.hashes.root(), unit = index, %error, "cannot read cached unit");
             return OnDisk::Wrong;
         }
         if self.hashes.verify_unit(index, &bytes).is_ok() {
@@ -249,25 +225,28 @@ impl Blob {
         }
     }
 
-    /// Writes a verified unit. Blocking.
+    /// Writes a verified unit. Blocks.
     pub(crate) fn write(&self, index: u32, bytes: &[u8]) -> std::io::Result<()> {
         let (start, _) = self.hashes.span(index).map_err(std::io::Error::other)?;
         let file = self.file.as_ref().ok_or_else(|| std::io::Error::other("no file"))?;
         file.write_all_at(bytes, start)
     }
 
-    /// Says that a unit was written before the blob was shown to anybody.
-    pub(crate) fn is_here(&self, index: u32) {
-        self.lock().states[index as usize] = Unit::Here;
+    /// Notes that it is used now, for the order of eviction.
+    pub(crate) fn note_use(&self) {
+        let Some(file) = self.file.as_ref().filter(|_| self.is_kept()) else { return };
+        if let Err(error) = file.set_modified(SystemTime::now()) {
+            tracing::debug!(artifact = %self.hashes.root(), %error, "cannot note time of use");
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Units> {
-        // States and receivers are changed together, by code that does not panic in between.
-        self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes that a unit was written before anybody else saw the blob.
+    pub(crate) fn is_here(&self, index: u32) {
+        self.units.lock().states[index as usize] = Unit::Here;
     }
 }
 
-/// Units that one task fetches. Whatever it did not bring is missing again when it is dropped.
+/// Units that one task fetches. Those it did not deliver are missing again when it is dropped.
 pub(crate) struct Claim {
     pub(crate) blob: Arc<Blob>,
     first: u32,
@@ -276,46 +255,50 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// The first unit that is still to come.
+    /// The first unit not delivered yet.
     pub(crate) fn next(&self) -> u32 {
         self.next
     }
 
-    /// The unit after the last.
+    /// One past the last unit.
     pub(crate) fn end(&self) -> u32 {
         self.first + count_of(&self.senders)
     }
 
-    /// Gives a verified unit to everybody who waits for it.
+    /// Hands a verified unit to everybody waiting for it.
     pub(crate) fn arrived(&self, bytes: &Bytes) {
         self.senders[(self.next - self.first) as usize].send_replace(Some(Ok(bytes.clone())));
     }
 
-    /// The unit that arrived was written.
+    /// The unit that arrived is on disk.
     pub(crate) fn written(&mut self) {
-        let mut units = self.blob.lock();
+        let mut units = self.blob.units.lock();
         units.states[self.next as usize] = Unit::Here;
         units.coming.remove(&self.next);
         drop(units);
         self.next += 1;
     }
 
-    /// Nothing more comes.
-    pub(crate) fn end_with(mut self, lost: &Lost) {
+    /// The unit that arrived is not kept.
+    pub(crate) fn passed_on(&mut self) {
+        self.reset(self.next..self.next + 1);
+        self.next += 1;
+    }
+
+    /// Fails the rest of the units.
+    pub(crate) fn end_with(mut self, refused: &Refused) {
         let senders = std::mem::take(&mut self.senders);
-        // First missing, then told: whoever hears of it and looks again must not find it coming.
+        // Reset before waking anybody: who looks again must not find a unit coming.
         self.reset(self.next..self.first + count_of(&senders));
         for (sender, index) in senders.iter().zip(self.first..) {
             if index >= self.next && sender.borrow().is_none() {
-                sender.send_replace(Some(Err(lost.clone())));
+                sender.send_replace(Some(Err(refused.clone())));
             }
         }
     }
-}
 
-impl Claim {
     fn reset(&self, indices: Range<u32>) {
-        let mut units = self.blob.lock();
+        let mut units = self.blob.units.lock();
         for index in indices {
             units.states[index as usize] = Unit::Missing;
             units.coming.remove(&index);

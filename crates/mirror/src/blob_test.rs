@@ -5,24 +5,19 @@ use bytes::Bytes;
 use cohort_artifact::{UNIT_BYTES, UnitHasher};
 use cohort_wire::limits::ServerLimits;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Blob, Unit};
-use crate::artifacts::Artifacts;
+use crate::cache::Shared;
 use crate::config::CacheLimits;
-use crate::fill::Direct;
 use crate::metrics::Metrics;
 use crate::origins::Origins;
-use crate::shared::Shared;
-use crate::store::Store;
 
 const UNIT: usize = UNIT_BYTES as usize;
 
 /// A cache's inside, and an origin with one artifact of ten units.
 struct Bench {
-    shared: Arc<Shared>,
-    artifacts: Artifacts,
+    cache: Arc<Shared>,
     bytes: Bytes,
     digest: cohort_core::ids::Digest,
     dir: tempfile::TempDir,
@@ -54,13 +49,9 @@ impl Bench {
         let settings = crate::BucketSettings::default();
         let origins = Origins::new(&[url], &settings, Arc::clone(&limits), Arc::clone(&metrics));
         let origins = origins.unwrap();
-        let blobs = dir.path().join("blobs");
-        let store = Store::open(blobs, 64 << 20, 0, Arc::clone(&metrics)).unwrap();
-        let passing_on = Semaphore::new(1);
-        let shared = Arc::new(Shared { limits, metrics, origins, store, passing_on });
-        let artifacts = Artifacts::new(Arc::clone(&shared));
+        let cache = Shared::open(dir.path(), 64 << 20, limits, metrics, origins).unwrap();
         let _origin = stop.drop_guard();
-        Self { shared, artifacts, bytes: bytes.into(), digest, dir, _origin }
+        Self { cache, bytes: bytes.into(), digest, dir, _origin }
     }
 
     fn unit(&self, index: usize) -> Bytes {
@@ -71,42 +62,37 @@ impl Bench {
 #[tokio::test]
 async fn a_disk_that_refuses_a_unit_ends_the_keeping_and_not_the_reading() {
     let bench = Bench::new().await;
-    let whole = bench.artifacts.open(&bench.digest).await.unwrap();
+    let whole = bench.cache.artifact(&bench.digest).await.unwrap();
     // The same artifact with a file that cannot be written, as on a disk that is full.
     let path = bench.dir.path().join("blobs").join(bench.digest.as_str());
     let file = Some(File::open(path).unwrap());
     let hashes = whole.hashes.clone();
-    let full = Arc::new(Blob::new(hashes, file, false, Arc::clone(&bench.shared)));
-    let first = full.unit(0, 10).await.unwrap();
-    assert!(first.is_none_or(|bytes| bytes == bench.unit(0)));
+    let full = Arc::new(Blob::new(hashes, file, false, Arc::clone(&bench.cache)));
+    assert!(full.unit(0, 10).await.unwrap() == bench.unit(0));
     while full.is_kept() {
         tokio::task::yield_now().await;
     }
-    assert!(full.unit(1, 10).await.unwrap().is_none(), "to be passed on");
-    let mut direct = Direct::begin(&full).await.unwrap();
     for index in 1..10 {
-        let unit = direct.unit(&full, index, 10).await.unwrap();
-        assert!(unit == bench.unit(index as usize));
+        assert!(full.unit(index, 10).await.unwrap() == bench.unit(index as usize));
     }
-    assert!(full.lock().coming.is_empty());
-    assert_eq!(bench.shared.metrics.passed_on.get(), 9);
+    assert_eq!(bench.cache.metrics.passed_on.get(), 9);
     // Only its own entry would have been given up: that of the other is still there.
-    assert_eq!(bench.shared.store.usage().0, 1);
-    bench.shared.disk_refused(&whole);
-    assert_eq!(bench.shared.store.usage(), (0, 0));
+    assert_eq!(bench.cache.store.usage().0, 1);
+    bench.cache.disk_refused(&whole);
+    assert_eq!(bench.cache.store.usage(), (0, 0));
     assert_eq!(std::fs::read_dir(bench.dir.path().join("blobs")).unwrap().count(), 0);
 }
 
 #[tokio::test]
 async fn the_next_run_is_fetched_before_it_is_read() {
     let bench = Bench::new().await;
-    let blob = bench.artifacts.open(&bench.digest).await.unwrap();
-    assert!(blob.unit(2, 6).await.unwrap().unwrap() == bench.unit(2));
+    let blob = bench.cache.artifact(&bench.digest).await.unwrap();
+    assert!(blob.unit(2, 6).await.unwrap() == bench.unit(2));
     for index in 2..6 {
-        assert!(blob.unit(index, 6).await.unwrap().unwrap() == bench.unit(index as usize));
+        assert!(blob.unit(index, 6).await.unwrap() == bench.unit(index as usize));
     }
     // Nothing outside of what was wanted; the last unit told the length.
     let missing: Vec<u32> =
-        (0..10).filter(|at| blob.lock().states[*at as usize] == Unit::Missing).collect();
+        (0..10).filter(|at| blob.units.lock().states[*at as usize] == Unit::Missing).collect();
     assert_eq!(missing, [0, 1, 6, 7, 8]);
 }

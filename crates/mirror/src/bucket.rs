@@ -1,18 +1,17 @@
-//! The repository in a bucket of an object store: Amazon S3 and what speaks like it, Google Cloud
-//! Storage, Azure Blob Storage; or in a folder that is mounted from elsewhere.
+//! The repository in a bucket of an object store: Amazon S3 and compatible stores, Google Cloud
+//! Storage, Azure Blob Storage; or in a mounted folder.
 //!
 //! **Written** by [`push`], in an order in which no reader ever sees metadata whose targets are
-//! missing. **Read** by a cache that names the bucket as an origin (`read.rs`); a public bucket is
-//! read by anybody over HTTPS, as any mirror is.
+//! missing. **Read** by a cache that has the bucket as an origin, by signed URLs
+//! ([`Bucket::signed_url`]) and the client of all mirrors; a public bucket is a mirror as it is.
 //!
-//! How a store is reached and who we are to it is said by variables named as in the environment
-//! ([`BucketSettings`]), in the way that the library of object stores reads them.
+//! Address and credentials come as variables named as in the environment ([`BucketSettings`]), as
+//! the library of object stores reads them.
 
 mod error;
 mod http;
 mod plan;
 mod push;
-mod read;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,44 +19,44 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cohort_artifact::is_plain_name;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
+use object_store::signer::Signer;
 use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
 pub use error::BucketError;
 pub use push::{Pushed, push, push_file};
-pub(crate) use read::Found;
 
-use crate::request::is_plain;
 use http::Connector;
 
-/// What the URL of a bucket begins with.
-const SCHEMES: [&str; 4] = ["s3", "gs", "az", "file"];
+/// Schemes of buckets that need credentials.
+const CLOUD_SCHEMES: [&str; 3] = ["s3", "gs", "az"];
 
-/// What variables that are of interest begin with.
+/// How long a signed URL is valid: clocks may differ by as much, and it is used at once.
+const URL_VALID: Duration = Duration::from_secs(15 * 60);
+
+/// Prefixes of the variables that matter.
 const PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
-/// Tries of one request while pushing, and the time in which they begin: stores that ask for less
-/// (`503 SlowDown`) mean seconds; and whoever publishes through a hub waits for a minute.
+/// Retries of one request while pushing, and the time in which they start: stores that ask for less
+/// (`503 SlowDown`) mean seconds, and a publisher waits a minute for its hub.
 const RETRIES_MAX: usize = 8;
 const RETRY_TIME_MAX: Duration = Duration::from_secs(45);
 
-/// To connect to a store while pushing.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
-
-/// How stores are reached, and who we are to them: variables as the environment has them, such as
-/// `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`. Holds secrets, and does not show them.
+/// Addresses and credentials of stores: variables named as in the environment, such as
+/// `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`. Holds secrets; `Debug` shows names only.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BucketSettings(BTreeMap<String, String>);
 
 impl BucketSettings {
-    /// Those of this process.
+    /// The variables of this process.
     #[must_use]
     pub fn from_env() -> Self {
         let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
@@ -89,61 +88,34 @@ impl fmt::Debug for BucketSettings {
 #[derive(Clone)]
 pub struct Bucket {
     store: Arc<dyn ObjectStore>,
-    /// What all names begin with; no slash at its ends, and maybe empty.
+    /// Signs URLs; a folder has none.
+    signer: Option<Arc<dyn Signer>>,
+    /// Prefix of all names, without slashes at its ends; may be empty.
     prefix: String,
     name: String,
-    /// Whether it keeps what HTTP says of a file: its kind, and for how long caches may keep it.
+    /// Whether it stores `Content-Type` and `Cache-Control` of a file.
     keeps_attributes: bool,
 }
 
 impl Bucket {
-    /// Whether a text is the URL of a bucket, rather than of a mirror.
+    /// Whether a text is the URL of a bucket in a cloud, rather than of a mirror or folder.
     #[must_use]
-    pub fn is_url(text: &str) -> bool {
-        text.split_once("://").is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
+    pub fn is_cloud_url(text: &str) -> bool {
+        text.split_once("://").is_some_and(|(scheme, _)| CLOUD_SCHEMES.contains(&scheme))
     }
 
     /// Opens `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or
-    /// `file:///FOLDER` for [`push`]. Nothing is asked of the store yet.
+    /// `file:///FOLDER`. Nothing is asked of the store yet.
     ///
     /// # Errors
     /// When the URL or the settings are wrong.
-    pub fn open(url: &str, settings: &BucketSettings) -> Result<Self, BucketError> {
-        let client = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIME_MAX)
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("cohort/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(BucketError::Client)?;
-        let retry = RetryConfig {
-            backoff: BackoffConfig::default(),
-            max_retries: RETRIES_MAX,
-            retry_timeout: RETRY_TIME_MAX,
-        };
-        let http = Connector::that_waits(client).map_err(BucketError::Client)?;
-        Self::with(url, settings, http, retry)
-    }
-
-    /// Opens a bucket as an origin of a cache, which knows itself when to ask again.
-    pub(crate) fn open_to_read(
-        url: &str,
-        settings: &BucketSettings,
-        client: reqwest::Client,
-    ) -> Result<Self, BucketError> {
-        let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-        let http = Connector::that_tells(client).map_err(BucketError::Client)?;
-        Self::with(url, settings, http, retry)
-    }
-
-    fn with(
-        text: &str,
-        settings: &BucketSettings,
-        http: Connector,
-        retry: RetryConfig,
-    ) -> Result<Self, BucketError> {
+    pub fn open(text: &str, settings: &BucketSettings) -> Result<Self, BucketError> {
         let refused =
-            |reason: &str| BucketError::Url { url: text.to_owned(), reason: reason.into() };
-        let url = Url::parse(text).map_err(|error| refused(&format!("is no URL: {error}")))?;
+            |reason: &'static str| BucketError::Url { url: text.to_owned(), reason, source: None };
+        let url = Url::parse(text).map_err(|source| {
+            let (url, reason) = (text.to_owned(), "is not a URL");
+            BucketError::Url { url, reason, source: Some(source) }
+        })?;
         let host = url.host_str().unwrap_or_default();
         let bare = url.username().is_empty() && url.password().is_none() && url.port().is_none();
         if !bare || url.query().is_some() || url.fragment().is_some() {
@@ -159,57 +131,74 @@ impl Bucket {
             return Self::folder(text, &url);
         }
         let prefix = url.path().trim_matches('/').to_owned();
-        if !prefix.is_empty() && !prefix.split('/').all(is_plain) {
+        if !prefix.is_empty() && !prefix.split('/').all(is_plain_name) {
             return Err(refused("has a prefix that is not made of letters, digits and ._-+~"));
         }
-        let wrong = |why| BucketError::Settings { url: text.to_owned(), why };
-        let store: Arc<dyn ObjectStore> = match url.scheme() {
-            "s3" => {
-                let from = AmazonS3Builder::new();
-                let from = settings.of("AWS_").fold(from, |b, (k, v)| b.with_config(k, v));
-                let from = from.with_bucket_name(host);
-                let built = from.with_retry(retry).with_http_connector(http).build();
-                Arc::new(built.map_err(wrong)?)
-            }
-            "gs" => {
-                let from = GoogleCloudStorageBuilder::new();
-                let from = settings.of("GOOGLE_").fold(from, |b, (k, v)| b.with_config(k, v));
-                let from = from.with_bucket_name(host);
-                let built = from.with_retry(retry).with_http_connector(http).build();
-                Arc::new(built.map_err(wrong)?)
-            }
-            "az" => {
-                let from = MicrosoftAzureBuilder::new();
-                let from = settings.of("AZURE_").fold(from, |b, (k, v)| b.with_config(k, v));
-                let from = from.with_container_name(host);
-                let built = from.with_retry(retry).with_http_connector(http).build();
-                Arc::new(built.map_err(wrong)?)
-            }
+        let http = Connector::new().map_err(BucketError::Client)?;
+        let retry = RetryConfig {
+            backoff: BackoffConfig::default(),
+            max_retries: RETRIES_MAX,
+            retry_timeout: RETRY_TIME_MAX,
+        };
+        // Their builders have methods of the same names, and no trait.
+        macro_rules! built {
+            ($builder:ty, $variables:literal, $name_is:ident) => {{
+                let from = <$builder>::new();
+                let from = settings.of($variables).fold(from, |b, (k, v)| b.with_config(k, v));
+                let from = from.$name_is(host).with_retry(retry).with_http_connector(http);
+                let wrong = |why| BucketError::Settings { url: text.to_owned(), why };
+                let store = Arc::new(from.build().map_err(wrong)?);
+                (Arc::clone(&store) as Arc<dyn ObjectStore>, store as Arc<dyn Signer>)
+            }};
+        }
+        let (store, signer) = match url.scheme() {
+            "s3" => built!(AmazonS3Builder, "AWS_", with_bucket_name),
+            "gs" => built!(GoogleCloudStorageBuilder, "GOOGLE_", with_bucket_name),
+            "az" => built!(MicrosoftAzureBuilder, "AZURE_", with_container_name),
             _ => return Err(refused("does not begin with s3://, gs://, az:// or file://")),
         };
-        Ok(Self { store, prefix, name: text.to_owned(), keeps_attributes: true })
+        let (name, keeps_attributes) = (text.to_owned(), true);
+        Ok(Self { store, signer: Some(signer), prefix, name, keeps_attributes })
     }
 
-    /// A folder, made by whoever mounts it: where nothing is mounted, nothing is to be written.
+    /// A folder, which must exist: where nothing is mounted, nothing is to be written.
     fn folder(text: &str, url: &Url) -> Result<Self, BucketError> {
         let path = url.to_file_path().map_err(|()| BucketError::Url {
             url: text.to_owned(),
-            reason: "is no path of a folder".into(),
+            reason: "is not the path of a folder",
+            source: None,
         })?;
         let wrong = |why| BucketError::Settings { url: text.to_owned(), why };
         let store = LocalFileSystem::new_with_prefix(FilePath::new(&path)).map_err(wrong)?;
         Ok(Self {
             store: Arc::new(store.with_fsync(true)),
+            signer: None,
             prefix: String::new(),
             name: text.to_owned(),
             keeps_attributes: false,
         })
     }
 
-    /// Its URL.
+    /// The URL of the bucket.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// A URL with which anybody can read one file for [`URL_VALID`].
+    pub(crate) async fn signed_url(&self, relative: &str) -> Result<Url, BucketError> {
+        let path = self.path(relative)?;
+        let Some(signer) = &self.signer else {
+            return Err(self.failed(
+                relative,
+                object_store::Error::NotImplemented {
+                    operation: "signing".to_owned(),
+                    implementer: "folder".to_owned(),
+                },
+            ));
+        };
+        let signed = signer.signed_url(::http::Method::GET, &path, URL_VALID).await;
+        signed.map_err(|error| self.failed(relative, error))
     }
 
     /// The name of an object. `relative` is a plain path below the repository.
@@ -218,7 +207,7 @@ impl Bucket {
             "" => relative.to_owned(),
             prefix => format!("{prefix}/{relative}"),
         };
-        // Not `Path::from`, which would write the `~` of platforms as `%7E`.
+        // Not `Path::from`, which writes the `~` of platforms as `%7E`.
         Path::parse(full).map_err(|error| self.failed(relative, error.into()))
     }
 
@@ -230,7 +219,7 @@ impl Bucket {
     #[cfg(test)]
     fn of(store: Arc<dyn ObjectStore>, prefix: &str) -> Self {
         let prefix = prefix.to_owned();
-        Self { store, prefix, name: "memory".to_owned(), keeps_attributes: true }
+        Self { store, signer: None, prefix, name: "memory".to_owned(), keeps_attributes: true }
     }
 }
 

@@ -1,6 +1,7 @@
-//! A cache that runs: its port, its places, its end.
+//! A running pull-through cache: what its parts share, its port, its shutdown.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
@@ -9,36 +10,67 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use cohort_wire::dscp::Dscp;
-use cohort_wire::http::serve_plain;
-use cohort_wire::limits::ServerLimits;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::MirrorError;
 use crate::answer::serve;
-use crate::artifacts::Artifacts;
-use crate::config::CacheConfig;
+use crate::blob::Blob;
+use crate::config::{CacheConfig, CacheLimits};
 use crate::files::{Files, files_bytes_max};
+use crate::joint::Joint;
 use crate::metrics::{Gauges, Metrics};
 use crate::origins::Origins;
-use crate::shared::Shared;
+use crate::server::{listen, serve_router, tell_ready};
 use crate::store::{Store, lock_folder};
-use crate::{CONNECTIONS_PER_ADDRESS_MAX, MirrorError, listen};
 
-/// Requests beyond those for files: probes and metrics have to get through an overload.
+/// Requests on top of those for files: probes and metrics must get through an overload.
 const PROBES_MAX: usize = 64;
 
-/// What all requests share.
+/// What all parts of a cache share.
+pub(crate) struct Shared {
+    pub(crate) limits: Arc<CacheLimits>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) origins: Origins,
+    pub(crate) store: Store,
+    pub(crate) opening: Arc<Joint<Arc<Blob>>>,
+}
+
+impl Shared {
+    /// Opens the artifacts of a cache in `dir`. Blocks.
+    pub(crate) fn open(
+        dir: &Path,
+        bytes_max: u64,
+        limits: Arc<CacheLimits>,
+        metrics: Arc<Metrics>,
+        origins: Origins,
+    ) -> std::io::Result<Arc<Self>> {
+        let free_bytes_min = limits.free_bytes_min;
+        let store =
+            Store::open(dir.join("blobs"), bytes_max, free_bytes_min, Arc::clone(&metrics))?;
+        let opening = Joint::new(limits.absent_for);
+        Ok(Arc::new(Self { limits, metrics, origins, store, opening }))
+    }
+
+    /// A unit of this artifact could not be written: removes it from disk and keeps serving its
+    /// readers from origins.
+    pub(crate) fn disk_refused(&self, blob: &Arc<Blob>) {
+        blob.keep_no_more();
+        self.store.forget(blob);
+    }
+}
+
+/// State of the HTTP server.
 pub(crate) struct App {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) artifacts: Artifacts,
+    pub(crate) cache: Arc<Shared>,
     pub(crate) files: Arc<Files>,
+    /// One permit for each file request in progress.
     pub(crate) places: Arc<Semaphore>,
     stopping: CancellationToken,
 }
 
-/// A pull-through cache of the repository that runs.
+/// A running pull-through cache of the repository.
 pub struct Cache {
     app: Arc<App>,
     address: SocketAddr,
@@ -52,41 +84,32 @@ impl Cache {
     /// # Errors
     /// [`MirrorError`].
     pub async fn start(config: CacheConfig) -> Result<Self, MirrorError> {
-        config.check().map_err(|reason| MirrorError::Config { reason })?;
+        config.check()?;
         let metrics = Arc::new(Metrics::default());
         let limits = Arc::new(config.limits.clone());
-        let origins = Origins::new(
-            &config.origins,
-            &config.buckets,
-            Arc::clone(&limits),
-            Arc::clone(&metrics),
-        )?;
-        let dir = config.cache_dir.clone();
-        let opening = tokio::task::spawn_blocking(move || open(&config, limits, metrics, origins));
+        let (urls, buckets) = (&config.origins, &config.buckets);
+        let origins = Origins::new(urls, buckets, Arc::clone(&limits), Arc::clone(&metrics))?;
+        let (dir, address) = (config.cache_dir.clone(), config.listen);
         let unusable = |source| MirrorError::Folder { path: dir.clone(), source };
-        let (app, lock, address) =
-            opening.await.map_err(|error| unusable(std::io::Error::other(error)))??;
+        let opening = tokio::task::spawn_blocking(move || open(&config, limits, metrics, origins));
+        let opened = opening.await.map_err(|error| unusable(error.into()))?.map_err(unusable)?;
+        let (app, lock) = opened.ok_or_else(|| MirrorError::InUse { path: dir.clone() })?;
         let (listener, address) = listen(address).await?;
-        let limits = ServerLimits {
-            connections_per_peer_max: CONNECTIONS_PER_ADDRESS_MAX,
-            requests_max: app.shared.limits.requests_max + PROBES_MAX,
-            dscp_plain: Dscp::LOWER_EFFORT,
-            ..ServerLimits::default()
-        };
-        let server = serve_plain(listener, router(&app), limits, app.stopping.clone());
+        let requests_max = app.cache.limits.requests_max + PROBES_MAX;
+        let server = serve_router(listener, router(&app), Some(requests_max), app.stopping.clone());
         let server = tokio::spawn(server);
-        let (artifacts, bytes) = app.shared.store.usage();
-        tracing::info!(%address, dir = %dir.display(), artifacts, bytes, "mirror is up");
+        let (artifacts, bytes) = app.cache.store.usage();
+        tracing::info!(%address, dir = %dir.display(), artifacts, bytes, "mirror started");
         Ok(Self { app, address, server, _lock: lock })
     }
 
-    /// Where it answers.
+    /// The address it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Runs until `shutdown`, then lets answers in progress end.
+    /// Runs until `shutdown`, then finishes the answers in progress.
     ///
     /// # Errors
     /// When the server has panicked.
@@ -100,8 +123,8 @@ impl Cache {
             Some(ended) => ended,
             None => (&mut self.server).await,
         };
-        self.app.shared.store.close();
-        tracing::info!("mirror is down");
+        self.app.cache.store.close();
+        tracing::info!("mirror stopped");
         ended.map_err(MirrorError::Part)
     }
 }
@@ -115,34 +138,26 @@ pub async fn run_cache(
     shutdown: CancellationToken,
 ) -> Result<(), MirrorError> {
     let cache = Cache::start(config).await?;
-    crate::tell_ready();
+    tell_ready();
     cache.run_until(shutdown).await
 }
 
+/// Locks and opens the folder; nothing when another process holds the lock. Blocks.
 fn open(
     config: &CacheConfig,
-    limits: Arc<crate::CacheLimits>,
+    limits: Arc<CacheLimits>,
     metrics: Arc<Metrics>,
     origins: Origins,
-) -> Result<(Arc<App>, std::fs::File, SocketAddr), MirrorError> {
+) -> std::io::Result<Option<(Arc<App>, std::fs::File)>> {
     let path = &config.cache_dir;
-    let unusable = |source| MirrorError::Folder { path: path.clone(), source };
-    std::fs::create_dir_all(path).map_err(unusable)?;
-    let lock = lock_folder(path).map_err(unusable)?;
-    let lock = lock.ok_or_else(|| MirrorError::InUse { path: path.clone() })?;
-    let bytes_max = config.cache_bytes - files_bytes_max(config.cache_bytes);
-    let blobs = path.join("blobs");
-    let store = Store::open(blobs, bytes_max, limits.free_bytes_min, Arc::clone(&metrics));
-    let store = store.map_err(unusable)?;
-    let passing_on = Semaphore::new(limits.passed_on_max);
+    std::fs::create_dir_all(path)?;
+    let Some(lock) = lock_folder(path)? else { return Ok(None) };
+    let small = files_bytes_max(config.cache_bytes);
     let places = Arc::new(Semaphore::new(limits.requests_max));
-    let shared = Arc::new(Shared { limits, metrics, origins, store, passing_on });
-    let files = Files::open(path.join("files"), config.cache_bytes, Arc::clone(&shared));
-    let files = Arc::new(files.map_err(unusable)?);
-    let artifacts = Artifacts::new(Arc::clone(&shared));
+    let cache = Shared::open(path, config.cache_bytes - small, limits, metrics, origins)?;
+    let files = Files::open(path.join("files"), small, Arc::clone(&cache))?;
     let stopping = CancellationToken::new();
-    let app = Arc::new(App { shared, artifacts, files, places, stopping });
-    Ok((app, lock, config.listen))
+    Ok(Some((Arc::new(App { cache, files, places, stopping }), lock)))
 }
 
 fn router(app: &Arc<App>) -> Router {
@@ -164,14 +179,14 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let (artifacts, bytes) = app.shared.store.usage();
-    let requests = app.shared.limits.requests_max - app.places.available_permits();
+    let (artifacts, bytes) = app.cache.store.usage();
+    let requests = app.cache.limits.requests_max - app.places.available_permits();
     let gauges = Gauges {
         artifacts,
         bytes,
-        bytes_max: app.shared.store.bytes_max(),
+        bytes_max: app.cache.store.bytes_max(),
         requests: requests as u64,
     };
     let kind = [(CONTENT_TYPE, cohort_base::metrics::CONTENT_TYPE)];
-    (kind, app.shared.metrics.render(gauges)).into_response()
+    (kind, app.cache.metrics.render(gauges)).into_response()
 }

@@ -1,16 +1,15 @@
-//! Fetching units from origins: for everybody and the disk ([`fill`]), or for one reader only
-//! ([`Direct`]), when the disk is full.
+//! Fetching units from origins, for all who wait for them and for the disk.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use cohort_artifact::client::{Answer, Wanted};
 use cohort_artifact::{UNIT_BYTES, blob_path};
-use tokio::sync::SemaphorePermit;
 
-use crate::blob::{Blob, Claim, Lost};
+use crate::blob::{Blob, Claim};
 use crate::metrics::add;
-use crate::origins::{Body, OriginError, Refused};
+use crate::origins::{OriginError, Refused};
 
 /// Rounds through all origins without a single unit before a run is given up: the second meets
 /// origins that have just come back.
@@ -23,145 +22,99 @@ const ROUND_PAUSE_MAX: Duration = Duration::from_secs(1);
 pub(crate) async fn fill(mut claim: Claim) {
     let blob = Arc::clone(&claim.blob);
     // Fails only when the semaphore is closed, which it never is.
-    let Ok(_permit) = blob.shared.origins.bulk.acquire().await else { return };
+    let Ok(_permit) = blob.cache.origins.bulk.acquire().await else { return };
     let mut rounds = 0;
     while claim.next() < claim.end() {
         let before = claim.next();
-        let refused = match round(&blob, &mut claim).await {
-            Ok(()) => return,
-            Err(Lost::NotKept) => return claim.end_with(&Lost::NotKept),
-            Err(Lost::Refused(refused)) => refused,
-        };
+        let Some(refused) = round(&blob, &mut claim).await else { return };
         rounds = if claim.next() > before { 1 } else { rounds + 1 };
         let pause = match &refused {
             Refused::Later(after) => *after,
-            Refused::Failed(_) => Duration::from_millis(blob.shared.limits.backoff_ms_min) * 2,
-            Refused::Absent => ROUND_PAUSE_MAX * 2,
+            // Longer than an origin is left alone after its first failure.
+            Refused::Failed(_) => blob.cache.limits.pauses.pause(2, u64::MAX),
+            Refused::Absent => Duration::MAX,
         };
         if rounds >= ROUNDS_MAX || pause > ROUND_PAUSE_MAX {
-            tracing::warn!(artifact = %blob.hashes.root(), unit = claim.next(), ?refused, "units do not come");
-            return claim.end_with(&Lost::Refused(refused));
+            let (artifact, unit) = (blob.hashes.root(), claim.next());
+            tracing::warn!(%artifact, unit, ?refused, "no origin delivers the unit");
+            return claim.end_with(&refused);
         }
         tokio::time::sleep(pause).await;
     }
 }
 
-/// Asks every origin once for what is still missing. Each goes on where the one before ended.
-async fn round(blob: &Arc<Blob>, claim: &mut Claim) -> Result<(), Lost> {
-    let origins = &blob.shared.origins;
+/// Asks every origin once for what is still missing; each continues where the one before ended.
+/// Nothing when all that can be done was done.
+async fn round(blob: &Arc<Blob>, claim: &mut Claim) -> Option<Refused> {
+    let origins = &blob.cache.origins;
     let mut turn = origins.turn(blob.hashes.root().as_str());
     while let Some(origin) = turn.next() {
         let asked = Instant::now();
-        let mut run = Run { blob, next: claim.next(), body: None };
+        let mut run = Run { blob, origin, next: claim.next(), answer: None };
         loop {
-            let bytes = match run.unit(origin, claim.end()).await {
+            let bytes = match run.unit(claim.end()).await {
                 Ok(bytes) => bytes,
                 Err(error) => {
-                    turn.failed(origin, &error);
+                    turn.failed(origin, asked, &error);
                     break;
                 }
             };
-            add(&blob.shared.metrics.misses, 1);
             origins.delivered(origin, asked);
+            let (kept, metrics) = (blob.is_kept(), &blob.cache.metrics);
+            add(if kept { &metrics.misses } else { &metrics.passed_on }, 1);
             // First to those who wait, then to the disk, which may be slower than they are.
             claim.arrived(&bytes);
+            if !kept {
+                claim.passed_on();
+                return None;
+            }
             let (index, disk) = (claim.next(), Arc::clone(blob));
-            let written = tokio::task::spawn_blocking(move || disk.write(index, &bytes)).await;
-            match written {
+            match tokio::task::spawn_blocking(move || disk.write(index, &bytes)).await {
                 Ok(Ok(())) => claim.written(),
                 failed => {
-                    tracing::error!(artifact = %blob.hashes.root(), unit = index, ?failed, "unit cannot be kept");
-                    blob.shared.disk_refused(blob);
-                    return Err(Lost::NotKept);
+                    let artifact = blob.hashes.root();
+                    tracing::error!(%artifact, unit = index, ?failed, "cannot write unit to disk");
+                    blob.cache.disk_refused(blob);
+                    return None;
                 }
             }
             if claim.next() == claim.end() {
-                return Ok(());
+                return None;
             }
         }
     }
-    Err(Lost::Refused(turn.refused()))
+    Some(turn.refused())
 }
 
 /// One answer of one origin, taken apart into verified units.
 struct Run<'a> {
-    blob: &'a Arc<Blob>,
+    blob: &'a Blob,
+    origin: usize,
     next: u32,
-    body: Option<Body<'a>>,
+    answer: Option<Answer>,
 }
 
 impl Run<'_> {
     /// The next unit, verified. The request goes out with the first and asks for all before `end`.
-    async fn unit(&mut self, origin: usize, end: u32) -> Result<Bytes, OriginError> {
-        let shared = &self.blob.shared;
-        let hashes = &self.blob.hashes;
-        let (start, length) = hashes.span(self.next).map_err(wrong)?;
-        let body = match &mut self.body {
-            Some(body) => body,
+    async fn unit(&mut self, end: u32) -> Result<Bytes, OriginError> {
+        let Blob { cache, hashes, .. } = self.blob;
+        let (start, length) = hashes.span(self.next).map_err(OriginError::wrong)?;
+        let answer = match &mut self.answer {
+            Some(answer) => answer,
             none => {
                 let last = (u64::from(end) * u64::from(UNIT_BYTES)).min(hashes.length()) - 1;
+                let wanted = Wanted { range: Some((start, last)), ..Wanted::default() };
                 let path = blob_path(hashes.root());
-                none.insert(shared.origins.get_range(origin, &path, (start, last)).await?)
+                none.insert(cache.origins.get(self.origin, &path, &wanted).await?)
             }
         };
-        let time = Duration::from_millis(shared.limits.unit_ms_max);
-        let bytes = body.at_most(length, time).await?;
+        let bytes = answer.at_most(length, cache.limits.answer_max).await?;
+        add(&cache.metrics.origin_bytes, bytes.len() as u64);
         if bytes.len() < length {
-            return Err(OriginError::Failed(format!("ended within unit {}", self.next)));
+            return Err(OriginError::CutShort(self.next));
         }
-        hashes.verify_unit(self.next, &bytes).map_err(wrong)?;
+        hashes.verify_unit(self.next, &bytes).map_err(OriginError::wrong)?;
         self.next += 1;
         Ok(bytes)
-    }
-}
-
-fn wrong(error: impl std::fmt::Display) -> OriginError {
-    OriginError::Wrong(error.to_string())
-}
-
-/// Units for one reader, past the disk: at the reader's own pace.
-pub(crate) struct Direct<'a> {
-    run: Option<(usize, Instant, Run<'a>)>,
-    _permit: SemaphorePermit<'a>,
-}
-
-impl<'a> Direct<'a> {
-    /// Waits for a place among the few.
-    pub(crate) async fn begin(blob: &'a Arc<Blob>) -> Result<Self, Refused> {
-        let waiting = blob.shared.passing_on.acquire();
-        let permit = tokio::time::timeout(blob.shared.limits.first_byte(), waiting).await;
-        match permit {
-            Ok(Ok(permit)) => Ok(Self { run: None, _permit: permit }),
-            Ok(Err(_)) | Err(_) => Err(Refused::Later(ROUND_PAUSE_MAX)),
-        }
-    }
-
-    /// Unit `index`, verified; `end` is where the reader will stop.
-    pub(crate) async fn unit(
-        &mut self,
-        blob: &'a Arc<Blob>,
-        index: u32,
-        end: u32,
-    ) -> Result<Bytes, Refused> {
-        let origins = &blob.shared.origins;
-        let mut turn = origins.turn(blob.hashes.root().as_str());
-        loop {
-            let (origin, asked, mut run) = match self.run.take().filter(|run| run.2.next == index) {
-                Some(run) => run,
-                None => match turn.next() {
-                    Some(origin) => (origin, Instant::now(), Run { blob, next: index, body: None }),
-                    None => return Err(turn.refused()),
-                },
-            };
-            match run.unit(origin, end).await {
-                Ok(bytes) => {
-                    origins.delivered(origin, asked);
-                    add(&blob.shared.metrics.passed_on, 1);
-                    self.run = Some((origin, asked, run));
-                    return Ok(bytes);
-                }
-                Err(error) => turn.failed(origin, &error),
-            }
-        }
     }
 }

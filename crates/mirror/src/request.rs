@@ -1,6 +1,4 @@
-//! What a reader asks for: paths, ranges and tags, as the standard says, and the head of the answer.
-
-use std::path::PathBuf;
+//! Ranges and tags of a request, and the head of the answer, by RFC 9110.
 
 use axum::http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
@@ -9,30 +7,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 
-/// The longest path that is looked at, in bytes.
-const PATH_BYTES_MAX: usize = 1024;
-
-/// The path below the repository, or nothing if it could mean anything else.
-///
-/// Names in a repository need no escapes, so that a percent sign never has to be understood, and no
-/// part begins with a dot (unfinished files do).
-pub(crate) fn relative_path(path: &str) -> Option<PathBuf> {
-    let path = path.strip_prefix('/')?;
-    is_relative(path).then(|| PathBuf::from(path))
-}
-
-/// Whether a text can be a path below a repository.
-pub(crate) fn is_relative(path: &str) -> bool {
-    path.len() <= PATH_BYTES_MAX && path.split('/').all(is_plain)
-}
-
-/// Whether a text can be one part of such a path.
-pub(crate) fn is_plain(part: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-+~".contains(&byte);
-    !part.is_empty() && !part.starts_with('.') && part.bytes().all(allowed)
-}
-
-/// What the head of an answer says of a file.
+/// Headers that describe a file.
 pub(crate) struct About<'a> {
     pub(crate) etag: &'a str,
     pub(crate) length: u64,
@@ -40,13 +15,13 @@ pub(crate) struct About<'a> {
     pub(crate) kind: &'static str,
 }
 
-/// An answer without its body, and what its body has to be: the first byte and the number of bytes.
+/// A response without body, and the body it needs: first byte and number of bytes.
 pub(crate) struct Reply {
     pub(crate) response: Response,
     pub(crate) span: Option<(u64, u64)>,
 }
 
-/// The head of the answer to a `GET` or `HEAD` of a file.
+/// Answers a `GET` or `HEAD` of a file.
 pub(crate) fn reply(method: &Method, headers: &HeaderMap, about: &About<'_>) -> Reply {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let length = about.length;
@@ -85,25 +60,25 @@ pub(crate) fn reply(method: &Method, headers: &HeaderMap, about: &About<'_>) -> 
     Reply { response, span: (*method != Method::HEAD).then_some((first, bytes)) }
 }
 
-/// Whether one tag of `If-None-Match` is that of the file.
+/// Whether one tag of `If-None-Match` matches.
 pub(crate) fn same_tag(given: &str, etag: &str) -> bool {
     let given = given.trim();
     given == "*" || given.strip_prefix("W/").unwrap_or(given) == etag
 }
 
-/// What of a file is wanted.
+/// The requested part of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// No range that we understand: the whole, as the standard says.
+    /// No range, or none that has to be understood.
     Whole,
-    /// From the first byte to the last, both included.
+    /// First and last byte.
     Part { first: u64, last: u64 },
-    /// Beyond the end.
+    /// Starts beyond the end of the file.
     Outside,
 }
 
-/// Reads `bytes=FIRST-LAST`, `bytes=FIRST-` and `bytes=-LENGTH`. Several ranges are not served
-/// apart: the whole answers them, as the standard allows.
+/// Reads `bytes=FIRST-LAST`, `bytes=FIRST-` and `bytes=-LENGTH`. Several ranges get the
+/// whole file, as the standard allows.
 pub(crate) fn parse_range(text: &str, length: u64) -> Wanted {
     let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-'))
     else {
@@ -130,49 +105,5 @@ pub(crate) fn parse_range(text: &str, length: u64) -> Wanted {
 }
 
 #[cfg(test)]
-mod request_test {
-    use super::{Wanted, parse_range, relative_path};
-
-    #[test]
-    fn ranges_are_read_as_the_standard_says() {
-        let part = |first, last| Wanted::Part { first, last };
-        for (text, wanted) in [
-            ("bytes=0-0", part(0, 0)),
-            ("bytes=2-", part(2, 9)),
-            ("bytes=2-99", part(2, 9)),
-            ("bytes=-3", part(7, 9)),
-            ("bytes=-99", part(0, 9)),
-            ("bytes=10-", Wanted::Outside),
-            ("bytes=-0", Wanted::Outside),
-            ("bytes=5-2", Wanted::Whole),
-            ("bytes=0-1,4-5", Wanted::Whole),
-            ("bytes=x-y", Wanted::Whole),
-            ("units=0-1", Wanted::Whole),
-            ("bytes=99999999999999999999-", Wanted::Whole),
-        ] {
-            assert_eq!(parse_range(text, 10), wanted, "{text}");
-        }
-        assert_eq!(parse_range("bytes=0-", 0), Wanted::Outside);
-    }
-
-    #[test]
-    fn only_plain_paths_are_looked_at() {
-        for plain in
-            ["/metadata/1.root.json", "/targets/apps/web/1.0.0+b/linux~amd64/ab.manifest.json"]
-        {
-            assert!(relative_path(plain).is_some(), "{plain}");
-        }
-        for odd in [
-            "/metadata/../keys/a",
-            "/metadata/%2e%2e/keys/a",
-            "/metadata//a",
-            "/metadata/.unfinished",
-            "/metadata/a b",
-            "/",
-            "metadata/a",
-        ] {
-            assert!(relative_path(odd).is_none(), "{odd}");
-        }
-        assert!(relative_path(&format!("/blobs/{}", "a".repeat(2000))).is_none());
-    }
-}
+#[path = "request_test.rs"]
+mod request_test;

@@ -1,443 +1,234 @@
-//! The bounded disk: which artifacts are there, who goes when room is needed.
+//! The artifacts of a cache: which are on disk, which are open.
 //!
 //! ```text
-//! <cache>/lock                one process only
-//! <cache>/blobs/<root>        units in their places, the rest of it claimed and empty
-//! <cache>/blobs/<root>.units  hashes of the units; its time of change: when it was last used
-//! <cache>/blobs/.…            on its way in or out; swept at the start
-//! <cache>/files/…             signed metadata and targets (`files.rs`)
+//! <cache>/lock           one process only
+//! <cache>/blobs/<root>   units in their places, the rest claimed and empty; then the unit hashes
+//! <cache>/files/…        signed metadata and targets (`files.rs`)
 //! ```
 //!
 //! Nothing is synced: a file that a crash has torn is found by its hashes and fetched again. An
 //! artifact counts with its whole length from its first unit on.
 
 use std::collections::HashMap;
-use std::fs::{self, File, FileTimes, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
-use cohort_artifact::UnitHashes;
+use cohort_artifact::{UNIT_BYTES, UnitHashes};
 use cohort_core::ids::Digest;
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use crate::blob::Blob;
+use crate::bounded::{Bounded, Usage};
+use crate::cache::Shared;
 use crate::metrics::{Metrics, add};
-use crate::shared::Shared;
 
-/// Artifacts that are open at once when nobody uses them: each has a file descriptor.
-const IDLE_OPEN_MAX: usize = 128;
-/// and its hashes in memory, in bytes: those of 128 GiB of artifacts.
-const IDLE_MEMORY_MAX: u64 = 64 << 20;
+/// Artifacts that stay open when nobody uses them: each has a file descriptor and up to 8 MiB of
+/// hashes in memory.
+const IDLE_OPEN_MAX: usize = 8;
 
-/// How often the time of last use is written down. The order of eviction after a restart need not
-/// be finer.
-const USED_INTERVAL: Duration = Duration::from_secs(60);
-
-/// An artifact that was opened when the disk was full is opened anew after this long: there may be
+/// An artifact that was opened when the disk was full is opened again after this long: there may be
 /// room now.
 const UNKEPT_FOR: Duration = Duration::from_secs(10);
 
-const UNITS_SUFFIX: &str = ".units";
+const HASH_BYTES: u64 = blake3::OUT_LEN as u64;
 
 /// The artifacts of a cache.
 pub(crate) struct Store {
-    dir: PathBuf,
-    bytes_max: u64,
-    free_bytes_min: u64,
+    disk: Bounded,
     metrics: Arc<Metrics>,
-    names: AtomicU64,
-    inner: Mutex<Inner>,
+    open: Mutex<Open>,
 }
 
+/// Artifacts that are open, with the time of their last use by `clock`.
 #[derive(Default)]
-struct Inner {
-    entries: HashMap<Digest, Entry>,
-    bytes: u64,
+struct Open {
+    blobs: HashMap<Digest, (Arc<Blob>, u64)>,
     clock: u64,
 }
 
-struct Entry {
-    /// What it counts of the disk; 0 when it is not kept.
-    bytes: u64,
-    used: u64,
-    used_written: Option<Instant>,
-    blob: Option<Arc<Blob>>,
-    /// Being made or read just now: not to be evicted.
-    opening: bool,
-}
-
-impl Entry {
-    fn is_idle(&self) -> bool {
+impl Open {
+    /// Whether nobody reads an artifact; if so, it is closed.
+    fn close_if_idle(&mut self, digest: &Digest) -> bool {
         // Clones are made under the lock, or from a clone that somebody holds.
-        !self.opening && self.blob.as_ref().is_none_or(|blob| Arc::strong_count(blob) == 1)
+        let in_use = |(blob, _): &(Arc<Blob>, u64)| Arc::strong_count(blob) > 1;
+        if self.blobs.get(digest).is_some_and(in_use) {
+            return false;
+        }
+        self.blobs.remove(digest);
+        true
     }
 }
 
 impl Store {
-    /// Takes over the folder `blobs` of a cache. Blocking.
+    /// Takes over the folder `blobs` of a cache. Blocks.
     pub(crate) fn open(
         dir: PathBuf,
         bytes_max: u64,
         free_bytes_min: u64,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
-        fs::create_dir_all(&dir)?;
-        let store = Self {
-            dir,
-            bytes_max,
-            free_bytes_min,
-            metrics,
-            names: AtomicU64::new(0),
-            inner: Mutex::default(),
-        };
-        store.scan()?;
-        let removed = store.evict(&mut store.lock(), 0);
-        store.remove(removed);
-        Ok(store)
+        let max = Usage { files: u64::MAX, bytes: bytes_max };
+        let disk = Bounded::open(dir, max, free_bytes_min)?;
+        Ok(Self { disk, metrics, open: Mutex::default() })
     }
 
-    /// What is there: whole pairs of files, in the order of their last use.
-    fn scan(&self) -> io::Result<()> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let about = entry.metadata()?;
-            if !about.is_file() {
-                continue;
-            }
-            let other = match name.strip_suffix(UNITS_SUFFIX) {
-                Some(root) => root.to_owned(),
-                None => format!("{name}{UNITS_SUFFIX}"),
-            };
-            let digest = name.strip_suffix(UNITS_SUFFIX).unwrap_or(&name).parse::<Digest>();
-            let (Ok(digest), Ok(pair)) = (digest, fs::metadata(self.dir.join(other))) else {
-                // A half of a pair, or on its way in or out when the process ended.
-                fs::remove_file(entry.path())?;
-                continue;
-            };
-            if name.ends_with(UNITS_SUFFIX) {
-                found.push((about.modified()?, digest, about.len() + pair.len()));
-            }
+    /// An artifact that is open.
+    pub(crate) fn get(&self, digest: &Digest) -> Option<Arc<Blob>> {
+        let mut open = self.open.lock();
+        open.clock += 1;
+        let clock = open.clock;
+        let (blob, used) = open.blobs.get_mut(digest)?;
+        // Its readers keep using it; a new one may find room.
+        if !blob.is_kept() && blob.opened.elapsed() > UNKEPT_FOR {
+            open.blobs.remove(digest);
+            return None;
         }
-        found.sort_by_key(|(used, _, _)| *used);
-        let mut inner = self.lock();
-        for (_, digest, bytes) in found {
-            inner.clock += 1;
-            let used = inner.clock;
-            inner.bytes += bytes;
-            let entry = Entry { bytes, used, used_written: None, blob: None, opening: false };
-            inner.entries.insert(digest, entry);
-        }
-        Ok(())
+        *used = clock;
+        let blob = Arc::clone(blob);
+        drop(open);
+        blob.note_use();
+        Some(blob)
     }
 
-    /// The artifact, when it is open; and whether it is on disk.
-    pub(crate) fn get(&self, digest: &Digest) -> (Option<Arc<Blob>>, bool) {
-        let mut inner = self.lock();
-        inner.clock += 1;
-        let clock = inner.clock;
-        let Some(entry) = inner.entries.get_mut(digest) else { return (None, false) };
-        entry.used = clock;
-        let mut note = false;
-        if entry.bytes > 0 && entry.used_written.is_none_or(|at| at.elapsed() > USED_INTERVAL) {
-            entry.used_written = Some(Instant::now());
-            note = true;
-        }
-        // Those who have it open go on with it; whoever comes now may find room.
-        let unkept = |blob: &Arc<Blob>| !blob.is_kept() && blob.opened.elapsed() > UNKEPT_FOR;
-        let stale = entry.bytes == 0 && !entry.opening && entry.blob.as_ref().is_some_and(unkept);
-        let answer = if stale {
-            inner.entries.remove(digest);
-            (None, false)
-        } else {
-            (entry.blob.clone(), entry.bytes > 0)
-        };
-        drop(inner);
-        if note {
-            self.note_use(digest);
-        }
-        answer
-    }
-
-    /// Opens what is on disk; nothing when it is not right, and then it is gone. Blocking.
-    pub(crate) fn load(&self, digest: &Digest, shared: &Arc<Shared>) -> Option<Arc<Blob>> {
-        self.lock().entries.get_mut(digest)?.opening = true;
-        let read = || -> io::Result<(UnitHashes, File)> {
-            let path = self.dir.join(digest.as_str());
-            let file = OpenOptions::new().read(true).write(true).open(path)?;
-            let length = file.metadata()?.len();
-            let bytes = fs::read(self.units_path(digest))?;
-            let hashes = UnitHashes::parse_for(&bytes, digest, length).map_err(io::Error::other)?;
-            Ok((hashes, file))
-        };
-        match read() {
+    /// Opens what is on disk; nothing when it is not there or corrupt. Blocks.
+    pub(crate) fn load(&self, digest: &Digest, cache: &Arc<Shared>) -> Option<Arc<Blob>> {
+        match read(&self.disk.path(digest.as_str()), digest) {
             Ok((hashes, file)) => {
-                let blob = Arc::new(Blob::new(hashes, Some(file), true, Arc::clone(shared)));
-                let mut inner = self.lock();
-                if let Some(entry) = inner.entries.get_mut(digest) {
-                    entry.blob = Some(Arc::clone(&blob));
-                    entry.opening = false;
-                }
-                Self::close_idle(&mut inner);
-                Some(blob)
+                Some(self.put(Blob::new(hashes, Some(file), true, Arc::clone(cache))))
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
-                tracing::warn!(artifact = %digest, %error, "cached artifact is damaged, and goes");
-                let removed = self.take(&mut self.lock(), digest);
-                self.remove(removed);
+                tracing::warn!(artifact = %digest, %error, "removing corrupt cached artifact");
+                self.disk.remove(digest.as_str());
                 None
             }
         }
     }
 
-    /// Makes room for an artifact and begins it with its last unit, which says how long it is. It
-    /// is not kept when there is no room. Blocking.
+    /// Makes room for an artifact and begins it with its last unit. It is not kept when there is
+    /// no room. Blocks.
     pub(crate) fn create(
         &self,
         hashes: UnitHashes,
         last_unit: &[u8],
-        shared: &Arc<Shared>,
+        cache: &Arc<Shared>,
     ) -> Arc<Blob> {
         let digest = hashes.root().clone();
-        let units = hashes.to_bytes();
-        let bytes = hashes.length() + units.len() as u64;
-        let reserved = self.reserve(&digest, bytes);
-        let file = if reserved {
-            match self.make_files(&hashes, &units) {
-                Ok(file) => Some(file),
-                Err(error) => {
-                    tracing::error!(artifact = %digest, %error, "artifact cannot be kept");
-                    let removed = self.take(&mut self.lock(), &digest);
-                    self.remove(removed);
-                    None
-                }
+        let file = match self.make_file(&hashes) {
+            Ok(Some(file)) => Some(file),
+            Ok(None) => {
+                let bytes = hashes.length();
+                tracing::warn!(artifact = %digest, bytes, "no room: passing it on without keeping it");
+                None
             }
-        } else {
-            tracing::warn!(artifact = %digest, bytes, "no room: passed on without being kept");
-            None
+            Err(error) => {
+                tracing::error!(artifact = %digest, %error, "cannot keep artifact");
+                None
+            }
         };
-        let kept = file.is_some();
-        let last = hashes.count() - 1;
-        let blob = Arc::new(Blob::new(hashes, file, false, Arc::clone(shared)));
+        let (kept, last) = (file.is_some(), hashes.count() - 1);
+        let blob = Blob::new(hashes, file, false, Arc::clone(cache));
         if kept && blob.write(last, last_unit).is_ok() {
             blob.is_here(last);
         }
-        let mut inner = self.lock();
-        inner.clock += 1;
-        let used = inner.clock;
-        let bytes = if kept { bytes } else { 0 };
-        let used_written = kept.then(Instant::now);
-        let entry =
-            Entry { bytes, used, used_written, blob: Some(Arc::clone(&blob)), opening: false };
-        inner.entries.insert(digest, entry);
-        Self::close_idle(&mut inner);
-        blob
+        self.put(blob)
     }
 
-    /// Gives up what is on disk of an artifact that is in use: it stays readable for those who
-    /// have it open.
+    /// Removes an artifact from disk that is in use: its readers keep it open.
     pub(crate) fn forget(&self, blob: &Arc<Blob>) {
         let digest = blob.hashes.root();
-        let mut inner = self.lock();
-        let ours = inner.entries.get(digest).and_then(|entry| entry.blob.as_ref());
-        if !ours.is_some_and(|ours| Arc::ptr_eq(ours, blob)) {
-            return;
+        let open = self.open.lock();
+        if open.blobs.get(digest).is_some_and(|(ours, _)| Arc::ptr_eq(ours, blob)) {
+            self.disk.remove(digest.as_str());
         }
-        let removed = self.take(&mut inner, digest);
-        inner.clock += 1;
-        let used = inner.clock;
-        let blob = Some(Arc::clone(blob));
-        let entry = Entry { bytes: 0, used, used_written: None, blob, opening: false };
-        inner.entries.insert(digest.clone(), entry);
-        drop(inner);
-        self.remove(removed);
     }
 
     /// What artifacts may take of the disk, in bytes.
     pub(crate) fn bytes_max(&self) -> u64 {
-        self.bytes_max
+        self.disk.max().bytes
     }
 
     /// Artifacts on disk, and the bytes that they count.
     pub(crate) fn usage(&self) -> (u64, u64) {
-        let inner = self.lock();
-        let kept = inner.entries.values().filter(|entry| entry.bytes > 0).count();
-        (kept as u64, inner.bytes)
+        let Usage { files, bytes } = self.disk.usage();
+        (files, bytes)
     }
 
     /// Closes everything, at the end.
     pub(crate) fn close(&self) {
-        for entry in self.lock().entries.values_mut() {
-            entry.blob = None;
-        }
+        self.open.lock().blobs.clear();
     }
 
-    /// Makes room, and takes it.
-    fn reserve(&self, digest: &Digest, bytes: u64) -> bool {
-        if bytes > self.bytes_max {
-            return false;
+    /// A file with the hashes in place; nothing when there is no room for it.
+    fn make_file(&self, hashes: &UnitHashes) -> io::Result<Option<File>> {
+        let (name, units) = (hashes.root().as_str(), hashes.to_bytes());
+        let length = hashes.length() + units.len() as u64;
+        // One that is there was corrupt, or it would be open.
+        self.disk.remove(name);
+        if !self.disk.reserve(length, |name| self.evict(name))? {
+            return Ok(None);
         }
-        let mut inner = self.lock();
-        let mut removed = self.take(&mut inner, digest);
-        removed.extend(self.evict(&mut inner, bytes));
-        let fits = inner.bytes + bytes <= self.bytes_max;
-        if fits {
-            inner.bytes += bytes;
-            let used = inner.clock;
-            let entry = Entry { bytes, used, used_written: None, blob: None, opening: true };
-            inner.entries.insert(digest.clone(), entry);
-        }
-        drop(inner);
-        self.remove(removed);
-        if !fits {
-            return false;
-        }
-        // The disk may be fuller than our own count says: others write as well.
-        while !self.has_free(bytes) {
-            let mut inner = self.lock();
-            let removed = match Self::oldest(&inner) {
-                Some(oldest) => {
-                    add(&self.metrics.evictions, 1);
-                    self.take(&mut inner, &oldest)
-                }
-                None => {
-                    inner.entries.remove(digest);
-                    inner.bytes -= bytes;
-                    return false;
-                }
-            };
-            drop(inner);
-            self.remove(removed);
-        }
-        true
+        let make = || {
+            let mut options = OpenOptions::new();
+            let path = self.disk.path(name);
+            let file = options.read(true).write(true).create(true).truncate(true).open(path)?;
+            preallocate(&file, length)?;
+            file.set_len(length)?;
+            file.write_all_at(&units, hashes.length())?;
+            Ok(file)
+        };
+        make().map(Some).inspect_err(|_| {
+            // Removed with the length that it has, and counted with the one it should have.
+            let _ = std::fs::remove_file(self.disk.path(name));
+            self.disk.give_back(length);
+        })
     }
 
-    fn has_free(&self, bytes: u64) -> bool {
-        match statvfs(&self.dir) {
-            Ok(about) => {
-                let free = about.f_bavail.saturating_mul(about.f_frsize);
-                free >= bytes.saturating_add(self.free_bytes_min)
-            }
-            Err(error) => {
-                tracing::warn!(%error, "free space of the cache's disk is not known");
-                true
-            }
-        }
-    }
-
-    fn make_files(&self, hashes: &UnitHashes, units: &[u8]) -> io::Result<File> {
-        let path = self.dir.join(hashes.root().as_str());
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(true).open(&path)?;
-        file.set_len(hashes.length())?;
-        preallocate(&file, hashes.length())?;
-        let aside = self.aside();
-        fs::write(&aside, units)?;
-        fs::rename(&aside, self.units_path(hashes.root()))?;
-        Ok(file)
-    }
-
-    /// Takes the least recently used out until `bytes` more fit, as far as nobody uses them.
-    fn evict(&self, inner: &mut Inner, bytes: u64) -> Vec<PathBuf> {
-        let mut removed = Vec::new();
-        while inner.bytes.saturating_add(bytes) > self.bytes_max {
-            let Some(oldest) = Self::oldest(inner) else { break };
-            tracing::info!(artifact = %oldest, "evicted");
+    /// Whether an artifact may be removed to make room.
+    fn evict(&self, name: &str) -> bool {
+        let idle = name.parse().is_ok_and(|digest| self.open.lock().close_if_idle(&digest));
+        if idle {
+            tracing::info!(artifact = name, "evicting artifact");
             add(&self.metrics.evictions, 1);
-            removed.extend(self.take(inner, &oldest));
         }
-        removed
+        idle
     }
 
-    fn oldest(inner: &Inner) -> Option<Digest> {
-        let idle = inner.entries.iter().filter(|(_, entry)| entry.bytes > 0 && entry.is_idle());
-        idle.min_by_key(|(_, entry)| entry.used).map(|(digest, _)| digest.clone())
-    }
-
-    /// Takes an artifact out of the count and moves its files aside, so that the same artifact can
-    /// come back before they are removed, which takes a while for large ones.
-    fn take(&self, inner: &mut Inner, digest: &Digest) -> Vec<PathBuf> {
-        let Some(entry) = inner.entries.remove(digest) else { return Vec::new() };
-        inner.bytes -= entry.bytes;
-        let mut removed = Vec::new();
-        if entry.bytes > 0 {
-            for path in [self.dir.join(digest.as_str()), self.units_path(digest)] {
-                let aside = self.aside();
-                match fs::rename(&path, &aside) {
-                    Ok(()) => removed.push(aside),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => {
-                        tracing::error!(file = %path.display(), %error, "file cannot be removed");
-                    }
-                }
-            }
+    /// Shows an artifact to everybody, and closes the idle ones that were not used for longest.
+    fn put(&self, blob: Blob) -> Arc<Blob> {
+        let (digest, blob) = (blob.hashes.root().clone(), Arc::new(blob));
+        let mut open = self.open.lock();
+        open.clock += 1;
+        let clock = open.clock;
+        open.blobs.insert(digest, (Arc::clone(&blob), clock));
+        let idle = open.blobs.iter().filter(|(_, (blob, _))| Arc::strong_count(blob) == 1);
+        let mut idle: Vec<_> = idle.map(|(digest, (_, used))| (*used, digest.clone())).collect();
+        idle.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, digest) in idle.into_iter().skip(IDLE_OPEN_MAX) {
+            open.blobs.remove(&digest);
         }
-        removed
+        drop(open);
+        blob.note_use();
+        blob
     }
+}
 
-    fn remove(&self, paths: Vec<PathBuf>) {
-        for path in paths {
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::error!(file = %path.display(), %error, "file cannot be removed");
-            }
-        }
-    }
-
-    /// Closes artifacts that nobody uses, the least recently used first.
-    fn close_idle(inner: &mut Inner) {
-        let mut idle: Vec<_> = inner
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.is_idle())
-            .filter_map(|(digest, entry)| {
-                let memory = entry.blob.as_ref()?.memory();
-                Some((entry.used, memory, digest.clone()))
-            })
-            .collect();
-        idle.sort_unstable();
-        let mut memory: u64 = idle.iter().map(|(_, memory, _)| memory).sum();
-        let mut count = idle.len();
-        for (_, its, digest) in idle {
-            if count <= IDLE_OPEN_MAX && memory <= IDLE_MEMORY_MAX {
-                break;
-            }
-            if let Some(entry) = inner.entries.get_mut(&digest) {
-                entry.blob = None;
-                if entry.bytes == 0 {
-                    inner.entries.remove(&digest);
-                }
-            }
-            memory -= its;
-            count -= 1;
-        }
-    }
-
-    fn note_use(&self, digest: &Digest) {
-        let times = FileTimes::new().set_modified(SystemTime::now());
-        let noted = File::open(self.units_path(digest)).and_then(|file| file.set_times(times));
-        if let Err(error) = noted {
-            tracing::debug!(artifact = %digest, %error, "time of use cannot be noted");
-        }
-    }
-
-    fn units_path(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(format!("{digest}{UNITS_SUFFIX}"))
-    }
-
-    fn aside(&self) -> PathBuf {
-        let number = self.names.fetch_add(1, Ordering::Relaxed);
-        self.dir.join(format!(".{}-{number}", std::process::id()))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // The count and the entries change together, by code that does not panic in between.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Reads the hashes at a file's end, whose number its length tells.
+fn read(path: &Path, digest: &Digest) -> io::Result<(UnitHashes, File)> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let all = file.metadata()?.len();
+    let hashes_length = all.div_ceil(u64::from(UNIT_BYTES) + HASH_BYTES) * HASH_BYTES;
+    let length = all.saturating_sub(hashes_length);
+    let mut bytes = vec![0; usize::try_from(hashes_length).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, length)?;
+    let hashes = UnitHashes::parse_for(&bytes, digest, length).map_err(io::Error::other)?;
+    Ok((hashes, file))
 }
 
 /// Claims the space, where the file system can. Elsewhere the check of free space must do.
@@ -451,13 +242,14 @@ fn preallocate(file: &File, length: u64) -> io::Result<()> {
     }
 }
 
-/// Sees to it that no other process uses the folder. Holds as long as the file is open.
+/// Locks the folder against other processes for as long as the file is open; nothing when one has
+/// it.
 pub(crate) fn lock_folder(dir: &Path) -> io::Result<Option<File>> {
-    let file =
-        OpenOptions::new().write(true).create(true).truncate(false).open(dir.join("lock"))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+    let path = dir.join("lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
         Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }

@@ -1,31 +1,32 @@
-//! One mirror's metadata against a copy of what is trusted; what succeeds becomes the trusted one.
+//! Checks a mirror's metadata on a copy of the trusted state, and makes it the trusted one.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use tough::{ExpirationEnforcement, Limits, RepositoryLoader};
 
 use super::{Loaded, TrustedRepository};
 use crate::checks::{expiry, expiry_in, store_error};
-use crate::durable::UNFINISHED_PREFIX;
-use crate::fetch::{FetchError, Mirror};
+use crate::client::{FetchError, Mirror};
 use crate::layout::METADATA_DIR;
 use crate::lifetimes::Expiries;
 use crate::metadata::METADATA_BYTES_MAX;
 use crate::metadata_transport::{MetadataTransport, SMALL_METADATA_BYTES_MAX, Source, base_url};
-use crate::trust_error::{Role, TrustErrorKind};
+use crate::trust_error::{Role, TrustErrorKind, cause};
 use crate::trust_state::{Bundle, State};
+use cohort_base::durable::UNFINISHED_PREFIX;
 
 /// Most new roots in one refresh: one a year for longer than anybody will run this.
 const ROOT_UPDATES_MAX: u64 = 256;
 
-/// How often the clock alone is written to disk.
+/// How often the clock is recorded when nothing else changes.
 const CLOCK_SAVE_EVERY: SignedDuration = SignedDuration::from_hours(1);
 
 impl TrustedRepository {
-    /// What a mirror has that is newer; nothing when it serves exactly what is known.
+    /// Newer metadata of a mirror; nothing when it serves exactly the known one.
     pub(super) async fn refresh_from(
         &self,
         mirror: &Mirror,
@@ -34,9 +35,9 @@ impl TrustedRepository {
         if self.serves_what_is_known(mirror).await {
             return Ok(None);
         }
-        let source = || Source::Mirror(self.fetcher.clone(), mirror.clone());
-        // Versioned files never change, so those at hand need not be fetched again; should they
-        // not be what the mirror's timestamp announces, the mirror's own are looked at.
+        let source = || Source::Mirror(self.client.clone(), mirror.clone());
+        // Versioned files never change, so those at hand are not fetched again, unless they are not
+        // the ones that the mirror's timestamp names.
         let held = match self.known() {
             Ok(loaded) => {
                 let mut files = loaded.bundle.files()?;
@@ -55,8 +56,8 @@ impl TrustedRepository {
         .map(Some)
     }
 
-    /// Whether a mirror has no newer root and the very timestamp that was verified before, and all
-    /// of that is still fresh. Almost every round ends here, without cryptography or disk.
+    /// Whether a mirror has no newer root and the same timestamp, and all of it is fresh. Almost every
+    /// refresh ends here, without cryptography or disk.
     async fn serves_what_is_known(&self, mirror: &Mirror) -> bool {
         let Ok(loaded) = self.known() else { return false };
         if loaded.expiries.nearest().1 <= Timestamp::now() {
@@ -65,9 +66,9 @@ impl TrustedRepository {
         let root = format!("{METADATA_DIR}/{}.root.json", loaded.root_version + 1);
         let timestamp = format!("{METADATA_DIR}/timestamp.json");
         let fetch = |path: String| async move {
-            self.fetcher.fetch(mirror, &path, SMALL_METADATA_BYTES_MAX).await
+            self.client.fetch(mirror, &path, SMALL_METADATA_BYTES_MAX).await
         };
-        fetch(root).await == Err(FetchError::NotFound)
+        matches!(fetch(root).await, Err(FetchError::Absent))
             && fetch(timestamp).await.is_ok_and(|bytes| bytes == loaded.bundle.timestamp)
     }
 
@@ -79,13 +80,13 @@ impl TrustedRepository {
         state: Option<&State>,
         enforcement: ExpirationEnforcement,
     ) -> Result<Loaded, TrustErrorKind> {
-        let io = |error: std::io::Error| store_error(&self.store, &error);
+        let io = |error: std::io::Error| store_error(&self.store, error);
         let scratch = tempfile::Builder::new()
             .prefix(UNFINISHED_PREFIX)
             .tempdir_in(&self.store)
             .map_err(io)?;
-        // Another root given by the operator begins anew from that root, but what was seen still
-        // counts as seen where the new root's keys had signed it.
+        // A new root from the operator starts over from that root, but versions seen still count
+        // where the new root's keys signed them.
         let same_anchor = |state: &&State| state.anchor_sha256 == self.anchor_sha256;
         let root = match state.filter(same_anchor) {
             Some(state) => state.bundle.root.clone().into_bytes(),
@@ -112,35 +113,13 @@ impl TrustedRepository {
             .expiration_enforcement(enforcement)
             .load();
         let result = Box::pin(load).await;
-        let taken = std::mem::take(&mut *taken.lock().unwrap_or_else(PoisonError::into_inner));
+        let taken = std::mem::take(&mut *taken.lock());
         let found = result.map_err(|error| {
-            TrustErrorKind::of_tough(&error, Timestamp::now(), |role| {
+            TrustErrorKind::of_tough(error, Timestamp::now(), |role| {
                 expiry_in(&taken, role).or_else(|| (role == Role::Root).then(|| expiry(&root))?)
             })
         })?;
-        let text = |name: String| {
-            let bytes = taken.get(&name).map(|bytes| bytes.to_vec());
-            bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
-                TrustErrorKind::Malformed { what: name, reason: "it is not text".to_owned() }
-            })
-        };
-        let root_version = found.root().signed.version;
-        let bundle = Bundle {
-            root: text(format!("{root_version}.root.json"))
-                .or_else(|_| String::from_utf8(root.clone()))
-                .map_err(|_| TrustErrorKind::BadRoot { reason: "it is not text".to_owned() })?,
-            timestamp: text("timestamp.json".to_owned())?,
-            snapshot: text(format!("{}.snapshot.json", found.snapshot().signed.version))?,
-            targets: text(format!("{}.targets.json", found.targets().signed.version))?,
-        };
-        let expiries = Expiries {
-            root: found.root().signed.expires,
-            targets: found.targets().signed.expires,
-            snapshot: found.snapshot().signed.expires,
-            timestamp: found.timestamp().signed.expires,
-        };
-        let targets = found.targets().signed.targets.clone();
-        Ok(Loaded { bundle, root_version: root_version.get(), targets, expiries })
+        loaded(&found, &taken, root)
     }
 
     /// Makes verified metadata the trusted one: on disk first, then in memory.
@@ -166,7 +145,7 @@ impl TrustedRepository {
         Ok(!same_bundle)
     }
 
-    /// Remembers, now and then, how far the clock has come.
+    /// Records the clock, once per [`CLOCK_SAVE_EVERY`].
     pub(super) fn note_clock(
         &self,
         on_disk: &mut Option<State>,
@@ -182,4 +161,35 @@ impl TrustedRepository {
         }
         Ok(())
     }
+}
+
+/// What the library verified, with the bytes that it read.
+fn loaded(
+    found: &tough::Repository,
+    taken: &BTreeMap<String, Bytes>,
+    root: Vec<u8>,
+) -> Result<Loaded, TrustErrorKind> {
+    let text = |name: String| {
+        let bytes = taken.get(&name).map(|bytes| bytes.to_vec());
+        bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
+            TrustErrorKind::Malformed { what: name, source: cause("not UTF-8 text") }
+        })
+    };
+    let root_version = found.root().signed.version;
+    let bundle = Bundle {
+        root: text(format!("{root_version}.root.json"))
+            .or_else(|_| String::from_utf8(root))
+            .map_err(|error| TrustErrorKind::BadRoot(cause(error)))?,
+        timestamp: text("timestamp.json".to_owned())?,
+        snapshot: text(format!("{}.snapshot.json", found.snapshot().signed.version))?,
+        targets: text(format!("{}.targets.json", found.targets().signed.version))?,
+    };
+    let expiries = Expiries {
+        root: found.root().signed.expires,
+        targets: found.targets().signed.expires,
+        snapshot: found.snapshot().signed.expires,
+        timestamp: found.timestamp().signed.expires,
+    };
+    let targets = found.targets().signed.targets.clone();
+    Ok(Loaded { bundle, root_version: root_version.get(), targets, expiries })
 }

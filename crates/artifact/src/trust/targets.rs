@@ -9,13 +9,12 @@ use tough::schema::Target;
 
 use super::{Loaded, TrustedRepository};
 use crate::checks::{check_manifest, is_target, most_telling, store_error};
-use crate::digest::hex;
-use crate::durable::write_atomic;
 use crate::layout::{METADATA_DIR, blob_path, manifest_target, target_path};
 use crate::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::trust_error::{TrustError, TrustErrorKind};
 use crate::units::hash_file;
 use crate::verified::VerifiedManifest;
+use cohort_base::durable::{self, SECRET, create_folders, folder_of};
 
 /// Folder of cached manifests and channels, by SHA-256, below the store.
 const TARGETS_CACHE: &str = "targets";
@@ -47,11 +46,11 @@ impl TrustedRepository {
             .target(name)
             .ok_or_else(|| TrustErrorKind::NotFound { what: name.to_owned() }.here())?;
         let bytes = self.target_bytes(name, target, MANIFEST_BYTES_MAX).await?;
-        Ok((target_path(name, &hex(&target.hashes.sha256)), bytes))
+        Ok((target_path(name, &hex::encode(&target.hashes.sha256)), bytes))
     }
 
-    /// The bytes of an artifact, from the first mirror that has the right ones, into a file that
-    /// is empty before; nothing when none has them.
+    /// Fetches an artifact into an empty file, from the first mirror that has the right bytes; false
+    /// when none has.
     pub(crate) async fn artifact(&self, manifest: &Manifest, path: &Path) -> bool {
         let start = self.good.load(Ordering::Relaxed);
         for mirror in self.mirrors.iter().cycle().skip(start).take(self.mirrors.len()) {
@@ -59,7 +58,7 @@ impl TrustedRepository {
             let fetched = async {
                 let mut file = tokio::fs::File::create(path).await.ok()?;
                 let length = manifest.length;
-                self.fetcher.fetch_to(mirror, &relative, length, &mut file).await.ok()
+                self.client.fetch_to(mirror, &relative, length, &mut file).await.ok()
             };
             let right = fetched.await.is_some()
                 && hash_file(path).is_ok_and(|hashes| hashes.root == manifest.root);
@@ -81,7 +80,7 @@ impl TrustedRepository {
             let name = name.raw();
             if wanted(name) {
                 let bytes = self.target_bytes(name, target, MANIFEST_BYTES_MAX).await?;
-                files.push((target_path(name, &hex(&target.hashes.sha256)), bytes));
+                files.push((target_path(name, &hex::encode(&target.hashes.sha256)), bytes));
             }
         }
         let metadata = loaded.bundle.files().map_err(TrustErrorKind::here)?;
@@ -108,7 +107,7 @@ impl TrustedRepository {
             let what = name.to_owned();
             return Err(TrustErrorKind::TooLarge { what, limit_bytes: bytes_max }.here());
         }
-        let path = target_path(name, &hex(&target.hashes.sha256));
+        let path = target_path(name, &hex::encode(&target.hashes.sha256));
         let bytes = self
             .ask_mirrors(&path, target.length, |bytes| {
                 if is_target(target, bytes) {
@@ -132,10 +131,9 @@ impl TrustedRepository {
         let mut refused = Vec::new();
         let start = self.good.load(Ordering::Relaxed);
         for mirror in self.mirrors.iter().cycle().skip(start).take(self.mirrors.len()) {
-            let fetched = self.fetcher.fetch(mirror, path, bytes_max).await;
-            let checked = fetched
-                .map_err(|error| TrustErrorKind::of_fetch(path, &error))
-                .and_then(|bytes| check(&bytes));
+            let fetched = self.client.fetch(mirror, path, bytes_max).await;
+            let fetched = fetched.map_err(|error| TrustErrorKind::of_fetch(path, error));
+            let checked = fetched.and_then(|bytes| check(&bytes));
             match checked {
                 Ok(value) => return Ok(value),
                 Err(kind) => {
@@ -149,7 +147,7 @@ impl TrustedRepository {
     }
 
     fn cache_path(&self, target: &Target) -> PathBuf {
-        self.store.join(TARGETS_CACHE).join(hex(&target.hashes.sha256))
+        self.store.join(TARGETS_CACHE).join(hex::encode(&target.hashes.sha256))
     }
 
     pub(super) fn cached(&self, target: &Target) -> Option<Vec<u8>> {
@@ -158,15 +156,17 @@ impl TrustedRepository {
 
     pub(super) fn cache(&self, target: &Target, bytes: &[u8]) -> Result<(), TrustError> {
         let path = self.cache_path(target);
-        write_atomic(&path, bytes, 0o600).map_err(|error| store_error(&path, &error).here())
+        create_folders(folder_of(&path))
+            .and_then(|()| durable::write(&path, bytes, SECRET))
+            .map_err(|error| store_error(&path, error).here())
     }
 
-    /// Removes what no signed target names any more (channels that moved on). What cannot be
-    /// removed stays; it is never used without being checked.
+    /// Removes files that no signed target names any more (channels that moved). One that cannot be
+    /// removed does no harm: it is checked before use.
     pub(super) fn prune_cache(&self, loaded: &Loaded) {
         let Ok(entries) = std::fs::read_dir(self.store.join(TARGETS_CACHE)) else { return };
         let named: std::collections::HashSet<String> =
-            loaded.targets.values().map(|target| hex(&target.hashes.sha256)).collect();
+            loaded.targets.values().map(|target| hex::encode(&target.hashes.sha256)).collect();
         for entry in entries.flatten() {
             if entry.file_name().to_str().is_none_or(|name| !named.contains(name)) {
                 let _ = std::fs::remove_file(entry.path());

@@ -8,9 +8,10 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{
-    AppId, Channel, Fetcher, Keys, Lifetimes, Mirror, Platform, PublishRequest, Published,
-    Repository, TrustErrorKind, TrustOptions, TrustedRepository, Version,
+    AppId, Channel, Keys, Lifetimes, Mirror, Platform, PublishRequest, Published, Repository,
+    TrustErrorKind, TrustOptions, TrustedRepository, Version,
 };
 
 pub(crate) fn app() -> AppId {
@@ -114,8 +115,9 @@ impl Fixture {
     pub(crate) fn options(&self, store: &str, mirrors: Vec<Mirror>) -> TrustOptions {
         let root = self.repository.root_json().unwrap();
         // Patient enough for a busy machine; no test but that of a silent mirror comes to it.
-        let fetcher = Fetcher::new().unwrap().with_file_timeout(std::time::Duration::from_secs(30));
-        TrustOptions { root, store: self.path(store), mirrors, fetcher: Some(fetcher) }
+        let limit = std::time::Duration::from_secs(30);
+        let limits = ClientLimits { connect: limit, first_byte: limit, idle: limit, file: limit };
+        TrustOptions { root, store: self.path(store), mirrors, limits }
     }
 
     /// The version on the channel.

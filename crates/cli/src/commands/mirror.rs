@@ -81,7 +81,9 @@ fn serve_cache(dir: &Path, args: &MirrorArgs) -> Result<Exit, Failure> {
 fn failure(error: &MirrorError) -> Failure {
     let failure = Failure::of("mirror", error);
     match error {
-        MirrorError::Config { .. } => Failure { exit: Exit::Usage, ..failure },
+        MirrorError::Config { .. } | MirrorError::Origin(_) => {
+            Failure { exit: Exit::Usage, ..failure }
+        }
         MirrorError::Bucket(error) => failure.hints(error.hints()).exit(Exit::Usage),
         MirrorError::InUse { .. } => failure.hint("give each mirror a --cache-dir of its own"),
         _ => failure,

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::agent_keys::own_platform;
 use crate::args::Global;
 use crate::clock::bytes;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, chain};
 use crate::output::{Output, say, say_json};
 use crate::workplace::Place;
 
@@ -81,7 +81,7 @@ struct DeltaAnswer<'a> {
     /// How it is applied.
     method: Option<&'a str>,
     /// Why it was not kept.
-    reason: Option<&'a str>,
+    reason: Option<String>,
 }
 
 /// Publishes it.
@@ -154,7 +154,7 @@ fn delta_answer(tried: &DeltaTried) -> DeltaAnswer<'_> {
         length: made.ok().map(|delta| delta.length),
         delta: made.ok().map(|delta| delta.root.to_string()),
         method: made.ok().map(|delta| delta.method.as_str()),
-        reason: made.err().map(String::as_str),
+        reason: made.err().map(|why| chain(why)),
     }
 }
 
@@ -177,7 +177,9 @@ fn text(published: &Published, path: &Path) -> String {
                 bytes(delta.length),
                 manifest.length / delta.length.max(1),
             )),
-            Err(reason) => text.push_str(&format!("no delta from {}: {reason}\n", tried.from)),
+            Err(why) => {
+                text.push_str(&format!("no delta from {}: {}\n", tried.from, chain(why)));
+            }
         }
     }
     match &published.channel {

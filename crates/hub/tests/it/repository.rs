@@ -11,6 +11,8 @@ use cohort_wire::hub::upload_path;
 
 use crate::support::Running;
 
+const BLOB: &str = "/blobs/abababababababababababababababababababababababababababababababab";
+
 fn write(path: &Path, text: &str) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, text).unwrap();
@@ -20,33 +22,33 @@ fn write(path: &Path, text: &str) {
 async fn files_are_served_with_ranges_tags_and_lengths() {
     let hub = Running::start().await;
     let dir = hub.config.repository_dir();
-    write(&dir.join("blobs/ab"), "0123456789");
+    write(&dir.join(&BLOB[1..]), "0123456789");
     write(&dir.join("metadata/timestamp.json"), "{}");
-    let whole = hub.plain("GET", "/blobs/ab", "").await;
+    let whole = hub.plain("GET", BLOB, "").await;
     assert_eq!((whole.status, whole.text().as_str()), (200, "0123456789"));
     assert_eq!(whole.header("content-length"), Some("10"));
     assert_eq!(whole.header("accept-ranges"), Some("bytes"));
     let tag = whole.header("etag").unwrap().to_owned();
 
-    let head = hub.plain("HEAD", "/blobs/ab", "").await;
+    let head = hub.plain("HEAD", BLOB, "").await;
     assert_eq!((head.status, head.body.len()), (200, 0));
     assert_eq!(head.header("content-length"), Some("10"));
 
-    let part = hub.plain("GET", "/blobs/ab", "Range: bytes=2-4\r\n").await;
+    let part = hub.plain("GET", BLOB, "Range: bytes=2-4\r\n").await;
     assert_eq!((part.status, part.text().as_str()), (206, "234"));
     assert_eq!(part.header("content-range"), Some("bytes 2-4/10"));
     assert_eq!(part.header("content-length"), Some("3"));
-    let tail = hub.plain("GET", "/blobs/ab", "Range: bytes=-2\r\n").await;
+    let tail = hub.plain("GET", BLOB, "Range: bytes=-2\r\n").await;
     assert_eq!((tail.status, tail.text().as_str()), (206, "89"));
-    let beyond = hub.plain("GET", "/blobs/ab", "Range: bytes=10-\r\n").await;
+    let beyond = hub.plain("GET", BLOB, "Range: bytes=10-\r\n").await;
     assert_eq!(beyond.status, 416);
     assert_eq!(beyond.header("content-range"), Some("bytes */10"));
-    let other = hub.plain("GET", "/blobs/ab", "Range: bytes=2-4\r\nIf-Range: \"old\"\r\n").await;
+    let other = hub.plain("GET", BLOB, "Range: bytes=2-4\r\nIf-Range: \"old\"\r\n").await;
     assert_eq!((other.status, other.body.len()), (200, 10), "another file by now: the whole");
     let same = format!("Range: bytes=2-4\r\nIf-Range: {tag}\r\n");
-    assert_eq!(hub.plain("GET", "/blobs/ab", &same).await.status, 206);
+    assert_eq!(hub.plain("GET", BLOB, &same).await.status, 206);
 
-    let known = hub.plain("GET", "/blobs/ab", &format!("If-None-Match: {tag}\r\n")).await;
+    let known = hub.plain("GET", BLOB, &format!("If-None-Match: {tag}\r\n")).await;
     assert_eq!((known.status, known.body.len()), (304, 0));
     let changing = hub.plain("GET", "/metadata/timestamp.json", "").await;
     assert_eq!(changing.header("cache-control"), Some("no-cache"));
@@ -86,7 +88,7 @@ async fn nothing_but_the_repository_is_served() {
         assert!(!answer.text().contains("secret") && !answer.text().contains("PRIVATE"), "{path}");
     }
     for method in ["PUT", "POST", "DELETE"] {
-        let answer = hub.plain(method, "/blobs/ab", "Content-Length: 0\r\n").await;
+        let answer = hub.plain(method, BLOB, "Content-Length: 0\r\n").await;
         assert_eq!(answer.status, 405, "{method}");
     }
     assert_eq!(hub.plain("GET", "/livez", "").await.status, 200);

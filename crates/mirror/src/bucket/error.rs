@@ -1,62 +1,66 @@
-//! What goes wrong with buckets, in words for people: stores answer with XML.
+//! Errors of buckets, in words for people: stores answer with XML.
 
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+use cohort_base::chain::causes;
 use object_store::client::{HttpError, HttpErrorKind};
 
 use super::http::NoCredentials;
 
-/// The longest text of a store that is passed on, in characters.
+/// Longest text of a store that is shown, in characters.
 const TEXT_CHARS_MAX: usize = 300;
 
-/// Why a bucket cannot be used, or a repository not be put into one.
+/// Why a bucket cannot be used, or a repository cannot be pushed to it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BucketError {
-    /// The URL cannot be one of a bucket.
+    /// Not the URL of a bucket.
     #[error("`{url}` {reason}")]
     Url {
-        /// What was given.
+        /// The text that was given.
         url: String,
-        /// Why not.
-        reason: String,
+        /// What is wrong with it.
+        reason: &'static str,
+        /// The parser's error, when it is no URL at all.
+        #[source]
+        source: Option<url::ParseError>,
     },
-    /// The variables that say how the store is reached contradict themselves or are incomplete.
-    #[error("bucket {url} cannot be opened: {}", brief(why))]
+    /// Address or credentials are contradictory or incomplete.
+    #[error("cannot open bucket {url}: {}", brief(why))]
     Settings {
-        /// Which bucket.
+        /// URL of the bucket.
         url: String,
-        /// Why. Not a source: all of it that is for people is in the message.
+        /// Not a source: the message shows what is of use.
         why: object_store::Error,
     },
-    /// No HTTP client can be made.
-    #[error("there is no client to ask object stores with")]
+    /// No HTTP client.
+    #[error("cannot create an HTTP client for object stores")]
     Client(#[source] reqwest::Error),
-    /// The store did not do what it was asked for.
+    /// The store refused a request.
     #[error("bucket {bucket}: {object}: {}", brief(why))]
     Request {
-        /// Which bucket.
+        /// URL of the bucket.
         bucket: String,
-        /// Which file of the repository, or a folder that was to be listed.
+        /// The file, or the folder to be listed.
         object: String,
-        /// What the store said. Not a source: all of it that is for people is in the message.
+        /// Answer of the store. Not a source: the message shows what is of use.
         why: object_store::Error,
     },
-    /// A file of the repository cannot be read here.
-    #[error("repository's file {} cannot be read", path.display())]
+    /// A local file of the repository cannot be read.
+    #[error("cannot read repository file {}", path.display())]
     Read {
-        /// Which.
+        /// The local file.
         path: PathBuf,
-        /// Why.
+        /// Error of the disk.
         #[source]
         source: io::Error,
     },
-    /// A file of the repository here is not what it should be.
-    #[error("repository's file {} {reason}", path.display())]
+    /// A local file of the repository is corrupt.
+    #[error("repository file {} {reason}", path.display())]
     Damaged {
-        /// Which.
+        /// The local file.
         path: PathBuf,
         /// What is wrong with it.
         reason: &'static str,
@@ -64,51 +68,51 @@ pub enum BucketError {
     /// The folder holds no repository.
     #[error("{} holds no repository: there is no {file}", path.display())]
     NoRepository {
-        /// Which folder.
+        /// The folder.
         path: PathBuf,
-        /// What is missing.
+        /// The missing file.
         file: &'static str,
     },
-    /// The bucket has a repository of other keys.
+    /// The bucket holds a repository with other keys.
     #[error("bucket {bucket} holds another repository: its first root is not ours")]
     Foreign {
-        /// Which bucket.
+        /// URL of the bucket.
         bucket: String,
     },
-    /// The bucket has what was signed later, or at the same time by somebody else.
+    /// The bucket holds a newer timestamp, or another one of the same version.
     #[error(
-        "bucket {bucket} holds timestamp {theirs}, and here is another {ours}: what is there must \
-         not be replaced by what is older"
+        "bucket {bucket} holds timestamp {theirs}, this repository has {ours}: refusing to replace \
+         the newer one"
     )]
     Ahead {
-        /// Which bucket.
+        /// URL of the bucket.
         bucket: String,
-        /// The version there.
+        /// Version in the bucket.
         theirs: u64,
-        /// The version here.
+        /// Version here.
         ours: u64,
     },
     /// Somebody else pushed at the same time.
-    #[error("somebody else has written to bucket {bucket} at the same time")]
+    #[error("somebody else wrote to bucket {bucket} at the same time")]
     Raced {
-        /// Which bucket.
+        /// URL of the bucket.
         bucket: String,
     },
-    /// The prefix holds far more than a repository.
+    /// Far more objects than a repository has.
     #[error("bucket {bucket} holds more than {objects_max} objects")]
     TooMany {
-        /// Which bucket.
+        /// URL of the bucket.
         bucket: String,
-        /// The limit.
+        /// Most objects that are listed.
         objects_max: usize,
     },
     /// The process is shutting down.
-    #[error("reading the repository was cut short because the program is stopping")]
+    #[error("stopped while reading the repository: the program is shutting down")]
     Stopped,
 }
 
 impl BucketError {
-    /// What to do about it.
+    /// What to do next.
     #[must_use]
     pub fn hints(&self) -> Vec<String> {
         let hints: &[&str] = match self {
@@ -139,7 +143,7 @@ impl BucketError {
         hints.iter().map(|hint| (*hint).to_owned()).collect()
     }
 
-    /// Whether it may go away by itself.
+    /// Whether trying again may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Request { .. } | Self::Raced { .. } | Self::Read { .. })
@@ -180,31 +184,21 @@ fn hints_of(error: &object_store::Error) -> &'static [&'static str] {
 }
 
 /// The first cause of a type.
-pub(super) fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
+fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    causes(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// What a store said, without the XML, the address and the number of tries around it.
-pub(super) fn brief(error: &object_store::Error) -> String {
+/// The answer of a store, without XML, address and number of tries.
+fn brief(error: &object_store::Error) -> String {
     if let Some((code, message)) = code_of(error) {
         return format!("{code}: {message}");
     }
-    let mut deepest: &dyn Error = error;
-    while let Some(cause) = deepest.source() {
-        deepest = cause;
-    }
-    short(deepest.to_string().trim())
+    let deepest = causes(error).last().map(ToString::to_string).unwrap_or_default();
+    short(deepest.trim())
 }
 
-/// The code and the sentence of an error in XML, as all these stores write it.
-pub(super) fn code_of(error: &object_store::Error) -> Option<(String, String)> {
+/// Code and message of an error in XML; all stores use the same elements.
+fn code_of(error: &object_store::Error) -> Option<(String, String)> {
     let text = error.to_string();
     let between = |tag: &str| {
         let (_, rest) = text.split_once(&format!("<{tag}>"))?;

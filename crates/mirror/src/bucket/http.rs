@@ -1,10 +1,9 @@
-//! How object stores are asked: by the same HTTP client, TLS and roots as any other origin, so that
-//! the library of object stores brings no second one.
+//! How the library of object stores sends its requests: by the HTTP client, TLS and roots that all
+//! of Cohort uses, so that it brings no second one.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::StatusCode;
 use http_body_util::BodyExt as _;
 use object_store::ClientOptions;
 use object_store::client::{
@@ -12,31 +11,27 @@ use object_store::client::{
     HttpResponseBody, HttpService,
 };
 
-use crate::origins::retry_after;
-
-/// Where machines in clouds ask who they are. Not to be tried again and again: elsewhere nobody
+/// Metadata services of clouds, which hand out credentials. Not retried: outside of clouds nobody
 /// answers there.
 const MACHINE_ADDRESSES: [&str; 3] =
     ["169.254.169.254", "169.254.170.2", "metadata.google.internal"];
 
-/// How long a machine may take to say who it is.
+/// Longest wait for a metadata service.
 const MACHINE_TIME_MAX: Duration = Duration::from_secs(3);
 
-/// How long a store may take for an answer while pushing, when nothing has to be sent first.
+/// To connect to a store.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Longest wait for an answer, beside the time to send the request.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// The slowest line that a request's body is waited for, in bytes per second: four parts at once
-/// get through 1 Mbit/s.
+/// Slowest upload that is not given up, in bytes per second: four parts at once fit through
+/// 1 Mbit/s.
 const SENT_BYTES_PER_S_MIN: u64 = 32 << 10;
 
-/// The store wants to be left alone.
+/// No credentials in the environment, and the metadata service has none.
 #[derive(Debug, thiserror::Error)]
-#[error("busy for {} ms", .0.as_millis())]
-pub(super) struct Busy(pub(super) Duration);
-
-/// There are no credentials, and the machine has none for us.
-#[derive(Debug, thiserror::Error)]
-#[error("there are no credentials: not in the environment, and {machine} has none: {reason}")]
+#[error("no credentials in the environment, and none from {machine}: {reason}")]
 pub(super) struct NoCredentials {
     machine: String,
     reason: String,
@@ -46,23 +41,23 @@ pub(super) struct NoCredentials {
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
     client: reqwest::Client,
-    /// For the machine's own addresses, which no proxy reaches.
+    /// For metadata services, which no proxy reaches.
     machine: reqwest::Client,
-    tells_busy: bool,
 }
 
 impl Connector {
-    /// One whose user tries again when the store is busy.
-    pub(super) fn that_waits(client: reqwest::Client) -> reqwest::Result<Self> {
-        Ok(Self { client, machine: machine()?, tells_busy: false })
+    pub(super) fn new() -> reqwest::Result<Self> {
+        let builder = || {
+            reqwest::Client::builder()
+                .redirect(reqwest::redirect::Policy::none())
+                .user_agent(concat!("cohort/", env!("CARGO_PKG_VERSION")))
+        };
+        let client = builder().connect_timeout(CONNECT_TIME_MAX).build()?;
+        let machine = builder().timeout(MACHINE_TIME_MAX).no_proxy().build()?;
+        Ok(Self { client, machine })
     }
 
-    /// One that tells how long the store wants to be left alone ([`Busy`]).
-    pub(super) fn that_tells(client: reqwest::Client) -> reqwest::Result<Self> {
-        Ok(Self { client, machine: machine()?, tells_busy: true })
-    }
-
-    /// Asks the machine who it is. What it refuses is final: it will not know more in a second.
+    /// Asks a metadata service. A refusal is final.
     async fn ask_machine(
         &self,
         name: String,
@@ -79,14 +74,6 @@ impl Connector {
             status => Err(none(format!("it answers with status {status}"))),
         }
     }
-}
-
-fn machine() -> reqwest::Result<reqwest::Client> {
-    reqwest::Client::builder()
-        .timeout(MACHINE_TIME_MAX)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .build()
 }
 
 impl HttpConnector for Connector {
@@ -109,27 +96,19 @@ impl HttpService for Connector {
         if length > 0 {
             *request.body_mut() = Some(reqwest::Body::wrap(body));
         }
-        // A cache knows itself how long to wait.
-        if !self.tells_busy {
-            let sending = Duration::from_secs(length / SENT_BYTES_PER_S_MIN);
-            *request.timeout_mut() = Some(ANSWER_TIME_MAX + sending);
-        }
+        let sending = Duration::from_secs(length / SENT_BYTES_PER_S_MIN);
+        *request.timeout_mut() = Some(ANSWER_TIME_MAX + sending);
         let answer = match machine {
             Some(name) => self.ask_machine(name, request).await?,
             None => self.client.execute(request).await.map_err(transport)?,
         };
-        let busy = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
-        if self.tells_busy && busy.contains(&answer.status()) {
-            let busy = Busy(retry_after(answer.headers()));
-            return Err(HttpError::new(HttpErrorKind::Unknown, busy));
-        }
         let (parts, body) = http::Response::<reqwest::Body>::from(answer).into_parts();
         let body = HttpResponseBody::new(body.map_err(transport));
         Ok(HttpResponse::from_parts(parts, body))
     }
 }
 
-/// Says of an error whether trying again may help. The URL may be signed, and is left out.
+/// Classifies an error for the library's retries, without the URL, which may be signed.
 fn transport(error: reqwest::Error) -> HttpError {
     let kind = if error.is_connect() {
         HttpErrorKind::Connect

@@ -1,27 +1,25 @@
-//! Bringing the repository here into a bucket.
+//! Copying the local repository to a bucket.
 //!
-//! A push may end at any instruction and be begun again: what has arrived is not sent twice, and
-//! readers see the repository before the push until the last write, which is the timestamp.
+//! A push can be interrupted anywhere and repeated: what arrived is not sent again, and readers see
+//! the old repository until the last write, which is the timestamp.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use cohort_artifact::{UNIT_BYTES, UnitHashes};
-use cohort_core::ids::Digest;
+use cohort_artifact::{RepositoryFile, UNIT_BYTES, UnitHashes, digest_of, digest_of_bytes};
 use cohort_identity::sha256_hex;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::{
-    Attribute, Attributes, Error, MultipartUpload, ObjectStoreExt as _, PutMode,
-    PutMultipartOptions, PutOptions, UpdateVersion,
+    Attribute, Attributes, Error, ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions,
+    UpdateVersion, WriteMultipart,
 };
 use tokio::fs::File;
 use tokio::io::AsyncReadExt as _;
 
-use super::plan::{FIRST_ROOT, Kind, LocalFile, TIMESTAMP, next_in_chain, stages, version_of};
+use super::plan::{FIRST_ROOT, LocalFile, TIMESTAMP, next_in_chain, stages, version_of};
 use super::{Bucket, BucketError};
-use crate::files::TARGETS_METADATA_BYTES_MAX;
 
 /// Files above this size are sent in parts of this size, in bytes. Stores want at least 5 MiB, all
 /// parts alike, and 10,000 parts at the most.
@@ -32,45 +30,45 @@ const _: () = assert!(
     "the largest artifact fits into the number of parts that stores take"
 );
 
-/// Parts of one file on their way at once: 32 MiB of memory, and enough for a gigabit over a long
-/// way. One such file at a time.
+/// Parts of one file in flight: 32 MiB of memory, enough for a gigabit over a long distance. One
+/// such file at a time.
 const PARTS_AT_ONCE: usize = 4;
 
-/// Small files on their way at once: each costs a round trip.
+/// Small files in flight: each costs a round trip.
 const FILES_AT_ONCE: usize = 8;
 
-/// The most objects below the prefix. A repository of a hundred thousand releases has fewer; more
-/// is another folder by mistake, and would fill the memory.
+/// Most objects below the prefix. A repository of a hundred thousand releases has fewer; more means
+/// a wrong prefix, and would fill the memory.
 const OBJECTS_MAX: usize = 1_000_000;
 
-/// What a push did.
+/// Result of a push.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pushed {
-    /// Files that were sent.
+    /// Files sent.
     pub files: u64,
-    /// Their bytes.
+    /// Bytes sent.
     pub bytes: u64,
-    /// Files that were there.
+    /// Files that the bucket had already.
     pub there: u64,
-    /// The version of the timestamp that readers see now.
+    /// Version of the timestamp that readers see now.
     pub timestamp: u64,
 }
 
-/// Brings the repository in `dir` into a bucket. `all` sends what is there as well. `progress` is
-/// told the bytes of every piece that has arrived.
+/// Copies the repository in `dir` to a bucket. `all` also sends files that the bucket has.
+/// `progress` gets the number of bytes of every piece that is sent.
 ///
-/// The repository may be published to meanwhile: what its timestamp named at the beginning is
-/// what readers of the bucket see in the end.
+/// The repository may change meanwhile: readers of the bucket get the state that its timestamp named
+/// at the start.
 ///
 /// # Errors
-/// [`BucketError`]. Readers then see the bucket as it was; calling it again goes on.
+/// [`BucketError`]. Readers then see the bucket as it was; calling it again continues.
 pub async fn push(
     dir: &Path,
     bucket: &Bucket,
     all: bool,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Pushed, BucketError> {
-    // First of all, so that everything it names is here when files are looked for.
+    // Before the files are listed, so that everything it names is among them.
     let ours = read_metadata(dir, TIMESTAMP).await?;
     let snapshot = next_in_chain(&ours, "snapshot").ok_or_else(|| unreadable(dir, TIMESTAMP))?;
     let bytes = read_metadata(dir, &snapshot).await?;
@@ -125,14 +123,14 @@ pub async fn push(
     Ok(pushed)
 }
 
-/// Brings one file of the repository in `dir` into a bucket, unless it is there; for a publisher who
-/// sends files one by one, the timestamp last (by [`push`]). Files that readers have no use for are
-/// passed over.
+/// Copies one file of the repository in `dir` to a bucket that lacks it, for a publisher that sends
+/// files one by one, the timestamp last (by [`push`]). Files that readers have no use for are
+/// skipped.
 ///
 /// # Errors
 /// [`BucketError`].
 pub async fn push_file(dir: &Path, bucket: &Bucket, relative: &str) -> Result<(), BucketError> {
-    if Kind::of(relative).is_none_or(|kind| kind == Kind::Timestamp) {
+    if RepositoryFile::of(relative).is_none_or(|file| file == RepositoryFile::Timestamp) {
         return Ok(());
     }
     let path = dir.join(relative);
@@ -141,11 +139,11 @@ pub async fn push_file(dir: &Path, bucket: &Bucket, relative: &str) -> Result<()
     let is_there = match bucket.store.head(&bucket.path(relative)?).await {
         Ok(about) => about.size == length,
         Err(Error::NotFound { .. }) => false,
-        // Who may not list is told the same of what is missing.
+        // The answer for a missing file to those who may not list.
         Err(Error::PermissionDenied { .. }) => false,
         Err(error) => return Err(bucket.failed(relative, error)),
     };
-    // What is named by a number is sent again: see `plan::stages`.
+    // Files named by a number are sent again: see `plan::stages`.
     if is_there && !relative.starts_with("metadata/") {
         return Ok(());
     }
@@ -158,7 +156,7 @@ pub async fn push_file(dir: &Path, bucket: &Bucket, relative: &str) -> Result<()
 }
 
 impl Bucket {
-    /// A small file that is there, and its version for a write that replaces just this one.
+    /// A small file of the bucket, and its version for a write that replaces exactly this one.
     async fn read_small(
         &self,
         relative: &str,
@@ -173,14 +171,14 @@ impl Bucket {
             e_tag: result.meta.e_tag.clone(),
             version: result.meta.version.clone(),
         };
-        if result.meta.size > TARGETS_METADATA_BYTES_MAX {
-            // No such file of ours: it is replaced.
+        if result.meta.size > file_bytes_max(relative) {
+            // None of ours: it is replaced.
             return Ok(Some((Bytes::new(), version)));
         }
         Ok(Some((result.bytes().await.map_err(failed)?, version)))
     }
 
-    /// All files of the repository that are there, with their lengths.
+    /// All files in the bucket, with their lengths.
     async fn list(&self) -> Result<BTreeMap<String, u64>, BucketError> {
         let mut found = BTreeMap::new();
         for folder in ["blobs", "targets", "metadata"] {
@@ -220,7 +218,7 @@ impl Bucket {
         Ok(())
     }
 
-    /// Sends an artifact in parts, and lets the store show it only when all of it was right.
+    /// Sends an artifact in parts, and completes the upload only if its hash is right.
     async fn send_large(
         &self,
         dir: &Path,
@@ -231,14 +229,14 @@ impl Bucket {
         let attributes = self.attributes(&file.path);
         let options = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
         let path = self.path(&file.path)?;
-        let mut upload = self.store.put_multipart_opts(&path, options).await.map_err(failed)?;
-        let result = self.send_parts(dir, file, &mut *upload, progress).await;
-        match result {
-            Ok(()) => upload.complete().await.map(|_| ()).map_err(failed),
+        let upload = self.store.put_multipart_opts(&path, options).await.map_err(failed)?;
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
+        match self.send_parts(dir, file, &mut upload, progress).await {
+            Ok(()) => upload.finish().await.map(|_| ()).map_err(failed),
             Err(error) => {
-                // Parts that nobody asks for cost money.
+                // Parts of an unfinished upload cost money.
                 if let Err(error) = upload.abort().await {
-                    tracing::warn!(object = file.path, %error, "parts cannot be taken back");
+                    tracing::warn!(object = file.path, %error, "cannot remove unfinished upload");
                 }
                 Err(error)
             }
@@ -249,15 +247,13 @@ impl Bucket {
         &self,
         dir: &Path,
         file: &LocalFile,
-        upload: &mut dyn MultipartUpload,
+        upload: &mut WriteMultipart,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), BucketError> {
         let path = dir.join(&file.path);
         let read = |source| BucketError::Read { path: path.clone(), source };
-        let failed = |error| self.failed(&file.path, error);
         let mut from = File::open(&path).await.map_err(read)?;
         let mut hasher = blake3::Hasher::new();
-        let mut sending = FuturesUnordered::new();
         loop {
             let mut part = Vec::with_capacity(PART_BYTES);
             (&mut from).take(PART_BYTES as u64).read_to_end(&mut part).await.map_err(read)?;
@@ -266,26 +262,18 @@ impl Bucket {
             }
             hasher.update(&part);
             let length = part.len() as u64;
-            let arriving = upload.put_part(part.into());
-            sending.push(async move { arriving.await.map(|()| length) });
-            if sending.len() >= PARTS_AT_ONCE
-                && let Some(length) = sending.try_next().await.map_err(failed)?
-            {
-                progress(length);
-            }
-        }
-        while let Some(length) = sending.try_next().await.map_err(failed)? {
+            let room = upload.wait_for_capacity(PARTS_AT_ONCE).await;
+            room.map_err(|error| self.failed(&file.path, error))?;
+            upload.put(part.into());
             progress(length);
         }
-        let right = match Kind::of(&file.path) {
-            Some(Kind::Blob(root)) => hasher.finalize().to_hex().as_str() == root,
-            // Nothing else is that long.
-            _ => false,
-        };
+        // Nothing else is that long.
+        let blob = RepositoryFile::Blob(digest_of(&hasher.finalize()));
+        let right = RepositoryFile::of(&file.path) == Some(blob);
         if right { Ok(()) } else { Err(BucketError::Damaged { path, reason: WRONG }) }
     }
 
-    /// The write that readers see. `replaces` is what was there when this push began.
+    /// The write that readers see. `replaces` is the version found when this push started.
     async fn write_timestamp(
         &self,
         bytes: Bytes,
@@ -305,10 +293,10 @@ impl Bucket {
         };
         match write(mode).await {
             Ok(()) => Ok(()),
-            // A store without conditions, or told to do without.
+            // A store without conditional writes, or configured to do without.
             Err(Error::NotImplemented { .. }) => write(PutMode::Overwrite).await.map_err(failed),
             Err(Error::Precondition { .. } | Error::AlreadyExists { .. }) => {
-                // It may be our own write, whose answer was lost before it was tried again.
+                // It may be our own write, retried after its answer was lost.
                 let now = self.read_small(TIMESTAMP).await?;
                 match now.is_some_and(|(now, _)| now == bytes) {
                     true => Ok(()),
@@ -321,28 +309,32 @@ impl Bucket {
 
     fn attributes(&self, relative: &str) -> Attributes {
         let mut attributes = Attributes::new();
-        if let Some(kind) = Kind::of(relative).filter(|_| self.keeps_attributes) {
-            attributes.insert(Attribute::CacheControl, kind.cache_control(relative).into());
-            attributes.insert(Attribute::ContentType, kind.content_type().into());
+        if let Some(file) = RepositoryFile::of(relative).filter(|_| self.keeps_attributes) {
+            attributes.insert(Attribute::CacheControl, file.cache_control().into());
+            attributes.insert(Attribute::ContentType, file.content_type().into());
         }
         attributes
     }
 }
 
+/// Longest length of a file of the repository, in bytes.
+fn file_bytes_max(relative: &str) -> u64 {
+    RepositoryFile::of(relative).map_or(0, |file| file.bytes_max())
+}
+
 const WRONG: &str = "is not what its name says";
 
-/// A file that the disk has damaged stays here.
+/// Checks that a file is what its name says: a corrupt one is not sent.
 fn check(relative: &str, bytes: &[u8]) -> Result<(), &'static str> {
-    let right = match Kind::of(relative) {
-        Some(Kind::Blob(root)) => blake3::hash(bytes).to_hex().as_str() == root,
-        Some(Kind::Units(root)) => {
+    let right = match RepositoryFile::of(relative) {
+        Some(RepositoryFile::Blob(root)) => digest_of_bytes(bytes) == root,
+        Some(RepositoryFile::Units(root)) => {
             let units = (bytes.len() / blake3::OUT_LEN) as u64;
             let longest = units * u64::from(UNIT_BYTES);
-            let root: Result<Digest, _> = root.parse();
-            root.is_ok_and(|root| UnitHashes::parse_for(bytes, &root, longest.max(1)).is_ok())
+            UnitHashes::parse_for(bytes, &root, longest.max(1)).is_ok()
         }
-        Some(Kind::Target(hash)) => sha256_hex(bytes) == hash,
-        Some(Kind::Versioned | Kind::Root | Kind::Timestamp) => version_of(bytes) > 0,
+        Some(RepositoryFile::Target(hash)) => sha256_hex(bytes) == hash.as_str(),
+        Some(_) => version_of(bytes) > 0,
         None => false,
     };
     if right { Ok(()) } else { Err(WRONG) }
@@ -361,10 +353,10 @@ async fn read_metadata(dir: &Path, relative: &str) -> Result<Bytes, BucketError>
 }
 
 fn unreadable(dir: &Path, relative: &str) -> BucketError {
-    BucketError::Damaged { path: dir.join(relative), reason: "is no signed metadata" }
+    BucketError::Damaged { path: dir.join(relative), reason: "is not signed metadata" }
 }
 
-/// All files of the repository here. Links are not followed: what lies elsewhere is nobody's to read.
+/// All local files of the repository. Links are not followed.
 async fn walk(dir: &Path) -> Result<Vec<LocalFile>, BucketError> {
     let dir = dir.to_owned();
     tokio::task::spawn_blocking(move || walk_blocking(&dir))
@@ -391,13 +383,15 @@ fn walk_blocking(dir: &Path) -> Result<Vec<LocalFile>, BucketError> {
                 continue;
             }
             let relative = path.strip_prefix(dir).ok().and_then(Path::to_str);
-            let ours = relative.filter(|relative| Kind::of(relative).is_some());
+            let ours = relative.filter(|relative| RepositoryFile::of(relative).is_some());
             match ours.filter(|_| kind.is_file()) {
                 Some(relative) => {
                     let length = entry.metadata().map_err(failed)?.len();
                     files.push(LocalFile { path: relative.to_owned(), length });
                 }
-                None => tracing::debug!(path = %path.display(), "no file of a repository"),
+                None => {
+                    tracing::debug!(path = %path.display(), "skipping: not a file of a repository")
+                }
             }
         }
     }

@@ -14,8 +14,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
+use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{
-    Fetcher, Keys, Lifetimes, Mirror, PublishRequest, Repository, TrustOptions, TrustedRepository,
+    Keys, Lifetimes, Mirror, PublishRequest, Repository, TrustOptions, TrustedRepository,
 };
 use cohort_mirror::{Bucket, BucketSettings, push};
 
@@ -143,11 +144,10 @@ async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
     config.origins = vec![bucket.name().to_owned()];
     config.buckets = settings(&moto.url);
     // The server is no fast one, and one process.
-    config.limits.first_byte_ms_max = 10_000;
-    config.limits.unit_ms_max = 10_000;
-    config.limits.idle_ms_max = 10_000;
-    config.limits.revalidate_ms_max = 10_000;
-    config.limits.small_ms_max = 10_000;
+    let patience = Duration::from_secs(10);
+    config.limits.answer_max = patience;
+    config.limits.revalidate_max = patience;
+    config.limits.small_max = patience;
     let cache = Running::start(config).await;
     let read = async |name: &str| {
         let mirror: Mirror = format!("{}/", cache.url).parse().unwrap();
@@ -155,7 +155,7 @@ async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
             root: repository.root_json().unwrap(),
             store: folder.path().join(name),
             mirrors: vec![mirror],
-            fetcher: None::<Fetcher>,
+            limits: ClientLimits::default(),
         });
         let trusted = trusted.await.unwrap();
         let (app, channel) = ("web".parse().unwrap(), "stable".parse().unwrap());
@@ -197,13 +197,17 @@ struct Said {
 
 async fn scripted(State(said): State<Arc<Said>>, request: Request) -> Response {
     let answer = |status: u16, text: String| {
-        Response::builder().status(status).header("etag", "\"1\"").body(Body::from(text)).unwrap()
+        let response = Response::builder().status(status).header("etag", "\"1\"");
+        response.header("content-type", "application/xml").body(Body::from(text)).unwrap()
     };
     let error = |status: u16, code: &str| {
         answer(status, format!("<Error><Code>{code}</Code><Message>As it is.</Message></Error>"))
     };
     let path = request.uri().path().to_owned();
-    assert!(request.headers().contains_key("authorization"), "{path} is not signed");
+    let query = request.uri().query().unwrap_or_default();
+    let signed = request.headers().contains_key("authorization")
+        || query.contains("X-Amz-Signature=") && request.method() == "GET";
+    assert!(signed, "{path} is not signed");
     if request.method() == "PUT" {
         let less = |left: u32| left.checked_sub(1);
         if said.busy_writes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
@@ -217,7 +221,7 @@ async fn scripted(State(said): State<Arc<Said>>, request: Request) -> Response {
         response.headers_mut().insert("retry-after", "7".parse().unwrap());
         return response;
     }
-    if request.uri().query().is_some_and(|query| query.contains("list-type=2")) {
+    if query.contains("list-type=2") {
         let list = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
         return answer(200, list.to_owned());
     }

@@ -5,7 +5,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::{Duration, Instant};
 
-use crate::support::{DEADLINE, Manners, Origin, Running, Sample, UNIT, cache, cache_with, quick};
+use crate::support::{
+    DEADLINE, Manners, Origin, Running, Sample, UNIT, cache, cache_with, long_pauses, quick,
+};
 
 fn flipping(units: &[u32]) -> Manners {
     Manners { flips: Mutex::new(units.iter().copied().collect()), ..Manners::default() }
@@ -126,8 +128,7 @@ async fn silence_is_left_for_another_origin() {
     let silent =
         Origin::with(&all, Manners { silent: AtomicBool::new(true), ..Manners::default() });
     let other = Origin::start(&all);
-    let limits =
-        cohort_mirror::CacheLimits { backoff_ms_min: 60_000, backoff_ms_max: 60_000, ..quick() };
+    let limits = cohort_mirror::CacheLimits { pauses: long_pauses(), ..quick() };
     let (cache, _dir) = cache_with(&[&silent, &other], limits).await;
     for sample in &samples {
         cache.assert_gives(sample).await;

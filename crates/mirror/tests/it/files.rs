@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cohort_identity::sha256_hex;
 
-use crate::support::{DEADLINE, Origin, Running, cache, config, quick};
+use crate::support::{DEADLINE, Origin, Running, cache, config, long_pauses, quick};
 
 const TIMESTAMP: &str = "/metadata/timestamp.json";
 
@@ -68,8 +68,7 @@ async fn the_last_copy_is_given_while_origins_are_away() {
 async fn a_silent_origin_costs_one_wait() {
     let origin = Origin::start(&[]);
     origin.put(TIMESTAMP, "last");
-    let limits =
-        cohort_mirror::CacheLimits { backoff_ms_min: 60_000, backoff_ms_max: 60_000, ..quick() };
+    let limits = cohort_mirror::CacheLimits { pauses: long_pauses(), ..quick() };
     let (cache, _dir) = crate::support::cache_with(&[&origin], limits).await;
     assert_eq!(text(&cache, TIMESTAMP).await, "last");
     origin.manners().silent.store(true, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! More readers than there are places for, and readers who do not read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cohort_mirror::CacheLimits;
 use tokio::io::AsyncWriteExt as _;
@@ -14,8 +15,7 @@ async fn beyond_its_places_it_says_when_to_come_back() {
     let gate = Arc::new(Semaphore::new(0));
     let manners = Manners { gate: Some(Arc::clone(&gate)), ..Manners::default() };
     let origin = Origin::with(&[&sample], manners);
-    let limits =
-        CacheLimits { requests_max: 2, idle_ms_max: 20_000, unit_ms_max: 20_000, ..quick() };
+    let limits = CacheLimits { requests_max: 2, answer_max: Duration::from_secs(20), ..quick() };
     let (cache, _dir) = cache_with(&[&origin], limits).await;
     let cache = Arc::new(cache);
     let readers: Vec<_> = (0..2)
@@ -48,7 +48,7 @@ async fn a_reader_who_has_gone_needs_no_place() {
     let gate = Arc::new(Semaphore::new(0));
     let manners = Manners { gate: Some(Arc::clone(&gate)), ..Manners::default() };
     let origin = Origin::with(&[&sample], manners);
-    let limits = CacheLimits { idle_ms_max: 20_000, unit_ms_max: 20_000, ..quick() };
+    let limits = CacheLimits { answer_max: Duration::from_secs(20), ..quick() };
     let (cache, _dir) = cache_with(&[&origin], limits).await;
     let cache = Arc::new(cache);
     let reader = {
@@ -69,7 +69,7 @@ async fn a_reader_who_does_not_read_loses_its_place() {
     // More than the buffers of two sockets.
     let sample = Sample::new("stalled", 40 << 20);
     let origin = Origin::start(&[&sample]);
-    let limits = CacheLimits { reader_ms_max: 300, ..quick() };
+    let limits = CacheLimits { reader_max: Duration::from_millis(300), ..quick() };
     let (cache, _dir) = cache_with(&[&origin], limits).await;
     let address = cache.url.strip_prefix("http://").unwrap();
     let mut stalled = tokio::net::TcpStream::connect(address).await.unwrap();

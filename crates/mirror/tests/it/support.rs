@@ -12,6 +12,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use cohort_artifact::{Digest, UNIT_BYTES, UnitHasher, UnitHashes};
+use cohort_base::retry::Schedule;
 use cohort_mirror::{BucketSettings, Cache, CacheConfig, CacheLimits};
 use futures_util::{StreamExt as _, stream};
 use http::header::{
@@ -264,18 +265,20 @@ fn body(state: &Arc<OriginState>, gated: bool, bytes: Bytes) -> Body {
 pub(crate) fn quick() -> CacheLimits {
     CacheLimits {
         run_units_max: 16,
-        first_byte_ms_max: 500,
-        idle_ms_max: 500,
-        unit_ms_max: 1_000,
-        revalidate_ms_max: 400,
-        small_ms_max: 2_000,
-        backoff_ms_min: 20,
-        backoff_ms_max: 200,
-        wrong_bytes_ms: 300,
-        absent_ms: 300,
+        answer_max: Duration::from_millis(800),
+        revalidate_max: Duration::from_millis(400),
+        small_max: Duration::from_secs(2),
+        pauses: Schedule::new(Duration::from_millis(20), Duration::from_millis(200)),
+        wrong_bytes_for: Duration::from_millis(300),
+        absent_for: Duration::from_millis(300),
         free_bytes_min: 1 << 20,
         ..CacheLimits::default()
     }
+}
+
+/// An origin that fails once is not asked again within a test.
+pub(crate) fn long_pauses() -> Schedule {
+    Schedule::new(Duration::from_secs(120), Duration::from_secs(120))
 }
 
 /// A cache on loopback; it ends with the value.

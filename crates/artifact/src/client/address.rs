@@ -1,0 +1,102 @@
+//! Where a mirror is.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use url::Url;
+
+/// A place that serves a copy of the repository. Not trusted with anything.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mirror {
+    /// An HTTP or HTTPS server. The path ends with `/`; a query (such as the token of a private
+    /// bucket) is sent along with every request.
+    Http(Url),
+    /// A folder on this machine.
+    Folder(PathBuf),
+}
+
+/// Why a text does not name a mirror.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddressError {
+    /// Neither a URL nor an absolute path.
+    #[error("mirror `{text}` is neither a URL nor an absolute path")]
+    Url {
+        /// The text.
+        text: String,
+        /// Why it is no URL.
+        #[source]
+        source: url::ParseError,
+    },
+    /// A URL that no file can be fetched from.
+    #[error("mirror `{text}` must be an http, https or file URL without fragment")]
+    Scheme {
+        /// The text.
+        text: String,
+    },
+    /// Buckets need credentials and signatures; a cache has them.
+    #[error(
+        "mirror `{text}` is a bucket: use its https address if it is public, \
+         else a `cohort mirror --origin {text}`"
+    )]
+    Bucket {
+        /// The text.
+        text: String,
+    },
+}
+
+impl Mirror {
+    /// The URL of a file; nothing for a folder. `path` is relative to the repository.
+    pub(super) fn url_of(base: &Url, path: &str) -> Result<Url, url::ParseError> {
+        let mut url = base.join(path)?;
+        url.set_query(base.query());
+        Ok(url)
+    }
+}
+
+/// Without user, password and query, which may be secrets.
+impl fmt::Display for Mirror {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(url) => {
+                let mut shown = url.clone();
+                // These fail only for URLs without a host, which parsing refused.
+                let _ = shown.set_username("");
+                let _ = shown.set_password(None);
+                shown.set_query(None);
+                shown.fmt(f)
+            }
+            Self::Folder(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl FromStr for Mirror {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if text.starts_with('/') {
+            return Ok(Self::Folder(PathBuf::from(text)));
+        }
+        let text = || text.to_owned();
+        let mut url =
+            Url::parse(&text()).map_err(|source| AddressError::Url { text: text(), source })?;
+        let scheme = AddressError::Scheme { text: text() };
+        if url.fragment().is_some() {
+            return Err(scheme);
+        }
+        match url.scheme() {
+            "http" | "https" if url.has_host() => {
+                if !url.path().ends_with('/') {
+                    let path = format!("{}/", url.path());
+                    url.set_path(&path);
+                }
+                Ok(Self::Http(url))
+            }
+            "file" => url.to_file_path().map(Self::Folder).map_err(|()| scheme),
+            "s3" | "gs" | "az" => Err(AddressError::Bucket { text: text() }),
+            _ => Err(scheme),
+        }
+    }
+}

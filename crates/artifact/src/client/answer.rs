@@ -1,0 +1,106 @@
+//! What a mirror answers, read in pieces of a known length.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::FetchError;
+
+/// Which bytes of the file the body holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// All of them.
+    Whole,
+    /// A part: what was asked for, or less at the end of the file.
+    Part {
+        /// First byte.
+        first: u64,
+        /// Last byte.
+        last: u64,
+        /// Length of the file in bytes, when it was told.
+        total: Option<u64>,
+    },
+    /// None: the copy that the asker has is still the same.
+    Unchanged,
+}
+
+/// An answer whose head has arrived. Dropping it ends the request.
+pub struct Answer {
+    /// What the body holds.
+    pub content: Content,
+    /// Bytes of the body, when they were announced.
+    pub length: Option<u64>,
+    /// Tag of the file, for the next request.
+    pub etag: Option<String>,
+    /// Time of the last change, as the mirror wrote it.
+    pub modified: Option<String>,
+    pub(super) pieces: BoxStream<'static, Result<Bytes, FetchError>>,
+    /// What arrived and was not taken yet.
+    pub(super) rest: Bytes,
+    /// Longest silence within the body.
+    pub(super) idle: Duration,
+}
+
+impl Answer {
+    /// Exactly `length` bytes, or fewer at the end of the body.
+    ///
+    /// # Errors
+    /// When they do not come within `time`, or the connection breaks.
+    pub async fn at_most(&mut self, length: usize, time: Duration) -> Result<Bytes, FetchError> {
+        let deadline = Instant::now() + time;
+        let mut taken = BytesMut::new();
+        while taken.len() < length {
+            if self.rest.is_empty() {
+                let late = FetchError::TimedOut { what: "end of the bytes", limit: time };
+                match timeout_at(deadline, self.piece()).await.map_err(|_| late)?? {
+                    Some(piece) => self.rest = piece,
+                    None => break,
+                }
+            }
+            let now = self.rest.len().min(length - taken.len());
+            if taken.is_empty() && now == length {
+                // The common case of a small file in one piece: no copy.
+                return Ok(self.rest.split_to(now));
+            }
+            taken.extend_from_slice(&self.rest[..now]);
+            self.rest.advance(now);
+        }
+        Ok(taken.freeze())
+    }
+
+    /// All that is left of the body.
+    ///
+    /// # Errors
+    /// When that is more than `bytes_max`, does not come within `time`, or the connection breaks.
+    pub async fn rest(&mut self, bytes_max: u64, time: Duration) -> Result<Bytes, FetchError> {
+        let too_large = FetchError::TooLarge { limit_bytes: bytes_max };
+        if self.length.is_some_and(|length| length > bytes_max) {
+            return Err(too_large);
+        }
+        // One byte more shows that there is more.
+        let wanted = usize::try_from(bytes_max.saturating_add(1)).unwrap_or(usize::MAX);
+        let bytes = self.at_most(wanted, time).await?;
+        if bytes.len() < wanted { Ok(bytes) } else { Err(too_large) }
+    }
+
+    /// The next bytes as they come; nothing at the end.
+    ///
+    /// # Errors
+    /// When nothing comes for too long, or the connection breaks.
+    pub async fn piece(&mut self) -> Result<Option<Bytes>, FetchError> {
+        if !self.rest.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.rest)));
+        }
+        let late = |_| FetchError::TimedOut { what: "byte", limit: self.idle };
+        timeout(self.idle, self.pieces.next()).await.map_err(late)?.transpose()
+    }
+
+    /// The body as a stream without limits of its own, for callers who have theirs.
+    pub fn into_stream(self) -> BoxStream<'static, io::Result<Bytes>> {
+        self.pieces.map_err(io::Error::other).boxed()
+    }
+}

@@ -1,0 +1,99 @@
+//! What goes wrong between a mirror and us.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// Why a mirror did not give what it was asked for.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The mirror answered that it has no such file (404, 410, or the 403 that object stores
+    /// answer to those who may not list).
+    #[error("no such file")]
+    Absent,
+    /// The mirror is overloaded (429, 503).
+    #[error("busy, asks for a pause of {} ms", .retry_after.as_millis())]
+    Busy {
+        /// Its `Retry-After`; a second when it named none.
+        retry_after: Duration,
+    },
+    /// A status that is no answer to a read.
+    #[error("answered with status {status}{}", .code.as_ref().map(|code| format!(" ({code})")).unwrap_or_default())]
+    Status {
+        /// The status.
+        status: StatusCode,
+        /// What an object store calls it, such as `InvalidAccessKeyId`.
+        code: Option<String>,
+    },
+    /// Asked for a part, the mirror sends the whole file.
+    #[error("ignores ranges")]
+    RangeIgnored,
+    /// Another part of the file than the one asked for.
+    #[error("asked for bytes {first}-{last}, answered with `{found}`")]
+    WrongRange {
+        /// First byte asked for.
+        first: u64,
+        /// Last byte asked for.
+        last: u64,
+        /// The `Content-Range` of the answer, shortened.
+        found: String,
+    },
+    /// The file is longer than any such file may be, or endless.
+    #[error("more than {limit_bytes} bytes")]
+    TooLarge {
+        /// The limit in bytes.
+        limit_bytes: u64,
+    },
+    /// Too little came in time.
+    #[error("no {what} within {} ms", .limit.as_millis())]
+    TimedOut {
+        /// What was waited for.
+        what: &'static str,
+        /// For how long.
+        limit: Duration,
+    },
+    /// No connection, or it broke.
+    #[error("connection failed")]
+    Connection(#[source] Arc<reqwest::Error>),
+    /// A file of a folder cannot be read, or what was fetched cannot be written.
+    #[error("disk failed")]
+    Disk(#[source] Arc<io::Error>),
+    /// The path does not name a file below the mirror.
+    #[error("`{path}` is no path of a file")]
+    Path {
+        /// The path.
+        path: String,
+        /// Why.
+        #[source]
+        source: url::ParseError,
+    },
+}
+
+/// More redirects than anybody needs, a circle, or one to where encryption ends.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RedirectError {
+    #[error("more than {0} redirects")]
+    TooMany(usize),
+    #[error("redirects in a circle")]
+    Circle,
+    #[error("redirects from https to {0}")]
+    Downgrade(String),
+}
+
+impl FetchError {
+    /// The URL may hold secrets, so it is left out.
+    pub(super) fn connection(error: reqwest::Error) -> Self {
+        Self::Connection(Arc::new(error.without_url()))
+    }
+
+    pub(super) fn disk(error: io::Error) -> Self {
+        use io::ErrorKind::{NotADirectory, NotFound};
+        match error.kind() {
+            NotFound | NotADirectory => Self::Absent,
+            _ => Self::Disk(Arc::new(error)),
+        }
+    }
+}

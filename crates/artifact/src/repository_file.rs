@@ -1,0 +1,111 @@
+//! Which files a repository has, told by their paths.
+
+use cohort_core::ids::Digest;
+
+use crate::layout::{BLOBS_DIR, METADATA_DIR, TARGETS_DIR};
+use crate::manifest::{ARTIFACT_BYTES_MAX, MANIFEST_BYTES_MAX, UNIT_BYTES};
+use crate::metadata::METADATA_BYTES_MAX;
+use crate::metadata_transport::SMALL_METADATA_BYTES_MAX;
+
+/// Longest path of a file, in bytes.
+const PATH_BYTES_MAX: usize = 1024;
+
+/// A file that readers of a repository may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RepositoryFile {
+    /// An artifact or delta, named by its root.
+    Blob(Digest),
+    /// The unit hashes of a blob, named by its root.
+    Units(Digest),
+    /// A manifest or channel; its SHA-256 is in its name.
+    Target(Digest),
+    /// The keys of all roles; without a version, a copy of the first one for people.
+    Root(Option<u64>),
+    /// The list of targets of one version.
+    Targets(u64),
+    /// Names the list of targets.
+    Snapshot(u64),
+    /// Names the snapshot. Readers begin here; the only file that changes.
+    Timestamp,
+}
+
+impl RepositoryFile {
+    /// The file at a path relative to the repository, such as `blobs/<root>`; nothing for anything
+    /// that readers have no use for, and for every path that could mean another file.
+    ///
+    /// Names need no escapes, so a percent sign is never interpreted; no part begins with a dot, as
+    /// unfinished files do.
+    #[must_use]
+    pub fn of(path: &str) -> Option<Self> {
+        if path.len() > PATH_BYTES_MAX || !path.split('/').all(is_plain_name) {
+            return None;
+        }
+        let (folder, rest) = path.split_once('/')?;
+        match folder {
+            BLOBS_DIR => match rest.strip_suffix(".units") {
+                Some(root) => root.parse().ok().map(Self::Units),
+                None => rest.parse().ok().map(Self::Blob),
+            },
+            TARGETS_DIR => {
+                let (_, name) = rest.rsplit_once('/')?;
+                name.split_once('.')?.0.parse().ok().map(Self::Target)
+            }
+            METADATA_DIR => match rest {
+                "timestamp.json" => Some(Self::Timestamp),
+                "root.json" => Some(Self::Root(None)),
+                versioned => {
+                    let (version, role) = versioned.split_once('.')?;
+                    let version = version.parse().ok()?;
+                    match role {
+                        "root.json" => Some(Self::Root(Some(version))),
+                        "targets.json" => Some(Self::Targets(version)),
+                        "snapshot.json" => Some(Self::Snapshot(version)),
+                        _ => None,
+                    }
+                }
+            },
+            _ => None,
+        }
+    }
+
+    /// The most bytes that such a file may have.
+    #[must_use]
+    pub fn bytes_max(&self) -> u64 {
+        match self {
+            Self::Blob(_) => ARTIFACT_BYTES_MAX,
+            Self::Units(_) => ARTIFACT_BYTES_MAX / u64::from(UNIT_BYTES) * blake3::OUT_LEN as u64,
+            Self::Target(_) => MANIFEST_BYTES_MAX,
+            Self::Targets(_) => METADATA_BYTES_MAX,
+            Self::Root(_) | Self::Snapshot(_) | Self::Timestamp => SMALL_METADATA_BYTES_MAX,
+        }
+    }
+
+    /// Its `Content-Type`.
+    #[must_use]
+    pub fn content_type(&self) -> &'static str {
+        match self {
+            Self::Blob(_) | Self::Units(_) => "application/octet-stream",
+            _ => "application/json",
+        }
+    }
+
+    /// The `Cache-Control` for caches in between.
+    #[must_use]
+    pub fn cache_control(&self) -> &'static str {
+        match self {
+            Self::Timestamp | Self::Root(None) => "no-cache",
+            _ => "public, max-age=31536000, immutable",
+        }
+    }
+}
+
+/// Whether a text can be one part of a path in a repository.
+#[must_use]
+pub fn is_plain_name(part: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-+~".contains(&byte);
+    !part.is_empty() && !part.starts_with('.') && part.bytes().all(allowed)
+}
+
+#[cfg(test)]
+#[path = "repository_file_test.rs"]
+mod repository_file_test;

@@ -1,0 +1,77 @@
+//! The plain port of a mirror, and a mirror of a folder: the repository's files and probes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use axum::Router;
+use axum::routing::get;
+use cohort_wire::dscp::Dscp;
+use cohort_wire::http::serve_plain;
+use cohort_wire::limits::ServerLimits;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{MirrorError, static_files};
+
+/// Connections of one address: a whole site may come from one address.
+const CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
+
+/// Configuration of a mirror of a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MirrorConfig {
+    /// Address to listen on; plain HTTP, because everything read is signed.
+    pub listen: SocketAddr,
+    /// The folder that holds a copy of the repository.
+    pub repository_dir: PathBuf,
+}
+
+/// Serves a folder until `shutdown`.
+///
+/// # Errors
+/// When it cannot listen.
+pub async fn run_mirror(
+    config: MirrorConfig,
+    shutdown: CancellationToken,
+) -> Result<(), MirrorError> {
+    let (listener, address) = listen(config.listen).await?;
+    let router = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(|| async { "ok\n" }))
+        .merge(static_files(&config.repository_dir));
+    tracing::info!(%address, dir = %config.repository_dir.display(), "mirror started");
+    tell_ready();
+    serve_router(listener, router, None, shutdown).await;
+    Ok(())
+}
+
+pub(crate) async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), MirrorError> {
+    let failed = |source| MirrorError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// Answers until `stop`, marked as traffic that gives way to all other.
+pub(crate) async fn serve_router(
+    listener: TcpListener,
+    router: Router,
+    requests_max: Option<usize>,
+    stop: CancellationToken,
+) {
+    let limits = ServerLimits {
+        connections_per_peer_max: CONNECTIONS_PER_ADDRESS_MAX,
+        dscp_plain: Dscp::LOWER_EFFORT,
+        ..ServerLimits::default()
+    };
+    let requests_max = requests_max.unwrap_or(limits.requests_max);
+    serve_plain(listener, router, ServerLimits { requests_max, ..limits }, stop).await;
+}
+
+/// Reports readiness to the service manager, if there is one.
+pub(crate) fn tell_ready() {
+    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
+        tracing::debug!(%error, "cannot report readiness to the service manager");
+    }
+}
