@@ -52,7 +52,7 @@ const REFUSAL_BYTES_MAX: u64 = 4 << 10;
 /// Longest foreign text that is shown, in characters.
 const SHOWN_CHARS_MAX: usize = 80;
 
-/// What of a file is wanted, and which copy of it the asker has.
+/// The part of a file that is wanted, and which copy of it the caller has.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wanted<'a> {
     /// First and last byte; nothing: the whole file.

@@ -1,11 +1,12 @@
-//! Signing keys: one Ed25519 key for each TUF role, as PKCS#8 PEM files that only their owner reads.
+//! Signing keys: one Ed25519 key for each TUF role, in PKCS#8 PEM files that only the owner can read.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use cohort_base::durable::{self, SECRET};
 use tough::key_source::KeySource;
 use tough::schema::RoleType;
 use tough::schema::key::Key;
@@ -103,14 +104,12 @@ impl SigningKey {
     /// # Errors
     /// When the file exists or cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), KeyError> {
+        if path.exists() {
+            return Err(KeyError::Exists { path: path.to_owned() });
+        }
         let text = pem::encode(&pem::Pem::new(PEM_TAG, self.pkcs8.clone()));
-        let fail = |source: io::Error| match source.kind() {
-            io::ErrorKind::AlreadyExists => KeyError::Exists { path: path.to_owned() },
-            _ => KeyError::Io { path: path.to_owned(), source },
-        };
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)
+        durable::write(path, text.as_bytes(), SECRET)
+            .map_err(|source| KeyError::Io { path: path.to_owned(), source })
     }
 
     fn pair(&self) -> Ed25519KeyPair {
@@ -207,7 +206,6 @@ impl Keys {
                 key.save(&Self::path(folder, role))?;
             }
         }
-        cohort_base::durable::sync_folder(folder).map_err(fail)?;
         Ok(keys)
     }
 

@@ -5,8 +5,8 @@
 //! artifact but its small [`Manifest`], which covers the artifact's bytes by their BLAKE3 root and
 //! by one hash per unit of 64 KiB. A **channel** is a signed target as well: it names a version.
 //!
-//! **What it is.** The repository on both sides: publishing ([`Repository`], or [`WorkingCopy`] here
-//! and [`Repository::receive`] there), reading without trusting mirrors or peers
+//! **What it is.** The repository on both sides: publishing ([`Repository`], or [`WorkingCopy`]
+//! here and [`Repository::receive`] there), reading without trusting mirrors or peers
 //! ([`TrustedRepository`]), and the one client of mirrors ([`client`]).
 //!
 //! **What it must never know.** Groups, rollouts and consensus: it answers "which release does this

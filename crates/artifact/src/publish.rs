@@ -259,8 +259,8 @@ fn same_or_refused(existing: Manifest, new: Manifest) -> Result<Manifest, Reposi
     Err(RepositoryError::AlreadyPublished { app, version, platform, difference })
 }
 
-/// Copies or packs the artifact into the repository's folder, so that the bytes hashed are the bytes
-/// stored, whatever happens to the source meanwhile.
+/// Copies or packs the artifact into the repository's folder, so that the bytes hashed are the
+/// bytes stored, whatever happens to the source meanwhile.
 fn prepare(source: &Path, blobs: &Path) -> Result<Prepared, RepositoryError> {
     let at = |path: &Path| {
         let path = path.to_owned();

@@ -304,8 +304,8 @@ impl Repository {
         Ok(pointer)
     }
 
-    /// Signs a new timestamp for the same content, to keep a fleet fresh while nothing is published.
-    /// Needs only the timestamp key.
+    /// Signs a new timestamp for the same content, to keep a fleet fresh while nothing is
+    /// published. Needs only the timestamp key.
     ///
     /// # Errors
     /// When the key is not this repository's, or a file cannot be written.

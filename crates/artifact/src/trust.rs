@@ -42,8 +42,8 @@ pub struct TrustOptions {
     pub root: Vec<u8>,
     /// Folder for the metadata seen; created when missing. One process at a time.
     pub store: PathBuf,
-    /// Mirrors to read from. Each refresh starts with the next one, so that a mirror that holds news
-    /// back does so for one round only.
+    /// Mirrors to read from. Each refresh starts with the next one, so that a mirror can hold news
+    /// back for one round only.
     pub mirrors: Vec<Mirror>,
     /// How long a mirror may take.
     pub limits: ClientLimits,
@@ -149,8 +149,8 @@ impl TrustedRepository {
     /// Asks the mirrors for newer metadata and verifies it.
     ///
     /// # Errors
-    /// When no mirror has metadata that can be trusted: the most telling refusal. Nothing on disk has
-    /// changed then.
+    /// When no mirror has metadata that can be trusted: the most telling refusal. Nothing on disk
+    /// has changed then.
     pub async fn refresh(&self) -> Result<Refreshed, TrustError> {
         let mut on_disk = self.on_disk.lock().await;
         let now = Timestamp::now();
@@ -199,8 +199,8 @@ impl TrustedRepository {
     /// What the channel offers for the platform by the metadata at hand, if that is still fresh.
     ///
     /// # Errors
-    /// When there is no metadata yet or it has expired, the channel or release does not exist for the
-    /// platform, or a file is not what was signed.
+    /// When there is no metadata yet or it has expired, the channel or release does not exist for
+    /// the platform, or a file is not what was signed.
     pub async fn offer(
         &self,
         app: &AppId,

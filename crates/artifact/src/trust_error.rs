@@ -1,10 +1,11 @@
-//! Why something is not trusted, in words that an operator can act on.
+//! Why something is not trusted, so that an operator can act on it.
 
 use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cohort_base::chain::causes;
 use jiff::Timestamp;
 use serde::Serialize;
 use tough::schema::RoleType;
@@ -280,11 +281,10 @@ impl TrustErrorKind {
     }
 
     fn of_transport(name: &str, error: &TransportError) -> Option<Self> {
-        let inner = error.source()?;
-        if let Some(fetch) = inner.downcast_ref::<FetchError>() {
+        if let Some(fetch) = causes(error).find_map(|cause| cause.downcast_ref::<FetchError>()) {
             return Some(Self::of_fetch(name, fetch.clone()));
         }
-        match inner.downcast_ref::<Tough>()? {
+        match causes(error).find_map(|cause| cause.downcast_ref::<Tough>())? {
             Tough::HashMismatch { .. } => {
                 Some(Self::Mixed { what: format!("{name} is not the announced file") })
             }

@@ -134,7 +134,7 @@ impl UnitHashes {
         }
         let start = u64::from(index) * u64::from(UNIT_BYTES);
         let length = (self.length - start).min(u64::from(UNIT_BYTES));
-        Ok((start, usize::try_from(length).expect("a unit is 64 KiB at the most")))
+        Ok((start, usize::try_from(length).expect("a unit is at most 64 KiB")))
     }
 
     /// Checks that `bytes` are exactly unit `index`: length and hash.
@@ -159,8 +159,8 @@ impl UnitHashes {
         }
     }
 
-    /// Which units of a file are right, one entry per unit. Missing units are wrong; bytes beyond the
-    /// artifact's end are ignored. Blocks.
+    /// Which units of a file are right, one entry per unit. Missing units are wrong; bytes beyond
+    /// the artifact's end are ignored. Blocks.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -289,7 +289,7 @@ fn chaining_value(start: u64, unit: &[u8]) -> ChainingValue {
 
 /// Merges the values of all units into the root.
 ///
-/// The left subtree gets the largest power of two of chunks that leaves something for the right one.
+/// The left subtree gets the largest power of two of chunks that leaves something for the right.
 /// Units are complete subtrees of 2^6 chunks, so the same rule over units gives the same tree.
 fn root_of(values: &[ChainingValue]) -> blake3::Hash {
     match values {

@@ -5,13 +5,14 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use cohort_artifact::{
     Delta, DeltaInput, Lifetimes, Manifest, Method, NoDelta, PublishRequest, Published,
     RepositoryError, Told, WorkingCopy, apply_delta, blob_path, units_path,
 };
 use common::{Fixture, Server, app, bytes_below, folder, intel, stable, version};
+use parking_lot::Mutex;
 
 async fn publish(fixture: &Fixture, text: &str) -> Published {
     fixture.repository.publish(&fixture.keys, &fixture.similar(text)).await.unwrap()
@@ -45,9 +46,9 @@ async fn the_last_three_versions_get_deltas() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&told);
     let mut request = fixture.similar("1.10.0");
-    request.told = Told::by(move |what| heard.lock().unwrap().push(what.to_owned()));
+    request.told = Told::by(move |what| heard.lock().push(what.to_owned()));
     let published = fixture.repository.publish(&fixture.keys, &request).await.unwrap();
-    assert_eq!(told.lock().unwrap().len(), 3, "{told:?}");
+    assert_eq!(told.lock().len(), 3, "{told:?}");
     let manifest = &published.manifest;
     let from: Vec<_> = published.deltas.iter().map(|tried| tried.from.as_str()).collect();
     assert_eq!(from, ["1.4.0", "1.3.0", "1.2.0"]);
@@ -62,7 +63,7 @@ async fn the_last_three_versions_get_deltas() {
         assert_eq!(blob.len(), delta.length);
         assert!(build(&fixture, manifest, delta) == whole, "another artifact");
     }
-    // The same over again makes nothing anew.
+    // Repeating it makes nothing new.
     let before = bytes_below(dir);
     let again = fixture.repository.publish(&fixture.keys, &request).await.unwrap();
     assert!(again.already_there && again.deltas.is_empty());
@@ -85,7 +86,7 @@ async fn deltas_that_are_not_worth_it_or_not_wanted() {
     let request = PublishRequest { deltas: false, ..fixture.similar("1.2.0") };
     let published = fixture.repository.publish(&fixture.keys, &request).await.unwrap();
     assert!(published.deltas.is_empty() && published.manifest.deltas.is_empty());
-    // Another platform begins anew.
+    // Another platform starts without deltas.
     let platform = "linux/amd".parse().unwrap();
     let request = PublishRequest { platform, ..fixture.similar("1.3.0") };
     let published = fixture.repository.publish(&fixture.keys, &request).await.unwrap();

@@ -7,9 +7,9 @@
 //!     └────────────────┴───────────────────────────────┘
 //! ```
 //!
-//! A unit is verified when it arrives, and again whenever it is read from disk. So nothing has to be
-//! recorded about what is there: after a restart every unit is assumed to be here until it is read,
-//! and what a crash tore or the disk corrupted is fetched again.
+//! A unit is verified when it arrives, and again whenever it is read from disk. So nothing has to
+//! be recorded about what is there: after a restart every unit is assumed to be here until it is
+//! read, and what a crash tore or the disk corrupted is fetched again.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -183,7 +183,7 @@ impl Blob {
         arrivals.swap_remove(0)
     }
 
-    /// Reads a unit from the disk; nothing when it is corrupt, and then it counts as missing. Blocks.
+    /// Reads a unit from disk. A corrupt one counts as missing from then on. Blocks.
     fn read(&self, index: u32) -> Option<Bytes> {
         let found = self.read_one(index);
         if let OnDisk::Right(bytes) = found {
@@ -213,7 +213,8 @@ impl Blob {
         };
         let mut bytes = vec![0; length];
         if let Err(error) = file.read_exact_at(&mut bytes, start) {
-            tracing::error!(artifact = %self.hashes.root(), unit = index, %error, "cannot read cached unit");
+            let artifact = self.hashes.root();
+            tracing::error!(%artifact, unit = index, %error, "cannot read cached unit");
             return OnDisk::Wrong;
         }
         if self.hashes.verify_unit(index, &bytes).is_ok() {

@@ -10,8 +10,8 @@
 //! and trusts nobody; whoever reads from it checks everything again.
 //!
 //! **Where to start reading.** [`CacheConfig`], then `cache.rs` (what runs), `blob.rs` (one
-//! artifact, unit by unit), `store.rs` (the bounded disk), `files.rs` (signed metadata). For buckets
-//! `bucket/plan.rs` (the order of writes).
+//! artifact, unit by unit), `store.rs` (artifacts on disk), `files.rs` (signed metadata). For
+//! buckets `bucket/plan.rs` (the order of writes).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 

@@ -124,7 +124,7 @@ impl Store {
             Ok(Some(file)) => Some(file),
             Ok(None) => {
                 let bytes = hashes.length();
-                tracing::warn!(artifact = %digest, bytes, "no room: passing it on without keeping it");
+                tracing::warn!(artifact = %digest, bytes, "no room, serving without keeping");
                 None
             }
             Err(error) => {

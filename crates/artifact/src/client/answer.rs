@@ -24,7 +24,7 @@ pub enum Content {
         /// Length of the file in bytes, when it was told.
         total: Option<u64>,
     },
-    /// None: the copy that the asker has is still the same.
+    /// None: the caller's copy is up to date.
     Unchanged,
 }
 

@@ -21,7 +21,7 @@ pub enum FetchError {
         retry_after: Duration,
     },
     /// A status that is no answer to a read.
-    #[error("answered with status {status}{}", .code.as_ref().map(|code| format!(" ({code})")).unwrap_or_default())]
+    #[error("answered with status {status}{}", in_brackets(.code.as_deref()))]
     Status {
         /// The status.
         status: StatusCode,
@@ -70,6 +70,10 @@ pub enum FetchError {
         #[source]
         source: url::ParseError,
     },
+}
+
+fn in_brackets(code: Option<&str>) -> String {
+    code.map(|code| format!(" ({code})")).unwrap_or_default()
 }
 
 /// More redirects than anybody needs, a circle, or one to where encryption ends.

@@ -17,7 +17,7 @@ const CANDIDATES_MAX: usize = 64;
 const LONG_ENOUGH: usize = 4 << 10;
 
 /// A match elsewhere has to be longer than the one in line by more than this (as in bsdiff): to
-/// begin anew costs some bytes.
+/// start over costs some bytes.
 const BETTER_BY: usize = 8;
 
 /// Most bits of the table's key: 16 Mi lists for windows of 32 MiB.

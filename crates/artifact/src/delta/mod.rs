@@ -17,8 +17,8 @@
 //!              8  how many
 //!         or   1  1: patched
 //!              8  beginning of the window in the old archive
-//!              4  length of the window, 32 MiB at the most
-//!              4  bytes that this makes, 16 MiB at the most
+//!              4  length of the window, at most 32 MiB
+//!              4  bytes that this makes, at most 16 MiB
 //!            4*4  lengths of the four streams: steps, distances, differences, new bytes
 //!              4  length of the zstd frame that holds the streams, one after the other
 //!              n  the frame
@@ -42,7 +42,7 @@ pub use apply::{DeltaInput, apply_delta};
 pub use make::{DeltaMaker, MadeDelta};
 pub use method::Method;
 
-/// Why a delta cannot be made or applied. None of it is harmful: the whole artifact is always there.
+/// Why a delta cannot be made or applied. Harmless: the whole artifact is always there.
 #[derive(Debug, thiserror::Error)]
 pub enum DeltaError {
     /// The old artifact cannot be read or unpacked.

@@ -56,8 +56,8 @@ impl TrustedRepository {
         .map(Some)
     }
 
-    /// Whether a mirror has no newer root and the same timestamp, and all of it is fresh. Almost every
-    /// refresh ends here, without cryptography or disk.
+    /// Whether a mirror has no newer root and the same timestamp, and all of it is fresh. Almost
+    /// every refresh ends here, without cryptography or disk.
     async fn serves_what_is_known(&self, mirror: &Mirror) -> bool {
         let Ok(loaded) = self.known() else { return false };
         if loaded.expiries.nearest().1 <= Timestamp::now() {

@@ -49,8 +49,8 @@ impl TrustedRepository {
         Ok((target_path(name, &hex::encode(&target.hashes.sha256)), bytes))
     }
 
-    /// Fetches an artifact into an empty file, from the first mirror that has the right bytes; false
-    /// when none has.
+    /// Fetches an artifact into an empty file, from the first mirror that has the right bytes;
+    /// false when none has.
     pub(crate) async fn artifact(&self, manifest: &Manifest, path: &Path) -> bool {
         let start = self.good.load(Ordering::Relaxed);
         for mirror in self.mirrors.iter().cycle().skip(start).take(self.mirrors.len()) {

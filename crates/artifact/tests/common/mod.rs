@@ -6,13 +6,14 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{
     AppId, Channel, Keys, Lifetimes, Mirror, Platform, PublishRequest, Published, Repository,
     TrustErrorKind, TrustOptions, TrustedRepository, Version,
 };
+use parking_lot::Mutex;
 
 pub(crate) fn app() -> AppId {
     "web".parse().unwrap()
@@ -230,16 +231,16 @@ impl Server {
     }
 
     pub(crate) fn answer(&self, path: &str, answer: Answer) {
-        self.shared.lock().unwrap().answers.insert(format!("/{path}"), answer);
+        self.shared.lock().answers.insert(format!("/{path}"), answer);
     }
 
     pub(crate) fn behave(&self) {
-        self.shared.lock().unwrap().answers.clear();
+        self.shared.lock().answers.clear();
     }
 
     /// The paths asked for since the last call.
     pub(crate) fn take_log(&self) -> Vec<String> {
-        std::mem::take(&mut self.shared.lock().unwrap().log)
+        std::mem::take(&mut self.shared.lock().log)
     }
 }
 
@@ -260,7 +261,7 @@ fn answer(mut stream: &TcpStream, folder: &Path, shared: &Mutex<Shared>) -> std:
     }
     let path = request.split(' ').nth(1).unwrap_or("/").to_owned();
     let answer = {
-        let mut shared = shared.lock().unwrap();
+        let mut shared = shared.lock();
         shared.log.push(path.trim_start_matches('/').to_owned());
         shared.answers.get(&path).copied()
     };

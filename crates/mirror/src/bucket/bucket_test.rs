@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::path::Path as FilePath;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use cohort_artifact::{Keys, Lifetimes, PublishRequest, Repository};
@@ -14,6 +14,7 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::{Bucket, BucketError, BucketSettings, push, push_file};
@@ -43,12 +44,12 @@ impl Breaking {
             source: "<Code>SlowDown</Code><Message>Please reduce your request rate.</Message>"
                 .into(),
         })?;
-        self.written.lock().unwrap().push(path.to_string());
+        self.written.lock().push(path.to_string());
         Ok(())
     }
 
     fn written(&self) -> Vec<String> {
-        self.written.lock().unwrap().clone()
+        self.written.lock().clone()
     }
 
     async fn bytes(&self, path: &str) -> Option<Vec<u8>> {

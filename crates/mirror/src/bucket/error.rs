@@ -1,4 +1,4 @@
-//! Errors of buckets, in words for people: stores answer with XML.
+//! Errors of buckets, human-readable: stores answer with XML.
 
 use std::error::Error;
 use std::io;

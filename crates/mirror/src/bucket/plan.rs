@@ -42,8 +42,8 @@ fn stage_of(file: &RepositoryFile) -> Option<usize> {
 /// The files that the bucket lacks, by stages; each stage starts when the previous one is complete.
 ///
 /// A file named by its content is complete when its length matches: stores show no partial files.
-/// A file named by a number may belong to a repository that was restored from a backup and diverged,
-/// so the files in `current` are sent whenever the timestamp differs.
+/// A file named by a number may belong to a repository that was restored from a backup and
+/// diverged, so the files in `current` are sent whenever the timestamp differs.
 pub(super) fn stages(
     local: Vec<LocalFile>,
     there: &BTreeMap<String, u64>,

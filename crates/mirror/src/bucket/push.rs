@@ -22,7 +22,7 @@ use super::plan::{FIRST_ROOT, LocalFile, TIMESTAMP, next_in_chain, stages, versi
 use super::{Bucket, BucketError};
 
 /// Files above this size are sent in parts of this size, in bytes. Stores want at least 5 MiB, all
-/// parts alike, and 10,000 parts at the most.
+/// parts alike, and at most 10,000 parts.
 const PART_BYTES: usize = 8 << 20;
 
 const _: () = assert!(
@@ -57,8 +57,8 @@ pub struct Pushed {
 /// Copies the repository in `dir` to a bucket. `all` also sends files that the bucket has.
 /// `progress` gets the number of bytes of every piece that is sent.
 ///
-/// The repository may change meanwhile: readers of the bucket get the state that its timestamp named
-/// at the start.
+/// The repository may change meanwhile: readers of the bucket get the state that its timestamp
+/// named at the start.
 ///
 /// # Errors
 /// [`BucketError`]. Readers then see the bucket as it was; calling it again continues.

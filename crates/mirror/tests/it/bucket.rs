@@ -1,13 +1,13 @@
 //! Buckets: a real S3-compatible server, moto from the Python package index, and a store that says
 //! what the test wants.
 //!
-//! `cargo xtask test` sees to Python. Where it is not there, the test with moto says so and is not run.
+//! `cargo xtask test` checks for Python. Without it, the test with moto reports a skip.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -19,14 +19,15 @@ use cohort_artifact::{
     Keys, Lifetimes, Mirror, PublishRequest, Repository, TrustOptions, TrustedRepository,
 };
 use cohort_mirror::{Bucket, BucketSettings, push};
+use parking_lot::Mutex;
 
 use crate::support::{DEADLINE, Running, Sample, UNIT, config, quick};
 
 /// The releases that were tried.
 const MOTO: [&str; 3] = ["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
 
-/// A virtual environment with moto in cargo's folder for tests, made once; nothing when this machine
-/// has no Python.
+/// A virtual environment with moto in cargo's folder for tests, created once; nothing on a
+/// machine without Python.
 fn python_with_moto() -> Option<PathBuf> {
     let version = Command::new("python3").arg("--version").output();
     if !version.is_ok_and(|output| output.status.success()) {
@@ -213,10 +214,10 @@ async fn scripted(State(said): State<Arc<Said>>, request: Request) -> Response {
         if said.busy_writes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
             return error(503, "SlowDown");
         }
-        said.written.lock().unwrap().push(path);
+        said.written.lock().push(path);
         return answer(200, String::new());
     }
-    if let Some((status, code)) = *said.reads.lock().unwrap() {
+    if let Some((status, code)) = *said.reads.lock() {
         let mut response = error(status, code);
         response.headers_mut().insert("retry-after", "7".parse().unwrap());
         return response;
@@ -248,7 +249,7 @@ async fn a_store_that_asks_for_less_is_asked_again() {
     said.busy_writes.store(2, Ordering::SeqCst);
     let bucket = Bucket::open("s3://fleet/x", &settings).unwrap();
     let pushed = push(&dir, &bucket, false, &|_| ()).await.unwrap();
-    let written = said.written.lock().unwrap().clone();
+    let written = said.written.lock().clone();
     assert_eq!(written.len() as u64, pushed.files, "{written:?}");
     assert_eq!(written.last().unwrap(), "/fleet/x/metadata/timestamp.json");
 }
@@ -268,7 +269,7 @@ async fn a_busy_or_closed_store_is_an_origin_like_any_other() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let (said, settings) = store().await;
-        *said.reads.lock().unwrap() = Some((status, code));
+        *said.reads.lock() = Some((status, code));
         let mut config = config(folder.path(), &[], quick());
         config.origins = vec!["s3://fleet/x".to_owned()];
         config.buckets = settings;

@@ -64,7 +64,7 @@ async fn damage_on_the_disk_is_found_and_mended() {
     assert_eq!(origin.units_asked(&sample), wanted);
     assert_eq!(cache.metric("damaged_total").await, 1);
     assert!(fs::read(&path).unwrap()[..sample.bytes.len()] == sample.bytes, "mended");
-    // Hashes that are damaged at a start: all of it goes, and comes anew.
+    // Corrupt hashes at a start: the artifact is removed and fetched again.
     cache.stop().await;
     file.write_all_at(&[7; 320], sample.bytes.len() as u64).unwrap();
     let cache = Running::start(config(dir.path(), &[&origin], quick())).await;
@@ -165,7 +165,7 @@ async fn a_full_disk_passes_on_what_is_right() {
     let sample = Sample::new("full", 40 * UNIT + 3);
     let liar = Origin::with(
         &[&sample],
-        Manners { flips: std::sync::Mutex::new([7].into()), ..Manners::default() },
+        Manners { flips: parking_lot::Mutex::new([7].into()), ..Manners::default() },
     );
     let origin = Origin::start(&[&sample]);
     let limits = CacheLimits { free_bytes_min: u64::MAX / 2, ..quick() };

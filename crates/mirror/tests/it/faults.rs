@@ -1,13 +1,13 @@
 //! Origins that lie, die and fall silent.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::{Duration, Instant};
 
 use crate::support::{
     DEADLINE, Manners, Origin, Running, Sample, UNIT, cache, cache_with, long_pauses, quick,
 };
+use parking_lot::Mutex;
 
 fn flipping(units: &[u32]) -> Manners {
     Manners { flips: Mutex::new(units.iter().copied().collect()), ..Manners::default() }
@@ -58,7 +58,7 @@ async fn wrong_bytes_alone_are_neither_given_nor_kept() {
     assert_eq!(answer.status(), 502);
     // One damaged file does not take the others away.
     gives_in_time(&cache, &other).await;
-    liar.manners().flips.lock().unwrap().clear();
+    liar.manners().flips.lock().clear();
     gives_in_time(&cache, &sample).await;
 }
 
@@ -116,7 +116,7 @@ async fn an_only_origin_that_died_is_asked_again() {
     assert!(status != 200 || body.is_none(), "it cannot be whole");
     let kept = cache.metric("misses_total").await;
     assert!(kept >= 1);
-    *origin.manners().dies_after.lock().unwrap() = None;
+    *origin.manners().dies_after.lock() = None;
     gives_in_time(&cache, &sample).await;
     assert_eq!(cache.metric("misses_total").await, 20, "what was kept is not fetched again");
 }

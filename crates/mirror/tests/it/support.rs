@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -18,6 +18,7 @@ use futures_util::{StreamExt as _, stream};
 use http::header::{
     CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_NONE_MATCH, LAST_MODIFIED, RANGE, RETRY_AFTER,
 };
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
@@ -61,7 +62,7 @@ impl Sample {
 /// How an origin behaves; by default, well.
 #[derive(Default)]
 pub(crate) struct Manners {
-    /// Breaks the connection after this many bytes of artifacts in all; set anew, it goes on.
+    /// Breaks the connection after this many bytes of artifacts in all, until it is set again.
     pub(crate) dies_after: Mutex<Option<u64>>,
     /// Sends these units with a bit flipped.
     pub(crate) flips: Mutex<BTreeSet<u32>>,
@@ -130,7 +131,7 @@ impl Origin {
     }
 
     pub(crate) fn put(&self, path: &str, bytes: impl Into<Bytes>) {
-        self.state.files.lock().unwrap().insert(path.to_owned(), bytes.into());
+        self.state.files.lock().insert(path.to_owned(), bytes.into());
     }
 
     pub(crate) fn manners(&self) -> &Manners {
@@ -139,23 +140,23 @@ impl Origin {
 
     /// Requests for a path.
     pub(crate) fn asked(&self, path: &str) -> usize {
-        self.state.log.lock().unwrap().iter().filter(|(asked, _, _)| asked == path).count()
+        self.state.log.lock().iter().filter(|(asked, _, _)| asked == path).count()
     }
 
     /// Requests for a path that sent a tag along.
     pub(crate) fn asked_with_tag(&self, path: &str) -> usize {
-        let log = self.state.log.lock().unwrap();
+        let log = self.state.log.lock();
         log.iter().filter(|(asked, _, tag)| asked == path && *tag).count()
     }
 
     pub(crate) fn requests(&self) -> usize {
-        self.state.log.lock().unwrap().len()
+        self.state.log.lock().len()
     }
 
     /// How often each unit of an artifact was asked for.
     pub(crate) fn units_asked(&self, sample: &Sample) -> Vec<u32> {
         let mut counts = vec![0; sample.hashes.count() as usize];
-        for (path, range, _) in self.state.log.lock().unwrap().iter() {
+        for (path, range, _) in self.state.log.lock().iter() {
             if *path == sample.path() {
                 let (start, end) = range.unwrap_or((0, sample.bytes.len()));
                 let end = end.min(sample.bytes.len()).div_ceil(UNIT);
@@ -166,7 +167,7 @@ impl Origin {
     }
 
     pub(crate) fn forget_requests(&self) {
-        self.state.log.lock().unwrap().clear();
+        self.state.log.lock().clear();
     }
 
     pub(crate) fn stop(&mut self) {
@@ -193,7 +194,7 @@ async fn answer(State(state): State<Arc<OriginState>>, request: Request) -> Resp
         (start.parse::<usize>().unwrap(), last.parse::<usize>().unwrap() + 1)
     });
     let tag = text(IF_NONE_MATCH);
-    state.log.lock().unwrap().push((path.clone(), range, tag.is_some()));
+    state.log.lock().push((path.clone(), range, tag.is_some()));
     let status = |code: u16| Response::builder().status(code);
     if manners.silent.load(Ordering::Relaxed) {
         std::future::pending::<()>().await;
@@ -202,7 +203,7 @@ async fn answer(State(state): State<Arc<OriginState>>, request: Request) -> Resp
     if busy > 0 {
         return status(503).header(RETRY_AFTER, busy).body(Body::empty()).unwrap();
     }
-    let Some(file) = state.files.lock().unwrap().get(&path).cloned() else {
+    let Some(file) = state.files.lock().get(&path).cloned() else {
         return status(404).body(Body::empty()).unwrap();
     };
     if !path.starts_with("/blobs/") {
@@ -224,7 +225,7 @@ async fn answer(State(state): State<Arc<OriginState>>, request: Request) -> Resp
     let range = range.filter(|_| !manners.ignores_ranges);
     let (start, end) = range.map_or((0, total), |(start, end)| (start, end.min(total)));
     let mut bytes = file[start..end].to_vec();
-    for unit in manners.flips.lock().unwrap().iter() {
+    for unit in manners.flips.lock().iter() {
         let at = *unit as usize * UNIT + 5;
         if (start..end).contains(&at) {
             bytes[at - start] ^= 1;
@@ -252,7 +253,7 @@ fn body(state: &Arc<OriginState>, gated: bool, bytes: Bytes) -> Body {
             }
             let now = rest.split_to((16 << 10).min(rest.len()));
             let sent = state.sent.fetch_add(now.len() as u64, Ordering::Relaxed);
-            if state.manners.dies_after.lock().unwrap().is_some_and(|limit| sent >= limit) {
+            if state.manners.dies_after.lock().is_some_and(|limit| sent >= limit) {
                 return Some((Err(std::io::Error::other("died")), Bytes::new()));
             }
             Some((Ok(now), rest))
