@@ -1,39 +1,38 @@
-//! What a server says of its fetch: how far it is, from whom it comes, and what it waits for.
+//! The progress of a download, as a server reports it: how far it is, its source, what it waits
+//! for.
 
 use std::time::Duration;
 
+use cohort_base::figures::{bits, brief, bytes};
 use cohort_core::orders::Source;
 use cohort_distribute::{
     FetchStatus, FetchWait, Guidance, Offence, Progress, SourceKind, SourceReport,
 };
 
-use crate::figures::{bits, bytes, time};
-
-/// A leader that has said nothing for this long is worth telling: it answers every four seconds at
-/// the latest.
+/// A leader that has not responded for this long is mentioned. 6 s: it responds every four.
 const LEADER_SILENT: Duration = Duration::from_secs(6);
 
-/// Offenders that are named in one line.
+/// Sources that one line names.
 const NAMED_MAX: usize = 2;
 
-/// What a fetch goes by beside its own progress.
+/// What a download depends on besides its own progress.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Surroundings {
-    /// What the leader said, if it said anything.
+    /// The leader's last instructions about it, if any.
     pub guidance: Option<Guidance>,
-    /// For how long it has said nothing.
+    /// Time since the leader responded.
     pub leader_silent: Duration,
-    /// The limit of what is received, in bytes per second.
+    /// `download_limit` of this server, in bytes per second.
     pub download_limit: Option<u64>,
 }
 
-/// One line for people, what matters most first: it may be cut.
+/// One line, what matters most first: it may be truncated.
 pub(crate) fn fetch_text(status: Option<&FetchStatus>, around: &Surroundings) -> String {
     match status {
         Some(FetchStatus::UnderWay { progress }) => under_way(progress, around),
         Some(FetchStatus::Failed { reason, tries, .. }) => format!("try {tries}: {reason}"),
-        Some(FetchStatus::Held) => "whole".to_owned(),
-        None => "its turn comes".to_owned(),
+        Some(FetchStatus::Held) => "complete".to_owned(),
+        None => "queued".to_owned(),
     }
 }
 
@@ -48,7 +47,7 @@ fn under_way(progress: &Progress, around: &Surroundings) -> String {
     let wrong = progress.sources.iter().filter(|s| s.offences.contains_key(&Offence::WrongBytes));
     let wrong: Vec<String> = wrong.map(|wrong| wrong.source.to_string()).take(NAMED_MAX).collect();
     if !wrong.is_empty() {
-        parts.push(format!("refuses {}: wrong bytes", wrong.join(", ")));
+        parts.push(format!("refusing {}: wrong bytes", wrong.join(", ")));
     }
     if let Some(limit) = around.download_limit {
         parts.push(format!("download_limit {}", bits(limit)));
@@ -56,7 +55,7 @@ fn under_way(progress: &Progress, around: &Surroundings) -> String {
     parts.join("; ")
 }
 
-/// From whom bytes come now; when from nobody, why.
+/// The current source; without one, why.
 fn source_text(progress: &Progress, around: &Surroundings) -> String {
     let asked =
         |kind| progress.sources.iter().filter(move |s| s.source.kind() == kind && s.requests > 0);
@@ -76,12 +75,12 @@ fn source_text(progress: &Progress, around: &Surroundings) -> String {
         |kind| progress.sources.iter().find(|s| s.source.kind() == kind && s.last_error.is_some());
     if !guidance.lease.is_empty() {
         return match failed(SourceKind::Mirror) {
-            Some(mirror) => format!("waits for a mirror: {}", complaint(mirror)),
-            None => "is about to ask a mirror".to_owned(),
+            Some(mirror) => format!("waiting for a mirror: {}", complaint(mirror)),
+            None => "contacting a mirror".to_owned(),
         };
     }
     let lost = if around.leader_silent >= LEADER_SILENT {
-        format!(", and no leader for {}", time(ms(around.leader_silent)))
+        format!(", no leader for {}", brief(ms(around.leader_silent)))
     } else {
         String::new()
     };
@@ -91,13 +90,13 @@ fn source_text(progress: &Progress, around: &Surroundings) -> String {
                 progress.sources.iter().find(|source| source.source.server() == Some(server));
             let error = known.and_then(|source| source.last_error.as_ref());
             let why = error.map_or_else(String::new, |error| format!(" ({error})"));
-            format!("waits for its parent {server}{why}{lost}")
+            format!("waiting for {server}{why}{lost}")
         }
-        None => format!("waits for the leader to name a parent{lost}"),
+        None => format!("waiting for the leader to name a source{lost}"),
     }
 }
 
-/// The leader has said nothing about this artifact.
+/// Without instructions from the leader about this artifact.
 fn unguided(progress: &Progress, around: &Surroundings) -> String {
     let silent = ms(around.leader_silent);
     match &progress.waiting_on {
@@ -105,21 +104,21 @@ fn unguided(progress: &Progress, around: &Surroundings) -> String {
         Some(FetchWait::Sources { .. }) => {
             let failed = progress.sources.iter().filter(|source| source.last_error.is_some());
             let failed: Vec<String> = failed.take(NAMED_MAX).map(complaint).collect();
-            format!("waits for {}", failed.join(", "))
+            format!("waiting for {}", failed.join(", "))
         }
         Some(FetchWait::Holder | FetchWait::Answers) | None
             if around.leader_silent >= LEADER_SILENT =>
         {
-            format!("waits for a leader, for {}", time(silent))
+            format!("no leader for {}", brief(silent))
         }
         Some(FetchWait::Holder | FetchWait::Answers) | None => {
-            "waits for the leader to say whom to take it from".to_owned()
+            "waiting for the leader to name a source".to_owned()
         }
     }
 }
 
 fn complaint(source: &SourceReport) -> String {
-    let error = source.last_error.as_deref().unwrap_or("does not answer");
+    let error = source.last_error.as_deref().unwrap_or("is not responding");
     format!("{} {error}", source.source)
 }
 
@@ -167,7 +166,7 @@ mod fetch_text_test {
     }
 
     #[test]
-    fn bytes_that_come_name_their_source() {
+    fn incoming_bytes_name_their_source() {
         let peer = source("s3", SourceKind::Peer, 1, None);
         assert_eq!(said(vec![peer], &fed_by("s3")), "3.0 MiB of 8.0 MiB; from s3");
         let mirror = source("http://m1/", SourceKind::Mirror, 2, None);
@@ -179,24 +178,24 @@ mod fetch_text_test {
     }
 
     #[test]
-    fn bytes_that_do_not_come_have_a_reason() {
+    fn missing_bytes_have_a_reason() {
         let around = Surroundings::default();
         assert_eq!(
             said(vec![], &around),
-            "3.0 MiB of 8.0 MiB; waits for the leader to say whom to take it from"
+            "3.0 MiB of 8.0 MiB; waiting for the leader to name a source"
         );
         let silent = Surroundings { leader_silent: Duration::from_secs(12), ..around };
-        assert_eq!(said(vec![], &silent), "3.0 MiB of 8.0 MiB; waits for a leader, for 12 s");
+        assert_eq!(said(vec![], &silent), "3.0 MiB of 8.0 MiB; no leader for 12s");
         let gone = source("s3", SourceKind::Peer, 0, Some("no sign of life within 300 ms"));
         assert_eq!(
             said(vec![gone], &fed_by("s3")),
-            "3.0 MiB of 8.0 MiB; waits for its parent s3 (no sign of life within 300 ms)"
+            "3.0 MiB of 8.0 MiB; waiting for s3 (no sign of life within 300 ms)"
         );
         let nobody =
             Surroundings { guidance: Some(Guidance::default()), ..Surroundings::default() };
         assert_eq!(
             said(vec![], &nobody),
-            "3.0 MiB of 8.0 MiB; waits for the leader to name a parent"
+            "3.0 MiB of 8.0 MiB; waiting for the leader to name a source"
         );
         let lease = vec![UnitRun { first: 0, count: 64 }];
         let guidance = Some(Guidance { lease, ..Guidance::default() });
@@ -204,7 +203,7 @@ mod fetch_text_test {
         let busy = "is busy and asks to come back in 2000 ms";
         assert_eq!(
             said(vec![source("http://m1/", SourceKind::Mirror, 0, Some(busy))], &head),
-            "3.0 MiB of 8.0 MiB; waits for a mirror: http://m1/ is busy and asks to come back in \
+            "3.0 MiB of 8.0 MiB; waiting for a mirror: http://m1/ is busy and asks to come back in \
              2000 ms"
         );
     }
@@ -216,7 +215,7 @@ mod fetch_text_test {
         let good = source("s3", SourceKind::Peer, 1, None);
         assert_eq!(
             said(vec![good, bad], &fed_by("s3")),
-            "3.0 MiB of 8.0 MiB; from s3; refuses s7: wrong bytes"
+            "3.0 MiB of 8.0 MiB; from s3; refusing s7: wrong bytes"
         );
     }
 }

@@ -24,7 +24,6 @@ mod duties;
 mod error;
 mod fetch_text;
 mod fetching;
-pub mod figures;
 mod join;
 mod killswitch;
 mod member;

@@ -1,4 +1,4 @@
-//! The group as this agent sees it, for people.
+//! The group as this agent sees it: the answer to `GET /v1/status`.
 
 use cohort_artifact::Manifest;
 use cohort_consensus::RaftId;
@@ -6,13 +6,13 @@ use cohort_core::ids::{AppId, ClockMs, MemberId};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::{Milestone, Phase};
 use cohort_core::release::Release;
-use cohort_core::state::{ActivationStage, App};
+use cohort_core::state::{ActivationStage, App, Failure};
 use cohort_core::waiting::{Waiting, WaitingOn};
 use cohort_distribute::TransferView;
 use cohort_server::contacts::Contacts;
 use cohort_wire::agent::{
-    AppStatus, CONTROL_VERSION, GroupStatus, ServerAppStatus, ServerStatus, TransferStatus,
-    WaitingStatus,
+    ActivationStatus, AppStatus, CONTROL_VERSION, FailureStatus, GroupStatus, ServerAppStatus,
+    ServerStatus, TransferStatus, WaitingStatus,
 };
 
 use crate::contacts::monotonic_ms;
@@ -20,7 +20,7 @@ use crate::member::View;
 use crate::shared::Shared;
 use crate::transfer_status::{Named, transfers};
 
-/// Puts it together; `linearizable` when it was read through the leader.
+/// `linearizable`: the view was read through the leader.
 pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> GroupStatus {
     let state = &view.state;
     let contacts = shared.contacts.all();
@@ -49,7 +49,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
     let apps = state.apps.iter().map(|(id, app)| {
         let waiting: Vec<&Waiting> =
             view.waiting.iter().filter(|waiting| waiting.app == *id).collect();
-        (id.clone(), app_status(shared, view, id, app, &waiting, &contacts, linearizable))
+        (id.clone(), app_status(view, id, app, &waiting, &contacts, linearizable))
     });
     GroupStatus {
         version: CONTROL_VERSION,
@@ -77,13 +77,13 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
     }
 }
 
-/// What the tracker knows; only the leader's has heard anything.
+/// Only the leader's tracker receives reports.
 fn transfers_of(shared: &Shared, view: &View) -> Vec<TransferStatus> {
     let views = shared.tracker.view();
     transfers(views, |transfer| named(shared, view, transfer))
 }
 
-/// Of which release an artifact is: one that the log knows, or the difference to one of those.
+/// The release of an artifact: one that the log knows, or one that the artifact is a delta to.
 fn named(shared: &Shared, view: &View, transfer: &TransferView) -> Option<Named> {
     let known = || view.state.apps.iter().flat_map(|(id, app)| releases(app).map(move |r| (id, r)));
     let (app, release, delta) = known()
@@ -105,7 +105,7 @@ fn named(shared: &Shared, view: &View, transfer: &TransferView) -> Option<Named>
     Some(Named { app: app.clone(), version: release.version.clone(), delta })
 }
 
-/// The release that was rejected, while the group is held for it.
+/// The release that was rejected, while the group is held.
 fn rejected(app: &App) -> Option<&Release> {
     match &app.phase {
         Phase::Held { rejected, .. } => Some(rejected),
@@ -116,7 +116,7 @@ fn rejected(app: &App) -> Option<&Release> {
     }
 }
 
-/// Every release of an app that may be on its way to somebody, the likeliest first.
+/// Every release of an app that may be in transfer, the likeliest first.
 fn releases(app: &App) -> impl Iterator<Item = &Release> {
     let rollout = app.phase.rollout().map(|rollout| &rollout.release);
     rollout
@@ -127,7 +127,6 @@ fn releases(app: &App) -> impl Iterator<Item = &Release> {
 }
 
 fn app_status(
-    shared: &Shared,
     view: &View,
     id: &AppId,
     app: &App,
@@ -137,49 +136,40 @@ fn app_status(
 ) -> AppStatus {
     let clock = view.state.clock;
     let (since, reason, wave, wave_servers) = match &app.phase {
-        Phase::Empty => (ClockMs(0), String::new(), 0, Vec::new()),
-        Phase::Running { since } => (*since, String::new(), 0, Vec::new()),
+        Phase::Empty => (ClockMs(0), None, 0, Vec::new()),
+        Phase::Running { since } => (*since, None, 0, Vec::new()),
         Phase::Forward { rollout, at } => match at {
             Milestone::MarkedOld { .. } | Milestone::LeaderHolds | Milestone::Verified => {
-                (rollout.started, String::new(), 0, Vec::new())
+                (rollout.started, None, 0, Vec::new())
             }
             Milestone::Wave { servers, since, .. } => {
-                (*since, String::new(), rollout.waves, servers.iter().cloned().collect())
+                (*since, None, rollout.waves, servers.iter().cloned().collect())
             }
         },
         Phase::RollingBack { reason, since, rollout, .. } => {
-            (*since, reason.to_string(), rollout.waves, Vec::new())
+            (*since, Some(reason.clone()), rollout.waves, Vec::new())
         }
-        Phase::Held { reason, since, .. } => (*since, reason.to_string(), 0, Vec::new()),
+        Phase::Held { reason, since, .. } => (*since, Some(reason.clone()), 0, Vec::new()),
     };
     let target = rejected(app).or_else(|| app.phase.rollout().map(|rollout| &rollout.release));
     let servers = app.servers.iter().map(|(server, here)| {
-        let activation = here.activation.as_ref().map(|activation| match &activation.stage {
-            ActivationStage::Granted => "granted".to_owned(),
-            ActivationStage::Applied { .. } => "applied".to_owned(),
-            ActivationStage::Checked { .. } => "checked".to_owned(),
-            ActivationStage::Failed { step, reason, .. } => {
-                format!("failed at {}: {reason}", step.name())
-            }
-            ActivationStage::Undone { reason, .. } => format!("undone: {reason}"),
-        });
         let status = ServerAppStatus {
             running: here.running.as_ref().map(|release| release.version.clone()),
             in_service: here.in_service,
-            health: here.unfit.as_ref().map_or_else(String::new, ToString::to_string),
+            unfit: here.unfit.clone(),
             holds_target: target.is_some_and(|release| here.has(&release.artifact)),
-            activation,
+            activation: here.activation.as_ref().map(|activation| stage(&activation.stage)),
             doing: contacts.of(server).and_then(|contact| contact.doing.get(id)).cloned(),
-            debt: here.debt.as_ref().map(|debt| debt.reason.to_string()),
+            debt: here.debt.as_ref().map(|debt| debt.reason.clone()),
         };
         (server.clone(), status)
     });
     let mut waiting: Vec<WaitingStatus> = waiting
         .iter()
-        .map(|waiting| told(shared, id, &waiting.on, clock.since(waiting.since)))
+        .map(|waiting| WaitingStatus { on: waiting.on.clone(), for_ms: clock.since(waiting.since) })
         .collect();
     if !linearizable {
-        waiting.push(told(shared, id, &WaitingOn::NoLeader, 0));
+        waiting.push(WaitingStatus { on: WaitingOn::NoLeader, for_ms: 0 });
     }
     AppStatus {
         state: app.phase.name(),
@@ -194,23 +184,28 @@ fn app_status(
         servers: servers.collect(),
         waiting,
         history: app.history.iter().cloned().collect(),
-        failures: app.phase.rollout().map_or_else(Vec::new, |rollout| {
-            rollout
-                .failures
-                .iter()
-                .map(|failure| {
-                    format!("{} on {}: {}", failure.step.name(), failure.server, failure.reason)
-                })
-                .collect()
-        }),
+        failures: app
+            .phase
+            .rollout()
+            .map_or_else(Vec::new, |rollout| rollout.failures.iter().map(failure).collect()),
     }
 }
 
-fn told(shared: &Shared, app: &AppId, on: &WaitingOn, for_ms: u64) -> WaitingStatus {
-    WaitingStatus {
-        sentence: on.sentence(),
-        unblocks: on.unblocks(&shared.group, app),
-        on: on.clone(),
-        for_ms,
+fn failure(failure: &Failure) -> FailureStatus {
+    let Failure { server, step, reason, .. } = failure;
+    FailureStatus { server: server.clone(), step: *step, reason: reason.clone() }
+}
+
+fn stage(stage: &ActivationStage) -> ActivationStatus {
+    match stage {
+        ActivationStage::Granted => ActivationStatus::Granted,
+        ActivationStage::Applied { .. } => ActivationStatus::Applied,
+        ActivationStage::Checked { .. } => ActivationStatus::Checked,
+        ActivationStage::Failed { step, reason, .. } => {
+            ActivationStatus::Failed { step: *step, reason: reason.clone() }
+        }
+        ActivationStage::Undone { reason, .. } => {
+            ActivationStatus::Undone { reason: reason.clone() }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The leader's transfers for people: what its tracker knows of every server, in a few lines.
+//! The leader's transfers as part of its status: what its tracker knows of every server, summed up.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,18 +10,16 @@ use cohort_wire::agent::{
     TRANSFERS_SHOWN_MAX, TransferStatus,
 };
 
-use crate::figures::{bits, bytes, time};
-
-/// Of which release an artifact is.
+/// The release that an artifact belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Named {
     pub app: AppId,
     pub version: Version,
-    /// It is the difference to the release before.
+    /// It is the delta to that release, not the whole artifact.
     pub delta: bool,
 }
 
-/// Those under way first, then those of which something was heard last.
+/// Those in progress first, then the latest.
 pub(crate) fn transfers(
     mut views: Vec<TransferView>,
     name: impl Fn(&TransferView) -> Option<Named>,
@@ -33,14 +31,14 @@ pub(crate) fn transfers(
 
 fn transfer(view: &TransferView, named: Option<Named>) -> TransferStatus {
     let lacking = || view.servers.iter().filter(|server| server.held < server.units);
-    // One that left the group for good is no part of it any more.
+    // Servers that left the group do not count.
     let servers = view.servers.iter().filter(|s| s.there || s.held < s.units).count() as u64;
     let away = lacking().filter(|server| !server.there).count() as u64;
     let rates: u64 = lacking().filter(|s| s.there).map(|server| server.rate).sum();
     let (chains, chains_in_all) = chains(&view.servers);
     let slow = || view.servers.iter().filter(|server| server.slow && server.there);
     let offenders = offenders(&view.servers);
-    let mut status = TransferStatus {
+    TransferStatus {
         delta: named.as_ref().is_some_and(|named| named.delta),
         app: named.as_ref().map(|named| named.app.clone()),
         version: named.map(|named| named.version),
@@ -68,10 +66,7 @@ fn transfer(view: &TransferView, named: Option<Named>) -> TransferStatus {
         slow_servers: slow().count() as u64,
         offenders_in_all: offenders.len() as u64,
         offenders: offenders.into_iter().take(NAMES_SHOWN_MAX).collect(),
-        sentence: String::new(),
-    };
-    status.sentence = sentence(&status);
-    status
+    }
 }
 
 /// The last unit may be shorter than the others.
@@ -125,7 +120,7 @@ fn chains(servers: &[ServerView]) -> (Vec<ChainStatus>, u64) {
     (shown.collect(), all)
 }
 
-/// Who did wrong by the word of whom: the worst first, and of the same kind the most often named.
+/// Who is blamed and by whom: the worst offence first, then the one that most servers saw.
 fn offenders(servers: &[ServerView]) -> Vec<OffenderStatus> {
     let mut found: BTreeMap<(&SourceName, Offence), (u64, Vec<&ServerId>)> = BTreeMap::new();
     for server in servers {
@@ -138,118 +133,26 @@ fn offenders(servers: &[ServerView]) -> Vec<OffenderStatus> {
     let barred = |source: &SourceName| {
         servers.iter().any(|server| server.barred && source.server() == Some(&server.server))
     };
-    let mut offenders: Vec<(Offence, OffenderStatus)> = found
-        .into_iter()
-        .map(|((source, what), (count, told_by))| {
-            let offender = OffenderStatus {
-                source: source.to_string(),
-                what: what.name().to_owned(),
+    let of =
+        |((source, what), (count, told_by)): ((&SourceName, Offence), (u64, Vec<&ServerId>))| {
+            OffenderStatus {
+                source: source.clone(),
+                what,
                 count,
                 told_by_servers: told_by.len() as u64,
                 told_by: told_by.into_iter().take(NAMES_SHOWN_MAX).cloned().collect(),
                 barred: barred(source),
-                sentence: String::new(),
-                unblocks: unblocks(what, source),
-            };
-            (
-                what,
-                OffenderStatus { sentence: offence_sentence(what, &offender, source), ..offender },
-            )
-        })
-        .collect();
-    offenders.sort_by(|(a, one), (b, other)| {
-        (a, Reverse(one.told_by_servers), &one.source).cmp(&(
-            b,
-            Reverse(other.told_by_servers),
-            &other.source,
+            }
+        };
+    let mut offenders: Vec<OffenderStatus> = found.into_iter().map(of).collect();
+    offenders.sort_by(|a, b| {
+        (a.what, Reverse(a.told_by_servers), &a.source).cmp(&(
+            b.what,
+            Reverse(b.told_by_servers),
+            &b.source,
         ))
     });
-    offenders.into_iter().map(|(_, offender)| offender).collect()
-}
-
-fn offence_sentence(what: Offence, offender: &OffenderStatus, source: &SourceName) -> String {
-    let OffenderStatus { count, told_by, told_by_servers, .. } = offender;
-    let kind = if source.server().is_none() { "mirror " } else { "" };
-    let times = if *count == 1 { String::new() } else { format!(", {count} times") };
-    let barred = if offender.barred { "; nobody takes bytes from it for now" } else { "" };
-    let told_by = names(told_by, *told_by_servers);
-    format!("{kind}{source} {}: so says {told_by}{times}{barred}", what.words())
-}
-
-fn unblocks(what: Offence, source: &SourceName) -> String {
-    let place = source.server().map_or("that mirror", ServerId::as_str);
-    match what {
-        Offence::WrongBytes => {
-            format!("goes on by itself from others; look at the disk and memory of {place}")
-        }
-        Offence::WrongLength => format!(
-            "goes on by itself from others; look at what answers for {place}, and at its version"
-        ),
-        Offence::Silent => format!("goes on by itself from others; can {place} be reached?"),
-        Offence::Slow => {
-            format!("goes on by itself from others; look at the load and the link of {place}")
-        }
-    }
-}
-
-/// The first few names, and how many more.
-fn names(first: &[ServerId], all: u64) -> String {
-    const NAMED_MAX: usize = 3;
-    let named: Vec<&str> = first.iter().take(NAMED_MAX).map(ServerId::as_str).collect();
-    match all.saturating_sub(named.len() as u64) {
-        0 => named.join(", "),
-        more => format!("{} and {more} more", named.join(", ")),
-    }
-}
-
-/// Such as `1.2.0: 412.0 of 640.0 MiB · mirrors 64.0 MiB, 48.9 Mbit/s · …`.
-fn sentence(status: &TransferStatus) -> String {
-    let mut what = match &status.version {
-        Some(version) => version.to_string(),
-        None => format!("artifact {}", status.artifact.as_str().get(..12).unwrap_or_default()),
-    };
-    if status.delta {
-        what.push_str(" (difference)");
-    }
-    let rate = |now: u64| if now > 0 { format!(", {}", bits(now)) } else { String::new() };
-    let mut parts = vec![
-        format!("{what}: {} of {}", bytes(status.held_bytes), bytes(status.wanted_bytes)),
-        format!("mirrors {}{}", bytes(status.mirror_bytes), rate(status.mirror_bytes_per_second)),
-        format!("peers {}{}", bytes(status.peer_bytes), rate(status.peer_bytes_per_second)),
-        format!("whole {} of {}", status.whole_servers, status.servers),
-    ];
-    if let Some(chain) = status.chains.first() {
-        let more = match status.chains_in_all {
-            0 | 1 => String::new(),
-            all => format!(" and {} more", all - 1),
-        };
-        parts.push(format!("chain {}{more}", chain_text(chain)));
-    }
-    if status.slow_servers > 0 {
-        parts.push(format!("slow {}", names(&status.slow, status.slow_servers)));
-    }
-    if status.away_servers > 0 {
-        parts.push(format!("away {}", status.away_servers));
-    }
-    match (status.under_way, status.left_ms, status.took_ms) {
-        (true, Some(left), _) => parts.push(format!("about {} left", time(left))),
-        (true, None, _) => parts.push("time left not known yet".to_owned()),
-        (false, _, Some(took)) => parts.push(format!("took {}", time(took))),
-        (false, _, None) => {}
-    }
-    parts.join(" · ")
-}
-
-/// `s3 → s1 → s7`, and of a longer one `s3 → s1 → s7 → … (10 deep)`.
-fn chain_text(chain: &ChainStatus) -> String {
-    const NAMED_MAX: usize = 3;
-    let named: Vec<&str> = chain.servers.iter().take(NAMED_MAX).map(ServerId::as_str).collect();
-    let text = named.join(" → ");
-    if chain.depth > named.len() as u64 {
-        format!("{text} → … ({} deep)", chain.depth)
-    } else {
-        text
-    }
+    offenders
 }
 
 #[cfg(test)]

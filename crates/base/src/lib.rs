@@ -1,8 +1,9 @@
 //! The ground floor: small mechanisms that every crate needs and nobody should write twice.
 //!
 //! **What it is.** [`chain()`] prints an error with its causes, [`OnPath`] adds the file to an I/O
-//! error, [`durable`] replaces a file so that a crash leaves the old one or the new one, [`retry`]
-//! says how long to wait between tries, [`metrics`] registers and renders metrics.
+//! error, [`figures`] prints sizes, rates and durations, [`durable`] replaces a file so that a
+//! crash leaves the old one or the new one, [`retry`] says how long to wait between tries,
+//! [`metrics`] registers and renders metrics.
 //!
 //! **What it must never know.** Any other crate of the workspace, the network, what a server,
 //! group, release or rollout is. It starts no thread, sleeps nowhere and logs nothing.
@@ -14,6 +15,7 @@
 pub mod chain;
 pub mod durable;
 pub mod events;
+pub mod figures;
 mod file_error;
 pub mod metrics;
 pub mod retry;

@@ -8,12 +8,12 @@ use cohort_wire::http::{Call, CallError, Client, Target};
 use serde::de::DeserializeOwned;
 
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Failure, OrFail as _};
 
-/// How long one agent is waited for: a person looks at the screen, and others can be asked.
+/// Deadline of a call to one agent. 4 s: a person is waiting, and other agents can answer.
 pub(crate) const AGENT_DEADLINE: Duration = Duration::from_secs(4);
 
-/// The hub, at its addresses.
+/// A client of the hub.
 #[derive(Debug, Clone)]
 pub(crate) struct Hub {
     client: Client,
@@ -21,10 +21,7 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    /// The hub of a context.
-    ///
-    /// # Errors
-    /// When the context names none, or the identity cannot be used.
+    /// The hub that a context names.
     pub(crate) fn of(context: &Context) -> Result<Self, Failure> {
         let (peer, addresses) = context.hub()?;
         let target = |address: &String| Target {
@@ -35,20 +32,17 @@ impl Hub {
         Ok(Hub { client: context.client()?, targets: addresses.iter().map(target).collect() })
     }
 
-    /// Who calls.
+    /// The client with the caller's identity.
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Its addresses, in the order to try.
+    /// The hub's addresses, in the order to try.
     pub(crate) fn targets(&self) -> &[Target] {
         &self.targets
     }
 
-    /// Makes a call; the next address is tried when one certainly did not see it.
-    ///
-    /// # Errors
-    /// The last address's failure.
+    /// Calls the hub. Tries the next address if the call certainly did not reach it at this one.
     pub(crate) async fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, CallError> {
         let mut last = None;
         for target in &self.targets {
@@ -66,25 +60,21 @@ impl Hub {
     }
 }
 
-/// Whether nobody answered, as opposed to an answer that is an error.
+/// Whether the callee is unreachable or unavailable, rather than refusing.
 pub(crate) fn is_away(error: &CallError) -> bool {
     match error {
         CallError::Refused { .. }
         | CallError::Unreachable { .. }
         | CallError::TimedOut { .. }
         | CallError::Broken { .. } => true,
-        // An intermediary, or a hub that is starting or overloaded.
+        // From an intermediary, or a hub that starts or is overloaded.
         CallError::Answered { answer, .. } => answer.status == 503,
         _ => false,
     }
 }
 
 /// An agent's control port.
-///
-/// # Errors
-/// Never in practice: server ids and names of peers have the same rule.
 pub(crate) fn agent_target(server: &ServerId, address: &str) -> Result<Target, Failure> {
-    let peer = Peer::new(Role::Agent, server.as_str())
-        .map_err(|error| Failure::new("usage", error.to_string()))?;
+    let peer = Peer::new(Role::Agent, server.as_str()).or_fail("usage")?;
     Ok(Target { address: address.to_owned(), peer, alpn: Alpn::Control })
 }

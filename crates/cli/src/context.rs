@@ -1,19 +1,22 @@
-//! A person's context folder: who they are, where the hub is, where their keys and repository are.
+//! A person's context folder: identity, hub, signing keys, repository.
 
 use std::path::{Path, PathBuf};
 
 use cohort_artifact::Keys;
+use cohort_base::{OnPath as _, durable};
 use cohort_identity::{Identity, Peer, Role, UnixTime};
+use cohort_view::command::{Command, Flag};
+use cohort_view::hint::Hint;
 use cohort_wire::http::Client;
 use cohort_wire::tls::IdentitySlot;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Global;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::read_file;
 use crate::toml_keys::{self, Shape};
 
-/// The file in the folder.
+/// The name of the configuration in the folder.
 pub(crate) const FILE: &str = "context.toml";
 
 const SHAPES: &[(&str, Shape)] = &[
@@ -26,45 +29,59 @@ const SHAPES: &[(&str, Shape)] = &[
     ("trusted_root", Shape::Value),
 ];
 
-/// What the file says. Relative paths start at its folder.
+/// The configuration. Relative paths start at its folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ContextFile {
-    /// The hub's API, `host:port`; the next is tried when one does not answer.
+    /// The hub's API, `host:port`; if one does not answer, the next is tried.
     #[serde(default)]
     pub(crate) hub: Vec<String>,
     /// The hub's name in its certificate.
     #[serde(default = "default_hub_name")]
     pub(crate) hub_name: String,
-    /// The folder of one's certificate and key.
+    /// The folder of the person's certificate and key.
     pub(crate) identity: PathBuf,
-    /// The folder of signing keys, for those who publish.
+    /// The folder of signing keys, for publishing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) keys: Option<PathBuf>,
-    /// The repository's folder, for those who publish here.
+    /// The repository's folder, for publishing on this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) repository: Option<PathBuf>,
-    /// Base URLs of mirrors, for those who only read.
+    /// Base URLs of mirrors, for reading elsewhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) mirrors: Vec<String>,
-    /// The root of the repository that is trusted.
+    /// The trusted root metadata of the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) trusted_root: Option<PathBuf>,
+}
+
+impl ContextFile {
+    /// Writes it into a context folder.
+    pub(crate) fn write(&self, dir: &Path) -> Result<(), Failure> {
+        let text = toml::to_string(self).or_fail("file")?;
+        let comment = "# Your identity and the hub. Relative paths start at this folder.\n";
+        write_file(&dir.join(FILE), &(comment.to_owned() + &text))
+    }
+}
+
+/// Writes a file that everybody may read, durably.
+pub(crate) fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
+    durable::write(path, text.as_bytes(), durable::READABLE).on_path("write", path).or_fail("file")
 }
 
 fn default_hub_name() -> String {
     "hub".to_owned()
 }
 
-/// A context folder that was read.
+/// A context folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
-    /// The folder.
+    /// Its path.
     pub(crate) dir: PathBuf,
     file: ContextFile,
 }
 
-/// The folder that `--context`, the environment, the current folder or the home folder names.
+/// The folder from `--context` or the environment, else the current or the home folder.
 pub(crate) fn folder(global: &Global) -> Result<PathBuf, Failure> {
     if let Some(dir) = &global.context {
         return Ok(dir.clone());
@@ -83,23 +100,20 @@ fn home_folder() -> Option<PathBuf> {
 }
 
 fn none() -> Failure {
-    Failure::new("no_context", "there is no context folder: who you are and where the hub is")
-        .hint("say --context DIR, or: export COHORT_CONTEXT=DIR")
-        .hint("make one with: cohort init --dir DIR")
+    Failure::new("no_context", "no context folder")
+        .hint(Hint::add("name it (or: export COHORT_CONTEXT=DIR)", Flag::Context))
+        .hint(Hint::run_to("or make one", Command::Init))
         .exit(Exit::Usage)
 }
 
 impl Context {
     /// Reads the context folder.
-    ///
-    /// # Errors
-    /// When there is none, or its file is wrong.
     pub(crate) fn load(global: &Global) -> Result<Self, Failure> {
         let dir = folder(global)?;
         let path = dir.join(FILE);
         if !path.exists() {
             let failure = none();
-            let error = format!("{} does not exist: {}", path.display(), failure.error);
+            let error = format!("{}: {} does not exist", failure.error, path.display());
             return Err(Failure { error, ..failure });
         }
         let name = path.display().to_string();
@@ -109,39 +123,31 @@ impl Context {
         Ok(Context { dir, file })
     }
 
-    /// Who this person is.
-    ///
-    /// # Errors
-    /// When the identity cannot be read or has expired.
+    /// The person's identity.
     pub(crate) fn identity(&self) -> Result<Identity, Failure> {
         let dir = self.dir.join(&self.file.identity);
-        let identity = Identity::load(&dir).map_err(|error| Failure::of("identity", &error))?;
+        let identity = Identity::load(&dir).or_fail("identity")?;
         if identity.is_expired(UnixTime::now()) {
             let error = format!("your certificate in {} has expired", dir.display());
+            let token = Command::TokenCreate { role: Some("operator"), named: true };
             return Err(Failure::new("expired", error)
-                .hint("on the hub: cohort token create --role operator --name NAME")
-                .hint("then here: cohort context join TOKEN-FILE --name NAME"));
+                .hint(Hint::run_to("on a machine that reaches the hub, as an operator", token))
+                .hint(Hint::run_to("then here, with a new context folder", Command::ContextJoin)));
         }
         Ok(identity)
     }
 
-    /// Where the identity lies.
+    /// The folder of the identity.
     pub(crate) fn identity_dir(&self) -> PathBuf {
         self.dir.join(&self.file.identity)
     }
 
-    /// A client that proves who this person is.
-    ///
-    /// # Errors
-    /// As [`Context::identity`].
+    /// A client with the person's identity.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         Ok(Client::new(IdentitySlot::new(self.identity()?)))
     }
 
-    /// Who the hub is, and where.
-    ///
-    /// # Errors
-    /// When the context names no hub.
+    /// The hub's identity and addresses.
     pub(crate) fn hub(&self) -> Result<(Peer, &[String]), Failure> {
         let wrong = |error: String| Failure::new("configuration", error).exit(Exit::Usage);
         let peer = Peer::new(Role::Hub, self.file.hub_name.clone())
@@ -149,40 +155,37 @@ impl Context {
         if self.file.hub.is_empty() {
             let path = self.dir.join(FILE);
             return Err(wrong(format!("{} names no hub", path.display()))
-                .hint("add: hub = [\"HOST:7418\"]")
-                .hint("or ask an agent: --agent HOST:PORT --name SERVER"));
+                .hint("add to it: hub = [\"HOST:7418\"]")
+                .hint(Hint::add("or ask an agent", Flag::Agent)));
         }
         Ok((peer, &self.file.hub))
     }
 
-    /// The repository's folder, if it is here.
+    /// The repository's folder, if it is on this machine.
     pub(crate) fn repository_dir(&self) -> Option<PathBuf> {
         self.file.repository.as_ref().map(|dir| self.dir.join(dir))
     }
 
-    /// Base URLs of mirrors, for those who only read.
+    /// Base URLs of mirrors.
     pub(crate) fn mirrors(&self) -> &[String] {
         &self.file.mirrors
     }
 
-    /// The root metadata that is trusted, if named.
+    /// The file of the trusted root metadata, if configured.
     pub(crate) fn trusted_root(&self) -> Option<PathBuf> {
         self.file.trusted_root.as_ref().map(|path| self.dir.join(path))
     }
 
     /// Reads the signing keys.
-    ///
-    /// # Errors
-    /// When none are named, or they cannot be used.
     pub(crate) fn keys(&self) -> Result<Keys, Failure> {
         let dir = self.file.keys.as_ref().map(|dir| self.dir.join(dir)).ok_or_else(|| {
-            Failure::usage("your context names no signing keys")
-                .hint("say --keys DIR, or add `keys = \"DIR\"` to context.toml")
+            Failure::usage("your context has no signing keys")
+                .hint(Hint::add("name them (or as `keys` in context.toml)", Flag::Keys))
         })?;
-        Keys::load(&dir).map_err(|error| Failure::of("keys", &error))
+        Keys::load(&dir).or_fail("keys")
     }
 
-    /// Where things are kept that can be fetched again.
+    /// The folder for what can be fetched again.
     pub(crate) fn cache_dir(&self) -> PathBuf {
         self.dir.join("cache")
     }

@@ -1,92 +1,80 @@
-//! How a command ends: an exit code that programs can rely on, and a failure with hints.
+//! How a command ends: an exit code that programs can rely on, or a failure with hints.
 
 use std::error::Error;
 use std::process::ExitCode;
 
+use cohort_base::chain;
+use cohort_view::hint::Hint;
 use cohort_wire::http::CallError;
 use serde::Serialize;
 
-/// How a command ended. The numbers are documented in `docs/operating.md` and never change.
+/// Exit codes. They are documented in `docs/operating.md` and never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Done, or healthy, or nothing to do.
-    Done,
-    /// It failed.
-    Failed,
-    /// It was asked for wrongly.
-    Usage,
+    /// Done, healthy, or nothing to do.
+    Done = 0,
+    /// The command failed.
+    Failed = 1,
+    /// Invalid arguments, configuration or policy file.
+    Usage = 2,
     /// Not healthy, or held.
-    Unhealthy,
-    /// Waited for too long.
-    TimedOut,
-    /// `rollout plan` and `app diff`: there is something to do.
-    SomethingToDo,
-}
-
-impl Exit {
-    /// The number.
-    pub(crate) fn code(self) -> u8 {
-        match self {
-            Exit::Done => 0,
-            Exit::Failed => 1,
-            Exit::Usage => 2,
-            Exit::Unhealthy => 3,
-            Exit::TimedOut => 4,
-            Exit::SomethingToDo => 10,
-        }
-    }
+    Unhealthy = 3,
+    /// Timed out waiting.
+    TimedOut = 4,
+    /// `rollout plan` and `app diff`: there are changes to make.
+    SomethingToDo = 10,
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
-        ExitCode::from(exit.code())
+        ExitCode::from(exit as u8)
     }
 }
 
-/// Why a command did not do what it was asked for: what is wrong, where, and what to type next.
+/// Why a command failed, and what to do next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Failure {
-    /// A word for programs.
+    /// A word for programs, such as `no_such_group`.
     pub(crate) kind: String,
-    /// A sentence for people.
+    /// The error with its causes, in one line.
     pub(crate) error: String,
-    /// What to do; often the next command to type.
-    pub(crate) hints: Vec<String>,
-    /// The exit code.
+    /// What to do next; often a command to type.
+    pub(crate) hints: Vec<Hint>,
+    /// The exit code of the process.
     #[serde(skip)]
     pub(crate) exit: Exit,
 }
 
 impl Failure {
-    /// It failed.
+    /// Exits with [`Exit::Failed`].
     pub(crate) fn new(kind: &str, error: impl Into<String>) -> Self {
         let (kind, error) = (kind.to_owned(), error.into());
         Failure { kind, error, hints: Vec::new(), exit: Exit::Failed }
     }
 
-    /// It was asked for wrongly.
+    /// Exits with [`Exit::Usage`].
     pub(crate) fn usage(error: impl Into<String>) -> Self {
-        Failure { exit: Exit::Usage, ..Failure::new("usage", error) }
+        Failure::new("usage", error).exit(Exit::Usage)
     }
 
-    /// An error with all its causes, in one line.
+    /// An error with its causes.
     pub(crate) fn of(kind: &str, error: &(dyn Error + 'static)) -> Self {
         Failure::new(kind, chain(error))
     }
 
-    /// With one more hint.
-    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+    /// Adds a hint.
+    pub(crate) fn hint(mut self, hint: impl Into<Hint>) -> Self {
         self.hints.push(hint.into());
         self
     }
 
-    /// With more hints.
-    pub(crate) fn hints(mut self, hints: impl IntoIterator<Item = String>) -> Self {
-        self.hints.extend(hints);
+    /// Adds hints.
+    pub(crate) fn hints(mut self, hints: impl IntoIterator<Item = impl Into<Hint>>) -> Self {
+        self.hints.extend(hints.into_iter().map(Into::into));
         self
     }
 
-    /// With another exit code.
+    /// Replaces the exit code.
     pub(crate) fn exit(mut self, exit: Exit) -> Self {
         self.exit = exit;
         self
@@ -96,7 +84,7 @@ impl Failure {
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
         let text = match &error {
-            // The answer is the cause, and says the same.
+            // Its cause is the answer, with the same text.
             CallError::Answered { answer, .. } => answer.error.clone(),
             other => chain(other),
         };
@@ -104,17 +92,13 @@ impl From<CallError> for Failure {
     }
 }
 
-/// An error and its causes, each said once.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
+/// Turns errors into failures: `Keys::load(dir).or_fail("keys")?`.
+pub(crate) trait OrFail<T> {
+    fn or_fail(self, kind: &str) -> Result<T, Failure>;
+}
+
+impl<T, E: Error + 'static> OrFail<T> for Result<T, E> {
+    fn or_fail(self, kind: &str) -> Result<T, Failure> {
+        self.map_err(|error| Failure::of(kind, &error))
     }
-    text
 }

@@ -1,71 +1,46 @@
-//! Which groups there are and where to ask about them: from the hub, or, when it is away, from what
-//! it said last.
+//! The groups of the fleet and the agents to ask: from the hub, or from its last answer if it is
+//! unreachable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use cohort_base::durable;
+use cohort_base::{chain, durable};
 use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_identity::UnixTime;
 use cohort_registry::fleet::Fleet;
+use cohort_view::command::{Command, Flag};
+use cohort_view::hint::Hint;
+use cohort_view::report::{Origin, Recorded};
 use cohort_wire::http::Call;
 use cohort_wire::hub::FLEET;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Direct;
-use crate::clock::{brief, unix_now};
 use crate::connect::{Hub, is_away};
 use crate::context::Context;
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 
 const CACHE_FILE: &str = "fleet.json";
-/// The version of the cache file's form; another one is not read.
+/// Version of the cache file; files of other versions are ignored.
 const CACHE_VERSION: u32 = 2;
-/// How many agents of a group are asked at the most before it counts as unreachable: all members
-/// and some more.
+/// Agents of a group to try before it counts as unreachable. 10: all members, and a few more.
 const CANDIDATES_MAX: usize = 10;
 
-/// Where a picture of the fleet comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "from", rename_all = "kebab-case")]
-pub(crate) enum Origin {
-    /// The hub, just now.
-    Hub,
-    /// What the hub said before; it is away.
-    Cache {
-        /// How old, in seconds.
-        age_s: u64,
-        /// Why the hub did not answer.
-        because: String,
-    },
-    /// The agent that was named; the hub was not asked.
-    Agent,
-}
-
-/// A group and where to ask about it.
+/// A group and the agents to ask.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct KnownGroup {
-    /// Members first, then other servers.
+    /// Voters first, then standbys, then other servers.
     pub(crate) candidates: Vec<(ServerId, String)>,
-    /// Every server that joined.
+    /// Every server that joined the fleet.
     pub(crate) servers: BTreeSet<ServerId>,
-    /// What the registry knows of it.
+    /// The registry's last record, per app.
     pub(crate) states: BTreeMap<AppId, Recorded>,
 }
 
-/// What the registry knows of an app in a group: for when no agent answers, and for how long it has
-/// been so by everybody's clock. The group's own clock stands still while nothing happens.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Recorded {
-    /// The group's state.
-    pub(crate) state: String,
-    /// Since when, in seconds of Unix time.
-    pub(crate) since: u64,
-}
-
-/// The fleet as far as it is needed to ask around.
+/// What is needed to ask every group.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Known {
-    /// Every group.
+    /// Every group by name.
     pub(crate) groups: BTreeMap<GroupId, KnownGroup>,
     /// Every app that has a policy.
     pub(crate) apps: BTreeSet<AppId>,
@@ -78,11 +53,7 @@ struct CacheFile {
     known: Known,
 }
 
-/// Which groups there are. A direct agent is asked for itself elsewhere: it is the one candidate of
-/// a group whose name is not known yet.
-///
-/// # Errors
-/// When the hub is away and never answered before, or refuses.
+/// Asks the hub for every group. Falls back to its last answer if it is unreachable.
 pub(crate) async fn know(context: &Context) -> Result<(Known, Origin), Failure> {
     let hub = Hub::of(context)?;
     match hub.call::<Fleet>(Call::get(FLEET)).await {
@@ -94,37 +65,25 @@ pub(crate) async fn know(context: &Context) -> Result<(Known, Origin), Failure> 
         Err(error) if is_away(&error) => match load(context) {
             Some((known, age_s)) => Ok((known, Origin::Cache { age_s, because: chain(&error) })),
             None => Err(Failure::from(error)
-                .hint("is the hub running? cohort hub --config hub.toml")
-                .hint("or ask an agent: --agent HOST:PORT --name SERVER")),
+                .hint(Hint::run_to("start the hub", Command::Hub { config: "hub.toml".to_owned() }))
+                .hint(Hint::add("or ask an agent", Flag::Agent))),
         },
         Err(error) => Err(error.into()),
     }
 }
 
-/// Tells a person that the picture is old.
-pub(crate) fn warning(origin: &Origin) -> Option<String> {
-    match origin {
-        Origin::Hub | Origin::Agent => None,
-        Origin::Cache { age_s, because } => Some(format!(
-            "warning: the hub is away ({because}); asking the agents known {} ago",
-            brief(age_s * 1000)
-        )),
-    }
-}
-
-/// Whether the agent is named, so that the hub needs not be asked.
+/// Whether `--agent` was given: then the hub is not asked.
 pub(crate) fn is_direct(direct: &Direct) -> bool {
     direct.agent().is_some()
 }
 
 impl Known {
-    /// From what the hub knows.
+    /// Picks the agents to ask, from the hub's answer.
     pub(crate) fn of(fleet: &Fleet) -> Self {
         let mut groups: BTreeMap<GroupId, KnownGroup> = BTreeMap::new();
         for (name, group) in &fleet.groups {
             let known = groups.entry(name.clone()).or_default();
             let members = group.members.iter().flat_map(|record| &record.members);
-            // Voters first: they know most.
             let mut members: Vec<_> = members.collect();
             members.sort_by_key(|member| !member.voter);
             for member in members {
@@ -147,22 +106,19 @@ impl Known {
         Known { groups, apps }
     }
 
-    /// The group of this name.
-    ///
-    /// # Errors
-    /// Names the nearest one.
+    /// A group by name.
     pub(crate) fn group(&self, name: &GroupId) -> Result<&KnownGroup, Failure> {
         self.groups.get(name).ok_or_else(|| {
             let names = self.groups.keys().map(GroupId::as_str);
             let failure = Failure::new("no_such_group", format!("there is no group `{name}`"));
             match crate::toml_keys::nearest(name.as_str(), names) {
-                Some(near) => failure.hint(format!("did you mean `{near}`?")),
-                None => failure.hint("cohort group list"),
+                Some(near) => failure.hint(Hint::Meant(near.to_owned())),
+                None => failure.hint(Command::GroupList),
             }
         })
     }
 
-    /// The group that a server belongs to.
+    /// The group of a server.
     pub(crate) fn group_of(&self, server: &str) -> Option<&GroupId> {
         let has = |group: &KnownGroup| {
             group.servers.contains(server)
@@ -172,22 +128,26 @@ impl Known {
     }
 }
 
-/// Failing to keep it costs only the next time that the hub is away.
+/// Best effort: the cache only serves while the hub is unreachable.
 fn save(context: &Context, known: &Known) {
     let dir = context.cache_dir();
-    let file = CacheFile { version: CACHE_VERSION, saved_at: unix_now(), known: known.clone() };
-    let text = serde_json::to_vec(&file).expect("names and addresses become JSON");
+    let file = CacheFile {
+        version: CACHE_VERSION,
+        saved_at: UnixTime::now().as_secs(),
+        known: known.clone(),
+    };
+    let text = serde_json::to_vec(&file).expect("names and addresses are strings");
     let saved = fs::create_dir_all(&dir)
         .and_then(|()| durable::write(&dir.join(CACHE_FILE), &text, durable::READABLE));
     if let Err(error) = saved {
-        tracing::debug!(%error, dir = %dir.display(), "fleet is not remembered");
+        tracing::debug!(%error, dir = %dir.display(), "cannot cache the list of groups");
     }
 }
 
 fn load(context: &Context) -> Option<(Known, u64)> {
     let text = fs::read(context.cache_dir().join(CACHE_FILE)).ok()?;
     let file: CacheFile = serde_json::from_slice(&text).ok()?;
-    let age_s = unix_now().saturating_sub(file.saved_at);
+    let age_s = UnixTime::now().as_secs().saturating_sub(file.saved_at);
     (file.version == CACHE_VERSION).then_some((file.known, age_s))
 }
 

@@ -1,8 +1,9 @@
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
 use cohort_registry::fleet::Fleet;
 use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, ServerRecord, Stamp};
+use cohort_view::hint::Hint;
 
-use super::{CANDIDATES_MAX, Known, Origin, warning};
+use super::{CANDIDATES_MAX, Known};
 
 fn server(name: &str) -> ServerId {
     ServerId::new(name).unwrap()
@@ -52,17 +53,6 @@ fn voters_are_asked_first_then_standbys_then_some_others() {
 fn a_mistyped_group_is_told_its_neighbour() {
     let known = Known::of(&fleet());
     let failure = known.group(&GroupId::new("intel.zone-c").unwrap()).unwrap_err();
-    assert_eq!(failure.error, "there is no group `intel.zone-c`");
-    assert_eq!(failure.hints, ["did you mean `intel.zone-a`?"]);
-}
-
-#[test]
-fn an_old_picture_says_so() {
-    assert_eq!(warning(&Origin::Hub), None);
-    let origin = Origin::Cache { age_s: 75, because: "hub:7418 refused the connection".to_owned() };
-    assert_eq!(
-        warning(&origin).unwrap(),
-        "warning: the hub is away (hub:7418 refused the connection); \
-         asking the agents known 1m 15s ago"
-    );
+    assert_eq!(failure.kind, "no_such_group");
+    assert_eq!(failure.hints, [Hint::Meant("intel.zone-a".into())]);
 }

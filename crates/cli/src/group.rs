@@ -1,8 +1,11 @@
-//! Asking groups: any of a group's agents answers; the next is asked when one does not.
+//! Calls to groups: any agent of a group can answer; if one does not, the next is tried.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_base::chain;
+use cohort_core::ids::GroupId;
+use cohort_identity::UnixTime;
+use cohort_view::report::{Asked, FleetReport, Origin, Picture};
 use cohort_wire::agent::{GroupStatus, STATUS};
 use cohort_wire::http::{Call, CallError, Client, Target};
 use futures_util::{StreamExt as _, stream};
@@ -11,41 +14,16 @@ use serde::de::DeserializeOwned;
 use crate::args::Direct;
 use crate::connect::{AGENT_DEADLINE, agent_target, is_away};
 use crate::context::Context;
-use crate::failure::{Failure, chain};
-use crate::fleet::{Known, KnownGroup, Origin, Recorded, know};
+use crate::failure::Failure;
+use crate::fleet::{Known, KnownGroup, know};
+use crate::output::warn;
 
-/// Groups asked at one time: hundreds of groups in seconds, without hundreds of handshakes at once.
+/// Groups asked concurrently. 16: hundreds of groups in seconds, without hundreds of handshakes at
+/// once.
 const CONCURRENCY_MAX: usize = 16;
 
-/// What came of asking a group.
-#[derive(Debug, Clone)]
-pub(crate) struct Asked {
-    /// Which group.
-    pub(crate) group: GroupId,
-    /// Its status, or why there is none.
-    pub(crate) status: Result<GroupStatus, String>,
-    /// What the registry last knew of it.
-    pub(crate) registry: BTreeMap<AppId, Recorded>,
-    /// Servers that joined, as far as the hub knows.
-    pub(crate) joined: BTreeSet<ServerId>,
-}
-
-/// A picture of the fleet, or of a part of it.
-#[derive(Debug, Clone)]
-pub(crate) struct Picture {
-    /// Where the groups' names and addresses came from.
-    pub(crate) origin: Origin,
-    /// Every app that has a policy.
-    pub(crate) apps: BTreeSet<AppId>,
-    /// The groups.
-    pub(crate) groups: Vec<Asked>,
-}
-
 /// Asks one group, every group, or the group of one agent.
-///
-/// # Errors
-/// When nobody can be asked at all. A group that does not answer is part of the picture.
-pub(crate) async fn picture(
+async fn picture(
     context: &Context,
     client: &Client,
     direct: &Direct,
@@ -77,7 +55,18 @@ pub(crate) async fn picture(
     Ok(Picture { origin, apps, groups })
 }
 
-/// Asks a group's agents one after the other, until one speaks for the majority.
+/// Asks as [`picture`] does, and judges the answers.
+pub(crate) async fn report(
+    context: &Context,
+    client: &Client,
+    direct: &Direct,
+    only: Option<&GroupId>,
+) -> Result<FleetReport, Failure> {
+    let picture = picture(context, client, direct, only).await?;
+    Ok(FleetReport::of(picture, UnixTime::now().as_secs()))
+}
+
+/// Asks a group's agents in turn, until one answers through the leader.
 pub(crate) async fn ask_group(client: &Client, group: GroupId, known: KnownGroup) -> Asked {
     let mut best: Option<GroupStatus> = None;
     let mut failures = Vec::new();
@@ -89,12 +78,12 @@ pub(crate) async fn ask_group(client: &Client, group: GroupId, known: KnownGroup
                 break;
             }
             Ok(status) if status.group == group => {
-                // Of several that cannot reach the majority, the one that knows most.
+                // Without a quorum: the agent that has applied most.
                 if best.as_ref().is_none_or(|known| known.applied < status.applied) {
                     best = Some(status);
                 }
             }
-            Ok(status) => failures.push(format!("{server} belongs to {}", status.group)),
+            Ok(status) => failures.push(format!("{server} is in group {}", status.group)),
             Err(error) => failures.push(chain(&error)),
         }
     }
@@ -111,20 +100,17 @@ async fn ask(client: &Client, target: &Target) -> Result<GroupStatus, CallError>
     client.call_json(target, Call::get(STATUS).deadline(AGENT_DEADLINE)).await
 }
 
-/// A group to which a person says something.
+/// A group to steer.
 #[derive(Debug)]
-pub(crate) struct Spoken {
+pub(crate) struct Steered {
     client: Client,
     targets: Vec<Target>,
-    /// Its status just now.
+    /// Its status when it was found.
     pub(crate) status: GroupStatus,
 }
 
-impl Spoken {
-    /// Finds the group, and learns its status.
-    ///
-    /// # Errors
-    /// When there is no such group, or none of its agents answers.
+impl Steered {
+    /// Finds the group and reads its status.
     pub(crate) async fn to(
         context: &Context,
         direct: &Direct,
@@ -135,35 +121,29 @@ impl Spoken {
             Some((server, address)) => vec![(server.clone(), address.to_owned())],
             None => {
                 let (known, origin) = know(context).await?;
-                if let Some(warning) = crate::fleet::warning(&origin) {
-                    crate::output::note(&warning);
-                }
+                warn(&origin);
                 known.group(group)?.candidates.clone()
             }
         };
         let known = KnownGroup { candidates: candidates.clone(), ..KnownGroup::default() };
         let status = ask_group(&client, group.clone(), known).await.status.map_err(|reason| {
-            Failure::new("unreachable", format!("group {group} cannot be asked: {reason}"))
-                .hint("are its agents running?")
+            Failure::new("unreachable", format!("cannot reach group {group}: {reason}"))
+                .hint("check that its agents run")
         })?;
-        // Whoever answered comes first, then the rest, all of whom pass it on to the leader.
+        // The agent that answered comes first. Any agent forwards to the leader.
         let mut candidates = candidates;
         candidates.sort_by_key(|(server, _)| *server != status.answered_by);
         let targets: Result<Vec<Target>, Failure> =
             candidates.iter().map(|(server, address)| agent_target(server, address)).collect();
-        Ok(Spoken { client, targets: targets?, status })
+        Ok(Steered { client, targets: targets?, status })
     }
 
-    /// Says it to one agent after the other, until one has taken it.
-    ///
-    /// # Errors
-    /// The first refusal; or, when nobody could do it, what an agent said about it rather than that
-    /// another one could not be reached.
-    pub(crate) async fn say<T: DeserializeOwned>(&self, call: Call) -> Result<T, Failure> {
+    /// Sends a call to the agents in turn, until one accepts it.
+    pub(crate) async fn send<T: DeserializeOwned>(&self, call: Call) -> Result<T, Failure> {
         let mut failed: Option<CallError> = None;
         for target in &self.targets {
             match self.client.call_json(target, call.clone()).await {
-                // Requests carry an id by which a group knows that one came twice.
+                // Requests carry an id, so a group recognizes a duplicate.
                 Err(error) if is_away(&error) => {
                     if failed.as_ref().is_none_or(|known| known.status().is_none()) {
                         failed = Some(error);
@@ -175,7 +155,7 @@ impl Spoken {
         }
         let group = &self.status.group;
         Err(failed.map_or_else(
-            || Failure::new("unreachable", format!("group {group} has no agent to ask")),
+            || Failure::new("unreachable", format!("group {group} has no reachable agent")),
             Failure::from,
         ))
     }

@@ -1,11 +1,12 @@
-//! Where kill registers are read and given: the hub, one agent of each group, or one named agent.
+//! Reading and writing kill registers: at the hub, at one agent of each group, or at a named agent.
 //!
-//! Registers travel from server to server, so that no single place knows all of them at once. What
-//! is known is therefore gathered from wherever somebody answers.
+//! Registers spread from server to server, so no single place has the latest of all of them. They
+//! are gathered from every place that answers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cohort_base::chain;
 use cohort_identity::{CertificateDer, UnixTime};
 use cohort_wire::agent;
 use cohort_wire::http::{Call, CallError, Client, Target};
@@ -16,57 +17,54 @@ use futures_util::{StreamExt as _, stream};
 use crate::args::Direct;
 use crate::connect::{Hub, agent_target};
 use crate::context::Context;
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 use crate::fleet::know;
 use crate::output::note;
 
-/// How long one place is waited for: the switch is thrown in a hurry.
+/// Deadline of a call to one place. 2 s: the switch is used in an emergency.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// Places asked at one time.
+/// Places asked concurrently.
 const CONCURRENCY_MAX: usize = 16;
 
-/// One place.
+/// A place that has kill registers.
 #[derive(Debug, Clone)]
 enum Place {
     Hub(Hub),
     Agent { client: Client, target: Target },
 }
 
-/// Every place that is asked.
+/// Every place to ask.
 #[derive(Debug)]
 pub(crate) struct Places {
     places: Vec<Place>,
 }
 
-/// What was gathered: the register that holds, per scope, and who said so.
+/// The answers of all places.
 #[derive(Debug, Default)]
 pub(crate) struct Gathered {
-    /// Per scope: the register, its author, and the proof.
-    pub(crate) registers: BTreeMap<KillScope, Held>,
-    /// Damaged files at the hub: they count as on.
+    /// The latest register per scope.
+    pub(crate) registers: BTreeMap<KillScope, Verified>,
+    /// Corrupt register files at the hub: they count as on.
     pub(crate) damaged: Vec<String>,
     /// How many places answered.
     pub(crate) answered: usize,
-    /// Why the others did not.
+    /// The errors of the others.
     pub(crate) failures: Vec<Failure>,
 }
 
-/// A register that holds.
+/// A verified register.
 #[derive(Debug, Clone)]
-pub(crate) struct Held {
-    /// What it says.
+pub(crate) struct Verified {
+    /// Its content.
     pub(crate) register: KillRegister,
-    /// Who says it.
+    /// Its author.
     pub(crate) by: String,
-    /// The proof.
+    /// The signed form.
     pub(crate) signed: SignedKill,
 }
 
 impl Places {
-    /// The named agent; or the hub, and one agent of each group that is known.
-    ///
-    /// # Errors
-    /// When the context is wrong. Whoever does not answer is no error here.
+    /// The named agent; or the hub and one agent of each known group.
     pub(crate) async fn of(context: &Context, direct: &Direct) -> Result<Self, Failure> {
         let client = context.client()?;
         let agent = |target| Place::Agent { client: client.clone(), target };
@@ -83,7 +81,7 @@ impl Places {
         Ok(Places { places })
     }
 
-    /// Reads everywhere.
+    /// Reads the registers of every place.
     pub(crate) async fn gather(&self, roots: &[CertificateDer<'_>]) -> Gathered {
         let answers = self.everywhere(Call::get).await;
         let mut gathered = Gathered::default();
@@ -93,16 +91,16 @@ impl Places {
         gathered
     }
 
-    /// Gives a register everywhere. How many took it, and why the others did not.
+    /// Writes a register to every place. Returns how many accepted it, and the other errors.
     pub(crate) async fn give(&self, signed: &SignedKill) -> (usize, Vec<Failure>) {
-        // Given twice, the second one changes nothing.
+        // Writing it again changes nothing.
         let answers = self.everywhere(|path| Call::post(path, signed).idempotent()).await;
         let mut taken = 0;
         let mut failures = Vec::new();
         for answer in answers {
             match answer {
                 Ok((registers, _)) if registers.contains(signed) => taken += 1,
-                Ok(_) => failures.push(Failure::new("conflict", "a newer one is there already")),
+                Ok(_) => failures.push(Failure::new("conflict", "it has a newer register already")),
                 Err(error) => failures.push(error.into()),
             }
         }
@@ -150,46 +148,46 @@ impl Gathered {
         self.answered += 1;
         self.damaged.extend(damaged);
         for signed in registers {
-            match held(signed, roots) {
-                Ok(held) => self.put(held),
+            match verify(signed, roots) {
+                Ok(verified) => self.put(verified),
                 Err(reason) => note(&format!("warning: {reason}")),
             }
         }
     }
 
-    fn put(&mut self, held: Held) {
+    fn put(&mut self, held: Verified) {
         let scope = &held.register.scope;
-        let position = |held: &Held| (held.register.epoch, held.register.on);
+        let position = |held: &Verified| (held.register.epoch, held.register.on);
         let current = self.registers.get(scope).map(position);
         if merge(current, position(&held)) == Merged::Take {
             self.registers.insert(scope.clone(), held);
         }
     }
 
-    /// The epoch that the next change of a scope gets. *On* gets at least the time of day, so that
-    /// it holds against every *off* before it, also one that is not known here. *Off* overrules
-    /// only what its author has seen.
+    /// The epoch of the next change of a scope. *On* uses at least the wall clock, so that it wins
+    /// over every earlier *off*, even one unknown here. *Off* overrules only what its author has
+    /// seen.
     pub(crate) fn next_epoch(&self, scope: &KillScope, on: bool, now_s: u64) -> u64 {
         let known = self.registers.get(scope).map_or(0, |held| held.register.epoch);
         let next = known.saturating_add(1);
         if on { next.max(now_s) } else { next }
     }
 
-    /// Whether the scope's own switch is on, as far as is known.
+    /// Whether the scope's own switch is on, according to the places that answered.
     pub(crate) fn is_on(&self, scope: &KillScope) -> bool {
         self.registers.get(scope).is_some_and(|held| held.register.on)
     }
 }
 
-/// Verifies a register. Its author's certificate may have ended since: what counts is that it was
-/// good when the register was made.
-fn held(signed: SignedKill, roots: &[CertificateDer<'_>]) -> Result<Held, String> {
+/// Verifies a register. Its author's certificate may have expired since; it had to be valid when
+/// the register was made.
+fn verify(signed: SignedKill, roots: &[CertificateDer<'_>]) -> Result<Verified, String> {
     let unverified: KillRegister = serde_json::from_slice(&signed.0.body)
-        .map_err(|error| format!("a kill register cannot be read: {error}"))?;
+        .map_err(|error| format!("cannot parse a kill register: {error}"))?;
     let then = UnixTime::since_unix_epoch(Duration::from_secs(unverified.at));
     let verified = signed.verify(roots, UnixTime::now()).or_else(|_| signed.verify(roots, then));
     let (by, register) = verified.map_err(|error| chain(&error))?;
-    Ok(Held { register, by: by.to_string(), signed })
+    Ok(Verified { register, by: by.to_string(), signed })
 }
 
 #[cfg(test)]

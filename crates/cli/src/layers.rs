@@ -5,60 +5,65 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use cohort_base::FileError;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::failure::{Exit, Failure};
 use crate::toml_keys::{self, FILE_BYTES_MAX, Shape};
 
-/// More drop-ins than anybody keeps; beyond it, the folder is probably not one of drop-ins.
+/// A folder with more files than this is probably not one of drop-ins.
 const DROP_INS_MAX: usize = 100;
 
-/// What a key holds: how a text from the environment is read.
+/// The type of a value: how an environment variable is parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A text.
+    /// Any string.
     Text,
     /// A whole number.
     Number,
     /// `true` or `false`.
     Bool,
-    /// Texts; in the environment joined by commas.
+    /// Strings; in the environment separated by commas.
     List,
-    /// Names and texts; in the environment `name=text`, joined by commas. Layers are merged.
+    /// Names and strings; in the environment `name=text`, separated by commas. Layers are merged.
     Map,
-    /// A path; a relative one starts at the folder of the file that names it.
+    /// A path, relative to the file that names it.
     Path,
-    /// Names and paths.
+    /// Names and paths. Layers are merged.
     PathMap,
 }
 
 /// One key of a configuration.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Key {
-    /// Its name in the file.
+    /// Its name in the file; in capitals in the environment, with dashes as a flag.
     pub(crate) name: &'static str,
-    /// What it holds.
-    pub(crate) kind: Kind,
+    kind: Kind,
 }
 
-/// The configuration of one part of Cohort.
+/// A key of this name and type.
+pub(crate) const fn key(name: &'static str, kind: Kind) -> Key {
+    Key { name, kind }
+}
+
+/// The configuration of an agent or a hub.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
-    /// Its keys.
+    /// Every key.
     pub(crate) keys: &'static [Key],
-    /// The same, for checking files.
-    pub(crate) shapes: &'static [(&'static str, Shape)],
-    /// What stands before a key's name, in capitals, in the environment.
+    /// Prefix of environment variables.
     pub(crate) env_prefix: &'static str,
-    /// A configuration that is valid, in which one value at a time is tried.
+    /// A valid configuration with all required keys. Each value is tried in it alone, so that an
+    /// error can name the value's source.
     pub(crate) sample: fn() -> Table,
 }
 
 /// Where a value came from, for errors.
 type Source = String;
 
-/// The values so far.
+/// The values of all layers so far.
 #[derive(Debug)]
 pub(crate) struct Layers {
     layout: Layout,
@@ -66,15 +71,12 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// No values yet.
+    /// Without values.
     pub(crate) fn new(layout: Layout) -> Self {
         Layers { layout, values: BTreeMap::new() }
     }
 
-    /// Adds a file and the drop-ins beside it: `agent.d/*.toml` beside `agent.toml`, by name.
-    ///
-    /// # Errors
-    /// When one cannot be read, or has a key that is not known.
+    /// Adds a file and its drop-ins by name: `agent.d/*.toml` next to `agent.toml`.
     pub(crate) fn add_file_and_drop_ins(&mut self, file: &Path) -> Result<(), Failure> {
         if file.exists() {
             self.add_file(file)?;
@@ -88,7 +90,9 @@ impl Layers {
     fn add_file(&mut self, file: &Path) -> Result<(), Failure> {
         let name = file.display().to_string();
         let text = read_file(file)?;
-        toml_keys::check(&text, &name, self.layout.shapes)?;
+        let known: Vec<(&str, Shape)> =
+            self.layout.keys.iter().map(|key| (key.name, Shape::Value)).collect();
+        toml_keys::check(&text, &name, &known)?;
         let table: Table =
             toml::from_str(&text).map_err(|error| toml_keys::malformed(&name, &error))?;
         let folder = absolute(file).parent().map(Path::to_owned).unwrap_or_default();
@@ -101,10 +105,7 @@ impl Layers {
         Ok(())
     }
 
-    /// Adds what the environment says. `get` reads a variable.
-    ///
-    /// # Errors
-    /// When a value is not of its key's kind.
+    /// Adds environment variables. `get` reads one.
     pub(crate) fn add_env(&mut self, get: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
         for key in self.layout.keys {
             let variable = format!("{}{}", self.layout.env_prefix, key.name.to_uppercase());
@@ -118,19 +119,25 @@ impl Layers {
         Ok(())
     }
 
-    /// Adds a flag's value, when it was given.
-    ///
-    /// # Panics
-    /// When the key is not of this configuration: a mistake of the caller that every test finds.
-    pub(crate) fn add_flag(&mut self, name: &str, value: Option<Value>) {
-        let Some(value) = value else { return };
-        let key = self.layout.keys.iter().find(|key| key.name == name);
-        let key = key.expect("flags are named after keys of the configuration");
-        let flag = format!("--{}", name.replace('_', "-"));
-        self.put(key, with_paths(key.kind, value, Path::new("")), flag);
+    /// Adds the flags that were given: the fields of `args` that have the name of a key.
+    pub(crate) fn add_flags(&mut self, args: &impl Serialize) {
+        let flags = Table::try_from(args).expect("flags are strings, numbers and lists of them");
+        for key in self.layout.keys {
+            let value = match flags.get(key.name) {
+                None | Some(Value::Boolean(false)) => continue,
+                Some(Value::Array(list)) if list.is_empty() => continue,
+                Some(Value::Array(pairs)) if key.kind == Kind::Map => {
+                    let pair = |pair: &Value| Some((pair[0].as_str()?.to_owned(), pair[1].clone()));
+                    Value::Table(pairs.iter().filter_map(pair).collect())
+                }
+                Some(value) => value.clone(),
+            };
+            let flag = format!("--{}", key.name.replace('_', "-"));
+            self.put(key, with_paths(key.kind, value, Path::new("")), flag);
+        }
     }
 
-    /// Adds a value that holds unless something else is said.
+    /// Adds a value for a key that has none.
     pub(crate) fn add_default(&mut self, name: &str, value: Value) {
         if let Some(key) = self.layout.keys.iter().find(|key| key.name == name) {
             self.values.entry(key.name).or_insert((value, "the default".to_owned()));
@@ -150,10 +157,7 @@ impl Layers {
         self.values.insert(key.name, (merged, source));
     }
 
-    /// The configuration.
-    ///
-    /// # Errors
-    /// When a value is wrong (named with where it came from) or a key that is needed is missing.
+    /// Deserializes the configuration.
     pub(crate) fn finish<T: DeserializeOwned>(self) -> Result<T, Failure> {
         for (name, (value, source)) in &self.values {
             let mut sample = (self.layout.sample)();
@@ -170,7 +174,7 @@ impl Layers {
             if !table.contains_key(name) {
                 let variable = format!("{}{}", self.layout.env_prefix, name.to_uppercase());
                 let flag = name.replace('_', "-");
-                let error = format!("configuration does not say what `{name}` is");
+                let error = format!("missing configuration key `{name}`");
                 return Err(Failure::new("configuration", error)
                     .hint(format!("set `{name}` in the file, {variable}, or --{flag}"))
                     .exit(Exit::Usage));
@@ -182,28 +186,24 @@ impl Layers {
     }
 }
 
-/// Reads a small file as text.
-///
-/// # Errors
-/// Names the file.
+/// Reads a small text file.
 pub(crate) fn read_file(file: &Path) -> Result<String, Failure> {
-    let name = file.display();
-    let failed = |error: io::Error| {
-        Failure::new("file", format!("{name} cannot be read: {error}")).exit(Exit::Usage)
-    };
-    let length = fs::metadata(file).map_err(failed)?.len();
+    let length = fs::metadata(file).map_err(|error| unreadable(file, error))?.len();
     if length > FILE_BYTES_MAX {
-        let error = format!("{name} is {length} bytes long, more than {FILE_BYTES_MAX}");
+        let name = file.display();
+        let error = format!("{name} is too long: {length} bytes, at most {FILE_BYTES_MAX}");
         return Err(Failure::new("file", error).exit(Exit::Usage));
     }
-    fs::read_to_string(file).map_err(failed)
+    fs::read_to_string(file).map_err(|error| unreadable(file, error))
+}
+
+fn unreadable(path: &Path, source: io::Error) -> Failure {
+    let error = FileError { doing: "read", path: path.to_owned(), source };
+    Failure::of("file", &error).exit(Exit::Usage)
 }
 
 fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let failed = |error: io::Error| {
-        let error = format!("{} cannot be read: {error}", folder.display());
-        Failure::new("file", error).exit(Exit::Usage)
-    };
+    let failed = |error| unreadable(folder, error);
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -217,16 +217,15 @@ fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
         }
     }
     if files.len() > DROP_INS_MAX {
-        let error = format!("{} has {} drop-ins", folder.display(), files.len());
-        return Err(Failure::new("file", error)
-            .hint(format!("{DROP_INS_MAX} at the most are read"))
-            .exit(Exit::Usage));
+        let (name, count) = (folder.display(), files.len());
+        let error = format!("{name} has {count} drop-ins, at most {DROP_INS_MAX} are allowed");
+        return Err(Failure::new("file", error).exit(Exit::Usage));
     }
     files.sort();
     Ok(files)
 }
 
-/// The path from the root on; as it is, when there is no current folder.
+/// The absolute path; unchanged if there is no current folder.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
@@ -263,27 +262,6 @@ fn parse_text(kind: Kind, text: &str) -> Result<Value, &'static str> {
     }
 }
 
-/// A list of texts; none when it is empty and so was not given.
-pub(crate) fn list_flag(values: &[String]) -> Option<Value> {
-    (!values.is_empty()).then(|| list_value(values.iter().map(String::as_str)))
-}
-
-/// Pairs `name=text`; none when there are none.
-pub(crate) fn map_flag(pairs: &[(String, String)]) -> Option<Value> {
-    let pairs_of = pairs.iter().map(|(name, text)| (name.as_str(), text.as_str()));
-    (!pairs.is_empty()).then(|| map_value(pairs_of))
-}
-
-/// A text, if given.
-pub(crate) fn text_flag(value: Option<&impl ToString>) -> Option<Value> {
-    value.map(|value| Value::String(value.to_string()))
-}
-
-/// A path, if given.
-pub(crate) fn path_flag(value: Option<&PathBuf>) -> Option<Value> {
-    value.map(|path| Value::String(path.to_string_lossy().into_owned()))
-}
-
 fn list_value<'t>(texts: impl Iterator<Item = &'t str>) -> Value {
     Value::Array(texts.map(|text| Value::String(text.to_owned())).collect())
 }
@@ -293,9 +271,6 @@ fn map_value<'t>(pairs: impl Iterator<Item = (&'t str, &'t str)>) -> Value {
 }
 
 /// Parses `name=text` for clap.
-///
-/// # Errors
-/// When there is no `=`.
 pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
     pair.map(|(name, value)| (name.to_owned(), value.to_owned()))

@@ -3,6 +3,7 @@ use std::path::Path;
 
 use cohort_agent::config::AgentConfig;
 use cohort_hub::HubConfig;
+use cohort_view::hint::Hint;
 use toml::Value;
 
 use super::{Layers, Layout};
@@ -20,20 +21,17 @@ fn agent(dir: &Path, env: &[(&str, &str)]) -> Result<AgentConfig, Failure> {
     layers.add_env(|name| {
         env.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_owned())
     })?;
-    layers.add_flag("rack", Some(Value::String("rack-flag".to_owned())));
+    layers.add_flags(&serde_json::json!({ "rack": "rack-flag", "hub": [] }));
     layers.finish()
 }
 
-/// Every key of a configuration's own type is known here, and no other.
+/// The keys of a layout are the fields of its type.
 fn assert_keys<T: serde::Serialize>(layout: Layout, config: &T) {
     let Value::Table(table) = Value::try_from(config).unwrap() else { panic!("a table") };
     let of_type: Vec<&str> = table.keys().map(String::as_str).collect();
     let mut here: Vec<&str> = layout.keys.iter().map(|key| key.name).collect();
-    let mut shapes: Vec<&str> = layout.shapes.iter().map(|(name, _)| *name).collect();
     here.sort_unstable();
-    shapes.sort_unstable();
     assert_eq!(here, of_type);
-    assert_eq!(here, shapes);
 }
 
 #[test]
@@ -91,7 +89,7 @@ fn later_layers_win_per_key_and_labels_are_merged() {
 }
 
 #[test]
-fn wrong_keys_and_values_name_where_they_are() {
+fn errors_name_the_source_of_a_wrong_key_or_value() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("agent.toml");
     let shown = file.display();
@@ -104,7 +102,7 @@ fn wrong_keys_and_values_name_where_they_are() {
     };
     let failure = fails(&format!("{base}\nlables = {{}}\n"), &[]);
     assert_eq!(failure.error, format!("{shown} line 4: unknown key `lables`"));
-    assert_eq!(failure.hints, ["did you mean `labels`?"]);
+    assert_eq!(failure.hints, [Hint::Meant("labels".into())]);
 
     let failure = fails(&format!("{base}service_port = 70000\n"), &[]);
     assert!(failure.error.starts_with(&format!("{shown}: service_port: ")), "{}", failure.error);
@@ -117,12 +115,13 @@ fn wrong_keys_and_values_name_where_they_are() {
         failure.error
     );
     let failure = fails("platform = \"intel\"\n", &[]);
-    assert_eq!(failure.error, "configuration does not say what `server` is");
-    assert_eq!(failure.hints, ["set `server` in the file, COHORT_SERVER, or --server"]);
+    assert!(failure.error.contains("`server`"), "{}", failure.error);
+    let hint = failure.hints[0].to_string();
+    assert!(hint.contains("COHORT_SERVER") && hint.contains("--server"), "{hint}");
 }
 
 #[test]
-fn limits_marks_and_what_is_made_way_for_are_read_from_every_layer() {
+fn limits_markings_and_what_is_yielded_to_are_read_from_every_layer() {
     let dir = tempfile::tempdir().unwrap();
     let text = "server = \"web-1\"\nplatform = \"intel\"\nyield_to = []\npacket_marking = \"8\"\n";
     fs::write(dir.path().join("agent.toml"), text).unwrap();
@@ -150,12 +149,12 @@ fn limits_marks_and_what_is_made_way_for_are_read_from_every_layer() {
 }
 
 #[test]
-fn a_file_that_is_no_configuration_is_not_read_whole() {
+fn a_file_that_is_too_long_is_not_read() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("agent.toml");
     fs::File::create(&file).unwrap().set_len(64 << 20).unwrap();
     let failure = agent(dir.path(), &[]).unwrap_err();
-    assert!(failure.error.contains("67108864 bytes long"), "{}", failure.error);
+    assert!(failure.error.contains("67108864"), "{}", failure.error);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What the program has to say of itself: to standard error, filtered by `COHORT_LOG` or `RUST_LOG`.
+//! Logging to standard error, filtered by `COHORT_LOG` or `RUST_LOG`.
 
 use std::io::{self, IsTerminal as _};
 
@@ -8,23 +8,23 @@ use tracing_subscriber::EnvFilter;
 /// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// Lines for people.
+    /// One line of text each.
     #[default]
     Text,
-    /// One JSON object per line.
+    /// One JSON object each.
     Json,
 }
 
-/// Sets logging up. `default` is the filter when neither variable is set, such as `info`.
+/// `default`: the filter if neither variable is set, such as `info`.
 pub(crate) fn set_up(format: LogFormat, default: &str) {
     let filter = ["COHORT_LOG", "RUST_LOG"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
         .unwrap_or_else(|| default.to_owned());
-    // A filter that cannot be read must not keep an agent from starting.
+    // An invalid filter must not keep an agent from starting.
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // A second set-up in one process (tests) changes nothing.
+    // Fails if it is set up already (tests).
     let _already = match format {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().try_init(),

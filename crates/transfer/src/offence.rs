@@ -67,15 +67,4 @@ impl Offence {
             Offence::Slow => "slow",
         }
     }
-
-    /// For people, after the name of the source.
-    #[must_use]
-    pub fn words(self) -> &'static str {
-        match self {
-            Offence::WrongBytes => "sent wrong bytes",
-            Offence::WrongLength => "sent answers of the wrong length",
-            Offence::Silent => "did not respond",
-            Offence::Slow => "sent too slowly to be of use",
-        }
-    }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use cohort_core::phase::PhaseName;
+use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{AppStatus, GroupStatus};
 
 use crate::Fleet;
@@ -47,11 +48,30 @@ pub fn holds(status: &GroupStatus, rejected: &str, running: &str) -> bool {
     })
 }
 
-/// Whether the sentence of any wait or refusal contains `words`.
+/// Why the app is held or rolls back; empty if it is not.
 #[must_use]
-pub fn says(status: &GroupStatus, words: &str) -> bool {
-    app(status).is_some_and(|app| app.waiting.iter().any(|wait| wait.sentence.contains(words)))
-        || status.refusals.iter().any(|refusal| refusal.contains(words))
+pub fn reason(status: &GroupStatus) -> String {
+    let reason = app(status).and_then(|app| app.reason.as_ref());
+    reason.map_or_else(String::new, ToString::to_string)
+}
+
+/// Whether the app waits for something that `is` recognizes.
+#[must_use]
+pub fn waits(status: &GroupStatus, is: impl Fn(&WaitingOn) -> bool) -> bool {
+    app(status).is_some_and(|app| app.waiting.iter().any(|wait| is(&wait.on)))
+}
+
+/// Whether the kill switch is on for this reason, as the group sees it.
+#[must_use]
+pub fn killed(status: &GroupStatus, why: &str) -> bool {
+    waits(status, |on| matches!(on, WaitingOn::KillSwitch { reason } if reason.contains(why)))
+}
+
+/// Whether the group refuses a mirror or a release with this error.
+#[must_use]
+pub fn refuses(status: &GroupStatus, error: &str) -> bool {
+    waits(status, |on| matches!(on, WaitingOn::ReleaseRefused { reason } if reason.contains(error)))
+        || status.refusals.iter().any(|refusal| refusal.contains(error))
 }
 
 /// A group in one line, for error messages.
@@ -66,7 +86,7 @@ pub fn line(status: &GroupStatus) -> String {
         text.push_str(&format!(" wave {}", app.wave));
     }
     for wait in &app.waiting {
-        text.push_str(&format!("; {}", wait.sentence));
+        text.push_str(&format!("; {:?}", wait.on));
     }
     text
 }

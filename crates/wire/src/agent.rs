@@ -11,8 +11,9 @@ use cohort_core::ids::{
 };
 use cohort_core::orders::{MemberAddress, Orders};
 use cohort_core::phase::PhaseName;
+use cohort_core::reason::{DebtReason, Reason, Unfit};
 pub use cohort_core::report::Doing;
-use cohort_core::report::Report;
+use cohort_core::report::{Report, Step};
 use cohort_core::state::HistoryEntry;
 use cohort_core::waiting::WaitingOn;
 use cohort_core::{Body, Command};
@@ -22,6 +23,7 @@ use crate::kill::SignedKill;
 
 mod transfer;
 
+pub use cohort_transfer::{Offence, SourceName};
 pub use transfer::{
     CHAIN_SERVERS_SHOWN_MAX, CHAINS_SHOWN_MAX, ChainStatus, NAMES_SHOWN_MAX, OffenderStatus,
     TRANSFERS_SHOWN_MAX, TransferStatus,
@@ -206,55 +208,55 @@ pub struct TransferLeaderAnswer {
     pub to: ServerId,
 }
 
-/// A group as one of its agents sees it.
+/// A group as one of its agents sees it: facts only. `cohort-view` words them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupStatus {
     /// [`CONTROL_VERSION`].
     pub version: u32,
-    /// The group.
+    /// The group that answers.
     pub group: GroupId,
-    /// Which life of it.
+    /// Raised when the group is recovered from the loss of its majority.
     pub incarnation: Incarnation,
-    /// Its labels.
+    /// The grouping labels that its servers share.
     pub labels: BTreeMap<String, String>,
-    /// Its platform.
+    /// None until the registry has told it.
     pub platform: Option<Platform>,
-    /// The agent that answers.
+    /// The server whose agent answers.
     pub answered_by: ServerId,
-    /// The leader, if known.
+    /// The server that leads, if known.
     pub leader: Option<ServerId>,
     /// Raft's term.
     pub term: u64,
-    /// The last committed position.
+    /// The last committed position of the log.
     pub commit: u64,
     /// The position up to which this agent has applied.
     pub applied: u64,
-    /// Whether it was read through the leader: false when a minority tells what it last knew.
+    /// Whether it was read through the leader. If not, it is what a minority last knew.
     pub linearizable: bool,
     /// The group clock.
     pub clock: ClockMs,
-    /// The kill switch, if it is on.
+    /// The reason given for the kill switch, while it is on.
     pub killed: Option<String>,
-    /// Whether the registry answers, as the leader sees it.
+    /// Whether the leader reaches the registry.
     pub registry_reachable: Option<bool>,
-    /// Voters,
+    /// Members that vote.
     pub voters: Vec<MemberAddress>,
-    /// and standbys.
+    /// Members that only replicate.
     pub standbys: Vec<MemberAddress>,
-    /// The servers.
+    /// Every server of the group.
     pub servers: BTreeMap<ServerId, ServerStatus>,
-    /// The apps.
+    /// Every app that has a policy.
     pub apps: BTreeMap<AppId, AppStatus>,
-    /// What was refused lately: mirrors, releases.
+    /// Mirrors and releases refused lately, with the error.
     pub refusals: Vec<String>,
-    /// Artifacts on their way, and those that came last; at most [`TRANSFERS_SHOWN_MAX`]. Empty when
-    /// the leader does not answer: it alone knows.
+    /// Transfers in progress, then those that ended last; at most [`TRANSFERS_SHOWN_MAX`]. Only the
+    /// leader tracks them: empty when it does not answer.
     #[serde(default)]
     pub transfers: Vec<TransferStatus>,
-    /// What mirrors gave in the last transfer that was large enough to tell, in bytes per second.
+    /// Mirror throughput of the last transfer large enough to measure, in bytes per second.
     #[serde(default)]
     pub downlink_bytes_per_second: Option<u64>,
-    /// How fast the answering server may receive, in bytes per second; none: as fast as it can.
+    /// `download_limit` of the answering server, in bytes per second; none: unlimited.
     #[serde(default)]
     pub download_limit_bytes_per_second: Option<u64>,
 }
@@ -262,77 +264,108 @@ pub struct GroupStatus {
 /// A server of the group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerStatus {
-    /// Its peer port.
+    /// Its peer port, `host:port`.
     pub address: String,
     /// Its failure domain.
     pub rack: Option<String>,
     /// Its place in the order of joining.
     pub joined: u64,
-    /// The member that it carries.
+    /// The member that it carries, if any.
     pub member: Option<MemberId>,
-    /// How long ago it asked for its orders, as the leader knows.
+    /// How long ago it asked for its orders, as the leader knows, in milliseconds.
     pub contact_age_ms: Option<u64>,
 }
 
 /// An app in the group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppStatus {
-    /// The state of the drawing.
+    /// As drawn in `docs/state-machine.md`.
     pub state: PhaseName,
-    /// By the group clock.
+    /// When it entered this state, by the group clock.
     pub since: ClockMs,
     /// What the whole group runs, or ran before the rollout.
     pub last_good: Option<Version>,
     /// What is rolled out, rolled back, or was rejected.
     pub target: Option<Version>,
-    /// Why it is held or goes back.
-    pub reason: String,
-    /// The wave, from 1; 0 before the first.
+    /// Why it is held or rolls back; none otherwise.
+    pub reason: Option<Reason>,
+    /// The current wave, from 1; 0 outside of waves.
     pub wave: u32,
-    /// Servers of the wave.
+    /// The servers of that wave.
     pub wave_servers: Vec<ServerId>,
     /// The plan's generation.
     pub generation: Generation,
     /// Whether the rollout is paused.
     pub paused: bool,
-    /// Per server.
+    /// What is known of each server.
     pub servers: BTreeMap<ServerId, ServerAppStatus>,
     /// What it waits for.
     pub waiting: Vec<WaitingStatus>,
-    /// What happened, oldest first.
+    /// Earlier rollouts, oldest first.
     pub history: Vec<HistoryEntry>,
-    /// The last failures, in words.
-    pub failures: Vec<String>,
+    /// The last failures of this rollout.
+    pub failures: Vec<FailureStatus>,
+}
+
+/// A failure that counts against the rollout's budgets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureStatus {
+    /// The server that failed.
+    pub server: ServerId,
+    /// The step at which it failed.
+    pub step: Step,
+    /// The error that the server reported.
+    pub reason: String,
 }
 
 /// An app on a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerAppStatus {
-    /// What runs.
+    /// The release that runs.
     pub running: Option<Version>,
     /// Whether it takes traffic.
     pub in_service: bool,
-    /// Why not.
-    pub health: String,
-    /// Whether it has the artifact of what is rolled out.
+    /// Why it takes no traffic; none if it does, or before it has run anything.
+    pub unfit: Option<Unfit>,
+    /// Whether it has all the bytes of the release that is rolled out.
     pub holds_target: bool,
-    /// What is being done to it: `granted`, `applied`, `checked`, `failed`, `undone`.
-    pub activation: Option<String>,
-    /// What it says it is doing.
+    /// The change that it was told to make, and how far it has come.
+    pub activation: Option<ActivationStatus>,
+    /// What its agent says it is doing now.
     pub doing: Option<Doing>,
-    /// What it owes, in words.
-    pub debt: Option<String>,
+    /// Why it is not on the last good release, where it should be.
+    pub debt: Option<DebtReason>,
+}
+
+/// How far a server has come with the change that it was told to make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "stage", rename_all = "kebab-case")]
+pub enum ActivationStatus {
+    /// It may begin,
+    Granted,
+    /// has started the release,
+    Applied,
+    /// has passed its pre-flight checks,
+    Checked,
+    /// or failed,
+    Failed {
+        /// at this step,
+        step: Step,
+        /// with this error,
+        reason: String,
+    },
+    /// or went back to the release before without being told.
+    Undone {
+        /// The error that made it go back.
+        reason: String,
+    },
 }
 
 /// Something that waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitingStatus {
-    /// For what.
+    /// What it waits for.
     pub on: WaitingOn,
-    /// The same, in a sentence.
-    pub sentence: String,
-    /// What unblocks it.
-    pub unblocks: String,
-    /// For how long, by the group clock, in milliseconds.
+    /// How long it has waited by the group clock, in milliseconds.
     pub for_ms: u64,
 }

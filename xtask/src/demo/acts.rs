@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use cohort_core::phase::PhaseName;
+use cohort_core::waiting::WaitingOn;
 use cohort_trial::release::WebRelease;
 use cohort_trial::replace_mirror;
-use cohort_trial::watch::{app, holds, runs, says};
+use cohort_trial::watch::{app, holds, refuses, runs, waits};
 use cohort_wire::agent::GroupStatus;
 
 use super::{BALLAST_BYTES, PLATFORMS, Stage, breathe};
@@ -21,8 +22,10 @@ pub(crate) enum End {
     Runs(String),
     /// Held: rolled back from the first version to the second.
     Holds(String, String),
-    /// Runs a version and says these words.
-    StaysAndSays(String, String),
+    /// Runs this version, because that group found the release bad.
+    Spared(String, String),
+    /// Runs this version, and refuses a release with that error.
+    Refuses(String, String),
 }
 
 impl End {
@@ -30,7 +33,14 @@ impl End {
         match self {
             End::Runs(version) => runs(status, version),
             End::Holds(rejected, running) => holds(status, rejected, running),
-            End::StaysAndSays(version, words) => runs(status, version) && says(status, words),
+            End::Spared(version, by) => {
+                let spared = |on: &WaitingOn| match on {
+                    WaitingOn::VerdictElsewhere { group, .. } => group.as_str() == by,
+                    _ => false,
+                };
+                runs(status, version) && waits(status, spared)
+            }
+            End::Refuses(version, error) => runs(status, version) && refuses(status, error),
         }
     }
 }
@@ -71,7 +81,7 @@ impl Stage {
         self.fleet.publish(&bad, &PLATFORMS)?;
         let ends = self.all(|group| match group {
             "amd.zone-a" => End::Holds("1.2.0".into(), "1.1.1".into()),
-            "amd.zone-b" => End::StaysAndSays("1.1.1".into(), "amd.zone-a found it bad".into()),
+            "amd.zone-b" => End::Spared("1.1.1".into(), "amd.zone-a".into()),
             _ => End::Runs("1.2.0".into()),
         });
         self.expect(4, "1.2.0", ACT_MAX, &ends)?;
@@ -163,12 +173,12 @@ impl Stage {
         self.expect_refusal("1.0.0 replayed", "was seen before")
     }
 
-    fn expect_refusal(&mut self, release: &str, words: &str) -> Result<()> {
+    fn expect_refusal(&mut self, release: &str, error: &str) -> Result<()> {
         let ends = self.group_names().into_iter().map(|group| {
             let end = match group.as_str() {
                 // It stays held, and also shows the refusal.
                 "amd.zone-a" => End::Holds("1.2.0".into(), "1.1.1".into()),
-                _ => End::StaysAndSays(self.current(&group).into(), words.into()),
+                _ => End::Refuses(self.current(&group).into(), error.into()),
             };
             (group, end)
         });

@@ -4,7 +4,9 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use cohort_core::phase::PhaseName;
+use cohort_core::waiting::WaitingOn;
 use cohort_trial::watch::app;
+use cohort_view::{transfer, waiting};
 use cohort_wire::agent::{AppStatus, GroupStatus};
 
 /// Redraws itself on a terminal; prints only changes elsewhere.
@@ -60,16 +62,16 @@ fn lines_of(status: &GroupStatus) -> Vec<String> {
     let wave = if app.wave > 0 { format!(" wave {}", app.wave) } else { String::new() };
     let head = format!("{:14} {:8} {servers} {}{target}{wave}", status.group, good, app.state);
     let mut lines = vec![head];
-    if !app.reason.is_empty() {
-        lines.push(format!("{:14} because {}", "", app.reason));
+    if let Some(reason) = &app.reason {
+        lines.push(format!("{:14} because {reason}", ""));
     }
     for wait in &app.waiting {
-        if app.state != PhaseName::Running || !wait.sentence.starts_with("runs what") {
-            lines.push(format!("{:14} {}", "", wait.sentence));
+        if app.state != PhaseName::Running || wait.on != WaitingOn::NewRelease {
+            lines.push(format!("{:14} {}", "", waiting::sentence(&wait.on)));
         }
     }
     for transfer in status.transfers.iter().filter(|transfer| transfer.under_way) {
-        lines.push(format!("{:14} {}", "", transfer.sentence));
+        lines.push(format!("{:14} {}", "", transfer::sentence(transfer)));
     }
     lines
 }

@@ -16,7 +16,7 @@ pub(crate) const ALLOWED: &[(&str, &str)] = &[
     ("agent", "artifact base consensus core distribute host identity registry server store wire"),
     ("artifact", "core"),
     ("base", ""),
-    ("cli", "agent artifact base core host hub identity mirror registry wire"),
+    ("cli", "agent artifact base core host hub identity mirror registry view wire"),
     ("consensus", "store"),
     ("core", ""),
     ("distribute", "artifact base core identity transfer wire"),
@@ -27,12 +27,13 @@ pub(crate) const ALLOWED: &[(&str, &str)] = &[
     ("mirror", "artifact base core identity wire"),
     ("registry", "base core identity wire"),
     ("server", "consensus core store transfer"),
-    ("simulate", "consensus core server store transfer"),
+    ("simulate", "consensus core server store transfer view"),
     ("store", "base"),
     ("transfer", "base core"),
     ("trial", "base core identity wire"),
-    ("wire", "base core identity"),
-    ("xtask", "base core trial wire"),
+    ("view", "base core wire"),
+    ("wire", "base core identity transfer"),
+    ("xtask", "base core trial view wire"),
 ];
 
 /// Pure crates, and everything that each may depend on.

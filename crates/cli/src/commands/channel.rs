@@ -1,15 +1,15 @@
-//! `cohort channel`: which release a channel points to.
+//! `cohort channel`: the releases that channels point to.
 
 use clap::{Args, Subcommand};
 use cohort_artifact::{AppId, Channel, ChannelPointer, Version};
-use serde::Serialize;
+use cohort_view::table::{cell, render, table};
+use serde_json::{Value, json};
 
 use crate::args::Global;
-use crate::failure::{Exit, Failure};
-use crate::output::{Look, Output, cell, render, say, say_json, table};
+use crate::failure::{Exit, Failure, OrFail as _};
+use crate::output::look;
 use crate::workplace::Place;
 
-/// What `cohort channel` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ChannelCommand {
     /// Point a channel to a published version
@@ -18,30 +18,18 @@ pub(crate) enum ChannelCommand {
     List(Place),
 }
 
-/// What `cohort channel set` takes.
 #[derive(Debug, Args)]
 pub(crate) struct SetArgs {
-    /// The app
+    /// App name
     app: AppId,
-    /// The channel, such as stable
+    /// Channel name, such as stable
     channel: Channel,
-    /// The version
+    /// Published version
     version: Version,
     #[command(flatten)]
     place: Place,
 }
 
-/// A channel, for programs.
-#[derive(Debug, Serialize)]
-struct Shown<'a> {
-    app: &'a AppId,
-    channel: &'a Channel,
-    version: &'a Version,
-    serial: u64,
-    set_at: String,
-}
-
-/// Does it.
 pub(crate) async fn run(global: &Global, command: &ChannelCommand) -> Result<Exit, Failure> {
     match command {
         ChannelCommand::Set(args) => set(global, args).await,
@@ -50,51 +38,34 @@ pub(crate) async fn run(global: &Global, command: &ChannelCommand) -> Result<Exi
 }
 
 async fn set(global: &Global, args: &SetArgs) -> Result<Exit, Failure> {
-    let (workplace, keys) = args.place.open(global, None).await?;
-    let pointer = workplace
-        .repository()
-        .set_channel(&keys, &args.app, &args.channel, &args.version)
-        .await
-        .map_err(|error| Failure::of("channel", &error))?;
+    let SetArgs { app, channel, version, place } = args;
+    let (workplace, keys) = place.open(global, None).await?;
+    let pointer = workplace.repository().set_channel(&keys, app, channel, version).await;
+    let pointer = pointer.or_fail("channel")?;
     workplace.finish().await?;
-    match global.output {
-        Output::Json => say_json(&shown(&pointer)),
-        Output::Text => say(&format!(
-            "channel {} of {} points to {}\n",
-            pointer.channel, pointer.app, pointer.version
-        )),
-    }
+    global
+        .output
+        .answer(&json(&pointer), || format!("channel {channel} of {app} points to {version}\n"));
     Ok(Exit::Done)
 }
 
 async fn list(global: &Global, place: &Place) -> Result<Exit, Failure> {
     let workplace = place.open_to_read(global, None).await?;
-    let repository = workplace.repository();
-    let pointers = repository.channels().map_err(|error| Failure::of("repository", &error))?;
-    match global.output {
-        Output::Json => say_json(&pointers.iter().map(shown).collect::<Vec<_>>()),
-        Output::Text => {
-            let mut rows = table(Look::of_stdout(), &["APP", "CHANNEL", "VERSION", "SET AT"]);
-            for pointer in &pointers {
-                rows.add_row([
-                    cell(&pointer.app),
-                    cell(&pointer.channel),
-                    cell(&pointer.version),
-                    cell(pointer.set_at),
-                ]);
-            }
-            say(&render(&rows));
+    let pointers = workplace.repository().channels().or_fail("repository")?;
+    global.output.answer(&pointers.iter().map(json).collect::<Vec<_>>(), || {
+        let mut rows = table(look(), &["APP", "CHANNEL", "VERSION", "SET AT"]);
+        for ChannelPointer { app, channel, version, set_at, .. } in &pointers {
+            rows.add_row([cell(app), cell(channel), cell(version), cell(set_at)]);
         }
-    }
+        render(&rows)
+    });
     Ok(Exit::Done)
 }
 
-fn shown(pointer: &ChannelPointer) -> Shown<'_> {
-    Shown {
-        app: &pointer.app,
-        channel: &pointer.channel,
-        version: &pointer.version,
-        serial: pointer.serial,
-        set_at: pointer.set_at.to_string(),
-    }
+fn json(pointer: &ChannelPointer) -> Value {
+    let ChannelPointer { app, channel, version, serial, set_at, .. } = pointer;
+    json!({
+        "app": app, "channel": channel, "version": version, "serial": serial,
+        "set_at": set_at.to_string(),
+    })
 }

@@ -5,19 +5,17 @@ use clap_complete::{Shell, generate};
 
 use crate::args::Cli;
 use crate::failure::Exit;
-use crate::output::say;
+use crate::output::print;
 
-/// What `cohort completions` takes.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
-    /// The shell: bash, zsh, fish, …
+    /// Shell: bash, zsh, fish, …
     shell: Shell,
 }
 
-/// Writes them.
 pub(crate) fn run(args: &CompletionsArgs) -> Exit {
     let mut text = Vec::new();
     generate(args.shell, &mut Cli::command(), "cohort", &mut text);
-    say(&String::from_utf8_lossy(&text));
+    print(&String::from_utf8_lossy(&text));
     Exit::Done
 }

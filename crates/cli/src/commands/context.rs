@@ -1,10 +1,11 @@
-//! `cohort context`: a person's own identity and folder.
+//! `cohort context`: a person's identity and context folder.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use cohort_base::durable;
 use cohort_identity::{Alpn, Identity, JoinToken, Peer, PeerName, Role, UnixTime};
+use cohort_view::command::{Command, Flag};
+use cohort_view::hint::Hint;
 use cohort_wire::http::{Call, Client, Target};
 use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, RENEW, RenewAnswer, RenewRequest};
 use serde_json::json;
@@ -12,36 +13,32 @@ use serde_json::json;
 use crate::args::{Global, peer_name};
 use crate::commands::context_of;
 use crate::connect::{Hub, is_away};
-use crate::context::{self, ContextFile};
-use crate::failure::{Exit, Failure};
+use crate::context::{self, ContextFile, write_file};
+use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::read_file;
-use crate::output::{Output, say, say_json};
 
-/// What `cohort context` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContextCommand {
-    /// Show who you are and where the hub is
+    /// Show your identity and the hub
     Show,
-    /// Trade a join token for a certificate, and make a context folder of it
+    /// Create a context folder from a join token
     Join(JoinArgs),
-    /// Trade your certificate for a newer one
+    /// Renew your certificate
     Renew,
 }
 
-/// What `cohort context join` takes.
 #[derive(Debug, Args)]
 pub(crate) struct JoinArgs {
-    /// The file with the token; `-`: standard input
+    /// File with the token; `-` for standard input
     token: PathBuf,
-    /// Your name, in the audit trail
+    /// Your name in the audit trail
     #[arg(long, value_parser = peer_name)]
     name: PeerName,
-    /// What the token was made for
+    /// Role of the token
     #[arg(long, default_value = "operator")]
     role: Role,
 }
 
-/// Does it.
 pub(crate) async fn run(global: &Global, command: &ContextCommand) -> Result<Exit, Failure> {
     match command {
         ContextCommand::Show => show(global),
@@ -57,19 +54,21 @@ fn show(global: &Global) -> Result<Exit, Failure> {
     let (hub, addresses) = context.hub()?;
     let until_text = jiff::Timestamp::from_second(until.cast_signed())
         .map_or_else(|_| "?".to_owned(), |until| until.to_string());
-    match global.output {
-        Output::Json => say_json(&json!({
-            "dir": context.dir, "you": identity.peer(), "until": until, "hub": addresses,
-        })),
-        Output::Text => {
-            say(&format!("you are {}, until {until_text}\n", identity.peer()));
-            say(&format!("{hub} at {}\n", addresses.join(", ")));
-            say(&format!("context folder {}\n", context.dir.display()));
-            if identity.is_expiring(UnixTime::now()) {
-                say("your certificate ends soon: cohort context renew\n");
-            }
+    let json = json!({
+        "dir": context.dir, "you": identity.peer(), "until": until, "hub": addresses,
+    });
+    global.output.answer(&json, || {
+        let mut text = format!(
+            "you are {}, until {until_text}\n{hub} at {}\ncontext folder {}\n",
+            identity.peer(),
+            addresses.join(", "),
+            context.dir.display()
+        );
+        if identity.is_expiring(UnixTime::now()) {
+            text.push_str(&format!("your certificate expires soon: {}\n", Command::ContextRenew));
         }
-    }
+        text
+    });
     Ok(Exit::Done)
 }
 
@@ -77,21 +76,21 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
     let dir = context::folder(global)?;
     let file = dir.join(context::FILE);
     if file.exists() {
-        return Err(Failure::new("exists", format!("{} exists already", file.display()))
-            .hint("say --context DIR with a new folder"));
+        return Err(Failure::new("exists", format!("{} already exists", file.display()))
+            .hint(Hint::add("choose a new folder", Flag::Context)));
     }
     let text = if args.token.as_os_str() == "-" {
-        std::io::read_to_string(std::io::stdin()).map_err(|error| Failure::of("file", &error))?
+        std::io::read_to_string(std::io::stdin()).or_fail("file")?
     } else {
         read_file(&args.token)?
     };
     let token: JoinToken = text.parse().map_err(|error| {
-        Failure::of("token", &error).hint("make one: cohort token create --role operator")
+        let create = Command::TokenCreate { role: Some("operator"), named: false };
+        Failure::of("token", &error).hint(Hint::run_to("make one", create))
     })?;
     let peer = Peer { role: args.role, name: args.name.clone() };
     let folder = dir.join("identity");
-    let request = Identity::prepare_request(&folder, peer.clone())
-        .map_err(|error| Failure::of("identity", &error))?;
+    let request = Identity::prepare_request(&folder, peer.clone()).or_fail("identity")?;
     let body = JoinRequest {
         token_id: token.id.clone(),
         token_secret: token.secret().to_owned(),
@@ -99,8 +98,7 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
         server: None,
     };
     let answer = ask_to_join(&token, &body).await?;
-    Identity::accept(&folder, &answer.certificate, &answer.authority)
-        .map_err(|error| Failure::of("identity", &error))?;
+    Identity::accept(&folder, &answer.certificate, &answer.authority).or_fail("identity")?;
     let mut context = ContextFile {
         hub: token.addresses.clone(),
         hub_name: answer.hub.as_str().to_owned(),
@@ -111,7 +109,7 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
         trusted_root: None,
     };
     if let Some(root) = &answer.trusted_root {
-        write(&dir.join("root.json"), root)?;
+        write_file(&dir.join("root.json"), root)?;
         context.trusted_root = Some("root.json".into());
     }
     if context.mirrors.is_empty()
@@ -119,52 +117,37 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
     {
         context.mirrors.push(format!("http://{host}:{}/", answer.repository_port));
     }
-    let text = toml::to_string(&context).map_err(|error| Failure::of("file", &error))?;
-    write(
-        &file,
-        &format!("# Who you are and where the hub is. Relative paths start here.\n{text}"),
-    )?;
-    match global.output {
-        Output::Json => say_json(&json!({ "dir": dir, "you": peer })),
-        Output::Text => {
-            say(&format!("you are {peer} now; context folder {}\n", dir.display()));
-            say("next: cohort status\n");
-        }
-    }
+    context.write(&dir)?;
+    global.output.answer(&json!({ "dir": dir, "you": peer }), || {
+        let next = Command::Status { group: None };
+        format!("you are {peer}; context folder {}\nnext: {next}\n", dir.display())
+    });
     Ok(Exit::Done)
 }
 
 async fn ask_to_join(token: &JoinToken, body: &JoinRequest) -> Result<JoinAnswer, Failure> {
     let client = Client::joining(&token.fingerprint);
-    // Any hub of the authority with the token's fingerprint is accepted, whatever its name.
-    let hub = Peer::new(Role::Hub, "hub").map_err(|error| Failure::of("name", &error))?;
+    // Any hub whose authority has the token's fingerprint is accepted, whatever its name.
+    let hub = Peer::new(Role::Hub, "hub").or_fail("name")?;
     let mut last = None;
     for address in &token.addresses {
         let target = Target { address: address.clone(), peer: hub.clone(), alpn: Alpn::Hub };
-        // With the same key, a token gives the same certificate again.
+        // Idempotent: for the same key, a token yields the same certificate.
         match client.call_json(&target, Call::post(JOIN, body).idempotent()).await {
             Err(error) if is_away(&error) => last = Some(error),
             answer => return Ok(answer?),
         }
     }
-    Err(last.map_or_else(|| Failure::new("token", "the token names no hub"), Failure::from))
+    Err(last.map_or_else(|| Failure::new("token", "the token has no hub address"), Failure::from))
 }
 
 async fn renew(global: &Global) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let folder = context.identity_dir();
     let peer = context.identity()?.peer().clone();
-    let request = Identity::prepare_request(&folder, peer)
-        .map_err(|error| Failure::of("identity", &error))?;
+    let request = Identity::prepare_request(&folder, peer).or_fail("identity")?;
     let body = RenewRequest { request: request.to_text() };
     let answer: RenewAnswer = Hub::of(&context)?.call(Call::post(RENEW, &body)).await?;
-    Identity::accept(&folder, &answer.certificate, &answer.authority)
-        .map_err(|error| Failure::of("identity", &error))?;
+    Identity::accept(&folder, &answer.certificate, &answer.authority).or_fail("identity")?;
     show(global)
-}
-
-fn write(path: &std::path::Path, text: &str) -> Result<(), Failure> {
-    durable::write(path, text.as_bytes(), durable::READABLE).map_err(|error| {
-        Failure::new("file", format!("{} cannot be written: {error}", path.display()))
-    })
 }

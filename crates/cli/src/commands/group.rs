@@ -1,4 +1,4 @@
-//! `cohort group`: see groups, and change who belongs to them.
+//! `cohort group`: show groups, and manage their servers and voters.
 
 use std::time::{Duration, Instant};
 
@@ -6,6 +6,9 @@ use clap::{Args, Subcommand};
 use cohort_core::Body;
 use cohort_core::ids::{GroupId, Incarnation, ServerId};
 use cohort_registry::fleet::Fleet;
+use cohort_view::command::{Command, Flag};
+use cohort_view::groups;
+use cohort_view::hint::Hint;
 use cohort_wire::agent::{
     CONTROL_VERSION, TRANSFER_LEADER, TransferLeaderAnswer, TransferLeaderRequest,
 };
@@ -18,98 +21,90 @@ use crate::args::{Direct, Global};
 use crate::commands::{context_of, rollout};
 use crate::connect::Hub;
 use crate::failure::{Exit, Failure};
-use crate::fleet;
-use crate::group::{Spoken, picture};
-use crate::output::{Look, Output, note, say, say_json};
-use crate::view::groups;
-use crate::view::report::FleetReport;
+use crate::group::{Steered, report};
+use crate::output::{look, note, warn};
 
-/// A server that asked for its orders within this time is alive, in milliseconds: agents ask every
-/// two seconds.
+/// A server that asked for its orders within this time is alive, in milliseconds. 6 s: agents ask
+/// every two.
 const ALIVE_MS: u64 = 6_000;
-/// How long a group may take to tell the hub that a member has moved,
+/// How long a group may take to report to the hub that a member has moved.
 const FORGET_MAX: Duration = Duration::from_secs(15);
-/// and how often the hub is asked meanwhile.
+/// How often the hub is asked meanwhile.
 const FORGET_PAUSE: Duration = Duration::from_millis(500);
 
-/// What `cohort group` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum GroupCommand {
-    /// Show every group: servers, members, leader
+    /// List every group: servers, voters, leader
     List,
-    /// Show a group's servers and members
+    /// Show a group's servers and their roles
     Show {
-        /// The group
+        /// Group name
         group: GroupId,
         #[command(flatten)]
         direct: Direct,
     },
-    /// Hand leadership over, before a server is worked on
+    /// Transfer leadership, before maintenance of the leader
     TransferLeader {
-        /// The group
+        /// Group name
         group: GroupId,
-        /// To which server; whoever is best prepared when none is named
+        /// New leader [default: the voter that is most up to date]
         #[arg(long, value_name = "SERVER")]
         to: Option<ServerId>,
         #[command(flatten)]
         direct: Direct,
     },
-    /// A server leaves for good; another one takes its place among the voters
+    /// Remove a server permanently; another one replaces it as a voter
     RemoveServer(RemoveArgs),
-    /// A server shall be among the voters, in the place of one that joined later
+    /// Make a server a voter, replacing the one that joined last
     AddVoter(VoterArgs),
-    /// A server shall not be among the voters; another one takes its place in the same step
+    /// Make a server no voter; another one replaces it in the same step
     RemoveVoter(VoterArgs),
-    /// A group whose majority is lost for good begins a new life, from one server that is left
+    /// Restart a group that has lost its majority permanently, from one remaining server
     Recover(RecoverArgs),
 }
 
-/// What `cohort group remove-server` takes.
 #[derive(Debug, Args)]
 pub(crate) struct RemoveArgs {
-    /// The group
+    /// Group name
     group: GroupId,
-    /// The server
+    /// Server name
     server: ServerId,
-    /// Also when its agent still runs, and may join again
+    /// Remove it even if its agent is running and may rejoin
     #[arg(long)]
     force: bool,
     #[command(flatten)]
     direct: Direct,
 }
 
-/// What `cohort group add-voter` and `remove-voter` take.
 #[derive(Debug, Args)]
 pub(crate) struct VoterArgs {
-    /// The group
+    /// Group name
     group: GroupId,
-    /// The server
+    /// Server name
     server: ServerId,
     #[command(flatten)]
     direct: Direct,
 }
 
-/// What `cohort group recover` takes.
 #[derive(Debug, Args)]
 pub(crate) struct RecoverArgs {
-    /// The group
+    /// Group name
     group: GroupId,
-    /// The server that makes the first member of the next life
+    /// Server that becomes the first member of the new incarnation
     #[arg(long, value_name = "SERVER")]
     first_server: ServerId,
-    /// Which life is to end, as `cohort group show` tells [default: the current one]
+    /// Incarnation to end, see `cohort group show` [default: the current one]
     #[arg(long)]
     incarnation: Option<u64>,
-    /// Why
+    /// Reason, part of the audit trail
     #[arg(long)]
     reason: String,
-    /// The majority of the old life's voters is lost for good: had it a voter elsewhere that still
-    /// runs, two lives would run at a time
+    /// Confirm that the majority of voters is lost permanently: if it still runs somewhere, there
+    /// will be two groups at once
     #[arg(long, required = true)]
     majority_is_lost: bool,
 }
 
-/// Does it.
 pub(crate) async fn run(global: &Global, command: &GroupCommand) -> Result<Exit, Failure> {
     match command {
         GroupCommand::List => list(global).await,
@@ -126,27 +121,17 @@ pub(crate) async fn run(global: &Global, command: &GroupCommand) -> Result<Exit,
 
 async fn list(global: &Global) -> Result<Exit, Failure> {
     let context = context_of(global)?;
-    let seen = picture(&context, &context.client()?, &Direct::default(), None).await?;
-    let report = FleetReport::of(seen);
-    if let Some(warning) = fleet::warning(&report.origin) {
-        note(&warning);
-    }
-    match global.output {
-        Output::Json => {
-            say_json(&report.groups.iter().map(groups::summary).collect::<Vec<_>>());
-        }
-        Output::Text => say(&groups::list(&report, Look::of_stdout())),
-    }
+    let report = report(&context, &context.client()?, &Direct::default(), None).await?;
+    warn(&report.origin);
+    let json: Vec<_> = report.groups.iter().map(groups::summary).collect();
+    global.output.answer(&json, || groups::list(&report, look()));
     Ok(Exit::Done)
 }
 
 async fn show(global: &Global, group: &GroupId, direct: &Direct) -> Result<Exit, Failure> {
     let context = context_of(global)?;
-    let status = Spoken::to(&context, direct, group).await?.status;
-    match global.output {
-        Output::Json => say_json(&status),
-        Output::Text => say(&groups::show(&status, Look::of_stdout())),
-    }
+    let status = Steered::to(&context, direct, group).await?.status;
+    global.output.answer(&status, || groups::show(&status, look()));
     Ok(Exit::Done)
 }
 
@@ -157,85 +142,77 @@ async fn transfer(
     direct: &Direct,
 ) -> Result<Exit, Failure> {
     let context = context_of(global)?;
-    let spoken = Spoken::to(&context, direct, group).await?;
+    let steered = Steered::to(&context, direct, group).await?;
     let request =
         TransferLeaderRequest { version: CONTROL_VERSION, group: group.clone(), to: to.cloned() };
-    let answer: TransferLeaderAnswer = spoken.say(Call::post(TRANSFER_LEADER, &request)).await?;
-    match global.output {
-        Output::Json => say_json(&answer),
-        Output::Text => {
-            say(&format!("group {group} is led by {} (before: {})\n", answer.to, answer.from));
-        }
-    }
+    let answer: TransferLeaderAnswer = steered.send(Call::post(TRANSFER_LEADER, &request)).await?;
+    global.output.answer(&answer, || {
+        format!("leader of {group} is now {}, before {}\n", answer.to, answer.from)
+    });
     Ok(Exit::Done)
 }
 
 async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
     let RemoveArgs { group, server, force, direct } = args;
     let context = context_of(global)?;
-    let spoken = Spoken::to(&context, direct, group).await?;
+    let steered = Steered::to(&context, direct, group).await?;
     let hub = Hub::of(&context)?;
-    let index = match spoken.status.servers.get(server) {
+    let index = match steered.status.servers.get(server) {
         Some(known) => {
             if !force && known.contact_age_ms.is_some_and(|age| age < ALIVE_MS) {
-                let error = format!("{server} is alive: its agent would join again at once");
+                let error = format!("{server} is alive: its agent would rejoin at once");
                 return Err(Failure::new("alive", error)
-                    .hint(format!("stop cohort agent on {server} first"))
-                    .hint("or, if it cannot be stopped: --force"));
+                    .hint(format!("stop the agent on {server} first"))
+                    .hint(Hint::add("or, if it cannot be stopped", Flag::Force)));
             }
             let body = Body::RemoveServer { server: server.clone() };
-            Some(rollout::command(&spoken, group, body).await?.index)
+            Some(rollout::command(&steered, group, body).await?.index)
         }
-        // An earlier attempt may have come as far as this.
+        // An earlier attempt may have removed it.
         None => None,
     };
     let forgotten = forget(&hub, server).await;
     if index.is_none() && forgotten.as_ref().is_err_and(|error| error.status() == Some(404)) {
-        let error = format!("group {group} has no server `{server}`");
-        return Err(
-            Failure::new("no_such_server", error).hint(format!("cohort group show {group}"))
-        );
+        return Err(no_such_server(group, server));
     }
-    match global.output {
-        Output::Json => say_json(&json!({
-            "group": group, "server": server, "index": index, "forgotten": forgotten.is_ok(),
-        })),
-        Output::Text => say(&format!("{server} does not belong to {group} any more\n")),
-    }
+    let json = json!({
+        "group": group, "server": server, "index": index, "forgotten": forgotten.is_ok(),
+    });
+    global.output.answer(&json, || format!("{server} removed from {group}\n"));
     if let Err(error) = forgotten {
         let failure = Failure::from(error);
         note(&format!("warning: the hub still lists {server}: {}", failure.error));
-        note(&format!("when the hub answers: cohort group remove-server {group} {server}"));
+        let again = Command::GroupRemoveServer { group: group.clone(), server: server.clone() };
+        note(&format!("once the hub answers: {again}"));
     }
     Ok(Exit::Done)
 }
 
-/// Says which servers carry the group's log; the group exchanges them atomically.
+fn no_such_server(group: &GroupId, server: &ServerId) -> Failure {
+    let error = format!("group {group} has no server `{server}`");
+    Failure::new("no_such_server", error).hint(Command::GroupShow { group: group.clone() })
+}
+
+/// `carries`: the server is to be a voter. The group replaces voters atomically.
 async fn place(global: &Global, args: &VoterArgs, carries: bool) -> Result<Exit, Failure> {
     let VoterArgs { group, server, direct } = args;
     let context = context_of(global)?;
-    let spoken = Spoken::to(&context, direct, group).await?;
-    if !spoken.status.servers.contains_key(server) {
-        let error = format!("group {group} has no server `{server}`");
-        return Err(
-            Failure::new("no_such_server", error).hint(format!("cohort group show {group}"))
-        );
+    let steered = Steered::to(&context, direct, group).await?;
+    if !steered.status.servers.contains_key(server) {
+        return Err(no_such_server(group, server));
     }
     let body = Body::PlaceMember { server: server.clone(), carries };
-    let index = rollout::command(&spoken, group, body).await?.index;
-    match global.output {
-        Output::Json => say_json(&json!({
-            "group": group, "server": server, "voter": carries, "index": index,
-        })),
-        Output::Text => {
-            let shall = if carries { "shall vote" } else { "shall not vote" };
-            say(&format!("{server} {shall} in {group}; see: cohort group show {group}\n"));
-        }
-    }
+    let index = rollout::command(&steered, group, body).await?.index;
+    let json = json!({ "group": group, "server": server, "voter": carries, "index": index });
+    global.output.answer(&json, || {
+        let change = if carries { "becoming a voter" } else { "no longer a voter" };
+        let show = Command::GroupShow { group: group.clone() };
+        format!("{server}: {change} of {group}\nnext: {show}\n")
+    });
     Ok(Exit::Done)
 }
 
-/// The hub forgets a server as soon as its group has told that it carries no member any more.
+/// The hub forgets a server once its group has reported that it carries no member.
 async fn forget(hub: &Hub, server: &ServerId) -> Result<(), CallError> {
     let begun = Instant::now();
     loop {
@@ -258,21 +235,20 @@ async fn recover(global: &Global, args: &RecoverArgs) -> Result<Exit, Failure> {
             let fleet: Fleet = hub.call(Call::get(FLEET)).await?;
             let known = fleet.groups.get(group).and_then(|group| group.bootstrap.as_ref());
             known.map(|bootstrap| bootstrap.incarnation).ok_or_else(|| {
-                Failure::new("no_such_group", format!("group {group} never lived"))
-                    .hint("cohort group list")
+                Failure::new("no_such_group", format!("group {group} does not exist"))
+                    .hint(Command::GroupList)
             })?
         }
     };
     let request =
         RecoverRequest { incarnation, first_server: first_server.clone(), because: reason.clone() };
     let answer: RecoverAnswer = hub.call(Call::post(recover_path(group), &request)).await?;
-    match global.output {
-        Output::Json => say_json(&json!({ "group": group, "incarnation": answer.incarnation })),
-        Output::Text => {
-            let next = answer.incarnation;
-            say(&format!("group {group} begins life {next} on {first_server}\n"));
-            note("its agents notice by themselves; what the old life's log knew is gone");
-        }
-    }
+    let next = answer.incarnation;
+    global.output.answer(&json!({ "group": group, "incarnation": next }), || {
+        format!(
+            "group {group} starts incarnation {next} on {first_server}\n\
+             its agents join automatically; the log of the old incarnation is discarded\n"
+        )
+    });
     Ok(Exit::Done)
 }

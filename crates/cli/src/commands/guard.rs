@@ -1,26 +1,25 @@
-//! `cohort guard`: the process that owns a server's services. Started by the agent.
+//! `cohort guard`: the process that owns a server's services. The agent starts it.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use cohort_host::guard::{GuardConfig, run as run_guard};
 
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, OrFail as _};
 
-/// What `cohort guard` takes.
 #[derive(Debug, Args)]
 pub(crate) struct GuardArgs {
-    /// The guard's folder
+    /// Folder of the guard's socket and records
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// Leave the session of whoever started it
+    /// Start a new session, so that the guard survives its parent
     #[arg(long)]
     detach: bool,
 }
 
-/// Runs until it is told to stop.
+/// Returns after a shutdown request.
 pub(crate) fn run(args: &GuardArgs) -> Result<Exit, Failure> {
     let config = GuardConfig { folder: args.dir.clone(), detach: args.detach };
-    run_guard(&config).map_err(|error| Failure::of("guard", &error))?;
+    run_guard(&config).or_fail("guard")?;
     Ok(Exit::Done)
 }

@@ -1,4 +1,4 @@
-//! `cohort init`: everything that a fleet begins with.
+//! `cohort init`: creates everything that a fleet starts with.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -6,45 +6,44 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use cohort_artifact::{Keys, Lifetimes, Repository};
-use cohort_base::durable;
+use cohort_base::OnPath as _;
 use cohort_hub::HubConfig;
 use cohort_identity::{Authority, Peer, PeerName, Role, UnixTime, lifetime_of};
+use cohort_view::command::{Command, Flag};
+use cohort_view::hint::Hint;
 use serde::Serialize;
 
 use crate::args::{Global, peer_name};
-use crate::context::{self, ContextFile};
-use crate::failure::{Exit, Failure};
+use crate::context::{self, ContextFile, write_file};
+use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::absolute;
-use crate::output::{Output, say, say_json};
 
-/// What `cohort init` takes.
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
-    /// The folder to make everything in; it becomes the hub's, and your context
+    /// Folder to create; the hub's folder and your context
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// Where servers and people reach the hub; may be repeated [default: 127.0.0.1 and the port of
+    /// Address of the hub for servers and people; repeatable [default: 127.0.0.1 with the port of
     /// --listen]
     #[arg(long = "hub-address", value_name = "HOST:PORT")]
     hub_addresses: Vec<String>,
-    /// Where the hub listens (mutual TLS) [default: 0.0.0.0:7418]
+    /// Listen address of the hub's API (mutual TLS) [default: 0.0.0.0:7418]
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
-    /// Where the hub serves the repository (plain HTTP, signed content) [default: 0.0.0.0:7419]
+    /// Listen address of the repository (plain HTTP, signed content) [default: 0.0.0.0:7419]
     #[arg(long, value_name = "IP:PORT")]
     repository_listen: Option<SocketAddr>,
-    /// A mirror of the repository that joining servers are told; may be repeated
+    /// Mirror of the repository for joining servers; repeatable
     #[arg(long = "mirror", value_name = "URL")]
     mirrors: Vec<String>,
-    /// A label whose value is part of a group's name; may be repeated [default: platform, zone]
+    /// Label whose value is part of a group's name; repeatable [default: platform, zone]
     #[arg(long = "group-by", value_name = "LABEL")]
     grouping: Vec<String>,
-    /// Your name, in the audit trail
+    /// Your name in the audit trail
     #[arg(long, value_name = "NAME", default_value = "operator", value_parser = peer_name)]
     operator: PeerName,
 }
 
-/// What was made, for programs.
 #[derive(Debug, Serialize)]
 struct Made {
     dir: PathBuf,
@@ -53,42 +52,36 @@ struct Made {
     hub: Vec<String>,
 }
 
-/// Makes it.
 pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failure> {
     let dir = absolute(&args.dir);
     refuse_what_is_there(&dir)?;
     let config = hub_config(&dir, args)?;
-    make_folder(&dir)?;
+    fs::create_dir_all(&dir).on_path("create folder", &dir).or_fail("file")?;
     let now = UnixTime::now();
-    let authority = Authority::create(&config.authority_dir(), now)
-        .map_err(|error| Failure::of("authority", &error))?;
+    let authority = Authority::create(&config.authority_dir(), now).or_fail("authority")?;
     let identity = |role, name: &PeerName, folder: &Path| {
         let peer = Peer { role, name: name.clone() };
-        let identity = authority
-            .make_identity(&peer, lifetime_of(role), now)
-            .map_err(|error| Failure::of("authority", &error))?;
-        identity.save(folder).map_err(|error| Failure::of("identity", &error))
+        let identity =
+            authority.make_identity(&peer, lifetime_of(role), now).or_fail("authority")?;
+        identity.save(folder).or_fail("identity")
     };
-    let hub = PeerName::new(config.name.clone()).map_err(|error| Failure::of("name", &error))?;
+    let hub = PeerName::new(config.name.clone()).or_fail("name")?;
     identity(Role::Hub, &hub, &config.identity_dir())?;
     identity(Role::Operator, &args.operator, &dir.join("operator"))?;
-    let keys = Keys::create(&dir.join("keys")).map_err(|error| Failure::of("keys", &error))?;
+    let keys = Keys::create(&dir.join("keys")).or_fail("keys")?;
     Repository::create(&config.repository_dir(), &keys, Lifetimes::default())
         .await
-        .map_err(|error| Failure::of("repository", &error))?;
-    write(&dir.join("hub.toml"), &hub_toml(&config))?;
-    // Last: whoever finds it finds everything else as well.
-    write(&dir.join(context::FILE), &context_toml(&config)?)?;
+        .or_fail("repository")?;
+    write_file(&dir.join("hub.toml"), &hub_toml(&config))?;
+    // Last: a folder with a context is complete.
+    context_file(&config).write(&dir)?;
     let made = Made {
         operator: args.operator.clone(),
         fingerprint: authority.fingerprint(),
         hub: config.addresses,
         dir,
     };
-    match global.output {
-        Output::Json => say_json(&made),
-        Output::Text => say(&next_steps(&made, args.hub_addresses.is_empty())),
-    }
+    global.output.answer(&made, || next_steps(&made, args.hub_addresses.is_empty()));
     Ok(Exit::Done)
 }
 
@@ -97,18 +90,18 @@ fn refuse_what_is_there(dir: &Path) -> Result<(), Failure> {
     let there = names.iter().find(|name| dir.join(name).exists());
     let shown = dir.display();
     if dir.join(context::FILE).exists() {
-        let error = format!("{shown} holds a fleet already: nothing was changed");
+        let error = format!("{shown} already contains a fleet; nothing changed");
         return Err(Failure::new("exists", error)
             .hint(format!("to use it: export COHORT_CONTEXT={shown}"))
-            .hint("choose another folder with --dir to make another fleet"));
+            .hint(Hint::add("to make another fleet, choose another folder", Flag::Dir)));
     }
     match there {
         None => Ok(()),
         Some(name) => {
-            let error = format!("{shown} holds `{name}` already: nothing was changed");
+            let error = format!("{shown} already contains `{name}`; nothing changed");
             Err(Failure::new("exists", error)
-                .hint("if an earlier `cohort init` was interrupted there, nothing in it is in use")
-                .hint("remove the folder, or choose another with --dir"))
+                .hint("if an earlier init was interrupted, nothing in it is in use")
+                .hint(Hint::add("remove the folder, or choose another", Flag::Dir)))
         }
     }
 }
@@ -132,42 +125,30 @@ fn hub_config(dir: &Path, args: &InitArgs) -> Result<HubConfig, Failure> {
     for address in &config.addresses {
         let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
         if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-            return Err(Failure::usage(format!("`{address}` is not of the form HOST:PORT")));
+            return Err(Failure::usage(format!("invalid address `{address}`: expected HOST:PORT")));
         }
     }
     config.validate().map_err(Failure::usage)?;
     Ok(config)
 }
 
-fn make_folder(dir: &Path) -> Result<(), Failure> {
-    fs::create_dir_all(dir).map_err(|error| {
-        Failure::new("file", format!("folder {} cannot be made: {error}", dir.display()))
-    })
-}
-
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    durable::write(path, text.as_bytes(), durable::READABLE).map_err(|error| {
-        Failure::new("file", format!("{} cannot be written: {error}", path.display()))
-    })
-}
-
-/// `hub.toml`. It names no folder: the hub uses the one that the file is in, so that it can move.
+/// `hub.toml`. It names no folder: the hub uses the one of the file, so the fleet can be moved.
 fn hub_toml(config: &HubConfig) -> String {
     let list = |texts: &[String]| toml::Value::from(texts.to_vec()).to_string();
     format!(
-        "# The hub: `cohort hub --config` this file. Every key: docs/operating.md.\n\
-         # Everything that it keeps lies beside this file.\n\
+        "# Configuration of the hub. Every key: docs/operating.md.\n\
+         # The hub stores everything next to this file.\n\
          \n\
          listen = \"{}\"\n\
          repository_listen = \"{}\"\n\
          \n\
-         # Where servers and people reach it; written into join tokens.\n\
+         # Addresses for servers and people; part of every join token.\n\
          addresses = {}\n\
          \n\
-         # Base URLs of mirrors of the repository; empty: the hub's own.\n\
+         # Base URLs of mirrors of the repository; empty: the hub itself.\n\
          mirrors = {}\n\
          \n\
-         # The labels whose values, joined by dots, name a server's group.\n\
+         # Labels whose values, joined by dots, name a server's group.\n\
          grouping = {}\n",
         config.listen,
         config.repository_listen,
@@ -177,8 +158,8 @@ fn hub_toml(config: &HubConfig) -> String {
     )
 }
 
-fn context_toml(config: &HubConfig) -> Result<String, Failure> {
-    let file = ContextFile {
+fn context_file(config: &HubConfig) -> ContextFile {
+    ContextFile {
         hub: config.addresses.clone(),
         hub_name: config.name.clone(),
         identity: "operator".into(),
@@ -186,39 +167,44 @@ fn context_toml(config: &HubConfig) -> Result<String, Failure> {
         repository: Some("repository".into()),
         mirrors: Vec::new(),
         trusted_root: Some("repository/metadata/1.root.json".into()),
-    };
-    let text = toml::to_string(&file).map_err(|error| Failure::of("file", &error))?;
-    Ok(format!("# Who you are and where the hub is. Relative paths start here.\n{text}"))
+    }
 }
 
 fn next_steps(made: &Made, local_only: bool) -> String {
     let dir = made.dir.display();
     let mut text = format!(
-        "Made a fleet in {dir}\n\
+        "Created a fleet in {dir}\n\
          \n\
-         \x20 authority/     issues certificates: back it up, show it to nobody\n\
-         \x20 keys/          sign releases; keep root.pem away from machines on a network\n\
+         \x20 authority/     issues certificates: back it up, keep it secret\n\
+         \x20 keys/          sign releases; keep root.pem offline\n\
          \x20 repository/    signed releases\n\
          \x20 identity/      the hub's certificate\n\
          \x20 operator/      your certificate, as operator `{}`\n\
          \x20 hub.toml       the hub's configuration\n\
-         \x20 context.toml   what your commands use\n\
+         \x20 context.toml   configuration of your commands\n\
          \n\
          Next:\n\
-         \x20 export COHORT_CONTEXT={dir}\n\
-         \x20 cohort hub --config {dir}/hub.toml        # leave it running\n\
-         \x20 cohort token create > join.token          # one for each server\n\
-         \x20 cohort agent --server web-1 --hub {} --join-token-file join.token   # there\n\
-         \x20 cohort publish ./dist --app web --version 1.0.0 --channel stable\n\
-         \x20 cohort app apply -f web.toml\n\
-         \x20 cohort status --watch\n",
+         \x20 export COHORT_CONTEXT={dir}\n",
         made.operator,
-        made.hub.first().map_or("HOST:7418", String::as_str),
     );
+    let hub = Command::Hub { config: made.dir.join("hub.toml").display().to_string() };
+    let agent = Command::Agent { hub: made.hub.first().cloned() };
+    let publish = Command::Publish { app: None, channel: Some("stable".to_owned()) };
+    let token = Command::TokenCreate { role: None, named: false };
+    text.push_str(&format!(
+        "  {hub}   # leave it running\n\
+         \x20 {token} > join.token   # one for each server\n\
+         \x20 {agent}   # on the server\n\
+         \x20 {publish}\n\
+         \x20 {}\n\
+         \x20 {}\n",
+        Command::AppApply,
+        Command::StatusWatch,
+    ));
     if local_only {
         text.push_str(
-            "\nOnly this machine can reach the hub at that address. For others, say\n\
-             --hub-address HOST:7418, or change `addresses` in hub.toml and `hub` in context.toml.\n",
+            "\nOnly this machine can reach the hub at that address. For others, use --hub-address,\n\
+             or change `addresses` in hub.toml and `hub` in context.toml.\n",
         );
     }
     text

@@ -1,39 +1,41 @@
-//! `cohort kill`: the kill switch. Through the hub and the groups, or at any one agent.
+//! `cohort kill`: the kill switch, through the hub and the groups, or at any one agent.
 
 use clap::{Args, Subcommand};
 use cohort_core::ids::GroupId;
 use cohort_identity::UnixTime;
+use cohort_view::command::{Command, Flag};
+use cohort_view::figures::brief;
+use cohort_view::hint::Hint;
+use cohort_view::table::{Look, Tone, cell, render, table, toned};
 use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
 use serde::Serialize;
+use serde_json::json;
 
 use crate::args::{Direct, Global};
-use crate::clock::brief;
 use crate::commands::context_of;
-use crate::failure::{Exit, Failure};
-use crate::kill_registers::{Gathered, Held, Places};
-use crate::output::{Look, Output, Tone, cell, note, render, say, say_json, table, toned};
+use crate::failure::{Exit, Failure, OrFail as _};
+use crate::kill_registers::{Gathered, Places, Verified};
+use crate::output::{Output, look, note};
 
-/// What `cohort kill` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KillCommand {
-    /// Nothing new begins: no rollout, no wave, no step
+    /// Stop: no new rollout, wave or step starts
     On(SwitchArgs),
-    /// Go on
+    /// Resume
     Off(SwitchArgs),
-    /// Show every switch (exit code 3 when one is on)
+    /// Show every switch (exit code 3 if one is on)
     Status {
         #[command(flatten)]
         direct: Direct,
     },
 }
 
-/// What switching takes.
 #[derive(Debug, Args)]
 pub(crate) struct SwitchArgs {
-    /// What it is about: `fleet`, or a group's name
+    /// Scope: `fleet`, or a group's name
     #[arg(long, default_value = "fleet", value_parser = scope, value_name = "fleet|GROUP")]
     scope: KillScope,
-    /// Why, for those who find everything standing still
+    /// Reason, shown wherever something is stopped
     #[arg(long, default_value = "")]
     reason: String,
     #[command(flatten)]
@@ -47,7 +49,7 @@ fn scope(text: &str) -> Result<KillScope, String> {
     }
 }
 
-/// A switch, for programs.
+/// A switch as JSON.
 #[derive(Debug, Serialize)]
 struct Shown<'a> {
     scope: String,
@@ -59,7 +61,6 @@ struct Shown<'a> {
     at: u64,
 }
 
-/// Does it.
 pub(crate) async fn run(global: &Global, command: &KillCommand) -> Result<Exit, Failure> {
     match command {
         KillCommand::On(args) => switch(global, args, true).await,
@@ -74,15 +75,19 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
     let places = Places::of(&context, &args.direct).await?;
     let known = places.gather(identity.roots()).await;
     if known.answered == 0 {
-        return Err(nobody(known));
+        return Err(unreachable(known));
     }
     let scope = &args.scope;
     if !on && !known.is_on(scope) && known.damaged.is_empty() {
-        // A place that has not heard of it yet still believes that it is on.
-        if let Some(held) = known.registers.get(scope) {
-            places.give(&held.signed).await;
+        // Places with an older register may still have it on.
+        if let Some(known) = known.registers.get(scope) {
+            places.give(&known.signed).await;
         }
-        return Ok(off_already(global, scope, known.answered));
+        let answered = known.answered;
+        global.output.answer(&json!({ "scope": name(scope), "on": false }), || {
+            format!("kill switch of {} is off already (asked {answered})\n", text_of(scope))
+        });
+        return Ok(Exit::Done);
     }
     let now = UnixTime::now().as_secs();
     let register = KillRegister {
@@ -92,54 +97,40 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         reason: args.reason.clone(),
         at: now,
     };
-    let signed =
-        SignedKill::sign(&identity, &register).map_err(|error| Failure::of("kill", &error))?;
+    let signed = SignedKill::sign(&identity, &register).or_fail("kill")?;
     let (taken, failures) = places.give(&signed).await;
     if taken == 0 {
-        let error = "nobody has taken it: the switch is as it was";
+        let error = "kill switch unchanged: rejected everywhere";
         let first = failures.into_iter().next();
         let failure = first.unwrap_or_else(|| Failure::new("unreachable", error));
         return Err(Failure { error: format!("{error}: {}", failure.error), ..failure });
     }
-    let held = Held { register, by: identity.peer().to_string(), signed };
-    match global.output {
-        Output::Json => say_json(&shown(&held)),
-        Output::Text => {
-            let position = if on { "ON: nothing new begins" } else { "off" };
-            let places = if taken == 1 { "1 place".to_owned() } else { format!("{taken} places") };
-            say(&format!(
-                "kill switch of {} is {position} (latched in {places}, which pass it on)\n",
-                scope_text(scope)
-            ));
-        }
-    }
-    for failure in failures {
-        note(&format!("warning: {}", failure.error));
-    }
+    let verified = Verified { register, by: identity.peer().to_string(), signed };
+    global.output.answer(&shown(&verified), || {
+        let position = if on { "ON: nothing new starts" } else { "off" };
+        let places = if taken == 1 { "1 place".to_owned() } else { format!("{taken} places") };
+        let scope = text_of(scope);
+        format!("kill switch of {scope} is {position} (latched in {places}, spreading)\n")
+    });
+    warn(&failures);
     if on && global.output == Output::Text {
-        note(&format!("to go on: cohort kill off{}", scope_flag(scope)));
+        note(&format!("to resume: {}", Command::KillOff { scope: group_of(scope) }));
     }
     Ok(Exit::Done)
 }
 
-fn nobody(known: Gathered) -> Failure {
-    let mut failures = known.failures.into_iter();
-    let failure =
-        failures.next().unwrap_or_else(|| Failure::new("unreachable", "nobody can be asked"));
-    failure.hint("any agent takes it, and passes it on: --agent HOST:PORT --name SERVER")
+fn warn(failures: &[Failure]) {
+    for failure in failures {
+        note(&format!("warning: {}", failure.error));
+    }
 }
 
-fn off_already(global: &Global, scope: &KillScope, answered: usize) -> Exit {
-    match global.output {
-        Output::Json => {
-            say_json(&serde_json::json!({ "scope": scope_name(scope), "on": false }));
-        }
-        Output::Text => {
-            let scope = scope_text(scope);
-            say(&format!("kill switch of {scope} is not on (asked: {answered})\n"));
-        }
-    }
-    Exit::Done
+fn unreachable(known: Gathered) -> Failure {
+    let mut failures = known.failures.into_iter();
+    let failure = failures
+        .next()
+        .unwrap_or_else(|| Failure::new("unreachable", "neither hub nor agents are known"));
+    failure.hint(Hint::add("any agent accepts it and spreads it", Flag::Agent))
 }
 
 async fn status(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
@@ -147,28 +138,21 @@ async fn status(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
     let identity = context.identity()?;
     let known = Places::of(&context, direct).await?.gather(identity.roots()).await;
     if known.answered == 0 {
-        return Err(nobody(known));
+        return Err(unreachable(known));
     }
     let switches: Vec<Shown<'_>> = known.registers.values().map(shown).collect();
     let any_on = !known.damaged.is_empty() || switches.iter().any(|switch| switch.on);
-    match global.output {
-        Output::Json => say_json(&serde_json::json!({
-            "on": any_on, "switches": switches, "damaged": known.damaged,
-        })),
-        Output::Text => {
-            let now = UnixTime::now().as_secs();
-            say(&text(&switches, &known.damaged, now, Look::of_stdout()));
-        }
-    }
-    for failure in &known.failures {
-        note(&format!("warning: {}", failure.error));
-    }
+    let json = json!({ "on": any_on, "switches": switches, "damaged": known.damaged });
+    global
+        .output
+        .answer(&json, || text(&switches, &known.damaged, UnixTime::now().as_secs(), look()));
+    warn(&known.failures);
     Ok(if any_on { Exit::Unhealthy } else { Exit::Done })
 }
 
 fn text(switches: &[Shown<'_>], damaged: &[String], now: u64, look: Look) -> String {
     if switches.is_empty() && damaged.is_empty() {
-        return "no kill switch was ever on\n".to_owned();
+        return "no kill switch has ever been on\n".to_owned();
     }
     let mut rows = table(look, &["SCOPE", "SWITCH", "FOR", "BY", "REASON"]);
     for switch in switches {
@@ -188,32 +172,25 @@ fn text(switches: &[Shown<'_>], damaged: &[String], now: u64, look: Look) -> Str
     text
 }
 
-/// For sentences.
-fn scope_text(scope: &KillScope) -> String {
-    match scope {
-        KillScope::Fleet => "the fleet".to_owned(),
-        KillScope::Group(group) => group.to_string(),
-    }
+fn text_of(scope: &KillScope) -> String {
+    group_of(scope).map_or_else(|| "the fleet".to_owned(), |group| group.to_string())
 }
 
 /// As on the command line.
-fn scope_name(scope: &KillScope) -> String {
+fn name(scope: &KillScope) -> String {
+    group_of(scope).map_or_else(|| "fleet".to_owned(), |group| group.to_string())
+}
+
+fn group_of(scope: &KillScope) -> Option<GroupId> {
     match scope {
-        KillScope::Fleet => "fleet".to_owned(),
-        KillScope::Group(group) => group.to_string(),
+        KillScope::Fleet => None,
+        KillScope::Group(group) => Some(group.clone()),
     }
 }
 
-fn scope_flag(scope: &KillScope) -> String {
-    match scope {
-        KillScope::Fleet => String::new(),
-        KillScope::Group(group) => format!(" --scope {group}"),
-    }
-}
-
-fn shown(held: &Held) -> Shown<'_> {
-    let KillRegister { scope, on, epoch, reason, at } = &held.register;
-    Shown { scope: scope_name(scope), on: *on, epoch: *epoch, reason, by: &held.by, at: *at }
+fn shown(known: &Verified) -> Shown<'_> {
+    let KillRegister { scope, on, epoch, reason, at } = &known.register;
+    Shown { scope: name(scope), on: *on, epoch: *epoch, reason, by: &known.by, at: *at }
 }
 
 #[cfg(test)]

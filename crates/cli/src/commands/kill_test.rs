@@ -1,5 +1,6 @@
+use cohort_view::table::Look;
+
 use super::{KillScope, Shown, scope, text};
-use crate::output::Look;
 
 #[test]
 fn scopes_are_the_fleet_or_a_group() {
@@ -24,5 +25,5 @@ fn switches_and_damaged_files_are_shown() {
          fleet  ON      1m 15s  operator `ann`  bad night\n\
          ON: file x is damaged\n"
     );
-    assert_eq!(text(&[], &[], 0, Look::PLAIN), "no kill switch was ever on\n");
+    assert_eq!(text(&[], &[], 0, Look::PLAIN), "no kill switch has ever been on\n");
 }

@@ -1,5 +1,5 @@
-//! `cohort mirror`: a cache of the repository near a zone, or a folder that holds a copy of it. Any
-//! static HTTP server with ranges does as well.
+//! `cohort mirror`: a cache of the repository close to a zone, or a folder with a copy of it. Any
+//! static HTTP server that supports ranges can serve a copy, too.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,31 +8,32 @@ use clap::Args;
 use cohort_mirror::{
     BucketSettings, CacheConfig, CacheLimits, MirrorConfig, MirrorError, run_cache, run_mirror,
 };
+use cohort_view::command::Flag;
+use cohort_view::hint::Hint;
 
 use crate::commands::{SERVER_THREADS, daemon_runtime, stopping};
 use crate::failure::{Exit, Failure};
 
-/// What `cohort mirror` takes: `--origin`s and a cache, or a folder.
 #[derive(Debug, Args)]
 pub(crate) struct MirrorArgs {
-    /// Fetch from here what is asked for: the hub's repository, another mirror, or a bucket such as
-    /// s3://BUCKET/PREFIX; repeat it for others that are asked when one does not deliver
+    /// Fetch on demand from here: the hub's repository, another mirror, or a bucket such as
+    /// s3://BUCKET/PREFIX; repeatable, the next is used if one fails
     #[arg(long = "origin", value_name = "URL", required_unless_present = "repository_dir")]
     origins: Vec<String>,
-    /// The folder that keeps what was fetched
+    /// Cache folder
     #[arg(long, value_name = "DIR", required_unless_present = "repository_dir")]
     cache_dir: Option<PathBuf>,
-    /// What of the disk the cache may take, such as `50GiB`
+    /// Maximum size of the cache, such as `50GiB`
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "20GiB")]
     cache_size: u64,
-    /// Requests at once; more are answered with 503
+    /// Maximum number of concurrent requests; more are answered with 503
     #[arg(long, value_name = "COUNT", default_value_t = CacheLimits::default().requests_max)]
     requests_max: usize,
-    /// Serve this folder, which holds a copy of the repository, instead of a cache
+    /// Serve this folder with a copy of the repository instead of a cache
     #[arg(long, value_name = "DIR", conflicts_with_all = ["origins", "cache_dir", "cache_size"])]
     #[arg(conflicts_with = "requests_max")]
     repository_dir: Option<PathBuf>,
-    /// Where it listens (plain HTTP, signed content)
+    /// Listen address (plain HTTP, signed content)
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7419")]
     listen: SocketAddr,
 }
@@ -42,16 +43,16 @@ pub(crate) fn run(args: &MirrorArgs) -> Result<Exit, Failure> {
     match (&args.repository_dir, &args.cache_dir) {
         (Some(dir), _) => serve_folder(dir, args.listen),
         (None, Some(dir)) => serve_cache(dir, args),
-        (None, None) => Err(Failure::usage("a cache needs --cache-dir DIR")),
+        (None, None) => Err(Failure::usage("missing --cache-dir")),
     }
 }
 
 fn serve_folder(dir: &Path, listen: SocketAddr) -> Result<Exit, Failure> {
     if !dir.join("metadata").is_dir() {
-        let error = format!("{} is not a copy of a repository", dir.display());
+        let error = format!("{} is not a copy of a repository: it has no metadata/", dir.display());
         return Err(Failure::usage(error).hint(
-            "it has no metadata/: copy the hub's repository there first, for example by rsync, or \
-             let the mirror fetch it: --origin http://HUB:7419/ --cache-dir DIR",
+            "copy the hub's repository there first, for example with rsync, or let the mirror \
+             fetch it: --origin http://HUB:7419/ --cache-dir DIR",
         ));
     }
     let config = MirrorConfig { listen, repository_dir: dir.to_owned() };
@@ -85,12 +86,14 @@ fn failure(error: &MirrorError) -> Failure {
             Failure { exit: Exit::Usage, ..failure }
         }
         MirrorError::Bucket(error) => failure.hints(error.hints()).exit(Exit::Usage),
-        MirrorError::InUse { .. } => failure.hint("give each mirror a --cache-dir of its own"),
+        MirrorError::InUse { .. } => {
+            failure.hint(Hint::add("give each mirror its own folder", Flag::CacheDir))
+        }
         _ => failure,
     }
 }
 
-/// Reads a size: a number, and one of B, KiB, MiB, GiB, TiB (or kB, MB, GB, TB, of a thousand).
+/// Parses a size: a number with an optional unit, KiB to TiB or kB to TB.
 fn size(text: &str) -> Result<u64, String> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
@@ -108,7 +111,7 @@ fn size(text: &str) -> Result<u64, String> {
     };
     let number = number.parse::<u64>().ok().filter(|_| factor > 0);
     let bytes = number.and_then(|number| number.checked_mul(factor));
-    bytes.ok_or_else(|| "a size is a whole number and a unit, such as 50GiB or 500MB".to_owned())
+    bytes.ok_or_else(|| "expected a whole number and a unit, such as 50GiB or 500MB".to_owned())
 }
 
 #[cfg(test)]

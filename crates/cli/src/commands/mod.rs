@@ -26,26 +26,22 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Cli, Command, Global};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, OrFail as _};
 use crate::logging;
 
-/// Threads of a hub or mirror.
+/// Threads of a hub or mirror: requests are mostly I/O.
 const SERVER_THREADS: usize = 2;
 
-/// Threads of an agent: a server that serves customers has better uses for its cores, and bytes that
-/// stay on one thread cost a fifth less (`docs/design/007-making-way.md`). Hashing, apps and
-/// the group's log have threads of their own: what syncs to the disk must not run on this one.
+/// Threads of an agent. 1: the cores belong to the services, and transfers cost a fifth less CPU on
+/// one thread (`docs/design/007-making-way.md`). Hashing, apps and the group's log have their own
+/// threads: nothing that syncs to disk may run on this one.
 const AGENT_THREADS: usize = 1;
 
-/// How shells report an end by SIGTERM,
+/// How shells report termination by SIGTERM.
 const SIGTERM_CODE: i32 = 143;
-/// and by SIGINT.
+/// How shells report termination by SIGINT.
 const SIGINT_CODE: i32 = 130;
 
-/// Does what the command line says.
-///
-/// # Errors
-/// Why not.
 pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
     let Cli { global, command } = cli;
     let is_daemon = matches!(
@@ -74,18 +70,17 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
     }
 }
 
-/// Runs a command that ends by itself: on this thread.
+/// Runs a command on this thread.
 fn once(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     runtime(&mut Builder::new_current_thread())?.block_on(work)
 }
 
-/// A runtime for a part that runs until it is stopped.
+/// The runtime of a daemon.
 fn daemon_runtime(threads: usize) -> Result<tokio::runtime::Runtime, Failure> {
     runtime(Builder::new_multi_thread().worker_threads(threads))
 }
 
-/// Cancelled by SIGTERM or SIGINT. A second signal ends the process at once, as if there were no
-/// handler: a person who asks twice means it.
+/// Cancelled by SIGTERM or SIGINT. A second signal exits at once, as without a handler.
 fn stopping() -> Result<CancellationToken, Failure> {
     let failed = |error| Failure::of("signal", &error);
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -108,10 +103,9 @@ fn stopping() -> Result<CancellationToken, Failure> {
 }
 
 fn runtime(builder: &mut Builder) -> Result<tokio::runtime::Runtime, Failure> {
-    builder.enable_all().build().map_err(|error| Failure::of("runtime", &error))
+    builder.enable_all().build().or_fail("runtime")
 }
 
-/// The context of a command that needs one.
 fn context_of(global: &Global) -> Result<crate::context::Context, Failure> {
     crate::context::Context::load(global)
 }

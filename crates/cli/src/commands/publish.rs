@@ -1,4 +1,4 @@
-//! `cohort publish`: sign a release and put it into the repository.
+//! `cohort publish`: sign a release and add it to the repository.
 
 use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
@@ -9,38 +9,39 @@ use cohort_artifact::{
     AppId, Channel, DeltaTried, Platform, PublishRequest, Published, Rollback, Told, Version,
     parse_rollback,
 };
+use cohort_base::chain;
+use cohort_view::command::Command;
+use cohort_view::figures::bytes;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::agent_keys::own_platform;
 use crate::args::Global;
-use crate::clock::bytes;
-use crate::failure::{Exit, Failure, chain};
-use crate::output::{Output, say, say_json};
+use crate::failure::{Exit, Failure, OrFail as _};
+use crate::output::Output;
 use crate::workplace::Place;
 
-/// What `cohort publish` takes.
 #[derive(Debug, Args)]
 pub(crate) struct PublishArgs {
-    /// A folder, which is packed; or a tarball (.tar, .tar.gz, .tar.zst), taken as it is
+    /// Folder to pack, or a tarball (.tar, .tar.gz, .tar.zst) to publish as is
     path: PathBuf,
-    /// The app
+    /// App name
     #[arg(long)]
     app: AppId,
-    /// The version
+    /// Version to publish
     #[arg(long)]
     version: Version,
-    /// The platform that it is made for [default: this machine's]
+    /// Platform that it is built for [default: this machine's]
     #[arg(long, default_value_t = default_platform(), hide_default_value = true)]
     platform: Platform,
-    /// Point this channel to it in the same step; with several platforms, do so with the last
+    /// Point this channel to it in the same step; with several platforms, only for the last
     #[arg(long)]
     channel: Option<Channel>,
-    /// Whether it can be rolled back: revert, freeze or forward-only [default: its cohort.toml's,
+    /// What to do if it fails: revert, freeze or forward-only [default: from its cohort.toml,
     /// else revert]
     #[arg(long, value_parser = rollback, value_name = "KIND")]
     rollback: Option<Rollback>,
-    /// Make no deltas from the versions before; every server then downloads it whole
+    /// Make no deltas from earlier versions; every server then downloads the whole artifact
     #[arg(long)]
     no_deltas: bool,
     #[command(flatten)]
@@ -55,7 +56,6 @@ fn rollback(text: &str) -> Result<Rollback, String> {
     parse_rollback(text).map_err(|error| error.to_string())
 }
 
-/// What was published, for programs.
 #[derive(Debug, Serialize)]
 struct Answer<'a> {
     app: &'a AppId,
@@ -69,22 +69,21 @@ struct Answer<'a> {
     deltas: Vec<DeltaAnswer<'a>>,
 }
 
-/// One delta that was tried.
+/// A delta that was kept or not.
 #[derive(Debug, Serialize)]
 struct DeltaAnswer<'a> {
-    /// The version that it starts from.
+    /// The earlier version that it starts from.
     from: &'a Version,
-    /// Its length in bytes; none when it was not kept.
+    /// Length in bytes; none if it was not kept.
     length: Option<u64>,
-    /// Its root.
+    /// Root hash.
     delta: Option<String>,
-    /// How it is applied.
+    /// The algorithm to apply it.
     method: Option<&'a str>,
     /// Why it was not kept.
     reason: Option<String>,
 }
 
-/// Publishes it.
 pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Failure> {
     let release = Some((&args.app, &args.version));
     let (workplace, keys) = args.place.open(global, release).await?;
@@ -113,16 +112,13 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
         Err(_) => Ok(()),
     };
     spinner.finish_and_clear();
-    let published = published.map_err(|error| Failure::of("publish", &error))?;
+    let published = published.or_fail("publish")?;
     finished?;
-    match global.output {
-        Output::Json => say_json(&answer(&published)),
-        Output::Text => say(&text(&published, &args.path)),
-    }
+    global.output.answer(&answer(&published), || text(&published, &args.path));
     Ok(Exit::Done)
 }
 
-/// Shows a person that something goes on.
+/// A progress indicator on terminals.
 pub(crate) fn spinner(global: &Global, message: String) -> ProgressBar {
     if global.output == Output::Json || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -163,7 +159,7 @@ fn text(published: &Published, path: &Path) -> String {
     let (app, version) = (&manifest.app, &manifest.version);
     let mut text = format!(
         "{} {app} {version} for {}: {}, {} files, from {}\n",
-        if published.already_there { "was published already:" } else { "published" },
+        if published.already_there { "already published:" } else { "published" },
         manifest.platform,
         bytes(manifest.length),
         manifest.entries,
@@ -172,7 +168,7 @@ fn text(published: &Published, path: &Path) -> String {
     for tried in &published.deltas {
         match &tried.outcome {
             Ok(delta) => text.push_str(&format!(
-                "delta from {}: {}, {} times less\n",
+                "delta from {}: {}, {} times smaller\n",
                 tried.from,
                 bytes(delta.length),
                 manifest.length / delta.length.max(1),
@@ -186,7 +182,12 @@ fn text(published: &Published, path: &Path) -> String {
         Some(pointer) => {
             text.push_str(&format!("channel {} points to {}\n", pointer.channel, pointer.version));
         }
-        None => text.push_str(&format!("next: cohort channel set {app} stable {version}\n")),
+        None => {
+            let (app, version) = (Some(app.clone()), Some(version.clone()));
+            let channel = Some("stable".to_owned());
+            let next = Command::ChannelSet { app, channel, version };
+            text.push_str(&format!("next: {next}\n"));
+        }
     }
     text
 }

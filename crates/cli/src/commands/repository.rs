@@ -1,44 +1,42 @@
-//! `cohort repository`: what is done with a repository as a whole.
+//! `cohort repository`: operations on a whole repository.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use cohort_mirror::{Bucket, BucketError, BucketSettings, Pushed, push};
+use cohort_view::command::Flag;
+use cohort_view::figures::bytes;
+use cohort_view::hint::Hint;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::args::Global;
-use crate::clock::bytes;
 use crate::commands::context_of;
 use crate::commands::publish::spinner;
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, say, say_json};
 
-/// `cohort repository …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RepositoryCommand {
-    /// Bring the repository into a bucket, from where mirrors and servers read it
+    /// Copy the repository to a bucket, for mirrors and servers to read
     Push(PushArgs),
 }
 
-/// What `cohort repository push` takes.
 #[derive(Debug, Args)]
 pub(crate) struct PushArgs {
     /// s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER;
-    /// credentials and the store's address come from the environment (AWS_ACCESS_KEY_ID,
-    /// AWS_REGION, AWS_ENDPOINT_URL, …) or from the machine's role
+    /// credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_REGION,
+    /// AWS_ENDPOINT_URL, …) or the machine's role
     #[arg(value_name = "URL")]
     bucket: String,
-    /// The repository's folder [default: the context's]
+    /// Repository folder [default: from the context]
     #[arg(long, value_name = "DIR")]
     repository: Option<PathBuf>,
-    /// Send what is there already as well: to mend a bucket that somebody has changed
+    /// Send files that exist already, too: to repair a bucket that somebody changed
     #[arg(long)]
     all: bool,
 }
 
-/// What was pushed, for programs.
 #[derive(Debug, Serialize)]
 struct Answer<'a> {
     bucket: &'a str,
@@ -48,27 +46,22 @@ struct Answer<'a> {
     timestamp: u64,
 }
 
-/// Does it.
 pub(crate) async fn run(global: &Global, command: &RepositoryCommand) -> Result<Exit, Failure> {
     let RepositoryCommand::Push(args) = command;
     let dir = folder(global, args.repository.as_deref())?;
     let bucket = Bucket::open(&args.bucket, &BucketSettings::from_env())
         .map_err(|error| failure(&error).exit(Exit::Usage))?;
-    let spinner = spinner(global, format!("looking at what {} has", bucket.name()));
-    let pushed = push(&dir, &bucket, args.all, &|sent| told(&spinner, &bucket, sent)).await;
+    let spinner = spinner(global, format!("listing {}", bucket.name()));
+    let pushed = push(&dir, &bucket, args.all, &|sent| progress(&spinner, &bucket, sent)).await;
     spinner.finish_and_clear();
     let pushed = pushed.map_err(|error| failure(&error))?;
-    match global.output {
-        Output::Json => {
-            let Pushed { files, bytes, there, timestamp } = pushed;
-            say_json(&Answer { bucket: bucket.name(), files, bytes, there, timestamp });
-        }
-        Output::Text => say(&text(&pushed, &bucket)),
-    }
+    let Pushed { files, bytes, there, timestamp } = pushed;
+    let answer = Answer { bucket: bucket.name(), files, bytes, there, timestamp };
+    global.output.answer(&answer, || text(&answer));
     Ok(Exit::Done)
 }
 
-fn told(spinner: &ProgressBar, bucket: &Bucket, sent: u64) {
+fn progress(spinner: &ProgressBar, bucket: &Bucket, sent: u64) {
     spinner.inc(sent);
     spinner.set_message(format!("{} sent to {}", bytes(spinner.position()), bucket.name()));
     spinner.enable_steady_tick(Duration::from_millis(100));
@@ -79,9 +72,12 @@ fn folder(global: &Global, given: Option<&Path>) -> Result<PathBuf, Failure> {
         return Ok(dir.to_owned());
     }
     context_of(global)?.repository_dir().ok_or_else(|| {
-        Failure::usage("your context names no repository on this machine")
-            .hint("say --repository DIR; on the hub's machine: `repository` in its data folder")
-            .hint("or let the hub do it at every publishing: repository_bucket in hub.toml")
+        Failure::usage("your context has no repository on this machine")
+            .hint(Hint::add(
+                "on the hub's machine, use `repository` in its data folder",
+                Flag::Repository,
+            ))
+            .hint("or set repository_bucket in hub.toml: the hub then pushes every release")
     })
 }
 
@@ -89,13 +85,12 @@ fn failure(error: &BucketError) -> Failure {
     Failure::of("bucket", error).hints(error.hints())
 }
 
-fn text(pushed: &Pushed, bucket: &Bucket) -> String {
-    let (name, there) = (bucket.name(), pushed.there);
-    match pushed.files {
-        0 => format!("{name} has all {there} files already\n"),
+fn text(answer: &Answer<'_>) -> String {
+    let Answer { bucket, files, there, .. } = answer;
+    match files {
+        0 => format!("{bucket}: up to date, {there} files\n"),
         files => {
-            let sent = bytes(pushed.bytes);
-            format!("{name}: {files} files sent ({sent}), {there} were there already\n")
+            format!("{bucket}: {files} files sent ({}), {there} up to date\n", bytes(answer.bytes))
         }
     }
 }

@@ -1,93 +1,95 @@
-//! `cohort rollout`: see and steer a rollout.
+//! `cohort rollout`: watch and steer a rollout.
 
 use clap::{Args, Subcommand};
 use cohort_core::Body;
 use cohort_core::ids::{AppId, GroupId, RequestId};
-use cohort_wire::agent::{COMMAND, CONTROL_VERSION, CommandAnswer, CommandRequest, GroupStatus};
+use cohort_core::state::Ending;
+use cohort_view::command::{Command, Flag};
+use cohort_view::figures::brief;
+use cohort_view::hint::Hint;
+use cohort_view::table::{cell, render, table};
+use cohort_wire::agent::{
+    AppStatus, COMMAND, CONTROL_VERSION, CommandAnswer, CommandRequest, GroupStatus,
+};
 use cohort_wire::http::Call;
 use serde_json::json;
 
 use crate::args::{Direct, Global};
-use crate::clock::brief;
 use crate::commands::{context_of, rollout_plan, status};
 use crate::failure::{Exit, Failure};
-use crate::group::Spoken;
-use crate::output::{Look, Output, cell, render, say, say_json, table};
+use crate::group::Steered;
+use crate::output::look;
+use crate::toml_keys::nearest;
 
-/// What `cohort rollout` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RolloutCommand {
-    /// What would happen next: release, waves, gates, bytes (exit code 10 when anything)
+    /// Show what would happen next: release, waves, gates, bytes (exit code 10 if anything)
     Plan(rollout_plan::PlanArgs),
-    /// How far it is: as `cohort status GROUP`
+    /// Show progress, same as `cohort status GROUP`
     Status(status::StatusArgs),
-    /// Begin nothing new; what is being done to a server is finished
+    /// Stop starting new servers; let those in progress finish
     Pause(Because),
-    /// Go on after a pause; overrules a bad verdict from another group
+    /// Continue after a pause; overrules a bad verdict from another group
     Resume(Which),
-    /// Go on after the wave that asks for approval
+    /// Continue after a wave that needs approval
     Approve(Which),
-    /// Go back to the last good release now
+    /// Roll back to the last good release now
     Abort(Because),
-    /// Try the rejected release, and debts that failed, again
+    /// Retry a rejected release, and servers that failed to return to the last good one
     Retry(Which),
-    /// Go to the release that was good before this one
+    /// Go back to the good release before the current one
     Undo(Which),
-    /// What was rolled out before, and how it ended
+    /// Show earlier rollouts and how they ended
     History(Which),
 }
 
-/// Which rollout.
 #[derive(Debug, Args)]
 pub(crate) struct Which {
-    /// The group
+    /// Group name
     group: GroupId,
-    /// The app; needed when the group has several
+    /// App name; required if the group has several
     #[arg(long)]
     app: Option<AppId>,
     #[command(flatten)]
     direct: Direct,
 }
 
-/// Which rollout, and why.
 #[derive(Debug, Args)]
 pub(crate) struct Because {
     #[command(flatten)]
     which: Which,
-    /// Why, for whoever finds it so
+    /// Reason, shown in status and history
     #[arg(long, default_value = "")]
     reason: String,
 }
 
-/// Does it.
 pub(crate) async fn run(global: &Global, command: &RolloutCommand) -> Result<Exit, Failure> {
     match command {
         RolloutCommand::Plan(args) => rollout_plan::run(global, args).await,
         RolloutCommand::Status(args) => status::run(global, args).await,
         RolloutCommand::Pause(Because { which, reason }) => {
             let body = |app, _: &GroupStatus| Ok(Body::Pause { app, reason: reason.clone() });
-            tell(global, which, body, "is paused", "resume").await
+            steer(global, which, body, "paused").await
         }
         RolloutCommand::Resume(which) => {
-            tell(global, which, |app, _| Ok(Body::Resume { app }), "goes on", "status").await
+            steer(global, which, |app, _| Ok(Body::Resume { app }), "resumed").await
         }
         RolloutCommand::Approve(which) => {
-            tell(global, which, |app, _| Ok(Body::Approve { app }), "is approved", "status").await
+            steer(global, which, |app, _| Ok(Body::Approve { app }), "approved").await
         }
         RolloutCommand::Abort(Because { which, reason }) => {
             let body = |app, _: &GroupStatus| Ok(Body::Abort { app, reason: reason.clone() });
-            tell(global, which, body, "is aborted: the group goes back", "status").await
+            steer(global, which, body, "aborted: rolling back").await
         }
         RolloutCommand::Retry(which) => {
-            tell(global, which, |app, _| Ok(Body::Retry { app }), "is tried again", "status").await
+            steer(global, which, |app, _| Ok(Body::Retry { app }), "retried").await
         }
         RolloutCommand::Undo(which) => {
             let body = |app, status: &GroupStatus| {
                 let lead = status.leader.clone().ok_or_else(|| no_leader(status))?;
                 Ok(Body::Undo { app, lead })
             };
-            tell(global, which, body, "is undone: the group goes to the release before", "status")
-                .await
+            steer(global, which, body, "undone: going back to the release before").await
         }
         RolloutCommand::History(which) => history(global, which).await,
     }
@@ -95,117 +97,106 @@ pub(crate) async fn run(global: &Global, command: &RolloutCommand) -> Result<Exi
 
 fn no_leader(status: &GroupStatus) -> Failure {
     let error = format!("group {} has no leader right now", status.group);
-    Failure::new("no_leader", error).hint(format!("cohort why {}", status.group))
+    Failure::new("no_leader", error).hint(Command::Why { group: Some(status.group.clone()) })
 }
 
-async fn tell(
+async fn steer(
     global: &Global,
     which: &Which,
     body: impl FnOnce(AppId, &GroupStatus) -> Result<Body, Failure>,
     done: &str,
-    next: &str,
 ) -> Result<Exit, Failure> {
-    let context = context_of(global)?;
-    let spoken = Spoken::to(&context, &which.direct, &which.group).await?;
-    let app = which.app(&spoken.status)?;
-    let body = body(app.clone(), &spoken.status)?;
-    let answer = command(&spoken, &which.group, body).await?;
-    match global.output {
-        Output::Json => say_json(&json!({
-            "group": which.group, "app": app, "index": answer.index,
-        })),
-        Output::Text => {
-            let group = &which.group;
-            say(&format!("rollout of {app} in {group} {done}\n"));
-            say(&format!("next: cohort rollout {next} {group}\n"));
-        }
-    }
+    let group = &which.group;
+    let steered = Steered::to(&context_of(global)?, &which.direct, group).await?;
+    let app = app_of(which.app.as_ref(), &steered.status)?;
+    let body = body(app.clone(), &steered.status)?;
+    let index = command(&steered, group, body).await?.index;
+    let json = json!({ "group": group, "app": app, "index": index });
+    global.output.answer(&json, || {
+        let next = Command::RolloutStatus { group: group.clone() };
+        format!("rollout of {app} in {group} {done}\nnext: {next}\n")
+    });
     Ok(Exit::Done)
 }
 
-/// Gives a command to a group, and waits until it stands in its log.
+/// Proposes a command to a group, and waits until it is committed and applied.
 pub(crate) async fn command(
-    spoken: &Spoken,
+    steered: &Steered,
     group: &GroupId,
     body: Body,
 ) -> Result<CommandAnswer, Failure> {
+    // Unique: time in nanoseconds and process.
+    let now = jiff::Timestamp::now().as_nanosecond();
     let request = CommandRequest {
         version: CONTROL_VERSION,
         group: group.clone(),
-        request: request_id(),
+        request: RequestId(format!("cli-{now:x}-{:x}", std::process::id())),
         body,
     };
-    let answer: CommandAnswer = spoken.say(Call::post(COMMAND, &request)).await?;
+    let answer: CommandAnswer = steered.send(Call::post(COMMAND, &request)).await?;
     match answer.rejection {
         None => Ok(answer),
-        Some(reason) => Err(Failure::new("rejected", format!("group {group} refuses: {reason}"))
-            .hint(format!("cohort why {group}"))
-            .hint(format!("cohort status {group}"))),
+        Some(reason) => Err(Failure::new("rejected", format!("group {group} refused: {reason}"))
+            .hint(Command::Why { group: Some(group.clone()) })
+            .hint(Command::Status { group: Some(group.clone()) })),
     }
 }
 
-/// Different every time: when, to the nanosecond, and which process.
-fn request_id() -> RequestId {
-    let now = jiff::Timestamp::now().as_nanosecond();
-    RequestId(format!("cli-{now:x}-{:x}", std::process::id()))
-}
-
-impl Which {
-    /// The app that is meant.
-    fn app(&self, status: &GroupStatus) -> Result<AppId, Failure> {
-        app_of(self.app.as_ref(), status)
-    }
-}
-
-/// The app that is meant: the one that is named, or the only one.
+/// The app of this name, or the group's only app.
 pub(crate) fn app_of(named: Option<&AppId>, status: &GroupStatus) -> Result<AppId, Failure> {
     let group = &status.group;
     let names: Vec<&str> = status.apps.keys().map(AppId::as_str).collect();
-    match (named, names.as_slice()) {
-        (Some(app), _) if status.apps.contains_key(app) => Ok(app.clone()),
+    let unknown = |error| Failure::new("no_such_app", error);
+    match (named, status.apps.keys().collect::<Vec<_>>().as_slice()) {
+        (Some(app), all) if all.contains(&app) => Ok(app.clone()),
         (Some(app), _) => {
-            let error = format!("group {group} has no app `{app}`");
-            let failure = Failure::new("no_such_app", error);
-            Err(match crate::toml_keys::nearest(app.as_str(), names.iter().copied()) {
-                Some(near) => failure.hint(format!("did you mean `{near}`?")),
-                None => failure.hint(format!("it has: {}", names.join(", "))),
-            })
+            let hint = nearest(app.as_str(), names.iter().copied()).map_or_else(
+                || format!("it has: {}", names.join(", ")).into(),
+                |near| Hint::Meant(near.to_owned()),
+            );
+            Err(unknown(format!("group {group} has no app `{app}`")).hint(hint))
         }
-        (None, [_]) => Ok(status.apps.keys().next().cloned().expect("there is one")),
-        (None, []) => Err(Failure::new("no_such_app", format!("group {group} has no app yet"))
-            .hint("cohort app apply -f FILE")),
+        (None, [app]) => Ok((*app).clone()),
+        (None, []) => Err(unknown(format!("group {group} has no app yet")).hint(Command::AppApply)),
         (None, _) => Err(Failure::usage(format!("group {group} has several apps"))
-            .hint(format!("say --app, one of: {}", names.join(", ")))),
+            .hint(Hint::add(format!("choose one of {}", names.join(", ")), Flag::App))),
     }
 }
 
 async fn history(global: &Global, which: &Which) -> Result<Exit, Failure> {
     let context = context_of(global)?;
-    let status = Spoken::to(&context, &which.direct, &which.group).await?.status;
-    let app = which.app(&status)?;
-    let history = status.apps.get(&app).map(|app| app.history.as_slice()).unwrap_or_default();
-    match global.output {
-        Output::Json => {
-            say_json(&json!({ "group": which.group, "app": app, "history": history }));
+    let status = Steered::to(&context, &which.direct, &which.group).await?.status;
+    let app = app_of(which.app.as_ref(), &status)?;
+    let Some(AppStatus { history, .. }) = status.apps.get(&app) else { return Ok(Exit::Done) };
+    let json = json!({ "group": which.group, "app": app, "history": history });
+    global.output.answer(&json, || {
+        if history.is_empty() {
+            return "no earlier rollouts\n".to_owned();
         }
-        Output::Text if history.is_empty() => say("nothing was rolled out before\n"),
-        Output::Text => {
-            let headings = ["RELEASE", "ENDED", "AGO", "TOOK", "WAVES", "BY", "REASON"];
-            let mut rows = table(Look::of_stdout(), &headings);
-            for entry in history.iter().rev() {
-                let ending = serde_json::to_value(entry.ending).unwrap_or_default();
-                rows.add_row([
-                    cell(&entry.version),
-                    cell(ending.as_str().unwrap_or_default()),
-                    cell(brief(status.clock.since(entry.ended))),
-                    cell(brief(entry.ended.since(entry.started))),
-                    cell(entry.waves),
-                    cell(&entry.by),
-                    cell(entry.reason.as_ref().map_or_else(String::new, ToString::to_string)),
-                ]);
-            }
-            say(&render(&rows));
+        let headings = ["RELEASE", "ENDED", "AGO", "TOOK", "WAVES", "BY", "REASON"];
+        let mut rows = table(look(), &headings);
+        for entry in history.iter().rev() {
+            rows.add_row([
+                cell(&entry.version),
+                cell(ending(entry.ending)),
+                cell(brief(status.clock.since(entry.ended))),
+                cell(brief(entry.ended.since(entry.started))),
+                cell(entry.waves),
+                cell(&entry.by),
+                cell(entry.reason.as_ref().map_or_else(String::new, ToString::to_string)),
+            ]);
         }
-    }
+        render(&rows)
+    });
     Ok(Exit::Done)
+}
+
+fn ending(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Completed => "completed",
+        Ending::RolledBack => "rolled back",
+        Ending::HeldInPlace => "held in place",
+        Ending::Superseded => "superseded",
+        Ending::Adopted => "adopted",
+    }
 }

@@ -1,5 +1,7 @@
 //! `cohort rollout plan`: what would happen next in a group.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use cohort_artifact::{Manifest, TrustedRepository};
 use cohort_core::State;
@@ -9,68 +11,61 @@ use cohort_core::policy::Policy;
 use cohort_core::waiting::WaitingOn;
 use cohort_registry::fleet::Fleet;
 use cohort_registry::records::Verdict;
+use cohort_view::moving::Difference;
+use cohort_view::plan::{Offered, plan, text};
 use cohort_wire::agent::GroupStatus;
 use cohort_wire::http::Call;
 use cohort_wire::hub::FLEET;
 
 use crate::args::{Direct, Global};
+use crate::commands::app::no_policy;
 use crate::commands::context_of;
 use crate::commands::rollout::app_of;
 use crate::connect::Hub;
 use crate::context::Context;
-use crate::failure::{Exit, Failure};
-use crate::group::Spoken;
-use crate::output::{Output, say, say_json};
-use crate::view::moving::Difference;
-use crate::view::plan::{Offered, plan, text};
+use crate::failure::{Exit, Failure, OrFail as _};
+use crate::group::Steered;
 use crate::workplace::reader;
 
-/// What `cohort rollout plan` takes.
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
-    /// The group
+    /// Group name
     group: GroupId,
-    /// The app; needed when the group has several
+    /// App name; required if the group has several
     #[arg(long)]
     app: Option<AppId>,
-    /// As if the policy's channel pointed to this version: before it does
+    /// Plan for this version before the policy's channel points to it
     #[arg(long)]
     version: Option<Version>,
     #[command(flatten)]
     direct: Direct,
 }
 
-/// Shows it. The policy and the gates are the hub's to know, so that it is asked in any case.
+/// Only the hub knows policies and gates: it is asked even with `--agent`.
 pub(crate) async fn run(global: &Global, args: &PlanArgs) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let fleet: Fleet = Hub::of(&context)?.call(Call::get(FLEET)).await?;
-    let status = Spoken::to(&context, &args.direct, &args.group).await?.status;
+    let status = Steered::to(&context, &args.direct, &args.group).await?.status;
     let app = app_of(args.app.as_ref(), &status)?;
-    let known = fleet.policies.iter().find(|policy| policy.record.app == app).ok_or_else(|| {
-        Failure::new("no_such_app", format!("app {app} has no policy"))
-            .hint("cohort app apply -f FILE")
-    })?;
-    let policy: Policy = serde_json::from_value(known.record.policy.clone())
-        .map_err(|error| Failure::of("policy", &error))?;
+    let known = fleet.policies.iter().find(|policy| policy.record.app == app);
+    let known = known.ok_or_else(|| no_policy(&app))?;
+    let policy: Policy = serde_json::from_value(known.record.policy.clone()).or_fail("policy")?;
     let offered = offer(&context, &status, &policy, args.version.as_ref()).await?;
     let kept = kept_by(&fleet, &status, &policy, &offered);
     let plan = plan(&status, &app, &policy, known.revision, &offered, kept.as_ref());
-    match global.output {
-        Output::Json => say_json(&plan),
-        Output::Text => say(&text(&plan)),
-    }
+    global.output.answer(&plan, || text(&plan));
     Ok(if plan.change { Exit::SomethingToDo } else { Exit::Done })
 }
 
-/// The version that was asked for, or what the policy's channel offers to the group's platform;
-/// verified as a server would.
+/// The given version, or what the policy's channel offers for the group's platform; verified as a
+/// server would.
 async fn offer(
     context: &Context,
     status: &GroupStatus,
     policy: &Policy,
     version: Option<&Version>,
 ) -> Result<Offered, Failure> {
-    let platform: &Platform = status.platform.as_ref().ok_or_else(|| {
+    let platform = status.platform.as_ref().ok_or_else(|| {
         Failure::new("not_ready", format!("group {} is not set up yet", status.group))
     })?;
     let reader = reader(context).await?;
@@ -85,7 +80,7 @@ async fn offer(
             .await
             .map(|offer| (offer.version.clone(), Manifest::clone(&offer.manifest))),
     };
-    let (version, manifest) = found.map_err(|error| Failure::of("repository", &error))?;
+    let (version, manifest) = found.or_fail("repository")?;
     let differences = manifest
         .deltas
         .iter()
@@ -98,8 +93,8 @@ async fn offer(
     })
 }
 
-/// Root of what the whole group runs. A release that is no longer in the repository has none: then
-/// there is no difference to it either.
+/// Root hash of what the whole group runs. None if the repository no longer has it; then there is
+/// no delta from it either.
 async fn base(
     reader: &TrustedRepository,
     status: &GroupStatus,
@@ -111,7 +106,7 @@ async fn base(
     Some(manifest.root.clone())
 }
 
-/// What keeps the group from beginning, by the very rule that its leader uses.
+/// What keeps the group from starting, by the rule that its leader uses.
 fn kept_by(
     fleet: &Fleet,
     status: &GroupStatus,
@@ -135,7 +130,7 @@ fn kept_by(
         reason: verdict.record.reason.clone(),
     });
     let view = RegistryView {
-        policies: std::collections::BTreeMap::new(),
+        policies: BTreeMap::new(),
         groups: groups.collect(),
         verdicts: verdicts.collect(),
     };

@@ -1,168 +1,154 @@
-//! `cohort status`: every group, or one; once, live, or until all is well.
+//! `cohort status`: every group, or one; once, live, or until it is healthy.
 
 use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use cohort_core::ids::{AppId, GroupId, Version};
+use cohort_view::command::Command;
+use cohort_view::figures::brief;
+use cohort_view::report::FleetReport;
+use cohort_view::status as view;
 use cohort_wire::http::Client;
 
 use crate::args::{Direct, Global};
-use crate::clock::brief;
 use crate::commands::context_of;
 use crate::context::Context;
 use crate::failure::{Exit, Failure};
 use crate::fleet;
-use crate::group::picture;
-use crate::output::{Look, Output, note, say, say_json, say_json_line};
-use crate::view::report::FleetReport;
-use crate::view::status as view;
+use crate::group;
+use crate::output::{Output, look, print, print_json_line, warn};
 
-/// What `cohort status` takes.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
-    /// The group; all when none is named
+    /// Group name [default: every group]
     group: Option<GroupId>,
-    /// Show it again and again, until interrupted; with `-o json`, one line each time
+    /// Refresh until interrupted; with `-o json`, one line each time
     #[arg(short, long)]
     watch: bool,
-    /// How often `--watch` and `--wait` look, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..))]
+    /// Refresh interval of `--watch` and `--wait`, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(50..))]
     interval_ms: u64,
-    /// Wait until healthy, for at most so many seconds (exit code 4 when it took longer)
+    /// Wait until healthy, for at most this many seconds (exit code 4 on timeout)
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
-    /// With --wait: until this version runs everywhere
+    /// With --wait: until every group runs this version
     #[arg(long, requires = "wait")]
     version: Option<Version>,
-    /// With --wait: look at this app only
+    /// With --wait: for this app only
     #[arg(long, requires = "wait")]
     app: Option<AppId>,
     #[command(flatten)]
     direct: Direct,
 }
 
-/// Shows it.
+/// What every look at the fleet needs.
+struct Look<'a> {
+    global: &'a Global,
+    args: &'a StatusArgs,
+    context: Context,
+    client: Client,
+}
+
 pub(crate) async fn run(global: &Global, args: &StatusArgs) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let client = context.client()?;
+    let look = Look { global, args, context, client };
     match args.wait {
-        Some(seconds) => wait(global, args, &context, &client, seconds).await,
-        None if args.watch => watch(global, args, &context, &client).await,
+        Some(seconds) => look.wait(seconds).await,
+        None if args.watch => look.watch().await,
         None => {
-            let report = look(args, &context, &client).await?;
-            show(global, args, &report);
-            Ok(exit_of(&report))
+            let report = look.report().await?;
+            look.show(&report);
+            Ok(if report.healthy { Exit::Done } else { Exit::Unhealthy })
         }
     }
 }
 
-async fn look(
-    args: &StatusArgs,
-    context: &Context,
-    client: &Client,
-) -> Result<FleetReport, Failure> {
-    Ok(FleetReport::of(picture(context, client, &args.direct, args.group.as_ref()).await?))
-}
+impl Look<'_> {
+    async fn report(&self) -> Result<FleetReport, Failure> {
+        let Look { args, context, client, .. } = self;
+        group::report(context, client, &args.direct, args.group.as_ref()).await
+    }
 
-fn exit_of(report: &FleetReport) -> Exit {
-    if report.healthy { Exit::Done } else { Exit::Unhealthy }
-}
+    fn show(&self, report: &FleetReport) {
+        if self.global.output == Output::Text {
+            warn(&report.origin);
+        }
+        self.global.output.answer(report, || self.text(report));
+    }
 
-fn show(global: &Global, args: &StatusArgs, report: &FleetReport) {
-    match global.output {
-        Output::Json => say_json(report),
-        Output::Text => {
-            if let Some(warning) = fleet::warning(&report.origin) {
-                note(&warning);
-            }
-            say(&text(args, report, Look::of_stdout()));
+    fn text(&self, report: &FleetReport) -> String {
+        let one = self.args.group.is_some() || fleet::is_direct(&self.args.direct);
+        match (one, report.groups.as_slice()) {
+            (true, [group]) => view::group(group, look()),
+            _ => view::fleet(report, look()),
         }
     }
-}
 
-fn text(args: &StatusArgs, report: &FleetReport, look: Look) -> String {
-    match (args.group.is_some() || fleet::is_direct(&args.direct), report.groups.as_slice()) {
-        (true, [group]) => view::group(group, look),
-        _ => view::fleet(report, look),
-    }
-}
-
-/// Never ends by itself: a hub or group that goes away is part of what is watched.
-async fn watch(
-    global: &Global,
-    args: &StatusArgs,
-    context: &Context,
-    client: &Client,
-) -> Result<Exit, Failure> {
-    let terminal = io::stdout().is_terminal();
-    if terminal && global.output == Output::Text {
-        say("\x1b[2J");
-    }
-    loop {
-        let frame = match look(args, context, client).await {
-            Ok(report) => {
-                if global.output == Output::Json {
-                    say_json_line(&report);
+    /// Runs until interrupted: an unreachable hub or group is something to watch, too.
+    async fn watch(&self) -> Result<Exit, Failure> {
+        let json = self.global.output == Output::Json;
+        let terminal = io::stdout().is_terminal();
+        if terminal && !json {
+            print("\x1b[2J");
+        }
+        loop {
+            match self.report().await {
+                Ok(report) if json => print_json_line(&report),
+                Err(failure) if json => print_json_line(&failure),
+                seen => {
+                    let frame = match seen {
+                        Ok(report) => {
+                            let warning = report.origin.warning().map(|text| text + "\n");
+                            warning.unwrap_or_default() + &self.text(&report)
+                        }
+                        Err(failure) => format!("error: {}\n", failure.error),
+                    };
+                    // No flicker: move home, clear each line to its end, then the rest.
+                    print(&if terminal {
+                        format!("\x1b[H{}\x1b[J", frame.replace('\n', "\x1b[K\n"))
+                    } else {
+                        format!("{frame}\n")
+                    });
                 }
-                let warning = fleet::warning(&report.origin).map(|text| text + "\n");
-                warning.unwrap_or_default() + &text(args, &report, Look::of_stdout())
             }
-            Err(failure) if global.output == Output::Json => {
-                say_json_line(&failure);
-                String::new()
-            }
-            Err(failure) => format!("error: {}\n", failure.error),
-        };
-        if global.output == Output::Text {
-            // Home, every line cleared to its end, and what is below it: no flicker.
-            let frame = if terminal {
-                format!("\x1b[H{}\x1b[J", frame.replace('\n', "\x1b[K\n"))
-            } else {
-                format!("{frame}\n")
-            };
-            say(&frame);
+            tokio::time::sleep(Duration::from_millis(self.args.interval_ms)).await;
         }
-        tokio::time::sleep(Duration::from_millis(args.interval_ms)).await;
     }
-}
 
-async fn wait(
-    global: &Global,
-    args: &StatusArgs,
-    context: &Context,
-    client: &Client,
-    seconds: u64,
-) -> Result<Exit, Failure> {
-    let begun = Instant::now();
-    let at_most = Duration::from_secs(seconds);
-    let mut last_said = String::new();
-    loop {
-        let seen = look(args, context, client).await;
-        let settled = seen
-            .as_ref()
-            .is_ok_and(|report| report.settled_on(args.app.as_ref(), args.version.as_ref()));
-        let late = begun.elapsed() >= at_most;
-        if settled || late {
-            let report = seen?;
-            show(global, args, &report);
-            if settled {
-                return Ok(Exit::Done);
+    async fn wait(&self, seconds: u64) -> Result<Exit, Failure> {
+        let StatusArgs { app, version, group, .. } = self.args;
+        let begun = Instant::now();
+        let at_most = Duration::from_secs(seconds);
+        let mut last = String::new();
+        loop {
+            let seen = self.report().await;
+            let settled =
+                seen.as_ref().is_ok_and(|report| report.settled_on(app.as_ref(), version.as_ref()));
+            if settled || begun.elapsed() >= at_most {
+                self.show(&seen?);
+                if settled {
+                    return Ok(Exit::Done);
+                }
+                let error = format!("not healthy after {}", brief(seconds.saturating_mul(1000)));
+                return Err(Failure::new("timed_out", error)
+                    .hint(Command::Why { group: group.clone() })
+                    .exit(Exit::TimedOut));
             }
-            let error = format!("not healthy after {}", brief(seconds.saturating_mul(1000)));
-            return Err(Failure::new("timed_out", error).hint("cohort why").exit(Exit::TimedOut));
-        }
-        if global.output == Output::Text && args.watch {
-            let now = match &seen {
-                Ok(report) => text(args, report, Look::of_stdout()),
-                Err(failure) => format!("error: {}\n", failure.error),
-            };
-            if now != last_said {
-                say(&format!("{now}\n"));
-                last_said = now;
+            if self.global.output == Output::Text && self.args.watch {
+                let now = match &seen {
+                    Ok(report) => self.text(report),
+                    Err(failure) => format!("error: {}\n", failure.error),
+                };
+                if now != last {
+                    print(&format!("{now}\n"));
+                    last = now;
+                }
             }
+            let left = at_most.saturating_sub(begun.elapsed());
+            tokio::time::sleep(Duration::from_millis(self.args.interval_ms).min(left)).await;
         }
-        let left = at_most.saturating_sub(begun.elapsed());
-        tokio::time::sleep(Duration::from_millis(args.interval_ms).min(left)).await;
     }
 }

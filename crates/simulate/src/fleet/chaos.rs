@@ -335,7 +335,7 @@ impl Chaos {
         }
         for group in self.fleet.groups.values() {
             for waiting in &group.waiting {
-                println!("{}: {}", group.state.group, waiting.on.sentence());
+                println!("{}: {:?}", group.state.group, waiting.on);
             }
         }
         for group in self.fleet.groups.values() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use cohort_trial::release::WebRelease;
-use cohort_trial::watch::{app, holds};
+use cohort_trial::watch::{holds, reason};
 
 use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, policy};
 
@@ -40,7 +40,7 @@ fn a_hook_that_hangs_is_ended_with_its_children() -> Result<()> {
     bad.cohort_toml = Some(IMPATIENT.to_owned());
     trial.publish(&bad, &[PLATFORM])?;
     let held = trial.until(GROUP, PATIENCE, |status| holds(status, "1.1.0", "1.0.0"))?;
-    let reason = &app(&held).context("the app is known")?.reason;
+    let reason = reason(&held);
     ensure!(reason.contains("after-install did not end within 2000 ms"), "{reason}");
     let hanging: Vec<_> = trial
         .processes_left()
@@ -91,7 +91,7 @@ fn a_service_that_dies_after_two_seconds_is_held() -> Result<()> {
     trial.apply(&policy(&update, ""))?;
     trial.publish(&WebRelease::new("1.1.0").fault("die_after_ms = 2000"), &[PLATFORM])?;
     let held = trial.until(GROUP, PATIENCE, |status| holds(status, "1.1.0", "1.0.0"))?;
-    let reason = &app(&held).context("the app is known")?.reason;
+    let reason = reason(&held);
     ensure!(reason.contains("exit status 3"), "{reason}");
     // It was on one server only, and that one has gone back.
     let mut tried = 0;

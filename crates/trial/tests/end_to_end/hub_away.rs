@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use cohort_core::phase::PhaseName;
+use cohort_core::waiting::WaitingOn;
 use cohort_trial::release::WebRelease;
-use cohort_trial::watch::{app, runs, says};
+use cohort_trial::watch::{app, runs, waits};
 use cohort_wire::http::Call;
 use cohort_wire::hub::FLEET;
 use serde_json::Value;
@@ -17,7 +18,6 @@ use crate::trial::{
 
 const SECOND: &str = "intel.zone-b";
 const STAGES: &str = "[[stage]]\nzone = \"zone-a\"\n\n[[stage]]\nzone = \"zone-b\"\n";
-const AWAY: &str = "the registry does not answer; nothing new begins";
 
 #[test]
 fn for_the_whole_rollout() -> Result<()> {
@@ -44,7 +44,9 @@ fn for_the_whole_rollout() -> Result<()> {
     // release is on the mirrors: neither begins.
     trial.publish(&WebRelease::new("1.2.0"), &[PLATFORM])?;
     for (group, version) in [(GROUP, "1.1.0"), (SECOND, "1.0.0")] {
-        trial.until(group, PATIENCE, |status| runs(status, version) && says(status, AWAY))?;
+        trial.until(group, PATIENCE, |status| {
+            runs(status, version) && waits(status, |on| *on == WaitingOn::RegistryAway)
+        })?;
         why_says(&trial, group, "registry-away")?;
     }
     // Every leader reads the mirrors twice a second: some looks later nothing has begun.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cohort_trial::release::WebRelease;
-use cohort_trial::watch::{app, runs, says};
-use cohort_wire::agent::KILL;
+use cohort_trial::watch::{app, killed, runs};
+use cohort_wire::agent::{ActivationStatus, KILL};
 use cohort_wire::http::Call;
 use cohort_wire::kill::SignedKill;
 use serde_json::Value;
@@ -27,13 +27,15 @@ fn stops_everything_until_it_is_off() -> Result<()> {
     until("every server has latched it", PATIENCE, || all(&trial, true))?;
     // What was begun comes to its end, and takes traffic again; nothing else begins.
     trial.until(GROUP, PATIENCE, |status| {
-        says(status, "coffee first")
+        killed(status, "coffee first")
             && app(status).is_some_and(|app| {
                 // Granted and not begun is held by the switch, and serves meanwhile.
-                let at_rest = |activation: Option<&str>| activation.is_none_or(|a| a == "granted");
+                let at_rest = |activation: Option<&ActivationStatus>| {
+                    activation.is_none_or(|stage| *stage == ActivationStatus::Granted)
+                };
                 app.servers
                     .values()
-                    .all(|server| server.in_service && at_rest(server.activation.as_deref()))
+                    .all(|server| server.in_service && at_rest(server.activation.as_ref()))
             })
     })?;
     let updated = updated(&trial)?;
@@ -47,7 +49,7 @@ fn stops_everything_until_it_is_off() -> Result<()> {
     for server in trial.servers() {
         trial.start_agent(&server)?;
     }
-    trial.until(GROUP, PATIENCE, |status| status.linearizable && says(status, "coffee first"))?;
+    trial.until(GROUP, PATIENCE, |status| status.linearizable && killed(status, "coffee first"))?;
     trial.start_hub()?;
     ensure!(all(&trial, true), "a server has forgotten it");
     ensure!(through_hub(&trial)?, "the hub has forgotten it");
@@ -74,7 +76,7 @@ fn without_the_hub(trial: &mut Trial) -> Result<()> {
 
     trial.start_hub()?;
     trial.publish(&WebRelease::new("1.2.0"), &[PLATFORM])?;
-    trial.until(GROUP, PATIENCE, |status| says(status, "the kill switch is on"))?;
+    trial.until(GROUP, PATIENCE, |status| killed(status, ""))?;
     trial.nothing_begins()?;
     trial.stop_hub();
 

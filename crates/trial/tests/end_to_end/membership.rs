@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use cohort_base::events;
+use cohort_core::waiting::WaitingOn;
 use cohort_trial::logs::{Line, Logs};
 use cohort_trial::prober::version_at;
 use cohort_trial::release::WebRelease;
@@ -77,7 +78,7 @@ fn a_server_that_joins_in_the_middle_gets_its_release_before_it_is_ready() -> Re
     trial.apply(&policy(&asks, ""))?;
     trial.publish(&WebRelease::new("1.1.0"), &[PLATFORM])?;
     trial.until(GROUP, PATIENCE, |status| {
-        cohort_trial::watch::says(status, "wave 1 is done and asks for approval")
+        cohort_trial::watch::waits(status, |on| *on == WaitingOn::Approval { wave: 1 })
     })?;
 
     let joins = "intel-a-04";

@@ -1,10 +1,11 @@
 //! A person steers a rollout: pause, resume, abort, retry, undo, and a newer release in the middle.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use cohort_core::phase::PhaseName;
+use cohort_core::waiting::WaitingOn;
 use cohort_trial::prober::{Prober, most_down};
 use cohort_trial::release::WebRelease;
-use cohort_trial::watch::{app, holds, runs, says};
+use cohort_trial::watch::{app, holds, reason, runs, waits};
 
 use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, policy};
 
@@ -23,7 +24,7 @@ fn by_a_person() -> Result<()> {
     in_wave(1)?;
     trial.run(&["rollout", "pause", GROUP, "--reason", "lunch"])?;
     trial.until(GROUP, PATIENCE, |status| {
-        says(status, "lunch")
+        waits(status, |on| matches!(on, WaitingOn::Paused { reason, .. } if reason == "lunch"))
             && app(status).is_some_and(|app| {
                 app.paused && app.servers.values().all(|here| here.activation.is_none())
             })
@@ -36,7 +37,7 @@ fn by_a_person() -> Result<()> {
     trial.run(&["rollout", "abort", GROUP, "--reason", "not today"])?;
     trial.until(GROUP, PATIENCE, |status| holds(status, "1.1.0", "1.0.0"))?;
     let status = trial.status(GROUP)?;
-    let reason = &app(&status).context("the app is known")?.reason;
+    let reason = reason(&status);
     ensure!(reason.contains("not today"), "{reason}");
 
     // Again, and undone although it was good.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use cohort_core::phase::PhaseName;
 use cohort_trial::Fleet;
 use cohort_trial::release::WebRelease;
-use cohort_trial::watch::{app, holds};
+use cohort_trial::watch::{app, holds, reason};
 
 use crate::trial::{GROUP, PATIENCE, PLATFORM, Trial, Wanted, policy, until};
 
@@ -150,7 +150,7 @@ fn inside() -> Result<()> {
 
     there.ip("link set there up")?;
     let held = trial.until(GROUP, PATIENCE, |status| holds(status, "1.1.0", "1.0.0"))?;
-    let reason = &app(&held).context("the app is known")?.reason;
+    let reason = reason(&held);
     ensure!(reason.contains("the group was not reached within 4 s"), "{reason}");
     until("the server is ready again", PATIENCE, || {
         trial.ready(CUT_OFF).is_ok_and(|(ready, _)| ready)

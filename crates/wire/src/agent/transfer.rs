@@ -1,79 +1,78 @@
-//! How artifacts move in a group, as its leader tells it: part of the group's status.
+//! Transfers of artifacts, as the group's leader tracks them: part of the group's status.
 //!
-//! Bounded whatever the group's size: a thousand servers make a few kilobytes.
+//! Bounded whatever the size of the group: a few kilobytes for a thousand servers.
 
 use cohort_core::ids::{AppId, Digest, ServerId, Version};
+use cohort_transfer::{Offence, SourceName};
 use serde::{Deserialize, Serialize};
 
-/// Transfers in one status: those under way, then those that ended last. A group moves one artifact
-/// per app, and few apps at once.
+/// Transfers in one status: those in progress, then those that ended last. A group moves one
+/// artifact per app, and few apps at once.
 pub const TRANSFERS_SHOWN_MAX: usize = 8;
-/// Chains that are named; of what is beyond, the number is told.
+/// Chains shown; the rest are counted.
 pub const CHAINS_SHOWN_MAX: usize = 4;
-/// Servers named of one chain, from its first.
+/// Servers shown of one chain, from its head.
 pub const CHAIN_SERVERS_SHOWN_MAX: usize = 8;
-/// Servers, and offenders, that are named.
+/// Slow servers, and offenders, shown; the rest are counted.
 pub const NAMES_SHOWN_MAX: usize = 8;
 
-/// One artifact on its way to the servers of a group, or there.
+/// The transfer of one artifact to the servers of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferStatus {
-    /// Of which app, if a release of it is known by this artifact.
+    /// The app, if the artifact belongs to a release that the group knows.
     pub app: Option<AppId>,
-    /// Of which release.
+    /// That release.
     pub version: Option<Version>,
-    /// Whether what moves is the difference to the release before.
+    /// Whether it is the delta to that release rather than the whole artifact.
     pub delta: bool,
-    /// Root of what moves.
+    /// Root hash of what is transferred.
     pub artifact: Digest,
-    /// Whether a server that can be reached lacks some of it.
+    /// Whether a reachable server still lacks bytes.
     pub under_way: bool,
-    /// Its length.
+    /// Length of what is transferred.
     pub length_bytes: u64,
-    /// Servers that take part,
+    /// Servers that receive it.
     pub servers: u64,
-    /// those that have it whole,
+    /// Servers that have all of it.
     pub whole_servers: u64,
-    /// and those that lack some of it and cannot be reached now.
+    /// Servers that lack bytes and are unreachable.
     pub away_servers: u64,
-    /// Bytes that are there, verified, over all servers.
+    /// Bytes received and verified, over all servers.
     pub held_bytes: u64,
-    /// Bytes that have to be there in the end, over all servers.
+    /// Bytes to receive in total, over all servers.
     pub wanted_bytes: u64,
     /// Bytes that came from mirrors, over all servers.
     pub mirror_bytes: u64,
     /// Bytes that came from other servers, over all servers.
     pub peer_bytes: u64,
-    /// What mirrors give now.
+    /// Current throughput of mirrors.
     pub mirror_bytes_per_second: u64,
-    /// What servers give each other now.
+    /// Current throughput between servers.
     pub peer_bytes_per_second: u64,
-    /// What mirrors gave over the whole transfer; none when it was too little to tell.
+    /// Average throughput of mirrors; none when too few bytes came to measure it.
     pub downlink_bytes_per_second: Option<u64>,
-    /// For how long it has been going on.
+    /// Time since it began.
     pub for_ms: u64,
-    /// How long it took until the last server had it; none before that.
+    /// Time until the last server had it; none while in progress.
     pub took_ms: Option<u64>,
-    /// When all will have it at this rate; none when that cannot be said.
+    /// Time until all have it at the current rate; none when unknown.
     pub left_ms: Option<u64>,
-    /// Those that ask mirrors.
+    /// Servers that fetch from mirrors.
     pub heads: Vec<ServerId>,
-    /// Children that a server may have.
+    /// Servers that one server may send to.
     pub fan_out: u64,
-    /// Who sends to whom, the longest first; at most [`CHAINS_SHOWN_MAX`].
+    /// Who sends to whom, longest chain first; at most [`CHAINS_SHOWN_MAX`].
     pub chains: Vec<ChainStatus>,
-    /// All chains.
+    /// The number of all chains.
     pub chains_in_all: u64,
-    /// Servers that cannot keep up; at most [`NAMES_SHOWN_MAX`].
+    /// Servers too slow to keep up; at most [`NAMES_SHOWN_MAX`].
     pub slow: Vec<ServerId>,
-    /// All of them.
+    /// The number of all of them.
     pub slow_servers: u64,
-    /// Sources that did wrong; at most [`NAMES_SHOWN_MAX`].
+    /// Misbehaving sources; at most [`NAMES_SHOWN_MAX`].
     pub offenders: Vec<OffenderStatus>,
-    /// All of them.
+    /// The number of all of them.
     pub offenders_in_all: u64,
-    /// All this in one line, for people.
-    pub sentence: String,
 }
 
 /// Servers of which each sends to the next.
@@ -81,27 +80,23 @@ pub struct TransferStatus {
 pub struct ChainStatus {
     /// From the first; at most [`CHAIN_SERVERS_SHOWN_MAX`].
     pub servers: Vec<ServerId>,
-    /// All of them.
+    /// The number of all of them.
     pub depth: u64,
 }
 
-/// A source of bytes that did wrong.
+/// A misbehaving source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OffenderStatus {
-    /// A server's name, or a mirror's URL.
-    pub source: String,
-    /// What it did: `wrong-bytes`, `wrong-length`, `silent` or `slow`.
-    pub what: String,
-    /// How often.
+    /// Who is blamed.
+    pub source: SourceName,
+    /// For what.
+    pub what: Offence,
+    /// How often it happened.
     pub count: u64,
-    /// Who says so; at most [`NAMES_SHOWN_MAX`].
+    /// The servers that saw it; at most [`NAMES_SHOWN_MAX`].
     pub told_by: Vec<ServerId>,
-    /// All of them.
+    /// The number of all of them.
     pub told_by_servers: u64,
-    /// Whether the group takes nothing from it for a while.
+    /// Whether the group refuses it as a source for a while.
     pub barred: bool,
-    /// In one line, for people.
-    pub sentence: String,
-    /// What to do about it.
-    pub unblocks: String,
 }

@@ -125,7 +125,7 @@ impl Script {
         for (id, group) in &self.fleet.groups {
             let registry = (!self.fleet.registry.away).then(|| self.fleet.registry.view.clone());
             for waiting in group.why(self.fleet.now_ms, registry) {
-                let mut text = waiting.on.sentence();
+                let mut text = cohort_view::waiting::sentence(&waiting.on);
                 if group.state.apps.len() > 1 {
                     text = format!("{}: {text}", waiting.app);
                 }

@@ -1,72 +1,73 @@
-//! What a rollout would move between machines, and how long that should take: before anything moves.
+//! What a rollout would transfer, and how long that should take: before it starts.
 
 use cohort_core::ids::{AppId, Digest, ServerId, Version};
 use cohort_wire::agent::{GroupStatus, ServerAppStatus};
 use serde::Serialize;
 
-use crate::clock::{bits, brief, bytes};
+use crate::figures::{bits, brief, bytes};
 
-/// What each server is to receive.
+/// What each server would receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum By {
-    /// Every server has it, or nothing changes.
+pub enum By {
+    /// Every server has it already.
     Nothing,
-    /// The artifact.
+    /// The whole artifact.
     Whole,
-    /// The difference to what the group runs.
+    /// The delta to what the group runs.
     Delta,
 }
 
-/// By what the time was worked out.
+/// What the estimated time is based on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Basis {
-    /// What mirrors gave in the last transfer of the group.
+pub enum Basis {
+    /// Mirror throughput of the group's last transfer.
     LastTransfer,
-    /// `download_limit` of the leader's server, which is lower, or all that is known.
+    /// `download_limit` of the answering server: lower than that, or all that is known.
     DownloadLimit,
 }
 
-/// A way to the release from an older one.
+/// A delta to the release.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Difference {
-    /// Root of the older artifact.
-    pub(crate) from: Digest,
-    /// Its length, in bytes.
-    pub(crate) length: u64,
+pub struct Difference {
+    /// Root hash of the artifact that it starts from.
+    pub from: Digest,
+    /// Length of the delta, in bytes.
+    pub length: u64,
 }
 
-/// What would move.
+/// What a rollout would transfer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Moving {
-    /// What each server is to receive.
-    pub(crate) by: By,
-    /// For a delta: the release that it starts from.
-    pub(crate) from: Option<Version>,
-    /// How much that is.
-    pub(crate) bytes_per_server: u64,
-    /// How many servers are to receive something;
-    pub(crate) servers: u32,
-    /// for a delta: those of them that do not run what it starts from. They take the whole artifact
+pub struct Moving {
+    /// What each server would receive.
+    pub by: By,
+    /// The release that a delta starts from.
+    pub from: Option<Version>,
+    /// Length of the artifact or delta.
+    pub bytes_per_server: u64,
+    /// Servers that would receive something.
+    pub servers: u32,
+    /// Of those, servers that do not run what the delta starts from: they take the whole artifact
     /// from the others.
-    pub(crate) servers_without_base: u32,
+    pub servers_without_base: u32,
     /// Bytes over the zone's downlink: once, whatever the number of servers.
-    pub(crate) bytes_from_mirror: u64,
-    /// Bytes that the servers take from each other, at the most.
-    pub(crate) bytes_from_peers: u64,
-    /// What mirrors gave in the last transfer that was large enough to tell.
-    pub(crate) downlink_bytes_per_second: Option<u64>,
-    /// `download_limit` of the server that answers: the leader's, as a rule.
-    pub(crate) download_limit_bytes_per_second: Option<u64>,
-    /// How long it should take; none when nothing is known that says so.
-    pub(crate) estimate_ms: Option<u64>,
-    /// By what that was worked out.
-    pub(crate) estimate_by: Option<Basis>,
+    pub bytes_from_mirror: u64,
+    /// Bytes between servers, at most.
+    pub bytes_from_peers: u64,
+    /// Mirror throughput of the last transfer large enough to measure.
+    pub downlink_bytes_per_second: Option<u64>,
+    /// `download_limit` of the answering server, usually the leader's.
+    pub download_limit_bytes_per_second: Option<u64>,
+    /// Estimated time of the transfer; none: unknown.
+    pub estimate_ms: Option<u64>,
+    /// What the estimate is based on.
+    pub estimate_by: Option<Basis>,
 }
 
-/// Works it out. `length` is the artifact's, `base` the root of what the whole group runs.
-pub(crate) fn moving(
+/// `length` is the artifact's, `base` the root hash of what the whole group runs.
+#[must_use]
+pub fn moving(
     status: &GroupStatus,
     id: &AppId,
     version: &Version,
@@ -100,7 +101,7 @@ pub(crate) fn moving(
         (_, None) => (By::Whole, length),
     };
     let servers_without_base = if by == By::Delta { servers - with_base } else { 0 };
-    // Where a server has it whole, the others take it from there.
+    // If any server has the whole artifact, the others take it from there.
     let mirrored = if held && by == By::Whole { 0 } else { bytes_per_server };
     let alike = servers - servers_without_base;
     let from_peers = if mirrored == 0 { alike } else { alike.saturating_sub(1) };
@@ -115,7 +116,7 @@ pub(crate) fn moving(
         (None, Some(limit)) => (limit, Some(Basis::DownloadLimit)),
         (None, None) => (0, None),
     };
-    // What crosses no downlink is as fast as links that nobody has measured.
+    // Links between servers are not measured.
     let estimate_ms = (mirrored > 0)
         .then(|| mirrored.saturating_mul(1_000).checked_div(rate))
         .flatten()
@@ -135,14 +136,15 @@ pub(crate) fn moving(
     }
 }
 
-/// For people: what moves, and how long that should take.
-pub(crate) fn text(moving: &Moving) -> String {
+/// Two lines: what would be transferred, and how long that should take.
+#[must_use]
+pub fn text(moving: &Moving) -> String {
     let Moving { bytes_per_server, servers, servers_without_base, .. } = moving;
     let Moving { bytes_from_mirror, bytes_from_peers, .. } = moving;
     let what = match (moving.by, &moving.from) {
-        (By::Nothing, _) => return "  transfer: nothing, every server has it\n".to_owned(),
-        (By::Delta, Some(from)) => format!("the difference to {from}"),
-        (By::Delta, None) => "a difference".to_owned(),
+        (By::Nothing, _) => return "  transfer: nothing, every server has it already\n".to_owned(),
+        (By::Delta, Some(from)) => format!("the delta to {from}"),
+        (By::Delta, None) => "a delta".to_owned(),
         (By::Whole, _) => "the whole artifact".to_owned(),
     };
     let count = |servers: u32| match servers {
@@ -178,10 +180,10 @@ pub(crate) fn text(moving: &Moving) -> String {
         }
         (Some(ms), Some(Basis::DownloadLimit)) => {
             let limit = rate(moving.download_limit_bytes_per_second);
-            format!("at least {} at download_limit, {limit}; no transfer was measured", time(ms))
+            format!("at least {} at download_limit, {limit}; no transfer measured yet", time(ms))
         }
-        (_, _) if *bytes_from_mirror == 0 => "as fast as the servers' links are".to_owned(),
-        (_, _) => "not known yet: no transfer was measured".to_owned(),
+        (_, _) if *bytes_from_mirror == 0 => "limited by the links between servers".to_owned(),
+        (_, _) => "unknown: no transfer measured yet".to_owned(),
     };
     text.push_str(&format!("  transfer time: {line}\n"));
     text

@@ -1,69 +1,73 @@
-//! `cohort rollout plan`: what would happen, as far as it can be told beforehand.
+//! `cohort rollout plan`: what a rollout would do, as far as it is known beforehand.
 
 use cohort_core::ids::{AppId, Digest, GroupId, Revision, Version};
 use cohort_core::policy::Policy;
 use cohort_core::waiting::WaitingOn;
-use cohort_wire::agent::{AppStatus, GroupStatus};
+use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus};
 use serde::Serialize;
 
-use crate::clock::brief;
-use crate::view::moving::{self, Difference, Moving, moving};
+use crate::command::Command;
+use crate::figures::brief;
+use crate::hint::{self, Hint};
+use crate::moving::{self, Difference, Moving, moving};
+use crate::waiting::{hints, sentence};
 
-/// A release that the channel offers to the group's platform.
+/// The release that the channel offers for the group's platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Offered {
-    /// Its version.
-    pub(crate) version: Version,
+pub struct Offered {
+    /// The version that the channel points to.
+    pub version: Version,
     /// The artifact's length, in bytes.
-    pub(crate) length: u64,
-    /// Ways to it from older ones.
-    pub(crate) differences: Vec<Difference>,
-    /// Root of what the whole group runs, if the repository knows that release.
-    pub(crate) base: Option<Digest>,
+    pub length: u64,
+    /// Deltas to it from older releases.
+    pub differences: Vec<Difference>,
+    /// Root hash of what the whole group runs, if the repository still has it.
+    pub base: Option<Digest>,
 }
 
-/// What would happen.
+/// What a rollout would do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct RolloutPlan {
-    /// In which group.
-    pub(crate) group: GroupId,
-    /// With which app.
-    pub(crate) app: AppId,
-    /// The policy's revision.
-    pub(crate) revision: Revision,
+pub struct RolloutPlan {
+    /// The group that was asked.
+    pub group: GroupId,
+    /// The app to roll out.
+    pub app: AppId,
+    /// The revision of the policy that would apply.
+    pub revision: Revision,
     /// What the whole group runs.
-    pub(crate) running: Option<Version>,
-    /// What the channel points to.
-    pub(crate) release: Version,
-    /// Whether there is anything to do.
-    pub(crate) change: bool,
-    /// How many servers each wave takes.
-    pub(crate) waves: Vec<u32>,
-    /// How many servers may be out of service at once.
-    pub(crate) max_unavailable: u32,
-    /// What keeps it from beginning, or stops it on its way; in sentences.
-    pub(crate) gates: Vec<Gate>,
-    /// Bytes over the zone's downlink: the leader's server fetches once.
-    pub(crate) bytes_from_mirror: u64,
-    /// Bytes that the other servers take from each other, at the most.
-    pub(crate) bytes_from_peers: u64,
-    /// What moves, and how long that should take.
-    pub(crate) transfer: Moving,
-    /// The shortest time that the waits of the policy add up to, in milliseconds.
-    pub(crate) waits_ms: u64,
+    pub running: Option<Version>,
+    /// The release that would be rolled out.
+    pub release: Version,
+    /// Whether any server would change.
+    pub change: bool,
+    /// Servers per wave.
+    pub waves: Vec<u32>,
+    /// The most servers out of service at once.
+    pub max_unavailable: u32,
+    /// What keeps it from starting, or stops it on its way.
+    pub gates: Vec<Gate>,
+    /// Bytes over the zone's downlink: the group fetches once.
+    pub bytes_from_mirror: u64,
+    /// Bytes between servers, at most.
+    pub bytes_from_peers: u64,
+    /// What is transferred, and how long that should take.
+    pub transfer: Moving,
+    /// Sum of the policy's waits over all waves, in milliseconds: the least time it takes.
+    pub waits_ms: u64,
 }
 
 /// Something that stops a rollout until it opens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Gate {
-    /// In a sentence.
-    pub(crate) sentence: String,
-    /// What opens it.
-    pub(crate) unblocks: String,
+pub struct Gate {
+    /// What it is.
+    pub sentence: String,
+    /// What opens it; empty: it opens automatically.
+    pub hints: Vec<Hint>,
 }
 
-/// Works it out. `kept` is what the registry says: stages and verdicts.
-pub(crate) fn plan(
+/// Plans a rollout. `kept` is what the registry says: stages and verdicts.
+#[must_use]
+pub fn plan(
     status: &GroupStatus,
     id: &AppId,
     policy: &Policy,
@@ -74,9 +78,7 @@ pub(crate) fn plan(
     let app = status.apps.get(id);
     let servers = u32::try_from(status.servers.len()).unwrap_or(u32::MAX);
     let there = |status: &AppStatus| {
-        let here = |here: &&cohort_wire::agent::ServerAppStatus| {
-            here.running.as_ref() == Some(&offered.version)
-        };
+        let here = |here: &&ServerAppStatus| here.running.as_ref() == Some(&offered.version);
         u32::try_from(status.servers.values().filter(here).count()).unwrap_or(u32::MAX)
     };
     let missing = servers.saturating_sub(app.map_or(0, there));
@@ -130,7 +132,7 @@ fn gates(
     let mut gates = Vec::new();
     let group = &status.group;
     let mut gate = |on: &WaitingOn| {
-        gates.push(Gate { sentence: on.sentence(), unblocks: on.unblocks(group, id) });
+        gates.push(Gate { sentence: sentence(on), hints: hints(on, group, id) });
     };
     if let Some(reason) = &status.killed {
         gate(&WaitingOn::KillSwitch { reason: reason.clone() });
@@ -151,37 +153,38 @@ fn gates(
     let after = policy.update.approve_after_wave;
     if after > 0 {
         gates.push(Gate {
-            sentence: format!("asks for approval after wave {after}"),
-            unblocks: format!("cohort rollout approve {group} --app {id}"),
+            sentence: format!("needs approval after wave {after}"),
+            hints: vec![Command::RolloutApprove { group: group.clone(), app: id.clone() }.into()],
         });
     }
     gates
 }
 
-/// For people.
-pub(crate) fn text(plan: &RolloutPlan) -> String {
+/// The plan as text.
+#[must_use]
+pub fn text(plan: &RolloutPlan) -> String {
     let RolloutPlan { group, app, release, .. } = plan;
     let running = plan.running.as_ref().map_or_else(|| "nothing".to_owned(), ToString::to_string);
     if !plan.change {
-        return format!("{app} in {group}: runs {release}, nothing to do\n");
+        return format!("{app} in {group}: up to date with {release}\n");
     }
     let mut text = format!("{app} in {group}: {running} -> {release}\n");
     text.push_str(&format!("  waves: {}\n", waves_text(&plan.waves)));
-    text.push_str(&format!("  out of service at once, at the most: {}\n", plan.max_unavailable));
+    text.push_str(&format!("  out of service at once: at most {}\n", plan.max_unavailable));
     text.push_str(&moving::text(&plan.transfer));
     if plan.waits_ms > 0 {
         text.push_str(&format!(
-            "  time: {} of waiting by the policy, and what stopping and starting takes\n",
+            "  time: {} of waits in the policy, plus stopping and starting\n",
             brief(plan.waits_ms)
         ));
     }
     for gate in &plan.gates {
-        text.push_str(&format!("  gate: {}\n    -> {}\n", gate.sentence, gate.unblocks));
+        text.push_str(&format!("  gate: {}\n{}", gate.sentence, hint::lines(&gate.hints, "    ")));
     }
     text
 }
 
-/// Such as `12: 1, 2 x 5, 9 x 10`.
+/// Such as `12 (1 of 1, then 2 of 5, then 9 of 10)`.
 fn waves_text(waves: &[u32]) -> String {
     let mut runs: Vec<(usize, u32)> = Vec::new();
     for size in waves {

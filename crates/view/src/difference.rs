@@ -7,18 +7,19 @@ use serde_json::Value;
 
 /// One value that differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Change {
-    /// Where, such as `update.max_parallel`.
-    pub(crate) key: String,
-    /// What it is; none: not there.
-    pub(crate) before: Option<Value>,
-    /// What it would be; none: not there.
-    pub(crate) after: Option<Value>,
+pub struct Change {
+    /// Its key, such as `update.max_parallel`.
+    pub key: String,
+    /// The value that is applied; none: absent.
+    pub before: Option<Value>,
+    /// The value in the file; none: absent.
+    pub after: Option<Value>,
 }
 
 impl Change {
-    /// One line for people.
-    pub(crate) fn line(&self) -> String {
+    /// `~ key = before -> after`, `+ key = after` or `- key = before`.
+    #[must_use]
+    pub fn line(&self) -> String {
         match (&self.before, &self.after) {
             (Some(before), Some(after)) => format!("~ {} = {before} -> {after}\n", self.key),
             (None, Some(after)) => format!("+ {} = {after}\n", self.key),
@@ -29,7 +30,8 @@ impl Change {
 }
 
 /// Every value that differs, by key.
-pub(crate) fn difference(before: &Value, after: &Value) -> Vec<Change> {
+#[must_use]
+pub fn difference(before: &Value, after: &Value) -> Vec<Change> {
     let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
     flatten("", before, &mut old);
     flatten("", after, &mut new);
@@ -44,7 +46,7 @@ pub(crate) fn difference(before: &Value, after: &Value) -> Vec<Change> {
         .collect()
 }
 
-/// Lists of plain values are one value: `max_parallel` reads better whole.
+/// A list of plain values counts as one value: `max_parallel` reads better as a whole.
 fn flatten(path: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
     let below = |key: &str| match path {
         "" => key.to_owned(),

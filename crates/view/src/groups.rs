@@ -1,16 +1,17 @@
-//! `cohort group`: groups by who belongs to them.
+//! `cohort group`: groups with their servers and members.
 
 use cohort_core::ids::ServerId;
 use cohort_wire::agent::GroupStatus;
 use serde_json::{Value, json};
 
-use crate::clock::brief;
-use crate::output::{Look, cell, render, table};
-use crate::view::report::{FleetReport, GroupReport};
-use crate::view::status::member_text;
+use crate::figures::brief;
+use crate::report::{FleetReport, GroupReport};
+use crate::status::member_text;
+use crate::table::{Look, cell, render, table};
 
 /// Every group, one line each.
-pub(crate) fn list(report: &FleetReport, look: Look) -> String {
+#[must_use]
+pub fn list(report: &FleetReport, look: Look) -> String {
     let headings = ["GROUP", "SERVERS", "VOTERS", "STANDBYS", "LEADER", "LABELS", "NOTE"];
     let mut rows = table(look, &headings);
     for group in &report.groups {
@@ -38,8 +39,9 @@ pub(crate) fn list(report: &FleetReport, look: Look) -> String {
     render(&rows)
 }
 
-/// The same, for programs.
-pub(crate) fn summary(group: &GroupReport) -> Value {
+/// The same as JSON.
+#[must_use]
+pub fn summary(group: &GroupReport) -> Value {
     let status = group.status.as_ref();
     json!({
         "group": group.group,
@@ -61,8 +63,9 @@ fn labels(status: &GroupStatus) -> String {
     pairs.join(",")
 }
 
-/// One group: its servers and what they carry.
-pub(crate) fn show(status: &GroupStatus, look: Look) -> String {
+/// One group: its servers and their roles.
+#[must_use]
+pub fn show(status: &GroupStatus, look: Look) -> String {
     let mut text = format!(
         "group {}\n  incarnation {}, term {}, log {} (applied {}), answered by {}\n  labels: {}\n\n",
         status.group,

@@ -1,20 +1,28 @@
-//! `cohort status`: one line per group and app.
+//! `cohort status`: one line per group and app, or one group in full.
 
 use cohort_core::ids::ServerId;
 use cohort_core::phase::PhaseName;
-use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus, TransferStatus};
+use cohort_wire::agent::{
+    ActivationStatus, AppStatus, GroupStatus, ServerAppStatus, TransferStatus,
+};
 
-use crate::clock::brief;
-use crate::output::{Look, Tone, cell, render, table, toned};
-use crate::view::report::{AppReport, FleetReport, GroupReport, wanted};
+use crate::command::Command;
+use crate::figures::brief;
+use crate::report::{AppReport, FleetReport, GroupReport, wanted, went_back};
+use crate::table::{Look, Tone, cell, render, table, toned};
+use crate::transfer;
+use crate::waiting::sentence;
 
-/// Groups with more servers get numbers only.
+/// Larger groups get numbers only, no strip of marks: it would not fit beside the other columns.
 const STRIP_SERVERS_MAX: usize = 40;
 
-/// The fleet.
-pub(crate) fn fleet(report: &FleetReport, look: Look) -> String {
+/// The fleet, one line per group and app.
+#[must_use]
+pub fn fleet(report: &FleetReport, look: Look) -> String {
     if report.groups.is_empty() {
-        return "no server has joined yet: cohort token create, then cohort agent there\n".into();
+        let token = Command::TokenCreate { role: None, named: false };
+        let agent = Command::Agent { hub: None };
+        return format!("no server has joined yet\n  -> {token}\n  -> on the server: {agent}\n");
     }
     let headings =
         ["GROUP", "APP", "STATE", "RUNS", "TARGET", "WAVE", "UPDATED", "SERVING", "LEADER", "WHY"];
@@ -23,30 +31,24 @@ pub(crate) fn fleet(report: &FleetReport, look: Look) -> String {
         add_group(&mut rows, group, look);
     }
     let mut text = render(&rows);
-    // Below the table: a line as long as this would tear it.
-    let moving = report.groups.iter().flat_map(|group| {
-        let transfers = group.status.iter().flat_map(under_way);
-        transfers.map(move |transfer| format!("{} {}\n", group.group, transfer_text(transfer)))
-    });
-    for (place, line) in moving.enumerate() {
-        if place == 0 {
-            text.push('\n');
-        }
-        text.push_str(&line);
+    // Below the table: lines this long would break its columns.
+    let moving: String = report
+        .groups
+        .iter()
+        .flat_map(|group| {
+            let transfers = group.status.iter().flat_map(under_way);
+            transfers.map(move |it| format!("{} {}\n", group.group, transfer::sentence(it)))
+        })
+        .collect();
+    if !moving.is_empty() {
+        text.push('\n');
+        text.push_str(&moving);
     }
     text
 }
 
-/// What moves now; nothing is said of what came before.
 fn under_way(status: &GroupStatus) -> impl Iterator<Item = &TransferStatus> {
     status.transfers.iter().filter(|transfer| transfer.under_way)
-}
-
-fn transfer_text(transfer: &TransferStatus) -> String {
-    match &transfer.app {
-        Some(app) => format!("{app} {}", transfer.sentence),
-        None => transfer.sentence.clone(),
-    }
 }
 
 fn add_group(rows: &mut comfy_table::Table, group: &GroupReport, look: Look) {
@@ -84,8 +86,8 @@ fn add_group(rows: &mut comfy_table::Table, group: &GroupReport, look: Look) {
     }
 }
 
-/// The state, and whether a person has stopped it there.
-pub(crate) fn state_text(app: &AppStatus) -> String {
+/// The state, and whether it is paused.
+fn state_text(app: &AppStatus) -> String {
     if app.paused { format!("{} (paused)", app.state) } else { app.state.to_string() }
 }
 
@@ -94,21 +96,14 @@ fn why(group: &GroupReport, app: &AppReport) -> String {
     if !group.problems.is_empty() {
         return first_of(&sentences(group));
     }
-    match app.state {
-        // What it waits for is less telling than why it is there.
-        PhaseName::Held | PhaseName::RollingBack => app.reason.clone(),
-        PhaseName::Empty | PhaseName::Running | PhaseName::Forward(_) => {
-            match first_of(&app.waiting) {
-                none if none == "-"
-                    && app.state == PhaseName::Running
-                    && !app.reason.is_empty() =>
-                {
-                    app.reason.clone()
-                }
-                first => first,
-            }
-        }
+    // Why it went back says more than what it waits for.
+    if went_back(app.state) {
+        return app.reason.clone();
     }
+    if app.waiting.is_empty() && app.state == PhaseName::Running && !app.reason.is_empty() {
+        return app.reason.clone();
+    }
+    first_of(&app.waiting)
 }
 
 fn sentences(group: &GroupReport) -> Vec<String> {
@@ -128,10 +123,12 @@ fn version(version: Option<&cohort_core::ids::Version>) -> String {
 }
 
 fn state_tone(app: &AppReport) -> Tone {
-    match app.state {
-        PhaseName::Running if app.healthy => Tone::Good,
-        PhaseName::Held | PhaseName::RollingBack => Tone::Bad,
-        PhaseName::Empty | PhaseName::Running | PhaseName::Forward(_) => Tone::Busy,
+    if went_back(app.state) {
+        Tone::Bad
+    } else if app.state == PhaseName::Running && app.healthy {
+        Tone::Good
+    } else {
+        Tone::Busy
     }
 }
 
@@ -139,7 +136,7 @@ fn tone_of(healthy: bool) -> Tone {
     if healthy { Tone::Good } else { Tone::Bad }
 }
 
-/// Such as `3/10 ###>......`: `#` is there, `>` is being changed, `x` failed or owes, `.` is next.
+/// Such as `3/10 ###>......`: `#` updated, `>` being changed, `x` failed or in debt, `.` pending.
 fn progress(app: &AppStatus, group: &GroupStatus, report: &AppReport) -> String {
     let numbers = format!("{}/{}", report.updated, report.servers);
     if report.updated == report.servers || report.servers > STRIP_SERVERS_MAX {
@@ -152,10 +149,10 @@ fn progress(app: &AppStatus, group: &GroupStatus, report: &AppReport) -> String 
 
 fn mark(here: Option<&ServerAppStatus>, goal: Option<&cohort_core::ids::Version>) -> char {
     let Some(here) = here else { return '.' };
-    let failed = here
-        .activation
-        .as_ref()
-        .is_some_and(|stage| stage.starts_with("failed") || stage.starts_with("undone"));
+    let failed = matches!(
+        here.activation,
+        Some(ActivationStatus::Failed { .. } | ActivationStatus::Undone { .. })
+    );
     if failed || here.debt.is_some() {
         'x'
     } else if here.activation.is_some() {
@@ -168,12 +165,13 @@ fn mark(here: Option<&ServerAppStatus>, goal: Option<&cohort_core::ids::Version>
 }
 
 /// One group in full.
-pub(crate) fn group(report: &GroupReport, look: Look) -> String {
+#[must_use]
+pub fn group(report: &GroupReport, look: Look) -> String {
     let Some(status) = &report.status else {
         let mut text = format!("group {}: {}\n", report.group, first_of(&sentences(report)));
         for (app, known) in &report.registry {
             let state = &known.state;
-            text.push_str(&format!("  the registry last knew: {app} is {state}\n"));
+            text.push_str(&format!("  last recorded by the hub: {app} {state}\n"));
         }
         return text;
     };
@@ -185,9 +183,9 @@ pub(crate) fn group(report: &GroupReport, look: Look) -> String {
         text.push_str(&format!("  ! refused: {refusal}\n"));
     }
     for transfer in under_way(status) {
-        text.push_str(&format!("  moves {}\n", transfer_text(transfer)));
+        text.push_str(&format!("  transfer {}\n", transfer::sentence(transfer)));
         for offender in &transfer.offenders {
-            text.push_str(&format!("  ! {}\n", offender.sentence));
+            text.push_str(&format!("  ! {}\n", transfer::offender(offender)));
         }
     }
     for (id, app) in &status.apps {
@@ -230,14 +228,16 @@ fn app_lines(id: &str, app: &AppStatus, for_ms: u64) -> String {
         (None, None) => {}
     }
     text.push_str(&format!(", for {}\n", brief(for_ms)));
-    if !app.reason.is_empty() {
-        text.push_str(&format!("  reason: {}\n", app.reason));
+    if let Some(reason) = &app.reason {
+        text.push_str(&format!("  reason: {reason}\n"));
     }
     for failure in &app.failures {
-        text.push_str(&format!("  failed: {failure}\n"));
+        let (step, server) = (failure.step.name(), &failure.server);
+        text.push_str(&format!("  failed: {step} on {server}: {}\n", failure.reason));
     }
     for waiting in &app.waiting {
-        text.push_str(&format!("  waits {}: {}\n", brief(waiting.for_ms), waiting.sentence));
+        let age = brief(waiting.for_ms);
+        text.push_str(&format!("  waiting {age}: {}\n", sentence(&waiting.on)));
     }
     text
 }
@@ -255,15 +255,15 @@ fn servers(app: &AppStatus, status: &GroupStatus, look: Look) -> String {
             cell(heard),
             cell(version(here.and_then(|here| here.running.as_ref()))),
             toned(look, tone_of(serving), if serving { "yes" } else { "no" }),
-            cell(here.map_or_else(|| "-".to_owned(), step_text)),
+            cell(here.and_then(step).unwrap_or_else(|| "-".to_owned())),
             cell(here.map_or_else(|| "has not reported yet".to_owned(), note_text)),
         ]);
     }
     render(&rows)
 }
 
-/// What a server carries of the group's log.
-pub(crate) fn member_text(id: &ServerId, status: &GroupStatus) -> &'static str {
+/// The role of a server in the group's log.
+pub fn member_text(id: &ServerId, status: &GroupStatus) -> &'static str {
     let is_in = |members: &[cohort_core::orders::MemberAddress]| {
         members.iter().any(|member| member.server == *id)
     };
@@ -278,29 +278,31 @@ pub(crate) fn member_text(id: &ServerId, status: &GroupStatus) -> &'static str {
     }
 }
 
-/// What is being done to it, in the server's own words when it said so.
-pub(crate) fn step_text(here: &ServerAppStatus) -> String {
-    match (&here.doing, &here.activation) {
-        (Some(doing), _) if doing.detail.is_empty() => doing.step.name().to_owned(),
-        (Some(doing), _) => format!("{} ({})", doing.step.name(), doing.detail),
-        (None, Some(stage)) => stage.clone(),
-        (None, None) => "-".to_owned(),
+/// The step that a server is at, and what it says about it; none: nothing is being done to it.
+pub(crate) fn step(here: &ServerAppStatus) -> Option<String> {
+    if let Some(doing) = &here.doing {
+        let name = doing.step.name();
+        let detail = &doing.detail;
+        return Some(if detail.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{name} ({detail})")
+        });
     }
-}
-
-/// Where a server is to end, when it is not there.
-pub(crate) fn wanted_text(here: &ServerAppStatus, app: &AppStatus) -> String {
-    match wanted(app) {
-        Some(goal) if here.running.as_ref() != Some(goal) => format!(" (to be {goal})"),
-        Some(_) | None => String::new(),
-    }
+    here.activation.as_ref().map(|stage| match stage {
+        ActivationStatus::Granted => "granted".to_owned(),
+        ActivationStatus::Applied => "applied".to_owned(),
+        ActivationStatus::Checked => "checked".to_owned(),
+        ActivationStatus::Failed { step, reason } => format!("{} failed: {reason}", step.name()),
+        ActivationStatus::Undone { reason } => format!("undone: {reason}"),
+    })
 }
 
 fn note_text(here: &ServerAppStatus) -> String {
-    match (&here.debt, here.health.as_str(), here.in_service) {
-        (Some(debt), _, _) => format!("owes the good release: {debt}"),
-        (None, why, false) if !why.is_empty() => why.to_owned(),
-        (None, ..) => String::new(),
+    match (&here.debt, &here.unfit, here.in_service) {
+        (Some(debt), _, _) => format!("not back on the last good release: {debt}"),
+        (None, Some(why), false) => why.to_string(),
+        (None, _, _) => String::new(),
     }
 }
 

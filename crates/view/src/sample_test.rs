@@ -7,12 +7,12 @@ use cohort_core::ids::{
 };
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::PhaseName;
-use cohort_core::reason::{DebtReason, Reason};
+use cohort_core::reason::{DebtReason, Reason, Unfit};
 use cohort_core::report::Step;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{
-    AppStatus, CONTROL_VERSION, ChainStatus, Doing, GroupStatus, OffenderStatus, ServerAppStatus,
-    ServerStatus, TransferStatus, WaitingStatus,
+    ActivationStatus, AppStatus, CONTROL_VERSION, ChainStatus, Doing, GroupStatus, Offence,
+    OffenderStatus, ServerAppStatus, ServerStatus, SourceName, TransferStatus, WaitingStatus,
 };
 
 pub(crate) fn version(text: &str) -> Version {
@@ -27,10 +27,8 @@ pub(crate) fn app() -> AppId {
     AppId::new("web").unwrap()
 }
 
-/// Something that the group `intel.zone-a` waits for.
 pub(crate) fn waiting(on: WaitingOn, for_ms: u64) -> WaitingStatus {
-    let group = GroupId::new("intel.zone-a").unwrap();
-    WaitingStatus { sentence: on.sentence(), unblocks: on.unblocks(&group, &app()), on, for_ms }
+    WaitingStatus { on, for_ms }
 }
 
 /// A server on which all is well with a release.
@@ -38,7 +36,7 @@ pub(crate) fn fine(running: &str) -> ServerAppStatus {
     ServerAppStatus {
         running: Some(version(running)),
         in_service: true,
-        health: String::new(),
+        unfit: None,
         holds_target: true,
         activation: None,
         doing: None,
@@ -70,7 +68,7 @@ pub(crate) fn settled() -> GroupStatus {
         since: ClockMs(10_000),
         last_good: Some(version("1.0.0")),
         target: None,
-        reason: String::new(),
+        reason: None,
         wave: 0,
         wave_servers: Vec::new(),
         generation: Generation(1),
@@ -124,8 +122,8 @@ pub(crate) fn rolling() -> GroupStatus {
         server("web-2"),
         ServerAppStatus {
             in_service: false,
-            health: "being changed".to_owned(),
-            activation: Some("applied".to_owned()),
+            unfit: Some(Unfit::Changing),
+            activation: Some(ActivationStatus::Applied),
             doing: Some(doing),
             ..fine("1.1.0")
         },
@@ -144,8 +142,8 @@ pub(crate) fn held() -> GroupStatus {
     let debt = DebtReason::Failed { text: "unreachable".to_owned() };
     app.state = PhaseName::Held;
     app.target = Some(version("1.1.0"));
-    app.reason = reason.to_string();
-    app.servers.get_mut(&server("web-3")).unwrap().debt = Some("unreachable".to_owned());
+    app.reason = Some(reason.clone());
+    app.servers.get_mut(&server("web-3")).unwrap().debt = Some(debt.clone());
     app.waiting = vec![
         waiting(WaitingOn::Person { version: version("1.1.0"), reason }, 75_000),
         waiting(WaitingOn::Debt { server: server("web-3"), reason: debt }, 75_000),
@@ -199,17 +197,13 @@ pub(crate) fn transfer() -> TransferStatus {
         slow: Vec::new(),
         slow_servers: 0,
         offenders: vec![OffenderStatus {
-            source: "web-3".to_owned(),
-            what: "wrong-bytes".to_owned(),
+            source: SourceName::Server(server("web-3")),
+            what: Offence::WrongBytes,
             count: 1,
             told_by: vec![server("web-2")],
             told_by_servers: 1,
             barred: false,
-            sentence: "web-3 sent wrong bytes: so says web-2".to_owned(),
-            unblocks: "goes on by itself from others; look at the disk and memory of web-3"
-                .to_owned(),
         }],
         offenders_in_all: 1,
-        sentence: "1.1.0: 84.0 MiB of 192.0 MiB · mirrors 32.0 MiB, 48.0 Mbit/s".to_owned(),
     }
 }

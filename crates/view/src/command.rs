@@ -1,0 +1,182 @@
+//! Every command that a hint can name, as data.
+//!
+//! A test of the command line parses each of them with the command line's own parser, so that no
+//! hint names a command or a flag that does not exist.
+
+use std::fmt::{self, Display, Formatter};
+
+use cohort_core::ids::{AppId, GroupId, ServerId, Version};
+
+/// A command to type. A field is an argument of that name; none: a placeholder, or left out where
+/// the command allows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "a variant is the command of that name")]
+pub enum Command {
+    Agent { hub: Option<String> },
+    AppApply,
+    ChannelSet { app: Option<AppId>, channel: Option<String>, version: Option<Version> },
+    ContextJoin,
+    ContextRenew,
+    GroupList,
+    GroupShow { group: GroupId },
+    GroupRemoveServer { group: GroupId, server: ServerId },
+    Hub { config: String },
+    Init,
+    KillOff { scope: Option<GroupId> },
+    KillStatus,
+    Publish { app: Option<AppId>, channel: Option<String> },
+    RolloutApprove { group: GroupId, app: AppId },
+    RolloutResume { group: GroupId, app: AppId },
+    RolloutRetry { group: GroupId, app: AppId },
+    RolloutStatus { group: GroupId },
+    Status { group: Option<GroupId> },
+    StatusWatch,
+    TokenCreate { role: Option<&'static str>, named: bool },
+    TokenCreateOffline,
+    Why { group: Option<GroupId> },
+}
+
+impl Command {
+    /// The words to type, after `cohort`.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let mut words = Words(Vec::new());
+        match self {
+            Command::Agent { hub } => words
+                .add("agent --server SERVER --hub")
+                .one(hub.as_deref().unwrap_or("HOST:7418"))
+                .add("--join-token-file join.token"),
+            Command::AppApply => words.add("app apply -f FILE"),
+            Command::ChannelSet { app, channel, version } => words
+                .add("channel set")
+                .or(app.as_ref(), "APP")
+                .or(channel.as_ref(), "CHANNEL")
+                .or(version.as_ref(), "VERSION"),
+            Command::ContextJoin => words.add("context join TOKEN-FILE --name NAME"),
+            Command::ContextRenew => words.add("context renew"),
+            Command::GroupList => words.add("group list"),
+            Command::GroupShow { group } => words.add("group show").one(group),
+            Command::GroupRemoveServer { group, server } => {
+                words.add("group remove-server").one(group).one(server)
+            }
+            Command::Hub { config } => words.add("hub --config").one(config),
+            Command::Init => words.add("init --dir DIR"),
+            Command::KillOff { scope } => words.add("kill off").flag("--scope", scope.as_ref()),
+            Command::KillStatus => words.add("kill status"),
+            Command::Publish { app, channel } => words
+                .add("publish PATH --app")
+                .or(app.as_ref(), "APP")
+                .add("--version VERSION")
+                .flag("--channel", channel.as_ref()),
+            Command::RolloutApprove { group, app } => {
+                words.add("rollout approve").one(group).flag("--app", Some(app))
+            }
+            Command::RolloutResume { group, app } => {
+                words.add("rollout resume").one(group).flag("--app", Some(app))
+            }
+            Command::RolloutRetry { group, app } => {
+                words.add("rollout retry").one(group).flag("--app", Some(app))
+            }
+            Command::RolloutStatus { group } => words.add("rollout status").one(group),
+            Command::Status { group } => words.add("status").maybe(group.as_ref()),
+            Command::StatusWatch => words.add("status --watch"),
+            Command::TokenCreate { role, named } => words
+                .add("token create")
+                .flag("--role", role.as_ref())
+                .flag("--name", named.then_some("NAME")),
+            Command::TokenCreateOffline => words.add("token create --offline hub.toml"),
+            Command::Why { group } => words.add("why").maybe(group.as_ref()),
+        };
+        words.0
+    }
+}
+
+impl Display for Command {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("cohort")?;
+        for word in self.words() {
+            if word.contains(char::is_whitespace) {
+                write!(f, " '{word}'")?;
+            } else {
+                write!(f, " {word}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Words(Vec<String>);
+
+impl Words {
+    fn add(&mut self, words: &str) -> &mut Self {
+        self.0.extend(words.split(' ').map(str::to_owned));
+        self
+    }
+
+    fn one(&mut self, word: impl ToString) -> &mut Self {
+        self.0.push(word.to_string());
+        self
+    }
+
+    fn or(&mut self, word: Option<&impl ToString>, placeholder: &str) -> &mut Self {
+        self.one(word.map_or_else(|| placeholder.to_owned(), ToString::to_string))
+    }
+
+    fn maybe(&mut self, word: Option<&impl ToString>) -> &mut Self {
+        self.0.extend(word.map(ToString::to_string));
+        self
+    }
+
+    fn flag(&mut self, flag: &str, value: Option<impl ToString>) -> &mut Self {
+        if let Some(value) = value {
+            self.one(flag).one(value);
+        }
+        self
+    }
+}
+
+/// A flag to add to the command that was typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "a variant is the flag of that name")]
+pub enum Flag {
+    Agent,
+    App,
+    CacheDir,
+    Context,
+    Dir,
+    Force,
+    HubAddress,
+    Keys,
+    Repository,
+}
+
+impl Flag {
+    /// Every flag.
+    pub const ALL: [Flag; 9] = [
+        Flag::Agent,
+        Flag::App,
+        Flag::CacheDir,
+        Flag::Context,
+        Flag::Dir,
+        Flag::Force,
+        Flag::HubAddress,
+        Flag::Keys,
+        Flag::Repository,
+    ];
+
+    /// The words to add.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Flag::Agent => "--agent HOST:PORT --name SERVER",
+            Flag::App => "--app APP",
+            Flag::CacheDir => "--cache-dir DIR",
+            Flag::Context => "--context DIR",
+            Flag::Dir => "--dir DIR",
+            Flag::Force => "--force",
+            Flag::HubAddress => "--hub-address HOST:7418",
+            Flag::Keys => "--keys DIR",
+            Flag::Repository => "--repository DIR",
+        }
+    }
+}

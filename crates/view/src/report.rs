@@ -1,0 +1,344 @@
+//! The fleet, judged: which groups are healthy, and what is wrong with the others.
+//!
+//! These are the shapes of `-o json`; `docs/operating.md` describes them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cohort_core::ids::{AppId, GroupId, ServerId, Version};
+use cohort_core::phase::PhaseName;
+use cohort_core::waiting::WaitingOn;
+use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus};
+use serde::{Deserialize, Serialize};
+
+use crate::command::Command;
+use crate::figures::{brief, names};
+use crate::hint::Hint;
+use crate::waiting::{is_idle, sentence};
+
+/// What the groups and the hub answered: what a report is made of.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    /// Who named the groups.
+    pub origin: Origin,
+    /// Every app that has a policy.
+    pub apps: BTreeSet<AppId>,
+    /// The groups that were asked.
+    pub groups: Vec<Asked>,
+}
+
+/// Where the list of groups and addresses came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "kebab-case")]
+pub enum Origin {
+    /// The hub, just now.
+    Hub,
+    /// The last answer of a hub that is unreachable now.
+    Cache {
+        /// Age of that answer, in seconds.
+        age_s: u64,
+        /// The error of the call to the hub.
+        because: String,
+    },
+    /// A named agent; the hub was not asked.
+    Agent,
+}
+
+impl Origin {
+    /// What to tell a reader of an old picture.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        match self {
+            Origin::Hub | Origin::Agent => None,
+            Origin::Cache { age_s, because } => Some(format!(
+                "warning: hub unreachable ({because}); asking the agents it listed {} ago",
+                brief(age_s * 1000)
+            )),
+        }
+    }
+}
+
+/// The answer of one group.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The group that was asked.
+    pub group: GroupId,
+    /// Its status, or why no agent gave one.
+    pub status: Result<GroupStatus, String>,
+    /// The last record that the registry has of it, per app.
+    pub registry: BTreeMap<AppId, Recorded>,
+    /// Servers that joined the fleet, according to the hub.
+    pub joined: BTreeSet<ServerId>,
+}
+
+/// What the registry knows of an app in a group. It tells the state when no agent answers, and its
+/// age by wall clock: the group's own clock stands still while nothing happens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// The group's state; text, because another version may have written it.
+    pub state: String,
+    /// When it entered that state, in seconds of Unix time.
+    pub since: u64,
+}
+
+/// The fleet, judged.
+#[derive(Debug, Clone, Serialize)]
+pub struct FleetReport {
+    /// Whether every group is healthy.
+    pub healthy: bool,
+    /// Where the list of groups came from.
+    pub origin: Origin,
+    /// Every group that was asked.
+    pub groups: Vec<GroupReport>,
+}
+
+/// A group, judged.
+#[derive(Debug, Clone, Serialize)]
+pub struct GroupReport {
+    /// The group.
+    pub group: GroupId,
+    /// Whether it is reachable and every app in it is healthy.
+    pub healthy: bool,
+    /// What is wrong with the group as a whole.
+    pub problems: Vec<Problem>,
+    /// Its apps, judged.
+    pub apps: BTreeMap<AppId, AppReport>,
+    /// What the registry last knew, for when no agent answers.
+    pub registry: BTreeMap<AppId, Recorded>,
+    /// The whole answer of an agent; none when no agent answered.
+    pub status: Option<GroupStatus>,
+}
+
+/// Something that is wrong with a group as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// What is wrong.
+    pub sentence: String,
+    /// What to do; empty: it resolves automatically.
+    pub hints: Vec<Hint>,
+}
+
+/// An app in a group, judged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AppReport {
+    /// As drawn in `docs/state-machine.md`.
+    pub state: PhaseName,
+    /// Whether every server runs what it should, in service, and nothing is held.
+    pub healthy: bool,
+    /// What the whole group runs, or ran before the rollout.
+    pub release: Option<Version>,
+    /// What is rolled out, rolled back, or was rejected.
+    pub target: Option<Version>,
+    /// The current wave, from 1; 0 outside of waves.
+    pub wave: u32,
+    /// The number of servers in the group.
+    pub servers: usize,
+    /// Servers that run what the group is going to, or settled on.
+    pub updated: usize,
+    /// Servers that take traffic.
+    pub in_service: usize,
+    /// How long it has been in this state, in milliseconds.
+    pub for_ms: u64,
+    /// Why it is not healthy; empty when it is.
+    pub reason: String,
+    /// What it waits for, in sentences.
+    pub waiting: Vec<String>,
+}
+
+impl FleetReport {
+    /// Judges a picture. `now_s`: seconds of Unix time.
+    #[must_use]
+    pub fn of(picture: Picture, now_s: u64) -> Self {
+        let Picture { origin, apps, groups } = picture;
+        let groups: Vec<GroupReport> =
+            groups.into_iter().map(|asked| GroupReport::of(asked, &apps, now_s)).collect();
+        FleetReport { healthy: groups.iter().all(|group| group.healthy), origin, groups }
+    }
+
+    /// Whether every group that has the app is healthy on this version of it.
+    #[must_use]
+    pub fn settled_on(&self, app: Option<&AppId>, version: Option<&Version>) -> bool {
+        let wanted = |id: &AppId| app.is_none_or(|app| app == id);
+        let right = |report: &AppReport| {
+            report.healthy && version.is_none_or(|version| report.release.as_ref() == Some(version))
+        };
+        !self.groups.is_empty()
+            && self.groups.iter().all(|group| {
+                let mut apps = group.apps.iter().filter(|(id, _)| wanted(id)).peekable();
+                group.problems.is_empty()
+                    && (version.is_none() || apps.peek().is_some())
+                    && apps.all(|(_, report)| right(report))
+            })
+    }
+}
+
+impl GroupReport {
+    /// `expected` are the apps that have a policy.
+    fn of(asked: Asked, expected: &BTreeSet<AppId>, now_s: u64) -> Self {
+        let Asked { group, status, registry, joined } = asked;
+        let mut status = match status {
+            Ok(status) => status,
+            Err(sentence) => {
+                let hint = "start the agents on its servers, and check their logs".into();
+                return GroupReport {
+                    group,
+                    healthy: false,
+                    problems: vec![Problem { sentence, hints: vec![hint] }],
+                    apps: BTreeMap::new(),
+                    registry,
+                    status: None,
+                };
+            }
+        };
+        // Only a record of the current state tells its age.
+        let age_ms = |id: &AppId, app: &AppStatus| {
+            let recorded = registry.get(id).filter(|known| known.state == app.state.as_str());
+            recorded.map_or(0, |known| now_s.saturating_sub(known.since) * 1000)
+        };
+        for (id, app) in &mut status.apps {
+            let age_ms = age_ms(id, app);
+            for waiting in &mut app.waiting {
+                // These last for as long as the state does, and no event moves the group's clock.
+                if matches!(waiting.on, WaitingOn::Person { .. } | WaitingOn::NewRelease) {
+                    waiting.for_ms = waiting.for_ms.max(age_ms);
+                }
+            }
+        }
+        let judged = |(id, app): (&AppId, &AppStatus)| {
+            (id.clone(), AppReport::of(app, &status, age_ms(id, app)))
+        };
+        let apps: BTreeMap<AppId, AppReport> = status.apps.iter().map(judged).collect();
+        let problems = problems(&status, expected, &joined);
+        let healthy = problems.is_empty() && apps.values().all(|app| app.healthy);
+        GroupReport { group, healthy, problems, apps, registry, status: Some(status) }
+    }
+}
+
+fn problems(
+    status: &GroupStatus,
+    expected: &BTreeSet<AppId>,
+    joined: &BTreeSet<ServerId>,
+) -> Vec<Problem> {
+    let group = &status.group;
+    let mut problems = Vec::new();
+    let mut problem = |sentence, hints| problems.push(Problem { sentence, hints });
+    if !status.linearizable {
+        let voters: Vec<&str> = status.voters.iter().map(|voter| voter.server.as_str()).collect();
+        problem(
+            format!("no quorum of voters; showing what {} last knew", status.answered_by),
+            vec![Hint::Do(format!("start the agents of a majority of {}", voters.join(", ")))],
+        );
+    }
+    if let Some(reason) = &status.killed {
+        let on = WaitingOn::KillSwitch { reason: reason.clone() };
+        problem(sentence(&on), vec![Command::KillStatus.into()]);
+    }
+    for app in expected.iter().filter(|app| !status.apps.contains_key(*app)) {
+        problem(format!("app {app} has not reached the group yet"), Vec::new());
+    }
+    let missing = || joined.iter().filter(|server| !status.servers.contains_key(*server));
+    if let Some(first) = missing().next() {
+        let remove = Command::GroupRemoveServer { group: group.clone(), server: first.clone() };
+        problem(
+            format!("not in the group yet: {}", names([first], missing().count() as u64)),
+            vec![
+                format!("start the agent on {first}").into(),
+                Hint::run_to("if it is lost permanently", remove),
+            ],
+        );
+    }
+    problems
+}
+
+impl AppReport {
+    /// `age_ms`: how long the registry has known it in this state.
+    fn of(app: &AppStatus, group: &GroupStatus, age_ms: u64) -> Self {
+        let wanted = wanted(app);
+        let on_it = |here: &&ServerAppStatus| here.running.as_ref() == wanted;
+        let updated = app.servers.values().filter(on_it).count();
+        let in_service = app.servers.values().filter(|here| here.in_service).count();
+        let reason = unhealthy_because(app, group);
+        let waiting = app.waiting.iter().filter(|waiting| !is_idle(&waiting.on));
+        AppReport {
+            state: app.state,
+            healthy: reason.is_empty(),
+            release: app.last_good.clone(),
+            target: app.target.clone(),
+            wave: app.wave,
+            servers: group.servers.len(),
+            updated: if wanted.is_some() { updated } else { 0 },
+            in_service,
+            for_ms: group.clock.since(app.since).max(age_ms),
+            reason,
+            waiting: waiting.map(|waiting| sentence(&waiting.on)).collect(),
+        }
+    }
+}
+
+/// Whether the group is going back from a release, or has stopped after that.
+pub(crate) fn went_back(state: PhaseName) -> bool {
+    matches!(state, PhaseName::RollingBack | PhaseName::Held)
+}
+
+/// What every server runs in the end, as things stand.
+pub(crate) fn wanted(app: &AppStatus) -> Option<&Version> {
+    match app.state {
+        PhaseName::Forward(_) => app.target.as_ref(),
+        PhaseName::Empty | PhaseName::Running | PhaseName::RollingBack | PhaseName::Held => {
+            app.last_good.as_ref()
+        }
+    }
+}
+
+/// Why an app is not healthy; empty when it is.
+fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
+    match app.state {
+        PhaseName::Empty => return "no release runs yet".to_owned(),
+        PhaseName::Held | PhaseName::RollingBack => {
+            let reason = app.reason.as_ref().map(ToString::to_string);
+            return reason.unwrap_or_else(|| app.state.to_string());
+        }
+        PhaseName::Forward(_) => return "rollout in progress".to_owned(),
+        PhaseName::Running => {}
+    }
+    for server in group.servers.keys() {
+        let problem = match app.servers.get(server) {
+            None => Some("has not reported yet".to_owned()),
+            Some(here) => server_problem(here, app.last_good.as_ref()),
+        };
+        if let Some(problem) = problem {
+            return format!("{server} {problem}");
+        }
+    }
+    // A release that cannot start: refused, bad elsewhere, waiting for its stage.
+    let waiting = app.waiting.iter().find(|waiting| !is_idle(&waiting.on));
+    waiting.map(|waiting| sentence(&waiting.on)).unwrap_or_default()
+}
+
+/// What is wrong with an app on a server of a group that has settled.
+fn server_problem(here: &ServerAppStatus, good: Option<&Version>) -> Option<String> {
+    if let Some(debt) = &here.debt {
+        return Some(format!("is not back on the last good release: {debt}"));
+    }
+    if here.running.as_ref() != good {
+        return Some(runs(here));
+    }
+    (!here.in_service).then(|| traffic(here))
+}
+
+/// Such as `runs 1.2.0`.
+pub(crate) fn runs(here: &ServerAppStatus) -> String {
+    here.running.as_ref().map_or_else(|| "runs nothing".to_owned(), |it| format!("runs {it}"))
+}
+
+/// Whether it serves, and why not.
+pub(crate) fn traffic(here: &ServerAppStatus) -> String {
+    match (here.in_service, &here.unfit) {
+        (true, _) => "serving".to_owned(),
+        (false, None) => "not serving".to_owned(),
+        (false, Some(why)) => format!("not serving ({why})"),
+    }
+}
+
+#[cfg(test)]
+#[path = "report_test.rs"]
+pub(crate) mod report_test;

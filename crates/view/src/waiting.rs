@@ -1,0 +1,189 @@
+//! What something waits for: the sentence, the hints, and whom it concerns.
+
+use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::policy::Prestage;
+use cohort_core::waiting::WaitingOn;
+
+use crate::command::Command;
+use crate::figures::{brief, names};
+use crate::hint::Hint;
+
+/// Servers or groups that one sentence names.
+const NAMED_MAX: usize = 5;
+
+/// What is waited for, in one sentence.
+#[must_use]
+pub fn sentence(on: &WaitingOn) -> String {
+    match on {
+        WaitingOn::NewRelease => "up to date with its channel".into(),
+        WaitingOn::KillSwitch { reason } => with_reason("kill switch is on", reason),
+        WaitingOn::RegistryAway => "hub unreachable: no new rollout starts".into(),
+        WaitingOn::RegistryRecord => "the hub has not acknowledged this group's record yet".into(),
+        WaitingOn::NoRelease { reason } => format!("no usable release: {reason}"),
+        WaitingOn::ReleaseRefused { reason } => format!("release refused: {reason}"),
+        WaitingOn::NoServers => "no server has joined".into(),
+        WaitingOn::FirstReports { servers } => {
+            format!("waiting for the first report of {}", list(servers))
+        }
+        WaitingOn::NoLeader => "no quorum: a majority of the group's voters is unreachable".into(),
+        WaitingOn::StageBefore { version, groups } => {
+            format!("{version} waits for the verdict of {}", list(groups))
+        }
+        WaitingOn::NoStage { version } => {
+            format!("{version} will not start: no [[stage]] of the policy matches this group")
+        }
+        WaitingOn::VerdictElsewhere { version, group, reason } => {
+            format!("{version} will not start: {group} found it bad: {reason}")
+        }
+        WaitingOn::Person { version, reason } => format!("{version} is held: {reason}"),
+        WaitingOn::Paused { by, reason } => with_reason(&format!("paused by {by}"), reason),
+        WaitingOn::Approval { wave } => format!("wave {wave} is done and needs approval"),
+        WaitingOn::NewerRelease { version, servers } => {
+            format!("{version} takes over once the current step ends on {}", list(servers))
+        }
+        WaitingOn::Download { servers } => format!("downloading to {}", list(servers)),
+        WaitingOn::Prestage { version, prestage, servers } => {
+            let when = match prestage {
+                Prestage::NextWave => "the wave before theirs",
+                Prestage::All | Prestage::Wave => "their wave",
+            };
+            let (servers, policy) = (list(servers), prestage.as_str());
+            format!(
+                "{servers} will download {version} once {when} starts (prestage = \"{policy}\")"
+            )
+        }
+        WaitingOn::Steps { servers } => {
+            list(servers.iter().map(|(server, step)| format!("{server}: {}", step.name())))
+        }
+        WaitingOn::Capacity { out, max } => {
+            format!("at the limit of {max} out of service: {}", list(out))
+        }
+        WaitingOn::OtherApp { server } => format!("another app is being changed on {server}"),
+        WaitingOn::BakeTime { left_ms } => {
+            format!("baking, {} left", brief(left_ms.next_multiple_of(1000)))
+        }
+        WaitingOn::ServerUnreachable { server, for_ms } => {
+            format!("{server} has been unreachable for {}", brief(*for_ms))
+        }
+        WaitingOn::Debt { server, reason } => {
+            format!("{server} is not back on the last good release: {reason}")
+        }
+    }
+}
+
+/// What a person can do about it; empty: it resolves automatically.
+#[must_use]
+pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
+    let retry = || Command::RolloutRetry { group: group.clone(), app: app.clone() };
+    match on {
+        WaitingOn::RegistryRecord
+        | WaitingOn::NewerRelease { .. }
+        | WaitingOn::FirstReports { .. }
+        | WaitingOn::Download { .. }
+        | WaitingOn::Steps { .. }
+        | WaitingOn::OtherApp { .. }
+        | WaitingOn::BakeTime { .. } => Vec::new(),
+        WaitingOn::NewRelease => {
+            vec![Command::Publish { app: Some(app.clone()), channel: None }.into()]
+        }
+        WaitingOn::KillSwitch { .. } => vec![Command::KillStatus.into()],
+        WaitingOn::RegistryAway => vec!["start the hub; the group then continues".into()],
+        WaitingOn::NoRelease { .. } => {
+            let app = Some(app.clone());
+            vec![Command::ChannelSet { app, channel: None, version: None }.into()]
+        }
+        WaitingOn::ReleaseRefused { .. } => {
+            vec!["check the mirrors, and that it was signed with this fleet's keys".into()]
+        }
+        WaitingOn::NoServers => {
+            let command = Command::Agent { hub: None };
+            vec![Hint::run_to("on a server of the group", command)]
+        }
+        WaitingOn::NoLeader => {
+            let show = Command::GroupShow { group: group.clone() };
+            vec![Hint::run_to("start the agents of its voters", show)]
+        }
+        WaitingOn::StageBefore { groups, .. } => {
+            let of = |group: &GroupId| Command::Why { group: Some(group.clone()) }.into();
+            groups.first().map(of).into_iter().collect()
+        }
+        WaitingOn::NoStage { .. } => {
+            vec![Hint::run_to("add a [[stage]] to the policy", Command::AppApply)]
+        }
+        WaitingOn::VerdictElsewhere { .. } => {
+            let publish = Command::Publish { app: Some(app.clone()), channel: None };
+            vec![Hint::run_to("publish a fix", publish)]
+        }
+        WaitingOn::Person { .. } => vec!["publish a fix".into(), Hint::run_to("or", retry())],
+        WaitingOn::Paused { .. } => {
+            vec![Command::RolloutResume { group: group.clone(), app: app.clone() }.into()]
+        }
+        WaitingOn::Approval { .. } => {
+            vec![Command::RolloutApprove { group: group.clone(), app: app.clone() }.into()]
+        }
+        WaitingOn::Capacity { .. } => {
+            vec!["wait until one is back in service, or raise max_unavailable".into()]
+        }
+        WaitingOn::ServerUnreachable { server, .. } => {
+            let (group, server) = (group.clone(), server.clone());
+            let start = format!("start the agent on {server}");
+            let remove = Command::GroupRemoveServer { group, server };
+            vec![start.into(), Hint::run_to("if it is lost permanently", remove)]
+        }
+        WaitingOn::Debt { server, .. } => {
+            vec![format!("start {server}").into(), Hint::run_to("if it runs", retry())]
+        }
+        WaitingOn::Prestage { .. } => {
+            vec!["wait, or set update.prestage to \"all\"".into()]
+        }
+    }
+}
+
+/// Whether a wait is about this server.
+#[must_use]
+pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
+    match on {
+        WaitingOn::FirstReports { servers }
+        | WaitingOn::NewerRelease { servers, .. }
+        | WaitingOn::Prestage { servers, .. } => servers.contains(server),
+        WaitingOn::Download { servers } | WaitingOn::Capacity { out: servers, .. } => {
+            servers.contains(server)
+        }
+        WaitingOn::Steps { servers } => servers.iter().any(|(one, _)| one == server),
+        WaitingOn::OtherApp { server: one }
+        | WaitingOn::ServerUnreachable { server: one, .. }
+        | WaitingOn::Debt { server: one, .. } => one == server,
+        WaitingOn::NewRelease
+        | WaitingOn::KillSwitch { .. }
+        | WaitingOn::RegistryAway
+        | WaitingOn::RegistryRecord
+        | WaitingOn::NoRelease { .. }
+        | WaitingOn::ReleaseRefused { .. }
+        | WaitingOn::NoServers
+        | WaitingOn::NoLeader
+        | WaitingOn::StageBefore { .. }
+        | WaitingOn::NoStage { .. }
+        | WaitingOn::VerdictElsewhere { .. }
+        | WaitingOn::Person { .. }
+        | WaitingOn::Paused { .. }
+        | WaitingOn::Approval { .. }
+        | WaitingOn::BakeTime { .. } => false,
+    }
+}
+
+/// Whether nothing has to happen: the group runs what its channel names, or only the hub's records
+/// lag behind.
+#[must_use]
+pub fn is_idle(on: &WaitingOn) -> bool {
+    matches!(on, WaitingOn::NewRelease | WaitingOn::RegistryAway | WaitingOn::RegistryRecord)
+}
+
+fn with_reason(fact: &str, reason: &str) -> String {
+    if reason.is_empty() { fact.to_owned() } else { format!("{fact}: {reason}") }
+}
+
+/// The first few names, and how many more there are.
+fn list<N: ToString>(all: impl IntoIterator<Item = N>) -> String {
+    let all: Vec<N> = all.into_iter().collect();
+    names(all.iter().take(NAMED_MAX).map(ToString::to_string), all.len() as u64)
+}

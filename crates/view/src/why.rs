@@ -1,0 +1,201 @@
+//! `cohort why`: what each app or server waits for, since when, and what unblocks it.
+
+use std::collections::BTreeMap;
+
+use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::report::Step;
+use cohort_core::waiting::WaitingOn;
+use cohort_wire::agent::{
+    AppStatus, GroupStatus, OffenderStatus, ServerAppStatus, SourceName, TransferStatus,
+    WaitingStatus,
+};
+use serde::Serialize;
+
+use crate::command::Command;
+use crate::figures::brief;
+use crate::hint::{self, Hint};
+use crate::report::{FleetReport, GroupReport, runs, traffic, wanted};
+use crate::status::step;
+use crate::transfer;
+use crate::waiting::{concerns, hints, is_idle, sentence};
+
+/// One wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Wait {
+    /// The group that waits.
+    pub group: GroupId,
+    /// The app that waits; none: the group as a whole.
+    pub app: Option<AppId>,
+    /// The server that waits; none: the group as a whole.
+    pub server: Option<ServerId>,
+    /// What it waits for, as data; none for a problem of the group, or a server's own state.
+    pub on: Option<WaitingOn>,
+    /// What it waits for, in a sentence.
+    pub sentence: String,
+    /// What unblocks it; none: `sentence` is a state and nothing is waited for.
+    pub hints: Option<Vec<Hint>>,
+    /// How long it has waited, in milliseconds; none: unknown.
+    pub for_ms: Option<u64>,
+}
+
+impl Wait {
+    fn state(group: &GroupId, app: Option<&AppId>, sentence: String) -> Self {
+        let (group, app) = (group.clone(), app.cloned());
+        Wait { group, app, server: None, on: None, sentence, hints: None, for_ms: None }
+    }
+
+    fn of(group: &GroupId, app: &AppId, waiting: &WaitingStatus) -> Self {
+        Wait {
+            hints: Some(hints(&waiting.on, group, app)),
+            on: Some(waiting.on.clone()),
+            for_ms: Some(waiting.for_ms),
+            ..Wait::state(group, Some(app), sentence(&waiting.on))
+        }
+    }
+}
+
+/// Every wait of every group. A group that has nothing to wait for says that it is up to date.
+#[must_use]
+pub fn waits(report: &FleetReport) -> Vec<Wait> {
+    report.groups.iter().flat_map(group_waits).collect()
+}
+
+fn group_waits(report: &GroupReport) -> Vec<Wait> {
+    let group = &report.group;
+    let problems = report.problems.iter().map(|problem| Wait {
+        hints: Some(problem.hints.clone()),
+        ..Wait::state(group, None, problem.sentence.clone())
+    });
+    let mut waits: Vec<Wait> = problems.collect();
+    for (id, app) in report.status.iter().flat_map(|status| &status.apps) {
+        let busy = app.waiting.iter().any(|waiting| !is_idle(&waiting.on));
+        let shown = app.waiting.iter().filter(|waiting| !busy || !is_idle(&waiting.on));
+        waits.extend(shown.map(|waiting| {
+            let mut wait = Wait::of(group, id, waiting);
+            wait.sentence.push_str(&fetch_details(&waiting.on, app));
+            wait
+        }));
+    }
+    waits.extend(report.status.iter().flat_map(|status| offenders(status, None)));
+    waits
+}
+
+/// Servers of one download whose progress is shown.
+const DETAILS_MAX: usize = 3;
+
+/// How far the servers of a download are: ` (web-2: 3.1 MiB of 8.0 MiB; from web-1)`.
+fn fetch_details(on: &WaitingOn, app: &AppStatus) -> String {
+    let WaitingOn::Download { servers } = on else { return String::new() };
+    let says = |server: &ServerId| {
+        let doing = app.servers.get(server)?.doing.as_ref()?;
+        let fetches = doing.step == Step::Fetch && !doing.detail.is_empty();
+        fetches.then(|| format!(" ({server}: {})", doing.detail))
+    };
+    servers.iter().filter_map(says).take(DETAILS_MAX).collect()
+}
+
+/// How long offenders are still shown after their transfer has ended, in milliseconds. 10 min: long
+/// enough for whoever checks on a rollout afterwards.
+const OFFENDERS_SHOWN_MS: u64 = 10 * 60 * 1_000;
+
+/// Misbehaving sources of transfers; with `server`, only those that it is, or has seen.
+fn offenders(status: &GroupStatus, server: Option<&ServerId>) -> Vec<Wait> {
+    let concerns = |offender: &&OffenderStatus| {
+        let is = |server| matches!(&offender.source, SourceName::Server(it) if it == server);
+        server.is_none_or(|server| is(server) || offender.told_by.contains(server))
+    };
+    let recent = |transfer: &&TransferStatus| {
+        transfer.under_way || transfer.for_ms < transfer.took_ms.unwrap_or(0) + OFFENDERS_SHOWN_MS
+    };
+    let of = |transfer: &TransferStatus| -> Vec<Wait> {
+        let wait = |offender: &OffenderStatus| Wait {
+            server: server.cloned(),
+            hints: Some(transfer::offender_hints(offender)),
+            ..Wait::state(&status.group, transfer.app.as_ref(), transfer::offender(offender))
+        };
+        transfer.offenders.iter().filter(concerns).map(wait).collect()
+    };
+    status.transfers.iter().filter(recent).flat_map(of).collect()
+}
+
+/// Waits as text, by group.
+#[must_use]
+pub fn text(waits: &[Wait]) -> String {
+    let mut groups: BTreeMap<&GroupId, Vec<&Wait>> = BTreeMap::new();
+    for wait in waits {
+        groups.entry(&wait.group).or_default().push(wait);
+    }
+    let mut text = String::new();
+    for (group, waits) in groups {
+        text.push_str(&format!("{group}\n"));
+        for wait in waits {
+            let about = match (&wait.server, &wait.app) {
+                (Some(server), Some(app)) => format!("{server}, {app}: "),
+                (Some(server), None) => format!("{server}: "),
+                (None, Some(app)) => format!("{app}: "),
+                (None, None) => String::new(),
+            };
+            let since = match wait.for_ms {
+                Some(ms) if ms >= 1000 => format!(" (for {})", brief(ms)),
+                Some(_) | None => String::new(),
+            };
+            text.push_str(&format!("  {about}{}{since}\n", wait.sentence));
+            if let Some(hints) = &wait.hints {
+                text.push_str(&hint::lines(hints, "    "));
+            }
+        }
+    }
+    if text.is_empty() {
+        let publish = Command::Publish { app: None, channel: Some("stable".to_owned()) };
+        let hints = [Command::AppApply.into(), publish.into()];
+        text = format!("nothing is deployed yet\n{}", hint::lines(&hints, "  "));
+    }
+    text
+}
+
+/// The waits of one server: its own state, then what names it. If nothing does, it waits for its
+/// turn, and so for everything that its group waits for.
+#[must_use]
+pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
+    let group = &status.group;
+    let mine = |wait: Wait| Wait { server: Some(server.clone()), ..wait };
+    let Some(known) = status.servers.get(server) else {
+        let hint = "check that its agent runs and reaches the group's members".into();
+        let sentence = "joined the fleet, but not in its group yet".to_owned();
+        return vec![mine(Wait { hints: Some(vec![hint]), ..Wait::state(group, None, sentence) })];
+    };
+    let mut waits = Vec::new();
+    for (id, app) in &status.apps {
+        let heard = match known.contact_age_ms {
+            Some(ms) => format!("; last contact {} ago", brief(ms)),
+            None => "; no contact with the leader yet".to_owned(),
+        };
+        let own = own_sentence(app.servers.get(server), app) + &heard;
+        waits.push(mine(Wait::state(group, Some(id), own)));
+        let its_turn = !app.waiting.iter().any(|waiting| concerns(&waiting.on, server));
+        let shown = app
+            .waiting
+            .iter()
+            .filter(|waiting| !is_idle(&waiting.on) && (its_turn || concerns(&waiting.on, server)));
+        waits.extend(shown.map(|waiting| mine(Wait::of(group, id, waiting))));
+    }
+    waits.extend(offenders(status, Some(server)));
+    waits
+}
+
+/// The state of the server itself.
+fn own_sentence(here: Option<&ServerAppStatus>, app: &AppStatus) -> String {
+    let Some(here) = here else { return "has not reported yet".to_owned() };
+    let goal = match wanted(app) {
+        Some(goal) if here.running.as_ref() != Some(goal) => format!(" (target {goal})"),
+        Some(_) | None => String::new(),
+    };
+    let step = step(here).map_or_else(String::new, |step| format!(", step {step}"));
+    let debt = here.debt.as_ref();
+    let debt = debt.map_or_else(String::new, |why| format!(", not back on the last good: {why}"));
+    format!("{}{goal}, {}{step}{debt}", runs(here), traffic(here))
+}
+
+#[cfg(test)]
+#[path = "why_test.rs"]
+mod why_test;

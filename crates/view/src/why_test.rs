@@ -1,0 +1,91 @@
+use cohort_core::ids::{AppId, GroupId};
+use cohort_core::reason::PausedBy;
+use cohort_core::waiting::WaitingOn;
+use cohort_wire::agent::GroupStatus;
+
+use crate::command::Command;
+use crate::hint::Hint;
+use crate::report::report_test::report;
+use crate::sample::{app, held, moving, rolling, server, settled};
+use crate::waiting::{hints, sentence};
+use crate::why::{Wait, server_waits, text, waits};
+
+/// The one golden output of this view.
+#[test]
+fn every_wait_has_a_reason_and_what_unblocks_it() {
+    assert_eq!(
+        text(&waits(&report([held()]))),
+        "\
+intel.zone-a
+  web: 1.1.0 is held: check failed on web-1: http: status 500 (for 1m 15s)
+    -> publish a fix
+    -> or: cohort rollout retry intel.zone-a --app web
+  web: web-3 is not back on the last good release: unreachable (for 1m 15s)
+    -> start web-3
+    -> if it runs: cohort rollout retry intel.zone-a --app web
+"
+    );
+}
+
+#[test]
+fn a_group_that_is_up_to_date_says_only_that() {
+    let waits = waits(&report([settled()]));
+    assert_eq!(waits.len(), 1);
+    assert_eq!(waits[0].on, Some(WaitingOn::NewRelease));
+}
+
+#[test]
+fn a_group_without_a_quorum_names_the_voters_to_start() {
+    let mut status = settled();
+    status.linearizable = false;
+    let hints = waits(&report([status]))[0].hints.clone().unwrap();
+    assert!(hints[0].to_string().contains("web-1, web-2, web-3"), "{hints:?}");
+}
+
+#[test]
+fn a_server_shows_its_own_state_and_then_what_names_it() {
+    let of = |name: &str| server_waits(&rolling(), &server(name));
+    let changing = of("web-2");
+    assert_eq!((changing.len(), &changing[0].hints), (2, &None), "its state is no wait");
+    assert!(changing[0].sentence.contains("http: refused"), "{}", changing[0].sentence);
+    assert!(matches!(changing[1].on, Some(WaitingOn::Steps { .. })));
+    let next = of("web-3");
+    assert!(next[0].sentence.contains("1.0.0 (target 1.1.0)"), "{}", next[0].sentence);
+    assert_eq!(next[1].on, changing[1].on, "its turn comes after web-2");
+    let mut both = rolling();
+    both.apps.get_mut(&app()).unwrap().waiting.extend(held().apps[&app()].waiting.clone());
+    assert_eq!(server_waits(&both, &server("web-3")).len(), 2, "its debt alone is its own");
+    let stranger = of("web-9");
+    assert!(stranger[0].hints.as_ref().is_some_and(|hints| !hints.is_empty()));
+}
+
+fn blames(waits: &[Wait]) -> usize {
+    waits.iter().filter(|wait| wait.on.is_none() && wait.hints.is_some()).count()
+}
+
+#[test]
+fn a_download_shows_its_progress_and_offenders_are_named() {
+    let all = waits(&report([moving()]));
+    assert!(all[0].sentence.contains("20.0 MiB of 64.0 MiB"), "{}", all[0].sentence);
+    assert_eq!(all[0].hints, Some(Vec::new()), "nothing to do");
+    assert!(all[1].sentence.starts_with("web-3 ") && all[1].sentence.contains("web-2"));
+    let of = |status: &GroupStatus, name: &str| blames(&server_waits(status, &server(name)));
+    let names = ["web-1", "web-2", "web-3"];
+    assert_eq!(names.map(|name| of(&moving(), name)), [0, 1, 1], "who is blamed, and who saw it");
+    let mut later = moving();
+    let transfer = &mut later.transfers[0];
+    (transfer.under_way, transfer.took_ms, transfer.for_ms) = (false, Some(5_000), 500_000);
+    assert_eq!(of(&later, "web-3"), 1, "shown for a while after it ended");
+    later.transfers[0].for_ms = 700_000;
+    assert_eq!(of(&later, "web-3"), 0);
+}
+
+#[test]
+fn a_held_release_can_be_retried_and_a_pause_resumed() {
+    let (group, app) = (GroupId::new("a.b").unwrap(), AppId::new("web").unwrap());
+    let by = PausedBy::Person { name: "ann".to_owned() };
+    let paused = WaitingOn::Paused { by, reason: String::new() };
+    let resume = Command::RolloutResume { group: group.clone(), app: app.clone() };
+    assert_eq!(hints(&paused, &group, &app), [Hint::run(resume)]);
+    assert_eq!(sentence(&paused), "paused by ann");
+}
