@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use cohort_artifact::client::{AddressError, ClientLimits};
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
+use cohort_core::ids::BootEpoch;
 use cohort_distribute::{
     ArtifactStore, Budget, ByteCounters, Downloads, FetchContext, Guides, Limits, MirrorList,
     ServeLimits, StoreOptions, WirePeers, bulk_router, follow,
 };
 use cohort_host::guard::{GuardClient, GuardLaunch};
-use cohort_host::{Controls, ServiceControl, Systemd};
-use cohort_identity::{Alpn, ClientAuth, Peer, Role};
+use cohort_host::{Controls, RunAs, ServiceControl, Systemd};
+use cohort_identity::{Alpn, ClientAuth, Identity, Peer, Role};
 use cohort_registry::{Registry, RemoteRegistry};
 use cohort_wire::agent::CONTROL_VERSION;
 use cohort_wire::frame::Connections;
@@ -25,6 +26,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::app_thread::AppThread;
@@ -55,13 +57,13 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     loop {
         match live(&config, &shutdown).await {
             Err(AgentError::NewIncarnation(incarnation)) => {
-                tracing::warn!(%incarnation, "the group was recovered: starting over in its new incarnation");
+                tracing::warn!(%incarnation, "group recovered, starting over");
             }
             Err(AgentError::OtherMember(member)) => {
                 // A member id is never used again; what its log had, the group has.
                 let folder = config.data_dir.join("member");
                 let aside = config.data_dir.join(format!("member.retired-{member}"));
-                tracing::warn!(%member, aside = %aside.display(), "this server carries another member now, the old log is set aside");
+                tracing::warn!(%member, aside = %aside.display(), "carrying another member, old log set aside");
                 std::fs::rename(&folder, &aside).map_err(|source| AgentError::File {
                     path: folder,
                     what: "set aside",
@@ -81,134 +83,15 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         () = shutdown.cancelled() => return Ok(()),
     };
     let stop = CancellationToken::new();
-    let boot_epoch =
-        cohort_host::next_boot_epoch(&config.data_dir).map_err(AgentError::kept("boot epoch"))?;
-    let slot = IdentitySlot::new(identity);
-    let client = Client::new(Arc::clone(&slot));
-    client.mark_bulk(config.packet_marking);
-    let registry = registry(config, &joined, &client)?;
-    let kill =
-        KillSwitch::open(&config.data_dir.join("kill"), Arc::clone(&slot), joined.group.clone())
-            .map_err(AgentError::kept("kill register"))?;
-    let mirrors =
-        if config.mirrors.is_empty() { joined.mirrors.clone() } else { config.mirrors.clone() };
-    let mirrors = mirrors
-        .iter()
-        .map(|mirror| mirror.parse())
-        .collect::<Result<Vec<Mirror>, AddressError>>()
-        .map_err(AgentError::config("mirrors"))?;
-    let repository = repository(config, &joined, &mirrors).await?;
-    let metrics = Arc::new(Metrics::default());
-    let counters = Arc::new(ByteCounters::default());
-    let store = ArtifactStore::open(config.data_dir.join("artifacts"), StoreOptions::default())
-        .map_err(AgentError::kept("artifact store"))?;
-    let store = Arc::new(store);
-    let (download, upload) = (Arc::new(Budget::default()), Arc::new(Budget::default()));
-    let guides = Arc::new(Guides::default());
-    let downloads = Arc::new(Downloads::new(FetchContext {
-        store: Arc::clone(&store),
-        mirrors: Arc::new(
-            MirrorList::new(mirrors, ClientLimits::default())
-                .map_err(AgentError::config("mirrors"))?,
-        ),
-        peers: WirePeers::new(client.clone()),
-        limits: Arc::new(Limits::default()),
-        counters: Arc::clone(&counters),
-        download: Arc::clone(&download),
-        guides: Arc::clone(&guides),
-    }));
-    let shared = Arc::new(Shared {
-        group: joined.group.clone(),
-        client: client.clone(),
-        registry,
-        kill: Arc::new(kill),
-        contacts: Arc::new(SharedContacts::default()),
-        book: Arc::new(AddressBook::default()),
-        metrics: Arc::clone(&metrics),
-        member: watch::Sender::new(None),
-        members: Mutex::new(Vec::new()),
-        repository: repository.clone(),
-        tracker: Arc::default(),
-        guides: Arc::clone(&guides),
-        download: Arc::clone(&download),
-        leader: Mutex::new(None),
-        kept: Mutex::new(BTreeMap::new()),
-        hub: hub_targets(config, &joined)?,
-        config: config.clone(),
-    });
-    shared.learn_members(&joined.members);
-    let readiness = Arc::new(Readiness::default());
-    let listener = listen(&config.listen).await?;
-    let probe_listener = listen(&config.probe_listen).await?;
+    let parts = Parts::open(config, joined, identity).await?;
     let servers = CancellationToken::new();
-    let raft = raft_handler(Arc::clone(&shared), boot_epoch.0, stop.clone());
-    let serving = ServeLimits { upload: Arc::clone(&upload), ..ServeLimits::default() };
-    let routes = BTreeMap::from([
-        (Alpn::Control, Handler::Http(control::router(Arc::clone(&shared)))),
-        (Alpn::Bulk, Handler::Http(bulk_router(Arc::clone(&store), serving))),
-        (Alpn::Raft, raft),
-    ]);
-    let serving = tokio::spawn(serve(
-        listener,
-        Arc::clone(&slot),
-        ClientAuth::Required,
-        routes,
-        ServerLimits { dscp_bulk: config.packet_marking, ..ServerLimits::default() },
-        servers.clone(),
-    ));
-    let probe = Probe { readiness: Arc::clone(&readiness), metrics, counters };
-    tokio::spawn(serve_plain(
-        probe_listener,
-        probe_router(probe),
-        ServerLimits::default(),
-        servers.clone(),
-    ));
-    let controls = controls(config).await?;
-    let orders = watch::Sender::new(None);
+    let serving = parts.serve(&stop, &servers).await?;
     let (ended, mut ends) = mpsc::channel(4);
-    let starter = Starter {
-        shared: Arc::clone(&shared),
-        joined: joined.clone(),
-        boot_epoch: boot_epoch.0,
-        repository: repository.clone(),
-        orders: orders.subscribe(),
-        ended: ended.clone(),
-        stop: stop.clone(),
-    };
-    spawn_or_end("starter", starter.run(), &ended);
-    tokio::spawn(follow(
-        Arc::clone(&downloads),
-        guides,
-        shared.group.clone(),
-        CONTROL_VERSION,
-        Arc::new(Transfers(Arc::clone(&shared))),
-        stop.clone(),
-    ));
-    let kept = Budgets { download, upload, tracker: Arc::clone(&shared.tracker) };
-    tokio::spawn(budgets::keep(config.clone(), kept, stop.clone()));
+    // Steps of apps end when it is dropped.
     let apps = AppThread::start().map_err(AgentError::Thread)?;
-    let runner = Runner {
-        apps: apps.handle(),
-        shared: Arc::clone(&shared),
-        boot_epoch,
-        controls,
-        run_as,
-        downloads: Arc::clone(&downloads),
-        repository,
-        readiness,
-        orders,
-        ended: ended.clone(),
-        stop: stop.clone(),
-    };
-    spawn_or_end("runner", runner.run(), &ended);
-    tokio::spawn(renewal::renew(Arc::clone(&shared), slot, joined, stop.clone()));
-    tracing::info!(
-        server = %config.server,
-        group = %shared.group,
-        address = advertised(config),
-        boot_epoch = boot_epoch.0,
-        "agent started"
-    );
+    let Parts { shared, downloads, .. } = &parts;
+    let (shared, downloads) = (Arc::clone(shared), Arc::clone(downloads));
+    parts.run(apps.handle(), run_as, &ended, &stop).await?;
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
@@ -222,6 +105,173 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
     downloads.stop().await;
     let _ = tokio::time::timeout(Duration::from_secs(2), serving).await;
     outcome
+}
+
+/// What an agent is made of, before anything of it runs.
+struct Parts {
+    joined: Joined,
+    boot_epoch: BootEpoch,
+    slot: Arc<IdentitySlot>,
+    shared: Arc<Shared>,
+    downloads: Arc<Downloads>,
+    readiness: Arc<Readiness>,
+    counters: Arc<ByteCounters>,
+    upload: Arc<Budget>,
+}
+
+impl Parts {
+    /// Opens everything on disk.
+    async fn open(
+        config: &AgentConfig,
+        joined: Joined,
+        identity: Identity,
+    ) -> Result<Parts, AgentError> {
+        let boot_epoch = cohort_host::next_boot_epoch(&config.data_dir)
+            .map_err(AgentError::kept("boot epoch"))?;
+        let slot = IdentitySlot::new(identity);
+        let client = Client::new(Arc::clone(&slot));
+        client.mark_bulk(config.packet_marking);
+        let kill_dir = config.data_dir.join("kill");
+        let kill = KillSwitch::open(&kill_dir, Arc::clone(&slot), joined.group.clone())
+            .map_err(AgentError::kept("kill register"))?;
+        let mirrors = if config.mirrors.is_empty() { &joined.mirrors } else { &config.mirrors };
+        let mirrors = mirrors
+            .iter()
+            .map(|mirror| mirror.parse())
+            .collect::<Result<Vec<Mirror>, AddressError>>()
+            .map_err(AgentError::config("mirrors"))?;
+        let repository = repository(config, &joined, &mirrors).await?;
+        let store = ArtifactStore::open(config.data_dir.join("artifacts"), StoreOptions::default())
+            .map_err(AgentError::kept("artifact store"))?;
+        let (download, upload) = (Arc::new(Budget::default()), Arc::new(Budget::default()));
+        let guides = Arc::new(Guides::default());
+        let counters = Arc::new(ByteCounters::default());
+        let mirrors = MirrorList::new(mirrors, ClientLimits::default())
+            .map_err(AgentError::config("mirrors"))?;
+        let downloads = Arc::new(Downloads::new(FetchContext {
+            store: Arc::new(store),
+            mirrors: Arc::new(mirrors),
+            peers: WirePeers::new(client.clone()),
+            limits: Arc::new(Limits::default()),
+            counters: Arc::clone(&counters),
+            download: Arc::clone(&download),
+            guides: Arc::clone(&guides),
+        }));
+        let shared = Arc::new(Shared {
+            group: joined.group.clone(),
+            registry: registry(config, &joined, &client)?,
+            client,
+            kill: Arc::new(kill),
+            contacts: Arc::new(SharedContacts::default()),
+            book: Arc::new(AddressBook::default()),
+            metrics: Arc::new(Metrics::default()),
+            member: watch::Sender::new(None),
+            members: Mutex::new(Vec::new()),
+            repository,
+            tracker: Arc::default(),
+            guides,
+            download,
+            leader: Mutex::new(None),
+            kept: Mutex::new(BTreeMap::new()),
+            hub: hub_targets(config, &joined)?,
+            config: config.clone(),
+        });
+        shared.learn_members(&joined.members);
+        let readiness = Arc::new(Readiness::default());
+        Ok(Parts { joined, boot_epoch, slot, shared, downloads, readiness, counters, upload })
+    }
+
+    /// Listens: the peer port for agents and people, the plain port for probes.
+    async fn serve(
+        &self,
+        stop: &CancellationToken,
+        servers: &CancellationToken,
+    ) -> Result<JoinHandle<()>, AgentError> {
+        let config = &self.shared.config;
+        let listener = listen(&config.listen).await?;
+        let probe_listener = listen(&config.probe_listen).await?;
+        let raft = raft_handler(Arc::clone(&self.shared), self.boot_epoch.0, stop.clone());
+        let limits = ServeLimits { upload: Arc::clone(&self.upload), ..ServeLimits::default() };
+        let bulk = bulk_router(Arc::clone(&self.downloads.context().store), limits);
+        let routes = BTreeMap::from([
+            (Alpn::Control, Handler::Http(control::router(Arc::clone(&self.shared)))),
+            (Alpn::Bulk, Handler::Http(bulk)),
+            (Alpn::Raft, raft),
+        ]);
+        let probe = Probe {
+            readiness: Arc::clone(&self.readiness),
+            metrics: Arc::clone(&self.shared.metrics),
+            counters: Arc::clone(&self.counters),
+        };
+        let plain = probe_router(probe);
+        tokio::spawn(serve_plain(probe_listener, plain, ServerLimits::default(), servers.clone()));
+        Ok(tokio::spawn(serve(
+            listener,
+            Arc::clone(&self.slot),
+            ClientAuth::Required,
+            routes,
+            ServerLimits { dscp_bulk: config.packet_marking, ..ServerLimits::default() },
+            servers.clone(),
+        )))
+    }
+
+    /// Starts the runner, the starter of the member, and what runs beside them.
+    async fn run(
+        self,
+        apps: Handle,
+        run_as: Option<RunAs>,
+        ended: &mpsc::Sender<AgentError>,
+        stop: &CancellationToken,
+    ) -> Result<(), AgentError> {
+        let Parts { joined, boot_epoch, slot, shared, downloads, readiness, upload, .. } = self;
+        let config = &shared.config;
+        let controls = controls(config).await?;
+        let orders = watch::Sender::new(None);
+        let starter = Starter {
+            shared: Arc::clone(&shared),
+            joined: joined.clone(),
+            boot_epoch: boot_epoch.0,
+            repository: shared.repository.clone(),
+            orders: orders.subscribe(),
+            ended: ended.clone(),
+            stop: stop.clone(),
+        };
+        spawn_or_end("starter", starter.run(), ended);
+        tokio::spawn(follow(
+            Arc::clone(&downloads),
+            Arc::clone(&shared.guides),
+            shared.group.clone(),
+            CONTROL_VERSION,
+            Arc::new(Transfers(Arc::clone(&shared))),
+            stop.clone(),
+        ));
+        let (download, tracker) = (Arc::clone(&shared.download), Arc::clone(&shared.tracker));
+        let kept = Budgets { download, upload, tracker };
+        tokio::spawn(budgets::keep(config.clone(), kept, stop.clone()));
+        let runner = Runner {
+            apps,
+            shared: Arc::clone(&shared),
+            boot_epoch,
+            controls,
+            run_as,
+            downloads,
+            repository: shared.repository.clone(),
+            readiness,
+            orders,
+            ended: ended.clone(),
+            stop: stop.clone(),
+        };
+        spawn_or_end("runner", runner.run(), ended);
+        tracing::info!(
+            server = %config.server,
+            group = %shared.group,
+            address = advertised(config),
+            boot_epoch = boot_epoch.0,
+            "agent started"
+        );
+        tokio::spawn(renewal::renew(Arc::clone(&shared), slot, joined, stop.clone()));
+        Ok(())
+    }
 }
 
 /// Runs a task that the agent cannot do without: its error or panic stops the agent.
@@ -329,7 +379,7 @@ async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
         match Systemd::connect(config.data_dir.join("systemd")).await {
             Ok(control) => systemd = Some(Arc::new(control)),
             Err(error) => {
-                tracing::warn!(%error, "systemd does not answer: services that are units cannot be run")
+                tracing::warn!(%error, "no answer from systemd, cannot run units")
             }
         }
     }
