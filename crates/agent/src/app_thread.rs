@@ -4,9 +4,10 @@ use std::io;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// A thread of its own for what is done to apps: their records are synced to the disk at every step,
-/// and a disk that is slow must hold up neither what the group says to this server nor the bytes that
-/// pass through it. What runs there ends at its next await when this is dropped, as in a crash.
+/// A thread of its own for what is done to apps: their records are synced to the disk at every
+/// step, and a disk that is slow must hold up neither what the group says to this server nor the
+/// bytes that pass through it. What runs there ends at its next await when this is dropped, as in a
+/// crash.
 pub(crate) struct AppThread(Option<Runtime>);
 
 impl AppThread {

@@ -23,7 +23,8 @@ pub struct AgentConfig {
     /// The agent's own data: identity, log, artifacts, fences.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
-    /// Root of the installed apps: `<install_dir>/<app>/releases` and `<install_dir>/<app>/current`.
+    /// Root of the installed apps: `<install_dir>/<app>/releases` and
+    /// `<install_dir>/<app>/current`.
     #[serde(default = "default_install_dir")]
     pub install_dir: PathBuf,
     /// The peer port, for other agents and people (mutual TLS), `address:port`.
@@ -62,8 +63,8 @@ pub struct AgentConfig {
     /// How often the leader looks for a new release.
     #[serde(default = "default_poll_interval")]
     pub poll_interval: Duration,
-    /// How long a starting server that cannot reach its group waits before it takes traffic with the
-    /// release it has.
+    /// How long a starting server that cannot reach its group waits before it takes traffic with
+    /// the release it has.
     #[serde(default = "default_ready_without_orders_after")]
     pub ready_without_orders_after: Duration,
     /// Limit for receiving artifacts, such as `20MB/s` or `100Mbit/s`. Applied without a restart.
@@ -189,8 +190,8 @@ fn default_yield_to() -> Vec<YieldTo> {
     vec![YieldTo::Io]
 }
 
-/// At 4 MB/s a release of 1 GB reaches a machine that is always busy in four minutes; a wave has ten
-/// by default.
+/// At 4 MB/s a release of 1 GB reaches a machine that is always busy in four minutes; a wave has
+/// ten by default.
 fn default_yield_floor() -> ByteRate {
     ByteRate(4_000_000)
 }

@@ -9,7 +9,8 @@
 //! what a signature is (artifact, identity).
 //!
 //! **Where to start reading.** `member.rs` (the thread that owns the log), `control.rs` (the
-//! control port), `runner.rs` and `app.rs` (what a server does), `duties.rs` (the leader's errands).
+//! control port), `runner.rs` and `app.rs` (what a server does), `duties.rs` (the leader's
+//! errands).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 

@@ -1,7 +1,8 @@
 //! Pressure stall information: how long tasks wait for the disk and for a processor (Linux PSI).
 //!
 //! `/proc/pressure/io` and `cpu` cover the whole machine; a cgroup v2 folder such as
-//! `/sys/fs/cgroup/system.slice/web.service` covers one service in `io.pressure` and `cpu.pressure`:
+//! `/sys/fs/cgroup/system.slice/web.service` covers one service in `io.pressure` and
+//! `cpu.pressure`:
 //!
 //! ```text
 //! some avg10=0.22 avg60=0.17 avg300=1.11 total=58761459

@@ -148,7 +148,8 @@ async fn send(
         }
         Ok(answers) => {
             let (sent, answered) = (request.reports.len(), answers.len());
-            tracing::warn!(sent, answered, member = %sending.to.server, "reports not answered one by one");
+            let member = &sending.to.server;
+            tracing::warn!(sent, answered, %member, "not as many answers as reports");
             None
         }
         Err(error) => {

@@ -63,7 +63,8 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
                 // A member id is never used again; what its log had, the group has.
                 let folder = config.data_dir.join("member");
                 let aside = config.data_dir.join(format!("member.retired-{member}"));
-                tracing::warn!(%member, aside = %aside.display(), "carrying another member, old log set aside");
+                let path = aside.display();
+                tracing::warn!(%member, aside = %path, "carrying another member, old log set aside");
                 std::fs::rename(&folder, &aside).map_err(|source| AgentError::File {
                     path: folder,
                     what: "set aside",

@@ -25,8 +25,8 @@ pub(crate) struct ManifestRequest {
     pub platform: cohort_core::ids::Platform,
 }
 
-/// Checks that the trusted keys signed the release in an order. Freshness was judged when the rollout
-/// was decided.
+/// Checks that the trusted keys signed the release in an order. Freshness was judged when the
+/// rollout was decided.
 pub(crate) async fn verify_release(
     shared: &Shared,
     repository: Option<&TrustedRepository>,

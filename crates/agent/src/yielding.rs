@@ -12,9 +12,9 @@
 /// be somebody else's syncs of a few files.
 const IO_EXCESS_MAX: u32 = 300;
 
-/// CPU pressure this far above the usual is too much, in thousandths of the time. It is high as soon
-/// as any two tasks want one processor at once, which costs microseconds; only near the top of the
-/// scale does everything wait.
+/// CPU pressure this far above the usual is too much, in thousandths of the time. It is high as
+/// soon as any two tasks want one processor at once, which costs microseconds; only near the top of
+/// the scale does everything wait.
 const CPU_EXCESS_MAX: u32 = 600;
 
 /// Looks in a row under pressure before the rate is cut: a single one may be a database checkpoint,

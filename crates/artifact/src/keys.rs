@@ -1,4 +1,5 @@
-//! Signing keys: one Ed25519 key for each TUF role, in PKCS#8 PEM files that only the owner can read.
+//! Signing keys: one Ed25519 key for each TUF role, in PKCS#8 PEM files that only the owner can
+//! read.
 
 use std::fs;
 use std::io;

@@ -169,8 +169,7 @@ impl Subscription {
         for mut frame in frames {
             let (length, mut sent) = (count(frame.len()), 0);
             while !frame.is_empty() {
-                // Small pieces under a limit, so that the child is never left without a sign of
-                // life.
+                // Small pieces under a limit, so that the child always gets a heartbeat in time.
                 let most = match self.upload.limit() {
                     Some(limit) => piece_bytes(limit),
                     None if spread.is_zero() => frame.len(),

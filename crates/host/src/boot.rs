@@ -35,7 +35,7 @@ impl AppHost {
                 Ok(()) => true,
                 Err(Interrupt::Fatal(error)) => return Err(error),
                 Err(interrupt) => {
-                    tracing::error!(app = %self.app, reason = %interrupt, "cannot bring up the service");
+                    tracing::error!(app = %self.app, reason = %interrupt, "service not started");
                     false
                 }
             },
@@ -52,7 +52,7 @@ impl AppHost {
             Ok(Some(service)) if matches!(service.spec.run, RunService::Command(_)) => {}
             Ok(_) => return,
             Err(interrupt) => {
-                tracing::debug!(app = %self.app, reason = %interrupt, "cannot tell which service to run");
+                tracing::debug!(app = %self.app, reason = %interrupt, "service unknown");
                 return;
             }
         }

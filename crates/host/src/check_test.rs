@@ -127,7 +127,7 @@ async fn exec_runs_files_of_the_release_or_of_the_list_and_nothing_else() {
     };
     let exec = |command: &str, arg: &str| {
         check(&format!(
-            "{{\"type\":\"exec\",\"command\":\"{command}\",\"args\":[\"{arg}\"],\"timeout\":\"2s\"}}"
+            r#"{{"type":"exec","command":"{command}","args":["{arg}"],"timeout":"2s"}}"#
         ))
     };
     assert_eq!(look(&exec("probe", "{port}"), &context).await, Ok(()));

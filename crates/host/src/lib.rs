@@ -7,8 +7,9 @@
 //! **What it must never know.** The group, its log, and who leads; where bytes come from; what a
 //! signature is. It is given complete, verified artifacts and orders that were already judged.
 //!
-//! **Where to start reading.** [`AppHost`], then `run_step` (what each step does), then [`guard`] (who owns the services while
-//! the agent restarts), then `unpack` (how an archive is kept inside its folder).
+//! **Where to start reading.** [`AppHost`], then `run_step` (what each step does), then [`guard`]
+//! (who owns the services while the agent restarts), then `unpack` (how an archive is kept inside
+//! its folder).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 

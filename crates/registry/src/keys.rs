@@ -1,15 +1,18 @@
 //! The key layout, all under `/cohort/v1/`.
 //!
 //! ```text
-//! servers/<server>                                    ServerRecord    hub at joining, then the server
-//! groups/<group>/info                                 GroupInfo       hub at joining
-//! groups/<group>/bootstrap                            BootstrapRecord compare-and-set; mod revision = incarnation
-//! groups/<group>/members                              MembersRecord   leader, fenced
-//! groups/<group>/apps/<app>/record                    GroupRecord     leader, fenced
-//! verdicts/<app>/<version>/<platform>/<group>         VerdictRecord   leader, fenced; `/` of the platform is `~`
-//! policies/<app>                                      PolicyRecord    operator; mod revision = the policy's revision
-//! switches/kill/<scope>                               signed record   operator
+//! servers/<server>                             ServerRecord     hub at joining, then the server
+//! groups/<group>/info                          GroupInfo        hub at joining
+//! groups/<group>/bootstrap                     BootstrapRecord  compare-and-set
+//! groups/<group>/members                       MembersRecord    leader, fenced
+//! groups/<group>/apps/<app>/record             GroupRecord      leader, fenced
+//! verdicts/<app>/<version>/<platform>/<group>  VerdictRecord    leader, fenced
+//! policies/<app>                               PolicyRecord     operator
+//! switches/kill/<scope>                        signed record    operator
 //! ```
+//!
+//! The mod revision of `bootstrap` is the group's incarnation, that of a policy its revision. A `/`
+//! in a platform is written `~`.
 
 use cohort_core::ids::{AppId, GroupId, Platform, ServerId, Version};
 

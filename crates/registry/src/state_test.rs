@@ -201,7 +201,8 @@ proptest! {
                     put(&mut state, &format!("/{key}"), &value.to_string());
                 }
                 Step::Delete(key) => {
-                    run(&mut state, &Txn { then: vec![delete(&format!("/{key}"))], ..Txn::default() });
+                    let then = vec![delete(&format!("/{key}"))];
+                    run(&mut state, &Txn { then, ..Txn::default() });
                 }
                 Step::PutIfUnchanged(key, revision, value) => {
                     let key = format!("/{key}");
@@ -217,7 +218,8 @@ proptest! {
                 Step::Reload => {
                     let all = RangeRequest { select: prefix(""), after: None, limit: 0 };
                     let pairs = state.range(&all).expect("range").items;
-                    let events = state.events_since(&prefix(""), state.compacted() + 1).expect("all");
+                    let from = state.compacted() + 1;
+                    let events = state.events_since(&prefix(""), from).expect("all");
                     let again = State::from_parts(
                         state.revision(), state.compacted(), pairs, events.events,
                     ).expect("consistent");

@@ -100,7 +100,8 @@ pub enum Effect {
     Collect(Vec<Digest>),
 }
 
-/// One app on this server, between two looks. In memory only: a restarted agent begins anew.
+/// One app on this server, between two looks. In memory only: a restarted agent starts
+/// over.
 #[derive(Debug, Clone)]
 pub struct App {
     started_ms: u64,
@@ -238,7 +239,7 @@ impl App {
     }
 
     /// A group that does not know what runs here (it took this server in again, or began a new
-    /// incarnation) is told once more what was found.
+    /// incarnation) is told again what was found.
     fn report_found(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         let local = &sight.record.local;
         let at_rest = *step == StepAction::Settled
@@ -398,7 +399,8 @@ pub struct Announced(BTreeSet<(AppId, Digest)>);
 
 impl Announced {
     /// Those to report as held now; `whole` tells whether an artifact's bytes and signature have
-    /// been verified here. What is no longer ordered is forgotten, and announced when ordered again.
+    /// been verified here. What is no longer ordered is forgotten, and announced when ordered
+    /// again.
     pub fn look<'a>(
         &mut self,
         orders: impl IntoIterator<Item = &'a AppOrders>,

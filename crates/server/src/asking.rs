@@ -6,8 +6,8 @@
 use cohort_core::ids::{Incarnation, ServerId};
 use cohort_core::orders::{MemberAddress, Orders};
 
-/// How long orders are valid, in milliseconds, from when they were asked for by the asker's clock.
-/// 5 s: longer than a busy machine pauses, shorter than anybody can put a partitioned server to use.
+/// How long orders are valid, in milliseconds, from when the server asked, by its own clock. 5 s:
+/// longer than a busy machine pauses, shorter than a cut-off server can do harm.
 pub const ORDERS_VALID_MS: u64 = 5_000;
 /// How long a member holds a question for changed orders, in milliseconds. 2 s: a server is heard
 /// of at least that often.

@@ -2,8 +2,8 @@
 //!
 //! **What it is.** The decisions of every server, as state machines that take an input and the time
 //! and return effects: plain data with ids. The agent is the shell around them (loops, sockets,
-//! files, threads); the simulator is another shell, so a seed finds the faults of the code that runs
-//! in production.
+//! files, threads); the simulator is another shell, so a seed finds the faults of the code that
+//! runs in production.
 //!
 //! **What it must never know.** Clocks, randomness, IO, threads, async, logging. Time and choices
 //! arrive in inputs; messages and writes leave as effects. Its `clippy.toml` holds it to that.

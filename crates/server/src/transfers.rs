@@ -5,7 +5,8 @@ use cohort_core::release::Release;
 use cohort_core::state::State;
 use cohort_transfer::tracker::TransferRequest;
 
-/// Drops what the log contradicts from a server's report: one server's word does not count against it.
+/// Drops what the log contradicts from a server's report: one server's word does not count against
+/// it.
 pub fn keep_known(request: &mut TransferRequest, state: &State) {
     let length = |artifact: &Digest| {
         let known = state.apps.values().flat_map(|app| {

@@ -47,6 +47,6 @@ fn scenarios_are_short_and_say_what_they_prove() {
         let name = path.display();
         assert!(text.starts_with("# "), "{name} does not begin with what it proves");
         let lines = text.lines().count();
-        assert!(lines <= LINES_MAX, "{name} has {lines} lines, {LINES_MAX} at the most");
+        assert!(lines <= LINES_MAX, "{name} has {lines} lines, at most {LINES_MAX}");
     }
 }

@@ -67,7 +67,8 @@ fn labels(status: &GroupStatus) -> String {
 #[must_use]
 pub fn show(status: &GroupStatus, look: Look) -> String {
     let mut text = format!(
-        "group {}\n  incarnation {}, term {}, log {} (applied {}), answered by {}\n  labels: {}\n\n",
+        "group {}\n  incarnation {}, term {}, log {} (applied {}), answered by {}\n\
+         \x20 labels: {}\n\n",
         status.group,
         status.incarnation,
         status.term,

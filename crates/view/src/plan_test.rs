@@ -40,7 +40,8 @@ fn waves_bytes_time_and_gates_are_known_beforehand() {
 web in intel.zone-a: 1.0.0 -> 1.1.0
   waves: 2 (1 of 1, then 1 of 2)
   out of service at once: at most 1
-  transfer: the whole artifact, 3.0 MiB to 3 servers; 3.0 MiB from mirrors, up to 6.0 MiB between servers
+  transfer: the whole artifact, 3.0 MiB to 3 servers; 3.0 MiB from mirrors, \
+up to 6.0 MiB between servers
   transfer time: unknown: no transfer measured yet
   time: 1m 20s of waits in the policy, plus stopping and starting
   gate: kill switch is on: bad night

@@ -36,8 +36,10 @@ fn the_fleet_is_a_line_per_group_and_app() {
         fleet(&picture(), Look::PLAIN),
         "\
 GROUP         APP  STATE         RUNS   TARGET  WAVE  UPDATED  SERVING  LEADER  WHY
-amd.zone-a    web  held          1.0.0  1.1.0   -     3/3      3/3      web-1   check failed on web-1: http: status 500
-amd.zone-b    -    (running)     -      -       -     -        -        -       none of 3 agents answered: 10.0.0.1:7417 refused the connection
+amd.zone-a    web  held          1.0.0  1.1.0   -     3/3      3/3      web-1   check failed on \
+web-1: http: status 500
+amd.zone-b    -    (running)     -      -       -     -        -        -       none of 3 agents \
+answered: 10.0.0.1:7417 refused the connection
 intel.zone-a  web  wave-applied  1.0.0  1.1.0   2     2/3 #>.  2/3      web-1   web-2: check
 intel.zone-b  web  running       1.0.0  -       -     3/3      3/3      web-1   -
 "
@@ -85,7 +87,8 @@ fn groups_are_listed_with_their_servers_and_members() {
         "\
 GROUP         SERVERS  VOTERS  STANDBYS  LEADER  LABELS                      NOTE
 amd.zone-a    3        3       0         web-1   platform=intel,zone=zone-a
-amd.zone-b    -        -       -         -       -                           none of 3 agents answered: 10.0.0.1:7417 refused the connection
+amd.zone-b    -        -       -         -       -                           none of 3 agents \
+answered: 10.0.0.1:7417 refused the connection
 intel.zone-a  3        3       0         web-1   platform=intel,zone=zone-a
 intel.zone-b  3        3       0         web-1   platform=intel,zone=zone-a
 "

@@ -203,8 +203,8 @@ fn next_steps(made: &Made, local_only: bool) -> String {
     ));
     if local_only {
         text.push_str(
-            "\nOnly this machine can reach the hub at that address. For others, use --hub-address,\n\
-             or change `addresses` in hub.toml and `hub` in context.toml.\n",
+            "\nOnly this machine can reach the hub at that address. For others, use \
+             --hub-address,\nor change `addresses` in hub.toml and `hub` in context.toml.\n",
         );
     }
     text

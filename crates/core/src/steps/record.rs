@@ -358,5 +358,6 @@ pub fn back_off_ms(attempt: u32) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 #[path = "record_test.rs"]
 mod record_test;

@@ -136,7 +136,7 @@ impl Turn<'_> {
         {
             let of = here.running.clone();
             let failure = self.failure(server, Blame::Release, Step::Check, reason, "");
-            self.count(failure, Purpose::Wave, of);
+            self.count(failure, Purpose::Wave, of.as_ref());
         }
         true
     }
@@ -192,7 +192,7 @@ impl Turn<'_> {
             here.in_service = false;
             here.unfit = Some(Unfit::Failed { step });
         }
-        self.count(failure, purpose, release);
+        self.count(failure, purpose, release.as_ref());
         true
     }
 
@@ -210,7 +210,7 @@ impl Turn<'_> {
         let Activation { purpose, release, .. } = activation.clone();
         here.in_service = to.is_some();
         here.unfit = None;
-        self.count(failure, purpose, release);
+        self.count(failure, purpose, release.as_ref());
         true
     }
 
@@ -228,7 +228,7 @@ impl Turn<'_> {
 
     /// Counts a failure against its budget. The server owes, and the rollout continues without it
     /// as long as the budgets allow.
-    fn count(&mut self, failure: Failure, purpose: Purpose, of: Option<Release>) {
+    fn count(&mut self, failure: Failure, purpose: Purpose, of: Option<&Release>) {
         let Failure { server, blame, reason, .. } = &failure;
         if let Some(here) = self.app.servers.get_mut(server) {
             here.owe(self.clock, DebtReason::Failed { text: reason.clone() });
@@ -237,7 +237,7 @@ impl Turn<'_> {
         self.events.push(Event::ServerFailed { app, server: server.clone(), reason });
         self.progress();
         let Some(rollout) = self.app.phase.rollout_mut() else { return };
-        let own = purpose == Purpose::Wave && of.as_ref() == Some(&rollout.release);
+        let own = purpose == Purpose::Wave && of == Some(&rollout.release);
         if !own && purpose != Purpose::RollBack {
             // A failure of an older plan or of a debt says nothing about this rollout.
             return;

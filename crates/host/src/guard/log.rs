@@ -73,7 +73,8 @@ impl ServiceLog {
                     if let Err(error) = self.keep(&mut file, bytes) {
                         // A full disk loses the log, never the service.
                         file = None;
-                        tracing::debug!(path = %self.log.display(), %error, "lost a service's output");
+                        let path = self.log.display();
+                        tracing::debug!(%path, %error, "lost a service's output");
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

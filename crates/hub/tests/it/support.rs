@@ -101,7 +101,8 @@ impl Running {
         self.operator().post(TOKEN, &request).await.unwrap()
     }
 
-    /// Joins as a new agent with a token of its own. Returns the hub's answer and the agent's client.
+    /// Joins as a new agent with a token of its own. Returns the hub's answer and the agent's
+    /// client.
     pub(crate) async fn join_agent(&self, name: &str, zone: &str) -> (JoinAnswer, Caller) {
         let token = self.token(Role::Agent, None).await;
         let (answer, identity) = self.join(&token, Role::Agent, name, Some(server(zone))).await;

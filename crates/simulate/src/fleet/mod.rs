@@ -4,7 +4,7 @@
 //! Production code decides what a server asks, reports, fetches and does (`cohort-server`,
 //! `cohort-transfer`, `cohort-core`); virtual are its host, disk, network, hub and mirror. Raft is
 //! left out on purpose: a group here is its committed state and whoever leads. A change of leader
-//! still means what it means (observations begin anew, proposals get lost or come late). The
+//! still means what it means (observations start over, proposals get lost or come late). The
 //! production member under faults has a simulation of its own.
 //!
 //! Start reading at [`world`]; [`server`] is a server, [`prober`] looks from outside, [`script`]

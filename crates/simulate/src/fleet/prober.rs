@@ -93,7 +93,7 @@ impl Prober {
                 println!("{id}: {:?}", app.phase);
             }
             panic!(
-                "{now_ms} ms: {out:?} of {name} (and {failed} that failed) are out of service, {max} may be"
+                "{now_ms} ms: {out:?} of {name} (and {failed} failed ones) are out, {max} may be"
             );
         }
     }

@@ -416,7 +416,7 @@ impl Script {
         }
     }
 
-    /// The `n`th report of a server once more: as it was, or (`new`) as a new report.
+    /// The `n`th report of a server again: as it was, or (`new`) as a new report.
     fn repeat_report(&mut self, line: &Line<'_>, out: &mut String) {
         let now_ms = self.fleet.now_ms;
         let server = servers_of(line.words[0]).remove(0);
@@ -424,7 +424,7 @@ impl Script {
         let n: usize = line.words[1].parse().expect("a number");
         let mut report = all[n].clone();
         if line.words.contains(&"new") {
-            // As if its agent had started anew and said it once more.
+            // As if its agent had restarted and reported it again.
             let real = self.group().servers.get_mut(&server).expect("a server");
             real.crash();
             real.disk.boot_epoch += 1;

@@ -317,7 +317,8 @@ async fn only_what_is_harmless_is_sent_twice() {
     let fleet = Fleet::new();
     let client = fleet.client(Role::Agent, "web-2");
     let (target, requests) = fickle(&fleet).await;
-    // First connection: the first is answered, the second meets the closing and goes to another.
+    // First connection: the first is answered, the second hits the close and
+    // takes another one.
     for _ in 0..2 {
         assert_eq!(client.call(&target, Call::get("/")).await.unwrap().body, "ok");
     }

@@ -91,11 +91,11 @@ impl Served {
     }
 }
 
-/// Waits until something is so, for ten seconds at the most.
+/// Waits until something is so, for at most ten seconds.
 pub(crate) async fn until(what: &str, mut so: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !so() {
-        assert!(tokio::time::Instant::now() < deadline, "waited in vain until {what}");
+        assert!(tokio::time::Instant::now() < deadline, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
