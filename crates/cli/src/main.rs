@@ -1,9 +1,12 @@
 //! The `cohort` binary: the daemons, and every command for people and programs.
 //!
-//! It must never decide anything about a rollout: it shows what groups answer, and forwards what a
-//! person asks for. Judgement, sentences and tables come from `cohort-view`.
+//! **What it is.** The command line: it reads configuration, asks hub and agents, and prints what
+//! `cohort-view` makes of the answers.
 //!
-//! Start reading at [`args::Command`], the list of commands; each has a file in `commands`.
+//! **What it must never know.** How a rollout is decided, and how facts become sentences.
+//!
+//! **Where to start reading.** [`args::Command`], the list of commands; each has a file in
+//! `commands`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 

@@ -14,7 +14,7 @@ pub(crate) type Arrows = BTreeMap<String, BTreeSet<String>>;
 /// Every arrow, exactly: a new dependency is a decision, and an unused permission a trap.
 pub(crate) const ALLOWED: &[(&str, &str)] = &[
     ("agent", "artifact base consensus core distribute host identity registry server store wire"),
-    ("artifact", "core"),
+    ("artifact", "base core"),
     ("base", ""),
     ("cli", "agent artifact base core host hub identity mirror registry view wire"),
     ("consensus", "store"),
@@ -48,6 +48,7 @@ const NOTHING_BUT: &[(&str, &[&str])] = &[
             "cohort-consensus",
             "cohort-core",
             "cohort-store",
+            "cohort-transfer",
             "serde",
             "serde_json",
             "thiserror",
