@@ -25,7 +25,8 @@ Environment:
   NO_COLOR               disable colors
   COHORT_<KEY>           overrides a key of agent.toml; COHORT_HUB_<KEY> of hub.toml
 
-Getting started: `cohort init --dir ~/fleet` prints the next steps.";
+Getting started: `cohort init --dir ~/fleet` prints the next steps.\
+";
 
 /// Rolls signed releases out to groups of servers in waves, and back if they fail
 #[derive(Debug, Parser)]
