@@ -150,7 +150,7 @@ impl AppTask {
             }
             Effect::TakeTraffic => self.host.take_traffic(),
             Effect::Unfit(reason) => self.readiness.fit(&self.app, reason),
-            Effect::Watch { checks: which, first } => *checks = Some(self.watch(&which, first)),
+            Effect::Watch { checks: which, first } => *checks = Some(self.watch(&which, &first)),
             Effect::Unwatch => *checks = None,
             Effect::EnsureRunning => self.host.ensure_running().await,
             Effect::Collect(keep) => self.collect(&keep).await,
@@ -287,7 +287,7 @@ impl AppTask {
         fetch_text(status.as_ref(), &around)
     }
 
-    fn watch(&self, checks: &[Check], first: Health) -> RunningChecks {
+    fn watch(&self, checks: &[Check], first: &Health) -> RunningChecks {
         let (context, service) = (self.host.check_context(), self.host.running_service());
         RunningChecks::spawn(checks, context, service, first)
     }

@@ -380,7 +380,7 @@ async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
         match Systemd::connect(config.data_dir.join("systemd")).await {
             Ok(control) => systemd = Some(Arc::new(control)),
             Err(error) => {
-                tracing::warn!(%error, "no answer from systemd, cannot run units")
+                tracing::warn!(%error, "no answer from systemd, cannot run units");
             }
         }
     }

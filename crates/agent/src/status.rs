@@ -183,7 +183,7 @@ fn app_status(
         paused: app.phase.rollout().is_some_and(|rollout| rollout.pause.is_some()),
         servers: servers.collect(),
         waiting,
-        history: app.history.iter().cloned().collect(),
+        history: app.history.to_vec(),
         failures: app
             .phase
             .rollout()

@@ -132,7 +132,7 @@ fn offenders_come_with_what_they_did_and_who_saw_it() {
     assert_eq!(
         told,
         [
-            (peer.clone(), Offence::WrongBytes, true),
+            (peer, Offence::WrongBytes, true),
             (SourceName::mirror("http://m1/"), Offence::Silent, false),
         ]
     );

@@ -230,7 +230,7 @@ fn a_full_disk_is_told_before_anything_is_written() {
     disk.hold(&pair.blob);
     let before = names(&disk);
     let free_space: FreeSpace = Arc::new(|_| Ok(100 << 10));
-    let options = StoreOptions { free_space: Some(free_space), ..StoreOptions::default() };
+    let options = StoreOptions { free_space: Some(free_space) };
     let store = ArtifactStore::open(disk.folder.path().join("a"), options).unwrap();
     let error = pair.apply(&Arc::new(store)).unwrap_err();
     assert!(matches!(error, ApplyError::Store(StoreError::NoSpace { .. })), "{error}");

@@ -39,7 +39,7 @@ impl RunningChecks {
         checks: &[Check],
         context: CheckContext,
         service: Option<(Arc<dyn ServiceControl>, String)>,
-        first: Health,
+        first: &Health,
     ) -> Self {
         let context = Arc::new(context);
         let running = |check: &&Check| check.phase.contains(&CheckPhase::Running);
@@ -50,7 +50,7 @@ impl RunningChecks {
             .chain(service.map(|(control, name)| Subject::Service { control, name }))
             .collect();
         let (sender, health) = watch::channel(first.clone());
-        let opinions = Mutex::new(Opinions::new(subjects.len(), &first));
+        let opinions = Mutex::new(Opinions::new(subjects.len(), first));
         let board = Arc::new(Board { opinions, sender });
         let mut looks = JoinSet::new();
         for (index, subject) in subjects.into_iter().enumerate() {

@@ -42,7 +42,7 @@ async fn two_looks_in_a_row_decide() {
     let first = Health { in_service: true, reason: String::new() };
     let service = Some((control, "web".to_owned()));
     let began = tokio::time::Instant::now();
-    let checks = RunningChecks::spawn(&[], CheckContext::default(), service, first);
+    let checks = RunningChecks::spawn(&[], CheckContext::default(), service, &first);
     let mut health = checks.health();
     health.changed().await.unwrap();
     assert!(!health.borrow_and_update().in_service);
@@ -55,7 +55,7 @@ async fn two_looks_in_a_row_decide() {
 #[tokio::test(start_paused = true)]
 async fn where_nothing_is_looked_at_there_is_never_news() {
     let first = Health { in_service: true, reason: String::new() };
-    let checks = RunningChecks::spawn(&[], CheckContext::default(), None, first.clone());
+    let checks = RunningChecks::spawn(&[], CheckContext::default(), None, &first);
     let mut health = checks.health();
     let news = tokio::time::timeout(Duration::from_secs(60), health.changed()).await;
     assert!(news.is_err(), "{news:?}");

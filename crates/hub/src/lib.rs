@@ -11,6 +11,8 @@
 //! **Where to start reading.** [`HubConfig`], then [`Hub`]; `auth` says who may do what, `refusal`
 //! how failures are answered.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 mod app;
 mod auth;
 mod bucket;

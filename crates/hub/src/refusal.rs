@@ -29,18 +29,23 @@ macro_rules! answers {
     ($($error:ty => $answer:expr),+ $(,)?) => {
         $(impl From<$error> for Refusal {
             fn from(error: $error) -> Self {
-                let answer: fn($error) -> ApiError = $answer;
-                Refusal(answer(error))
+                let answer: fn(&$error) -> ApiError = $answer;
+                Refusal(answer(&error))
             }
         })+
     };
 }
 
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Self {
+        Refusal(error)
+    }
+}
+
 answers! {
-    ApiError => |error| error,
-    InvalidName => |error| ApiError::bad_request(chain(&error)),
-    RequestError => |error| ApiError::bad_request(chain(&error)),
-    tokio::task::JoinError => |error| ApiError::internal(chain(&error)),
+    InvalidName => |error| ApiError::bad_request(chain(error)),
+    RequestError => |error| ApiError::bad_request(chain(error)),
+    tokio::task::JoinError => |error| ApiError::internal(chain(error)),
     RegistryError => registry,
     RedeemError => redeem,
     KillError => kill,
@@ -48,8 +53,8 @@ answers! {
     BucketError => bucket,
 }
 
-fn registry(error: RegistryError) -> ApiError {
-    let reason = chain(&error);
+fn registry(error: &RegistryError) -> ApiError {
+    let reason = chain(error);
     match error {
         RegistryError::Invalid { .. } => ApiError::bad_request(reason),
         RegistryError::Conflict { .. }
@@ -72,8 +77,8 @@ fn registry(error: RegistryError) -> ApiError {
     }
 }
 
-fn redeem(error: RedeemError) -> ApiError {
-    let reason = chain(&error);
+fn redeem(error: &RedeemError) -> ApiError {
+    let reason = chain(error);
     match error {
         RedeemError::Unknown
         | RedeemError::Used
@@ -93,8 +98,8 @@ fn redeem(error: RedeemError) -> ApiError {
     }
 }
 
-fn kill(error: KillError) -> ApiError {
-    let reason = chain(&error);
+fn kill(error: &KillError) -> ApiError {
+    let reason = chain(error);
     match error {
         KillError::Statement(_) => ApiError::forbidden(reason)
             .hint("a kill switch is signed with an operator's certificate: cohort kill on|off"),
@@ -106,8 +111,8 @@ fn kill(error: KillError) -> ApiError {
     }
 }
 
-fn repository(error: RepositoryError) -> ApiError {
-    let reason = chain(&error);
+fn repository(error: &RepositoryError) -> ApiError {
+    let reason = chain(error);
     match error {
         RepositoryError::Refused { .. } => {
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", reason)
@@ -115,7 +120,7 @@ fn repository(error: RepositoryError) -> ApiError {
         RepositoryError::Outdated => ApiError::conflict(reason)
             .hint("somebody else has published meanwhile: run cohort publish again"),
         RepositoryError::Stopped => ApiError::unavailable("stopping", reason),
-        RepositoryError::Io { source, .. } => write_failed(&source, reason),
+        RepositoryError::Io { source, .. } => write_failed(source, reason),
         _ => {
             tracing::error!(reason, "upload failed");
             ApiError::internal(reason)
@@ -135,8 +140,8 @@ pub(crate) fn write_failed(error: &std::io::Error, reason: String) -> ApiError {
     }
 }
 
-fn bucket(error: BucketError) -> ApiError {
-    let reason = chain(&error);
+fn bucket(error: &BucketError) -> ApiError {
+    let reason = chain(error);
     tracing::error!(reason, "upload did not reach the bucket");
     let error = format!("the hub has the file, but its bucket does not: {reason}");
     ApiError::unavailable("bucket", error)

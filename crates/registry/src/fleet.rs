@@ -92,7 +92,8 @@ fn add(fleet: &mut Fleet, pair: &KeyValue) -> Result<(), RegistryError> {
             fleet.kill.insert(scope, pair.value.clone());
         }
         None => {
-            fleet.unreadable.push(format!("registry key `{}` is not part of the layout", pair.key))
+            let text = format!("registry key `{}` is not part of the layout", pair.key);
+            fleet.unreadable.push(text);
         }
     }
     Ok(())

@@ -35,17 +35,17 @@ pub fn answers_now(has_leader: bool, hash: u64, known: u64) -> bool {
 /// Whether a person may say this.
 #[must_use]
 pub fn for_people(body: &Body) -> bool {
-    match body {
+    matches!(
+        body,
         Body::Pause { .. }
-        | Body::Resume { .. }
-        | Body::Approve { .. }
-        | Body::Abort { .. }
-        | Body::Retry { .. }
-        | Body::Undo { .. }
-        | Body::RemoveServer { .. }
-        | Body::PlaceMember { .. } => true,
-        _ => false,
-    }
+            | Body::Resume { .. }
+            | Body::Approve { .. }
+            | Body::Abort { .. }
+            | Body::Retry { .. }
+            | Body::Undo { .. }
+            | Body::RemoveServer { .. }
+            | Body::PlaceMember { .. }
+    )
 }
 
 /// Whether a member may pass this on to the leader: what servers and people say, never what only

@@ -120,7 +120,7 @@ fn what_the_start_found_is_told_once_when_the_group_speaks_of_the_app() {
     assert_eq!(world.reports(), []);
     world.orders = Some(orders(None, None));
     let found = Outcome::Found { release: Some(release("1.0.0")), in_service: true };
-    assert_eq!(world.reports(), [found.clone()]);
+    assert_eq!(world.reports(), std::slice::from_ref(&found));
     assert_eq!(world.reports(), [], "not twice, although the group has not written it down yet");
     world.ms = 5_000;
     assert_eq!(world.reports(), [found], "but again while the group believes something else");

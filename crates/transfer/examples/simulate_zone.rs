@@ -3,6 +3,8 @@
 //! `cargo run -p cohort-transfer --example simulate_zone`; the zones of `docs/benchmarks.md`. For
 //! another zone, change [`Setup`] in `table`.
 
+#![allow(clippy::disallowed_macros, reason = "it prints a table; the crate does no IO")]
+
 #[path = "../tests/zone/origin.rs"]
 mod origin;
 #[path = "../tests/zone/server.rs"]

@@ -113,13 +113,13 @@ impl Words {
         self
     }
 
-    fn one(&mut self, word: impl ToString) -> &mut Self {
+    fn one(&mut self, word: &(impl ToString + ?Sized)) -> &mut Self {
         self.0.push(word.to_string());
         self
     }
 
     fn or(&mut self, word: Option<&impl ToString>, placeholder: &str) -> &mut Self {
-        self.one(word.map_or_else(|| placeholder.to_owned(), ToString::to_string))
+        self.one(&word.map_or_else(|| placeholder.to_owned(), ToString::to_string))
     }
 
     fn maybe(&mut self, word: Option<&impl ToString>) -> &mut Self {
@@ -129,7 +129,7 @@ impl Words {
 
     fn flag(&mut self, flag: &str, value: Option<impl ToString>) -> &mut Self {
         if let Some(value) = value {
-            self.one(flag).one(value);
+            self.one(flag).one(&value);
         }
         self
     }

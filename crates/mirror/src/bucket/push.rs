@@ -390,7 +390,7 @@ fn walk_blocking(dir: &Path) -> Result<Vec<LocalFile>, BucketError> {
                     files.push(LocalFile { path: relative.to_owned(), length });
                 }
                 None => {
-                    tracing::debug!(path = %path.display(), "skipping: not a file of a repository")
+                    tracing::debug!(path = %path.display(), "skipping: not a file of a repository");
                 }
             }
         }

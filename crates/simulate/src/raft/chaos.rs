@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 /// One trouble, or one request of a client.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Trouble {
     Propose,
     Read,
@@ -63,7 +63,7 @@ impl Chaos {
         let mut at = rng.random_range(0..self.total);
         for (weight, trouble) in &self.weights {
             if at < *weight {
-                return trouble.clone();
+                return *trouble;
             }
             at -= weight;
         }

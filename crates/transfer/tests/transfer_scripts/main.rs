@@ -1,5 +1,7 @@
 //! Plays `scenarios/transfer/*.txt` and compares; `UPDATE=1` writes what really happened.
 
+#![allow(clippy::disallowed_methods, reason = "the test reads scripts; the crate does no IO")]
+
 mod script;
 mod text;
 

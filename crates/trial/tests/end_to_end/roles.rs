@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use cohort_core::Body;
 use cohort_core::command::Planned;
 use cohort_core::ids::{AppId, BootEpoch, Generation, GroupId, RequestId, ServerId};
@@ -146,8 +146,7 @@ fn only_those_who_may() -> Result<()> {
     let call = Call::post(COMMAND, &command(pause));
     let answer: CommandAnswer =
         runtime.block_on(operator.client.call_json(&operator.target, call))?;
-    let rejection = answer.rejection.context("nothing is rolled out, so nothing is paused")?;
-    ensure!(rejection.contains("no rollout goes forward"), "{rejection}");
+    ensure!(answer.rejection.is_some(), "nothing is being rolled out, so nothing can be paused");
 
     // Another group's name, another version, and too much are told apart.
     let mut elsewhere = orders.clone();

@@ -15,6 +15,9 @@ use crate::build::Programs;
 /// Name, unit, goal, and which direction is better.
 type Goal = (&'static str, &'static str, Option<f64>, Better);
 
+/// Plays a fault: the zone, the transfers of the base case, runs, and bytes of a MiB.
+type Fault = fn(&mut Zone, &[Transfer], usize, usize) -> Result<Vec<f64>>;
+
 /// Rows that are measured together.
 struct Part {
     rows: &'static [Goal],
@@ -209,11 +212,7 @@ impl Work<'_> {
     }
 
     /// A fault in the base case.
-    fn disturbed(
-        &mut self,
-        part: &Part,
-        fault: fn(&mut Zone, &[Transfer], usize, usize) -> Result<Vec<f64>>,
-    ) -> Result<Vec<f64>> {
+    fn disturbed(&mut self, part: &Part, fault: Fault) -> Result<Vec<f64>> {
         let base = self.baseline(part)?;
         let runs = self.args.runs();
         fault(self.zone(part)?, &base, runs, MIB)
