@@ -186,10 +186,10 @@ mod fetch_text_test {
         );
         let silent = Surroundings { leader_silent: Duration::from_secs(12), ..around };
         assert_eq!(said(vec![], &silent), "3.0 MiB of 8.0 MiB; no leader for 12s");
-        let gone = source("s3", SourceKind::Peer, 0, Some("no sign of life within 300 ms"));
+        let gone = source("s3", SourceKind::Peer, 0, Some("no heartbeat within 300 ms"));
         assert_eq!(
             said(vec![gone], &fed_by("s3")),
-            "3.0 MiB of 8.0 MiB; waiting for s3 (no sign of life within 300 ms)"
+            "3.0 MiB of 8.0 MiB; waiting for s3 (no heartbeat within 300 ms)"
         );
         let nobody =
             Surroundings { guidance: Some(Guidance::default()), ..Surroundings::default() };

@@ -64,7 +64,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
                 let folder = config.data_dir.join("member");
                 let aside = config.data_dir.join(format!("member.retired-{member}"));
                 let path = aside.display();
-                tracing::warn!(%member, aside = %path, "carrying another member, old log set aside");
+                tracing::warn!(%member, aside = %path, "carrying another member, old log kept");
                 std::fs::rename(&folder, &aside).map_err(|source| AgentError::File {
                     path: folder,
                     what: "set aside",

@@ -1,7 +1,7 @@
 //! Fleets under faults that are drawn from seeds.
 //!
-//! Replay one seed: `COHORT_SEED=17 cargo nextest run -p cohort-simulate --test fleet --no-capture`;
-//! run more of them: `COHORT_SEEDS=1000`.
+//! Replay one seed: `COHORT_SEED=17 cargo test -p cohort-simulate --test fleet -- --nocapture`.
+//! Run more of them: `COHORT_SEEDS=1000`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -1,11 +1,13 @@
 //! What people see of a fleet: judgement, sentences, hints and tables, made of facts.
 //!
-//! Pure functions from what groups and the hub answered ([`cohort_wire::agent::GroupStatus`]) to
-//! text and to the shapes of `-o json`. It must never ask anybody, read a clock or parse a command
-//! line: the command line uses it today; the hub, a dashboard or a notifier can.
+//! **What it is.** Pure functions from what groups and the hub answered
+//! ([`cohort_wire::agent::GroupStatus`]) to text and to the shapes of `-o json`. The command line
+//! uses it today; the hub, a dashboard or a notifier can.
 //!
-//! Start reading at [`report`], which judges; [`waiting`] has the sentences, [`command`] every
-//! command that a hint can name.
+//! **What it must never know.** Sockets, clocks, and the parser of a command line.
+//!
+//! **Where to start reading.** [`report`], which judges; [`waiting`] has the sentences, [`command`]
+//! every command that a hint can name.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 

@@ -94,8 +94,8 @@ fn fetch_details(on: &WaitingOn, app: &AppStatus) -> String {
     servers.iter().filter_map(says).take(DETAILS_MAX).collect()
 }
 
-/// How long offenders are still shown after their transfer has ended, in milliseconds. 10 min: long
-/// enough for whoever checks on a rollout afterwards.
+/// How long offenders are still shown after their transfer has ended, in milliseconds. 10 min:
+/// long enough to look after a rollout.
 const OFFENDERS_SHOWN_MS: u64 = 10 * 60 * 1_000;
 
 /// Misbehaving sources of transfers; with `server`, only those that it is, or has seen.

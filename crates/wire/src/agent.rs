@@ -77,7 +77,7 @@ pub struct OrdersRequest {
 pub struct OrdersAnswer {
     /// The orders; none when the server does not belong to the group.
     pub orders: Option<Orders>,
-    /// How long they are valid, by the asker's own boot-time clock, from when it asked.
+    /// How long they are valid, by the server's own boot-time clock, from when it asked.
     pub orders_valid_ms: u64,
     /// Their hash.
     pub hash: u64,
