@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_artifact::TrustedRepository;
+use cohort_base::chain;
 use cohort_core::ids::{AppId, BootEpoch, Incarnation};
 use cohort_distribute::Downloads;
 use cohort_host::{AppHost, AppHostConfig, Contact, Controls, RunAs, boot_time_ms};
@@ -124,7 +125,9 @@ impl Runner {
         board: &Arc<DoingBoard>,
         reporter: &Reporter,
     ) -> Result<(), AgentError> {
-        self.shared.learn_members(&received.orders.members);
+        let members = &received.orders.members;
+        self.shared.learn_members(members);
+        self.shared.learn_leader(received.leader.as_ref(), members);
         for orders in &received.orders.apps {
             if !apps.contains_key(&orders.app) {
                 let contact = self.start_app(&orders.app, board, reporter).await?;
@@ -167,9 +170,14 @@ impl Runner {
                 Input::Changed
             }
             Effect::Ask(whom, Question::Join) => match self.join_group(&whom).await {
-                Ok(()) => Input::Joined(true),
+                Ok(CommandAnswer { rejection: None, .. }) => Input::Joined(true),
+                Ok(CommandAnswer { rejection, .. }) => {
+                    tracing::warn!(rejection, member = %whom.server, "the group refuses this server");
+                    Input::Joined(false)
+                }
                 Err(error) => {
-                    tracing::warn!(%error, member = %whom.server, "not taken into the group yet");
+                    let error = chain(&error);
+                    tracing::warn!(error, member = %whom.server, "not taken into the group yet");
                     Input::Joined(false)
                 }
             },
@@ -181,12 +189,10 @@ impl Runner {
         match self.question(whom, ORDERS, board, 0, deadline).await {
             Ok(answer) => {
                 self.take_kill(answer.kill).await;
-                if let Some(orders) = &answer.orders {
-                    self.shared.learn_leader(answer.leader.as_ref(), &orders.members);
-                }
                 Input::Orders {
                     orders: answer.orders.map(Box::new),
                     valid_ms: answer.orders_valid_ms,
+                    leader: answer.leader,
                     hash: answer.hash,
                 }
             }
@@ -256,7 +262,7 @@ impl Runner {
         }
     }
 
-    async fn join_group(&self, whom: &Whom) -> Result<(), CallError> {
+    async fn join_group(&self, whom: &Whom) -> Result<CommandAnswer, CallError> {
         let config = &self.shared.config;
         let request = JoinGroupRequest {
             version: CONTROL_VERSION,
@@ -266,7 +272,7 @@ impl Runner {
         };
         let call = Call::post(JOIN_GROUP, &request).deadline(Duration::from_secs(6));
         let target = self.shared.target(&whom.server, &whom.address);
-        self.shared.client.call_json::<CommandAnswer>(&target, call).await.map(drop)
+        self.shared.client.call_json(&target, call).await
     }
 
     fn apps_on_disk(&self) -> Result<Vec<AppId>, AgentError> {

@@ -122,8 +122,10 @@ pub(crate) fn unpack(
         .tree
         .check_links()
         .map_err(|(path, error)| refused(path.as_os_str().as_bytes(), error))?;
+    // Closed until every file is on disk: nobody else can put something in the way of a sync.
+    unpacker.sync()?;
     unpacker.open_to_owner(part)?;
-    Ok(unpacker.sync()?)
+    Ok(sync_folder(part).on_path("sync", part)?)
 }
 
 /// Compares length and digest with what was signed.

@@ -45,9 +45,9 @@ pub struct Sight<'a> {
     pub held: &'a [Digest],
     /// What the running checks say, where they run.
     pub health: Option<&'a Health>,
-    /// The outbox takes outcomes: without room no step begins.
+    /// The outbox takes outcomes: without room no step begins, except going back.
     pub room: bool,
-    /// The outbox takes news of running checks.
+    /// The outbox takes news of running checks, and repeated finds.
     pub room_for_health: bool,
 }
 
@@ -145,11 +145,10 @@ impl App {
     /// Looks at everything and says what to do now. Not while a step runs.
     pub fn look(&mut self, sight: &Sight<'_>) -> Vec<Effect> {
         let mut effects = Vec::new();
-        if !sight.room {
-            return effects;
+        if sight.room {
+            self.report_boot(sight, &mut effects);
+            self.report_outcome(sight, &mut effects);
         }
-        self.report_boot(sight, &mut effects);
-        self.report_outcome(sight, &mut effects);
         let fence = sight.record.local.activation.as_ref().map(|known| known.order.fence);
         let told = Told {
             orders_fresh: sight.orders_fresh,
@@ -162,6 +161,10 @@ impl App {
             StepAction::Settled | StepAction::Wait(_) => {
                 let fetching = !next.fetch.is_empty();
                 self.rest(&next.step, fetching, sight, &mut effects);
+            }
+            // Its outcome could not be reported: wait for room. Going back needs no group.
+            action if !sight.room && !matches!(action, StepAction::Undo { .. }) => {
+                effects.push(Effect::WriteDown);
             }
             action => {
                 self.watched = None;
@@ -247,7 +250,11 @@ impl App {
         let differs = sight
             .orders
             .is_some_and(|orders| orders.activation.is_none() && orders.run != local.current);
-        if at_rest && differs && due(&mut self.found_ms, sight.now.ms, FOUND_EVERY_MS) {
+        if sight.room_for_health
+            && at_rest
+            && differs
+            && due(&mut self.found_ms, sight.now.ms, FOUND_EVERY_MS)
+        {
             let in_service = self.fit() && local.current.is_some();
             effects.push(report(Outcome::Found { release: local.current.clone(), in_service }));
         }
@@ -364,7 +371,10 @@ impl Running {
             | StepAction::Settled
             | StepAction::Wait(_) => (known.unwrap_or_default(), false),
         };
-        let left_ms = sight.record.undo_left_ms(sight.reached, sight.now).filter(|_| !undoing);
+        // What the group has confirmed is not undone.
+        let confirmed = known.is_some() && sight.confirmed == known;
+        let left_ms =
+            sight.record.undo_left_ms(sight.reached, sight.now).filter(|_| !undoing && !confirmed);
         let undo =
             left_ms.map(|left_ms| (sight.now.ms + left_ms, sight.record.reached_counts_ms()));
         Running { fence, undo, begun_ms: sight.now.ms }

@@ -63,6 +63,7 @@ struct World {
     health: Option<Health>,
     killed: bool,
     room: bool,
+    confirmed: Option<Fence>,
     ms: u64,
 }
 
@@ -79,6 +80,7 @@ impl World {
             health: None,
             killed: false,
             room: true,
+            confirmed: None,
             ms: 0,
         }
     }
@@ -90,7 +92,7 @@ impl World {
             orders: self.orders.as_ref(),
             orders_fresh: true,
             killed: self.killed,
-            confirmed: None,
+            confirmed: self.confirmed,
             record: &self.record,
             reached: Reached::new(0),
             held: &held,
@@ -162,7 +164,7 @@ fn without_room_for_reports_no_step_begins() {
     let mut world = World::new("1.0.0");
     world.orders = Some(orders(Some(order(1, "2.0.0", Purpose::Wave)), Some("1.0.0")));
     world.room = false;
-    assert_eq!(world.look(), []);
+    assert_eq!(world.look(), [Effect::WriteDown]);
     world.room = true;
     assert!(matches!(world.look().last(), Some(Effect::Act(_))));
 }
@@ -259,6 +261,9 @@ fn a_step_is_interrupted_by_a_newer_order_or_when_the_group_is_out_of_reach() {
     assert_eq!(running.interrupted_at_ms(Some(&same), 20_000), Some(50_000), "heard of again");
     let newer = orders(Some(order(2, "1.0.0", Purpose::RollBack)), None);
     assert_eq!(running.interrupted_at_ms(Some(&newer), 0), Some(0));
+    world.confirmed = Some(Fence { incarnation: Incarnation(1), generation: Generation(1) });
+    let running = world.see(|_, sight| Running::new(&run, sight));
+    assert_eq!(running.interrupted_at_ms(Some(&same), 0), None, "confirmed: nothing to undo");
     let undo = StepAction::Undo { reason: String::new(), attempt: 1 };
     let running = world.see(|_, sight| Running::new(&undo, sight));
     assert_eq!(running.interrupted_at_ms(Some(&same), 0), None, "going back is not interrupted");

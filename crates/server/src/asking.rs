@@ -29,6 +29,8 @@ pub struct Received {
     pub asked_ms: u64,
     /// How long they are valid from then, in milliseconds.
     pub valid_ms: u64,
+    /// The server whose agent leads, as far as the member knew.
+    pub leader: Option<ServerId>,
 }
 
 impl Received {
@@ -101,12 +103,14 @@ pub enum Input {
         orders: Option<Box<Orders>>,
         /// How long they are valid, in milliseconds.
         valid_ms: u64,
+        /// The server whose agent leads, as far as the member knows.
+        leader: Option<ServerId>,
         /// Their hash.
         hash: u64,
     },
     /// [`Question::Change`] ended: something changed, or its time was up.
     Changed,
-    /// The group has taken this server in, or refused to.
+    /// Whether the group has taken this server in: not if it refused.
     Joined(bool),
     /// The member did not answer, or refused.
     NoAnswer,
@@ -184,8 +188,12 @@ impl Asking {
                 true => vec![self.rest(now_ms)],
                 false => self.ask(now_ms, members),
             },
-            (Open::Orders(whom), Input::Orders { orders: Some(orders), valid_ms, hash }) => {
-                self.answered(*orders, valid_ms, hash, whom)
+            (
+                Open::Orders(whom),
+                Input::Orders { orders: Some(orders), valid_ms, leader, hash },
+            ) => {
+                let (orders, asked_ms) = (*orders, self.asked_ms);
+                self.answered(Received { orders, asked_ms, valid_ms, leader }, hash, whom)
             }
             (Open::Orders(whom), Input::Orders { orders: None, .. }) => {
                 self.heard(&whom);
@@ -211,16 +219,16 @@ impl Asking {
         }
     }
 
-    fn answered(&mut self, orders: Orders, valid_ms: u64, hash: u64, whom: Whom) -> Vec<Effect> {
-        if orders.incarnation < self.incarnation {
+    fn answered(&mut self, received: Received, hash: u64, whom: Whom) -> Vec<Effect> {
+        let incarnation = received.orders.incarnation;
+        if incarnation < self.incarnation {
             self.next_member();
-            let (server, incarnation) = (whom.server, orders.incarnation);
+            let server = whom.server;
             self.open = Open::Registry { then_rest: true };
             return vec![Effect::OldIncarnation { server, incarnation }, Effect::AskRegistry];
         }
         self.heard(&whom);
-        self.incarnation = orders.incarnation;
-        let received = Received { orders, asked_ms: self.asked_ms, valid_ms };
+        self.incarnation = incarnation;
         let next = if self.introduced {
             self.open = Open::Change;
             Effect::Ask(whom, Question::Change { known: hash })

@@ -25,7 +25,7 @@ fn orders(incarnation: u64) -> Orders {
 
 fn answer(incarnation: u64, hash: u64) -> Input {
     let orders = Some(Box::new(orders(incarnation)));
-    Input::Orders { orders, valid_ms: ORDERS_VALID_MS, hash }
+    Input::Orders { orders, valid_ms: ORDERS_VALID_MS, leader: None, hash }
 }
 
 /// An agent of `s9` that knows the members `s1` and `s2`.
@@ -60,7 +60,8 @@ fn an_answer_is_obeyed_introduces_the_server_once_and_is_followed_by_a_held_ques
     let mut world = World::new(1);
     let asked = world.first();
     let effects = world.step(answer(1, 7));
-    let received = Received { orders: orders(1), asked_ms: 10, valid_ms: ORDERS_VALID_MS };
+    let received =
+        Received { orders: orders(1), asked_ms: 10, valid_ms: ORDERS_VALID_MS, leader: None };
     assert_eq!(
         effects,
         [Effect::Obey(Box::new(received)), Effect::Ask(asked.clone(), Question::Join)]
@@ -78,7 +79,8 @@ fn an_answer_is_obeyed_introduces_the_server_once_and_is_followed_by_a_held_ques
 
 #[test]
 fn orders_age_from_the_question_not_from_the_answer() {
-    let received = Received { orders: orders(1), asked_ms: 1_000, valid_ms: ORDERS_VALID_MS };
+    let received =
+        Received { orders: orders(1), asked_ms: 1_000, valid_ms: ORDERS_VALID_MS, leader: None };
     assert!(received.fresh(1_000 + ORDERS_VALID_MS - 1));
     assert!(!received.fresh(1_000 + ORDERS_VALID_MS));
 }
@@ -125,7 +127,7 @@ fn an_old_incarnation_is_never_obeyed() {
 fn a_server_that_the_group_does_not_have_asks_to_be_taken_in() {
     let mut world = World::new(1);
     let asked = world.first();
-    let none = Input::Orders { orders: None, valid_ms: ORDERS_VALID_MS, hash: 1 };
+    let none = Input::Orders { orders: None, valid_ms: ORDERS_VALID_MS, leader: None, hash: 1 };
     assert_eq!(world.step(none.clone()), [Effect::Ask(asked.clone(), Question::Join)]);
     assert!(matches!(world.step(Input::Joined(false)).as_slice(), [Effect::Rest { .. }]));
     assert_eq!(world.step(Input::Woken), [Effect::Ask(asked.clone(), Question::Orders)]);

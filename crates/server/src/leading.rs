@@ -71,7 +71,7 @@ impl Leading {
     }
 
     /// Time has passed; call this at every tick. After a pause of the whole process (stopped, or
-    /// starved) contacts from before count from its end: nobody could be heard meanwhile.
+    /// starved) silence counts from its end: nobody could be heard meanwhile.
     pub fn tick(&mut self, now_ms: u64) {
         if self.ticked_ms.is_some_and(|at| now_ms - at > CLOCK_STEP_MS_MAX) {
             self.awake_since_ms = now_ms;
@@ -155,10 +155,6 @@ impl Leading {
             self.clock_mark_ms = now_ms;
         }
         self.seen.contact_age_ms = contacts.ages_ms(now_ms);
-        let awake_ms = now_ms - self.awake_since_ms;
-        for age_ms in self.seen.contact_age_ms.values_mut() {
-            *age_ms = awake_ms.min(*age_ms);
-        }
         self.seen.doing = contacts.steps();
         plan(state, &self.seen)
     }

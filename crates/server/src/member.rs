@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cohort_consensus::{
-    Config, Envelope, Handover, LogStore, MembershipError, Node, NodeError, ProposeError, RaftId,
-    ReadId, Role, Status, TICK, Term, TransferError,
+    Config, Envelope, Handover, Index, LogStore, MembershipError, Node, NodeError, ProposeError,
+    RaftId, ReadId, Role, Status, TICK, Term, TransferError,
 };
 use cohort_core::command::{COMMAND_VERSION, Rejection};
 use cohort_core::gate::RegistryView;
@@ -338,6 +338,8 @@ pub struct Member<S: LogStore> {
     changed: bool,
     /// The position that the last view shows.
     shown: u64,
+    /// The log is to be compacted up to here, in the next step.
+    compaction: Option<Index>,
     /// That this member leads has been noted.
     announced: bool,
     outputs: Vec<Output>,
@@ -376,6 +378,7 @@ impl<S: LogStore> Member<S> {
             next_tick_ms: now_ms,
             changed: true,
             shown: 0,
+            compaction: None,
             announced: false,
             outputs: Vec::new(),
         })
@@ -397,7 +400,7 @@ impl<S: LogStore> Member<S> {
     /// When the next step is due if nothing comes in; in the past when there is work already.
     #[must_use]
     pub fn wake_ms(&self, now_ms: u64) -> u64 {
-        if self.may_plan(now_ms) { now_ms } else { self.next_tick_ms }
+        if self.compaction.is_some() || self.may_plan(now_ms) { now_ms } else { self.next_tick_ms }
     }
 
     /// Takes what has come in, and says what to do.
@@ -412,6 +415,7 @@ impl<S: LogStore> Member<S> {
         contacts: &Contacts,
         inputs: impl IntoIterator<Item = Input>,
     ) -> Result<Vec<Output>, MemberError> {
+        self.compact();
         for input in inputs {
             self.take(now_ms, input);
         }

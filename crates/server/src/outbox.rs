@@ -81,9 +81,17 @@ impl Outbox {
 
     /// Queues a report of what came of an activation, or of what runs.
     pub fn report(&mut self, app: &AppId, fence: Fence, attempt: u32, mut outcome: Outcome) {
-        if let Outcome::Failed { reason, output, .. } = &mut outcome {
-            keep_start(reason);
-            keep_end(output);
+        match &mut outcome {
+            Outcome::Failed { reason, output, .. } => {
+                keep_start(reason);
+                keep_end(output);
+            }
+            Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => keep_start(reason),
+            Outcome::Found { .. }
+            | Outcome::Holds { .. }
+            | Outcome::Applied
+            | Outcome::Checked
+            | Outcome::InService => {}
         }
         self.sequence += 1;
         self.queue.push_back(Report {

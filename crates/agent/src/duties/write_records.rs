@@ -24,8 +24,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Writes what is due while this member leads.
 pub(super) async fn run(shared: Arc<Shared>, mut handle: MemberHandle) {
     let mut written = Written::default();
+    let mut written_in = None;
     let mut pauses = RETRY.pauses();
-    while until_leading(&mut handle).await.is_some() {
+    while let Some(term) = until_leading(&mut handle).await {
+        if written_in != Some(term) {
+            // Another leader may have written since.
+            (written, written_in) = (Written::default(), Some(term));
+        }
         let view = Arc::clone(&handle.view.borrow_and_update());
         match write_all(&shared, &handle, &view, &mut written).await {
             Ok(()) => {

@@ -11,6 +11,16 @@ use cohort_core::{Command, Event, State};
 use super::{Member, MemberError, Note, Output, Proposed, Unreadable};
 
 impl<S: LogStore> Member<S> {
+    /// Compacts the log in a step of its own: it takes long on a large group, and messages and
+    /// answers of the step that found it due do not wait for it.
+    pub(super) fn compact(&mut self) {
+        let Some(applied) = self.compaction.take() else { return };
+        let data = serde_json::to_vec(&*self.state).expect("a state has text keys only");
+        if let Err(error) = self.node.compact(applied, data) {
+            self.outputs.push(Output::Noted(Note::NotCompacted(error)));
+        }
+    }
+
     pub(super) fn apply(&mut self, now_ms: u64, effects: Effects) -> Result<(), MemberError> {
         let Effects {
             installed_snapshot,
@@ -22,7 +32,7 @@ impl<S: LogStore> Member<S> {
             messages,
             snapshot_wanted,
         } = effects;
-        // What they promise is durable, and they wait for nothing below.
+        // What they promise is durable.
         self.outputs.extend(messages.into_iter().map(Output::Send));
         if let Some(snapshot) = installed_snapshot {
             self.restore(snapshot.index.0, &snapshot.data)?;
@@ -50,10 +60,7 @@ impl<S: LogStore> Member<S> {
             self.changed = true;
         }
         if snapshot_wanted {
-            let data = serde_json::to_vec(&*self.state).expect("a state has text keys only");
-            if let Err(error) = self.node.compact(applied, data) {
-                self.outputs.push(Output::Noted(Note::NotCompacted(error)));
-            }
+            self.compaction = Some(applied);
         }
         self.answer_reads(reads_ready.into_iter().map(|(id, _)| id));
         Ok(())

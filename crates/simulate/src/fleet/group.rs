@@ -236,7 +236,8 @@ impl Group {
                 self.contact(now_ms, server, doing);
                 let (orders, hash) = self.orders(server);
                 let orders = orders.map(Box::new);
-                Some(Input::Orders { orders, valid_ms: ORDERS_VALID_MS, hash })
+                let leader = self.leader.clone();
+                Some(Input::Orders { orders, valid_ms: ORDERS_VALID_MS, leader, hash })
             }
             Question::Change { known } => {
                 self.contact(now_ms, server, doing);

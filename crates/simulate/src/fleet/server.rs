@@ -417,7 +417,8 @@ impl Server {
 
     /// Orders, as if they had been answered to a question asked at `asked_ms`.
     pub fn obey(&mut self, orders: Orders, asked_ms: u64) {
-        self.take_orders(Received { orders, asked_ms, valid_ms: ORDERS_VALID_MS });
+        let (valid_ms, leader) = (ORDERS_VALID_MS, None);
+        self.take_orders(Received { orders, asked_ms, valid_ms, leader });
     }
 
     fn take_orders(&mut self, received: Received) {
