@@ -172,7 +172,7 @@ impl Runner {
             Effect::Ask(whom, Question::Join) => match self.join_group(&whom).await {
                 Ok(CommandAnswer { rejection: None, .. }) => Input::Joined(true),
                 Ok(CommandAnswer { rejection, .. }) => {
-                    tracing::warn!(rejection, member = %whom.server, "the group refuses this server");
+                    tracing::warn!(rejection, member = %whom.server, "refused by the group");
                     Input::Joined(false)
                 }
                 Err(error) => {
