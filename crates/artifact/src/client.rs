@@ -59,7 +59,7 @@ pub struct Wanted<'a> {
     pub range: Option<(u64, u64)>,
     /// Tag of the copy at hand.
     pub etag: Option<&'a str>,
-    /// Time of change of the copy at hand, as the mirror wrote it.
+    /// Time of change of the copy at hand, as the mirror wrote it; sent only without a tag.
     pub modified: Option<&'a str>,
 }
 
@@ -146,10 +146,17 @@ impl MirrorClient {
         if let Some((first, last)) = wanted.range {
             request = request.header(RANGE, format!("bytes={first}-{last}"));
         }
-        for (name, text) in [(IF_NONE_MATCH, wanted.etag), (IF_MODIFIED_SINCE, wanted.modified)] {
-            if let Some(value) = text.and_then(|text| HeaderValue::from_str(text).ok()) {
-                request = request.header(name, value);
-            }
+        // The time only where there is no tag: it counts in seconds, and some stores heed it although
+        // a tag that differs comes with it. What was replaced within a second would stay hidden.
+        let validator = match wanted {
+            Wanted { etag: Some(etag), .. } => Some((IF_NONE_MATCH, *etag)),
+            Wanted { modified: Some(modified), .. } => Some((IF_MODIFIED_SINCE, *modified)),
+            Wanted { .. } => None,
+        };
+        if let Some((name, text)) = validator
+            && let Ok(value) = HeaderValue::from_str(text)
+        {
+            request = request.header(name, value);
         }
         let asking = async {
             let response = request.send().await.map_err(FetchError::connection)?;
