@@ -146,8 +146,8 @@ impl MirrorClient {
         if let Some((first, last)) = wanted.range {
             request = request.header(RANGE, format!("bytes={first}-{last}"));
         }
-        // The time only where there is no tag: it counts in seconds, and some stores heed it although
-        // a tag that differs comes with it. What was replaced within a second would stay hidden.
+        // The time only without a tag: it counts in seconds, and some stores heed it although a tag
+        // that differs comes with it. What was replaced within a second would stay hidden.
         let validator = match wanted {
             Wanted { etag: Some(etag), .. } => Some((IF_NONE_MATCH, *etag)),
             Wanted { modified: Some(modified), .. } => Some((IF_MODIFIED_SINCE, *modified)),
