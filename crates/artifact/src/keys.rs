@@ -105,12 +105,14 @@ impl SigningKey {
     /// # Errors
     /// When the file exists or cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), KeyError> {
-        if path.exists() {
-            return Err(KeyError::Exists { path: path.to_owned() });
-        }
         let text = pem::encode(&pem::Pem::new(PEM_TAG, self.pkcs8.clone()));
-        durable::write(path, text.as_bytes(), SECRET)
-            .map_err(|source| KeyError::Io { path: path.to_owned(), source })
+        durable::create(path, text.as_bytes(), SECRET).map_err(|source| {
+            let path = path.to_owned();
+            match source.kind() {
+                std::io::ErrorKind::AlreadyExists => KeyError::Exists { path },
+                _ => KeyError::Io { path, source },
+            }
+        })
     }
 
     fn pair(&self) -> Ed25519KeyPair {

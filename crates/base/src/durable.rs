@@ -54,6 +54,19 @@ pub fn put_in_place(file: NamedTempFile, path: &Path, mode: u32) -> io::Result<(
     sync_folder(folder_of(path))
 }
 
+/// As [`write`], but never in place of something that is there.
+///
+/// # Errors
+/// As [`write`]; [`io::ErrorKind::AlreadyExists`] when there is a file of that name.
+pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = unfinished_for(path)?;
+    file.write_all(bytes)?;
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
+    file.as_file().sync_all()?;
+    file.persist_noclobber(path).map_err(|error| error.error)?;
+    sync_folder(folder_of(path))
+}
+
 /// Renames a file or folder whose content is durable, and syncs the folder it goes to. The folder
 /// it came from, if that is another one, is the caller's to sync.
 ///

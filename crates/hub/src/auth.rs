@@ -85,8 +85,12 @@ pub(crate) fn check_txn(peer: Option<&Peer>, txn: &Txn, now: &State) -> Result<(
             return Err(refusal.hint("agents change it, and operators with `cohort app apply`"));
         }
     };
-    for op in txn.then.iter().chain(&txn.otherwise) {
+    for op in &txn.then {
         writer.check(peer, op, &txn.compare, now)?;
+    }
+    // These happen when a comparison does not hold: none of them is a permission.
+    for op in &txn.otherwise {
+        writer.check(peer, op, &[], now)?;
     }
     Ok(())
 }

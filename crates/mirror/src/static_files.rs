@@ -5,7 +5,7 @@
 //! there.
 
 use std::io::SeekFrom;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
@@ -25,13 +25,16 @@ use crate::request::{About, Reply, reply};
 /// Bytes read at once: one unit of an artifact.
 const CHUNK_BYTES: usize = 64 * 1024;
 
+/// The folders that a repository has.
+const SERVED: [&str; 3] = ["metadata", "targets", "blobs"];
+
 /// Serves a repository's folder at the root of the URL.
 ///
 /// The folder need not exist yet.
 pub fn static_files(repository_dir: &Path) -> Router {
     let dir: Arc<Path> = repository_dir.into();
     let mut router = Router::new();
-    for folder in ["metadata", "targets", "blobs"] {
+    for folder in SERVED {
         router = router.route(&format!("/{folder}/{{*path}}"), get(serve));
     }
     router.with_state(dir)
@@ -48,7 +51,7 @@ async fn serve(
     let Some(kind) = RepositoryFile::of(relative) else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    match answer(&dir.join(relative), &kind, &method, &headers).await {
+    match answer(&dir, relative, &kind, &method, &headers).await {
         Ok(response) => response,
         Err(error) if matches!(error.kind(), NotFound | NotADirectory | PermissionDenied) => {
             StatusCode::NOT_FOUND.into_response()
@@ -60,13 +63,25 @@ async fn serve(
     }
 }
 
+/// Where a file really is. A link may lead to another served folder, and nowhere else: a folder
+/// that is copied from elsewhere may bring links along.
+async fn inside(dir: &Path, relative: &str) -> std::io::Result<PathBuf> {
+    let dir = tokio::fs::canonicalize(dir).await?;
+    let path = tokio::fs::canonicalize(dir.join(relative)).await?;
+    if SERVED.iter().any(|folder| path.starts_with(dir.join(folder))) {
+        return Ok(path);
+    }
+    Err(std::io::ErrorKind::NotFound.into())
+}
+
 async fn answer(
-    path: &Path,
+    dir: &Path,
+    relative: &str,
     kind: &RepositoryFile,
     method: &Method,
     headers: &HeaderMap,
 ) -> std::io::Result<Response> {
-    let mut file = File::open(path).await?;
+    let mut file = File::open(inside(dir, relative).await?).await?;
     let metadata = file.metadata().await?;
     if !metadata.is_file() {
         return Ok(StatusCode::NOT_FOUND.into_response());

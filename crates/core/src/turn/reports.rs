@@ -23,9 +23,16 @@ impl State {
         events: &mut Vec<Event>,
     ) -> Applied {
         let max = 2 * REPORT_TEXT_BYTES_MAX;
-        if let Outcome::Failed { reason, output, .. } = &report.outcome
-            && reason.len() + output.len() > max
-        {
+        let bytes = match &report.outcome {
+            Outcome::Failed { reason, output, .. } => reason.len() + output.len(),
+            Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => reason.len(),
+            Outcome::Found { .. }
+            | Outcome::Holds { .. }
+            | Outcome::Applied
+            | Outcome::Checked
+            | Outcome::InService => 0,
+        };
+        if bytes > max {
             return Err(Rejection::Limit { what: Limited::ReportBytes, max: max as u64 });
         }
         let Some(server) = self.servers.get_mut(&report.server) else {
