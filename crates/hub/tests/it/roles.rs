@@ -113,6 +113,13 @@ async fn an_agent_writes_what_belongs_to_its_own_group() {
         recovered_because: None,
     };
     forbidden(registry.txn(put(keys::bootstrap(&own), encode(&again))).await);
+    // Nor by the branch for when there is one already: the comparison is no permission for it.
+    let around = Txn {
+        compare: vec![Compare::absent(keys::bootstrap(&own))],
+        otherwise: vec![Op::put(keys::bootstrap(&own), encode(&again))],
+        ..Txn::default()
+    };
+    forbidden(registry.txn(around).await);
     // No policies and no kill switches, even in the branch that is not expected to run.
     forbidden(registry.txn(put(keys::policy(&app()), "{}".into())).await);
     forbidden(registry.txn(put(keys::kill("fleet"), "{}".into())).await);
