@@ -147,10 +147,10 @@ pub struct GroupRecord {
     /// The reason, if held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_reason: Option<String>,
-    /// Progress for people, such as `wave 2 of 5`.
+    /// Progress for people, such as `wave 2, 5 servers`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
-    /// When the phase began, in Unix seconds by the writer's clock; for people only.
+    /// When the record was written, in Unix seconds by the writer's clock; for people only.
     #[serde(default)]
     pub since: u64,
 }

@@ -8,8 +8,8 @@ use cohort_core::report::{Outcome, REPORT_TEXT_BYTES_MAX, Report};
 
 /// Reports of one request.
 pub const BATCH_MAX: usize = 32;
-/// Reports kept. A server's steps are few; past this its apps take no further step until the group
-/// has heard of the ones before.
+/// Reports after which the outbox has no room: apps begin no further step until the group has heard
+/// of the ones before. What is reported without asking for room still goes in.
 pub const QUEUE_MAX: usize = 256;
 /// How long the answer to a request may take, in milliseconds: longer than a member tries.
 pub const ANSWER_MS_MAX: u64 = 6_000;

@@ -133,6 +133,7 @@ impl Logs {
             if begun.elapsed() > patience {
                 bail!("{what}: not seen within {} s", patience.as_secs());
             }
+            // Other processes write these files: there is nothing to wait on but time.
             std::thread::sleep(POLL_EVERY);
         }
     }
