@@ -17,6 +17,9 @@ pub mod durable;
 pub mod events;
 pub mod figures;
 mod file_error;
+#[cfg(feature = "testing")]
+#[allow(clippy::disallowed_methods, clippy::expect_used, reason = "tests read golden files")]
+pub mod golden;
 pub mod metrics;
 pub mod retry;
 

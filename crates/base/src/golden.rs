@@ -1,0 +1,35 @@
+//! Formats that every later version must read: an example of each is a file in `tests/golden`.
+
+use std::fmt::Debug;
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Holds a format to its golden file, one JSON value per line: each line decodes to its value, and
+/// each value encodes to its line. `UPDATE=1` writes the file only if there is none: what has been
+/// released never changes, because servers have it on disk and send it to each other.
+///
+/// # Panics
+/// When the format has changed.
+pub fn hold<T>(path: &Path, values: &[T])
+where
+    T: Serialize + DeserializeOwned + PartialEq + Debug,
+{
+    let lines: Vec<String> =
+        values.iter().map(|value| serde_json::to_string(value).expect("plain data")).collect();
+    if std::env::var_os("UPDATE").is_some() && !path.exists() {
+        fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a writable folder");
+        fs::write(path, lines.join("\n") + "\n").expect("a writable folder");
+    }
+    let name = path.display();
+    let text = fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("{name}: {error}; UPDATE=1 writes it once"));
+    let golden: Vec<&str> = text.lines().collect();
+    assert_eq!(golden, lines, "{name}: is encoded otherwise");
+    for (line, value) in golden.iter().zip(values) {
+        let read: T = serde_json::from_str(line).unwrap_or_else(|e| panic!("{name}: {e}: {line}"));
+        assert_eq!(&read, value, "{name}: is decoded otherwise");
+    }
+}
