@@ -1,41 +1,27 @@
 //! The keys of `agent.toml`.
 
-use toml::Table;
-
-use crate::layers::{Key, Kind, Layout, key};
+use crate::layers::{Kind, Layout};
 
 /// The default path of an agent's configuration.
 pub(crate) const FILE: &str = "/etc/cohort/agent.toml";
 
-const KEYS: &[Key] = &[
-    key("server", Kind::Text),
-    key("data_dir", Kind::Path),
-    key("install_dir", Kind::Path),
-    key("listen", Kind::Text),
-    key("advertise", Kind::Text),
-    key("probe_listen", Kind::Text),
-    key("hub", Kind::List),
-    key("join_token_file", Kind::Path),
-    key("platform", Kind::Text),
-    key("labels", Kind::Map),
-    key("rack", Kind::Text),
-    key("mirrors", Kind::List),
-    key("service_port", Kind::Number),
-    key("service_user", Kind::Text),
-    key("poll_interval", Kind::Text),
-    key("ready_without_orders_after", Kind::Text),
-    key("download_limit", Kind::Text),
-    key("upload_limit", Kind::Text),
-    key("zone_download_limit", Kind::Text),
-    key("packet_marking", Kind::Text),
-    key("yield_to", Kind::List),
-    key("yield_floor", Kind::Text),
-    key("pressure_dir", Kind::Path),
-    key("exec_programs", Kind::PathMap),
-];
-
-/// Keys, environment variables and a valid sample of an agent's configuration.
-pub(crate) const LAYOUT: Layout = Layout { keys: KEYS, env_prefix: "COHORT_", sample };
+pub(crate) const LAYOUT: Layout = Layout {
+    keys: &[
+        (
+            Kind::Text,
+            "server listen advertise probe_listen platform rack service_user poll_interval \
+             ready_without_orders_after download_limit upload_limit zone_download_limit \
+             packet_marking yield_floor",
+        ),
+        (Kind::Number, "service_port"),
+        (Kind::List, "hub mirrors yield_to"),
+        (Kind::Map, "labels"),
+        (Kind::Path, "data_dir install_dir join_token_file pressure_dir"),
+        (Kind::PathMap, "exec_programs"),
+    ],
+    env_prefix: "COHORT_",
+    required: &[("server", "web-1"), ("platform", "linux/amd64")],
+};
 
 /// The platform that this program was built for, named as in container images.
 pub(crate) fn own_platform() -> String {
@@ -45,11 +31,4 @@ pub(crate) fn own_platform() -> String {
         other => other,
     };
     format!("{}/{arch}", std::env::consts::OS)
-}
-
-fn sample() -> Table {
-    let mut table = Table::new();
-    table.insert("server".to_owned(), "web-1".into());
-    table.insert("platform".to_owned(), "linux/amd64".into());
-    table
 }

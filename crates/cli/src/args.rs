@@ -56,7 +56,6 @@ pub(crate) struct Global {
     pub(crate) log_format: LogFormat,
 }
 
-/// Every command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Create a fleet: authority, signing keys, repository, your identity

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cohort_core::ids::ServerId;
-use cohort_identity::{Alpn, Peer, Role};
+use cohort_identity::{Alpn, JoinToken, Peer, Role};
 use cohort_wire::http::{Call, CallError, Client, Target};
 use serde::de::DeserializeOwned;
 
@@ -24,12 +24,23 @@ impl Hub {
     /// The hub that a context names.
     pub(crate) fn of(context: &Context) -> Result<Self, Failure> {
         let (peer, addresses) = context.hub()?;
+        Ok(Hub::at(context.client()?, &peer, addresses))
+    }
+
+    /// The hub that issued a join token. Any hub whose authority has the token's fingerprint is
+    /// accepted, whatever its name.
+    pub(crate) fn joining(token: &JoinToken) -> Result<Self, Failure> {
+        let peer = Peer::new(Role::Hub, "hub").or_fail("name")?;
+        Ok(Hub::at(Client::joining(&token.fingerprint), &peer, &token.addresses))
+    }
+
+    fn at(client: Client, peer: &Peer, addresses: &[String]) -> Self {
         let target = |address: &String| Target {
             address: address.clone(),
             peer: peer.clone(),
             alpn: Alpn::Hub,
         };
-        Ok(Hub { client: context.client()?, targets: addresses.iter().map(target).collect() })
+        Hub { client, targets: addresses.iter().map(target).collect() }
     }
 
     /// The client with the caller's identity.
@@ -73,7 +84,6 @@ pub(crate) fn is_away(error: &CallError) -> bool {
     }
 }
 
-/// An agent's control port.
 pub(crate) fn agent_target(server: &ServerId, address: &str) -> Result<Target, Failure> {
     let peer = Peer::new(Role::Agent, server.as_str()).or_fail("usage")?;
     Ok(Target { address: address.to_owned(), peer, alpn: Alpn::Control })

@@ -14,20 +14,16 @@ use serde::{Deserialize, Serialize};
 use crate::args::Global;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::read_file;
-use crate::toml_keys::{self, Shape};
+use crate::toml_keys::{self, KnownKeys};
 
 /// The name of the configuration in the folder.
 pub(crate) const FILE: &str = "context.toml";
 
-const SHAPES: &[(&str, Shape)] = &[
-    ("hub", Shape::Value),
-    ("hub_name", Shape::Value),
-    ("identity", Shape::Value),
-    ("keys", Shape::Value),
-    ("repository", Shape::Value),
-    ("mirrors", Shape::Value),
-    ("trusted_root", Shape::Value),
-];
+const KEYS: KnownKeys<'_> = KnownKeys {
+    plain: "hub hub_name identity keys repository mirrors trusted_root",
+    tables: &[],
+    later: "",
+};
 
 /// The configuration. Relative paths start at its folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,10 +69,8 @@ fn default_hub_name() -> String {
     "hub".to_owned()
 }
 
-/// A context folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
-    /// Its path.
     pub(crate) dir: PathBuf,
     file: ContextFile,
 }
@@ -107,7 +101,6 @@ fn none() -> Failure {
 }
 
 impl Context {
-    /// Reads the context folder.
     pub(crate) fn load(global: &Global) -> Result<Self, Failure> {
         let dir = folder(global)?;
         let path = dir.join(FILE);
@@ -117,13 +110,10 @@ impl Context {
             return Err(Failure { error, ..failure });
         }
         let name = path.display().to_string();
-        let text = read_file(&path)?;
-        toml_keys::check(&text, &name, SHAPES)?;
-        let file = toml::from_str(&text).map_err(|error| toml_keys::malformed(&name, &error))?;
+        let file = toml_keys::read(&read_file(&path)?, &name, KEYS)?;
         Ok(Context { dir, file })
     }
 
-    /// The person's identity.
     pub(crate) fn identity(&self) -> Result<Identity, Failure> {
         let dir = self.dir.join(&self.file.identity);
         let identity = Identity::load(&dir).or_fail("identity")?;
@@ -176,7 +166,6 @@ impl Context {
         self.file.trusted_root.as_ref().map(|path| self.dir.join(path))
     }
 
-    /// Reads the signing keys.
     pub(crate) fn keys(&self) -> Result<Keys, Failure> {
         let dir = self.file.keys.as_ref().map(|dir| self.dir.join(dir)).ok_or_else(|| {
             Failure::usage("your context has no signing keys")
@@ -190,3 +179,7 @@ impl Context {
         self.dir.join("cache")
     }
 }
+
+#[cfg(test)]
+#[path = "context_test.rs"]
+mod context_test;

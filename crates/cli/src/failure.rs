@@ -13,13 +13,11 @@ use serde::Serialize;
 pub(crate) enum Exit {
     /// Done, healthy, or nothing to do.
     Done = 0,
-    /// The command failed.
     Failed = 1,
     /// Invalid arguments, configuration or policy file.
     Usage = 2,
     /// Not healthy, or held.
     Unhealthy = 3,
-    /// Timed out waiting.
     TimedOut = 4,
     /// `rollout plan` and `app diff`: there are changes to make.
     SomethingToDo = 10,
@@ -62,19 +60,16 @@ impl Failure {
         Failure::new(kind, chain(error))
     }
 
-    /// Adds a hint.
     pub(crate) fn hint(mut self, hint: impl Into<Hint>) -> Self {
         self.hints.push(hint.into());
         self
     }
 
-    /// Adds hints.
     pub(crate) fn hints(mut self, hints: impl IntoIterator<Item = impl Into<Hint>>) -> Self {
         self.hints.extend(hints.into_iter().map(Into::into));
         self
     }
 
-    /// Replaces the exit code.
     pub(crate) fn exit(mut self, exit: Exit) -> Self {
         self.exit = exit;
         self

@@ -40,13 +40,12 @@ pub(crate) struct KnownGroup {
 /// What is needed to ask every group.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Known {
-    /// Every group by name.
     pub(crate) groups: BTreeMap<GroupId, KnownGroup>,
     /// Every app that has a policy.
     pub(crate) apps: BTreeSet<AppId>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct CacheFile {
     version: u32,
     saved_at: u64,
@@ -106,7 +105,6 @@ impl Known {
         Known { groups, apps }
     }
 
-    /// A group by name.
     pub(crate) fn group(&self, name: &GroupId) -> Result<&KnownGroup, Failure> {
         self.groups.get(name).ok_or_else(|| {
             let names = self.groups.keys().map(GroupId::as_str);

@@ -1,9 +1,11 @@
+use std::path::Path;
+
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
 use cohort_registry::fleet::Fleet;
 use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, ServerRecord, Stamp};
 use cohort_view::hint::Hint;
 
-use super::{CANDIDATES_MAX, Known};
+use super::{CACHE_VERSION, CANDIDATES_MAX, CacheFile, Known, Recorded};
 
 fn server(name: &str) -> ServerId {
     ServerId::new(name).unwrap()
@@ -55,4 +57,18 @@ fn a_mistyped_group_is_told_its_neighbour() {
     let failure = known.group(&GroupId::new("intel.zone-c").unwrap()).unwrap_err();
     assert_eq!(failure.kind, "no_such_group");
     assert_eq!(failure.hints, [Hint::Meant("intel.zone-a".into())]);
+}
+
+#[test]
+fn the_cache_is_as_its_golden_file_says() {
+    let mut known = Known::of(&fleet());
+    let group = known.groups.values_mut().next().unwrap();
+    group.servers = [server("web-1")].into();
+    group.candidates.truncate(2);
+    let recorded = Recorded { state: "running".to_owned(), since: 1_700_000_000 };
+    group.states.insert("web".parse().unwrap(), recorded);
+    known.apps.insert("web".parse().unwrap());
+    let file = CacheFile { version: CACHE_VERSION, saved_at: 1_700_000_100, known };
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fleet-cache.jsonl");
+    cohort_base::golden::hold(&golden, &[file]);
 }

@@ -100,7 +100,6 @@ async fn ask(client: &Client, target: &Target) -> Result<GroupStatus, CallError>
     client.call_json(target, Call::get(STATUS).deadline(AGENT_DEADLINE)).await
 }
 
-/// A group to steer.
 #[derive(Debug)]
 pub(crate) struct Steered {
     client: Client,

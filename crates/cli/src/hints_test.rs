@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use cohort_view::command::{Command, Flag};
 
 use crate::args::Cli;
@@ -129,7 +129,7 @@ fn no_command_is_written_out_by_hand() {
         sources(&crates.join(one).join("src"), &mut files);
     }
     assert!(files.len() > 40);
-    let names: Vec<String> = <Cli as clap::CommandFactory>::command()
+    let names: Vec<String> = Cli::command()
         .get_subcommands()
         .map(|command| format!("cohort {}", command.get_name()))
         .collect();
@@ -142,4 +142,75 @@ fn no_command_is_written_out_by_hand() {
             assert!(name.is_none(), "{shown} writes {name:?} instead of naming a Command: {line}");
         }
     }
+}
+
+/// Not a command: the common name of a fleet's authority.
+const NOT_COMMANDS: [&str; 1] = ["authority"];
+
+/// The words of a command in a sentence, which ends at the end of the string or quotation, or at a
+/// punctuation mark.
+fn words(rest: &str) -> Vec<&str> {
+    let end = rest.find(['"', '`', '\\', ',', ';', '(', ')']).unwrap_or(rest.len());
+    rest[..end].split_whitespace().map(|word| word.trim_end_matches(['.', ':'])).collect()
+}
+
+/// What is wrong with a command in a sentence: a name or a flag that does not exist.
+fn mistake(words: &[&str]) -> Option<String> {
+    let mut command = Cli::command();
+    command.build();
+    let mut at = &command;
+    let mut rest = words;
+    while let Some((name, after)) = rest.split_first().filter(|_| at.has_subcommands()) {
+        let mut found = name.split('|').map(|one| at.find_subcommand(one));
+        let Some(Some(next)) = found.next() else { return Some(format!("no command `{name}`")) };
+        if found.any(|other| other.is_none()) {
+            return Some(format!("no command `{name}`"));
+        }
+        (at, rest) = (next, after);
+    }
+    if at.has_subcommands() {
+        return Some("a command without its subcommand".to_owned());
+    }
+    let flag = |word: &&str| word.strip_prefix("--").map(|word| word.to_owned());
+    rest.iter().filter_map(flag).find(|flag| {
+        at.get_arguments().all(|arg| arg.get_long() != Some(flag.split('=').next().unwrap()))
+    })
+}
+
+/// Hub, agent and mirror send hints as text: they know nothing of the command line.
+#[test]
+fn every_command_in_a_text_of_another_crate_exists() {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = Vec::new();
+    for one in fs::read_dir(&crates).unwrap() {
+        let one = one.unwrap();
+        if !["cli", "view", "trial", "simulate"].contains(&one.file_name().to_str().unwrap()) {
+            sources(&one.path().join("src"), &mut files);
+        }
+    }
+    let mut seen = 0;
+    for file in files.iter().filter(|file| !file.ends_with("testing.rs")) {
+        let text = fs::read_to_string(file).unwrap();
+        let code: Vec<&str> =
+            text.lines().map(str::trim).filter(|line| !line.starts_with("//")).collect();
+        // A string that continues on the next line is one sentence.
+        let code = code.join("\n").replace("\\\n", "");
+        for (at, _) in code.match_indices("cohort ") {
+            let words = words(&code[at + "cohort ".len()..]);
+            let before = code[..at].chars().next_back();
+            let Some(first) = words.first() else { continue };
+            let named = first.starts_with(|c: char| c.is_ascii_lowercase());
+            if before.is_some_and(char::is_alphanumeric) || !named || NOT_COMMANDS.contains(first) {
+                continue;
+            }
+            seen += 1;
+            let wrong = mistake(&words);
+            assert!(wrong.is_none(), "{}: cohort {}: {wrong:?}", file.display(), words.join(" "));
+        }
+    }
+    assert!(seen > 20, "only {seen}");
+    assert!(mistake(&["grup", "list"]).is_some() && mistake(&["group", "lst"]).is_some());
+    assert!(mistake(&["group"]).is_some() && mistake(&["kill", "on|of"]).is_some());
+    assert!(mistake(&["token", "create", "--nme", "NAME"]).is_some());
+    assert_eq!(mistake(&["kill", "on|off"]), None);
 }

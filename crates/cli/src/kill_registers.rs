@@ -23,7 +23,6 @@ use crate::output::note;
 
 /// Deadline of a call to one place. 2 s: the switch is used in an emergency.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// Places asked concurrently.
 const CONCURRENCY_MAX: usize = 16;
 
 /// A place that has kill registers.
@@ -33,7 +32,6 @@ enum Place {
     Agent { client: Client, target: Target },
 }
 
-/// Every place to ask.
 #[derive(Debug)]
 pub(crate) struct Places {
     places: Vec<Place>,
@@ -46,20 +44,15 @@ pub(crate) struct Gathered {
     pub(crate) registers: BTreeMap<KillScope, Verified>,
     /// Corrupt register files at the hub: they count as on.
     pub(crate) damaged: Vec<String>,
-    /// How many places answered.
     pub(crate) answered: usize,
     /// The errors of the others.
     pub(crate) failures: Vec<Failure>,
 }
 
-/// A verified register.
 #[derive(Debug, Clone)]
 pub(crate) struct Verified {
-    /// Its content.
     pub(crate) register: KillRegister,
-    /// Its author.
     pub(crate) by: String,
-    /// The signed form.
     pub(crate) signed: SignedKill,
 }
 

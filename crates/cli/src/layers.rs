@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::failure::{Exit, Failure};
-use crate::toml_keys::{self, FILE_BYTES_MAX, Shape};
+use crate::toml_keys::{self, FILE_BYTES_MAX, KnownKeys};
 
 /// A folder with more files than this is probably not one of drop-ins.
 const DROP_INS_MAX: usize = 100;
@@ -19,9 +19,7 @@ const DROP_INS_MAX: usize = 100;
 /// The type of a value: how an environment variable is parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Any string.
     Text,
-    /// A whole number.
     Number,
     /// `true` or `false`.
     Bool,
@@ -35,29 +33,22 @@ pub(crate) enum Kind {
     PathMap,
 }
 
-/// One key of a configuration.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Key {
-    /// Its name in the file; in capitals in the environment, with dashes as a flag.
-    pub(crate) name: &'static str,
-    kind: Kind,
-}
-
-/// A key of this name and type.
-pub(crate) const fn key(name: &'static str, kind: Kind) -> Key {
-    Key { name, kind }
-}
-
 /// The configuration of an agent or a hub.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
-    /// Every key.
-    pub(crate) keys: &'static [Key],
-    /// Prefix of environment variables.
+    /// Each type, and its keys, separated by spaces.
+    pub(crate) keys: &'static [(Kind, &'static str)],
     pub(crate) env_prefix: &'static str,
-    /// A valid configuration with all required keys. Each value is tried in it alone, so that an
-    /// error can name the value's source.
-    pub(crate) sample: fn() -> Table,
+    /// The required keys with valid values. Each value of a layer is tried with these alone, so
+    /// that an error can name its source.
+    pub(crate) required: &'static [(&'static str, &'static str)],
+}
+
+impl Layout {
+    /// Names as in the file; in capitals in the environment, with dashes as a flag.
+    pub(crate) fn keys(self) -> impl Iterator<Item = (Kind, &'static str)> {
+        self.keys.iter().flat_map(|(kind, names)| names.split_whitespace().map(|it| (*kind, it)))
+    }
 }
 
 /// Where a value came from, for errors.
@@ -71,7 +62,6 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// Without values.
     pub(crate) fn new(layout: Layout) -> Self {
         Layers { layout, values: BTreeMap::new() }
     }
@@ -89,17 +79,14 @@ impl Layers {
 
     fn add_file(&mut self, file: &Path) -> Result<(), Failure> {
         let name = file.display().to_string();
-        let text = read_file(file)?;
-        let known: Vec<(&str, Shape)> =
-            self.layout.keys.iter().map(|key| (key.name, Shape::Value)).collect();
-        toml_keys::check(&text, &name, &known)?;
-        let table: Table =
-            toml::from_str(&text).map_err(|error| toml_keys::malformed(&name, &error))?;
+        let names: Vec<&str> = self.layout.keys().map(|(_, name)| name).collect();
+        let known = KnownKeys { plain: &names.join(" "), ..KnownKeys::default() };
+        let table: Table = toml_keys::read(&read_file(file)?, &name, known)?;
         let folder = absolute(file).parent().map(Path::to_owned).unwrap_or_default();
-        for key in self.layout.keys {
-            if let Some(value) = table.get(key.name) {
-                let value = with_paths(key.kind, value.clone(), &folder);
-                self.put(key, value, name.clone());
+        for (kind, key) in self.layout.keys() {
+            if let Some(value) = table.get(key) {
+                let value = with_paths(kind, value.clone(), &folder);
+                self.put(kind, key, value, name.clone());
             }
         }
         Ok(())
@@ -107,14 +94,14 @@ impl Layers {
 
     /// Adds environment variables. `get` reads one.
     pub(crate) fn add_env(&mut self, get: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
-        for key in self.layout.keys {
-            let variable = format!("{}{}", self.layout.env_prefix, key.name.to_uppercase());
+        for (kind, key) in self.layout.keys() {
+            let variable = format!("{}{}", self.layout.env_prefix, key.to_uppercase());
             let Some(text) = get(&variable).filter(|text| !text.is_empty()) else { continue };
-            let value = parse_text(key.kind, &text).map_err(|expected| {
+            let value = parse_text(kind, &text).map_err(|expected| {
                 let error = format!("{variable}: `{text}` is not {expected}");
                 Failure::new("configuration", error).exit(Exit::Usage)
             })?;
-            self.put(key, with_paths(key.kind, value, Path::new("")), variable);
+            self.put(kind, key, with_paths(kind, value, Path::new("")), variable);
         }
         Ok(())
     }
@@ -122,45 +109,44 @@ impl Layers {
     /// Adds the flags that were given: the fields of `args` that have the name of a key.
     pub(crate) fn add_flags(&mut self, args: &impl Serialize) {
         let flags = Table::try_from(args).expect("flags are strings, numbers and lists of them");
-        for key in self.layout.keys {
-            let value = match flags.get(key.name) {
+        for (kind, key) in self.layout.keys() {
+            let value = match flags.get(key) {
                 None | Some(Value::Boolean(false)) => continue,
                 Some(Value::Array(list)) if list.is_empty() => continue,
-                Some(Value::Array(pairs)) if key.kind == Kind::Map => {
+                Some(Value::Array(pairs)) if kind == Kind::Map => {
                     let pair = |pair: &Value| Some((pair[0].as_str()?.to_owned(), pair[1].clone()));
                     Value::Table(pairs.iter().filter_map(pair).collect())
                 }
                 Some(value) => value.clone(),
             };
-            let flag = format!("--{}", key.name.replace('_', "-"));
-            self.put(key, with_paths(key.kind, value, Path::new("")), flag);
+            let flag = format!("--{}", key.replace('_', "-"));
+            self.put(kind, key, with_paths(kind, value, Path::new("")), flag);
         }
     }
 
     /// Adds a value for a key that has none.
-    pub(crate) fn add_default(&mut self, name: &str, value: Value) {
-        if let Some(key) = self.layout.keys.iter().find(|key| key.name == name) {
-            self.values.entry(key.name).or_insert((value, "the default".to_owned()));
-        }
+    pub(crate) fn add_default(&mut self, key: &'static str, value: Value) {
+        self.values.entry(key).or_insert((value, "the default".to_owned()));
     }
 
-    fn put(&mut self, key: &Key, value: Value, source: Source) {
-        let merged = match (self.values.remove(key.name), value) {
+    fn put(&mut self, kind: Kind, key: &'static str, value: Value, source: Source) {
+        let merged = match (self.values.remove(key), value) {
             (Some((Value::Table(mut below), _)), Value::Table(above))
-                if matches!(key.kind, Kind::Map | Kind::PathMap) =>
+                if matches!(kind, Kind::Map | Kind::PathMap) =>
             {
                 below.extend(above);
                 Value::Table(below)
             }
             (_, value) => value,
         };
-        self.values.insert(key.name, (merged, source));
+        self.values.insert(key, (merged, source));
     }
 
-    /// Deserializes the configuration.
     pub(crate) fn finish<T: DeserializeOwned>(self) -> Result<T, Failure> {
         for (name, (value, source)) in &self.values {
-            let mut sample = (self.layout.sample)();
+            let valid = self.layout.required.iter();
+            let mut sample: Table =
+                valid.map(|(key, text)| ((*key).to_owned(), Value::from(*text))).collect();
             sample.insert((*name).to_owned(), value.clone());
             if let Err(error) = sample.try_into::<T>() {
                 let error = error.message().trim().to_owned();
@@ -170,8 +156,8 @@ impl Layers {
         }
         let table: Table =
             self.values.into_iter().map(|(name, (value, _))| (name.to_owned(), value)).collect();
-        for name in (self.layout.sample)().keys() {
-            if !table.contains_key(name) {
+        for (name, _) in self.layout.required {
+            if !table.contains_key(*name) {
                 let variable = format!("{}{}", self.layout.env_prefix, name.to_uppercase());
                 let flag = name.replace('_', "-");
                 let error = format!("missing configuration key `{name}`");
@@ -270,7 +256,6 @@ fn map_value<'t>(pairs: impl Iterator<Item = (&'t str, &'t str)>) -> Value {
     Value::Table(pairs.map(|(name, text)| (name.to_owned(), text.into())).collect())
 }
 
-/// Parses `name=text` for clap.
 pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
     pair.map(|(name, value)| (name.to_owned(), value.to_owned()))

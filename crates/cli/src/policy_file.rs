@@ -6,65 +6,37 @@ use cohort_core::policy::Policy;
 
 use crate::failure::{Exit, Failure};
 use crate::layers::read_file;
-use crate::toml_keys::{self, Shape};
+use crate::toml_keys::{self, KnownKeys};
 
-const KEYS: &[(&str, Shape)] = &[
-    ("app", Shape::Value),
-    ("channel", Shape::Value),
-    ("update", Shape::Table(UPDATE)),
-    ("check", Shape::Tables(CHECK)),
-    ("stage", Shape::Value),
-    ("window", Shape::Later),
-    ("phase", Shape::Later),
-    ("protocol", Shape::Later),
-    ("autoscale", Shape::Later),
-];
+const KEYS: KnownKeys<'_> = KnownKeys {
+    plain: "app channel stage",
+    tables: &[("update", UPDATE), ("check", CHECK)],
+    later: "window phase protocol autoscale",
+};
 
-const UPDATE: &[(&str, Shape)] = &[
-    ("max_parallel", Shape::Value),
-    ("min_healthy_time", Shape::Value),
-    ("healthy_deadline", Shape::Value),
-    ("progress_deadline", Shape::Value),
-    ("auto_revert", Shape::Value),
-    ("approve_after_wave", Shape::Value),
-    ("max_unavailable", Shape::Value),
-    ("failures_allowed", Shape::Value),
-    ("surroundings_allowed", Shape::Value),
-    ("confirm_within", Shape::Value),
-    ("drain_time", Shape::Value),
-    ("warm_up_time", Shape::Value),
-    ("bake_time", Shape::Value),
-    ("unreachable_after", Shape::Value),
-    ("prestage", Shape::Value),
-    ("window", Shape::Later),
-];
+const UPDATE: KnownKeys<'_> = KnownKeys {
+    plain: "max_parallel min_healthy_time healthy_deadline progress_deadline auto_revert \
+            approve_after_wave max_unavailable failures_allowed surroundings_allowed \
+            confirm_within drain_time warm_up_time bake_time unreachable_after prestage",
+    tables: &[],
+    later: "window",
+};
 
-const CHECK: &[(&str, Shape)] = &[
-    ("type", Shape::Value),
-    ("address", Shape::Value),
-    ("url", Shape::Value),
-    ("expect_status", Shape::Value),
-    ("expect_body", Shape::Value),
-    ("expect_header", Shape::Value),
-    ("command", Shape::Value),
-    ("args", Shape::Value),
-    ("interval", Shape::Value),
-    ("timeout", Shape::Value),
-    ("phase", Shape::Value),
-    ("metric", Shape::Later),
-];
+const CHECK: KnownKeys<'_> = KnownKeys {
+    plain: "type address url expect_status expect_body expect_header command args interval \
+            timeout phase",
+    tables: &[],
+    later: "metric",
+};
 
-/// Reads a policy file.
 pub(crate) fn read(path: &Path) -> Result<Policy, Failure> {
     parse(&read_file(path)?, &path.display().to_string())
 }
 
 /// Reads a policy. `file` names it in errors.
 pub(crate) fn parse(text: &str, file: &str) -> Result<Policy, Failure> {
-    toml_keys::check(text, file, KEYS)?;
     refuse_metric_checks(text, file)?;
-    let policy: Policy =
-        toml::from_str(text).map_err(|error| toml_keys::malformed(file, &error))?;
+    let policy: Policy = toml_keys::read(text, file, KEYS)?;
     policy
         .validate()
         .map_err(|error| Failure::new("policy", format!("{file}: {error}")).exit(Exit::Usage))?;

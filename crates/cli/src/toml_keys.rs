@@ -2,7 +2,7 @@
 
 use cohort_view::hint::Hint;
 use cohort_wire::limits::RESPONSE_BYTES_MAX;
-use toml::Spanned;
+use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
 use crate::failure::{Exit, Failure};
@@ -15,29 +15,41 @@ const _: () = assert!(FILE_BYTES_MAX < RESPONSE_BYTES_MAX);
 /// A key this many edits away or more is not a typing error for another one.
 const EDITS_MAX: usize = 3;
 
-/// What is allowed under a key.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Shape {
-    /// Anything: whoever deserializes it checks it.
-    Value,
-    /// A table with these keys.
-    Table(&'static [(&'static str, Shape)]),
-    /// A list of tables with these keys.
-    Tables(&'static [(&'static str, Shape)]),
+/// What is allowed in a table. Names are separated by spaces.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct KnownKeys<'k> {
+    /// Keys with any value: deserializing checks it.
+    pub(crate) plain: &'k str,
+    /// Tables, and lists of tables.
+    pub(crate) tables: &'k [(&'k str, KnownKeys<'k>)],
     /// Reserved for a later version.
-    Later,
+    pub(crate) later: &'k str,
 }
 
-/// Checks the keys of a TOML text. `file` names it in errors.
-pub(crate) fn check(text: &str, file: &str, known: &[(&str, Shape)]) -> Result<(), Failure> {
-    let document = DeTable::parse(text).map_err(|error| malformed(file, &error))?;
-    File { text, name: file }.check("", document.get_ref(), known)
+impl<'k> KnownKeys<'k> {
+    /// The names in use.
+    pub(crate) fn names(self) -> impl Iterator<Item = &'k str> {
+        self.plain.split_whitespace().chain(self.tables.iter().map(|(name, _)| *name))
+    }
+
+    fn table(self, name: &str) -> Option<KnownKeys<'k>> {
+        self.tables.iter().find(|(table, _)| *table == name).map(|(_, keys)| *keys)
+    }
 }
 
-/// The error for a file that is not TOML, or has a value of the wrong type.
-pub(crate) fn malformed(file: &str, error: &toml::de::Error) -> Failure {
-    let error = format!("cannot parse {file}: {}", error.to_string().trim_end());
-    Failure::new("malformed", error).exit(Exit::Usage)
+/// Reads a TOML text whose keys are `known`. `file` names it in errors.
+pub(crate) fn read<T: DeserializeOwned>(
+    text: &str,
+    file: &str,
+    known: KnownKeys<'_>,
+) -> Result<T, Failure> {
+    let malformed = |error: &toml::de::Error| {
+        let error = format!("cannot parse {file}: {}", error.to_string().trim_end());
+        Failure::new("malformed", error).exit(Exit::Usage)
+    };
+    let document = DeTable::parse(text).map_err(|error| malformed(&error))?;
+    File { text, name: file }.check("", document.get_ref(), known)?;
+    toml::from_str(text).map_err(|error| malformed(&error))
 }
 
 struct File<'t> {
@@ -46,40 +58,27 @@ struct File<'t> {
 }
 
 impl File<'_> {
-    fn check(
-        &self,
-        path: &str,
-        table: &DeTable<'_>,
-        known: &[(&str, Shape)],
-    ) -> Result<(), Failure> {
+    fn check(&self, path: &str, table: &DeTable<'_>, known: KnownKeys<'_>) -> Result<(), Failure> {
         for (key, value) in table {
             let name: &str = key.get_ref();
             let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
             let before = self.text.as_bytes().iter().take(key.span().start);
             let line = before.filter(|byte| **byte == b'\n').count() + 1;
             let place = format!("{} line {line}", self.name);
-            match known.iter().find(|(known, _)| *known == name).map(|(_, shape)| *shape) {
-                None => {
-                    let error = format!("{place}: unknown key `{full}`");
-                    let hint = instead(name, known);
-                    return Err(Failure::new("unknown_key", error).hint(hint).exit(Exit::Usage));
-                }
-                Some(Shape::Later) => {
-                    let error = format!("{place}: `{full}` is not supported yet");
-                    return Err(Failure::new("not_yet", error)
-                        .hint("reserved for a later version: leave it out")
-                        .exit(Exit::Usage));
-                }
-                Some(Shape::Value) => {}
-                Some(Shape::Table(inner)) => {
-                    if let DeValue::Table(table) = value.get_ref() {
-                        self.check(&full, table, inner)?;
-                    }
-                }
-                Some(Shape::Tables(inner)) => {
-                    for table in tables(value) {
-                        self.check(&full, table, inner)?;
-                    }
+            if known.later.split_whitespace().any(|later| later == name) {
+                let error = format!("{place}: `{full}` is not supported yet");
+                return Err(Failure::new("not_yet", error)
+                    .hint("reserved for a later version: leave it out")
+                    .exit(Exit::Usage));
+            }
+            if known.names().all(|known| known != name) {
+                let error = format!("{place}: unknown key `{full}`");
+                let hint = instead(name, known);
+                return Err(Failure::new("unknown_key", error).hint(hint).exit(Exit::Usage));
+            }
+            if let Some(inner) = known.table(name) {
+                for table in tables(value.get_ref()) {
+                    self.check(&full, table, inner)?;
                 }
             }
         }
@@ -87,30 +86,24 @@ impl File<'_> {
     }
 }
 
-/// The tables of a list. Deserializing reports a value of another type.
-fn tables<'v, 't>(value: &'v Spanned<DeValue<'t>>) -> impl Iterator<Item = &'v DeTable<'t>> {
-    let list = match value.get_ref() {
-        DeValue::Array(list) => Some(list),
-        _ => None,
-    };
-    list.into_iter().flat_map(|list| list.iter()).filter_map(|item| match item.get_ref() {
-        DeValue::Table(table) => Some(table),
-        _ => None,
-    })
+/// A table, or the tables of a list. Deserializing reports a value of another type.
+fn tables<'v, 't>(value: &'v DeValue<'t>) -> Vec<&'v DeTable<'t>> {
+    match value {
+        DeValue::Table(table) => vec![table],
+        DeValue::Array(list) => list.iter().flat_map(|item| tables(item.get_ref())).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// The key that was probably meant: the same name one table below, or a similar name.
-fn instead(name: &str, known: &[(&str, Shape)]) -> Hint {
-    let names =
-        || known.iter().filter(|(_, shape)| !matches!(shape, Shape::Later)).map(|(name, _)| *name);
-    let below = known.iter().find_map(|(table, shape)| match shape {
-        Shape::Table(inner) if inner.iter().any(|(known, _)| *known == name) => Some(*table),
-        Shape::Table(_) | Shape::Tables(_) | Shape::Value | Shape::Later => None,
-    });
-    match (below, nearest(name, names())) {
-        (Some(table), _) => Hint::Meant(format!("{table}.{name}")),
+fn instead(name: &str, known: KnownKeys<'_>) -> Hint {
+    let has = |(_, keys): &&(&str, KnownKeys<'_>)| keys.names().any(|known| known == name);
+    match (known.tables.iter().find(has), nearest(name, known.names())) {
+        (Some((table, _)), _) => Hint::Meant(format!("{table}.{name}")),
         (None, Some(near)) => Hint::Meant(near.to_owned()),
-        (None, None) => format!("known here: {}", names().collect::<Vec<_>>().join(", ")).into(),
+        (None, None) => {
+            format!("known here: {}", known.names().collect::<Vec<_>>().join(", ")).into()
+        }
     }
 }
 

@@ -35,7 +35,6 @@ pub(crate) struct Place {
     pub(crate) keys: Option<PathBuf>,
 }
 
-/// A repository to change.
 #[derive(Debug)]
 pub(crate) enum Workplace {
     /// A folder on this machine.
@@ -46,7 +45,6 @@ pub(crate) enum Workplace {
         copy: WorkingCopy,
         /// The copy's folder, removed with it.
         folder: TempDir,
-        /// Where it is uploaded.
         hub: Hub,
         /// The verified reader that it was fetched with.
         reader: Box<TrustedRepository>,
@@ -133,7 +131,6 @@ impl Workplace {
         }
     }
 
-    /// The repository to change.
     pub(crate) fn repository(&self) -> &Repository {
         match self {
             Workplace::Here(repository) => repository,

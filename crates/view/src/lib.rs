@@ -26,5 +26,8 @@ pub mod waiting;
 pub mod why;
 
 #[cfg(test)]
+#[path = "golden_test.rs"]
+mod golden;
+#[cfg(test)]
 #[path = "sample_test.rs"]
 mod sample;

@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use cohort_identity::{Alpn, Identity, JoinToken, Peer, PeerName, Role, UnixTime};
+use cohort_identity::{Identity, JoinToken, Peer, PeerName, Role, UnixTime};
 use cohort_view::command::{Command, Flag};
 use cohort_view::hint::Hint;
-use cohort_wire::http::{Call, Client, Target};
+use cohort_wire::http::Call;
 use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, RENEW, RenewAnswer, RenewRequest};
 use serde_json::json;
 
 use crate::args::{Global, peer_name};
 use crate::commands::context_of;
-use crate::connect::{Hub, is_away};
+use crate::connect::Hub;
 use crate::context::{self, ContextFile, write_file};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::read_file;
@@ -97,7 +97,9 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
         request: request.to_text(),
         server: None,
     };
-    let answer = ask_to_join(&token, &body).await?;
+    // Idempotent: for the same key, a token yields the same certificate.
+    let call = Call::post(JOIN, &body).idempotent();
+    let answer: JoinAnswer = Hub::joining(&token)?.call(call).await?;
     Identity::accept(&folder, &answer.certificate, &answer.authority).or_fail("identity")?;
     let mut context = ContextFile {
         hub: token.addresses.clone(),
@@ -123,22 +125,6 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
         format!("you are {peer}; context folder {}\nnext: {next}\n", dir.display())
     });
     Ok(Exit::Done)
-}
-
-async fn ask_to_join(token: &JoinToken, body: &JoinRequest) -> Result<JoinAnswer, Failure> {
-    let client = Client::joining(&token.fingerprint);
-    // Any hub whose authority has the token's fingerprint is accepted, whatever its name.
-    let hub = Peer::new(Role::Hub, "hub").or_fail("name")?;
-    let mut last = None;
-    for address in &token.addresses {
-        let target = Target { address: address.clone(), peer: hub.clone(), alpn: Alpn::Hub };
-        // Idempotent: for the same key, a token yields the same certificate.
-        match client.call_json(&target, Call::post(JOIN, body).idempotent()).await {
-            Err(error) if is_away(&error) => last = Some(error),
-            answer => return Ok(answer?),
-        }
-    }
-    Err(last.map_or_else(|| Failure::new("token", "the token has no hub address"), Failure::from))
 }
 
 async fn renew(global: &Global) -> Result<Exit, Failure> {

@@ -49,7 +49,6 @@ fn scope(text: &str) -> Result<KillScope, String> {
     }
 }
 
-/// A switch as JSON.
 #[derive(Debug, Serialize)]
 struct Shown<'a> {
     scope: String,

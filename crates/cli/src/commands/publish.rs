@@ -13,7 +13,7 @@ use cohort_base::chain;
 use cohort_view::command::Command;
 use cohort_view::figures::bytes;
 use indicatif::ProgressBar;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::agent_keys::own_platform;
 use crate::args::Global;
@@ -54,34 +54,6 @@ fn default_platform() -> Platform {
 
 fn rollback(text: &str) -> Result<Rollback, String> {
     parse_rollback(text).map_err(|error| error.to_string())
-}
-
-#[derive(Debug, Serialize)]
-struct Answer<'a> {
-    app: &'a AppId,
-    version: &'a Version,
-    platform: &'a Platform,
-    length: u64,
-    artifact: String,
-    manifest: String,
-    channel: Option<&'a Channel>,
-    already_there: bool,
-    deltas: Vec<DeltaAnswer<'a>>,
-}
-
-/// A delta that was kept or not.
-#[derive(Debug, Serialize)]
-struct DeltaAnswer<'a> {
-    /// The earlier version that it starts from.
-    from: &'a Version,
-    /// Length in bytes; none if it was not kept.
-    length: Option<u64>,
-    /// Root hash.
-    delta: Option<String>,
-    /// The algorithm to apply it.
-    method: Option<&'a str>,
-    /// Why it was not kept.
-    reason: Option<String>,
 }
 
 pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Failure> {
@@ -128,30 +100,31 @@ pub(crate) fn spinner(global: &Global, message: String) -> ProgressBar {
     spinner
 }
 
-fn answer(published: &Published) -> Answer<'_> {
+fn answer(published: &Published) -> Value {
     let manifest = &published.manifest;
-    Answer {
-        app: &manifest.app,
-        version: &manifest.version,
-        platform: &manifest.platform,
-        length: manifest.length,
-        artifact: manifest.root.to_string(),
-        manifest: published.manifest_digest.to_string(),
-        channel: published.channel.as_ref().map(|pointer| &pointer.channel),
-        already_there: published.already_there,
-        deltas: published.deltas.iter().map(delta_answer).collect(),
-    }
+    json!({
+        "app": manifest.app,
+        "version": manifest.version,
+        "platform": manifest.platform,
+        "length": manifest.length,
+        "artifact": manifest.root.to_string(),
+        "manifest": published.manifest_digest.to_string(),
+        "channel": published.channel.as_ref().map(|pointer| &pointer.channel),
+        "already_there": published.already_there,
+        "deltas": published.deltas.iter().map(delta_answer).collect::<Vec<_>>(),
+    })
 }
 
-fn delta_answer(tried: &DeltaTried) -> DeltaAnswer<'_> {
+/// A delta, and why it was not kept if it was not.
+fn delta_answer(tried: &DeltaTried) -> Value {
     let made = tried.outcome.as_ref();
-    DeltaAnswer {
-        from: &tried.from,
-        length: made.ok().map(|delta| delta.length),
-        delta: made.ok().map(|delta| delta.root.to_string()),
-        method: made.ok().map(|delta| delta.method.as_str()),
-        reason: made.err().map(|why| chain(why)),
-    }
+    json!({
+        "from": tried.from,
+        "length": made.ok().map(|delta| delta.length),
+        "delta": made.ok().map(|delta| delta.root.to_string()),
+        "method": made.ok().map(|delta| delta.method.as_str()),
+        "reason": made.err().map(|why| chain(why)),
+    })
 }
 
 fn text(published: &Published, path: &Path) -> String {
