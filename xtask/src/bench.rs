@@ -11,10 +11,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
-use cohort_trial::{Fleet, FleetOptions};
+use cohort_trial::{Fleet, FleetOptions, Programs};
 use serde::Serialize;
 
-use crate::build::{Programs, built, programs};
+use crate::build::{built, programs};
 
 /// What `cargo xtask bench` takes.
 #[derive(Debug, Args)]
@@ -24,9 +24,6 @@ pub(crate) struct BenchArgs {
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Output,
-    /// Measure the development build: quick to build, not comparable with the goals
-    #[arg(long, global = true)]
-    dev: bool,
     /// Measure the existing build
     #[arg(long, global = true)]
     no_build: bool,
@@ -49,7 +46,6 @@ enum Output {
     Json,
 }
 
-/// Which direction is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Better {
@@ -98,17 +94,15 @@ impl Row {
 
 /// Measures and prints. Fails when a measurement failed, not when a goal is missed.
 pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
-    if let What::Distribute(of) = &args.what {
-        return distribute::run(of, args);
-    }
+    let measure: fn(&Programs, PathBuf) -> Result<Vec<Row>> = match &args.what {
+        What::Rollout => rollout::measure,
+        What::Failover => failover::measure,
+        What::Distribute(of) => return distribute::run(of, args),
+    };
     let programs = args.programs()?;
     let dir = std::env::temp_dir().join(format!("cohort-bench-{}", std::process::id()));
-    let rows = match args.what {
-        What::Rollout => rollout::measure(&programs, dir.clone()),
-        What::Failover => failover::measure(&programs, dir.clone()),
-        What::Distribute(_) => return Ok(false),
-    };
-    let rows = rows.with_context(|| format!("logs are in {}", dir.join("logs").display()))?;
+    let rows = measure(&programs, dir.clone())
+        .with_context(|| format!("logs are in {}", dir.join("logs").display()))?;
     std::fs::remove_dir_all(&dir)?;
     print(&rows, args.output)?;
     Ok(true)
@@ -116,11 +110,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
 
 impl BenchArgs {
     fn programs(&self) -> Result<Programs> {
-        if self.no_build || distribute::is_inside() {
-            built(!self.dev)
-        } else {
-            programs(!self.dev)
-        }
+        if self.no_build || distribute::is_inside() { built(true) } else { programs(true) }
     }
 }
 
@@ -153,13 +143,10 @@ fn print(rows: &[Row], output: Output) -> Result<()> {
 fn one_group(programs: &Programs, dir: PathBuf, servers: usize) -> Result<Fleet> {
     let options = FleetOptions {
         dir,
-        cohort: programs.cohort.clone(),
-        web: programs.web.clone(),
-        artifact: programs.artifact.clone(),
+        programs: programs.clone(),
         groups: vec![(PLATFORM.to_owned(), ZONE.to_owned(), servers)],
         mirrors: 1,
         agent_toml: String::new(),
-        log: "info".to_owned(),
     };
     let fleet = Fleet::start(options)?;
     fleet.until_complete(std::time::Duration::from_secs(60))?;

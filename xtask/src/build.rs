@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use cohort_trial::Programs;
 
 /// The root of the repository.
 pub(crate) fn root() -> PathBuf {
@@ -22,14 +23,6 @@ pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("{command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(())
-}
-
-/// The programs that a fleet is made of.
-#[derive(Debug, Clone)]
-pub(crate) struct Programs {
-    pub cohort: PathBuf,
-    pub web: PathBuf,
-    pub artifact: PathBuf,
 }
 
 /// Builds the production binary and the example service.

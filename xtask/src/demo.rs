@@ -52,7 +52,6 @@ pub(crate) struct Outcome {
 /// Bytes it took to bring a release to all servers of a group.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 struct Moved {
-    /// Size of the release.
     release_bytes: u64,
     /// Bytes through the zone's downlink.
     mirror_bytes: u64,
@@ -168,13 +167,10 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
         .collect();
     let options = FleetOptions {
         dir: dir.clone(),
-        cohort: programs.cohort,
-        web: programs.web,
-        artifact: programs.artifact,
+        programs,
         groups,
         mirrors: 2,
         agent_toml: format!("download_limit = \"{DOWNLOAD_LIMIT}\"\n"),
-        log: std::env::var("COHORT_LOG").unwrap_or_else(|_| "info".into()),
     };
     say(
         args.exit,
@@ -220,7 +216,8 @@ fn keep(stage: &Stage) {
     let fleet = &stage.fleet;
     println!("\nThe fleet runs on. In another terminal:\n");
     println!("  export COHORT_CONTEXT={}", fleet.context_dir().display());
-    println!("  export PATH={}:$PATH", fleet.cohort().parent().unwrap_or(fleet.dir()).display());
+    let bin = fleet.programs().cohort.parent().unwrap_or(fleet.dir());
+    println!("  export PATH={}:$PATH", bin.display());
     println!("  cohort status --watch");
     println!("  cohort why intel.zone-a");
     println!("  cohort rollout history intel.zone-a");
@@ -284,7 +281,7 @@ impl Stage {
                 }
                 statuses.push(status);
             }
-            shown.draw(act, release, self.begun.elapsed(), &statuses);
+            shown.draw(act, release, self.begun.elapsed(), statuses);
             std::thread::sleep(Duration::from_millis(400));
         }
         for group in open {

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use regex::Regex;
 
 use crate::build::{cargo, succeed};
 use crate::packages::{install, need};
@@ -124,7 +125,7 @@ fn tests() -> Result<Count> {
     // Thirty frames of the runtime would bury the message of a failure.
     command.env("RUST_BACKTRACE", "0");
     let passed = watch(&mut command, |line| {
-        if let Some(found) = nextest_summary(line) {
+        if let Some(found) = summary(line) {
             count = Some(found);
         }
         eprintln!("{line}");
@@ -142,7 +143,7 @@ fn libtest(args: &[&str]) -> Result<Count> {
     let mut command = cargo();
     command.args(args).stdout(Stdio::piped());
     let passed = watch(&mut command, |line| {
-        if let Some(found) = libtest_summary(line) {
+        if let Some(found) = summary(line) {
             count.add(found);
         }
         println!("{line}");
@@ -188,34 +189,19 @@ fn watch(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
     Ok(child.wait()?.success())
 }
 
-/// `Summary [ 1.2s] 5 tests run: 4 passed (1 slow), 1 failed, 2 skipped`.
-fn nextest_summary(line: &str) -> Option<Count> {
-    let rest = line.trim_start().strip_prefix("Summary [")?;
-    let (run, rest) = rest.split_once(']')?.1.split_once("run:")?;
-    // `3/5 tests` after an interruption: tests that did not run count as failed.
-    let run = run.split_whitespace().next()?.rsplit('/').next()?.parse::<u32>().ok()?;
+/// `Summary [ 1.2s] 5 tests run: 4 passed (1 slow), 1 failed, 2 skipped` of nextest, and
+/// `test result: ok. 5 passed; 0 failed; 1 ignored; …` of the standard runner.
+fn summary(line: &str) -> Option<Count> {
+    let line = line.trim_start();
+    line.strip_prefix("Summary [").or_else(|| line.strip_prefix("test result: "))?;
+    let number = Regex::new(r"(\d+) (tests? run|passed|failed|skipped|ignored)").ok()?;
     let of = |word: &str| {
-        rest.split(',').map(str::trim).find_map(|part| {
-            let (number, what) = part.split_once(' ')?;
-            what.starts_with(word).then(|| number.parse::<u32>().ok()).flatten()
-        })
+        number.captures_iter(line).find(|found| found[2].starts_with(word))?[1].parse::<u32>().ok()
     };
     let passed = of("passed").unwrap_or(0);
-    let failed = run.saturating_sub(passed);
-    Some(Count { passed, failed, skipped: of("skipped").unwrap_or(0) })
-}
-
-/// `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
-fn libtest_summary(line: &str) -> Option<Count> {
-    let rest = line.strip_prefix("test result: ")?;
-    let of = |word: &str| {
-        rest.split([';', '.']).map(str::trim).find_map(|part| {
-            let (number, what) = part.split_once(' ')?;
-            what.starts_with(word).then(|| number.parse::<u32>().ok()).flatten()
-        })
-    };
-    let skipped = of("ignored").unwrap_or(0);
-    Some(Count { passed: of("passed")?, failed: of("failed")?, skipped })
+    // `3/5 tests run` after an interruption: tests that did not run count as failed.
+    let failed = of("test").map(|run| run.saturating_sub(passed)).or(of("failed")).unwrap_or(0);
+    Some(Count { passed, failed, skipped: of("skipped").or(of("ignored")).unwrap_or(0) })
 }
 
 #[cfg(test)]

@@ -83,7 +83,6 @@ fn check(tree: &Tree) -> Result<(u32, u32)> {
     let mut checks: Vec<(&str, Vec<Complaint>)> = vec![
         ("arrows", arrows::check(files, arrows::ALLOWED)?),
         ("drawing", arrows::check_page(files)?),
-        ("functions", functions::check(files, functions::LONG)?),
         ("columns", text::columns(files)),
         ("file length", text::file_lines(files)),
         ("phrases", text::phrases(files, &refused)?),

@@ -3,20 +3,19 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cohort_core::ids::ServerId;
-use cohort_identity::{Alpn, Identity, Peer, Role};
+use cohort_identity::{Alpn, Peer, Role};
 use cohort_wire::agent::{GroupStatus, STATUS};
 use cohort_wire::http::{Call, Client, Target};
-use cohort_wire::tls::IdentitySlot;
 use rustix::process::Signal;
 
+use crate::ports::Ports;
 use crate::process::{Process, end_all, exists, kill};
 use crate::release::WebRelease;
 
@@ -25,25 +24,30 @@ mod mirrors;
 
 pub use mirrors::replace_mirror;
 
-/// How the fleet is laid out.
+/// What a fleet is made of.
 #[derive(Debug, Clone)]
-pub struct FleetOptions {
-    /// Folder for everything; created and owned by the fleet.
-    pub dir: PathBuf,
+pub struct Programs {
     /// The production binary.
     pub cohort: PathBuf,
     /// The example service's program.
     pub web: PathBuf,
     /// The example's artifact folder.
     pub artifact: PathBuf,
+}
+
+/// How the fleet is laid out.
+#[derive(Debug, Clone)]
+pub struct FleetOptions {
+    /// Folder for everything; created and owned by the fleet.
+    pub dir: PathBuf,
+    /// What it runs.
+    pub programs: Programs,
     /// Platform, zone and number of servers of each group.
     pub groups: Vec<(String, String, usize)>,
     /// Number of mirrors; with none, agents read the hub's repository.
     pub mirrors: usize,
     /// More lines of every `agent.toml`.
     pub agent_toml: String,
-    /// `COHORT_LOG` of every process.
-    pub log: String,
 }
 
 /// One agent of the fleet.
@@ -69,6 +73,7 @@ pub struct Agent {
 /// A whole fleet.
 pub struct Fleet {
     options: FleetOptions,
+    ports: Ports,
     hub: Option<Process>,
     hub_address: SocketAddr,
     mirrors: Vec<(PathBuf, SocketAddr, Option<Process>)>,
@@ -77,18 +82,13 @@ pub struct Fleet {
     client: Option<Client>,
 }
 
-/// Timeout for a part to start.
-const START_MAX: Duration = Duration::from_secs(30);
-
-fn local(port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+/// `COHORT_LOG` of every process: tests and figures read lines of this level.
+fn log_filter() -> String {
+    std::env::var("COHORT_LOG").unwrap_or_else(|_| "info".into())
 }
 
 impl Fleet {
     /// Creates the fleet and starts its hub, mirrors and agents.
-    ///
-    /// # Errors
-    /// When a part cannot be created or does not start.
     pub fn start(options: FleetOptions) -> Result<Fleet> {
         let mut fleet = Fleet::lay_out(options)?;
         fleet.begin()?;
@@ -96,9 +96,6 @@ impl Fleet {
     }
 
     /// Starts everything in the layout.
-    ///
-    /// # Errors
-    /// When a part does not start.
     pub fn begin(&mut self) -> Result<()> {
         self.start_hub()?;
         for index in 0..self.mirrors.len() {
@@ -114,66 +111,49 @@ impl Fleet {
     }
 
     /// The folder of the hub and of the operator.
-    #[must_use]
     pub fn context_dir(&self) -> PathBuf {
         self.options.dir.join("hub")
     }
 
     /// The folder of everything.
-    #[must_use]
     pub fn dir(&self) -> &Path {
         &self.options.dir
     }
 
-    /// The production binary.
-    #[must_use]
-    pub fn cohort(&self) -> &Path {
-        &self.options.cohort
+    /// What it runs.
+    pub fn programs(&self) -> &Programs {
+        &self.options.programs
     }
 
     /// The agents, by name.
-    #[must_use]
     pub fn agents(&self) -> &BTreeMap<String, Agent> {
         &self.agents
     }
 
     /// The names of the groups.
-    #[must_use]
     pub fn groups(&self) -> Vec<String> {
         self.options.groups.iter().map(|(platform, zone, _)| format!("{platform}.{zone}")).collect()
     }
 
-    /// Where the services of a group (or of all) listen.
-    #[must_use]
-    pub fn services(&self, group: Option<&str>) -> BTreeMap<String, SocketAddr> {
-        self.agents
-            .values()
-            .filter(|agent| group.is_none_or(|group| agent.group == group))
-            .map(|agent| (agent.server.clone(), agent.service))
-            .collect()
+    /// Where the services listen.
+    pub fn services(&self) -> BTreeMap<String, SocketAddr> {
+        self.agents.values().map(|agent| (agent.server.clone(), agent.service)).collect()
     }
 
     /// A `cohort` command as the operator would type it.
-    #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.options.cohort);
+        let mut command = Command::new(&self.options.programs.cohort);
         command.args(args).env("COHORT_CONTEXT", self.context_dir()).env("NO_COLOR", "1");
-        command.env("COHORT_LOG", &self.options.log);
+        command.env("COHORT_LOG", log_filter());
         command
     }
 
     /// Runs a command as the operator, whatever its exit code.
-    ///
-    /// # Errors
-    /// When it cannot be run at all.
     pub fn try_run(&self, args: &[&str]) -> Result<Output> {
         self.command(args).output().with_context(|| format!("cohort {}", args.join(" ")))
     }
 
-    /// Runs a command as the operator; its standard output.
-    ///
-    /// # Errors
-    /// When it fails; includes its output.
+    /// Runs a command as the operator; its standard output. An error has all of its output.
     pub fn run(&self, args: &[&str]) -> Result<String> {
         let output = self.try_run(args)?;
         ensure!(
@@ -188,15 +168,12 @@ impl Fleet {
     }
 
     /// Starts the hub and waits until it answers.
-    ///
-    /// # Errors
-    /// When it does not start.
     pub fn start_hub(&mut self) -> Result<()> {
         let config = self.context_dir().join("hub.toml");
         let mut command = self.command(&["hub", "--config", &config.display().to_string()]);
         let log = self.log_file("hub");
         let mut process = Process::start("hub", &mut command, &log)?;
-        wait_for_port(self.hub_address, &mut process, &log)?;
+        process.until_it_listens(self.hub_address, &log)?;
         self.hub = Some(process);
         Ok(())
     }
@@ -209,28 +186,24 @@ impl Fleet {
     }
 
     /// Log file of the hub, a mirror or an agent, by name.
-    #[must_use]
     pub fn log_file(&self, name: &str) -> PathBuf {
         self.options.dir.join("logs").join(format!("{name}.log"))
     }
 
     /// Starts an agent; again, when it was stopped.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn start_agent(&mut self, name: &str) -> Result<()> {
         let config = self.agents[name].dir.join("agent.toml");
         let prefix = &self.agents[name].prefix;
         let mut command = match prefix.split_first() {
-            None => Command::new(&self.options.cohort),
+            None => Command::new(&self.options.programs.cohort),
             Some((program, args)) => {
                 let mut command = Command::new(program);
-                command.args(args).arg(&self.options.cohort);
+                command.args(args).arg(&self.options.programs.cohort);
                 command
             }
         };
         command.args(["agent", "--config", &config.display().to_string()]);
-        command.env("NO_COLOR", "1").env("COHORT_LOG", &self.options.log);
+        command.env("NO_COLOR", "1").env("COHORT_LOG", log_filter());
         let process = Process::start(name, &mut command, &self.log_file(name))?;
         let agent = self.agents.get_mut(name).context("a known agent")?;
         agent.process = Some(process);
@@ -267,7 +240,6 @@ impl Fleet {
     }
 
     /// Pid of an agent, while it runs.
-    #[must_use]
     pub fn agent_pid(&self, name: &str) -> Option<u32> {
         self.agents.get(name)?.process.as_ref().map(Process::id)
     }
@@ -279,19 +251,8 @@ impl Fleet {
         }
     }
 
-    /// Whether an agent's process runs.
-    pub fn agent_runs(&mut self, name: &str) -> bool {
-        self.agents
-            .get_mut(name)
-            .and_then(|agent| agent.process.as_mut())
-            .is_some_and(Process::runs)
-    }
-
     /// Publishes a release for platforms, points the channel `stable` to it, and copies it to the
     /// mirrors.
-    ///
-    /// # Errors
-    /// When a command fails.
     pub fn publish(&self, release: &WebRelease, platforms: &[&str]) -> Result<()> {
         self.publish_unseen(release, platforms)?;
         self.sync_mirrors()
@@ -299,11 +260,8 @@ impl Fleet {
 
     /// Like [`Fleet::publish`], without the copy to the mirrors: groups that read mirrors do not
     /// see it before [`Fleet::sync_mirrors`].
-    ///
-    /// # Errors
-    /// When a command fails.
     pub fn publish_unseen(&self, release: &WebRelease, platforms: &[&str]) -> Result<()> {
-        let dist = release.write(&self.options.dir, &self.options.artifact, &self.options.web)?;
+        let dist = release.write(&self.options.dir, &self.options.programs)?;
         let dist = dist.display().to_string();
         for platform in platforms {
             let version = release.version.as_str();
@@ -322,9 +280,6 @@ impl Fleet {
     }
 
     /// Applies a policy.
-    ///
-    /// # Errors
-    /// When it is refused.
     pub fn apply(&self, policy: &str) -> Result<()> {
         let file = self.options.dir.join("web.toml");
         fs::write(&file, policy)?;
@@ -332,9 +287,6 @@ impl Fleet {
     }
 
     /// Status of a group, from any of its agents.
-    ///
-    /// # Errors
-    /// When none answers.
     pub fn status(&self, group: &str) -> Result<GroupStatus> {
         let mut last = None;
         let mut unsure = None;
@@ -353,26 +305,17 @@ impl Fleet {
     }
 
     /// Status of a group, from this agent.
-    ///
-    /// # Errors
-    /// When it does not answer.
     pub fn ask(&self, agent: &Agent) -> Result<GroupStatus> {
         self.call(&agent.server, Call::get(STATUS).deadline(Duration::from_secs(4)))
     }
 
     /// Any request to an agent's control port, as the operator.
-    ///
-    /// # Errors
-    /// When it does not answer, or refuses.
     pub fn call<T: serde::de::DeserializeOwned>(&self, server: &str, call: Call) -> Result<T> {
         let agent = self.agents.get(server).context("a known agent")?;
         self.call_at(agent.address, Peer::new(Role::Agent, server)?, Alpn::Control, call)
     }
 
     /// Any request to the hub's API, as the operator.
-    ///
-    /// # Errors
-    /// When it does not answer, or refuses.
     pub fn call_hub<T: serde::de::DeserializeOwned>(&self, call: Call) -> Result<T> {
         self.call_at(self.hub_address, Peer::new(Role::Hub, "hub")?, Alpn::Hub, call)
     }
@@ -390,17 +333,11 @@ impl Fleet {
     }
 
     /// The leader of a group, if one is known.
-    ///
-    /// # Errors
-    /// When nobody answers.
     pub fn leader(&self, group: &str) -> Result<Option<ServerId>> {
         Ok(self.status(group)?.leader)
     }
 
     /// Waits until every group has all its servers and as many voters as it can.
-    ///
-    /// # Errors
-    /// When it times out.
     pub fn until_complete(&self, patience: Duration) -> Result<()> {
         for (platform, zone, count) in &self.options.groups {
             let group = format!("{platform}.{zone}");
@@ -411,10 +348,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Stops every process that the fleet ever started, guards and services included.
-    ///
-    /// # Errors
-    /// Names the processes that did not exit.
+    /// Stops every process that the fleet ever started, guards and services included. An error names
+    /// those that did not exit.
     pub fn stop(&mut self) -> Result<()> {
         let names: Vec<String> = self.agents.keys().cloned().collect();
         for name in &names {
@@ -439,7 +374,6 @@ impl Fleet {
     }
 
     /// Processes whose command line names the fleet's folder, except this one.
-    #[must_use]
     pub fn processes_left(&self) -> Vec<(i32, String)> {
         processes_of(&self.options.dir)
     }
@@ -504,29 +438,5 @@ fn processes_of(dir: &Path) -> Vec<(i32, String)> {
 impl Drop for Fleet {
     fn drop(&mut self) {
         let _ = self.stop();
-    }
-}
-
-fn wait_for_port(address: SocketAddr, process: &mut Process, log: &Path) -> Result<()> {
-    let begun = Instant::now();
-    loop {
-        if std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok() {
-            return Ok(());
-        }
-        let text = || fs::read_to_string(log).unwrap_or_default();
-        ensure!(process.runs(), "{} ended: {}", process.name(), text());
-        ensure!(begun.elapsed() < START_MAX, "{} does not listen: {}", process.name(), text());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// For tests that call agents directly.
-impl Fleet {
-    /// The operator's identity.
-    ///
-    /// # Errors
-    /// When the identity cannot be read.
-    pub fn operator(&self) -> Result<Arc<IdentitySlot>> {
-        Ok(IdentitySlot::new(Identity::load(&self.context_dir().join("operator"))?))
     }
 }

@@ -10,15 +10,13 @@
 //! **Where to start reading.** [`Fleet::start`], then [`watch`] and [`logs`] (how it waits for
 //! states and events) and [`release`] (what it publishes).
 
-pub mod evidence;
 mod fleet;
 pub mod logs;
 mod ports;
-pub mod prober;
+mod probe;
 mod process;
 pub mod release;
 pub mod watch;
 
-pub use fleet::{Agent, Fleet, FleetOptions, replace_mirror};
-pub use ports::Ports;
+pub use fleet::{Agent, Fleet, FleetOptions, Programs, replace_mirror};
 pub use process::Process;

@@ -26,7 +26,6 @@ pub struct Line {
 
 impl Line {
     /// `None` for lines without a time, such as those of a panic.
-    #[must_use]
     pub fn parse(line: &str) -> Option<Line> {
         let (time, text) = line.trim().split_once(' ')?;
         let at: jiff::Timestamp = time.parse().ok()?;
@@ -35,13 +34,11 @@ impl Line {
     }
 
     /// Whether it reports this event.
-    #[must_use]
     pub fn is(&self, event: &str) -> bool {
         self.field("event") == Some(event)
     }
 
     /// The value of a field, without quotation marks.
-    #[must_use]
     pub fn field(&self, name: &str) -> Option<&str> {
         let needle = format!(" {name}=");
         let value = &self.text[self.text.find(&needle)? + needle.len()..];
@@ -59,9 +56,6 @@ impl fmt::Display for Line {
 }
 
 /// All lines of a log so far, oldest first.
-///
-/// # Errors
-/// When it cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
     let text = fs::read(path).with_context(|| format!("log {}", path.display()))?;
     Ok(String::from_utf8_lossy(&text).lines().filter_map(Line::parse).collect())
@@ -85,7 +79,6 @@ struct Followed {
 
 impl Logs {
     /// From the current ends of the logs.
-    #[must_use]
     pub fn from_now(fleet: &Fleet) -> Logs {
         let files = fleet.agents().keys().map(|server| {
             let path = fleet.log_file(server);
@@ -113,9 +106,6 @@ impl Logs {
     }
 
     /// Waits for a line of any server, and drops those before it.
-    ///
-    /// # Errors
-    /// When there is none within `patience`.
     pub fn wait_for(
         &mut self,
         what: &str,

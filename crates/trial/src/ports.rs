@@ -10,24 +10,20 @@ const LAST: u16 = 32_000;
 
 /// Hands out ports of the loopback interface, each once.
 #[derive(Debug)]
-pub struct Ports {
+pub(crate) struct Ports {
     next: u16,
 }
 
 impl Ports {
     /// Starts at a port derived from our pid, so that two fleets rarely collide.
-    #[must_use]
-    pub fn new() -> Ports {
+    pub(crate) fn new() -> Ports {
         let span = u32::from(LAST - FIRST);
         let offset = (std::process::id().wrapping_mul(2_654_435_761) >> 8) % span;
         Ports { next: FIRST + u16::try_from(offset).unwrap_or(0) }
     }
 
     /// The next port that can be bound right now.
-    ///
-    /// # Errors
-    /// When no port is free.
-    pub fn take(&mut self) -> Result<u16> {
+    pub(crate) fn take(&mut self) -> Result<u16> {
         for _ in FIRST..LAST {
             let port = self.next;
             self.next = if port >= LAST { FIRST } else { port + 1 };
@@ -36,11 +32,5 @@ impl Ports {
             }
         }
         bail!("no free port between {FIRST} and {LAST}")
-    }
-}
-
-impl Default for Ports {
-    fn default() -> Self {
-        Ports::new()
     }
 }

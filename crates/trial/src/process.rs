@@ -1,17 +1,22 @@
 //! A child process.
 
 use std::fs::File;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+/// Timeout for a process to listen.
+const START_MAX: Duration = Duration::from_secs(30);
 
 /// A child process; killed when dropped.
 #[derive(Debug)]
 pub struct Process {
+    /// In messages.
     name: String,
     child: Child,
     ended: Option<ExitStatus>,
@@ -19,9 +24,6 @@ pub struct Process {
 
 impl Process {
     /// Starts it, with its output in `log` (appended).
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Process> {
         let file = File::options()
             .create(true)
@@ -39,14 +41,7 @@ impl Process {
         Ok(Process { name: name.to_owned(), child, ended: None })
     }
 
-    /// Its name in messages.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Its pid.
-    #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -77,18 +72,10 @@ impl Process {
     /// Sends SIGTERM, and SIGKILL after `patience`. True when it exited on its own.
     pub fn stop(&mut self, patience: Duration) -> bool {
         self.signal(Signal::TERM);
-        let ended = self.wait(patience);
-        if !ended {
-            self.kill();
-        }
-        ended
-    }
-
-    /// Waits for its exit. False when it still runs after `patience`.
-    pub fn wait(&mut self, patience: Duration) -> bool {
         let begun = Instant::now();
         while self.runs() {
             if begun.elapsed() > patience {
+                self.kill();
                 return false;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -96,10 +83,16 @@ impl Process {
         true
     }
 
-    /// Its exit status, if it has exited.
-    pub fn status(&mut self) -> Option<ExitStatus> {
-        self.runs();
-        self.ended
+    /// Waits until it listens. An error has what it printed to `log`.
+    pub fn until_it_listens(&mut self, address: SocketAddr, log: &Path) -> Result<()> {
+        let begun = Instant::now();
+        while TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_err() {
+            let text = || std::fs::read_to_string(log).unwrap_or_default();
+            ensure!(self.runs(), "{} ended: {}", self.name, text());
+            ensure!(begun.elapsed() < START_MAX, "{} does not listen: {}", self.name, text());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 }
 

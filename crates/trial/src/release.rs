@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use crate::Programs;
+
 /// A release of `examples/web`.
 #[derive(Debug, Clone, Default)]
 pub struct WebRelease {
@@ -22,45 +24,38 @@ pub struct WebRelease {
 
 impl WebRelease {
     /// A release without faults.
-    #[must_use]
     pub fn new(version: &str) -> WebRelease {
         WebRelease { version: version.to_owned(), ..WebRelease::default() }
     }
 
     /// With one more line of `[faults]`.
-    #[must_use]
     pub fn fault(mut self, line: &str) -> WebRelease {
         self.faults.push(line.to_owned());
         self
     }
 
     /// Adds a hook: its name and script.
-    #[must_use]
     pub fn hook(mut self, name: &str, script: &str) -> WebRelease {
         self.hooks.push((name.to_owned(), script.to_owned()));
         self
     }
 
     /// Adds this many bytes of ballast.
-    #[must_use]
     pub fn ballast(mut self, bytes: usize) -> WebRelease {
         self.ballast_bytes = bytes;
         self
     }
 
     /// Writes the folder to publish.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub fn write(&self, folder: &Path, artifact: &Path, program: &Path) -> Result<PathBuf> {
+    pub fn write(&self, folder: &Path, programs: &Programs) -> Result<PathBuf> {
         let dist = folder.join(format!("web-{}", self.version));
         if dist.exists() {
             fs::remove_dir_all(&dist)?;
         }
-        copy_folder(artifact, &dist)?;
+        copy_folder(&programs.artifact, &dist)?;
         fs::create_dir_all(dist.join("bin"))?;
-        fs::copy(program, dist.join("bin/web"))
-            .with_context(|| format!("{} (cargo build first)", program.display()))?;
+        fs::copy(&programs.web, dist.join("bin/web"))
+            .with_context(|| format!("{} (cargo build first)", programs.web.display()))?;
         let mut text =
             format!("version = {:?}\nbody = \"hello from {}\"\n", self.version, self.version);
         if !self.faults.is_empty() {
@@ -88,7 +83,6 @@ impl WebRelease {
 }
 
 /// Incompressible bytes, the same for the same seed.
-#[must_use]
 pub fn noise(bytes: usize, seed: &str) -> Vec<u8> {
     let mut state = seed.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |sum, byte| {
         (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)

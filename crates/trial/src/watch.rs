@@ -16,13 +16,11 @@ const EVERY: Duration = Duration::from_millis(150);
 pub const APP: &str = "web";
 
 /// The app's part of a group's status, if there is one.
-#[must_use]
 pub fn app(status: &GroupStatus) -> Option<&AppStatus> {
     status.apps.iter().find(|(id, _)| id.as_str() == APP).map(|(_, app)| app)
 }
 
 /// Whether the whole group runs this version and is idle.
-#[must_use]
 pub fn runs(status: &GroupStatus, version: &str) -> bool {
     app(status).is_some_and(|app| {
         app.state == PhaseName::Running
@@ -36,7 +34,6 @@ pub fn runs(status: &GroupStatus, version: &str) -> bool {
 }
 
 /// Whether the group rolled back from `rejected` to `running` and is held.
-#[must_use]
 pub fn holds(status: &GroupStatus, rejected: &str, running: &str) -> bool {
     app(status).is_some_and(|app| {
         app.state == PhaseName::Held
@@ -49,33 +46,28 @@ pub fn holds(status: &GroupStatus, rejected: &str, running: &str) -> bool {
 }
 
 /// Why the app is held or rolls back; empty if it is not.
-#[must_use]
 pub fn reason(status: &GroupStatus) -> String {
     let reason = app(status).and_then(|app| app.reason.as_ref());
     reason.map_or_else(String::new, ToString::to_string)
 }
 
 /// Whether the app waits for something that `is` recognizes.
-#[must_use]
 pub fn waits(status: &GroupStatus, is: impl Fn(&WaitingOn) -> bool) -> bool {
     app(status).is_some_and(|app| app.waiting.iter().any(|wait| is(&wait.on)))
 }
 
 /// Whether the kill switch is on for this reason, as the group sees it.
-#[must_use]
 pub fn killed(status: &GroupStatus, why: &str) -> bool {
     waits(status, |on| matches!(on, WaitingOn::KillSwitch { reason } if reason.contains(why)))
 }
 
 /// Whether the group refuses a mirror or a release with this error.
-#[must_use]
 pub fn refuses(status: &GroupStatus, error: &str) -> bool {
     waits(status, |on| matches!(on, WaitingOn::ReleaseRefused { reason } if reason.contains(error)))
         || status.refusals.iter().any(|refusal| refusal.contains(error))
 }
 
 /// A group in one line, for error messages.
-#[must_use]
 pub fn line(status: &GroupStatus) -> String {
     let Some(app) = app(status) else { return format!("{}: no app yet", status.group) };
     let mut text = format!("{}: {}", status.group, app.state);
@@ -92,10 +84,7 @@ pub fn line(status: &GroupStatus) -> String {
 }
 
 impl Fleet {
-    /// Polls a group until `done` returns true; returns that status.
-    ///
-    /// # Errors
-    /// When it does not within `patience`; the error has the last status.
+    /// Polls a group until `done` returns true; returns that status. An error has the last one.
     pub fn until(
         &self,
         group: &str,

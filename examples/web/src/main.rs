@@ -18,13 +18,11 @@ use tokio::sync::Semaphore;
 
 use release::Release;
 
-/// Longest request head.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 
 /// Time limit for one client.
 const CLIENT_MAX: Duration = Duration::from_secs(5);
 
-/// Clients at a time.
 const CLIENTS_MAX: usize = 128;
 
 #[tokio::main(flavor = "current_thread")]

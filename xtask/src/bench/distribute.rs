@@ -1,7 +1,7 @@
 //! Time until every server of a zone has an artifact, and bytes through the zone's downlink.
 //!
-//! Real agents with mutual TLS in network namespaces whose links `tc tbf` limits; for comparison,
-//! the alternatives over the same links. `docs/benchmarks.md` defines what is measured.
+//! Real agents with mutual TLS in network namespaces whose links `tc tbf` limits.
+//! `docs/benchmarks.md` defines what is measured.
 
 mod cpu;
 mod delta;
@@ -9,10 +9,8 @@ mod faults;
 mod network;
 mod origin;
 mod plan;
-mod rivals;
 mod sandbox;
 mod service;
-mod swarm_tracker;
 mod zone;
 
 use std::path::PathBuf;
@@ -20,13 +18,13 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::{BenchArgs, Output};
+use super::BenchArgs;
 use crate::packages::need;
 
 /// What `cargo xtask bench distribute` takes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DistributeArgs {
-    /// Only the first rows and their comparison
+    /// Only the first rows
     #[arg(long)]
     quick: bool,
     /// Only rows whose name has this prefix (repeatable)
@@ -35,9 +33,6 @@ pub(crate) struct DistributeArgs {
     /// Transfers per row; the median counts [default: 3, with --quick: 2]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=50))]
     runs: Option<u8>,
-    /// Skip the comparison with curl, nginx and aria2
-    #[arg(long)]
-    no_rivals: bool,
     /// Directory on a real disk, for the durable row and for logs
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     disk: PathBuf,
@@ -65,10 +60,6 @@ pub(crate) fn run(args: &DistributeArgs, all: &BenchArgs) -> Result<bool> {
     let Some(folder) = sandbox::folder() else {
         ensure!(plan::rows(args).next().is_some(), "no row starts with {}", args.only.join(", "));
         need("nginx", "-v", "nginx-light")?;
-        if !args.no_rivals {
-            need("curl", "--version", "curl")?;
-            need("aria2c", "--version", "aria2")?;
-        }
         all.programs()?;
         return sandbox::enter(&args.disk, |disk| {
             if plan::rows(args).any(|(what, ..)| what.starts_with("delta."))
@@ -79,16 +70,7 @@ pub(crate) fn run(args: &DistributeArgs, all: &BenchArgs) -> Result<bool> {
         });
     };
     sandbox::furnish(&folder)?;
-    let measured = plan::measure(args, &all.programs()?, &folder);
-    let json = matches!(all.output, Output::Json);
-    for line in measured.comparison() {
-        // Only rows are machine-readable.
-        if json {
-            eprintln!("{line}");
-        } else {
-            println!("{line}");
-        }
-    }
-    super::print(&measured.rows, all.output)?;
-    Ok(measured.rows.iter().all(|row| row.measured.is_some()))
+    let rows = plan::measure(args, &all.programs()?, &folder);
+    super::print(&rows, all.output)?;
+    Ok(rows.iter().all(|row| row.measured.is_some()))
 }

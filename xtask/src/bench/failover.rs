@@ -7,10 +7,9 @@ use anyhow::{Context as _, Result};
 use cohort_base::events;
 use cohort_trial::logs::{Line, Logs};
 use cohort_trial::release::WebRelease;
-use cohort_trial::{Fleet, watch};
+use cohort_trial::{Fleet, Programs, watch};
 
 use super::{GROUP, PLATFORM, POLICY, Row, median, one_group};
-use crate::build::Programs;
 
 const SERVERS: usize = 5;
 const TIMES: u32 = 10;

@@ -14,10 +14,9 @@ use anyhow::{Context as _, Result, ensure};
 use cohort_base::events;
 use cohort_trial::logs::{Line, read};
 use cohort_trial::release::WebRelease;
-use cohort_trial::watch;
+use cohort_trial::{Programs, watch};
 
 use super::{GROUP, MIN_HEALTHY_MS, PLATFORM, POLICY, RELEASE_BYTES, Row, median, one_group};
-use crate::build::Programs;
 
 const SERVERS: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -1,6 +1,7 @@
 //! The six acts.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -55,7 +56,6 @@ impl Stage {
         breathe(self.exit);
     }
 
-    /// Plays all acts.
     pub(crate) fn play(&mut self, policy: &str) -> Result<()> {
         self.act(1, "1.0.0 goes from empty to running everywhere");
         self.fleet.publish(&WebRelease::new("1.0.0"), &PLATFORMS)?;
@@ -91,7 +91,7 @@ impl Stage {
         self.replay()?;
 
         self.act(6, "1.2.1 fixes it");
-        self.restore_mirrors()?;
+        self.replace_mirrors(&self.fleet.context_dir().join("repository"))?;
         self.fleet.publish(&WebRelease::new("1.2.1"), &PLATFORMS)?;
         let ends = self.all(|_| End::Runs("1.2.1".into()));
         self.expect(6, "1.2.1", ACT_MAX, &ends)
@@ -116,7 +116,7 @@ impl Stage {
         self.fleet.start_agent(leader.as_str())
     }
 
-    fn old_repository(&self) -> std::path::PathBuf {
+    fn old_repository(&self) -> PathBuf {
         self.fleet.dir().join("old-repository")
     }
 
@@ -135,11 +135,7 @@ impl Stage {
         let dir_text = dir.display().to_string();
         self.fleet.run(&["init", "--dir", &dir_text, "--hub-address", "127.0.0.1:1"])?;
         let release = WebRelease::new("6.6.6");
-        let dist = release.write(
-            &dir,
-            &crate::build::root().join("examples/web/artifact"),
-            std::path::Path::new("/bin/true"),
-        )?;
+        let dist = release.write(&dir, self.fleet.programs())?;
         let (repository, keys) = (dir.join("repository"), dir.join("keys"));
         for platform in PLATFORMS {
             self.fleet.run(&[
@@ -159,17 +155,13 @@ impl Stage {
                 &keys.display().to_string(),
             ])?;
         }
-        for index in 0..self.fleet.mirrors() {
-            replace_mirror(self.fleet.mirror_dir(index), &repository)?;
-        }
+        self.replace_mirrors(&repository)?;
         self.expect_refusal("6.6.6 with foreign keys", "not signed by a trusted key")
     }
 
     /// The repository of act 1 again: signed by the right keys, but old.
     fn replay(&mut self) -> Result<()> {
-        for index in 0..self.fleet.mirrors() {
-            replace_mirror(self.fleet.mirror_dir(index), &self.old_repository())?;
-        }
+        self.replace_mirrors(&self.old_repository())?;
         self.expect_refusal("1.0.0 replayed", "was seen before")
     }
 
@@ -186,13 +178,8 @@ impl Stage {
         self.expect(5, release, Duration::from_secs(60), &ends)
     }
 
-    fn restore_mirrors(&self) -> Result<()> {
-        for index in 0..self.fleet.mirrors() {
-            replace_mirror(
-                self.fleet.mirror_dir(index),
-                &self.fleet.context_dir().join("repository"),
-            )?;
-        }
-        Ok(())
+    fn replace_mirrors(&self, by: &Path) -> Result<()> {
+        (0..self.fleet.mirrors())
+            .try_for_each(|index| replace_mirror(self.fleet.mirror_dir(index), by))
     }
 }

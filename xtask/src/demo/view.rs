@@ -1,13 +1,13 @@
-//! The live view: groups × waves × steps, with the reason of every wait.
+//! The live view: `cohort status` of the whole fleet.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use cohort_core::phase::PhaseName;
-use cohort_core::waiting::WaitingOn;
-use cohort_trial::watch::app;
-use cohort_view::{transfer, waiting};
-use cohort_wire::agent::{AppStatus, GroupStatus};
+use cohort_view::report::{Asked, FleetReport, Origin, Picture};
+use cohort_view::status::fleet;
+use cohort_view::table::Look;
+use cohort_wire::agent::GroupStatus;
 
 /// Redraws itself on a terminal; prints only changes elsewhere.
 pub(crate) struct View {
@@ -28,12 +28,12 @@ impl View {
         act: u32,
         release: &str,
         elapsed: Duration,
-        groups: &[GroupStatus],
+        groups: Vec<GroupStatus>,
     ) {
         if self.quiet {
             return;
         }
-        let lines: Vec<String> = groups.iter().flat_map(lines_of).collect();
+        let lines: Vec<String> = text(groups).lines().map(str::to_owned).collect();
         if !self.live {
             for line in lines.iter().filter(|line| !self.last.contains(line)) {
                 println!("{line}");
@@ -53,38 +53,14 @@ impl View {
     }
 }
 
-/// A group: its state, a sign per server, and what it waits on.
-fn lines_of(status: &GroupStatus) -> Vec<String> {
-    let Some(app) = app(status) else { return vec![format!("{:14} no app yet", status.group)] };
-    let servers: String = app.servers.values().map(|server| sign(app, server)).collect();
-    let target = app.target.as_ref().map_or(String::new(), |target| format!(" {target}"));
-    let good = app.last_good.as_ref().map_or("nothing".to_owned(), ToString::to_string);
-    let wave = if app.wave > 0 { format!(" wave {}", app.wave) } else { String::new() };
-    let head = format!("{:14} {:8} {servers} {}{target}{wave}", status.group, good, app.state);
-    let mut lines = vec![head];
-    if let Some(reason) = &app.reason {
-        lines.push(format!("{:14} because {reason}", ""));
-    }
-    for wait in &app.waiting {
-        if app.state != PhaseName::Running || wait.on != WaitingOn::NewRelease {
-            lines.push(format!("{:14} {}", "", waiting::sentence(&wait.on)));
-        }
-    }
-    for transfer in status.transfers.iter().filter(|transfer| transfer.under_way) {
-        lines.push(format!("{:14} {}", "", transfer::sentence(transfer)));
-    }
-    lines
-}
-
-/// `●` on the good release, `◉` on the target, `○` being changed, `·` out of service.
-fn sign(app: &AppStatus, server: &cohort_wire::agent::ServerAppStatus) -> char {
-    if server.activation.is_some() {
-        '○'
-    } else if !server.in_service {
-        '·'
-    } else if app.target.is_some() && server.running == app.target {
-        '◉'
-    } else {
-        '●'
-    }
+fn text(groups: Vec<GroupStatus>) -> String {
+    let asked = |status: GroupStatus| Asked {
+        group: status.group.clone(),
+        status: Ok(status),
+        registry: BTreeMap::new(),
+        joined: BTreeSet::new(),
+    };
+    let groups = groups.into_iter().map(asked).collect();
+    let picture = Picture { origin: Origin::Agent, apps: BTreeSet::new(), groups };
+    fleet(&FleetReport::of(picture, 0), Look::PLAIN)
 }

@@ -30,7 +30,7 @@ pub(crate) const ALLOWED: &[(&str, &str)] = &[
     ("simulate", "consensus core server store transfer view"),
     ("store", "base"),
     ("transfer", "base core"),
-    ("trial", "base core identity wire"),
+    ("trial", "core identity wire"),
     ("view", "base core wire"),
     ("wire", "base core identity transfer"),
     ("xtask", "base core trial view wire"),

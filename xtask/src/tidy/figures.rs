@@ -11,7 +11,8 @@ use super::functions::{functions, parse};
 use super::imports::{Module, circles, module};
 use super::tree::File;
 
-/// Functions longer than this are counted; the second figure is the limit of the check.
+/// Functions longer than this are counted; the second figure is close to the limit of the lint
+/// `too_many_lines`, which leaves comments out.
 const LONG: [usize; 2] = [60, 100];
 
 /// Ways of writing that are counted, because there is one better way for all of them.
@@ -63,7 +64,7 @@ pub(crate) fn figures(files: &[File]) -> Result<String> {
         of.production_lines += lines;
         of.file_lines.push(lines);
         let parsed = parse(&file.path, &file.text)?;
-        of.function_lines.extend(functions(&parsed).iter().map(|function| function.lines));
+        of.function_lines.extend(functions(&parsed));
         if let Some((_, below)) = file.path.split_once("/src/") {
             of.modules.push(module(below, &parsed));
         }

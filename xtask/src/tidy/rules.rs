@@ -11,10 +11,8 @@ use super::{Complaint, complaint};
 pub(crate) struct Ban {
     /// In one or two words, for output.
     pub name: &'static str,
-    /// Where it is refused.
     pub scope: Scope,
     pub pattern: &'static str,
-    /// What to write instead.
     pub instead: &'static str,
     /// Paths (or their beginnings) in which it is right: the one home, and named exceptions.
     pub except: &'static [&'static str],

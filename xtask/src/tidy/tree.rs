@@ -63,7 +63,6 @@ impl File {
     }
 }
 
-/// The whole repository.
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
     /// Sources, documents and manifests, in order of their paths.

@@ -9,22 +9,16 @@ use cohort_identity::Identity;
 use cohort_wire::http::Client;
 use cohort_wire::tls::IdentitySlot;
 
-use super::{Agent, Fleet, FleetOptions, local};
+use super::{Agent, Fleet, FleetOptions};
 use crate::ports::Ports;
 
 impl Fleet {
     /// Creates folders and keys; starts nothing. Everything will listen on the loopback interface.
-    ///
-    /// # Errors
-    /// When the folder is in use, or `cohort init` fails.
     pub fn lay_out(options: FleetOptions) -> Result<Fleet> {
         Fleet::lay_out_at(options, Ipv4Addr::LOCALHOST)
     }
 
     /// Like [`Fleet::lay_out`]; everything will listen on `ip`.
-    ///
-    /// # Errors
-    /// When the folder is in use, or `cohort init` fails.
     pub fn lay_out_at(options: FleetOptions, ip: Ipv4Addr) -> Result<Fleet> {
         let local = |port: u16| SocketAddr::from((ip, port));
         fs::create_dir_all(options.dir.join("logs"))?;
@@ -41,23 +35,23 @@ impl Fleet {
             for number in 1..=*count {
                 let short = zone.rsplit('-').next().unwrap_or(zone);
                 let server = format!("{platform}-{short}-{number:02}");
-                let agent = Agent {
-                    group: format!("{platform}.{zone}"),
-                    address: local(ports.take()?),
-                    probe: local(ports.take()?),
-                    service: local(ports.take()?),
-                    dir: options.dir.join("servers").join(&server),
-                    prefix: Vec::new(),
-                    process: None,
-                    server: server.clone(),
-                };
+                let group = format!("{platform}.{zone}");
+                let agent = new_agent(&options, &mut ports, ip, &server, &group)?;
                 agents.insert(server, agent);
             }
         }
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let mut fleet =
-            Fleet { options, hub: None, hub_address, mirrors, agents, runtime, client: None };
+        let mut fleet = Fleet {
+            options,
+            ports,
+            hub: None,
+            hub_address,
+            mirrors,
+            agents,
+            runtime,
+            client: None,
+        };
         let mut args = vec![
             "init".to_owned(),
             "--dir".to_owned(),
@@ -125,36 +119,31 @@ impl Fleet {
     }
 
     /// Adds a server to a group and starts it; it joins.
-    ///
-    /// # Errors
-    /// When it does not start.
     pub fn add_agent(&mut self, server: &str, group: &str) -> Result<()> {
-        let mut ports = Ports::new();
-        let taken: Vec<SocketAddr> = self
-            .agents
-            .values()
-            .flat_map(|agent| [agent.address, agent.probe, agent.service])
-            .collect();
-        let mut free = || -> Result<SocketAddr> {
-            loop {
-                let address = local(ports.take()?);
-                if !taken.contains(&address) {
-                    return Ok(address);
-                }
-            }
-        };
-        let agent = Agent {
-            server: server.to_owned(),
-            group: group.to_owned(),
-            address: free()?,
-            probe: free()?,
-            service: free()?,
-            dir: self.options.dir.join("servers").join(server),
-            prefix: Vec::new(),
-            process: None,
-        };
+        let (options, ip) = (&self.options, Ipv4Addr::LOCALHOST);
+        let agent = new_agent(options, &mut self.ports, ip, server, group)?;
         self.agents.insert(server.to_owned(), agent);
         self.make_agent(server)?;
         self.start_agent(server)
     }
+}
+
+fn new_agent(
+    options: &FleetOptions,
+    ports: &mut Ports,
+    ip: Ipv4Addr,
+    server: &str,
+    group: &str,
+) -> Result<Agent> {
+    let mut free = || Ok::<_, anyhow::Error>(SocketAddr::from((ip, ports.take()?)));
+    Ok(Agent {
+        server: server.to_owned(),
+        group: group.to_owned(),
+        address: free()?,
+        probe: free()?,
+        service: free()?,
+        dir: options.dir.join("servers").join(server),
+        prefix: Vec::new(),
+        process: None,
+    })
 }

@@ -102,7 +102,7 @@ fn a_service_that_dies_after_two_seconds_is_held() -> Result<()> {
         ensure!(last.version == "1.0.0", "{server} runs {}", last.version);
     }
     ensure!(tried == 1, "{tried} servers tried it");
-    cohort_trial::prober::version_at(trial.agents()["intel-a-01"].service)
+    crate::prober::version_at(trial.agents()["intel-a-01"].service)
         .context("the service answers")?;
     trial.until(GROUP, Duration::from_secs(5), |status| holds(status, "1.1.0", "1.0.0"))?;
     trial.pass()

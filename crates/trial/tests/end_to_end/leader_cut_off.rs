@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::prober::{Prober, most_down};
 use anyhow::{Context as _, Result, ensure};
 use cohort_base::events;
 use cohort_trial::Fleet;
 use cohort_trial::logs::Logs;
-use cohort_trial::prober::{Prober, most_down};
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, runs};
 use rustix::process::Signal;
@@ -19,7 +19,7 @@ use crate::unreachable::{HERE, THERE, There, in_a_namespace};
 fn stopped_for_a_while() -> Result<()> {
     let mut trial = Trial::of("leader-stopped", 3)?;
     trial.first_release(&policy(ONE_BY_ONE, ""), &WebRelease::new("1.0.0"))?;
-    let prober = Prober::start(&trial.services(None));
+    let prober = Prober::start(&trial.services());
     for version in ["1.1.0", "1.2.0"] {
         trial.publish(&WebRelease::new(version), &[PLATFORM])?;
         trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave >= 1))?;

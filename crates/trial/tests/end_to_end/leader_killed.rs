@@ -5,11 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::prober::{Prober, most_down};
 use anyhow::{Context as _, Result, bail, ensure};
 use cohort_base::events;
 use cohort_core::phase::PhaseName;
 use cohort_trial::logs::Logs;
-use cohort_trial::prober::{Prober, most_down};
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, holds, runs};
 
@@ -71,7 +71,7 @@ fn at_each_state_of_the_group() -> Result<()> {
         released: Vec::new(),
         visited: BTreeSet::new(),
     };
-    let prober = Prober::start(&story.trial.services(None));
+    let prober = Prober::start(&story.trial.services());
     for (number, state) in PhaseName::ALL.into_iter().enumerate() {
         let begun = Instant::now();
         let version = format!("1.{number}.0");

@@ -1,6 +1,8 @@
 //! End-to-end tests: fleets of real processes of the production binary, each in a folder and on
 //! ports of its own. Where to start reading: `trial.rs`, then any of the tests.
 
+mod evidence;
+mod prober;
 mod trial;
 
 mod bad_releases;

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::prober::version_at;
 use anyhow::{Context as _, Result, ensure};
 use cohort_base::events;
 use cohort_core::waiting::WaitingOn;
 use cohort_trial::logs::{Line, Logs};
-use cohort_trial::prober::version_at;
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, runs};
 use cohort_wire::agent::GroupStatus;

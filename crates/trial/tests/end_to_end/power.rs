@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::prober::{Prober, most_down, version_at};
 use anyhow::{Context as _, Result, bail, ensure};
 use cohort_base::events;
 use cohort_core::report::Step;
 use cohort_trial::logs::{Line, Logs};
-use cohort_trial::prober::{Prober, most_down, version_at};
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, runs};
 
@@ -43,7 +43,7 @@ fn slow(version: &str) -> WebRelease {
 fn an_agent_is_killed_at_each_step() -> Result<()> {
     let mut trial = Trial::of("killed-at-step", 3)?;
     trial.first_release(&policy(ONE_BY_ONE, ""), &slow("1.0.0"))?;
-    let prober = Prober::start(&trial.services(None));
+    let prober = Prober::start(&trial.services());
     let steps: Vec<Step> = Step::ALL
         .into_iter()
         .filter(|step| hook_of(*step).is_some() || *step == Step::Prepare)

@@ -1,9 +1,9 @@
 //! A person steers a rollout: pause, resume, abort, retry, undo, and a newer release in the middle.
 
+use crate::prober::{Prober, most_down};
 use anyhow::{Result, ensure};
 use cohort_core::phase::PhaseName;
 use cohort_core::waiting::WaitingOn;
-use cohort_trial::prober::{Prober, most_down};
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, holds, reason, runs, waits};
 
@@ -14,7 +14,7 @@ fn by_a_person() -> Result<()> {
     let trial = Trial::of("steering", 3)?;
     let slow = format!("drain_time = \"300ms\"\n{ONE_BY_ONE}");
     trial.first_release(&policy(&slow, ""), &WebRelease::new("1.0.0"))?;
-    let prober = Prober::start(&trial.services(None));
+    let prober = Prober::start(&trial.services());
     let in_wave = |wave: u32| {
         trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave == wave))
     };

@@ -10,7 +10,7 @@ use cohort_base::events;
 use cohort_trial::logs::Logs;
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::runs;
-use cohort_trial::{Fleet, FleetOptions};
+use cohort_trial::{Fleet, FleetOptions, Programs};
 
 /// The group of single-group tests.
 pub(crate) const GROUP: &str = "intel.zone-a";
@@ -111,15 +111,16 @@ impl Wanted {
         let groups = zones.iter().filter(|(_, servers)| *servers > 0);
         Ok(FleetOptions {
             dir,
-            cohort: program("cohort")?,
-            web: program("cohort-example-web")?,
-            artifact: example(),
+            programs: Programs {
+                cohort: program("cohort")?,
+                web: program("cohort-example-web")?,
+                artifact: example(),
+            },
             groups: groups
                 .map(|(zone, servers)| (PLATFORM.to_owned(), (*zone).to_owned(), *servers))
                 .collect(),
             mirrors: self.mirrors,
             agent_toml: self.agent_toml.clone(),
-            log: std::env::var("COHORT_LOG").unwrap_or_else(|_| "info".into()),
         })
     }
 }

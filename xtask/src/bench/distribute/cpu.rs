@@ -6,7 +6,6 @@ use std::fs;
 /// Clock ticks per second in `/proc`; 100 on every architecture since Linux 2.6.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// CPU seconds.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Seconds {
     pub user: f64,
@@ -36,14 +35,6 @@ pub(super) fn seconds_of(pids: impl IntoIterator<Item = u32>) -> Seconds {
     }
     let seconds = |ticks: u64| ticks as f64 / TICKS_PER_SECOND;
     Seconds { user: seconds(user), system: seconds(system) }
-}
-
-/// Seconds used by our children that exited and were reaped.
-pub(super) fn seconds_of_ended() -> f64 {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after = stat.rsplit(')').next().unwrap_or_default();
-    let field = |at: usize| after.split_whitespace().nth(at).and_then(|text| text.parse().ok());
-    (field(13).unwrap_or(0) + field(14).unwrap_or(0_u64)) as f64 / TICKS_PER_SECOND
 }
 
 struct Process {

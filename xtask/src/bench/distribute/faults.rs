@@ -1,14 +1,13 @@
 //! Servers that are slow, that die, or that serve wrong bytes.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::zone::{Links, Transfer, UNIT_BYTES, Zone};
+use super::zone::{Transfer, UNIT_BYTES, Zone};
 use crate::bench::{GROUP, median};
 
 /// A killed server is restarted after this.
@@ -64,34 +63,21 @@ pub(super) fn kill_head(
     runs: usize,
     mib: usize,
 ) -> Result<Vec<f64>> {
-    let (mut delays, mut wans) = (Vec::new(), Vec::new());
-    for _ in 0..runs {
-        // The head tends to be the first by name; another server should be the leader.
+    // The head tends to be the first by name; another server should be the leader.
+    let third_leads = |zone: &Zone| {
         let to = zone.servers().into_iter().nth(2).context("three servers")?;
         if leader(zone)? != to {
             zone.fleet.run(&["group", "transfer-leader", GROUP, "--to", &to])?;
         }
-        let mut killed = String::new();
-        let transfer = zone.transfer_with("the head dies", mib, |zone| {
-            sleep(into(zone.links, mib));
-            killed = head(zone)?;
-            zone.fleet.kill_agent(&killed);
-            sleep(AWAY);
-            zone.fleet.start_agent(&killed)?;
-            Ok(Vec::new())
-        })?;
-        let usual = usual_s(base, &[&killed])?;
-        let end = transfer.end_s(&[&killed]);
-        eprintln!(
-            "    {killed} died and ended at {:.2} s; the others {end:.2} s, usually {usual:.2}; \
-             leader {to}",
-            transfer.ends[&killed]
-        );
-        delays.push(end - usual);
-        wans.push(transfer.wan);
-        settled(zone)?;
-    }
-    Ok(vec![median(&mut delays)?, median(&mut wans)?])
+        Ok(())
+    };
+    kill(zone, base, runs, mib, third_leads, |zone| {
+        let killed = head(zone)?;
+        zone.fleet.kill_agent(&killed);
+        sleep(AWAY);
+        zone.fleet.start_agent(&killed)?;
+        Ok(killed)
+    })
 }
 
 /// `kill -9` of the leader; it stays down until the transfer is over.
@@ -101,26 +87,50 @@ pub(super) fn kill_leader(
     runs: usize,
     mib: usize,
 ) -> Result<Vec<f64>> {
+    kill(
+        zone,
+        base,
+        runs,
+        mib,
+        |_| Ok(()),
+        |zone| {
+            let killed = leader(zone)?;
+            let was_head = zone.network.asks_mirror(&killed)?;
+            zone.fleet.kill_agent(&killed);
+            eprintln!("    {killed} was {}the head", if was_head { "" } else { "not " });
+            Ok(killed)
+        },
+    )
+}
+
+/// Delay of the other servers, and WAN copies, when `strike` kills a server a third into the
+/// transfer. `before` prepares each run. A server that `strike` does not restart is not waited for.
+fn kill(
+    zone: &mut Zone,
+    base: &[Transfer],
+    runs: usize,
+    mib: usize,
+    before: fn(&Zone) -> Result<()>,
+    strike: fn(&mut Zone) -> Result<String>,
+) -> Result<Vec<f64>> {
     let (mut delays, mut wans) = (Vec::new(), Vec::new());
     for _ in 0..runs {
+        before(zone)?;
         let mut killed = String::new();
-        let mut was_head = false;
-        let transfer = zone.transfer_with("the leader dies", mib, |zone| {
-            killed = leader(zone)?;
-            sleep(into(zone.links, mib));
-            was_head = zone.network.asks_mirror(&killed)?;
-            zone.fleet.kill_agent(&killed);
-            Ok(vec![killed.clone()])
+        let transfer = zone.transfer_with("a server dies", mib, |zone| {
+            sleep(Duration::from_secs_f64(zone.links.limit_s((mib as u64) << 20) / 3.0));
+            killed = strike(zone)?;
+            let lost = zone.fleet.agent_pid(&killed).is_none();
+            Ok(lost.then(|| killed.clone()).into_iter().collect())
         })?;
         let usual = usual_s(base, &[&killed])?;
         let end = transfer.end_s(&[&killed]);
-        eprintln!(
-            "    {killed} died{}; the others {end:.2} s, usually {usual:.2}",
-            if was_head { ", who was the head as well" } else { "" }
-        );
+        eprintln!("    {killed} died; the others {end:.2} s, usually {usual:.2}");
         delays.push(end - usual);
         wans.push(transfer.wan);
-        zone.fleet.start_agent(&killed)?;
+        if zone.fleet.agent_pid(&killed).is_none() {
+            zone.fleet.start_agent(&killed)?;
+        }
         settled(zone)?;
     }
     Ok(vec![median(&mut delays)?, median(&mut wans)?])
@@ -163,11 +173,6 @@ pub(super) fn corrupt(zone: &mut Zone, mib: usize) -> Result<f64> {
     zone.fleet.start_agent(&bad)?;
     settled(zone)?;
     Ok(transfer.wrong_units as f64)
-}
-
-/// Delay of a fault: a third into the transfer.
-fn into(links: Links, mib: usize) -> Duration {
-    Duration::from_secs_f64(links.limit_s((mib as u64) << 20) / 3.0)
 }
 
 fn leader(zone: &Zone) -> Result<String> {
@@ -217,15 +222,6 @@ fn settled(zone: &Zone) -> Result<()> {
 
 /// Total units refused by all servers except `but`, from their metrics.
 fn refused(zone: &Zone, but: &str) -> Result<f64> {
-    let mut sum = 0.0;
-    for agent in zone.fleet.agents().values().filter(|agent| agent.server != but) {
-        let mut stream = TcpStream::connect_timeout(&agent.probe, Duration::from_secs(5))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let of = text.lines().filter(|line| line.starts_with("cohort_units_refused_total"));
-        sum += of.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>();
-    }
-    Ok(sum)
+    let others = zone.servers().into_iter().filter(|server| server != but);
+    others.map(|server| zone.fleet.figure(&server, "cohort_units_refused_total")).sum()
 }

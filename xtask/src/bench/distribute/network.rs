@@ -19,9 +19,6 @@ pub(super) const SWITCH: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
 /// The origin, behind the downlink.
 pub(super) const MIRROR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 250);
 
-/// The caching proxy, in the zone.
-pub(super) const PROXY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 251);
-
 /// Rate towards the mirror, in Mbit/s: high enough for requests and acknowledgements.
 const UPLINK_MBIT: u32 = 1_000;
 
@@ -51,8 +48,11 @@ pub(super) struct Network {
 impl Network {
     /// A switch and a mirror behind a downlink.
     pub(super) fn new(downlink_mbit: u32) -> Result<Network> {
-        let address = format!("{SWITCH}/24");
-        ip(&["link", "add", "br0", "type", "bridge"])?;
+        run(&format!(
+            "ip link add br0 type bridge
+             ip addr add {SWITCH}/24 dev br0
+             ip link set br0 up"
+        ))?;
         // A switch has no firewall. If the kernel called it for every packet, whichever process
         // runs at that moment would pay for it.
         for table in ["iptables", "ip6tables", "arptables"] {
@@ -61,8 +61,6 @@ impl Network {
                 std::fs::write(&call, "0").with_context(|| call.clone())?;
             }
         }
-        ip(&["addr", "add", &address, "dev", "br0"])?;
-        ip(&["link", "set", "br0", "up"])?;
         let mut network = Network { names: Vec::new() };
         network.join(MIRROR_NAME, MIRROR, downlink_mbit, UPLINK_MBIT)?;
         Ok(network)
@@ -76,31 +74,19 @@ impl Network {
         send_mbit: u32,
         receive_mbit: u32,
     ) -> Result<()> {
-        let [a, b, c, d] = address.octets();
-        // Neighbours cache the MAC of an address: derive it, so that a recreated link is reachable.
-        let mac = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
-        let (port, address) = (port(name), format!("{address}/24"));
-        ip(&["netns", "add", name])?;
         self.names.push(name.to_owned());
-        let peer = ["peer", "name", "eth0", "address", &mac, "netns", name];
-        ip(&[&["link", "add", &port, "type", "veth"], &peer[..]].concat())?;
-        ip(&["link", "set", &port, "master", "br0", "up"])?;
-        ip(&["-n", name, "addr", "add", &address, "dev", "eth0"])?;
+        let port = port(name);
+        run(&format!(
+            "ip netns add {name}
+             ip link add {port} type veth peer name eth0 netns {name}
+             ip link set {port} master br0 up
+             ip -n {name} addr add {address}/24 dev eth0"
+        ))?;
         if send_mbit <= NIC_MBIT_MAX {
-            let most = SEGMENT_BYTES_MAX.to_string();
-            ip(&["-n", name, "link", "set", "eth0", "gso_max_size", &most])?;
+            run(&format!("ip -n {name} link set eth0 gso_max_size {SEGMENT_BYTES_MAX}"))?;
         }
-        ip(&["-n", name, "link", "set", "eth0", "up"])?;
-        ip(&["-n", name, "link", "set", "lo", "up"])?;
+        run(&format!("ip -n {name} link set eth0 up\nip -n {name} link set lo up"))?;
         self.limit(name, send_mbit, receive_mbit)
-    }
-
-    /// Removes a namespace and its link.
-    pub(super) fn leave(&mut self, name: &str) -> Result<()> {
-        self.names.retain(|known| known != name);
-        // This removes the peer as well.
-        ip(&["link", "del", &port(name)])?;
-        ip(&["netns", "del", name]).map(drop)
     }
 
     /// Changes the limits of a link.
@@ -109,8 +95,11 @@ impl Network {
             let burst_kb = if rate <= NIC_MBIT_MAX { BURST_KIB } else { BURST_KIB_FAST };
             format!("root tbf rate {rate}mbit burst {burst_kb}kb latency 40ms")
         };
-        tc(&format!("-n {name} qdisc replace dev eth0 {}", tbf(send_mbit)))?;
-        tc(&format!("qdisc replace dev {} {}", port(name), tbf(receive_mbit)))?;
+        let (port, send, receive) = (port(name), tbf(send_mbit), tbf(receive_mbit));
+        run(&format!(
+            "tc -n {name} qdisc replace dev eth0 {send}
+             tc qdisc replace dev {port} {receive}"
+        ))?;
         Ok(())
     }
 
@@ -126,16 +115,16 @@ impl Network {
 
     /// Total bytes that a server has sent, headers included.
     pub(super) fn sent_bytes(&self, name: &str) -> Result<u64> {
-        let text = tc(&format!("-n {name} -s -j qdisc show dev eth0"))?;
+        let text = run(&format!("tc -n {name} -s -j qdisc show dev eth0"))?;
         let all: serde_json::Value = serde_json::from_str(&text)?;
         all[0]["bytes"].as_u64().with_context(|| format!("no count of bytes in {text}"))
     }
 
     /// Whether a server has a connection to the mirror.
     pub(super) fn asks_mirror(&self, name: &str) -> Result<bool> {
-        let mirror = MIRROR.to_string();
-        let args = ["netns", "exec", name, "ss", "-Htn", "state", "established", "dst", &mirror];
-        Ok(!ip(&args)?.trim().is_empty())
+        let at = format!("ip netns exec {name}");
+        let found = run(&format!("{at} ss -Htn state established dst {MIRROR}"))?;
+        Ok(!found.trim().is_empty())
     }
 
     /// Prefix of a command line that runs on a server.
@@ -154,11 +143,11 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for name in &self.names {
-            let _ = ip(&["netns", "del", name]);
             // The link disappears with the namespace, but with a delay.
-            let _ = ip(&["link", "del", &port(name)]);
+            let _ = run(&format!("ip netns del {name}"));
+            let _ = run(&format!("ip link del {}", port(name)));
         }
-        let _ = ip(&["link", "del", "br0"]);
+        let _ = run("ip link del br0");
     }
 }
 
@@ -167,12 +156,15 @@ fn port(name: &str) -> String {
     format!("p-{name}")
 }
 
-fn ip(args: &[&str]) -> Result<String> {
-    output(Command::new("ip").args(args))
-}
-
-fn tc(args: &str) -> Result<String> {
-    output(Command::new("tc").args(args.split(' ')))
+/// Runs commands, one a line, and returns the standard output of all.
+fn run(script: &str) -> Result<String> {
+    let mut all = String::new();
+    for line in script.lines() {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("a command in every line")?;
+        all.push_str(&output(Command::new(program).args(words))?);
+    }
+    Ok(all)
 }
 
 /// Runs a command and returns its standard output.

@@ -1,17 +1,14 @@
-//! nginx: the origin of the repository, and the caching proxy of the comparison.
+//! nginx: the origin of the repository, and the services whose latency is measured.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cohort_trial::Process;
 
 use super::network::Network;
-
-/// Timeout for nginx to listen.
-const START_MAX: Duration = Duration::from_secs(20);
 
 /// A running nginx; stopped when dropped.
 pub(super) struct Nginx {
@@ -19,12 +16,10 @@ pub(super) struct Nginx {
     access_log: PathBuf,
 }
 
-/// An answered request.
 #[derive(Debug, Clone)]
 pub(super) struct Answered {
     /// Time of the request, in seconds since 1970.
     pub at: f64,
-    /// Path of the request.
     pub path: String,
 }
 
@@ -39,55 +34,34 @@ impl Answered {
 }
 
 impl Nginx {
-    /// Starts one in a namespace. `server` is the body of its `server` block, `http` precedes it.
-    pub(super) fn start(
-        name: &str,
-        at: (Ipv4Addr, u16),
-        dir: &Path,
-        (http, server): (&str, &str),
-    ) -> Result<Nginx> {
-        let dir = dir.join(format!("nginx-{name}-{}", at.1));
-        fs::create_dir_all(&dir)?;
-        let config = dir.join("nginx.conf");
-        let access_log = dir.join("access.log");
-        let (ip, port) = at;
-        let (folder, log) = (dir.display(), access_log.display());
-        let text = format!(
-            "user root; daemon off; worker_processes 1; pid {folder}/pid;\n\
-             error_log {folder}/error.log;\nevents {{ worker_connections 1024; }}\n\
-             http {{\n    log_format moments '$msec $request_time $status $uri';\n    \
-             access_log {log} moments;\n    proxy_temp_path {folder}/proxy;\n    \
-             sendfile on; tcp_nodelay on; keepalive_requests 1000000;\n    {http}\n    \
-             server {{ listen {ip}:{port}; {server} }}\n}}\n"
-        );
-        fs::write(&config, text)?;
-        let mut command = Network::command(name, "nginx");
-        command.arg("-c").arg(&config).arg("-e").arg(dir.join("error.log"));
-        let log = dir.join("output.log");
-        let mut process = Process::start("nginx", &mut command, &log)?;
-        let begun = Instant::now();
-        while TcpStream::connect_timeout(&(ip, port).into(), Duration::from_millis(200)).is_err() {
-            let text = || fs::read_to_string(&log).unwrap_or_default();
-            ensure!(process.runs(), "nginx ended: {}", text());
-            ensure!(begun.elapsed() < START_MAX, "nginx does not listen: {}", text());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(Nginx { process, access_log })
-    }
-
-    /// Serves a folder.
+    /// Serves the folder `root` from a namespace.
     pub(super) fn folder(
         name: &str,
         at: (Ipv4Addr, u16),
         dir: &Path,
         root: &Path,
     ) -> Result<Nginx> {
-        Nginx::start(name, at, dir, ("", &format!("root {};", root.display())))
-    }
-
-    /// Its pid.
-    pub(super) fn id(&self) -> u32 {
-        self.process.id()
+        let dir = dir.join(format!("nginx-{name}-{}", at.1));
+        fs::create_dir_all(&dir)?;
+        let config = dir.join("nginx.conf");
+        let access_log = dir.join("access.log");
+        let (ip, port) = at;
+        let (folder, log, root) = (dir.display(), access_log.display(), root.display());
+        let text = format!(
+            "user root; daemon off; worker_processes 1; pid {folder}/pid;\n\
+             error_log {folder}/error.log;\nevents {{ worker_connections 1024; }}\n\
+             http {{\n    log_format moments '$msec $request_time $status $uri';\n    \
+             access_log {log} moments;\n    \
+             sendfile on; tcp_nodelay on; keepalive_requests 1000000;\n    \
+             server {{ listen {ip}:{port}; root {root}; }}\n}}\n"
+        );
+        fs::write(&config, text)?;
+        let mut command = Network::command(name, "nginx");
+        command.arg("-c").arg(&config).arg("-e").arg(dir.join("error.log"));
+        let log = dir.join("output.log");
+        let mut process = Process::start("nginx", &mut command, &log)?;
+        process.until_it_listens((ip, port).into(), &log)?;
+        Ok(Nginx { process, access_log })
     }
 
     /// Requests whose answers are complete; nginx logs them only then.

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use cohort_trial::Programs;
 
-use super::rivals::{self, Compared};
 use super::zone::{Links, Transfer, Zone};
 use super::{DistributeArgs, PACKAGES, delta, faults, service};
 use crate::bench::Better::{self, Higher, Lower};
 use crate::bench::{Row, median};
-use crate::build::Programs;
 
 /// Name, unit, goal, and which direction is better.
 type Goal = (&'static str, &'static str, Option<f64>, Better);
@@ -121,7 +120,6 @@ const PARTS: &[Part] = &[
     },
 ];
 
-/// The requested rows.
 pub(super) fn rows(args: &DistributeArgs) -> impl Iterator<Item = &'static Goal> {
     PARTS.iter().flat_map(move |part| wanted(args, part))
 }
@@ -133,41 +131,9 @@ fn wanted(args: &DistributeArgs, part: &Part) -> impl Iterator<Item = &'static G
     })
 }
 
-/// All results.
-pub(super) struct Measured {
-    pub rows: Vec<Row>,
-    compared: Vec<(String, Compared)>,
-}
-
-impl Measured {
-    /// The comparison, line by line.
-    pub(super) fn comparison(&self) -> Vec<String> {
-        if self.compared.is_empty() {
-            return Vec::new();
-        }
-        let mut lines = vec![format!(
-            "{:<12} {:<44} {:>7} {:>11} {:>6}",
-            "links", "way", "ratio", "WAN copies", "CPU s"
-        )];
-        lines.extend(self.compared.iter().map(|(links, Compared { who, ratio, wan, cpu_s })| {
-            format!("{links:<12} {who:<44} {ratio:>7.3} {wan:>11.4} {cpu_s:>6.2}")
-        }));
-        lines.push(String::new());
-        lines
-    }
-}
-
 /// Measures all requested rows; a failing part is reported, and the others continue.
-pub(super) fn measure(args: &DistributeArgs, programs: &Programs, folder: &Path) -> Measured {
-    let mut work = Work {
-        args,
-        programs,
-        folder,
-        zone: None,
-        zones: 0,
-        compared: Vec::new(),
-        base: Vec::new(),
-    };
+pub(super) fn measure(args: &DistributeArgs, programs: &Programs, folder: &Path) -> Vec<Row> {
+    let mut work = Work { args, programs, folder, zone: None, zones: 0, base: Vec::new() };
     let mut figures: BTreeMap<&str, f64> = BTreeMap::new();
     for part in PARTS.iter().filter(|part| wanted(args, part).next().is_some()) {
         let names = part.rows.iter().map(|(what, ..)| *what);
@@ -184,10 +150,10 @@ pub(super) fn measure(args: &DistributeArgs, programs: &Programs, folder: &Path)
             }
         }
     }
-    let rows = rows(args).map(|(what, unit, goal, better)| {
+    let row = |(what, unit, goal, better): &Goal| {
         Row::new(what, figures.get(what).copied(), unit, *goal, *better)
-    });
-    Measured { rows: rows.collect(), compared: work.compared }
+    };
+    rows(args).map(row).collect()
 }
 
 struct Work<'a> {
@@ -197,18 +163,16 @@ struct Work<'a> {
     /// The running zone, and whether its files are on disk.
     zone: Option<(Zone, bool)>,
     zones: u32,
-    compared: Vec<(String, Compared)>,
     /// Undisturbed transfers, the baseline of the others.
     base: Vec<Transfer>,
 }
 
 impl Work<'_> {
-    /// The base case, with its rivals.
+    /// The base case: ratio, WAN copies and CPU seconds.
     fn usual(&mut self, part: &Part) -> Result<Vec<f64>> {
-        let line = cohort(&self.baseline(part)?)?;
-        let figures = vec![line.ratio, line.wan, line.cpu_s];
-        self.compare(part, MIB, line, true);
-        Ok(figures)
+        let base = self.baseline(part)?;
+        let cpu_s = median_of(&base, |transfer| transfer.cpu.all())?;
+        Ok([ratio_and_wan(&base)?, vec![cpu_s]].concat())
     }
 
     /// A fault in the base case.
@@ -220,11 +184,7 @@ impl Work<'_> {
 
     /// Ratio and WAN copies over some links.
     fn plain(&mut self, part: &Part, mib: usize) -> Result<Vec<f64>> {
-        let line = cohort(&self.transfers(part, part.rows[0].0, mib)?)?;
-        let figures = vec![line.ratio, line.wan];
-        // With four times the bytes, rivals would take a quarter of an hour.
-        self.compare(part, mib, line, mib == MIB);
-        Ok(figures)
+        ratio_and_wan(&self.transfers(part, part.rows[0].0, mib)?)
     }
 
     fn baseline(&mut self, part: &Part) -> Result<Vec<Transfer>> {
@@ -238,28 +198,6 @@ impl Work<'_> {
         let runs = self.args.runs();
         let zone = self.zone(part)?;
         repeat(runs, || zone.transfer(what, mib))
-    }
-
-    /// Adds a line to the comparison, and its rivals'.
-    fn compare(&mut self, part: &Part, mib: usize, line: Compared, rivals: bool) {
-        let Links { servers, downlink_mbit, nic_mbit } = part.links;
-        let name = format!("{downlink_mbit}/{nic_mbit} × {servers}");
-        self.compared.push((name.clone(), line));
-        if self.args.no_rivals || !rivals {
-            return;
-        }
-        // curl sends everything only in the base case: its time grows with every server.
-        let short = self.args.quick || servers != 10 || nic_mbit == downlink_mbit;
-        let measured = self.zone(part).and_then(|zone| rivals::measure(zone, mib, short));
-        match measured {
-            Ok(lines) => {
-                self.compared.extend(lines.into_iter().map(|line| (name.clone(), line)));
-            }
-            Err(error) => {
-                eprintln!("error: cannot measure the comparison: {error:#}");
-                self.zone = None;
-            }
-        }
     }
 
     /// A zone for this part: the running one, if its links can be changed to the part's.
@@ -287,14 +225,9 @@ impl Work<'_> {
     }
 }
 
-/// Our own line of the comparison.
-fn cohort(transfers: &[Transfer]) -> Result<Compared> {
-    Ok(Compared {
-        who: "cohort, mutual TLS",
-        ratio: median_of(transfers, Transfer::ratio)?,
-        wan: median_of(transfers, |transfer| transfer.wan)?,
-        cpu_s: median_of(transfers, |transfer| transfer.cpu.all())?,
-    })
+fn ratio_and_wan(transfers: &[Transfer]) -> Result<Vec<f64>> {
+    let wan = median_of(transfers, |transfer| transfer.wan)?;
+    Ok(vec![median_of(transfers, Transfer::ratio)?, wan])
 }
 
 fn median_of(transfers: &[Transfer], of: impl Fn(&Transfer) -> f64) -> Result<f64> {

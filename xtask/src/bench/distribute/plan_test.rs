@@ -6,7 +6,6 @@ fn names(quick: bool, only: &[&str]) -> Vec<&'static str> {
         quick,
         only: only.iter().map(|name| (*name).to_owned()).collect(),
         runs: None,
-        no_rivals: true,
         disk: "/tmp".into(),
         logs: None,
     };

@@ -13,7 +13,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::origin::Nginx;
 use super::zone::Zone;
 
-/// The services' port.
 const PORT: u16 = 8_088;
 
 /// Size of a response: a small page.
@@ -22,7 +21,6 @@ const PAGE_BYTES: usize = 16 * 1024;
 /// How often every service is probed.
 const EVERY: Duration = Duration::from_millis(20);
 
-/// Timeout of a response.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// How long services are probed before the transfer.

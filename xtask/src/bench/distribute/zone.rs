@@ -9,13 +9,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use cohort_trial::release::noise;
-use cohort_trial::{Fleet, FleetOptions, watch};
+use cohort_trial::{Fleet, FleetOptions, Programs, watch};
 
 use super::cpu::{self, Seconds};
 use super::network::{MIRROR, MIRROR_NAME, Network, SWITCH};
 use super::origin::Nginx;
 use crate::bench::{GROUP, PLATFORM, ZONE};
-use crate::build::Programs;
 
 /// Timeout for the group to form, and to notice a changed channel.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
@@ -36,7 +35,6 @@ const IDLE: Duration = Duration::from_secs(3);
 /// A transfer counts as started after this many bytes through the downlink.
 const BEGUN_BYTES: u64 = 1 << 20;
 
-/// Size of a unit.
 pub(super) const UNIT_BYTES: usize = 64 * 1024;
 
 /// One wave of all servers without waits: only bytes matter here.
@@ -87,7 +85,6 @@ pub(super) struct Ready {
     pub bytes: u64,
 }
 
-/// Result of a transfer.
 #[derive(Debug, Clone)]
 pub(super) struct Transfer {
     /// Lower bound, in seconds.
@@ -99,7 +96,6 @@ pub(super) struct Transfer {
     pub since_channel_s: f64,
     /// Bytes through the downlink ÷ size.
     pub wan: f64,
-    /// Bytes through the downlink.
     pub wan_bytes: u64,
     /// CPU seconds of all agents.
     pub cpu: Seconds,
@@ -157,13 +153,10 @@ impl Zone {
         let mut network = Network::new(links.downlink_mbit)?;
         let options = FleetOptions {
             dir: dir.to_owned(),
-            cohort: programs.cohort.clone(),
-            web: programs.web.clone(),
-            artifact: programs.artifact.clone(),
+            programs: programs.clone(),
             groups: vec![(PLATFORM.to_owned(), ZONE.to_owned(), links.servers)],
             mirrors: 0,
             agent_toml: format!("mirrors = [\"http://{MIRROR}/\"]"),
-            log: std::env::var("COHORT_LOG").unwrap_or_else(|_| "info".into()),
         };
         let mut fleet = Fleet::lay_out_at(options, SWITCH)?;
         let names: Vec<String> = fleet.agents().keys().cloned().collect();
@@ -238,7 +231,6 @@ impl Zone {
         ready
     }
 
-    /// Publishes a folder.
     pub(super) fn publish_folder(&mut self, dist: &Path, more: &[&str]) -> Result<Ready> {
         self.releases += 1;
         let version = format!("1.0.{}", self.releases);
