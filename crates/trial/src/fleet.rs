@@ -348,8 +348,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Stops every process that the fleet ever started, guards and services included. An error names
-    /// those that did not exit.
+    /// Stops every process that the fleet ever started, guards and services included. An error
+    /// names those that did not exit.
     pub fn stop(&mut self) -> Result<()> {
         let names: Vec<String> = self.agents.keys().cloned().collect();
         for name in &names {
