@@ -5,9 +5,9 @@
 //! the same folder. All functions block.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 
 pub use tempfile::NamedTempFile;
@@ -15,15 +15,15 @@ pub use tempfile::NamedTempFile;
 /// How the name of every file begins that is not in its place yet.
 pub const UNFINISHED_PREFIX: &str = ".unfinished-";
 
-/// The mode of a file that everybody may read.
+/// The mode of a file that everybody may read, as far as the process's umask allows.
 pub const READABLE: u32 = 0o644;
 
 /// The mode of a file that only its owner may read.
 pub const SECRET: u32 = 0o600;
 
-/// Replaces `path` with `bytes`. The file has exactly `mode`, and is never readable by more
-/// people than that. Its folder must exist. Two writers do not disturb each other: the last one
-/// wins.
+/// Replaces `path` with `bytes`. The file has `mode` without the bits of the process's umask, and
+/// is never readable by more people than that. Its folder must exist. Two writers do not disturb
+/// each other: the last one wins.
 ///
 /// # Errors
 /// When the file system refuses. The old file is untouched then, except when the error came from
@@ -48,8 +48,7 @@ pub fn unfinished(folder: &Path) -> io::Result<NamedTempFile> {
 /// # Errors
 /// As [`write`].
 pub fn put_in_place(file: NamedTempFile, path: &Path, mode: u32) -> io::Result<()> {
-    file.as_file().set_permissions(Permissions::from_mode(mode))?;
-    file.as_file().sync_all()?;
+    finish(&file, mode)?;
     file.persist(path).map_err(|error| error.error)?;
     sync_folder(folder_of(path))
 }
@@ -61,10 +60,23 @@ pub fn put_in_place(file: NamedTempFile, path: &Path, mode: u32) -> io::Result<(
 pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = unfinished_for(path)?;
     file.write_all(bytes)?;
-    file.as_file().set_permissions(Permissions::from_mode(mode))?;
-    file.as_file().sync_all()?;
+    finish(&file, mode)?;
     file.persist_noclobber(path).map_err(|error| error.error)?;
     sync_folder(folder_of(path))
+}
+
+fn finish(file: &NamedTempFile, mode: u32) -> io::Result<()> {
+    file.as_file().set_permissions(Permissions::from_mode(mode & !umask()))?;
+    file.as_file().sync_all()
+}
+
+/// The bits that this process denies to files that it creates. The system call that returns them
+/// also sets them, for all threads; the kernel shows them here as well. Unknown (no `/proc`):
+/// only the owner gets anything.
+fn umask() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let text = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    text.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o077)
 }
 
 /// Renames a file or folder whose content is durable, and syncs the folder it goes to. The folder
@@ -91,6 +103,24 @@ pub fn create_folders(folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
         Ok(()) => sync_folder(above),
+    }
+}
+
+/// Creates a folder (and the missing ones above it) that is for its owner only, or takes an
+/// existing one away from everybody else.
+///
+/// # Errors
+/// When the file system refuses, for instance because the folder belongs to another user.
+pub fn private_folder(folder: &Path) -> io::Result<()> {
+    create_folders(folder_of(folder))?;
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        created => created.and_then(|()| sync_folder(folder_of(folder)))?,
+    }
+    let mode = fs::metadata(folder)?.permissions().mode();
+    match mode & 0o077 {
+        0 => Ok(()),
+        _ => fs::set_permissions(folder, Permissions::from_mode(mode & 0o700)),
     }
 }
 
@@ -160,73 +190,5 @@ fn sweep_prefix(folder: &Path, prefix: &OsStr) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod durable_test {
-    use super::*;
-
-    fn names(folder: &Path) -> Vec<String> {
-        let entries = fs::read_dir(folder).unwrap();
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn a_file_is_replaced_with_the_mode_it_is_given() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("record");
-        for (bytes, mode) in [("old", READABLE), ("new", SECRET), ("public", READABLE)] {
-            write(&path, bytes.as_bytes(), mode).unwrap();
-            assert_eq!(fs::read_to_string(&path).unwrap(), bytes);
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
-        }
-        assert_eq!(names(folder.path()), ["record"]);
-    }
-
-    #[test]
-    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("record");
-        fs::create_dir(&path).unwrap();
-        assert!(write(&path, b"new", READABLE).is_err());
-        assert!(path.is_dir());
-        assert_eq!(names(folder.path()), ["record"]);
-        assert!(write(&folder.path().join("missing/record"), b"new", READABLE).is_err());
-    }
-
-    #[test]
-    fn leftovers_are_swept_for_one_file_or_for_the_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        let leave = |name: &str| unfinished_for(&path(name)).unwrap().keep().unwrap();
-        let ((_, _a), (_, b)) = (leave("a"), leave("ab"));
-        write(&path("a"), b"", READABLE).unwrap();
-        sweep_for(&path("a")).unwrap();
-        assert_eq!(names(folder.path()), [b.file_name().unwrap().to_str().unwrap(), "a"]);
-        fs::create_dir(path(".unfinished-folder")).unwrap();
-        sweep(folder.path()).unwrap();
-        assert_eq!(names(folder.path()), ["a"]);
-        sweep(&path("missing")).unwrap();
-    }
-
-    #[test]
-    fn an_unfinished_file_vanishes_unless_it_is_put_in_place() {
-        let folder = tempfile::tempdir().unwrap();
-        drop(unfinished(folder.path()).unwrap());
-        let file = unfinished(folder.path()).unwrap();
-        put_in_place(file, &folder.path().join("kept"), READABLE).unwrap();
-        rename(&folder.path().join("kept"), &folder.path().join("renamed")).unwrap();
-        assert_eq!(names(folder.path()), ["renamed"]);
-    }
-
-    #[test]
-    fn missing_folders_are_created_and_a_bare_name_is_in_the_current_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let deep = folder.path().join("a/b/c");
-        create_folders(&deep).unwrap();
-        create_folders(&deep).unwrap();
-        assert!(deep.is_dir());
-        assert_eq!(folder_of(Path::new("name")), Path::new("."));
-        assert_eq!(folder_of(Path::new("/a/name")), Path::new("/a"));
-    }
-}
+#[path = "durable_test.rs"]
+mod durable_test;

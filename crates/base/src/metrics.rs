@@ -1,8 +1,8 @@
 //! The metrics of a process, in Prometheus' text format.
 //!
 //! [`Registrar`] registers a metric and returns the typed handle that counts, so an unregistered
-//! name cannot be used. Each process keeps its handles in one struct. `docs/metrics.md` lists them
-//! all; tests ask [`Registrar::undocumented`].
+//! name cannot be used. Each process keeps its handles in one struct, made by
+//! [`metrics!`](crate::metrics!). `docs/metrics.md` lists them all.
 
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -46,6 +46,46 @@ pub type Histograms<L> = Family<L, Histogram, Buckets>;
 /// of steps, routes, outcomes, never text that somebody typed.
 pub trait Labels: EncodeLabelSet + Clone + Hash + Eq + Debug + Send + Sync + 'static {}
 impl<L: EncodeLabelSet + Clone + Hash + Eq + Debug + Send + Sync + 'static> Labels for L {}
+
+/// A struct with all metrics of a process: the prefix of their names, then for each metric its
+/// field, its type, and the call of [`Registrar`] that registers it. Comes with `Default`, `text`,
+/// and a test that `docs/metrics.md` of the workspace mentions every name.
+#[macro_export]
+macro_rules! metrics {
+    ($(#[$doc:meta])* struct $name:ident($prefix:literal) {
+        $($(#[$about:meta])* $field:ident: $type:ty = $kind:ident($($arg:expr),+ $(,)?),)+
+    }) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub(crate) struct $name {
+            registrar: $crate::metrics::Registrar,
+            $($(#[$about])* pub(crate) $field: $type,)+
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                let mut registrar = $crate::metrics::Registrar::new($prefix);
+                $(let $field = registrar.$kind($($arg),+);)+
+                Self { registrar, $($field,)+ }
+            }
+        }
+
+        impl $name {
+            /// Everything, for `/metrics`.
+            pub(crate) fn text(&self) -> String {
+                self.registrar.text()
+            }
+        }
+
+        #[cfg(test)]
+        #[test]
+        fn every_metric_is_documented() {
+            let document =
+                include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md"));
+            assert_eq!($name::default().registrar.undocumented(document), [""; 0]);
+        }
+    };
+}
 
 /// All metrics of a process.
 #[derive(Debug)]
@@ -128,44 +168,5 @@ impl Registrar {
 }
 
 #[cfg(test)]
-mod metrics_test {
-    use super::*;
-
-    #[test]
-    fn metrics_are_scraped_as_prometheus_reads_them() {
-        let mut registrar = Registrar::new("cohort");
-        let requests =
-            registrar.counters::<[(&'static str, String); 1]>("requests", "Requests by route");
-        let ready = registrar.gauge("ready", "1 while ready");
-        let sync = registrar.histogram("sync_seconds", "Syncs of the log", LATENCY);
-        requests.get_or_create(&[("route", "a \"b\"\n\\".to_owned())]).inc_by(3);
-        ready.set(1);
-        sync.observe(0.003);
-        sync.observe(20.0);
-
-        let text = registrar.text();
-        let (samples, types): (Vec<&str>, Vec<&str>) =
-            text.lines().partition(|line| !line.starts_with('#'));
-        for line in [
-            r#"cohort_requests_total{route="a \"b\"\n\\"} 3"#,
-            "cohort_ready 1",
-            "cohort_sync_seconds_count 2",
-            "cohort_sync_seconds_bucket{le=\"0.002\"} 0",
-            "cohort_sync_seconds_bucket{le=\"0.004\"} 1",
-            "cohort_sync_seconds_bucket{le=\"+Inf\"} 2",
-        ] {
-            assert!(samples.contains(&line), "{line} is not in\n{text}");
-        }
-        assert!(types.contains(&"# TYPE cohort_sync_seconds histogram"), "{text}");
-        let document = "`cohort_requests_total` and `cohort_sync_seconds`";
-        assert_eq!(registrar.undocumented(document), ["cohort_ready"]);
-    }
-
-    #[test]
-    #[should_panic(expected = "registered twice")]
-    fn a_name_is_registered_once() {
-        let mut registrar = Registrar::new("cohort");
-        registrar.gauge("ready", "1 while ready");
-        registrar.gauge("ready", "1 while ready");
-    }
-}
+#[path = "metrics_test.rs"]
+mod metrics_test;
