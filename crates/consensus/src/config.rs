@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cohort_store::{Identity, RaftId};
+use cohort_store::RaftId;
 
 /// The length of one tick. With the defaults below, a leader is missed after 0.5 to 1 s.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -121,12 +121,6 @@ impl Config {
             limits: Limits::default(),
             weaken: Weaken::default(),
         }
-    }
-
-    /// The identity to keep in the member's store.
-    #[must_use]
-    pub fn identity(&self) -> Identity {
-        Identity { group: self.group.clone(), incarnation: self.incarnation, raft_id: self.id }
     }
 
     /// The first thing wrong with it, if any.

@@ -1,53 +1,10 @@
 //! The order of things: durable first, then messages and effects.
 
-use cohort_store::{Batch, Configuration, Index, LogStore, RaftId, Snapshot, Term};
+use cohort_store::{Batch, Index, LogStore, RaftId, Snapshot, Term};
 use raft::{StateRole, eraftpb};
 
-use crate::node::role_of;
-use crate::{Envelope, Message, Node, NodeError, ReadId, Role, convert};
-
-/// An entry that is committed and has to be applied.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// Its position. Positions only grow; some are left out (empty entries, membership changes).
-    pub index: Index,
-    /// Its term.
-    pub term: Term,
-    /// The command.
-    pub data: Vec<u8>,
-}
-
-/// A state that replaces the owner's whole state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InstalledSnapshot {
-    /// The last position whose effect is in it.
-    pub index: Index,
-    /// The term there.
-    pub term: Term,
-    /// The state.
-    pub data: Vec<u8>,
-}
-
-/// What the owner has to do, in the order of the fields. Everything it rests on is durable.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Effects {
-    /// Replace the whole state with this one, then apply `committed`.
-    pub installed_snapshot: Option<InstalledSnapshot>,
-    /// Apply these, in order.
-    pub committed: Vec<Committed>,
-    /// Everything up to here is applied when the two above are done.
-    pub applied: Index,
-    /// The newest membership, if it changed.
-    pub configuration: Option<Configuration>,
-    /// These reads may be carried out now; each with the position it was promised.
-    pub reads_ready: Vec<(ReadId, Index)>,
-    /// The new role, term and leader, if any of them changed.
-    pub role_changed: Option<(Role, Term, Option<RaftId>)>,
-    /// Send these, in order.
-    pub messages: Vec<Envelope>,
-    /// Call [`Node::compact`] soon: the log has grown long, or a member needs a snapshot.
-    pub snapshot_wanted: bool,
-}
+use crate::effects::{Committed, Effects, InstalledSnapshot};
+use crate::{Message, Node, NodeError, Role, convert};
 
 impl<S: LogStore> Node<S> {
     /// Makes everything that has happened durable, and returns what to do about it.
@@ -64,7 +21,7 @@ impl<S: LogStore> Node<S> {
         effects.applied = self.applied;
         effects.reads_ready = self.reads.ready(self.applied);
         let raft = &self.raw.raft;
-        let role = (role_of(raft.state), Term(raft.term), self.leader());
+        let role = (Role::from(raft.state), Term(raft.term), self.leader());
         if role != self.role_seen {
             self.role_seen = role;
             effects.role_changed = Some(role);

@@ -4,20 +4,18 @@ use cohort_store::{Index, RaftId, StoreError};
 
 /// What stops a member, or keeps it from starting. The process must exit.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum NodeError {
-    /// The configuration cannot be used.
     #[error("consensus configuration: {0}")]
     Config(&'static str),
     /// A group can only be founded on an empty store.
     #[error("the member's store is not empty, so no group can be founded on it")]
     NotEmpty,
-    /// The store failed.
     #[error("the member's store failed")]
     Store(#[source] StoreError),
     /// The consensus library rejected a state that it must accept.
     #[error("the consensus library failed: {0}")]
     Library(String),
-    /// The member stopped because of an earlier failure.
     #[error("the member stopped after an earlier failure; this process must exit")]
     Stopped,
 }
@@ -25,28 +23,18 @@ pub enum NodeError {
 /// Why a command was not accepted. A command that *was* accepted may still get lost: its outcome
 /// is known only when it is seen committed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum ProposeError {
     /// Another member leads, or none does.
     #[error("this member does not lead the group{}", hint(.leader))]
-    NotLeader {
-        /// The leader, as far as this member knows.
-        leader: Option<RaftId>,
-    },
+    NotLeader { leader: Option<RaftId> },
     /// Too much is waiting to be committed, or leadership is being handed over; try again.
     #[error("the leader is busy; try again")]
     Busy,
-    /// The command is larger than the limit.
     #[error("the command has {bytes} bytes, the limit is {limit}")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// The command has no bytes.
+    TooLarge { bytes: usize, limit: usize },
     #[error("the command is empty")]
     Empty,
-    /// The member stopped because of an earlier failure.
     #[error("the member stopped after an earlier failure")]
     Stopped,
 }
@@ -54,127 +42,80 @@ pub enum ProposeError {
 /// Why a read was not begun. A read that *was* begun may get lost without an answer: the caller
 /// waits with a deadline and asks again, which makes a new read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum ReadError {
-    /// No leader is known.
     #[error("no leader of the group is known")]
     NoLeader,
     /// The leader has just been elected and has not committed anything yet; try again.
     #[error("the leader has not yet committed in its term; try again")]
     NotReady,
-    /// Too many reads wait.
     #[error("too many reads are waiting; try again")]
     Busy,
-    /// The member stopped because of an earlier failure.
     #[error("the member stopped after an earlier failure")]
     Stopped,
 }
 
 /// Why leadership is not handed over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum TransferError {
     /// Only the leader can hand over.
     #[error("this member does not lead the group{}", hint(.leader))]
-    NotLeader {
-        /// The leader, as far as this member knows.
-        leader: Option<RaftId>,
-    },
-    /// The member named cannot lead.
+    NotLeader { leader: Option<RaftId> },
     #[error("member {0} is not a voter of the group")]
     NotAVoter(RaftId),
-    /// The member named leads already.
     #[error("member {0} leads already")]
     AlreadyLeader(RaftId),
     /// Nothing was heard from the member for an election timeout.
     #[error("member {0} is unreachable")]
     Silent(RaftId),
-    /// There is no other voter that could lead.
     #[error("no other voter could take over")]
     NobodyElse,
-    /// The member stopped because of an earlier failure.
     #[error("the member stopped after an earlier failure")]
     Stopped,
 }
 
 /// Why a change of membership was not begun.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum MembershipError {
     /// Only the leader can change the membership.
     #[error("this member does not lead the group{}", hint(.leader))]
-    NotLeader {
-        /// The leader, as far as this member knows.
-        leader: Option<RaftId>,
-    },
+    NotLeader { leader: Option<RaftId> },
     /// An earlier change is not finished, or the leader has just been elected; try again.
     #[error("an earlier change of membership is not finished; try again")]
     InProgress,
     /// Too much is waiting to be committed, or leadership is being handed over; try again.
     #[error("the leader is busy; try again")]
     Busy,
-    /// A new voter has to be a standby first.
     #[error("member {id} cannot vote yet: it is not a standby; add it as a standby first")]
-    NotAStandby {
-        /// The member.
-        id: RaftId,
-    },
+    NotAStandby { id: RaftId },
     /// A new voter is behind.
     #[error("member {id} cannot vote yet: its log is at {matched}, the group's at {committed}")]
-    Behind {
-        /// The member.
-        id: RaftId,
-        /// The last entry it is known to have.
-        matched: Index,
-        /// The group's last committed entry.
-        committed: Index,
-    },
+    Behind { id: RaftId, matched: Index, committed: Index },
     /// Nothing was heard from a new voter for an election timeout.
     #[error("member {id} cannot vote yet: it is unreachable")]
-    Silent {
-        /// The member.
-        id: RaftId,
-    },
+    Silent { id: RaftId },
     /// No group can have this membership.
     #[error("invalid membership: {0}")]
     Invalid(&'static str),
-    /// The member stopped because of an earlier failure.
     #[error("the member stopped after an earlier failure")]
     Stopped,
 }
 
 /// Why a snapshot was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum CompactError {
-    /// There is one at least as new.
     #[error("there is a snapshot at {found} already; one at {asked} is not newer")]
-    Old {
-        /// The position of the one there is.
-        found: Index,
-        /// The position asked for.
-        asked: Index,
-    },
-    /// The position has not been applied yet.
+    Old { found: Index, asked: Index },
     #[error("entry {asked} has not been handed out yet, only {applied} has")]
-    NotApplied {
-        /// The position asked for.
-        asked: Index,
-        /// The last entry handed out.
-        applied: Index,
-    },
+    NotApplied { asked: Index, applied: Index },
     /// The membership has changed since that position, so its state there is no longer known.
     #[error("the membership changed at {changed}, after {asked}; take a snapshot at a later entry")]
-    BeforeMembershipChange {
-        /// The position asked for.
-        asked: Index,
-        /// The last change.
-        changed: Index,
-    },
-    /// The state is larger than the limit.
+    BeforeMembershipChange { asked: Index, changed: Index },
     #[error("the state has {bytes} bytes, the limit is {limit}")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        limit: usize,
-    },
+    TooLarge { bytes: usize, limit: usize },
     /// The member stopped; the next drain says why.
     #[error("the member stopped")]
     Stopped,

@@ -30,70 +30,45 @@ impl<S: LogStore> Node<S> {
 
 /// A hand-over before the process stops; poll it after every tick.
 ///
-/// ```text
-///   begin ──▶ Waiting { to } ──▶ Done        this member does not lead (any more)
-///                  │
-///                  └──────────▶ GaveUp       nobody could take over, or time is up
-/// ```
-///
-/// The process may stop in either end state; after *gave up* the group waits out an election
-/// timeout.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Handover {
-    /// Leadership is being handed over.
-    Waiting {
-        /// The member to take over, once chosen.
-        to: Option<RaftId>,
-        /// Ticks left.
-        ticks_left: u32,
-    },
-    /// This member does not lead.
-    Done,
-    /// It still leads, and may stop anyway.
-    GaveUp {
-        /// Why.
-        reason: TransferError,
-    },
+/// It is over when this member does not lead (any more), when nobody could take over, or when time
+/// is up. In the last case the group waits out an election timeout.
+#[derive(Debug)]
+pub struct Handover {
+    ticks_left: u32,
+    is_over: bool,
 }
 
 impl Handover {
     /// Begins to hand over, and gives up after `ticks_max` ticks.
     pub fn begin<S: LogStore>(node: &mut Node<S>, ticks_max: u32) -> Self {
-        Handover::Waiting { to: None, ticks_left: ticks_max }.step(node)
+        let mut handover = Handover { ticks_left: ticks_max, is_over: false };
+        handover.step(node);
+        handover
     }
 
     /// One tick later. A failed attempt is repeated, perhaps with another member.
-    pub fn poll<S: LogStore>(&mut self, node: &mut Node<S>) -> &Self {
-        if let Handover::Waiting { to, ticks_left } = *self {
-            let later = Handover::Waiting { to, ticks_left: ticks_left.saturating_sub(1) };
-            *self = later.step(node);
-        }
-        self
+    pub fn poll<S: LogStore>(&mut self, node: &mut Node<S>) {
+        self.ticks_left = self.ticks_left.saturating_sub(1);
+        self.step(node);
     }
 
     /// Whether the process may stop.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        !matches!(self, Handover::Waiting { .. })
+        self.is_over
     }
 
-    fn step<S: LogStore>(self, node: &mut Node<S>) -> Self {
-        let Handover::Waiting { ticks_left, .. } = self else { return self };
-        let status = node.status();
-        if !status.is_leader() {
-            return Handover::Done;
+    fn step<S: LogStore>(&mut self, node: &mut Node<S>) {
+        let raft = &node.raw.raft;
+        let alone = node.configuration.voters.len() < 2;
+        if self.is_over || raft.state != StateRole::Leader || alone {
+            self.is_over = true;
+            return;
         }
-        if status.configuration.voters.len() < 2 {
-            return Handover::GaveUp { reason: TransferError::NobodyElse };
+        if raft.lead_transferee.is_none() {
+            // Why it was not begun does not matter: the next tick tries again.
+            let _ = node.hand_over();
         }
-        let attempt = match status.transfer {
-            Some(to) => Ok(to),
-            None => node.hand_over(),
-        };
-        match attempt {
-            Err(reason) if ticks_left == 0 => Handover::GaveUp { reason },
-            Ok(to) if ticks_left == 0 => Handover::GaveUp { reason: TransferError::Silent(to) },
-            attempt => Handover::Waiting { to: attempt.ok(), ticks_left },
-        }
+        self.is_over = self.ticks_left == 0;
     }
 }

@@ -17,10 +17,10 @@
 //!
 //! ```
 //! use cohort_consensus::{Config, Node, RaftId};
-//! use cohort_store::MemoryStore;
+//! use cohort_store::{Disk, FaultyStore};
 //!
 //! let config = Config::new("web", 1, RaftId(1));
-//! let mut store = MemoryStore::new();
+//! let mut store = FaultyStore::open(&Disk::new())?;
 //! Node::bootstrap(&mut store, &config, [RaftId(1)], b"state".to_vec())?;
 //! let mut node = Node::open(store, config)?;
 //! let restored = node.drain()?.installed_snapshot.expect("the first drain restores the state");
@@ -42,6 +42,7 @@ mod compaction;
 mod config;
 mod convert;
 mod drain;
+mod effects;
 mod error;
 mod filter;
 mod handover;
@@ -56,7 +57,7 @@ mod timeout;
 
 pub use cohort_store::{Configuration, Index, LogStore, RaftId, Snapshot, StoreError, Term};
 pub use config::{Config, Limits, TICK, Weaken};
-pub use drain::{Committed, Effects, InstalledSnapshot};
+pub use effects::{Committed, Effects, InstalledSnapshot};
 pub use error::{CompactError, MembershipError, NodeError, ProposeError, ReadError, TransferError};
 pub use handover::Handover;
 pub use message::{AppendReply, Envelope, Message, ReadContext, VoteReply, VoteRequest};

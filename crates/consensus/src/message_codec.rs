@@ -44,14 +44,12 @@ const ENTRIES_MAX: usize = 1024 * 1024;
 
 /// Why bytes are not a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum EnvelopeError {
-    /// More than [`ENVELOPE_BYTES_MAX`].
     #[error("the message has {0} bytes, more than {ENVELOPE_BYTES_MAX}")]
     TooLarge(usize),
-    /// A version that this program does not speak.
     #[error("message version {0} is not known")]
     Version(u8),
-    /// A kind unknown in this version.
     #[error("message kind {0} is not known")]
     Kind(u8),
     /// The bytes are not laid out as above.

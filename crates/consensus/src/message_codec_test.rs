@@ -1,6 +1,12 @@
 //! Messages survive the way there and back, and broken bytes are refused.
 
+use std::path::Path;
+
+use cohort_base::golden::hold;
 use cohort_store::{Configuration, Entry, EntryKind, Snapshot};
+use serde::{Deserialize, Serialize};
+
+use crate::convert::{Change, Part};
 
 use crate::*;
 
@@ -118,4 +124,47 @@ fn entries_that_do_not_follow_each_other_never_reach_the_library() {
     assert!(into(append(1, vec![entry(3)])).is_err());
     assert!(into(append(1, vec![entry(2), entry(4)])).is_err());
     assert!(into(Message::TakeOver { term: Term(0) }).is_err());
+}
+
+/// Bytes of `cohort-raft/1` and of the log, in hexadecimal; both begin with a version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Hex", into = "Hex")]
+enum Sent {
+    Envelope(Envelope),
+    Change(Change),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Hex {
+    Envelope(String),
+    Change(String),
+}
+
+impl From<Sent> for Hex {
+    fn from(sent: Sent) -> Self {
+        match sent {
+            Sent::Envelope(envelope) => Hex::Envelope(hex::encode(envelope.encode())),
+            Sent::Change(change) => Hex::Change(hex::encode(change.encode())),
+        }
+    }
+}
+
+impl From<Hex> for Sent {
+    fn from(text: Hex) -> Self {
+        match text {
+            Hex::Envelope(text) => {
+                Sent::Envelope(Envelope::decode(&hex::decode(text).unwrap()).unwrap())
+            }
+            Hex::Change(text) => Sent::Change(Change::decode(&hex::decode(text).unwrap()).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn golden() {
+    let steps = [(Part::Voter, RaftId(3)), (Part::Standby, RaftId(4)), (Part::Removed, RaftId(1))];
+    let changes = [Change::Leave, Change::Enter(steps.into())];
+    let messages = samples().into_iter().map(|message| Sent::Envelope(envelope(message)));
+    let all: Vec<Sent> = messages.chain(changes.map(Sent::Change)).collect();
+    hold(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/messages.jsonl"), &all);
 }

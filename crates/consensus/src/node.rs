@@ -10,13 +10,13 @@ use cohort_store::{
 use raft::eraftpb::MessageType;
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
-use crate::drain::{Effects, InstalledSnapshot};
+use crate::effects::{Effects, InstalledSnapshot};
 use crate::filter::Filter;
-use crate::reads::Reads;
+use crate::reads::{ReadId, Reads};
 use crate::storage::View;
 use crate::timeout::Timeouts;
 use crate::{
-    Config, Envelope, NodeError, PeerProgress, ProposeError, Replication, Role, Status,
+    Config, Envelope, NodeError, PeerProgress, ProposeError, ReadError, Replication, Role, Status,
     TransferError, convert,
 };
 
@@ -251,6 +251,33 @@ impl<S: LogStore> Node<S> {
         }
     }
 
+    /// Begins a linearizable read, on any member.
+    ///
+    /// When the id shows up in [`Effects::reads_ready`], the state
+    /// after applying those effects is at least as new as everything acknowledged before this
+    /// call. It may never show up (no leader, a lost message): wait with a deadline, then call
+    /// this again. An id is never used twice.
+    ///
+    /// # Errors
+    /// When there will certainly be no answer.
+    pub fn read(&mut self) -> Result<ReadId, ReadError> {
+        if self.stopped() {
+            return Err(ReadError::Stopped);
+        }
+        // Trap: the library silently drops such reads.
+        let raft = &self.raw.raft;
+        if raft.state == StateRole::Leader {
+            if !raft.commit_to_current_term() {
+                return Err(ReadError::NotReady);
+            }
+        } else if raft.leader_id == raft::INVALID_ID {
+            return Err(ReadError::NoLeader);
+        }
+        let context = self.reads.begin(self.clock).ok_or(ReadError::Busy)?;
+        self.library(|raw| raw.read_index(convert::read_in(context))).ok_or(ReadError::Stopped)?;
+        Ok(ReadId(context.counter))
+    }
+
     /// Hands leadership over to `to`. Done when [`status`](Self::status) names `to` as the leader;
     /// abandoned after the shortest election timeout. Until then proposals are refused as busy.
     ///
@@ -283,19 +310,17 @@ impl<S: LogStore> Node<S> {
     /// A message to `peer` could not be sent, or its connection broke.
     pub fn report_unreachable(&mut self, peer: RaftId) {
         self.library(|raw| raw.report_unreachable(peer.0));
-        self.report_snapshot(peer, false);
+        self.lose_snapshot(peer);
     }
 
-    /// A snapshot for `peer` was handed to its connection in full, or was not. Optional: without
-    /// this call the snapshot counts as lost when the peer disconnects, or after
+    /// A snapshot counts as lost when the peer disconnects, or after
     /// [`Limits::snapshot_ticks_max`](crate::Limits::snapshot_ticks_max).
-    pub fn report_snapshot(&mut self, peer: RaftId, sent: bool) {
+    fn lose_snapshot(&mut self, peer: RaftId) {
         // Trap: without a final report the library never sends to the peer again.
         if self.config.weaken.no_snapshot_report || self.snapshots_sent.remove(&peer).is_none() {
             return;
         }
-        let status = if sent { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-        self.library(|raw| raw.report_snapshot(peer.0, status));
+        self.library(|raw| raw.report_snapshot(peer.0, SnapshotStatus::Failure));
     }
 
     fn expire_snapshots(&mut self) {
@@ -307,7 +332,7 @@ impl<S: LogStore> Node<S> {
             .map(|(peer, _)| *peer)
             .collect();
         for peer in late {
-            self.report_snapshot(peer, false);
+            self.lose_snapshot(peer);
         }
     }
 
@@ -352,30 +377,25 @@ impl<S: LogStore> Node<S> {
         let image = self.store().image();
         let leads = raft.state == StateRole::Leader;
         let peers = raft.prs().iter().filter(|_| leads).map(|(id, progress)| {
-            let id = RaftId(*id);
-            let own = id == self.config.id;
-            let progress = PeerProgress {
+            let peer = PeerProgress {
                 matched: Index(progress.matched),
                 next: Index(progress.next_idx),
-                recent_active: own || progress.recent_active,
-                silent_ticks: if own { Some(0) } else { self.silent_ticks(id) },
                 replication: match progress.state {
                     raft::ProgressState::Probe => Replication::Probing,
                     raft::ProgressState::Replicate => Replication::Streaming,
                     raft::ProgressState::Snapshot => Replication::Snapshot,
                 },
             };
-            (id, progress)
+            (RaftId(*id), peer)
         });
         Status {
             id: self.config.id,
-            role: role_of(raft.state),
+            role: raft.state.into(),
             term: Term(raft.term),
             leader: self.leader(),
             commit: Index(raft.raft_log.committed),
             applied: self.applied,
             log: (image.first_index(), image.last_index()),
-            log_bytes: image.entries_bytes(),
             snapshot: image.snapshot().map(|s| s.index),
             configuration: self.configuration.clone(),
             configuration_index: self.raw.store().configuration_index,
@@ -387,14 +407,10 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    fn silent_ticks(&self, peer: RaftId) -> Option<u64> {
-        self.heard.get(&peer).map(|heard| self.clock - heard)
-    }
-
     /// Whether nothing was heard from a peer for the shortest election timeout.
     pub(crate) fn is_silent(&self, peer: RaftId) -> bool {
         let limit = u64::from(self.config.election_ticks_min);
-        self.silent_ticks(peer).is_none_or(|ticks| ticks >= limit)
+        self.heard.get(&peer).is_none_or(|heard| self.clock - heard >= limit)
     }
 
     pub(crate) fn stopped(&self) -> bool {
@@ -439,15 +455,6 @@ impl<S: LogStore> Node<S> {
                 None
             }
         }
-    }
-}
-
-pub(crate) fn role_of(state: StateRole) -> Role {
-    match state {
-        StateRole::Follower => Role::Follower,
-        StateRole::PreCandidate => Role::PreCandidate,
-        StateRole::Candidate => Role::Candidate,
-        StateRole::Leader => Role::Leader,
     }
 }
 

@@ -1,8 +1,8 @@
 //! One member and a few: elections, commands, reads, restarts, refusals.
 
-use cohort_store::{Batch, HardState, Image, MemoryStore, RaftId, StoreError};
+use cohort_store::{Batch, FaultyStore, HardState, Image, RaftId, StoreError};
 
-use crate::testing::{Group, ids};
+use crate::testing::{Group, empty_store, ids};
 use crate::*;
 
 #[test]
@@ -99,7 +99,9 @@ fn leadership_is_handed_over_without_an_election_timeout() {
     let leader = group.leader();
     let mut handover = Handover::begin(group.node(leader), 40);
     group.settle();
-    assert_eq!(handover.poll(group.node(leader)), &Handover::Done);
+    assert!(!handover.is_over());
+    handover.poll(group.node(leader));
+    assert!(handover.is_over() && !group.node(leader).status().is_leader());
     let next = group.leader();
     assert_ne!(next, leader);
     group.propose("b");
@@ -112,7 +114,7 @@ fn a_group_of_one_has_nobody_to_hand_over_to() {
     let mut group = Group::of(&[1]);
     group.leader();
     let handover = Handover::begin(group.node(1), 40);
-    assert_eq!(handover, Handover::GaveUp { reason: TransferError::NobodyElse });
+    assert!(handover.is_over());
 }
 
 #[test]
@@ -210,7 +212,7 @@ fn a_member_whose_disk_was_set_back_stops_when_it_is_found_out() {
 #[test]
 fn a_group_is_founded_only_once() {
     let config = Config::new("test", 7, RaftId(1));
-    let mut store = MemoryStore::new();
+    let mut store = empty_store();
     Node::bootstrap(&mut store, &config, ids(&[1]), Vec::new()).unwrap();
     let again = Node::bootstrap(&mut store, &config, ids(&[1]), Vec::new());
     assert!(matches!(again, Err(NodeError::NotEmpty)));
@@ -238,7 +240,7 @@ fn equal_seeds_give_equal_behaviour() {
 }
 
 /// A store whose writes fail from some point on.
-struct Failing(MemoryStore, usize);
+struct Failing(FaultyStore, usize);
 
 impl LogStore for Failing {
     fn image(&self) -> &Image {
@@ -259,7 +261,7 @@ impl LogStore for Failing {
 #[test]
 fn a_failed_write_stops_the_member_and_nothing_leaves_it() {
     let config = Config::new("test", 7, RaftId(1));
-    let mut store = Failing(MemoryStore::new(), 1);
+    let mut store = Failing(empty_store(), 1);
     Node::bootstrap(&mut store, &config, ids(&[1, 2]), Vec::new()).unwrap();
     let mut node = Node::open(store, config).unwrap();
     node.drain().unwrap();

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use cohort_store::{Index, LogStore, RaftId};
-use raft::StateRole;
+use cohort_store::{Index, RaftId};
 
-use crate::{Config, Node, ReadContext, ReadError, convert};
+use crate::{Config, ReadContext};
 
 /// A read of this process; answered at most once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,7 +40,7 @@ impl Reads {
         }
     }
 
-    fn begin(&mut self, clock: u64) -> Option<ReadContext> {
+    pub(crate) fn begin(&mut self, clock: u64) -> Option<ReadContext> {
         if self.asked.len() >= self.pending_max {
             return None;
         }
@@ -72,34 +71,5 @@ impl Reads {
     pub(crate) fn tick(&mut self, clock: u64) {
         let forget = self.forget_after_ticks;
         self.asked.retain(|_, asked| *asked + forget >= clock);
-    }
-}
-
-impl<S: LogStore> Node<S> {
-    /// Begins a linearizable read, on any member.
-    ///
-    /// When the id shows up in [`Effects::reads_ready`](crate::Effects::reads_ready), the state
-    /// after applying those effects is at least as new as everything acknowledged before this
-    /// call. It may never show up (no leader, a lost message): wait with a deadline, then call
-    /// this again. An id is never used twice.
-    ///
-    /// # Errors
-    /// When there will certainly be no answer.
-    pub fn read(&mut self) -> Result<ReadId, ReadError> {
-        if self.stopped() {
-            return Err(ReadError::Stopped);
-        }
-        // Trap: the library silently drops such reads.
-        let raft = &self.raw.raft;
-        if raft.state == StateRole::Leader {
-            if !raft.commit_to_current_term() {
-                return Err(ReadError::NotReady);
-            }
-        } else if raft.leader_id == raft::INVALID_ID {
-            return Err(ReadError::NoLeader);
-        }
-        let context = self.reads.begin(self.clock).ok_or(ReadError::Busy)?;
-        self.library(|raw| raw.read_index(convert::read_in(context))).ok_or(ReadError::Stopped)?;
-        Ok(ReadId(context.counter))
     }
 }

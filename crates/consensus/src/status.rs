@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use cohort_store::{Configuration, Index, RaftId, Term};
+use raft::StateRole;
 use serde::Serialize;
 
 /// A member's role in the group.
@@ -18,6 +19,17 @@ pub enum Role {
     Candidate,
     /// Leads.
     Leader,
+}
+
+impl From<StateRole> for Role {
+    fn from(state: StateRole) -> Self {
+        match state {
+            StateRole::Follower => Role::Follower,
+            StateRole::PreCandidate => Role::PreCandidate,
+            StateRole::Candidate => Role::Candidate,
+            StateRole::Leader => Role::Leader,
+        }
+    }
 }
 
 /// How the leader sends entries to a peer.
@@ -39,10 +51,6 @@ pub struct PeerProgress {
     pub matched: Index,
     /// The next position that will be sent to it; always after `matched`.
     pub next: Index,
-    /// Whether it has answered since the leader's last quorum check.
-    pub recent_active: bool,
-    /// Ticks since it was last heard from; `None` if it never was.
-    pub silent_ticks: Option<u64>,
     /// How entries get to it.
     pub replication: Replication,
 }
@@ -75,8 +83,6 @@ pub struct Status {
     pub applied: Index,
     /// The first and the last stored position.
     pub log: (Index, Index),
-    /// Size of the commands in the stored log, in bytes.
-    pub log_bytes: usize,
     /// The newest snapshot, if any.
     pub snapshot: Option<Index>,
     /// The membership as of `applied`.

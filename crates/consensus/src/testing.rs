@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_store::{MemoryStore, RaftId};
+use cohort_store::{Disk, FaultyStore, RaftId};
 
 use crate::{Committed, Config, Effects, Envelope, Index, Node, ReadId};
 
 /// Members by number, and what each has applied.
 pub(crate) struct Group {
-    pub(crate) nodes: BTreeMap<RaftId, Node<MemoryStore>>,
+    pub(crate) nodes: BTreeMap<RaftId, Node<FaultyStore>>,
     pub(crate) applied: BTreeMap<RaftId, Vec<Committed>>,
     pub(crate) states: BTreeMap<RaftId, Vec<u8>>,
     pub(crate) reads: BTreeMap<RaftId, Vec<(ReadId, Index)>>,
@@ -19,6 +19,10 @@ pub(crate) struct Group {
 
 pub(crate) fn ids(numbers: &[u64]) -> BTreeSet<RaftId> {
     numbers.iter().copied().map(RaftId).collect()
+}
+
+pub(crate) fn empty_store() -> FaultyStore {
+    FaultyStore::open(&Disk::new()).unwrap()
 }
 
 impl Group {
@@ -38,7 +42,7 @@ impl Group {
             tune,
         };
         for id in ids(voters) {
-            let mut store = MemoryStore::new();
+            let mut store = empty_store();
             let config = group.config(id, 1);
             Node::bootstrap(&mut store, &config, ids(voters), b"founded".to_vec()).unwrap();
             group.open(store, config);
@@ -53,7 +57,7 @@ impl Group {
         config
     }
 
-    pub(crate) fn open(&mut self, store: MemoryStore, config: Config) {
+    pub(crate) fn open(&mut self, store: FaultyStore, config: Config) {
         let id = config.id;
         self.applied.remove(&id);
         self.nodes.insert(id, Node::open(store, config).unwrap());
@@ -62,10 +66,10 @@ impl Group {
 
     pub(crate) fn join(&mut self, id: u64) {
         let config = self.config(RaftId(id), 1);
-        self.open(MemoryStore::new(), config);
+        self.open(empty_store(), config);
     }
 
-    pub(crate) fn node(&mut self, id: u64) -> &mut Node<MemoryStore> {
+    pub(crate) fn node(&mut self, id: u64) -> &mut Node<FaultyStore> {
         self.nodes.get_mut(&RaftId(id)).unwrap()
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cohort_consensus::{Config, Index, Node, NodeError, RaftId};
-use cohort_store::{LogStore, RedbStore};
+use cohort_store::{Identity, LogStore, RedbStore};
 
 const MEMBERS: u64 = 3;
 
@@ -14,6 +14,10 @@ struct Group<'a> {
     folder: &'a Path,
     nodes: BTreeMap<RaftId, Node<RedbStore>>,
     states: BTreeMap<RaftId, Vec<String>>,
+}
+
+fn identity_of(config: &Config) -> Identity {
+    Identity { group: config.group.clone(), incarnation: config.incarnation, raft_id: config.id }
 }
 
 impl Group<'_> {
@@ -26,7 +30,7 @@ impl Group<'_> {
             let folder = self.folder.join(id.to_string());
             std::fs::create_dir(&folder).unwrap();
             let config = Self::config(id, 1);
-            let mut store = RedbStore::create(&folder, &config.identity()).unwrap();
+            let mut store = RedbStore::create(&folder, &identity_of(&config)).unwrap();
             let voters = (1..=MEMBERS).map(RaftId);
             Node::bootstrap(&mut store, &config, voters, Vec::new()).unwrap();
             let again = Node::bootstrap(&mut store, &config, [id], Vec::new());
@@ -38,7 +42,7 @@ impl Group<'_> {
         for id in (1..=MEMBERS).map(RaftId) {
             let config = Self::config(id, boot_epoch);
             let folder = self.folder.join(id.to_string());
-            let store = RedbStore::open(&folder, &config.identity()).unwrap();
+            let store = RedbStore::open(&folder, &identity_of(&config)).unwrap();
             self.nodes.insert(id, Node::open(store, config).unwrap());
         }
         self.settle();

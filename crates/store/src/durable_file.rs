@@ -19,29 +19,19 @@ const RECORD_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Why a record could not be read or written.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum DurableFileError {
     /// The file is damaged; it was moved aside for inspection.
     #[error("record {} is damaged; moved to {}", path.display(), moved_to.display())]
-    Damaged {
-        /// Where the record was.
-        path: PathBuf,
-        /// Where the damaged file is now.
-        moved_to: PathBuf,
-        /// The mismatch.
-        source: Cause,
-    },
+    Damaged { path: PathBuf, moved_to: PathBuf, source: Cause },
     /// The file could not be read. It is unchanged.
     #[error("record is not readable")]
     Read(#[source] FileError),
     /// The record may not be durable. Nothing was acknowledged; the process must stop.
     #[error("record is not written")]
     Write(#[source] FileError),
-    /// An earlier write failed, so no more are accepted.
     #[error("record {} is read-only after a failed write; this process must stop", path.display())]
-    Poisoned {
-        /// The record.
-        path: PathBuf,
-    },
+    Poisoned { path: PathBuf },
 }
 
 /// A value of type `T` in one file, replaced as a whole.
@@ -49,12 +39,13 @@ pub enum DurableFileError {
 /// The file is one line of text, then JSON, so that a person can read it:
 ///
 /// ```text
-/// cohort-durable 1 crc32=1c291ca3 len=14\n
+/// cohort-durable 1 crc32=195a1717 len=14\n
 /// {"fence":"7"}\n
 /// ```
 ///
-/// Checksum and length cover everything after the first line. Writes go through
-/// [`cohort_base::durable`]; after a failed one no more are accepted.
+/// Checksum and length cover everything after the first line. Only the owner may read the file:
+/// records hold the environment of services and the addresses of mirrors, secrets among them.
+/// Writes go through [`cohort_base::durable`]; after a failed one no more are accepted.
 #[derive(Debug)]
 pub struct DurableFile<T> {
     path: PathBuf,
@@ -107,7 +98,7 @@ impl<T: Serialize + DeserializeOwned> DurableFile<T> {
             return Err(DurableFileError::Poisoned { path: self.path.clone() });
         }
         let written = encode(value)
-            .and_then(|bytes| durable::write(&self.path, &bytes, durable::READABLE))
+            .and_then(|bytes| durable::write(&self.path, &bytes, durable::SECRET))
             .on_path("write", &self.path);
         self.poisoned = written.is_err();
         written.map_err(DurableFileError::Write)

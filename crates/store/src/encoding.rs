@@ -34,7 +34,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Configuration, Entry, EntryKind, HardState, Identity, Index, RaftId, Snapshot, Term};
+use crate::types::{
+    Configuration, Entry, EntryKind, HardState, Identity, Index, RaftId, Snapshot, Term,
+};
 
 /// The first byte of every sealed record.
 pub const RECORD_VERSION: u8 = 1;
@@ -45,31 +47,16 @@ pub const IDS_MAX: usize = 1024;
 
 /// Why bytes are not a record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum DecodeError {
-    /// The bytes end inside a field.
     #[error("record ends early at byte {at}")]
-    Short {
-        /// Where the truncated field starts.
-        at: usize,
-    },
-    /// There are bytes after the last field.
+    Short { at: usize },
     #[error("{extra} bytes follow the record")]
-    Long {
-        /// The number of bytes after it.
-        extra: usize,
-    },
-    /// The checksum does not match.
+    Long { extra: usize },
     #[error("checksum is {found:08x}, the bytes give {computed:08x}")]
-    Checksum {
-        /// As stored.
-        found: u32,
-        /// As computed.
-        computed: u32,
-    },
-    /// Written by a later version.
+    Checksum { found: u32, computed: u32 },
     #[error("unsupported record version {0}")]
     Version(u8),
-    /// A field has an impossible value.
     #[error("field {0} has an impossible value")]
     Value(&'static str),
 }

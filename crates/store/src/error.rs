@@ -5,16 +5,14 @@ use std::path::PathBuf;
 
 use cohort_base::Cause;
 
-use crate::Identity;
+use crate::types::Identity;
 
 /// Why a store could not be created, opened or written. `path` is the store's file.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "`path` is the same in all of them")]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum StoreError {
-    /// There is a store already where one was to be created.
     #[error("store {} exists already", path.display())]
     Exists { path: PathBuf },
-    /// There is no store to open.
     #[error("store {} does not exist", path.display())]
     Missing { path: PathBuf },
     /// Another process, or another handle in this one, has the store open.
@@ -41,7 +39,6 @@ pub enum StoreError {
         "write to store {} failed; its content is unknown, this process must stop", path.display()
     )]
     Write { path: PathBuf, source: io::Error },
-    /// An earlier write failed, so no more are accepted.
     #[error("store {} is read-only after a failed write; this process must stop", path.display())]
     Poisoned { path: PathBuf },
     /// The batch does not fit the log: a gap, or entries before the snapshot. A bug in the caller.

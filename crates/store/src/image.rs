@@ -3,11 +3,29 @@
 use std::collections::VecDeque;
 
 use crate::encoding::{DecodeError, Record, seal, unseal};
-use crate::{Entry, HardState, Index, Snapshot, StoreError, Term};
+use crate::error::StoreError;
+use crate::types::{Entry, HardState, Index, Snapshot, Term};
 
 pub(crate) const KEY_HARD_STATE: &str = "hard-state";
 pub(crate) const KEY_SNAPSHOT: &str = "snapshot";
 pub(crate) const KEY_BASE: &str = "base";
+
+/// A durable log: the newest snapshot, the entries after it, and the member's vote.
+///
+/// All reads come from the [`Image`] in memory, which is exactly what was reported as durable.
+/// Snapshots keep the log short enough for that.
+pub trait LogStore {
+    /// What is durable since the last successful [`write`](Self::write).
+    fn image(&self) -> &Image;
+
+    /// Makes the batch durable as one transaction; afterwards [`image`](Self::image) shows it.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`] when the batch may not be durable, and [`StoreError::Poisoned`] for
+    /// every later call: the write is never retried, and the process must stop.
+    /// [`StoreError::BadBatch`] when the batch does not fit the log; nothing is written then.
+    fn write(&mut self, batch: &Batch) -> Result<(), StoreError>;
+}
 
 /// What a member has on disk, held in memory.
 ///
@@ -24,7 +42,6 @@ pub struct Image {
     pub(crate) snapshot: Option<Snapshot>,
     pub(crate) base: (Index, Term),
     pub(crate) entries: VecDeque<Entry>,
-    pub(crate) entries_bytes: usize,
 }
 
 /// Sealed records to write and positions to remove, as one transaction.
@@ -127,12 +144,6 @@ impl Image {
         (low.0.max(self.base.0.0 + 1)..high.0).map_while(|index| self.entry(Index(index)))
     }
 
-    /// The total size of the stored entries' data.
-    #[must_use]
-    pub fn entries_bytes(&self) -> usize {
-        self.entries_bytes
-    }
-
     /// Checks that the batch fits the log.
     pub(crate) fn check(&self, batch: &Batch) -> Result<(), StoreError> {
         let bad = |what: String| Err(StoreError::BadBatch { what });
@@ -193,37 +204,23 @@ impl Image {
         if let Some(snapshot) = &batch.snapshot {
             if batch.replace_log {
                 self.entries.clear();
-                self.entries_bytes = 0;
                 self.base = (snapshot.index, snapshot.term);
             }
             self.snapshot = Some(snapshot.clone());
         }
         if let Some(first) = batch.entries.first() {
-            while self.last_index() >= first.index {
-                self.forget(VecDeque::pop_back);
-            }
+            let kept = first.index.0.saturating_sub(self.base.0.0 + 1);
+            self.entries.truncate(kept as usize);
         }
-        for entry in &batch.entries {
-            self.entries_bytes += entry.data.len();
-            self.entries.push_back(entry.clone());
-        }
+        self.entries.extend(batch.entries.iter().cloned());
         if let Some(hard_state) = batch.hard_state {
             self.hard_state = hard_state;
         }
         if let Some(cut) = batch.cut
             && let Some(term) = self.term(cut)
         {
-            while self.first_index() <= cut && !self.entries.is_empty() {
-                self.forget(VecDeque::pop_front);
-                self.base.0 = self.base.0.next();
-            }
+            self.entries.drain(..(cut.0 - self.base.0.0) as usize);
             self.base = (cut, term);
-        }
-    }
-
-    fn forget(&mut self, pop: fn(&mut VecDeque<Entry>) -> Option<Entry>) {
-        if let Some(entry) = pop(&mut self.entries) {
-            self.entries_bytes -= entry.data.len();
         }
     }
 
@@ -272,7 +269,6 @@ impl Image {
                     Damage::Inconsistent(format!("entry {} at {index}", entry.index)).into()
                 );
             }
-            image.entries_bytes += entry.data.len();
             image.entries.push_back(entry);
         }
         image.check_whole().map_err(Damage::Inconsistent)?;

@@ -11,7 +11,7 @@
 //! network. It starts no thread and reads no clock.
 //!
 //! **Where to start reading.** [`LogStore`], then [`Image`] (the log in memory), then
-//! [`RedbStore`]. [`MemoryStore`] and [`FaultyStore`] replace it in tests and simulation.
+//! [`RedbStore`]. In tests and the simulation (feature `testing`) `FaultyStore` replaces it.
 //! [`DurableFile`] is independent of all of them.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -19,18 +19,18 @@
 mod durable_file;
 pub mod encoding;
 mod error;
-mod faulty;
 mod image;
-mod memory;
 mod redb_store;
+#[cfg(any(test, feature = "testing"))]
+mod testing;
 mod types;
 
 pub use durable_file::{DurableFile, DurableFileError};
 pub use error::StoreError;
-pub use faulty::{Disk, FaultyStore, WriteFault};
-pub use image::{Batch, Image};
-pub use memory::MemoryStore;
+pub use image::{Batch, Image, LogStore};
 pub use redb_store::{RedbStore, STORE_FILE};
+#[cfg(any(test, feature = "testing"))]
+pub use testing::{Disk, FaultyStore, WriteFault};
 pub use types::{
     Configuration, Entry, EntryKind, HardState, Identity, Index, RaftId, Snapshot, Term,
 };
@@ -40,23 +40,6 @@ mod durable_file_test;
 #[cfg(test)]
 mod encoding_test;
 #[cfg(test)]
-mod faulty_test;
+mod golden_test;
 #[cfg(test)]
 mod image_test;
-
-/// A durable log: the newest snapshot, the entries after it, and the member's vote.
-///
-/// All reads come from the [`Image`] in memory, which is exactly what was reported as durable.
-/// Snapshots keep the log short enough for that.
-pub trait LogStore {
-    /// What is durable since the last successful [`write`](Self::write).
-    fn image(&self) -> &Image;
-
-    /// Makes the batch durable as one transaction; afterwards [`image`](Self::image) shows it.
-    ///
-    /// # Errors
-    /// [`StoreError::Write`] when the batch may not be durable, and [`StoreError::Poisoned`] for
-    /// every later call: the write is never retried, and the process must stop.
-    /// [`StoreError::BadBatch`] when the batch does not fit the log; nothing is written then.
-    fn write(&mut self, batch: &Batch) -> Result<(), StoreError>;
-}

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use cohort_base::{Cause, durable};
 use redb::{
     Builder, Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _,
-    StorageBackend, StorageError, TableDefinition, TableError,
+    StorageError, TableDefinition, TableError,
 };
 
 use crate::durable_file::move_aside;
 use crate::encoding::{seal, unseal};
-use crate::image::Damage;
-use crate::{Batch, Identity, Image, LogStore, StoreError};
+use crate::error::StoreError;
+use crate::image::{Batch, Damage, Image, LogStore};
+use crate::types::Identity;
 
 /// The store's file in the member's folder.
 pub const STORE_FILE: &str = "member.redb";
@@ -50,7 +51,6 @@ const CACHE_BYTES: usize = 4 * 1024 * 1024;
 pub struct RedbStore {
     database: Database,
     path: PathBuf,
-    identity: Identity,
     image: Image,
     poisoned: bool,
 }
@@ -73,7 +73,7 @@ impl RedbStore {
             let database = builder().create_file(aside.reopen()?).map_err(other)?;
             write_identity(&database, identity)?;
             drop(database);
-            durable::put_in_place(aside, &path, durable::READABLE)
+            durable::put_in_place(aside, &path, durable::SECRET)
         };
         create().map_err(open_error)?;
         Self::open(folder, identity)
@@ -96,7 +96,7 @@ impl RedbStore {
                         expected: Box::new(identity.clone()),
                     });
                 }
-                Ok(RedbStore { database, path, identity: found, image, poisoned: false })
+                Ok(RedbStore { database, path, image, poisoned: false })
             }
             Err(fault) => Err(fault.into_error(path)),
         }
@@ -114,44 +114,6 @@ impl RedbStore {
             Err(Fault::Missing) => Ok(None),
             Err(fault) => Err(fault.into_error(path)),
         }
-    }
-
-    /// A store over any redb backend, to test disk faults. An empty backend gets a new store.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open), but a damaged store is not moved.
-    pub fn open_backend(
-        backend: impl StorageBackend,
-        identity: &Identity,
-    ) -> Result<Self, StoreError> {
-        let path = PathBuf::from("backend");
-        let open_error = |source| StoreError::Open { path: path.clone(), source };
-        let fresh = backend.len().map_err(open_error)? == 0;
-        let database = builder().create_with_backend(backend).map_err(other).map_err(open_error)?;
-        if fresh {
-            write_identity(&database, identity).map_err(open_error)?;
-        }
-        match load(&database) {
-            Ok((found, image)) => {
-                Ok(RedbStore { database, path, identity: found, image, poisoned: false })
-            }
-            Err(Fault::Damaged(source)) => {
-                Err(StoreError::Damaged { moved_to: path.clone(), path, source })
-            }
-            Err(fault) => Err(fault.into_error(path)),
-        }
-    }
-
-    /// The member that owns the store.
-    #[must_use]
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// The file.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     fn commit(&self, batch: &Batch) -> Result<(), redb::Error> {
@@ -336,3 +298,7 @@ fn load(database: &Database) -> Result<(Identity, Image), Fault> {
     });
     Ok((identity, Image::restore(record, entries)?))
 }
+
+#[cfg(test)]
+#[path = "redb_store_test.rs"]
+mod redb_store_test;

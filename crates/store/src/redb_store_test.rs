@@ -1,17 +1,38 @@
 //! The store of production on a real disk, and on a disk that fails at every single access.
 
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
-use std::io;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
-use cohort_store::{
-    Batch, Configuration, Entry, EntryKind, HardState, Identity, Image, Index, LogStore,
-    MemoryStore, RaftId, RedbStore, STORE_FILE, Snapshot, StoreError, Term,
-};
 use parking_lot::{Mutex, MutexGuard};
+
+use super::*;
+use crate::{
+    Configuration, Disk, Entry, EntryKind, FaultyStore, HardState, Index, RaftId, Snapshot, Term,
+};
+
+impl RedbStore {
+    /// A store over any redb backend. An empty one gets a new store; a damaged one is not moved.
+    fn open_backend(
+        backend: impl redb::StorageBackend,
+        identity: &Identity,
+    ) -> Result<Self, StoreError> {
+        let path = PathBuf::from("backend");
+        let open_error = |source| StoreError::Open { path: path.clone(), source };
+        let fresh = backend.len().map_err(open_error)? == 0;
+        let database = builder().create_with_backend(backend).map_err(other).map_err(open_error)?;
+        if fresh {
+            write_identity(&database, identity).map_err(open_error)?;
+        }
+        match load(&database) {
+            Ok((_, image)) => Ok(RedbStore { database, path, image, poisoned: false }),
+            Err(Fault::Damaged(source)) => {
+                Err(StoreError::Damaged { moved_to: path.clone(), path, source })
+            }
+            Err(fault) => Err(fault.into_error(path)),
+        }
+    }
+}
 
 fn identity() -> Identity {
     Identity { group: "web".to_owned(), incarnation: 3, raft_id: RaftId(2) }
@@ -75,9 +96,9 @@ fn life() -> Vec<Batch> {
     ]
 }
 
-/// The image after each of the first batches, as the store in memory has it.
+/// The image after each of the first batches, as a store without faults has it.
 fn images() -> Vec<Image> {
-    let mut store = MemoryStore::new();
+    let mut store = FaultyStore::open(&Disk::new()).unwrap();
     let mut images = vec![store.image().clone()];
     for batch in life() {
         store.write(&batch).unwrap();
@@ -114,7 +135,7 @@ fn a_process_that_dies_loses_nothing_that_was_written() {
     let image = store.image().clone();
     // What a process leaves that is killed: the file as it is, never closed.
     let other = tempfile::tempdir().unwrap();
-    fs::copy(store.path(), other.path().join(STORE_FILE)).unwrap();
+    fs::copy(&store.path, other.path().join(STORE_FILE)).unwrap();
     assert_eq!(*reopened(other.path()).image(), image);
 }
 
@@ -128,6 +149,7 @@ fn creating_opening_and_identities() {
     fs::write(folder.path().join(".unfinished-abc"), b"half").unwrap();
     assert_eq!(RedbStore::identity_in(folder.path()).unwrap(), None);
     let store = RedbStore::create(folder.path(), &identity()).unwrap();
+    assert_eq!(fs::metadata(&store.path).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(matches!(RedbStore::open(folder.path(), &identity()), Err(StoreError::InUse { .. })));
     drop(store);
     assert!(matches!(

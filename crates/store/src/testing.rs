@@ -1,4 +1,4 @@
-//! A store over a simulated disk that loses, lies, fails and tears.
+//! A store over a simulated disk that loses, lies, fails and tears: for tests and the simulation.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::image::{Changes, Damage};
-use crate::{Batch, Image, Index, LogStore, StoreError};
+use crate::error::StoreError;
+use crate::image::{Batch, Changes, Damage, Image, LogStore};
+use crate::types::Index;
 
 /// What happens to the next write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +47,6 @@ struct DiskState {
     /// What a crash leaves; `None`: the same.
     synced: Option<Records>,
     fault: WriteFault,
-    writes: u64,
 }
 
 impl Disk {
@@ -59,12 +59,6 @@ impl Disk {
     /// Sets what happens to the next write. [`WriteFault::Lie`] stays in force until reset.
     pub fn set_fault(&self, fault: WriteFault) {
         self.inner.lock().fault = fault;
-    }
-
-    /// The number of attempted writes.
-    #[must_use]
-    pub fn writes(&self) -> u64 {
-        self.inner.lock().writes
     }
 
     /// Power failure: what was not synced is gone. Stores still open on the disk must be dropped.
@@ -86,15 +80,6 @@ impl Disk {
         record[half..].fill(0);
         true
     }
-
-    /// Flips one bit of the entry at `index`. Returns whether there was such an entry.
-    pub fn flip_bit(&self, index: Index, bit: usize) -> bool {
-        let mut state = self.inner.lock();
-        let Some(record) = state.written.entries.get_mut(&index) else { return false };
-        let at = (bit / 8) % record.len();
-        record[at] ^= 1 << (bit % 8);
-        true
-    }
 }
 
 impl Records {
@@ -112,8 +97,8 @@ impl Records {
     }
 }
 
-/// A [`LogStore`] over a [`Disk`].
-#[derive(Debug)]
+/// A [`LogStore`] over a [`Disk`]. A clone shares the disk.
+#[derive(Clone, Debug)]
 pub struct FaultyStore {
     disk: Disk,
     image: Image,
@@ -152,7 +137,6 @@ impl LogStore for FaultyStore {
         self.image.check(batch)?;
         let changes = self.image.changes(batch);
         let mut disk = self.disk.inner.lock();
-        disk.writes += 1;
         let fault = disk.fault;
         if fault != WriteFault::Lie {
             disk.fault = WriteFault::None;
@@ -182,3 +166,7 @@ impl LogStore for FaultyStore {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "testing_test.rs"]
+mod testing_test;

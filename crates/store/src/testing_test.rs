@@ -1,6 +1,18 @@
 //! The simulated disk does to a store what it says.
 
-use crate::*;
+use super::*;
+use crate::{Entry, EntryKind, Term};
+
+impl Disk {
+    /// Flips one bit of the entry at `index`. Returns whether there was such an entry.
+    fn flip_bit(&self, index: Index, bit: usize) -> bool {
+        let mut state = self.inner.lock();
+        let Some(record) = state.written.entries.get_mut(&index) else { return false };
+        let at = (bit / 8) % record.len();
+        record[at] ^= 1 << (bit % 8);
+        true
+    }
+}
 
 fn append(index: u64) -> Batch {
     let data = vec![index as u8; 20];

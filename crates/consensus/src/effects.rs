@@ -1,0 +1,50 @@
+//! What the owner of a member has to do after a drain.
+
+use cohort_store::{Configuration, Index, RaftId, Term};
+
+use crate::message::Envelope;
+use crate::reads::ReadId;
+use crate::status::Role;
+
+/// An entry that is committed and has to be applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Its position. Positions only grow; some are left out (empty entries, membership changes).
+    pub index: Index,
+    /// Its term.
+    pub term: Term,
+    /// The command.
+    pub data: Vec<u8>,
+}
+
+/// A state that replaces the owner's whole state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstalledSnapshot {
+    /// The last position whose effect is in it.
+    pub index: Index,
+    /// The term there.
+    pub term: Term,
+    /// The state.
+    pub data: Vec<u8>,
+}
+
+/// What the owner has to do, in the order of the fields. Everything it rests on is durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// Replace the whole state with this one, then apply `committed`.
+    pub installed_snapshot: Option<InstalledSnapshot>,
+    /// Apply these, in order.
+    pub committed: Vec<Committed>,
+    /// Everything up to here is applied when the two above are done.
+    pub applied: Index,
+    /// The newest membership, if it changed.
+    pub configuration: Option<Configuration>,
+    /// These reads may be carried out now; each with the position it was promised.
+    pub reads_ready: Vec<(ReadId, Index)>,
+    /// The new role, term and leader, if any of them changed.
+    pub role_changed: Option<(Role, Term, Option<RaftId>)>,
+    /// Send these, in order.
+    pub messages: Vec<Envelope>,
+    /// Call [`Node::compact`](crate::Node::compact) soon: the log has grown long, or a member needs a snapshot.
+    pub snapshot_wanted: bool,
+}
