@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use cohort_identity::{Authority, Identity, Peer, Role, UnixTime, lifetime_of};
+use cohort_identity::{Authority, Identity, LIFETIME, Peer, Role, UnixTime};
 use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
 
 use super::Gathered;
@@ -11,7 +11,7 @@ fn authority(dir: &Path) -> Authority {
 
 fn identity(authority: &Authority, role: Role) -> Identity {
     let peer = Peer::new(role, "ann").unwrap();
-    authority.make_identity(&peer, lifetime_of(role), UnixTime::now()).unwrap()
+    authority.make_identity(&peer, LIFETIME, UnixTime::now()).unwrap()
 }
 
 fn sign(identity: &Identity, epoch: u64, on: bool) -> SignedKill {

@@ -29,7 +29,7 @@ pub(crate) struct App {
     /// Held while `timestamp.json` changes: by an upload or the renewal.
     pub(crate) publishing: Mutex<()>,
     /// The repository's copy.
-    pub(crate) bucket: Option<BucketCopy>,
+    pub(crate) bucket: Option<Arc<BucketCopy>>,
     /// Held while kill registers are written into the registry: the newest comes last.
     pub(crate) publishing_kill: Mutex<()>,
     pub(crate) metrics: Metrics,

@@ -4,16 +4,16 @@
 //! in the repository's folder (a renewed timestamp, a release published on this machine) are copied
 //! within seconds; so is everything that failed while the store was unreachable.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_base::chain;
+use cohort_base::metrics::Gauge;
 use cohort_base::retry::Schedule;
 use cohort_mirror::{Bucket, BucketError, BucketSettings, push, push_file};
 use tokio::sync::Mutex;
-
-use crate::app::App;
+use tokio_util::sync::CancellationToken;
 
 /// Where readers begin; written last.
 const TIMESTAMP: &str = "metadata/timestamp.json";
@@ -27,35 +27,42 @@ const RETRY: Schedule = Schedule::new(Duration::from_secs(4), Duration::from_sec
 /// The bucket, and what it has.
 pub(crate) struct BucketCopy {
     bucket: Bucket,
+    /// The folder that is copied.
+    repository: PathBuf,
+    failing: Gauge,
     /// The timestamp in the bucket, as far as we know. Held while it is written.
     pushed: Mutex<Option<Vec<u8>>>,
 }
 
 impl BucketCopy {
-    /// Opens it with the credentials from the environment. The store is not asked yet.
-    pub(crate) fn open(url: &str) -> Result<Self, BucketError> {
+    /// Opens it with the credentials from the environment. The store is not asked yet. `failing` is
+    /// 1 after a failed write.
+    pub(crate) fn open(
+        url: &str,
+        repository: PathBuf,
+        failing: Gauge,
+    ) -> Result<Self, BucketError> {
         let bucket = Bucket::open(url, &BucketSettings::from_env())?;
-        Ok(Self { bucket, pushed: Mutex::default() })
+        Ok(Self { bucket, repository, failing, pushed: Mutex::default() })
     }
 
     /// Copies one file of the repository.
-    pub(crate) async fn send(&self, app: &App, name: &str) -> Result<(), BucketError> {
+    pub(crate) async fn send(&self, name: &str) -> Result<(), BucketError> {
         if name == TIMESTAMP {
-            return self.push(app).await;
+            return self.push().await;
         }
-        push_file(&app.config.repository_dir(), &self.bucket, name).await
+        push_file(&self.repository, &self.bucket, name).await
     }
 
     /// Copies whatever is missing, if the timestamp has changed since the last time.
-    async fn push(&self, app: &App) -> Result<(), BucketError> {
-        let dir = app.config.repository_dir();
+    async fn push(&self) -> Result<(), BucketError> {
         let mut pushed = self.pushed.lock().await;
-        let Some(timestamp) = read_timestamp(&dir).await? else { return Ok(()) };
+        let Some(timestamp) = read_timestamp(&self.repository).await? else { return Ok(()) };
         if pushed.as_ref() == Some(&timestamp) {
             return Ok(());
         }
-        let result = push(&dir, &self.bucket, false, &|_| ()).await;
-        app.metrics.bucket_failing.set(result.is_err().into());
+        let result = push(&self.repository, &self.bucket, false, &|_| ()).await;
+        self.failing.set(result.is_err().into());
         let done = result?;
         *pushed = Some(timestamp);
         let (bucket, files, bytes) = (self.bucket.name(), done.files, done.bytes);
@@ -74,14 +81,13 @@ async fn read_timestamp(dir: &Path) -> Result<Option<Vec<u8>>, BucketError> {
     }
 }
 
-/// Runs until the hub stops.
-pub(crate) async fn run(app: Arc<App>) {
-    let Some(copy) = &app.bucket else { return app.stopping.cancelled().await };
+/// Copies changes of the repository until the hub stops.
+pub(crate) async fn run(copy: Arc<BucketCopy>, stopping: CancellationToken) {
     let mut pauses = RETRY.pauses();
     loop {
         let result = tokio::select! {
-            result = copy.push(&app) => result,
-            () = app.stopping.cancelled() => return,
+            result = copy.push() => result,
+            () = stopping.cancelled() => return,
         };
         let pause = match result {
             Ok(()) => {
@@ -96,7 +102,7 @@ pub(crate) async fn run(app: Arc<App>) {
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = app.stopping.cancelled() => return,
+            () = stopping.cancelled() => return,
         }
     }
 }

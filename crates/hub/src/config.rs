@@ -124,12 +124,6 @@ impl HubConfig {
         self.below(self.timestamp_key.as_ref(), "keys/timestamp.pem")
     }
 
-    /// The registry's file.
-    #[must_use]
-    pub fn registry_file(&self) -> PathBuf {
-        self.data_dir.join("registry.redb")
-    }
-
     /// The folder of join tokens.
     #[must_use]
     pub fn tokens_dir(&self) -> PathBuf {
@@ -182,14 +176,5 @@ impl HubConfig {
 }
 
 #[cfg(test)]
-mod config_test {
-    use super::HubConfig;
-
-    #[test]
-    fn a_file_needs_a_data_dir_and_nothing_else() {
-        let read: HubConfig = serde_json::from_str(r#"{"data_dir":"/data"}"#).unwrap();
-        assert_eq!(read, HubConfig::new("/data"));
-        assert_eq!(read.validate(), Ok(()));
-        assert!(serde_json::from_str::<HubConfig>("{}").unwrap().validate().is_err());
-    }
-}
+#[path = "config_test.rs"]
+mod config_test;

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use cohort_base::chain;
 use cohort_core::ids::ServerId;
-use cohort_identity::{IdentityRequest, JoinGrant, Role, lifetime_of};
+use cohort_identity::{IdentityRequest, JoinGrant, Role};
 use cohort_registry::keys;
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 use cohort_wire::hub::{
@@ -31,7 +31,7 @@ pub(crate) async fn token(
     headers: HeaderMap,
     ApiJson(request): ApiJson<TokenRequest>,
 ) -> Answer<TokenAnswer> {
-    let by = require(Some(&caller.0), Need::Operate)?.clone();
+    let by = require(&caller.0, Need::Operate)?.clone();
     let authority = app.authority()?;
     if request.role == Role::Hub {
         let refusal = ApiError::bad_request("a hub does not join: it has the authority");
@@ -91,7 +91,7 @@ pub(crate) async fn revoke_token(
     caller: Caller,
     ApiJson(request): ApiJson<RevokeTokenRequest>,
 ) -> Answer<()> {
-    let by = require(Some(&caller.0), Need::Operate)?.clone();
+    let by = require(&caller.0, Need::Operate)?.clone();
     let tokens = Arc::clone(&app.tokens);
     let id = request.id.clone();
     blocking(move || tokens.revoke(&id)).await??;
@@ -128,7 +128,7 @@ pub(crate) async fn join(
     let certificate = blocking(move || {
         let now = now();
         tokens.redeem(&token_id, &token_secret, &identity, now, |peer| {
-            issuer.issue(&identity, peer, lifetime_of(peer.role), now)
+            issuer.issue(&identity, peer, now)
         })
     })
     .await??;
@@ -155,7 +155,7 @@ pub(crate) async fn renew(
     ApiJson(request): ApiJson<RenewRequest>,
 ) -> Answer<RenewAnswer> {
     let authority = app.authority()?;
-    let peer = require(Some(&caller.0), Need::Certificate)?.clone();
+    let peer = caller.0;
     if peer.role == Role::Agent {
         let server = ServerId::new(peer.name.as_str())?;
         if app.registry.get(&keys::server(&server)).is_none() {
@@ -167,7 +167,7 @@ pub(crate) async fn renew(
     let identity = IdentityRequest::from_text(&request.request)?;
     let issuer = Arc::clone(&authority);
     let allowed = peer.clone();
-    let certificate = blocking(move || issuer.renew(&identity, &allowed, now()))
+    let certificate = blocking(move || issuer.issue(&identity, &allowed, now()))
         .await?
         .map_err(|error| ApiError::forbidden(chain(&error)))?;
     tracing::info!(%peer, "certificate renewed");

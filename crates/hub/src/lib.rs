@@ -33,10 +33,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cohort_base::{FileError, OnPath as _, chain};
+use cohort_base::{FileError, OnPath as _, chain, durable};
 use cohort_identity::{
-    Alpn, Authority, AuthorityError, ClientAuth, Identity, IdentityError, JoinTokens, Peer,
-    RedeemError, Role, lifetime_of,
+    Alpn, Authority, AuthorityError, ClientAuth, Identity, IdentityError, JoinTokens, LIFETIME,
+    Peer, RedeemError, Role,
 };
 use cohort_mirror::BucketError;
 use cohort_registry::{EmbeddedRegistry, RegistryError};
@@ -62,63 +62,39 @@ const PLAIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
 
 /// Why a hub cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum HubError {
-    /// The configuration contradicts itself.
     #[error("the hub's configuration is invalid: {reason}")]
-    Config {
-        /// The key, and what is wrong with it.
-        reason: String,
-    },
+    Config { reason: String },
     /// The configured bucket cannot be used.
     #[error("the hub's configuration is invalid: repository_bucket")]
     Bucket(#[from] BucketError),
     /// A folder cannot be created.
     #[error(transparent)]
     Folder(#[from] FileError),
-    /// The registry's file cannot be used.
     #[error("cannot open the hub's registry")]
     Registry(#[from] cohort_registry::OpenError),
     /// The registry cannot write.
     #[error("the hub's registry failed at the start")]
     RegistryFailed(#[from] RegistryError),
-    /// The authority's files are damaged.
     #[error("cannot use the hub's authority")]
     Authority(#[from] AuthorityError),
-    /// There is no identity, and no authority to make one.
     #[error(
         "the hub has no certificate in {} and no authority to issue one; run `cohort init` first",
         path.display()
     )]
-    NoIdentity {
-        /// Where the certificate should be.
-        path: PathBuf,
-    },
-    /// The certificate or key is damaged.
+    NoIdentity { path: PathBuf },
     #[error("cannot use the hub's identity")]
     Identity(#[from] IdentityError),
-    /// The certificate is not a hub's.
     #[error("the hub's certificate is that of {peer}; it needs one of the role hub")]
-    NotAHub {
-        /// The certificate's owner.
-        peer: Box<Peer>,
-    },
-    /// The join tokens cannot be read.
+    NotAHub { peer: Box<Peer> },
     #[error("cannot open the hub's join tokens")]
     Tokens(#[from] RedeemError),
-    /// The kill registers cannot be read.
     #[error("cannot open the hub's kill registers")]
     Kill(#[from] KillError),
     /// A port is taken, or the address is not ours.
     #[error("cannot listen on {address} ({what})")]
-    Listen {
-        /// From the configuration.
-        address: SocketAddr,
-        /// `API` or `repository`.
-        what: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
+    Listen { address: SocketAddr, what: &'static str, source: io::Error },
     /// A task panicked.
     #[error("a part of the hub has failed")]
     Part(#[source] tokio::task::JoinError),
@@ -139,18 +115,23 @@ impl Hub {
     /// [`HubError`].
     pub async fn start(config: HubConfig) -> Result<Self, HubError> {
         config.validate().map_err(|reason| HubError::Config { reason })?;
-        for path in [&config.data_dir, &config.repository_dir()] {
-            std::fs::create_dir_all(path).on_path("create", path)?;
-        }
+        let (data, repository) = (&config.data_dir, &config.repository_dir());
+        durable::private_folder(data).on_path("create", data)?;
+        std::fs::create_dir_all(repository).on_path("create", repository)?;
         let authority = open_authority(&config)?;
         let identity = open_identity(&config, authority.as_deref())?;
         let new_store = cohort_identity::sha256_hex(identity.chain_pem().as_bytes());
-        let registry = EmbeddedRegistry::open(&config.registry_file(), &new_store)?;
+        let registry = EmbeddedRegistry::open(&config.data_dir.join("registry.redb"), &new_store)?;
         if config.confirm_restored && registry.restored() {
             registry.confirm_restored().await?;
             tracing::warn!(revision = registry.revision(), "restored registry confirmed");
         }
-        let bucket = config.repository_bucket.as_deref().map(BucketCopy::open).transpose()?;
+        let metrics = Metrics::default();
+        let bucket = config.repository_bucket.as_deref().map(|url| {
+            let failing = metrics.bucket_failing.clone();
+            BucketCopy::open(url, config.repository_dir(), failing).map(Arc::new)
+        });
+        let bucket = bucket.transpose()?;
         let (api, api_address) = listen(config.listen, "API").await?;
         let (repository, repository_address) =
             listen(config.repository_listen, "repository").await?;
@@ -164,7 +145,7 @@ impl Hub {
             publishing: Mutex::new(()),
             bucket,
             publishing_kill: Mutex::new(()),
-            metrics: Metrics::default(),
+            metrics,
             stopping: CancellationToken::new(),
             repository_port: repository_address.port(),
             api_port: api_address.port(),
@@ -245,7 +226,9 @@ fn spawn_parts(app: &Arc<App>, api: TcpListener, repository: TcpListener) -> Joi
     };
     parts.spawn(serve_plain(repository, routes::plain(app), plain_limits, app.stopping.clone()));
     parts.spawn(upkeep::run(Arc::clone(app)));
-    parts.spawn(bucket::run(Arc::clone(app)));
+    if let Some(copy) = &app.bucket {
+        parts.spawn(bucket::run(Arc::clone(copy), app.stopping.clone()));
+    }
     parts
 }
 
@@ -278,7 +261,7 @@ fn open_identity(config: &HubConfig, authority: Option<&Authority>) -> Result<Id
         };
         let peer = Peer::new(Role::Hub, config.name.as_str())
             .map_err(|error| HubError::Config { reason: format!("name: {error}") })?;
-        let identity = authority.make_identity(&peer, lifetime_of(Role::Hub), now())?;
+        let identity = authority.make_identity(&peer, LIFETIME, now())?;
         identity.save(&dir)?;
         identity
     };

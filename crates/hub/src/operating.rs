@@ -22,7 +22,7 @@ pub(crate) async fn policy(
     Path(name): Path<String>,
     ApiJson(request): ApiJson<PolicyRequest>,
 ) -> Answer<PolicyAnswer> {
-    let by = require(Some(&caller.0), Need::Operate)?.clone();
+    let by = require(&caller.0, Need::Operate)?.clone();
     let name = AppId::new(name)?;
     let policy = check_policy(&request.policy)?;
     if policy.app != name {
@@ -53,7 +53,7 @@ pub(crate) async fn recover(
     Path(name): Path<String>,
     ApiJson(request): ApiJson<RecoverRequest>,
 ) -> Answer<RecoverAnswer> {
-    let by = require(Some(&caller.0), Need::Operate)?.clone();
+    let by = require(&caller.0, Need::Operate)?.clone();
     let group = GroupId::new(name)?;
     let RecoverRequest { incarnation, first_server, because } = request;
     let record = app.registry.get(&keys::server(&first_server));
@@ -83,7 +83,7 @@ pub(crate) async fn remove_server(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Answer<()> {
-    let by = require(Some(&caller.0), Need::Operate)?.clone();
+    let by = require(&caller.0, Need::Operate)?.clone();
     let server = ServerId::new(name)?;
     let key = keys::server(&server);
     let Some(pair) = app.registry.get(&key) else {
@@ -102,7 +102,6 @@ pub(crate) async fn remove_server(
     let txn = Txn {
         compare: vec![Compare::unchanged_since(&key, pair.mod_revision)],
         then: vec![Op::Delete { key }],
-        otherwise: vec![],
     };
     if !app.registry.txn(txn).await?.succeeded {
         return Err(ApiError::conflict(format!("server {server} has just changed: retry")).into());
@@ -112,7 +111,7 @@ pub(crate) async fn remove_server(
 }
 
 pub(crate) async fn kill_status(State(app): State<Arc<App>>, caller: Caller) -> Answer<KillAnswer> {
-    require(Some(&caller.0), Need::Read)?;
+    require(&caller.0, Need::Read)?;
     Ok(ApiJson(answer(&app, false)))
 }
 

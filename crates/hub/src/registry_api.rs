@@ -5,21 +5,21 @@ use std::sync::Arc;
 use axum::extract::State;
 use cohort_registry::fleet::{Fleet, read_fleet};
 use cohort_registry::{
-    RangeAnswer, RangeRequest, Registry as _, RegistryError, Txn, TxnAnswer, Unmade, WatchReply,
+    RangeAnswer, RangeRequest, Registry as _, RegistryError, Txn, TxnAnswer, WatchReply,
     WatchRequest,
 };
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 
 use crate::app::App;
 use crate::auth::{Need, check_txn, highest_incarnation, require};
-use crate::refusal::Answer;
+use crate::refusal::{Answer, Refusal};
 
 pub(crate) async fn range(
     State(app): State<Arc<App>>,
     caller: Caller,
     ApiJson(request): ApiJson<RangeRequest>,
 ) -> Answer<RangeAnswer> {
-    require(Some(&caller.0), Need::Read)?;
+    require(&caller.0, Need::Read)?;
     app.metrics.reads.inc();
     Ok(ApiJson(app.registry.range(request).await?))
 }
@@ -30,7 +30,7 @@ pub(crate) async fn txn(
     ApiJson(txn): ApiJson<Txn>,
 ) -> Answer<TxnAnswer> {
     // First without the writer's lock, so that a caller who may not write holds up nobody.
-    app.registry.read(|state| check_txn(Some(&caller.0), &txn, state))?;
+    app.registry.read(|state| check_txn(&caller.0, &txn, state))?;
     let (asked, revision) = (highest_incarnation(&txn), app.registry.revision());
     if asked > revision {
         went_back(&app, &caller, asked, revision).await?;
@@ -39,11 +39,10 @@ pub(crate) async fn txn(
     }
     app.metrics.changes.inc();
     let peer = caller.0;
-    let made = app.registry.txn_checked(txn, move |state, txn| check_txn(Some(&peer), txn, state));
-    made.await.map(ApiJson).map_err(|unmade| match unmade {
-        Unmade::Refused(refusal) => refusal.into(),
-        Unmade::Failed(error) => error.into(),
-    })
+    let made = app
+        .registry
+        .txn_checked(txn, move |state, txn| check_txn(&peer, txn, state).map_err(Refusal::from));
+    made.await.map(ApiJson)
 }
 
 pub(crate) async fn watch(
@@ -51,7 +50,7 @@ pub(crate) async fn watch(
     caller: Caller,
     ApiJson(request): ApiJson<WatchRequest>,
 ) -> Answer<WatchReply> {
-    require(Some(&caller.0), Need::Read)?;
+    require(&caller.0, Need::Read)?;
     let Ok(_permit) = app.watches.try_acquire() else {
         app.metrics.watches_refused.inc();
         return Err(ApiError::overloaded("this hub has too many watches").into());
@@ -92,7 +91,7 @@ async fn went_back(
 }
 
 pub(crate) async fn fleet(State(app): State<Arc<App>>, caller: Caller) -> Answer<Fleet> {
-    require(Some(&caller.0), Need::Read)?;
+    require(&caller.0, Need::Read)?;
     app.metrics.reads.inc();
     Ok(ApiJson(read_fleet(&app.registry).await?))
 }

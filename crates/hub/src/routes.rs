@@ -10,14 +10,15 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use cohort_identity::Peer;
+use cohort_base::metrics::Gauge;
+use cohort_identity::{Peer, Role, TokenState};
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
     FLEET, JOIN, KILL, REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH, RENEW, REVOKE_TOKEN, TOKEN,
 };
 
-use crate::app::App;
-use crate::metrics::{self, Route};
+use crate::app::{App, now};
+use crate::metrics::{OfRole, Route};
 use crate::{joining, operating, registry_api, upload};
 
 /// The API; only joining needs no certificate.
@@ -64,7 +65,28 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
 
 async fn show_metrics(State(app): State<Arc<App>>) -> Response {
     let kind = [(CONTENT_TYPE, cohort_base::metrics::CONTENT_TYPE)];
-    (kind, metrics::render(&app)).into_response()
+    (kind, render(&app)).into_response()
+}
+
+/// All metrics, with the gauges as they are now.
+fn render(app: &App) -> String {
+    let metrics = &app.metrics;
+    let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    set(&metrics.revision, app.registry.revision());
+    set(&metrics.restored, app.registry.restored().into());
+    let watches = app.config.watches_max - app.watches.available_permits();
+    set(&metrics.watches, watches as u64);
+    let expires = app.identity.current().validity().not_after.as_secs();
+    set(&metrics.certificate_left, expires.saturating_sub(now().as_secs()));
+    let tokens = app.tokens.list();
+    for role in Role::ALL {
+        let unused = tokens
+            .iter()
+            .filter(|token| token.grant.role == role && matches!(token.state, TokenState::Unused));
+        let gauge = metrics.tokens_unused.get_or_create(&OfRole { role: role.as_str() });
+        set(&gauge, unused.count() as u64);
+    }
+    metrics.text()
 }
 
 async fn unknown(uri: Uri) -> ApiError {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cohort_artifact::{KeyError, Repository, RepositoryError, SigningKey};
 use cohort_base::chain;
-use cohort_identity::{Identity, lifetime_of};
+use cohort_identity::{Identity, LIFETIME};
 
 use crate::HubError;
 use crate::app::{App, blocking, now};
@@ -98,7 +98,7 @@ async fn renew_certificate(app: &App) {
     }
     let (peer, dir) = (current.peer().clone(), app.config.identity_dir());
     let renewed = blocking(move || -> Result<Identity, HubError> {
-        let identity = authority.make_identity(&peer, lifetime_of(peer.role), now())?;
+        let identity = authority.make_identity(&peer, LIFETIME, now())?;
         identity.save(&dir)?;
         Ok(identity)
     });

@@ -39,7 +39,7 @@ pub(crate) async fn put(
     UrlPath(name): UrlPath<String>,
     body: Body,
 ) -> Result<StatusCode, Refusal> {
-    let by = require(Some(&caller.0), Need::Publish)?.clone();
+    let by = require(&caller.0, Need::Publish)?.clone();
     let Some(bytes_max) = Repository::upload_bytes_max(&name) else {
         let name: String = name.chars().take(80).collect();
         return Err(ApiError::bad_request(format!("publishers do not upload `{name}`"))
@@ -58,7 +58,7 @@ pub(crate) async fn put(
     repository.receive(&name, file).await?;
     drop(publishing);
     if let Some(bucket) = &app.bucket {
-        bucket.send(&app, &name).await?;
+        bucket.send(&name).await?;
     }
     app.metrics.uploads.inc();
     tracing::info!(%by, file = name, "uploaded");
@@ -93,19 +93,13 @@ fn write_failed(name: &str, error: &io::Error) -> Refusal {
 
 /// Why a publisher's upload failed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum UploadError {
     /// A file cannot be read here.
     #[error(transparent)]
     Read(#[from] FileError),
-    /// The hub did not accept a file.
     #[error("the hub did not accept {file}")]
-    Send {
-        /// Relative to the repository.
-        file: String,
-        /// What the hub answered, or why it was unreachable.
-        source: CallError,
-    },
+    Send { file: String, source: CallError },
 }
 
 /// The publisher's side: uploads files of a repository's folder in the given order (that of

@@ -2,7 +2,6 @@
 //!
 //! Two files in one folder: `ca.pem` (the certificate, public) and `ca-key.pem` (mode 0600).
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,14 +14,13 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::identity::{Identity, IdentityError, read_small};
-use crate::peer::{Peer, Role};
+use crate::peer::{Peer, sha256_hex};
 use crate::request::{IdentityRequest, PublicKey};
-use crate::sha256_hex;
 
-/// Lifetime of a certificate in days. Servers must survive at least 30 days without the hub.
+/// Lifetime of a certificate: 400 days. Servers must survive at least 30 days without the hub.
 /// Renewal starts when a third of the lifetime is left, so even a server whose hub disappears just
 /// before its renewal keeps 133 days; and renewing by hand once a year is enough.
-pub const LIFETIME_DAYS: u64 = 400;
+pub const LIFETIME: Duration = Duration::from_secs(400 * DAY_S);
 
 /// Ten years: replacing an authority means touching every server.
 const AUTHORITY_LIFETIME_DAYS: u64 = 3653;
@@ -34,16 +32,6 @@ const BACKDATED_DAYS: u64 = 1;
 const DAY_S: u64 = 24 * 60 * 60;
 const CERT_FILE: &str = "ca.pem";
 const KEY_FILE: &str = "ca-key.pem";
-
-/// The default lifetime of a role's certificates.
-#[must_use]
-pub fn lifetime_of(role: Role) -> Duration {
-    match role {
-        Role::Viewer | Role::Operator | Role::Publisher | Role::Agent | Role::Hub => {
-            Duration::from_secs(LIFETIME_DAYS * DAY_S)
-        }
-    }
-}
 
 /// A certificate authority with its private key.
 #[derive(Debug)]
@@ -60,7 +48,7 @@ impl Authority {
     /// [`AuthorityError::Exists`] when the folder has one already: replacing it would cut off
     /// every server.
     pub fn create(dir: &Path, now: UnixTime) -> Result<Self, AuthorityError> {
-        fs::create_dir_all(dir).on_path("create folder", dir)?;
+        durable::private_folder(dir).on_path("create folder", dir)?;
         let (cert_path, key_path) = (dir.join(CERT_FILE), dir.join(KEY_FILE));
         if cert_path.exists() {
             return Err(AuthorityError::Exists(dir.to_owned()));
@@ -120,8 +108,8 @@ impl Authority {
 
     /// Issues a certificate for `peer` and the request's key, in PEM.
     ///
-    /// The caller decides whether the requester may be `peer`: by a join token, or by the old
-    /// certificate ([`Authority::renew`]).
+    /// The caller decides whether the requester may be `peer`: by a join token, or because it
+    /// authenticated with the old certificate.
     ///
     /// # Errors
     /// [`AuthorityError::WrongPeer`] when the request is for another peer.
@@ -129,7 +117,6 @@ impl Authority {
         &self,
         request: &IdentityRequest,
         peer: &Peer,
-        lifetime: Duration,
         now: UnixTime,
     ) -> Result<String, AuthorityError> {
         if request.peer() != peer {
@@ -138,20 +125,7 @@ impl Authority {
                 allowed: Box::new(peer.clone()),
             });
         }
-        self.certify(request.public_key(), peer, lifetime, now)
-    }
-
-    /// Issues a new certificate to a peer that authenticated with its old one.
-    ///
-    /// # Errors
-    /// [`AuthorityError::WrongPeer`] when the request is for another name or role.
-    pub fn renew(
-        &self,
-        request: &IdentityRequest,
-        authenticated: &Peer,
-        now: UnixTime,
-    ) -> Result<String, AuthorityError> {
-        self.issue(request, authenticated, lifetime_of(authenticated.role), now)
+        self.certify(request.public_key(), peer, LIFETIME, now)
     }
 
     /// Makes a key and certifies it: for `cohort init` (the hub and the first operator), for the
@@ -229,37 +203,22 @@ fn random_serial() -> Result<SerialNumber, AuthorityError> {
 
 /// Why the authority could not be opened, or did not issue a certificate.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum AuthorityError {
-    /// The folder has an authority already.
     #[error("{} has an authority already; every certificate in use depends on it", .0.display())]
     Exists(PathBuf),
-    /// A file could not be read or written.
     #[error("authority's files are not accessible")]
     File(#[from] FileError),
     /// A file is truncated, malformed, or does not match the other one.
     #[error("authority's file {} is damaged", path.display())]
-    Damaged {
-        /// `ca.pem` or `ca-key.pem`.
-        path: PathBuf,
-        /// What the parser said.
-        source: Cause,
-    },
+    Damaged { path: PathBuf, source: Cause },
     /// A request for a peer that its sender may not be.
     #[error("request is for {asked}, but its sender may only be {allowed}")]
-    WrongPeer {
-        /// The peer in the request.
-        asked: Box<Peer>,
-        /// The sender.
-        allowed: Box<Peer>,
-    },
-    /// A key or certificate could not be generated.
+    WrongPeer { asked: Box<Peer>, allowed: Box<Peer> },
     #[error("cannot generate a key or certificate")]
     Make(#[source] rcgen::Error),
-    /// The generated identity does not verify.
     #[error("generated identity does not verify")]
     Unusable(#[source] Box<IdentityError>),
-    /// The operating system gave no randomness.
     #[error("operating system gives no randomness")]
     Randomness,
 }

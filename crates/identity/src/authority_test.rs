@@ -14,6 +14,13 @@ pub(crate) fn peer(role: Role, name: &str) -> Peer {
     Peer::new(role, name).unwrap()
 }
 
+/// A key, and the request for its certificate.
+pub(crate) fn request(peer: Peer) -> (rcgen::KeyPair, IdentityRequest) {
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let request = IdentityRequest::new(peer, &pair).unwrap();
+    (pair, request)
+}
+
 pub(crate) fn authority() -> (tempfile::TempDir, Authority) {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::create(dir.path(), UnixTime::now()).unwrap();
@@ -30,7 +37,7 @@ fn an_authority_is_opened_again_as_it_was() {
     let web = peer(Role::Agent, "web-1");
     let identity = opened.make_identity(&web, DAY, UnixTime::now()).unwrap();
     assert_eq!(identity.peer(), &web);
-    assert_eq!(identity.roots_pem(), made.certificate_pem());
+    assert_eq!(identity.roots(), [made.certificate().clone()]);
 }
 
 #[test]
@@ -81,9 +88,9 @@ fn a_request_gives_a_certificate_that_lives_without_the_hub() {
     let (_dir, authority) = authority();
     let web = peer(Role::Agent, "web-1");
     let now = at(1_800_000_000);
-    let (pair, request) = Identity::generate_request(web.clone()).unwrap();
-    let request = IdentityRequest::from_text(&request.to_text()).unwrap();
-    let chain = authority.issue(&request, &web, lifetime_of(Role::Agent), now).unwrap();
+    let (pair, asked) = request(web.clone());
+    let asked = IdentityRequest::from_text(&asked.to_text()).unwrap();
+    let chain = authority.issue(&asked, &web, now).unwrap();
     let identity =
         Identity::from_pem(&chain, &pair.serialize_pem(), authority.certificate_pem()).unwrap();
     let life = identity.validity();
@@ -99,15 +106,15 @@ fn a_request_gives_a_certificate_that_lives_without_the_hub() {
 #[test]
 fn one_asks_only_for_oneself() {
     let (_dir, authority) = authority();
-    let (_, request) = Identity::generate_request(peer(Role::Operator, "web-1")).unwrap();
-    let renewed = authority.renew(&request, &peer(Role::Agent, "web-1"), UnixTime::now());
+    let (_, asked) = request(peer(Role::Operator, "web-1"));
+    let renewed = authority.issue(&asked, &peer(Role::Agent, "web-1"), UnixTime::now());
     assert!(matches!(renewed, Err(AuthorityError::WrongPeer { .. })), "{renewed:?}");
 }
 
 #[test]
 fn bad_requests_are_refused() {
     let web = peer(Role::Agent, "web-1");
-    let (_, good) = Identity::generate_request(web).unwrap();
+    let (_, good) = request(web);
     let text = good.to_text();
     let oversized = format!("{text}{}", " ".repeat(REQUEST_BYTES_MAX));
     assert!(matches!(IdentityRequest::from_text(&oversized), Err(RequestError::TooLarge { .. })));
@@ -120,7 +127,7 @@ fn bad_requests_are_refused() {
     let later = text.replace("\"version\":1", "\"version\":2");
     let refused = IdentityRequest::from_text(&later);
     assert!(matches!(refused, Err(RequestError::Version { version: 2 })), "{refused:?}");
-    let (_, other) = Identity::generate_request(peer(Role::Agent, "web-1")).unwrap();
+    let (_, other) = request(peer(Role::Agent, "web-1"));
     let stolen = text.replace(
         &hex::encode(good.public_key().as_info()),
         &hex::encode(other.public_key().as_info()),

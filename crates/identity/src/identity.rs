@@ -20,7 +20,6 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 
 use crate::peer::{InvalidPeer, Peer, peer_of};
 use crate::request::{IdentityRequest, RequestError};
-use crate::tls::provider;
 
 const CERT_FILE: &str = "cert.pem";
 const KEY_FILE: &str = "key.pem";
@@ -94,17 +93,6 @@ impl Identity {
             roots,
             certified: Arc::new(certified),
         })
-    }
-
-    /// Generates a key in memory and the request for its certificate. See
-    /// [`Identity::prepare_request`] for a key that survives a crash.
-    ///
-    /// # Errors
-    /// When no key can be generated.
-    pub fn generate_request(peer: Peer) -> Result<(KeyPair, IdentityRequest), IdentityError> {
-        let pair = KeyPair::generate().map_err(IdentityError::MakeKey)?;
-        let request = IdentityRequest::new(peer, &pair).map_err(IdentityError::Request)?;
-        Ok((pair, request))
     }
 
     /// Generates a key, stores it in the folder, and returns the request for its certificate. A
@@ -230,12 +218,6 @@ impl Identity {
         &self.roots
     }
 
-    /// The trusted authorities in PEM.
-    #[must_use]
-    pub fn roots_pem(&self) -> &str {
-        &self.roots_pem
-    }
-
     pub(crate) fn key(&self) -> &PrivateKeyDer<'static> {
         &self.key
     }
@@ -243,6 +225,11 @@ impl Identity {
     pub(crate) fn certified(&self) -> &Arc<CertifiedKey> {
         &self.certified
     }
+}
+
+/// The cryptographic provider of all TLS and signatures.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 /// The authorities as a rustls store.
@@ -353,29 +340,18 @@ fn put_key_in_place(dir: &Path) -> Result<(), IdentityError> {
 
 /// Why an identity could not be loaded, saved or used.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum IdentityError {
-    /// A file could not be read or written.
     #[error("identity's files are not accessible")]
     File(#[from] FileError),
-    /// A text is truncated or malformed.
     #[error("identity's {what} is damaged")]
-    Damaged {
-        /// `certificate`, `private key` or `list of authorities`.
-        what: &'static str,
-        /// What the parser said.
-        source: Cause,
-    },
-    /// Key and certificate are not a pair.
+    Damaged { what: &'static str, source: Cause },
     #[error("identity's private key does not match its certificate")]
     KeyMismatch,
-    /// The chain leads to none of the authorities.
     #[error("identity's certificate is not issued by a trusted authority")]
     Untrusted(#[source] webpki::Error),
-    /// The certificate names no peer.
     #[error("identity's certificate does not name a peer")]
     Peer(#[source] InvalidPeer),
-    /// No key could be generated.
     #[error("cannot generate a private key")]
     MakeKey(#[source] rcgen::Error),
     /// The key type cannot be certified.

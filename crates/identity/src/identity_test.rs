@@ -7,7 +7,7 @@ use crate::*;
 
 fn make(authority: &Authority, name: &str) -> Identity {
     let agent = peer(Role::Agent, name);
-    authority.make_identity(&agent, lifetime_of(Role::Agent), UnixTime::now()).unwrap()
+    authority.make_identity(&agent, LIFETIME, UnixTime::now()).unwrap()
 }
 
 fn read(dir: &Path, name: &str) -> String {
@@ -104,7 +104,7 @@ fn a_prepared_request_keeps_its_key_until_it_is_answered() {
     assert_eq!(first.public_key(), again.public_key());
 
     let now = UnixTime::now();
-    let chain = authority.renew(&again, &web, now).unwrap();
+    let chain = authority.issue(&again, &web, now).unwrap();
     let roots = authority.certificate_pem();
     let accepted = Identity::accept(dir.path(), &chain, roots).unwrap();
     assert_eq!(accepted.peer(), &web);

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use hex::FromHex as _;
 
-use crate::sha256_hex;
+use crate::peer::sha256_hex;
 
 const PREFIX: &str = "cohort1";
 /// 64 bits: enough to be unique, short enough to read out.
@@ -139,27 +139,18 @@ fn random_hex<const BYTES: usize>() -> Result<String, JoinTokenError> {
 
 /// Why a text is not a join token, or none could be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum JoinTokenError {
-    /// The text exceeds 2 KiB.
     #[error("join token is {bytes} bytes, the limit is {TOKEN_BYTES_MAX}")]
-    TooLong {
-        /// The text's size.
-        bytes: usize,
-    },
-    /// Wrong prefix.
+    TooLong { bytes: usize },
     #[error("not a join token: a join token starts with `{PREFIX}:`")]
     NotAToken,
     /// Truncated or modified: the check does not match.
     #[error("join token is truncated or modified: copy the whole line")]
     Incomplete,
-    /// An address is not `host:port`.
+    /// The address is cut to 80 characters.
     #[error("join token's address `{address}` is not of the form host:port")]
-    Address {
-        /// The address, cut to 80 characters.
-        address: String,
-    },
-    /// The operating system gave no randomness.
+    Address { address: String },
     #[error("operating system gives no randomness")]
     Randomness,
 }

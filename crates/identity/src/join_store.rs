@@ -15,9 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::read_small;
 use crate::join::{ID_BYTES, JoinToken, JoinTokenError};
-use crate::peer::{Peer, PeerName, Role};
+use crate::peer::{Peer, PeerName, Role, sha256_hex};
 use crate::request::IdentityRequest;
-use crate::sha256_hex;
 
 /// Used tokens are kept: they record who has which name. This fits ten thousand servers that
 /// re-joined a few times each; at about 1.5 KB per token the folder stays under 150 MB.
@@ -67,7 +66,7 @@ pub struct TokenRecord {
     /// The token's public id; also the file's name.
     pub id: String,
     /// SHA-256 of the secret, in hexadecimal.
-    secret_sha256: String,
+    pub(crate) secret_sha256: String,
     /// Who may join with it.
     pub grant: JoinGrant,
     /// Unix seconds.
@@ -92,7 +91,7 @@ impl JoinTokens {
     /// # Errors
     /// When the folder cannot be read.
     pub fn open(dir: &Path) -> Result<Self, RedeemError> {
-        fs::create_dir_all(dir).on_path("create folder", dir)?;
+        durable::private_folder(dir).on_path("create folder", dir)?;
         durable::sweep(dir).on_path("clean up", dir)?;
         let mut records = BTreeMap::new();
         for entry in fs::read_dir(dir).on_path("read folder", dir)? {
@@ -288,7 +287,7 @@ fn read_record(path: &Path) -> Result<TokenRecord, Cause> {
 
 /// Why a token could not be created, redeemed or revoked.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum RedeemError {
     /// No such token, or the wrong secret.
     #[error("unknown join token")]
@@ -296,10 +295,8 @@ pub enum RedeemError {
     /// Redeemed already, with another key or too long ago.
     #[error("join token has been used already")]
     Used,
-    /// Past its expiry.
     #[error("join token has expired")]
     Expired,
-    /// Revoked by an operator.
     #[error("join token has been revoked")]
     Revoked,
     /// The token is for another role or name than this.
@@ -308,16 +305,12 @@ pub enum RedeemError {
     /// Another server has joined under this name.
     #[error("the name of {0} is taken; a token made for that name replaces its holder")]
     NameTaken(Box<Peer>),
-    /// The authority refused.
     #[error("cannot issue a certificate")]
     Issue(#[source] Cause),
-    /// [`TOKENS_MAX`] is reached.
     #[error("cannot store more than {TOKENS_MAX} join tokens")]
     TooMany,
-    /// The token could not be generated.
     #[error("cannot create a join token")]
     Token(#[source] JoinTokenError),
-    /// A file could not be read or written.
     #[error("join tokens' files are not accessible")]
     File(#[from] FileError),
 }

@@ -23,7 +23,7 @@ fn create(tokens: &JoinTokens, grant: JoinGrant, expires_at: Option<u64>) -> Joi
 }
 
 fn request(name: &str) -> IdentityRequest {
-    Identity::generate_request(peer(Role::Agent, name)).unwrap().1
+    authority_test::request(peer(Role::Agent, name)).1
 }
 
 fn redeem(
@@ -119,7 +119,7 @@ fn a_token_grants_one_role_and_perhaps_one_name() {
     let token = create(&tokens, named.clone(), None);
     let wrong_name = redeem(&tokens, &token, &request("web-2"), NOW);
     assert!(matches!(wrong_name, Err(RedeemError::Grant(_))), "{wrong_name:?}");
-    let operator = Identity::generate_request(peer(Role::Operator, "web-1")).unwrap().1;
+    let operator = authority_test::request(peer(Role::Operator, "web-1")).1;
     let wrong_role = redeem(&tokens, &token, &operator, NOW);
     assert!(matches!(wrong_role, Err(RedeemError::Grant(_))), "{wrong_role:?}");
     redeem(&tokens, &token, &request("web-1"), NOW).unwrap();
@@ -208,7 +208,7 @@ fn the_whole_way_of_a_server_that_joins() {
     let request = Identity::prepare_request(server.path(), peer(Role::Agent, "web-1")).unwrap();
     let chain = tokens
         .redeem(&token.id, token.secret(), &request, now, |peer| {
-            authority.issue(&request, peer, lifetime_of(peer.role), now)
+            authority.issue(&request, peer, now)
         })
         .unwrap();
     let roots = authority.certificate_pem();

@@ -25,6 +25,8 @@ mod tls;
 #[cfg(test)]
 mod authority_test;
 #[cfg(test)]
+mod golden_test;
+#[cfg(test)]
 mod identity_test;
 #[cfg(test)]
 mod join_test;
@@ -33,22 +35,16 @@ mod statement_test;
 #[cfg(test)]
 mod tls_test;
 
-pub use authority::{Authority, AuthorityError, LIFETIME_DAYS, lifetime_of};
+pub use authority::{Authority, AuthorityError, LIFETIME};
 pub use identity::{Identity, IdentityError, Validity};
 pub use join::{JoinToken, JoinTokenError};
 pub use join_store::{
     JoinGrant, JoinTokens, REDEEM_AGAIN_WINDOW_S, RedeemError, TOKENS_MAX, TokenRecord, TokenState,
 };
-pub use peer::{InvalidPeer, Peer, PeerName, Role, peer_of};
+pub use peer::{InvalidPeer, Peer, PeerName, Role, peer_of, sha256_hex};
 pub use request::{IdentityRequest, PublicKey, REQUEST_BYTES_MAX, RequestError};
 pub use rustls_pki_types::{CertificateDer, UnixTime};
 pub use statement::{
     STATEMENT_BYTES_MAX, SignedStatement, StatementError, sign_statement, verify_statement,
 };
 pub use tls::{Alpn, ClientAuth, TlsError, client_config, joining_client_config, server_config};
-
-/// The SHA-256 of `bytes` as 64 hexadecimal digits: fingerprints of certificates and keys.
-#[must_use]
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
-}

@@ -168,26 +168,27 @@ pub fn peer_of(chain: &[CertificateDer<'_>]) -> Result<Peer, InvalidPeer> {
     }
 }
 
+/// The SHA-256 of `bytes` as 64 hexadecimal digits: fingerprints of certificates and keys.
+#[must_use]
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
+}
+
 /// Why a text or certificate does not name a peer. Texts are cut to 80 characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum InvalidPeer {
     /// Not a DNS label.
     #[error("`{0}` is not a valid name: use 1 to 63 of a-z, 0-9 and `-`, no `-` at either end")]
     Name(String),
-    /// An unknown role.
     #[error("`{0}` is not a role: use viewer, operator, publisher, agent or hub")]
     Role(String),
-    /// The certificate's name is outside our zone, or it has none.
     #[error("certificate's name `{0}` is not of the form <name>.<role>.cohort.internal")]
     Stranger(String),
-    /// The certificate has several names.
     #[error("certificate has more than one name")]
     Ambiguous,
-    /// The chain has no certificate.
     #[error("certificate chain is empty")]
     Empty,
-    /// Not a certificate.
     #[error("certificate cannot be parsed")]
     Unreadable(#[source] webpki::Error),
 }

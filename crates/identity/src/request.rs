@@ -8,8 +8,7 @@ use rcgen::{KeyPair, PublicKeyData, SignatureAlgorithm, SigningKey};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use serde::{Deserialize, Serialize};
 
-use crate::peer::Peer;
-use crate::sha256_hex;
+use crate::peer::{Peer, sha256_hex};
 
 /// A request is about 450 bytes of JSON; ten times that leaves room for later fields.
 pub const REQUEST_BYTES_MAX: usize = 4096;
@@ -151,24 +150,14 @@ fn proof_message(peer: &Peer, key: &PublicKey) -> Vec<u8> {
 
 /// Why a certificate request was rejected.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum RequestError {
-    /// The text exceeds [`REQUEST_BYTES_MAX`].
     #[error("identity request is {bytes} bytes, the limit is {REQUEST_BYTES_MAX}")]
-    TooLarge {
-        /// The text's size.
-        bytes: usize,
-    },
-    /// Not a request.
+    TooLarge { bytes: usize },
     #[error("malformed identity request")]
     Malformed(#[source] serde_json::Error),
-    /// Made by a later version of Cohort.
     #[error("identity request has version {version}, this authority supports version 1")]
-    Version {
-        /// The version it claims.
-        version: u32,
-    },
-    /// The key is not a P-256 public key.
+    Version { version: u32 },
     #[error("identity request carries no P-256 public key")]
     Key,
     /// The requester does not hold the private key, or the name was changed after signing.

@@ -125,37 +125,23 @@ fn message(context: &str, body: &[u8]) -> Vec<u8> {
 
 /// Why a statement was rejected, or could not be signed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum StatementError {
-    /// A part exceeds its limit.
     #[error("statement's {part} is too large: {bytes} bytes")]
-    TooLarge {
-        /// `body`, `chain` or `signature`.
-        part: &'static str,
-        /// The part's size.
-        bytes: usize,
-    },
-    /// A statement of another kind.
+    TooLarge { part: &'static str, bytes: usize },
+    /// A statement of another kind, whose name is cut to 80 characters.
     #[error("statement is of kind `{found}`, expected `{expected}`")]
-    Context {
-        /// What it claims, cut to 80 characters.
-        found: String,
-        /// What was asked for.
-        expected: String,
-    },
+    Context { found: String, expected: String },
     /// The author's certificate does not lead to a trusted authority, or is malformed.
     #[error("statement's author is not certified by a trusted authority")]
     Untrusted(#[source] Cause),
-    /// The author's certificate names no peer.
     #[error("statement's certificate does not name a peer")]
     Peer(#[source] InvalidPeer),
-    /// The author's role may not make such statements.
     #[error("statement is by {0}, whose role may not make it")]
     Role(Box<Peer>),
     /// The signature does not verify; the peer is the claimed author.
     #[error("statement claims to be by {0}, but the signature does not verify")]
     Signature(Box<Peer>),
-    /// The identity's key type cannot sign statements.
     #[error("identity's key cannot sign statements")]
     Key,
 }

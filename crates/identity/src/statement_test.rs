@@ -5,7 +5,7 @@ const CONTEXT: &str = "cohort-test/1";
 
 fn make(authority: &Authority, role: Role) -> Identity {
     let peer = peer(role, "somebody");
-    authority.make_identity(&peer, lifetime_of(role), UnixTime::now()).unwrap()
+    authority.make_identity(&peer, LIFETIME, UnixTime::now()).unwrap()
 }
 
 fn verify(statement: &SignedStatement, trusting: &Authority) -> Result<Peer, StatementError> {
@@ -67,7 +67,7 @@ fn an_expired_author_is_not_believed() {
     let (_ca, authority) = authority();
     let said = sign_statement(&make(&authority, Role::Operator), CONTEXT, b"stop").unwrap();
     let roots = [authority.certificate().clone()];
-    let later = at(UnixTime::now().as_secs() + (LIFETIME_DAYS + 1) * 86400);
+    let later = at(UnixTime::now().as_secs() + LIFETIME.as_secs() + 86400);
     let refused = verify_statement(&roots, CONTEXT, &said, &[Role::Operator], later);
     assert!(matches!(refused, Err(StatementError::Untrusted(_))), "{refused:?}");
 }

@@ -9,16 +9,15 @@ use std::sync::Arc;
 use hex::FromHex as _;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::identity::{CHAIN_MAX, Identity, IdentityError, root_store};
-use crate::peer::{Role, peer_of};
-use crate::sha256_hex;
+use crate::identity::{CHAIN_MAX, Identity, IdentityError, provider, root_store};
+use crate::peer::{Role, peer_of, sha256_hex};
 
 /// The protocol of a connection, agreed in the TLS handshake, so that one port serves all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,11 +144,6 @@ pub fn joining_client_config(fingerprint: &str) -> Result<Arc<ClientConfig>, Tls
     Ok(finish_client(config, Alpn::Hub))
 }
 
-/// The cryptographic provider of all TLS and signatures.
-pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
 fn finish_client(mut config: ClientConfig, alpn: Alpn) -> Arc<ClientConfig> {
     config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
     config.resumption = Resumption::disabled();
@@ -238,18 +232,15 @@ fn certificate_error(error: &webpki::Error) -> CertificateError {
 
 /// Why no TLS configuration could be made.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum TlsError {
-    /// The authorities' certificates are unusable.
     #[error("authorities cannot be used for TLS")]
     Roots(#[source] IdentityError),
-    /// The verifier of client certificates cannot be built from the authorities.
     #[error("cannot build the verifier of client certificates")]
     Verifier(#[source] VerifierBuilderError),
     /// rustls refuses the key or certificate.
     #[error("identity cannot be used for TLS")]
     Config(#[source] rustls::Error),
-    /// Not a fingerprint.
     #[error("authority's fingerprint is not 64 hexadecimal digits")]
     Fingerprint(#[source] hex::FromHexError),
 }

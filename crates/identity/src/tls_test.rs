@@ -85,7 +85,7 @@ fn wrong_name_wrong_role_and_wrong_authority_are_refused() {
     for auth in [ClientAuth::Required, ClientAuth::Optional] {
         // A client that trusts us but whom we do not know.
         let chain = stranger.chain_pem();
-        let client = rustls::ClientConfig::builder_with_provider(crate::tls::provider())
+        let client = rustls::ClientConfig::builder_with_provider(crate::identity::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_root_certificates(crate::identity::root_store(two.roots()).unwrap())
@@ -158,7 +158,7 @@ fn showing_the_right_authority_is_not_being_certified_by_it() {
     let fake = make(&theirs, Role::Hub, "hub");
     let mut chain = fake.chain().to_vec();
     chain.push(ours.certificate().clone());
-    let config = rustls::ServerConfig::builder_with_provider(crate::tls::provider())
+    let config = rustls::ServerConfig::builder_with_provider(crate::identity::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_no_client_auth()

@@ -1,7 +1,8 @@
 //! The contract: requests, answers, limits and the trait.
 //!
 //! Modelled on etcd v3, so that an etcd backend needs translation only. It is narrower than etcd:
-//! keys and values are UTF-8 text, a watch is a long poll, a transaction has only puts and deletes.
+//! keys and values are UTF-8 text, a watch is a long poll, a transaction compares modification
+//! revisions only, and makes puts and deletes only if all of them hold.
 
 use async_trait::async_trait;
 use cohort_base::Cause;
@@ -28,7 +29,7 @@ pub const WATCH_WAIT_MS_MAX: u64 = 60_000;
 const _: () = assert!(TXN_BYTES_MAX > VALUE_BYTES_MAX + KEY_BYTES_MAX, "a single put fits");
 const _: () = assert!(RANGE_BYTES_MAX > VALUE_BYTES_MAX, "a single pair fits");
 
-/// A key, its value and its history.
+/// A key, its value and its revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyValue {
@@ -36,12 +37,8 @@ pub struct KeyValue {
     pub key: String,
     /// UTF-8, at most [`VALUE_BYTES_MAX`].
     pub value: String,
-    /// The revision at which the key was (last) created.
-    pub create_revision: u64,
     /// The revision of the last write.
     pub mod_revision: u64,
-    /// The number of writes since its creation; the first is 1.
-    pub version: u64,
 }
 
 /// Selects keys.
@@ -99,57 +96,27 @@ pub struct RangeAnswer {
     pub more: bool,
 }
 
-/// The operator of a comparison.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Comparison {
-    /// The stored value equals the given one.
-    Equal,
-    /// The stored value differs.
-    NotEqual,
-    /// The stored value is greater.
-    Greater,
-    /// The stored value is less.
-    Less,
-}
-
-/// The stored field and the value it is compared with. A missing key has revisions and version 0.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Field {
-    /// The revision of its creation.
-    CreateRevision(u64),
-    /// The revision of its last write.
-    ModRevision(u64),
-    /// Its number of writes.
-    Version(u64),
-    /// Its value; comparisons with a missing key's value are false.
-    Value(String),
-}
-
-/// One condition of a transaction.
+/// One condition of a transaction: the key was last written at this revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Compare {
-    /// The key whose field is compared.
+    /// May be missing.
     pub key: String,
-    /// The operator.
-    pub is: Comparison,
-    /// The field and the right-hand side.
-    pub than: Field,
+    /// 0 for a missing key.
+    pub mod_revision: u64,
 }
 
 impl Compare {
     /// The key does not exist.
     #[must_use]
     pub fn absent(key: impl Into<String>) -> Self {
-        Compare { key: key.into(), is: Comparison::Equal, than: Field::CreateRevision(0) }
+        Compare::unchanged_since(key, 0)
     }
 
     /// The key was last written at this revision (0: it does not exist).
     #[must_use]
     pub fn unchanged_since(key: impl Into<String>, mod_revision: u64) -> Self {
-        Compare { key: key.into(), is: Comparison::Equal, than: Field::ModRevision(mod_revision) }
+        Compare { key: key.into(), mod_revision }
     }
 }
 
@@ -187,7 +154,7 @@ impl Op {
     }
 }
 
-/// If all comparisons hold, applies `then`, otherwise `otherwise`; all of the list or nothing.
+/// If all comparisons hold, makes all changes; otherwise none.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Txn {
@@ -197,9 +164,6 @@ pub struct Txn {
     /// Changes if they hold; each key at most once.
     #[serde(default)]
     pub then: Vec<Op>,
-    /// Changes if they do not; each key at most once.
-    #[serde(default)]
-    pub otherwise: Vec<Op>,
 }
 
 /// The outcome of a transaction.
@@ -293,7 +257,7 @@ impl Event {
 
 /// Why a request to the registry failed.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the fields are explained by the messages")]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum RegistryError {
     /// The request breaks a limit or contradicts itself; retrying is useless.
     #[error("registry request rejected: {reason}")]
@@ -315,10 +279,8 @@ pub enum RegistryError {
          with `cohort hub --confirm-restored`"
     )]
     RestoredUnconfirmed,
-    /// The registry is full.
     #[error("registry is full: {bytes} bytes of {bytes_max}; remove what is no longer needed")]
     Full { bytes: usize, bytes_max: usize },
-    /// A value is not a valid record for its key.
     #[error("registry key `{key}` has no valid record")]
     Corrupt { key: String, source: Cause },
     /// Others kept changing the same key; retry later.
@@ -330,7 +292,6 @@ pub enum RegistryError {
     /// Something newer is stored: read, then decide.
     #[error("registry rejected a change: {reason}")]
     Conflict { reason: String },
-    /// The client's role may not do this.
     #[error("registry denied access: {reason}")]
     Forbidden { reason: String },
     /// The registry's disk failed; the hub must be restarted.

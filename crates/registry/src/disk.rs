@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! meta    name            -> text          schema, store, file, revision, compacted, restored
-//! pairs   key             -> create u64 | mod u64 | version u64 | value…       (little endian)
-//! events  (revision, nth) -> 1 u8 | create u64 | version u64 | key length u16 | key | value…   put
-//!                            0 u8 | key…                                                  deleted
+//! pairs   key             -> modification revision u64 | value…       (little endian)
+//! events  (revision, nth) -> 1 u8 | key length u16 | key | value…     put
+//!                            0 u8 | key…                              deleted
 //! ```
 //! A transaction of the registry is one synced commit of redb over all three tables. Events that
 //! the state in memory has dropped are removed by the next commit; until then the file has a few
 //! more than needed, and reading skips them.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use cohort_base::Cause;
+use cohort_base::{Cause, durable};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::api::{Event, KeyValue};
@@ -27,15 +29,13 @@ const SCHEMA: u64 = 1;
 
 /// Why a registry file cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the fields are explained by the messages")]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum OpenError {
-    /// The file could not be opened, created or read.
     #[error("cannot open registry file {}", path.display())]
     Open { path: PathBuf, source: Cause },
     /// The file's content is inconsistent.
     #[error("registry file {} is damaged: {reason}; restore it from a backup", path.display())]
     Damaged { path: PathBuf, reason: String },
-    /// The file was written by a later version of Cohort.
     #[error(
         "registry file {} has schema {found}, this version supports {SCHEMA}; \
          run the version that wrote it", path.display()
@@ -68,7 +68,11 @@ impl Disk {
         new_store: &str,
     ) -> Result<Loaded, OpenError> {
         let open_error = |source| OpenError::Open { path: path.to_owned(), source };
-        let db = Database::create(path).map_err(|error| open_error(error.into()))?;
+        // Policies may name what others should not know: for its owner only.
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(durable::SECRET);
+        let file = options.open(path).map_err(|error| open_error(error.into()))?;
+        let db = Database::builder().create_file(file).map_err(|error| open_error(error.into()))?;
         let identity = identity(path).map_err(|error| open_error(error.into()))?;
         Self::open_database(db, path, &identity, new_store)
     }
@@ -227,67 +231,38 @@ fn meta_text<'a>(meta: &'a [(String, String)], name: &str) -> Option<&'a str> {
     meta.iter().find(|(key, _)| key == name).map(|(_, text)| text.as_str())
 }
 
-fn encode_pair(pair: &KeyValue) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(24 + pair.value.len());
-    for number in [pair.create_revision, pair.mod_revision, pair.version] {
-        bytes.extend_from_slice(&number.to_le_bytes());
-    }
-    bytes.extend_from_slice(pair.value.as_bytes());
-    bytes
+pub(crate) fn encode_pair(pair: &KeyValue) -> Vec<u8> {
+    [&pair.mod_revision.to_le_bytes(), pair.value.as_bytes()].concat()
 }
 
-fn decode_pair(key: &str, bytes: &[u8]) -> Option<KeyValue> {
-    let (create_revision, bytes) = take_u64(bytes)?;
-    let (mod_revision, bytes) = take_u64(bytes)?;
-    let (version, bytes) = take_u64(bytes)?;
-    let value = text(bytes)?;
-    Some(KeyValue { key: key.to_owned(), value, create_revision, mod_revision, version })
+pub(crate) fn decode_pair(key: &str, bytes: &[u8]) -> Option<KeyValue> {
+    let (revision, value) = bytes.split_first_chunk::<8>()?;
+    let mod_revision = u64::from_le_bytes(*revision);
+    Some(KeyValue { key: key.to_owned(), value: text(value)?, mod_revision })
 }
 
-fn encode_event(event: &Event) -> Vec<u8> {
+pub(crate) fn encode_event(event: &Event) -> Vec<u8> {
     match event {
         Event::Put(pair) => {
             let length = u16::try_from(pair.key.len()).expect("a key is at most KEY_BYTES_MAX");
-            let mut bytes = vec![1];
-            bytes.extend_from_slice(&pair.create_revision.to_le_bytes());
-            bytes.extend_from_slice(&pair.version.to_le_bytes());
-            bytes.extend_from_slice(&length.to_le_bytes());
-            bytes.extend_from_slice(pair.key.as_bytes());
-            bytes.extend_from_slice(pair.value.as_bytes());
-            bytes
+            [&[1], &length.to_le_bytes()[..], pair.key.as_bytes(), pair.value.as_bytes()].concat()
         }
-        Event::Deleted { key, .. } => {
-            let mut bytes = vec![0];
-            bytes.extend_from_slice(key.as_bytes());
-            bytes
-        }
+        Event::Deleted { key, .. } => [&[0], key.as_bytes()].concat(),
     }
 }
 
-fn decode_event(revision: u64, bytes: &[u8]) -> Option<Event> {
+pub(crate) fn decode_event(revision: u64, bytes: &[u8]) -> Option<Event> {
     let (kind, bytes) = bytes.split_first()?;
     match kind {
         0 => Some(Event::Deleted { key: text(bytes)?, revision }),
         1 => {
-            let (create_revision, bytes) = take_u64(bytes)?;
-            let (version, bytes) = take_u64(bytes)?;
             let (length, bytes) = bytes.split_first_chunk::<2>()?;
             let (key, value) = bytes.split_at_checked(u16::from_le_bytes(*length).into())?;
-            Some(Event::Put(KeyValue {
-                key: text(key)?,
-                value: text(value)?,
-                create_revision,
-                mod_revision: revision,
-                version,
-            }))
+            let (key, value) = (text(key)?, text(value)?);
+            Some(Event::Put(KeyValue { key, value, mod_revision: revision }))
         }
         _ => None,
     }
-}
-
-fn take_u64(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let (number, rest) = bytes.split_first_chunk::<8>()?;
-    Some((u64::from_le_bytes(*number), rest))
 }
 
 fn text(bytes: &[u8]) -> Option<String> {

@@ -13,12 +13,12 @@ use cohort_base::Cause;
 use parking_lot::Mutex;
 
 use crate::api::{
-    KeyValue, Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer, WatchAnswer,
-    WatchRequest,
+    Event, KeyValue, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer,
+    WatchAnswer, WatchRequest,
 };
 use crate::disk::{Disk, Loaded, OpenError};
-use crate::keys;
-use crate::memory::SharedState;
+use crate::keys::{self, Place};
+use crate::shared::SharedState;
 use crate::state::State;
 
 /// How far a confirmed restore skips ahead: beyond any revision that the lost registry can have
@@ -112,18 +112,23 @@ impl EmbeddedRegistry {
     }
 
     /// Makes a transaction if `check` accepts the current state; nothing can change between the
-    /// two.
+    /// two. All of it in one blocking task, so that a caller that goes away leaves file and memory
+    /// alike.
     ///
     /// # Errors
     /// The error of `check`, or of the registry.
-    pub async fn txn_checked<E: Send + 'static>(
+    pub async fn txn_checked<E: From<RegistryError> + Send + 'static>(
         &self,
         txn: Txn,
         check: impl FnOnce(&State, &Txn) -> Result<(), E> + Send + 'static,
-    ) -> Result<TxnAnswer, Unmade<E>> {
+    ) -> Result<TxnAnswer, E> {
         let inner = Arc::clone(&self.inner);
-        let made = tokio::task::spawn_blocking(move || inner.txn(&txn, check)).await;
-        made.unwrap_or_else(|error| Err(Unmade::Failed(storage("run a task")(error.into()))))
+        let made = tokio::task::spawn_blocking(move || {
+            let _writer = inner.writer.lock();
+            inner.shared.read(|state| check(state, &txn))?;
+            Ok(inner.commit(&txn)?)
+        });
+        made.await.unwrap_or_else(|error| Err(storage("run a task")(error.into()).into()))
     }
 
     /// Whether a commit has failed: it serves reads only, until it is opened again.
@@ -174,26 +179,7 @@ impl EmbeddedRegistry {
     }
 }
 
-/// Why [`EmbeddedRegistry::txn_checked`] changed nothing.
-#[derive(Debug)]
-pub enum Unmade<E> {
-    /// The check rejected it.
-    Refused(E),
-    /// The registry rejected it, or failed.
-    Failed(RegistryError),
-}
-
 impl Inner {
-    fn txn<E>(
-        &self,
-        txn: &Txn,
-        check: impl FnOnce(&State, &Txn) -> Result<(), E>,
-    ) -> Result<TxnAnswer, Unmade<E>> {
-        let _writer = self.writer.lock();
-        self.shared.read(|state| check(state, txn)).map_err(Unmade::Refused)?;
-        self.commit(txn).map_err(Unmade::Failed)
-    }
-
     /// The caller holds the writer's lock.
     fn commit(&self, txn: &Txn) -> Result<TxnAnswer, RegistryError> {
         let (decision, compacted) =
@@ -201,10 +187,11 @@ impl Inner {
         if decision.changes.is_empty() {
             return Ok(decision.answer);
         }
-        let ops = if decision.answer.succeeded { &txn.then } else { &txn.otherwise };
-        if self.restored.load(Ordering::SeqCst)
-            && ops.iter().any(|op| matches!(op, Op::Put { key, .. } if keys::is_bootstrap(key)))
-        {
+        let bootstraps = |event: &Event| {
+            matches!(event, Event::Put(pair)
+                if matches!(keys::parse(&pair.key), Some(Place::Bootstrap { .. })))
+        };
+        if self.restored.load(Ordering::SeqCst) && decision.changes.iter().any(bootstraps) {
             return Err(RegistryError::RestoredUnconfirmed);
         }
         if self.failed.load(Ordering::SeqCst) {
@@ -227,12 +214,7 @@ impl Registry for EmbeddedRegistry {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnAnswer, RegistryError> {
-        let inner = Arc::clone(&self.inner);
-        blocking(move || {
-            let _writer = inner.writer.lock();
-            inner.commit(&txn)
-        })
-        .await
+        self.txn_checked(txn, |_, _| Ok(())).await
     }
 
     async fn watch(&self, request: WatchRequest) -> Result<WatchAnswer, RegistryError> {

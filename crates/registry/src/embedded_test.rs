@@ -1,3 +1,4 @@
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     assert_eq!(registry.watch(watch("/", 2, 0)).await.expect("watch"), events_before);
     assert_eq!(put(&registry, "/k/3", "again").await, before.1 + 1);
     assert_eq!(registry.store(), "store-1");
+    let file = std::fs::metadata(folder.path().join("registry.redb")).expect("there");
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
     assert!(!registry.restored());
 }
 
@@ -200,7 +203,6 @@ async fn a_transaction_of_many_keys_is_one_revision() {
     let txn = Txn {
         compare: vec![Compare::absent("/a")],
         then: vec![Op::put("/a", "1"), Op::put("/b", "1")],
-        otherwise: vec![],
     };
     assert!(registry.txn(txn.clone()).await.expect("txn").succeeded);
     assert!(!registry.txn(txn).await.expect("txn").succeeded);

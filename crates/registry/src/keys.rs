@@ -42,12 +42,6 @@ pub fn server(server: &ServerId) -> String {
     format!("{SERVERS}{server}")
 }
 
-/// `groups/<group>/`: all of a group's records except its verdicts.
-#[must_use]
-pub fn group(group: &GroupId) -> String {
-    format!("{GROUPS}{group}/")
-}
-
 /// `groups/<group>/info`.
 #[must_use]
 pub fn group_info(group: &GroupId) -> String {
@@ -72,12 +66,6 @@ pub fn group_record(group: &GroupId, app: &AppId) -> String {
     format!("{GROUPS}{group}/apps/{app}/record")
 }
 
-/// `verdicts/<app>/<version>/<platform>/`.
-#[must_use]
-pub fn verdicts_of_release(app: &AppId, version: &Version, platform: &Platform) -> String {
-    format!("{VERDICTS}{app}/{version}/{}/", escape(platform))
-}
-
 /// `verdicts/<app>/<version>/<platform>/<group>`.
 #[must_use]
 pub fn verdict(app: &AppId, version: &Version, platform: &Platform, group: &GroupId) -> String {
@@ -94,12 +82,6 @@ pub fn policy(app: &AppId) -> String {
 #[must_use]
 pub fn kill(scope: &str) -> String {
     format!("{KILL}{}", scope.replace('/', "~"))
-}
-
-/// Whether this is the key of a bootstrap record.
-#[must_use]
-pub fn is_bootstrap(key: &str) -> bool {
-    matches!(parse(key), Some(Place::Bootstrap { .. }))
 }
 
 /// The object that a key belongs to.

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
 use crate::api::{
-    Compare, Comparison, Event, Field, KEY_BYTES_MAX, KeyValue, Op, RANGE_BYTES_MAX,
-    RANGE_ITEMS_MAX, RangeAnswer, RangeRequest, RegistryError, Selector, TXN_BYTES_MAX,
-    TXN_OPS_MAX, Txn, TxnAnswer, VALUE_BYTES_MAX, WATCH_EVENTS_MAX, WatchAnswer,
+    Event, KEY_BYTES_MAX, KeyValue, Op, RANGE_BYTES_MAX, RANGE_ITEMS_MAX, RangeAnswer,
+    RangeRequest, RegistryError, Selector, TXN_BYTES_MAX, TXN_OPS_MAX, Txn, TxnAnswer,
+    VALUE_BYTES_MAX, WATCH_EVENTS_MAX, WatchAnswer,
 };
 
 /// Events kept for watchers. A thousand groups in full rollout write about ten records a second, so
@@ -146,8 +146,10 @@ impl State {
     /// `Invalid` when it breaks a limit or changes a key twice; `Full`.
     pub fn decide(&self, txn: &Txn) -> Result<Decision, RegistryError> {
         check_txn(txn)?;
-        let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
-        let ops = if succeeded { &txn.then } else { &txn.otherwise };
+        let mod_revision = |key: &str| self.pairs.get(key).map_or(0, |pair| pair.mod_revision);
+        let succeeded =
+            txn.compare.iter().all(|compare| mod_revision(&compare.key) == compare.mod_revision);
+        let ops = if succeeded { txn.then.as_slice() } else { &[] };
         let revision = self.revision + 1;
         let changes: Vec<Event> = ops.iter().filter_map(|op| self.change(op, revision)).collect();
         if changes.is_empty() {
@@ -250,11 +252,9 @@ impl State {
             return Err(format!("compacted {} is after {}", self.compacted, self.revision));
         }
         for (key, pair) in &self.pairs {
-            let ordered = 1 < pair.create_revision
-                && pair.create_revision <= pair.mod_revision
-                && pair.mod_revision <= self.revision;
-            if !ordered || pair.version == 0 || *key != pair.key {
-                return Err(format!("key `{key}` has impossible revisions"));
+            let possible = 1 < pair.mod_revision && pair.mod_revision <= self.revision;
+            if !possible || *key != pair.key {
+                return Err(format!("key `{key}` has an impossible revision"));
             }
         }
         let mut last = self.compacted;
@@ -271,41 +271,11 @@ impl State {
         Ok(())
     }
 
-    fn holds(&self, compare: &Compare) -> bool {
-        let pair = self.pairs.get(&compare.key);
-        let number = |there: Option<u64>, given: u64| {
-            let there = there.unwrap_or(0);
-            match compare.is {
-                Comparison::Equal => there == given,
-                Comparison::NotEqual => there != given,
-                Comparison::Greater => there > given,
-                Comparison::Less => there < given,
-            }
-        };
-        match &compare.than {
-            Field::CreateRevision(given) => number(pair.map(|p| p.create_revision), *given),
-            Field::ModRevision(given) => number(pair.map(|p| p.mod_revision), *given),
-            Field::Version(given) => number(pair.map(|p| p.version), *given),
-            Field::Value(given) => pair.is_some_and(|pair| match compare.is {
-                Comparison::Equal => pair.value == *given,
-                Comparison::NotEqual => pair.value != *given,
-                Comparison::Greater => pair.value > *given,
-                Comparison::Less => pair.value < *given,
-            }),
-        }
-    }
-
     fn change(&self, op: &Op, revision: u64) -> Option<Event> {
         match op {
             Op::Put { key, value } => {
-                let old = self.pairs.get(key);
-                Some(Event::Put(KeyValue {
-                    key: key.clone(),
-                    value: value.clone(),
-                    create_revision: old.map_or(revision, |old| old.create_revision),
-                    mod_revision: revision,
-                    version: old.map_or(1, |old| old.version + 1),
-                }))
+                let (key, value) = (key.clone(), value.clone());
+                Some(Event::Put(KeyValue { key, value, mod_revision: revision }))
             }
             Op::Delete { key } => {
                 self.pairs.contains_key(key).then(|| Event::Deleted { key: key.clone(), revision })
@@ -355,34 +325,32 @@ fn check_txn(txn: &Txn) -> Result<(), RegistryError> {
     for compare in &txn.compare {
         check_key_length(&compare.key)?;
     }
-    for ops in [&txn.then, &txn.otherwise] {
-        if ops.len() > TXN_OPS_MAX {
-            return invalid(format!("{} operations exceed {TXN_OPS_MAX}", ops.len()));
+    if txn.then.len() > TXN_OPS_MAX {
+        return invalid(format!("{} operations exceed {TXN_OPS_MAX}", txn.then.len()));
+    }
+    let mut seen = BTreeSet::new();
+    let mut bytes = 0;
+    for op in &txn.then {
+        let key = op.key();
+        check_key_length(key)?;
+        if key.is_empty() {
+            return invalid("an empty key".into());
         }
-        let mut seen = BTreeSet::new();
-        let mut bytes = 0;
-        for op in ops {
-            let key = op.key();
-            check_key_length(key)?;
-            if key.is_empty() {
-                return invalid("an empty key".into());
-            }
-            if !seen.insert(key) {
-                return invalid(format!("key `{key}` is changed twice in one transaction"));
-            }
-            if let Op::Put { value, .. } = op {
-                if value.len() > VALUE_BYTES_MAX {
-                    let length = value.len();
-                    return invalid(format!(
-                        "a value of {length} bytes for `{key}` exceeds {VALUE_BYTES_MAX}"
-                    ));
-                }
-                bytes += key.len() + value.len();
-            }
+        if !seen.insert(key) {
+            return invalid(format!("key `{key}` is changed twice in one transaction"));
         }
-        if bytes > TXN_BYTES_MAX {
-            return invalid(format!("{bytes} bytes exceed {TXN_BYTES_MAX}"));
+        if let Op::Put { value, .. } = op {
+            let length = value.len();
+            if length > VALUE_BYTES_MAX {
+                return invalid(format!(
+                    "a value of {length} bytes for `{key}` exceeds {VALUE_BYTES_MAX}"
+                ));
+            }
+            bytes += key.len() + length;
         }
+    }
+    if bytes > TXN_BYTES_MAX {
+        return invalid(format!("{bytes} bytes exceed {TXN_BYTES_MAX}"));
     }
     Ok(())
 }

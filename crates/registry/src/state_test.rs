@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use crate::api::{
-    Compare, Comparison, Event, Field, KEY_BYTES_MAX, Op, RangeRequest, RegistryError, Selector,
-    TXN_OPS_MAX, Txn, VALUE_BYTES_MAX, WATCH_EVENTS_MAX,
+    Compare, Event, KEY_BYTES_MAX, Op, RangeRequest, RegistryError, Selector, TXN_OPS_MAX, Txn,
+    VALUE_BYTES_MAX, WATCH_EVENTS_MAX,
 };
 use crate::state::{HISTORY_EVENTS_MAX, State};
 
@@ -32,17 +32,15 @@ fn keys_below(state: &State, text: &str, limit: u32) -> (Vec<String>, bool) {
 }
 
 #[test]
-fn a_key_knows_its_revisions() {
+fn a_key_knows_its_revision() {
     let mut state = State::new();
     assert_eq!(state.revision(), 1);
     assert_eq!(put(&mut state, "/a", "1"), 2);
     assert_eq!(put(&mut state, "/a", "2"), 3);
-    let pair = state.get("/a").expect("there");
-    assert_eq!((pair.create_revision, pair.mod_revision, pair.version), (2, 3, 2));
+    assert_eq!(state.get("/a").expect("there").mod_revision, 3);
     run(&mut state, &Txn { then: vec![delete("/a")], ..Txn::default() });
     assert_eq!(put(&mut state, "/a", "3"), 5);
-    let pair = state.get("/a").expect("there again");
-    assert_eq!((pair.create_revision, pair.mod_revision, pair.version), (5, 5, 1));
+    assert_eq!(state.get("/a").expect("there again").mod_revision, 5);
 }
 
 #[test]
@@ -53,37 +51,23 @@ fn a_transaction_that_changes_nothing_takes_no_revision() {
 }
 
 #[test]
-fn comparisons_are_those_of_etcd() {
+fn a_transaction_does_all_or_nothing() {
     let mut state = State::new();
-    put(&mut state, "/a", "m");
-    let holds = |key: &str, is, than: Field| {
-        let txn = Txn { compare: vec![Compare { key: key.into(), is, than }], ..Txn::default() };
-        state.decide(&txn).expect("valid").answer.succeeded
-    };
-    assert!(holds("/a", Comparison::Equal, Field::ModRevision(2)));
-    assert!(holds("/a", Comparison::Greater, Field::CreateRevision(1)));
-    assert!(holds("/a", Comparison::Less, Field::Version(2)));
-    assert!(holds("/a", Comparison::NotEqual, Field::Version(2)));
-    assert!(holds("/a", Comparison::Equal, Field::Value("m".into())));
-    assert!(holds("/a", Comparison::Greater, Field::Value("a".into())));
-    assert!(!holds("/a", Comparison::NotEqual, Field::Value("m".into())));
-    assert!(holds("/b", Comparison::Equal, Field::CreateRevision(0)));
-    assert!(!holds("/b", Comparison::NotEqual, Field::Value("m".into())));
-}
-
-#[test]
-fn of_two_lists_only_one_is_done_and_all_of_it() {
-    let mut state = State::new();
-    let txn = Txn {
-        compare: vec![Compare::absent("/lock")],
+    let txn = |compare: Compare| Txn {
+        compare: vec![compare],
         then: vec![Op::put("/lock", "a"), Op::put("/x", "then")],
-        otherwise: vec![Op::put("/y", "otherwise")],
     };
-    assert_eq!(run(&mut state, &txn), (true, 2));
-    assert_eq!(run(&mut state, &txn), (false, 3));
+    assert_eq!(run(&mut state, &txn(Compare::absent("/lock"))), (true, 2));
+    assert_eq!(run(&mut state, &txn(Compare::absent("/lock"))), (false, 2));
+    assert_eq!(run(&mut state, &txn(Compare::unchanged_since("/lock", 1))), (false, 2));
     assert_eq!(state.get("/x").map(|pair| pair.mod_revision), Some(2));
     assert_eq!(state.get("/lock").map(|pair| pair.mod_revision), Some(2));
-    assert_eq!(state.get("/y").map(|pair| pair.mod_revision), Some(3));
+    assert_eq!(run(&mut state, &txn(Compare::unchanged_since("/lock", 2))), (true, 3));
+    let both = Txn {
+        compare: vec![Compare::unchanged_since("/lock", 3), Compare::absent("/x")],
+        then: vec![delete("/lock")],
+    };
+    assert_eq!(run(&mut state, &both), (false, 3), "every comparison has to hold");
 }
 
 #[test]
@@ -210,7 +194,6 @@ proptest! {
                     let txn = Txn {
                         compare: vec![Compare::unchanged_since(&key, *revision)],
                         then: vec![Op::put(&key, value.to_string())],
-                        otherwise: vec![],
                     };
                     let (succeeded, _) = run(&mut state, &txn);
                     prop_assert_eq!(succeeded, there == *revision);

@@ -1,15 +1,31 @@
 //! Typed reads and writes on any [`Registry`]. All of them fail with its [`RegistryError`].
 
-use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, Revision, ServerId, Version};
+use cohort_core::ids::{GroupId, Incarnation, Revision, ServerId};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{Compare, KeyValue, Op, RangeRequest, Registry, RegistryError, Selector, Txn};
-use crate::fenced::{ATTEMPTS_MAX, FencedPut, put_fenced};
 use crate::keys::{self, Place};
 use crate::records::{
-    Bootstrap, BootstrapRecord, GroupInfo, GroupRecord, GroupVerdict, MembersRecord, PolicyRecord,
-    SCHEMA, ServerRecord, VerdictRecord, VersionedPolicy, bounded, decode, encode,
+    Bootstrap, BootstrapRecord, Fenced, GroupInfo, GroupRecord, GroupVerdict, MembersRecord,
+    PolicyRecord, SCHEMA, ServerRecord, VerdictRecord, VersionedPolicy, bounded, decode, encode,
 };
+
+/// Compare-and-set attempts. A group's members write rarely, so more than a few lost races in a row
+/// mean that something is wrong.
+const ATTEMPTS_MAX: u32 = 8;
+
+/// The outcome of a fenced write: a late writer changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum FencedPut {
+    /// The record was written.
+    Written,
+    /// The same record is stored already.
+    Unchanged,
+    /// A newer record is stored: this writer no longer leads.
+    Late,
+}
 
 /// Reads one pair.
 pub async fn get(registry: &dyn Registry, key: &str) -> Result<Option<KeyValue>, RegistryError> {
@@ -46,41 +62,12 @@ async fn read<T: DeserializeOwned>(
     get(registry, key).await?.map(|pair| decode(&pair)).transpose()
 }
 
-async fn write(registry: &dyn Registry, key: String, value: String) -> Result<u64, RegistryError> {
-    let txn = Txn { then: vec![Op::put(key, value)], ..Txn::default() };
-    Ok(registry.txn(txn).await?.revision)
-}
-
 /// Reads a server's record.
 pub async fn read_server(
     registry: &dyn Registry,
     server: &ServerId,
 ) -> Result<Option<ServerRecord>, RegistryError> {
     read(registry, &keys::server(server)).await
-}
-
-/// Writes a server's record, for instance after its address changed.
-pub async fn write_server(
-    registry: &dyn Registry,
-    record: &ServerRecord,
-) -> Result<u64, RegistryError> {
-    write(registry, keys::server(&record.server), encode(record)).await
-}
-
-/// Reads the records of all servers, or of one group's.
-pub async fn servers(
-    registry: &dyn Registry,
-    group: Option<&GroupId>,
-) -> Result<Vec<ServerRecord>, RegistryError> {
-    let (items, _) = list(registry, keys::SERVERS).await?;
-    let mut servers = Vec::with_capacity(items.len());
-    for pair in &items {
-        let record: ServerRecord = decode(pair)?;
-        if group.is_none_or(|group| *group == record.group) {
-            servers.push(record);
-        }
-    }
-    Ok(servers)
 }
 
 /// Reads the descriptions of all groups.
@@ -106,7 +93,8 @@ pub async fn write_group_info(
     registry: &dyn Registry,
     info: &GroupInfo,
 ) -> Result<u64, RegistryError> {
-    write(registry, keys::group_info(&info.group), encode(info)).await
+    let then = vec![Op::put(keys::group_info(&info.group), encode(info))];
+    Ok(registry.txn(Txn { then, ..Txn::default() }).await?.revision)
 }
 
 /// Reads a group's incarnation; `None` before its first.
@@ -144,7 +132,6 @@ pub async fn bootstrap_group(
         let txn = Txn {
             compare: vec![Compare::absent(&key)],
             then: vec![Op::put(&key, encode(&record))],
-            otherwise: vec![],
         };
         registry.txn(txn).await?;
     }
@@ -170,13 +157,48 @@ pub async fn recover_group(
     let txn = Txn {
         compare: vec![Compare::unchanged_since(&key, old.0)],
         then: vec![Op::put(&key, encode(&record)), Op::Delete { key: keys::members(group) }],
-        otherwise: vec![],
     };
     let answer = registry.txn(txn).await?;
     Ok(answer.succeeded.then(|| Bootstrap {
         incarnation: Incarnation(answer.revision),
         first_server: server.clone(),
     }))
+}
+
+/// Writes a record unless a newer one is stored. An unreadable record is not overwritten: an
+/// operator has to inspect it.
+async fn put_fenced<T>(
+    registry: &dyn Registry,
+    key: String,
+    record: &T,
+) -> Result<FencedPut, RegistryError>
+where
+    T: Fenced + Serialize + DeserializeOwned + PartialEq + Sync,
+{
+    for _ in 0..ATTEMPTS_MAX {
+        let mut seen_revision = 0;
+        if let Some(pair) = get(registry, &key).await? {
+            let there: T = decode(&pair)?;
+            if there == *record {
+                return Ok(FencedPut::Unchanged);
+            }
+            if there.stamp() > record.stamp() {
+                return Ok(FencedPut::Late);
+            }
+            seen_revision = pair.mod_revision;
+        }
+        let txn = Txn {
+            compare: vec![Compare::unchanged_since(&key, seen_revision)],
+            then: vec![Op::put(&key, encode(record))],
+        };
+        match registry.txn(txn).await {
+            Ok(answer) if answer.succeeded => return Ok(FencedPut::Written),
+            // Lost a race: read again.
+            Ok(_) | Err(RegistryError::Conflict { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(RegistryError::Contended { key, attempts: ATTEMPTS_MAX })
 }
 
 /// Reads a group's members.
@@ -192,16 +214,7 @@ pub async fn write_members(
     registry: &dyn Registry,
     record: &MembersRecord,
 ) -> Result<FencedPut, RegistryError> {
-    put_fenced(registry, &keys::members(&record.group), record).await
-}
-
-/// Reads an app's state in a group.
-pub async fn read_group_record(
-    registry: &dyn Registry,
-    group: &GroupId,
-    app: &AppId,
-) -> Result<Option<GroupRecord>, RegistryError> {
-    read(registry, &keys::group_record(group, app)).await
+    put_fenced(registry, keys::members(&record.group), record).await
 }
 
 /// Writes an app's state in a group, unless a newer record is stored. Texts are truncated.
@@ -212,22 +225,7 @@ pub async fn write_group_record(
     let mut record = record.clone();
     record.held_reason = record.held_reason.map(bounded);
     record.detail = bounded(record.detail);
-    put_fenced(registry, &keys::group_record(&record.group, &record.app), &record).await
-}
-
-/// Reads an app's state in all groups.
-pub async fn group_records(
-    registry: &dyn Registry,
-    app: &AppId,
-) -> Result<Vec<GroupRecord>, RegistryError> {
-    let (items, _) = list(registry, keys::GROUPS).await?;
-    items
-        .iter()
-        .filter(|pair| {
-            matches!(keys::parse(&pair.key), Some(Place::GroupRecord { app: of, .. }) if of == *app)
-        })
-        .map(decode)
-        .collect()
+    put_fenced(registry, keys::group_record(&record.group, &record.app), &record).await
 }
 
 /// Writes a group's verdict, unless a newer one is stored.
@@ -238,19 +236,7 @@ pub async fn write_verdict(
     let GroupVerdict { app, version, platform, group, record } = verdict;
     let mut record = record.clone();
     record.reason = bounded(record.reason);
-    put_fenced(registry, &keys::verdict(app, version, platform, group), &record).await
-}
-
-/// Reads all groups' verdicts about a release.
-pub async fn verdicts(
-    registry: &dyn Registry,
-    app: &AppId,
-    version: &Version,
-    platform: &Platform,
-) -> Result<Vec<GroupVerdict>, RegistryError> {
-    let prefix = keys::verdicts_of_release(app, version, platform);
-    let (items, _) = list(registry, &prefix).await?;
-    items.iter().filter_map(|pair| decode_verdict(pair).transpose()).collect()
+    put_fenced(registry, keys::verdict(app, version, platform, group), &record).await
 }
 
 /// Parses a verdict; `None` when the key is not a verdict's.
@@ -263,16 +249,6 @@ pub fn decode_verdict(pair: &KeyValue) -> Result<Option<GroupVerdict>, RegistryE
     };
     let record: VerdictRecord = decode(pair)?;
     Ok(Some(GroupVerdict { app, version, platform, group, record }))
-}
-
-/// Reads an app's policy.
-pub async fn read_policy(
-    registry: &dyn Registry,
-    app: &AppId,
-) -> Result<Option<VersionedPolicy>, RegistryError> {
-    let Some(pair) = get(registry, &keys::policy(app)).await? else { return Ok(None) };
-    let record = decode(&pair)?;
-    Ok(Some(VersionedPolicy { revision: Revision(pair.mod_revision), record }))
 }
 
 /// Reads the policies of all apps.
@@ -294,11 +270,8 @@ pub async fn write_policy(
 ) -> Result<Option<Revision>, RegistryError> {
     let key = keys::policy(&record.app);
     let compare = expected.map(|revision| Compare::unchanged_since(&key, revision.0));
-    let txn = Txn {
-        compare: compare.into_iter().collect(),
-        then: vec![Op::put(&key, encode(record))],
-        otherwise: vec![],
-    };
+    let txn =
+        Txn { compare: compare.into_iter().collect(), then: vec![Op::put(&key, encode(record))] };
     let answer = registry.txn(txn).await?;
     Ok(answer.succeeded.then_some(Revision(answer.revision)))
 }

@@ -3,18 +3,16 @@ use std::collections::BTreeMap;
 use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, Revision, ServerId, Version};
 
 use crate::api::{Op, Registry, RegistryError, Txn};
-use crate::fenced::FencedPut;
+use crate::embedded::EmbeddedRegistry;
 use crate::fleet::read_fleet;
 use crate::keys::{self, Place};
-use crate::memory::MemoryRegistry;
 use crate::records::{
     GroupInfo, GroupRecord, GroupVerdict, PolicyRecord, SCHEMA, ServerRecord, Stamp, Verdict,
-    VerdictRecord,
+    VerdictRecord, VersionedPolicy, encode,
 };
 use crate::typed::{
-    bootstrap_group, group_infos, group_records, read_bootstrap, read_group_record, read_policy,
-    recover_group, verdicts, write_group_info, write_group_record, write_policy, write_server,
-    write_verdict,
+    FencedPut, bootstrap_group, group_infos, policies, read_bootstrap, recover_group,
+    write_group_info, write_group_record, write_policy, write_verdict,
 };
 
 fn group(name: &str) -> GroupId {
@@ -41,6 +39,17 @@ fn stamp(incarnation: u64, term: u64, index: u64) -> Stamp {
     Stamp { incarnation: Incarnation(incarnation), term, index }
 }
 
+fn in_memory() -> EmbeddedRegistry {
+    let backend = redb::backends::InMemoryBackend::new();
+    let database = redb::Database::builder().create_with_backend(backend).expect("memory");
+    EmbeddedRegistry::open_database(database).expect("empty")
+}
+
+async fn apps(registry: &EmbeddedRegistry) -> Vec<GroupRecord> {
+    let mut fleet = read_fleet(registry).await.expect("read");
+    fleet.groups.remove(&group("intel.zone-a")).expect("there").apps
+}
+
 fn record(stamp: Stamp, state: &str) -> GroupRecord {
     GroupRecord {
         schema: SCHEMA,
@@ -59,30 +68,29 @@ fn record(stamp: Stamp, state: &str) -> GroupRecord {
 
 #[tokio::test]
 async fn a_late_writer_changes_nothing() {
-    let registry = MemoryRegistry::new();
+    let registry = in_memory();
     let newer = record(stamp(2, 5, 9), "running");
     let written = write_group_record(&registry, &newer).await.expect("write");
     assert!(matches!(written, FencedPut::Written { .. }));
     for late in [stamp(2, 5, 8), stamp(2, 4, 99), stamp(1, 99, 99)] {
         let put = write_group_record(&registry, &record(late, "held")).await.expect("write");
-        assert_eq!(put, FencedPut::Late { newer: newer.stamp });
+        assert_eq!(put, FencedPut::Late);
     }
     assert_eq!(
         write_group_record(&registry, &newer).await.expect("write"),
         FencedPut::Unchanged,
         "writing again is harmless"
     );
-    let read = read_group_record(&registry, &newer.group, &app()).await.expect("read");
-    assert_eq!(read, Some(newer.clone()));
+    assert_eq!(apps(&registry).await, vec![newer]);
     let next = record(stamp(3, 1, 1), "held");
     let put = write_group_record(&registry, &next).await.expect("write");
     assert!(matches!(put, FencedPut::Written { .. }), "a new life wins over any index of the old");
-    assert_eq!(group_records(&registry, &app()).await.expect("read"), vec![next]);
+    assert_eq!(apps(&registry).await, vec![next]);
 }
 
 #[tokio::test]
 async fn long_texts_are_cut_and_still_unchanged_when_written_again() {
-    let registry = MemoryRegistry::new();
+    let registry = in_memory();
     let mut long = record(stamp(1, 1, 1), "held");
     long.held_reason = Some("ä".repeat(10_000));
     let put = write_group_record(&registry, &long).await.expect("write");
@@ -93,7 +101,7 @@ async fn long_texts_are_cut_and_still_unchanged_when_written_again() {
 
 #[tokio::test]
 async fn a_record_of_a_later_schema_is_not_read_and_not_overwritten() {
-    let registry = MemoryRegistry::new();
+    let registry = in_memory();
     let key = keys::group_record(&group("intel.zone-a"), &app());
     let txn = Txn { then: vec![Op::put(&key, r#"{"schema":7}"#)], ..Txn::default() };
     registry.txn(txn).await.expect("put");
@@ -105,7 +113,7 @@ async fn a_record_of_a_later_schema_is_not_read_and_not_overwritten() {
 
 #[tokio::test]
 async fn a_group_begins_once_and_only_recover_begins_it_again() {
-    let registry = MemoryRegistry::new();
+    let registry = in_memory();
     let name = group("web");
     let first = bootstrap_group(&registry, &name, &server("a")).await.expect("bootstraps");
     let again = bootstrap_group(&registry, &name, &server("b")).await.expect("bootstraps");
@@ -124,7 +132,7 @@ async fn a_group_begins_once_and_only_recover_begins_it_again() {
 
 #[tokio::test]
 async fn a_policy_is_changed_only_by_who_has_seen_the_last_one() {
-    let registry = MemoryRegistry::new();
+    let registry = in_memory();
     let record = |channel: &str| PolicyRecord {
         schema: SCHEMA,
         app: app(),
@@ -136,15 +144,15 @@ async fn a_policy_is_changed_only_by_who_has_seen_the_last_one() {
     let first = write_policy(&registry, &record("stable"), none).await.expect("write");
     let first = first.expect("there was none");
     assert_eq!(write_policy(&registry, &record("beta"), none).await.expect("write"), None);
-    let read = read_policy(&registry, &app()).await.expect("read").expect("there");
-    assert_eq!((read.revision, read.record), (first, record("stable")));
+    let stable = VersionedPolicy { revision: first, record: record("stable") };
+    assert_eq!(policies(&registry).await.expect("read"), vec![stable]);
     let next = write_policy(&registry, &record("beta"), Some(first)).await.expect("write");
     assert!(next.expect("unchanged since") > first);
 }
 
 #[tokio::test]
-async fn verdicts_are_found_by_release_and_platform() {
-    let registry = MemoryRegistry::new();
+async fn verdicts_are_read_back_with_their_release_and_group() {
+    let registry = in_memory();
     let verdict = |of: &str, what| GroupVerdict {
         app: app(),
         version: version("1.2.0+build-7"),
@@ -162,15 +170,12 @@ async fn verdicts_are_found_by_release_and_platform() {
         let put = write_verdict(&registry, one).await.expect("write");
         assert!(matches!(put, FencedPut::Written { .. }));
     }
-    let found = verdicts(&registry, &app(), &version("1.2.0+build-7"), &platform()).await;
-    assert_eq!(found.expect("read"), expected);
-    let other = verdicts(&registry, &app(), &version("1.2.0"), &platform()).await;
-    assert!(other.expect("read").is_empty());
+    assert_eq!(read_fleet(&registry).await.expect("read").verdicts, expected);
 }
 
 #[tokio::test]
 async fn the_fleet_is_shown_whole_even_with_a_broken_record() {
-    let registry = MemoryRegistry::new();
+    let registry = in_memory();
     let info = GroupInfo {
         schema: SCHEMA,
         group: group("intel.zone-a"),
@@ -186,7 +191,8 @@ async fn the_fleet_is_shown_whole_even_with_a_broken_record() {
         rack: None,
         group: info.group.clone(),
     };
-    write_server(&registry, &joined).await.expect("write");
+    let then = vec![Op::put(keys::server(&joined.server), encode(&joined))];
+    registry.txn(Txn { then, ..Txn::default() }).await.expect("write");
     let put = write_group_record(&registry, &record(stamp(1, 1, 1), "running")).await;
     assert!(matches!(put.expect("write"), FencedPut::Written { .. }));
     let broken = keys::members(&info.group);

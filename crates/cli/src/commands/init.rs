@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use cohort_artifact::{Keys, Lifetimes, Repository};
-use cohort_base::OnPath as _;
+use cohort_base::{OnPath as _, durable};
 use cohort_hub::HubConfig;
-use cohort_identity::{Authority, Peer, PeerName, Role, UnixTime, lifetime_of};
+use cohort_identity::{Authority, LIFETIME, Peer, PeerName, Role, UnixTime};
 use cohort_view::command::{Command, Flag};
 use cohort_view::hint::Hint;
 use serde::Serialize;
 
 use crate::args::{Global, peer_name};
-use crate::context::{self, ContextFile, write_file};
+use crate::context::{self, ContextFile};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::absolute;
 
@@ -61,8 +61,7 @@ pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failur
     let authority = Authority::create(&config.authority_dir(), now).or_fail("authority")?;
     let identity = |role, name: &PeerName, folder: &Path| {
         let peer = Peer { role, name: name.clone() };
-        let identity =
-            authority.make_identity(&peer, lifetime_of(role), now).or_fail("authority")?;
+        let identity = authority.make_identity(&peer, LIFETIME, now).or_fail("authority")?;
         identity.save(folder).or_fail("identity")
     };
     let hub = PeerName::new(config.name.clone()).or_fail("name")?;
@@ -72,7 +71,11 @@ pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failur
     Repository::create(&config.repository_dir(), &keys, Lifetimes::default())
         .await
         .or_fail("repository")?;
-    write_file(&dir.join("hub.toml"), &hub_toml(&config))?;
+    // Addresses of mirrors may contain secrets.
+    let file = dir.join("hub.toml");
+    durable::write(&file, hub_toml(&config).as_bytes(), durable::SECRET)
+        .on_path("write", &file)
+        .or_fail("file")?;
     // Last: a folder with a context is complete.
     context_file(&config).write(&dir)?;
     let made = Made {

@@ -2,18 +2,14 @@
 
 use std::time::Duration;
 
-use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::ids::{GroupId, ServerId};
 use cohort_identity::Role;
-use cohort_registry::typed::{bootstrap_group, read_bootstrap, read_policy};
+use cohort_registry::typed::{bootstrap_group, policies, read_bootstrap};
 use cohort_registry::{Registry as _, RegistryError, Selector, WatchRequest, keys};
 use cohort_wire::http::Call;
 use cohort_wire::hub::{PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
 
 use crate::support::Running;
-
-fn web() -> AppId {
-    AppId::new("web").unwrap()
-}
 
 fn policy(channel: &str) -> PolicyRequest {
     let policy = serde_json::json!({
@@ -42,7 +38,7 @@ async fn a_policy_is_written_checked_and_watched_for() {
     assert_eq!(told.events[0].revision(), first.revision.0);
 
     let registry = agent.registry();
-    let read = read_policy(&registry, &web()).await.unwrap().unwrap();
+    let read = policies(&registry).await.unwrap().pop().unwrap();
     assert_eq!(read.revision, first.revision);
     assert_eq!(read.record.by, "operator `ada`");
     let parsed: cohort_core::policy::Policy = serde_json::from_value(read.record.policy).unwrap();

@@ -141,9 +141,10 @@ async fn what_a_server_says_of_itself_is_checked_before_the_token_is_used() {
 async fn a_certificate_is_renewed_for_its_holder_only() {
     let hub = Running::start().await;
     let (_, agent) = hub.join_agent("web-1", "zone-a").await;
+    let keys = tempfile::tempdir().unwrap();
     let ask = |name: &str| {
         let peer = Peer::new(Role::Agent, name).unwrap();
-        let (_, request) = Identity::generate_request(peer).unwrap();
+        let request = Identity::prepare_request(keys.path(), peer).unwrap();
         RenewRequest { request: request.to_text() }
     };
     let answer: RenewAnswer = agent.post(RENEW, &ask("web-1")).await.unwrap();

@@ -25,6 +25,10 @@ async fn oversized_bodies_are_refused() {
     assert!(matches!(error, RegistryError::Invalid { .. }), "{error}");
     let malformed = Call::post("/v1/registry/txn", &"no transaction");
     assert_eq!(agent.send(malformed).await.unwrap_err().status, 422);
+    // Changes for when a comparison does not hold would be a way around it.
+    let around = serde_json::json!({ "then": [], "otherwise": [{ "delete": { "key": "/" } }] });
+    let error = agent.send(Call::post("/v1/registry/txn", &around)).await.unwrap_err();
+    assert_eq!(error.status, 422, "{error}");
     let unknown_key = serde_json::json!({ "select": { "prefix": "/" }, "limits": 3 });
     let error = agent.send(Call::post("/v1/registry/range", &unknown_key)).await.unwrap_err();
     assert!(error.error.contains("limits"), "{error}");

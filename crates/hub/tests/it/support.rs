@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cohort_hub::{Hub, HubConfig, HubError};
-use cohort_identity::{Alpn, Authority, Identity, Peer, Role, UnixTime, lifetime_of};
+use cohort_identity::{Alpn, Authority, Identity, LIFETIME, Peer, Role, UnixTime};
 use cohort_registry::RemoteRegistry;
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
 use cohort_wire::hub::{
@@ -83,7 +83,7 @@ impl Running {
 
     pub(crate) fn identity(&self, role: Role, name: &str) -> Identity {
         let peer = Peer::new(role, name).unwrap();
-        self.authority.make_identity(&peer, lifetime_of(role), now()).unwrap()
+        self.authority.make_identity(&peer, LIFETIME, now()).unwrap()
     }
 
     pub(crate) fn client(&self, role: Role, name: &str) -> Caller {

@@ -1,23 +1,12 @@
-//! The registry in memory: the embedded one without a disk, for tests and simulation.
+//! The registry's state in memory, as its readers, its one writer and its watchers share it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::api::{
-    RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer, WATCH_WAIT_MS_MAX,
-    WatchAnswer, WatchRequest,
-};
+use crate::api::{RegistryError, WATCH_WAIT_MS_MAX, WatchAnswer, WatchRequest};
 use crate::state::State;
-
-/// A registry that lives as long as its process. Clones share one state.
-#[derive(Debug, Clone)]
-pub struct MemoryRegistry {
-    shared: Arc<SharedState>,
-}
 
 /// The state, and a signal for its changes.
 #[derive(Debug)]
@@ -66,38 +55,5 @@ impl SharedState {
                 Ok(Err(_)) | Err(_) => return Ok(answer),
             }
         }
-    }
-}
-
-impl Default for MemoryRegistry {
-    fn default() -> Self {
-        MemoryRegistry::new()
-    }
-}
-
-impl MemoryRegistry {
-    /// An empty registry.
-    #[must_use]
-    pub fn new() -> Self {
-        MemoryRegistry { shared: Arc::new(SharedState::new(State::new())) }
-    }
-}
-
-#[async_trait]
-impl Registry for MemoryRegistry {
-    async fn range(&self, request: RangeRequest) -> Result<RangeAnswer, RegistryError> {
-        self.shared.read(|state| state.range(&request))
-    }
-
-    async fn txn(&self, txn: Txn) -> Result<TxnAnswer, RegistryError> {
-        self.shared.write(|state| {
-            let decision = state.decide(&txn)?;
-            state.accept(decision.changes);
-            Ok(decision.answer)
-        })
-    }
-
-    async fn watch(&self, request: WatchRequest) -> Result<WatchAnswer, RegistryError> {
-        self.shared.watch(request).await
     }
 }
