@@ -8,14 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cohort_base::{OnPath as _, events};
+use cohort_base::{OnPath as _, durable, events};
 use cohort_core::ids::{AppId, Digest, GroupId, Platform, ServerId};
-use cohort_core::orders::Fence;
 use cohort_core::release::Release;
 use cohort_core::report::Step;
 use cohort_core::steps::{
-    AppRecord, BootTime, Failure, LocalApp, Moment, Reached, StepAction, Told, back_off_ms,
-    reported_when_done,
+    AppRecord, BootTime, Failure, LocalApp, Reached, StepAction, back_off_ms, reported_when_done,
 };
 use cohort_store::DurableFile;
 use tokio::sync::watch;
@@ -75,10 +73,7 @@ pub enum Acted {
     /// There was nothing to do.
     Nothing,
     /// The order's fence is not higher than every fence seen before.
-    Refused {
-        /// The highest fence seen.
-        highest: Fence,
-    },
+    Refused,
 }
 
 /// Tells the host that the group was reached. Cheap to clone, usable while the host acts.
@@ -122,7 +117,7 @@ impl AppHost {
         let folder = config.state_dir.join("apps").join(app.as_str());
         let folders = |source| HostError::Folders { app: app.to_string(), source };
         let hooks = folder.join("hooks");
-        std::fs::create_dir_all(&hooks).on_path("create", &hooks).map_err(folders)?;
+        durable::private_folder(&hooks).on_path("create", &hooks).map_err(folders)?;
         let releases = Releases::open(&config.install_dir).map_err(folders)?;
         let (file, record) = HostRecord::open(&folder, app.as_str())?;
         Ok(AppHost {
@@ -185,18 +180,6 @@ impl AppHost {
         self.releases.unpacked().into_iter().map(|release| release.artifact).collect()
     }
 
-    /// What [`next_action`](cohort_core::steps::next_action) needs to know besides the orders.
-    #[must_use]
-    pub fn moment(&self, told: Told) -> Moment {
-        self.record().moment(told, self.reached(), now())
-    }
-
-    /// As [`AppRecord::undo_left_ms`], now.
-    #[must_use]
-    pub fn undo_left_ms(&self) -> Option<u64> {
-        self.record().undo_left_ms(self.reached(), now())
-    }
-
     /// What checks need to know about the release in use.
     #[must_use]
     pub fn check_context(&self) -> CheckContext {
@@ -248,9 +231,8 @@ impl AppHost {
     ) -> Result<Acted, HostError> {
         match action {
             StepAction::Accept { order, step } => {
-                let highest = self.local().highest;
-                if order.fence <= highest {
-                    return Ok(Acted::Refused { highest });
+                if order.fence <= self.local().highest {
+                    return Ok(Acted::Refused);
                 }
                 let releases = self.releases.clone();
                 self.begin(step, |record, now| {

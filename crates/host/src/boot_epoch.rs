@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cohort_base::OnPath as _;
+use cohort_base::{OnPath as _, durable};
 use cohort_core::ids::BootEpoch;
 use cohort_store::{DurableFile, DurableFileError};
 
@@ -11,7 +11,8 @@ use cohort_store::{DurableFile, DurableFileError};
 /// bits: whatever a wrong clock says, 2^24 starts are left.
 const FIRST_BOOT_EPOCH_MAX: u64 = (1 << 32) - (1 << 24);
 
-/// Raises the counter of the agent's starts and returns it. Durable before it returns.
+/// Raises the counter of the agent's starts and returns it. Durable before it returns. `state_dir`
+/// is for its owner only afterwards: the agent's keys are in it.
 ///
 /// The first one is the time in seconds since 1970: a group that knew a server of this name before
 /// its disk was replaced only listens to higher numbers.
@@ -20,7 +21,7 @@ const FIRST_BOOT_EPOCH_MAX: u64 = (1 << 32) - (1 << 24);
 /// When it cannot be read or written. Without it, reports of two starts could be mixed up.
 pub fn next_boot_epoch(state_dir: &Path) -> Result<BootEpoch, DurableFileError> {
     let path = state_dir.join("boot-epoch");
-    std::fs::create_dir_all(state_dir)
+    durable::private_folder(state_dir)
         .on_path("create folder", state_dir)
         .map_err(DurableFileError::Write)?;
     let (mut file, epoch) = DurableFile::<BootEpoch>::open(path)?;
@@ -35,27 +36,5 @@ fn first_boot_epoch(now: SystemTime) -> BootEpoch {
 }
 
 #[cfg(test)]
-mod boot_epoch_test {
-    use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-    use super::{first_boot_epoch, next_boot_epoch};
-
-    #[test]
-    fn starts_are_counted_from_the_time_of_the_first() {
-        let folder = tempfile::tempdir().unwrap();
-        let state_dir = folder.path().join("state");
-        let first = next_boot_epoch(&state_dir).unwrap().0;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        assert!(first <= now && now - first < 600, "{first} {now}");
-        for n in 1..=3 {
-            assert_eq!(next_boot_epoch(&state_dir).unwrap().0, first + n);
-        }
-    }
-
-    #[test]
-    fn connections_can_be_numbered_whatever_the_clock_says() {
-        let far = UNIX_EPOCH + Duration::from_secs(1 << 50);
-        assert_eq!(first_boot_epoch(far).0 + (1 << 24), 1 << 32);
-        assert_eq!(first_boot_epoch(UNIX_EPOCH - Duration::from_secs(9)).0, 1);
-    }
-}
+#[path = "boot_epoch_test.rs"]
+mod boot_epoch_test;

@@ -11,10 +11,11 @@ use crate::process::{Watched, start_ticks};
 /// How long an orphan has between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Notes a running process. Not synced: after a reboot there is no such process.
+/// Notes a running process: version 1, number, start time, boot. Not synced: after a reboot there
+/// is no such process.
 pub(crate) fn note(path: &Path, pid: Pid) {
     if let Some(ticks) = start_ticks(pid) {
-        let text = format!("{} {ticks} {}", pid.as_raw_nonzero(), crate::clock::boot_id());
+        let text = format!("1 {} {ticks} {}", pid.as_raw_nonzero(), crate::clock::boot_id());
         if let Err(error) = fs::write(path, text) {
             tracing::warn!(path = %path.display(), %error, "cannot note a running hook");
         }
@@ -36,7 +37,7 @@ pub(crate) async fn end(path: &Path) {
 }
 
 fn noted(text: &str) -> Option<Watched> {
-    let mut words = text.split(' ');
+    let mut words = text.strip_prefix("1 ")?.split(' ');
     let pid = Pid::from_raw(words.next()?.parse().ok()?)?;
     let ticks: u64 = words.next()?.parse().ok()?;
     if words.next()? != crate::clock::boot_id() {

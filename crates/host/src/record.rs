@@ -36,31 +36,14 @@ impl HostRecord {
 
 /// Why nothing more can be done for an app until the agent has restarted.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum HostError {
-    /// The record cannot be read or made durable.
     #[error("cannot keep the record of app {app}")]
-    Record {
-        /// The app whose record it is.
-        app: String,
-        /// What the disk said.
-        source: DurableFileError,
-    },
-    /// Another version of the agent wrote the record.
+    Record { app: String, source: DurableFileError },
     #[error("the record of app {app} has schema {found}; this agent reads {SCHEMA}")]
-    Schema {
-        /// The app whose record it is.
-        app: String,
-        /// The schema in the file.
-        found: u32,
-    },
-    /// The app's folders cannot be created or changed.
+    Schema { app: String, found: u32 },
     #[error("cannot use the folders of app {app}")]
-    Folders {
-        /// The app whose folders they are.
-        app: String,
-        /// What the disk said.
-        source: cohort_base::FileError,
-    },
+    Folders { app: String, source: cohort_base::FileError },
     /// A test's fault point was reached.
     #[cfg(test)]
     #[error("cut by a test")]
@@ -95,3 +78,7 @@ impl Cuts {
         Cuts { left: Some(std::sync::Arc::new(std::sync::atomic::AtomicI64::new(n))) }
     }
 }
+
+#[cfg(test)]
+#[path = "record_test.rs"]
+mod record_test;

@@ -15,13 +15,13 @@ use cohort_base::durable::{self, READABLE, UNFINISHED_PREFIX, sync_folder};
 use cohort_base::{FileError, OnPath as _};
 use cohort_core::ids::Digest;
 use cohort_core::release::Release;
+use serde::{Deserialize, Serialize};
 
 use crate::program::RunAs;
+use crate::tree::MARKER;
 use crate::unpack::{UnpackError, UnpackLimits, unpack};
 
-/// In every unpacked release: which release it is. Its presence says that the folder is whole.
-pub(crate) const MARKER: &str = ".cohort-release.json";
-
+const MARKER_SCHEMA: u32 = 1;
 const CURRENT: &str = "current";
 const RELEASES: &str = "releases";
 
@@ -158,13 +158,24 @@ impl Releases {
     }
 }
 
+/// The content of [`MARKER`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Marker {
+    /// [`MARKER_SCHEMA`]; a folder with another one is unpacked again.
+    schema: u32,
+    release: Release,
+}
+
 fn read_marker(folder: &Path) -> Option<Release> {
-    serde_json::from_slice(&fs::read(folder.join(MARKER)).ok()?).ok()
+    let marker: Marker = serde_json::from_slice(&fs::read(folder.join(MARKER)).ok()?).ok()?;
+    (marker.schema == MARKER_SCHEMA).then_some(marker.release)
 }
 
 fn write_marker(folder: &Path, release: &Release) -> Result<(), FileError> {
     let path = folder.join(MARKER);
-    let written = serde_json::to_vec(release).map_err(io::Error::from);
+    let marker = Marker { schema: MARKER_SCHEMA, release: release.clone() };
+    let written = serde_json::to_vec(&marker).map_err(io::Error::from);
     written.and_then(|bytes| durable::write(&path, &bytes, READABLE)).on_path("write", &path)
 }
 
@@ -180,3 +191,7 @@ fn remove(path: &Path) -> Result<(), FileError> {
         removed => removed.on_path("remove", path),
     }
 }
+
+#[cfg(test)]
+#[path = "releases_test.rs"]
+mod releases_test;

@@ -7,14 +7,11 @@ use std::time::Duration;
 
 use cohort_core::release::Release;
 use cohort_core::report::Blame;
-use cohort_core::steps::{LocalActivation, Progress};
 
 use crate::app_host::AppHost;
 use crate::check::{NoPort, fill_in};
-use crate::hooks::Hook;
 use crate::interrupt::{Interrupt, failure};
 use crate::program::base_environment;
-use crate::run_step::Work;
 use crate::service::{RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec};
 use crate::service_file::{STOP_TIMEOUT_DEFAULT, Service};
 
@@ -112,40 +109,6 @@ impl AppHost {
         set("COHORT_RELEASE_DIR", self.releases.path_of(release).display().to_string());
         if let Some(port) = config.service_port {
             set("COHORT_SERVICE_PORT", port.to_string());
-        }
-        variables
-    }
-
-    /// Variables for a hook of `release`.
-    ///
-    /// `COHORT_VERSION` is the version being installed, even for a hook of the old release;
-    /// `COHORT_RELEASE_DIR` is the folder of the hook's own release.
-    pub(crate) fn hook_variables(
-        &self,
-        hook: Hook,
-        release: &Release,
-        work: &Work<'_>,
-    ) -> BTreeMap<String, String> {
-        let LocalActivation { order, previous, progress } = work.activation;
-        let mut variables = self.service_variables(release);
-        let mut set = |name: &str, value: String| variables.insert(name.to_owned(), value);
-        let version = |release: Option<&Release>| {
-            release.map(|release| release.version.to_string()).unwrap_or_default()
-        };
-        set("COHORT_VERSION", version(order.release.as_ref()));
-        set("COHORT_PREVIOUS_VERSION", version(previous.as_ref()));
-        let step = match progress {
-            Progress::Begun { step, .. }
-            | Progress::Done { step, .. }
-            | Progress::Failed { step, .. } => step.name(),
-            Progress::Undone { .. } | Progress::Complete => "",
-        };
-        set("COHORT_STEP", step.to_owned());
-        set("COHORT_FENCE", work.fence());
-        set("COHORT_ATTEMPT", work.attempt.to_string());
-        if hook == Hook::HandOver {
-            let avoid: Vec<&str> = order.avoid.iter().map(|server| server.as_str()).collect();
-            set("COHORT_AVOID", avoid.join(","));
         }
         variables
     }

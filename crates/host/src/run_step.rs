@@ -1,12 +1,13 @@
 //! The steps themselves. Each may be interrupted anywhere and run again.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cohort_core::orders::{ActivationOrder, Fence};
 use cohort_core::policy::{Check, CheckPhase};
 use cohort_core::release::Release;
 use cohort_core::report::{Blame, Step};
-use cohort_core::steps::{Failure, LocalActivation, NoTraffic};
+use cohort_core::steps::{Failure, LocalActivation, NoTraffic, Progress};
 
 use crate::app_host::AppHost;
 use crate::hooks::{Hook, HookEnd, HookRun};
@@ -208,6 +209,40 @@ impl AppHost {
                 Err(Failure { blame: Blame::Release, reason, output }.into())
             }
         }
+    }
+
+    /// Variables for a hook of `release`.
+    ///
+    /// `COHORT_VERSION` is the version being installed, even for a hook of the old release;
+    /// `COHORT_RELEASE_DIR` is the folder of the hook's own release.
+    fn hook_variables(
+        &self,
+        hook: Hook,
+        release: &Release,
+        work: &Work<'_>,
+    ) -> BTreeMap<String, String> {
+        let LocalActivation { order, previous, progress } = work.activation;
+        let mut variables = self.service_variables(release);
+        let mut set = |name: &str, value: String| variables.insert(name.to_owned(), value);
+        let version = |release: Option<&Release>| {
+            release.map(|release| release.version.to_string()).unwrap_or_default()
+        };
+        set("COHORT_VERSION", version(order.release.as_ref()));
+        set("COHORT_PREVIOUS_VERSION", version(previous.as_ref()));
+        let step = match progress {
+            Progress::Begun { step, .. }
+            | Progress::Done { step, .. }
+            | Progress::Failed { step, .. } => step.name(),
+            Progress::Undone { .. } | Progress::Complete => "",
+        };
+        set("COHORT_STEP", step.to_owned());
+        set("COHORT_FENCE", work.fence());
+        set("COHORT_ATTEMPT", work.attempt.to_string());
+        if hook == Hook::HandOver {
+            let avoid: Vec<&str> = order.avoid.iter().map(|server| server.as_str()).collect();
+            set("COHORT_AVOID", avoid.join(","));
+        }
+        variables
     }
 }
 

@@ -115,29 +115,17 @@ impl ServiceStatus {
 
 /// Why a service was not started, stopped or looked at.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum ServiceError {
     /// The release's program cannot be run.
     #[error("cannot start the service: {reason}")]
-    Start {
-        /// What the guard or systemd said.
-        reason: String,
-    },
+    Start { reason: String },
     /// The guard or systemd did not answer.
     #[error("{manager} is unreachable")]
-    Unreachable {
-        /// `the guard` or `systemd`.
-        manager: &'static str,
-        /// How it could not be reached.
-        source: Cause,
-    },
+    Unreachable { manager: &'static str, source: Cause },
     /// It answered, and refused or failed.
     #[error("{manager} failed")]
-    Failed {
-        /// `the guard` or `systemd`.
-        manager: &'static str,
-        /// What it said.
-        source: Cause,
-    },
+    Failed { manager: &'static str, source: Cause },
 }
 
 impl ServiceError {

@@ -1,26 +1,25 @@
+use cohort_core::release::Rollback;
+
 use super::ServiceFile;
 use crate::hooks::Hook;
+use crate::process::StopSignal;
 
+/// Releases that are on servers have such files: every key keeps its meaning.
 #[test]
 fn a_full_file_is_read() {
-    let file = ServiceFile::parse(
-        r#"
-        rollback = "revert"
-        protocols = { reads = ["orders/1"], writes = ["orders/1"] }
-        [service]
-        command = ["./bin/web", "--port", "{port}"]
-        env = { RUST_LOG = "info" }
-        stop_signal = "SIGINT"
-        stop_timeout = "3s"
-        [hooks]
-        timeout = "5s"
-        timeouts = { hand-over = "2m" }
-        "#,
-    )
-    .unwrap();
-    assert_eq!(file.service.as_ref().unwrap().stop_timeout.ms, 3000);
+    let file = ServiceFile::parse(include_str!("../tests/golden/cohort.toml")).unwrap();
+    assert_eq!(file.rollback, Some(Rollback::Revert));
+    let service = file.service.as_ref().unwrap();
+    assert_eq!(service.command, ["./bin/web", "--port", "{port}"]);
+    assert_eq!(service.systemd_unit, None);
+    assert_eq!(service.env["RUST_LOG"], "info");
+    assert_eq!(service.stop_signal, StopSignal::Int);
+    assert_eq!(service.stop_timeout.ms, 3000);
     assert_eq!(file.limit_of(Hook::HandOver).as_secs(), 120);
     assert_eq!(file.limit_of(Hook::AfterInstall).as_secs(), 5);
+    let unit = ServiceFile::parse("[service]\nsystemd_unit = \"web.service\"").unwrap();
+    assert_eq!(unit.service.unwrap().systemd_unit.as_deref(), Some("web.service"));
+    assert_eq!(unit.hooks.timeout.ms, 60_000);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cohort_base::{Cause, OnPath as _};
+use cohort_base::{Cause, OnPath as _, durable};
 use cohort_store::DurableFile;
 use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
@@ -165,7 +165,7 @@ impl Systemd {
     /// # Errors
     /// When the folder cannot be created.
     pub fn over(connection: Connection, folder: PathBuf) -> Result<Self, ServiceError> {
-        std::fs::create_dir_all(&folder).on_path("create", &folder).map_err(failed)?;
+        durable::private_folder(&folder).on_path("create", &folder).map_err(failed)?;
         Ok(Systemd { connection, folder })
     }
 
@@ -333,23 +333,5 @@ impl ServiceControl for Systemd {
 }
 
 #[cfg(test)]
-mod systemd_test {
-    use super::*;
-
-    #[test]
-    fn only_the_run_that_we_started_is_ours() {
-        let seen = |activity| Seen { activity, restarting: false, invocation: vec![7] };
-        let record = |invocation: Option<Vec<u8>>| UnitRecord {
-            key: "1.1".to_owned(),
-            release: "d".to_owned(),
-            invocation,
-        };
-        let up = seen(Activity::Up);
-        assert!(up.runs_under("1.1", Some(&record(Some(vec![7])))));
-        assert!(up.runs_under("1.1", Some(&record(None))), "interrupted after asking");
-        assert!(!up.runs_under("1.1", Some(&record(Some(vec![6])))), "somebody restarted it");
-        assert!(!up.runs_under("1.2", Some(&record(Some(vec![7])))));
-        assert!(!up.runs_under("1.1", None));
-        assert!(!seen(Activity::Changing).runs_under("1.1", Some(&record(None))));
-    }
-}
+#[path = "systemd_test.rs"]
+mod systemd_test;

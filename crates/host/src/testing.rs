@@ -11,7 +11,7 @@ use cohort_core::ids::{Generation, Incarnation};
 use cohort_core::orders::{ActivationOrder, AppOrders, Fence, Purpose};
 use cohort_core::policy::Check;
 use cohort_core::release::{Release, Rollback};
-use cohort_core::steps::{StepAction, Told, next_action};
+use cohort_core::steps::{Moment, StepAction, Told, next_action};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -19,9 +19,15 @@ use crate::app_host::{Acted, AppHost, AppHostConfig, Controls};
 use crate::guard::{GuardClient, GuardConfig};
 use crate::program::RunAs;
 use crate::record::HostError;
+use crate::service::ServiceControl as _;
 
 /// A file of an archive: path, mode, content.
 pub(crate) type File<'a> = (&'a str, u32, &'a str);
+
+/// A golden file of this crate.
+pub(crate) fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
 
 /// A plain tar of some files.
 pub(crate) fn tar_of(files: &[File<'_>]) -> Vec<u8> {
@@ -89,7 +95,7 @@ impl TestServer {
         let config = GuardConfig { folder: folder.path().join("guard"), detach: false };
         let guard = Arc::new(GuardClient::new(config.folder.clone(), None));
         tokio::spawn(async move { crate::guard::serve(&config).await.unwrap() });
-        until("the guard listens", || async { guard.ensure().await.is_ok() }).await;
+        until("the guard listens", || async { guard.status("web").await.is_ok() }).await;
         TestServer { folder, guard }
     }
 
@@ -134,6 +140,17 @@ impl TestServer {
 
     pub(crate) async fn end(self) {
         self.guard.shutdown(Duration::from_secs(10)).await.unwrap();
+    }
+}
+
+impl AppHost {
+    /// What [`next_action`] needs to know besides the orders.
+    pub(crate) fn moment(&self, told: Told) -> Moment {
+        self.record().moment(told, self.reached(), self.now())
+    }
+
+    pub(crate) fn undo_left_ms(&self) -> Option<u64> {
+        self.record().undo_left_ms(self.reached(), self.now())
     }
 }
 

@@ -6,6 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+/// In every unpacked release: which release it is. Its presence says that the folder is whole, so
+/// no archive may bring one.
+pub(crate) const MARKER: &str = ".cohort-release.json";
+
 /// Longest path in an artifact, in bytes; the kernel takes 4096 with the folder before it.
 pub(crate) const PATH_BYTES_MAX: usize = 1024;
 

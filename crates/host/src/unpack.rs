@@ -21,8 +21,7 @@ use cohort_core::report::Blame;
 use tar::{Archive, Entry, EntryType, PaxExtensions};
 
 use crate::program::RunAs;
-use crate::releases::MARKER;
-use crate::tree::{EntryError, Node, PATH_BYTES_MAX, Tree, plain};
+use crate::tree::{EntryError, MARKER, Node, PATH_BYTES_MAX, Tree, plain};
 
 /// What an artifact may unpack to.
 #[derive(Debug, Clone, Copy)]

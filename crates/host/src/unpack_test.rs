@@ -9,9 +9,9 @@ use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
 use super::{UnpackError, UnpackLimits, unpack};
-use crate::releases::{MARKER, Releases};
+use crate::releases::Releases;
 use crate::testing::{put, tar_of};
-use crate::tree::EntryError;
+use crate::tree::{EntryError, MARKER};
 
 /// An archive with entries that no sane tool would write.
 struct Evil(Builder<Vec<u8>>);

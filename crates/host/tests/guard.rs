@@ -51,7 +51,7 @@ impl Bench {
             ],
         };
         let client = GuardClient::new(guard, Some(launch));
-        client.ensure().await.unwrap();
+        client.status("web").await.unwrap();
         Bench { folder, client }
     }
 
@@ -133,7 +133,7 @@ impl Drop for Bench {
                 let runtime = builder.enable_all().build().unwrap();
                 runtime.block_on(async {
                     // One that was killed leaves its services to the next.
-                    let _ = client.ensure().await;
+                    let _ = client.status("web").await;
                     let _ = client.shutdown(Duration::from_secs(10)).await;
                 });
             });
@@ -227,7 +227,7 @@ async fn a_guard_that_comes_while_the_last_one_lets_go_is_started_again() {
     let lock = fs::File::open(bench.path("guard.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let refused = || async { bench.said().contains("AlreadyRuns") };
-    let (ensured, ()) = tokio::join!(bench.client.ensure(), async {
+    let (ensured, ()) = tokio::join!(bench.client.status("web"), async {
         until("one came too early", refused).await;
         drop(lock);
     });
@@ -371,7 +371,7 @@ async fn a_long_path_to_the_socket_is_no_obstacle() {
     let config = GuardConfig { folder: long.clone(), detach: false };
     let client = GuardClient::new(long, None);
     let guard = tokio::spawn(async move { cohort_host::guard::serve(&config).await });
-    until("it listens", || async { client.ensure().await.is_ok() }).await;
+    until("it listens", || async { client.status("web").await.is_ok() }).await;
     client.shutdown(Duration::from_secs(5)).await.unwrap();
     guard.await.unwrap().unwrap();
 }

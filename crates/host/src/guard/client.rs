@@ -3,20 +3,20 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use cohort_base::retry::Schedule;
-use cohort_base::{Cause, OnPath as _};
+use cohort_base::{Cause, OnPath as _, durable};
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
-use super::SOCKET;
-use super::protocol::{Answer, Ask, Request, Response, VERSION, read_line, write_line};
+use super::protocol::{
+    Answer, Ask, Request, Response, SOCKET, VERSION, read_line, short_path, write_line,
+};
 use crate::service::{ServiceControl, ServiceError, ServiceSpec, ServiceStatus};
 
 /// How long an answer may take that needs no stop.
@@ -33,9 +33,6 @@ const LAUNCH_LOOK: Schedule = Schedule::new(Duration::from_millis(20), Duration:
 
 /// What a stop may take beyond the service's own limit.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
-
-/// Longest path of a unix socket that the kernel accepts, without the zero byte.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// How to start a guard, such as `cohort guard --dir …`.
 #[derive(Debug, Clone)]
@@ -54,28 +51,11 @@ pub struct GuardClient {
     launching: tokio::sync::Mutex<()>,
 }
 
-/// The socket's path, short enough for the kernel: through the open folder when it is long.
-pub(super) fn short_path(folder: &File, path: &Path) -> PathBuf {
-    if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
-        path.to_owned()
-    } else {
-        Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(SOCKET)
-    }
-}
-
 impl GuardClient {
     /// For the guard of `folder`. Without `launch`, none is started.
     #[must_use]
     pub fn new(folder: PathBuf, launch: Option<GuardLaunch>) -> Self {
         GuardClient { folder, launch, launching: tokio::sync::Mutex::new(()) }
-    }
-
-    /// Makes sure that a guard is running. Harmless to repeat.
-    ///
-    /// # Errors
-    /// When none is running and none can be started.
-    pub async fn ensure(&self) -> Result<(), ServiceError> {
-        self.connect().await.map(drop)
     }
 
     /// Stops every service and the guard. No error when there is no guard.
@@ -139,7 +119,7 @@ impl GuardClient {
 
     /// Starts a guard; the thread ends with it.
     fn start(&self, launch: &GuardLaunch) -> io::Result<std::thread::JoinHandle<()>> {
-        std::fs::create_dir_all(&self.folder)?;
+        durable::private_folder(&self.folder)?;
         let log =
             OpenOptions::new().create(true).append(true).open(self.folder.join("guard.log"))?;
         let mut child = std::process::Command::new(&launch.program)

@@ -18,6 +18,8 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// One line of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
+    /// Version of the line's format: 1.
+    pub version: u32,
     /// Boot-time clock, in milliseconds.
     pub boot_ms: u64,
     /// The boot of the machine that `boot_ms` and `pid` belong to.
@@ -62,6 +64,7 @@ impl EventLog {
     /// Writes a line. A failure is only logged: services matter more than their history.
     pub(crate) fn write(&self, spec: &ServiceSpec, pid: u32, event: EventKind, exit: Option<Exit>) {
         let event = Event {
+            version: 1,
             boot_ms: crate::clock::boot_time_ms(),
             boot_id: crate::clock::boot_id().to_owned(),
             service: spec.name.clone(),
@@ -90,3 +93,7 @@ impl EventLog {
         OpenOptions::new().create(true).append(true).open(&self.path)
     }
 }
+
+#[cfg(test)]
+#[path = "events_test.rs"]
+mod events_test;

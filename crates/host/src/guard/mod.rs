@@ -33,7 +33,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use cohort_base::{FileError, OnPath as _};
+use cohort_base::{FileError, OnPath as _, durable};
 use rustix::fs::FlockOperation;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,9 +41,9 @@ use tokio::signal::unix::{SignalKind, signal};
 pub use client::{GuardClient, GuardLaunch};
 pub use events::{EVENTS_FILE, Event, EventKind};
 
+use protocol::{SOCKET, short_path};
 use server::Server;
 
-const SOCKET: &str = "guard.sock";
 const LOCK: &str = "guard.lock";
 
 /// How to run a guard.
@@ -57,13 +57,10 @@ pub struct GuardConfig {
 
 /// Why a guard ended.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum GuardError {
-    /// Another guard holds the lock.
     #[error("a guard is already running for {}", folder.display())]
-    AlreadyRuns {
-        /// The folder of both.
-        folder: PathBuf,
-    },
+    AlreadyRuns { folder: PathBuf },
     /// A file, the socket, a signal.
     #[error(transparent)]
     Io(#[from] FileError),
@@ -92,9 +89,7 @@ pub fn run(config: &GuardConfig) -> Result<(), GuardError> {
 /// As [`run`].
 pub async fn serve(config: &GuardConfig) -> Result<(), GuardError> {
     let folder = &config.folder;
-    fs::create_dir_all(folder)
-        .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o700)))
-        .on_path("create", folder)?;
+    durable::private_folder(folder).on_path("create", folder)?;
     let lock_path = folder.join(LOCK);
     let mut lock = File::options()
         .create(true)
@@ -127,7 +122,7 @@ fn listen(folder: &Path) -> io::Result<UnixListener> {
         _ => {}
     }
     let folder = File::open(folder)?;
-    let listener = UnixListener::bind(client::short_path(&folder, &path))?;
+    let listener = UnixListener::bind(short_path(&folder, &path))?;
     // Nobody can connect in between: the folder is ours alone (0700).
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)

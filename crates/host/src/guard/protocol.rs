@@ -1,5 +1,9 @@
 //! The protocol on the guard's socket: one JSON object per line, one answer per request.
 
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
@@ -10,17 +14,32 @@ use crate::service::{ServiceSpec, ServiceStatus};
 /// Both sides speak this version, or not at all.
 pub(crate) const VERSION: u32 = 1;
 
+/// The socket, in the guard's folder.
+pub(super) const SOCKET: &str = "guard.sock";
+
+/// Longest path of a unix socket that the kernel accepts, without the zero byte.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// The socket's path, short enough for the kernel: through the open folder when it is long.
+pub(super) fn short_path(folder: &File, path: &Path) -> PathBuf {
+    if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+        path.to_owned()
+    } else {
+        Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(SOCKET)
+    }
+}
+
 /// Longest line: a command of 256 words and as many variables fits, and memory is bounded.
 pub(crate) const LINE_BYTES_MAX: u64 = 256 * 1024;
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Request {
     pub(crate) version: u32,
     pub(crate) ask: Ask,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Ask {
     Start(ServiceSpec),
@@ -34,14 +53,14 @@ pub(crate) enum Ask {
     Shutdown,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Response {
     pub(crate) version: u32,
     pub(crate) answer: Answer,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
     Done,
@@ -79,3 +98,7 @@ pub(crate) async fn write_line(
     }
     writer.write_all(&line).await
 }
+
+#[cfg(test)]
+#[path = "protocol_test.rs"]
+pub(crate) mod protocol_test;

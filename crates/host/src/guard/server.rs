@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use cohort_base::chain;
 use cohort_base::retry::NEAR;
+use cohort_store::DurableFileError;
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::GuardError;
 use super::events::EventLog;
 use super::log::ServiceLog;
 use super::protocol::{Answer, Ask, Request, Response, VERSION, read_line, write_line};
@@ -47,7 +47,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Reads which services are to run, and runs them.
-    pub(crate) async fn open(folder: &Path) -> Result<Arc<Self>, GuardError> {
+    pub(crate) async fn open(folder: &Path) -> Result<Arc<Self>, DurableFileError> {
         let record = Record::open(folder)?;
         let server = Arc::new(Server {
             folder: folder.to_owned(),

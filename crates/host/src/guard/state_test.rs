@@ -1,7 +1,7 @@
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use super::{INSTANCE, Process, Started};
+use super::{BTreeMap, Exit, INSTANCE, Kept, Process, Services, Started};
 use crate::process::start_ticks;
 use rustix::process::Pid;
 
@@ -39,4 +39,24 @@ async fn a_process_whose_number_was_not_written_down_is_found_by_its_environment
     assert_eq!(pid, child.id(), "the leader, not its child");
     found.signal_group(rustix::process::Signal::KILL);
     child.wait().unwrap();
+}
+
+#[test]
+fn the_record() {
+    use super::super::protocol::protocol_test::spec;
+    let process = |started| Some(Process { instance: "web.12.34".into(), started });
+    let kept = |last_exit, process| {
+        let services = BTreeMap::from([(
+            "web".to_owned(),
+            Kept { spec: spec(), exits: 2, last_exit, process },
+        )]);
+        Services { boot_id: "b".into(), services }
+    };
+    let records = [
+        Services::default(),
+        kept(None, None),
+        kept(Some(Exit::Status(1)), process(None)),
+        kept(Some(Exit::Signal(9)), process(Some(Started { pid: 7, start_ticks: 8 }))),
+    ];
+    cohort_base::golden::hold(&crate::testing::golden("guard-services.jsonl"), &records);
 }

@@ -1,0 +1,62 @@
+use std::collections::BTreeMap;
+
+use cohort_base::golden::hold;
+
+use super::*;
+use crate::process::{Exit, StopSignal};
+use crate::program::RunAs;
+use crate::service::{RunService, ServiceCommand, ServiceState};
+use crate::testing::golden;
+
+/// A service with everything that can be said about one.
+pub(crate) fn spec() -> ServiceSpec {
+    ServiceSpec {
+        name: "web".into(),
+        key: "1.4".into(),
+        release: "ab".repeat(32),
+        run: RunService::Command(ServiceCommand {
+            program: "/srv/web/run".into(),
+            args: vec!["--port".into(), "80".into()],
+            env: BTreeMap::from([("PATH".into(), "/bin".into())]),
+            folder: "/srv/web".into(),
+            stop_signal: StopSignal::Int,
+            stop_timeout_ms: 10_000,
+            run_as: Some(RunAs { uid: 33, gid: 33 }),
+        }),
+    }
+}
+
+#[test]
+fn requests_and_answers() {
+    let request = |ask| Request { version: VERSION, ask };
+    let requests = [
+        request(Ask::Start(spec())),
+        request(Ask::Start(ServiceSpec { run: RunService::Unit, ..spec() })),
+        request(Ask::Stop { name: "web".into() }),
+        request(Ask::Status { name: "web".into() }),
+        request(Ask::Shutdown),
+    ];
+    hold(&golden("guard-requests.jsonl"), &requests);
+    let status = |state, last_exit| {
+        Answer::Status(ServiceStatus {
+            key: Some("1.4".into()),
+            release: Some("ab".repeat(32)),
+            state,
+            exits: 2,
+            last_exit,
+            output: "listening\n".into(),
+        })
+    };
+    let answers = [
+        Answer::Done,
+        Answer::Status(ServiceStatus::default()),
+        status(ServiceState::Running { pid: 7 }, Some(Exit::Status(1))),
+        status(ServiceState::Waiting, Some(Exit::Signal(9))),
+        status(ServiceState::Waiting, Some(Exit::Unknown)),
+        status(ServiceState::Waiting, Some(Exit::NotStarted { reason: "no memory".into() })),
+        Answer::CannotStart("no such file".into()),
+        Answer::Refused("a guard runs at most 64 services".into()),
+    ];
+    let answers = answers.map(|answer| Response { version: VERSION, answer });
+    hold(&golden("guard-answers.jsonl"), &answers);
+}
