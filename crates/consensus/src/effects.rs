@@ -45,6 +45,7 @@ pub struct Effects {
     pub role_changed: Option<(Role, Term, Option<RaftId>)>,
     /// Send these, in order.
     pub messages: Vec<Envelope>,
-    /// Call [`Node::compact`](crate::Node::compact) soon: the log has grown long, or a member needs a snapshot.
+    /// Call [`Node::compact`](crate::Node::compact) soon: the log has grown long, or a member needs
+    /// a snapshot.
     pub snapshot_wanted: bool,
 }
