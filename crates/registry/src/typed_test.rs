@@ -71,7 +71,7 @@ async fn a_late_writer_changes_nothing() {
     let registry = in_memory();
     let newer = record(stamp(2, 5, 9), "running");
     let written = write_group_record(&registry, &newer).await.expect("write");
-    assert!(matches!(written, FencedPut::Written { .. }));
+    assert!(matches!(written, FencedPut::Written));
     for late in [stamp(2, 5, 8), stamp(2, 4, 99), stamp(1, 99, 99)] {
         let put = write_group_record(&registry, &record(late, "held")).await.expect("write");
         assert_eq!(put, FencedPut::Late);
@@ -84,7 +84,7 @@ async fn a_late_writer_changes_nothing() {
     assert_eq!(apps(&registry).await, vec![newer]);
     let next = record(stamp(3, 1, 1), "held");
     let put = write_group_record(&registry, &next).await.expect("write");
-    assert!(matches!(put, FencedPut::Written { .. }), "a new life wins over any index of the old");
+    assert!(matches!(put, FencedPut::Written), "a new life wins over any index of the old");
     assert_eq!(apps(&registry).await, vec![next]);
 }
 
@@ -94,7 +94,7 @@ async fn long_texts_are_cut_and_still_unchanged_when_written_again() {
     let mut long = record(stamp(1, 1, 1), "held");
     long.held_reason = Some("ä".repeat(10_000));
     let put = write_group_record(&registry, &long).await.expect("write");
-    assert!(matches!(put, FencedPut::Written { .. }));
+    assert!(matches!(put, FencedPut::Written));
     let put = write_group_record(&registry, &long).await.expect("write");
     assert_eq!(put, FencedPut::Unchanged);
 }
@@ -168,7 +168,7 @@ async fn verdicts_are_read_back_with_their_release_and_group() {
     let expected = vec![verdict("amd.zone-a", Verdict::Bad), verdict("amd.zone-b", Verdict::Good)];
     for one in &expected {
         let put = write_verdict(&registry, one).await.expect("write");
-        assert!(matches!(put, FencedPut::Written { .. }));
+        assert!(matches!(put, FencedPut::Written));
     }
     assert_eq!(read_fleet(&registry).await.expect("read").verdicts, expected);
 }
@@ -194,7 +194,7 @@ async fn the_fleet_is_shown_whole_even_with_a_broken_record() {
     let then = vec![Op::put(keys::server(&joined.server), encode(&joined))];
     registry.txn(Txn { then, ..Txn::default() }).await.expect("write");
     let put = write_group_record(&registry, &record(stamp(1, 1, 1), "running")).await;
-    assert!(matches!(put.expect("write"), FencedPut::Written { .. }));
+    assert!(matches!(put.expect("write"), FencedPut::Written));
     let broken = keys::members(&info.group);
     let txn = Txn { then: vec![Op::put(&broken, "no JSON")], ..Txn::default() };
     registry.txn(txn).await.expect("put");
