@@ -34,7 +34,7 @@ use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 use url::Url;
 
-pub use address::{AddressError, Mirror};
+pub use address::{AddressError, Mirror, without_secrets};
 pub use answer::{Answer, Content};
 pub use error::FetchError;
 

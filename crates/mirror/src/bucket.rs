@@ -19,6 +19,7 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cohort_artifact::client::without_secrets;
 use cohort_artifact::is_plain_name;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
@@ -111,9 +112,9 @@ impl Bucket {
     /// When the URL or the settings are wrong.
     pub fn open(text: &str, settings: &BucketSettings) -> Result<Self, BucketError> {
         let refused =
-            |reason: &'static str| BucketError::Url { url: text.to_owned(), reason, source: None };
+            |reason| BucketError::Url { url: without_secrets(text), reason, source: None };
         let url = Url::parse(text).map_err(|source| {
-            let (url, reason) = (text.to_owned(), "is not a URL");
+            let (url, reason) = (without_secrets(text), "is not a URL");
             BucketError::Url { url, reason, source: Some(source) }
         })?;
         let host = url.host_str().unwrap_or_default();

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use url::Url;
 
 /// A place that serves a copy of the repository. Not trusted with anything.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mirror {
     /// An HTTP or HTTPS server. The path ends with `/`; a query (such as the token of a private
     /// bucket) is sent along with every request.
@@ -16,14 +16,14 @@ pub enum Mirror {
     Folder(PathBuf),
 }
 
-/// Why a text does not name a mirror.
+/// Why a text does not name a mirror. The text is kept as [`without_secrets`] shows it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
     /// Neither a URL nor an absolute path.
     #[error("mirror `{text}` is neither a URL nor an absolute path")]
     Url {
-        /// The text.
+        /// The text, without secrets.
         text: String,
         /// Why it is no URL.
         #[source]
@@ -32,7 +32,7 @@ pub enum AddressError {
     /// A URL that no file can be fetched from.
     #[error("mirror `{text}` must be an http, https or file URL without fragment")]
     Scheme {
-        /// The text.
+        /// The text, without secrets.
         text: String,
     },
     /// Buckets need credentials and signatures; a cache has them.
@@ -41,7 +41,7 @@ pub enum AddressError {
          else a `cohort mirror --origin {text}`"
     )]
     Bucket {
-        /// The text.
+        /// The text, without secrets.
         text: String,
     },
 }
@@ -52,6 +52,27 @@ impl Mirror {
         let mut url = base.join(path)?;
         url.set_query(base.query());
         Ok(url)
+    }
+}
+
+/// An address of any kind, and whatever was given instead of one, without user, password and query,
+/// which may be secrets.
+#[must_use]
+pub fn without_secrets(text: &str) -> String {
+    let text = text.split(['?', '#']).next().unwrap_or_default();
+    match text.rsplit_once('@') {
+        None => text.to_owned(),
+        Some((before, host)) => match before.split_once("://") {
+            Some((scheme, _)) => format!("{scheme}://{host}"),
+            None => host.to_owned(),
+        },
+    }
+}
+
+/// As it is shown: a configuration that is logged must not hold secrets either.
+impl fmt::Debug for Mirror {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -79,9 +100,9 @@ impl FromStr for Mirror {
         if text.starts_with('/') {
             return Ok(Self::Folder(PathBuf::from(text)));
         }
-        let text = || text.to_owned();
-        let mut url =
-            Url::parse(&text()).map_err(|source| AddressError::Url { text: text(), source })?;
+        let parsed = Url::parse(text);
+        let text = || without_secrets(text);
+        let mut url = parsed.map_err(|source| AddressError::Url { text: text(), source })?;
         let scheme = AddressError::Scheme { text: text() };
         if url.fragment().is_some() {
             return Err(scheme);

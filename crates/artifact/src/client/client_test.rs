@@ -314,3 +314,23 @@ fn only_addresses_of_files_are_mirrors() {
     assert_eq!(shown("https://user:secret@a.test/deep?sig=s"), "https://a.test/deep/");
     assert_eq!(shown("/srv/mirror"), "/srv/mirror");
 }
+
+#[test]
+fn an_address_that_is_refused_is_shown_without_its_secrets() {
+    for text in [
+        "https://user:s3cret@a.test/deep#?sig=s3cret",
+        "https://a.test:port/deep?sig=s3cret",
+        "https://user:s3/s3cret@a.test:port/",
+        "ftp://user:s3cret@a.test/?sig=s3cret",
+        "s3://key:s3cret@bucket/prefix?sig=s3cret",
+        "user:s3cret@a.test/deep",
+        "a.test/deep?sig=s3cret",
+        "https://?sig=s3cret",
+    ] {
+        let error = text.parse::<Mirror>().unwrap_err();
+        let shown = format!("{} {error:?}", cohort_base::chain(&error));
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+    let mirror: Mirror = "https://user:s3cret@a.test/?sig=s3cret".parse().unwrap();
+    assert!(!format!("{mirror:?}").contains("s3cret"));
+}
