@@ -89,12 +89,15 @@ impl RepositoryFile {
         }
     }
 
-    /// The `Cache-Control` for caches in between.
+    /// The `Cache-Control` for caches in between. A name with a hash in it never stands for other
+    /// bytes; one with a version does, once a repository was restored from a backup.
     #[must_use]
     pub fn cache_control(&self) -> &'static str {
         match self {
-            Self::Timestamp | Self::Root(None) => "no-cache",
-            _ => "public, max-age=31536000, immutable",
+            Self::Blob(_) | Self::Units(_) | Self::Target(_) => {
+                "public, max-age=31536000, immutable"
+            }
+            Self::Root(_) | Self::Targets(_) | Self::Snapshot(_) | Self::Timestamp => "no-cache",
         }
     }
 }

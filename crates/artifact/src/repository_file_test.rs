@@ -50,3 +50,22 @@ fn nothing_else_is_a_file_of_a_repository() {
         assert_eq!(RepositoryFile::of(strange), None, "{strange}");
     }
 }
+
+#[test]
+fn only_what_is_named_by_its_hash_may_be_cached_for_ever() {
+    let digest = "ab".repeat(32);
+    for (path, immutable) in [
+        (format!("blobs/{digest}"), true),
+        (format!("blobs/{digest}.units"), true),
+        (format!("targets/channels/web/{digest}.stable.json"), true),
+        ("metadata/root.json".to_owned(), false),
+        ("metadata/2.root.json".to_owned(), false),
+        ("metadata/3.targets.json".to_owned(), false),
+        ("metadata/4.snapshot.json".to_owned(), false),
+        ("metadata/timestamp.json".to_owned(), false),
+    ] {
+        let control = RepositoryFile::of(&path).unwrap().cache_control();
+        assert_eq!(control.contains("immutable"), immutable, "{path}: {control}");
+        assert_eq!(control == "no-cache", !immutable, "{path}: {control}");
+    }
+}
