@@ -18,14 +18,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::blob::Blob;
 use crate::cache::App;
-use crate::metrics::{Kind, add};
+use crate::metrics::Kind;
 use crate::origins::Refused;
 use crate::request::{About, Reply, reply};
-
-/// For files named by their own hash, which never change.
-const FOR_EVER: &str = "public, max-age=31536000, immutable";
-
-const BYTES: &str = "application/octet-stream";
 
 /// Longest `Retry-After`, in seconds: origins come back sooner, and readers have other mirrors.
 const RETRY_AFTER_S_MAX: u64 = 30;
@@ -38,7 +33,7 @@ pub(crate) async fn serve(
     headers: HeaderMap,
 ) -> Response {
     let Ok(place) = Arc::clone(&app.places).try_acquire_owned() else {
-        add(&app.cache.metrics.overloaded, 1);
+        app.cache.metrics.overloaded.inc();
         return ApiError::overloaded("too many requests at once").into_response();
     };
     let path = uri.path().trim_start_matches('/');
@@ -48,10 +43,12 @@ pub(crate) async fn serve(
     let begun = Instant::now();
     let (kind, answered) = match &file {
         RepositoryFile::Blob(root) => {
-            ("artifact", artifact(&app, root, &method, &headers, place).await)
+            ("artifact", artifact(&app, &file, root, &method, &headers, place).await)
         }
-        RepositoryFile::Units(root) => ("artifact", hashes(&app, root, &method, &headers).await),
-        _ => ("file", small(&app, path, file, &method, &headers).await),
+        RepositoryFile::Units(root) => {
+            ("artifact", hashes(&app, &file, root, &method, &headers).await)
+        }
+        _ => ("file", small(&app, path, &file, &method, &headers).await),
     };
     let seconds = app.cache.metrics.request_seconds.get_or_create(&Kind { kind });
     seconds.observe(begun.elapsed().as_secs_f64());
@@ -79,14 +76,13 @@ fn refuse(path: &str, refused: &Refused) -> Response {
 async fn small(
     app: &Arc<App>,
     path: &str,
-    kind: RepositoryFile,
+    kind: &RepositoryFile,
     method: &Method,
     headers: &HeaderMap,
 ) -> Result<Response, Refused> {
-    let content_type = kind.content_type();
-    let file = app.files.get(path, kind).await?;
+    let file = app.files.get(path, kind.clone()).await?;
     let (etag, length) = (file.etag(), file.body.len() as u64);
-    let about = About { etag: &etag, length, cache: "no-cache", kind: content_type };
+    let about = About { etag: &etag, length, kind };
     Ok(with_bytes(app, reply(method, headers, &about), &file.body))
 }
 
@@ -95,7 +91,7 @@ fn with_bytes(app: &App, reply: Reply, bytes: &Bytes) -> Response {
     if let Some((first, count)) = span {
         let index = |at: u64| usize::try_from(at).expect("within bytes in memory");
         let part = bytes.slice(index(first)..index(first + count));
-        add(&app.cache.metrics.served_bytes, count);
+        app.cache.metrics.served_bytes.inc_by(count);
         *response.body_mut() = Body::from(part);
     }
     response
@@ -103,6 +99,7 @@ fn with_bytes(app: &App, reply: Reply, bytes: &Bytes) -> Response {
 
 async fn hashes(
     app: &Arc<App>,
+    kind: &RepositoryFile,
     root: &Digest,
     method: &Method,
     headers: &HeaderMap,
@@ -110,12 +107,13 @@ async fn hashes(
     let blob = app.cache.artifact(root).await?;
     let bytes: Bytes = blob.hashes.to_bytes().into();
     let (etag, length) = (format!("\"{root}.units\""), bytes.len() as u64);
-    let about = About { etag: &etag, length, cache: FOR_EVER, kind: BYTES };
+    let about = About { etag: &etag, length, kind };
     Ok(with_bytes(app, reply(method, headers, &about), &bytes))
 }
 
 async fn artifact(
     app: &Arc<App>,
+    kind: &RepositoryFile,
     root: &Digest,
     method: &Method,
     headers: &HeaderMap,
@@ -123,7 +121,7 @@ async fn artifact(
 ) -> Result<Response, Refused> {
     let blob = app.cache.artifact(root).await?;
     let (etag, length) = (format!("\"{root}\""), blob.hashes.length());
-    let about = About { etag: &etag, length, cache: FOR_EVER, kind: BYTES };
+    let about = About { etag: &etag, length, kind };
     let Reply { mut response, span } = reply(method, headers, &about);
     let Some((first, count)) = span else { return Ok(response) };
     let unit = |at: u64| u32::try_from(at / u64::from(UNIT_BYTES)).expect("within the artifact");
@@ -175,7 +173,7 @@ impl Reader {
             if !matches!(sent, Ok(Ok(()))) || ended {
                 return;
             }
-            add(&self.app.cache.metrics.served_bytes, count);
+            self.app.cache.metrics.served_bytes.inc_by(count);
         }
     }
 

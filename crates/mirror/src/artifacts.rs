@@ -15,7 +15,6 @@ use cohort_core::ids::Digest;
 
 use crate::blob::Blob;
 use crate::cache::Shared;
-use crate::metrics::add;
 use crate::origins::{OriginError, Refused};
 
 /// Longest file of unit hashes: that of the longest artifact.
@@ -74,7 +73,7 @@ impl Shared {
         let time = self.limits.small_max;
         let mut answer = self.origins.get(origin, &units_path(digest), &Wanted::default()).await?;
         let units = answer.rest(HASHES_BYTES_MAX, time).await?;
-        add(&self.metrics.origin_bytes, units.len() as u64);
+        self.metrics.origin_bytes.inc_by(units.len() as u64);
         let count = units.len() as u64 / blake3::OUT_LEN as u64;
         let longest = (count * u64::from(UNIT_BYTES)).max(1);
         UnitHashes::parse_for(&units, digest, longest).map_err(OriginError::wrong)?;
@@ -84,11 +83,11 @@ impl Shared {
         let wanted = Wanted { range, ..Wanted::default() };
         let mut answer = self.origins.get(origin, &blob_path(digest), &wanted).await?;
         let unit = answer.at_most(UNIT_BYTES as usize, time).await?;
-        add(&self.metrics.origin_bytes, unit.len() as u64);
+        self.metrics.origin_bytes.inc_by(unit.len() as u64);
         let length = (start + unit.len() as u64).max(1);
         let hashes = UnitHashes::parse_for(&units, digest, length).map_err(OriginError::wrong)?;
         hashes.verify_unit(last, &unit).map_err(OriginError::wrong)?;
-        add(&self.metrics.misses, 1);
+        self.metrics.misses.inc();
         Ok((hashes, unit))
     }
 }

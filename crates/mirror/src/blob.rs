@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::Bytes;
 use cohort_artifact::UnitHashes;
@@ -26,7 +26,6 @@ use tokio::sync::watch;
 
 use crate::cache::Shared;
 use crate::fill;
-use crate::metrics::add;
 use crate::origins::Refused;
 
 /// Attempts at a unit that is corrupt on disk, fetched, and corrupt again.
@@ -115,7 +114,7 @@ impl Blob {
                     let blob = Arc::clone(self);
                     let read = tokio::task::spawn_blocking(move || blob.read(index)).await;
                     if let Ok(Some(bytes)) = read {
-                        add(&self.cache.metrics.hits, 1);
+                        self.cache.metrics.hits.inc();
                         return Ok(bytes);
                     }
                 }
@@ -141,7 +140,7 @@ impl Blob {
             Unit::Here => Look::Here,
             Unit::Coming => match units.coming.get(&index) {
                 Some(arrival) => {
-                    add(&self.cache.metrics.joined, 1);
+                    self.cache.metrics.joined.inc();
                     Look::Coming(arrival.clone())
                 }
                 // Written between the two lookups.
@@ -190,7 +189,7 @@ impl Blob {
             return Some(bytes);
         }
         if matches!(found, OnDisk::Wrong) {
-            add(&self.cache.metrics.damaged, 1);
+            self.cache.metrics.damaged.inc();
             tracing::warn!(artifact = %self.hashes.root(), unit = index, "cached unit is corrupt");
         }
         // After a crash most units behind it are missing, too. Finding them now lets one request
@@ -231,14 +230,6 @@ impl Blob {
         let (start, _) = self.hashes.span(index).map_err(std::io::Error::other)?;
         let file = self.file.as_ref().ok_or_else(|| std::io::Error::other("no file"))?;
         file.write_all_at(bytes, start)
-    }
-
-    /// Notes that it is used now, for the order of eviction.
-    pub(crate) fn note_use(&self) {
-        let Some(file) = self.file.as_ref().filter(|_| self.is_kept()) else { return };
-        if let Err(error) = file.set_modified(SystemTime::now()) {
-            tracing::debug!(artifact = %self.hashes.root(), %error, "cannot note time of use");
-        }
     }
 
     /// Notes that a unit was written before anybody else saw the blob.

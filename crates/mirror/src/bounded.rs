@@ -1,14 +1,16 @@
 //! A folder that takes a bounded part of the disk: what was not used for longest goes first.
 //!
-//! When a file was last used is its time of change, so that nothing else has to be kept.
+//! What is there is counted in memory, by one lock; the folder is listed once, at the start. When a
+//! file was last used is its time of change as well, so that a restart knows it. A file that is not
+//! counted is not kept: [`Bounded::note_use`] removes what lost its place while it was written.
 
-use std::fs;
+use std::collections::HashMap;
+use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use cohort_base::durable;
+use cohort_base::durable::{self, UNFINISHED_PREFIX};
 use parking_lot::Mutex;
 use rustix::fs::statvfs;
 
@@ -25,10 +27,40 @@ pub(crate) struct Bounded {
     max: Usage,
     /// Space of the disk that is left to others, in bytes.
     free_bytes_min: u64,
-    files: AtomicU64,
-    bytes: AtomicU64,
-    /// One at a time makes room.
-    evicting: Mutex<()>,
+    held: Mutex<Held>,
+}
+
+/// The files that have a place, by name: those on disk, and those that are being written.
+#[derive(Default)]
+struct Held {
+    files: HashMap<String, Place>,
+    bytes: u64,
+    /// Files removed so far; makes the names of those that wait for their removal unique.
+    removed: u64,
+}
+
+struct Place {
+    used: SystemTime,
+    length: u64,
+}
+
+impl Held {
+    fn usage(&self) -> Usage {
+        Usage { files: self.files.len() as u64, bytes: self.bytes }
+    }
+
+    fn put(&mut self, name: String, place: Place) {
+        self.take(&name);
+        self.bytes += place.length;
+        self.files.insert(name, place);
+    }
+
+    /// Gives up a place; returns its length in bytes.
+    fn take(&mut self, name: &str) -> u64 {
+        let length = self.files.remove(name).map_or(0, |place| place.length);
+        self.bytes -= length;
+        length
+    }
 }
 
 impl Bounded {
@@ -36,16 +68,25 @@ impl Bounded {
     pub(crate) fn open(dir: PathBuf, max: Usage, free_bytes_min: u64) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
         durable::sweep(&dir)?;
-        let (files, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        let bounded = Self { dir, max, free_bytes_min, files, bytes, evicting: Mutex::new(()) };
-        for (_, name, length) in bounded.list()?.into_iter().rev() {
-            bounded.count(length);
-            let Usage { files, bytes } = bounded.usage();
-            if files > max.files || bytes > max.bytes {
-                bounded.remove(&name);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            let about = entry.metadata()?;
+            if let (Ok(name), true) = (entry.file_name().into_string(), about.is_file()) {
+                found.push((about.modified()?, name, about.len()));
             }
         }
-        Ok(bounded)
+        found.sort_unstable();
+        let mut held = Held::default();
+        for (used, name, length) in found.into_iter().rev() {
+            let Usage { files, bytes } = held.usage();
+            if files < max.files && bytes.saturating_add(length) <= max.bytes {
+                held.put(name, Place { used, length });
+            } else {
+                unlink(&dir.join(name));
+            }
+        }
+        Ok(Self { dir, max, free_bytes_min, held: Mutex::new(held) })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -57,89 +98,118 @@ impl Bounded {
     }
 
     pub(crate) fn usage(&self) -> Usage {
-        let [files, bytes] = [&self.files, &self.bytes].map(|count| count.load(Ordering::Relaxed));
-        Usage { files, bytes }
+        self.held.lock().usage()
     }
 
-    /// Counts a new file in, after making room by removing those that may go. False when there is
-    /// no room.
+    /// Gives a new file its place, after making room by removing those that may go. False when
+    /// there is no room.
     pub(crate) fn reserve(
         &self,
+        name: &str,
         length: u64,
         mut may_go: impl FnMut(&str) -> bool,
     ) -> io::Result<bool> {
         if length > self.max.bytes {
             return Ok(false);
         }
-        let _alone = self.evicting.lock();
-        if !self.has_room(length) {
-            for (_, name, _) in self.list()? {
-                if may_go(&name) {
-                    self.remove(&name);
-                    if self.has_room(length) {
-                        break;
-                    }
+        let mut going = Vec::new();
+        let mut held = self.held.lock();
+        // Bytes of files that are about to be unlinked, which the disk still counts.
+        let mut leaving = 0;
+        let mut fits = self.has_room(&held, length, leaving);
+        if !fits {
+            let others = held.files.iter().filter(|(other, _)| *other != name);
+            let mut others: Vec<_> = others.map(|(name, at)| (at.used, name.clone())).collect();
+            others.sort_unstable();
+            for (_, other) in others {
+                if !may_go(&other) {
+                    continue;
+                }
+                leaving += held.take(&other);
+                going.extend(self.set_aside(&mut held, &other));
+                fits = self.has_room(&held, length, leaving);
+                if fits {
+                    break;
                 }
             }
         }
-        let fits = self.has_room(length);
         if fits {
-            self.count(length);
+            held.put(name.to_owned(), Place { used: SystemTime::now(), length });
         }
+        drop(held);
+        going.iter().for_each(|path| unlink(path));
         Ok(fits)
     }
 
     /// Writes or replaces a whole small file, if there is room for it.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let (path, length) = (self.path(name), bytes.len() as u64);
-        let before = fs::metadata(&path).map(|about| about.len()).ok();
-        if !self.reserve(length, |other| other != name)? {
-            return Ok(());
-        }
-        durable::write(&path, bytes, durable::READABLE).inspect_err(|_| self.give_back(length))?;
-        if let Some(before) = before {
-            self.give_back(before);
+        if self.reserve(name, bytes.len() as u64, |_| true)? {
+            let path = self.path(name);
+            durable::write(&path, bytes, durable::READABLE).inspect_err(|_| self.remove(name))?;
         }
         Ok(())
     }
 
+    /// Notes that a file is used now, for the order of eviction. False, and the file is removed,
+    /// when it has no place.
+    pub(crate) fn note_use(&self, name: &str) -> bool {
+        let (now, path) = (SystemTime::now(), self.path(name));
+        let mut held = self.held.lock();
+        let Some(place) = held.files.get_mut(name) else {
+            let stray = self.set_aside(&mut held, name);
+            drop(held);
+            stray.iter().for_each(|path| unlink(path));
+            return false;
+        };
+        place.used = now;
+        drop(held);
+        if let Err(error) = File::open(&path).and_then(|file| file.set_modified(now)) {
+            tracing::debug!(file = %path.display(), %error, "cannot note time of use");
+        }
+        true
+    }
+
     /// Removes a file, if it is there.
     pub(crate) fn remove(&self, name: &str) {
-        let path = self.path(name);
-        match fs::metadata(&path).and_then(|about| fs::remove_file(&path).map(|()| about.len())) {
-            Ok(length) => self.give_back(length),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::error!(file = %path.display(), %error, "cannot remove file"),
+        self.remove_if(name, || true);
+    }
+
+    /// Removes a file if `may_go` still says so while nothing else can take or lose a place.
+    pub(crate) fn remove_if(&self, name: &str, may_go: impl FnOnce() -> bool) {
+        let mut held = self.held.lock();
+        if may_go() {
+            held.take(name);
+            let going = self.set_aside(&mut held, name);
+            drop(held);
+            going.iter().for_each(|path| unlink(path));
         }
     }
 
-    /// Takes a file out of the count that was reserved and could not be written.
-    pub(crate) fn give_back(&self, length: u64) {
-        let less = |count: &AtomicU64, by: u64| {
-            let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-                Some(count.saturating_sub(by))
-            });
-        };
-        less(&self.files, 1);
-        less(&self.bytes, length);
+    /// Renames a file to one that the next start sweeps, because unlinking a long one takes seconds
+    /// and must not happen under the lock, while the name has to be free at once.
+    fn set_aside(&self, held: &mut Held, name: &str) -> Option<PathBuf> {
+        held.removed += 1;
+        let (path, aside) =
+            (self.path(name), self.path(&format!("{UNFINISHED_PREFIX}removed-{}", held.removed)));
+        match fs::rename(&path, &aside) {
+            Ok(()) => return Some(aside),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::error!(file = %path.display(), %error, "cannot remove file"),
+        }
+        None
     }
 
-    fn count(&self, length: u64) {
-        self.files.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(length, Ordering::Relaxed);
-    }
-
-    fn has_room(&self, length: u64) -> bool {
-        let Usage { files, bytes } = self.usage();
+    fn has_room(&self, held: &Held, length: u64, leaving: u64) -> bool {
+        let Usage { files, bytes } = held.usage();
         let fits = files < self.max.files && bytes.saturating_add(length) <= self.max.bytes;
         // The disk may be fuller than our own count says: others write as well.
-        fits && self.disk_has_room(length)
+        fits && self.disk_has_room(length, leaving)
     }
 
-    fn disk_has_room(&self, length: u64) -> bool {
+    fn disk_has_room(&self, length: u64, leaving: u64) -> bool {
         match statvfs(&self.dir) {
             Ok(about) => {
-                let free = about.f_bavail.saturating_mul(about.f_frsize);
+                let free = about.f_bavail.saturating_mul(about.f_frsize).saturating_add(leaving);
                 free >= length.saturating_add(self.free_bytes_min)
             }
             Err(error) => {
@@ -148,18 +218,14 @@ impl Bounded {
             }
         }
     }
+}
 
-    /// All files with their lengths, the one that was not used for longest first.
-    fn list(&self) -> io::Result<Vec<(SystemTime, String, u64)>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            let about = entry.metadata()?;
-            if let (Ok(name), true) = (entry.file_name().into_string(), about.is_file()) {
-                found.push((about.modified()?, name, about.len()));
-            }
-        }
-        found.sort_unstable();
-        Ok(found)
+fn unlink(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::error!(file = %path.display(), %error, "cannot remove file");
     }
 }
+
+#[cfg(test)]
+#[path = "bounded_test.rs"]
+mod bounded_test;

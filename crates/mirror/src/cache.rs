@@ -20,7 +20,7 @@ use crate::blob::Blob;
 use crate::config::{CacheConfig, CacheLimits};
 use crate::files::{Files, files_bytes_max};
 use crate::joint::Joint;
-use crate::metrics::{Gauges, Metrics};
+use crate::metrics::Metrics;
 use crate::origins::Origins;
 use crate::server::{listen, serve_router, tell_ready};
 use crate::store::{Store, lock_folder};
@@ -179,14 +179,17 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let metrics = &app.cache.metrics;
     let (artifacts, bytes) = app.cache.store.usage();
     let requests = app.cache.limits.requests_max - app.places.available_permits();
-    let gauges = Gauges {
-        artifacts,
-        bytes,
-        bytes_max: app.cache.store.bytes_max(),
-        requests: requests as u64,
-    };
+    for (gauge, value) in [
+        (&metrics.artifacts, artifacts),
+        (&metrics.bytes, bytes),
+        (&metrics.bytes_max, app.cache.store.bytes_max()),
+        (&metrics.requests, requests as u64),
+    ] {
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    }
     let kind = [(CONTENT_TYPE, cohort_base::metrics::CONTENT_TYPE)];
-    (kind, app.cache.metrics.render(gauges)).into_response()
+    (kind, metrics.registrar.text()).into_response()
 }

@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::Bytes;
 use cohort_artifact::RepositoryFile;
@@ -23,7 +23,6 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{Bounded, Usage};
 use crate::cache::Shared;
 use crate::joint::Joint;
-use crate::metrics::add;
 use crate::origins::{OriginError, Refused};
 
 /// Small files on disk, in number and bytes. Generations of metadata pile up, and only the newest
@@ -37,14 +36,18 @@ const FILES_SHARE: u64 = 4;
 /// Validators of an origin that are longer are not kept.
 const VALIDATOR_BYTES_MAX: usize = 256;
 
+const HEAD_SCHEMA: u32 = 1;
+
 /// What small files may take of a cache of this size, in bytes.
 pub(crate) fn files_bytes_max(cache_bytes: u64) -> u64 {
     FILES_BYTES_MAX.min(cache_bytes / FILES_SHARE)
 }
 
 /// What is known of a file, as its first line on disk.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Head {
+    /// Version of the format; a file of another one is fetched again.
+    schema: u32,
     path: String,
     /// Who gave it: a tag means nothing to another origin.
     origin: String,
@@ -98,7 +101,7 @@ impl Files {
         if let Some(last) = last.as_ref().filter(|_| matches!(kind, RepositoryFile::Target(_))) {
             return Ok(Arc::clone(last));
         }
-        add(&self.cache.metrics.revalidations, 1);
+        self.cache.metrics.revalidations.inc();
         match (self.ask_origins(&path, &kind, last.as_ref()).await, last) {
             (Ok(None), Some(last)) => Ok(last),
             (Ok(None), None) => Err(Refused::Failed("unchanged, but there is no copy".to_owned())),
@@ -111,7 +114,7 @@ impl Files {
                 Err(Refused::Absent)
             }
             (Err(refused), Some(last)) => {
-                add(&self.cache.metrics.last_copies, 1);
+                self.cache.metrics.last_copies.inc();
                 tracing::debug!(path, ?refused, "no origin answers, serving the last copy");
                 if last.head.absent { Err(Refused::Absent) } else { Ok(last) }
             }
@@ -168,7 +171,7 @@ impl Files {
             return Ok(None);
         }
         let body = answer.rest(kind.bytes_max(), self.cache.limits.small_max).await?;
-        add(&self.cache.metrics.origin_bytes, body.len() as u64);
+        self.cache.metrics.origin_bytes.inc_by(body.len() as u64);
         if let RepositoryFile::Target(hash) = kind
             && sha256_hex(&body) != hash.as_str()
         {
@@ -176,6 +179,7 @@ impl Files {
         }
         let short = |text: &String| text.len() <= VALIDATOR_BYTES_MAX;
         let head = Head {
+            schema: HEAD_SCHEMA,
             path: path.to_owned(),
             origin: name.to_owned(),
             etag: answer.etag.filter(short),
@@ -196,16 +200,13 @@ impl Files {
     /// Reads a copy and notes that it is used; nothing when there is none that is whole. Blocks.
     fn read(&self, path: &str) -> Option<SmallFile> {
         let name = sha256_hex(path.as_bytes());
-        let file = self.disk.path(&name);
-        let bytes = fs::read(&file).ok()?;
+        let bytes = fs::read(self.disk.path(&name)).ok()?;
         let parsed = SmallFile::parse(&bytes.into(), path);
         if parsed.is_none() {
             tracing::warn!(path, "removing corrupt cached file");
             self.disk.remove(&name);
-        } else if let Err(error) =
-            fs::File::open(file).and_then(|file| file.set_modified(SystemTime::now()))
-        {
-            tracing::debug!(path, %error, "cannot note time of use");
+        } else {
+            self.disk.note_use(&name);
         }
         parsed
     }
@@ -227,9 +228,15 @@ impl Files {
 
 impl SmallFile {
     fn absent(path: &str) -> Self {
-        let (etag, modified, origin) = (None, None, String::new());
-        let blake3 = blake3::hash(&[]).to_hex().to_string();
-        let head = Head { path: path.to_owned(), origin, etag, modified, absent: true, blake3 };
+        let head = Head {
+            schema: HEAD_SCHEMA,
+            path: path.to_owned(),
+            origin: String::new(),
+            etag: None,
+            modified: None,
+            absent: true,
+            blake3: blake3::hash(&[]).to_hex().to_string(),
+        };
         Self { head, body: Bytes::new() }
     }
 
@@ -249,7 +256,9 @@ impl SmallFile {
         let end = bytes.iter().position(|byte| *byte == b'\n')?;
         let head: Head = serde_json::from_slice(&bytes[..end]).ok()?;
         let body = bytes.slice(end + 1..);
-        let right = head.path == path && head.blake3 == blake3::hash(&body).to_hex().as_str();
+        let right = head.schema == HEAD_SCHEMA
+            && head.path == path
+            && head.blake3 == blake3::hash(&body).to_hex().as_str();
         right.then_some(Self { head, body })
     }
 }

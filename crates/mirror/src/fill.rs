@@ -8,7 +8,6 @@ use cohort_artifact::client::{Answer, Wanted};
 use cohort_artifact::{UNIT_BYTES, blob_path};
 
 use crate::blob::{Blob, Claim};
-use crate::metrics::add;
 use crate::origins::{OriginError, Refused};
 
 /// Rounds through all origins without a single unit before a run is given up: the second meets
@@ -61,7 +60,7 @@ async fn round(blob: &Arc<Blob>, claim: &mut Claim) -> Option<Refused> {
             };
             origins.delivered(origin, asked);
             let (kept, metrics) = (blob.is_kept(), &blob.cache.metrics);
-            add(if kept { &metrics.misses } else { &metrics.passed_on }, 1);
+            (if kept { &metrics.misses } else { &metrics.passed_on }).inc();
             // First to those who wait, then to the disk, which may be slower than they are.
             claim.arrived(&bytes);
             if !kept {
@@ -109,7 +108,7 @@ impl Run<'_> {
             }
         };
         let bytes = answer.at_most(length, cache.limits.answer_max).await?;
-        add(&cache.metrics.origin_bytes, bytes.len() as u64);
+        cache.metrics.origin_bytes.inc_by(bytes.len() as u64);
         if bytes.len() < length {
             return Err(OriginError::CutShort(self.next));
         }

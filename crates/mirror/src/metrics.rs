@@ -37,32 +37,3 @@ cohort_base::metrics! {
         requests: Gauge = gauge("requests", "Requests for files in progress"),
     }
 }
-
-/// What is measured when scraped.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Gauges {
-    pub(crate) artifacts: u64,
-    pub(crate) bytes: u64,
-    pub(crate) bytes_max: u64,
-    pub(crate) requests: u64,
-}
-
-pub(crate) fn add(counter: &Counter, count: u64) {
-    counter.inc_by(count);
-}
-
-impl Metrics {
-    /// Everything, for `/metrics`.
-    pub(crate) fn render(&self, gauges: Gauges) -> String {
-        let Gauges { artifacts, bytes, bytes_max, requests } = gauges;
-        for (gauge, value) in [
-            (&self.artifacts, artifacts),
-            (&self.bytes, bytes),
-            (&self.bytes_max, bytes_max),
-            (&self.requests, requests),
-        ] {
-            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        }
-        self.text()
-    }
-}

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use crate::MirrorError;
 use crate::bucket::{Bucket, BucketError, BucketSettings};
 use crate::config::CacheLimits;
-use crate::metrics::{Metrics, add};
+use crate::metrics::Metrics;
 
 /// To connect to an origin.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
@@ -139,7 +139,7 @@ impl Origins {
         path: &str,
         wanted: &Wanted<'_>,
     ) -> Result<Answer, OriginError> {
-        add(&self.metrics.origin_requests, 1);
+        self.metrics.origin_requests.inc();
         match &self.list[origin].place {
             Place::Mirror(mirror) => Ok(self.client.get(mirror, path, wanted).await?),
             Place::Bucket(bucket) => {
@@ -175,7 +175,7 @@ impl Origins {
                 return;
             }
             OriginError::Wrong(_) => {
-                add(&self.metrics.wrong, 1);
+                self.metrics.wrong.inc();
                 health.wrong.retain(|_, at| at.elapsed() < limits.wrong_bytes_for);
                 // This file only: one that is damaged there must not take the others away.
                 if health.wrong.len() < WRONG_MAX {
@@ -184,7 +184,7 @@ impl Origins {
             }
             _ => {}
         }
-        add(&self.metrics.origin_failures, 1);
+        self.metrics.origin_failures.inc();
         // Requests that were in flight together fail together: that is one failure.
         if health.failed_at.is_some_and(|failed| failed >= asked) {
             return;

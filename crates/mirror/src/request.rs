@@ -6,13 +6,13 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use cohort_artifact::RepositoryFile;
 
 /// Headers that describe a file.
 pub(crate) struct About<'a> {
     pub(crate) etag: &'a str,
     pub(crate) length: u64,
-    pub(crate) cache: &'static str,
-    pub(crate) kind: &'static str,
+    pub(crate) kind: &'a RepositoryFile,
 }
 
 /// A response without body, and the body it needs: first byte and number of bytes.
@@ -28,8 +28,8 @@ pub(crate) fn reply(method: &Method, headers: &HeaderMap, about: &About<'_>) -> 
     let common = [
         (ETAG, about.etag),
         (ACCEPT_RANGES, "bytes"),
-        (CACHE_CONTROL, about.cache),
-        (CONTENT_TYPE, about.kind),
+        (CACHE_CONTROL, about.kind.cache_control()),
+        (CONTENT_TYPE, about.kind.content_type()),
     ];
     let known = text(IF_NONE_MATCH)
         .is_some_and(|tags| tags.split(',').any(|tag| same_tag(tag, about.etag)));

@@ -88,8 +88,7 @@ async fn answer(
     }
     let changed = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
     let etag = format!("\"{:x}-{:x}\"", metadata.len(), changed.as_nanos());
-    let (cache, kind) = (kind.cache_control(), kind.content_type());
-    let about = About { etag: &etag, length: metadata.len(), cache, kind };
+    let about = About { etag: &etag, length: metadata.len(), kind };
     let Reply { mut response, span } = reply(method, headers, &about);
     let Some((first, bytes)) = span else { return Ok(response) };
     file.seek(SeekFrom::Start(first)).await?;

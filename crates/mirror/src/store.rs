@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use crate::blob::Blob;
 use crate::bounded::{Bounded, Usage};
 use crate::cache::Shared;
-use crate::metrics::{Metrics, add};
+use crate::metrics::Metrics;
 
 /// Artifacts that stay open when nobody uses them: each has a file descriptor and up to 8 MiB of
 /// hashes in memory.
@@ -42,6 +42,7 @@ const HASH_BYTES: u64 = blake3::OUT_LEN as u64;
 pub(crate) struct Store {
     disk: Bounded,
     metrics: Arc<Metrics>,
+    /// Locked after the lock of `disk`, never before it.
     open: Mutex<Open>,
 }
 
@@ -92,7 +93,7 @@ impl Store {
         *used = clock;
         let blob = Arc::clone(blob);
         drop(open);
-        blob.note_use();
+        self.note_use(&blob);
         Some(blob)
     }
 
@@ -143,9 +144,17 @@ impl Store {
     /// Removes an artifact from disk that is in use: its readers keep it open.
     pub(crate) fn forget(&self, blob: &Arc<Blob>) {
         let digest = blob.hashes.root();
-        let open = self.open.lock();
-        if open.blobs.get(digest).is_some_and(|(ours, _)| Arc::ptr_eq(ours, blob)) {
-            self.disk.remove(digest.as_str());
+        self.disk.remove_if(digest.as_str(), || {
+            let open = self.open.lock();
+            open.blobs.get(digest).is_some_and(|(ours, _)| Arc::ptr_eq(ours, blob))
+        });
+    }
+
+    /// Notes that an artifact is used now. One that lost its place on disk while it was being
+    /// opened is served, and opened again soon.
+    fn note_use(&self, blob: &Blob) {
+        if blob.is_kept() && !self.disk.note_use(blob.hashes.root().as_str()) {
+            blob.keep_no_more();
         }
     }
 
@@ -171,7 +180,7 @@ impl Store {
         let length = hashes.length() + units.len() as u64;
         // One that is there was corrupt, or it would be open.
         self.disk.remove(name);
-        if !self.disk.reserve(length, |name| self.evict(name))? {
+        if !self.disk.reserve(name, length, |name| self.evict(name))? {
             return Ok(None);
         }
         let make = || {
@@ -183,11 +192,7 @@ impl Store {
             file.write_all_at(&units, hashes.length())?;
             Ok(file)
         };
-        make().map(Some).inspect_err(|_| {
-            // Removed with the length that it has, and counted with the one it should have.
-            let _ = std::fs::remove_file(self.disk.path(name));
-            self.disk.give_back(length);
-        })
+        make().map(Some).inspect_err(|_| self.disk.remove(name))
     }
 
     /// Whether an artifact may be removed to make room.
@@ -195,7 +200,7 @@ impl Store {
         let idle = name.parse().is_ok_and(|digest| self.open.lock().close_if_idle(&digest));
         if idle {
             tracing::info!(artifact = name, "evicting artifact");
-            add(&self.metrics.evictions, 1);
+            self.metrics.evictions.inc();
         }
         idle
     }
@@ -214,7 +219,7 @@ impl Store {
             open.blobs.remove(&digest);
         }
         drop(open);
-        blob.note_use();
+        self.note_use(&blob);
         blob
     }
 }
