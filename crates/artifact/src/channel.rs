@@ -4,7 +4,7 @@ use cohort_core::ids::{AppId, Channel, Version};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::ManifestError;
+use crate::manifest::{ManifestError, parse_schema, to_json};
 
 /// Longest channel file; a full one is under 512 bytes.
 pub(crate) const CHANNEL_BYTES_MAX: u64 = 4 << 10;
@@ -45,23 +45,10 @@ impl ChannelPointer {
     /// # Errors
     /// When it is too long, of another schema, or not of the expected form.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        if bytes.len() as u64 > CHANNEL_BYTES_MAX {
-            return Err(ManifestError::TooLong { length: bytes.len() as u64 });
-        }
-        let value: serde_json::Value =
-            serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
-        match value.get("schema").and_then(serde_json::Value::as_u64) {
-            Some(newer) if newer > u64::from(CHANNEL_SCHEMA) => {
-                Err(ManifestError::NewerSchema { found: u32::try_from(newer).unwrap_or(u32::MAX) })
-            }
-            _ => serde_json::from_value(value).map_err(ManifestError::Json),
-        }
+        parse_schema(bytes, CHANNEL_BYTES_MAX, CHANNEL_SCHEMA)
     }
 
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self)
-            .expect("a channel holds only texts and numbers: serialising cannot fail");
-        bytes.push(b'\n');
-        bytes
+        to_json(self)
     }
 }

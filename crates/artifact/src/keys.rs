@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use aws_lc_rs::signature::Ed25519KeyPair;
 use cohort_base::durable::{self, SECRET};
 use tough::key_source::KeySource;
 use tough::schema::RoleType;
@@ -124,12 +124,6 @@ impl SigningKey {
         self.pair().tuf_key()
     }
 
-    /// The raw public key: 32 bytes.
-    #[must_use]
-    pub fn public_bytes(&self) -> Vec<u8> {
-        self.pair().public_key().as_ref().to_vec()
-    }
-
     pub(crate) fn source(&self) -> Vec<Box<dyn KeySource>> {
         vec![Box::new(self.clone())]
     }
@@ -225,12 +219,6 @@ impl Keys {
             timestamp: load(RoleType::Timestamp)?,
             root: if root.exists() { Some(SigningKey::load(&root)?) } else { None },
         })
-    }
-
-    /// Path of the timestamp key in a folder of keys: the only one that the hub needs.
-    #[must_use]
-    pub fn timestamp_path(folder: &Path) -> PathBuf {
-        Self::path(folder, RoleType::Timestamp)
     }
 
     fn path(folder: &Path, role: RoleType) -> PathBuf {

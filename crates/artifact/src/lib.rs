@@ -62,7 +62,7 @@ pub use package_file::{PACKAGE_FILE, PackageFile, PackageFileError};
 pub use publish::{DeltaTried, PublishRequest, Published, Told};
 pub use publish_deltas::NoDelta;
 pub use repository::{ReleaseName, Repository, RepositoryError};
-pub use repository_file::{RepositoryFile, is_plain_name};
+pub use repository_file::{RepositoryFile, is_plain_name, repository_files};
 pub use trust::{Refreshed, Refusal, TrustOptions, TrustedRepository};
 pub use trust_error::{Role, SharedCause, TrustError, TrustErrorKind};
 pub use units::{FileHashes, UnitError, UnitHasher, UnitHashes, hash_file};
@@ -71,6 +71,8 @@ pub use working_copy::WorkingCopy;
 
 #[cfg(test)]
 mod crash_test;
+#[cfg(test)]
+mod golden_test;
 #[cfg(test)]
 mod trust_test;
 #[cfg(test)]

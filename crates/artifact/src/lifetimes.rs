@@ -71,11 +71,4 @@ impl Expiries {
         ];
         all.into_iter().min_by_key(|(_, at)| *at).unwrap_or((Role::Root, self.root))
     }
-
-    /// Seconds until the first signature expires; 0 when it has.
-    #[must_use]
-    pub fn seconds_left(&self) -> u64 {
-        let left = self.nearest().1.as_second() - Time::now().as_second();
-        u64::try_from(left).unwrap_or(0)
-    }
 }

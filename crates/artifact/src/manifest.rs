@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use cohort_core::ids::{AppId, Digest, Platform, Version};
 use cohort_core::release::Rollback;
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::layout::units_path;
@@ -155,20 +156,24 @@ pub enum ManifestError {
     /// Not JSON of the expected form.
     #[error("manifest cannot be read")]
     Json(#[source] serde_json::Error),
-    /// Longer than [`MANIFEST_BYTES_MAX`].
-    #[error("manifest of {length} bytes is longer than {MANIFEST_BYTES_MAX}")]
+    /// Longer than such a file may be.
+    #[error("manifest or channel of {length} bytes is longer than {limit_bytes}")]
     TooLong {
         /// Its length in bytes.
         length: u64,
+        /// The limit in bytes.
+        limit_bytes: u64,
     },
     /// Written by a newer version.
     #[error(
-        "manifest has schema {found}, this program reads up to {MANIFEST_SCHEMA}: \
+        "manifest or channel has schema {found}, this program reads up to {newest}: \
          upgrade Cohort on this server"
     )]
     NewerSchema {
         /// The schema found.
         found: u32,
+        /// The newest schema that this program reads.
+        newest: u32,
     },
     /// A field breaks its rule.
     #[error("manifest field `{field}`: {reason}")]
@@ -180,10 +185,34 @@ pub enum ManifestError {
     },
 }
 
-/// Read before anything else, so that a newer schema is told apart from a damaged file.
-#[derive(Deserialize)]
-struct SchemaOnly {
-    schema: u32,
+/// Reads a signed JSON file. The schema comes before anything else, so that a newer one is told
+/// apart from a damaged file.
+pub(crate) fn parse_schema<T: DeserializeOwned>(
+    bytes: &[u8],
+    limit_bytes: u64,
+    newest: u32,
+) -> Result<T, ManifestError> {
+    #[derive(Deserialize)]
+    struct SchemaOnly {
+        schema: u32,
+    }
+    let length = bytes.len() as u64;
+    if length > limit_bytes {
+        return Err(ManifestError::TooLong { length, limit_bytes });
+    }
+    let SchemaOnly { schema } = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
+    if schema > newest {
+        return Err(ManifestError::NewerSchema { found: schema, newest });
+    }
+    serde_json::from_slice(bytes).map_err(ManifestError::Json)
+}
+
+/// A file as it is signed and stored.
+pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .expect("manifests and channels hold only texts and numbers: serialising cannot fail");
+    bytes.push(b'\n');
+    bytes
 }
 
 impl Manifest {
@@ -192,14 +221,7 @@ impl Manifest {
     /// # Errors
     /// When it is too long, of a newer schema, not JSON, or breaks a rule.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        if bytes.len() as u64 > MANIFEST_BYTES_MAX {
-            return Err(ManifestError::TooLong { length: bytes.len() as u64 });
-        }
-        let SchemaOnly { schema } = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
-        if schema > MANIFEST_SCHEMA {
-            return Err(ManifestError::NewerSchema { found: schema });
-        }
-        let manifest: Self = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
+        let manifest: Self = parse_schema(bytes, MANIFEST_BYTES_MAX, MANIFEST_SCHEMA)?;
         manifest.check()?;
         Ok(manifest)
     }
@@ -207,10 +229,7 @@ impl Manifest {
     /// The manifest as it is signed and stored.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self)
-            .expect("a manifest holds only texts and numbers: serialising cannot fail");
-        bytes.push(b'\n');
-        bytes
+        to_json(self)
     }
 
     /// Number of units: all of [`UNIT_BYTES`] but the last, which may be shorter.

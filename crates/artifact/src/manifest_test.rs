@@ -33,7 +33,7 @@ fn a_newer_schema_is_told_apart_from_a_damaged_file() {
     let mut newer = value();
     newer["schema"] = json!(2);
     newer["something_new"] = json!(true);
-    assert!(matches!(parse(&newer), Err(ManifestError::NewerSchema { found: 2 })));
+    assert!(matches!(parse(&newer), Err(ManifestError::NewerSchema { found: 2, .. })));
     assert!(matches!(Manifest::parse(b"{"), Err(ManifestError::Json(_))));
 }
 

@@ -17,6 +17,12 @@ use crate::package_file::{PACKAGE_FILE, PACKAGE_FILE_BYTES_MAX};
 /// Fast, and within 10 % of what higher levels reach on binaries.
 const ZSTD_LEVEL: i32 = 3;
 
+/// Largest window that a foreign artifact may ask for: as much as the host allows (128 MiB).
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// Read at once, in bytes.
+const BUFFER_BYTES: usize = 256 << 10;
+
 /// Deepest folder in an artifact; keeps the walk's recursion bounded.
 const DEPTH_MAX: usize = 64;
 
@@ -200,18 +206,8 @@ pub fn inspect_tarball(path: &Path) -> Result<Inspection, PackError> {
     let io = |source| PackError::Io { path: path.to_owned(), source };
     let damaged = |source| PackError::NotATarball { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io)?;
-    let mut magic = [0; 4];
-    let read = file.read(&mut magic).map_err(io)?;
-    file.rewind().map_err(io)?;
-    let file = BufReader::with_capacity(1 << 16, file);
-    let (format, reader): (Format, Box<dyn Read>) = match &magic[..read] {
-        [0x1f, 0x8b, ..] => (Format::TarGz, Box::new(flate2::read::MultiGzDecoder::new(file))),
-        [0x28, 0xb5, 0x2f, 0xfd] => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(file).map_err(damaged)?;
-            (Format::TarZst, Box::new(decoder))
-        }
-        _ => (Format::Tar, Box::new(file)),
-    };
+    let format = format_of(&mut file).map_err(io)?;
+    let reader = unpacking(format, file).map_err(damaged)?;
     // The limit, and headers and padding.
     let most = UNPACKED_BYTES_MAX + u64::from(ENTRIES_MAX) * 4096;
     let mut archive = Archive::new(reader.take(most));
@@ -258,6 +254,32 @@ pub fn inspect_tarball(path: &Path) -> Result<Inspection, PackError> {
         return Err(PackError::Empty { path: path.to_owned() });
     }
     Ok(found)
+}
+
+/// How an artifact is packed, by its first bytes. Rewinds the file.
+pub(crate) fn format_of(file: &mut File) -> io::Result<Format> {
+    let mut magic = Vec::new();
+    Read::by_ref(file).take(4).read_to_end(&mut magic)?;
+    file.rewind()?;
+    Ok(match magic.as_slice() {
+        [0x1f, 0x8b, ..] => Format::TarGz,
+        [0x28, 0xb5, 0x2f, 0xfd] => Format::TarZst,
+        _ => Format::Tar,
+    })
+}
+
+/// Reads the archive in an artifact.
+pub(crate) fn unpacking(format: Format, file: File) -> io::Result<Box<dyn Read>> {
+    let file = BufReader::with_capacity(BUFFER_BYTES, file);
+    Ok(match format {
+        Format::Tar => Box::new(file),
+        Format::TarGz => Box::new(flate2::read::MultiGzDecoder::new(file)),
+        Format::TarZst => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(file)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            Box::new(decoder)
+        }
+    })
 }
 
 /// The path without `.` components, as tar writes `./file`.

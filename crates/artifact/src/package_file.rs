@@ -36,7 +36,7 @@ pub enum PackageFileError {
     /// Not text.
     #[error("the artifact's {PACKAGE_FILE} is not UTF-8 text")]
     NotText,
-    /// The file and a flag, or the file and the manifest, say different things.
+    /// The file and a flag say different things.
     #[error(
         "`{field}` is {outside} outside and {inside} in the artifact's {PACKAGE_FILE}: \
          change one of them"
@@ -44,7 +44,7 @@ pub enum PackageFileError {
     Contradiction {
         /// The key.
         field: &'static str,
-        /// What the flag or manifest says.
+        /// What the flag says.
         outside: String,
         /// What the file says.
         inside: String,
@@ -59,17 +59,6 @@ impl PackageFile {
     pub fn parse(bytes: &[u8]) -> Result<Self, PackageFileError> {
         let text = std::str::from_utf8(bytes).map_err(|_| PackageFileError::NotText)?;
         toml::from_str(text).map_err(|error| PackageFileError::Toml(Box::new(error)))
-    }
-
-    /// Checks the file against a manifest: what it says must be what was signed.
-    ///
-    /// # Errors
-    /// When they differ.
-    pub fn agrees_with(&self, manifest: &crate::Manifest) -> Result<(), PackageFileError> {
-        merge("rollback", Some(manifest.rollback), self.rollback)?;
-        merge("protocols", Some(manifest.protocols.clone()), self.protocols.clone())?;
-        merge("schemas", Some(manifest.schemas.clone()), self.schemas.clone())?;
-        Ok(())
     }
 }
 

@@ -84,21 +84,18 @@ impl PublishRequest {
     /// A request with every option at its default.
     #[must_use]
     pub fn new(path: &Path, app: AppId, version: Version, platform: Platform) -> Self {
-        let path = path.to_owned();
-        let (rollback, protocols, schemas, channel) = (None, None, None, None);
-        let (deltas, bases, told) = (true, BTreeMap::new(), Told::default());
         Self {
-            path,
+            path: path.to_owned(),
             app,
             version,
             platform,
-            rollback,
-            protocols,
-            schemas,
-            channel,
-            deltas,
-            bases,
-            told,
+            rollback: None,
+            protocols: None,
+            schemas: None,
+            channel: None,
+            deltas: true,
+            bases: BTreeMap::new(),
+            told: Told::default(),
         }
     }
 }

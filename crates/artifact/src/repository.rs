@@ -148,12 +148,14 @@ pub enum RepositoryError {
     Stopped,
 }
 
+pub(crate) const SETTINGS_SCHEMA: u32 = 1;
+
 /// What the next publisher needs and readers need not trust.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Settings {
-    schema: u32,
-    lifetimes: Lifetimes,
+pub(crate) struct Settings {
+    pub(crate) schema: u32,
+    pub(crate) lifetimes: Lifetimes,
 }
 
 /// A repository on this machine's disk.
@@ -182,7 +184,7 @@ impl Repository {
         if repository.metadata_path("timestamp.json").exists() {
             return Err(RepositoryError::Exists { path: dir.to_owned() });
         }
-        let settings = serde_json::to_vec_pretty(&Settings { schema: 1, lifetimes })
+        let settings = serde_json::to_vec_pretty(&Settings { schema: SETTINGS_SCHEMA, lifetimes })
             .map_err(|error| repository.damaged(SETTINGS_FILE, &error.to_string()))?;
         let now = now();
         let root = metadata::new_root(keys, later(now, lifetimes.root_s))?;
@@ -209,9 +211,13 @@ impl Repository {
         let path = dir.join(SETTINGS_FILE);
         let lifetimes = match fs::read(&path) {
             Ok(bytes) => {
-                let settings: Settings = serde_json::from_slice(&bytes).map_err(|error| {
-                    RepositoryError::Damaged { path, reason: error.to_string() }
-                })?;
+                let damaged = |reason| RepositoryError::Damaged { path: path.clone(), reason };
+                let settings: Settings =
+                    serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+                if settings.schema != SETTINGS_SCHEMA {
+                    let reason = format!("schema {} is not {SETTINGS_SCHEMA}", settings.schema);
+                    return Err(damaged(reason));
+                }
                 settings.lifetimes
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Lifetimes::default(),
@@ -229,15 +235,6 @@ impl Repository {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
-    }
-
-    /// The newest root, which readers get from an operator.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn root_json(&self) -> Result<Vec<u8>, RepositoryError> {
-        let path = metadata::newest_root(&self.dir)?;
-        fs::read(&path).map_err(|source| RepositoryError::Io { path, source })
     }
 
     /// When signatures expire.
@@ -325,18 +322,6 @@ impl Repository {
         self.write(&lock, vec![Step::from(ready)]).await?;
         current.timestamp.signed = Timestamp { version, expires, ..current.timestamp.signed };
         Ok(expiries_of(&current))
-    }
-
-    /// Signs the same content again for its full lifetime, for a repository in which nothing was
-    /// published for so long that its targets or snapshot are about to expire.
-    ///
-    /// # Errors
-    /// When the keys are not this repository's, or a file cannot be written.
-    pub async fn renew_all(&self, keys: &Keys) -> Result<Expiries, RepositoryError> {
-        let lock = self.lock().await?;
-        let current = metadata::read_current(&self.dir)?;
-        self.commit(&lock, keys, current, Vec::new(), BTreeMap::new()).await?;
-        self.expiries()
     }
 
     /// Renews the timestamp when it is older than a day; for a timer.

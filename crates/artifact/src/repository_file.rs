@@ -1,5 +1,9 @@
 //! Which files a repository has, told by their paths.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
 use cohort_core::ids::Digest;
 
 use crate::layout::{BLOBS_DIR, METADATA_DIR, TARGETS_DIR};
@@ -100,6 +104,38 @@ impl RepositoryFile {
             Self::Root(_) | Self::Targets(_) | Self::Snapshot(_) | Self::Timestamp => "no-cache",
         }
     }
+}
+
+/// The files in the repository's folder `dir` that readers may ask for, with their lengths in
+/// bytes. Links are not followed. Blocks.
+///
+/// # Errors
+/// When a folder cannot be read: which, and why.
+pub fn repository_files(dir: &Path) -> Result<BTreeMap<String, u64>, (PathBuf, io::Error)> {
+    let mut found = BTreeMap::new();
+    let mut folders: Vec<PathBuf> =
+        [BLOBS_DIR, TARGETS_DIR, METADATA_DIR].map(|folder| dir.join(folder)).into();
+    while let Some(folder) = folders.pop() {
+        let failed = |error| (folder.clone(), error);
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(failed)?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let (path, kind) = (entry.path(), entry.file_type().map_err(failed)?);
+            let relative = path.strip_prefix(dir).ok().and_then(Path::to_str);
+            if kind.is_dir() {
+                folders.push(path);
+            } else if let Some(relative) = relative
+                && kind.is_file()
+                && RepositoryFile::of(relative).is_some()
+            {
+                found.insert(relative.to_owned(), entry.metadata().map_err(failed)?.len());
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Whether a text can be one part of a path in a repository.

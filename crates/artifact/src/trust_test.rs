@@ -41,7 +41,7 @@ async fn a_file_signed_under_another_name_is_refused() {
     repository.commit(&lock, &keys, current, Vec::new(), changed).await.unwrap();
 
     let reader = TrustedRepository::open(TrustOptions {
-        root: repository.root_json().unwrap(),
+        root: std::fs::read(repository.dir().join("metadata/root.json")).unwrap(),
         store: folder.path().join("store"),
         mirrors: vec![Mirror::Folder(dir)],
         limits: ClientLimits::default(),

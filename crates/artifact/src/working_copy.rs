@@ -14,6 +14,7 @@ use crate::lifetimes::Lifetimes;
 use crate::publish::Told;
 use crate::publish_deltas::earlier_names;
 use crate::repository::{Repository, RepositoryError};
+use crate::repository_file::repository_files;
 use crate::trust::TrustedRepository;
 use cohort_base::durable::{self, READABLE, create_folders, folder_of, sweep, unfinished};
 
@@ -166,24 +167,8 @@ fn prune(cache: &Path) -> std::io::Result<()> {
     artifacts.iter().skip(BASES_MAX).try_for_each(|(_, path)| fs::remove_file(path))
 }
 
-/// All files that readers may ask for, relative to the repository.
 fn files(repository: &Path) -> Result<BTreeSet<PathBuf>, RepositoryError> {
-    let mut found = BTreeSet::new();
-    let mut folders: Vec<PathBuf> =
-        [BLOBS_DIR, TARGETS_DIR, METADATA_DIR].map(|folder| repository.join(folder)).into();
-    while let Some(folder) = folders.pop() {
-        if !folder.is_dir() {
-            continue;
-        }
-        let io = |source| RepositoryError::Io { path: folder.clone(), source };
-        for entry in fs::read_dir(&folder).map_err(io)? {
-            let path = entry.map_err(io)?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if let Ok(relative) = path.strip_prefix(repository) {
-                found.insert(relative.to_owned());
-            }
-        }
-    }
-    Ok(found)
+    let found = repository_files(repository)
+        .map_err(|(path, source)| RepositoryError::Io { path, source })?;
+    Ok(found.into_keys().map(PathBuf::from).collect())
 }

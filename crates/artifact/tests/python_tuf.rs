@@ -77,7 +77,11 @@ async fn python_tuf_reads_our_repository() {
     assert_eq!(published.manifest.deltas.len(), 2);
     fixture.repository.renew_timestamp(&fixture.keys.timestamp).await.unwrap();
     let root = fixture.path("root.json");
-    std::fs::write(&root, fixture.repository.root_json().unwrap()).unwrap();
+    std::fs::write(
+        &root,
+        std::fs::read(fixture.repository.dir().join("metadata/root.json")).unwrap(),
+    )
+    .unwrap();
     let store = fixture.path("python-store");
     std::fs::create_dir_all(&store).unwrap();
     let read = |server: &Server| {

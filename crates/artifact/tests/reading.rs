@@ -74,7 +74,7 @@ async fn a_stranger_s_repository_is_refused() {
 
     // A reader that was given the stranger's root refuses ours in turn.
     let mut options = ours.options("other", vec![folder(ours.repository.dir())]);
-    options.root = strange.repository.root_json().unwrap();
+    options.root = std::fs::read(strange.repository.dir().join("metadata/root.json")).unwrap();
     let reader = TrustedRepository::open(options).await.unwrap();
     assert_eq!(refused(&reader).await, Role::Timestamp);
 }
@@ -144,13 +144,14 @@ async fn the_timestamp_that_the_hub_renews_keeps_a_fleet_fresh() {
     assert_eq!(renewed.targets, fresh.targets);
     assert_eq!(fixture.latest(&reader).await.unwrap(), "1.0.0");
 
-    // Nothing published for a year: the publisher signs the same again.
+    // Nothing published for a year: whatever is published next signs everything again.
     let short = fixture.with_new_lifetimes(|lifetimes| lifetimes.targets_s = 0);
-    short.renew_all(&fixture.keys).await.unwrap();
+    fixture.point_new_channel(&short).await;
     let error = fixture.latest(&reader).await.unwrap_err();
     assert!(matches!(error, TrustErrorKind::Expired { role: Role::Targets, .. }), "{error}");
     let long = fixture.with_new_lifetimes(|lifetimes| lifetimes.targets_s = 365 * 86_400);
-    assert!(long.renew_all(&fixture.keys).await.unwrap().targets >= fresh.targets);
+    fixture.point_new_channel(&long).await;
+    assert!(long.expiries().unwrap().targets >= fresh.targets);
     assert_eq!(fixture.latest(&reader).await.unwrap(), "1.0.0");
 }
 
@@ -205,7 +206,7 @@ async fn a_hub_restored_from_a_backup_serves_again_after_its_next_signature() {
         // The clock counts in seconds; the lost versions were of this one or the next ones.
         while fixture.latest(&reader).await.is_err() {
             restored.publish(&fixture.keys, &fixture.request("1.2.0")).await.unwrap();
-            restored.renew_all(&fixture.keys).await.unwrap();
+            fixture.point_new_channel(&restored).await;
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(20), ahead).await.unwrap();

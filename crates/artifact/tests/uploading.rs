@@ -78,7 +78,7 @@ async fn of_two_publishers_at_once_the_second_publishes_again() {
     let (one, two) = (pull(&fixture, &server, "one").await, pull(&fixture, &server, "two").await);
     one.repository().publish(&fixture.keys, &fixture.request("1.1.0")).await.unwrap();
     two.repository().publish(&fixture.keys, &fixture.request("1.2.0")).await.unwrap();
-    two.repository().renew_all(&fixture.keys).await.unwrap();
+    fixture.point_new_channel(two.repository()).await;
     upload_all(hub, &one).await.unwrap();
     let before = bytes_below(&hub.dir().join("metadata")).len();
     // Versions follow the clock: the file may even have the same name.

@@ -262,3 +262,7 @@ impl SmallFile {
         right.then_some(Self { head, body })
     }
 }
+
+#[cfg(test)]
+#[path = "files_test.rs"]
+mod files_test;

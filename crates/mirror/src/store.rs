@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Nothing is synced: a file that a crash has torn is found by its hashes and fetched again. An
-//! artifact counts with its whole length from its first unit on.
+//! artifact counts with its whole length from its first unit on. The file of an artifact needs no
+//! version: one in another format does not have its hashes where they belong, and is fetched again.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -258,3 +259,7 @@ pub(crate) fn lock_folder(dir: &Path) -> io::Result<Option<File>> {
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
+
+#[cfg(test)]
+#[path = "store_test.rs"]
+mod store_test;

@@ -1,4 +1,4 @@
-//! The server's side: the new artifact out of the old one and a delta.
+//! The server's side: builds the new artifact from the old one and a delta.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read as _, Write};
@@ -7,43 +7,43 @@ use std::path::Path;
 use cohort_core::ids::Digest;
 
 use super::DeltaError;
-use super::archive::{Compress, Unpacked, unpack};
+use super::archive::{Compress, Unpacked, Window, unpack};
 use super::format::{Body, read_body, read_header};
 use super::method::Method;
-use super::segment::{self, Old};
+use super::segment;
 use crate::units::{FileHashes, UnitHasher};
 
-/// Copied at once, in bytes.
+/// Bytes copied at a time.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// Everything that a delta is applied with.
+/// Inputs of [`apply_delta`].
 pub struct DeltaInput<'a> {
     /// The artifact that the delta starts from, whole.
     pub base: &'a Path,
-    /// The delta, at its beginning.
+    /// The delta; read from its current position, which is its start.
     pub delta: &'a File,
     /// How it is applied, as the manifest says.
     pub method: Method,
-    /// Root of the artifact that comes of it.
+    /// Root of the resulting artifact.
     pub root: &'a Digest,
     /// Its length in bytes.
     pub length: u64,
-    /// A folder with room for the old archive, unpacked, in a file without a name.
+    /// A folder with room for the unpacked old archive, which goes into an unnamed file.
     pub scratch: &'a Path,
     /// Most bytes that this may take.
     pub scratch_bytes_max: u64,
-    /// Asked again and again; true ends the work.
+    /// Polled while working; true aborts.
     pub stopped: &'a (dyn Fn() -> bool + Sync),
 }
 
-/// Writes the new artifact to `out`, and gives its hashes. Blocking.
+/// Writes the new artifact to `out` and returns its hashes. Blocks.
 ///
-/// What was written is the signed artifact only when this succeeds; never more than its length is
-/// written. Needs memory for one segment (some 100 MiB at the very most, some 10 MiB usually) and,
-/// where the old artifact is compressed, disk for its archive.
+/// Only on success is the output the signed artifact; never more than its length is written. Needs
+/// memory for one segment (typically 10 MiB, at most 100 MiB) and, if the old artifact is
+/// compressed, disk space for its archive.
 ///
 /// # Errors
-/// When the delta is not for this base, is damaged, or what it makes is not the artifact.
+/// When the delta is not for this base, is damaged, or does not produce the artifact.
 pub fn apply_delta(input: &DeltaInput<'_>, out: &mut impl Write) -> Result<FileHashes, DeltaError> {
     let mut reader = BufReader::with_capacity(PIECE_BYTES, input.delta);
     let header = read_header(&mut reader)?;
@@ -117,23 +117,7 @@ fn copy(
     Ok(())
 }
 
-struct Window<'a> {
-    old: &'a Unpacked,
-    from: u64,
-    length: u64,
-}
-
-impl Old for Window<'_> {
-    fn read(&self, at: u64, piece: &mut [u8]) -> io::Result<()> {
-        self.old.read_at(self.from + at, piece)
-    }
-
-    fn length(&self) -> u64 {
-        self.length
-    }
-}
-
-/// Hashes what goes through, and ends at the length that was signed.
+/// Hashes what it forwards, and fails beyond the signed length.
 struct Hashed<W: Write> {
     out: BufWriter<W>,
     hasher: UnitHasher,
@@ -145,7 +129,7 @@ impl<W: Write> Write for Hashed<W> {
         self.left = self
             .left
             .checked_sub(bytes.len() as u64)
-            .ok_or_else(|| io::Error::other("it is longer than the artifact that was signed"))?;
+            .ok_or_else(|| io::Error::other("longer than the signed artifact"))?;
         self.hasher.update(bytes);
         self.out.write_all(bytes)?;
         Ok(bytes.len())

@@ -1,4 +1,4 @@
-//! From a compressed artifact to the archive inside, and back to the very same artifact.
+//! From a compressed artifact to the archive inside, and back to the same bytes.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write};
@@ -7,29 +7,45 @@ use std::path::Path;
 
 use super::DeltaError;
 use super::method::{LEVEL_MAX, Method, Zstd};
+use crate::manifest::Format;
+use crate::pack::{format_of, unpacking};
 
-/// Largest window that a foreign artifact may ask for: as much as the host allows (128 MiB).
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-
-/// Read and written at once, in bytes.
+/// Bytes read or written at a time.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// An archive that can be read at any place: the artifact itself, or unpacked into a file without
-/// a name, which a crash removes.
+/// An archive with random access: the artifact itself, or unpacked into an unnamed file, which does
+/// not survive a crash.
 #[derive(Debug)]
 pub(super) struct Unpacked {
     pub(super) file: File,
     pub(super) length: u64,
+    /// How the artifact is packed.
+    pub(super) format: Format,
 }
 
 impl Unpacked {
-    /// Reads from any place.
+    /// Fills `piece` with the bytes from offset `at`.
     pub(super) fn read_at(&self, at: u64, piece: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(piece, at)
     }
 }
 
-/// Unpacks an artifact into a file in `scratch`; more than `bytes_max` are refused.
+/// The part of the old archive that a segment is applied to, read piece by piece.
+pub(super) struct Window<'a> {
+    pub(super) old: &'a Unpacked,
+    /// Offset in the old archive.
+    pub(super) from: u64,
+    pub(super) length: u64,
+}
+
+impl Window<'_> {
+    /// Fills `piece` with the bytes from `at`, an offset within the window.
+    pub(super) fn read(&self, at: u64, piece: &mut [u8]) -> io::Result<()> {
+        self.old.read_at(self.from + at, piece)
+    }
+}
+
+/// Unpacks an artifact into a file in `scratch`; refuses more than `bytes_max`.
 pub(super) fn unpack(
     artifact: &Path,
     scratch: &Path,
@@ -37,22 +53,12 @@ pub(super) fn unpack(
     stopped: &dyn Fn() -> bool,
 ) -> Result<Unpacked, DeltaError> {
     let mut file = File::open(artifact).map_err(DeltaError::Base)?;
-    let mut magic = Vec::new();
-    Read::by_ref(&mut file).take(4).read_to_end(&mut magic).map_err(DeltaError::Base)?;
-    file.seek(SeekFrom::Start(0)).map_err(DeltaError::Base)?;
-    if !is_gzip(&magic) && !is_zstd(&magic) {
+    let format = format_of(&mut file).map_err(DeltaError::Base)?;
+    if format == Format::Tar {
         let length = file.metadata().map_err(DeltaError::Base)?.len();
-        return Ok(Unpacked { file, length });
+        return Ok(Unpacked { file, length, format });
     }
-    let buffered = BufReader::with_capacity(BUFFER_BYTES, file);
-    let mut reader: Box<dyn Read> = if is_gzip(&magic) {
-        Box::new(flate2::read::MultiGzDecoder::new(buffered))
-    } else {
-        let mut decoder =
-            zstd::stream::read::Decoder::with_buffer(buffered).map_err(DeltaError::Base)?;
-        decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(DeltaError::Base)?;
-        Box::new(decoder)
-    };
+    let mut reader = unpacking(format, file).map_err(DeltaError::Base)?;
     let mut into = tempfile::tempfile_in(scratch).map_err(DeltaError::Scratch)?;
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut length = 0_u64;
@@ -73,22 +79,19 @@ pub(super) fn unpack(
         }
         into.write_all(&buffer[..read]).map_err(DeltaError::Scratch)?;
     }
-    Ok(Unpacked { file: into, length })
+    Ok(Unpacked { file: into, length, format })
 }
 
-/// Whether the archive inside has to be compressed to become the artifact, and how: found by trying
-/// it. Nothing when none of the ways that servers can go gives the same bytes.
+/// How a server turns the archive back into the artifact, found by trying. `None` when no method
+/// that servers know reproduces the same bytes.
 pub(super) fn method_of(artifact: &Path, archive: &Unpacked) -> io::Result<Option<Method>> {
-    let mut magic = Vec::new();
-    File::open(artifact)?.take(4).read_to_end(&mut magic)?;
-    if is_gzip(&magic) {
-        // gzip's bytes depend on the program that made them, and Cohort makes none itself.
-        return Ok(None);
+    match archive.format {
+        Format::Tar => return Ok(Some(Method { zstd: None })),
+        // The bytes depend on the program that compressed them, and Cohort writes no gzip.
+        Format::TarGz => return Ok(None),
+        Format::TarZst => {}
     }
-    if !is_zstd(&magic) {
-        return Ok(Some(Method { zstd: None }));
-    }
-    // Cohort's own first. The others end at the first byte that differs, which is soon.
+    // Cohort's own level first. The others fail early, at the first byte that differs.
     let levels = std::iter::once(3).chain((1..=LEVEL_MAX).filter(|level| *level != 3));
     for level in levels {
         for checksum in [false, true] {
@@ -103,7 +106,7 @@ pub(super) fn method_of(artifact: &Path, archive: &Unpacked) -> io::Result<Optio
                 return Ok(Some(Method { zstd: Some(zstd) }));
             }
             if !same.differs {
-                // The disk's fault, not the way's.
+                // The disk failed, not the method.
                 return Ok(None);
             }
         }
@@ -111,15 +114,7 @@ pub(super) fn method_of(artifact: &Path, archive: &Unpacked) -> io::Result<Optio
     Ok(None)
 }
 
-fn is_gzip(magic: &[u8]) -> bool {
-    magic.starts_with(&[0x1f, 0x8b])
-}
-
-fn is_zstd(magic: &[u8]) -> bool {
-    magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
-}
-
-/// The way from an archive to the artifact.
+/// Turns an archive into the artifact.
 pub(super) enum Compress<'a> {
     Plain(BufWriter<&'a mut dyn Write>),
     Zstd(Box<zstd::stream::write::Encoder<'static, &'a mut dyn Write>>),
@@ -154,12 +149,12 @@ impl Write for Compress<'_> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // A flush in between would end a block, and so change the bytes.
+        // Flushing early would end a block and change the bytes.
         Ok(())
     }
 }
 
-/// Takes bytes only as long as they are those of a file.
+/// Compares what is written with a file, and fails at the first difference.
 struct Same {
     file: BufReader<File>,
     buffer: Vec<u8>,

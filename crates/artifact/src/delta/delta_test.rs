@@ -1,32 +1,26 @@
 //! Deltas between archives of all kinds, and deltas that somebody made to do harm.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use super::format::{Body, Header, write_body, write_header};
+use super::archive::{Unpacked, Window};
+use super::format::{Body, Header, read_body, read_header, write_body, write_header};
 use super::layout::{Member, Record, SEGMENT_BYTES_MAX, WINDOW_BYTES_MAX, records};
 use super::matching::steps;
-use super::segment::{self, Old, Packed};
+use super::segment::{self, Packed};
 use super::{DeltaError, DeltaInput, DeltaMaker, MadeDelta, Method, apply_delta};
+use crate::manifest::Format;
 use crate::pack::pack_folder;
 use crate::units::{FileHashes, hash_file};
 
-struct Slice<'a>(&'a [u8]);
-
-impl Old for Slice<'_> {
-    fn read(&self, at: u64, piece: &mut [u8]) -> io::Result<()> {
-        let at = usize::try_from(at).unwrap();
-        piece.copy_from_slice(&self.0[at..at + piece.len()]);
-        Ok(())
-    }
-
-    fn length(&self) -> u64 {
-        self.0.len() as u64
-    }
+fn unpacked(bytes: &[u8]) -> Unpacked {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    Unpacked { file, length: bytes.len() as u64, format: Format::Tar }
 }
 
 fn noise(seed: &str, length: usize) -> Vec<u8> {
@@ -39,7 +33,9 @@ fn noise(seed: &str, length: usize) -> Vec<u8> {
 fn round_trip(old: &[u8], new: &[u8]) -> usize {
     let packed = segment::pack(old, new, &steps(old, new)).unwrap();
     let mut made = Vec::new();
-    segment::unpack(&Slice(old), &packed, new.len() as u64, &mut made).unwrap();
+    let old = unpacked(old);
+    let window = Window { old: &old, from: 0, length: old.length };
+    segment::unpack(&window, &packed, new.len() as u64, &mut made).unwrap();
     assert!(made == new, "another result");
     packed.bytes.len()
 }
@@ -459,4 +455,38 @@ fn hostile_deltas_are_refused() {
     let narrow = DeltaInput { scratch_bytes_max: 1_000, stopped: &|| false, ..stopped };
     let narrow = DeltaInput { delta: &File::open(&lab.delta).unwrap(), ..narrow };
     assert!(matches!(apply_delta(&narrow, &mut Vec::new()), Err(DeltaError::TooLong { .. })));
+}
+
+#[test]
+fn the_format_of_deltas_is_held() {
+    let header = Header { old_length: 70_000, new_length: 65_553 };
+    let lengths = segment::Lengths { steps: 3, distances: 1, differences: 1, extras: 9 };
+    let bodies = [
+        Body::Copy { from: 512, length: 65_536 },
+        Body::Patch {
+            from: 1_024,
+            window: 4_096,
+            length: 17,
+            packed: Packed { lengths, bytes: b"a zstd frame".to_vec() },
+        },
+    ];
+    let mut delta = Vec::new();
+    write_header(&mut delta, header).unwrap();
+    bodies.iter().for_each(|body| write_body(&mut delta, body).unwrap());
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/golden/delta.jsonl"].iter().collect();
+    cohort_base::golden::hold(&path, &[hex::encode(&delta)]);
+    let mut reader = delta.as_slice();
+    assert_eq!(read_header(&mut reader).unwrap(), header);
+    let mut left = header.new_length;
+    for body in bodies {
+        assert_eq!(read_body(&mut reader, header.old_length, left).unwrap(), body);
+        left -= body.length();
+    }
+    // Streams and numbers within a frame: a segment packed by an earlier version is unpacked.
+    let (old, new) = (noise("old", 2_000), [&noise("old", 2_000)[500..1_500], b"new"].concat());
+    let packed = segment::pack(&old, &new, &steps(&old, &new)).unwrap();
+    let streams = zstd::bulk::decompress(&packed.bytes, 4_096).unwrap();
+    let path: PathBuf =
+        [env!("CARGO_MANIFEST_DIR"), "tests/golden/delta-streams.jsonl"].iter().collect();
+    cohort_base::golden::hold(&path, &[hex::encode(streams)]);
 }

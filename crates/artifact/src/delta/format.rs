@@ -1,4 +1,4 @@
-//! Header and records, byte by byte; the drawing is in [`super`].
+//! Header and records; [`super`] draws them byte by byte.
 
 use std::io::{self, Read, Write};
 
@@ -12,20 +12,20 @@ const MAGIC: &[u8; 8] = b"COHDELT1";
 const COPY: u8 = 0;
 const PATCH: u8 = 1;
 
-/// Longest archive: what an artifact may unpack to, with headers and padding.
+/// Longest archive: the most an artifact may unpack to, plus headers and padding.
 pub(super) const ARCHIVE_BYTES_MAX: u64 = UNPACKED_BYTES_MAX + ENTRIES_MAX as u64 * 4096;
 
-/// Longest frame: what does not compress grows by less than a hundredth.
+/// Longest frame: incompressible data grows by less than 1 %.
 const FRAME_BYTES_MAX: u32 = (STREAMS_BYTES_MAX + (STREAMS_BYTES_MAX >> 6)) as u32;
 
-/// What a delta begins with.
+/// The first 24 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) old_length: u64,
     pub(super) new_length: u64,
 }
 
-/// A record with what belongs to it.
+/// A record, with the frame of a patch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Body {
     Copy { from: u64, length: u64 },
@@ -33,7 +33,7 @@ pub(super) enum Body {
 }
 
 impl Body {
-    /// Bytes that it makes.
+    /// Bytes it produces.
     pub(super) fn length(&self) -> u64 {
         match self {
             Self::Copy { length, .. } => *length,
@@ -83,7 +83,7 @@ pub(super) fn read_header(reader: &mut impl Read) -> Result<Header, DeltaError> 
     Ok(Header { old_length, new_length })
 }
 
-/// The next record; its lengths are within limits, and within the archives.
+/// Reads the next record and checks that its lengths stay within the limits and the archives.
 pub(super) fn read_body(
     reader: &mut impl Read,
     old_length: u64,
@@ -114,7 +114,7 @@ pub(super) fn read_body(
                 return Err(malformed("a segment that is longer than it may be"));
             }
             let mut bytes = Vec::new();
-            // Grows with what is there, not with what is said.
+            // Allocates as bytes arrive, not by the announced length.
             reader.by_ref().take(u64::from(frame)).read_to_end(&mut bytes).map_err(failed)?;
             if bytes.len() != frame as usize {
                 return Err(malformed("an end in the middle of a record"));

@@ -1,8 +1,7 @@
 //! Which part of the new archive is compared with which part of the old one.
 //!
-//! Each file is compared with its namesake, and many small ones together with theirs; what is long
-//! is cut. So memory is bounded whatever the length of an archive, and a match is looked for where
-//! it is likely.
+//! Each file is compared with its namesake, small files in batches; long files are split. So memory
+//! is bounded for archives of any length, and matches are searched where they are likely.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,24 +10,24 @@ use std::ops::Range;
 
 use tar::Archive;
 
-/// Longest segment of the new archive that is made at once, in bytes.
+/// Longest segment of the new archive, in bytes.
 pub(super) const SEGMENT_BYTES_MAX: u64 = 16 << 20;
 
 /// Longest window of the old archive that a segment is made from, in bytes: twice a segment, so
-/// that what moved by up to half of one is found. With its table (six bytes for each) it bounds the
-/// publisher's memory to some 300 MiB for each processor that takes part.
+/// that data that moved by up to half a segment is found. With its table (six bytes per position)
+/// it bounds the publisher's memory to some 300 MiB per worker.
 pub(super) const WINDOW_BYTES_MAX: u64 = 32 << 20;
 
-/// What is the same for this long in a row is told as that, without a search.
+/// Equal runs of at least this many bytes become a copy, without a search.
 const COPY_BYTES_MIN: u64 = 64 << 10;
 
-/// Least that a window is wider than the namesakes, on each side.
+/// Least slack of a window on each side of the namesakes, in bytes.
 const SLACK_BYTES_MIN: u64 = 64 << 10;
 
-/// Files of an archive, as a limit against archives that are made to be slow.
+/// Most files of an archive: a bound on time for hostile archives.
 const MEMBERS_MAX: usize = 300_000;
 
-/// One file in an archive: from its header (and what the header needs before it) to its padding.
+/// One file of an archive, from its header (extended headers included) to its padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Member {
     pub(super) name: Vec<u8>,
@@ -36,17 +35,17 @@ pub(super) struct Member {
     pub(super) digest: blake3::Hash,
 }
 
-/// A part of the new archive, and what it is made from.
+/// A part of the new archive, and its origin in the old.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Record {
-    /// The same bytes.
+    /// Equal bytes.
     Copy { from: u64, length: u64 },
-    /// Made from a window of the old.
+    /// Patched from a window of the old.
     Patch { window: Range<u64>, new: Range<u64> },
 }
 
-/// The files of an archive, without gaps from its beginning to its end. Anything that is no archive
-/// is one file without a name.
+/// The files of an archive, covering it without gaps. Anything that is not an archive counts as one
+/// unnamed file.
 pub(super) fn members(file: &File, length: u64) -> io::Result<Vec<Member>> {
     let ends = archive_ends(file, length).unwrap_or_else(|_| Vec::new());
     let mut members = Vec::with_capacity(ends.len() + 1);
@@ -81,7 +80,7 @@ fn archive_ends(mut file: &File, length: u64) -> io::Result<Vec<(Vec<u8>, u64)>>
     Ok(ends)
 }
 
-/// A piece of the new, and the piece of the old that it resembles.
+/// A piece of the new archive, and the piece of the old that it resembles.
 #[derive(Debug, Clone)]
 struct Pair {
     new: Range<u64>,
@@ -89,7 +88,7 @@ struct Pair {
     same: bool,
 }
 
-/// Cuts the new archive into records. Pure.
+/// Splits the new archive into records. Pure.
 pub(super) fn records(old: &[Member], new: &[Member]) -> Vec<Record> {
     let old_length = old.last().map_or(0, |member| member.span.end);
     let mut records = Vec::new();
@@ -127,11 +126,11 @@ pub(super) fn records(old: &[Member], new: &[Member]) -> Vec<Record> {
     records
 }
 
-/// Each file with its namesake; equal ones that follow each other in both are one.
+/// Pairs each file with its namesake; merges equal files that are adjacent in both archives.
 fn pairs(old: &[Member], new: &[Member]) -> Vec<Pair> {
     let by_name: HashMap<&[u8], &Member> =
         old.iter().map(|member| (member.name.as_slice(), member)).collect();
-    // `libfoo.so.1.2.3` and `libfoo.so.1.2.4` are the same to us, when there is just one of each.
+    // `libfoo.so.1.2.3` matches `libfoo.so.1.2.4` if there is just one of each.
     let mut by_stem: HashMap<Vec<u8>, Option<&Member>> = HashMap::new();
     for member in old {
         let one = by_stem.entry(stem(&member.name)).or_insert(Some(member));
@@ -140,7 +139,7 @@ fn pairs(old: &[Member], new: &[Member]) -> Vec<Pair> {
         }
     }
     let mut pairs: Vec<Pair> = Vec::new();
-    // Where the old goes on after the last namesake: the best guess for a file that has none.
+    // Offset after the last namesake: the best guess for a file without one.
     let mut goes_on = 0;
     for member in new {
         let namesake = by_name.get(member.name.as_slice()).copied();
@@ -162,7 +161,7 @@ fn pairs(old: &[Member], new: &[Member]) -> Vec<Pair> {
     pairs
 }
 
-/// A name without its numbers.
+/// A name with each number replaced by `0`.
 fn stem(name: &[u8]) -> Vec<u8> {
     let mut stem = Vec::with_capacity(name.len());
     for byte in name {
@@ -175,13 +174,13 @@ fn stem(name: &[u8]) -> Vec<u8> {
     stem
 }
 
-/// Cuts what is too long; each piece is paired with what lies at the same share of the old.
+/// Splits a pair that is too long; each piece is paired with the same fraction of the old.
 fn cut(pair: &Pair) -> Vec<Pair> {
     let new = length(&pair.new);
     if new <= SEGMENT_BYTES_MAX && length(&pair.old) <= WINDOW_BYTES_MAX {
         return vec![pair.clone()];
     }
-    // Also when only the old is long, its pieces must not be longer than a window.
+    // If only the old is long, its pieces must still fit a window.
     let count = new.div_ceil(SEGMENT_BYTES_MAX).max(1);
     let share = |of: &Range<u64>, part: u64| {
         let part = u128::from(length(of)) * u128::from(part) / u128::from(count);

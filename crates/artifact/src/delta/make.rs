@@ -1,4 +1,4 @@
-//! The publisher's side: a delta, proven before it is given out.
+//! The publisher's side: makes a delta, and proves it by applying it.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek as _, SeekFrom, Write};
@@ -17,11 +17,10 @@ use super::method::Method;
 use super::segment::pack;
 use crate::units::{FileHashes, hash_reader};
 
-/// Processors that take part: each needs some 300 MiB.
+/// Most worker threads: each needs some 300 MiB.
 const WORKERS_MAX: usize = 4;
 
-/// A delta must be shorter than this share of the artifact, in hundredths: what it saves must be
-/// worth the work of a whole fleet.
+/// Longest delta, in percent of the artifact: the saving must be worth the work of a whole fleet.
 const SHARE_MAX: u64 = 60;
 
 /// Makes deltas towards one artifact.
@@ -45,10 +44,10 @@ pub struct MadeDelta {
 }
 
 impl DeltaMaker {
-    /// Looks into the artifact that deltas are to lead to. `scratch` is a folder with room for its
-    /// archive, unpacked. Blocking.
+    /// Unpacks and indexes the target artifact. `scratch` is a folder with room for its unpacked
+    /// archive. Blocks.
     ///
-    /// Nothing when it is compressed in a way that servers could not repeat.
+    /// `None` when servers cannot reproduce the way it is compressed.
     ///
     /// # Errors
     /// When a file cannot be read or written.
@@ -67,9 +66,9 @@ impl DeltaMaker {
         Ok(Some(Self { method, root, length, archive, members, scratch }))
     }
 
-    /// Writes the delta from `base` into the empty file `out`, and proves it. Blocking.
+    /// Writes the delta from `base` to the empty file `out`, and proves it. Blocks.
     ///
-    /// Nothing when it would be longer than three fifths of the artifact.
+    /// `None` when it would be longer than three fifths of the artifact.
     ///
     /// # Errors
     /// When a file cannot be read or written.
@@ -96,12 +95,12 @@ impl DeltaMaker {
         Ok(Some(MadeDelta { method: self.method.to_string(), hashes }))
     }
 
-    /// False when it came to more than `most` bytes.
+    /// False when it exceeds `most` bytes.
     fn write_delta(&self, base: &Path, out: &File, most: u64) -> Result<bool, DeltaError> {
         let old = unpack(base, &self.scratch, ARCHIVE_BYTES_MAX, &|| false)?;
         let old_members = members(&old.file, old.length).map_err(DeltaError::Base)?;
         let records = records(&old_members, &self.members);
-        let mut out = Counted { out: BufWriter::new(out), count: 0 };
+        let mut out = BufWriter::new(out);
         let header = Header { old_length: old.length, new_length: self.archive.length };
         write_header(&mut out, header).map_err(DeltaError::Delta)?;
         let workers = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
@@ -110,14 +109,14 @@ impl DeltaMaker {
                 let bodies: Vec<_> =
                     batch.iter().map(|record| scope.spawn(|| self.body(&old, record))).collect();
                 let joined = bodies.into_iter().map(|body| {
-                    body.join().unwrap_or_else(|_| Err(io::Error::other("a worker broke down")))
+                    body.join().unwrap_or_else(|_| Err(io::Error::other("a worker panicked")))
                 });
                 joined.collect::<io::Result<Vec<Body>>>()
             });
             for body in bodies.map_err(DeltaError::Base)? {
                 write_body(&mut out, &body).map_err(DeltaError::Delta)?;
             }
-            if out.count > most {
+            if out.stream_position().map_err(DeltaError::Delta)? > most {
                 return Ok(false);
             }
         }
@@ -143,23 +142,5 @@ impl DeltaMaker {
                 Ok(Body::Patch { from: window.start, window: window_length, length, packed })
             }
         }
-    }
-}
-
-/// Counts what goes through.
-struct Counted<W> {
-    out: W,
-    count: u64,
-}
-
-impl<W: Write> Write for Counted<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.count += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
     }
 }

@@ -1,30 +1,30 @@
-//! Which bytes of the new come from where in the old: the search of bsdiff.
+//! Finds where in the old each byte of the new comes from: bsdiff's search.
 //!
 //! A recompiled program is the old one with code moved and addresses changed: long runs that are
-//! *nearly* the same. So a match is stretched over differing bytes for as long as more than half of
-//! them agree, and the differences are told byte by byte. bsdiff finds its matches in a suffix
-//! array; here it is a table of all positions by their next eight bytes, which is built in one pass
-//! and searched from where the match is expected outwards.
+//! *nearly* the same. So a match is extended over differing bytes while more than half of them
+//! agree, and the differences are stored byte by byte. bsdiff finds its matches in a suffix array;
+//! here a table holds all positions by their next eight bytes. It is built in one pass, and
+//! searched outwards from where the match is expected.
 
-/// Bytes that a match has at least: bsdiff gains nothing from fewer either.
+/// Shortest match, in bytes: shorter ones gain nothing in bsdiff either.
 const SEED: usize = 8;
 
-/// Candidates that are looked at per position. The nearest ones first: code moves a little.
+/// Most candidates tried per position, nearest first: code moves a little.
 const CANDIDATES_MAX: usize = 64;
 
-/// A match this long is taken as it is: looking for a longer one would cost time that grows with
-/// the square of what repeats (a gigabyte of zeros).
+/// A match of this many bytes ends the search: looking for a longer one takes time quadratic in the
+/// length of repetitions (a gigabyte of zeros).
 const LONG_ENOUGH: usize = 4 << 10;
 
-/// A match elsewhere has to be longer than the one in line by more than this (as in bsdiff): to
-/// start over costs some bytes.
+/// A match elsewhere must exceed the one in line by more than this many bytes (as in bsdiff): a new
+/// step costs some bytes.
 const BETTER_BY: usize = 8;
 
-/// Most bits of the table's key: 16 Mi lists for windows of 32 MiB.
+/// Most bits of a table key: 16 Mi lists for windows of 32 MiB.
 const KEY_BITS_MAX: u32 = 24;
 
-/// So many bytes of the new: first `same` that resemble those of the old from `from` on, then
-/// `extra` that are nowhere.
+/// The next bytes of the new: `same` that resemble the old from offset `from`, then `extra` that
+/// match nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Step {
     pub(super) from: usize,
@@ -32,10 +32,10 @@ pub(super) struct Step {
     pub(super) extra: usize,
 }
 
-/// All positions of the old, by the bytes that stand there.
+/// All positions of the old, by the bytes found there.
 struct Table<'a> {
     old: &'a [u8],
-    /// Where the list of a key begins in `positions`; one more than there are keys.
+    /// Start of each key's list in `positions`, plus one final end.
     starts: Vec<u32>,
     /// Ascending within each list.
     positions: Vec<u32>,
@@ -56,7 +56,7 @@ impl<'a> Table<'a> {
             end += *start;
             *start = end;
         }
-        // Filled from behind, after which each start is where its list begins.
+        // Filled from the back, which leaves each start at the start of its list.
         let mut positions = vec![0_u32; count];
         for (position, seed) in old.windows(SEED).enumerate().rev() {
             let start = &mut starts[key(seed, shift)];
@@ -66,8 +66,8 @@ impl<'a> Table<'a> {
         Self { old, starts, positions, shift }
     }
 
-    /// The best match of the beginning of `new`, and its length; `expected` is where the last match
-    /// goes on.
+    /// Position and length of the best match for the start of `new`; `expected` is where the last
+    /// match continues.
     fn best(&self, new: &[u8], expected: Option<usize>) -> (usize, usize) {
         let mut best = (0, 0);
         let mut needed = SEED;
@@ -102,7 +102,7 @@ impl<'a> Table<'a> {
                 (None, None) => break,
             };
             let old = &self.old[position as usize..];
-            // The byte that makes it longer than the best so far, before all the others.
+            // First the one byte that would make it longer than the best so far.
             if old.len() < needed || old[needed - 1] != new[needed - 1] {
                 continue;
             }
@@ -126,7 +126,7 @@ fn key(seed: &[u8], shift: u32) -> usize {
     (u64::from_le_bytes(bytes).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> shift) as usize
 }
 
-/// How many bytes are the same from the beginning on.
+/// Length of the common prefix.
 fn common(one: &[u8], other: &[u8]) -> usize {
     let (one_words, _) = one.as_chunks::<8>();
     let (other_words, _) = other.as_chunks::<8>();
@@ -136,18 +136,18 @@ fn common(one: &[u8], other: &[u8]) -> usize {
     begun + rest.take_while(|(one, other)| one == other).count()
 }
 
-/// Cuts all of `new` into steps over `old`, which is at most `u32::MAX` bytes long.
+/// Splits `new` into steps over `old`, which has at most `u32::MAX` bytes.
 pub(super) fn steps(old: &[u8], new: &[u8]) -> Vec<Step> {
     let table = Table::new(old);
     let mut steps = Vec::new();
-    // Where the step that is not written yet begins, in the new and in the old.
+    // Start of the pending step, in the new and in the old.
     let (mut begun, mut begun_old) = (0_usize, 0_usize);
     let (mut scan, mut length, mut found) = (0_usize, 0_usize, 0_usize);
     while scan < new.len() {
         scan += length;
         let mut in_line = 0_usize;
         let mut counted = scan;
-        // How the step before would go on at a position of the new.
+        // Where the pending step would continue for a position of the new.
         let goes_on = |at: usize| (begun_old + at).checked_sub(begun).filter(|at| *at < old.len());
         let agrees = |at: usize| goes_on(at).is_some_and(|on| old[on] == new[at]);
         while scan < new.len() {
@@ -169,9 +169,11 @@ pub(super) fn steps(old: &[u8], new: &[u8]) -> Vec<Step> {
         if length == in_line && scan < new.len() {
             continue;
         }
-        let ahead = stretch_ahead(&old[begun_old..], &new[begun..scan]);
-        let back =
-            if scan < new.len() { stretch_back(&old[..found], &new[begun..scan]) } else { 0 };
+        let between = &new[begun..scan];
+        let ahead = longest_agreeing(old[begun_old..].iter().zip(between).map(agreement));
+        // The match found is extended backwards, towards the pending step.
+        let before = if scan < new.len() { &old[..found] } else { &[] };
+        let back = longest_agreeing(before.iter().rev().zip(between.iter().rev()).map(agreement));
         let (ahead, back) = if begun + ahead > scan - back {
             let overlap = begun + ahead - (scan - back);
             let cut = cut_of(
@@ -192,11 +194,11 @@ pub(super) fn steps(old: &[u8], new: &[u8]) -> Vec<Step> {
     steps
 }
 
-/// For how long more than half of the bytes agree, from the beginning on.
-fn stretch_ahead(old: &[u8], new: &[u8]) -> usize {
-    let (mut score, mut best, mut length) = (0_isize, 0_isize, 0);
-    for (at, (old, new)) in old.iter().zip(new).enumerate() {
-        score += if old == new { 1 } else { -1 };
+/// Length of the prefix with the highest total score; 0 when no prefix scores above 0.
+fn longest_agreeing(scores: impl Iterator<Item = isize>) -> usize {
+    let (mut score, mut best, mut length) = (0, 0, 0);
+    for (at, point) in scores.enumerate() {
+        score += point;
         if score > best {
             (best, length) = (score, at + 1);
         }
@@ -204,26 +206,15 @@ fn stretch_ahead(old: &[u8], new: &[u8]) -> usize {
     length
 }
 
-/// The same from the end backwards.
-fn stretch_back(old: &[u8], new: &[u8]) -> usize {
-    let (mut score, mut best, mut length) = (0_isize, 0_isize, 0);
-    for (at, (old, new)) in old.iter().rev().zip(new.iter().rev()).enumerate() {
-        score += if old == new { 1 } else { -1 };
-        if score > best {
-            (best, length) = (score, at + 1);
-        }
-    }
-    length
+fn agreement((one, other): (&u8, &u8)) -> isize {
+    if one == other { 1 } else { -1 }
 }
 
-/// Where two stretches over the same bytes are best cut.
+/// The best place to switch from the first to the second of two overlapping matches.
 fn cut_of(new: &[u8], first: &[u8], second: &[u8]) -> usize {
-    let (mut score, mut best, mut cut) = (0_isize, 0_isize, 0);
-    for (at, ((new, first), second)) in new.iter().zip(first).zip(second).enumerate() {
-        score += isize::from(new == first) - isize::from(new == second);
-        if score > best {
-            (best, cut) = (score, at + 1);
-        }
-    }
-    cut
+    let stretches = new.iter().zip(first).zip(second);
+    longest_agreeing(
+        stretches
+            .map(|((new, first), second)| isize::from(new == first) - isize::from(new == second)),
+    )
 }

@@ -6,10 +6,10 @@ use std::str::FromStr;
 /// The format of the delta itself, [`super`].
 const FORMAT: &str = "segments-1";
 
-/// Highest level at which a server is asked to compress: beyond, it takes longer than the wire.
+/// Highest level that servers compress at: above, compressing takes longer than the transfer.
 pub(super) const LEVEL_MAX: i32 = 9;
 
-/// A way to apply a delta that this program knows.
+/// A method that this program can apply.
 ///
 /// Text: `segments-1` where the artifact is a plain archive; else followed by how it is compressed,
 /// `segments-1+zstd-10507-3`: library version 1.5.7, level 3; a `c` at the end stands for a
@@ -19,7 +19,7 @@ pub struct Method {
     pub(super) zstd: Option<Zstd>,
 }
 
-/// How an archive is compressed, the library aside: what is used is always the one at hand.
+/// How an archive is compressed; the library is always the one linked in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Zstd {
     pub(super) level: i32,
@@ -27,8 +27,8 @@ pub(super) struct Zstd {
 }
 
 impl Method {
-    /// Reads a method; nothing when this program cannot apply it. Another version of the
-    /// compression library is such a case: it may compress to other bytes.
+    /// Parses a method; `None` when this program cannot apply it, also because it names another
+    /// version of the compression library, which may produce other bytes.
     #[must_use]
     pub fn known(text: &str) -> Option<Self> {
         text.parse().ok()
@@ -56,7 +56,7 @@ impl FromStr for Method {
         let (_, level) = rest.trim_end_matches('c').rsplit_once('-').ok_or(())?;
         let level = level.parse().map_err(|_| ())?;
         let method = Self { zstd: Some(Zstd { level, checksum }) };
-        // Written again, so that there is one spelling, and only this library's version.
+        // Formatted again, so that there is one spelling and only this library's version.
         let ours = (1..=LEVEL_MAX).contains(&level) && method.to_string() == text;
         if ours { Ok(method) } else { Err(()) }
     }

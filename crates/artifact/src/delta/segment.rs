@@ -1,28 +1,29 @@
-//! One patched segment: steps and the bytes that they need, packed; and back again.
+//! One patched segment: packs its steps and their bytes, and unpacks them.
 //!
-//! Four streams, one after the other in one zstd frame, each of bytes that resemble each other:
-//! the steps, the distances between differing bytes, the differences themselves, and the bytes that
-//! are nowhere in the old. Equal bytes, nearly all of them, are not written at all.
+//! Four streams, one after the other in one zstd frame, each of similar bytes: the steps, the
+//! distances between differing bytes, the differences, and the bytes that are new. Equal bytes,
+//! nearly all of them, are not stored.
 
 use std::io::{self, Write};
 
 use super::DeltaError;
+use super::archive::Window;
 use super::matching::Step;
 
-/// Best of what is still fast to unpack; a delta is packed once and sent to a fleet.
+/// High, as a delta is packed once and sent to a fleet; unpacking stays fast.
 const ZSTD_LEVEL: i32 = 19;
 
-/// For a segment that is mostly new, where the best costs ten times the time for some per cent.
+/// For mostly new segments, where the higher level takes ten times as long and saves a few percent.
 const ZSTD_LEVEL_NEW: i32 = 9;
 
-/// Most bytes of the four streams together. Four times a segment, which holds all that a sane
-/// publisher makes; it bounds the memory of a server that applies one.
+/// Most bytes of the four streams together: four times a segment, more than a publisher ever needs.
+/// Bounds the memory of a server that applies one.
 pub(super) const STREAMS_BYTES_MAX: usize = 64 << 20;
 
-/// Longest number, in bytes: 64 bits, seven in each.
+/// Longest encoded number, in bytes: 64 bits, 7 per byte.
 const NUMBER_BYTES_MAX: usize = 10;
 
-/// Bytes that are copied or added at once.
+/// Bytes copied or added at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// Lengths of the four streams, in bytes.
@@ -42,14 +43,14 @@ impl Lengths {
     }
 }
 
-/// A segment as it lies in the delta.
+/// A segment as stored in the delta.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Packed {
     pub(super) lengths: Lengths,
     pub(super) bytes: Vec<u8>,
 }
 
-/// Packs the steps that make `new` out of `old`.
+/// Packs the steps that turn `old` into `new`.
 pub(super) fn pack(old: &[u8], new: &[u8], steps: &[Step]) -> io::Result<Packed> {
     let mut streams: [Vec<u8>; 4] = Default::default();
     let [control, distances, differences, extras] = &mut streams;
@@ -87,17 +88,9 @@ pub(super) fn pack(old: &[u8], new: &[u8], steps: &[Step]) -> io::Result<Packed>
     Ok(Packed { lengths, bytes })
 }
 
-/// What a segment is applied to: a window of the old, read piece by piece.
-pub(super) trait Old {
-    /// Fills `piece` with the bytes from `at` on, counted from the beginning of the window.
-    fn read(&self, at: u64, piece: &mut [u8]) -> io::Result<()>;
-    /// Length of the window in bytes.
-    fn length(&self) -> u64;
-}
-
-/// Writes the `length` bytes of a segment. Nothing in `packed` is believed.
+/// Writes the `length` bytes of a segment. Trusts nothing in `packed`.
 pub(super) fn unpack(
-    old: &impl Old,
+    old: &Window<'_>,
     packed: &Packed,
     length: u64,
     out: &mut dyn Write,
@@ -115,7 +108,7 @@ pub(super) fn unpack(
     let (differences, mut extras) = rest.split_at(lengths.differences as usize);
     let mut differences = differences.iter();
     let malformed = |what| DeltaError::Malformed { what };
-    // Equal bytes before the next difference; beyond the last one, everything is equal.
+    // Equal bytes before the next difference; after the last one, all bytes are equal.
     let mut equal = next_distance(&mut distances)?;
     let (mut left, mut expected) = (length, 0_i64);
     let mut piece = vec![0; PIECE_BYTES];
@@ -125,7 +118,7 @@ pub(super) fn unpack(
         let from = expected.checked_add(unzigzag(moved));
         let from = from.and_then(|from| u64::try_from(from).ok());
         let from = from.ok_or_else(|| malformed("a step before the beginning"))?;
-        let end = from.checked_add(same).filter(|end| *end <= old.length());
+        let end = from.checked_add(same).filter(|end| *end <= old.length);
         let end = end.ok_or_else(|| malformed("a step beyond the end"))?;
         let advance = same.checked_add(extra).filter(|advance| (1..=left).contains(advance));
         left -= advance.ok_or_else(|| malformed("a step of no possible length"))?;
@@ -163,7 +156,7 @@ pub(super) fn unpack(
     }
 }
 
-/// After the last one there is no other difference as far as bytes go.
+/// After the last difference: unlimited.
 fn next_distance(distances: &mut &[u8]) -> Result<u64, DeltaError> {
     if distances.is_empty() { Ok(u64::MAX) } else { take_number(distances) }
 }
@@ -176,7 +169,7 @@ fn unzigzag(number: u64) -> i64 {
     (number >> 1).cast_signed() ^ -(number & 1).cast_signed()
 }
 
-/// Seven bits in each byte, the lowest first; the highest bit says that more follow.
+/// Seven bits per byte, lowest first; the top bit means that more follow.
 fn put_number(stream: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         stream.push((number & 0x7f) as u8 | 0x80);

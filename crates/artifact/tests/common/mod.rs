@@ -90,6 +90,13 @@ impl Fixture {
         self.repository.publish(&self.keys, &self.request(version)).await.unwrap()
     }
 
+    /// Publishes the least there is: a channel that nobody reads. Signs all lists again.
+    pub(crate) async fn point_new_channel(&self, repository: &Repository) {
+        let channel = format!("other-{}", repository.channels().unwrap().len()).parse().unwrap();
+        let first = version("1.0.0");
+        repository.set_channel(&self.keys, &app(), &channel, &first).await.unwrap();
+    }
+
     /// The path of the newest metadata of a role, relative to the repository.
     pub(crate) fn newest(&self, role: &str) -> String {
         let suffix = format!(".{role}.json");
@@ -114,7 +121,7 @@ impl Fixture {
     }
 
     pub(crate) fn options(&self, store: &str, mirrors: Vec<Mirror>) -> TrustOptions {
-        let root = self.repository.root_json().unwrap();
+        let root = std::fs::read(self.repository.dir().join("metadata/root.json")).unwrap();
         // Patient enough for a busy machine; no test but that of a silent mirror comes to it.
         let limit = std::time::Duration::from_secs(30);
         let limits = ClientLimits { connect: limit, first_byte: limit, idle: limit, file: limit };

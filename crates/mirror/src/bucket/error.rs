@@ -142,12 +142,6 @@ impl BucketError {
         };
         hints.iter().map(|hint| (*hint).to_owned()).collect()
     }
-
-    /// Whether trying again may help.
-    #[must_use]
-    pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Request { .. } | Self::Raced { .. } | Self::Read { .. })
-    }
 }
 
 fn hints_of(error: &object_store::Error) -> &'static [&'static str] {

@@ -4,10 +4,12 @@
 //! the old repository until the last write, which is the timestamp.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
-use cohort_artifact::{RepositoryFile, UNIT_BYTES, UnitHashes, digest_of, digest_of_bytes};
+use cohort_artifact::{
+    RepositoryFile, UNIT_BYTES, UnitHashes, digest_of, digest_of_bytes, repository_files,
+};
 use cohort_identity::sha256_hex;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -87,7 +89,7 @@ pub async fn push(
         let (bucket, theirs) = (bucket.name.clone(), version_of(bytes));
         return Err(BucketError::Ahead { bucket, theirs, ours: version });
     }
-    let local = walk(dir).await?;
+    let local = local_files(dir).await?;
     let there = bucket.list().await?;
     let current = match is_new {
         true => vec![snapshot, targets, "metadata/root.json".to_owned()],
@@ -356,45 +358,12 @@ fn unreadable(dir: &Path, relative: &str) -> BucketError {
     BucketError::Damaged { path: dir.join(relative), reason: "is not signed metadata" }
 }
 
-/// All local files of the repository. Links are not followed.
-async fn walk(dir: &Path) -> Result<Vec<LocalFile>, BucketError> {
+/// All local files of the repository.
+async fn local_files(dir: &Path) -> Result<Vec<LocalFile>, BucketError> {
     let dir = dir.to_owned();
-    tokio::task::spawn_blocking(move || walk_blocking(&dir))
-        .await
+    let found = tokio::task::spawn_blocking(move || repository_files(&dir)).await;
+    let found = found
         .map_err(|_| BucketError::Stopped)?
-}
-
-fn walk_blocking(dir: &Path) -> Result<Vec<LocalFile>, BucketError> {
-    let mut files = Vec::new();
-    let mut folders: Vec<PathBuf> =
-        ["blobs", "targets", "metadata"].map(|folder| dir.join(folder)).into();
-    while let Some(folder) = folders.pop() {
-        let failed = |source| BucketError::Read { path: folder.clone(), source };
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(failed(error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            let (path, kind) = (entry.path(), entry.file_type().map_err(failed)?);
-            if kind.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let relative = path.strip_prefix(dir).ok().and_then(Path::to_str);
-            let ours = relative.filter(|relative| RepositoryFile::of(relative).is_some());
-            match ours.filter(|_| kind.is_file()) {
-                Some(relative) => {
-                    let length = entry.metadata().map_err(failed)?.len();
-                    files.push(LocalFile { path: relative.to_owned(), length });
-                }
-                None => {
-                    tracing::debug!(path = %path.display(), "skipping: not a file of a repository");
-                }
-            }
-        }
-    }
-    files.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(files)
+        .map_err(|(path, source)| BucketError::Read { path, source })?;
+    Ok(found.into_iter().map(|(path, length)| LocalFile { path, length }).collect())
 }

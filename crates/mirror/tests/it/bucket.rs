@@ -153,7 +153,7 @@ async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
     let read = async |name: &str| {
         let mirror: Mirror = format!("{}/", cache.url).parse().unwrap();
         let trusted = TrustedRepository::open(TrustOptions {
-            root: repository.root_json().unwrap(),
+            root: std::fs::read(repository.dir().join("metadata/root.json")).unwrap(),
             store: folder.path().join(name),
             mirrors: vec![mirror],
             limits: ClientLimits::default(),
