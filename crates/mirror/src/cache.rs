@@ -191,5 +191,5 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
     }
     let kind = [(CONTENT_TYPE, cohort_base::metrics::CONTENT_TYPE)];
-    (kind, metrics.registrar.text()).into_response()
+    (kind, metrics.text()).into_response()
 }
