@@ -4,23 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cohort_core::doing::{Doing, Download};
 use cohort_core::ids::{AppId, Digest};
 use cohort_core::orders::{AppOrders, Fence, FetchOrder};
 use cohort_core::policy::Check;
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{Progress, StepAction};
-use cohort_distribute::{Downloads, FetchStatus};
+use cohort_distribute::FetchStatus;
 use cohort_host::{AppHost, HostError, RunningChecks, boot_time_ms};
 use cohort_server::app::{App, Doing as What, Effect, Running, Sight, step_of};
 use cohort_server::asking::Received;
-use cohort_wire::agent::Doing;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::fetch_text::{Surroundings, fetch_text};
-use crate::probe::Readiness;
+use crate::download::{Environment, download};
 use crate::reporter::Reporter;
-use crate::runner::DoingBoard;
 use crate::shared::Shared;
 
 /// What makes an app look again.
@@ -36,11 +34,7 @@ pub(crate) struct AppTask {
     pub shared: Arc<Shared>,
     pub app: AppId,
     pub host: AppHost,
-    pub downloads: Arc<Downloads>,
-    pub board: Arc<DoingBoard>,
     pub reporter: Reporter,
-    pub readiness: Arc<Readiness>,
-    pub stop: CancellationToken,
 }
 
 /// What came of one look.
@@ -57,7 +51,7 @@ impl AppTask {
         let patience_ms = self.shared.config.ready_without_orders_after.ms;
         let mut app = App::new(boot_time_ms(), patience_ms, found);
         let mut checks: Option<RunningChecks> = None;
-        while !self.stop.is_cancelled() {
+        while !self.shared.tasks.stop.is_cancelled() {
             let received = changes.orders.borrow_and_update().clone();
             let orders = received.as_deref().and_then(|received| orders_of(received, &self.app));
             let mut health = checks.as_ref().map(RunningChecks::health);
@@ -89,7 +83,7 @@ impl AppTask {
         health: Option<&Health>,
         changes: &mut Changes,
     ) -> Looked {
-        let mut held = self.downloads.context().store.held();
+        let mut held = self.shared.downloads.context().store.held();
         held.extend(self.host.held());
         let (room, room_for_health) = self.reporter.room();
         let sight = Sight {
@@ -140,16 +134,13 @@ impl AppTask {
             }
             Effect::Doing(what) => {
                 let doing = what.map(|what| match what {
-                    What::Fetching => Doing { step: Step::Fetch, detail: self.fetching(orders) },
-                    What::Confirming => Doing {
-                        step: Step::Check,
-                        detail: "passed, waiting for the group to confirm".into(),
-                    },
+                    What::Fetching => Doing::Download(self.fetching(orders)),
+                    What::Confirming => Doing::Confirming,
                 });
-                self.board.set(&self.app, doing);
+                self.doing(doing);
             }
             Effect::TakeTraffic => self.host.take_traffic(),
-            Effect::Unfit(reason) => self.readiness.fit(&self.app, reason),
+            Effect::Unfit(reason) => self.shared.readiness.fit(&self.app, reason),
             Effect::Watch { checks: which, first } => *checks = Some(self.watch(&which, &first)),
             Effect::Unwatch => *checks = None,
             Effect::EnsureRunning => self.host.ensure_running().await,
@@ -176,7 +167,7 @@ impl AppTask {
             }
         };
         tokio::select! {
-            () = self.stop.cancelled() => {}
+            () = self.shared.tasks.stop.cancelled() => {}
             _ = changes.orders.changed() => {}
             _ = changes.fetched.changed() => {}
             _ = changes.killed.changed() => {}
@@ -194,7 +185,7 @@ impl AppTask {
         changes: &Changes,
     ) -> Result<(), HostError> {
         let step = step_of(&action);
-        self.board.set(&self.app, step.map(|step| Doing { step, detail: String::new() }));
+        self.doing(step.map(|step| Doing::Step { step }));
         let begun = Instant::now();
         let cancel = CancellationToken::new();
         let interrupt = self.interrupted(running, changes);
@@ -209,7 +200,7 @@ impl AppTask {
                 }
             }
         }
-        self.board.set(&self.app, None);
+        self.doing(None);
         if let Some(step) = step {
             self.measure(step, begun.elapsed());
         }
@@ -237,7 +228,8 @@ impl AppTask {
         running: Option<Running>,
         changes: &Changes,
     ) -> impl Future<Output = ()> + use<> {
-        let (app, stop, mut orders) = (self.app.clone(), self.stop.clone(), changes.orders.clone());
+        let (app, mut orders) = (self.app.clone(), changes.orders.clone());
+        let stop = self.shared.tasks.stop.clone();
         async move {
             let Some(running) = running else { return stop.cancelled().await };
             loop {
@@ -263,9 +255,17 @@ impl AppTask {
         }
     }
 
-    fn fetching(&self, orders: Option<&AppOrders>) -> String {
+    fn doing(&self, doing: Option<Doing>) {
+        let mut board = self.shared.doing.lock();
+        match doing {
+            Some(doing) => board.insert(self.app.clone(), doing),
+            None => board.remove(&self.app),
+        };
+    }
+
+    fn fetching(&self, orders: Option<&AppOrders>) -> Download {
         // By version: what is on its way may be the difference to what is here.
-        let transfers = self.downloads.transfers();
+        let transfers = self.shared.downloads.transfers();
         let mut fetches = orders.into_iter().flat_map(|orders| &orders.fetch);
         let first = fetches.find_map(|fetch| {
             let of_it = |order: &FetchOrder| {
@@ -275,16 +275,15 @@ impl AppTask {
             transfers.iter().find(|(order, status)| of_it(order) && status.is_some())
         });
         let Some((order, status)) = first else {
-            return fetch_text(None, &Surroundings::default());
+            return Download::Queued;
         };
-        let context = self.downloads.context();
-        let guides = &context.guides;
-        let around = Surroundings {
-            guidance: guides.of(&order.release.artifact),
-            leader_silent: guides.silent_for(),
+        let context = self.shared.downloads.context();
+        let around = Environment {
+            guidance: context.guides.of(&order.release.artifact),
+            leader_silent: context.guides.silent_for(),
             download_limit: context.download.limit(),
         };
-        fetch_text(status.as_ref(), &around)
+        download(status.as_ref(), &around)
     }
 
     fn watch(&self, checks: &[Check], first: &Health) -> RunningChecks {
@@ -299,7 +298,7 @@ impl AppTask {
         }
         self.shared.keep(&self.app, keep.iter().cloned().collect::<BTreeSet<_>>());
         if let Some(keep) = self.shared.keep_of_all() {
-            let store = Arc::clone(&self.downloads.context().store);
+            let store = Arc::clone(&self.shared.downloads.context().store);
             let collected = tokio::task::spawn_blocking(move || store.collect(&keep)).await;
             if let Ok(Err(error)) = collected {
                 tracing::warn!(%error, "old artifacts not collected");

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, ServerId};
-use cohort_core::report::Doing;
 use cohort_server::contacts::Contacts;
 use parking_lot::Mutex;
 

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use axum::extract::{DefaultBodyLimit, State as Context};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use cohort_base::chain::chain;
 use cohort_consensus::RaftId;
 use cohort_core::Body;
-use cohort_core::ids::ServerId;
+use cohort_core::ids::{GroupId, MemberId, ServerId};
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::Role;
 use cohort_server::answers::{self, Joining, REPORTS_MAX, ReportsRefused};
 use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
 use cohort_server::member::Proposed;
+use cohort_server::transfers::keep_known;
 use cohort_wire::agent::{
     CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, ClaimMemberRequest, CommandAnswer,
     CommandRequest, ContactsRequest, FORWARD, ForwardRequest, GroupStatus, JOIN_GROUP,
@@ -29,7 +29,6 @@ use crate::member::View;
 use crate::shared::{MemberHandle, Shared, member_busy};
 use crate::status::group_status;
 use crate::trust::{BUNDLE, MANIFEST, ManifestRequest};
-use cohort_server::transfers::keep_known;
 
 /// The largest request body, in bytes: a batch of reports with their output.
 const BODY_BYTES_MAX: usize = 512 * 1024;
@@ -64,10 +63,36 @@ fn server_of(caller: &Caller) -> Result<ServerId, ApiError> {
     ServerId::new(peer.name.as_str()).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
-async fn latch(shared: &Arc<Shared>, registers: Vec<SignedKill>) {
-    if let Err(error) = shared.kill.offer(registers).await {
-        tracing::warn!(error = chain(&error), "kill register refused");
-    }
+/// Takes in a request of a server of this group: the kill registers that came with it, then the
+/// calling server and the member here.
+async fn asked_by(
+    shared: &Shared,
+    caller: &Caller,
+    (group, version): (&GroupId, u32),
+    kill: Vec<SignedKill>,
+) -> Result<(ServerId, MemberHandle), ApiError> {
+    let server = server_of(caller)?;
+    shared.same_group(group, version)?;
+    shared.latch(kill).await;
+    Ok((server, shared.need_member()?))
+}
+
+/// The same for a request of another member of this group.
+async fn asked_by_member(
+    shared: &Shared,
+    caller: &Caller,
+    to: (&GroupId, u32),
+    kill: Vec<SignedKill>,
+) -> Result<MemberHandle, ApiError> {
+    let (server, handle) = asked_by(shared, caller, to, kill).await?;
+    let known = handle.view.borrow().state.servers.get(&server).and_then(|known| known.member);
+    known
+        .ok_or_else(|| ApiError::forbidden(format!("{server} carries no member of this group")))?;
+    Ok(handle)
+}
+
+fn not_leader() -> ApiError {
+    ApiError::unavailable("not_leader", "this member does not lead")
 }
 
 async fn orders(
@@ -75,10 +100,8 @@ async fn orders(
     caller: Caller,
     ApiJson(request): ApiJson<OrdersRequest>,
 ) -> Result<Json<OrdersAnswer>, ApiError> {
-    let server = server_of(&caller)?;
-    shared.same_group(&request.group, request.version)?;
-    latch(&shared, request.kill).await;
-    let handle = shared.need_member()?;
+    let to = (&request.group, request.version);
+    let (server, handle) = asked_by(&shared, &caller, to, request.kill).await?;
     let view = shared.fresh(&handle).await?;
     shared.contacts.heard(&server, 0, request.doing);
     Ok(Json(answer(&shared, &view, &server, ORDERS_VALID_MS)))
@@ -101,10 +124,8 @@ async fn wait(
     caller: Caller,
     ApiJson(request): ApiJson<OrdersRequest>,
 ) -> Result<Json<OrdersAnswer>, ApiError> {
-    let server = server_of(&caller)?;
-    shared.same_group(&request.group, request.version)?;
-    latch(&shared, request.kill).await;
-    let handle = shared.need_member()?;
+    let to = (&request.group, request.version);
+    let (server, handle) = asked_by(&shared, &caller, to, request.kill).await?;
     shared.contacts.heard(&server, 0, request.doing);
     let mut view = handle.view.clone();
     let deadline = tokio::time::Instant::now() + Duration::from_millis(WAIT_MS_MAX);
@@ -126,9 +147,8 @@ async fn report(
     caller: Caller,
     ApiJson(request): ApiJson<ReportRequest>,
 ) -> Result<Json<Vec<CommandAnswer>>, ApiError> {
-    let server = server_of(&caller)?;
-    shared.same_group(&request.group, request.version)?;
-    let handle = shared.need_member()?;
+    let to = (&request.group, request.version);
+    let (server, handle) = asked_by(&shared, &caller, to, Vec::new()).await?;
     answers::check_reports(&server, &request.reports, request.incarnation, handle.incarnation)
         .map_err(|refused| match refused {
             ReportsRefused::TooMany => {
@@ -137,7 +157,7 @@ async fn report(
             ReportsRefused::Foreign => {
                 ApiError::forbidden(format!("{server} may only report for itself"))
             }
-            ReportsRefused::OtherLife => {
+            ReportsRefused::OtherIncarnation => {
                 ApiError::conflict("the report belongs to another incarnation of the group")
             }
         })?;
@@ -156,8 +176,8 @@ async fn join_group(
     caller: Caller,
     ApiJson(request): ApiJson<JoinGroupRequest>,
 ) -> Result<Json<CommandAnswer>, ApiError> {
-    let server = server_of(&caller)?;
-    shared.same_group(&request.group, request.version)?;
+    let to = (&request.group, request.version);
+    let (server, handle) = asked_by(&shared, &caller, to, Vec::new()).await?;
     if request.address.len() > ADDRESS_BYTES_MAX
         || request.rack.as_ref().is_some_and(|rack| rack.len() > LABEL_BYTES_MAX)
     {
@@ -165,7 +185,6 @@ async fn join_group(
             "an address has at most {ADDRESS_BYTES_MAX} bytes, a rack {LABEL_BYTES_MAX}"
         )));
     }
-    let handle = shared.need_member()?;
     let view = Arc::clone(&handle.view.borrow());
     match answers::joining(&view, &server, &request.address, request.rack.as_deref()) {
         Joining::Done => {
@@ -194,13 +213,12 @@ async fn claim_member(
     caller: Caller,
     ApiJson(request): ApiJson<ClaimMemberRequest>,
 ) -> Result<Json<ClaimMemberAnswer>, ApiError> {
-    let server = server_of(&caller)?;
-    shared.same_group(&request.group, request.version)?;
-    let handle = shared.need_member()?;
+    let to = (&request.group, request.version);
+    let (server, handle) = asked_by(&shared, &caller, to, Vec::new()).await?;
     let answer = handle.inputs.claim(server, request.member).ok_or_else(member_busy)?;
     match answer.await.map_err(|_| member_busy())? {
         Some(granted) => Ok(Json(ClaimMemberAnswer { granted })),
-        None => Err(ApiError::unavailable("not_leader", "this member does not lead")),
+        None => Err(not_leader()),
     }
 }
 
@@ -221,41 +239,19 @@ async fn command(
     shared.commit(&handle, command).await.map(Json)
 }
 
-/// The calling server, which must carry a member of this group.
-fn member_only(handle: &MemberHandle, caller: &Caller) -> Result<ServerId, ApiError> {
-    let server = server_of(caller)?;
-    let member =
-        handle.view.borrow().state.servers.get(&server).is_some_and(|known| known.member.is_some());
-    if member {
-        Ok(server)
-    } else {
-        Err(ApiError::forbidden(format!("{server} carries no member of this group")))
-    }
-}
-
 async fn forward(
     Context(shared): Cx,
     caller: Caller,
     ApiJson(request): ApiJson<ForwardRequest>,
 ) -> Result<Json<CommandAnswer>, ApiError> {
-    shared.same_group(&request.group, request.version)?;
-    let handle = shared.need_member()?;
-    member_only(&handle, &caller)?;
+    let to = (&request.group, request.version);
+    let handle = asked_by_member(&shared, &caller, to, Vec::new()).await?;
     if !answers::for_members(&request.command.body) {
         return Err(ApiError::forbidden("only what servers and people say is passed on"));
     }
     match shared.propose_here(&handle, request.command).await? {
-        Proposed::Applied { index, rejection } => {
-            let rejection = rejection.map(|rejection| rejection.to_string());
-            Ok(Json(CommandAnswer { index, rejection }))
-        }
-        Proposed::TooLarge { bytes, limit } => {
-            let rejection = Some(format!("the command has {bytes} bytes, the limit is {limit}"));
-            Ok(Json(CommandAnswer { index: 0, rejection }))
-        }
-        Proposed::NotLeader { .. } => {
-            Err(ApiError::unavailable("not_leader", "this member does not lead"))
-        }
+        Proposed::Done { index, rejection } => Ok(Json(CommandAnswer { index, rejection })),
+        Proposed::NotLeader { .. } => Err(not_leader()),
         Proposed::Busy | Proposed::Unknown => {
             Err(ApiError::unavailable("outcome_unknown", "the command was not confirmed"))
         }
@@ -267,10 +263,8 @@ async fn contacts(
     caller: Caller,
     ApiJson(mut request): ApiJson<ContactsRequest>,
 ) -> Result<Json<Vec<SignedKill>>, ApiError> {
-    shared.same_group(&request.group, request.version)?;
-    let handle = shared.need_member()?;
-    member_only(&handle, &caller)?;
-    latch(&shared, std::mem::take(&mut request.kill)).await;
+    let kill = std::mem::take(&mut request.kill);
+    asked_by_member(&shared, &caller, (&request.group, request.version), kill).await?;
     for (server, age_ms) in request.age_ms {
         let doing = request.doing.remove(&server).unwrap_or_default();
         shared.contacts.heard(&server, age_ms, doing);
@@ -278,18 +272,14 @@ async fn contacts(
     Ok(Json(shared.kill.signed()))
 }
 
-async fn status(Context(shared): Cx, caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
-    let handle = shared.handle();
-    if let Some(handle) = &handle {
+async fn status(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
+    if let Some(handle) = shared.handle() {
         let view = Arc::clone(&handle.view.borrow());
         if view.leads() {
-            let fresh = shared.fresh(handle).await;
-            let linearizable = fresh.is_ok();
-            let view = fresh.unwrap_or(view);
-            return Ok(Json(group_status(&shared, &view, linearizable)));
+            return Ok(Json(own_status(&shared, &handle, &view).await));
         }
         if let Some(leader) = view.raft.leader
-            && let Some((server, address)) = shared.book.of(cohort_core::ids::MemberId(leader.0))
+            && let Some((server, address)) = shared.book.of(MemberId(leader.0))
             && let Ok(status) = ask_status(&shared, &server, &address).await
         {
             return Ok(Json(status));
@@ -301,7 +291,6 @@ async fn status(Context(shared): Cx, caller: Caller) -> Result<Json<GroupStatus>
             return Ok(Json(status));
         }
     }
-    let _ = caller;
     Err(ApiError::unavailable("no_member", format!("no member of {} answers", shared.group))
         .hint("start the agents of the group's voters"))
 }
@@ -319,9 +308,15 @@ async fn ask_status(
 async fn status_local(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
     let handle = shared.need_member()?;
     let view = Arc::clone(&handle.view.borrow());
-    let fresh = shared.fresh(&handle).await;
-    let linearizable = fresh.is_ok();
-    Ok(Json(group_status(&shared, &fresh.unwrap_or(view), linearizable)))
+    Ok(Json(own_status(&shared, &handle, &view).await))
+}
+
+/// The group as this member knows it: read through the leader if one answers, else `view`.
+async fn own_status(shared: &Shared, handle: &MemberHandle, view: &View) -> GroupStatus {
+    match shared.fresh(handle).await {
+        Ok(fresh) => group_status(shared, &fresh, true),
+        Err(_) => group_status(shared, view, false),
+    }
 }
 
 async fn kill_get(Context(shared): Cx, _caller: Caller) -> Json<Vec<SignedKill>> {
@@ -346,29 +341,29 @@ async fn transfer_leader(
     caller: Caller,
     ApiJson(request): ApiJson<TransferLeaderRequest>,
 ) -> Result<Json<TransferLeaderAnswer>, ApiError> {
-    caller.require(&[Role::Operator, Role::Agent])?;
-    shared.same_group(&request.group, request.version)?;
-    let handle = shared.need_member()?;
-    if caller.0.role == Role::Agent {
-        member_only(&handle, &caller)?;
-    }
+    let by_member = caller.require(&[Role::Operator, Role::Agent])?.role == Role::Agent;
+    let to = (&request.group, request.version);
+    let handle = if by_member {
+        asked_by_member(&shared, &caller, to, Vec::new()).await?
+    } else {
+        shared.same_group(to.0, to.1)?;
+        shared.need_member()?
+    };
     let view = Arc::clone(&handle.view.borrow());
     let Some(from) = view.leader().cloned() else {
         return Err(ApiError::unavailable("no_leader", "the group has no leader right now"));
     };
     if !view.raft.is_leader() {
-        if caller.0.role == Role::Agent {
-            return Err(ApiError::unavailable("not_leader", "this member does not lead"));
+        if by_member {
+            return Err(not_leader());
         }
         let address = view.state.servers.get(&from).map(|known| known.address.clone());
         let target = shared.target(&from, &address.unwrap_or_default());
         let call = Call::post(TRANSFER_LEADER, &request);
-        return shared
-            .client
-            .call_json(&target, call)
-            .await
-            .map(Json)
-            .map_err(|error| passed_on(&error));
+        return shared.client.call_json(&target, call).await.map(Json).map_err(|error| {
+            let answer = ApiError::unavailable("leader_away", error.to_string());
+            error.hints().iter().fold(answer, |answer, hint| answer.hint(hint.clone()))
+        });
     }
     let to = match &request.to {
         None => None,
@@ -385,7 +380,7 @@ async fn transfer_leader(
     let answer = handle.inputs.transfer(to).ok_or_else(member_busy)?;
     match answer.await.map_err(|_| member_busy())? {
         Ok(to) => {
-            let to = view.state.server_of(cohort_core::ids::MemberId(to.0)).cloned();
+            let to = view.state.server_of(MemberId(to.0)).cloned();
             tracing::info!(to = ?to, ms = begun.elapsed().as_millis(), "leadership handed over");
             Ok(Json(TransferLeaderAnswer { to: to.unwrap_or_else(|| from.clone()), from }))
         }
@@ -399,9 +394,8 @@ async fn transfer(
     caller: Caller,
     ApiJson(mut request): ApiJson<TransferRequest>,
 ) -> Result<Json<TransferAnswer>, ApiError> {
-    let server = server_of(&caller)?;
-    shared.same_group(&request.group, request.version)?;
-    let handle = shared.need_member()?;
+    let to = (&request.group, request.version);
+    let (server, handle) = asked_by(&shared, &caller, to, Vec::new()).await?;
     let (leads, known) = {
         let view = handle.view.borrow();
         keep_known(&mut request, &view.state);
@@ -409,7 +403,7 @@ async fn transfer(
     };
     if !leads {
         shared.tracker.clear();
-        return Err(ApiError::unavailable("not_leader", "this member does not lead"));
+        return Err(not_leader());
     }
     let Some(known) = known else {
         return Err(ApiError::forbidden(format!("{server} does not belong to this group")));
@@ -438,12 +432,4 @@ async fn manifest(
         .and_then(|repository| repository.cached_manifest_bytes(&app, &version, &platform));
     bytes
         .ok_or_else(|| ApiError::not_found(format!("no manifest of {app} {version} is known here")))
-}
-
-fn passed_on(error: &cohort_wire::http::CallError) -> ApiError {
-    let mut answer = ApiError::unavailable("leader_away", error.to_string());
-    for hint in error.hints() {
-        answer = answer.hint(hint);
-    }
-    answer
 }

@@ -3,20 +3,17 @@
 //! The tasks run on every member and rest while another one leads. What is due, and what an answer
 //! means, is decided in `cohort-server`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_artifact::TrustedRepository;
 use cohort_base::chain::chain;
 use cohort_consensus::Term;
-use cohort_core::ids::{MemberId, ServerId};
-use cohort_server::contacts::{Contact, PASS_ON_EVERY_MS};
+use cohort_core::ids::MemberId;
+use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
 use cohort_server::member::Input;
 use cohort_wire::agent::{CONTACTS, CONTROL_VERSION, ContactsRequest};
 use cohort_wire::http::{Call, Target};
 use cohort_wire::kill::SignedKill;
-use tokio_util::sync::CancellationToken;
 
 use crate::contacts::monotonic_ms;
 use crate::shared::{MemberHandle, Shared};
@@ -28,29 +25,21 @@ mod write_records;
 /// How long the leader may take to answer a batch of contacts.
 const CONTACTS_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Starts them for one member; they end with `stop`.
-pub(crate) fn spawn(
-    shared: &Arc<Shared>,
-    handle: &MemberHandle,
-    repository: Option<&Arc<TrustedRepository>>,
-    stop: &CancellationToken,
-) {
-    let start = |task: futures_util::future::BoxFuture<'static, ()>| {
-        let stop = stop.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = task => {}
-            }
-        });
-    };
-    start(Box::pin(read_registry::run(Arc::clone(shared), handle.clone())));
-    start(Box::pin(write_records::run(Arc::clone(shared), handle.clone())));
-    start(Box::pin(pass_on_contacts(Arc::clone(shared), handle.clone())));
-    start(Box::pin(watch_kill(Arc::clone(shared), handle.clone())));
-    if let Some(repository) = repository {
-        let repository = Arc::clone(repository);
-        start(Box::pin(read_repository::run(Arc::clone(shared), handle.clone(), repository)));
+/// Starts them for one member.
+pub(crate) fn spawn(shared: &Arc<Shared>, handle: &MemberHandle) {
+    let tasks = &shared.tasks;
+    let both = || (Arc::clone(shared), handle.clone());
+    let (of, with) = both();
+    tasks.spawn("reader of the registry", read_registry::run(of, with));
+    let (of, with) = both();
+    tasks.spawn("writer of records", write_records::run(of, with));
+    let (of, with) = both();
+    tasks.spawn("contacts", pass_on_contacts(of, with));
+    let (of, with) = both();
+    tasks.spawn("kill switch", watch_kill(of, with));
+    if let Some(repository) = shared.repository.clone() {
+        let (of, with) = both();
+        tasks.spawn("reader of the repository", read_repository::run(of, with, repository));
     }
 }
 
@@ -93,37 +82,23 @@ async fn pass_on_contacts(shared: Arc<Shared>, handle: MemberHandle) {
             continue;
         };
         let target = shared.target(&server, &address);
-        let now_ms = monotonic_ms();
-        for batch in shared.contacts.all().batches(now_ms) {
-            pass_on(&shared, &target, now_ms, batch).await;
+        for batch in shared.contacts.all().batches(monotonic_ms()) {
+            pass_on(&shared, &target, &batch).await;
         }
     }
 }
 
-async fn pass_on(
-    shared: &Shared,
-    leader: &Target,
-    now_ms: u64,
-    batch: BTreeMap<ServerId, Contact>,
-) {
-    let age = |(server, contact): (&ServerId, &Contact)| {
-        (server.clone(), now_ms.saturating_sub(contact.at_ms))
-    };
+async fn pass_on(shared: &Shared, leader: &Target, batch: &Contacts) {
     let request = ContactsRequest {
         version: CONTROL_VERSION,
         group: shared.group.clone(),
-        age_ms: batch.iter().map(age).collect(),
-        doing: batch.into_iter().map(|(server, contact)| (server, contact.doing)).collect(),
+        age_ms: batch.ages_ms(monotonic_ms()),
+        doing: batch.doing(),
         kill: shared.kill.signed(),
     };
     let call = Call::post(CONTACTS, &request).deadline(CONTACTS_DEADLINE);
     match shared.client.call_json::<Vec<SignedKill>>(leader, call).await {
-        Ok(registers) => {
-            if let Err(error) = shared.kill.offer(registers).await {
-                let error = chain(&error);
-                tracing::warn!(error, "kill register of the leader refused");
-            }
-        }
+        Ok(registers) => shared.latch(registers).await,
         Err(error) => tracing::debug!(error = chain(&error), "contacts not passed on"),
     }
 }

@@ -4,20 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cohort_artifact::{Delta, TrustedRepository};
+use cohort_artifact::Delta;
 use cohort_core::ids::AppId;
 use cohort_core::orders::{FetchOrder, Orders};
 use cohort_core::release::Release;
-use cohort_distribute::{Downloads, FetchStatus};
+use cohort_distribute::FetchStatus;
 use cohort_server::app::Announced;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::deltas::Deltas;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
 use crate::trust::verify_release;
-use cohort_server::asking::Received;
 
 /// Pause before the signature of a refused release is checked again.
 const VERIFY_AGAIN: Duration = Duration::from_secs(2);
@@ -25,8 +22,6 @@ const VERIFY_AGAIN: Duration = Duration::from_secs(2);
 /// Keeps a server's fetches in step with its orders.
 pub(crate) struct Fetching {
     pub shared: Arc<Shared>,
-    pub downloads: Arc<Downloads>,
-    pub repository: Option<Arc<TrustedRepository>>,
     pub reporter: Reporter,
 }
 
@@ -39,35 +34,34 @@ struct Memory {
 }
 
 impl Fetching {
-    pub(crate) async fn run(
-        self,
-        mut orders: watch::Receiver<Option<Arc<Received>>>,
-        stop: CancellationToken,
-    ) {
+    pub(crate) async fn run(self) {
+        let shared = &self.shared;
+        let mut orders = shared.orders.subscribe();
         let mut memory = Memory {
             verified: BTreeSet::new(),
             refused: BTreeMap::new(),
             announced: Announced::default(),
             deltas: Deltas::new(
-                Arc::clone(&self.downloads),
-                Arc::clone(&self.shared.metrics),
-                stop.clone(),
+                Arc::clone(&shared.downloads),
+                Arc::clone(&shared.metrics),
+                shared.tasks.stop.clone(),
             ),
         };
-        let mut statuses = self.downloads.statuses();
+        let mut statuses = shared.downloads.statuses();
         loop {
             let received = orders.borrow_and_update().clone();
             statuses.mark_unchanged();
             if let Some(received) = received {
                 // For all apps at once: one may be in a long step while another collects.
                 for app in &received.orders.apps {
-                    self.shared.keep(&app.app, app.keep.iter().cloned().collect());
+                    shared.keep(&app.app, app.keep.iter().cloned().collect());
                 }
                 self.fetch(&received.orders, &mut memory).await;
-                self.announce(&received.orders, &mut memory);
+                if self.reporter.room().0 {
+                    self.announce(&received.orders, &mut memory);
+                }
             }
             tokio::select! {
-                () = stop.cancelled() => return,
                 changed = orders.changed() => if changed.is_err() { return },
                 _ = statuses.changed() => {}
                 () = memory.deltas.changed() => {}
@@ -86,13 +80,12 @@ impl Fetching {
                     if memory.refused.get(release).is_some_and(|at| at.elapsed() < VERIFY_AGAIN) {
                         continue;
                     }
-                    let repository = self.repository.as_deref();
                     // The leader decided on the signed manifest, so it has it.
                     let mut asked = fetch.clone();
                     let leader = self.shared.leader();
                     let leader = leader.filter(|leader| leader.server != *self.shared.server());
                     asked.sources.extend(leader.filter(|_| fetch.sources.is_empty()));
-                    match verify_release(&self.shared, repository, &app.app, &asked).await {
+                    match verify_release(&self.shared, &app.app, &asked).await {
                         Ok(()) => {
                             memory.verified.insert(release.clone());
                             memory.refused.remove(release);
@@ -116,12 +109,12 @@ impl Fetching {
         memory.verified.retain(|known| ordered.contains(known));
         let artifacts = ordered.into_iter().map(|release| release.artifact).collect();
         wanted.extend(memory.deltas.retain(&artifacts));
-        self.downloads.set_orders(&wanted);
+        self.shared.downloads.set_orders(&wanted);
     }
 
     /// The deltas in the manifest of a verified release.
     async fn signed_deltas(&self, app: &AppId, release: &Release) -> Vec<Delta> {
-        let Some(repository) = self.repository.as_deref() else { return Vec::new() };
+        let Some(repository) = self.shared.repository.as_deref() else { return Vec::new() };
         let manifest = repository.manifest(app, &release.version, &release.platform).await;
         let signed = manifest.ok().filter(|manifest| manifest.release() == *release);
         signed.map_or_else(Vec::new, |manifest| manifest.into_inner().deltas)
@@ -129,13 +122,13 @@ impl Fetching {
 
     /// Reports ordered artifacts that are whole here: signature and every byte verified.
     fn announce(&self, orders: &Orders, memory: &mut Memory) {
-        let statuses = self.downloads.statuses().borrow().clone();
+        let statuses = self.shared.downloads.statuses().borrow().clone();
         let verified = &memory.verified;
         let whole = |release: &Release| {
             let artifact = &release.artifact;
             verified.contains(release)
                 && (matches!(statuses.get(artifact), Some(FetchStatus::Held))
-                    || self.downloads.context().store.is_whole(artifact))
+                    || self.shared.downloads.context().store.is_whole(artifact))
         };
         for (app, artifact) in memory.announced.look(&orders.apps, whole) {
             self.reporter.holds(&app, artifact);

@@ -39,6 +39,24 @@ pub(crate) struct Joined {
     pub members: Vec<cohort_core::orders::MemberAddress>,
 }
 
+impl Joined {
+    /// The hub's API, at each of its addresses; at least one.
+    pub(crate) fn hub_targets(&self, config: &AgentConfig) -> Result<Vec<Target>, AgentError> {
+        let hub = Peer::new(Role::Hub, self.hub.as_str())
+            .map_err(AgentError::kept("record of joining"))?;
+        let addresses = if config.hub.is_empty() { &self.hub_addresses } else { &config.hub };
+        if addresses.is_empty() {
+            return Err(AgentError::config("hub")("it names no hub, and neither did joining"));
+        }
+        let target = |address: &String| Target {
+            address: address.clone(),
+            peer: hub.clone(),
+            alpn: Alpn::Hub,
+        };
+        Ok(addresses.iter().map(target).collect())
+    }
+}
+
 /// Loads the identity, or joins and makes it.
 pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), AgentError> {
     let dir = config.data_dir.join("identity");
@@ -155,5 +173,37 @@ async fn ask(
             }
         }
         tokio::time::sleep(pauses.next_pause()).await;
+    }
+}
+
+#[cfg(test)]
+mod join_test {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use cohort_core::ids::MemberId;
+    use cohort_core::orders::MemberAddress;
+
+    use super::*;
+
+    #[test]
+    fn the_record_of_joining_is_read_by_every_later_version() {
+        let member = MemberAddress {
+            server: "web-1".parse().unwrap(),
+            address: "10.0.0.1:7417".to_owned(),
+            member: MemberId(1),
+        };
+        let joined = Joined {
+            schema: 1,
+            hub: PeerName::new("hub").unwrap(),
+            hub_addresses: vec!["hub.example:7418".to_owned()],
+            trusted_root: Some("{}".to_owned()),
+            mirrors: vec!["http://hub.example:7419/".to_owned()],
+            group: "intel.zone-a".parse().unwrap(),
+            labels: BTreeMap::from([("zone".to_owned(), "zone-a".to_owned())]),
+            members: vec![member],
+        };
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/joined.jsonl");
+        cohort_base::golden::hold(&golden, &[joined]);
     }
 }

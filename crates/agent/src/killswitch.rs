@@ -91,3 +91,65 @@ fn reason(latch: &DurableKill, group: &GroupId) -> Option<String> {
         if reason.is_empty() { "no reason given".to_owned() } else { reason.to_owned() }
     })
 }
+
+#[cfg(test)]
+mod killswitch_test {
+    use std::time::Duration;
+
+    use cohort_identity::{Authority, Identity, Peer, Role};
+    use cohort_wire::kill::{KillRegister, KillScope};
+
+    use super::*;
+
+    struct Lab {
+        _folder: tempfile::TempDir,
+        kill: Arc<KillSwitch>,
+        operator: Identity,
+        agent: Identity,
+    }
+
+    fn lab() -> Lab {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&folder.path().join("ca"), UnixTime::now()).unwrap();
+        let identity = |role, name| {
+            let peer = Peer::new(role, name).unwrap();
+            authority.make_identity(&peer, Duration::from_secs(3_600), UnixTime::now()).unwrap()
+        };
+        let slot = IdentitySlot::new(identity(Role::Agent, "web-1"));
+        let group = GroupId::new("intel.zone-a").unwrap();
+        let kill = KillSwitch::open(&folder.path().join("kill"), slot, group).unwrap();
+        let (operator, agent) = (identity(Role::Operator, "ana"), identity(Role::Agent, "web-2"));
+        Lab { kill: Arc::new(kill), operator, agent, _folder: folder }
+    }
+
+    fn sign(by: &Identity, scope: KillScope, epoch: u64, on: bool, reason: &str) -> SignedKill {
+        let reason = reason.to_owned();
+        SignedKill::sign(by, &KillRegister { scope, epoch, on, reason, at: 0 }).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_register_stops_this_group_until_a_newer_one_lets_it_continue() {
+        let Lab { kill, operator, _folder, .. } = lab();
+        let on = sign(&operator, KillScope::Fleet, 1, true, "");
+        assert!(kill.offer(vec![on.clone()]).await.unwrap());
+        assert!(kill.on().is_some(), "also without a reason");
+        assert_eq!(kill.signed(), std::slice::from_ref(&on));
+        assert!(!kill.offer(vec![on.clone()]).await.unwrap(), "known already");
+        assert!(kill.offer(vec![sign(&operator, KillScope::Fleet, 2, false, "")]).await.unwrap());
+        assert!(!kill.offer(vec![on]).await.unwrap(), "an old one");
+        assert_eq!(kill.on(), None);
+    }
+
+    #[tokio::test]
+    async fn a_forged_register_does_not_hold_up_the_others() {
+        let Lab { kill, operator, agent, _folder } = lab();
+        let other = KillScope::Group(GroupId::new("amd.zone-b").unwrap());
+        let registers = vec![
+            sign(&agent, KillScope::Fleet, 9, true, "forged"),
+            sign(&operator, other, 1, true, "elsewhere"),
+            sign(&operator, KillScope::Fleet, 1, true, "bad night"),
+        ];
+        assert!(kill.offer(registers).await.is_err());
+        assert_eq!(kill.on().as_deref(), Some("bad night"));
+    }
+}

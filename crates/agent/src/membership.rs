@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use cohort_artifact::TrustedRepository;
 use cohort_base::chain::chain;
 use cohort_base::retry::Schedule;
 use cohort_consensus::{Config, Envelope, Node, RaftId};
@@ -18,14 +17,13 @@ use cohort_registry::{RegistryError, typed};
 use cohort_server::asking::Received;
 use cohort_server::member::Member;
 use cohort_server::membership::{
-    FIRST_MEMBER, Found, Founder, LOOK_EVERY_MS, asks_for_life, carries_another, found,
-    founding_state, founds, newer_life,
+    FIRST_MEMBER, Found, Founder, LOOK_EVERY_MS, asks_for_incarnation, carries_another, found,
+    founding_state, founds,
 };
 use cohort_store::{Identity as StoreIdentity, RedbStore};
 use cohort_wire::agent::{CLAIM_MEMBER, CONTROL_VERSION, ClaimMemberAnswer, ClaimMemberRequest};
 use cohort_wire::http::Call;
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
 use crate::contacts::monotonic_ms;
 use crate::duties;
@@ -36,8 +34,8 @@ use crate::metrics::{Dropped, Rollout, TimedStore};
 use crate::net::{Net, Senders};
 use crate::shared::{MemberHandle, Shared};
 
-/// How long the registry may take to name the group's present life.
-const LIFE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the registry may take to name the group's incarnation.
+const INCARNATION_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a member may take to answer a claim.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
 /// Pauses while this server carries no member, between looks at the registry.
@@ -47,12 +45,7 @@ const LOOK: Schedule = Schedule::new(Duration::from_millis(200), Duration::from_
 pub(crate) struct Starter {
     pub shared: Arc<Shared>,
     pub joined: Joined,
-    pub boot_epoch: u64,
-    pub repository: Option<Arc<TrustedRepository>>,
     pub orders: watch::Receiver<Option<Arc<Received>>>,
-    /// A member that cannot go on ends the agent.
-    pub ended: mpsc::Sender<AgentError>,
-    pub stop: CancellationToken,
 }
 
 impl Starter {
@@ -72,7 +65,7 @@ impl Starter {
         let kept = |error: cohort_store::StoreError| AgentError::kept("group's log")(error);
         if let Some(identity) = RedbStore::identity_in(&folder).map_err(kept)? {
             let incarnation = Incarnation(identity.incarnation);
-            let present = present_life(&self.shared).await;
+            let present = present_incarnation(&self.shared).await;
             match found(&identity.group, incarnation, &self.shared.group, present) {
                 Found::Open => {
                     let store = RedbStore::open(&folder, &identity).map_err(kept)?;
@@ -86,7 +79,7 @@ impl Starter {
                         self.shared.group
                     )));
                 }
-                Found::SetAside { incarnation } => {
+                Found::SetAside(incarnation) => {
                     set_aside(&folder, &identity, incarnation)?;
                 }
             }
@@ -108,7 +101,6 @@ impl Starter {
                 }
             }
             tokio::select! {
-                () = self.stop.cancelled() => return Ok(()),
                 _ = self.orders.changed() => {}
                 () = tokio::time::sleep(pauses.next_pause()) => {}
             }
@@ -151,7 +143,7 @@ impl Starter {
         false
     }
 
-    /// The life in which this server founds the group, if it does.
+    /// The incarnation in which this server founds the group, if it does.
     async fn may_found(&self) -> Result<Option<Incarnation>, RegistryError> {
         let registry = &*self.shared.registry;
         let (group, server) = (&self.shared.group, self.shared.server());
@@ -160,8 +152,8 @@ impl Starter {
             return Ok(None);
         }
         let members = typed::read_members(registry, group).await?;
-        let lived = members.map(|members| members.stamp.incarnation);
-        let founds = founds(server, (bootstrap.incarnation, &bootstrap.first_server), lived);
+        let founded = members.map(|members| members.stamp.incarnation);
+        let founds = founds(server, (bootstrap.incarnation, &bootstrap.first_server), founded);
         Ok(founds.then_some(bootstrap.incarnation))
     }
 
@@ -192,7 +184,7 @@ impl Starter {
         let incarnation = Incarnation(identity.incarnation);
         let mut config =
             Config::new(identity.group.clone(), identity.incarnation, identity.raft_id);
-        config.boot_epoch = self.boot_epoch;
+        config.boot_epoch = shared.boot_epoch.0;
         let seed = blake3::hash(format!("{}/{}", shared.server(), std::process::id()).as_bytes());
         config.seed = u64::from_le_bytes(seed.as_bytes()[..8].try_into().expect("32 bytes"));
         let (server, group) = (shared.server().clone(), shared.group.clone());
@@ -217,15 +209,10 @@ impl Starter {
             view: view.clone(),
             ended: thread_ended,
         };
-        duties::spawn(shared, &handle, self.repository.as_ref(), &self.stop);
-        tokio::spawn(learn(Arc::clone(shared), view, self.stop.clone()));
-        tokio::spawn(watch_life(
-            Arc::clone(shared),
-            handle.clone(),
-            self.orders.clone(),
-            self.ended.clone(),
-            self.stop.clone(),
-        ));
+        duties::spawn(shared, &handle);
+        shared.tasks.spawn("watch of the state", learn(Arc::clone(shared), view));
+        let watch = watch_incarnation(Arc::clone(shared), handle.clone(), self.orders.clone());
+        shared.tasks.spawn_or_end("watch of the incarnation", watch);
         shared.member.send_replace(Some(handle));
         Ok(())
     }
@@ -236,17 +223,7 @@ impl Starter {
         incarnation: Incarnation,
         inputs: &Inputs,
     ) -> Box<dyn FnMut(&Envelope) + Send> {
-        let shared = &self.shared;
-        let net = Net {
-            group: shared.group.clone(),
-            incarnation,
-            server: shared.server().clone(),
-            boot_epoch: self.boot_epoch,
-            client: shared.client.clone(),
-            book: Arc::clone(&shared.book),
-            inputs: inputs.clone(),
-            stop: self.stop.clone(),
-        };
+        let net = Net { shared: Arc::clone(&self.shared), incarnation, inputs: inputs.clone() };
         let mut senders = Senders::new(net, tokio::runtime::Handle::current());
         Box::new(move |envelope| senders.send(envelope))
     }
@@ -257,7 +234,7 @@ impl Starter {
         queue: Receiver<Queued>,
         at_end: SetAtEnd,
     ) -> Result<(), AgentError> {
-        let ended = self.ended.clone();
+        let tasks = self.shared.tasks.clone();
         let thread = move || {
             let _at_end = at_end;
             // A broken invariant panics: the replica stops, and so does the agent, loudly.
@@ -267,7 +244,7 @@ impl Starter {
                 Ok(Err(error)) => AgentError::Member(error),
                 Err(_) => AgentError::Panicked("member"),
             };
-            let _ = ended.blocking_send(error);
+            tasks.end_blocking(error);
         };
         std::thread::Builder::new()
             .name("member".into())
@@ -277,7 +254,8 @@ impl Starter {
     }
 }
 
-/// Keeps the log of a past life beside the present one, for people. It is never opened again.
+/// Keeps the log of a past incarnation beside the present one, for people. It is never opened
+/// again.
 fn set_aside(
     folder: &Path,
     identity: &StoreIdentity,
@@ -299,10 +277,10 @@ impl Drop for SetAtEnd {
     }
 }
 
-/// The group's present life, as the registry has it; none while it does not answer.
-async fn present_life(shared: &Shared) -> Option<Incarnation> {
+/// The group's incarnation, as the registry has it; none while it does not answer.
+async fn present_incarnation(shared: &Shared) -> Option<Incarnation> {
     let asked = typed::read_bootstrap(&*shared.registry, &shared.group);
-    match tokio::time::timeout(LIFE_DEADLINE, asked).await {
+    match tokio::time::timeout(INCARNATION_DEADLINE, asked).await {
         Ok(Ok(bootstrap)) => bootstrap.map(|bootstrap| bootstrap.incarnation),
         Ok(Err(error)) => {
             let error = chain(&error);
@@ -314,38 +292,34 @@ async fn present_life(shared: &Shared) -> Option<Incarnation> {
 }
 
 /// Ends the agent when the group was recovered, or gave this server another member.
-async fn watch_life(
+async fn watch_incarnation(
     shared: Arc<Shared>,
     handle: MemberHandle,
     orders: watch::Receiver<Option<Arc<Received>>>,
-    ended: mpsc::Sender<AgentError>,
-    stop: CancellationToken,
-) {
-    for look in 1_u64.. {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_millis(LOOK_EVERY_MS)) => {}
-        }
+) -> Result<(), AgentError> {
+    let mut look = 0;
+    loop {
+        look += 1;
+        tokio::time::sleep(Duration::from_millis(LOOK_EVERY_MS)).await;
         let other = orders.borrow().as_ref().is_some_and(|received| {
             received.fresh(cohort_host::boot_time_ms())
                 && carries_another(&received.orders, handle.incarnation, handle.member)
         });
         if other {
-            let _ = ended.send(AgentError::OtherMember(handle.member)).await;
-            return;
+            return Err(AgentError::OtherMember(handle.member));
         }
         let has_leader = handle.view.borrow().raft.leader.is_some();
-        if asks_for_life(look, has_leader)
-            && let Some(present) = newer_life(handle.incarnation, present_life(&shared).await)
+        if asks_for_incarnation(look, has_leader)
+            && let Some(present) = present_incarnation(&shared).await
+            && present > handle.incarnation
         {
-            let _ = ended.send(AgentError::NewIncarnation(present)).await;
-            return;
+            return Err(AgentError::NewIncarnation(present));
         }
     }
 }
 
 /// Keeps addresses and gauges up to date with what is committed.
-async fn learn(shared: Arc<Shared>, mut view: watch::Receiver<Arc<View>>, stop: CancellationToken) {
+async fn learn(shared: Arc<Shared>, mut view: watch::Receiver<Arc<View>>) {
     loop {
         {
             let now = Arc::clone(&view.borrow_and_update());
@@ -375,9 +349,8 @@ async fn learn(shared: Arc<Shared>, mut view: watch::Receiver<Arc<View>>, stop: 
                 metrics.rollout.get_or_create(&labels).set(1);
             }
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = view.changed() => if changed.is_err() { return },
+        if view.changed().await.is_err() {
+            return;
         }
     }
 }

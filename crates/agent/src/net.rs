@@ -8,18 +8,18 @@ use bytes::Bytes;
 use cohort_base::chain::chain;
 use cohort_base::retry;
 use cohort_consensus::{Envelope, RaftId};
-use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::ids::{Incarnation, MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_server::member::Input;
 use cohort_wire::frame::{Connections, FramedConnection, Hello, connection_number};
-use cohort_wire::http::{Client, Target};
+use cohort_wire::http::Target;
 use cohort_wire::tls::ServerStream;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use crate::member::Inputs;
+use crate::shared::Shared;
 
 /// Messages that may wait for one peer. Beyond that they are dropped: Raft resends what matters.
 const QUEUE_MAX: usize = 1024;
@@ -43,16 +43,17 @@ impl AddressBook {
 }
 
 /// What every connection of one member needs.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Net {
-    pub group: GroupId,
+    pub shared: Arc<Shared>,
     pub incarnation: Incarnation,
-    pub server: ServerId,
-    pub boot_epoch: u64,
-    pub client: Client,
-    pub book: Arc<AddressBook>,
     pub inputs: Inputs,
-    pub stop: CancellationToken,
+}
+
+impl Net {
+    async fn stopped(&self) {
+        self.shared.tasks.stop.cancelled().await;
+    }
 }
 
 /// Sends to each peer through a task of its own.
@@ -98,7 +99,7 @@ async fn feed(
         // Dial only when there is something to send.
         let Some(first) = queue.recv().await else { return };
         let dialled = tokio::select! {
-            () = net.stop.cancelled() => return,
+            () = net.stopped() => return,
             dialled = dial(&net, &connections, peer) => dialled,
         };
         let Some(mut connection) = dialled else {
@@ -106,7 +107,7 @@ async fn feed(
             // Messages for a connection that was never made are void.
             while queue.try_recv().is_ok() {}
             tokio::select! {
-                () = net.stop.cancelled() => return,
+                () = net.stopped() => return,
                 () = tokio::time::sleep(pauses.next_pause()) => {}
             }
             continue;
@@ -124,7 +125,7 @@ async fn feed(
         }
         loop {
             tokio::select! {
-                () = net.stop.cancelled() => return,
+                () = net.stopped() => return,
                 () = connection.sender.closed() => break,
                 received = connection.receiver.recv() => {
                     // The peer sends nothing here: anything received is its end.
@@ -145,18 +146,18 @@ async fn dial(
     connections: &AtomicU32,
     peer: RaftId,
 ) -> Option<FramedConnection<cohort_wire::tls::ClientStream>> {
-    let (server, address) = net.book.of(MemberId(peer.0))?;
+    let (server, address) = net.shared.book.of(MemberId(peer.0))?;
     let target =
         Target { address, peer: Peer::new(Role::Agent, server.as_str()).ok()?, alpn: Alpn::Raft };
     let count = connections.fetch_add(1, Ordering::Relaxed) + 1;
     let hello = Hello {
-        group: net.group.clone(),
+        group: net.shared.group.clone(),
         incarnation: net.incarnation,
-        from: net.server.clone(),
+        from: net.shared.server().clone(),
         to: server,
-        connection: connection_number(net.boot_epoch, count),
+        connection: connection_number(net.shared.boot_epoch.0, count),
     };
-    match FramedConnection::connect(&net.client, &target, hello).await {
+    match FramedConnection::connect(&net.shared.client, &target, hello).await {
         Ok(connection) => Some(connection),
         Err(error) => {
             let error = chain(&error);
@@ -168,9 +169,9 @@ async fn dial(
 
 /// Receives a peer's messages until the connection ends.
 pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream: ServerStream) {
+    let (server, group) = (net.shared.server(), &net.shared.group);
     let accepted =
-        FramedConnection::accept(stream, &peer, &net.server, &net.group, net.incarnation, &newest)
-            .await;
+        FramedConnection::accept(stream, &peer, server, group, net.incarnation, &newest).await;
     let mut connection = match accepted {
         Ok(connection) => connection,
         Err(error) => {
@@ -180,7 +181,7 @@ pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream:
     };
     loop {
         let received = tokio::select! {
-            () = net.stop.cancelled() => return,
+            () = net.stopped() => return,
             received = connection.receiver.recv() => received,
         };
         let Ok(Some(bytes)) = received else { return };
@@ -192,7 +193,7 @@ pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream:
             }
         };
         // Nobody speaks for another member.
-        let owner = net.book.of(MemberId(envelope.from.0)).map(|(server, _)| server);
+        let owner = net.shared.book.of(MemberId(envelope.from.0)).map(|(server, _)| server);
         if owner.as_ref() != Some(&connection.hello.from) {
             // This server may not have heard of the member yet; its orders will name it.
             tracing::warn!(%peer, member = envelope.from.0, "message from an unknown member");

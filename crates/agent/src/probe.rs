@@ -13,12 +13,13 @@ use axum::routing::get;
 use cohort_base::metrics::Counter;
 use cohort_core::ids::AppId;
 use cohort_core::steps::NoTraffic;
-use cohort_distribute::{ByteCounters, SourceKind};
+use cohort_distribute::SourceKind;
 use cohort_host::Traffic;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::metrics::{Metrics, Offence, ReceivedFrom, Version};
+use crate::metrics::{Offence, ReceivedFrom, Version};
+use crate::shared::Shared;
 
 /// A server that warms up is ready from this share of traffic on, in per cent: a load balancer that
 /// knows only yes and no cuts off half of the ramp at most.
@@ -69,24 +70,16 @@ impl Readiness {
     }
 }
 
-/// What the probe port serves.
-#[derive(Clone)]
-pub(crate) struct Probe {
-    pub readiness: Arc<Readiness>,
-    pub metrics: Arc<Metrics>,
-    pub counters: Arc<ByteCounters>,
-}
-
-pub(crate) fn router(probe: Probe) -> Router {
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .with_state(probe)
+        .with_state(shared)
 }
 
-async fn readyz(Context(probe): Context<Probe>) -> (StatusCode, String) {
-    let (percent, each) = probe.readiness.now();
+async fn readyz(Context(shared): Context<Arc<Shared>>) -> (StatusCode, String) {
+    let (percent, each) = shared.readiness.now();
     if each.is_empty() {
         return (StatusCode::SERVICE_UNAVAILABLE, "nothing is installed\n".into());
     }
@@ -96,19 +89,19 @@ async fn readyz(Context(probe): Context<Probe>) -> (StatusCode, String) {
     (status, text)
 }
 
-async fn metrics(Context(probe): Context<Probe>) -> impl IntoResponse {
-    let (percent, _) = probe.readiness.now();
-    let metrics = &probe.metrics;
+async fn metrics(Context(shared): Context<Arc<Shared>>) -> impl IntoResponse {
+    let (percent, _) = shared.readiness.now();
+    let (metrics, counters) = (&shared.metrics, &shared.downloads.context().counters);
     metrics.ready.set((percent >= READY_PERCENT).into());
     metrics.build.get_or_create(&Version { version: env!("CARGO_PKG_VERSION") }).set(1);
     // These are counted where they happen, in numbers of their own.
     let copy = |counter: &Counter, count| counter.inner().store(count, Ordering::Relaxed);
     for (kind, name) in [(SourceKind::Mirror, "mirror"), (SourceKind::Peer, "peer")] {
         let counter = metrics.bytes_received.get_or_create(&ReceivedFrom { from: name });
-        copy(&counter, probe.counters.received(kind));
+        copy(&counter, counters.received(kind));
     }
-    copy(&metrics.units_refused, probe.counters.refused_units());
-    for (source, what, count) in probe.counters.offences() {
+    copy(&metrics.units_refused, counters.refused_units());
+    for (source, what, count) in counters.offences() {
         let labels = Offence { source: source.to_string(), what: what.name() };
         copy(&metrics.source_offences.get_or_create(&labels), count);
     }

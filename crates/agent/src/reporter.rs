@@ -4,17 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_core::ids::{AppId, BootEpoch, Digest};
+use cohort_core::ids::{AppId, Digest, Incarnation};
 use cohort_core::orders::Fence;
 use cohort_core::report::Outcome;
 use cohort_host::boot_time_ms;
-use cohort_server::asking::Received;
 use cohort_server::outbox::{ANSWER_MS_MAX, Outbox, Sending};
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, REPORT, ReportRequest};
 use cohort_wire::http::Call;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::shared::Shared;
 
@@ -27,25 +25,14 @@ pub(crate) struct Reporter {
 }
 
 impl Reporter {
-    pub(crate) fn spawn(
-        shared: Arc<Shared>,
-        boot_epoch: BootEpoch,
-        orders: watch::Receiver<Option<Arc<Received>>>,
-        stop: CancellationToken,
-    ) -> Reporter {
-        let outbox = Outbox::new(shared.server().clone(), boot_epoch);
+    pub(crate) fn spawn(shared: &Arc<Shared>) -> Reporter {
+        let outbox = Outbox::new(shared.server().clone(), shared.boot_epoch);
         let reporter = Reporter {
             outbox: Arc::new(Mutex::new(outbox)),
             queued: watch::Sender::new(()),
             confirmed: watch::Sender::new(BTreeMap::new()),
         };
-        let sending = reporter.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = sending.run(&shared, orders) => {}
-            }
-        });
+        shared.tasks.spawn("reporter", reporter.clone().run(Arc::clone(shared)));
         reporter
     }
 
@@ -75,7 +62,8 @@ impl Reporter {
         self.confirmed.subscribe()
     }
 
-    async fn run(self, shared: &Shared, mut orders: watch::Receiver<Option<Arc<Received>>>) {
+    async fn run(self, shared: Arc<Shared>) {
+        let mut orders = shared.orders.subscribe();
         let mut queued = self.queued.subscribe();
         loop {
             queued.mark_unchanged();
@@ -90,7 +78,7 @@ impl Reporter {
             let members = shared.members();
             let next = self.with(|outbox| outbox.next(boot_time_ms(), &members));
             if let (Some(sending), Some(incarnation)) = (next, incarnation) {
-                let taken = send(shared, incarnation, sending).await;
+                let taken = send(&shared, incarnation, sending).await;
                 let confirmed = self.with(|outbox| match taken {
                     Some(taken) => {
                         outbox.answered(&taken);
@@ -125,11 +113,7 @@ impl Reporter {
 }
 
 /// Which of the reports were accepted; `None` when the member did not answer.
-async fn send(
-    shared: &Shared,
-    incarnation: cohort_core::ids::Incarnation,
-    sending: Sending,
-) -> Option<Vec<bool>> {
+async fn send(shared: &Shared, incarnation: Incarnation, sending: Sending) -> Option<Vec<bool>> {
     let request = ReportRequest {
         version: CONTROL_VERSION,
         group: shared.group.clone(),
@@ -142,7 +126,7 @@ async fn send(
     match shared.client.call_json::<Vec<CommandAnswer>>(&target, call).await {
         Ok(answers) if answers.len() == request.reports.len() => {
             for rejection in answers.iter().filter_map(|a| a.rejection.as_ref()) {
-                tracing::warn!(rejection, "report rejected");
+                tracing::warn!(?rejection, "report rejected");
             }
             Some(answers.iter().map(|answer| answer.rejection.is_none()).collect())
         }

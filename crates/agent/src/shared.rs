@@ -5,16 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_artifact::TrustedRepository;
+use cohort_base::chain;
 use cohort_core::command::{Body, COMMAND_VERSION, Command};
-use cohort_core::ids::{AppId, Digest, GroupId, Incarnation, MemberId, RequestId, ServerId};
+use cohort_core::doing::Doing;
+use cohort_core::ids::{
+    AppId, BootEpoch, Digest, GroupId, Incarnation, MemberId, RequestId, ServerId,
+};
 use cohort_core::orders::{MemberAddress, Source};
-use cohort_distribute::{Budget, Guides, SharedTracker};
+use cohort_distribute::{Downloads, SharedTracker};
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
 use cohort_server::answers::{COMMAND_MS_MAX, Committing, Next};
+use cohort_server::asking::Received;
 use cohort_server::member::{Proposed, READ_MS_MAX};
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ForwardRequest};
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
+use cohort_wire::kill::SignedKill;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -24,6 +30,8 @@ use crate::killswitch::KillSwitch;
 use crate::member::{Inputs, View};
 use crate::metrics::Metrics;
 use crate::net::AddressBook;
+use crate::probe::Readiness;
+use crate::tasks::Tasks;
 
 /// How long a command may take before its outcome is called unknown.
 const COMMAND_DEADLINE: Duration = Duration::from_millis(COMMAND_MS_MAX);
@@ -45,11 +53,14 @@ pub(crate) struct MemberHandle {
 pub(crate) struct Shared {
     pub config: AgentConfig,
     pub group: GroupId,
+    /// Which start of this server's agent this is.
+    pub boot_epoch: BootEpoch,
+    pub tasks: Tasks,
     pub client: Client,
     pub registry: Arc<dyn Registry>,
     pub kill: Arc<KillSwitch>,
     pub contacts: Arc<SharedContacts>,
-    pub book: Arc<AddressBook>,
+    pub book: AddressBook,
     pub metrics: Arc<Metrics>,
     pub member: watch::Sender<Option<MemberHandle>>,
     /// The group's members at their last known addresses.
@@ -60,10 +71,12 @@ pub(crate) struct Shared {
     pub repository: Option<Arc<TrustedRepository>>,
     /// Plans who sends which bytes to whom, while this server leads.
     pub tracker: Arc<SharedTracker>,
-    /// The leader's guidance for this server's transfers.
-    pub guides: Arc<Guides>,
-    /// The limit on the rate at which this server receives artifacts.
-    pub download: Arc<Budget>,
+    pub downloads: Arc<Downloads>,
+    pub readiness: Readiness,
+    /// The orders in force; none until the group has spoken.
+    pub orders: watch::Sender<Option<Arc<Received>>>,
+    /// What this server is doing, by app.
+    pub doing: Mutex<BTreeMap<AppId, Doing>>,
     /// The leader, as other members last named it.
     pub leader: Mutex<Option<Source>>,
     /// Artifacts that each app wants kept; an app is missing until it has said so.
@@ -146,6 +159,13 @@ impl Shared {
             ApiError::unavailable("no_member", "this server carries no member of the group")
                 .hint(format!("ask one of the members: cohort group show {}", self.group))
         })
+    }
+
+    /// Latches kill registers of a peer; a refused one is logged.
+    pub(crate) async fn latch(&self, registers: Vec<SignedKill>) {
+        if let Err(error) = self.kill.offer(registers).await {
+            tracing::warn!(error = chain(&error), "kill register refused");
+        }
     }
 
     /// Refuses messages of another version or for another group.

@@ -8,40 +8,37 @@ use std::time::Duration;
 
 use cohort_artifact::client::{AddressError, ClientLimits};
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
-use cohort_core::ids::BootEpoch;
 use cohort_distribute::{
-    ArtifactStore, Budget, ByteCounters, Downloads, FetchContext, Guides, Limits, MirrorList,
-    ServeLimits, StoreOptions, WirePeers, bulk_router, follow,
+    ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits, StoreOptions,
+    WirePeers, bulk_router, follow,
 };
 use cohort_host::guard::{GuardClient, GuardLaunch};
-use cohort_host::{Controls, RunAs, ServiceControl, Systemd};
-use cohort_identity::{Alpn, ClientAuth, Identity, Peer, Role};
-use cohort_registry::{Registry, RemoteRegistry};
+use cohort_host::{Controls, ServiceControl, Systemd};
+use cohort_identity::{Alpn, ClientAuth};
+use cohort_registry::RemoteRegistry;
 use cohort_wire::agent::CONTROL_VERSION;
 use cohort_wire::frame::Connections;
-use cohort_wire::http::{Client, Handler, Target, serve, serve_plain};
+use cohort_wire::http::{Client, Handler, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::app_thread::AppThread;
 use crate::budgets::Budgets;
 use crate::config::AgentConfig;
-use crate::contacts::SharedContacts;
 use crate::error::AgentError;
 use crate::join::{Joined, advertised, join};
 use crate::killswitch::KillSwitch;
 use crate::membership::Starter;
-use crate::metrics::Metrics;
 use crate::net::{AddressBook, Net, take};
-use crate::probe::{Probe, Readiness, router as probe_router};
+use crate::probe::{Readiness, router as probe_router};
 use crate::runner::Runner;
-use crate::shared::Shared;
+use crate::shared::{MemberHandle, Shared};
+use crate::tasks::Tasks;
 use crate::transfers::Transfers;
 use crate::{budgets, control, renewal};
 
@@ -83,16 +80,25 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         joined = join(config) => joined?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let stop = CancellationToken::new();
-    let parts = Parts::open(config, joined, identity).await?;
+    let (tasks, mut ends) = Tasks::new();
+    let slot = IdentitySlot::new(identity);
+    let shared = open(config, &joined, &slot, tasks.clone()).await?;
     let servers = CancellationToken::new();
-    let serving = parts.serve(&stop, &servers).await?;
-    let (ended, mut ends) = mpsc::channel(4);
+    let upload = Arc::new(Budget::default());
+    let serving = listen_and_serve(&shared, &slot, &upload, &servers).await?;
     // Steps of apps end when it is dropped.
     let apps = AppThread::start().map_err(AgentError::Thread)?;
-    let Parts { shared, downloads, .. } = &parts;
-    let (shared, downloads) = (Arc::clone(shared), Arc::clone(downloads));
-    parts.run(apps.handle(), run_as, &ended, &stop).await?;
+    let controls = controls(config).await?;
+    run_tasks(&shared, joined, slot, upload);
+    let runner = Runner { apps: apps.handle(), shared: Arc::clone(&shared), controls, run_as };
+    tasks.spawn_or_end("runner", runner.run());
+    tracing::info!(
+        server = %config.server,
+        group = %shared.group,
+        address = advertised(config),
+        boot_epoch = shared.boot_epoch.0,
+        "agent started"
+    );
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
@@ -101,207 +107,128 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
     // The member first: its log must be closed before the agent starts over.
     end_member(&shared).await;
-    stop.cancel();
+    tasks.stop.cancel();
     servers.cancel();
-    downloads.stop().await;
+    shared.downloads.stop().await;
     let _ = tokio::time::timeout(Duration::from_secs(2), serving).await;
     outcome
 }
 
-/// What an agent is made of, before anything of it runs.
-struct Parts {
-    joined: Joined,
-    boot_epoch: BootEpoch,
-    slot: Arc<IdentitySlot>,
-    shared: Arc<Shared>,
-    downloads: Arc<Downloads>,
-    readiness: Arc<Readiness>,
-    counters: Arc<ByteCounters>,
-    upload: Arc<Budget>,
+/// Opens everything on disk.
+async fn open(
+    config: &AgentConfig,
+    joined: &Joined,
+    slot: &Arc<IdentitySlot>,
+    tasks: Tasks,
+) -> Result<Arc<Shared>, AgentError> {
+    let boot_epoch =
+        cohort_host::next_boot_epoch(&config.data_dir).map_err(AgentError::kept("boot epoch"))?;
+    let client = Client::new(Arc::clone(slot));
+    client.mark_bulk(config.packet_marking);
+    let kill_dir = config.data_dir.join("kill");
+    let kill = KillSwitch::open(&kill_dir, Arc::clone(slot), joined.group.clone())
+        .map_err(AgentError::kept("kill register"))?;
+    let mirrors = if config.mirrors.is_empty() { &joined.mirrors } else { &config.mirrors };
+    let mirrors = mirrors
+        .iter()
+        .map(|mirror| mirror.parse())
+        .collect::<Result<Vec<Mirror>, AddressError>>()
+        .map_err(AgentError::config("mirrors"))?;
+    let repository = repository(config, joined, &mirrors).await?;
+    let store = ArtifactStore::open(config.data_dir.join("artifacts"), StoreOptions::default())
+        .map_err(AgentError::kept("artifact store"))?;
+    let mirrors =
+        MirrorList::new(mirrors, ClientLimits::default()).map_err(AgentError::config("mirrors"))?;
+    let downloads = Downloads::new(FetchContext {
+        store: Arc::new(store),
+        mirrors: Arc::new(mirrors),
+        peers: WirePeers::new(client.clone()),
+        limits: Arc::new(Limits::default()),
+        counters: Arc::default(),
+        download: Arc::default(),
+        guides: Arc::default(),
+    });
+    let hub = joined.hub_targets(config)?;
+    let addresses: Vec<String> = hub.iter().map(|target| target.address.clone()).collect();
+    let registry = RemoteRegistry::new(client.clone(), &hub[0].peer, &addresses);
+    let shared = Shared {
+        group: joined.group.clone(),
+        boot_epoch,
+        tasks,
+        registry: Arc::new(registry),
+        client,
+        kill: Arc::new(kill),
+        contacts: Arc::default(),
+        book: AddressBook::default(),
+        metrics: Arc::default(),
+        member: watch::Sender::new(None),
+        members: Mutex::default(),
+        repository,
+        tracker: Arc::default(),
+        downloads: Arc::new(downloads),
+        readiness: Readiness::default(),
+        orders: watch::Sender::new(None),
+        doing: Mutex::default(),
+        leader: Mutex::default(),
+        kept: Mutex::default(),
+        hub,
+        config: config.clone(),
+    };
+    shared.learn_members(&joined.members);
+    Ok(Arc::new(shared))
 }
 
-impl Parts {
-    /// Opens everything on disk.
-    async fn open(
-        config: &AgentConfig,
-        joined: Joined,
-        identity: Identity,
-    ) -> Result<Parts, AgentError> {
-        let boot_epoch = cohort_host::next_boot_epoch(&config.data_dir)
-            .map_err(AgentError::kept("boot epoch"))?;
-        let slot = IdentitySlot::new(identity);
-        let client = Client::new(Arc::clone(&slot));
-        client.mark_bulk(config.packet_marking);
-        let kill_dir = config.data_dir.join("kill");
-        let kill = KillSwitch::open(&kill_dir, Arc::clone(&slot), joined.group.clone())
-            .map_err(AgentError::kept("kill register"))?;
-        let mirrors = if config.mirrors.is_empty() { &joined.mirrors } else { &config.mirrors };
-        let mirrors = mirrors
-            .iter()
-            .map(|mirror| mirror.parse())
-            .collect::<Result<Vec<Mirror>, AddressError>>()
-            .map_err(AgentError::config("mirrors"))?;
-        let repository = repository(config, &joined, &mirrors).await?;
-        let store = ArtifactStore::open(config.data_dir.join("artifacts"), StoreOptions::default())
-            .map_err(AgentError::kept("artifact store"))?;
-        let (download, upload) = (Arc::new(Budget::default()), Arc::new(Budget::default()));
-        let guides = Arc::new(Guides::default());
-        let counters = Arc::new(ByteCounters::default());
-        let mirrors = MirrorList::new(mirrors, ClientLimits::default())
-            .map_err(AgentError::config("mirrors"))?;
-        let downloads = Arc::new(Downloads::new(FetchContext {
-            store: Arc::new(store),
-            mirrors: Arc::new(mirrors),
-            peers: WirePeers::new(client.clone()),
-            limits: Arc::new(Limits::default()),
-            counters: Arc::clone(&counters),
-            download: Arc::clone(&download),
-            guides: Arc::clone(&guides),
-        }));
-        let shared = Arc::new(Shared {
-            group: joined.group.clone(),
-            registry: registry(config, &joined, &client)?,
-            client,
-            kill: Arc::new(kill),
-            contacts: Arc::new(SharedContacts::default()),
-            book: Arc::new(AddressBook::default()),
-            metrics: Arc::new(Metrics::default()),
-            member: watch::Sender::new(None),
-            members: Mutex::new(Vec::new()),
-            repository,
-            tracker: Arc::default(),
-            guides,
-            download,
-            leader: Mutex::new(None),
-            kept: Mutex::new(BTreeMap::new()),
-            hub: hub_targets(config, &joined)?,
-            config: config.clone(),
-        });
-        shared.learn_members(&joined.members);
-        let readiness = Arc::new(Readiness::default());
-        Ok(Parts { joined, boot_epoch, slot, shared, downloads, readiness, counters, upload })
-    }
+/// Listens: the peer port for agents and people, the plain port for probes.
+async fn listen_and_serve(
+    shared: &Arc<Shared>,
+    slot: &Arc<IdentitySlot>,
+    upload: &Arc<Budget>,
+    servers: &CancellationToken,
+) -> Result<JoinHandle<()>, AgentError> {
+    let config = &shared.config;
+    let listener = listen(&config.listen).await?;
+    let probe_listener = listen(&config.probe_listen).await?;
+    let limits = ServeLimits { upload: Arc::clone(upload), ..ServeLimits::default() };
+    let bulk = bulk_router(Arc::clone(&shared.downloads.context().store), limits);
+    let routes = BTreeMap::from([
+        (Alpn::Control, Handler::Http(control::router(Arc::clone(shared)))),
+        (Alpn::Bulk, Handler::Http(bulk)),
+        (Alpn::Raft, raft_handler(Arc::clone(shared))),
+    ]);
+    let plain = probe_router(Arc::clone(shared));
+    let plain = serve_plain(probe_listener, plain, ServerLimits::default(), servers.clone());
+    shared.tasks.spawn("probe port", plain);
+    Ok(tokio::spawn(serve(
+        listener,
+        Arc::clone(slot),
+        ClientAuth::Required,
+        routes,
+        ServerLimits { dscp_bulk: config.packet_marking, ..ServerLimits::default() },
+        servers.clone(),
+    )))
+}
 
-    /// Listens: the peer port for agents and people, the plain port for probes.
-    async fn serve(
-        &self,
-        stop: &CancellationToken,
-        servers: &CancellationToken,
-    ) -> Result<JoinHandle<()>, AgentError> {
-        let config = &self.shared.config;
-        let listener = listen(&config.listen).await?;
-        let probe_listener = listen(&config.probe_listen).await?;
-        let raft = raft_handler(Arc::clone(&self.shared), self.boot_epoch.0, stop.clone());
-        let limits = ServeLimits { upload: Arc::clone(&self.upload), ..ServeLimits::default() };
-        let bulk = bulk_router(Arc::clone(&self.downloads.context().store), limits);
-        let routes = BTreeMap::from([
-            (Alpn::Control, Handler::Http(control::router(Arc::clone(&self.shared)))),
-            (Alpn::Bulk, Handler::Http(bulk)),
-            (Alpn::Raft, raft),
-        ]);
-        let probe = Probe {
-            readiness: Arc::clone(&self.readiness),
-            metrics: Arc::clone(&self.shared.metrics),
-            counters: Arc::clone(&self.counters),
-        };
-        let plain = probe_router(probe);
-        tokio::spawn(serve_plain(probe_listener, plain, ServerLimits::default(), servers.clone()));
-        Ok(tokio::spawn(serve(
-            listener,
-            Arc::clone(&self.slot),
-            ClientAuth::Required,
-            routes,
-            ServerLimits { dscp_bulk: config.packet_marking, ..ServerLimits::default() },
-            servers.clone(),
-        )))
-    }
-
-    /// Starts the runner, the starter of the member, and what runs beside them.
-    async fn run(
-        self,
-        apps: Handle,
-        run_as: Option<RunAs>,
-        ended: &mpsc::Sender<AgentError>,
-        stop: &CancellationToken,
-    ) -> Result<(), AgentError> {
-        let Parts { joined, boot_epoch, slot, shared, downloads, readiness, upload, .. } = self;
-        let config = &shared.config;
-        let controls = controls(config).await?;
-        let orders = watch::Sender::new(None);
-        let starter = Starter {
-            shared: Arc::clone(&shared),
-            joined: joined.clone(),
-            boot_epoch: boot_epoch.0,
-            repository: shared.repository.clone(),
-            orders: orders.subscribe(),
-            ended: ended.clone(),
-            stop: stop.clone(),
-        };
-        spawn_or_end("starter", starter.run(), ended);
-        tokio::spawn(follow(
-            Arc::clone(&downloads),
-            Arc::clone(&shared.guides),
+/// Starts the starter of the member, and what runs beside it.
+fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>, upload: Arc<Budget>) {
+    let tasks = &shared.tasks;
+    tasks.spawn(
+        "transfer reports",
+        follow(
+            Arc::clone(&shared.downloads),
+            Arc::clone(&shared.downloads.context().guides),
             shared.group.clone(),
             CONTROL_VERSION,
-            Arc::new(Transfers(Arc::clone(&shared))),
-            stop.clone(),
-        ));
-        let (download, tracker) = (Arc::clone(&shared.download), Arc::clone(&shared.tracker));
-        let kept = Budgets { download, upload, tracker };
-        tokio::spawn(budgets::keep(config.clone(), kept, stop.clone()));
-        let runner = Runner {
-            apps,
-            shared: Arc::clone(&shared),
-            boot_epoch,
-            controls,
-            run_as,
-            downloads,
-            repository: shared.repository.clone(),
-            readiness,
-            orders,
-            ended: ended.clone(),
-            stop: stop.clone(),
-        };
-        spawn_or_end("runner", runner.run(), ended);
-        tracing::info!(
-            server = %config.server,
-            group = %shared.group,
-            address = advertised(config),
-            boot_epoch = boot_epoch.0,
-            "agent started"
-        );
-        tokio::spawn(renewal::renew(Arc::clone(&shared), slot, joined, stop.clone()));
-        Ok(())
-    }
-}
-
-/// Runs a task that the agent cannot do without: its error or panic stops the agent.
-pub(crate) fn spawn_or_end(
-    what: &'static str,
-    task: impl Future<Output = Result<(), AgentError>> + Send + 'static,
-    ended: &mpsc::Sender<AgentError>,
-) {
-    spawn_on_or_end(&Handle::current(), what, task, ended);
-}
-
-/// As [`spawn_or_end`], on another runtime.
-pub(crate) fn spawn_on_or_end(
-    runtime: &Handle,
-    what: &'static str,
-    task: impl Future<Output = Result<(), AgentError>> + Send + 'static,
-    ended: &mpsc::Sender<AgentError>,
-) {
-    let ended = ended.clone();
-    let task = runtime.spawn(task);
-    tokio::spawn(async move {
-        let error = match task.await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error,
-            Err(join) if join.is_panic() => AgentError::Panicked(what),
-            Err(_) => return,
-        };
-        let _ = ended.send(error).await;
-    });
+            Arc::new(Transfers(Arc::clone(shared))),
+            tasks.stop.clone(),
+        ),
+    );
+    let download = Arc::clone(&shared.downloads.context().download);
+    let kept = Budgets { download, upload, tracker: Arc::clone(&shared.tracker) };
+    let stop = tasks.stop.clone();
+    tasks.spawn("transfer limits", budgets::keep(shared.config.clone(), kept, stop));
+    tasks.spawn("renewal", renewal::renew(Arc::clone(shared), slot));
+    let starter = Starter { shared: Arc::clone(shared), joined, orders: shared.orders.subscribe() };
+    tasks.spawn_or_end("starter", starter.run());
 }
 
 fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
@@ -314,30 +241,6 @@ fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
         }
     }
     Ok(())
-}
-
-/// The hub's API, at each of its addresses.
-fn hub_targets(config: &AgentConfig, joined: &Joined) -> Result<Vec<Target>, AgentError> {
-    let hub =
-        Peer::new(Role::Hub, joined.hub.as_str()).map_err(AgentError::kept("record of joining"))?;
-    let addresses = if config.hub.is_empty() { &joined.hub_addresses } else { &config.hub };
-    let target =
-        |address: &String| Target { address: address.clone(), peer: hub.clone(), alpn: Alpn::Hub };
-    Ok(addresses.iter().map(target).collect())
-}
-
-fn registry(
-    config: &AgentConfig,
-    joined: &Joined,
-    client: &Client,
-) -> Result<Arc<dyn Registry>, AgentError> {
-    let hub =
-        Peer::new(Role::Hub, joined.hub.as_str()).map_err(AgentError::kept("record of joining"))?;
-    let addresses = if config.hub.is_empty() { &joined.hub_addresses } else { &config.hub };
-    if addresses.is_empty() {
-        return Err(AgentError::config("hub")("it names no hub, and neither did joining"));
-    }
-    Ok(Arc::new(RemoteRegistry::new(client.clone(), &hub, addresses)))
 }
 
 async fn repository(
@@ -388,23 +291,13 @@ async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
 }
 
 /// Raft connections from peers; refused while this server carries no member.
-fn raft_handler(shared: Arc<Shared>, boot_epoch: u64, stop: CancellationToken) -> Handler {
+fn raft_handler(shared: Arc<Shared>) -> Handler {
     let newest = Arc::new(Connections::default());
     Handler::raw(move |peer, _from, stream| {
-        let (shared, newest, stop) = (Arc::clone(&shared), Arc::clone(&newest), stop.clone());
+        let (shared, newest) = (Arc::clone(&shared), Arc::clone(&newest));
         async move {
-            let Some(handle) = shared.handle() else { return };
-            let net = Net {
-                group: shared.group.clone(),
-                incarnation: handle.incarnation,
-                server: shared.server().clone(),
-                boot_epoch,
-                client: shared.client.clone(),
-                book: Arc::clone(&shared.book),
-                inputs: handle.inputs,
-                stop,
-            };
-            take(net, newest, peer, stream).await;
+            let Some(MemberHandle { incarnation, inputs, .. }) = shared.handle() else { return };
+            take(Net { shared, incarnation, inputs }, newest, peer, stream).await;
         }
     })
 }

@@ -72,8 +72,8 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         apps: apps.collect(),
         refusals: view.refusals.clone(),
         transfers: if view.leads() { transfers_of(shared, view) } else { Vec::new() },
-        downlink_bytes_per_second: shared.guides.downlink_rate(),
-        download_limit_bytes_per_second: shared.download.limit(),
+        downlink_bytes_per_second: shared.downloads.context().guides.downlink_rate(),
+        download_limit_bytes_per_second: shared.downloads.context().download.limit(),
     }
 }
 

@@ -29,11 +29,10 @@ pub(crate) struct ManifestRequest {
 /// rollout was decided.
 pub(crate) async fn verify_release(
     shared: &Shared,
-    repository: Option<&TrustedRepository>,
     app: &AppId,
     fetch: &FetchOrder,
 ) -> Result<(), String> {
-    let Some(repository) = repository else {
+    let Some(repository) = shared.repository.as_deref() else {
         return Err(
             "this server has no trusted root of the repository; let it join again with a new token"
                 .into(),

@@ -89,7 +89,7 @@ impl Known {
                 known.candidates.push((member.server.clone(), member.address.clone()));
             }
             for record in &group.apps {
-                let recorded = Recorded { state: record.state.clone(), since: record.since };
+                let recorded = Recorded { state: record.state, since: record.since };
                 known.states.insert(record.app.clone(), recorded);
             }
         }

@@ -65,7 +65,7 @@ fn the_cache_is_as_its_golden_file_says() {
     let group = known.groups.values_mut().next().unwrap();
     group.servers = [server("web-1")].into();
     group.candidates.truncate(2);
-    let recorded = Recorded { state: "running".to_owned(), since: 1_700_000_000 };
+    let recorded = Recorded { state: cohort_core::phase::PhaseName::Running, since: 1_700_000_000 };
     group.states.insert("web".parse().unwrap(), recorded);
     known.apps.insert("web".parse().unwrap());
     let file = CacheFile { version: CACHE_VERSION, saved_at: 1_700_000_100, known };

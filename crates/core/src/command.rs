@@ -44,6 +44,7 @@ pub struct Command {
 /// What a command does: to the group, to an app, and by order of an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Body {
     /// The first entry of a group; ignored later.
     SetUp {
@@ -61,7 +62,6 @@ pub enum Body {
     },
     /// A server joins, or its address or rack changes.
     AddServer {
-        /// The server.
         server: ServerId,
         /// Its peer port, `host:port`.
         address: String,
@@ -69,25 +69,17 @@ pub enum Body {
         rack: Option<String>,
     },
     /// A server leaves for good.
-    RemoveServer {
-        /// The server.
-        server: ServerId,
-    },
+    RemoveServer { server: ServerId },
     /// A server gets the next member number, to carry the group's log.
-    AllocateMember {
-        /// The server.
-        server: ServerId,
-    },
+    AllocateMember { server: ServerId },
     /// A server stops carrying a member; the number is never used again.
     RetireMember {
-        /// The server.
         server: ServerId,
         /// The member it carries.
         member: MemberId,
     },
     /// Operator: this server carries a member, or carries none.
     PlaceMember {
-        /// The server.
         server: ServerId,
         /// Whether it carries one.
         carries: bool,
@@ -99,116 +91,70 @@ pub enum Body {
     },
     /// The registry has a new policy, or one for a new app.
     SetPolicy {
-        /// The policy.
         policy: Policy,
         /// Its revision; an older one than the current has no effect.
         revision: Revision,
     },
     /// What every server was found running becomes `last_good`.
-    Adopt {
-        /// The app.
-        app: AppId,
-        /// The release that they run.
-        release: Release,
-    },
+    Adopt { app: AppId, release: Release },
     /// Starts a rollout, also in the middle of another.
     StartRollout {
-        /// The app.
         app: AppId,
-        /// The release to roll out.
         release: Release,
         /// The policy revision it was planned with.
         revision: Revision,
-        /// The leader's server.
         lead: ServerId,
     },
     /// The registry acknowledged the group's record.
     RecordWritten {
-        /// The app.
         app: AppId,
         /// The value of `App::record` that was written.
         record: u64,
     },
     /// The registry acknowledged a verdict.
-    VerdictWritten {
-        /// The app.
-        app: AppId,
-        /// The version.
-        version: Version,
-        /// The verdict.
-        good: bool,
-    },
+    VerdictWritten { app: AppId, version: Version, good: bool },
     /// What the leader planned; rejected if the app's generation has changed since.
     Plan {
-        /// The app.
         app: AppId,
         /// The generation it was planned against.
         generation: Generation,
-        /// What to do.
         step: Planned,
     },
     /// A server reports.
-    Report {
-        /// The report.
-        report: Report,
-    },
+    Report { report: Report },
     /// Operator: stop starting new servers; let those in progress finish.
     Pause {
-        /// The app.
         app: AppId,
         /// The reason given; may be empty.
         reason: String,
     },
     /// Operator: continue a paused rollout.
-    Resume {
-        /// The app.
-        app: AppId,
-    },
+    Resume { app: AppId },
     /// Operator: continue after the wave that waits for approval.
-    Approve {
-        /// The app.
-        app: AppId,
-    },
+    Approve { app: AppId },
     /// Operator: roll back now.
     Abort {
-        /// The app.
         app: AppId,
         /// The reason given; may be empty.
         reason: String,
     },
     /// Operator: try the held release and the failed debts again.
-    Retry {
-        /// The app.
-        app: AppId,
-    },
+    Retry { app: AppId },
     /// Operator: roll out the good release before this one.
-    Undo {
-        /// The app.
-        app: AppId,
-        /// The leader's server.
-        lead: ServerId,
-    },
+    Undo { app: AppId, lead: ServerId },
 }
 
 /// One step of a rollout, planned by the leader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Planned {
     /// A new leader continues the rollout; its server fetches.
-    TakeLead {
-        /// The leader's server.
-        lead: ServerId,
-    },
+    TakeLead { lead: ServerId },
     /// The leader's server has all the bytes.
-    LeaderHolds {
-        /// The server.
-        server: ServerId,
-    },
+    LeaderHolds { server: ServerId },
     /// The leader's server has verified the signature and the bytes.
-    Verify {
-        /// The server.
-        server: ServerId,
-    },
+    Verify { server: ServerId },
     /// Starts the next wave.
     StartWave {
         /// Its number, from 1: one more than the waves so far.
@@ -218,35 +164,22 @@ pub enum Planned {
     },
     /// Lets one server change what it runs.
     Grant {
-        /// The server.
         server: ServerId,
         /// What the change is part of.
         purpose: Purpose,
     },
     /// Declares a server lost: the rollout continues without it, and it owes.
     LoseServer {
-        /// The server.
         server: ServerId,
         /// How long it has been silent, in milliseconds.
         silent_ms: u64,
     },
     /// A lost server is back.
-    FindServer {
-        /// The server.
-        server: ServerId,
-    },
+    FindServer { server: ServerId },
     /// Fails the rollout for a reason that the leader observed.
-    Fail {
-        /// Why.
-        reason: Reason,
-    },
+    Fail { reason: Reason },
     /// Another group found the release bad: pause.
-    PauseForVerdict {
-        /// The other group.
-        group: GroupId,
-        /// The reason it gave.
-        reason: String,
-    },
+    PauseForVerdict { group: GroupId, reason: Reason },
 }
 
 impl Body {

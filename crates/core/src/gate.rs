@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::ids::{AppId, GroupId, Platform, Revision, Version};
 use crate::policy::Policy;
+use crate::reason::Reason;
 use crate::state::State;
 use crate::waiting::WaitingOn;
 
@@ -38,27 +39,26 @@ pub struct ForeignVerdict {
     pub version: Version,
     /// The platform on which the group ran it.
     pub platform: Platform,
-    /// Whether the version is good.
-    pub good: bool,
-    /// Why it is bad, for people.
-    pub reason: String,
+    /// Why the version is bad; none: it is good.
+    pub bad: Option<Reason>,
 }
 
-/// The verdict of another group of the same platform that found the version bad, if any.
+/// Another group of the same platform that found the version bad, and why, if there is one.
 #[must_use]
 pub fn bad_verdict<'a>(
     state: &State,
     view: &'a RegistryView,
     app: &AppId,
     version: &Version,
-) -> Option<&'a ForeignVerdict> {
-    view.verdicts.iter().find(|verdict| {
-        !verdict.good
+) -> Option<(&'a GroupId, &'a Reason)> {
+    let found = view.verdicts.iter().find(|verdict| {
+        verdict.bad.is_some()
             && verdict.group != state.group
             && verdict.app == *app
             && verdict.version == *version
             && Some(&verdict.platform) == state.platform.as_ref()
-    })
+    });
+    found.and_then(|verdict| Some((&verdict.group, verdict.bad.as_ref()?)))
 }
 
 /// What keeps this group from starting a rollout, if anything. Per platform, a stage waits until
@@ -71,12 +71,9 @@ pub fn gate(
     policy: &Policy,
     version: &Version,
 ) -> Option<WaitingOn> {
-    if let Some(verdict) = bad_verdict(state, view, app, version) {
-        return Some(WaitingOn::VerdictElsewhere {
-            version: version.clone(),
-            group: verdict.group.clone(),
-            reason: verdict.reason.clone(),
-        });
+    if let Some((group, reason)) = bad_verdict(state, view, app, version) {
+        let (group, reason) = (group.clone(), reason.clone());
+        return Some(WaitingOn::VerdictElsewhere { version: version.clone(), group, reason });
     }
     if policy.stages.is_empty() {
         return None;
@@ -89,7 +86,7 @@ pub fn gate(
     };
     let good = |group: &GroupId| {
         view.verdicts.iter().any(|verdict| {
-            verdict.good
+            verdict.bad.is_none()
                 && verdict.group == *group
                 && verdict.app == *app
                 && verdict.version == *version

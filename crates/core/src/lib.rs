@@ -16,6 +16,7 @@ mod apply;
 pub mod capacity;
 mod check;
 pub mod command;
+pub mod doing;
 pub mod gate;
 pub mod ids;
 pub mod orders;
@@ -38,7 +39,6 @@ pub mod steps;
 mod turn;
 pub mod waiting;
 mod wave;
-mod words;
 
 pub use command::{Body, Command, Event, Rejection};
 pub use plan::{Observations, Offer, Plan, plan};

@@ -49,19 +49,14 @@ pub struct Observations {
 
 /// What a channel points to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Offer {
     /// This release; its manifest is signed and fresh.
     Release(Release),
     /// A release that failed verification.
-    Refused {
-        /// Why, for people.
-        reason: String,
-    },
+    Refused { reason: String },
     /// Nothing, or it could not be read.
-    Unknown {
-        /// Why, for people.
-        reason: String,
-    },
+    Unknown { reason: String },
 }
 
 /// What to propose, and what waits for what.

@@ -10,13 +10,13 @@ use crate::ids::ServerId;
 use crate::phase::WaveStep;
 use crate::policy::Prestage;
 use crate::reason::PausedBy;
-use crate::state::{App, Rollout, State};
+use crate::state::{App, Pause, Rollout, State};
 use crate::wave;
 
 /// Whether a server fetches the release now.
 pub(crate) fn is_due(state: &State, app: &App, rollout: &Rollout, server: &ServerId) -> bool {
     // Found bad in another group: do not fetch it until an operator resumes.
-    if rollout.pause.as_ref().is_some_and(|pause| matches!(pause.by, PausedBy::Verdict { .. })) {
+    if matches!(rollout.pause, Some(Pause { by: PausedBy::Verdict { .. }, .. })) {
         return false;
     }
     rollout.lead == *server

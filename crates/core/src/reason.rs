@@ -7,21 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{GroupId, ServerId, Version};
 use crate::policy::Duration;
-use crate::report::Step;
+use crate::report::{REPORT_TEXT_BYTES_MAX, Step};
 
 /// Why a rollout ended without completing, or why a release is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Reason {
     /// More servers failed than the budget allows; this is the first of them.
-    ServerFailed {
-        /// The server.
-        server: ServerId,
-        /// The step that failed.
-        step: Step,
-        /// What the server reported.
-        text: String,
-    },
+    ServerFailed { server: ServerId, step: Step, text: String },
     /// More servers became unreachable than `surroundings_allowed`.
     ServersLost,
     /// Every server was lost or failed, so nothing proves that the release works.
@@ -30,23 +24,18 @@ pub enum Reason {
     NoProgress {
         /// The wave, from 1.
         wave: u32,
-        /// The deadline.
         within: Duration,
         /// The servers that had not finished.
         servers: Vec<ServerId>,
     },
     /// An operator aborted it.
     Aborted {
-        /// Who.
         by: String,
         /// The reason given; may be empty.
         text: String,
     },
     /// An operator took the group back to an earlier release.
-    Undone {
-        /// Who.
-        by: String,
-    },
+    Undone { by: String },
     /// Another release replaced it before it was done.
     Superseded {
         /// The release that replaced it.
@@ -54,9 +43,31 @@ pub enum Reason {
     },
 }
 
+impl Reason {
+    /// Servers that a shortened reason names.
+    const SERVERS_NAMED_MAX: usize = 16;
+
+    /// The same for other groups and the registry: with a bounded text and number of servers.
+    #[must_use]
+    pub fn shortened(mut self) -> Reason {
+        match &mut self {
+            Reason::ServerFailed { text, .. } | Reason::Aborted { text, .. } => {
+                text.truncate(text.floor_char_boundary(REPORT_TEXT_BYTES_MAX));
+            }
+            Reason::NoProgress { servers, .. } => servers.truncate(Reason::SERVERS_NAMED_MAX),
+            Reason::ServersLost
+            | Reason::NoServerLeft
+            | Reason::Undone { .. }
+            | Reason::Superseded { .. } => {}
+        }
+        self
+    }
+}
+
 /// Why a server owes the group's last good release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum DebtReason {
     /// It joined a group that already runs a release.
     Joined,
@@ -75,15 +86,13 @@ pub enum DebtReason {
         for_ms: u64,
     },
     /// It failed.
-    Failed {
-        /// What it reported.
-        text: String,
-    },
+    Failed { text: String },
 }
 
 /// Why a server takes no traffic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Unfit {
     /// It is being changed.
     Changing,
@@ -93,24 +102,20 @@ pub enum Unfit {
         step: Step,
     },
     /// Its checks fail.
-    Unhealthy {
-        /// What it reported.
-        text: String,
-    },
+    Unhealthy { text: String },
 }
 
 /// Who paused a rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "paused_by", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum PausedBy {
     /// An operator.
     Person {
-        /// Who.
         name: String,
+        /// The reason given; may be empty.
+        text: String,
     },
     /// Another group found the release bad.
-    Verdict {
-        /// Which group.
-        group: GroupId,
-    },
+    Verdict { group: GroupId, reason: Reason },
 }

@@ -101,4 +101,6 @@ pub enum Limited {
     Apps,
     /// Bytes of text in a report.
     ReportBytes,
+    /// Bytes of a command.
+    CommandBytes,
 }

@@ -30,19 +30,10 @@ pub struct Report {
     pub outcome: Outcome,
 }
 
-/// What a server is doing, for people; nothing is decided by it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Doing {
-    /// The step.
-    pub step: Step,
-    /// More, such as the bytes fetched so far, or the check that does not pass yet.
-    pub detail: String,
-}
-
 /// What happened on a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Outcome {
     /// What the server ran when its agent started.
     Found {
@@ -52,10 +43,7 @@ pub enum Outcome {
         in_service: bool,
     },
     /// The server has an artifact, whole and verified.
-    Holds {
-        /// The artifact.
-        artifact: Digest,
-    },
+    Holds { artifact: Digest },
     /// The release is switched in and started.
     Applied,
     /// The pre-flight checks have passed for `min_healthy_time`.
@@ -66,9 +54,7 @@ pub enum Outcome {
     Failed {
         /// The budget it counts against.
         blame: Blame,
-        /// The step that failed.
         step: Step,
-        /// Why, for people.
         reason: String,
         /// The last output of the hook or the service.
         output: String,
@@ -77,14 +63,12 @@ pub enum Outcome {
     Undone {
         /// What it runs now.
         release: Option<Release>,
-        /// Why, for people.
         reason: String,
     },
     /// The running checks changed from passing to failing, or back.
     Health {
         /// Whether they pass.
         in_service: bool,
-        /// Why, for people.
         reason: String,
     },
 }

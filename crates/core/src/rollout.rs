@@ -58,10 +58,8 @@ impl Rollout {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pause {
-    /// Who paused it.
+    /// Who paused it, and why.
     pub by: PausedBy,
-    /// The reason given, by the operator or with the verdict; may be empty.
-    pub reason: String,
     /// When it was paused.
     pub since: ClockMs,
 }

@@ -190,6 +190,7 @@ pub struct Activation {
 /// How far a change has come, by the server's reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "stage", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum ActivationStage {
     /// The server may start,
     Granted,
@@ -207,18 +208,15 @@ pub enum ActivationStage {
     Failed {
         /// When the report was applied.
         at: ClockMs,
-        /// The step that failed.
         step: Step,
         /// The budget it counts against.
         blame: Blame,
-        /// What the server reported.
         reason: String,
     },
     /// or put the old release back on its own.
     Undone {
         /// When the report was applied.
         at: ClockMs,
-        /// What the server reported.
         reason: String,
     },
 }
@@ -326,6 +324,10 @@ impl App {
     }
 
     /// The policy in force: the one pinned by the rollout in progress, else the current one.
+    ///
+    /// Debts follow it too: `max_unavailable` is one number for all changes of an app, and the
+    /// checks of a server that pays are those of its neighbours. A policy that was changed during
+    /// a rollout applies to debts once that rollout has ended.
     #[must_use]
     pub fn policy_in_force(&self) -> &Policy {
         self.phase.rollout().map_or(&self.policy, |rollout| &rollout.policy)

@@ -49,39 +49,24 @@ pub struct LocalActivation {
 /// The progress of an activation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "progress", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Progress {
     /// A step is about to run or running,
-    Begun {
-        /// Which step.
-        step: Step,
-        /// Which attempt, from 1.
-        attempt: u32,
-    },
+    Begun { step: Step, attempt: u32 },
     /// or done,
-    Done {
-        /// Which step.
-        step: Step,
-        /// The attempt that succeeded, from 1.
-        attempt: u32,
-    },
+    Done { step: Step, attempt: u32 },
     /// or failed, and nothing more happens without new orders,
     Failed {
-        /// Which step.
         step: Step,
-        /// The attempt that failed, from 1.
         attempt: u32,
         /// The budget it counts against.
         blame: Blame,
-        /// Why, for people.
         reason: String,
         /// The last output of the hook or the service.
         output: String,
     },
     /// or the host went back on its own,
-    Undone {
-        /// Why, for people.
-        reason: String,
-    },
+    Undone { reason: String },
     /// or the server takes traffic with the release: the activation is complete.
     Complete,
 }
@@ -178,37 +163,22 @@ pub struct NextAction {
 /// What to do about the activation. The record is written before the step runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "one at a time, and never kept")]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum StepAction {
     /// Record the new activation with this step as begun, then run it.
     Accept {
         /// The order to accept; its fence becomes the highest.
         order: ActivationOrder,
-        /// The first step.
         step: Step,
     },
     /// Record the step as begun, then run it.
-    Run {
-        /// The step.
-        step: Step,
-        /// The attempt, from 1.
-        attempt: u32,
-    },
+    Run { step: Step, attempt: u32 },
     /// Record the activation as complete.
     Complete,
     /// Record the step as failed after [`ATTEMPTS_MAX`] attempts.
-    GiveUp {
-        /// The step.
-        step: Step,
-        /// The last attempt.
-        attempt: u32,
-    },
+    GiveUp { step: Step, attempt: u32 },
     /// Put the old release back and take traffic again, then record it.
-    Undo {
-        /// Why, for people.
-        reason: String,
-        /// The attempt, from 1.
-        attempt: u32,
-    },
+    Undo { reason: String, attempt: u32 },
     /// Nothing to do.
     Settled,
     /// The next step has to wait.

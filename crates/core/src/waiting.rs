@@ -49,11 +49,11 @@ pub enum WaitingOn {
     /// No stage of the policy matches this group.
     NoStage { version: Version },
     /// Another group on the same platform found the release bad.
-    VerdictElsewhere { version: Version, group: GroupId, reason: String },
+    VerdictElsewhere { version: Version, group: GroupId, reason: Reason },
     /// Rejected here: waits for a person or a newer release.
     Person { version: Version, reason: Reason },
     /// Paused by a person, or by the verdict of another group.
-    Paused { by: PausedBy, reason: String },
+    Paused { by: PausedBy },
     /// `rollout approve` after this wave.
     Approval { wave: u32 },
     /// A newer release takes over once these servers have ended their step.

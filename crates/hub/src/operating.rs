@@ -1,4 +1,4 @@
-//! What operators change: policies, the kill switch, the life of a group.
+//! What operators change: policies, the kill switch, the incarnation of a group.
 
 use std::sync::Arc;
 

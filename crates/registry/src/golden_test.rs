@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use cohort_base::golden::hold;
 use cohort_core::ids::{Incarnation, MemberId};
+use cohort_core::phase::PhaseName;
+use cohort_core::reason::Reason;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
@@ -14,7 +16,7 @@ use crate::api::{
 use crate::disk::{decode_event, decode_pair, encode_event, encode_pair};
 use crate::records::{
     BootstrapRecord, GroupInfo, GroupRecord, MemberRecord, MembersRecord, PolicyRecord, SCHEMA,
-    ServerRecord, Stamp, Verdict, VerdictRecord,
+    ServerRecord, Stamp, VerdictRecord,
 };
 
 fn file(name: &str) -> PathBuf {
@@ -92,24 +94,23 @@ fn records() {
             recovered_because: recovered_because.map(str::to_owned),
         })
     };
+    let reason =
+        Reason::Aborted { by: "operator `ada`".into(), text: "errors in the canary".into() };
     let held = GroupRecord {
         schema: SCHEMA,
         group: group(),
         app: app(),
         stamp,
         sequence: 5,
-        state: "held".into(),
+        state: PhaseName::Held,
         running: Some(version("1.0.0")),
         target: Some(version("1.1.0")),
-        held_reason: Some("2 servers failed".into()),
-        detail: "wave 2".into(),
+        held_reason: Some(reason.clone()),
         since: 1_795_244_055,
     };
     let running =
-        GroupRecord { target: None, held_reason: None, detail: String::new(), ..held.clone() };
-    let verdict = |verdict, reason: &str| {
-        Record::Verdict(VerdictRecord { schema: SCHEMA, verdict, reason: reason.into(), stamp })
-    };
+        GroupRecord { state: PhaseName::Running, target: None, held_reason: None, ..held.clone() };
+    let verdict = |bad| Record::Verdict(VerdictRecord { schema: SCHEMA, bad, stamp });
     let members = ["web-1", "web-2"].map(|name| MemberRecord {
         server: name.parse().expect("valid"),
         address: format!("{name}:7417"),
@@ -139,8 +140,8 @@ fn records() {
         }),
         Record::Group(running),
         Record::Group(held),
-        verdict(Verdict::Good, ""),
-        verdict(Verdict::Bad, "it crashed"),
+        verdict(None),
+        verdict(Some(reason)),
         Record::Policy(PolicyRecord {
             schema: SCHEMA,
             app: app(),

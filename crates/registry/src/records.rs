@@ -9,6 +9,8 @@ use cohort_base::Cause;
 use cohort_core::ids::{
     AppId, GroupId, Incarnation, MemberId, Platform, Revision, ServerId, Version,
 };
+use cohort_core::phase::PhaseName;
+use cohort_core::reason::Reason;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -136,20 +138,17 @@ pub struct GroupRecord {
     pub stamp: Stamp,
     /// Counts this group's records of this app: without a gap none was missed.
     pub sequence: u64,
-    /// The name of the phase, such as `running` or `held`.
-    pub state: String,
+    /// The phase, such as `running` or `held`.
+    pub state: PhaseName,
     /// The version that the whole group runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<Version>,
     /// The version it is moving to, during a rollout or roll-back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Version>,
-    /// The reason, if held.
+    /// The reason, if held or rolling back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_reason: Option<String>,
-    /// Progress for people, such as `wave 2, 5 servers`.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub detail: String,
+    pub held_reason: Option<Reason>,
     /// When the record was written, in Unix seconds by the writer's clock; for people only.
     #[serde(default)]
     pub since: u64,
@@ -160,24 +159,11 @@ pub struct GroupRecord {
 pub struct VerdictRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// For other groups' gates.
-    pub verdict: Verdict,
-    /// The reason; empty when good.
-    #[serde(default)]
-    pub reason: String,
+    /// For other groups' gates: why the release is bad; none: it is good.
+    pub bad: Option<Reason>,
     /// Fences late writers.
     #[serde(flatten)]
     pub stamp: Stamp,
-}
-
-/// Whether a release proved itself in a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// The whole group runs it and has baked it.
-    Good,
-    /// The group rejected it or rolled it back.
-    Bad,
 }
 
 /// A verdict with its group and release.

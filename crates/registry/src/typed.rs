@@ -217,15 +217,12 @@ pub async fn write_members(
     put_fenced(registry, keys::members(&record.group), record).await
 }
 
-/// Writes an app's state in a group, unless a newer record is stored. Texts are truncated.
+/// Writes an app's state in a group, unless a newer record is stored.
 pub async fn write_group_record(
     registry: &dyn Registry,
     record: &GroupRecord,
 ) -> Result<FencedPut, RegistryError> {
-    let mut record = record.clone();
-    record.held_reason = record.held_reason.map(bounded);
-    record.detail = bounded(record.detail);
-    put_fenced(registry, keys::group_record(&record.group, &record.app), &record).await
+    put_fenced(registry, keys::group_record(&record.group, &record.app), record).await
 }
 
 /// Writes a group's verdict, unless a newer one is stored.
@@ -234,9 +231,7 @@ pub async fn write_verdict(
     verdict: &GroupVerdict,
 ) -> Result<FencedPut, RegistryError> {
     let GroupVerdict { app, version, platform, group, record } = verdict;
-    let mut record = record.clone();
-    record.reason = bounded(record.reason);
-    put_fenced(registry, keys::verdict(app, version, platform, group), &record).await
+    put_fenced(registry, keys::verdict(app, version, platform, group), record).await
 }
 
 /// Parses a verdict; `None` when the key is not a verdict's.

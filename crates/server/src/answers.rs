@@ -1,6 +1,6 @@
 //! What a member answers servers, people and other members.
 
-use cohort_core::command::{Body, Command};
+use cohort_core::command::{Body, Command, Rejection};
 use cohort_core::ids::{Incarnation, MemberId, ServerId};
 use cohort_core::orders::Orders;
 use cohort_core::report::Report;
@@ -62,8 +62,8 @@ pub enum ReportsRefused {
     TooMany,
     /// A server only reports for itself.
     Foreign,
-    /// They are about another life of the group.
-    OtherLife,
+    /// They are about another incarnation of the group.
+    OtherIncarnation,
 }
 
 /// Whether a server's reports are taken.
@@ -81,7 +81,7 @@ pub fn check_reports(
     } else if reports.iter().any(|report| report.server != *server) {
         Err(ReportsRefused::Foreign)
     } else if about != incarnation {
-        Err(ReportsRefused::OtherLife)
+        Err(ReportsRefused::OtherIncarnation)
     } else {
         Ok(())
     }
@@ -110,26 +110,22 @@ pub fn joining(view: &View, server: &ServerId, address: &str, rack: Option<&str>
 
 /// What to do next to get a command into the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Next {
     /// It is there.
     Done {
-        /// The entry.
         index: u64,
-        /// Why it was refused, for people; none when it was carried out.
-        rejection: Option<String>,
+        /// Why it was refused; none when it was carried out.
+        rejection: Option<Rejection>,
     },
     /// Pass it on to the leader, with a deadline of so many milliseconds.
     Forward {
-        /// The leader.
         to: MemberId,
         /// What is left of [`COMMAND_MS_MAX`].
         within_ms: u64,
     },
     /// Propose it again after so many milliseconds. The command carries what makes that safe.
-    Again {
-        /// The pause.
-        after_ms: u64,
-    },
+    Again { after_ms: u64 },
     /// Its outcome is unknown.
     GiveUp,
 }
@@ -153,14 +149,7 @@ impl Committing {
     #[must_use]
     pub fn proposed(&self, now_ms: u64, outcome: Proposed) -> Next {
         match outcome {
-            Proposed::Applied { index, rejection } => {
-                Next::Done { index, rejection: rejection.map(|rejection| rejection.to_string()) }
-            }
-            // Taken out of the server's hands: it would only send it again.
-            Proposed::TooLarge { bytes, limit } => {
-                let rejection = format!("the command has {bytes} bytes, the limit is {limit}");
-                Next::Done { index: 0, rejection: Some(rejection) }
-            }
+            Proposed::Done { index, rejection } => Next::Done { index, rejection },
             Proposed::NotLeader { leader: Some(leader) } if leader.0 != self.own.0 => {
                 match self.until_ms.saturating_sub(now_ms) {
                     0 => Next::GiveUp,

@@ -1,8 +1,8 @@
 use cohort_consensus::RaftId;
-use cohort_core::Body;
 use cohort_core::ids::{AppId, BootEpoch, ClockMs, Incarnation, MemberId, ServerId};
 use cohort_core::orders::Fence;
 use cohort_core::report::{Outcome, Report};
+use cohort_core::{Body, Rejection};
 
 use crate::answers::{
     COMMAND_MS_MAX, Committing, Next, REPORTS_MAX, ReportsRefused, check_reports, for_members,
@@ -37,14 +37,14 @@ fn people_say_what_people_decide_and_members_pass_on_no_more_than_servers_say_to
 }
 
 #[test]
-fn a_server_reports_for_itself_in_this_life_and_in_bounded_numbers() {
-    let life = Incarnation(3);
-    let check = |reports: &[Report], about| check_reports(&server("s1"), reports, about, life);
-    assert_eq!(check(&[report("s1")], life), Ok(()));
-    assert_eq!(check(&[report("s1"), report("s2")], life), Err(ReportsRefused::Foreign));
-    assert_eq!(check(&[report("s1")], Incarnation(2)), Err(ReportsRefused::OtherLife));
+fn a_server_reports_for_itself_in_this_incarnation_and_in_bounded_numbers() {
+    let own = Incarnation(3);
+    let check = |reports: &[Report], about| check_reports(&server("s1"), reports, about, own);
+    assert_eq!(check(&[report("s1")], own), Ok(()));
+    assert_eq!(check(&[report("s1"), report("s2")], own), Err(ReportsRefused::Foreign));
+    assert_eq!(check(&[report("s1")], Incarnation(2)), Err(ReportsRefused::OtherIncarnation));
     let many = vec![report("s1"); REPORTS_MAX + 1];
-    assert_eq!(check(&many, life), Err(ReportsRefused::TooMany));
+    assert_eq!(check(&many, own), Err(ReportsRefused::TooMany));
 }
 
 #[test]
@@ -67,10 +67,10 @@ fn a_command_goes_to_the_leader_and_is_tried_again_until_its_time_is_up() {
 }
 
 #[test]
-fn a_command_that_can_never_be_taken_is_done_with_its_refusal() {
+fn a_command_that_is_done_is_answered_with_its_refusal() {
     let committing = Committing::begin(0, MemberId(1));
-    let next = committing.proposed(0, Proposed::TooLarge { bytes: 9, limit: 8 });
-    assert!(matches!(next, Next::Done { index: 0, rejection: Some(_) }), "{next:?}");
-    let applied = Proposed::Applied { index: 7, rejection: None };
-    assert_eq!(committing.proposed(0, applied), Next::Done { index: 7, rejection: None });
+    for rejection in [None, Some(Rejection::NoServer { server: server("s1") })] {
+        let done = Proposed::Done { index: 7, rejection: rejection.clone() };
+        assert_eq!(committing.proposed(0, done), Next::Done { index: 7, rejection });
+    }
 }

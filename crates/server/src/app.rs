@@ -51,26 +51,25 @@ pub struct Sight<'a> {
     pub room_for_health: bool,
 }
 
-/// What a server is at, for people.
+/// What a server waits for between two steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
-    /// Bytes are on their way.
+    /// For the bytes of a release.
     Fetching,
-    /// The checks have passed; the group has yet to acknowledge it.
+    /// For the group to acknowledge that the checks have passed.
     Confirming,
 }
 
 /// What the shell is to do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "a handful at a time, and never kept")]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Effect {
     /// Tell the group.
     Report {
         /// The order that it is about; the default where it is about none.
         fence: Fence,
-        /// From 1.
         attempt: u32,
-        /// What happened.
         outcome: Outcome,
     },
     /// Make durable what is done and not on disk yet: what follows may wait for long.
@@ -87,7 +86,6 @@ pub enum Effect {
     Unfit(Option<String>),
     /// Start the running checks, beginning with this opinion; those before end.
     Watch {
-        /// The app's checks.
         checks: Vec<Check>,
         /// What is known at this moment.
         first: Health,

@@ -62,19 +62,19 @@ pub enum Question {
     },
     /// To be taken into the group, or to have its address and rack brought up to date.
     Join,
+    /// For the kill registers only: a minority has no orders to give, but the kill switch passes
+    /// from server to server.
+    Kill,
 }
 
 /// What the shell is to do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Effect {
     /// These orders are in force from now on.
     Obey(Box<Received>),
-    /// Ask this member for the kill registers only: a minority has no orders to give, but the kill
-    /// switch passes from server to server.
-    PassKill(Whom),
     /// An old incarnation answered; its orders are ignored.
     OldIncarnation {
-        /// Who answered.
         server: ServerId,
         /// Which incarnation it speaks for.
         incarnation: Incarnation,
@@ -92,6 +92,7 @@ pub enum Effect {
 
 /// What came of the last effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Input {
     /// The start, or the end of a rest.
     Woken,
@@ -105,10 +106,9 @@ pub enum Input {
         valid_ms: u64,
         /// The server whose agent leads, as far as the member knows.
         leader: Option<ServerId>,
-        /// Their hash.
         hash: u64,
     },
-    /// [`Question::Change`] ended: something changed, or its time was up.
+    /// [`Question::Change`] or [`Question::Kill`] ended: answered, or its time was up.
     Changed,
     /// Whether the group has taken this server in: not if it refused.
     Joined(bool),
@@ -134,6 +134,7 @@ enum Open {
     },
     Orders(Whom),
     Change,
+    Kill,
     /// To be taken in; without orders there is nothing to do but rest.
     Join {
         whom: Whom,
@@ -201,10 +202,10 @@ impl Asking {
             }
             (Open::Orders(whom), _) => {
                 self.next_member();
-                let mut effects = vec![Effect::PassKill(whom)];
-                effects.extend(self.ask_on(now_ms, members));
-                effects
+                self.open = Open::Kill;
+                vec![Effect::Ask(whom, Question::Kill)]
             }
+            (Open::Kill, _) => self.ask_on(now_ms, members),
             (Open::Join { after: AfterJoin::Rest, .. }, input) => match input {
                 // Its orders can be asked for at once.
                 Input::Joined(true) => self.ask(now_ms, members),

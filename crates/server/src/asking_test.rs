@@ -91,20 +91,34 @@ fn after_one_member_the_next_is_asked_and_after_all_it_rests_longer_each_time() 
     let mut rests = Vec::new();
     let mut first = world.first();
     for _ in 0..6 {
-        let effects = world.step(Input::NoAnswer);
-        let [Effect::PassKill(passed), Effect::Ask(second, Question::Orders)] = effects.as_slice()
-        else {
+        // The kill switch passes through a minority.
+        assert_eq!(world.step(Input::NoAnswer), [Effect::Ask(first.clone(), Question::Kill)]);
+        let effects = world.step(Input::Changed);
+        let [Effect::Ask(second, Question::Orders)] = effects.as_slice() else {
             panic!("{effects:?}")
         };
-        assert_eq!(*passed, first, "the kill switch passes through a minority");
         assert_ne!(*second, first);
-        assert_eq!(world.step(Input::NoAnswer)[1], Effect::AskRegistry);
+        assert_eq!(world.step(Input::NoAnswer), [Effect::Ask(second.clone(), Question::Kill)]);
+        assert_eq!(world.step(Input::Changed), [Effect::AskRegistry]);
         let effects = world.step(Input::RegistryAsked);
         let [Effect::Rest { until_ms }] = effects.as_slice() else { panic!("{effects:?}") };
         rests.push(until_ms - world.now_ms);
         first = world.first();
     }
     assert_eq!(rests, [100, 200, 400, 800, 1_000, 1_000]);
+}
+
+#[test]
+fn orders_age_from_their_own_question_not_from_the_one_for_the_kill_registers() {
+    let mut world = World::new(1);
+    let _ = world.first();
+    let _ = world.step(Input::NoAnswer);
+    world.now_ms += 1_000;
+    let _ = world.step(Input::Changed);
+    let asked_ms = world.now_ms;
+    let effects = world.step(answer(1, 7));
+    let Effect::Obey(received) = &effects[0] else { panic!("{effects:?}") };
+    assert_eq!(received.asked_ms, asked_ms);
 }
 
 #[test]

@@ -5,13 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, ServerId};
-use cohort_core::report::{Doing, Step};
+use cohort_core::report::Step;
 use cohort_core::state::{APPS_MAX, SERVERS_MAX};
 
-/// The longest description of what a server is doing, in bytes: one line for people.
-const DETAIL_BYTES_MAX: usize = 200;
-/// Contacts in one batch to the leader. 50: with bounded details, far below a request's limit.
+/// Contacts in one batch to the leader. 50: with bounded texts, far below a request's limit.
 const BATCH_MAX: usize = 50;
 /// How often a member passes its contacts on to the leader, in milliseconds.
 pub const PASS_ON_EVERY_MS: u64 = 500;
@@ -50,10 +49,7 @@ impl Contacts {
         while doing.len() > APPS_MAX {
             doing.pop_last();
         }
-        for one in doing.values_mut() {
-            let end = one.detail.floor_char_boundary(DETAIL_BYTES_MAX);
-            one.detail.truncate(end);
-        }
+        let doing = doing.into_iter().map(|(app, doing)| (app, doing.bounded())).collect();
         self.0.insert(server.clone(), Contact { at_ms, doing });
     }
 
@@ -80,26 +76,32 @@ impl Contacts {
     pub fn steps(&self) -> BTreeMap<(AppId, ServerId), Step> {
         let one = |(server, contact): (&ServerId, &Contact)| {
             let server = server.clone();
-            let steps = contact.doing.iter().map(|(app, doing)| (app.clone(), doing.step));
+            let steps = contact.doing.iter().map(|(app, doing)| (app.clone(), doing.step()));
             steps.map(move |(app, step)| ((app, server.clone()), step)).collect::<Vec<_>>()
         };
         self.0.iter().flat_map(one).collect()
     }
 
     /// What a member passes on to the leader, in batches. Always at least one, if empty: kill
-    /// registers travel with them.
+    /// registers travel with them. Take [`Self::ages_ms`] when a batch is sent: it may wait for
+    /// those before it.
     #[must_use]
-    pub fn batches(&self, now_ms: u64) -> Vec<BTreeMap<ServerId, Contact>> {
+    pub fn batches(&self, now_ms: u64) -> Vec<Contacts> {
         let recent = |contact: &Contact| now_ms.saturating_sub(contact.at_ms) <= PASS_ON_AGE_MS_MAX;
-        let mut batches = vec![BTreeMap::new()];
-        for (server, contact) in self.0.iter().filter(|(_, contact)| recent(contact)) {
-            if batches.last().is_some_and(|batch: &BTreeMap<_, _>| batch.len() >= BATCH_MAX) {
-                batches.push(BTreeMap::new());
-            }
-            if let Some(batch) = batches.last_mut() {
-                batch.insert(server.clone(), contact.clone());
-            }
+        let recent: Vec<_> = self.0.iter().filter(|(_, contact)| recent(contact)).collect();
+        if recent.is_empty() {
+            return vec![Contacts::default()];
         }
-        batches
+        let owned =
+            |(server, contact): &(&ServerId, &Contact)| ((*server).clone(), (*contact).clone());
+        recent.chunks(BATCH_MAX).map(|batch| Contacts(batch.iter().map(owned).collect())).collect()
+    }
+
+    /// What each server said it was doing.
+    #[must_use]
+    pub fn doing(&self) -> BTreeMap<ServerId, BTreeMap<AppId, Doing>> {
+        let doing =
+            |(server, contact): (&ServerId, &Contact)| (server.clone(), contact.doing.clone());
+        self.0.iter().map(doing).collect()
     }
 }

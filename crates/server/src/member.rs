@@ -17,7 +17,7 @@ use cohort_consensus::{
     Config, Envelope, Handover, Index, LogStore, MembershipError, Node, NodeError, ProposeError,
     RaftId, ReadId, Role, Status, TICK, Term, TransferError,
 };
-use cohort_core::command::{COMMAND_VERSION, Rejection};
+use cohort_core::command::{COMMAND_VERSION, Limited, Rejection};
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::state::HistoryEntry;
@@ -51,6 +51,7 @@ pub struct Ticket(pub u64);
 
 /// What comes in.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Input {
     /// A peer's message, from an authenticated connection.
     Received(Box<Envelope>),
@@ -62,7 +63,6 @@ pub enum Input {
     Propose {
         /// Answered by [`Output::Answer`].
         ticket: Ticket,
-        /// What to append.
         command: Box<Command>,
     },
     /// A linearizable read, on any member.
@@ -81,7 +81,6 @@ pub enum Input {
     Claim {
         /// Answered by [`Output::Claimed`].
         ticket: Ticket,
-        /// Who asks.
         server: ServerId,
         /// The member that its orders name.
         member: MemberId,
@@ -103,41 +102,29 @@ pub enum Input {
 
 /// What to do, in order.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Output {
     /// Send this to a peer; what it promises is durable.
     Send(Envelope),
     /// The outcome of [`Input::Propose`].
-    Answer {
-        /// Whose.
-        ticket: Ticket,
-        /// What came of it.
-        outcome: Proposed,
-    },
+    Answer { ticket: Ticket, outcome: Proposed },
     /// The outcome of [`Input::Read`].
     Read {
-        /// Whose.
         ticket: Ticket,
         /// The last [`Output::View`] shows at least everything that was acknowledged when the
         /// read came in. If not: no majority answered in [`READ_MS_MAX`].
         fresh: bool,
     },
     /// The outcome of [`Input::Transfer`]: who leads now.
-    Transferred {
-        /// Whose.
-        ticket: Ticket,
-        /// The new leader.
-        outcome: Result<RaftId, TransferFailure>,
-    },
+    Transferred { ticket: Ticket, outcome: Result<RaftId, TransferFailure> },
     /// The outcome of [`Input::Claim`].
     Claimed {
-        /// Whose.
         ticket: Ticket,
         /// Whether the number has never been used; none when this member does not lead.
         granted: Option<bool>,
     },
     /// An entry was applied and this happened.
     Happened {
-        /// What.
         event: Event,
         /// The rollout that ended with it, as it stands in the history.
         ended: Option<Box<HistoryEntry>>,
@@ -153,19 +140,12 @@ pub enum Output {
 /// What came of a proposal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proposed {
-    /// Committed and applied here.
-    Applied {
-        /// The entry.
+    /// Committed and applied here, or refused for good.
+    Done {
+        /// The entry; 0 for a command that is larger than an entry may be.
         index: u64,
-        /// Why the state machine refused it; none when it was carried out.
+        /// Why it was refused; none when it was carried out.
         rejection: Option<Rejection>,
-    },
-    /// Larger than an entry may be: trying again does not help.
-    TooLarge {
-        /// Its size in bytes.
-        bytes: usize,
-        /// The limit in bytes.
-        limit: usize,
     },
     /// This member does not lead.
     NotLeader {
@@ -194,37 +174,24 @@ pub enum TransferFailure {
 
 /// For the log; nothing depends on it.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Note {
     /// The member's role, term or leader has changed.
     Role {
-        /// What it is now.
         role: Role,
-        /// In which term.
         term: Term,
         /// Who leads, as far as it knows.
         leader: Option<RaftId>,
     },
     /// This member leads and has committed in its term.
-    Leads {
-        /// In which term.
-        term: Term,
-    },
+    Leads { term: Term },
     /// A transfer of leadership was begun.
     GivesAway,
     /// The state machine refused a command.
-    Rejected {
-        /// Its entry.
-        index: u64,
-        /// Its name.
-        command: &'static str,
-        /// Why.
-        rejection: Rejection,
-    },
+    Rejected { index: u64, command: &'static str, rejection: Rejection },
     /// A change of membership towards these voters and standbys.
     Membership {
-        /// The wanted voters.
         voters: Vec<RaftId>,
-        /// The wanted standbys.
         standbys: Vec<RaftId>,
         /// Whether it was begun.
         begun: Result<(), MembershipError>,
@@ -266,6 +233,7 @@ impl View {
 
 /// Why a member cannot go on; the agent exits.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum MemberError {
     /// The log cannot be trusted any more.
     #[error("this server's member of the group stopped")]
@@ -276,7 +244,6 @@ pub enum MemberError {
          other members run"
     )]
     UnknownEntry {
-        /// Its position.
         index: u64,
         /// What is unknown about it.
         #[source]
@@ -285,7 +252,6 @@ pub enum MemberError {
     /// A snapshot that this version does not understand.
     #[error("this version cannot read the group's snapshot at entry {index}")]
     UnknownSnapshot {
-        /// Its position.
         index: u64,
         /// What is unknown about it.
         #[source]
@@ -296,7 +262,6 @@ pub enum MemberError {
     Broken {
         /// The last entry that was applied.
         index: u64,
-        /// The invariant.
         reason: String,
     },
 }
@@ -555,7 +520,11 @@ impl<S: LogStore> Member<S> {
             }
             Err(ProposeError::NotLeader { leader }) => Proposed::NotLeader { leader },
             Err(ProposeError::Busy) => Proposed::Busy,
-            Err(ProposeError::TooLarge { bytes, limit }) => Proposed::TooLarge { bytes, limit },
+            // Its sender would only send it again.
+            Err(ProposeError::TooLarge { limit, .. }) => {
+                let rejection = Rejection::Limit { what: Limited::CommandBytes, max: limit as u64 };
+                Proposed::Done { index: 0, rejection: Some(rejection) }
+            }
             Err(ProposeError::Stopped | ProposeError::Empty) => Proposed::Unknown,
         };
         self.outputs.push(Output::Answer { ticket, outcome });

@@ -233,13 +233,13 @@ fn a_proposal_is_answered_where_it_was_made_once_it_is_applied() {
     let applied = group.views[&leader].raft.applied.0;
     let outcome = group.outcome(leader, ticket).unwrap();
     assert!(
-        matches!(outcome, Proposed::Applied { index, rejection: None } if *index <= applied),
+        matches!(outcome, Proposed::Done { index, rejection: None } if *index <= applied),
         "{outcome:?}"
     );
     assert!(group.views[&leader].state.servers.contains_key(&server(9)));
     let refused = group.propose(leader, Body::RemoveServer { server: server(77) });
     let outcome = group.outcome(leader, refused).unwrap();
-    assert!(matches!(outcome, Proposed::Applied { rejection: Some(_), .. }), "{outcome:?}");
+    assert!(matches!(outcome, Proposed::Done { rejection: Some(_), .. }), "{outcome:?}");
 }
 
 #[test]
@@ -271,8 +271,12 @@ fn a_command_that_is_too_large_is_refused_for_good() {
     let bytes = serde_json::to_vec(&command(body)).unwrap().len();
     let expected = ProposeError::TooLarge { bytes, limit: 1024 * 1024 };
     let outcome = group.outcome(leader, ticket).unwrap();
-    let ProposeError::TooLarge { bytes, limit } = expected else { unreachable!() };
-    assert_eq!(*outcome, Proposed::TooLarge { bytes, limit });
+    let ProposeError::TooLarge { limit, .. } = expected else { unreachable!() };
+    let rejection = cohort_core::Rejection::Limit {
+        what: cohort_core::command::Limited::CommandBytes,
+        max: limit as u64,
+    };
+    assert_eq!(*outcome, Proposed::Done { index: 0, rejection: Some(rejection) });
 }
 
 #[test]

@@ -7,10 +7,10 @@ use cohort_core::ids::{GroupId, Incarnation, MemberId, Platform, ServerId};
 use cohort_core::orders::Orders;
 use cohort_core::{Body, Command, State};
 
-/// How often a member looks whether the group was given another life, in milliseconds.
+/// How often a member looks whether the group has a newer incarnation, in milliseconds.
 pub const LOOK_EVERY_MS: u64 = 5_000;
-/// A member with a leader asks at every 12th look only, once a minute: the old life may still have
-/// a majority.
+/// A member with a leader asks at every 12th look only, once a minute: the old incarnation may
+/// still have a majority.
 const LOOKS_WHILE_LED: u64 = 12;
 /// The first member of a group.
 pub const FIRST_MEMBER: MemberId = MemberId(1);
@@ -22,15 +22,12 @@ pub enum Found {
     Open,
     /// It belongs to another group: stop, a person has to look.
     OtherGroup,
-    /// The group has lived another life since: keep the old log aside and never open it again.
-    SetAside {
-        /// The present life.
-        incarnation: Incarnation,
-    },
+    /// The group has a newer incarnation, this one: keep the old log aside and never open it again.
+    SetAside(Incarnation),
 }
 
-/// Judges the log on the disk, of `group` in its life `incarnation`. `present` is the group's
-/// life by the registry; none when it does not answer.
+/// Judges the log on the disk, of `group` in its `incarnation`. `present` is the group's
+/// incarnation by the registry; none when it does not answer.
 #[must_use]
 pub fn found(
     group: &str,
@@ -41,46 +38,37 @@ pub fn found(
     if group != own_group.as_str() {
         return Found::OtherGroup;
     }
-    match newer_life(incarnation, present) {
-        Some(incarnation) => Found::SetAside { incarnation },
-        None => Found::Open,
-    }
+    present.filter(|present| *present > incarnation).map_or(Found::Open, Found::SetAside)
 }
 
-/// The group's present life by the registry, if it is newer than the one known here.
+/// Whether a member asks the registry for the group's incarnation, at its `look`th look.
 #[must_use]
-pub fn newer_life(known: Incarnation, present: Option<Incarnation>) -> Option<Incarnation> {
-    present.filter(|present| *present > known)
-}
-
-/// Whether a member asks the registry for the group's present life, at its `look`th look.
-#[must_use]
-pub fn asks_for_life(look: u64, has_leader: bool) -> bool {
+pub fn asks_for_incarnation(look: u64, has_leader: bool) -> bool {
     !has_leader || look.is_multiple_of(LOOKS_WHILE_LED)
 }
 
 /// Whether fresh orders say that this server carries another member than `own`, or none.
 ///
 /// A server that left and came back gets another number. Orders are read through the leader, so
-/// what they say is committed; orders of another life say nothing about this one.
+/// what they say is committed; orders of another incarnation say nothing about this one.
 #[must_use]
 pub fn carries_another(orders: &Orders, incarnation: Incarnation, own: MemberId) -> bool {
     orders.incarnation == incarnation
         && orders.member.as_ref().is_none_or(|ordered| ordered.member > own)
 }
 
-/// Whether this server founds the group. `bootstrap` is the life that the registry gave out and
-/// its first server; `lived` the life of the members that the registry has, if any.
+/// Whether this server founds the group. `bootstrap` is the incarnation that the registry issued
+/// and its first server; `founded` the incarnation of the members that the registry has, if any.
 ///
-/// A group that has lived has members: a first server that lost its disk joins again.
+/// A group that was founded has members: a first server that lost its disk joins again.
 #[must_use]
 pub fn founds(
     server: &ServerId,
     bootstrap: (Incarnation, &ServerId),
-    lived: Option<Incarnation>,
+    founded: Option<Incarnation>,
 ) -> bool {
     let (incarnation, first) = bootstrap;
-    first == server && lived.is_none_or(|lived| lived < incarnation)
+    first == server && founded.is_none_or(|founded| founded < incarnation)
 }
 
 /// What a founder knows about its server and its group.

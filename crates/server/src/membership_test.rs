@@ -1,7 +1,7 @@
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::orders::{MemberOrder, Orders};
 
-use crate::membership::{Found, asks_for_life, carries_another, found, founds};
+use crate::membership::{Found, asks_for_incarnation, carries_another, found, founds};
 
 const FIRST: Incarnation = Incarnation(1);
 const SECOND: Incarnation = Incarnation(2);
@@ -15,16 +15,16 @@ fn server(name: &str) -> ServerId {
 }
 
 #[test]
-fn a_log_of_an_earlier_life_is_set_aside_and_a_foreign_one_left_alone() {
+fn a_log_of_an_earlier_incarnation_is_set_aside_and_a_foreign_one_left_alone() {
     assert_eq!(found("web", FIRST, &web(), Some(FIRST)), Found::Open);
     assert_eq!(found("web", FIRST, &web(), None), Found::Open, "a registry that is away");
     assert_eq!(found("web", SECOND, &web(), Some(FIRST)), Found::Open, "an old answer");
-    assert_eq!(found("web", FIRST, &web(), Some(SECOND)), Found::SetAside { incarnation: SECOND });
+    assert_eq!(found("web", FIRST, &web(), Some(SECOND)), Found::SetAside(SECOND));
     assert_eq!(found("db", FIRST, &web(), Some(SECOND)), Found::OtherGroup);
 }
 
 #[test]
-fn only_the_first_server_of_a_life_that_has_no_members_founds_it() {
+fn only_the_first_server_of_an_incarnation_without_members_founds_it() {
     let (first, other) = (server("s1"), server("s2"));
     assert!(founds(&first, (FIRST, &first), None));
     assert!(!founds(&other, (FIRST, &first), None));
@@ -33,14 +33,14 @@ fn only_the_first_server_of_a_life_that_has_no_members_founds_it() {
 }
 
 #[test]
-fn without_a_leader_every_look_asks_for_the_groups_life() {
-    assert!((1..30).all(|look| asks_for_life(look, false)));
-    let led: Vec<u64> = (1..30).filter(|look| asks_for_life(*look, true)).collect();
+fn without_a_leader_every_look_asks_for_the_groups_incarnation() {
+    assert!((1..30).all(|look| asks_for_incarnation(look, false)));
+    let led: Vec<u64> = (1..30).filter(|look| asks_for_incarnation(*look, true)).collect();
     assert_eq!(led, [12, 24]);
 }
 
 #[test]
-fn only_orders_of_this_life_and_a_higher_number_replace_a_member() {
+fn only_orders_of_this_incarnation_and_a_higher_number_replace_a_member() {
     let orders = |incarnation, member: Option<u64>| Orders {
         group: web(),
         incarnation,
@@ -54,5 +54,5 @@ fn only_orders_of_this_life_and_a_higher_number_replace_a_member() {
     assert!(!carries_another(&orders(FIRST, Some(3)), FIRST, own), "orders of long ago");
     assert!(carries_another(&orders(FIRST, Some(5)), FIRST, own));
     assert!(carries_another(&orders(FIRST, None), FIRST, own), "its number is retired");
-    assert!(!carries_another(&orders(SECOND, None), FIRST, own), "another life");
+    assert!(!carries_another(&orders(SECOND, None), FIRST, own), "another incarnation");
 }

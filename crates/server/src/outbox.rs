@@ -5,12 +5,20 @@ use std::collections::{BTreeMap, VecDeque};
 use cohort_core::ids::{AppId, BootEpoch, ServerId};
 use cohort_core::orders::{Fence, MemberAddress};
 use cohort_core::report::{Outcome, REPORT_TEXT_BYTES_MAX, Report};
+use cohort_core::state::APPS_MAX;
 
 /// Reports of one request.
 pub const BATCH_MAX: usize = 32;
 /// Reports after which the outbox has no room: apps begin no further step until the group has heard
-/// of the ones before. What is reported without asking for room still goes in.
+/// of the ones before.
 pub const QUEUE_MAX: usize = 256;
+/// Reports that the outbox ever holds; further ones are dropped. Twice as many as there is room
+/// for: every app may have seen the last free place and tell all it has to tell at once.
+const HELD_MAX: usize = 2 * QUEUE_MAX;
+/// Reports of one app between two looks at the room: its start, an outcome, its health, what it
+/// found again, and an artifact of each kind that is ordered (coming, granted, good).
+const AT_ONCE_MAX: usize = 7;
+const _: () = assert!(QUEUE_MAX + AT_ONCE_MAX * APPS_MAX <= HELD_MAX);
 /// How long the answer to a request may take, in milliseconds: longer than a member tries.
 pub const ANSWER_MS_MAX: u64 = 6_000;
 
@@ -79,7 +87,8 @@ impl Outbox {
         self.queue.is_empty()
     }
 
-    /// Queues a report of what came of an activation, or of what runs.
+    /// Queues a report of what came of an activation, or of what runs. Look at
+    /// [`Self::has_room`] before.
     pub fn report(&mut self, app: &AppId, fence: Fence, attempt: u32, mut outcome: Outcome) {
         match &mut outcome {
             Outcome::Failed { reason, output, .. } => {
@@ -92,6 +101,9 @@ impl Outbox {
             | Outcome::Applied
             | Outcome::Checked
             | Outcome::InService => {}
+        }
+        if self.queue.len() >= HELD_MAX {
+            return;
         }
         self.sequence += 1;
         self.queue.push_back(Report {

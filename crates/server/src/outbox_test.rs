@@ -85,6 +85,20 @@ fn half_of_the_queue_is_kept_for_outcomes() {
 }
 
 #[test]
+fn the_outbox_is_bounded_whoever_does_not_ask_for_room() {
+    let mut outbox = outbox();
+    for _ in 0..3 * QUEUE_MAX {
+        report(&mut outbox, 1, Outcome::Applied);
+    }
+    let mut held = 0;
+    while let Some(sending) = outbox.next(0, &[member("s1", 1)]) {
+        held += sending.reports.len();
+        outbox.answered(&vec![true; sending.reports.len()]);
+    }
+    assert_eq!(held, 2 * QUEUE_MAX);
+}
+
+#[test]
 fn without_members_it_waits_instead_of_spinning() {
     let mut outbox = outbox();
     report(&mut outbox, 1, Outcome::Holds { artifact: Digest::new("a".repeat(64)).unwrap() });

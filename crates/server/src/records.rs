@@ -12,25 +12,16 @@ use cohort_core::{Body, State};
 
 /// One record that the registry does not have yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Record {
     /// The labels and the platform that the group's servers share; they never change.
-    Info {
-        /// The labels.
-        labels: BTreeMap<String, String>,
-        /// The platform.
-        platform: Platform,
-    },
+    Info { labels: BTreeMap<String, String>, platform: Platform },
     /// Where the group's members are.
     Members(Vec<MemberPlace>),
     /// How far the group is with an app.
     Progress(Progress),
     /// What the group found about a release.
-    Verdict {
-        /// The app.
-        app: AppId,
-        /// The finding.
-        verdict: Verdict,
-    },
+    Verdict { app: AppId, verdict: Verdict },
 }
 
 /// A member, where to reach it, and whether it votes.
@@ -57,8 +48,6 @@ pub struct Progress {
     pub target: Option<Version>,
     /// Why the group went back, or is held.
     pub held_reason: Option<Reason>,
-    /// The wave in progress, and its number of servers.
-    pub wave: Option<(u32, usize)>,
 }
 
 /// The records that this leadership has written.
@@ -106,25 +95,23 @@ pub fn due(state: &State, configuration: &Configuration, written: &Written) -> V
         if app.record_written < app.record {
             due.push(Record::Progress(progress(id, app)));
         }
-        let verdict =
-            |verdict: &Verdict| Record::Verdict { app: id.clone(), verdict: verdict.clone() };
-        due.extend(app.verdicts_due.iter().map(verdict));
+        due.extend(app.verdicts_due.iter().cloned().map(|mut verdict| {
+            verdict.bad = verdict.bad.map(Reason::shortened);
+            Record::Verdict { app: id.clone(), verdict }
+        }));
     }
     due
 }
 
 fn progress(id: &AppId, app: &App) -> Progress {
     let going = || app.phase.rollout().map(|rollout| rollout.release.version.clone());
-    let (target, held_reason, wave) = match &app.phase {
+    let (target, held_reason) = match &app.phase {
         Phase::Held { rejected, reason, .. } => {
-            (Some(rejected.version.clone()), Some(reason.clone()), None)
+            (Some(rejected.version.clone()), Some(reason.clone().shortened()))
         }
-        Phase::RollingBack { reason, .. } => (going(), Some(reason.clone()), None),
-        Phase::Forward { rollout, .. } => {
-            let wave = app.phase.wave().map(|(servers, _)| (rollout.waves, servers.len()));
-            (going(), None, wave)
-        }
-        Phase::Empty | Phase::Running { .. } => (None, None, None),
+        Phase::RollingBack { reason, .. } => (going(), Some(reason.clone().shortened())),
+        Phase::Forward { .. } => (going(), None),
+        Phase::Empty | Phase::Running { .. } => (None, None),
     };
     Progress {
         app: id.clone(),
@@ -133,6 +120,5 @@ fn progress(id: &AppId, app: &App) -> Progress {
         running: app.last_good.as_ref().map(|release| release.version.clone()),
         target,
         held_reason,
-        wave,
     }
 }

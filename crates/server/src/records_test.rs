@@ -7,6 +7,7 @@ use cohort_core::phase::PhaseName;
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_core::release::{Release, Rollback};
+use cohort_core::report::REPORT_TEXT_BYTES_MAX;
 use cohort_core::state::Verdict;
 use cohort_core::{Body, Command, Offer, State};
 
@@ -73,13 +74,15 @@ fn a_record_is_due_until_the_group_knows_that_it_is_written() {
         app.verdicts_due = vec![Verdict {
             version: Version::new("1.0.0").unwrap(),
             platform: "intel".parse().unwrap(),
-            bad: Some(Reason::ServersLost),
+            bad: Some(Reason::Aborted { by: "ana".into(), text: "ä".repeat(10_000) }),
         }];
     }
     let records = due(&state, &voters(), &written);
-    let [Record::Progress(progress), Record::Verdict { .. }] = &records[..] else {
+    let [Record::Progress(progress), Record::Verdict { verdict, .. }] = &records[..] else {
         panic!("{records:?}")
     };
+    let Some(Reason::Aborted { text, .. }) = &verdict.bad else { panic!("{verdict:?}") };
+    assert!(text.len() <= REPORT_TEXT_BYTES_MAX, "other groups read it");
     assert_eq!((progress.phase, progress.sequence), (PhaseName::Empty, 1));
     assert_eq!(records, due(&state, &voters(), &written), "written again while nobody says so");
     for record in records {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use cohort_core::phase::PhaseName;
+use cohort_core::reason::Reason;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{AppStatus, GroupStatus};
 
@@ -45,10 +46,12 @@ pub fn holds(status: &GroupStatus, rejected: &str, running: &str) -> bool {
     })
 }
 
-/// Why the app is held or rolls back; empty if it is not.
+/// What a server or a person said about why the app is held or rolls back; empty if nobody did.
 pub fn reason(status: &GroupStatus) -> String {
-    let reason = app(status).and_then(|app| app.reason.as_ref());
-    reason.map_or_else(String::new, ToString::to_string)
+    match app(status).and_then(|app| app.reason.as_ref()) {
+        Some(Reason::ServerFailed { text, .. } | Reason::Aborted { text, .. }) => text.clone(),
+        _ => String::new(),
+    }
 }
 
 /// Whether the app waits for something that `is` recognizes.

@@ -13,6 +13,7 @@
 
 pub mod command;
 pub mod difference;
+pub mod doing;
 pub mod figures;
 pub mod groups;
 pub mod hint;
@@ -24,6 +25,7 @@ pub mod table;
 pub mod transfer;
 pub mod waiting;
 pub mod why;
+pub mod words;
 
 #[cfg(test)]
 #[path = "golden_test.rs"]

@@ -14,6 +14,7 @@ use crate::command::Command;
 use crate::figures::{brief, names};
 use crate::hint::Hint;
 use crate::waiting::{is_idle, sentence};
+use crate::words;
 
 /// What the groups and the hub answered: what a report is made of.
 #[derive(Debug, Clone)]
@@ -74,8 +75,8 @@ pub struct Asked {
 /// age by wall clock: the group's own clock stands still while nothing happens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
-    /// The group's state; text, because another version may have written it.
-    pub state: String,
+    /// The group's state.
+    pub state: PhaseName,
     /// When it entered that state, in seconds of Unix time.
     pub since: u64,
 }
@@ -191,7 +192,7 @@ impl GroupReport {
         };
         // Only a record of the current state tells its age.
         let age_ms = |id: &AppId, app: &AppStatus| {
-            let recorded = registry.get(id).filter(|known| known.state == app.state.as_str());
+            let recorded = registry.get(id).filter(|known| known.state == app.state);
             recorded.map_or(0, |known| now_s.saturating_sub(known.since) * 1000)
         };
         for (id, app) in &mut status.apps {
@@ -294,7 +295,7 @@ fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
     match app.state {
         PhaseName::Empty => return "no release runs yet".to_owned(),
         PhaseName::Held | PhaseName::RollingBack => {
-            let reason = app.reason.as_ref().map(ToString::to_string);
+            let reason = app.reason.as_ref().map(words::reason);
             return reason.unwrap_or_else(|| app.state.to_string());
         }
         PhaseName::Forward(_) => return "rollout in progress".to_owned(),
@@ -317,7 +318,7 @@ fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
 /// What is wrong with an app on a server of a group that has settled.
 fn server_problem(here: &ServerAppStatus, good: Option<&Version>) -> Option<String> {
     if let Some(debt) = &here.debt {
-        return Some(format!("is not back on the last good release: {debt}"));
+        return Some(format!("is not back on the last good release: {}", words::debt(debt)));
     }
     if here.running.as_ref() != good {
         return Some(runs(here));
@@ -335,7 +336,7 @@ pub(crate) fn traffic(here: &ServerAppStatus) -> String {
     match (here.in_service, &here.unfit) {
         (true, _) => "serving".to_owned(),
         (false, None) => "not serving".to_owned(),
-        (false, Some(why)) => format!("not serving ({why})"),
+        (false, Some(why)) => format!("not serving ({})", words::unfit(why)),
     }
 }
 

@@ -107,8 +107,8 @@ fn waiting_for_a_version_ends_when_every_group_runs_it() {
 
 #[test]
 fn a_held_group_has_waited_for_as_long_as_the_registry_knows() {
-    let seen = |state: &str| {
-        let recorded = Recorded { state: state.to_owned(), since: NOW_S - 7200 };
+    let seen = |state: PhaseName| {
+        let recorded = Recorded { state, since: NOW_S - 7200 };
         let asked = Asked {
             group: GroupId::new("intel.zone-a").unwrap(),
             status: Ok(held()),
@@ -117,13 +117,13 @@ fn a_held_group_has_waited_for_as_long_as_the_registry_knows() {
         };
         GroupReport::of(asked, &BTreeSet::new(), NOW_S)
     };
-    let group = seen("held");
+    let group = seen(PhaseName::Held);
     assert_eq!(group.apps[&app()].for_ms, 7_200_000);
     let waiting = &group.status.unwrap().apps[&app()].waiting;
     assert_eq!(waiting[0].for_ms, 7_200_000, "for a person");
     assert_eq!(waiting[1].for_ms, 75_000, "a debt is measured by the group's own clock");
     assert_eq!(
-        seen("running").apps[&app()].for_ms,
+        seen(PhaseName::Running).apps[&app()].for_ms,
         90_000,
         "a record of another state says nothing"
     );

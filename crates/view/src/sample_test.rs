@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cohort_core::doing::{BytesFrom, Download};
 use cohort_core::ids::{
     AppId, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, ServerId, Version,
 };
@@ -117,7 +118,7 @@ pub(crate) fn rolling() -> GroupStatus {
     app.wave = 2;
     app.wave_servers = vec![server("web-2")];
     app.servers.insert(server("web-1"), fine("1.1.0"));
-    let doing = Doing { step: Step::Check, detail: "http: refused".to_owned() };
+    let doing = Doing::Step { step: Step::Check };
     app.servers.insert(
         server("web-2"),
         ServerAppStatus {
@@ -162,8 +163,14 @@ pub(crate) fn moving() -> GroupStatus {
     let downloading = WaitingOn::Download { servers: [server("web-2")].into() };
     app.waiting = vec![waiting(downloading, 3_000)];
     let here = app.servers.get_mut(&server("web-2")).unwrap();
-    let detail = "20.0 MiB of 64.0 MiB; from web-1".to_owned();
-    here.doing = Some(Doing { step: Step::Fetch, detail });
+    here.doing = Some(Doing::Download(Download::Running {
+        held_bytes: 20 << 20,
+        total_bytes: 64 << 20,
+        from: BytesFrom::Servers { first: "web-1".to_owned(), more: 0 },
+        refused: Vec::new(),
+        leader_silent_ms: 0,
+        limit_bytes_per_second: None,
+    }));
     status.transfers = vec![transfer()];
     status
 }

@@ -7,11 +7,13 @@ use cohort_wire::agent::{
 };
 
 use crate::command::Command;
+use crate::doing::detail;
 use crate::figures::brief;
 use crate::report::{AppReport, FleetReport, GroupReport, wanted, went_back};
 use crate::table::{Look, Tone, cell, render, table, toned};
 use crate::transfer;
 use crate::waiting::sentence;
+use crate::words;
 
 /// Larger groups get numbers only, no strip of marks: it would not fit beside the other columns.
 const STRIP_SERVERS_MAX: usize = 40;
@@ -229,7 +231,7 @@ fn app_lines(id: &str, app: &AppStatus, for_ms: u64) -> String {
     }
     text.push_str(&format!(", for {}\n", brief(for_ms)));
     if let Some(reason) = &app.reason {
-        text.push_str(&format!("  reason: {reason}\n"));
+        text.push_str(&format!("  reason: {}\n", words::reason(reason)));
     }
     for failure in &app.failures {
         let (step, server) = (failure.step.name(), &failure.server);
@@ -281,8 +283,8 @@ pub fn member_text(id: &ServerId, status: &GroupStatus) -> &'static str {
 /// The step that a server is at, and what it says about it; none: nothing is being done to it.
 pub(crate) fn step(here: &ServerAppStatus) -> Option<String> {
     if let Some(doing) = &here.doing {
-        let name = doing.step.name();
-        let detail = &doing.detail;
+        let name = doing.step().name();
+        let detail = detail(doing);
         return Some(if detail.is_empty() {
             name.to_owned()
         } else {
@@ -300,8 +302,8 @@ pub(crate) fn step(here: &ServerAppStatus) -> Option<String> {
 
 fn note_text(here: &ServerAppStatus) -> String {
     match (&here.debt, &here.unfit, here.in_service) {
-        (Some(debt), _, _) => format!("not back on the last good release: {debt}"),
-        (None, Some(why), false) => why.to_string(),
+        (Some(debt), _, _) => format!("not back on the last good release: {}", words::debt(debt)),
+        (None, Some(why), false) => words::unfit(why),
         (None, _, _) => String::new(),
     }
 }

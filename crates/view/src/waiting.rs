@@ -7,6 +7,7 @@ use cohort_core::waiting::WaitingOn;
 use crate::command::Command;
 use crate::figures::{brief, names};
 use crate::hint::Hint;
+use crate::words;
 
 /// Servers or groups that one sentence names.
 const NAMED_MAX: usize = 5;
@@ -16,7 +17,7 @@ const NAMED_MAX: usize = 5;
 pub fn sentence(on: &WaitingOn) -> String {
     match on {
         WaitingOn::NewRelease => "up to date with its channel".into(),
-        WaitingOn::KillSwitch { reason } => with_reason("kill switch is on", reason),
+        WaitingOn::KillSwitch { reason } => words::with_text("kill switch is on".into(), reason),
         WaitingOn::RegistryAway => "hub unreachable: no new rollout starts".into(),
         WaitingOn::RegistryRecord => "the hub has not acknowledged this group's record yet".into(),
         WaitingOn::NoRelease { reason } => format!("no usable release: {reason}"),
@@ -33,10 +34,13 @@ pub fn sentence(on: &WaitingOn) -> String {
             format!("{version} will not start: no [[stage]] of the policy matches this group")
         }
         WaitingOn::VerdictElsewhere { version, group, reason } => {
+            let reason = words::reason(reason);
             format!("{version} will not start: {group} found it bad: {reason}")
         }
-        WaitingOn::Person { version, reason } => format!("{version} is held: {reason}"),
-        WaitingOn::Paused { by, reason } => with_reason(&format!("paused by {by}"), reason),
+        WaitingOn::Person { version, reason } => {
+            format!("{version} is held: {}", words::reason(reason))
+        }
+        WaitingOn::Paused { by } => words::paused(by),
         WaitingOn::Approval { wave } => format!("wave {wave} is done and needs approval"),
         WaitingOn::NewerRelease { version, servers } => {
             format!("{version} takes over once the current step ends on {}", list(servers))
@@ -66,7 +70,7 @@ pub fn sentence(on: &WaitingOn) -> String {
             format!("{server} has been unreachable for {}", brief(*for_ms))
         }
         WaitingOn::Debt { server, reason } => {
-            format!("{server} is not back on the last good release: {reason}")
+            format!("{server} is not back on the last good release: {}", words::debt(reason))
         }
     }
 }
@@ -176,10 +180,6 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
 #[must_use]
 pub fn is_idle(on: &WaitingOn) -> bool {
     matches!(on, WaitingOn::NewRelease | WaitingOn::RegistryAway | WaitingOn::RegistryRecord)
-}
-
-fn with_reason(fact: &str, reason: &str) -> String {
-    if reason.is_empty() { fact.to_owned() } else { format!("{fact}: {reason}") }
 }
 
 /// The first few names, and how many more there are.

@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
-use cohort_core::report::Step;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{
-    AppStatus, GroupStatus, OffenderStatus, ServerAppStatus, SourceName, TransferStatus,
+    AppStatus, Doing, GroupStatus, OffenderStatus, ServerAppStatus, SourceName, TransferStatus,
     WaitingStatus,
 };
 use serde::Serialize;
 
 use crate::command::Command;
+use crate::doing::detail;
 use crate::figures::brief;
 use crate::hint::{self, Hint};
 use crate::report::{FleetReport, GroupReport, runs, traffic, wanted};
 use crate::status::step;
 use crate::transfer;
 use crate::waiting::{concerns, hints, is_idle, sentence};
+use crate::words;
 
 /// One wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -88,8 +89,7 @@ fn fetch_details(on: &WaitingOn, app: &AppStatus) -> String {
     let WaitingOn::Download { servers } = on else { return String::new() };
     let says = |server: &ServerId| {
         let doing = app.servers.get(server)?.doing.as_ref()?;
-        let fetches = doing.step == Step::Fetch && !doing.detail.is_empty();
-        fetches.then(|| format!(" ({server}: {})", doing.detail))
+        matches!(doing, Doing::Download(_)).then(|| format!(" ({server}: {})", detail(doing)))
     };
     servers.iter().filter_map(says).take(DETAILS_MAX).collect()
 }
@@ -192,7 +192,9 @@ fn own_sentence(here: Option<&ServerAppStatus>, app: &AppStatus) -> String {
     };
     let step = step(here).map_or_else(String::new, |step| format!(", step {step}"));
     let debt = here.debt.as_ref();
-    let debt = debt.map_or_else(String::new, |why| format!(", not back on the last good: {why}"));
+    let debt = debt.map_or_else(String::new, |why| {
+        format!(", not back on the last good: {}", words::debt(why))
+    });
     format!("{}{goal}, {}{step}{debt}", runs(here), traffic(here))
 }
 

@@ -47,7 +47,7 @@ fn a_server_shows_its_own_state_and_then_what_names_it() {
     let of = |name: &str| server_waits(&rolling(), &server(name));
     let changing = of("web-2");
     assert_eq!((changing.len(), &changing[0].hints), (2, &None), "its state is no wait");
-    assert!(changing[0].sentence.contains("http: refused"), "{}", changing[0].sentence);
+    assert!(changing[0].sentence.contains("step check"), "{}", changing[0].sentence);
     assert!(matches!(changing[1].on, Some(WaitingOn::Steps { .. })));
     let next = of("web-3");
     assert!(next[0].sentence.contains("1.0.0 (target 1.1.0)"), "{}", next[0].sentence);
@@ -83,8 +83,8 @@ fn a_download_shows_its_progress_and_offenders_are_named() {
 #[test]
 fn a_held_release_can_be_retried_and_a_pause_resumed() {
     let (group, app) = (GroupId::new("a.b").unwrap(), AppId::new("web").unwrap());
-    let by = PausedBy::Person { name: "ann".to_owned() };
-    let paused = WaitingOn::Paused { by, reason: String::new() };
+    let by = PausedBy::Person { name: "ann".to_owned(), text: String::new() };
+    let paused = WaitingOn::Paused { by };
     let resume = Command::RolloutResume { group: group.clone(), app: app.clone() };
     assert_eq!(hints(&paused, &group, &app), [Hint::run(resume)]);
     assert_eq!(sentence(&paused), "paused by ann");

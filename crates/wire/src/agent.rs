@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+pub use cohort_core::doing::Doing;
 use cohort_core::ids::{
     AppId, BootEpoch, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, RequestId,
     ServerId, Version,
@@ -12,11 +13,10 @@ use cohort_core::ids::{
 use cohort_core::orders::{MemberAddress, Orders};
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::{DebtReason, Reason, Unfit};
-pub use cohort_core::report::Doing;
 use cohort_core::report::{Report, Step};
 use cohort_core::state::HistoryEntry;
 use cohort_core::waiting::WaitingOn;
-use cohort_core::{Body, Command};
+use cohort_core::{Body, Command, Rejection};
 use serde::{Deserialize, Serialize};
 
 use crate::kill::SignedKill;
@@ -95,7 +95,7 @@ pub struct ReportRequest {
     pub version: u32,
     /// The group that it believes to belong to.
     pub group: GroupId,
-    /// Which life of it.
+    /// The incarnation of the group that ordered it.
     pub incarnation: Incarnation,
     /// What happened, oldest first.
     pub reports: Vec<Report>,
@@ -107,7 +107,7 @@ pub struct CommandAnswer {
     /// Where it stands in the log.
     pub index: u64,
     /// Why it was refused; none when it was carried out.
-    pub rejection: Option<String>,
+    pub rejection: Option<Rejection>,
 }
 
 /// A server wants to belong to the group.

@@ -8,7 +8,6 @@ use cohort_base::retry::Schedule;
 use cohort_consensus::Term;
 use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView};
 use cohort_core::policy::Policy;
-use cohort_registry::records::Verdict;
 use cohort_registry::{Registry, RegistryError, Selector, WatchRequest, keys, typed};
 use cohort_server::member::Input;
 use cohort_wire::http::Call;
@@ -100,11 +99,7 @@ fn matters(key: &str) -> bool {
 async fn take_kill_switches(shared: &Shared) -> Result<(), RegistryError> {
     for (_, text) in typed::kill_switches(&*shared.registry).await? {
         match serde_json::from_str::<SignedKill>(&text) {
-            Ok(register) => {
-                if let Err(error) = shared.kill.offer(vec![register]).await {
-                    tracing::warn!(error = chain(&error), "kill register of the registry refused");
-                }
-            }
+            Ok(register) => shared.latch(vec![register]).await,
             Err(error) => tracing::warn!(%error, "unreadable kill register in the registry"),
         }
     }
@@ -150,8 +145,7 @@ async fn read_view(registry: &dyn Registry) -> Result<RegistryView, RegistryErro
                 app: found.app,
                 version: found.version,
                 platform: found.platform,
-                good: found.record.verdict == Verdict::Good,
-                reason: found.record.reason,
+                bad: found.record.bad,
             });
         }
     }

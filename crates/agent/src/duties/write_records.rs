@@ -7,8 +7,7 @@ use cohort_base::chain::chain;
 use cohort_core::Body;
 use cohort_core::ids::GroupId;
 use cohort_registry::records::{
-    GroupInfo, GroupRecord, GroupVerdict, MemberRecord, MembersRecord, SCHEMA, Stamp, Verdict,
-    VerdictRecord,
+    GroupInfo, GroupRecord, GroupVerdict, MemberRecord, MembersRecord, SCHEMA, Stamp, VerdictRecord,
 };
 use cohort_registry::{Registry, RegistryError, typed};
 use cohort_server::member::View;
@@ -97,12 +96,7 @@ async fn write(
             let _ = typed::write_group_record(registry, &record).await?;
         }
         Record::Verdict { app, verdict } => {
-            let record = VerdictRecord {
-                schema: SCHEMA,
-                verdict: if verdict.bad.is_none() { Verdict::Good } else { Verdict::Bad },
-                reason: verdict.bad.map_or_else(String::new, |reason| reason.to_string()),
-                stamp,
-            };
+            let record = VerdictRecord { schema: SCHEMA, bad: verdict.bad, stamp };
             let (version, platform) = (verdict.version, verdict.platform);
             let verdict = GroupVerdict { app, version, platform, group, record };
             let _ = typed::write_verdict(registry, &verdict).await?;
@@ -112,7 +106,6 @@ async fn write(
 }
 
 fn progress_record(group: GroupId, stamp: Stamp, progress: Progress) -> GroupRecord {
-    let detail = progress.wave.map(|(number, servers)| format!("wave {number}, {servers} servers"));
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     GroupRecord {
         schema: SCHEMA,
@@ -120,11 +113,10 @@ fn progress_record(group: GroupId, stamp: Stamp, progress: Progress) -> GroupRec
         app: progress.app,
         stamp,
         sequence: progress.sequence,
-        state: progress.phase.to_string(),
+        state: progress.phase,
         running: progress.running,
         target: progress.target,
-        held_reason: progress.held_reason.map(|reason| reason.to_string()),
-        detail: detail.unwrap_or_default(),
+        held_reason: progress.held_reason,
         since: now.map_or(0, |since| since.as_secs()),
     }
 }

@@ -59,7 +59,7 @@ impl Notes {
                 tracing::info!(event = events::LEADERSHIP_TRANSFER, "transferring leadership");
             }
             Note::Rejected { index, command, rejection } => {
-                tracing::debug!(index, command, %rejection, "command rejected");
+                tracing::debug!(index, command, ?rejection, "command rejected");
             }
             Note::Membership { voters, standbys, begun: Ok(()) } => {
                 tracing::info!(?voters, ?standbys, "membership change begun");

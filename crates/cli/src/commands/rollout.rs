@@ -8,6 +8,7 @@ use cohort_view::command::{Command, Flag};
 use cohort_view::figures::brief;
 use cohort_view::hint::Hint;
 use cohort_view::table::{cell, render, table};
+use cohort_view::words;
 use cohort_wire::agent::{
     AppStatus, COMMAND, CONTROL_VERSION, CommandAnswer, CommandRequest, GroupStatus,
 };
@@ -136,9 +137,12 @@ pub(crate) async fn command(
     let answer: CommandAnswer = steered.send(Call::post(COMMAND, &request)).await?;
     match answer.rejection {
         None => Ok(answer),
-        Some(reason) => Err(Failure::new("rejected", format!("group {group} refused: {reason}"))
-            .hint(Command::Why { group: Some(group.clone()) })
-            .hint(Command::Status { group: Some(group.clone()) })),
+        Some(rejection) => {
+            let reason = words::rejection(&rejection);
+            Err(Failure::new("rejected", format!("group {group} refused: {reason}"))
+                .hint(Command::Why { group: Some(group.clone()) })
+                .hint(Command::Status { group: Some(group.clone()) }))
+        }
     }
 }
 
@@ -183,7 +187,7 @@ async fn history(global: &Global, which: &Which) -> Result<Exit, Failure> {
                 cell(brief(entry.ended.since(entry.started))),
                 cell(entry.waves),
                 cell(&entry.by),
-                cell(entry.reason.as_ref().map_or_else(String::new, ToString::to_string)),
+                cell(entry.reason.as_ref().map_or_else(String::new, words::reason)),
             ]);
         }
         render(&rows)

@@ -10,7 +10,6 @@ use cohort_core::ids::{AppId, Digest, GroupId, Platform, Version};
 use cohort_core::policy::Policy;
 use cohort_core::waiting::WaitingOn;
 use cohort_registry::fleet::Fleet;
-use cohort_registry::records::Verdict;
 use cohort_view::moving::Difference;
 use cohort_view::plan::{Offered, plan, text};
 use cohort_wire::agent::GroupStatus;
@@ -126,8 +125,7 @@ fn kept_by(
         app: verdict.app.clone(),
         version: verdict.version.clone(),
         platform: verdict.platform.clone(),
-        good: verdict.record.verdict == Verdict::Good,
-        reason: verdict.record.reason.clone(),
+        bad: verdict.record.bad.clone(),
     });
     let view = RegistryView {
         policies: BTreeMap::new(),

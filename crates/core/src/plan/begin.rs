@@ -123,8 +123,7 @@ impl Planner<'_> {
     /// Whether the rollout is paused, killed, or found bad elsewhere.
     pub(super) fn is_stopped(&mut self, rollout: &Rollout) -> bool {
         if let Some(pause) = &rollout.pause {
-            let (by, reason) = (pause.by.clone(), pause.reason.clone());
-            self.wait(pause.since, WaitingOn::Paused { by, reason });
+            self.wait(pause.since, WaitingOn::Paused { by: pause.by.clone() });
             return true;
         }
         if self.is_killed(rollout.progress) {
@@ -133,9 +132,9 @@ impl Planner<'_> {
         let view = self.seen.registry.as_ref();
         let verdict = view
             .and_then(|view| gate::bad_verdict(self.state, view, self.id, &rollout.release.version))
-            .filter(|verdict| !rollout.overruled.contains(&verdict.group));
-        if let Some(verdict) = verdict {
-            let (group, reason) = (verdict.group.clone(), verdict.reason.clone());
+            .filter(|(group, _)| !rollout.overruled.contains(*group));
+        if let Some((group, reason)) = verdict {
+            let (group, reason) = (group.clone(), reason.clone());
             self.propose(Planned::PauseForVerdict { group, reason });
         }
         verdict.is_some()

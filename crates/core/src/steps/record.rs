@@ -322,16 +322,14 @@ impl AppRecord {
 
 /// Why an app on a server takes no traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum NoTraffic {
     /// No release is installed, or none was ordered.
     NothingInstalled,
     /// A release is being installed.
     Installing,
     /// A step or a running check failed.
-    Failed {
-        /// For people.
-        reason: String,
-    },
+    Failed { reason: String },
 }
 
 /// What the server knows from the group.

@@ -18,8 +18,8 @@ impl Turn<'_> {
     }
 
     pub(crate) fn pause(&mut self, reason: &str) -> Applied {
-        let by = PausedBy::Person { name: self.actor.to_owned() };
-        let pause = Pause { by, reason: reason.to_owned(), since: self.clock };
+        let by = PausedBy::Person { name: self.actor.to_owned(), text: reason.to_owned() };
+        let pause = Pause { by, since: self.clock };
         match self.replan() {
             Some(rollout) => rollout.pause = Some(pause),
             None => return self.not_now(WhyNot::NoRollout),
@@ -29,9 +29,9 @@ impl Turn<'_> {
 
     /// Another group found the release bad. Has no effect on a rollout that is already paused, or
     /// if an operator overruled that group.
-    pub(crate) fn pause_for_verdict(&mut self, group: &GroupId, reason: &str) -> Applied {
-        let by = PausedBy::Verdict { group: group.clone() };
-        let pause = Pause { by, reason: reason.to_owned(), since: self.clock };
+    pub(crate) fn pause_for_verdict(&mut self, group: &GroupId, reason: &Reason) -> Applied {
+        let by = PausedBy::Verdict { group: group.clone(), reason: reason.clone() };
+        let pause = Pause { by, since: self.clock };
         match self.replan() {
             Some(rollout) if rollout.overruled.contains(group) => {}
             Some(rollout) => {
@@ -48,7 +48,7 @@ impl Turn<'_> {
             return self.not_now(WhyNot::NotPaused);
         }
         if let Some(rollout) = self.replan()
-            && let Some(Pause { by: PausedBy::Verdict { group }, .. }) = rollout.pause.take()
+            && let Some(Pause { by: PausedBy::Verdict { group, .. }, .. }) = rollout.pause.take()
         {
             rollout.overruled.insert(group);
         }

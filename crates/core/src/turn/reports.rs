@@ -2,7 +2,7 @@
 
 use super::{Applied, Turn};
 use crate::command::{Event, Limited, Rejection};
-use crate::ids::{Digest, ServerId};
+use crate::ids::{Digest, Generation, ServerId};
 use crate::orders::Purpose;
 use crate::phase::Phase;
 use crate::reason::{DebtReason, Unfit};
@@ -15,7 +15,8 @@ use crate::state::{
 
 impl State {
     /// Applies a report. One that was seen before, or that is about an older plan, is ignored, so
-    /// a server can always repeat its reports.
+    /// a server can always repeat its reports. Except passed checks that do not count: the server
+    /// would take it that the group has confirmed them.
     pub(crate) fn report(
         &mut self,
         report: &Report,
@@ -35,19 +36,22 @@ impl State {
         if bytes > max {
             return Err(Rejection::Limit { what: Limited::ReportBytes, max: max as u64 });
         }
-        let Some(server) = self.servers.get_mut(&report.server) else {
+        let Some(server) = self.servers.get(&report.server) else {
             return Err(Rejection::NoServer { server: report.server.clone() });
         };
         let position = (report.boot_epoch, report.sequence);
         let news = position > (server.boot_epoch, server.sequence);
-        if news {
+        let turn = self.turn(&report.app, actor, events);
+        let (applied, confirmed) = turn.map_or((false, false), |mut turn| {
+            (news && turn.report(report), turn.confirms(report))
+        });
+        if report.outcome == Outcome::Checked && !confirmed {
+            let generation = self.apps.get(&report.app).map_or(Generation(0), |a| a.generation);
+            return Err(Rejection::OldPlan { generation });
+        }
+        if let Some(server) = self.servers.get_mut(&report.server).filter(|_| news) {
             (server.boot_epoch, server.sequence) = position;
         }
-        let applied = news
-            && match self.turn(&report.app, actor, events) {
-                Ok(mut turn) => turn.report(report),
-                Err(_) => false,
-            };
         if !applied {
             let (server, sequence) = (report.server.clone(), report.sequence);
             events.push(Event::ReportIgnored { server, sequence });
@@ -76,6 +80,13 @@ impl Turn<'_> {
                 self.undone(report, release, failure)
             }
         }
+    }
+
+    /// Whether the group knows that the server passed the checks of this change.
+    fn confirms(&mut self, report: &Report) -> bool {
+        let Some((here, true)) = self.here(report) else { return false };
+        let stage = here.activation.as_ref().map(|activation| &activation.stage);
+        matches!(stage, Some(ActivationStage::Checked { .. }))
     }
 
     /// The server's state, with its change if the report is about that one.

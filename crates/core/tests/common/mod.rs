@@ -160,7 +160,7 @@ impl Wish {
             21 if n < 80 => plan(Planned::Fail { reason: Reason::NoServerLeft }),
             22 => {
                 let group = GroupId::new("intel.zone-b").expect("a name");
-                plan(Planned::PauseForVerdict { group, reason })
+                plan(Planned::PauseForVerdict { group, reason: Reason::ServersLost })
             }
             23 => Body::Pause { app, reason },
             24 => Body::Resume { app },

@@ -4,7 +4,7 @@ use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, ServerId, Version}
 use cohort_identity::Role;
 use cohort_registry::records::{
     BootstrapRecord, GroupRecord, GroupVerdict, MembersRecord, SCHEMA, ServerRecord, Stamp,
-    Verdict, VerdictRecord, decode, encode,
+    VerdictRecord, decode, encode,
 };
 use cohort_registry::typed::{
     bootstrap_group, get, read_server, write_group_record, write_members, write_verdict,
@@ -35,11 +35,10 @@ fn record(of: &str, index: u64) -> GroupRecord {
         app: app(),
         stamp: stamp(index),
         sequence: index,
-        state: "running".into(),
+        state: cohort_core::phase::PhaseName::Running,
         running: None,
         target: None,
         held_reason: None,
-        detail: String::new(),
         since: 0,
     }
 }
@@ -80,12 +79,7 @@ async fn an_agent_writes_what_belongs_to_its_own_group() {
         version: Version::new("1.0.0").unwrap(),
         platform: Platform::new("linux/amd64").unwrap(),
         group,
-        record: VerdictRecord {
-            schema: SCHEMA,
-            verdict: Verdict::Good,
-            reason: String::new(),
-            stamp: stamp(1),
-        },
+        record: VerdictRecord { schema: SCHEMA, bad: None, stamp: stamp(1) },
     };
     let written = write_verdict(&registry, &verdict(own.clone())).await.unwrap();
     assert!(matches!(written, FencedPut::Written));

@@ -106,7 +106,7 @@ impl<S: LogStore> Member<S> {
         if let Some((term, ticket)) = self.proposals.remove(&index) {
             // Another entry at the position: the proposal was lost.
             let outcome = if term == entry.term {
-                Proposed::Applied { index, rejection }
+                Proposed::Done { index, rejection }
             } else {
                 Proposed::Unknown
             };

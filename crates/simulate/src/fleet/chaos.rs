@@ -255,7 +255,7 @@ impl Chaos {
         let outcome = group.person(now_ms, body);
         self.say(&format!(
             "ana: {what}: {}",
-            outcome.map_or_else(|r| r.to_string(), |_| "ok".into())
+            outcome.map_or_else(|r| cohort_view::words::rejection(&r), |_| "ok".into())
         ));
     }
 

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use cohort_consensus::{Configuration, RaftId};
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Event, Rejection};
+use cohort_core::doing::Doing;
 use cohort_core::gate::{ForeignVerdict, RegistryView};
 use cohort_core::ids::{AppId, GroupId, Incarnation, RequestId, ServerId};
 use cohort_core::orders::Orders;
 use cohort_core::phase::PhaseName;
 use cohort_core::release::Release;
-use cohort_core::report::{Doing, Report, Step};
+use cohort_core::report::{Report, Step};
 use cohort_core::state::State;
 use cohort_core::waiting::Waiting;
 use cohort_core::{Offer, Plan};
@@ -214,9 +215,7 @@ impl Group {
 
     /// A server asked for its orders.
     pub fn contact(&mut self, now_ms: u64, server: &ServerId, doing: &BTreeMap<AppId, Step>) {
-        let doing = doing
-            .iter()
-            .map(|(app, step)| (app.clone(), Doing { step: *step, detail: String::new() }));
+        let doing = doing.iter().map(|(app, step)| (app.clone(), Doing::Step { step: *step }));
         self.contacts.heard(now_ms + self.ahead_ms, server, 0, doing.collect());
     }
 
@@ -246,6 +245,7 @@ impl Group {
                 self.held.push(Held { server, id, known: *known, until_ms, entries, killed });
                 None
             }
+            Question::Kill => Some(Input::Changed),
             Question::Join => {
                 let taken = self.leader.is_some() && self.state.servers.contains_key(server);
                 Some(Input::Joined(taken))
@@ -366,8 +366,7 @@ impl Group {
                     app: app.clone(),
                     version: verdict.version.clone(),
                     platform: verdict.platform.clone(),
-                    good: verdict.bad.is_none(),
-                    reason: verdict.bad.as_ref().map_or_else(String::new, ToString::to_string),
+                    bad: verdict.bad.clone(),
                 };
                 registry.verdicts.retain(|known| {
                     (&known.group, &known.app, &known.version)

@@ -11,9 +11,11 @@ use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 use cohort_core::orders::Orders;
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
+use cohort_core::reason::Reason;
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Outcome, Report, Step};
 use cohort_core::{Offer, gate::ForeignVerdict};
+use cohort_view::words;
 
 use super::behaviour::{Behaviour, Fault};
 use super::build;
@@ -354,8 +356,8 @@ impl Script {
             app: line.app(),
             version: Version::new(version).expect("a version"),
             platform,
-            good: word == "good",
-            reason: line.words[3..].join(" "),
+            bad: (word != "good")
+                .then(|| Reason::Aborted { by: "ana".to_owned(), text: line.words[3..].join(" ") }),
         });
     }
 
@@ -374,7 +376,7 @@ impl Script {
         match group.person(now_ms, body) {
             Ok(_) => out.push_str("ok\n"),
             Err(rejection) => {
-                let _ = writeln!(out, "refused: {rejection}");
+                let _ = writeln!(out, "refused: {}", words::rejection(&rejection));
             }
         }
     }
@@ -439,7 +441,7 @@ impl Script {
             Ok(_) if self.group().state.apps == before => out.push_str("taken, nothing changed\n"),
             Ok(_) => out.push_str("taken\n"),
             Err(rejection) => {
-                let _ = writeln!(out, "refused: {rejection}");
+                let _ = writeln!(out, "refused: {}", words::rejection(&rejection));
             }
         }
     }

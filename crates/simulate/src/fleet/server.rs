@@ -391,7 +391,8 @@ impl Server {
                 match effect {
                     Effect::Obey(received) => self.take_orders(*received),
                     // The latch is the world's: see `Disk::killed`.
-                    Effect::PassKill(_) | Effect::OldIncarnation { .. } => {}
+                    Effect::Ask(_, Question::Kill) => input = Some(Input::Changed),
+                    Effect::OldIncarnation { .. } => {}
                     Effect::AskRegistry => {
                         if around.registry && self.reaches(around.behaviours) {
                             self.agent.members = around.members.to_vec();
@@ -402,7 +403,7 @@ impl Server {
                         let patience_ms = match question {
                             Question::Orders => ANSWER_MS_MAX,
                             Question::Change { .. } => WAIT_MS_MAX + ANSWER_MS_MAX,
-                            Question::Join => TAKEN_MS_MAX,
+                            Question::Join | Question::Kill => TAKEN_MS_MAX,
                         };
                         let id = self.agent.number();
                         self.agent.open = Some((id, now_ms + patience_ms));

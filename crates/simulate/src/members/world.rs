@@ -180,7 +180,7 @@ impl World {
         };
         let mut state = founding_state(self.group.clone(), Incarnation(1), founder);
         for n in 2..=SERVERS {
-            state.apply(&command(add(&server(n)))).map_err(|rejection| rejection.to_string())?;
+            state.apply(&command(add(&server(n)))).map_err(|rejection| format!("{rejection:?}"))?;
         }
         let disk = Disk::new();
         let mut store = FaultyStore::open(&disk).map_err(|error| error.to_string())?;

@@ -3,6 +3,7 @@
 use crate::prober::{Prober, most_down};
 use anyhow::{Result, ensure};
 use cohort_core::phase::PhaseName;
+use cohort_core::reason::PausedBy;
 use cohort_core::waiting::WaitingOn;
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, holds, reason, runs, waits};
@@ -24,7 +25,8 @@ fn by_a_person() -> Result<()> {
     in_wave(1)?;
     trial.run(&["rollout", "pause", GROUP, "--reason", "lunch"])?;
     trial.until(GROUP, PATIENCE, |status| {
-        waits(status, |on| matches!(on, WaitingOn::Paused { reason, .. } if reason == "lunch"))
+        let paused = |by: &PausedBy| matches!(by, PausedBy::Person { text, .. } if text == "lunch");
+        waits(status, |on| matches!(on, WaitingOn::Paused { by } if paused(by)))
             && app(status).is_some_and(|app| {
                 app.paused && app.servers.values().all(|here| here.activation.is_none())
             })

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use cohort_core::command::Event;
 use cohort_core::ids::{AppId, ServerId};
 use cohort_core::phase::{MilestoneName, Phase, PhaseName};
+use cohort_view::words;
 
 use super::{Line, Script, servers_of};
 use crate::fleet::build;
@@ -51,7 +52,7 @@ impl Script {
                 }
                 let _ = write!(line, "{}", app.phase.name());
                 if let Phase::RollingBack { reason, .. } | Phase::Held { reason, .. } = &app.phase {
-                    let _ = write!(line, " ({reason})");
+                    let _ = write!(line, " ({})", words::reason(reason));
                 }
                 if let (Some(rollout), Some((servers, _))) = (app.phase.rollout(), app.phase.wave())
                 {
@@ -92,7 +93,7 @@ impl Script {
                         let _ = write!(text, ", {stage} {to}");
                     }
                     if let Some(debt) = &here.debt {
-                        let _ = write!(text, ", owes ({})", debt.reason);
+                        let _ = write!(text, ", owes ({})", words::debt(&debt.reason));
                     }
                     let service = group.servers.get(server).and_then(|s| s.services.get(app_id));
                     let really = service.and_then(|s| s.release.as_ref().filter(|_| s.serves()));
@@ -165,7 +166,7 @@ impl Script {
             let _ =
                 write!(out, "{} {ending} in {} waves, by {}", entry.version, entry.waves, entry.by);
             match &entry.reason {
-                Some(reason) => writeln!(out, " ({reason})").expect("a string"),
+                Some(reason) => writeln!(out, " ({})", words::reason(reason)).expect("a string"),
                 None => out.push('\n'),
             }
         }
@@ -173,10 +174,11 @@ impl Script {
 
     pub(super) fn verdicts(&mut self, out: &mut String) {
         for verdict in &self.fleet.registry.view.verdicts {
-            let word = if verdict.good { "good" } else { "bad" };
-            let _ = write!(out, "{}: {} is {word}", verdict.group, verdict.version);
-            let reason = if verdict.good { "" } else { verdict.reason.as_str() };
-            let _ = writeln!(out, "{}{reason}", if reason.is_empty() { "" } else { ": " });
+            let _ = write!(out, "{}: {} is ", verdict.group, verdict.version);
+            let _ = match &verdict.bad {
+                None => writeln!(out, "good"),
+                Some(reason) => writeln!(out, "bad: {}", words::reason(reason)),
+            };
         }
     }
 }

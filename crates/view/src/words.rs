@@ -1,0 +1,126 @@
+//! The words of the core's reasons and rejections.
+
+use cohort_core::ids::ServerId;
+use cohort_core::reason::{DebtReason, PausedBy, Reason, Unfit};
+use cohort_core::{Rejection, command::Limited, command::WhyNot};
+
+/// Why a rollout ended, or a release is rejected.
+#[must_use]
+pub fn reason(reason: &Reason) -> String {
+    match reason {
+        Reason::ServerFailed { server, step, text } => {
+            format!("{} failed on {server}: {text}", step.name())
+        }
+        Reason::ServersLost => "too many servers are unreachable".into(),
+        Reason::NoServerLeft => "no server is left that runs it".into(),
+        Reason::NoProgress { wave, within, servers } => {
+            let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
+            format!("no progress within {within} in wave {wave} ({})", servers.join(", "))
+        }
+        Reason::Aborted { by, text } => with_text(format!("aborted by {by}"), text),
+        Reason::Undone { by } => format!("undone by {by}"),
+        Reason::Superseded { version } => format!("superseded by {version}"),
+    }
+}
+
+/// Why a server owes the good release.
+#[must_use]
+pub fn debt(reason: &DebtReason) -> String {
+    match reason {
+        DebtReason::Joined => "joined".into(),
+        DebtReason::Found { running: Some(version) } => format!("was running {version}"),
+        DebtReason::Found { running: None } => "was running nothing".into(),
+        DebtReason::LeftBehind => "left behind by the rollout".into(),
+        DebtReason::NotRolledBack => "not reached by the roll-back".into(),
+        DebtReason::Silent { for_ms } => format!("unreachable for {} s", for_ms / 1000),
+        DebtReason::Failed { text } => text.clone(),
+    }
+}
+
+/// Why a server takes no traffic.
+#[must_use]
+pub fn unfit(unfit: &Unfit) -> String {
+    match unfit {
+        Unfit::Changing => "being changed".into(),
+        Unfit::Failed { step } => format!("{} failed", step.name()),
+        Unfit::Unhealthy { text } => text.clone(),
+    }
+}
+
+/// Who paused a rollout, and why.
+#[must_use]
+pub fn paused(by: &PausedBy) -> String {
+    match by {
+        PausedBy::Person { name, text } => with_text(format!("paused by {name}"), text),
+        PausedBy::Verdict { group, reason: why } => {
+            format!("paused by verdict of {group}: {}", reason(why))
+        }
+    }
+}
+
+/// A fact with the text that a person gave, which may be empty.
+pub(crate) fn with_text(fact: String, text: &str) -> String {
+    if text.is_empty() { fact } else { format!("{fact}: {text}") }
+}
+
+/// Why a command was refused.
+#[must_use]
+pub fn rejection(rejection: &Rejection) -> String {
+    match rejection {
+        Rejection::OtherIncarnation { expected } => {
+            format!("for another incarnation of the group (this is {expected})")
+        }
+        Rejection::Clock { clock } => format!("the group clock is at {clock} ms"),
+        Rejection::OldPlan { generation } => {
+            format!("planned against an old generation (this is {generation})")
+        }
+        Rejection::NoApp { app } => format!("this group has no app `{app}`"),
+        Rejection::NoServer { server } => format!("this group has no server `{server}`"),
+        Rejection::NotNow { state, why } => format!("not while `{state}`: {}", why_not(*why)),
+        Rejection::Capacity { out, max } => {
+            format!("{out} servers are out of service; the limit is {max}")
+        }
+        Rejection::Busy { server } => format!("`{server}` is busy"),
+        Rejection::Limit { what, max } => {
+            let what = match what {
+                Limited::Servers => "servers",
+                Limited::Apps => "apps",
+                Limited::ReportBytes => "bytes of text in a report",
+                Limited::CommandBytes => "bytes in a command",
+            };
+            format!("more than {max} {what}")
+        }
+    }
+}
+
+fn why_not(why: WhyNot) -> &'static str {
+    match why {
+        WhyNot::NotEmpty => "only an empty group adopts what is installed",
+        WhyNot::NotOnAllServers => "not every server runs that release",
+        WhyNot::OtherPlatform => "the release is for another platform",
+        WhyNot::PolicyChanged => "the policy has changed",
+        WhyNot::ReleaseRejected => "this group rejected the release",
+        WhyNot::ServerChanging => "a server is in the middle of a change",
+        WhyNot::RollingBack => "the group is rolling back",
+        WhyNot::AlreadyRunning => "every server already runs it",
+        WhyNot::AlreadyRollingOut => "it is already being rolled out",
+        WhyNot::NoRollout => "no rollout is in progress",
+        WhyNot::NotRecorded => "the registry has not acknowledged the group's record",
+        WhyNot::BytesMissing => "the server has not reported the bytes",
+        WhyNot::NothingToVerify => "there is nothing to verify",
+        WhyNot::WaveInProgress => "the wave before is not done",
+        WhyNot::Paused => "the rollout is paused",
+        WhyNot::AwaitsApproval => "the rollout waits for approval",
+        WhyNot::NotNextWave => "that is not the next wave",
+        WhyNot::WrongServers => "the wave has servers that have nothing to do",
+        WhyNot::ForwardOnly => "the release is declared forward-only",
+        WhyNot::NotPaused => "nothing is paused",
+        WhyNot::NoApprovalNeeded => "nothing waits for approval",
+        WhyNot::NothingToRetry => "nothing is held and no server owes",
+        WhyNot::NotRunning => "only a running group can undo a release; use `abort`",
+        WhyNot::NoEarlierRelease => "no earlier release is known to be good",
+        WhyNot::NotItsTurn => "the server is not in this wave, or the wave is downloading",
+        WhyNot::NothingToGrant => "no wave or roll-back is in progress",
+        WhyNot::AlreadyLost => "the server is already lost",
+    }
+}
