@@ -1,13 +1,15 @@
-//! Which servers carry the group's log: those an operator named, then the first that joined, up to
-//! five.
+//! Which servers carry the group's log: five that can be heard, spread over racks.
 
 use std::collections::BTreeSet;
 
 use crate::ids::{MemberId, ServerId};
-use crate::state::State;
+use crate::state::{App, Server, State};
 
 /// Most voters of a group. Five survive two failures; more slow every decision down.
 pub const VOTERS_MAX: usize = 5;
+
+/// From this many voters on, a server in a change does not become one: it may be about to go away.
+const VOTERS_SETTLED: usize = 3;
 
 /// The membership as the leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,20 +41,20 @@ pub enum Placement {
 }
 
 /// The next step; none if the membership is as wanted, or is being changed.
+///
+/// `silent` are the servers that the leader has not heard from for so long that they are to be
+/// replaced.
 #[must_use]
-pub fn placement(state: &State, placed: &Placed) -> Option<Placement> {
+pub fn placement(state: &State, placed: &Placed, silent: &BTreeSet<ServerId>) -> Option<Placement> {
     if placed.changing {
         return None;
     }
-    let mut by_joining: Vec<(&ServerId, &crate::state::Server)> = state.servers.iter().collect();
-    by_joining.retain(|(_, server)| server.placed != Some(false));
-    by_joining.sort_by_key(|(_, server)| (server.placed != Some(true), server.joined));
-    by_joining.truncate(VOTERS_MAX);
-    if let Some((server, _)) = by_joining.iter().find(|(_, server)| server.member.is_none()) {
+    let carriers = carriers(state, placed, silent);
+    if let Some((server, _)) = carriers.iter().find(|(_, server)| server.member.is_none()) {
         return Some(Placement::Allocate((*server).clone()));
     }
     let wanted: BTreeSet<MemberId> =
-        by_joining.iter().filter_map(|(_, server)| server.member).collect();
+        carriers.iter().filter_map(|(_, server)| server.member).collect();
     let over = state.servers.iter().find_map(|(id, server)| {
         let member = server.member?;
         let counted = placed.voters.contains(&member) || placed.standbys.contains(&member);
@@ -76,4 +78,45 @@ pub fn placement(state: &State, placed: &Placed) -> Option<Placement> {
         return None;
     }
     Some(Placement::Change { voters, standbys })
+}
+
+/// The servers that are to carry the log, best first.
+///
+/// One after the other is chosen: rather one that is heard than a silent one, then one that an
+/// operator named, then one whose rack has the fewest of those already chosen, then one that votes
+/// already, then the one that joined first. A server without a rack shares one with nobody.
+fn carriers<'a>(
+    state: &'a State,
+    placed: &Placed,
+    silent: &BTreeSet<ServerId>,
+) -> Vec<(&'a ServerId, &'a Server)> {
+    let votes = |server: &Server| server.member.is_some_and(|id| placed.voters.contains(&id));
+    let settled = placed.voters.len() >= VOTERS_SETTLED;
+    let mut left: Vec<(&ServerId, &Server)> = state
+        .servers
+        .iter()
+        .filter(|(id, server)| {
+            let ready = !silent.contains(*id) && !(settled && is_changing(state, id));
+            server.placed != Some(false) && (ready || votes(server))
+        })
+        .collect();
+    let mut chosen: Vec<(&ServerId, &Server)> = Vec::new();
+    while chosen.len() < VOTERS_MAX && !left.is_empty() {
+        let best = left.iter().enumerate().min_by_key(|(_, (id, server))| {
+            let shares = chosen
+                .iter()
+                .filter(|(_, other)| server.rack.is_some() && server.rack == other.rack)
+                .count();
+            let named = server.placed == Some(true);
+            (silent.contains(*id), !named, shares, !votes(server), server.joined)
+        });
+        let Some((at, _)) = best else { break };
+        chosen.push(left.remove(at));
+    }
+    chosen
+}
+
+fn is_changing(state: &State, server: &ServerId) -> bool {
+    let here = |app: &App| app.servers.get(server).is_some_and(|here| here.activation.is_some());
+    state.apps.values().any(here)
 }
