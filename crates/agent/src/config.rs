@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use cohort_core::ids::{Platform, ServerId};
 use cohort_core::policy::Duration;
+use cohort_server::leading::REPLACE_AFTER_MS;
 use cohort_wire::dscp::Dscp;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +68,10 @@ pub struct AgentConfig {
     /// the release it has.
     #[serde(default = "default_ready_without_orders_after")]
     pub ready_without_orders_after: Duration,
+    /// For how long a voter may be silent before another server takes its place; the leader's
+    /// setting counts.
+    #[serde(default = "default_replace_after")]
+    pub replace_after: Duration,
     /// Limit for receiving artifacts, such as `20MB/s` or `100Mbit/s`. Applied without a restart.
     #[serde(default)]
     pub download_limit: Option<ByteRate>,
@@ -222,6 +227,10 @@ fn default_poll_interval() -> Duration {
 
 fn default_ready_without_orders_after() -> Duration {
     Duration::from_secs(60)
+}
+
+fn default_replace_after() -> Duration {
+    Duration::from_ms(REPLACE_AFTER_MS)
 }
 
 #[cfg(test)]

@@ -190,7 +190,9 @@ impl Starter {
         let (server, group) = (shared.server().clone(), shared.group.clone());
         let seconds = shared.metrics.log_write_seconds.clone();
         let store = TimedStore { store, seconds };
-        let member = Member::open(monotonic_ms(), server, group, store, config, shared.kill.on())?;
+        let mut member =
+            Member::open(monotonic_ms(), server, group, store, config, shared.kill.on())?;
+        member.replace_after(shared.config.replace_after.ms);
         let (inputs, queue) = Inputs::queue();
         let (view_sender, view) = watch::channel(Arc::new(member.view()));
         shared.book.learn(&self.joined.members);

@@ -3,7 +3,7 @@
 //! Observations are not replicated. They are dropped at every change of leader: a plan is made
 //! from what this leadership has seen itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
@@ -15,6 +15,9 @@ use crate::contacts::Contacts;
 
 /// How often the leader plans when nothing has happened, in milliseconds.
 pub const PLAN_EVERY_MS: u64 = 250;
+/// A voter that has not been heard from for this long is replaced, in milliseconds, unless the
+/// agent's configuration says otherwise.
+pub const REPLACE_AFTER_MS: u64 = 300_000;
 /// Pause between two steps of the placement of voters, in milliseconds.
 const PLACE_EVERY_MS: u64 = 200;
 
@@ -33,6 +36,7 @@ pub struct Leading {
     ticked_ms: Option<u64>,
     /// The end of the process's last long pause.
     awake_since_ms: u64,
+    replace_after_ms: u64,
     /// Something has changed since the last plan.
     stale: bool,
 }
@@ -50,6 +54,7 @@ impl Leading {
             planned_up_to: 0,
             ticked_ms: None,
             awake_since_ms: 0,
+            replace_after_ms: REPLACE_AFTER_MS,
             stale: true,
         }
     }
@@ -65,9 +70,14 @@ impl Leading {
     /// Another member leads, or none: everything seen so far is void, except the kill switch,
     /// which every member has latched itself.
     pub fn ended(&mut self) {
-        let Leading { ticked_ms, awake_since_ms, .. } = *self;
+        let Leading { ticked_ms, awake_since_ms, replace_after_ms, .. } = *self;
         let fresh = Leading::new(self.server().clone(), self.seen.killed.take());
-        *self = Leading { ticked_ms, awake_since_ms, ..fresh };
+        *self = Leading { ticked_ms, awake_since_ms, replace_after_ms, ..fresh };
+    }
+
+    /// For how long a voter may be silent before it is replaced, in milliseconds.
+    pub fn replace_after(&mut self, ms: u64) {
+        self.replace_after_ms = ms;
     }
 
     /// Time has passed; call this at every tick. After a pause of the whole process (stopped, or
@@ -175,12 +185,29 @@ impl Leading {
     }
 
     /// The next step towards the placement of voters that is wanted.
-    pub fn place(&mut self, now_ms: u64, state: &State, placed: &Placed) -> Option<Placement> {
+    pub fn place(
+        &mut self,
+        now_ms: u64,
+        state: &State,
+        placed: &Placed,
+        contacts: &Contacts,
+    ) -> Option<Placement> {
         if self.placed_ms.is_some_and(|at| now_ms - at < PLACE_EVERY_MS) {
             return None;
         }
-        let next = placement(state, placed)?;
+        let next = placement(state, placed, &self.silent(now_ms, state, contacts))?;
         self.placed_ms = Some(now_ms);
         Some(next)
+    }
+
+    /// The servers that have been silent for long enough to be replaced. Silence counts from the
+    /// beginning of this leadership: what other members heard before is not known here.
+    fn silent(&self, now_ms: u64, state: &State, contacts: &Contacts) -> BTreeSet<ServerId> {
+        let since_ms = self.since_ms.unwrap_or(now_ms).max(self.awake_since_ms);
+        let silent = |server: &&ServerId| {
+            let heard_ms = contacts.of(server).map_or(0, |contact| contact.at_ms);
+            now_ms >= heard_ms.max(since_ms) + self.replace_after_ms
+        };
+        state.servers.keys().filter(silent).cloned().collect()
     }
 }

@@ -349,6 +349,12 @@ impl<S: LogStore> Member<S> {
         })
     }
 
+    /// For how long a voter may be silent before it is replaced, in milliseconds; the default is
+    /// [`REPLACE_AFTER_MS`](crate::leading::REPLACE_AFTER_MS).
+    pub fn replace_after(&mut self, ms: u64) {
+        self.leading.replace_after(ms);
+    }
+
     /// What can be seen of the member now.
     #[must_use]
     pub fn view(&self) -> View {

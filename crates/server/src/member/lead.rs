@@ -20,7 +20,7 @@ impl<S: LogStore> Member<S> {
     }
 
     pub(super) fn lead(&mut self, now_ms: u64, contacts: &Contacts) {
-        self.place(now_ms);
+        self.place(now_ms, contacts);
         let plan = self.leading.plan(now_ms, &self.state, contacts);
         if plan.waiting != self.waiting {
             self.waiting = plan.waiting;
@@ -33,7 +33,7 @@ impl<S: LogStore> Member<S> {
     }
 
     /// Takes the next step towards the placement of voters that is wanted.
-    fn place(&mut self, now_ms: u64) {
+    fn place(&mut self, now_ms: u64, contacts: &Contacts) {
         let status = self.node.status();
         let members = |ids: &BTreeSet<RaftId>| ids.iter().map(|id| MemberId(id.0)).collect();
         let placed = Placed {
@@ -42,7 +42,7 @@ impl<S: LogStore> Member<S> {
             caught_up: members(&self.node.caught_up()),
             changing: status.change_pending || status.configuration.is_joint(),
         };
-        let body = match self.leading.place(now_ms, &self.state, &placed) {
+        let body = match self.leading.place(now_ms, &self.state, &placed, contacts) {
             None => return,
             Some(Placement::Allocate(server)) => Body::AllocateMember { server },
             Some(Placement::Retire(server, member)) => Body::RetireMember { server, member },

@@ -11,6 +11,11 @@ use cohort_store::{Disk, FaultyStore};
 /// Steps in a row that a member may ask for at one moment: a plan looks ahead, but not for ever.
 const STEPS_AT_ONCE_MAX: usize = 200;
 
+/// When a server starts that is gone for good.
+pub(super) const GONE_MS: u64 = u64::MAX;
+/// For how long a voter may be silent before it is replaced, in milliseconds.
+const REPLACE_AFTER_MS: u64 = 5_000;
+
 /// A server.
 pub(super) struct Host {
     pub(super) server: ServerId,
@@ -64,7 +69,9 @@ impl Host {
         config.seed = seed;
         let server = self.server.clone();
         let member = Member::open(now_ms, server, group.clone(), store, config, None);
-        self.member = Some(member.map_err(|error| format!("{}: {error}", self.server))?);
+        let mut member = member.map_err(|error| format!("{}: {error}", self.server))?;
+        member.replace_after(REPLACE_AFTER_MS);
+        self.member = Some(member);
         Ok(())
     }
 
@@ -78,6 +85,10 @@ impl Host {
         if let Some((_, disk)) = &self.disk {
             disk.crash();
         }
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.starts_ms == GONE_MS
     }
 
     /// Whether its member has something to do now.

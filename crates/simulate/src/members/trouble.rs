@@ -6,7 +6,7 @@ use cohort_server::member::Input;
 use cohort_store::WriteFault;
 use rand::Rng;
 
-use super::host::Host;
+use super::host::{GONE_MS, Host};
 use super::world::{Waits, World};
 use crate::raft::Network;
 
@@ -76,7 +76,8 @@ impl World {
                 let input = input[self.rng.random_range(0..2)].clone();
                 return self.input(at, input);
             }
-            17 => self.lose_disk(at),
+            17 => self.lose(at, false),
+            18 => self.lose(at, true),
             _ => {}
         }
         Ok(())
@@ -107,9 +108,12 @@ impl World {
         self.ask(at, Waits::Transfer, |ticket| Input::Transfer { ticket, to })
     }
 
-    /// A server loses its disk, if the group survives that: everybody else runs, and no change of
-    /// membership is under way.
-    fn lose_disk(&mut self, at: usize) {
+    /// A server loses its disk, or is gone for good, if the group survives that: everybody else
+    /// runs, and no change of membership is under way.
+    fn lose(&mut self, at: usize, for_good: bool) {
+        if for_good && self.hosts.iter().any(Host::is_gone) {
+            return;
+        }
         let Some(view) = self.leader().and_then(|leader| self.hosts[leader].view.clone()) else {
             return;
         };
@@ -121,10 +125,14 @@ impl World {
         if !settled || whole < view.raft.configuration.members().len() {
             return;
         }
-        self.say(|| format!("s{} loses its disk", at + 1));
+        self.say(|| format!("s{} {}", at + 1, if for_good { "is gone" } else { "loses its disk" }));
         self.lost_disk_ms = self.now_ms;
         self.crash(at, 100);
         self.hosts[at].disk = None;
+        if for_good {
+            self.outcome.gone += 1;
+            self.hosts[at].starts_ms = GONE_MS;
+        }
     }
 
     /// Everything works again.
@@ -137,7 +145,7 @@ impl World {
             if let Some((_, disk)) = &self.hosts[at].disk {
                 disk.set_fault(WriteFault::None);
             }
-            if self.hosts[at].starts_ms > 0 {
+            if self.hosts[at].starts_ms > 0 && !self.hosts[at].is_gone() {
                 self.start(at)?;
             }
             self.input(at, Input::Kill(None))?;

@@ -52,6 +52,8 @@ pub struct Outcome {
     pub transfers: u64,
     /// Members that were created.
     pub members: u64,
+    /// Servers that were gone for good.
+    pub gone: u64,
 }
 
 /// Runs one seed to its end; `talk` prints what happens.
@@ -431,6 +433,9 @@ impl World {
         };
         let view = self.hosts[leader].view.clone();
         let server = host.server.clone();
+        if self.reaches(at, leader) {
+            self.hosts[leader].contacts.heard(self.now_ms, &server, 0, BTreeMap::new());
+        }
         let orders = view.and_then(|view| view.state.orders(&server, false));
         let Some(orders) = orders else { return Ok(()) };
         self.hosts[at].claims_ms = self.now_ms + CLAIM_EVERY_MS;
@@ -451,6 +456,13 @@ impl World {
             }
             (Some(_), _) | (None, None) => Ok(()),
         }
+    }
+
+    /// Whether two servers can speak with each other.
+    fn reaches(&self, one: usize, other: usize) -> bool {
+        let id = |at: usize| self.hosts[at].disk.as_ref().map(|(member, _)| RaftId(member.0));
+        let cut = |(one, other)| self.network.cut.contains(&(one, other));
+        !id(one).zip(id(other)).is_some_and(cut)
     }
 
     /// Whether a leader is still one: a majority has not voted in a later term.
@@ -481,6 +493,11 @@ impl World {
             return Err(format!("the membership is {}", raft.configuration));
         }
         let members: BTreeSet<u64> = raft.configuration.voters.iter().map(|id| id.0).collect();
+        let carried: BTreeSet<u64> =
+            self.hosts.iter().filter_map(|host| Some(host.disk.as_ref()?.0.0)).collect();
+        if !members.is_subset(&carried) {
+            return Err(format!("{} has voters that nobody carries", raft.configuration));
+        }
         for host in &self.hosts {
             let voter = host.disk.as_ref().is_some_and(|(member, _)| members.contains(&member.0));
             let applied = host.view.as_ref().map(|view| view.raft.applied);
