@@ -96,7 +96,7 @@ fn carriers<'a>(
         .servers
         .iter()
         .filter(|(id, server)| {
-            let ready = !silent.contains(*id) && !(settled && is_changing(state, id));
+            let ready = !silent.contains(*id) && (!settled || !is_changing(state, id));
             server.placed != Some(false) && (ready || votes(server))
         })
         .collect();
