@@ -8,6 +8,7 @@ use cohort_store::DurableFile;
 use cohort_wire::http::{Call, Client, Target};
 use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, JoinedGroup, JoiningServer};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::config::AgentConfig;
@@ -118,6 +119,19 @@ pub(crate) fn advertised(config: &AgentConfig) -> String {
     config.advertise.clone().unwrap_or_else(|| config.listen.clone())
 }
 
+/// An address such as 0.0.0.0 means every server to itself: nobody else would find this one.
+pub(crate) fn check_advertised(config: &AgentConfig) -> Result<(), AgentError> {
+    let address = advertised(config);
+    let unspecified = |address: SocketAddr| address.ip().is_unspecified();
+    if address.parse().is_ok_and(unspecified) {
+        return Err(AgentError::config("advertise")(format!(
+            "other servers cannot reach `{address}`; set advertise (or listen) to an address of \
+             this server, such as 10.0.0.11:7417"
+        )));
+    }
+    Ok(())
+}
+
 fn read_token(config: &AgentConfig) -> Result<JoinToken, AgentError> {
     let Some(path) = &config.join_token_file else {
         return Err(AgentError::not_joined(
@@ -185,6 +199,20 @@ mod join_test {
     use cohort_core::orders::MemberAddress;
 
     use super::*;
+
+    #[test]
+    fn an_address_that_nobody_can_reach_is_not_advertised() {
+        let check = |listen: &str, advertise: Option<&str>| {
+            let mut config: AgentConfig =
+                serde_json::from_str(r#"{"server":"web-1","platform":"intel"}"#).unwrap();
+            config.listen = listen.into();
+            config.advertise = advertise.map(Into::into);
+            check_advertised(&config).is_ok()
+        };
+        assert!(!check("0.0.0.0:7417", None) && !check("[::]:7417", None));
+        assert!(!check("10.0.0.11:7417", Some("0.0.0.0:7417")));
+        assert!(check("10.0.0.11:7417", None) && check("0.0.0.0:7417", Some("web-1.lan:7417")));
+    }
 
     #[test]
     fn the_record_of_joining_is_read_by_every_later_version() {

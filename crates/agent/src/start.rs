@@ -31,7 +31,7 @@ use crate::app_thread::AppThread;
 use crate::budgets::Budgets;
 use crate::config::AgentConfig;
 use crate::error::AgentError;
-use crate::join::{Joined, advertised, join};
+use crate::join::{Joined, advertised, check_advertised, join};
 use crate::killswitch::KillSwitch;
 use crate::membership::Starter;
 use crate::net::{AddressBook, Net, take};
@@ -75,6 +75,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
 
 /// Runs until `shutdown`, or until this agent has to start over: a new incarnation, another member.
 async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), AgentError> {
+    check_advertised(config)?;
     let run_as = crate::service_user::resolve(config.service_user.as_deref())?;
     let (identity, joined) = tokio::select! {
         joined = join(config) => joined?,

@@ -15,7 +15,7 @@ Exit codes:
   0   success; healthy; nothing to do
   1   failed
   2   invalid arguments, configuration or policy file
-  3   not healthy, or held
+  3   not healthy, held, or stopped by a kill switch
   4   timed out waiting
   10  `rollout plan`, `app diff`: there are changes to make
 
