@@ -186,7 +186,7 @@ async fn join_group(
         )));
     }
     let view = Arc::clone(&handle.view.borrow());
-    match answers::joining(&view, &server, &request.address, request.rack.as_deref()) {
+    match answers::joining(&view, &server, &request.address) {
         Joining::Done => {
             let index = view.raft.applied.0;
             return Ok(Json(CommandAnswer { index, rejection: None }));
@@ -202,8 +202,9 @@ async fn join_group(
             }
         }
     }
-    let body =
-        Body::AddServer { server: server.clone(), address: request.address, rack: request.rack };
+    let known = view.state.servers.get(&server);
+    let rack = known.map_or(request.rack, |known| known.rack.clone());
+    let body = Body::AddServer { server: server.clone(), address: request.address, rack };
     let command = Shared::command(&handle, format!("agent {server}"), None, body);
     shared.commit(&handle, command).await.map(Json)
 }

@@ -51,17 +51,17 @@ impl Reason {
     #[must_use]
     pub fn shortened(mut self) -> Reason {
         match &mut self {
-            Reason::ServerFailed { text, .. } | Reason::Aborted { text, .. } => {
-                text.truncate(text.floor_char_boundary(REPORT_TEXT_BYTES_MAX));
-            }
+            Reason::ServerFailed { text, .. } | Reason::Undone { by: text } => shorten(text),
+            Reason::Aborted { by, text } => [by, text].into_iter().for_each(shorten),
             Reason::NoProgress { servers, .. } => servers.truncate(Reason::SERVERS_NAMED_MAX),
-            Reason::ServersLost
-            | Reason::NoServerLeft
-            | Reason::Undone { .. }
-            | Reason::Superseded { .. } => {}
+            Reason::ServersLost | Reason::NoServerLeft | Reason::Superseded { .. } => {}
         }
         self
     }
+}
+
+fn shorten(text: &mut String) {
+    text.truncate(text.floor_char_boundary(REPORT_TEXT_BYTES_MAX));
 }
 
 /// Why a server owes the group's last good release.

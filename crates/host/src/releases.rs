@@ -40,7 +40,10 @@ impl Releases {
     pub(crate) fn open(install_dir: &Path) -> Result<Self, FileError> {
         let folder = install_dir.join(RELEASES);
         fs::create_dir_all(&folder).on_path("create", &folder)?;
-        durable::sweep(&folder).on_path("clean up", &folder)?;
+        // What a service made there may be beyond removing; its name is in nobody's way.
+        if let Err(error) = durable::sweep(&folder) {
+            tracing::warn!(folder = %folder.display(), %error, "cannot clean up unfinished releases");
+        }
         // Absolute, because programs start in folders of their own.
         let install_dir = fs::canonicalize(install_dir).on_path("find", install_dir)?;
         Ok(Releases { install_dir })

@@ -146,6 +146,8 @@ impl Bounded {
         if self.reserve(name, bytes.len() as u64, |_| true)? {
             let path = self.path(name);
             durable::write(&path, bytes, durable::READABLE).inspect_err(|_| self.remove(name))?;
+            // Another writer may have taken the place meanwhile.
+            self.note_use(name);
         }
         Ok(())
     }

@@ -68,7 +68,6 @@ fn writers_of_a_full_folder_do_not_disturb_each_other() {
                 for round in 0..100 {
                     let name = format!("{writer}-{}", round % 5);
                     folder.write(&name, &vec![0; 50 + 10 * round % 200]).unwrap();
-                    folder.note_use(&name);
                 }
             });
         }

@@ -160,6 +160,7 @@ pub struct VerdictRecord {
     /// [`SCHEMA`].
     pub schema: u32,
     /// For other groups' gates: why the release is bad; none: it is good.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub bad: Option<Reason>,
     /// Fences late writers.
     #[serde(flatten)]

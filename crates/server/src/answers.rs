@@ -90,7 +90,7 @@ pub fn check_reports(
 /// What joining the group takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Joining {
-    /// The server is in it, with this address and rack.
+    /// The server is in it, with this address.
     Done,
     /// It is in it, and has moved.
     Moved,
@@ -98,12 +98,13 @@ pub enum Joining {
     New,
 }
 
-/// What it takes to have `server` in the group with this address and rack.
+/// What it takes to have `server` in the group with this address. Its rack is the one that it came
+/// with: voters are spread over racks, so a server that may change its own could get itself a vote.
 #[must_use]
-pub fn joining(view: &View, server: &ServerId, address: &str, rack: Option<&str>) -> Joining {
+pub fn joining(view: &View, server: &ServerId, address: &str) -> Joining {
     match view.state.servers.get(server) {
         None => Joining::New,
-        Some(known) if known.address == address && known.rack.as_deref() == rack => Joining::Done,
+        Some(known) if known.address == address => Joining::Done,
         Some(_) => Joining::Moved,
     }
 }

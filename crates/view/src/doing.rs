@@ -3,6 +3,7 @@
 use cohort_core::doing::{BytesFrom, Doing, Download, Failing};
 
 use crate::figures::{bits, brief, bytes};
+use crate::words::line;
 
 /// A leader that has not answered for this long is mentioned, in milliseconds. 6 s: it answers
 /// every four.
@@ -11,7 +12,7 @@ const LEADER_SILENT_MS: u64 = 6_000;
 /// What a server says beside its step; empty when the step says it all.
 #[must_use]
 pub fn detail(doing: &Doing) -> String {
-    match doing {
+    line(&match doing {
         Doing::Step { .. } => String::new(),
         Doing::Confirming => "passed, waiting for the group to confirm".into(),
         Doing::Download(Download::Queued) => "queued".into(),
@@ -41,7 +42,7 @@ pub fn detail(doing: &Doing) -> String {
             }
             parts.join("; ")
         }
-    }
+    })
 }
 
 fn source(from: &BytesFrom, leader_silent_ms: u64) -> String {
@@ -88,6 +89,13 @@ mod doing_test {
             leader_silent_ms,
             limit_bytes_per_second: Some(1_250_000),
         }))
+    }
+
+    #[test]
+    fn nobody_steers_the_terminal_of_who_reads_it() {
+        let error = "no\n    -> rm -rf /\u{1b}[2J\u{202e}".to_owned();
+        let said = detail(&Doing::Download(Download::Failed { tries: 1, error }));
+        assert!(!said.contains(['\n', '\u{1b}', '\u{202e}']), "{said}");
     }
 
     #[test]

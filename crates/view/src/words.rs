@@ -7,7 +7,7 @@ use cohort_core::{Rejection, command::Limited, command::WhyNot};
 /// Why a rollout ended, or a release is rejected.
 #[must_use]
 pub fn reason(reason: &Reason) -> String {
-    match reason {
+    line(&match reason {
         Reason::ServerFailed { server, step, text } => {
             format!("{} failed on {server}: {text}", step.name())
         }
@@ -20,13 +20,13 @@ pub fn reason(reason: &Reason) -> String {
         Reason::Aborted { by, text } => with_text(format!("aborted by {by}"), text),
         Reason::Undone { by } => format!("undone by {by}"),
         Reason::Superseded { version } => format!("superseded by {version}"),
-    }
+    })
 }
 
 /// Why a server owes the good release.
 #[must_use]
 pub fn debt(reason: &DebtReason) -> String {
-    match reason {
+    line(&match reason {
         DebtReason::Joined => "joined".into(),
         DebtReason::Found { running: Some(version) } => format!("was running {version}"),
         DebtReason::Found { running: None } => "was running nothing".into(),
@@ -34,28 +34,38 @@ pub fn debt(reason: &DebtReason) -> String {
         DebtReason::NotRolledBack => "not reached by the roll-back".into(),
         DebtReason::Silent { for_ms } => format!("unreachable for {} s", for_ms / 1000),
         DebtReason::Failed { text } => text.clone(),
-    }
+    })
 }
 
 /// Why a server takes no traffic.
 #[must_use]
 pub fn unfit(unfit: &Unfit) -> String {
-    match unfit {
+    line(&match unfit {
         Unfit::Changing => "being changed".into(),
         Unfit::Failed { step } => format!("{} failed", step.name()),
         Unfit::Unhealthy { text } => text.clone(),
-    }
+    })
 }
 
 /// Who paused a rollout, and why.
 #[must_use]
 pub fn paused(by: &PausedBy) -> String {
-    match by {
+    line(&match by {
         PausedBy::Person { name, text } => with_text(format!("paused by {name}"), text),
         PausedBy::Verdict { group, reason: why } => {
             format!("paused by verdict of {group}: {}", reason(why))
         }
-    }
+    })
+}
+
+/// One line of text that may come from another server or from a service: what would end the line,
+/// steer a terminal or turn the direction of writing becomes a space.
+pub(crate) fn line(text: &str) -> String {
+    let steers = |c: char| {
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        c.is_control() || turns
+    };
+    text.replace(steers, " ")
 }
 
 /// A fact with the text that a person gave, which may be empty.

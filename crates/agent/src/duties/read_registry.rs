@@ -8,6 +8,7 @@ use cohort_base::retry::Schedule;
 use cohort_consensus::Term;
 use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView};
 use cohort_core::policy::Policy;
+use cohort_core::reason::Reason;
 use cohort_registry::{Registry, RegistryError, Selector, WatchRequest, keys, typed};
 use cohort_server::member::Input;
 use cohort_wire::http::Call;
@@ -145,7 +146,7 @@ async fn read_view(registry: &dyn Registry) -> Result<RegistryView, RegistryErro
                 app: found.app,
                 version: found.version,
                 platform: found.platform,
-                bad: found.record.bad,
+                bad: found.record.bad.map(Reason::shortened),
             });
         }
     }

@@ -59,13 +59,18 @@ impl Mirror {
 /// which may be secrets.
 #[must_use]
 pub fn without_secrets(text: &str) -> String {
-    let text = text.split(['?', '#']).next().unwrap_or_default();
-    match text.rsplit_once('@') {
-        None => text.to_owned(),
-        Some((before, host)) => match before.split_once("://") {
-            Some((scheme, _)) => format!("{scheme}://{host}"),
-            None => host.to_owned(),
-        },
+    // A password may contain what ends an address; what is behind an `@` then is not shown.
+    let end = text.find(['?', '#']).unwrap_or(text.len());
+    match text.find('@') {
+        Some(at) if at > end => text.split_once("://").map_or("", |(scheme, _)| scheme).to_owned(),
+        Some(_) => {
+            let (before, host) = text[..end].rsplit_once('@').unwrap_or_default();
+            match before.split_once("://") {
+                Some((scheme, _)) => format!("{scheme}://{host}"),
+                None => host.to_owned(),
+            }
+        }
+        None => text[..end].to_owned(),
     }
 }
 

@@ -324,6 +324,7 @@ fn an_address_that_is_refused_is_shown_without_its_secrets() {
         "ftp://user:s3cret@a.test/?sig=s3cret",
         "s3://key:s3cret@bucket/prefix?sig=s3cret",
         "user:s3cret@a.test/deep",
+        "https://user:s3cret?x@a.test/deep",
         "a.test/deep?sig=s3cret",
         "https://?sig=s3cret",
     ] {
