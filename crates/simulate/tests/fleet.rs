@@ -1,9 +1,11 @@
 //! Fleets under faults that are drawn from seeds.
 //!
 //! Replay one seed: `COHORT_SEED=17 cargo test -p cohort-simulate --test fleet -- --nocapture`.
-//! Run more of them: `COHORT_SEEDS=1000`.
+//! Run more of them: `COHORT_SEEDS=1000`; with `--release` and `--nocapture`, to see how many steps
+//! a second they make.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use cohort_simulate::fleet::chaos::Chaos;
 
@@ -20,12 +22,16 @@ fn everything_comes_right_whatever_happens() {
         let _ = Chaos::new(seed, true).play();
         return;
     }
+    let (begin, mut steps) = (Instant::now(), 0);
     let mut failed = Vec::new();
     for seed in 0..number("COHORT_SEEDS").unwrap_or(SEEDS) {
-        if catch_unwind(AssertUnwindSafe(|| Chaos::new(seed, false).play())).is_err() {
-            failed.push(seed);
+        match catch_unwind(AssertUnwindSafe(|| Chaos::new(seed, false).play())) {
+            Ok(run) => steps += run.steps,
+            Err(_) => failed.push(seed),
         }
     }
+    let seconds = begin.elapsed().as_secs_f64();
+    println!("{steps} steps in {seconds:.1} s: {:.0} steps/s", steps as f64 / seconds);
     if let Some(seed) = failed.first() {
         panic!(
             "{} seeds failed; replay the first one by\n  COHORT_SEED={seed} cargo test -p \

@@ -27,8 +27,8 @@ const HEAL_MS: u64 = 900_000;
 pub struct Run {
     /// The states that were entered, from and to.
     pub arrows: std::collections::BTreeSet<(PhaseName, PhaseName)>,
-    /// Entries of all logs.
-    pub entries: usize,
+    /// Steps of the fleet's clock, healing included.
+    pub steps: u64,
 }
 
 /// A fleet under faults that are drawn from a seed.
@@ -272,10 +272,9 @@ impl Chaos {
             }
         }
         self.heal();
-        let mut run = Run::default();
+        let mut run = Run { steps: self.fleet.now_ms / TICK_MS, ..Run::default() };
         for group in self.fleet.groups.values() {
             run.arrows.extend(&group.arrows);
-            run.entries += group.log.len();
             let mut again = State::new(group.state.group.clone(), group.state.incarnation);
             for command in &group.log {
                 let _ = again.apply(command);
