@@ -6,7 +6,6 @@
 //! POST /v1/artifacts/<root>/subscription           see [`crate::subscription`]
 //! ```
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +18,10 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use cohort_core::ids::Digest;
 use cohort_identity::{PeerName, Role};
-use cohort_wire::http::{ApiError, ApiJson, Caller, require_role};
+use cohort_wire::http::{ApiError, ApiJson, Caller, Present, Tally, require_role};
 use futures_util::stream;
 use http::HeaderValue;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use parking_lot::Mutex;
+use http::header::CONTENT_TYPE;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
@@ -60,14 +58,11 @@ impl Default for ServeLimits {
 
 /// The routes of ALPN `cohort-bulk/1`, for agents only.
 pub fn bulk_router(store: Arc<ArtifactStore>, limits: ServeLimits) -> Router {
-    let places = Arc::new(Places {
-        free: Arc::new(Semaphore::new(limits.streams_max)),
-        by_peer: Mutex::default(),
-    });
+    let free = Arc::new(Semaphore::new(limits.streams_max));
     let routes = Router::new()
         .route("/v1/artifacts/{digest}/unit-hashes", get(unit_hashes))
         .route("/v1/artifacts/{digest}/subscription", post(subscription))
-        .with_state(Serving { store, limits, places });
+        .with_state(Serving { store, limits, free, by_peer: Arc::default() });
     require_role(routes, &[Role::Agent])
 }
 
@@ -75,7 +70,8 @@ pub fn bulk_router(store: Arc<ArtifactStore>, limits: ServeLimits) -> Router {
 struct Serving {
     store: Arc<ArtifactStore>,
     limits: ServeLimits,
-    places: Arc<Places>,
+    free: Arc<Semaphore>,
+    by_peer: Arc<Tally<PeerName>>,
 }
 
 /// Longest wait for unit hashes, in milliseconds; shorter than what a fetch waits for an answer.
@@ -116,10 +112,7 @@ async fn subscription(
         let _place = place;
         subscription.run(sender).await;
     });
-    let mut response = streamed(receiver).into_response();
-    let kind = HeaderValue::from_static("application/octet-stream");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    Ok(response)
+    Ok(octets(streamed(receiver)))
 }
 
 async fn unit_hashes(
@@ -136,18 +129,18 @@ async fn unit_hashes(
     let _ = timeout(patience, changes.wait_for(|_| here())).await;
     let store = Arc::clone(&serving.store);
     let wanted = digest.clone();
-    let bytes = blocking(move || Ok(store.unit_hashes(&wanted).ok().map(|h| h.to_bytes()))).await?;
-    match bytes {
-        Some(bytes) => Ok(answer(bytes.len() as u64, Body::from(bytes))),
+    let read = move || store.unit_hashes(&wanted).ok().map(|hashes| hashes.to_bytes());
+    let read = tokio::task::spawn_blocking(read).await;
+    match read.map_err(|error| ApiError::internal(error.to_string()))? {
+        Some(bytes) => Ok(octets(Body::from(bytes))),
         None => Err(ApiError::not_found(format!("artifact {digest} is not here"))),
     }
 }
 
-fn answer(length: u64, body: Body) -> Response {
+fn octets(body: Body) -> Response {
     let mut response = body.into_response();
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    let kind = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }
 
@@ -161,49 +154,17 @@ fn parse(digest: &str) -> Result<Digest, ApiError> {
     Digest::new(digest).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, ApiError> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
-    done.and_then(|result| result).map_err(|error| ApiError::internal(error.to_string()))
-}
-
-/// Who is being sent something, and how much room is left.
-struct Places {
-    free: Arc<Semaphore>,
-    by_peer: Mutex<BTreeMap<String, usize>>,
-}
-
 /// A place among those that are being sent something.
 struct Place {
-    places: Arc<Places>,
-    peer: String,
     _free: OwnedSemaphorePermit,
+    _present: Present<PeerName>,
 }
 
 impl Serving {
     fn place(&self, peer: &PeerName) -> Result<Place, ApiError> {
         let busy = || ApiError::overloaded("this server is sending as much as it may");
-        let free = Arc::clone(&self.places.free).try_acquire_owned().map_err(|_| busy())?;
-        let mut by_peer = self.places.by_peer.lock();
-        let count = by_peer.entry(peer.as_str().to_owned()).or_default();
-        if *count >= self.limits.streams_per_peer_max {
-            return Err(busy());
-        }
-        *count += 1;
-        let places = Arc::clone(&self.places);
-        Ok(Place { places, peer: peer.as_str().to_owned(), _free: free })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut by_peer = self.places.by_peer.lock();
-        if let Some(count) = by_peer.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                by_peer.remove(&self.peer);
-            }
-        }
+        let free = Arc::clone(&self.free).try_acquire_owned().map_err(|_| busy())?;
+        let present = self.by_peer.enter(peer.clone(), self.limits.streams_per_peer_max);
+        Ok(Place { _free: free, _present: present.ok_or_else(busy)? })
     }
 }

@@ -7,6 +7,7 @@ mod connect;
 mod error;
 mod pool;
 mod server;
+mod tally;
 
 #[cfg(test)]
 mod client_test;
@@ -21,3 +22,4 @@ pub use caller::{ApiJson, Caller, require_role};
 pub use client::{BodyStream, Call, Client, Response, Target};
 pub use error::{ApiError, CallError};
 pub use server::{Handler, RawHandler, serve, serve_plain};
+pub use tally::{Present, Tally};

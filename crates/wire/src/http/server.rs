@@ -1,8 +1,7 @@
 //! Serving peers: one port, protocols chosen by ALPN, every limit enforced here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use super::body::{CountedBody, GuardedBody};
 use super::error::ApiError;
+use super::tally::{Present, Tally};
 use crate::limits::{ACCEPT_PAUSE, ServerLimits};
 use crate::piecewise::Piecewise;
 use crate::tls::{IdentitySlot, ServerStream, tune};
@@ -123,43 +123,10 @@ impl Tls {
 }
 
 /// Connections are limited per certificate, or per address without one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Counted {
     Peer(Peer),
     Address(IpAddr),
-}
-
-/// Counts connections per key.
-struct Tally<K>(Mutex<HashMap<K, usize>>);
-
-impl<K: Eq + Hash + Clone> Tally<K> {
-    fn enter(self: &Arc<Self>, key: K, max: usize) -> Option<Present<K>> {
-        let mut counts = self.0.lock();
-        let count = counts.entry(key.clone()).or_insert(0);
-        if *count >= max {
-            return None;
-        }
-        *count += 1;
-        Some(Present { tally: Arc::clone(self), key })
-    }
-}
-
-/// A counted connection; uncounted when dropped.
-struct Present<K: Eq + Hash + Clone> {
-    tally: Arc<Tally<K>>,
-    key: K,
-}
-
-impl<K: Eq + Hash + Clone> Drop for Present<K> {
-    fn drop(&mut self) {
-        let mut counts = self.tally.0.lock();
-        if let Some(count) = counts.get_mut(&self.key) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.key);
-            }
-        }
-    }
 }
 
 /// Shared by all connections of a server.
@@ -168,7 +135,7 @@ struct Shared {
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     requests: Arc<Semaphore>,
-    peers: Arc<Tally<Counted>>,
+    peers: Tally<Counted>,
     shutdown: CancellationToken,
 }
 
@@ -183,7 +150,7 @@ async fn run(
         connections: Arc::new(Semaphore::new(limits.connections_max)),
         handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
         requests: Arc::new(Semaphore::new(limits.requests_max)),
-        peers: Arc::new(Tally(Mutex::new(HashMap::new()))),
+        peers: Tally::default(),
         limits,
         shutdown: shutdown.clone(),
     });
