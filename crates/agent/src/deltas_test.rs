@@ -12,8 +12,7 @@ use cohort_core::ids::Digest;
 use cohort_core::orders::{AppOrders, FetchOrder, Source};
 use cohort_core::release::{Release, Rollback};
 use cohort_distribute::{
-    ArtifactStore, ByteCounters, Downloads, FetchContext, Limits, MirrorList, StoreOptions,
-    WirePeers,
+    ArtifactStore, ByteCounters, Downloads, FetchContext, Limits, MirrorList, WirePeers,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -80,7 +79,7 @@ impl Lab {
             length: whole.length,
             rollback: Rollback::Revert,
         };
-        let store = ArtifactStore::open(at("artifacts"), StoreOptions::default()).unwrap();
+        let store = ArtifactStore::open(at("artifacts")).unwrap();
         let store = Arc::new(store);
         let downloads = Arc::new(Downloads::new(FetchContext {
             store: Arc::clone(&store),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use cohort_artifact::client::{AddressError, ClientLimits};
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
 use cohort_distribute::{
-    ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits, StoreOptions,
+    ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits,
     WirePeers, bulk_router, follow,
 };
 use cohort_host::guard::{GuardClient, GuardLaunch};
@@ -136,7 +136,7 @@ async fn open(
         .collect::<Result<Vec<Mirror>, AddressError>>()
         .map_err(AgentError::config("mirrors"))?;
     let repository = repository(config, joined, &mirrors).await?;
-    let store = ArtifactStore::open(config.data_dir.join("artifacts"), StoreOptions::default())
+    let store = ArtifactStore::open(config.data_dir.join("artifacts"))
         .map_err(AgentError::kept("artifact store"))?;
     let mirrors =
         MirrorList::new(mirrors, ClientLimits::default()).map_err(AgentError::config("mirrors"))?;

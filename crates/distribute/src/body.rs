@@ -19,7 +19,7 @@ const END_MS_MAX: u64 = 1_000;
 
 /// What a request was waiting for when time ran out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Awaited {
+pub(crate) enum Awaited {
     /// The head of the answer.
     Answer,
     /// The next byte of the body.

@@ -39,15 +39,13 @@ const TRIES_SUFFIX: &str = ".delta";
 /// Why an artifact could not be built from a delta. The whole artifact is fetched instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum ApplyError {
     /// The delta, or its base, is corrupt.
     #[error("the delta from {from} to {artifact} failed")]
     Delta {
-        /// The artifact that it starts from.
         from: Digest,
-        /// The artifact that it leads to.
         artifact: Digest,
-        /// Why.
         #[source]
         source: DeltaError,
     },
@@ -199,7 +197,7 @@ impl ArtifactStore {
         tries.first().copied().unwrap_or(0)
     }
 
-    fn put_tries(&self, artifact: &Digest, tries: u8) -> Result<(), StoreError> {
+    pub(crate) fn put_tries(&self, artifact: &Digest, tries: u8) -> Result<(), StoreError> {
         let path = self.tries_path(artifact);
         Ok(durable::write(&path, &[tries], durable::READABLE).on_path("write", &path)?)
     }

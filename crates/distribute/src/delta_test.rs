@@ -11,7 +11,7 @@ use cohort_core::release::Release;
 
 use super::{ApplyError, FAILED, TRIES_MAX};
 use crate::testing::{Disk, Sample, UNIT};
-use crate::{ArtifactStore, FreeSpace, StoreError, StoreOptions};
+use crate::{ArtifactStore, StoreError};
 
 /// Two releases, and the delta from the first to the second.
 pub(crate) struct Pair {
@@ -229,9 +229,8 @@ fn a_full_disk_is_told_before_anything_is_written() {
     disk.hold(&pair.old);
     disk.hold(&pair.blob);
     let before = names(&disk);
-    let free_space: FreeSpace = Arc::new(|_| Ok(100 << 10));
-    let options = StoreOptions { free_space: Some(free_space) };
-    let store = ArtifactStore::open(disk.folder.path().join("a"), options).unwrap();
+    let small = Arc::new(|_: &Path| Ok(100 << 10));
+    let store = ArtifactStore::open_on(disk.folder.path().join("a"), small).unwrap();
     let error = pair.apply(&Arc::new(store)).unwrap_err();
     assert!(matches!(error, ApplyError::Store(StoreError::NoSpace { .. })), "{error}");
     let mut after = names(&disk);

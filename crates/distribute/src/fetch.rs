@@ -60,8 +60,7 @@ pub struct FetchContext {
 
 /// Why an artifact did not come.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FetchError {
+pub(crate) enum FetchError {
     /// The disk is too full, or fails.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -71,25 +70,18 @@ pub enum FetchError {
          here): {complaints}"
     )]
     GaveUp {
-        /// Root of the artifact.
         artifact: String,
-        /// The version.
         version: String,
-        /// For how long nothing came, in milliseconds.
         ms: u64,
         /// Units that are verified on disk; they are kept for the next try.
         held: u32,
         /// Units in all; 0 when not even the unit hashes came.
         count: u32,
-        /// Each source that failed, and how.
         complaints: String,
     },
     /// The order was withdrawn.
     #[error("artifact {artifact} is no longer ordered")]
-    Cancelled {
-        /// Root of the artifact.
-        artifact: String,
-    },
+    Cancelled { artifact: String },
     /// A defect of the agent itself.
     #[error("a task of the fetch panicked")]
     Task(#[source] JoinError),
@@ -97,8 +89,7 @@ pub enum FetchError {
 
 impl FetchError {
     /// Whom to blame: never the release, whose bytes nobody has seen.
-    #[must_use]
-    pub fn blame(&self) -> Blame {
+    pub(crate) fn blame(&self) -> Blame {
         Blame::Surroundings
     }
 }
@@ -109,10 +100,9 @@ impl FetchError {
 /// cancels, as does the token, as does dropping the future. What is verified stays on disk for the
 /// next try.
 ///
-/// # Errors
-/// See [`FetchError`]. Failed sources are retried here with back-off; [`FetchError::GaveUp`] only
-/// when nothing came from anyone for [`Limits::give_up_ms`].
-pub async fn fetch(
+/// Failed sources are retried here with back-off; [`FetchError::GaveUp`] only when nothing came
+/// from anyone for [`Limits::give_up_ms`].
+pub(crate) async fn fetch(
     context: &FetchContext,
     orders: watch::Receiver<FetchOrder>,
     progress: &watch::Sender<Progress>,

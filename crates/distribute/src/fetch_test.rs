@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::fetch::{FetchError, fetch};
 use crate::testing::{
     DEADLINE, Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, patient, quick,
 };
 use crate::{
-    Downloads, FetchError, FetchStatus, FetchWait, Offence, Progress, SourceKind, SourceName,
-    StoreError, StoreOptions, fetch,
+    Downloads, FetchStatus, FetchWait, Offence, Progress, SourceKind, SourceName, StoreError,
 };
 
 fn sample() -> Sample {
@@ -135,8 +135,7 @@ async fn after_a_crash_only_what_is_missing_is_fetched() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_told_before_the_first_byte() {
     let sample = sample();
-    let free = StoreOptions { free_space: Some(Arc::new(|_| Ok(1_000_000))) };
-    let disk = Disk::with(free);
+    let disk = Disk::with(|| 1_000_000);
     let mirror = Mirror::start(&[&sample], Manners::default()).await;
     let (result, _) = fetch_once(&context(&disk, &[&mirror], quick()), sample.order()).await;
     let error = result.unwrap_err();
@@ -155,9 +154,7 @@ async fn a_full_disk_is_told_to_people_and_the_fetch_goes_on_when_there_is_room(
     let sample = sample();
     let space = Arc::new(AtomicU64::new(0));
     let free = Arc::clone(&space);
-    let options =
-        StoreOptions { free_space: Some(Arc::new(move |_| Ok(free.load(Ordering::Relaxed)))) };
-    let disk = Disk::with(options);
+    let disk = Disk::with(move || free.load(Ordering::Relaxed));
     let mirror = Mirror::start(&[&sample], Manners::default()).await;
     let downloads = Downloads::new(context(&disk, &[&mirror], quick()));
     downloads.set_orders(&[sample.order()]);

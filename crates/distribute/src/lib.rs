@@ -8,7 +8,7 @@
 //! **What it must never know.** Why an artifact is wanted: no rollouts, no waves, no service. Nor
 //! what is in it. It obeys a [`cohort_core::orders::FetchOrder`] and says when it is done.
 //!
-//! **Where to start reading.** [`fetch()`] (decide, ask, verify, write), [`ArtifactStore`] (the
+//! **Where to start reading.** `fetch` (decide, ask, verify, write), [`ArtifactStore`] (the
 //! disk), [`bulk_router`] (the other side), [`Downloads`] (all fetches of an agent), [`follow`] and
 //! [`SharedTracker`] (server and leader talk).
 
@@ -32,7 +32,6 @@ mod store;
 mod store_error;
 mod subscription;
 
-pub use body::Awaited;
 pub use budget::Budget;
 pub use cohort_transfer::tracker::{
     Accusation, Participant, ServerView, TRANSFER, TrackerError, TransferAnswer, TransferReport,
@@ -43,18 +42,17 @@ pub use cohort_transfer::{
     UnitSet,
 };
 pub use downloads::{Downloads, EndedFetch, FetchStatus, ORDERS_MAX};
-pub use fetch::{FetchContext, FetchError, fetch};
+pub use fetch::FetchContext;
 pub use follow::{CallError, TrackerCalls, follow};
 pub use guides::Guides;
 pub use leading::SharedTracker;
-pub use mirrors::{MIRRORS_MAX, MirrorError, MirrorList, MirrorRecord, rank};
+pub use mirrors::{MIRRORS_MAX, MirrorError, MirrorList};
 pub use part::{Part, WriteError};
 pub use peers::WirePeers;
 pub use progress::{ByteCounters, Progress};
-pub use request::RequestError;
 pub use serve::{ServeLimits, bulk_router};
 pub use store::delta::ApplyError;
-pub use store::{ArtifactStore, Claim, Collected, FreeSpace, StoreOptions};
+pub use store::{ArtifactStore, Claim, Collected};
 pub use store_error::StoreError;
 pub use subscription::{RUNS_MAX, SubscribeRequest};
 

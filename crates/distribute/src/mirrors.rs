@@ -3,15 +3,15 @@
 //! The list remembers, for all fetches of this server, how long each mirror took to its first byte
 //! and how often it failed in a row, so that a fetch starts where the last one went well.
 
-use std::io;
 use std::time::{Duration, Instant};
 
-use cohort_artifact::client::{ClientLimits, Content, FetchError, Mirror, MirrorClient, Wanted};
+use cohort_artifact::client::{ClientLimits, FetchError, Mirror, MirrorClient, Wanted};
 use cohort_artifact::{blob_path, units_path};
 use cohort_core::ids::Digest;
 use parking_lot::Mutex;
 
-use crate::peers::ByteStream;
+use crate::peers::Answer;
+use crate::request::RequestError;
 
 /// Most mirrors; a list beyond that is a mistake.
 pub const MIRRORS_MAX: usize = 64;
@@ -25,13 +25,11 @@ const FORGIVE_MS: u64 = 300_000;
 /// Why a list of mirrors is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum MirrorError {
     /// Too many.
     #[error("{count} mirrors are more than {MIRRORS_MAX}")]
-    TooMany {
-        /// How many.
-        count: usize,
-    },
+    TooMany { count: usize },
     /// No HTTP client.
     #[error("no client for mirrors")]
     Client(#[source] FetchError),
@@ -39,7 +37,7 @@ pub enum MirrorError {
 
 /// How one mirror has been doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct MirrorRecord {
+pub(crate) struct MirrorRecord {
     /// Smoothed time from the request to the first byte; `None` before its first answer.
     pub first_byte: Option<Duration>,
     /// Failures since it last delivered.
@@ -80,18 +78,6 @@ impl MirrorList {
         Ok(Self { mirrors, client, state: Mutex::new(state) })
     }
 
-    /// Number of mirrors.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.mirrors.len()
-    }
-
-    /// Whether there is no mirror.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.mirrors.is_empty()
-    }
-
     /// A mirror's name for people: its address without secrets.
     #[must_use]
     pub fn name(&self, index: usize) -> String {
@@ -99,8 +85,7 @@ impl MirrorList {
     }
 
     /// Indices into the configured list, the preferred mirror first.
-    #[must_use]
-    pub fn ranked(&self) -> Vec<usize> {
+    pub(crate) fn ranked(&self) -> Vec<usize> {
         let mut state = self.state.lock();
         let state = &mut *state;
         for (record, failed_at) in state.records.iter_mut().zip(&mut state.failed_at) {
@@ -113,7 +98,7 @@ impl MirrorList {
     }
 
     /// Records the time to a mirror's first byte.
-    pub fn answered(&self, index: usize, first_byte: Duration) {
+    pub(crate) fn answered(&self, index: usize, first_byte: Duration) {
         let mut state = self.state.lock();
         let Some(record) = state.records.get_mut(index) else { return };
         record.first_byte = Some(match record.first_byte {
@@ -125,7 +110,7 @@ impl MirrorList {
 
     /// Records a good unit, for a request that began at `began`. A failure since then stands: what
     /// was in flight says nothing about what comes after.
-    pub fn delivered(&self, index: usize, began: Instant) {
+    pub(crate) fn delivered(&self, index: usize, began: Instant) {
         let mut state = self.state.lock();
         if state.failed_at.get(index).copied().flatten().is_some_and(|failed| failed >= began) {
             return;
@@ -138,7 +123,7 @@ impl MirrorList {
     }
 
     /// Records a failure.
-    pub fn failed(&self, index: usize) {
+    pub(crate) fn failed(&self, index: usize) {
         let mut state = self.state.lock();
         if let Some(record) = state.records.get_mut(index) {
             record.failures = record.failures.saturating_add(1);
@@ -155,7 +140,7 @@ impl MirrorList {
         index: usize,
         digest: &Digest,
         span: Option<(u64, u64)>,
-    ) -> io::Result<http::Response<ByteStream>> {
+    ) -> Result<Answer, RequestError> {
         let range = span.map(|(start, length)| (start, start + length - 1));
         self.get(index, &blob_path(digest), range).await
     }
@@ -165,7 +150,7 @@ impl MirrorList {
         &self,
         index: usize,
         digest: &Digest,
-    ) -> io::Result<http::Response<ByteStream>> {
+    ) -> Result<Answer, RequestError> {
         self.get(index, &units_path(digest), None).await
     }
 
@@ -174,29 +159,19 @@ impl MirrorList {
         index: usize,
         path: &str,
         range: Option<(u64, u64)>,
-    ) -> io::Result<http::Response<ByteStream>> {
-        let mirror = self.mirrors.get(index).ok_or_else(|| io::Error::other("no such mirror"))?;
+    ) -> Result<Answer, RequestError> {
+        let absent = || RequestError::other("no such mirror");
+        let mirror = self.mirrors.get(index).ok_or_else(absent)?;
         let wanted = Wanted { range, ..Wanted::default() };
-        let answer = self.client.get(mirror, path, &wanted).await.map_err(io::Error::other)?;
-        // As a peer would have answered.
-        let mut response = http::Response::builder();
-        if let Content::Part { first, last, total } = answer.content {
-            let total = total.map_or_else(|| "*".to_owned(), |total| total.to_string());
-            response = response
-                .status(http::StatusCode::PARTIAL_CONTENT)
-                .header(http::header::CONTENT_RANGE, format!("bytes {first}-{last}/{total}"));
-        }
-        if let Some(length) = answer.length {
-            response = response.header(http::header::CONTENT_LENGTH, length);
-        }
-        response.body(answer.into_stream()).map_err(io::Error::other)
+        let answer = self.client.get(mirror, path, &wanted).await?;
+        let (content, length) = (answer.content, answer.length);
+        Ok(Answer { content, length, pieces: answer.into_stream() })
     }
 }
 
 /// Orders mirrors: fewest failures first, then the one in use unless another answers in less than
 /// half its time, then by time to the first byte (those never asked last), then as configured.
-#[must_use]
-pub fn rank(records: &[MirrorRecord], current: Option<usize>) -> Vec<usize> {
+pub(crate) fn rank(records: &[MirrorRecord], current: Option<usize>) -> Vec<usize> {
     let mut order: Vec<usize> = (0..records.len()).collect();
     let time = |index: usize| records[index].first_byte.unwrap_or(Duration::MAX);
     order.sort_by_key(|&index| (records[index].failures, time(index), index));

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::fetch::FetchError;
 use crate::testing::{Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, patient};
-use crate::{FetchError, StoreOptions};
 
 /// Where the small file system is, for a test that was restarted on it.
 const FOLDER: &str = "COHORT_TEST_SMALL_DISK";
@@ -55,8 +55,7 @@ fn small_disk(own: &str) -> Option<PathBuf> {
 
 /// A store that is told of more room than there is: somebody else takes it just then.
 fn store(folder: &Path) -> Disk {
-    let options = StoreOptions { free_space: Some(Arc::new(|_| Ok(u64::MAX))) };
-    Disk::at(tempfile::tempdir_in(folder).unwrap(), options)
+    Disk::at(tempfile::tempdir_in(folder).unwrap(), || u64::MAX)
 }
 
 fn sample() -> Sample {

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cohort_artifact::client::Content;
 use cohort_core::ids::Digest;
 use cohort_core::orders::Source;
 use cohort_identity::{Alpn, Peer, Role};
@@ -11,13 +12,22 @@ use cohort_transfer::{ARTIFACT_BYTES_MAX, UnitRun};
 use cohort_wire::http::{BodyStream, Call, CallError, Client, Target};
 use cohort_wire::limits::RETRY_AFTER_S;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use http::header::RETRY_AFTER;
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 
+use crate::request::RequestError;
 use crate::subscription::SubscribeRequest;
 
 /// The bytes of an answer, as they come in. Dropping it ends the request.
 pub(crate) type ByteStream = BoxStream<'static, io::Result<Bytes>>;
+
+/// What a server or a mirror answers.
+pub(crate) struct Answer {
+    /// What the bytes are; servers always send all that was asked for.
+    pub(crate) content: Content,
+    /// Number of bytes, if announced.
+    pub(crate) length: Option<u64>,
+    pub(crate) pieces: ByteStream,
+}
 
 /// Until an answer's head, in seconds. Above [`cohort_transfer::Limits::first_byte_ms_max`], which
 /// is the limit that counts.
@@ -52,7 +62,7 @@ impl WirePeers {
         &self,
         source: Source,
         digest: &Digest,
-    ) -> io::Result<http::Response<ByteStream>> {
+    ) -> Result<Answer, RequestError> {
         let path = format!("/v1/artifacts/{digest}/unit-hashes?wait_ms={HASHES_WAIT_MS}");
         self.ask(source, Call::get(path)).await
     }
@@ -62,31 +72,31 @@ impl WirePeers {
         source: Source,
         digest: &Digest,
         lacks: Vec<UnitRun>,
-    ) -> io::Result<http::Response<ByteStream>> {
+    ) -> Result<Answer, RequestError> {
         let path = format!("/v1/artifacts/{digest}/subscription");
         self.ask(source, Call::post(path, &SubscribeRequest { lacks }).idempotent()).await
     }
 
-    async fn ask(&self, source: Source, call: Call) -> io::Result<http::Response<ByteStream>> {
+    async fn ask(&self, source: Source, call: Call) -> Result<Answer, RequestError> {
         let none = || io::Error::new(io::ErrorKind::Unsupported, "no way to ask other servers");
-        let client = self.client.as_ref().ok_or_else(none)?;
-        let peer = Peer::new(Role::Agent, source.server.as_str()).map_err(io::Error::other)?;
+        let client = self.client.as_ref().ok_or_else(|| RequestError::Connection(none()))?;
+        let peer = Peer::new(Role::Agent, source.server.as_str()).map_err(RequestError::other)?;
         let target = Target { address: source.address, peer, alpn: Alpn::Bulk };
         let call = call.deadline(Duration::from_secs(HEAD_S_MAX));
         // Every unit once, with its index; heartbeats come on top, ten a second.
         match client.stream(&target, call.response_bytes_max(2 * ARTIFACT_BYTES_MAX)).await {
-            Ok(answer) => good(answer),
-            Err(CallError::Answered { answer, .. }) => refusal(answer.status),
-            Err(error) => Err(io::Error::other(error)),
+            Ok(answer) if answer.status == StatusCode::OK => Ok(good(answer)),
+            Ok(answer) => Err(RequestError::Status(answer.status)),
+            Err(CallError::Answered { answer, .. }) => {
+                Err(refusal(StatusCode::from_u16(answer.status).map_err(RequestError::other)?))
+            }
+            Err(error) => Err(RequestError::other(error)),
         }
     }
 }
 
-fn good(answer: BodyStream) -> io::Result<http::Response<ByteStream>> {
-    let mut response = http::Response::builder().status(answer.status);
-    if let Some(headers) = response.headers_mut() {
-        *headers = answer.headers.clone();
-    }
+fn good(answer: BodyStream) -> Answer {
+    let length = answer.length();
     let pieces = stream::unfold(Some(answer), |answer| async move {
         let mut answer = answer?;
         match answer.chunk().await {
@@ -95,13 +105,16 @@ fn good(answer: BodyStream) -> io::Result<http::Response<ByteStream>> {
             Err(error) => Some((Err(io::Error::other(error)), None)),
         }
     });
-    response.body(pieces.boxed()).map_err(io::Error::other)
+    Answer { content: Content::Whole, length, pieces: pieces.boxed() }
 }
 
-fn refusal(status: u16) -> io::Result<http::Response<ByteStream>> {
-    let mut response = http::Response::new(stream::empty().boxed());
-    *response.status_mut() = StatusCode::from_u16(status).map_err(io::Error::other)?;
-    // The wire says the same to everybody.
-    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
-    Ok(response)
+fn refusal(status: StatusCode) -> RequestError {
+    match status {
+        StatusCode::NOT_FOUND => RequestError::Absent,
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+            // The wire says the same to everybody.
+            RequestError::Busy { retry_after_ms: RETRY_AFTER_S * 1_000 }
+        }
+        status => RequestError::Status(status),
+    }
 }

@@ -16,13 +16,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::fetch::fetch;
 use crate::testing::{
     DEADLINE, Disk, Manners, Mirror, Sample, UNIT, fetch_once, patient, quick, with_peers,
 };
 use crate::{
-    Downloads, FetchContext, FetchStatus, FetchWait, FreeSpace, Limits, Progress, RUNS_MAX,
-    ServeLimits, SourceKind, StoreOptions, SubscribeRequest, UnitRun, WirePeers, bulk_router,
-    fetch,
+    Downloads, FetchContext, FetchStatus, FetchWait, Limits, Progress, RUNS_MAX, ServeLimits,
+    SourceKind, SubscribeRequest, UnitRun, WirePeers, bulk_router,
 };
 
 struct Zone {
@@ -286,8 +286,7 @@ async fn one_server_may_not_take_every_place() {
 async fn downloads_follow_the_orders() {
     // The third one does not fit on the disk, which is known at once: nothing here is a matter of
     // time.
-    let small: FreeSpace = Arc::new(|_| Ok(20 << 20));
-    let (zone, me) = (Zone::new(), Disk::with(StoreOptions { free_space: Some(small) }));
+    let (zone, me) = (Zone::new(), Disk::with(|| 20 << 20));
     let (first, second, mut third) =
         (sample(), Sample::new("second", 3 * UNIT), Sample::new("third", 3 * UNIT));
     third.release.length = 1 << 30;

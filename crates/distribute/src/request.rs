@@ -6,24 +6,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cohort_artifact::UnitError;
-use cohort_artifact::client::FetchError;
+use cohort_artifact::client::{Content, FetchError};
+use cohort_base::Cause;
 use cohort_core::ids::ServerId;
 use cohort_transfer::{Failure, Limits, Offence, RequestId, SourceKind, UnitRun, UnitSet, span_of};
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RETRY_AFTER};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use tokio::time::{Instant, timeout};
 
 use crate::body::{Awaited, Body};
 use crate::budget::Budget;
 use crate::frame::{ALIVE, Frame};
 use crate::part::{Part, WriteError};
-use crate::peers::ByteStream;
+use crate::peers::Answer;
 use crate::progress::ByteCounters;
 use crate::store::hashes_length;
 use crate::store_error::StoreError;
-
-/// `Retry-After` when its value is missing or no number of seconds.
-const RETRY_AFTER_MS: u64 = 1_000;
 
 /// Heartbeats that a parent may send at once, and per second: ten are due.
 const SIGNS_MAX: u64 = 100;
@@ -31,14 +28,10 @@ const SIGNS_PER_S_MAX: u64 = 50;
 
 /// Why a request got less than it asked for.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestError {
+pub(crate) enum RequestError {
     /// It asks to be left alone for a while.
     #[error("is busy and asks to come back in {retry_after_ms} ms")]
-    Busy {
-        /// After this long, in milliseconds.
-        retry_after_ms: u64,
-    },
+    Busy { retry_after_ms: u64 },
     /// It does not have (all of) this, perhaps not yet.
     #[error("does not have it")]
     Absent,
@@ -50,20 +43,10 @@ pub enum RequestError {
     Connection(#[source] io::Error),
     /// Nothing, or too little, within the time allowed.
     #[error("no {awaited} within {ms} ms")]
-    Stalled {
-        /// What was awaited.
-        awaited: Awaited,
-        /// For how long, in milliseconds.
-        ms: u64,
-    },
+    Stalled { awaited: Awaited, ms: u64 },
     /// It is slow: what came is kept, the rest is asked for again.
     #[error("is slow: {units} units in {ms} ms")]
-    Slow {
-        /// Units that came.
-        units: u32,
-        /// In this time, in milliseconds.
-        ms: u64,
-    },
+    Slow { units: u32, ms: u64 },
     /// A status that is no answer.
     #[error("answered with status {0}")]
     Status(StatusCode),
@@ -82,22 +65,9 @@ pub enum RequestError {
 }
 
 impl RequestError {
-    /// From the transport: what a mirror answered, or a connection that failed.
-    fn of_io(error: io::Error) -> Self {
-        let ms = |time: &Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        match error.get_ref().and_then(|inner| inner.downcast_ref::<FetchError>()) {
-            Some(FetchError::Absent) => Self::Absent,
-            Some(FetchError::Busy { retry_after }) => {
-                Self::Busy { retry_after_ms: ms(retry_after) }
-            }
-            Some(FetchError::Status { status, .. }) => Self::Status(*status),
-            Some(FetchError::RangeIgnored) => Self::NoRanges,
-            Some(FetchError::WrongRange { .. }) => Self::Length(error.to_string()),
-            Some(FetchError::TimedOut { limit, .. }) => {
-                Self::Stalled { awaited: Awaited::Answer, ms: ms(limit) }
-            }
-            _ => Self::Connection(error),
-        }
+    /// From a transport that says no more than that it failed.
+    pub(crate) fn other(error: impl Into<Cause>) -> Self {
+        Self::Connection(io::Error::other(error))
     }
 
     /// What it means for the source.
@@ -116,6 +86,23 @@ impl RequestError {
             | RequestError::Status(_)
             | RequestError::Disk(_)
             | RequestError::Task(_) => Failure::Unreachable,
+        }
+    }
+}
+
+impl From<FetchError> for RequestError {
+    fn from(error: FetchError) -> Self {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        match error {
+            FetchError::Absent => Self::Absent,
+            FetchError::Busy { retry_after } => Self::Busy { retry_after_ms: ms(retry_after) },
+            FetchError::Status { status, .. } => Self::Status(status),
+            FetchError::RangeIgnored => Self::NoRanges,
+            FetchError::WrongRange { .. } => Self::Length(error.to_string()),
+            FetchError::TimedOut { limit, .. } => {
+                Self::Stalled { awaited: Awaited::Answer, ms: ms(limit) }
+            }
+            _ => Self::other(error),
         }
     }
 }
@@ -183,28 +170,18 @@ impl Ended {
     }
 }
 
-/// Waits for the head of an answer, and recognises refusals.
+/// Waits for the head of an answer.
 pub(crate) async fn head(
     context: &RequestContext,
     measured: &mut Measured,
-    answer: impl Future<Output = io::Result<http::Response<ByteStream>>>,
-) -> Result<http::Response<ByteStream>, RequestError> {
+    answer: impl Future<Output = Result<Answer, RequestError>>,
+) -> Result<Answer, RequestError> {
     let ms = context.limits.first_byte_ms_max;
     let begun = Instant::now();
-    let answer = timeout(Duration::from_millis(ms), answer)
-        .await
-        .map_err(|_| RequestError::Stalled { awaited: Awaited::Answer, ms })?
-        .map_err(RequestError::of_io)?;
+    let late = |_| RequestError::Stalled { awaited: Awaited::Answer, ms };
+    let answer = timeout(Duration::from_millis(ms), answer).await.map_err(late)??;
     measured.first_byte = Some(begun.elapsed());
-    match answer.status() {
-        StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(answer),
-        StatusCode::NOT_FOUND => Err(RequestError::Absent),
-        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-            let retry_after_ms = retry_after_ms(answer.headers());
-            Err(RequestError::Busy { retry_after_ms })
-        }
-        status => Err(RequestError::Status(status)),
-    }
+    Ok(answer)
 }
 
 /// Takes the units of a mirror's answer: a run, or all. Each is verified and written before the
@@ -214,10 +191,10 @@ pub(crate) async fn take_units(
     measured: &mut Measured,
     part: &Arc<Part>,
     asked: Option<UnitRun>,
-    answer: http::Response<ByteStream>,
+    answer: Answer,
 ) -> Result<Vec<u8>, RequestError> {
     let run = check_range(part, asked, &answer)?;
-    let mut body = Body::new(context, measured, answer.into_body());
+    let mut body = Body::new(context, measured, answer.pieces);
     let ms = context.limits.request_ms_max;
     for index in run.first..run.end() {
         let slow = body.took() >= Duration::from_millis(ms);
@@ -241,9 +218,9 @@ pub(crate) async fn take_link(
     part: &Arc<Part>,
     parent: &ServerId,
     lacks: &[UnitRun],
-    answer: http::Response<ByteStream>,
+    answer: Answer,
 ) -> Result<Vec<u8>, RequestError> {
-    let mut body = Body::new(context, measured, answer.into_body());
+    let mut body = Body::new(context, measured, answer.pieces);
     // Every unit that was asked for, once: otherwise there would be no end.
     let mut due = UnitSet::from_runs(part.hashes().count(), lacks);
     let mut signs: u64 = 0;
@@ -271,13 +248,13 @@ pub(crate) async fn take_hashes(
     context: &RequestContext,
     measured: &mut Measured,
     length: u64,
-    answer: http::Response<ByteStream>,
+    answer: Answer,
 ) -> Result<Vec<u8>, RequestError> {
     let expected = hashes_length(length);
-    check_length(answer.headers(), expected)?;
+    check_length(&answer, expected)?;
     let expected = usize::try_from(expected)
         .map_err(|_| RequestError::Length("unit hashes do not fit in memory".to_owned()))?;
-    let mut body = Body::new(context, measured, answer.into_body());
+    let mut body = Body::new(context, measured, answer.pieces);
     let bytes = body.take(expected, context.limits.hashes_ms_max, Awaited::Hashes).await?;
     body.end().await?;
     Ok(bytes)
@@ -311,42 +288,32 @@ async fn keep(
 fn check_range(
     part: &Part,
     asked: Option<UnitRun>,
-    answer: &http::Response<ByteStream>,
+    answer: &Answer,
 ) -> Result<UnitRun, RequestError> {
-    let (count, total) = (part.hashes().count(), part.hashes().length());
-    let all = UnitRun { first: 0, count };
+    let all = UnitRun { first: 0, count: part.hashes().count() };
     let run = asked.unwrap_or(all);
-    let (start, length) = span_of(total, run);
-    let whole = answer.status() == StatusCode::OK;
-    if whole && run != all {
-        return Err(RequestError::NoRanges);
-    }
-    if !whole {
-        let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-        let expected = format!("bytes {start}-{}/", start + length - 1);
-        let right = range.and_then(|range| range.strip_prefix(&expected));
-        if !right.is_some_and(|end| end == "*" || end == total.to_string()) {
-            let found = range.map_or("none", |range| range.get(..80).unwrap_or(range));
-            return Err(RequestError::Length(format!("range {found}, not {expected}{total}")));
+    let (start, length) = span_of(part.hashes().length(), run);
+    match answer.content {
+        Content::Whole if run != all => return Err(RequestError::NoRanges),
+        Content::Whole => {}
+        Content::Part { first, last, total } => {
+            let right = total.is_none_or(|total| total == part.hashes().length());
+            if !right || (first, last) != (start, start + length - 1) {
+                let text = format!("bytes {first}-{last} of {total:?}, not {length} from {start}");
+                return Err(RequestError::Length(text));
+            }
         }
+        Content::Unchanged => return Err(RequestError::Status(StatusCode::NOT_MODIFIED)),
     }
-    check_length(answer.headers(), length)?;
+    check_length(answer, length)?;
     Ok(run)
 }
 
-fn check_length(headers: &HeaderMap, expected: u64) -> Result<(), RequestError> {
-    let found =
-        headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    match found {
+fn check_length(answer: &Answer, expected: u64) -> Result<(), RequestError> {
+    match answer.length {
         Some(found) if found != expected => {
             Err(RequestError::Length(format!("{found} bytes, not {expected}")))
         }
         Some(_) | None => Ok(()),
     }
-}
-
-fn retry_after_ms(headers: &HeaderMap) -> u64 {
-    let value = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let seconds = value.and_then(|value| value.trim().parse::<u64>().ok());
-    seconds.map_or(RETRY_AFTER_MS, |seconds| seconds.saturating_mul(1_000))
 }

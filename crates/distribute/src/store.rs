@@ -39,20 +39,7 @@ const PART_SUFFIX: &str = ".part";
 const HASH_BYTES: u64 = 32;
 
 /// Bytes that this user may still write to the file system of a folder.
-pub type FreeSpace = Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
-
-/// How a store is opened.
-#[derive(Clone, Default)]
-pub struct StoreOptions {
-    /// Replaces the operating system's answer, for tests.
-    pub free_space: Option<FreeSpace>,
-}
-
-impl fmt::Debug for StoreOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoreOptions").finish_non_exhaustive()
-    }
-}
+pub(crate) type FreeSpace = Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
 
 /// What a collection removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,11 +84,14 @@ impl ArtifactStore {
     ///
     /// # Errors
     /// When the folder cannot be read or written.
-    pub fn open(folder: impl Into<PathBuf>, options: StoreOptions) -> Result<Self, StoreError> {
-        let folder = folder.into();
+    pub fn open(folder: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        Self::open_on(folder.into(), Arc::new(free_bytes))
+    }
+
+    /// The same on a disk whose free space `free_space` tells.
+    pub(crate) fn open_on(folder: PathBuf, free_space: FreeSpace) -> Result<Self, StoreError> {
         fs::create_dir_all(&folder).on_path("make", &folder)?;
         durable::sweep(&folder).on_path("sweep", &folder)?;
-        let free_space = options.free_space.unwrap_or_else(|| Arc::new(free_bytes));
         let changes = watch::Sender::default();
         let store = Self { folder, free_space, inner: Mutex::default(), changes };
         for name in store.names()? {

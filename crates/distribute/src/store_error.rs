@@ -10,33 +10,22 @@ use cohort_core::ids::Digest;
 /// Why an artifact cannot be kept. Always the fault of the surroundings, never of the release.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum StoreError {
     /// The disk is too full. Found before the first byte is fetched.
     #[error(
         "not enough free space in {path}: {needed} bytes needed ({reserve} of them stay free), \
          {free} are free; remove files there or give the agent another data_dir"
     )]
-    NoSpace {
-        /// The folder of artifacts.
-        path: PathBuf,
-        /// Bytes that must be free, the reserve included.
-        needed: u64,
-        /// Bytes that have to stay free.
-        reserve: u64,
-        /// Bytes that are free.
-        free: u64,
-    },
+    NoSpace { path: PathBuf, needed: u64, reserve: u64, free: u64 },
     /// The space of an artifact was free when checked, and no longer is.
     #[error(
         "cannot allocate {length} bytes for {path}: something else took the space, or a quota is \
          exhausted; remove files there, raise the quota, or give the agent another data_dir"
     )]
     Taken {
-        /// The file.
         path: PathBuf,
-        /// Its length in bytes.
         length: u64,
-        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -45,41 +34,21 @@ pub enum StoreError {
     File(#[from] FileError),
     /// Another fetch, or a collection, holds it.
     #[error("artifact {digest} is being fetched already")]
-    InFlight {
-        /// The artifact.
-        digest: Digest,
-    },
+    InFlight { digest: Digest },
     /// Units are missing.
     #[error("artifact {digest} is not whole: {held} of {count} units are here")]
-    NotWhole {
-        /// The artifact.
-        digest: Digest,
-        /// Units on disk.
-        held: u32,
-        /// Units in all.
-        count: u32,
-    },
+    NotWhole { digest: Digest, held: u32, count: u32 },
     /// No artifact can have this length.
     #[error("artifact {digest} cannot be {length} bytes long")]
-    Length {
-        /// The artifact.
-        digest: Digest,
-        /// The length in bytes.
-        length: u64,
-    },
+    Length { digest: Digest, length: u64 },
     /// Bytes are not the signed ones.
     #[error("artifact {digest}: wrong bytes")]
     Bytes {
-        /// The artifact.
         digest: Digest,
-        /// Which unit, or the hashes.
         #[source]
         source: UnitError,
     },
     /// There is no such artifact here.
     #[error("artifact {digest} is not here")]
-    Absent {
-        /// The artifact.
-        digest: Digest,
-    },
+    Absent { digest: Digest },
 }

@@ -2,9 +2,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 
+use crate::StoreError;
 use crate::part::Part;
+use crate::part::WriteError;
 use crate::testing::{Disk, Sample, UNIT};
-use crate::{StoreError, StoreOptions, WriteError};
 
 fn sample() -> Sample {
     Sample::new("store", 6 * UNIT + 10)
@@ -72,10 +73,8 @@ fn one_claim_per_artifact_and_only_possible_lengths() {
 fn space_is_checked_for_what_is_missing_only() {
     let free = Arc::new(std::sync::atomic::AtomicU64::new(u64::MAX));
     let shown = Arc::clone(&free);
-    let options = StoreOptions {
-        free_space: Some(Arc::new(move |_| Ok(shown.load(std::sync::atomic::Ordering::Relaxed)))),
-    };
-    let (disk, sample) = (Disk::with(options), sample());
+    let free_now = move || shown.load(std::sync::atomic::Ordering::Relaxed);
+    let (disk, sample) = (Disk::with(free_now), sample());
     let claim = disk.store.claim(sample.digest(), sample.release.length).unwrap();
     let needed = sample.release.length + 7 * 32 + 1_000;
     free.store(needed, std::sync::atomic::Ordering::Relaxed);

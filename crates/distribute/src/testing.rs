@@ -1,6 +1,7 @@
 //! Builders for tests: artifacts, stores, and mirrors that misbehave.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,10 +25,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{
-    ArtifactStore, ByteCounters, FetchContext, FetchError, Limits, MirrorList, Progress,
-    StoreOptions, WirePeers, fetch,
-};
+use crate::fetch::{FetchError, fetch};
+use crate::{ArtifactStore, ByteCounters, FetchContext, Limits, MirrorList, Progress, WirePeers};
 
 pub(crate) const UNIT: usize = UNIT_BYTES as usize;
 
@@ -82,22 +81,26 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn new() -> Self {
-        Self::with(StoreOptions::default())
-    }
-
-    pub(crate) fn with(options: StoreOptions) -> Self {
-        Self::at(tempfile::tempdir().unwrap(), options)
-    }
-
-    pub(crate) fn at(folder: TempDir, options: StoreOptions) -> Self {
-        let store = Arc::new(ArtifactStore::open(folder.path().join("a"), options).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(ArtifactStore::open(folder.path().join("a")).unwrap());
         Self { folder, store }
+    }
+
+    /// On a file system that has so many bytes free.
+    pub(crate) fn with(free: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self::at(tempfile::tempdir().unwrap(), free)
+    }
+
+    pub(crate) fn at(folder: TempDir, free: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        let free = Arc::new(move |_: &Path| Ok(free()));
+        let store = ArtifactStore::open_on(folder.path().join("a"), free).unwrap();
+        Self { folder, store: Arc::new(store) }
     }
 
     /// The store as a new process finds it.
     pub(crate) fn reopened(&self) -> Arc<ArtifactStore> {
         let path = self.folder.path().join("a");
-        Arc::new(ArtifactStore::open(path, StoreOptions::default()).unwrap())
+        Arc::new(ArtifactStore::open(path).unwrap())
     }
 
     pub(crate) fn file(&self, name: &str) -> std::path::PathBuf {

@@ -230,11 +230,6 @@ impl FrameSender {
         })
     }
 
-    /// Closes the connection in both directions.
-    pub fn close(&self) {
-        self.closing.cancel();
-    }
-
     /// Waits until either side has closed the connection.
     pub async fn closed(&self) {
         self.closing.cancelled().await;
@@ -389,16 +384,14 @@ fn judge(
 /// Why a framed connection failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum FrameError {
     /// The connection could not be opened.
     #[error("cannot connect")]
     Dial(#[source] Box<CallError>),
     /// Either side rejected the greeting.
     #[error("greeting rejected: {reason}")]
-    Refused {
-        /// For people.
-        reason: String,
-    },
+    Refused { reason: String },
     /// The greeting did not arrive within [`HELLO_TIMEOUT`].
     #[error("no greeting within {} ms", HELLO_TIMEOUT.as_millis())]
     HelloTimedOut,
@@ -407,19 +400,13 @@ pub enum FrameError {
     Greeting(#[source] serde_json::Error),
     /// A message to send exceeds [`FRAME_BYTES_MAX`].
     #[error("message is {bytes} bytes, the limit is {FRAME_BYTES_MAX}")]
-    TooLarge {
-        /// The message's size.
-        bytes: usize,
-    },
+    TooLarge { bytes: usize },
     /// A received frame announces more than the limit.
     #[error("frame announces more than {FRAME_BYTES_MAX} bytes (a greeting {HELLO_BYTES_MAX})")]
     FrameTooLarge,
     /// A frame of an unsupported version.
     #[error("frame has version {version}, only {VERSION} is supported")]
-    Version {
-        /// The version in the frame.
-        version: u8,
-    },
+    Version { version: u8 },
     /// A frame without a version.
     #[error("frame is empty")]
     Empty,

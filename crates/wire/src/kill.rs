@@ -346,6 +346,7 @@ fn read_entry(path: &Path) -> (KillScope, KillEntry) {
 /// Why a kill register was rejected, or could not be stored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum KillError {
     /// The signature or the signer's role.
     #[error("kill register is rejected")]
@@ -355,18 +356,10 @@ pub enum KillError {
     Malformed(#[source] serde_json::Error),
     /// The reason exceeds [`KILL_REASON_BYTES_MAX`].
     #[error("kill register's reason is {bytes} bytes, the limit is {KILL_REASON_BYTES_MAX}")]
-    Reason {
-        /// The reason's size.
-        bytes: usize,
-    },
+    Reason { bytes: usize },
     /// The epoch is too far ahead of the current one.
     #[error("kill register's epoch {epoch} is too far ahead, the highest accepted is {highest}")]
-    Epoch {
-        /// The register's epoch.
-        epoch: u64,
-        /// The highest accepted one.
-        highest: u64,
-    },
+    Epoch { epoch: u64, highest: u64 },
     /// [`KILL_SCOPES_MAX`] is reached.
     #[error("cannot store more than {KILL_SCOPES_MAX} kill registers")]
     TooMany,

@@ -8,16 +8,9 @@ use crate::dscp::Dscp;
 /// after a hub restart. At about 40 KB each, at most 160 MB.
 pub const CONNECTIONS_MAX: usize = 4096;
 
-/// A peer keeps at most four idle connections ([`POOL_IDLE_PER_TARGET_MAX`]) per protocol, and a
-/// download uses a handful; 64 leaves room for a person's scripts and stops a runaway loop.
-pub const CONNECTIONS_PER_PEER_MAX: usize = 64;
-
 /// Handshakes are the only work that a stranger can cause. At most a quarter of the connections, so
 /// that a flood of handshakes cannot displace established ones.
 pub const HANDSHAKES_MAX: usize = 512;
-
-/// A handshake takes two round trips; five seconds allow for two lost packets on a bad line.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Requests in progress, long polls included: one per agent in a group of a thousand. Beyond that a
 /// 503 is better than a slow answer.
@@ -34,22 +27,11 @@ pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Our own requests have fewer than ten.
 pub const HEADERS_MAX: usize = 64;
 
-/// Policies take a few kilobytes; the largest message is a batch of a thousand reports. Routes for
-/// artifacts have their own limit ([`ServerLimits::large_bodies`]).
-pub const REQUEST_BODY_BYTES_MAX: u64 = 4 * 1024 * 1024;
-
-/// The longest pause in a request's body before the client is disconnected.
-pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// The longest pause in an answer's body before the call fails.
 pub const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// `Retry-After` of a 503, in seconds: the shortest it can express.
 pub const RETRY_AFTER_S: u64 = 1;
-
-/// How long requests in progress may continue after a stop. Less than the ten seconds after which
-/// `docker stop` kills.
-pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// After an accept failed for lack of file descriptors: long enough for some to be closed, too
 /// short to be noticed.
@@ -131,16 +113,18 @@ const _: () = assert!(POOL_IDLE_TIMEOUT.as_secs() * 2 <= HEADER_READ_TIMEOUT.as_
 // A flood of handshakes leaves most connections to authenticated peers.
 const _: () = assert!(HANDSHAKES_MAX * 4 <= CONNECTIONS_MAX);
 
-/// A server's limits; [`Default`] takes the constants of this module.
+/// A server's limits.
 #[derive(Debug, Clone)]
 pub struct ServerLimits {
     /// Including those that are still in the handshake.
     pub connections_max: usize,
-    /// Per certificate, or per address without one.
+    /// Per certificate, or per address without one. A peer keeps at most four idle connections
+    /// ([`POOL_IDLE_PER_TARGET_MAX`]) per protocol, and a download uses a handful; 64 leaves room
+    /// for a person's scripts and stops a runaway loop.
     pub connections_per_peer_max: usize,
     /// At once.
     pub handshakes_max: usize,
-    /// See [`HANDSHAKE_TIMEOUT`].
+    /// A handshake takes two round trips; five seconds allow for two lost packets on a bad line.
     pub handshake_timeout: Duration,
     /// At once, long polls included.
     pub requests_max: usize,
@@ -150,14 +134,16 @@ pub struct ServerLimits {
     pub header_bytes_max: usize,
     /// Of a request.
     pub headers_max: usize,
-    /// Unless `large_bodies` says otherwise.
+    /// Unless `large_bodies` says otherwise. Policies take a few kilobytes; the largest message is a
+    /// batch of a thousand reports.
     pub request_body_bytes_max: u64,
     /// Path prefixes with a larger body limit in bytes; the first match counts. The handler must
     /// stream the body, and check the caller's role before reading it.
     pub large_bodies: Vec<(String, u64)>,
-    /// See [`BODY_IDLE_TIMEOUT`].
+    /// The longest pause in a request's body before the client is disconnected.
     pub body_idle_timeout: Duration,
-    /// See [`SHUTDOWN_GRACE`].
+    /// How long requests in progress may continue after a stop. Less than the ten seconds after
+    /// which `docker stop` kills.
     pub shutdown_grace: Duration,
     /// For connections that carry artifacts between servers.
     pub dscp_bulk: Dscp,
@@ -169,17 +155,17 @@ impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             connections_max: CONNECTIONS_MAX,
-            connections_per_peer_max: CONNECTIONS_PER_PEER_MAX,
+            connections_per_peer_max: 64,
             handshakes_max: HANDSHAKES_MAX,
-            handshake_timeout: HANDSHAKE_TIMEOUT,
+            handshake_timeout: Duration::from_secs(5),
             requests_max: REQUESTS_MAX,
             header_read_timeout: HEADER_READ_TIMEOUT,
             header_bytes_max: HEADER_BYTES_MAX,
             headers_max: HEADERS_MAX,
-            request_body_bytes_max: REQUEST_BODY_BYTES_MAX,
+            request_body_bytes_max: 4 * 1024 * 1024,
             large_bodies: Vec::new(),
-            body_idle_timeout: BODY_IDLE_TIMEOUT,
-            shutdown_grace: SHUTDOWN_GRACE,
+            body_idle_timeout: Duration::from_secs(30),
+            shutdown_grace: Duration::from_secs(5),
             dscp_bulk: Dscp::LOWER_EFFORT,
             dscp_plain: Dscp::DEFAULT,
         }

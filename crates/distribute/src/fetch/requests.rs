@@ -1,6 +1,5 @@
 //! The requests of a fetch: sent, and taken up when they are over.
 
-use std::io;
 use std::sync::Arc;
 
 use cohort_base::chain;
@@ -10,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{Fetch, FetchError, Running, blocking, random};
-use crate::peers::ByteStream;
+use crate::peers::Answer;
 use crate::request::{
     Ended, Heard, RequestContext, RequestError, head, take_hashes, take_link, take_units,
 };
@@ -74,7 +73,7 @@ impl Fetch<'_> {
         target: Target,
         what: What,
         lacks: Vec<UnitRun>,
-    ) -> impl Future<Output = io::Result<http::Response<ByteStream>>> + Send + 'static {
+    ) -> impl Future<Output = Result<Answer, RequestError>> + Send + 'static {
         let release = self.release();
         let (digest, length) = (release.artifact.clone(), release.length);
         let (mirrors, peers) = (Arc::clone(&self.context.mirrors), self.context.peers.clone());

@@ -4,6 +4,7 @@ use cohort_core::ids::ServerId;
 
 /// A decision that a report led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Event {
     /// Many servers fell behind, so each gets fewer children.
     FanOutLowered {
@@ -12,33 +13,24 @@ pub enum Event {
     },
     /// A server cannot keep up and moves to the tail.
     Slow {
-        /// Which.
         server: ServerId,
         /// What it receives, in bytes per second.
         rate: u64,
     },
     /// A server gets nothing from its parent, and gets another one.
     Starved {
-        /// Which.
         server: ServerId,
         /// The parent that sent nothing.
         parent: ServerId,
     },
     /// A slow server keeps up under another parent: the first one was to blame.
     Acquitted {
-        /// Which.
         server: ServerId,
         /// The parent under which it was slow.
         suspect: ServerId,
     },
     /// A head gets nothing of its lease, which goes to another.
-    LeaseRevoked {
-        /// The head.
-        server: ServerId,
-    },
+    LeaseRevoked { server: ServerId },
     /// Several servers got nothing or wrong bytes from this one: it feeds nobody any more.
-    Barred {
-        /// Which.
-        server: ServerId,
-    },
+    Barred { server: ServerId },
 }

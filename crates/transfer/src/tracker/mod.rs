@@ -63,41 +63,20 @@ pub struct Participant {
 
 /// Why a report is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum TrackerError {
     /// More entries than allowed.
     #[error("{count} {what} in one report exceed the limit of {max}")]
-    TooMany {
-        /// The kind of entry.
-        what: &'static str,
-        /// The number in the report.
-        count: usize,
-        /// The limit.
-        max: usize,
-    },
+    TooMany { what: &'static str, count: usize, max: usize },
     /// Longer than any artifact.
     #[error("artifact {artifact} cannot have {length} bytes")]
-    TooLong {
-        /// Root of the artifact.
-        artifact: Digest,
-        /// The length that was reported.
-        length: u64,
-    },
+    TooLong { artifact: Digest, length: u64 },
     /// Runs of units that overlap, are out of order, or beyond the end.
     #[error("runs of units of artifact {artifact} overlap or go beyond its end")]
-    Runs {
-        /// Root of the artifact.
-        artifact: Digest,
-    },
+    Runs { artifact: Digest },
     /// Another length than others report.
     #[error("artifact {artifact} has {expected} bytes, not {found}")]
-    Length {
-        /// Root of the artifact.
-        artifact: Digest,
-        /// The known length in bytes.
-        expected: u64,
-        /// The reported length in bytes.
-        found: u64,
-    },
+    Length { artifact: Digest, expected: u64, found: u64 },
 }
 
 /// All transfers of a group, as its leader knows them.

@@ -91,12 +91,6 @@ impl Call {
         Self::new(Method::POST, path).json(body)
     }
 
-    /// A PUT of JSON.
-    #[must_use]
-    pub fn put(path: impl Into<String>, body: &impl Serialize) -> Self {
-        Self::new(Method::PUT, path).json(body)
-    }
-
     /// Sets a JSON body.
     ///
     /// # Panics
@@ -113,13 +107,6 @@ impl Call {
     #[must_use]
     pub fn bytes(mut self, body: impl Into<Bytes>) -> Self {
         self.body = Some(body.into());
-        self
-    }
-
-    /// Sets a header.
-    #[must_use]
-    pub fn header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
         self
     }
 
