@@ -71,6 +71,8 @@ mod delta_group_test;
 #[cfg(test)]
 mod fetch_test;
 #[cfg(test)]
+mod golden_test;
+#[cfg(test)]
 mod group_test;
 #[cfg(test)]
 mod mirrors_test;

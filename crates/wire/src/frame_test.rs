@@ -253,3 +253,24 @@ async fn a_silent_peer_is_given_up() {
     assert!(matches!(accepted, Err(FrameError::HelloTimedOut)), "{accepted:?}");
     assert!(matches!(dialled, Err(FrameError::HelloTimedOut)), "{dialled:?}");
 }
+
+#[test]
+fn frames_and_greetings_are_held() {
+    let hello = Hello {
+        group: "web.zone-a".parse().unwrap(),
+        incarnation: Incarnation(16),
+        from: "web-1".parse().unwrap(),
+        to: "web-2".parse().unwrap(),
+        connection: connection_number(3, 1),
+    };
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    cohort_base::golden::hold(&golden.join("hello.jsonl"), &[hello]);
+    let refused = Welcome::Refused { reason: "this is web-3".to_owned() };
+    cohort_base::golden::hold(&golden.join("welcome.jsonl"), &[Welcome::Welcome, refused]);
+    let framed = |payload: &[u8]| {
+        let mut batch = BytesMut::new();
+        put_frame(&mut batch, payload);
+        hex::encode(batch)
+    };
+    cohort_base::golden::hold(&golden.join("frames.jsonl"), &[framed(b""), framed(b"raft")]);
+}

@@ -234,3 +234,16 @@ fn the_last_epoch_cannot_be_taken() {
     assert_eq!(switch.say(&kill, &register(ahead, true)), Merged::Take);
     assert_eq!(switch.say(&kill, &register(ahead + 1, false)), Merged::Take, "always one more");
 }
+
+#[test]
+fn names_of_files_are_held() {
+    let group = || KillScope::Group("web.zone-a".parse().unwrap());
+    let names = [
+        file_name(&KillScope::Fleet, 7, true),
+        file_name(&KillScope::Fleet, 8, false),
+        file_name(&group(), 1_800_000_000, true),
+        file_name(&group(), u64::MAX, false),
+    ];
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/kill-files.jsonl");
+    cohort_base::golden::hold(Path::new(golden), &names);
+}

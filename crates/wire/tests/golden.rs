@@ -1,0 +1,353 @@
+//! Messages of agents and of the hub, as they stand on the wire. What they carry of the core's own
+//! types (orders, reports, commands, reasons) is held there.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::Path;
+
+use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::orders::MemberAddress;
+use cohort_core::phase::PhaseName;
+use cohort_identity::{Role, SignedStatement};
+use cohort_wire::agent::{
+    ActivationStatus, AppStatus, CONTROL_VERSION, ChainStatus, ClaimMemberAnswer,
+    ClaimMemberRequest, CommandAnswer, CommandRequest, ContactsRequest, FailureStatus,
+    ForwardRequest, GroupStatus, JoinGroupRequest, Offence, OffenderStatus, OrdersAnswer,
+    OrdersRequest, ReportRequest, ServerAppStatus, ServerStatus, SourceName, TransferLeaderAnswer,
+    TransferLeaderRequest, TransferStatus,
+};
+use cohort_wire::http::ApiError;
+use cohort_wire::hub::{
+    JoinAnswer, JoinRequest, JoinedGroup, JoiningServer, KillAnswer, PolicyAnswer, PolicyRequest,
+    RecoverAnswer, RecoverRequest, RenewAnswer, RenewRequest, RevokeTokenRequest, TokenAnswer,
+    TokenRequest,
+};
+use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+fn hold<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, values: &[T]) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    cohort_base::golden::hold(&golden.join(name), values);
+}
+
+fn server(name: &str) -> ServerId {
+    name.parse().unwrap()
+}
+
+fn group() -> GroupId {
+    "web.zone-a".parse().unwrap()
+}
+
+fn app() -> AppId {
+    "web".parse().unwrap()
+}
+
+fn labels() -> BTreeMap<String, String> {
+    [("zone".to_owned(), "a".to_owned())].into()
+}
+
+/// A part that is not built here, from its JSON.
+fn part<T: DeserializeOwned>(json: &str) -> T {
+    serde_json::from_str(json).unwrap()
+}
+
+fn member() -> MemberAddress {
+    part(r#"{"server": "web-1", "address": "web-1.example:7417", "member": 1}"#)
+}
+
+fn signed() -> SignedKill {
+    SignedKill(SignedStatement {
+        body: b"{}".to_vec(),
+        context: "cohort-kill/1".to_owned(),
+        chain: "-----BEGIN CERTIFICATE-----\n".to_owned(),
+        signature: vec![0, 255],
+    })
+}
+
+/// One message in its file, under its name.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Control {
+    Orders(OrdersRequest),
+    OrdersAnswer(OrdersAnswer),
+    Report(ReportRequest),
+    JoinGroup(JoinGroupRequest),
+    ClaimMember(ClaimMemberRequest),
+    ClaimMemberAnswer(ClaimMemberAnswer),
+    Command(Box<CommandRequest>),
+    CommandAnswer(CommandAnswer),
+    Forward(Box<ForwardRequest>),
+    Contacts(ContactsRequest),
+    TransferLeader(TransferLeaderRequest),
+    TransferLeaderAnswer(TransferLeaderAnswer),
+}
+
+#[test]
+fn control() {
+    let (version, incarnation) = (CONTROL_VERSION, Incarnation(16));
+    let messages = [
+        Control::Orders(OrdersRequest {
+            version,
+            group: group(),
+            boot_epoch: part("3"),
+            doing: BTreeMap::new(),
+            kill: vec![signed()],
+            known: 7,
+        }),
+        Control::OrdersAnswer(OrdersAnswer {
+            orders: None,
+            orders_valid_ms: 5_000,
+            hash: 7,
+            kill: vec![signed()],
+            leader: Some(server("web-1")),
+        }),
+        Control::Report(ReportRequest { version, group: group(), incarnation, reports: vec![] }),
+        Control::JoinGroup(JoinGroupRequest {
+            version,
+            group: group(),
+            address: "web-1.example:7417".to_owned(),
+            rack: Some("r1".to_owned()),
+        }),
+        Control::ClaimMember(ClaimMemberRequest { version, group: group(), member: MemberId(4) }),
+        Control::ClaimMemberAnswer(ClaimMemberAnswer { granted: true }),
+        Control::Command(Box::new(CommandRequest {
+            version,
+            group: group(),
+            request: part(r#""0123456789abcdef""#),
+            body: part(r#"{"command": "resume", "app": "web"}"#),
+        })),
+        Control::CommandAnswer(CommandAnswer { index: 42, rejection: None }),
+        Control::Forward(Box::new(ForwardRequest {
+            version,
+            group: group(),
+            command: part(
+                r#"{"version": 1, "incarnation": 16, "actor": "operator alice",
+                    "body": {"command": "resume", "app": "web"}}"#,
+            ),
+        })),
+        Control::Contacts(ContactsRequest {
+            version,
+            group: group(),
+            age_ms: [(server("web-2"), 150)].into(),
+            doing: BTreeMap::new(),
+            kill: vec![signed()],
+        }),
+        Control::TransferLeader(TransferLeaderRequest {
+            version,
+            group: group(),
+            to: Some(server("web-2")),
+        }),
+        Control::TransferLeaderAnswer(TransferLeaderAnswer {
+            from: server("web-1"),
+            to: server("web-2"),
+        }),
+    ];
+    hold("control.jsonl", &messages);
+}
+
+fn transfer() -> TransferStatus {
+    TransferStatus {
+        app: Some(app()),
+        version: Some("1.2.0".parse().unwrap()),
+        delta: true,
+        artifact: "a".repeat(64).parse().unwrap(),
+        under_way: true,
+        length_bytes: 1,
+        servers: 2,
+        whole_servers: 3,
+        away_servers: 4,
+        held_bytes: 5,
+        wanted_bytes: 6,
+        mirror_bytes: 7,
+        peer_bytes: 8,
+        mirror_bytes_per_second: 9,
+        peer_bytes_per_second: 10,
+        downlink_bytes_per_second: Some(11),
+        for_ms: 12,
+        took_ms: None,
+        left_ms: Some(13),
+        heads: vec![server("web-1")],
+        fan_out: 1,
+        chains: vec![ChainStatus { servers: vec![server("web-1"), server("web-2")], depth: 2 }],
+        chains_in_all: 1,
+        slow: vec![server("web-3")],
+        slow_servers: 1,
+        offenders: vec![OffenderStatus {
+            source: SourceName::mirror("https://mirror.example/"),
+            what: Offence::Silent,
+            count: 2,
+            told_by: vec![server("web-2")],
+            told_by_servers: 1,
+            barred: false,
+        }],
+        offenders_in_all: 1,
+    }
+}
+
+#[test]
+fn group_status() {
+    let on_server = |activation| ServerAppStatus {
+        running: Some("1.1.0".parse().unwrap()),
+        in_service: true,
+        unfit: None,
+        holds_target: true,
+        activation,
+        doing: None,
+        debt: None,
+    };
+    let (step, reason) = (part(r#""check""#), || "http: status 500".to_owned());
+    let activations = [
+        None,
+        Some(ActivationStatus::Granted),
+        Some(ActivationStatus::Applied),
+        Some(ActivationStatus::Checked),
+        Some(ActivationStatus::Failed { step, reason: reason() }),
+        Some(ActivationStatus::Undone { reason: reason() }),
+    ];
+    let servers = (1..).zip(activations);
+    let web = AppStatus {
+        state: PhaseName::Held,
+        since: part("1000"),
+        last_good: Some("1.1.0".parse().unwrap()),
+        target: Some("1.2.0".parse().unwrap()),
+        reason: None,
+        wave: 2,
+        wave_servers: vec![server("web-1")],
+        generation: part("5"),
+        paused: true,
+        servers: servers.map(|(n, at)| (server(&format!("web-{n}")), on_server(at))).collect(),
+        waiting: vec![],
+        history: vec![],
+        failures: vec![FailureStatus { server: server("web-5"), step, reason: reason() }],
+    };
+    let first = ServerStatus {
+        address: "web-1.example:7417".to_owned(),
+        rack: Some("r1".to_owned()),
+        joined: 1,
+        member: Some(MemberId(1)),
+        contact_age_ms: Some(150),
+    };
+    let status = GroupStatus {
+        version: CONTROL_VERSION,
+        group: group(),
+        incarnation: Incarnation(16),
+        labels: labels(),
+        platform: Some("linux/amd64".parse().unwrap()),
+        answered_by: server("web-1"),
+        leader: Some(server("web-1")),
+        term: 3,
+        commit: 42,
+        applied: 41,
+        linearizable: true,
+        clock: part("2000"),
+        killed: Some("maintenance".to_owned()),
+        registry_reachable: Some(true),
+        voters: vec![member()],
+        standbys: vec![],
+        servers: [(server("web-1"), first)].into(),
+        apps: [(app(), web)].into(),
+        refusals: vec!["1.3.0: not signed".to_owned()],
+        transfers: vec![transfer()],
+        downlink_bytes_per_second: Some(11),
+        download_limit_bytes_per_second: None,
+    };
+    hold("group-status.jsonl", &[status]);
+}
+
+/// One message in its file, under its name.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Hub {
+    Join(JoinRequest),
+    JoinAnswer(Box<JoinAnswer>),
+    Renew(RenewRequest),
+    RenewAnswer(RenewAnswer),
+    Token(TokenRequest),
+    TokenAnswer(TokenAnswer),
+    RevokeToken(RevokeTokenRequest),
+    Policy(PolicyRequest),
+    PolicyAnswer(PolicyAnswer),
+    Recover(RecoverRequest),
+    RecoverAnswer(RecoverAnswer),
+    KillAnswer(KillAnswer),
+    Error(ApiError),
+}
+
+fn join(server: Option<JoiningServer>) -> Hub {
+    let (token_id, token_secret) = ("0a".to_owned(), "secret".to_owned());
+    Hub::Join(JoinRequest { token_id, token_secret, request: "{}".to_owned(), server })
+}
+
+fn joined(group: Option<JoinedGroup>) -> Hub {
+    Hub::JoinAnswer(Box::new(JoinAnswer {
+        certificate: "PEM".to_owned(),
+        authority: "PEM".to_owned(),
+        hub: part(r#""hub-1""#),
+        trusted_root: group.as_ref().map(|_| "{}".to_owned()),
+        mirrors: vec!["https://mirror.example/".to_owned()],
+        repository_port: 7419,
+        group,
+    }))
+}
+
+#[test]
+fn hub() {
+    let full = TokenRequest {
+        role: Role::Agent,
+        name: Some(part(r#""web-1""#)),
+        valid_s: Some(3_600),
+        addresses: vec!["hub.example:7418".to_owned()],
+    };
+    let least = TokenRequest { role: Role::Viewer, name: None, valid_s: None, addresses: vec![] };
+    let (certificate, authority) = ("PEM".to_owned(), "PEM".to_owned());
+    let (id, token) = ("0a".to_owned(), "token".to_owned());
+    let messages = [
+        join(None),
+        join(Some(JoiningServer {
+            address: "web-1.example:7417".to_owned(),
+            platform: "linux/amd64".parse().unwrap(),
+            labels: labels(),
+            rack: Some("r1".to_owned()),
+        })),
+        joined(None),
+        joined(Some(JoinedGroup { group: group(), labels: labels(), members: vec![member()] })),
+        Hub::Renew(RenewRequest { request: "{}".to_owned() }),
+        Hub::RenewAnswer(RenewAnswer { certificate, authority }),
+        Hub::Token(least),
+        Hub::Token(full),
+        Hub::TokenAnswer(TokenAnswer { id: id.clone(), token, expires_at: Some(1_800_000_000) }),
+        Hub::RevokeToken(RevokeTokenRequest { id }),
+        Hub::Policy(PolicyRequest {
+            policy: part(r#"{"channel": "stable"}"#),
+            expected: Some(part("2")),
+        }),
+        Hub::PolicyAnswer(PolicyAnswer { revision: part("3") }),
+        Hub::Recover(RecoverRequest {
+            incarnation: Incarnation(16),
+            first_server: server("web-1"),
+            because: "two disks lost".to_owned(),
+        }),
+        Hub::RecoverAnswer(RecoverAnswer { incarnation: Incarnation(17) }),
+        Hub::KillAnswer(KillAnswer {
+            changed: true,
+            registers: vec![signed()],
+            damaged: vec!["fleet@00000000000000000007@on.kill".to_owned()],
+        }),
+        // The status travels in the head of the answer, not in its body.
+        Hub::Error(part(r#"{"kind": "forbidden", "error": "no", "hints": ["ask an operator"]}"#)),
+    ];
+    hold("hub.jsonl", &messages);
+}
+
+#[test]
+fn kill_registers() {
+    let (epoch, at) = (7, 1_800_000_000);
+    let register = |scope, on| {
+        let reason = "a bad kernel".to_owned();
+        KillRegister { scope, epoch, on, reason, at }
+    };
+    let registers = [register(KillScope::Fleet, true), register(KillScope::Group(group()), false)];
+    hold("kill-registers.jsonl", &registers);
+    hold("signed-kill.jsonl", &[signed()]);
+}
