@@ -134,8 +134,8 @@ pub struct ServerLimits {
     pub header_bytes_max: usize,
     /// Of a request.
     pub headers_max: usize,
-    /// Unless `large_bodies` says otherwise. Policies take a few kilobytes; the largest message is a
-    /// batch of a thousand reports.
+    /// Unless `large_bodies` says otherwise. Policies take a few kilobytes; the largest message is
+    /// a batch of a thousand reports.
     pub request_body_bytes_max: u64,
     /// Path prefixes with a larger body limit in bytes; the first match counts. The handler must
     /// stream the body, and check the caller's role before reading it.
