@@ -9,8 +9,8 @@ use std::time::Duration;
 use cohort_artifact::client::{AddressError, ClientLimits};
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
 use cohort_distribute::{
-    ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits,
-    WirePeers, bulk_router, follow,
+    ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits, WirePeers,
+    bulk_router, follow,
 };
 use cohort_host::guard::{GuardClient, GuardLaunch};
 use cohort_host::{Controls, ServiceControl, Systemd};
