@@ -67,6 +67,14 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
         && Identity::exists(&dir)
     {
         let identity = Identity::load(&dir).map_err(AgentError::kept("identity"))?;
+        let name = identity.peer().name.as_str();
+        if name != config.server.as_str() {
+            return Err(AgentError::kept("identity")(format!(
+                "it is {name}'s, and `server` is {}: set server = \"{name}\", or use a data_dir of \
+                 its own and a new token",
+                config.server
+            )));
+        }
         return Ok((identity, joined));
     }
     let token = read_token(config)?;

@@ -246,7 +246,7 @@ impl Starter {
                 Ok(Err(error)) => AgentError::Member(error),
                 Err(_) => AgentError::Panicked("member"),
             };
-            tasks.end_blocking(error);
+            tasks.end(error);
         };
         std::thread::Builder::new()
             .name("member".into())

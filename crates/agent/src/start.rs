@@ -82,6 +82,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
         () = shutdown.cancelled() => return Ok(()),
     };
     let (tasks, mut ends) = Tasks::new();
+    let _stop = tasks.stop.clone().drop_guard();
     let slot = IdentitySlot::new(identity);
     let shared = open(config, &joined, &slot, tasks.clone()).await?;
     let servers = CancellationToken::new();

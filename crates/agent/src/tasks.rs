@@ -16,7 +16,7 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    /// The tasks of one run of the agent, and what ends it before its time.
+    /// The tasks of one run of the agent, and the errors that end it early.
     pub(crate) fn new() -> (Tasks, mpsc::Receiver<AgentError>) {
         let (ended, ends) = mpsc::channel(4);
         (Tasks { ended, stop: CancellationToken::new() }, ends)
@@ -60,21 +60,16 @@ impl Tasks {
         let tasks = self.clone();
         tokio::spawn(async move {
             match task.await {
-                Ok(Err(error)) => tasks.end(error).await,
-                Err(join) if join.is_panic() => tasks.end(AgentError::Panicked(what)).await,
+                Ok(Err(error)) => tasks.end(error),
+                Err(join) if join.is_panic() => tasks.end(AgentError::Panicked(what)),
                 Ok(Ok(())) | Err(_) => {}
             }
         });
     }
 
-    /// Ends the agent.
-    pub(crate) async fn end(&self, error: AgentError) {
-        let _ = self.ended.send(error).await;
-    }
-
-    /// The same from a thread.
-    pub(crate) fn end_blocking(&self, error: AgentError) {
-        let _ = self.ended.blocking_send(error);
+    /// Ends the agent; only the first error counts.
+    pub(crate) fn end(&self, error: AgentError) {
+        let _ = self.ended.try_send(error);
     }
 }
 
@@ -92,7 +87,7 @@ mod tasks_test {
     }
 
     #[tokio::test]
-    async fn a_stopped_agent_ends_its_tasks_and_hears_nothing_of_it() {
+    async fn a_stopped_agent_ends_its_tasks_without_an_error() {
         let (tasks, mut ends) = Tasks::new();
         let (dropped, was_dropped) = tokio::sync::oneshot::channel::<()>();
         tasks.spawn("duties", async move {

@@ -27,9 +27,9 @@ where
     let text = fs::read_to_string(path)
         .unwrap_or_else(|error| panic!("{name}: {error}; UPDATE=1 writes it once"));
     let golden: Vec<&str> = text.lines().collect();
-    assert_eq!(golden, lines, "{name}: is encoded otherwise");
+    assert_eq!(golden, lines, "{name}: the encoding has changed");
     for (line, value) in golden.iter().zip(values) {
         let read: T = serde_json::from_str(line).unwrap_or_else(|e| panic!("{name}: {e}: {line}"));
-        assert_eq!(&read, value, "{name}: is decoded otherwise");
+        assert_eq!(&read, value, "{name}: the decoding has changed");
     }
 }

@@ -10,8 +10,8 @@ pub(crate) const LAYOUT: Layout = Layout {
         (
             Kind::Text,
             "server listen advertise probe_listen platform rack service_user poll_interval \
-             ready_without_orders_after replace_after download_limit upload_limit zone_download_limit \
-             packet_marking yield_floor",
+             ready_without_orders_after replace_after download_limit upload_limit \
+             zone_download_limit packet_marking yield_floor",
         ),
         (Kind::Number, "service_port"),
         (Kind::List, "hub mirrors yield_to"),

@@ -42,7 +42,8 @@ impl Releases {
         fs::create_dir_all(&folder).on_path("create", &folder)?;
         // What a service made there may be beyond removing; its name is in nobody's way.
         if let Err(error) = durable::sweep(&folder) {
-            tracing::warn!(folder = %folder.display(), %error, "cannot clean up unfinished releases");
+            let folder = folder.display();
+            tracing::warn!(%folder, %error, "cannot remove unfinished releases");
         }
         // Absolute, because programs start in folders of their own.
         let install_dir = fs::canonicalize(install_dir).on_path("find", install_dir)?;

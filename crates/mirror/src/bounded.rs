@@ -1,4 +1,4 @@
-//! A folder that takes a bounded part of the disk: what was not used for longest goes first.
+//! A folder that takes a bounded part of the disk, and evicts the least recently used file first.
 //!
 //! What is there is counted in memory, by one lock; the folder is listed once, at the start. When a
 //! file was last used is its time of change as well, so that a restart knows it. A file that is not
@@ -21,7 +21,7 @@ pub(crate) struct Usage {
     pub(crate) bytes: u64,
 }
 
-/// A bounded folder. Everything but its counts blocks.
+/// A bounded folder. Everything blocks.
 pub(crate) struct Bounded {
     dir: PathBuf,
     max: Usage,
@@ -64,7 +64,7 @@ impl Held {
 }
 
 impl Bounded {
-    /// Takes over a folder and removes what is too much.
+    /// Takes over a folder and removes what exceeds the limit.
     pub(crate) fn open(dir: PathBuf, max: Usage, free_bytes_min: u64) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
         durable::sweep(&dir)?;
@@ -125,8 +125,10 @@ impl Bounded {
                 if !may_go(&other) {
                     continue;
                 }
-                leaving += held.take(&other);
-                going.extend(self.set_aside(&mut held, &other));
+                if let Some((length, aside)) = self.set_aside(&mut held, &other) {
+                    leaving += length;
+                    going.push(aside);
+                }
                 fits = self.has_room(&held, length, leaving);
                 if fits {
                     break;
@@ -145,11 +147,28 @@ impl Bounded {
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         if self.reserve(name, bytes.len() as u64, |_| true)? {
             let path = self.path(name);
-            durable::write(&path, bytes, durable::READABLE).inspect_err(|_| self.remove(name))?;
+            let written = durable::write(&path, bytes, durable::READABLE);
+            if written.is_err() {
+                self.count_again(name);
+            }
             // Another writer may have taken the place meanwhile.
             self.note_use(name);
+            written?;
         }
         Ok(())
+    }
+
+    /// Counts what is there under this name: a write that failed left the old file, if any.
+    fn count_again(&self, name: &str) {
+        let mut held = self.held.lock();
+        match fs::metadata(self.path(name)) {
+            Ok(about) => {
+                held.put(name.to_owned(), Place { used: SystemTime::now(), length: about.len() });
+            }
+            Err(_) => {
+                held.take(name);
+            }
+        }
     }
 
     /// Notes that a file is used now, for the order of eviction. False, and the file is removed,
@@ -160,7 +179,7 @@ impl Bounded {
         let Some(place) = held.files.get_mut(name) else {
             let stray = self.set_aside(&mut held, name);
             drop(held);
-            stray.iter().for_each(|path| unlink(path));
+            stray.iter().for_each(|(_, path)| unlink(path));
             return false;
         };
         place.used = now;
@@ -180,22 +199,25 @@ impl Bounded {
     pub(crate) fn remove_if(&self, name: &str, may_go: impl FnOnce() -> bool) {
         let mut held = self.held.lock();
         if may_go() {
-            held.take(name);
             let going = self.set_aside(&mut held, name);
             drop(held);
-            going.iter().for_each(|path| unlink(path));
+            going.iter().for_each(|(_, path)| unlink(path));
         }
     }
 
-    /// Renames a file to one that the next start sweeps, because unlinking a long one takes seconds
-    /// and must not happen under the lock, while the name has to be free at once.
-    fn set_aside(&self, held: &mut Held, name: &str) -> Option<PathBuf> {
+    /// Takes a file's place, and renames it to one that the next start sweeps, because unlinking a
+    /// long one takes seconds and must not happen under the lock, while the name has to be free at
+    /// once. Returns its length in bytes and where it is now; a file that cannot be renamed keeps
+    /// its place.
+    fn set_aside(&self, held: &mut Held, name: &str) -> Option<(u64, PathBuf)> {
         held.removed += 1;
         let (path, aside) =
             (self.path(name), self.path(&format!("{UNFINISHED_PREFIX}removed-{}", held.removed)));
         match fs::rename(&path, &aside) {
-            Ok(()) => return Some(aside),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(()) => return Some((held.take(name), aside)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                held.take(name);
+            }
             Err(error) => tracing::error!(file = %path.display(), %error, "cannot remove file"),
         }
         None

@@ -234,7 +234,7 @@ impl Asking {
             self.open = Open::Change;
             Effect::Ask(whom, Question::Change { known: hash })
         } else {
-            // The group learns of a new address or rack; the same ones change nothing.
+            // The group learns of a new address; the same one changes nothing.
             self.join(whom, AfterJoin::Change { known: hash })
         };
         vec![Effect::Obey(Box::new(received)), next]

@@ -67,7 +67,8 @@ impl Command {
                 .add("publish PATH --app")
                 .or(app.as_ref(), "APP")
                 .add("--version VERSION")
-                .flag("--channel", channel.as_ref()),
+                .add("--channel")
+                .or(channel.as_ref(), "CHANNEL"),
             Command::RolloutApprove { group, app } => {
                 words.add("rollout approve").one(group).flag("--app", Some(app))
             }

@@ -61,11 +61,11 @@ pub fn paused(by: &PausedBy) -> String {
 /// One line of text that may come from another server or from a service: what would end the line,
 /// steer a terminal or turn the direction of writing becomes a space.
 pub(crate) fn line(text: &str) -> String {
-    let steers = |c: char| {
-        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        c.is_control() || turns
+    let turns = |c| {
+        let (marks, overrides) = ('\u{200e}'..='\u{200f}', '\u{202a}'..='\u{202e}');
+        marks.contains(&c) || overrides.contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c)
     };
-    text.replace(steers, " ")
+    text.replace(|c: char| c.is_control() || turns(c), " ")
 }
 
 /// A fact with the text that a person gave, which may be empty.

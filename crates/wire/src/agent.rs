@@ -120,7 +120,7 @@ pub struct JoinGroupRequest {
     pub group: GroupId,
     /// Its peer port, `host:port`.
     pub address: String,
-    /// Its failure domain.
+    /// Its failure domain; counts only when the server is new.
     pub rack: Option<String>,
 }
 

@@ -1,6 +1,8 @@
 //! The hub's API: joining, renewal, tokens, policies and uploads. The registry's messages are
 //! defined beside its trait, the kill switch in [`crate::kill`].
 
+#![allow(missing_docs, reason = "the names and types of the other fields say it")]
+
 use std::collections::BTreeMap;
 
 use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, Revision, ServerId};
@@ -69,9 +71,7 @@ pub const ADDRESS_BYTES_MAX: usize = 260;
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinRequest {
-    /// The token's public id.
     pub token_id: String,
-    /// The token's secret.
     pub token_secret: String,
     /// An identity request as JSON text.
     pub request: String,
@@ -108,7 +108,6 @@ pub struct JoiningServer {
 
 /// Answer to [`JOIN`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct JoinAnswer {
     /// The certificate chain in PEM.
     pub certificate: String,
@@ -130,9 +129,7 @@ pub struct JoinAnswer {
 
 /// The group of a new server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct JoinedGroup {
-    /// The group's id.
     pub group: GroupId,
     /// The labels that select this group.
     pub labels: BTreeMap<String, String>,
@@ -150,7 +147,6 @@ pub struct RenewRequest {
 
 /// Answer to [`RENEW`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RenewAnswer {
     /// The certificate chain in PEM.
     pub certificate: String,
@@ -177,11 +173,8 @@ pub struct TokenRequest {
 
 /// Answer to [`TOKEN`]. Anybody with the token can join: show it once, never log it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TokenAnswer {
-    /// The token's public id.
     pub id: String,
-    /// The token as text.
     pub token: String,
     /// Unix seconds.
     pub expires_at: Option<u64>,
@@ -201,7 +194,6 @@ impl std::fmt::Debug for TokenAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeTokenRequest {
-    /// The token's public id.
     pub id: String,
 }
 
@@ -218,7 +210,6 @@ pub struct PolicyRequest {
 
 /// Answer to a written policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PolicyAnswer {
     /// The new revision, which rollouts pin.
     pub revision: Revision,
@@ -238,15 +229,12 @@ pub struct RecoverRequest {
 
 /// Answer to a recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RecoverAnswer {
-    /// The new incarnation.
     pub incarnation: Incarnation,
 }
 
 /// Answer to `GET` and `POST` of [`KILL`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct KillAnswer {
     /// Whether the posted register changed anything.
     pub changed: bool,

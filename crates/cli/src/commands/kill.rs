@@ -6,6 +6,7 @@ use cohort_identity::UnixTime;
 use cohort_view::command::{Command, Flag};
 use cohort_view::figures::brief;
 use cohort_view::hint::Hint;
+use cohort_view::report::Origin;
 use cohort_view::table::{Look, Tone, cell, render, table, toned};
 use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
 use serde::Serialize;
@@ -14,6 +15,7 @@ use serde_json::json;
 use crate::args::{Direct, Global};
 use crate::commands::context_of;
 use crate::failure::{Exit, Failure, OrFail as _};
+use crate::fleet::{is_direct, know};
 use crate::kill_registers::{Gathered, Places, Verified};
 use crate::output::{Output, look, note};
 
@@ -71,6 +73,16 @@ pub(crate) async fn run(global: &Global, command: &KillCommand) -> Result<Exit, 
 async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let identity = context.identity()?;
+    // It is taken all the same: the group may be about to come.
+    if let KillScope::Group(group) = &args.scope
+        && on
+        && !is_direct(&args.direct)
+        && let Ok((known, Origin::Hub)) = know(&context).await
+        && let Err(unknown) = known.group(group)
+    {
+        note(&format!("warning: this stops nothing now: {}", unknown.error));
+        unknown.hints.iter().for_each(|hint| note(&format!("  {hint}")));
+    }
     let places = Places::of(&context, &args.direct).await?;
     let known = places.gather(identity.roots()).await;
     if known.answered == 0 {
