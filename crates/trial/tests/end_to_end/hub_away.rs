@@ -105,7 +105,7 @@ fn recorded(trial: &Trial) -> bool {
             let good = |one: &Value| {
                 one["group"] == *group
                     && one["version"] == version
-                    && one["record"]["verdict"] == "good"
+                    && one["record"].get("bad") == Some(&Value::Null)
             };
             fleet["verdicts"].as_array().is_some_and(|all| all.iter().any(good))
         };
