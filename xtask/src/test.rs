@@ -108,6 +108,11 @@ fn need_python() -> Result<()> {
     Ok(())
 }
 
+/// How a summary of nextest begins.
+const NEXTEST: &str = "Summary [";
+/// How a summary of the standard runner begins.
+const LIBTEST: &str = "test result: ";
+
 /// Every test of the workspace, with nextest if it is installed.
 fn tests() -> Result<Count> {
     let nextest = cargo()
@@ -125,7 +130,7 @@ fn tests() -> Result<Count> {
     // Thirty frames of the runtime would bury the message of a failure.
     command.env("RUST_BACKTRACE", "0");
     let passed = watch(&mut command, |line| {
-        if let Some(found) = summary(line) {
+        if let Some(found) = summary(line, NEXTEST) {
             count = Some(found);
         }
         eprintln!("{line}");
@@ -143,7 +148,7 @@ fn libtest(args: &[&str]) -> Result<Count> {
     let mut command = cargo();
     command.args(args).stdout(Stdio::piped());
     let passed = watch(&mut command, |line| {
-        if let Some(found) = summary(line) {
+        if let Some(found) = summary(line, LIBTEST) {
             count.add(found);
         }
         println!("{line}");
@@ -191,9 +196,11 @@ fn watch(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
 
 /// `Summary [ 1.2s] 5 tests run: 4 passed (1 slow), 1 failed, 2 skipped` of nextest, and
 /// `test result: ok. 5 passed; 0 failed; 1 ignored; …` of the standard runner.
-fn summary(line: &str) -> Option<Count> {
-    let line = line.trim_start();
-    line.strip_prefix("Summary [").or_else(|| line.strip_prefix("test result: "))?;
+///
+/// Only lines with this prefix count: nextest repeats what a failed test printed, and the standard
+/// runner's line about that one test is part of it.
+fn summary(line: &str, prefix: &str) -> Option<Count> {
+    let line = line.trim_start().strip_prefix(prefix)?;
     let number = Regex::new(r"(\d+) (tests? run|passed|failed|skipped|ignored)").ok()?;
     let of = |word: &str| {
         number.captures_iter(line).find(|found| found[2].starts_with(word))?[1].parse::<u32>().ok()
