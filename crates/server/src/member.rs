@@ -485,7 +485,11 @@ impl<S: LogStore> Member<S> {
                 self.outputs.push(Output::Noted(Note::GivesAway));
             }
             Err(error) => {
-                let outcome = Err(TransferFailure::Refused(error));
+                let outcome = match error {
+                    // What was asked for is so: an election was faster.
+                    TransferError::AlreadyLeader(own) => Ok(own),
+                    refused => Err(TransferFailure::Refused(refused)),
+                };
                 self.outputs.push(Output::Transferred { ticket, outcome });
             }
         }

@@ -346,6 +346,13 @@ fn leadership_is_transferred_to_the_member_that_was_named() {
 }
 
 #[test]
+fn a_transfer_to_the_member_that_leads_has_nothing_to_do() {
+    let (mut group, leader) = Group::led(3);
+    let transfer = group.transfer(leader, Some(leader));
+    assert_eq!(group.transferred(leader, transfer), Some(&Ok(RaftId(leader))));
+}
+
+#[test]
 fn a_transfer_that_nobody_takes_up_times_out() {
     let (mut group, leader) = Group::led(3);
     let to = group.follower();
