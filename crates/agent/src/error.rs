@@ -11,7 +11,6 @@ pub enum AgentError {
     /// A value in agent.toml, a drop-in, a flag or the environment cannot be used.
     #[error("agent configuration: `{key}` cannot be used")]
     Config {
-        /// The key.
         key: &'static str,
         /// What is wrong with it.
         #[source]
@@ -20,7 +19,6 @@ pub enum AgentError {
     /// A file or folder of the agent cannot be used.
     #[error("{} cannot be {what}", path.display())]
     File {
-        /// Which.
         path: PathBuf,
         /// What was tried: read, created, set aside.
         what: &'static str,
@@ -39,7 +37,6 @@ pub enum AgentError {
     Kept {
         /// What: identity, log, records, artifacts.
         what: &'static str,
-        /// Why not.
         #[source]
         source: Source,
     },

@@ -24,7 +24,6 @@ const TOKEN_FILE_BYTES_MAX: u64 = 8 * 1024;
 pub(crate) struct Joined {
     /// The schema of this record.
     pub schema: u32,
-    /// The hub's own name.
     pub hub: PeerName,
     /// Where it was reached.
     pub hub_addresses: Vec<String>,

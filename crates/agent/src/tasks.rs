@@ -11,7 +11,6 @@ use crate::error::AgentError;
 #[derive(Debug, Clone)]
 pub(crate) struct Tasks {
     ended: mpsc::Sender<AgentError>,
-    /// The agent stops.
     pub stop: CancellationToken,
 }
 

@@ -17,9 +17,7 @@ const CHANNEL_SCHEMA: u32 = 1;
 pub struct ChannelPointer {
     /// Schema version; 1. First in the file.
     pub schema: u32,
-    /// The app.
     pub app: AppId,
-    /// The channel.
     pub channel: Channel,
     /// The version that it names.
     pub version: Version,

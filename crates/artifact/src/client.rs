@@ -66,7 +66,6 @@ pub struct Wanted<'a> {
 /// How long a mirror may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientLimits {
-    /// To connect.
     pub connect: Duration,
     /// From asking to the head of the answer, redirects included.
     pub first_byte: Duration,

@@ -30,26 +30,14 @@ pub enum KeyError {
         #[source]
         source: io::Error,
     },
-    /// The file exists.
     #[error("key file {} exists already: keys are never overwritten", path.display())]
-    Exists {
-        /// The file.
-        path: PathBuf,
-    },
+    Exists { path: PathBuf },
     /// Users other than the owner may read it.
     #[error("key file {} is readable by others (mode {mode:o}); run: chmod 600", path.display())]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
+    Exposed { path: PathBuf, mode: u32 },
     /// Not a key of the expected form.
     #[error("key file {} is not an Ed25519 key in PKCS#8 PEM", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-    },
+    Malformed { path: PathBuf },
     /// No randomness for a new key.
     #[error("cannot generate a key: the system has no randomness")]
     Generate,

@@ -17,7 +17,6 @@ pub(crate) const RENEW_AFTER_S: u64 = DAY_S;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lifetimes {
-    /// Of the root.
     pub root_s: u64,
     /// Of the list of manifests and channels; renewed by every publishing.
     pub targets_s: u64,
@@ -49,13 +48,10 @@ impl Default for Lifetimes {
 /// When the signatures of each role expire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Expiries {
-    /// Of the root.
     pub root: Time,
     /// Of the list of manifests and channels.
     pub targets: Time,
-    /// Of the snapshot.
     pub snapshot: Time,
-    /// Of the timestamp.
     pub timestamp: Time,
 }
 

@@ -50,7 +50,6 @@ const _: () = assert!(ARTIFACT_BYTES_MAX / UNIT_BYTES as u64 <= u32::MAX as u64)
 pub struct Manifest {
     /// Schema version; [`MANIFEST_SCHEMA`]. First in the file.
     pub schema: u32,
-    /// The app.
     pub app: AppId,
     /// The version of the release.
     pub version: Version,
@@ -85,7 +84,6 @@ pub struct Manifest {
 /// How an artifact is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
-    /// A tar archive.
     #[serde(rename = "tar")]
     Tar,
     /// A tar archive compressed by gzip.
@@ -178,7 +176,6 @@ pub enum ManifestError {
     /// A field breaks its rule.
     #[error("manifest field `{field}`: {reason}")]
     Invalid {
-        /// The field.
         field: &'static str,
         /// What is wrong with it.
         reason: String,

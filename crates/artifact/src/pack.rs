@@ -32,25 +32,20 @@ pub enum PackError {
     /// A file cannot be read or written.
     #[error("{} cannot be packed", path.display())]
     Io {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// The archive is damaged, or not an archive.
     #[error("{} is not a tar archive (plain, gzip or zstd)", path.display())]
     NotATarball {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// Something that no host would unpack.
     #[error("{}: {reason}", path.display())]
     Entry {
-        /// The entry.
         path: PathBuf,
         /// What is wrong with it.
         reason: &'static str,
@@ -61,7 +56,6 @@ pub enum PackError {
     /// More than [`UNPACKED_BYTES_MAX`] bytes.
     #[error("the artifact unpacks to more than {UNPACKED_BYTES_MAX} bytes")]
     TooLarge,
-    /// Nothing inside.
     #[error("{} holds no file", path.display())]
     Empty {
         /// The folder or tarball.

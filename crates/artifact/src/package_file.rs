@@ -33,7 +33,6 @@ pub enum PackageFileError {
     /// Not TOML of the expected form.
     #[error("cannot parse the artifact's {PACKAGE_FILE}")]
     Toml(#[source] Box<toml::de::Error>),
-    /// Not text.
     #[error("the artifact's {PACKAGE_FILE} is not UTF-8 text")]
     NotText,
     /// The file and a flag say different things.
@@ -42,7 +41,6 @@ pub enum PackageFileError {
          change one of them"
     )]
     Contradiction {
-        /// The key.
         field: &'static str,
         /// What the flag says.
         outside: String,

@@ -32,9 +32,7 @@ use cohort_base::durable::{create_folders, unfinished};
 pub struct PublishRequest {
     /// A folder, packed as `tar.zst`, or a tarball (plain, gzip or zstd), stored as it is.
     pub path: PathBuf,
-    /// The app.
     pub app: AppId,
-    /// The version.
     pub version: Version,
     /// The platform that the artifact is made for.
     pub platform: Platform,
@@ -50,7 +48,6 @@ pub struct PublishRequest {
     pub deltas: bool,
     /// Artifacts of earlier versions outside the repository, by root.
     pub bases: BTreeMap<Digest, PathBuf>,
-    /// Receives progress messages.
     pub told: Told,
 }
 

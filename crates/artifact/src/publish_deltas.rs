@@ -54,10 +54,8 @@ pub enum NoDelta {
     /// Too little is the same.
     #[error("the delta would not be much smaller than the artifact")]
     TooLarge,
-    /// Making it failed.
     #[error("delta failed")]
     Failed(#[from] DeltaError),
-    /// The disk failed.
     #[error("delta cannot be written")]
     Disk(#[from] io::Error),
 }

@@ -30,11 +30,8 @@ use cohort_base::durable::{create_folders, sweep};
 /// A release in a repository.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ReleaseName {
-    /// The app.
     pub app: AppId,
-    /// The version.
     pub version: Version,
-    /// The platform.
     pub platform: Platform,
 }
 
@@ -52,51 +49,31 @@ pub enum RepositoryError {
     },
     /// Another publisher holds the lock.
     #[error("repository {} is locked by another publisher: try again", path.display())]
-    Locked {
-        /// The repository.
-        path: PathBuf,
-    },
+    Locked { path: PathBuf },
     /// The folder holds no repository.
     #[error("{} is not a repository (no metadata/N.root.json)", path.display())]
-    NotARepository {
-        /// The folder.
-        path: PathBuf,
-    },
+    NotARepository { path: PathBuf },
     /// The folder holds a repository already.
     #[error("{} already holds a repository", path.display())]
-    Exists {
-        /// The folder.
-        path: PathBuf,
-    },
+    Exists { path: PathBuf },
     /// A file of the repository is not what was signed.
     #[error("repository file {} is damaged: {reason}", path.display())]
     Damaged {
-        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
     },
     /// A role was not signed by the keys of the root.
     #[error("the repository's {role} metadata is not signed by the keys of its root")]
-    BadSignature {
-        /// The role.
-        role: String,
-    },
+    BadSignature { role: String },
     /// The root names another key.
     #[error("the {role} key is not the one in this repository's root")]
-    ForeignKey {
-        /// The role.
-        role: String,
-    },
+    ForeignKey { role: String },
     /// The root key is needed and missing.
     #[error("the root key is needed to create a repository")]
     RootKeyMissing,
-    /// Signing failed.
     #[error("cannot sign {role} metadata")]
-    Sign {
-        /// The role.
-        role: String,
-    },
+    Sign { role: String },
     /// The artifact cannot be packed or published.
     #[error(transparent)]
     Pack(#[from] PackError),
@@ -111,24 +88,10 @@ pub enum RepositoryError {
         "{app} {version} for {platform} is published already with another {difference}: \
          a version never changes; publish under a new one"
     )]
-    AlreadyPublished {
-        /// The app.
-        app: AppId,
-        /// The version.
-        version: Version,
-        /// The platform.
-        platform: Platform,
-        /// What differs.
-        difference: &'static str,
-    },
+    AlreadyPublished { app: AppId, version: Version, platform: Platform, difference: &'static str },
     /// Only a published version can be put on a channel.
     #[error("{app} {version} is not published for any platform: run `cohort publish` first")]
-    NoSuchRelease {
-        /// The app.
-        app: AppId,
-        /// The version.
-        version: Version,
-    },
+    NoSuchRelease { app: AppId, version: Version },
     /// What was pulled cannot be trusted.
     #[error(transparent)]
     Pull(#[from] crate::trust_error::TrustError),

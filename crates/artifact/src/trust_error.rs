@@ -59,7 +59,6 @@ impl From<RoleType> for Role {
 /// A refusal: what is wrong, and which mirror offered it.
 #[derive(Debug, Clone)]
 pub struct TrustError {
-    /// What is wrong.
     pub kind: TrustErrorKind,
     /// The mirror that offered it; nothing for a peer or this server's disk.
     pub mirror: Option<String>,
@@ -83,17 +82,13 @@ impl Error for TrustError {
 pub enum TrustErrorKind {
     /// Not signed by the keys that this server trusts.
     #[error("{role} metadata is not signed by a trusted key")]
-    WrongSignature {
-        /// The role.
-        role: Role,
-    },
+    WrongSignature { role: Role },
     /// Signed correctly, but too long ago: somebody may be hiding newer metadata.
     #[error(
         "{role} metadata expired at {expired_at}; this server's clock says {now}: \
          the hub renews it daily, so the hub is down, the mirror is stale, or the clock is wrong"
     )]
     Expired {
-        /// The role.
         role: Role,
         /// When the signature expired.
         expired_at: Timestamp,
@@ -103,11 +98,9 @@ pub enum TrustErrorKind {
     /// Older than what this server has seen: a replay.
     #[error("{role} metadata has version {offered}, but version {trusted} was seen before")]
     Older {
-        /// The role.
         role: Role,
         /// The version seen before.
         trusted: u64,
-        /// The version offered.
         offered: u64,
     },
     /// Files that do not belong together.
@@ -119,7 +112,6 @@ pub enum TrustErrorKind {
     /// More bytes than allowed.
     #[error("{what} is longer than the {limit_bytes} bytes allowed")]
     TooLarge {
-        /// The file.
         what: String,
         /// The limit in bytes.
         limit_bytes: u64,
@@ -141,7 +133,6 @@ pub enum TrustErrorKind {
     /// A mirror cannot be reached, or fails to answer.
     #[error("cannot fetch {what}")]
     Unreachable {
-        /// The file.
         what: String,
         /// What went wrong on the way.
         #[source]
@@ -156,7 +147,6 @@ pub enum TrustErrorKind {
     /// Not of the expected form.
     #[error("cannot parse {what}")]
     Malformed {
-        /// The file.
         what: String,
         /// What its parser says.
         #[source]
@@ -164,10 +154,7 @@ pub enum TrustErrorKind {
     },
     /// The bytes of a signed file are not the signed ones.
     #[error("{what} does not have the signed bytes")]
-    WrongBytes {
-        /// The file.
-        what: String,
-    },
+    WrongBytes { what: String },
     /// A file that was signed as something else.
     #[error("a manifest or channel is for another {field}: wanted {wanted}, found {found}")]
     WrongContent {
@@ -196,7 +183,6 @@ pub enum TrustErrorKind {
         path.display()
     )]
     StoreDamaged {
-        /// The file.
         path: PathBuf,
         /// What its parser says.
         #[source]

@@ -184,7 +184,6 @@ pub struct FileHashes {
     pub length: u64,
     /// BLAKE3 root.
     pub root: Digest,
-    /// The hashes of its units.
     pub units: UnitHashes,
 }
 

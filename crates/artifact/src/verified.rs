@@ -65,11 +65,8 @@ impl VerifiedManifest {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReleaseOffer {
-    /// The app.
     pub app: AppId,
-    /// The channel.
     pub channel: Channel,
-    /// The platform.
     pub platform: Platform,
     /// The version that the channel names.
     pub version: Version,

@@ -14,7 +14,6 @@ use crate::failure::Failure;
 /// The form of answers and failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Output {
-    /// Sentences and tables.
     #[default]
     Text,
     /// JSON, as documented in `docs/operating.md`.

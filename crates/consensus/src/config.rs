@@ -10,11 +10,8 @@ pub const TICK: Duration = Duration::from_millis(50);
 /// A member's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The group's name.
     pub group: String,
-    /// The group's incarnation.
     pub incarnation: u64,
-    /// This member's number.
     pub id: RaftId,
     /// Counts this member's starts. Must grow with every start, or peers drop its messages.
     pub boot_epoch: u64,
@@ -26,7 +23,6 @@ pub struct Config {
     pub heartbeat_ticks: u32,
     /// Seeds the election timeouts. The same seed and calls give the same behaviour.
     pub seed: u64,
-    /// The limits.
     pub limits: Limits,
     /// Rules switched off, to prove that the tests would notice.
     #[doc(hidden)]

@@ -11,9 +11,7 @@ use crate::status::Role;
 pub struct Committed {
     /// Its position. Positions only grow; some are left out (empty entries, membership changes).
     pub index: Index,
-    /// Its term.
     pub term: Term,
-    /// The command.
     pub data: Vec<u8>,
 }
 
@@ -22,9 +20,7 @@ pub struct Committed {
 pub struct InstalledSnapshot {
     /// The last position whose effect is in it.
     pub index: Index,
-    /// The term there.
     pub term: Term,
-    /// The state.
     pub data: Vec<u8>,
 }
 

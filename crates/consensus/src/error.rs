@@ -4,7 +4,6 @@ use cohort_store::{Index, RaftId, StoreError};
 
 /// What stops a member, or keeps it from starting. The process must exit.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum NodeError {
     #[error("consensus configuration: {0}")]
     Config(&'static str),
@@ -23,7 +22,6 @@ pub enum NodeError {
 /// Why a command was not accepted. A command that *was* accepted may still get lost: its outcome
 /// is known only when it is seen committed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum ProposeError {
     /// Another member leads, or none does.
     #[error("this member does not lead the group{}", hint(.leader))]
@@ -42,7 +40,6 @@ pub enum ProposeError {
 /// Why a read was not begun. A read that *was* begun may get lost without an answer: the caller
 /// waits with a deadline and asks again, which makes a new read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum ReadError {
     #[error("no leader of the group is known")]
     NoLeader,
@@ -57,7 +54,6 @@ pub enum ReadError {
 
 /// Why leadership is not handed over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum TransferError {
     /// Only the leader can hand over.
     #[error("this member does not lead the group{}", hint(.leader))]
@@ -77,7 +73,6 @@ pub enum TransferError {
 
 /// Why a change of membership was not begun.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum MembershipError {
     /// Only the leader can change the membership.
     #[error("this member does not lead the group{}", hint(.leader))]
@@ -105,7 +100,6 @@ pub enum MembershipError {
 
 /// Why a snapshot was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum CompactError {
     #[error("there is a snapshot at {found} already; one at {asked} is not newer")]
     Old { found: Index, asked: Index },

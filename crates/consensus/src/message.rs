@@ -9,11 +9,8 @@ use cohort_store::{Entry, Index, RaftId, Snapshot, Term};
 /// overtake each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    /// The group's name.
     pub group: String,
-    /// The group's incarnation.
     pub incarnation: u64,
-    /// The sending member.
     pub from: RaftId,
     /// The member it is addressed to.
     pub to: RaftId,
@@ -21,7 +18,6 @@ pub struct Envelope {
     pub session: u64,
     /// The message's number in the session, from 1.
     pub sequence: u64,
-    /// The content.
     pub message: Message,
 }
 
@@ -30,7 +26,6 @@ pub struct Envelope {
 pub enum Message {
     /// The leader's entries, to follow the entry at `previous`.
     Append {
-        /// The leader's term.
         term: Term,
         /// The position before the first entry.
         previous: Index,
@@ -52,15 +47,9 @@ pub enum Message {
     /// The answer to [`Vote`](Self::Vote).
     VoteReply(VoteReply),
     /// The leader's whole state, for a member that is too far behind for entries.
-    Snapshot {
-        /// The leader's term.
-        term: Term,
-        /// The state.
-        snapshot: Snapshot,
-    },
+    Snapshot { term: Term, snapshot: Snapshot },
     /// The leader is alive.
     Heartbeat {
-        /// The leader's term.
         term: Term,
         /// How far the receiver's log is known to be committed.
         commit: Index,
@@ -77,24 +66,11 @@ pub enum Message {
         read: Option<ReadContext>,
     },
     /// The leader hands over to the receiver: begin an election at once.
-    TakeOver {
-        /// The leader's term.
-        term: Term,
-    },
+    TakeOver { term: Term },
     /// A member asks the leader for a position to read at.
-    ReadRequest {
-        /// The read.
-        read: ReadContext,
-    },
+    ReadRequest { read: ReadContext },
     /// The leader's answer: a member that has applied up to `index` may read.
-    ReadReply {
-        /// The leader's term.
-        term: Term,
-        /// The position.
-        index: Index,
-        /// The read.
-        read: ReadContext,
-    },
+    ReadReply { term: Term, index: Index, read: ReadContext },
 }
 
 /// A member's answer to entries or to a snapshot.
@@ -145,7 +121,6 @@ pub struct VoteReply {
 pub struct ReadContext {
     /// The member that reads.
     pub member: RaftId,
-    /// Its boot epoch.
     pub boot_epoch: u64,
     /// The number of the read since it was started.
     pub counter: u64,

@@ -44,7 +44,6 @@ const ENTRIES_MAX: usize = 1024 * 1024;
 
 /// Why bytes are not a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum EnvelopeError {
     #[error("the message has {0} bytes, more than {ENVELOPE_BYTES_MAX}")]
     TooLarge(usize),

@@ -15,9 +15,7 @@ pub enum Role {
     Follower,
     /// Asks whether it would win an election.
     PreCandidate,
-    /// Runs for leader.
     Candidate,
-    /// Leads.
     Leader,
 }
 
@@ -38,7 +36,6 @@ impl From<StateRole> for Role {
 pub enum Replication {
     /// Searching for the position up to which the logs match.
     Probing,
-    /// Streaming entries.
     Streaming,
     /// Waiting for a snapshot to arrive.
     Snapshot,
@@ -69,11 +66,8 @@ pub struct Dropped {
 /// A member at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// The member.
     pub id: RaftId,
-    /// Its role.
     pub role: Role,
-    /// Its term.
     pub term: Term,
     /// The leader, as far as it knows.
     pub leader: Option<RaftId>,

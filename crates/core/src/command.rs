@@ -37,14 +37,12 @@ pub struct Command {
     /// Makes a repeated command harmless.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
-    /// What to do.
     pub body: Body,
 }
 
 /// What a command does: to the group, to an app, and by order of an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Body {
     /// The first entry of a group; ignored later.
     SetUp {
@@ -69,9 +67,13 @@ pub enum Body {
         rack: Option<String>,
     },
     /// A server leaves for good.
-    RemoveServer { server: ServerId },
+    RemoveServer {
+        server: ServerId,
+    },
     /// A server gets the next member number, to carry the group's log.
-    AllocateMember { server: ServerId },
+    AllocateMember {
+        server: ServerId,
+    },
     /// A server stops carrying a member; the number is never used again.
     RetireMember {
         server: ServerId,
@@ -96,7 +98,10 @@ pub enum Body {
         revision: Revision,
     },
     /// What every server was found running becomes `last_good`.
-    Adopt { app: AppId, release: Release },
+    Adopt {
+        app: AppId,
+        release: Release,
+    },
     /// Starts a rollout, also in the middle of another.
     StartRollout {
         app: AppId,
@@ -112,7 +117,11 @@ pub enum Body {
         record: u64,
     },
     /// The registry acknowledged a verdict.
-    VerdictWritten { app: AppId, version: Version, good: bool },
+    VerdictWritten {
+        app: AppId,
+        version: Version,
+        good: bool,
+    },
     /// What the leader planned; rejected if the app's generation has changed since.
     Plan {
         app: AppId,
@@ -120,8 +129,9 @@ pub enum Body {
         generation: Generation,
         step: Planned,
     },
-    /// A server reports.
-    Report { report: Report },
+    Report {
+        report: Report,
+    },
     /// Operator: stop starting new servers; let those in progress finish.
     Pause {
         app: AppId,
@@ -129,9 +139,13 @@ pub enum Body {
         reason: String,
     },
     /// Operator: continue a paused rollout.
-    Resume { app: AppId },
+    Resume {
+        app: AppId,
+    },
     /// Operator: continue after the wave that waits for approval.
-    Approve { app: AppId },
+    Approve {
+        app: AppId,
+    },
     /// Operator: roll back now.
     Abort {
         app: AppId,
@@ -139,15 +153,19 @@ pub enum Body {
         reason: String,
     },
     /// Operator: try the held release and the failed debts again.
-    Retry { app: AppId },
+    Retry {
+        app: AppId,
+    },
     /// Operator: roll out the good release before this one.
-    Undo { app: AppId, lead: ServerId },
+    Undo {
+        app: AppId,
+        lead: ServerId,
+    },
 }
 
 /// One step of a rollout, planned by the leader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Planned {
     /// A new leader continues the rollout; its server fetches.
     TakeLead { lead: ServerId },
@@ -225,22 +243,46 @@ impl Body {
 /// What a command changed, for logs and metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "the fields repeat the command's")]
 pub enum Event {
     /// An app entered another state.
-    PhaseChanged { app: AppId, from: PhaseName, to: PhaseName, by: String },
+    PhaseChanged {
+        app: AppId,
+        from: PhaseName,
+        to: PhaseName,
+        by: String,
+    },
     /// A server may change what it runs.
-    Granted { app: AppId, server: ServerId, generation: Generation, purpose: Purpose },
-    /// A server failed.
-    ServerFailed { app: AppId, server: ServerId, reason: String },
+    Granted {
+        app: AppId,
+        server: ServerId,
+        generation: Generation,
+        purpose: Purpose,
+    },
+    ServerFailed {
+        app: AppId,
+        server: ServerId,
+        reason: String,
+    },
     /// A server was declared lost.
-    ServerLost { app: AppId, server: ServerId, silent_ms: u64 },
+    ServerLost {
+        app: AppId,
+        server: ServerId,
+        silent_ms: u64,
+    },
     /// A server finished its change and serves.
-    ServerDone { app: AppId, server: ServerId },
+    ServerDone {
+        app: AppId,
+        server: ServerId,
+    },
     /// A report was seen before, or is about an older plan.
-    ReportIgnored { server: ServerId, sequence: u64 },
+    ReportIgnored {
+        server: ServerId,
+        sequence: u64,
+    },
     /// A request that was already applied came again.
-    RequestRepeated { request: RequestId },
+    RequestRepeated {
+        request: RequestId,
+    },
     /// A server joined, left, or changed its address.
     ServersChanged,
 }

@@ -60,11 +60,10 @@ pub enum Download {
 /// Where the bytes of a download come from; if from nowhere, what is waited for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum BytesFrom {
-    /// This mirror.
-    Mirror { mirror: String },
-    /// Other servers.
+    Mirror {
+        mirror: String,
+    },
     Servers {
         first: String,
         /// How many besides.
@@ -76,7 +75,10 @@ pub enum BytesFrom {
         failed: Option<Failing>,
     },
     /// The server that the leader named, as soon as it answers.
-    ServerAwaited { server: ServerId, error: Option<String> },
+    ServerAwaited {
+        server: ServerId,
+        error: Option<String>,
+    },
     /// The leader has yet to name a source.
     LeaderAwaited,
     /// No leader guides this download, and these sources have failed.

@@ -33,7 +33,6 @@ pub struct GroupInfo {
 pub struct ForeignVerdict {
     /// The group that found it.
     pub group: GroupId,
-    /// The app.
     pub app: AppId,
     /// The version of the app.
     pub version: Version,

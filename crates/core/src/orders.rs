@@ -27,7 +27,6 @@ pub struct Fence {
 pub struct Orders {
     /// The group that orders.
     pub group: GroupId,
-    /// The group's incarnation.
     pub incarnation: Incarnation,
     /// The server that is to obey.
     pub server: ServerId,
@@ -60,7 +59,6 @@ pub struct MemberOrder {
 /// What a server is ordered to do for one app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppOrders {
-    /// The app.
     pub app: AppId,
     /// What to fetch, in this order. Fetching is not disruptive.
     pub fetch: Vec<FetchOrder>,
@@ -91,7 +89,6 @@ pub struct FetchOrder {
 /// A server that has the whole artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// The server.
     pub server: ServerId,
     /// Its peer port, `host:port`.
     pub address: String,

@@ -126,7 +126,6 @@ impl WaveStep {
 /// A state without its data: the name used in logs, records, metrics and commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
-#[allow(missing_docs, reason = "each is documented at `Phase`")]
 pub enum PhaseName {
     Empty,
     Running,
@@ -137,7 +136,6 @@ pub enum PhaseName {
 
 /// A milestone without its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "each is documented at `Milestone`")]
 pub enum MilestoneName {
     MarkedOld,
     LeaderHolds,
@@ -145,7 +143,6 @@ pub enum MilestoneName {
     Wave(WaveStep),
 }
 
-#[allow(missing_docs, reason = "each is documented at `Milestone` and `WaveStep`")]
 impl PhaseName {
     pub const MARKED_OLD: PhaseName = PhaseName::Forward(MilestoneName::MarkedOld);
     pub const LEADER_HOLDS: PhaseName = PhaseName::Forward(MilestoneName::LeaderHolds);
@@ -303,7 +300,6 @@ impl Phase {
 /// One end of an arrow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum End {
-    /// This state.
     At(PhaseName),
     /// The group of states between the start of a rollout and its end: an arrow that leaves it
     /// leaves any of them, an arrow that enters it enters the first, `marked-old`.

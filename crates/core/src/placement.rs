@@ -32,12 +32,7 @@ pub enum Placement {
     /// Take this server's number away: the member is neither voter nor standby any more.
     Retire(ServerId, MemberId),
     /// Change the membership in one atomic step.
-    Change {
-        /// The new voters.
-        voters: BTreeSet<MemberId>,
-        /// The new standbys.
-        standbys: BTreeSet<MemberId>,
-    },
+    Change { voters: BTreeSet<MemberId>, standbys: BTreeSet<MemberId> },
 }
 
 /// The next step; none if the membership is as wanted, or is being changed.

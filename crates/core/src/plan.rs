@@ -49,7 +49,6 @@ pub struct Observations {
 
 /// What a channel points to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Offer {
     /// This release; its manifest is signed and fresh.
     Release(Release),

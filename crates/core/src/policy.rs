@@ -22,7 +22,6 @@ pub const DURATION_MS_MAX: u64 = 30 * 24 * 3_600_000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// The app it is for.
     pub app: AppId,
     /// The channel the app follows.
     pub channel: Channel,
@@ -147,7 +146,6 @@ pub struct Check {
     /// How long an answer may take.
     #[serde(default = "default_timeout")]
     pub timeout: Duration,
-    /// When it runs.
     #[serde(default = "default_phases")]
     pub phase: Vec<CheckPhase>,
 }

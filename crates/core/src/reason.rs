@@ -12,7 +12,6 @@ use crate::report::{REPORT_TEXT_BYTES_MAX, Step};
 /// Why a rollout ended without completing, or why a release is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Reason {
     /// More servers failed than the budget allows; this is the first of them.
     ServerFailed { server: ServerId, step: Step, text: String },
@@ -67,7 +66,6 @@ fn shorten(text: &mut String) {
 /// Why a server owes the group's last good release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum DebtReason {
     /// It joined a group that already runs a release.
     Joined,
@@ -80,35 +78,32 @@ pub enum DebtReason {
     LeftBehind,
     /// The roll-back completed without it.
     NotRolledBack,
-    /// It was unreachable.
     Silent {
         /// For how long when it was declared lost, in milliseconds.
         for_ms: u64,
     },
-    /// It failed.
-    Failed { text: String },
+    Failed {
+        text: String,
+    },
 }
 
 /// Why a server takes no traffic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Unfit {
     /// It is being changed.
     Changing,
-    /// Its change failed.
     Failed {
-        /// At this step.
         step: Step,
     },
-    /// Its checks fail.
-    Unhealthy { text: String },
+    Unhealthy {
+        text: String,
+    },
 }
 
 /// Who paused a rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "paused_by", rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum PausedBy {
     /// An operator.
     Person {

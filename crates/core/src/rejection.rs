@@ -9,7 +9,6 @@ use crate::phase::PhaseName;
 /// changes nothing but the memory of the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "rejection", rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "the fields are the values that were compared")]
 pub enum Rejection {
     /// The command is for another incarnation of the group.
     OtherIncarnation { expected: Incarnation },
@@ -73,7 +72,6 @@ pub enum WhyNot {
     WrongServers,
     /// The release cannot be rolled back.
     ForwardOnly,
-    /// Nothing is paused.
     NotPaused,
     /// Nothing waits for approval.
     NoApprovalNeeded,

@@ -29,7 +29,6 @@ pub struct Release {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rollback {
-    /// It can.
     Revert,
     /// Only an operator may roll it back; otherwise the group stops in place.
     Freeze,

@@ -14,7 +14,6 @@ pub const REPORT_TEXT_BYTES_MAX: usize = 2048;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
-    /// The reporting server.
     pub server: ServerId,
     /// Raised by each start of its agent.
     pub boot_epoch: BootEpoch,
@@ -26,14 +25,12 @@ pub struct Report {
     pub fence: Fence,
     /// The attempt at the step, from 1; a crash can make a step run again.
     pub attempt: u32,
-    /// What happened.
     pub outcome: Outcome,
 }
 
 /// What happened on a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Outcome {
     /// What the server ran when its agent started.
     Found {
@@ -91,7 +88,6 @@ pub enum Step {
     Fetch,
     /// Unpack it beside the running release.
     Prepare,
-    /// Leave traffic.
     Drain,
     /// Move the service's own leadership to another server.
     HandOver,
@@ -99,11 +95,9 @@ pub enum Step {
     Stop,
     /// Point the `current` link to the new release.
     Switch,
-    /// Start it.
     Start,
     /// Run the pre-flight checks.
     Check,
-    /// Ramp traffic up.
     WarmUp,
     /// Put the old release back: only the host does this, on its own.
     Undo,

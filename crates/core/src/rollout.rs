@@ -20,9 +20,7 @@ pub struct Rollout {
     pub policy: Policy,
     /// The registry's revision of that policy.
     pub revision: Revision,
-    /// Who started it.
     pub by: String,
-    /// When it started.
     pub started: ClockMs,
     /// The leader's server: the only one that fetches from a mirror unasked.
     pub lead: ServerId,
@@ -86,7 +84,6 @@ pub struct Failure {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rejected {
-    /// The release.
     pub release: Release,
     /// Why it was rejected.
     pub reason: Reason,
@@ -100,17 +97,12 @@ pub struct Rejected {
 pub struct HistoryEntry {
     /// The version that was rolled out.
     pub version: Version,
-    /// How it ended.
     pub ending: Ending,
     /// Why; none if it completed or was adopted.
     pub reason: Option<Reason>,
-    /// Who started it.
     pub by: String,
-    /// When it started.
     pub started: ClockMs,
-    /// When it ended.
     pub ended: ClockMs,
-    /// Waves started.
     pub waves: u32,
 }
 
@@ -134,9 +126,7 @@ pub enum Ending {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
-    /// The version.
     pub version: Version,
-    /// The group's platform.
     pub platform: Platform,
     /// Why the release is bad; none: it is good.
     pub bad: Option<Reason>,

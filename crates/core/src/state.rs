@@ -49,7 +49,6 @@ pub struct State {
     /// Always [`STATE_SCHEMA`]: a snapshot with another schema fails to deserialize.
     #[serde(deserialize_with = "known_schema")]
     pub schema: u32,
-    /// The group's name.
     pub group: GroupId,
     /// Given out by the registry; commands for another incarnation are rejected.
     pub incarnation: Incarnation,
@@ -65,7 +64,6 @@ pub struct State {
     pub next_member: MemberId,
     /// The position of the next server in the order of joining.
     pub next_joined: u64,
-    /// The group's servers.
     pub servers: BTreeMap<ServerId, Server>,
     /// The group's apps. Each knows every server.
     pub apps: BTreeMap<AppId, App>,
@@ -148,7 +146,6 @@ pub struct App {
 pub struct ServerApp {
     /// Whether the server has reported what it found at its start; until then nothing is known.
     pub found: bool,
-    /// What it runs.
     pub running: Option<Release>,
     /// Whether it takes traffic.
     pub in_service: bool,
@@ -172,7 +169,6 @@ pub struct Activation {
     pub fence: Fence,
     /// What to run; none: stop what runs.
     pub release: Option<Release>,
-    /// What ran before.
     pub before: Option<Release>,
     /// What the change is part of.
     pub purpose: Purpose,
@@ -190,7 +186,6 @@ pub struct Activation {
 /// How far a change has come, by the server's reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "stage", rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum ActivationStage {
     /// The server may start,
     Granted,

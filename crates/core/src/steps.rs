@@ -49,7 +49,6 @@ pub struct LocalActivation {
 /// The progress of an activation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "progress", rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Progress {
     /// A step is about to run or running,
     Begun { step: Step, attempt: u32 },
@@ -163,7 +162,6 @@ pub struct NextAction {
 /// What to do about the activation. The record is written before the step runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "one at a time, and never kept")]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum StepAction {
     /// Record the new activation with this step as begun, then run it.
     Accept {
@@ -172,14 +170,22 @@ pub enum StepAction {
         step: Step,
     },
     /// Record the step as begun, then run it.
-    Run { step: Step, attempt: u32 },
+    Run {
+        step: Step,
+        attempt: u32,
+    },
     /// Record the activation as complete.
     Complete,
     /// Record the step as failed after [`ATTEMPTS_MAX`] attempts.
-    GiveUp { step: Step, attempt: u32 },
+    GiveUp {
+        step: Step,
+        attempt: u32,
+    },
     /// Put the old release back and take traffic again, then record it.
-    Undo { reason: String, attempt: u32 },
-    /// Nothing to do.
+    Undo {
+        reason: String,
+        attempt: u32,
+    },
     Settled,
     /// The next step has to wait.
     Wait(StepWait),

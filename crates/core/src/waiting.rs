@@ -24,7 +24,6 @@ pub struct Waiting {
 /// The one thing that an app or server waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "waiting_on", rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "the fields are what the variant is about")]
 pub enum WaitingOn {
     /// Up to date: the group runs the release its channel points to.
     NewRelease,

@@ -39,7 +39,6 @@ const TRIES_SUFFIX: &str = ".delta";
 /// Why an artifact could not be built from a delta. The whole artifact is fetched instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum ApplyError {
     /// The delta, or its base, is corrupt.
     #[error("the delta from {from} to {artifact} failed")]

@@ -50,7 +50,6 @@ pub struct FetchContext {
     pub peers: WirePeers,
     /// Limits of every fetch.
     pub limits: Arc<Limits>,
-    /// Counters for metrics.
     pub counters: Arc<ByteCounters>,
     /// How fast everything together may be received.
     pub download: Arc<Budget>,

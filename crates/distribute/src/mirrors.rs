@@ -25,9 +25,7 @@ const FORGIVE_MS: u64 = 300_000;
 /// Why a list of mirrors is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum MirrorError {
-    /// Too many.
     #[error("{count} mirrors are more than {MIRRORS_MAX}")]
     TooMany { count: usize },
     /// No HTTP client.

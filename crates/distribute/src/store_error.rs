@@ -10,7 +10,6 @@ use cohort_core::ids::Digest;
 /// Why an artifact cannot be kept. Always the fault of the surroundings, never of the release.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum StoreError {
     /// The disk is too full. Found before the first byte is fetched.
     #[error(

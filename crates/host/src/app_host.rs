@@ -53,7 +53,6 @@ pub struct AppHostConfig {
 /// Who runs services on this server.
 #[derive(Debug, Clone)]
 pub struct Controls {
-    /// Runs commands.
     pub guard: Arc<dyn ServiceControl>,
     /// Runs units; `None` on a server without systemd.
     pub systemd: Option<Arc<dyn ServiceControl>>,

@@ -45,7 +45,6 @@ pub(crate) enum Hook {
     ValidateService,
     /// Before traffic comes back.
     BeforeAllowTraffic,
-    /// Traffic is back.
     AfterAllowTraffic,
 }
 
@@ -71,7 +70,6 @@ impl Hook {
 #[derive(Debug)]
 pub(crate) struct HookRun<'a> {
     pub(crate) hook: Hook,
-    /// The release's folder.
     pub(crate) folder: &'a Path,
     pub(crate) limit: Duration,
     /// `COHORT_*`.

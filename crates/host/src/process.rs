@@ -222,7 +222,6 @@ pub(crate) fn is_the_programs_fault(error: &io::Error) -> bool {
 /// What asks a service to stop, by its usual name, with or without `SIG`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-#[expect(missing_docs, reason = "each is documented in signal(7)")]
 pub enum StopSignal {
     #[default]
     #[serde(alias = "SIGTERM")]

@@ -36,7 +36,6 @@ impl HostRecord {
 
 /// Why nothing more can be done for an app until the agent has restarted.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum HostError {
     #[error("cannot keep the record of app {app}")]
     Record { app: String, source: DurableFileError },

@@ -47,7 +47,6 @@ pub struct ServiceCommand {
     pub args: Vec<String>,
     /// The whole environment.
     pub env: BTreeMap<String, String>,
-    /// The working directory.
     pub folder: PathBuf,
     /// Sent to the group first.
     pub stop_signal: StopSignal,
@@ -82,7 +81,6 @@ pub enum ServiceState {
     /// Stopped, or never started.
     #[default]
     Stopped,
-    /// Running.
     Running {
         /// The leader of its process group.
         pid: u32,
@@ -115,7 +113,6 @@ impl ServiceStatus {
 
 /// Why a service was not started, stopped or looked at.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum ServiceError {
     /// The release's program cannot be run.
     #[error("cannot start the service: {reason}")]

@@ -53,7 +53,6 @@ const COPY_BYTES: usize = 64 * 1024;
 /// Why an artifact was not unpacked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UnpackError {
-    /// This server's disk.
     #[error(transparent)]
     Disk(#[from] FileError),
     /// The bytes on this server's disk are not those that were signed.

@@ -1,6 +1,5 @@
 //! Units over D-Bus, against a stand-in with the interfaces that systemd describes.
 #![allow(clippy::unwrap_used, reason = "tests")]
-#![expect(missing_docs, reason = "a macro generates an item without")]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

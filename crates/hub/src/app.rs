@@ -28,7 +28,6 @@ pub(crate) struct App {
     pub(crate) watches: Arc<Semaphore>,
     /// Held while `timestamp.json` changes: by an upload or the renewal.
     pub(crate) publishing: Mutex<()>,
-    /// The repository's copy.
     pub(crate) bucket: Option<Arc<BucketCopy>>,
     /// Held while kill registers are written into the registry: the newest comes last.
     pub(crate) publishing_kill: Mutex<()>,

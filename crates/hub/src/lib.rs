@@ -62,7 +62,6 @@ const PLAIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
 
 /// Why a hub cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum HubError {
     #[error("the hub's configuration is invalid: {reason}")]
     Config { reason: String },
@@ -95,7 +94,6 @@ pub enum HubError {
     /// A port is taken, or the address is not ours.
     #[error("cannot listen on {address} ({what})")]
     Listen { address: SocketAddr, what: &'static str, source: io::Error },
-    /// A task panicked.
     #[error("a part of the hub has failed")]
     Part(#[source] tokio::task::JoinError),
 }

@@ -93,7 +93,6 @@ fn write_failed(name: &str, error: &io::Error) -> Refusal {
 
 /// Why a publisher's upload failed.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum UploadError {
     /// A file cannot be read here.
     #[error(transparent)]

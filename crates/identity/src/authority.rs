@@ -203,7 +203,6 @@ fn random_serial() -> Result<SerialNumber, AuthorityError> {
 
 /// Why the authority could not be opened, or did not issue a certificate.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum AuthorityError {
     #[error("{} has an authority already; every certificate in use depends on it", .0.display())]
     Exists(PathBuf),

@@ -340,7 +340,6 @@ fn put_key_in_place(dir: &Path) -> Result<(), IdentityError> {
 
 /// Why an identity could not be loaded, saved or used.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum IdentityError {
     #[error("identity's files are not accessible")]
     File(#[from] FileError),

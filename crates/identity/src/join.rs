@@ -139,7 +139,6 @@ fn random_hex<const BYTES: usize>() -> Result<String, JoinTokenError> {
 
 /// Why a text is not a join token, or none could be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum JoinTokenError {
     #[error("join token is {bytes} bytes, the limit is {TOKEN_BYTES_MAX}")]
     TooLong { bytes: usize },

@@ -287,7 +287,6 @@ fn read_record(path: &Path) -> Result<TokenRecord, Cause> {
 
 /// Why a token could not be created, redeemed or revoked.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum RedeemError {
     /// No such token, or the wrong secret.
     #[error("unknown join token")]

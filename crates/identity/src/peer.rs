@@ -176,7 +176,6 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 
 /// Why a text or certificate does not name a peer. Texts are cut to 80 characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum InvalidPeer {
     /// Not a DNS label.
     #[error("`{0}` is not a valid name: use 1 to 63 of a-z, 0-9 and `-`, no `-` at either end")]

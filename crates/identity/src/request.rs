@@ -150,7 +150,6 @@ fn proof_message(peer: &Peer, key: &PublicKey) -> Vec<u8> {
 
 /// Why a certificate request was rejected.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum RequestError {
     #[error("identity request is {bytes} bytes, the limit is {REQUEST_BYTES_MAX}")]
     TooLarge { bytes: usize },

@@ -125,7 +125,6 @@ fn message(context: &str, body: &[u8]) -> Vec<u8> {
 
 /// Why a statement was rejected, or could not be signed.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum StatementError {
     #[error("statement's {part} is too large: {bytes} bytes")]
     TooLarge { part: &'static str, bytes: usize },

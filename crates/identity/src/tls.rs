@@ -28,7 +28,6 @@ pub enum Alpn {
     Raft,
     /// Bytes of artifacts.
     Bulk,
-    /// The hub's API.
     Hub,
 }
 
@@ -232,7 +231,6 @@ fn certificate_error(error: &webpki::Error) -> CertificateError {
 
 /// Why no TLS configuration could be made.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum TlsError {
     #[error("authorities cannot be used for TLS")]
     Roots(#[source] IdentityError),

@@ -34,9 +34,7 @@ const LOOKS_MAX: usize = 4;
 /// State of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unit {
-    /// Not on disk.
     Missing,
-    /// Being fetched.
     Coming,
     /// On disk, as far as known.
     Here,

@@ -57,7 +57,6 @@ pub enum MirrorError {
     /// A folder cannot be made or used.
     #[error("cannot use folder {}", path.display())]
     Folder {
-        /// The cache's folder.
         path: PathBuf,
         /// What the system said.
         #[source]
@@ -65,10 +64,7 @@ pub enum MirrorError {
     },
     /// Another mirror uses the folder.
     #[error("folder {} is in use by another process", path.display())]
-    InUse {
-        /// The cache's folder.
-        path: PathBuf,
-    },
+    InUse { path: PathBuf },
     /// A port is taken, or the address is not ours.
     #[error("cannot listen on {address}")]
     Listen {

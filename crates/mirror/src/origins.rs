@@ -70,7 +70,6 @@ pub(crate) struct Origins {
     list: Vec<Origin>,
     limits: Arc<CacheLimits>,
     metrics: Arc<Metrics>,
-    /// Requests for artifacts.
     pub(crate) bulk: Semaphore,
     /// Requests for small files, which must not queue behind artifacts.
     pub(crate) small: Semaphore,

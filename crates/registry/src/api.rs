@@ -45,7 +45,6 @@ pub struct KeyValue {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Selector {
-    /// Exactly this key.
     Key(String),
     /// All keys with this prefix.
     Prefix(String),
@@ -74,7 +73,6 @@ impl Selector {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RangeRequest {
-    /// The keys.
     pub select: Selector,
     /// Only keys after this one: to continue when `more` was true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -124,14 +122,12 @@ impl Compare {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Op {
-    /// Writes a pair.
     Put {
         /// Created if missing.
         key: String,
         /// Replaces the old one.
         value: String,
     },
-    /// Removes a pair.
     Delete {
         /// May be missing.
         key: String,
@@ -180,7 +176,6 @@ pub struct TxnAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WatchRequest {
-    /// The keys.
     pub select: Selector,
     /// The first revision of interest; 0: from now on.
     pub from_revision: u64,
@@ -202,7 +197,6 @@ pub struct WatchAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum WatchReply {
-    /// The changes.
     Changed(WatchAnswer),
     /// [`RegistryError::Compacted`].
     Compacted {
@@ -228,7 +222,6 @@ pub enum Event {
     Put(KeyValue),
     /// The key was removed.
     Deleted {
-        /// The removed key.
         key: String,
         /// The revision of the removal.
         revision: u64,
@@ -257,7 +250,6 @@ impl Event {
 
 /// Why a request to the registry failed.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum RegistryError {
     /// The request breaks a limit or contradicts itself; retrying is useless.
     #[error("registry request rejected: {reason}")]

@@ -29,7 +29,6 @@ const SCHEMA: u64 = 1;
 
 /// Why a registry file cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum OpenError {
     #[error("cannot open registry file {}", path.display())]
     Open { path: PathBuf, source: Cause },

@@ -23,9 +23,7 @@ pub struct Fleet {
     pub groups: BTreeMap<GroupId, FleetGroup>,
     /// Servers that have joined.
     pub servers: Vec<ServerRecord>,
-    /// Of all groups.
     pub verdicts: Vec<GroupVerdict>,
-    /// Of all apps.
     pub policies: Vec<VersionedPolicy>,
     /// Kill switches: scope and signed register, as text.
     pub kill: BTreeMap<String, String>,

@@ -86,24 +86,37 @@ pub fn kill(scope: &str) -> String {
 
 /// The object that a key belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are the ids in the key")]
 pub enum Place {
-    /// A server's record.
-    Server { server: ServerId },
-    /// A group's description.
-    GroupInfo { group: GroupId },
-    /// A group's incarnation.
-    Bootstrap { group: GroupId },
-    /// A group's members.
-    Members { group: GroupId },
+    Server {
+        server: ServerId,
+    },
+    GroupInfo {
+        group: GroupId,
+    },
+    Bootstrap {
+        group: GroupId,
+    },
+    Members {
+        group: GroupId,
+    },
     /// An app's state in a group.
-    GroupRecord { group: GroupId, app: AppId },
+    GroupRecord {
+        group: GroupId,
+        app: AppId,
+    },
     /// A group's verdict about a release.
-    Verdict { app: AppId, version: Version, platform: Platform, group: GroupId },
-    /// An app's policy.
-    Policy { app: AppId },
-    /// A kill switch.
-    Kill { scope: String },
+    Verdict {
+        app: AppId,
+        version: Version,
+        platform: Platform,
+        group: GroupId,
+    },
+    Policy {
+        app: AppId,
+    },
+    Kill {
+        scope: String,
+    },
 }
 
 /// Parses a key; `None` if it is not part of the layout.

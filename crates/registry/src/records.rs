@@ -26,7 +26,6 @@ pub const TEXT_BYTES_MAX: usize = 4096;
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct Stamp {
-    /// The group's incarnation.
     pub incarnation: Incarnation,
     /// The Raft term of the decision.
     pub term: u64,
@@ -45,7 +44,6 @@ pub trait Fenced {
 pub struct ServerRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Its id.
     pub server: ServerId,
     /// Its peer port, `host:port`.
     pub address: String,
@@ -64,7 +62,6 @@ pub struct ServerRecord {
 pub struct GroupInfo {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// The group's id.
     pub group: GroupId,
     /// The labels shared by its servers; stages select by them.
     #[serde(default)]
@@ -79,7 +76,6 @@ pub struct GroupInfo {
 pub struct BootstrapRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// The group's id.
     pub group: GroupId,
     /// The server that bootstraps the group.
     pub first_server: ServerId,
@@ -102,7 +98,6 @@ pub struct Bootstrap {
 pub struct MembersRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// The group's id.
     pub group: GroupId,
     /// Fences late writers.
     #[serde(flatten)]
@@ -118,7 +113,6 @@ pub struct MemberRecord {
     pub server: ServerId,
     /// Its peer port, `host:port`.
     pub address: String,
-    /// Its Raft id.
     pub member: MemberId,
     /// False for a standby.
     pub voter: bool,
@@ -129,9 +123,7 @@ pub struct MemberRecord {
 pub struct GroupRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// The group's id.
     pub group: GroupId,
-    /// The app's id.
     pub app: AppId,
     /// Fences late writers.
     #[serde(flatten)]
@@ -170,15 +162,11 @@ pub struct VerdictRecord {
 /// A verdict with its group and release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupVerdict {
-    /// The app's id.
     pub app: AppId,
-    /// The release's version.
     pub version: Version,
-    /// The release's platform.
     pub platform: Platform,
     /// The group that gave it.
     pub group: GroupId,
-    /// The verdict.
     pub record: VerdictRecord,
 }
 
@@ -187,7 +175,6 @@ pub struct GroupVerdict {
 pub struct PolicyRecord {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// The app's id.
     pub app: AppId,
     /// JSON; each reader parses it with the rules of its own version.
     pub policy: serde_json::Value,

@@ -111,9 +111,7 @@ pub fn joining(view: &View, server: &ServerId, address: &str) -> Joining {
 
 /// What to do next to get a command into the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Next {
-    /// It is there.
     Done {
         index: u64,
         /// Why it was refused; none when it was carried out.

@@ -63,9 +63,7 @@ pub enum Doing {
 /// What the shell is to do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "a handful at a time, and never kept")]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Effect {
-    /// Tell the group.
     Report {
         /// The order that it is about; the default where it is about none.
         fence: Fence,

@@ -23,7 +23,6 @@ const PAUSE_MS_MAX: u64 = 1_000;
 /// Orders, and until when they are valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
-    /// What to do.
     pub orders: Orders,
     /// When they were asked for, in milliseconds of the boot-time clock.
     pub asked_ms: u64,
@@ -69,7 +68,6 @@ pub enum Question {
 
 /// What the shell is to do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Effect {
     /// These orders are in force from now on.
     Obey(Box<Received>),
@@ -81,7 +79,6 @@ pub enum Effect {
     },
     /// Look up in the registry where the group's members are.
     AskRegistry,
-    /// Ask a member.
     Ask(Whom, Question),
     /// Nothing until then, by the boot-time clock in milliseconds.
     Rest {
@@ -92,7 +89,6 @@ pub enum Effect {
 
 /// What came of the last effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Input {
     /// The start, or the end of a rest.
     Woken,
@@ -119,7 +115,6 @@ pub enum Input {
 /// Where the group's members are, as known at the moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Members<'a> {
-    /// Best known.
     pub known: &'a [MemberAddress],
     /// This server's own address, when it carries a member itself.
     pub own: Option<&'a str>,

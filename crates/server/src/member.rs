@@ -51,7 +51,6 @@ pub struct Ticket(pub u64);
 
 /// What comes in.
 #[derive(Debug, Clone)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Input {
     /// A peer's message, from an authenticated connection.
     Received(Box<Envelope>),
@@ -70,7 +69,6 @@ pub enum Input {
         /// Answered by [`Output::Read`].
         ticket: Ticket,
     },
-    /// Hand leadership over.
     Transfer {
         /// Answered by [`Output::Transferred`].
         ticket: Ticket,
@@ -102,12 +100,14 @@ pub enum Input {
 
 /// What to do, in order.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Output {
     /// Send this to a peer; what it promises is durable.
     Send(Envelope),
     /// The outcome of [`Input::Propose`].
-    Answer { ticket: Ticket, outcome: Proposed },
+    Answer {
+        ticket: Ticket,
+        outcome: Proposed,
+    },
     /// The outcome of [`Input::Read`].
     Read {
         ticket: Ticket,
@@ -116,7 +116,10 @@ pub enum Output {
         fresh: bool,
     },
     /// The outcome of [`Input::Transfer`]: who leads now.
-    Transferred { ticket: Ticket, outcome: Result<RaftId, TransferFailure> },
+    Transferred {
+        ticket: Ticket,
+        outcome: Result<RaftId, TransferFailure>,
+    },
     /// The outcome of [`Input::Claim`].
     Claimed {
         ticket: Ticket,
@@ -131,7 +134,6 @@ pub enum Output {
     },
     /// What can be seen of the member has changed.
     View(Arc<View>),
-    /// For the log.
     Noted(Note),
     /// Leadership was handed over as far as possible: drop the member.
     Stopped,
@@ -167,14 +169,12 @@ pub enum TransferFailure {
     /// Another transfer, or a stop, is in progress.
     #[error("leadership is already being transferred")]
     Underway,
-    /// Nobody took over.
     #[error("no other member took over within {} s", TRANSFER_MS_MAX / 1_000)]
     TimedOut,
 }
 
 /// For the log; nothing depends on it.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Note {
     /// The member's role, term or leader has changed.
     Role {
@@ -203,9 +203,7 @@ pub enum Note {
 /// What everybody may look at: consistent, as of `raft.applied`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct View {
-    /// The committed state.
     pub state: Arc<State>,
-    /// The member itself.
     pub raft: Status,
     /// Why things wait, by the last plan; empty on members that do not lead.
     pub waiting: Vec<Waiting>,
@@ -233,7 +231,6 @@ impl View {
 
 /// Why a member cannot go on; the agent exits.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum MemberError {
     /// The log cannot be trusted any more.
     #[error("this server's member of the group stopped")]

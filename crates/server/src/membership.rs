@@ -18,7 +18,6 @@ pub const FIRST_MEMBER: MemberId = MemberId(1);
 /// What to do with the log that a server finds on its disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// Open it.
     Open,
     /// It belongs to another group: stop, a person has to look.
     OtherGroup,
@@ -74,7 +73,6 @@ pub fn founds(
 /// What a founder knows about its server and its group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Founder {
-    /// Its server.
     pub server: ServerId,
     /// Where peers reach it, `host:port`.
     pub address: String,
@@ -82,7 +80,6 @@ pub struct Founder {
     pub rack: Option<String>,
     /// The labels that the group's servers share.
     pub labels: BTreeMap<String, String>,
-    /// Their platform.
     pub platform: Platform,
 }
 

@@ -5,14 +5,18 @@ use cohort_core::release::Release;
 
 /// Why the repository gave no release, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Refusal {
-    /// No mirror answered.
-    Unreachable { reason: String },
+    Unreachable {
+        reason: String,
+    },
     /// The channel points to nothing, as far as is known here.
-    NotFound { reason: String },
+    NotFound {
+        reason: String,
+    },
     /// A signature, a version or a digest is not what it must be.
-    Untrusted { reason: String },
+    Untrusted {
+        reason: String,
+    },
 }
 
 /// The offer of a channel, given what was found in the metadata held here, and whether that

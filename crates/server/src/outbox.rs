@@ -30,7 +30,6 @@ const PAUSE_MS_MAX: u64 = 2_000;
 /// A request to a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sending {
-    /// To which member.
     pub to: MemberAddress,
     /// Oldest first.
     pub reports: Vec<Report>,

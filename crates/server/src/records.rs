@@ -12,7 +12,6 @@ use cohort_core::{Body, State};
 
 /// One record that the registry does not have yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Record {
     /// The labels and the platform that the group's servers share; they never change.
     Info { labels: BTreeMap<String, String>, platform: Platform },
@@ -36,11 +35,9 @@ pub struct MemberPlace {
 /// How far a group is with an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
-    /// The app.
     pub app: AppId,
     /// Counts the records of this app.
     pub sequence: u64,
-    /// The app's state.
     pub phase: PhaseName,
     /// The release that the whole group runs, or ran last.
     pub running: Option<Version>,

@@ -19,7 +19,6 @@ const RECORD_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Why a record could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum DurableFileError {
     /// The file is damaged; it was moved aside for inspection.
     #[error("record {} is damaged; moved to {}", path.display(), moved_to.display())]

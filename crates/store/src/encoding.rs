@@ -47,7 +47,6 @@ pub const IDS_MAX: usize = 1024;
 
 /// Why bytes are not a record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum DecodeError {
     #[error("record ends early at byte {at}")]
     Short { at: usize },

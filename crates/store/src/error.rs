@@ -9,7 +9,6 @@ use crate::types::Identity;
 
 /// Why a store could not be created, opened or written. `path` is the store's file.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum StoreError {
     #[error("store {} exists already", path.display())]
     Exists { path: PathBuf },

@@ -182,11 +182,8 @@ pub struct Snapshot {
 /// The owner of a store; written at creation, compared at every open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The group's id.
     pub group: String,
-    /// The group's incarnation.
     pub incarnation: u64,
-    /// The member's number.
     pub raft_id: RaftId,
 }
 

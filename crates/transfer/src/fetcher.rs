@@ -40,7 +40,6 @@ pub struct RequestId(u64);
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
-    /// The unit hashes.
     Hashes,
     /// Some units, of a mirror.
     Units(UnitRun),
@@ -55,18 +54,13 @@ pub enum What {
 pub enum Effect {
     /// Send a request, and call [`Fetcher::ended`] when it is over.
     Ask {
-        /// The request.
         id: RequestId,
-        /// Where it goes.
         target: Target,
         /// What it asks for.
         what: What,
     },
     /// Cancel a subscription. [`Fetcher::ended`] is not called for it.
-    Cancel {
-        /// The request.
-        id: RequestId,
-    },
+    Cancel { id: RequestId },
 }
 
 /// Why nothing more is asked for.

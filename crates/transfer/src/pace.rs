@@ -33,9 +33,7 @@ pub struct Pace {
 pub enum NextReport {
     /// Send it, then call [`Pace::answered`] or [`Pace::unanswered`].
     Now,
-    /// Look again.
     Wait {
-        /// After this long.
         pause: Duration,
         /// Nothing but a change of orders can make it urgent.
         idle: bool,

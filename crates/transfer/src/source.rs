@@ -81,7 +81,6 @@ impl fmt::Display for SourceName {
 pub enum SourceKind {
     /// Through the zone's downlink.
     Mirror,
-    /// Inside the group.
     Peer,
 }
 
@@ -110,9 +109,7 @@ pub struct Outcome {
 /// How one source does in one fetch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SourceReport {
-    /// Which.
     pub source: SourceName,
-    /// Requests in flight.
     pub requests: usize,
     /// Measured rate in bytes per second; 0 while unknown.
     pub rate: u64,

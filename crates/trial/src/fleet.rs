@@ -27,7 +27,6 @@ pub use mirrors::replace_mirror;
 /// What a fleet is made of.
 #[derive(Debug, Clone)]
 pub struct Programs {
-    /// The production binary.
     pub cohort: PathBuf,
     /// The example service's program.
     pub web: PathBuf,
@@ -40,7 +39,6 @@ pub struct Programs {
 pub struct FleetOptions {
     /// Folder for everything; created and owned by the fleet.
     pub dir: PathBuf,
-    /// What it runs.
     pub programs: Programs,
     /// Platform, zone and number of servers of each group.
     pub groups: Vec<(String, String, usize)>,
@@ -55,13 +53,9 @@ pub struct FleetOptions {
 pub struct Agent {
     /// Unique in the fleet.
     pub server: String,
-    /// Its group.
     pub group: String,
-    /// Its peer port.
     pub address: SocketAddr,
-    /// Its probe port.
     pub probe: SocketAddr,
-    /// Its service's port.
     pub service: SocketAddr,
     /// Holds its configuration and data.
     pub dir: PathBuf,

@@ -16,7 +16,6 @@ const START_MAX: Duration = Duration::from_secs(30);
 /// A child process; killed when dropped.
 #[derive(Debug)]
 pub struct Process {
-    /// In messages.
     name: String,
     child: Child,
     ended: Option<ExitStatus>,

@@ -10,7 +10,6 @@ use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 /// A command to type. A field is an argument of that name; none: a placeholder, or left out where
 /// the command allows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "a variant is the command of that name")]
 pub enum Command {
     Agent { hub: Option<String> },
     AppApply,
@@ -138,7 +137,6 @@ impl Words {
 
 /// A flag to add to the command that was typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "a variant is the flag of that name")]
 pub enum Flag {
     Agent,
     App,

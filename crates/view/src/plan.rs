@@ -40,7 +40,6 @@ pub struct RolloutPlan {
     pub release: Version,
     /// Whether any server would change.
     pub change: bool,
-    /// Servers per wave.
     pub waves: Vec<u32>,
     /// The most servers out of service at once.
     pub max_unavailable: u32,
@@ -59,7 +58,6 @@ pub struct RolloutPlan {
 /// Something that stops a rollout until it opens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Gate {
-    /// What it is.
     pub sentence: String,
     /// What opens it; empty: it opens automatically.
     pub hints: Vec<Hint>,

@@ -75,7 +75,6 @@ pub struct Asked {
 /// age by wall clock: the group's own clock stands still while nothing happens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
-    /// The group's state.
     pub state: PhaseName,
     /// When it entered that state, in seconds of Unix time.
     pub since: u64,
@@ -95,7 +94,6 @@ pub struct FleetReport {
 /// A group, judged.
 #[derive(Debug, Clone, Serialize)]
 pub struct GroupReport {
-    /// The group.
     pub group: GroupId,
     /// Whether it is reachable and every app in it is healthy.
     pub healthy: bool,
@@ -112,7 +110,6 @@ pub struct GroupReport {
 /// Something that is wrong with a group as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// What is wrong.
     pub sentence: String,
     /// What to do; empty: it resolves automatically.
     pub hints: Vec<Hint>,

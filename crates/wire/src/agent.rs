@@ -79,7 +79,6 @@ pub struct OrdersAnswer {
     pub orders: Option<Orders>,
     /// How long they are valid, by the server's own boot-time clock, from when it asked.
     pub orders_valid_ms: u64,
-    /// Their hash.
     pub hash: u64,
     /// The kill registers that the member has latched.
     pub kill: Vec<SignedKill>,
@@ -116,7 +115,6 @@ pub struct CommandAnswer {
 pub struct JoinGroupRequest {
     /// [`CONTROL_VERSION`].
     pub version: u32,
-    /// The group.
     pub group: GroupId,
     /// Its peer port, `host:port`.
     pub address: String,
@@ -130,7 +128,6 @@ pub struct JoinGroupRequest {
 pub struct ClaimMemberRequest {
     /// [`CONTROL_VERSION`].
     pub version: u32,
-    /// The group.
     pub group: GroupId,
     /// The member that it was given.
     pub member: MemberId,
@@ -149,11 +146,9 @@ pub struct ClaimMemberAnswer {
 pub struct CommandRequest {
     /// [`CONTROL_VERSION`].
     pub version: u32,
-    /// The group that it is for.
     pub group: GroupId,
     /// To notice that it came twice.
     pub request: RequestId,
-    /// What to do.
     pub body: Body,
 }
 
@@ -163,7 +158,6 @@ pub struct CommandRequest {
 pub struct ForwardRequest {
     /// [`CONTROL_VERSION`].
     pub version: u32,
-    /// The group that it is for.
     pub group: GroupId,
     /// The command, whole.
     pub command: Command,
@@ -175,7 +169,6 @@ pub struct ForwardRequest {
 pub struct ContactsRequest {
     /// [`CONTROL_VERSION`].
     pub version: u32,
-    /// The group.
     pub group: GroupId,
     /// How long ago each server asked this member, in milliseconds,
     pub age_ms: BTreeMap<ServerId, u64>,
@@ -193,7 +186,6 @@ pub struct ContactsRequest {
 pub struct TransferLeaderRequest {
     /// [`CONTROL_VERSION`].
     pub version: u32,
-    /// The group.
     pub group: GroupId,
     /// To whom; whoever is best prepared when none is named.
     pub to: Option<ServerId>,
@@ -225,7 +217,6 @@ pub struct GroupStatus {
     pub answered_by: ServerId,
     /// The server that leads, if known.
     pub leader: Option<ServerId>,
-    /// Raft's term.
     pub term: u64,
     /// The last committed position of the log.
     pub commit: u64,
@@ -233,13 +224,11 @@ pub struct GroupStatus {
     pub applied: u64,
     /// Whether it was read through the leader. If not, it is what a minority last knew.
     pub linearizable: bool,
-    /// The group clock.
     pub clock: ClockMs,
     /// The reason given for the kill switch, while it is on.
     pub killed: Option<String>,
     /// Whether the leader reaches the registry.
     pub registry_reachable: Option<bool>,
-    /// Members that vote.
     pub voters: Vec<MemberAddress>,
     /// Members that only replicate.
     pub standbys: Vec<MemberAddress>,
@@ -291,9 +280,7 @@ pub struct AppStatus {
     pub reason: Option<Reason>,
     /// The current wave, from 1; 0 outside of waves.
     pub wave: u32,
-    /// The servers of that wave.
     pub wave_servers: Vec<ServerId>,
-    /// The plan's generation.
     pub generation: Generation,
     /// Whether the rollout is paused.
     pub paused: bool,

@@ -56,7 +56,6 @@ pub struct Hello {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "lowercase")]
 pub enum Welcome {
-    /// Accepted.
     Welcome,
     /// Rejected; the connection ends.
     Refused {
@@ -104,7 +103,6 @@ pub struct FramedConnection<S> {
     pub hello: Hello,
     /// Queues messages for the writing task.
     pub sender: FrameSender,
-    /// Reads messages.
     pub receiver: FrameReceiver<S>,
 }
 
@@ -384,7 +382,6 @@ fn judge(
 /// Why a framed connection failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum FrameError {
     /// The connection could not be opened.
     #[error("cannot connect")]
@@ -416,7 +413,6 @@ pub enum FrameError {
     /// The connection is closed.
     #[error("connection is closed")]
     Closed,
-    /// The connection broke.
     #[error("connection broke")]
     Broken(#[source] io::Error),
 }

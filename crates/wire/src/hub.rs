@@ -1,8 +1,6 @@
 //! The hub's API: joining, renewal, tokens, policies and uploads. The registry's messages are
 //! defined beside its trait, the kill switch in [`crate::kill`].
 
-#![allow(missing_docs, reason = "the names and types of the other fields say it")]
-
 use std::collections::BTreeMap;
 
 use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, Revision, ServerId};
@@ -238,7 +236,6 @@ pub struct RecoverAnswer {
 pub struct KillAnswer {
     /// Whether the posted register changed anything.
     pub changed: bool,
-    /// Every register, signed.
     pub registers: Vec<SignedKill>,
     /// Registers with damaged files; they count as on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

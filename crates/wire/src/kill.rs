@@ -36,7 +36,6 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KillScope {
-    /// All groups.
     Fleet,
     /// This group only.
     Group(GroupId),
@@ -46,7 +45,6 @@ pub enum KillScope {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KillRegister {
-    /// What it stops.
     pub scope: KillScope,
     /// Raised by every change; the highest wins.
     pub epoch: u64,
@@ -104,7 +102,6 @@ impl SignedKill {
 /// Which of two registers of one scope wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Merged {
-    /// The incoming one.
     Take,
     /// The current one.
     Keep,
@@ -126,7 +123,6 @@ pub fn merge(current: Option<(u64, bool)>, incoming: (u64, bool)) -> Merged {
 pub enum KillEntry {
     /// Signed by an operator.
     Said {
-        /// The position.
         register: KillRegister,
         /// The same with its signature, to be passed on.
         signed: SignedKill,
@@ -346,7 +342,6 @@ fn read_entry(path: &Path) -> (KillScope, KillEntry) {
 /// Why a kill register was rejected, or could not be stored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum KillError {
     /// The signature or the signer's role.
     #[error("kill register is rejected")]

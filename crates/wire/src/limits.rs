@@ -130,9 +130,7 @@ pub struct ServerLimits {
     pub requests_max: usize,
     /// Also the longest idle time of a connection.
     pub header_read_timeout: Duration,
-    /// Of a request.
     pub header_bytes_max: usize,
-    /// Of a request.
     pub headers_max: usize,
     /// Unless `large_bodies` says otherwise. Policies take a few kilobytes; the largest message is
     /// a batch of a thousand reports.

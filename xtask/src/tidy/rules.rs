@@ -77,6 +77,17 @@ pub(crate) const BANS: &[Ban] = &[
         instead: "`cohort_base::retry` has the pauses between tries",
         except: &["crates/base/"],
     },
+    // Not the compiler's `missing_docs`, which wants a line on every field and variant as well:
+    // most names and types say it all, and such lines were noise.
+    Ban {
+        name: "docs",
+        scope: Scope::Production,
+        pattern: r"(?mx) ^ (?: [\ \t]* | [^/\n]* [};{] ) \n
+            (?: [\ \t]* \#\[ [^\n]* \] \n )* [\ \t]*
+            pub\ (?: (?:async|const)\  )* (?:fn|struct|enum|trait|type)\ \w+",
+        instead: "a public function or type has a doc comment: unit, range, errors, owner",
+        except: &[],
+    },
     Ban {
         name: "registry hosts",
         scope: Scope::Everything,
@@ -100,8 +111,10 @@ pub(crate) fn check(ban: &Ban, files: &[File]) -> Result<Vec<Complaint>> {
     };
     for file in files.iter().filter(in_scope) {
         for found in pattern.find_iter(&file.text) {
-            let line = file.text[..found.start()].matches('\n').count() + 1;
-            let what = format!("`{}`: {}", found.as_str(), ban.instead);
+            // What is refused ends the match; before it may stand what makes it so.
+            let line = file.text[..found.end()].matches('\n').count() + 1;
+            let text = found.as_str().lines().next_back().unwrap_or_default().trim();
+            let what = format!("`{text}`: {}", ban.instead);
             complaints.push(complaint(file.path.clone(), line, what));
         }
     }

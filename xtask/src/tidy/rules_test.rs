@@ -20,12 +20,14 @@ fn each_ban_finds_what_it_is_for_and_names_the_replacement() {
         ("u8::from_str_radix(&text[at..at + 2], 16)", "hex::decode"),
         ("write!(f, \"{byte:02x}\")", "hex::encode"),
         ("ExponentialBuilder::default()", "cohort_base::retry"),
+        ("pub async fn ask() {", "doc comment"),
+        ("#[must_use]\npub enum Question {", "doc comment"),
         ("//! See https://docs.rs/serde.", "name the crate"),
     ];
     for (text, instead) in cases {
         let found = refused("crates/hub/src/a.rs", &format!("fn a() {{\n{text}\n}}\n"));
         assert_eq!(found.len(), 1, "{text}: {found:?}");
-        assert_eq!(found[0].0, 2, "{text}");
+        assert_eq!(found[0].0, 1 + text.lines().count(), "{text}");
         assert!(found[0].1.contains(instead), "{text}: {found:?}");
     }
 }
@@ -35,5 +37,7 @@ fn the_home_of_a_mechanism_may_have_it_and_tests_may_have_some() {
     assert_eq!(refused("crates/base/src/durable.rs", "file.sync_all()?;"), []);
     assert_eq!(refused("crates/store/src/log_test.rs", "file.sync_all()?;"), []);
     assert_eq!(refused("crates/hub/src/a.rs", "use parking_lot::Mutex;\nkey.source()"), []);
+    let documented = "/// Why.\n#[must_use]\npub fn why() {}\n\npub mod b;\npub use c::D;\n";
+    assert_eq!(refused("crates/hub/src/a.rs", documented), []);
     assert_eq!(refused("docs/design/a.md", "from crates.io").len(), 1, "documents as well");
 }

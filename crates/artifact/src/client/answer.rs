@@ -13,7 +13,6 @@ use super::FetchError;
 /// Which bytes of the file the body holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
-    /// All of them.
     Whole,
     /// A part: what was asked for, or less at the end of the file.
     Part {

@@ -23,7 +23,6 @@ pub enum FetchError {
     /// A status that is no answer to a read.
     #[error("answered with status {status}{}", in_brackets(.code.as_deref()))]
     Status {
-        /// The status.
         status: StatusCode,
         /// What an object store calls it, such as `InvalidAccessKeyId`.
         code: Option<String>,
@@ -52,7 +51,6 @@ pub enum FetchError {
     TimedOut {
         /// What was waited for.
         what: &'static str,
-        /// For how long.
         limit: Duration,
     },
     /// No connection, or it broke.
@@ -64,9 +62,7 @@ pub enum FetchError {
     /// The path does not name a file below the mirror.
     #[error("`{path}` is no path of a file")]
     Path {
-        /// The path.
         path: String,
-        /// Why.
         #[source]
         source: url::ParseError,
     },

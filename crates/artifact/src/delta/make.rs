@@ -39,7 +39,6 @@ pub struct DeltaMaker {
 pub struct MadeDelta {
     /// How it is applied, for the manifest.
     pub method: String,
-    /// Its hashes.
     pub hashes: FileHashes,
 }
 

@@ -69,7 +69,6 @@ pub enum DeltaError {
         /// As the manifest names it.
         method: String,
     },
-    /// Over a limit.
     #[error("{what} is longer than {limit_bytes} bytes")]
     TooLong {
         /// What is too long.

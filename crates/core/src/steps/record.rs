@@ -322,7 +322,6 @@ impl AppRecord {
 
 /// Why an app on a server takes no traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum NoTraffic {
     /// No release is installed, or none was ordered.
     NothingInstalled,

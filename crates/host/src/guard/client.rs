@@ -37,7 +37,6 @@ const STOP_MARGIN: Duration = Duration::from_secs(5);
 /// How to start a guard, such as `cohort guard --dir …`.
 #[derive(Debug, Clone)]
 pub struct GuardLaunch {
-    /// The program.
     pub program: PathBuf,
     /// Without the program itself.
     pub args: Vec<OsString>,

@@ -24,13 +24,11 @@ pub struct Event {
     pub boot_ms: u64,
     /// The boot of the machine that `boot_ms` and `pid` belong to.
     pub boot_id: String,
-    /// The service's name.
     pub service: String,
     /// The key that it was started under.
     pub key: String,
     /// The leader of its process group.
     pub pid: u32,
-    /// What happened.
     pub event: EventKind,
     /// How it ended, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]

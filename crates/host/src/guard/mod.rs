@@ -57,7 +57,6 @@ pub struct GuardConfig {
 
 /// Why a guard ended.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum GuardError {
     #[error("a guard is already running for {}", folder.display())]
     AlreadyRuns { folder: PathBuf },

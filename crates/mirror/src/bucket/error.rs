@@ -51,7 +51,6 @@ pub enum BucketError {
     /// A local file of the repository cannot be read.
     #[error("cannot read repository file {}", path.display())]
     Read {
-        /// The local file.
         path: PathBuf,
         /// Error of the disk.
         #[source]
@@ -60,7 +59,6 @@ pub enum BucketError {
     /// A local file of the repository is corrupt.
     #[error("repository file {} {reason}", path.display())]
     Damaged {
-        /// The local file.
         path: PathBuf,
         /// What is wrong with it.
         reason: &'static str,
@@ -68,7 +66,6 @@ pub enum BucketError {
     /// The folder holds no repository.
     #[error("{} holds no repository: there is no {file}", path.display())]
     NoRepository {
-        /// The folder.
         path: PathBuf,
         /// The missing file.
         file: &'static str,
@@ -89,7 +86,6 @@ pub enum BucketError {
         bucket: String,
         /// Version in the bucket.
         theirs: u64,
-        /// Version here.
         ours: u64,
     },
     /// Somebody else pushed at the same time.

@@ -46,7 +46,6 @@ const OBJECTS_MAX: usize = 1_000_000;
 /// Result of a push.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pushed {
-    /// Files sent.
     pub files: u64,
     /// Bytes sent.
     pub bytes: u64,

@@ -22,7 +22,6 @@ pub(super) enum Lease {
     /// None: no contact with a mirror.
     #[default]
     Nothing,
-    /// These.
     Runs(Vec<UnitRun>),
     /// All that are missing.
     All,

@@ -4,7 +4,6 @@ use cohort_core::ids::ServerId;
 
 /// A decision that a report led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names and types of the fields say it")]
 pub enum Event {
     /// Many servers fell behind, so each gets fewer children.
     FanOutLowered {

@@ -36,7 +36,6 @@ pub const OFFENCES_MAX: usize = 16;
 pub struct TransferRequest {
     /// The version of control messages.
     pub version: u32,
-    /// The server's group.
     pub group: GroupId,
     /// At most [`REPORTS_MAX`].
     pub transfers: Vec<TransferReport>,

@@ -63,7 +63,6 @@ pub struct Participant {
 
 /// Why a report is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are explained by the messages")]
 pub enum TrackerError {
     /// More entries than allowed.
     #[error("{count} {what} in one report exceed the limit of {max}")]

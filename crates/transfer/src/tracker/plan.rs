@@ -90,7 +90,6 @@ impl Member {
 pub struct Situation<'a> {
     /// Units of the artifact.
     pub units: u32,
-    /// The reachable servers.
     pub members: &'a BTreeMap<ServerId, Member>,
     /// What a server's link carries, in bytes per second; 0 while unknown.
     pub link_rate: u64,

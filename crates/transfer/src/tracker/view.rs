@@ -51,7 +51,6 @@ pub struct TransferView {
 /// The state of a transfer at one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerView {
-    /// The server.
     pub server: ServerId,
     /// The server that feeds it.
     pub parent: Option<ServerId>,

@@ -21,7 +21,6 @@ pub const NAMES_SHOWN_MAX: usize = 8;
 pub struct TransferStatus {
     /// The app, if the artifact belongs to a release that the group knows.
     pub app: Option<AppId>,
-    /// That release.
     pub version: Option<Version>,
     /// Whether it is the delta to that release rather than the whole artifact.
     pub delta: bool,
@@ -87,9 +86,7 @@ pub struct ChainStatus {
 /// A misbehaving source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OffenderStatus {
-    /// Who is blamed.
     pub source: SourceName,
-    /// For what.
     pub what: Offence,
     /// How often it happened.
     pub count: u64,

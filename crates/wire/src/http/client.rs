@@ -37,7 +37,6 @@ pub struct Target {
     pub address: String,
     /// The peer whose certificate is expected there.
     pub peer: Peer,
-    /// The protocol.
     pub alpn: Alpn,
 }
 

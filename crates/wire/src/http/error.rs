@@ -134,7 +134,6 @@ impl IntoResponse for ApiError {
 /// Why a call failed. `address` is the `host:port` that was called.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "the fields are explained above and by the messages")]
 pub enum CallError {
     /// Nobody listens there.
     #[error("{address} refused the connection")]
@@ -148,7 +147,6 @@ pub enum CallError {
     /// One side rejected the other's certificate or protocol.
     #[error("TLS with {address} failed, expected {expected}")]
     Identity { address: String, expected: Box<Peer>, source: Cause },
-    /// An error answer.
     #[error("{answer}")]
     Answered { address: String, answer: Box<ApiError> },
     /// The answer exceeds the caller's limit.

@@ -47,7 +47,6 @@ pub enum Handler {
     /// HTTP. Requests have the extensions [`Peer`] (unless the client has no certificate),
     /// [`SocketAddr`] and [`ConnectInfo`].
     Http(Router),
-    /// Any other protocol.
     Raw(RawHandler),
 }
 
