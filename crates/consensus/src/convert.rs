@@ -8,7 +8,8 @@
 // naming a default for the rest would say no more.
 #![allow(clippy::field_reassign_with_default)]
 
-use cohort_store::encoding::{DecodeError, Reader, Writer};
+use borsh::{BorshDeserialize, BorshSerialize};
+use cohort_store::encoding::{self, DecodeError};
 use cohort_store::{Configuration, Entry, EntryKind, HardState, Index, RaftId, Snapshot, Term};
 use protobuf::Message as _;
 use raft::eraftpb;
@@ -22,13 +23,7 @@ const HANDED_OVER: &[u8] = b"CampaignTransfer";
 const CHANGE_VERSION: u8 = 1;
 
 /// A change of membership, as it stands in the log.
-///
-/// ```text
-/// 0  u8   version (1)
-/// 1  u8   0 = leave the joint phase, 1 = enter it
-///    if entering: u16 count, then for each: u8 (0 voter, 1 standby, 2 remove), u64 id
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(crate) enum Change {
     /// The new half decides alone from here on.
     Leave,
@@ -37,7 +32,7 @@ pub(crate) enum Change {
 }
 
 /// What a change makes of a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(crate) enum Part {
     Voter,
     Standby,
@@ -46,49 +41,11 @@ pub(crate) enum Part {
 
 impl Change {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut w = Writer::default();
-        w.u8(CHANGE_VERSION);
-        match self {
-            Change::Leave => w.u8(0),
-            Change::Enter(steps) => {
-                w.u8(1);
-                w.u16(u16::try_from(steps.len()).unwrap_or(u16::MAX));
-                for (part, id) in steps {
-                    w.u8(match part {
-                        Part::Voter => 0,
-                        Part::Standby => 1,
-                        Part::Removed => 2,
-                    });
-                    w.u64(id.0);
-                }
-            }
-        }
-        w.finish()
+        encoding::encode(CHANGE_VERSION, self)
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Change, DecodeError> {
-        let mut r = Reader::new(bytes);
-        match r.u8()? {
-            CHANGE_VERSION => {}
-            version => return Err(DecodeError::Version(version)),
-        }
-        let change = if r.flag("membership change")? {
-            let count = r.u16()?;
-            let step = |r: &mut Reader<'_>| {
-                let part = match r.u8()? {
-                    0 => Part::Voter,
-                    1 => Part::Standby,
-                    2 => Part::Removed,
-                    _ => return Err(DecodeError::Value("part")),
-                };
-                Ok((part, r.id()?))
-            };
-            Change::Enter((0..count).map(|_| step(&mut r)).collect::<Result<_, _>>()?)
-        } else {
-            Change::Leave
-        };
-        r.finish()?;
-        Ok(change)
+        encoding::decode(CHANGE_VERSION, bytes)
     }
 
     pub(crate) fn to_library(&self) -> eraftpb::ConfChangeV2 {
@@ -226,20 +183,17 @@ pub(crate) fn hard_state_in(state: HardState) -> eraftpb::HardState {
     library
 }
 
+/// The version of a read within the library's messages; they never carry it between members.
+const READ_VERSION: u8 = 1;
+
 /// A read as the library's opaque context.
 pub(crate) fn read_in(read: ReadContext) -> Vec<u8> {
-    [read.member.0, read.boot_epoch, read.counter]
-        .iter()
-        .flat_map(|number| number.to_le_bytes())
-        .collect()
+    encoding::encode(READ_VERSION, &read)
 }
 
 /// The read in an opaque context of the library.
 pub(crate) fn read_out(bytes: &[u8]) -> Option<ReadContext> {
-    let mut r = Reader::new(bytes);
-    let (member, boot_epoch, counter) = (r.u64().ok()?, r.u64().ok()?, r.u64().ok()?);
-    r.finish().ok()?;
-    Some(ReadContext { member: RaftId(member), boot_epoch, counter })
+    encoding::decode(READ_VERSION, bytes).ok()
 }
 
 /// Our message from the library's; an error for kinds that never leave a member.

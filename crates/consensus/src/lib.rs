@@ -48,7 +48,6 @@ mod filter;
 mod handover;
 mod membership;
 mod message;
-mod message_codec;
 mod node;
 mod reads;
 mod status;
@@ -60,8 +59,10 @@ pub use config::{Config, Limits, TICK, Weaken};
 pub use effects::{Committed, Effects, InstalledSnapshot};
 pub use error::{CompactError, MembershipError, NodeError, ProposeError, ReadError, TransferError};
 pub use handover::Handover;
-pub use message::{AppendReply, Envelope, Message, ReadContext, VoteReply, VoteRequest};
-pub use message_codec::{ENVELOPE_BYTES_MAX, EnvelopeError};
+pub use message::{
+    AppendReply, ENVELOPE_BYTES_MAX, Envelope, EnvelopeError, Message, ReadContext, VoteReply,
+    VoteRequest,
+};
 pub use node::Node;
 pub use reads::ReadId;
 pub use status::{Dropped, PeerProgress, Replication, Role, Status};
@@ -69,7 +70,7 @@ pub use status::{Dropped, PeerProgress, Replication, Role, Status};
 #[cfg(test)]
 mod membership_test;
 #[cfg(test)]
-mod message_codec_test;
+mod message_test;
 #[cfg(test)]
 mod node_test;
 #[cfg(test)]

@@ -1,13 +1,21 @@
 //! Messages between members: our own types, never the library's.
 
+use borsh::{BorshDeserialize, BorshSerialize};
+use cohort_store::encoding::{self, DecodeError};
 use cohort_store::{Entry, Index, RaftId, Snapshot, Term};
+
+/// The version that every message starts with.
+const VERSION: u8 = 1;
+
+/// The largest message accepted: the largest snapshot, with room for the rest.
+pub const ENVELOPE_BYTES_MAX: usize = 40 * 1024 * 1024;
 
 /// One message with its addresses.
 ///
 /// `session` and `sequence` order the messages from one sender to one receiver. The receiver drops
 /// those that arrive late, twice, or from an older session: reads and append replies must not
 /// overtake each other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Envelope {
     pub group: String,
     pub incarnation: u64,
@@ -21,8 +29,37 @@ pub struct Envelope {
     pub message: Message,
 }
 
+/// Why bytes are not a message.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    #[error("the message has {0} bytes, more than {ENVELOPE_BYTES_MAX}")]
+    TooLarge(usize),
+    #[error("the message is unreadable")]
+    Malformed(#[from] DecodeError),
+}
+
+impl Envelope {
+    /// Encodes the message behind its version. There is no checksum: messages travel inside an
+    /// authenticated stream.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        encoding::encode(VERSION, self)
+    }
+
+    /// Decodes untrusted bytes.
+    ///
+    /// # Errors
+    /// When it is too large, of another version, or malformed; nothing of it is kept.
+    pub fn decode(bytes: &[u8]) -> Result<Envelope, EnvelopeError> {
+        if bytes.len() > ENVELOPE_BYTES_MAX {
+            return Err(EnvelopeError::TooLarge(bytes.len()));
+        }
+        Ok(encoding::decode(VERSION, bytes)?)
+    }
+}
+
 /// The content of a message.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Message {
     /// The leader's entries, to follow the entry at `previous`.
     Append {
@@ -74,7 +111,7 @@ pub enum Message {
 }
 
 /// A member's answer to entries or to a snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct AppendReply {
     /// The answering member's term.
     pub term: Term,
@@ -87,7 +124,7 @@ pub struct AppendReply {
 }
 
 /// A request for a vote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct VoteRequest {
     /// The term that the vote is for.
     pub term: Term,
@@ -104,7 +141,7 @@ pub struct VoteRequest {
 }
 
 /// A vote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct VoteReply {
     /// The term that the vote is for; if refused, the voter's.
     pub term: Term,
@@ -117,7 +154,9 @@ pub struct VoteReply {
 }
 
 /// One read, never used twice (trap: a context used twice answers a stale read).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize,
+)]
 pub struct ReadContext {
     /// The member that reads.
     pub member: RaftId,

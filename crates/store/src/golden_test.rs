@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use borsh::{BorshDeserialize, BorshSerialize};
 use cohort_base::golden::hold;
 use serde::{Deserialize, Serialize};
 
-use crate::encoding::{Record, seal, unseal};
+use crate::encoding::{seal, unseal};
 use crate::{
     Configuration, DurableFile, Entry, EntryKind, HardState, Identity, Index, RaftId, Snapshot,
     Term,
@@ -31,11 +32,11 @@ enum Hex {
     Identity(String),
 }
 
-fn text<T: Record>(record: &T) -> String {
+fn text<T: BorshSerialize>(record: &T) -> String {
     hex::encode(seal(record))
 }
 
-fn read<T: Record>(text: &str) -> T {
+fn read<T: BorshDeserialize>(text: &str) -> T {
     unseal(&hex::decode(text).unwrap()).unwrap()
 }
 

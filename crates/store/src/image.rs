@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use crate::encoding::{DecodeError, Record, seal, unseal};
+use borsh::BorshDeserialize;
+
+use crate::encoding::{DecodeError, seal, unseal};
 use crate::error::StoreError;
 use crate::types::{Entry, HardState, Index, Snapshot, Term};
 
@@ -60,7 +62,7 @@ pub(crate) enum Damage {
     Inconsistent(String),
 }
 
-fn read<T: Record>(name: &str, bytes: Option<Vec<u8>>) -> Result<Option<T>, Damage> {
+fn read<T: BorshDeserialize>(name: &str, bytes: Option<Vec<u8>>) -> Result<Option<T>, Damage> {
     let record = bytes.map(|bytes| unseal(&bytes)).transpose();
     record.map_err(|source| Damage::Record { name: name.to_owned(), source })
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 
+use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 macro_rules! number {
@@ -10,7 +12,7 @@ macro_rules! number {
         $(#[$doc])*
         #[derive(
             Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
-            Serialize, Deserialize,
+            Serialize, Deserialize, BorshSerialize,
         )]
         #[serde(transparent)]
         pub struct $name(pub u64);
@@ -30,12 +32,23 @@ number!(
 );
 number!(
     /// A leader's term. Terms start at 1; 0 means *none*.
+    #[derive(BorshDeserialize)]
     Term
 );
 number!(
     /// A position in the log. Positions start at 1; 0 means *before everything*.
+    #[derive(BorshDeserialize)]
     Index
 );
+
+impl BorshDeserialize for RaftId {
+    fn deserialize_reader<R: io::Read>(reader: &mut R) -> io::Result<Self> {
+        match u64::deserialize_reader(reader)? {
+            0 => Err(io::Error::new(io::ErrorKind::InvalidData, "a member with the number 0")),
+            id => Ok(RaftId(id)),
+        }
+    }
+}
 
 impl Index {
     /// The position after this one.
@@ -46,7 +59,7 @@ impl Index {
 }
 
 /// How an entry's bytes are interpreted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
 pub enum EntryKind {
     /// A command for the state machine; empty for the first entry of a term.
     Data,
@@ -55,7 +68,7 @@ pub enum EntryKind {
 }
 
 /// One entry of the replicated log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Entry {
     /// Its position in the log.
     pub index: Index,
@@ -68,7 +81,7 @@ pub struct Entry {
 }
 
 /// What a member must never lose: its term, its vote in that term, and its commit position.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct HardState {
     /// The highest term seen.
     pub term: Term,
@@ -82,7 +95,9 @@ pub struct HardState {
 ///
 /// During a change the configuration is *joint*: `outgoing` is not empty, and every decision needs
 /// a majority of `voters` and a majority of `outgoing`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, BorshSerialize, BorshDeserialize,
+)]
 pub struct Configuration {
     /// The voters; while joint, the new half.
     pub voters: BTreeSet<RaftId>,
@@ -167,7 +182,7 @@ impl fmt::Display for Configuration {
 }
 
 /// The state machine's full state and the membership at one position.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Snapshot {
     /// The last position applied to `data`.
     pub index: Index,
@@ -180,7 +195,7 @@ pub struct Snapshot {
 }
 
 /// The owner of a store; written at creation, compared at every open.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, BorshSerialize, BorshDeserialize)]
 pub struct Identity {
     pub group: String,
     pub incarnation: u64,
