@@ -1,8 +1,6 @@
 //! Releases that misbehave: a hook that hangs, one that floods, one that says "later", a service
 //! that dies soon after its start.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{holds, reason};
@@ -104,7 +102,7 @@ fn a_service_that_dies_after_two_seconds_is_held() -> Result<()> {
     ensure!(tried == 1, "{tried} servers tried it");
     crate::prober::version_at(trial.agents()["intel-a-01"].service)
         .context("the service answers")?;
-    trial.until(GROUP, Duration::from_secs(5), |status| holds(status, "1.1.0", "1.0.0"))?;
+    trial.until(GROUP, PATIENCE, |status| holds(status, "1.1.0", "1.0.0"))?;
     trial.pass()
 }
 

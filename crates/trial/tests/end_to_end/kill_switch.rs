@@ -11,18 +11,17 @@ use cohort_wire::kill::SignedKill;
 use serde_json::Value;
 
 use crate::trial::{
-    GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, Wanted, policy, throughout, until,
+    GROUP, PATIENCE, PLATFORM, Trial, Wanted, one_by_one_slowly, policy, throughout, until,
 };
 
 #[test]
 fn stops_everything_until_it_is_off() -> Result<()> {
     let mut trial = Trial::start("kill", &Wanted { servers: 4, mirrors: 1, ..Wanted::default() })?;
-    let slow = ONE_BY_ONE.replace("\"300ms\"", "\"1500ms\"");
-    trial.first_release(&policy(&slow, ""), &WebRelease::new("1.0.0"))?;
+    trial.first_release(&policy(&one_by_one_slowly(), ""), &WebRelease::new("1.0.0"))?;
 
     // In the middle of the second wave.
     trial.publish(&WebRelease::new("1.1.0"), &[PLATFORM])?;
-    trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave == 2))?;
+    trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave >= 2))?;
     trial.run(&["kill", "on", "--reason", "coffee first"])?;
     until("every server has latched it", PATIENCE, || all(&trial, true))?;
     // What was begun comes to its end, and takes traffic again; nothing else begins.

@@ -12,13 +12,13 @@ use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, runs};
 use rustix::process::Signal;
 
-use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, Wanted, policy, until};
+use crate::trial::{GROUP, PATIENCE, PLATFORM, Trial, Wanted, one_by_one_slowly, policy, until};
 use crate::unreachable::{HERE, THERE, There, in_a_namespace};
 
 #[test]
 fn stopped_for_a_while() -> Result<()> {
     let mut trial = Trial::of("leader-stopped", 3)?;
-    trial.first_release(&policy(ONE_BY_ONE, ""), &WebRelease::new("1.0.0"))?;
+    trial.first_release(&policy(&one_by_one_slowly(), ""), &WebRelease::new("1.0.0"))?;
     let prober = Prober::start(&trial.services());
     for version in ["1.1.0", "1.2.0"] {
         trial.publish(&WebRelease::new(version), &[PLATFORM])?;
@@ -63,9 +63,8 @@ fn on_the_wrong_side_of_a_cut_network() -> Result<()> {
         let mut fleet = Fleet::lay_out_at(options, HERE)?;
         fleet.place(CUT_OFF, THERE, &there.enter());
         let trial = Trial::around(fleet, dir)?;
-        // A slow drain leaves time for the cut.
-        let quick = ONE_BY_ONE.replace("unreachable_after = \"30s\"", "unreachable_after = \"5s\"");
-        let slow = format!("drain_time = \"300ms\"\n{quick}");
+        let slow = one_by_one_slowly();
+        let slow = slow.replace("unreachable_after = \"30s\"", "unreachable_after = \"5s\"");
         trial.first_release(&policy(&slow, ""), &WebRelease::new("1.0.0"))?;
         trial.run(&["group", "transfer-leader", GROUP, "--to", CUT_OFF])?;
 

@@ -1,7 +1,6 @@
 //! Members, voters and leaders of a group of real agents.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use crate::prober::version_at;
 use anyhow::{Context as _, Result, ensure};
@@ -121,16 +120,13 @@ fn leadership_is_handed_over_on_request_and_before_a_stop() -> Result<()> {
 
     // A clean stop: another member is the leader before the process exits.
     let mut logs = Logs::from_now(&trial);
-    let begun = Instant::now();
     ensure!(trial.stop_agent(&to), "the agent had to be killed");
-    let took = begun.elapsed();
     let leads = |(_, line): &(String, Line)| {
         line.is(events::RAFT_ROLE) && line.field("role") == Some("Leader")
     };
     let next = logs.news().into_iter().find(leads);
     let (next, _) = next.context("nobody led when the leader had stopped")?;
     ensure!(next != to, "{to} hands over to itself");
-    ensure!(took < Duration::from_secs(3), "the stop took {took:?}");
     ensure!(trial.until_another_leads(&to)? == next, "{next} was to lead");
     trial.start_agent(&to)?;
     trial.roll_out(&WebRelease::new("1.1.0"))?;

@@ -1,6 +1,7 @@
 //! Agents, and whole servers, that die in the middle of a step.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::prober::{Prober, most_down, version_at};
@@ -28,13 +29,24 @@ fn hook_of(step: Step) -> Option<&'static str> {
     }
 }
 
-/// A release all of whose hooks take a moment.
-fn slow(version: &str) -> WebRelease {
+/// A release all of whose hooks may take a moment: the one that [`make_last`] names.
+fn slow(trial: &Trial, version: &str) -> WebRelease {
     let mut release = WebRelease::new(version);
     for hook in Step::ALL.into_iter().filter_map(hook_of) {
-        release = release.hook(hook, "#!/bin/sh\nsleep 0.1\n");
+        let named = named(trial);
+        let script = format!("#!/bin/sh\ngrep -qx {hook} {} && sleep 1\nexit 0\n", named.display());
+        release = release.hook(hook, &script);
     }
     release
+}
+
+/// Names the step whose hook takes a moment from now on.
+fn make_last(trial: &Trial, step: Step) -> Result<()> {
+    Ok(std::fs::write(named(trial), hook_of(step).unwrap_or_default())?)
+}
+
+fn named(trial: &Trial) -> PathBuf {
+    trial.dir().join("slow-hook")
 }
 
 /// The agent of a server is killed at each step of an activation: the step runs again, with the
@@ -42,7 +54,8 @@ fn slow(version: &str) -> WebRelease {
 #[test]
 fn an_agent_is_killed_at_each_step() -> Result<()> {
     let mut trial = Trial::of("killed-at-step", 3)?;
-    trial.first_release(&policy(ONE_BY_ONE, ""), &slow("1.0.0"))?;
+    make_last(&trial, Step::Prepare)?;
+    trial.first_release(&policy(ONE_BY_ONE, ""), &slow(&trial, "1.0.0"))?;
     let prober = Prober::start(&trial.services());
     let steps: Vec<Step> = Step::ALL
         .into_iter()
@@ -50,7 +63,8 @@ fn an_agent_is_killed_at_each_step() -> Result<()> {
         .collect();
     for (number, step) in steps.iter().enumerate() {
         let version = format!("1.{}.0", number + 1);
-        trial.publish(&slow(&version), &[PLATFORM])?;
+        make_last(&trial, *step)?;
+        trial.publish(&slow(&trial, &version), &[PLATFORM])?;
         let killed = kill_at(&mut trial, *step)
             .and_then(|killed| {
                 trial.until(GROUP, PATIENCE, |status| runs(status, &version))?;
@@ -120,9 +134,10 @@ fn kill_at(trial: &mut Trial, step: Step) -> Result<String> {
 #[test]
 fn a_whole_group_goes_dark_in_the_middle_of_a_rollout() -> Result<()> {
     let mut trial = Trial::of("goes-dark", 3)?;
-    trial.first_release(&policy(ONE_BY_ONE, ""), &slow("1.0.0"))?;
-    trial.publish(&slow("1.1.0"), &[PLATFORM])?;
-    trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave == 2))?;
+    make_last(&trial, Step::Check)?;
+    trial.first_release(&policy(ONE_BY_ONE, ""), &slow(&trial, "1.0.0"))?;
+    trial.publish(&slow(&trial, "1.1.0"), &[PLATFORM])?;
+    trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave >= 2))?;
     let servers = trial.servers();
     for server in &servers {
         trial.power_off(server);

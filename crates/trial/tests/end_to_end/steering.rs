@@ -8,16 +8,15 @@ use cohort_core::waiting::WaitingOn;
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, holds, reason, runs, waits};
 
-use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, policy};
+use crate::trial::{GROUP, PATIENCE, PLATFORM, Trial, one_by_one_slowly, policy};
 
 #[test]
 fn by_a_person() -> Result<()> {
     let trial = Trial::of("steering", 3)?;
-    let slow = format!("drain_time = \"300ms\"\n{ONE_BY_ONE}");
-    trial.first_release(&policy(&slow, ""), &WebRelease::new("1.0.0"))?;
+    trial.first_release(&policy(&one_by_one_slowly(), ""), &WebRelease::new("1.0.0"))?;
     let prober = Prober::start(&trial.services());
     let in_wave = |wave: u32| {
-        trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave == wave))
+        trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave >= wave))
     };
 
     // A pause: what was begun is finished, nothing else begins.

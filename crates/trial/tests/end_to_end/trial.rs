@@ -47,6 +47,11 @@ confirm_within = "60s"
 unreachable_after = "30s"
 "#;
 
+/// The same with waves that last, so that what a test does in the middle of one comes in time.
+pub(crate) fn one_by_one_slowly() -> String {
+    ONE_BY_ONE.replace("\"300ms\"", "\"1500ms\"")
+}
+
 /// A fleet in a folder of its own, which is removed when the test passes.
 pub(crate) struct Trial {
     fleet: Fleet,
