@@ -137,7 +137,7 @@ async fn feed(
                 }
             }
         }
-        let _ = net.inputs.put(Input::Unreachable(peer)).await;
+        let _ = net.inputs.put(Input::Disconnected(peer)).await;
     }
 }
 

@@ -24,6 +24,10 @@ use crate::{
 /// nothing before it, so that they always begin with a snapshot.
 const FOUNDING: (Index, Term) = (Index(1), Term(1));
 
+/// Ticks between the turns of voters that have lost the connection to their leader: time for one
+/// of them to be elected.
+const TURN_TICKS: u64 = 2;
+
 /// One member of a group, without IO of its own.
 ///
 /// The owner drives it from one thread:
@@ -311,6 +315,24 @@ impl<S: LogStore> Node<S> {
     pub fn report_unreachable(&mut self, peer: RaftId) {
         self.library(|raw| raw.report_unreachable(peer.0));
         self.lose_snapshot(peer);
+    }
+
+    /// The connection to `peer` ended. If it leads, its process has probably ended: the voters do
+    /// not wait for the rest of their election timeouts, but ask for pre-votes within some ticks,
+    /// each in its turn. If the leader lives, the voters that still hear from it refuse, and its
+    /// next heartbeat ends the attempt.
+    pub fn disconnected(&mut self, peer: RaftId) {
+        self.report_unreachable(peer);
+        let own = self.config.id;
+        let raft = &mut self.raw.raft;
+        if raft.state != StateRole::Follower || raft.leader_id != peer.0 {
+            return;
+        }
+        let others = self.configuration.voters.iter().filter(|id| **id != peer);
+        let turn = others.take_while(|id| **id != own).count() as u64;
+        raft.election_elapsed = raft.election_elapsed.max(self.config.election_ticks_min as usize);
+        self.timeouts.soon(1 + turn * TURN_TICKS);
+        self.library(|_| ());
     }
 
     /// A snapshot counts as lost when the peer disconnects, or after

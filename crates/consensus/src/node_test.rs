@@ -336,6 +336,38 @@ fn after_a_late_rejection(tune: fn(&mut Config)) -> (PeerProgress, u64) {
 }
 
 #[test]
+fn voters_whose_connections_to_the_leader_end_elect_another_at_once() {
+    let mut group = Group::of(&[1, 2, 3, 4, 5]);
+    let gone = group.leader();
+    group.ticks(2);
+    group.cut_off.insert(RaftId(gone));
+    for id in (1..=5).filter(|id| *id != gone) {
+        group.node(id).disconnected(RaftId(gone));
+    }
+    // The shortest timeout alone is ten.
+    group.ticks(5);
+    let leads = |id: &u64| *id != gone && group.nodes[&RaftId(*id)].status().is_leader();
+    assert_eq!((1..=5).filter(leads).count(), 1);
+}
+
+#[test]
+fn a_leader_that_others_hear_survives_a_broken_connection() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader();
+    group.ticks(2);
+    let term = group.node(leader).status().term;
+    for id in (1..=3).filter(|id| *id != leader) {
+        group.node(id).disconnected(RaftId(leader));
+        group.ticks(30);
+    }
+    let status = group.node(leader).status();
+    assert!(status.is_leader() && status.term == term, "{status:?}");
+    group.propose("a");
+    group.ticks(3);
+    assert!((1..=3).all(|id| group.texts(id) == ["a"]));
+}
+
+#[test]
 fn an_answer_that_comes_late_does_not_set_the_leader_back() {
     let (progress, late) = after_a_late_rejection(|_| {});
     assert!(progress.next > progress.matched, "{progress:?}");

@@ -14,16 +14,25 @@ pub(crate) struct Timeouts {
     max: u64,
     draws: u64,
     seen: (u64, u8, u64),
+    /// Asked for instead of a draw, in ticks, until the term, role or leader changes or an election
+    /// begins.
+    early: Option<u64>,
 }
 
 impl Timeouts {
     pub(crate) fn new(seed: u64, min: u32, max: u32) -> Self {
-        Timeouts { seed, min: min.into(), max: max.into(), draws: 0, seen: (0, 0, 0) }
+        Timeouts { seed, min: min.into(), max: max.into(), draws: 0, seen: (0, 0, 0), early: None }
     }
 
     /// An election began at this tick.
     pub(crate) fn election_began(&mut self) {
         self.draws += 1;
+        self.early = None;
+    }
+
+    /// The leader has probably gone: after the shortest timeout and `ticks` more, no later.
+    pub(crate) fn soon(&mut self, ticks: u64) {
+        self.early = Some((self.min + ticks).min(self.max - 1));
     }
 
     /// Call this after every call into the library.
@@ -38,8 +47,10 @@ impl Timeouts {
         if now != self.seen {
             self.seen = now;
             self.draws += 1;
+            self.early = None;
         }
         let drawn = self.min + mix(self.seed ^ mix(self.draws)) % (self.max - self.min);
+        let drawn = self.early.unwrap_or(drawn);
         if let Ok(ticks) = usize::try_from(drawn)
             && ticks != raw.raft.randomized_election_timeout()
         {

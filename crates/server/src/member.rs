@@ -58,6 +58,8 @@ pub enum Input {
     Connected(RaftId),
     /// A peer cannot be reached.
     Unreachable(RaftId),
+    /// An established connection to a peer ended: its process has probably ended.
+    Disconnected(RaftId),
     /// Append a command to the log.
     Propose {
         /// Answered by [`Output::Answer`].
@@ -408,6 +410,7 @@ impl<S: LogStore> Member<S> {
             Input::Received(envelope) => self.node.receive(&envelope),
             Input::Connected(peer) => self.node.connected(peer),
             Input::Unreachable(peer) => self.node.report_unreachable(peer),
+            Input::Disconnected(peer) => self.node.disconnected(peer),
             Input::Propose { ticket, command } => self.propose_for(ticket, &command),
             Input::Read { ticket } => self.next_readers.push(Reader { ticket, since_ms: now_ms }),
             Input::Transfer { ticket, to } => self.transfer(now_ms, ticket, to),

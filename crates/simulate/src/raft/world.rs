@@ -366,6 +366,14 @@ impl World {
     /// A process has ended; schedules its restart.
     fn down(&mut self, id: RaftId) {
         self.outcome.crashes += 1;
+        // Some connections end with the process, others are found out later.
+        for member in self.members.values_mut() {
+            if let Some(process) = &mut member.process
+                && self.rng.random_bool(0.5)
+            {
+                process.node.disconnected(id);
+            }
+        }
         let after = self.rng.random_range(1..=DOWN_MS_MAX);
         self.schedule(after, Event::Start(id));
     }

@@ -112,7 +112,7 @@ impl World {
                     Some(process) if matches!(trouble, Trouble::Reconnect) => {
                         process.node.connected(peer);
                     }
-                    Some(process) => process.node.report_unreachable(peer),
+                    Some(process) => process.node.disconnected(peer),
                     None => {}
                 }
             }
