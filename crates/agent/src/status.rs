@@ -49,7 +49,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
     let apps = state.apps.iter().map(|(id, app)| {
         let waiting: Vec<&Waiting> =
             view.waiting.iter().filter(|waiting| waiting.app == *id).collect();
-        (id.clone(), app_status(view, id, app, &waiting, &contacts, linearizable))
+        (id.clone(), app_status(view, id, app, &waiting, &contacts, linearizable, now_ms))
     });
     GroupStatus {
         version: CONTROL_VERSION,
@@ -63,7 +63,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         commit: view.raft.commit.0,
         applied: view.raft.applied.0,
         linearizable,
-        clock: state.clock,
+        clock: view.clock(now_ms),
         killed: view.killed.clone(),
         registry_reachable: view.registry,
         voters: places(&view.raft.configuration.voters),
@@ -133,8 +133,9 @@ fn app_status(
     waiting: &[&Waiting],
     contacts: &Contacts,
     linearizable: bool,
+    now_ms: u64,
 ) -> AppStatus {
-    let clock = view.state.clock;
+    let clock = view.clock(now_ms);
     let (since, reason, wave, wave_servers) = match &app.phase {
         Phase::Empty => (ClockMs(0), None, 0, Vec::new()),
         Phase::Running { since } => (*since, None, 0, Vec::new()),

@@ -21,8 +21,9 @@ mod waves;
 
 /// Rounds that one plan looks ahead. 16: from a found release to the grants of its first wave.
 const LOOK_AHEAD_MAX: usize = 16;
-/// Interval of clock entries while a deadline runs, in milliseconds.
-const CLOCK_EVERY_MS: u64 = 250;
+/// Interval of clock entries while a deadline runs, in milliseconds; how late the clock may be when
+/// an entry is written.
+pub const CLOCK_EVERY_MS: u64 = 250;
 
 /// What the leader observes. Nothing here is replicated.
 #[derive(Debug, Clone, Default)]
@@ -94,9 +95,7 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
         }
     }
     let due = !plan.commands.is_empty()
-        || (seen.elapsed_ms >= CLOCK_EVERY_MS && ahead.apps.values().any(needs_time))
-        // An idle group's clock advances too, so that `since` is right.
-        || seen.elapsed_ms >= CLOCK_STEP_MS_MAX;
+        || (seen.elapsed_ms >= CLOCK_EVERY_MS && ahead.apps.values().any(needs_time));
     if due && seen.elapsed_ms > 0 && seen.killed.is_none() {
         let to = state.clock.plus(seen.elapsed_ms.min(CLOCK_STEP_MS_MAX));
         plan.commands.insert(0, Body::AdvanceClock { from: state.clock, to });

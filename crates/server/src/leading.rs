@@ -9,6 +9,7 @@ use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ServerId};
 use cohort_core::placement::{Placed, Placement, placement};
+use cohort_core::plan::CLOCK_EVERY_MS;
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
 use crate::contacts::Contacts;
@@ -18,6 +19,9 @@ pub const PLAN_EVERY_MS: u64 = 250;
 /// A voter that has not been heard from for this long is replaced, in milliseconds, unless the
 /// agent's configuration says otherwise.
 pub const REPLACE_AFTER_MS: u64 = 300_000;
+/// A gap between two ticks that is longer was a pause of the whole process (stopped, or starved),
+/// in milliseconds.
+const PAUSE_MS: u64 = 5_000;
 /// Pause between two steps of the placement of voters, in milliseconds.
 const PLACE_EVERY_MS: u64 = 200;
 
@@ -27,8 +31,9 @@ pub struct Leading {
     seen: Observations,
     /// Since when this member leads; none while another one does.
     since_ms: Option<u64>,
-    /// Up to where the group clock has been advanced, on this member's monotonic clock.
-    clock_mark_ms: u64,
+    /// Up to where the group clock has been advanced, on this member's monotonic clock, as far as
+    /// it knows: late, never early. None before the first entry.
+    clock_mark_ms: Option<u64>,
     planned_ms: Option<u64>,
     placed_ms: Option<u64>,
     /// The last of the leader's own proposals that has not been applied yet.
@@ -48,7 +53,7 @@ impl Leading {
         Leading {
             seen: Observations { leader: Some(server), killed, ..Observations::default() },
             since_ms: None,
-            clock_mark_ms: 0,
+            clock_mark_ms: None,
             planned_ms: None,
             placed_ms: None,
             planned_up_to: 0,
@@ -63,16 +68,16 @@ impl Leading {
     pub fn began(&mut self, now_ms: u64) {
         self.ended();
         self.since_ms = Some(now_ms);
-        self.clock_mark_ms = now_ms;
+        self.clock_mark_ms.get_or_insert(now_ms);
         self.stale = true;
     }
 
     /// Another member leads, or none: everything seen so far is void, except the kill switch,
     /// which every member has latched itself.
     pub fn ended(&mut self) {
-        let Leading { ticked_ms, awake_since_ms, replace_after_ms, .. } = *self;
+        let Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, .. } = *self;
         let fresh = Leading::new(self.server().clone(), self.seen.killed.take());
-        *self = Leading { ticked_ms, awake_since_ms, replace_after_ms, ..fresh };
+        *self = Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, ..fresh };
     }
 
     /// For how long a voter may be silent before it is replaced, in milliseconds.
@@ -80,13 +85,52 @@ impl Leading {
         self.replace_after_ms = ms;
     }
 
-    /// Time has passed; call this at every tick. After a pause of the whole process (stopped, or
-    /// starved) silence counts from its end: nobody could be heard meanwhile.
+    /// Time has passed; call this often. After a pause of the whole process (stopped, or
+    /// starved) silence counts from its end: nobody could be heard meanwhile. Deadlines stand still
+    /// for as long, and while everything is stopped: they may be late, never early.
     pub fn tick(&mut self, now_ms: u64) {
-        if self.ticked_ms.is_some_and(|at| now_ms - at > CLOCK_STEP_MS_MAX) {
+        let gap_ms = self.ticked_ms.map_or(0, |at| now_ms.saturating_sub(at));
+        if gap_ms > PAUSE_MS {
             self.awake_since_ms = now_ms;
         }
+        if (gap_ms > PAUSE_MS || self.seen.killed.is_some())
+            && let Some(mark_ms) = &mut self.clock_mark_ms
+        {
+            *mark_ms = now_ms.min(*mark_ms + gap_ms);
+        }
         self.ticked_ms = Some(now_ms);
+    }
+
+    /// The group clock was advanced by another member, or restored with a snapshot.
+    pub fn clock_was_set(&mut self, now_ms: u64) {
+        if self.since_ms.is_none() {
+            self.clock_mark_ms = Some(now_ms);
+        }
+    }
+
+    /// Up to where the group clock has been advanced, on this member's monotonic clock.
+    #[must_use]
+    pub fn clock_mark_ms(&self) -> Option<u64> {
+        self.clock_mark_ms
+    }
+
+    /// How far real time is ahead of the group clock, in milliseconds.
+    fn clock_behind_ms(&self, now_ms: u64) -> u64 {
+        self.clock_mark_ms.map_or(0, |mark_ms| now_ms.saturating_sub(mark_ms))
+    }
+
+    /// The advance of the clock that comes before an entry of somebody else, so that what happens
+    /// in it happens now; none while an entry of the leader's own is in flight.
+    pub fn clock_due(&mut self, now_ms: u64, state: &State, applied: u64) -> Option<Body> {
+        // What comes first after a pause must not count it.
+        self.tick(now_ms);
+        self.seen.elapsed_ms = self.clock_behind_ms(now_ms);
+        let due = self.since_ms.is_some()
+            && self.planned_up_to <= applied
+            && self.seen.killed.is_none()
+            && self.seen.elapsed_ms >= CLOCK_EVERY_MS;
+        let to = state.clock.plus(self.seen.elapsed_ms.min(CLOCK_STEP_MS_MAX));
+        due.then_some(Body::AdvanceClock { from: state.clock, to })
     }
 
     /// The server whose member this is.
@@ -155,15 +199,12 @@ impl Leading {
 
     /// Plans. What is proposed of it must be told to [`proposed`](Self::proposed).
     pub fn plan(&mut self, now_ms: u64, state: &State, contacts: &Contacts) -> Plan {
+        self.tick(now_ms);
         self.stale = false;
         self.planned_ms = Some(now_ms);
-        self.seen.elapsed_ms = now_ms - self.clock_mark_ms;
+        self.seen.elapsed_ms = self.clock_behind_ms(now_ms);
         let since_ms = self.since_ms.unwrap_or(now_ms).max(self.awake_since_ms);
         self.seen.leading_for_ms = now_ms - since_ms;
-        if self.seen.killed.is_some() {
-            // Deadlines freeze while everything is stopped.
-            self.clock_mark_ms = now_ms;
-        }
         self.seen.contact_age_ms = contacts.ages_ms(now_ms);
         self.seen.doing = contacts.steps();
         plan(state, &self.seen)
@@ -174,12 +215,11 @@ impl Leading {
         self.planned_up_to = self.planned_up_to.max(index);
         if let Body::AdvanceClock { from, to } = body {
             let advanced_ms = to.since(*from);
-            // What one entry cannot advance (after a long sleep) is dropped: deadlines may be
-            // late, never early.
+            // What one entry cannot advance is dropped.
             self.clock_mark_ms = if self.seen.elapsed_ms > advanced_ms {
-                now_ms
+                Some(now_ms)
             } else {
-                self.clock_mark_ms + advanced_ms
+                self.clock_mark_ms.map(|mark_ms| mark_ms + advanced_ms)
             };
         }
     }

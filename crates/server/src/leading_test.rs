@@ -8,6 +8,7 @@ use cohort_core::{Body, Plan, State};
 use crate::contacts::Contacts;
 use crate::leading::{Leading, PLAN_EVERY_MS};
 
+const HOUR_MS: u64 = 3_600_000;
 const WEEK_MS: u64 = 7 * 24 * 3_600_000;
 
 fn leading() -> Leading {
@@ -22,14 +23,6 @@ fn state() -> State {
 
 fn plan_at(leading: &mut Leading, now_ms: u64) -> Plan {
     leading.plan(now_ms, &state(), &Contacts::default())
-}
-
-/// The advance of the group clock in a plan, in milliseconds.
-fn advance(plan: &Plan) -> Option<u64> {
-    plan.commands.iter().find_map(|body| match body {
-        Body::AdvanceClock { from, to } => Some(to.since(*from)),
-        _ => None,
-    })
 }
 
 #[test]
@@ -84,17 +77,32 @@ fn the_same_observation_again_is_no_news() {
 }
 
 #[test]
-fn what_the_clock_could_not_be_advanced_by_is_dropped() {
+fn an_idle_group_writes_nothing_and_its_clock_catches_up_with_the_next_entry() {
     let mut leading = leading();
-    let asleep_until = 1_000 + WEEK_MS;
-    let plan = plan_at(&mut leading, asleep_until);
-    assert_eq!(advance(&plan), Some(CLOCK_STEP_MS_MAX));
-    leading.proposed(asleep_until, 1, &plan.commands[0]);
-    // The next advance measures from the wake-up, not from a week ago.
-    let plan = plan_at(&mut leading, asleep_until + 10);
-    assert_eq!(advance(&plan), None, "an idle group is not worth an entry after 10 ms");
-    let plan = plan_at(&mut leading, asleep_until + CLOCK_STEP_MS_MAX);
-    assert_eq!(advance(&plan), Some(CLOCK_STEP_MS_MAX));
+    let (hour_later, days_later) = (1_000 + HOUR_MS, 1_000 + 2 * CLOCK_STEP_MS_MAX);
+    (1_000..=hour_later).step_by(1_000).for_each(|now_ms| leading.tick(now_ms));
+    assert_eq!(plan_at(&mut leading, hour_later).commands, []);
+    let clock = leading.clock_due(hour_later, &state(), 0);
+    let hour = ClockMs(HOUR_MS);
+    assert_eq!(clock, Some(Body::AdvanceClock { from: ClockMs(0), to: hour }));
+    leading.proposed(hour_later, 1, &clock.unwrap());
+    assert_eq!(leading.clock_due(hour_later + 10, &state(), 0), None, "one is in flight");
+    assert_eq!(leading.clock_due(hour_later + 10, &state(), 1), None, "not worth an entry");
+    // What one entry cannot advance is dropped.
+    (hour_later..=days_later).step_by(1_000).for_each(|now_ms| leading.tick(now_ms));
+    let clock = leading.clock_due(days_later, &state(), 1).unwrap();
+    assert_eq!(clock, Body::AdvanceClock { from: ClockMs(0), to: ClockMs(CLOCK_STEP_MS_MAX) });
+    leading.proposed(days_later, 2, &clock);
+    assert_eq!(leading.clock_mark_ms(), Some(days_later));
+}
+
+#[test]
+fn the_clock_goes_on_under_a_new_leader_from_where_the_last_entry_left_it() {
+    let mut leading = Leading::new(ServerId::new("s2").unwrap(), None);
+    leading.clock_was_set(1_000);
+    leading.began(9_000);
+    leading.clock_was_set(9_500);
+    assert_eq!(leading.clock_mark_ms(), Some(1_000), "its own entries are told by `proposed`");
 }
 
 #[test]
@@ -116,12 +124,21 @@ fn a_pause_of_the_leader_makes_no_server_silent() {
 }
 
 #[test]
-fn the_kill_switch_freezes_the_clock() {
+fn the_clock_stands_still_in_a_pause_and_while_everything_is_stopped() {
     let mut leading = leading();
+    leading.tick(1_000);
+    leading.tick(2_000);
+    let woken_ms = 2_000 + WEEK_MS;
+    let clock = leading.clock_due(woken_ms, &state(), 0);
+    assert_eq!(clock, Some(Body::AdvanceClock { from: ClockMs(0), to: ClockMs(1_000) }));
+    assert_eq!(leading.clock_mark_ms(), Some(1_000 + WEEK_MS), "a second is still to be told");
     leading.killed(Some("stop".into()));
-    assert_eq!(advance(&plan_at(&mut leading, 1_000 + 10 * CLOCK_STEP_MS_MAX)), None);
+    let mut now_ms = woken_ms;
+    while now_ms < woken_ms + HOUR_MS {
+        now_ms += 1_000;
+        leading.tick(now_ms);
+    }
+    assert_eq!(leading.clock_due(now_ms, &state(), 0), None);
     leading.killed(None);
-    let released_ms = 1_000 + 10 * CLOCK_STEP_MS_MAX;
-    let plan = plan_at(&mut leading, released_ms + CLOCK_STEP_MS_MAX);
-    assert_eq!(advance(&plan), Some(CLOCK_STEP_MS_MAX), "the frozen time does not count");
+    assert_eq!(leading.clock_mark_ms(), Some(now_ms - 1_000));
 }

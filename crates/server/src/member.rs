@@ -19,7 +19,7 @@ use cohort_consensus::{
 };
 use cohort_core::command::{COMMAND_VERSION, Limited, Rejection};
 use cohort_core::gate::RegistryView;
-use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::state::HistoryEntry;
 use cohort_core::waiting::Waiting;
 use cohort_core::{Body, Command, Event, Offer, State};
@@ -215,9 +215,19 @@ pub struct View {
     pub refusals: Vec<String>,
     /// Why everything is stopped, while the kill switch is on.
     pub killed: Option<String>,
+    /// Up to where the group clock has been advanced, on the member's monotonic clock.
+    pub clock_mark_ms: Option<u64>,
 }
 
 impl View {
+    /// What the group clock would read if an entry advanced it now: in the log of an idle group it
+    /// stands still.
+    #[must_use]
+    pub fn clock(&self, now_ms: u64) -> ClockMs {
+        let behind_ms = self.clock_mark_ms.map_or(0, |mark_ms| now_ms.saturating_sub(mark_ms));
+        self.state.clock.plus(if self.killed.is_some() { 0 } else { behind_ms })
+    }
+
     /// The server whose member leads, as far as this one knows.
     #[must_use]
     pub fn leader(&self) -> Option<&ServerId> {
@@ -364,6 +374,7 @@ impl<S: LogStore> Member<S> {
             registry: self.leading.registry_answers(),
             refusals: self.leading.refusals().to_vec(),
             killed: self.leading.why_killed().map(str::to_owned),
+            clock_mark_ms: self.leading.clock_mark_ms(),
         }
     }
 
@@ -411,7 +422,7 @@ impl<S: LogStore> Member<S> {
             Input::Connected(peer) => self.node.connected(peer),
             Input::Unreachable(peer) => self.node.report_unreachable(peer),
             Input::Disconnected(peer) => self.node.disconnected(peer),
-            Input::Propose { ticket, command } => self.propose_for(ticket, &command),
+            Input::Propose { ticket, command } => self.propose_for(now_ms, ticket, &command),
             Input::Read { ticket } => self.next_readers.push(Reader { ticket, since_ms: now_ms }),
             Input::Transfer { ticket, to } => self.transfer(now_ms, ticket, to),
             Input::Claim { ticket, server, member } => {
@@ -522,7 +533,13 @@ impl<S: LogStore> Member<S> {
         Some(mine && !used)
     }
 
-    fn propose_for(&mut self, ticket: Ticket, command: &Command) {
+    fn propose_for(&mut self, now_ms: u64, ticket: Ticket, command: &Command) {
+        let applied = self.node.applied().0;
+        if let Some(clock) = self.leading.clock_due(now_ms, &self.state, applied)
+            && let Some(index) = self.propose_own(clock.clone())
+        {
+            self.leading.proposed(now_ms, index, &clock);
+        }
         let outcome = match self.propose(command) {
             Ok((index, term)) => {
                 self.proposals.insert(index, (term, ticket));

@@ -6,7 +6,7 @@ use cohort_consensus::{Committed, Effects, LogStore, RaftId, ReadId, Role, Term}
 use cohort_core::command::COMMAND_VERSION;
 use cohort_core::phase::PhaseName;
 use cohort_core::state::HistoryEntry;
-use cohort_core::{Command, Event, State};
+use cohort_core::{Body, Command, Event, State};
 
 use super::{Member, MemberError, Note, Output, Proposed, Unreadable};
 
@@ -36,9 +36,10 @@ impl<S: LogStore> Member<S> {
         self.outputs.extend(messages.into_iter().map(Output::Send));
         if let Some(snapshot) = installed_snapshot {
             self.restore(snapshot.index.0, &snapshot.data)?;
+            self.leading.clock_was_set(now_ms);
         }
         for entry in committed {
-            self.apply_one(&entry)?;
+            self.apply_one(now_ms, &entry)?;
         }
         if configuration.is_some() {
             self.leading.state_changed();
@@ -75,7 +76,7 @@ impl<S: LogStore> Member<S> {
         Ok(())
     }
 
-    fn apply_one(&mut self, entry: &Committed) -> Result<(), MemberError> {
+    fn apply_one(&mut self, now_ms: u64, entry: &Committed) -> Result<(), MemberError> {
         let index = entry.index.0;
         let unknown = |source| MemberError::UnknownEntry { index, source };
         let command: Command = serde_json::from_slice(&entry.data)
@@ -111,6 +112,9 @@ impl<S: LogStore> Member<S> {
                 Proposed::Unknown
             };
             self.outputs.push(Output::Answer { ticket, outcome });
+        }
+        if matches!(command.body, Body::AdvanceClock { .. }) {
+            self.leading.clock_was_set(now_ms);
         }
         self.leading.state_changed();
         self.changed = true;

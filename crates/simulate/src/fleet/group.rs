@@ -88,6 +88,8 @@ pub struct Group {
     written: Written,
     /// How far the leader's clock is ahead of the fleet's, in milliseconds: it was stopped.
     ahead_ms: u64,
+    /// When the last entry advanced the clock, in milliseconds of the fleet's.
+    clock_set_ms: u64,
     requests: u64,
     /// Who sends what to whom, at the leader's server.
     tracker: Tracker,
@@ -118,6 +120,7 @@ impl Group {
             contacts: Contacts::default(),
             written: Written::default(),
             ahead_ms: 0,
+            clock_set_ms: 0,
             requests: 0,
             tracker: Tracker::default(),
             held: Vec::new(),
@@ -155,6 +158,9 @@ impl Group {
         if let Err(broken) = self.state.check() {
             panic!("after {command:?}: {broken}");
         }
+        if matches!(command.body, Body::AdvanceClock { .. }) {
+            self.clock_set_ms = now_ms;
+        }
         self.log.push(command);
         if let Some(leading) = &mut self.leading {
             leading.state_changed();
@@ -188,7 +194,18 @@ impl Group {
     pub fn person(&mut self, now_ms: u64, body: Body) -> Result<Vec<Event>, Rejection> {
         self.requests += 1;
         let request = RequestId(format!("r{}", self.requests));
+        self.advance_clock(now_ms);
         self.commit(now_ms, "ana", Some(request), body)
+    }
+
+    /// Advances the clock before an entry of somebody else.
+    fn advance_clock(&mut self, now_ms: u64) {
+        let (now_ms, applied) = (now_ms + self.ahead_ms, self.log.len() as u64);
+        let Some(leading) = &mut self.leading else { return };
+        if let Some(clock) = leading.clock_due(now_ms, &self.state, applied) {
+            leading.proposed(now_ms, applied + 1, &clock);
+            let _ = self.commit(now_ms, "leader", None, clock);
+        }
     }
 
     /// Changes the leader; the observations of the old one are lost.
@@ -201,6 +218,7 @@ impl Group {
             let mut leading = Leading::new(leader, self.killed.clone());
             // Every member's ticks run, also before it leads.
             leading.tick(now_ms + self.ahead_ms);
+            leading.clock_was_set(self.clock_set_ms + self.ahead_ms);
             leading.began(now_ms + self.ahead_ms);
             leading
         });
@@ -286,6 +304,7 @@ impl Group {
 
     /// Appends reports in order. Returns which of them were accepted.
     pub fn report(&mut self, now_ms: u64, reports: Vec<Report>) -> Vec<bool> {
+        self.advance_clock(now_ms);
         let commit = |report: Report| {
             let actor = report.server.to_string();
             self.commit(now_ms, &actor, None, Body::Report { report }).is_ok()
