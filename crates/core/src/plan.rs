@@ -21,9 +21,8 @@ mod waves;
 
 /// Rounds that one plan looks ahead. 16: from a found release to the grants of its first wave.
 const LOOK_AHEAD_MAX: usize = 16;
-/// Interval of clock entries while a deadline runs, in milliseconds; how late the clock may be when
-/// an entry is written.
-pub const CLOCK_EVERY_MS: u64 = 250;
+/// Interval of clock entries while time matters and makes nothing due, in milliseconds.
+const CLOCK_EVERY_MS: u64 = 10_000;
 
 /// What the leader observes. Nothing here is replicated.
 #[derive(Debug, Clone, Default)]
@@ -74,18 +73,23 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
     let mut ahead = state.clone();
     let mut plan = Plan::default();
     let Some(leader) = &seen.leader else { return plan };
+    let command = |body| Command {
+        version: COMMAND_VERSION,
+        incarnation: state.incarnation,
+        actor: "leader".into(),
+        request: None,
+        body,
+    };
+    let elapsed_ms = if seen.killed.is_some() { 0 } else { seen.elapsed_ms };
+    let to = state.clock.plus(elapsed_ms.min(CLOCK_STEP_MS_MAX));
+    let clock = command(Body::AdvanceClock { from: state.clock, to });
+    let passed = ahead.apply(&clock).is_ok_and(|events| !events.is_empty());
     for _ in 0..LOOK_AHEAD_MAX {
         let round = plan_round(&ahead, seen, leader);
         plan.waiting = round.waiting;
         let before = plan.commands.len();
         for body in round.commands {
-            let command = Command {
-                version: COMMAND_VERSION,
-                incarnation: ahead.incarnation,
-                actor: "leader".into(),
-                request: None,
-                body,
-            };
+            let command = command(body);
             if ahead.apply(&command).is_ok() {
                 plan.commands.push(command.body);
             }
@@ -94,11 +98,12 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
             break;
         }
     }
-    let due = !plan.commands.is_empty()
-        || (seen.elapsed_ms >= CLOCK_EVERY_MS && ahead.apps.values().any(needs_time));
-    if due && seen.elapsed_ms > 0 && seen.killed.is_none() {
-        let to = state.clock.plus(seen.elapsed_ms.min(CLOCK_STEP_MS_MAX));
-        plan.commands.insert(0, Body::AdvanceClock { from: state.clock, to });
+    // The clock is written together with what it makes due.
+    let due = passed
+        || !plan.commands.is_empty()
+        || (elapsed_ms >= CLOCK_EVERY_MS && ahead.apps.values().any(needs_time));
+    if due && elapsed_ms > 0 {
+        plan.commands.insert(0, clock.body);
     }
     plan
 }

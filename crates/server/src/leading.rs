@@ -9,7 +9,6 @@ use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ServerId};
 use cohort_core::placement::{Placed, Placement, placement};
-use cohort_core::plan::CLOCK_EVERY_MS;
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
 use crate::contacts::Contacts;
@@ -22,6 +21,8 @@ pub const REPLACE_AFTER_MS: u64 = 300_000;
 /// A gap between two ticks that is longer was a pause of the whole process (stopped, or starved),
 /// in milliseconds.
 const PAUSE_MS: u64 = 5_000;
+/// How late the group clock may be when somebody else's entry is written, in milliseconds.
+const CLOCK_LATE_MS: u64 = 250;
 /// Pause between two steps of the placement of voters, in milliseconds.
 const PLACE_EVERY_MS: u64 = 200;
 
@@ -128,7 +129,7 @@ impl Leading {
         let due = self.since_ms.is_some()
             && self.planned_up_to <= applied
             && self.seen.killed.is_none()
-            && self.seen.elapsed_ms >= CLOCK_EVERY_MS;
+            && self.seen.elapsed_ms >= CLOCK_LATE_MS;
         let to = state.clock.plus(self.seen.elapsed_ms.min(CLOCK_STEP_MS_MAX));
         due.then_some(Body::AdvanceClock { from: state.clock, to })
     }
