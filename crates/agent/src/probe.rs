@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::metrics::{Offence, ReceivedFrom, Version};
 use crate::shared::Shared;
+use crate::status::group_status;
 
 /// A server that warms up is ready from this share of traffic on, in per cent: a load balancer that
 /// knows only yes and no cuts off half of the ramp at most.
@@ -89,11 +90,20 @@ async fn readyz(Context(shared): Context<Arc<Shared>>) -> (StatusCode, String) {
     (status, text)
 }
 
+/// Servers of the group that are silent to this member; 0 unless it leads.
+fn silent_servers(shared: &Shared) -> i64 {
+    let Some(handle) = shared.handle() else { return 0 };
+    let view = Arc::clone(&handle.view.borrow());
+    let silent = group_status(shared, &view, false).silent_servers().count();
+    silent.try_into().unwrap_or(i64::MAX)
+}
+
 async fn metrics(Context(shared): Context<Arc<Shared>>) -> impl IntoResponse {
     let (percent, _) = shared.readiness.now();
     let (metrics, counters) = (&shared.metrics, &shared.downloads.context().counters);
     metrics.ready.set((percent >= READY_PERCENT).into());
     metrics.build.get_or_create(&Version { version: env!("CARGO_PKG_VERSION") }).set(1);
+    metrics.servers_silent.set(silent_servers(&shared));
     // These are counted where they happen, in numbers of their own.
     let copy = |counter: &Counter, count| counter.inner().store(count, Ordering::Relaxed);
     for (kind, name) in [(SourceKind::Mirror, "mirror"), (SourceKind::Peer, "peer")] {

@@ -7,7 +7,7 @@ use cohort_core::orders::MemberAddress;
 use cohort_core::phase::{Milestone, Phase};
 use cohort_core::release::Release;
 use cohort_core::state::{ActivationStage, App, Failure};
-use cohort_core::waiting::{Waiting, WaitingOn};
+use cohort_core::waiting::WaitingOn;
 use cohort_distribute::TransferView;
 use cohort_server::contacts::Contacts;
 use cohort_wire::agent::{
@@ -35,6 +35,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             })
             .collect()
     };
+    let now = Now { view, contacts: &contacts, now_ms, linearizable };
     let servers = state.servers.iter().map(|(id, server)| {
         let contact_age_ms = contacts.of(id).map(|contact| now_ms.saturating_sub(contact.at_ms));
         let status = ServerStatus {
@@ -43,14 +44,11 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             joined: server.joined,
             member: server.member,
             contact_age_ms,
+            silent_ms: view.silent_ms(id, &contacts, now_ms),
         };
         (id.clone(), status)
     });
-    let apps = state.apps.iter().map(|(id, app)| {
-        let waiting: Vec<&Waiting> =
-            view.waiting.iter().filter(|waiting| waiting.app == *id).collect();
-        (id.clone(), app_status(view, id, app, &waiting, &contacts, linearizable, now_ms))
-    });
+    let apps = state.apps.iter().map(|(id, app)| (id.clone(), app_status(&now, id, app)));
     GroupStatus {
         version: CONTROL_VERSION,
         group: state.group.clone(),
@@ -126,16 +124,18 @@ fn releases(app: &App) -> impl Iterator<Item = &Release> {
         .chain(app.good_before.iter().rev())
 }
 
-fn app_status(
-    view: &View,
-    id: &AppId,
-    app: &App,
-    waiting: &[&Waiting],
-    contacts: &Contacts,
-    linearizable: bool,
+/// What is known at one moment.
+struct Now<'a> {
+    view: &'a View,
+    contacts: &'a Contacts,
     now_ms: u64,
-) -> AppStatus {
+    linearizable: bool,
+}
+
+fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
+    let Now { view, contacts, now_ms, linearizable } = *now;
     let clock = view.clock(now_ms);
+    let unreachable_after = app.policy_in_force().update.unreachable_after;
     let (since, reason, wave, wave_servers) = match &app.phase {
         Phase::Empty => (ClockMs(0), None, 0, Vec::new()),
         Phase::Running { since } => (*since, None, 0, Vec::new()),
@@ -157,6 +157,7 @@ fn app_status(
         let status = ServerAppStatus {
             running: here.running.as_ref().map(|release| release.version.clone()),
             in_service: here.in_service,
+            silent: view.is_silent(server, contacts, now_ms, unreachable_after.ms),
             unfit: here.unfit.clone(),
             holds_target: target.is_some_and(|release| here.has(&release.artifact)),
             activation: here.activation.as_ref().map(|activation| stage(&activation.stage)),
@@ -165,8 +166,8 @@ fn app_status(
         };
         (server.clone(), status)
     });
-    let mut waiting: Vec<WaitingStatus> = waiting
-        .iter()
+    let of_it = view.waiting.iter().filter(|waiting| waiting.app == *id);
+    let mut waiting: Vec<WaitingStatus> = of_it
         .map(|waiting| WaitingStatus { on: waiting.on.clone(), for_ms: clock.since(waiting.since) })
         .collect();
     if !linearizable {

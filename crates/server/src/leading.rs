@@ -109,6 +109,13 @@ impl Leading {
         }
     }
 
+    /// Since when this member has listened as the leader, on its monotonic clock, in milliseconds:
+    /// longer silence of a server is not known here. None while it does not lead.
+    #[must_use]
+    pub fn listens_since_ms(&self) -> Option<u64> {
+        self.since_ms.map(|since_ms| since_ms.max(self.awake_since_ms))
+    }
+
     /// Up to where the group clock has been advanced, on this member's monotonic clock.
     #[must_use]
     pub fn clock_mark_ms(&self) -> Option<u64> {
@@ -204,8 +211,7 @@ impl Leading {
         self.stale = false;
         self.planned_ms = Some(now_ms);
         self.seen.elapsed_ms = self.clock_behind_ms(now_ms);
-        let since_ms = self.since_ms.unwrap_or(now_ms).max(self.awake_since_ms);
-        self.seen.leading_for_ms = now_ms - since_ms;
+        self.seen.leading_for_ms = now_ms - self.listens_since_ms().unwrap_or(now_ms);
         self.seen.contact_age_ms = contacts.ages_ms(now_ms);
         self.seen.doing = contacts.steps();
         plan(state, &self.seen)
@@ -244,7 +250,7 @@ impl Leading {
     /// The servers that have been silent for long enough to be replaced. Silence counts from the
     /// beginning of this leadership: what other members heard before is not known here.
     fn silent(&self, now_ms: u64, state: &State, contacts: &Contacts) -> BTreeSet<ServerId> {
-        let since_ms = self.since_ms.unwrap_or(now_ms).max(self.awake_since_ms);
+        let since_ms = self.listens_since_ms().unwrap_or(now_ms);
         let silent = |server: &&ServerId| {
             let heard_ms = contacts.of(server).map_or(0, |contact| contact.at_ms);
             now_ms >= heard_ms.max(since_ms) + self.replace_after_ms

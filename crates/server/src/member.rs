@@ -42,6 +42,9 @@ const READ_LOST_MS: u64 = 500;
 /// How long a read may take in all, in milliseconds: longer than an election, so that it survives
 /// a change of leader.
 pub const READ_MS_MAX: u64 = 1_500;
+/// A new leader has heard from every server that lives after this long, in milliseconds: agents ask
+/// every two seconds, and members pass that on within one.
+const UNHEARD_MS: u64 = 6_000;
 /// How long a transfer of leadership may take, in milliseconds.
 const TRANSFER_MS_MAX: u64 = 3_000;
 
@@ -217,6 +220,8 @@ pub struct View {
     pub killed: Option<String>,
     /// Up to where the group clock has been advanced, on the member's monotonic clock.
     pub clock_mark_ms: Option<u64>,
+    /// Since when it has listened as the leader, on its monotonic clock; none on other members.
+    pub listens_since_ms: Option<u64>,
 }
 
 impl View {
@@ -232,6 +237,31 @@ impl View {
     #[must_use]
     pub fn leader(&self) -> Option<&ServerId> {
         self.state.server_of(MemberId(self.raft.leader?.0))
+    }
+
+    /// For how long a server has certainly asked no member for its orders, in milliseconds; none on
+    /// members that do not lead. Before the leader listened, the server may have asked another one.
+    #[must_use]
+    pub fn silent_ms(&self, server: &ServerId, contacts: &Contacts, now_ms: u64) -> Option<u64> {
+        let heard_ms = contacts.of(server).map_or(0, |contact| contact.at_ms);
+        let since_ms = self.listens_since_ms?.max(heard_ms);
+        Some(if self.leader() == Some(server) { 0 } else { now_ms.saturating_sub(since_ms) })
+    }
+
+    /// Whether a server is silent: it has asked no member for `after_ms`; or, since this member
+    /// leads, not once in the time in which all that live have. False on members that do not lead.
+    #[must_use]
+    pub fn is_silent(
+        &self,
+        server: &ServerId,
+        contacts: &Contacts,
+        now_ms: u64,
+        after_ms: u64,
+    ) -> bool {
+        let heard_ms = contacts.of(server).map(|contact| contact.at_ms);
+        let limit_ms =
+            if heard_ms < self.listens_since_ms { after_ms.min(UNHEARD_MS) } else { after_ms };
+        self.silent_ms(server, contacts, now_ms).is_some_and(|silent_ms| silent_ms > limit_ms)
     }
 
     /// Whether this member leads and has committed in its term.
@@ -375,6 +405,7 @@ impl<S: LogStore> Member<S> {
             refusals: self.leading.refusals().to_vec(),
             killed: self.leading.why_killed().map(str::to_owned),
             clock_mark_ms: self.leading.clock_mark_ms(),
+            listens_since_ms: self.leading.listens_since_ms(),
         }
     }
 

@@ -336,6 +336,27 @@ fn a_number_that_was_never_used_is_granted_to_its_own_server_only() {
 }
 
 #[test]
+fn a_server_is_silent_that_has_not_asked_for_long_or_never_under_this_leader() {
+    let (group, leader) = Group::led(3);
+    let view = &group.views[&leader];
+    let since_ms = view.listens_since_ms.expect("it leads");
+    let mut contacts = Contacts::default();
+    let other = server(group.follower());
+    let silent =
+        |contacts: &Contacts, ms: u64| view.is_silent(&other, contacts, since_ms + ms, 30_000);
+    assert!(!silent(&contacts, 5_000), "it may be about to ask");
+    assert!(silent(&contacts, 7_000), "it would have asked");
+    contacts.heard(since_ms - 1, &other, 0, BTreeMap::new());
+    assert!(silent(&contacts, 7_000), "what was before this leadership proves nothing");
+    contacts.heard(since_ms + 6_500, &other, 0, BTreeMap::new());
+    assert!(!silent(&contacts, 36_500));
+    assert!(silent(&contacts, 36_501));
+    assert!(!view.is_silent(&server(leader), &contacts, since_ms + 90_000, 30_000));
+    let follower = &group.views[&group.follower()];
+    assert_eq!(follower.silent_ms(&other, &contacts, since_ms + 90_000), None, "it cannot know");
+}
+
+#[test]
 fn leadership_is_transferred_to_the_member_that_was_named() {
     let (mut group, leader) = Group::led(3);
     let to = group.follower();

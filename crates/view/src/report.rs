@@ -16,6 +16,9 @@ use crate::hint::Hint;
 use crate::waiting::{is_idle, sentence};
 use crate::words;
 
+/// Silent servers that are named in one sentence.
+const SILENT_NAMED_MAX: usize = 5;
+
 /// What the groups and the hub answered: what a report is made of.
 #[derive(Debug, Clone)]
 pub struct Picture {
@@ -132,8 +135,11 @@ pub struct AppReport {
     pub servers: usize,
     /// Servers that run what the group is going to, or settled on.
     pub updated: usize,
+    /// Servers that serve: they said so, and have been heard from since.
     /// Servers that take traffic.
     pub in_service: usize,
+    /// Servers that are silent: nobody knows whether they serve.
+    pub unknown: usize,
     /// How long it has been in this state, in milliseconds.
     pub for_ms: u64,
     /// Why it is not healthy; empty when it is.
@@ -233,6 +239,8 @@ fn problems(
     for app in expected.iter().filter(|app| !status.apps.contains_key(*app)) {
         problem(format!("app {app} has not reached the group yet"), Vec::new());
     }
+    problems.extend(silence(status));
+    let mut problem = |sentence, hints| problems.push(Problem { sentence, hints });
     let missing = || joined.iter().filter(|server| !status.servers.contains_key(*server));
     if let Some(first) = missing().next() {
         let remove = Command::GroupRemoveServer { group: group.clone(), server: first.clone() };
@@ -247,13 +255,43 @@ fn problems(
     problems
 }
 
+/// Servers that nobody hears from, and what that means for the group.
+fn silence(status: &GroupStatus) -> Option<Problem> {
+    let silent: Vec<&ServerId> = status.silent_servers().collect();
+    let first = *silent.first()?;
+    let longest = silent.iter().filter_map(|server| status.servers[*server].silent_ms).max();
+    let shown = silent.iter().take(SILENT_NAMED_MAX);
+    let mut sentence = format!(
+        "no contact with {} for {}: unknown whether {}",
+        names(shown, silent.len() as u64),
+        brief(longest.unwrap_or(0)),
+        if silent.len() == 1 { "it serves" } else { "they serve" },
+    );
+    let voters = status.voters.len();
+    let left = status.voters.iter().filter(|voter| !silent.contains(&&voter.server)).count();
+    if left < voters {
+        let means = match left.saturating_sub(voters / 2 + 1) {
+            0 => "with one less the group decides nothing".to_owned(),
+            spare => format!("the group bears the loss of {spare} more"),
+        };
+        sentence.push_str(&format!("; {left} of {voters} voters left, {means}"));
+    }
+    let remove = Command::GroupRemoveServer { group: status.group.clone(), server: first.clone() };
+    let hints = vec![
+        format!("start the agent on {first}, or check its network").into(),
+        Hint::run_to("if it is lost permanently", remove),
+    ];
+    Some(Problem { sentence, hints })
+}
+
 impl AppReport {
     /// `age_ms`: how long the registry has known it in this state.
     fn of(app: &AppStatus, group: &GroupStatus, age_ms: u64) -> Self {
         let wanted = wanted(app);
         let on_it = |here: &&ServerAppStatus| here.running.as_ref() == wanted;
         let updated = app.servers.values().filter(on_it).count();
-        let in_service = app.servers.values().filter(|here| here.in_service).count();
+        let in_service = app.servers.values().filter(|here| serves(here)).count();
+        let unknown = app.servers.values().filter(|here| here.silent).count();
         let reason = unhealthy_because(app, group);
         let waiting = app.waiting.iter().filter(|waiting| !is_idle(&waiting.on));
         AppReport {
@@ -265,6 +303,7 @@ impl AppReport {
             servers: group.servers.len(),
             updated: if wanted.is_some() { updated } else { 0 },
             in_service,
+            unknown,
             for_ms: group.clock.since(app.since).max(age_ms),
             reason,
             waiting: waiting.map(|waiting| sentence(&waiting.on)).collect(),
@@ -301,6 +340,7 @@ fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
     for server in group.servers.keys() {
         let problem = match app.servers.get(server) {
             None => Some("has not reported yet".to_owned()),
+            Some(here) if here.silent => Some("is silent".to_owned()),
             Some(here) => server_problem(here, app.last_good.as_ref()),
         };
         if let Some(problem) = problem {
@@ -328,8 +368,16 @@ pub(crate) fn runs(here: &ServerAppStatus) -> String {
     here.running.as_ref().map_or_else(|| "runs nothing".to_owned(), |it| format!("runs {it}"))
 }
 
+/// Whether a server takes traffic, as far as anybody can know.
+pub(crate) fn serves(here: &ServerAppStatus) -> bool {
+    here.in_service && !here.silent
+}
+
 /// Whether it serves, and why not.
 pub(crate) fn traffic(here: &ServerAppStatus) -> String {
+    if here.silent {
+        return "unknown whether it serves".to_owned();
+    }
     match (here.in_service, &here.unfit) {
         (true, _) => "serving".to_owned(),
         (false, None) => "not serving".to_owned(),

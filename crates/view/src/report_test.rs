@@ -39,6 +39,30 @@ fn a_settled_group_is_healthy() {
 }
 
 #[test]
+fn what_a_silent_server_does_is_unknown_and_people_are_told() {
+    let mut status = settled();
+    for (name, silent_ms) in [("web-2", 40_000), ("web-3", 103_000)] {
+        let here = status.apps.get_mut(&app()).unwrap().servers.get_mut(&server(name)).unwrap();
+        here.silent = true;
+        status.servers.get_mut(&server(name)).unwrap().silent_ms = Some(silent_ms);
+    }
+    let judged = judged(&status);
+    assert_eq!((judged.in_service, judged.unknown, judged.healthy), (1, 2, false));
+    let report = report([status]);
+    assert!(!report.healthy && !report.settled_on(None, Some(&version("1.0.0"))));
+    let [problem] = &report.groups[0].problems[..] else { panic!("{:?}", report.groups) };
+    for said in ["web-2, web-3", "1m 43s", "1 of 3 voters"] {
+        assert!(problem.sentence.contains(said), "{}", problem.sentence);
+    }
+    let remove = Command::GroupRemoveServer {
+        group: GroupId::new("intel.zone-a").unwrap(),
+        server: server("web-2"),
+    };
+    let offers = |hint: &Hint| matches!(hint, Hint::Run(_, command) if *command == remove);
+    assert!(problem.hints.iter().any(offers), "{:?}", problem.hints);
+}
+
+#[test]
 fn everything_that_is_wrong_makes_it_unhealthy_and_is_named() {
     let rolling = judged(&rolling());
     assert_eq!((rolling.healthy, rolling.updated), (false, 2));

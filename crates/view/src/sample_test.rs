@@ -37,6 +37,7 @@ pub(crate) fn fine(running: &str) -> ServerAppStatus {
     ServerAppStatus {
         running: Some(version(running)),
         in_service: true,
+        silent: false,
         unfit: None,
         holds_target: true,
         activation: None,
@@ -56,6 +57,7 @@ pub(crate) fn settled() -> GroupStatus {
             joined: index as u64,
             member: Some(MemberId(index as u64 + 1)),
             contact_age_ms: Some(400),
+            silent_ms: Some(400),
         };
         (server(name), status)
     });

@@ -9,7 +9,7 @@ use cohort_wire::agent::{
 use crate::command::Command;
 use crate::doing::detail;
 use crate::figures::brief;
-use crate::report::{AppReport, FleetReport, GroupReport, wanted, went_back};
+use crate::report::{AppReport, FleetReport, GroupReport, serves, wanted, went_back};
 use crate::table::{Look, Tone, cell, render, table, toned};
 use crate::transfer;
 use crate::waiting::sentence;
@@ -138,10 +138,12 @@ fn tone_of(healthy: bool) -> Tone {
     if healthy { Tone::Good } else { Tone::Bad }
 }
 
-/// Such as `3/10 ###>......`: `#` updated, `>` being changed, `x` failed or in debt, `.` pending.
+/// Such as `3/10 ###>......`: `#` updated, `>` being changed, `x` failed or in debt, `?` silent,
+/// `.` pending.
 fn progress(app: &AppStatus, group: &GroupStatus, report: &AppReport) -> String {
     let numbers = format!("{}/{}", report.updated, report.servers);
-    if report.updated == report.servers || report.servers > STRIP_SERVERS_MAX {
+    let all = report.updated == report.servers && report.unknown == 0;
+    if all || report.servers > STRIP_SERVERS_MAX {
         return numbers;
     }
     let goal = wanted(app);
@@ -155,7 +157,9 @@ fn mark(here: Option<&ServerAppStatus>, goal: Option<&cohort_core::ids::Version>
         here.activation,
         Some(ActivationStatus::Failed { .. } | ActivationStatus::Undone { .. })
     );
-    if failed || here.debt.is_some() {
+    if here.silent {
+        '?'
+    } else if failed || here.debt.is_some() {
         'x'
     } else if here.activation.is_some() {
         '>'
@@ -250,13 +254,24 @@ fn servers(app: &AppStatus, status: &GroupStatus, look: Look) -> String {
     for (id, server) in &status.servers {
         let here = app.servers.get(id);
         let heard = server.contact_age_ms.map_or_else(|| "-".to_owned(), brief);
-        let serving = here.is_some_and(|here| here.in_service);
+        let serving = here.is_some_and(serves);
+        let silent = here.is_some_and(|here| here.silent);
         rows.add_row([
             cell(id),
             cell(member_text(id, status)),
             cell(heard),
             cell(version(here.and_then(|here| here.running.as_ref()))),
-            toned(look, tone_of(serving), if serving { "yes" } else { "no" }),
+            toned(
+                look,
+                tone_of(serving),
+                if silent {
+                    "unknown"
+                } else if serving {
+                    "yes"
+                } else {
+                    "no"
+                },
+            ),
             cell(here.and_then(step).unwrap_or_else(|| "-".to_owned())),
             cell(here.map_or_else(|| "has not reported yet".to_owned(), note_text)),
         ]);

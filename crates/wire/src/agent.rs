@@ -263,6 +263,18 @@ pub struct ServerStatus {
     pub member: Option<MemberId>,
     /// How long ago it asked for its orders, as the leader knows, in milliseconds.
     pub contact_age_ms: Option<u64>,
+    /// For how long it has certainly asked no member, in milliseconds; none if no leader answers.
+    pub silent_ms: Option<u64>,
+}
+
+impl GroupStatus {
+    /// The servers that are silent for one of their apps: nobody knows whether they serve.
+    pub fn silent_servers(&self) -> impl Iterator<Item = &ServerId> {
+        self.servers.keys().filter(|server| {
+            let mut here = self.apps.values().filter_map(|app| app.servers.get(*server));
+            here.any(|here| here.silent)
+        })
+    }
 }
 
 /// An app in the group.
@@ -310,8 +322,11 @@ pub struct FailureStatus {
 pub struct ServerAppStatus {
     /// The release that runs.
     pub running: Option<Version>,
-    /// Whether it takes traffic.
+    /// Whether it takes traffic, by its last report.
     pub in_service: bool,
+    /// Whether it has asked no member for longer than `unreachable_after`: nobody knows whether it
+    /// still serves, and all that is said here of it is old.
+    pub silent: bool,
     /// Why it takes no traffic; none if it does, or before it has run anything.
     pub unfit: Option<Unfit>,
     /// Whether it has all the bytes of the release that is rolled out.

@@ -191,6 +191,7 @@ fn group_status() {
     let on_server = |activation| ServerAppStatus {
         running: Some("1.1.0".parse().unwrap()),
         in_service: true,
+        silent: false,
         unfit: None,
         holds_target: true,
         activation,
@@ -228,6 +229,7 @@ fn group_status() {
         joined: 1,
         member: Some(MemberId(1)),
         contact_age_ms: Some(150),
+        silent_ms: Some(150),
     };
     let status = GroupStatus {
         version: CONTROL_VERSION,
