@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cohort_artifact::client::ClientLimits;
-use cohort_artifact::{Delta, DeltaMaker, FileHashes, hash_file, pack_folder};
+use cohort_artifact::{Delta, DeltaMaker, UnitHashes, hash_file, pack_folder};
 use cohort_core::ids::Digest;
 use cohort_core::orders::{AppOrders, FetchOrder, Source};
 use cohort_core::release::{Release, Rollback};
@@ -20,7 +20,7 @@ use super::{Deltas, Way};
 
 struct Artifact {
     bytes: Vec<u8>,
-    hashes: FileHashes,
+    hashes: UnitHashes,
 }
 
 /// A server with nothing on its disk, two releases and the delta between them.
@@ -60,23 +60,23 @@ impl Lab {
         };
         let (old, new) = (pack("old", 1), pack("new", 2));
         let whole = hash_file(&new).unwrap();
-        let maker = DeltaMaker::new(&new, &whole.root, whole.length, folder.path());
+        let maker = DeltaMaker::new(&new, whole.root(), whole.length(), folder.path());
         let maker = maker.unwrap().unwrap();
         let file = File::options().read(true).write(true).create_new(true).open(at("delta"));
         let made = maker.delta_from(&old, &file.unwrap()).unwrap().unwrap();
         let (old, blob) = (artifact(&old), artifact(&at("delta")));
         let delta = Delta {
-            from: old.hashes.root.clone(),
-            method: made.method,
-            length: made.hashes.length,
-            root: made.hashes.root,
+            from: old.hashes.root().clone(),
+            method: maker.method().to_string(),
+            length: made.length(),
+            root: made.root().clone(),
         };
         let release = Release {
             version: "2.0.0".parse().unwrap(),
             platform: "linux".parse().unwrap(),
-            artifact: whole.root,
+            artifact: whole.root().clone(),
             manifest: "0".repeat(64).parse().unwrap(),
-            length: whole.length,
+            length: whole.length(),
             rollback: Rollback::Revert,
         };
         let store = ArtifactStore::open(at("artifacts")).unwrap();
@@ -95,9 +95,9 @@ impl Lab {
     }
 
     fn hold(&self, artifact: &Artifact) {
-        let FileHashes { length, root, units } = &artifact.hashes;
-        let claim = self.store.claim(root, *length).unwrap();
-        let part = claim.begin(claim.put_hashes(&units.to_bytes()).unwrap(), 0).unwrap();
+        let hashes = &artifact.hashes;
+        let claim = self.store.claim(hashes.root(), hashes.length()).unwrap();
+        let part = claim.begin(claim.put_hashes(&hashes.to_bytes()).unwrap(), 0).unwrap();
         for (index, unit) in (0..).zip(artifact.bytes.chunks(65_536)) {
             part.write(index, unit).unwrap();
         }
@@ -178,7 +178,7 @@ async fn a_delta_that_fails_leads_to_the_whole_and_is_not_tried_again() {
     let mut lab = Lab::new();
     lab.hold(&lab.old);
     // Signed, and yet no delta.
-    let odd = Delta { root: lab.old.hashes.root.clone(), length: 10, ..lab.delta.clone() };
+    let odd = Delta { root: lab.old.hashes.root().clone(), length: 10, ..lab.delta.clone() };
     lab.choose(&[], &[odd.clone(), lab.delta.clone()]).await;
     let whole = Some(lab.release.artifact.clone());
     assert_eq!(lab.ordered(&["b"]), Some(odd.root));

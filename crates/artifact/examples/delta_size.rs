@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use cohort_artifact::{DeltaInput, DeltaMaker, Method, apply_delta, hash_file, pack_folder};
+use cohort_artifact::{DeltaInput, DeltaMaker, apply_delta, hash_file, pack_folder};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
@@ -23,23 +23,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     let new = artifact(new, &scratch.path().join("new"))?;
     let whole = hash_file(&new)?;
     let begun = Instant::now();
-    let maker = DeltaMaker::new(&new, &whole.root, whole.length, scratch.path())?
+    let maker = DeltaMaker::new(&new, whole.root(), whole.length(), scratch.path())?
         .ok_or("the new artifact is compressed in a way that servers cannot repeat")?;
     let path = scratch.path().join("delta");
     let file = File::options().read(true).write(true).create_new(true).open(&path)?;
     let made = maker.delta_from(&old, &file)?;
     let make_s = begun.elapsed().as_secs_f64();
     let Some(made) = made else {
-        println!("{{\"whole_bytes\": {}, \"delta_bytes\": null}}", whole.length);
+        println!("{{\"whole_bytes\": {}, \"delta_bytes\": null}}", whole.length());
         return Ok(());
     };
     let begun = Instant::now();
     let input = DeltaInput {
         base: &old,
         delta: &File::open(&path)?,
-        method: Method::known(&made.method).ok_or("a method of our own")?,
-        root: &whole.root,
-        length: whole.length,
+        method: maker.method(),
+        root: whole.root(),
+        length: whole.length(),
         scratch: scratch.path(),
         scratch_bytes_max: u64::MAX,
         stopped: &|| false,
@@ -48,11 +48,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!(
         "{{\"whole_bytes\": {}, \"delta_bytes\": {}, \"wan_reduction\": {:.2}, \
          \"make_s\": {make_s:.2}, \"apply_s\": {:.2}, \"method\": \"{}\"}}",
-        whole.length,
-        made.hashes.length,
-        whole.length as f64 / made.hashes.length as f64,
+        whole.length(),
+        made.length(),
+        whole.length() as f64 / made.length() as f64,
         begun.elapsed().as_secs_f64(),
-        made.method
+        maker.method()
     );
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::manifest::{ManifestError, parse_schema, to_json};
 /// Longest channel file; a full one is under 512 bytes.
 pub(crate) const CHANNEL_BYTES_MAX: u64 = 4 << 10;
 
-const CHANNEL_SCHEMA: u32 = 1;
+pub(crate) const CHANNEL_SCHEMA: u32 = 1;
 
 /// Content of a channel file. Unknown fields are refused, as in a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,6 @@ pub struct ChannelPointer {
     pub schema: u32,
     pub app: AppId,
     pub channel: Channel,
-    /// The version that it names.
     pub version: Version,
     /// Increases by one every time the channel is set, also when the version goes back.
     pub serial: u64,
@@ -28,16 +27,6 @@ pub struct ChannelPointer {
 }
 
 impl ChannelPointer {
-    pub(crate) fn new(
-        app: AppId,
-        channel: Channel,
-        version: Version,
-        serial: u64,
-        set_at: Timestamp,
-    ) -> Self {
-        Self { schema: CHANNEL_SCHEMA, app, channel, version, serial, set_at }
-    }
-
     /// Reads a channel file.
     ///
     /// # Errors

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cohort_core::ids::{AppId, Platform, Version};
 use jiff::{SignedDuration, Timestamp};
-use tough::schema::Target;
+use tough::schema::{RoleType as Role, Target};
 
 use crate::digest::sha256;
 use crate::manifest::{Manifest, ManifestError};
 use crate::metadata_transport::SMALL_METADATA_BYTES_MAX;
-use crate::trust_error::{Role, TrustError, TrustErrorKind, cause};
+use crate::trust_error::{TrustError, TrustErrorKind, cause};
 use crate::trust_state::State;
-use crate::verified::{Verified, VerifiedManifest};
+use crate::verified::VerifiedManifest;
 
 /// How far a clock may step back: more than NTP corrects at once, less than matters to signatures
 /// that last for weeks.
@@ -51,7 +51,7 @@ pub(crate) fn check_manifest(
     same("app", app, &manifest.app)?;
     same("version", version, &manifest.version)?;
     same("platform", platform, &manifest.platform)?;
-    Ok(Verified::of(manifest, bytes))
+    Ok(VerifiedManifest::of(manifest, bytes))
 }
 
 pub(crate) fn same<T: PartialEq + fmt::Display>(

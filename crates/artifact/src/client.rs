@@ -76,8 +76,8 @@ pub struct ClientLimits {
 }
 
 impl Default for ClientLimits {
-    /// For signed metadata: a connection across the world takes under a second; a file has 16 MiB
-    /// at most; whoever waits has other mirrors.
+    /// For signed metadata: a connection across the world takes under a second, a file has at most
+    /// 16 MiB, and callers have other mirrors.
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),

@@ -1,15 +1,27 @@
 //! A publisher that dies between any two steps.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::client::ClientLimits;
+use crate::steps::Faults;
 use crate::{
     Keys, Lifetimes, Mirror, PublishRequest, Repository, TrustOptions, TrustedRepository,
     UnitHashes, blob_path, units_path,
 };
+
+impl Faults {
+    pub(crate) fn point(&self) -> io::Result<()> {
+        let Some(left) = &self.points_left else { return Ok(()) };
+        match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(io::Error::other("the test let the publisher die here")),
+        }
+    }
+}
 
 struct Fixture {
     folder: tempfile::TempDir,
@@ -59,14 +71,13 @@ impl Fixture {
 async fn consistent_version(reader: &TrustedRepository, dir: &Path) -> String {
     let (app, channel) = ("web".parse().unwrap(), "stable".parse().unwrap());
     let platform = "linux/amd64".parse().unwrap();
-    let offer = reader.latest(&app, &channel, &platform).await.unwrap();
-    let manifest = &offer.manifest;
+    let manifest = reader.latest(&app, &channel, &platform).await.unwrap();
     let bytes = fs::read(dir.join(blob_path(&manifest.root))).unwrap();
     assert_eq!(bytes.len() as u64, manifest.length);
     let units = fs::read(dir.join(units_path(&manifest.root))).unwrap();
-    let units = UnitHashes::parse(&units, manifest).unwrap();
+    let units = UnitHashes::parse_for(&units, &manifest.root, manifest.length).unwrap();
     assert!(units.verified_units(&mut bytes.as_slice()).unwrap().into_iter().all(|right| right));
-    offer.version.to_string()
+    manifest.version.to_string()
 }
 
 fn unfinished_below(folder: &Path) -> usize {

@@ -1,4 +1,4 @@
-//! Conversions between [`Digest`] (text, as it stands in manifests and logs) and BLAKE3 hashes.
+//! Digests as text, as they stand in manifests and logs.
 
 use aws_lc_rs::digest::{SHA256, digest as sha_digest};
 use cohort_core::ids::Digest;
@@ -14,13 +14,6 @@ pub fn digest_of(hash: &blake3::Hash) -> Digest {
 #[must_use]
 pub fn digest_of_bytes(bytes: &[u8]) -> Digest {
     digest_of(&blake3::hash(bytes))
-}
-
-/// The BLAKE3 hash that a digest stands for.
-#[must_use]
-pub fn hash_of(digest: &Digest) -> blake3::Hash {
-    blake3::Hash::from_hex(digest.as_str().as_bytes())
-        .expect("a digest is 64 hexadecimal digits: checked when it was parsed")
 }
 
 /// SHA-256 of some bytes in memory, as TUF metadata carries it.

@@ -21,24 +21,18 @@ const PEM_TAG: &str = "PRIVATE KEY";
 /// Why a key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The file cannot be read or written.
     #[error("cannot use key file {}", path.display())]
     Io {
-        /// The file or folder.
         path: PathBuf,
-        /// Error of the disk.
         #[source]
         source: io::Error,
     },
     #[error("key file {} exists already: keys are never overwritten", path.display())]
     Exists { path: PathBuf },
-    /// Users other than the owner may read it.
     #[error("key file {} is readable by others (mode {mode:o}); run: chmod 600", path.display())]
     Exposed { path: PathBuf, mode: u32 },
-    /// Not a key of the expected form.
     #[error("key file {} is not an Ed25519 key in PKCS#8 PEM", path.display())]
     Malformed { path: PathBuf },
-    /// No randomness for a new key.
     #[error("cannot generate a key: the system has no randomness")]
     Generate,
 }

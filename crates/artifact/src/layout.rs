@@ -14,17 +14,11 @@ pub(crate) const TARGETS_DIR: &str = "targets";
 pub(crate) const BLOBS_DIR: &str = "blobs";
 pub(crate) const SETTINGS_FILE: &str = "repository.json";
 
-/// A platform as one component of a path: `linux/amd64` becomes `linux~amd64`.
-///
-/// Unambiguous, because a platform cannot contain `~`, and needs no escape in a URL.
-fn platform_component(platform: &Platform) -> String {
-    platform.as_str().replace('/', "~")
-}
-
-/// The name of the TUF target that is the manifest of one release for one platform.
+/// The name of the TUF target that is the manifest of one release for one platform: `linux/amd64`
+/// becomes `linux~amd64`, which needs no escape in a URL, and which no platform can contain.
 #[must_use]
 pub fn manifest_target(app: &AppId, version: &Version, platform: &Platform) -> String {
-    format!("apps/{app}/{version}/{}/manifest.json", platform_component(platform))
+    format!("apps/{app}/{version}/{}/manifest.json", platform.as_str().replace('/', "~"))
 }
 
 /// The name of the TUF target that is one channel of an app.

@@ -2,8 +2,9 @@
 //!
 //! A **repository** is a plain TUF repository (`metadata/`, `targets/`) with the artifacts' bytes
 //! beside it (`blobs/`); any static HTTP server can be a mirror of it. A signed target is never an
-//! artifact but its small [`Manifest`], which covers the artifact's bytes by their BLAKE3 root and
-//! by one hash per unit of 64 KiB. A **channel** is a signed target as well: it names a version.
+//! artifact but its small [`Manifest`], which covers the artifact's bytes by their BLAKE3 root; the
+//! hashes of its units (64 KiB each) merge into that root. A **channel** is a signed target as well:
+//! it names a version.
 //!
 //! **What it is.** The repository on both sides: publishing ([`Repository`], or [`WorkingCopy`]
 //! here and [`Repository::receive`] there), reading without trusting mirrors or peers
@@ -48,25 +49,26 @@ pub use channel::ChannelPointer;
 pub use client::Mirror;
 pub use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
 pub use cohort_core::release::Rollback;
-pub use delta::{DeltaError, DeltaInput, DeltaMaker, MadeDelta, Method, apply_delta};
-pub use digest::{digest_of, digest_of_bytes, hash_of};
+pub use delta::{DeltaError, DeltaInput, DeltaMaker, Method, apply_delta};
+pub use digest::{digest_of, digest_of_bytes};
 pub use keys::{KeyError, Keys, SigningKey};
 pub use layout::{blob_path, channel_target, manifest_target, units_path};
 pub use lifetimes::{Expiries, Lifetimes};
 pub use manifest::{
     ARTIFACT_BYTES_MAX, Delta, ENTRIES_MAX, Format, MANIFEST_BYTES_MAX, MANIFEST_SCHEMA, Manifest,
-    ManifestError, Protocols, UNIT_BYTES, UNPACKED_BYTES_MAX, UnitsReference, parse_rollback,
+    ManifestError, Protocols, UNIT_BYTES, UNPACKED_BYTES_MAX, parse_rollback,
 };
 pub use pack::{Inspection, PackError, inspect_tarball, pack_folder};
 pub use package_file::{PACKAGE_FILE, PackageFile, PackageFileError};
 pub use publish::{DeltaTried, PublishRequest, Published, Told};
 pub use publish_deltas::NoDelta;
-pub use repository::{ReleaseName, Repository, RepositoryError};
+pub use repository::{Repository, RepositoryError};
 pub use repository_file::{RepositoryFile, is_plain_name, repository_files};
-pub use trust::{Refreshed, Refusal, TrustOptions, TrustedRepository};
-pub use trust_error::{Role, SharedCause, TrustError, TrustErrorKind};
-pub use units::{FileHashes, UnitError, UnitHasher, UnitHashes, hash_file};
-pub use verified::{ReleaseOffer, Verified, VerifiedManifest};
+pub use tough::schema::RoleType as Role;
+pub use trust::{TrustOptions, TrustedRepository};
+pub use trust_error::{SharedCause, TrustError, TrustErrorKind};
+pub use units::{UnitError, UnitHasher, UnitHashes, hash_file, root_of_units};
+pub use verified::VerifiedManifest;
 pub use working_copy::WorkingCopy;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use jiff::Timestamp as Time;
 use serde::{Deserialize, Serialize};
 
-use crate::trust_error::Role;
+use tough::schema::RoleType as Role;
 
 const DAY_S: u64 = 86_400;
 

@@ -8,12 +8,10 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::layout::units_path;
-
 /// The schema version that this program writes, and the newest that it reads.
 pub const MANIFEST_SCHEMA: u32 = 1;
 
-/// Length of a unit in bytes: what is verified, leased, and passed on as a whole.
+/// Length of a unit in bytes: what is verified, leased, and forwarded as a whole.
 ///
 /// 64 KiB measured best of 64 KiB, 256 KiB, 1 MiB and 4 MiB, and is a complete BLAKE3 subtree
 /// (64 chunks of 1 KiB), so that unit hashes merge into the root.
@@ -51,11 +49,8 @@ pub struct Manifest {
     /// Schema version; [`MANIFEST_SCHEMA`]. First in the file.
     pub schema: u32,
     pub app: AppId,
-    /// The version of the release.
     pub version: Version,
-    /// The platform that the artifact is made for.
     pub platform: Platform,
-    /// How the artifact is packed.
     pub format: Format,
     /// Length of the artifact in bytes, from 1 to [`ARTIFACT_BYTES_MAX`].
     pub length: u64,
@@ -63,19 +58,16 @@ pub struct Manifest {
     pub root: Digest,
     /// Length of a unit in bytes; always [`UNIT_BYTES`] in schema 1.
     pub unit_bytes: u32,
-    /// The file of unit hashes.
-    pub units: UnitsReference,
     /// Bytes of all files in the artifact when unpacked: checked against free space beforehand.
     pub unpacked_bytes: u64,
     /// Files, folders and links in the artifact.
     pub entries: u32,
-    /// Ways to build the artifact from an older one; a reader passes over those it cannot go.
+    /// Ways to build the artifact from an older one; a reader ignores those that it cannot use.
     pub deltas: Vec<Delta>,
     /// Protocols and formats that the release reads and writes.
     pub protocols: Protocols,
     /// Names of schemas (of databases, of messages) that the release needs.
     pub schemas: BTreeSet<String>,
-    /// Whether the release can be rolled back.
     pub rollback: Rollback,
     /// When it was published, in whole seconds of UTC.
     pub created_at: Timestamp,
@@ -86,24 +78,10 @@ pub struct Manifest {
 pub enum Format {
     #[serde(rename = "tar")]
     Tar,
-    /// A tar archive compressed by gzip.
     #[serde(rename = "tar.gz")]
     TarGz,
-    /// A tar archive compressed by zstd.
     #[serde(rename = "tar.zst")]
     TarZst,
-}
-
-/// The file of unit hashes that belongs to an artifact.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct UnitsReference {
-    /// Its name, relative to the base of the repository; always `blobs/<root>.units`.
-    pub name: String,
-    /// Its length in bytes: 32 per unit.
-    pub length: u64,
-    /// BLAKE3 over its bytes.
-    pub blake3: Digest,
 }
 
 /// One way to build this artifact from an older one.
@@ -114,7 +92,6 @@ pub struct Delta {
     pub from: Digest,
     /// How it is applied; see [`crate::Method`].
     pub method: String,
-    /// Length of the delta in bytes.
     pub length: u64,
     /// BLAKE3 root of the delta; its bytes lie at `blobs/<root>`.
     pub root: Digest,
@@ -124,10 +101,8 @@ pub struct Delta {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Protocols {
-    /// What the release understands.
     #[serde(default)]
     pub reads: BTreeSet<String>,
-    /// What the release produces.
     #[serde(default)]
     pub writes: BTreeSet<String>,
 }
@@ -151,35 +126,17 @@ pub fn parse_rollback(text: &str) -> Result<Rollback, ManifestError> {
 /// Why bytes are not a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// Not JSON of the expected form.
     #[error("manifest cannot be read")]
     Json(#[source] serde_json::Error),
-    /// Longer than such a file may be.
     #[error("manifest or channel of {length} bytes is longer than {limit_bytes}")]
-    TooLong {
-        /// Its length in bytes.
-        length: u64,
-        /// The limit in bytes.
-        limit_bytes: u64,
-    },
-    /// Written by a newer version.
+    TooLong { length: u64, limit_bytes: u64 },
     #[error(
         "manifest or channel has schema {found}, this program reads up to {newest}: \
          upgrade Cohort on this server"
     )]
-    NewerSchema {
-        /// The schema found.
-        found: u32,
-        /// The newest schema that this program reads.
-        newest: u32,
-    },
-    /// A field breaks its rule.
+    NewerSchema { found: u32, newest: u32 },
     #[error("manifest field `{field}`: {reason}")]
-    Invalid {
-        field: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
+    Invalid { field: &'static str, reason: String },
 }
 
 /// Reads a signed JSON file. The schema comes before anything else, so that a newer one is told
@@ -229,12 +186,6 @@ impl Manifest {
         to_json(self)
     }
 
-    /// Number of units: all of [`UNIT_BYTES`] but the last, which may be shorter.
-    #[must_use]
-    pub fn unit_count(&self) -> u32 {
-        unit_count(self.length)
-    }
-
     /// Checks the rules between the fields.
     pub(crate) fn check(&self) -> Result<(), ManifestError> {
         let invalid = |field, reason: String| Err(ManifestError::Invalid { field, reason });
@@ -249,13 +200,6 @@ impl Manifest {
         }
         if self.unit_bytes != UNIT_BYTES {
             return invalid("unit_bytes", format!("{} is not {UNIT_BYTES}", self.unit_bytes));
-        }
-        let units_bytes = u64::from(self.unit_count()) * 32;
-        if self.units.length != units_bytes {
-            return invalid("units", format!("{} is not {units_bytes}", self.units.length));
-        }
-        if self.units.name != units_path(&self.root) {
-            return invalid("units", format!("`{}` is not the root's own", self.units.name));
         }
         if self.unpacked_bytes > UNPACKED_BYTES_MAX {
             return invalid("unpacked_bytes", format!("more than {UNPACKED_BYTES_MAX}"));

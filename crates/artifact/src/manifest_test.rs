@@ -7,7 +7,6 @@ fn value() -> Value {
     json!({
         "schema": 1, "app": "web", "version": "1.0.0", "platform": "linux/amd64",
         "format": "tar.zst", "length": 65_537, "root": root, "unit_bytes": 65_536,
-        "units": { "name": format!("blobs/{root}.units"), "length": 64, "blake3": root },
         "unpacked_bytes": 10, "entries": 1, "deltas": [],
         "protocols": { "reads": ["orders/1", "orders/2"], "writes": ["orders/2"] },
         "schemas": [], "rollback": "forward-only", "created_at": "2026-01-02T03:04:05Z"
@@ -22,7 +21,6 @@ fn parse(value: &Value) -> Result<Manifest, ManifestError> {
 fn reads_what_it_writes() {
     let manifest = parse(&value()).unwrap();
     assert_eq!(manifest.rollback, Rollback::ForwardOnly);
-    assert_eq!(manifest.unit_count(), 2);
     let bytes = manifest.to_bytes();
     assert!(bytes.starts_with(b"{\n  \"schema\": 1,"), "schema version first");
     assert_eq!(Manifest::parse(&bytes).unwrap(), manifest);
@@ -39,7 +37,6 @@ fn a_newer_schema_is_told_apart_from_a_damaged_file() {
 
 #[test]
 fn every_broken_rule_is_refused() {
-    let root = "ab".repeat(32);
     let breaks: &[(&str, Value)] = &[
         ("schema", json!(0)),
         ("something_new", json!(true)),
@@ -48,11 +45,8 @@ fn every_broken_rule_is_refused() {
         ("platform", json!("linux/../..")),
         ("length", json!(0)),
         ("length", json!((16_u64 << 30) + 1)),
-        ("length", json!(200_000)),
-        ("root", json!("cd".repeat(32))),
         ("root", json!("xy")),
         ("unit_bytes", json!(1024)),
-        ("units", json!({ "name": "../x.units", "length": 64, "blake3": root })),
         ("unpacked_bytes", json!(1_u64 << 40)),
         ("entries", json!(1_000_000)),
         ("schemas", json!(["with space"])),

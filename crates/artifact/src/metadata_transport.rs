@@ -26,7 +26,7 @@ pub(crate) enum Source {
 #[derive(Debug, Clone)]
 pub(crate) struct MetadataTransport {
     pub(crate) source: Source,
-    /// Versioned files at hand, by name.
+    /// Versioned files that need not be fetched, by name.
     pub(crate) held: BTreeMap<String, Bytes>,
     /// What was handed out, by name.
     pub(crate) taken: Arc<Mutex<BTreeMap<String, Bytes>>>,

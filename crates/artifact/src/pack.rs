@@ -29,14 +29,12 @@ const DEPTH_MAX: usize = 64;
 /// Why an artifact cannot be published.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// A file cannot be read or written.
     #[error("{} cannot be packed", path.display())]
     Io {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    /// The archive is damaged, or not an archive.
     #[error("{} is not a tar archive (plain, gzip or zstd)", path.display())]
     NotATarball {
         path: PathBuf,
@@ -45,28 +43,18 @@ pub enum PackError {
     },
     /// Something that no host would unpack.
     #[error("{}: {reason}", path.display())]
-    Entry {
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// More than [`ENTRIES_MAX`] entries.
+    Entry { path: PathBuf, reason: &'static str },
     #[error("the artifact has more than {ENTRIES_MAX} files")]
     TooManyEntries,
-    /// More than [`UNPACKED_BYTES_MAX`] bytes.
     #[error("the artifact unpacks to more than {UNPACKED_BYTES_MAX} bytes")]
     TooLarge,
     #[error("{} holds no file", path.display())]
-    Empty {
-        /// The folder or tarball.
-        path: PathBuf,
-    },
+    Empty { path: PathBuf },
 }
 
 /// What is inside a tarball.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
-    /// How it is packed.
     pub format: Format,
     /// Bytes of all its files when unpacked.
     pub unpacked_bytes: u64,

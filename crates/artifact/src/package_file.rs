@@ -19,34 +19,21 @@ pub(crate) const PACKAGE_FILE_BYTES_MAX: u64 = 256 << 10;
 /// The keys of a `cohort.toml` that go into the manifest; those for the host are ignored here.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct PackageFile {
-    /// Whether the release can be rolled back.
     pub rollback: Option<Rollback>,
-    /// What it reads and writes.
     pub protocols: Option<Protocols>,
-    /// Schemas that it needs.
     pub schemas: Option<BTreeSet<String>>,
 }
 
 /// Why a `cohort.toml` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PackageFileError {
-    /// Not TOML of the expected form.
     #[error("cannot parse the artifact's {PACKAGE_FILE}")]
     Toml(#[source] Box<toml::de::Error>),
-    #[error("the artifact's {PACKAGE_FILE} is not UTF-8 text")]
-    NotText,
-    /// The file and a flag say different things.
     #[error(
         "`{field}` is {outside} outside and {inside} in the artifact's {PACKAGE_FILE}: \
          change one of them"
     )]
-    Contradiction {
-        field: &'static str,
-        /// What the flag says.
-        outside: String,
-        /// What the file says.
-        inside: String,
-    },
+    Contradiction { field: &'static str, outside: String, inside: String },
 }
 
 impl PackageFile {
@@ -55,8 +42,7 @@ impl PackageFile {
     /// # Errors
     /// When it is not TOML, or a key that is signed has the wrong form.
     pub fn parse(bytes: &[u8]) -> Result<Self, PackageFileError> {
-        let text = std::str::from_utf8(bytes).map_err(|_| PackageFileError::NotText)?;
-        toml::from_str(text).map_err(|error| PackageFileError::Toml(Box::new(error)))
+        toml::from_slice(bytes).map_err(|error| PackageFileError::Toml(Box::new(error)))
     }
 }
 

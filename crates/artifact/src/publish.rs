@@ -1,7 +1,6 @@
 //! Publishing: from a folder or tarball to signed metadata.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use crate::digest::digest_of_bytes;
 use crate::keys::Keys;
 use crate::layout::{BLOBS_DIR, blob_path, manifest_target, units_path};
 use crate::manifest::{
-    ARTIFACT_BYTES_MAX, Delta, MANIFEST_SCHEMA, Manifest, Protocols, UNIT_BYTES, UnitsReference,
+    ARTIFACT_BYTES_MAX, Delta, MANIFEST_SCHEMA, Manifest, Protocols, UNIT_BYTES,
 };
 use crate::metadata::{self, now};
 use crate::pack::{Inspection, PackError, inspect_tarball, pack_folder};
@@ -24,17 +23,16 @@ use crate::package_file::{PackageFile, merge};
 use crate::publish_deltas::NoDelta;
 use crate::repository::{Repository, RepositoryError};
 use crate::steps::Step;
-use crate::units::{FileHashes, hash_file};
+use crate::units::{UnitHashes, hash_file};
 use cohort_base::durable::{create_folders, unfinished};
 
 /// A release to publish.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct PublishRequest {
     /// A folder, packed as `tar.zst`, or a tarball (plain, gzip or zstd), stored as it is.
     pub path: PathBuf,
     pub app: AppId,
     pub version: Version,
-    /// The platform that the artifact is made for.
     pub platform: Platform,
     /// Whether it can be rolled back; default: its `cohort.toml`, then [`Rollback::Revert`].
     pub rollback: Option<Rollback>,
@@ -51,31 +49,8 @@ pub struct PublishRequest {
     pub told: Told,
 }
 
-/// Receives progress messages for people.
-#[derive(Clone, Default)]
-pub struct Told(Option<Arc<Hear>>);
-
-type Hear = dyn Fn(&str) + Send + Sync;
-
-impl Told {
-    /// Calls a function with each message.
-    #[must_use]
-    pub fn by(hear: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(hear)))
-    }
-
-    pub(crate) fn tell(&self, what: &str) {
-        if let Some(hear) = &self.0 {
-            hear(what);
-        }
-    }
-}
-
-impl fmt::Debug for Told {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Told").field(&self.0.is_some()).finish()
-    }
-}
+/// Receives human-readable progress messages.
+pub type Told = Arc<dyn Fn(&str) + Send + Sync>;
 
 impl PublishRequest {
     /// A request with every option at its default.
@@ -92,7 +67,7 @@ impl PublishRequest {
             channel: None,
             deltas: true,
             bases: BTreeMap::new(),
-            told: Told::default(),
+            told: Arc::new(|_| ()),
         }
     }
 }
@@ -104,7 +79,6 @@ pub struct Published {
     pub manifest: Manifest,
     /// BLAKE3 of the manifest, which names it in a group's log.
     pub manifest_digest: Digest,
-    /// The channel, when one was asked for.
     pub channel: Option<ChannelPointer>,
     /// Whether this release existed, so that nothing new was stored.
     pub already_there: bool,
@@ -115,17 +89,9 @@ pub struct Published {
 /// A delta that was tried.
 #[derive(Debug)]
 pub struct DeltaTried {
-    /// The version that it starts from.
     pub from: Version,
     /// The signed delta, or why there is none.
     pub outcome: Result<Delta, NoDelta>,
-}
-
-/// A tarball in the repository's folder that nothing names yet.
-struct Prepared {
-    file: NamedTempFile,
-    hashes: FileHashes,
-    inspection: Inspection,
 }
 
 impl Repository {
@@ -147,17 +113,15 @@ impl Repository {
             let _held = held;
             prepare(&source, &blobs)
         });
-        let Prepared { file, hashes, inspection } =
-            prepared.await.map_err(|_| RepositoryError::Stopped)??;
-        let units = hashes.units.to_bytes();
-        let manifest = new_manifest(request, hashes, &inspection)?;
+        let (file, hashes, inspection) = prepared.await.map_err(|_| RepositoryError::Stopped)??;
+        let manifest = new_manifest(request, &hashes, &inspection)?;
 
         let current = metadata::read_current(self.dir())?;
         let targets = &current.targets.signed;
         let name = manifest_target(&request.app, &request.version, &request.platform);
         let existing = self.read_manifest(targets, &name)?;
         let already_there = existing.is_some();
-        let mut made = Vec::new();
+        let (mut deltas, mut delta_files) = (Vec::new(), Vec::new());
         let (manifest, mut changed) = match existing {
             Some(existing) => (same_or_refused(existing, manifest)?, BTreeMap::new()),
             None => {
@@ -165,9 +129,10 @@ impl Repository {
                 if request.deltas {
                     let earlier = self.earlier(targets, &request.app, &request.platform)?;
                     let artifact = file.path().to_owned();
-                    made = self.make_deltas(&lock, request, earlier, &manifest, artifact).await?;
-                    let deltas = made.iter().filter_map(|made| made.delta().cloned());
-                    manifest.deltas = deltas.collect();
+                    (deltas, delta_files) =
+                        self.make_deltas(&lock, request, earlier, &manifest, artifact).await?;
+                    let made = deltas.iter().filter_map(|tried| tried.outcome.as_ref().ok());
+                    manifest.deltas = made.cloned().collect();
                     manifest.check()?;
                 }
                 let changed = BTreeMap::from([(name, manifest.to_bytes())]);
@@ -183,14 +148,9 @@ impl Repository {
         // Also stored when the manifest exists: repairs a missing blob.
         let mut blobs = vec![
             Step::file(PathBuf::from(blob_path(&manifest.root)), file),
-            Step::bytes(PathBuf::from(units_path(&manifest.root)), units),
+            Step::bytes(PathBuf::from(units_path(&manifest.root)), hashes.to_bytes()),
         ];
-        let mut deltas = Vec::new();
-        for made in made {
-            let (tried, steps) = made.into_steps();
-            deltas.push(tried);
-            blobs.extend(steps);
-        }
+        blobs.extend(delta_files);
         if changed.is_empty() {
             self.write(&lock, blobs).await?;
         } else {
@@ -204,7 +164,7 @@ impl Repository {
 /// The manifest of a release, without deltas.
 fn new_manifest(
     request: &PublishRequest,
-    hashes: FileHashes,
+    hashes: &UnitHashes,
     inspection: &Inspection,
 ) -> Result<Manifest, RepositoryError> {
     let package_file = match &inspection.package_file {
@@ -214,21 +174,15 @@ fn new_manifest(
     let protocols = merge("protocols", request.protocols.clone(), package_file.protocols)?;
     let schemas = merge("schemas", request.schemas.clone(), package_file.schemas)?;
     let rollback = merge("rollback", request.rollback, package_file.rollback)?;
-    let units = hashes.units.to_bytes();
     let manifest = Manifest {
         schema: MANIFEST_SCHEMA,
         app: request.app.clone(),
         version: request.version.clone(),
         platform: request.platform.clone(),
         format: inspection.format,
-        length: hashes.length,
+        length: hashes.length(),
         unit_bytes: UNIT_BYTES,
-        units: UnitsReference {
-            name: units_path(&hashes.root),
-            length: units.len() as u64,
-            blake3: digest_of_bytes(&units),
-        },
-        root: hashes.root,
+        root: hashes.root().clone(),
         unpacked_bytes: inspection.unpacked_bytes,
         entries: inspection.entries,
         deltas: Vec::new(),
@@ -253,9 +207,12 @@ fn same_or_refused(existing: Manifest, new: Manifest) -> Result<Manifest, Reposi
     Err(RepositoryError::AlreadyPublished { app, version, platform, difference })
 }
 
-/// Copies or packs the artifact into the repository's folder, so that the bytes hashed are the
-/// bytes stored, whatever happens to the source meanwhile.
-fn prepare(source: &Path, blobs: &Path) -> Result<Prepared, RepositoryError> {
+/// Copies or packs the artifact into the repository's folder, where nothing names it yet. So the
+/// bytes hashed are the bytes stored, whatever happens to the source meanwhile.
+fn prepare(
+    source: &Path,
+    blobs: &Path,
+) -> Result<(NamedTempFile, UnitHashes, Inspection), RepositoryError> {
     let at = |path: &Path| {
         let path = path.to_owned();
         move |source| RepositoryError::Io { path, source }
@@ -279,5 +236,5 @@ fn prepare(source: &Path, blobs: &Path) -> Result<Prepared, RepositoryError> {
         other => other,
     })?;
     let hashes = hash_file(file.path()).map_err(at(source))?;
-    Ok(Prepared { file, hashes, inspection })
+    Ok((file, hashes, inspection))
 }

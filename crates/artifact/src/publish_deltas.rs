@@ -2,11 +2,10 @@
 
 use std::cmp::Ordering;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cohort_core::ids::{AppId, Platform, Version};
-use tempfile::NamedTempFile;
 use tough::schema::Targets;
 
 use crate::delta::{DeltaError, DeltaMaker};
@@ -39,10 +38,8 @@ pub enum NoDelta {
          publish a folder or a plain tar"
     )]
     Compression,
-    /// The new artifact cannot be compared with any.
     #[error("the artifact cannot be read for deltas")]
     Artifact(#[source] Arc<DeltaError>),
-    /// Both versions have the same bytes.
     #[error("same artifact")]
     Same,
     /// The old artifact is neither in the repository nor in the publisher's cache.
@@ -51,35 +48,12 @@ pub enum NoDelta {
     /// The old artifact is not what its manifest says.
     #[error("its artifact is damaged")]
     Damaged,
-    /// Too little is the same.
     #[error("the delta would not be much smaller than the artifact")]
     TooLarge,
     #[error("delta failed")]
     Failed(#[from] DeltaError),
     #[error("delta cannot be written")]
     Disk(#[from] io::Error),
-}
-
-/// A delta that is not stored yet.
-pub(crate) struct Made {
-    tried: DeltaTried,
-    file: Option<(NamedTempFile, Vec<u8>)>,
-}
-
-impl Made {
-    pub(crate) fn delta(&self) -> Option<&Delta> {
-        self.tried.outcome.as_ref().ok()
-    }
-
-    /// The outcome, and the files to store.
-    pub(crate) fn into_steps(self) -> (DeltaTried, Vec<Step>) {
-        let mut steps = Vec::new();
-        if let (Ok(delta), Some((file, units))) = (&self.tried.outcome, self.file) {
-            steps.push(Step::file(PathBuf::from(blob_path(&delta.root)), file));
-            steps.push(Step::bytes(PathBuf::from(units_path(&delta.root)), units));
-        }
-        (self.tried, steps)
-    }
 }
 
 /// Names of the manifests of the latest versions of an app, for one platform or all.
@@ -160,7 +134,8 @@ impl Repository {
         Ok(manifests)
     }
 
-    /// Tries a delta from each of the releases. A failure costs that delta only.
+    /// Tries a delta from each of the releases; returns the outcomes, and the files to store. A
+    /// failure costs that delta only.
     pub(crate) async fn make_deltas(
         &self,
         lock: &RepositoryLock,
@@ -168,9 +143,9 @@ impl Repository {
         earlier: Vec<Manifest>,
         manifest: &Manifest,
         artifact: PathBuf,
-    ) -> Result<Vec<Made>, RepositoryError> {
+    ) -> Result<(Vec<DeltaTried>, Vec<Step>), RepositoryError> {
         if earlier.is_empty() || manifest.length < ARTIFACT_BYTES_MIN {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), Vec::new()));
         }
         let (held, request, manifest) = (lock.clone(), request.clone(), manifest.clone());
         let repository = self.clone();
@@ -179,22 +154,19 @@ impl Repository {
             let blobs = repository.dir().join(BLOBS_DIR);
             let maker = DeltaMaker::new(&artifact, &manifest.root, manifest.length, &blobs);
             let maker = maker.map_err(Arc::new);
+            let mut files = Vec::new();
             let tries = earlier.into_iter().map(|base| {
-                let made = match &maker {
+                let outcome = match &maker {
                     Ok(Some(maker)) => {
-                        request.told.tell(&format!("making the delta from {}", base.version));
-                        repository.make_delta(&request, &base, &manifest, maker, &blobs)
+                        (request.told)(&format!("making the delta from {}", base.version));
+                        repository.make_delta(&request, &base, &manifest, maker, &mut files)
                     }
                     Ok(None) => Err(NoDelta::Compression),
                     Err(error) => Err(NoDelta::Artifact(Arc::clone(error))),
                 };
-                let (outcome, file) = match made {
-                    Ok((delta, file)) => (Ok(delta), Some(file)),
-                    Err(why) => (Err(why), None),
-                };
-                Made { tried: DeltaTried { from: base.version, outcome }, file }
+                DeltaTried { from: base.version, outcome }
             });
-            tries.collect()
+            (tries.collect(), files)
         });
         making.await.map_err(|_| RepositoryError::Stopped)
     }
@@ -205,8 +177,8 @@ impl Repository {
         base: &Manifest,
         manifest: &Manifest,
         maker: &DeltaMaker,
-        blobs: &Path,
-    ) -> Result<(Delta, (NamedTempFile, Vec<u8>)), NoDelta> {
+        files: &mut Vec<Step>,
+    ) -> Result<Delta, NoDelta> {
         if base.root == manifest.root {
             return Err(NoDelta::Same);
         }
@@ -214,18 +186,15 @@ impl Repository {
         let outside = request.bases.get(&base.root);
         let path = if here.is_file() { Some(&here) } else { outside };
         let path = path.ok_or(NoDelta::Missing)?;
-        if !hash_file(path).is_ok_and(|hashes| hashes.root == base.root) {
+        if !hash_file(path).is_ok_and(|hashes| *hashes.root() == base.root) {
             return Err(NoDelta::Damaged);
         }
-        let file = unfinished(blobs)?;
-        let made = maker.delta_from(path, file.as_file())?.ok_or(NoDelta::TooLarge)?;
-        let delta = Delta {
-            from: base.root.clone(),
-            method: made.method,
-            length: made.hashes.length,
-            root: made.hashes.root,
-        };
-        Ok((delta, (file, made.hashes.units.to_bytes())))
+        let file = unfinished(&self.dir().join(BLOBS_DIR))?;
+        let hashes = maker.delta_from(path, file.as_file())?.ok_or(NoDelta::TooLarge)?;
+        let (from, root) = (base.root.clone(), hashes.root().clone());
+        files.push(Step::file(PathBuf::from(blob_path(&root)), file));
+        files.push(Step::bytes(PathBuf::from(units_path(&root)), hashes.to_bytes()));
+        Ok(Delta { from, method: maker.method().to_string(), length: hashes.length(), root })
     }
 }
 

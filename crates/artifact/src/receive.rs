@@ -13,14 +13,14 @@ use tempfile::NamedTempFile;
 use tough::schema::{Role as TufRole, Root, Signed, Snapshot, Targets, Timestamp};
 
 use crate::channel::ChannelPointer;
-use crate::digest::{hash_of, sha256};
+use crate::digest::sha256;
 use crate::layout::{METADATA_DIR, blob_path, target_path, units_path};
 use crate::manifest::Manifest;
 use crate::metadata::{self, Current};
 use crate::repository::{Repository, RepositoryError};
 use crate::repository_file::RepositoryFile;
 use crate::steps::Step;
-use crate::units::root_of_file;
+use crate::units::root_of_units;
 
 /// Folder of uploads that are not checked yet, below the repository.
 const INCOMING_DIR: &str = ".incoming";
@@ -105,15 +105,13 @@ impl Repository {
         let read = || fs::read(uploaded).map_err(unreadable);
         match kind {
             RepositoryFile::Blob(root) => {
-                let right = crate::units::hash_file(uploaded).map_err(unreadable)?.root == *root;
+                let right = crate::units::hash_file(uploaded).map_err(unreadable)?.root() == root;
                 if right { Ok(!path.exists()) } else { Err(WRONG_HASH.to_owned().into()) }
             }
-            RepositoryFile::Units(root) => match root_of_file(&read()?) {
-                Some(found) if found == hash_of(root) => Ok(!path.exists()),
-                _ => {
-                    Err("the unit hashes do not merge into the root in its name".to_owned().into())
-                }
-            },
+            RepositoryFile::Units(root) => {
+                let right = root_of_units(&read()?).as_ref() == Some(root);
+                if right { Ok(!path.exists()) } else { Err(WRONG_UNITS.to_owned().into()) }
+            }
             RepositoryFile::Target(hash) => {
                 let right = hex::encode(sha256(&read()?)) == hash.as_str();
                 if right { Ok(!path.exists()) } else { Err(WRONG_HASH.to_owned().into()) }
@@ -237,12 +235,13 @@ fn uploadable(relative: &str) -> Option<RepositoryFile> {
 }
 
 const WRONG_HASH: &str = "its bytes do not have the hash in its name";
+const WRONG_UNITS: &str = "the unit hashes do not merge into the root in its name";
 
 /// Why an upload is refused.
 enum Refusal {
-    /// Somebody else published meanwhile: pulling and publishing again helps.
+    /// Another publisher was faster: pull and publish again.
     Outdated,
-    /// For people.
+    /// Human-readable reason, for the publisher.
     Wrong(String),
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tough::TargetName;
 use tough::schema::{Targets, Timestamp};
 
-use crate::channel::ChannelPointer;
+use crate::channel::{CHANNEL_SCHEMA, ChannelPointer};
 use crate::digest::sha256;
 use crate::keys::{Keys, SigningKey};
 use crate::layout::{BLOBS_DIR, METADATA_DIR, SETTINGS_FILE, channel_target, target_path};
@@ -28,62 +28,46 @@ use crate::steps::{Faults, Step};
 use cohort_base::durable::{create_folders, sweep};
 
 /// A release in a repository.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct ReleaseName {
-    pub app: AppId,
-    pub version: Version,
-    pub platform: Platform,
+pub(crate) struct ReleaseName {
+    pub(crate) app: AppId,
+    pub(crate) version: Version,
+    pub(crate) platform: Platform,
 }
 
 /// Why a repository cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RepositoryError {
-    /// A file cannot be read or written.
     #[error("cannot use repository file {}", path.display())]
     Io {
-        /// The file or folder.
         path: PathBuf,
-        /// Error of the disk.
         #[source]
         source: io::Error,
     },
-    /// Another publisher holds the lock.
     #[error("repository {} is locked by another publisher: try again", path.display())]
     Locked { path: PathBuf },
-    /// The folder holds no repository.
     #[error("{} is not a repository (no metadata/N.root.json)", path.display())]
     NotARepository { path: PathBuf },
-    /// The folder holds a repository already.
     #[error("{} already holds a repository", path.display())]
     Exists { path: PathBuf },
     /// A file of the repository is not what was signed.
     #[error("repository file {} is damaged: {reason}", path.display())]
-    Damaged {
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
+    Damaged { path: PathBuf, reason: String },
     /// A role was not signed by the keys of the root.
     #[error("the repository's {role} metadata is not signed by the keys of its root")]
     BadSignature { role: String },
-    /// The root names another key.
     #[error("the {role} key is not the one in this repository's root")]
     ForeignKey { role: String },
-    /// The root key is needed and missing.
     #[error("the root key is needed to create a repository")]
     RootKeyMissing,
     #[error("cannot sign {role} metadata")]
     Sign { role: String },
-    /// The artifact cannot be packed or published.
     #[error(transparent)]
     Pack(#[from] PackError),
     /// The artifact's `cohort.toml` is wrong, or contradicts a flag.
     #[error(transparent)]
     PackageFile(#[from] PackageFileError),
-    /// The manifest breaks a rule.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// The version exists with other content.
     #[error(
         "{app} {version} for {platform} is published already with another {difference}: \
          a version never changes; publish under a new one"
@@ -92,21 +76,13 @@ pub enum RepositoryError {
     /// Only a published version can be put on a channel.
     #[error("{app} {version} is not published for any platform: run `cohort publish` first")]
     NoSuchRelease { app: AppId, version: Version },
-    /// What was pulled cannot be trusted.
     #[error(transparent)]
     Pull(#[from] crate::trust_error::TrustError),
     /// An upload is not what its name says, or not signed.
     #[error("upload {file} was refused: {reason}")]
-    Refused {
-        /// Path of the upload in the repository.
-        file: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Somebody else published since the pull.
+    Refused { file: String, reason: String },
     #[error("the repository has changed since it was read: publish again")]
     Outdated,
-    /// The process is shutting down.
     #[error("publishing was interrupted: the program is shutting down")]
     Stopped,
 }
@@ -207,23 +183,6 @@ impl Repository {
     pub fn expiries(&self) -> Result<Expiries, RepositoryError> {
         let current = metadata::read_current(&self.dir)?;
         Ok(expiries_of(&current))
-    }
-
-    /// All releases, sorted.
-    ///
-    /// # Errors
-    /// When the repository cannot be read or is not signed by its root.
-    pub fn releases(&self) -> Result<Vec<ReleaseName>, RepositoryError> {
-        let current = metadata::read_current(&self.dir)?;
-        let mut releases: Vec<_> = current
-            .targets
-            .signed
-            .targets
-            .keys()
-            .filter_map(|name| release_of_target(name.raw()))
-            .collect();
-        releases.sort();
-        Ok(releases)
     }
 
     /// All channels, sorted by app and name.
@@ -329,8 +288,14 @@ impl Repository {
             Some(old) => old.serial + 1,
             None => 1,
         };
-        let pointer =
-            ChannelPointer::new(app.clone(), channel.clone(), version.clone(), serial, now());
+        let pointer = ChannelPointer {
+            schema: CHANNEL_SCHEMA,
+            app: app.clone(),
+            channel: channel.clone(),
+            version: version.clone(),
+            serial,
+            set_at: now(),
+        };
         changed.insert(name, pointer.to_bytes());
         Ok(pointer)
     }

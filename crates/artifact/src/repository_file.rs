@@ -1,4 +1,4 @@
-//! Which files a repository has, told by their paths.
+//! The files of a repository, by their paths.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,13 +23,13 @@ pub enum RepositoryFile {
     Units(Digest),
     /// A manifest or channel; its SHA-256 is in its name.
     Target(Digest),
-    /// The keys of all roles; without a version, a copy of the first one for people.
+    /// The keys of all roles; without a version, a copy of the first one for operators.
     Root(Option<u64>),
     /// The list of targets of one version.
     Targets(u64),
     /// Names the list of targets.
     Snapshot(u64),
-    /// Names the snapshot. Readers begin here; the only file that changes.
+    /// Names the snapshot. Readers start here; the only file that changes.
     Timestamp,
 }
 
@@ -37,7 +37,7 @@ impl RepositoryFile {
     /// The file at a path relative to the repository, such as `blobs/<root>`; nothing for anything
     /// that readers have no use for, and for every path that could mean another file.
     ///
-    /// Names need no escapes, so a percent sign is never interpreted; no part begins with a dot, as
+    /// Names need no escapes, so a percent sign is never interpreted; no part starts with a dot, as
     /// unfinished files do.
     #[must_use]
     pub fn of(path: &str) -> Option<Self> {

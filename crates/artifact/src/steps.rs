@@ -80,14 +80,4 @@ impl Faults {
     pub(crate) fn point(&self) -> io::Result<()> {
         Ok(())
     }
-
-    #[cfg(test)]
-    pub(crate) fn point(&self) -> io::Result<()> {
-        use std::sync::atomic::Ordering;
-        let Some(left) = &self.points_left else { return Ok(()) };
-        match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(io::Error::other("the test let the publisher die here")),
-        }
-    }
 }

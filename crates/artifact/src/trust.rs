@@ -21,15 +21,14 @@ use crate::checks::{
     check_clock, check_manifest, check_root, is_target, malformed, most_telling, same, store_error,
 };
 use crate::client::{ClientLimits, Mirror, MirrorClient};
-use crate::digest::{digest_of_bytes, sha256};
+use crate::digest::sha256;
 use crate::layout::{channel_target, manifest_target};
 use crate::lifetimes::Expiries;
 use crate::metadata_transport::Source;
 use crate::repository::release_of_target;
 use crate::trust_error::{TrustError, TrustErrorKind, cause};
 use crate::trust_state::{BUNDLE_BYTES_MAX, Bundle, State};
-use crate::units::UnitHashes;
-use crate::verified::{ReleaseOffer, Verified, VerifiedManifest};
+use crate::verified::VerifiedManifest;
 use cohort_base::durable::{create_folders, sweep};
 
 mod refresh;
@@ -38,35 +37,13 @@ mod targets;
 /// Configuration of a reader.
 #[derive(Debug, Clone)]
 pub struct TrustOptions {
-    /// The root metadata that an operator trusts.
     pub root: Vec<u8>,
     /// Folder for the metadata seen; created when missing. One process at a time.
     pub store: PathBuf,
     /// Mirrors to read from. Each refresh starts with the next one, so that a mirror can hold news
     /// back for one round only.
     pub mirrors: Vec<Mirror>,
-    /// How long a mirror may take.
     pub limits: ClientLimits,
-}
-
-/// Result of a refresh.
-#[derive(Debug, Clone)]
-pub struct Refreshed {
-    /// Whether the metadata is new.
-    pub changed: bool,
-    /// The mirror that it came from.
-    pub mirror: String,
-    /// Mirrors that were refused before.
-    pub refused: Vec<TrustError>,
-}
-
-/// Why a mirror is refused, and since when.
-#[derive(Debug, Clone)]
-pub struct Refusal {
-    /// The latest reason.
-    pub error: TrustError,
-    /// Time of the first refusal since its last success.
-    pub since: Timestamp,
 }
 
 /// Verified metadata in memory.
@@ -90,7 +67,7 @@ pub struct TrustedRepository {
     /// Index of the mirror that succeeded last.
     good: AtomicUsize,
     loaded: RwLock<Option<Arc<Loaded>>>,
-    refusals: Mutex<BTreeMap<String, Refusal>>,
+    refusals: Mutex<BTreeMap<String, TrustError>>,
     /// The state on disk; locked during a refresh, so that there is one at a time.
     on_disk: tokio::sync::Mutex<Option<State>>,
 }
@@ -146,12 +123,12 @@ impl TrustedRepository {
         Ok(repository)
     }
 
-    /// Asks the mirrors for newer metadata and verifies it.
+    /// Asks the mirrors for newer metadata and verifies it. Returns whether there was any.
     ///
     /// # Errors
     /// When no mirror has metadata that can be trusted: the most telling refusal. Nothing on disk
     /// has changed then.
-    pub async fn refresh(&self) -> Result<Refreshed, TrustError> {
+    pub async fn refresh(&self) -> Result<bool, TrustError> {
         let mut on_disk = self.on_disk.lock().await;
         let now = Timestamp::now();
         check_clock(now, on_disk.as_ref()).map_err(TrustErrorKind::here)?;
@@ -167,14 +144,14 @@ impl TrustedRepository {
                         None => self.note_clock(&mut on_disk, now).map(|()| false),
                     }
                     .map_err(TrustErrorKind::here)?;
-                    self.note(mirror, None, now);
+                    self.refusals.lock().remove(&mirror.to_string());
                     self.good.store(index, Ordering::Relaxed);
-                    return Ok(Refreshed { changed, mirror: mirror.to_string(), refused });
+                    return Ok(changed);
                 }
                 Err(kind) => {
                     let error = kind.at(mirror);
                     tracing::debug!(%mirror, error = cohort_base::chain(&error), "refusing mirror");
-                    self.note(mirror, Some(error.clone()), now);
+                    self.note(&error);
                     refused.push(error);
                 }
             }
@@ -182,7 +159,7 @@ impl TrustedRepository {
         Err(most_telling(refused))
     }
 
-    /// What the channel offers for the platform, after a refresh.
+    /// The manifest of what the channel offers for the platform, after a refresh.
     ///
     /// # Errors
     /// As [`TrustedRepository::refresh`] and [`TrustedRepository::offer`].
@@ -191,12 +168,13 @@ impl TrustedRepository {
         app: &AppId,
         channel: &Channel,
         platform: &Platform,
-    ) -> Result<Verified<ReleaseOffer>, TrustError> {
+    ) -> Result<VerifiedManifest, TrustError> {
         self.refresh().await?;
         self.offer(app, channel, platform).await
     }
 
-    /// What the channel offers for the platform by the metadata at hand, if that is still fresh.
+    /// The manifest of what the channel offers for the platform by the metadata at hand, if that is
+    /// still fresh.
     ///
     /// # Errors
     /// When there is no metadata yet or it has expired, the channel or release does not exist for
@@ -206,7 +184,7 @@ impl TrustedRepository {
         app: &AppId,
         channel: &Channel,
         platform: &Platform,
-    ) -> Result<Verified<ReleaseOffer>, TrustError> {
+    ) -> Result<VerifiedManifest, TrustError> {
         let loaded = self.known()?;
         let now = Timestamp::now();
         let (role, expired_at) = loaded.expiries.nearest();
@@ -222,17 +200,7 @@ impl TrustedRepository {
         let pointer = ChannelPointer::parse(&bytes).map_err(|error| malformed(&name, error))?;
         same("app", app, &pointer.app)?;
         same("channel", channel, &pointer.channel)?;
-        let manifest = self.manifest_in(&loaded, app, &pointer.version, platform).await?;
-        let offer = ReleaseOffer {
-            app: app.clone(),
-            channel: channel.clone(),
-            platform: platform.clone(),
-            version: pointer.version,
-            serial: pointer.serial,
-            set_at: pointer.set_at,
-            manifest,
-        };
-        Ok(Verified::of(offer, &bytes))
+        self.manifest_in(&loaded, app, &pointer.version, platform).await
     }
 
     /// The signed manifest of a release whose rollout was decided already: freshness was checked
@@ -289,22 +257,6 @@ impl TrustedRepository {
         self.cached(loaded.target(&manifest_target(app, version, platform))?)
     }
 
-    /// The unit hashes of an artifact, from the mirrors, verified against the manifest's root.
-    ///
-    /// # Errors
-    /// When no mirror has them, or none has the right ones.
-    pub async fn unit_hashes(&self, manifest: &VerifiedManifest) -> Result<UnitHashes, TrustError> {
-        let path = &manifest.units.name;
-        self.ask_mirrors(path, manifest.units.length, |bytes| {
-            if digest_of_bytes(bytes) != manifest.units.blake3 {
-                return Err(TrustErrorKind::WrongBytes { what: path.clone() });
-            }
-            UnitHashes::parse(bytes, manifest)
-                .map_err(|_| TrustErrorKind::WrongBytes { what: path.clone() })
-        })
-        .await
-    }
-
     /// The newest verified metadata, for a peer that cannot reach a mirror.
     #[must_use]
     pub fn bundle(&self) -> Option<Vec<u8>> {
@@ -341,16 +293,10 @@ impl TrustedRepository {
         self.known().ok().map(|loaded| loaded.expiries)
     }
 
-    /// The mirrors that are refused now, by name.
+    /// Why mirrors are refused now, by name.
     #[must_use]
-    pub fn refusals(&self) -> BTreeMap<String, Refusal> {
+    pub fn refusals(&self) -> BTreeMap<String, TrustError> {
         self.refusals.lock().clone()
-    }
-
-    /// The mirrors, in the order given.
-    #[must_use]
-    pub fn mirrors(&self) -> &[Mirror] {
-        &self.mirrors
     }
 
     fn known(&self) -> Result<Arc<Loaded>, TrustError> {
@@ -365,18 +311,10 @@ impl TrustedRepository {
         *self.loaded.write() = Some(Arc::new(loaded));
     }
 
-    fn note(&self, mirror: &Mirror, error: Option<TrustError>, now: Timestamp) {
-        let mut refusals = self.refusals.lock();
-        match error {
-            None => {
-                refusals.remove(&mirror.to_string());
-            }
-            Some(error) => {
-                refusals
-                    .entry(mirror.to_string())
-                    .and_modify(|refusal| refusal.error = error.clone())
-                    .or_insert(Refusal { error, since: now });
-            }
+    /// Remembers a refusal until the mirror's next success.
+    fn note(&self, error: &TrustError) {
+        if let Some(mirror) = &error.mirror {
+            self.refusals.lock().insert(mirror.clone(), error.clone());
         }
     }
 }

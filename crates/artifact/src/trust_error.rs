@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use cohort_base::chain::causes;
 use jiff::Timestamp;
-use serde::Serialize;
-use tough::schema::RoleType;
+use tough::schema::RoleType as Role;
 use tough::{TransportError, error::Error as Tough};
 
 use crate::client::{FetchError, Mirror};
@@ -18,42 +17,6 @@ pub type SharedCause = Arc<dyn Error + Send + Sync>;
 
 pub(crate) fn cause(error: impl Into<Box<dyn Error + Send + Sync>>) -> SharedCause {
     Arc::from(error.into())
-}
-
-/// A role of the repository's metadata.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// Names the keys of all roles.
-    Root,
-    /// Says which snapshot is the current one; short-lived.
-    Timestamp,
-    /// Says which targets metadata is the current one.
-    Snapshot,
-    /// Says which manifests and channels there are.
-    Targets,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Root => "root",
-            Self::Timestamp => "timestamp",
-            Self::Snapshot => "snapshot",
-            Self::Targets => "targets",
-        })
-    }
-}
-
-impl From<RoleType> for Role {
-    fn from(role: RoleType) -> Self {
-        match role {
-            RoleType::Root => Self::Root,
-            RoleType::Timestamp => Self::Timestamp,
-            RoleType::Snapshot => Self::Snapshot,
-            RoleType::Targets | RoleType::DelegatedTargets => Self::Targets,
-        }
-    }
 }
 
 /// A refusal: what is wrong, and which mirror offered it.
@@ -80,75 +43,45 @@ impl Error for TrustError {
 /// What is wrong with metadata or a file.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TrustErrorKind {
-    /// Not signed by the keys that this server trusts.
     #[error("{role} metadata is not signed by a trusted key")]
     WrongSignature { role: Role },
-    /// Signed correctly, but too long ago: somebody may be hiding newer metadata.
+    /// Signed correctly, but too long ago: a mirror may be hiding newer metadata.
     #[error(
         "{role} metadata expired at {expired_at}; this server's clock says {now}: \
          the hub renews it daily, so the hub is down, the mirror is stale, or the clock is wrong"
     )]
-    Expired {
-        role: Role,
-        /// When the signature expired.
-        expired_at: Timestamp,
-        /// The clock of this server.
-        now: Timestamp,
-    },
+    Expired { role: Role, expired_at: Timestamp, now: Timestamp },
     /// Older than what this server has seen: a replay.
     #[error("{role} metadata has version {offered}, but version {trusted} was seen before")]
-    Older {
-        role: Role,
-        /// The version seen before.
-        trusted: u64,
-        offered: u64,
-    },
+    Older { role: Role, trusted: u64, offered: u64 },
     /// Files that do not belong together.
     #[error("metadata does not fit together: {what}")]
-    Mixed {
-        /// Which file, and how.
-        what: String,
-    },
-    /// More bytes than allowed.
+    Mixed { what: String },
     #[error("{what} is longer than the {limit_bytes} bytes allowed")]
-    TooLarge {
-        what: String,
-        /// The limit in bytes.
-        limit_bytes: u64,
-    },
-    /// This server's clock went back.
+    TooLarge { what: String, limit_bytes: u64 },
     #[error("this server's clock went back from {seen} to {now}: set its clock")]
     ClockWentBack {
-        /// The clock of this server.
         now: Timestamp,
         /// The latest time at which something was verified.
         seen: Timestamp,
     },
     /// The repository does not have it.
     #[error("{what}")]
-    NotFound {
-        /// What is missing.
-        what: String,
-    },
+    NotFound { what: String },
     /// A mirror cannot be reached, or fails to answer.
     #[error("cannot fetch {what}")]
     Unreachable {
         what: String,
-        /// What went wrong on the way.
         #[source]
         source: FetchError,
     },
-    /// No mirror to ask.
     #[error("no mirror of the repository is configured")]
     NoMirror,
-    /// No client to ask mirrors with.
     #[error("no client for mirrors")]
     Client(#[source] FetchError),
-    /// Not of the expected form.
     #[error("cannot parse {what}")]
     Malformed {
         what: String,
-        /// What its parser says.
         #[source]
         source: SharedCause,
     },
@@ -157,23 +90,13 @@ pub enum TrustErrorKind {
     WrongBytes { what: String },
     /// A file that was signed as something else.
     #[error("a manifest or channel is for another {field}: wanted {wanted}, found {found}")]
-    WrongContent {
-        /// The field that differs.
-        field: &'static str,
-        /// What was asked for.
-        wanted: String,
-        /// What the file says.
-        found: String,
-    },
-    /// The root from the operator is invalid.
+    WrongContent { field: &'static str, wanted: String, found: String },
     #[error("invalid trusted root")]
     BadRoot(#[source] SharedCause),
     /// What this server keeps on disk cannot be read or written.
     #[error("cannot use trust store {}", path.display())]
     Store {
-        /// The file or folder.
         path: PathBuf,
-        /// The error of the disk.
         #[source]
         source: Arc<std::io::Error>,
     },
@@ -184,7 +107,6 @@ pub enum TrustErrorKind {
     )]
     StoreDamaged {
         path: PathBuf,
-        /// What its parser says.
         #[source]
         source: SharedCause,
     },
@@ -222,16 +144,13 @@ impl TrustErrorKind {
         expires: impl Fn(Role) -> Option<Timestamp>,
     ) -> Self {
         match &error {
-            Tough::VerifyMetadata { role, .. } => Self::WrongSignature { role: (*role).into() },
+            Tough::VerifyMetadata { role, .. } => Self::WrongSignature { role: *role },
             Tough::ExpiredMetadata { role, .. } => {
-                let role = (*role).into();
-                Self::Expired { role, expired_at: expires(role).unwrap_or(now), now }
+                Self::Expired { role: *role, expired_at: expires(*role).unwrap_or(now), now }
             }
-            Tough::OlderMetadata { role, current_version, new_version, .. } => Self::Older {
-                role: (*role).into(),
-                trusted: *current_version,
-                offered: *new_version,
-            },
+            Tough::OlderMetadata { role, current_version, new_version, .. } => {
+                Self::Older { role: *role, trusted: *current_version, offered: *new_version }
+            }
             Tough::OlderSnapshotInTimestamp { snapshot_new, snapshot_old, .. } => {
                 Self::Older { role: Role::Snapshot, trusted: *snapshot_old, offered: *snapshot_new }
             }

@@ -15,52 +15,27 @@ use blake3::hazmat::{
 };
 use cohort_core::ids::Digest;
 
-use crate::digest::{digest_of, hash_of};
-use crate::manifest::{ARTIFACT_BYTES_MAX, Manifest, UNIT_BYTES, unit_count};
+use crate::digest::digest_of;
+use crate::manifest::{ARTIFACT_BYTES_MAX, UNIT_BYTES, unit_count};
 
 const HASH_BYTES: usize = blake3::OUT_LEN;
 
 /// Why bytes are not the artifact's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    /// The file of unit hashes is shorter or longer than the manifest says.
-    #[error("unit hashes are {found} bytes, the manifest says {expected}")]
-    HashesLength {
-        /// Bytes expected.
-        expected: u64,
-        /// Bytes found.
-        found: u64,
-    },
+    /// The file of unit hashes is shorter or longer than the artifact's length demands.
+    #[error("unit hashes are {found} bytes, not {expected}")]
+    HashesLength { expected: u64, found: u64 },
     /// The unit hashes do not merge into the artifact's root.
     #[error("unit hashes do not belong to the artifact {root}")]
-    HashesWrong {
-        /// The root of the manifest.
-        root: Digest,
-    },
-    /// There is no such unit.
+    HashesWrong { root: Digest },
     #[error("unit {index} does not exist: the artifact has {count}")]
-    NoSuchUnit {
-        /// Index asked for, from 0.
-        index: u32,
-        /// Units of the artifact.
-        count: u32,
-    },
+    NoSuchUnit { index: u32, count: u32 },
     /// A unit is shorter or longer than it has to be.
     #[error("unit {index} is {found} bytes long, not {expected}")]
-    UnitLength {
-        /// Index, from 0.
-        index: u32,
-        /// Bytes expected.
-        expected: usize,
-        /// Bytes found.
-        found: usize,
-    },
-    /// A unit's bytes are not the signed ones.
+    UnitLength { index: u32, expected: usize, found: usize },
     #[error("unit {index} has the wrong bytes")]
-    UnitWrong {
-        /// Index, from 0.
-        index: u32,
-    },
+    UnitWrong { index: u32 },
 }
 
 /// The unit hashes of one artifact, verified against its root.
@@ -72,16 +47,8 @@ pub struct UnitHashes {
 }
 
 impl UnitHashes {
-    /// Reads a file of unit hashes and verifies it against the manifest's root.
-    ///
-    /// # Errors
-    /// When its length is wrong or its hashes do not merge into the root.
-    pub fn parse(bytes: &[u8], manifest: &Manifest) -> Result<Self, UnitError> {
-        Self::parse_for(bytes, &manifest.root, manifest.length)
-    }
-
     /// Reads a file of unit hashes and verifies it against a root and a length in bytes (at least
-    /// 1) that are trusted already, such as those in the group's log.
+    /// 1) that are trusted already, such as those in a manifest or in the group's log.
     ///
     /// # Errors
     /// When its length is wrong or its hashes do not merge into the root.
@@ -93,7 +60,7 @@ impl UnitHashes {
         let (values, rest) = bytes.as_chunks::<HASH_BYTES>();
         assert!(rest.is_empty(), "the length was checked to be a multiple of a hash");
         let values = values.to_vec();
-        if root_of(&values) != hash_of(root) {
+        if digest_of(&root_of(&values)) != *root {
             return Err(UnitError::HashesWrong { root: root.clone() });
         }
         Ok(Self { length, root: root.clone(), values })
@@ -177,16 +144,6 @@ impl UnitHashes {
     }
 }
 
-/// The hashes of a whole file, as a publisher computes them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileHashes {
-    /// Length in bytes.
-    pub length: u64,
-    /// BLAKE3 root.
-    pub root: Digest,
-    pub units: UnitHashes,
-}
-
 /// Computes unit hashes and root over bytes that come in pieces of any size.
 #[derive(Debug)]
 pub struct UnitHasher {
@@ -217,9 +174,9 @@ impl UnitHasher {
         }
     }
 
-    /// The hashes of everything; nothing when that was empty or more than [`ARTIFACT_BYTES_MAX`].
+    /// The hashes of everything; `None` when that was empty or more than [`ARTIFACT_BYTES_MAX`].
     #[must_use]
-    pub fn finish(mut self) -> Option<FileHashes> {
+    pub fn finish(mut self) -> Option<UnitHashes> {
         if self.length == 0 || self.length > ARTIFACT_BYTES_MAX {
             return None;
         }
@@ -229,8 +186,7 @@ impl UnitHasher {
             self.close_unit();
         }
         let root = digest_of(&root_of(&self.values));
-        let units = UnitHashes { length: self.length, root: root.clone(), values: self.values };
-        Some(FileHashes { length: self.length, root, units })
+        Some(UnitHashes { length: self.length, root, values: self.values })
     }
 
     fn close_unit(&mut self) {
@@ -244,12 +200,12 @@ impl UnitHasher {
 ///
 /// # Errors
 /// When the file cannot be read, is empty, or is longer than [`ARTIFACT_BYTES_MAX`].
-pub fn hash_file(path: &Path) -> io::Result<FileHashes> {
+pub fn hash_file(path: &Path) -> io::Result<UnitHashes> {
     hash_reader(&mut File::open(path)?)
 }
 
 /// Hashes everything up to the end of a reader.
-pub(crate) fn hash_reader(reader: &mut impl Read) -> io::Result<FileHashes> {
+pub(crate) fn hash_reader(reader: &mut impl Read) -> io::Result<UnitHashes> {
     let mut hasher = UnitHasher::default();
     let mut buffer = vec![0; 4 * UNIT_BYTES as usize];
     loop {
@@ -270,11 +226,11 @@ pub(crate) fn hash_reader(reader: &mut impl Read) -> io::Result<FileHashes> {
     })
 }
 
-/// The root that a file of unit hashes merges into; nothing when it is not a list of hashes.
-pub(crate) fn root_of_file(bytes: &[u8]) -> Option<blake3::Hash> {
+/// The root that a file of unit hashes merges into; `None` when it is not a list of hashes.
+#[must_use]
+pub fn root_of_units(bytes: &[u8]) -> Option<Digest> {
     match bytes.as_chunks::<HASH_BYTES>() {
-        ([], _) => None,
-        (values, []) => Some(root_of(values)),
+        (values @ [_, ..], []) => Some(digest_of(&root_of(values))),
         _ => None,
     }
 }

@@ -1,10 +1,6 @@
 use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
 
-use crate::manifest::{MANIFEST_SCHEMA, unit_count};
-use crate::{
-    Format, Manifest, Protocols, Rollback, UNIT_BYTES, UnitError, UnitHasher, UnitHashes,
-    UnitsReference, digest_of, digest_of_bytes, hash_file, units_path,
-};
+use crate::{UNIT_BYTES, UnitError, UnitHasher, UnitHashes, digest_of, hash_file, root_of_units};
 
 /// Bytes that differ everywhere, so that swapped units do not look alike.
 fn bytes(length: usize) -> Vec<u8> {
@@ -16,34 +12,7 @@ fn bytes(length: usize) -> Vec<u8> {
 fn hashes(bytes: &[u8]) -> UnitHashes {
     let mut hasher = UnitHasher::default();
     bytes.chunks(10_007).for_each(|piece| hasher.update(piece));
-    hasher.finish().unwrap().units
-}
-
-fn manifest(bytes: &[u8], units: &UnitHashes) -> Manifest {
-    let manifest = Manifest {
-        schema: MANIFEST_SCHEMA,
-        app: "web".parse().unwrap(),
-        version: "1.0.0".parse().unwrap(),
-        platform: "linux/amd64".parse().unwrap(),
-        format: Format::Tar,
-        length: bytes.len() as u64,
-        root: digest_of(&blake3::hash(bytes)),
-        unit_bytes: UNIT_BYTES,
-        units: UnitsReference {
-            name: units_path(&digest_of(&blake3::hash(bytes))),
-            length: u64::from(unit_count(bytes.len() as u64)) * 32,
-            blake3: digest_of_bytes(&units.to_bytes()),
-        },
-        unpacked_bytes: 0,
-        entries: 0,
-        deltas: vec![],
-        protocols: Protocols::default(),
-        schemas: Default::default(),
-        rollback: Rollback::Revert,
-        created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
-    };
-    manifest.check().unwrap();
-    manifest
+    hasher.finish().unwrap()
 }
 
 /// Lengths around every edge: one byte, a chunk, a unit, and trees of each shape up to 17 units.
@@ -59,8 +28,10 @@ fn the_merge_of_all_unit_hashes_is_the_root_of_the_whole() {
         let bytes = bytes(length);
         let units = hashes(&bytes);
         assert_eq!(units.root(), &digest_of(&blake3::hash(&bytes)), "length {length}");
-        let manifest = manifest(&bytes, &units);
-        assert_eq!(UnitHashes::parse(&units.to_bytes(), &manifest), Ok(units.clone()));
+        let file = units.to_bytes();
+        let parsed = UnitHashes::parse_for(&file, units.root(), length as u64);
+        assert_eq!(parsed.as_ref(), Ok(&units));
+        assert_eq!(root_of_units(&file).as_ref(), Some(units.root()));
         for (index, unit) in bytes.chunks(UNIT_BYTES as usize).enumerate() {
             assert_eq!(units.verify_unit(index as u32, unit), Ok(()), "{length}, unit {index}");
         }
@@ -90,12 +61,11 @@ fn a_bit_flipped_in_any_unit_hash_is_refused() {
     for length in [10, 3 * UNIT_BYTES as usize + 1] {
         let bytes = bytes(length);
         let units = hashes(&bytes);
-        let manifest = manifest(&bytes, &units);
         let mut file = units.to_bytes();
         for at in 0..file.len() {
             file[at] ^= 1;
-            let error = UnitHashes::parse(&file, &manifest).unwrap_err();
-            assert_eq!(error, UnitError::HashesWrong { root: manifest.root.clone() });
+            let error = UnitHashes::parse_for(&file, units.root(), length as u64).unwrap_err();
+            assert_eq!(error, UnitError::HashesWrong { root: units.root().clone() });
             file[at] ^= 1;
         }
     }
@@ -105,7 +75,6 @@ fn a_bit_flipped_in_any_unit_hash_is_refused() {
 fn units_of_wrong_length_or_place_are_refused() {
     let bytes = bytes(2 * UNIT_BYTES as usize + 5);
     let units = hashes(&bytes);
-    let manifest = manifest(&bytes, &units);
     let unit = UNIT_BYTES as usize;
     assert_eq!(
         units.verify_unit(0, &bytes[..unit - 1]),
@@ -118,7 +87,7 @@ fn units_of_wrong_length_or_place_are_refused() {
     assert_eq!(units.verify_unit(1, &bytes[..unit]), Err(UnitError::UnitWrong { index: 1 }));
     assert_eq!(units.verify_unit(3, &[]), Err(UnitError::NoSuchUnit { index: 3, count: 3 }));
     let file = units.to_bytes();
-    let error = UnitHashes::parse(&file[..64], &manifest).unwrap_err();
+    let error = UnitHashes::parse_for(&file[..64], units.root(), units.length()).unwrap_err();
     assert_eq!(error, UnitError::HashesLength { expected: 96, found: 64 });
     // The chaining value of a single unit is not its root: neither may stand for the other.
     let single = hashes(&bytes[..unit]);
@@ -132,10 +101,10 @@ fn a_part_of_a_file_tells_which_units_it_has() {
     let mut bytes = bytes(5 * UNIT_BYTES as usize + 9);
     std::fs::write(&path, &bytes).unwrap();
     let whole = hash_file(&path).unwrap();
-    assert_eq!(whole.units, hashes(&bytes));
+    assert_eq!(whole, hashes(&bytes));
     bytes[UNIT_BYTES as usize + 3] ^= 4;
     bytes.truncate(4 * UNIT_BYTES as usize + 1);
-    let right = whole.units.verified_units(&mut bytes.as_slice()).unwrap();
+    let right = whole.verified_units(&mut bytes.as_slice()).unwrap();
     assert_eq!(right, [true, false, true, true, false, false]);
     std::fs::write(&path, []).unwrap();
     assert!(hash_file(&path).is_err(), "an empty artifact has no hashes");
@@ -151,7 +120,7 @@ proptest! {
         let mut hasher = UnitHasher::default();
         bytes.chunks(piece).for_each(|piece| hasher.update(piece));
         let found = hasher.finish().unwrap();
-        prop_assert_eq!(found.root, digest_of(&blake3::hash(&bytes)));
-        prop_assert_eq!(found.units, hashes(&bytes));
+        prop_assert_eq!(found.root(), &digest_of(&blake3::hash(&bytes)));
+        prop_assert_eq!(found, hashes(&bytes));
     }
 }

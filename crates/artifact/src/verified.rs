@@ -1,28 +1,24 @@
-//! Values whose signatures were checked. There is no other way to create one.
+//! A manifest whose signatures were checked. There is no other way to create one.
 
 use std::ops::Deref;
 
-use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
+use cohort_core::ids::Digest;
 use cohort_core::release::Release;
-use jiff::Timestamp;
 
 use crate::digest::digest_of_bytes;
 use crate::manifest::Manifest;
 
-/// A value from a file that the repository's keys signed.
+/// A manifest that the repository's keys signed, for the app, version and platform asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verified<T> {
-    value: T,
+pub struct VerifiedManifest {
+    manifest: Manifest,
     digest: Digest,
 }
 
-/// A manifest that the repository's keys signed, for the app, version and platform asked for.
-pub type VerifiedManifest = Verified<Manifest>;
-
-impl<T> Verified<T> {
+impl VerifiedManifest {
     /// Only for code that has just verified `bytes`.
-    pub(crate) fn of(value: T, bytes: &[u8]) -> Self {
-        Self { value, digest: digest_of_bytes(bytes) }
+    pub(crate) fn of(manifest: Manifest, bytes: &[u8]) -> Self {
+        Self { manifest, digest: digest_of_bytes(bytes) }
     }
 
     /// BLAKE3 of the signed file's bytes.
@@ -31,22 +27,12 @@ impl<T> Verified<T> {
         &self.digest
     }
 
-    /// The value; its type no longer shows that it was verified.
+    /// The manifest; its type no longer shows that it was verified.
     #[must_use]
-    pub fn into_inner(self) -> T {
-        self.value
+    pub fn into_inner(self) -> Manifest {
+        self.manifest
     }
-}
 
-impl<T> Deref for Verified<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.value
-    }
-}
-
-impl VerifiedManifest {
     /// The release as a group's log names it.
     #[must_use]
     pub fn release(&self) -> Release {
@@ -61,19 +47,10 @@ impl VerifiedManifest {
     }
 }
 
-/// What a channel offers for a platform.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ReleaseOffer {
-    pub app: AppId,
-    pub channel: Channel,
-    pub platform: Platform,
-    /// The version that the channel names.
-    pub version: Version,
-    /// Increases by one every time the channel is set.
-    pub serial: u64,
-    /// When the channel was set.
-    pub set_at: Timestamp,
-    /// The release's manifest for the platform.
-    pub manifest: VerifiedManifest,
+impl Deref for VerifiedManifest {
+    type Target = Manifest;
+
+    fn deref(&self) -> &Manifest {
+        &self.manifest
+    }
 }

@@ -93,7 +93,7 @@ impl WorkingCopy {
         for manifest in self.repository.last_releases(app, platform)? {
             let path = cache.join(manifest.root.as_str());
             if !path.is_file() {
-                told.tell(&format!("fetching {app} {} to make a delta from", manifest.version));
+                told(&format!("fetching {app} {} to make a delta from", manifest.version));
                 let file = unfinished(cache).map_err(io)?;
                 if !reader.artifact(&manifest, file.path()).await {
                     continue;

@@ -9,7 +9,7 @@ use cohort_artifact::{
     Format, Keys, Lifetimes, Protocols, PublishRequest, Repository, RepositoryError, Rollback,
     blob_path,
 };
-use common::{Fixture, app, bytes_below, folder, intel, stable, version};
+use common::{Fixture, app, bytes_below, folder, intel, releases, stable, version};
 
 #[tokio::test]
 async fn repeating_is_harmless_and_changing_is_refused() {
@@ -33,12 +33,9 @@ async fn repeating_is_harmless_and_changing_is_refused() {
     // The same version for another platform is another release.
     let other = PublishRequest { platform: "linux/amd".parse().unwrap(), ..request };
     fixture.repository.publish(&fixture.keys, &other).await.unwrap();
-    let releases = fixture.repository.releases().unwrap();
-    let names = releases.iter().map(|release| format!("{} {}", release.version, release.platform));
-    assert_eq!(
-        names.collect::<Vec<_>>(),
-        ["1.0.0 linux/intel", "1.1.0 linux/amd", "1.1.0 linux/intel"]
-    );
+    let names = ["1.0.0/linux~intel", "1.1.0/linux~amd", "1.1.0/linux~intel"];
+    let names = names.map(|name| format!("apps/web/{name}/manifest.json"));
+    assert_eq!(releases(&fixture.repository), names);
 }
 
 #[tokio::test]
@@ -134,7 +131,7 @@ async fn publishers_at_once_take_turns() {
         publishing.await.unwrap().unwrap();
     }
     fixture.repository.renew_timestamp(&fixture.keys.timestamp).await.unwrap();
-    assert_eq!(fixture.repository.releases().unwrap().len(), 4);
+    assert_eq!(releases(&fixture.repository).len(), 4);
 }
 
 #[tokio::test]

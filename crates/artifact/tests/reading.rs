@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use cohort_artifact::client::FetchError;
 use cohort_artifact::{
-    Keys, Lifetimes, Mirror, Repository, Role, TrustErrorKind, TrustedRepository, blob_path,
+    Keys, Lifetimes, Mirror, Repository, Role, TrustErrorKind, TrustedRepository, UnitHashes,
+    blob_path, units_path,
 };
 use common::{Answer, Fixture, Server, app, bytes_below, folder, intel, stable, version};
 
@@ -18,20 +19,20 @@ async fn a_release_arrives_over_http_and_outlives_its_mirrors() {
     let fixture = Fixture::new().await;
     let server = Server::start(fixture.repository.dir());
     let reader = fixture.reader("store", vec![server.mirror.clone()]).await;
-    let offer = reader.latest(&app(), &stable(), &intel()).await.unwrap();
-    assert_eq!((offer.version.as_str(), offer.serial), ("1.0.0", 1));
-    let units = reader.unit_hashes(&offer.manifest).await.unwrap();
-    let path = fixture.repository.dir().join(blob_path(&offer.manifest.root));
-    let blob = fs::read(path).unwrap();
+    let latest = reader.latest(&app(), &stable(), &intel()).await.unwrap();
+    assert_eq!(latest.version.as_str(), "1.0.0");
+    assert_eq!(fixture.repository.channels().unwrap()[0].serial, 1);
+    let read = |path: String| fs::read(fixture.repository.dir().join(path)).unwrap();
+    let (units, blob) = (read(units_path(&latest.root)), read(blob_path(&latest.root)));
+    let units = UnitHashes::parse_for(&units, &latest.root, latest.length).unwrap();
     assert_eq!(units.count(), 5, "300 kB");
     assert!(units.verified_units(&mut blob.as_slice()).unwrap().into_iter().all(|right| right));
-    let release = offer.manifest.release();
-    assert_eq!(release.manifest, *offer.manifest.digest());
+    let release = latest.release();
+    assert_eq!(release.manifest, *latest.digest());
 
     // A round without news asks for nothing but a newer root and the timestamp.
     server.take_log();
-    let refreshed = reader.refresh().await.unwrap();
-    assert!(!refreshed.changed);
+    assert!(!reader.refresh().await.unwrap());
     assert_eq!(server.take_log(), ["metadata/2.root.json", "metadata/timestamp.json"]);
 
     // The mirror dies and the agent restarts: what it runs is verified again from its own disk.
@@ -39,7 +40,7 @@ async fn a_release_arrives_over_http_and_outlives_its_mirrors() {
     let before = bytes_below(&fixture.path("store"));
     let reader = fixture.reader("store", vec!["http://127.0.0.1:9/".parse().unwrap()]).await;
     let manifest = reader.manifest(&app(), &version("1.0.0"), &intel()).await.unwrap();
-    assert_eq!(manifest, offer.manifest);
+    assert_eq!(manifest, latest);
     assert!(reader.offer(&app(), &stable(), &intel()).await.is_ok(), "still fresh");
     let error = fixture.latest(&reader).await.unwrap_err();
     assert!(error.is_unreachable(), "{error}");
@@ -70,7 +71,7 @@ async fn a_stranger_s_repository_is_refused() {
     assert_eq!(refused(&reader).await, Role::Root);
     assert_eq!(bytes_below(&ours.path("store")), before);
     let refusal = &reader.refusals()[&mirror.display().to_string()];
-    assert!(matches!(refusal.error.kind, TrustErrorKind::WrongSignature { role: Role::Root }));
+    assert!(matches!(refusal.kind, TrustErrorKind::WrongSignature { role: Role::Root }));
 
     // A reader that was given the stranger's root refuses ours in turn.
     let mut options = ours.options("other", vec![folder(ours.repository.dir())]);
@@ -316,14 +317,14 @@ async fn bad_mirrors_are_passed_over_and_named() {
         [dead, folder(&old), failing.mirror.clone(), cutting.mirror.clone(), good.mirror.clone()];
     let reader = fixture.reader("store", mirrors.to_vec()).await;
     for _ in 0..mirrors.len() {
-        let refreshed = reader.refresh().await.unwrap();
-        assert_eq!(refreshed.mirror, good.url);
+        reader.refresh().await.unwrap();
     }
     let refusals = reader.refusals();
     assert_eq!(refusals.len(), 4);
-    let replayed = &refusals[&old.display().to_string()].error.kind;
+    assert!(!refusals.contains_key(&good.url));
+    let replayed = &refusals[&old.display().to_string()].kind;
     assert!(matches!(replayed, TrustErrorKind::Older { .. }));
-    let others = refusals.iter().filter(|(_, refusal)| refusal.error.kind.is_unreachable());
+    let others = refusals.values().filter(|error| error.kind.is_unreachable());
     assert_eq!(others.count(), 3);
 
     // With the good one gone, the replay is named before those that cannot be reached.

@@ -20,13 +20,11 @@ const END_MS_MAX: u64 = 1_000;
 /// What a request was waiting for when time ran out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Awaited {
-    /// The head of the answer.
     Answer,
     /// The next byte of the body.
     Byte,
     /// The whole of the next unit.
     Unit,
-    /// The index of the next unit.
     Index,
     /// The whole file of unit hashes.
     Hashes,

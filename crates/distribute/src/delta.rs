@@ -186,7 +186,7 @@ impl ArtifactStore {
             stopped,
         };
         let hashes = apply_delta(&input, &mut built.as_file()).map_err(failed)?;
-        claim.put_hashes(&hashes.units.to_bytes())?;
+        claim.put_hashes(&hashes.to_bytes())?;
         Ok(built)
     }
 

@@ -40,7 +40,7 @@ impl Pair {
             program.iter_mut().step_by(20_000).for_each(|byte| *byte ^= 3);
         });
         let whole = hash_file(&new).unwrap();
-        let maker = DeltaMaker::new(&new, &whole.root, whole.length, folder.path());
+        let maker = DeltaMaker::new(&new, whole.root(), whole.length(), folder.path());
         let maker = maker.unwrap().unwrap();
         let path = folder.path().join("delta");
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
@@ -48,9 +48,9 @@ impl Pair {
         let (old, new) = (sample(&old), sample(&new));
         let delta = Delta {
             from: old.digest().clone(),
-            method: made.method,
-            length: made.hashes.length,
-            root: made.hashes.root,
+            method: maker.method().to_string(),
+            length: made.length(),
+            root: made.root().clone(),
         };
         Self { old, new, blob: sample(&path), delta }
     }
@@ -68,8 +68,9 @@ impl Pair {
 fn sample(path: &Path) -> Sample {
     let hashes = hash_file(path).unwrap();
     let plain = Sample::new("any", 1);
-    let release = Release { artifact: hashes.root, length: hashes.length, ..plain.release };
-    Sample { bytes: fs::read(path).unwrap().into(), hashes: hashes.units, release }
+    let (artifact, length) = (hashes.root().clone(), hashes.length());
+    let release = Release { artifact, length, ..plain.release };
+    Sample { bytes: fs::read(path).unwrap().into(), hashes, release }
 }
 
 /// Puts some units of an artifact there, as an interrupted download does.

@@ -10,7 +10,6 @@ use cohort_base::retry::Schedule;
 use cohort_core::ids::Digest;
 use cohort_core::orders::FetchOrder;
 use cohort_core::release::Release;
-use cohort_core::report::Blame;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +43,6 @@ const ENDED_KEPT: Duration = Duration::from_secs(10);
 /// A fetch that finished.
 #[derive(Debug, Clone)]
 pub struct EndedFetch {
-    /// The release whose artifact was fetched.
     pub release: Release,
     /// The last progress, with the sums of the whole fetch.
     pub progress: Progress,
@@ -56,16 +54,11 @@ pub struct EndedFetch {
 #[derive(Debug, Clone, PartialEq)]
 pub enum FetchStatus {
     /// Queued, or being fetched.
-    UnderWay {
-        /// Progress of the current try.
-        progress: Box<Progress>,
-    },
+    UnderWay { progress: Box<Progress> },
     /// Whole, verified and durable.
     Held,
     /// The last try failed; it is retried as long as it is ordered.
     Failed {
-        /// The release, or the surroundings.
-        blame: Blame,
         /// The error with its causes, for people.
         reason: String,
         /// Failed tries since it was ordered.
@@ -242,7 +235,7 @@ impl OneFetch {
             tries += 1;
             let reason = chain(&error);
             warn!(artifact = %self.digest, reason, tries, "fetch failed");
-            self.tell(FetchStatus::Failed { blame: error.blame(), reason, tries });
+            self.tell(FetchStatus::Failed { reason, tries });
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(pauses.next_pause()) => {}

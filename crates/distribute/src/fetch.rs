@@ -10,7 +10,6 @@ use std::time::Duration;
 use cohort_artifact::UnitHashes;
 use cohort_core::orders::FetchOrder;
 use cohort_core::release::Release;
-use cohort_core::report::Blame;
 use cohort_transfer::{
     Effect, FetchWait, Fetcher, Limits, RequestId, Target, UNIT_BYTES, UnitRun, UnitSet, What,
     span_of,
@@ -42,13 +41,9 @@ const PROGRESS_MS: u64 = 250;
 /// What all fetches of a server share.
 #[derive(Clone)]
 pub struct FetchContext {
-    /// The artifacts on this server's disk.
     pub store: Arc<ArtifactStore>,
-    /// The mirrors of the repository.
     pub mirrors: Arc<MirrorList>,
-    /// The way to other servers.
     pub peers: WirePeers,
-    /// Limits of every fetch.
     pub limits: Arc<Limits>,
     pub counters: Arc<ByteCounters>,
     /// How fast everything together may be received.
@@ -60,10 +55,8 @@ pub struct FetchContext {
 /// Why an artifact did not come.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
-    /// The disk is too full, or fails.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// No source gave anything for too long.
     #[error(
         "artifact {artifact} of {version}: no new unit for {ms} ms ({held} of {count} units are \
          here): {complaints}"
@@ -78,19 +71,10 @@ pub(crate) enum FetchError {
         count: u32,
         complaints: String,
     },
-    /// The order was withdrawn.
     #[error("artifact {artifact} is no longer ordered")]
     Cancelled { artifact: String },
-    /// A defect of the agent itself.
     #[error("a task of the fetch panicked")]
     Task(#[source] JoinError),
-}
-
-impl FetchError {
-    /// Whom to blame: never the release, whose bytes nobody has seen.
-    pub(crate) fn blame(&self) -> Blame {
-        Blame::Surroundings
-    }
 }
 
 /// Fetches the artifact of an order and verifies it; returns when it is whole and durable.

@@ -19,8 +19,8 @@ pub const MIRRORS_MAX: usize = 64;
 /// The mirror in use is left only for one that answers in less than half the time.
 const STICKY_FACTOR: u32 = 2;
 
-/// A mirror's failures are forgotten after this long, in milliseconds.
-const FORGIVE_MS: u64 = 300_000;
+/// A mirror's failures are forgotten after this long.
+const FORGIVE: Duration = Duration::from_secs(300);
 
 /// Why a list of mirrors is refused.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,6 @@ const FORGIVE_MS: u64 = 300_000;
 pub enum MirrorError {
     #[error("{count} mirrors are more than {MIRRORS_MAX}")]
     TooMany { count: usize },
-    /// No HTTP client.
     #[error("no client for mirrors")]
     Client(#[source] FetchError),
 }
@@ -40,6 +39,7 @@ pub(crate) struct MirrorRecord {
     pub first_byte: Option<Duration>,
     /// Failures since it last delivered.
     pub failures: u32,
+    pub failed_at: Option<Instant>,
 }
 
 /// The mirrors of the repository, in the order of the configuration.
@@ -53,7 +53,6 @@ pub struct MirrorList {
 #[derive(Debug)]
 struct State {
     records: Vec<MirrorRecord>,
-    failed_at: Vec<Option<Instant>>,
     current: Option<usize>,
 }
 
@@ -68,11 +67,7 @@ impl MirrorList {
             return Err(MirrorError::TooMany { count });
         }
         let client = MirrorClient::new(limits).map_err(MirrorError::Client)?;
-        let state = State {
-            records: vec![MirrorRecord::default(); count],
-            failed_at: vec![None; count],
-            current: None,
-        };
+        let state = State { records: vec![MirrorRecord::default(); count], current: None };
         Ok(Self { mirrors, client, state: Mutex::new(state) })
     }
 
@@ -85,10 +80,8 @@ impl MirrorList {
     /// Indices into the configured list, the preferred mirror first.
     pub(crate) fn ranked(&self) -> Vec<usize> {
         let mut state = self.state.lock();
-        let state = &mut *state;
-        for (record, failed_at) in state.records.iter_mut().zip(&mut state.failed_at) {
-            if failed_at.is_some_and(|at| at.elapsed() >= Duration::from_millis(FORGIVE_MS)) {
-                *failed_at = None;
+        for record in &mut state.records {
+            if record.failed_at.is_some_and(|at| at.elapsed() >= FORGIVE) {
                 *record = MirrorRecord::default();
             }
         }
@@ -110,12 +103,9 @@ impl MirrorList {
     /// was in flight says nothing about what comes after.
     pub(crate) fn delivered(&self, index: usize, began: Instant) {
         let mut state = self.state.lock();
-        if state.failed_at.get(index).copied().flatten().is_some_and(|failed| failed >= began) {
-            return;
-        }
-        if let Some(record) = state.records.get_mut(index) {
-            record.failures = 0;
-            state.failed_at[index] = None;
+        let Some(record) = state.records.get_mut(index) else { return };
+        if record.failed_at.is_none_or(|failed| failed < began) {
+            (record.failures, record.failed_at) = (0, None);
             state.current = Some(index);
         }
     }
@@ -125,7 +115,7 @@ impl MirrorList {
         let mut state = self.state.lock();
         if let Some(record) = state.records.get_mut(index) {
             record.failures = record.failures.saturating_add(1);
-            state.failed_at[index] = Some(Instant::now());
+            record.failed_at = Some(Instant::now());
             if state.current == Some(index) {
                 state.current = None;
             }

@@ -11,7 +11,7 @@ fn list(urls: &[&str]) -> Result<MirrorList, MirrorError> {
 
 fn record(ms: u64, failures: u32) -> MirrorRecord {
     let first_byte = (ms > 0).then(|| Duration::from_millis(ms));
-    MirrorRecord { first_byte, failures }
+    MirrorRecord { first_byte, failures, ..MirrorRecord::default() }
 }
 
 #[test]

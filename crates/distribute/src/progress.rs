@@ -67,7 +67,6 @@ impl ByteCounters {
 /// How far one fetch is. All zero until the first plan.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Progress {
-    /// Length of the artifact in bytes.
     pub bytes_total: u64,
     /// Bytes of it that are on disk and verified.
     pub bytes_held: u64,
@@ -79,6 +78,5 @@ pub struct Progress {
     pub bytes_from_peers: u64,
     /// Why nothing more is asked for, while something is missing.
     pub waiting_on: Option<FetchWait>,
-    /// How each source is doing.
     pub sources: Vec<SourceReport>,
 }

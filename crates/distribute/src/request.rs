@@ -29,16 +29,13 @@ const SIGNS_PER_S_MAX: u64 = 50;
 /// Why a request got less than it asked for.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
-    /// It asks to be left alone for a while.
     #[error("is busy and asks to come back in {retry_after_ms} ms")]
     Busy { retry_after_ms: u64 },
     /// It does not have (all of) this, perhaps not yet.
     #[error("does not have it")]
     Absent,
-    /// It answers with everything when asked for a range.
     #[error("ignores ranges")]
     NoRanges,
-    /// No connection, or it broke.
     #[error("connection failed")]
     Connection(#[source] io::Error),
     /// Nothing, or too little, within the time allowed.
@@ -47,19 +44,16 @@ pub(crate) enum RequestError {
     /// It is slow: what came is kept, the rest is asked for again.
     #[error("is slow: {units} units in {ms} ms")]
     Slow { units: u32, ms: u64 },
-    /// A status that is no answer.
     #[error("answered with status {0}")]
     Status(StatusCode),
     /// The answer is too short, too long, or for another range.
     #[error("answered with a wrong length or range: {0}")]
     Length(String),
-    /// Wrong bytes.
     #[error("sent wrong bytes")]
     Wrong(#[source] UnitError),
     /// Our own disk; the source is not to blame.
     #[error(transparent)]
     Disk(#[from] StoreError),
-    /// A task of this agent panicked.
     #[error("a task of the request panicked")]
     Task(#[source] tokio::task::JoinError),
 }

@@ -46,7 +46,6 @@ pub(crate) type FreeSpace = Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
 pub struct Collected {
     /// Artifacts of which something was removed.
     pub digests: BTreeSet<Digest>,
-    /// Bytes of disk space freed.
     pub bytes: u64,
 }
 
@@ -280,9 +279,9 @@ impl ArtifactStore {
         }
         if possible {
             let found = hash_file(&path).on_path("hash", &path)?;
-            if found.root == *digest {
+            if found.root() == digest {
                 let units = self.units_path(digest);
-                let bytes = found.units.to_bytes();
+                let bytes = found.to_bytes();
                 durable::write(&units, &bytes, durable::READABLE).on_path("write", &units)?;
                 return Ok(Some(length));
             }

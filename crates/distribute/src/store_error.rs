@@ -28,26 +28,21 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
-    /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
     /// Another fetch, or a collection, holds it.
     #[error("artifact {digest} is being fetched already")]
     InFlight { digest: Digest },
-    /// Units are missing.
     #[error("artifact {digest} is not whole: {held} of {count} units are here")]
     NotWhole { digest: Digest, held: u32, count: u32 },
-    /// No artifact can have this length.
     #[error("artifact {digest} cannot be {length} bytes long")]
     Length { digest: Digest, length: u64 },
-    /// Bytes are not the signed ones.
     #[error("artifact {digest}: wrong bytes")]
     Bytes {
         digest: Digest,
         #[source]
         source: UnitError,
     },
-    /// There is no such artifact here.
     #[error("artifact {digest} is not here")]
     Absent { digest: Digest },
 }

@@ -83,7 +83,6 @@ enum Origin {
 pub(crate) struct Subscription {
     pub(crate) store: Arc<ArtifactStore>,
     pub(crate) digest: Digest,
-    /// The name of the child.
     pub(crate) child: String,
     pub(crate) lacks: Vec<UnitRun>,
     pub(crate) upload: Arc<Budget>,

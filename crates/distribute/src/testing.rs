@@ -47,16 +47,16 @@ impl Sample {
         blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
         let mut hasher = UnitHasher::default();
         hasher.update(&bytes);
-        let found = hasher.finish().unwrap();
+        let hashes = hasher.finish().unwrap();
         let release = Release {
             version: "1.0.0".parse().unwrap(),
             platform: "linux/amd64".parse().unwrap(),
-            artifact: found.root,
+            artifact: hashes.root().clone(),
             manifest: "0".repeat(64).parse().unwrap(),
-            length: found.length,
+            length: hashes.length(),
             rollback: Rollback::Revert,
         };
-        Self { bytes: bytes.into(), hashes: found.units, release }
+        Self { bytes: bytes.into(), hashes, release }
     }
 
     pub(crate) fn digest(&self) -> &Digest {

@@ -36,9 +36,8 @@ pub(crate) const CHAIN_MAX: usize = 6;
 /// The period in which a certificate is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
-    /// The first second.
     pub not_before: UnixTime,
-    /// The last second.
+    /// The last second in which it is valid.
     pub not_after: UnixTime,
 }
 
@@ -257,11 +256,12 @@ pub(crate) fn read_small(path: &Path) -> Result<String, FileError> {
     read().on_path("read", path)
 }
 
-/// Verifies the chain of a client or signer at a point in time.
+/// Verifies a chain at a point in time.
 pub(crate) fn verify_chain(
     chain: &[CertificateDer<'_>],
     roots: &[CertificateDer<'_>],
     now: UnixTime,
+    usage: webpki::KeyUsage,
 ) -> Result<(), webpki::Error> {
     let anchors = roots
         .iter()
@@ -269,15 +269,7 @@ pub(crate) fn verify_chain(
         .collect::<Result<Vec<TrustAnchor<'_>>, _>>()?;
     let (leaf, between) = chain.split_first().ok_or(webpki::Error::UnknownIssuer)?;
     webpki::EndEntityCert::try_from(leaf)?
-        .verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
-            &anchors,
-            between,
-            now,
-            webpki::KeyUsage::client_auth(),
-            None,
-            None,
-        )
+        .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, between, now, usage, None, None)
         .map(|_| ())
 }
 
@@ -301,18 +293,19 @@ fn validity_of(
     use std::time::Duration;
     let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
     let (first, last) = (at(0), at(u64::from(u32::MAX) * 64));
-    let not_before = match verify_chain(chain, roots, first) {
+    let verify = |now| verify_chain(chain, roots, now, webpki::KeyUsage::client_auth());
+    let not_before = match verify(first) {
         Err(webpki::Error::CertNotValidYet { not_before, .. }) => not_before,
         Ok(()) => first,
         Err(error) => return Err(IdentityError::Untrusted(error)),
     };
-    let not_after = match verify_chain(chain, roots, last) {
+    let not_after = match verify(last) {
         Err(webpki::Error::CertExpired { not_after, .. }) => not_after,
         Ok(()) => last,
         Err(error) => return Err(IdentityError::Untrusted(error)),
     };
     // The errors above may come before the signature is checked.
-    verify_chain(chain, roots, not_before).map_err(IdentityError::Untrusted)?;
+    verify(not_before).map_err(IdentityError::Untrusted)?;
     Ok(Validity { not_before, not_after })
 }
 
@@ -353,7 +346,6 @@ pub enum IdentityError {
     Peer(#[source] InvalidPeer),
     #[error("cannot generate a private key")]
     MakeKey(#[source] rcgen::Error),
-    /// The key type cannot be certified.
     #[error("cannot make an identity request")]
     Request(#[source] RequestError),
 }

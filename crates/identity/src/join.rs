@@ -147,7 +147,6 @@ pub enum JoinTokenError {
     /// Truncated or modified: the check does not match.
     #[error("join token is truncated or modified: copy the whole line")]
     Incomplete,
-    /// The address is cut to 80 characters.
     #[error("join token's address `{address}` is not of the form host:port")]
     Address { address: String },
     #[error("operating system gives no randomness")]

@@ -30,7 +30,6 @@ pub const REDEEM_AGAIN_WINDOW_S: u64 = 15 * 60;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinGrant {
-    /// The role of the certificate.
     pub role: Role,
     /// The only name allowed; `None`: any name that is not taken.
     pub name: Option<PeerName>,
@@ -42,18 +41,14 @@ pub struct JoinGrant {
 pub enum TokenState {
     /// Waiting for a server to join with it.
     Unused,
-    /// Redeemed for a certificate.
     Used {
-        /// The peer that joined.
         peer: Peer,
         /// SHA-256 of its public key, in hexadecimal.
         key_fingerprint: String,
         /// Unix seconds.
         used_at: u64,
-        /// The certificate issued, in PEM.
         certificate: String,
     },
-    /// Revoked by an operator before use.
     Revoked,
 }
 
@@ -73,7 +68,6 @@ pub struct TokenRecord {
     pub created_at: u64,
     /// Unix seconds; `None`: never.
     pub expires_at: Option<u64>,
-    /// Unused, used or revoked.
     pub state: TokenState,
 }
 
@@ -301,7 +295,6 @@ pub enum RedeemError {
     /// The token is for another role or name than this.
     #[error("join token does not allow joining as {0}")]
     Grant(Box<Peer>),
-    /// Another server has joined under this name.
     #[error("the name of {0} is taken; a token made for that name replaces its holder")]
     NameTaken(Box<Peer>),
     #[error("cannot issue a certificate")]

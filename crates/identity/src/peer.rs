@@ -109,9 +109,7 @@ impl From<PeerName> for String {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peer {
-    /// The second label of the certificate's name.
     pub role: Role,
-    /// The first label of the certificate's name.
     pub name: PeerName,
 }
 
@@ -177,7 +175,6 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 /// Why a text or certificate does not name a peer. Texts are cut to 80 characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPeer {
-    /// Not a DNS label.
     #[error("`{0}` is not a valid name: use 1 to 63 of a-z, 0-9 and `-`, no `-` at either end")]
     Name(String),
     #[error("`{0}` is not a role: use viewer, operator, publisher, agent or hub")]

@@ -104,7 +104,7 @@ pub fn verify_statement(
     let chain = certificates(&statement.chain, "certificate")
         .map_err(|error| StatementError::Untrusted(error.into()))?;
     let untrusted = |error: webpki::Error| StatementError::Untrusted(error.into());
-    verify_chain(&chain, roots, now).map_err(untrusted)?;
+    verify_chain(&chain, roots, now, webpki::KeyUsage::client_auth()).map_err(untrusted)?;
     let peer = peer_of(&chain).map_err(StatementError::Peer)?;
     if !roles.contains(&peer.role) {
         return Err(StatementError::Role(Box::new(peer)));

@@ -4,6 +4,7 @@
 //! handshake costs well under a millisecond.
 
 use std::fmt;
+use std::slice::from_ref;
 use std::sync::Arc;
 
 use hex::FromHex as _;
@@ -16,7 +17,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::identity::{CHAIN_MAX, Identity, IdentityError, provider, root_store};
+use crate::identity::{CHAIN_MAX, Identity, IdentityError, provider, root_store, verify_chain};
 use crate::peer::{Role, peer_of, sha256_hex};
 
 /// The protocol of a connection, agreed in the TLS handshake, so that one port serves all.
@@ -62,7 +63,6 @@ impl fmt::Display for Alpn {
 /// Whether a server accepts clients without a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// A certificate is required.
     Required,
     /// A client may show no certificate and is then anonymous; a bad certificate is refused. Only
     /// for the hub, whose joining clients have none yet.
@@ -174,23 +174,11 @@ impl ServerCertVerifier for FingerprintVerifier {
             .iter()
             .find(|certificate| sha256_hex(certificate) == self.fingerprint)
             .ok_or_else(|| refused(CertificateError::UnknownIssuer))?;
-        let anchor = webpki::anchor_from_trusted_cert(root)
-            .map_err(|_| refused(CertificateError::BadEncoding))?;
-        let leaf = webpki::EndEntityCert::try_from(end_entity)
-            .map_err(|_| refused(CertificateError::BadEncoding))?;
-        leaf.verify_for_usage(
-            self.algorithms.all,
-            &[anchor],
-            intermediates,
-            now,
-            webpki::KeyUsage::server_auth(),
-            None,
-            None,
-        )
-        .map_err(|error| refused(certificate_error(&error)))?;
-        let named_hub =
-            peer_of(std::slice::from_ref(end_entity)).is_ok_and(|peer| peer.role == Role::Hub);
-        if named_hub {
+        let mut chain = vec![end_entity.clone()];
+        chain.extend_from_slice(intermediates);
+        verify_chain(&chain, from_ref(root), now, webpki::KeyUsage::server_auth())
+            .map_err(|error| refused(certificate_error(&error)))?;
+        if peer_of(&chain).is_ok_and(|peer| peer.role == Role::Hub) {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(refused(CertificateError::NotValidForName))
@@ -222,6 +210,7 @@ impl ServerCertVerifier for FingerprintVerifier {
 
 fn certificate_error(error: &webpki::Error) -> CertificateError {
     match error {
+        webpki::Error::BadDer => CertificateError::BadEncoding,
         webpki::Error::CertExpired { .. } => CertificateError::Expired,
         webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
         webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
@@ -236,7 +225,6 @@ pub enum TlsError {
     Roots(#[source] IdentityError),
     #[error("cannot build the verifier of client certificates")]
     Verifier(#[source] VerifierBuilderError),
-    /// rustls refuses the key or certificate.
     #[error("identity cannot be used for TLS")]
     Config(#[source] rustls::Error),
     #[error("authority's fingerprint is not 64 hexadecimal digits")]

@@ -159,7 +159,7 @@ impl Reader {
     async fn run(self, units: Range<u32>, to: mpsc::Sender<Result<Bytes, Refused>>) {
         let patience = self.app.cache.limits.reader_max;
         for index in units.clone() {
-            // A reader that left meanwhile needs no place; the unit is fetched all the same.
+            // A reader that left gives up its place; the unit is still fetched.
             let unit = tokio::select! {
                 unit = self.blob.unit(index, units.end) => unit,
                 () = to.closed() => return,
@@ -167,7 +167,7 @@ impl Reader {
             let ended = unit.is_err();
             let part = unit.map(|unit| self.part(index, &unit));
             let count = part.as_ref().map_or(0, |part| part.len() as u64);
-            // A reader that takes next to nothing loses its place, and its connection, because the
+            // A reader that hardly reads loses its place, and its connection, because the
             // head promised more.
             let sent = tokio::time::timeout(patience, to.send(part)).await;
             if !matches!(sent, Ok(Ok(()))) || ended {

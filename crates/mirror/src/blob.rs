@@ -50,8 +50,7 @@ pub(crate) struct Blob {
     /// When it was opened, to retry an artifact that found no room.
     pub(crate) opened: Instant,
     file: Option<File>,
-    /// Whether units are written to disk. If not, each is fetched by itself for those who are
-    /// waiting for it.
+    /// Whether units are written to disk. If not, each is fetched by itself for its readers.
     kept: AtomicBool,
     units: Mutex<Units>,
 }
@@ -76,7 +75,7 @@ enum Look {
 }
 
 impl Blob {
-    /// An artifact whose units are written to `file`; without a file they are only passed on.
+    /// An artifact whose units are written to `file`; without a file they are only forwarded.
     pub(crate) fn new(
         hashes: UnitHashes,
         file: Option<File>,
@@ -99,7 +98,7 @@ impl Blob {
         self.kept.load(Ordering::Relaxed)
     }
 
-    /// The disk failed: from now on units are passed on without being kept.
+    /// The disk failed: from now on units are forwarded without being stored.
     pub(crate) fn keep_no_more(&self) {
         self.kept.store(false, Ordering::Relaxed);
     }
@@ -230,7 +229,7 @@ impl Blob {
         file.write_all_at(bytes, start)
     }
 
-    /// Notes that a unit was written before anybody else saw the blob.
+    /// Notes that a unit was written before the blob was published.
     pub(crate) fn is_here(&self, index: u32) {
         self.units.lock().states[index as usize] = Unit::Here;
     }
@@ -255,7 +254,7 @@ impl Claim {
         self.first + count_of(&self.senders)
     }
 
-    /// Hands a verified unit to everybody waiting for it.
+    /// Delivers a verified unit to all waiting readers.
     pub(crate) fn arrived(&self, bytes: &Bytes) {
         self.senders[(self.next - self.first) as usize].send_replace(Some(Ok(bytes.clone())));
     }
@@ -278,7 +277,7 @@ impl Claim {
     /// Fails the rest of the units.
     pub(crate) fn end_with(mut self, refused: &Refused) {
         let senders = std::mem::take(&mut self.senders);
-        // Reset before waking anybody: who looks again must not find a unit coming.
+        // Reset before waking readers: one that looks again must not find a unit coming.
         self.reset(self.next..self.first + count_of(&senders));
         for (sender, index) in senders.iter().zip(self.first..) {
             if index >= self.next && sender.borrow().is_none() {

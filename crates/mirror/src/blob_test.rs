@@ -32,10 +32,10 @@ impl Bench {
         let mut hasher = UnitHasher::default();
         hasher.update(&bytes);
         let hashes = hasher.finish().unwrap();
-        let digest = hashes.root;
+        let digest = hashes.root().clone();
         let origin = dir.path().join("origin");
         std::fs::create_dir_all(origin.join("blobs")).unwrap();
-        let units = hashes.units.to_bytes();
+        let units = hashes.to_bytes();
         std::fs::write(origin.join("blobs").join(digest.as_str()), &bytes).unwrap();
         std::fs::write(origin.join("blobs").join(format!("{digest}.units")), units).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

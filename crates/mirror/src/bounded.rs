@@ -1,4 +1,4 @@
-//! A folder that takes a bounded part of the disk, and evicts the least recently used file first.
+//! A folder of bounded size that evicts the least recently used file first.
 //!
 //! What is there is counted in memory, by one lock; the folder is listed once, at the start. When a
 //! file was last used is its time of change as well, so that a restart knows it. A file that is not

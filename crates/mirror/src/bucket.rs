@@ -186,7 +186,7 @@ impl Bucket {
         &self.name
     }
 
-    /// A URL with which anybody can read one file for [`URL_VALID`].
+    /// A URL that grants read access to one file for [`URL_VALID`].
     pub(crate) async fn signed_url(&self, relative: &str) -> Result<Url, BucketError> {
         let path = self.path(relative)?;
         let Some(signer) = &self.signer else {
@@ -215,12 +215,6 @@ impl Bucket {
     fn failed(&self, object: &str, why: object_store::Error) -> BucketError {
         let (bucket, object) = (self.name.clone(), object.to_owned());
         BucketError::Request { bucket, object, why }
-    }
-
-    #[cfg(test)]
-    fn of(store: Arc<dyn ObjectStore>, prefix: &str) -> Self {
-        let prefix = prefix.to_owned();
-        Self { store, signer: None, prefix, name: "memory".to_owned(), keeps_attributes: true }
     }
 }
 

@@ -24,13 +24,11 @@ pub struct CacheConfig {
     /// Base URLs of the repository or of other mirrors, folders, or buckets such as
     /// `s3://BUCKET/PREFIX`; the next one is asked when one does not deliver.
     pub origins: Vec<String>,
-    /// Addresses and credentials of buckets.
     pub buckets: BucketSettings,
     /// Folder used by this cache only.
     pub cache_dir: PathBuf,
     /// Most disk space to use, in bytes; at least [`CACHE_BYTES_MIN`].
     pub cache_bytes: u64,
-    /// Limits of requests, times and pauses.
     pub limits: CacheLimits,
 }
 
@@ -38,7 +36,7 @@ pub struct CacheConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheLimits {
     /// Requests for files in progress; the next gets 503. Each holds at most one unit, and about
-    /// 450 KiB that wait for the socket: 256 MiB at the worst.
+    /// 450 KiB waiting for the socket: at most 256 MiB.
     pub requests_max: usize,
     /// Free disk space to leave to others, such as logs, in bytes, whatever the cache's size.
     pub free_bytes_min: u64,
@@ -58,7 +56,7 @@ pub struct CacheLimits {
     pub pauses: Schedule,
     /// How long an origin is not asked for a file that it sent wrong bytes of.
     pub wrong_bytes_for: Duration,
-    /// How long *there is no such file* is believed. Short: it may be published the next moment.
+    /// How long *there is no such file* is cached. Short: it may be published any moment.
     pub absent_for: Duration,
 }
 

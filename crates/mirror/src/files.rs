@@ -33,7 +33,7 @@ const FILES_BYTES_MAX: u64 = 256 << 20;
 /// Small files never take more than this part of the cache.
 const FILES_SHARE: u64 = 4;
 
-/// Validators of an origin that are longer are not kept.
+/// Longer validators of an origin are not stored.
 const VALIDATOR_BYTES_MAX: usize = 256;
 
 const HEAD_SCHEMA: u32 = 1;
@@ -55,7 +55,7 @@ struct Head {
     modified: Option<String>,
     /// There was no such file.
     absent: bool,
-    /// Hash of the content: finds rotten disks.
+    /// Hash of the content: detects corrupt disks.
     blake3: String,
 }
 
@@ -190,7 +190,7 @@ impl Files {
         Ok(Some(SmallFile { head, body }))
     }
 
-    /// The copy that was kept last.
+    /// The last copy on disk.
     async fn last(self: &Arc<Self>, path: &str) -> Option<Arc<SmallFile>> {
         let (files, path) = (Arc::clone(self), path.to_owned());
         let read = tokio::task::spawn_blocking(move || files.read(&path).map(Arc::new));
@@ -211,11 +211,11 @@ impl Files {
         parsed
     }
 
-    /// Keeps a file, as far as the disk takes it.
+    /// Stores a file; a failing disk is only logged.
     async fn keep(self: &Arc<Self>, file: SmallFile) -> Arc<SmallFile> {
         let (files, file) = (Arc::clone(self), Arc::new(file));
         let kept = Arc::clone(&file);
-        // One writer per path: whoever asks for the same one shares the answer.
+        // One writer per path: concurrent requests for it share the answer.
         let write =
             move || files.disk.write(&sha256_hex(kept.head.path.as_bytes()), &kept.to_bytes());
         let written = tokio::task::spawn_blocking(write).await;

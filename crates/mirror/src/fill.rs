@@ -17,7 +17,7 @@ const ROUNDS_MAX: u32 = 2;
 /// The longest pause between two rounds: readers wait, and would rather ask another mirror.
 const ROUND_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Fetches the units of a claim, hands them to those who wait, and writes them down.
+/// Fetches the units of a claim, delivers them to the waiting readers, and writes them to disk.
 pub(crate) async fn fill(mut claim: Claim) {
     let blob = Arc::clone(&claim.blob);
     // Fails only when the semaphore is closed, which it never is.
@@ -61,7 +61,7 @@ async fn round(blob: &Arc<Blob>, claim: &mut Claim) -> Option<Refused> {
             origins.delivered(origin, asked);
             let (kept, metrics) = (blob.is_kept(), &blob.cache.metrics);
             (if kept { &metrics.misses } else { &metrics.passed_on }).inc();
-            // First to those who wait, then to the disk, which may be slower than they are.
+            // First to the readers, then to the disk, which may be slower than they are.
             claim.arrived(&bytes);
             if !kept {
                 claim.passed_on();
@@ -85,7 +85,7 @@ async fn round(blob: &Arc<Blob>, claim: &mut Claim) -> Option<Refused> {
     Some(turn.refused())
 }
 
-/// One answer of one origin, taken apart into verified units.
+/// One answer of one origin, split into verified units.
 struct Run<'a> {
     blob: &'a Blob,
     origin: usize,

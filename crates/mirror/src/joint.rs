@@ -1,4 +1,4 @@
-//! One piece of work for everybody who asks for the same thing at the same time.
+//! Concurrent requests for the same name share one piece of work.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -21,9 +21,8 @@ enum Entry<T> {
     AbsentSince(Instant),
 }
 
-/// Questions to origins, by name. Work goes on when those who asked have left. Its outcome is for
-/// those who asked before it was known, except for *there is no such file*, which is believed for
-/// a while.
+/// Questions to origins, by name. Work continues after its callers have left. Its outcome goes to
+/// the callers that joined before it was known; only *there is no such file* is cached, for a while.
 pub(crate) struct Joint<T> {
     absent_for: Duration,
     entries: Mutex<HashMap<String, Entry<T>>>,

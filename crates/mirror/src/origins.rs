@@ -29,10 +29,11 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
 /// When all origins are left alone but none says until when.
 const LATER_DEFAULT: Duration = Duration::from_secs(1);
 
-/// Files that an origin sent wrong bytes of; more than these are believed again.
+/// Most files per origin that are remembered for their wrong bytes; beyond that, the origin is
+/// asked for them again.
 const WRONG_MAX: usize = 4096;
 
-/// Why one origin did not give what it was asked for.
+/// Why a request to one origin failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OriginError {
     #[error(transparent)]
@@ -60,7 +61,7 @@ pub(crate) enum Refused {
     Absent,
     /// No origin may be asked before this has passed.
     Later(Duration),
-    /// All that were asked failed; for people.
+    /// All that were asked failed; human-readable, for logs and the reader's error.
     Failed(String),
 }
 
@@ -121,7 +122,7 @@ impl Origins {
         u32::try_from(self.list.len()).unwrap_or(u32::MAX)
     }
 
-    /// An origin's name for people and records, without secrets.
+    /// An origin's name for logs and records, without secrets.
     pub(crate) fn name(&self, origin: usize) -> &str {
         &self.list[origin].name
     }
@@ -244,7 +245,7 @@ impl Turn<'_> {
         None
     }
 
-    /// It did not give what it was asked for at `asked`.
+    /// Notes that the request sent to it at `asked` failed.
     pub(crate) fn failed(&mut self, origin: usize, asked: Instant, error: &OriginError) {
         self.origins.failed(origin, self.file, asked, error);
         match error {

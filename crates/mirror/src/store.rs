@@ -6,7 +6,7 @@
 //! <cache>/files/…        signed metadata and targets (`files.rs`)
 //! ```
 //!
-//! Nothing is synced: a file that a crash has torn is found by its hashes and fetched again. An
+//! Nothing is synced: a file torn by a crash is detected by its hashes and fetched again. An
 //! artifact counts with its whole length from its first unit on. The file of an artifact needs no
 //! version: one in another format does not have its hashes where they belong, and is fetched again.
 
@@ -55,7 +55,7 @@ struct Open {
 }
 
 impl Open {
-    /// Whether nobody reads an artifact; if so, it is closed.
+    /// Closes an artifact unless it has readers. False when it has.
     fn close_if_idle(&mut self, digest: &Digest) -> bool {
         // Clones are made under the lock, or from a clone that somebody holds.
         let in_use = |(blob, _): &(Arc<Blob>, u64)| Arc::strong_count(blob) > 1;
@@ -206,7 +206,7 @@ impl Store {
         idle
     }
 
-    /// Shows an artifact to everybody, and closes the idle ones that were not used for longest.
+    /// Publishes an artifact, and closes the idle ones that were unused for longest.
     fn put(&self, blob: Blob) -> Arc<Blob> {
         let (digest, blob) = (blob.hashes.root().clone(), Arc::new(blob));
         let mut open = self.open.lock();

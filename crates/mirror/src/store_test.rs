@@ -7,7 +7,7 @@ fn the_format_of_artifacts_is_held() {
     let bytes = b"an artifact of a single unit";
     let mut hasher = UnitHasher::default();
     hasher.update(bytes);
-    let units = hasher.finish().unwrap().units;
+    let units = hasher.finish().unwrap();
     let file = [&bytes[..], &units.to_bytes()].concat();
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/cached-artifact.jsonl");
     let held = [(units.root().clone(), file.clone())];

@@ -53,12 +53,7 @@ pub enum What {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Send a request, and call [`Fetcher::ended`] when it is over.
-    Ask {
-        id: RequestId,
-        target: Target,
-        /// What it asks for.
-        what: What,
-    },
+    Ask { id: RequestId, target: Target, what: What },
     /// Cancel a subscription. [`Fetcher::ended`] is not called for it.
     Cancel { id: RequestId },
 }
@@ -76,7 +71,6 @@ pub enum FetchWait {
         /// When the first one may be asked again.
         until_ms: u64,
     },
-    /// Requests are in flight.
     Answers,
 }
 
@@ -92,7 +86,6 @@ pub struct Step {
     pub wake_at_ms: Option<u64>,
     /// What may be taken from mirrors, in bytes per second.
     pub mirror_rate_max: Option<u64>,
-    /// Offences since the last step.
     pub offences: Vec<(SourceName, Offence)>,
 }
 

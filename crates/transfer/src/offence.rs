@@ -9,12 +9,10 @@ use serde::{Deserialize, Serialize};
 pub enum Failure {
     /// It asked to be left alone.
     Busy {
-        /// For this long, in milliseconds.
         retry_after_ms: u64,
     },
     /// It does not have the bytes, perhaps not yet.
     Absent,
-    /// It answers with everything when asked for a range.
     NoRanges,
     /// No connection, a broken one, or a status that is no answer.
     Unreachable,

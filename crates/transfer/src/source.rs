@@ -11,7 +11,6 @@ use crate::offence::{Failure, Offences};
 /// A source, as one fetch tells them apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceId {
-    /// A server of the group.
     Server(ServerId),
     /// A mirror, by its index in the configured list.
     Mirror(usize),
@@ -20,7 +19,6 @@ pub enum SourceId {
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// The peer port of a server.
     Server(Source),
     /// A mirror, by its index in the configured list.
     Mirror(usize),
@@ -30,7 +28,6 @@ pub enum Target {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceName {
-    /// A server of the group.
     Server(ServerId),
     /// A mirror's URL without user and password, at most [`SourceName::MIRROR_BYTES_MAX`] bytes.
     Mirror(String),
@@ -119,6 +116,5 @@ pub struct SourceReport {
     pub refused_units: u32,
     /// Its last failure, for people.
     pub last_error: Option<String>,
-    /// What it is blamed for.
     pub offences: Offences,
 }

@@ -44,8 +44,8 @@ pub(super) async fn run(
 /// The releases and mirrors that were refused lately, for people.
 fn refusals(repository: &TrustedRepository) -> Vec<String> {
     let refusals = repository.refusals().into_values();
-    let real = refusals.filter(|refusal| !refusal.error.kind.is_unreachable());
-    let mut refusals: Vec<String> = real.map(|refusal| chain(&refusal.error)).collect();
+    let real = refusals.filter(|error| !error.kind.is_unreachable());
+    let mut refusals: Vec<String> = real.map(|error| chain(&error)).collect();
     refusals.sort();
     refusals
 }
@@ -59,7 +59,7 @@ async fn offers(
     let Some(platform) = &view.state.platform else { return offers };
     for (app, known) in &view.state.apps {
         let found = repository.offer(app, &known.policy.channel, platform).await;
-        let found = found.map(|offer| offer.manifest.release()).map_err(|error| refusal(&error));
+        let found = found.map(|manifest| manifest.release()).map_err(|error| refusal(&error));
         offers.insert(app.clone(), judge(found, refreshed));
     }
     offers

@@ -20,30 +20,20 @@ pub enum Mirror {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
-    /// Neither a URL nor an absolute path.
     #[error("mirror `{text}` is neither a URL nor an absolute path")]
     Url {
-        /// The text, without secrets.
         text: String,
-        /// Why it is no URL.
         #[source]
         source: url::ParseError,
     },
-    /// A URL that no file can be fetched from.
     #[error("mirror `{text}` must be an http, https or file URL without fragment")]
-    Scheme {
-        /// The text, without secrets.
-        text: String,
-    },
+    Scheme { text: String },
     /// Buckets need credentials and signatures; a cache has them.
     #[error(
         "mirror `{text}` is a bucket: use its https address if it is public, \
          else a `cohort mirror --origin {text}`"
     )]
-    Bucket {
-        /// The text, without secrets.
-        text: String,
-    },
+    Bucket { text: String },
 }
 
 impl Mirror {

@@ -20,7 +20,7 @@ pub enum Content {
         first: u64,
         /// Last byte.
         last: u64,
-        /// Length of the file in bytes, when it was told.
+        /// Length of the file in bytes, if announced.
         total: Option<u64>,
     },
     /// None: the caller's copy is up to date.

@@ -1,4 +1,4 @@
-//! What goes wrong between a mirror and us.
+//! Errors of requests to mirrors.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use http::StatusCode;
 #[non_exhaustive]
 pub enum FetchError {
     /// The mirror answered that it has no such file (404, 410, or the 403 that object stores
-    /// answer to those who may not list).
+    /// answer without permission to list).
     #[error("no such file")]
     Absent,
     /// The mirror is overloaded (429, 503).
@@ -27,33 +27,22 @@ pub enum FetchError {
         /// What an object store calls it, such as `InvalidAccessKeyId`.
         code: Option<String>,
     },
-    /// Asked for a part, the mirror sends the whole file.
     #[error("ignores ranges")]
     RangeIgnored,
     /// Another part of the file than the one asked for.
     #[error("asked for bytes {first}-{last}, answered with `{found}`")]
     WrongRange {
-        /// First byte asked for.
         first: u64,
-        /// Last byte asked for.
         last: u64,
         /// The `Content-Range` of the answer, shortened.
         found: String,
     },
     /// The file is longer than any such file may be, or endless.
     #[error("more than {limit_bytes} bytes")]
-    TooLarge {
-        /// The limit in bytes.
-        limit_bytes: u64,
-    },
+    TooLarge { limit_bytes: u64 },
     /// Too little came in time.
     #[error("no {what} within {} ms", .limit.as_millis())]
-    TimedOut {
-        /// What was waited for.
-        what: &'static str,
-        limit: Duration,
-    },
-    /// No connection, or it broke.
+    TimedOut { what: &'static str, limit: Duration },
     #[error("connection failed")]
     Connection(#[source] Arc<reqwest::Error>),
     /// A file of a folder cannot be read, or what was fetched cannot be written.
@@ -72,7 +61,7 @@ fn in_brackets(code: Option<&str>) -> String {
     code.map(|code| format!(" ({code})")).unwrap_or_default()
 }
 
-/// More redirects than anybody needs, a circle, or one to where encryption ends.
+/// Too many redirects, a circle, or a redirect from https to http.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RedirectError {
     #[error("more than {0} redirects")]

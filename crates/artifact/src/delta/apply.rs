@@ -11,7 +11,7 @@ use super::archive::{Compress, Unpacked, Window, unpack};
 use super::format::{Body, read_body, read_header};
 use super::method::Method;
 use super::segment;
-use crate::units::{FileHashes, UnitHasher};
+use crate::units::{UnitHasher, UnitHashes};
 
 /// Bytes copied at a time.
 const PIECE_BYTES: usize = 256 << 10;
@@ -24,13 +24,10 @@ pub struct DeltaInput<'a> {
     pub delta: &'a File,
     /// How it is applied, as the manifest says.
     pub method: Method,
-    /// Root of the resulting artifact.
     pub root: &'a Digest,
-    /// Its length in bytes.
     pub length: u64,
     /// A folder with room for the unpacked old archive, which goes into an unnamed file.
     pub scratch: &'a Path,
-    /// Most bytes that this may take.
     pub scratch_bytes_max: u64,
     /// Polled while working; true aborts.
     pub stopped: &'a (dyn Fn() -> bool + Sync),
@@ -44,7 +41,7 @@ pub struct DeltaInput<'a> {
 ///
 /// # Errors
 /// When the delta is not for this base, is damaged, or does not produce the artifact.
-pub fn apply_delta(input: &DeltaInput<'_>, out: &mut impl Write) -> Result<FileHashes, DeltaError> {
+pub fn apply_delta(input: &DeltaInput<'_>, out: &mut impl Write) -> Result<UnitHashes, DeltaError> {
     let mut reader = BufReader::with_capacity(PIECE_BYTES, input.delta);
     let header = read_header(&mut reader)?;
     if header.old_length > input.scratch_bytes_max {
@@ -88,11 +85,9 @@ pub fn apply_delta(input: &DeltaInput<'_>, out: &mut impl Write) -> Result<FileH
     }
     compressing.finish().map_err(DeltaError::Result)?;
     hashed.out.flush().map_err(DeltaError::Result)?;
-    let hashes = hashed
-        .hasher
-        .finish()
-        .filter(|hashes| hashes.root == *input.root && hashes.length == input.length);
-    hashes.ok_or(DeltaError::Wrong)
+    let right =
+        |hashes: &UnitHashes| hashes.root() == input.root && hashes.length() == input.length;
+    hashed.hasher.finish().filter(right).ok_or(DeltaError::Wrong)
 }
 
 fn copy(

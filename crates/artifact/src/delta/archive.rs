@@ -19,7 +19,6 @@ const BUFFER_BYTES: usize = 256 << 10;
 pub(super) struct Unpacked {
     pub(super) file: File,
     pub(super) length: u64,
-    /// How the artifact is packed.
     pub(super) format: Format,
 }
 

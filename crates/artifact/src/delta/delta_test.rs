@@ -12,10 +12,10 @@ use super::format::{Body, Header, read_body, read_header, write_body, write_head
 use super::layout::{Member, Record, SEGMENT_BYTES_MAX, WINDOW_BYTES_MAX, records};
 use super::matching::steps;
 use super::segment::{self, Packed};
-use super::{DeltaError, DeltaInput, DeltaMaker, MadeDelta, Method, apply_delta};
+use super::{DeltaError, DeltaInput, DeltaMaker, Method, apply_delta};
 use crate::manifest::Format;
 use crate::pack::pack_folder;
-use crate::units::{FileHashes, hash_file};
+use crate::units::{UnitHashes, hash_file};
 
 fn unpacked(bytes: &[u8]) -> Unpacked {
     let mut file = tempfile::tempfile().unwrap();
@@ -179,7 +179,7 @@ fn no_damage_does_harm() {
         let mut out = Vec::new();
         let applied = lab.apply_bytes(&bytes, &mut out);
         prop_assert_eq!(applied.is_ok(), bytes == delta);
-        prop_assert!(out.len() as u64 <= lab.whole.length);
+        prop_assert!(out.len() as u64 <= lab.whole.length());
         Ok(())
     });
     run.unwrap();
@@ -190,9 +190,10 @@ struct Lab {
     folder: tempfile::TempDir,
     old: PathBuf,
     new: PathBuf,
-    whole: FileHashes,
+    whole: UnitHashes,
     delta: PathBuf,
-    made: MadeDelta,
+    made: UnitHashes,
+    method: Method,
 }
 
 fn release(folder: &Path, name: &str, change: impl Fn(&mut Vec<u8>)) -> PathBuf {
@@ -222,20 +223,20 @@ fn lab() -> Lab {
 
 fn lab_of(folder: tempfile::TempDir, old: PathBuf, new: PathBuf) -> Option<Lab> {
     let whole = hash_file(&new).unwrap();
-    let maker = DeltaMaker::new(&new, &whole.root, whole.length, folder.path()).unwrap()?;
+    let maker = DeltaMaker::new(&new, whole.root(), whole.length(), folder.path()).unwrap()?;
     let delta = folder.path().join("delta");
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&delta);
     let made = maker.delta_from(&old, &file.unwrap()).unwrap()?;
-    assert_eq!(made.hashes, hash_file(&delta).unwrap());
-    Some(Lab { folder, old, new, whole, delta, made })
+    assert_eq!(made, hash_file(&delta).unwrap());
+    Some(Lab { folder, old, new, whole, delta, made, method: maker.method() })
 }
 
 impl Lab {
-    fn apply(&self, out: &mut Vec<u8>) -> Result<FileHashes, DeltaError> {
+    fn apply(&self, out: &mut Vec<u8>) -> Result<UnitHashes, DeltaError> {
         self.apply_file(&self.old, &File::open(&self.delta).unwrap(), out)
     }
 
-    fn apply_bytes(&self, delta: &[u8], out: &mut Vec<u8>) -> Result<FileHashes, DeltaError> {
+    fn apply_bytes(&self, delta: &[u8], out: &mut Vec<u8>) -> Result<UnitHashes, DeltaError> {
         let path = self.folder.path().join("hostile");
         fs::write(&path, delta).unwrap();
         self.apply_file(&self.old, &File::open(path).unwrap(), out)
@@ -246,13 +247,13 @@ impl Lab {
         base: &Path,
         delta: &File,
         out: &mut Vec<u8>,
-    ) -> Result<FileHashes, DeltaError> {
+    ) -> Result<UnitHashes, DeltaError> {
         let input = DeltaInput {
             base,
             delta,
-            method: Method::known(&self.made.method).unwrap(),
-            root: &self.whole.root,
-            length: self.whole.length,
+            method: self.method,
+            root: self.whole.root(),
+            length: self.whole.length(),
             scratch: self.folder.path(),
             scratch_bytes_max: 1 << 30,
             stopped: &|| false,
@@ -264,7 +265,7 @@ impl Lab {
 #[test]
 fn the_new_artifact_comes_out_byte_for_byte() {
     let lab = lab();
-    assert!(lab.made.hashes.length * 50 < lab.whole.length, "{}", lab.made.hashes.length);
+    assert!(lab.made.length() * 50 < lab.whole.length(), "{}", lab.made.length());
     let mut out = Vec::new();
     assert_eq!(lab.apply(&mut out).unwrap(), lab.whole);
     assert!(out == fs::read(&lab.new).unwrap());
@@ -324,7 +325,7 @@ fn archives_of_all_kinds() {
         let lab = lab_of(folder, old, new);
         assert_eq!(lab.is_some(), method.is_some(), "{name}");
         if let (Some(lab), Some(method)) = (lab, method) {
-            assert!(lab.made.method.ends_with(method), "{name}: {}", lab.made.method);
+            assert!(lab.method.to_string().ends_with(method), "{name}: {}", lab.method);
             assert_eq!(lab.apply(&mut Vec::new()).unwrap(), lab.whole, "{name}");
         }
     }
@@ -377,22 +378,18 @@ fn hostile_deltas_are_refused() {
     };
     let patch =
         |length: u32, packed: Packed| Body::Patch { from: 0, window: 1_000, length, packed };
-    let packed = |streams: [&[u8]; 4]| {
-        let lengths = streams.map(|stream| u32::try_from(stream.len()).unwrap());
-        let [steps, distances, differences, extras] = lengths;
-        Packed {
-            lengths: segment::Lengths { steps, distances, differences, extras },
-            bytes: zstd::bulk::compress(&streams.concat(), 1).unwrap(),
-        }
+    let packed = |streams: [&[u8]; 4]| Packed {
+        lengths: streams.map(|stream| u32::try_from(stream.len()).unwrap()),
+        bytes: zstd::bulk::compress(&streams.concat(), 1).unwrap(),
     };
     let bomb = {
         let mut bomb = packed([&[], &[], &[], &vec![0; 1 << 20]]);
-        bomb.lengths.extras = u32::MAX;
+        bomb.lengths[3] = u32::MAX;
         bomb
     };
     let small_said = {
         let mut bomb = packed([&[], &[], &[], &vec![0; 32 << 20]]);
-        bomb.lengths.extras = 10;
+        bomb.lengths[3] = 10;
         bomb
     };
     let cases: Vec<(&str, Vec<u8>)> = vec![
@@ -439,14 +436,14 @@ fn hostile_deltas_are_refused() {
     for (name, bytes) in cases {
         let mut out = Vec::new();
         assert!(lab.apply_bytes(&bytes, &mut out).is_err(), "{name} was taken");
-        assert!(out.len() as u64 <= lab.whole.length, "{name} wrote {} bytes", out.len());
+        assert!(out.len() as u64 <= lab.whole.length(), "{name} wrote {} bytes", out.len());
     }
     let stopped = DeltaInput {
         base: &lab.old,
         delta: &File::open(&lab.delta).unwrap(),
-        method: Method::known(&lab.made.method).unwrap(),
-        root: &lab.whole.root,
-        length: lab.whole.length,
+        method: lab.method,
+        root: lab.whole.root(),
+        length: lab.whole.length(),
         scratch: lab.folder.path(),
         scratch_bytes_max: 1 << 30,
         stopped: &|| true,
@@ -460,7 +457,7 @@ fn hostile_deltas_are_refused() {
 #[test]
 fn the_format_of_deltas_is_held() {
     let header = Header { old_length: 70_000, new_length: 65_553 };
-    let lengths = segment::Lengths { steps: 3, distances: 1, differences: 1, extras: 9 };
+    let lengths = [3, 1, 1, 9];
     let bodies = [
         Body::Copy { from: 512, length: 65_536 },
         Body::Patch {

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use super::DeltaError;
 use super::layout::{SEGMENT_BYTES_MAX, WINDOW_BYTES_MAX};
-use super::segment::{Lengths, Packed, STREAMS_BYTES_MAX};
+use super::segment::{Packed, STREAMS_BYTES_MAX};
 use crate::manifest::{ENTRIES_MAX, UNPACKED_BYTES_MAX};
 
 const MAGIC: &[u8; 8] = b"COHDELT1";
@@ -58,10 +58,9 @@ pub(super) fn write_body(out: &mut dyn Write, body: &Body) -> io::Result<()> {
         Body::Patch { from, window, length, packed } => {
             let frame = u32::try_from(packed.bytes.len())
                 .map_err(|_| io::Error::other("a frame of 4 GiB"))?;
-            let Lengths { steps, distances, differences, extras } = packed.lengths;
             out.write_all(&[PATCH])?;
             out.write_all(&from.to_le_bytes())?;
-            for number in [*window, *length, steps, distances, differences, extras, frame] {
+            for number in [*window, *length].into_iter().chain(packed.lengths).chain([frame]) {
                 out.write_all(&number.to_le_bytes())?;
             }
             out.write_all(&packed.bytes)
@@ -106,7 +105,7 @@ pub(super) fn read_body(
             for number in &mut numbers {
                 *number = u32::from_le_bytes(read(reader)?);
             }
-            let [window, length, steps, distances, differences, extras, frame] = numbers;
+            let [window, length, lengths @ .., frame] = numbers;
             if !within(u64::from(window)) || u64::from(window) > WINDOW_BYTES_MAX {
                 return Err(malformed("a window beyond the end, or longer than 32 MiB"));
             }
@@ -119,7 +118,6 @@ pub(super) fn read_body(
             if bytes.len() != frame as usize {
                 return Err(malformed("an end in the middle of a record"));
             }
-            let lengths = Lengths { steps, distances, differences, extras };
             Body::Patch { from, window, length, packed: Packed { lengths, bytes } }
         }
         _ => return Err(malformed("a record of an unknown kind")),

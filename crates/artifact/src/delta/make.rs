@@ -15,7 +15,7 @@ use super::layout::{Member, Record, members, records};
 use super::matching::steps;
 use super::method::Method;
 use super::segment::pack;
-use crate::units::{FileHashes, hash_reader};
+use crate::units::{UnitHashes, hash_reader};
 
 /// Most worker threads: each needs some 300 MiB.
 const WORKERS_MAX: usize = 4;
@@ -32,14 +32,6 @@ pub struct DeltaMaker {
     archive: Unpacked,
     members: Vec<Member>,
     scratch: PathBuf,
-}
-
-/// A delta that was made and proven.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MadeDelta {
-    /// How it is applied, for the manifest.
-    pub method: String,
-    pub hashes: FileHashes,
 }
 
 impl DeltaMaker {
@@ -65,13 +57,20 @@ impl DeltaMaker {
         Ok(Some(Self { method, root, length, archive, members, scratch }))
     }
 
-    /// Writes the delta from `base` to the empty file `out`, and proves it. Blocks.
+    /// How the deltas are applied.
+    #[must_use]
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Writes the delta from `base` to the empty file `out`, proves it, and returns the hashes of
+    /// the delta. Blocks.
     ///
     /// `None` when it would be longer than three fifths of the artifact.
     ///
     /// # Errors
     /// When a file cannot be read or written.
-    pub fn delta_from(&self, base: &Path, out: &File) -> Result<Option<MadeDelta>, DeltaError> {
+    pub fn delta_from(&self, base: &Path, out: &File) -> Result<Option<UnitHashes>, DeltaError> {
         let most = self.length * SHARE_MAX / 100;
         if !self.write_delta(base, out, most)? {
             return Ok(None);
@@ -90,8 +89,7 @@ impl DeltaMaker {
         };
         apply_delta(&input, &mut io::sink())?;
         reader.seek(SeekFrom::Start(0)).map_err(DeltaError::Delta)?;
-        let hashes = hash_reader(&mut reader).map_err(DeltaError::Delta)?;
-        Ok(Some(MadeDelta { method: self.method.to_string(), hashes }))
+        hash_reader(&mut reader).map(Some).map_err(DeltaError::Delta)
     }
 
     /// False when it exceeds `most` bytes.

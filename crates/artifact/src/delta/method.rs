@@ -1,7 +1,6 @@
 //! How a delta is applied, as its manifest names it.
 
 use std::fmt;
-use std::str::FromStr;
 
 /// The format of the delta itself, [`super`].
 const FORMAT: &str = "segments-1";
@@ -31,7 +30,16 @@ impl Method {
     /// version of the compression library, which may produce other bytes.
     #[must_use]
     pub fn known(text: &str) -> Option<Self> {
-        text.parse().ok()
+        let rest = text.strip_prefix(FORMAT)?;
+        if rest.is_empty() {
+            return Some(Self { zstd: None });
+        }
+        let checksum = rest.ends_with('c');
+        let (_, level) = rest.trim_end_matches('c').rsplit_once('-')?;
+        let level = level.parse().ok()?;
+        let method = Self { zstd: Some(Zstd { level, checksum }) };
+        // Formatted again, so that there is one spelling and only this library's version.
+        ((1..=LEVEL_MAX).contains(&level) && method.to_string() == text).then_some(method)
     }
 }
 
@@ -41,23 +49,5 @@ impl fmt::Display for Method {
         let Some(Zstd { level, checksum }) = self.zstd else { return Ok(()) };
         let library = zstd::zstd_safe::version_number();
         write!(f, "+zstd-{library}-{level}{}", if checksum { "c" } else { "" })
-    }
-}
-
-impl FromStr for Method {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let rest = text.strip_prefix(FORMAT).ok_or(())?;
-        if rest.is_empty() {
-            return Ok(Self { zstd: None });
-        }
-        let checksum = rest.ends_with('c');
-        let (_, level) = rest.trim_end_matches('c').rsplit_once('-').ok_or(())?;
-        let level = level.parse().map_err(|_| ())?;
-        let method = Self { zstd: Some(Zstd { level, checksum }) };
-        // Formatted again, so that there is one spelling and only this library's version.
-        let ours = (1..=LEVEL_MAX).contains(&level) && method.to_string() == text;
-        if ours { Ok(method) } else { Err(()) }
     }
 }

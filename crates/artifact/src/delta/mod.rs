@@ -39,19 +39,16 @@ mod segment;
 use std::io;
 
 pub use apply::{DeltaInput, apply_delta};
-pub use make::{DeltaMaker, MadeDelta};
+pub use make::DeltaMaker;
 pub use method::Method;
 
 /// Why a delta cannot be made or applied. Harmless: the whole artifact is always available.
 #[derive(Debug, thiserror::Error)]
 pub enum DeltaError {
-    /// The old artifact cannot be read or unpacked.
     #[error("the artifact that the delta starts from cannot be read")]
     Base(#[source] io::Error),
-    /// The delta cannot be read.
     #[error("the delta cannot be read")]
     Delta(#[source] io::Error),
-    /// The result cannot be written.
     #[error("the result of the delta cannot be written")]
     Result(#[source] io::Error),
     /// No room for an unpacked archive, or the disk failed.
@@ -59,30 +56,17 @@ pub enum DeltaError {
     Scratch(#[source] io::Error),
     /// Not a delta, or one that no publisher of ours makes.
     #[error("the delta is damaged: it holds {what}")]
-    Malformed {
-        /// What is wrong with it.
-        what: &'static str,
-    },
+    Malformed { what: &'static str },
     /// A method that this program does not know, or that needs another compression library.
     #[error("the delta's method `{method}` is not one that this program can apply")]
-    Method {
-        /// As the manifest names it.
-        method: String,
-    },
+    Method { method: String },
     #[error("{what} is longer than {limit_bytes} bytes")]
-    TooLong {
-        /// What is too long.
-        what: &'static str,
-        /// The limit in bytes.
-        limit_bytes: u64,
-    },
+    TooLong { what: &'static str, limit_bytes: u64 },
     /// The old artifact is not the one that the delta was made from.
     #[error("the artifact that the delta starts from unpacks to another length")]
     OtherBase,
-    /// The result is not the artifact that was signed.
     #[error("the result of the delta is not the signed artifact")]
     Wrong,
-    /// The caller asked to stop.
     #[error("the work on the delta was stopped")]
     Stopped,
 }

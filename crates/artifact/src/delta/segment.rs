@@ -26,27 +26,11 @@ const NUMBER_BYTES_MAX: usize = 10;
 /// Bytes copied or added at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Lengths of the four streams, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Lengths {
-    pub(super) steps: u32,
-    pub(super) distances: u32,
-    pub(super) differences: u32,
-    pub(super) extras: u32,
-}
-
-impl Lengths {
-    fn total(self) -> Option<usize> {
-        let all = [self.steps, self.distances, self.differences, self.extras];
-        let total: u64 = all.into_iter().map(u64::from).sum();
-        usize::try_from(total).ok().filter(|total| *total <= STREAMS_BYTES_MAX)
-    }
-}
-
 /// A segment as stored in the delta.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Packed {
-    pub(super) lengths: Lengths,
+    /// Of the streams: steps, distances, differences, new bytes.
+    pub(super) lengths: [u32; 4],
     pub(super) bytes: Vec<u8>,
 }
 
@@ -73,15 +57,10 @@ pub(super) fn pack(old: &[u8], new: &[u8], steps: &[Step]) -> io::Result<Packed>
         at += step.same + step.extra;
         expected = step.from + step.same;
     }
-    let length = |stream: &[u8]| {
-        u32::try_from(stream.len()).map_err(|_| io::Error::other("a stream of 4 GiB"))
-    };
-    let lengths = Lengths {
-        steps: length(control)?,
-        distances: length(distances)?,
-        differences: length(differences)?,
-        extras: length(extras)?,
-    };
+    let mut lengths = [0; 4];
+    for (length, stream) in lengths.iter_mut().zip(&streams) {
+        *length = u32::try_from(stream.len()).map_err(|_| io::Error::other("a stream of 4 GiB"))?;
+    }
     let streams = streams.concat();
     let level = if streams.len() > new.len() / 2 { ZSTD_LEVEL_NEW } else { ZSTD_LEVEL };
     let bytes = zstd::bulk::compress(&streams, level)?;
@@ -95,17 +74,18 @@ pub(super) fn unpack(
     length: u64,
     out: &mut dyn Write,
 ) -> Result<(), DeltaError> {
-    let lengths = packed.lengths;
-    let total =
-        lengths.total().ok_or(DeltaError::Malformed { what: "streams that are too long" })?;
+    let total: u64 = packed.lengths.into_iter().map(u64::from).sum();
+    let total = usize::try_from(total).ok().filter(|total| *total <= STREAMS_BYTES_MAX);
+    let total = total.ok_or(DeltaError::Malformed { what: "streams that are too long" })?;
     let streams = zstd::bulk::decompress(&packed.bytes, total)
         .map_err(|_| DeltaError::Malformed { what: "a frame that does not unpack" })?;
     if streams.len() != total {
         return Err(DeltaError::Malformed { what: "streams of another length" });
     }
-    let (mut steps, rest) = streams.split_at(lengths.steps as usize);
-    let (mut distances, rest) = rest.split_at(lengths.distances as usize);
-    let (differences, mut extras) = rest.split_at(lengths.differences as usize);
+    let [steps, distances, differences, _] = packed.lengths;
+    let (mut steps, rest) = streams.split_at(steps as usize);
+    let (mut distances, rest) = rest.split_at(distances as usize);
+    let (differences, mut extras) = rest.split_at(differences as usize);
     let mut differences = differences.iter();
     let malformed = |what| DeltaError::Malformed { what };
     // Equal bytes before the next difference; after the last one, all bytes are equal.

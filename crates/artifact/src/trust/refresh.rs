@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
+use tough::schema::RoleType as Role;
 use tough::{ExpirationEnforcement, Limits, RepositoryLoader};
 
 use super::{Loaded, TrustedRepository};
@@ -15,11 +16,11 @@ use crate::layout::METADATA_DIR;
 use crate::lifetimes::Expiries;
 use crate::metadata::METADATA_BYTES_MAX;
 use crate::metadata_transport::{MetadataTransport, SMALL_METADATA_BYTES_MAX, Source, base_url};
-use crate::trust_error::{Role, TrustErrorKind, cause};
+use crate::trust_error::{TrustErrorKind, cause};
 use crate::trust_state::{Bundle, State};
 use cohort_base::durable::UNFINISHED_PREFIX;
 
-/// Most new roots in one refresh: one a year for longer than anybody will run this.
+/// Most new roots in one refresh: one a year for 256 years.
 const ROOT_UPDATES_MAX: u64 = 256;
 
 /// How often the clock is recorded when nothing else changes.

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use cohort_core::ids::{AppId, Platform, Version};
-use jiff::Timestamp;
 use tough::schema::Target;
 
 use super::{Loaded, TrustedRepository};
@@ -61,7 +60,7 @@ impl TrustedRepository {
                 self.client.fetch_to(mirror, &relative, length, &mut file).await.ok()
             };
             let right = fetched.await.is_some()
-                && hash_file(path).is_ok_and(|hashes| hashes.root == manifest.root);
+                && hash_file(path).is_ok_and(|hashes| *hashes.root() == manifest.root);
             if right {
                 return true;
             }
@@ -138,7 +137,7 @@ impl TrustedRepository {
                 Ok(value) => return Ok(value),
                 Err(kind) => {
                     let error = kind.at(mirror);
-                    self.note(mirror, Some(error.clone()), Timestamp::now());
+                    self.note(&error);
                     refused.push(error);
                 }
             }

@@ -15,6 +15,22 @@ use cohort_artifact::{
 };
 use parking_lot::Mutex;
 
+/// The manifests that the newest targets of a repository name, sorted.
+pub(crate) fn releases(repository: &Repository) -> Vec<String> {
+    let folder = repository.dir().join("metadata");
+    let version = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.strip_suffix(".targets.json").and_then(|version| version.parse::<u64>().ok())
+    };
+    let newest = bytes_below(&folder).keys().filter_map(version).max().unwrap();
+    let bytes = fs::read(folder.join(format!("{newest}.targets.json"))).unwrap();
+    let targets: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let names = targets["signed"]["targets"].as_object().unwrap().keys().cloned();
+    let mut releases: Vec<String> = names.filter(|name| name.starts_with("apps/")).collect();
+    releases.sort();
+    releases
+}
+
 pub(crate) fn app() -> AppId {
     "web".parse().unwrap()
 }
@@ -134,7 +150,7 @@ impl Fixture {
         reader: &TrustedRepository,
     ) -> Result<String, TrustErrorKind> {
         match reader.latest(&app(), &stable(), &intel()).await {
-            Ok(offer) => Ok(offer.version.to_string()),
+            Ok(manifest) => Ok(manifest.version.to_string()),
             Err(error) => Err(error.kind),
         }
     }

@@ -2,11 +2,12 @@
 
 use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use cohort_artifact::{
-    AppId, Channel, DeltaTried, Platform, PublishRequest, Published, Rollback, Told, Version,
+    AppId, Channel, DeltaTried, Platform, PublishRequest, Published, Rollback, Version,
     parse_rollback,
 };
 use cohort_base::chain;
@@ -70,7 +71,7 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     request.deltas = !args.no_deltas;
     let spinner = spinner(global, format!("packing and hashing {}", args.path.display()));
     let shown = spinner.clone();
-    request.told = Told::by(move |what| shown.set_message(what.to_owned()));
+    request.told = Arc::new(move |what| shown.set_message(what.to_owned()));
     if request.deltas {
         request.bases = workplace.bases(&args.app, &args.platform, &request.told).await?;
     }

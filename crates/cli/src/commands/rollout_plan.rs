@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use cohort_artifact::{Manifest, TrustedRepository};
+use cohort_artifact::TrustedRepository;
 use cohort_core::State;
 use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView, gate};
 use cohort_core::ids::{AppId, Digest, GroupId, Platform, Version};
@@ -70,22 +70,16 @@ async fn offer(
     let reader = reader(context).await?;
     let app = &policy.app;
     let found = match version {
-        Some(version) => {
-            let manifest = reader.manifest(app, version, platform).await;
-            manifest.map(|manifest| (version.clone(), manifest.into_inner()))
-        }
-        None => reader
-            .latest(app, &policy.channel, platform)
-            .await
-            .map(|offer| (offer.version.clone(), Manifest::clone(&offer.manifest))),
+        Some(version) => reader.manifest(app, version, platform).await,
+        None => reader.latest(app, &policy.channel, platform).await,
     };
-    let (version, manifest) = found.or_fail("repository")?;
+    let manifest = found.or_fail("repository")?;
     let differences = manifest
         .deltas
         .iter()
         .map(|delta| Difference { from: delta.from.clone(), length: delta.length });
     Ok(Offered {
-        version,
+        version: manifest.version.clone(),
         length: manifest.length,
         differences: differences.collect(),
         base: base(&reader, status, app, platform).await,

@@ -202,7 +202,7 @@ async fn a_release_is_uploaded_and_served() {
     let blob = format!("/blobs/{}", published.manifest.root);
     let answer = hub.plain("GET", &blob, "").await;
     assert_eq!((answer.status, answer.body.len() as u64), (200, published.manifest.length));
-    assert_eq!(Repository::open(&served).unwrap().releases().unwrap().len(), 1);
+    assert_eq!(releases(&served, &request), 1);
     cohort_hub::upload(&publisher.client, &target, &dir, &files, |_| {}).await.unwrap();
 
     // Wrong bytes, wrong names, wrong people; nothing changes and nothing is left behind.
@@ -264,7 +264,7 @@ async fn what_is_published_is_acknowledged_when_the_bucket_has_it() {
         assert_eq!(here.unwrap(), there.unwrap(), "{}", name.display());
     };
     cohort_hub::upload(&publisher.client, &target, &dir, &files, arrived).await.unwrap();
-    assert_eq!(Repository::open(&bucket).unwrap().releases().unwrap().len(), 1);
+    assert_eq!(releases(&bucket, &request), 1);
 
     // Without the mount, nothing is acknowledged.
     repository
@@ -289,4 +289,10 @@ async fn what_is_published_is_acknowledged_when_the_bucket_has_it() {
     config.repository_bucket = Some("s3://key:secret@bucket/x".to_owned());
     let error = cohort_hub::Hub::start(config).await.err().unwrap();
     assert!(matches!(error, HubError::Bucket(_)), "{error}");
+}
+
+/// How many versions of the app that is published are in a repository.
+fn releases(dir: &Path, request: &PublishRequest) -> usize {
+    let repository = Repository::open(dir).unwrap();
+    repository.last_releases(&request.app, &request.platform).unwrap().len()
 }

@@ -19,6 +19,13 @@ use tempfile::TempDir;
 
 use super::{Bucket, BucketError, BucketSettings, push, push_file};
 
+impl Bucket {
+    fn of(store: Arc<dyn ObjectStore>, prefix: &str) -> Self {
+        let prefix = prefix.to_owned();
+        Self { store, signer: None, prefix, name: "memory".to_owned(), keeps_attributes: true }
+    }
+}
+
 /// A store in memory that takes so many writes and no more, and knows their order.
 #[derive(Debug)]
 struct Breaking {
@@ -330,7 +337,7 @@ async fn a_folder_is_a_bucket_as_well() {
         assert_eq!(std::fs::read(folder.join(relative)).unwrap(), fixture.read(relative));
     };
     same("metadata/timestamp.json");
-    Repository::open(&folder).unwrap().releases().unwrap();
+    Repository::open(&folder).unwrap().expiries().unwrap();
     assert!(!folder.join("repository.json").exists(), "not for readers");
 }
 

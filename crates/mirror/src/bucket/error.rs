@@ -16,95 +16,52 @@ const TEXT_CHARS_MAX: usize = 300;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BucketError {
-    /// Not the URL of a bucket.
     #[error("`{url}` {reason}")]
     Url {
-        /// The text that was given.
         url: String,
-        /// What is wrong with it.
         reason: &'static str,
         /// The parser's error, when it is no URL at all.
         #[source]
         source: Option<url::ParseError>,
     },
-    /// Address or credentials are contradictory or incomplete.
     #[error("cannot open bucket {url}: {}", brief(why))]
     Settings {
-        /// URL of the bucket.
         url: String,
         /// Not a source: the message shows what is of use.
         why: object_store::Error,
     },
-    /// No HTTP client.
     #[error("cannot create an HTTP client for object stores")]
     Client(#[source] reqwest::Error),
-    /// The store refused a request.
     #[error("bucket {bucket}: {object}: {}", brief(why))]
     Request {
-        /// URL of the bucket.
         bucket: String,
         /// The file, or the folder to be listed.
         object: String,
         /// Answer of the store. Not a source: the message shows what is of use.
         why: object_store::Error,
     },
-    /// A local file of the repository cannot be read.
     #[error("cannot read repository file {}", path.display())]
     Read {
         path: PathBuf,
-        /// Error of the disk.
         #[source]
         source: io::Error,
     },
-    /// A local file of the repository is corrupt.
     #[error("repository file {} {reason}", path.display())]
-    Damaged {
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// The folder holds no repository.
+    Damaged { path: PathBuf, reason: &'static str },
     #[error("{} holds no repository: there is no {file}", path.display())]
-    NoRepository {
-        path: PathBuf,
-        /// The missing file.
-        file: &'static str,
-    },
-    /// The bucket holds a repository with other keys.
+    NoRepository { path: PathBuf, file: &'static str },
     #[error("bucket {bucket} holds another repository: its first root is not ours")]
-    Foreign {
-        /// URL of the bucket.
-        bucket: String,
-    },
+    Foreign { bucket: String },
     /// The bucket holds a newer timestamp, or another one of the same version.
     #[error(
         "bucket {bucket} holds timestamp {theirs}, this repository has {ours}: refusing to replace \
          the newer one"
     )]
-    Ahead {
-        /// URL of the bucket.
-        bucket: String,
-        /// Version in the bucket.
-        theirs: u64,
-        ours: u64,
-    },
-    /// Somebody else pushed at the same time.
+    Ahead { bucket: String, theirs: u64, ours: u64 },
     #[error("somebody else wrote to bucket {bucket} at the same time")]
-    Raced {
-        /// URL of the bucket.
-        bucket: String,
-    },
-    /// Far more objects than a repository has.
+    Raced { bucket: String },
     #[error("bucket {bucket} holds more than {objects_max} objects")]
-    TooMany {
-        /// URL of the bucket.
-        bucket: String,
-        /// Most objects that are listed.
-        objects_max: usize,
-    },
-    /// The process is shutting down.
-    #[error("stopped while reading the repository: the program is shutting down")]
-    Stopped,
+    TooMany { bucket: String, objects_max: usize },
 }
 
 impl BucketError {

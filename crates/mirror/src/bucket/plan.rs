@@ -21,9 +21,7 @@ pub(super) const STAGES: usize = 4;
 /// A local file of the repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LocalFile {
-    /// Path relative to the repository.
     pub(super) path: String,
-    /// Length in bytes.
     pub(super) length: u64,
 }
 

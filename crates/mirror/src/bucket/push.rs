@@ -4,21 +4,22 @@
 //! the old repository until the last write, which is the timestamp.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use cohort_artifact::{
-    RepositoryFile, UNIT_BYTES, UnitHashes, digest_of, digest_of_bytes, repository_files,
+    RepositoryFile, digest_of, digest_of_bytes, repository_files, root_of_units,
 };
 use cohort_identity::sha256_hex;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use object_store::buffered::BufWriter;
 use object_store::{
-    Attribute, Attributes, Error, ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions,
-    UpdateVersion, WriteMultipart,
+    Attribute, Attributes, Error, ObjectStoreExt as _, PutMode, PutOptions, UpdateVersion,
 };
 use tokio::fs::File;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::plan::{FIRST_ROOT, LocalFile, TIMESTAMP, next_in_chain, stages, version_of};
 use super::{Bucket, BucketError};
@@ -47,7 +48,6 @@ const OBJECTS_MAX: usize = 1_000_000;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pushed {
     pub files: u64,
-    /// Bytes sent.
     pub bytes: u64,
     /// Files that the bucket had already.
     pub there: u64,
@@ -103,14 +103,14 @@ pub async fn push(
         pushed.bytes += small.iter().chain(&large).map(|file| file.length).sum::<u64>();
         let mut sending = FuturesUnordered::new();
         for file in &small {
-            sending.push(bucket.send_small(dir, file, progress));
+            sending.push(bucket.send(dir, file, progress));
             if sending.len() >= FILES_AT_ONCE {
                 sending.try_next().await?;
             }
         }
         while sending.try_next().await?.is_some() {}
         for file in &large {
-            bucket.send_large(dir, file, progress).await?;
+            bucket.send(dir, file, progress).await?;
         }
     }
     if is_new {
@@ -140,7 +140,7 @@ pub async fn push_file(dir: &Path, bucket: &Bucket, relative: &str) -> Result<()
     let is_there = match bucket.store.head(&bucket.path(relative)?).await {
         Ok(about) => about.size == length,
         Err(Error::NotFound { .. }) => false,
-        // The answer for a missing file to those who may not list.
+        // What a store answers for a missing file without permission to list.
         Err(Error::PermissionDenied { .. }) => false,
         Err(error) => return Err(bucket.failed(relative, error)),
     };
@@ -148,12 +148,7 @@ pub async fn push_file(dir: &Path, bucket: &Bucket, relative: &str) -> Result<()
     if is_there && !relative.starts_with("metadata/") {
         return Ok(());
     }
-    let file = LocalFile { path: relative.to_owned(), length };
-    if length <= PART_BYTES as u64 {
-        bucket.send_small(dir, &file, &|_| ()).await
-    } else {
-        bucket.send_large(dir, &file, &|_| ()).await
-    }
+    bucket.send(dir, &LocalFile { path: relative.to_owned(), length }, &|_| ()).await
 }
 
 impl Bucket {
@@ -172,7 +167,7 @@ impl Bucket {
             e_tag: result.meta.e_tag.clone(),
             version: result.meta.version.clone(),
         };
-        if result.meta.size > file_bytes_max(relative) {
+        if RepositoryFile::of(relative).is_none_or(|file| result.meta.size > file.bytes_max()) {
             // None of ours: it is replaced.
             return Ok(Some((Bytes::new(), version)));
         }
@@ -198,80 +193,61 @@ impl Bucket {
         Ok(found)
     }
 
-    async fn send_small(
+    /// Sends a file, a long one in parts, and completes it only if it is what its name says.
+    async fn send(
         &self,
         dir: &Path,
         file: &LocalFile,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), BucketError> {
-        let path = dir.join(&file.path);
-        let bytes = tokio::fs::read(&path).await;
-        let bytes = Bytes::from(bytes.map_err(|source| BucketError::Read { path, source })?);
-        if let Err(reason) = check(&file.path, &bytes) {
-            return Err(BucketError::Damaged { path: dir.join(&file.path), reason });
-        }
-        let length = bytes.len() as u64;
-        let attributes = self.attributes(&file.path);
-        let options = PutOptions { attributes, ..PutOptions::default() };
-        let sent = self.store.put_opts(&self.path(&file.path)?, bytes.into(), options).await;
-        sent.map_err(|error| self.failed(&file.path, error))?;
-        progress(length);
-        Ok(())
-    }
-
-    /// Sends an artifact in parts, and completes the upload only if its hash is right.
-    async fn send_large(
-        &self,
-        dir: &Path,
-        file: &LocalFile,
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<(), BucketError> {
-        let failed = |error| self.failed(&file.path, error);
-        let attributes = self.attributes(&file.path);
-        let options = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
-        let path = self.path(&file.path)?;
-        let upload = self.store.put_multipart_opts(&path, options).await.map_err(failed)?;
-        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
-        match self.send_parts(dir, file, &mut upload, progress).await {
-            Ok(()) => upload.finish().await.map(|_| ()).map_err(failed),
-            Err(error) => {
-                // Parts of an unfinished upload cost money.
-                if let Err(error) = upload.abort().await {
-                    tracing::warn!(object = file.path, %error, "cannot remove unfinished upload");
-                }
-                Err(error)
+        let upload =
+            BufWriter::with_capacity(Arc::clone(&self.store), self.path(&file.path)?, PART_BYTES);
+        let mut upload =
+            upload.with_attributes(self.attributes(&file.path)).with_max_concurrency(PARTS_AT_ONCE);
+        if let Err(error) = self.send_parts(dir, file, &mut upload, progress).await {
+            // Parts of an unfinished upload cost money.
+            if let Err(error) = upload.abort().await {
+                tracing::warn!(object = file.path, %error, "cannot remove unfinished upload");
             }
+            return Err(error);
         }
+        let failed = |error| Error::Generic { store: "bucket", source: Box::new(error) };
+        let sent = upload.shutdown().await.map_err(|error| error.downcast().unwrap_or_else(failed));
+        sent.map_err(|error| self.failed(&file.path, error))
     }
 
     async fn send_parts(
         &self,
         dir: &Path,
         file: &LocalFile,
-        upload: &mut WriteMultipart,
+        upload: &mut BufWriter,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), BucketError> {
         let path = dir.join(&file.path);
         let read = |source| BucketError::Read { path: path.clone(), source };
         let mut from = File::open(&path).await.map_err(read)?;
-        let mut hasher = blake3::Hasher::new();
+        let (mut hasher, mut sent) = (blake3::Hasher::new(), 0);
+        let small = file.length <= PART_BYTES as u64;
+        let size = usize::try_from(file.length).unwrap_or(PART_BYTES).min(PART_BYTES);
         loop {
-            let mut part = Vec::with_capacity(PART_BYTES);
+            let mut part = Vec::with_capacity(size);
             (&mut from).take(PART_BYTES as u64).read_to_end(&mut part).await.map_err(read)?;
             if part.is_empty() {
                 break;
             }
+            if small && !is_right(&file.path, &part) {
+                return Err(wrong(path));
+            }
             hasher.update(&part);
             let length = part.len() as u64;
-            let room = upload.wait_for_capacity(PARTS_AT_ONCE).await;
-            room.map_err(|error| self.failed(&file.path, error))?;
-            upload.put(part.into());
+            upload.put(part.into()).await.map_err(|error| self.failed(&file.path, error))?;
             progress(length);
+            sent += length;
         }
-        // Nothing else is that long.
-        let blob = RepositoryFile::Blob(digest_of(&hasher.finalize()));
-        let right = RepositoryFile::of(&file.path) == Some(blob);
-        if right { Ok(()) } else { Err(BucketError::Damaged { path, reason: WRONG }) }
+        // Nothing but an artifact is longer than a part.
+        let blob = || RepositoryFile::Blob(digest_of(&hasher.finalize()));
+        let right = if small { sent > 0 } else { RepositoryFile::of(&file.path) == Some(blob()) };
+        if right { Ok(()) } else { Err(wrong(path)) }
     }
 
     /// The write that readers see. `replaces` is the version found when this push started.
@@ -318,27 +294,15 @@ impl Bucket {
     }
 }
 
-/// Longest length of a file of the repository, in bytes.
-fn file_bytes_max(relative: &str) -> u64 {
-    RepositoryFile::of(relative).map_or(0, |file| file.bytes_max())
-}
-
-const WRONG: &str = "is not what its name says";
-
-/// Checks that a file is what its name says: a corrupt one is not sent.
-fn check(relative: &str, bytes: &[u8]) -> Result<(), &'static str> {
-    let right = match RepositoryFile::of(relative) {
+/// Whether a file is what its name says: a corrupt one is not sent.
+fn is_right(relative: &str, bytes: &[u8]) -> bool {
+    match RepositoryFile::of(relative) {
         Some(RepositoryFile::Blob(root)) => digest_of_bytes(bytes) == root,
-        Some(RepositoryFile::Units(root)) => {
-            let units = (bytes.len() / blake3::OUT_LEN) as u64;
-            let longest = units * u64::from(UNIT_BYTES);
-            UnitHashes::parse_for(bytes, &root, longest.max(1)).is_ok()
-        }
+        Some(RepositoryFile::Units(root)) => root_of_units(bytes) == Some(root),
         Some(RepositoryFile::Target(hash)) => sha256_hex(bytes) == hash.as_str(),
         Some(_) => version_of(bytes) > 0,
         None => false,
-    };
-    if right { Ok(()) } else { Err(WRONG) }
+    }
 }
 
 async fn read_metadata(dir: &Path, relative: &str) -> Result<Bytes, BucketError> {
@@ -353,16 +317,20 @@ async fn read_metadata(dir: &Path, relative: &str) -> Result<Bytes, BucketError>
     }
 }
 
+fn wrong(path: PathBuf) -> BucketError {
+    BucketError::Damaged { path, reason: "is not what its name says" }
+}
+
 fn unreadable(dir: &Path, relative: &str) -> BucketError {
     BucketError::Damaged { path: dir.join(relative), reason: "is not signed metadata" }
 }
 
 /// All local files of the repository.
 async fn local_files(dir: &Path) -> Result<Vec<LocalFile>, BucketError> {
-    let dir = dir.to_owned();
-    let found = tokio::task::spawn_blocking(move || repository_files(&dir)).await;
+    let folder = dir.to_owned();
+    let found = tokio::task::spawn_blocking(move || repository_files(&folder)).await;
     let found = found
-        .map_err(|_| BucketError::Stopped)?
+        .map_err(|error| BucketError::Read { path: dir.to_owned(), source: error.into() })?
         .map_err(|(path, source)| BucketError::Read { path, source })?;
     Ok(found.into_iter().map(|(path, length)| LocalFile { path, length }).collect())
 }

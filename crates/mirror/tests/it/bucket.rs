@@ -160,8 +160,9 @@ async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
         });
         let trusted = trusted.await.unwrap();
         let (app, channel) = ("web".parse().unwrap(), "stable".parse().unwrap());
-        let offer = trusted.latest(&app, &channel, &"linux/amd64".parse().unwrap()).await.unwrap();
-        offer.version.to_string()
+        let manifest =
+            trusted.latest(&app, &channel, &"linux/amd64".parse().unwrap()).await.unwrap();
+        manifest.version.to_string()
     };
     assert_eq!(read("reader").await, "1.0.0+build.7");
     let blobs = std::fs::read_dir(dir.join("blobs")).unwrap().map(|entry| entry.unwrap().path());

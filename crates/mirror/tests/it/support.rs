@@ -43,7 +43,7 @@ impl Sample {
         blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
         let mut hasher = UnitHasher::default();
         hasher.update(&bytes);
-        Self { bytes: bytes.into(), hashes: hasher.finish().unwrap().units }
+        Self { bytes: bytes.into(), hashes: hasher.finish().unwrap() }
     }
 
     pub(crate) fn digest(&self) -> &Digest {

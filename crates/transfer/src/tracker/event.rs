@@ -6,10 +6,7 @@ use cohort_core::ids::ServerId;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// Many servers fell behind, so each gets fewer children.
-    FanOutLowered {
-        /// The fan-out that failed.
-        from: usize,
-    },
+    FanOutLowered { from: usize },
     /// A server cannot keep up and moves to the tail.
     Slow {
         server: ServerId,
@@ -17,11 +14,7 @@ pub enum Event {
         rate: u64,
     },
     /// A server gets nothing from its parent, and gets another one.
-    Starved {
-        server: ServerId,
-        /// The parent that sent nothing.
-        parent: ServerId,
-    },
+    Starved { server: ServerId, parent: ServerId },
     /// A slow server keeps up under another parent: the first one was to blame.
     Acquitted {
         server: ServerId,

@@ -66,9 +66,7 @@ impl TransferRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransferReport {
-    /// Root of the artifact.
     pub artifact: Digest,
-    /// Its length in bytes.
     pub length: u64,
     /// The verified units on disk; at most [`HAVE_RUNS_MAX`] runs.
     pub have: Vec<UnitRun>,
@@ -98,11 +96,8 @@ pub struct TransferReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Accusation {
-    /// The server or mirror that is blamed.
     pub source: SourceName,
-    /// The kind of offence.
     pub what: Offence,
-    /// How often it happened.
     pub count: u32,
 }
 
@@ -156,33 +151,27 @@ impl TransferReport {
 
     /// Checks that nothing is larger than allowed, so that no report costs the leader much.
     pub(super) fn check(&self) -> Result<(), TrackerError> {
-        let too_many = |what, count, max| Err(TrackerError::TooMany { what, count, max });
-        let told = self.told.as_ref();
-        let told = [told.map_or(0, |told| told.feeds.len()), told.map_or(0, |t| t.lease.len())];
-        let lists = [self.silent.len(), self.wrong.len(), self.have.len()];
-        let count = lists.into_iter().chain(told).max().unwrap_or(0);
-        if count > HAVE_RUNS_MAX {
-            return too_many("entries", count, HAVE_RUNS_MAX);
-        }
-        let count = self.holders.len();
-        if count > HOLDERS_MAX {
-            return too_many("holders", count, HOLDERS_MAX);
-        }
-        let count = self.offences.len();
-        if count > OFFENCES_MAX {
-            return too_many("offences", count, OFFENCES_MAX);
-        }
-        let bytes = self.mirror_bytes.max(self.peer_bytes);
-        if bytes > BYTES_MAX {
-            let count = usize::try_from(bytes).unwrap_or(usize::MAX);
-            return too_many("bytes", count, usize::try_from(BYTES_MAX).unwrap_or(usize::MAX));
+        let (feeds, lease) = self
+            .told
+            .as_ref()
+            .map_or((&[][..], &[][..]), |told| (&told.feeds[..], &told.lease[..]));
+        let lists = [feeds.len(), lease.len(), self.silent.len(), self.wrong.len()];
+        let longest = lists.into_iter().fold(self.have.len(), usize::max);
+        for (what, count, max) in [
+            ("entries", longest as u64, HAVE_RUNS_MAX as u64),
+            ("holders", self.holders.len() as u64, HOLDERS_MAX as u64),
+            ("offences", self.offences.len() as u64, OFFENCES_MAX as u64),
+            ("bytes", self.mirror_bytes.max(self.peer_bytes), BYTES_MAX),
+        ] {
+            if count > max {
+                return Err(TrackerError::TooMany { what, count, max });
+            }
         }
         let artifact = || self.artifact.clone();
         if self.length > ARTIFACT_BYTES_MAX {
             return Err(TrackerError::TooLong { artifact: artifact(), length: self.length });
         }
         let units = self.length.div_ceil(UNIT_BYTES);
-        let lease = self.told.as_ref().map_or(&[][..], |told| &told.lease);
         if !in_order(&self.have, units) || !in_order(lease, units) {
             return Err(TrackerError::Runs { artifact: artifact() });
         }
@@ -207,7 +196,6 @@ fn in_order(runs: &[UnitRun], units: u64) -> bool {
 pub struct Told {
     /// Its feeds, the parent first.
     pub feeds: Vec<ServerId>,
-    /// The units leased to it.
     pub lease: Vec<UnitRun>,
 }
 

@@ -8,7 +8,6 @@
 
 mod event;
 mod judge;
-mod ledger;
 mod message;
 mod plan;
 #[cfg(test)]
@@ -64,16 +63,13 @@ pub struct Participant {
 /// Why a report is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TrackerError {
-    /// More entries than allowed.
     #[error("{count} {what} in one report exceed the limit of {max}")]
-    TooMany { what: &'static str, count: usize, max: usize },
-    /// Longer than any artifact.
+    TooMany { what: &'static str, count: u64, max: u64 },
     #[error("artifact {artifact} cannot have {length} bytes")]
     TooLong { artifact: Digest, length: u64 },
     /// Runs of units that overlap, are out of order, or beyond the end.
     #[error("runs of units of artifact {artifact} overlap or go beyond its end")]
     Runs { artifact: Digest },
-    /// Another length than others report.
     #[error("artifact {artifact} has {expected} bytes, not {found}")]
     Length { artifact: Digest, expected: u64, found: u64 },
 }
@@ -103,9 +99,9 @@ impl Tracker {
         request: &TransferRequest,
         now: Moment,
     ) -> Result<TransferAnswer, TrackerError> {
-        let count = request.transfers.len();
-        if count > REPORTS_MAX {
-            return Err(TrackerError::TooMany { what: "transfers", count, max: REPORTS_MAX });
+        let (count, max) = (request.transfers.len() as u64, REPORTS_MAX as u64);
+        if count > max {
+            return Err(TrackerError::TooMany { what: "transfers", count, max });
         }
         let mut answer = TransferAnswer {
             again_ms: transfer::AGAIN_MS_MAX,
@@ -116,7 +112,7 @@ impl Tracker {
             let artifact = &report.artifact;
             let transfer = self.transfer(from, report, now)?;
             transfer.take(from, report, now);
-            answer.downlink_rate = answer.downlink_rate.max(transfer.ledger.downlink_rate());
+            answer.downlink_rate = answer.downlink_rate.max(transfer.downlink_rate());
             let (again_ms, guidance) = transfer.answer(&from.server, now);
             answer.again_ms = answer.again_ms.min(again_ms);
             if let Some(mut guidance) = guidance {
@@ -141,12 +137,12 @@ impl Tracker {
         }
         let transfer = self.transfers.entry(artifact.clone());
         let transfer = transfer.or_insert_with(|| Transfer::new(report, now));
-        if transfer.length() != report.length {
+        if transfer.length != report.length {
             // The leader's own server follows the log.
             if !from.leads {
                 return Err(TrackerError::Length {
                     artifact: artifact.clone(),
-                    expected: transfer.length(),
+                    expected: transfer.length,
                     found: report.length,
                 });
             }
@@ -189,8 +185,7 @@ fn make_room(transfers: &mut BTreeMap<Digest, Transfer>) {
     if transfers.len() < TRANSFERS_MAX {
         return;
     }
-    let oldest =
-        transfers.iter().min_by_key(|(_, transfer)| (transfer.seen.len(), transfer.heard()));
+    let oldest = transfers.iter().min_by_key(|(_, transfer)| (transfer.seen.len(), transfer.heard));
     if let Some(oldest) = oldest.map(|(artifact, _)| artifact.clone()) {
         transfers.remove(&oldest);
     }

@@ -60,9 +60,7 @@ const SPARES_MAX: usize = 3;
 pub struct Member {
     /// Its failure domain, if known.
     pub rack: Option<String>,
-    /// The units on its disk.
     pub have: UnitSet,
-    /// It cannot keep up with the others.
     pub slow: bool,
     /// Its agent leads the group, which makes it the worst choice of heir.
     pub leads: bool,
@@ -88,14 +86,12 @@ impl Member {
 /// Everything a plan depends on.
 #[derive(Debug, Clone)]
 pub struct Situation<'a> {
-    /// Units of the artifact.
     pub units: u32,
     pub members: &'a BTreeMap<ServerId, Member>,
     /// What a server's link carries, in bytes per second; 0 while unknown.
     pub link_rate: u64,
     /// The fan-out at which servers fell behind, if they did: an upper bound.
     pub fan_out_failed: Option<usize>,
-    /// The plan in force.
     pub previous: &'a Layout,
 }
 

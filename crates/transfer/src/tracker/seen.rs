@@ -6,9 +6,10 @@ use std::time::Duration;
 use cohort_core::ids::ServerId;
 
 use super::Participant;
-use super::message::TransferReport;
+use super::message::{Accusation, TransferReport};
 use super::plan::Member;
 use crate::Moment;
+use crate::source::SourceName;
 use crate::unit_set::UnitSet;
 
 /// Shortest time over which a rate is measured.
@@ -25,8 +26,15 @@ pub(super) struct Seen {
     pub(super) heard: Moment,
     /// When a report last named it as a holder, by the word of the log.
     pub(super) named: Moment,
+    /// Of the current fetch, which counts from zero.
     pub(super) mirror_bytes: u64,
-    pub(super) peer_bytes: u64,
+    peer_bytes: u64,
+    /// Bytes from mirrors and from servers of the fetches before it. For people.
+    earlier: (u64, u64),
+    /// When it first reported to hold everything. For people.
+    pub(super) whole: Option<Moment>,
+    /// What it blames its sources for. For people.
+    pub(super) accusations: Vec<Accusation>,
     pub(super) mirror_rate: u64,
     pub(super) rate: u64,
     /// The highest rate its link carried, without bytes from mirrors.
@@ -56,6 +64,9 @@ impl Seen {
             named: now,
             mirror_bytes: 0,
             peer_bytes: 0,
+            earlier: (0, 0),
+            whole: None,
+            accusations: Vec::new(),
             mirror_rate: 0,
             rate: 0,
             link_rate: 0,
@@ -89,12 +100,22 @@ impl Seen {
         }
         let mut lost = std::mem::replace(&mut self.have, have);
         lost.subtract(&self.have);
+        self.whole = self.have.is_full().then(|| self.whole.unwrap_or(now));
         if self.have.is_full() && report.mirror_bytes == 0 && report.peer_bytes == 0 {
             // The fetch is over, and its counters with it.
             return false;
         }
+        if report.mirror_bytes < self.mirror_bytes || report.peer_bytes < self.peer_bytes {
+            self.earlier = (self.all_mirror_bytes(), self.all_peer_bytes());
+        }
         self.mirror_bytes = report.mirror_bytes;
         self.peer_bytes = report.peer_bytes;
+        self.accusations.clone_from(&report.offences);
+        for accusation in &mut self.accusations {
+            if let SourceName::Mirror(url) = &accusation.source {
+                accusation.source = SourceName::mirror(url);
+            }
+        }
         self.measure(now);
         !lost.is_empty()
     }
@@ -120,6 +141,16 @@ impl Seen {
         self.rate = smooth(self.rate, all_now);
         self.link_rate = self.link_rate.max(self.rate.saturating_sub(self.mirror_rate));
         self.measured = Some(here);
+    }
+
+    /// Over all its fetches.
+    pub(super) fn all_mirror_bytes(&self) -> u64 {
+        self.earlier.0.saturating_add(self.mirror_bytes)
+    }
+
+    /// Over all its fetches.
+    pub(super) fn all_peer_bytes(&self) -> u64 {
+        self.earlier.1.saturating_add(self.peer_bytes)
     }
 
     pub(super) fn is_slow(&self) -> bool {

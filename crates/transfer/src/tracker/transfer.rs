@@ -6,7 +6,6 @@ use std::time::Duration;
 use cohort_core::ids::ServerId;
 use cohort_core::orders::Source;
 
-use super::ledger::Ledger;
 use super::message::{HAVE_RUNS_MAX, TransferReport};
 use super::plan::{Layout, Member, Situation, plan};
 use super::seen::Seen;
@@ -62,6 +61,11 @@ const LEASE_RUNS_MAX: usize = 256;
 /// planning for a thousand takes some ten milliseconds.
 const PLAN_MS_MIN: u64 = 20;
 
+/// Fewer bytes, or less time, say nothing about a downlink: bytes in flight and late reports would
+/// dominate.
+const DOWNLINK_BYTES_MIN: u64 = 1 << 20;
+const DOWNLINK_OVER: Duration = Duration::from_millis(500);
+
 #[derive(Debug)]
 pub(super) struct Transfer {
     pub(super) length: u64,
@@ -73,13 +77,13 @@ pub(super) struct Transfer {
     planned: Option<Moment>,
     pub(super) link_rate: u64,
     pub(super) fan_out_failed: Option<usize>,
-    heard: Moment,
+    pub(super) heard: Moment,
     pub(super) trust: Trust,
     /// Servers that feed nobody, because several others refuse them.
     pub(super) barred: BTreeSet<ServerId>,
     heir: Option<ServerId>,
-    /// Sums for people.
-    pub(super) ledger: Ledger,
+    /// When bytes from mirrors were first and last reported.
+    mirrored: Option<(Moment, Moment)>,
     /// What is to be logged.
     pub(super) events: Vec<Event>,
 }
@@ -100,17 +104,9 @@ impl Transfer {
             trust: Trust::default(),
             barred: BTreeSet::new(),
             heir: None,
-            ledger: Ledger::default(),
+            mirrored: None,
             events: Vec::new(),
         }
-    }
-
-    pub(super) fn length(&self) -> u64 {
-        self.length
-    }
-
-    pub(super) fn heard(&self) -> Moment {
-        self.heard
     }
 
     pub(super) fn take(&mut self, from: &Participant, report: &TransferReport, now: Moment) {
@@ -126,8 +122,11 @@ impl Transfer {
         self.heard = now;
         let have = UnitSet::from_runs(self.units, &report.have);
         let seen = self.seen.entry(server.clone()).or_insert_with(|| Seen::new(from, &have, now));
+        let before = (seen.heard, seen.mirror_bytes);
         let took_back = seen.take(from, report, have, now);
-        self.ledger.take(server, report, seen.have.is_full(), now);
+        if seen.mirror_bytes > before.1 {
+            self.mirrored = Some((self.mirrored.map_or(before.0, |(since, _)| since), now));
+        }
         // When a report cannot hold all runs, those at the end come and go.
         if took_back && report.have.len() < HAVE_RUNS_MAX {
             self.trust.took_back(server, now);
@@ -197,6 +196,23 @@ impl Transfer {
     pub(super) fn mirror_rate(&self) -> u64 {
         let heads = self.layout.heads.iter();
         heads.filter_map(|id| Some(self.seen.get(id)?.mirror_rate)).sum()
+    }
+
+    /// The rate of mirrors from the first byte to the last, in bytes per second: the downlink, or
+    /// what limits permitted of it.
+    pub(super) fn downlink_rate(&self) -> Option<u64> {
+        let (since, until) = self.mirrored?;
+        let over = until.saturating_sub(since);
+        let bytes = self.sum(Seen::all_mirror_bytes);
+        if bytes < DOWNLINK_BYTES_MIN || over < DOWNLINK_OVER {
+            return None;
+        }
+        let us = u64::try_from(over.as_micros()).unwrap_or(u64::MAX).max(1);
+        Some(bytes.saturating_mul(1_000_000) / us)
+    }
+
+    pub(super) fn sum(&self, of: fn(&Seen) -> u64) -> u64 {
+        self.seen.values().map(of).fold(0, u64::saturating_add)
     }
 
     /// When to report again, and what to do; no guidance while a new leader still gathers reports.

@@ -6,17 +6,15 @@ use std::time::Duration;
 use cohort_core::ids::{Digest, ServerId};
 use serde::{Deserialize, Serialize};
 
-use super::ledger::Entry;
 use super::message::Accusation;
+use super::seen::Seen;
 use super::transfer::Transfer;
 use crate::{Moment, UNIT_BYTES};
 
 /// The state of a transfer in its group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferView {
-    /// Root of the artifact.
     pub artifact: Digest,
-    /// Its length in bytes.
     pub length: u64,
     /// How long ago the first report came, in milliseconds.
     pub for_ms: u64,
@@ -36,7 +34,6 @@ pub struct TransferView {
     /// Rate of the mirrors over the whole transfer, in bytes per second; `None` when it is too
     /// short to tell.
     pub downlink_rate: Option<u64>,
-    /// Number of servers that have it whole.
     pub whole: usize,
     /// Servers that fetch from mirrors.
     pub heads: Vec<ServerId>,
@@ -52,19 +49,14 @@ pub struct TransferView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerView {
     pub server: ServerId,
-    /// The server that feeds it.
     pub parent: Option<ServerId>,
     /// Links between the first source and this server.
     pub depth: usize,
-    /// Units on its disk.
     pub held: u32,
-    /// Units of the artifact.
     pub units: u32,
     /// What it receives, in bytes per second.
     pub rate: u64,
-    /// It cannot keep up.
     pub slow: bool,
-    /// Whether it is reachable.
     pub there: bool,
     /// Others refuse it, so it feeds nobody.
     pub barred: bool,
@@ -95,31 +87,25 @@ impl Transfer {
                 slow: seen.is_slow(),
                 there: self.is_there(id, seen, now),
                 barred: self.barred.contains(id),
-                accusations: self
-                    .ledger
-                    .of(id)
-                    .map_or_else(Vec::new, |entry| entry.accusations.clone()),
+                accusations: seen.accusations.clone(),
             })
             .collect();
         let under_way = servers.iter().any(ServerView::lacks);
-        let last_whole = self.ledger.entries().filter_map(|(_, entry)| entry.whole).max();
-        let sum = |of: fn(&Entry) -> u64| {
-            self.ledger.entries().fold(0, |sum: u64, (_, entry)| sum.saturating_add(of(entry)))
-        };
+        let last_whole = self.seen.values().filter_map(|seen| seen.whole).max();
         let heads = self.layout.heads.iter().filter(|_| under_way);
         TransferView {
             artifact: artifact.clone(),
             length: self.length,
             for_ms: ms(now.saturating_sub(self.begun)),
-            idle_ms: ms(now.saturating_sub(self.heard())),
+            idle_ms: ms(now.saturating_sub(self.heard)),
             under_way,
             took_ms: last_whole
                 .filter(|_| servers.iter().all(|server| server.held >= server.units))
                 .map(|at| ms(at.saturating_sub(self.begun))),
-            mirror_bytes: sum(Entry::mirror_bytes),
-            peer_bytes: sum(Entry::peer_bytes),
+            mirror_bytes: self.sum(Seen::all_mirror_bytes),
+            peer_bytes: self.sum(Seen::all_peer_bytes),
             mirror_rate: heads.clone().filter_map(|id| Some(self.seen.get(id)?.mirror_rate)).sum(),
-            downlink_rate: self.ledger.downlink_rate(),
+            downlink_rate: self.downlink_rate(),
             whole: self.seen.values().filter(|seen| seen.have.is_full()).count(),
             heads: heads.cloned().collect(),
             fan_out: self.layout.fan_out,
