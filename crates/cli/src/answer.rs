@@ -23,96 +23,37 @@ use crate::failure::Failure;
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Answer<'a> {
-    Init {
-        dir: &'a Path,
-        operator: &'a PeerName,
-        fingerprint: String,
-        hub: &'a [String],
-    },
+    Init { dir: &'a Path, operator: &'a PeerName, fingerprint: String, hub: &'a [String] },
     TokenCreate(&'a TokenAnswer),
-    TokenRevoke {
-        id: &'a str,
-        revoked: bool,
-    },
+    TokenRevoke { id: &'a str, revoked: bool },
     Publish(PublishAnswer<'a>),
-    RepositoryPush {
-        bucket: &'a str,
-        files: u64,
-        bytes: u64,
-        there: u64,
-        timestamp: u64,
-    },
+    RepositoryPush { bucket: &'a str, files: u64, bytes: u64, there: u64, timestamp: u64 },
     ChannelSet(&'a ChannelPointer),
     ChannelList(&'a [ChannelPointer]),
-    AppApply {
-        app: &'a AppId,
-        revision: Revision,
-        changed: bool,
-    },
-    AppDiff {
-        app: &'a AppId,
-        changes: &'a [Change],
-    },
+    AppApply { app: &'a AppId, revision: Revision, changed: bool },
+    AppDiff { app: &'a AppId, changes: &'a [Change] },
     AppShow(&'a [&'a VersionedPolicy]),
     Status(&'a FleetReport),
     Why(&'a [Wait]),
     RolloutPlan(&'a RolloutPlan),
-    /// `rollout pause`, `resume`, `approve`, `abort`, `retry` and `undo`.
-    RolloutSteer {
-        group: &'a GroupId,
-        app: &'a AppId,
-        index: u64,
-    },
-    RolloutHistory {
-        group: &'a GroupId,
-        app: &'a AppId,
-        history: &'a [HistoryEntry],
-    },
+    // Pause, resume, approve, abort, retry and undo.
+    RolloutSteer { group: &'a GroupId, app: &'a AppId, index: u64 },
+    RolloutHistory { group: &'a GroupId, app: &'a AppId, history: &'a [HistoryEntry] },
     GroupList(Vec<Value>),
     GroupShow(&'a GroupStatus),
     GroupTransferLeader(&'a TransferLeaderAnswer),
-    /// `index`: none if the group had removed the server before.
-    GroupRemoveServer {
-        group: &'a GroupId,
-        server: &'a ServerId,
-        index: Option<u64>,
-        forgotten: bool,
-    },
-    /// `group add-voter` and `remove-voter`.
-    GroupVoter {
-        group: &'a GroupId,
-        server: &'a ServerId,
-        voter: bool,
-        index: u64,
-    },
-    GroupRecover {
-        group: &'a GroupId,
-        incarnation: Incarnation,
-    },
-    /// `kill on` and `off`.
+    // Without an index if the group had removed the server before.
+    GroupRemove { group: &'a GroupId, server: &'a ServerId, index: Option<u64>, forgotten: bool },
+    GroupVoter { group: &'a GroupId, server: &'a ServerId, voter: bool, index: u64 },
+    GroupRecover { group: &'a GroupId, incarnation: Incarnation },
     KillSwitch(Switch<'a>),
-    /// `kill off`, and no place has it on.
-    KillOffAlready {
-        scope: String,
-        on: bool,
-    },
-    KillStatus {
-        on: bool,
-        switches: &'a [Switch<'a>],
-        damaged: &'a [String],
-    },
-    /// `until`: seconds of Unix time.
-    ContextShow {
-        dir: &'a Path,
-        you: &'a Peer,
-        until: u64,
-        hub: &'a [String],
-    },
-    ContextJoin {
-        dir: &'a Path,
-        you: &'a Peer,
-    },
-    /// Any command that failed; on standard error, except with `status --watch`.
+    // `kill off`, and no place has it on.
+    KillOffAlready { scope: String, on: bool },
+    KillStatus { on: bool, switches: &'a [Switch<'a>], damaged: &'a [String] },
+    // Until this second of Unix time.
+    ContextShow { dir: &'a Path, you: &'a Peer, until: u64, hub: &'a [String] },
+    ContextJoin { dir: &'a Path, you: &'a Peer },
+    // On standard error, except with `status --watch`.
     Failure(&'a Failure),
 }
 
@@ -139,7 +80,6 @@ pub(crate) struct DeltaAnswer<'a> {
     pub(crate) reason: Option<String>,
 }
 
-/// A kill switch.
 #[derive(Debug, Serialize)]
 pub(crate) struct Switch<'a> {
     pub(crate) scope: String,

@@ -36,7 +36,6 @@ pub(crate) struct ContextFile {
     /// The hub's API, `host:port`; if one does not answer, the next is tried.
     #[serde(default)]
     pub(crate) hub: Vec<String>,
-    /// The hub's name in its certificate.
     #[serde(default = "default_hub_name")]
     pub(crate) hub_name: String,
     /// The folder of the person's certificate and key.
@@ -75,7 +74,6 @@ impl ContextFile {
         }
     }
 
-    /// Writes it into a context folder.
     pub(crate) fn write(&self, dir: &Path) -> Result<(), Failure> {
         let text = toml::to_string(self).or_fail("file")?;
         let comment = "# Your identity and the hub. Relative paths start at this folder.\n";
@@ -148,17 +146,14 @@ impl Context {
         Ok(identity)
     }
 
-    /// The folder of the identity.
     pub(crate) fn identity_dir(&self) -> PathBuf {
         self.dir.join(&self.file.identity)
     }
 
-    /// A client with the person's identity.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         Ok(Client::new(IdentitySlot::new(self.identity()?)))
     }
 
-    /// The hub's identity and addresses.
     pub(crate) fn hub(&self) -> Result<(Peer, &[String]), Failure> {
         let wrong = |error: String| Failure::new("configuration", error).exit(Exit::Usage);
         let peer = Peer::new(Role::Hub, self.file.hub_name.clone())
@@ -177,7 +172,6 @@ impl Context {
         self.file.repository.as_ref().map(|dir| self.dir.join(dir))
     }
 
-    /// Base URLs of mirrors.
     pub(crate) fn mirrors(&self) -> &[String] {
         &self.file.mirrors
     }

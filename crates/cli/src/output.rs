@@ -61,7 +61,6 @@ pub(crate) fn print_json_line(answer: &Answer<'_>) {
     print(&(text + "\n"));
 }
 
-/// Writes a line to standard error.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
@@ -73,7 +72,6 @@ pub(crate) fn warn(origin: &Origin) {
     }
 }
 
-/// Writes a failure to standard error.
 pub(crate) fn show_failure(failure: &Failure, output: Output) {
     let text = match output {
         Output::Json => {

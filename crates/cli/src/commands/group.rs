@@ -175,7 +175,7 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
     if index.is_none() && forgotten.as_ref().is_err_and(|error| error.status() == Some(404)) {
         return Err(no_such_server(group, server));
     }
-    let answer = Answer::GroupRemoveServer { group, server, index, forgotten: forgotten.is_ok() };
+    let answer = Answer::GroupRemove { group, server, index, forgotten: forgotten.is_ok() };
     global.output.answer(&answer, || format!("{server} removed from {group}\n"));
     if let Err(error) = forgotten {
         let failure = Failure::from(error);
