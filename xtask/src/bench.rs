@@ -16,7 +16,6 @@ use serde::Serialize;
 
 use crate::build::{built, programs};
 
-/// What `cargo xtask bench` takes.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]

@@ -6,7 +6,6 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use cohort_trial::Programs;
 
-/// The root of the repository.
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
 }
@@ -36,7 +35,6 @@ pub(crate) fn programs(release: bool) -> Result<Programs> {
     built(release)
 }
 
-/// The programs of an earlier build.
 pub(crate) fn built(release: bool) -> Result<Programs> {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| root().join("target"), PathBuf::from)

@@ -7,7 +7,6 @@ mod view;
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -18,7 +17,6 @@ use serde::Serialize;
 
 use crate::build::programs;
 
-/// What `cargo xtask demo` takes.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Run unattended: print one JSON object per group and act; exit 0 only if every act ended as
@@ -314,8 +312,7 @@ impl Stage {
 /// Pauses so that a person can read, on a terminal only.
 pub(crate) fn breathe(exit: bool) {
     if !exit && std::io::stdout().is_terminal() {
-        let (_keep, never) = mpsc::channel::<()>();
-        let _ = never.recv_timeout(Duration::from_secs(3));
+        std::thread::sleep(Duration::from_secs(3));
     }
 }
 

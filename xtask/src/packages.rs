@@ -6,7 +6,6 @@ use anyhow::{Result, ensure};
 
 use crate::build::succeed;
 
-/// Whether a program is installed and runs.
 pub(crate) fn answers(program: &str, arg: &str) -> bool {
     let mut command = Command::new(program);
     command.arg(arg).stdout(Stdio::null()).stderr(Stdio::null());
@@ -40,7 +39,6 @@ pub(crate) fn need(program: &str, arg: &str, package: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether this process runs as root.
 pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }

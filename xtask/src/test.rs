@@ -14,7 +14,6 @@ use regex::Regex;
 use crate::build::{cargo, succeed};
 use crate::packages::{install, need};
 
-/// What `cargo xtask test` takes.
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
     /// Number of agents in the demo
@@ -22,7 +21,6 @@ pub(crate) struct TestArgs {
     agents: usize,
 }
 
-/// What passed, failed and was skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Count {
     passed: u32,

@@ -17,7 +17,6 @@ use clap::Args;
 use crate::build::root;
 use tree::Tree;
 
-/// What `cargo xtask tidy` takes.
 #[derive(Debug, Args)]
 pub(crate) struct TidyArgs {
     /// Redraw the crates in ARCHITECTURE.md before checking

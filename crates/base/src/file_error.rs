@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 pub struct FileError {
     /// A verb: `read`, `write`, `create folder`.
     pub doing: &'static str,
-    /// The file or folder.
     pub path: PathBuf,
-    /// What the system said.
     pub source: io::Error,
 }
 

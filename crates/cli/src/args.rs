@@ -114,7 +114,6 @@ pub(crate) struct Direct {
 }
 
 impl Direct {
-    /// The agent to ask, if given.
     pub(crate) fn agent(&self) -> Option<(&ServerId, &str)> {
         self.name.as_ref().zip(self.agent.as_deref())
     }

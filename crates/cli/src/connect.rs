@@ -13,7 +13,6 @@ use crate::failure::{Failure, OrFail as _};
 /// Deadline of a call to one agent. 4 s: a person is waiting, and other agents can answer.
 pub(crate) const AGENT_DEADLINE: Duration = Duration::from_secs(4);
 
-/// A client of the hub.
 #[derive(Debug, Clone)]
 pub(crate) struct Hub {
     client: Client,

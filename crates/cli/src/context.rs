@@ -18,9 +18,11 @@ use crate::toml_keys::{self, KnownKeys};
 
 /// The name of the configuration in the folder.
 pub(crate) const FILE: &str = "context.toml";
+/// The version of the file that this program reads and writes.
+pub(crate) const VERSION: u32 = 1;
 
 const KEYS: KnownKeys<'_> = KnownKeys {
-    plain: "hub hub_name identity keys repository mirrors trusted_root",
+    plain: "version hub hub_name identity keys repository mirrors trusted_root",
     tables: &[],
     later: "",
 };
@@ -29,10 +31,11 @@ const KEYS: KnownKeys<'_> = KnownKeys {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ContextFile {
+    /// [`VERSION`]; the file of another one is refused.
+    pub(crate) version: u32,
     /// The hub's API, `host:port`; if one does not answer, the next is tried.
     #[serde(default)]
     pub(crate) hub: Vec<String>,
-    /// The hub's name in its certificate.
     #[serde(default = "default_hub_name")]
     pub(crate) hub_name: String,
     /// The folder of the person's certificate and key.
@@ -52,7 +55,25 @@ pub(crate) struct ContextFile {
 }
 
 impl ContextFile {
-    /// Writes it into a context folder.
+    /// Reads the file. The version comes first: a later one may have keys that are unknown here.
+    fn read(path: &Path) -> Result<Self, Failure> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let text = read_file(path)?;
+        let name = path.display().to_string();
+        match toml::from_str(&text) {
+            Ok(Versioned { version }) if version != VERSION => {
+                let error = format!("{name} has version {version}, this program reads {VERSION}");
+                Err(Failure::new("version", error)
+                    .hint("use a `cohort` of the version that wrote it, or a later one")
+                    .exit(Exit::Usage))
+            }
+            Ok(_) | Err(_) => toml_keys::read(&text, &name, KEYS),
+        }
+    }
+
     pub(crate) fn write(&self, dir: &Path) -> Result<(), Failure> {
         let text = toml::to_string(self).or_fail("file")?;
         let comment = "# Your identity and the hub. Relative paths start at this folder.\n";
@@ -109,9 +130,7 @@ impl Context {
             let error = format!("{}: {} does not exist", failure.error, path.display());
             return Err(Failure { error, ..failure });
         }
-        let name = path.display().to_string();
-        let file = toml_keys::read(&read_file(&path)?, &name, KEYS)?;
-        Ok(Context { dir, file })
+        Ok(Context { file: ContextFile::read(&path)?, dir })
     }
 
     pub(crate) fn identity(&self) -> Result<Identity, Failure> {
@@ -127,17 +146,14 @@ impl Context {
         Ok(identity)
     }
 
-    /// The folder of the identity.
     pub(crate) fn identity_dir(&self) -> PathBuf {
         self.dir.join(&self.file.identity)
     }
 
-    /// A client with the person's identity.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         Ok(Client::new(IdentitySlot::new(self.identity()?)))
     }
 
-    /// The hub's identity and addresses.
     pub(crate) fn hub(&self) -> Result<(Peer, &[String]), Failure> {
         let wrong = |error: String| Failure::new("configuration", error).exit(Exit::Usage);
         let peer = Peer::new(Role::Hub, self.file.hub_name.clone())
@@ -156,7 +172,6 @@ impl Context {
         self.file.repository.as_ref().map(|dir| self.dir.join(dir))
     }
 
-    /// Base URLs of mirrors.
     pub(crate) fn mirrors(&self) -> &[String] {
         &self.file.mirrors
     }

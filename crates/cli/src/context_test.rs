@@ -2,11 +2,13 @@ use std::path::Path;
 
 use cohort_base::golden::hold;
 
-use super::{ContextFile, default_hub_name};
+use super::{ContextFile, FILE, VERSION, default_hub_name};
+use crate::failure::Exit;
 
 #[test]
 fn contexts_are_as_their_golden_file_says() {
     let small = ContextFile {
+        version: VERSION,
         hub: Vec::new(),
         hub_name: default_hub_name(),
         identity: "identity".into(),
@@ -29,7 +31,21 @@ fn contexts_are_as_their_golden_file_says() {
     let dir = tempfile::tempdir().unwrap();
     for context in [small, full] {
         context.write(dir.path()).unwrap();
-        let text = std::fs::read_to_string(dir.path().join(super::FILE)).unwrap();
-        assert_eq!(toml::from_str::<ContextFile>(&text).unwrap(), context);
+        assert_eq!(ContextFile::read(&dir.path().join(FILE)).unwrap(), context);
     }
+}
+
+#[test]
+fn a_context_of_another_version_is_refused_whatever_its_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |text: &str| {
+        std::fs::write(dir.path().join(FILE), text).unwrap();
+        ContextFile::read(&dir.path().join(FILE)).unwrap_err()
+    };
+    let newer = read("version = 2\nhubs = [\"hub:7418\"]\n");
+    assert_eq!((newer.kind.as_str(), newer.exit), ("version", Exit::Usage));
+    assert!(newer.error.contains(FILE) && newer.error.contains('2'), "{}", newer.error);
+    let without = read("identity = \"identity\"\n");
+    assert_eq!(without.kind, "malformed");
+    assert!(without.error.contains("`version`"), "{}", without.error);
 }

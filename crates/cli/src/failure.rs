@@ -38,7 +38,6 @@ pub(crate) struct Failure {
     pub(crate) error: String,
     /// What to do next; often a command to type.
     pub(crate) hints: Vec<Hint>,
-    /// The exit code of the process.
     #[serde(skip)]
     pub(crate) exit: Exit,
 }

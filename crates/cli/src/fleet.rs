@@ -116,7 +116,6 @@ impl Known {
         })
     }
 
-    /// The group of a server.
     pub(crate) fn group_of(&self, server: &str) -> Option<&GroupId> {
         let has = |group: &KnownGroup| {
             group.servers.contains(server)

@@ -109,7 +109,6 @@ pub(crate) struct Steered {
 }
 
 impl Steered {
-    /// Finds the group and reads its status.
     pub(crate) async fn to(
         context: &Context,
         direct: &Direct,

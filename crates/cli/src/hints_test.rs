@@ -90,6 +90,18 @@ fn every_command_of_a_hint_is_understood() {
 
 #[test]
 fn every_flag_of_a_hint_is_understood_by_the_commands_that_name_it() {
+    // Each flag of the match below, which has no wildcard.
+    let flags = [
+        Flag::Agent,
+        Flag::App,
+        Flag::CacheDir,
+        Flag::Context,
+        Flag::Dir,
+        Flag::Force,
+        Flag::HubAddress,
+        Flag::Keys,
+        Flag::Repository,
+    ];
     let commands = |flag: Flag| match flag {
         Flag::Agent => ["status", "kill on", "why"].as_slice(),
         Flag::App => &["rollout pause intel.zone-a", "rollout plan intel.zone-a"],
@@ -101,7 +113,7 @@ fn every_flag_of_a_hint_is_understood_by_the_commands_that_name_it() {
         Flag::Keys => &["publish dist --app web --version 1.0.0", "channel set web stable 1.0.0"],
         Flag::Repository => &["repository push s3://bucket/prefix"],
     };
-    for flag in Flag::ALL {
+    for flag in flags {
         for command in commands(flag) {
             let line = format!("{command} {}", flag.words());
             parse(line.split(' ').map(str::to_owned)).unwrap_or_else(|e| panic!("{line}: {e}"));

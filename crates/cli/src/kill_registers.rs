@@ -37,7 +37,6 @@ pub(crate) struct Places {
     places: Vec<Place>,
 }
 
-/// The answers of all places.
 #[derive(Debug, Default)]
 pub(crate) struct Gathered {
     /// The latest register per scope.
@@ -74,7 +73,6 @@ impl Places {
         Ok(Places { places })
     }
 
-    /// Reads the registers of every place.
     pub(crate) async fn gather(&self, roots: &[CertificateDer<'_>]) -> Gathered {
         let answers = self.everywhere(Call::get).await;
         let mut gathered = Gathered::default();

@@ -54,7 +54,6 @@ impl Layout {
 /// Where a value came from, for errors.
 type Source = String;
 
-/// The values of all layers so far.
 #[derive(Debug)]
 pub(crate) struct Layers {
     layout: Layout,

@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod agent_keys;
+mod answer;
 mod args;
 mod commands;
 mod connect;

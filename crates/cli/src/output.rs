@@ -7,8 +7,8 @@ use clap::ValueEnum;
 use cohort_view::report::Origin;
 use cohort_view::table::Look;
 use comfy_table::Table;
-use serde::Serialize;
 
+use crate::answer::Answer;
 use crate::failure::Failure;
 
 /// The form of answers and failures.
@@ -22,10 +22,10 @@ pub(crate) enum Output {
 
 impl Output {
     /// Writes an answer in this form; `text` ends with a line break.
-    pub(crate) fn answer(self, json: &impl Serialize, text: impl FnOnce() -> String) {
+    pub(crate) fn answer(self, answer: &Answer<'_>, text: impl FnOnce() -> String) {
         match self {
             Output::Json => {
-                let json = serde_json::to_string_pretty(json);
+                let json = serde_json::to_string_pretty(answer);
                 print(&(json.expect("answers have string keys") + "\n"));
             }
             Output::Text => print(&text()),
@@ -55,13 +55,12 @@ pub(crate) fn print(text: &str) {
     }
 }
 
-/// Writes one JSON value in one line.
-pub(crate) fn print_json_line(value: &impl Serialize) {
-    let text = serde_json::to_string(value).expect("answers have string keys");
+/// Writes an answer as JSON in one line.
+pub(crate) fn print_json_line(answer: &Answer<'_>) {
+    let text = serde_json::to_string(answer).expect("answers have string keys");
     print(&(text + "\n"));
 }
 
-/// Writes a line to standard error.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
@@ -73,10 +72,11 @@ pub(crate) fn warn(origin: &Origin) {
     }
 }
 
-/// Writes a failure to standard error.
 pub(crate) fn show_failure(failure: &Failure, output: Output) {
     let text = match output {
-        Output::Json => serde_json::to_string(failure).expect("failures are strings"),
+        Output::Json => {
+            serde_json::to_string(&Answer::Failure(failure)).expect("failures are strings")
+        }
         Output::Text => failure_text(failure, io::stderr().is_terminal() && color_welcome()),
     };
     note(text.trim_end());

@@ -27,7 +27,6 @@ pub(crate) struct KnownKeys<'k> {
 }
 
 impl<'k> KnownKeys<'k> {
-    /// The names in use.
     pub(crate) fn names(self) -> impl Iterator<Item = &'k str> {
         self.plain.split_whitespace().chain(self.tables.iter().map(|(name, _)| *name))
     }

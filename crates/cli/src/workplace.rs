@@ -37,13 +37,11 @@ pub(crate) struct Place {
 
 #[derive(Debug)]
 pub(crate) enum Workplace {
-    /// A folder on this machine.
     Here(Repository),
     /// A working copy of the hub's, uploaded by [`Workplace::finish`].
     Hub {
         /// Metadata, and the artifacts that were published.
         copy: WorkingCopy,
-        /// The copy's folder, removed with it.
         folder: TempDir,
         hub: Hub,
         /// The verified reader that it was fetched with.

@@ -28,7 +28,6 @@ pub const CLOCK_STEP_MS_MAX: u64 = 24 * 3_600_000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
-    /// The version of this envelope.
     pub version: u32,
     /// The incarnation it is for; any other rejects it.
     pub incarnation: Incarnation,
@@ -44,123 +43,48 @@ pub struct Command {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Body {
-    /// The first entry of a group; ignored later.
-    SetUp {
-        /// The grouping labels that its servers share.
-        labels: BTreeMap<String, String>,
-        /// The platform of its servers.
-        platform: Platform,
-    },
-    /// Advances the group clock.
-    AdvanceClock {
-        /// Its current value.
-        from: ClockMs,
-        /// Its new value, at most [`CLOCK_STEP_MS_MAX`] later.
-        to: ClockMs,
-    },
-    /// A server joins, or its address or rack changes.
-    AddServer {
-        server: ServerId,
-        /// Its peer port, `host:port`.
-        address: String,
-        /// Its failure domain, if known.
-        rack: Option<String>,
-    },
+    /// The first entry of a group, with what its servers share; ignored later.
+    SetUp { labels: BTreeMap<String, String>, platform: Platform },
+    /// Advances the group clock from its current value, by at most [`CLOCK_STEP_MS_MAX`].
+    AdvanceClock { from: ClockMs, to: ClockMs },
+    /// A server joins, or its peer port (`host:port`) or its rack, if known, changes.
+    AddServer { server: ServerId, address: String, rack: Option<String> },
     /// A server leaves for good.
-    RemoveServer {
-        server: ServerId,
-    },
+    RemoveServer { server: ServerId },
     /// A server gets the next member number, to carry the group's log.
-    AllocateMember {
-        server: ServerId,
-    },
-    /// A server stops carrying a member; the number is never used again.
-    RetireMember {
-        server: ServerId,
-        /// The member it carries.
-        member: MemberId,
-    },
+    AllocateMember { server: ServerId },
+    /// A server stops carrying its member; the number is never used again.
+    RetireMember { server: ServerId, member: MemberId },
     /// Operator: this server carries a member, or carries none.
-    PlaceMember {
-        server: ServerId,
-        /// Whether it carries one.
-        carries: bool,
-    },
-    /// Every member understands more than the current feature level.
-    RaiseFeatureLevel {
-        /// The new level; a lower one than the current has no effect.
-        level: u32,
-    },
-    /// The registry has a new policy, or one for a new app.
-    SetPolicy {
-        policy: Policy,
-        /// Its revision; an older one than the current has no effect.
-        revision: Revision,
-    },
+    PlaceMember { server: ServerId, carries: bool },
+    /// Every member understands more than the current feature level; a lower one has no effect.
+    RaiseFeatureLevel { level: u32 },
+    /// The registry has a new policy, or one for a new app; an older revision has no effect.
+    SetPolicy { policy: Policy, revision: Revision },
     /// What every server was found running becomes `last_good`.
-    Adopt {
-        app: AppId,
-        release: Release,
-    },
-    /// Starts a rollout, also in the middle of another.
-    StartRollout {
-        app: AppId,
-        release: Release,
-        /// The policy revision it was planned with.
-        revision: Revision,
-        lead: ServerId,
-    },
-    /// The registry acknowledged the group's record.
-    RecordWritten {
-        app: AppId,
-        /// The value of `App::record` that was written.
-        record: u64,
-    },
+    Adopt { app: AppId, release: Release },
+    /// Starts a rollout, also in the middle of another; planned with this revision of the policy.
+    StartRollout { app: AppId, release: Release, revision: Revision, lead: ServerId },
+    /// The registry acknowledged the group's record, at this value of `App::record`.
+    RecordWritten { app: AppId, record: u64 },
     /// The registry acknowledged a verdict.
-    VerdictWritten {
-        app: AppId,
-        version: Version,
-        good: bool,
-    },
+    VerdictWritten { app: AppId, version: Version, good: bool },
     /// What the leader planned; rejected if the app's generation has changed since.
-    Plan {
-        app: AppId,
-        /// The generation it was planned against.
-        generation: Generation,
-        step: Planned,
-    },
-    Report {
-        report: Report,
-    },
-    /// Operator: stop starting new servers; let those in progress finish.
-    Pause {
-        app: AppId,
-        /// The reason given; may be empty.
-        reason: String,
-    },
+    Plan { app: AppId, generation: Generation, step: Planned },
+    /// What a server says it did.
+    Report { report: Report },
+    /// Operator: stop starting new servers; let those in progress finish. The reason may be empty.
+    Pause { app: AppId, reason: String },
     /// Operator: continue a paused rollout.
-    Resume {
-        app: AppId,
-    },
+    Resume { app: AppId },
     /// Operator: continue after the wave that waits for approval.
-    Approve {
-        app: AppId,
-    },
-    /// Operator: roll back now.
-    Abort {
-        app: AppId,
-        /// The reason given; may be empty.
-        reason: String,
-    },
+    Approve { app: AppId },
+    /// Operator: roll back now. The reason may be empty.
+    Abort { app: AppId, reason: String },
     /// Operator: try the held release and the failed debts again.
-    Retry {
-        app: AppId,
-    },
+    Retry { app: AppId },
     /// Operator: roll out the good release before this one.
-    Undo {
-        app: AppId,
-        lead: ServerId,
-    },
+    Undo { app: AppId, lead: ServerId },
 }
 
 /// One step of a rollout, planned by the leader.
@@ -173,25 +97,12 @@ pub enum Planned {
     LeaderHolds { server: ServerId },
     /// The leader's server has verified the signature and the bytes.
     Verify { server: ServerId },
-    /// Starts the next wave.
-    StartWave {
-        /// Its number, from 1: one more than the waves so far.
-        number: u32,
-        /// Its servers; all must still need the release.
-        servers: BTreeSet<ServerId>,
-    },
-    /// Lets one server change what it runs.
-    Grant {
-        server: ServerId,
-        /// What the change is part of.
-        purpose: Purpose,
-    },
-    /// Declares a server lost: the rollout continues without it, and it owes.
-    LoseServer {
-        server: ServerId,
-        /// How long it has been silent, in milliseconds.
-        silent_ms: u64,
-    },
+    /// Starts the next wave, numbered from 1, with servers that all still need the release.
+    StartWave { number: u32, servers: BTreeSet<ServerId> },
+    /// Lets one server change what it runs, as a part of this.
+    Grant { server: ServerId, purpose: Purpose },
+    /// Declares a silent server lost: the rollout continues without it, and it owes.
+    LoseServer { server: ServerId, silent_ms: u64 },
     /// A lost server is back.
     FindServer { server: ServerId },
     /// Fails the rollout for a reason that the leader observed.
@@ -245,44 +156,19 @@ impl Body {
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// An app entered another state.
-    PhaseChanged {
-        app: AppId,
-        from: PhaseName,
-        to: PhaseName,
-        by: String,
-    },
+    PhaseChanged { app: AppId, from: PhaseName, to: PhaseName, by: String },
     /// A server may change what it runs.
-    Granted {
-        app: AppId,
-        server: ServerId,
-        generation: Generation,
-        purpose: Purpose,
-    },
-    ServerFailed {
-        app: AppId,
-        server: ServerId,
-        reason: String,
-    },
+    Granted { app: AppId, server: ServerId, generation: Generation, purpose: Purpose },
+    /// A server reported that a step failed.
+    ServerFailed { app: AppId, server: ServerId, reason: String },
     /// A server was declared lost.
-    ServerLost {
-        app: AppId,
-        server: ServerId,
-        silent_ms: u64,
-    },
+    ServerLost { app: AppId, server: ServerId, silent_ms: u64 },
     /// A server finished its change and serves.
-    ServerDone {
-        app: AppId,
-        server: ServerId,
-    },
+    ServerDone { app: AppId, server: ServerId },
     /// A report was seen before, or is about an older plan.
-    ReportIgnored {
-        server: ServerId,
-        sequence: u64,
-    },
+    ReportIgnored { server: ServerId, sequence: u64 },
     /// A request that was already applied came again.
-    RequestRepeated {
-        request: RequestId,
-    },
+    RequestRepeated { request: RequestId },
     /// A server joined, left, or changed its address.
     ServersChanged,
 }

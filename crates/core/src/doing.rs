@@ -61,31 +61,19 @@ pub enum Download {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum BytesFrom {
-    Mirror {
-        mirror: String,
-    },
-    Servers {
-        first: String,
-        /// How many besides.
-        more: u64,
-    },
-    /// Mirrors, as soon as one answers.
-    MirrorAwaited {
-        /// The one that failed, if one did.
-        failed: Option<Failing>,
-    },
+    /// This mirror,
+    Mirror { mirror: String },
+    /// or servers: this one, and so many besides.
+    Servers { first: String, more: u64 },
+    /// Mirrors, as soon as one answers; with the one that failed, if one did.
+    MirrorAwaited { failed: Option<Failing> },
     /// The server that the leader named, as soon as it answers.
-    ServerAwaited {
-        server: ServerId,
-        error: Option<String>,
-    },
+    ServerAwaited { server: ServerId, error: Option<String> },
     /// The leader has yet to name a source.
     LeaderAwaited,
-    /// No leader guides this download, and these sources have failed.
-    SourcesAwaited {
-        /// At most [`SOURCES_NAMED_MAX`].
-        failed: Vec<Failing>,
-    },
+    /// No leader guides this download, and these sources, at most [`SOURCES_NAMED_MAX`], have
+    /// failed.
+    SourcesAwaited { failed: Vec<Failing> },
     /// No mirror is configured, and no server holds the release.
     Nowhere,
 }

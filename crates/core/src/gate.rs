@@ -13,7 +13,6 @@ use crate::waiting::WaitingOn;
 pub struct RegistryView {
     /// The apps' policies and their revisions.
     pub policies: BTreeMap<AppId, (Revision, Policy)>,
-    /// All groups of the fleet.
     pub groups: BTreeMap<GroupId, GroupInfo>,
     /// Verdicts of all groups about releases of these apps.
     pub verdicts: Vec<ForeignVerdict>,
@@ -22,19 +21,15 @@ pub struct RegistryView {
 /// What other groups know of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupInfo {
-    /// The grouping labels that its servers share.
     pub labels: BTreeMap<String, String>,
-    /// The platform of its servers.
     pub platform: Platform,
 }
 
 /// Another group's verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignVerdict {
-    /// The group that found it.
     pub group: GroupId,
     pub app: AppId,
-    /// The version of the app.
     pub version: Version,
     /// The platform on which the group ran it.
     pub platform: Platform,

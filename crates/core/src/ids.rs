@@ -13,7 +13,6 @@ pub struct InvalidName {
     pub what: &'static str,
     /// The offending text, cut to 80 characters.
     pub text: String,
-    /// The rule it breaks.
     pub rule: &'static str,
 }
 

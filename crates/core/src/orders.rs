@@ -18,19 +18,15 @@ use crate::release::Release;
 pub struct Fence {
     /// The group's incarnation; compared first.
     pub incarnation: Incarnation,
-    /// The generation of the app's plan.
     pub generation: Generation,
 }
 
 /// Everything that one server is ordered to do now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Orders {
-    /// The group that orders.
     pub group: GroupId,
     pub incarnation: Incarnation,
-    /// The server that is to obey.
     pub server: ServerId,
-    /// One entry per app of the group.
     pub apps: Vec<AppOrders>,
     /// Set if this server carries the group's log.
     pub member: Option<MemberOrder>,
@@ -41,7 +37,6 @@ pub struct Orders {
 /// Where a member can be reached.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MemberAddress {
-    /// The server that carries the member.
     pub server: ServerId,
     /// Its peer port, `host:port`.
     pub address: String,
@@ -62,7 +57,6 @@ pub struct AppOrders {
     pub app: AppId,
     /// What to fetch, in this order. Fetching is not disruptive.
     pub fetch: Vec<FetchOrder>,
-    /// The change to make, if any.
     pub activation: Option<ActivationOrder>,
     /// What to run while nothing changes, for example after a boot.
     pub run: Option<Release>,
@@ -115,9 +109,7 @@ pub struct ActivationOrder {
     pub healthy_deadline_ms: u64,
     /// Put the old release back if the group was not reached for this long, in milliseconds.
     pub confirm_within_ms: u64,
-    /// Duration of the traffic ramp-up, in milliseconds.
     pub warm_up_ms: u64,
-    /// The pre-flight checks.
     pub checks: Vec<Check>,
     /// False under the kill switch: take no step that takes the server out of traffic.
     pub begin: bool,
@@ -127,7 +119,6 @@ pub struct ActivationOrder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
-    /// A wave of a rollout.
     Wave,
     /// The roll-back of the whole group.
     RollBack,

@@ -16,10 +16,7 @@ pub enum Phase {
     /// No release has been good here yet,
     Empty,
     /// or the group runs `last_good`,
-    Running {
-        /// When the group entered this state.
-        since: ClockMs,
-    },
+    Running { since: ClockMs },
     /// until a new release starts to roll out, milestone by milestone,
     Forward {
         /// The release, its pinned policy, and the failures so far.
@@ -31,20 +28,15 @@ pub enum Phase {
     RollingBack {
         /// The rollout being undone.
         rollout: Box<Rollout>,
-        /// Why it is rolled back.
         reason: Reason,
         /// An operator ordered it, so it continues under the kill switch.
         by_person: bool,
-        /// When the roll-back began.
         since: ClockMs,
     },
     /// and then waits for an operator or a newer release.
     Held {
-        /// The release that failed.
         rejected: Release,
-        /// Why it was rejected.
         reason: Reason,
-        /// When the group entered this state.
         since: ClockMs,
         /// The stopped rollout, if the group stayed in place instead of rolling back.
         in_place: Option<Box<Rollout>>,
@@ -70,7 +62,6 @@ pub enum Milestone {
         servers: BTreeSet<ServerId>,
         /// How far the wave has come.
         step: WaveStep,
-        /// When the wave reached this step.
         since: ClockMs,
     },
 }

@@ -14,13 +14,10 @@ const VOTERS_SETTLED: usize = 3;
 /// The membership as the leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Placed {
-    /// The members that vote.
     pub voters: BTreeSet<MemberId>,
-    /// The members that only replicate.
     pub standbys: BTreeSet<MemberId>,
     /// Standbys whose log has caught up.
     pub caught_up: BTreeSet<MemberId>,
-    /// A membership change is in progress.
     pub changing: bool,
 }
 

@@ -23,7 +23,6 @@ pub const DURATION_MS_MAX: u64 = 30 * 24 * 3_600_000;
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     pub app: AppId,
-    /// The channel the app follows.
     pub channel: Channel,
     /// How a release rolls through a group.
     #[serde(default)]
@@ -63,7 +62,6 @@ pub struct Update {
     pub confirm_within: Duration,
     /// Wait between leaving traffic and the stop.
     pub drain_time: Duration,
-    /// Duration of the traffic ramp-up.
     pub warm_up_time: Duration,
     /// How long a wave is watched after its last server is back in traffic.
     pub bake_time: Duration,
@@ -140,7 +138,6 @@ pub struct Check {
     /// What is checked. It refuses keys that neither it nor the check knows.
     #[serde(flatten)]
     pub probe: Probe,
-    /// Time between two attempts.
     #[serde(default = "default_interval")]
     pub interval: Duration,
     /// How long an answer may take.
@@ -176,19 +173,16 @@ pub enum CheckPhase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Probe {
-    /// A TCP connection is accepted.
     Tcp {
         /// `host:port`.
         address: String,
     },
     /// An HTTP request is answered as expected.
     Http {
-        /// The URL to get.
         url: String,
         /// The expected status; 200 by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expect_status: Option<u16>,
-        /// Text that the body must contain.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expect_body: Option<String>,
         /// Text that headers must contain, by header name.
@@ -199,7 +193,6 @@ pub enum Probe {
     Exec {
         /// A path within the artifact, or `host:NAME` from the server's own list.
         command: String,
-        /// Its arguments.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         args: Vec<String>,
     },
@@ -209,7 +202,6 @@ pub enum Probe {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Duration {
-    /// Milliseconds.
     pub ms: u64,
 }
 
@@ -232,7 +224,6 @@ impl Duration {
 pub struct InvalidValue {
     /// The offending text, cut to 80 characters.
     pub text: String,
-    /// What was expected.
     pub expected: &'static str,
 }
 
@@ -294,7 +285,6 @@ impl fmt::Display for Duration {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "SizeText", into = "SizeText")]
 pub enum Size {
-    /// A number of servers.
     Count(u32),
     /// A share in per cent, 1 to 100.
     Percent(u8),

@@ -19,27 +19,15 @@ pub enum Reason {
     ServersLost,
     /// Every server was lost or failed, so nothing proves that the release works.
     NoServerLeft,
-    /// A wave made no progress within `progress_deadline`.
-    NoProgress {
-        /// The wave, from 1.
-        wave: u32,
-        within: Duration,
-        /// The servers that had not finished.
-        servers: Vec<ServerId>,
-    },
-    /// An operator aborted it.
-    Aborted {
-        by: String,
-        /// The reason given; may be empty.
-        text: String,
-    },
+    /// These servers of a wave (from 1) had not finished, and none made progress for
+    /// `progress_deadline`.
+    NoProgress { wave: u32, within: Duration, servers: Vec<ServerId> },
+    /// An operator aborted it; the text may be empty.
+    Aborted { by: String, text: String },
     /// An operator took the group back to an earlier release.
     Undone { by: String },
-    /// Another release replaced it before it was done.
-    Superseded {
-        /// The release that replaced it.
-        version: Version,
-    },
+    /// A release of this version replaced it before it was done.
+    Superseded { version: Version },
 }
 
 impl Reason {
@@ -69,22 +57,16 @@ fn shorten(text: &mut String) {
 pub enum DebtReason {
     /// It joined a group that already runs a release.
     Joined,
-    /// At its agent's start it ran something else.
-    Found {
-        /// What it ran; none: nothing.
-        running: Option<Version>,
-    },
+    /// At its agent's start it ran something else, or nothing.
+    Found { running: Option<Version> },
     /// The rollout completed without it.
     LeftBehind,
     /// The roll-back completed without it.
     NotRolledBack,
-    Silent {
-        /// For how long when it was declared lost, in milliseconds.
-        for_ms: u64,
-    },
-    Failed {
-        text: String,
-    },
+    /// It had been silent for this long when it was declared lost.
+    Silent { for_ms: u64 },
+    /// A step failed on it.
+    Failed { text: String },
 }
 
 /// Why a server takes no traffic.
@@ -93,24 +75,18 @@ pub enum DebtReason {
 pub enum Unfit {
     /// It is being changed.
     Changing,
-    Failed {
-        step: Step,
-    },
-    Unhealthy {
-        text: String,
-    },
+    /// A step of a change failed.
+    Failed { step: Step },
+    /// Its running checks fail.
+    Unhealthy { text: String },
 }
 
 /// Who paused a rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "paused_by", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum PausedBy {
-    /// An operator.
-    Person {
-        name: String,
-        /// The reason given; may be empty.
-        text: String,
-    },
+    /// An operator; the text may be empty.
+    Person { name: String, text: String },
     /// Another group found the release bad.
     Verdict { group: GroupId, reason: Reason },
 }

@@ -36,35 +36,25 @@ pub enum Rejection {
 pub enum WhyNot {
     /// Only an empty group adopts what is installed.
     NotEmpty,
-    /// Not every server runs the release to adopt.
     NotOnAllServers,
-    /// The release is for another platform.
     OtherPlatform,
     /// The policy was changed since the rollout was planned.
     PolicyChanged,
-    /// The group rejected this release.
     ReleaseRejected,
     /// A server is in the middle of a change.
     ServerChanging,
-    /// The group is rolling back.
     RollingBack,
-    /// Every server already runs the release.
     AlreadyRunning,
-    /// The release is already being rolled out.
     AlreadyRollingOut,
     /// No rollout is in progress, or it is not in a state to act on.
     NoRollout,
     /// The registry has not acknowledged the group's record.
     NotRecorded,
-    /// The server has not reported the bytes.
     BytesMissing,
-    /// The leader's server has no download to verify.
     NothingToVerify,
     /// The wave before is not done.
     WaveInProgress,
-    /// The rollout is paused.
     Paused,
-    /// The rollout waits for approval.
     AwaitsApproval,
     /// Waves are numbered in sequence.
     NotNextWave,
@@ -73,19 +63,15 @@ pub enum WhyNot {
     /// The release cannot be rolled back.
     ForwardOnly,
     NotPaused,
-    /// Nothing waits for approval.
     NoApprovalNeeded,
     /// Nothing is held and no server owes.
     NothingToRetry,
     /// Only a running group can undo; a rollout in progress is aborted.
     NotRunning,
-    /// No earlier release is known to be good.
     NoEarlierRelease,
     /// The server is not in the wave, or the wave is still downloading.
     NotItsTurn,
-    /// No wave or roll-back is in progress.
     NothingToGrant,
-    /// The server is already lost.
     AlreadyLost,
 }
 
@@ -93,12 +79,8 @@ pub enum WhyNot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Limited {
-    /// Servers of a group.
     Servers,
-    /// Apps of a group.
     Apps,
-    /// Bytes of text in a report.
     ReportBytes,
-    /// Bytes of a command.
     CommandBytes,
 }

@@ -13,15 +13,12 @@ use crate::ids::{Digest, Platform, Version};
 pub struct Release {
     /// The version, compared only for equality.
     pub version: Version,
-    /// The platform the artifact is for.
     pub platform: Platform,
     /// BLAKE3 root of the artifact's bytes.
     pub artifact: Digest,
     /// BLAKE3 of the manifest's bytes, which are what is signed.
     pub manifest: Digest,
-    /// Length of the artifact, in bytes.
     pub length: u64,
-    /// Whether the release can be rolled back.
     pub rollback: Rollback,
 }
 

@@ -19,7 +19,6 @@ pub struct Report {
     pub boot_epoch: BootEpoch,
     /// Rises within a boot epoch; a report that was seen is not applied again.
     pub sequence: u64,
-    /// The app it is about.
     pub app: AppId,
     /// The fence under which the server acted; the default for outcomes that need none.
     pub fence: Fence,
@@ -32,13 +31,9 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Outcome {
-    /// What the server ran when its agent started.
-    Found {
-        /// What the `current` link points to; none: nothing.
-        release: Option<Release>,
-        /// Whether the service passes its checks.
-        in_service: bool,
-    },
+    /// What the `current` link pointed to when the server's agent started, if to anything, and
+    /// whether the service passed its checks.
+    Found { release: Option<Release>, in_service: bool },
     /// The server has an artifact, whole and verified.
     Holds { artifact: Digest },
     /// The release is switched in and started.
@@ -47,27 +42,13 @@ pub enum Outcome {
     Checked,
     /// The server takes traffic again.
     InService,
-    /// A step failed; the server stays as it is and waits for orders.
-    Failed {
-        /// The budget it counts against.
-        blame: Blame,
-        step: Step,
-        reason: String,
-        /// The last output of the hook or the service.
-        output: String,
-    },
+    /// A step failed; the server stays as it is and waits for orders. The output is the last of the
+    /// hook or the service.
+    Failed { blame: Blame, step: Step, reason: String, output: String },
     /// The host put the old release back on its own: it could not reach the group in time.
-    Undone {
-        /// What it runs now.
-        release: Option<Release>,
-        reason: String,
-    },
+    Undone { release: Option<Release>, reason: String },
     /// The running checks changed from passing to failing, or back.
-    Health {
-        /// Whether they pass.
-        in_service: bool,
-        reason: String,
-    },
+    Health { in_service: bool, reason: String },
 }
 
 /// Which budget a failure counts against.
@@ -91,12 +72,10 @@ pub enum Step {
     Drain,
     /// Move the service's own leadership to another server.
     HandOver,
-    /// Stop the running release.
     Stop,
     /// Point the `current` link to the new release.
     Switch,
     Start,
-    /// Run the pre-flight checks.
     Check,
     WarmUp,
     /// Put the old release back: only the host does this, on its own.
@@ -139,7 +118,6 @@ impl Step {
 /// Whether the running release is fit for traffic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
-    /// Whether it is.
     pub in_service: bool,
     /// What speaks against it, for people; empty when nothing does.
     pub reason: String,

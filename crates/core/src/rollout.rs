@@ -14,7 +14,6 @@ use crate::report::{Blame, Step};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rollout {
-    /// The release being rolled out.
     pub release: Release,
     /// The policy as it was at the start.
     pub policy: Policy,
@@ -26,7 +25,6 @@ pub struct Rollout {
     pub lead: ServerId,
     /// Waves started so far; the number of the current one.
     pub waves: u32,
-    /// Set while it is paused.
     pub pause: Option<Pause>,
     /// An operator approved the waves after `approve_after_wave`.
     pub approved: bool,
@@ -56,9 +54,7 @@ impl Rollout {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pause {
-    /// Who paused it, and why.
     pub by: PausedBy,
-    /// When it was paused.
     pub since: ClockMs,
 }
 
@@ -66,11 +62,9 @@ pub struct Pause {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Failure {
-    /// The server that failed.
     pub server: ServerId,
     /// The budget it counts against.
     pub blame: Blame,
-    /// The step that failed.
     pub step: Step,
     /// What the server reported.
     pub reason: String,
@@ -85,9 +79,7 @@ pub struct Failure {
 #[serde(deny_unknown_fields)]
 pub struct Rejected {
     pub release: Release,
-    /// Why it was rejected.
     pub reason: Reason,
-    /// When it was rejected.
     pub at: ClockMs,
 }
 
@@ -95,7 +87,6 @@ pub struct Rejected {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HistoryEntry {
-    /// The version that was rolled out.
     pub version: Version,
     pub ending: Ending,
     /// Why; none if it completed or was adopted.
@@ -116,7 +107,6 @@ pub enum Ending {
     RolledBack,
     /// The group stopped where it was.
     HeldInPlace,
-    /// Another release replaced it.
     Superseded,
     /// Not a rollout: an existing installation was adopted.
     Adopted,

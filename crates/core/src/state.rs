@@ -96,11 +96,9 @@ fn known_schema<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
 pub struct Server {
     /// Its peer port, `host:port`.
     pub address: String,
-    /// Its failure domain, if known.
     pub rack: Option<String>,
     /// Its position in the order of joining.
     pub joined: u64,
-    /// The member it carries.
     pub member: Option<MemberId>,
     /// Whether an operator wants it to carry a member; none: decided by the order of joining.
     pub placed: Option<bool>,
@@ -124,7 +122,6 @@ pub struct App {
     pub last_good: Option<Release>,
     /// Earlier good releases, newest last.
     pub good_before: Vec<Release>,
-    /// Where the group is with this app.
     pub phase: Phase,
     /// What is known of each server; the same servers as the group's.
     pub servers: BTreeMap<ServerId, ServerApp>,
@@ -147,7 +144,6 @@ pub struct ServerApp {
     /// Whether the server has reported what it found at its start; until then nothing is known.
     pub found: bool,
     pub running: Option<Release>,
-    /// Whether it takes traffic.
     pub in_service: bool,
     /// Why it takes none.
     pub unfit: Option<Unfit>,
@@ -177,43 +173,24 @@ pub struct Activation {
     /// The server was lost during the change: it is no longer ordered or counted, and another
     /// change may replace it. A late report of its outcome is still accepted.
     pub void: bool,
-    /// When it was granted.
     pub granted: ClockMs,
-    /// How far it is.
     pub stage: ActivationStage,
 }
 
-/// How far a change has come, by the server's reports.
+/// How far a change has come, and when the report of it was applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "stage", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum ActivationStage {
     /// The server may start,
     Granted,
     /// has started the release,
-    Applied {
-        /// When the report was applied.
-        at: ClockMs,
-    },
+    Applied { at: ClockMs },
     /// has passed its checks,
-    Checked {
-        /// When the report was applied.
-        at: ClockMs,
-    },
-    /// or failed,
-    Failed {
-        /// When the report was applied.
-        at: ClockMs,
-        step: Step,
-        /// The budget it counts against.
-        blame: Blame,
-        reason: String,
-    },
+    Checked { at: ClockMs },
+    /// or failed, at the expense of a budget,
+    Failed { at: ClockMs, step: Step, blame: Blame, reason: String },
     /// or put the old release back on its own.
-    Undone {
-        /// When the report was applied.
-        at: ClockMs,
-        reason: String,
-    },
+    Undone { at: ClockMs, reason: String },
 }
 
 impl Activation {
@@ -239,9 +216,7 @@ impl Activation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Debt {
-    /// When it was incurred.
     pub since: ClockMs,
-    /// How it was incurred.
     pub reason: DebtReason,
     /// Attempts to pay it, at most [`DEBT_TRIES_MAX`] without an operator.
     pub tries: u32,

@@ -42,7 +42,6 @@ pub struct LocalActivation {
     pub order: ActivationOrder,
     /// What ran before: all that the host may go back to on its own.
     pub previous: Option<Release>,
-    /// The last step recorded.
     pub progress: Progress,
 }
 
@@ -54,16 +53,8 @@ pub enum Progress {
     Begun { step: Step, attempt: u32 },
     /// or done,
     Done { step: Step, attempt: u32 },
-    /// or failed, and nothing more happens without new orders,
-    Failed {
-        step: Step,
-        attempt: u32,
-        /// The budget it counts against.
-        blame: Blame,
-        reason: String,
-        /// The last output of the hook or the service.
-        output: String,
-    },
+    /// or failed with this last output, and nothing more happens without new orders,
+    Failed { step: Step, attempt: u32, blame: Blame, reason: String, output: String },
     /// or the host went back on its own,
     Undone { reason: String },
     /// or the server takes traffic with the release: the activation is complete.
@@ -163,29 +154,17 @@ pub struct NextAction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "one at a time, and never kept")]
 pub enum StepAction {
-    /// Record the new activation with this step as begun, then run it.
-    Accept {
-        /// The order to accept; its fence becomes the highest.
-        order: ActivationOrder,
-        step: Step,
-    },
+    /// Accept the order: its fence becomes the highest. Record this step as begun, then run it.
+    Accept { order: ActivationOrder, step: Step },
     /// Record the step as begun, then run it.
-    Run {
-        step: Step,
-        attempt: u32,
-    },
+    Run { step: Step, attempt: u32 },
     /// Record the activation as complete.
     Complete,
     /// Record the step as failed after [`ATTEMPTS_MAX`] attempts.
-    GiveUp {
-        step: Step,
-        attempt: u32,
-    },
+    GiveUp { step: Step, attempt: u32 },
     /// Put the old release back and take traffic again, then record it.
-    Undo {
-        reason: String,
-        attempt: u32,
-    },
+    Undo { reason: String, attempt: u32 },
+    /// The server runs what it was ordered to.
     Settled,
     /// The next step has to wait.
     Wait(StepWait),
@@ -195,11 +174,9 @@ pub enum StepAction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepWait {
-    /// The artifact is not complete.
     Fetching,
     /// The orders are too old for a disruptive step.
     FreshOrders,
-    /// The kill switch is on.
     KillSwitch,
     /// The group has not acknowledged that the checks passed.
     Confirmation,

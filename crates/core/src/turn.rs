@@ -33,7 +33,6 @@ pub(crate) struct Turn<'a> {
 }
 
 impl State {
-    /// A turn at an app.
     pub(crate) fn turn<'a>(
         &'a mut self,
         id: &'a AppId,
@@ -100,12 +99,10 @@ impl Turn<'_> {
         }
     }
 
-    /// The number of servers in the group.
     fn size(&self) -> u32 {
         u32::try_from(self.app.servers.len()).unwrap_or(u32::MAX)
     }
 
-    /// Enters another state.
     fn enter(&mut self, to: Phase) {
         let from = self.app.phase.name();
         self.app.phase = to;

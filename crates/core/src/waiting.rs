@@ -13,11 +13,9 @@ use crate::report::Step;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use]
 pub struct Waiting {
-    /// The app that waits.
     pub app: AppId,
     /// When it began to wait, by the group clock.
     pub since: ClockMs,
-    /// What it waits for.
     pub on: WaitingOn,
 }
 

@@ -46,7 +46,6 @@ pub struct KeyValue {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Selector {
     Key(String),
-    /// All keys with this prefix.
     Prefix(String),
 }
 
@@ -122,16 +121,10 @@ impl Compare {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Op {
-    Put {
-        /// Created if missing.
-        key: String,
-        /// Replaces the old one.
-        value: String,
-    },
-    Delete {
-        /// May be missing.
-        key: String,
-    },
+    /// Creates a pair, or replaces its value.
+    Put { key: String, value: String },
+    /// The key may be missing.
+    Delete { key: String },
 }
 
 impl Op {
@@ -166,7 +159,6 @@ pub struct Txn {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TxnAnswer {
-    /// Whether the comparisons held.
     pub succeeded: bool,
     /// The registry's revision after it, which is that of its own writes, if any.
     pub revision: u64,
@@ -197,35 +189,22 @@ pub struct WatchAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum WatchReply {
+    /// What changed; nothing if the wait ended first.
     Changed(WatchAnswer),
     /// [`RegistryError::Compacted`].
-    Compacted {
-        /// The last revision whose events were dropped.
-        compacted: u64,
-        /// The current revision.
-        revision: u64,
-    },
+    Compacted { compacted: u64, revision: u64 },
     /// [`RegistryError::WentBack`].
-    WentBack {
-        /// The revision that the client has seen.
-        asked: u64,
-        /// The current revision.
-        revision: u64,
-    },
+    WentBack { asked: u64, revision: u64 },
 }
 
 /// A change of one key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Event {
-    /// The key was written.
+    /// A key was written.
     Put(KeyValue),
-    /// The key was removed.
-    Deleted {
-        key: String,
-        /// The revision of the removal.
-        revision: u64,
-    },
+    /// A key was removed, at this revision.
+    Deleted { key: String, revision: u64 },
 }
 
 impl Event {

@@ -42,13 +42,11 @@ pub enum OpenError {
     NewerSchema { path: PathBuf, found: u64 },
 }
 
-/// The open file.
 pub(crate) struct Disk {
     db: Database,
     path: PathBuf,
 }
 
-/// The content of an opened file.
 pub(crate) struct Loaded {
     pub(crate) disk: Disk,
     pub(crate) state: State,
@@ -113,7 +111,6 @@ impl Disk {
         Ok(Loaded { disk, state, store, restored })
     }
 
-    /// The file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

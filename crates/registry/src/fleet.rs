@@ -21,7 +21,6 @@ pub struct Fleet {
     pub revision: u64,
     /// Groups with any record.
     pub groups: BTreeMap<GroupId, FleetGroup>,
-    /// Servers that have joined.
     pub servers: Vec<ServerRecord>,
     pub verdicts: Vec<GroupVerdict>,
     pub policies: Vec<VersionedPolicy>,

@@ -87,36 +87,14 @@ pub fn kill(scope: &str) -> String {
 /// The object that a key belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    Server {
-        server: ServerId,
-    },
-    GroupInfo {
-        group: GroupId,
-    },
-    Bootstrap {
-        group: GroupId,
-    },
-    Members {
-        group: GroupId,
-    },
-    /// An app's state in a group.
-    GroupRecord {
-        group: GroupId,
-        app: AppId,
-    },
-    /// A group's verdict about a release.
-    Verdict {
-        app: AppId,
-        version: Version,
-        platform: Platform,
-        group: GroupId,
-    },
-    Policy {
-        app: AppId,
-    },
-    Kill {
-        scope: String,
-    },
+    Server { server: ServerId },
+    GroupInfo { group: GroupId },
+    Bootstrap { group: GroupId },
+    Members { group: GroupId },
+    GroupRecord { group: GroupId, app: AppId },
+    Verdict { app: AppId, version: Version, platform: Platform, group: GroupId },
+    Policy { app: AppId },
+    Kill { scope: String },
 }
 
 /// Parses a key; `None` if it is not part of the layout.

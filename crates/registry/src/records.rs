@@ -35,14 +35,12 @@ pub struct Stamp {
 
 /// A record that only its group writes; a newer one is never replaced by an older one.
 pub trait Fenced {
-    /// When it was written.
     fn stamp(&self) -> Stamp;
 }
 
 /// A server that has joined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerRecord {
-    /// [`SCHEMA`].
     pub schema: u32,
     pub server: ServerId,
     /// Its peer port, `host:port`.
@@ -50,7 +48,6 @@ pub struct ServerRecord {
     /// Grouping labels, such as `platform` and `zone`.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Its failure domain, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rack: Option<String>,
     /// Its group, assigned by the hub when it joined.
@@ -60,13 +57,11 @@ pub struct ServerRecord {
 /// A group's description.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupInfo {
-    /// [`SCHEMA`].
     pub schema: u32,
     pub group: GroupId,
     /// The labels shared by its servers; stages select by them.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// The platform whose artifacts it runs.
     pub platform: Platform,
 }
 
@@ -74,10 +69,8 @@ pub struct GroupInfo {
 /// revision, which no registry issues twice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootstrapRecord {
-    /// [`SCHEMA`].
     pub schema: u32,
     pub group: GroupId,
-    /// The server that bootstraps the group.
     pub first_server: ServerId,
     /// The operator's reason for ending the previous incarnation, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,7 +80,6 @@ pub struct BootstrapRecord {
 /// A group's incarnation and the server that started it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bootstrap {
-    /// The key's modification revision.
     pub incarnation: Incarnation,
     /// The server that bootstraps, or bootstrapped, the group.
     pub first_server: ServerId,
@@ -96,20 +88,17 @@ pub struct Bootstrap {
 /// The members of a group and their addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembersRecord {
-    /// [`SCHEMA`].
     pub schema: u32,
     pub group: GroupId,
     /// Fences late writers.
     #[serde(flatten)]
     pub stamp: Stamp,
-    /// Voters and standbys.
     pub members: Vec<MemberRecord>,
 }
 
 /// One member of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberRecord {
-    /// The server it runs on.
     pub server: ServerId,
     /// Its peer port, `host:port`.
     pub address: String,
@@ -121,7 +110,6 @@ pub struct MemberRecord {
 /// An app's state in a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRecord {
-    /// [`SCHEMA`].
     pub schema: u32,
     pub group: GroupId,
     pub app: AppId,
@@ -149,7 +137,6 @@ pub struct GroupRecord {
 /// A group's verdict about a release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictRecord {
-    /// [`SCHEMA`].
     pub schema: u32,
     /// For other groups' gates: why the release is bad; none: it is good.
     #[serde(deserialize_with = "Option::deserialize")]
@@ -165,7 +152,6 @@ pub struct GroupVerdict {
     pub app: AppId,
     pub version: Version,
     pub platform: Platform,
-    /// The group that gave it.
     pub group: GroupId,
     pub record: VerdictRecord,
 }
@@ -173,7 +159,6 @@ pub struct GroupVerdict {
 /// An app's policy as an operator wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRecord {
-    /// [`SCHEMA`].
     pub schema: u32,
     pub app: AppId,
     /// JSON; each reader parses it with the rules of its own version.
@@ -189,7 +174,6 @@ pub struct PolicyRecord {
 pub struct VersionedPolicy {
     /// The revision of its last write.
     pub revision: Revision,
-    /// As stored.
     pub record: PolicyRecord,
 }
 

@@ -8,7 +8,6 @@ use tokio::sync::watch;
 use crate::api::{RegistryError, WATCH_WAIT_MS_MAX, WatchAnswer, WatchRequest};
 use crate::state::State;
 
-/// The state, and a signal for its changes.
 #[derive(Debug)]
 pub(crate) struct SharedState {
     state: RwLock<State>,

@@ -1,4 +1,4 @@
-//! Typed reads and writes on any [`Registry`]. All of them fail with its [`RegistryError`].
+//! Typed reads and writes on any [`Registry`].
 
 use cohort_core::ids::{GroupId, Incarnation, Revision, ServerId};
 use serde::Serialize;
@@ -11,6 +11,9 @@ use crate::records::{
     PolicyRecord, SCHEMA, ServerRecord, VerdictRecord, VersionedPolicy, bounded, decode, encode,
 };
 
+/// All reads and writes fail with the registry's error.
+pub type Answer<T> = Result<T, RegistryError>;
+
 /// Compare-and-set attempts. A group's members write rarely, so more than a few lost races in a row
 /// mean that something is wrong.
 const ATTEMPTS_MAX: u32 = 8;
@@ -19,7 +22,6 @@ const ATTEMPTS_MAX: u32 = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum FencedPut {
-    /// The record was written.
     Written,
     /// The same record is stored already.
     Unchanged,
@@ -28,7 +30,7 @@ pub enum FencedPut {
 }
 
 /// Reads one pair.
-pub async fn get(registry: &dyn Registry, key: &str) -> Result<Option<KeyValue>, RegistryError> {
+pub async fn get(registry: &dyn Registry, key: &str) -> Answer<Option<KeyValue>> {
     let select = Selector::Key(key.to_owned());
     let answer = registry.range(RangeRequest { select, after: None, limit: 1 }).await?;
     Ok(answer.items.into_iter().next())
@@ -37,10 +39,7 @@ pub async fn get(registry: &dyn Registry, key: &str) -> Result<Option<KeyValue>,
 /// Reads all pairs under a prefix, and the revision after which to watch. If it takes several
 /// answers, that is the revision of the first: a watch may repeat what was read, but misses
 /// nothing.
-pub async fn list(
-    registry: &dyn Registry,
-    prefix: &str,
-) -> Result<(Vec<KeyValue>, u64), RegistryError> {
+pub async fn list(registry: &dyn Registry, prefix: &str) -> Answer<(Vec<KeyValue>, u64)> {
     let mut items: Vec<KeyValue> = Vec::new();
     let mut revision = None;
     loop {
@@ -55,10 +54,7 @@ pub async fn list(
     }
 }
 
-async fn read<T: DeserializeOwned>(
-    registry: &dyn Registry,
-    key: &str,
-) -> Result<Option<T>, RegistryError> {
+async fn read<T: DeserializeOwned>(registry: &dyn Registry, key: &str) -> Answer<Option<T>> {
     get(registry, key).await?.map(|pair| decode(&pair)).transpose()
 }
 
@@ -66,12 +62,12 @@ async fn read<T: DeserializeOwned>(
 pub async fn read_server(
     registry: &dyn Registry,
     server: &ServerId,
-) -> Result<Option<ServerRecord>, RegistryError> {
+) -> Answer<Option<ServerRecord>> {
     read(registry, &keys::server(server)).await
 }
 
 /// Reads the descriptions of all groups.
-pub async fn group_infos(registry: &dyn Registry) -> Result<Vec<GroupInfo>, RegistryError> {
+pub async fn group_infos(registry: &dyn Registry) -> Answer<Vec<GroupInfo>> {
     let (items, _) = list(registry, keys::GROUPS).await?;
     items
         .iter()
@@ -84,24 +80,18 @@ pub async fn group_infos(registry: &dyn Registry) -> Result<Vec<GroupInfo>, Regi
 pub async fn read_group_info(
     registry: &dyn Registry,
     group: &GroupId,
-) -> Result<Option<GroupInfo>, RegistryError> {
+) -> Answer<Option<GroupInfo>> {
     read(registry, &keys::group_info(group)).await
 }
 
 /// Writes a group's description.
-pub async fn write_group_info(
-    registry: &dyn Registry,
-    info: &GroupInfo,
-) -> Result<u64, RegistryError> {
+pub async fn write_group_info(registry: &dyn Registry, info: &GroupInfo) -> Answer<u64> {
     let then = vec![Op::put(keys::group_info(&info.group), encode(info))];
     Ok(registry.txn(Txn { then, ..Txn::default() }).await?.revision)
 }
 
 /// Reads a group's incarnation; `None` before its first.
-pub async fn read_bootstrap(
-    registry: &dyn Registry,
-    group: &GroupId,
-) -> Result<Option<Bootstrap>, RegistryError> {
+pub async fn read_bootstrap(registry: &dyn Registry, group: &GroupId) -> Answer<Option<Bootstrap>> {
     let Some(pair) = get(registry, &keys::bootstrap(group)).await? else { return Ok(None) };
     let record: BootstrapRecord = decode(&pair)?;
     let incarnation = Incarnation(pair.mod_revision);
@@ -117,7 +107,7 @@ pub async fn bootstrap_group(
     registry: &dyn Registry,
     group: &GroupId,
     server: &ServerId,
-) -> Result<Bootstrap, RegistryError> {
+) -> Answer<Bootstrap> {
     let key = keys::bootstrap(group);
     for _ in 0..ATTEMPTS_MAX {
         if let Some(bootstrap) = read_bootstrap(registry, group).await? {
@@ -146,7 +136,7 @@ pub async fn recover_group(
     old: Incarnation,
     server: &ServerId,
     because: &str,
-) -> Result<Option<Bootstrap>, RegistryError> {
+) -> Answer<Option<Bootstrap>> {
     let key = keys::bootstrap(group);
     let record = BootstrapRecord {
         schema: SCHEMA,
@@ -205,15 +195,12 @@ where
 pub async fn read_members(
     registry: &dyn Registry,
     group: &GroupId,
-) -> Result<Option<MembersRecord>, RegistryError> {
+) -> Answer<Option<MembersRecord>> {
     read(registry, &keys::members(group)).await
 }
 
 /// Writes a group's members, unless a newer record is stored.
-pub async fn write_members(
-    registry: &dyn Registry,
-    record: &MembersRecord,
-) -> Result<FencedPut, RegistryError> {
+pub async fn write_members(registry: &dyn Registry, record: &MembersRecord) -> Answer<FencedPut> {
     put_fenced(registry, keys::members(&record.group), record).await
 }
 
@@ -221,15 +208,12 @@ pub async fn write_members(
 pub async fn write_group_record(
     registry: &dyn Registry,
     record: &GroupRecord,
-) -> Result<FencedPut, RegistryError> {
+) -> Answer<FencedPut> {
     put_fenced(registry, keys::group_record(&record.group, &record.app), record).await
 }
 
 /// Writes a group's verdict, unless a newer one is stored.
-pub async fn write_verdict(
-    registry: &dyn Registry,
-    verdict: &GroupVerdict,
-) -> Result<FencedPut, RegistryError> {
+pub async fn write_verdict(registry: &dyn Registry, verdict: &GroupVerdict) -> Answer<FencedPut> {
     let GroupVerdict { app, version, platform, group, record } = verdict;
     put_fenced(registry, keys::verdict(app, version, platform, group), record).await
 }
@@ -238,7 +222,7 @@ pub async fn write_verdict(
 ///
 /// # Errors
 /// `Corrupt`.
-pub fn decode_verdict(pair: &KeyValue) -> Result<Option<GroupVerdict>, RegistryError> {
+pub fn decode_verdict(pair: &KeyValue) -> Answer<Option<GroupVerdict>> {
     let Some(Place::Verdict { app, version, platform, group }) = keys::parse(&pair.key) else {
         return Ok(None);
     };
@@ -247,7 +231,7 @@ pub fn decode_verdict(pair: &KeyValue) -> Result<Option<GroupVerdict>, RegistryE
 }
 
 /// Reads the policies of all apps.
-pub async fn policies(registry: &dyn Registry) -> Result<Vec<VersionedPolicy>, RegistryError> {
+pub async fn policies(registry: &dyn Registry) -> Answer<Vec<VersionedPolicy>> {
     let (items, _) = list(registry, keys::POLICIES).await?;
     let versioned = |pair: &KeyValue| {
         let revision = Revision(pair.mod_revision);
@@ -262,7 +246,7 @@ pub async fn write_policy(
     registry: &dyn Registry,
     record: &PolicyRecord,
     expected: Option<Revision>,
-) -> Result<Option<Revision>, RegistryError> {
+) -> Answer<Option<Revision>> {
     let key = keys::policy(&record.app);
     let compare = expected.map(|revision| Compare::unchanged_since(&key, revision.0));
     let txn =
@@ -272,9 +256,7 @@ pub async fn write_policy(
 }
 
 /// Reads all kill switches: scope and signed register, as text.
-pub async fn kill_switches(
-    registry: &dyn Registry,
-) -> Result<Vec<(String, String)>, RegistryError> {
+pub async fn kill_switches(registry: &dyn Registry) -> Answer<Vec<(String, String)>> {
     let (items, _) = list(registry, keys::KILL).await?;
     Ok(items
         .into_iter()

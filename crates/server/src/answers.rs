@@ -112,17 +112,10 @@ pub fn joining(view: &View, server: &ServerId, address: &str) -> Joining {
 /// What to do next to get a command into the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    Done {
-        index: u64,
-        /// Why it was refused; none when it was carried out.
-        rejection: Option<Rejection>,
-    },
-    /// Pass it on to the leader, with a deadline of so many milliseconds.
-    Forward {
-        to: MemberId,
-        /// What is left of [`COMMAND_MS_MAX`].
-        within_ms: u64,
-    },
+    /// It is in the log; with the reason if it was refused.
+    Done { index: u64, rejection: Option<Rejection> },
+    /// Pass it on to the leader, within what is left of [`COMMAND_MS_MAX`].
+    Forward { to: MemberId, within_ms: u64 },
     /// Propose it again after so many milliseconds. The command carries what makes that safe.
     Again { after_ms: u64 },
     /// Its outcome is unknown.

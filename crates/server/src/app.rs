@@ -27,9 +27,7 @@ const FOUND_EVERY_MS: u64 = 5_000;
 /// What the shell sees when it looks.
 #[derive(Debug, Clone, Copy)]
 pub struct Sight<'a> {
-    /// The boot-time clock.
     pub now: BootTime<'a>,
-    /// The last orders for this app.
     pub orders: Option<&'a AppOrders>,
     /// They are still valid, see [`Received::fresh`](crate::asking::Received::fresh).
     pub orders_fresh: bool,
@@ -39,7 +37,6 @@ pub struct Sight<'a> {
     pub confirmed: Option<Fence>,
     /// What is written down.
     pub record: &'a AppRecord,
-    /// When the group was in contact.
     pub reached: Reached,
     /// Artifacts that are whole on this server.
     pub held: &'a [Digest],
@@ -88,7 +85,6 @@ pub enum Effect {
         /// What is known at this moment.
         first: Health,
     },
-    /// End the running checks.
     Unwatch,
     /// See to it that the guard and the service in use are there.
     EnsureRunning,

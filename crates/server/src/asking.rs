@@ -43,7 +43,6 @@ impl Received {
 /// A member of the group and its peer port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Whom {
-    /// The server that carries the member.
     pub server: ServerId,
     /// `host:port`.
     pub address: String,
@@ -54,11 +53,8 @@ pub struct Whom {
 pub enum Question {
     /// For orders, read through the leader. [`ANSWER_MS_MAX`] for the answer.
     Orders,
-    /// For changed orders: held up to [`WAIT_MS_MAX`], promises nothing about freshness.
-    Change {
-        /// The hash of the orders known here.
-        known: u64,
-    },
+    /// For orders with another hash: held up to [`WAIT_MS_MAX`], promises nothing about freshness.
+    Change { known: u64 },
     /// To be taken into the group, or to have its address and rack brought up to date.
     Join,
     /// For the kill registers only: a minority has no orders to give, but the kill switch passes
@@ -71,20 +67,14 @@ pub enum Question {
 pub enum Effect {
     /// These orders are in force from now on.
     Obey(Box<Received>),
-    /// An old incarnation answered; its orders are ignored.
-    OldIncarnation {
-        server: ServerId,
-        /// Which incarnation it speaks for.
-        incarnation: Incarnation,
-    },
+    /// A server answered for an old incarnation; its orders are ignored.
+    OldIncarnation { server: ServerId, incarnation: Incarnation },
     /// Look up in the registry where the group's members are.
     AskRegistry,
+    /// Ask this member.
     Ask(Whom, Question),
-    /// Nothing until then, by the boot-time clock in milliseconds.
-    Rest {
-        /// When to step with [`Input::Woken`].
-        until_ms: u64,
-    },
+    /// Nothing until then, by the boot-time clock in milliseconds; then [`Input::Woken`].
+    Rest { until_ms: u64 },
 }
 
 /// What came of the last effect.
@@ -120,21 +110,15 @@ pub struct Members<'a> {
     pub own: Option<&'a str>,
 }
 
-/// What was asked last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Open {
     Nothing,
-    Registry {
-        then_rest: bool,
-    },
+    Registry { then_rest: bool },
     Orders(Whom),
     Change,
     Kill,
-    /// To be taken in; without orders there is nothing to do but rest.
-    Join {
-        whom: Whom,
-        after: AfterJoin,
-    },
+    // To be taken in; without orders there is nothing to do but rest.
+    Join { whom: Whom, after: AfterJoin },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +133,6 @@ pub struct Asking {
     server: ServerId,
     /// The newest incarnation of the group that this server has heard of.
     incarnation: Incarnation,
-    /// Who answered last.
     preferred: Option<ServerId>,
     turn: usize,
     pause_ms: u64,

@@ -22,7 +22,6 @@ const PASS_ON_AGE_MS_MAX: u64 = 4 * PASS_ON_EVERY_MS;
 pub struct Contact {
     /// When, by the member's monotonic clock, in milliseconds.
     pub at_ms: u64,
-    /// What the server said it was doing.
     pub doing: BTreeMap<AppId, Doing>,
 }
 

@@ -30,7 +30,6 @@ use crate::leading::Leading;
 mod apply;
 mod lead;
 
-/// The length of a tick, in milliseconds.
 const TICK_MS: u64 = TICK.as_millis() as u64;
 /// Ticks made up for after a pause of the process. 5: a quarter of a second is noticed, and a long
 /// sleep does not start an election on its own.
@@ -52,7 +51,7 @@ const TRANSFER_MS_MAX: u64 = 3_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// What comes in.
+/// What comes in. What has a ticket is answered by the output that its comment names.
 #[derive(Debug, Clone)]
 pub enum Input {
     /// A peer's message, from an authenticated connection.
@@ -63,40 +62,18 @@ pub enum Input {
     Unreachable(RaftId),
     /// An established connection to a peer ended: its process has probably ended.
     Disconnected(RaftId),
-    /// Append a command to the log.
-    Propose {
-        /// Answered by [`Output::Answer`].
-        ticket: Ticket,
-        command: Box<Command>,
-    },
-    /// A linearizable read, on any member.
-    Read {
-        /// Answered by [`Output::Read`].
-        ticket: Ticket,
-    },
-    Transfer {
-        /// Answered by [`Output::Transferred`].
-        ticket: Ticket,
-        /// To this member; none: to the voter that is best prepared.
-        to: Option<RaftId>,
-    },
-    /// May a server create the member that it was given?
-    Claim {
-        /// Answered by [`Output::Claimed`].
-        ticket: Ticket,
-        server: ServerId,
-        /// The member that its orders name.
-        member: MemberId,
-    },
+    /// Append a command to the log: [`Output::Answer`].
+    Propose { ticket: Ticket, command: Box<Command> },
+    /// A linearizable read, on any member: [`Output::Read`].
+    Read { ticket: Ticket },
+    /// Hand leadership to this member, or to the voter best prepared: [`Output::Transferred`].
+    Transfer { ticket: Ticket, to: Option<RaftId> },
+    /// May a server create the member that its orders name? [`Output::Claimed`].
+    Claim { ticket: Ticket, server: ServerId, member: MemberId },
     /// The registry's content; none while it does not answer.
     Registry(Option<RegistryView>),
-    /// What the channels point to.
-    Offers {
-        /// The offer for each app of the group.
-        offers: BTreeMap<AppId, Offer>,
-        /// Mirrors and releases that were refused lately, for people.
-        refusals: Vec<String>,
-    },
+    /// What the channels point to, and what was refused lately (mirrors and releases, for people).
+    Offers { offers: BTreeMap<AppId, Offer>, refusals: Vec<String> },
     /// The reason given for the kill switch; none while it is off.
     Kill(Option<String>),
     /// Hand leadership over, then stop.
@@ -109,36 +86,22 @@ pub enum Output {
     /// Send this to a peer; what it promises is durable.
     Send(Envelope),
     /// The outcome of [`Input::Propose`].
-    Answer {
-        ticket: Ticket,
-        outcome: Proposed,
-    },
-    /// The outcome of [`Input::Read`].
-    Read {
-        ticket: Ticket,
-        /// The last [`Output::View`] shows at least everything that was acknowledged when the
-        /// read came in. If not: no majority answered in [`READ_MS_MAX`].
-        fresh: bool,
-    },
+    Answer { ticket: Ticket, outcome: Proposed },
+    /// The outcome of [`Input::Read`]. Fresh: the last [`Output::View`] shows at least everything
+    /// that was acknowledged when the read came in. If not: no majority answered in
+    /// [`READ_MS_MAX`].
+    Read { ticket: Ticket, fresh: bool },
     /// The outcome of [`Input::Transfer`]: who leads now.
-    Transferred {
-        ticket: Ticket,
-        outcome: Result<RaftId, TransferFailure>,
-    },
-    /// The outcome of [`Input::Claim`].
-    Claimed {
-        ticket: Ticket,
-        /// Whether the number has never been used; none when this member does not lead.
-        granted: Option<bool>,
-    },
-    /// An entry was applied and this happened.
-    Happened {
-        event: Event,
-        /// The rollout that ended with it, as it stands in the history.
-        ended: Option<Box<HistoryEntry>>,
-    },
+    Transferred { ticket: Ticket, outcome: Result<RaftId, TransferFailure> },
+    /// The outcome of [`Input::Claim`]: whether the number has never been used; none when this
+    /// member does not lead.
+    Claimed { ticket: Ticket, granted: Option<bool> },
+    /// An entry was applied and this happened; with the rollout that ended with it, as it stands
+    /// in the history.
+    Happened { event: Event, ended: Option<Box<HistoryEntry>> },
     /// What can be seen of the member has changed.
     View(Arc<View>),
+    /// For the log.
     Noted(Note),
     /// Leadership was handed over as far as possible: drop the member.
     Stopped,
@@ -147,18 +110,11 @@ pub enum Output {
 /// What came of a proposal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proposed {
-    /// Committed and applied here, or refused for good.
-    Done {
-        /// The entry; 0 for a command that is larger than an entry may be.
-        index: u64,
-        /// Why it was refused; none when it was carried out.
-        rejection: Option<Rejection>,
-    },
-    /// This member does not lead.
-    NotLeader {
-        /// Who does, as far as this member knows.
-        leader: Option<RaftId>,
-    },
+    /// Committed and applied here, or refused for good. The entry is 0 for a command that is larger
+    /// than an entry may be.
+    Done { index: u64, rejection: Option<Rejection> },
+    /// Another member leads, if this one knows of any.
+    NotLeader { leader: Option<RaftId> },
     /// Not taken, for now.
     Busy,
     /// It may be committed, or lost. Asking again with the same request is safe.
@@ -182,12 +138,7 @@ pub enum TransferFailure {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Note {
     /// The member's role, term or leader has changed.
-    Role {
-        role: Role,
-        term: Term,
-        /// Who leads, as far as it knows.
-        leader: Option<RaftId>,
-    },
+    Role { role: Role, term: Term, leader: Option<RaftId> },
     /// This member leads and has committed in its term.
     Leads { term: Term },
     /// A transfer of leadership was begun.
@@ -195,12 +146,7 @@ pub enum Note {
     /// The state machine refused a command.
     Rejected { index: u64, command: &'static str, rejection: Rejection },
     /// A change of membership towards these voters and standbys.
-    Membership {
-        voters: Vec<RaftId>,
-        standbys: Vec<RaftId>,
-        /// Whether it was begun.
-        begun: Result<(), MembershipError>,
-    },
+    Membership { voters: Vec<RaftId>, standbys: Vec<RaftId>, begun: Result<(), MembershipError> },
     /// No snapshot was taken; it is tried again.
     NotCompacted(cohort_consensus::CompactError),
 }
@@ -284,7 +230,6 @@ pub enum MemberError {
     )]
     UnknownEntry {
         index: u64,
-        /// What is unknown about it.
         #[source]
         source: Unreadable,
     },
@@ -292,31 +237,23 @@ pub enum MemberError {
     #[error("this version cannot read the group's snapshot at entry {index}")]
     UnknownSnapshot {
         index: u64,
-        /// What is unknown about it.
         #[source]
         source: serde_json::Error,
     },
     /// An invariant of the state is broken. It is never repaired silently.
     #[error("the group's state is broken after entry {index}: {reason}; this replica stops")]
-    Broken {
-        /// The last entry that was applied.
-        index: u64,
-        reason: String,
-    },
+    Broken { index: u64, reason: String },
 }
 
 /// Why an entry cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
-    /// Its encoding is unknown.
     #[error("not a command")]
     Encoding(#[source] serde_json::Error),
-    /// It is of another version.
     #[error("command version {0}, this agent knows {COMMAND_VERSION}")]
     Version(u32),
 }
 
-/// A read that waits for its answer.
 #[derive(Debug)]
 struct Reader {
     ticket: Ticket,
@@ -338,7 +275,6 @@ pub struct Member<S: LogStore> {
     transfer: Option<(Ticket, u64)>,
     stopping: Option<Handover>,
     next_tick_ms: u64,
-    /// The view is out of date.
     changed: bool,
     /// The position that the last view shows.
     shown: u64,

@@ -76,7 +76,6 @@ pub struct Founder {
     pub server: ServerId,
     /// Where peers reach it, `host:port`.
     pub address: String,
-    /// Its failure domain.
     pub rack: Option<String>,
     /// The labels that the group's servers share.
     pub labels: BTreeMap<String, String>,

@@ -6,17 +6,12 @@ use cohort_core::release::Release;
 /// Why the repository gave no release, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    Unreachable {
-        reason: String,
-    },
+    /// No mirror answered.
+    Unreachable { reason: String },
     /// The channel points to nothing, as far as is known here.
-    NotFound {
-        reason: String,
-    },
+    NotFound { reason: String },
     /// A signature, a version or a digest is not what it must be.
-    Untrusted {
-        reason: String,
-    },
+    Untrusted { reason: String },
 }
 
 /// The offer of a channel, given what was found in the metadata held here, and whether that

@@ -26,7 +26,6 @@ pub enum Record {
 /// A member, where to reach it, and whether it votes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberPlace {
-    /// Its server, address and number.
     pub at: MemberAddress,
     /// A standby only replicates.
     pub voter: bool,

@@ -28,9 +28,7 @@ pub use mirrors::replace_mirror;
 #[derive(Debug, Clone)]
 pub struct Programs {
     pub cohort: PathBuf,
-    /// The example service's program.
     pub web: PathBuf,
-    /// The example's artifact folder.
     pub artifact: PathBuf,
 }
 

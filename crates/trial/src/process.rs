@@ -110,7 +110,6 @@ pub(crate) fn kill(pid: i32) {
     }
 }
 
-/// Whether a process with this pid exists.
 pub(crate) fn exists(pid: i32) -> bool {
     Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid).is_ok())
 }

@@ -10,7 +10,6 @@ use crate::Programs;
 /// A release of `examples/web`.
 #[derive(Debug, Clone, Default)]
 pub struct WebRelease {
-    /// As published.
     pub version: String,
     /// Lines of `[faults]` in `release.toml`.
     pub faults: Vec<String>,
@@ -104,7 +103,6 @@ fn make_executable(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies a folder with everything in it.
 pub(crate) fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {

@@ -150,19 +150,6 @@ pub enum Flag {
 }
 
 impl Flag {
-    /// Every flag.
-    pub const ALL: [Flag; 9] = [
-        Flag::Agent,
-        Flag::App,
-        Flag::CacheDir,
-        Flag::Context,
-        Flag::Dir,
-        Flag::Force,
-        Flag::HubAddress,
-        Flag::Keys,
-        Flag::Repository,
-    ];
-
     /// The words to add.
     #[must_use]
     pub fn words(self) -> &'static str {

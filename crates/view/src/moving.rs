@@ -10,9 +10,7 @@ use crate::figures::{bits, brief, bytes};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum By {
-    /// Every server has it already.
     Nothing,
-    /// The whole artifact.
     Whole,
     /// The delta to what the group runs.
     Delta,
@@ -33,18 +31,15 @@ pub enum Basis {
 pub struct Difference {
     /// Root hash of the artifact that it starts from.
     pub from: Digest,
-    /// Length of the delta, in bytes.
     pub length: u64,
 }
 
 /// What a rollout would transfer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Moving {
-    /// What each server would receive.
     pub by: By,
     /// The release that a delta starts from.
     pub from: Option<Version>,
-    /// Length of the artifact or delta.
     pub bytes_per_server: u64,
     /// Servers that would receive something.
     pub servers: u32,
@@ -59,9 +54,7 @@ pub struct Moving {
     pub downlink_bytes_per_second: Option<u64>,
     /// `download_limit` of the answering server, usually the leader's.
     pub download_limit_bytes_per_second: Option<u64>,
-    /// Estimated time of the transfer; none: unknown.
     pub estimate_ms: Option<u64>,
-    /// What the estimate is based on.
     pub estimate_by: Option<Basis>,
 }
 

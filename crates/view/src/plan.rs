@@ -15,11 +15,8 @@ use crate::waiting::{hints, sentence};
 /// The release that the channel offers for the group's platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offered {
-    /// The version that the channel points to.
     pub version: Version,
-    /// The artifact's length, in bytes.
     pub length: u64,
-    /// Deltas to it from older releases.
     pub differences: Vec<Difference>,
     /// Root hash of what the whole group runs, if the repository still has it.
     pub base: Option<Digest>,
@@ -28,20 +25,14 @@ pub struct Offered {
 /// What a rollout would do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RolloutPlan {
-    /// The group that was asked.
     pub group: GroupId,
-    /// The app to roll out.
     pub app: AppId,
-    /// The revision of the policy that would apply.
     pub revision: Revision,
-    /// What the whole group runs.
     pub running: Option<Version>,
-    /// The release that would be rolled out.
     pub release: Version,
     /// Whether any server would change.
     pub change: bool,
     pub waves: Vec<u32>,
-    /// The most servers out of service at once.
     pub max_unavailable: u32,
     /// What keeps it from starting, or stops it on its way.
     pub gates: Vec<Gate>,

@@ -26,7 +26,6 @@ pub struct Picture {
     pub origin: Origin,
     /// Every app that has a policy.
     pub apps: BTreeSet<AppId>,
-    /// The groups that were asked.
     pub groups: Vec<Asked>,
 }
 
@@ -38,7 +37,6 @@ pub enum Origin {
     Hub,
     /// The last answer of a hub that is unreachable now.
     Cache {
-        /// Age of that answer, in seconds.
         age_s: u64,
         /// The error of the call to the hub.
         because: String,
@@ -64,7 +62,6 @@ impl Origin {
 /// The answer of one group.
 #[derive(Debug, Clone)]
 pub struct Asked {
-    /// The group that was asked.
     pub group: GroupId,
     /// Its status, or why no agent gave one.
     pub status: Result<GroupStatus, String>,
@@ -86,11 +83,8 @@ pub struct Recorded {
 /// The fleet, judged.
 #[derive(Debug, Clone, Serialize)]
 pub struct FleetReport {
-    /// Whether every group is healthy.
     pub healthy: bool,
-    /// Where the list of groups came from.
     pub origin: Origin,
-    /// Every group that was asked.
     pub groups: Vec<GroupReport>,
 }
 
@@ -102,7 +96,6 @@ pub struct GroupReport {
     pub healthy: bool,
     /// What is wrong with the group as a whole.
     pub problems: Vec<Problem>,
-    /// Its apps, judged.
     pub apps: BTreeMap<AppId, AppReport>,
     /// What the registry last knew, for when no agent answers.
     pub registry: BTreeMap<AppId, Recorded>,
@@ -131,12 +124,10 @@ pub struct AppReport {
     pub target: Option<Version>,
     /// The current wave, from 1; 0 outside of waves.
     pub wave: u32,
-    /// The number of servers in the group.
     pub servers: usize,
     /// Servers that run what the group is going to, or settled on.
     pub updated: usize,
     /// Servers that serve: they said so, and have been heard from since.
-    /// Servers that take traffic.
     pub in_service: usize,
     /// Servers that are silent: nobody knows whether they serve.
     pub unknown: usize,

@@ -88,7 +88,6 @@ fn add_group(rows: &mut comfy_table::Table, group: &GroupReport, look: Look) {
     }
 }
 
-/// The state, and whether it is paused.
 fn state_text(app: &AppStatus) -> String {
     if app.paused { format!("{} (paused)", app.state) } else { app.state.to_string() }
 }

@@ -5,7 +5,6 @@ use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 /// What the reader can show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
-    /// With colours.
     pub color: bool,
     /// Columns of the terminal; none: no limit.
     pub width: Option<u16>,
@@ -19,11 +18,9 @@ impl Look {
 /// What a cell says about health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
-    /// Healthy.
     Good,
     /// In progress, or waiting.
     Busy,
-    /// Unhealthy or held.
     Bad,
 }
 

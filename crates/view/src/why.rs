@@ -23,7 +23,6 @@ use crate::words;
 /// One wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Wait {
-    /// The group that waits.
     pub group: GroupId,
     /// The app that waits; none: the group as a whole.
     pub app: Option<AppId>,
@@ -31,7 +30,6 @@ pub struct Wait {
     pub server: Option<ServerId>,
     /// What it waits for, as data; none for a problem of the group, or a server's own state.
     pub on: Option<WaitingOn>,
-    /// What it waits for, in a sentence.
     pub sentence: String,
     /// What unblocks it; none: `sentence` is a state and nothing is waited for.
     pub hints: Option<Vec<Hint>>,
@@ -183,7 +181,6 @@ pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
     waits
 }
 
-/// The state of the server itself.
 fn own_sentence(here: Option<&ServerAppStatus>, app: &AppStatus) -> String {
     let Some(here) = here else { return "has not reported yet".to_owned() };
     let goal = match wanted(app) {

@@ -21,7 +21,6 @@ use clap::Args;
 use super::BenchArgs;
 use crate::packages::need;
 
-/// What `cargo xtask bench distribute` takes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DistributeArgs {
     /// Only the first rows

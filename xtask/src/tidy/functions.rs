@@ -11,7 +11,6 @@ pub(crate) fn functions(file: &syn::File) -> Vec<usize> {
     found.0
 }
 
-/// Parses a file of Rust.
 pub(crate) fn parse(path: &str, text: &str) -> Result<syn::File> {
     syn::parse_file(text).with_context(|| format!("{path} is no Rust"))
 }

@@ -41,7 +41,6 @@ pub(crate) fn columns(files: &[File]) -> Vec<Complaint> {
     complaints
 }
 
-/// Files that are too long.
 pub(crate) fn file_lines(files: &[File]) -> Vec<Complaint> {
     let long = |file: &File| {
         let lines = file.text.lines().count();

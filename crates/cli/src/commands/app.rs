@@ -11,8 +11,9 @@ use cohort_view::command::Command;
 use cohort_view::difference::{Change, difference};
 use cohort_wire::http::Call;
 use cohort_wire::hub::{FLEET, PolicyAnswer, PolicyRequest, policy_path};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::answer::Answer;
 use crate::args::Global;
 use crate::commands::context_of;
 use crate::connect::Hub;
@@ -64,8 +65,7 @@ async fn apply(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
             (answer.revision, true)
         }
     };
-    let json = json!({ "app": app, "revision": revision, "changed": changed });
-    global.output.answer(&json, || match changed {
+    global.output.answer(&Answer::AppApply { app, revision, changed }, || match changed {
         true => format!("policy of {app} applied (revision {revision})\n"),
         false => format!("policy of {app} is unchanged\n"),
     });
@@ -79,11 +79,13 @@ async fn diff(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
     let after = serde_json::to_value(&policy).or_fail("policy")?;
     let before = known.map_or(Value::Null, |known| known.record.policy);
     let changes = difference(&before, &after);
-    let json = json!({ "app": policy.app, "changes": changes });
-    global.output.answer(&json, || match changes.as_slice() {
-        [] => format!("policy of {} matches the file\n", policy.app),
-        changes => changes.iter().map(Change::line).collect(),
-    });
+    global.output.answer(
+        &Answer::AppDiff { app: &policy.app, changes: &changes },
+        || match changes.as_slice() {
+            [] => format!("policy of {} matches the file\n", policy.app),
+            changes => changes.iter().map(Change::line).collect(),
+        },
+    );
     Ok(if changes.is_empty() { Exit::Done } else { Exit::SomethingToDo })
 }
 
@@ -103,7 +105,7 @@ async fn show(global: &Global, app: Option<&AppId>) -> Result<Exit, Failure> {
     }
     let texts: Vec<String> =
         policies.iter().map(|known| as_file(known)).collect::<Result<_, _>>()?;
-    global.output.answer(&policies, || texts.concat());
+    global.output.answer(&Answer::AppShow(&policies), || texts.concat());
     Ok(Exit::Done)
 }
 

@@ -3,8 +3,8 @@
 use clap::{Args, Subcommand};
 use cohort_artifact::{AppId, Channel, ChannelPointer, Version};
 use cohort_view::table::{cell, render, table};
-use serde_json::{Value, json};
 
+use crate::answer::Answer;
 use crate::args::Global;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::output::look;
@@ -43,16 +43,16 @@ async fn set(global: &Global, args: &SetArgs) -> Result<Exit, Failure> {
     let pointer = workplace.repository().set_channel(&keys, app, channel, version).await;
     let pointer = pointer.or_fail("channel")?;
     workplace.finish().await?;
-    global
-        .output
-        .answer(&json(&pointer), || format!("channel {channel} of {app} points to {version}\n"));
+    global.output.answer(&Answer::ChannelSet(&pointer), || {
+        format!("channel {channel} of {app} points to {version}\n")
+    });
     Ok(Exit::Done)
 }
 
 async fn list(global: &Global, place: &Place) -> Result<Exit, Failure> {
     let workplace = place.open_to_read(global, None).await?;
     let pointers = workplace.repository().channels().or_fail("repository")?;
-    global.output.answer(&pointers.iter().map(json).collect::<Vec<_>>(), || {
+    global.output.answer(&Answer::ChannelList(&pointers), || {
         let mut rows = table(look(), &["APP", "CHANNEL", "VERSION", "SET AT"]);
         for ChannelPointer { app, channel, version, set_at, .. } in &pointers {
             rows.add_row([cell(app), cell(channel), cell(version), cell(set_at)]);
@@ -60,12 +60,4 @@ async fn list(global: &Global, place: &Place) -> Result<Exit, Failure> {
         render(&rows)
     });
     Ok(Exit::Done)
-}
-
-fn json(pointer: &ChannelPointer) -> Value {
-    let ChannelPointer { app, channel, version, serial, set_at, .. } = pointer;
-    json!({
-        "app": app, "channel": channel, "version": version, "serial": serial,
-        "set_at": set_at.to_string(),
-    })
 }

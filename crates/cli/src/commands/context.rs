@@ -8,8 +8,8 @@ use cohort_view::command::{Command, Flag};
 use cohort_view::hint::Hint;
 use cohort_wire::http::Call;
 use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, RENEW, RenewAnswer, RenewRequest};
-use serde_json::json;
 
+use crate::answer::Answer;
 use crate::args::{Global, peer_name};
 use crate::commands::context_of;
 use crate::connect::Hub;
@@ -54,13 +54,11 @@ fn show(global: &Global) -> Result<Exit, Failure> {
     let (hub, addresses) = context.hub()?;
     let until_text = jiff::Timestamp::from_second(until.cast_signed())
         .map_or_else(|_| "?".to_owned(), |until| until.to_string());
-    let json = json!({
-        "dir": context.dir, "you": identity.peer(), "until": until, "hub": addresses,
-    });
-    global.output.answer(&json, || {
+    let you = identity.peer();
+    let answer = Answer::ContextShow { dir: &context.dir, you, until, hub: addresses };
+    global.output.answer(&answer, || {
         let mut text = format!(
-            "you are {}, until {until_text}\n{hub} at {}\ncontext folder {}\n",
-            identity.peer(),
+            "you are {you}, until {until_text}\n{hub} at {}\ncontext folder {}\n",
             addresses.join(", "),
             context.dir.display()
         );
@@ -102,6 +100,7 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
     let answer: JoinAnswer = Hub::joining(&token)?.call(call).await?;
     Identity::accept(&folder, &answer.certificate, &answer.authority).or_fail("identity")?;
     let mut context = ContextFile {
+        version: context::VERSION,
         hub: token.addresses.clone(),
         hub_name: answer.hub.as_str().to_owned(),
         identity: "identity".into(),
@@ -120,7 +119,7 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
         context.mirrors.push(format!("http://{host}:{}/", answer.repository_port));
     }
     context.write(&dir)?;
-    global.output.answer(&json!({ "dir": dir, "you": peer }), || {
+    global.output.answer(&Answer::ContextJoin { dir: &dir, you: &peer }, || {
         let next = Command::Status { group: None };
         format!("you are {peer}; context folder {}\nnext: {next}\n", dir.display())
     });

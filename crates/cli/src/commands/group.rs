@@ -15,8 +15,8 @@ use cohort_wire::agent::{
 use cohort_wire::http::{Call, CallError};
 use cohort_wire::hub::{FLEET, RecoverAnswer, RecoverRequest, recover_path, server_path};
 use http::Method;
-use serde_json::json;
 
+use crate::answer::Answer;
 use crate::args::{Direct, Global};
 use crate::commands::{context_of, rollout};
 use crate::connect::Hub;
@@ -123,15 +123,15 @@ async fn list(global: &Global) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let report = report(&context, &context.client()?, &Direct::default(), None).await?;
     warn(&report.origin);
-    let json: Vec<_> = report.groups.iter().map(groups::summary).collect();
-    global.output.answer(&json, || groups::list(&report, look()));
+    let answer = Answer::GroupList(report.groups.iter().map(groups::summary).collect());
+    global.output.answer(&answer, || groups::list(&report, look()));
     Ok(Exit::Done)
 }
 
 async fn show(global: &Global, group: &GroupId, direct: &Direct) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let status = Steered::to(&context, direct, group).await?.status;
-    global.output.answer(&status, || groups::show(&status, look()));
+    global.output.answer(&Answer::GroupShow(&status), || groups::show(&status, look()));
     Ok(Exit::Done)
 }
 
@@ -146,7 +146,7 @@ async fn transfer(
     let request =
         TransferLeaderRequest { version: CONTROL_VERSION, group: group.clone(), to: to.cloned() };
     let answer: TransferLeaderAnswer = steered.send(Call::post(TRANSFER_LEADER, &request)).await?;
-    global.output.answer(&answer, || {
+    global.output.answer(&Answer::GroupTransferLeader(&answer), || {
         format!("leader of {group} is now {}, before {}\n", answer.to, answer.from)
     });
     Ok(Exit::Done)
@@ -175,10 +175,8 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
     if index.is_none() && forgotten.as_ref().is_err_and(|error| error.status() == Some(404)) {
         return Err(no_such_server(group, server));
     }
-    let json = json!({
-        "group": group, "server": server, "index": index, "forgotten": forgotten.is_ok(),
-    });
-    global.output.answer(&json, || format!("{server} removed from {group}\n"));
+    let answer = Answer::GroupRemove { group, server, index, forgotten: forgotten.is_ok() };
+    global.output.answer(&answer, || format!("{server} removed from {group}\n"));
     if let Err(error) = forgotten {
         let failure = Failure::from(error);
         note(&format!("warning: the hub still lists {server}: {}", failure.error));
@@ -203,8 +201,8 @@ async fn place(global: &Global, args: &VoterArgs, carries: bool) -> Result<Exit,
     }
     let body = Body::PlaceMember { server: server.clone(), carries };
     let index = rollout::command(&steered, group, body).await?.index;
-    let json = json!({ "group": group, "server": server, "voter": carries, "index": index });
-    global.output.answer(&json, || {
+    let answer = Answer::GroupVoter { group, server, voter: carries, index };
+    global.output.answer(&answer, || {
         let change = if carries { "becoming a voter" } else { "no longer a voter" };
         let show = Command::GroupShow { group: group.clone() };
         format!("{server}: {change} of {group}\nnext: {show}\n")
@@ -244,7 +242,7 @@ async fn recover(global: &Global, args: &RecoverArgs) -> Result<Exit, Failure> {
         RecoverRequest { incarnation, first_server: first_server.clone(), because: reason.clone() };
     let answer: RecoverAnswer = hub.call(Call::post(recover_path(group), &request)).await?;
     let next = answer.incarnation;
-    global.output.answer(&json!({ "group": group, "incarnation": next }), || {
+    global.output.answer(&Answer::GroupRecover { group, incarnation: next }, || {
         format!(
             "group {group} starts incarnation {next} on {first_server}\n\
              its agents join automatically; the log of the old incarnation is discarded\n"

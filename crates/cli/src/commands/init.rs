@@ -11,8 +11,8 @@ use cohort_hub::HubConfig;
 use cohort_identity::{Authority, LIFETIME, Peer, PeerName, Role, UnixTime};
 use cohort_view::command::{Command, Flag};
 use cohort_view::hint::Hint;
-use serde::Serialize;
 
+use crate::answer::Answer;
 use crate::args::{Global, peer_name};
 use crate::context::{self, ContextFile};
 use crate::failure::{Exit, Failure, OrFail as _};
@@ -44,14 +44,6 @@ pub(crate) struct InitArgs {
     operator: PeerName,
 }
 
-#[derive(Debug, Serialize)]
-struct Made {
-    dir: PathBuf,
-    operator: PeerName,
-    fingerprint: String,
-    hub: Vec<String>,
-}
-
 pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failure> {
     let dir = absolute(&args.dir);
     refuse_what_is_there(&dir)?;
@@ -78,13 +70,13 @@ pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failur
         .or_fail("file")?;
     // Last: a folder with a context is complete.
     context_file(&config).write(&dir)?;
-    let made = Made {
-        operator: args.operator.clone(),
+    let made = Answer::Init {
+        dir: &dir,
+        operator: &args.operator,
         fingerprint: authority.fingerprint(),
-        hub: config.addresses,
-        dir,
+        hub: &config.addresses,
     };
-    global.output.answer(&made, || next_steps(&made, args.hub_addresses.is_empty()));
+    global.output.answer(&made, || next_steps(&dir, &config, args));
     Ok(Exit::Done)
 }
 
@@ -163,6 +155,7 @@ fn hub_toml(config: &HubConfig) -> String {
 
 fn context_file(config: &HubConfig) -> ContextFile {
     ContextFile {
+        version: context::VERSION,
         hub: config.addresses.clone(),
         hub_name: config.name.clone(),
         identity: "operator".into(),
@@ -173,10 +166,10 @@ fn context_file(config: &HubConfig) -> ContextFile {
     }
 }
 
-fn next_steps(made: &Made, local_only: bool) -> String {
-    let dir = made.dir.display();
+fn next_steps(dir: &Path, config: &HubConfig, args: &InitArgs) -> String {
+    let shown = dir.display();
     let mut text = format!(
-        "Created a fleet in {dir}\n\
+        "Created a fleet in {shown}\n\
          \n\
          \x20 authority/     issues certificates: back it up, keep it secret\n\
          \x20 keys/          sign releases; keep root.pem offline\n\
@@ -187,11 +180,11 @@ fn next_steps(made: &Made, local_only: bool) -> String {
          \x20 context.toml   configuration of your commands\n\
          \n\
          Next:\n\
-         \x20 export COHORT_CONTEXT={dir}\n",
-        made.operator,
+         \x20 export COHORT_CONTEXT={shown}\n",
+        args.operator,
     );
-    let hub = Command::Hub { config: made.dir.join("hub.toml").display().to_string() };
-    let agent = Command::Agent { hub: made.hub.first().cloned() };
+    let hub = Command::Hub { config: dir.join("hub.toml").display().to_string() };
+    let agent = Command::Agent { hub: config.addresses.first().cloned() };
     let publish = Command::Publish { app: None, channel: Some("stable".to_owned()) };
     let token = Command::TokenCreate { role: None, named: false };
     text.push_str(&format!(
@@ -204,7 +197,7 @@ fn next_steps(made: &Made, local_only: bool) -> String {
         Command::AppApply,
         Command::StatusWatch,
     ));
-    if local_only {
+    if args.hub_addresses.is_empty() {
         text.push_str(
             "\nOnly this machine can reach the hub at that address. For others, use \
              --hub-address,\nor change `addresses` in hub.toml and `hub` in context.toml.\n",
@@ -212,3 +205,7 @@ fn next_steps(made: &Made, local_only: bool) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[path = "init_test.rs"]
+mod init_test;

@@ -9,9 +9,8 @@ use cohort_view::hint::Hint;
 use cohort_view::report::Origin;
 use cohort_view::table::{Look, Tone, cell, render, table, toned};
 use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
-use serde::Serialize;
-use serde_json::json;
 
+use crate::answer::{Answer, Switch};
 use crate::args::{Direct, Global};
 use crate::commands::context_of;
 use crate::failure::{Exit, Failure, OrFail as _};
@@ -51,17 +50,6 @@ fn scope(text: &str) -> Result<KillScope, String> {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct Shown<'a> {
-    scope: String,
-    on: bool,
-    epoch: u64,
-    reason: &'a str,
-    by: &'a str,
-    /// Seconds of Unix time, by its author's clock.
-    at: u64,
-}
-
 pub(crate) async fn run(global: &Global, command: &KillCommand) -> Result<Exit, Failure> {
     match command {
         KillCommand::On(args) => switch(global, args, true).await,
@@ -95,7 +83,7 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
             places.give(&known.signed).await;
         }
         let answered = known.answered;
-        global.output.answer(&json!({ "scope": name(scope), "on": false }), || {
+        global.output.answer(&Answer::KillOffAlready { scope: name(scope), on: false }, || {
             format!("kill switch of {} is off already (asked {answered})\n", text_of(scope))
         });
         return Ok(Exit::Done);
@@ -117,7 +105,7 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         return Err(Failure { error: format!("{error}: {}", failure.error), ..failure });
     }
     let verified = Verified { register, by: identity.peer().to_string(), signed };
-    global.output.answer(&shown(&verified), || {
+    global.output.answer(&Answer::KillSwitch(shown(&verified)), || {
         let position = if on { "ON: nothing new starts" } else { "off" };
         let places = if taken == 1 { "1 place".to_owned() } else { format!("{taken} places") };
         let scope = text_of(scope);
@@ -151,17 +139,16 @@ async fn status(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
     if known.answered == 0 {
         return Err(unreachable(known));
     }
-    let switches: Vec<Shown<'_>> = known.registers.values().map(shown).collect();
+    let switches: Vec<Switch<'_>> = known.registers.values().map(shown).collect();
     let any_on = !known.damaged.is_empty() || switches.iter().any(|switch| switch.on);
-    let json = json!({ "on": any_on, "switches": switches, "damaged": known.damaged });
-    global
-        .output
-        .answer(&json, || text(&switches, &known.damaged, UnixTime::now().as_secs(), look()));
+    let answer = Answer::KillStatus { on: any_on, switches: &switches, damaged: &known.damaged };
+    let now = UnixTime::now().as_secs();
+    global.output.answer(&answer, || text(&switches, &known.damaged, now, look()));
     warn(&known.failures);
     Ok(if any_on { Exit::Unhealthy } else { Exit::Done })
 }
 
-fn text(switches: &[Shown<'_>], damaged: &[String], now: u64, look: Look) -> String {
+fn text(switches: &[Switch<'_>], damaged: &[String], now: u64, look: Look) -> String {
     if switches.is_empty() && damaged.is_empty() {
         return "no kill switch has ever been on\n".to_owned();
     }
@@ -199,9 +186,9 @@ fn group_of(scope: &KillScope) -> Option<GroupId> {
     }
 }
 
-fn shown(known: &Verified) -> Shown<'_> {
+fn shown(known: &Verified) -> Switch<'_> {
     let KillRegister { scope, on, epoch, reason, at } = &known.register;
-    Shown { scope: name(scope), on: *on, epoch: *epoch, reason, by: &known.by, at: *at }
+    Switch { scope: name(scope), on: *on, epoch: *epoch, reason, by: &known.by, at: *at }
 }
 
 #[cfg(test)]

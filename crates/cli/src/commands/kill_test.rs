@@ -1,6 +1,6 @@
 use cohort_view::table::Look;
 
-use super::{KillScope, Shown, scope, text};
+use super::{KillScope, Switch, scope, text};
 
 #[test]
 fn scopes_are_the_fleet_or_a_group() {
@@ -11,7 +11,7 @@ fn scopes_are_the_fleet_or_a_group() {
 
 #[test]
 fn switches_and_damaged_files_are_shown() {
-    let on = Shown {
+    let on = Switch {
         scope: "fleet".into(),
         on: true,
         epoch: 3,

@@ -75,7 +75,6 @@ fn once(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failu
     runtime(&mut Builder::new_current_thread())?.block_on(work)
 }
 
-/// The runtime of a daemon.
 fn daemon_runtime(threads: usize) -> Result<tokio::runtime::Runtime, Failure> {
     runtime(Builder::new_multi_thread().worker_threads(threads))
 }

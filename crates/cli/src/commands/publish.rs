@@ -14,9 +14,9 @@ use cohort_base::chain;
 use cohort_view::command::Command;
 use cohort_view::figures::bytes;
 use indicatif::ProgressBar;
-use serde_json::{Value, json};
 
 use crate::agent_keys::own_platform;
+use crate::answer::{Answer, DeltaAnswer, PublishAnswer};
 use crate::args::Global;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::output::Output;
@@ -101,31 +101,30 @@ pub(crate) fn spinner(global: &Global, message: String) -> ProgressBar {
     spinner
 }
 
-fn answer(published: &Published) -> Value {
+fn answer(published: &Published) -> Answer<'_> {
     let manifest = &published.manifest;
-    json!({
-        "app": manifest.app,
-        "version": manifest.version,
-        "platform": manifest.platform,
-        "length": manifest.length,
-        "artifact": manifest.root.to_string(),
-        "manifest": published.manifest_digest.to_string(),
-        "channel": published.channel.as_ref().map(|pointer| &pointer.channel),
-        "already_there": published.already_there,
-        "deltas": published.deltas.iter().map(delta_answer).collect::<Vec<_>>(),
+    Answer::Publish(PublishAnswer {
+        app: &manifest.app,
+        version: &manifest.version,
+        platform: &manifest.platform,
+        length: manifest.length,
+        artifact: &manifest.root,
+        manifest: &published.manifest_digest,
+        channel: published.channel.as_ref().map(|pointer| &pointer.channel),
+        already_there: published.already_there,
+        deltas: published.deltas.iter().map(delta_answer).collect(),
     })
 }
 
-/// A delta, and why it was not kept if it was not.
-fn delta_answer(tried: &DeltaTried) -> Value {
+fn delta_answer(tried: &DeltaTried) -> DeltaAnswer<'_> {
     let made = tried.outcome.as_ref();
-    json!({
-        "from": tried.from,
-        "length": made.ok().map(|delta| delta.length),
-        "delta": made.ok().map(|delta| delta.root.to_string()),
-        "method": made.ok().map(|delta| delta.method.as_str()),
-        "reason": made.err().map(|why| chain(why)),
-    })
+    DeltaAnswer {
+        from: &tried.from,
+        length: made.ok().map(|delta| delta.length),
+        delta: made.ok().map(|delta| &delta.root),
+        method: made.ok().map(|delta| delta.method.as_str()),
+        reason: made.err().map(|why| chain(why)),
+    }
 }
 
 fn text(published: &Published, path: &Path) -> String {

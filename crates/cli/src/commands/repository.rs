@@ -9,8 +9,8 @@ use cohort_view::command::Flag;
 use cohort_view::figures::bytes;
 use cohort_view::hint::Hint;
 use indicatif::ProgressBar;
-use serde::Serialize;
 
+use crate::answer::Answer;
 use crate::args::Global;
 use crate::commands::context_of;
 use crate::commands::publish::spinner;
@@ -37,15 +37,6 @@ pub(crate) struct PushArgs {
     all: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct Answer<'a> {
-    bucket: &'a str,
-    files: u64,
-    bytes: u64,
-    there: u64,
-    timestamp: u64,
-}
-
 pub(crate) async fn run(global: &Global, command: &RepositoryCommand) -> Result<Exit, Failure> {
     let RepositoryCommand::Push(args) = command;
     let dir = folder(global, args.repository.as_deref())?;
@@ -56,8 +47,8 @@ pub(crate) async fn run(global: &Global, command: &RepositoryCommand) -> Result<
     spinner.finish_and_clear();
     let pushed = pushed.map_err(|error| failure(&error))?;
     let Pushed { files, bytes, there, timestamp } = pushed;
-    let answer = Answer { bucket: bucket.name(), files, bytes, there, timestamp };
-    global.output.answer(&answer, || text(&answer));
+    let answer = Answer::RepositoryPush { bucket: bucket.name(), files, bytes, there, timestamp };
+    global.output.answer(&answer, || text(bucket.name(), &pushed));
     Ok(Exit::Done)
 }
 
@@ -85,12 +76,12 @@ fn failure(error: &BucketError) -> Failure {
     Failure::of("bucket", error).hints(error.hints())
 }
 
-fn text(answer: &Answer<'_>) -> String {
-    let Answer { bucket, files, there, .. } = answer;
+fn text(bucket: &str, pushed: &Pushed) -> String {
+    let Pushed { files, there, .. } = pushed;
     match files {
         0 => format!("{bucket}: up to date, {there} files\n"),
         files => {
-            format!("{bucket}: {files} files sent ({}), {there} up to date\n", bytes(answer.bytes))
+            format!("{bucket}: {files} files sent ({}), {there} up to date\n", bytes(pushed.bytes))
         }
     }
 }

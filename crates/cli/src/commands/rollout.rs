@@ -13,8 +13,8 @@ use cohort_wire::agent::{
     AppStatus, COMMAND, CONTROL_VERSION, CommandAnswer, CommandRequest, GroupStatus,
 };
 use cohort_wire::http::Call;
-use serde_json::json;
 
+use crate::answer::Answer;
 use crate::args::{Direct, Global};
 use crate::commands::{context_of, rollout_plan, status};
 use crate::failure::{Exit, Failure};
@@ -112,8 +112,7 @@ async fn steer(
     let app = app_of(which.app.as_ref(), &steered.status)?;
     let body = body(app.clone(), &steered.status)?;
     let index = command(&steered, group, body).await?.index;
-    let json = json!({ "group": group, "app": app, "index": index });
-    global.output.answer(&json, || {
+    global.output.answer(&Answer::RolloutSteer { group, app: &app, index }, || {
         let next = Command::RolloutStatus { group: group.clone() };
         format!("rollout of {app} in {group} {done}\nnext: {next}\n")
     });
@@ -172,8 +171,8 @@ async fn history(global: &Global, which: &Which) -> Result<Exit, Failure> {
     let status = Steered::to(&context, &which.direct, &which.group).await?.status;
     let app = app_of(which.app.as_ref(), &status)?;
     let Some(AppStatus { history, .. }) = status.apps.get(&app) else { return Ok(Exit::Done) };
-    let json = json!({ "group": which.group, "app": app, "history": history });
-    global.output.answer(&json, || {
+    let answer = Answer::RolloutHistory { group: &which.group, app: &app, history };
+    global.output.answer(&answer, || {
         if history.is_empty() {
             return "no earlier rollouts\n".to_owned();
         }

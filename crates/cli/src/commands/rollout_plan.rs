@@ -16,6 +16,7 @@ use cohort_wire::agent::GroupStatus;
 use cohort_wire::http::Call;
 use cohort_wire::hub::FLEET;
 
+use crate::answer::Answer;
 use crate::args::{Direct, Global};
 use crate::commands::app::no_policy;
 use crate::commands::context_of;
@@ -52,7 +53,7 @@ pub(crate) async fn run(global: &Global, args: &PlanArgs) -> Result<Exit, Failur
     let offered = offer(&context, &status, &policy, args.version.as_ref()).await?;
     let kept = kept_by(&fleet, &status, &policy, &offered);
     let plan = plan(&status, &app, &policy, known.revision, &offered, kept.as_ref());
-    global.output.answer(&plan, || text(&plan));
+    global.output.answer(&Answer::RolloutPlan(&plan), || text(&plan));
     Ok(if plan.change { Exit::SomethingToDo } else { Exit::Done })
 }
 

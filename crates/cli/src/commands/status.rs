@@ -11,6 +11,7 @@ use cohort_view::report::FleetReport;
 use cohort_view::status as view;
 use cohort_wire::http::Client;
 
+use crate::answer::Answer;
 use crate::args::{Direct, Global};
 use crate::commands::context_of;
 use crate::context::Context;
@@ -76,7 +77,7 @@ impl Look<'_> {
         if self.global.output == Output::Text {
             warn(&report.origin);
         }
-        self.global.output.answer(report, || self.text(report));
+        self.global.output.answer(&Answer::Status(report), || self.text(report));
     }
 
     fn text(&self, report: &FleetReport) -> String {
@@ -96,8 +97,8 @@ impl Look<'_> {
         }
         loop {
             match self.report().await {
-                Ok(report) if json => print_json_line(&report),
-                Err(failure) if json => print_json_line(&failure),
+                Ok(report) if json => print_json_line(&Answer::Status(&report)),
+                Err(failure) if json => print_json_line(&Answer::Failure(&failure)),
                 seen => {
                     let frame = match seen {
                         Ok(report) => {

@@ -10,6 +10,7 @@ use cohort_view::hint::Hint;
 use cohort_wire::http::Call;
 use cohort_wire::hub::{REVOKE_TOKEN, RevokeTokenRequest, TOKEN, TokenAnswer, TokenRequest};
 
+use crate::answer::Answer;
 use crate::args::{Global, peer_name};
 use crate::commands::context_of;
 use crate::commands::hub::read_config;
@@ -79,7 +80,7 @@ async fn create(global: &Global, args: &CreateArgs) -> Result<Exit, Failure> {
             })?
         }
     };
-    global.output.answer(&answer, || answer.token.clone() + "\n");
+    global.output.answer(&Answer::TokenCreate(&answer), || answer.token.clone() + "\n");
     if global.output == Output::Text {
         let at =
             answer.expires_at.and_then(|at| jiff::Timestamp::from_second(at.cast_signed()).ok());
@@ -112,7 +113,7 @@ async fn revoke(global: &Global, id: &str) -> Result<Exit, Failure> {
     let hub = Hub::of(&context_of(global)?)?;
     let request = RevokeTokenRequest { id: id.to_owned() };
     let _answer: serde_json::Value = hub.call(Call::post(REVOKE_TOKEN, &request)).await?;
-    let json = serde_json::json!({ "id": id, "revoked": true });
-    global.output.answer(&json, || format!("token {id} revoked\n"));
+    let answer = Answer::TokenRevoke { id, revoked: true };
+    global.output.answer(&answer, || format!("token {id} revoked\n"));
     Ok(Exit::Done)
 }

@@ -6,6 +6,7 @@ use cohort_view::command::Command;
 use cohort_view::hint::Hint;
 use cohort_view::why::{server_waits, text, waits};
 
+use crate::answer::Answer;
 use crate::args::{Direct, Global};
 use crate::commands::context_of;
 use crate::context::Context;
@@ -54,7 +55,7 @@ pub(crate) async fn run(global: &Global, args: &WhyArgs) -> Result<Exit, Failure
         }
         _ => waits(&report),
     };
-    global.output.answer(&found, || text(&found));
+    global.output.answer(&Answer::Why(&found), || text(&found));
     Ok(if report.healthy { Exit::Done } else { Exit::Unhealthy })
 }
 

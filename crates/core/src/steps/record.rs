@@ -60,7 +60,6 @@ impl Elapsed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Confirm {
-    /// The order that awaits it.
     pub fence: Fence,
     /// Since the drain began.
     pub clock: Elapsed,
@@ -73,7 +72,6 @@ pub struct Failure {
     pub blame: Blame,
     /// Why, for people.
     pub reason: String,
-    /// The last output, if any.
     pub output: String,
 }
 

@@ -17,7 +17,6 @@ const DEBIAN: &[&str] = &["libnode108", "openjdk-17-jre-headless"];
 /// The folders of the two versions.
 const OLD: &str = "old";
 
-/// See [`OLD`].
 const NEW: &str = "new";
 
 /// Bytes through the downlink for the newer version: whole ÷ as a delta.

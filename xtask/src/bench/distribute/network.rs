@@ -36,10 +36,8 @@ const BURST_KIB_FAST: u32 = 256;
 /// everything else, and the link loses the lateness of the timers.
 const SEGMENT_BYTES_MAX: u32 = 30_000;
 
-/// The namespace of the mirror.
 pub(super) const MIRROR_NAME: &str = "mirror";
 
-/// The network of one zone.
 #[derive(Debug)]
 pub(super) struct Network {
     names: Vec<String>,
@@ -89,7 +87,6 @@ impl Network {
         self.limit(name, send_mbit, receive_mbit)
     }
 
-    /// Changes the limits of a link.
     pub(super) fn limit(&self, name: &str, send_mbit: u32, receive_mbit: u32) -> Result<()> {
         let tbf = |rate: u32| {
             let burst_kb = if rate <= NIC_MBIT_MAX { BURST_KIB } else { BURST_KIB_FAST };
@@ -103,7 +100,6 @@ impl Network {
         Ok(())
     }
 
-    /// Changes the limit of the downlink.
     pub(super) fn limit_downlink(&self, mbit: u32) -> Result<()> {
         self.limit(MIRROR_NAME, mbit, UPLINK_MBIT)
     }

@@ -72,7 +72,6 @@ pub(super) struct Zone {
     pub links: Links,
     origin: Nginx,
     releases: u32,
-    /// Artifacts of finished transfers.
     past: Vec<String>,
     dir: PathBuf,
 }
@@ -190,7 +189,6 @@ impl Zone {
         Ok(zone)
     }
 
-    /// Changes the rates of all links.
     pub(super) fn relink(&mut self, downlink_mbit: u32, nic_mbit: u32) -> Result<()> {
         self.network.limit_downlink(downlink_mbit)?;
         for name in self.servers() {
@@ -200,7 +198,6 @@ impl Zone {
         Ok(())
     }
 
-    /// The names of the servers.
     pub(super) fn servers(&self) -> Vec<String> {
         self.fleet.agents().keys().cloned().collect()
     }
@@ -215,12 +212,10 @@ impl Zone {
         self.fleet.context_dir().join("repository/blobs").join(root)
     }
 
-    /// A server's folder of artifacts.
     pub(super) fn artifacts(&self, server: &str) -> PathBuf {
         self.fleet.agents()[server].dir.join("data/artifacts")
     }
 
-    /// Publishes a release of `bytes` incompressible bytes.
     pub(super) fn publish(&mut self, bytes: usize) -> Result<Ready> {
         let dist = self.dir.join("dist");
         fs::create_dir_all(&dist)?;
@@ -346,12 +341,10 @@ impl Zone {
         Ok(Transfer { limit_s, ends, since_channel_s, wan, wan_bytes, cpu, carried, wrong_units })
     }
 
-    /// Total bytes that each server has sent.
     fn sent_bytes(&self) -> Result<Vec<u64>> {
         self.servers().iter().map(|name| self.network.sent_bytes(name)).collect()
     }
 
-    /// Pids of the running agents.
     pub(super) fn agent_pids(&self) -> Vec<u32> {
         self.servers().iter().filter_map(|name| self.fleet.agent_pid(name)).collect()
     }

@@ -1,0 +1,96 @@
+//! Everything that `-o json` prints; `docs/operating.md` describes it, golden files hold it.
+
+use std::path::Path;
+
+use cohort_artifact::ChannelPointer;
+use cohort_core::ids::{AppId, Channel, Digest, GroupId, Incarnation, Platform, Revision};
+use cohort_core::ids::{ServerId, Version};
+use cohort_core::state::HistoryEntry;
+use cohort_identity::{Peer, PeerName};
+use cohort_registry::records::VersionedPolicy;
+use cohort_view::difference::Change;
+use cohort_view::plan::RolloutPlan;
+use cohort_view::report::FleetReport;
+use cohort_view::why::Wait;
+use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
+use cohort_wire::hub::TokenAnswer;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::failure::Failure;
+
+/// The answer of the command with this name.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Answer<'a> {
+    Init { dir: &'a Path, operator: &'a PeerName, fingerprint: String, hub: &'a [String] },
+    TokenCreate(&'a TokenAnswer),
+    TokenRevoke { id: &'a str, revoked: bool },
+    Publish(PublishAnswer<'a>),
+    RepositoryPush { bucket: &'a str, files: u64, bytes: u64, there: u64, timestamp: u64 },
+    ChannelSet(&'a ChannelPointer),
+    ChannelList(&'a [ChannelPointer]),
+    AppApply { app: &'a AppId, revision: Revision, changed: bool },
+    AppDiff { app: &'a AppId, changes: &'a [Change] },
+    AppShow(&'a [&'a VersionedPolicy]),
+    Status(&'a FleetReport),
+    Why(&'a [Wait]),
+    RolloutPlan(&'a RolloutPlan),
+    // Pause, resume, approve, abort, retry and undo.
+    RolloutSteer { group: &'a GroupId, app: &'a AppId, index: u64 },
+    RolloutHistory { group: &'a GroupId, app: &'a AppId, history: &'a [HistoryEntry] },
+    GroupList(Vec<Value>),
+    GroupShow(&'a GroupStatus),
+    GroupTransferLeader(&'a TransferLeaderAnswer),
+    // Without an index if the group had removed the server before.
+    GroupRemove { group: &'a GroupId, server: &'a ServerId, index: Option<u64>, forgotten: bool },
+    GroupVoter { group: &'a GroupId, server: &'a ServerId, voter: bool, index: u64 },
+    GroupRecover { group: &'a GroupId, incarnation: Incarnation },
+    KillSwitch(Switch<'a>),
+    // `kill off`, and no place has it on.
+    KillOffAlready { scope: String, on: bool },
+    KillStatus { on: bool, switches: &'a [Switch<'a>], damaged: &'a [String] },
+    // Until this second of Unix time.
+    ContextShow { dir: &'a Path, you: &'a Peer, until: u64, hub: &'a [String] },
+    ContextJoin { dir: &'a Path, you: &'a Peer },
+    // On standard error, except with `status --watch`.
+    Failure(&'a Failure),
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct PublishAnswer<'a> {
+    pub(crate) app: &'a AppId,
+    pub(crate) version: &'a Version,
+    pub(crate) platform: &'a Platform,
+    pub(crate) length: u64,
+    pub(crate) artifact: &'a Digest,
+    pub(crate) manifest: &'a Digest,
+    pub(crate) channel: Option<&'a Channel>,
+    pub(crate) already_there: bool,
+    pub(crate) deltas: Vec<DeltaAnswer<'a>>,
+}
+
+/// A delta that was tried: it, or the reason why there is none.
+#[derive(Debug, Serialize)]
+pub(crate) struct DeltaAnswer<'a> {
+    pub(crate) from: &'a Version,
+    pub(crate) length: Option<u64>,
+    pub(crate) delta: Option<&'a Digest>,
+    pub(crate) method: Option<&'a str>,
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Switch<'a> {
+    pub(crate) scope: String,
+    pub(crate) on: bool,
+    pub(crate) epoch: u64,
+    pub(crate) reason: &'a str,
+    pub(crate) by: &'a str,
+    /// Seconds of Unix time, by its author's clock.
+    pub(crate) at: u64,
+}
+
+#[cfg(test)]
+#[path = "answer_test.rs"]
+mod answer_test;

@@ -1,0 +1,190 @@
+use std::path::Path;
+
+use cohort_core::ids::{Digest, Incarnation, Revision, ServerId};
+use cohort_core::policy::Policy;
+use cohort_core::reason::Reason;
+use cohort_core::state::{Ending, HistoryEntry};
+use cohort_identity::{Peer, PeerName, Role};
+use cohort_registry::records::{PolicyRecord, SCHEMA, VersionedPolicy};
+use cohort_view::difference::difference;
+use cohort_view::groups::summary;
+use cohort_view::plan::{Offered, plan};
+use cohort_view::report::{Asked, FleetReport, Origin, Picture};
+use cohort_view::why::waits;
+use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
+use cohort_wire::hub::TokenAnswer;
+use serde_json::{Value, json};
+
+use super::{Answer, DeltaAnswer, PublishAnswer, Switch};
+use crate::failure::Failure;
+
+/// The command that answers so. Without a wildcard: a new answer needs a name here, and an example
+/// below.
+fn command(answer: &Answer<'_>) -> &'static str {
+    match answer {
+        Answer::Init { .. } => "init",
+        Answer::TokenCreate(_) => "token create",
+        Answer::TokenRevoke { .. } => "token revoke",
+        Answer::Publish(_) => "publish",
+        Answer::RepositoryPush { .. } => "repository push",
+        Answer::ChannelSet(_) => "channel set",
+        Answer::ChannelList(_) => "channel list",
+        Answer::AppApply { .. } => "app apply",
+        Answer::AppDiff { .. } => "app diff",
+        Answer::AppShow(_) => "app show",
+        Answer::Status(_) => "status",
+        Answer::Why(_) => "why",
+        Answer::RolloutPlan(_) => "rollout plan",
+        Answer::RolloutSteer { .. } => "rollout pause",
+        Answer::RolloutHistory { .. } => "rollout history",
+        Answer::GroupList(_) => "group list",
+        Answer::GroupShow(_) => "group show",
+        Answer::GroupTransferLeader(_) => "group transfer-leader",
+        Answer::GroupRemove { .. } => "group remove-server",
+        Answer::GroupVoter { .. } => "group add-voter",
+        Answer::GroupRecover { .. } => "group recover",
+        Answer::KillSwitch(_) => "kill on",
+        Answer::KillOffAlready { .. } => "kill off",
+        Answer::KillStatus { .. } => "kill status",
+        Answer::ContextShow { .. } => "context show",
+        Answer::ContextJoin { .. } => "context join",
+        Answer::Failure(_) => "failed",
+    }
+}
+
+/// The status that the golden file of `cohort-wire` holds.
+fn status() -> GroupStatus {
+    let golden = include_str!("../../wire/tests/golden/group-status.jsonl");
+    serde_json::from_str(golden.lines().next().unwrap()).unwrap()
+}
+
+fn report() -> FleetReport {
+    let status = status();
+    let asked = Asked {
+        group: status.group.clone(),
+        status: Ok(status),
+        registry: Default::default(),
+        joined: Default::default(),
+    };
+    let apps = ["web".parse().unwrap()].into();
+    FleetReport::of(Picture { origin: Origin::Hub, apps, groups: vec![asked] }, 1_800_000_000)
+}
+
+fn switch() -> Switch<'static> {
+    let (reason, by) = ("bad night", "operator `ann`");
+    Switch { scope: "fleet".to_owned(), on: true, epoch: 3, reason, by, at: 1_800_000_000 }
+}
+
+#[test]
+#[allow(clippy::too_many_lines, reason = "one example of every answer")]
+fn every_answer_is_as_its_golden_file_says() {
+    let dir = Path::new("/home/ann/fleet");
+    let ann = PeerName::new("ann").unwrap();
+    let you = Peer { role: Role::Operator, name: ann.clone() };
+    let hub = ["hub.example:7418".to_owned()];
+    let (app, group) = ("web".parse().unwrap(), "web.zone-a".parse().unwrap());
+    let server: ServerId = "web-1".parse().unwrap();
+    let (version, before) = ("1.2.0".parse().unwrap(), "1.1.0".parse().unwrap());
+    let (channel, platform) = ("stable".parse().unwrap(), "linux/amd64".parse().unwrap());
+    let digest: Digest = "ab".repeat(32).parse().unwrap();
+    let policy = json!({ "app": "web", "channel": "stable" });
+    let parsed: Policy = serde_json::from_value(policy.clone()).unwrap();
+    let known = VersionedPolicy {
+        revision: Revision(7),
+        record: PolicyRecord {
+            schema: SCHEMA,
+            app: "web".parse().unwrap(),
+            policy,
+            by: "ann".to_owned(),
+            at: 1_800_000_000,
+        },
+    };
+    let pointer = serde_json::from_value(json!({
+        "schema": 1, "app": "web", "channel": "stable", "version": "1.2.0", "serial": 4,
+        "set_at": "2027-01-15T08:00:00Z",
+    }));
+    let pointers = [pointer.unwrap()];
+    let token = TokenAnswer {
+        id: "t1".to_owned(),
+        token: "cohort1:t1:…".to_owned(),
+        expires_at: Some(1_800_000_000),
+    };
+    let ended = |ending, reason| HistoryEntry {
+        version: "1.2.0".parse().unwrap(),
+        ending,
+        reason,
+        by: "ann".to_owned(),
+        started: cohort_core::ids::ClockMs(1_000),
+        ended: cohort_core::ids::ClockMs(2_000),
+        waves: 3,
+    };
+    let history =
+        [ended(Ending::Completed, None), ended(Ending::RolledBack, Some(Reason::ServersLost))];
+    let offered = Offered {
+        version: "1.3.0".parse().unwrap(),
+        length: 1 << 20,
+        differences: Vec::new(),
+        base: None,
+    };
+    let planned = plan(&status(), &app, &parsed, Revision(7), &offered, None);
+    let changes = difference(&json!({ "a": 1 }), &json!({ "a": 2, "b": 3 }));
+    let transferred: TransferLeaderAnswer =
+        serde_json::from_value(json!({ "from": "web-1", "to": "web-2" })).unwrap();
+    let delta = |made: bool| DeltaAnswer {
+        from: &before,
+        length: made.then_some(1_000),
+        delta: made.then_some(&digest),
+        method: made.then_some("zstd"),
+        reason: (!made).then(|| "it would be larger".to_owned()),
+    };
+    let failure = Failure::new("held", "web is held").hint("publish a fix");
+    let answers = [
+        Answer::Init { dir, operator: &ann, fingerprint: "ab:cd".to_owned(), hub: &hub },
+        Answer::TokenCreate(&token),
+        Answer::TokenRevoke { id: "t1", revoked: true },
+        Answer::Publish(PublishAnswer {
+            app: &app,
+            version: &version,
+            platform: &platform,
+            length: 2_000_000,
+            artifact: &digest,
+            manifest: &digest,
+            channel: Some(&channel),
+            already_there: false,
+            deltas: vec![delta(true), delta(false)],
+        }),
+        Answer::RepositoryPush {
+            bucket: "s3://bucket/prefix",
+            files: 3,
+            bytes: 4_000,
+            there: 5,
+            timestamp: 6,
+        },
+        Answer::ChannelSet(&pointers[0]),
+        Answer::ChannelList(&pointers),
+        Answer::AppApply { app: &app, revision: Revision(7), changed: true },
+        Answer::AppDiff { app: &app, changes: &changes },
+        Answer::AppShow(&[&known]),
+        Answer::Status(&report()),
+        Answer::Why(&waits(&report())),
+        Answer::RolloutPlan(&planned),
+        Answer::RolloutSteer { group: &group, app: &app, index: 42 },
+        Answer::RolloutHistory { group: &group, app: &app, history: &history },
+        Answer::GroupList(report().groups.iter().map(summary).collect()),
+        Answer::GroupShow(&status()),
+        Answer::GroupTransferLeader(&transferred),
+        Answer::GroupRemove { group: &group, server: &server, index: Some(42), forgotten: true },
+        Answer::GroupVoter { group: &group, server: &server, voter: true, index: 42 },
+        Answer::GroupRecover { group: &group, incarnation: Incarnation(17) },
+        Answer::KillSwitch(switch()),
+        Answer::KillOffAlready { scope: "fleet".to_owned(), on: false },
+        Answer::KillStatus { on: true, switches: &[switch()], damaged: &["x.kill".to_owned()] },
+        Answer::ContextShow { dir, you: &you, until: 1_800_000_000, hub: &hub },
+        Answer::ContextJoin { dir, you: &you },
+        Answer::Failure(&failure),
+    ];
+    let lines: Vec<Value> =
+        answers.iter().map(|answer| json!({ command(answer): answer })).collect();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/answers.jsonl");
+    cohort_base::golden::hold(&golden, &lines);
+}
