@@ -3,8 +3,8 @@
 //! A **repository** is a plain TUF repository (`metadata/`, `targets/`) with the artifacts' bytes
 //! beside it (`blobs/`); any static HTTP server can be a mirror of it. A signed target is never an
 //! artifact but its small [`Manifest`], which covers the artifact's bytes by their BLAKE3 root; the
-//! hashes of its units (64 KiB each) merge into that root. A **channel** is a signed target as well:
-//! it names a version.
+//! hashes of its units (64 KiB each) merge into that root. A **channel** is a signed target that
+//! names a version.
 //!
 //! **What it is.** The repository on both sides: publishing ([`Repository`], or [`WorkingCopy`]
 //! here and [`Repository::receive`] there), reading without trusting mirrors or peers

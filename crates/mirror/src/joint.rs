@@ -22,7 +22,7 @@ enum Entry<T> {
 }
 
 /// Questions to origins, by name. Work continues after its callers have left. Its outcome goes to
-/// the callers that joined before it was known; only *there is no such file* is cached, for a while.
+/// the callers that joined before it was known; only *there is no such file* is cached for a while.
 pub(crate) struct Joint<T> {
     absent_for: Duration,
     entries: Mutex<HashMap<String, Entry<T>>>,
