@@ -1,17 +1,17 @@
-//! Taking snapshots, and cutting the log behind them.
+//! Taking snapshots, and compacting the log behind them.
 
 use cohort_store::{Batch, Index, LogStore, Snapshot, Term};
 
 use crate::{CompactError, Node, NodeError};
 
 impl<S: LogStore> Node<S> {
-    /// Stores the owner's state as of `applied` and drops the entries that nobody needs any more.
+    /// Stores the owner's state as of `applied` and drops the entries that are no longer needed.
     ///
     /// The state must reflect exactly the entries up to `applied`: the
     /// [`Effects::applied`](crate::Effects::applied) of the last drain, once all of it is applied.
     ///
     /// # Errors
-    /// When no snapshot was taken; only [`CompactError::Stopped`] is serious, and the next
+    /// If no snapshot was taken. Only [`CompactError::Stopped`] is serious; the next
     /// [`drain`](Node::drain) returns its cause.
     pub fn compact(&mut self, applied: Index, state: Vec<u8>) -> Result<(), CompactError> {
         if self.stopped() {
@@ -24,8 +24,8 @@ impl<S: LogStore> Node<S> {
         if applied > self.applied {
             return Err(CompactError::NotApplied { asked: applied, applied: self.applied });
         }
-        // Trap: a snapshot older than the last membership change. The membership as of `applied`
-        // is known only if it has not changed since.
+        // Trap: a snapshot older than the last membership change. We know the membership as of
+        // `applied` only if it has not changed since.
         let changed = self.raw.store().configuration_index;
         if applied < changed {
             return Err(CompactError::BeforeMembershipChange { asked: applied, changed });

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cohort_store::RaftId;
 
-/// The length of one tick. With the defaults below, a leader is missed after 0.5 to 1 s.
+/// The length of one tick. With the defaults below, members detect a lost leader after 0.5 to 1 s.
 pub const TICK: Duration = Duration::from_millis(50);
 
 /// A member's configuration.
@@ -15,28 +15,28 @@ pub struct Config {
     pub id: RaftId,
     /// Counts this member's starts. Must grow with every start, or peers drop its messages.
     pub boot_epoch: u64,
-    /// Ticks without a leader before an election: at least this many.
+    /// Ticks without a leader before an election: the minimum.
     pub election_ticks_min: u32,
-    /// Ticks without a leader before an election: fewer than this.
+    /// Ticks without a leader before an election: the maximum, exclusive.
     pub election_ticks_max: u32,
     /// Ticks between the leader's heartbeats.
     pub heartbeat_ticks: u32,
-    /// Seeds the election timeouts. The same seed and calls give the same behaviour.
+    /// Seeds the election timeouts: the same seed and the same calls give the same behaviour.
     pub seed: u64,
     pub limits: Limits,
-    /// Rules switched off, to prove that the tests would notice.
+    /// Rules switched off, to prove that the tests detect it.
     #[doc(hidden)]
     pub weaken: Weaken,
 }
 
-/// Upper bounds of what a member accepts.
+/// Upper bounds on what a member accepts.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of one command. Commands of Cohort are a few hundred bytes to some kilobytes; a
+    /// Bytes of one command. Cohort's commands have a few hundred bytes to a few kilobytes; a
     /// megabyte leaves room for reports and still fits a heartbeat interval on a slow link.
     pub command_bytes_max: usize,
-    /// Bytes of commands proposed and not yet committed; beyond that the leader is busy.
-    /// Sixteen of the largest commands.
+    /// Bytes of commands proposed but not yet committed; beyond that, the leader is busy. Sixteen
+    /// of the largest commands.
     pub uncommitted_bytes_max: usize,
     /// Bytes of entries in one message. Small enough that catching up does not delay heartbeats
     /// for long.
@@ -45,23 +45,23 @@ pub struct Limits {
     pub appends_in_flight_max: usize,
     /// Bytes of entries applied in one step.
     pub apply_bytes_max: u64,
-    /// Bytes of a snapshot's state. The whole snapshot travels in one message, and a frame takes
-    /// 16 MiB; a thousand servers with several apps need a few.
+    /// Bytes of a snapshot's state. The whole snapshot travels in one message, and a frame holds 16
+    /// MiB; a thousand servers with several apps need a few MiB.
     pub snapshot_bytes_max: usize,
     /// Entries kept behind the snapshot, for members that are only slightly behind.
     pub retained_entries: u64,
-    /// Entries after the snapshot before a new one is asked for. It bounds the replay at a start
-    /// and the memory of the log.
+    /// Entries after the snapshot before the member requests a new one. Bounds the replay at start
+    /// and the memory for the log.
     pub entries_before_snapshot: u64,
     /// Ticks after which a snapshot in flight counts as lost: 10 s.
     pub snapshot_ticks_max: u64,
-    /// Entries that a standby may be behind and still become a voter. One or two messages close
-    /// the gap, so the joint phase does not wait for it.
+    /// How many entries a standby may lag and still become a voter. One or two messages close the
+    /// gap, so the joint phase does not wait for it.
     pub promote_lag_entries_max: u64,
-    /// Voters in one half of a configuration. Five survive two failures; seven leave room while
-    /// servers are replaced. More only slow down every decision.
+    /// Voters in one half of a configuration. Five tolerate two failures; seven leave room to
+    /// replace servers. More only slow down every decision.
     pub voters_max: usize,
-    /// Standbys. Each costs the leader a stream; groups have at most some dozens of servers.
+    /// Standbys. Each costs the leader a stream; groups have at most a few dozen servers.
     pub standbys_max: usize,
     /// Reads waiting for an answer.
     pub reads_pending_max: usize,
@@ -87,17 +87,17 @@ impl Default for Limits {
     }
 }
 
-/// Rules that tests of the tests switch off; all are on in production.
+/// Rules that the tests' own tests switch off; all are on in production.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Weaken {
-    /// A leader that is no longer a voter neither hands over nor steps down.
+    /// A leader that is no longer a voter neither transfers leadership nor steps down.
     pub no_step_down: bool,
-    /// A snapshot in flight is never reported as lost.
+    /// The member never reports a snapshot in flight as lost.
     pub no_snapshot_report: bool,
-    /// Reads are answered from the leader's lease.
+    /// The leader answers reads from its lease.
     pub lease_reads: bool,
-    /// Late and duplicated messages are accepted.
+    /// The member accepts late and duplicate messages.
     pub no_filter: bool,
 }
 
@@ -119,7 +119,7 @@ impl Config {
         }
     }
 
-    /// The first thing wrong with it, if any.
+    /// The first problem found, if any.
     pub(crate) fn problem(&self) -> Option<&'static str> {
         if self.id.0 == 0 {
             return Some("the member's number is 0");
@@ -131,7 +131,7 @@ impl Config {
             return Some("the election timeout must be longer than a heartbeat interval");
         }
         if self.election_ticks_max <= self.election_ticks_min {
-            return Some("the longest election timeout must be above the shortest");
+            return Some("the maximum election timeout must exceed the minimum");
         }
         if self.boot_epoch == 0 || self.boot_epoch > crate::filter::BOOT_EPOCH_MAX {
             return Some("the boot epoch is out of range");

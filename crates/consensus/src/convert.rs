@@ -1,11 +1,11 @@
-//! The boundary to the library: its messages, entries and configurations to ours and back.
+//! The boundary to the library: converts its messages, entries and configurations to ours and back.
 //!
-//! Bytes of the library's own encoding never cross it. A membership entry carries, in the library,
-//! a protobuf message; on the disk and on the network it carries [`Change`] instead. The only
-//! protobuf bytes that the library ever decodes are those that this file has just made.
+//! Bytes in the library's own encoding never cross it. In the library, a membership entry carries a
+//! protobuf message; on disk and on the network it carries [`Change`] instead. The library only
+//! ever decodes protobuf bytes that this file has just encoded.
 
-// The library's types are filled field by field: they have private fields of their runtime, and
-// naming a default for the rest would say no more.
+// Fill the library's types field by field: they have private runtime fields, and naming a default
+// for the rest would add nothing.
 #![allow(clippy::field_reassign_with_default)]
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -16,22 +16,22 @@ use raft::eraftpb;
 
 use crate::{AppendReply, Message, ReadContext, VoteReply, VoteRequest};
 
-/// The library's mark on an election that the leader asked for.
+/// The library's mark on an election that the leader requested.
 const HANDED_OVER: &[u8] = b"CampaignTransfer";
 
 /// The version of a membership entry.
 const CHANGE_VERSION: u8 = 1;
 
-/// A change of membership, as it stands in the log.
+/// A membership change, as stored in the log.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(crate) enum Change {
-    /// The new half decides alone from here on.
+    /// From here on, the new half decides alone.
     Leave,
-    /// Both halves decide from here on; these are the steps from the old to the new one.
+    /// From here on, both halves decide; these are the steps from the old one to the new one.
     Enter(Vec<(Part, RaftId)>),
 }
 
-/// What a change makes of a member.
+/// What a member becomes in a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(crate) enum Part {
     Voter,
@@ -51,7 +51,7 @@ impl Change {
     pub(crate) fn to_library(&self) -> eraftpb::ConfChangeV2 {
         let mut library = eraftpb::ConfChangeV2::default();
         if let Change::Enter(steps) = self {
-            // Explicit: this crate decides when to leave, so that it can hand over first.
+            // Explicit: this crate decides when to leave, so that it can transfer leadership first.
             library.set_transition(eraftpb::ConfChangeTransition::Explicit);
             for (part, id) in steps {
                 let mut step = eraftpb::ConfChangeSingle::default();
@@ -98,7 +98,7 @@ pub(crate) fn entry_out(entry: &eraftpb::Entry) -> Result<Entry, String> {
             (EntryKind::Membership, change_in(entry)?.encode())
         }
         eraftpb::EntryType::EntryConfChange => {
-            return Err("a membership change of the library's first form".to_owned());
+            return Err("membership change in the library's old format".to_owned());
         }
     };
     Ok(Entry { index: Index(entry.index), term: Term(entry.term), kind, data })
@@ -183,7 +183,7 @@ pub(crate) fn hard_state_in(state: HardState) -> eraftpb::HardState {
     library
 }
 
-/// The version of a read within the library's messages; they never carry it between members.
+/// The version of a read in the library's messages; it never leaves this member.
 const READ_VERSION: u8 = 1;
 
 /// A read as the library's opaque context.
@@ -196,7 +196,7 @@ pub(crate) fn read_out(bytes: &[u8]) -> Option<ReadContext> {
     encoding::decode(READ_VERSION, bytes).ok()
 }
 
-/// Our message from the library's; an error for kinds that never leave a member.
+/// Our message from the library's; an error for kinds that a member never sends.
 pub(crate) fn message_out(m: &eraftpb::Message) -> Result<Message, String> {
     use eraftpb::MessageType as T;
     let (term, index, commit) = (Term(m.term), Index(m.index), Index(m.commit));
@@ -212,7 +212,7 @@ pub(crate) fn message_out(m: &eraftpb::Message) -> Result<Message, String> {
         || VoteReply { term, refused: m.reject, commit, commit_term: Term(m.commit_term) };
     let read = || {
         let data = m.get_entries().first().map_or(&[][..], |entry| entry.get_data());
-        read_out(data).ok_or_else(|| "a read without its context".to_owned())
+        read_out(data).ok_or_else(|| "read without a context".to_owned())
     };
     Ok(match m.get_msg_type() {
         T::MsgAppend => Message::Append {
@@ -246,13 +246,13 @@ pub(crate) fn message_out(m: &eraftpb::Message) -> Result<Message, String> {
         | T::MsgUnreachable
         | T::MsgSnapStatus
         | T::MsgCheckQuorum
-        | T::MsgTransferLeader => return Err(format!("a message {:?}", m.get_msg_type())),
+        | T::MsgTransferLeader => return Err(format!("unexpected message {:?}", m.get_msg_type())),
     })
 }
 
 /// The library's message for one received from a peer.
 ///
-/// The library trusts its input: what can be checked without its state is checked here.
+/// The library trusts its input, so this checks what it can without the library's state.
 pub(crate) fn message_in(
     from: RaftId,
     to: RaftId,
@@ -314,9 +314,9 @@ pub(crate) fn message_in(
             m.set_entries(vec![read_entry(*read)].into());
         }
     }
-    // The library takes a message of term 0 for one of its own; only a read carries none.
+    // The library treats a message with term 0 as its own; only reads legitimately have none.
     if m.term == 0 && !matches!(message, Message::ReadRequest { .. }) {
-        return Err("term 0".to_owned());
+        return Err("invalid term 0".to_owned());
     }
     Ok(m)
 }
@@ -349,7 +349,7 @@ fn entries_in(
         entry.index.0 == previous.0 + 1 + at as u64 && entry.term <= term
     };
     if !entries.iter().enumerate().all(follows) {
-        return Err("entries that do not follow each other".to_owned());
+        return Err("non-consecutive entries".to_owned());
     }
     entries.iter().map(entry_in).collect()
 }

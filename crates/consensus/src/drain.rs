@@ -1,4 +1,4 @@
-//! The order of things: durable first, then messages and effects.
+//! The order of effects: durable first, then messages and entries to apply.
 
 use cohort_store::{Batch, Index, LogStore, RaftId, Snapshot, Term};
 use raft::{StateRole, eraftpb};
@@ -7,11 +7,11 @@ use crate::effects::{Committed, Effects, InstalledSnapshot};
 use crate::{Message, Node, NodeError, Role, convert};
 
 impl<S: LogStore> Node<S> {
-    /// Makes everything that has happened durable, and returns what to do about it.
+    /// Persists everything since the last drain, and returns what the owner has to do.
     ///
     /// # Errors
-    /// The member has stopped and the process must exit. Nothing that was not handed out has been
-    /// acknowledged to anyone.
+    /// The member has stopped and the process must exit. It has acknowledged nothing beyond what it
+    /// returned.
     pub fn drain(&mut self) -> Result<Effects, NodeError> {
         self.settle();
         self.drive_membership();
@@ -33,7 +33,7 @@ impl<S: LogStore> Node<S> {
         Ok(effects)
     }
 
-    /// Handles whatever the library has ready. Returns whether the member still runs.
+    /// Handles everything that the library has ready. Returns whether the member still runs.
     pub(crate) fn settle(&mut self) -> bool {
         while !self.stopped() && self.raw.has_ready() {
             if let Err(error) = self.settle_one() {
@@ -43,12 +43,12 @@ impl<S: LogStore> Node<S> {
         !self.stopped()
     }
 
-    /// One step of the library: one durable transaction, then what follows from it.
+    /// One step of the library: one durable transaction, then its effects.
     fn settle_one(&mut self) -> Result<(), NodeError> {
         let stopped = || NodeError::Stopped;
         let mut ready = self.library(|raw| raw.ready()).ok_or_else(stopped)?;
 
-        // 1. Durable, as one transaction.
+        // 1. Persist, as one transaction.
         let mut batch = Batch::default();
         if let Some(state) = ready.hs() {
             self.hard_state = convert::hard_state_out(state);
@@ -62,13 +62,13 @@ impl<S: LogStore> Node<S> {
         let stored = self.store().image().hard_state();
         let vote_changed =
             (stored.term, stored.vote) != (self.hard_state.term, self.hard_state.vote);
-        // The commit position alone is not worth a sync: any leader works it out again.
+        // The commit position alone is not worth a sync: any leader can recompute it.
         if vote_changed || !batch.is_empty() {
             batch.hard_state = Some(self.hard_state);
             self.raw.mut_store().store.write(&batch).map_err(NodeError::Store)?;
         }
 
-        // 2. What the library said before and after it was durable.
+        // 2. Collect the library's output from before and after the write.
         for state in ready.take_read_states() {
             if let Some(read) = convert::read_out(&state.request_ctx) {
                 self.reads.answer(read, Index(state.index));
@@ -77,8 +77,8 @@ impl<S: LogStore> Node<S> {
         let mut messages = ready.take_messages();
         messages.append(&mut ready.take_persisted_messages());
         let mut committed = ready.take_committed_entries();
-        // Not `advance`, which reports entries as applied that are not: the membership changes
-        // among them take effect below, one by one.
+        // Not `advance`, which reports entries as applied too early: the membership changes among
+        // them take effect below, one by one.
         let mut light = self.library(|raw| raw.advance_append(ready)).ok_or_else(stopped)?;
         if let Some(commit) = light.commit_index() {
             self.hard_state.commit = Index(commit);
@@ -86,17 +86,17 @@ impl<S: LogStore> Node<S> {
         messages.append(&mut light.take_messages());
         committed.append(&mut light.take_committed_entries());
 
-        // 3. A snapshot replaces everything that was to be applied before it.
+        // 3. A snapshot replaces all earlier entries to apply.
         if let Some(snapshot) = batch.snapshot {
             self.install(snapshot);
         }
 
-        // 4. Messages, addressed and numbered.
+        // 4. Address and number the messages.
         for message in &messages {
             self.send(message);
         }
 
-        // 5. Committed entries.
+        // 5. Apply the committed entries.
         for entry in committed {
             self.apply(&entry)?;
         }
@@ -139,8 +139,8 @@ impl<S: LogStore> Node<S> {
             }
             eraftpb::EntryType::EntryConfChange | eraftpb::EntryType::EntryConfChangeV2 => {
                 let change = convert::change_in(entry).map_err(NodeError::Library)?.to_library();
-                // An error means that the change does not fit the membership. Every member finds
-                // the same, and none applies it.
+                // An error means that the change does not fit the membership. Every member gets the
+                // same error, and none applies it.
                 let applied =
                     self.library(|raw| raw.apply_conf_change(&change)).ok_or(NodeError::Stopped)?;
                 if let Ok(state) = applied {
@@ -154,7 +154,7 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// Trap: the library keeps a leader that is no longer a voter, and panics over it later.
+    /// Trap: in the library, a leader that is no longer a voter stays leader, and panics later.
     fn step_down_if_no_voter(&mut self) {
         let zombie = self.raw.raft.state == StateRole::Leader
             && !self.configuration.is_voter(self.config.id);

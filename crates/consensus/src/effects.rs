@@ -6,10 +6,10 @@ use crate::message::Envelope;
 use crate::reads::ReadId;
 use crate::status::Role;
 
-/// An entry that is committed and has to be applied.
+/// A committed entry to apply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
-    /// Its position. Positions only grow; some are left out (empty entries, membership changes).
+    /// Its position. Positions only grow, with gaps (empty entries, membership changes).
     pub index: Index,
     pub term: Term,
     pub data: Vec<u8>,
@@ -18,24 +18,24 @@ pub struct Committed {
 /// A state that replaces the owner's whole state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstalledSnapshot {
-    /// The last position whose effect is in it.
+    /// The last position applied to it.
     pub index: Index,
     pub term: Term,
     pub data: Vec<u8>,
 }
 
-/// What the owner has to do, in the order of the fields. Everything it rests on is durable.
+/// What the owner has to do, in the order of the fields. Everything it depends on is durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
     /// Replace the whole state with this one, then apply `committed`.
     pub installed_snapshot: Option<InstalledSnapshot>,
     /// Apply these, in order.
     pub committed: Vec<Committed>,
-    /// Everything up to here is applied when the two above are done.
+    /// Once the two above are done, everything up to here is applied.
     pub applied: Index,
     /// The newest membership, if it changed.
     pub configuration: Option<Configuration>,
-    /// These reads may be carried out now; each with the position it was promised.
+    /// These reads may run now; each with its promised position.
     pub reads_ready: Vec<(ReadId, Index)>,
     /// The new role, term and leader, if any of them changed.
     pub role_changed: Option<(Role, Term, Option<RaftId>)>,

@@ -2,13 +2,13 @@
 
 use cohort_store::{Index, RaftId, StoreError};
 
-/// What stops a member, or keeps it from starting. The process must exit.
+/// Why a member stopped, or cannot start. The process must exit.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     #[error("consensus configuration: {0}")]
     Config(&'static str),
     /// A group can only be founded on an empty store.
-    #[error("the member's store is not empty, so no group can be founded on it")]
+    #[error("cannot found a group: the member's store is not empty")]
     NotEmpty,
     #[error("the member's store failed")]
     Store(#[source] StoreError),
@@ -19,14 +19,14 @@ pub enum NodeError {
     Stopped,
 }
 
-/// Why a command was not accepted. A command that *was* accepted may still get lost: its outcome
-/// is known only when it is seen committed.
+/// Why a command was not accepted. A command that *was* accepted may still be lost: its outcome is
+/// unknown until it is committed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
-    /// Another member leads, or none does.
-    #[error("this member does not lead the group{}", hint(.leader))]
+    /// Another member is the leader, or there is none.
+    #[error("this member is not the leader{}", hint(.leader))]
     NotLeader { leader: Option<RaftId> },
-    /// Too much is waiting to be committed, or leadership is being handed over; try again.
+    /// Too much is waiting to be committed, or a leadership transfer is in progress; try again.
     #[error("the leader is busy; try again")]
     Busy,
     #[error("the command has {bytes} bytes, the limit is {limit}")]
@@ -37,11 +37,11 @@ pub enum ProposeError {
     Stopped,
 }
 
-/// Why a read was not begun. A read that *was* begun may get lost without an answer: the caller
-/// waits with a deadline and asks again, which makes a new read.
+/// Why a read did not start. A read that *did* start may be lost without an answer: the caller
+/// waits with a deadline and retries with a new read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    #[error("no leader of the group is known")]
+    #[error("the group's leader is unknown")]
     NoLeader,
     /// The leader has just been elected and has not committed anything yet; try again.
     #[error("the leader has not yet committed in its term; try again")]
@@ -52,17 +52,17 @@ pub enum ReadError {
     Stopped,
 }
 
-/// Why leadership is not handed over.
+/// Why a leadership transfer did not start.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransferError {
-    /// Only the leader can hand over.
-    #[error("this member does not lead the group{}", hint(.leader))]
+    /// Only the leader can transfer leadership.
+    #[error("this member is not the leader{}", hint(.leader))]
     NotLeader { leader: Option<RaftId> },
     #[error("member {0} is not a voter of the group")]
     NotAVoter(RaftId),
-    #[error("member {0} leads already")]
+    #[error("member {0} is already the leader")]
     AlreadyLeader(RaftId),
-    /// Nothing was heard from the member for an election timeout.
+    /// The member has not responded for an election timeout.
     #[error("member {0} is unreachable")]
     Silent(RaftId),
     #[error("no other voter could take over")]
@@ -71,27 +71,27 @@ pub enum TransferError {
     Stopped,
 }
 
-/// Why a change of membership was not begun.
+/// Why a membership change did not start.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MembershipError {
     /// Only the leader can change the membership.
-    #[error("this member does not lead the group{}", hint(.leader))]
+    #[error("this member is not the leader{}", hint(.leader))]
     NotLeader { leader: Option<RaftId> },
-    /// An earlier change is not finished, or the leader has just been elected; try again.
-    #[error("an earlier change of membership is not finished; try again")]
+    /// An earlier change is still in progress, or the leader has just been elected; try again.
+    #[error("an earlier membership change is in progress; try again")]
     InProgress,
-    /// Too much is waiting to be committed, or leadership is being handed over; try again.
+    /// Too much is waiting to be committed, or a leadership transfer is in progress; try again.
     #[error("the leader is busy; try again")]
     Busy,
-    #[error("member {id} cannot vote yet: it is not a standby; add it as a standby first")]
+    #[error("member {id} cannot vote yet: add it as a standby first")]
     NotAStandby { id: RaftId },
     /// A new voter is behind.
     #[error("member {id} cannot vote yet: its log is at {matched}, the group's at {committed}")]
     Behind { id: RaftId, matched: Index, committed: Index },
-    /// Nothing was heard from a new voter for an election timeout.
+    /// A new voter has not responded for an election timeout.
     #[error("member {id} cannot vote yet: it is unreachable")]
     Silent { id: RaftId },
-    /// No group can have this membership.
+    /// The membership is not valid for any group.
     #[error("invalid membership: {0}")]
     Invalid(&'static str),
     #[error("the member stopped after an earlier failure")]
@@ -101,11 +101,11 @@ pub enum MembershipError {
 /// Why a snapshot was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompactError {
-    #[error("there is a snapshot at {found} already; one at {asked} is not newer")]
+    #[error("a snapshot at {found} already exists; one at {asked} is not newer")]
     Old { found: Index, asked: Index },
-    #[error("entry {asked} has not been handed out yet, only {applied} has")]
+    #[error("cannot take a snapshot at {asked}: the last applied entry is {applied}")]
     NotApplied { asked: Index, applied: Index },
-    /// The membership has changed since that position, so its state there is no longer known.
+    /// The membership has changed since that position, so the membership at it is no longer known.
     #[error("the membership changed at {changed}, after {asked}; take a snapshot at a later entry")]
     BeforeMembershipChange { asked: Index, changed: Index },
     #[error("the state has {bytes} bytes, the limit is {limit}")]
@@ -116,5 +116,5 @@ pub enum CompactError {
 }
 
 fn hint(leader: &Option<RaftId>) -> String {
-    leader.map_or_else(|| "; no leader is known".to_owned(), |id| format!("; member {id} does"))
+    leader.map_or_else(|| "; the leader is unknown".to_owned(), |id| format!("; member {id} is"))
 }

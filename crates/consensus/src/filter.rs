@@ -1,9 +1,8 @@
 //! Numbers outgoing messages and checks incoming ones.
 //!
 //! Trap: append replies that overtake each other after a broken connection set the leader's
-//! progress for a peer back behind what the peer has confirmed (tikv/raft-rs#557), and a
-//! duplicated read request answers a stale read. Below this filter the network may misbehave at
-//! will.
+//! progress for a peer back behind what the peer has confirmed (tikv/raft-rs#557), and a duplicate
+//! read request gets a stale answer. With this filter, the network may misbehave arbitrarily.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +13,7 @@ use crate::{Config, Envelope, Message, status::Dropped};
 /// Bits of a session that count the connections since the start.
 const CONNECTION_BITS: u32 = 24;
 
-/// The largest boot epoch: what is left of a session's 64 bits.
+/// The largest boot epoch: the remaining bits of a session's 64.
 pub(crate) const BOOT_EPOCH_MAX: u64 = (1 << (64 - CONNECTION_BITS)) - 1;
 
 #[derive(Debug)]
@@ -43,7 +42,7 @@ impl Filter {
         }
     }
 
-    /// A new connection to `to` was made: whatever is in flight on the old one is void.
+    /// A new connection to `to` exists: messages in flight on the old one are void.
     pub(crate) fn connected(&mut self, to: RaftId) {
         let (session, sequence) = self.outgoing.entry(to).or_insert((self.first_session, 0));
         let connection_last = self.first_session | ((1 << CONNECTION_BITS) - 1);
@@ -68,7 +67,7 @@ impl Filter {
         }
     }
 
-    /// Whether a message is addressed to this member and in order.
+    /// Whether a message is for this member and in order.
     pub(crate) fn accept(&mut self, envelope: &Envelope) -> bool {
         if envelope.group != self.group
             || envelope.incarnation != self.incarnation

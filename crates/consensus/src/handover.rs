@@ -1,4 +1,4 @@
-//! Handing over before a clean stop.
+//! Transferring leadership before a clean stop.
 
 use cohort_store::{Index, LogStore, RaftId};
 use raft::StateRole;
@@ -6,11 +6,11 @@ use raft::StateRole;
 use crate::{Node, TransferError};
 
 impl<S: LogStore> Node<S> {
-    /// Hands leadership over to the best prepared voter: the reachable one with the longest log.
+    /// Transfers leadership to the best candidate: the reachable voter with the longest log.
     /// Returns its number.
     ///
     /// # Errors
-    /// When it was not begun; [`TransferError::NobodyElse`] for a group of one.
+    /// If the transfer did not start; [`TransferError::NobodyElse`] for a group of one.
     pub fn hand_over(&mut self) -> Result<RaftId, TransferError> {
         if self.raw.raft.state != StateRole::Leader {
             return Err(TransferError::NotLeader { leader: self.leader() });
@@ -28,10 +28,10 @@ impl<S: LogStore> Node<S> {
     }
 }
 
-/// A hand-over before the process stops; poll it after every tick.
+/// A leadership transfer before the process stops; poll it after every tick.
 ///
-/// It is over when this member does not lead (any more), when nobody could take over, or when time
-/// is up. In the last case the group waits out an election timeout.
+/// It ends when this member is not (or no longer) the leader, when no other voter can take over, or
+/// when time is up. In the last case the group waits out an election timeout.
 #[derive(Debug)]
 pub struct Handover {
     ticks_left: u32,
@@ -39,14 +39,14 @@ pub struct Handover {
 }
 
 impl Handover {
-    /// Begins to hand over, and gives up after `ticks_max` ticks.
+    /// Starts the transfer; gives up after `ticks_max` ticks.
     pub fn begin<S: LogStore>(node: &mut Node<S>, ticks_max: u32) -> Self {
         let mut handover = Handover { ticks_left: ticks_max, is_over: false };
         handover.step(node);
         handover
     }
 
-    /// One tick later. A failed attempt is repeated, perhaps with another member.
+    /// One tick has passed. Retries a failed attempt, perhaps with another member.
     pub fn poll<S: LogStore>(&mut self, node: &mut Node<S>) {
         self.ticks_left = self.ticks_left.saturating_sub(1);
         self.step(node);
@@ -66,7 +66,7 @@ impl Handover {
             return;
         }
         if raft.lead_transferee.is_none() {
-            // Why it was not begun does not matter: the next tick tries again.
+            // Why it did not start does not matter: the next tick retries.
             let _ = node.hand_over();
         }
         self.is_over = self.ticks_left == 0;

@@ -1,14 +1,14 @@
-//! Consensus: a replicated log of opaque commands, with membership, linearizable reads, snapshots
-//! and hand-over of leadership.
+//! Consensus: a replicated log of opaque commands, with membership changes, linearizable reads,
+//! snapshots and leadership transfer.
 //!
 //! **What it is.** [`Node`] is one member, as a state machine without threads, clocks or sockets.
 //! Its owner calls [`Node::tick`] every [`TICK`], [`Node::receive`] for every message, and after
-//! each of them [`Node::drain`], which makes everything durable through a [`LogStore`] and says
-//! what to send and what to apply. No message leaves before what it promises is durable.
+//! each of them [`Node::drain`], which persists everything through a [`LogStore`] and returns what
+//! to send and what to apply. No message leaves before what it promises is durable.
 //!
-//! This is the only crate that knows the consensus library underneath (`raft`), and it shows none
+//! This is the only crate that knows the underlying consensus library (`raft`), and it exposes none
 //! of its types. `docs/design/001-raft-library.md` lists the library's traps and what we do about
-//! each; the places in the code say *trap*.
+//! each; comments in the code mark them as *trap*.
 //!
 //! **What it must never know.** What commands mean; what a server, release or rollout is.
 //!

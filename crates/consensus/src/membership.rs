@@ -1,10 +1,10 @@
-//! Changes of membership: one joint change at a time.
+//! Membership changes: one joint change at a time.
 //!
 //! ```text
-//!   change_membership            drive_membership, on whoever leads
+//!   change_membership            drive_membership, on the leader
 //!   old ──────────────▶ joint ───────────────────────────────────▶ new
 //!        enter applied   │  leader is in the new half: leave        leave applied
-//!                        └─ it is not: it hands over first
+//!                        └─ it is not: it transfers leadership first
 //! ```
 
 use std::collections::BTreeSet;
@@ -16,19 +16,19 @@ use crate::convert::{Change, Part};
 use crate::{MembershipError, Node};
 
 impl<S: LogStore> Node<S> {
-    /// Begins to change the members to `voters` and `standbys`; only the leader can.
+    /// Starts to change the members to `voters` and `standbys`; only the leader can.
     ///
-    /// The change is joint: from its first entry on, every decision needs a majority of the old
-    /// and of the new voters, until the second entry ends it. The leader drives it to its end by
-    /// itself, also after a change of leaders; a leader that is not among `voters` hands over
-    /// first. It is done when [`Effects::configuration`](crate::Effects::configuration) shows it,
-    /// on the members that remain; a removed member may never hear of it.
+    /// The change is joint: from its first entry on, every decision needs a majority of the old and
+    /// of the new voters, until the second entry ends it. The leader completes it on its own, even
+    /// after a change of leaders; a leader that is not among `voters` transfers leadership first.
+    /// The change is done when [`Effects::configuration`](crate::Effects::configuration) shows it,
+    /// on the remaining members; a removed member may never learn of it.
     ///
-    /// A new voter has to be a standby whose log has caught up.
+    /// A new voter must be a standby whose log has caught up.
     ///
     /// # Errors
-    /// When it was not begun. `Ok` does not mean that it will complete: a new leader can undo a
-    /// change that is not committed yet.
+    /// If the change did not start. `Ok` does not mean that it will complete: a new leader can undo
+    /// a change that is not committed yet.
     pub fn change_membership(
         &mut self,
         voters: &BTreeSet<RaftId>,
@@ -57,7 +57,7 @@ impl<S: LogStore> Node<S> {
         self.propose_change(&Change::Enter(steps))
     }
 
-    /// On the leader: the members that could be made voters now.
+    /// On the leader: the members that could become voters now.
     #[must_use]
     pub fn caught_up(&self) -> BTreeSet<RaftId> {
         let members = self.configuration.members();
@@ -73,13 +73,13 @@ impl<S: LogStore> Node<S> {
         let problem = if voters.is_empty() {
             "a group needs a voter"
         } else if voters.contains(&RaftId(0)) || standbys.contains(&RaftId(0)) {
-            "0 is no member's number"
+            "0 is not a valid member number"
         } else if voters.intersection(standbys).next().is_some() {
-            "a member is voter and standby at once"
+            "a member is both voter and standby"
         } else if voters.len() > limits.voters_max {
-            "more voters than the limit"
+            "too many voters"
         } else if standbys.len() > limits.standbys_max {
-            "more standbys than the limit"
+            "too many standbys"
         } else {
             return Ok(());
         };
@@ -126,7 +126,7 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// Ends the joint phase, or hands over so that another leader can.
+    /// Ends the joint phase, or transfers leadership so that another leader can.
     pub(crate) fn drive_membership(&mut self) {
         let leads = !self.stopped() && self.raw.raft.state == StateRole::Leader;
         if !leads || !self.configuration.is_joint() || self.raw.raft.has_pending_conf() {
@@ -134,11 +134,11 @@ impl<S: LogStore> Node<S> {
         }
         let stays = self.configuration.voters.contains(&self.config.id);
         if stays || self.config.weaken.no_step_down {
-            // Refused while leadership is being handed over; the next tick tries again.
+            // Refused during a leadership transfer; the next tick retries.
             let _ = self.propose_change(&Change::Leave);
         } else if self.raw.raft.lead_transferee.is_none() {
-            // If there is nobody to hand over to, nothing can be done here: without a majority
-            // of the new voters the change cannot end either.
+            // If no other voter can take over, nothing can be done here: without a majority of the
+            // new voters the change cannot end either.
             let _ = self.hand_over();
         }
     }

@@ -1,4 +1,4 @@
-//! Growing, replacing, shrinking; and what is refused.
+//! Growing, replacing, shrinking; and what the leader refuses.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ fn change(group: &mut Group, voters: &[u64], standbys: &[u64]) -> Result<(), Mem
     result
 }
 
-/// Changes, and ticks until the configuration is there and not joint.
+/// Starts a change, and ticks until the configuration is in effect and not joint.
 fn change_done(group: &mut Group, voters: &[u64], standbys: &[u64]) {
     change(group, voters, standbys).unwrap();
     let wanted = Configuration::of(ids(voters), ids(standbys));
@@ -37,7 +37,7 @@ fn a_group_grows_from_one_to_five() {
         let leader = group.leader();
         let effects = group.drain(RaftId(leader));
         let applied = effects.applied;
-        // The founding snapshot lacks the new member, so that a fresh one is asked for.
+        // The founding snapshot lacks the new member, so the leader requests a fresh one.
         let _ = group.node(leader).compact(applied, b"a".to_vec());
         group.ticks(10);
         let voters: Vec<u64> = (1..=id).collect();
@@ -154,7 +154,8 @@ fn a_lost_snapshot_is_sent_again() {
     }
     let applied = group.node(leader).status().applied;
     group.node(leader).compact(applied, b"abc".to_vec()).unwrap();
-    // The member answers one heartbeat, so that the snapshot is sent; the snapshot itself is lost.
+    // The member answers one heartbeat, so the leader sends the snapshot; the snapshot itself is
+    // lost.
     group.cut_off.clear();
     for _ in 0..20 {
         group.nodes.values_mut().for_each(Node::tick);

@@ -10,19 +10,19 @@ const VERSION: u8 = 1;
 /// The largest message accepted: the largest snapshot, with room for the rest.
 pub const ENVELOPE_BYTES_MAX: usize = 40 * 1024 * 1024;
 
-/// One message with its addresses.
+/// One message with sender and receiver.
 ///
 /// `session` and `sequence` order the messages from one sender to one receiver. The receiver drops
-/// those that arrive late, twice, or from an older session: reads and append replies must not
+/// late messages, duplicates, and those of an older session: reads and append replies must not
 /// overtake each other.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Envelope {
     pub group: String,
     pub incarnation: u64,
     pub from: RaftId,
-    /// The member it is addressed to.
+    /// The receiving member.
     pub to: RaftId,
-    /// The sender's connection: its boot epoch, and how often it has connected since.
+    /// The sender's connection: its boot epoch, and its number of connections since.
     pub session: u64,
     /// The message's number in the session, from 1.
     pub sequence: u64,
@@ -49,7 +49,7 @@ impl Envelope {
     /// Decodes untrusted bytes.
     ///
     /// # Errors
-    /// When it is too large, of another version, or malformed; nothing of it is kept.
+    /// If it is too large, of another version, or malformed; it is then discarded as a whole.
     pub fn decode(bytes: &[u8]) -> Result<Envelope, EnvelopeError> {
         if bytes.len() > ENVELOPE_BYTES_MAX {
             return Err(EnvelopeError::TooLarge(bytes.len()));
@@ -61,7 +61,7 @@ impl Envelope {
 /// The content of a message.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Message {
-    /// The leader's entries, to follow the entry at `previous`.
+    /// The leader's entries, to append after the entry at `previous`.
     Append {
         term: Term,
         /// The position before the first entry.
@@ -70,12 +70,12 @@ pub enum Message {
         previous_term: Term,
         /// How far the leader's log is committed.
         commit: Index,
-        /// The entries; empty when only the commit position is news.
+        /// The entries; empty if only the commit position is new.
         entries: Vec<Entry>,
     },
     /// A member's answer to entries or to a snapshot.
     AppendReply(AppendReply),
-    /// Would the receiver vote for the sender? Changes nobody's term.
+    /// Asks whether the receiver would vote for the sender, without changing any term.
     PreVote(VoteRequest),
     /// The answer to [`PreVote`](Self::PreVote).
     PreVoteReply(VoteReply),
@@ -83,7 +83,7 @@ pub enum Message {
     Vote(VoteRequest),
     /// The answer to [`Vote`](Self::Vote).
     VoteReply(VoteReply),
-    /// The leader's whole state, for a member that is too far behind for entries.
+    /// The leader's full state, for a member that is too far behind for entries.
     Snapshot { term: Term, snapshot: Snapshot },
     /// The leader is alive.
     Heartbeat {
@@ -99,12 +99,12 @@ pub enum Message {
         term: Term,
         /// How far its log is committed.
         commit: Index,
-        /// The read that the heartbeat was to confirm.
+        /// The read that the heartbeat asked to confirm.
         read: Option<ReadContext>,
     },
-    /// The leader hands over to the receiver: begin an election at once.
+    /// The leader transfers leadership to the receiver, which starts an election at once.
     TakeOver { term: Term },
-    /// A member asks the leader for a position to read at.
+    /// Asks the leader for a position to read at.
     ReadRequest { read: ReadContext },
     /// The leader's answer: a member that has applied up to `index` may read.
     ReadReply { term: Term, index: Index, read: ReadContext },
@@ -136,7 +136,7 @@ pub struct VoteRequest {
     pub commit: Index,
     /// The term of that entry.
     pub commit_term: Term,
-    /// Whether the leader itself asked for this election.
+    /// Whether the leader itself requested this election.
     pub handed_over: bool,
 }
 
@@ -145,7 +145,7 @@ pub struct VoteRequest {
 pub struct VoteReply {
     /// The term that the vote is for; if refused, the voter's.
     pub term: Term,
-    /// Whether it is refused.
+    /// Whether the voter refuses.
     pub refused: bool,
     /// If refused: how far the voter's log is committed.
     pub commit: Index,
@@ -153,7 +153,7 @@ pub struct VoteReply {
     pub commit_term: Term,
 }
 
-/// One read, never used twice (trap: a context used twice answers a stale read).
+/// One read; never reused (trap: a reused context answers a stale read).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize,
 )]
@@ -161,6 +161,6 @@ pub struct ReadContext {
     /// The member that reads.
     pub member: RaftId,
     pub boot_epoch: u64,
-    /// The number of the read since it was started.
+    /// Counts the member's reads since its start.
     pub counter: u64,
 }

@@ -1,4 +1,4 @@
-//! Messages survive the way there and back, and broken bytes are refused.
+//! Messages survive a round trip, and corrupt bytes are refused.
 
 use std::path::Path;
 
@@ -125,7 +125,7 @@ fn entries_that_do_not_follow_each_other_never_reach_the_library() {
     assert!(into(Message::TakeOver { term: Term(0) }).is_err());
 }
 
-/// Bytes of `cohort-raft/1` and of the log, in hexadecimal; both begin with a version.
+/// Bytes of `cohort-raft/1` and of the log, in hexadecimal; both start with a version.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Hex", into = "Hex")]
 enum Sent {

@@ -20,26 +20,26 @@ use crate::{
     TransferError, convert,
 };
 
-/// The position and term of the snapshot that founds a group. Members that join later have
-/// nothing before it, so that they always begin with a snapshot.
+/// The position and term of the snapshot that founds a group. Members that join later have nothing
+/// before it, so they always start from a snapshot.
 const FOUNDING: (Index, Term) = (Index(1), Term(1));
 
 /// Ticks between the turns of voters that have lost the connection to their leader: time for one
 /// of them to be elected.
 const TURN_TICKS: u64 = 2;
 
-/// One member of a group, without IO of its own.
+/// One member of a group; does no IO.
 ///
 /// The owner drives it from one thread:
 ///
 /// 1. [`tick`](Self::tick) every [`TICK`](crate::TICK), [`receive`](Self::receive) for every
 ///    message, [`propose`](Self::propose), [`read`](Self::read) and so on for every request;
-/// 2. after one or several of them, [`drain`](Self::drain): apply what it says is committed, send
-///    its messages in order, and stop the process if it fails.
+/// 2. after one or several of them, [`drain`](Self::drain): apply the committed entries that it
+///    returns, send its messages in order, and stop the process if it fails.
 ///
-/// Messages to one peer have to leave in the order of the effects, over one connection at a time;
-/// the member numbers them, and drops what comes late or twice. `Envelope::from` must have been
-/// checked against the authenticated peer before `receive`.
+/// Send messages to one peer in the order of the effects, over one connection at a time; the member
+/// numbers them, and drops late or duplicate ones. Check `Envelope::from` against the authenticated
+/// peer before calling `receive`.
 pub struct Node<S: LogStore> {
     pub(crate) raw: RawNode<View<S>>,
     pub(crate) config: Config,
@@ -49,12 +49,12 @@ pub struct Node<S: LogStore> {
     /// Ticks since the start.
     pub(crate) clock: u64,
     pub(crate) timeouts: Timeouts,
-    /// The tick at which each peer was last heard from.
+    /// The tick of the last message from each peer.
     pub(crate) heard: BTreeMap<RaftId, u64>,
     /// Snapshots in flight, and the tick at which each was sent.
     pub(crate) snapshots_sent: BTreeMap<RaftId, u64>,
     pub(crate) applied: Index,
-    /// The library's hard state; the stored one may lag behind in its commit position.
+    /// The library's hard state; the commit position of the stored one may lag.
     pub(crate) hard_state: HardState,
     pub(crate) effects: Effects,
     pub(crate) role_seen: (Role, Term, Option<RaftId>),
@@ -67,19 +67,19 @@ enum Failure {
     None,
     /// The next drain returns it.
     New(NodeError),
-    /// The owner has been told.
+    /// The owner has received it.
     Told,
 }
 
 impl<S: LogStore> Node<S> {
     /// Founds a group: writes its first membership and state to the store of one founder.
     ///
-    /// Several founders must be given the same `voters` and `state`. In production there is one
-    /// founder and the others join: [`open`](Self::open) on an empty store, then
+    /// Several founders need the same `voters` and `state`. In production there is one founder and
+    /// the others join: [`open`](Self::open) on an empty store, then
     /// [`change_membership`](Self::change_membership) on the leader.
     ///
     /// # Errors
-    /// [`NodeError::NotEmpty`] when the store has been used; [`NodeError::Store`].
+    /// [`NodeError::NotEmpty`] if the store is in use already; [`NodeError::Store`].
     pub fn bootstrap(
         store: &mut S,
         config: &Config,
@@ -106,14 +106,13 @@ impl<S: LogStore> Node<S> {
         store.write(&batch).map_err(NodeError::Store)
     }
 
-    /// Starts a member from its store; an empty store makes a member that waits to be added.
+    /// Starts a member from its store; with an empty store, it waits to be added to a group.
     ///
-    /// The first [`drain`](Self::drain) hands out the stored snapshot and the entries after it
-    /// that are known to be committed: the owner builds its state from them and keeps none of its
-    /// own.
+    /// The first [`drain`](Self::drain) returns the stored snapshot and the entries after it that
+    /// are known to be committed: the owner builds its state from them and stores none itself.
     ///
     /// # Errors
-    /// [`NodeError::Config`], or [`NodeError::Library`] when the stored state cannot be.
+    /// [`NodeError::Config`], or [`NodeError::Library`] if the stored state is impossible.
     pub fn open(store: S, config: Config) -> Result<Self, NodeError> {
         if let Some(problem) = config.problem() {
             return Err(NodeError::Config(problem));
@@ -162,14 +161,14 @@ impl<S: LogStore> Node<S> {
 
     /// One [`TICK`](crate::TICK) has passed.
     ///
-    /// Skip ticks that were missed (a stopped process, a machine that slept) rather than making
-    /// up for them: a burst of ticks looks like a leader that has gone silent.
+    /// Skip missed ticks (a stopped process, a suspended machine) instead of making up for them: a
+    /// burst of ticks looks like a silent leader.
     pub fn tick(&mut self) {
         if self.stopped() {
             return;
         }
-        // Committed entries are applied and appended ones durable before a tick can begin an
-        // election. (Trap: an election reads all unapplied entries.)
+        // Apply committed entries and persist appended ones before a tick can start an election.
+        // (Trap: an election reads all unapplied entries.)
         if self.raw.raft.state != StateRole::Leader && !self.settle() {
             return;
         }
@@ -188,20 +187,19 @@ impl<S: LogStore> Node<S> {
         self.drive_membership();
     }
 
-    /// Begins an election without waiting for the timeout; for the only voter of a group at its
+    /// Starts an election without waiting for the timeout; for the only voter of a group at its
     /// start. Harmless elsewhere: voters that hear from a leader refuse the pre-vote.
     pub fn campaign(&mut self) {
         if !self.stopped() && self.settle() {
             self.timeouts.election_began();
             self.library(|raw| {
-                // An error says that it leads already, or must not.
+                // An error means that it is already the leader, or must not be.
                 let _ = raw.campaign();
             });
         }
     }
 
-    /// A message has arrived. Messages from strangers, late ones and malformed ones are dropped
-    /// and counted.
+    /// Handles a message. Drops and counts stray, late and malformed ones.
     pub fn receive(&mut self, envelope: &Envelope) {
         if self.stopped() || !self.filter.accept(envelope) {
             return;
@@ -212,26 +210,26 @@ impl<S: LogStore> Node<S> {
         };
         self.heard.insert(envelope.from, self.clock);
         match message.get_msg_type() {
-            // The library would forward it in the asking member's name; a member that asked the
-            // wrong one asks again.
+            // The library would forward it in the requesting member's name; a member that asked the
+            // wrong one retries.
             MessageType::MsgReadIndex if self.raw.raft.state != StateRole::Leader => return,
-            // It begins an election at once, which needs a settled log, as for a tick.
+            // It starts an election at once, which needs a settled log, as for a tick.
             MessageType::MsgTimeoutNow if !self.settle() => return,
             _ => {}
         }
-        // An error means that the message was useless, never that something broke.
+        // An error means that the message was useless, never that the member failed.
         self.library(|raw| {
             let _ = raw.step(message);
         });
     }
 
-    /// Proposes a command; only the leader can. Accepted is not committed: it is when the entry
-    /// with this index *and this term* shows up in [`Effects::committed`]. If another entry shows
-    /// up at the index, it was lost. If the member stops leading before either, the outcome is
-    /// unknown; commands carry an id of their own, so that trying again is safe.
+    /// Proposes a command; only the leader can. Accepted does not mean committed: the command is
+    /// committed once the entry with this index *and this term* shows up in [`Effects::committed`].
+    /// If another entry shows up at the index, the command was lost. If the member loses leadership
+    /// before either, the outcome is unknown; commands carry their own id, so retrying is safe.
     ///
     /// # Errors
-    /// When the command was certainly not taken.
+    /// If the command was definitely not accepted.
     pub fn propose(&mut self, data: Vec<u8>) -> Result<(Index, Term), ProposeError> {
         if self.stopped() {
             return Err(ProposeError::Stopped);
@@ -255,15 +253,14 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// Begins a linearizable read, on any member.
+    /// Starts a linearizable read, on any member.
     ///
-    /// When the id shows up in [`Effects::reads_ready`], the state
-    /// after applying those effects is at least as new as everything acknowledged before this
-    /// call. It may never show up (no leader, a lost message): wait with a deadline, then call
-    /// this again. An id is never used twice.
+    /// When the id shows up in [`Effects::reads_ready`], the state after applying those effects is
+    /// at least as new as everything acknowledged before this call. It may never show up (no
+    /// leader, a lost message): wait with a deadline, then call this again. Ids are never reused.
     ///
     /// # Errors
-    /// When there will certainly be no answer.
+    /// If there will definitely be no answer.
     pub fn read(&mut self) -> Result<ReadId, ReadError> {
         if self.stopped() {
             return Err(ReadError::Stopped);
@@ -282,11 +279,12 @@ impl<S: LogStore> Node<S> {
         Ok(ReadId(context.counter))
     }
 
-    /// Hands leadership over to `to`. Done when [`status`](Self::status) names `to` as the leader;
-    /// abandoned after the shortest election timeout. Until then proposals are refused as busy.
+    /// Transfers leadership to `to`. Done when [`status`](Self::status) names `to` as the leader;
+    /// abandoned after the minimum election timeout. Until then the member refuses proposals as
+    /// busy.
     ///
     /// # Errors
-    /// When it was not begun.
+    /// If the transfer did not start.
     pub fn transfer_leadership(&mut self, to: RaftId) -> Result<(), TransferError> {
         if self.stopped() {
             return Err(TransferError::Stopped);
@@ -306,12 +304,12 @@ impl<S: LogStore> Node<S> {
         self.library(|raw| raw.transfer_leader(to.0)).ok_or(TransferError::Stopped)
     }
 
-    /// A connection to `peer` was made. Messages still in flight on an older one are void.
+    /// A new connection to `peer` exists. Messages still in flight on an older one are void.
     pub fn connected(&mut self, peer: RaftId) {
         self.filter.connected(peer);
     }
 
-    /// A message to `peer` could not be sent, or its connection broke.
+    /// Sending a message to `peer` failed, or its connection broke.
     pub fn report_unreachable(&mut self, peer: RaftId) {
         self.library(|raw| raw.report_unreachable(peer.0));
         self.lose_snapshot(peer);
@@ -335,7 +333,7 @@ impl<S: LogStore> Node<S> {
         self.library(|_| ());
     }
 
-    /// A snapshot counts as lost when the peer disconnects, or after
+    /// Reports a snapshot in flight as lost: when the peer disconnects, or after
     /// [`Limits::snapshot_ticks_max`](crate::Limits::snapshot_ticks_max).
     fn lose_snapshot(&mut self, peer: RaftId) {
         // Trap: without a final report the library never sends to the peer again.
@@ -358,7 +356,7 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// The leader, as far as this member knows.
+    /// The leader, if this member knows one.
     #[must_use]
     pub fn leader(&self) -> Option<RaftId> {
         match self.raw.raft.leader_id {
@@ -367,14 +365,14 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// Whether this member leads and has committed in its term.
+    /// Whether this member is the leader and has committed in its term.
     #[must_use]
     pub fn leads(&self) -> bool {
         let raft = &self.raw.raft;
         raft.state == StateRole::Leader && raft.commit_to_current_term()
     }
 
-    /// The last entry that was handed out by a drain.
+    /// The last entry that a drain has returned.
     #[must_use]
     pub fn applied(&self) -> Index {
         self.applied
@@ -392,7 +390,7 @@ impl<S: LogStore> Node<S> {
         &self.raw.store().store
     }
 
-    /// A snapshot of everything observable about the member.
+    /// The member's observable state.
     #[must_use]
     pub fn status(&self) -> Status {
         let raft = &self.raw.raft;
@@ -429,7 +427,7 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// Whether nothing was heard from a peer for the shortest election timeout.
+    /// Whether a peer has not responded for the minimum election timeout.
     pub(crate) fn is_silent(&self, peer: RaftId) -> bool {
         let limit = u64::from(self.config.election_ticks_min);
         self.heard.get(&peer).is_none_or(|heard| self.clock - heard >= limit)
@@ -439,14 +437,14 @@ impl<S: LogStore> Node<S> {
         !matches!(self.failure, Failure::None)
     }
 
-    /// Stops the member; the first reason is the one that its owner gets.
+    /// Stops the member; its owner gets the first reason.
     pub(crate) fn fail(&mut self, error: NodeError) {
         if !self.stopped() {
             self.failure = Failure::New(error);
         }
     }
 
-    /// Why the member stopped, the first time this is asked.
+    /// Why the member stopped; later calls return [`NodeError::Stopped`].
     pub(crate) fn failure(&mut self) -> Result<(), NodeError> {
         match std::mem::replace(&mut self.failure, Failure::Told) {
             Failure::None => {
@@ -458,8 +456,8 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// Calls into the library. It panics on impossible states, such as those a lying disk leads
-    /// to; the member stops then and is not used again.
+    /// Calls into the library. It panics on impossible states, such as after a disk lied; the
+    /// member then stops permanently.
     pub(crate) fn library<T>(
         &mut self,
         call: impl FnOnce(&mut RawNode<View<S>>) -> T,
@@ -498,7 +496,7 @@ fn library_config(config: &Config, applied: Index) -> raft::Config {
         max_inflight_msgs: limits.appends_in_flight_max,
         check_quorum: true,
         pre_vote: true,
-        // Trap: lease-based reads are stale when clocks drift.
+        // Trap: lease reads are stale when clocks drift.
         read_only_option: if config.weaken.lease_reads {
             ReadOnlyOption::LeaseBased
         } else {

@@ -239,7 +239,7 @@ fn equal_seeds_give_equal_behaviour() {
     }
 }
 
-/// A store whose writes fail from some point on.
+/// A store whose writes fail after some point.
 struct Failing(FaultyStore, usize);
 
 impl LogStore for Failing {
@@ -299,8 +299,8 @@ fn a_failed_write_stops_the_member_and_nothing_leaves_it() {
     );
 }
 
-/// What the leader believes of a member to which it says that entries do not match, after the
-/// member has caught up, the connection broke, and the same message has come again.
+/// The leader's view of a member that first rejected its entries and then caught up, after the
+/// connection broke and the rejection arrived again.
 fn after_a_late_rejection(tune: fn(&mut Config)) -> (PeerProgress, u64) {
     let mut group = Group::tuned(&[1, 2, 3], tune);
     let leader = group.leader();
@@ -372,8 +372,8 @@ fn an_answer_that_comes_late_does_not_set_the_leader_back() {
     let (progress, late) = after_a_late_rejection(|_| {});
     assert!(progress.next > progress.matched, "{progress:?}");
     assert_eq!(late, 1);
-    // The library's own fault (tikv/raft-rs#557). When this no longer holds, the numbering of
-    // messages is needed for reads only.
+    // The library's own bug (tikv/raft-rs#557). Once this no longer holds, only reads need message
+    // numbering.
     let (progress, _) = after_a_late_rejection(|config| config.weaken.no_filter = true);
     assert!(progress.next <= progress.matched, "{progress:?}");
 }

@@ -6,14 +6,14 @@ use cohort_store::{Index, RaftId};
 
 use crate::{Config, ReadContext};
 
-/// A read of this process; answered at most once.
+/// A read by this process; answered at most once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReadId(pub u64);
 
 /// Election timeouts after which an unanswered read is dropped: its caller gave up long ago.
 const FORGET_AFTER_ELECTIONS: u64 = 4;
 
-/// Reads waiting for an answer, or for that position to be applied.
+/// Reads waiting for an answer, or for the answered position to be applied.
 #[derive(Debug)]
 pub(crate) struct Reads {
     member: RaftId,
@@ -21,9 +21,9 @@ pub(crate) struct Reads {
     counter: u64,
     forget_after_ticks: u64,
     pending_max: usize,
-    /// Unanswered reads: counter to the tick at which they began.
+    /// Unanswered reads: from counter to the tick of their start.
     asked: BTreeMap<u64, u64>,
-    /// Answered reads, waiting until that position is applied.
+    /// Answered reads, waiting until their position is applied.
     answered: Vec<(ReadId, Index)>,
 }
 
@@ -53,7 +53,7 @@ impl Reads {
         })
     }
 
-    /// The library answers. Ignores reads of an earlier process of this member.
+    /// The library's answer. Ignores reads by an earlier process of this member.
     pub(crate) fn answer(&mut self, read: ReadContext, index: Index) {
         let ours = read.member == self.member && read.boot_epoch == self.boot_epoch;
         if ours && self.asked.remove(&read.counter).is_some() {
@@ -61,7 +61,7 @@ impl Reads {
         }
     }
 
-    /// Takes out the reads that may be carried out now.
+    /// Takes the reads that may run now.
     pub(crate) fn ready(&mut self, applied: Index) -> Vec<(ReadId, Index)> {
         let (ready, wait) = self.answered.drain(..).partition(|(_, index)| *index <= applied);
         self.answered = wait;

@@ -46,20 +46,20 @@ pub enum Replication {
 pub struct PeerProgress {
     /// The last position the member is known to have.
     pub matched: Index,
-    /// The next position that will be sent to it; always after `matched`.
+    /// The next position to send to it; always after `matched`.
     pub next: Index,
-    /// How entries get to it.
+    /// How it receives entries.
     pub replication: Replication,
 }
 
 /// Counts of dropped messages, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Dropped {
-    /// Of another group or incarnation, or for another member.
+    /// From another group or incarnation, or for another member.
     pub strangers: u64,
     /// Late, duplicated, or from an older session.
     pub late: u64,
-    /// Undecodable, or not meant for a member in this role.
+    /// Undecodable, or invalid for a member in this role.
     pub malformed: u64,
 }
 
@@ -69,11 +69,11 @@ pub struct Status {
     pub id: RaftId,
     pub role: Role,
     pub term: Term,
-    /// The leader, as far as it knows.
+    /// The leader, if the member knows one.
     pub leader: Option<RaftId>,
-    /// The last position it knows to be committed.
+    /// The last position known to be committed.
     pub commit: Index,
-    /// The last entry that a drain has handed out.
+    /// The last entry that a drain has returned.
     pub applied: Index,
     /// The first and the last stored position.
     pub log: (Index, Index),
@@ -81,13 +81,13 @@ pub struct Status {
     pub snapshot: Option<Index>,
     /// The membership as of `applied`.
     pub configuration: Configuration,
-    /// The position of its last change; after a start at least the snapshot's.
+    /// The position of the last membership change; after a start, at least the snapshot's.
     pub configuration_index: Index,
-    /// On the leader: whether a membership change may be under way.
+    /// On the leader: whether a membership change may be in progress.
     pub change_pending: bool,
     /// On the leader: whether it has committed in its term, and can answer reads.
     pub ready: bool,
-    /// On the leader: the member it is handing over to.
+    /// On the leader: the member it is transferring leadership to.
     pub transfer: Option<RaftId>,
     /// On the leader: all members, itself included.
     pub peers: BTreeMap<RaftId, PeerProgress>,
@@ -96,7 +96,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether the member leads.
+    /// Whether the member is the leader.
     #[must_use]
     pub fn is_leader(&self) -> bool {
         self.role == Role::Leader

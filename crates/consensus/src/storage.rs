@@ -8,13 +8,13 @@ use raft::{Error, GetEntriesContext, RaftState, Result, StorageError};
 
 use crate::convert;
 
-/// Bytes that an entry counts for in a message, on top of its data.
+/// Bytes counted for an entry in a message, on top of its data.
 const ENTRY_OVERHEAD_BYTES: u64 = 24;
 
-/// What the library reads through: the store, and when to hide its snapshot.
+/// What the library reads: the store, and whether to hide its snapshot.
 pub(crate) struct View<S> {
     pub(crate) store: S,
-    /// The position of the last membership change that was applied here.
+    /// The position of the last membership change applied here.
     pub(crate) configuration_index: Index,
     /// Set when a peer needs a snapshot that this store cannot serve.
     pub(crate) snapshot_wanted: Cell<bool>,
@@ -81,7 +81,7 @@ impl<S: LogStore> raft::Storage for View<S> {
     fn snapshot(&self, request_index: u64, to: u64) -> Result<eraftpb::Snapshot> {
         // Trap: a snapshot older than the last membership change or than the log's base loops
         // forever, and the receiver silently ignores one whose configuration lacks it. Serve
-        // neither; ask for a fresh one instead.
+        // neither; request a fresh one instead.
         let image = self.store.image();
         match image.snapshot() {
             Some(snapshot)

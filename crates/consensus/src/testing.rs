@@ -6,7 +6,7 @@ use cohort_store::{Disk, FaultyStore, RaftId};
 
 use crate::{Committed, Config, Effects, Envelope, Index, Node, ReadId};
 
-/// Members by number, and what each has applied.
+/// Members by number, and what each of them has applied.
 pub(crate) struct Group {
     pub(crate) nodes: BTreeMap<RaftId, Node<FaultyStore>>,
     pub(crate) applied: BTreeMap<RaftId, Vec<Committed>>,
@@ -26,7 +26,7 @@ pub(crate) fn empty_store() -> FaultyStore {
 }
 
 impl Group {
-    /// A group that was founded by `voters`.
+    /// A group founded by `voters`.
     pub(crate) fn of(voters: &[u64]) -> Self {
         Self::tuned(voters, |_| {})
     }
@@ -85,7 +85,7 @@ impl Group {
         effects
     }
 
-    /// Delivers until nothing is under way.
+    /// Delivers until nothing is in flight.
     pub(crate) fn settle(&mut self) {
         loop {
             for id in self.nodes.keys().copied().collect::<Vec<_>>() {
@@ -119,7 +119,7 @@ impl Group {
         }
     }
 
-    /// Ticks until a member that is not cut off leads and is ready.
+    /// Ticks until a member that is not cut off is the leader and ready.
     pub(crate) fn leader(&mut self) -> u64 {
         for _ in 0..200 {
             let leads = self.nodes.values().map(Node::status).find(|status| {

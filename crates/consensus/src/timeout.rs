@@ -4,9 +4,9 @@ use raft::{RawNode, StateRole, Storage};
 
 /// Replaces the library's only randomness, its election timeout, with our own.
 ///
-/// From outside, a fresh draw that equals the last one cannot be seen. Our draw is therefore a
-/// function of the seed and a counter that advances whenever the term, role or leader changes or
-/// an election begins, none of which depends on the library's draw.
+/// From outside, a new draw that equals the previous one is invisible. Our draw is therefore a
+/// function of the seed and a counter that advances whenever the term, role or leader changes or an
+/// election starts, none of which depends on the library's draw.
 #[derive(Debug)]
 pub(crate) struct Timeouts {
     seed: u64,
@@ -24,7 +24,7 @@ impl Timeouts {
         Timeouts { seed, min: min.into(), max: max.into(), draws: 0, seen: (0, 0, 0), early: None }
     }
 
-    /// An election began at this tick.
+    /// An election started at this tick.
     pub(crate) fn election_began(&mut self) {
         self.draws += 1;
         self.early = None;
@@ -35,7 +35,7 @@ impl Timeouts {
         self.early = Some((self.min + ticks).min(self.max - 1));
     }
 
-    /// Call this after every call into the library.
+    /// Sets the timeout in the library; call it after every call into the library.
     pub(crate) fn set<S: Storage>(&mut self, raw: &mut RawNode<S>) {
         let role = match raw.raft.state {
             StateRole::Follower => 0,

@@ -1,4 +1,4 @@
-//! Members over the store of production: what was committed is there after every restart.
+//! Members on the production store: committed entries are still there after every restart.
 
 #![allow(clippy::unwrap_used)]
 

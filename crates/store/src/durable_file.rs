@@ -1,4 +1,4 @@
-//! A small durable record in a file of its own, such as the host's fences.
+//! A small durable record in its own file, such as the host's fences.
 
 use std::fs;
 use std::io;
@@ -14,26 +14,27 @@ const MAGIC: &str = "cohort-durable";
 /// The version of the file format.
 const FORMAT: u32 = 1;
 
-/// Fences and counters take a few kilobytes. A larger file is damaged and must not fill memory.
+/// In bytes. Fences and counters take a few kilobytes. A larger file is damaged and must not fill
+/// memory.
 const RECORD_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Why a record could not be read or written.
+/// Why reading or writing a record failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DurableFileError {
-    /// The file is damaged; it was moved aside for inspection.
+    /// The file is damaged; it is moved aside for inspection.
     #[error("record {} is damaged; moved to {}", path.display(), moved_to.display())]
     Damaged { path: PathBuf, moved_to: PathBuf, source: Cause },
-    /// The file could not be read. It is unchanged.
+    /// Reading the file failed. It is unchanged.
     #[error("record is not readable")]
     Read(#[source] FileError),
-    /// The record may not be durable. Nothing was acknowledged; the process must stop.
+    /// The record may not be durable. The write is not acknowledged; the process must stop.
     #[error("record is not written")]
     Write(#[source] FileError),
     #[error("record {} is read-only after a failed write; this process must stop", path.display())]
     Poisoned { path: PathBuf },
 }
 
-/// A value of type `T` in one file, replaced as a whole.
+/// A value of type `T` in one file, which every write replaces as a whole.
 ///
 /// The file is one line of text, then JSON, so that a person can read it:
 ///
@@ -43,8 +44,8 @@ pub enum DurableFileError {
 /// ```
 ///
 /// Checksum and length cover everything after the first line. Only the owner may read the file:
-/// records hold the environment of services and the addresses of mirrors, secrets among them.
-/// Writes go through [`cohort_base::durable`]; after a failed one no more are accepted.
+/// records hold the environment of services and the addresses of mirrors, which may include
+/// secrets. Writes go through [`cohort_base::durable`]; a failed one poisons the record.
 #[derive(Debug)]
 pub struct DurableFile<T> {
     path: PathBuf,
@@ -53,12 +54,12 @@ pub struct DurableFile<T> {
 }
 
 impl<T: Serialize + DeserializeOwned> DurableFile<T> {
-    /// Opens the record at `path` and reads it; `None` when there is none yet. The folder must
+    /// Opens the record at `path` and reads it; `None` if there is none yet. The directory must
     /// exist, and this process must be the record's only writer.
     ///
     /// # Errors
-    /// [`DurableFileError::Damaged`] when the file does not have the form above or is not a `T`.
-    /// It has been renamed to `<name>.damaged-<n>` then, and the next open finds no record.
+    /// [`DurableFileError::Damaged`] if the file does not have the form above or is not a `T`. The
+    /// file is then renamed to `<name>.damaged-<n>`, and the next open finds no record.
     pub fn open(path: impl Into<PathBuf>) -> Result<(Self, Option<T>), DurableFileError> {
         let path = path.into();
         let unreadable = |source| {
@@ -73,7 +74,7 @@ impl<T: Serialize + DeserializeOwned> DurableFile<T> {
             Err(error) => return Err(unreadable(error)),
         };
         let parsed = if length > RECORD_BYTES_MAX {
-            Err(format!("it is {length} bytes long").into())
+            Err(format!("{length} bytes are too many").into())
         } else {
             parse(&fs::read(&path).map_err(unreadable)?)
         };
@@ -124,15 +125,15 @@ fn first_line(body: &[u8]) -> String {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Cause> {
-    let end = bytes.iter().position(|&byte| byte == b'\n').ok_or("it has no first line")?;
+    let end = bytes.iter().position(|&byte| byte == b'\n').ok_or("no first line")?;
     let (line, body) = (&bytes[..end], &bytes[end + 1..]);
     if line != first_line(body).as_bytes() {
-        return Err("its first line does not match its content".into());
+        return Err("the first line does not match the content".into());
     }
     Ok(serde_json::from_slice(body)?)
 }
 
-/// Renames a damaged file to `<name>.damaged-<n>`, with the first free `n`.
+/// Renames a damaged file to `<name>.damaged-<n>`, using the first free `n`.
 pub(crate) fn move_aside(path: &Path) -> io::Result<PathBuf> {
     for n in 1..u32::MAX {
         let mut name = path.as_os_str().to_owned();

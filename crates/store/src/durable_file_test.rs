@@ -1,4 +1,4 @@
-//! Small records: written as a whole, damage found, failures final.
+//! Small records: writes are atomic, damage is detected, failures are final.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,7 +39,7 @@ fn a_crash_while_writing_leaves_the_old_record() {
     assert_eq!(found, Some(fences(1)));
     file.save(&fences(2)).unwrap();
     assert_eq!(DurableFile::<Fences>::open(&path).unwrap().1, Some(fences(2)));
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no other file is left");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn after_a_failed_write_no_more_are_taken() {
     let path = folder.path().join("fences");
     let (mut file, _) = DurableFile::<Fences>::open(&path).unwrap();
     file.save(&fences(1)).unwrap();
-    // A folder in place of the file makes the rename fail.
+    // A directory in place of the file makes the rename fail.
     let away = folder.path().join("away");
     fs::rename(&path, &away).unwrap();
     fs::create_dir(&path).unwrap();

@@ -1,26 +1,26 @@
-//! The bytes of records, on disk and inside messages.
+//! The bytes of records, on disk and in messages.
 //!
 //! ```text
 //! 0          version
-//! 1 .. n     the record's fields in their order, as <https://borsh.io> lays them out: numbers
-//!            little-endian in full width, a u32 count before bytes and lists, a u8 before the
-//!            fields of an enum or option
-//! n .. n+4   stored by itself (*sealed*): crc32 (IEEE) of the bytes 0 .. n
+//! 1 .. n     the record's fields in order, in Borsh (<https://borsh.io>): numbers little-endian
+//!            at full width, a u32 count before bytes and lists, a u8 before the fields of an
+//!            enum or option
+//! n .. n+4   if stored on its own (*sealed*): crc32 (IEEE) of the bytes 0 .. n
 //! ```
 
 use std::io;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-/// The first byte of every sealed record; raised when a field of any of them changes.
+/// The first byte of every sealed record; incremented when a field of any of them changes.
 const SEALED_VERSION: u8 = 1;
 
-/// Why bytes are not a record.
+/// Why bytes are not a valid record.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    #[error("{0} bytes are too few")]
+    #[error("too short: {0} bytes")]
     Short(usize),
-    #[error("checksum is {found:08x}, the bytes give {computed:08x}")]
+    #[error("checksum is {found:08x}, computed {computed:08x}")]
     Checksum { found: u32, computed: u32 },
     #[error("unsupported version {0}")]
     Version(u8),
@@ -28,10 +28,10 @@ pub enum DecodeError {
     Fields(#[source] io::Error),
 }
 
-/// Encodes a record behind its version.
+/// Encodes a record after its version.
 ///
 /// # Panics
-/// When a list has 4 Gi elements or more.
+/// If a list has 4 Gi elements or more.
 #[must_use]
 pub fn encode<T: BorshSerialize>(version: u8, record: &T) -> Vec<u8> {
     let mut bytes = vec![version];
@@ -39,10 +39,10 @@ pub fn encode<T: BorshSerialize>(version: u8, record: &T) -> Vec<u8> {
     bytes
 }
 
-/// Reads a record behind its version. Never allocates much more than the input has.
+/// Decodes a record and its version. Never allocates much more than the input's length.
 ///
 /// # Errors
-/// Another version, or bytes that are not exactly such a record.
+/// Another version, or bytes that are not exactly one such record.
 pub fn decode<T: BorshDeserialize>(version: u8, bytes: &[u8]) -> Result<T, DecodeError> {
     match bytes.split_first() {
         Some((found, fields)) if *found == version => {
@@ -61,10 +61,10 @@ pub fn seal<T: BorshSerialize>(record: &T) -> Vec<u8> {
     bytes
 }
 
-/// Checks a sealed record and reads it.
+/// Verifies and decodes a sealed record.
 ///
 /// # Errors
-/// [`DecodeError`]: any flipped bit or missing byte is found.
+/// [`DecodeError`]: detects any flipped bit or missing byte.
 pub fn unseal<T: BorshDeserialize>(bytes: &[u8]) -> Result<T, DecodeError> {
     let (sealed, crc) = bytes.split_last_chunk::<4>().ok_or(DecodeError::Short(bytes.len()))?;
     let (found, computed) = (u32::from_le_bytes(*crc), crc32fast::hash(sealed));

@@ -1,4 +1,4 @@
-//! Records survive the way there and back, and every changed bit is found.
+//! Records survive a round trip, and every flipped bit is detected.
 
 use crate::encoding::*;
 use crate::*;

@@ -1,4 +1,4 @@
-//! What can go wrong with a store.
+//! A store's errors.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,10 +7,10 @@ use cohort_base::Cause;
 
 use crate::types::Identity;
 
-/// Why a store could not be created, opened or written. `path` is the store's file.
+/// Why creating, opening or writing a store failed. `path` is the store's file.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("store {} exists already", path.display())]
+    #[error("store {} already exists", path.display())]
     Exists { path: PathBuf },
     #[error("store {} does not exist", path.display())]
     Missing { path: PathBuf },
@@ -20,20 +20,20 @@ pub enum StoreError {
     /// The store belongs to another group, incarnation or member. It is unchanged.
     #[error("store {} belongs to {found}, not to {expected}", path.display())]
     WrongIdentity { path: PathBuf, found: Box<Identity>, expected: Box<Identity> },
-    /// The store is damaged. It was moved aside for inspection and nothing in it is used; the
-    /// server has to rejoin under a new member number.
+    /// The store is damaged. It is moved aside for inspection and nothing in it is used; the server
+    /// must rejoin under a new member number.
     #[error(
         "store {} is damaged; moved to {}; this server must rejoin its group as a new member",
         path.display(), moved_to.display()
     )]
     Damaged { path: PathBuf, moved_to: PathBuf, source: Cause },
-    /// The store was written by a later version of Cohort. It is unchanged.
+    /// A later version of Cohort wrote the store. It is unchanged.
     #[error("store {} has schema {found}; this version supports up to {supported}", path.display())]
     NewerSchema { path: PathBuf, found: u8, supported: u8 },
     /// The file system or redb failed. An existing store is unchanged.
     #[error("cannot open store {}", path.display())]
     Open { path: PathBuf, source: io::Error },
-    /// A batch may not be durable. What is on disk is unknown; the process must stop.
+    /// A batch may not be durable. The content on disk is unknown; the process must stop.
     #[error(
         "write to store {} failed; its content is unknown, this process must stop", path.display()
     )]

@@ -1,4 +1,4 @@
-//! Every record of a member's log, and the form of small records, byte by byte.
+//! Every record of a member's log, and the format of small records, byte by byte.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::{
     Term,
 };
 
-/// A sealed record, in hexadecimal: it begins with its version.
+/// A sealed record, in hexadecimal, starting with its version.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Hex", into = "Hex")]
 enum Stored {

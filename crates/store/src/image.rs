@@ -1,4 +1,4 @@
-//! The log in memory: base, entries, snapshot, hard state; and the batch that changes it.
+//! The log in memory (base, entries, snapshot, hard state), and the batch that changes it.
 
 use std::collections::VecDeque;
 
@@ -14,30 +14,30 @@ pub(crate) const KEY_BASE: &str = "base";
 
 /// A durable log: the newest snapshot, the entries after it, and the member's vote.
 ///
-/// All reads come from the [`Image`] in memory, which is exactly what was reported as durable.
-/// Snapshots keep the log short enough for that.
+/// All reads come from the [`Image`] in memory, which holds exactly what the store reported as
+/// durable. Snapshots keep the log short enough for that.
 pub trait LogStore {
-    /// What is durable since the last successful [`write`](Self::write).
+    /// The durable state as of the last successful [`write`](Self::write).
     fn image(&self) -> &Image;
 
-    /// Makes the batch durable as one transaction; afterwards [`image`](Self::image) shows it.
+    /// Persists the batch as one transaction; afterwards [`image`](Self::image) shows it.
     ///
     /// # Errors
-    /// [`StoreError::Write`] when the batch may not be durable, and [`StoreError::Poisoned`] for
-    /// every later call: the write is never retried, and the process must stop.
-    /// [`StoreError::BadBatch`] when the batch does not fit the log; nothing is written then.
+    /// [`StoreError::Write`] if the batch may not be durable, and [`StoreError::Poisoned`] for
+    /// every later call: do not retry the write, stop the process. [`StoreError::BadBatch`] if the
+    /// batch does not fit the log; nothing is written then.
     fn write(&mut self, batch: &Batch) -> Result<(), StoreError>;
 }
 
-/// What a member has on disk, held in memory.
+/// The in-memory copy of what a member has on disk.
 ///
 /// ```text
-///   cut off      │ kept behind the snapshot │ after the snapshot
+///   compacted    │ kept behind the snapshot │ after the snapshot
 ///   …        base│base+1  …   snapshot.index│ …            last
 /// ```
 ///
-/// Entries behind the snapshot are kept for members that lag only a little, so that they need no
-/// snapshot.
+/// The log keeps entries behind the snapshot for members that lag only a little, so that they need
+/// no snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     pub(crate) hard_state: HardState,
@@ -53,7 +53,7 @@ pub(crate) struct Changes {
     pub(crate) added: Vec<(Index, Vec<u8>)>,
 }
 
-/// What is wrong with stored records.
+/// Damage found in stored records.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Damage {
     #[error("{name} is unreadable")]
@@ -68,18 +68,18 @@ fn read<T: BorshDeserialize>(name: &str, bytes: Option<Vec<u8>>) -> Result<Optio
 }
 
 /// One durable transaction. Its parts take effect in this order: snapshot, entries, hard state,
-/// cut.
+/// `cut`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// A snapshot that replaces the whole log (`replace_log`), or is taken of it.
+    /// A snapshot that replaces the whole log (`replace_log`), or was taken of it.
     pub snapshot: Option<Snapshot>,
     /// Whether the snapshot came from the leader and discards the whole log.
     pub replace_log: bool,
-    /// Entries to append. Stored entries at or after the first of them are dropped first.
+    /// Entries to append, after dropping stored entries at or after the first of them.
     pub entries: Vec<Entry>,
     /// Replaces term, vote and commit position.
     pub hard_state: Option<HardState>,
-    /// Drop the entries up to and including this position, at most up to the snapshot's.
+    /// Drop the entries up to and including this position, which may not exceed the snapshot's.
     pub cut: Option<Index>,
 }
 
@@ -107,7 +107,7 @@ impl Image {
         self.snapshot.as_ref()
     }
 
-    /// The last position that was cut off, and its term; (0, 0) when none was.
+    /// The last compacted position, and its term; (0, 0) if there is none.
     #[must_use]
     pub fn base(&self) -> (Index, Term) {
         self.base
@@ -119,13 +119,13 @@ impl Image {
         self.base.0.next()
     }
 
-    /// The last stored position; [`base`](Self::base) when there is none.
+    /// The last stored position; [`base`](Self::base) if there is none.
     #[must_use]
     pub fn last_index(&self) -> Index {
         self.entries.back().map_or(self.base.0, |entry| entry.index)
     }
 
-    /// The term at a position from the base to the last, both included.
+    /// The term at a position between the base and the last one, both inclusive.
     #[must_use]
     pub fn term(&self, index: Index) -> Option<Term> {
         if index == self.base.0 {
@@ -159,7 +159,7 @@ impl Image {
             if batch.replace_log {
                 (base, last) = (snapshot.index, snapshot.index);
             } else if self.term(snapshot.index) != Some(snapshot.term) {
-                return bad(format!("snapshot {} is of no stored entry", snapshot.index));
+                return bad(format!("snapshot {} does not match a stored entry", snapshot.index));
             }
         }
         if let Some(first) = batch.entries.first() {
@@ -183,7 +183,7 @@ impl Image {
         Ok(())
     }
 
-    /// The base and the last position after a checked batch.
+    /// The base and the last position after applying a checked batch.
     fn bounds_after(&self, batch: &Batch) -> ((Index, Term), Index) {
         let (mut base, mut last) = (self.base, self.last_index());
         if let (Some(snapshot), true) = (&batch.snapshot, batch.replace_log) {
@@ -226,7 +226,7 @@ impl Image {
         }
     }
 
-    /// What a checked batch changes on disk, as sealed records.
+    /// A checked batch's changes on disk, as sealed records.
     pub(crate) fn changes(&self, batch: &Batch) -> Changes {
         let mut records = Vec::new();
         if let Some(snapshot) = &batch.snapshot {
@@ -251,7 +251,7 @@ impl Image {
         Changes { records, removed, added }
     }
 
-    /// Reads an image back: the named records, and the entries by position.
+    /// Loads an image: the named records, and the entries by position.
     pub(crate) fn restore<E: From<Damage>>(
         record: impl Fn(&'static str) -> Result<Option<Vec<u8>>, E>,
         entries: impl IntoIterator<Item = Result<(u64, Vec<u8>), E>>,
@@ -277,7 +277,7 @@ impl Image {
         Ok(image)
     }
 
-    /// Checks that the parts fit each other, as they do in every store.
+    /// Checks that the parts are consistent with each other.
     fn check_whole(&self) -> Result<(), String> {
         let mut before = self.base.0;
         for entry in &self.entries {

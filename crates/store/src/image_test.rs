@@ -1,4 +1,4 @@
-//! What batches do to the log, and which are refused.
+//! What batches do to the log, and which ones it refuses.
 
 use crate::*;
 

@@ -1,17 +1,17 @@
-//! What a member keeps on disk: the replicated log, the newest snapshot, and small durable records
+//! What a member stores on disk: the replicated log, the newest snapshot, and small durable records
 //! such as the host's fences.
 //!
-//! **What it is.** A [`Batch`] is one durable transaction: when [`LogStore::write`] returns, it is
-//! on disk as a whole or not at all. Every record has a version and a checksum ([`encoding`] draws
-//! them byte by byte). A damaged store is moved aside and reported, never repaired. A failed write
-//! poisons the store: after a failed sync the content of the disk is unknown, and a later sync that
-//! succeeds proves nothing.
+//! **What it is.** A [`Batch`] is one durable transaction: when [`LogStore::write`] returns, all of
+//! it is on disk, or nothing. Every record has a version and a checksum ([`encoding`] draws them
+//! byte by byte). The store moves a damaged file aside and reports it, and never repairs it. A
+//! failed write poisons the store: after a failed sync the content of the disk is unknown, and a
+//! later sync that succeeds proves nothing.
 //!
 //! **What it must never know.** What the entries mean, which consensus library reads them, the
-//! network. It starts no thread and reads no clock.
+//! network. It starts no threads and reads no clocks.
 //!
 //! **Where to start reading.** [`LogStore`], then [`Image`] (the log in memory), then
-//! [`RedbStore`]. In tests and the simulation (feature `testing`) `FaultyStore` replaces it.
+//! [`RedbStore`]. In tests and simulations (feature `testing`), `FaultyStore` replaces it.
 //! [`DurableFile`] is independent of all of them.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]

@@ -17,21 +17,22 @@ use crate::error::StoreError;
 use crate::image::{Batch, Damage, Image, LogStore};
 use crate::types::Identity;
 
-/// The store's file in the member's folder.
+/// The store's file in the member's directory.
 pub const STORE_FILE: &str = "member.redb";
 
-/// Raised when the layout of tables or keys changes.
+/// Incremented when the layout of tables or keys changes.
 const SCHEMA: u8 = 1;
 
-/// Position to sealed entry.
+/// From position to sealed entry.
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-/// Name to sealed record; `schema` is one plain byte.
+/// From name to sealed record; `schema` is one plain byte.
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
 
 const KEY_SCHEMA: &str = "schema";
 const KEY_IDENTITY: &str = "identity";
 
-/// redb's cache holds the pages of one transaction; the log is in memory as an [`Image`] anyway.
+/// Bytes of redb's cache: the pages of one transaction. The log is in memory as an [`Image`]
+/// anyway.
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
 /// A [`LogStore`] in one redb file, `member.redb`.
@@ -45,8 +46,8 @@ const CACHE_BYTES: usize = 4 * 1024 * 1024;
 ///   base        sealed base
 /// ```
 ///
-/// redb syncs at every commit. Its checksums protect its pages in a crash; ours are checked for
-/// every record whenever the store is opened.
+/// redb syncs at every commit. Its checksums protect its pages in a crash; opening the store
+/// verifies ours on every record.
 #[derive(Debug)]
 pub struct RedbStore {
     database: Database,
@@ -57,10 +58,10 @@ pub struct RedbStore {
 
 impl RedbStore {
     /// Creates the store of a new member in `folder`, which must exist. The file gets its name only
-    /// when it is complete and durable; a crash before that leaves nothing to open.
+    /// once it is complete and durable; a crash before that leaves nothing to open.
     ///
     /// # Errors
-    /// [`StoreError::Exists`] when there is one already.
+    /// [`StoreError::Exists`] if there is a store already.
     pub fn create(folder: &Path, identity: &Identity) -> Result<Self, StoreError> {
         let path = folder.join(STORE_FILE);
         let open_error = |source| StoreError::Open { path: path.clone(), source };
@@ -79,12 +80,12 @@ impl RedbStore {
         Self::open(folder, identity)
     }
 
-    /// Opens the store of a member in `folder`. Every record is read and checked.
+    /// Opens the store of a member in `folder`, and verifies every record.
     ///
     /// # Errors
     /// [`StoreError::Missing`], [`StoreError::InUse`], [`StoreError::WrongIdentity`],
     /// [`StoreError::NewerSchema`], [`StoreError::Open`]: the file is unchanged.
-    /// [`StoreError::Damaged`]: it has been renamed to `member.redb.damaged-<n>`.
+    /// [`StoreError::Damaged`]: the file is now `member.redb.damaged-<n>`.
     pub fn open(folder: &Path, identity: &Identity) -> Result<Self, StoreError> {
         let path = folder.join(STORE_FILE);
         match load_file(&path) {
@@ -102,8 +103,8 @@ impl RedbStore {
         }
     }
 
-    /// The owner of the store in `folder`, if there is one: a starting process learns from it who
-    /// it is. The store is not kept open.
+    /// The owner of the store in `folder`, if there is one: a starting process learns its identity
+    /// from it. The store does not stay open.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -152,7 +153,7 @@ impl LogStore for RedbStore {
             return Ok(());
         }
         if let Err(error) = self.commit(batch) {
-            // Never retried: after a failed sync the next one may succeed although the pages are
+            // Never retry: after a failed sync, the next one may succeed although the pages are
             // gone.
             self.poisoned = true;
             return Err(StoreError::Write { path: self.path.clone(), source: other(error) });
@@ -201,7 +202,7 @@ enum Fault {
 }
 
 impl Fault {
-    /// The caller's error. A damaged file is moved aside first.
+    /// The caller's error. Moves a damaged file aside first.
     fn into_error(self, path: PathBuf) -> StoreError {
         match self {
             Fault::Missing => StoreError::Missing { path },
@@ -251,8 +252,7 @@ fn load_file(path: &Path) -> Result<(Database, Identity, Image), Fault> {
     if !path.try_exists().map_err(Fault::Io)? {
         return Err(Fault::Missing);
     }
-    // redb may panic on pages that are damaged in ways it does not expect. The database is not
-    // used after that.
+    // redb may panic on unexpected damage in its pages. We do not use the database after that.
     catch_unwind(AssertUnwindSafe(|| {
         let database = builder().open(path).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => Fault::InUse,

@@ -1,4 +1,4 @@
-//! The store of production on a real disk, and on a disk that fails at every single access.
+//! The production store on a real disk, and on a disk that fails at every single access.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,7 +12,8 @@ use crate::{
 };
 
 impl RedbStore {
-    /// A store over any redb backend. An empty one gets a new store; a damaged one is not moved.
+    /// A store over any redb backend. An empty backend gets a new store; a damaged one is not moved
+    /// aside.
     fn open_backend(
         backend: impl redb::StorageBackend,
         identity: &Identity,
@@ -43,7 +44,7 @@ fn entry(index: u64, term: u64) -> Entry {
     Entry { index: Index(index), term: Term(term), kind: EntryKind::Data, data }
 }
 
-/// Entries of one term, written when `commit` was the commit position.
+/// Entries of one term, written at commit position `commit`.
 fn append(range: std::ops::RangeInclusive<u64>, term: u64, commit: u64) -> Batch {
     let commit = Index(commit);
     Batch {
@@ -62,8 +63,8 @@ fn snapshot(index: u64, term: u64) -> Snapshot {
     }
 }
 
-/// A life of a member: founding, entries, a diverged tail, a snapshot with a cut, a snapshot from
-/// the leader.
+/// A member's lifetime: founding, entries, a diverged tail, a snapshot with compaction, a snapshot
+/// from the leader.
 fn life() -> Vec<Batch> {
     let founding = Batch {
         snapshot: Some(snapshot(1, 1)),
@@ -96,7 +97,7 @@ fn life() -> Vec<Batch> {
     ]
 }
 
-/// The image after each of the first batches, as a store without faults has it.
+/// The image after each of the first batches, in a store without faults.
 fn images() -> Vec<Image> {
     let mut store = FaultyStore::open(&Disk::new()).unwrap();
     let mut images = vec![store.image().clone()];
@@ -133,7 +134,7 @@ fn a_process_that_dies_loses_nothing_that_was_written() {
         store.write(&batch).unwrap();
     }
     let image = store.image().clone();
-    // What a process leaves that is killed: the file as it is, never closed.
+    // A killed process leaves the file as it is, never closed.
     let other = tempfile::tempdir().unwrap();
     fs::copy(&store.path, other.path().join(STORE_FILE)).unwrap();
     assert_eq!(*reopened(other.path()).image(), image);
@@ -145,7 +146,7 @@ fn creating_opening_and_identities() {
     let missing = RedbStore::open(folder.path(), &identity());
     assert!(matches!(missing, Err(StoreError::Missing { .. })));
     assert_eq!(RedbStore::identity_in(folder.path()).unwrap(), None);
-    // A creation that was interrupted leaves nothing to open, and is done again.
+    // An interrupted creation leaves nothing to open, and can be repeated.
     fs::write(folder.path().join(".unfinished-abc"), b"half").unwrap();
     assert_eq!(RedbStore::identity_in(folder.path()).unwrap(), None);
     let store = RedbStore::create(folder.path(), &identity()).unwrap();
@@ -165,7 +166,7 @@ fn creating_opening_and_identities() {
         let refused = RedbStore::open(folder.path(), &stranger);
         let Err(StoreError::WrongIdentity { found, .. }) = refused else { panic!("{refused:?}") };
         assert_eq!(*found, identity());
-        assert!(folder.path().join(STORE_FILE).exists(), "it stays where it is");
+        assert!(folder.path().join(STORE_FILE).exists(), "the file is not moved");
     }
     reopened(folder.path());
 }
@@ -191,7 +192,7 @@ fn a_flipped_bit_in_an_entry_is_reported_and_the_file_moved_aside() {
     let StoreError::Damaged { moved_to, source, .. } = error else { panic!("{error}") };
     assert!(source.to_string().contains("entry 4"), "{source}");
     let kept = fs::read(moved_to).unwrap();
-    assert!(kept.windows(needle.len()).any(|window| window == b"command-5-in-2"), "as it was");
+    assert!(kept.windows(needle.len()).any(|window| window == b"command-5-in-2"), "unchanged");
     assert!(!kept.windows(needle.len()).any(|window| window == needle));
     assert!(matches!(RedbStore::open(folder.path(), &identity()), Err(StoreError::Missing { .. })));
 }
@@ -216,8 +217,8 @@ fn a_file_that_is_cut_or_is_something_else_is_reported() {
     }
 }
 
-/// Whatever single page is overwritten, the store opens with exactly what was written, or reports
-/// the damage; it never opens with anything else.
+/// After any single page is overwritten, the store either opens with exactly what was written, or
+/// reports the damage.
 #[test]
 fn no_damaged_page_is_taken_for_the_truth() {
     let folder = tempfile::tempdir().unwrap();
@@ -248,8 +249,8 @@ fn no_damaged_page_is_taken_for_the_truth() {
     assert!(found > 0);
 }
 
-/// A disk that fails at its n-th write or sync, and then keeps what was synced, and of the rest
-/// whatever a die says.
+/// A disk that fails at its n-th write or sync. It then keeps what was synced, and a random part of
+/// the rest.
 #[derive(Clone, Debug, Default)]
 struct CrashDisk {
     inner: Arc<Mutex<CrashState>>,
@@ -258,7 +259,7 @@ struct CrashDisk {
 #[derive(Debug, Default)]
 struct CrashState {
     current: Vec<u8>,
-    /// Writes since the last sync, with what they replaced.
+    /// Writes since the last sync, with the bytes that they replaced.
     unsynced: Vec<Change>,
     accesses_left: Option<u64>,
     accesses: u64,
@@ -282,8 +283,8 @@ impl CrashDisk {
         Ok(state)
     }
 
-    /// The disk as it is found after a power failure: unsynced writes are there, not there, or
-    /// torn in the middle, each by a roll of `die`.
+    /// The disk after a power failure: each unsynced write is kept, lost, or torn in the middle, as
+    /// `die` decides.
     fn after_crash(&self, die: u64) -> CrashDisk {
         let state = self.inner.lock();
         let mut bytes = state.current.clone();
@@ -364,8 +365,8 @@ impl redb::StorageBackend for CrashDisk {
     }
 }
 
-/// Power fails at every single access of a member's life: afterwards the store holds exactly the
-/// batches that were acknowledged, or one more, the one that was being written; never a part.
+/// Power fails at every single access in a member's lifetime: afterwards the store holds exactly
+/// the acknowledged batches, or one more (the one being written); never part of a batch.
 #[test]
 fn a_crash_at_any_access_leaves_whole_batches() {
     let images = images();
@@ -387,7 +388,7 @@ fn a_crash_at_any_access_leaves_whole_batches() {
                 Err(error) => panic!("{error:?}"),
             }
         }
-        // The process is gone: nothing that redb does while it is dropped reaches the disk.
+        // The process is gone: nothing that redb does on drop reaches the disk.
         disk.inner.lock().accesses_left = Some(0);
         drop(store);
         for die in 0..4 {

@@ -1,4 +1,4 @@
-//! A store over a simulated disk that loses, lies, fails and tears: for tests and the simulation.
+//! A store on a simulated disk with lost, lying, failed and torn writes, for tests and simulations.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,18 +17,18 @@ pub enum WriteFault {
     /// It is durable when the call returns.
     #[default]
     None,
-    /// The sync fails, and nothing of the batch will be there after a crash.
+    /// The sync fails, and a crash loses the batch.
     FailLost,
-    /// The sync fails, yet the batch turns out to be there after a crash.
+    /// The sync fails, yet the batch survives a crash.
     FailKept,
-    /// The sync reports success, and the batch is lost at the next crash (a disk that lies).
+    /// The sync reports success, but the next crash loses the batch (a lying disk).
     Lie,
 }
 
 /// A simulated disk. It outlives the stores opened on it.
 ///
-/// It keeps records as bytes, as a real disk does, so that the same checksums find a flipped bit
-/// or a torn record.
+/// It stores records as bytes, like a real disk, so that the same checksums detect a flipped bit or
+/// a torn record.
 #[derive(Clone, Debug, Default)]
 pub struct Disk {
     inner: Arc<Mutex<DiskState>>,
@@ -44,7 +44,7 @@ struct Records {
 struct DiskState {
     /// What the running process sees.
     written: Records,
-    /// What a crash leaves; `None`: the same.
+    /// What survives a crash; `None`: the same.
     synced: Option<Records>,
     fault: WriteFault,
 }
@@ -56,12 +56,12 @@ impl Disk {
         Self::default()
     }
 
-    /// Sets what happens to the next write. [`WriteFault::Lie`] stays in force until reset.
+    /// Sets the outcome of the next write. [`WriteFault::Lie`] stays in force until reset.
     pub fn set_fault(&self, fault: WriteFault) {
         self.inner.lock().fault = fault;
     }
 
-    /// Power failure: what was not synced is gone. Stores still open on the disk must be dropped.
+    /// Power failure: unsynced data is lost. Drop stores that are still open on the disk.
     pub fn crash(&self) {
         let mut state = self.inner.lock();
         state.fault = WriteFault::None;
@@ -70,8 +70,8 @@ impl Disk {
         }
     }
 
-    /// Zeroes the second half of the last entry, like a disk that lost a page it had reported as
-    /// written. Returns whether there was an entry.
+    /// Zeroes the second half of the last entry, like a disk that loses a page after reporting it
+    /// as written. Returns whether there was an entry.
     pub fn tear_last_entry(&self) -> bool {
         let mut state = self.inner.lock();
         let Some(mut last) = state.written.entries.last_entry() else { return false };
@@ -110,10 +110,10 @@ fn name() -> PathBuf {
 }
 
 impl FaultyStore {
-    /// Opens the disk's store; an empty disk has an empty one.
+    /// Opens the disk's store, which is empty on an empty disk.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] when a record is torn or flipped.
+    /// [`StoreError::Damaged`] if a record is torn or has flipped bits.
     pub fn open(disk: &Disk) -> Result<Self, StoreError> {
         let image = disk.inner.lock().written.load();
         let image = image.map_err(|damage| StoreError::Damaged {
@@ -157,7 +157,7 @@ impl LogStore for FaultyStore {
                     disk.written.apply(changes);
                 }
                 self.poisoned = true;
-                let source = io::Error::other("simulated failure of sync");
+                let source = io::Error::other("simulated sync failure");
                 return Err(StoreError::Write { path: name(), source });
             }
         }

@@ -1,4 +1,4 @@
-//! The simulated disk does to a store what it says.
+//! The simulated disk injects the faults that it promises.
 
 use super::*;
 use crate::{Entry, EntryKind, Term};

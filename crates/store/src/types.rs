@@ -1,4 +1,4 @@
-//! Stored values: ids, entries, votes, snapshots, configurations.
+//! The stored values: ids, entries, votes, snapshots, configurations.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -44,7 +44,7 @@ number!(
 impl BorshDeserialize for RaftId {
     fn deserialize_reader<R: io::Read>(reader: &mut R) -> io::Result<Self> {
         match u64::deserialize_reader(reader)? {
-            0 => Err(io::Error::new(io::ErrorKind::InvalidData, "a member with the number 0")),
+            0 => Err(io::Error::new(io::ErrorKind::InvalidData, "member number is 0")),
             id => Ok(RaftId(id)),
         }
     }
@@ -58,12 +58,12 @@ impl Index {
     }
 }
 
-/// How an entry's bytes are interpreted.
+/// How to interpret an entry's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
 pub enum EntryKind {
     /// A command for the state machine; empty for the first entry of a term.
     Data,
-    /// A membership change, in the encoding of the consensus crate.
+    /// A membership change, in the consensus crate's encoding.
     Membership,
 }
 
@@ -74,13 +74,13 @@ pub struct Entry {
     pub index: Index,
     /// The term of the leader that proposed it.
     pub term: Term,
-    /// How `data` is interpreted.
+    /// How to interpret `data`.
     pub kind: EntryKind,
     /// Opaque to this crate.
     pub data: Vec<u8>,
 }
 
-/// What a member must never lose: its term, its vote in that term, and its commit position.
+/// State that a member must never lose: its term, its vote in that term, and its commit position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct HardState {
     /// The highest term seen.
@@ -104,7 +104,7 @@ pub struct Configuration {
     /// While joint, the old half; otherwise empty.
     #[serde(default)]
     pub outgoing: BTreeSet<RaftId>,
-    /// Members that replicate the log without a vote.
+    /// Members that replicate the log without voting.
     #[serde(default)]
     pub standbys: BTreeSet<RaftId>,
     /// Old voters that become standbys when the joint phase ends.
@@ -138,7 +138,7 @@ impl Configuration {
         self.voters.contains(&id) || self.outgoing.contains(&id)
     }
 
-    /// Whether `id` is a member and so receives the log.
+    /// Whether `id` is a member, and therefore receives the log.
     #[must_use]
     pub fn contains(&self, id: RaftId) -> bool {
         self.is_voter(id) || self.standbys.contains(&id)
@@ -194,7 +194,7 @@ pub struct Snapshot {
     pub data: Vec<u8>,
 }
 
-/// The owner of a store; written at creation, compared at every open.
+/// The owner of a store; written at creation, verified at every open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, BorshSerialize, BorshDeserialize)]
 pub struct Identity {
     pub group: String,

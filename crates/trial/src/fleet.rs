@@ -1,4 +1,4 @@
-//! The fleet: folders, ports, processes, and operations on them.
+//! The fleet: directories, ports, processes, and operations on them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +24,7 @@ mod mirrors;
 
 pub use mirrors::replace_mirror;
 
-/// What a fleet is made of.
+/// The programs and files that a fleet runs.
 #[derive(Debug, Clone)]
 pub struct Programs {
     pub cohort: PathBuf,
@@ -35,14 +35,14 @@ pub struct Programs {
 /// How the fleet is laid out.
 #[derive(Debug, Clone)]
 pub struct FleetOptions {
-    /// Folder for everything; created and owned by the fleet.
+    /// Directory for everything; the fleet creates and owns it.
     pub dir: PathBuf,
     pub programs: Programs,
     /// Platform, zone and number of servers of each group.
     pub groups: Vec<(String, String, usize)>,
     /// Number of mirrors; with none, agents read the hub's repository.
     pub mirrors: usize,
-    /// More lines of every `agent.toml`.
+    /// Extra lines for every `agent.toml`.
     pub agent_toml: String,
 }
 
@@ -55,7 +55,7 @@ pub struct Agent {
     pub address: SocketAddr,
     pub probe: SocketAddr,
     pub service: SocketAddr,
-    /// Holds its configuration and data.
+    /// The directory with its configuration and data.
     pub dir: PathBuf,
     /// Prefix of its command line, such as `nsenter`; usually empty.
     prefix: Vec<String>,
@@ -74,7 +74,7 @@ pub struct Fleet {
     client: Option<Client>,
 }
 
-/// `COHORT_LOG` of every process: tests and figures read lines of this level.
+/// `COHORT_LOG` of every process: tests and benchmarks read lines of this level.
 fn log_filter() -> String {
     std::env::var("COHORT_LOG").unwrap_or_else(|_| "info".into())
 }
@@ -102,17 +102,17 @@ impl Fleet {
         Ok(())
     }
 
-    /// The folder of the hub and of the operator.
+    /// The directory of the hub and of the operator.
     pub fn context_dir(&self) -> PathBuf {
         self.options.dir.join("hub")
     }
 
-    /// The folder of everything.
+    /// The directory of everything.
     pub fn dir(&self) -> &Path {
         &self.options.dir
     }
 
-    /// What it runs.
+    /// The programs that it runs.
     pub fn programs(&self) -> &Programs {
         &self.options.programs
     }
@@ -145,7 +145,8 @@ impl Fleet {
         self.command(args).output().with_context(|| format!("cohort {}", args.join(" ")))
     }
 
-    /// Runs a command as the operator; its standard output. An error has all of its output.
+    /// Runs a command as the operator and returns its standard output. An error has all of its
+    /// output.
     pub fn run(&self, args: &[&str]) -> Result<String> {
         let output = self.try_run(args)?;
         ensure!(
@@ -182,7 +183,7 @@ impl Fleet {
         self.options.dir.join("logs").join(format!("{name}.log"))
     }
 
-    /// Starts an agent; again, when it was stopped.
+    /// Starts an agent, or restarts it after a stop.
     pub fn start_agent(&mut self, name: &str) -> Result<()> {
         let config = self.agents[name].dir.join("agent.toml");
         let prefix = &self.agents[name].prefix;
@@ -215,7 +216,7 @@ impl Fleet {
     pub fn power_off(&mut self, name: &str) {
         let dir = self.agents[name].dir.clone();
         self.kill_agent(name);
-        // Twice: one of them may have been starting another.
+        // Twice: one of them may have been starting another process.
         for _ in 0..2 {
             for (pid, _) in processes_of(&dir) {
                 kill(pid);
@@ -231,7 +232,7 @@ impl Fleet {
         }
     }
 
-    /// Pid of an agent, while it runs.
+    /// An agent's pid, while it runs.
     pub fn agent_pid(&self, name: &str) -> Option<u32> {
         self.agents.get(name)?.process.as_ref().map(Process::id)
     }
@@ -243,15 +244,15 @@ impl Fleet {
         }
     }
 
-    /// Publishes a release for platforms, points the channel `stable` to it, and copies it to the
-    /// mirrors.
+    /// Publishes a release for these platforms, points the channel `stable` to it, and copies it to
+    /// the mirrors.
     pub fn publish(&self, release: &WebRelease, platforms: &[&str]) -> Result<()> {
         self.publish_unseen(release, platforms)?;
         self.sync_mirrors()
     }
 
     /// Like [`Fleet::publish`], without the copy to the mirrors: groups that read mirrors do not
-    /// see it before [`Fleet::sync_mirrors`].
+    /// see the release before [`Fleet::sync_mirrors`].
     pub fn publish_unseen(&self, release: &WebRelease, platforms: &[&str]) -> Result<()> {
         let dist = release.write(&self.options.dir, &self.options.programs)?;
         let dist = dist.display().to_string();
@@ -301,13 +302,13 @@ impl Fleet {
         self.call(&agent.server, Call::get(STATUS).deadline(Duration::from_secs(4)))
     }
 
-    /// Any request to an agent's control port, as the operator.
+    /// Sends a request to an agent's control port, as the operator.
     pub fn call<T: serde::de::DeserializeOwned>(&self, server: &str, call: Call) -> Result<T> {
         let agent = self.agents.get(server).context("a known agent")?;
         self.call_at(agent.address, Peer::new(Role::Agent, server)?, Alpn::Control, call)
     }
 
-    /// Any request to the hub's API, as the operator.
+    /// Sends a request to the hub's API, as the operator.
     pub fn call_hub<T: serde::de::DeserializeOwned>(&self, call: Call) -> Result<T> {
         self.call_at(self.hub_address, Peer::new(Role::Hub, "hub")?, Alpn::Hub, call)
     }
@@ -329,7 +330,7 @@ impl Fleet {
         Ok(self.status(group)?.leader)
     }
 
-    /// Waits until every group has all its servers and as many voters as it can.
+    /// Waits until every group has all its servers and as many voters as possible.
     pub fn until_complete(&self, patience: Duration) -> Result<()> {
         for (platform, zone, count) in &self.options.groups {
             let group = format!("{platform}.{zone}");
@@ -340,7 +341,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Stops every process that the fleet ever started, guards and services included. An error
+    /// Stops every process that the fleet has started, including guards and services. An error
     /// names those that did not exit.
     pub fn stop(&mut self) -> Result<()> {
         let names: Vec<String> = self.agents.keys().cloned().collect();
@@ -356,7 +357,7 @@ impl Fleet {
             }
         }
         self.stop_hub();
-        // Guards stop their services; the rest is stopped by pid.
+        // Guards stop their services; stop the rest by pid.
         let pids: Vec<i32> = self.processes_left().into_iter().map(|(pid, _)| pid).collect();
         end_all(&pids, Duration::from_secs(10));
         let left: Vec<(i32, String)> =
@@ -365,12 +366,12 @@ impl Fleet {
         Ok(())
     }
 
-    /// Processes whose command line names the fleet's folder, except this one.
+    /// Processes whose command line names the fleet's directory, except this one.
     pub fn processes_left(&self) -> Vec<(i32, String)> {
         processes_of(&self.options.dir)
     }
 
-    /// After this call, Ctrl-C, SIGTERM or a closed terminal stop the whole fleet.
+    /// After this call, Ctrl-C, SIGTERM or closing the terminal stops the whole fleet.
     pub fn end_on_signals(&self) {
         use tokio::signal::unix::{SignalKind, signal};
         let dir = self.options.dir.clone();
@@ -387,7 +388,8 @@ impl Fleet {
             });
             any.await;
             // Not `eprintln`: the terminal may be gone.
-            let _ = writeln!(std::io::stderr(), "\ninterrupted: ending every process of the fleet");
+            let _ =
+                writeln!(std::io::stderr(), "\ninterrupted: stopping every process of the fleet");
             // Guards stop their services; a second pass finds processes started meanwhile.
             for patience in [10, 2] {
                 let pids: Vec<i32> = processes_of(&dir).into_iter().map(|(pid, _)| pid).collect();
@@ -398,7 +400,7 @@ impl Fleet {
     }
 }
 
-/// Processes that run from the folder, or whose command line names it, except this one.
+/// Processes that run from the directory, or whose command line names it, except this one.
 fn processes_of(dir: &Path) -> Vec<(i32, String)> {
     let needle = dir.display().to_string();
     let own = i32::try_from(std::process::id()).unwrap_or(0);
@@ -422,7 +424,7 @@ fn processes_of(dir: &Path) -> Vec<(i32, String)> {
             left.push((pid, command.trim().to_owned()));
         }
     }
-    // Guards before services: they stop what they own.
+    // Guards before services: they stop the services that they own.
     left.sort_by_key(|(_, command)| !command.contains(" guard "));
     left
 }

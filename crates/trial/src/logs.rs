@@ -1,4 +1,4 @@
-//! What agents log, by the events that `cohort_base::events` names.
+//! Agents' logs, by the events of `cohort_base::events`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::Fleet;
 
-/// How often logs are read while waiting for an event. Figures come from the times in the logs;
-/// this only bounds how late a test or benchmark acts on one.
+/// How often to read logs while waiting for an event. Measurements use the times in the logs; this
+/// only bounds how late a test or benchmark reacts to an event.
 const POLL_EVERY: Duration = Duration::from_millis(3);
 
 /// One line of an agent's log.
@@ -20,12 +20,12 @@ const POLL_EVERY: Duration = Duration::from_millis(3);
 pub struct Line {
     /// Milliseconds since 1970.
     pub at_ms: f64,
-    /// Everything after the time.
+    /// Everything after the timestamp.
     text: String,
 }
 
 impl Line {
-    /// `None` for lines without a time, such as those of a panic.
+    /// `None` for lines without a timestamp, such as those of a panic.
     pub fn parse(line: &str) -> Option<Line> {
         let (time, text) = line.trim().split_once(' ')?;
         let at: jiff::Timestamp = time.parse().ok()?;
@@ -65,7 +65,7 @@ pub fn read(path: &Path) -> Result<Vec<Line>> {
 #[derive(Debug)]
 pub struct Logs {
     files: BTreeMap<String, Followed>,
-    /// Read, and not handed out yet.
+    /// Read, but not returned yet.
     pending: VecDeque<(String, Line)>,
 }
 
@@ -73,12 +73,12 @@ pub struct Logs {
 struct Followed {
     path: PathBuf,
     offset: u64,
-    /// A line that is not complete yet.
+    /// A line that is still incomplete.
     rest: Vec<u8>,
 }
 
 impl Logs {
-    /// From the current ends of the logs.
+    /// Follows the logs from their current ends.
     pub fn from_now(fleet: &Fleet) -> Logs {
         let files = fleet.agents().keys().map(|server| {
             let path = fleet.log_file(server);
@@ -88,8 +88,8 @@ impl Logs {
         Logs { files: files.collect(), pending: VecDeque::new() }
     }
 
-    /// Complete lines that were not handed out yet, each with the server that wrote it, by time as
-    /// far as they have been read.
+    /// Complete lines not returned yet, each with the server that wrote it, ordered by time as far
+    /// as they have been read.
     pub fn news(&mut self) -> Vec<(String, Line)> {
         self.read();
         self.pending.drain(..).collect()
@@ -105,7 +105,7 @@ impl Logs {
         self.pending.extend(news);
     }
 
-    /// Waits for a line of any server, and drops those before it.
+    /// Waits for a line from any server, and drops those before it.
     pub fn wait_for(
         &mut self,
         what: &str,
@@ -121,9 +121,9 @@ impl Logs {
                 }
             }
             if begun.elapsed() > patience {
-                bail!("{what}: not seen within {} s", patience.as_secs());
+                bail!("timed out after {} s waiting for {what}", patience.as_secs());
             }
-            // Other processes write these files: there is nothing to wait on but time.
+            // Other processes write these files, so all we can do is poll.
             std::thread::sleep(POLL_EVERY);
         }
     }

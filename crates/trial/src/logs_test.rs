@@ -21,7 +21,7 @@ fn a_line_has_a_time_an_event_and_fields() {
 fn a_line_is_read_once_and_when_it_is_complete() {
     let path = std::env::temp_dir().join(format!("cohort-logs-test-{}", std::process::id()));
     let mut file = Followed { path: path.clone(), offset: 0, rest: Vec::new() };
-    assert!(file.lines().is_empty(), "there is no file yet");
+    assert!(file.lines().is_empty(), "the file does not exist yet");
     std::fs::write(&path, "one\ntw").expect("a file");
     assert_eq!(file.lines(), ["one"]);
     std::fs::write(&path, "one\ntwo\nthree\n").expect("a file");

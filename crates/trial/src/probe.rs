@@ -1,4 +1,4 @@
-//! What an agent's probe port answers.
+//! Queries an agent's probe port.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -12,8 +12,8 @@ use crate::Fleet;
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 impl Fleet {
-    /// A value of an agent's `/metrics`, by name and labels as printed; without labels, the sum
-    /// over all of them. 0 if absent.
+    /// A value from an agent's `/metrics`, by name and labels as printed; without labels, the sum
+    /// over all label sets. 0 if absent.
     pub fn figure(&self, server: &str, name: &str) -> Result<f64> {
         let (_, body) = get(self.agents()[server].probe, "/metrics")?;
         let of = body.lines().filter(|line| {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-/// Timeout for a process to listen.
+/// How long a process may take to listen.
 const START_MAX: Duration = Duration::from_secs(30);
 
 /// A child process; killed when dropped.
@@ -33,7 +33,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
-            // Ctrl-C goes to the parent only, which stops everything in order.
+            // Only the parent gets Ctrl-C, and stops everything in order.
             .process_group(0)
             .spawn()
             .with_context(|| format!("{name}: {command:?}"))?;
@@ -82,7 +82,7 @@ impl Process {
         true
     }
 
-    /// Waits until it listens. An error has what it printed to `log`.
+    /// Waits until it listens. An error includes what it printed to `log`.
     pub fn until_it_listens(&mut self, address: SocketAddr, log: &Path) -> Result<()> {
         let begun = Instant::now();
         while TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_err() {
@@ -114,8 +114,8 @@ pub(crate) fn exists(pid: i32) -> bool {
     Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid).is_ok())
 }
 
-/// Stops processes that are not our children, by pid: SIGTERM to all, SIGKILL to those that still
-/// exist after `patience`.
+/// Stops processes that are not our children, by pid: SIGTERM to all, then SIGKILL to those left
+/// after `patience`.
 pub(crate) fn end_all(pids: &[i32], patience: Duration) {
     let tell = |signal: Signal| {
         for pid in pids.iter().copied().filter(|pid| exists(*pid)) {

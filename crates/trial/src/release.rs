@@ -1,4 +1,4 @@
-//! Releases of the example service; their faults are published with them.
+//! Releases of the example service; their faults are part of the release.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ pub struct WebRelease {
     pub version: String,
     /// Lines of `[faults]` in `release.toml`.
     pub faults: Vec<String>,
-    /// Hooks: name and text of the script.
+    /// Hooks: name and script.
     pub hooks: Vec<(String, String)>,
     /// Incompressible bytes of ballast.
     pub ballast_bytes: usize,
-    /// Text of `cohort.toml` instead of the example's.
+    /// Replaces the example's `cohort.toml`.
     pub cohort_toml: Option<String>,
 }
 
@@ -27,7 +27,7 @@ impl WebRelease {
         WebRelease { version: version.to_owned(), ..WebRelease::default() }
     }
 
-    /// With one more line of `[faults]`.
+    /// Adds a line to `[faults]`.
     pub fn fault(mut self, line: &str) -> WebRelease {
         self.faults.push(line.to_owned());
         self
@@ -39,13 +39,13 @@ impl WebRelease {
         self
     }
 
-    /// Adds this many bytes of ballast.
+    /// Sets the bytes of ballast.
     pub fn ballast(mut self, bytes: usize) -> WebRelease {
         self.ballast_bytes = bytes;
         self
     }
 
-    /// Writes the folder to publish.
+    /// Writes the directory to publish.
     pub fn write(&self, folder: &Path, programs: &Programs) -> Result<PathBuf> {
         let dist = folder.join(format!("web-{}", self.version));
         if dist.exists() {

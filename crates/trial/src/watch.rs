@@ -10,7 +10,7 @@ use cohort_wire::agent::{AppStatus, GroupStatus};
 
 use crate::Fleet;
 
-/// How often a group is polled.
+/// How often to poll a group.
 const EVERY: Duration = Duration::from_millis(150);
 
 /// The app that fleets of this crate deploy.
@@ -48,7 +48,8 @@ pub fn holds(status: &GroupStatus, rejected: &str, running: &str) -> bool {
     })
 }
 
-/// What a server or a person said about why the app is held or rolls back; empty if nobody did.
+/// The reason, from a server or a person, why the app is held or rolls back; empty if there is
+/// none.
 pub fn reason(status: &GroupStatus) -> String {
     match app(status).and_then(|app| app.reason.as_ref()) {
         Some(Reason::ServerFailed { text, .. } | Reason::Aborted { text, .. }) => text.clone(),
@@ -56,12 +57,12 @@ pub fn reason(status: &GroupStatus) -> String {
     }
 }
 
-/// Whether the app waits for something that `is` recognizes.
+/// Whether the app waits on something that `is` matches.
 pub fn waits(status: &GroupStatus, is: impl Fn(&WaitingOn) -> bool) -> bool {
     app(status).is_some_and(|app| app.waiting.iter().any(|wait| is(&wait.on)))
 }
 
-/// Whether the kill switch is on for this reason, as the group sees it.
+/// Whether the group sees the kill switch on, with this reason.
 pub fn killed(status: &GroupStatus, why: &str) -> bool {
     waits(status, |on| matches!(on, WaitingOn::KillSwitch { reason } if reason.contains(why)))
 }
@@ -89,7 +90,7 @@ pub fn line(status: &GroupStatus) -> String {
 }
 
 impl Fleet {
-    /// Polls a group until `done` returns true; returns that status. An error has the last one.
+    /// Polls a group until `done` returns true; returns that status. An error has the last status.
     pub fn until(
         &self,
         group: &str,
@@ -109,7 +110,7 @@ impl Fleet {
                 Err(error) => last = format!("{last} ({error:#})"),
             }
             if begun.elapsed() > patience {
-                bail!("not within {} s; last seen: {last}", patience.as_secs());
+                bail!("timed out after {} s; last status: {last}", patience.as_secs());
             }
             std::thread::sleep(EVERY);
         }

@@ -1,8 +1,8 @@
 //! The small web service that the demo deploys: `--port N`; `/`, `/version`, `/healthz`.
 //!
-//! Its version, text and faults come from `release.toml` in its own release. It prints one line
-//! when it starts to listen and one when it stops, with the boot-time clock, so that a test sees
-//! when each server was in service.
+//! Its version, text and faults come from `release.toml` in its own release. It prints a line when
+//! it starts to listen and one when it stops, with the boot-time clock, so that tests can tell when
+//! each server was in service.
 
 mod release;
 
@@ -20,7 +20,7 @@ use release::Release;
 
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 
-/// Time limit for one client.
+/// Timeout for one client.
 const CLIENT_MAX: Duration = Duration::from_secs(5);
 
 const CLIENTS_MAX: usize = 128;
@@ -74,7 +74,7 @@ async fn serve() -> Result<ExitCode, String> {
         }
         _ = terminate.recv() => {
             say("stop", &site);
-            // No new clients; present ones may finish.
+            // Accept no new clients; let connected ones finish.
             let all = clients.acquire_many(CLIENTS_MAX as u32);
             let _late = tokio::time::timeout(Duration::from_secs(1), all).await;
             Ok(ExitCode::SUCCESS)

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// The file beside the program, in the folder above, or in the working directory.
+/// The file next to the program, in the parent directory, or in the working directory.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Release {
@@ -16,7 +16,7 @@ pub(crate) struct Release {
     pub(crate) faults: Faults,
 }
 
-/// Faults belong to the release; servers have none of their own.
+/// Faults come from the release; servers have none of their own.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Faults {
@@ -24,9 +24,9 @@ pub(crate) struct Faults {
     unhealthy_on: Vec<String>,
     /// Platforms with the faults below; empty: all.
     on: Vec<String>,
-    /// Exits by itself after this.
+    /// Exits on its own after this time.
     die_after_ms: Option<u64>,
-    /// Listens only after this.
+    /// Starts to listen only after this time.
     slow_start_ms: Option<u64>,
     /// Accepts connections and never answers.
     hang: bool,
@@ -34,7 +34,7 @@ pub(crate) struct Faults {
 
 impl Release {
     pub(crate) fn read() -> Result<Self, String> {
-        let path = Self::find().ok_or("no release.toml beside or above the program")?;
+        let path = Self::find().ok_or("no release.toml next to or above the program")?;
         let text = std::fs::read_to_string(&path)
             .map_err(|error| format!("{}: {error}", path.display()))?;
         toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))

@@ -1,4 +1,4 @@
-//! Random troubles.
+//! Random faults and requests.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// One trouble, or one request of a client.
+/// One fault, or one client request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Trouble {
     Propose,
@@ -75,7 +75,7 @@ pub(crate) fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-/// Draws a membership to change to: some members as voters, some of the others as standbys.
+/// Draws a target membership: some members as voters, some of the others as standbys.
 pub(crate) fn target(
     now: &Configuration,
     alive: &[RaftId],
@@ -87,7 +87,7 @@ pub(crate) fn target(
         .copied()
         .filter(|id| members.contains(id) && rng.random_range(0..4) != 0)
         .collect();
-    // Now and then somebody who has to be refused.
+    // Occasionally, a member that the leader must refuse.
     if rng.random_range(0..8) == 0 {
         voters.insert(alive[rng.random_range(0..alive.len())]);
     }

@@ -1,18 +1,18 @@
-//! What must never happen, checked after every event.
+//! The invariants, checked after every event.
 
 use std::collections::BTreeMap;
 
 use cohort_consensus::{Index, RaftId, Role, Status, Term};
 use cohort_store::{Entry, EntryKind};
 
-/// Every decision ever seen, by any member.
+/// Every decision that any member has ever seen.
 #[derive(Debug, Default)]
 pub struct Checker {
     leaders: BTreeMap<Term, RaftId>,
     decided: BTreeMap<Index, Decided>,
-    /// The highest position that any member has applied.
+    /// The highest position applied by any member.
     applied_max: Index,
-    /// Commands whose commit was acknowledged to a client: position to hash.
+    /// Commands acknowledged to a client as committed: from position to hash.
     pub(crate) acknowledged: BTreeMap<Index, u64>,
 }
 
@@ -43,7 +43,10 @@ impl Checker {
             return Err(format!("term {} has two leaders, {first} and {}", status.term, status.id));
         }
         if !status.configuration.is_voter(status.id) {
-            return Err(format!("{} leads and is no voter of {}", status.id, status.configuration));
+            return Err(format!(
+                "{} is the leader but not a voter of {}",
+                status.id, status.configuration
+            ));
         }
         Ok(())
     }
@@ -55,7 +58,7 @@ impl Checker {
         let first = *self.decided.entry(entry.index).or_insert(this);
         if first != this {
             return Err(format!(
-                "{id} applied {this:?} at {}, where {first:?} was decided",
+                "{id} applied {this:?} at {}, but {first:?} was decided there",
                 entry.index
             ));
         }
@@ -67,30 +70,30 @@ impl Checker {
     pub(crate) fn restored(&mut self, id: RaftId, index: Index, chain: u64) -> Result<(), String> {
         match self.decided.get(&index) {
             Some(decided) if decided.chain != chain => {
-                Err(format!("{id} restored a state at {index} that differs from what was decided"))
+                Err(format!("{id} restored a state at {index} that differs from the decided one"))
             }
             _ => Ok(()),
         }
     }
 
-    /// The lowest position that may answer a read begun now.
+    /// The lowest position that may answer a read started now.
     pub(crate) fn read_floor(&self) -> Index {
         self.applied_max
     }
 
-    /// A read was answered on a member that has applied `applied`.
+    /// A member that has applied `applied` answered a read.
     pub(crate) fn read(&self, id: RaftId, floor: Index, applied: Index) -> Result<(), String> {
         if applied < floor {
-            return Err(format!("{id} answered a read at {applied} that began at {floor}"));
+            return Err(format!("{id} answered a read at {applied}, below its floor {floor}"));
         }
         Ok(())
     }
 
-    /// Every acknowledged command is decided at its position.
+    /// Checks that every acknowledged command is decided at its position.
     pub(crate) fn acknowledged_kept(&self) -> Result<(), String> {
         for (index, data) in &self.acknowledged {
             if self.decided.get(index).map(|decided| decided.data) != Some(*data) {
-                return Err(format!("the command acknowledged at {index} is not there"));
+                return Err(format!("the command acknowledged at {index} is lost"));
             }
         }
         Ok(())

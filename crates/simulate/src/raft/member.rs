@@ -1,4 +1,4 @@
-//! One server: a disk, and the processes that run on it one after the other.
+//! One server: a disk, and the successive processes on it.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use cohort_store::{Disk, EntryKind, FaultyStore, LogStore, WriteFault};
 
 use super::checker::{Checker, digest};
 
-/// The replicated state: a count of commands, and a hash over all of them.
+/// The replicated state: the number of commands, and a hash over all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Machine {
     pub(crate) commands: u64,
@@ -40,7 +40,7 @@ pub(crate) struct Process {
     pub(crate) applied: Index,
     /// Commands waiting for their commit.
     proposals: BTreeMap<Index, (Term, u64)>,
-    /// Open reads, with the position below which an answer would be stale.
+    /// Pending reads, with the position below which an answer would be stale.
     reads: BTreeMap<ReadId, Index>,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Member {
     pub(crate) paused_until: u64,
 }
 
-/// How an event ended for the process.
+/// The outcome of an event for the process.
 pub(crate) enum After {
     /// It keeps running; these are its effects.
     Runs(Box<Effects>),
@@ -64,7 +64,7 @@ pub(crate) enum After {
 }
 
 impl Member {
-    /// Starts a process from the disk.
+    /// Starts a process on the disk.
     pub(crate) fn start(&mut self) -> Result<(), String> {
         self.config.boot_epoch += 1;
         let store = FaultyStore::open(&self.disk).map_err(|error| error.to_string())?;
@@ -79,7 +79,7 @@ impl Member {
         Ok(())
     }
 
-    /// Ends the process; whatever was not durable is lost.
+    /// Kills the process; everything that was not durable is lost.
     pub(crate) fn crash(&mut self) {
         self.process = None;
         self.disk.crash();
@@ -148,13 +148,10 @@ impl Process {
     ) -> Result<(), String> {
         if let Some(snapshot) = &effects.installed_snapshot {
             if snapshot.index < self.applied {
-                return Err(format!(
-                    "{id} was sent back from {} to {}",
-                    self.applied, snapshot.index
-                ));
+                return Err(format!("{id} went back from {} to {}", self.applied, snapshot.index));
             }
             self.machine = Machine::decode(&snapshot.data)
-                .ok_or_else(|| format!("{id} restored a state that is none"))?;
+                .ok_or_else(|| format!("{id} restored an invalid state"))?;
             self.applied = snapshot.index;
             checker.restored(id, snapshot.index, self.machine.chain)?;
         }
@@ -166,7 +163,7 @@ impl Process {
             if entry.kind == EntryKind::Data && !entry.data.is_empty() {
                 let given = commands.next_if(|command| command.index == at);
                 if given.map(|command| &command.data) != Some(&entry.data) {
-                    return Err(format!("{id} was not given entry {at} to apply"));
+                    return Err(format!("{id} skipped entry {at}"));
                 }
                 self.machine.apply(&entry.data);
             }
@@ -179,7 +176,7 @@ impl Process {
             at = at.next();
         }
         if let Some(extra) = commands.next() {
-            return Err(format!("{id} was given {} twice or out of turn", extra.index));
+            return Err(format!("{id} applied {} twice or out of order", extra.index));
         }
         self.applied = self.applied.max(effects.applied);
         for (read, index) in &effects.reads_ready {

@@ -4,14 +4,14 @@
 //!
 //! - the **network** loses, duplicates, delays and reorders packets, and partitions;
 //! - **disks** fail before or after a batch is durable, which ends the process; power fails at any
-//!   event; some disks are lost permanently, and the server returns under a new number;
+//!   event; some disks are permanently lost, and the server returns under a new number;
 //! - **clocks** run at different speeds, and processes pause;
-//! - **clients** propose, read on any member, hand over leadership, change the membership, and
-//!   take snapshots, all at random.
+//! - **clients** propose, read on any member, transfer leadership, change the membership, and take
+//!   snapshots, all at random.
 //!
-//! After every event [`Checker`] checks what must never happen. At the end everything heals, and
-//! the group must converge. [`run`] does all of this for one seed; [`Script`] plays
-//! the explained examples in `scenarios/consensus/`.
+//! After every event, [`Checker`] checks the invariants. At the end all faults heal, and the group
+//! must converge. [`run`] does all of this for one seed; [`Script`] runs the explained examples in
+//! `scenarios/consensus/`.
 
 mod chaos;
 mod checker;

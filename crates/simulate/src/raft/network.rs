@@ -1,4 +1,4 @@
-//! The network: everything that a packet can suffer.
+//! The network: everything that can happen to a packet.
 
 use std::collections::BTreeSet;
 
@@ -12,11 +12,11 @@ pub(crate) struct Network {
     pub(crate) double_per_mille: u32,
     pub(crate) late_per_mille: u32,
     pub(crate) delay_ms_max: u64,
-    /// Directed pairs that are cut.
+    /// Directed pairs whose link is cut.
     pub(crate) cut: BTreeSet<(RaftId, RaftId)>,
 }
 
-/// How late a late packet can be: longer than two election timeouts.
+/// The maximum delay of a late packet: longer than two election timeouts.
 const LATE_MS_MAX: u64 = 3000;
 
 impl Network {
@@ -40,7 +40,7 @@ impl Network {
         }
     }
 
-    /// When the copies of a packet arrive, counted from now.
+    /// The delays after which the copies of a packet arrive.
     pub(crate) fn arrivals(&self, envelope: &Envelope, rng: &mut impl Rng) -> Vec<u64> {
         let mut arrivals = Vec::new();
         let roll = |rng: &mut dyn rand::RngCore, per_mille: u32| {
@@ -57,7 +57,7 @@ impl Network {
         arrivals
     }
 
-    /// Parts the members in two, or cuts one direction of one pair.
+    /// Partitions the members in two, or cuts one direction of one pair.
     pub(crate) fn part(&mut self, members: &[RaftId], rng: &mut impl Rng) {
         if members.len() < 2 {
             return;

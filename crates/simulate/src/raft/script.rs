@@ -1,33 +1,33 @@
 //! Explained examples: a few members on a perfect network, driven step by step.
 //!
-//! A script is text. A block is some commands, a line `----`, and what they print:
+//! A script is text. A block has some commands, a line `----`, and their output:
 //!
 //! ```text
-//! group 1 2 3          found a group of these voters, and start them
+//! group 1 2 3          found a group with these voters, and start them
 //! join 4               start a member with an empty disk
 //! campaign 1           tick member 1 alone until it asks for votes
 //! tick 1 5             tick member 1 five times
-//! ticks 5              tick everyone five times, delivering in between
+//! ticks 5 tick every member five times, delivering in between
 //! deliver              deliver until nothing is in flight
 //! deliver 2            deliver only messages for member 2, once
 //! lose                 lose everything in flight
 //! cut 1 2 | 3 4 5      cut the network between the two sides
-//! heal                 mend it
+//! heal                 reconnect it
 //! propose 1 hello      propose a command on member 1
-//! read 2               begin a read on member 2
-//! transfer 1 2         hand leadership from member 1 to member 2
-//! handover 1           hand over to the member that member 1 chooses
+//! read 2               start a read on member 2
+//! transfer 1 2         transfer leadership from member 1 to member 2
+//! handover 1           transfer leadership to the member that member 1 chooses
 //! change 1 2 3 / 4     on member 1, change to voters 2 3 and standbys 4
 //! compact 1            take a snapshot on member 1
-//! crash 1              end member 1; what was not durable is lost
+//! crash 1              kill member 1; what was not durable is lost
 //! start 1              start it again
 //! status               a line for every member
 //! log 1                the stored log of member 1
 //! quiet                print only status and log for the rest of the block
 //! ```
 //!
-//! Everything else is printed as it happens: messages as they are delivered, changes of role,
-//! applied commands, reads as they are answered.
+//! Everything else is printed as it happens: delivered messages, role changes, applied commands,
+//! answered reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -55,17 +55,17 @@ struct Scripted {
     state: Vec<String>,
 }
 
-/// Rounds of messages that one `deliver` may take; more must be a loop.
+/// Maximum rounds of messages in one `deliver`; more must be a loop.
 const DELIVERIES_MAX: usize = 10_000;
-/// A line with a verb that does not exist, or with other words than it takes.
-const UNKNOWN: &str = "not a command, or not with these words";
+/// The error for an unknown verb, or one with the wrong arguments.
+const UNKNOWN: &str = "unknown command, or wrong arguments";
 
 fn id(word: &str) -> Result<RaftId, String> {
-    word.parse().map(RaftId).map_err(|_| format!("{word:?} is no member's number"))
+    word.parse().map(RaftId).map_err(|_| format!("{word:?} is not a member number"))
 }
 
 fn number(word: &str) -> Result<u32, String> {
-    word.parse().map_err(|_| format!("{word:?} is no number"))
+    word.parse().map_err(|_| format!("{word:?} is not a number"))
 }
 
 fn ids<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<BTreeSet<RaftId>, String> {
@@ -73,10 +73,10 @@ fn ids<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<BTreeSet<RaftId>,
 }
 
 impl Script {
-    /// Plays a whole file and returns it with its actual output.
+    /// Runs a whole file and returns it with its actual output.
     ///
     /// # Errors
-    /// A line that cannot be carried out.
+    /// If a line cannot be executed.
     pub fn play(text: &str) -> Result<String, String> {
         let mut script = Script::default();
         let mut played = String::new();
@@ -192,7 +192,7 @@ impl Script {
         Ok(())
     }
 
-    /// Asks a member for something, which it may refuse.
+    /// Sends a request to a member, which may refuse it.
     fn request(&mut self, verb: &str, member: RaftId, rest: &[&str]) -> Result<(), String> {
         let node = self.node(member)?;
         let refused = |error: &dyn std::error::Error| Some(format!("refused: {error}"));
@@ -250,7 +250,7 @@ impl Script {
 
     fn node(&mut self, member: RaftId) -> Result<&mut Node<FaultyStore>, String> {
         let member = self.members.get_mut(&member).ok_or("no such member")?;
-        member.node.as_mut().ok_or_else(|| "it does not run".to_owned())
+        member.node.as_mut().ok_or_else(|| "it is not running".to_owned())
     }
 
     fn add(&mut self, member: RaftId, disk: Disk) {
@@ -265,7 +265,7 @@ impl Script {
         let node = Node::open(store, config(member, scripted.boot_epoch));
         scripted.node = Some(node.map_err(|e| e.to_string())?);
         scripted.state.clear();
-        // The founding snapshot is no news.
+        // Do not print the founding snapshot.
         let quiet = std::mem::replace(&mut self.quiet, true);
         let result = self.settle(member);
         self.quiet = quiet;
@@ -292,7 +292,7 @@ impl Script {
             let now = std::mem::take(&mut self.mail);
             self.deliver(now)?;
         }
-        Err("the messages never end".to_owned())
+        Err("the messages loop forever".to_owned())
     }
 
     fn deliver(&mut self, envelopes: Vec<Envelope>) -> Result<(), String> {
@@ -389,7 +389,7 @@ fn config(member: RaftId, boot_epoch: u64) -> Config {
     config
 }
 
-/// A message in a few words; `index/term` names an entry.
+/// A short description of a message; `index/term` names an entry.
 fn describe(message: &Message) -> String {
     let vote = |name: &str, request: &VoteRequest| {
         let VoteRequest { term, last, last_term, handed_over, .. } = request;

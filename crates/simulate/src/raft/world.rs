@@ -1,4 +1,4 @@
-//! One run: a group is founded, suffers troubles, heals, and must converge.
+//! One run: a group is founded, suffers faults, heals, and must converge.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -20,14 +20,14 @@ mod trouble;
 const SERVERS: u64 = 5;
 /// The production tick, in milliseconds; some servers' clocks run faster or slower.
 const TICK_MS: u64 = 50;
-/// Milliseconds between two troubles, at most.
+/// Maximum milliseconds between two troubles.
 const TROUBLE_MS_MAX: u64 = 60;
-/// How long a process stays down at most, in milliseconds.
+/// Maximum downtime of a process, in milliseconds.
 const DOWN_MS_MAX: u64 = 3000;
-/// How long the healed group may take to converge, in milliseconds: some elections, timeouts of
-/// lost snapshots, and a joint change to complete.
+/// How long the healed group may take to converge, in milliseconds: enough for a few elections,
+/// timeouts of lost snapshots, and completing a joint change.
 const HEAL_MS: u64 = 60_000;
-/// Pause between two last commands proposed to the healed group, in milliseconds.
+/// Pause between two final commands proposed to the healed group, in milliseconds.
 const HEAL_PROPOSE_MS: u64 = 500;
 
 /// What to simulate.
@@ -35,13 +35,13 @@ const HEAL_PROPOSE_MS: u64 = 500;
 pub struct Setup {
     /// Determines the whole run.
     pub seed: u64,
-    /// Events before everything heals.
+    /// Events before all faults heal.
     pub steps: u64,
     /// Rules to switch off.
     pub weaken: Weaken,
-    /// Whether every disk reports syncs it has not made.
+    /// Whether every disk reports syncs that it did not do.
     pub lying_disks: bool,
-    /// Whether to keep a line for every event.
+    /// Whether to record a line for every event.
     pub trace: bool,
 }
 
@@ -58,32 +58,32 @@ impl Setup {
 pub struct Outcome {
     /// Events, healing included.
     pub steps: u64,
-    /// Terms that had a leader.
+    /// The last term that had a leader.
     pub last_term: u64,
-    /// The last position that everyone has applied.
+    /// The last position that all members have applied.
     pub applied: u64,
-    /// Commands whose commit was acknowledged to clients.
+    /// Commands acknowledged to clients as committed.
     pub acknowledged: u64,
-    /// Times that a process ended.
+    /// How often a process ended.
     pub crashes: u64,
-    /// Snapshots that were sent to a member.
+    /// Snapshots sent to a member.
     pub snapshots: u64,
     /// Configurations that took effect on any member, including joint ones.
     pub configurations: u64,
-    /// Reads that were answered.
+    /// Reads answered.
     pub reads: u64,
-    /// Messages that were delivered.
+    /// Messages delivered.
     pub messages: u64,
 }
 
-/// Something happened that must never happen.
+/// A broken invariant.
 #[derive(Clone, Debug)]
 pub struct Violation {
     /// The run.
     pub setup: Setup,
-    /// The event after which it was seen.
+    /// The event after which the check failed.
     pub step: u64,
-    /// The rule that was broken, and how.
+    /// The broken rule, and how it was broken.
     pub what: String,
     /// The events, when `trace` is on.
     pub trace: Vec<String>,
@@ -107,7 +107,7 @@ impl fmt::Display for Violation {
 /// Runs one seed to its end.
 ///
 /// # Errors
-/// The first thing that must never happen.
+/// The first violation.
 pub fn run(setup: Setup) -> Result<Outcome, Box<Violation>> {
     let mut world = World::new(setup);
     let result = world.play();
@@ -148,7 +148,7 @@ struct World {
 impl World {
     fn new(setup: Setup) -> Self {
         let mut rng = chaos::rng(setup.seed);
-        // Small limits, so that snapshots and full windows are everyday.
+        // Small limits, so that snapshots and full windows are common.
         let limits = Limits {
             retained_entries: [0, 3, 50][rng.random_range(0..3)],
             entries_before_snapshot: [30, 1000][rng.random_range(0..2)],
@@ -192,7 +192,7 @@ impl World {
         let (mut last, mut again) = (None, self.now);
         while self.now < deadline {
             self.step()?;
-            // A leader that does not know yet that it is none may have taken the command.
+            // A deposed leader that does not know it yet may have accepted the command.
             if self.now >= again {
                 last = self.propose_last().or(last);
                 again = self.now + HEAL_PROPOSE_MS;
@@ -250,10 +250,10 @@ impl World {
         }
     }
 
-    /// Plays the next event.
+    /// Runs the next event.
     fn step(&mut self) -> Result<(), String> {
         let Some(Reverse((at, _, event))) = self.queue.pop() else {
-            return Err("nothing left to happen".to_owned());
+            return Err("no events left".to_owned());
         };
         self.now = at;
         self.outcome.steps += 1;
@@ -280,7 +280,7 @@ impl World {
         let to = envelope.to;
         let Some(member) = self.members.get_mut(&to) else { return Ok(()) };
         if member.paused_until > self.now {
-            // It waits in the socket.
+            // The message waits in the socket.
             let wait = member.paused_until - self.now;
             self.mail.insert(number, envelope);
             self.schedule(wait, Event::Deliver(number));
@@ -305,7 +305,7 @@ impl World {
         if lying {
             member.set_fault(WriteFault::Lie);
         }
-        member.start().map_err(|what| format!("{id} does not start: {what}"))?;
+        member.start().map_err(|what| format!("{id} cannot start: {what}"))?;
         self.note(|| format!("{id} starts"));
         self.settle(id)
     }
@@ -318,7 +318,7 @@ impl World {
         }
         match member.settle(&mut self.checker)? {
             After::Died => {
-                self.note(|| format!("{id} dies of its disk"));
+                self.note(|| format!("{id} exits: its disk failed"));
                 self.down(id);
             }
             After::Runs(effects) => {
@@ -410,7 +410,7 @@ impl World {
 
     /// Ends all faults.
     fn heal(&mut self) -> Result<(), String> {
-        self.note(|| "everything heals".to_owned());
+        self.note(|| "all faults heal".to_owned());
         self.healing = true;
         self.network = Network::healed();
         for id in self.members.keys().copied().collect::<Vec<_>>() {
@@ -424,14 +424,14 @@ impl World {
         Ok(())
     }
 
-    /// Proposes a last command, if there is an established leader.
+    /// Proposes a final command, if there is an established leader.
     fn propose_last(&mut self) -> Option<Index> {
         let leaders: Vec<RaftId> = self.members.keys().copied().collect();
         for id in leaders {
             let command = self.next_command.to_le_bytes().to_vec();
             let Some(process) = self.process(id) else { continue };
             let status = process.node.status();
-            // It must lead by everyone's account, or the command may yet be lost.
+            // All members must agree that it is the leader, or the command may still be lost.
             if !status.ready || status.change_pending || status.transfer.is_some() {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! The files of a fleet, before anything runs.
+//! A fleet's files, before anything runs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,8 @@ use super::{Agent, Fleet, FleetOptions};
 use crate::ports::Ports;
 
 impl Fleet {
-    /// Creates folders and keys; starts nothing. Everything will listen on the loopback interface.
+    /// Creates directories and keys; starts nothing. Everything will listen on the loopback
+    /// interface.
     pub fn lay_out(options: FleetOptions) -> Result<Fleet> {
         Fleet::lay_out_at(options, Ipv4Addr::LOCALHOST)
     }
@@ -74,7 +75,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Creates an agent's folder, token and configuration.
+    /// Creates an agent's directory, token and configuration.
     pub(super) fn make_agent(&self, name: &str) -> Result<()> {
         let agent = &self.agents[name];
         fs::create_dir_all(&agent.dir)?;
@@ -101,13 +102,13 @@ impl Fleet {
         Ok(())
     }
 
-    /// Adds lines to the configuration of every agent created after this.
+    /// Adds lines to the configuration of every agent created from now on.
     pub fn add_agent_toml(&mut self, lines: &str) {
         self.options.agent_toml.push('\n');
         self.options.agent_toml.push_str(lines);
     }
 
-    /// Moves an agent that has not started yet to another address, with another prefix of its
+    /// Moves an agent that has not started yet to another address, and sets a prefix for its
     /// command line.
     pub fn place(&mut self, server: &str, ip: Ipv4Addr, prefix: &[String]) {
         if let Some(agent) = self.agents.get_mut(server) {
@@ -118,7 +119,7 @@ impl Fleet {
         }
     }
 
-    /// Adds a server to a group and starts it; it joins.
+    /// Adds a server to a group and starts its agent, which joins.
     pub fn add_agent(&mut self, server: &str, group: &str) -> Result<()> {
         let (options, ip) = (&self.options, Ipv4Addr::LOCALHOST);
         let agent = new_agent(options, &mut self.ports, ip, server, group)?;

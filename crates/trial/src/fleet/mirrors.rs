@@ -1,4 +1,4 @@
-//! The mirrors of a fleet: folders served over HTTP, and copies of the repository in them.
+//! A fleet's mirrors: directories with copies of the repository, served over HTTP.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -36,12 +36,12 @@ impl Fleet {
         }
     }
 
-    /// The folder that a mirror serves.
+    /// The directory that a mirror serves.
     pub fn mirror_dir(&self, index: usize) -> &Path {
         &self.mirrors[index].0
     }
 
-    /// How many mirrors there are.
+    /// The number of mirrors.
     pub fn mirrors(&self) -> usize {
         self.mirrors.len()
     }
@@ -59,7 +59,7 @@ impl Fleet {
     }
 }
 
-/// Replaces the content of a mirror with another folder's.
+/// Replaces the content of a mirror with that of another directory.
 pub fn replace_mirror(folder: &Path, by: &Path) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder)?;

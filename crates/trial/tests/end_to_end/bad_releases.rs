@@ -1,5 +1,5 @@
-//! Releases that misbehave: a hook that hangs, one that floods, one that says "later", a service
-//! that dies soon after its start.
+//! Releases that misbehave: a hook that hangs, one that floods its output, one that says "later", a
+//! service that dies soon after its start.
 
 use anyhow::{Context as _, Result, ensure};
 use cohort_trial::release::WebRelease;
@@ -19,15 +19,15 @@ stop_timeout = "3s"
 timeout = "2s"
 "#;
 
-/// Nobody else's sleep.
+/// A hook that hangs; its `sleep` duration is unique, so that the test finds its processes.
 const HANGS: &str = "#!/bin/sh\necho about to hang\nsleep 86397 &\nsetsid sleep 86397 &\nwait\n";
 const HANGING: &str = "sleep 86397";
 
-/// What a flooding hook prints: far more than may be kept anywhere.
+/// Bytes that a flooding hook prints: far more than the host may keep anywhere.
 const FLOOD_BYTES: u64 = 64 << 20;
-/// What is kept of a hook's output.
+/// Bytes that the host keeps of a hook's output.
 const KEPT_BYTES_MAX: u64 = 64 << 10;
-/// How much larger an agent may become by it, in KiB.
+/// How much an agent may grow because of it, in KiB.
 const GROWTH_KB_MAX: u64 = 24 << 10;
 
 #[test]
@@ -45,7 +45,7 @@ fn a_hook_that_hangs_is_ended_with_its_children() -> Result<()> {
         .into_iter()
         .filter(|(_, command)| command.contains(HANGING))
         .collect();
-    ensure!(hanging.is_empty(), "children of the hook are left: {hanging:?}");
+    ensure!(hanging.is_empty(), "child processes of the hook are left: {hanging:?}");
     trial.pass()
 }
 
@@ -59,11 +59,14 @@ fn a_hook_that_floods_and_one_that_says_later() -> Result<()> {
     trial.roll_out(&WebRelease::new("1.1.0").hook("after-install", &script))?;
     for ((server, peak), before) in trial.servers().iter().zip(peaks(&trial)?).zip(before) {
         let growth = peak.saturating_sub(before);
-        ensure!(growth <= GROWTH_KB_MAX, "{server} has grown by {growth} KiB");
+        ensure!(growth <= GROWTH_KB_MAX, "{server} grew by {growth} KiB");
         let kept = trial.agents()[server].dir.join("data/apps/web/hooks/after-install.log");
         let text = std::fs::read(&kept).with_context(|| kept.display().to_string())?;
-        ensure!(text.len() as u64 <= KEPT_BYTES_MAX, "{} bytes are kept", text.len());
-        ensure!(text.ends_with(b"the end\n"), "the end of the output is not what is kept");
+        ensure!(text.len() as u64 <= KEPT_BYTES_MAX, "kept {} bytes", text.len());
+        ensure!(
+            text.ends_with(b"the end\n"),
+            "the kept output does not end with the hook's last line"
+        );
     }
 
     let attempts = trial.dir().join("attempts");
@@ -91,7 +94,7 @@ fn a_service_that_dies_after_two_seconds_is_held() -> Result<()> {
     let held = trial.until(GROUP, PATIENCE, |status| holds(status, "1.1.0", "1.0.0"))?;
     let reason = reason(&held);
     ensure!(reason.contains("exit status 3"), "{reason}");
-    // It was on one server only, and that one has gone back.
+    // The bad release ran on one server only, and that one has gone back.
     let mut tried = 0;
     for server in trial.servers() {
         let said = trial.said(&server)?;
@@ -106,7 +109,7 @@ fn a_service_that_dies_after_two_seconds_is_held() -> Result<()> {
     trial.pass()
 }
 
-/// The most memory that each agent ever had, in KiB.
+/// Each agent's peak memory, in KiB.
 fn peaks(trial: &Trial) -> Result<Vec<u64>> {
     let mut peaks = Vec::new();
     for server in trial.servers() {

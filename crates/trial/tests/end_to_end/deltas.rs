@@ -1,4 +1,4 @@
-//! A release that changes little downloads little: the servers build it from what they run.
+//! A release with few changes needs few bytes: the servers build it from the running release.
 
 use anyhow::{Result, ensure};
 use cohort_trial::release::WebRelease;
@@ -13,17 +13,17 @@ const FROM_PEERS: &str = "cohort_bytes_received_total{from=\"peer\"}";
 fn a_small_change_crosses_the_network_as_one() -> Result<()> {
     let trial = Trial::of("deltas", 3)?;
     trial.first_release(&policy(ONE_BY_ONE, ""), &WebRelease::new("1.0.0"))?;
-    // The program, which is the same in the next release.
+    // The program, which is identical in the next release.
     let whole = figure(&trial, FROM_MIRRORS)?;
     let peers = figure(&trial, FROM_PEERS)?;
-    ensure!(whole > 300_000.0, "the first one comes whole: {whole} bytes");
+    ensure!(whole > 300_000.0, "the first release is fetched whole: {whole} bytes");
 
     trial.publish(&WebRelease::new("1.1.0"), &[PLATFORM])?;
     trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
     let mirrors = figure(&trial, FROM_MIRRORS)? - whole;
     let peers = figure(&trial, FROM_PEERS)? - peers;
-    ensure!(mirrors * 10.0 < whole, "{mirrors} bytes came from mirrors, of {whole}");
-    ensure!(peers * 5.0 < whole, "{peers} bytes went from server to server, of {whole}");
+    ensure!(mirrors * 10.0 < whole, "{mirrors} of {whole} bytes came from mirrors");
+    ensure!(peers * 5.0 < whole, "{peers} of {whole} bytes went from server to server");
     trial.pass()
 }
 

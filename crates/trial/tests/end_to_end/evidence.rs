@@ -22,7 +22,7 @@ pub(crate) struct Guarded {
     pub(crate) event: String,
 }
 
-/// One line that the example service printed about itself.
+/// A line that the example service printed about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Said {
     /// Time on the machine's boot-time clock.
@@ -70,7 +70,7 @@ impl Trial {
         Ok(said.collect())
     }
 
-    /// All services' own output, in the form of a prober's findings.
+    /// All services' own output, in the form of a prober's observations.
     pub(crate) fn said_by_all(&self) -> Result<Vec<Seen>> {
         let mut seen = Vec::new();
         for server in self.agents().keys() {

@@ -1,5 +1,5 @@
-//! The hub stops in the middle of a rollout: the rollout continues, nothing new starts, and the hub
-//! catches up when it is back.
+//! The hub stops mid-rollout: the rollout continues, nothing new starts, and the hub catches up
+//! when it is back.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn for_the_whole_rollout() -> Result<()> {
 
     trial.publish(&WebRelease::new("1.1.0"), &[PLATFORM])?;
     trial.until(GROUP, PATIENCE, |status| {
-        // From `leader-holds` on the registry has the record of the rollout.
+        // From `leader-holds` on, the registry has the record of the rollout.
         app(status).is_some_and(|app| {
             app.target.as_ref().is_some_and(|target| target.as_str() == "1.1.0")
                 && app.state != PhaseName::MARKED_OLD
@@ -40,8 +40,8 @@ fn for_the_whole_rollout() -> Result<()> {
         runs(status, "1.1.0") && status.registry_reachable == Some(false)
     })?;
 
-    // The group of the next stage waits for a verdict that nobody can read now, and a newer
-    // release is on the mirrors: neither begins.
+    // The group of the next stage waits for a verdict that it cannot read now, and a newer release
+    // is on the mirrors: neither starts.
     trial.publish(&WebRelease::new("1.2.0"), &[PLATFORM])?;
     for (group, version) in [(GROUP, "1.1.0"), (SECOND, "1.0.0")] {
         trial.until(group, PATIENCE, |status| {
@@ -49,17 +49,17 @@ fn for_the_whole_rollout() -> Result<()> {
         })?;
         why_says(&trial, group, "registry-away")?;
     }
-    // Every leader reads the mirrors twice a second: some looks later nothing has begun.
+    // Every leader polls the mirrors twice a second: after a few polls, still nothing has started.
     for group in [GROUP, SECOND] {
         throughout(Duration::from_secs(2), || {
             let status = trial.status(group)?;
-            let state = app(&status).context("the group knows the app")?.state;
+            let state = app(&status).context("the group has the app")?.state;
             ensure!(state == PhaseName::Running, "{group}: {state}");
             Ok(())
         })?;
     }
 
-    // Agents that restart meanwhile get their orders and serve.
+    // Agents that restart in the meantime get their orders and serve.
     let server = "intel-a-02";
     trial.stop_agent(server);
     trial.start_agent(server)?;
@@ -71,12 +71,12 @@ fn for_the_whole_rollout() -> Result<()> {
     for group in [GROUP, SECOND] {
         trial.until(group, PATIENCE, |status| runs(status, "1.2.0"))?;
     }
-    // What was decided while the hub was away has arrived as well.
+    // Everything decided while the hub was away has arrived too.
     until("the hub has every record and verdict", PATIENCE, || recorded(&trial))?;
     trial.pass()
 }
 
-/// `cohort why`, asked at one agent, since the hub is away.
+/// Checks `cohort why` at an agent, because the hub is down.
 fn why_says(trial: &Trial, group: &str, waiting_on: &str) -> Result<()> {
     let mut agents = trial.agents().values();
     let agent = agents.find(|agent| agent.group == group).context("a group has agents")?;

@@ -1,4 +1,4 @@
-//! The kill switch: in the middle of a rollout, through restarts of everything, without the hub.
+//! The kill switch: mid-rollout, across restarts of everything, and without the hub.
 
 use std::time::Duration;
 
@@ -24,11 +24,12 @@ fn stops_everything_until_it_is_off() -> Result<()> {
     trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave >= 2))?;
     trial.run(&["kill", "on", "--reason", "coffee first"])?;
     until("every server has latched it", PATIENCE, || all(&trial, true))?;
-    // What was begun comes to its end, and takes traffic again; nothing else begins.
+    // Steps in progress finish, and those servers take traffic again; nothing else starts.
     trial.until(GROUP, PATIENCE, |status| {
         killed(status, "coffee first")
             && app(status).is_some_and(|app| {
-                // Granted and not begun is held by the switch, and serves meanwhile.
+                // The switch holds a server that was granted but has not started; it serves
+                // meanwhile.
                 let at_rest = |activation: Option<&ActivationStatus>| {
                     activation.is_none_or(|stage| *stage == ActivationStatus::Granted)
                 };
@@ -40,7 +41,7 @@ fn stops_everything_until_it_is_off() -> Result<()> {
     let updated = updated(&trial)?;
     ensure!((1..4).contains(&updated), "{updated} servers run 1.1.0");
 
-    // Through a restart of everything.
+    // Restart everything.
     for server in trial.servers() {
         trial.kill_agent(&server);
     }
@@ -50,8 +51,8 @@ fn stops_everything_until_it_is_off() -> Result<()> {
     }
     trial.until(GROUP, PATIENCE, |status| status.linearizable && killed(status, "coffee first"))?;
     trial.start_hub()?;
-    ensure!(all(&trial, true), "a server has forgotten it");
-    ensure!(through_hub(&trial)?, "the hub has forgotten it");
+    ensure!(all(&trial, true), "a server lost the switch");
+    ensure!(through_hub(&trial)?, "the hub lost the switch");
     trial.nothing_begins()?;
     ensure!(self::updated(&trial)? == updated, "more servers run 1.1.0 than before");
 
@@ -62,13 +63,13 @@ fn stops_everything_until_it_is_off() -> Result<()> {
     trial.pass()
 }
 
-/// At one agent, while the hub is away: it spreads to the whole group, and back off as well.
+/// At one agent, while the hub is down: *on* spreads to the whole group, and so does *off*.
 fn without_the_hub(trial: &mut Trial) -> Result<()> {
     trial.stop_hub();
     let (first, last) = ("intel-a-01", "intel-a-04");
     let epoch = at_agent(trial, first)?.1;
     switch_at(trial, first, "on")?;
-    until("every server has heard of it", PATIENCE, || all(trial, true))?;
+    until("the switch has reached every server", PATIENCE, || all(trial, true))?;
     let on = at_agent(trial, last)?.1;
     ensure!(on > epoch, "epoch {on} after {epoch}");
     let old = register(trial, last)?;
@@ -80,12 +81,12 @@ fn without_the_hub(trial: &mut Trial) -> Result<()> {
     trial.stop_hub();
 
     switch_at(trial, last, "off")?;
-    until("every server has heard that it is off", PATIENCE, || all(trial, false))?;
+    until("the switch is off on every server", PATIENCE, || all(trial, false))?;
 
-    // What was said before is kept by somebody and said again: it changes nothing.
+    // Replaying an old register changes nothing.
     say_again(trial, first, &old)?;
     throughout(Duration::from_secs(2), || {
-        ensure!(all(trial, false), "an old register was taken");
+        ensure!(all(trial, false), "an old register was accepted");
         Ok(())
     })?;
     trial.start_hub()?;
@@ -94,7 +95,7 @@ fn without_the_hub(trial: &mut Trial) -> Result<()> {
 
 fn updated(trial: &Trial) -> Result<usize> {
     let status = trial.until(GROUP, PATIENCE, |status| status.linearizable)?;
-    let app = app(&status).context("the app is known")?;
+    let app = app(&status).context("the group has the app")?;
     let new = |running: &str| running == "1.1.0";
     Ok(app
         .servers
@@ -110,7 +111,7 @@ fn at_agent(trial: &Trial, server: &str) -> Result<(bool, u64)> {
     let output = trial.try_run(&args)?;
     let answer: Value = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
-    let on = answer["on"].as_bool().context("a switch has a position")?;
+    let on = answer["on"].as_bool().context("a switch is on or off")?;
     Ok((on, answer["switches"][0]["epoch"].as_u64().unwrap_or(0)))
 }
 
@@ -119,7 +120,7 @@ fn all(trial: &Trial, on: bool) -> bool {
 }
 
 fn through_hub(trial: &Trial) -> Result<bool> {
-    // 3: one is on.
+    // Exit code 3: a switch is on.
     Ok(trial.try_run(&["kill", "status"])?.status.code() == Some(3))
 }
 
@@ -128,7 +129,7 @@ fn switch_at(trial: &Trial, server: &str, position: &str) -> Result<()> {
     trial.run(&["kill", position, "--agent", &address, "--name", server]).map(drop)
 }
 
-/// The signed register as an agent passes it on.
+/// The signed register as an agent forwards it.
 fn register(trial: &Trial, server: &str) -> Result<SignedKill> {
     let registers: Vec<SignedKill> = trial.call(server, Call::get(KILL))?;
     match registers.as_slice() {
@@ -140,6 +141,6 @@ fn register(trial: &Trial, server: &str) -> Result<SignedKill> {
 fn say_again(trial: &Trial, server: &str, old: &SignedKill) -> Result<()> {
     let call = Call::post(KILL, old);
     let now: Vec<SignedKill> = trial.call(server, call)?;
-    ensure!(!now.contains(old), "an old register was taken");
+    ensure!(!now.contains(old), "an old register was accepted");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A leader that is alive but unreachable: stopped for a while, or on the wrong side of a
+//! A leader that is alive but unreachable: suspended for a while, or on the wrong side of a
 //! partition. The others continue; when it is back it follows, and has done no harm.
 
 use std::collections::BTreeMap;
@@ -27,20 +27,20 @@ fn stopped_for_a_while() -> Result<()> {
         trial.signal_agent(&leader, Signal::STOP);
         let next = until_another_leads(&trial, &leader)?;
         trial.signal_agent(&leader, Signal::CONT);
-        println!("{version}: {leader} was stopped, {next} went on");
+        println!("{version}: {leader} was suspended, {next} continued");
         trial.until(GROUP, PATIENCE, |status| runs(status, version))?;
         trial.until_caught_up(&leader)?;
     }
     let seen = prober.stop();
-    ensure!(most_down(&seen) <= 1, "more than one server was out: {seen:?}");
+    ensure!(most_down(&seen) <= 1, "more than one server was out of service: {seen:?}");
     once_each(&trial, &["1.0.0", "1.1.0", "1.2.0"])?;
     trial.pass()
 }
 
-/// A stopped process accepts connections and does not answer: ask the others.
+/// A suspended process accepts connections but does not answer: ask the others.
 fn until_another_leads(trial: &Trial, than: &str) -> Result<String> {
     let mut next = None;
-    until("another one leads", PATIENCE, || {
+    until("another member is the leader", PATIENCE, || {
         let others = trial.agents().values().filter(|agent| agent.server != than);
         next = others.filter_map(|agent| trial.ask(agent).ok()).find_map(|status| {
             let leader = status.leader.filter(|_| status.linearizable)?;
@@ -48,7 +48,7 @@ fn until_another_leads(trial: &Trial, than: &str) -> Result<String> {
         });
         next.is_some()
     })?;
-    next.context("another one leads")
+    next.context("another member is the leader")
 }
 
 const OWN: &str = "leader_cut_off::on_the_wrong_side_of_a_cut_network";
@@ -73,7 +73,7 @@ fn on_the_wrong_side_of_a_cut_network() -> Result<()> {
         let mut logs = Logs::from_now(&trial);
         there.ip("link set there down")?;
         let next = until_another_leads(&trial, CUT_OFF)?;
-        // The others get the release; the group waits for the unreachable one, by name.
+        // The others get the release; the group waits for the unreachable server, and names it.
         trial.until(GROUP, PATIENCE, |status| {
             let servers = app(status).into_iter().flat_map(|app| &app.servers);
             let mut others = servers.filter(|(id, _)| id.as_str() != CUT_OFF);
@@ -82,7 +82,7 @@ fn on_the_wrong_side_of_a_cut_network() -> Result<()> {
                     here.running.as_ref().is_some_and(|version| version.as_str() == "1.1.0")
                 })
         })?;
-        // A deposed leader decides nothing: no phase was entered on its side alone.
+        // A deposed leader decides nothing: its side entered no phase on its own.
         let mut states: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (server, line) in logs.news() {
             if line.is(events::PHASE) {
@@ -90,9 +90,9 @@ fn on_the_wrong_side_of_a_cut_network() -> Result<()> {
             }
         }
         let (here, cut) =
-            (states.get(&next).context("the new leader goes on")?, states.get(CUT_OFF));
+            (states.get(&next).context("the new leader continues")?, states.get(CUT_OFF));
         let same = cut.is_none_or(|cut| cut.iter().zip(here).all(|(a, b)| a == b));
-        ensure!(same, "{CUT_OFF} went its own way: {states:?}");
+        ensure!(same, "{CUT_OFF} diverged: {states:?}");
 
         there.ip("link set there up")?;
         trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
@@ -107,9 +107,9 @@ fn once_each(trial: &Trial, versions: &[&str]) -> Result<()> {
     once_each_but(trial, versions, "")
 }
 
-/// The same, except for a server that was cut off: if it had just been granted its change, nobody
-/// can know whether it started, so it is in debt and starts the good release again, under another
-/// fence.
+/// The same, except for a server that was cut off: if it had just been granted its change, the
+/// group cannot know whether it started, so it is in debt and starts the good release again, under
+/// another fence.
 fn once_each_but(trial: &Trial, versions: &[&str], cut_off: &str) -> Result<()> {
     for server in trial.servers() {
         let said = trial.said(&server)?;

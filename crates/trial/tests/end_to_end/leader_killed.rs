@@ -1,6 +1,6 @@
 //! Kills the leader in each state of its group, one after the other. Every rollout still ends
-//! correctly, each server is activated once per fence, and never more servers are out of service
-//! than the policy allows.
+//! correctly, each server is activated once per fence, and no more servers are out of service than
+//! the policy allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -33,17 +33,17 @@ unreachable_after = "60s"
 
 /// What is in progress when the leader is killed.
 enum Visit {
-    /// Nothing was published yet.
+    /// Nothing is published yet.
     BeforeTheFirst,
     /// Idle.
     AtRest,
-    /// A good release rolls out.
+    /// A good release is rolling out.
     Forward,
-    /// A bad one rolls back.
+    /// A bad release is rolling back.
     Back,
 }
 
-/// Exhaustive: a new state does not compile here.
+/// Exhaustive, so that a new state fails to compile here.
 fn visit(state: PhaseName) -> Visit {
     match state {
         PhaseName::Empty => Visit::BeforeTheFirst,
@@ -76,13 +76,16 @@ fn at_each_state_of_the_group() -> Result<()> {
         let begun = Instant::now();
         let version = format!("1.{number}.0");
         story.play(state, &version).with_context(|| format!("killed at {state}"))?;
-        println!("{state}: over after {:.1} s", begun.elapsed().as_secs_f64());
+        println!("{state}: finished after {:.1} s", begun.elapsed().as_secs_f64());
     }
     ensure!(story.visited == PhaseName::ALL.into(), "visited: {:?}", story.visited);
     let seen = prober.stop();
     let (probed, said) = (most_down(&seen), most_down(&story.trial.said_by_all()?));
-    ensure!(probed <= OUT_MAX, "{probed} were out at once: {seen:?}");
-    ensure!((1..=OUT_MAX).contains(&said), "{said} were out at once, by the services' own lines");
+    ensure!(probed <= OUT_MAX, "{probed} servers were out at once: {seen:?}");
+    ensure!(
+        (1..=OUT_MAX).contains(&said),
+        "{said} servers were out at once, by the services' own output"
+    );
     for server in story.trial.servers() {
         story.once_per_fence(&server)?;
         story.none_skipped(&server)?;
@@ -107,7 +110,7 @@ impl Story {
                 self.publish(&release, true)?;
             }
             Visit::Forward => {
-                // Bytes that take a moment, so that the states before the waves last.
+                // Enough bytes that the states before the waves last a moment.
                 let release = release.ballast(4 << 20);
                 self.kill_at(state, &release, true)?;
             }
@@ -160,11 +163,11 @@ impl Story {
                 }
             }
             if begun.elapsed() > PATIENCE {
-                bail!("it never came to {state}; last: {came_to:?}");
+                bail!("the group never reached {state}; last: {came_to:?}");
             }
             std::thread::sleep(Duration::from_millis(1));
         };
-        // How far it got before it died: a state may last less than a millisecond.
+        // How far the leader got before it died: a state may last less than a millisecond.
         let mut last = came_to;
         for (server, line) in logs.news() {
             if server == killed && line.is(events::PHASE) {
@@ -172,7 +175,7 @@ impl Story {
             }
         }
         println!("{state}: {killed} killed, at {}", last.as_deref().unwrap_or("?"));
-        ensure!(!good || last.as_deref() != Some("running"), "the rollout was over by then");
+        ensure!(!good || last.as_deref() != Some("running"), "the rollout had already finished");
         self.visited.insert(state);
         self.come_back(&killed)
     }
@@ -194,8 +197,8 @@ impl Story {
         Ok(())
     }
 
-    /// Every good release ran here exactly once; a bad one at most once, followed by the one
-    /// before.
+    /// Every good release ran here exactly once; a bad one at most once, followed by its
+    /// predecessor.
     fn none_skipped(&self, server: &str) -> Result<()> {
         let said = self.trial.said(server)?;
         let starts: Vec<&str> = said
@@ -210,7 +213,10 @@ impl Story {
                 ensure!(rest.next() == Some(version), "{server}: {version} in {starts:?}");
                 before = version;
             } else if rest.next_if(|now| now == version).is_some() {
-                ensure!(rest.next() == Some(before), "{server}: back to {before} in {starts:?}");
+                ensure!(
+                    rest.next() == Some(before),
+                    "{server}: no return to {before} in {starts:?}"
+                );
             }
         }
         ensure!(rest.next().is_none(), "{server}: {starts:?}");

@@ -1,5 +1,5 @@
-//! End-to-end tests: fleets of real processes of the production binary, each in a folder and on
-//! ports of its own. Where to start reading: `trial.rs`, then any of the tests.
+//! End-to-end tests: fleets of real processes of the production binary, each in its own directory
+//! and on its own ports. Where to start reading: `trial.rs`, then any of the tests.
 
 mod evidence;
 mod prober;

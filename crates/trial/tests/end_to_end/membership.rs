@@ -26,10 +26,10 @@ fn voters_are_replaced_and_a_lost_disk_comes_back_as_another_member() -> Result<
     let sixth = all.difference(&voters(&status)).next().context("six less five")?.clone();
     let leader = trial.who_leads()?;
 
-    // A voter leaves for good: the sixth server takes its place.
+    // A voter leaves permanently: the sixth server takes its place.
     let leaves = voters(&status).into_iter().find(|one| *one != leader).context("others")?;
     trial.stop_agent(&leaves);
-    // It counts as alive for some seconds more, and is not removed meanwhile.
+    // It counts as alive for a few more seconds, and the group does not remove it until then.
     until("the server is removed", PATIENCE, || {
         let output = trial.try_run(&["group", "remove-server", GROUP, &leaves]);
         output.is_ok_and(|output| output.status.success())
@@ -39,7 +39,7 @@ fn voters_are_replaced_and_a_lost_disk_comes_back_as_another_member() -> Result<
         now.len() == 5 && now.contains(&sixth) && !now.contains(&leaves)
     })?;
 
-    // A voter loses the disk that its log was on: it comes back, under another number.
+    // A voter loses the disk with its log: it comes back under another number.
     let loses = voters(&trial.status(GROUP)?)
         .into_iter()
         .find(|one| *one != leader && *one != sixth)
@@ -59,7 +59,7 @@ fn voters_are_replaced_and_a_lost_disk_comes_back_as_another_member() -> Result<
     trial.until_caught_up(&loses)?;
     let left: Vec<String> = trial.servers().into_iter().filter(|one| *one != leaves).collect();
 
-    // The group with its new members still does its work.
+    // The group still works with its new members.
     trial.publish(&WebRelease::new("1.1.0"), &[PLATFORM])?;
     trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
     for server in left {
@@ -92,9 +92,9 @@ fn a_server_that_joins_in_the_middle_gets_its_release_before_it_is_ready() -> Re
         }
         Err(_) => false,
     })?;
-    ensure!(looked > 0, "it was ready at once");
+    ensure!(looked > 0, "it was ready immediately");
     let first = version_at(service);
-    ensure!(first.is_some(), "it was ready, and served nothing");
+    ensure!(first.is_some(), "it was ready but served nothing");
     trial.until(GROUP, PATIENCE, |status| {
         let mut servers = app(status).into_iter().flat_map(|app| &app.servers);
         let here = servers.find(|(id, _)| id.as_str() == joins);
@@ -104,7 +104,7 @@ fn a_server_that_joins_in_the_middle_gets_its_release_before_it_is_ready() -> Re
 
     trial.run(&["rollout", "approve", GROUP])?;
     trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0") && status.servers.len() == 4)?;
-    ensure!(version_at(service).as_deref() == Some("1.1.0"), "the rollout passed it by");
+    ensure!(version_at(service).as_deref() == Some("1.1.0"), "the rollout skipped it");
     trial.pass()
 }
 
@@ -115,7 +115,7 @@ fn leadership_is_handed_over_on_request_and_before_a_stop() -> Result<()> {
     let before = trial.who_leads()?;
     let to = trial.servers().into_iter().find(|one| *one != before).context("others")?;
     trial.run(&["group", "transfer-leader", GROUP, "--to", &to])?;
-    ensure!(trial.who_leads()? == to, "{to} was to lead");
+    ensure!(trial.who_leads()? == to, "{to} is not the leader");
     trial.until_caught_up(&before)?;
 
     // A clean stop: another member is the leader before the process exits.
@@ -125,9 +125,9 @@ fn leadership_is_handed_over_on_request_and_before_a_stop() -> Result<()> {
         line.is(events::RAFT_ROLE) && line.field("role") == Some("Leader")
     };
     let next = logs.news().into_iter().find(leads);
-    let (next, _) = next.context("nobody led when the leader had stopped")?;
-    ensure!(next != to, "{to} hands over to itself");
-    ensure!(trial.until_another_leads(&to)? == next, "{next} was to lead");
+    let (next, _) = next.context("the group had no leader after the old one stopped")?;
+    ensure!(next != to, "{to} transferred leadership to itself");
+    ensure!(trial.until_another_leads(&to)? == next, "{next} is not the leader");
     trial.start_agent(&to)?;
     trial.roll_out(&WebRelease::new("1.1.0"))?;
     trial.pass()

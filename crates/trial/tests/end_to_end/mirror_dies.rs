@@ -1,4 +1,4 @@
-//! A mirror dies in the middle of a file: the next one continues at the same unit.
+//! A mirror dies in the middle of a file: the next mirror continues at the same unit.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,18 +14,18 @@ use cohort_wire::agent::TransferStatus;
 
 use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, Wanted, policy, until};
 
-/// What does not compress in the release.
+/// Incompressible bytes in the release.
 const BALLAST: usize = 24 << 20;
-/// How fast the network is to the first mirror, per connection: the file takes seconds.
+/// The network's rate to the first mirror, per connection: the file takes seconds.
 const BYTES_PER_SECOND: u64 = 4 << 20;
-/// The mirror dies when this much of the file has come through.
+/// The mirror dies after this many bytes of the file.
 const DIES_AT: u64 = 6 << 20;
 
 const FROM_MIRRORS: &str = "cohort_bytes_received_total{from=\"mirror\"}";
 
 #[test]
 fn in_the_middle_of_a_file() -> Result<()> {
-    // The agents know the first mirror by the address of a slow line to it.
+    // The agents know the first mirror by the address of a slow proxy.
     let line = TcpListener::bind("127.0.0.1:0")?;
     let slow = line.local_addr()?;
     let options = Wanted { servers: 3, mirrors: 2, ..Wanted::default() }.options("mirror")?;
@@ -41,47 +41,47 @@ fn in_the_middle_of_a_file() -> Result<()> {
     trial.first_release(&policy(ONE_BY_ONE, ""), &WebRelease::new("1.0.0"))?;
     let before = from_mirrors(&trial)?;
     let passed_before = passed.load(Ordering::Relaxed);
-    ensure!(passed_before > 0, "the first mirror is not asked first");
+    ensure!(passed_before > 0, "the first mirror got no request");
 
     trial.publish(&WebRelease::new("1.1.0").ballast(BALLAST), &[PLATFORM])?;
-    until("a part of the file has come", PATIENCE, || {
+    until("part of the file has arrived", PATIENCE, || {
         passed.load(Ordering::Relaxed) - passed_before >= DIES_AT
     })?;
     let moving = the_transfer(&trial)?;
-    ensure!(moving.under_way && moving.mirror_bytes > 0, "seen on its way: {moving:?}");
+    ensure!(moving.under_way && moving.mirror_bytes > 0, "not in transit: {moving:?}");
     ensure!(moving.length_bytes > BALLAST as u64 && moving.servers == 3, "{moving:?}");
     trial.kill_mirror(0);
     let at_death = from_mirrors(&trial)? - before;
-    ensure!(at_death < BALLAST as f64, "the whole file was there already: {at_death} bytes");
+    ensure!(at_death < BALLAST as f64, "the whole file had already arrived: {at_death} bytes");
     trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
 
     let fetched = from_mirrors(&trial)? - before;
     let once = BALLAST as f64;
-    // The service itself, unit hashes, and what was on its way when the mirror died.
-    ensure!(fetched >= once, "{fetched} bytes came from mirrors");
+    // The service itself, unit hashes, and bytes in flight when the mirror died.
+    ensure!(fetched >= once, "only {fetched} bytes came from mirrors");
     ensure!(fetched <= once + 6_000_000.0, "{fetched} bytes for a file of {once}");
     trial.pass()
 }
 
-/// What the group's leader says of the release on its way.
+/// What the group's leader reports about the release in transit.
 fn the_transfer(trial: &Trial) -> Result<TransferStatus> {
     let status = trial.status(GROUP)?;
     let of_it = |transfer: &TransferStatus| {
         transfer.version.as_ref().is_some_and(|version| version.as_str() == "1.1.0")
     };
-    status.transfers.into_iter().find(of_it).context("the group does not tell what moves")
+    status.transfers.into_iter().find(of_it).context("the group reports no transfer")
 }
 
 fn from_mirrors(trial: &Trial) -> Result<f64> {
     trial.servers().iter().map(|server| trial.figure(server, FROM_MIRRORS)).sum()
 }
 
-/// Passes every connection on to `to`, slowly, and counts what comes back.
+/// Proxies every connection to `to`, slowly, and counts the bytes that come back.
 fn slow_line(line: &TcpListener, to: SocketAddr, passed: &Arc<AtomicU64>) {
     for client in line.incoming().flatten() {
         let passed = Arc::clone(passed);
         std::thread::spawn(move || {
-            // A mirror that is dead refuses: the client sees its connection end.
+            // A dead mirror refuses: the client sees its connection close.
             let Ok(mirror) = TcpStream::connect(to) else { return };
             let (Ok(mut up), Ok(mut up_to)) = (client.try_clone(), mirror.try_clone()) else {
                 return;
@@ -105,7 +105,7 @@ fn pass_slowly(mut from: TcpStream, mut to: &TcpStream, passed: &AtomicU64) -> s
         }
         to.write_all(&buffer[..count])?;
         passed.fetch_add(count as u64, Ordering::Relaxed);
-        // The rate of the line, not a wait for anything.
+        // This sets the rate; it does not wait for anything.
         std::thread::sleep(Duration::from_secs(1) * count as u32 / BYTES_PER_SECOND as u32);
     }
 }

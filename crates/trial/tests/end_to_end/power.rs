@@ -14,7 +14,7 @@ use cohort_trial::watch::{app, runs};
 
 use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, policy, until};
 
-/// The hook that makes a step last, so that the kill comes in the middle of it.
+/// The hook that makes a step last, so that the kill hits it midway.
 fn hook_of(step: Step) -> Option<&'static str> {
     match step {
         Step::Drain => Some("before-block-traffic"),
@@ -24,12 +24,12 @@ fn hook_of(step: Step) -> Option<&'static str> {
         Step::Start => Some("application-start"),
         Step::Check => Some("validate-service"),
         Step::WarmUp => Some("before-allow-traffic"),
-        // Bytes and unpacking: no hook. Going back alone has a test of its own.
+        // Bytes and unpacking have no hook. Confirm or undo has its own test.
         Step::Prepare | Step::Fetch | Step::Undo => None,
     }
 }
 
-/// A release all of whose hooks may take a moment: the one that [`make_last`] names.
+/// A release whose hooks all check whether to take a moment: the one that [`make_last`] names does.
 fn slow(trial: &Trial, version: &str) -> WebRelease {
     let mut release = WebRelease::new(version);
     for hook in Step::ALL.into_iter().filter_map(hook_of) {
@@ -40,7 +40,7 @@ fn slow(trial: &Trial, version: &str) -> WebRelease {
     release
 }
 
-/// Names the step whose hook takes a moment from now on.
+/// Selects the step whose hook takes a moment from now on.
 fn make_last(trial: &Trial, step: Step) -> Result<()> {
     Ok(std::fs::write(named(trial), hook_of(step).unwrap_or_default())?)
 }
@@ -49,8 +49,8 @@ fn named(trial: &Trial) -> PathBuf {
     trial.dir().join("slow-hook")
 }
 
-/// The agent of a server is killed at each step of an activation: the step runs again, with the
-/// next attempt, and nothing else does.
+/// Kills a server's agent at each step of an activation: the step runs again, as the next attempt,
+/// and nothing else does.
 #[test]
 fn an_agent_is_killed_at_each_step() -> Result<()> {
     let mut trial = Trial::of("killed-at-step", 3)?;
@@ -74,7 +74,7 @@ fn an_agent_is_killed_at_each_step() -> Result<()> {
         println!("{}: {killed} killed", step.name());
     }
     let seen = prober.stop();
-    ensure!(most_down(&seen) <= 1, "more than one server was out: {seen:?}");
+    ensure!(most_down(&seen) <= 1, "more than one server was out of service: {seen:?}");
     let all: Vec<String> = (0..=steps.len()).map(|number| format!("1.{number}.0")).collect();
     for server in trial.servers() {
         let said = trial.said(&server)?;
@@ -90,7 +90,7 @@ fn an_agent_is_killed_at_each_step() -> Result<()> {
     trial.pass()
 }
 
-/// Kills the first agent that starts the step, restarts it, and sees the step start again.
+/// Kills the first agent that starts the step, restarts it, and waits until the step starts again.
 fn kill_at(trial: &mut Trial, step: Step) -> Result<String> {
     let mut logs = Logs::from_now(trial);
     let begins = |line: &Line, attempt: &str| {
@@ -106,12 +106,12 @@ fn kill_at(trial: &mut Trial, step: Step) -> Result<String> {
                 break 'watching server;
             }
         }
-        ensure!(begun.elapsed() < PATIENCE, "nobody came to {}", step.name());
+        ensure!(begun.elapsed() < PATIENCE, "no server reached {}", step.name());
         std::thread::sleep(Duration::from_millis(1));
     };
     for (server, line) in logs.news() {
         if server == killed && line.is(events::STEP_DONE) {
-            ensure!(line.field("step") != Some(step.name()), "it was over: {line}");
+            ensure!(line.field("step") != Some(step.name()), "the step had already ended: {line}");
         }
     }
     trial.start_agent(&killed)?;
@@ -124,13 +124,13 @@ fn kill_at(trial: &mut Trial, step: Step) -> Result<String> {
             }
         }
         if begun.elapsed() > PATIENCE {
-            bail!("{killed} did not go on");
+            bail!("{killed} did not continue");
         }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// All servers of a group lose power in the middle of a rollout, services and guards as well.
+/// All servers of a group lose power mid-rollout, including services and guards.
 #[test]
 fn a_whole_group_goes_dark_in_the_middle_of_a_rollout() -> Result<()> {
     let mut trial = Trial::of("goes-dark", 3)?;
@@ -144,26 +144,26 @@ fn a_whole_group_goes_dark_in_the_middle_of_a_rollout() -> Result<()> {
     }
     for server in &servers {
         let address = trial.agents()[server].service;
-        ensure!(version_at(address).is_none(), "the service of {server} lives on");
+        ensure!(version_at(address).is_none(), "the service of {server} is still running");
     }
     for server in &servers {
         trial.start_agent(server)?;
     }
     trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
     for server in &servers {
-        until("the service is there", PATIENCE, || {
+        until("the service answers", PATIENCE, || {
             version_at(trial.agents()[server].service).as_deref() == Some("1.1.0")
         })?;
         ensure!(trial.ready(server)?.0, "{server} is not ready");
     }
 
-    // And at rest: what ran runs again, before anything is known of the group.
+    // And while idle: the service runs again before the server has reached its group.
     for server in &servers {
         trial.power_off(server);
     }
     let first = &servers[0];
     trial.start_agent(first)?;
-    until("a server alone brings its service up", PATIENCE, || {
+    until("a server starts its service on its own", PATIENCE, || {
         version_at(trial.agents()[first].service).as_deref() == Some("1.1.0")
     })?;
     for server in &servers[1..] {

@@ -8,20 +8,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How often every service is probed.
+/// How often to probe each service.
 const EVERY: Duration = Duration::from_millis(25);
 /// Timeout of a probe. Far longer than a refused connection takes: a machine busy with other tests
 /// must not look like a service that is down.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// One change of what a service answers.
+/// A change in a service's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     /// Since the prober started.
     pub(crate) at: Duration,
     /// The probed server.
     pub(crate) server: String,
-    /// The version that answered; `None` when the service is down.
+    /// The version that answered; `None` if the service is down.
     pub(crate) version: Option<String>,
 }
 
@@ -29,12 +29,12 @@ pub(crate) struct Seen {
 #[derive(Debug)]
 pub(crate) struct Prober {
     stop: Arc<AtomicBool>,
-    /// One for each service; each ends with what it saw.
+    /// One per service; each returns what it saw.
     threads: Vec<JoinHandle<Vec<Seen>>>,
 }
 
 impl Prober {
-    /// Starts probing: name and address of each service.
+    /// Starts probing these services, given by name and address.
     pub(crate) fn start(services: &BTreeMap<String, SocketAddr>) -> Prober {
         let stop = Arc::new(AtomicBool::new(false));
         let begun = Instant::now();
@@ -61,7 +61,7 @@ impl Prober {
         Prober { stop, threads }
     }
 
-    /// Stops, and returns the changes in order of time.
+    /// Stops, and returns the changes in time order.
     pub(crate) fn stop(self) -> Vec<Seen> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.threads.into_iter().flat_map(JoinHandle::join);
@@ -71,7 +71,7 @@ impl Prober {
     }
 }
 
-/// The most services that were down at once, among those that had been up before.
+/// The maximum number of services down at once, among those that had been up before.
 pub(crate) fn most_down(seen: &[Seen]) -> usize {
     let mut up_once: BTreeMap<&str, bool> = BTreeMap::new();
     let mut most = 0;
@@ -86,7 +86,7 @@ pub(crate) fn most_down(seen: &[Seen]) -> usize {
     most
 }
 
-/// What `/version` answers there, if it answers well.
+/// The answer to `/version` there, if it is 200.
 pub(crate) fn version_at(address: SocketAddr) -> Option<String> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_MAX).ok()?;
     stream.set_read_timeout(Some(ANSWER_MAX)).ok()?;

@@ -1,4 +1,4 @@
-//! Who may say what to an agent: roles are enforced where it counts, at the agent itself.
+//! Roles: the agent itself enforces which role may send which request.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ impl Caller<'_> {
         Ok(Caller { trial, client: Client::new(IdentitySlot::new(identity)), target })
     }
 
-    /// The status of the answer, and its kind.
+    /// The response's status, and its error kind.
     fn status(&self, call: Call) -> Result<(u16, String)> {
         let _ = self.trial;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -76,11 +76,11 @@ fn only_those_who_may() -> Result<()> {
     let group = GroupId::new(GROUP)?;
     let incarnation = trial.status(GROUP)?.incarnation;
 
-    // A server speaks for itself only, and never as a person.
+    // A server speaks only for itself, and never as a person.
     let of_agent = Identity::load(&trial.agents()[second].dir.join("data/identity"))?;
     let agent = Caller::as_whom(&trial, of_agent, first)?;
     let pause = Body::Pause { app: app.clone(), reason: String::new() };
-    agent.refused("an agent gives a command", Call::post(COMMAND, &command(pause.clone())))?;
+    agent.refused("an agent sends a command", Call::post(COMMAND, &command(pause.clone())))?;
     let report = Report {
         server: ServerId::new(first.as_str())?,
         boot_epoch: BootEpoch(999),
@@ -96,8 +96,8 @@ fn only_those_who_may() -> Result<()> {
         incarnation,
         reports: vec![report],
     };
-    agent.refused("an agent reports for another", Call::post(REPORT, &reports))?;
-    // Members pass on what servers and people say, and nothing else.
+    agent.refused("an agent reports for another server", Call::post(REPORT, &reports))?;
+    // Members forward what servers and people send, and nothing else.
     let server = ServerId::new(second.as_str())?;
     let step = Planned::Grant { server, purpose: Purpose::Debt };
     let grant = Body::Plan { app, generation: Generation(1), step };
@@ -113,7 +113,7 @@ fn only_those_who_may() -> Result<()> {
         },
     };
     agent.refused("a member forges the leader's plan", Call::post(FORWARD, &forward))?;
-    // A kill register counts by its signature, and an agent's is none.
+    // Only an operator's signature makes a kill register valid, not an agent's.
     let register = KillRegister {
         scope: KillScope::Fleet,
         epoch: 1,
@@ -125,7 +125,7 @@ fn only_those_who_may() -> Result<()> {
     let forged = SignedKill::sign(&own, &register)?;
     agent.refused("an agent signs a kill register", Call::post(KILL, &forged))?;
 
-    // A person asks for no orders, reports nothing, and says only what is for people to say.
+    // An operator may not request orders, send reports, or propose the leader's commands.
     let of_operator = Identity::load(&trial.context_dir().join("operator"))?;
     let operator = Caller::as_whom(&trial, of_operator, first)?;
     let orders = OrdersRequest {
@@ -136,19 +136,19 @@ fn only_those_who_may() -> Result<()> {
         kill: Vec::new(),
         known: 0,
     };
-    operator.refused("an operator asks for orders", Call::post(ORDERS, &orders))?;
+    operator.refused("an operator requests orders", Call::post(ORDERS, &orders))?;
     operator.refused("an operator reports", Call::post(REPORT, &reports))?;
     operator.refused("an operator grants", Call::post(COMMAND, &command(grant)))?;
     let (status, _) = operator.status(Call::get(STATUS))?;
-    ensure!(status == 200, "an operator sees the group: {status}");
-    // What is for people is taken, and answered with the state machine's own reason.
+    ensure!(status == 200, "an operator cannot read the group's status: {status}");
+    // The agent accepts operators' commands, and answers with the state machine's own reason.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let call = Call::post(COMMAND, &command(pause));
     let answer: CommandAnswer =
         runtime.block_on(operator.client.call_json(&operator.target, call))?;
-    ensure!(answer.rejection.is_some(), "nothing is being rolled out, so nothing can be paused");
+    ensure!(answer.rejection.is_some(), "accepted a pause without a rollout");
 
-    // Another group's name, another version, and too much are told apart.
+    // Another group's name, another version, and a body that is too large get distinct errors.
     let mut elsewhere = orders.clone();
     elsewhere.group = GroupId::new("amd.zone-z")?;
     let (status, kind) = agent.status(Call::post(ORDERS, &elsewhere))?;
@@ -156,6 +156,6 @@ fn only_those_who_may() -> Result<()> {
     let mut newer = orders;
     newer.version = 99;
     let (status, _) = agent.status(Call::post(ORDERS, &newer))?;
-    ensure!(status == 400, "a version that is not known: {status}");
+    ensure!(status == 400, "unknown version: {status}");
     trial.pass()
 }

@@ -1,4 +1,4 @@
-//! A person steers a rollout: pause, resume, abort, retry, undo, and a newer release in the middle.
+//! An operator steers a rollout: pause, resume, abort, retry, undo, and a newer release midway.
 
 use crate::prober::{Prober, most_down};
 use anyhow::{Result, ensure};
@@ -19,7 +19,7 @@ fn by_a_person() -> Result<()> {
         trial.until(GROUP, PATIENCE, |status| app(status).is_some_and(|app| app.wave >= wave))
     };
 
-    // A pause: what was begun is finished, nothing else begins.
+    // A pause: servers in progress finish, nothing else starts.
     trial.publish(&WebRelease::new("1.1.0"), &[PLATFORM])?;
     in_wave(1)?;
     trial.run(&["rollout", "pause", GROUP, "--reason", "lunch"])?;
@@ -33,7 +33,7 @@ fn by_a_person() -> Result<()> {
     trial.nothing_begins()?;
     trial.run(&["rollout", "resume", GROUP])?;
 
-    // An abort in the second wave: everybody is back on what was good.
+    // An abort in the second wave: every server is back on the last good release.
     in_wave(2)?;
     trial.run(&["rollout", "abort", GROUP, "--reason", "not today"])?;
     trial.until(GROUP, PATIENCE, |status| holds(status, "1.1.0", "1.0.0"))?;
@@ -41,7 +41,7 @@ fn by_a_person() -> Result<()> {
     let reason = reason(&status);
     ensure!(reason.contains("not today"), "{reason}");
 
-    // Again, and undone although it was good.
+    // Retry, then undo it although it was good.
     trial.run(&["rollout", "retry", GROUP])?;
     trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
     trial.run(&["rollout", "undo", GROUP])?;
@@ -55,7 +55,7 @@ fn by_a_person() -> Result<()> {
         })
     })?;
 
-    // A newer release takes over in the middle of another.
+    // A newer release takes over mid-rollout.
     trial.publish(&WebRelease::new("1.2.0"), &[PLATFORM])?;
     in_wave(1)?;
     trial.publish(&WebRelease::new("1.3.0"), &[PLATFORM])?;
@@ -67,12 +67,12 @@ fn by_a_person() -> Result<()> {
         let took_1_3 = said.iter().filter(|s| s.event == "start" && s.version == "1.3.0").count();
         ensure!(took_1_3 == 1, "{server} started 1.3.0 {took_1_3} times");
     }
-    ensure!(took_1_2 < 3, "everybody took 1.2.0 although 1.3.0 was there");
+    ensure!(took_1_2 < 3, "every server took 1.2.0 although 1.3.0 was available");
     let history = trial.run(&["rollout", "history", GROUP])?;
     for version in ["1.0.0", "1.1.0", "1.2.0", "1.3.0"] {
         ensure!(history.contains(version), "{version} is not in {history}");
     }
     let seen = prober.stop();
-    ensure!(most_down(&seen) <= 1, "more than one server was out: {seen:?}");
+    ensure!(most_down(&seen) <= 1, "more than one server was out of service: {seen:?}");
     trial.pass()
 }

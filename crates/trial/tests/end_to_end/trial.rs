@@ -1,4 +1,4 @@
-//! A fleet for one test, and what all tests ask of it.
+//! A fleet for one test, and the helpers that all tests share.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -17,7 +17,7 @@ pub(crate) const GROUP: &str = "intel.zone-a";
 /// The platform of all tests.
 pub(crate) const PLATFORM: &str = "intel";
 
-/// Timeout for anything a group does: generous, because tests share the machine.
+/// Timeout for any group operation: generous, because tests share the machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The check of the example service.
@@ -31,7 +31,7 @@ interval = "100ms"
 timeout = "2s"
 "#;
 
-/// A policy of the example service: the lines of `[update]`, and what follows the check.
+/// A policy for the example service, from the lines of `[update]` and those after the check.
 pub(crate) fn policy(update: &str, more: &str) -> String {
     format!("app = \"web\"\nchannel = \"stable\"\n\n[update]\n{update}\n{CHECK}\n{more}")
 }
@@ -47,12 +47,12 @@ confirm_within = "60s"
 unreachable_after = "30s"
 "#;
 
-/// The same with waves that last, so that what a test does in the middle of one comes in time.
+/// The same with longer waves, so that a test has time to act in the middle of one.
 pub(crate) fn one_by_one_slowly() -> String {
     ONE_BY_ONE.replace("\"300ms\"", "\"1500ms\"")
 }
 
-/// A fleet in a folder of its own, which is removed when the test passes.
+/// A fleet in its own directory, which is removed if the test passes.
 pub(crate) struct Trial {
     fleet: Fleet,
     dir: PathBuf,
@@ -76,7 +76,7 @@ impl DerefMut for Trial {
 impl Drop for Trial {
     fn drop(&mut self) {
         if !self.passed {
-            // Print the status before anything is stopped.
+            // Print the status before stopping anything.
             for group in self.fleet.groups() {
                 if let Ok(status) = self.fleet.status(&group) {
                     eprintln!("{}", cohort_trial::watch::line(&status));
@@ -91,7 +91,7 @@ impl Drop for Trial {
     }
 }
 
-/// What a test wants different from the default fleet.
+/// How a test's fleet differs from the default.
 #[derive(Debug, Default)]
 pub(crate) struct Wanted {
     /// Servers in `zone-a`.
@@ -100,12 +100,12 @@ pub(crate) struct Wanted {
     pub servers_b: usize,
     /// Mirrors.
     pub mirrors: usize,
-    /// More lines of every `agent.toml`.
+    /// Extra lines for every `agent.toml`.
     pub agent_toml: String,
 }
 
 impl Wanted {
-    /// What the fleet is made of, in a new folder.
+    /// The fleet's options, in a new directory.
     pub(crate) fn options(&self, name: &str) -> Result<FleetOptions> {
         let folder = format!("cohort-test-{name}-{}", std::process::id());
         let dir = std::env::temp_dir().join(folder);
@@ -131,7 +131,7 @@ impl Wanted {
 }
 
 impl Trial {
-    /// A group of so many servers that reads the hub's own repository.
+    /// A group of `servers` servers that reads the hub's own repository.
     pub(crate) fn of(name: &str, servers: usize) -> Result<Trial> {
         Trial::start(name, &Wanted { servers, ..Wanted::default() })
     }
@@ -142,7 +142,7 @@ impl Trial {
         Trial::around(Fleet::lay_out(options)?, dir)
     }
 
-    /// Starts a fleet that is laid out.
+    /// Starts a fleet whose files exist.
     pub(crate) fn around(fleet: Fleet, dir: PathBuf) -> Result<Trial> {
         let mut trial = Trial { fleet, dir, passed: false };
         // A test killed by its timeout leaves no process behind.
@@ -152,7 +152,7 @@ impl Trial {
         Ok(trial)
     }
 
-    /// Stops the fleet; no process may be left.
+    /// Stops the fleet, and fails if a process is left.
     pub(crate) fn pass(mut self) -> Result<()> {
         self.fleet.stop()?;
         let left = self.fleet.processes_left();
@@ -161,7 +161,7 @@ impl Trial {
         Ok(())
     }
 
-    /// Applies a policy and rolls the first release out.
+    /// Applies a policy and rolls out the first release.
     pub(crate) fn first_release(&self, policy: &str, release: &WebRelease) -> Result<()> {
         self.publish(release, &[PLATFORM])?;
         self.apply(policy)?;
@@ -209,8 +209,8 @@ impl Trial {
         })
     }
 
-    /// Waits until a server's member has applied what the group has committed at the time of the
-    /// call.
+    /// Waits until a server's member has applied everything that the group had committed at the
+    /// time of the call.
     pub(crate) fn until_caught_up(&self, server: &str) -> Result<()> {
         let commit = self.status(GROUP)?.commit as f64;
         until(&format!("{server} has caught up"), PATIENCE, || {
@@ -224,7 +224,7 @@ pub(crate) fn until(what: &str, patience: Duration, mut done: impl FnMut() -> bo
     let begun = Instant::now();
     while !done() {
         if begun.elapsed() > patience {
-            bail!("not within {} s: {what}", patience.as_secs());
+            bail!("timed out after {} s waiting until {what}", patience.as_secs());
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -241,10 +241,10 @@ pub(crate) fn throughout(while_: Duration, look: impl Fn() -> Result<()>) -> Res
     Ok(())
 }
 
-/// A program beside this test, as `cargo xtask test` builds it.
+/// A program next to this test, as built by `cargo xtask test`.
 fn program(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let folder = own.parent().and_then(Path::parent).context("tests lie in target/debug/deps")?;
+    let folder = own.parent().and_then(Path::parent).context("tests are in target/debug/deps")?;
     let path = folder.join(name);
     ensure!(path.exists(), "{} is not built; run cargo xtask test", path.display());
     Ok(path)

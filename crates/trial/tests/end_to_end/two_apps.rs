@@ -1,4 +1,4 @@
-//! Two apps in one group: one ledger of servers that may be out of service.
+//! Two apps in one group share one capacity ledger.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,8 @@ use cohort_wire::agent::GroupStatus;
 
 use crate::trial::{GROUP, ONE_BY_ONE, PATIENCE, PLATFORM, Trial, policy};
 
-/// An app without a service: its hooks note when its server is out and when it is back.
+/// An app without a service: its hooks record when its server is out of service and when it is
+/// back.
 const API: &str = "api";
 
 #[test]
@@ -23,7 +24,7 @@ fn never_have_more_out_than_one_of_them_may() -> Result<()> {
     let web = |version: &str| {
         let out = note(&ledger, "out web");
         let back = note(&ledger, "back web");
-        // The hooks before the stop are those of the release that runs.
+        // The hooks before the stop come from the running release.
         WebRelease::new(version)
             .hook("before-block-traffic", &out)
             .hook("after-allow-traffic", &back)
@@ -37,7 +38,7 @@ fn never_have_more_out_than_one_of_them_may() -> Result<()> {
     trial.until(GROUP, PATIENCE, |status| api_runs(status, "1.0.0"))?;
     fs::remove_file(&ledger)?;
 
-    // Both at once: each alone would have one server out at any time.
+    // Both at once: each app alone would have one server out at any time.
     publish_api(&trial, "1.1.0", &ledger)?;
     trial.publish(&web("1.1.0"), &[PLATFORM])?;
     trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0") && api_runs(status, "1.1.0"))?;
@@ -56,11 +57,14 @@ fn never_have_more_out_than_one_of_them_may() -> Result<()> {
         }
         let servers: BTreeSet<&str> = out.iter().map(|(server, _)| *server).collect();
         ensure!(servers.len() <= 1, "{servers:?} were out at once: {text}");
-        ensure!(out.len() <= 1, "{out:?}: two steps on a server at a time: {text}");
+        ensure!(out.len() <= 1, "{out:?}: two concurrent steps on one server: {text}");
     }
     ensure!(turns.len() == 8, "four servers, two apps: {text}");
     let both = turns.windows(2).any(|pair| pair[0] != pair[1]);
-    ensure!(both, "one app waited for the other's whole rollout or ran beside it: {turns:?}");
+    ensure!(
+        both,
+        "one app waited for the other's whole rollout, or ran concurrently with it: {turns:?}"
+    );
     trial.pass()
 }
 

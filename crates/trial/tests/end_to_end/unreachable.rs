@@ -1,7 +1,7 @@
-//! A release that cuts its own server off from the group: the host puts the old one back.
+//! A release that cuts its own server off from the group: the host restores the old one.
 //!
-//! The fleet runs inside a network namespace of its own, and one agent in another, so that a hook
-//! can take the only link between the two down. The kernel removes both with their last process.
+//! The fleet runs in its own network namespace, and one agent in another, so that a hook can take
+//! down the only link between the two. The kernel removes both with their last process.
 
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,7 @@ use cohort_trial::watch::{app, holds, reason};
 
 use crate::trial::{GROUP, PATIENCE, PLATFORM, Trial, Wanted, policy, until};
 
-/// Set in the process that runs within the namespace.
+/// Set in the process that runs in the namespace.
 const INSIDE: &str = "COHORT_TEST_INSIDE";
 const OWN: &str = "unreachable::a_release_that_cuts_its_server_off_is_undone";
 pub(crate) const HERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -38,21 +38,21 @@ fn a_release_that_cuts_its_server_off_is_undone() -> Result<()> {
     in_a_namespace(OWN, inside)
 }
 
-/// Runs a test, which is named `own`, within a network namespace of its own.
+/// Runs a test, named `own`, in its own network namespace.
 pub(crate) fn in_a_namespace(own: &str, inside: impl FnOnce() -> Result<()>) -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         return inside();
     }
     let program = std::env::current_exe()?;
     let mut command = Command::new("unshare");
-    // Root needs no namespace of users; others may be allowed one.
+    // Root needs no user namespace; other users may be allowed one.
     if !rustix::process::geteuid().is_root() {
         command.args(["--user", "--map-root-user"]);
     }
     let able = run(Command::new("unshare").args(command.get_args()).args(["--net", "true"]));
     if let Err(error) = able {
         ensure!(std::env::var_os("CI").is_none(), "a skipped test is a failure: {error:#}");
-        eprintln!("skipped: this machine makes no network namespaces: {error:#}");
+        eprintln!("skipped: cannot create network namespaces on this machine: {error:#}");
         return Ok(());
     }
     command.arg("--net").arg(program).args([own, "--exact", "--nocapture"]).env(INSIDE, "1");
@@ -69,7 +69,7 @@ fn ip(args: &str) -> Result<()> {
     run(Command::new("ip").args(args.split(' ')))
 }
 
-/// The other namespace, for as long as this lives.
+/// The other namespace; exists until this is dropped.
 pub(crate) struct There(Child);
 
 impl There {
@@ -79,7 +79,7 @@ impl There {
         let there = There(command.spawn()?);
         let own = std::fs::read_link("/proc/self/ns/net")?;
         let path = format!("/proc/{}/ns/net", there.0.id());
-        until("the other namespace is there", PATIENCE, || {
+        until("the other namespace exists", PATIENCE, || {
             std::fs::read_link(&path).is_ok_and(|other| other != own)
         })?;
         ip("link set lo up")?;
@@ -93,7 +93,7 @@ impl There {
         Ok(there)
     }
 
-    /// What a command line begins with that runs there.
+    /// The command-line prefix that runs a program there.
     pub(crate) fn enter(&self) -> Vec<String> {
         let pid = self.0.id();
         ["nsenter", "--net", "--target"]
@@ -130,8 +130,8 @@ fn inside() -> Result<()> {
     );
     trial.publish(&WebRelease::new("1.1.0").hook("application-start", &cut), &[PLATFORM])?;
 
-    // It ran the release, could not reach anybody, and runs the old one again: all by itself.
-    until("the cut-off server has gone back by itself", PATIENCE, || {
+    // It ran the release, could not reach the group, and restored the old one, all on its own.
+    until("the cut-off server has gone back on its own", PATIENCE, || {
         trial.said(CUT_OFF).is_ok_and(|said| {
             let starts: Vec<&str> = said
                 .iter()
@@ -142,10 +142,10 @@ fn inside() -> Result<()> {
         })
     })?;
     let status = trial.until(GROUP, PATIENCE, |status| status.linearizable)?;
-    let state = app(&status).context("the app is known")?.state;
+    let state = app(&status).context("the group has the app")?.state;
     ensure!(
         !matches!(state, PhaseName::Held | PhaseName::RollingBack | PhaseName::Running),
-        "the group is {state} and cannot know yet"
+        "the group is {state} but cannot know yet"
     );
 
     there.ip("link set there up")?;

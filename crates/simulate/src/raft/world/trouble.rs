@@ -1,4 +1,4 @@
-//! What goes wrong in a simulated group, and what people change meanwhile.
+//! Faults in a simulated group, and the changes that people make meanwhile.
 
 use cohort_consensus::RaftId;
 use cohort_store::{EntryKind, LogStore as _};
@@ -38,7 +38,7 @@ impl World {
         self.settle(id)
     }
 
-    /// A client or a person asks a member for something.
+    /// Sends a client's or a person's request to a member.
     fn request(&mut self, trouble: Trouble, mut id: RaftId) -> RaftId {
         if !matches!(trouble, Trouble::Read) || self.rng.random_bool(0.5) {
             id = self.someone_leading();
@@ -132,8 +132,8 @@ impl World {
     }
 
     /// A server loses its disk and comes back under a new number, if the group can survive that:
-    /// the membership is settled, nobody holds a change that may yet take effect, and a majority
-    /// of the voters keeps its disks.
+    /// the membership is settled, no member holds a change that may still take effect, and a
+    /// majority of the voters keep their disks.
     fn lose_disk(&mut self, id: RaftId) -> Result<(), String> {
         let running: Vec<_> =
             self.members.values().filter_map(|member| member.process.as_ref()).collect();
@@ -158,11 +158,11 @@ impl World {
         }
         self.note(|| format!("{id} loses its disk"));
         if let Some(mut member) = self.members.remove(&id) {
-            // Half of them are torn rather than empty, and must be found out.
+            // Half of the disks are torn rather than empty, which the server must detect.
             member.crash();
             let torn = self.rng.random_bool(0.5) && member.disk.tear_last_entry();
             if torn && member.start().is_ok() {
-                return Err(format!("{id} starts from a torn disk"));
+                return Err(format!("{id} started from a torn disk"));
             }
         }
         self.outcome.crashes += 1;
