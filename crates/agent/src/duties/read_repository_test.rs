@@ -92,6 +92,7 @@ async fn a_member_looks_when_it_leads_and_at_once_for_a_new_app() {
     let offers = offered(next_input(&queue));
     assert!(matches!(offers[&web()], Offer::Release(_)), "{offers:?}");
     assert!(queue.try_recv().is_err(), "nothing more to look for");
-    drop(views);
+    // The member has ended.
+    drop((views, queue));
     task.await.unwrap();
 }
