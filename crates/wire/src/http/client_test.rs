@@ -77,12 +77,12 @@ async fn connections_are_used_again() {
     let client = fleet.client(Role::Agent, "web-2");
     let mut ports = Vec::new();
     for _ in 0..5 {
-        ports.push(client.call(&served.control(), Call::get("/port")).await.unwrap().body);
+        ports.push(client.call(&served.control(), Call::get("/port")).await.unwrap());
     }
     assert!(ports.iter().all(|port| *port == ports[0]), "{ports:?}");
     assert_eq!(client.kept(), 1);
     client.forget_connections();
-    let fresh = client.call(&served.control(), Call::get("/port")).await.unwrap().body;
+    let fresh = client.call(&served.control(), Call::get("/port")).await.unwrap();
     assert_ne!(fresh, ports[0]);
 }
 
@@ -129,7 +129,7 @@ async fn an_endless_answer_is_cut_at_the_limit() {
     // Neither connection can be used again.
     assert_eq!(client.kept(), 0);
     let call = Call::get("/large").response_bytes_max(100_000);
-    assert_eq!(client.call(&served.control(), call).await.unwrap().body.len(), 100_000);
+    assert_eq!(client.call(&served.control(), call).await.unwrap().len(), 100_000);
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn an_upload_is_sent_as_a_stream() {
         let chunks = stream::iter((0..50).map(|_| Ok(Bytes::from(vec![7; 100_000]))));
         let call = Call::new(http::Method::POST, "/files/a");
         let answer = client.upload(&served.control(), call, length, chunks).await.unwrap();
-        assert_eq!(answer.body, "5000000");
+        assert_eq!(answer, "5000000");
     }
 }
 
@@ -267,13 +267,13 @@ async fn who_joins_gets_in_without_a_certificate_where_that_is_allowed() {
     let joining = super::Client::joining(&fleet.authority.fingerprint());
     let target = Target { peer: peer(Role::Hub, "any"), ..hub.target(Alpn::Hub) };
     let answer = joining.call(&target, Call::get("/join")).await.unwrap();
-    assert_eq!(answer.body, "nobody");
+    assert_eq!(answer, "nobody");
     let error = joining.call(&target, Call::get("/known")).await.unwrap_err();
     assert_eq!((error.kind(), error.status()), ("unauthenticated", Some(401)));
     // With a certificate one is somebody.
     let client = fleet.client(Role::Agent, "web-1");
     let answer = client.call(&hub.target(Alpn::Hub), Call::get("/join")).await.unwrap();
-    assert_eq!(answer.body, "agent `web-1`");
+    assert_eq!(answer, "agent `web-1`");
     // Another authority's fingerprint is refused.
     let misled = super::Client::joining(&Fleet::new().authority.fingerprint());
     let error = misled.call(&target, Call::get("/join")).await.unwrap_err();
@@ -320,7 +320,7 @@ async fn only_what_is_harmless_is_sent_twice() {
     // First connection: the first is answered, the second hits the close and
     // takes another one.
     for _ in 0..2 {
-        assert_eq!(client.call(&target, Call::get("/")).await.unwrap().body, "ok");
+        assert_eq!(client.call(&target, Call::get("/")).await.unwrap(), "ok");
     }
     assert_eq!(requests.load(Ordering::SeqCst), 3);
     // A POST that met the closing may have happened: it is not sent again, and the caller is told.
