@@ -41,6 +41,8 @@ mod shared;
 mod start;
 mod status;
 mod tasks;
+#[cfg(test)]
+mod testing;
 mod transfer_status;
 mod transfers;
 mod trust;

@@ -204,3 +204,7 @@ pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream:
         }
     }
 }
+
+#[cfg(test)]
+#[path = "net_test.rs"]
+mod net_test;

@@ -268,3 +268,7 @@ impl Shared {
 pub(crate) fn member_busy() -> ApiError {
     ApiError::unavailable("member_busy", "this server's member is overloaded, or stopping")
 }
+
+#[cfg(test)]
+#[path = "shared_test.rs"]
+mod shared_test;

@@ -117,7 +117,7 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
 }
 
 /// Opens everything on disk.
-async fn open(
+pub(crate) async fn open(
     config: &AgentConfig,
     joined: &Joined,
     slot: &Arc<IdentitySlot>,

@@ -209,3 +209,7 @@ fn stage(stage: &ActivationStage) -> ActivationStatus {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "status_test.rs"]
+mod status_test;

@@ -87,3 +87,7 @@ async fn from_peer(
         .map(drop)
         .map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+#[path = "trust_test.rs"]
+mod trust_test;

@@ -73,3 +73,7 @@ fn refusal(error: &TrustError) -> Refusal {
         _ => Refusal::Untrusted { reason },
     }
 }
+
+#[cfg(test)]
+#[path = "read_repository_test.rs"]
+mod read_repository_test;

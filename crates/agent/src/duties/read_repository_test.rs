@@ -1,0 +1,98 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use cohort_artifact::TrustErrorKind;
+use cohort_consensus::Role;
+use cohort_core::Offer;
+use cohort_core::ids::AppId;
+use cohort_server::member::{Input, View};
+use cohort_server::offers::Refusal;
+
+use super::{offers, refusal, refusals, run};
+use crate::testing::{Lab, apply, founded, handle, next_input, policy, web};
+
+/// What a leader with the app `web` finds in a mirror.
+async fn found(lab: &Lab, server: &str, mirror: Option<&Path>) -> (Offer, Vec<String>) {
+    let shared = lab.agent(server, mirror).await;
+    let repository = shared.repository.as_ref().unwrap();
+    let refreshed = repository.refresh().await.map(drop).map_err(|error| refusal(&error));
+    let view = with_web(lab.leading());
+    let mut offers = offers(repository, &view, &refreshed).await;
+    (offers.remove(&web()).unwrap(), refusals(repository))
+}
+
+fn with_web(view: View) -> View {
+    let mut state = founded();
+    apply(&mut state, policy());
+    View { state: Arc::new(state), ..view }
+}
+
+fn offered(input: Input) -> BTreeMap<AppId, Offer> {
+    match input {
+        Input::Offers { offers, .. } => offers,
+        other => panic!("no offers: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_release_on_the_channel_is_offered() {
+    let lab = Lab::new().await;
+    lab.publish("1.0.0").await;
+    let (offer, refused) = found(&lab, "s1", Some(lab.repository.dir())).await;
+    let Offer::Release(release) = offer else { panic!("{offer:?}") };
+    assert_eq!(release.version.as_str(), "1.0.0");
+    assert_eq!(refused, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_away_is_not_a_refusal() {
+    let lab = Lab::new().await;
+    let (offer, refused) = found(&lab, "s1", None).await;
+    assert!(matches!(offer, Offer::Unknown { .. }), "{offer:?}");
+    assert_eq!(refused, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_mirror_with_metadata_that_nobody_trusts_is_a_refusal_and_is_named() {
+    let (lab, strangers) = (Lab::new().await, Lab::new().await);
+    strangers.publish("1.0.0").await;
+    let mirror = strangers.repository.dir();
+    let (offer, refused) = found(&lab, "s1", Some(mirror)).await;
+    assert!(matches!(offer, Offer::Refused { .. }), "{offer:?}");
+    assert_eq!(refused.len(), 1);
+    assert!(refused[0].contains(&mirror.display().to_string()), "{refused:?}");
+}
+
+#[test]
+fn an_error_is_absent_unreachable_or_untrusted() {
+    let of = |kind| refusal(&cohort_artifact::TrustError { kind, mirror: None });
+    let absent = TrustErrorKind::NotFound { what: "web has no channel".to_owned() };
+    assert!(matches!(of(absent), Refusal::NotFound { .. }));
+    assert!(matches!(of(TrustErrorKind::NoMirror), Refusal::Unreachable { .. }));
+    let mixed = TrustErrorKind::Mixed { what: "snapshot".to_owned() };
+    assert!(matches!(of(mixed), Refusal::Untrusted { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_looks_when_it_leads_and_at_once_for_a_new_app() {
+    let lab = Lab::new().await;
+    lab.publish("1.0.0").await;
+    let shared = lab.agent("s1", Some(lab.repository.dir())).await;
+    let repository = Arc::clone(shared.repository.as_ref().unwrap());
+    let leading = lab.leading();
+    let mut follows = leading.clone();
+    follows.raft.role = Role::Follower;
+    let (handle, views, queue) = handle(follows);
+    let task = tokio::spawn(run(shared, handle, repository));
+    views.send_replace(Arc::new(leading.clone()));
+    assert_eq!(offered(next_input(&queue)), BTreeMap::new(), "no app yet");
+    // Its next look by the clock is an hour away.
+    views.send_replace(Arc::new(with_web(leading)));
+    let offers = offered(next_input(&queue));
+    assert!(matches!(offers[&web()], Offer::Release(_)), "{offers:?}");
+    assert!(queue.try_recv().is_err(), "nothing more to look for");
+    // The member has ended.
+    drop((views, queue));
+    task.await.unwrap();
+}

@@ -1,0 +1,123 @@
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use cohort_consensus::{Envelope, Message, RaftId, Term};
+use cohort_core::ids::{Incarnation, MemberId};
+use cohort_core::orders::MemberAddress;
+use cohort_identity::Alpn;
+use cohort_server::member::Input;
+use cohort_wire::frame::Connections;
+use cohort_wire::http::Handler;
+use tokio::runtime::Handle;
+
+use super::{AddressBook, Net, Senders, take};
+use crate::member::{Inputs, Queued};
+use crate::shared::Shared;
+use crate::testing::{GROUP, Lab, next_input};
+
+fn member(number: u64, server: &str, address: &str) -> MemberAddress {
+    let (server, address) = (server.parse().unwrap(), address.to_owned());
+    MemberAddress { server, address, member: MemberId(number) }
+}
+
+/// From member 1 to member 2.
+fn envelope(sequence: u64) -> Envelope {
+    Envelope {
+        group: GROUP.to_owned(),
+        incarnation: 1,
+        from: RaftId(1),
+        to: RaftId(2),
+        session: 1,
+        sequence,
+        message: Message::TakeOver { term: Term(sequence) },
+    }
+}
+
+fn net(shared: &Arc<Shared>) -> (Net, Receiver<Queued>) {
+    let (inputs, queue) = Inputs::queue();
+    (Net { shared: Arc::clone(shared), incarnation: Incarnation(1), inputs }, queue)
+}
+
+/// Member 1 on `s1`, which sends, and member 2 on `s2`, which takes.
+struct Pair {
+    _lab: Lab,
+    sender: Arc<Shared>,
+    taker: Arc<Shared>,
+    senders: Senders,
+    at_sender: Receiver<Queued>,
+    at_taker: Receiver<Queued>,
+}
+
+async fn pair() -> Pair {
+    let lab = Lab::new().await;
+    let (sender, taker) = (lab.agent("s1", None).await, lab.agent("s2", None).await);
+    let ((sends, at_sender), (takes, at_taker)) = (net(&sender), net(&taker));
+    let newest = Arc::new(Connections::default());
+    let handler = Handler::raw(move |peer, _, stream| {
+        let (takes, newest) = (takes.clone(), Arc::clone(&newest));
+        async move { take(takes, newest, peer, stream).await }
+    });
+    let address = lab.serve("s2", Alpn::Raft, handler).await;
+    sender.book.learn(&[member(2, "s2", &address)]);
+    taker.book.learn(&[member(1, "s1", "unused")]);
+    let senders = Senders::new(sends, Handle::current());
+    Pair { _lab: lab, sender, taker, senders, at_sender, at_taker }
+}
+
+fn received(queue: &Receiver<Queued>) -> Envelope {
+    match next_input(queue) {
+        Input::Received(envelope) => *envelope,
+        other => panic!("no message: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_arrive_in_order_on_the_first_connection() {
+    let mut pair = pair().await;
+    let sent: Vec<Envelope> = (1..=20).map(envelope).collect();
+    for envelope in &sent {
+        pair.senders.send(envelope);
+    }
+    for envelope in &sent {
+        assert_eq!(received(&pair.at_taker), *envelope);
+    }
+    assert!(pair.at_sender.try_recv().is_err(), "nothing to report about a first connection");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_speaks_for_another_member_and_what_was_for_a_broken_connection_is_void() {
+    let mut pair = pair().await;
+    pair.taker.book.learn(&[member(1, "s3", "unused")]);
+    pair.senders.send(&envelope(1));
+    assert!(matches!(next_input(&pair.at_sender), Input::Unreachable(RaftId(2))));
+    assert!(pair.at_taker.try_recv().is_err(), "member 1 is on s3");
+    pair.taker.book.learn(&[member(1, "s1", "unused")]);
+    pair.senders.send(&envelope(2));
+    assert!(matches!(next_input(&pair.at_sender), Input::Connected(RaftId(2))));
+    pair.senders.send(&envelope(3));
+    assert_eq!(received(&pair.at_taker).sequence, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_cannot_be_reached_is_reported() {
+    let mut pair = pair().await;
+    for nowhere in ["127.0.0.1:1", "not an address"] {
+        pair.sender.book.learn(&[member(2, "s2", nowhere)]);
+        pair.senders.send(&envelope(1));
+        assert!(matches!(next_input(&pair.at_sender), Input::Unreachable(RaftId(2))));
+    }
+    let to_nobody = Envelope { to: RaftId(7), ..envelope(1) };
+    pair.senders.send(&to_nobody);
+    assert!(matches!(next_input(&pair.at_sender), Input::Unreachable(RaftId(7))));
+}
+
+#[test]
+fn the_book_keeps_members_that_are_not_named() {
+    let book = AddressBook::default();
+    book.learn(&[member(1, "s1", "a:1"), member(2, "s2", "b:1")]);
+    book.learn(&[member(2, "s2", "b:2")]);
+    let of = |number| book.of(MemberId(number)).map(|(server, at)| format!("{server} {at}"));
+    assert_eq!(of(1).as_deref(), Some("s1 a:1"));
+    assert_eq!(of(2).as_deref(), Some("s2 b:2"));
+    assert_eq!(of(3), None);
+}

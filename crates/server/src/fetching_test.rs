@@ -1,0 +1,113 @@
+use cohort_core::ids::Incarnation;
+use cohort_core::orders::{AppOrders, FetchOrder, Orders, Source};
+use cohort_core::release::{Release, Rollback};
+
+use super::{Fetching, VERIFY_AGAIN_MS};
+
+fn release(version: &str) -> Release {
+    let digest = |byte: u8| format!("{byte:02x}").repeat(32).parse().unwrap();
+    Release {
+        version: version.parse().unwrap(),
+        platform: "intel".parse().unwrap(),
+        artifact: digest(version.as_bytes()[0]),
+        manifest: digest(version.as_bytes()[0] ^ 0x80),
+        length: 7,
+        rollback: Rollback::Revert,
+    }
+}
+
+fn source(server: &str) -> Source {
+    Source { server: server.parse().unwrap(), address: format!("{server}:1") }
+}
+
+fn orders(releases: &[Release], sources: &[Source]) -> Orders {
+    let fetch = releases.iter().map(|release| FetchOrder {
+        release: release.clone(),
+        from_mirror: true,
+        sources: sources.to_vec(),
+    });
+    let app = AppOrders {
+        app: "web".parse().unwrap(),
+        fetch: fetch.collect(),
+        activation: None,
+        run: None,
+        owes: false,
+        checks: Vec::new(),
+        keep: Vec::new(),
+    };
+    Orders {
+        group: "intel.a".parse().unwrap(),
+        incarnation: Incarnation(1),
+        server: "s2".parse().unwrap(),
+        apps: vec![app],
+        member: None,
+        members: Vec::new(),
+    }
+}
+
+fn to_verify(fetching: &mut Fetching, now_ms: u64, orders: &Orders) -> Vec<Release> {
+    let due = fetching.to_verify(now_ms, orders, None).into_iter();
+    due.map(|(_, fetch)| fetch.release).collect()
+}
+
+fn verified(fetching: &Fetching, orders: &Orders) -> Vec<Release> {
+    fetching.verified(orders).map(|(_, fetch)| fetch.release.clone()).collect()
+}
+
+#[test]
+fn nothing_is_fetched_or_announced_before_its_signature_is_checked() {
+    let mut fetching = Fetching::default();
+    let (good, forged) = (release("1.0.0"), release("2.0.0"));
+    let orders = orders(&[good.clone(), forged.clone()], &[]);
+    assert_eq!(to_verify(&mut fetching, 0, &orders), [good.clone(), forged.clone()]);
+    assert_eq!(verified(&fetching, &orders), []);
+    assert_eq!(fetching.announce(&orders, |_| true), [], "whole, but not verified");
+    fetching.checked(0, &good, true);
+    fetching.checked(0, &forged, false);
+    assert_eq!(verified(&fetching, &orders), std::slice::from_ref(&good));
+    assert_eq!(fetching.announce(&orders, |_| false), [], "verified, but not whole");
+    let news = [("web".parse().unwrap(), good.artifact)];
+    assert_eq!(fetching.announce(&orders, |_| true), news);
+    assert_eq!(fetching.announce(&orders, |_| true), [], "known");
+}
+
+#[test]
+fn a_refused_release_is_checked_again_after_a_pause_and_a_verified_one_never() {
+    let mut fetching = Fetching::default();
+    let (good, late) = (release("1.0.0"), release("2.0.0"));
+    let orders = orders(&[good.clone(), late.clone()], &[]);
+    fetching.checked(1_000, &good, true);
+    fetching.checked(1_000, &late, false);
+    assert_eq!(to_verify(&mut fetching, 1_000 + VERIFY_AGAIN_MS - 1, &orders), []);
+    let again = 1_000 + VERIFY_AGAIN_MS;
+    assert_eq!(to_verify(&mut fetching, again, &orders), std::slice::from_ref(&late));
+    fetching.checked(again, &late, true);
+    assert_eq!(to_verify(&mut fetching, again + VERIFY_AGAIN_MS, &orders), []);
+    assert_eq!(verified(&fetching, &orders), [good, late]);
+}
+
+#[test]
+fn what_is_no_longer_ordered_is_verified_again_when_it_comes_back() {
+    let mut fetching = Fetching::default();
+    let (good, bad) = (release("1.0.0"), release("2.0.0"));
+    let both = [good.clone(), bad.clone()];
+    fetching.checked(0, &good, true);
+    fetching.checked(0, &bad, false);
+    assert_eq!(to_verify(&mut fetching, 1, &orders(&[], &[])), []);
+    assert_eq!(to_verify(&mut fetching, 1, &orders(&both, &[])), both);
+}
+
+#[test]
+fn the_leader_is_asked_for_the_metadata_where_an_order_names_no_source() {
+    let mut fetching = Fetching::default();
+    let mut sources = |orders: &Orders, leader: Option<&Source>| {
+        let mut due = fetching.to_verify(0, orders, leader).into_iter();
+        due.next().map(|(_, fetch)| fetch.sources).unwrap()
+    };
+    let one = [release("1.0.0")];
+    let leader = source("s1");
+    assert_eq!(sources(&orders(&one, &[]), Some(&leader)), std::slice::from_ref(&leader));
+    assert_eq!(sources(&orders(&one, &[]), None), []);
+    let holder = [source("s3")];
+    assert_eq!(sources(&orders(&one, &holder), Some(&leader)), holder);
+}
