@@ -53,6 +53,9 @@ impl AppTask {
         let mut checks: Option<RunningChecks> = None;
         while !self.shared.tasks.stop.is_cancelled() {
             let received = changes.orders.borrow_and_update().clone();
+            if let Some(received) = &received {
+                self.host.heard(received.asked_ms);
+            }
             let orders = received.as_deref().and_then(|received| orders_of(received, &self.app));
             let mut health = checks.as_ref().map(RunningChecks::health);
             let opinion = health.as_mut().map(|health| health.borrow_and_update().clone());

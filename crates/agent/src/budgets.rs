@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use cohort_distribute::{Budget, SharedTracker};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{AgentConfig, ByteRate, YieldTo};
+use crate::config::{AgentConfig, ByteRate, Reload, YieldTo};
 use crate::pressure::{Gauge, Watched};
 use crate::yielding::{Seen, Yielding};
 
@@ -64,7 +64,12 @@ struct Way {
 }
 
 /// Keeps the limits in step with the configuration and the machine's pressure, until stopped.
-pub(crate) async fn keep(config: AgentConfig, budgets: Budgets, stop: CancellationToken) {
+pub(crate) async fn keep(
+    config: AgentConfig,
+    reload: Reload,
+    budgets: Budgets,
+    stop: CancellationToken,
+) {
     let mut settings = Settings::of(&config);
     let mut way = budgets.way(&config, &settings);
     budgets.set(&settings, None);
@@ -77,10 +82,8 @@ pub(crate) async fn keep(config: AgentConfig, budgets: Budgets, stop: Cancellati
         }
         looks = looks.wrapping_add(1);
         let mut changed = false;
-        if let Some(reload) =
-            config.reload.as_ref().filter(|_| looks.is_multiple_of(READ_EVERY_LOOKS))
-        {
-            let again = Arc::clone(&reload.0);
+        if looks.is_multiple_of(READ_EVERY_LOOKS) {
+            let again = Arc::clone(&reload);
             match tokio::task::spawn_blocking(move || again()).await {
                 Ok(Ok(read)) => {
                     complained = false;

@@ -31,7 +31,7 @@ impl Drop for Kept {
     }
 }
 
-fn start(config: AgentConfig) -> Kept {
+fn start(config: AgentConfig, reload: Reload) -> Kept {
     let kept =
         Kept { download: Arc::default(), upload: Arc::default(), stop: CancellationToken::new() };
     let budgets = Budgets {
@@ -39,7 +39,7 @@ fn start(config: AgentConfig) -> Kept {
         upload: Arc::clone(&kept.upload),
         tracker: Arc::new(SharedTracker::default()),
     };
-    tokio::spawn(keep(config, budgets, kept.stop.clone()));
+    tokio::spawn(keep(config, reload, budgets, kept.stop.clone()));
     kept
 }
 
@@ -55,10 +55,10 @@ async fn until(what: &str, mut so: impl FnMut() -> bool) {
 async fn a_changed_file_changes_the_limits() {
     let none = PathBuf::from("/nonexistent");
     let next = Arc::new(Mutex::new(config(&none, &serde_json::json!({"download_limit": "5MB/s"}))));
-    let mut first = config(&none, &serde_json::json!({"upload_limit": "1MB/s"}));
+    let first = config(&none, &serde_json::json!({"upload_limit": "1MB/s"}));
     let read = Arc::clone(&next);
-    first.reload = Some(Reload(Arc::new(move || Ok(read.lock().unwrap().clone()))));
-    let kept = start(first);
+    let reload: Reload = Arc::new(move || Ok(read.lock().unwrap().clone()));
+    let kept = start(first, reload);
     until("the first limit is set", || kept.upload.limit() == Some(1_000_000)).await;
     until("the second is read", || kept.download.limit() == Some(5_000_000)).await;
     assert_eq!(kept.upload.limit(), None);
@@ -77,7 +77,9 @@ async fn artifacts_make_way_on_a_busy_machine_and_come_back() {
     };
     put(1);
     let rest = serde_json::json!({"upload_limit": "15MB/s", "yield_floor": "10MB/s"});
-    let kept = start(config(folder.path(), &rest));
+    let config = config(folder.path(), &rest);
+    let same = config.clone();
+    let kept = start(config, Arc::new(move || Ok(same.clone())));
     // Tasks wait all the time, and artifacts move.
     let busy = || {
         let mut total = total.lock().unwrap();
@@ -109,5 +111,6 @@ async fn who_switches_it_off_is_never_slowed() {
         Budgets { download: Arc::default(), upload: Arc::default(), tracker: Arc::default() };
     assert!(budgets.way(&off, &super::Settings::of(&off)).is_none());
     stop.cancel();
-    keep(off, budgets, stop).await;
+    let same = off.clone();
+    keep(off, Arc::new(move || Ok(same.clone())), budgets, stop).await;
 }

@@ -32,7 +32,6 @@ pub struct AgentConfig {
     #[serde(default = "default_listen")]
     pub listen: String,
     /// The `host:port` that others use to reach the peer port; `listen` if not set.
-    #[serde(default)]
     pub advertise: Option<String>,
     /// Plain-text port for probes and metrics; loopback by default.
     #[serde(default = "default_probe_listen")]
@@ -41,7 +40,6 @@ pub struct AgentConfig {
     #[serde(default)]
     pub hub: Vec<String>,
     /// File with the join token; read at the first start only.
-    #[serde(default)]
     pub join_token_file: Option<PathBuf>,
     /// The platform that releases are chosen by: `linux/amd64`, or a name of your own.
     pub platform: Platform,
@@ -49,17 +47,14 @@ pub struct AgentConfig {
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Its failure domain, for spreading voters; the server itself if not set.
-    #[serde(default)]
     pub rack: Option<String>,
     /// Mirrors of the repository, closest first; the hub's list if empty.
     #[serde(default)]
     pub mirrors: Vec<String>,
     /// The port of the service: `{port}` in commands and checks.
-    #[serde(default)]
     pub service_port: Option<u16>,
     /// The user that services, hooks and `exec` checks run as: a name in `/etc/passwd`, `UID` or
     /// `UID:GID`; the agent's own user if not set.
-    #[serde(default)]
     pub service_user: Option<String>,
     /// How often the leader looks for a new release.
     #[serde(default = "default_poll_interval")]
@@ -73,14 +68,11 @@ pub struct AgentConfig {
     #[serde(default = "default_replace_after")]
     pub replace_after: Duration,
     /// Limit for receiving artifacts, such as `20MB/s` or `100Mbit/s`. Applied without a restart.
-    #[serde(default)]
     pub download_limit: Option<ByteRate>,
     /// Limit for sending artifacts to other servers. Applied without a restart.
-    #[serde(default)]
     pub upload_limit: Option<ByteRate>,
     /// Limit for what all servers of the group together fetch from mirrors; the leader's setting
     /// counts. Applied without a restart.
-    #[serde(default)]
     pub zone_download_limit: Option<ByteRate>,
     /// DSCP mark of packets that carry artifacts.
     #[serde(default)]
@@ -94,9 +86,6 @@ pub struct AgentConfig {
     /// Where to read pressure stall information: the whole machine's folder, or a cgroup's.
     #[serde(default = "default_pressure_dir")]
     pub pressure_dir: PathBuf,
-    /// Reads the configuration again, for the settings that apply without a restart.
-    #[serde(skip)]
-    pub reload: Option<Reload>,
     /// Programs of this server that `exec` checks may name as `host:NAME`, with absolute paths.
     #[serde(default)]
     pub exec_programs: BTreeMap<String, PathBuf>,
@@ -106,29 +95,12 @@ pub struct AgentConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum YieldTo {
-    /// Tasks that wait for the disk.
     Io,
-    /// Tasks that wait for a processor.
     Cpu,
 }
 
-/// Reads a configuration again. All are equal: it is not a setting.
-#[derive(Clone)]
-pub struct Reload(pub Arc<dyn Fn() -> Result<AgentConfig, String> + Send + Sync>);
-
-impl fmt::Debug for Reload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Reload")
-    }
-}
-
-impl PartialEq for Reload {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for Reload {}
+/// Reads the configuration again, for the settings that apply without a restart.
+pub type Reload = Arc<dyn Fn() -> Result<AgentConfig, String> + Send + Sync>;
 
 /// Bytes per second, at least 1: `500kB/s`, `20MB/s`, `1GB/s`, or bits: `100Mbit/s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{DefaultBodyLimit, State as Context};
+use axum::extract::{DefaultBodyLimit, FromRequest, Request, State as Context};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Json, RequestExt as _, Router};
 use cohort_consensus::RaftId;
-use cohort_core::Body;
-use cohort_core::ids::{GroupId, MemberId, ServerId};
+use cohort_core::ids::{MemberId, ServerId};
+use cohort_core::{Body, Command};
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::Role;
 use cohort_server::answers::{self, Joining, REPORTS_MAX, ReportsRefused};
@@ -16,14 +16,15 @@ use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
 use cohort_server::member::Proposed;
 use cohort_server::transfers::keep_known;
 use cohort_wire::agent::{
-    CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, ClaimMemberRequest, CommandAnswer,
-    CommandRequest, ContactsRequest, FORWARD, ForwardRequest, GroupStatus, JOIN_GROUP,
-    JoinGroupRequest, KILL, ORDERS, OrdersAnswer, OrdersRequest, REPORT, ReportRequest, STATUS,
-    TRANSFER_LEADER, TransferLeaderAnswer, TransferLeaderRequest, WAIT,
+    CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, CommandAnswer, CommandRequest,
+    ContactsRequest, FORWARD, GroupStatus, JOIN_GROUP, JoinGroupRequest, KILL, ORDERS,
+    OrdersAnswer, OrdersRequest, REPORT, ReportRequest, STATUS, TRANSFER_LEADER, ToGroup,
+    TransferLeaderAnswer, WAIT,
 };
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
 use cohort_wire::hub::{ADDRESS_BYTES_MAX, LABEL_BYTES_MAX};
 use cohort_wire::kill::SignedKill;
+use serde::de::DeserializeOwned;
 
 use crate::member::View;
 use crate::shared::{MemberHandle, Shared, member_busy};
@@ -57,38 +58,44 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// The calling server, by its certificate: an agent speaks only for itself.
-fn server_of(caller: &Caller) -> Result<ServerId, ApiError> {
-    let peer = caller.require(&[Role::Agent])?;
-    ServerId::new(peer.name.as_str()).map_err(|error| ApiError::bad_request(error.to_string()))
+/// A message of a server of this group, and the member here that it is for.
+struct Asked<T> {
+    /// By its certificate: an agent speaks only for itself.
+    server: ServerId,
+    handle: MemberHandle,
+    body: T,
 }
 
-/// Takes in a request of a server of this group: the kill registers that came with it, then the
-/// calling server and the member here.
-async fn asked_by(
-    shared: &Shared,
-    caller: &Caller,
-    (group, version): (&GroupId, u32),
-    kill: Vec<SignedKill>,
-) -> Result<(ServerId, MemberHandle), ApiError> {
-    let server = server_of(caller)?;
-    shared.same_group(group, version)?;
-    shared.latch(kill).await;
-    Ok((server, shared.need_member()?))
+impl<T> Asked<T> {
+    /// Takes a message in, and latches the kill registers that came with it.
+    async fn of(shared: &Shared, caller: &Caller, message: ToGroup<T>) -> Result<Self, ApiError> {
+        let peer = caller.require(&[Role::Agent])?;
+        let server = ServerId::new(peer.name.as_str())
+            .map_err(|error| ApiError::bad_request(error.to_string()))?;
+        shared.same_group(&message.group, message.version)?;
+        shared.latch(message.kill).await;
+        Ok(Self { server, handle: shared.need_member()?, body: message.body })
+    }
+
+    /// Requires that the server carries a member of this group.
+    fn by_member(self) -> Result<Self, ApiError> {
+        let Asked { server, handle, .. } = &self;
+        let known = handle.view.borrow().state.servers.get(server).and_then(|known| known.member);
+        known.ok_or_else(|| {
+            ApiError::forbidden(format!("{server} carries no member of this group"))
+        })?;
+        Ok(self)
+    }
 }
 
-/// The same for a request of another member of this group.
-async fn asked_by_member(
-    shared: &Shared,
-    caller: &Caller,
-    to: (&GroupId, u32),
-    kill: Vec<SignedKill>,
-) -> Result<MemberHandle, ApiError> {
-    let (server, handle) = asked_by(shared, caller, to, kill).await?;
-    let known = handle.view.borrow().state.servers.get(&server).and_then(|known| known.member);
-    known
-        .ok_or_else(|| ApiError::forbidden(format!("{server} carries no member of this group")))?;
-    Ok(handle)
+impl<T: DeserializeOwned + Send> FromRequest<Arc<Shared>> for Asked<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(mut request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
+        let caller: Caller = request.extract_parts().await?;
+        let ApiJson(message) = ApiJson::from_request(request, shared).await?;
+        Asked::of(shared, &caller, message).await
+    }
 }
 
 fn not_leader() -> ApiError {
@@ -97,13 +104,10 @@ fn not_leader() -> ApiError {
 
 async fn orders(
     Context(shared): Cx,
-    caller: Caller,
-    ApiJson(request): ApiJson<OrdersRequest>,
+    Asked { server, handle, body }: Asked<OrdersRequest>,
 ) -> Result<Json<OrdersAnswer>, ApiError> {
-    let to = (&request.group, request.version);
-    let (server, handle) = asked_by(&shared, &caller, to, request.kill).await?;
     let view = shared.fresh(&handle).await?;
-    shared.contacts.heard(&server, 0, request.doing);
+    shared.contacts.heard(&server, 0, body.doing);
     Ok(Json(answer(&shared, &view, &server, ORDERS_VALID_MS)))
 }
 
@@ -121,18 +125,15 @@ fn answer(shared: &Shared, view: &View, server: &ServerId, valid_ms: u64) -> Ord
 /// Answers as soon as the orders differ from those that the server has. They may be stale.
 async fn wait(
     Context(shared): Cx,
-    caller: Caller,
-    ApiJson(request): ApiJson<OrdersRequest>,
+    Asked { server, handle, body }: Asked<OrdersRequest>,
 ) -> Result<Json<OrdersAnswer>, ApiError> {
-    let to = (&request.group, request.version);
-    let (server, handle) = asked_by(&shared, &caller, to, request.kill).await?;
-    shared.contacts.heard(&server, 0, request.doing);
+    shared.contacts.heard(&server, 0, body.doing);
     let mut view = handle.view.clone();
     let deadline = tokio::time::Instant::now() + Duration::from_millis(WAIT_MS_MAX);
     loop {
         let now = Arc::clone(&view.borrow_and_update());
         let answer = answer(&shared, &now, &server, 0);
-        if answers::answers_now(now.raft.leader.is_some(), answer.hash, request.known) {
+        if answers::answers_now(now.raft.leader.is_some(), answer.hash, body.known) {
             return Ok(Json(answer));
         }
         match tokio::time::timeout_at(deadline, view.changed()).await {
@@ -144,11 +145,8 @@ async fn wait(
 
 async fn report(
     Context(shared): Cx,
-    caller: Caller,
-    ApiJson(request): ApiJson<ReportRequest>,
+    Asked { server, handle, body: request }: Asked<ReportRequest>,
 ) -> Result<Json<Vec<CommandAnswer>>, ApiError> {
-    let to = (&request.group, request.version);
-    let (server, handle) = asked_by(&shared, &caller, to, Vec::new()).await?;
     answers::check_reports(&server, &request.reports, request.incarnation, handle.incarnation)
         .map_err(|refused| match refused {
             ReportsRefused::TooMany => {
@@ -173,11 +171,8 @@ async fn report(
 
 async fn join_group(
     Context(shared): Cx,
-    caller: Caller,
-    ApiJson(request): ApiJson<JoinGroupRequest>,
+    Asked { server, handle, body: request }: Asked<JoinGroupRequest>,
 ) -> Result<Json<CommandAnswer>, ApiError> {
-    let to = (&request.group, request.version);
-    let (server, handle) = asked_by(&shared, &caller, to, Vec::new()).await?;
     if request.address.len() > ADDRESS_BYTES_MAX
         || request.rack.as_ref().is_some_and(|rack| rack.len() > LABEL_BYTES_MAX)
     {
@@ -210,13 +205,9 @@ async fn join_group(
 }
 
 async fn claim_member(
-    Context(shared): Cx,
-    caller: Caller,
-    ApiJson(request): ApiJson<ClaimMemberRequest>,
+    Asked { server, handle, body: member }: Asked<MemberId>,
 ) -> Result<Json<ClaimMemberAnswer>, ApiError> {
-    let to = (&request.group, request.version);
-    let (server, handle) = asked_by(&shared, &caller, to, Vec::new()).await?;
-    let answer = handle.inputs.claim(server, request.member).ok_or_else(member_busy)?;
+    let answer = handle.inputs.claim(server, member).ok_or_else(member_busy)?;
     match answer.await.map_err(|_| member_busy())? {
         Some(granted) => Ok(Json(ClaimMemberAnswer { granted })),
         None => Err(not_leader()),
@@ -226,31 +217,30 @@ async fn claim_member(
 async fn command(
     Context(shared): Cx,
     caller: Caller,
-    ApiJson(request): ApiJson<CommandRequest>,
+    ApiJson(message): ApiJson<ToGroup<CommandRequest>>,
 ) -> Result<Json<CommandAnswer>, ApiError> {
     let actor = caller.require(&[Role::Operator])?.to_string();
-    shared.same_group(&request.group, request.version)?;
-    if !answers::for_people(&request.body) {
-        let error = format!("only the group itself may say `{}`", request.body.name());
+    shared.same_group(&message.group, message.version)?;
+    let CommandRequest { request, body } = message.body;
+    if !answers::for_people(&body) {
+        let error = format!("only the group itself may say `{}`", body.name());
         return Err(ApiError::forbidden(error));
     }
     let handle = shared.need_member()?;
-    let mut command = Shared::command(&handle, actor, Some(request.request), request.body);
+    let mut command = Shared::command(&handle, actor, Some(request), body);
     answers::name_leader(&mut command, &handle.view.borrow());
     shared.commit(&handle, command).await.map(Json)
 }
 
 async fn forward(
     Context(shared): Cx,
-    caller: Caller,
-    ApiJson(request): ApiJson<ForwardRequest>,
+    asked: Asked<Command>,
 ) -> Result<Json<CommandAnswer>, ApiError> {
-    let to = (&request.group, request.version);
-    let handle = asked_by_member(&shared, &caller, to, Vec::new()).await?;
-    if !answers::for_members(&request.command.body) {
+    let Asked { handle, body: command, .. } = asked.by_member()?;
+    if !answers::for_members(&command.body) {
         return Err(ApiError::forbidden("only what servers and people say is passed on"));
     }
-    match shared.propose_here(&handle, request.command).await? {
+    match shared.propose_here(&handle, command).await? {
         Proposed::Done { index, rejection } => Ok(Json(CommandAnswer { index, rejection })),
         Proposed::NotLeader { .. } => Err(not_leader()),
         Proposed::Busy | Proposed::Unknown => {
@@ -261,11 +251,9 @@ async fn forward(
 
 async fn contacts(
     Context(shared): Cx,
-    caller: Caller,
-    ApiJson(mut request): ApiJson<ContactsRequest>,
+    asked: Asked<ContactsRequest>,
 ) -> Result<Json<Vec<SignedKill>>, ApiError> {
-    let kill = std::mem::take(&mut request.kill);
-    asked_by_member(&shared, &caller, (&request.group, request.version), kill).await?;
+    let mut request = asked.by_member()?.body;
     for (server, age_ms) in request.age_ms {
         let doing = request.doing.remove(&server).unwrap_or_default();
         shared.contacts.heard(&server, age_ms, doing);
@@ -340,14 +328,14 @@ async fn kill_set(
 async fn transfer_leader(
     Context(shared): Cx,
     caller: Caller,
-    ApiJson(request): ApiJson<TransferLeaderRequest>,
+    ApiJson(message): ApiJson<ToGroup<Option<ServerId>>>,
 ) -> Result<Json<TransferLeaderAnswer>, ApiError> {
     let by_member = caller.require(&[Role::Operator, Role::Agent])?.role == Role::Agent;
-    let to = (&request.group, request.version);
+    let to = message.body.clone();
     let handle = if by_member {
-        asked_by_member(&shared, &caller, to, Vec::new()).await?
+        Asked::of(&shared, &caller, message).await?.by_member()?.handle
     } else {
-        shared.same_group(to.0, to.1)?;
+        shared.same_group(&message.group, message.version)?;
         shared.need_member()?
     };
     let view = Arc::clone(&handle.view.borrow());
@@ -360,13 +348,13 @@ async fn transfer_leader(
         }
         let address = view.state.servers.get(&from).map(|known| known.address.clone());
         let target = shared.target(&from, &address.unwrap_or_default());
-        let call = Call::post(TRANSFER_LEADER, &request);
+        let call = Call::post(TRANSFER_LEADER, &ToGroup::new(&shared.group, to));
         return shared.client.call_json(&target, call).await.map(Json).map_err(|error| {
             let answer = ApiError::unavailable("leader_away", error.to_string());
             error.hints().iter().fold(answer, |answer, hint| answer.hint(hint.clone()))
         });
     }
-    let to = match &request.to {
+    let to = match &to {
         None => None,
         Some(server) => match view.state.servers.get(server).and_then(|known| known.member) {
             Some(member) => Some(RaftId(member.0)),
@@ -393,10 +381,11 @@ async fn transfer_leader(
 async fn transfer(
     Context(shared): Cx,
     caller: Caller,
-    ApiJson(mut request): ApiJson<TransferRequest>,
+    ApiJson(request): ApiJson<TransferRequest>,
 ) -> Result<Json<TransferAnswer>, ApiError> {
-    let to = (&request.group, request.version);
-    let (server, handle) = asked_by(&shared, &caller, to, Vec::new()).await?;
+    let (version, group) = (request.version, request.group.clone());
+    let message = ToGroup { version, group, kill: Vec::new(), body: request };
+    let Asked { server, handle, body: mut request } = Asked::of(&shared, &caller, message).await?;
     let (leads, known) = {
         let view = handle.view.borrow();
         keep_known(&mut request, &view.state);

@@ -12,7 +12,6 @@ use cohort_distribute::{
 pub(crate) struct Environment {
     /// The leader's last instructions about it, if any.
     pub guidance: Option<Guidance>,
-    /// Time since the leader responded.
     pub leader_silent: Duration,
     /// `download_limit` of this server, in bytes per second.
     pub download_limit: Option<u64>,

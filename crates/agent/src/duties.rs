@@ -11,7 +11,7 @@ use cohort_consensus::Term;
 use cohort_core::ids::MemberId;
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
 use cohort_server::member::Input;
-use cohort_wire::agent::{CONTACTS, CONTROL_VERSION, ContactsRequest};
+use cohort_wire::agent::{CONTACTS, ContactsRequest, ToGroup};
 use cohort_wire::http::{Call, Target};
 use cohort_wire::kill::SignedKill;
 
@@ -27,19 +27,14 @@ const CONTACTS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Starts them for one member.
 pub(crate) fn spawn(shared: &Arc<Shared>, handle: &MemberHandle) {
-    let tasks = &shared.tasks;
-    let both = || (Arc::clone(shared), handle.clone());
-    let (of, with) = both();
-    tasks.spawn("reader of the registry", read_registry::run(of, with));
-    let (of, with) = both();
-    tasks.spawn("writer of records", write_records::run(of, with));
-    let (of, with) = both();
-    tasks.spawn("contacts", pass_on_contacts(of, with));
-    let (of, with) = both();
-    tasks.spawn("kill switch", watch_kill(of, with));
-    if let Some(repository) = shared.repository.clone() {
-        let (of, with) = both();
-        tasks.spawn("reader of the repository", read_repository::run(of, with, repository));
+    let (tasks, shared) = (&shared.tasks, || Arc::clone(shared));
+    tasks.spawn("reader of the registry", read_registry::run(shared(), handle.clone()));
+    tasks.spawn("writer of records", write_records::run(shared(), handle.clone()));
+    tasks.spawn("contacts", pass_on_contacts(shared(), handle.clone()));
+    tasks.spawn("kill switch", watch_kill(shared(), handle.clone()));
+    if let Some(repository) = shared().repository.clone() {
+        let read = read_repository::run(shared(), handle.clone(), repository);
+        tasks.spawn("reader of the repository", read);
     }
 }
 
@@ -89,14 +84,10 @@ async fn pass_on_contacts(shared: Arc<Shared>, handle: MemberHandle) {
 }
 
 async fn pass_on(shared: &Shared, leader: &Target, batch: &Contacts) {
-    let request = ContactsRequest {
-        version: CONTROL_VERSION,
-        group: shared.group.clone(),
-        age_ms: batch.ages_ms(monotonic_ms()),
-        doing: batch.doing(),
-        kill: shared.kill.signed(),
-    };
-    let call = Call::post(CONTACTS, &request).deadline(CONTACTS_DEADLINE);
+    let request = ContactsRequest { age_ms: batch.ages_ms(monotonic_ms()), doing: batch.doing() };
+    let message = ToGroup::new(&shared.group, request);
+    let message = ToGroup { kill: shared.kill.signed(), ..message };
+    let call = Call::post(CONTACTS, &message).deadline(CONTACTS_DEADLINE);
     match shared.client.call_json::<Vec<SignedKill>>(leader, call).await {
         Ok(registers) => shared.latch(registers).await,
         Err(error) => tracing::debug!(error = chain(&error), "contacts not passed on"),

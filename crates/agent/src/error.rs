@@ -12,7 +12,6 @@ pub enum AgentError {
     #[error("agent configuration: `{key}` cannot be used")]
     Config {
         key: &'static str,
-        /// What is wrong with it.
         #[source]
         source: Source,
     },
@@ -22,11 +21,9 @@ pub enum AgentError {
         path: PathBuf,
         /// What was tried: read, created, set aside.
         what: &'static str,
-        /// What the system said.
         #[source]
         source: std::io::Error,
     },
-    /// The system gives no further thread.
     #[error(
         "the agent cannot start a thread; raise its limit of tasks (TasksMax= of its unit, or \
          ulimit -u)"
@@ -40,19 +37,15 @@ pub enum AgentError {
         #[source]
         source: Source,
     },
-    /// It has no certificate and no usable token.
     #[error("this server has not joined the fleet")]
     NotJoined(#[source] Source),
     /// A port is taken, or not ours to take.
     #[error("the agent cannot listen on {address}")]
     Listen {
-        /// `host:port`.
         address: String,
-        /// What the system said.
         #[source]
         source: std::io::Error,
     },
-    /// The host's records cannot be written any more.
     #[error("the records of this host cannot be written")]
     Host(#[from] cohort_host::HostError),
     /// The group began a new incarnation (`cohort group recover`): the agent starts over with it.
@@ -64,7 +57,6 @@ pub enum AgentError {
     /// A bug; the agent stops rather than run by halves.
     #[error("the agent's {0} panicked; the log has the message above this line")]
     Panicked(&'static str),
-    /// The member stopped.
     #[error(transparent)]
     Member(#[from] crate::member::MemberError),
 }

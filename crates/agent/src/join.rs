@@ -22,7 +22,6 @@ const TOKEN_FILE_BYTES_MAX: u64 = 8 * 1024;
 /// The hub's answer to joining; kept for good.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Joined {
-    /// The schema of this record.
     pub schema: u32,
     pub hub: PeerName,
     /// Where it was reached.
@@ -31,7 +30,6 @@ pub(crate) struct Joined {
     pub trusted_root: Option<String>,
     /// Mirrors of the repository, as URLs.
     pub mirrors: Vec<String>,
-    /// The group that the hub put this server into.
     pub group: GroupId,
     /// The labels by which it did.
     pub labels: std::collections::BTreeMap<String, String>,

@@ -138,9 +138,7 @@ impl Inputs {
 pub(crate) struct Outputs {
     /// Messages to peers, in order.
     pub send: Box<dyn FnMut(&Envelope) + Send>,
-    /// The newest view.
     pub view: watch::Sender<Arc<View>>,
-    /// Log lines and metrics.
     pub notes: Notes,
 }
 

@@ -21,7 +21,7 @@ use cohort_server::membership::{
     founding_state, founds,
 };
 use cohort_store::{Identity as StoreIdentity, RedbStore};
-use cohort_wire::agent::{CLAIM_MEMBER, CONTROL_VERSION, ClaimMemberAnswer, ClaimMemberRequest};
+use cohort_wire::agent::{CLAIM_MEMBER, ClaimMemberAnswer, ToGroup};
 use cohort_wire::http::Call;
 use tokio::sync::watch;
 
@@ -124,16 +124,12 @@ impl Starter {
     /// Asks the leader whether the number was never used: an empty disk must not vote under a
     /// number that has promised something.
     async fn claim(&self, member: MemberId) -> bool {
-        let request = ClaimMemberRequest {
-            version: CONTROL_VERSION,
-            group: self.shared.group.clone(),
-            member,
-        };
+        let message = ToGroup::new(&self.shared.group, member);
         for known in self.shared.members() {
             if known.server == *self.shared.server() {
                 continue;
             }
-            let call = Call::post(CLAIM_MEMBER, &request).deadline(CLAIM_DEADLINE);
+            let call = Call::post(CLAIM_MEMBER, &message).deadline(CLAIM_DEADLINE);
             let target = self.shared.target(&known.server, &known.address);
             match self.shared.client.call_json::<ClaimMemberAnswer>(&target, call).await {
                 Ok(answer) => return answer.granted,

@@ -12,17 +12,26 @@ use cohort_core::ids::{Incarnation, MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_server::member::Input;
-use cohort_wire::frame::{Connections, FramedConnection, Hello, connection_number};
+use cohort_wire::frame::{Connections, FrameReceiver, FrameSender, Hello, connection_number};
 use cohort_wire::http::Target;
-use cohort_wire::tls::ServerStream;
+use cohort_wire::limits::FRAME_BYTES_MAX;
+use cohort_wire::tls::{ClientStream, ServerStream};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::member::Inputs;
 use crate::shared::Shared;
 
-/// Messages that may wait for one peer. Beyond that they are dropped: Raft resends what matters.
-const QUEUE_MAX: usize = 1024;
+/// Messages that may wait for one peer: more than Raft has in flight. Beyond that they are dropped:
+/// Raft resends what matters, and a longer queue would only hold older messages.
+const QUEUE_MAX: usize = 4096;
+/// Bytes that may wait for one peer: at least one message of the largest size.
+const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Messages taken from the queue at once, so that a burst costs few writes.
+const TAKEN_MAX: usize = 256;
+
+// The largest message fits into an empty queue, or it could never be sent.
+const _: () = assert!(QUEUE_BYTES_MAX >= FRAME_BYTES_MAX);
 
 /// The servers and addresses of the group's members.
 #[derive(Debug, Default)]
@@ -60,9 +69,18 @@ impl Net {
 pub(crate) struct Senders {
     net: Net,
     connections: Arc<AtomicU32>,
-    peers: BTreeMap<RaftId, mpsc::Sender<Bytes>>,
+    peers: BTreeMap<RaftId, Queue>,
     runtime: tokio::runtime::Handle,
 }
+
+/// The way to one peer's task, and how many bytes more may wait there.
+struct Queue {
+    messages: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
+}
+
+/// A message, and the room that it takes until it is sent.
+type Waiting = (Bytes, OwnedSemaphorePermit);
 
 impl Senders {
     pub(crate) fn new(net: Net, runtime: tokio::runtime::Handle) -> Senders {
@@ -74,12 +92,15 @@ impl Senders {
     pub(crate) fn send(&mut self, envelope: &Envelope) {
         let peer = envelope.to;
         let (net, connections, runtime) = (&self.net, &self.connections, &self.runtime);
-        let sender = self.peers.entry(peer).or_insert_with(|| {
-            let (sender, receiver) = mpsc::channel(QUEUE_MAX);
+        let queue = self.peers.entry(peer).or_insert_with(|| {
+            let (messages, receiver) = mpsc::channel(QUEUE_MAX);
             runtime.spawn(feed(net.clone(), Arc::clone(connections), peer, receiver));
-            sender
+            Queue { messages, room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }
         });
-        if sender.try_send(Bytes::from(envelope.encode())).is_err() {
+        let message = Bytes::from(envelope.encode());
+        let bytes = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        let room = Arc::clone(&queue.room).try_acquire_many_owned(bytes);
+        if !room.is_ok_and(|room| queue.messages.try_send((message, room)).is_ok()) {
             // If it is the member itself that is behind, it finds out by its own ticks.
             self.net.inputs.offer(Input::Unreachable(peer));
         }
@@ -91,13 +112,14 @@ async fn feed(
     net: Net,
     connections: Arc<AtomicU32>,
     peer: RaftId,
-    mut queue: mpsc::Receiver<Bytes>,
+    mut queue: mpsc::Receiver<Waiting>,
 ) {
     let mut pauses = retry::NEAR.pauses();
     let mut first_connection = true;
     loop {
         // Dial only when there is something to send.
         let Some(first) = queue.recv().await else { return };
+        let mut waiting = vec![first];
         let dialled = tokio::select! {
             () = net.stopped() => return,
             dialled = dial(&net, &connections, peer) => dialled,
@@ -105,6 +127,7 @@ async fn feed(
         let Some(mut connection) = dialled else {
             let _ = net.inputs.put(Input::Unreachable(peer)).await;
             // Messages for a connection that was never made are void.
+            waiting.clear();
             while queue.try_recv().is_ok() {}
             tokio::select! {
                 () = net.stopped() => return,
@@ -113,28 +136,24 @@ async fn feed(
             continue;
         };
         pauses.reset();
-        if first_connection {
-            first_connection = false;
-            let _ = connection.sender.try_send(first);
-        } else {
+        if !std::mem::take(&mut first_connection) {
             // From here on messages are numbered for this connection; older ones are void.
+            waiting.clear();
             while queue.try_recv().is_ok() {}
             if !net.inputs.put(Input::Connected(peer)).await {
                 return;
             }
         }
         loop {
+            let messages = waiting.drain(..).map(|(message, _room)| message);
             tokio::select! {
                 () = net.stopped() => return,
-                () = connection.sender.closed() => break,
-                received = connection.receiver.recv() => {
-                    // The peer sends nothing here: anything received is its end.
-                    if !matches!(received, Ok(Some(_))) { break; }
-                }
-                message = queue.recv() => {
-                    let Some(message) = message else { return };
-                    if connection.sender.try_send(message).is_err() { break; }
-                }
+                sent = connection.send(messages) => if sent.is_err() { break },
+            }
+            tokio::select! {
+                () = net.stopped() => return,
+                () = connection.closed() => break,
+                taken = queue.recv_many(&mut waiting, TAKEN_MAX) => if taken == 0 { return },
             }
         }
         let _ = net.inputs.put(Input::Unreachable(peer)).await;
@@ -145,7 +164,7 @@ async fn dial(
     net: &Net,
     connections: &AtomicU32,
     peer: RaftId,
-) -> Option<FramedConnection<cohort_wire::tls::ClientStream>> {
+) -> Option<FrameSender<ClientStream>> {
     let (server, address) = net.shared.book.of(MemberId(peer.0))?;
     let target =
         Target { address, peer: Peer::new(Role::Agent, server.as_str()).ok()?, alpn: Alpn::Raft };
@@ -157,7 +176,7 @@ async fn dial(
         to: server,
         connection: connection_number(net.shared.boot_epoch.0, count),
     };
-    match FramedConnection::connect(&net.shared.client, &target, hello).await {
+    match FrameSender::connect(&net.shared.client, &target, &hello).await {
         Ok(connection) => Some(connection),
         Err(error) => {
             let error = chain(&error);
@@ -171,7 +190,7 @@ async fn dial(
 pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream: ServerStream) {
     let (server, group) = (net.shared.server(), &net.shared.group);
     let accepted =
-        FramedConnection::accept(stream, &peer, server, group, net.incarnation, &newest).await;
+        FrameReceiver::accept(stream, &peer, server, group, net.incarnation, &newest).await;
     let mut connection = match accepted {
         Ok(connection) => connection,
         Err(error) => {
@@ -182,7 +201,7 @@ pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream:
     loop {
         let received = tokio::select! {
             () = net.stopped() => return,
-            received = connection.receiver.recv() => received,
+            received = connection.recv() => received,
         };
         let Ok(Some(bytes)) = received else { return };
         let envelope = match Envelope::decode(&bytes) {

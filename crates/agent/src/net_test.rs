@@ -1,16 +1,16 @@
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use cohort_consensus::{Envelope, Message, RaftId, Term};
+use cohort_consensus::{Configuration, Envelope, Index, Message, RaftId, Snapshot, Term};
 use cohort_core::ids::{Incarnation, MemberId};
 use cohort_core::orders::MemberAddress;
 use cohort_identity::Alpn;
 use cohort_server::member::Input;
-use cohort_wire::frame::Connections;
+use cohort_wire::frame::{Connections, FrameReceiver};
 use cohort_wire::http::Handler;
 use tokio::runtime::Handle;
 
-use super::{AddressBook, Net, Senders, take};
+use super::{AddressBook, Net, QUEUE_BYTES_MAX, Senders, take};
 use crate::member::{Inputs, Queued};
 use crate::shared::Shared;
 use crate::testing::{GROUP, Lab, next_input};
@@ -40,7 +40,7 @@ fn net(shared: &Arc<Shared>) -> (Net, Receiver<Queued>) {
 
 /// Member 1 on `s1`, which sends, and member 2 on `s2`, which takes.
 struct Pair {
-    _lab: Lab,
+    lab: Lab,
     sender: Arc<Shared>,
     taker: Arc<Shared>,
     senders: Senders,
@@ -53,7 +53,7 @@ async fn pair() -> Pair {
     let (sender, taker) = (lab.agent("s1", None).await, lab.agent("s2", None).await);
     let ((sends, at_sender), (takes, at_taker)) = (net(&sender), net(&taker));
     let newest = Arc::new(Connections::default());
-    let handler = Handler::raw(move |peer, _, stream| {
+    let handler = Handler::raw(move |peer, stream| {
         let (takes, newest) = (takes.clone(), Arc::clone(&newest));
         async move { take(takes, newest, peer, stream).await }
     });
@@ -61,7 +61,7 @@ async fn pair() -> Pair {
     sender.book.learn(&[member(2, "s2", &address)]);
     taker.book.learn(&[member(1, "s1", "unused")]);
     let senders = Senders::new(sends, Handle::current());
-    Pair { _lab: lab, sender, taker, senders, at_sender, at_taker }
+    Pair { lab, sender, taker, senders, at_sender, at_taker }
 }
 
 fn received(queue: &Receiver<Queued>) -> Envelope {
@@ -109,6 +109,38 @@ async fn a_member_that_cannot_be_reached_is_reported() {
     let to_nobody = Envelope { to: RaftId(7), ..envelope(1) };
     pair.senders.send(&to_nobody);
     assert!(matches!(next_input(&pair.at_sender), Input::Unreachable(RaftId(7))));
+}
+
+/// A peer that takes the connection and reads nothing more.
+async fn deaf(peer: cohort_identity::Peer, stream: cohort_wire::tls::ServerStream) {
+    let (me, group) = ("s2".parse().unwrap(), GROUP.parse().unwrap());
+    let newest = Connections::default();
+    let accepted = FrameReceiver::accept(stream, &peer, &me, &group, Incarnation(1), &newest).await;
+    let _open = accepted.unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_peer_that_does_not_read_is_bounded() {
+    let mut pair = pair().await;
+    let address = pair.lab.serve("s2", Alpn::Raft, Handler::raw(deaf)).await;
+    pair.sender.book.learn(&[member(2, "s2", &address)]);
+    let large = Snapshot {
+        index: Index(1),
+        term: Term(1),
+        configuration: Configuration::of([RaftId(1)], []),
+        data: vec![0; 1 << 20],
+    };
+    let message = Message::Snapshot { term: Term(1), snapshot: large };
+    let envelope = Envelope { message, ..envelope(1) };
+    let mut sent = 0;
+    while pair.at_sender.try_recv().is_err() {
+        pair.senders.send(&envelope);
+        sent += 1;
+        assert!(sent < 1_000, "the queue has no end");
+    }
+    // The queue, and what the task and the kernel have taken from it.
+    assert!(sent >= QUEUE_BYTES_MAX >> 20, "{sent}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use cohort_core::orders::Fence;
 use cohort_core::report::Outcome;
 use cohort_host::boot_time_ms;
 use cohort_server::outbox::{ANSWER_MS_MAX, Outbox, Sending};
-use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, REPORT, ReportRequest};
+use cohort_wire::agent::{CommandAnswer, REPORT, ReportRequest, ToGroup};
 use cohort_wire::http::Call;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -114,25 +114,20 @@ impl Reporter {
 
 /// Which of the reports were accepted; `None` when the member did not answer.
 async fn send(shared: &Shared, incarnation: Incarnation, sending: Sending) -> Option<Vec<bool>> {
-    let request = ReportRequest {
-        version: CONTROL_VERSION,
-        group: shared.group.clone(),
-        incarnation,
-        reports: sending.reports,
-    };
-    let call =
-        Call::post(REPORT, &request).deadline(Duration::from_millis(ANSWER_MS_MAX)).idempotent();
+    let sent = sending.reports.len();
+    let request = ReportRequest { incarnation, reports: sending.reports };
+    let call = Call::post(REPORT, &ToGroup::new(&shared.group, request));
+    let call = call.deadline(Duration::from_millis(ANSWER_MS_MAX)).idempotent();
     let target = shared.target(&sending.to.server, &sending.to.address);
     match shared.client.call_json::<Vec<CommandAnswer>>(&target, call).await {
-        Ok(answers) if answers.len() == request.reports.len() => {
+        Ok(answers) if answers.len() == sent => {
             for rejection in answers.iter().filter_map(|a| a.rejection.as_ref()) {
                 tracing::warn!(?rejection, "report rejected");
             }
             Some(answers.iter().map(|answer| answer.rejection.is_none()).collect())
         }
         Ok(answers) => {
-            let (sent, answered) = (request.reports.len(), answers.len());
-            let member = &sending.to.server;
+            let (answered, member) = (answers.len(), &sending.to.server);
             tracing::warn!(sent, answered, %member, "not as many answers as reports");
             None
         }

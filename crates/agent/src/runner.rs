@@ -1,21 +1,21 @@
 //! The runner: asks for orders, keeps every app going, reports.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_base::chain;
 use cohort_core::ids::{AppId, Incarnation};
 use cohort_core::orders::MemberAddress;
-use cohort_host::{AppHost, AppHostConfig, Contact, Controls, RunAs, boot_time_ms};
+use cohort_host::{AppHost, AppHostConfig, Controls, RunAs, boot_time_ms};
 use cohort_registry::records::MemberRecord;
 use cohort_registry::typed;
 use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, Effect, Input, Members, Question, Received, WAIT_MS_MAX, Whom,
 };
 use cohort_wire::agent::{
-    CONTROL_VERSION, CommandAnswer, JOIN_GROUP, JoinGroupRequest, KILL, ORDERS, OrdersAnswer,
-    OrdersRequest, WAIT,
+    CommandAnswer, JOIN_GROUP, JoinGroupRequest, KILL, ORDERS, OrdersAnswer, OrdersRequest,
+    ToGroup, WAIT,
 };
 use cohort_wire::http::{Call, CallError};
 use tokio::runtime::Handle;
@@ -41,10 +41,10 @@ impl Runner {
     /// Brings up what ran here, then obeys orders until stopped.
     pub(crate) async fn run(self) -> Result<(), AgentError> {
         let reporter = Reporter::spawn(&self.shared);
-        let mut apps: BTreeMap<AppId, Contact> = BTreeMap::new();
+        let mut apps = BTreeSet::new();
         for app in self.apps_on_disk()? {
-            let contact = self.start_app(&app, &reporter).await?;
-            apps.insert(app, contact);
+            self.start_app(&app, &reporter).await?;
+            apps.insert(app);
         }
         let fetching = Fetching { shared: Arc::clone(&self.shared), reporter: reporter.clone() };
         self.shared.tasks.spawn("fetching", fetching.run());
@@ -71,20 +71,16 @@ impl Runner {
     async fn obey(
         &self,
         received: Received,
-        apps: &mut BTreeMap<AppId, Contact>,
+        apps: &mut BTreeSet<AppId>,
         reporter: &Reporter,
     ) -> Result<(), AgentError> {
         let members = &received.orders.members;
         self.shared.learn_members(members);
         self.shared.learn_leader(received.leader.as_ref(), members);
         for orders in &received.orders.apps {
-            if !apps.contains_key(&orders.app) {
-                let contact = self.start_app(&orders.app, reporter).await?;
-                apps.insert(orders.app.clone(), contact);
+            if apps.insert(orders.app.clone()) {
+                self.start_app(&orders.app, reporter).await?;
             }
-        }
-        for contact in apps.values() {
-            contact.reached(received.asked_ms);
         }
         self.shared.orders.send_replace(Some(Arc::new(received)));
         Ok(())
@@ -163,15 +159,10 @@ impl Runner {
         known: u64,
         deadline: Duration,
     ) -> Result<OrdersAnswer, CallError> {
-        let request = OrdersRequest {
-            version: CONTROL_VERSION,
-            group: self.shared.group.clone(),
-            boot_epoch: self.shared.boot_epoch,
-            doing: self.shared.doing.lock().clone(),
-            kill: self.shared.kill.signed(),
-            known,
-        };
-        let call = Call::post(path, &request).deadline(deadline).idempotent();
+        let request = OrdersRequest { doing: self.shared.doing.lock().clone(), known };
+        let message = ToGroup::new(&self.shared.group, request);
+        let message = ToGroup { kill: self.shared.kill.signed(), ..message };
+        let call = Call::post(path, &message).deadline(deadline).idempotent();
         let target = self.shared.target(&whom.server, &whom.address);
         self.shared.client.call_json(&target, call).await
     }
@@ -195,13 +186,9 @@ impl Runner {
 
     async fn join_group(&self, whom: &Whom) -> Result<CommandAnswer, CallError> {
         let config = &self.shared.config;
-        let request = JoinGroupRequest {
-            version: CONTROL_VERSION,
-            group: self.shared.group.clone(),
-            address: advertised(config),
-            rack: config.rack.clone(),
-        };
-        let call = Call::post(JOIN_GROUP, &request).deadline(Duration::from_secs(6));
+        let request = JoinGroupRequest { address: advertised(config), rack: config.rack.clone() };
+        let message = ToGroup::new(&self.shared.group, request);
+        let call = Call::post(JOIN_GROUP, &message).deadline(Duration::from_secs(6));
         let target = self.shared.target(&whom.server, &whom.address);
         self.shared.client.call_json(&target, call).await
     }
@@ -224,7 +211,7 @@ impl Runner {
         Ok(apps)
     }
 
-    async fn start_app(&self, app: &AppId, reporter: &Reporter) -> Result<Contact, AgentError> {
+    async fn start_app(&self, app: &AppId, reporter: &Reporter) -> Result<(), AgentError> {
         let config = &self.shared.config;
         let host_config = AppHostConfig {
             state_dir: config.data_dir.clone(),
@@ -241,7 +228,6 @@ impl Runner {
         let opened =
             tokio::task::spawn_blocking(move || AppHost::open(host_config, named, controls)).await;
         let host = opened.map_err(|_| AgentError::Panicked("start of an app"))??;
-        let contact = host.contact();
         self.shared.readiness.add(app, host.traffic());
         let task = AppTask {
             shared: Arc::clone(&self.shared),
@@ -257,6 +243,6 @@ impl Runner {
         };
         let running = async move { task.run(changes).await.map_err(AgentError::Host) };
         self.shared.tasks.spawn_on(&self.apps, "app", running);
-        Ok(contact)
+        Ok(())
     }
 }

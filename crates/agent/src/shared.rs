@@ -18,7 +18,7 @@ use cohort_registry::Registry;
 use cohort_server::answers::{COMMAND_MS_MAX, Committing, Next};
 use cohort_server::asking::Received;
 use cohort_server::member::{Proposed, READ_MS_MAX};
-use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ForwardRequest};
+use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ToGroup};
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
 use cohort_wire::kill::SignedKill;
 use parking_lot::Mutex;
@@ -65,7 +65,6 @@ pub(crate) struct Shared {
     pub member: watch::Sender<Option<MemberHandle>>,
     /// The group's members at their last known addresses.
     pub members: Mutex<Vec<MemberAddress>>,
-    /// The hub's API endpoints.
     pub hub: Vec<Target>,
     /// The repository, verified with this server's trusted root.
     pub repository: Option<Arc<TrustedRepository>>,
@@ -75,7 +74,6 @@ pub(crate) struct Shared {
     pub readiness: Readiness,
     /// The orders in force; none until the group has spoken.
     pub orders: watch::Sender<Option<Arc<Received>>>,
-    /// What this server is doing, by app.
     pub doing: Mutex<BTreeMap<AppId, Doing>>,
     /// The leader, as other members last named it.
     pub leader: Mutex<Option<Source>>,
@@ -244,9 +242,7 @@ impl Shared {
         within: Duration,
     ) -> Result<CommandAnswer, Option<CallError>> {
         let (server, address) = self.book.of(to).ok_or(None)?;
-        let (version, group) = (CONTROL_VERSION, self.group.clone());
-        let body = ForwardRequest { version, group, command: command.clone() };
-        let call = Call::post(FORWARD, &body).deadline(within);
+        let call = Call::post(FORWARD, &ToGroup::new(&self.group, command)).deadline(within);
         self.client.call_json(&self.target(&server, &address), call).await.map_err(Some)
     }
 

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app_thread::AppThread;
 use crate::budgets::Budgets;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, Reload};
 use crate::error::AgentError;
 use crate::join::{Joined, advertised, check_advertised, join};
 use crate::killswitch::KillSwitch;
@@ -49,10 +49,14 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// When it cannot start, or can no longer trust what is on its disk.
-pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), AgentError> {
+pub async fn run(
+    config: AgentConfig,
+    reload: Reload,
+    shutdown: CancellationToken,
+) -> Result<(), AgentError> {
     prepare(&config)?;
     loop {
-        match live(&config, &shutdown).await {
+        match live(&config, &reload, &shutdown).await {
             Err(AgentError::NewIncarnation(incarnation)) => {
                 tracing::warn!(%incarnation, "group recovered, starting over");
             }
@@ -74,7 +78,11 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
 }
 
 /// Runs until `shutdown`, or until this agent has to start over: a new incarnation, another member.
-async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), AgentError> {
+async fn live(
+    config: &AgentConfig,
+    reload: &Reload,
+    shutdown: &CancellationToken,
+) -> Result<(), AgentError> {
     check_advertised(config)?;
     let run_as = crate::service_user::resolve(config.service_user.as_deref())?;
     let (identity, joined) = tokio::select! {
@@ -91,7 +99,11 @@ async fn live(config: &AgentConfig, shutdown: &CancellationToken) -> Result<(), 
     // Steps of apps end when it is dropped.
     let apps = AppThread::start().map_err(AgentError::Thread)?;
     let controls = controls(config).await?;
-    run_tasks(&shared, joined, slot, upload);
+    let download = Arc::clone(&shared.downloads.context().download);
+    let kept = Budgets { download, upload, tracker: Arc::clone(&shared.tracker) };
+    let limits = budgets::keep(config.clone(), Arc::clone(reload), kept, tasks.stop.clone());
+    tasks.spawn("transfer limits", limits);
+    run_tasks(&shared, joined, slot);
     let runner = Runner { apps: apps.handle(), shared: Arc::clone(&shared), controls, run_as };
     tasks.spawn_or_end("runner", runner.run());
     tracing::info!(
@@ -211,7 +223,7 @@ async fn listen_and_serve(
 }
 
 /// Starts the starter of the member, and what runs beside it.
-fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>, upload: Arc<Budget>) {
+fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
     let tasks = &shared.tasks;
     tasks.spawn(
         "transfer reports",
@@ -224,10 +236,6 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>, uplo
             tasks.stop.clone(),
         ),
     );
-    let download = Arc::clone(&shared.downloads.context().download);
-    let kept = Budgets { download, upload, tracker: Arc::clone(&shared.tracker) };
-    let stop = tasks.stop.clone();
-    tasks.spawn("transfer limits", budgets::keep(shared.config.clone(), kept, stop));
     tasks.spawn("renewal", renewal::renew(Arc::clone(shared), slot));
     let starter = Starter { shared: Arc::clone(shared), joined, orders: shared.orders.subscribe() };
     tasks.spawn_or_end("starter", starter.run());
@@ -295,7 +303,7 @@ async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
 /// Raft connections from peers; refused while this server carries no member.
 fn raft_handler(shared: Arc<Shared>) -> Handler {
     let newest = Arc::new(Connections::default());
-    Handler::raw(move |peer, _from, stream| {
+    Handler::raw(move |peer, stream| {
         let (shared, newest) = (Arc::clone(&shared), Arc::clone(&newest));
         async move {
             let Some(MemberHandle { incarnation, inputs, .. }) = shared.handle() else { return };

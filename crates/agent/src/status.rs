@@ -6,13 +6,13 @@ use cohort_core::ids::{AppId, ClockMs, MemberId};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::{Milestone, Phase};
 use cohort_core::release::Release;
-use cohort_core::state::{ActivationStage, App, Failure};
+use cohort_core::state::{App, Failure};
 use cohort_core::waiting::{Waiting, WaitingOn};
 use cohort_distribute::TransferView;
 use cohort_server::contacts::Contacts;
 use cohort_wire::agent::{
-    ActivationStatus, AppStatus, CONTROL_VERSION, FailureStatus, GroupStatus, ServerAppStatus,
-    ServerStatus, TransferStatus, WaitingStatus,
+    AppStatus, CONTROL_VERSION, FailureStatus, GroupStatus, ServerAppStatus, ServerStatus,
+    TransferStatus, WaitingStatus,
 };
 
 use crate::contacts::monotonic_ms;
@@ -158,7 +158,7 @@ fn app_status(
             in_service: here.in_service,
             unfit: here.unfit.clone(),
             holds_target: target.is_some_and(|release| here.has(&release.artifact)),
-            activation: here.activation.as_ref().map(|activation| stage(&activation.stage)),
+            activation: here.activation.as_ref().map(|activation| activation.stage.clone()),
             doing: contacts.of(server).and_then(|contact| contact.doing.get(id)).cloned(),
             debt: here.debt.as_ref().map(|debt| debt.reason.clone()),
         };
@@ -194,20 +194,6 @@ fn app_status(
 fn failure(failure: &Failure) -> FailureStatus {
     let Failure { server, step, reason, .. } = failure;
     FailureStatus { server: server.clone(), step: *step, reason: reason.clone() }
-}
-
-fn stage(stage: &ActivationStage) -> ActivationStatus {
-    match stage {
-        ActivationStage::Granted => ActivationStatus::Granted,
-        ActivationStage::Applied { .. } => ActivationStatus::Applied,
-        ActivationStage::Checked { .. } => ActivationStatus::Checked,
-        ActivationStage::Failed { step, reason, .. } => {
-            ActivationStatus::Failed { step: *step, reason: reason.clone() }
-        }
-        ActivationStage::Undone { reason, .. } => {
-            ActivationStatus::Undone { reason: reason.clone() }
-        }
-    }
 }
 
 #[cfg(test)]

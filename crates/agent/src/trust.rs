@@ -74,7 +74,7 @@ async fn from_peer(
     let deadline = Duration::from_secs(5);
     let call = Call::get(BUNDLE).deadline(deadline).response_bytes_max(BUNDLE_BYTES_MAX);
     let bundle = shared.client.call(&target, call).await.map_err(|error| error.to_string())?;
-    repository.accept_bundle(&bundle.body).await.map_err(|error| error.to_string())?;
+    repository.accept_bundle(&bundle).await.map_err(|error| error.to_string())?;
     let request = ManifestRequest {
         app: app.clone(),
         version: release.version.clone(),
@@ -83,7 +83,7 @@ async fn from_peer(
     let call = Call::post(MANIFEST, &request).deadline(deadline).idempotent();
     let manifest = shared.client.call(&target, call).await.map_err(|error| error.to_string())?;
     repository
-        .accept_manifest(app, &release.version, &release.platform, &manifest.body)
+        .accept_manifest(app, &release.version, &release.platform, &manifest)
         .map(drop)
         .map_err(|error| error.to_string())
 }

@@ -60,7 +60,6 @@ pub(crate) struct Yielding {
     /// The lowest limit, in bytes per second.
     floor: u64,
     usual: Pressure,
-    /// Looks in a row under pressure.
     pressed: u32,
     limit: Option<Limit>,
 }

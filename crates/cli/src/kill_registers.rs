@@ -11,7 +11,7 @@ use cohort_identity::{CertificateDer, UnixTime};
 use cohort_wire::agent;
 use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::hub::{KILL, KillAnswer};
-use cohort_wire::kill::{KillRegister, KillScope, Merged, SignedKill, merge};
+use cohort_wire::kill::{KillRegister, KillScope, SignedKill, supersedes};
 use futures_util::{StreamExt as _, stream};
 
 use crate::args::Direct;
@@ -152,7 +152,7 @@ impl Gathered {
         let scope = &held.register.scope;
         let position = |held: &Verified| (held.register.epoch, held.register.on);
         let current = self.registers.get(scope).map(position);
-        if merge(current, position(&held)) == Merged::Take {
+        if supersedes(position(&held), current) {
             self.registers.insert(scope.clone(), held);
         }
     }

@@ -213,7 +213,7 @@ async fn only_agents_get_artifacts_and_nothing_else_is_there() {
     frames.extend_from_slice(sample.unit(59));
     frames.extend_from_slice(&60_u32.to_be_bytes());
     frames.extend_from_slice(sample.unit(60));
-    assert!(good.body[..] == frames, "all that is left, in frames");
+    assert!(good[..] == frames, "all that is left, in frames");
     let many = (0..=u32::try_from(RUNS_MAX).unwrap()).map(|n| run(2 * n, 1)).collect();
     for lacks in [vec![], many, vec![run(5, 1), run(0, 1)], vec![run(0, 9), run(5, 9)]] {
         let error = agent.call(&target, subscribe(d.as_str(), lacks)).await.unwrap_err();

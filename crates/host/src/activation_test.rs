@@ -155,7 +155,7 @@ async fn failures_of_the_release_are_blamed_on_it_with_their_output() {
 
 #[tokio::test]
 async fn failures_of_the_surroundings_are_not_the_releases() {
-    let server = TestServer::start().await;
+    let mut server = TestServer::start().await;
     let release = server.release("1.0.0", SLEEP, &[]);
     let path = server.state_dir().join("artifacts").join(release.artifact.as_str());
     let mut bytes = fs::read(&path).unwrap();
@@ -176,7 +176,7 @@ async fn failures_of_the_surroundings_are_not_the_releases() {
 
     // No guard.
     let release = server.release("1.0.0", SLEEP, &[]);
-    server.guard.shutdown(Duration::from_secs(5)).await.unwrap();
+    server.end_guard().await;
     settle(&mut host, &order(3, Some(&release))).await.unwrap();
     let (step, blame, reason, _) = failure(&host);
     assert_eq!((step, blame), (Step::Stop, Blame::Surroundings));
@@ -317,12 +317,11 @@ async fn only_answers_since_the_stop_count() {
     let server = TestServer::start().await;
     let release = server.release("1.0.0", SLEEP, &[]);
     let mut host = server.host();
-    let contact = host.contact();
-    contact.reached(0);
+    host.heard(0);
     assert!(!host.moment(Told::default()).reached_since_stop);
     settle(&mut host, &order(1, Some(&release))).await.unwrap();
     assert!(!host.moment(Told::default()).reached_since_stop);
-    contact.reached(crate::boot_time_ms() + 1);
+    host.heard(crate::boot_time_ms() + 1);
     assert!(host.moment(Told::default()).reached_since_stop);
     server.end().await;
 }
@@ -344,7 +343,7 @@ async fn an_old_answer_of_the_group_does_not_count() {
     // The stop is 10 s ago; the group answered 7 s ago, and then the release cut its server off.
     let now_ms = crate::boot_time_ms();
     host.reached = Reached::new(now_ms - 10_000);
-    host.contact().reached(now_ms - 7_000);
+    host.heard(now_ms - 7_000);
     let moment = host.moment(Told::default());
     assert!(!moment.reached_since_stop);
     assert_eq!(host.undo_left_ms(), Some(0));
@@ -352,7 +351,7 @@ async fn an_old_answer_of_the_group_does_not_count() {
     assert!(matches!(action, StepAction::Undo { attempt: 1, .. }), "{action:?}");
 
     // Between two answers it stays, however short its time is.
-    host.contact().reached(crate::boot_time_ms() - 1_000);
+    host.heard(crate::boot_time_ms() - 1_000);
     assert!(host.moment(Told::default()).reached_since_stop);
     let left_ms = host.undo_left_ms().unwrap();
     assert!((1..=5_000).contains(&left_ms), "{left_ms}");

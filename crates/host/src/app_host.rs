@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cohort_base::{OnPath as _, durable, events};
@@ -69,24 +68,9 @@ pub enum Acted {
     Later,
     /// A newer order arrived; nothing more was written down.
     Cancelled,
-    /// There was nothing to do.
     Nothing,
     /// The order's fence is not higher than every fence seen before.
     Refused,
-}
-
-/// Tells the host that the group was reached. Cheap to clone, usable while the host acts.
-#[derive(Debug, Clone, Default)]
-pub struct Contact {
-    last_ms: Arc<AtomicU64>,
-}
-
-impl Contact {
-    /// The group answered a request for orders that was sent at this
-    /// [`boot_time_ms`](crate::boot_time_ms).
-    pub fn reached(&self, asked_boot_ms: u64) {
-        self.last_ms.fetch_max(asked_boot_ms, Ordering::SeqCst);
-    }
 }
 
 /// One app on this server.
@@ -102,7 +86,6 @@ pub struct AppHost {
     /// The record in memory is newer than the file: a step is done that nobody has heard of.
     ahead: bool,
     traffic: watch::Sender<Traffic>,
-    contact: Contact,
     pub(crate) reached: Reached,
     pub(crate) cuts: Cuts,
 }
@@ -121,7 +104,6 @@ impl AppHost {
         let (file, record) = HostRecord::open(&folder, app.as_str())?;
         Ok(AppHost {
             traffic: watch::Sender::new(Traffic::Starting),
-            contact: Contact::default(),
             reached: Reached::new(now().ms),
             cuts: Cuts::default(),
             app,
@@ -156,9 +138,7 @@ impl AppHost {
     /// When the group was last in contact.
     #[must_use]
     pub fn reached(&self) -> Reached {
-        let mut reached = self.reached;
-        reached.heard(self.contact.last_ms.load(Ordering::SeqCst));
-        reached
+        self.reached
     }
 
     /// For load balancers.
@@ -167,10 +147,10 @@ impl AppHost {
         self.traffic.subscribe()
     }
 
-    /// Where the agent notes that the group was reached.
-    #[must_use]
-    pub fn contact(&self) -> Contact {
-        self.contact.clone()
+    /// The group answered a request for orders that was sent at this
+    /// [`boot_time_ms`](crate::boot_time_ms).
+    pub fn heard(&mut self, asked_boot_ms: u64) {
+        self.reached.heard(asked_boot_ms);
     }
 
     /// Artifacts that need no fetching because their releases are unpacked.

@@ -36,7 +36,6 @@ pub struct CheckContext {
 /// Why a look did not see a healthy service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CheckFailure {
-    /// Nobody listens.
     Refused,
     TimedOut,
     /// Somebody listened and hung up.

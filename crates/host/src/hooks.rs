@@ -39,11 +39,9 @@ pub(crate) enum Hook {
     BeforeInstall,
     /// `current` points to the release.
     AfterInstall,
-    /// The service was started.
     ApplicationStart,
     /// The checks have passed.
     ValidateService,
-    /// Before traffic comes back.
     BeforeAllowTraffic,
     AfterAllowTraffic,
 }
@@ -81,10 +79,8 @@ pub(crate) struct HookRun<'a> {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum HookEnd {
-    /// The release does not have this hook.
     Absent,
     Passed,
-    /// It wants to be retried.
     Later {
         output: String,
     },

@@ -40,7 +40,7 @@ mod tree;
 mod undo;
 mod unpack;
 
-pub use app_host::{Acted, AppHost, AppHostConfig, Contact, Controls};
+pub use app_host::{Acted, AppHost, AppHostConfig, Controls};
 pub use boot_epoch::next_boot_epoch;
 pub use check::CheckContext;
 pub use clock::boot_time_ms;

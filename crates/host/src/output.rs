@@ -43,21 +43,15 @@ fn printable(text: &str) -> String {
 /// The end of a text, printable, as long as a report allows.
 pub(crate) fn last_text(text: &str) -> String {
     let text = printable(text);
-    let mut from = text.len().saturating_sub(REPORT_TEXT_BYTES_MAX);
-    while !text.is_char_boundary(from) {
-        from += 1;
-    }
-    text[from..].to_owned()
+    let from = text.len().saturating_sub(REPORT_TEXT_BYTES_MAX);
+    text[text.ceil_char_boundary(from)..].to_owned()
 }
 
 /// The beginning of a text, printable, as long as a report allows.
 pub(crate) fn first_text(text: &str) -> String {
-    let text = printable(text);
-    let mut to = text.len().min(REPORT_TEXT_BYTES_MAX);
-    while !text.is_char_boundary(to) {
-        to -= 1;
-    }
-    text[..to].to_owned()
+    let mut text = printable(text);
+    text.truncate(text.floor_char_boundary(REPORT_TEXT_BYTES_MAX));
+    text
 }
 
 #[cfg(test)]

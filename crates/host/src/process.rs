@@ -18,13 +18,10 @@ use tokio::process::{Child, Command};
 pub enum Exit {
     /// By itself, with this exit status.
     Status(i32),
-    /// By this signal.
     Signal(i32),
     /// Unknown: an earlier guard started it, and only a parent learns the exit status.
     Unknown,
-    /// It could not even be started again.
     NotStarted {
-        /// What the operating system said.
         reason: String,
     },
 }

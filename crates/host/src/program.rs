@@ -51,7 +51,6 @@ pub(crate) struct Program<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
     Exited(Exit),
-    /// It exceeded its limit and was killed.
     TimedOut,
 }
 

@@ -23,7 +23,6 @@ pub struct ServiceSpec {
     pub key: String,
     /// The digest of the release's artifact.
     pub release: String,
-    /// What the guard or systemd needs to run it.
     pub run: RunService,
 }
 
@@ -43,7 +42,6 @@ pub enum RunService {
 pub struct ServiceCommand {
     /// A name without `/` is looked up in `PATH`.
     pub program: PathBuf,
-    /// Without the program itself.
     pub args: Vec<String>,
     /// The whole environment.
     pub env: BTreeMap<String, String>,
@@ -60,15 +58,11 @@ pub struct ServiceCommand {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceStatus {
-    /// The key of its last start; `None` when it was stopped or never started.
-    pub key: Option<String>,
-    /// The digest of its release's artifact.
+    /// The digest of its release's artifact; `None` when it was stopped or never started.
     pub release: Option<String>,
-    /// Running, waiting for a restart, or stopped.
     pub state: ServiceState,
     /// How often it ended by itself under this key.
     pub exits: u64,
-    /// How it ended last.
     pub last_exit: Option<Exit>,
     /// Its last output, as long as a report allows.
     pub output: String,

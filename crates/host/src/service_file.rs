@@ -65,7 +65,6 @@ pub(crate) struct Service {
     pub(crate) env: BTreeMap<String, String>,
     #[serde(default)]
     pub(crate) stop_signal: StopSignal,
-    /// The service is killed after this.
     #[serde(default = "stop_timeout_default")]
     pub(crate) stop_timeout: Duration,
 }

@@ -110,7 +110,6 @@ enum Activity {
     /// Ended and waits for its restart, or is about to be up or down.
     Changing,
     Down,
-    /// Down because it failed.
     Failed,
 }
 
@@ -321,7 +320,6 @@ impl ServiceControl for Systemd {
             None
         };
         Ok(ServiceStatus {
-            key: record.as_ref().map(|record| record.key.clone()),
             release: record.map(|record| record.release),
             state,
             exits: restarts + u64::from(unit_failed),

@@ -13,6 +13,7 @@ use cohort_core::policy::Check;
 use cohort_core::release::{Release, Rollback};
 use cohort_core::steps::{Moment, StepAction, Told, next_action};
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::app_host::{Acted, AppHost, AppHostConfig, Controls};
@@ -87,6 +88,7 @@ pub(crate) const SLEEP: &str = "exec sleep 600";
 pub(crate) struct TestServer {
     pub(crate) folder: TempDir,
     pub(crate) guard: Arc<GuardClient>,
+    running: JoinHandle<()>,
 }
 
 impl TestServer {
@@ -94,9 +96,9 @@ impl TestServer {
         let folder = tempfile::tempdir().unwrap();
         let config = GuardConfig { folder: folder.path().join("guard"), detach: false };
         let guard = Arc::new(GuardClient::new(config.folder.clone(), None));
-        tokio::spawn(async move { crate::guard::serve(&config).await.unwrap() });
+        let running = tokio::spawn(async move { crate::guard::serve(&config).await.unwrap() });
         until("the guard listens", || async { guard.status("web").await.is_ok() }).await;
-        TestServer { folder, guard }
+        TestServer { folder, guard, running }
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
@@ -138,8 +140,15 @@ impl TestServer {
             .collect()
     }
 
-    pub(crate) async fn end(self) {
-        self.guard.shutdown(Duration::from_secs(10)).await.unwrap();
+    pub(crate) async fn end(mut self) {
+        self.end_guard().await;
+    }
+
+    /// Ends the service, then the guard.
+    pub(crate) async fn end_guard(&mut self) {
+        self.guard.stop("web", Duration::from_secs(10)).await.unwrap();
+        self.running.abort();
+        assert!((&mut self.running).await.is_err_and(|ended| ended.is_cancelled()));
     }
 }
 

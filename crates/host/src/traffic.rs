@@ -13,12 +13,10 @@ pub enum Traffic {
     Ready,
     /// Takes no new requests; those in progress may finish.
     Draining,
-    /// Takes a growing share.
     WarmingUp {
         /// 1 to 99.
         percent: u8,
     },
-    /// Takes none.
     Out {
         /// Shown by `/readyz`.
         reason: NoTraffic,

@@ -141,17 +141,11 @@ fn verify(file: &mut File, path: &Path, release: &Release) -> Result<(), UnpackE
 
 /// The archive's bytes; the first four say how they are compressed.
 fn decompressed(mut file: File, path: &Path) -> Result<Box<dyn Read>, UnpackError> {
-    let mut magic = [0; 4];
-    let mut filled = 0;
-    while filled < magic.len() {
-        match file.read(&mut magic[filled..]).on_path("read", path)? {
-            0 => break,
-            count => filled += count,
-        }
-    }
+    let mut magic = Vec::new();
+    (&file).take(4).read_to_end(&mut magic).on_path("read", path)?;
     file.seek(SeekFrom::Start(0)).on_path("read", path)?;
     let file = BufReader::with_capacity(COPY_BYTES, file);
-    Ok(match magic {
+    Ok(match magic[..] {
         [0x28, 0xb5, 0x2f, 0xfd] => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(file)
                 .map_err(UnpackError::NotAnArchive)?;
@@ -168,9 +162,7 @@ struct Unpacker<'a> {
     tree: Tree,
     limits: UnpackLimits,
     owner: Option<RunAs>,
-    /// So far.
     entries: u32,
-    /// So far.
     bytes: u64,
     /// Files and folders, each after the folder that holds it.
     to_sync: Vec<PathBuf>,

@@ -114,7 +114,8 @@ impl Bench {
     }
 
     async fn end(self) {
-        self.client.shutdown(Duration::from_secs(10)).await.unwrap();
+        self.client.stop("web", Duration::from_secs(10)).await.unwrap();
+        self.kill_guard(Signal::TERM).await;
         let said = self.said();
         assert!(!said.contains("panicked") && !said.contains("FAILED"), "a guard failed:\n{said}");
     }
@@ -126,7 +127,7 @@ impl Drop for Bench {
         if !std::thread::panicking() {
             return;
         }
-        let client = &self.client;
+        let (client, socket) = (&self.client, self.path("guard.sock"));
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -134,7 +135,13 @@ impl Drop for Bench {
                 runtime.block_on(async {
                     // One that was killed leaves its services to the next.
                     let _ = client.status("web").await;
-                    let _ = client.shutdown(Duration::from_secs(10)).await;
+                    let _ = client.stop("web", Duration::from_secs(10)).await;
+                    if let Ok(stream) = UnixStream::connect(&socket).await
+                        && let Some(guard) =
+                            stream.peer_cred().unwrap().pid().and_then(Pid::from_raw)
+                    {
+                        let _gone = kill_process(guard, Signal::TERM);
+                    }
                 });
             });
         });
@@ -223,7 +230,7 @@ async fn a_killed_guard_leaves_its_services_and_the_next_one_takes_them_over() {
 #[tokio::test]
 async fn a_guard_that_comes_while_the_last_one_lets_go_is_started_again() {
     let bench = Bench::start().await;
-    bench.client.shutdown(Duration::from_secs(10)).await.unwrap();
+    bench.kill_guard(Signal::TERM).await;
     let lock = fs::File::open(bench.path("guard.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let refused = || async { bench.said().contains("AlreadyRuns") };
@@ -233,7 +240,7 @@ async fn a_guard_that_comes_while_the_last_one_lets_go_is_started_again() {
     });
     ensured.unwrap();
     // Not `end`: that a guard failed is what this is about.
-    bench.client.shutdown(Duration::from_secs(10)).await.unwrap();
+    bench.kill_guard(Signal::TERM).await;
 }
 
 #[tokio::test]
@@ -270,7 +277,7 @@ async fn a_crashing_service_is_started_again_more_and_more_slowly() {
     // Another release takes its place at once, whatever it waits for.
     bench.client.start(&bench.spec("1.2", "exec sleep 600")).await.unwrap();
     let status = bench.client.status("web").await.unwrap();
-    assert_eq!((status.key.as_deref(), status.exits), (Some("1.2"), 0));
+    assert_eq!((status.release.is_some(), status.exits), (true, 0));
     bench.end().await;
 }
 
@@ -372,6 +379,6 @@ async fn a_long_path_to_the_socket_is_no_obstacle() {
     let client = GuardClient::new(long, None);
     let guard = tokio::spawn(async move { cohort_host::guard::serve(&config).await });
     until("it listens", || async { client.status("web").await.is_ok() }).await;
-    client.shutdown(Duration::from_secs(5)).await.unwrap();
-    guard.await.unwrap().unwrap();
+    guard.abort();
+    assert!(guard.await.unwrap_err().is_cancelled());
 }

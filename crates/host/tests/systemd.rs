@@ -216,7 +216,7 @@ async fn a_unit_is_started_once_per_key_and_stopped() {
     systemd.start(&spec("1.1")).await.unwrap();
     let status = systemd.status("web.service").await.unwrap();
     assert_eq!(status.state, ServiceState::Running { pid: 4711 });
-    assert_eq!((status.key.as_deref(), status.exits), (Some("1.1"), 0));
+    assert_eq!((status.release.is_some(), status.exits), (true, 0));
 
     // The same key again, even by the next agent: nothing.
     systemd.start(&spec("1.1")).await.unwrap();
@@ -232,7 +232,7 @@ async fn a_unit_is_started_once_per_key_and_stopped() {
 
     systemd.stop("web.service", Duration::from_secs(1)).await.unwrap();
     let status = systemd.status("web.service").await.unwrap();
-    assert_eq!((status.state, status.key), (ServiceState::Stopped, None));
+    assert_eq!((status.state, status.release), (ServiceState::Stopped, None));
     systemd.stop("web.service", Duration::from_secs(1)).await.unwrap();
 }
 

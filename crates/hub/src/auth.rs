@@ -23,43 +23,12 @@ use cohort_registry::{Compare, KeyValue, Op, RegistryError, Txn};
 use cohort_wire::http::ApiError;
 use serde::de::DeserializeOwned;
 
-/// What a caller needs for a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Need {
-    /// Read what the fleet is doing.
-    Read,
-    /// Change what the fleet is to do.
-    Operate,
-    /// Put files into the repository.
-    Publish,
-}
-
-/// Whether a caller may do that.
-///
-/// # Errors
-/// 403 with the wrong role.
-pub(crate) fn require(peer: &Peer, need: Need) -> Result<&Peer, ApiError> {
-    let allowed = match (need, peer.role) {
-        (Need::Read, Role::Viewer | Role::Operator | Role::Agent | Role::Hub)
-        | (Need::Operate, Role::Operator)
-        | (Need::Publish, Role::Publisher | Role::Operator) => true,
-        (Need::Read, Role::Publisher)
-        | (Need::Operate, Role::Viewer | Role::Publisher | Role::Agent | Role::Hub)
-        | (Need::Publish, Role::Viewer | Role::Agent | Role::Hub) => false,
-    };
-    if allowed {
-        return Ok(peer);
-    }
-    let (action, role) = match need {
-        Need::Read => ("read the registry", "viewer"),
-        Need::Operate => ("change this", "operator"),
-        Need::Publish => ("upload to the repository", "publisher"),
-    };
-    Err(ApiError::forbidden(format!("{peer} may not {action}")).hint(format!(
-        "use a certificate of the role {role}; an operator creates a token for one with \
-         `cohort token create --role {role}`"
-    )))
-}
+/// Those who may read what the fleet is doing.
+pub(crate) const READERS: &[Role] = &[Role::Viewer, Role::Operator, Role::Agent, Role::Hub];
+/// Those who may change what the fleet is to do.
+pub(crate) const OPERATORS: &[Role] = &[Role::Operator];
+/// Those who may put files into the repository.
+pub(crate) const PUBLISHERS: &[Role] = &[Role::Publisher, Role::Operator];
 
 /// Whether a caller may make this transaction, and whether what it writes belongs there.
 ///

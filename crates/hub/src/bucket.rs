@@ -27,7 +27,6 @@ const RETRY: Schedule = Schedule::new(Duration::from_secs(4), Duration::from_sec
 /// The bucket, and what it has.
 pub(crate) struct BucketCopy {
     bucket: Bucket,
-    /// The folder that is copied.
     repository: PathBuf,
     failing: Gauge,
     /// The timestamp in the bucket, as far as we know. Held while it is written.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use cohort_base::chain;
@@ -15,7 +16,7 @@ use cohort_wire::hub::{
 };
 
 use crate::app::{App, blocking, now};
-use crate::auth::{Need, require};
+use crate::auth::OPERATORS;
 use crate::placing::place;
 use crate::refusal::{Answer, Refusal};
 
@@ -31,7 +32,7 @@ pub(crate) async fn token(
     headers: HeaderMap,
     ApiJson(request): ApiJson<TokenRequest>,
 ) -> Answer<TokenAnswer> {
-    let by = require(&caller.0, Need::Operate)?.clone();
+    let by = caller.require(OPERATORS)?.clone();
     let authority = app.authority()?;
     if request.role == Role::Hub {
         let refusal = ApiError::bad_request("a hub does not join: it has the authority");
@@ -57,7 +58,7 @@ pub(crate) async fn token(
     .await??;
     tracing::info!(%by, token = token.id, %role, valid_s, "join token created");
     let text = token.to_text();
-    Ok(ApiJson(TokenAnswer { id: token.id, token: text, expires_at: token.expires_at }))
+    Ok(Json(TokenAnswer { id: token.id, token: text, expires_at: token.expires_at }))
 }
 
 /// Where joining servers find this hub: what the caller says, else the configuration, else the
@@ -91,12 +92,12 @@ pub(crate) async fn revoke_token(
     caller: Caller,
     ApiJson(request): ApiJson<RevokeTokenRequest>,
 ) -> Answer<()> {
-    let by = require(&caller.0, Need::Operate)?.clone();
+    let by = caller.require(OPERATORS)?.clone();
     let tokens = Arc::clone(&app.tokens);
     let id = request.id.clone();
     blocking(move || tokens.revoke(&id)).await??;
     tracing::info!(%by, token = request.id, "join token revoked");
-    Ok(ApiJson(()))
+    Ok(Json(()))
 }
 
 pub(crate) async fn join(
@@ -138,7 +139,7 @@ pub(crate) async fn join(
     };
     app.metrics.joined.inc();
     tracing::info!(%peer, group = ?group.as_ref().map(|group| &group.group), "joined");
-    Ok(ApiJson(JoinAnswer {
+    Ok(Json(JoinAnswer {
         certificate,
         authority: authority.certificate_pem().to_owned(),
         hub: app.identity.current().peer().name.clone(),
@@ -172,7 +173,7 @@ pub(crate) async fn renew(
         .map_err(|error| ApiError::forbidden(chain(&error)))?;
     tracing::info!(%peer, "certificate renewed");
     let authority = authority.certificate_pem().to_owned();
-    Ok(ApiJson(RenewAnswer { certificate, authority }))
+    Ok(Json(RenewAnswer { certificate, authority }))
 }
 
 /// The repository's root that joining servers trust first; `None` without a repository.

@@ -65,10 +65,8 @@ const PLAIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
 pub enum HubError {
     #[error("the hub's configuration is invalid: {reason}")]
     Config { reason: String },
-    /// The configured bucket cannot be used.
     #[error("the hub's configuration is invalid: repository_bucket")]
     Bucket(#[from] BucketError),
-    /// A folder cannot be created.
     #[error(transparent)]
     Folder(#[from] FileError),
     #[error("cannot open the hub's registry")]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{Path, State};
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_identity::Role;
@@ -10,10 +11,10 @@ use cohort_registry::typed::{read_members, recover_group, write_policy};
 use cohort_registry::{Compare, Op, Registry as _, RegistryError, Txn, keys};
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 use cohort_wire::hub::{KillAnswer, PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
-use cohort_wire::kill::{KillEntry, KillScope, Merged, SignedKill};
+use cohort_wire::kill::{KillEntry, KillScope, SignedKill};
 
 use crate::app::{App, blocking, now};
-use crate::auth::{Need, check_policy, require};
+use crate::auth::{OPERATORS, READERS, check_policy};
 use crate::refusal::Answer;
 
 pub(crate) async fn policy(
@@ -22,7 +23,7 @@ pub(crate) async fn policy(
     Path(name): Path<String>,
     ApiJson(request): ApiJson<PolicyRequest>,
 ) -> Answer<PolicyAnswer> {
-    let by = require(&caller.0, Need::Operate)?.clone();
+    let by = caller.require(OPERATORS)?.clone();
     let name = AppId::new(name)?;
     let policy = check_policy(&request.policy)?;
     if policy.app != name {
@@ -39,7 +40,7 @@ pub(crate) async fn policy(
     match write_policy(&app.registry, &record, request.expected).await? {
         Some(revision) => {
             tracing::info!(%by, app = %name, %revision, "policy written");
-            Ok(ApiJson(PolicyAnswer { revision }))
+            Ok(Json(PolicyAnswer { revision }))
         }
         None => Err(ApiError::conflict(format!("the policy of app {name} has changed meanwhile"))
             .hint("see the change with `cohort app diff`, then apply again")
@@ -53,7 +54,7 @@ pub(crate) async fn recover(
     Path(name): Path<String>,
     ApiJson(request): ApiJson<RecoverRequest>,
 ) -> Answer<RecoverAnswer> {
-    let by = require(&caller.0, Need::Operate)?.clone();
+    let by = caller.require(OPERATORS)?.clone();
     let group = GroupId::new(name)?;
     let RecoverRequest { incarnation, first_server, because } = request;
     let record = app.registry.get(&keys::server(&first_server));
@@ -67,7 +68,7 @@ pub(crate) async fn recover(
         Some(bootstrap) => {
             let next = bootstrap.incarnation;
             tracing::warn!(%by, %group, old = %incarnation, %next, because, "group recovered");
-            Ok(ApiJson(RecoverAnswer { incarnation: next }))
+            Ok(Json(RecoverAnswer { incarnation: next }))
         }
         None => {
             let late = format!("group {group} is no longer in incarnation {incarnation}");
@@ -83,7 +84,7 @@ pub(crate) async fn remove_server(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Answer<()> {
-    let by = require(&caller.0, Need::Operate)?.clone();
+    let by = caller.require(OPERATORS)?.clone();
     let server = ServerId::new(name)?;
     let key = keys::server(&server);
     let Some(pair) = app.registry.get(&key) else {
@@ -107,12 +108,12 @@ pub(crate) async fn remove_server(
         return Err(ApiError::conflict(format!("server {server} has just changed: retry")).into());
     }
     tracing::warn!(%by, %server, "server removed");
-    Ok(ApiJson(()))
+    Ok(Json(()))
 }
 
 pub(crate) async fn kill_status(State(app): State<Arc<App>>, caller: Caller) -> Answer<KillAnswer> {
-    require(&caller.0, Need::Read)?;
-    Ok(ApiJson(answer(&app, false)))
+    caller.require(READERS)?;
+    Ok(Json(answer(&app, false)))
 }
 
 /// Takes a signed register. It does not matter who brings it: the operator's signature counts.
@@ -125,9 +126,9 @@ pub(crate) async fn kill(
     let roots = app.identity.current();
     let registers = Arc::clone(&app.kill);
     let offered = signed.clone();
-    let merged = blocking(move || registers.offer(&offered, roots.roots(), now())).await??;
+    let changed = blocking(move || registers.offer(&offered, roots.roots(), now())).await??;
     let (_, register) = signed.verify(app.identity.current().roots(), now())?;
-    if merged == Merged::Take {
+    if changed {
         tracing::warn!(
             %by, scope = scope_text(&register.scope), on = register.on, epoch = register.epoch,
             reason = register.reason, "kill switch"
@@ -135,7 +136,7 @@ pub(crate) async fn kill(
     }
     // Even when it is not new: a crash may have come between the latch and the registry.
     publish_kill(&app).await?;
-    Ok(ApiJson(answer(&app, merged == Merged::Take)))
+    Ok(Json(answer(&app, changed)))
 }
 
 /// Puts every latched register where agents watch for it.

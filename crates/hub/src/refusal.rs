@@ -1,5 +1,6 @@
 //! Which answer a caller gets for each failure.
 
+use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use cohort_artifact::RepositoryError;
@@ -8,11 +9,11 @@ use cohort_core::ids::InvalidName;
 use cohort_identity::{RedeemError, RequestError};
 use cohort_mirror::BucketError;
 use cohort_registry::RegistryError;
-use cohort_wire::http::{ApiError, ApiJson};
+use cohort_wire::http::ApiError;
 use cohort_wire::kill::KillError;
 
 /// What a handler answers.
-pub(crate) type Answer<T> = Result<ApiJson<T>, Refusal>;
+pub(crate) type Answer<T> = Result<Json<T>, Refusal>;
 
 /// An error answer. `?` makes one of every failure that a handler can meet.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use cohort_registry::fleet::{Fleet, read_fleet};
 use cohort_registry::{
@@ -11,7 +12,7 @@ use cohort_registry::{
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 
 use crate::app::App;
-use crate::auth::{Need, check_txn, highest_incarnation, require};
+use crate::auth::{READERS, check_txn, highest_incarnation};
 use crate::refusal::{Answer, Refusal};
 
 pub(crate) async fn range(
@@ -19,9 +20,9 @@ pub(crate) async fn range(
     caller: Caller,
     ApiJson(request): ApiJson<RangeRequest>,
 ) -> Answer<RangeAnswer> {
-    require(&caller.0, Need::Read)?;
+    caller.require(READERS)?;
     app.metrics.reads.inc();
-    Ok(ApiJson(app.registry.range(request).await?))
+    Ok(Json(app.registry.range(request).await?))
 }
 
 pub(crate) async fn txn(
@@ -42,7 +43,7 @@ pub(crate) async fn txn(
     let made = app
         .registry
         .txn_checked(txn, move |state, txn| check_txn(&peer, txn, state).map_err(Refusal::from));
-    made.await.map(ApiJson)
+    made.await.map(Json)
 }
 
 pub(crate) async fn watch(
@@ -50,7 +51,7 @@ pub(crate) async fn watch(
     caller: Caller,
     ApiJson(request): ApiJson<WatchRequest>,
 ) -> Answer<WatchReply> {
-    require(&caller.0, Need::Read)?;
+    caller.require(READERS)?;
     let Ok(_permit) = app.watches.try_acquire() else {
         app.metrics.watches_refused.inc();
         return Err(ApiError::overloaded("this hub has too many watches").into());
@@ -62,13 +63,13 @@ pub(crate) async fn watch(
         }
     };
     match answer {
-        Ok(answer) => Ok(ApiJson(WatchReply::Changed(answer))),
+        Ok(answer) => Ok(Json(WatchReply::Changed(answer))),
         Err(RegistryError::Compacted { compacted, revision }) => {
-            Ok(ApiJson(WatchReply::Compacted { compacted, revision }))
+            Ok(Json(WatchReply::Compacted { compacted, revision }))
         }
         Err(RegistryError::WentBack { asked, revision }) => {
             went_back(&app, &caller, asked, revision).await?;
-            Ok(ApiJson(WatchReply::WentBack { asked, revision }))
+            Ok(Json(WatchReply::WentBack { asked, revision }))
         }
         Err(error) => Err(error.into()),
     }
@@ -91,7 +92,7 @@ async fn went_back(
 }
 
 pub(crate) async fn fleet(State(app): State<Arc<App>>, caller: Caller) -> Answer<Fleet> {
-    require(&caller.0, Need::Read)?;
+    caller.require(READERS)?;
     app.metrics.reads.inc();
-    Ok(ApiJson(read_fleet(&app.registry).await?))
+    Ok(Json(read_fleet(&app.registry).await?))
 }

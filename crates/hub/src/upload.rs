@@ -21,7 +21,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::app::App;
-use crate::auth::{Need, require};
+use crate::auth::PUBLISHERS;
 use crate::refusal::{self, Refusal};
 
 /// Largest body on the upload route; the real limit depends on the file's name.
@@ -39,7 +39,7 @@ pub(crate) async fn put(
     UrlPath(name): UrlPath<String>,
     body: Body,
 ) -> Result<StatusCode, Refusal> {
-    let by = require(&caller.0, Need::Publish)?.clone();
+    let by = caller.require(PUBLISHERS)?.clone();
     let Some(bytes_max) = Repository::upload_bytes_max(&name) else {
         let name: String = name.chars().take(80).collect();
         return Err(ApiError::bad_request(format!("publishers do not upload `{name}`"))

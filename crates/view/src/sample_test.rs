@@ -10,10 +10,11 @@ use cohort_core::orders::MemberAddress;
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::{DebtReason, Reason, Unfit};
 use cohort_core::report::Step;
+use cohort_core::state::ActivationStage;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{
-    ActivationStatus, AppStatus, CONTROL_VERSION, ChainStatus, Doing, GroupStatus, Offence,
-    OffenderStatus, ServerAppStatus, ServerStatus, SourceName, TransferStatus, WaitingStatus,
+    AppStatus, CONTROL_VERSION, ChainStatus, Doing, GroupStatus, Offence, OffenderStatus,
+    ServerAppStatus, ServerStatus, SourceName, TransferStatus, WaitingStatus,
 };
 
 pub(crate) fn version(text: &str) -> Version {
@@ -124,7 +125,7 @@ pub(crate) fn rolling() -> GroupStatus {
         ServerAppStatus {
             in_service: false,
             unfit: Some(Unfit::Changing),
-            activation: Some(ActivationStatus::Applied),
+            activation: Some(ActivationStage::Applied { at: ClockMs(0) }),
             doing: Some(doing),
             ..fine("1.1.0")
         },

@@ -2,9 +2,8 @@
 
 use cohort_core::ids::ServerId;
 use cohort_core::phase::PhaseName;
-use cohort_wire::agent::{
-    ActivationStatus, AppStatus, GroupStatus, ServerAppStatus, TransferStatus,
-};
+use cohort_core::state::ActivationStage;
+use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus, TransferStatus};
 
 use crate::command::Command;
 use crate::doing::detail;
@@ -153,7 +152,7 @@ fn mark(here: Option<&ServerAppStatus>, goal: Option<&cohort_core::ids::Version>
     let Some(here) = here else { return '.' };
     let failed = matches!(
         here.activation,
-        Some(ActivationStatus::Failed { .. } | ActivationStatus::Undone { .. })
+        Some(ActivationStage::Failed { .. } | ActivationStage::Undone { .. })
     );
     if failed || here.debt.is_some() {
         'x'
@@ -292,11 +291,13 @@ pub(crate) fn step(here: &ServerAppStatus) -> Option<String> {
         });
     }
     here.activation.as_ref().map(|stage| match stage {
-        ActivationStatus::Granted => "granted".to_owned(),
-        ActivationStatus::Applied => "applied".to_owned(),
-        ActivationStatus::Checked => "checked".to_owned(),
-        ActivationStatus::Failed { step, reason } => format!("{} failed: {reason}", step.name()),
-        ActivationStatus::Undone { reason } => format!("undone: {reason}"),
+        ActivationStage::Granted => "granted".to_owned(),
+        ActivationStage::Applied { .. } => "applied".to_owned(),
+        ActivationStage::Checked { .. } => "checked".to_owned(),
+        ActivationStage::Failed { step, reason, .. } => {
+            format!("{} failed: {reason}", step.name())
+        }
+        ActivationStage::Undone { reason, .. } => format!("undone: {reason}"),
     })
 }
 

@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 
 pub use cohort_core::doing::Doing;
 use cohort_core::ids::{
-    AppId, BootEpoch, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, RequestId,
-    ServerId, Version,
+    AppId, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, RequestId, ServerId,
+    Version,
 };
 use cohort_core::orders::{MemberAddress, Orders};
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::{DebtReason, Reason, Unfit};
 use cohort_core::report::{Report, Step};
-use cohort_core::state::HistoryEntry;
+use cohort_core::state::{ActivationStage, HistoryEntry};
 use cohort_core::waiting::WaitingOn;
-use cohort_core::{Body, Command, Rejection};
+use cohort_core::{Body, Rejection};
 use serde::{Deserialize, Serialize};
 
 use crate::kill::SignedKill;
@@ -31,43 +31,57 @@ pub use transfer::{
 
 /// The version of these messages. A request of another version is refused by name.
 pub const CONTROL_VERSION: u32 = 1;
-/// `POST` a server's question for its orders.
+/// `POST` an [`OrdersRequest`].
 pub const ORDERS: &str = "/v1/orders";
-/// `POST`: answers as soon as the orders differ from those known.
+/// `POST` an [`OrdersRequest`]: answers as soon as the orders differ from those known.
 pub const WAIT: &str = "/v1/wait";
-/// `POST` what a server did.
+/// `POST` a [`ReportRequest`].
 pub const REPORT: &str = "/v1/report";
-/// `POST` a server that wants to belong to the group.
+/// `POST` a [`JoinGroupRequest`].
 pub const JOIN_GROUP: &str = "/v1/join-group";
-/// `POST`: may this server create the member that it was given?
+/// `POST` the [`MemberId`] that a server was given: may it create that member?
 pub const CLAIM_MEMBER: &str = "/v1/claim-member";
-/// `POST` a person's command.
+/// `POST` a [`CommandRequest`].
 pub const COMMAND: &str = "/v1/command";
-/// `POST`: a member passes a command on to the leader.
+/// `POST` a [`cohort_core::Command`], forwarded by a member to the leader.
 pub const FORWARD: &str = "/v1/forward";
-/// `POST`: a member tells the leader whom it has heard of.
+/// `POST` a [`ContactsRequest`] to the leader. The answer is the leader's kill registers: where
+/// every server is a member and asks itself for its orders, this is how they hear of each other.
 pub const CONTACTS: &str = "/v1/contacts";
 /// `GET` the group as this agent sees it.
 pub const STATUS: &str = "/v1/status";
 /// `GET`, `POST` the kill registers.
 pub const KILL: &str = "/v1/kill";
-/// `POST`: hand leadership over.
+/// `POST` the server that is to lead, or null for the voter that is best prepared.
 pub const TRANSFER_LEADER: &str = "/v1/transfer-leader";
+
+/// A message to an agent of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToGroup<T> {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// The group that the agent must belong to.
+    pub group: GroupId,
+    /// The kill registers that the sender has latched.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kill: Vec<SignedKill>,
+    pub body: T,
+}
+
+impl<T> ToGroup<T> {
+    /// A message without kill registers.
+    #[must_use]
+    pub fn new(group: &GroupId, body: T) -> Self {
+        Self { version: CONTROL_VERSION, group: group.clone(), kill: Vec::new(), body }
+    }
+}
 
 /// A server asks for its orders.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrdersRequest {
-    /// [`CONTROL_VERSION`].
-    pub version: u32,
-    /// The group that it believes to belong to.
-    pub group: GroupId,
-    /// Since which start of its agent.
-    pub boot_epoch: BootEpoch,
-    /// The step that it is at, per app.
     pub doing: BTreeMap<AppId, Doing>,
-    /// The kill registers that it has latched.
-    pub kill: Vec<SignedKill>,
     /// The hash of the orders that it has, for [`WAIT`]: 0 when it has none.
     pub known: u64,
 }
@@ -80,7 +94,6 @@ pub struct OrdersAnswer {
     /// How long they are valid, by the server's own boot-time clock, from when it asked.
     pub orders_valid_ms: u64,
     pub hash: u64,
-    /// The kill registers that the member has latched.
     pub kill: Vec<SignedKill>,
     /// The server whose agent leads, if known.
     pub leader: Option<ServerId>,
@@ -90,10 +103,6 @@ pub struct OrdersAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReportRequest {
-    /// [`CONTROL_VERSION`].
-    pub version: u32,
-    /// The group that it believes to belong to.
-    pub group: GroupId,
     /// The incarnation of the group that ordered it.
     pub incarnation: Incarnation,
     /// What happened, oldest first.
@@ -103,7 +112,6 @@ pub struct ReportRequest {
 /// What came of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandAnswer {
-    /// Where it stands in the log.
     pub index: u64,
     /// Why it was refused; none when it was carried out.
     pub rejection: Option<Rejection>,
@@ -113,27 +121,13 @@ pub struct CommandAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinGroupRequest {
-    /// [`CONTROL_VERSION`].
-    pub version: u32,
-    pub group: GroupId,
     /// Its peer port, `host:port`.
     pub address: String,
     /// Its failure domain; counts only when the server is new.
     pub rack: Option<String>,
 }
 
-/// May this server create the member?
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClaimMemberRequest {
-    /// [`CONTROL_VERSION`].
-    pub version: u32,
-    pub group: GroupId,
-    /// The member that it was given.
-    pub member: MemberId,
-}
-
-/// Whether it may.
+/// Whether a server may create the member that it was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimMemberAnswer {
     /// It may; otherwise the number was used before, and another one comes.
@@ -144,51 +138,19 @@ pub struct ClaimMemberAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommandRequest {
-    /// [`CONTROL_VERSION`].
-    pub version: u32,
-    pub group: GroupId,
     /// To notice that it came twice.
     pub request: RequestId,
     pub body: Body,
-}
-
-/// A command on its way from a member to the leader.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ForwardRequest {
-    /// [`CONTROL_VERSION`].
-    pub version: u32,
-    pub group: GroupId,
-    /// The command, whole.
-    pub command: Command,
 }
 
 /// Whom a member has heard of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContactsRequest {
-    /// [`CONTROL_VERSION`].
-    pub version: u32,
-    pub group: GroupId,
     /// How long ago each server asked this member, in milliseconds,
     pub age_ms: BTreeMap<ServerId, u64>,
     /// and what it said it was doing.
     pub doing: BTreeMap<ServerId, BTreeMap<AppId, Doing>>,
-    /// The kill registers that it has latched. The answer is those of the leader: where every
-    /// server is a member and asks itself for its orders, this is how they hear of each other.
-    #[serde(default)]
-    pub kill: Vec<SignedKill>,
-}
-
-/// Asks to hand leadership over.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TransferLeaderRequest {
-    /// [`CONTROL_VERSION`].
-    pub version: u32,
-    pub group: GroupId,
-    /// To whom; whoever is best prepared when none is named.
-    pub to: Option<ServerId>,
 }
 
 /// Who leads now.
@@ -203,17 +165,13 @@ pub struct TransferLeaderAnswer {
 /// A group as one of its agents sees it: facts only. `cohort-view` words them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupStatus {
-    /// [`CONTROL_VERSION`].
     pub version: u32,
-    /// The group that answers.
     pub group: GroupId,
     /// Raised when the group is recovered from the loss of its majority.
     pub incarnation: Incarnation,
-    /// The grouping labels that its servers share.
     pub labels: BTreeMap<String, String>,
     /// None until the registry has told it.
     pub platform: Option<Platform>,
-    /// The server whose agent answers.
     pub answered_by: ServerId,
     /// The server that leads, if known.
     pub leader: Option<ServerId>,
@@ -227,12 +185,10 @@ pub struct GroupStatus {
     pub clock: ClockMs,
     /// The reason given for the kill switch, while it is on.
     pub killed: Option<String>,
-    /// Whether the leader reaches the registry.
     pub registry_reachable: Option<bool>,
     pub voters: Vec<MemberAddress>,
     /// Members that only replicate.
     pub standbys: Vec<MemberAddress>,
-    /// Every server of the group.
     pub servers: BTreeMap<ServerId, ServerStatus>,
     /// Every app that has a policy.
     pub apps: BTreeMap<AppId, AppStatus>,
@@ -240,13 +196,10 @@ pub struct GroupStatus {
     pub refusals: Vec<String>,
     /// Transfers in progress, then those that ended last; at most [`TRANSFERS_SHOWN_MAX`]. Only the
     /// leader tracks them: empty when it does not answer.
-    #[serde(default)]
     pub transfers: Vec<TransferStatus>,
     /// Mirror throughput of the last transfer large enough to measure, in bytes per second.
-    #[serde(default)]
     pub downlink_bytes_per_second: Option<u64>,
     /// `download_limit` of the answering server, in bytes per second; none: unlimited.
-    #[serde(default)]
     pub download_limit_bytes_per_second: Option<u64>,
 }
 
@@ -255,7 +208,6 @@ pub struct GroupStatus {
 pub struct ServerStatus {
     /// Its peer port, `host:port`.
     pub address: String,
-    /// Its failure domain.
     pub rack: Option<String>,
     /// Its place in the order of joining.
     pub joined: u64,
@@ -282,24 +234,18 @@ pub struct AppStatus {
     pub wave: u32,
     pub wave_servers: Vec<ServerId>,
     pub generation: Generation,
-    /// Whether the rollout is paused.
     pub paused: bool,
-    /// What is known of each server.
     pub servers: BTreeMap<ServerId, ServerAppStatus>,
-    /// What it waits for.
     pub waiting: Vec<WaitingStatus>,
     /// Earlier rollouts, oldest first.
     pub history: Vec<HistoryEntry>,
-    /// The last failures of this rollout.
     pub failures: Vec<FailureStatus>,
 }
 
 /// A failure that counts against the rollout's budgets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailureStatus {
-    /// The server that failed.
     pub server: ServerId,
-    /// The step at which it failed.
     pub step: Step,
     /// The error that the server reported.
     pub reason: String,
@@ -308,7 +254,6 @@ pub struct FailureStatus {
 /// An app on a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerAppStatus {
-    /// The release that runs.
     pub running: Option<Version>,
     /// Whether it takes traffic.
     pub in_service: bool,
@@ -317,41 +262,16 @@ pub struct ServerAppStatus {
     /// Whether it has all the bytes of the release that is rolled out.
     pub holds_target: bool,
     /// The change that it was told to make, and how far it has come.
-    pub activation: Option<ActivationStatus>,
+    pub activation: Option<ActivationStage>,
     /// What its agent says it is doing now.
     pub doing: Option<Doing>,
     /// Why it is not on the last good release, where it should be.
     pub debt: Option<DebtReason>,
 }
 
-/// How far a server has come with the change that it was told to make.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "stage", rename_all = "kebab-case")]
-pub enum ActivationStatus {
-    /// It may begin,
-    Granted,
-    /// has started the release,
-    Applied,
-    /// has passed its pre-flight checks,
-    Checked,
-    /// or failed,
-    Failed {
-        /// at this step,
-        step: Step,
-        /// with this error,
-        reason: String,
-    },
-    /// or went back to the release before without being told.
-    Undone {
-        /// The error that made it go back.
-        reason: String,
-    },
-}
-
 /// Something that waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitingStatus {
-    /// What it waits for.
     pub on: WaitingOn,
     /// How long it has waited by the group clock, in milliseconds.
     pub for_ms: u64,

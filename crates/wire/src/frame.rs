@@ -3,13 +3,12 @@
 //! ```text
 //! u32 big-endian: length of the rest | u8: version (1) | payload
 //! ```
-//! The client's first frame is a [`Hello`], the server's a [`Welcome`]. Connections are numbered;
-//! for a pair of servers only the highest number counts, so that a message delayed on an older
-//! connection never follows one from a newer.
+//! The client's first frame is a [`Hello`], the server's only one a [`Welcome`]: messages go one
+//! way. Connections are numbered; for a pair of servers only the highest number counts, so that a
+//! message delayed on an older connection never follows one from a newer.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use cohort_core::ids::{GroupId, Incarnation, ServerId};
@@ -17,17 +16,13 @@ use cohort_identity::{Peer, Role};
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
 use crate::http::{CallError, Client, Target};
-use crate::limits::{
-    FRAME_BATCH_BYTES, FRAME_BYTES_MAX, FRAME_QUEUE_BYTES_MAX, FRAME_QUEUE_MAX, HELLO_BYTES_MAX,
-    HELLO_TIMEOUT,
-};
+use crate::limits::{FRAME_BATCH_BYTES, FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_TIMEOUT};
 
 #[cfg(test)]
 #[path = "frame_test.rs"]
@@ -59,7 +54,6 @@ pub enum Welcome {
     Welcome,
     /// Rejected; the connection ends.
     Refused {
-        /// For people.
         reason: String,
     },
 }
@@ -80,7 +74,7 @@ pub struct Connections {
 impl Connections {
     /// Makes this connection the newest from its server and closes the previous one; rejects an
     /// older one.
-    fn supersede(&self, hello: &Hello, closing: CancellationToken) -> Result<(), String> {
+    fn supersede(&self, hello: &Hello, superseded: CancellationToken) -> Result<(), String> {
         let mut newest = self.newest.lock();
         if let Some((number, older)) = newest.get(&hello.from) {
             if hello.connection <= *number {
@@ -91,22 +85,21 @@ impl Connections {
             }
             older.cancel();
         }
-        newest.insert(hello.from.clone(), (hello.connection, closing));
+        newest.insert(hello.from.clone(), (hello.connection, superseded));
         Ok(())
     }
 }
 
-/// A connection after the greetings.
+/// The client's end of a connection after the greetings: it only sends.
 #[derive(Debug)]
-pub struct FramedConnection<S> {
-    /// The client's greeting.
-    pub hello: Hello,
-    /// Queues messages for the writing task.
-    pub sender: FrameSender,
-    pub receiver: FrameReceiver<S>,
+pub struct FrameSender<S> {
+    write: WriteHalf<S>,
+    /// Nothing comes but the end of the connection.
+    frames: FramedRead<ReadHalf<S>, LengthDelimitedCodec>,
+    batch: BytesMut,
 }
 
-impl FramedConnection<crate::tls::ClientStream> {
+impl FrameSender<crate::tls::ClientStream> {
     /// Connects and exchanges greetings. `target` must be the agent `hello.to` with
     /// [`cohort_identity::Alpn::Raft`].
     ///
@@ -115,7 +108,7 @@ impl FramedConnection<crate::tls::ClientStream> {
     pub async fn connect(
         client: &Client,
         target: &Target,
-        hello: Hello,
+        hello: &Hello,
     ) -> Result<Self, FrameError> {
         let stream =
             client.open(target).await.map_err(|error| FrameError::Dial(Box::new(error)))?;
@@ -123,26 +116,72 @@ impl FramedConnection<crate::tls::ClientStream> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Send + 'static> FramedConnection<S> {
+impl<S: AsyncRead + AsyncWrite> FrameSender<S> {
     /// Exchanges greetings over a stream, as the client.
     ///
     /// # Errors
     /// When the stream breaks or the server rejects the greeting.
-    pub async fn dial_over(stream: S, hello: Hello) -> Result<Self, FrameError> {
+    pub async fn dial_over(stream: S, hello: &Hello) -> Result<Self, FrameError> {
         let (read, mut write) = tokio::io::split(stream);
         let mut frames = FramedRead::new(read, codec(HELLO_BYTES_MAX));
         let welcome = timeout(HELLO_TIMEOUT, async {
-            write_greeting(&mut write, &hello).await?;
+            write_greeting(&mut write, hello).await?;
             read_greeting::<Welcome, _>(&mut frames).await
         })
         .await
         .map_err(|_| FrameError::HelloTimedOut)??;
         match welcome {
-            Welcome::Welcome => Ok(Self::start(hello, frames, write, CancellationToken::new())),
+            Welcome::Welcome => Ok(Self { write, frames, batch: BytesMut::new() }),
             Welcome::Refused { reason } => Err(FrameError::Refused { reason }),
         }
     }
 
+    /// Sends messages, [`FRAME_BATCH_BYTES`] and more at a time; returns once the kernel has them.
+    /// The kernel disconnects a server that does not read (`TCP_USER_TIMEOUT_MS`). Dropped early,
+    /// it leaves half a frame behind: the connection is of no use any more.
+    ///
+    /// # Errors
+    /// When a message is too large or the connection breaks.
+    pub async fn send(
+        &mut self,
+        messages: impl IntoIterator<Item = Bytes>,
+    ) -> Result<(), FrameError> {
+        for message in messages {
+            if message.len() + 1 > FRAME_BYTES_MAX {
+                return Err(FrameError::TooLarge { bytes: message.len() });
+            }
+            put_frame(&mut self.batch, &message);
+            if self.batch.len() >= FRAME_BATCH_BYTES {
+                self.flush().await?;
+            }
+        }
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), FrameError> {
+        self.write.write_all(&self.batch).await.map_err(FrameError::Broken)?;
+        self.batch.clear();
+        self.write.flush().await.map_err(FrameError::Broken)
+    }
+
+    /// Waits until the server has closed the connection. Cancel-safe.
+    pub async fn closed(&mut self) {
+        // A server that sends something breaks the protocol, which ends the connection as well.
+        let _ = self.frames.next().await;
+    }
+}
+
+/// The server's end of a connection after the greetings: it only receives. Dropping it closes the
+/// connection.
+#[derive(Debug)]
+pub struct FrameReceiver<S> {
+    pub hello: Hello,
+    frames: FramedRead<ReadHalf<S>, LengthDelimitedCodec>,
+    _write: WriteHalf<S>,
+    superseded: CancellationToken,
+}
+
+impl<S: AsyncRead + AsyncWrite> FrameReceiver<S> {
     /// Exchanges greetings over a stream from `peer`, as the server. The greeting must be for this
     /// server, group and incarnation, match the peer's certificate, and be newer than the previous
     /// connection.
@@ -159,11 +198,11 @@ impl<S: AsyncRead + AsyncWrite + Send + 'static> FramedConnection<S> {
     ) -> Result<Self, FrameError> {
         let (read, mut write) = tokio::io::split(stream);
         let mut frames = FramedRead::new(read, codec(HELLO_BYTES_MAX));
-        let closing = CancellationToken::new();
+        let superseded = CancellationToken::new();
         let greeting = async {
             let hello: Hello = read_greeting(&mut frames).await?;
             let verdict = judge(&hello, peer, me, group, incarnation)
-                .and_then(|()| connections.supersede(&hello, closing.clone()));
+                .and_then(|()| connections.supersede(&hello, superseded.clone()));
             let welcome = match &verdict {
                 Ok(()) => Welcome::Welcome,
                 Err(reason) => Welcome::Refused { reason: reason.clone() },
@@ -173,85 +212,20 @@ impl<S: AsyncRead + AsyncWrite + Send + 'static> FramedConnection<S> {
         };
         let hello =
             timeout(HELLO_TIMEOUT, greeting).await.map_err(|_| FrameError::HelloTimedOut)??;
-        Ok(Self::start(hello, frames, write, closing))
-    }
-
-    fn start(
-        hello: Hello,
-        frames: FramedRead<ReadHalf<S>, LengthDelimitedCodec>,
-        write: tokio::io::WriteHalf<S>,
-        closing: CancellationToken,
-    ) -> Self {
         // Bytes received after the greeting stay in the buffer.
         let frames = frames.map_decoder(|_| codec(FRAME_BYTES_MAX));
-        let (queue, waiting) = mpsc::channel(FRAME_QUEUE_MAX);
-        tokio::spawn(write_frames(write, waiting, closing.clone()));
-        let sender = FrameSender {
-            queue,
-            room: Arc::new(Semaphore::new(FRAME_QUEUE_BYTES_MAX)),
-            closing: closing.clone(),
-        };
-        let receiver =
-            FrameReceiver { frames, closing: closing.clone(), _close: closing.drop_guard() };
-        Self { hello, sender, receiver }
-    }
-}
-
-/// The sending side. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct FrameSender {
-    queue: mpsc::Sender<(Bytes, OwnedSemaphorePermit)>,
-    room: Arc<Semaphore>,
-    closing: CancellationToken,
-}
-
-impl FrameSender {
-    /// Queues a message, or rejects it when the queue is full: Raft retransmits what matters.
-    /// Dropping the *oldest* instead would reorder the stream.
-    ///
-    /// # Errors
-    /// [`FrameError::QueueFull`], [`FrameError::TooLarge`], or [`FrameError::Closed`].
-    pub fn try_send(&self, payload: Bytes) -> Result<(), FrameError> {
-        if payload.len() + 1 > FRAME_BYTES_MAX {
-            return Err(FrameError::TooLarge { bytes: payload.len() });
-        }
-        if self.closing.is_cancelled() {
-            return Err(FrameError::Closed);
-        }
-        let size = u32::try_from(payload.len() + 1).expect("the largest frame is far below 4 GiB");
-        let room = Arc::clone(&self.room)
-            .try_acquire_many_owned(size)
-            .map_err(|_| FrameError::QueueFull)?;
-        self.queue.try_send((payload, room)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => FrameError::QueueFull,
-            mpsc::error::TrySendError::Closed(_) => FrameError::Closed,
-        })
+        Ok(Self { hello, frames, _write: write, superseded })
     }
 
-    /// Waits until either side has closed the connection.
-    pub async fn closed(&self) {
-        self.closing.cancelled().await;
-    }
-}
-
-/// The receiving side. Dropping it closes the connection.
-#[derive(Debug)]
-pub struct FrameReceiver<S> {
-    frames: FramedRead<ReadHalf<S>, LengthDelimitedCodec>,
-    closing: CancellationToken,
-    _close: DropGuard,
-}
-
-impl<S: AsyncRead + AsyncWrite> FrameReceiver<S> {
-    /// The next message; `None` after the connection was closed by either side or superseded.
-    /// Cancel-safe.
+    /// The next message; `None` after the client closed the connection or a newer one superseded
+    /// it. Cancel-safe.
     ///
     /// # Errors
     /// When a frame is too large, of another version, or truncated.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, FrameError> {
         let next = tokio::select! {
             biased;
-            () = self.closing.cancelled() => return Ok(None),
+            () = self.superseded.cancelled() => return Ok(None),
             next = self.frames.next() => next,
         };
         match next {
@@ -260,44 +234,6 @@ impl<S: AsyncRead + AsyncWrite> FrameReceiver<S> {
             Some(Err(error)) => Err(read_error(error)),
         }
     }
-}
-
-async fn write_frames<W: AsyncWrite + Unpin>(
-    mut write: W,
-    mut waiting: mpsc::Receiver<(Bytes, OwnedSemaphorePermit)>,
-    closing: CancellationToken,
-) {
-    let work = async {
-        let mut batch = BytesMut::new();
-        while let Some((payload, room)) = waiting.recv().await {
-            let mut rooms = vec![room];
-            put_frame(&mut batch, &payload);
-            while batch.len() < FRAME_BATCH_BYTES
-                && let Ok((payload, room)) = waiting.try_recv()
-            {
-                put_frame(&mut batch, &payload);
-                rooms.push(room);
-            }
-            // The kernel disconnects a peer that does not read (`TCP_USER_TIMEOUT_MS`).
-            write.write_all(&batch).await?;
-            write.flush().await?;
-            batch.clear();
-            drop(rooms);
-        }
-        // All senders are gone: keep the connection open for the receiver.
-        closing.cancelled().await;
-        Ok::<(), io::Error>(())
-    };
-    let ended = tokio::select! {
-        () = closing.cancelled() => Ok(()),
-        ended = work => ended,
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "raft connection broke while sending");
-    }
-    closing.cancel();
-    // Let the other side read an end of stream instead of an error, if it is still there.
-    let _ = timeout(std::time::Duration::from_secs(1), write.shutdown()).await;
 }
 
 fn put_frame(batch: &mut BytesMut, payload: &[u8]) {
@@ -383,34 +319,24 @@ fn judge(
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// The connection could not be opened.
     #[error("cannot connect")]
     Dial(#[source] Box<CallError>),
-    /// Either side rejected the greeting.
     #[error("greeting rejected: {reason}")]
     Refused { reason: String },
-    /// The greeting did not arrive within [`HELLO_TIMEOUT`].
     #[error("no greeting within {} ms", HELLO_TIMEOUT.as_millis())]
     HelloTimedOut,
     /// The first frame is not a greeting.
     #[error("malformed greeting")]
     Greeting(#[source] serde_json::Error),
-    /// A message to send exceeds [`FRAME_BYTES_MAX`].
     #[error("message is {bytes} bytes, the limit is {FRAME_BYTES_MAX}")]
     TooLarge { bytes: usize },
     /// A received frame announces more than the limit.
     #[error("frame announces more than {FRAME_BYTES_MAX} bytes (a greeting {HELLO_BYTES_MAX})")]
     FrameTooLarge,
-    /// A frame of an unsupported version.
     #[error("frame has version {version}, only {VERSION} is supported")]
     Version { version: u8 },
-    /// A frame without a version.
     #[error("frame is empty")]
     Empty,
-    /// The send queue is full.
-    #[error("send queue is full")]
-    QueueFull,
-    /// The connection is closed.
     #[error("connection is closed")]
     Closed,
     #[error("connection broke")]

@@ -41,42 +41,46 @@ async fn accept(
     stream: DuplexStream,
     peer: Peer,
     connections: &Connections,
-) -> Result<FramedConnection<DuplexStream>, FrameError> {
+) -> Result<FrameReceiver<DuplexStream>, FrameError> {
     let me = server("two");
-    FramedConnection::accept(stream, &peer, &me, &group(), Incarnation(3), connections).await
+    FrameReceiver::accept(stream, &peer, &me, &group(), Incarnation(3), connections).await
 }
 
 /// Two ends that said hello.
 async fn pair(
     connection: u64,
     connections: &Connections,
-) -> (FramedConnection<DuplexStream>, FramedConnection<DuplexStream>) {
+) -> (FrameSender<DuplexStream>, FrameReceiver<DuplexStream>) {
     let (near, far) = duplex(64 * 1024);
-    let (dialled, accepted) = tokio::join!(
-        FramedConnection::dial_over(near, hello(connection)),
-        accept(far, one(), connections)
-    );
+    let hello = hello(connection);
+    let (dialled, accepted) =
+        tokio::join!(FrameSender::dial_over(near, &hello), accept(far, one(), connections));
     (dialled.unwrap(), accepted.unwrap())
 }
 
+async fn received(far: &mut FrameReceiver<DuplexStream>) -> Result<Option<Bytes>, FrameError> {
+    timeout(PATIENCE, far.recv()).await.unwrap()
+}
+
 #[tokio::test]
-async fn messages_arrive_whole_and_in_order_both_ways() {
-    let connections = Connections::default();
-    let (mut near, mut far) = pair(1, &connections).await;
+async fn messages_arrive_whole_and_in_order() {
+    let (mut near, mut far) = pair(1, &Connections::default()).await;
     assert_eq!(far.hello, hello(1));
     let sizes = [0, 1, 100, 65_535, 65_536, 1_000_000];
-    for (number, size) in sizes.into_iter().enumerate() {
-        let fill = u8::try_from(number).unwrap();
-        near.sender.try_send(Bytes::from(vec![fill; size])).unwrap();
-        far.sender.try_send(Bytes::from(vec![fill; size])).unwrap();
-    }
-    for (number, size) in sizes.into_iter().enumerate() {
-        let fill = u8::try_from(number).unwrap();
-        for end in [&mut near, &mut far] {
-            let message = timeout(PATIENCE, end.receiver.recv()).await.unwrap().unwrap().unwrap();
-            assert_eq!(message, vec![fill; size]);
+    let messages: Vec<Bytes> =
+        sizes.iter().zip(0..).map(|(size, fill)| Bytes::from(vec![fill; *size])).collect();
+    let sent = messages.clone();
+    let sending = tokio::spawn(async move {
+        near.send(sent.clone()).await.unwrap();
+        for message in sent {
+            near.send([message]).await.unwrap();
         }
+        near
+    });
+    for message in messages.iter().chain(&messages) {
+        assert_eq!(received(&mut far).await.unwrap().unwrap(), message);
     }
+    sending.await.unwrap();
 }
 
 #[tokio::test]
@@ -84,14 +88,14 @@ async fn over_real_connections_with_the_certificates_name() {
     let fleet = Fleet::new();
     let (got, mut messages) = mpsc::channel(10);
     let connections = Arc::new(Connections::default());
-    let handler = Handler::raw(move |peer, _from, stream| {
+    let handler = Handler::raw(move |peer, stream| {
         let (got, connections) = (got.clone(), Arc::clone(&connections));
         async move {
             let (me, group) = (server("two"), group());
             let accepted =
-                FramedConnection::accept(stream, &peer, &me, &group, Incarnation(3), &connections);
+                FrameReceiver::accept(stream, &peer, &me, &group, Incarnation(3), &connections);
             let Ok(mut connection) = accepted.await else { return };
-            while let Ok(Some(message)) = connection.receiver.recv().await {
+            while let Ok(Some(message)) = connection.recv().await {
                 got.send(message).await.unwrap();
             }
         }
@@ -101,13 +105,13 @@ async fn over_real_connections_with_the_certificates_name() {
     let served = Served::start(slot, ClientAuth::Required, routes, ServerLimits::default()).await;
     let target = served.target(Alpn::Raft);
     let client = fleet.client(Role::Agent, "one");
-    let connection = FramedConnection::connect(&client, &target, hello(1)).await.unwrap();
-    connection.sender.try_send(Bytes::from_static(b"vote")).unwrap();
+    let mut connection = FrameSender::connect(&client, &target, &hello(1)).await.unwrap();
+    connection.send([Bytes::from_static(b"vote")]).await.unwrap();
     assert_eq!(timeout(PATIENCE, messages.recv()).await.unwrap().unwrap(), "vote");
     // Another server, or an operator, cannot speak as `one`.
     for (role, name) in [(Role::Agent, "three"), (Role::Operator, "one")] {
         let client = fleet.client(role, name);
-        let refused = FramedConnection::connect(&client, &target, hello(9)).await;
+        let refused = FrameSender::connect(&client, &target, &hello(9)).await;
         assert!(matches!(refused, Err(FrameError::Refused { .. })), "{refused:?}");
     }
 }
@@ -122,11 +126,9 @@ async fn hellos_for_somebody_else_are_refused_and_told_why() {
         (Hello { incarnation: Incarnation(2), ..hello(1) }, "incarnation"),
     ] {
         let (near, far) = duplex(4096);
-        let (dialled, accepted) = tokio::join!(
-            FramedConnection::dial_over(near, wrong),
-            accept(far, one(), &connections)
-        );
-        for end in [dialled, accepted] {
+        let (dialled, accepted) =
+            tokio::join!(FrameSender::dial_over(near, &wrong), accept(far, one(), &connections));
+        for end in [dialled.map(drop), accepted.map(drop)] {
             let Err(FrameError::Refused { reason }) = end else { panic!("{end:?}") };
             assert!(reason.contains(word), "{reason}");
         }
@@ -139,63 +141,41 @@ async fn hellos_for_somebody_else_are_refused_and_told_why() {
 async fn a_newer_connection_supersedes_and_an_older_is_refused() {
     let connections = Connections::default();
     let (mut old_near, mut old_far) = pair(connection_number(1, 7), &connections).await;
-    let (near, mut far) = pair(connection_number(2, 0), &connections).await;
-    let ended = timeout(PATIENCE, old_far.receiver.recv()).await.unwrap().unwrap();
-    assert_eq!(ended, None, "the receiver ends the older one");
-    let ended = timeout(PATIENCE, old_near.receiver.recv()).await.unwrap().unwrap();
-    assert_eq!(ended, None, "and its dialler notices");
+    let (mut near, mut far) = pair(connection_number(2, 0), &connections).await;
+    assert_eq!(received(&mut old_far).await.unwrap(), None, "the receiver ends the older one");
+    drop(old_far);
+    timeout(PATIENCE, old_near.closed()).await.expect("its dialler notices");
     for late in [connection_number(1, 8), connection_number(2, 0)] {
         let (near, far) = duplex(4096);
-        let (dialled, accepted) = tokio::join!(
-            FramedConnection::dial_over(near, hello(late)),
-            accept(far, one(), &connections)
-        );
+        let late = hello(late);
+        let (dialled, accepted) =
+            tokio::join!(FrameSender::dial_over(near, &late), accept(far, one(), &connections));
         assert!(matches!(dialled, Err(FrameError::Refused { .. })), "{dialled:?}");
         assert!(accepted.is_err());
     }
-    near.sender.try_send(Bytes::from_static(b"on")).unwrap();
-    assert_eq!(far.receiver.recv().await.unwrap().unwrap(), "on");
+    near.send([Bytes::from_static(b"on")]).await.unwrap();
+    assert_eq!(received(&mut far).await.unwrap().unwrap(), "on");
 }
 
 #[tokio::test]
-async fn who_only_receives_may_drop_the_sender() {
-    let (near, far) = pair(1, &Connections::default()).await;
-    let FramedConnection { mut receiver, sender, .. } = far;
-    drop(sender);
-    near.sender.try_send(Bytes::from_static(b"still here")).unwrap();
-    let message = timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap();
-    assert_eq!(message.unwrap(), "still here");
-    drop(receiver);
-    timeout(PATIENCE, async {
-        let mut receiver = near.receiver;
-        assert!(!matches!(receiver.recv().await, Ok(Some(_))));
-    })
-    .await
-    .unwrap();
-}
-
-#[tokio::test]
-async fn a_full_queue_refuses_and_memory_stays_bounded() {
-    let connections = Connections::default();
-    let (near, far) = pair(1, &connections).await;
-    // The other end does not read: 64 KiB go to the pipe, the rest waits.
-    let message = Bytes::from(vec![0; 1024 * 1024]);
-    let mut taken = 0;
-    let refusal = loop {
-        match near.sender.try_send(message.clone()) {
-            Ok(()) => taken += 1,
-            Err(error) => break error,
-        }
-        assert!(taken < 1000, "the queue has no end");
-    };
-    assert!(matches!(refusal, FrameError::QueueFull), "{refusal:?}");
-    assert!(taken * message.len() <= FRAME_QUEUE_BYTES_MAX);
-    let huge = near.sender.try_send(Bytes::from(vec![0; FRAME_BYTES_MAX]));
-    assert!(matches!(huge, Err(FrameError::TooLarge { .. })), "{huge:?}");
-    // When the other end is gone, that is said.
+async fn each_end_notices_when_the_other_is_gone() {
+    let (mut near, mut far) = pair(1, &Connections::default()).await;
+    near.send([Bytes::from_static(b"last words")]).await.unwrap();
+    drop(near);
+    assert_eq!(received(&mut far).await.unwrap().unwrap(), "last words");
+    assert_eq!(received(&mut far).await.unwrap(), None);
+    let (mut near, far) = pair(1, &Connections::default()).await;
     drop(far);
-    timeout(PATIENCE, near.sender.closed()).await.unwrap();
-    assert!(matches!(near.sender.try_send(message), Err(FrameError::Closed)));
+    timeout(PATIENCE, near.closed()).await.unwrap();
+    let sent = near.send([Bytes::from_static(b"nobody")]).await;
+    assert!(matches!(sent, Err(FrameError::Broken(_))), "{sent:?}");
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_not_sent() {
+    let (mut near, _far) = pair(1, &Connections::default()).await;
+    let sent = near.send([Bytes::from(vec![0; FRAME_BYTES_MAX])]).await;
+    assert!(matches!(sent, Err(FrameError::TooLarge { .. })), "{sent:?}");
 }
 
 /// Says hello by hand, then sends `bytes`; gives what the receiver makes of them.
@@ -206,7 +186,7 @@ async fn after_hello(bytes: &[u8]) -> Result<Option<Bytes>, FrameError> {
     let mut accepted = accept(far, one(), &connections).await.unwrap();
     near.write_all(bytes).await.unwrap();
     near.shutdown().await.unwrap();
-    timeout(PATIENCE, accepted.receiver.recv()).await.unwrap()
+    received(&mut accepted).await
 }
 
 #[tokio::test]
@@ -248,8 +228,9 @@ async fn bad_greetings_are_refused() {
 async fn a_silent_peer_is_given_up() {
     let connections = Connections::default();
     let ((_near, far), (near, _far)) = (duplex(4096), duplex(4096));
+    let hello = hello(1);
     let (accepted, dialled) =
-        tokio::join!(accept(far, one(), &connections), FramedConnection::dial_over(near, hello(1)));
+        tokio::join!(accept(far, one(), &connections), FrameSender::dial_over(near, &hello));
     assert!(matches!(accepted, Err(FrameError::HelloTimedOut)), "{accepted:?}");
     assert!(matches!(dialled, Err(FrameError::HelloTimedOut)), "{dialled:?}");
 }

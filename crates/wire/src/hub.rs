@@ -94,7 +94,6 @@ impl std::fmt::Debug for JoinRequest {
 pub struct JoiningServer {
     /// Its peer port, `host:port`, as other servers reach it.
     pub address: String,
-    /// The platform whose artifacts it runs.
     pub platform: Platform,
     /// Grouping labels such as `zone`; at most [`LABELS_MAX`].
     #[serde(default)]
@@ -131,7 +130,6 @@ pub struct JoinedGroup {
     pub group: GroupId,
     /// The labels that select this group.
     pub labels: BTreeMap<String, String>,
-    /// The group's known members.
     pub members: Vec<MemberAddress>,
 }
 
@@ -156,7 +154,6 @@ pub struct RenewAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
-    /// The role that the token grants.
     pub role: Role,
     /// The only name allowed; required to replace a server that joined before.
     #[serde(default, skip_serializing_if = "Option::is_none")]

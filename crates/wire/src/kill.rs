@@ -37,7 +37,6 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 #[serde(rename_all = "lowercase")]
 pub enum KillScope {
     Fleet,
-    /// This group only.
     Group(GroupId),
 }
 
@@ -99,29 +98,17 @@ impl SignedKill {
     }
 }
 
-/// Which of two registers of one scope wins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Merged {
-    Take,
-    /// The current one.
-    Keep,
-}
-
-/// Merges two registers of one scope, given as epoch and position: the higher epoch wins; at equal
-/// epochs *on* wins, so turning it off takes a higher one.
+/// Whether a register replaces the current one of its scope, both given as epoch and position: the
+/// higher epoch wins; at equal epochs *on* wins, so turning it off takes a higher one.
 #[must_use]
-pub fn merge(current: Option<(u64, bool)>, incoming: (u64, bool)) -> Merged {
-    match current {
-        // Epoch first, then `true` above `false`: the order of pairs.
-        Some(current) if incoming <= current => Merged::Keep,
-        Some(_) | None => Merged::Take,
-    }
+pub fn supersedes(incoming: (u64, bool), current: Option<(u64, bool)>) -> bool {
+    // Epoch first, then `true` above `false`: the order of pairs.
+    current.is_none_or(|current| incoming > current)
 }
 
 /// A scope's register on this server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KillEntry {
-    /// Signed by an operator.
     Said {
         register: KillRegister,
         /// The same with its signature, to be passed on.
@@ -191,15 +178,15 @@ impl DurableKill {
                 tracing::error!(reason, "damaged kill register counts as on");
             }
             let current = entries.get(&scope).map(|known| (known.epoch(), known.is_on()));
-            if merge(current, (entry.epoch(), entry.is_on())) == Merged::Take {
+            if supersedes((entry.epoch(), entry.is_on()), current) {
                 entries.insert(scope, entry);
             }
         }
         Ok(Self { dir: dir.to_owned(), entries: Mutex::new(entries) })
     }
 
-    /// Verifies a register and stores it if it is newer. When this returns [`Merged::Take`], it is
-    /// on disk and should be passed on. Blocks on a sync.
+    /// Verifies a register and stores it if it is newer. When this returns true, it is on disk and
+    /// should be passed on. Blocks on a sync.
     ///
     /// # Errors
     /// When it is not signed by an operator, or the disk fails; nothing has changed then.
@@ -208,13 +195,13 @@ impl DurableKill {
         signed: &SignedKill,
         roots: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<Merged, KillError> {
+    ) -> Result<bool, KillError> {
         let (_, register) = signed.verify(roots, now)?;
         let mut entries = self.entries.lock();
         let known = entries.get(&register.scope);
         let current = known.map(|known| (known.epoch(), known.is_on()));
-        if merge(current, (register.epoch, register.on)) == Merged::Keep {
-            return Ok(Merged::Keep);
+        if !supersedes((register.epoch, register.on), current) {
+            return Ok(false);
         }
         // Operators without a view of the fleet use the Unix time as epoch, so allow that too.
         let base = current.map_or(0, |(epoch, _)| epoch).max(now.as_secs());
@@ -231,7 +218,7 @@ impl DurableKill {
         self.remove_older(&register);
         let scope = register.scope.clone();
         entries.insert(scope, KillEntry::Said { register, signed: signed.clone() });
-        Ok(Merged::Take)
+        Ok(true)
     }
 
     /// The register that stops a group: the fleet's or its own, if on.
@@ -245,12 +232,6 @@ impl DurableKill {
             .filter_map(|scope| entries.get(&scope))
             .find(|entry| entry.is_on())
             .cloned()
-    }
-
-    /// The epoch for the next change of a scope.
-    #[must_use]
-    pub fn next_epoch(&self, scope: &KillScope) -> u64 {
-        self.entries.lock().get(scope).map_or(0, KillEntry::epoch).saturating_add(1)
     }
 
     /// Every scope's register, for display.
@@ -349,16 +330,12 @@ pub enum KillError {
     /// Signed, but not a register.
     #[error("malformed kill register")]
     Malformed(#[source] serde_json::Error),
-    /// The reason exceeds [`KILL_REASON_BYTES_MAX`].
     #[error("kill register's reason is {bytes} bytes, the limit is {KILL_REASON_BYTES_MAX}")]
     Reason { bytes: usize },
-    /// The epoch is too far ahead of the current one.
     #[error("kill register's epoch {epoch} is too far ahead, the highest accepted is {highest}")]
     Epoch { epoch: u64, highest: u64 },
-    /// [`KILL_SCOPES_MAX`] is reached.
     #[error("cannot store more than {KILL_SCOPES_MAX} kill registers")]
     TooMany,
-    /// A file could not be read or written.
     #[error("kill registers' files are not accessible")]
     File(#[from] FileError),
 }

@@ -79,13 +79,6 @@ pub const TCP_USER_TIMEOUT_MS: u32 = 20_000;
 /// group of a thousand servers with its history is below 8 MiB.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Bytes queued on one connection: at least one frame of the largest size. Raft retransmits what is
-/// rejected, so a longer queue would only hold older messages.
-pub const FRAME_QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
-
-/// Frames queued on one connection: more than Raft has in flight.
-pub const FRAME_QUEUE_MAX: usize = 4096;
-
 /// Bytes written at once: four TLS records.
 pub const FRAME_BATCH_BYTES: usize = 64 * 1024;
 
@@ -106,8 +99,6 @@ pub const KILL_EPOCH_STEP_MAX: u64 = 1_000_000;
 /// A kill switch's reason: a few sentences.
 pub const KILL_REASON_BYTES_MAX: usize = 2000;
 
-// The largest frame fits into an empty queue, or it could never be sent.
-const _: () = assert!(FRAME_QUEUE_BYTES_MAX >= FRAME_BYTES_MAX);
 // The client closes an idle connection well before the server does.
 const _: () = assert!(POOL_IDLE_TIMEOUT.as_secs() * 2 <= HEADER_READ_TIMEOUT.as_secs());
 // A flood of handshakes leaves most connections to authenticated peers.

@@ -7,16 +7,17 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 
-use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::PhaseName;
+use cohort_core::report::Blame;
+use cohort_core::state::ActivationStage;
 use cohort_identity::{Role, SignedStatement};
 use cohort_wire::agent::{
-    ActivationStatus, AppStatus, CONTROL_VERSION, ChainStatus, ClaimMemberAnswer,
-    ClaimMemberRequest, CommandAnswer, CommandRequest, ContactsRequest, FailureStatus,
-    ForwardRequest, GroupStatus, JoinGroupRequest, Offence, OffenderStatus, OrdersAnswer,
-    OrdersRequest, ReportRequest, ServerAppStatus, ServerStatus, SourceName, TransferLeaderAnswer,
-    TransferLeaderRequest, TransferStatus,
+    AppStatus, CONTROL_VERSION, ChainStatus, ClaimMemberAnswer, CommandAnswer, CommandRequest,
+    ContactsRequest, FailureStatus, GroupStatus, JoinGroupRequest, Offence, OffenderStatus,
+    OrdersAnswer, OrdersRequest, ReportRequest, ServerAppStatus, ServerStatus, SourceName, ToGroup,
+    TransferLeaderAnswer, TransferStatus,
 };
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
@@ -70,32 +71,30 @@ fn signed() -> SignedKill {
 /// One message in its file, under its name.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Control {
-    Orders(OrdersRequest),
+    Orders(ToGroup<OrdersRequest>),
     OrdersAnswer(OrdersAnswer),
-    Report(ReportRequest),
-    JoinGroup(JoinGroupRequest),
-    ClaimMember(ClaimMemberRequest),
+    Report(ToGroup<ReportRequest>),
+    JoinGroup(ToGroup<JoinGroupRequest>),
+    ClaimMember(ToGroup<MemberId>),
     ClaimMemberAnswer(ClaimMemberAnswer),
-    Command(Box<CommandRequest>),
+    Command(Box<ToGroup<CommandRequest>>),
     CommandAnswer(CommandAnswer),
-    Forward(Box<ForwardRequest>),
-    Contacts(ContactsRequest),
-    TransferLeader(TransferLeaderRequest),
+    Forward(Box<ToGroup<cohort_core::Command>>),
+    Contacts(ToGroup<ContactsRequest>),
+    TransferLeader(ToGroup<Option<ServerId>>),
     TransferLeaderAnswer(TransferLeaderAnswer),
+}
+
+fn to_group<T>(body: T) -> ToGroup<T> {
+    ToGroup::new(&group(), body)
 }
 
 #[test]
 fn control() {
-    let (version, incarnation) = (CONTROL_VERSION, Incarnation(16));
+    let incarnation = Incarnation(16);
+    let orders = ToGroup::new(&group(), OrdersRequest { doing: BTreeMap::new(), known: 7 });
     let messages = [
-        Control::Orders(OrdersRequest {
-            version,
-            group: group(),
-            boot_epoch: part("3"),
-            doing: BTreeMap::new(),
-            kill: vec![signed()],
-            known: 7,
-        }),
+        Control::Orders(ToGroup { kill: vec![signed()], ..orders }),
         Control::OrdersAnswer(OrdersAnswer {
             orders: None,
             orders_valid_ms: 5_000,
@@ -103,42 +102,27 @@ fn control() {
             kill: vec![signed()],
             leader: Some(server("web-1")),
         }),
-        Control::Report(ReportRequest { version, group: group(), incarnation, reports: vec![] }),
-        Control::JoinGroup(JoinGroupRequest {
-            version,
-            group: group(),
+        Control::Report(to_group(ReportRequest { incarnation, reports: vec![] })),
+        Control::JoinGroup(to_group(JoinGroupRequest {
             address: "web-1.example:7417".to_owned(),
             rack: Some("r1".to_owned()),
-        }),
-        Control::ClaimMember(ClaimMemberRequest { version, group: group(), member: MemberId(4) }),
+        })),
+        Control::ClaimMember(to_group(MemberId(4))),
         Control::ClaimMemberAnswer(ClaimMemberAnswer { granted: true }),
-        Control::Command(Box::new(CommandRequest {
-            version,
-            group: group(),
+        Control::Command(Box::new(to_group(CommandRequest {
             request: part(r#""0123456789abcdef""#),
             body: part(r#"{"command": "resume", "app": "web"}"#),
-        })),
+        }))),
         Control::CommandAnswer(CommandAnswer { index: 42, rejection: None }),
-        Control::Forward(Box::new(ForwardRequest {
-            version,
-            group: group(),
-            command: part(
-                r#"{"version": 1, "incarnation": 16, "actor": "operator alice",
-                    "body": {"command": "resume", "app": "web"}}"#,
-            ),
-        })),
-        Control::Contacts(ContactsRequest {
-            version,
-            group: group(),
+        Control::Forward(Box::new(to_group(part(
+            r#"{"version": 1, "incarnation": 16, "actor": "operator alice",
+                "body": {"command": "resume", "app": "web"}}"#,
+        )))),
+        Control::Contacts(to_group(ContactsRequest {
             age_ms: [(server("web-2"), 150)].into(),
             doing: BTreeMap::new(),
-            kill: vec![signed()],
-        }),
-        Control::TransferLeader(TransferLeaderRequest {
-            version,
-            group: group(),
-            to: Some(server("web-2")),
-        }),
+        })),
+        Control::TransferLeader(to_group(Some(server("web-2")))),
         Control::TransferLeaderAnswer(TransferLeaderAnswer {
             from: server("web-1"),
             to: server("web-2"),
@@ -198,13 +182,14 @@ fn group_status() {
         debt: None,
     };
     let (step, reason) = (part(r#""check""#), || "http: status 500".to_owned());
+    let at = ClockMs(900);
     let activations = [
         None,
-        Some(ActivationStatus::Granted),
-        Some(ActivationStatus::Applied),
-        Some(ActivationStatus::Checked),
-        Some(ActivationStatus::Failed { step, reason: reason() }),
-        Some(ActivationStatus::Undone { reason: reason() }),
+        Some(ActivationStage::Granted),
+        Some(ActivationStage::Applied { at }),
+        Some(ActivationStage::Checked { at }),
+        Some(ActivationStage::Failed { at, step, blame: Blame::Release, reason: reason() }),
+        Some(ActivationStage::Undone { at, reason: reason() }),
     ];
     let servers = (1..).zip(activations);
     let web = AppStatus {

@@ -72,15 +72,15 @@ pub(crate) struct AgentArgs {
 
 /// Runs until SIGTERM or SIGINT; transfers leadership before it exits.
 pub(crate) fn run(args: &AgentArgs) -> Result<Exit, Failure> {
-    let mut config = configuration(args, |name| std::env::var(name).ok())?;
+    let config = configuration(args, |name| std::env::var(name).ok())?;
     let again = args.clone();
-    config.reload = Some(Reload(Arc::new(move || {
+    let reload: Reload = Arc::new(move || {
         let read = configuration(&again, |name| std::env::var(name).ok());
         read.map_err(|failure| failure.error)
-    })));
+    });
     daemon_runtime(AGENT_THREADS)?.block_on(async {
         let stop = stopping()?;
-        cohort_agent::run(config, stop).await.or_fail("agent")
+        cohort_agent::run(config, reload, stop).await.or_fail("agent")
     })?;
     Ok(Exit::Done)
 }

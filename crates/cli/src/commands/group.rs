@@ -9,9 +9,7 @@ use cohort_registry::fleet::Fleet;
 use cohort_view::command::{Command, Flag};
 use cohort_view::groups;
 use cohort_view::hint::Hint;
-use cohort_wire::agent::{
-    CONTROL_VERSION, TRANSFER_LEADER, TransferLeaderAnswer, TransferLeaderRequest,
-};
+use cohort_wire::agent::{TRANSFER_LEADER, ToGroup, TransferLeaderAnswer};
 use cohort_wire::http::{Call, CallError};
 use cohort_wire::hub::{FLEET, RecoverAnswer, RecoverRequest, recover_path, server_path};
 use http::Method;
@@ -143,9 +141,8 @@ async fn transfer(
 ) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let steered = Steered::to(&context, direct, group).await?;
-    let request =
-        TransferLeaderRequest { version: CONTROL_VERSION, group: group.clone(), to: to.cloned() };
-    let answer: TransferLeaderAnswer = steered.send(Call::post(TRANSFER_LEADER, &request)).await?;
+    let message = ToGroup::new(group, to);
+    let answer: TransferLeaderAnswer = steered.send(Call::post(TRANSFER_LEADER, &message)).await?;
     global.output.answer(&answer, || {
         format!("leader of {group} is now {}, before {}\n", answer.to, answer.from)
     });

@@ -17,7 +17,7 @@ pub(crate) struct GuardArgs {
     detach: bool,
 }
 
-/// Returns after a shutdown request.
+/// Returns after SIGTERM.
 pub(crate) fn run(args: &GuardArgs) -> Result<Exit, Failure> {
     let config = GuardConfig { folder: args.dir.clone(), detach: args.detach };
     run_guard(&config).or_fail("guard")?;

@@ -9,9 +9,7 @@ use cohort_view::figures::brief;
 use cohort_view::hint::Hint;
 use cohort_view::table::{cell, render, table};
 use cohort_view::words;
-use cohort_wire::agent::{
-    AppStatus, COMMAND, CONTROL_VERSION, CommandAnswer, CommandRequest, GroupStatus,
-};
+use cohort_wire::agent::{AppStatus, COMMAND, CommandAnswer, CommandRequest, GroupStatus, ToGroup};
 use cohort_wire::http::Call;
 use serde_json::json;
 
@@ -128,13 +126,9 @@ pub(crate) async fn command(
 ) -> Result<CommandAnswer, Failure> {
     // Unique: time in nanoseconds and process.
     let now = jiff::Timestamp::now().as_nanosecond();
-    let request = CommandRequest {
-        version: CONTROL_VERSION,
-        group: group.clone(),
-        request: RequestId(format!("cli-{now:x}-{:x}", std::process::id())),
-        body,
-    };
-    let answer: CommandAnswer = steered.send(Call::post(COMMAND, &request)).await?;
+    let request = RequestId(format!("cli-{now:x}-{:x}", std::process::id()));
+    let message = ToGroup::new(group, CommandRequest { request, body });
+    let answer: CommandAnswer = steered.send(Call::post(COMMAND, &message)).await?;
     match answer.rejection {
         None => Ok(answer),
         Some(rejection) => {

@@ -10,12 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cohort_base::retry::Schedule;
 use cohort_base::{Cause, OnPath as _, durable};
-use tokio::io::BufReader;
+use futures_util::StreamExt as _;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::protocol::{
-    Answer, Ask, Request, Response, SOCKET, VERSION, read_line, short_path, write_line,
+    Answer, Ask, Request, Response, SOCKET, VERSION, broken, lines, send, short_path,
 };
 use crate::service::{ServiceControl, ServiceError, ServiceSpec, ServiceStatus};
 
@@ -55,20 +55,6 @@ impl GuardClient {
     #[must_use]
     pub fn new(folder: PathBuf, launch: Option<GuardLaunch>) -> Self {
         GuardClient { folder, launch, launching: tokio::sync::Mutex::new(()) }
-    }
-
-    /// Stops every service and the guard. No error when there is no guard.
-    ///
-    /// # Errors
-    /// When it does not answer.
-    pub async fn shutdown(&self, at_most: Duration) -> Result<(), ServiceError> {
-        match self.dial().await {
-            Ok(stream) => {
-                let request = Request { version: VERSION, ask: Ask::Shutdown };
-                done(judge(converse(stream, &request, at_most).await)?)
-            }
-            Err(_) => Ok(()),
-        }
     }
 
     /// Asks, and asks the next guard when this one goes away meanwhile: every request may be
@@ -136,15 +122,15 @@ impl GuardClient {
 }
 
 async fn converse(
-    mut stream: UnixStream,
+    stream: UnixStream,
     request: &Request,
     at_most: Duration,
 ) -> io::Result<Response> {
     let exchange = async {
-        write_line(&mut stream, request).await?;
-        let line = read_line(&mut BufReader::new(&mut stream)).await?;
-        let line = line.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-        Ok(serde_json::from_slice(&line)?)
+        let mut lines = lines(stream);
+        send(&mut lines, request).await?;
+        let line = lines.next().await.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(serde_json::from_str(&line.map_err(broken)?)?)
     };
     let in_time = tokio::time::timeout(at_most, exchange).await;
     in_time.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

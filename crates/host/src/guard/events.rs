@@ -18,19 +18,16 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// One line of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Version of the line's format: 1.
     pub version: u32,
     /// Boot-time clock, in milliseconds.
     pub boot_ms: u64,
     /// The boot of the machine that `boot_ms` and `pid` belong to.
     pub boot_id: String,
     pub service: String,
-    /// The key that it was started under.
     pub key: String,
     /// The leader of its process group.
     pub pid: u32,
     pub event: EventKind,
-    /// How it ended, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
 }
@@ -39,7 +36,6 @@ pub struct Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
-    /// The guard started it.
     Started,
     /// A new guard found it running and watches it.
     Adopted,

@@ -60,16 +60,14 @@ pub struct GuardConfig {
 pub enum GuardError {
     #[error("a guard is already running for {}", folder.display())]
     AlreadyRuns { folder: PathBuf },
-    /// A file, the socket, a signal.
     #[error(transparent)]
     Io(#[from] FileError),
-    /// `services.json` cannot be read.
     #[error(transparent)]
     Record(#[from] cohort_store::DurableFileError),
 }
 
-/// Runs a guard until it gets the request `shutdown`, which stops its services, or SIGTERM, which
-/// leaves them for the next guard to take over. Blocking; one thread.
+/// Runs a guard until SIGTERM, which leaves its services for the next guard to take over. Blocking;
+/// one thread.
 ///
 /// # Errors
 /// When its folder cannot be used, or another guard uses it.

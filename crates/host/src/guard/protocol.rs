@@ -1,13 +1,14 @@
 //! The protocol on the guard's socket: one JSON object per line, one answer per request.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
+use futures_util::SinkExt as _;
 use serde::{Deserialize, Serialize};
-use tokio::io::{
-    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
-};
+use tokio::net::UnixStream;
+use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
 
 use crate::service::{ServiceSpec, ServiceStatus};
 
@@ -30,7 +31,7 @@ pub(super) fn short_path(folder: &File, path: &Path) -> PathBuf {
 }
 
 /// Longest line: a command of 256 words and as many variables fits, and memory is bounded.
-pub(crate) const LINE_BYTES_MAX: u64 = 256 * 1024;
+const LINE_BYTES_MAX: usize = 256 * 1024;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,14 +44,8 @@ pub(crate) struct Request {
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Ask {
     Start(ServiceSpec),
-    Stop {
-        name: String,
-    },
-    Status {
-        name: String,
-    },
-    /// Stop every service and exit. The record stays: the next guard starts them again.
-    Shutdown,
+    Stop { name: String },
+    Status { name: String },
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -71,32 +66,26 @@ pub(crate) enum Answer {
     Refused(String),
 }
 
-/// Reads one line of at most [`LINE_BYTES_MAX`]; `None` at the end of the stream.
-pub(crate) async fn read_line(
-    reader: &mut (impl AsyncBufRead + Unpin),
-) -> std::io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    let count = reader.take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await?;
-    match line.last() {
-        None => Ok(None),
-        Some(b'\n') => Ok(Some(line)),
-        Some(_) if count as u64 == LINE_BYTES_MAX => {
-            Err(std::io::Error::other("line longer than 256 KiB"))
-        }
-        Some(_) => Ok(None),
-    }
+/// A connection on the guard's socket.
+pub(crate) type Lines = Framed<UnixStream, LinesCodec>;
+
+pub(crate) fn lines(stream: UnixStream) -> Lines {
+    Framed::new(stream, LinesCodec::new_with_max_length(LINE_BYTES_MAX))
 }
 
-pub(crate) async fn write_line(
-    writer: &mut (impl AsyncWrite + Unpin),
-    value: &impl Serialize,
-) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(value)?;
-    line.push(b'\n');
-    if line.len() as u64 > LINE_BYTES_MAX {
-        return Err(std::io::Error::other("message longer than 256 KiB"));
+pub(crate) async fn send(lines: &mut Lines, value: &impl Serialize) -> io::Result<()> {
+    let line = serde_json::to_string(value)?;
+    if line.len() > LINE_BYTES_MAX {
+        return Err(io::Error::other("message longer than 256 KiB"));
     }
-    writer.write_all(&line).await
+    lines.send(line).await.map_err(broken)
+}
+
+pub(crate) fn broken(error: LinesCodecError) -> io::Error {
+    match error {
+        LinesCodecError::Io(error) => error,
+        LinesCodecError::MaxLineLengthExceeded => io::Error::other("line longer than 256 KiB"),
+    }
 }
 
 #[cfg(test)]

@@ -34,12 +34,10 @@ fn requests_and_answers() {
         request(Ask::Start(ServiceSpec { run: RunService::Unit, ..spec() })),
         request(Ask::Stop { name: "web".into() }),
         request(Ask::Status { name: "web".into() }),
-        request(Ask::Shutdown),
     ];
     hold(&golden("guard-requests.jsonl"), &requests);
     let status = |state, last_exit| {
         Answer::Status(ServiceStatus {
-            key: Some("1.4".into()),
             release: Some("ab".repeat(32)),
             state,
             exits: 2,

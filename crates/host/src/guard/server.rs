@@ -8,14 +8,13 @@ use std::time::Duration;
 use cohort_base::chain;
 use cohort_base::retry::NEAR;
 use cohort_store::DurableFileError;
-use tokio::io::BufReader;
+use futures_util::StreamExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Semaphore};
-use tokio_util::sync::CancellationToken;
 
 use super::events::EventLog;
 use super::log::ServiceLog;
-use super::protocol::{Answer, Ask, Request, Response, VERSION, read_line, write_line};
+use super::protocol::{Answer, Ask, Request, Response, VERSION, broken, lines, send};
 use super::state::{Kept, Record};
 use super::supervise::{CannotSpawn, Home, Shared, Supervised};
 use crate::service::{RunService, ServiceSpec, ServiceStatus};
@@ -42,7 +41,6 @@ pub(crate) struct Server {
     folder: PathBuf,
     shared: Arc<Shared>,
     places: parking_lot::Mutex<BTreeMap<String, Arc<Place>>>,
-    shutdown: CancellationToken,
 }
 
 impl Server {
@@ -53,7 +51,6 @@ impl Server {
             folder: folder.to_owned(),
             shared: Arc::new(Shared { record, events: EventLog::new(folder) }),
             places: parking_lot::Mutex::default(),
-            shutdown: CancellationToken::new(),
         });
         for kept in server.shared.record.services() {
             match server.place(&kept.spec.name) {
@@ -70,16 +67,12 @@ impl Server {
         Ok(server)
     }
 
-    /// Answers until told to shut down.
+    /// Answers until the process ends.
     pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut pauses = NEAR.pauses();
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.shutdown.cancelled() => return,
-            };
-            match accepted {
+            match listener.accept().await {
                 Ok((stream, _)) => {
                     pauses.reset();
                     // One too many is closed at once instead of queued without bound.
@@ -102,28 +95,21 @@ impl Server {
     }
 
     async fn converse(&self, stream: UnixStream) -> std::io::Result<()> {
-        let (reader, mut writer) = stream.into_split();
-        let mut reader = BufReader::new(reader);
+        let mut lines = lines(stream);
         loop {
-            let line = tokio::time::timeout(IDLE_MAX, read_line(&mut reader));
-            let Ok(line) = line.await else { return Ok(()) };
-            let Some(line) = line? else { return Ok(()) };
-            let (answer, last) = match serde_json::from_slice::<Request>(&line) {
+            let line = tokio::time::timeout(IDLE_MAX, lines.next());
+            let Ok(Some(line)) = line.await else { return Ok(()) };
+            let line = line.map_err(broken)?;
+            let answer = match serde_json::from_str::<Request>(&line) {
                 Ok(Request { version: VERSION, ask }) => {
-                    let last = matches!(ask, Ask::Shutdown);
-                    (self.answer(ask).await.unwrap_or_else(Answer::Refused), last)
+                    self.answer(ask).await.unwrap_or_else(Answer::Refused)
                 }
                 Ok(Request { version, .. }) => {
-                    let text = format!("this guard speaks version {VERSION}, not {version}");
-                    (Answer::Refused(text), false)
+                    Answer::Refused(format!("this guard speaks version {VERSION}, not {version}"))
                 }
-                Err(error) => (Answer::Refused(format!("invalid request: {error}")), false),
+                Err(error) => Answer::Refused(format!("invalid request: {error}")),
             };
-            write_line(&mut writer, &Response { version: VERSION, answer }).await?;
-            if last {
-                self.shutdown.cancel();
-                return Ok(());
-            }
+            send(&mut lines, &Response { version: VERSION, answer }).await?;
         }
     }
 
@@ -133,10 +119,6 @@ impl Server {
             Ask::Start(spec) => self.start(spec).await,
             Ask::Stop { name } => self.stop(&name).await,
             Ask::Status { name } => Ok(Answer::Status(self.status(&name))),
-            Ask::Shutdown => {
-                self.stop_all().await;
-                Ok(Answer::Done)
-            }
         }
     }
 
@@ -209,18 +191,5 @@ impl Server {
 
     fn status(&self, name: &str) -> ServiceStatus {
         self.places.lock().get(name).map(|place| place.home.status()).unwrap_or_default()
-    }
-
-    async fn stop_all(&self) {
-        let places: Vec<_> = self.places.lock().values().cloned().collect();
-        let mut stopping = tokio::task::JoinSet::new();
-        for place in places {
-            stopping.spawn(async move {
-                if let Some(service) = place.service.lock().await.take() {
-                    service.stop().await;
-                }
-            });
-        }
-        stopping.join_all().await;
     }
 }

@@ -42,7 +42,6 @@ impl Services {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Kept {
     pub(crate) spec: ServiceSpec,
-    /// How often it ended by itself.
     pub(crate) exits: u64,
     pub(crate) last_exit: Option<Exit>,
     pub(crate) process: Option<Process>,

@@ -48,9 +48,7 @@ pub(crate) struct Supervised {
 /// Why a service was not started, for people.
 #[derive(Debug)]
 pub(crate) enum CannotSpawn {
-    /// The program's fault.
     Program(String),
-    /// This machine's fault.
     Machine(String),
 }
 
@@ -192,7 +190,6 @@ impl Supervised {
         };
         let key = spec.key.clone();
         *home.status.lock() = ServiceStatus {
-            key: Some(key.clone()),
             release: Some(spec.release.clone()),
             state,
             exits,

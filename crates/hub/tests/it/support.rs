@@ -191,7 +191,7 @@ impl Caller {
 
     /// A call whose answer has no body.
     pub(crate) async fn send(&self, call: Call) -> Result<u16, ApiError> {
-        let answer = self.client.call(&self.target, call).await.map_err(answered)?;
+        let answer = self.client.stream(&self.target, call).await.map_err(answered)?;
         Ok(answer.status.as_u16())
     }
 

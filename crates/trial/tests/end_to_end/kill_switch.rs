@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use cohort_core::state::ActivationStage;
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, killed, runs};
-use cohort_wire::agent::{ActivationStatus, KILL};
+use cohort_wire::agent::KILL;
 use cohort_wire::http::Call;
 use cohort_wire::kill::SignedKill;
 use serde_json::Value;
@@ -30,8 +31,8 @@ fn stops_everything_until_it_is_off() -> Result<()> {
         killed(status, "coffee first")
             && app(status).is_some_and(|app| {
                 // Granted and not begun is held by the switch, and serves meanwhile.
-                let at_rest = |activation: Option<&ActivationStatus>| {
-                    activation.is_none_or(|stage| *stage == ActivationStatus::Granted)
+                let at_rest = |activation: Option<&ActivationStage>| {
+                    activation.is_none_or(|stage| *stage == ActivationStage::Granted)
                 };
                 app.servers
                     .values()

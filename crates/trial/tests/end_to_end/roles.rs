@@ -10,8 +10,8 @@ use cohort_core::orders::{Fence, Purpose};
 use cohort_core::report::{Outcome, Report};
 use cohort_identity::{Alpn, Identity, Peer, Role};
 use cohort_wire::agent::{
-    COMMAND, CONTROL_VERSION, CommandAnswer, CommandRequest, FORWARD, ForwardRequest, KILL, ORDERS,
-    OrdersRequest, REPORT, ReportRequest, STATUS,
+    COMMAND, CommandAnswer, CommandRequest, FORWARD, KILL, ORDERS, OrdersRequest, REPORT,
+    ReportRequest, STATUS, ToGroup,
 };
 use cohort_wire::http::{Call, Client, Target};
 use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
@@ -41,7 +41,7 @@ impl Caller<'_> {
         let _ = self.trial;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let call = call.deadline(Duration::from_secs(10));
-        match runtime.block_on(self.client.call(&self.target, call)) {
+        match runtime.block_on(self.client.stream(&self.target, call)) {
             Ok(answer) => Ok((answer.status.as_u16(), "ok".into())),
             Err(error) => match error.status() {
                 Some(status) => Ok((status, error.kind().to_owned())),
@@ -57,13 +57,9 @@ impl Caller<'_> {
     }
 }
 
-fn command(body: Body) -> CommandRequest {
-    CommandRequest {
-        version: CONTROL_VERSION,
-        group: GroupId::new(GROUP).expect("a group's name"),
-        request: RequestId("test".into()),
-        body,
-    }
+fn command(body: Body) -> ToGroup<CommandRequest> {
+    let group = GroupId::new(GROUP).expect("a group's name");
+    ToGroup::new(&group, CommandRequest { request: RequestId("test".into()), body })
 }
 
 #[test]
@@ -90,29 +86,21 @@ fn only_those_who_may() -> Result<()> {
         attempt: 1,
         outcome: Outcome::Found { release: None, in_service: false },
     };
-    let reports = ReportRequest {
-        version: CONTROL_VERSION,
-        group: group.clone(),
-        incarnation,
-        reports: vec![report],
-    };
+    let reports = ToGroup::new(&group, ReportRequest { incarnation, reports: vec![report] });
     agent.refused("an agent reports for another", Call::post(REPORT, &reports))?;
     // Members pass on what servers and people say, and nothing else.
     let server = ServerId::new(second.as_str())?;
     let step = Planned::Grant { server, purpose: Purpose::Debt };
     let grant = Body::Plan { app, generation: Generation(1), step };
-    let forward = ForwardRequest {
-        version: CONTROL_VERSION,
-        group: group.clone(),
-        command: cohort_core::Command {
-            version: cohort_core::command::COMMAND_VERSION,
-            incarnation,
-            actor: "leader".into(),
-            request: None,
-            body: grant.clone(),
-        },
+    let forged = cohort_core::Command {
+        version: cohort_core::command::COMMAND_VERSION,
+        incarnation,
+        actor: "leader".into(),
+        request: None,
+        body: grant.clone(),
     };
-    agent.refused("a member forges the leader's plan", Call::post(FORWARD, &forward))?;
+    let forward = Call::post(FORWARD, &ToGroup::new(&group, forged));
+    agent.refused("a member forges the leader's plan", forward)?;
     // A kill register counts by its signature, and an agent's is none.
     let register = KillRegister {
         scope: KillScope::Fleet,
@@ -128,14 +116,8 @@ fn only_those_who_may() -> Result<()> {
     // A person asks for no orders, reports nothing, and says only what is for people to say.
     let of_operator = Identity::load(&trial.context_dir().join("operator"))?;
     let operator = Caller::as_whom(&trial, of_operator, first)?;
-    let orders = OrdersRequest {
-        version: CONTROL_VERSION,
-        group,
-        boot_epoch: BootEpoch(1),
-        doing: std::collections::BTreeMap::new(),
-        kill: Vec::new(),
-        known: 0,
-    };
+    let orders = OrdersRequest { doing: std::collections::BTreeMap::new(), known: 0 };
+    let orders = ToGroup::new(&group, orders);
     operator.refused("an operator asks for orders", Call::post(ORDERS, &orders))?;
     operator.refused("an operator reports", Call::post(REPORT, &reports))?;
     operator.refused("an operator grants", Call::post(COMMAND, &command(grant)))?;

@@ -30,7 +30,6 @@ pub struct TransferStatus {
     pub under_way: bool,
     /// Length of what is transferred.
     pub length_bytes: u64,
-    /// Servers that receive it.
     pub servers: u64,
     /// Servers that have all of it.
     pub whole_servers: u64,
@@ -50,7 +49,6 @@ pub struct TransferStatus {
     pub peer_bytes_per_second: u64,
     /// Average throughput of mirrors; none when too few bytes came to measure it.
     pub downlink_bytes_per_second: Option<u64>,
-    /// Time since it began.
     pub for_ms: u64,
     /// Time until the last server had it; none while in progress.
     pub took_ms: Option<u64>,
@@ -58,11 +56,9 @@ pub struct TransferStatus {
     pub left_ms: Option<u64>,
     /// Servers that fetch from mirrors.
     pub heads: Vec<ServerId>,
-    /// Servers that one server may send to.
     pub fan_out: u64,
     /// Who sends to whom, longest chain first; at most [`CHAINS_SHOWN_MAX`].
     pub chains: Vec<ChainStatus>,
-    /// The number of all chains.
     pub chains_in_all: u64,
     /// Servers too slow to keep up; at most [`NAMES_SHOWN_MAX`].
     pub slow: Vec<ServerId>,
@@ -70,7 +66,6 @@ pub struct TransferStatus {
     pub slow_servers: u64,
     /// Misbehaving sources; at most [`NAMES_SHOWN_MAX`].
     pub offenders: Vec<OffenderStatus>,
-    /// The number of all of them.
     pub offenders_in_all: u64,
 }
 

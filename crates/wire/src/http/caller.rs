@@ -4,7 +4,7 @@ use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use cohort_identity::{Peer, Role};
 use http::StatusCode;
 use http::request::Parts;
@@ -59,9 +59,13 @@ fn allow(peer: &Peer, roles: &[Role]) -> Result<(), ApiError> {
         return Ok(());
     }
     let names: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
-    let names = names.join(" or ");
-    Err(ApiError::forbidden(format!("{peer} may not do this; the role {names} is required"))
-        .hint(format!("use a certificate with the role {names}")))
+    let (names, first) = (names.join(" or "), names[0]);
+    Err(ApiError::forbidden(format!("{peer} may not do this; the role {names} is required")).hint(
+        format!(
+            "use a certificate of the role {first}; an operator creates a token for one with \
+             `cohort token create --role {first}`"
+        ),
+    ))
 }
 
 /// A JSON body; rejects malformed ones with an [`ApiError`].
@@ -76,12 +80,6 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiJson<T> {
             Ok(axum::Json(value)) => Ok(Self(value)),
             Err(rejection) => Err(explain(&rejection)),
         }
-    }
-}
-
-impl<T: serde::Serialize> IntoResponse for ApiJson<T> {
-    fn into_response(self) -> Response {
-        axum::Json(self.0).into_response()
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use cohort_base::Cause;
 use cohort_identity::{Alpn, Peer};
 use futures_util::{Stream, StreamExt};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http1;
@@ -47,12 +47,9 @@ pub struct Call {
     pub method: Method,
     /// Path and query, beginning with `/`.
     pub path: String,
-    /// Empty when `None`.
     pub body: Option<Bytes>,
     /// Sent when there is a body.
     pub content_type: &'static str,
-    /// In addition to `Host` and `Content-Type`.
-    pub headers: HeaderMap,
     /// For the whole call; [`Client::stream`] counts only until the answer's body begins.
     pub deadline: Duration,
     /// A longer body is [`CallError::TooLarge`].
@@ -71,7 +68,6 @@ impl Call {
             path: path.into(),
             body: None,
             content_type: "application/octet-stream",
-            headers: HeaderMap::new(),
             deadline: CALL_DEADLINE,
             response_bytes_max: RESPONSE_BYTES_MAX,
             idempotent,
@@ -131,21 +127,16 @@ impl Call {
     }
 }
 
-/// A successful answer (2xx), read completely.
-#[derive(Debug, Clone)]
-pub struct Response {
-    /// 2xx.
-    pub status: StatusCode,
-    /// As received.
-    pub headers: HeaderMap,
-    /// At most the call's limit.
-    pub body: Bytes,
-}
-
 /// Calls peers over mutual TLS. Cheap to clone; clones share idle connections.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+}
+
+/// A body that is sent once, and its length in bytes, if known.
+struct Upload {
+    body: SentBody,
+    length: Option<u64>,
 }
 
 struct Inner {
@@ -193,11 +184,11 @@ impl Client {
         self.inner.pool.clear();
     }
 
-    /// Makes a call and reads the whole answer.
+    /// Makes a call and returns the whole body of a successful answer (2xx).
     ///
     /// # Errors
     /// [`CallError::Answered`] for any status other than 2xx, and the other ways to fail.
-    pub async fn call(&self, target: &Target, call: Call) -> Result<Response, CallError> {
+    pub async fn call(&self, target: &Target, call: Call) -> Result<Bytes, CallError> {
         self.complete(target, call, None).await
     }
 
@@ -205,15 +196,11 @@ impl Client {
         &self,
         target: &Target,
         call: Call,
-        upload: Option<SentBody>,
-    ) -> Result<Response, CallError> {
+        upload: Option<Upload>,
+    ) -> Result<Bytes, CallError> {
         let deadline = call.deadline;
         let sent = AtomicBool::new(false);
-        let work = async {
-            let mut stream = self.begin(target, call, upload, &sent).await?;
-            let body = stream.read_all().await?;
-            Ok(Response { status: stream.status, headers: stream.headers, body })
-        };
+        let work = async { self.begin(target, call, upload, &sent).await?.read_all().await };
         timeout(deadline, work).await.unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
     }
 
@@ -226,8 +213,8 @@ impl Client {
         target: &Target,
         call: Call,
     ) -> Result<T, CallError> {
-        let response = self.call(target, call).await?;
-        serde_json::from_slice(&response.body).map_err(|error| CallError::Malformed {
+        let body = self.call(target, call).await?;
+        serde_json::from_slice(&body).map_err(|error| CallError::Malformed {
             address: target.address.clone(),
             source: error.into(),
         })
@@ -253,18 +240,15 @@ impl Client {
     pub async fn upload<S>(
         &self,
         target: &Target,
-        mut call: Call,
+        call: Call,
         length: Option<u64>,
         body: S,
-    ) -> Result<Response, CallError>
+    ) -> Result<Bytes, CallError>
     where
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
     {
         let body = StreamBody::new(body.map(|chunk| chunk.map(Frame::data))).boxed_unsync();
-        if let Some(length) = length {
-            call.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        self.complete(target, call, Some(body)).await
+        self.complete(target, call, Some(Upload { body, length })).await
     }
 
     /// Opens a connection for a protocol other than HTTP ([`crate::frame`]).
@@ -279,7 +263,7 @@ impl Client {
         &self,
         target: &Target,
         call: Call,
-        upload: Option<SentBody>,
+        upload: Option<Upload>,
         sent: &AtomicBool,
     ) -> Result<BodyStream, CallError> {
         let is_upload = upload.is_some();
@@ -339,7 +323,6 @@ impl Client {
         let bytes_max = if good { call.response_bytes_max } else { ERROR_BYTES_MAX };
         let mut stream = BodyStream {
             status: head.status,
-            headers: head.headers,
             target: target.clone(),
             body,
             connection: Some(connection),
@@ -369,8 +352,6 @@ impl Client {
 pub struct BodyStream {
     /// 2xx.
     pub status: StatusCode,
-    /// As received.
-    pub headers: HeaderMap,
     target: Target,
     body: Incoming,
     connection: Option<Connection>,
@@ -455,7 +436,7 @@ impl BodyStream {
 fn build(
     target: &Target,
     call: &Call,
-    upload: Option<SentBody>,
+    upload: Option<Upload>,
 ) -> Result<Request<SentBody>, CallError> {
     let unmade = |source: Cause| CallError::Request { address: target.address.clone(), source };
     let uri: Uri =
@@ -463,14 +444,17 @@ fn build(
     if !call.path.starts_with('/') {
         return Err(unmade(format!("path `{}` does not start with `/`", call.path).into()));
     }
-    let body = upload.unwrap_or_else(|| {
+    let Upload { body, length } = upload.unwrap_or_else(|| {
         let bytes = call.body.clone().unwrap_or_default();
-        Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+        let body = Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
+        Upload { body, length: None }
     });
     let mut request = Request::new(body);
     *request.method_mut() = call.method.clone();
     *request.uri_mut() = uri;
-    *request.headers_mut() = call.headers.clone();
+    if let Some(length) = length {
+        request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
     let host =
         HeaderValue::from_str(&target.peer.dns_name()).map_err(|error| unmade(error.into()))?;
     request.headers_mut().insert(header::HOST, host);

@@ -20,7 +20,6 @@ pub struct ApiError {
     pub status: u16,
     /// For programs, such as `forbidden`.
     pub kind: String,
-    /// For people.
     pub error: String,
     /// What to do about it, often the next command.
     #[serde(default)]
@@ -135,7 +134,6 @@ impl IntoResponse for ApiError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
-    /// Nobody listens there.
     #[error("{address} refused the connection")]
     Refused { address: String },
     /// No route, no such name, or the connection broke while it was made.
@@ -149,10 +147,8 @@ pub enum CallError {
     Identity { address: String, expected: Box<Peer>, source: Cause },
     #[error("{answer}")]
     Answered { address: String, answer: Box<ApiError> },
-    /// The answer exceeds the caller's limit.
     #[error("{address} answered with more than {bytes_max} bytes")]
     TooLarge { address: String, bytes_max: u64 },
-    /// The connection broke before the answer was complete.
     #[error("connection to {address} broke while {doing}")]
     Broken { address: String, doing: &'static str, source: Cause },
     /// The answer is not HTTP, or not the JSON expected.

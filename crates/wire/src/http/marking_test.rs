@@ -13,7 +13,7 @@ use crate::limits::ServerLimits;
 async fn marks(alpn: Alpn, client: Option<Dscp>, limits: ServerLimits) -> (u8, u8) {
     let fleet = Fleet::new();
     let (told, mut marks) = mpsc::unbounded_channel();
-    let handler = Handler::raw(move |_, _, stream| {
+    let handler = Handler::raw(move |_, stream| {
         let told = told.clone();
         async move {
             told.send(sockopt::ip_tos(stream.get_ref().0).unwrap()).unwrap();

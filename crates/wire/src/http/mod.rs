@@ -1,6 +1,5 @@
 //! HTTP/1.1 over mutual TLS: [`Client`], [`serve`], and the errors they share.
 
-mod body;
 mod caller;
 mod client;
 mod connect;
@@ -19,7 +18,7 @@ mod server_test;
 pub(crate) mod testing;
 
 pub use caller::{ApiJson, Caller, require_role};
-pub use client::{BodyStream, Call, Client, Response, Target};
+pub use client::{BodyStream, Call, Client, Target};
 pub use error::{ApiError, CallError};
 pub use server::{Handler, RawHandler, serve, serve_plain};
 pub use tally::{Present, Tally};

@@ -7,11 +7,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit};
+use axum::body::Body;
+use axum::extract::DefaultBodyLimit;
 use axum::response::IntoResponse;
 use cohort_base::chain;
 use cohort_identity::{Alpn, ClientAuth, Identity, Peer, peer_of, server_config};
 use http::{HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -25,8 +27,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower_http::timeout::TimeoutBody;
 
-use super::body::{CountedBody, GuardedBody};
 use super::error::ApiError;
 use super::tally::{Present, Tally};
 use crate::limits::{ACCEPT_PAUSE, ServerLimits};
@@ -35,17 +37,13 @@ use crate::tls::{IdentitySlot, ServerStream, tune};
 
 /// Serves a connection that is not HTTP. At shutdown its future is dropped, which ends the
 /// connection.
-pub type RawHandler = Arc<
-    dyn Fn(Peer, SocketAddr, ServerStream) -> Pin<Box<dyn Future<Output = ()> + Send>>
-        + Send
-        + Sync,
->;
+pub type RawHandler =
+    Arc<dyn Fn(Peer, ServerStream) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// Serves one protocol.
 #[derive(Clone)]
 pub enum Handler {
-    /// HTTP. Requests have the extensions [`Peer`] (unless the client has no certificate),
-    /// [`SocketAddr`] and [`ConnectInfo`].
+    /// HTTP. Requests have the extension [`Peer`], unless the client has no certificate.
     Http(Router),
     Raw(RawHandler),
 }
@@ -54,10 +52,10 @@ impl Handler {
     /// Makes a raw handler from an async function.
     pub fn raw<F, W>(handle: F) -> Self
     where
-        F: Fn(Peer, SocketAddr, ServerStream) -> W + Send + Sync + 'static,
+        F: Fn(Peer, ServerStream) -> W + Send + Sync + 'static,
         W: Future<Output = ()> + Send + 'static,
     {
-        Handler::Raw(Arc::new(move |peer, from, stream| Box::pin(handle(peer, from, stream))))
+        Handler::Raw(Arc::new(move |peer, stream| Box::pin(handle(peer, stream))))
     }
 }
 
@@ -240,7 +238,7 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, tls: &Tls, shared: &Shar
             if let (Some(peer), Some(_present)) = (peer, &present) {
                 tokio::select! {
                     () = shared.shutdown.cancelled() => {}
-                    () = raw(peer, from, stream) => {}
+                    () = raw(peer, stream) => {}
                 }
             }
         }
@@ -300,8 +298,6 @@ async fn serve_http<S>(
         if let Some(peer) = &peer {
             request.extensions_mut().insert(peer.clone());
         }
-        request.extensions_mut().insert(from);
-        request.extensions_mut().insert(ConnectInfo(from));
         async move { Ok::<_, Infallible>(answer(request, router, shared).await) }
     });
     let connection = http1::Builder::new()
@@ -334,15 +330,12 @@ async fn answer(
     request: Request<Incoming>,
     router: Option<TowerToHyperService<Router>>,
     shared: &Shared,
-) -> Response<CountedBody> {
-    let counted = |response: Response<axum::body::Body>, permit| {
-        response.map(|inner| CountedBody { inner, _permit: permit })
-    };
+) -> Response<Body> {
     // The body is not read, so the connection cannot be reused.
     let refuse = |error: ApiError| {
         let mut response = error.into_response();
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        counted(response, None)
+        response
     };
     let Some(router) = router else {
         return refuse(ApiError::overloaded("too many connections from this peer"));
@@ -357,11 +350,18 @@ async fn answer(
         return refuse(ApiError::too_large(bytes_max));
     }
     let idle_max = shared.limits.body_idle_timeout;
+    let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
     let request =
-        request.map(|body| axum::body::Body::new(GuardedBody::new(body, bytes_max, idle_max)));
+        request.map(|body| Body::new(TimeoutBody::new(idle_max, Limited::new(body, bytes_max))));
     let response = match router.call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
     };
-    counted(response, Some(permit))
+    // The request is in progress until its answer is sent: the body holds the permit.
+    response.map(|body| {
+        Body::new(body.map_err(move |error| {
+            let _permit = &permit;
+            error
+        }))
+    })
 }

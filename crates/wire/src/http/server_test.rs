@@ -64,7 +64,7 @@ async fn roles_are_enforced() {
         let client = fleet.client(role, "somebody");
         let answer = client.call(&served.control(), kill()).await;
         match answer {
-            Ok(answer) => assert!(allowed && answer.body == "done", "{role}"),
+            Ok(answer) => assert!(allowed && answer == "done", "{role}"),
             Err(error) => {
                 assert!(!allowed, "{role}: {error}");
                 assert_eq!((error.kind(), error.status()), ("forbidden", Some(403)));
@@ -99,7 +99,7 @@ async fn what_is_wrong_with_a_body_is_said() {
     let served = fleet.serve(echo(), ServerLimits::default()).await;
     let client = fleet.client(Role::Agent, "web-2");
     let answer = client.call(&served.control(), Call::post("/json", &7)).await.unwrap();
-    assert_eq!(answer.body, "7");
+    assert_eq!(answer, "7");
     let error = client.call(&served.control(), Call::post("/json", &"seven")).await.unwrap_err();
     assert_eq!(error.kind(), "bad_request");
     assert!(error.to_string().contains("expected u32"), "{error}");
@@ -228,7 +228,7 @@ async fn too_many_requests_at_once_are_told_to_come_back() {
     let error = client.call(&served.control(), Call::get("/")).await.unwrap_err();
     assert_eq!((error.kind(), error.status()), ("overloaded", Some(503)));
     go_on.notify_one();
-    assert_eq!(slow.await.unwrap().unwrap().body, "late");
+    assert_eq!(slow.await.unwrap().unwrap(), "late");
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while client.call(&served.control(), Call::get("/")).await.is_err() {
         assert!(tokio::time::Instant::now() < deadline, "the request is still counted");
@@ -263,7 +263,7 @@ async fn a_stop_lets_requests_in_progress_end_and_closes_the_rest() {
     let error = idle.call(&target, Call::get("/")).await.unwrap_err();
     assert!(matches!(error, CallError::Refused { .. }), "{error:?}");
     go_on.notify_one();
-    assert_eq!(slow.await.unwrap().unwrap().body, "finished");
+    assert_eq!(slow.await.unwrap().unwrap(), "finished");
     timeout(PATIENCE, &mut served.task).await.expect("the server ends").unwrap();
 }
 
@@ -294,7 +294,7 @@ async fn a_request_that_does_not_end_does_not_hold_up_a_stop() {
 #[tokio::test]
 async fn raw_protocols_share_the_port() {
     let fleet = Fleet::new();
-    let handler = Handler::raw(|peer, _from, mut stream| async move {
+    let handler = Handler::raw(|peer, mut stream| async move {
         let text = format!("hello {peer}");
         let _ = stream.write_all(text.as_bytes()).await;
         let _ = stream.shutdown().await;
