@@ -9,10 +9,10 @@
 //! arrive in inputs; messages and writes leave as effects. Its `clippy.toml` holds it to that.
 //!
 //! **Where to start reading.** `app` (one app on one server), `asking` (orders and how fresh they
-//! are), `fetching` (what may be fetched), `outbox` (reports until the group has them). For the few servers that carry the group's
-//! log: `member` (one step of the member), `leading` (what the leader observes, and when it plans),
-//! `answers` (what may be asked of a member), `records` and `offers` (registry and repository),
-//! `membership` (who carries the log).
+//! are), `fetching` (which artifacts may be fetched), `outbox` (reports until the group has them).
+//! For the few servers that carry the group's log: `member` (one step of the member), `leading`
+//! (what the leader observes, and when it plans), `answers` (what may be asked of a member),
+//! `records` and `offers` (registry and repository), `membership` (who carries the log).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]

@@ -14,7 +14,7 @@ use cohort_identity::{Alpn, ClientAuth, Role};
 use futures_util::{StreamExt, stream};
 use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::testing::{Fleet, Served, peer};
@@ -23,15 +23,8 @@ use crate::limits::ServerLimits;
 
 const SHORT: Duration = Duration::from_millis(200);
 
-/// Answers with the port that the client came from: who sees it twice used one connection.
-fn ports() -> Router {
+fn routes() -> Router {
     Router::new()
-        .route(
-            "/port",
-            get(|request: Request| async move {
-                request.extensions().get::<SocketAddr>().unwrap().port().to_string()
-            }),
-        )
         .route("/who", get(|Caller(peer): Caller| async move { axum::Json(peer) }))
         .route("/echo", post(|body: Bytes| async move { body }))
         .route(
@@ -55,7 +48,7 @@ fn ports() -> Router {
 
 async fn served() -> (Fleet, Served) {
     let fleet = Fleet::new();
-    let served = fleet.serve(ports(), ServerLimits::default()).await;
+    let served = fleet.serve(routes(), ServerLimits::default()).await;
     (fleet, served)
 }
 
@@ -75,15 +68,32 @@ async fn a_call_is_answered_to_the_one_who_asked() {
 async fn connections_are_used_again() {
     let (fleet, served) = served().await;
     let client = fleet.client(Role::Agent, "web-2");
-    let mut ports = Vec::new();
+    let (address, connections) = counted(served.address).await;
+    let target = Target { address, ..served.control() };
     for _ in 0..5 {
-        ports.push(client.call(&served.control(), Call::get("/port")).await.unwrap());
+        client.call(&target, Call::get("/who")).await.unwrap();
     }
-    assert!(ports.iter().all(|port| *port == ports[0]), "{ports:?}");
-    assert_eq!(client.kept(), 1);
+    assert_eq!((client.kept(), connections.load(Ordering::SeqCst)), (1, 1));
     client.forget_connections();
-    let fresh = client.call(&served.control(), Call::get("/port")).await.unwrap();
-    assert_ne!(fresh, ports[0]);
+    client.call(&target, Call::get("/who")).await.unwrap();
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
+/// An address that leads to `server`, and how many connections it has seen.
+async fn counted(server: SocketAddr) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+            let mut far = TcpStream::connect(server).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
+        }
+    });
+    (address, connections)
 }
 
 #[tokio::test]
@@ -91,7 +101,7 @@ async fn few_connections_are_kept() {
     let (fleet, served) = served().await;
     let client = fleet.client(Role::Agent, "web-2");
     let target = served.control();
-    let calls = (0..12).map(|_| client.call(&target, Call::get("/port")));
+    let calls = (0..12).map(|_| client.call(&target, Call::get("/who")));
     for answer in futures_util::future::join_all(calls).await {
         answer.unwrap();
     }
@@ -235,7 +245,7 @@ async fn the_wrong_one_at_the_address_is_not_spoken_to() {
 #[tokio::test]
 async fn a_strangers_certificate_is_refused_by_the_server() {
     let (ours, theirs) = (Fleet::new(), Fleet::new());
-    let served = ours.serve(ports(), ServerLimits::default()).await;
+    let served = ours.serve(routes(), ServerLimits::default()).await;
     let dir = tempfile::tempdir().unwrap();
     let operator = theirs.identity(Role::Operator, "ann");
     operator.save(dir.path()).unwrap();
@@ -337,7 +347,7 @@ async fn only_what_is_harmless_is_sent_twice() {
 #[tokio::test]
 async fn a_renewed_identity_is_used_by_both_sides_without_a_restart() {
     let fleet = Fleet::new();
-    let served = fleet.serve(ports(), ServerLimits::default()).await;
+    let served = fleet.serve(routes(), ServerLimits::default()).await;
     let slot = fleet.slot(Role::Agent, "web-2");
     let client = super::Client::new(Arc::clone(&slot));
     client.call(&served.control(), Call::get("/who")).await.unwrap();

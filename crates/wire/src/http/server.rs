@@ -43,8 +43,7 @@ pub type RawHandler =
 /// Serves one protocol.
 #[derive(Clone)]
 pub enum Handler {
-    /// HTTP. Requests have the extensions [`Peer`], unless the client has no certificate, and
-    /// [`SocketAddr`]: its address.
+    /// HTTP. Requests have the extension [`Peer`], unless the client has no certificate.
     Http(Router),
     Raw(RawHandler),
 }
@@ -296,7 +295,6 @@ async fn serve_http<S>(
     let router = router.map(TowerToHyperService::new);
     let service = service_fn(|mut request: Request<Incoming>| {
         let router = router.clone();
-        request.extensions_mut().insert(from);
         if let Some(peer) = &peer {
             request.extensions_mut().insert(peer.clone());
         }
