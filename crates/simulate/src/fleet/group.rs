@@ -362,7 +362,7 @@ impl Group {
     fn plan_of(&self, leading: &mut Leading, now_ms: u64, registry: Option<RegistryView>) -> Plan {
         leading.registry(registry);
         leading.offers(self.offers.clone(), Vec::new());
-        leading.killed(self.killed.clone());
+        leading.killed(now_ms + self.ahead_ms, self.killed.clone());
         leading.plan(now_ms + self.ahead_ms, &self.state, &self.contacts)
     }
 
