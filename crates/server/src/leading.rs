@@ -224,7 +224,7 @@ impl Leading {
         &self.seen
     }
 
-    /// Plans. What is proposed of it must be told to [`proposed`](Self::proposed).
+    /// Plans. Report each command that is proposed to [`proposed`](Self::proposed).
     pub fn plan(&mut self, now_ms: u64, state: &State, contacts: &Contacts) -> Plan {
         self.tick(now_ms);
         self.stale = false;

@@ -37,7 +37,7 @@ const TICK_MS: u64 = TICK.as_millis() as u64;
 const TICKS_CAUGHT_UP_MAX: u64 = 5;
 /// How long a hand-over before a stop may take, in ticks: 2 s.
 const HANDOVER_TICKS_MAX: u32 = 40;
-/// A read without an answer for this long counts as lost and is begun again, in milliseconds.
+/// A read without an answer for this long is retried, in milliseconds.
 const READ_LOST_MS: u64 = 500;
 /// How long a read may take in all, in milliseconds: longer than an election, so that it survives
 /// a change of leader.
@@ -110,11 +110,11 @@ pub enum Output {
     Stopped,
 }
 
-/// What came of a proposal.
+/// A proposal's outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proposed {
-    /// Committed and applied here, or refused for good. The entry is 0 for a command that is larger
-    /// than an entry may be.
+    /// Committed and applied here, or permanently rejected. The entry is 0 for a command that is
+    /// larger than an entry may be.
     Done { index: u64, rejection: Option<Rejection> },
     /// Another member leads, if this one knows of any.
     NotLeader { leader: Option<RaftId> },
@@ -127,7 +127,7 @@ pub enum Proposed {
 /// Why leadership was not transferred.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TransferFailure {
-    /// It was not begun.
+    /// The transfer did not start.
     #[error(transparent)]
     Refused(TransferError),
     /// Another transfer, or a stop, is in progress.
@@ -144,7 +144,7 @@ pub enum Note {
     Role { role: Role, term: Term, leader: Option<RaftId> },
     /// This member leads and has committed in its term.
     Leads { term: Term },
-    /// A transfer of leadership was begun.
+    /// A transfer of leadership started.
     GivesAway,
     /// The state machine refused a command.
     Rejected { index: u64, command: &'static str, rejection: Rejection },
@@ -154,7 +154,7 @@ pub enum Note {
     NotCompacted(cohort_consensus::CompactError),
 }
 
-/// What everybody may look at: consistent, as of `raft.applied`.
+/// The published view: consistent, as of `raft.applied`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct View {
     pub state: Arc<State>,
@@ -233,7 +233,7 @@ impl View {
     }
 }
 
-/// Why a member cannot go on; the agent exits.
+/// Why a member cannot continue; the agent exits.
 #[derive(Debug, thiserror::Error)]
 pub enum MemberError {
     /// The log cannot be trusted any more.
@@ -376,7 +376,7 @@ impl<S: LogStore> Member<S> {
     /// `now_ms` is a monotonic clock, the same that `contacts` are kept by.
     ///
     /// # Errors
-    /// The member cannot go on and must be dropped; nothing that it was asked is answered.
+    /// The member cannot continue and must be dropped; no pending request gets an answer.
     pub fn step(
         &mut self,
         now_ms: u64,
