@@ -85,7 +85,7 @@ fn a_leader_that_does_not_step_down_is_noticed_within_100_seeds() {
     let what = noticed(100, |setup| {
         setup.weaken = Weaken { no_step_down: true, ..Weaken::default() };
     });
-    assert!(what.contains("no voter"), "{what}");
+    assert!(what.contains("not a voter"), "{what}");
 }
 
 #[test]
