@@ -150,7 +150,9 @@ async fn feed(
                 return;
             }
         }
+        let mut carried = false;
         loop {
+            carried |= !waiting.is_empty();
             let (messages, rooms): (Vec<Bytes>, Vec<_>) = waiting.drain(..).unzip();
             let sent = tokio::select! {
                 () = net.stopped() => return,
@@ -168,7 +170,9 @@ async fn feed(
             }
         }
         let _ = net.inputs.put(Input::Unreachable(peer)).await;
-        lost = true;
+        // One that ends before it has carried anything tells nothing, and must not be dialled in a
+        // circle.
+        lost = carried;
     }
 }
 

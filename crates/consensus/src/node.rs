@@ -315,10 +315,10 @@ impl<S: LogStore> Node<S> {
         self.lose_snapshot(peer);
     }
 
-    /// The connection to `peer` ended. If it leads, its process has probably ended: the voters do
-    /// not wait for the rest of their election timeouts, but ask for pre-votes within some ticks,
-    /// each in its turn. If the leader lives, the voters that still hear from it refuse, and its
-    /// next heartbeat ends the attempt.
+    /// The connection to `peer` ended and cannot be made again. If it leads, its process has
+    /// probably ended: the voters do not wait for the rest of their election timeouts, but ask for
+    /// pre-votes within some ticks, each in its turn. If the leader lives, the voters that still
+    /// hear from it refuse, and its next heartbeat ends the attempt.
     pub fn disconnected(&mut self, peer: RaftId) {
         self.report_unreachable(peer);
         let own = self.config.id;
