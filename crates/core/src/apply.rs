@@ -15,10 +15,10 @@ impl State {
     /// Applies one committed command.
     ///
     /// Total and deterministic: every member gets the same state and the same events, or the same
-    /// rejection. A repeated request has no effect and is answered as the first time.
+    /// rejection. A repeated request changes nothing and gets its first answer again.
     ///
     /// # Errors
-    /// Why the command was refused; then only the memory of its request changes.
+    /// The reason for the refusal; then only the record of the request changes.
     pub fn apply(&mut self, command: &Command) -> Result<Vec<Event>, Rejection> {
         if command.incarnation != self.incarnation {
             return Err(Rejection::OtherIncarnation { expected: self.incarnation });
@@ -125,7 +125,7 @@ impl State {
             let joins = Server { address, rack, joined, member, placed, boot_epoch, sequence };
             self.servers.insert(server.clone(), joins);
             for app in self.apps.values_mut() {
-                // The server may have been here before, activated under any generation so far.
+                // The server may have been here before, activated under any earlier generation.
                 let mut here = ServerApp { activated: app.generation, ..ServerApp::default() };
                 if app.last_good.is_some() {
                     here.owe(self.clock, DebtReason::Joined);

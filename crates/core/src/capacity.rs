@@ -7,18 +7,18 @@ use crate::orders::Purpose;
 use crate::phase::Phase;
 use crate::state::{App, ServerApp, State};
 
-/// Whether a server takes traffic, over all apps.
+/// A server's part in serving traffic, over all apps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// It runs nothing: changing it takes no capacity.
     Idle,
     /// Every app it runs takes traffic.
     Serving,
-    /// An app on it takes no traffic, or is being taken out of it.
+    /// At least one app on it takes no traffic, or is being drained.
     Out,
 }
 
-/// Whether a server takes traffic.
+/// Where a server stands, over all apps.
 #[must_use]
 pub fn standing(state: &State, server: &ServerId) -> Standing {
     let mut standing = Standing::Idle;
@@ -34,8 +34,8 @@ pub fn standing(state: &State, server: &ServerId) -> Standing {
     standing
 }
 
-/// Whether a change on this server takes capacity away. One that is already out costs nothing
-/// more, unless it was lost in the middle of a change: then it may serve after all.
+/// Whether a change on this server takes capacity away. A server already out costs nothing more,
+/// unless it was lost mid-change: then it may be serving after all.
 #[must_use]
 pub fn costs(state: &State, server: &ServerId) -> bool {
     match standing(state, server) {
@@ -49,9 +49,9 @@ pub fn costs(state: &State, server: &ServerId) -> bool {
 
 /// Servers that are out of service and count against `max_unavailable`.
 ///
-/// A server that owes does not count: it holds nobody up. It does count while it is being taken
-/// out of traffic, and in a roll-back until it is back or lost, so that going back takes no more
-/// capacity than going forward did.
+/// A server in debt does not count: nothing waits for it. It does count while it is being drained,
+/// and in a rollback until it is back or lost, so that going back takes no more capacity than going
+/// forward did.
 #[must_use]
 pub fn out_servers(state: &State) -> BTreeSet<ServerId> {
     let counts = |server: &ServerId| {
@@ -70,8 +70,8 @@ pub fn out_servers(state: &State) -> BTreeSet<ServerId> {
     state.servers.keys().filter(out).cloned().collect()
 }
 
-/// The same for a change with this purpose. A roll-back is not held up by servers that already run
-/// the good release and are out of service for their own reasons.
+/// The same for a change with this purpose. A rollback does not wait for servers that already run
+/// the good release and are out of service for other reasons.
 #[must_use]
 pub fn out_servers_for(state: &State, app: &App, purpose: Purpose) -> BTreeSet<ServerId> {
     let mut out = out_servers(state);
@@ -85,7 +85,7 @@ pub fn out_servers_for(state: &State, app: &App, purpose: Purpose) -> BTreeSet<S
     out
 }
 
-/// Whether there is room for a change on this server that costs.
+/// Whether there is room for a change that takes this server out of service.
 #[must_use]
 pub fn has_room(out: &BTreeSet<ServerId>, max: u32, server: &ServerId) -> bool {
     let others = out.len() - usize::from(out.contains(server));

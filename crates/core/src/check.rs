@@ -13,8 +13,8 @@ use crate::state::{
 impl State {
     /// Checks every invariant.
     ///
-    /// The limit on servers out of service is not among them: it holds when a change is granted,
-    /// by the policy of that moment.
+    /// The limit on servers out of service is not among them: it is enforced when a change is
+    /// granted, with the policy in force at that time.
     ///
     /// # Errors
     /// The first broken invariant, as text for the log of the replica that stops.

@@ -19,17 +19,17 @@ pub use crate::rejection::{Limited, Rejection, WhyNot};
 
 /// The version of the command envelope. Raise it when [`Command`] or [`Body`] changes.
 pub const COMMAND_VERSION: u32 = 1;
-/// Largest step of the group clock in one entry, in milliseconds. A day: an idle group writes
+/// Largest step of the group clock in one entry, in milliseconds: one day. An idle group writes
 /// nothing, and its clock catches up with the next entry.
 pub const CLOCK_STEP_MS_MAX: u64 = 24 * 3_600_000;
 
-/// One entry of the log, encoded by name, never by position. A member stops before it applies an
-/// entry it does not know.
+/// One entry of the log, encoded by name, never by position. A member that does not know an entry
+/// stops before applying it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
     pub version: u32,
-    /// The incarnation it is for; any other rejects it.
+    /// The incarnation it is meant for; any other rejects it.
     pub incarnation: Incarnation,
     /// Who sent it, for logs and history.
     pub actor: String,
@@ -49,21 +49,21 @@ pub enum Body {
     AdvanceClock { from: ClockMs, to: ClockMs },
     /// A server joins, or its peer port (`host:port`) or its rack, if known, changes.
     AddServer { server: ServerId, address: String, rack: Option<String> },
-    /// A server leaves for good.
+    /// A server leaves permanently.
     RemoveServer { server: ServerId },
-    /// A server gets the next member number, to carry the group's log.
+    /// A server gets the next member number, so that it can carry the group's log.
     AllocateMember { server: ServerId },
     /// A server stops carrying its member; the number is never used again.
     RetireMember { server: ServerId, member: MemberId },
-    /// Operator: this server carries a member, or carries none.
+    /// Operator: this server carries a member, or does not.
     PlaceMember { server: ServerId, carries: bool },
-    /// Every member understands more than the current feature level; a lower one has no effect.
+    /// Every member supports more than the current feature level; a lower level has no effect.
     RaiseFeatureLevel { level: u32 },
     /// The registry has a new policy, or one for a new app; an older revision has no effect.
     SetPolicy { policy: Policy, revision: Revision },
-    /// What every server was found running becomes `last_good`.
+    /// The release that every server was found running becomes `last_good`.
     Adopt { app: AppId, release: Release },
-    /// Starts a rollout, also in the middle of another; planned with this revision of the policy.
+    /// Starts a rollout, even mid-rollout; planned with this revision of the policy.
     StartRollout { app: AppId, release: Release, revision: Revision, lead: ServerId },
     /// The registry acknowledged the group's record, at this value of `App::record`.
     RecordWritten { app: AppId, record: u64 },
@@ -71,13 +71,13 @@ pub enum Body {
     VerdictWritten { app: AppId, version: Version, good: bool },
     /// What the leader planned; rejected if the app's generation has changed since.
     Plan { app: AppId, generation: Generation, step: Planned },
-    /// What a server says it did.
+    /// A server's report of what it did.
     Report { report: Report },
     /// Operator: stop starting new servers; let those in progress finish. The reason may be empty.
     Pause { app: AppId, reason: String },
     /// Operator: continue a paused rollout.
     Resume { app: AppId },
-    /// Operator: continue after the wave that waits for approval.
+    /// Operator: continue after the wave that is waiting for approval.
     Approve { app: AppId },
     /// Operator: roll back now. The reason may be empty.
     Abort { app: AppId, reason: String },
@@ -99,20 +99,20 @@ pub enum Planned {
     Verify { server: ServerId },
     /// Starts the next wave, numbered from 1, with servers that all still need the release.
     StartWave { number: u32, servers: BTreeSet<ServerId> },
-    /// Lets one server change what it runs, as a part of this.
+    /// Allows one server to change what it runs, for this purpose.
     Grant { server: ServerId, purpose: Purpose },
-    /// Declares a silent server lost: the rollout continues without it, and it owes.
+    /// Declares a silent server lost: the rollout continues without it, and it is in debt.
     LoseServer { server: ServerId, silent_ms: u64 },
     /// A lost server is back.
     FindServer { server: ServerId },
     /// Fails the rollout for a reason that the leader observed.
     Fail { reason: Reason },
-    /// Another group found the release bad: pause.
+    /// Another group found the release bad: pauses the rollout.
     PauseForVerdict { group: GroupId, reason: Reason },
 }
 
 impl Body {
-    /// The command's tag as it is encoded, for logs and metrics.
+    /// The command's tag as encoded, for logs and metrics.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -155,7 +155,7 @@ impl Body {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// An app entered another state.
+    /// An app entered another phase.
     PhaseChanged { app: AppId, from: PhaseName, to: PhaseName, by: String },
     /// A server may change what it runs.
     Granted { app: AppId, server: ServerId, generation: Generation, purpose: Purpose },
@@ -163,11 +163,11 @@ pub enum Event {
     ServerFailed { app: AppId, server: ServerId, reason: String },
     /// A server was declared lost.
     ServerLost { app: AppId, server: ServerId, silent_ms: u64 },
-    /// A server finished its change and serves.
+    /// A server finished its change and is serving.
     ServerDone { app: AppId, server: ServerId },
-    /// A report was seen before, or is about an older plan.
+    /// A report was a repeat, or is about an older plan.
     ReportIgnored { server: ServerId, sequence: u64 },
-    /// A request that was already applied came again.
+    /// A request that was already applied arrived again.
     RequestRepeated { request: RequestId },
     /// A server joined, left, or changed its address.
     ServersChanged,

@@ -1,4 +1,4 @@
-//! What a server is doing, as facts for people: nothing is decided by it, but the step.
+//! What a server is doing, as facts for people: nothing but the step affects decisions.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,21 +7,21 @@ use crate::report::Step;
 
 /// Longest name of a source and longest error in a [`Download`], in bytes: one line for people.
 const TEXT_BYTES_MAX: usize = 200;
-/// Sources that a [`Download`] names of each kind.
+/// Sources of each kind that a [`Download`] names.
 pub const SOURCES_NAMED_MAX: usize = 2;
 
 /// What a server is doing for one app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "doing", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Doing {
-    /// It takes this step of a change,
+    /// It is taking this step of a change,
     Step {
-        /// Other than to fetch.
+        /// Any step except the fetch.
         step: Step,
     },
-    /// or fetches a release,
+    /// or is fetching a release,
     Download(Download),
-    /// or its checks have passed, and the group has yet to acknowledge it.
+    /// or its checks have passed, and the group has not acknowledged that yet.
     Confirming,
 }
 
@@ -29,15 +29,15 @@ pub enum Doing {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "download", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Download {
-    /// Its turn has not come,
+    /// Waiting for a free slot,
     Queued,
-    /// or its bytes arrive, or are waited for,
+    /// or receiving bytes, or waiting for a source,
     Running {
-        /// Bytes that are on disk and verified,
+        /// Bytes on disk and verified.
         held_bytes: u64,
-        /// of so many; 0 until the first answer.
+        /// Size of the download; 0 until the first response.
         total_bytes: u64,
-        /// Where they come from.
+        /// Source of the bytes.
         from: BytesFrom,
         /// Sources refused for wrong bytes, at most [`SOURCES_NAMED_MAX`].
         refused: Vec<String>,
@@ -46,30 +46,30 @@ pub enum Download {
         /// `download_limit` of this server, in bytes per second.
         limit_bytes_per_second: Option<u64>,
     },
-    /// or the last try failed,
+    /// or its last try failed,
     Failed {
-        /// so many times since it was ordered,
+        /// Tries since it was ordered.
         tries: u32,
-        /// with this error.
+        /// The last try's error.
         error: String,
     },
-    /// or everything is here.
+    /// or done.
     Complete,
 }
 
-/// Where the bytes of a download come from; if from nowhere, what is waited for.
+/// Where the bytes of a download come from; if from nowhere yet, what it is waiting for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum BytesFrom {
     /// This mirror,
     Mirror { mirror: String },
-    /// or servers: this one, and so many besides.
+    /// or servers: this one, and `more` others.
     Servers { first: String, more: u64 },
-    /// Mirrors, as soon as one answers; with the one that failed, if one did.
+    /// Mirrors, once one responds; with the one that failed, if one did.
     MirrorAwaited { failed: Option<Failing> },
-    /// The server that the leader named, as soon as it answers.
+    /// The server that the leader named, once it responds.
     ServerAwaited { server: ServerId, error: Option<String> },
-    /// The leader has yet to name a source.
+    /// The leader has not named a source yet.
     LeaderAwaited,
     /// No leader guides this download, and these sources, at most [`SOURCES_NAMED_MAX`], have
     /// failed.
@@ -78,7 +78,7 @@ pub enum BytesFrom {
     Nowhere,
 }
 
-/// A source that failed.
+/// A source that failed, and its last error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Failing {
@@ -89,7 +89,7 @@ pub struct Failing {
 }
 
 impl Doing {
-    /// The step.
+    /// The step being taken: `Fetch` for a download, `Check` while confirming.
     #[must_use]
     pub fn step(&self) -> Step {
         match self {
@@ -99,7 +99,7 @@ impl Doing {
         }
     }
 
-    /// The same, with texts and lists of bounded length.
+    /// The same, with bounded texts and lists.
     #[must_use]
     pub fn bounded(mut self) -> Doing {
         let cut = |text: &mut String| text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));

@@ -11,14 +11,14 @@ use crate::waiting::WaitingOn;
 /// The registry as the leader last read it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RegistryView {
-    /// The apps' policies and their revisions.
+    /// The apps' policies, with their revisions.
     pub policies: BTreeMap<AppId, (Revision, Policy)>,
     pub groups: BTreeMap<GroupId, GroupInfo>,
     /// Verdicts of all groups about releases of these apps.
     pub verdicts: Vec<ForeignVerdict>,
 }
 
-/// What other groups know of a group.
+/// What is known about another group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupInfo {
     pub labels: BTreeMap<String, String>,
@@ -33,11 +33,11 @@ pub struct ForeignVerdict {
     pub version: Version,
     /// The platform on which the group ran it.
     pub platform: Platform,
-    /// Why the version is bad; none: it is good.
+    /// Why the version is bad; `None` if it is good.
     pub bad: Option<Reason>,
 }
 
-/// Another group of the same platform that found the version bad, and why, if there is one.
+/// Another group of the same platform that found the version bad, and its reason.
 #[must_use]
 pub fn bad_verdict<'a>(
     state: &State,
@@ -56,7 +56,7 @@ pub fn bad_verdict<'a>(
 }
 
 /// What keeps this group from starting a rollout, if anything. Per platform, a stage waits until
-/// every group of earlier stages has found the version good, and one bad verdict stops all groups.
+/// every group of earlier stages has found the version good; one bad verdict stops all groups.
 #[must_use]
 pub fn gate(
     state: &State,

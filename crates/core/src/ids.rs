@@ -1,5 +1,5 @@
-//! Ids: each is a type of its own, validated once, where it enters. A state has many copies of few
-//! names, and is copied often: copies of a name share its text.
+//! Ids: one type per kind, validated once, on entry. A state is copied often and repeats few names,
+//! so copies of a name share its text.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct InvalidName {
     /// The kind of name expected, such as "server id".
     pub what: &'static str,
-    /// The offending text, cut to 80 characters.
+    /// The offending text, truncated to 80 characters.
     pub text: String,
     pub rule: &'static str,
 }
@@ -122,12 +122,12 @@ fn is_digest(text: &str) -> bool {
 }
 
 name_type!(
-    /// A server: one machine with an agent. A DNS label, because it stands in certificates.
+    /// A server: one machine with an agent. A DNS label, because certificates carry it.
     ServerId, "server id",
     "use 1 to 63 of a-z, 0-9 and `-`, with no `-` at either end", is_label
 );
 name_type!(
-    /// A group of like servers: DNS labels joined by dots, such as `intel.zone-a`.
+    /// A group of similar servers: DNS labels joined by dots, such as `intel.zone-a`.
     GroupId, "group name",
     "use labels of a-z, 0-9 and `-`, joined by dots, at most 200 characters", is_dotted_label
 );
@@ -156,8 +156,8 @@ name_type!(
     Digest, "digest", "use 64 lower-case hexadecimal digits", is_digest
 );
 
-/// Identifies a request of an operator or a program, so that a repeated one is applied once. At
-/// most 64 bytes.
+/// Identifies a request of an operator or a program, so that a repeat is applied once. At most 64
+/// bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RequestId(pub String);
@@ -189,11 +189,11 @@ macro_rules! number_type {
 }
 
 number_type!(
-    /// The incarnation of a group, given out by the registry's compare-and-set.
+    /// The incarnation of a group, issued by the registry with a compare-and-set.
     Incarnation
 );
 number_type!(
-    /// Raised by every change of plan of an app in a group.
+    /// Incremented by every change of plan of an app in a group.
     Generation
 );
 number_type!(
@@ -201,7 +201,7 @@ number_type!(
     MemberId
 );
 number_type!(
-    /// Raised by a server at each start of its agent.
+    /// Incremented by a server at each start of its agent.
     BootEpoch
 );
 number_type!(

@@ -1,7 +1,7 @@
-//! Orders: the only thing a server obeys.
+//! Orders: the only thing that a server obeys.
 //!
 //! They are a pure function of the committed state ([`State::orders`](crate::State::orders)),
-//! served by a member after a linearizable read. A disruptive step begins only while they are
+//! served by a member after a linearizable read. A disruptive step starts only while they are
 //! fresh.
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use crate::ids::{AppId, Digest, Generation, GroupId, Incarnation, MemberId, Serv
 use crate::policy::Check;
 use crate::release::Release;
 
-/// Makes orders of an older plan harmless: the higher fence wins.
+/// Makes orders from an older plan harmless: the higher fence wins.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -21,7 +21,7 @@ pub struct Fence {
     pub generation: Generation,
 }
 
-/// Everything that one server is ordered to do now.
+/// Everything that one server should do now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Orders {
     pub group: GroupId,
@@ -30,11 +30,11 @@ pub struct Orders {
     pub apps: Vec<AppOrders>,
     /// Set if this server carries the group's log.
     pub member: Option<MemberOrder>,
-    /// The group's members, to ask next time.
+    /// The group's members: where to ask next time.
     pub members: Vec<MemberAddress>,
 }
 
-/// Where a member can be reached.
+/// A member's address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MemberAddress {
     pub server: ServerId,
@@ -47,20 +47,20 @@ pub struct MemberAddress {
 /// The order to carry the group's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberOrder {
-    /// The member's number; never another one.
+    /// The member's number, fixed for this server.
     pub member: MemberId,
 }
 
-/// What a server is ordered to do for one app.
+/// What a server should do for one app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppOrders {
     pub app: AppId,
     /// What to fetch, in this order. Fetching is not disruptive.
     pub fetch: Vec<FetchOrder>,
     pub activation: Option<ActivationOrder>,
-    /// What to run while nothing changes, for example after a boot.
+    /// What to run while no change is in progress, for example after a boot.
     pub run: Option<Release>,
-    /// The server owes the good release: until it runs it, it takes no traffic.
+    /// The server is in debt: it takes no traffic until it runs the good release.
     pub owes: bool,
     /// The checks to run while the app runs.
     pub checks: Vec<Check>,
@@ -73,8 +73,8 @@ pub struct AppOrders {
 pub struct FetchOrder {
     /// What to fetch and verify.
     pub release: Release,
-    /// Whether the server may use a mirror unasked. Others fetch from `sources`, or from a mirror
-    /// if the leader lets them.
+    /// Whether the server may use a mirror without asking the leader. Others fetch from `sources`,
+    /// or from a mirror if the leader allows it.
     pub from_mirror: bool,
     /// Servers that have the whole artifact, best first.
     pub sources: Vec<Source>,
@@ -93,35 +93,35 @@ pub struct Source {
 pub struct ActivationOrder {
     /// A server activates at most once per fence.
     pub fence: Fence,
-    /// What to run; none: stop what runs.
+    /// What to run; `None`: stop what runs.
     pub release: Option<Release>,
-    /// What to go back to if the group cannot be reached in time.
+    /// What to go back to if the server cannot reach the group in time.
     pub undo_to: Option<Release>,
-    /// What the change is part of.
+    /// Why the change was granted.
     pub purpose: Purpose,
-    /// Servers that are about to be stopped too: leadership should not move there.
+    /// Servers that will be stopped soon too: do not move leadership there.
     pub avoid: Vec<ServerId>,
     /// Wait after leaving traffic, in milliseconds.
     pub drain_ms: u64,
-    /// Time that the checks must pass without a break, in milliseconds.
+    /// How long the checks must pass without interruption, in milliseconds.
     pub min_healthy_ms: u64,
-    /// Deadline for that, from the start of the release, in milliseconds.
+    /// Deadline for that, counted from the start of the release, in milliseconds.
     pub healthy_deadline_ms: u64,
-    /// Put the old release back if the group was not reached for this long, in milliseconds.
+    /// Restore the old release after this long without contact to the group, in milliseconds.
     pub confirm_within_ms: u64,
     pub warm_up_ms: u64,
     pub checks: Vec<Check>,
-    /// False under the kill switch: take no step that takes the server out of traffic.
+    /// False under the kill switch: do not start a step that takes the server out of traffic.
     pub begin: bool,
 }
 
-/// What a change is part of.
+/// Why a change was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
     Wave,
-    /// The roll-back of the whole group.
+    /// The rollback of the whole group.
     RollBack,
-    /// A debt of this server alone.
+    /// This server's own debt.
     Debt,
 }

@@ -10,12 +10,12 @@ use crate::prestage;
 use crate::release::Release;
 use crate::state::{ActivationStage, App, ServerApp, State};
 
-/// Sources named to one server. 4: enough to survive two that are gone, small in every answer.
+/// Sources named to one server. 4: enough to survive two that are gone, small in every response.
 pub(crate) const SOURCES_MAX: usize = 4;
 
 impl State {
-    /// The orders of one server; none if it is not in the group. `killed` is whether the kill
-    /// switch is on at the member that answers.
+    /// The orders of one server; `None` if it is not in the group. `killed`: the kill switch is on
+    /// at the member that responds.
     #[must_use]
     pub fn orders(&self, server: &ServerId, killed: bool) -> Option<Orders> {
         let known = self.servers.get(server)?;
@@ -42,7 +42,7 @@ impl State {
         })
     }
 
-    /// Where the group's members can be reached.
+    /// The addresses of the group's members.
     #[must_use]
     pub fn member_addresses(&self) -> Vec<MemberAddress> {
         let members = self.servers.iter().filter_map(|(id, server)| {
@@ -53,7 +53,7 @@ impl State {
     }
 }
 
-/// What the orders of one server for one app are made from.
+/// The inputs of one server's orders for one app.
 struct Asked<'a> {
     state: &'a State,
     app: &'a App,
@@ -70,8 +70,8 @@ impl Asked<'_> {
             .collect()
     }
 
-    /// The release that rolls out. A mirror is for the leader's server, and for servers of the
-    /// wave that got nothing for long: so a release crosses the zone's downlink once.
+    /// The release being rolled out. Only the leader's server, and servers of the wave that have
+    /// waited long, may use a mirror: so a release crosses the zone's downlink once.
     fn fetch_coming(&self) -> Option<FetchOrder> {
         let rollout = self.app.phase.forward()?;
         let has = self.here.has(&rollout.release.artifact);
@@ -83,8 +83,8 @@ impl Asked<'_> {
         Some(self.fetch(&rollout.release, late || rollout.lead == *self.server))
     }
 
-    /// What the server was granted to run, even if it once reported that it has it: disks lose
-    /// data. A server that still has it fetches nothing.
+    /// What the server was granted to run, even if it once reported having it: disks lose data. A
+    /// server that still has it fetches nothing.
     fn fetch_granted(&self) -> Option<FetchOrder> {
         let change = self.here.in_flight()?;
         let release = change.release.as_ref()?;
@@ -94,8 +94,8 @@ impl Asked<'_> {
         Some(self.fetch_from_anywhere(release, change.granted))
     }
 
-    /// The good release, if the server owes it or the group goes back to it. The kill switch does
-    /// not stop the way back.
+    /// The good release, if the server is in debt or the group is rolling back. The kill switch
+    /// does not stop the way back.
     fn fetch_good(&self) -> Option<FetchOrder> {
         let good = self.app.last_good.as_ref()?;
         let since = match (&self.here.debt, &self.app.phase) {
@@ -113,22 +113,22 @@ impl Asked<'_> {
         FetchOrder { release: release.clone(), from_mirror, sources: self.sources(release) }
     }
 
-    /// From a mirror too if no server has it, or if it has been awaited for long.
+    /// Also from a mirror if no server has it, or if the server has waited long.
     fn fetch_from_anywhere(&self, release: &Release, since: ClockMs) -> FetchOrder {
         let late = self.is_late(since);
         let order = self.fetch(release, late);
         FetchOrder { from_mirror: late || order.sources.is_empty(), ..order }
     }
 
-    /// Whether bytes have been awaited for half of `progress_deadline`: the servers that reported
-    /// them may have lost them.
+    /// Whether the server has waited for half of `progress_deadline`: the servers that reported the
+    /// bytes may have lost them.
     fn is_late(&self, since: ClockMs) -> bool {
         let deadline = self.app.policy_in_force().update.progress_deadline;
         self.state.clock.since(since) >= deadline.ms / 2
     }
 
-    /// Servers that have the whole release. Each asking server starts at another one, which spreads
-    /// the load.
+    /// Servers that have the whole release. The list starts at a different server for each
+    /// requester, which spreads the load.
     fn sources(&self, release: &Release) -> Vec<Source> {
         let holds = |(id, other): &(&ServerId, &ServerApp)| {
             *id != self.server && other.has(&release.artifact)
@@ -164,7 +164,7 @@ impl Asked<'_> {
         })
     }
 
-    /// Servers that are being changed, or are about to be: leadership should not move there.
+    /// Servers that are changing, or will soon: do not move leadership there.
     fn avoid(&self) -> Vec<ServerId> {
         match self.app.phase.wave() {
             Some((servers, _)) => servers.iter().cloned().collect(),
@@ -177,8 +177,9 @@ impl Asked<'_> {
         checks.iter().filter(|check| check.phase.contains(&phase)).cloned().collect()
     }
 
-    /// Artifacts to keep on disk: what runs, where a roll-back or an undo would go, what comes,
-    /// and what the group believes the server has, so that a retry needs no second download.
+    /// Artifacts to keep on disk: what runs, what a rollback or an undo would restore, what is
+    /// coming, and what the group believes the server has, so that a retry needs no second
+    /// download.
     fn keeps(&self) -> Vec<Digest> {
         let activation = self.here.activation.as_ref();
         let rollout = self.app.phase.rollout().map(|rollout| &rollout.release);

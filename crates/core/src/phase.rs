@@ -9,19 +9,19 @@ use crate::reason::Reason;
 use crate::release::Release;
 use crate::state::{ActivationStage, Rollout, ServerApp};
 
-/// The state of one app in a group. Read the variants in order: they form one sentence.
+/// The phase of one app in a group. Read the variants in order: they form one sentence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "phase", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Phase {
     /// No release has been good here yet,
     Empty,
-    /// or the group runs `last_good`,
+    /// or the group runs its `last_good`,
     Running { since: ClockMs },
     /// until a new release starts to roll out, milestone by milestone,
     Forward {
         /// The release, its pinned policy, and the failures so far.
         rollout: Box<Rollout>,
-        /// The last milestone it reached.
+        /// The last milestone reached.
         at: Milestone,
     },
     /// or is rolled back because something failed,
@@ -43,11 +43,11 @@ pub enum Phase {
     },
 }
 
-/// How far a rollout has come.
+/// A rollout's progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "milestone", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Milestone {
-    /// The rollout is decided and the registry is told that the group's release is old;
+    /// The rollout is decided, and the registry is told that the group's release is old;
     MarkedOld {
         /// The registry has acknowledged it.
         recorded: bool,
@@ -56,17 +56,16 @@ pub enum Milestone {
     LeaderHolds,
     /// and has verified them and their signature;
     Verified,
-    /// wave `rollout.waves` is under way.
+    /// wave number `rollout.waves` is in progress.
     Wave {
-        /// The servers of the wave. Servers that leave the group leave the wave too.
+        /// The servers of the wave. A server that leaves the group also leaves the wave.
         servers: BTreeSet<ServerId>,
-        /// How far the wave has come.
         step: WaveStep,
         since: ClockMs,
     },
 }
 
-/// How far a wave has come. Lost servers do not count.
+/// A wave's progress. Lost servers do not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WaveStep {
@@ -85,7 +84,7 @@ pub enum WaveStep {
 }
 
 impl WaveStep {
-    /// The step that follows once all servers of the wave are done with this one.
+    /// The step that follows once all servers of the wave have completed this one.
     pub(crate) fn next(self) -> Option<WaveStep> {
         match self {
             WaveStep::Assigned => Some(WaveStep::Downloaded),
@@ -97,8 +96,8 @@ impl WaveStep {
         }
     }
 
-    /// Whether a server of the wave is done with this step. One that serves the release is done
-    /// with all of them.
+    /// Whether a server of the wave has completed this step. One that serves the release has
+    /// completed all.
     pub(crate) fn is_done_on(self, here: &ServerApp, release: &Release) -> bool {
         let stage = here.activation.as_ref().map(|activation| &activation.stage);
         let checked = matches!(stage, Some(ActivationStage::Checked { .. }));
@@ -114,7 +113,7 @@ impl WaveStep {
     }
 }
 
-/// A state without its data: the name used in logs, records, metrics and commands.
+/// A phase without its data: the name used in logs, records, metrics and commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 pub enum PhaseName {
@@ -145,7 +144,7 @@ impl PhaseName {
     pub const WAVE_BAKING: PhaseName = PhaseName::wave(WaveStep::Baking);
     pub const WAVE_BAKED: PhaseName = PhaseName::wave(WaveStep::Baked);
 
-    /// Every state, in the order of the drawing.
+    /// Every phase, in the order of the diagram.
     pub const ALL: [PhaseName; 13] = [
         PhaseName::Empty,
         PhaseName::Running,
@@ -213,7 +212,7 @@ impl std::fmt::Display for PhaseName {
 }
 
 impl Phase {
-    /// This state without its data.
+    /// The phase without its data.
     #[must_use]
     pub fn name(&self) -> PhaseName {
         match self {
@@ -230,7 +229,7 @@ impl Phase {
         }
     }
 
-    /// The rollout in progress, forward or back.
+    /// The rollout in progress, forward or rolling back.
     #[must_use]
     pub fn rollout(&self) -> Option<&Rollout> {
         match self {
@@ -246,7 +245,7 @@ impl Phase {
         }
     }
 
-    /// A server has left the group.
+    /// Drops a server that has left the group.
     pub(crate) fn forget(&mut self, server: &ServerId) {
         if let Phase::Forward { at: Milestone::Wave { servers, .. }, .. } = self {
             servers.remove(server);
@@ -262,7 +261,7 @@ impl Phase {
         if let Phase::Forward { rollout, .. } = self { Some(rollout) } else { None }
     }
 
-    /// The rollout, if its next wave may start or, without servers left, the rollout is done.
+    /// The rollout, if its next wave may start or, with no servers left, the rollout is done.
     pub(crate) fn between_waves(&self) -> Option<&Rollout> {
         match self {
             Phase::Forward {
@@ -277,7 +276,7 @@ impl Phase {
         }
     }
 
-    /// The servers of the wave under way or just baked, and its step.
+    /// The servers of the wave in progress or just baked, and its step.
     #[must_use]
     pub fn wave(&self) -> Option<(&BTreeSet<ServerId>, WaveStep)> {
         if let Phase::Forward { at: Milestone::Wave { servers, step, .. }, .. } = self {
@@ -292,16 +291,16 @@ impl Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum End {
     At(PhaseName),
-    /// The group of states between the start of a rollout and its end: an arrow that leaves it
-    /// leaves any of them, an arrow that enters it enters the first, `marked-old`.
+    /// All phases between the start of a rollout and its end: an arrow from here leaves any of
+    /// them; an arrow to here enters the first, `marked-old`.
     Forward,
 }
 
-/// One arrow of the drawing: from, to, and the function that takes it.
+/// One arrow of the diagram: from, to, and the function that takes it.
 pub type Arrow = (End, End, &'static str);
 
-/// Every arrow of the drawing. A transition that is not here stops the replica; a test compares
-/// the drawing with this table.
+/// Every arrow of the diagram. A transition not listed here stops the replica; a test compares the
+/// diagram with this table.
 pub const ARROWS: &[Arrow] = {
     use PhaseName as P;
     const fn at(name: P) -> End {
@@ -331,7 +330,7 @@ pub const ARROWS: &[Arrow] = {
     ]
 };
 
-/// The arrow that leads from one state to the other, if one is drawn.
+/// The arrow from one phase to another, if there is one.
 #[must_use]
 pub fn arrow(from: PhaseName, to: PhaseName) -> Option<&'static Arrow> {
     ARROWS.iter().find(|(start, end, _)| {

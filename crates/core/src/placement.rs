@@ -1,14 +1,15 @@
-//! Which servers carry the group's log: five that can be heard, spread over racks.
+//! Which servers carry the group's log: five reachable ones, spread over racks.
 
 use std::collections::BTreeSet;
 
 use crate::ids::{MemberId, ServerId};
 use crate::state::{App, Server, State};
 
-/// Most voters of a group. Five survive two failures; more slow every decision down.
+/// Most voters of a group. Five tolerate two failures; more would slow down every decision.
 pub const VOTERS_MAX: usize = 5;
 
-/// From this many voters on, a server in a change does not become one: it may be about to go away.
+/// With at least this many voters, a server in a change does not become one: it may be about to go
+/// away.
 const VOTERS_SETTLED: usize = 3;
 
 /// The membership as the leader sees it.
@@ -21,21 +22,20 @@ pub struct Placed {
     pub changing: bool,
 }
 
-/// The next step towards the wanted membership.
+/// The next step towards the desired membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placement {
     /// Give this server a member number.
     Allocate(ServerId),
-    /// Take this server's number away: the member is neither voter nor standby any more.
+    /// Take this server's number away: the member is no longer a voter or standby.
     Retire(ServerId, MemberId),
-    /// Change the membership in one atomic step.
+    /// Change the membership atomically.
     Change { voters: BTreeSet<MemberId>, standbys: BTreeSet<MemberId> },
 }
 
-/// The next step; none if the membership is as wanted, or is being changed.
+/// The next step; `None` if the membership is as desired, or is being changed.
 ///
-/// `silent` are the servers that the leader has not heard from for so long that they are to be
-/// replaced.
+/// `silent`: servers that the leader has not heard from for so long that they should be replaced.
 #[must_use]
 pub fn placement(state: &State, placed: &Placed, silent: &BTreeSet<ServerId>) -> Option<Placement> {
     if placed.changing {
@@ -61,7 +61,7 @@ pub fn placement(state: &State, placed: &Placed, silent: &BTreeSet<ServerId>) ->
         .filter(|member| placed.voters.contains(member) || placed.caught_up.contains(member))
         .copied()
         .collect();
-    // An unwanted voter stays until a replacement has caught up, unless its server has left.
+    // An unwanted voter stays until its replacement has caught up, unless its server has left.
     let spare: Vec<MemberId> = placed.voters.difference(&wanted).filter(known).copied().collect();
     let missing = wanted.len().saturating_sub(voters.len());
     voters.extend(spare.into_iter().take(missing));
@@ -72,11 +72,11 @@ pub fn placement(state: &State, placed: &Placed, silent: &BTreeSet<ServerId>) ->
     Some(Placement::Change { voters, standbys })
 }
 
-/// The servers that are to carry the log, best first.
+/// The servers that should carry the log, best first.
 ///
-/// One after the other is chosen: rather one that is heard than a silent one, then one that an
-/// operator named, then one whose rack has the fewest of those already chosen, then one that votes
-/// already, then the one that joined first. A server without a rack shares one with nobody.
+/// Chosen one by one, preferring in this order: a reachable server, one that an operator placed,
+/// one whose rack has the fewest chosen so far, one that already votes, the one that joined first.
+/// A server without a rack counts as a rack of its own.
 fn carriers<'a>(
     state: &'a State,
     placed: &Placed,

@@ -1,4 +1,4 @@
-//! What the leader proposes next, and what everything else waits for.
+//! What the leader proposes next, and what everything else is waiting for.
 //!
 //! A pure function of the committed state and the leader's observations. A plan has no effect until
 //! its commands are committed; the next leader plans from the same state.
@@ -19,7 +19,8 @@ mod back;
 mod begin;
 mod waves;
 
-/// Rounds that one plan looks ahead. 16: from a found release to the grants of its first wave.
+/// Rounds that one plan looks ahead. 16: from the discovery of a release to the grants of its first
+/// wave.
 const LOOK_AHEAD_MAX: usize = 16;
 /// Interval of clock entries while a deadline is running but none has expired, in milliseconds.
 const CLOCK_EVERY_MS: u64 = 10_000;
@@ -27,19 +28,20 @@ const CLOCK_EVERY_MS: u64 = 10_000;
 /// What the leader observes. Nothing here is replicated.
 #[derive(Debug, Clone, Default)]
 pub struct Observations {
-    /// The leader's own server; without it there is no plan.
+    /// The leader's own server; without it, there is no plan.
     pub leader: Option<ServerId>,
     /// Time since the clock was last advanced, by the leader's monotonic clock, in milliseconds.
     pub elapsed_ms: u64,
-    /// How long this leader has led, in milliseconds: no server counts as silent for longer.
+    /// How long this leader has been the leader, in milliseconds: no server counts as silent for
+    /// longer.
     pub leading_for_ms: u64,
     /// The reason of the kill switch while it is on.
     pub killed: Option<String>,
-    /// The registry as last read; none while it is unreachable.
+    /// The registry as last read; `None` while it is unreachable.
     pub registry: Option<RegistryView>,
     /// What the channels point to, verified by the leader.
     pub offers: BTreeMap<AppId, Offer>,
-    /// Mirrors and releases refused lately, for people; they decide nothing.
+    /// Mirrors and releases refused recently, for people; they do not affect decisions.
     pub refusals: Vec<String>,
     /// Time since each server last asked any member for its orders, in milliseconds.
     pub contact_age_ms: BTreeMap<ServerId, u64>,
@@ -47,28 +49,28 @@ pub struct Observations {
     pub doing: BTreeMap<(AppId, ServerId), Step>,
 }
 
-/// What a channel points to.
+/// The target of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Offer {
     /// This release; its manifest is signed and fresh.
     Release(Release),
     /// A release that failed verification.
     Refused { reason: String },
-    /// Nothing, or it could not be read.
+    /// None, or it could not be read.
     Unknown { reason: String },
 }
 
-/// What to propose, and what waits for what.
+/// What to propose, and what is waiting for what.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[must_use]
 pub struct Plan {
-    /// To be proposed in this order.
+    /// In the order of proposing.
     pub commands: Vec<Body>,
     /// Why nothing more is proposed.
     pub waiting: Vec<Waiting>,
 }
 
-/// The leader's next plan: applies its own commands to a copy of the state until nothing follows.
+/// The leader's next plan: applies its own commands to a copy of the state until none follow.
 pub fn plan(state: &State, seen: &Observations) -> Plan {
     let mut ahead = state.clone();
     let mut plan = Plan::default();
@@ -98,7 +100,7 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
             break;
         }
     }
-    // The clock is written together with what it makes due.
+    // The clock entry goes out together with what it makes due.
     let due = passed
         || !plan.commands.is_empty()
         || (elapsed_ms >= CLOCK_EVERY_MS && ahead.apps.values().any(needs_time));
@@ -108,15 +110,15 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
     plan
 }
 
-/// Whether a deadline or a wait of this app is running.
+/// Whether a deadline or a timed wait of this app is running.
 fn needs_time(app: &App) -> bool {
     app.phase.rollout().is_some()
         || app.servers.values().any(|server| server.debt.is_some())
         || app.in_flight().next().is_some()
 }
 
-/// One look at everything: new policies, then the apps. Roll-backs come first: they have the first
-/// claim on capacity.
+/// One pass over everything: new policies, then the apps, those rolling back first: they have the
+/// first claim on capacity.
 fn plan_round(state: &State, seen: &Observations, leader: &ServerId) -> Plan {
     let mut plan = Plan::default();
     for (id, (revision, policy)) in seen.registry.iter().flat_map(|view| &view.policies) {
@@ -158,12 +160,13 @@ impl<'a> Planner<'a> {
         self.plan.commands.push(Body::StartRollout { app, release, revision, lead });
     }
 
-    /// How long a server has not asked for its orders, in milliseconds.
+    /// How long ago a server last asked for its orders, in milliseconds.
     fn silent_ms(&self, server: &ServerId) -> u64 {
         if server == self.leader {
             return 0;
         }
-        // A new leader starts with what members tell it; it cannot know of silence before its time.
+        // A new leader starts with what members report to it; it cannot know of silence before its
+        // time.
         let heard = self.seen.contact_age_ms.get(server).copied().unwrap_or(u64::MAX);
         heard.min(self.seen.leading_for_ms)
     }
@@ -173,7 +176,7 @@ impl<'a> Planner<'a> {
         self.silent_ms(server) > self.app.policy_in_force().update.unreachable_after.ms
     }
 
-    /// Whether a server was heard of within `unreachable_after`, by this leader or one before.
+    /// Whether this leader or a previous one heard from a server within `unreachable_after`.
     fn is_heard(&self, server: &ServerId) -> bool {
         let heard = self.seen.contact_age_ms.get(server).copied();
         let limit_ms = self.app.policy_in_force().update.unreachable_after.ms;
@@ -183,7 +186,7 @@ impl<'a> Planner<'a> {
     fn app(&mut self) {
         let app = self.app;
         if app.phase.rollout().is_some_and(|rollout| rollout.lead != *self.leader) {
-            // The leader's server is the one that fetches.
+            // The leader's server does the fetching.
             self.propose(Planned::TakeLead { lead: self.leader.clone() });
         } else {
             self.phase();
@@ -193,7 +196,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Servers whose download the policy delays until their wave is near.
+    /// Servers whose download the policy postpones until their wave is near.
     fn not_yet_fetching(&mut self, rollout: &Rollout) {
         let servers = prestage::not_yet(self.state, self.app, rollout);
         if servers.is_empty() || self.seen.killed.is_some() || rollout.pause.is_some() {
@@ -233,7 +236,7 @@ impl<'a> Planner<'a> {
             self.plan.commands.push(Body::Adopt { app: self.id.clone(), release });
             return;
         }
-        // A server that has not reported may run an installation to adopt, and serve.
+        // A server that has not reported may be serving an installation to adopt.
         let unheard = app.servers.iter().filter(|(id, here)| !here.found && !self.is_silent(id));
         let servers: Vec<ServerId> = unheard.map(|(id, _)| id.clone()).collect();
         if servers.is_empty() {
@@ -274,7 +277,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Whether the leader's server has the bytes; if not, that is waited for.
+    /// Whether the leader's server has the bytes; if not, waits for them.
     fn leader_has(&mut self, rollout: &Rollout, since: ClockMs) -> bool {
         let here = self.app.servers.get(self.leader);
         let has = here.is_some_and(|here| here.has(&rollout.release.artifact));
@@ -286,7 +289,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// What every server of an empty group was found to run, if it is one and the same.
+/// The release that every server of an empty group was found to run, if it is the same one.
 fn installed(app: &App) -> Option<Release> {
     let first = app.servers.values().next()?.running.clone()?;
     app.servers.values().all(|server| server.settled_on(Some(&first))).then_some(first)

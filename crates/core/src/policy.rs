@@ -1,4 +1,4 @@
-//! An app's policy: how its releases roll out. The names are those of the policy file.
+//! An app's policy: how its releases roll out. Names are those of the policy file.
 //!
 //! A rollout keeps the policy it started with.
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{AppId, Channel};
 
-/// Most checks of an app: each runs on every server, every few seconds.
+/// Most checks of an app: every server runs each of them every few seconds.
 pub const CHECKS_MAX: usize = 16;
 /// Most stages of an app. 32: more than any plausible number of regions.
 pub const STAGES_MAX: usize = 32;
@@ -30,7 +30,7 @@ pub struct Policy {
     /// Health checks; without any, a server that started is healthy.
     #[serde(default, rename = "check", skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Check>,
-    /// The order of the groups of one platform; empty: all at once.
+    /// The order of the groups of one platform; empty: all at the same time.
     #[serde(default, rename = "stage", skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,
 }
@@ -39,33 +39,33 @@ pub struct Policy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Update {
-    /// Servers per wave: a count, a share, or a list of these whose last entry repeats.
+    /// Servers per wave: a count, a share, or a list of these, whose last entry repeats.
     pub max_parallel: WaveSizes,
-    /// How long a server's checks must pass without a break.
+    /// How long a server's checks must pass without interruption.
     pub min_healthy_time: Duration,
-    /// Deadline for that, from the start of the release on the server.
+    /// Deadline for that, counted from the start of the release on the server.
     pub healthy_deadline: Duration,
-    /// A wave without any progress for this long fails the rollout.
+    /// The rollout fails once a wave makes no progress for this long.
     pub progress_deadline: Duration,
     /// Whether a failed rollout is rolled back without an operator.
     pub auto_revert: bool,
     /// The wave after which the rollout waits for `rollout approve`; 0: none.
     pub approve_after_wave: u32,
-    /// Servers that Cohort may take out of service at once; at least 1.
+    /// Most servers that Cohort may take out of service at once; at least 1.
     pub max_unavailable: Size,
     /// Failures of the release that a rollout tolerates.
     pub failures_allowed: Size,
     /// Lost servers and failures of networks and disks that a rollout tolerates; at least 1.
     pub surroundings_allowed: Size,
-    /// A server that cannot reach its group for this long puts the old release back on its own; at
+    /// A server that cannot reach its group for this long restores the old release on its own; at
     /// least 1s, and longer than `drain_time`.
     pub confirm_within: Duration,
-    /// Wait between leaving traffic and the stop.
+    /// Wait between leaving traffic and stopping.
     pub drain_time: Duration,
     pub warm_up_time: Duration,
     /// How long a wave is watched after its last server is back in traffic.
     pub bake_time: Duration,
-    /// A server that asked no member for orders for this long is lost; at least 5s.
+    /// A server that has not asked any member for orders for this long is lost; at least 5s.
     pub unreachable_after: Duration,
     /// Which servers fetch a release before their turn to run it.
     pub prestage: Prestage,
@@ -94,11 +94,11 @@ impl Default for Update {
 }
 
 /// Which servers fetch a release before their turn to run it. The leader's server always does: it
-/// has all the bytes before any wave starts.
+/// has all the bytes before the first wave starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Prestage {
-    /// All, at once: a wave only has to switch, restart and check.
+    /// All, immediately: a wave only has to switch, restart and check.
     #[default]
     All,
     /// Those of the current wave, and those expected in the next one.
@@ -119,7 +119,7 @@ impl Prestage {
     }
 }
 
-/// A stage: the groups that match all its labels.
+/// A stage: the groups that match all of its labels.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Stage(pub BTreeMap<String, String>);
@@ -132,15 +132,15 @@ impl Stage {
     }
 }
 
-/// A health check. Written flat: the probe's `type` and keys stand beside those here.
+/// A health check. Written flat: the probe's `type` and keys stand next to those here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// What is checked. It refuses keys that neither it nor the check knows.
+    /// What is checked. Rejects keys that neither it nor the check knows.
     #[serde(flatten)]
     pub probe: Probe,
     #[serde(default = "default_interval")]
     pub interval: Duration,
-    /// How long an answer may take.
+    /// How long a response may take.
     #[serde(default = "default_timeout")]
     pub timeout: Duration,
     #[serde(default = "default_phases")]
@@ -163,13 +163,13 @@ fn default_phases() -> Vec<CheckPhase> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckPhase {
-    /// After a release was started, before the server takes traffic.
+    /// After a release has started, before the server takes traffic.
     PreFlight,
     /// While the server takes traffic.
     Running,
 }
 
-/// What is checked. `{port}` in a text stands for the agent's `service_port`.
+/// What is checked. `{port}` in a text is replaced by the agent's `service_port`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Probe {
@@ -177,7 +177,7 @@ pub enum Probe {
         /// `host:port`.
         address: String,
     },
-    /// An HTTP request is answered as expected.
+    /// An HTTP request gets the expected response.
     Http {
         url: String,
         /// The expected status; 200 by default.
@@ -185,7 +185,7 @@ pub enum Probe {
         expect_status: Option<u16>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expect_body: Option<String>,
-        /// Text that headers must contain, by header name.
+        /// Text that response headers must contain, by header name.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         expect_header: BTreeMap<String, String>,
     },
@@ -219,10 +219,10 @@ impl Duration {
     }
 }
 
-/// A text that is not the value that was expected.
+/// A text that is not a value of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidValue {
-    /// The offending text, cut to 80 characters.
+    /// The offending text, truncated to 80 characters.
     pub text: String,
     pub expected: &'static str,
 }
@@ -286,7 +286,7 @@ impl fmt::Display for Duration {
 #[serde(try_from = "SizeText", into = "SizeText")]
 pub enum Size {
     Count(u32),
-    /// A share in per cent, 1 to 100.
+    /// A share in percent, 1 to 100.
     Percent(u8),
 }
 
@@ -384,7 +384,7 @@ impl From<WaveSizes> for WaveSizesText {
 }
 
 impl WaveSizes {
-    /// The size of wave `number`, from 1, in a group of so many servers.
+    /// The size of wave `number`, counted from 1, in a group of `servers`.
     #[must_use]
     pub fn of_wave(&self, number: u32, servers: u32) -> u32 {
         let index = (number.saturating_sub(1) as usize).min(self.0.len() - 1);
@@ -393,10 +393,10 @@ impl WaveSizes {
 }
 
 impl Policy {
-    /// Checks what the types cannot: counts, and values against each other.
+    /// Checks what the types cannot: counts, and values against one another.
     ///
     /// # Errors
-    /// The first broken rule; it names the keys.
+    /// The first broken rule, with the keys it is about.
     pub fn validate(&self) -> Result<(), String> {
         let update = &self.update;
         if self.checks.len() > CHECKS_MAX {
@@ -411,11 +411,11 @@ impl Policy {
         if update.confirm_within.ms < 1000 {
             return Err("update.confirm_within is shorter than 1s".into());
         }
-        // Counted from the drain: it must not expire before the stop.
+        // Counted from the drain: it must not expire before the service stops.
         if update.confirm_within <= update.drain_time {
             return Err("update.confirm_within is not longer than update.drain_time".into());
         }
-        // Servers ask every 2 s, and members exchange what they heard every half second.
+        // Servers ask every 2 s, and members share what they heard every half second.
         if update.unreachable_after.ms < 5000 {
             return Err("update.unreachable_after is shorter than 5s".into());
         }

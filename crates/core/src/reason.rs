@@ -1,4 +1,4 @@
-//! Reasons that stand in the replicated state, as facts.
+//! Reasons recorded in the replicated state, as facts.
 //!
 //! `apply` writes no prose: members of different versions may word a reason differently, and must
 //! still agree on every byte of the state. Text in these types comes from operators and hosts.
@@ -9,24 +9,24 @@ use crate::ids::{GroupId, ServerId, Version};
 use crate::policy::Duration;
 use crate::report::{REPORT_TEXT_BYTES_MAX, Step};
 
-/// Why a rollout ended without completing, or why a release is rejected.
+/// Why a rollout did not complete, or why a release is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Reason {
-    /// More servers failed than the budget allows; this is the first of them.
+    /// More servers failed than the budget allows; the first of them.
     ServerFailed { server: ServerId, step: Step, text: String },
     /// More servers became unreachable than `surroundings_allowed`.
     ServersLost,
     /// Every server was lost or failed, so nothing proves that the release works.
     NoServerLeft,
-    /// These servers of a wave (from 1) had not finished, and none made progress for
+    /// These servers of a wave (counted from 1) were unfinished, and none made progress for
     /// `progress_deadline`.
     NoProgress { wave: u32, within: Duration, servers: Vec<ServerId> },
     /// An operator aborted it; the text may be empty.
     Aborted { by: String, text: String },
     /// An operator took the group back to an earlier release.
     Undone { by: String },
-    /// A release of this version replaced it before it was done.
+    /// Replaced by a release of this version before it was done.
     Superseded { version: Version },
 }
 
@@ -34,7 +34,7 @@ impl Reason {
     /// Servers that a shortened reason names.
     const SERVERS_NAMED_MAX: usize = 16;
 
-    /// The same for other groups and the registry: with a bounded text and number of servers.
+    /// The same for other groups and the registry: with bounded text and few servers.
     #[must_use]
     pub fn shortened(mut self) -> Reason {
         match &mut self {
@@ -51,19 +51,19 @@ fn shorten(text: &mut String) {
     text.truncate(text.floor_char_boundary(REPORT_TEXT_BYTES_MAX));
 }
 
-/// Why a server owes the group's last good release.
+/// Why a server has to return to the group's last good release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum DebtReason {
     /// It joined a group that already runs a release.
     Joined,
-    /// At its agent's start it ran something else, or nothing.
+    /// When its agent started, it ran something else, or nothing.
     Found { running: Option<Version> },
     /// The rollout completed without it.
     LeftBehind,
-    /// The roll-back completed without it.
+    /// The rollback completed without it.
     NotRolledBack,
-    /// It had been silent for this long when it was declared lost.
+    /// It was silent for this long, and declared lost.
     Silent { for_ms: u64 },
     /// A step failed on it.
     Failed { text: String },

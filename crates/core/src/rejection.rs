@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{AppId, ClockMs, Generation, Incarnation, ServerId};
 use crate::phase::PhaseName;
 
-/// Why a command was refused. Refusal is an ordinary outcome, the same on every member, and
-/// changes nothing but the memory of the request.
+/// Why a command was refused. Refusal is an ordinary outcome, the same on every member; it changes
+/// only the record of the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "rejection", rename_all = "kebab-case")]
 pub enum Rejection {
     /// The command is for another incarnation of the group.
     OtherIncarnation { expected: Incarnation },
-    /// `from` is not the group clock's value, or the step is too long.
+    /// `from` is not the group clock's current value, or the step is too long.
     Clock { clock: ClockMs },
     /// The command was planned against another generation.
     OldPlan { generation: Generation },
@@ -24,13 +24,13 @@ pub enum Rejection {
     NotNow { state: PhaseName, why: WhyNot },
     /// Too many servers would be out of service.
     Capacity { out: u32, max: u32 },
-    /// The server is being changed, or already carries a member.
+    /// The server is changing, or already carries a member.
     Busy { server: ServerId },
     /// A limit would be exceeded.
     Limit { what: Limited, max: u64 },
 }
 
-/// What about the app's state does not allow a command.
+/// What about the app's state forbids the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WhyNot {
@@ -38,35 +38,35 @@ pub enum WhyNot {
     NotEmpty,
     NotOnAllServers,
     OtherPlatform,
-    /// The policy was changed since the rollout was planned.
+    /// The policy has changed since the rollout was planned.
     PolicyChanged,
     ReleaseRejected,
-    /// A server is in the middle of a change.
+    /// A server is mid-change.
     ServerChanging,
     RollingBack,
     AlreadyRunning,
     AlreadyRollingOut,
-    /// No rollout is in progress, or it is not in a state to act on.
+    /// No rollout is in progress, or its phase does not allow it.
     NoRollout,
     /// The registry has not acknowledged the group's record.
     NotRecorded,
     BytesMissing,
     NothingToVerify,
-    /// The wave before is not done.
+    /// The previous wave is not done.
     WaveInProgress,
     Paused,
     AwaitsApproval,
     /// Waves are numbered in sequence.
     NotNextWave,
-    /// The wave is empty, or has servers that have nothing to do.
+    /// The wave is empty, or contains servers that have nothing to do.
     WrongServers,
     /// The release cannot be rolled back.
     ForwardOnly,
     NotPaused,
     NoApprovalNeeded,
-    /// Nothing is held and no server owes.
+    /// Nothing is held and no server is in debt.
     NothingToRetry,
-    /// Only a running group can undo; a rollout in progress is aborted.
+    /// Only a running group can undo; to end a rollout in progress, abort it.
     NotRunning,
     NoEarlierRelease,
     /// The server is not in the wave, or the wave is still downloading.

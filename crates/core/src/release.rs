@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Digest, Platform, Version};
 
 /// A version of an app for one platform, as recorded in the log.
-///
-/// Signature and freshness are checked when the rollout is decided; from then on every server
+/// Signature and freshness are checked when the rollout is decided; from then on, every server
+/// verifies against the digests in the log.
 /// verifies against the digests in the log.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -16,7 +16,7 @@ pub struct Release {
     pub platform: Platform,
     /// BLAKE3 root of the artifact's bytes.
     pub artifact: Digest,
-    /// BLAKE3 of the manifest's bytes, which are what is signed.
+    /// BLAKE3 of the manifest's bytes, the signed part.
     pub manifest: Digest,
     pub length: u64,
     pub rollback: Rollback,

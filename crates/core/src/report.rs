@@ -10,14 +10,14 @@ use crate::release::Release;
 /// for the last lines of a hook, small enough for a thousand servers in one log.
 pub const REPORT_TEXT_BYTES_MAX: usize = 2048;
 
-/// One outcome on one server, durable there before it is sent.
+/// One outcome on one server, persisted there before it is sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
     pub server: ServerId,
-    /// Raised by each start of its agent.
+    /// Incremented by each start of its agent.
     pub boot_epoch: BootEpoch,
-    /// Rises within a boot epoch; a report that was seen is not applied again.
+    /// Increases within a boot epoch; a repeated report is not applied again.
     pub sequence: u64,
     pub app: AppId,
     /// The fence under which the server acted; the default for outcomes that need none.
@@ -31,28 +31,28 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Outcome {
-    /// What the `current` link pointed to when the server's agent started, if to anything, and
-    /// whether the service passed its checks.
+    /// What the `current` link pointed to when the server's agent started, if anything, and whether
+    /// the service passed its checks.
     Found { release: Option<Release>, in_service: bool },
-    /// The server has an artifact, whole and verified.
+    /// The server has the whole artifact, verified.
     Holds { artifact: Digest },
-    /// The release is switched in and started.
+    /// The release is switched in and has started.
     Applied,
     /// The pre-flight checks have passed for `min_healthy_time`.
     Checked,
     /// The server takes traffic again.
     InService,
-    /// A step failed; the server stays as it is and waits for orders. The output is the last of the
-    /// hook or the service.
+    /// A step failed; the server stays as it is and waits for orders. `output` is the end of the
+    /// hook's or the service's output.
     Failed { blame: Blame, step: Step, reason: String, output: String },
-    /// The host put the old release back on its own: it could not reach the group in time.
+    /// The host restored the old release on its own: it could not reach the group in time.
     Undone { release: Option<Release>, reason: String },
     /// The running checks changed from passing to failing, or back.
     Health { in_service: bool, reason: String },
 }
 
 impl Outcome {
-    /// Whether its texts have more than twice [`REPORT_TEXT_BYTES_MAX`] bytes together.
+    /// Whether its texts together exceed twice [`REPORT_TEXT_BYTES_MAX`].
     #[must_use]
     pub fn is_too_long(&self) -> bool {
         let bytes = match self {
@@ -68,13 +68,13 @@ impl Outcome {
     }
 }
 
-/// Which budget a failure counts against.
+/// The budget that a failure counts against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Blame {
-    /// A check, a hook, a crash after the start: `failures_allowed`.
+    /// A check, a hook, a crash after the start: counts against `failures_allowed`.
     Release,
-    /// A lost server, the network, a full disk: `surroundings_allowed`.
+    /// A lost server, the network, a full disk: counts against `surroundings_allowed`.
     Surroundings,
 }
 
@@ -84,7 +84,7 @@ pub enum Blame {
 pub enum Step {
     /// Download and verify the artifact.
     Fetch,
-    /// Unpack it beside the running release.
+    /// Unpack it next to the running release.
     Prepare,
     Drain,
     /// Move the service's own leadership to another server.
@@ -95,7 +95,7 @@ pub enum Step {
     Start,
     Check,
     WarmUp,
-    /// Put the old release back: only the host does this, on its own.
+    /// Restore the old release: only the host does this, on its own.
     Undo,
 }
 
@@ -136,6 +136,6 @@ impl Step {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     pub in_service: bool,
-    /// What speaks against it, for people; empty when nothing does.
+    /// What keeps it from being fit, for people; empty if nothing does.
     pub reason: String,
 }

@@ -1,4 +1,4 @@
-//! One rollout, and what is kept of it once it has ended.
+//! One rollout, and what remains of it after it has ended.
 
 use std::collections::BTreeSet;
 
@@ -15,13 +15,13 @@ use crate::report::{Blame, Step};
 #[serde(deny_unknown_fields)]
 pub struct Rollout {
     pub release: Release,
-    /// The policy as it was at the start.
+    /// The policy when it started.
     pub policy: Policy,
     /// The registry's revision of that policy.
     pub revision: Revision,
     pub by: String,
     pub started: ClockMs,
-    /// The leader's server: the only one that fetches from a mirror unasked.
+    /// The leader's server: the only one that may use a mirror without asking.
     pub lead: ServerId,
     /// Waves started so far; the number of the current one.
     pub waves: u32,
@@ -34,23 +34,23 @@ pub struct Rollout {
     pub surroundings_failures: u32,
     /// The first [`FAILURES_KEPT_MAX`] failures.
     pub failures: Vec<Failure>,
-    /// When it last made progress.
+    /// When the rollout last made progress.
     pub progress: ClockMs,
-    /// Servers it continues without.
+    /// Servers that the rollout continues without.
     pub lost: BTreeSet<ServerId>,
     /// Groups whose bad verdict an operator overruled with `resume`.
     pub overruled: BTreeSet<GroupId>,
 }
 
 impl Rollout {
-    /// Whether an operator has to approve the next wave.
+    /// Whether the next wave needs an operator's approval.
     pub(crate) fn awaits_approval(&self) -> bool {
         let after = self.policy.update.approve_after_wave;
         after > 0 && self.waves >= after && !self.approved
     }
 }
 
-/// A pause of a rollout.
+/// A pause of a rollout: who ordered it, and since when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pause {
@@ -58,7 +58,7 @@ pub struct Pause {
     pub since: ClockMs,
 }
 
-/// A failure on one server.
+/// A failure on one server, kept with the rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Failure {
@@ -74,7 +74,7 @@ pub struct Failure {
     pub at: ClockMs,
 }
 
-/// A release that this group does not try again without an operator.
+/// A release that this group does not retry without an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rejected {
@@ -89,7 +89,7 @@ pub struct Rejected {
 pub struct HistoryEntry {
     pub version: Version,
     pub ending: Ending,
-    /// Why; none if it completed or was adopted.
+    /// Why it ended; `None` if it completed or was adopted.
     pub reason: Option<Reason>,
     pub by: String,
     pub started: ClockMs,
@@ -97,13 +97,13 @@ pub struct HistoryEntry {
     pub waves: u32,
 }
 
-/// How a rollout ended.
+/// How a rollout ended, as recorded in the history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ending {
     /// Every reachable server runs the release.
     Completed,
-    /// The group is back on `last_good`.
+    /// The group returned to `last_good`.
     RolledBack,
     /// The group stopped where it was.
     HeldInPlace,
@@ -112,12 +112,12 @@ pub enum Ending {
     Adopted,
 }
 
-/// What this group found out about a release on its platform.
+/// What this group learned about a release on its platform.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
     pub version: Version,
     pub platform: Platform,
-    /// Why the release is bad; none: it is good.
+    /// Why the release is bad; `None` if it is good.
     pub bad: Option<Reason>,
 }

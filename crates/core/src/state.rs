@@ -21,11 +21,11 @@ pub use crate::rollout::{Ending, Failure, HistoryEntry, Pause, Rejected, Rollout
 
 /// The schema of snapshots. Raise it whenever this module's types change.
 pub const STATE_SCHEMA: u32 = 1;
-/// Most servers in a group. 1,000 is the mission's figure, with some room above it.
+/// Most servers in a group. The mission's figure is 1,000; the rest is headroom.
 pub const SERVERS_MAX: usize = 1_200;
 /// Most apps in a group: each costs one log entry per server and step.
 pub const APPS_MAX: usize = 32;
-/// Requests whose outcome is remembered, so that a repeated one is applied once.
+/// Requests whose outcome is remembered, so that a repeat is applied once.
 pub const REQUESTS_MAX: usize = 256;
 /// Ended rollouts kept per app.
 pub const HISTORY_MAX: usize = 32;
@@ -50,34 +50,34 @@ pub struct State {
     #[serde(deserialize_with = "known_schema")]
     pub schema: u32,
     pub group: GroupId,
-    /// Given out by the registry; commands for another incarnation are rejected.
+    /// Issued by the registry; commands for another incarnation are rejected.
     pub incarnation: Incarnation,
-    /// The grouping labels that all its servers share.
+    /// The grouping labels shared by all its servers.
     pub labels: BTreeMap<String, String>,
-    /// The platform of all its servers; none until `set-up`.
+    /// The platform of all its servers; `None` until `set-up`.
     pub platform: Option<Platform>,
     /// The group clock, advanced by the leader.
     pub clock: ClockMs,
-    /// What every member understands; only rises.
+    /// What every member supports; only increases.
     pub feature_level: u32,
     /// The number of the next member; numbers are never reused.
     pub next_member: MemberId,
-    /// The position of the next server in the order of joining.
+    /// The position of the next server in joining order.
     pub next_joined: u64,
     pub servers: BTreeMap<ServerId, Server>,
-    /// The group's apps. Each knows every server.
+    /// The group's apps. Each lists every server.
     pub apps: BTreeMap<AppId, App>,
     /// The last [`REQUESTS_MAX`] requests, oldest first.
     pub requests: Vec<Answered>,
 }
 
-/// A request with its outcome.
+/// A request and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Answered {
-    /// Its id, chosen by the sender.
+    /// Chosen by the sender.
     pub request: RequestId,
-    /// Why it was refused; none if it was applied.
+    /// Why it was refused; `None` if it was applied.
     pub refused: Option<Rejection>,
 }
 
@@ -97,14 +97,14 @@ pub struct Server {
     /// Its peer port, `host:port`.
     pub address: String,
     pub rack: Option<String>,
-    /// Its position in the order of joining.
+    /// Its position in joining order.
     pub joined: u64,
     pub member: Option<MemberId>,
-    /// Whether an operator wants it to carry a member; none: decided by the order of joining.
+    /// Whether an operator wants it to carry a member; `None`: joining order decides.
     pub placed: Option<bool>,
-    /// The latest start of its agent that reported.
+    /// The latest agent start that it has reported from.
     pub boot_epoch: BootEpoch,
-    /// The last report of that start.
+    /// Its last report in that boot epoch.
     pub sequence: u64,
 }
 
@@ -114,46 +114,46 @@ pub struct Server {
 pub struct App {
     /// The registry's revision of `policy`.
     pub revision: Revision,
-    /// The policy of the next rollout; one in progress keeps its own.
+    /// The policy for the next rollout; one in progress keeps its own.
     pub policy: Policy,
-    /// Raised by every change of plan.
+    /// Incremented by every change of plan.
     pub generation: Generation,
-    /// The last release that the whole group ran and baked: where a roll-back goes.
+    /// The last release that the whole group ran and baked: the target of a rollback.
     pub last_good: Option<Release>,
     /// Earlier good releases, newest last.
     pub good_before: Vec<Release>,
     pub phase: Phase,
-    /// What is known of each server; the same servers as the group's.
+    /// What is known about each server; the keys are the group's servers.
     pub servers: BTreeMap<ServerId, ServerApp>,
-    /// Releases not tried again without an operator, newest last.
+    /// Releases not retried without an operator, newest last.
     pub rejected: Vec<Rejected>,
     /// Ended rollouts, oldest first.
     pub history: Vec<HistoryEntry>,
-    /// Counts the changes that the registry has to record.
+    /// Number of changes that the registry has to record.
     pub record: u64,
-    /// The count that the registry has acknowledged.
+    /// Number of them that the registry has acknowledged.
     pub record_written: u64,
     /// Verdicts that the registry has not acknowledged.
     pub verdicts_due: Vec<Verdict>,
 }
 
-/// What is known of one app on one server, from the server's reports.
+/// What is known about one app on one server, from the server's reports.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerApp {
-    /// Whether the server has reported what it found at its start; until then nothing is known.
+    /// Whether the server has reported what it found when it started; nothing is known until then.
     pub found: bool,
     pub running: Option<Release>,
     pub in_service: bool,
-    /// Why it takes none.
+    /// Why it takes no traffic.
     pub unfit: Option<Unfit>,
     /// Artifacts it has whole and verified, oldest first.
     pub holds: Vec<Digest>,
-    /// The highest generation it was ever activated under.
+    /// The highest generation under which it was ever activated.
     pub activated: Generation,
-    /// The latest change, until it is done or forgotten.
+    /// The latest change, until it is done or dropped.
     pub activation: Option<Activation>,
-    /// Set while it owes `last_good`.
+    /// Set while the server has to return to `last_good`.
     pub debt: Option<Debt>,
 }
 
@@ -161,23 +161,23 @@ pub struct ServerApp {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Activation {
-    /// Reports under another fence are about another change.
+    /// The change's identity: reports with another fence are about another change.
     pub fence: Fence,
-    /// What to run; none: stop what runs.
+    /// What to run; `None`: stop what runs.
     pub release: Option<Release>,
     pub before: Option<Release>,
-    /// What the change is part of.
+    /// Why the change was granted.
     pub purpose: Purpose,
-    /// Whether it takes a serving server out, and so counts against `max_unavailable`.
+    /// Whether it takes a serving server out, and therefore counts against `max_unavailable`.
     pub costs: bool,
-    /// The server was lost during the change: it is no longer ordered or counted, and another
-    /// change may replace it. A late report of its outcome is still accepted.
+    /// The server was lost during the change, which is no longer ordered or counted; another change
+    /// may replace it. A late report of its outcome is still accepted.
     pub void: bool,
     pub granted: ClockMs,
     pub stage: ActivationStage,
 }
 
-/// How far a change has come, and when the report of it was applied.
+/// How far a change has come, and when the report of that was applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "stage", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum ActivationStage {
@@ -187,9 +187,9 @@ pub enum ActivationStage {
     Applied { at: ClockMs },
     /// has passed its checks,
     Checked { at: ClockMs },
-    /// or failed, at the expense of a budget,
+    /// or has failed, at the expense of a budget,
     Failed { at: ClockMs, step: Step, blame: Blame, reason: String },
-    /// or put the old release back on its own.
+    /// or has restored the old release on its own.
     Undone { at: ClockMs, reason: String },
 }
 
@@ -223,7 +223,7 @@ pub struct Debt {
 }
 
 impl State {
-    /// The state before the first entry.
+    /// The initial state, before the first entry.
     #[must_use]
     pub fn new(group: GroupId, incarnation: Incarnation) -> State {
         State {
@@ -242,13 +242,13 @@ impl State {
         }
     }
 
-    /// How many servers the group has.
+    /// Number of servers.
     #[must_use]
     pub fn size(&self) -> u32 {
         u32::try_from(self.servers.len()).unwrap_or(u32::MAX)
     }
 
-    /// The server that carries a member.
+    /// The server that carries this member.
     #[must_use]
     pub fn server_of(&self, member: MemberId) -> Option<&ServerId> {
         self.servers.iter().find(|(_, server)| server.member == Some(member)).map(|(id, _)| id)
@@ -256,7 +256,7 @@ impl State {
 }
 
 impl App {
-    /// An app without any release, and without servers yet.
+    /// An app with no release, and no servers yet.
     #[must_use]
     pub fn new(revision: Revision, policy: Policy) -> App {
         App {
@@ -275,7 +275,7 @@ impl App {
         }
     }
 
-    /// The rejection of a release, if this group rejected it.
+    /// The rejection of a release, if there was one here.
     #[must_use]
     pub fn rejection_of(&self, release: &Release) -> Option<&Rejected> {
         self.rejected.iter().find(|rejected| rejected.release == *release)
@@ -295,26 +295,26 @@ impl App {
 
     /// The policy in force: the one pinned by the rollout in progress, else the current one.
     ///
-    /// Debts follow it too: `max_unavailable` is one number for all changes of an app, and the
-    /// checks of a server that pays are those of its neighbours. A policy that was changed during
-    /// a rollout applies to debts once that rollout has ended.
+    /// Debts follow it too: `max_unavailable` is one number for all changes of an app, and a server
+    /// that pays gets the same checks as its neighbours. A policy changed during a rollout applies
+    /// to debts once that rollout has ended.
     #[must_use]
     pub fn policy_in_force(&self) -> &Policy {
         self.phase.rollout().map_or(&self.policy, |rollout| &rollout.policy)
     }
 
-    /// The servers that are being changed right now.
+    /// The servers that are changing right now.
     pub fn in_flight(&self) -> impl Iterator<Item = (&ServerId, &Activation)> {
         self.servers.iter().filter_map(|(id, server)| Some((id, server.in_flight()?)))
     }
 
-    /// The servers that a rollout still has to bring to its release.
+    /// The servers that the rollout has not yet moved to its release.
     pub(crate) fn remaining(&self, rollout: &Rollout) -> BTreeSet<ServerId> {
         self.all_but_lost(rollout, |here| !here.serves(&rollout.release))
     }
 
-    /// The servers that a roll-back still has to bring to `last_good`. If nothing was ever good,
-    /// only what the rollout touched is taken back; anything else is left alone.
+    /// The servers that a rollback has not yet moved to `last_good`. If no release was ever good,
+    /// only what the rollout touched is rolled back; the rest is left alone.
     pub(crate) fn to_roll_back(&self, rollout: &Rollout) -> BTreeSet<ServerId> {
         let good = self.last_good.as_ref();
         self.all_but_lost(rollout, |here| match good {
@@ -334,7 +334,7 @@ impl App {
     }
 
     /// The servers whose change has to finish before another release can take over: all that are
-    /// being changed, except those that pay a debt.
+    /// changing, except those that pay a debt.
     pub(crate) fn blocking_takeover(&self) -> Vec<ServerId> {
         let owes = |server: &ServerId| self.servers[server].debt.is_some();
         self.in_flight().map(|(id, _)| id).filter(|id| !owes(id)).cloned().collect()
@@ -342,19 +342,19 @@ impl App {
 }
 
 impl ServerApp {
-    /// Whether it has the whole artifact.
+    /// Whether the server has the whole artifact.
     #[must_use]
     pub fn has(&self, artifact: &Digest) -> bool {
         self.holds.contains(artifact)
     }
 
-    /// Whether it runs the release and has no activation.
+    /// Whether the server runs the release and has no activation.
     #[must_use]
     pub fn settled_on(&self, release: Option<&Release>) -> bool {
         self.running.as_ref() == release && self.activation.is_none()
     }
 
-    /// Whether it is settled on the release and takes traffic.
+    /// Whether the server is settled on the release and takes traffic.
     #[must_use]
     pub fn serves(&self, release: &Release) -> bool {
         self.in_service && self.settled_on(Some(release))
@@ -366,18 +366,18 @@ impl ServerApp {
         self.activation.as_ref().filter(|activation| activation.in_flight())
     }
 
-    /// Records a debt, unless there is one.
+    /// Records a debt, unless the server already has one.
     pub(crate) fn owe(&mut self, since: ClockMs, reason: DebtReason) {
         self.debt.get_or_insert(Debt { since, reason, tries: 0 });
     }
 
-    /// Forgets a change that has failed or was undone.
+    /// Drops a change that has failed or was undone.
     pub(crate) fn forget_ended(&mut self) {
         self.activation.take_if(|activation| !activation.open());
     }
 }
 
-/// Appends an item; beyond `max`, the oldest goes.
+/// Appends an item; beyond `max`, drops the oldest.
 pub(crate) fn push_bounded<T>(list: &mut Vec<T>, item: T, max: usize) {
     list.push(item);
     if list.len() > max {

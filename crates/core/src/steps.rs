@@ -1,4 +1,4 @@
-//! The step logic of a server: from its orders and its own record to the next action.
+//! A server's step logic: from its orders and its own record to the next action.
 //!
 //! A step is recorded as begun before it runs, and as done, failed or undone before it is reported.
 //! Reports are derived from the record, so a crash at any instruction loses nothing: the
@@ -18,8 +18,8 @@ use crate::orders::{ActivationOrder, AppOrders, Fence, FetchOrder, Purpose};
 use crate::release::{Release, Rollback};
 use crate::report::{Blame, Outcome, Step};
 
-/// Attempts at a step that is interrupted by crashes or asks to be retried, before it has failed.
-/// 20: minutes for a hook that asks to be retried, with back-off; an end to a crash loop.
+/// Attempts at a step that crashes interrupt, or that asks to be retried, before it fails. 20: with
+/// back-off, minutes for a hook that asks to be retried; an end to a crash loop.
 pub const ATTEMPTS_MAX: u32 = 20;
 
 /// What a server has recorded about one app.
@@ -40,7 +40,7 @@ pub struct LocalApp {
 pub struct LocalActivation {
     /// The order as it was accepted; later orders with the same fence do not change it.
     pub order: ActivationOrder,
-    /// What ran before: all that the host may go back to on its own.
+    /// What ran before: the only release that the host may go back to on its own.
     pub previous: Option<Release>,
     pub progress: Progress,
 }
@@ -49,20 +49,20 @@ pub struct LocalActivation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "progress", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Progress {
-    /// A step is about to run or running,
+    /// A step is running or about to run,
     Begun { step: Step, attempt: u32 },
     /// or done,
     Done { step: Step, attempt: u32 },
-    /// or failed with this last output, and nothing more happens without new orders,
+    /// or failed, with this last output, and only new orders continue from here,
     Failed { step: Step, attempt: u32, blame: Blame, reason: String, output: String },
-    /// or the host went back on its own,
+    /// or the host went back to the old release on its own,
     Undone { reason: String },
     /// or the server takes traffic with the release: the activation is complete.
     Complete,
 }
 
 impl LocalActivation {
-    /// Whether the running release was touched: true once its stop is recorded as begun.
+    /// Whether the running release was touched: true once its stop was recorded as begun.
     #[must_use]
     pub fn stopped(&self) -> bool {
         match &self.progress {
@@ -85,11 +85,11 @@ impl LocalActivation {
         }
     }
 
-    /// The attempt and outcome to report; none while there is nothing worth a log entry.
+    /// The attempt and outcome to report; `None` if there is nothing worth a log entry yet.
     #[must_use]
     pub fn outcome(&self) -> Option<(u32, Outcome)> {
         match &self.progress {
-            // On its way back: neither applied nor checked.
+            // On the way back: neither applied nor checked.
             Progress::Begun { step: Step::Undo, .. } | Progress::Done { step: Step::Undo, .. } => {
                 None
             }
@@ -124,19 +124,19 @@ impl LocalActivation {
     }
 }
 
-/// What the server knows besides, at this moment; nothing here is durable.
+/// What else the server knows right now; none of it is persisted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Moment {
     /// The orders are still valid, by this server's clock.
     pub orders_fresh: bool,
-    /// The kill switch is on, as known on this server.
+    /// The kill switch is on, as far as this server knows.
     pub killed: bool,
     /// The group has acknowledged `checked` for this fence.
     pub confirmed: bool,
-    /// The group answered since the drain began, since the service was stopped, and within the
-    /// last `confirm_within`: a release can cut its server off long after its start.
+    /// The group responded after the drain started, after the service was stopped, and within the
+    /// last `confirm_within`: a release can cut its server off long after starting.
     pub reached_since_stop: bool,
-    /// More than `confirm_within` has passed since the drain began, by this server's clock.
+    /// More than `confirm_within` has passed since the drain started, by this server's clock.
     pub confirm_expired: bool,
 }
 
@@ -144,7 +144,7 @@ pub struct Moment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub struct NextAction {
-    /// What to fetch, in parallel to everything else.
+    /// What to fetch, in parallel with everything else.
     pub fetch: Vec<FetchOrder>,
     /// What to do about the activation.
     pub step: StepAction,
@@ -154,7 +154,7 @@ pub struct NextAction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "one at a time, and never kept")]
 pub enum StepAction {
-    /// Accept the order: its fence becomes the highest. Record this step as begun, then run it.
+    /// Accept the order, whose fence becomes the highest; record this step as begun, then run it.
     Accept { order: ActivationOrder, step: Step },
     /// Record the step as begun, then run it.
     Run { step: Step, attempt: u32 },
@@ -162,9 +162,9 @@ pub enum StepAction {
     Complete,
     /// Record the step as failed after [`ATTEMPTS_MAX`] attempts.
     GiveUp { step: Step, attempt: u32 },
-    /// Put the old release back and take traffic again, then record it.
+    /// Restore the old release and return to traffic, then record it.
     Undo { reason: String, attempt: u32 },
-    /// The server runs what it was ordered to.
+    /// The server runs what it should.
     Settled,
     /// The next step has to wait.
     Wait(StepWait),
@@ -217,7 +217,7 @@ fn next_step(
     }
 }
 
-/// Accepts a new order, if it may begin.
+/// Accepts a new order, if it may start.
 fn accept(
     order: &ActivationOrder,
     local: &LocalApp,
@@ -240,7 +240,7 @@ fn accept(
     }
 }
 
-/// What keeps something disruptive from beginning, if anything. An operator can roll back under the
+/// What forbids starting something disruptive, if anything. An operator can roll back under the
 /// kill switch: the order's `begin` says so.
 fn permission(order: &ActivationOrder, moment: Moment) -> Option<StepWait> {
     if !order.begin || (moment.killed && order.purpose != Purpose::RollBack) {
@@ -305,8 +305,8 @@ fn must_undo(activation: &LocalActivation, moment: Moment) -> bool {
         && !moment.reached_since_stop
 }
 
-/// Whether the host may go back from this activation on its own: never from a roll-back, and not
-/// from a forward-only release once the one before was stopped.
+/// Whether the host may go back from this activation on its own: never from a rollback, and not
+/// from a forward-only release once the previous one was stopped.
 #[must_use]
 pub fn may_undo(activation: &LocalActivation) -> bool {
     let order = &activation.order;
@@ -331,7 +331,7 @@ fn undo_reason(activation: &LocalActivation) -> String {
     }
 }
 
-/// The step after this one; none if the activation is complete.
+/// The step after this one; `None` if the activation is complete.
 fn after(step: Step, has_release: bool) -> Option<Step> {
     match step {
         Step::Fetch => Some(Step::Prepare),

@@ -1,5 +1,5 @@
-//! One command's turn at one app. The arrows of the drawing are its methods, each named after what
-//! happens; each either changes the app or rejects the command before it changes anything.
+//! One command's turn at one app. Its methods are the arrows of the diagram, each named after what
+//! happens; each either changes the app or rejects the command before changing anything.
 
 use crate::command::{Event, Planned, Rejection, WhyNot};
 use crate::ids::{AppId, ClockMs, Generation, Incarnation, Platform, ServerId};
@@ -21,7 +21,7 @@ mod settle;
 /// What every method of a turn returns.
 pub(crate) type Applied = Result<(), Rejection>;
 
-/// An app and everything a transition of it needs to know.
+/// An app and everything that a transition of it needs to know.
 pub(crate) struct Turn<'a> {
     id: &'a AppId,
     app: &'a mut App,
@@ -46,7 +46,7 @@ impl State {
         }
     }
 
-    /// The same for a command of the leader, if it was planned against the app's generation.
+    /// The same for a command from the leader, if it was planned against the app's generation.
     pub(crate) fn planned<'a>(
         &'a mut self,
         id: &'a AppId,
@@ -62,7 +62,7 @@ impl State {
         }
     }
 
-    /// Takes every arrow that follows from what is known, in every app.
+    /// Takes every arrow that needs no command, in every app.
     pub(crate) fn settle(&mut self, actor: &str, events: &mut Vec<Event>) {
         let (incarnation, platform, clock) = (self.incarnation, self.platform.as_ref(), self.clock);
         for (id, app) in &mut self.apps {
@@ -72,7 +72,7 @@ impl State {
 }
 
 impl Turn<'_> {
-    /// Takes a step that the leader planned; `costs` is what [`State::clear`] said.
+    /// Takes a step that the leader planned; `costs` is the result of [`State::clear`].
     pub(crate) fn take(&mut self, step: &Planned, costs: bool) -> Applied {
         match step {
             Planned::TakeLead { lead } => self.take_lead(lead),
@@ -118,7 +118,7 @@ impl Turn<'_> {
         self.entered(from);
     }
 
-    /// Stops at an arrow that is not drawn; reports any other to the registry and the log.
+    /// Panics if no such arrow exists; otherwise passes the transition to the registry and the log.
     fn entered(&mut self, from: PhaseName) {
         let to = self.app.phase.name();
         assert!(
@@ -157,7 +157,7 @@ impl Turn<'_> {
         push_bounded(&mut self.app.history, entry, HISTORY_MAX);
     }
 
-    /// Queues a verdict for the registry; it replaces an older one about the same version.
+    /// Queues a verdict for the registry, replacing an older one about the same version.
     fn verdict(&mut self, release: &Release, bad: Option<Reason>) {
         let (version, platform) = (release.version.clone(), release.platform.clone());
         self.app.verdicts_due.retain(|due| due.version != version);

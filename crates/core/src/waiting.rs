@@ -1,4 +1,4 @@
-//! What things wait for, as data. `cohort-view` words it and says what unblocks it.
+//! What things are waiting for, as data. `cohort-view` words it and says what unblocks it.
 
 use std::collections::BTreeSet;
 
@@ -9,17 +9,17 @@ use crate::policy::Prestage;
 use crate::reason::{DebtReason, PausedBy, Reason};
 use crate::report::Step;
 
-/// Something that waits.
+/// Something that is waiting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use]
 pub struct Waiting {
     pub app: AppId,
-    /// When it began to wait, by the group clock.
+    /// When the wait started, by the group clock.
     pub since: ClockMs,
     pub on: WaitingOn,
 }
 
-/// The one thing that an app or server waits for.
+/// The one thing that an app or server is waiting for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "waiting_on", rename_all = "kebab-case")]
 pub enum WaitingOn {
@@ -31,39 +31,39 @@ pub enum WaitingOn {
     RegistryAway,
     /// The registry has not acknowledged the group's record yet.
     RegistryRecord,
-    /// The channel points to no usable release.
+    /// The channel does not point to a usable release.
     NoRelease { reason: String },
-    /// A release was refused for its signature, age or platform.
+    /// A release was refused because of its signature, age or platform.
     ReleaseRefused { reason: String },
     /// No server has joined yet.
     NoServers,
-    /// Servers that have not reported yet what they run.
+    /// Servers that have not yet reported what they run.
     FirstReports { servers: Vec<ServerId> },
-    /// No quorum: nothing is decided, nothing changes.
+    /// No quorum: nothing can be decided or changed.
     NoLeader,
-    /// Groups of earlier stages have not found the release good yet.
+    /// Groups of earlier stages have not yet found the release good.
     StageBefore { version: Version, groups: Vec<GroupId> },
     /// No stage of the policy matches this group.
     NoStage { version: Version },
     /// Another group on the same platform found the release bad.
     VerdictElsewhere { version: Version, group: GroupId, reason: Reason },
-    /// Rejected here: waits for a person or a newer release.
+    /// Rejected here: waiting for an operator or a newer release.
     Person { version: Version, reason: Reason },
-    /// Paused by a person, or by the verdict of another group.
+    /// Paused by an operator, or by another group's verdict.
     Paused { by: PausedBy },
     /// `rollout approve` after this wave.
     Approval { wave: u32 },
-    /// A newer release takes over once these servers have ended their step.
+    /// A newer release takes over once these servers have finished their step.
     NewerRelease { version: Version, servers: Vec<ServerId> },
     /// Servers that are downloading.
     Download { servers: BTreeSet<ServerId> },
     /// Servers that download later: the policy holds the release back until their wave is near.
     Prestage { version: Version, prestage: Prestage, servers: Vec<ServerId> },
-    /// Servers in the middle of a step.
+    /// Servers that are taking a step.
     Steps { servers: Vec<(ServerId, Step)> },
-    /// As many servers are out of service as the policy allows.
+    /// The policy allows no more servers out of service.
     Capacity { out: BTreeSet<ServerId>, max: u32 },
-    /// Another app is being changed on the server.
+    /// Another app is changing on the server.
     OtherApp { server: ServerId },
     /// The wave is being watched for `bake_time`.
     BakeTime { left_ms: u64 },

@@ -1,4 +1,4 @@
-//! Which servers make up the next wave: its size and its order, and nothing else of the policy.
+//! Which servers make up the next wave: its size and order; the rest of the policy is not used.
 
 use std::collections::BTreeSet;
 
@@ -6,9 +6,10 @@ use crate::capacity::{self, Standing};
 use crate::ids::ServerId;
 use crate::state::{Rollout, State};
 
-/// The servers of the next wave, out of those that are ready, which come in order of their ids.
+/// The servers of the next wave, chosen from those that are ready, which come in order of their
+/// ids.
 ///
-/// Servers that are out of service come first: they take no capacity, and would hold up the others.
+/// Servers that are out of service come first: they take no capacity, and would delay the others.
 /// Members spread over the waves, because a bad release may take its host down. The leader's server
 /// comes last.
 pub(crate) fn choose(
@@ -30,7 +31,7 @@ pub(crate) fn choose(
     let left = order.len();
     let (members, others): (Vec<&ServerId>, Vec<&ServerId>) =
         order.into_iter().partition(is_member);
-    // By the end of this wave, the share of members done should be the share of servers done.
+    // By the end of this wave, the share of members done should equal the share of servers done.
     let all = state.servers.len().max(1);
     let are_members = state.servers.values().filter(|s| s.member.is_some()).count();
     let due = (all.saturating_sub(left) + size) * are_members / all;
@@ -40,7 +41,7 @@ pub(crate) fn choose(
     let from_others = (size - from_members.min(size)).min(others.len());
     chosen.extend(members.iter().take(from_members).map(|server| (*server).clone()));
     chosen.extend(others.iter().take(from_others).map(|server| (*server).clone()));
-    // Fill up with members if nobody else is left.
+    // Fill up with members if no other server is left.
     for server in members.iter().skip(from_members) {
         if chosen.len() < size + broken {
             chosen.insert((*server).clone());

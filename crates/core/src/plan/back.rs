@@ -10,8 +10,8 @@ use crate::release::Release;
 use crate::state::{ActivationStage, DEBT_TRIES_MAX, Debt, Rollout, ServerApp};
 use crate::waiting::WaitingOn;
 
-/// Pause between two attempts to pay a debt, in milliseconds. 10 s: longer than a service that
-/// starts slowly, short beside what an operator would need.
+/// Pause between two attempts to pay a debt, in milliseconds. 10 s: longer than a slow service
+/// takes to start, short compared to an operator's response.
 const DEBT_RETRY_MS: u64 = 10_000;
 
 impl Planner<'_> {
@@ -33,7 +33,7 @@ impl Planner<'_> {
         self.steps(since, &owing);
     }
 
-    /// Servers that owe get `last_good` as soon as they can be reached.
+    /// Servers in debt get `last_good` as soon as they are reachable.
     pub(super) fn debts(&mut self) {
         let app = self.app;
         let Some(good) = &app.last_good else { return };
@@ -50,7 +50,7 @@ impl Planner<'_> {
         self.grants(&payable, Purpose::Debt, self.state.clock);
     }
 
-    /// Whether a server can pay its debt now; if not, something is proposed or waited for.
+    /// Whether a server can pay its debt now; if not, proposes something or waits.
     fn is_payable(
         &mut self,
         server: &ServerId,
@@ -82,7 +82,7 @@ impl Planner<'_> {
         false
     }
 
-    /// Whether the debt is left alone for now: its tries are used up, or the last one just failed.
+    /// Whether to leave the debt alone for now: no tries are left, or the last one just failed.
     fn is_resting(&self, here: &ServerApp, debt: &Debt) -> bool {
         let ended = match here.activation.as_ref().map(|change| &change.stage) {
             Some(ActivationStage::Failed { at, .. } | ActivationStage::Undone { at, .. }) => {
@@ -95,7 +95,7 @@ impl Planner<'_> {
         debt.tries >= DEBT_TRIES_MAX || (debt.tries > 0 && just)
     }
 
-    /// Whether the kill switch is on; if so, that is waited for.
+    /// Whether the kill switch is on; if so, waits for it.
     pub(super) fn is_killed(&mut self, since: ClockMs) -> bool {
         let Some(reason) = &self.seen.killed else { return false };
         self.wait(since, WaitingOn::KillSwitch { reason: reason.clone() });

@@ -1,4 +1,4 @@
-//! Whether a release starts to roll out, and which.
+//! Whether a rollout starts, and of which release.
 
 use super::{Offer, Planner};
 use crate::command::Planned;
@@ -10,7 +10,7 @@ use crate::state::Rollout;
 use crate::waiting::WaitingOn;
 
 impl Planner<'_> {
-    /// Starts the offered release, or says why not. Only while no rollout is in progress.
+    /// Starts the offered release, or says why not. Call only while no rollout is in progress.
     pub(super) fn consider(&mut self, since: ClockMs) {
         let mut reasons = Vec::new();
         let release = self.eligible(&mut reasons);
@@ -28,7 +28,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether a newer release is offered and eligible: it takes over between two steps.
+    /// Whether a newer eligible release is offered: it takes over between two steps.
     pub(super) fn newer(&mut self, rollout: &Rollout) -> bool {
         match self.seen.offers.get(self.id) {
             Some(Offer::Release(release)) if *release != rollout.release => {}
@@ -43,7 +43,7 @@ impl Planner<'_> {
         true
     }
 
-    /// Whether servers have to finish their change before the release can start.
+    /// Whether servers have to finish their change before the rollout can start.
     fn is_blocked(&mut self, release: &Release, since: ClockMs) -> bool {
         let servers = self.app.blocking_takeover();
         let blocked = !servers.is_empty();
@@ -54,7 +54,7 @@ impl Planner<'_> {
         blocked
     }
 
-    /// A rollout does not start if it would at once lose more servers than it tolerates.
+    /// A rollout does not start if it would immediately lose more servers than it tolerates.
     fn too_many_silent(&mut self, since: ClockMs) -> bool {
         let silent: Vec<&ServerId> =
             self.app.servers.keys().filter(|server| self.is_silent(server)).collect();
@@ -69,7 +69,7 @@ impl Planner<'_> {
         true
     }
 
-    /// The release that may start in this group, or the reasons why none may.
+    /// The release that may start in this group, or the reasons why none can.
     fn eligible(&self, reasons: &mut Vec<WaitingOn>) -> Option<Release> {
         let release = match self.seen.offers.get(self.id) {
             Some(Offer::Release(release)) => release,
@@ -114,13 +114,13 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether something stops the rollout between two steps: a newer release that takes over, or
-    /// a pause, the kill switch, or a bad verdict of another group.
+    /// Whether the rollout has to stop between two steps: for a newer release that takes over, a
+    /// pause, the kill switch, or another group's bad verdict.
     pub(super) fn is_interrupted(&mut self, rollout: &Rollout) -> bool {
         self.newer(rollout) || self.is_stopped(rollout)
     }
 
-    /// Whether the rollout is paused, killed, or found bad elsewhere.
+    /// Whether the rollout is paused, killed, or found bad by another group.
     pub(super) fn is_stopped(&mut self, rollout: &Rollout) -> bool {
         if let Some(pause) = &rollout.pause {
             self.wait(pause.since, WaitingOn::Paused { by: pause.by.clone() });

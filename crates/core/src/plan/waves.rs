@@ -32,7 +32,7 @@ impl Planner<'_> {
             }
             return;
         }
-        // A server that owes gets the good release before its turn.
+        // A server in debt gets the good release before its turn.
         let is_ready = |server: &&ServerId| self.app.servers[*server].in_flight().is_none();
         let ready: Vec<ServerId> = reachable.iter().filter(is_ready).cloned().collect();
         if ready.is_empty() {
@@ -88,8 +88,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Fails the rollout if nothing moved within `progress_deadline`, which stands still while the
-    /// kill switch is on or the rollout is paused.
+    /// Fails the rollout if nothing progressed within `progress_deadline`, which is suspended under
+    /// the kill switch and while the rollout is paused.
     fn is_stuck(&mut self, rollout: &Rollout, open: &BTreeSet<ServerId>) -> bool {
         let within = rollout.policy.update.progress_deadline;
         let stuck = self.seen.killed.is_none()
@@ -106,7 +106,7 @@ impl Planner<'_> {
     }
 
     /// Whether a server of the wave still needs a grant. A failed change of an older plan or of a
-    /// debt is no obstacle: this release may repair it.
+    /// debt does not prevent one: this release may repair it.
     fn may_start(&self, rollout: &Rollout, server: &ServerId) -> bool {
         let here = &self.app.servers[server];
         let own = |change: &Activation| {
@@ -119,7 +119,7 @@ impl Planner<'_> {
         free && !here.serves(&rollout.release)
     }
 
-    /// Grants as many changes as capacity allows; says which servers the rest waits for.
+    /// Grants as many changes as capacity allows; records which servers the rest is waiting for.
     pub(super) fn grants(&mut self, servers: &[ServerId], purpose: Purpose, since: ClockMs) {
         if servers.is_empty() {
             return;
@@ -136,7 +136,7 @@ impl Planner<'_> {
         }
         let mut used = out.clone();
         let mut short = false;
-        // Those that cost nothing first.
+        // Free ones first.
         let (free, costly): (Vec<&ServerId>, Vec<&ServerId>) =
             servers.iter().partition(|server| !capacity::costs(self.state, server));
         for (at, server) in free.iter().chain(&costly).enumerate() {
@@ -164,7 +164,7 @@ impl Planner<'_> {
         here.any(|here| here.in_flight().is_some())
     }
 
-    /// Says what these servers are doing.
+    /// Waits for the steps that these servers are taking.
     pub(super) fn steps(&mut self, since: ClockMs, servers: &BTreeSet<ServerId>) {
         let step = |server: &ServerId| {
             let change = self.app.servers.get(server)?.in_flight()?;
@@ -183,7 +183,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Declares a silent server lost; under the kill switch it is waited for instead.
+    /// Declares a silent server lost; under the kill switch, waits for it instead.
     pub(super) fn lose(&mut self, server: &ServerId) {
         let (server, silent_ms) = (server.clone(), self.silent_ms(server));
         if self.seen.killed.is_some() {
@@ -194,7 +194,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Lost servers that are back, and did not fail, take part again.
+    /// Lost servers that are back and did not fail rejoin.
     fn find_lost(&mut self, rollout: &Rollout) {
         for server in &rollout.lost {
             let Some(here) = self.app.servers.get(server) else { continue };

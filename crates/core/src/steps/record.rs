@@ -8,24 +8,24 @@ use crate::orders::{ActivationOrder, Fence, Purpose};
 use crate::release::Release;
 use crate::report::{Blame, Step};
 
-/// How long an answered request for orders counts as contact at least, in milliseconds. 6 s: a
-/// server asks again after 2 s and may wait 3 s for the answer; with a shorter `confirm_within` it
-/// would undo between two answers.
+/// Shortest time that an answered request for orders counts as contact, in milliseconds. 6 s: a
+/// server asks again after 2 s and may wait 3 s for the response; with a shorter `confirm_within`
+/// it would undo between two responses.
 pub const REACHED_MS_MIN: u64 = 6_000;
 
 /// A reading of a machine's boot-time clock.
 #[derive(Debug, Clone, Copy)]
 pub struct BootTime<'a> {
-    /// Which boot of the machine: readings of different boots do not compare.
+    /// Identifies the boot: readings from different boots are not comparable.
     pub boot: &'a str,
-    /// Milliseconds since that boot, sleep included.
+    /// Milliseconds since that boot, including sleep.
     pub ms: u64,
 }
 
 /// Time elapsed since an event, across reboots.
 ///
-/// The time known to have elapsed at the last write is kept, so a reboot can only make it late, by
-/// at most the time since that write: the group gets longer to answer, never shorter.
+/// Stores the time that had elapsed at the last write, so a reboot can only make it late, by at
+/// most the time since that write: the group gets longer to respond, never shorter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Elapsed {
@@ -35,7 +35,7 @@ pub struct Elapsed {
 }
 
 impl Elapsed {
-    /// Starts at `now`.
+    /// Starts counting at `now`.
     #[must_use]
     pub fn start(now: BootTime<'_>) -> Elapsed {
         Elapsed { boot: now.boot.to_owned(), since_ms: now.ms, before_ms: 0 }
@@ -49,37 +49,37 @@ impl Elapsed {
         self.before_ms.saturating_add(since)
     }
 
-    /// The same clock, re-based to `now` for writing.
+    /// The same elapsed time, re-based to `now` for writing.
     #[must_use]
     pub fn carried(&self, now: BootTime<'_>) -> Elapsed {
         Elapsed { boot: now.boot.to_owned(), since_ms: now.ms, before_ms: self.ms(now) }
     }
 }
 
-/// How long the group's confirmation has been awaited: from the start of the drain.
+/// How long the server has waited for the group's confirmation, counted from the drain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Confirm {
     pub fence: Fence,
-    /// Since the drain began.
+    /// Runs since the drain started.
     pub clock: Elapsed,
 }
 
 /// Why a step failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// The release, or its surroundings.
+    /// The release, or the environment.
     pub blame: Blame,
-    /// Why, for people.
+    /// Human-readable cause.
     pub reason: String,
     pub output: String,
 }
 
-/// When the group was last in contact, as far as *confirm or undo* is concerned. In memory only: a
-/// restarted agent has to reach the group again.
+/// When the group was last in contact, for *confirm or undo*. In memory only: an agent that
+/// restarts has to reach the group again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reached {
-    /// Contact counts from here: the agent's start, or the start of the last drain or stop.
+    /// Contact counts from here on: the agent's start, or the start of the last drain or stop.
     since_ms: u64,
     /// When the latest answered request for orders was sent, by the boot-time clock.
     last_ms: u64,
@@ -92,12 +92,12 @@ impl Reached {
         Reached { since_ms: now_ms, last_ms: 0 }
     }
 
-    /// A request for orders sent at `asked_ms` was answered.
+    /// Records that a request for orders sent at `asked_ms` was answered.
     pub fn heard(&mut self, asked_ms: u64) {
         self.last_ms = self.last_ms.max(asked_ms);
     }
 
-    /// A step begins; after a drain or a stop the group has to be reached again.
+    /// Records that a step starts; after a drain or a stop, the group has to be reached again.
     pub fn begin(&mut self, step: Step, now_ms: u64) {
         if matches!(step, Step::Drain | Step::Stop) {
             self.since_ms = now_ms;
@@ -120,13 +120,13 @@ pub struct AppRecord {
     pub confirm: Option<Confirm>,
     /// The server left traffic and has not returned.
     pub blocked: bool,
-    /// The hook that last asked to be retried, within the current step.
+    /// The hook that last asked for a retry, within the current step.
     pub later: Option<String>,
 }
 
 impl AppRecord {
-    /// Accepts an order and begins its first step. `keeps` tells whether a release is still
-    /// unpacked here.
+    /// Accepts an order and starts its first step. `keeps`: whether a release is still unpacked
+    /// here.
     pub fn accept(
         &mut self,
         order: ActivationOrder,
@@ -143,8 +143,8 @@ impl AppRecord {
         self.local.activation = Some(LocalActivation { order, previous, progress });
     }
 
-    /// What the host may go back to on its own: what last ran well here, never a half-installed
-    /// release. The order's `undo_to` is only what ran when it was given, perhaps badly.
+    /// What the host may go back to on its own: the last release that ran well here, never a
+    /// half-installed one. The order's `undo_to` is only what ran when it was given, perhaps badly.
     fn previous_for(&self, keeps: impl Fn(&Release) -> bool) -> Option<Release> {
         match &self.local.activation {
             Some(LocalActivation { progress, previous, .. })
@@ -156,7 +156,7 @@ impl AppRecord {
         }
     }
 
-    /// A step is about to run for the `attempt`th time (from 1).
+    /// Records that a step is about to run for the `attempt`th time (from 1).
     pub fn begin(&mut self, step: Step, attempt: u32, now: BootTime<'_>) {
         let Some(activation) = &mut self.local.activation else { return };
         activation.progress = Progress::Begun { step, attempt };
@@ -174,9 +174,9 @@ impl AppRecord {
         self.confirm = (step >= Step::Drain).then(|| Confirm { fence, clock: Elapsed::start(now) });
     }
 
-    /// A step is done. Must be durable before it is reported (see [`reported_when_done`]);
-    /// otherwise it may be written together with the next step: after a crash in between, the step
-    /// runs again.
+    /// Records that a step is done. Must be persisted before it is reported (see
+    /// [`reported_when_done`]); otherwise it may be written together with the next step: after a
+    /// crash in between, the step runs again.
     pub fn done(&mut self, step: Step, attempt: u32) {
         self.later = None;
         self.blocked |= step == Step::Drain;
@@ -187,7 +187,7 @@ impl AppRecord {
         }
     }
 
-    /// A step failed; only new orders or an undo continue from here.
+    /// Records that a step failed; only new orders or an undo continue from here.
     pub fn fail(&mut self, step: Step, attempt: u32, failure: Failure) {
         let Failure { blame, reason, output } = failure;
         if let Some(activation) = &mut self.local.activation {
@@ -205,7 +205,7 @@ impl AppRecord {
         Failure { blame, reason, output: String::new() }
     }
 
-    /// The server takes traffic with the release.
+    /// Records that the server takes traffic with the release.
     pub fn complete(&mut self) {
         self.confirm = None;
         self.blocked = false;
@@ -214,7 +214,7 @@ impl AppRecord {
         }
     }
 
-    /// The host put the previous release back on its own.
+    /// Records that the host restored the previous release on its own.
     pub fn undone(&mut self, reason: String) {
         self.confirm = None;
         self.blocked = false;
@@ -224,8 +224,9 @@ impl AppRecord {
         }
     }
 
-    /// The release that may take traffic again while the kill switch holds an activation: the next
-    /// step may be hours away, and a drained server serves nobody. Only in a wave, before the stop.
+    /// The release that may return to traffic while the kill switch holds an activation: the next
+    /// step may be hours away, and a drained server serves no traffic. Only in a wave, before the
+    /// stop.
     #[must_use]
     pub fn undrain_to(&self) -> Option<&Release> {
         let activation = self.local.activation.as_ref()?;
@@ -239,7 +240,7 @@ impl AppRecord {
         })
     }
 
-    /// Traffic was given back by [`Self::undrain_to`]: the activation drains again later.
+    /// Records that [`Self::undrain_to`] returned to traffic: the activation drains again later.
     pub fn undrained(&mut self) {
         self.blocked = false;
         self.confirm = None;
@@ -250,7 +251,7 @@ impl AppRecord {
     }
 
     /// Whether an activation has stopped the service and has not ended: then its steps start the
-    /// service, not the start of the agent.
+    /// service; the start of the agent does not.
     #[must_use]
     pub fn under_way(&self) -> bool {
         self.local.activation.as_ref().is_some_and(|activation| {
@@ -261,7 +262,7 @@ impl AppRecord {
     /// Whether the server may take traffic, as far as the record says.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why not.
     pub fn takes_traffic(&self) -> Result<(), NoTraffic> {
         let activation = self.local.activation.as_ref();
         let out = self.blocked || activation.is_some_and(LocalActivation::drained);
@@ -275,15 +276,15 @@ impl AppRecord {
         }
     }
 
-    /// How long an answered request counts as contact, in milliseconds: `confirm_within`, as a
-    /// release may cut its server off long after its start, and never less than a round of asking.
+    /// How long an answered request counts as contact, in milliseconds: `confirm_within`, since a
+    /// release may cut its server off long after starting, but never less than a round of asking.
     #[must_use]
     pub fn reached_counts_ms(&self) -> u64 {
         let activation = self.local.activation.as_ref();
         activation.map_or(0, |known| known.order.confirm_within_ms).max(REACHED_MS_MIN)
     }
 
-    /// Milliseconds until the confirmation is overdue; `None` when none is awaited.
+    /// Milliseconds until the confirmation is overdue; `None` if none is expected.
     #[must_use]
     pub fn confirm_left_ms(&self, now: BootTime<'_>) -> Option<u64> {
         let activation = self.local.activation.as_ref()?;
@@ -291,8 +292,8 @@ impl AppRecord {
         Some(activation.order.confirm_within_ms.saturating_sub(confirm.clock.ms(now)))
     }
 
-    /// Milliseconds until the host may undo if the group is not reached again; `None` when no
-    /// confirmation is awaited or there is no way back. A waiting step is interrupted then.
+    /// Milliseconds until the host may undo if the group is not reached again; `None` if no
+    /// confirmation is expected or going back is impossible. A waiting step is interrupted then.
     #[must_use]
     pub fn undo_left_ms(&self, reached: Reached, now: BootTime<'_>) -> Option<u64> {
         self.local.activation.as_ref().filter(|activation| may_undo(activation))?;
@@ -332,15 +333,15 @@ pub enum NoTraffic {
 /// What the server knows from the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Told {
-    /// The orders are still valid by this server's clock.
+    /// The orders are still valid, by this server's clock.
     pub orders_fresh: bool,
-    /// The kill switch is on, as known on this server.
+    /// The kill switch is on, as far as this server knows.
     pub killed: bool,
     /// The group has acknowledged `Checked` for the current fence.
     pub confirmed: bool,
 }
 
-/// Whether a step's end is reported to the group, and so must be durable first.
+/// Whether the end of a step is reported to the group, and must therefore be persisted first.
 #[must_use]
 pub fn reported_when_done(step: Step) -> bool {
     matches!(step, Step::Start | Step::Check)

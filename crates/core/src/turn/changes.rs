@@ -11,9 +11,9 @@ use crate::release::Release;
 use crate::state::{Activation, ActivationStage, App, State};
 
 impl State {
-    /// Checks what a step means for the whole group: a grant needs a server on which no app is
-    /// being changed, and capacity. A roll-back or a debt may replace a change that is no longer
-    /// wanted. Returns whether the step takes a serving server out.
+    /// Checks a step against the whole group: a grant needs capacity, and a server on which no app
+    /// is changing. A rollback or a debt may replace a change that is no longer wanted. Returns
+    /// whether the step takes a serving server out.
     pub(crate) fn clear(&self, app_id: &AppId, step: &Planned) -> Result<bool, Rejection> {
         let Planned::Grant { server, purpose } = step else { return Ok(false) };
         let purpose = *purpose;
@@ -54,15 +54,14 @@ impl Turn<'_> {
             return Err(Rejection::NoServer { server: server.clone() });
         };
         if here.activated >= *generation {
-            // One activation per server and fence: a second one is a new plan.
+            // One activation per server and fence: a second one needs a new plan.
             *generation = generation.next();
         }
         here.activated = *generation;
         if let Some(debt) = here.debt.as_mut().filter(|_| purpose == Purpose::Debt) {
             debt.tries += 1;
         }
-        // The server may have started the change that this one replaces: what it costs still
-        // counts.
+        // The server may have started the change that this one replaces, whose cost still counts.
         let costs = costs || here.activation.as_ref().is_some_and(|a| a.open() && a.costs);
         here.activation = Some(Activation {
             fence: Fence { incarnation: self.incarnation, generation: *generation },
@@ -99,7 +98,8 @@ impl Turn<'_> {
         }
     }
 
-    /// Declares a server lost: the rollout continues without it, its change is void, and it owes.
+    /// Declares a server lost: the rollout continues without it, its change is void, and it is in
+    /// debt.
     pub(crate) fn lose(&mut self, server: &ServerId, silent_ms: u64) -> Applied {
         let App { servers, phase, .. } = &mut *self.app;
         let Some(here) = servers.get_mut(server) else {
@@ -124,7 +124,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// A lost server is back, or an owing one is on the good release: its debt is cleared.
+    /// A lost server is back, or a server in debt is on the good release: clears its debt.
     pub(crate) fn find(&mut self, server: &ServerId) -> Applied {
         if let Some(rollout) = self.app.phase.rollout_mut() {
             rollout.lost.remove(server);

@@ -1,4 +1,4 @@
-//! What becomes of a rollout that met with failures.
+//! What happens to a rollout with failures.
 
 use super::{Applied, Turn};
 use crate::command::WhyNot;
@@ -18,8 +18,8 @@ enum Course {
     GoBack(Reason),
 }
 
-/// Whether to tolerate the failures, stay, or go back: decided here and nowhere else. `raised` is a
-/// deadline's or an operator's reason; without one, only the failures counted so far matter.
+/// Whether to tolerate the failures, stay, or go back: decided only here. `raised` is a deadline's
+/// or an operator's reason; without one, only the failures so far count.
 fn course(turn: &Turn<'_>, rollout: &Rollout, raised: Option<Reason>, by_person: bool) -> Course {
     let Some(reason) = raised.or_else(|| over_budget(turn, rollout)) else {
         return Course::Tolerate;
@@ -32,8 +32,8 @@ fn course(turn: &Turn<'_>, rollout: &Rollout, raised: Option<Reason>, by_person:
     if back { Course::GoBack(reason) } else { Course::Stay(reason) }
 }
 
-/// Why the budgets do not cover the failures so far. A rollout without a server left that runs its
-/// release has failed, whatever its budgets: nothing was proven, and it must not become good.
+/// Why the budgets do not cover the failures so far. A rollout with no server left that runs its
+/// release has failed, whatever its budgets: nothing is proven, and it must not become good.
 fn over_budget(turn: &Turn<'_>, rollout: &Rollout) -> Option<Reason> {
     let first = |blame: Blame| {
         let failure = rollout.failures.iter().find(|failure| failure.blame == blame);
@@ -62,13 +62,13 @@ fn over_budget(turn: &Turn<'_>, rollout: &Rollout) -> Option<Reason> {
 }
 
 impl Turn<'_> {
-    /// A deadline passed, or an operator aborts.
+    /// A deadline passed, or an operator aborted.
     pub(crate) fn fail(&mut self, reason: Reason, by_person: bool) -> Applied {
         let rollout = match &mut self.app.phase {
             Phase::Forward { rollout, .. } => rollout.clone(),
             Phase::Held { in_place: Some(rollout), .. } if by_person => rollout.clone(),
             Phase::RollingBack { by_person: ordered, .. } if by_person => {
-                // From now on it continues under the kill switch.
+                // From now on, it continues under the kill switch.
                 *ordered = true;
                 return Ok(());
             }
@@ -117,11 +117,11 @@ impl Turn<'_> {
         let good = &self.app.last_good;
         for here in self.app.servers.values_mut() {
             if here.running == *good && (here.in_service || good.is_none()) {
-                // It failed before it was touched.
+                // It failed before anything on it was touched.
                 here.forget_ended();
             }
         }
-        // A failed server can be reached; the planner finds again who cannot.
+        // A failed server is reachable; the planner determines again which ones are not.
         rollout.lost.clear();
         self.enter(Phase::RollingBack { rollout, reason, by_person, since: self.clock });
     }
@@ -131,7 +131,7 @@ impl Turn<'_> {
         self.enter_held(&rollout.clone(), Ending::HeldInPlace, reason, Some(rollout));
     }
 
-    /// rolling-back ─► held: every reachable server is back. Returns whether that is so.
+    /// rolling-back ─► held: every reachable server is back. Returns whether that happened.
     pub(super) fn hold(&mut self) -> bool {
         let Phase::RollingBack { rollout, reason, .. } = &self.app.phase else { return false };
         if !self.app.to_roll_back(rollout).is_empty() {

@@ -51,8 +51,8 @@ impl Turn<'_> {
             self.remember(&old, Ending::Superseded, Some(reason));
         }
         self.app.generation = self.app.generation.next();
-        // A failed change does not stand in the way of a new plan. What a lost server may still
-        // be doing is kept, until it reports the outcome or gets another change.
+        // A failed change does not block a new plan. What a lost server may still be doing is kept
+        // until it reports the outcome or gets another change.
         self.app.servers.values_mut().for_each(|here| here.forget_ended());
         let rollout = Box::new(Rollout {
             release: release.clone(),
@@ -97,7 +97,7 @@ impl Turn<'_> {
         }
     }
 
-    /// A new leader continues the rollout: its server is the one that fetches from a mirror.
+    /// A new leader continues the rollout: its server now fetches from the mirror.
     pub(crate) fn take_lead(&mut self, lead: &ServerId) -> Applied {
         self.knows(lead)?;
         match self.app.phase.rollout_mut() {
@@ -137,7 +137,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// leader-holds ─► verified: the leader checked the signature and every byte itself.
+    /// leader-holds ─► verified: the leader has checked the signature and every byte itself.
     pub(crate) fn verify(&mut self, server: &ServerId) -> Applied {
         let Phase::Forward { at: Milestone::LeaderHolds, .. } = &self.app.phase else {
             return self.not_now(WhyNot::NothingToVerify);

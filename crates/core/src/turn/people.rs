@@ -1,4 +1,4 @@
-//! What operators decide.
+//! Operators' decisions.
 
 use super::{Applied, Turn};
 use crate::command::WhyNot;
@@ -9,7 +9,7 @@ use crate::release::Rollback;
 use crate::state::{Pause, Rollout};
 
 impl Turn<'_> {
-    /// The rollout going forward, with a new generation: what was planned before is stale.
+    /// The rollout going forward, under a new generation: earlier plans are now stale.
     fn replan(&mut self) -> Option<&mut Rollout> {
         self.app.phase.forward()?;
         self.app.generation = self.app.generation.next();
@@ -27,8 +27,8 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Another group found the release bad. Has no effect on a rollout that is already paused, or
-    /// if an operator overruled that group.
+    /// Another group found the release bad. No effect if the rollout is already paused, or if an
+    /// operator overruled that group.
     pub(crate) fn pause_for_verdict(&mut self, group: &GroupId, reason: &Reason) -> Applied {
         let by = PausedBy::Verdict { group: group.clone(), reason: reason.clone() };
         let pause = Pause { by, since: self.clock };
@@ -42,7 +42,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Continues a paused rollout; the verdict that paused it is overruled.
+    /// Continues a paused rollout, overruling the verdict that paused it.
     pub(crate) fn resume(&mut self) -> Applied {
         if self.app.phase.forward().is_none_or(|rollout| rollout.pause.is_none()) {
             return self.not_now(WhyNot::NotPaused);
@@ -67,13 +67,13 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Rolls back now, or lets a roll-back in progress continue under the kill switch.
+    /// Rolls back now, or lets a rollback in progress continue under the kill switch.
     pub(crate) fn abort(&mut self, reason: &str) -> Applied {
         let by = self.actor.to_owned();
         self.fail(Reason::Aborted { by, text: reason.to_owned() }, true)
     }
 
-    /// Lets the held release, and debts that were given up, be tried again.
+    /// Allows another try of the held release, and of debts without tries left.
     pub(crate) fn retry(&mut self) -> Applied {
         let app = &mut *self.app;
         let mut did = false;

@@ -1,4 +1,4 @@
-//! What servers report.
+//! Servers' reports.
 
 use super::{Applied, Turn};
 use crate::command::{Event, Limited, Rejection};
@@ -14,9 +14,9 @@ use crate::state::{
 };
 
 impl State {
-    /// Applies a report. One that was seen before, or that is about an older plan, is ignored, so
-    /// a server can always repeat its reports. Except passed checks that do not count: the server
-    /// would take it that the group has confirmed them.
+    /// Applies a report. A repeated one, or one about an older plan, is ignored, so a server can
+    /// always repeat its reports. The exception is passed checks that do not count: the server
+    /// would take the reply as the group's confirmation.
     pub(crate) fn report(
         &mut self,
         report: &Report,
@@ -73,14 +73,14 @@ impl Turn<'_> {
         }
     }
 
-    /// Whether the group knows that the server passed the checks of this change.
+    /// Whether the group recorded that the server passed the checks of this change.
     fn confirms(&mut self, report: &Report) -> bool {
         let Some((here, true)) = self.here(report) else { return false };
         let stage = here.activation.as_ref().map(|activation| &activation.stage);
         matches!(stage, Some(ActivationStage::Checked { .. }))
     }
 
-    /// The server's state, with its change if the report is about that one.
+    /// The server's state, and whether the report is about its current change.
     fn here(&mut self, report: &Report) -> Option<(&mut ServerApp, bool)> {
         let here = self.app.servers.get_mut(&report.server)?;
         let same = here.activation.as_ref().is_some_and(|a| a.fence == report.fence);
@@ -108,7 +108,7 @@ impl Turn<'_> {
             here.debt = None;
         }
         if release.is_none() && changed {
-            // A server that lost what it ran has lost its artifacts as well.
+            // A server that lost its release has lost its artifacts too.
             here.holds.clear();
         }
         true
@@ -136,8 +136,8 @@ impl Turn<'_> {
         here.in_service = in_service && here.running.is_some();
         here.unfit = (!in_service).then(|| Unfit::Unhealthy { text: reason.to_owned() });
         let broke_down = served && !here.in_service;
-        // A server that was through and broke down while the rollout continues is a failure of the
-        // release like any other; the next waves would only take it in again.
+        // A server that was done and broke while the rollout continues is a failure of the release
+        // like any other; the next waves would only include it again.
         if let Some(rollout) = phase.forward()
             && broke_down
             && here.running.as_ref() == Some(&rollout.release)
@@ -150,7 +150,7 @@ impl Turn<'_> {
         true
     }
 
-    /// Applied or checked. A stage that was already reached changes nothing.
+    /// Applied or checked. Reaching the same stage again changes nothing.
     fn advanced(&mut self, report: &Report, to: ActivationStage) -> bool {
         let Some((here, true)) = self.here(report) else { return false };
         let Some(activation) = here.activation.as_mut().filter(|a| a.open()) else { return false };
@@ -205,12 +205,12 @@ impl Turn<'_> {
         true
     }
 
-    /// The host put the old release back on its own.
+    /// The host restored the old release on its own.
     fn undone(&mut self, report: &Report, to: &Option<Release>, failure: Failure) -> bool {
         let Some((here, same)) = self.here(report) else { return false };
         here.running.clone_from(to);
         let Some(activation) = here.activation.as_mut().filter(|_| same) else {
-            // It has another change since; that it serves again still matters.
+            // It has another change by now; that it serves again still matters.
             serves_again(here);
             return true;
         };
@@ -235,8 +235,8 @@ impl Turn<'_> {
         Failure { server: server.clone(), blame, step, reason, output, at: self.clock }
     }
 
-    /// Counts a failure against its budget. The server owes, and the rollout continues without it
-    /// as long as the budgets allow.
+    /// Counts a failure against its budget. The server goes into debt, and the rollout continues
+    /// without it as long as the budgets allow.
     fn count(&mut self, failure: Failure, purpose: Purpose, of: Option<&Release>) {
         let Failure { server, blame, reason, .. } = &failure;
         if let Some(here) = self.app.servers.get_mut(server) {
@@ -248,7 +248,7 @@ impl Turn<'_> {
         let Some(rollout) = self.app.phase.rollout_mut() else { return };
         let own = purpose == Purpose::Wave && of == Some(&rollout.release);
         if !own && purpose != Purpose::RollBack {
-            // A failure of an older plan or of a debt says nothing about this rollout.
+            // A failure in an older plan or a debt says nothing about this rollout.
             return;
         }
         rollout.lost.insert(server);
@@ -264,8 +264,8 @@ impl Turn<'_> {
     }
 }
 
-/// A server thought to be out of service serves, before it started its granted change: if that
-/// change was granted as free, it has to be granted again at its real cost.
+/// A server recorded as out of service serves, before it started its granted change: if that change
+/// was granted as free, it has to be granted again at its actual cost.
 fn serves_again(here: &mut ServerApp) {
     let served = here.in_service;
     here.in_service = here.running.is_some();

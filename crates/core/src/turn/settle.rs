@@ -1,4 +1,4 @@
-//! The arrows that no command takes: they follow from what is known.
+//! The arrows that need no command: they follow from the state.
 
 use super::Turn;
 use crate::phase::{Milestone, Phase, WaveStep};
@@ -6,12 +6,12 @@ use crate::reason::DebtReason;
 use crate::state::{Ending, GOOD_MAX, push_bounded};
 
 impl Turn<'_> {
-    /// Takes one arrow after the other until none follows.
+    /// Takes one arrow after another until none follows.
     pub(super) fn settle(&mut self) {
         while self.give_up() || self.next_step() || self.finish() || self.hold() {}
     }
 
-    /// From one step of a wave to the next, once all servers of the wave are through with it.
+    /// Moves a wave to its next step, once all its servers have completed this one.
     fn next_step(&mut self) -> bool {
         let Phase::Forward { rollout, at: Milestone::Wave { servers, step, since } } =
             &self.app.phase
