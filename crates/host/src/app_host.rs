@@ -1,4 +1,4 @@
-//! One app on one server: does what [`next_action`] decides, and writes it down.
+//! One app on one server: carries out what [`next_action`] decides, and records it.
 //!
 //! [`next_action`]: cohort_core::steps::next_action
 
@@ -31,9 +31,9 @@ use crate::traffic::Traffic;
 /// What an app's host knows about its server.
 #[derive(Debug, Clone)]
 pub struct AppHostConfig {
-    /// The agent's own folder; `artifacts/<digest>` in it are complete and verified.
+    /// The agent's state directory; `artifacts/<digest>` in it are complete and verified.
     pub state_dir: PathBuf,
-    /// The app's folder, with `releases/` and `current`.
+    /// The app's install directory, with `releases/` and `current`.
     pub install_dir: PathBuf,
     /// `COHORT_SERVER` for hooks, services and checks.
     pub server: ServerId,
@@ -43,13 +43,13 @@ pub struct AppHostConfig {
     pub platform: Platform,
     /// Where the app's service listens: `{port}`, `COHORT_SERVICE_PORT`.
     pub service_port: Option<u16>,
-    /// The user that hooks and services run as; the agent's own when absent.
+    /// The user that hooks and services run as; if absent, the agent's own.
     pub run_as: Option<RunAs>,
     /// The server's own programs that checks may run as `host:NAME`.
     pub host_programs: Arc<BTreeMap<String, PathBuf>>,
 }
 
-/// Who runs services on this server.
+/// The managers that run services on this server.
 #[derive(Debug, Clone)]
 pub struct Controls {
     pub guard: Arc<dyn ServiceControl>,
@@ -57,16 +57,16 @@ pub struct Controls {
     pub systemd: Option<Arc<dyn ServiceControl>>,
 }
 
-/// What came of an action.
+/// The outcome of an action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acted {
-    /// It is done and written down.
+    /// Done and recorded.
     Done,
-    /// It failed, and that is written down.
+    /// Failed, and the failure is recorded.
     Failed,
-    /// It asks to be retried; the pause is already over.
+    /// The hook asked for a retry; the pause has already passed.
     Later,
-    /// A newer order arrived; nothing more was written down.
+    /// A newer order arrived; nothing more was recorded.
     Cancelled,
     Nothing,
     /// The order's fence is not higher than every fence seen before.
@@ -83,7 +83,7 @@ pub struct AppHost {
     pub(crate) folder: PathBuf,
     file: DurableFile<HostRecord>,
     pub(crate) record: HostRecord,
-    /// The record in memory is newer than the file: a step is done that nobody has heard of.
+    /// The record in memory is newer than the file: a step is done that has not been reported.
     ahead: bool,
     traffic: watch::Sender<Traffic>,
     pub(crate) reached: Reached,
@@ -94,7 +94,7 @@ impl AppHost {
     /// Reads the app's record and removes what a crash left behind. Blocking.
     ///
     /// # Errors
-    /// When the record is damaged or the app's folders cannot be used.
+    /// If the record is damaged, or the app's directories cannot be used.
     pub fn open(config: AppHostConfig, app: AppId, controls: Controls) -> Result<Self, HostError> {
         let folder = config.state_dir.join("apps").join(app.as_str());
         let folders = |source| HostError::Folders { app: app.to_string(), source };
@@ -123,7 +123,7 @@ impl AppHost {
         &self.record.app.local
     }
 
-    /// Everything that is written down about the app.
+    /// Everything recorded about the app.
     #[must_use]
     pub fn record(&self) -> &AppRecord {
         &self.record.app
@@ -141,19 +141,19 @@ impl AppHost {
         self.reached
     }
 
-    /// For load balancers.
+    /// The traffic state that load balancers see.
     #[must_use]
     pub fn traffic(&self) -> watch::Receiver<Traffic> {
         self.traffic.subscribe()
     }
 
-    /// The group answered a request for orders that was sent at this
+    /// Records that the group answered a request for orders sent at this
     /// [`boot_time_ms`](crate::boot_time_ms).
     pub fn heard(&mut self, asked_boot_ms: u64) {
         self.reached.heard(asked_boot_ms);
     }
 
-    /// Artifacts that need no fetching because their releases are unpacked.
+    /// Artifacts that need no download, because their releases are unpacked.
     #[must_use]
     pub fn held(&self) -> Vec<Digest> {
         self.releases.unpacked().into_iter().map(|release| release.artifact).collect()
@@ -179,7 +179,7 @@ impl AppHost {
     /// activation needs or may go back to. Blocking.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// If a disk operation fails.
     pub fn collect(&self, keep: &[Digest]) -> Result<Vec<Release>, HostError> {
         let local = self.local();
         let mut needed: Vec<&Release> = local.current.iter().collect();
@@ -196,13 +196,13 @@ impl AppHost {
             .map_err(|source| HostError::Folders { app: self.app.to_string(), source })
     }
 
-    /// Performs an action: writes down that it begins, does it, writes down what came of it.
+    /// Performs an action: records its start, does it, records the outcome.
     ///
-    /// Cancel when a newer fence arrives: waiting ends at once, and the step stays recorded as
+    /// Cancel when a newer fence arrives: waiting stops immediately, and the step stays recorded as
     /// begun.
     ///
     /// # Errors
-    /// When something cannot be made durable: the agent has to stop.
+    /// If something cannot be persisted: the agent has to stop.
     pub async fn act(
         &mut self,
         action: StepAction,
@@ -248,7 +248,7 @@ impl AppHost {
         let event = events::STEP_BEGIN;
         tracing::info!(event, app = %self.app, step = step.name(), attempt, "step started");
         let ended = if step == Step::Prepare {
-            // Unpacking continues in its own thread whatever happens here, so wait for it.
+            // Unpacking continues in its own thread in any case, so wait for it.
             self.step(step, attempt).await
         } else {
             tokio::select! {
@@ -311,7 +311,7 @@ impl AppHost {
         Ok(Acted::Failed)
     }
 
-    /// Changes the record; durable before it returns and before anybody hears of it.
+    /// Changes the record, and persists it before returning, so before the outcome is reported.
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut AppRecord)) -> Result<(), HostError> {
         let mut record = self.record.clone();
         change(&mut record.app);
@@ -327,16 +327,16 @@ impl AppHost {
         self.cuts.point()
     }
 
-    /// Makes finished steps durable that are not yet. Call it before waiting for anything.
+    /// Persists finished steps that are not yet on disk. Call it before waiting for anything.
     ///
     /// # Errors
-    /// When they cannot be made durable: the agent has to stop.
+    /// If they cannot be persisted: the agent has to stop.
     pub fn write_down(&mut self) -> Result<(), HostError> {
         if self.ahead { self.change(|_| {}) } else { Ok(()) }
     }
 
     /// Takes as much traffic as the record allows. After [`Self::boot`], call it once the group has
-    /// said that this server owes nothing, or could not be asked for as long as the agent waits.
+    /// said that this server is not in debt, or the agent has waited long enough for it to say so.
     pub fn take_traffic(&self) {
         self.tell(match self.record.app.takes_traffic() {
             Ok(()) => Traffic::Ready,

@@ -1,4 +1,4 @@
-//! Bringing services up from disk, without the group: at the agent's start, and while it idles.
+//! Starts services from disk, without the group: at the agent's start, and while it is idle.
 
 use cohort_core::release::Release;
 use cohort_core::report::Outcome;
@@ -11,13 +11,13 @@ use crate::run_step::fence_text;
 use crate::service::RunService;
 
 impl AppHost {
-    /// At the agent's start: makes sure that what ran before runs. Returns what was found, to be
-    /// reported. [`Traffic::Starting`] stays until [`Self::take_traffic`].
+    /// At the agent's start: makes sure that what ran before is running. Returns what it found, to
+    /// be reported. [`Traffic::Starting`] stays until [`Self::take_traffic`].
     ///
     /// [`Traffic::Starting`]: crate::Traffic::Starting
     ///
     /// # Errors
-    /// When something cannot be made durable. A service that cannot be started is no error: it is
+    /// If something cannot be persisted. A service that cannot be started is not an error: it is
     /// logged, and `in_service` is false.
     pub async fn boot(&mut self) -> Result<Outcome, HostError> {
         crate::orphan::end(&self.folder.join("hooks").join("running")).await;
@@ -26,7 +26,7 @@ impl AppHost {
             && local.activation.is_none()
             && let Some(found) = self.releases.current()
         {
-            // The record was lost; the installation says what runs here.
+            // The record was lost; the installation shows what runs here.
             self.change(|record| record.local.current = Some(found))?;
         }
         let in_service = match self.release_to_run() {
@@ -43,9 +43,9 @@ impl AppHost {
         Ok(Outcome::Found { release: self.record.app.local.current.clone(), in_service })
     }
 
-    /// Makes sure that the guard is there and runs the current service; a new guard takes over the
-    /// services of one that was killed. Cheap: call it every few seconds while there is nothing
-    /// else to do. Units are systemd's own business.
+    /// Makes sure that a guard is running, and that it runs the current service; a new guard takes
+    /// over the services of one that was killed. Cheap: call it every few seconds while idle. Units
+    /// are left to systemd.
     pub async fn ensure_running(&self) {
         let Some(release) = self.release_to_run() else { return };
         match self.service_of(release, "boot") {
@@ -61,7 +61,7 @@ impl AppHost {
         }
     }
 
-    /// The current release, unless an activation has stopped it and has more steps to come.
+    /// The current release, unless an activation has stopped it and has steps left.
     fn release_to_run(&self) -> Option<&Release> {
         self.local().current.as_ref().filter(|_| !self.record.app.under_way())
     }

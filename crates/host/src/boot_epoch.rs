@@ -7,18 +7,18 @@ use cohort_base::{OnPath as _, durable};
 use cohort_core::ids::BootEpoch;
 use cohort_store::{DurableFile, DurableFileError};
 
-/// The highest first boot epoch, a day in 2105. Connections are numbered by a boot epoch of 32
-/// bits: whatever a wrong clock says, 2^24 starts are left.
+/// The highest first boot epoch, a day in 2105. Connections are numbered by a 32-bit boot epoch:
+/// even with a wrong clock, 2^24 starts are left.
 const FIRST_BOOT_EPOCH_MAX: u64 = (1 << 32) - (1 << 24);
 
-/// Raises the counter of the agent's starts and returns it. Durable before it returns. `state_dir`
-/// is for its owner only afterwards: the agent's keys are in it.
+/// Increments the counter of the agent's starts, persists it and returns it. Afterwards only the
+/// owner can access `state_dir`: the agent's keys are in it.
 ///
-/// The first one is the time in seconds since 1970: a group that knew a server of this name before
-/// its disk was replaced only listens to higher numbers.
+/// The first epoch is the Unix time in seconds: a group that knew a server of this name before its
+/// disk was replaced accepts only higher numbers.
 ///
 /// # Errors
-/// When it cannot be read or written. Without it, reports of two starts could be mixed up.
+/// If the counter cannot be read or written. Without it, reports of two starts could be mixed up.
 pub fn next_boot_epoch(state_dir: &Path) -> Result<BootEpoch, DurableFileError> {
     let path = state_dir.join("boot-epoch");
     durable::private_folder(state_dir)

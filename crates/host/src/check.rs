@@ -1,4 +1,4 @@
-//! Checks: one look at a service, and the kind of failure seen.
+//! Checks: one probe of a service, and the kind of failure seen.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::output::Tail;
 use crate::process::Exit;
 use crate::program::{End, Program, ProgramError, RunAs, base_environment, run};
 
-/// How much output of an `exec` check is kept: a line or two.
+/// How much output of an `exec` check is kept, in bytes: a line or two.
 const EXEC_OUTPUT_BYTES_MAX: usize = 512;
 
 /// What checks need to know about this server and the release.
@@ -23,9 +23,9 @@ const EXEC_OUTPUT_BYTES_MAX: usize = 512;
 pub struct CheckContext {
     /// Replaces `{port}`.
     pub(crate) service_port: Option<u16>,
-    /// Where `exec` finds its programs.
+    /// Where `exec` looks up its programs.
     pub(crate) release_folder: Option<PathBuf>,
-    /// `COHORT_*` for `exec`.
+    /// `COHORT_*` variables for `exec`.
     pub(crate) variables: BTreeMap<String, String>,
     /// The server's own programs, which `exec` may name as `host:NAME`.
     pub(crate) host_programs: Arc<BTreeMap<String, PathBuf>>,
@@ -33,17 +33,17 @@ pub struct CheckContext {
     pub(crate) run_as: Option<RunAs>,
 }
 
-/// Why a look did not see a healthy service.
+/// Why a check did not see a healthy service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CheckFailure {
     Refused,
     TimedOut,
-    /// Somebody listened and hung up.
+    /// The service accepted and then closed the connection.
     Reset,
     NameNotFound,
     Unreachable(String),
     WrongAnswer(String),
-    /// The check cannot be made on this server: not the release's fault.
+    /// The check cannot run on this server: not the release's fault.
     CannotCheck(String),
 }
 
@@ -65,8 +65,8 @@ impl fmt::Display for CheckFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CheckFailure::Refused => write!(f, "connection refused"),
-            CheckFailure::TimedOut => write!(f, "no answer in time"),
-            CheckFailure::Reset => write!(f, "connection closed before an answer"),
+            CheckFailure::TimedOut => write!(f, "no response in time"),
+            CheckFailure::Reset => write!(f, "connection closed before a response"),
             CheckFailure::NameNotFound => write!(f, "host name not found"),
             CheckFailure::Unreachable(why) => write!(f, "unreachable: {why}"),
             CheckFailure::WrongAnswer(what) => write!(f, "wrong answer: {what}"),
@@ -84,7 +84,7 @@ pub(crate) fn check_name(check: &Check) -> String {
     }
 }
 
-/// Looks once.
+/// Runs the check once.
 pub(crate) async fn look(check: &Check, context: &CheckContext) -> Result<(), CheckFailure> {
     let limit = Duration::from_millis(check.timeout.ms);
     match &check.probe {
@@ -131,7 +131,7 @@ impl CheckContext {
             .map_err(|error| CheckFailure::CannotCheck(error.to_string()))
     }
 
-    /// Where an `exec` check's program is: in the release, or on the server's own list.
+    /// The path of an `exec` check's program: in the release, or on the server's own list.
     fn program(&self, command: &str) -> Result<(PathBuf, Owner), CheckFailure> {
         let cannot = |why: String| CheckFailure::CannotCheck(why);
         if let Some(name) = command.strip_prefix("host:") {
@@ -152,7 +152,7 @@ impl CheckContext {
     }
 }
 
-/// Whose program an `exec` check runs: the server's own ones run as the agent's user.
+/// Owner of an `exec` check's program: the server's own programs run as the agent's user.
 #[derive(PartialEq, Eq)]
 enum Owner {
     Release,

@@ -1,4 +1,4 @@
-//! HTTP checks: one request, whose answer is read no further than the check needs.
+//! HTTP checks: one request, whose response is read only as far as the check needs.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use url::Url;
 
 use crate::check::{CheckFailure, connect};
 
-/// How much of a body is read. 64 KiB: a status page, not a download.
+/// How much of a body is read, in bytes. 64 KiB: a status page, not a download.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// How much of a wrong body is quoted.
@@ -24,7 +24,7 @@ pub(crate) struct Expected<'a> {
     pub(crate) headers: &'a BTreeMap<String, String>,
 }
 
-/// Redirects are answers like any other: they are not followed.
+/// Sends the request and judges the response. Redirects are not followed.
 pub(crate) async fn look(url: &str, expected: &Expected<'_>) -> Result<(), CheckFailure> {
     let cannot = |why: String| CheckFailure::CannotCheck(why);
     let url = Url::parse(url).map_err(|error| cannot(format!("`{url}`: {error}")))?;
@@ -47,7 +47,7 @@ pub(crate) async fn look(url: &str, expected: &Expected<'_>) -> Result<(), Check
         judge(response, expected).await
     };
     tokio::pin!(ask);
-    // The connection moves the bytes; the answer decides, even when both end at once.
+    // The connection future moves the bytes; the response decides, even if both end together.
     tokio::select! {
         biased;
         result = &mut ask => result,
@@ -84,7 +84,7 @@ fn quoted(body: &str) -> String {
     begin.trim().to_owned()
 }
 
-/// The beginning of the body.
+/// Reads the start of the body.
 async fn read(response: Response<Incoming>) -> Result<String, CheckFailure> {
     let mut body = response.into_body();
     let mut bytes = Vec::new();
@@ -105,7 +105,7 @@ fn failure(error: hyper::Error) -> CheckFailure {
     }
     match causes(&error).find_map(|cause| cause.downcast_ref()) {
         Some(io) => CheckFailure::from_io(io),
-        // It hung up; the library has many words for that.
+        // The server closed the connection; the library reports that in many ways.
         None => CheckFailure::Reset,
     }
 }

@@ -1,4 +1,4 @@
-//! The boot-time clock: it counts while the machine sleeps, and nobody can set it.
+//! The boot-time clock: it counts while the machine sleeps, and cannot be set.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -18,9 +18,9 @@ pub fn boot_time_ms() -> u64 {
     u64::try_from(boot_time().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Identifies this boot of the machine. Process ids and boot times of another boot mean nothing.
+/// Identifies this boot of the machine. Process ids and boot times of other boots are meaningless.
 pub(crate) fn boot_id() -> &'static str {
-    // Without /proc, the machine looks as if it never rebooted; process ids are still verified by
+    // Without /proc, the machine seems never to have rebooted; process ids are still verified by
     // their start time.
     static BOOT_ID: LazyLock<String> = LazyLock::new(|| {
         std::fs::read_to_string("/proc/sys/kernel/random/boot_id")

@@ -1,4 +1,4 @@
-//! The checks that keep running while a release is in use.
+//! The checks that run while a release is in use.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use crate::check::{CheckContext, check_name, look};
 use crate::output::first_text;
 use crate::service::ServiceControl;
 
-/// How many looks in a row have to agree before a server changes its mind. Two: one lost packet is
-/// no outage, and detection costs one interval more.
+/// How many results in a row have to agree before a server's health changes. Two: one lost packet
+/// is not an outage, and detection takes only one more interval.
 const AGREE: u32 = 2;
 
 /// How often the guard is asked whether the service is running.
@@ -24,16 +24,16 @@ const SERVICE_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct RunningChecks {
     health: watch::Receiver<Health>,
-    /// Keeps the sender alive where nothing is checked.
+    /// Keeps the sender alive if nothing is checked.
     _board: Arc<Board>,
     _looks: JoinSet<()>,
 }
 
 impl RunningChecks {
-    /// Starts those of `checks` that are made while a release runs. `service` is who runs the
-    /// service, and its name there; it is checked as well.
+    /// Starts those of `checks` that run while a release is in use. `service` is the manager that
+    /// runs the service, and the service's name there; its state is checked too.
     ///
-    /// `first` is what is known now.
+    /// `first` is the health known now.
     #[must_use]
     pub fn spawn(
         checks: &[Check],
@@ -59,7 +59,7 @@ impl RunningChecks {
         RunningChecks { health, _board: board, _looks: looks }
     }
 
-    /// What the checks say together.
+    /// The combined health.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
@@ -80,7 +80,7 @@ impl Subject {
         }
     }
 
-    /// One look; the error says what is wrong, for people.
+    /// Runs one check; the error says what is wrong, for people.
     async fn look(&self) -> Result<(), String> {
         match self {
             Subject::Check { check, context } => look(check, context)
@@ -89,7 +89,7 @@ impl Subject {
             Subject::Service { control, name } => match control.status(name).await {
                 Ok(status) if status.is_running() => Ok(()),
                 Ok(status) => Err(status.not_running()),
-                // A guard that does not answer says nothing about the service.
+                // A guard that does not respond says nothing about the service.
                 Err(error) => {
                     tracing::debug!(reason = cohort_base::chain(&error), "cannot ask the guard");
                     Ok(())
@@ -99,15 +99,15 @@ impl Subject {
     }
 }
 
-/// What each check thinks.
+/// Each check's current opinion.
 #[derive(Debug)]
 struct Opinions(Vec<Opinion>);
 
 #[derive(Debug, Clone)]
 struct Opinion {
-    /// What speaks against the service.
+    /// What is wrong with the service, by this check.
     against: Option<String>,
-    /// How many looks in a row have disagreed with that.
+    /// How many results in a row have disagreed with that.
     disagreed: u32,
 }
 
@@ -117,7 +117,7 @@ impl Opinions {
         Opinions(vec![Opinion { against, disagreed: 0 }; count])
     }
 
-    /// One look of one check. True when the check has changed its mind.
+    /// Takes one result of one check. True if that changed the check's opinion.
     fn saw(&mut self, index: usize, seen: Result<(), String>) -> bool {
         let opinion = &mut self.0[index];
         if seen.is_ok() == opinion.against.is_none() {

@@ -13,34 +13,35 @@ use crate::output::Tail;
 use crate::process::Exit;
 use crate::program::{End, Program, ProgramError, RunAs, base_environment, run};
 
-/// A release's folder of hooks.
+/// A release's directory of hooks.
 const HOOKS_FOLDER: &str = "hooks";
 
-/// The exit status of a hook that wants to be retried.
+/// The exit status of a hook that asks for a retry.
 const EXIT_LATER: i32 = 21;
 
-/// How much output is kept in a file per hook. 64 KiB: many screenfuls, and nothing on a disk.
+/// How much output is kept in a file per hook, in bytes. 64 KiB: many screenfuls, and negligible on
+/// disk.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
-/// When a release may run a program of its own during an activation. The names are those of the
+/// When a release may run its own program during an activation. The variants are named like the
 /// files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Hook {
-    /// Before traffic is taken away (running release).
+    /// Before traffic is taken away; a hook of the running release.
     BeforeBlockTraffic,
-    /// Traffic is gone (running release).
+    /// After traffic is gone; a hook of the running release.
     AfterBlockTraffic,
-    /// To move the service's own leadership elsewhere (running release).
+    /// To move the service's own leadership elsewhere; a hook of the running release.
     HandOver,
-    /// Before the service is stopped (running release).
+    /// Before the service is stopped; a hook of the running release.
     ApplicationStop,
     /// Before `current` points to the release.
     BeforeInstall,
-    /// `current` points to the release.
+    /// After `current` points to the release.
     AfterInstall,
     ApplicationStart,
-    /// The checks have passed.
+    /// After the checks have passed.
     ValidateService,
     BeforeAllowTraffic,
     AfterAllowTraffic,
@@ -73,7 +74,7 @@ pub(crate) struct HookRun<'a> {
     /// `COHORT_*`.
     pub(crate) variables: &'a BTreeMap<String, String>,
     pub(crate) run_as: Option<RunAs>,
-    /// The folder for `<hook>.log`.
+    /// The directory for `<hook>.log`.
     pub(crate) kept_in: &'a Path,
 }
 
@@ -95,7 +96,7 @@ impl HookRun<'_> {
     /// Runs the hook. Dropping the future kills its whole process group.
     ///
     /// # Errors
-    /// When the machine could not run it. What the release is to blame for is a [`HookEnd`].
+    /// If the machine could not run it. Failures caused by the release are a [`HookEnd`].
     pub(crate) async fn run(&self) -> Result<HookEnd, ProgramError> {
         let name = self.hook.name();
         let path = self.folder.join(HOOKS_FOLDER).join(name);
@@ -140,7 +141,7 @@ impl HookRun<'_> {
     }
 }
 
-/// Keeps the last output for people. The hook does not fail because it cannot be kept.
+/// Stores the last output for people. Failing to store it does not fail the hook.
 fn keep(path: &Path, tail: &mut Tail) {
     if let Err(error) = fs::write(path, tail.bytes()) {
         tracing::warn!(path = %path.display(), %error, "cannot keep a hook's output");

@@ -1,4 +1,4 @@
-//! Why a step was not done, and who is to blame.
+//! Why a step was not completed, and what to blame.
 
 use std::fmt;
 
@@ -17,11 +17,11 @@ pub(crate) fn failure(blame: Blame, reason: impl Into<String>) -> Failure {
     Failure { blame, reason: reason.into(), output: String::new() }
 }
 
-/// Why a step was not done.
+/// Why a step was not completed.
 #[derive(Debug)]
 pub(crate) enum Interrupt {
     Failed(Box<Failure>),
-    /// A hook asks to be retried.
+    /// A hook asked for a retry.
     Later(Hook),
     /// The agent has to stop.
     Fatal(HostError),
@@ -39,7 +39,7 @@ impl From<HostError> for Interrupt {
     }
 }
 
-/// Errors that fail a step, and who is to blame for each.
+/// Errors that fail a step, and what to blame for each.
 macro_rules! fails_the_step {
     ($($error:ty => $blame:expr),+ $(,)?) => {
         $(impl From<$error> for Interrupt {

@@ -1,15 +1,15 @@
-//! What touches a server: unpacking, switching, hooks, services, checks, traffic.
+//! Everything that touches a server: unpacking, switching, hooks, services, checks, traffic.
 //!
 //! **What it is.** The hands of the step logic: `cohort_core::steps::next_action` decides, and
-//! [`AppHost::act`] does. Every step is written down before it begins, and its outcome before
-//! anybody hears of it, so a crash at any instruction loses nothing.
+//! [`AppHost::act`] acts. Every step is recorded before it starts, and its outcome before it is
+//! reported, so a crash at any instruction loses nothing.
 //!
-//! **What it must never know.** The group, its log, and who leads; where bytes come from; what a
-//! signature is. It is given complete, verified artifacts and orders that were already judged.
+//! **What it must never know.** The group, its log and its leader; where bytes come from; what a
+//! signature is. It receives complete, verified artifacts, and orders that were already judged.
 //!
 //! **Where to start reading.** [`AppHost`], then `run_step` (what each step does), then [`guard`]
-//! (who owns the services while the agent restarts), then `unpack` (how an archive is kept inside
-//! its folder).
+//! (which owns the services while the agent restarts), then `unpack` (how an archive is confined to
+//! its directory).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 

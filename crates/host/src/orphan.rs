@@ -1,4 +1,4 @@
-//! Hooks that outlive a killed agent: found by a note, ended before a hook runs again.
+//! Hooks that outlive a killed agent: found through a note, ended before a hook runs again.
 
 use std::fs;
 use std::path::Path;
@@ -8,11 +8,11 @@ use rustix::process::{Pid, Signal};
 
 use crate::process::{Watched, start_ticks};
 
-/// How long an orphan has between TERM and KILL.
+/// Time for an orphan between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Notes a running process: version 1, number, start time, boot. Not synced: after a reboot there
-/// is no such process.
+/// Notes a running process: version 1, number, start time, boot. Not synced: after a reboot, no
+/// such process exists.
 pub(crate) fn note(path: &Path, pid: Pid) {
     if let Some(ticks) = start_ticks(pid) {
         let text = format!("1 {} {ticks} {}", pid.as_raw_nonzero(), crate::clock::boot_id());
@@ -26,7 +26,7 @@ pub(crate) fn forget(path: &Path) {
     let _absent = fs::remove_file(path);
 }
 
-/// Ends the noted process group, if that very process still runs.
+/// Ends the noted process group, if that same process is still running.
 pub(crate) async fn end(path: &Path) {
     let Ok(text) = fs::read_to_string(path) else { return };
     if let Some(watched) = noted(&text) {

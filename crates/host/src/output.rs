@@ -27,27 +27,27 @@ impl Tail {
         self.bytes.make_contiguous()
     }
 
-    /// As text for a report.
+    /// The tail as text for a report.
     pub(crate) fn text(&mut self) -> String {
         last_text(&String::from_utf8_lossy(self.bytes.make_contiguous()))
     }
 }
 
-/// A program must not control the terminal of the person who reads its output.
+/// Removes control characters: a program must not control the terminal of its output's reader.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{b7}' } else { c })
         .collect()
 }
 
-/// The end of a text, printable, as long as a report allows.
+/// The end of a text, printable and short enough for a report.
 pub(crate) fn last_text(text: &str) -> String {
     let text = printable(text);
     let from = text.len().saturating_sub(REPORT_TEXT_BYTES_MAX);
     text[text.ceil_char_boundary(from)..].to_owned()
 }
 
-/// The beginning of a text, printable, as long as a report allows.
+/// The start of a text, printable and short enough for a report.
 pub(crate) fn first_text(text: &str) -> String {
     let mut text = printable(text);
     text.truncate(text.floor_char_boundary(REPORT_TEXT_BYTES_MAX));

@@ -1,4 +1,4 @@
-//! Pre-flight: the service is healthy without a break for long enough, or it failed.
+//! Pre-flight: the service is healthy without interruption for long enough, or it fails.
 
 use std::time::Duration;
 
@@ -13,37 +13,38 @@ use crate::check::{CheckContext, CheckFailure, check_name, look};
 use crate::process::Exit;
 use crate::service::{ServiceControl, ServiceError, ServiceState, ServiceStatus};
 
-/// Pauses after unhealthy looks, while a service comes up. 500 ms at the end: costs a service that
-/// is slow to start little.
+/// Pauses after unhealthy results, while a service comes up. Up to 500 ms: delays a slow service
+/// little.
 const LOOK_AGAIN: Schedule = Schedule::new(Duration::from_millis(20), Duration::from_millis(500));
 
-/// How often the guard is asked while a service is healthy.
+/// How often the guard is asked for a healthy service's status.
 const STATUS_EVERY: Duration = Duration::from_millis(200);
 
-/// This many crashes are a crash loop, whatever the deadline says.
+/// This many crashes are a crash loop, regardless of the deadline.
 const CRASHES_MAX: u64 = 3;
 
 #[derive(Debug)]
 pub(crate) struct Preflight<'a> {
     pub(crate) checks: Vec<&'a Check>,
     pub(crate) context: &'a CheckContext,
-    /// Who runs the service, and its name there; `None` when the release has none.
+    /// The manager that runs the service, and the service's name there; `None` if the release has
+    /// none.
     pub(crate) service: Option<(&'a dyn ServiceControl, &'a str)>,
     pub(crate) min_healthy: Duration,
     pub(crate) deadline: Duration,
 }
 
-/// Why a look did not see a healthy service.
+/// Why a check did not see a healthy service.
 enum Unhealthy<'a> {
     Check(&'a Check, CheckFailure),
     NotRunning(ServiceStatus),
     NoAnswer(ServiceError),
 }
 
-/// For how long every look has been healthy.
+/// How long every check has passed.
 #[derive(Debug, Default)]
 struct Streak {
-    /// When it began, and how often the service had ended by then.
+    /// Its start, and how often the service had exited by then.
     since: Option<(Instant, u64)>,
 }
 
@@ -52,7 +53,8 @@ impl Streak {
         self.since.is_some_and(|(since, _)| now - since >= time)
     }
 
-    /// A healthy look. A service that crashed and came back between two looks starts a new streak.
+    /// A healthy result. A service that crashed and came back between two results starts a new
+    /// streak.
     fn healthy(&mut self, now: Instant, exits: u64) {
         if self.since.is_none_or(|(_, exits_then)| exits_then != exits) {
             self.since = Some((now, exits));
@@ -65,14 +67,14 @@ impl Streak {
 }
 
 impl<'a> Preflight<'a> {
-    /// Looks until the service was healthy for `min_healthy` without a break, or has failed.
+    /// Checks until the service was healthy for `min_healthy` without interruption, or has failed.
     pub(crate) async fn run(&self) -> Result<(), Failure> {
         let deadline = Instant::now() + self.deadline;
         let mut pauses = LOOK_AGAIN.pauses();
         let mut due = vec![Instant::now(); self.checks.len()];
         let mut streak = Streak::default();
         loop {
-            // The first look and the one that decides make every check.
+            // The first round and the deciding one run every check.
             let decides = streak.is_unbroken_for(self.min_healthy, Instant::now());
             let all = decides || streak.since.is_none();
             match self.look(&mut due, all, deadline).await {
@@ -105,8 +107,8 @@ impl<'a> Preflight<'a> {
         }
     }
 
-    /// Looks at the service and makes the checks that are due (or all). Returns how often the
-    /// service has ended.
+    /// Gets the service's status and runs the checks that are due (or all). Returns how often the
+    /// service has exited.
     async fn look(
         &self,
         due: &mut [Instant],
@@ -160,7 +162,7 @@ impl<'a> Preflight<'a> {
     }
 }
 
-/// It crashes in a loop, or ended and will not be started again (a failed unit).
+/// It is in a crash loop, or it exited and will not be restarted (a failed unit).
 fn will_stay_down(status: &ServiceStatus) -> bool {
     let stopped = status.exits > 0 && status.state == ServiceState::Stopped;
     status.exits >= CRASHES_MAX || stopped

@@ -1,4 +1,4 @@
-//! Processes as groups: started, watched and ended as a whole.
+//! Process groups: started, watched and ended as a whole.
 
 use std::fmt;
 use std::io;
@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
-/// How a program ended.
+/// How a program exited.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Exit {
-    /// By itself, with this exit status.
+    /// On its own, with this exit status.
     Status(i32),
     Signal(i32),
-    /// Unknown: an earlier guard started it, and only a parent learns the exit status.
+    /// Unknown: an earlier guard started it, and only the parent learns the exit status.
     Unknown,
     NotStarted {
         reason: String,
@@ -47,10 +47,10 @@ impl fmt::Display for Exit {
     }
 }
 
-/// A process whose end can be awaited without reaping it.
+/// A process whose exit can be awaited without reaping it.
 ///
 /// Until it is reaped, a process keeps its number, so the rest of its group can be ended without
-/// hitting a stranger that was given the number.
+/// hitting an unrelated process that reused the number.
 #[derive(Debug)]
 pub(crate) struct Watched {
     pid: Pid,
@@ -58,7 +58,7 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// Watches a process that leads its own group.
+    /// Watches a process that is a group leader.
     pub(crate) fn open(pid: Pid) -> io::Result<Self> {
         let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         #[expect(
@@ -70,31 +70,31 @@ impl Watched {
         Ok(Watched { pid, pidfd })
     }
 
-    /// As [`Self::open`], for the very process that started at `ticks`.
+    /// As [`Self::open`], but only for the process that started at `ticks`.
     pub(crate) fn started_at(pid: Pid, ticks: u64) -> Option<Self> {
-        // Opened first, verified second: the number cannot change hands between the two.
+        // Opened first, verified second: the number cannot be reused in between.
         let watched = Watched::open(pid).ok()?;
         (start_ticks(pid) == Some(ticks)).then_some(watched)
     }
 
     pub(crate) async fn ended(&self) {
-        // The only error is a runtime that shuts down; nobody polls this then.
+        // The only error is a runtime that shuts down; then nothing polls this.
         if self.pidfd.readable().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Signals the whole group. A group that is gone is no error.
+    /// Signals the whole group. If the group is gone, nothing happens.
     pub(crate) fn signal_group(&self, signal: Signal) {
         let _gone = kill_process_group(self.pid, signal);
     }
 
-    /// Asks the group to end, and kills it when its leader has not ended within `grace`.
+    /// Asks the group to exit, and kills it if its leader has not exited within `grace`.
     ///
-    /// True when the leader had to be killed.
+    /// Returns true if the leader had to be killed.
     pub(crate) async fn stop_group(&self, signal: Signal, grace: Duration) -> bool {
         self.signal_group(signal);
-        // A stopped process (SIGSTOP) would never see the signal.
+        // A suspended process (SIGSTOP) would never handle the signal.
         self.signal_group(Signal::CONT);
         let late = tokio::time::timeout(grace, self.ended()).await.is_err();
         self.signal_group(Signal::KILL);
@@ -109,7 +109,7 @@ impl Watched {
     }
 }
 
-/// A child of this process that leads its own group.
+/// A child of this process that is a group leader.
 #[derive(Debug)]
 pub(crate) struct GroupChild {
     child: Child,
@@ -134,7 +134,7 @@ impl GroupChild {
         &self.watched
     }
 
-    /// Waits for the leader, ends what is left of its group, and returns the leader's exit.
+    /// Waits for the leader, ends the rest of its group, and returns the leader's exit.
     pub(crate) async fn reap(mut self) -> io::Result<Exit> {
         self.watched.ended().await;
         self.watched.signal_group(Signal::KILL);
@@ -142,14 +142,15 @@ impl GroupChild {
     }
 }
 
-/// The descendants of a process, in whatever group or session they are now.
+/// The descendants of a process, in any group or session.
 ///
-/// Each is held by a descriptor, so that none is mistaken for another that was given its number.
+/// Each is held by a descriptor, so that it cannot be confused with another process that reused its
+/// number.
 #[derive(Debug)]
 pub(crate) struct Descendants(Vec<OwnedFd>);
 
 impl Descendants {
-    /// Those alive now. A process whose parent has already ended is nobody's descendant.
+    /// Those alive now. A process whose parent has already exited is not found.
     pub(crate) fn of(ancestor: Pid) -> Self {
         let mut family = vec![ancestor];
         let mut held = Vec::new();
@@ -158,7 +159,7 @@ impl Descendants {
         while let Some(parent) = family.get(next).copied() {
             next += 1;
             for (child, _) in parents.iter().filter(|(_, of)| *of == parent) {
-                // Held first, verified second: the number cannot change hands between the two.
+                // Held first, verified second: the number cannot be reused in between.
                 if let Ok(fd) = pidfd_open(*child, PidfdFlags::empty())
                     && parent_of(*child) == Some(parent)
                     && !family.contains(child)
@@ -178,7 +179,7 @@ impl Descendants {
     }
 }
 
-/// Every process with its parent.
+/// Every process and its parent.
 fn parents() -> Vec<(Pid, Pid)> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -190,7 +191,7 @@ fn parent_of(pid: Pid) -> Option<Pid> {
 }
 
 /// When a process started, in clock ticks since boot. Number and start time together identify a
-/// process. `None` when there is no such process, or only a zombie.
+/// process. `None` if there is no such process, or only a zombie.
 pub(crate) fn start_ticks(pid: Pid) -> Option<u64> {
     let fields = stat_fields(pid)?;
     let mut fields = fields.split_ascii_whitespace();
@@ -200,14 +201,14 @@ pub(crate) fn start_ticks(pid: Pid) -> Option<u64> {
     }
 }
 
-/// The fields of `/proc/PID/stat` from the state on.
+/// The fields of `/proc/PID/stat`, starting with the state.
 fn stat_fields(pid: Pid) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The second field is a name in parentheses that may contain anything, even parentheses.
+    // The second field is a name in parentheses that may contain anything, including parentheses.
     Some(stat.rsplit_once(')')?.1.to_owned())
 }
 
-/// Whether a program could not be started because of what it is: missing, not executable, not
+/// Whether a program could not be started because of the file itself: missing, not executable, not
 /// allowed. Anything else (memory, process numbers, descriptors) is the machine's fault.
 pub(crate) fn is_the_programs_fault(error: &io::Error) -> bool {
     use rustix::io::Errno as E;
@@ -216,7 +217,7 @@ pub(crate) fn is_the_programs_fault(error: &io::Error) -> bool {
     errno.is_some_and(|errno| faults.contains(&errno))
 }
 
-/// What asks a service to stop, by its usual name, with or without `SIG`.
+/// The signal that asks a service to stop, by its usual name, with or without `SIG`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum StopSignal {

@@ -15,13 +15,13 @@ use tokio::process::Command;
 use crate::output::Tail;
 use crate::process::{Descendants, Exit, GroupChild, is_the_programs_fault};
 
-/// Time between TERM and KILL for a program over its limit. 2 s: enough to remove a lock file.
+/// Time between TERM and KILL for a program over its time limit. 2 s: enough to remove a lock file.
 const TERM_GRACE: Duration = Duration::from_secs(2);
 
 /// Bytes per read. The kernel's pipe holds 64 KiB.
 const READ_BYTES: usize = 16 * 1024;
 
-/// The user that programs of releases run as.
+/// The user that a release's programs run as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunAs {
@@ -64,7 +64,7 @@ pub(crate) enum ProgramError {
     Watch { path: PathBuf, source: io::Error },
 }
 
-/// The environment that every program of a release starts with; nothing else is inherited.
+/// The environment in which every program of a release starts; nothing else is inherited.
 pub(crate) fn base_environment() -> BTreeMap<String, String> {
     let inherited = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
     let mut env: BTreeMap<String, String> = inherited
@@ -75,7 +75,7 @@ pub(crate) fn base_environment() -> BTreeMap<String, String> {
     env
 }
 
-/// Kills the group when the future that waits for it is dropped.
+/// Kills the group if the future that waits for it is dropped.
 struct KillOnDrop<'a>(Option<&'a GroupChild>);
 
 impl Drop for KillOnDrop<'_> {
@@ -127,8 +127,8 @@ pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, P
     Ok(if timed_out { End::TimedOut } else { End::Exited(exit) })
 }
 
-/// A program file written a moment ago can be busy for a moment: another thread that forked
-/// meanwhile still holds it open.
+/// Starts a program; a file written just before can be busy for a moment, because another thread
+/// that forked meanwhile still holds it open.
 async fn spawn_retrying(command: &mut Command) -> io::Result<GroupChild> {
     const TRIES: u32 = 20;
     let mut pauses = Schedule::new(Duration::from_millis(5), Duration::from_millis(20)).pauses();
@@ -143,7 +143,7 @@ async fn spawn_retrying(command: &mut Command) -> io::Result<GroupChild> {
     GroupChild::spawn(command)
 }
 
-/// Reads output until the program ends. True when it exceeded its limit and was killed.
+/// Reads output until the program exits. Returns true if it exceeded its time limit and was killed.
 async fn watch_program(
     child: &GroupChild,
     limit: Duration,
@@ -155,7 +155,7 @@ async fn watch_program(
             match tokio::time::timeout(limit, child.watched().ended()).await {
                 Ok(()) => false,
                 Err(_) => {
-                    // Found while their parents live: some may have left the group.
+                    // Collected while their parents live: some may have left the group.
                     let descendants = Descendants::of(child.watched().pid());
                     child.watched().stop_group(Signal::TERM, TERM_GRACE).await;
                     descendants.kill();
@@ -174,7 +174,7 @@ async fn watch_program(
             }
         }
     };
-    // Its last output; bounded, because a stray process may keep printing.
+    // The rest of its output; bounded, because a stray process may keep printing.
     for _ in 0..16 {
         if read_some(output, tail) != Read::Some {
             break;

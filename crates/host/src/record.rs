@@ -1,5 +1,4 @@
-//! The file of an app's record, and why nothing more can be done for an app until the agent has
-//! restarted.
+//! The file of an app's record, and the errors after which only an agent restart helps.
 
 use std::path::Path;
 
@@ -34,7 +33,7 @@ impl HostRecord {
     }
 }
 
-/// Why nothing more can be done for an app until the agent has restarted.
+/// Why nothing more can be done for an app until the agent restarts.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     #[error("cannot keep the record of app {app}")]
@@ -43,13 +42,13 @@ pub enum HostError {
     Schema { app: String, found: u32 },
     #[error("cannot use the folders of app {app}")]
     Folders { app: String, source: cohort_base::FileError },
-    /// A test's fault point was reached.
+    /// A test's fault point was hit.
     #[cfg(test)]
     #[error("cut by a test")]
     Cut,
 }
 
-/// Fault points: a test cuts the work at the n-th of them, as a crash would.
+/// Fault points: a test stops the work at the n-th one, like a crash.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cuts {
     #[cfg(test)]
@@ -57,7 +56,7 @@ pub(crate) struct Cuts {
 }
 
 impl Cuts {
-    /// Passes, unless a test cuts here.
+    /// Passes, unless a test stops here.
     #[cfg_attr(
         not(test),
         expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests need it")

@@ -1,8 +1,8 @@
-//! The releases on this server's disk: folders, the one in use, and which may go.
+//! The releases on this server's disk: directories, the current one, and which may be removed.
 //!
 //! ```text
 //! <install_dir>/current -> releases/2.0.0-0123456789ab
-//! <install_dir>/releases/2.0.0-0123456789ab/               whole; we never change it again
+//! <install_dir>/releases/2.0.0-0123456789ab/               complete; never changed again
 //! <install_dir>/releases/.unfinished-2.0.0-0123456789ab/   being unpacked or removed
 //! ```
 
@@ -25,27 +25,27 @@ const MARKER_SCHEMA: u32 = 1;
 const CURRENT: &str = "current";
 const RELEASES: &str = "releases";
 
-/// Digits of the digest in a folder's name. 48 bits tell releases of one app apart, and the marker
-/// holds the whole digest.
+/// Digits of the digest in a directory's name. 48 bits distinguish the releases of one app, and the
+/// marker contains the whole digest.
 const DIGEST_DIGITS: usize = 12;
 
-/// The folders of one app's releases.
+/// The directories of one app's releases.
 #[derive(Debug, Clone)]
 pub(crate) struct Releases {
     install_dir: PathBuf,
 }
 
 impl Releases {
-    /// Opens the app's folder, creating it if needed, and removes what was left unfinished.
+    /// Opens the app's directory, creating it if needed, and removes unfinished releases.
     pub(crate) fn open(install_dir: &Path) -> Result<Self, FileError> {
         let folder = install_dir.join(RELEASES);
         fs::create_dir_all(&folder).on_path("create", &folder)?;
-        // What a service made there may be beyond removing; its name is in nobody's way.
+        // A service may have created files there that we cannot remove; the name is never reused.
         if let Err(error) = durable::sweep(&folder) {
             let folder = folder.display();
             tracing::warn!(%folder, %error, "cannot remove unfinished releases");
         }
-        // Absolute, because programs start in folders of their own.
+        // Absolute, because programs start in their own directories.
         let install_dir = fs::canonicalize(install_dir).on_path("find", install_dir)?;
         Ok(Releases { install_dir })
     }
@@ -71,12 +71,12 @@ impl Releases {
         self.install_dir.join(CURRENT)
     }
 
-    /// Whether the release is whole on disk.
+    /// Whether the release is complete on disk.
     pub(crate) fn has(&self, release: &Release) -> bool {
         read_marker(&self.path_of(release)).is_some_and(|found| found.artifact == release.artifact)
     }
 
-    /// Every release that is whole on disk.
+    /// Every release that is complete on disk.
     pub(crate) fn unpacked(&self) -> Vec<Release> {
         let Ok(entries) = fs::read_dir(self.folder()) else { return Vec::new() };
         entries
@@ -92,7 +92,7 @@ impl Releases {
         (target == Path::new(RELEASES).join(Self::name_of(&release))).then_some(release)
     }
 
-    /// Verifies and unpacks an artifact beside the other releases. Harmless to repeat. Blocking.
+    /// Verifies and unpacks an artifact next to the other releases. Idempotent. Blocking.
     ///
     /// # Errors
     /// See [`UnpackError`]; nothing is left behind.
@@ -106,7 +106,7 @@ impl Releases {
             return Ok(());
         }
         let (path, unfinished) = (self.path_of(release), self.unfinished_of(release));
-        // Ours by its name, not whole by its marker: removed, never repaired.
+        // Ours by its name, incomplete by its marker: removed, never repaired.
         remove(&path)?;
         remove(&unfinished)?;
         let unpacked = unpack(artifact, release, &unfinished, UnpackLimits::default(), owner)
@@ -121,7 +121,7 @@ impl Releases {
         Ok(durable::rename(&unfinished, &path).on_path("create", &path)?)
     }
 
-    /// Points `current` to the release, or to nothing, in one step. Harmless to repeat.
+    /// Points `current` to the release, or to nothing, atomically. Idempotent.
     pub(crate) fn switch(&self, release: Option<&Release>) -> Result<(), FileError> {
         let link = self.current_link();
         match release {
@@ -139,10 +139,10 @@ impl Releases {
         }
     }
 
-    /// Removes the releases that are neither in `keep` nor in use, and returns them. Blocking.
+    /// Removes the releases that are neither in `keep` nor current, and returns them. Blocking.
     ///
     /// # Errors
-    /// When one cannot be removed; others may be gone already.
+    /// If one cannot be removed; others may be gone already.
     pub(crate) fn collect(&self, keep: &[Digest]) -> Result<Vec<Release>, FileError> {
         let in_use = fs::canonicalize(self.current_link()).ok();
         let mut removed = Vec::new();
@@ -151,7 +151,7 @@ impl Releases {
             if keep.contains(&release.artifact) || in_use.as_deref() == Some(&*path) {
                 continue;
             }
-            // Renamed first: half a release must not look whole.
+            // Renamed first: a partly removed release must not look complete.
             let unfinished = self.unfinished_of(&release);
             remove(&unfinished)?;
             durable::rename(&path, &unfinished).on_path("rename", &path)?;
@@ -166,7 +166,7 @@ impl Releases {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Marker {
-    /// [`MARKER_SCHEMA`]; a folder with another one is unpacked again.
+    /// [`MARKER_SCHEMA`]; a directory with another schema is unpacked again.
     schema: u32,
     release: Release,
 }
@@ -183,7 +183,7 @@ fn write_marker(folder: &Path, release: &Release) -> Result<(), FileError> {
     written.and_then(|bytes| durable::write(&path, &bytes, READABLE)).on_path("write", &path)
 }
 
-/// Removes a folder with its content, a file, or a link itself. A missing path is no error.
+/// Removes a directory with its content, a file, or a link itself. A missing path is not an error.
 fn remove(path: &Path) -> Result<(), FileError> {
     let removed = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),

@@ -1,4 +1,4 @@
-//! From a release to its service, and the variables that its programs get.
+//! From a release to its service, and the variables for its programs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::program::base_environment;
 use crate::service::{RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec};
 use crate::service_file::{STOP_TIMEOUT_DEFAULT, Service};
 
-/// A service and who runs it.
+/// A service and the manager that runs it.
 #[derive(Debug)]
 pub(crate) struct RunningService {
     pub(crate) control: Arc<dyn ServiceControl>,
@@ -23,8 +23,8 @@ pub(crate) struct RunningService {
 }
 
 impl AppHost {
-    /// Who runs the service of the release in use, and the service's name there, for
-    /// [`RunningChecks`](crate::RunningChecks). `None` when the release has no service.
+    /// The manager that runs the current release's service, and the service's name there, for
+    /// [`RunningChecks`](crate::RunningChecks). `None` if the release has no service.
     #[must_use]
     pub fn running_service(&self) -> Option<(Arc<dyn ServiceControl>, String)> {
         let current = self.record.app.local.current.as_ref()?;
@@ -32,7 +32,7 @@ impl AppHost {
         Some((service.control, service.spec.name))
     }
 
-    /// The service of a release, to run under `key`.
+    /// The service of a release, to be run under `key`.
     pub(crate) fn service_of(
         &self,
         release: &Release,
@@ -82,9 +82,9 @@ impl AppHost {
         })
     }
 
-    /// Stops whatever runs for the app: the unit that `release` names, or the command.
+    /// Stops the app's service: the unit that `release` names, or the command.
     pub(crate) async fn stop_service(&self, release: Option<&Release>) -> Result<(), ServiceError> {
-        // A release whose file cannot be read any more is stopped all the same.
+        // A release whose file is no longer readable is stopped too.
         let service = release.and_then(|release| self.service_file(release).ok()?.service);
         let at_most = service.as_ref().map_or(STOP_TIMEOUT_DEFAULT, |service| service.stop_timeout);
         let at_most = Duration::from_millis(at_most.ms);

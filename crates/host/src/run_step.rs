@@ -1,4 +1,4 @@
-//! The steps themselves. Each may be interrupted anywhere and run again.
+//! The steps themselves. Each may be interrupted anywhere, and run again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::service::ServiceStatus;
 use crate::service_file::{ServiceFile, ServiceFileError};
 use crate::traffic::Traffic;
 
-/// How often the share of traffic grows during warm-up. 100 ms: finer than any balancer asks.
+/// How often the share of traffic grows during warm-up. 100 ms: more often than any balancer asks.
 const WARM_UP_EVERY: Duration = Duration::from_millis(100);
 
 /// The activation that a step belongs to.
@@ -28,7 +28,7 @@ pub(crate) struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// The key that the service is started under: once per fence.
+    /// The key for starting the service: once per fence.
     pub(crate) fn fence(&self) -> String {
         fence_text(self.activation.order.fence)
     }
@@ -46,7 +46,7 @@ impl AppHost {
         };
         let work = Work { attempt, activation };
         match step {
-            // Artifacts are fetched beside the steps; this one is here by now.
+            // Artifacts are fetched in parallel with the steps; this one is here by now.
             Step::Fetch => Ok(()),
             Step::Prepare => self.prepare(&activation.order).await,
             Step::Drain => self.drain(&work).await,
@@ -60,7 +60,7 @@ impl AppHost {
         }
     }
 
-    /// Unpacks the release beside the running one and validates its `cohort.toml`.
+    /// Unpacks the release next to the running one and validates its `cohort.toml`.
     async fn prepare(&self, order: &ActivationOrder) -> Result<(), Interrupt> {
         let Some(release) = &order.release else { return Ok(()) };
         self.cuts.point()?;
@@ -76,7 +76,7 @@ impl AppHost {
             let reason = format!("cohort.toml says rollback {inside:?}, the manifest {signed:?}");
             return Err(failure(Blame::Release, reason).into());
         }
-        // A service that cannot run here is found while the old one still runs.
+        // A service that cannot run here is detected while the old one still runs.
         self.service_of(release, "prepare").map(drop)
     }
 
@@ -155,7 +155,7 @@ impl AppHost {
         self.hook(Hook::ValidateService, release, work).await
     }
 
-    /// Gives traffic back in growing shares.
+    /// Returns traffic in growing shares.
     async fn warm_up(&self, work: &Work<'_>) -> Result<(), Interrupt> {
         let order = &work.activation.order;
         let Some(release) = &order.release else { return Ok(()) };
@@ -180,7 +180,7 @@ impl AppHost {
         ServiceFile::read(&self.releases.path_of(release))
     }
 
-    /// Runs a hook of `release`; passes when the release does not have it.
+    /// Runs a hook of `release`; succeeds if the release does not have it.
     pub(crate) async fn hook(
         &self,
         hook: Hook,
@@ -214,7 +214,7 @@ impl AppHost {
     /// Variables for a hook of `release`.
     ///
     /// `COHORT_VERSION` is the version being installed, even for a hook of the old release;
-    /// `COHORT_RELEASE_DIR` is the folder of the hook's own release.
+    /// `COHORT_RELEASE_DIR` is the directory of the hook's own release.
     fn hook_variables(
         &self,
         hook: Hook,
@@ -250,8 +250,8 @@ fn surroundings(reason: impl Into<String>) -> Interrupt {
     failure(Blame::Surroundings, reason).into()
 }
 
-/// Fails when the service has ended since its checks passed. Returns how often it had ended by
-/// then; `exits_before` is an earlier answer.
+/// Fails if the service has exited since its checks passed. Returns how often it had exited by now;
+/// `exits_before` is an earlier result.
 async fn still_runs(
     service: Option<&RunningService>,
     exits_before: Option<u64>,

@@ -1,4 +1,4 @@
-//! What runs a service: the guard beside the agent, or systemd.
+//! What runs a service: the guard next to the agent, or systemd.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::process::{Exit, StopSignal};
 use crate::program::RunAs;
 
-/// A service to run. Sent to the guard and kept on its disk.
+/// A service to run. Sent to the guard and stored on its disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceSpec {
@@ -46,25 +46,25 @@ pub struct ServiceCommand {
     /// The whole environment.
     pub env: BTreeMap<String, String>,
     pub folder: PathBuf,
-    /// Sent to the group first.
+    /// The signal sent to the group first.
     pub stop_signal: StopSignal,
-    /// Milliseconds until the group is killed.
+    /// Time until the group is killed, in milliseconds.
     pub stop_timeout_ms: u64,
-    /// The guard's own user when absent.
+    /// If absent, the guard's own user.
     pub run_as: Option<RunAs>,
 }
 
-/// What is known about a service.
+/// The state of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceStatus {
-    /// The digest of its release's artifact; `None` when it was stopped or never started.
+    /// The digest of its release's artifact; `None` if it was stopped or never started.
     pub release: Option<String>,
     pub state: ServiceState,
-    /// How often it ended by itself under this key.
+    /// How often it exited on its own under this key.
     pub exits: u64,
     pub last_exit: Option<Exit>,
-    /// Its last output, as long as a report allows.
+    /// Its last output, at most as long as a report allows.
     pub output: String,
 }
 
@@ -79,18 +79,18 @@ pub enum ServiceState {
         /// The leader of its process group.
         pid: u32,
     },
-    /// Ended by itself, and will be restarted.
+    /// It exited on its own, and will be restarted.
     Waiting,
 }
 
 impl ServiceStatus {
-    /// Whether it runs now.
+    /// Whether it is running now.
     #[must_use]
     pub fn is_running(&self) -> bool {
         matches!(self.state, ServiceState::Running { .. })
     }
 
-    /// Whether it runs, or is being restarted, from this release.
+    /// Whether it is running, or being restarted, from this release.
     pub(crate) fn runs(&self, release: &Release) -> bool {
         self.release.as_deref() == Some(release.artifact.as_str())
             && self.state != ServiceState::Stopped
@@ -105,16 +105,16 @@ impl ServiceStatus {
     }
 }
 
-/// Why a service was not started, stopped or looked at.
+/// Why a service could not be started, stopped or queried.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// The release's program cannot be run.
     #[error("cannot start the service: {reason}")]
     Start { reason: String },
-    /// The guard or systemd did not answer.
+    /// The guard or systemd did not respond.
     #[error("{manager} is unreachable")]
     Unreachable { manager: &'static str, source: Cause },
-    /// It answered, and refused or failed.
+    /// The manager responded, but refused or failed.
     #[error("{manager} failed")]
     Failed { manager: &'static str, source: Cause },
 }
@@ -131,14 +131,14 @@ impl ServiceError {
 /// Runs services.
 #[async_trait]
 pub trait ServiceControl: Send + Sync + std::fmt::Debug {
-    /// Starts the service, after stopping what runs under another key. Does nothing when the same
+    /// Starts the service, after stopping one that runs under another key. Does nothing if the same
     /// key was started before.
     async fn start(&self, spec: &ServiceSpec) -> Result<(), ServiceError>;
 
-    /// Stops the service and all its processes. A service that does not run is no error.
+    /// Stops the service and all its processes. A service that is not running is not an error.
     /// `at_most` is the service's own time limit.
     async fn stop(&self, name: &str, at_most: Duration) -> Result<(), ServiceError>;
 
-    /// What the service is doing.
+    /// The state of the service.
     async fn status(&self, name: &str) -> Result<ServiceStatus, ServiceError>;
 }

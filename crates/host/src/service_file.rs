@@ -15,20 +15,20 @@ use crate::process::StopSignal;
 /// At the top of the artifact.
 const SERVICE_FILE: &str = "cohort.toml";
 
-/// Longest such file, as at publishing. The largest sensible one is a few kilobytes.
+/// Longest such file, in bytes, as at publishing. The largest sensible one is a few kilobytes.
 const SERVICE_FILE_BYTES_MAX: u64 = 256 << 10;
 
-/// Most words in a command, and most variables: far more than any service needs, far fewer than
-/// the operating system passes on.
+/// Most words in a command, and most variables: far more than any service needs, far fewer than the
+/// operating system accepts.
 const WORDS_MAX: usize = 256;
 
-/// Longest time limit of a hook: an hour. What takes longer belongs beside the release.
+/// Longest time limit of a hook: an hour. Anything longer does not belong in a hook.
 const HOOK_LIMIT_MS_MAX: u64 = 3_600_000;
 
 /// Longest time a service may take to stop: its server is out of service meanwhile.
 const STOP_TIMEOUT_MS_MAX: u64 = 600_000;
 
-/// How long a service may take to stop when its release does not say.
+/// How long a service may take to stop if its release does not say.
 pub(crate) const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 /// What an artifact says about running it.
@@ -41,24 +41,24 @@ pub(crate) struct ServiceFile {
     pub(crate) hooks: Hooks,
     /// Whether it can be rolled back. The signed manifest must agree.
     pub(crate) rollback: Option<Rollback>,
-    /// Judged at publishing.
+    /// Validated at publishing.
     #[serde(rename = "protocols")]
     _protocols: Option<IgnoredAny>,
-    /// Judged at publishing.
+    /// Validated at publishing.
     #[serde(rename = "schemas")]
     _schemas: Option<IgnoredAny>,
 }
 
-/// The service: a command that the guard supervises, or a unit of systemd.
+/// The service: a command that the guard supervises, or a systemd unit.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Service {
     /// The program and its arguments; empty for a unit. A relative program with a `/`, such as
     /// `./run`, is inside the artifact; a bare name, such as `java`, is looked up in the agent's
-    /// `PATH`. `{port}` stands for the server's `service_port`.
+    /// `PATH`. `{port}` is replaced by the server's `service_port`.
     #[serde(default)]
     pub(crate) command: Vec<String>,
-    /// Such as `web.service`; the unit itself is the server's own.
+    /// A unit such as `web.service`, defined by the server, not the release.
     pub(crate) systemd_unit: Option<String>,
     /// Variables for the command; `{port}` as above.
     #[serde(default)]
@@ -77,7 +77,7 @@ fn stop_timeout_default() -> Duration {
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Hooks {
-    /// For hooks that are not in `timeouts`.
+    /// For hooks not listed in `timeouts`.
     timeout: Duration,
     timeouts: BTreeMap<Hook, Duration>,
 }
@@ -98,7 +98,7 @@ pub(crate) enum ServiceFileError {
     /// Not TOML, an unknown key, a wrong value.
     #[error("invalid {SERVICE_FILE} in the release")]
     Toml(#[source] Box<toml::de::Error>),
-    /// Values that contradict each other or exceed a limit.
+    /// Values that contradict one another or exceed a limit.
     #[error("invalid {SERVICE_FILE} in the release: {0}")]
     Invalid(String),
 }
@@ -115,7 +115,7 @@ impl ServiceFileError {
 }
 
 impl ServiceFile {
-    /// Reads the file in a release's folder. A release without the file has no service.
+    /// Reads the file in a release's directory. A release without the file has no service.
     pub(crate) fn read(release_folder: &Path) -> Result<Self, ServiceFileError> {
         let path = release_folder.join(SERVICE_FILE);
         match std::fs::metadata(&path) {
@@ -191,7 +191,7 @@ fn check_hook_limit(limit: Duration) -> Result<(), String> {
     Ok(())
 }
 
-/// Names that begin with `COHORT_` are ours.
+/// Names that start with `COHORT_` are reserved.
 fn is_variable(name: &str) -> bool {
     let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     !name.is_empty()

@@ -1,7 +1,7 @@
-//! Services as units of systemd, over D-Bus.
+//! Services as systemd units, over D-Bus.
 //!
-//! Not yet tried on a real host: it is tested against a stand-in built from systemd's own
-//! introspection data (`tests/systemd/`).
+//! Not yet tried on a real host: tested against a stand-in built from systemd's own introspection
+//! data (`tests/systemd/`).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,16 +20,16 @@ use crate::service::{
     RunService, ServiceControl, ServiceError, ServiceSpec, ServiceState, ServiceStatus,
 };
 
-/// How long systemd may take to answer a question.
+/// Longest wait for systemd's response to a query.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// How long a unit may take to start: systemd's own default.
 const START_MAX: Duration = Duration::from_secs(90);
 
-/// What a stop may take beyond the unit's own limit.
+/// Extra time for a stop, beyond the unit's own limit.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
-/// The result of a job that did what it was asked to.
+/// The result of a successful job.
 const JOB_DONE: &str = "done";
 
 /// `ExecMainCode` of a main process that was not killed.
@@ -92,7 +92,7 @@ trait UnitService {
 struct UnitRecord {
     key: String,
     release: String,
-    /// systemd's id of that run of the unit; `None` until the start has succeeded.
+    /// systemd's invocation id of that run; `None` until the start has succeeded.
     invocation: Option<Vec<u8>>,
 }
 
@@ -103,11 +103,11 @@ pub struct Systemd {
     folder: PathBuf,
 }
 
-/// What a unit is doing.
+/// A unit's activity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Activity {
     Up,
-    /// Ended and waits for its restart, or is about to be up or down.
+    /// Exited and waiting for its restart, or about to be up or down.
     Changing,
     Down,
     Failed,
@@ -129,20 +129,21 @@ impl Activity {
     }
 }
 
-/// A unit at one moment.
+/// A unit's state at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     activity: Activity,
-    /// It ended by itself, and systemd is about to restart it.
+    /// It exited on its own, and systemd is about to restart it.
     restarting: bool,
     invocation: Vec<u8>,
 }
 
 impl Seen {
-    /// Whether it runs because it was started under `key`, and not restarted by anyone else.
+    /// Whether it is running because it was started under `key`, and was not restarted outside
+    /// Cohort.
     fn runs_under(&self, key: &str, record: Option<&UnitRecord>) -> bool {
         let ours = record.is_some_and(|record| {
-            // Without an invocation, we were interrupted after asking for the start.
+            // Without an invocation id, we were interrupted after requesting the start.
             let this_run = record.invocation.as_ref().is_none_or(|ran| *ran == self.invocation);
             record.key == key && this_run
         });
@@ -154,7 +155,7 @@ impl Systemd {
     /// Connects to the system bus. `folder` is for the records of what was started.
     ///
     /// # Errors
-    /// When there is no bus, or the folder cannot be created.
+    /// If there is no bus, or the directory cannot be created.
     pub async fn connect(folder: PathBuf) -> Result<Self, ServiceError> {
         Self::over(Connection::system().await.map_err(unreachable)?, folder)
     }
@@ -162,7 +163,7 @@ impl Systemd {
     /// Uses an existing connection.
     ///
     /// # Errors
-    /// When the folder cannot be created.
+    /// If the directory cannot be created.
     pub fn over(connection: Connection, folder: PathBuf) -> Result<Self, ServiceError> {
         durable::private_folder(&folder).on_path("create", &folder).map_err(failed)?;
         Ok(Systemd { connection, folder })
@@ -203,7 +204,7 @@ impl Systemd {
         tokio::time::timeout(ANSWER_MAX, look).await.map_err(unreachable)?
     }
 
-    /// Starts or stops a unit and waits until that job is over. Returns the job's result.
+    /// Starts or stops a unit and waits until that job has ended. Returns the job's result.
     async fn job(&self, unit: &str, job: Job, at_most: Duration) -> Result<String, ServiceError> {
         let work = async {
             let manager: ManagerProxy<'_> = self.proxy(None).await?;
@@ -266,8 +267,8 @@ impl ServiceControl for Systemd {
         let mut started = UnitRecord { key, release, invocation: None };
         if !seen.runs_under(&spec.key, record.as_ref()) {
             if !seen.activity.is_down() {
-                // Whatever its result, the start below replaces it. The record comes after it, so
-                // that what ran before is never taken for ours.
+                // Whatever its result, the start below replaces it. The record is written
+                // afterwards, so that what ran before is never mistaken for ours.
                 self.job(unit, Job::Stop, START_MAX).await?;
             }
             file.save(&started).map_err(failed)?;
@@ -324,7 +325,7 @@ impl ServiceControl for Systemd {
             state,
             exits: restarts + u64::from(unit_failed),
             last_exit,
-            // The journal has it; reading it is another program's job.
+            // The journal has it, and is not read here.
             output: String::new(),
         })
     }

@@ -1,4 +1,4 @@
-//! Shared by the tests of this crate: releases made on the fly, an app's host over a real guard.
+//! Shared by this crate's tests: releases made on the fly, an app's host with a real guard.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,7 +42,7 @@ pub(crate) fn tar_of(files: &[File<'_>]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// A release whose artifact nobody has.
+/// A release whose artifact exists nowhere.
 pub(crate) fn release_of(version: &str) -> Release {
     Release {
         version: version.parse().unwrap(),
@@ -54,7 +54,7 @@ pub(crate) fn release_of(version: &str) -> Release {
     }
 }
 
-/// Puts an artifact where the host looks for it.
+/// Puts an artifact where the host expects it.
 pub(crate) fn put(state_dir: &Path, version: &str, bytes: &[u8]) -> Release {
     let digest = blake3::hash(bytes).to_hex().to_string();
     let folder = state_dir.join("artifacts");
@@ -84,7 +84,7 @@ pub(crate) fn artifact(version: &str, script: &str, hooks: &[(&str, &str)]) -> V
 /// A service that runs until it is stopped.
 pub(crate) const SLEEP: &str = "exec sleep 600";
 
-/// A server: folders, and a guard in this process.
+/// A server: directories, and a guard in this process.
 pub(crate) struct TestServer {
     pub(crate) folder: TempDir,
     pub(crate) guard: Arc<GuardClient>,
@@ -117,7 +117,7 @@ impl TestServer {
             group: "intel.zone-a".parse().unwrap(),
             platform: "linux/amd64".parse().unwrap(),
             service_port: Some(1),
-            // Ourselves, which everybody may; so the code for another user runs as well.
+            // The current user, which needs no privileges; so the code for another user runs too.
             run_as: Some(RunAs {
                 uid: rustix::process::getuid().as_raw(),
                 gid: rustix::process::getgid().as_raw(),
@@ -193,7 +193,7 @@ pub(crate) fn orders(activation: &ActivationOrder) -> AppOrders {
     }
 }
 
-/// Acts until there is nothing to do without new orders. Returns the last action.
+/// Acts until only new orders could continue. Returns the last action.
 pub(crate) async fn settle(
     host: &mut AppHost,
     order: &ActivationOrder,

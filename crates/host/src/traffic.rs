@@ -1,4 +1,4 @@
-//! What load balancers are told about an app on this server.
+//! What load balancers see of an app on this server.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use cohort_core::steps::NoTraffic;
 pub enum Traffic {
     /// The agent has just started and does not know yet.
     Starting,
-    /// Takes its whole share.
+    /// Takes its full share.
     Ready,
     /// Takes no new requests; those in progress may finish.
     Draining,

@@ -1,25 +1,25 @@
-//! What an archive has put into its folder so far, in memory: the judge of every further entry.
+//! What an archive has put into its directory so far, in memory: used to judge every further entry.
 //!
-//! The folder was created empty, and nobody else can write into it, so this tree mirrors the disk.
-//! Nothing is ever looked up through a link that the archive made.
+//! The directory was created empty, and nothing else can write into it, so this tree mirrors the
+//! disk. No path is ever resolved through a link from the archive.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-/// In every unpacked release: which release it is. Its presence says that the folder is whole, so
-/// no archive may bring one.
+/// The file in every unpacked release that says which release it is. Its presence means that the
+/// directory is complete, so no archive may contain one.
 pub(crate) const MARKER: &str = ".cohort-release.json";
 
-/// Longest path in an artifact, in bytes; the kernel takes 4096 with the folder before it.
+/// Longest path in an artifact, in bytes; the kernel allows 4096, including the directory above it.
 pub(crate) const PATH_BYTES_MAX: usize = 1024;
 
-/// Longest name, in bytes: what file systems take.
+/// Longest name, in bytes: the limit of file systems.
 const NAME_BYTES_MAX: usize = 255;
 
-/// Deepest folder, as at publishing.
+/// Deepest directory, as at publishing.
 const DEPTH_MAX: usize = 64;
 
-/// Most links on the way to one file; the kernel follows 40.
+/// Most links to follow on the way to one file; the kernel follows 40.
 const LINK_HOPS_MAX: u32 = 40;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,13 +72,13 @@ pub(crate) enum EntryError {
     Sparse,
 }
 
-/// The entries so far, by path relative to the folder.
+/// The entries so far, by path relative to the directory.
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
     nodes: BTreeMap<PathBuf, Node>,
 }
 
-/// The normal form of a path from an archive, or why it is refused.
+/// The normal form of a path from an archive, or the reason for refusing it.
 pub(crate) fn plain(bytes: &[u8]) -> Result<PathBuf, EntryError> {
     use std::os::unix::ffi::OsStrExt as _;
     if bytes.contains(&0) {
@@ -107,7 +107,7 @@ pub(crate) fn plain(bytes: &[u8]) -> Result<PathBuf, EntryError> {
 }
 
 impl Tree {
-    /// Adds the missing folders above `path` and returns them, outermost first.
+    /// Adds the missing directories above `path` and returns them, outermost first.
     pub(crate) fn missing_parents(&mut self, path: &Path) -> Result<Vec<PathBuf>, EntryError> {
         let mut parents: Vec<&Path> =
             path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()).collect();
@@ -126,7 +126,7 @@ impl Tree {
         Ok(missing)
     }
 
-    /// Adds an entry; false when it is a folder that exists already. Only a folder may come twice:
+    /// Adds an entry; false if it is a directory that exists already. Only directories may repeat:
     /// anything else would replace what was judged before.
     pub(crate) fn add(&mut self, path: &Path, node: Node) -> Result<bool, EntryError> {
         match (self.nodes.get(path), &node) {
@@ -151,8 +151,8 @@ impl Tree {
 
     /// Follows every link to its end, through other links, once the whole archive is known.
     ///
-    /// The text alone is not enough: `a/b -> ../..` may stay inside by its text while `a` is a link
-    /// itself.
+    /// The text alone is not enough: `a/b -> ../..` may stay inside by its text while `a` is itself
+    /// a link.
     pub(crate) fn check_links(&self) -> Result<(), (PathBuf, EntryError)> {
         for (path, node) in &self.nodes {
             if let Node::Link(target) = node {
@@ -164,7 +164,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Where `target` leads from the folder `at`.
+    /// Where `target` leads, starting in the directory `at`.
     fn follow(&self, at: PathBuf, target: &Path, hops: &mut u32) -> Result<PathBuf, EntryError> {
         *hops += 1;
         if *hops > LINK_HOPS_MAX {

@@ -15,8 +15,8 @@ use crate::run_step::Work;
 use crate::traffic::Traffic;
 
 impl AppHost {
-    /// Puts the previous release back and takes traffic again. Needs no network, and is retried
-    /// until it works: there is nobody to report a failure to.
+    /// Restores the previous release and returns to traffic. Needs no network, and is retried until
+    /// it works: there is no one to report a failure to.
     pub(crate) async fn undo(
         &mut self,
         reason: &str,
@@ -46,7 +46,7 @@ impl AppHost {
         if let Some(previous) = previous
             && self.still_serves(previous).await?
         {
-            // Only traffic was taken away.
+            // Only traffic had been taken away.
             self.allow_traffic(previous, work).await;
             return Ok(());
         }
@@ -73,14 +73,14 @@ impl AppHost {
         Ok(())
     }
 
-    /// Takes traffic again while the kill switch stops the activation: drained for a step that may
-    /// be hours away, the server would serve nobody. The activation stays, and drains again.
+    /// Returns to traffic while the kill switch blocks the activation: drained for a step that may
+    /// be hours away, the server would serve nothing. The activation stays, and drains again.
     ///
-    /// Does nothing when the previous release is not fit to serve. May be repeated, and dropped at
+    /// Does nothing if the previous release is not fit to serve. May be repeated, and dropped at
     /// any time.
     ///
     /// # Errors
-    /// When it cannot be made durable.
+    /// If it cannot be persisted.
     pub async fn undrain_for_wait(&mut self) -> Result<(), HostError> {
         let record = &self.record.app;
         let (Some(activation), Some(previous)) = (&record.local.activation, record.undrain_to())
@@ -98,11 +98,11 @@ impl AppHost {
         }
         tracing::info!(app = %self.app, "taking traffic again while the kill switch is on");
         self.allow_traffic(previous, &Work { attempt: 1, activation }).await;
-        // Only now: after a crash before this, everything above runs again.
+        // Only now: after a crash before this point, everything above runs again.
         self.change(AppRecord::undrained)
     }
 
-    /// Whether a release is switched in and runs: its stop never happened.
+    /// Whether a release is switched in and running: its stop never happened.
     async fn still_serves(&self, release: &Release) -> Result<bool, Interrupt> {
         if self.releases.current().as_ref() != Some(release) {
             return Ok(false);
@@ -121,7 +121,7 @@ impl AppHost {
         self.try_hook(Hook::AfterAllowTraffic, release, work).await;
     }
 
-    /// A failed hook does not keep the server from going back.
+    /// Runs a hook whose failure does not keep the server from going back.
     async fn try_hook(&self, hook: Hook, release: &Release, work: &Work<'_>) {
         if let Err(interrupt) = self.hook(hook, release, work).await {
             let (app, hook) = (&self.app, hook.name());

@@ -1,8 +1,8 @@
-//! Unpacks an artifact into a folder of its own, which nothing in the archive can leave.
+//! Unpacks an artifact into its own directory, which nothing in the archive can escape.
 //!
-//! The bytes are verified before the first of them is parsed, and every entry is judged by the
-//! [`crate::tree::Tree`] before it touches the disk. Whoever wrote the archive holds a signing key,
-//! and still gets nothing outside the folder.
+//! The bytes are verified before any of them is parsed, and the [`crate::tree::Tree`] judges every
+//! entry before it touches the disk. The archive's author holds a signing key, and still cannot
+//! write outside the directory.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -26,9 +26,9 @@ use crate::tree::{EntryError, MARKER, Node, PATH_BYTES_MAX, Tree, plain};
 /// What an artifact may unpack to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct UnpackLimits {
-    /// Of all its files together.
+    /// Total size of its files, in bytes.
     pub(crate) bytes_max: u64,
-    /// Files, folders and links.
+    /// Files, directories and links.
     pub(crate) entries_max: u32,
 }
 
@@ -39,13 +39,14 @@ impl Default for UnpackLimits {
     }
 }
 
-/// Longest extension header, such as a long name. Paths end at 1 KiB; records hold a few of them.
+/// Longest extension header, such as a long name, in bytes. Paths end at 1 KiB; a header holds a
+/// few.
 const EXTENSION_BYTES_MAX: u64 = 64 * 1024;
 
-/// Up to this many files are synced one by one; with more, the file system is synced once.
+/// Up to this many files are synced one by one; beyond that, the whole file system is synced once.
 const SYNC_EACH_FILES_MAX: u32 = 256;
 
-/// Largest zstd window: 128 MiB, its own default for streams, so that memory is bounded.
+/// Largest zstd window: 128 MiB, its default for streams, to bound memory.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 const COPY_BYTES: usize = 64 * 1024;
@@ -55,15 +56,15 @@ const COPY_BYTES: usize = 64 * 1024;
 pub(crate) enum UnpackError {
     #[error(transparent)]
     Disk(#[from] FileError),
-    /// The bytes on this server's disk are not those that were signed.
+    /// The bytes on this server's disk are not the signed ones.
     #[error("artifact {} on disk is damaged: its digest is {found}", path.display())]
     Damaged { path: PathBuf, found: String },
-    /// Not an archive, though it is what was signed.
+    /// Not an archive, though these are the signed bytes.
     #[error("the artifact is not a tar archive (plain, gzip or zstd)")]
     NotAnArchive(#[source] io::Error),
     #[error("the artifact's entry `{entry}` is refused")]
     Refused {
-        /// Its path in the archive, cut to 200 characters.
+        /// Its path in the archive, truncated to 200 characters.
         entry: String,
         source: EntryError,
     },
@@ -92,7 +93,7 @@ fn refused(entry: &[u8], source: EntryError) -> UnpackError {
 
 /// Verifies the artifact and unpacks it into `part`, which must not exist. Blocking.
 ///
-/// When it returns, everything in `part` is durable; the folder above is not synced.
+/// On return, everything in `part` is durable; the directory above is not synced.
 pub(crate) fn unpack(
     artifact: &Path,
     release: &Release,
@@ -103,7 +104,7 @@ pub(crate) fn unpack(
     let mut file = File::open(artifact).on_path("open", artifact)?;
     verify(&mut file, artifact, release)?;
     let reader = decompressed(file, artifact)?;
-    // Closed to everybody else until it is whole: its folders belong to the owner, who must not
+    // Inaccessible to other users until complete: its directories belong to the owner, who must not
     // put a link where the next file goes.
     DirBuilder::new().mode(0o700).create(part).on_path("create", part)?;
     let mut unpacker = Unpacker {
@@ -120,13 +121,13 @@ pub(crate) fn unpack(
         .tree
         .check_links()
         .map_err(|(path, error)| refused(path.as_os_str().as_bytes(), error))?;
-    // Closed until every file is on disk: nobody else can put something in the way of a sync.
+    // Inaccessible until every file is on disk: nothing else can get in the way of a sync.
     unpacker.sync()?;
     unpacker.open_to_owner(part)?;
     Ok(sync_folder(part).on_path("sync", part)?)
 }
 
-/// Compares length and digest with what was signed.
+/// Compares length and digest with the signed ones.
 fn verify(file: &mut File, path: &Path, release: &Release) -> Result<(), UnpackError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(&*file).on_path("read", path)?;
@@ -139,7 +140,7 @@ fn verify(file: &mut File, path: &Path, release: &Release) -> Result<(), UnpackE
     Ok(())
 }
 
-/// The archive's bytes; the first four say how they are compressed.
+/// The archive's bytes; the first four identify the compression.
 fn decompressed(mut file: File, path: &Path) -> Result<Box<dyn Read>, UnpackError> {
     let mut magic = Vec::new();
     (&file).take(4).read_to_end(&mut magic).on_path("read", path)?;
@@ -164,7 +165,7 @@ struct Unpacker<'a> {
     owner: Option<RunAs>,
     entries: u32,
     bytes: u64,
-    /// Files and folders, each after the folder that holds it.
+    /// Files and directories, each after the directory that contains it.
     to_sync: Vec<PathBuf>,
 }
 
@@ -177,10 +178,10 @@ struct Extension {
 
 impl Unpacker<'_> {
     fn all(&mut self, reader: Box<dyn Read>) -> Result<(), UnpackError> {
-        // What lies between entries is bounded as well: a bomb of zeros is still read.
+        // Data between entries is bounded too: a bomb of zeros is still read.
         let headers = u64::from(self.limits.entries_max).saturating_mul(4096);
         let mut archive = Archive::new(reader.take(self.limits.bytes_max.saturating_add(headers)));
-        // Raw: the library reads extension headers whole into memory, however long they are.
+        // Raw: the library reads extension headers into memory whole, however long they are.
         let entries = archive.entries().map_err(UnpackError::NotAnArchive)?.raw(true);
         let mut extension = Extension::default();
         for entry in entries {
@@ -212,7 +213,7 @@ impl Unpacker<'_> {
         let refuse = |error: EntryError| refused(&name, error);
         let path = plain(&name).map_err(refuse)?;
         if path.as_os_str().is_empty() {
-            // `./`: the folder itself.
+            // `./`: the directory itself.
             let is_folder = header.entry_type().is_dir();
             return if is_folder { Ok(()) } else { Err(refuse(EntryError::Empty)) };
         }
@@ -283,7 +284,7 @@ impl Unpacker<'_> {
 
     fn file(&mut self, entry: &mut Raw<'_>, on_disk: &Path, mode: u32) -> Result<(), UnpackError> {
         let most = self.limits.bytes_max;
-        // Its claimed size is checked first, so that a bomb does not even begin to fill the disk.
+        // Its claimed size is checked first, so that a bomb does not even start to fill the disk.
         if self.bytes.saturating_add(entry.size()) > most {
             return Err(UnpackError::TooManyBytes(most));
         }
@@ -329,15 +330,15 @@ impl Unpacker<'_> {
             let part = File::open(self.part).on_path("open", self.part)?;
             return rustix::fs::syncfs(&part).map_err(io::Error::from).on_path("sync", self.part);
         }
-        // A file is synced by its path like a folder.
+        // A file is synced by its path, like a directory.
         let mut to_sync = self.to_sync.iter().rev();
         to_sync.try_for_each(|path| sync_folder(path).on_path("sync", path))
     }
 }
 
-/// What is to be put on disk for an entry.
+/// What to put on disk for an entry.
 enum Judged {
-    /// Nothing: a folder that exists already.
+    /// Nothing: the directory exists already.
     Known,
     Folder,
     File,
@@ -374,7 +375,8 @@ fn read_pax(entry: &mut Raw<'_>, extension: &mut Extension) -> Result<(), Unpack
         match record.key_bytes() {
             b"path" => extension.path = Some(value),
             b"linkpath" => extension.link = Some(value),
-            // The header's size counts here. With a second one, two readers could see two
+            // The header's size counts here. With a second one, two readers could see two different
+            // archives; the same goes for sparse files.
             // different archives; so could they with sparse files.
             b"size" => return Err(refused(&value, EntryError::SizeTwice)),
             key if key.starts_with(b"GNU.sparse.") => {

@@ -258,7 +258,7 @@ fn interrupted_unpacking_is_swept_and_repeated() {
     assert!(!path.join("half").exists() && path.join("a").exists());
     unpack(&releases);
 
-    // A folder of that name that is not whole is not taken for a release.
+    // A directory of that name that is not whole is not taken for a release.
     fs::remove_file(path.join(MARKER)).unwrap();
     assert!(!releases.has(&release));
     unpack(&releases);

@@ -22,7 +22,7 @@ use tokio::net::UnixStream;
 
 const GUARD_FOLDER: &str = "COHORT_TEST_GUARD_FOLDER";
 
-/// Not a test by itself: the other tests start this program again, as a guard.
+/// Not a test on its own: the other tests start this program again, as a guard.
 #[test]
 fn guard_process() {
     let Some(folder) = std::env::var_os(GUARD_FOLDER) else { return };
@@ -183,7 +183,7 @@ async fn a_killed_guard_leaves_its_services_and_the_next_one_takes_them_over() {
 
     bench.kill_guard(Signal::KILL).await;
     assert!(test_kill_process(service).is_ok(), "the service lives on");
-    // The client starts another guard by itself.
+    // The client starts another guard on its own.
     assert_eq!(bench.service_pid().await, Some(service), "the very same process");
     let before = lines();
     until("it still writes", || async { lines() > before + 3 }).await;

@@ -19,30 +19,30 @@ use super::protocol::{
 };
 use crate::service::{ServiceControl, ServiceError, ServiceSpec, ServiceStatus};
 
-/// How long an answer may take that needs no stop.
+/// Longest wait for a response to a request that involves no stop.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// How long a start may take, which may include a stop.
+/// Longest wait for a start, which may include a stop.
 const START_MAX: Duration = Duration::from_secs(70);
 
-/// How long a guard may take until it listens. With forty of them on two cores, it takes seconds.
+/// Longest wait until a guard listens. With forty of them on two cores, it takes seconds.
 const LAUNCH_MAX: Duration = Duration::from_secs(15);
 
-/// Pauses between looks for a guard that was just started.
+/// Pauses between attempts to connect to a guard that was just started.
 const LAUNCH_LOOK: Schedule = Schedule::new(Duration::from_millis(20), Duration::from_millis(200));
 
-/// What a stop may take beyond the service's own limit.
+/// Extra time for a stop, beyond the service's own limit.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
 /// How to start a guard, such as `cohort guard --dir …`.
 #[derive(Debug, Clone)]
 pub struct GuardLaunch {
     pub program: PathBuf,
-    /// Without the program itself.
+    /// Arguments, without the program itself.
     pub args: Vec<OsString>,
 }
 
-/// Talks to the guard of one folder.
+/// Talks to the guard of one directory.
 #[derive(Debug)]
 pub struct GuardClient {
     folder: PathBuf,
@@ -51,14 +51,14 @@ pub struct GuardClient {
 }
 
 impl GuardClient {
-    /// For the guard of `folder`. Without `launch`, none is started.
+    /// A client for the guard of `folder`. Without `launch`, it starts no guard.
     #[must_use]
     pub fn new(folder: PathBuf, launch: Option<GuardLaunch>) -> Self {
         GuardClient { folder, launch, launching: tokio::sync::Mutex::new(()) }
     }
 
-    /// Asks, and asks the next guard when this one goes away meanwhile: every request may be
-    /// repeated.
+    /// Sends a request; if the guard goes away meanwhile, sends it to the next one: every request
+    /// may be repeated.
     async fn ask(&self, ask: Ask, at_most: Duration) -> Result<Answer, ServiceError> {
         let request = Request { version: VERSION, ask };
         let mut answer = converse(self.connect().await?, &request, at_most).await;
@@ -92,8 +92,8 @@ impl GuardClient {
                 Err(error) if Instant::now() > deadline => return Err(unreachable(error)),
                 Err(_) => {}
             }
-            // A killed guard holds its lock until its last thread is gone. A guard that is started
-            // before that ends at once, and is started again.
+            // A killed guard holds its lock until its last thread is gone. A guard started before
+            // that exits immediately, and is started again.
             if guard.as_ref().is_none_or(|guard| guard.is_finished()) {
                 let started = self.start(launch).on_path("start", &launch.program);
                 guard = Some(started.map_err(unreachable)?);
@@ -102,7 +102,7 @@ impl GuardClient {
         }
     }
 
-    /// Starts a guard; the thread ends with it.
+    /// Starts a guard; the returned thread ends with it.
     fn start(&self, launch: &GuardLaunch) -> io::Result<std::thread::JoinHandle<()>> {
         durable::private_folder(&self.folder)?;
         let log =
@@ -113,7 +113,7 @@ impl GuardClient {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        // It outlives this process, or is reaped here.
+        // The guard outlives this process, or is reaped here.
         let reaper = std::thread::Builder::new().name("guard-reaper".into());
         reaper.stack_size(64 * 1024).spawn(move || {
             let _status = child.wait();

@@ -1,4 +1,4 @@
-//! What the guard did, one line each: when each service was up, and when not.
+//! The guard's event log, one line each: when each service was up, and when not.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::process::Exit;
 use crate::service::ServiceSpec;
 
-/// In the guard's folder.
+/// The file's name, in the guard's directory.
 pub const EVENTS_FILE: &str = "events.log";
 
-/// The file is rotated at this size. 1 MiB is some ten thousand events; one old file is kept.
+/// The file is rotated at this size, in bytes. 1 MiB: some ten thousand events; one old file is
+/// kept.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// One line of the file.
@@ -25,7 +26,7 @@ pub struct Event {
     pub boot_id: String,
     pub service: String,
     pub key: String,
-    /// The leader of its process group.
+    /// The service's process, leader of its process group.
     pub pid: u32,
     pub event: EventKind,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -37,11 +38,11 @@ pub struct Event {
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
     Started,
-    /// A new guard found it running and watches it.
+    /// A new guard found it running and took over.
     Adopted,
-    /// It ended by itself.
+    /// It exited on its own.
     Exited,
-    /// The guard was asked to stop it, and did.
+    /// The guard stopped it on request.
     Stopped,
 }
 

@@ -12,10 +12,10 @@ use tokio::net::unix::pipe;
 use crate::output::Tail;
 
 /// The file is rotated at this size, and one old file is kept. 4 MiB per service hold minutes of a
-/// talkative service, and even forty of them need little disk.
+/// verbose service's output, and even forty services need little disk.
 const FILE_BYTES_MAX: u64 = 2 * 1024 * 1024;
 
-/// How much of the last output goes with a status: as much as a report carries.
+/// How much of the last output a status includes, in bytes: as much as a report carries.
 const TAIL_BYTES_MAX: usize = 2 * 1024;
 
 const READ_BYTES: usize = 16 * 1024;
@@ -50,7 +50,7 @@ impl ServiceLog {
         Ok(service)
     }
 
-    /// The end that a service writes to. Open for reading as well, so that it never breaks.
+    /// The end that a service writes to. Also open for reading, so that the pipe never breaks.
     pub(crate) fn writer(&self) -> io::Result<File> {
         OpenOptions::new().read(true).write(true).open(&self.pipe)
     }
@@ -71,7 +71,7 @@ impl ServiceLog {
                     let bytes = &buffer[..count];
                     self.tail.lock().push(bytes);
                     if let Err(error) = self.keep(&mut file, bytes) {
-                        // A full disk loses the log, never the service.
+                        // A full disk loses the log, but never stops the service.
                         file = None;
                         let path = self.log.display();
                         tracing::debug!(%path, %error, "lost a service's output");

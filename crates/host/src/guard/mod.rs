@@ -1,24 +1,24 @@
-//! The guard: a tiny process that owns the services, so that they survive restarts of the agent.
+//! The guard: a tiny process that owns the services, so that they survive agent restarts.
 //!
-//! It starts each service as a process group of its own, restarts it when it ends, keeps its
-//! output, and records what it did. It knows nothing of releases, groups or orders.
+//! It starts each service in its own process group, restarts it when it exits, stores its output,
+//! and records what it did. It knows nothing of releases, groups or orders.
 //!
-//! All its files are in one folder:
+//! All its files are in one directory:
 //!
 //! ```text
 //! guard.sock      requests, see `protocol`
-//! guard.lock      held by the one guard of this folder; contains its process number
-//! services.json   which services are to run, and their processes (durable)
+//! guard.lock      held by the one guard of this directory; contains its process number
+//! services.json   services that should run, and their processes (durable)
 //! events.log      starts and ends, one JSON object per line, with boot-time stamps
 //! guard.log       the guard's own log
 //! logs/NAME.log   a service's output; NAME.log.1 is the rotated one
 //! pipes/NAME      the named pipe between a service and its log
 //! ```
 //!
-//! A service writes into a *named* pipe that it holds open for reading as well, so a killed guard
-//! does not break the pipe: at worst the service blocks when the pipe is full, until the next guard
-//! reads from it. That guard finds the service's process by what `services.json` says (number and
-//! start time), verifies it, and watches it like its own child.
+//! A service writes into a *named* pipe that it also holds open for reading, so a killed guard does
+//! not break the pipe: at worst the service blocks on a full pipe until the next guard reads from
+//! it. That guard finds the service's process through `services.json` (number and start time),
+//! verifies it, and watches it like its own child.
 
 mod client;
 mod events;
@@ -49,13 +49,13 @@ const LOCK: &str = "guard.lock";
 /// How to run a guard.
 #[derive(Debug, Clone)]
 pub struct GuardConfig {
-    /// All its files are there; created if missing.
+    /// Holds all its files; created if missing.
     pub folder: PathBuf,
-    /// Leave the session of the process that started it, to outlive it.
+    /// Leave the session of the parent process, to outlive it.
     pub detach: bool,
 }
 
-/// Why a guard ended.
+/// Why a guard exited.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
     #[error("a guard is already running for {}", folder.display())]
@@ -70,10 +70,10 @@ pub enum GuardError {
 /// one thread.
 ///
 /// # Errors
-/// When its folder cannot be used, or another guard uses it.
+/// If its directory cannot be used, or another guard uses it.
 pub fn run(config: &GuardConfig) -> Result<(), GuardError> {
     if config.detach {
-        // Fails only for the leader of a group, which is detached already.
+        // Fails only for a group leader, which is detached already.
         let _already = rustix::process::setsid();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -111,7 +111,7 @@ pub async fn serve(config: &GuardConfig) -> Result<(), GuardError> {
     Ok(())
 }
 
-/// Binds the socket, after removing a dead one, which the lock makes safe.
+/// Binds the socket, after removing a stale one; the lock makes that safe.
 fn listen(folder: &Path) -> io::Result<UnixListener> {
     let path = folder.join(SOCKET);
     match fs::remove_file(&path) {
@@ -120,7 +120,7 @@ fn listen(folder: &Path) -> io::Result<UnixListener> {
     }
     let folder = File::open(folder)?;
     let listener = UnixListener::bind(short_path(&folder, &path))?;
-    // Nobody can connect in between: the folder is ours alone (0700).
+    // No other user can connect in between: only we can access the directory (0700).
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }

@@ -1,4 +1,4 @@
-//! The protocol on the guard's socket: one JSON object per line, one answer per request.
+//! The protocol on the guard's socket: one JSON object per line, one response per request.
 
 use std::fs::File;
 use std::io;
@@ -12,16 +12,16 @@ use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
 
 use crate::service::{ServiceSpec, ServiceStatus};
 
-/// Both sides speak this version, or not at all.
+/// The protocol's version: both sides have to speak the same one.
 pub(crate) const VERSION: u32 = 1;
 
-/// The socket, in the guard's folder.
+/// The socket, in the guard's directory.
 pub(super) const SOCKET: &str = "guard.sock";
 
-/// Longest path of a unix socket that the kernel accepts, without the zero byte.
+/// Longest path of a unix socket that the kernel accepts, in bytes, without the NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// The socket's path, short enough for the kernel: through the open folder when it is long.
+/// The socket's path, short enough for the kernel: if long, through the open directory.
 pub(super) fn short_path(folder: &File, path: &Path) -> PathBuf {
     if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
         path.to_owned()
@@ -30,7 +30,7 @@ pub(super) fn short_path(folder: &File, path: &Path) -> PathBuf {
     }
 }
 
-/// Longest line: a command of 256 words and as many variables fits, and memory is bounded.
+/// Longest line: fits a command of 256 words and as many variables, and bounds memory.
 const LINE_BYTES_MAX: usize = 256 * 1024;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ pub(crate) enum Answer {
     Status(ServiceStatus),
     /// The service's program cannot be run: the release's fault.
     CannotStart(String),
-    /// The guard could not do it, or did not understand.
+    /// The guard could not do it, or did not understand the request.
     Refused(String),
 }
 

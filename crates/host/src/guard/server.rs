@@ -19,17 +19,17 @@ use super::state::{Kept, Record};
 use super::supervise::{CannotSpawn, Home, Shared, Supervised};
 use crate::service::{RunService, ServiceSpec, ServiceStatus};
 
-/// Connections at a time. The agent uses one, a person another.
+/// Most connections at a time. The agent uses one, an operator another.
 const CONNECTIONS_MAX: usize = 16;
 
-/// A silent connection is closed after this.
+/// An idle connection is closed after this.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 
-/// Services of one guard: apps on one server.
+/// Most services of one guard: the apps on one server.
 const SERVICES_MAX: usize = 64;
 
-/// One service's place. Its lock is held while the service is started or stopped: requests about
-/// one service are served in turn, while those about others are answered.
+/// One service's slot. Its lock is held while the service is started or stopped: requests about the
+/// same service are served in turn; those about others do not wait.
 #[derive(Debug)]
 struct Place {
     home: Home,
@@ -44,7 +44,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Reads which services are to run, and runs them.
+    /// Reads which services should run, and runs them.
     pub(crate) async fn open(folder: &Path) -> Result<Arc<Self>, DurableFileError> {
         let record = Record::open(folder)?;
         let server = Arc::new(Server {
@@ -67,7 +67,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Answers until the process ends.
+    /// Serves requests until the process ends.
     pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut pauses = NEAR.pauses();
@@ -75,7 +75,7 @@ impl Server {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     pauses.reset();
-                    // One too many is closed at once instead of queued without bound.
+                    // One too many: closed immediately instead of queued without bound.
                     let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
                     let server = Arc::clone(&self);
                     tokio::spawn(async move {
@@ -86,7 +86,7 @@ impl Server {
                     });
                 }
                 Err(error) => {
-                    // Out of file descriptors, for instance. Services keep running.
+                    // Out of file descriptors, for example. Services keep running.
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(pauses.next_pause()).await;
                 }
@@ -113,7 +113,7 @@ impl Server {
         }
     }
 
-    /// The error is a refusal, for people.
+    /// Handles one request; the error is a refusal, for people.
     async fn answer(&self, ask: Ask) -> Result<Answer, String> {
         match ask {
             Ask::Start(spec) => self.start(spec).await,
@@ -154,7 +154,7 @@ impl Server {
         if let Some(old) = service.take() {
             old.stop().await;
         }
-        // Recorded before it is started: if this guard is killed in between, the next starts it.
+        // Recorded before it starts: if this guard is killed in between, the next one starts it.
         let name = spec.name.clone();
         let kept = Kept { spec: spec.clone(), exits: 0, last_exit: None, process: None };
         self.shared.record.put(kept).map_err(|error| chain(&error))?;
@@ -176,8 +176,8 @@ impl Server {
     async fn stop(&self, name: &str) -> Result<Answer, String> {
         let place = self.place(name)?;
         let mut service = place.service.lock().await;
-        // It stays in the record until it has ended: if this guard is killed in between, the next
-        // one still knows the process. Whoever asked gets no answer then, and asks again.
+        // It stays in the record until it has exited: if this guard is killed in between, the next
+        // one still knows the process. The client then gets no response, and asks again.
         if let Some(old) = service.take() {
             old.stop().await;
         }

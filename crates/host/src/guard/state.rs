@@ -1,4 +1,4 @@
-//! Which services are to run, and their processes: durable, for the next guard.
+//! The services that should run, and their processes: durable, for the next guard.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::process::{Exit, Watched};
 use crate::service::ServiceSpec;
 
-/// An environment variable of every service: which start by which guard this is.
+/// An environment variable of every service, unique to one start by one guard.
 pub(crate) const INSTANCE: &str = "COHORT_GUARD_INSTANCE";
 
 /// The content of `services.json`.
@@ -20,12 +20,12 @@ pub(crate) const INSTANCE: &str = "COHORT_GUARD_INSTANCE";
 struct Services {
     /// The boot of the machine that the processes belong to.
     boot_id: String,
-    /// By name; all of them are to run.
+    /// Services that should run, by name.
     services: BTreeMap<String, Kept>,
 }
 
 impl Services {
-    /// As it is after this boot: no process has survived another one.
+    /// The record after this boot: no process survives a reboot.
     fn in_boot(mut self, boot_id: &str) -> Self {
         if self.boot_id != boot_id {
             boot_id.clone_into(&mut self.boot_id);
@@ -47,7 +47,7 @@ pub(crate) struct Kept {
     pub(crate) process: Option<Process>,
 }
 
-/// A process of a service: written down before it is started, completed afterwards.
+/// A process of a service: recorded before it starts, completed afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Process {
@@ -77,7 +77,7 @@ impl Record {
         Ok(Record { inner: Mutex::new((file, services)) })
     }
 
-    /// Changes the record; durable when it returns. When it cannot be written, nothing changes.
+    /// Changes the record; persisted on return. If it cannot be written, nothing changes.
     fn change(
         &self,
         change: impl FnOnce(&mut BTreeMap<String, Kept>),
@@ -91,7 +91,7 @@ impl Record {
         let saved = file.save(&services);
         match saved {
             Ok(()) => *current = services,
-            // A full disk may have room again: the next change writes the whole record.
+            // A full disk may have room again later: the next change writes the whole record.
             Err(_) => {
                 if let Ok((reopened, _)) = DurableFile::open(file.path()) {
                     *file = reopened;
@@ -128,13 +128,13 @@ impl Record {
 }
 
 impl Process {
-    /// The process, if it still runs; never another one that was given its number.
+    /// The process, if it still runs; never another one that reused its number.
     pub(crate) fn find(&self) -> Option<Watched> {
         match self.started {
             Some(Started { pid, start_ticks }) => {
                 Watched::started_at(Pid::from_raw(pid)?, start_ticks)
             }
-            // The guard was killed between starting it and writing its number.
+            // The guard was killed after starting it, before recording its number.
             None => self.find_by_environment(),
         }
     }

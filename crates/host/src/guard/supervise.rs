@@ -1,4 +1,4 @@
-//! One service: started, watched, restarted when it ends, stopped when asked.
+//! One service: started, watched, restarted when it exits, stopped on request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::clock::boot_time;
 use crate::process::{Exit, GroupChild, Watched, is_the_programs_fault, start_ticks};
 use crate::service::{RunService, ServiceCommand, ServiceSpec, ServiceState, ServiceStatus};
 
-/// A service that ran this long is not in a crash loop.
+/// A service that stayed up this long is not in a crash loop.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
 
 /// What the services of one guard share.
@@ -28,7 +28,7 @@ pub(crate) struct Shared {
     pub(crate) events: EventLog,
 }
 
-/// Where one service lives, whatever runs there.
+/// One service's files and name, independent of what runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Home {
     pub(crate) shared: Arc<Shared>,
@@ -70,7 +70,7 @@ impl Running {
         self.watched().pid().as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Waits for its end; the rest of its group ends with it.
+    /// Waits until it exits, and ends the rest of its group.
     async fn exit(self) -> Exit {
         match self {
             Running::Child(child) => child.reap().await.unwrap_or(Exit::Unknown),
@@ -83,7 +83,7 @@ impl Running {
     }
 }
 
-/// When a service that ended is restarted: after pauses that grow while it does not stay up.
+/// When to restart a service that exited: after pauses that grow while it does not stay up.
 struct Restarts(Pauses);
 
 impl Restarts {
@@ -104,7 +104,7 @@ impl Home {
         ServiceStatus { output: self.log.tail(), ..self.status.lock().clone() }
     }
 
-    /// Starts a process: its mark is written down first, its number afterwards.
+    /// Starts a process: records its mark first, its number afterwards.
     fn spawn(&self, spec: &ServiceSpec) -> Result<Running, CannotSpawn> {
         let RunService::Command(command) = &spec.run else {
             return Err(CannotSpawn::Machine("the guard runs commands, not units".to_owned()));
@@ -150,8 +150,8 @@ impl Home {
         GroupChild::spawn(&mut process)
     }
 
-    /// Writes down a process's number. If that fails, the service runs all the same: the next guard
-    /// finds it by its environment.
+    /// Records a process's number. If that fails, the service runs anyway: the next guard finds it
+    /// by its environment.
     fn started(&self, spec: &ServiceSpec, process: Process, watched: &Watched) {
         let Some(start_ticks) = start_ticks(watched.pid()) else { return };
         let started = Some(Started { pid: watched.pid().as_raw_nonzero().get(), start_ticks });
@@ -164,14 +164,14 @@ impl Home {
 }
 
 impl Supervised {
-    /// Starts the service for the first time; the answer says whether its program could be run.
+    /// Starts the service for the first time; the result says whether its program could be run.
     pub(crate) fn start(home: &Home, spec: ServiceSpec) -> Result<Self, CannotSpawn> {
         let running = home.spawn(&spec)?;
         let kept = Kept { spec, exits: 0, last_exit: None, process: None };
         Ok(Self::watch(home, kept, Some(running)))
     }
 
-    /// Takes over what an earlier guard ran: adopts its process, or starts it again.
+    /// Takes over from an earlier guard: adopts its process, or starts the service again.
     pub(crate) fn take_over(home: &Home, mut kept: Kept) -> Self {
         let process = kept.process.take();
         let found = process.as_ref().and_then(Process::find).map(Running::Found);
@@ -202,7 +202,7 @@ impl Supervised {
         Supervised { key, home, stop, task }
     }
 
-    /// Stops it and all its processes.
+    /// Stops the service and all its processes.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         if let Err(error) = self.task.await {
@@ -212,7 +212,7 @@ impl Supervised {
     }
 }
 
-/// Keeps one service running until it is told to stop.
+/// Keeps one service running until it receives a stop request.
 struct Keeper {
     home: Home,
     spec: ServiceSpec,
