@@ -1,4 +1,4 @@
-//! Answers of a cache: artifacts unit by unit as they arrive, small files whole.
+//! A cache's responses: artifacts unit by unit as they arrive, small files whole.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::metrics::Kind;
 use crate::origins::Refused;
 use crate::request::{About, Reply, reply};
 
-/// Longest `Retry-After`, in seconds: origins come back sooner, and readers have other mirrors.
+/// Longest `Retry-After`, in seconds: origins recover sooner, and readers have other mirrors.
 const RETRY_AFTER_S_MAX: u64 = 30;
 
-/// Answers a request for any file of the repository.
+/// Serves a request for any file of the repository.
 pub(crate) async fn serve(
     State(app): State<Arc<App>>,
     method: Method,
@@ -66,7 +66,7 @@ fn refuse(path: &str, refused: &Refused) -> Response {
             response
         }
         Refused::Failed(reason) => {
-            tracing::warn!(path, %reason, "no origin delivers the file");
+            tracing::warn!(path, %reason, "cannot get the file from any origin");
             let error = format!("no origin delivers {path}: {reason}");
             ApiError::new(StatusCode::BAD_GATEWAY, "bad_gateway", error).into_response()
         }
@@ -126,7 +126,7 @@ async fn artifact(
     let Some((first, count)) = span else { return Ok(response) };
     let unit = |at: u64| u32::try_from(at / u64::from(UNIT_BYTES)).expect("within the artifact");
     let units = unit(first)..unit(first + count - 1) + 1;
-    // The head is sent with the first unit: until then an error can still be answered.
+    // The head is sent with the first unit: until then an error can still be the response.
     let (sender, mut receiver) = mpsc::channel(1);
     let reader = Reader { app: Arc::clone(app), blob, bytes: first..first + count, _place: place };
     tokio::spawn(reader.run(units, sender));
@@ -136,7 +136,7 @@ async fn artifact(
         let next = match begin {
             Some(begin) => Ok(begin),
             None => receiver.recv().await?.map_err(|refused| {
-                // The head is out: all that is left is to cut the connection.
+                // The head is sent: all we can do is close the connection.
                 std::io::Error::other(format!("no origin delivers the rest: {refused:?}"))
             }),
         };
@@ -146,8 +146,8 @@ async fn artifact(
     Ok(response)
 }
 
-/// Sends an artifact to one reader, as fast as it reads. At most two units are in memory: one on
-/// its way to the socket, one behind it.
+/// Sends an artifact to one reader, as fast as it reads. At most two units are in memory: one in
+/// transit to the socket, one behind it.
 struct Reader {
     app: Arc<App>,
     blob: Arc<Blob>,
@@ -159,7 +159,7 @@ impl Reader {
     async fn run(self, units: Range<u32>, to: mpsc::Sender<Result<Bytes, Refused>>) {
         let patience = self.app.cache.limits.reader_max;
         for index in units.clone() {
-            // A reader that left gives up its place; the unit is still fetched.
+            // A reader that leaves frees its slot; the unit is still fetched.
             let unit = tokio::select! {
                 unit = self.blob.unit(index, units.end) => unit,
                 () = to.closed() => return,
@@ -167,8 +167,8 @@ impl Reader {
             let ended = unit.is_err();
             let part = unit.map(|unit| self.part(index, &unit));
             let count = part.as_ref().map_or(0, |part| part.len() as u64);
-            // A reader that hardly reads loses its place, and its connection, because the
-            // head promised more.
+            // A reader that barely reads loses its slot, and its connection, because the head
+            // promised more.
             let sent = tokio::time::timeout(patience, to.send(part)).await;
             if !matches!(sent, Ok(Ok(()))) || ended {
                 return;

@@ -1,9 +1,9 @@
 //! Opening an artifact: from memory, from the disk, or from an origin.
 //!
-//! A reader names an artifact by its root; its length is unknown at first. So the unit hashes
-//! come first, which prove themselves against the root and say how many units there are; then the
-//! last unit, whose hash says where it ends. After these two the length is as certain as the root,
-//! whatever origins say of it.
+//! A reader names an artifact by its root; its length is unknown at first. So the unit hashes come
+//! first, which are verified against the root and give the number of units; then the last unit,
+//! whose hash shows where it ends. After these two, the length is as certain as the root, whatever
+//! origins claim.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -48,10 +48,10 @@ impl Shared {
         tokio::task::spawn_blocking(create).await.map_err(broke)
     }
 
-    /// The hashes and the last unit, from the first origin that has both and they are right.
+    /// The hashes and the last unit, from the first origin that has both correct.
     async fn fetch_ends(&self, digest: &Digest) -> Result<(UnitHashes, Bytes), Refused> {
         let origins = &self.origins;
-        // Fails only when the semaphore is closed, which it never is.
+        // Fails only if the semaphore is closed, which never happens.
         let _permit = origins.small.acquire().await.map_err(|_| Refused::Absent)?;
         let mut turn = origins.turn(digest.as_str());
         while let Some(origin) = turn.next() {

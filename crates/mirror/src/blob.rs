@@ -7,9 +7,9 @@
 //!     └────────────────┴───────────────────────────────┘
 //! ```
 //!
-//! A unit is verified when it arrives, and again whenever it is read from disk. So nothing has to
-//! be recorded about what is there: after a restart every unit is assumed to be here until it is
-//! read, and what a crash tore or the disk corrupted is fetched again.
+//! A unit is verified when it arrives, and again whenever it is read from disk. So there is no
+//! record of what is on disk: after a restart, every unit is assumed to be there until it is read,
+//! and what a crash tore or the disk corrupted is fetched again.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -36,21 +36,21 @@ const LOOKS_MAX: usize = 4;
 enum Unit {
     Missing,
     Coming,
-    /// On disk, as far as known.
+    /// Assumed to be on disk.
     Here,
 }
 
-/// Outcome of a fetch; nothing while it is in progress.
+/// Outcome of a fetch; `None` while it is in progress.
 pub(crate) type Arrival = Option<Result<Bytes, Refused>>;
 
 /// One artifact: its verified hashes, and the units that are on disk or being fetched.
 pub(crate) struct Blob {
     pub(crate) hashes: UnitHashes,
     pub(crate) cache: Arc<Shared>,
-    /// When it was opened, to retry an artifact that found no room.
+    /// When it was opened, to retry an artifact that found no room on disk.
     pub(crate) opened: Instant,
     file: Option<File>,
-    /// Whether units are written to disk. If not, each is fetched by itself for its readers.
+    /// Whether units are written to disk. If not, each is fetched on its own for its readers.
     kept: AtomicBool,
     units: Mutex<Units>,
 }
@@ -60,7 +60,7 @@ struct Units {
     coming: HashMap<u32, watch::Receiver<Arrival>>,
 }
 
-/// What a unit's place on disk holds.
+/// The content of a unit's place on disk.
 enum OnDisk {
     Right(Bytes),
     /// Allocated and never written.
@@ -98,12 +98,12 @@ impl Blob {
         self.kept.load(Ordering::Relaxed)
     }
 
-    /// The disk failed: from now on units are forwarded without being stored.
+    /// The disk failed: from now on, forwards units without storing them.
     pub(crate) fn keep_no_more(&self) {
         self.kept.store(false, Ordering::Relaxed);
     }
 
-    /// One unit, from disk or from an origin. Units up to `end` will be wanted soon.
+    /// One unit, from disk or from an origin. Units up to `end` will be needed soon.
     pub(crate) async fn unit(self: &Arc<Self>, index: u32, end: u32) -> Result<Bytes, Refused> {
         for _ in 0..LOOKS_MAX {
             match self.look(index, end) {
@@ -116,7 +116,7 @@ impl Blob {
                     }
                 }
                 Look::Coming(mut arrival) => {
-                    // Closed without a value when the disk failed: look again.
+                    // Closed without a value if the disk failed: try again.
                     let Ok(arrival) = arrival.wait_for(Option::is_some).await else { continue };
                     if let Some(outcome) = arrival.clone() {
                         return outcome;
@@ -127,10 +127,10 @@ impl Blob {
         Err(Refused::Failed(format!("unit {index} is damaged on the mirror's own disk")))
     }
 
-    /// Where to get a unit; starts to fetch it, and the ones behind it in time.
+    /// Where to get a unit; starts to fetch it, and the following ones early enough.
     fn look(self: &Arc<Self>, index: u32, end: u32) -> Look {
         let kept = self.is_kept();
-        // Units that are not kept are fetched at the pace of the reader.
+        // Units that are not stored are fetched at the reader's pace.
         let run_max = if kept { self.cache.limits.run_units_max } else { 1 };
         let mut units = self.units.lock();
         let look = match units.states[index as usize] {
@@ -145,7 +145,7 @@ impl Blob {
             },
             Unit::Missing => Look::Coming(self.claim(&mut units, index, end.min(index + run_max))),
         };
-        // The next request goes out when half of the previous one has been read, so that the link
+        // The next request is sent when half of the previous one has been read, so that the link
         // does not idle.
         let ahead = end.min(index.saturating_add(1 + run_max / 2));
         let gap = (index + 1..ahead).find(|at| units.states[*at as usize] == Unit::Missing);
@@ -155,7 +155,7 @@ impl Blob {
         look
     }
 
-    /// Starts to fetch the missing units from `first` up to the first that is not missing.
+    /// Starts to fetch the run of missing units that starts at `first`.
     fn claim(
         self: &Arc<Self>,
         units: &mut Units,
@@ -179,7 +179,7 @@ impl Blob {
         arrivals.swap_remove(0)
     }
 
-    /// Reads a unit from disk. A corrupt one counts as missing from then on. Blocks.
+    /// Reads a unit from disk. A corrupt one counts as missing from then on. Blocking.
     fn read(&self, index: u32) -> Option<Bytes> {
         let found = self.read_one(index);
         if let OnDisk::Right(bytes) = found {
@@ -189,7 +189,7 @@ impl Blob {
             self.cache.metrics.damaged.inc();
             tracing::warn!(artifact = %self.hashes.root(), unit = index, "cached unit is corrupt");
         }
-        // After a crash most units behind it are missing, too. Finding them now lets one request
+        // After a crash, most units behind it are missing too. Finding them now lets one request
         // fetch them all.
         let end = self.hashes.count().min(index.saturating_add(self.cache.limits.run_units_max));
         let is_right = |at: &u32| matches!(self.read_one(*at), OnDisk::Right(_));
@@ -222,20 +222,20 @@ impl Blob {
         }
     }
 
-    /// Writes a verified unit. Blocks.
+    /// Writes a verified unit. Blocking.
     pub(crate) fn write(&self, index: u32, bytes: &[u8]) -> std::io::Result<()> {
         let (start, _) = self.hashes.span(index).map_err(std::io::Error::other)?;
         let file = self.file.as_ref().ok_or_else(|| std::io::Error::other("no file"))?;
         file.write_all_at(bytes, start)
     }
 
-    /// Notes that a unit was written before the blob was published.
+    /// Marks a unit as written before the blob was published.
     pub(crate) fn is_here(&self, index: u32) {
         self.units.lock().states[index as usize] = Unit::Here;
     }
 }
 
-/// Units that one task fetches. Those it did not deliver are missing again when it is dropped.
+/// Units that one task fetches. When dropped, undelivered ones are missing again.
 pub(crate) struct Claim {
     pub(crate) blob: Arc<Blob>,
     first: u32,
@@ -259,7 +259,7 @@ impl Claim {
         self.senders[(self.next - self.first) as usize].send_replace(Some(Ok(bytes.clone())));
     }
 
-    /// The unit that arrived is on disk.
+    /// Marks the delivered unit as on disk.
     pub(crate) fn written(&mut self) {
         let mut units = self.blob.units.lock();
         units.states[self.next as usize] = Unit::Here;
@@ -268,7 +268,7 @@ impl Claim {
         self.next += 1;
     }
 
-    /// The unit that arrived is not kept.
+    /// Marks the delivered unit as forwarded but not stored.
     pub(crate) fn passed_on(&mut self) {
         self.reset(self.next..self.next + 1);
         self.next += 1;
@@ -277,7 +277,7 @@ impl Claim {
     /// Fails the rest of the units.
     pub(crate) fn end_with(mut self, refused: &Refused) {
         let senders = std::mem::take(&mut self.senders);
-        // Reset before waking readers: one that looks again must not find a unit coming.
+        // Reset before waking readers: one that tries again must not find a unit in transit.
         self.reset(self.next..self.first + count_of(&senders));
         for (sender, index) in senders.iter().zip(self.first..) {
             if index >= self.next && sender.borrow().is_none() {

@@ -1,8 +1,8 @@
-//! A folder of bounded size that evicts the least recently used file first.
+//! A directory of bounded size that evicts the least recently used file first.
 //!
-//! What is there is counted in memory, by one lock; the folder is listed once, at the start. When a
-//! file was last used is its time of change as well, so that a restart knows it. A file that is not
-//! counted is not kept: [`Bounded::note_use`] removes what lost its place while it was written.
+//! Its content is counted in memory, under one lock; the directory is listed once, at start. A
+//! file's mtime is its last use, so it survives a restart. A file that is not counted is not kept:
+//! [`Bounded::note_use`] removes one that lost its place while it was being written.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -14,28 +14,28 @@ use cohort_base::durable::{self, UNFINISHED_PREFIX};
 use parking_lot::Mutex;
 use rustix::fs::statvfs;
 
-/// What a folder holds, or may hold.
+/// A directory's usage, or its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub(crate) files: u64,
     pub(crate) bytes: u64,
 }
 
-/// A bounded folder. Everything blocks.
+/// A bounded directory. Every method blocks.
 pub(crate) struct Bounded {
     dir: PathBuf,
     max: Usage,
-    /// Space of the disk that is left to others, in bytes.
+    /// Disk space to leave to others, in bytes.
     free_bytes_min: u64,
     held: Mutex<Held>,
 }
 
-/// The files that have a place, by name: those on disk, and those that are being written.
+/// The files that have a place, by name: those on disk, and those being written.
 #[derive(Default)]
 struct Held {
     files: HashMap<String, Place>,
     bytes: u64,
-    /// Files removed so far; makes the names of those that wait for their removal unique.
+    /// Files removed so far; makes the names of files awaiting removal unique.
     removed: u64,
 }
 
@@ -55,7 +55,7 @@ impl Held {
         self.files.insert(name, place);
     }
 
-    /// Gives up a place; returns its length in bytes.
+    /// Frees a place; returns its length in bytes.
     fn take(&mut self, name: &str) -> u64 {
         let length = self.files.remove(name).map_or(0, |place| place.length);
         self.bytes -= length;
@@ -64,7 +64,7 @@ impl Held {
 }
 
 impl Bounded {
-    /// Takes over a folder and removes what exceeds the limit.
+    /// Takes over a directory and removes what exceeds the limit.
     pub(crate) fn open(dir: PathBuf, max: Usage, free_bytes_min: u64) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
         durable::sweep(&dir)?;
@@ -101,8 +101,7 @@ impl Bounded {
         self.held.lock().usage()
     }
 
-    /// Gives a new file its place, after making room by removing those that may go. False when
-    /// there is no room.
+    /// Reserves a place for a new file, evicting files that may go. False if there is no room.
     pub(crate) fn reserve(
         &self,
         name: &str,
@@ -114,7 +113,7 @@ impl Bounded {
         }
         let mut going = Vec::new();
         let mut held = self.held.lock();
-        // Bytes of files that are about to be unlinked, which the disk still counts.
+        // Bytes of files about to be unlinked, which the disk still counts.
         let mut leaving = 0;
         let mut fits = self.has_room(&held, length, leaving);
         if !fits {
@@ -151,14 +150,14 @@ impl Bounded {
             if written.is_err() {
                 self.count_again(name);
             }
-            // Another writer may have taken the place meanwhile.
+            // Another writer may have taken the place in the meantime.
             self.note_use(name);
             written?;
         }
         Ok(())
     }
 
-    /// Counts what is there under this name: a write that failed left the old file, if any.
+    /// Counts the file under this name again: a write that failed left the old file, if any.
     fn count_again(&self, name: &str) {
         let mut held = self.held.lock();
         match fs::metadata(self.path(name)) {
@@ -171,8 +170,8 @@ impl Bounded {
         }
     }
 
-    /// Notes that a file is used now, for the order of eviction. False, and the file is removed,
-    /// when it has no place.
+    /// Records that a file is used now, for the order of eviction. If it has no place, removes the
+    /// file and returns false.
     pub(crate) fn note_use(&self, name: &str) -> bool {
         let (now, path) = (SystemTime::now(), self.path(name));
         let mut held = self.held.lock();
@@ -195,7 +194,7 @@ impl Bounded {
         self.remove_if(name, || true);
     }
 
-    /// Removes a file if `may_go` still says so while nothing else can take or lose a place.
+    /// Removes a file if `may_go` still agrees once places can no longer change.
     pub(crate) fn remove_if(&self, name: &str, may_go: impl FnOnce() -> bool) {
         let mut held = self.held.lock();
         if may_go() {
@@ -205,10 +204,10 @@ impl Bounded {
         }
     }
 
-    /// Takes a file's place, and renames it to one that the next start sweeps, because unlinking a
-    /// long one takes seconds and must not happen under the lock, while the name has to be free at
-    /// once. Returns its length in bytes and where it is now; a file that cannot be renamed keeps
-    /// its place.
+    /// Frees a file's place, and renames it to one that the next start sweeps: unlinking a long
+    /// file takes seconds and must not happen under the lock, while the name has to be free
+    /// immediately. Returns its length in bytes and its new path; a file that cannot be renamed
+    /// keeps its place.
     fn set_aside(&self, held: &mut Held, name: &str) -> Option<(u64, PathBuf)> {
         held.removed += 1;
         let (path, aside) =
@@ -226,7 +225,7 @@ impl Bounded {
     fn has_room(&self, held: &Held, length: u64, leaving: u64) -> bool {
         let Usage { files, bytes } = held.usage();
         let fits = files < self.max.files && bytes.saturating_add(length) <= self.max.bytes;
-        // The disk may be fuller than our own count says: others write as well.
+        // The disk may be fuller than our count says: others write too.
         fits && self.disk_has_room(length, leaving)
     }
 

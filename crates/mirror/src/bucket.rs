@@ -1,12 +1,13 @@
 //! The repository in a bucket of an object store: Amazon S3 and compatible stores, Google Cloud
-//! Storage, Azure Blob Storage; or in a mounted folder.
+//! Storage, Azure Blob Storage; or in a mounted directory.
 //!
 //! **Written** by [`push`], in an order in which no reader ever sees metadata whose targets are
-//! missing. **Read** by a cache that has the bucket as an origin, by signed URLs
-//! ([`Bucket::signed_url`]) and the client of all mirrors; a public bucket is a mirror as it is.
+//! missing. **Read** by a cache that has the bucket as an origin, with signed URLs
+//! ([`Bucket::signed_url`]) and the same client as for all mirrors; a public bucket already is a
+//! mirror.
 //!
-//! Address and credentials come as variables named as in the environment ([`BucketSettings`]), as
-//! the library of object stores reads them.
+//! Address and credentials are variables named as in the environment ([`BucketSettings`]), in the
+//! way that the object-store library reads them.
 
 mod error;
 mod http;
@@ -39,19 +40,19 @@ use http::Connector;
 /// Schemes of buckets that need credentials.
 const CLOUD_SCHEMES: [&str; 3] = ["s3", "gs", "az"];
 
-/// How long a signed URL is valid: clocks may differ by as much, and it is used at once.
+/// How long a signed URL is valid: it is used immediately, but clocks may differ by this much.
 const URL_VALID: Duration = Duration::from_secs(15 * 60);
 
-/// Prefixes of the variables that matter.
+/// Prefixes of the relevant variables.
 const PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
-/// Retries of one request while pushing, and the time in which they start: stores that ask for less
-/// (`503 SlowDown`) mean seconds, and a publisher waits a minute for its hub.
+/// Retries of one request while pushing, and the time in which they start: stores that ask for
+/// fewer requests (`503 SlowDown`) mean seconds, and a publisher waits a minute for its hub.
 const RETRIES_MAX: usize = 8;
 const RETRY_TIME_MAX: Duration = Duration::from_secs(45);
 
 /// Addresses and credentials of stores: variables named as in the environment, such as
-/// `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`. Holds secrets; `Debug` shows names only.
+/// `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`. Contains secrets; `Debug` shows only names.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BucketSettings(BTreeMap<String, String>);
@@ -89,9 +90,9 @@ impl fmt::Debug for BucketSettings {
 #[derive(Clone)]
 pub struct Bucket {
     store: Arc<dyn ObjectStore>,
-    /// Signs URLs; a folder has none.
+    /// Signs URLs; absent for a directory.
     signer: Option<Arc<dyn Signer>>,
-    /// Prefix of all names, without slashes at its ends; may be empty.
+    /// Prefix of all names, without leading or trailing slashes; may be empty.
     prefix: String,
     name: String,
     /// Whether it stores `Content-Type` and `Cache-Control` of a file.
@@ -99,17 +100,17 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Whether a text is the URL of a bucket in a cloud, rather than of a mirror or folder.
+    /// Whether a text is the URL of a cloud bucket, rather than of a mirror or directory.
     #[must_use]
     pub fn is_cloud_url(text: &str) -> bool {
         text.split_once("://").is_some_and(|(scheme, _)| CLOUD_SCHEMES.contains(&scheme))
     }
 
     /// Opens `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or
-    /// `file:///FOLDER`. Nothing is asked of the store yet.
+    /// `file:///FOLDER`. Sends no request yet.
     ///
     /// # Errors
-    /// When the URL or the settings are wrong.
+    /// If the URL or the settings are wrong.
     pub fn open(text: &str, settings: &BucketSettings) -> Result<Self, BucketError> {
         let refused =
             |reason| BucketError::Url { url: without_secrets(text), reason, source: None };
@@ -141,7 +142,7 @@ impl Bucket {
             max_retries: RETRIES_MAX,
             retry_timeout: RETRY_TIME_MAX,
         };
-        // Their builders have methods of the same names, and no trait.
+        // Their builders have methods of the same names, but no common trait.
         macro_rules! built {
             ($builder:ty, $variables:literal, $name_is:ident) => {{
                 let from = <$builder>::new();
@@ -162,7 +163,7 @@ impl Bucket {
         Ok(Self { store, signer: Some(signer), prefix, name, keeps_attributes })
     }
 
-    /// A folder, which must exist: where nothing is mounted, nothing is to be written.
+    /// A directory, which must exist: if nothing is mounted, nothing should be written.
     fn folder(text: &str, url: &Url) -> Result<Self, BucketError> {
         let path = url.to_file_path().map_err(|()| BucketError::Url {
             url: text.to_owned(),
@@ -220,7 +221,7 @@ impl Bucket {
 
 impl fmt::Debug for Bucket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The store knows credentials.
+        // The store contains credentials.
         f.debug_tuple("Bucket").field(&self.name).finish()
     }
 }

@@ -1,4 +1,4 @@
-//! A running pull-through cache: what its parts share, its port, its shutdown.
+//! A running pull-through cache: shared parts, port, shutdown.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -25,10 +25,10 @@ use crate::origins::Origins;
 use crate::server::{listen, serve_router, tell_ready};
 use crate::store::{Store, lock_folder};
 
-/// Requests on top of those for files: probes and metrics must get through an overload.
+/// Requests on top of those for files: probes and metrics must get through during an overload.
 const PROBES_MAX: usize = 64;
 
-/// What all parts of a cache share.
+/// Shared by all parts of a cache.
 pub(crate) struct Shared {
     pub(crate) limits: Arc<CacheLimits>,
     pub(crate) metrics: Arc<Metrics>,
@@ -38,7 +38,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Opens the artifacts of a cache in `dir`. Blocks.
+    /// Opens the artifacts of a cache in `dir`. Blocking.
     pub(crate) fn open(
         dir: &Path,
         bytes_max: u64,
@@ -53,19 +53,19 @@ impl Shared {
         Ok(Arc::new(Self { limits, metrics, origins, store, opening }))
     }
 
-    /// A unit of this artifact could not be written: removes it from disk and keeps serving its
-    /// readers from origins.
+    /// After a failed write of one of its units: removes the artifact from disk and keeps serving
+    /// its readers from origins.
     pub(crate) fn disk_refused(&self, blob: &Arc<Blob>) {
         blob.keep_no_more();
         self.store.forget(blob);
     }
 }
 
-/// State of the HTTP server.
+/// The HTTP server's state.
 pub(crate) struct App {
     pub(crate) cache: Arc<Shared>,
     pub(crate) files: Arc<Files>,
-    /// One permit for each file request in progress.
+    /// One permit per file request in progress.
     pub(crate) places: Arc<Semaphore>,
     stopping: CancellationToken,
 }
@@ -79,7 +79,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Starts a cache. When it returns, its port answers.
+    /// Starts a cache. On return, its port accepts requests.
     ///
     /// # Errors
     /// [`MirrorError`].
@@ -109,10 +109,10 @@ impl Cache {
         self.address
     }
 
-    /// Runs until `shutdown`, then finishes the answers in progress.
+    /// Runs until `shutdown`, then finishes the responses in progress.
     ///
     /// # Errors
-    /// When the server has panicked.
+    /// If the server panicked.
     pub async fn run_until(mut self, shutdown: CancellationToken) -> Result<(), MirrorError> {
         let ended = tokio::select! {
             () = shutdown.cancelled() => None,
@@ -142,7 +142,7 @@ pub async fn run_cache(
     cache.run_until(shutdown).await
 }
 
-/// Locks and opens the folder; nothing when another process holds the lock. Blocks.
+/// Locks and opens the directory; `None` if another process holds the lock. Blocking.
 fn open(
     config: &CacheConfig,
     limits: Arc<CacheLimits>,

@@ -9,8 +9,8 @@ use cohort_base::retry::Schedule;
 use crate::MirrorError;
 use crate::bucket::BucketSettings;
 
-/// The smallest cache, in bytes: room for signed metadata and a small artifact or two. Below it a
-/// size is a typing error.
+/// The smallest cache, in bytes: room for signed metadata and one or two small artifacts. A smaller
+/// size is a typo.
 pub const CACHE_BYTES_MIN: u64 = 64 << 20;
 
 /// Most origins: the hub, a second site, a content network, and then some.
@@ -19,13 +19,13 @@ pub const ORIGINS_MAX: usize = 16;
 /// Configuration of a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheConfig {
-    /// Address to listen on; plain HTTP, because everything read is signed.
+    /// Address to listen on; plain HTTP, because all content is signed.
     pub listen: SocketAddr,
-    /// Base URLs of the repository or of other mirrors, folders, or buckets such as
-    /// `s3://BUCKET/PREFIX`; the next one is asked when one does not deliver.
+    /// Base URLs of the repository or of other mirrors, directories, or buckets such as
+    /// `s3://BUCKET/PREFIX`; if one does not deliver, the next is tried.
     pub origins: Vec<String>,
     pub buckets: BucketSettings,
-    /// Folder used by this cache only.
+    /// Directory used only by this cache.
     pub cache_dir: PathBuf,
     /// Most disk space to use, in bytes; at least [`CACHE_BYTES_MIN`].
     pub cache_bytes: u64,
@@ -35,28 +35,28 @@ pub struct CacheConfig {
 /// Limits of a cache. Operators set `requests_max`; tests shorten the times.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheLimits {
-    /// Requests for files in progress; the next gets 503. Each holds at most one unit, and about
+    /// Requests for files in progress; one more gets a 503. Each holds at most one unit, and about
     /// 450 KiB waiting for the socket: at most 256 MiB.
     pub requests_max: usize,
-    /// Free disk space to leave to others, such as logs, in bytes, whatever the cache's size.
+    /// Free disk space to leave to others, such as logs, in bytes, regardless of the cache's size.
     pub free_bytes_min: u64,
-    /// Units of one request to an origin: 4 MiB, so that a round trip hardly shows.
+    /// Units of one request to an origin: 4 MiB, so that a round trip barely matters.
     pub run_units_max: u32,
-    /// How long a reader may take for one unit before its place is given to another.
+    /// How long a reader may take for one unit before its slot is given away.
     pub reader_max: Duration,
-    /// How long an origin may take for the head of an answer, between two pieces of it, and for a
-    /// whole unit (8 KiB/s). Below what agents wait for a byte (10 s), so that they get it from the
-    /// next origin and not from the next mirror.
+    /// How long an origin may take for a response head, between two pieces of the body, and for a
+    /// whole unit (8 KiB/s). Shorter than agents wait for a byte (10 s), so that they get it from
+    /// the next origin rather than the next mirror.
     pub answer_max: Duration,
-    /// For one small file when there is a copy to fall back on. Far below what agents wait.
+    /// For one small file if there is a copy to fall back on. Far shorter than agents wait.
     pub revalidate_max: Duration,
-    /// For one small file when there is none, and for a file of unit hashes (8 MiB at most).
+    /// For one small file if there is no copy, and for a file of unit hashes (8 MiB at most).
     pub small_max: Duration,
-    /// Pauses after failures of an origin in a row: one that is back is used again soon.
+    /// Pauses after consecutive failures of an origin: one that recovers is used again soon.
     pub pauses: Schedule,
-    /// How long an origin is not asked for a file that it sent wrong bytes of.
+    /// How long an origin is skipped for a file whose bytes it sent wrong.
     pub wrong_bytes_for: Duration,
-    /// How long *there is no such file* is cached. Short: it may be published any moment.
+    /// How long *there is no such file* is cached. Short: it may be published at any time.
     pub absent_for: Duration,
 }
 
@@ -78,7 +78,7 @@ impl Default for CacheLimits {
 }
 
 impl CacheConfig {
-    /// Refuses what contradicts itself.
+    /// Rejects contradictory settings.
     pub(crate) fn check(&self) -> Result<(), MirrorError> {
         self.contradiction().map_or(Ok(()), |reason| Err(MirrorError::Config { reason }))
     }

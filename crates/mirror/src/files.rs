@@ -1,12 +1,12 @@
-//! Signed metadata and targets: small files, kept as the last copy that an origin gave.
+//! Signed metadata and targets: small files, stored as the last copy received from an origin.
 //!
-//! A file below `metadata/` is served only after an origin was asked whether it has changed; when
-//! no origin answers, the last copy is served, because its readers judge for themselves how fresh
-//! it is. *There is none* is an answer too: it ends a reader's search for a newer root. A target
-//! has its own hash in its name and never changes, so it is checked once and then kept.
+//! A file below `metadata/` is served only after asking an origin whether it has changed; if no
+//! origin responds, the last copy is served, because readers judge its freshness themselves. *There
+//! is none* is a response too: it ends a reader's search for a newer root. A target has its own
+//! hash in its name and never changes, so it is checked once and then kept.
 //!
-//! On disk each is one file, named by the SHA-256 of its path: one line of JSON ([`Head`]), then
-//! the content. It is read from there for every request; the system keeps it in memory.
+//! On disk, each is one file, named by the SHA-256 of its path: one line of JSON ([`Head`]), then
+//! the content. Every request reads it from there, in practice from the page cache.
 
 use std::fs;
 use std::io;
@@ -26,36 +26,36 @@ use crate::joint::Joint;
 use crate::origins::{OriginError, Refused};
 
 /// Small files on disk, in number and bytes. Generations of metadata pile up, and only the newest
-/// are asked for.
+/// are requested.
 const FILES_MAX: u64 = 20_000;
 const FILES_BYTES_MAX: u64 = 256 << 20;
 
-/// Small files never take more than this part of the cache.
+/// Small files never use more than this part of the cache.
 const FILES_SHARE: u64 = 4;
 
-/// Longer validators of an origin are not stored.
+/// Validators longer than this, in bytes, are not stored.
 const VALIDATOR_BYTES_MAX: usize = 256;
 
 const HEAD_SCHEMA: u32 = 1;
 
-/// What small files may take of a cache of this size, in bytes.
+/// Most space for small files in a cache of this size, in bytes.
 pub(crate) fn files_bytes_max(cache_bytes: u64) -> u64 {
     FILES_BYTES_MAX.min(cache_bytes / FILES_SHARE)
 }
 
-/// What is known of a file, as its first line on disk.
+/// A file's metadata, its first line on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Head {
-    /// Version of the format; a file of another one is fetched again.
+    /// Version of the format; a file of another version is fetched again.
     schema: u32,
     path: String,
-    /// Who gave it: a tag means nothing to another origin.
+    /// The origin it came from: its tag means nothing to another.
     origin: String,
     etag: Option<String>,
     modified: Option<String>,
-    /// There was no such file.
+    /// The origin has no such file.
     absent: bool,
-    /// Hash of the content: detects corrupt disks.
+    /// Hash of the content: detects disk corruption.
     blake3: String,
 }
 
@@ -74,7 +74,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Takes over the folder `files` of a cache. Blocks.
+    /// Takes over the directory `files` of a cache. Blocking.
     pub(crate) fn open(dir: PathBuf, bytes_max: u64, cache: Arc<Shared>) -> io::Result<Arc<Self>> {
         let disk = Bounded::open(dir, Usage { files: FILES_MAX, bytes: bytes_max }, 0)?;
         let asking = Joint::new(cache.limits.absent_for);
@@ -91,7 +91,7 @@ impl Files {
         self.asking.ask(path, || async move { files.current(owned, kind).await }).await
     }
 
-    /// The copy on disk when nothing can have changed, else what an origin says, else that copy.
+    /// The copy on disk if it cannot have changed, else an origin's response, else that copy.
     async fn current(
         self: Arc<Self>,
         path: String,
@@ -107,7 +107,7 @@ impl Files {
             (Ok(None), None) => Err(Refused::Failed("unchanged, but there is no copy".to_owned())),
             (Ok(Some(file)), _) => Ok(self.keep(file).await),
             (Err(Refused::Absent), _) => {
-                // The end of the chain of roots has to be known when the origin is away.
+                // The end of the chain of roots must be known even if the origin is unreachable.
                 if matches!(kind, RepositoryFile::Root(_)) {
                     self.keep(SmallFile::absent(&path)).await;
                 }
@@ -122,7 +122,7 @@ impl Files {
         }
     }
 
-    /// What the first origin that answers has; nothing when the last copy is still the same.
+    /// The response of the first origin that responds; `None` if the last copy is still current.
     async fn ask_origins(
         &self,
         path: &str,
@@ -130,7 +130,7 @@ impl Files {
         last: Option<&Arc<SmallFile>>,
     ) -> Result<Option<SmallFile>, Refused> {
         let (origins, limits) = (&self.cache.origins, &self.cache.limits);
-        // Fails only when the semaphore is closed, which it never is.
+        // Fails only if the semaphore is closed, which never happens.
         let _permit = origins.small.acquire().await.map_err(|_| Refused::Absent)?;
         let patience = if last.is_some() { limits.revalidate_max } else { limits.small_max };
         let patience = patience / origins.count();
@@ -197,7 +197,7 @@ impl Files {
         read.await.ok()?
     }
 
-    /// Reads a copy and notes that it is used; nothing when there is none that is whole. Blocks.
+    /// Reads a copy and records its use; `None` if there is no intact one. Blocking.
     fn read(&self, path: &str) -> Option<SmallFile> {
         let name = sha256_hex(path.as_bytes());
         let bytes = fs::read(self.disk.path(&name)).ok()?;
@@ -211,11 +211,11 @@ impl Files {
         parsed
     }
 
-    /// Stores a file; a failing disk is only logged.
+    /// Stores a file; a disk failure is only logged.
     async fn keep(self: &Arc<Self>, file: SmallFile) -> Arc<SmallFile> {
         let (files, file) = (Arc::clone(self), Arc::new(file));
         let kept = Arc::clone(&file);
-        // One writer per path: concurrent requests for it share the answer.
+        // One writer per path: concurrent requests for it share the response.
         let write =
             move || files.disk.write(&sha256_hex(kept.head.path.as_bytes()), &kept.to_bytes());
         let written = tokio::task::spawn_blocking(write).await;
@@ -240,7 +240,7 @@ impl SmallFile {
         Self { head, body: Bytes::new() }
     }
 
-    /// The tag that readers get: the content's own, whichever origin it came from.
+    /// The tag for readers: the content's own, whichever origin it came from.
     pub(crate) fn etag(&self) -> String {
         format!("\"{}\"", &self.head.blake3[..32])
     }

@@ -1,4 +1,4 @@
-//! Fetching units from origins, for all who wait for them and for the disk.
+//! Fetching units from origins, for all waiting readers and for the disk.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,17 +10,17 @@ use cohort_artifact::{UNIT_BYTES, blob_path};
 use crate::blob::{Blob, Claim};
 use crate::origins::{OriginError, Refused};
 
-/// Rounds through all origins without a single unit before a run is given up: the second meets
-/// origins that have just come back.
+/// Rounds through all origins without a single unit before a run fails: the second catches origins
+/// that have just recovered.
 const ROUNDS_MAX: u32 = 2;
 
-/// The longest pause between two rounds: readers wait, and would rather ask another mirror.
+/// The longest pause between two rounds: readers are waiting, and would rather ask another mirror.
 const ROUND_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Fetches the units of a claim, delivers them to the waiting readers, and writes them to disk.
 pub(crate) async fn fill(mut claim: Claim) {
     let blob = Arc::clone(&claim.blob);
-    // Fails only when the semaphore is closed, which it never is.
+    // Fails only if the semaphore is closed, which never happens.
     let Ok(_permit) = blob.cache.origins.bulk.acquire().await else { return };
     let mut rounds = 0;
     while claim.next() < claim.end() {
@@ -29,7 +29,7 @@ pub(crate) async fn fill(mut claim: Claim) {
         rounds = if claim.next() > before { 1 } else { rounds + 1 };
         let pause = match &refused {
             Refused::Later(after) => *after,
-            // Longer than an origin is left alone after its first failure.
+            // Longer than the pause after an origin's first failure.
             Refused::Failed(_) => blob.cache.limits.pauses.pause(2, u64::MAX),
             Refused::Absent => Duration::MAX,
         };
@@ -42,8 +42,8 @@ pub(crate) async fn fill(mut claim: Claim) {
     }
 }
 
-/// Asks every origin once for what is still missing; each continues where the one before ended.
-/// Nothing when all that can be done was done.
+/// Asks every origin once for what is still missing; each continues where the previous one stopped.
+/// `None` once nothing is left to do.
 async fn round(blob: &Arc<Blob>, claim: &mut Claim) -> Option<Refused> {
     let origins = &blob.cache.origins;
     let mut turn = origins.turn(blob.hashes.root().as_str());
@@ -61,7 +61,7 @@ async fn round(blob: &Arc<Blob>, claim: &mut Claim) -> Option<Refused> {
             origins.delivered(origin, asked);
             let (kept, metrics) = (blob.is_kept(), &blob.cache.metrics);
             (if kept { &metrics.misses } else { &metrics.passed_on }).inc();
-            // First to the readers, then to the disk, which may be slower than they are.
+            // Readers first, then the disk, which may be slower.
             claim.arrived(&bytes);
             if !kept {
                 claim.passed_on();
@@ -85,7 +85,7 @@ async fn round(blob: &Arc<Blob>, claim: &mut Claim) -> Option<Refused> {
     Some(turn.refused())
 }
 
-/// One answer of one origin, split into verified units.
+/// One response of one origin, split into verified units.
 struct Run<'a> {
     blob: &'a Blob,
     origin: usize,
@@ -94,7 +94,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// The next unit, verified. The request goes out with the first and asks for all before `end`.
+    /// The next unit, verified. The request is sent for the first one, for all units before `end`.
     async fn unit(&mut self, end: u32) -> Result<Bytes, OriginError> {
         let Blob { cache, hashes, .. } = self.blob;
         let (start, length) = hashes.span(self.next).map_err(OriginError::wrong)?;

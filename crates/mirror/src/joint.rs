@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::origins::Refused;
 
-/// Names whose absence is remembered. Beyond that origins are asked again.
+/// Names whose absence is remembered. Beyond that, origins are asked again.
 const NAMES_MAX: usize = 4096;
 
 type Outcome<T> = Result<T, Refused>;
@@ -21,7 +21,7 @@ enum Entry<T> {
     AbsentSince(Instant),
 }
 
-/// Questions to origins, by name. Work continues after its callers have left. Its outcome goes to
+/// Requests to origins, by name. Work continues after its callers have left. Its outcome goes to
 /// the callers that joined before it was known; only *there is no such file* is cached for a while.
 pub(crate) struct Joint<T> {
     absent_for: Duration,
@@ -33,7 +33,7 @@ impl<T: Clone + Send + Sync + 'static> Joint<T> {
         Arc::new(Self { absent_for, entries: Mutex::default() })
     }
 
-    /// Joins the work of this name, or begins it.
+    /// Joins the work for this name, or starts it.
     pub(crate) async fn ask<W>(self: &Arc<Self>, name: &str, work: impl FnOnce() -> W) -> Outcome<T>
     where
         W: Future<Output = Outcome<T>> + Send + 'static,

@@ -1,17 +1,17 @@
-//! Mirrors of the repository: a folder served as is, a pull-through cache, and uploads to a bucket
-//! of an object store.
+//! Mirrors of the repository: a directory served as is, a pull-through cache, and uploads to an
+//! object-store bucket.
 //!
-//! **What it is.** [`static_files`] serves a repository's folder (the hub uses it as well).
-//! [`Cache`] is a pull-through cache: it asks origins for what it does not have, checks every unit
-//! of an artifact against the artifact's name before serving it, and keeps it on a bounded disk.
+//! **What it is.** [`static_files`] serves a repository's directory (the hub uses it too).
+//! [`Cache`] is a pull-through cache: it asks origins for what it lacks, checks every unit of an
+//! artifact against the artifact's name before serving it, and stores it on bounded disk space.
 //! [`push`] copies a repository into a [`Bucket`], which a cache can have as an origin.
 //!
-//! **What it must never know.** Keys, servers, groups, rollouts: a mirror is trusted with nothing
-//! and trusts nobody; every reader checks everything again.
+//! **What it must never know.** Keys, servers, groups, rollouts: a mirror is not trusted with
+//! anything and trusts no one; every reader verifies everything again.
 //!
 //! **Where to start reading.** [`CacheConfig`], then `cache.rs` (what runs), `blob.rs` (one
 //! artifact, unit by unit), `store.rs` (artifacts on disk), `files.rs` (signed metadata). For
-//! buckets `bucket/plan.rs` (the order of writes).
+//! buckets, `bucket/plan.rs` (the order of writes).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
@@ -44,7 +44,7 @@ pub use config::{CACHE_BYTES_MIN, CacheConfig, CacheLimits, ORIGINS_MAX};
 pub use server::{MirrorConfig, run_mirror};
 pub use static_files::static_files;
 
-/// Why a mirror cannot start.
+/// Why a mirror could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MirrorError {

@@ -5,7 +5,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Kind {
-    /// `artifact` or `file`.
+    /// Label value: `artifact` or `file`.
     pub(crate) kind: &'static str,
 }
 

@@ -1,4 +1,4 @@
-//! The origins: which to ask next, and how long to leave one alone.
+//! The origins: which to ask next, and how long to pause one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,23 +14,24 @@ use crate::bucket::{Bucket, BucketError, BucketSettings};
 use crate::config::CacheLimits;
 use crate::metrics::Metrics;
 
-/// To connect to an origin.
+/// Longest time to connect to an origin.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 
-/// Requests for artifacts at once: enough to fill a downlink over a long way; more only share it.
+/// Concurrent requests for artifacts: enough to fill a long-distance downlink; more would only
+/// share it.
 const BULK_MAX: usize = 8;
 
-/// Requests for small files at once.
+/// Concurrent requests for small files.
 const SMALL_MAX: usize = 16;
 
-/// Longest `Retry-After` that is obeyed to the letter.
+/// Longest `Retry-After` that is honoured in full.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
 
-/// When all origins are left alone but none says until when.
+/// The wait to suggest if all origins are paused but none says for how long.
 const LATER_DEFAULT: Duration = Duration::from_secs(1);
 
-/// Most files per origin that are remembered for their wrong bytes; beyond that, the origin is
-/// asked for them again.
+/// Most files per origin whose wrong bytes are remembered; beyond that, the origin is asked for
+/// them again.
 const WRONG_MAX: usize = 4096;
 
 /// Why a request to one origin failed.
@@ -54,18 +55,18 @@ impl OriginError {
     }
 }
 
-/// Why no origin gave it.
+/// Why no origin delivered it.
 #[derive(Debug, Clone)]
 pub(crate) enum Refused {
-    /// There is no such file.
+    /// No origin has such a file.
     Absent,
-    /// No origin may be asked before this has passed.
+    /// No origin may be asked before this time has passed.
     Later(Duration),
-    /// All that were asked failed; human-readable, for logs and the reader's error.
+    /// All origins asked have failed; human-readable, for logs and the reader's error.
     Failed(String),
 }
 
-/// All origins, in the order of the configuration.
+/// All origins, in configured order.
 pub(crate) struct Origins {
     client: MirrorClient,
     list: Vec<Origin>,
@@ -90,11 +91,11 @@ enum Place {
 
 #[derive(Debug, Default)]
 struct Health {
-    /// In a row.
+    /// Consecutive failures.
     failures: u32,
     failed_at: Option<Instant>,
     not_before: Option<Instant>,
-    /// Files that it sent wrong bytes of, and when.
+    /// Files whose bytes it sent wrong, and when.
     wrong: HashMap<String, Instant>,
 }
 
@@ -127,7 +128,7 @@ impl Origins {
         &self.list[origin].name
     }
 
-    /// The origins that may be asked for a file now, one after the other.
+    /// The origins that may be asked for a file now, one after another.
     pub(crate) fn turn<'a>(&'a self, file: &'a str) -> Turn<'a> {
         Turn { origins: self, file, next: 0, absent: false, failure: None, earliest: None }
     }
@@ -151,22 +152,22 @@ impl Origins {
         }
     }
 
-    /// An origin delivered what a request of `asked` was for.
+    /// Records that an origin delivered the response to a request sent at `asked`.
     pub(crate) fn delivered(&self, origin: usize, asked: Instant) {
         let mut health = self.list[origin].health.lock();
-        // What was on its way before a failure says nothing about what comes after.
+        // A request sent before a failure says nothing about what comes after.
         if health.failed_at.is_none_or(|failed| failed < asked) {
             let wrong = std::mem::take(&mut health.wrong);
             *health = Health { wrong, ..Health::default() };
         }
     }
 
-    /// Notes the failure of a request that was sent at `asked`.
+    /// Records the failure of a request that was sent at `asked`.
     fn failed(&self, origin: usize, file: &str, asked: Instant, error: &OriginError) {
         let (limits, now) = (&self.limits, Instant::now());
         let mut health = self.list[origin].health.lock();
         match error {
-            // An answer, and a healthy one.
+            // A response, and a healthy one.
             OriginError::Fetch(FetchError::Absent) => return,
             OriginError::Fetch(FetchError::Busy { retry_after }) => {
                 health.failed_at = Some(now);
@@ -177,7 +178,7 @@ impl Origins {
             OriginError::Wrong(_) => {
                 self.metrics.wrong.inc();
                 health.wrong.retain(|_, at| at.elapsed() < limits.wrong_bytes_for);
-                // This file only: one that is damaged there must not take the others away.
+                // This file only: one damaged file must not make the origin's others unavailable.
                 if health.wrong.len() < WRONG_MAX {
                     health.wrong.insert(file.to_owned(), now);
                 }
@@ -185,7 +186,7 @@ impl Origins {
             _ => {}
         }
         self.metrics.origin_failures.inc();
-        // Requests that were in flight together fail together: that is one failure.
+        // Requests in flight at the same time fail together: that is one failure.
         if health.failed_at.is_some_and(|failed| failed >= asked) {
             return;
         }
@@ -215,19 +216,19 @@ impl Origin {
     }
 }
 
-/// One question that is put to one origin after the other, until one gives what is wanted.
+/// One request sent to one origin after another, until one delivers.
 pub(crate) struct Turn<'a> {
     origins: &'a Origins,
     file: &'a str,
     next: usize,
     absent: bool,
     failure: Option<String>,
-    /// When the first of those that were left alone may be asked.
+    /// When the first paused origin may be asked again.
     earliest: Option<Instant>,
 }
 
 impl Turn<'_> {
-    /// The next one to ask.
+    /// The next origin to ask.
     pub(crate) fn next(&mut self) -> Option<usize> {
         let valid = self.origins.limits.wrong_bytes_for;
         while let Some(origin) = self.origins.list.get(self.next) {
@@ -245,7 +246,7 @@ impl Turn<'_> {
         None
     }
 
-    /// Notes that the request sent to it at `asked` failed.
+    /// Records that the request sent to it at `asked` failed.
     pub(crate) fn failed(&mut self, origin: usize, asked: Instant, error: &OriginError) {
         self.origins.failed(origin, self.file, asked, error);
         match error {
@@ -265,7 +266,7 @@ impl Turn<'_> {
         self.earliest = Some(self.earliest.map_or(at, |earliest| earliest.min(at)));
     }
 
-    /// What to say when none gave it. *There is none* of one outweighs the silence of others.
+    /// The error if none delivered. One origin's *there is none* outweighs the silence of others.
     pub(crate) fn refused(self) -> Refused {
         match (self.absent, self.failure, self.earliest) {
             (true, ..) => Refused::Absent,

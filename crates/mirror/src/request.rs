@@ -1,4 +1,4 @@
-//! Ranges and tags of a request, and the head of the answer, by RFC 9110.
+//! Ranges and tags of a request, and the response head, by RFC 9110.
 
 use axum::http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
@@ -21,7 +21,7 @@ pub(crate) struct Reply {
     pub(crate) span: Option<(u64, u64)>,
 }
 
-/// Answers a `GET` or `HEAD` of a file.
+/// The reply to a `GET` or `HEAD` of a file.
 pub(crate) fn reply(method: &Method, headers: &HeaderMap, about: &About<'_>) -> Reply {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let length = about.length;
@@ -69,7 +69,7 @@ pub(crate) fn same_tag(given: &str, etag: &str) -> bool {
 /// The requested part of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// No range, or none that has to be understood.
+    /// No range, or one that may be ignored.
     Whole,
     /// First and last byte.
     Part { first: u64, last: u64 },

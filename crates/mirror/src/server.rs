@@ -1,4 +1,4 @@
-//! The plain port of a mirror, and a mirror of a folder: the repository's files and probes.
+//! The plain port of a mirror, and the mirror of a directory: the repository's files and probes.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,23 +14,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{MirrorError, static_files};
 
-/// Connections of one address: a whole site may come from one address.
+/// Connections per address: a whole site may share one.
 const CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
 
-/// Configuration of a mirror of a folder.
+/// Configuration of a directory mirror.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MirrorConfig {
-    /// Address to listen on; plain HTTP, because everything read is signed.
+    /// Address to listen on; plain HTTP, because all content is signed.
     pub listen: SocketAddr,
-    /// The folder that holds a copy of the repository.
+    /// The directory with a copy of the repository.
     pub repository_dir: PathBuf,
 }
 
-/// Serves a folder until `shutdown`.
+/// Serves a directory until `shutdown`.
 ///
 /// # Errors
-/// When it cannot listen.
+/// If it cannot listen.
 pub async fn run_mirror(
     config: MirrorConfig,
     shutdown: CancellationToken,
@@ -53,7 +53,7 @@ pub(crate) async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAd
     Ok((listener, address))
 }
 
-/// Answers until `stop`, marked as traffic that gives way to all other.
+/// Serves requests until `stop`, marked as traffic that yields to all other.
 pub(crate) async fn serve_router(
     listener: TcpListener,
     router: Router,

@@ -1,8 +1,8 @@
-//! The repository as plain static files: what any HTTP server does as well.
+//! The repository as plain static files: any HTTP server could do this.
 //!
 //! `GET` and `HEAD`, one byte range, `If-None-Match`, `If-Range`, correct `Content-Length`. Only
-//! names that a repository has are served, so a key that was put into the folder by mistake stays
-//! there.
+//! names that a repository has are served, so a key put into the directory by mistake is not
+//! exposed.
 
 use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
@@ -22,15 +22,15 @@ use tokio_util::io::ReaderStream;
 
 use crate::request::{About, Reply, reply};
 
-/// Bytes read at once: one unit of an artifact.
+/// Bytes per read: one unit of an artifact.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// The folders that a repository has.
+/// The directories that a repository has.
 const SERVED: [&str; 3] = ["metadata", "targets", "blobs"];
 
-/// Serves a repository's folder at the root of the URL.
+/// Serves a repository's directory at the root of the URL.
 ///
-/// The folder need not exist yet.
+/// The directory need not exist yet.
 pub fn static_files(repository_dir: &Path) -> Router {
     let dir: Arc<Path> = repository_dir.into();
     let mut router = Router::new();
@@ -63,8 +63,8 @@ async fn serve(
     }
 }
 
-/// Where a file really is. A link may lead to another served folder, and nowhere else: a folder
-/// that is copied from elsewhere may bring links along.
+/// A file's real path. A link may lead to another served directory, but nowhere else: a directory
+/// copied from elsewhere may contain links.
 async fn inside(dir: &Path, relative: &str) -> std::io::Result<PathBuf> {
     let dir = tokio::fs::canonicalize(dir).await?;
     let path = tokio::fs::canonicalize(dir.join(relative)).await?;
@@ -92,8 +92,8 @@ async fn answer(
     let Reply { mut response, span } = reply(method, headers, &about);
     let Some((first, bytes)) = span else { return Ok(response) };
     file.seek(SeekFrom::Start(first)).await?;
-    // A file that grows meanwhile is served up to the promised length; one that shrinks cuts the
-    // connection, which the reader notices.
+    // A file that grows meanwhile is served up to the promised length; one that shrinks closes the
+    // connection, which the reader detects.
     let stream = ReaderStream::with_capacity(file.take(bytes), CHUNK_BYTES);
     *response.body_mut() = Body::from_stream(stream);
     Ok(response)

@@ -1,14 +1,15 @@
-//! The artifacts of a cache: which are on disk, which are open.
+//! The artifacts of a cache: which are on disk, and which are open.
 //!
 //! ```text
-//! <cache>/lock           one process only
+//! <cache>/lock           held by the one process
 //! <cache>/blobs/<root>   units in their places, the rest claimed and empty; then the unit hashes
 //! <cache>/files/…        signed metadata and targets (`files.rs`)
 //! ```
 //!
 //! Nothing is synced: a file torn by a crash is detected by its hashes and fetched again. An
-//! artifact counts with its whole length from its first unit on. The file of an artifact needs no
-//! version: one in another format does not have its hashes where they belong, and is fetched again.
+//! artifact counts with its full length from its first unit on. An artifact's file needs no
+//! version: one in another format does not have its hashes in the right place, and is fetched
+//! again.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -29,12 +30,11 @@ use crate::bounded::{Bounded, Usage};
 use crate::cache::Shared;
 use crate::metrics::Metrics;
 
-/// Artifacts that stay open when nobody uses them: each has a file descriptor and up to 8 MiB of
-/// hashes in memory.
+/// Idle artifacts that stay open: each has a file descriptor and up to 8 MiB of hashes in memory.
 const IDLE_OPEN_MAX: usize = 8;
 
-/// An artifact that was opened when the disk was full is opened again after this long: there may be
-/// room now.
+/// An artifact opened while the disk was full is opened again after this long: there may be room
+/// now.
 const UNKEPT_FOR: Duration = Duration::from_secs(10);
 
 const HASH_BYTES: u64 = blake3::OUT_LEN as u64;
@@ -47,7 +47,7 @@ pub(crate) struct Store {
     open: Mutex<Open>,
 }
 
-/// Artifacts that are open, with the time of their last use by `clock`.
+/// Open artifacts, with the time of their last use by `clock`.
 #[derive(Default)]
 struct Open {
     blobs: HashMap<Digest, (Arc<Blob>, u64)>,
@@ -55,9 +55,9 @@ struct Open {
 }
 
 impl Open {
-    /// Closes an artifact unless it has readers. False when it has.
+    /// Closes an artifact unless it has readers; false if it has.
     fn close_if_idle(&mut self, digest: &Digest) -> bool {
-        // Clones are made under the lock, or from a clone that somebody holds.
+        // Clones are made under the lock, or from an existing clone.
         let in_use = |(blob, _): &(Arc<Blob>, u64)| Arc::strong_count(blob) > 1;
         if self.blobs.get(digest).is_some_and(in_use) {
             return false;
@@ -68,7 +68,7 @@ impl Open {
 }
 
 impl Store {
-    /// Takes over the folder `blobs` of a cache. Blocks.
+    /// Takes over the directory `blobs` of a cache. Blocking.
     pub(crate) fn open(
         dir: PathBuf,
         bytes_max: u64,
@@ -80,7 +80,7 @@ impl Store {
         Ok(Self { disk, metrics, open: Mutex::default() })
     }
 
-    /// An artifact that is open.
+    /// An artifact, if it is open.
     pub(crate) fn get(&self, digest: &Digest) -> Option<Arc<Blob>> {
         let mut open = self.open.lock();
         open.clock += 1;
@@ -98,7 +98,7 @@ impl Store {
         Some(blob)
     }
 
-    /// Opens what is on disk; nothing when it is not there or corrupt. Blocks.
+    /// Opens an artifact on disk; `None` if it is not there or corrupt. Blocking.
     pub(crate) fn load(&self, digest: &Digest, cache: &Arc<Shared>) -> Option<Arc<Blob>> {
         match read(&self.disk.path(digest.as_str()), digest) {
             Ok((hashes, file)) => {
@@ -113,8 +113,8 @@ impl Store {
         }
     }
 
-    /// Makes room for an artifact and begins it with its last unit. It is not kept when there is
-    /// no room. Blocks.
+    /// Makes room for an artifact and starts it with its last unit. It is not stored if there is no
+    /// room. Blocking.
     pub(crate) fn create(
         &self,
         hashes: UnitHashes,
@@ -142,7 +142,7 @@ impl Store {
         self.put(blob)
     }
 
-    /// Removes an artifact from disk that is in use: its readers keep it open.
+    /// Removes an artifact in use from disk: its readers keep it open.
     pub(crate) fn forget(&self, blob: &Arc<Blob>) {
         let digest = blob.hashes.root();
         self.disk.remove_if(digest.as_str(), || {
@@ -151,35 +151,35 @@ impl Store {
         });
     }
 
-    /// Notes that an artifact is used now. One that lost its place on disk while it was being
-    /// opened is served, and opened again soon.
+    /// Records that an artifact is used now. One that lost its place on disk while being opened is
+    /// served, and opened again soon.
     fn note_use(&self, blob: &Blob) {
         if blob.is_kept() && !self.disk.note_use(blob.hashes.root().as_str()) {
             blob.keep_no_more();
         }
     }
 
-    /// What artifacts may take of the disk, in bytes.
+    /// Most disk space for artifacts, in bytes.
     pub(crate) fn bytes_max(&self) -> u64 {
         self.disk.max().bytes
     }
 
-    /// Artifacts on disk, and the bytes that they count.
+    /// Artifacts on disk, and the bytes they count for.
     pub(crate) fn usage(&self) -> (u64, u64) {
         let Usage { files, bytes } = self.disk.usage();
         (files, bytes)
     }
 
-    /// Closes everything, at the end.
+    /// Closes everything, at shutdown.
     pub(crate) fn close(&self) {
         self.open.lock().blobs.clear();
     }
 
-    /// A file with the hashes in place; nothing when there is no room for it.
+    /// A file with the hashes in place; `None` if there is no room for it.
     fn make_file(&self, hashes: &UnitHashes) -> io::Result<Option<File>> {
         let (name, units) = (hashes.root().as_str(), hashes.to_bytes());
         let length = hashes.length() + units.len() as u64;
-        // One that is there was corrupt, or it would be open.
+        // An existing one was corrupt, or it would be open.
         self.disk.remove(name);
         if !self.disk.reserve(name, length, |name| self.evict(name))? {
             return Ok(None);
@@ -206,7 +206,7 @@ impl Store {
         idle
     }
 
-    /// Publishes an artifact, and closes the idle ones that were unused for longest.
+    /// Publishes an artifact, and closes the idle ones unused for longest.
     fn put(&self, blob: Blob) -> Arc<Blob> {
         let (digest, blob) = (blob.hashes.root().clone(), Arc::new(blob));
         let mut open = self.open.lock();
@@ -225,7 +225,7 @@ impl Store {
     }
 }
 
-/// Reads the hashes at a file's end, whose number its length tells.
+/// Reads the hashes at the end of a file, whose length gives their number.
 fn read(path: &Path, digest: &Digest) -> io::Result<(UnitHashes, File)> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let all = file.metadata()?.len();
@@ -237,7 +237,7 @@ fn read(path: &Path, digest: &Digest) -> io::Result<(UnitHashes, File)> {
     Ok((hashes, file))
 }
 
-/// Claims the space, where the file system can. Elsewhere the check of free space must do.
+/// Reserves the space if the file system can. Otherwise the check of free space has to suffice.
 fn preallocate(file: &File, length: u64) -> io::Result<()> {
     loop {
         match fallocate(file, FallocateFlags::empty(), 0, length) {
@@ -248,8 +248,8 @@ fn preallocate(file: &File, length: u64) -> io::Result<()> {
     }
 }
 
-/// Locks the folder against other processes for as long as the file is open; nothing when one has
-/// it.
+/// Locks the directory against other processes as long as the file is open; `None` if another
+/// process has the lock.
 pub(crate) fn lock_folder(dir: &Path) -> io::Result<Option<File>> {
     let path = dir.join("lock");
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;

@@ -1,4 +1,4 @@
-//! Errors of buckets, human-readable: stores answer with XML.
+//! Errors of buckets, human-readable: stores respond with XML.
 
 use std::error::Error;
 use std::io;
@@ -9,7 +9,7 @@ use object_store::client::{HttpError, HttpErrorKind};
 
 use super::http::NoCredentials;
 
-/// Longest text of a store that is shown, in characters.
+/// Longest text from a store to show, in characters.
 const TEXT_CHARS_MAX: usize = 300;
 
 /// Why a bucket cannot be used, or a repository cannot be pushed to it.
@@ -20,14 +20,14 @@ pub enum BucketError {
     Url {
         url: String,
         reason: &'static str,
-        /// The parser's error, when it is no URL at all.
+        /// The parser's error, if the text is not a URL at all.
         #[source]
         source: Option<url::ParseError>,
     },
     #[error("cannot open bucket {url}: {}", brief(why))]
     Settings {
         url: String,
-        /// Not a source: the message shows what is of use.
+        /// Not a source: the message shows the useful part.
         why: object_store::Error,
     },
     #[error("cannot create an HTTP client for object stores")]
@@ -35,9 +35,9 @@ pub enum BucketError {
     #[error("bucket {bucket}: {object}: {}", brief(why))]
     Request {
         bucket: String,
-        /// The file, or the folder to be listed.
+        /// The file, or the directory to list.
         object: String,
-        /// Answer of the store. Not a source: the message shows what is of use.
+        /// The store's response. Not a source: the message shows the useful part.
         why: object_store::Error,
     },
     #[error("cannot read repository file {}", path.display())]
@@ -52,7 +52,7 @@ pub enum BucketError {
     NoRepository { path: PathBuf, file: &'static str },
     #[error("bucket {bucket} holds another repository: its first root is not ours")]
     Foreign { bucket: String },
-    /// The bucket holds a newer timestamp, or another one of the same version.
+    /// The bucket has a newer timestamp, or a different one of the same version.
     #[error(
         "bucket {bucket} holds timestamp {theirs}, this repository has {ours}: refusing to replace \
          the newer one"
@@ -130,12 +130,12 @@ fn hints_of(error: &object_store::Error) -> &'static [&'static str] {
     }
 }
 
-/// The first cause of a type.
+/// The first cause of this type.
 fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// The answer of a store, without XML, address and number of tries.
+/// The store's response, without XML, address and number of tries.
 fn brief(error: &object_store::Error) -> String {
     if let Some((code, message)) = code_of(error) {
         return format!("{code}: {message}");
@@ -144,7 +144,7 @@ fn brief(error: &object_store::Error) -> String {
     short(deepest.trim())
 }
 
-/// Code and message of an error in XML; all stores use the same elements.
+/// Code and message of an XML error; all stores use the same elements.
 fn code_of(error: &object_store::Error) -> Option<(String, String)> {
     let text = error.to_string();
     let between = |tag: &str| {

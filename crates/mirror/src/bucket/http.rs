@@ -1,5 +1,5 @@
-//! How the library of object stores sends its requests: by the HTTP client, TLS and roots that all
-//! of Cohort uses, so that it brings no second one.
+//! How the object-store library sends its requests: with the HTTP client, TLS and roots that all of
+//! Cohort uses, so that it does not bring its own.
 
 use std::time::Duration;
 
@@ -11,25 +11,25 @@ use object_store::client::{
     HttpResponseBody, HttpService,
 };
 
-/// Metadata services of clouds, which hand out credentials. Not retried: outside of clouds nobody
-/// answers there.
+/// Metadata services of clouds, which issue credentials. Not retried: outside of clouds, nothing
+/// responds at these addresses.
 const MACHINE_ADDRESSES: [&str; 3] =
     ["169.254.169.254", "169.254.170.2", "metadata.google.internal"];
 
 /// Longest wait for a metadata service.
 const MACHINE_TIME_MAX: Duration = Duration::from_secs(3);
 
-/// To connect to a store.
+/// Longest time to connect to a store.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Longest wait for an answer, beside the time to send the request.
+/// Longest wait for a response, on top of the time to send the request.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// Slowest upload that is not given up, in bytes per second: four parts at once fit through
-/// 1 Mbit/s.
+/// Slowest upload that is not aborted, in bytes per second: four parts at a time fit through 1
+/// Mbit/s.
 const SENT_BYTES_PER_S_MIN: u64 = 32 << 10;
 
-/// No credentials in the environment, and the metadata service has none.
+/// There are no credentials in the environment, and the metadata service has none.
 #[derive(Debug, thiserror::Error)]
 #[error("no credentials in the environment, and none from {machine}: {reason}")]
 pub(super) struct NoCredentials {
@@ -41,7 +41,7 @@ pub(super) struct NoCredentials {
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
     client: reqwest::Client,
-    /// For metadata services, which no proxy reaches.
+    /// For metadata services, which are not reachable through a proxy.
     machine: reqwest::Client,
 }
 
@@ -57,7 +57,7 @@ impl Connector {
         Ok(Self { client, machine })
     }
 
-    /// Asks a metadata service. A refusal is final.
+    /// Queries a metadata service. A refusal is final.
     async fn ask_machine(
         &self,
         name: String,

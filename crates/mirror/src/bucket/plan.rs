@@ -1,15 +1,15 @@
 //! Which files to send, in which order. Pure.
 //!
 //! Readers start at `timestamp.json` and follow it to the snapshot, the targets, the manifests and
-//! the artifacts. So everything is written in the opposite order, stage by stage, and a reader in
-//! between sees the repository as it was before.
+//! the artifacts. So everything is written in the opposite order, stage by stage; until the end,
+//! readers see the old repository.
 
 use std::collections::BTreeMap;
 
 use cohort_artifact::RepositoryFile;
 use serde::Deserialize;
 
-/// Where readers start; written last, by itself.
+/// Where readers start; written last, on its own.
 pub(super) const TIMESTAMP: &str = "metadata/timestamp.json";
 
 /// The first root, which identifies a repository.
@@ -25,23 +25,23 @@ pub(super) struct LocalFile {
     pub(super) length: u64,
 }
 
-/// When a file is sent; nothing for the timestamp, which is written last, by itself.
+/// When a file is sent; `None` for the timestamp, which is written last, on its own.
 fn stage_of(file: &RepositoryFile) -> Option<usize> {
     match file {
         RepositoryFile::Blob(_) | RepositoryFile::Units(_) => Some(0),
         RepositoryFile::Target(_) => Some(1),
         RepositoryFile::Targets(_) | RepositoryFile::Snapshot(_) => Some(2),
-        // After the lists, so that a new key never has to wait long for the timestamp it signed.
+        // After the lists, so that a new key never waits long for the timestamp it signed.
         RepositoryFile::Root(_) => Some(3),
         RepositoryFile::Timestamp => None,
     }
 }
 
-/// The files that the bucket lacks, by stages; each stage starts when the previous one is complete.
+/// The files that the bucket lacks, by stage; each stage starts when the previous one is complete.
 ///
-/// A file named by its content is complete when its length matches: stores show no partial files.
-/// A file named by a number may belong to a repository that was restored from a backup and
-/// diverged, so the files in `current` are sent whenever the timestamp differs.
+/// A file named by its content is complete if its length matches: stores show no partial files. A
+/// file named by a number may belong to a repository that was restored from a backup and diverged,
+/// so the files in `current` are sent whenever the timestamp differs.
 pub(super) fn stages(
     local: Vec<LocalFile>,
     there: &BTreeMap<String, u64>,
@@ -61,7 +61,7 @@ pub(super) fn stages(
     stages
 }
 
-/// The part of a timestamp or snapshot that tells older from newer. Readers check signatures.
+/// The part of a timestamp or snapshot that carries the version. Readers check signatures.
 #[derive(Debug, Deserialize)]
 struct Outer {
     signed: Inner,
@@ -79,7 +79,7 @@ struct Entry {
     version: u64,
 }
 
-/// Version of a signed file; 0, older than everything, for anything else.
+/// Version of a signed file; 0, older than any, for anything else.
 pub(super) fn version_of(bytes: &[u8]) -> u64 {
     serde_json::from_slice(bytes).map_or(0, |outer: Outer| outer.signed.version)
 }

@@ -1,7 +1,7 @@
 //! Copying the local repository to a bucket.
 //!
 //! A push can be interrupted anywhere and repeated: what arrived is not sent again, and readers see
-//! the old repository until the last write, which is the timestamp.
+//! the old repository until the last write, the timestamp.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,8 +24,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::plan::{FIRST_ROOT, LocalFile, TIMESTAMP, next_in_chain, stages, version_of};
 use super::{Bucket, BucketError};
 
-/// Files above this size are sent in parts of this size, in bytes. Stores want at least 5 MiB, all
-/// parts alike, and at most 10,000 parts.
+/// Files above this size are sent in parts of this size, in bytes. Stores require at least 5 MiB,
+/// parts of equal size, and at most 10,000 parts.
 const PART_BYTES: usize = 8 << 20;
 
 const _: () = assert!(
@@ -33,8 +33,8 @@ const _: () = assert!(
     "the largest artifact fits into the number of parts that stores take"
 );
 
-/// Parts of one file in flight: 32 MiB of memory, enough for a gigabit over a long distance. One
-/// such file at a time.
+/// Parts of one file in flight: 32 MiB of memory, enough for a gigabit over a long distance. Only
+/// one such file at a time.
 const PARTS_AT_ONCE: usize = 4;
 
 /// Small files in flight: each costs a round trip.
@@ -49,27 +49,27 @@ const OBJECTS_MAX: usize = 1_000_000;
 pub struct Pushed {
     pub files: u64,
     pub bytes: u64,
-    /// Files that the bucket had already.
+    /// Files that the bucket already had.
     pub there: u64,
-    /// Version of the timestamp that readers see now.
+    /// Version of the timestamp that readers now see.
     pub timestamp: u64,
 }
 
 /// Copies the repository in `dir` to a bucket. `all` also sends files that the bucket has.
-/// `progress` gets the number of bytes of every piece that is sent.
+/// `progress` gets the number of bytes of every piece sent.
 ///
 /// The repository may change meanwhile: readers of the bucket get the state that its timestamp
 /// named at the start.
 ///
 /// # Errors
-/// [`BucketError`]. Readers then see the bucket as it was; calling it again continues.
+/// [`BucketError`]. Readers then see the bucket unchanged; calling it again resumes.
 pub async fn push(
     dir: &Path,
     bucket: &Bucket,
     all: bool,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Pushed, BucketError> {
-    // Before the files are listed, so that everything it names is among them.
+    // Before the files are listed, so that all files it names are among them.
     let ours = read_metadata(dir, TIMESTAMP).await?;
     let snapshot = next_in_chain(&ours, "snapshot").ok_or_else(|| unreadable(dir, TIMESTAMP))?;
     let bytes = read_metadata(dir, &snapshot).await?;
@@ -125,8 +125,7 @@ pub async fn push(
 }
 
 /// Copies one file of the repository in `dir` to a bucket that lacks it, for a publisher that sends
-/// files one by one, the timestamp last (by [`push`]). Files that readers have no use for are
-/// skipped.
+/// files one by one, the timestamp last (with [`push`]). Files that readers do not use are skipped.
 ///
 /// # Errors
 /// [`BucketError`].
@@ -140,7 +139,7 @@ pub async fn push_file(dir: &Path, bucket: &Bucket, relative: &str) -> Result<()
     let is_there = match bucket.store.head(&bucket.path(relative)?).await {
         Ok(about) => about.size == length,
         Err(Error::NotFound { .. }) => false,
-        // What a store answers for a missing file without permission to list.
+        // A store's response for a missing file without permission to list.
         Err(Error::PermissionDenied { .. }) => false,
         Err(error) => return Err(bucket.failed(relative, error)),
     };
@@ -152,7 +151,7 @@ pub async fn push_file(dir: &Path, bucket: &Bucket, relative: &str) -> Result<()
 }
 
 impl Bucket {
-    /// A small file of the bucket, and its version for a write that replaces exactly this one.
+    /// A small file of the bucket, and its version for a write that replaces only that one.
     async fn read_small(
         &self,
         relative: &str,
@@ -168,7 +167,7 @@ impl Bucket {
             version: result.meta.version.clone(),
         };
         if RepositoryFile::of(relative).is_none_or(|file| result.meta.size > file.bytes_max()) {
-            // None of ours: it is replaced.
+            // Not ours: it is replaced.
             return Ok(Some((Bytes::new(), version)));
         }
         Ok(Some((result.bytes().await.map_err(failed)?, version)))
@@ -193,7 +192,7 @@ impl Bucket {
         Ok(found)
     }
 
-    /// Sends a file, a long one in parts, and completes it only if it is what its name says.
+    /// Sends a file, a long one in parts, and completes it only if its content matches its name.
     async fn send(
         &self,
         dir: &Path,
@@ -244,7 +243,7 @@ impl Bucket {
             progress(length);
             sent += length;
         }
-        // Nothing but an artifact is longer than a part.
+        // Only artifacts are longer than a part.
         let blob = || RepositoryFile::Blob(digest_of(&hasher.finalize()));
         let right = if small { sent > 0 } else { RepositoryFile::of(&file.path) == Some(blob()) };
         if right { Ok(()) } else { Err(wrong(path)) }
@@ -270,10 +269,10 @@ impl Bucket {
         };
         match write(mode).await {
             Ok(()) => Ok(()),
-            // A store without conditional writes, or configured to do without.
+            // A store without conditional writes, or configured not to use them.
             Err(Error::NotImplemented { .. }) => write(PutMode::Overwrite).await.map_err(failed),
             Err(Error::Precondition { .. } | Error::AlreadyExists { .. }) => {
-                // It may be our own write, retried after its answer was lost.
+                // It may be our own write, retried after its response was lost.
                 let now = self.read_small(TIMESTAMP).await?;
                 match now.is_some_and(|(now, _)| now == bytes) {
                     true => Ok(()),
@@ -294,7 +293,7 @@ impl Bucket {
     }
 }
 
-/// Whether a file is what its name says: a corrupt one is not sent.
+/// Whether a file's content matches its name: a corrupt one is not sent.
 fn is_right(relative: &str, bytes: &[u8]) -> bool {
     match RepositoryFile::of(relative) {
         Some(RepositoryFile::Blob(root)) => digest_of_bytes(bytes) == root,

@@ -26,7 +26,7 @@ use crate::support::{DEADLINE, Running, Sample, UNIT, config, quick};
 /// The releases that were tried.
 const MOTO: [&str; 3] = ["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
 
-/// A virtual environment with moto in cargo's folder for tests, created once; nothing on a
+/// A virtual environment with moto in cargo's directory for tests, created once; nothing on a
 /// machine without Python.
 fn python_with_moto() -> Option<PathBuf> {
     let version = Command::new("python3").arg("--version").output();

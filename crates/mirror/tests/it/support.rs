@@ -359,7 +359,7 @@ impl Running {
     }
 }
 
-/// A cache in a folder of its own.
+/// A cache in a directory of its own.
 pub(crate) async fn cache(origins: &[&Origin]) -> (Running, TempDir) {
     cache_with(origins, quick()).await
 }
