@@ -1,15 +1,15 @@
-//! One server's fetch of one artifact: what to ask of whom next.
+//! One server's fetch of one artifact: what to request from which source next.
 //!
 //! Rules, in order:
 //! 1. Bytes come from servers by subscription ("send me what I lack, as you get it") and from
-//!    mirrors by ranges. Only the units of a lease are asked of a mirror.
+//! mirrors by ranges. Only the units of a lease are requested from a mirror.
 //! 2. The leader names the feeds and the lease. A silent feed is replaced by a spare.
-//! 3. When the leader has been silent for long, the heir leases everything to itself. A server that
-//!    was never told anything follows its order: one holder at a time, and a mirror when no holder
-//!    is usable and the order permits it. So does a server whose feeds brought nothing for long,
-//!    until the leader names others.
-//! 4. Mirrors are asked one at a time, the best first, lowest units first.
-//! 5. No unit is asked for before the unit hashes are here.
+//! 3. If the leader has been silent for long, the heir leases everything to itself. A server that
+//! never received guidance follows its order: one holder at a time, and a mirror if no holder is
+//! usable and the order permits it. So does a server whose feeds sent nothing for long, until the
+//! leader names others.
+//! 4. Mirrors are asked one at a time, best first, lowest units first.
+//! 5. No unit is requested before the unit hashes are here.
 //!
 //! Times are in milliseconds of the fetch's own clock, which starts at 0.
 
@@ -37,36 +37,36 @@ use sources::{At, Sources};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(u64);
 
-/// What a request asks for.
+/// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
     Hashes,
-    /// Some units, of a mirror.
+    /// Some units, from a mirror.
     Units(UnitRun),
-    /// All bytes, of a mirror that ignores ranges. What is here already is skipped.
+    /// All bytes, from a mirror that ignores ranges. What is already here is skipped.
     Whole,
-    /// A subscription to a server: all units that are not here, as it gets them.
+    /// A subscription to a server: all units that are missing here, as the server gets them.
     Link,
 }
 
 /// Something to do now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Send a request, and call [`Fetcher::ended`] when it is over.
+    /// Send a request, and call [`Fetcher::ended`] when it has ended.
     Ask { id: RequestId, target: Target, what: What },
     /// Cancel a subscription. [`Fetcher::ended`] is not called for it.
     Cancel { id: RequestId },
 }
 
-/// Why nothing more is asked for.
+/// Why nothing more is requested.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FetchWait {
-    /// Nobody this server may ask has the bytes.
+    /// No source that this server may ask has the bytes.
     Holder,
     /// No mirror is configured, and no server is known to hold the artifact.
     Mirror,
-    /// Every source failed or asked to be left alone.
+    /// Every source failed or asked us to back off.
     Sources {
         /// When the first one may be asked again.
         until_ms: u64,
@@ -78,13 +78,13 @@ pub enum FetchWait {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub struct Step {
-    /// In this order.
+    /// In the order to carry them out.
     pub effects: Vec<Effect>,
-    /// Why nothing more is asked for, while something is missing.
+    /// Why nothing more is requested while something is missing.
     pub waiting_on: Option<FetchWait>,
-    /// Step again at this time, even when nothing happens before.
+    /// Step again at this time, even if nothing happens before.
     pub wake_at_ms: Option<u64>,
-    /// What may be taken from mirrors, in bytes per second.
+    /// Most to take from mirrors, in bytes per second.
     pub mirror_rate_max: Option<u64>,
     pub offences: Vec<(SourceName, Offence)>,
 }
@@ -95,23 +95,23 @@ pub struct Fetcher {
     limits: Arc<Limits>,
     order: FetchOrder,
     said: Option<Guidance>,
-    /// When a leader last said anything, about any artifact.
+    /// When a leader was last heard, about any artifact.
     heard_ms: u64,
-    /// Feeds that brought nothing for long: the leader is not followed until it names others.
+    /// The feeds sent nothing for long: the leader is not followed until it names others.
     let_down: bool,
-    /// Since when the feeds have had their chance.
+    /// Start of the time in which the feeds could deliver.
     feeds_since_ms: u64,
     sources: Sources,
     requests: BTreeMap<RequestId, Request>,
     next_id: u64,
     held: u32,
-    /// When the last new unit was here.
+    /// When a new unit last arrived.
     moved_ms: u64,
-    /// When last nobody could be blamed for bringing nothing.
+    /// The last time that no source could be blamed for sending nothing.
     excused_ms: u64,
     /// When subscriptions were last checked.
     checked_ms: u64,
-    /// No subscription counts as silent before this: it was this server that did not listen.
+    /// No subscription counts as silent before this time: this server itself was not listening.
     deaf_until_ms: u64,
 }
 
@@ -121,12 +121,12 @@ struct Request {
     source: SourceId,
     what: What,
     begun_ms: u64,
-    /// When something of it last arrived; not later than `begun_ms` when nothing did.
+    /// When some of it last arrived; not later than `begun_ms` if nothing has.
     heard_ms: u64,
 }
 
 impl Fetcher {
-    /// A fetch that has asked nobody yet. `mirrors` are index and name, best first.
+    /// A fetch that has sent no request yet. `mirrors`: index and name, best first.
     #[must_use]
     pub fn new(order: FetchOrder, mirrors: &[(usize, String)], limits: Arc<Limits>) -> Self {
         let mut fetcher = Self {
@@ -155,13 +155,13 @@ impl Fetcher {
         &self.order
     }
 
-    /// Takes another order for the same artifact.
+    /// Switches to another order for the same artifact.
     pub fn follow(&mut self, order: FetchOrder) {
         self.order = order;
         self.list_sources();
     }
 
-    /// Takes what a leader last said about this artifact, and when it last said anything.
+    /// Records a leader's latest guidance for this artifact, and when a leader was last heard.
     pub fn hear(&mut self, said: Option<&Guidance>, at_ms: u64, now_ms: u64) {
         self.heard_ms = at_ms;
         if self.said.as_ref() == said {
@@ -176,20 +176,20 @@ impl Fetcher {
         self.list_sources();
     }
 
-    /// Something of a request arrived at that time.
+    /// Records that part of a response arrived at that time.
     pub fn heard_from(&mut self, id: RequestId, at_ms: u64) {
         if let Some(request) = self.requests.get_mut(&id) {
             request.heard_ms = at_ms;
         }
     }
 
-    /// The unit hashes are here, so that units can come from now on.
+    /// Records that the unit hashes are here: units can come from now on.
     pub fn begin(&mut self, now_ms: u64) {
         (self.moved_ms, self.feeds_since_ms) = (now_ms, now_ms);
     }
 
-    /// Takes the outcome of a request. `random` spreads the return of servers that were sent away
-    /// together.
+    /// Records the outcome of a request. `random` spreads the return of servers that were turned
+    /// away together.
     pub fn ended(&mut self, id: RequestId, mut outcome: Outcome, now_ms: u64, random: u64) {
         let Some(request) = self.requests.remove(&id) else { return };
         if request.what == What::Link && outcome.failure.is_none() && outcome.units == 0 {
@@ -200,7 +200,7 @@ impl Fetcher {
         self.sources.ended(&source, begun_ms, outcome, at);
     }
 
-    /// Decides what to do now. `have` are the units on disk, once the unit hashes are here.
+    /// Decides what to do now. `have`: the units on disk, once the unit hashes are here.
     pub fn step(&mut self, now_ms: u64, have: Option<&UnitSet>, random: u64) -> Step {
         let held = have.map_or(0, UnitSet::held);
         if held > self.held {
@@ -231,14 +231,14 @@ impl Fetcher {
         Step { effects, waiting_on, wake_at_ms, mirror_rate_max, offences }
     }
 
-    /// Whether sources brought nothing for so long that the group should hear of it.
+    /// Whether sources have sent nothing for so long that the group should know.
     #[must_use]
     pub fn is_late(&self, now_ms: u64) -> bool {
         let since = self.moved_ms.max(self.excused_ms);
         now_ms.saturating_sub(since) >= self.limits.give_up_ms
     }
 
-    /// How each server, and each mirror that was asked, is doing.
+    /// The state of each server, and of each mirror that was asked.
     #[must_use]
     pub fn reports(&self) -> Vec<SourceReport> {
         self.sources.reports(|id| self.requests_to(id))
@@ -262,7 +262,7 @@ impl Fetcher {
         Some(Effect::Ask { id, target, what })
     }
 
-    /// A head asks its mirror, the others ask those above them.
+    /// A head asks its mirror, the others ask servers above them.
     fn ask_hashes(&mut self, goal: &Goal, now_ms: u64) -> Option<Effect> {
         if self.requests.values().any(|request| request.what == What::Hashes) {
             return None;
@@ -305,7 +305,7 @@ impl Fetcher {
         self.requests.values().filter(|request| request.source == *source).count()
     }
 
-    /// Everyone the leader or the order names.
+    /// Updates the sources to those that the leader or the order names.
     fn list_sources(&mut self) {
         let mut servers: Vec<&Source> = Vec::new();
         if let Some(said) = &self.said {

@@ -1,10 +1,10 @@
-//! Who fetches which bytes from whom.
+//! Which server fetches which bytes from which source.
 //!
 //! **What it is.** Two state machines without IO. The [`Tracker`] runs at a group's leader: servers
-//! report what they hold, and it answers each with [`Guidance`], that is, which servers feed it and
-//! which units it may take from a mirror. The [`Fetcher`] runs in every server, once per artifact:
-//! it turns guidance, or the server's order where no leader is heard, into requests, and remembers
-//! how each source did. Their effects are plain data with ids.
+//! report what they hold, and each gets [`Guidance`] in response, that is, which servers feed it
+//! and which units it may take from a mirror. The [`Fetcher`] runs in every server, once per
+//! artifact: it turns guidance, or without a leader the server's order, into requests, and
+//! remembers how each source behaved. Their effects are plain data with ids.
 //!
 //! **What it must never know.** A clock, randomness, threads, sockets, files, logs: a whole zone
 //! must be able to run in one thread from one seed. Nor why an artifact is wanted.
@@ -32,13 +32,13 @@ pub use source::{Outcome, SourceId, SourceKind, SourceName, SourceReport, Target
 pub use tracker::Tracker;
 pub use unit_set::{UnitRun, UnitSet};
 
-/// Bytes of a unit: what is verified, kept and passed on as one. The last one may be shorter.
+/// Bytes of a unit: verified, stored and forwarded as one. The last one may be shorter.
 pub const UNIT_BYTES: u64 = 64 << 10;
 
 /// Longest artifact, in bytes.
 pub const ARTIFACT_BYTES_MAX: u64 = 16 << 30;
 
-/// A point in time: how long the caller's clock, which never goes back, had been running.
+/// A point in time, as read from a monotonic clock of the caller.
 pub type Moment = std::time::Duration;
 
 /// Units of an artifact of `length` bytes.

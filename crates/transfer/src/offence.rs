@@ -4,27 +4,28 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a source gave less than it was asked for.
+/// Why a source sent less than was requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// It asked to be left alone.
+    /// It asked us to back off.
     Busy {
         retry_after_ms: u64,
     },
     /// It does not have the bytes, perhaps not yet.
     Absent,
     NoRanges,
-    /// No connection, a broken one, or a status that is no answer.
+    /// No connection, a broken one, or a status that is not a valid response.
     Unreachable,
     /// It broke the protocol, or stalled.
     Misbehaved(Offence),
-    /// It is slow: what came is kept and the rest is asked for again, of anyone. Blamed, yet no
-    /// reason to pause.
+    /// It is slow: what arrived is kept, and the rest is requested again, from any source. Blamed,
+    /// but no reason to pause.
     Slow,
 }
 
 impl Failure {
-    /// What the source is blamed for. One that is away, busy or lacks the bytes did nothing wrong.
+    /// What the source is blamed for. One that is unreachable, busy or lacks the bytes did nothing
+    /// wrong.
     #[must_use]
     pub fn offence(self) -> Option<Offence> {
         match self {
@@ -43,19 +44,19 @@ impl Failure {
 pub enum Offence {
     /// Bytes that do not match the unit hashes, or hashes that do not match the root.
     WrongBytes,
-    /// An answer that is too short, too long, or for another range.
+    /// A response that is too short, too long, or for another range.
     WrongLength,
     /// Nothing at all within the time allowed.
     Silent,
-    /// Bytes too slow to be of use, such as one a second.
+    /// Bytes too slow to be useful, such as one per second.
     Slow,
 }
 
-/// How often a source did what, in one fetch.
+/// How often a source committed each offence, in one fetch.
 pub type Offences = BTreeMap<Offence, u32>;
 
 impl Offence {
-    /// As a label of a metric: `wrong-bytes`, `wrong-length`, `silent`, `slow`.
+    /// A metric's label: `wrong-bytes`, `wrong-length`, `silent`, `slow`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -17,14 +17,14 @@ const REPORT_MIN: Duration = Duration::from_millis(50);
 /// Pause after the leader could not be reached.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// When to report: when the leader asked for it, or earlier when something urgent happened.
+/// When to report: when the leader asked for it, or earlier if something urgent happened.
 #[derive(Debug, Default)]
 pub struct Pace {
-    /// When the leader wants to hear from this server again.
+    /// When the leader wants the next report from this server.
     due: Moment,
     reported: Moment,
     told: Urgent,
-    /// Units that the last answer leased.
+    /// Units that the last response leased.
     lease_given: u64,
 }
 
@@ -35,12 +35,12 @@ pub enum NextReport {
     Now,
     Wait {
         pause: Duration,
-        /// Nothing but a change of orders can make it urgent.
+        /// Only a change of orders can make it urgent.
         idle: bool,
     },
 }
 
-/// What makes a report urgent when it changes.
+/// Data whose change makes a report urgent.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Urgent {
     ordered: Vec<Digest>,
@@ -50,7 +50,7 @@ struct Urgent {
 }
 
 impl Pace {
-    /// Decides about `reports`. `ended` are the finished fetches that no leader has heard of.
+    /// Decides about `reports`. `ended`: finished fetches not yet reported to a leader.
     pub fn next(
         &mut self,
         now: Moment,
@@ -73,14 +73,14 @@ impl Pace {
         NextReport::Wait { pause: if idle { self.due - now } else { CHECK }, idle }
     }
 
-    /// Takes the leader's answer. Returns the finished fetches that it has heard of now.
+    /// Processes the leader's response. Returns the finished fetches that it now knows of.
     pub fn answered(&mut self, now: Moment, answer: &TransferAnswer) -> Vec<Digest> {
         self.lease_given = answer.guidance.iter().map(|(_, said)| units(&said.lease)).sum();
         self.due = now + Duration::from_millis(answer.again_ms).max(REPORT_MIN);
         std::mem::take(&mut self.told.ended)
     }
 
-    /// The leader could not be reached.
+    /// Records that the leader could not be reached.
     pub fn unanswered(&mut self, now: Moment) {
         self.due = now + AGAIN;
     }

@@ -1,4 +1,4 @@
-//! Where bytes come from.
+//! Sources of bytes.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::offence::{Failure, Offences};
 
-/// A source, as one fetch tells them apart.
+/// A source's identity within one fetch.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceId {
     Server(ServerId),
@@ -16,7 +16,7 @@ pub enum SourceId {
     Mirror(usize),
 }
 
-/// Where a request goes.
+/// A request's destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     Server(Source),
@@ -24,7 +24,7 @@ pub enum Target {
     Mirror(usize),
 }
 
-/// A source as other servers and people know it.
+/// A source as shown to other servers and people.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceName {
@@ -34,7 +34,7 @@ pub enum SourceName {
 }
 
 impl SourceName {
-    /// Longest URL that is shown or reported. What is beyond is cut off.
+    /// Longest URL that is shown or reported, in bytes; longer ones are truncated.
     pub const MIRROR_BYTES_MAX: usize = 200;
 
     /// Names a mirror.
@@ -44,7 +44,7 @@ impl SourceName {
         Self::Mirror(url[..end].to_owned())
     }
 
-    /// Whether it is a mirror or a server.
+    /// The kind of source.
     #[must_use]
     pub fn kind(&self) -> SourceKind {
         match self {
@@ -76,7 +76,7 @@ impl fmt::Display for SourceName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceKind {
-    /// Through the zone's downlink.
+    /// Bytes come through the zone's downlink.
     Mirror,
     Peer,
 }
@@ -93,17 +93,17 @@ impl fmt::Display for SourceKind {
 /// How a request ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Bytes of the body that came.
+    /// Bytes of the body received.
     pub bytes: u64,
-    /// From the head of the answer to its last byte, in microseconds.
+    /// From the response head to the last byte, in microseconds.
     pub elapsed_us: u64,
-    /// Units that were right and new.
+    /// Correct, new units.
     pub units: u32,
-    /// Why it got less than it asked for; with the whole error for people.
+    /// Why it got less than requested, with the full error for people.
     pub failure: Option<(Failure, String)>,
 }
 
-/// How one source does in one fetch.
+/// One source's state in one fetch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SourceReport {
     pub source: SourceName,
@@ -112,7 +112,7 @@ pub struct SourceReport {
     pub rate: u64,
     /// Failures since its last good unit.
     pub failures: u32,
-    /// Units it sent whose bytes were wrong.
+    /// Number of units with wrong bytes that it sent.
     pub refused_units: u32,
     /// Its last failure, for people.
     pub last_error: Option<String>,

@@ -1,4 +1,4 @@
-//! What a fetch is to do: by the leader's word, or by its order.
+//! What a fetch should do: by the leader's guidance, or by its order.
 
 use cohort_core::ids::ServerId;
 
@@ -6,20 +6,20 @@ use super::{Fetcher, servers};
 use crate::source::SourceId;
 use crate::unit_set::{UnitRun, UnitSet};
 
-/// Whom to subscribe to, and what to take from a mirror.
+/// The servers to subscribe to, and what to take from a mirror.
 #[derive(Debug, Default)]
 pub(super) struct Goal {
     pub(super) feeds: Vec<ServerId>,
     pub(super) spares: Vec<ServerId>,
     pub(super) lease: Lease,
-    /// Whether the leader decided this, rather than this server for itself.
+    /// Whether the leader decided this, rather than this server.
     pub(super) by_leader: bool,
 }
 
 /// The units to take from a mirror.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) enum Lease {
-    /// None: no contact with a mirror.
+    /// No contact with a mirror.
     #[default]
     Nothing,
     Runs(Vec<UnitRun>),
@@ -55,7 +55,7 @@ impl Fetcher {
             by_leader: true,
         };
         if no_leader && said.heir {
-            // One server takes the rest from a mirror, never all.
+            // Only one server takes the rest from a mirror.
             goal.lease = Lease::All;
         } else if no_leader && said.feeds.is_empty() {
             // The first head, whose lease has run out, is fed by the heir.
@@ -67,13 +67,13 @@ impl Fetcher {
         if now_ms.saturating_sub(self.feeds_since_ms) >= self.limits.pull_after_ms {
             self.let_down = true;
         }
-        // Where no server is known to hold it, waiting for the leader is right: a mirror's bytes
-        // are for the heads.
+        // If no server is known to hold it, waiting for the leader is right: a mirror's bytes are
+        // for the heads.
         let own = self.let_down && !self.order.sources.is_empty();
         if own && let Some(own) = self.by_order(now_ms) { own } else { goal }
     }
 
-    /// The holder of the order that failed least; a mirror when none is usable and the order
+    /// The holder in the order with the fewest failures; a mirror if none is usable and the order
     /// permits it.
     fn by_order(&self, now_ms: u64) -> Option<Goal> {
         let holders = self.order.sources.iter().map(|source| &source.server);

@@ -1,4 +1,4 @@
-//! Subscriptions: begun to the feeds, moved to spares when silent.
+//! Subscriptions: to the feeds, moved to spares when a feed falls silent.
 
 use cohort_core::ids::ServerId;
 
@@ -9,8 +9,8 @@ use crate::source::{Outcome, SourceId};
 /// How often subscriptions are checked: a fraction of the time that counts as silence.
 pub(super) const CHECK_MS: u64 = 50;
 
-/// A server that did not check for this long was held up itself (an overloaded or suspended
-/// machine): what it did not hear is nobody's silence.
+/// A server that did not check for this long was itself held up (an overloaded or suspended
+/// machine): what it did not hear is not the source's silence.
 const DEAF_MS: u64 = 4 * CHECK_MS;
 
 impl Fetcher {
@@ -75,8 +75,8 @@ impl Fetcher {
         }
     }
 
-    /// Cancels the link to a holder that this server chose itself, that lives, and that brings
-    /// nothing: nobody else would notice.
+    /// Cancels the link to a holder that this server chose itself, that is alive, and that sends
+    /// nothing: nothing else would detect it.
     pub(super) fn cancel_barren(
         &mut self,
         goal: &Goal,
@@ -95,7 +95,7 @@ impl Fetcher {
         Some(Effect::Cancel { id })
     }
 
-    /// A usable server for each feed: itself, or the next spare.
+    /// A usable server for each feed: the feed itself, or the next spare.
     fn wanted_links(&self, goal: &Goal, now_ms: u64) -> Vec<ServerId> {
         let usable =
             |server: &ServerId| self.sources.is_usable(&SourceId::Server(server.clone()), now_ms);

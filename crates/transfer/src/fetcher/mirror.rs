@@ -24,7 +24,7 @@ impl Fetcher {
         goal.lease.restrict(&mut missing);
         let Some(mirror) = self.sources.best_mirror(now_ms) else { return };
         let limits = std::sync::Arc::clone(&self.limits);
-        // Split evenly at the end, so that no long request is left over.
+        // Split evenly at the end, so that no long request is left.
         let slots = u32::try_from(limits.requests_per_source_max.max(1)).unwrap_or(u32::MAX);
         let share = missing.held().div_ceil(slots).max(REQUEST_UNITS_MIN);
         let (rate, ranges, most) = self.sources.terms(&mirror, limits.requests_per_source_max);
@@ -48,8 +48,8 @@ impl Fetcher {
         all < self.limits.requests_max && self.requests_to(mirror) < most
     }
 
-    /// The units that are neither here nor asked of a mirror. What a feed sends in its own time
-    /// counts as not asked for.
+    /// The units that are neither here nor requested from a mirror. What a feed sends on its own
+    /// does not count as requested.
     fn unasked(&self, have: &UnitSet) -> UnitSet {
         let mut missing = have.complement();
         for request in self.requests.values() {
@@ -63,7 +63,7 @@ impl Fetcher {
     }
 }
 
-/// Units that a mirror is asked for at once, by its rate in bytes per second.
+/// Units per request to a mirror, by its rate in bytes per second.
 fn request_units(rate: u64, limits: &Limits) -> u32 {
     if rate == 0 {
         return limits.request_units_first.min(limits.request_units_max);

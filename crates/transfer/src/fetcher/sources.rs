@@ -1,4 +1,4 @@
-//! What a fetch remembers of its sources: how fast, when to ask again, what to blame them for.
+//! What a fetch remembers about its sources: rate, when to ask again, what to blame them for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,11 +10,11 @@ use crate::limits::Limits;
 use crate::offence::{Failure, Offence, Offences};
 use crate::source::{Outcome, SourceId, SourceName, SourceReport};
 
-/// A measurement over fewer bytes (256 KiB) and less time (2 s) says nothing about a rate.
+/// A measurement over less than this (256 KiB) and less time (2 s) says nothing about a rate.
 const RATE_BYTES_MIN: u64 = 256 << 10;
 const RATE_US_MIN: u64 = 2_000_000;
 
-/// Servers remembered for what they did after nobody names them any more.
+/// Servers no longer named that are remembered for what they did.
 const OFFENDERS_MAX: usize = 64;
 
 /// When a request ended, a random number for it, and the limits in force.
@@ -25,7 +25,7 @@ pub(super) struct At<'a> {
     pub(super) limits: &'a Limits,
 }
 
-/// The mirrors, and the servers that the leader or an order named at some time.
+/// The mirrors, and all servers that the leader or an order ever named.
 #[derive(Debug)]
 pub(super) struct Sources {
     known: BTreeMap<SourceId, Record>,
@@ -36,18 +36,18 @@ pub(super) struct Sources {
 #[derive(Debug)]
 struct Record {
     name: SourceName,
-    /// Where a server is; none for mirrors.
+    /// A server's address; none for mirrors.
     address: Option<Source>,
     /// Whether it is named now.
     listed: bool,
-    /// Place among the mirrors; the lowest is preferred.
+    /// Rank among the mirrors; lowest preferred.
     rank: usize,
-    /// Requests that it takes at once; lowered when it is busy.
+    /// Concurrent requests that it accepts; lowered when it is busy.
     requests_max: usize,
     /// Failures since its last good unit.
     failures: u32,
     failed_ms: Option<u64>,
-    /// Not to be asked before then.
+    /// Not to be asked before this time.
     out_until_ms: Option<u64>,
     /// Bytes per second; 0 while unknown.
     rate: u64,
@@ -65,7 +65,7 @@ impl Sources {
         Self { known: known.collect(), offences: Vec::new() }
     }
 
-    /// Takes the servers that may be asked now. What is known of them stays.
+    /// Updates the servers that may be asked. What is known about them stays.
     pub(super) fn list(&mut self, servers: &[&Source], in_use: impl Fn(&SourceId) -> bool) {
         for (id, record) in &mut self.known {
             record.listed = matches!(id, SourceId::Mirror(_));
@@ -75,7 +75,8 @@ impl Sources {
             let new = || Record::new(SourceName::Server(source.server.clone()), 0);
             let record = self.known.entry(id).or_insert_with(new);
             if record.address.as_ref() != Some(*source) {
-                // A new address deserves a new try, wrong bytes from the old one do not.
+                // A new address deserves another try; wrong bytes from the old one are not
+                // forgiven.
                 if record.refused_units == 0 {
                     record.out_until_ms = None;
                 }
@@ -83,8 +84,8 @@ impl Sources {
             }
             record.listed = true;
         }
-        // One that is no longer named is kept while a request to it is in flight, and for what it
-        // did wrong. That it did not answer is forgotten.
+        // One no longer named is kept while a request to it is in flight, and if it did wrong. That
+        // it did not respond is forgotten.
         let mut offenders = 0;
         self.known.retain(|id, record| {
             let offender = !record.listed && !record.offences.is_empty();
@@ -118,14 +119,14 @@ impl Sources {
         best.map(|(id, _)| id.clone())
     }
 
-    /// Rate, whether it answers ranges, and how many requests it takes at once.
+    /// Rate, whether it supports ranges, and how many concurrent requests it accepts.
     pub(super) fn terms(&self, id: &SourceId, most: usize) -> (u64, bool, usize) {
         let Some(record) = self.known.get(id) else { return (0, true, 0) };
         let most = if record.ranges { record.requests_max.min(most) } else { 1 };
         (record.rate, record.ranges, most)
     }
 
-    /// When the first of those that are out may be asked again.
+    /// When the first of the paused sources may be asked again.
     pub(super) fn next_return(&self, mirrors: bool, now_ms: u64) -> Option<u64> {
         let asked = self
             .known
@@ -134,11 +135,11 @@ impl Sources {
         asked.filter_map(|(_, record)| record.out_until_ms).filter(|until| *until > now_ms).min()
     }
 
-    /// Takes the outcome of a request that began at `begun_ms`.
+    /// Records the outcome of a request that started at `begun_ms`.
     pub(super) fn ended(&mut self, id: &SourceId, begun_ms: u64, outcome: Outcome, at: At<'_>) {
         let Some(record) = self.known.get_mut(id) else { return };
         record.measure(&outcome);
-        // A failure since the request began stands: what was on its way says nothing about it.
+        // A failure since the request started stands: bytes in flight then say nothing about it.
         let forgiven = record.failed_ms.is_none_or(|failed| failed < begun_ms);
         if forgiven && (outcome.units > 0 || outcome.failure.is_none()) {
             record.failures = 0;
@@ -201,7 +202,7 @@ impl Record {
         self.listed && self.out_until_ms.is_none_or(|until| until <= now_ms)
     }
 
-    /// How long to leave it alone after a failure, if at all.
+    /// How long to pause a source after a failure, if at all.
     fn pause_ms(&mut self, failure: Failure, mirror: bool, at: At<'_>) -> Option<u64> {
         let limits = at.limits;
         match failure {
@@ -209,12 +210,12 @@ impl Record {
                 self.ranges = false;
                 None
             }
-            // Being slow shows in the measured rate.
+            // Slowness shows in the measured rate.
             Failure::Slow => None,
             Failure::Busy { retry_after_ms } => {
                 self.requests_max = 1;
                 let ms = retry_after_ms.min(limits.retry_after_ms_max);
-                // Spread, so that servers sent away together do not return together.
+                // Spread, so that servers turned away together do not return together.
                 Some(ms + at.random % (ms / 2 + 1))
             }
             Failure::Absent if !mirror => Some(limits.absent_ms),

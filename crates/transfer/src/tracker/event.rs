@@ -1,8 +1,8 @@
-//! What a transfer tells the group's operators.
+//! Events of a transfer, for the group's operators.
 
 use cohort_core::ids::ServerId;
 
-/// A decision that a report led to.
+/// A decision that a report caused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// Many servers fell behind, so each gets fewer children.

@@ -1,4 +1,4 @@
-//! Whether a server is behind its parent, and whose fault that is.
+//! Whether a server is behind its parent, and which of the two is at fault.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::seen::Seen;
 use super::transfer::Transfer;
 use crate::Moment;
 
-/// A server is behind when its parent has this many more units (4 MiB).
+/// A server is behind if its parent has this many more units (4 MiB).
 const BEHIND_UNITS: u32 = 64;
 
 /// Behind for this long: either the server is slow, or its parent has too many children.
@@ -46,10 +46,10 @@ impl Transfer {
             return;
         }
         let starved = over >= STARVED && now.saturating_sub(seen.grown) >= STARVED;
-        // Four fifths: one that catches up is faster than what comes.
+        // Four fifths: one that catches up is faster than the incoming rate.
         let rate = seen.rate;
         let slow = starved || rate < (self.mirror_rate() * 4 / 5).max(self.link_rate / 8);
-        // Children of one that is whole are behind it to the end, however fast they are.
+        // The children of a complete server are behind it to the end, however fast they are.
         let crowded =
             slow && above != Some(self.units) && self.siblings_are_behind(parent.as_ref());
         if (crowded || self.many_are_behind(now)) && self.layout.fan_out > 1 {
@@ -59,7 +59,7 @@ impl Transfer {
         }
     }
 
-    /// Whether a parent has several children, and all of them are behind.
+    /// Whether a parent has several children, all of them behind.
     fn siblings_are_behind(&self, parent: Option<&ServerId>) -> bool {
         let below = self.layout.parents.iter().filter(|(_, above)| Some(*above) == parent);
         let mut siblings = below.filter_map(|(id, _)| self.seen.get(id));
@@ -112,7 +112,7 @@ impl Transfer {
         }
     }
 
-    /// A server that was slow and now keeps up with another parent was not slow.
+    /// A slow server that keeps up under another parent was never slow.
     fn acquit(&mut self, server: &ServerId, parent: Option<&ServerId>, now: Moment) {
         let Some(seen) = self.seen.get_mut(server) else { return };
         let Some((suspect, settled)) = &mut seen.suspect else { return };

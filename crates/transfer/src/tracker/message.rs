@@ -1,4 +1,4 @@
-//! What a server reports to the leader about its transfers, and the answer.
+//! A server's report to the leader about its transfers, and the response.
 
 use cohort_core::ids::{Digest, GroupId, ServerId};
 use cohort_core::orders::Source;
@@ -14,14 +14,14 @@ use crate::{ARTIFACT_BYTES_MAX, UNIT_BYTES};
 /// `POST` a [`TransferRequest`] to the leader's control port.
 pub const TRANSFER: &str = "/v1/transfer";
 
-/// Most transfers in one request: a server fetches two at once, the others are queued.
+/// Most transfers in one request: a server fetches two at a time, the others are queued.
 pub const REPORTS_MAX: usize = 8;
 
-/// Most runs of held units in a report. What is beyond counts as missing, which costs a few bytes
-/// and nothing else.
+/// Most runs of held units in a report. Units beyond count as missing, which costs only a few
+/// bytes.
 pub const HAVE_RUNS_MAX: usize = 256;
 
-/// Most bytes that one fetch may report: every unit of the longest artifact 64 times.
+/// Most bytes that one fetch may report: every unit of the longest artifact, 64 times.
 const BYTES_MAX: u64 = 64 * ARTIFACT_BYTES_MAX;
 
 /// Most holders in a report: twice as many as an order names.
@@ -42,8 +42,9 @@ pub struct TransferRequest {
 }
 
 impl TransferRequest {
-    /// Drops what the group's log contradicts: artifacts of another length than it knows (it knows
-    /// none for deltas), and holders that it does not know. Holders get the address from the log.
+    /// Drops what contradicts the group's log: artifacts of another length than the log has (it has
+    /// none for deltas), and holders that are not in the group. Holders get the address from the
+    /// log.
     pub fn keep_known(
         &mut self,
         length: impl Fn(&Digest) -> Option<u64>,
@@ -74,20 +75,20 @@ pub struct TransferReport {
     pub mirror_bytes: u64,
     /// Bytes that this fetch received from servers.
     pub peer_bytes: u64,
-    /// Every mirror that it asked failed repeatedly.
+    /// Every mirror that was asked failed repeatedly.
     pub mirror_failed: bool,
-    /// Its mirrors asked to be left alone, or it pauses before a retry.
+    /// Its mirrors asked to back off, or it pauses before a retry.
     #[serde(default)]
     pub mirror_busy: bool,
-    /// What this leader or the last one told it, if anything.
+    /// Guidance from this leader or the last one, if any.
     pub told: Option<Told>,
-    /// Servers that hold it whole, by its order.
+    /// Servers that hold it whole, according to its order.
     pub holders: Vec<Source>,
-    /// Servers that failed it since they last sent a good unit.
+    /// Servers that failed it since their last good unit.
     pub silent: Vec<ServerId>,
     /// Servers that sent it wrong bytes.
     pub wrong: Vec<ServerId>,
-    /// What it blames its sources for; at most [`OFFENCES_MAX`].
+    /// What it blames its sources for; at most [`OFFENCES_MAX`] entries.
     #[serde(default)]
     pub offences: Vec<Accusation>,
 }
@@ -102,7 +103,7 @@ pub struct Accusation {
 }
 
 impl TransferReport {
-    /// A report of a fetch that has nothing yet.
+    /// A report of a fetch that has no units yet.
     #[must_use]
     pub fn new(artifact: Digest, length: u64) -> Self {
         Self {
@@ -121,7 +122,7 @@ impl TransferReport {
         }
     }
 
-    /// Adds what the server was told.
+    /// Adds the guidance that the server received.
     pub fn told(&mut self, guidance: Option<&Guidance>) {
         self.told = guidance.map(|guidance| Told {
             feeds: guidance.feeds.iter().map(|source| source.server.clone()).collect(),
@@ -129,7 +130,7 @@ impl TransferReport {
         });
     }
 
-    /// Adds how the sources of the fetch are doing.
+    /// Adds the state of the fetch's sources.
     pub fn sources(&mut self, sources: &[SourceReport]) {
         let servers = |which: fn(&SourceReport) -> bool| {
             let found = sources.iter().filter(|source| which(source));
@@ -149,7 +150,7 @@ impl TransferReport {
         self.offences = offences.take(OFFENCES_MAX).collect();
     }
 
-    /// Checks that nothing is larger than allowed, so that no report costs the leader much.
+    /// Checks that nothing exceeds its limit, so that no report costs the leader much.
     pub(super) fn check(&self) -> Result<(), TrackerError> {
         let (feeds, lease) = self
             .told
@@ -190,7 +191,7 @@ fn in_order(runs: &[UnitRun], units: u64) -> bool {
     })
 }
 
-/// What a server was told, for a new leader to adopt.
+/// A server's guidance, for a new leader to adopt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Told {
@@ -199,16 +200,17 @@ pub struct Told {
     pub lease: Vec<UnitRun>,
 }
 
-/// The leader's answer to a report.
+/// The leader's response to a report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransferAnswer {
-    /// Report again after this long, in milliseconds, or earlier when something urgent happens.
+    /// Report again after this long, in milliseconds, or earlier if something urgent happens.
     pub again_ms: u64,
     /// Guidance by artifact. An artifact without an entry keeps its guidance.
     pub guidance: Vec<(Digest, Guidance)>,
     /// Rate of the mirrors in the transfers of this request, in bytes per second, if known. Every
-    /// server remembers it, so that the next leader can estimate how long a release takes.
+    /// server remembers it, so that the next leader can estimate the duration of a release's
+    /// transfer.
     #[serde(default)]
     pub downlink_rate: Option<u64>,
 }

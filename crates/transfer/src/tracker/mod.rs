@@ -1,8 +1,8 @@
-//! The leader as tracker: turns what servers report into who fetches what and who feeds whom.
+//! The leader as tracker: turns servers' reports into who fetches what and who feeds whom.
 //!
 //! All of it is soft state in the memory of the leader's agent. The next leader has it again once
-//! every server has reported. Nothing here is needed for bytes to be right, only for them to be
-//! fast and to cross the downlink once.
+//! every server has reported. None of it is needed for correctness; it makes transfers fast, and
+//! limits them to one copy through the downlink.
 //!
 //! Start at [`plan`](plan::plan), a pure function; [`Tracker`] feeds it.
 
@@ -41,26 +41,26 @@ pub use plan::{Layout, Member, Situation, plan};
 use transfer::Transfer;
 pub use view::{ServerView, TransferView};
 
-/// Most transfers tracked at once: one per app and platform, and those that ended recently.
+/// Most transfers tracked at a time: one per app and platform, and those that ended recently.
 const TRANSFERS_MAX: usize = 64;
 
-/// Most servers in one transfer: as many as a group may have, and some that just left.
+/// Most servers in one transfer: as many as a group may have, plus some that left recently.
 const MEMBERS_MAX: usize = 2_048;
 
-/// A server that reports.
+/// A server that reports its transfers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Participant {
-    /// Its name, by its certificate.
+    /// Its name, from its certificate.
     pub server: ServerId,
     /// Its peer port, `host:port`.
     pub address: String,
     /// Its failure domain, if known.
     pub rack: Option<String>,
-    /// Whether it is the leader's server.
+    /// Whether the leader's agent runs on it.
     pub leads: bool,
 }
 
-/// Why a report is refused.
+/// Why a report is rejected.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TrackerError {
     #[error("{count} {what} in one report exceed the limit of {max}")]
@@ -78,21 +78,21 @@ pub enum TrackerError {
 #[derive(Debug, Default)]
 pub struct Tracker {
     transfers: BTreeMap<Digest, Transfer>,
-    /// What all may take from mirrors together, in bytes per second.
+    /// Limit for all servers together, in bytes per second from mirrors.
     zone_limit: Option<u64>,
 }
 
 impl Tracker {
-    /// Sets what the whole group may take from mirrors together, in bytes per second. Heads learn
-    /// of it with their next report, at most a fifth of a second later.
+    /// Sets the limit for the whole group, in bytes per second from mirrors. Heads learn of it with
+    /// their next report, at most a fifth of a second later.
     pub fn set_zone_limit(&mut self, limit: Option<u64>) {
         self.zone_limit = limit.filter(|limit| *limit > 0);
     }
 
-    /// Takes a server's report, and says what it is to do.
+    /// Processes a server's report, and returns what the server should do.
     ///
     /// # Errors
-    /// When the report is larger than it may be, or contradicts what others say.
+    /// If the report exceeds a limit, or contradicts what others say.
     pub fn report(
         &mut self,
         from: &Participant,
@@ -158,7 +158,7 @@ impl Tracker {
         Some(zone_limit::part_of(limit, &takers, own, server))
     }
 
-    /// What happened since the last call that is worth a line in the log.
+    /// Events since the last call that are worth a log line.
     pub fn take_events(&mut self) -> Vec<(Digest, Event)> {
         let transfers = self.transfers.iter_mut();
         let events = transfers.flat_map(|(artifact, transfer)| {
@@ -167,7 +167,7 @@ impl Tracker {
         events.collect()
     }
 
-    /// Forgets all transfers: this server no longer leads.
+    /// Drops all transfers: this server is no longer the leader.
     pub fn clear(&mut self) {
         self.transfers.clear();
     }
@@ -179,8 +179,8 @@ impl Tracker {
     }
 }
 
-/// Drops the transfer with the fewest servers, and of those the one idle for longest: what one
-/// server makes up never displaces what many fetch.
+/// Drops the transfer with the fewest servers, and of those the one idle for longest: one server's
+/// inventions never displace what many fetch.
 fn make_room(transfers: &mut BTreeMap<Digest, Transfer>) {
     if transfers.len() < TRANSFERS_MAX {
         return;

@@ -1,21 +1,21 @@
-//! Who fetches from a mirror, and who feeds whom.
+//! Which servers fetch from a mirror, and which server feeds which.
 //!
 //! Rules, in order:
-//! 1. Only heads touch a mirror, and only for what is leased to them: units that nobody holds and
-//!    nobody else has leased, earliest first. That alone bounds what crosses the zone's downlink.
+//! 1. Only heads contact a mirror, and only for what is leased to them: units that no server holds
+//! or has leased, earliest first. That alone bounds what crosses the zone's downlink.
 //! 2. Every other server has one parent, which sends it everything. Further heads are children of
 //!    the first head and feed it in return; no unit goes back to its sender.
-//! 3. A parent that is still good is kept: a change costs more than a better shape gains.
+//! 3. A parent that is still good stays: a change costs more than a better shape gains.
 //! 4. A small group is one chain. In a larger one, fan-out follows the measured ratio of a server's
-//!    link to the rate of the mirrors: a chain while they are alike or unknown, else small trees. A
-//!    chain of a thousand adds some seconds at the end; a tree on links that cannot carry it
-//!    multiplies the whole time.
+//! link to the rate of the mirrors: a chain while they are similar or unknown, else small trees. A
+//! chain of a thousand adds some seconds at the end; a tree on links too slow for it multiplies the
+//! whole time.
 //! 5. Slow servers feed only slow ones.
 //! 6. Each known rack is entered once: its first server has a parent elsewhere, the others inside.
-//! 7. A server does not get a parent that it refuses (for wrong bytes, or none) while there is any
-//!    other.
-//! 8. A barred server, which several others refuse, feeds nobody, and its claims count for nothing.
-//!    It is fed at the tail.
+//! 7. A server does not get a parent that it refuses (for wrong bytes, or none) if there is any
+//! other.
+//! 8. A barred server, which several others refuse, feeds no server, and its claims do not count.
+//! It is fed at the tail.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,15 +29,15 @@ use crate::unit_set::UnitSet;
 /// Most heads: more would only spread the work thinner.
 const HEADS_MAX: usize = 4;
 
-/// Most children of one server, whatever its link: every child costs a connection and a cursor.
+/// Most children of one server, even with a fast link: every child costs a connection and a cursor.
 const FAN_OUT_MAX: usize = 4;
 
-/// Largest group in which a chain is as good as a tree: a link adds two milliseconds, a wrong guess
-/// about the links far more.
+/// Largest group in which a chain is as good as a tree: a link adds two milliseconds; a wrong guess
+/// about the links costs far more.
 const CHAIN_SERVERS_MAX: usize = 24;
 
-/// How far ahead leases go, in milliseconds at the downlink's rate, so that the downlink does not
-/// idle when an answer is late.
+/// How far ahead leases reach, in milliseconds at the downlink's rate, so that the downlink does
+/// not idle if a response is late.
 const LEASE_AHEAD_MS: u64 = 2_000;
 
 /// Smallest lease, in units (4 MiB), and the first one, while the rate is unknown.
@@ -52,17 +52,17 @@ const LEASE_UNITS_LAST: u32 = 4;
 /// Most servers that feed the first head.
 const ROOT_FEEDS_MAX: usize = 8;
 
-/// Most spare parents of a server: its parent may be gone together with the one above.
+/// Most spare parents of a server: its parent may be lost together with the next one up.
 const SPARES_MAX: usize = 3;
 
-/// What a plan needs to know of one server.
+/// A plan's input about one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// Its failure domain, if known.
     pub rack: Option<String>,
     pub have: UnitSet,
     pub slow: bool,
-    /// Its agent leads the group, which makes it the worst choice of heir.
+    /// Its agent is the leader's, which makes it the worst choice of heir.
     pub leads: bool,
     /// It may lease: its mirrors did not fail it recently.
     pub may_lease: bool,
@@ -72,30 +72,30 @@ pub struct Member {
     pub refuses: BTreeSet<ServerId>,
     /// Parents under which it recently fell behind: any other with room is better.
     pub fell_behind: BTreeSet<ServerId>,
-    /// Several others refuse it: its claims do not count, and it feeds nobody.
+    /// Several others refuse it: its claims do not count, and it feeds no server.
     pub barred: bool,
 }
 
 impl Member {
-    /// Whether it holds everything, and is believed.
+    /// Whether it credibly holds everything.
     pub(super) fn holds_all(&self) -> bool {
         self.have.is_full() && !self.barred
     }
 }
 
-/// Everything a plan depends on.
+/// All inputs of a plan.
 #[derive(Debug, Clone)]
 pub struct Situation<'a> {
     pub units: u32,
     pub members: &'a BTreeMap<ServerId, Member>,
-    /// What a server's link carries, in bytes per second; 0 while unknown.
+    /// The rate of a server's link, in bytes per second; 0 while unknown.
     pub link_rate: u64,
     /// The fan-out at which servers fell behind, if they did: an upper bound.
     pub fan_out_failed: Option<usize>,
     pub previous: &'a Layout,
 }
 
-/// Who leases what, and who sends to whom.
+/// Which servers lease what, and which server sends to which.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
     /// Servers that may ask mirrors; the first is the root.
@@ -133,7 +133,7 @@ impl Layout {
     }
 
     /// Replacements for a silent parent: those above it, then the first head. Never a server below,
-    /// so that no circle can arise.
+    /// so that no cycle can arise.
     #[must_use]
     pub fn spares(&self, server: &ServerId) -> Vec<ServerId> {
         let mut spares = Vec::new();
@@ -192,7 +192,7 @@ fn fan_out(situation: &Situation<'_>) -> usize {
     if situation.members.len() <= CHAIN_SERVERS_MAX {
         return 1;
     }
-    // A seventh of a link stays free for headers, traffic among heads, and the service.
+    // A seventh of the link stays free for headers, traffic among heads, and the service.
     let by_ratio = ratio_tenths(situation).map_or(0, |tenths| tenths * 6 / 70);
     let by_ratio = usize::try_from(by_ratio).unwrap_or(FAN_OUT_MAX);
     let most = situation.fan_out_failed.map_or(FAN_OUT_MAX, |failed| (failed / 2).max(1));
@@ -208,7 +208,7 @@ fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
     if members.values().any(Member::holds_all) {
         return Vec::new();
     }
-    // When the group holds all units and nobody holds all of them, the head leases nothing.
+    // If the group holds all units but no single server does, the head leases nothing.
     let mirrors_needed = !held.is_full();
     let fits = |id: &ServerId| {
         members.get(id).is_some_and(|m| m.may_lease && !m.slow && !m.barred && !m.have.is_full())
@@ -225,7 +225,7 @@ fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
     heads.truncate(wanted);
     let mut others: Vec<(&ServerId, &Member)> =
         members.iter().filter(|(id, _)| fits(id) && !heads.contains(id)).collect();
-    // Children of the root need no further link to be heads. Then by units held.
+    // Children of the root need no further link to become heads. Then by units held.
     let near = |id: &ServerId| {
         let parent = situation.previous.parents.get(id);
         parent.is_some() && parent == heads.first()
@@ -235,7 +235,7 @@ fn heads(situation: &Situation<'_>) -> Vec<ServerId> {
     let others: Vec<ServerId> = others.into_iter().take(more).map(|(id, _)| id.clone()).collect();
     heads.extend(others);
     if heads.is_empty() {
-        // Everyone is slow, barred, or failed by its mirrors: better one of those than none.
+        // All are slow, barred, or failed by their mirrors: better one of those than none.
         let lacking = members.iter().filter(|(_, member)| !member.have.is_full());
         let best = lacking
             .min_by_key(|(id, m)| (m.barred, !m.may_lease, m.slow, Reverse(m.have.held()), *id));
@@ -272,7 +272,7 @@ fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, U
         let mut window = u32::try_from(ahead).unwrap_or(u32::MAX);
         window = window.clamp(LEASE_UNITS_MIN, LEASE_UNITS_MAX);
         if heads.len() > 1 {
-            // The rest is shared by rate, so that all heads finish together.
+            // The rest is shared by rate, so that all heads finish at the same time.
             let left = u64::from(free.held());
             let heads = u64::try_from(heads.len()).unwrap_or(1);
             let share = left.saturating_mul(rate).checked_div(all_rates).unwrap_or(left / heads);
@@ -281,7 +281,7 @@ fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, U
         }
         let Some(lease) = leases.get_mut(head) else { continue };
         let outstanding = lease.held();
-        // Topped up by halves: longer runs make fewer requests.
+        // Topped up by halves: longer runs need fewer requests.
         if outstanding > window / 2 {
             continue;
         }
@@ -297,8 +297,8 @@ fn leases(situation: &Situation<'_>, heads: &[ServerId]) -> BTreeMap<ServerId, U
     leases
 }
 
-/// The other heads, and as few servers as hold the units, left by an earlier try, that no head
-/// holds or leases.
+/// The other heads, and as few servers as possible that hold units, left by an earlier try, that no
+/// head holds or leases.
 fn root_feeds(
     situation: &Situation<'_>,
     heads: &[ServerId],

@@ -1,4 +1,4 @@
-//! What one server last reported, and what follows from it.
+//! One server's last report, and what follows from it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,29 +24,29 @@ pub(super) struct Seen {
     pub(super) have: UnitSet,
     /// When it last reported.
     pub(super) heard: Moment,
-    /// When a report last named it as a holder, by the word of the log.
+    /// When a report last named it as a holder, as the log says.
     pub(super) named: Moment,
-    /// Of the current fetch, which counts from zero.
+    /// Bytes of the current fetch, which counts from zero.
     pub(super) mirror_bytes: u64,
     peer_bytes: u64,
     /// Bytes from mirrors and from servers of the fetches before it. For people.
     earlier: (u64, u64),
-    /// When it first reported to hold everything. For people.
+    /// When it first reported holding everything. For people.
     pub(super) whole: Option<Moment>,
     /// What it blames its sources for. For people.
     pub(super) accusations: Vec<Accusation>,
     pub(super) mirror_rate: u64,
     pub(super) rate: u64,
-    /// The highest rate its link carried, without bytes from mirrors.
+    /// The highest rate seen on its link, without bytes from mirrors.
     pub(super) link_rate: u64,
     /// When rates were last measured, and the bytes from mirrors and from servers by then; `None`
     /// before its first report.
     measured: Option<(Moment, u64, u64)>,
     pub(super) complained: Option<Moment>,
-    /// Since when its parent has had more.
+    /// Since when its parent has had more units.
     pub(super) behind_since: Option<Moment>,
     pub(super) slow_since: Option<Moment>,
-    /// The parent under which it was slow, and since when it keeps up under another.
+    /// The parent under which it was slow, and since when it has kept up under another.
     pub(super) suspect: Option<(ServerId, Option<Moment>)>,
     /// When a byte of its lease last arrived.
     pub(super) lease_moved: Moment,
@@ -81,7 +81,7 @@ impl Seen {
         }
     }
 
-    /// Takes a report. Returns whether the server holds less than it had reported.
+    /// Processes a report. Returns whether the server holds less than it had reported.
     pub(super) fn take(
         &mut self,
         from: &Participant,
@@ -91,7 +91,7 @@ impl Seen {
     ) -> bool {
         self.from = from.clone();
         self.heard = now;
-        // An overloaded mirror would have no more for another head.
+        // An overloaded mirror would not send more to another head.
         if report.mirror_bytes != self.mirror_bytes || report.mirror_busy {
             self.lease_moved = now;
         }
@@ -102,7 +102,7 @@ impl Seen {
         lost.subtract(&self.have);
         self.whole = self.have.is_full().then(|| self.whole.unwrap_or(now));
         if self.have.is_full() && report.mirror_bytes == 0 && report.peer_bytes == 0 {
-            // The fetch is over, and its counters with it.
+            // The fetch has ended, and its counters with it.
             return false;
         }
         if report.mirror_bytes < self.mirror_bytes || report.peer_bytes < self.peer_bytes {
@@ -143,12 +143,12 @@ impl Seen {
         self.measured = Some(here);
     }
 
-    /// Over all its fetches.
+    /// Over all of its fetches.
     pub(super) fn all_mirror_bytes(&self) -> u64 {
         self.earlier.0.saturating_add(self.mirror_bytes)
     }
 
-    /// Over all its fetches.
+    /// Over all of its fetches.
     pub(super) fn all_peer_bytes(&self) -> u64 {
         self.earlier.1.saturating_add(self.peer_bytes)
     }

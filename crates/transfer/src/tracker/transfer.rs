@@ -15,14 +15,14 @@ use crate::guidance::Guidance;
 use crate::unit_set::UnitSet;
 use crate::{Moment, unit_count};
 
-/// Longest time between two reports, in milliseconds: a thousand servers make 250 requests a second
-/// at the leader.
+/// Longest time between two reports, in milliseconds: a thousand servers send the leader 250
+/// requests a second.
 pub(super) const AGAIN_MS_MAX: u64 = 4_000;
 
 /// Shortest time between two reports that the leader asks for, in milliseconds.
 const AGAIN_MS_MIN: u64 = 200;
 
-/// Reports that may be missed before a server counts as gone, in tenths of the time between two.
+/// Time without reports before a server counts as gone, in tenths of the reporting interval.
 const MISSED_TENTHS: u64 = 60;
 
 /// The same for a server that another one complained about, in tenths.
@@ -35,30 +35,30 @@ const COMPLAINT: Duration = Duration::from_secs(3);
 /// left to report.
 const WHOLE_BELIEVED: Duration = Duration::from_secs(600);
 
-/// A new leader hears everyone before it plans a transfer that is under way: two rounds of servers
-/// that look for it every 250 ms.
+/// A new leader waits for everyone's report before it plans a transfer in progress: two rounds of
+/// servers that search for it every 250 ms.
 const GATHER: Duration = Duration::from_millis(500);
 
 /// How long slowness is remembered.
 const SLOW_REMEMBERED: Duration = Duration::from_secs(60);
 
-/// A head whose lease brings no byte for this long loses it.
+/// A head whose lease yields no byte for this long loses it.
 const LEASE_STALLED: Duration = Duration::from_secs(3);
 
-/// So does one that gets bytes and no whole unit for this long: a mirror below 3 KiB/s is useless.
+/// So does one that gets bytes but no whole unit for this long: a mirror below 3 KiB/s is useless.
 const LEASE_UNIT_STALLED: Duration = Duration::from_secs(20);
 
 /// A head that lost its lease gets no other for this long.
 const LEASE_REFUSED: Duration = Duration::from_secs(10);
 
-/// A server that reports more often than this is answered from its last report.
+/// A server that reports more often than this gets a response based on its last report.
 const REPORT_MIN: Duration = Duration::from_millis(10);
 
 /// Most runs of a lease. It is topped up by halves and fetched in order, so it has few.
 const LEASE_RUNS_MAX: usize = 256;
 
-/// Shortest time between two plans, in milliseconds; in large groups a millisecond per server, as
-/// planning for a thousand takes some ten milliseconds.
+/// Shortest time between two plans, in milliseconds; in large groups, a millisecond per server,
+/// since planning for a thousand takes about ten milliseconds.
 const PLAN_MS_MIN: u64 = 20;
 
 /// Fewer bytes, or less time, say nothing about a downlink: bytes in flight and late reports would
@@ -79,12 +79,12 @@ pub(super) struct Transfer {
     pub(super) fan_out_failed: Option<usize>,
     pub(super) heard: Moment,
     pub(super) trust: Trust,
-    /// Servers that feed nobody, because several others refuse them.
+    /// Servers that feed no other, because several others refuse them.
     pub(super) barred: BTreeSet<ServerId>,
     heir: Option<ServerId>,
     /// When bytes from mirrors were first and last reported.
     mirrored: Option<(Moment, Moment)>,
-    /// What is to be logged.
+    /// Events to log.
     pub(super) events: Vec<Event>,
 }
 
@@ -127,7 +127,7 @@ impl Transfer {
         if seen.mirror_bytes > before.1 {
             self.mirrored = Some((self.mirrored.map_or(before.0, |(since, _)| since), now));
         }
-        // When a report cannot hold all runs, those at the end come and go.
+        // If a report cannot hold all runs, those at the end come and go.
         if took_back && report.have.len() < HAVE_RUNS_MAX {
             self.trust.took_back(server, now);
         }
@@ -146,7 +146,7 @@ impl Transfer {
         let known: BTreeSet<&ServerId> =
             report.silent.iter().filter(|silent| self.seen.contains_key(*silent)).collect();
         self.trust.silent(server, &known, now);
-        // It can only miss those that it was told to subscribe to.
+        // It can only miss servers that it was supposed to subscribe to.
         let (feeds, spares) = (self.layout.feeds(server), self.layout.spares(server));
         for silent in known {
             let told = feeds.contains(silent) || spares.contains(silent);
@@ -159,7 +159,7 @@ impl Transfer {
         }
     }
 
-    /// The log says that a server holds it whole; that server has nothing left to report.
+    /// The log says that a server holds it whole; such a server has nothing left to report.
     fn believe(&mut self, holder: &Source, now: Moment) {
         if self.seen.len() >= MEMBERS_MAX {
             return;
@@ -175,7 +175,7 @@ impl Transfer {
         }
     }
 
-    /// Adopts what a server was told by the last leader, until there is reason to change it.
+    /// Adopts a server's guidance from the last leader, until there is reason to change it.
     fn take_over(&mut self, server: &ServerId, report: &TransferReport) {
         let Some(told) = &report.told else { return };
         if self.planned.is_some() {
@@ -198,7 +198,7 @@ impl Transfer {
         heads.filter_map(|id| Some(self.seen.get(id)?.mirror_rate)).sum()
     }
 
-    /// The rate of mirrors from the first byte to the last, in bytes per second: the downlink, or
+    /// The rate of mirrors from the first byte to the last, in bytes per second: the downlink's, or
     /// what limits permitted of it.
     pub(super) fn downlink_rate(&self) -> Option<u64> {
         let (since, until) = self.mirrored?;
@@ -215,7 +215,7 @@ impl Transfer {
         self.seen.values().map(of).fold(0, u64::saturating_add)
     }
 
-    /// When to report again, and what to do; no guidance while a new leader still gathers reports.
+    /// When to report again, and guidance; none while a new leader still collects reports.
     pub(super) fn answer(&mut self, server: &ServerId, now: Moment) -> (u64, Option<Guidance>) {
         if self.gather_until.is_some_and(|until| now < until) {
             return (AGAIN_MS_MIN, None);
@@ -310,8 +310,8 @@ impl Transfer {
         }
     }
 
-    /// What a server's link carries: what several have shown, so that one wrong count does not
-    /// distort the plan for all.
+    /// The rate of a server's link: one that several have reached, so that a single wrong count
+    /// does not distort everyone's plan.
     fn link_rate(&self) -> u64 {
         let mut rates: Vec<u64> = self.seen.values().map(|seen| seen.link_rate).collect();
         rates.sort_unstable_by(|a, b| b.cmp(a));

@@ -1,4 +1,4 @@
-//! Who feeds whom: the tree of parents, grown from the roots down.
+//! Which server feeds which: the tree of parents, grown from the roots down.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ pub(super) struct Tree<'a> {
     situation: &'a Situation<'a>,
     heads: &'a [ServerId],
     fan_out: usize,
-    /// Servers that have their place.
+    /// Servers with a place in the tree.
     placed: BTreeMap<&'a ServerId, Placed<'a>>,
     /// Racks with a server that can have children.
     racks: BTreeSet<&'a str>,
@@ -81,7 +81,7 @@ impl<'a> Tree<'a> {
                 self.settle(next, parent, tier);
             }
         }
-        // Nobody is left out, even if the parent is a bad one.
+        // No server is left out, even if its parent is a bad one.
         let mut last: Vec<&ServerId> = self.waiting.keys().copied().collect();
         last.retain(|id| !self.placed.contains_key(id));
         for id in last {
@@ -162,7 +162,7 @@ impl<'a> Tree<'a> {
     /// The best parent: one that may feed it, with room, in the same rack, near the root.
     fn parent_for(&self, child: &ServerId) -> Option<&'a ServerId> {
         let best = self.placed.iter().min_by_key(|(id, placed)| {
-            // Where nobody may feed it, someone must: rather a slow one, or one that it refuses.
+            // If no server may feed it, one must: preferably a slow one, or one that it refuses.
             let above = &self.situation.members[**id];
             let unfit = (!self.may_feed(id, child))
                 .then(|| (above.barred, self.refuses(child, id), above.slow));
@@ -235,7 +235,7 @@ impl<'a> Tree<'a> {
         self.placed[parent].children < self.fan_out
     }
 
-    /// Whether a link stays within a rack, is the first into one, or leads to a server of no known
+    /// Whether a link stays within a rack, is the first into one, or leads to a server of unknown
     /// rack.
     fn rack_fits(&self, parent: &ServerId, child: &ServerId) -> bool {
         let rack = |id: &ServerId| self.situation.members[id].rack.as_deref();

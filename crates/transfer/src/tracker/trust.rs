@@ -1,8 +1,8 @@
-//! Complaints of servers about each other, and who is barred for them.
+//! Servers' complaints about each other, and the servers barred for them.
 //!
 //! A single complaint moves only the server that made it: it gets another parent. A server that
-//! several complain about is barred: its claims count for nothing, and it feeds nobody. A server
-//! that complains about everyone is not believed, since the fault is its own. All of it expires.
+//! several complain about is barred: its claims do not count, and it feeds no server. A server that
+//! complains about everyone is not believed, since the fault is its own. All of it expires.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,12 +11,12 @@ use cohort_core::ids::ServerId;
 
 use crate::Moment;
 
-/// How long a complaint counts after it was last heard: long enough for most transfers to finish,
+/// How long a complaint counts after the last repeat: long enough for most transfers to finish,
 /// short enough that a repaired server soon feeds others again.
 pub(super) const LEFT_OUT: Duration = Duration::from_secs(60);
 
 /// A complaint of silence counts after this long. The child has been on a spare parent since 300
-/// ms, and a machine that was merely busy has sent something by then.
+/// ms, and a machine that was only busy has sent something by then.
 const SILENT_BELIEVED: Duration = Duration::from_secs(2);
 
 /// Servers that must complain before one is barred, or all that could, if fewer.
@@ -33,10 +33,10 @@ const ACCUSED_MAX: usize = 2;
 /// How long a server that fell behind under a parent prefers any other.
 const TRIED_KEPT: Duration = Duration::from_secs(20);
 
-/// Most complaints of one server that are kept.
+/// Most complaints kept per server.
 const KEPT_MAX: usize = 16;
 
-/// How often a server may hold less than it had reported, as happens with restarts.
+/// How often a server may hold less than it had reported, as happens after restarts.
 const TAKEN_BACK_MAX: u32 = 2;
 
 /// All complaints within one transfer.
@@ -50,18 +50,18 @@ pub(super) struct Trust {
 struct Grievance {
     /// When it starts to count.
     from: Moment,
-    /// When it was last heard.
+    /// When it was last repeated.
     heard: Moment,
     kind: Kind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    /// The server fell behind under this parent and tries another: nobody's fault yet.
+    /// The server fell behind under this parent and tries another: no one is at fault yet.
     Tried,
     /// It sends no heartbeat.
     Silence,
-    /// It is alive, and sends none of what it claims to hold.
+    /// It is alive, but sends none of what it claims to hold.
     Nothing,
     /// It sent bytes that do not match the hashes.
     Wrong,
@@ -73,7 +73,7 @@ impl Trust {
         self.hear(by, whom, Grievance { from: now, heard: now, kind: Kind::Wrong });
     }
 
-    /// `whom` sends `by` hardly anything of what it claims to hold.
+    /// `whom` sends `by` hardly any of what it claims to hold.
     pub(super) fn nothing(&mut self, by: &ServerId, whom: &ServerId, now: Moment) {
         self.hear(by, whom, Grievance { from: now, heard: now, kind: Kind::Nothing });
     }
@@ -83,7 +83,7 @@ impl Trust {
         self.hear(by, whom, Grievance { from: now, heard: now, kind: Kind::Tried });
     }
 
-    /// All servers that are silent towards `by`. The others are heard again.
+    /// Sets the servers that are silent towards `by`. The others are heard again.
     pub(super) fn silent(&mut self, by: &ServerId, whom: &BTreeSet<&ServerId>, now: Moment) {
         if let Some(kept) = self.by.get_mut(by) {
             kept.retain(|whom_else, grievance| {

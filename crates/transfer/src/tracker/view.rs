@@ -20,10 +20,10 @@ pub struct TransferView {
     pub for_ms: u64,
     /// How long ago the last report came, in milliseconds.
     pub idle_ms: u64,
-    /// Whether a reachable server lacks some of it.
+    /// Whether a reachable server still lacks some of it.
     pub under_way: bool,
-    /// How long it took until the last server had it whole, in milliseconds; `None` before that,
-    /// and when a server left without it.
+    /// How long it took until the last server held it whole, in milliseconds; `None` before that,
+    /// and if a server left without it.
     pub took_ms: Option<u64>,
     /// Bytes from mirrors, over all servers.
     pub mirror_bytes: u64,
@@ -31,15 +31,15 @@ pub struct TransferView {
     pub peer_bytes: u64,
     /// Current rate of the mirrors, in bytes per second.
     pub mirror_rate: u64,
-    /// Rate of the mirrors over the whole transfer, in bytes per second; `None` when it is too
-    /// short to tell.
+    /// Rate of the mirrors over the whole transfer, in bytes per second; `None` if it is too short
+    /// to tell.
     pub downlink_rate: Option<u64>,
     pub whole: usize,
     /// Servers that fetch from mirrors.
     pub heads: Vec<ServerId>,
     /// Most children per server.
     pub fan_out: usize,
-    /// Estimated time until all have it, in milliseconds; `None` when rates are unknown.
+    /// Estimated time until all have it, in milliseconds; `None` if rates are unknown.
     pub left_ms: Option<u64>,
     /// Every server that reported, or that the log named.
     pub servers: Vec<ServerView>,
@@ -58,7 +58,7 @@ pub struct ServerView {
     pub rate: u64,
     pub slow: bool,
     pub there: bool,
-    /// Others refuse it, so it feeds nobody.
+    /// Others refuse it, so it feeds no server.
     pub barred: bool,
     /// What it blames its sources for.
     pub accusations: Vec<Accusation>,
@@ -114,7 +114,7 @@ impl Transfer {
         }
     }
 
-    /// Links above each server. Chains of hundreds are walked once, not once per server.
+    /// Number of links above each server. Chains of hundreds are walked once, not once per server.
     fn depths(&self) -> BTreeMap<&ServerId, usize> {
         let parents = &self.layout.parents;
         let mut depths: BTreeMap<&ServerId, usize> = BTreeMap::new();

@@ -1,7 +1,7 @@
-//! The zone's limit: what all heads of a group together may take from mirrors, over all apps.
+//! The zone's limit: for all heads of a group together, over all apps, on bytes from mirrors.
 //!
-//! [`divide`] gives each what it needs up to an equal part, and divides what they leave among the
-//! others. So the parts never exceed the limit, and none of it idles while someone could use it.
+//! [`divide`] gives each what it needs up to an equal share, and divides the rest among the others.
+//! So the shares never exceed the limit, and none of it is left unused while a head needs more.
 
 use cohort_core::ids::ServerId;
 
@@ -9,10 +9,10 @@ use super::transfer::Transfer;
 use crate::Moment;
 
 /// What a head may need beyond its current rate, as a fraction of it: a quarter, so that one that
-/// could go faster grows back to an equal part within a few rounds of a fifth of a second.
+/// could go faster grows back to an equal share within a few rounds of a fifth of a second.
 const GROWTH_PART: u64 = 4;
 
-/// Divides a limit by need, and hands out all of it.
+/// Divides a limit by need, distributing all of it.
 pub(super) fn divide(limit: u64, needs: &[u64]) -> Vec<u64> {
     let mut parts = vec![0; needs.len()];
     let mut left = limit;
@@ -31,13 +31,13 @@ pub(super) fn divide(limit: u64, needs: &[u64]) -> Vec<u64> {
     parts
 }
 
-/// What a taker with a certain rate needs; unknown, hence unlimited, for one without any.
+/// The need of a taker with this rate; unlimited if the rate is unknown.
 fn need(rate: u64) -> u64 {
     if rate == 0 { u64::MAX } else { rate.saturating_add(rate / GROWTH_PART) }
 }
 
 impl Transfer {
-    /// Servers that take from mirrors, with their rates in bytes per second.
+    /// Servers that take from mirrors, and their rates in bytes per second.
     pub(super) fn takers(&self, now: Moment) -> Vec<(ServerId, u64)> {
         let leased = self.layout.leases.iter().filter(|(_, lease)| !lease.is_empty());
         leased
@@ -48,7 +48,7 @@ impl Transfer {
     }
 }
 
-/// The part of one server in one transfer (`own`, an index into `transfers`), in bytes per second
+/// The share of one server in one transfer (`own`, an index into `transfers`), in bytes per second
 /// and at least 1. A server that takes nothing gets what it could take alone: it may be the heir.
 pub(super) fn part_of(
     limit: u64,

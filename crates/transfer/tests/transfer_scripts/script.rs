@@ -1,6 +1,6 @@
 //! A small language in which plans of transfers are told, and what a leader says to its servers.
 //!
-//! Commands stand in blocks; what they print follows `----`. `#` begins a comment.
+//! Commands stand in blocks; what they print follows `----`. `#` starts a comment.
 //!
 //! ```text
 //! servers 10 [units 1024]       s0 to s9 (of more: s00 and so on), which hold nothing
