@@ -165,7 +165,7 @@ async fn with_one(evil: Evil) {
         Evil::Short | Evil::Repeats | Evil::Babbles => Some(Offence::WrongLength),
         Evil::Silent | Evil::Mute => Some(Offence::Silent),
         Evil::Trickles => Some(Offence::Slow),
-        // It did nothing that is wrong by itself: only the leader sees it.
+        // It did nothing that is wrong on its own: only the leader sees it.
         Evil::Empty | Evil::Busy => None,
     };
     assert!(expected.is_none_or(|expected| said.contains(&expected)), "{evil:?}: {said:?}");

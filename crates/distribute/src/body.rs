@@ -1,4 +1,4 @@
-//! The body of an answer, read within limits of time and rate.
+//! A response body, read within limits of time and rate.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -13,17 +13,17 @@ use crate::frame::{Frame, INDEX_BYTES};
 use crate::peers::ByteStream;
 use crate::request::{Measured, RequestContext, RequestError};
 
-/// How long an answer may take to end after its last byte. One that does not end loses the
-/// connection, nothing else.
+/// How long a response may take to end after its last byte. If it does not end, only the connection
+/// is lost.
 const END_MS_MAX: u64 = 1_000;
 
-/// What a request was waiting for when time ran out.
+/// What a request was waiting for when it timed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Awaited {
     Answer,
     /// The next byte of the body.
     Byte,
-    /// The whole of the next unit.
+    /// The rest of the next unit.
     Unit,
     Index,
     /// The whole file of unit hashes.
@@ -31,7 +31,7 @@ pub(crate) enum Awaited {
 }
 
 impl Awaited {
-    /// Silent where nothing came, slow where the first byte of something did and the rest did not.
+    /// Silent if nothing arrived, slow if a part of it did.
     pub(crate) fn offence(self) -> Offence {
         match self {
             Awaited::Answer | Awaited::Byte => Offence::Silent,
@@ -52,21 +52,21 @@ impl fmt::Display for Awaited {
     }
 }
 
-/// A body that is read in pieces of a known length. Holds one unit and one piece off the wire.
+/// A body, read in pieces of known length. Holds one unit and one piece from the wire.
 pub(crate) struct Body<'a> {
     pub(crate) context: &'a RequestContext,
     pub(crate) measured: &'a mut Measured,
     begun: Instant,
     stream: ByteStream,
     rest: Bytes,
-    /// Bytes that came and are not yet taken out of the budget.
+    /// Bytes that arrived and are not yet taken out of the budget.
     owed: usize,
-    /// How long this server's own limits made it wait: no source is blamed for that.
+    /// How long this server's own limits made it wait: no source is to blame for that.
     paused: Duration,
 }
 
 impl Drop for Body<'_> {
-    /// The last piece of a request is paid for by the next one.
+    /// The last piece of a request is paid for by the next request.
     fn drop(&mut self) {
         self.context.budget.owe(self.owed);
     }
@@ -82,17 +82,17 @@ impl<'a> Body<'a> {
         Self { context, measured, begun, stream, rest, owed: 0, paused: Duration::ZERO }
     }
 
-    /// How long the answer has been coming.
+    /// Time since the response started.
     pub(crate) fn age(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// The same without the pauses that this server's own limits made.
+    /// The same, without pauses caused by this server's own limits.
     pub(crate) fn took(&self) -> Duration {
         self.age().saturating_sub(self.paused)
     }
 
-    /// The index of the next unit of a subscription; none at the end.
+    /// The index of the next unit of a subscription; `None` at the end.
     pub(crate) async fn next_index(&mut self) -> Result<Option<u32>, RequestError> {
         if self.rest.is_empty() {
             self.pay().await;
@@ -105,7 +105,7 @@ impl<'a> Body<'a> {
         Ok(Some(u32::from_be_bytes(head.try_into().unwrap_or([0xff; INDEX_BYTES]))))
     }
 
-    /// Waits until the budget has room for what came, before more of it is read.
+    /// Waits until the budget covers what arrived, before reading more.
     async fn pay(&mut self) {
         let owed = std::mem::take(&mut self.owed);
         if owed == 0 {
@@ -117,7 +117,7 @@ impl<'a> Body<'a> {
         self.context.heard.now();
     }
 
-    /// The unit of an index.
+    /// The unit with this index.
     pub(crate) async fn take_unit(
         &mut self,
         index: u32,
@@ -138,7 +138,7 @@ impl<'a> Body<'a> {
         self.fill(Vec::with_capacity(length), length, ms_max, awaited).await
     }
 
-    /// `length` bytes more, within `ms_max`.
+    /// `length` more bytes, within `ms_max`.
     async fn fill(
         &mut self,
         mut taken: Vec<u8>,
@@ -166,7 +166,7 @@ impl<'a> Body<'a> {
         Ok(taken)
     }
 
-    /// Sees to it that nothing follows, so that the connection can be used again.
+    /// Checks that nothing follows, so that the connection can be reused.
     pub(crate) async fn end(mut self) -> Result<(), RequestError> {
         let more = || RequestError::Length("it continues beyond the end".to_owned());
         if !self.rest.is_empty() {
@@ -174,12 +174,12 @@ impl<'a> Body<'a> {
         }
         match timeout(Duration::from_millis(END_MS_MAX), self.next_piece()).await {
             Ok(Ok(Some(_))) => Err(more()),
-            // All units are there and right: how the connection ends does not matter.
+            // All units are here and correct: how the connection ends does not matter.
             Ok(Ok(None) | Err(_)) | Err(_) => Ok(()),
         }
     }
 
-    /// The next piece that is not empty; nothing at the end.
+    /// The next non-empty piece; `None` at the end.
     async fn next_piece(&mut self) -> Result<Option<Bytes>, RequestError> {
         let ms = self.context.limits.idle_ms_max;
         let stalled = || RequestError::Stalled { awaited: Awaited::Byte, ms };

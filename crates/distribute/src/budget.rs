@@ -1,7 +1,7 @@
-//! How many bytes per second may go one way, over all transfers of a server.
+//! A limit in bytes per second for one direction, over all transfers of a server.
 //!
-//! A piece may go once everything before it is paid for, and the next one waits until this one is.
-//! So bytes go piece by piece at the pace of the limit, not in the bursts of a token bucket that
+//! A piece may go once everything before it is paid for, and the next one waits for this one. So
+//! bytes flow piece by piece at the pace of the limit, not in the bursts of a token bucket that
 //! filled up while idle.
 
 use std::sync::Arc;
@@ -10,44 +10,44 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Longest sleep of a waiter, in milliseconds: a changed limit takes effect this soon.
+/// Longest sleep of a waiter, in milliseconds: a changed limit takes effect within this time.
 const LOOK_AGAIN_MS: u64 = 50;
 
 /// Shortest sleep, in milliseconds: the resolution of a timer.
 const SLEEP_MS_MIN: u64 = 1;
 
-/// What may go at once after a pause, as a fraction of a second: 31 ms, as late as a timer may be
-/// on a busy machine. Less would make a limit slower than configured.
+/// What may go immediately after a pause, as a fraction of a second: 31 ms, the delay of a timer on
+/// a busy machine. Less would make a limit slower than configured.
 const BURST_PART: u64 = 32;
 
-/// A limit in bytes per second that may change at any time; none at first.
+/// A limit in bytes per second that may change at any time; initially none.
 #[derive(Debug, Default)]
 pub struct Budget {
     /// Bytes per second; 0 is unlimited.
     rate: AtomicU64,
-    /// Bytes that went so far.
+    /// Total bytes so far.
     taken: AtomicU64,
     filled: Mutex<Option<Filled>>,
-    /// The budget that this one is a part of.
+    /// The budget that contains this one.
     within: Option<Arc<Budget>>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Filled {
     at: Instant,
-    /// Bytes that may go now; negative after a piece larger than what was left.
+    /// Bytes that may go now; negative after a piece that exceeded the balance.
     bytes: i64,
 }
 
 impl Budget {
-    /// A part of another budget. Both limits hold.
+    /// A part of another budget. Both limits apply.
     #[must_use]
     pub fn within(whole: Arc<Budget>) -> Self {
         Self { within: Some(whole), ..Self::default() }
     }
 
-    /// Sets the limit in bytes per second; `None` is unlimited. Takes effect at once. Changing it
-    /// often gains nothing: what is owed stays owed for as long.
+    /// Sets the limit in bytes per second; `None` is unlimited. Takes effect immediately. Changing
+    /// it often gains nothing: a debt takes as long to pay off.
     pub fn set(&self, limit: Option<u64>) {
         let after = limit.unwrap_or(0);
         let mut filled = self.filled.lock();
@@ -67,14 +67,14 @@ impl Budget {
         Some(self.rate.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
     }
 
-    /// Bytes that went so far, with and without a limit.
+    /// Total bytes so far, with and without a limit.
     #[must_use]
     pub fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Takes bytes out of the budget, as soon as nothing is owed in it. `waits` is called before
-    /// every sleep.
+    /// Takes bytes out of the budget as soon as it is not overdrawn. Calls `waits` before every
+    /// sleep.
     pub async fn take(&self, bytes: usize, waits: impl Fn()) {
         let mut next = Some(self);
         while let Some(budget) = next {
@@ -89,7 +89,7 @@ impl Budget {
         }
     }
 
-    /// Takes bytes out of the budget at once; the next taker waits for them.
+    /// Takes bytes out of the budget immediately; the next taker waits for them.
     pub(crate) fn owe(&self, bytes: usize) {
         if bytes == 0 {
             return;
@@ -106,7 +106,7 @@ impl Budget {
         }
     }
 
-    /// Takes bytes out of this budget alone, or says how long to wait.
+    /// Takes bytes out of this budget only, or returns how long to wait.
     pub(crate) fn try_take(&self, bytes: usize, now: Instant) -> Result<(), Duration> {
         let mut filled = self.filled.lock();
         let Some(rate) = self.limit() else { return Ok(()) };
@@ -116,7 +116,7 @@ impl Budget {
         let more = us.unwrap_or(u64::MAX).saturating_mul(rate) / 1_000_000;
         let left = before.bytes.saturating_add(i64::try_from(more).unwrap_or(i64::MAX)).min(most);
         if left <= 0 {
-            // `at` stays, so that time worth less than a byte is not lost by asking often.
+            // `at` is unchanged, so that frequent calls do not lose time worth less than a byte.
             let owed = left.unsigned_abs().saturating_add(1);
             let us = u128::from(owed) * 1_000_000 / u128::from(rate);
             return Err(Duration::from_micros(u64::try_from(us).unwrap_or(u64::MAX)));

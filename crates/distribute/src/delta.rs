@@ -1,18 +1,18 @@
-//! Deltas on a server's disk: which one is worth fetching, and how an artifact is built from it.
+//! Deltas on a server's disk: which one to fetch, and how to build an artifact from it.
 //!
-//! A delta is fetched like any artifact, by its own root. This is what comes before (is there a
-//! base, and is the delta smaller than what is missing?) and after (apply, verify, put in place).
+//! A delta is fetched like any artifact, by its own root. This module does what comes before (is
+//! there a base, and is the delta smaller than what is missing?) and after (apply, verify, rename).
 //!
 //! ```text
-//! <state_dir>/artifacts/<root>.delta        tries to build <root> from a delta, one byte; removed
-//!                                           when it is whole
-//! <state_dir>/artifacts/.unfinished-*       what a delta makes, until it is verified
+//! <state_dir>/artifacts/<root>.delta        attempts to build <root> from a delta, one byte;
+//!                                           removed once it is whole
+//! <state_dir>/artifacts/.unfinished-*       the result of a delta, until it is verified
 //! ```
 //!
 //! The result is written to an unfinished file, hashed as it is written, and gets the artifact's
-//! name only when its root is the signed one. The next start sweeps what a crash leaves. The count
-//! of tries is durable before a try begins, so that a delta that crashes the agent is abandoned for
-//! the whole artifact.
+//! name only if its root is the signed one. The next start sweeps what a crash leaves behind. The
+//! count of attempts is persisted before an attempt starts, so that a delta that crashes the agent
+//! is abandoned in favour of the whole artifact.
 
 use std::fs::{self, File};
 use std::io;
@@ -27,11 +27,11 @@ use super::{ArtifactStore, Claim, UNIT_BYTES};
 use crate::part::rehash;
 use crate::store_error::StoreError;
 
-/// Tries after which a delta is abandoned. Two, because a power cut during the first is not the
+/// Attempts after which a delta is abandoned. Two, because a power cut during the first is not the
 /// delta's fault.
 const TRIES_MAX: u8 = 2;
 
-/// A delta that failed by itself: never tried again for this artifact.
+/// The delta itself failed: never retried for this artifact.
 const FAILED: u8 = u8::MAX;
 
 const TRIES_SUFFIX: &str = ".delta";
@@ -54,9 +54,9 @@ pub enum ApplyError {
 }
 
 impl ArtifactStore {
-    /// The delta to fetch instead of an artifact: of those whose base is whole here and whose
-    /// method is known, the one with the fewest missing bytes, if fewer than the artifact itself
-    /// misses. Blocks while it hashes what an earlier try left.
+    /// The delta to fetch instead of an artifact: of those with a whole base here and a known
+    /// method, the one with the fewest missing bytes, if fewer than the artifact itself lacks.
+    /// Blocks while it hashes what an earlier try left.
     #[must_use]
     pub fn choose_delta(&self, artifact: &Digest, length: u64, deltas: &[Delta]) -> Option<Delta> {
         if deltas.is_empty() || self.is_whole(artifact) || self.tries(artifact) >= TRIES_MAX {
@@ -73,7 +73,7 @@ impl ArtifactStore {
         (missing < self.missing_bytes(artifact, length)).then(|| delta.clone())
     }
 
-    /// Bytes of an artifact that are missing; all of them when that cannot be determined.
+    /// Missing bytes of an artifact; its full length if that cannot be determined.
     fn missing_bytes(&self, digest: &Digest, length: u64) -> u64 {
         if self.is_whole(digest) {
             return 0;
@@ -95,11 +95,11 @@ impl ArtifactStore {
     }
 
     /// Builds an artifact of `length` bytes from a delta and its base, which are whole here. The
-    /// result is whole, verified and durable, as if it had been fetched. After a failure this delta
-    /// is not tried again. `reserve` bytes stay free on the disk. Blocks.
+    /// result is whole, verified and durable, as if it had been fetched. After a failure, this
+    /// delta is not tried again. Leaves `reserve` bytes free on the disk. Blocking.
     ///
     /// # Errors
-    /// When there is no room, the delta is corrupt, or the result is not the artifact.
+    /// If there is no room, the delta is corrupt, or the result is not the artifact.
     pub fn apply_delta(
         self: &Arc<Self>,
         artifact: &Digest,
@@ -133,7 +133,7 @@ impl ArtifactStore {
         placed.on_path("write", &whole).map_err(StoreError::File)?;
         self.inner.lock().whole.insert(artifact.clone(), length);
         self.changed();
-        // Left by an interrupted download, and no longer needed.
+        // Left by an interrupted download, no longer needed.
         for left in [self.part_path(artifact), self.tries_path(artifact)] {
             match fs::remove_file(&left) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -145,7 +145,7 @@ impl ArtifactStore {
         Ok(())
     }
 
-    /// The verified artifact as an unfinished file; its unit hashes are durable then.
+    /// The verified artifact as an unfinished file; by then, its unit hashes are durable.
     fn build(
         &self,
         claim: &Claim,
@@ -190,7 +190,7 @@ impl ArtifactStore {
         Ok(built)
     }
 
-    /// How often building an artifact from a delta has begun.
+    /// Number of started attempts to build an artifact from a delta.
     fn tries(&self, artifact: &Digest) -> u8 {
         let tries = fs::read(self.tries_path(artifact)).unwrap_or_default();
         tries.first().copied().unwrap_or(0)

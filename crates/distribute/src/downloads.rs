@@ -1,5 +1,5 @@
-//! All fetches of a server: starts those that are ordered, cancels those that no longer are, and
-//! retries those that failed.
+//! All fetches of a server: starts the ordered ones, cancels those no longer ordered, and retries
+//! those that failed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,31 +20,31 @@ use crate::fetch::{FetchContext, FetchError, fetch};
 use crate::progress::Progress;
 use crate::store_error::StoreError;
 
-/// Fetches that run at once; the others queue in the order of the orders. Two, so that a second
-/// app's small release need not wait for a large one; the wire is full either way.
+/// Concurrent fetches; the others queue, in the sequence of the orders. Two, so that a second app's
+/// small release need not wait for a large one; the wire is full either way.
 const FETCHES_MAX: usize = 2;
 
-/// Most artifacts ordered at once: an app has one fetch, and a server has fewer apps than this.
+/// Most artifacts ordered at a time: an app has one fetch, and a server has fewer apps than this.
 pub const ORDERS_MAX: usize = 256;
 
-/// Pauses between the tries of a fetch. Each try has given every source its own retries already.
+/// Pauses between the tries of a fetch. Each try has already given every source its own retries.
 const AGAIN: Schedule = Schedule::new(Duration::from_secs(1), Duration::from_secs(60));
 
-/// Pause before retrying a file that a cancelled fetch has not released yet, in milliseconds.
+/// Pause before retrying a file that a cancelled fetch has not yet released, in milliseconds.
 const IN_FLIGHT_MS: u64 = 50;
 
-/// Finished fetches that are remembered until a leader hears what they took from where. Two run at
-/// once, and a leader that is unreachable for longer than these last has been replaced.
+/// Finished fetches that are remembered until a leader knows what they took from which source. Two
+/// run at a time, and a leader unreachable for longer than these last has been replaced.
 const ENDED_MAX: usize = 16;
 
-/// How long one that is no longer ordered is remembered while no leader can be reached.
+/// How long a fetch that is no longer ordered is remembered while no leader is reachable.
 const ENDED_KEPT: Duration = Duration::from_secs(10);
 
 /// A fetch that finished.
 #[derive(Debug, Clone)]
 pub struct EndedFetch {
     pub release: Release,
-    /// The last progress, with the sums of the whole fetch.
+    /// The last progress, with the totals of the whole fetch.
     pub progress: Progress,
     at: Instant,
     pub(crate) told: bool,
@@ -57,16 +57,16 @@ pub enum FetchStatus {
     UnderWay { progress: Box<Progress> },
     /// Whole, verified and durable.
     Held,
-    /// The last try failed; it is retried as long as it is ordered.
+    /// The last try failed; it is retried as long as the artifact is ordered.
     Failed {
-        /// The error with its causes, for people.
+        /// The error with its causes, human-readable.
         reason: String,
         /// Failed tries since it was ordered.
         tries: u32,
     },
 }
 
-/// All fetches of a server. Call it within a tokio runtime; dropping it cancels every fetch.
+/// All fetches of a server. Use it within a tokio runtime; dropping it cancels every fetch.
 pub struct Downloads {
     context: FetchContext,
     running: Mutex<BTreeMap<Digest, Running>>,
@@ -83,7 +83,7 @@ struct Running {
 }
 
 impl Downloads {
-    /// Starts nothing before the first orders.
+    /// A server's fetches; none starts before the first orders.
     #[must_use]
     pub fn new(context: FetchContext) -> Self {
         Self {
@@ -97,14 +97,14 @@ impl Downloads {
         }
     }
 
-    /// What all fetches share.
+    /// Shared by all fetches.
     #[must_use]
     pub fn context(&self) -> &FetchContext {
         &self.context
     }
 
-    /// Takes all orders of all apps, most important first. Cheap and safe to repeat with every
-    /// answer of the group. Orders for one artifact are merged.
+    /// Sets all orders of all apps, most important first. Cheap and idempotent: call it with every
+    /// response of the group. Orders for the same artifact are merged.
     pub fn set_orders(&self, orders: &[FetchOrder]) {
         let merged = merge(orders);
         let mut running = self.running.lock();
@@ -141,7 +141,7 @@ impl Downloads {
         }
     }
 
-    /// The state of every ordered artifact; changes with every bit of progress.
+    /// The state of every ordered artifact; changes with any progress.
     #[must_use]
     pub fn statuses(&self) -> watch::Receiver<BTreeMap<Digest, FetchStatus>> {
         self.statuses.subscribe()
@@ -158,7 +158,7 @@ impl Downloads {
             .collect()
     }
 
-    /// Finished fetches: those that no leader has heard of yet, and those still ordered.
+    /// Finished fetches: those not yet reported to a leader, and those still ordered.
     #[must_use]
     pub fn ended(&self) -> Vec<EndedFetch> {
         let running = self.running.lock();
@@ -170,7 +170,7 @@ impl Downloads {
         ended.clone()
     }
 
-    /// A leader has heard of these.
+    /// Records that a leader knows of these.
     pub(crate) fn told(&self, told: &[Digest]) {
         let mut ended = self.ended.lock();
         for fetch in ended.iter_mut().filter(|fetch| told.contains(&fetch.release.artifact)) {
@@ -178,7 +178,7 @@ impl Downloads {
         }
     }
 
-    /// Cancels every fetch, and waits until each has released its file. What was verified stays.
+    /// Cancels every fetch, and waits until each has released its file. What is verified stays.
     pub async fn stop(&self) {
         self.all.cancel();
         self.tasks.close();
@@ -268,7 +268,7 @@ impl OneFetch {
         result.map(|()| last)
     }
 
-    /// An artifact found whole on disk took nothing from anybody: nothing to report.
+    /// An artifact found whole on disk received no bytes: nothing to report.
     fn remember(&self, release: Release, progress: Progress) {
         if progress.bytes_from_mirrors + progress.bytes_from_peers == 0 {
             return;

@@ -1,6 +1,6 @@
-//! One artifact comes to this server: decide, ask, verify, write, until it is whole.
+//! Fetching one artifact: decide, request, verify, write, until it is whole.
 //!
-//! What to ask of whom is decided by [`Fetcher`]; this is the shell that does it.
+//! [`Fetcher`] decides what to request from which source; this is the shell that does it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,11 +34,11 @@ use crate::store_error::StoreError;
 
 mod requests;
 
-/// How often progress is shown while requests are in flight, in milliseconds: twice per redraw of a
-/// live view.
+/// How often progress is published while requests are in flight, in milliseconds: twice per redraw
+/// of a live view.
 const PROGRESS_MS: u64 = 250;
 
-/// What all fetches of a server share.
+/// Shared by all fetches of a server.
 #[derive(Clone)]
 pub struct FetchContext {
     pub store: Arc<ArtifactStore>,
@@ -46,13 +46,13 @@ pub struct FetchContext {
     pub peers: WirePeers,
     pub limits: Arc<Limits>,
     pub counters: Arc<ByteCounters>,
-    /// How fast everything together may be received.
+    /// Limit for everything received, over all fetches.
     pub download: Arc<Budget>,
-    /// What the group's leader says.
+    /// The leader's guidance.
     pub guides: Arc<Guides>,
 }
 
-/// Why an artifact did not come.
+/// Why an artifact was not fetched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
     #[error(transparent)]
@@ -65,9 +65,9 @@ pub(crate) enum FetchError {
         artifact: String,
         version: String,
         ms: u64,
-        /// Units that are verified on disk; they are kept for the next try.
+        /// Units verified on disk; kept for the next try.
         held: u32,
-        /// Units in all; 0 when not even the unit hashes came.
+        /// Total units; 0 if not even the unit hashes arrived.
         count: u32,
         complaints: String,
     },
@@ -79,12 +79,12 @@ pub(crate) enum FetchError {
 
 /// Fetches the artifact of an order and verifies it; returns when it is whole and durable.
 ///
-/// The order may change its sources while the fetch runs, never its artifact. A dropped sender
-/// cancels, as does the token, as does dropping the future. What is verified stays on disk for the
-/// next try.
+/// The order may change its sources while the fetch runs, but not its artifact. To cancel, drop the
+/// sender of orders, use the token, or drop the future. What is verified stays on disk for the next
+/// try.
 ///
-/// Failed sources are retried here with back-off; [`FetchError::GaveUp`] only when nothing came
-/// from anyone for [`Limits::give_up_ms`].
+/// Failed sources are retried here with back-off; [`FetchError::GaveUp`] only if no source sent
+/// anything for [`Limits::give_up_ms`].
 pub(crate) async fn fetch(
     context: &FetchContext,
     orders: watch::Receiver<FetchOrder>,
@@ -124,7 +124,7 @@ async fn run(
         tokio::select! {
             changed = orders.changed() => {
                 let order = orders.borrow_and_update().clone();
-                // Another release of the very same bytes is the same fetch.
+                // Another release with identical bytes is the same fetch.
                 let same = order.release.artifact == release.artifact
                     && order.release.length == release.length;
                 if changed.is_err() || !same {
@@ -148,16 +148,16 @@ struct Fetch<'a> {
     fetcher: Fetcher,
     claim: Arc<Claim>,
     part: Option<Arc<Part>>,
-    /// Claims the disk space of the part, until that is done.
+    /// Claims the disk space of the part, until it is claimed.
     claiming: Option<JoinHandle<Result<(), StoreError>>>,
     tasks: JoinSet<Ended>,
     running: BTreeMap<RequestId, Running>,
     guides: watch::Receiver<guides::Heard>,
-    /// What this fetch may take from mirrors: its part of the zone's limit.
+    /// The limit of this fetch for mirrors: its share of the zone's limit.
     mirror_budget: Arc<Budget>,
     begun: Instant,
     waiting_on: Option<FetchWait>,
-    /// Units found verified on disk at the start.
+    /// Units found verified on disk at start.
     resumed: u32,
     from_mirrors: Arc<AtomicU64>,
     from_peers: Arc<AtomicU64>,
@@ -198,7 +198,7 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    /// Checks the disk, and takes up what an earlier try left on it.
+    /// Checks the disk, and resumes from what an earlier try left on it.
     async fn resume(&mut self) -> Result<(), FetchError> {
         let (claim, reserve) = (Arc::clone(&self.claim), self.context.limits.reserve_bytes);
         let hashes = blocking(move || {
@@ -230,7 +230,7 @@ impl<'a> Fetch<'a> {
         Ok(())
     }
 
-    /// Does what is to be done now, and says when to look again at the latest.
+    /// Does what is due now, and returns the latest time for the next step.
     fn step(&mut self) -> Instant {
         let now_ms = self.now_ms();
         {
@@ -287,7 +287,7 @@ impl<'a> Fetch<'a> {
         })
     }
 
-    /// Syncs and renames.
+    /// Syncs the file and renames it.
     async fn finish(&mut self) -> Result<(), FetchError> {
         self.tasks.abort_all();
         let Some(part) = self.part.clone() else { return Ok(()) };
@@ -334,7 +334,7 @@ fn ms(over: Duration) -> u64 {
     u64::try_from(over.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Spreads retries; 0 when the operating system has no random number.
+/// Spreads retries; 0 if the operating system has no random number.
 fn random() -> u64 {
     OsRng.try_next_u64().unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! A server reports its transfers to the leader and hands the answers to its fetches.
+//! Reports a server's transfers to the leader, and forwards the responses to its fetches.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,13 +19,13 @@ use crate::downloads::{Downloads, EndedFetch, FetchStatus};
 use crate::guides::Guides;
 use crate::progress::Progress;
 
-/// How long an answer may take, in milliseconds. A leader that takes longer has been replaced.
+/// How long a response may take, in milliseconds. A leader that takes longer has been replaced.
 const ANSWER_MS_MAX: u64 = 2_000;
 
 /// Why a report did not reach the leader.
 pub type CallError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The way to the current leader.
+/// The connection to the current leader.
 pub trait TrackerCalls: Send + Sync + 'static {
     /// Sends a report to the leader.
     fn report(
@@ -34,7 +34,7 @@ pub trait TrackerCalls: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<TransferAnswer, CallError>>;
 }
 
-/// Reports the transfers of a server to the leader and obeys the answers, until it is stopped.
+/// Reports a server's transfers to the leader and follows the responses, until stopped.
 pub async fn follow(
     downloads: Arc<Downloads>,
     guides: Arc<Guides>,
@@ -83,8 +83,8 @@ pub async fn follow(
     }
 }
 
-/// What ended and is no longer ordered, reported once so that the leader knows who has it whole and
-/// what came from where; then what is ordered.
+/// Fetches that ended and are no longer ordered, reported once so that the leader knows which
+/// servers have what and from where; then those still ordered.
 fn reports(
     downloads: &Downloads,
     guides: &Guides,
@@ -108,7 +108,7 @@ fn reports(
         !transfers.iter().any(|(order, _)| order.release.artifact == fetch.release.artifact)
     });
     let gone = gone.map(|fetch| report(downloads, guides, &fetch.release, &[], &fetch.progress));
-    // What ended is soon forgotten, and must not wait behind many orders.
+    // Ended fetches are soon forgotten, and must not wait behind many orders.
     let mut reports: Vec<TransferReport> = gone.take(REPORTS_MAX / 2).collect();
     let room = REPORTS_MAX - reports.len();
     reports.extend(ordered.take(room));

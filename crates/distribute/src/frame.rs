@@ -1,8 +1,8 @@
-//! A unit with its index, as it travels in a subscription: received and forwarded in one buffer.
+//! A unit with its index, as sent in a subscription: received and forwarded in one buffer.
 
 use bytes::Bytes;
 
-/// The index of a frame that is only a heartbeat.
+/// The index of a heartbeat frame.
 pub(crate) const ALIVE: u32 = u32::MAX;
 
 /// Bytes of an index: big endian.
@@ -16,7 +16,7 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// A buffer that holds the index and has room for a unit of `length` bytes.
+    /// A buffer that contains the index and has room for a unit of `length` bytes.
     pub(crate) fn room(index: u32, length: usize) -> Vec<u8> {
         let mut room = Vec::with_capacity(INDEX_BYTES + length);
         room.extend_from_slice(&index.to_be_bytes());

@@ -80,7 +80,7 @@ impl Group {
         self.server_with(name, Disk::new(), &[mirror], None).await
     }
 
-    /// One that begins with this disk, and serves these routes instead of the real ones.
+    /// One that starts with this disk, and serves these routes instead of the real ones.
     pub(crate) async fn server_with(
         &self,
         name: &str,

@@ -1,4 +1,4 @@
-//! What this server last heard of its group's leader, for all its fetches.
+//! What this server last heard from its group's leader, for all its fetches.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,11 +13,11 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub struct Guides {
     all: watch::Sender<Heard>,
-    /// What mirrors last gave the group, in bytes per second; 0 while unknown.
+    /// The mirrors' last rate for the group, in bytes per second; 0 while unknown.
     downlink_rate: AtomicU64,
 }
 
-/// When a leader last answered, and what is in force since.
+/// When a leader last responded, and the guidance in force.
 #[derive(Debug, Clone)]
 pub(crate) struct Heard {
     pub(crate) at: Instant,
@@ -32,7 +32,7 @@ impl Default for Guides {
 }
 
 impl Guides {
-    /// Takes a leader's answer. Artifacts that it does not mention keep their guidance.
+    /// Stores a leader's guidance. Artifacts that it does not mention keep theirs.
     pub fn take(&self, guidance: impl IntoIterator<Item = (Digest, Guidance)>) {
         self.all.send_modify(|heard| {
             heard.at = Instant::now();
@@ -40,7 +40,7 @@ impl Guides {
         });
     }
 
-    /// Forgets the artifacts that are no longer fetched.
+    /// Forgets artifacts that are no longer fetched.
     pub fn retain(&self, wanted: impl Fn(&Digest) -> bool) {
         self.all.send_if_modified(|heard| {
             let before = heard.guidance.len();
@@ -49,27 +49,27 @@ impl Guides {
         });
     }
 
-    /// What is in force for an artifact.
+    /// The guidance in force for an artifact.
     #[must_use]
     pub fn of(&self, digest: &Digest) -> Option<Guidance> {
         self.all.borrow().guidance.get(digest).cloned()
     }
 
-    /// Takes what a leader says that mirrors gave; `None` leaves the last value in force.
+    /// Stores the mirrors' rate as the leader reports it; `None` leaves the last value in force.
     pub fn measured(&self, downlink_rate: Option<u64>) {
         if let Some(rate) = downlink_rate {
             self.downlink_rate.store(rate, Ordering::Relaxed);
         }
     }
 
-    /// What mirrors gave in the last transfer of the group, in bytes per second, as a leader told
-    /// since this agent started.
+    /// The mirrors' rate in the group's last transfer, in bytes per second, as far as a leader has
+    /// reported it since this agent started.
     #[must_use]
     pub fn downlink_rate(&self) -> Option<u64> {
         Some(self.downlink_rate.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
     }
 
-    /// How long ago a leader last answered.
+    /// Time since a leader last responded.
     #[must_use]
     pub fn silent_for(&self) -> Duration {
         self.all.borrow().at.elapsed()

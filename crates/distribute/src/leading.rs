@@ -1,4 +1,4 @@
-//! The tracker as the leader's agent runs it: behind a lock, with a clock, and into the log.
+//! The tracker in the leader's agent: with a lock, a clock, and logging.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use cohort_transfer::{Moment, Tracker};
 use parking_lot::Mutex;
 use tracing::{info, warn};
 
-/// The tracker that all connections of an agent share.
+/// The tracker, shared by all connections of an agent.
 #[derive(Debug)]
 pub struct SharedTracker {
     begun: Instant,
@@ -28,7 +28,7 @@ impl SharedTracker {
         self.tracker.lock().set_zone_limit(limit);
     }
 
-    /// Takes a server's report, and says what it is to do.
+    /// Processes a server's report, and returns what the server should do.
     ///
     /// # Errors
     /// See [`Tracker::report`].
@@ -66,7 +66,7 @@ impl SharedTracker {
         answer
     }
 
-    /// Forgets all transfers: this server no longer leads.
+    /// Drops all transfers: this server is no longer the leader.
     pub fn clear(&self) {
         self.tracker.lock().clear();
     }

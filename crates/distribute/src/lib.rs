@@ -2,15 +2,15 @@
 //!
 //! **What it is.** The shell around `cohort-transfer`, which decides who fetches what from whom. It
 //! sends the requests, verifies each unit (64 KiB) against the unit hashes, which are verified
-//! against the root that the group's log names, and writes it in place. Nothing received is kept or
-//! passed on before that.
+//! against the root in the group's log, and writes it in place. Nothing received is stored or
+//! forwarded before that.
 //!
-//! **What it must never know.** Why an artifact is wanted: no rollouts, no waves, no service. Nor
-//! what is in it. It obeys a [`cohort_core::orders::FetchOrder`] and says when it is done.
+//! **What it must never know.** Why an artifact is wanted: no rollouts, waves or services. Nor what
+//! is in it. It follows a [`cohort_core::orders::FetchOrder`] and says when it is done.
 //!
-//! **Where to start reading.** `fetch` (decide, ask, verify, write), [`ArtifactStore`] (the
-//! disk), [`bulk_router`] (the other side), [`Downloads`] (all fetches of an agent), [`follow`] and
-//! [`SharedTracker`] (server and leader talk).
+//! **Where to start reading.** `fetch` (decide, request, verify, write), [`ArtifactStore`] (the
+//! disk), [`bulk_router`] (the serving side), [`Downloads`] (all fetches of an agent), [`follow`]
+//! and [`SharedTracker`] (between server and leader).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
@@ -56,7 +56,7 @@ pub use store::{ArtifactStore, Claim, Collected};
 pub use store_error::StoreError;
 pub use subscription::{RUNS_MAX, SubscribeRequest};
 
-// The pure crate knows no artifact format; it must agree with it.
+// The pure crate does not know the artifact format, but its constants must match.
 const _: () = assert!(
     cohort_transfer::UNIT_BYTES == cohort_artifact::UNIT_BYTES as u64
         && cohort_transfer::ARTIFACT_BYTES_MAX == cohort_artifact::ARTIFACT_BYTES_MAX

@@ -1,7 +1,7 @@
 //! The mirrors: which to ask first, and how.
 //!
-//! The list remembers, for all fetches of this server, how long each mirror took to its first byte
-//! and how often it failed in a row, so that a fetch starts where the last one went well.
+//! The list remembers, for all fetches of this server, each mirror's time to the first byte and its
+//! consecutive failures, so that a fetch starts where the last one succeeded.
 
 use std::time::{Duration, Instant};
 
@@ -13,16 +13,16 @@ use parking_lot::Mutex;
 use crate::peers::Answer;
 use crate::request::RequestError;
 
-/// Most mirrors; a list beyond that is a mistake.
+/// Most mirrors; a longer list is a mistake.
 pub const MIRRORS_MAX: usize = 64;
 
-/// The mirror in use is left only for one that answers in less than half the time.
+/// The current mirror is replaced only by one that responds in less than half the time.
 const STICKY_FACTOR: u32 = 2;
 
 /// A mirror's failures are forgotten after this long.
 const FORGIVE: Duration = Duration::from_secs(300);
 
-/// Why a list of mirrors is refused.
+/// Why a list of mirrors is rejected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MirrorError {
@@ -32,10 +32,10 @@ pub enum MirrorError {
     Client(#[source] FetchError),
 }
 
-/// How one mirror has been doing.
+/// One mirror's recent record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct MirrorRecord {
-    /// Smoothed time from the request to the first byte; `None` before its first answer.
+    /// Smoothed time from the request to the first byte; `None` before its first response.
     pub first_byte: Option<Duration>,
     /// Failures since it last delivered.
     pub failures: u32,
@@ -57,10 +57,10 @@ struct State {
 }
 
 impl MirrorList {
-    /// A list whose mirrors may take as long as `limits` says.
+    /// A list whose mirrors may take as long as `limits` allows.
     ///
     /// # Errors
-    /// When there are too many, or no client for them.
+    /// If there are too many, or no client for them could be created.
     pub fn new(mirrors: Vec<Mirror>, limits: ClientLimits) -> Result<Self, MirrorError> {
         let count = mirrors.len();
         if count > MIRRORS_MAX {
@@ -71,7 +71,7 @@ impl MirrorList {
         Ok(Self { mirrors, client, state: Mutex::new(state) })
     }
 
-    /// A mirror's name for people: its address without secrets.
+    /// A mirror's display name: its address without secrets.
     #[must_use]
     pub fn name(&self, index: usize) -> String {
         self.mirrors.get(index).map_or_else(|| format!("#{index}"), ToString::to_string)
@@ -93,14 +93,14 @@ impl MirrorList {
         let mut state = self.state.lock();
         let Some(record) = state.records.get_mut(index) else { return };
         record.first_byte = Some(match record.first_byte {
-            // The newest weighs a quarter: one slow answer is not a slow mirror.
+            // The newest weighs a quarter: one slow response does not make a slow mirror.
             Some(before) => (before * 3 + first_byte) / 4,
             None => first_byte,
         });
     }
 
-    /// Records a good unit, for a request that began at `began`. A failure since then stands: what
-    /// was in flight says nothing about what comes after.
+    /// Records a good unit, for a request sent at `began`. A later failure stands: what was in
+    /// flight says nothing about what comes after.
     pub(crate) fn delivered(&self, index: usize, began: Instant) {
         let mut state = self.state.lock();
         let Some(record) = state.records.get_mut(index) else { return };
@@ -122,7 +122,7 @@ impl MirrorList {
         }
     }
 
-    /// Asks for an artifact's bytes from `start` on, `length` of them; nothing: for all.
+    /// Requests `length` bytes of an artifact from `start`; with no range, all of them.
     pub(crate) async fn get_blob(
         &self,
         index: usize,
@@ -133,7 +133,7 @@ impl MirrorList {
         self.get(index, &blob_path(digest), range).await
     }
 
-    /// Asks for an artifact's unit hashes.
+    /// Requests an artifact's unit hashes.
     pub(crate) async fn get_hashes(
         &self,
         index: usize,
@@ -157,7 +157,7 @@ impl MirrorList {
     }
 }
 
-/// Orders mirrors: fewest failures first, then the one in use unless another answers in less than
+/// Orders mirrors: fewest failures first, then the current one unless another responds in less than
 /// half its time, then by time to the first byte (those never asked last), then as configured.
 pub(crate) fn rank(records: &[MirrorRecord], current: Option<usize>) -> Vec<usize> {
     let mut order: Vec<usize> = (0..records.len()).collect();

@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 use crate::testing::{DEADLINE, Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, quick};
 use crate::{Downloads, FetchStatus, Limits, Offence, Offences, SourceName};
 
-/// What a mirror of these manners is named for, while a good one stands beside it.
+/// What a mirror of these manners is named for, while a good one stands next to it.
 async fn named_for(manners: Manners, limits: Limits) -> (Vec<Offence>, Vec<Offence>) {
     let (disk, sample) = (Disk::new(), Sample::new("offence", 5 * UNIT + 99));
     let bad = Mirror::start(&[&sample], manners).await;

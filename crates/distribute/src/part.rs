@@ -1,5 +1,4 @@
-//! An artifact that is arriving: a preallocated file into which verified units are written in
-//! place.
+//! An artifact being received: a preallocated file into which verified units are written in place.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -23,10 +22,10 @@ use crate::frame::Frame;
 use crate::store_error::StoreError;
 
 /// Newest units kept in memory for the children, per artifact: 1 MiB. A child that keeps up never
-/// costs a read of the file.
+/// causes a read of the file.
 const RECENT_UNITS_MAX: usize = 16;
 
-/// Bytes claimed at once: units that arrive meanwhile wait for some milliseconds.
+/// Bytes claimed per step: units that arrive meanwhile wait for some milliseconds.
 const CLAIM_BYTES: u64 = 8 << 20;
 
 /// A longer pause between two units says nothing about their rate.
@@ -34,8 +33,8 @@ const INTERVAL_MAX: Duration = Duration::from_millis(100);
 
 /// An open `.part` file. All calls block.
 ///
-/// Which units are here is known in memory only. After a crash the file is hashed again, so that a
-/// unit lost on its way to the disk is never trusted.
+/// Which units are here is known only in memory. After a crash the file is hashed again, so that a
+/// unit lost before it reached the disk is never trusted.
 #[derive(Debug)]
 pub struct Part {
     path: PathBuf,
@@ -46,7 +45,7 @@ pub struct Part {
     arrivals: watch::Sender<u32>,
 }
 
-/// The units on disk, and who sent them.
+/// The units on disk, and their senders.
 #[derive(Debug)]
 struct Here {
     have: UnitSet,
@@ -74,8 +73,8 @@ pub enum WriteError {
 }
 
 impl Part {
-    /// Opens or creates the file, and hashes what an earlier try left. Its space is not claimed
-    /// yet.
+    /// Opens or creates the file, and hashes what an earlier try left. Does not yet claim its
+    /// space.
     pub(crate) fn open(path: PathBuf, hashes: Arc<UnitHashes>) -> Result<Self, StoreError> {
         let length = hashes.length();
         let mut options = OpenOptions::new();
@@ -103,12 +102,12 @@ impl Part {
     }
 
     /// Claims the space of the whole file, a slice at a time, while units are written to it. File
-    /// systems that zero what they allocate (those in memory do) would otherwise take longer than
+    /// systems that zero what they allocate (in-memory ones do) would otherwise take longer than
     /// the first bytes. Stops when the part is dropped.
     ///
     /// # Errors
-    /// When the disk is full or fails. Space without units is released then, so that it does not
-    /// keep the disk full, and no more units are accepted.
+    /// If the disk is full or fails. Space without units is then released, so that it does not keep
+    /// the disk full, and no more units are accepted.
     pub(crate) fn claim_space(part: &Weak<Part>) -> Result<(), StoreError> {
         let mut start = 0;
         while let Some(part) = part.upgrade() {
@@ -128,7 +127,7 @@ impl Part {
         Ok(())
     }
 
-    /// Tells a full disk from a broken one.
+    /// Distinguishes a full disk from a broken one.
     fn refused(&self, source: io::Error) -> StoreError {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -177,13 +176,13 @@ impl Part {
     /// Verifies a unit and writes it in place. Returns whether it was missing.
     ///
     /// # Errors
-    /// When the bytes are wrong (nothing is written then) or the disk fails.
+    /// If the bytes are wrong (then nothing is written), or the disk fails.
     pub fn write(&self, index: u32, bytes: &[u8]) -> Result<bool, WriteError> {
         self.put(index, bytes, None, None)
     }
 
-    /// The same for a unit in a frame, which is kept for the children. Remembers the server that
-    /// sent it, to which it is never sent back.
+    /// The same for a unit in a frame, which is kept in memory for the children. Remembers the
+    /// server that sent it: the unit is never sent back there.
     ///
     /// # Errors
     /// As [`Part::write`].
@@ -233,7 +232,7 @@ impl Part {
         self.here.lock().interval
     }
 
-    /// The frame of a unit that arrived recently.
+    /// The frame of a recent unit.
     pub(crate) fn recent(&self, index: u32) -> Option<Bytes> {
         let here = self.here.lock();
         let found = here.recent.iter().rev().find(|(known, _)| *known == index);
@@ -245,8 +244,8 @@ impl Part {
         self.arrivals.subscribe()
     }
 
-    /// The next run of units that are here and wanted by a server; removed from `wanted`, as are
-    /// units that this server sent itself.
+    /// The next run of units that are here and that a server lacks; removed from `wanted`, together
+    /// with units that this server itself sent.
     pub(crate) fn next_wanted(
         &self,
         wanted: &mut UnitSet,
@@ -291,7 +290,7 @@ impl Part {
 }
 
 impl Here {
-    /// The newest interval weighs an eighth: units come in pairs when two requests run at once.
+    /// The newest interval weighs an eighth: units come in pairs while two requests run.
     fn came(&mut self, now: Instant) {
         if let Some(before) = self.newest.replace(now) {
             let took = now.saturating_duration_since(before).min(INTERVAL_MAX);
@@ -340,8 +339,8 @@ pub(crate) fn rehash(mut file: &File, hashes: &UnitHashes) -> io::Result<UnitSet
     Ok(have)
 }
 
-/// Allocates a range of a file; `false` where the file system cannot, and the check of free space
-/// has to suffice.
+/// Allocates a range of a file; `false` if the file system cannot, and the check of free space has
+/// to suffice.
 fn preallocate(file: &File, start: u64, length: u64) -> io::Result<bool> {
     loop {
         match fallocate(file, FallocateFlags::empty(), start, length) {

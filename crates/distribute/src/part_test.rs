@@ -19,8 +19,8 @@ const FOLDER: &str = "COHORT_TEST_SMALL_DISK";
 /// Its size in KiB.
 const DISK_KIB: usize = 1024;
 
-/// The folder of a small file system, in a mount namespace of its own: nothing outside, where this
-/// runs the test `own` again.
+/// The directory of a small file system, in a mount namespace of its own: nothing outside, where
+/// this runs the test `own` again.
 fn small_disk(own: &str) -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os(FOLDER) {
         return Some(folder.into());

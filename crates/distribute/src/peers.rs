@@ -1,4 +1,4 @@
-//! Asking other servers of the group, over the mutual TLS of `cohort-wire`.
+//! Requests to other servers of the group, over the mutual TLS of `cohort-wire`.
 
 use std::io;
 use std::time::Duration;
@@ -17,42 +17,40 @@ use http::StatusCode;
 use crate::request::RequestError;
 use crate::subscription::SubscribeRequest;
 
-/// The bytes of an answer, as they come in. Dropping it ends the request.
+/// The bytes of a response, as they arrive. Dropping it ends the request.
 pub(crate) type ByteStream = BoxStream<'static, io::Result<Bytes>>;
 
-/// What a server or a mirror answers.
+/// A response of a server or a mirror.
 pub(crate) struct Answer {
-    /// What the bytes are; servers always send all that was asked for.
+    /// What the bytes are; servers always send everything requested.
     pub(crate) content: Content,
     /// Number of bytes, if announced.
     pub(crate) length: Option<u64>,
     pub(crate) pieces: ByteStream,
 }
 
-/// Until an answer's head, in seconds. Above [`cohort_transfer::Limits::first_byte_ms_max`], which
-/// is the limit that counts.
+/// Time until a response head, in seconds. Longer than
+/// [`cohort_transfer::Limits::first_byte_ms_max`], the limit that applies first.
 const HEAD_S_MAX: u64 = 60;
 
-/// How long a parent may hold the request for unit hashes that it does not have yet, in
-/// milliseconds.
+/// How long a parent may hold a request for unit hashes that it does not have yet, in milliseconds.
 const HASHES_WAIT_MS: u64 = 5_000;
 
 /// The other servers of the group, over `cohort-bulk/1`. Each must show the certificate of the
-/// agent that the order names. Time limits are added by the caller; dropping a future ends its
-/// request.
+/// agent named in the order. The caller adds time limits; dropping a future ends its request.
 #[derive(Debug, Clone)]
 pub struct WirePeers {
     client: Option<Client>,
 }
 
 impl WirePeers {
-    /// Asks with a client's identity.
+    /// Sends requests with a client's identity.
     #[must_use]
     pub fn new(client: Client) -> Self {
         Self { client: Some(client) }
     }
 
-    /// A group without other servers: every request fails.
+    /// A group with no other servers: every request fails.
     #[must_use]
     pub fn none() -> Self {
         Self { client: None }
@@ -83,7 +81,7 @@ impl WirePeers {
         let peer = Peer::new(Role::Agent, source.server.as_str()).map_err(RequestError::other)?;
         let target = Target { address: source.address, peer, alpn: Alpn::Bulk };
         let call = call.deadline(Duration::from_secs(HEAD_S_MAX));
-        // Every unit once, with its index; heartbeats come on top, ten a second.
+        // Every unit once, with its index; plus heartbeats, ten a second.
         match client.stream(&target, call.response_bytes_max(2 * ARTIFACT_BYTES_MAX)).await {
             Ok(answer) if answer.status == StatusCode::OK => Ok(good(answer)),
             Ok(answer) => Err(RequestError::Status(answer.status)),
@@ -112,7 +110,7 @@ fn refusal(status: StatusCode) -> RequestError {
     match status {
         StatusCode::NOT_FOUND => RequestError::Absent,
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-            // The wire says the same to everybody.
+            // The wire sends every client the same value.
             RequestError::Busy { retry_after_ms: RETRY_AFTER_S * 1_000 }
         }
         status => RequestError::Status(status),

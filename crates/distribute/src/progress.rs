@@ -1,4 +1,4 @@
-//! How far a fetch is, and the counters behind the metrics.
+//! The progress of a fetch, and the counters behind the metrics.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,12 +7,12 @@ use cohort_transfer::{FetchWait, Offence, SourceKind, SourceName, SourceReport};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-/// Pairs of source and offence that are counted: a server has few parents and fewer mirrors, and
-/// the series of a metric must not grow for ever. More are not counted.
+/// Pairs of source and offence that are counted: a server has few parents and fewer mirrors, and a
+/// metric's series must not grow forever. More are not counted.
 const OFFENDERS_MAX: usize = 256;
 
-/// Bytes received since the start of the agent: `cohort_bytes_received_total{from="mirror|peer"}`.
-/// All bytes of bodies count, refused ones included.
+/// Bytes received since the agent started: `cohort_bytes_received_total{from="mirror|peer"}`.
+/// Counts all body bytes, including refused ones.
 #[derive(Debug, Default)]
 pub struct ByteCounters {
     mirror: AtomicU64,
@@ -28,13 +28,13 @@ impl ByteCounters {
         self.counter(from).load(Ordering::Relaxed)
     }
 
-    /// Units whose bytes were wrong.
+    /// Units with wrong bytes.
     #[must_use]
     pub fn refused_units(&self) -> u64 {
         self.refused_units.load(Ordering::Relaxed)
     }
 
-    /// How often each source did what, since the start of the agent.
+    /// How often each source committed each offence, since the agent started.
     #[must_use]
     pub fn offences(&self) -> Vec<(SourceName, Offence, u64)> {
         let all = self.offences.lock();
@@ -64,19 +64,19 @@ impl ByteCounters {
     }
 }
 
-/// How far one fetch is. All zero until the first plan.
+/// The progress of one fetch. All zero until the first plan.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Progress {
     pub bytes_total: u64,
     /// Bytes of it that are on disk and verified.
     pub bytes_held: u64,
-    /// Of those, found verified on disk at the start.
+    /// Of those, bytes found verified on disk at start.
     pub bytes_resumed: u64,
-    /// Bytes received from mirrors by this fetch, refused ones included.
+    /// Bytes that this fetch received from mirrors, including refused ones.
     pub bytes_from_mirrors: u64,
-    /// Bytes received from peers by this fetch, refused ones included.
+    /// Bytes that this fetch received from peers, including refused ones.
     pub bytes_from_peers: u64,
-    /// Why nothing more is asked for, while something is missing.
+    /// Why nothing more is requested while something is missing.
     pub waiting_on: Option<FetchWait>,
     pub sources: Vec<SourceReport>,
 }

@@ -1,4 +1,4 @@
-//! One request to one source: from the head of the answer to verified units on disk.
+//! One request to one source: from the response head to verified units on disk.
 
 use std::io;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::progress::ByteCounters;
 use crate::store::hashes_length;
 use crate::store_error::StoreError;
 
-/// Heartbeats that a parent may send at once, and per second: ten are due.
+/// Most heartbeats of a parent, in a burst and per second: ten are due.
 const SIGNS_MAX: u64 = 100;
 const SIGNS_PER_S_MAX: u64 = 50;
 
@@ -31,7 +31,7 @@ const SIGNS_PER_S_MAX: u64 = 50;
 pub(crate) enum RequestError {
     #[error("is busy and asks to come back in {retry_after_ms} ms")]
     Busy { retry_after_ms: u64 },
-    /// It does not have (all of) this, perhaps not yet.
+    /// The source does not have (all of) this, perhaps not yet.
     #[error("does not have it")]
     Absent,
     #[error("ignores ranges")]
@@ -41,12 +41,12 @@ pub(crate) enum RequestError {
     /// Nothing, or too little, within the time allowed.
     #[error("no {awaited} within {ms} ms")]
     Stalled { awaited: Awaited, ms: u64 },
-    /// It is slow: what came is kept, the rest is asked for again.
+    /// It is slow: what arrived is kept, and the rest is requested again.
     #[error("is slow: {units} units in {ms} ms")]
     Slow { units: u32, ms: u64 },
     #[error("answered with status {0}")]
     Status(StatusCode),
-    /// The answer is too short, too long, or for another range.
+    /// The response is too short, too long, or for another range.
     #[error("answered with a wrong length or range: {0}")]
     Length(String),
     #[error("sent wrong bytes")]
@@ -59,12 +59,12 @@ pub(crate) enum RequestError {
 }
 
 impl RequestError {
-    /// From a transport that says no more than that it failed.
+    /// From a transport that only says that it failed.
     pub(crate) fn other(error: impl Into<Cause>) -> Self {
         Self::Connection(io::Error::other(error))
     }
 
-    /// What it means for the source.
+    /// What the error says about the source.
     pub(crate) fn failure(&self) -> Failure {
         match self {
             RequestError::Busy { retry_after_ms } => {
@@ -101,7 +101,7 @@ impl From<FetchError> for RequestError {
     }
 }
 
-/// What a request needs beside its answer.
+/// A request's context, apart from its response.
 #[derive(Clone)]
 pub(crate) struct RequestContext {
     pub(crate) kind: SourceKind,
@@ -109,12 +109,12 @@ pub(crate) struct RequestContext {
     pub(crate) counters: Arc<ByteCounters>,
     /// Bytes that this fetch received from this kind of source.
     pub(crate) received: Arc<AtomicU64>,
-    /// How fast everything together may be received.
+    /// Limit for everything received, over all fetches.
     pub(crate) budget: Arc<Budget>,
     pub(crate) heard: Arc<Heard>,
 }
 
-/// When something of a request last arrived.
+/// When a request's response last progressed.
 #[derive(Debug)]
 pub(crate) struct Heard {
     begun: Instant,
@@ -126,7 +126,7 @@ impl Heard {
         Self { begun, ms: AtomicU64::new(0) }
     }
 
-    /// In milliseconds of the fetch's clock, and 1 more; 0: never.
+    /// In milliseconds of the fetch's clock, plus 1; 0 means never.
     pub(crate) fn at_ms(&self) -> u64 {
         self.ms.load(Ordering::Relaxed)
     }
@@ -137,24 +137,24 @@ impl Heard {
     }
 }
 
-/// What a request measured, also when it failed.
+/// A request's measurements, even if it failed.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Measured {
-    /// From asking to the head of the answer.
+    /// From the request to the response head.
     pub(crate) first_byte: Option<Duration>,
-    /// From the head of the answer to its end.
+    /// From the response head to the end.
     pub(crate) elapsed: Duration,
-    /// Bytes of the body.
+    /// Body bytes received.
     pub(crate) bytes: u64,
-    /// Units that were right and new.
+    /// Correct, new units.
     pub(crate) units: u32,
 }
 
-/// What the task of a request gives back.
+/// The result of a request's task.
 pub(crate) struct Ended {
     pub(crate) id: RequestId,
     pub(crate) measured: Measured,
-    /// The unit hashes, when they were asked for; empty otherwise.
+    /// The unit hashes if they were requested, otherwise empty.
     pub(crate) result: Result<Vec<u8>, RequestError>,
 }
 
@@ -164,7 +164,7 @@ impl Ended {
     }
 }
 
-/// Waits for the head of an answer.
+/// Waits for the response head.
 pub(crate) async fn head(
     context: &RequestContext,
     measured: &mut Measured,
@@ -178,8 +178,8 @@ pub(crate) async fn head(
     Ok(answer)
 }
 
-/// Takes the units of a mirror's answer: a run, or all. Each is verified and written before the
-/// next is taken.
+/// Receives the units of a mirror's response: a run, or all. Each is verified and written before
+/// the next is received.
 pub(crate) async fn take_units(
     context: &RequestContext,
     measured: &mut Measured,
@@ -203,9 +203,8 @@ pub(crate) async fn take_units(
     Ok(Vec::new())
 }
 
-/// Takes what a parent sends, unit by unit as it gets them, until it has sent every unit that was
-/// lacking, and nothing else. Each is verified and written, and with that free to be passed on,
-/// before the next.
+/// Receives units as the parent gets them, until it has sent every unit that was lacking, and
+/// nothing else. Each is verified and written, and so available for forwarding, before the next.
 pub(crate) async fn take_link(
     context: &RequestContext,
     measured: &mut Measured,
@@ -215,7 +214,7 @@ pub(crate) async fn take_link(
     answer: Answer,
 ) -> Result<Vec<u8>, RequestError> {
     let mut body = Body::new(context, measured, answer.pieces);
-    // Every unit that was asked for, once: otherwise there would be no end.
+    // Every unit requested, once: otherwise it would never end.
     let mut due = UnitSet::from_runs(part.hashes().count(), lacks);
     let mut signs: u64 = 0;
     while let Some(index) = body.next_index().await? {
@@ -237,7 +236,7 @@ pub(crate) async fn take_link(
     Ok(Vec::new())
 }
 
-/// Takes a file of unit hashes; it is not verified yet.
+/// Receives a file of unit hashes, still unverified.
 pub(crate) async fn take_hashes(
     context: &RequestContext,
     measured: &mut Measured,
@@ -254,7 +253,7 @@ pub(crate) async fn take_hashes(
     Ok(bytes)
 }
 
-/// Verifies and writes a unit, unless it is here already.
+/// Verifies and writes a unit, unless it is already here.
 async fn keep(
     body: &mut Body<'_>,
     part: &Arc<Part>,
@@ -278,7 +277,7 @@ async fn keep(
     Ok(())
 }
 
-/// The units that a mirror's answer holds: all that were asked for, or it is wrong.
+/// The units in a mirror's response: those requested, or it is wrong.
 fn check_range(
     part: &Part,
     asked: Option<UnitRun>,

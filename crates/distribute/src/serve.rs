@@ -33,15 +33,15 @@ use crate::subscription::{RUNS_MAX, SubscribeRequest, Subscription};
 /// Limits of the serving side.
 #[derive(Debug, Clone)]
 pub struct ServeLimits {
-    /// Answers sent at once. Each holds three reads (768 KiB), so 64 bound the serving side to
-    /// 48 MiB; a NIC is full long before.
+    /// Concurrent responses. Each holds three reads (768 KiB), so 64 bound the serving side to 48
+    /// MiB; the network card is saturated long before.
     pub streams_max: usize,
-    /// Answers sent to one server at once: several apps may fetch, and change parents.
+    /// Concurrent responses to one server: several apps may fetch, and change parents.
     pub streams_per_peer_max: usize,
     /// How long a receiver may take for one read's worth (256 KiB), in milliseconds. One slower
-    /// than 9 KiB/s loses the connection, so that it cannot hold a place for ever.
+    /// than 9 KiB/s loses the connection, so that it cannot hold a slot forever.
     pub read_taken_ms_max: u64,
-    /// The limit of everything that is sent.
+    /// Limit for everything sent.
     pub upload: Arc<Budget>,
 }
 
@@ -74,7 +74,7 @@ struct Serving {
     by_peer: Arc<Tally<PeerName>>,
 }
 
-/// Longest wait for unit hashes, in milliseconds; shorter than what a fetch waits for an answer.
+/// Longest wait for unit hashes, in milliseconds; shorter than a fetch waits for a response.
 const HASHES_WAIT_MS_MAX: u64 = 5_000;
 
 #[derive(Debug, Deserialize)]
@@ -154,7 +154,7 @@ fn parse(digest: &str) -> Result<Digest, ApiError> {
     Digest::new(digest).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
-/// A place among those that are being sent something.
+/// A slot for a response in progress.
 struct Place {
     _free: OwnedSemaphorePermit,
     _present: Present<PeerName>,

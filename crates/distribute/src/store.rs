@@ -1,14 +1,14 @@
 //! The artifacts on a server's disk.
 //!
 //! ```text
-//! <state_dir>/artifacts/<root>          whole: every unit verified, and synced before the rename
+//! <state_dir>/artifacts/<root>          whole: every unit verified; synced before the rename
 //! <state_dir>/artifacts/<root>.units    its unit hashes, 32 bytes each, checked against the root
-//! <state_dir>/artifacts/<root>.part     on its way: verified units in place
-//! <state_dir>/artifacts/.unfinished-*   a file not in its place yet; swept at startup
+//! <state_dir>/artifacts/<root>.part     incomplete: verified units in place
+//! <state_dir>/artifacts/.unfinished-*   a file not yet renamed to its place; swept at startup
 //! ```
 //!
 //! A crash at any instruction is harmless: unit hashes are durable before a `.part` exists, the
-//! bytes are synced before the rename, the folder is synced before the artifact counts as whole,
+//! bytes are synced before the rename, the directory is synced before the artifact counts as whole,
 //! and `.units` are removed only after the artifact.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,13 +38,13 @@ const PART_SUFFIX: &str = ".part";
 /// 32 bytes per unit.
 const HASH_BYTES: u64 = 32;
 
-/// Bytes that this user may still write to the file system of a folder.
+/// Bytes that this user may still write to a directory's file system.
 pub(crate) type FreeSpace = Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
 
-/// What a collection removed.
+/// The result of a collection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Artifacts of which something was removed.
+    /// Artifacts with removed files.
     pub digests: BTreeSet<Digest>,
     pub bytes: u64,
 }
@@ -55,7 +55,7 @@ pub struct ArtifactStore {
     folder: PathBuf,
     free_space: FreeSpace,
     inner: Mutex<Inner>,
-    /// Changes whenever an artifact begins to arrive, is whole, or is released.
+    /// Changes whenever an artifact starts to arrive, is whole, or is released.
     changes: watch::Sender<u64>,
 }
 
@@ -63,9 +63,9 @@ pub struct ArtifactStore {
 struct Inner {
     whole: BTreeMap<Digest, u64>,
     claimed: BTreeMap<Digest, Option<Arc<Part>>>,
-    /// Artifacts that are ordered, whether arriving or already whole.
+    /// Ordered artifacts, whether arriving or already whole.
     ordered: BTreeSet<Digest>,
-    /// Verified unit hashes of artifacts that are being fetched.
+    /// Verified unit hashes of artifacts in flight.
     hashes: BTreeMap<Digest, Arc<UnitHashes>>,
 }
 
@@ -76,18 +76,18 @@ impl fmt::Debug for ArtifactStore {
 }
 
 impl ArtifactStore {
-    /// Opens the folder of artifacts, `<state_dir>/artifacts`, and creates it when missing.
+    /// Opens the directory of artifacts, `<state_dir>/artifacts`, and creates it if missing.
     ///
     /// A whole file whose unit hashes are missing or do not match is hashed, and demoted to `.part`
-    /// when its bytes are not what its name says.
+    /// if its bytes do not match its name.
     ///
     /// # Errors
-    /// When the folder cannot be read or written.
+    /// If the directory cannot be read or written.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, StoreError> {
         Self::open_on(folder.into(), Arc::new(free_bytes))
     }
 
-    /// The same on a disk whose free space `free_space` tells.
+    /// The same with a given function for the disk's free space.
     pub(crate) fn open_on(folder: PathBuf, free_space: FreeSpace) -> Result<Self, StoreError> {
         fs::create_dir_all(&folder).on_path("make", &folder)?;
         durable::sweep(&folder).on_path("sweep", &folder)?;
@@ -102,7 +102,7 @@ impl ArtifactStore {
         Ok(store)
     }
 
-    /// The whole artifacts.
+    /// Digests of the whole artifacts.
     #[must_use]
     pub fn held(&self) -> Vec<Digest> {
         self.inner.lock().whole.keys().cloned().collect()
@@ -114,8 +114,8 @@ impl ArtifactStore {
         self.inner.lock().whole.contains_key(digest)
     }
 
-    /// The file of a whole artifact. It stays as long as [`ArtifactStore::collect`] is told to keep
-    /// it.
+    /// The file of a whole artifact. It stays as long as [`ArtifactStore::collect`] is asked to
+    /// keep it.
     #[must_use]
     pub fn path(&self, digest: &Digest) -> Option<PathBuf> {
         self.is_whole(digest).then(|| self.whole_path(digest))
@@ -124,7 +124,7 @@ impl ArtifactStore {
     /// The verified unit hashes of an artifact that is whole or being fetched.
     ///
     /// # Errors
-    /// When there are none, or they cannot be read.
+    /// If there are none, or they cannot be read.
     pub fn unit_hashes(&self, digest: &Digest) -> Result<Arc<UnitHashes>, StoreError> {
         let (hashes, length) = {
             let inner = self.inner.lock();
@@ -138,11 +138,11 @@ impl ArtifactStore {
         self.read_hashes(digest, length)?.map(Arc::new).ok_or_else(absent)
     }
 
-    /// Claims an artifact for fetching: nobody else fetches it, and nothing of it is collected,
-    /// until the claim is dropped.
+    /// Claims an artifact for fetching: until the claim is dropped, no one else fetches it, and
+    /// nothing of it is collected.
     ///
     /// # Errors
-    /// When it is claimed already, or no artifact can have that length.
+    /// If it is already claimed, or no artifact can have that length.
     pub fn claim(self: &Arc<Self>, digest: &Digest, length: u64) -> Result<Claim, StoreError> {
         if length == 0 || length > ARTIFACT_BYTES_MAX {
             return Err(StoreError::Length { digest: digest.clone(), length });
@@ -155,19 +155,19 @@ impl ArtifactStore {
         Ok(Claim { store: Arc::clone(self), digest: digest.clone(), length })
     }
 
-    /// Sets what is ordered to be on this disk. None of it is collected from now on, even by a
+    /// Sets which artifacts are ordered. None of them is collected from now on, even by a
     /// collection already in progress.
     pub(crate) fn set_ordered(&self, ordered: BTreeSet<Digest>) {
         self.inner.lock().ordered = ordered;
     }
 
     /// Removes every artifact, or part of one, that is neither in `keep`, nor ordered, nor being
-    /// fetched. `keep` must name what runs and what may be rolled back to.
+    /// fetched. `keep` must name what runs and what a rollback may need.
     ///
     /// # Errors
-    /// When a file cannot be removed. Earlier removals stand.
+    /// If a file cannot be removed. Earlier removals stand.
     pub fn collect(&self, keep: &BTreeSet<Digest>) -> Result<Collected, StoreError> {
-        // Listed and removed without holding the lock, which feeding other servers needs as well.
+        // Listed and removed without holding the lock, which serving other servers needs too.
         let mut names: BTreeMap<Digest, BTreeSet<String>> = BTreeMap::new();
         for name in self.names()? {
             let root = name.split('.').next().unwrap_or_default();
@@ -193,7 +193,7 @@ impl ArtifactStore {
         Ok(collected)
     }
 
-    /// Claims what nobody wants, so that a fetch that starts meanwhile finds it in flight.
+    /// Claims unwanted artifacts, so that a fetch that starts meanwhile finds them in flight.
     fn take_unwanted(
         &self,
         names: &BTreeMap<Digest, BTreeSet<String>>,
@@ -212,7 +212,7 @@ impl ArtifactStore {
         doomed
     }
 
-    /// Removes the files of an artifact: the listed ones, and what they have been renamed to since.
+    /// Removes the files of an artifact: the listed ones, and their new names if renamed since.
     fn remove(
         &self,
         digest: &Digest,
@@ -236,7 +236,7 @@ impl ArtifactStore {
         Ok(())
     }
 
-    /// Changes whenever an artifact begins to arrive, is whole, or is released.
+    /// Changes whenever an artifact starts to arrive, is whole, or is released.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -250,7 +250,7 @@ impl ArtifactStore {
         self.inner.lock().claimed.get(digest).cloned().flatten()
     }
 
-    /// Whether the unit hashes of an artifact can be given to others.
+    /// Whether the unit hashes of an artifact can be served to others.
     pub(crate) fn has_hashes(&self, digest: &Digest) -> bool {
         let inner = self.inner.lock();
         inner.hashes.contains_key(digest) || inner.whole.contains_key(digest)
@@ -268,7 +268,7 @@ impl ArtifactStore {
         }
     }
 
-    /// The length of a whole artifact, once its unit hashes are known to match.
+    /// The length of a whole artifact, if its unit hashes match.
     fn examine(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
         let path = self.whole_path(digest);
         let data = fs::symlink_metadata(&path).on_path("examine", &path)?;
@@ -344,10 +344,10 @@ impl Claim {
     /// Checks that the missing bytes fit on the disk and leave `reserve` bytes free.
     ///
     /// # Errors
-    /// [`StoreError::NoSpace`] when there is not.
+    /// [`StoreError::NoSpace`] if they do not.
     pub fn check_space(&self, reserve: u64) -> Result<(), StoreError> {
         let path = &self.store.folder;
-        // Space that an interrupted fetch preallocated is ours already.
+        // Space preallocated by an interrupted fetch is ours already.
         let part = fs::metadata(self.store.part_path(&self.digest));
         let claimed = part.map_or(0, |data| data.blocks() * 512);
         let needed = (self.length + hashes_length(self.length)).saturating_sub(claimed) + reserve;
@@ -358,16 +358,16 @@ impl Claim {
         Ok(())
     }
 
-    /// Whether the artifact is whole already, with the claimed length.
+    /// Whether the artifact is already whole, with the claimed length.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.store.inner.lock().whole.get(&self.digest) == Some(&self.length)
     }
 
-    /// The unit hashes that an earlier try left.
+    /// The unit hashes left by an earlier try.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// If the file cannot be read.
     pub fn hashes(&self) -> Result<Option<Arc<UnitHashes>>, StoreError> {
         let hashes = self.store.read_hashes(&self.digest, self.length)?.map(Arc::new);
         if let Some(hashes) = &hashes {
@@ -376,17 +376,17 @@ impl Claim {
         Ok(hashes)
     }
 
-    /// Lets other servers have the hashes from now on. They were verified against the root, and
-    /// everyone down the chain waits for them.
+    /// Makes the hashes available to other servers. They were verified against the root, and every
+    /// server down the chain is waiting for them.
     fn show(&self, hashes: &Arc<UnitHashes>) {
         self.store.inner.lock().hashes.insert(self.digest.clone(), Arc::clone(hashes));
         self.store.changed();
     }
 
-    /// Verifies a file of unit hashes against root and length, and makes it durable.
+    /// Verifies a file of unit hashes against root and length, and persists it.
     ///
     /// # Errors
-    /// [`StoreError::Bytes`] when they are not this artifact's, or when the disk fails.
+    /// [`StoreError::Bytes`] if they are not this artifact's, or if the disk fails.
     pub fn put_hashes(&self, bytes: &[u8]) -> Result<Arc<UnitHashes>, StoreError> {
         let hashes = UnitHashes::parse_for(bytes, &self.digest, self.length)
             .map_err(|source| StoreError::Bytes { digest: self.digest.clone(), source })?;
@@ -401,7 +401,7 @@ impl Claim {
     /// claimed by the fetch while units arrive.
     ///
     /// # Errors
-    /// When the disk is full or fails.
+    /// If the disk is full or fails.
     pub fn begin(&self, hashes: Arc<UnitHashes>, reserve: u64) -> Result<Arc<Part>, StoreError> {
         self.check_space(reserve)?;
         let part = Arc::new(Part::open(self.store.part_path(&self.digest), hashes)?);
@@ -410,11 +410,11 @@ impl Claim {
         Ok(part)
     }
 
-    /// Turns a full part into the whole artifact: sync, rename, sync of the folder. Only then is it
+    /// Turns a complete part into the whole artifact: sync, rename, directory sync. Only then is it
     /// held.
     ///
     /// # Errors
-    /// [`StoreError::NotWhole`] when units are missing, or when the disk fails.
+    /// [`StoreError::NotWhole`] if units are missing, or if the disk fails.
     pub fn finish(&self, part: &Part) -> Result<(), StoreError> {
         let have = part.have();
         if !have.is_full() {
@@ -440,12 +440,12 @@ impl Drop for Claim {
     }
 }
 
-/// Length of the file of unit hashes of an artifact, in bytes.
+/// Length of an artifact's file of unit hashes, in bytes.
 pub(crate) fn hashes_length(length: u64) -> u64 {
     length.div_ceil(u64::from(UNIT_BYTES)) * HASH_BYTES
 }
 
-/// What the operating system lets an unprivileged user write.
+/// What the operating system allows an unprivileged user to write.
 fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))

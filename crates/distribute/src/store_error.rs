@@ -1,4 +1,4 @@
-//! Why the store of artifacts refuses.
+//! Why the artifact store refuses.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,11 +7,11 @@ use cohort_artifact::UnitError;
 use cohort_base::FileError;
 use cohort_core::ids::Digest;
 
-/// Why an artifact cannot be kept. Always the fault of the surroundings, never of the release.
+/// Why an artifact cannot be stored. Always the fault of the environment, never of the release.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The disk is too full. Found before the first byte is fetched.
+    /// The disk is too full. Detected before the first byte is fetched.
     #[error(
         "not enough free space in {path}: {needed} bytes needed ({reserve} of them stay free), \
          {free} are free; remove files there or give the agent another data_dir"
@@ -30,7 +30,7 @@ pub enum StoreError {
     },
     #[error(transparent)]
     File(#[from] FileError),
-    /// Another fetch, or a collection, holds it.
+    /// Another fetch, or a collection, holds the artifact.
     #[error("artifact {digest} is being fetched already")]
     InFlight { digest: Digest },
     #[error("artifact {digest} is not whole: {held} of {count} units are here")]

@@ -8,10 +8,10 @@
 //!          index 0xffffffff is a heartbeat and has no bytes
 //! ```
 //!
-//! The same request starts, resumes, repairs and changes parents. A unit is sent the moment it is
-//! verified, the lowest first, and from memory as long as the child keeps up (all children share
-//! the 16 newest units of an artifact). Each child has its own cursor and one read (four units) in
-//! memory, so a slow child blocks nobody and costs no more than that.
+//! The same request starts, resumes, repairs and changes parents. A unit is sent as soon as it is
+//! verified, lowest first, and from memory as long as the child keeps up (all children share the 16
+//! newest units of an artifact). Each child has its own cursor and one read (four units) in memory,
+//! so a slow child blocks no other and costs no more than that.
 
 use std::fs::File;
 use std::io;
@@ -35,34 +35,34 @@ use crate::store::ArtifactStore;
 /// what a child tolerates ([`crate::Limits::silence_ms_max`]).
 pub(crate) const ALIVE_MS: u64 = 100;
 
-/// How long a parent without any of the artifact holds a subscription, in milliseconds: its own
+/// How long a parent with none of the artifact holds a subscription, in milliseconds: its own
 /// orders arrive within the two seconds of a long poll.
 pub(crate) const ABSENT_MS_MAX: u64 = 10_000;
 
 /// Units per disk read: 256 KiB, one system call.
 const READ_UNITS_MAX: u32 = 4;
 
-/// Bounds of a piece that is sent at once under a limit, in bytes: less than a packet gains
-/// nothing; a fifth of a unit's frame fits with its chunk header into one TLS record of 16 KiB.
+/// Bounds of a piece sent at a time under a limit, in bytes: less than a packet gains nothing; a
+/// fifth of a unit's frame, with its chunk header, fits into one TLS record of 16 KiB.
 const PIECE_BYTES_MIN: usize = 1_024;
 const PIECE_BYTES_MAX: usize = (UNIT_BYTES as usize + INDEX_BYTES).div_ceil(5);
 
 /// A unit is spread over this fraction of the time until the next one: a third, so that a child
-/// that fell behind a little catches up, and a hop adds no more delay than that.
+/// slightly behind catches up, and a hop adds no more delay than that.
 const SPREAD_PART: u32 = 3;
 
-/// Resolution of a timer; pieces due sooner are sent at once.
+/// Resolution of a timer; pieces due sooner are sent immediately.
 const SLEEP_MIN: Duration = Duration::from_millis(1);
 
-/// Runs in one request: holes come from failures and are few. What is beyond is asked for when
-/// these have come. 4,096 runs are 130 KB of JSON.
+/// Most runs in one request: holes come from failures and are few. The rest is requested once these
+/// have arrived. 4,096 runs are 130 KB of JSON.
 pub const RUNS_MAX: usize = 4_096;
 
-/// The body of a subscription: what a child lacks.
+/// A subscription's body: the units that a child lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SubscribeRequest {
-    /// In ascending order, at most [`RUNS_MAX`] runs.
+    /// The missing units, ascending, at most [`RUNS_MAX`] runs.
     pub lacks: Vec<UnitRun>,
 }
 
@@ -74,7 +74,7 @@ impl SubscribeRequest {
     }
 }
 
-/// The file that units are read from: a whole artifact, or one that is still arriving.
+/// The file to read units from: a whole artifact, or one still arriving.
 enum Origin {
     Whole(Arc<File>, u64),
     Part(Arc<File>, Arc<Part>, watch::Receiver<u32>),
@@ -143,7 +143,7 @@ impl Subscription {
         }
     }
 
-    /// Sends the units of a run; `false` when nothing more can be sent.
+    /// Sends the units of a run; `false` if nothing more can be sent.
     async fn send(
         &self,
         sender: &mpsc::Sender<io::Result<Bytes>>,
@@ -161,8 +161,8 @@ impl Subscription {
                 None => return false,
             },
         };
-        // A child that keeps up gets a unit spread over time, so that the service's own packets go
-        // in between; one that is behind gets all that the wire takes.
+        // A child that keeps up gets a unit spread over time, so that the service's own packets fit
+        // in between; one that is behind gets all that the wire carries.
         let spread = if run.count == 1 { origin.interval() / SPREAD_PART } else { Duration::ZERO };
         let begun = Instant::now();
         for mut frame in frames {
@@ -189,8 +189,8 @@ impl Subscription {
         true
     }
 
-    /// Reads a run from the disk, with heartbeats while the disk is slow. `None` when the child
-    /// is gone.
+    /// Reads a run from the disk, with heartbeats while the disk is slow. `None` if the child is
+    /// gone.
     async fn read(
         &self,
         sender: &mpsc::Sender<io::Result<Bytes>>,
@@ -233,7 +233,7 @@ impl Subscription {
         Ok(Some(Origin::Part(Arc::new(part.reader()?), part, arrivals)))
     }
 
-    /// Whether nothing more will arrive, because the fetch that wrote it was given up.
+    /// Whether nothing more will arrive, because the fetch that wrote it has ended.
     fn is_stale(&self, origin: &Origin) -> bool {
         let Origin::Part(_, part, _) = origin else { return false };
         if part.held() == part.hashes().count() {
@@ -295,8 +295,8 @@ fn count(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// Bytes sent at once under a limit in bytes per second: a fiftieth of a second, so that each of
-/// several children hears something long before silence counts as an end.
+/// Bytes to send at a time under a limit in bytes per second: a fiftieth of a second's worth, so
+/// that each of several children hears something long before silence counts as failure.
 fn piece_bytes(limit: u64) -> usize {
     usize::try_from(limit / 50).unwrap_or(usize::MAX).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX)
 }

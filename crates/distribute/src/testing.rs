@@ -30,10 +30,10 @@ use crate::{ArtifactStore, ByteCounters, FetchContext, Limits, MirrorList, Progr
 
 pub(crate) const UNIT: usize = UNIT_BYTES as usize;
 
-/// No test waits for longer.
+/// No test waits longer than this.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// An artifact of bytes that differ everywhere.
+/// An artifact with no repetitive bytes.
 #[derive(Clone)]
 pub(crate) struct Sample {
     pub(crate) bytes: Bytes,
@@ -73,7 +73,7 @@ impl Sample {
     }
 }
 
-/// A store in a folder of its own.
+/// A store in its own directory.
 pub(crate) struct Disk {
     pub(crate) folder: TempDir,
     pub(crate) store: Arc<ArtifactStore>,
@@ -86,7 +86,7 @@ impl Disk {
         Self { folder, store }
     }
 
-    /// On a file system that has so many bytes free.
+    /// A disk whose free space is given by `free`.
     pub(crate) fn with(free: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         Self::at(tempfile::tempdir().unwrap(), free)
     }
@@ -97,7 +97,7 @@ impl Disk {
         Self { folder, store: Arc::new(store) }
     }
 
-    /// The store as a new process finds it.
+    /// The store as a new process opens it.
     pub(crate) fn reopened(&self) -> Arc<ArtifactStore> {
         let path = self.folder.path().join("a");
         Arc::new(ArtifactStore::open(path).unwrap())
@@ -107,7 +107,7 @@ impl Disk {
         self.folder.path().join("a").join(name)
     }
 
-    /// Puts an artifact there, whole.
+    /// Stores an artifact, whole.
     pub(crate) fn hold(&self, sample: &Sample) {
         let claim = self.store.claim(sample.digest(), sample.release.length).unwrap();
         let hashes = claim.put_hashes(&sample.hashes.to_bytes()).unwrap();
@@ -125,38 +125,38 @@ impl Disk {
     }
 }
 
-/// How a mirror behaves; by default, well.
+/// A mirror's behaviour; correct by default.
 #[derive(Default)]
 pub(crate) struct Manners {
-    /// Breaks the connection after this many bytes of artifacts in all, and every one after that.
+    /// Breaks the connection after this many artifact bytes in total, and every later one.
     pub(crate) dies_after: Option<u64>,
-    /// Sends these units with a bit flipped.
+    /// Flips a bit in these units.
     pub(crate) flips: Mutex<BTreeSet<u32>>,
-    /// Answers everything when asked for a range.
+    /// Sends everything in response to a range request.
     pub(crate) ignores_ranges: bool,
-    /// Sends the head and then nothing.
+    /// Sends the head and then nothing more.
     pub(crate) hangs: AtomicBool,
-    /// Never answers at all.
+    /// Never responds.
     pub(crate) silent: bool,
-    /// One byte every 20 ms.
+    /// Sends one byte every 20 ms.
     pub(crate) trickles: bool,
-    /// 16 KiB every 20 ms.
+    /// Sends 16 KiB every 20 ms.
     pub(crate) paced: bool,
-    /// Answers 503 this often first.
+    /// Responds with 503 this many times first.
     pub(crate) busy: AtomicU32,
-    /// Says another length of the whole.
+    /// Announces a wrong total length.
     pub(crate) wrong_total: bool,
-    /// No length, and no end.
+    /// Sends no length, and never ends.
     pub(crate) endless: bool,
-    /// No length, and an end too early.
+    /// Sends no length, and ends early.
     pub(crate) short: bool,
     /// Flips a bit in the unit hashes.
     pub(crate) wrong_hashes: bool,
-    /// Waits for this before it sends an artifact's bytes beyond the first so many.
+    /// Waits for the semaphore before sending an artifact's bytes beyond this many.
     pub(crate) gate: Option<(u64, Arc<tokio::sync::Semaphore>)>,
 }
 
-/// A mirror on loopback; it ends with the value.
+/// A mirror on loopback; stops when dropped.
 pub(crate) struct Mirror {
     pub(crate) url: String,
     pub(crate) state: Arc<MirrorState>,
@@ -166,7 +166,7 @@ pub(crate) struct Mirror {
 pub(crate) struct MirrorState {
     pub(crate) manners: Manners,
     blobs: BTreeMap<String, Bytes>,
-    /// Bytes of artifacts that went out.
+    /// Artifact bytes sent.
     pub(crate) sent: AtomicU64,
     pub(crate) requests: AtomicU32,
 }
@@ -286,7 +286,7 @@ fn body(state: &Arc<MirrorState>, start: u64, bytes: Bytes) -> Body {
     Body::from_stream(pieces.boxed())
 }
 
-/// Limits in which faults show within a fraction of a second.
+/// Limits under which faults show within a fraction of a second.
 pub(crate) fn quick() -> Limits {
     Limits {
         request_units_first: 8,
@@ -298,7 +298,7 @@ pub(crate) fn quick() -> Limits {
         backoff_ms_max: 200,
         wrong_bytes_ms: 100,
         absent_ms: 50,
-        // By itself at once: only groups have a leader.
+        // On its own immediately: only groups have a leader.
         no_leader_ms: 0,
         pull_after_ms: 1_000,
         give_up_ms: 10_000,
@@ -307,8 +307,8 @@ pub(crate) fn quick() -> Limits {
     }
 }
 
-/// Limits that no machine is too busy for: where nothing is meant to fail, nothing fails by the
-/// clock.
+/// Limits that even a very busy machine meets: tests in which nothing should fail must not fail by
+/// the clock.
 pub(crate) fn patient() -> Limits {
     Limits {
         first_byte_ms_max: 60_000,
@@ -324,7 +324,7 @@ pub(crate) fn patient() -> Limits {
 }
 
 pub(crate) fn mirror_list(mirrors: &[&Mirror]) -> Arc<MirrorList> {
-    // The limits of the fetch count, not these.
+    // The fetch's limits apply, not these.
     let limit = Duration::from_secs(120);
     let limits = ClientLimits { connect: limit, first_byte: limit, idle: limit, file: limit };
     let mirrors = mirrors.iter().map(|mirror| mirror.url.parse().unwrap()).collect();
@@ -352,7 +352,7 @@ pub(crate) fn with_peers(
     }
 }
 
-/// Fetches to the end, and gives the last progress.
+/// Fetches to the end, and returns the last progress.
 pub(crate) async fn fetch_once(
     context: &FetchContext,
     order: FetchOrder,

@@ -1,4 +1,4 @@
-//! The requests of a fetch: sent, and taken up when they are over.
+//! The requests of a fetch: sent, and their outcomes processed.
 
 use std::sync::Arc;
 
@@ -94,14 +94,14 @@ impl Fetch<'_> {
         }
     }
 
-    /// Takes the outcome of a request.
+    /// Processes the outcome of a request.
     pub(super) async fn ended(
         &mut self,
         ended: Result<(Id, Ended), JoinError>,
     ) -> Result<(), FetchError> {
         let Ended { id, measured, result } = match ended {
             Ok((_, ended)) => ended,
-            // A subscription that was cancelled here.
+            // A subscription cancelled by this server.
             Err(error) if error.is_cancelled() => return Ok(()),
             Err(error) => return Err(FetchError::Task(error)),
         };
