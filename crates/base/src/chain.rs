@@ -5,9 +5,9 @@ use std::iter::successors;
 
 /// The error and its causes, outermost first, joined by `: `.
 ///
-/// Many libraries repeat the cause in the outer message; a cause that has been said already is
-/// left out. Use it where an error is logged, shown or put into an answer. An error that is passed
-/// on keeps its cause as `#[source]` instead.
+/// Many libraries repeat the cause in the outer message; a cause already included is left out. Use
+/// it where an error is logged, shown or put into a response. An error that is returned keeps its
+/// cause as `#[source]` instead.
 #[must_use]
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut line = String::new();
@@ -21,7 +21,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     line
 }
 
-/// The error itself, then each cause. Find one of a given type with `downcast_ref`.
+/// The error itself, then each cause. Use `downcast_ref` to find one of a given type.
 pub fn causes<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

@@ -1,8 +1,8 @@
-//! Files that are the old one or the new one after a crash at any instruction.
+//! Files that are either old or new after a crash at any instruction.
 //!
-//! A file is written beside its place (`.unfinished-…`), synced, renamed, and its folder is synced.
-//! What a crash leaves behind is removed by [`sweep`], or by [`sweep_for`] where others write into
-//! the same folder. All functions block.
+//! A file is written next to its place (`.unfinished-…`), synced, renamed, and its directory is
+//! synced. [`sweep`] removes what a crash leaves behind; [`sweep_for`] does where others write into
+//! the same directory. All functions block.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -12,38 +12,38 @@ use std::path::Path;
 
 pub use tempfile::NamedTempFile;
 
-/// How the name of every file begins that is not in its place yet.
+/// Prefix of the name of every file that is not yet in its place.
 pub const UNFINISHED_PREFIX: &str = ".unfinished-";
 
-/// The mode of a file that everybody may read, as far as the process's umask allows.
+/// The mode of a file that every user may read, as far as the process's umask allows.
 pub const READABLE: u32 = 0o644;
 
 /// The mode of a file that only its owner may read.
 pub const SECRET: u32 = 0o600;
 
-/// Replaces `path` with `bytes`. The file has `mode` without the bits of the process's umask, and
-/// is never readable by more people than that. Its folder must exist. Two writers do not disturb
-/// each other: the last one wins.
+/// Replaces `path` with `bytes`. The file has `mode` minus the bits of the process's umask, and is
+/// never more readable than that. Its directory must exist. Concurrent writers do not disturb each
+/// other: the last one wins.
 ///
 /// # Errors
-/// When the file system refuses. The old file is untouched then, except when the error came from
-/// syncing the folder: after a crash it may be either one.
+/// If a file operation fails. The old file is then unchanged, unless syncing the directory failed:
+/// after a crash it may be either one.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = unfinished_for(path)?;
     file.write_all(bytes)?;
     put_in_place(file, path, mode)
 }
 
-/// A new file in `folder`, readable by its owner only. It is removed when dropped, unless
+/// A new file in `folder`, readable only by its owner. It is removed when dropped, unless
 /// [`put_in_place`] took it.
 ///
 /// # Errors
-/// When the file system refuses.
+/// If a file operation fails.
 pub fn unfinished(folder: &Path) -> io::Result<NamedTempFile> {
     tempfile::Builder::new().prefix(UNFINISHED_PREFIX).tempfile_in(folder)
 }
 
-/// Syncs a written file, renames it to `path` in the same folder, and syncs the folder.
+/// Syncs a written file, renames it to `path` in the same directory, and syncs the directory.
 ///
 /// # Errors
 /// As [`write`].
@@ -53,10 +53,10 @@ pub fn put_in_place(file: NamedTempFile, path: &Path, mode: u32) -> io::Result<(
     sync_folder(folder_of(path))
 }
 
-/// As [`write`], but never in place of something that is there.
+/// As [`write`], but never replaces an existing file.
 ///
 /// # Errors
-/// As [`write`]; [`io::ErrorKind::AlreadyExists`] when there is a file of that name.
+/// As [`write`]; [`io::ErrorKind::AlreadyExists`] if a file of that name exists.
 pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = unfinished_for(path)?;
     file.write_all(bytes)?;
@@ -70,17 +70,17 @@ fn finish(file: &NamedTempFile, mode: u32) -> io::Result<()> {
     file.as_file().sync_all()
 }
 
-/// The bits that this process denies to files that it creates. The system call that returns them
-/// also sets them, for all threads; the kernel shows them here as well. Unknown (no `/proc`):
-/// only the owner gets anything.
+/// The bits that this process removes from the mode of new files. The system call that returns them
+/// also sets them, for all threads; the kernel shows them here too. If unknown (no `/proc`), only
+/// the owner gets access.
 fn umask() -> u32 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let text = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     text.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o077)
 }
 
-/// Renames a file or folder whose content is durable, and syncs the folder it goes to. The folder
-/// it came from, if that is another one, is the caller's to sync.
+/// Renames a file or directory whose content is durable, and syncs the target directory. If the
+/// source is in another directory, the caller has to sync that.
 ///
 /// # Errors
 /// As [`write`].
@@ -89,10 +89,10 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     sync_folder(folder_of(to))
 }
 
-/// Creates a folder and the missing ones above it, each durable in the one above.
+/// Creates a directory and missing ones above it, each durable in its parent.
 ///
 /// # Errors
-/// When the file system refuses.
+/// If a file operation fails.
 pub fn create_folders(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
@@ -106,11 +106,11 @@ pub fn create_folders(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Creates a folder (and the missing ones above it) that is for its owner only, or takes an
-/// existing one away from everybody else.
+/// Creates a directory (and missing ones above it) that only its owner can access, or removes
+/// everyone else's access to an existing one.
 ///
 /// # Errors
-/// When the file system refuses, for instance because the folder belongs to another user.
+/// If a file operation fails, for example because the directory belongs to another user.
 pub fn private_folder(folder: &Path) -> io::Result<()> {
     create_folders(folder_of(folder))?;
     match DirBuilder::new().mode(0o700).create(folder) {
@@ -124,15 +124,15 @@ pub fn private_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes what was created, renamed and removed in a folder durable.
+/// Persists what was created, renamed and removed in a directory.
 ///
 /// # Errors
-/// When the file system refuses.
+/// If a file operation fails.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// The folder that holds `path`; `.` for a bare name.
+/// The directory that contains `path`; `.` for a bare name.
 #[must_use]
 pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
@@ -141,20 +141,20 @@ pub fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Removes every unfinished file and folder in `folder`. For the one owner of the folder, before
-/// it writes. A missing folder is clean.
+/// Removes every unfinished file and directory in `folder`. Only for the sole owner of the
+/// directory, before it writes. Does nothing if the directory is missing.
 ///
 /// # Errors
-/// When the file system refuses.
+/// If a file operation fails.
 pub fn sweep(folder: &Path) -> io::Result<()> {
     sweep_prefix(folder, OsStr::new(UNFINISHED_PREFIX))
 }
 
-/// Removes what interrupted writes of `path` left beside it. For the one writer of `path`, where
-/// the folder has others.
+/// Removes what interrupted writes of `path` left next to it. For the only writer of `path`, in a
+/// directory that others write to as well.
 ///
 /// # Errors
-/// When the file system refuses.
+/// If a file operation fails.
 pub fn sweep_for(path: &Path) -> io::Result<()> {
     sweep_prefix(folder_of(path), &unfinished_prefix(path))
 }
@@ -163,7 +163,7 @@ fn unfinished_for(path: &Path) -> io::Result<NamedTempFile> {
     tempfile::Builder::new().prefix(&unfinished_prefix(path)).tempfile_in(folder_of(path))
 }
 
-/// `.unfinished-NAME.`, to which six random letters are added.
+/// `.unfinished-NAME.`, to be followed by six random letters.
 fn unfinished_prefix(path: &Path) -> OsString {
     let mut prefix = OsString::from(UNFINISHED_PREFIX);
     prefix.push(path.file_name().unwrap_or_default());

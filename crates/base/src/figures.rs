@@ -1,4 +1,4 @@
-//! Sizes, rates and durations, as short as they can be read.
+//! Sizes, rates and durations, as short as possible.
 
 /// Bytes in the largest binary unit that fits: `1023 B`, `1.5 MiB`.
 #[must_use]
@@ -9,7 +9,7 @@ pub fn bytes(count: u64) -> String {
     scaled(u128::from(count) * 10 / 1024, 1024, ["KiB", "MiB", "GiB", "TiB"])
 }
 
-/// A rate as networks are sold, from bytes per second: `48.9 Mbit/s`.
+/// A rate in the units that networks are sold in, from bytes per second: `48.9 Mbit/s`.
 #[must_use]
 pub fn bits(bytes_per_second: u64) -> String {
     let tenths = u128::from(bytes_per_second) * 8 / 100;

@@ -1,9 +1,9 @@
-//! An I/O error that says which file it is about.
+//! An I/O error that names its file.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The system refused to do something with a file or folder.
+/// An operation on a file or directory failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} {}", path.display())]
 pub struct FileError {
@@ -13,9 +13,9 @@ pub struct FileError {
     pub source: io::Error,
 }
 
-/// Names the file in an I/O error: `fs::read(&path).on_path("read", &path)?`.
+/// Adds the file's name to an I/O error: `fs::read(&path).on_path("read", &path)?`.
 pub trait OnPath<T> {
-    /// Adds what was done to which file.
+    /// Adds the operation and the file.
     ///
     /// # Errors
     /// The same error, with the file.

@@ -1,4 +1,4 @@
-//! Formats that every later version must read: an example of each is a file in `tests/golden`.
+//! Formats that every later version must read: each has examples in a file in `tests/golden`.
 
 use std::fmt::Debug;
 use std::fs;
@@ -8,11 +8,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Holds a format to its golden file, one JSON value per line: each line decodes to its value, and
-/// each value encodes to its line. `UPDATE=1` writes the file only if there is none: what has been
-/// released never changes, because servers have it on disk and send it to each other.
+/// each value encodes to its line. `UPDATE=1` writes the file only if it does not exist: a released
+/// format never changes, because servers have it on disk and send it to each other.
 ///
 /// # Panics
-/// When the format has changed.
+/// If the format has changed.
 pub fn hold<T>(path: &Path, values: &[T])
 where
     T: Serialize + DeserializeOwned + PartialEq + Debug,

@@ -1,14 +1,14 @@
-//! The ground floor: small mechanisms that every crate needs and nobody should write twice.
+//! The foundation: small mechanisms that every crate needs and that should exist only once.
 //!
 //! **What it is.** [`chain()`] prints an error with its causes, [`OnPath`] adds the file to an I/O
 //! error, [`figures`] prints sizes, rates and durations, [`durable`] replaces a file so that a
-//! crash leaves the old one or the new one, [`retry`] says how long to wait between tries,
+//! crash leaves either the old or the new one, [`retry`] says how long to wait between tries,
 //! [`metrics`] registers and renders metrics.
 //!
-//! **What it must never know.** Any other crate of the workspace, the network, what a server,
-//! group, release or rollout is. It starts no thread, sleeps nowhere and logs nothing.
+//! **What it must never know.** Any other crate of the workspace; the network; what a server,
+//! group, release or rollout is. It starts no threads, never sleeps and logs nothing.
 //!
-//! **Where to start reading.** The module you need; none knows another.
+//! **Where to start reading.** The module you need; they do not depend on one another.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
@@ -26,5 +26,5 @@ pub mod retry;
 pub use chain::chain;
 pub use file_error::{FileError, OnPath};
 
-/// A cause of any type, for an error that keeps it as its `#[source]`; made from a text as well.
+/// A cause of any type, for an error's `#[source]`; can also be made from a text.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;

@@ -1,7 +1,7 @@
 //! The metrics of a process, in Prometheus' text format.
 //!
 //! [`Registrar`] registers a metric and returns the typed handle that counts, so an unregistered
-//! name cannot be used. Each process keeps its handles in one struct, made by
+//! name cannot be used. Each process has its handles in one struct, made by
 //! [`metrics!`](crate::metrics!). `docs/metrics.md` lists them all.
 
 use std::fmt::Debug;
@@ -20,14 +20,14 @@ pub use prometheus_client::metrics::histogram::Histogram;
 /// The `Content-Type` of [`Registrar::text`].
 pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
 
-/// For the disk and for requests: 0.5 ms to 16 s.
+/// For disk operations and requests: 0.5 ms to 16 s.
 pub const LATENCY: Buckets = Buckets { first_s: 0.0005 };
 /// For steps on a server: 50 ms to 27 min.
 pub const STEP: Buckets = Buckets { first_s: 0.05 };
 /// For rollouts: 10 s to 91 h.
 pub const ROLLOUT: Buckets = Buckets { first_s: 10.0 };
 
-/// The bounds of a histogram: sixteen of them, each twice the one before.
+/// The bounds of a histogram: sixteen, each twice the previous one.
 #[derive(Debug, Clone, Copy)]
 pub struct Buckets {
     first_s: f64,
@@ -43,7 +43,7 @@ impl MetricConstructor<Histogram> for Buckets {
 pub type Histograms<L> = Family<L, Histogram, Buckets>;
 
 /// Labels of a metric: a struct that derives `EncodeLabelSet`. Their values must be bounded: names
-/// of steps, routes, outcomes, never text that somebody typed.
+/// of steps, routes, outcomes, never free text.
 pub trait Labels: EncodeLabelSet + Clone + Hash + Eq + Debug + Send + Sync + 'static {}
 impl<L: EncodeLabelSet + Clone + Hash + Eq + Debug + Send + Sync + 'static> Labels for L {}
 
@@ -71,7 +71,7 @@ macro_rules! metrics {
         }
 
         impl $name {
-            /// Everything, for `/metrics`.
+            /// All metrics, for `/metrics`.
             pub(crate) fn text(&self) -> String {
                 self.registrar.text()
             }
@@ -96,7 +96,7 @@ pub struct Registrar {
 }
 
 impl Registrar {
-    /// No metrics yet; all will be called `<prefix>_<name>`.
+    /// An empty registry; all metrics will be called `<prefix>_<name>`.
     #[must_use]
     pub fn new(prefix: &'static str) -> Self {
         Self { registry: Registry::with_prefix(prefix), prefix, names: Vec::new() }
@@ -137,14 +137,14 @@ impl Registrar {
         self.register(name, "", help, Family::new_with_constructor(buckets))
     }
 
-    /// The metrics whose full names a document does not mention in backquotes.
+    /// The metrics whose full names a document does not contain in backquotes.
     #[must_use]
     pub fn undocumented(&self, document: &str) -> Vec<&str> {
         let mentioned = |name: &&str| document.contains(&format!("`{name}`"));
         self.names.iter().map(String::as_str).filter(|name| !mentioned(name)).collect()
     }
 
-    /// Everything, as Prometheus scrapes it.
+    /// All metrics, in the format that Prometheus scrapes.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();

@@ -1,7 +1,7 @@
 //! How long to wait before trying again.
 //!
 //! [`Schedule::pause`] is a pure function, for code whose clock and randomness are inputs;
-//! [`Schedule::pauses`] keeps count for a loop:
+//! [`Schedule::pauses`] counts failures for a loop:
 //!
 //! ```
 //! # fn call() -> Result<(), ()> { Ok(()) }
@@ -18,19 +18,19 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// For another server of the same group, or a process here: back within a second if at all, and
-/// others wait for what we have to say to it.
+/// For another server of the same group, or a local process: back within a second if at all, and
+/// others are waiting for our message to it.
 pub const NEAR: Schedule = Schedule::new(Duration::from_millis(50), Duration::from_secs(1));
 
-/// For what a whole fleet asks, such as the hub and its registry: a minute's outage must not end
-/// in a rush.
+/// For what a whole fleet uses, such as the hub and its registry: a minute's outage must not end in
+/// a stampede.
 pub const SHARED: Schedule = Schedule::new(Duration::from_millis(250), Duration::from_secs(10));
 
-/// For a program that ends by itself: quick after a hiccup, cheap when it never stays up.
+/// For a program that exits on its own: quick after a hiccup, cheap if it never stays up.
 pub const PROGRAM: Schedule = Schedule::new(Duration::from_millis(100), Duration::from_secs(30));
 
-/// Pauses that double with every failure in a row. Each is random between half of its length and
-/// all of it, so that those who failed together do not return together.
+/// Pauses that double with every consecutive failure. Each is random between half its length and
+/// its full length, so that clients that failed together do not return together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
     first: Duration,
@@ -44,16 +44,16 @@ impl Schedule {
         Self { first, longest }
     }
 
-    /// The pause after so many failures in a row (at least one), chosen by a random number.
+    /// The pause after `failures` consecutive failures (at least one), chosen by a random number.
     #[must_use]
     pub fn pause(&self, failures: u32, random: u64) -> Duration {
-        // As long as it can grow, and not a loop of four billion.
+        // As often as it can grow, instead of four billion times.
         let before = failures.saturating_sub(1).min(u32::BITS) as usize;
         let mut pauses = self.builder().with_jitter_seed(random).build();
         pauses.nth(before).unwrap_or(self.longest)
     }
 
-    /// Counts failures from none, with randomness of its own.
+    /// Counts failures from zero, with its own randomness.
     #[must_use]
     pub fn pauses(self) -> Pauses {
         Pauses { backoff: self.builder().build(), schedule: self }
@@ -77,12 +77,12 @@ pub struct Pauses {
 }
 
 impl Pauses {
-    /// The pause after one more failure.
+    /// The pause after another failure.
     pub fn next_pause(&mut self) -> Duration {
         self.backoff.next().unwrap_or(self.schedule.longest)
     }
 
-    /// It worked: the next pause is the first one again.
+    /// Records a success: the next pause is the first one again.
     pub fn reset(&mut self) {
         *self = self.schedule.pauses();
     }
