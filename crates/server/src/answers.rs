@@ -1,4 +1,4 @@
-//! What a member answers servers, people and other members.
+//! A member's responses to servers, people and other members.
 
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
 use cohort_core::ids::{Incarnation, MemberId, ServerId};
@@ -7,15 +7,14 @@ use cohort_core::report::Report;
 
 use crate::member::{Proposed, View};
 
-/// Reports in one request. 64: what a server does between two answers, with room for a crash.
+/// Reports in one request. 64: those of a server between two responses, with room for a crash.
 pub const REPORTS_MAX: usize = 64;
-/// How long a command may take until its outcome is called unknown, in milliseconds: several
-/// elections.
+/// How long a command may take until its outcome is unknown, in milliseconds: several elections.
 pub const COMMAND_MS_MAX: u64 = 5_000;
 /// Pause before a command is proposed again, in milliseconds.
 const AGAIN_AFTER_MS: u64 = 50;
 
-/// A server's orders, and a hash by which it recognises them. Never 0: that means *none known*.
+/// A server's orders, and a hash that identifies them. Never 0: that means *none known*.
 #[must_use]
 pub fn orders(view: &View, server: &ServerId) -> (Option<Orders>, u64) {
     let orders = view.state.orders(server, view.killed.is_some());
@@ -25,14 +24,14 @@ pub fn orders(view: &View, server: &ServerId) -> (Option<Orders>, u64) {
     (orders, u64::from_be_bytes(*first).max(1))
 }
 
-/// Whether a held question is answered now: the orders differ from those that the server has, or
-/// this member lost the leader and the server had better ask another one.
+/// Whether to answer a held request now: the orders differ from those that the server has, or this
+/// member lost the leader and the server should ask another one.
 #[must_use]
 pub fn answers_now(has_leader: bool, hash: u64, known: u64) -> bool {
     hash != known || !has_leader
 }
 
-/// Whether a person may say this.
+/// Whether operators may send this command.
 #[must_use]
 pub fn for_people(body: &Body) -> bool {
     matches!(
@@ -48,8 +47,8 @@ pub fn for_people(body: &Body) -> bool {
     )
 }
 
-/// Whether a member may pass this on to the leader: what servers and people say, never what only
-/// a leader decides.
+/// Whether a member may forward this to the leader: what servers and operators send, never what
+/// only a leader decides.
 #[must_use]
 pub fn for_members(body: &Body) -> bool {
     matches!(body, Body::Report { .. } | Body::AddServer { .. }) || for_people(body)
@@ -58,9 +57,9 @@ pub fn for_members(body: &Body) -> bool {
 /// Why a command is not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForwardRefused {
-    /// Only the leader itself issues it.
+    /// Only the leader itself issues this command.
     LeadersOnly,
-    /// An entry of this version would stop every member that does not know it.
+    /// An entry of this version would stop every member that does not support it.
     Version,
     TooLong,
 }
@@ -68,7 +67,7 @@ pub enum ForwardRefused {
 /// Whether a member may forward this command to the leader.
 ///
 /// # Errors
-/// Why it may not.
+/// The reason why not.
 pub fn check_forward(command: &Command) -> Result<(), ForwardRefused> {
     let too_long = matches!(&command.body, Body::Report { report } if report.outcome.is_too_long());
     if !for_members(&command.body) {
@@ -82,23 +81,23 @@ pub fn check_forward(command: &Command) -> Result<(), ForwardRefused> {
     }
 }
 
-/// Why reports are not taken.
+/// Why reports are rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReportsRefused {
     /// More than [`REPORTS_MAX`].
     TooMany,
     /// A server only reports for itself.
     Foreign,
-    /// They are about another incarnation of the group.
+    /// They belong to another incarnation of the group.
     OtherIncarnation,
-    /// The texts of one are too long for the log.
+    /// The texts of a report are too long for the log.
     TooLong,
 }
 
-/// Whether a server's reports are taken.
+/// Whether a server's reports are accepted.
 ///
 /// # Errors
-/// Why they are not.
+/// The reason why not.
 pub fn check_reports(
     server: &ServerId,
     reports: &[Report],
@@ -118,19 +117,20 @@ pub fn check_reports(
     }
 }
 
-/// What joining the group takes.
+/// What a server needs to join the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Joining {
-    /// The server is in it, with this address.
+    /// Nothing: it is in the group, with this address.
     Done,
-    /// It is in it, and has moved.
+    /// It is in the group, with another address.
     Moved,
     /// It is new. Only the hub decides which group a server belongs to: ask the registry first.
     New,
 }
 
-/// What it takes to have `server` in the group with this address. Its rack is the one that it came
-/// with: voters are spread over racks, so a server that may change its own could get itself a vote.
+/// What is needed to have `server` in the group with this address. Its rack is the one it joined
+/// with: voters are spread over racks, so a server that could change its own could get itself a
+/// vote.
 #[must_use]
 pub fn joining(view: &View, server: &ServerId, address: &str) -> Joining {
     match view.state.servers.get(server) {
@@ -140,21 +140,21 @@ pub fn joining(view: &View, server: &ServerId, address: &str) -> Joining {
     }
 }
 
-/// What to do next to get a command into the log.
+/// The next step to get a command into the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
     /// It is in the log; with the reason if it was refused.
     Done { index: u64, rejection: Option<Rejection> },
-    /// Pass it on to the leader, within what is left of [`COMMAND_MS_MAX`].
+    /// Forward it to the leader, within what is left of [`COMMAND_MS_MAX`].
     Forward { to: MemberId, within_ms: u64 },
-    /// Propose it again after so many milliseconds. The command carries what makes that safe.
+    /// Propose it again after this time. The command's request id makes that safe.
     Again { after_ms: u64 },
     /// Its outcome is unknown.
     GiveUp,
 }
 
-/// Getting one command into the log: here if this member leads, else through the leader; tried
-/// again until [`COMMAND_MS_MAX`] are over.
+/// Getting one command into the log: here if this member is the leader, else through the leader;
+/// retried until [`COMMAND_MS_MAX`] has passed.
 #[derive(Debug, Clone, Copy)]
 pub struct Committing {
     own: MemberId,
@@ -162,13 +162,13 @@ pub struct Committing {
 }
 
 impl Committing {
-    /// Begins; `own` is this server's member.
+    /// Starts; `own` is this server's member.
     #[must_use]
     pub fn begin(now_ms: u64, own: MemberId) -> Committing {
         Committing { own, until_ms: now_ms + COMMAND_MS_MAX }
     }
 
-    /// The own member's answer to a proposal.
+    /// Processes this member's response to a proposal.
     #[must_use]
     pub fn proposed(&self, now_ms: u64, outcome: Proposed) -> Next {
         match outcome {
@@ -183,7 +183,7 @@ impl Committing {
         }
     }
 
-    /// The leader did not answer, or did not take it.
+    /// Processes a failed forward: the leader did not respond, or did not accept it.
     #[must_use]
     pub fn failed(&self, now_ms: u64) -> Next {
         if now_ms + AGAIN_AFTER_MS < self.until_ms {
@@ -194,7 +194,7 @@ impl Committing {
     }
 }
 
-/// Names the leader in a command that needs it: an undo begins with the leader's own server.
+/// Adds the leader to a command that needs it: an undo starts with the leader's own server.
 pub fn name_leader(command: &mut Command, view: &View) {
     if let Body::Undo { lead, .. } = &mut command.body
         && let Some(leader) = view.leader()

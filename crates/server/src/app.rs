@@ -1,8 +1,8 @@
-//! One app on one server: what the shell is to do now, from what it sees.
+//! One app on one server: what the shell should do now, given what it sees.
 //!
-//! [`next_action`] decides about the steps of an activation. Around it stands what a server owes
-//! its group and its users between them: reports, traffic after a start, running checks, a service
-//! that is seen to run, old releases that go.
+//! [`next_action`] decides about the steps of an activation. This module adds a server's other
+//! duties to its group and users: reports, traffic after a start, running checks, a running
+//! service, removal of old releases.
 
 use std::collections::BTreeSet;
 
@@ -17,83 +17,82 @@ use cohort_core::steps::{
 
 /// The longest time between two looks, in milliseconds.
 const LOOK_MS_MAX: u64 = 1_000;
-/// How often the guard and the service are seen to be there, in milliseconds.
+/// How often the guard and the service are checked, in milliseconds.
 const ENSURE_RUNNING_EVERY_MS: u64 = 5_000;
 /// How often old releases are collected from disk, in milliseconds.
 const COLLECT_EVERY_MS: u64 = 60_000;
-/// How often what runs here is reported while the group believes something else, in milliseconds.
+/// How often what runs here is reported while the group records something else, in milliseconds.
 const FOUND_EVERY_MS: u64 = 5_000;
 
-/// What the shell sees when it looks.
+/// Everything that the shell sees when it looks.
 #[derive(Debug, Clone, Copy)]
 pub struct Sight<'a> {
     pub now: BootTime<'a>,
     pub orders: Option<&'a AppOrders>,
-    /// They are still valid, see [`Received::fresh`](crate::asking::Received::fresh).
+    /// The orders are still valid; see [`Received::fresh`](crate::asking::Received::fresh).
     pub orders_fresh: bool,
     /// The kill switch is latched on this server.
     pub killed: bool,
     /// The last fence whose passed checks the group has acknowledged.
     pub confirmed: Option<Fence>,
-    /// What is written down.
+    /// The app's record on this server.
     pub record: &'a AppRecord,
     pub reached: Reached,
     /// Artifacts that are whole on this server.
     pub held: &'a [Digest],
-    /// What the running checks say, where they run.
+    /// The result of the running checks, if they are running.
     pub health: Option<&'a Health>,
-    /// The outbox takes outcomes: without room no step begins, except going back.
+    /// The outbox has room for outcomes: without it, no step starts, except going back.
     pub room: bool,
-    /// The outbox takes news of running checks, and repeated finds.
+    /// The outbox has room for changes of health, and repeated finds.
     pub room_for_health: bool,
 }
 
-/// What a server waits for between two steps.
+/// What a server is waiting for between two steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
-    /// For the bytes of a release.
+    /// The bytes of a release.
     Fetching,
-    /// For the group to acknowledge that the checks have passed.
+    /// The group's acknowledgement that the checks have passed.
     Confirming,
 }
 
-/// What the shell is to do, in this order.
+/// What the shell should do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "a handful at a time, and never kept")]
 pub enum Effect {
     Report {
-        /// The order that it is about; the default where it is about none.
+        /// The order that the report is about; the default if none.
         fence: Fence,
         attempt: u32,
         outcome: Outcome,
     },
-    /// Make durable what is done and not on disk yet: what follows may wait for long.
+    /// Persist finished steps that are not on disk yet: what follows may wait for long.
     WriteDown,
     /// Take the step; look again when it has ended. Always the last effect.
     Act(StepAction),
-    /// Give traffic back for as long as the kill switch is on.
+    /// Return to traffic for as long as the kill switch is on.
     Undrain,
-    /// What is being done, for people; `None`: nothing.
+    /// Progress, for people; `None` if idle.
     Doing(Option<Doing>),
     /// Take traffic, as far as the record allows it.
     TakeTraffic,
-    /// Readiness: `None` when fit, or what speaks against it.
+    /// Readiness: `None` if fit, else what is wrong.
     Unfit(Option<String>),
-    /// Start the running checks, beginning with this opinion; those before end.
+    /// Start the running checks, with this initial result; earlier ones end.
     Watch {
         checks: Vec<Check>,
-        /// What is known at this moment.
+        /// The health known now.
         first: Health,
     },
     Unwatch,
-    /// See to it that the guard and the service in use are there.
+    /// Make sure that the guard and the current service are running.
     EnsureRunning,
     /// Remove releases and artifacts that are not among these.
     Collect(Vec<Digest>),
 }
 
-/// One app on this server, between two looks. In memory only: a restarted agent starts
-/// over.
+/// One app on this server, between two looks. In memory only: a restarted agent starts over.
 #[derive(Debug, Clone)]
 pub struct App {
     started_ms: u64,
@@ -101,14 +100,14 @@ pub struct App {
     ready_without_orders_after_ms: u64,
     /// The last outcome of the activation that was reported.
     reported: Option<(Fence, Outcome)>,
-    /// What the start found, until it has been reported.
+    /// What the agent found at its start, until it has been reported.
     boot: Option<Outcome>,
     /// The service ran when the agent started, or an activation has started it since.
     booted: bool,
     took_traffic: bool,
-    /// What the running checks run for.
+    /// What the current running checks were started for.
     watched: Option<(Vec<Check>, Option<Digest>)>,
-    /// Their last result that was reported.
+    /// Their last reported result.
     health: Option<Health>,
     found_ms: Option<u64>,
     ensured_ms: Option<u64>,
@@ -116,7 +115,7 @@ pub struct App {
 }
 
 impl App {
-    /// After the host's boot, which found `found` (an [`Outcome::Found`]).
+    /// The state after the host's boot, which found `found` (an [`Outcome::Found`]).
     #[must_use]
     pub fn new(now_ms: u64, ready_without_orders_after_ms: u64, found: Outcome) -> App {
         App {
@@ -134,7 +133,7 @@ impl App {
         }
     }
 
-    /// Looks at everything and says what to do now. Not while a step runs.
+    /// Looks at everything and decides what to do now. Do not call while a step runs.
     pub fn look(&mut self, sight: &Sight<'_>) -> Vec<Effect> {
         let mut effects = Vec::new();
         if sight.room {
@@ -154,7 +153,7 @@ impl App {
                 let fetching = !next.fetch.is_empty();
                 self.rest(&next.step, fetching, sight, &mut effects);
             }
-            // Its outcome could not be reported: wait for room. Going back needs no group.
+            // Its outcome could not be reported: wait for room. Going back does not need the group.
             action if !sight.room && !matches!(action, StepAction::Undo { .. }) => {
                 effects.push(Effect::WriteDown);
             }
@@ -177,13 +176,13 @@ impl App {
         }
     }
 
-    /// Whether what runs is fit for traffic, as far as is known.
+    /// Whether what runs is fit for traffic, as far as known.
     fn fit(&self) -> bool {
         self.health.as_ref().map_or(self.booted, |health| health.in_service)
     }
 
-    /// The first that a group hears of an app on this server is what was found here. A group that
-    /// forgot the app, or this server, gets the report again.
+    /// Reports what was found here: the first report to a group about an app on this server. A
+    /// group that forgot the app, or this server, gets it again.
     fn report_boot(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         if sight.orders.is_none() {
             let release = sight.record.local.current.clone();
@@ -195,7 +194,7 @@ impl App {
         }
     }
 
-    /// Tells what is written down about the activation and was not told yet.
+    /// Reports what was recorded about the activation and not yet reported.
     fn report_outcome(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         let Some(activation) = &sight.record.local.activation else { return };
         let Some((attempt, outcome)) = activation.outcome() else { return };
@@ -207,7 +206,7 @@ impl App {
         effects.push(Effect::Report { fence, attempt, outcome });
     }
 
-    /// No step to take now.
+    /// There is no step to take now.
     fn rest(
         &mut self,
         step: &StepAction,
@@ -233,8 +232,8 @@ impl App {
         self.collect(sight, effects);
     }
 
-    /// A group that does not know what runs here (it took this server in again, or began a new
-    /// incarnation) gets what was found again.
+    /// Reports again what was found to a group that does not know what runs here (it re-added this
+    /// server, or started a new incarnation).
     fn report_found(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         let local = &sight.record.local;
         let at_rest = *step == StepAction::Settled
@@ -252,19 +251,19 @@ impl App {
         }
     }
 
-    /// After a start: traffic only when nothing is owed, or when the group could not be asked for
-    /// as long as the configuration says.
+    /// After a start: traffic only if nothing is owed, or if the group was unreachable for the
+    /// configured time.
     fn traffic(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         if self.took_traffic {
             return;
         }
         let activation = sight.record.local.activation.as_ref();
         let settled = match sight.orders {
-            // What is owed comes before traffic.
+            // Paying the debt comes before traffic.
             Some(orders) if orders.owes => false,
             Some(orders) => match &orders.activation {
                 None => *step == StepAction::Settled,
-                // Its turn has come and it may not begin yet: until then it serves.
+                // Its turn has come but it may not start yet: until then it serves.
                 Some(order) => {
                     order.purpose == Purpose::Wave
                         && activation.is_none_or(|known| known.order.fence < order.fence)
@@ -276,8 +275,8 @@ impl App {
         } && self.fit();
         let busy = activation.filter(|activation| activation.progress != Progress::Complete);
         if settled || (busy.is_some() && sight.orders.is_some()) {
-            // An agent that restarted in an activation that has drained nothing yet still serves;
-            // what is owed comes before traffic.
+            // An agent that restarted in an activation that has not drained yet still serves;
+            // paying a debt comes before traffic.
             if busy.is_none_or(|activation| activation.order.purpose != Purpose::Debt) {
                 effects.push(Effect::TakeTraffic);
             }
@@ -285,7 +284,8 @@ impl App {
         }
     }
 
-    /// Running checks, started again when the release or the checks change, and their news.
+    /// Manages the running checks: restarts them if the release or the checks change, reports
+    /// changes.
     fn watch(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         let local = &sight.record.local;
         let complete = local.activation.as_ref().is_none_or(|a| a.progress == Progress::Complete);
@@ -316,7 +316,7 @@ impl App {
         }
     }
 
-    /// What no order wants kept any more goes, while nothing is being changed.
+    /// While nothing is changing, removes what no order keeps.
     fn collect(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         let Some(orders) = sight.orders else { return };
         let busy = orders.activation.is_some() || !orders.fetch.is_empty();
@@ -330,7 +330,7 @@ fn report(outcome: Outcome) -> Effect {
     Effect::Report { fence: Fence::default(), attempt: 1, outcome }
 }
 
-/// Whether something that is done at this interval is due; it counts as done then.
+/// Whether something that happens at this interval is due; if so, it counts as done.
 fn due(last_ms: &mut Option<u64>, now_ms: u64, every_ms: u64) -> bool {
     let due = last_ms.is_none_or(|at| now_ms.saturating_sub(at) >= every_ms);
     if due {
@@ -339,18 +339,18 @@ fn due(last_ms: &mut Option<u64>, now_ms: u64, every_ms: u64) -> bool {
     due
 }
 
-/// A step, or a wait of the host, while it runs: when it is interrupted.
+/// A running step, or a wait of the host: when it is interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Running {
     fence: Fence,
-    /// When the host may go back by itself, unless the group is heard of again; and for how long
-    /// that counts. `None` where it does not go back.
+    /// When the host may go back on its own, unless the group is heard again; and how long that
+    /// contact counts. `None` if it does not go back.
     undo: Option<(u64, u64)>,
     begun_ms: u64,
 }
 
 impl Running {
-    /// The action begins now.
+    /// The action starts now.
     #[must_use]
     pub fn new(action: &StepAction, sight: &Sight<'_>) -> Running {
         let known = sight.record.local.activation.as_ref().map(|a| a.order.fence);
@@ -363,7 +363,7 @@ impl Running {
             | StepAction::Settled
             | StepAction::Wait(_) => (known.unwrap_or_default(), false),
         };
-        // What the group has confirmed is not undone.
+        // A change that the group has confirmed is not undone.
         let confirmed = known.is_some() && sight.confirmed == known;
         let left_ms =
             sight.record.undo_left_ms(sight.reached, sight.now).filter(|_| !undoing && !confirmed);
@@ -372,7 +372,7 @@ impl Running {
         Running { fence, undo, begun_ms: sight.now.ms }
     }
 
-    /// Traffic is given back until something newer is ordered.
+    /// Traffic is returned until something newer is ordered.
     #[must_use]
     pub fn undraining(sight: &Sight<'_>) -> Running {
         let known = sight.record.local.activation.as_ref().map(|a| a.order.fence);
@@ -381,8 +381,8 @@ impl Running {
         Running { fence, undo: None, begun_ms: sight.now.ms }
     }
 
-    /// When it is interrupted, by the boot-time clock in milliseconds: 0 for at once, `None` for
-    /// never. `orders` are the last ones, and `asked_ms` when they were asked for.
+    /// When it is interrupted, by the boot-time clock in milliseconds: 0 for immediately, `None`
+    /// for never. `orders` are the latest, and `asked_ms` is when they were requested.
     #[must_use]
     pub fn interrupted_at_ms(&self, orders: Option<&AppOrders>, asked_ms: u64) -> Option<u64> {
         let ordered = orders.and_then(|orders| orders.activation.as_ref());
@@ -400,8 +400,8 @@ impl Running {
 pub struct Announced(BTreeSet<(AppId, Digest)>);
 
 impl Announced {
-    /// Those to report as held now; `whole` tells whether an artifact's bytes and signature have
-    /// been verified here. What is no longer ordered is forgotten, and announced when ordered
+    /// The artifacts to report as held now; `whole` says whether an artifact's bytes and signature
+    /// have been verified here. One no longer ordered is forgotten, and announced when ordered
     /// again.
     pub fn look<'a>(
         &mut self,
@@ -423,7 +423,7 @@ impl Announced {
     }
 }
 
-/// The step that an action is about, for people and metrics.
+/// The step of an action, for people and metrics.
 #[must_use]
 pub fn step_of(action: &StepAction) -> Option<Step> {
     match action {

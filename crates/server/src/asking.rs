@@ -1,39 +1,39 @@
-//! Asking for orders: which member, when, and how fresh an answer is.
+//! Asking for orders: which member, when, and how fresh a response is.
 //!
-//! One question is open at a time. The shell carries it to a member and steps with what came back;
-//! after [`Effect::Obey`] the orders are in force, and go stale by this server's own clock.
+//! One request is open at a time. The shell sends it to a member and steps with the response; after
+//! [`Effect::Obey`] the orders are in force, and go stale by this server's own clock.
 
 use cohort_core::ids::{Incarnation, ServerId};
 use cohort_core::orders::{MemberAddress, Orders};
 
-/// How long orders are valid, in milliseconds, from when the server asked, by its own clock. 5 s:
-/// longer than a busy machine pauses, shorter than a cut-off server can do harm.
+/// How long orders are valid, in milliseconds from the request, by the server's own clock. 5 s:
+/// longer than the pauses of a busy machine, shorter than a partitioned server needs to do harm.
 pub const ORDERS_VALID_MS: u64 = 5_000;
-/// How long a member holds a question for changed orders, in milliseconds. 2 s: a server is heard
-/// of at least that often.
+/// How long a member holds a request for changed orders, in milliseconds. 2 s: a server is heard
+/// from at least that often.
 pub const WAIT_MS_MAX: u64 = 2_000;
-/// How long an answer to a question for orders may take, in milliseconds: a read round, twice.
+/// Longest wait for a response to a request for orders, in milliseconds: two read rounds.
 pub const ANSWER_MS_MAX: u64 = 3_000;
 
-/// Shortest pause after no member answered, in milliseconds; it doubles with each round.
+/// Shortest pause after no member responded, in milliseconds; doubled with each round.
 const PAUSE_MS_MIN: u64 = 100;
 /// Longest pause, in milliseconds.
 const PAUSE_MS_MAX: u64 = 1_000;
 
-/// Orders, and until when they are valid.
+/// Orders, and how long they are valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
     pub orders: Orders,
-    /// When they were asked for, in milliseconds of the boot-time clock.
+    /// When they were requested, in milliseconds of the boot-time clock.
     pub asked_ms: u64,
     /// How long they are valid from then, in milliseconds.
     pub valid_ms: u64,
-    /// The server whose agent leads, as far as the member knew.
+    /// The leader's server, as far as the member knew.
     pub leader: Option<ServerId>,
 }
 
 impl Received {
-    /// Whether something disruptive may begin on the strength of them.
+    /// Whether these orders still permit starting something disruptive.
     #[must_use]
     pub fn fresh(&self, now_ms: u64) -> bool {
         now_ms.saturating_sub(self.asked_ms) < self.valid_ms
@@ -48,65 +48,65 @@ pub struct Whom {
     pub address: String,
 }
 
-/// A question to a member. The shell answers each with one [`Input`].
+/// A request to a member. The shell answers each with one [`Input`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
-    /// For orders, read through the leader. [`ANSWER_MS_MAX`] for the answer.
+    /// For orders, read through the leader. The response may take [`ANSWER_MS_MAX`].
     Orders,
-    /// For orders with another hash: held up to [`WAIT_MS_MAX`], promises nothing about freshness.
+    /// For orders with another hash: held for up to [`WAIT_MS_MAX`]; says nothing about freshness.
     Change { known: u64 },
-    /// To be taken into the group, or to have its address and rack brought up to date.
+    /// To join the group, or to update this server's address and rack.
     Join,
-    /// For the kill registers only: a minority has no orders to give, but the kill switch passes
-    /// from server to server.
+    /// For the kill registers only: a minority has no orders to give, but servers forward the kill
+    /// switch to each other.
     Kill,
 }
 
-/// What the shell is to do, in this order.
+/// What the shell should do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// These orders are in force from now on.
     Obey(Box<Received>),
-    /// A server answered for an old incarnation; its orders are ignored.
+    /// A server responded for an old incarnation; its orders are ignored.
     OldIncarnation { server: ServerId, incarnation: Incarnation },
-    /// Look up in the registry where the group's members are.
+    /// Look up the group's members in the registry.
     AskRegistry,
     /// Ask this member.
     Ask(Whom, Question),
-    /// Nothing until then, by the boot-time clock in milliseconds; then [`Input::Woken`].
+    /// Do nothing until this time of the boot-time clock, in milliseconds; then [`Input::Woken`].
     Rest { until_ms: u64 },
 }
 
-/// What came of the last effect.
+/// The outcome of the last effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
     /// The start, or the end of a rest.
     Woken,
-    /// The registry was asked; its members are among those known from now on, if it answered.
+    /// The registry was queried; if it responded, its members are now among those known.
     RegistryAsked,
     /// A member answered [`Question::Orders`].
     Orders {
-        /// What to do; `None` when the group does not have this server.
+        /// The orders; `None` if the group does not have this server.
         orders: Option<Box<Orders>>,
         /// How long they are valid, in milliseconds.
         valid_ms: u64,
-        /// The server whose agent leads, as far as the member knows.
+        /// The leader's server, as far as the member knows.
         leader: Option<ServerId>,
         hash: u64,
     },
-    /// [`Question::Change`] or [`Question::Kill`] ended: answered, or its time was up.
+    /// [`Question::Change`] or [`Question::Kill`] ended: answered or timed out.
     Changed,
-    /// Whether the group has taken this server in: not if it refused.
+    /// Whether the group accepted this server; false if it refused.
     Joined(bool),
-    /// The member did not answer, or refused.
+    /// The member did not respond, or refused.
     NoAnswer,
 }
 
-/// Where the group's members are, as known at the moment.
+/// The group's members, as far as known now.
 #[derive(Debug, Clone, Copy)]
 pub struct Members<'a> {
     pub known: &'a [MemberAddress],
-    /// This server's own address, when it carries a member itself.
+    /// This server's own address, if it carries a member itself.
     pub own: Option<&'a str>,
 }
 
@@ -117,7 +117,7 @@ enum Open {
     Orders(Whom),
     Change,
     Kill,
-    // To be taken in; without orders there is nothing to do but rest.
+    // Waiting to join; without orders, there is nothing to do but wait.
     Join { whom: Whom, after: AfterJoin },
 }
 
@@ -131,19 +131,19 @@ enum AfterJoin {
 #[derive(Debug, Clone)]
 pub struct Asking {
     server: ServerId,
-    /// The newest incarnation of the group that this server has heard of.
+    /// The newest incarnation of the group known to this server.
     incarnation: Incarnation,
     preferred: Option<ServerId>,
     turn: usize,
     pause_ms: u64,
-    /// The group has this server's present address and rack.
+    /// The group has this server's current address and rack.
     introduced: bool,
     asked_ms: u64,
     open: Open,
 }
 
 impl Asking {
-    /// Begins with nothing asked. `incarnation` is the newest on this server's disk.
+    /// The initial state. `incarnation` is the newest on this server's disk.
     #[must_use]
     pub fn new(server: ServerId, incarnation: Incarnation) -> Asking {
         Asking {
@@ -158,7 +158,7 @@ impl Asking {
         }
     }
 
-    /// Takes what came of the last effect and says what to do next: exactly one of
+    /// Processes the outcome of the last effect and returns what to do next: exactly one of
     /// [`Effect::AskRegistry`], [`Effect::Ask`] and [`Effect::Rest`], and it comes last.
     pub fn step(&mut self, now_ms: u64, members: Members<'_>, input: Input) -> Vec<Effect> {
         match (std::mem::replace(&mut self.open, Open::Nothing), input) {
@@ -185,7 +185,7 @@ impl Asking {
             }
             (Open::Kill, _) => self.ask_on(now_ms, members),
             (Open::Join { after: AfterJoin::Rest, .. }, input) => match input {
-                // Its orders can be asked for at once.
+                // It can ask for orders immediately.
                 Input::Joined(true) => self.ask(now_ms, members),
                 _ => vec![self.rest(now_ms)],
             },
@@ -212,7 +212,7 @@ impl Asking {
             self.open = Open::Change;
             Effect::Ask(whom, Question::Change { known: hash })
         } else {
-            // The group learns of a new address; the same one changes nothing.
+            // Reports a new address to the group; the same one changes nothing.
             self.join(whom, AfterJoin::Change { known: hash })
         };
         vec![Effect::Obey(Box::new(received)), next]
@@ -234,10 +234,10 @@ impl Asking {
         self.turn = self.turn.wrapping_add(1);
     }
 
-    /// After a member that did not answer: the next one, or, after all of them, a rest.
+    /// After a member that did not respond: the next one, or after all of them, a rest.
     fn ask_on(&mut self, now_ms: u64, members: Members<'_>) -> Vec<Effect> {
         if self.turn.is_multiple_of(self.candidates(members).len().max(1)) {
-            // Perhaps they have moved.
+            // Perhaps the members have moved.
             self.open = Open::Registry { then_rest: true };
             return vec![Effect::AskRegistry];
         }
@@ -262,7 +262,7 @@ impl Asking {
         Effect::Rest { until_ms }
     }
 
-    /// Whom to ask, best first: who answered last, this server's own member, then the others.
+    /// Members to ask, best first: the last to respond, this server's own member, then the others.
     fn candidates(&self, members: Members<'_>) -> Vec<Whom> {
         let whom = |member: &MemberAddress| Whom {
             server: member.server.clone(),
@@ -275,7 +275,7 @@ impl Asking {
             candidates.push(Whom { server: self.server.clone(), address: address.to_owned() });
         }
         if !candidates.is_empty() {
-            // Every server starts at another member, so that none answers them all.
+            // Every server starts at a different member, so that none has to answer all.
             let sum = |sum: usize, byte: u8| sum.wrapping_mul(31).wrapping_add(usize::from(byte));
             let start = self.server.as_str().bytes().fold(0, sum) % candidates.len();
             candidates.rotate_left(start);

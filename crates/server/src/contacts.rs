@@ -1,7 +1,7 @@
 //! When each server last asked for orders, and what it said it was doing.
 //!
-//! Soft state: every member keeps its own and passes what is recent on to the leader. Nothing of
-//! it is replicated; a new leader starts with what its own member has heard.
+//! Soft state: every member has its own and forwards recent contacts to the leader. None of it is
+//! replicated; a new leader starts with what its own member has heard.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ use cohort_core::state::{APPS_MAX, SERVERS_MAX};
 
 /// Contacts in one batch to the leader. 50: with bounded texts, far below a request's limit.
 const BATCH_MAX: usize = 50;
-/// How often a member passes its contacts on to the leader, in milliseconds.
+/// How often a member forwards its contacts to the leader, in milliseconds.
 pub const PASS_ON_EVERY_MS: u64 = 500;
-/// Contacts older than this are not passed on: they were before, or another member has newer ones.
+/// Contacts older than this are not forwarded: they already were, or another member has newer ones.
 const PASS_ON_AGE_MS_MAX: u64 = 4 * PASS_ON_EVERY_MS;
 
 /// The last contact with one server.
@@ -30,7 +30,7 @@ pub struct Contact {
 pub struct Contacts(BTreeMap<ServerId, Contact>);
 
 impl Contacts {
-    /// A server asked for its orders `age_ms` ago. Older news than what is known changes nothing.
+    /// Records that a server asked for its orders `age_ms` ago. Older news changes nothing.
     pub fn heard(
         &mut self,
         now_ms: u64,
@@ -81,8 +81,8 @@ impl Contacts {
         self.0.iter().flat_map(one).collect()
     }
 
-    /// What a member passes on to the leader, in batches. Always at least one, if empty: kill
-    /// registers travel with them. Take [`Self::ages_ms`] when a batch is sent: it may wait for
+    /// What a member forwards to the leader, in batches. Always at least one, possibly empty: kill
+    /// registers travel with them. Call [`Self::ages_ms`] when a batch is sent: it may wait for
     /// those before it.
     #[must_use]
     pub fn batches(&self, now_ms: u64) -> Vec<Contacts> {

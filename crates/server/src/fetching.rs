@@ -1,4 +1,4 @@
-//! Which ordered artifacts a server fetches: those whose signature it has checked itself.
+//! Which ordered artifacts a server fetches: those whose signature it has verified itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use cohort_core::release::Release;
 
 use crate::app::Announced;
 
-/// Pause before the signature of a refused release is checked again, in milliseconds.
+/// Pause before the signature of a refused release is verified again, in milliseconds.
 pub const VERIFY_AGAIN_MS: u64 = 2_000;
 
 /// What is known about the ordered releases. Times are on the caller's monotonic clock.
@@ -20,8 +20,8 @@ pub struct Fetching {
 }
 
 impl Fetching {
-    /// The orders whose signature is to be checked now. `leader` is another server: it decided on
-    /// the signed manifest, so it has it, and is asked where an order names no source.
+    /// The orders whose signature to verify now. `leader` is another server: it decided on the
+    /// signed manifest, so it has it, and is asked if an order names no source.
     pub fn to_verify(
         &mut self,
         now_ms: u64,
@@ -49,7 +49,7 @@ impl Fetching {
         .collect()
     }
 
-    /// The outcome of a check.
+    /// Records the outcome of a verification.
     pub fn checked(&mut self, now_ms: u64, release: &Release, signed: bool) {
         if signed {
             self.refused_at_ms.remove(release);
@@ -67,7 +67,7 @@ impl Fetching {
         fetches(orders).filter(|(_, fetch)| self.verified.contains(&fetch.release))
     }
 
-    /// Verified artifacts that became whole here, each once; `whole` tells whether an artifact's
+    /// Verified artifacts that became whole here, each once; `whole` says whether an artifact's
     /// bytes are.
     pub fn announce(
         &mut self,

@@ -1,7 +1,7 @@
 //! What the leader observes, and when it plans.
 //!
-//! Observations are not replicated. They are dropped at every change of leader: a plan is made
-//! from what this leadership has seen itself.
+//! Observations are not replicated. They are dropped at every change of leader: a plan uses only
+//! what this leader has seen itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,46 +13,46 @@ use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
 use crate::contacts::Contacts;
 
-/// How often the leader plans when nothing has happened, in milliseconds.
+/// How often the leader plans if nothing has happened, in milliseconds.
 pub const PLAN_EVERY_MS: u64 = 250;
-/// A voter that has not been heard from for this long is replaced, in milliseconds, unless the
-/// agent's configuration says otherwise.
+/// A voter that has not been heard from for this long is replaced, in milliseconds; the agent's
+/// configuration may override it.
 pub const REPLACE_AFTER_MS: u64 = 300_000;
-/// A gap between two ticks that is longer was a pause of the whole process (stopped, or starved),
-/// in milliseconds.
+/// A longer gap between two ticks was a pause of the whole process (suspended, or starved), in
+/// milliseconds.
 const PAUSE_MS: u64 = 5_000;
 /// How late the group clock may be when another proposer's entry is written, in milliseconds.
 const CLOCK_LATE_MS: u64 = 250;
-/// Pause between two steps of the placement of voters, in milliseconds.
+/// Pause between two steps of voter placement, in milliseconds.
 const PLACE_EVERY_MS: u64 = 200;
 
-/// The observations of one member; empty unless it leads.
+/// The observations of one member; empty unless it is the leader.
 #[derive(Debug, Clone)]
 pub struct Leading {
     seen: Observations,
-    /// Since when this member leads; none while another one does.
+    /// Since when this member has been the leader; `None` while another one is.
     since_ms: Option<u64>,
-    /// Up to where the group clock has been advanced, on this member's monotonic clock, as far as
-    /// it knows: late, never early. None before the first entry.
+    /// How far the group clock has been advanced, on this member's monotonic clock, as far as it
+    /// knows: late, never early. `None` before the first entry.
     clock_mark_ms: Option<u64>,
     planned_ms: Option<u64>,
-    /// When each server joined during this leadership; 0 for those that were there before.
+    /// When each server joined under this leader; 0 for those that joined before.
     joined_ms: BTreeMap<ServerId, u64>,
     placed_ms: Option<u64>,
-    /// The last of the leader's own proposals that has not been applied yet.
+    /// The last of the leader's own proposals not applied yet.
     planned_up_to: u64,
     ticked_ms: Option<u64>,
-    /// The end of the process's last long pause.
+    /// The end of the last long pause of the process.
     awake_since_ms: u64,
     replace_after_ms: u64,
     /// Something has changed since the last plan.
     stale: bool,
-    /// Since the last plan the clock was advanced before another proposer's entry.
+    /// Since the last plan, the clock was advanced before another proposer's entry.
     clock_first: bool,
 }
 
 impl Leading {
-    /// The observations of the member on `server`, which does not lead yet.
+    /// The observations of the member on `server`, which is not the leader yet.
     #[must_use]
     pub fn new(server: ServerId, killed: Option<String>) -> Leading {
         Leading {
@@ -71,7 +71,7 @@ impl Leading {
         }
     }
 
-    /// This member leads from now on, in a new term.
+    /// Records that this member is the leader from now on, in a new term.
     pub fn began(&mut self, now_ms: u64) {
         self.ended();
         self.since_ms = Some(now_ms);
@@ -79,22 +79,22 @@ impl Leading {
         self.stale = true;
     }
 
-    /// Another member leads, or none: everything seen so far is void, except the kill switch,
-    /// which every member has latched itself.
+    /// Records that another member, or none, is the leader: everything seen so far is void, except
+    /// the kill switch, which every member has latched itself.
     pub fn ended(&mut self) {
         let Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, .. } = *self;
         let fresh = Leading::new(self.server().clone(), self.seen.killed.take());
         *self = Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, ..fresh };
     }
 
-    /// For how long a voter may be silent before it is replaced, in milliseconds.
+    /// Sets how long a voter may be silent before it is replaced, in milliseconds.
     pub fn replace_after(&mut self, ms: u64) {
         self.replace_after_ms = ms;
     }
 
-    /// Time has passed; call this often. After a pause of the whole process (stopped, or
-    /// starved) silence counts from its end: nobody could be heard meanwhile. Deadlines stand still
-    /// for as long, and while everything is stopped: they may be late, never early.
+    /// Advances time; call this often. After a pause of the whole process (suspended, or starved),
+    /// silence counts from its end: no server could be heard during it. Deadlines stand still as
+    /// long, and while everything is stopped: they may be late, never early.
     ///
     /// Returns whether the process had paused.
     pub fn tick(&mut self, now_ms: u64) -> bool {
@@ -124,13 +124,13 @@ impl Leading {
         state.clock.plus(behind_ms.min(CLOCK_STEP_MS_MAX))
     }
 
-    /// The group clock was advanced by an entry of another leadership, or restored with a snapshot.
+    /// Records that an entry of another leader advanced the group clock, or a snapshot restored it.
     pub fn clock_was_set(&mut self, now_ms: u64) {
         self.clock_mark_ms = Some(now_ms);
     }
 
     /// Since when this member has listened as the leader, on its monotonic clock, in milliseconds:
-    /// longer silence of a server is not known here. None while it does not lead.
+    /// longer silence of a server is unknown here. `None` unless it is the leader.
     #[must_use]
     pub fn listens_since_ms(&self) -> Option<u64> {
         self.since_ms.map(|since_ms| since_ms.max(self.awake_since_ms))
@@ -141,11 +141,11 @@ impl Leading {
         self.clock_mark_ms.map_or(0, |mark_ms| now_ms.saturating_sub(mark_ms))
     }
 
-    /// The advance of the clock that comes before another proposer's entry, so that what happens in
-    /// it happens now; none while an entry of the leader's own is in flight, and once between two
-    /// plans, so that a flood of entries cannot keep the leader from planning.
+    /// The advance of the clock to propose before another proposer's entry, so that the entry gets
+    /// the current time; `None` while an entry of the leader's own is in flight, and at most once
+    /// between two plans, so that a flood of entries cannot keep the leader from planning.
     pub fn clock_due(&mut self, now_ms: u64, state: &State, applied: u64) -> Option<Body> {
-        // What comes first after a pause must not count it.
+        // What comes first after a pause must not include the pause.
         self.tick(now_ms);
         self.seen.elapsed_ms = self.clock_behind_ms(now_ms);
         let due = self.since_ms.is_some()
@@ -158,40 +158,40 @@ impl Leading {
         due.then_some(Body::AdvanceClock { from: state.clock, to })
     }
 
-    /// The server whose member this is.
+    /// The server of this member.
     #[must_use]
     pub fn server(&self) -> &ServerId {
         self.seen.leader.as_ref().expect("set when it was made, and never taken out")
     }
 
-    /// The registry's content; none while it does not answer.
+    /// Records the registry's content; `None` while it does not respond.
     pub fn registry(&mut self, view: Option<RegistryView>) {
         self.stale |= view != self.seen.registry;
         self.seen.registry = view;
     }
 
-    /// Whether the registry answers; none while this member does not lead.
+    /// Whether the registry responds; `None` unless this member is the leader.
     #[must_use]
     pub fn registry_answers(&self) -> Option<bool> {
         self.since_ms.map(|_| self.seen.registry.is_some())
     }
 
-    /// What the channels point to, and which mirrors and releases were refused lately.
+    /// Records the targets of the channels, and the mirrors and releases refused recently.
     pub fn offers(&mut self, offers: BTreeMap<AppId, Offer>, refusals: Vec<String>) {
         self.stale |= (&offers, &refusals) != (&self.seen.offers, &self.seen.refusals);
         self.seen.offers = offers;
         self.seen.refusals = refusals;
     }
 
-    /// Mirrors and releases that were refused lately, for people.
+    /// Mirrors and releases that were refused recently, for people.
     #[must_use]
     pub fn refusals(&self) -> &[String] {
         &self.seen.refusals
     }
 
-    /// The reason given for the kill switch, while it is on. Returns whether that is news.
+    /// Records the reason for the kill switch, while it is on. Returns whether that is news.
     pub fn killed(&mut self, now_ms: u64, reason: Option<String>) -> bool {
-        // Until now the clock stood still, or did not.
+        // Up to now the clock stood still, or did not.
         self.tick(now_ms);
         let news = reason != self.seen.killed;
         self.seen.killed = reason;
@@ -205,20 +205,20 @@ impl Leading {
         self.seen.killed.as_deref()
     }
 
-    /// The state or the membership has changed.
+    /// Records that the state or the membership has changed.
     pub fn state_changed(&mut self) {
         self.stale = true;
     }
 
-    /// Whether a plan is worth making now: nothing of the last one is still in flight, and there
-    /// is news, or the last one is old.
+    /// Whether a plan is due now: nothing of the last one is in flight, and there is news, or the
+    /// last one is old.
     #[must_use]
     pub fn due(&self, now_ms: u64, applied: u64) -> bool {
         let old = self.planned_ms.is_none_or(|at| now_ms - at >= PLAN_EVERY_MS);
         self.since_ms.is_some() && self.planned_up_to <= applied && (self.stale || old)
     }
 
-    /// What the last plan was made from.
+    /// The input of the last plan.
     #[must_use]
     pub fn seen(&self) -> &Observations {
         &self.seen
@@ -242,7 +242,7 @@ impl Leading {
         plan(state, &self.seen)
     }
 
-    /// A server that joins has asked some member, which has yet to pass that on.
+    /// A server that joins has asked some member, which has not forwarded that yet.
     fn note_joined(&mut self, now_ms: u64, state: &State) {
         let joins_ms = if self.planned_ms.is_none() { 0 } else { now_ms };
         for server in state.servers.keys() {
@@ -253,12 +253,13 @@ impl Leading {
         self.joined_ms.retain(|server, _| state.servers.contains_key(server));
     }
 
-    /// A command of this leader was proposed and will be entry `index`, unless it gets lost.
+    /// Records that a command of this leader was proposed and will be entry `index`, unless it is
+    /// lost.
     pub fn proposed(&mut self, now_ms: u64, index: u64, body: &Body) {
         self.planned_up_to = self.planned_up_to.max(index);
         if let Body::AdvanceClock { from, to } = body {
             let advanced_ms = to.since(*from);
-            // What one entry cannot advance is dropped.
+            // What exceeds the step of one entry is dropped.
             self.clock_mark_ms = if self.seen.elapsed_ms > advanced_ms {
                 Some(now_ms)
             } else {
@@ -267,7 +268,7 @@ impl Leading {
         }
     }
 
-    /// The next step towards the placement of voters that is wanted.
+    /// The next step towards the desired placement of voters.
     pub fn place(
         &mut self,
         now_ms: u64,
@@ -283,8 +284,8 @@ impl Leading {
         Some(next)
     }
 
-    /// The servers that have been silent for long enough to be replaced. Silence counts from the
-    /// beginning of this leadership: what other members heard before is not known here.
+    /// The servers that have been silent long enough to be replaced. Silence counts from the start
+    /// of this leader's time: what other members heard before is unknown here.
     fn silent(&self, now_ms: u64, state: &State, contacts: &Contacts) -> BTreeSet<ServerId> {
         let since_ms = self.listens_since_ms().unwrap_or(now_ms);
         let silent = |server: &&ServerId| {

@@ -1,18 +1,18 @@
-//! What an agent decides, without the agent.
+//! An agent's decisions, without its IO.
 //!
-//! **What it is.** The decisions of every server, as state machines that take an input and the time
-//! and return effects: plain data with ids. The agent is the shell around them (loops, sockets,
-//! files, threads); the simulator is another shell, so a seed finds the faults of the code that
-//! runs in production.
+//! **What it is.** Every server's decisions, as state machines that take an input and the time and
+//! return effects: plain data with ids. The agent is the shell around them (loops, sockets, files,
+//! threads); the simulator is another shell, so a seed finds the bugs of the code that runs in
+//! production.
 //!
 //! **What it must never know.** Clocks, randomness, IO, threads, async, logging. Time and choices
-//! arrive in inputs; messages and writes leave as effects. Its `clippy.toml` holds it to that.
+//! arrive in inputs; messages and writes leave as effects. Its `clippy.toml` enforces that.
 //!
 //! **Where to start reading.** `app` (one app on one server), `asking` (orders and how fresh they
 //! are), `fetching` (which artifacts may be fetched), `outbox` (reports until the group has them).
 //! For the few servers that carry the group's log: `member` (one step of the member), `leading`
-//! (what the leader observes, and when it plans), `answers` (what may be asked of a member),
-//! `records` and `offers` (registry and repository), `membership` (who carries the log).
+//! (what the leader observes, and when it plans), `answers` (requests to a member), `records` and
+//! `offers` (registry and repository), `membership` (which servers carry the log).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]

@@ -1,14 +1,14 @@
 //! The member: the group's log and state on one server, without the server around it.
 //!
-//! [`Member::step`] takes what has come in and the time, and returns what to do about it, as plain
-//! data: requests are answered by their [`Ticket`]. Nothing in here waits. One step is:
+//! [`Member::step`] takes the inputs and the time, and returns what to do about them, as plain
+//! data: requests are answered by their [`Ticket`]. Nothing in here blocks. One step is:
 //!
 //! ```text
-//!   take inputs ─► tick ─► plan (while it leads) ─► make durable ─► send ─► apply ─► answer
+//!   take inputs ─► tick ─► plan (if the leader) ─► persist ─► send ─► apply ─► answer
 //! ```
 //!
-//! What a step proposes and what came in becomes durable together, with one sync. When
-//! [`Member::wake_ms`] lies in the past, another step has work already.
+//! What a step proposes and what it received are persisted together, with one sync. If
+//! [`Member::wake_ms`] is in the past, there is already work for another step.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,95 +32,95 @@ mod apply;
 mod lead;
 
 const TICK_MS: u64 = TICK.as_millis() as u64;
-/// Ticks made up for after a pause of the process. 5: a quarter of a second is noticed, and a long
+/// Ticks to catch up on after a pause of the process. 5: a quarter of a second counts, but a long
 /// sleep does not start an election on its own.
 const TICKS_CAUGHT_UP_MAX: u64 = 5;
-/// How long a hand-over before a stop may take, in ticks: 2 s.
+/// How long a leadership transfer before a stop may take, in ticks: 2 s.
 const HANDOVER_TICKS_MAX: u32 = 40;
-/// A read without an answer for this long is retried, in milliseconds.
+/// A read without a response for this long is retried, in milliseconds.
 const READ_LOST_MS: u64 = 500;
-/// How long a read may take in all, in milliseconds: longer than an election, so that it survives
+/// How long a read may take in total, in milliseconds: longer than an election, so that it survives
 /// a change of leader.
 pub const READ_MS_MAX: u64 = 1_500;
 /// A new leader has heard from every live server after this long, in milliseconds: a server that
-/// was asking the old leader waits for its held question and two answers before it asks another
+/// was asking the old leader waits for its held request and two responses before it asks another
 /// member, which then reports the contact.
 const UNHEARD_MS: u64 = WAIT_MS_MAX + 2 * ANSWER_MS_MAX + 1_000 + PASS_ON_EVERY_MS;
-/// How long a transfer of leadership may take, in milliseconds.
+/// How long a leadership transfer may take, in milliseconds.
 const TRANSFER_MS_MAX: u64 = 3_000;
 
-/// The number under which a request is answered; given out by the caller, once each.
+/// Identifies a request, so that it can be answered; issued by the caller, once each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// What comes in. What has a ticket is answered by the output that its comment names.
+/// Inputs. One with a ticket is answered by the output that its comment names.
 #[derive(Debug, Clone)]
 pub enum Input {
     /// A peer's message, from an authenticated connection.
     Received(Box<Envelope>),
-    /// A new connection to a peer: messages still on their way over an older one are void.
+    /// A new connection to a peer: messages still in transit over an older one are void.
     Connected(RaftId),
-    /// A peer cannot be reached.
+    /// A peer is unreachable.
     Unreachable(RaftId),
-    /// An established connection to a peer ended, and no other could be made: its process has
-    /// probably ended.
+    /// An established connection to a peer ended, and a new one could not be made: the peer's
+    /// process has probably exited.
     Disconnected(RaftId),
     /// Append a command to the log: [`Output::Answer`].
     Propose { ticket: Ticket, command: Box<Command> },
-    /// A linearizable read, on any member: [`Output::Read`].
+    /// Request a linearizable read, on any member: [`Output::Read`].
     Read { ticket: Ticket },
-    /// Hand leadership to this member, or to the voter best prepared: [`Output::Transferred`].
+    /// Transfer leadership to this member, or to the best prepared voter: [`Output::Transferred`].
     Transfer { ticket: Ticket, to: Option<RaftId> },
     /// May a server create the member that its orders name? [`Output::Claimed`].
     Claim { ticket: Ticket, server: ServerId, member: MemberId },
-    /// The registry's content; none while it does not answer.
+    /// The registry's content; `None` while it does not respond.
     Registry(Option<RegistryView>),
-    /// What the channels point to, and what was refused lately (mirrors and releases, for people).
+    /// The channels' targets, and what was refused recently (mirrors and releases, for people).
     Offers { offers: BTreeMap<AppId, Offer>, refusals: Vec<String> },
-    /// The reason given for the kill switch; none while it is off.
+    /// The reason for the kill switch; `None` while it is off.
     Kill(Option<String>),
-    /// Hand leadership over, then stop.
+    /// Transfer leadership, then stop.
     Stop,
 }
 
 /// What to do, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
-    /// Send this to a peer; what it promises is durable.
+    /// Send this to a peer; what it promises has been persisted.
     Send(Envelope),
     /// The outcome of [`Input::Propose`].
     Answer { ticket: Ticket, outcome: Proposed },
-    /// The outcome of [`Input::Read`]. Fresh: the last [`Output::View`] shows at least everything
-    /// that was acknowledged when the read came in. If not: no majority answered in
+    /// The outcome of [`Input::Read`]. If `fresh`, the last [`Output::View`] shows at least
+    /// everything that was acknowledged when the read came in. If not, no majority responded in
     /// [`READ_MS_MAX`].
     Read { ticket: Ticket, fresh: bool },
-    /// The outcome of [`Input::Transfer`]: who leads now.
+    /// The outcome of [`Input::Transfer`]: the new leader.
     Transferred { ticket: Ticket, outcome: Result<RaftId, TransferFailure> },
-    /// The outcome of [`Input::Claim`]: whether the number has never been used; none when this
-    /// member does not lead.
+    /// The outcome of [`Input::Claim`]: whether the number has never been used; `None` if this
+    /// member is not the leader.
     Claimed { ticket: Ticket, granted: Option<bool> },
-    /// Entry `index` was applied and this happened; with the rollout that ended with it, as it
-    /// stands in the history.
+    /// Entry `index` was applied and caused this event; with the rollout that it ended, if any, as
+    /// recorded in the history.
     Happened { index: u64, event: Event, ended: Option<Box<HistoryEntry>> },
-    /// What can be seen of the member has changed.
+    /// The member's public view has changed.
     View(Arc<View>),
-    /// For the log.
+    /// For the agent's log.
     Noted(Note),
-    /// Leadership was handed over as far as possible: drop the member.
+    /// Leadership was transferred if possible: drop the member.
     Stopped,
 }
 
 /// A proposal's outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proposed {
-    /// Committed and applied here, or permanently rejected. The entry is 0 for a command that is
-    /// larger than an entry may be.
+    /// Committed and applied here, or permanently rejected. The index is 0 for a command that
+    /// exceeds the size of an entry.
     Done { index: u64, rejection: Option<Rejection> },
-    /// Another member leads, if this one knows of any.
+    /// Another member is the leader, if this one knows of any.
     NotLeader { leader: Option<RaftId> },
-    /// Not taken, for now.
+    /// Not accepted at the moment.
     Busy,
-    /// It may be committed, or lost. Asking again with the same request is safe.
+    /// It may be committed, or lost. Retrying with the same request id is safe.
     Unknown,
 }
 
@@ -137,20 +137,20 @@ pub enum TransferFailure {
     TimedOut,
 }
 
-/// For the log; nothing depends on it.
+/// For the agent's log; decides nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Note {
     /// The member's role, term or leader has changed.
     Role { role: Role, term: Term, leader: Option<RaftId> },
-    /// This member leads and has committed in its term.
+    /// This member is the leader and has committed in its term.
     Leads { term: Term },
-    /// A transfer of leadership started.
+    /// A leadership transfer started.
     GivesAway,
     /// The state machine refused a command.
     Rejected { index: u64, command: &'static str, rejection: Rejection },
-    /// A change of membership towards these voters and standbys.
+    /// A membership change towards these voters and standbys.
     Membership { voters: Vec<RaftId>, standbys: Vec<RaftId>, begun: Result<(), MembershipError> },
-    /// No snapshot was taken; it is tried again.
+    /// No snapshot was taken; it is retried.
     NotCompacted(cohort_consensus::CompactError),
 }
 
@@ -159,20 +159,20 @@ pub enum Note {
 pub struct View {
     pub state: Arc<State>,
     pub raft: Status,
-    /// Why things wait, by the last plan; empty on members that do not lead.
+    /// Why things are waiting, by the last plan; empty unless this member is the leader.
     pub waiting: Vec<Waiting>,
-    /// Whether the registry answers; none on members that do not lead.
+    /// Whether the registry responds; `None` unless this member is the leader.
     pub registry: Option<bool>,
-    /// Mirrors and releases that were refused lately, for people.
+    /// Mirrors and releases refused recently, for people.
     pub refusals: Vec<String>,
     /// Why everything is stopped, while the kill switch is on.
     pub killed: Option<String>,
-    /// What the group clock would read if an entry had advanced it at `clock_at_ms`; in the log of
-    /// an idle group it stands still.
+    /// What the group clock would read if an entry had advanced it at `clock_at_ms`; in an idle
+    /// group's log it stands still.
     pub clock: ClockMs,
-    /// On the member's monotonic clock, in milliseconds; none before its first tick.
+    /// On the member's monotonic clock, in milliseconds; `None` before its first tick.
     pub clock_at_ms: Option<u64>,
-    /// Since when it has listened as the leader, on its monotonic clock; none on other members.
+    /// Since when it has listened as the leader, on its monotonic clock; `None` on other members.
     pub listens_since_ms: Option<u64>,
 }
 
@@ -184,7 +184,7 @@ impl View {
         self.clock.plus(now_ms.saturating_sub(at_ms))
     }
 
-    /// How many servers are silent for one of the group's apps; 0 on members that do not lead.
+    /// Number of servers that are silent for one of the group's apps; 0 unless the leader.
     #[must_use]
     pub fn silent_servers(&self, contacts: &Contacts, now_ms: u64) -> usize {
         let limits = self.state.apps.values();
@@ -195,14 +195,15 @@ impl View {
         self.state.servers.keys().filter(silent).count()
     }
 
-    /// The server whose member leads, as far as this one knows.
+    /// The leader's server, as far as this member knows.
     #[must_use]
     pub fn leader(&self) -> Option<&ServerId> {
         self.state.server_of(MemberId(self.raft.leader?.0))
     }
 
-    /// For how long a server has certainly asked no member for its orders, in milliseconds; none on
-    /// members that do not lead. Before the leader listened, the server may have asked another one.
+    /// How long a server has certainly not asked any member for its orders, in milliseconds; `None`
+    /// unless this member is the leader. Before the leader listened, the server may have asked
+    /// another one.
     #[must_use]
     pub fn silent_ms(&self, server: &ServerId, contacts: &Contacts, now_ms: u64) -> Option<u64> {
         let heard_ms = contacts.of(server).map_or(0, |contact| contact.at_ms);
@@ -210,8 +211,9 @@ impl View {
         Some(if self.leader() == Some(server) { 0 } else { now_ms.saturating_sub(since_ms) })
     }
 
-    /// Whether a server is silent: it has asked no member for `after_ms`; or, since this member
-    /// leads, not once in the time in which all that live have. False on members that do not lead.
+    /// Whether a server is silent: it has asked no member for `after_ms`; or not once since this
+    /// member became the leader, although all live servers should have by now. False unless this
+    /// member is the leader.
     #[must_use]
     pub fn is_silent(
         &self,
@@ -226,7 +228,7 @@ impl View {
         self.silent_ms(server, contacts, now_ms).is_some_and(|silent_ms| silent_ms > limit_ms)
     }
 
-    /// Whether this member leads and has committed in its term.
+    /// Whether this member is the leader and has committed in its term.
     #[must_use]
     pub fn leads(&self) -> bool {
         self.raft.is_leader() && self.raft.ready
@@ -236,10 +238,10 @@ impl View {
 /// Why a member cannot continue; the agent exits.
 #[derive(Debug, thiserror::Error)]
 pub enum MemberError {
-    /// The log cannot be trusted any more.
+    /// The log can no longer be trusted.
     #[error("this server's member of the group stopped")]
     Node(#[source] NodeError),
-    /// An entry that this version does not understand.
+    /// An entry that this version cannot read.
     #[error(
         "this version cannot read entry {index} of the group's log; install the version that the \
          other members run"
@@ -249,7 +251,7 @@ pub enum MemberError {
         #[source]
         source: Unreadable,
     },
-    /// A snapshot that this version does not understand.
+    /// A snapshot that this version cannot read.
     #[error("this version cannot read the group's snapshot at entry {index}")]
     UnknownSnapshot {
         index: u64,
@@ -282,23 +284,23 @@ pub struct Member<S: LogStore> {
     state: Arc<State>,
     leading: Leading,
     waiting: Vec<Waiting>,
-    /// By position: the term in which it was proposed, and whom to answer.
+    /// By index: the term in which it was proposed, and the ticket to answer.
     proposals: BTreeMap<u64, (Term, Ticket)>,
-    /// The round of reads in flight, and since when.
+    /// The round of reads in flight, and its start.
     reading: Option<(ReadId, u64, Vec<Reader>)>,
-    /// Reads that begin with the next round.
+    /// Reads that start with the next round.
     next_readers: Vec<Reader>,
     transfer: Option<(Ticket, u64)>,
-    /// The term in which this member leads; none while it does not.
+    /// The term in which this member is the leader; `None` if it is not.
     led: Option<Term>,
     stopping: Option<Handover>,
     next_tick_ms: u64,
     changed: bool,
-    /// The position that the last view shows.
+    /// The applied index that the last view shows.
     shown: u64,
-    /// The log is to be compacted up to here, in the next step.
+    /// Compact the log up to here, in the next step.
     compaction: Option<Index>,
-    /// That this member leads has been noted.
+    /// Whether this member's leadership has been logged.
     announced: bool,
     outputs: Vec<Output>,
 }
@@ -307,7 +309,7 @@ impl<S: LogStore> Member<S> {
     /// Starts a member from its store. The first step restores the state.
     ///
     /// # Errors
-    /// When the store or the configuration cannot be used.
+    /// If the store or the configuration is unusable.
     pub fn open(
         now_ms: u64,
         server: ServerId,
@@ -320,7 +322,7 @@ impl<S: LogStore> Member<S> {
         let mut node = Node::open(store, config).map_err(MemberError::Node)?;
         let status = node.status();
         if status.configuration.voters.len() == 1 && status.configuration.is_voter(status.id) {
-            // The only voter need not wait for an election timeout: nobody else could lead.
+            // The only voter need not wait for an election timeout: no other could become leader.
             node.campaign();
         }
         Ok(Member {
@@ -343,13 +345,13 @@ impl<S: LogStore> Member<S> {
         })
     }
 
-    /// For how long a voter may be silent before it is replaced, in milliseconds; the default is
+    /// Sets how long a voter may be silent before it is replaced, in milliseconds; the default is
     /// [`REPLACE_AFTER_MS`](crate::leading::REPLACE_AFTER_MS).
     pub fn replace_after(&mut self, ms: u64) {
         self.leading.replace_after(ms);
     }
 
-    /// What can be seen of the member now.
+    /// The member's current view.
     #[must_use]
     pub fn view(&self) -> View {
         View {
@@ -365,18 +367,18 @@ impl<S: LogStore> Member<S> {
         }
     }
 
-    /// When the next step is due if nothing comes in; in the past when there is work already.
+    /// When the next step is due without input; in the past if there is already work.
     #[must_use]
     pub fn wake_ms(&self, now_ms: u64) -> u64 {
         if self.compaction.is_some() || self.may_plan(now_ms) { now_ms } else { self.next_tick_ms }
     }
 
-    /// Takes what has come in, and says what to do.
+    /// Processes inputs, and returns what to do.
     ///
-    /// `now_ms` is a monotonic clock, the same that `contacts` are kept by.
+    /// `now_ms` is on a monotonic clock, the same as that of `contacts`.
     ///
     /// # Errors
-    /// The member cannot continue and must be dropped; no pending request gets an answer.
+    /// The member cannot continue and must be dropped; pending requests get no answer.
     pub fn step(
         &mut self,
         now_ms: u64,
@@ -428,7 +430,7 @@ impl<S: LogStore> Member<S> {
         }
     }
 
-    /// The ticks that are due; those missed in a long pause are left out.
+    /// The ticks that are due; those missed in a long pause are skipped.
     fn ticks(&mut self, now_ms: u64) {
         if now_ms < self.next_tick_ms {
             return;
@@ -484,7 +486,7 @@ impl<S: LogStore> Member<S> {
             }
             Err(error) => {
                 let outcome = match error {
-                    // What was asked for is so: an election was faster.
+                    // Already as requested: an election was faster.
                     TransferError::AlreadyLeader(own) => Ok(own),
                     refused => Err(TransferFailure::Refused(refused)),
                 };
@@ -504,7 +506,7 @@ impl<S: LogStore> Member<S> {
         self.outputs.push(Output::Transferred { ticket, outcome });
     }
 
-    /// A number that ever had a log is not given to an empty disk: it may have promised something.
+    /// A number that ever had a log is not given to an empty disk: it may have made promises.
     fn claim(&mut self, server: &ServerId, member: MemberId) -> Option<bool> {
         if !self.node.leads() {
             return None;
@@ -544,7 +546,7 @@ impl<S: LogStore> Member<S> {
         self.outputs.push(Output::Answer { ticket, outcome });
     }
 
-    /// Proposes in the leader's own name. Returns the entry that it will be, unless it is lost.
+    /// Proposes in the leader's own name. Returns the entry's future index, unless it is lost.
     fn propose_own(&mut self, body: Body) -> Option<u64> {
         let command = Command {
             version: COMMAND_VERSION,

@@ -1,4 +1,4 @@
-//! How a server comes to carry the group's log, and when it ceases to.
+//! How a server comes to carry the group's log, and when it stops.
 
 use std::collections::BTreeMap;
 
@@ -7,26 +7,26 @@ use cohort_core::ids::{GroupId, Incarnation, MemberId, Platform, ServerId};
 use cohort_core::orders::Orders;
 use cohort_core::{Body, Command, State};
 
-/// How often a member looks whether the group has a newer incarnation, in milliseconds.
+/// How often a member checks whether the group has a newer incarnation, in milliseconds.
 pub const LOOK_EVERY_MS: u64 = 5_000;
-/// A member with a leader asks at every 12th look only, once a minute: the old incarnation may
+/// A member with a leader only asks at every 12th check, once a minute: the old incarnation may
 /// still have a majority.
 const LOOKS_WHILE_LED: u64 = 12;
 /// The first member of a group.
 pub const FIRST_MEMBER: MemberId = MemberId(1);
 
-/// What to do with the log that a server finds on its disk.
+/// What to do with the log found on a server's disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     Open,
-    /// It belongs to another group: stop, a person has to look.
+    /// It belongs to another group: stop, an operator has to intervene.
     OtherGroup,
-    /// The group has a newer incarnation, this one: keep the old log aside and never open it again.
+    /// The group has this newer incarnation: put the old log aside and never open it again.
     SetAside(Incarnation),
 }
 
 /// Judges the log on the disk, of `group` in its `incarnation`. `present` is the group's
-/// incarnation by the registry; none when it does not answer.
+/// incarnation in the registry; `None` if it does not respond.
 #[must_use]
 pub fn found(
     group: &str,
@@ -40,7 +40,7 @@ pub fn found(
     present.filter(|present| *present > incarnation).map_or(Found::Open, Found::SetAside)
 }
 
-/// Whether a member asks the registry for the group's incarnation, at its `look`th look.
+/// Whether a member asks the registry for the group's incarnation, at its `look`th check.
 #[must_use]
 pub fn asks_for_incarnation(look: u64, has_leader: bool) -> bool {
     !has_leader || look.is_multiple_of(LOOKS_WHILE_LED)
@@ -57,7 +57,7 @@ pub fn carries_another(orders: &Orders, incarnation: Incarnation, own: MemberId)
 }
 
 /// Whether this server founds the group. `bootstrap` is the incarnation that the registry issued
-/// and its first server; `founded` the incarnation of the members that the registry has, if any.
+/// and its first server; `founded` is the incarnation of the members in the registry, if any.
 ///
 /// A group that was founded has members: a first server that lost its disk joins again.
 #[must_use]
@@ -70,11 +70,11 @@ pub fn founds(
     first == server && founded.is_none_or(|founded| founded < incarnation)
 }
 
-/// What a founder knows about its server and its group.
+/// A founder's facts about its server and its group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Founder {
     pub server: ServerId,
-    /// Where peers reach it, `host:port`.
+    /// Its address for peers, `host:port`.
     pub address: String,
     pub rack: Option<String>,
     /// The labels that the group's servers share.
@@ -82,7 +82,7 @@ pub struct Founder {
     pub platform: Platform,
 }
 
-/// The state that a group begins with: its first server, which carries [`FIRST_MEMBER`].
+/// The initial state of a group: its first server, which carries [`FIRST_MEMBER`].
 ///
 /// # Panics
 /// Never: an empty state takes its first server.

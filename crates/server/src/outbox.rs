@@ -1,4 +1,4 @@
-//! Reports on their way to the group: in order, once each, until they are in the log.
+//! Reports in transit to the group: in order, once each, until they are in the log.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,20 +9,20 @@ use cohort_core::state::APPS_MAX;
 
 /// Reports of one request.
 pub const BATCH_MAX: usize = 32;
-/// Reports after which the outbox has no room: apps begin no further step until the group has heard
-/// of the ones before.
+/// With this many reports, the outbox has no room: apps start no further step until the group has
+/// received the earlier ones.
 pub const QUEUE_MAX: usize = 256;
-/// Reports that the outbox ever holds; further ones are dropped. Twice as many as there is room
-/// for: every app may have seen the last free place and tell all it has to tell at once.
+/// Most reports that the outbox ever holds; further ones are dropped. Twice the size of the queue:
+/// every app may have seen the last free slot and then report everything it has.
 const HELD_MAX: usize = 2 * QUEUE_MAX;
-/// Reports of one app between two looks at the room: its start, an outcome, its health, what it
-/// found again, and an artifact of each kind that is ordered (coming, granted, good).
+/// Most reports of one app between two checks for room: its start, an outcome, its health, what it
+/// found again, and an artifact of each ordered kind (coming, granted, good).
 const AT_ONCE_MAX: usize = 7;
 const _: () = assert!(QUEUE_MAX + AT_ONCE_MAX * APPS_MAX <= HELD_MAX);
-/// How long the answer to a request may take, in milliseconds: longer than a member tries.
+/// How long the response to a request may take, in milliseconds: longer than a member tries.
 pub const ANSWER_MS_MAX: u64 = 6_000;
 
-/// Shortest pause after a request was not answered, in milliseconds; it doubles with each.
+/// Shortest pause after a request without a response, in milliseconds; doubled with each.
 const PAUSE_MS_MIN: u64 = 50;
 /// Longest pause, in milliseconds.
 const PAUSE_MS_MAX: u64 = 2_000;
@@ -42,7 +42,7 @@ pub struct Outbox {
     boot_epoch: BootEpoch,
     sequence: u64,
     queue: VecDeque<Report>,
-    /// How many from the front are in an open request; 0 when none is open.
+    /// How many from the front are in an open request; 0 if none is open.
     in_flight: usize,
     turn: usize,
     pause_ms: u64,
@@ -51,7 +51,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// An empty one. `boot_epoch` numbers the starts of this server's agent.
+    /// An empty outbox. `boot_epoch` numbers the starts of this server's agent.
     #[must_use]
     pub fn new(server: ServerId, boot_epoch: BootEpoch) -> Outbox {
         Outbox {
@@ -67,14 +67,14 @@ impl Outbox {
         }
     }
 
-    /// Whether outcomes of steps can be taken in.
+    /// Whether there is room for outcomes of steps.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.queue.len() < QUEUE_MAX
     }
 
-    /// Whether news of running checks can be taken in: half of the queue is kept for outcomes, so
-    /// that a group out of reach never holds up a step.
+    /// Whether there is room for news of running checks: half of the queue is reserved for
+    /// outcomes, so that an unreachable group never delays a step.
     #[must_use]
     pub fn has_room_for_health(&self) -> bool {
         self.queue.len() < QUEUE_MAX / 2
@@ -86,8 +86,7 @@ impl Outbox {
         self.queue.is_empty()
     }
 
-    /// Queues a report of what came of an activation, or of what runs. Look at
-    /// [`Self::has_room`] before.
+    /// Queues a report of an activation's outcome, or of what runs. Check [`Self::has_room`] first.
     pub fn report(&mut self, app: &AppId, fence: Fence, attempt: u32, mut outcome: Outcome) {
         match &mut outcome {
             Outcome::Failed { reason, output, .. } => {
@@ -142,8 +141,8 @@ impl Outbox {
         (self.in_flight == 0 && !self.queue.is_empty()).then_some(self.not_before_ms)
     }
 
-    /// The open request is in the log; `taken` says for each report whether it was accepted. One
-    /// that was refused confirms nothing.
+    /// Records that the open request is in the log; `taken` says for each report whether it was
+    /// accepted. One that was refused confirms nothing.
     pub fn answered(&mut self, taken: &[bool]) {
         let reports = self.queue.drain(..self.in_flight.min(self.queue.len()));
         for (report, taken) in reports.zip(taken) {
@@ -155,8 +154,8 @@ impl Outbox {
         self.pause_ms = PAUSE_MS_MIN;
     }
 
-    /// The open request may have been lost: it is sent again, to the next member. The group drops
-    /// what it has already.
+    /// Records that the open request may have been lost: it is sent again, to the next member. The
+    /// group ignores repeats.
     pub fn not_answered(&mut self, now_ms: u64) {
         self.in_flight = 0;
         self.turn = self.turn.wrapping_add(1);
@@ -164,7 +163,7 @@ impl Outbox {
         self.pause_ms = (self.pause_ms * 2).min(PAUSE_MS_MAX);
     }
 
-    /// Per app, the fence whose passed checks the group has acknowledged last.
+    /// Per app, the fence whose passed checks the group acknowledged last.
     #[must_use]
     pub fn confirmed(&self) -> &BTreeMap<AppId, Fence> {
         &self.confirmed
@@ -175,7 +174,7 @@ fn keep_start(text: &mut String) {
     text.truncate(text.floor_char_boundary(REPORT_TEXT_BYTES_MAX));
 }
 
-/// The end of an output says most.
+/// Keeps the end of a text, the most informative part of an output.
 fn keep_end(text: &mut String) {
     let from = text.len().saturating_sub(REPORT_TEXT_BYTES_MAX);
     text.drain(..text.ceil_char_boundary(from));

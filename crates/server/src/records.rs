@@ -1,4 +1,4 @@
-//! What the leader writes to the registry, and what it tells the group about it afterwards.
+//! What the leader writes to the registry, and what it then reports to the group.
 
 use std::collections::BTreeMap;
 
@@ -15,15 +15,15 @@ use cohort_core::{Body, State};
 pub enum Record {
     /// The labels and the platform that the group's servers share; they never change.
     Info { labels: BTreeMap<String, String>, platform: Platform },
-    /// Where the group's members are.
+    /// The addresses of the group's members.
     Members(Vec<MemberPlace>),
-    /// How far the group is with an app.
+    /// The group's progress with an app.
     Progress(Progress),
-    /// What the group found about a release.
+    /// The group's judgement of a release.
     Verdict { app: AppId, verdict: Verdict },
 }
 
-/// A member, where to reach it, and whether it votes.
+/// A member, its address, and whether it votes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberPlace {
     pub at: MemberAddress,
@@ -31,22 +31,22 @@ pub struct MemberPlace {
     pub voter: bool,
 }
 
-/// How far a group is with an app.
+/// A group's progress with an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     pub app: AppId,
-    /// Counts the records of this app.
+    /// Number of records of this app so far.
     pub sequence: u64,
     pub phase: PhaseName,
     /// The release that the whole group runs, or ran last.
     pub running: Option<Version>,
-    /// The release that is rolled out, or was rejected.
+    /// The release that is being rolled out, or was rejected.
     pub target: Option<Version>,
-    /// Why the group went back, or is held.
+    /// Why the group rolled back, or is held.
     pub held_reason: Option<Reason>,
 }
 
-/// The records that this leadership has written.
+/// The records written under this leader.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
     info: bool,
@@ -54,8 +54,8 @@ pub struct Written {
 }
 
 impl Written {
-    /// The registry has taken a record. Returns what the group has to hear of it: if that gets
-    /// lost, the record is written again, which is harmless.
+    /// Records that the registry accepted a record. Returns what the group has to know about it: if
+    /// that gets lost, the record is written again, which is harmless.
     pub fn took(&mut self, record: Record) -> Option<Body> {
         match record {
             Record::Info { .. } => self.info = true,
@@ -72,7 +72,7 @@ impl Written {
     }
 }
 
-/// The records that the registry does not have yet, in the order in which to write them.
+/// The records that the registry does not have yet, in the order of writing.
 #[must_use]
 pub fn due(state: &State, configuration: &Configuration, written: &Written) -> Vec<Record> {
     let mut due = Vec::new();

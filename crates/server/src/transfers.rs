@@ -1,12 +1,11 @@
-//! What the log says about reports of transfers.
+//! What the log says about transfer reports.
 
 use cohort_core::ids::{Digest, ServerId};
 use cohort_core::release::Release;
 use cohort_core::state::State;
 use cohort_transfer::tracker::TransferRequest;
 
-/// Drops what the log contradicts from a server's report: one server's word does not count against
-/// it.
+/// Drops from a server's report what contradicts the log, which outweighs one server's word.
 pub fn keep_known(request: &mut TransferRequest, state: &State) {
     let length = |artifact: &Digest| {
         let known = state.apps.values().flat_map(|app| {

@@ -1,4 +1,4 @@
-//! What a member does with what its node has decided: send, apply, answer.
+//! What a member does with its node's output: send, apply, answer.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use cohort_core::{Body, Command, Event, State};
 use super::{Member, MemberError, Note, Output, Proposed, TransferFailure, Unreadable};
 
 impl<S: LogStore> Member<S> {
-    /// Compacts the log in a step of its own: it takes long on a large group, and messages and
-    /// answers of the step that found it due do not wait for it.
+    /// Compacts the log in its own step: it takes long in a large group, and the messages and
+    /// answers of the step that found it due should not wait for it.
     pub(super) fn compact(&mut self) {
         let Some(applied) = self.compaction.take() else { return };
         let data = serde_json::to_vec(&*self.state).expect("a state has text keys only");
@@ -32,7 +32,7 @@ impl<S: LogStore> Member<S> {
             messages,
             snapshot_wanted,
         } = effects;
-        // What they promise is durable.
+        // What they promise has been persisted.
         self.outputs.extend(messages.into_iter().map(Output::Send));
         if let Some(snapshot) = installed_snapshot {
             self.restore(snapshot.index.0, &snapshot.data)?;
@@ -55,8 +55,8 @@ impl<S: LogStore> Member<S> {
             self.changed = true;
         }
         if applied.0 != self.shown {
-            // Entries without a command count as well (a new leader's first one): how far this
-            // member is must not look old while the group is at rest.
+            // Entries without a command count too (such as a new leader's first one): this member's
+            // progress must not look old while the group is idle.
             self.shown = applied.0;
             self.changed = true;
         }
@@ -113,7 +113,7 @@ impl<S: LogStore> Member<S> {
             };
             self.outputs.push(Output::Answer { ticket, outcome });
         }
-        // What this leadership proposed, it has counted when it did.
+        // This leader counted its own proposals when it made them.
         if matches!(command.body, Body::AdvanceClock { .. }) && self.led != Some(entry.term) {
             self.leading.clock_was_set(now_ms);
         }
@@ -135,15 +135,15 @@ impl<S: LogStore> Member<S> {
         } else {
             self.leading.ended();
         }
-        // Nobody knows whether what an earlier leadership proposed was kept.
+        // It is unknown whether an earlier leader's proposals were kept.
         let lost = |_: &u64, (of, _): &mut (Term, _)| !leads || *of != term;
         for (_, (_, ticket)) in self.proposals.extract_if(.., lost) {
             self.outputs.push(Output::Answer { ticket, outcome: Proposed::Unknown });
         }
     }
 
-    /// A member that led, was to hand over, and is elected again: nobody took over. It plans only
-    /// when no transfer is open.
+    /// A leader that was to transfer leadership, and is elected again: no other took over. It plans
+    /// only if no transfer is open.
     fn end_old_transfer(&mut self) {
         if self.node.status().transfer.is_none()
             && let Some((ticket, _)) = self.transfer.take()
@@ -168,7 +168,7 @@ impl<S: LogStore> Member<S> {
     }
 }
 
-/// The entry in the history that an event wrote.
+/// The history entry that an event created.
 fn ended(state: &State, event: &Event) -> Option<Box<HistoryEntry>> {
     match event {
         Event::PhaseChanged { app, to: PhaseName::Running | PhaseName::Held, .. } => {

@@ -1,4 +1,4 @@
-//! What a member does while it leads: plan, propose, and place the voters.
+//! What a member does while it is the leader: plan, propose, and place the voters.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use super::{Member, Note, Output};
 use crate::contacts::Contacts;
 
 impl<S: LogStore> Member<S> {
-    /// Whether it leads, and a plan is worth making now.
+    /// Whether it is the leader, and a plan is worth making now.
     pub(super) fn may_plan(&self, now_ms: u64) -> bool {
         self.stopping.is_none()
             && self.transfer.is_none()
@@ -35,7 +35,7 @@ impl<S: LogStore> Member<S> {
         }
     }
 
-    /// The leader's server has left, but its vote is still wanted. Only a member whose server
+    /// The leader's server has left, but its vote is still needed. Only a member whose server
     /// belongs to the group can plan for it.
     fn hand_over_to_the_group(&mut self) {
         let voters = self.node.status().configuration.voters;
@@ -43,7 +43,7 @@ impl<S: LogStore> Member<S> {
         self.changed |= heirs.any(|id| self.node.transfer_leadership(*id).is_ok());
     }
 
-    /// Takes the next step towards the placement of voters that is wanted.
+    /// Takes the next step towards the desired placement of voters.
     fn place(&mut self, now_ms: u64, contacts: &Contacts) {
         let status = self.node.status();
         let members = |ids: &BTreeSet<RaftId>| ids.iter().map(|id| MemberId(id.0)).collect();
