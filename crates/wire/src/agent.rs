@@ -1,7 +1,7 @@
 //! Messages of an agent's control port: orders, reports, commands, status.
 //!
-//! Orders, reports and commands are the core's own types: their encoding is pinned by golden files
-//! there, because the same bytes stand in the log. Everything around them is defined here.
+//! Orders, reports and commands are the core's own types: golden files there pin their encoding,
+//! because the log contains the same bytes. Everything around them is defined here.
 
 use std::collections::BTreeMap;
 
@@ -29,37 +29,37 @@ pub use transfer::{
     TRANSFERS_SHOWN_MAX, TransferStatus,
 };
 
-/// The version of these messages. A request of another version is refused by name.
+/// The version of these messages. A request with another version is rejected by name.
 pub const CONTROL_VERSION: u32 = 1;
 /// `POST` an [`OrdersRequest`].
 pub const ORDERS: &str = "/v1/orders";
-/// `POST` an [`OrdersRequest`]: answers as soon as the orders differ from those known.
+/// `POST` an [`OrdersRequest`]: responds as soon as the orders differ from the known ones.
 pub const WAIT: &str = "/v1/wait";
 /// `POST` a [`ReportRequest`].
 pub const REPORT: &str = "/v1/report";
 /// `POST` a [`JoinGroupRequest`].
 pub const JOIN_GROUP: &str = "/v1/join-group";
-/// `POST` the [`MemberId`] that a server was given: may it create that member?
+/// `POST` the [`MemberId`] that a server was assigned: may it create that member?
 pub const CLAIM_MEMBER: &str = "/v1/claim-member";
 /// `POST` a [`CommandRequest`].
 pub const COMMAND: &str = "/v1/command";
 /// `POST` a [`cohort_core::Command`], forwarded by a member to the leader.
 pub const FORWARD: &str = "/v1/forward";
-/// `POST` a [`ContactsRequest`] to the leader. The answer is the leader's kill registers: where
-/// every server is a member and asks itself for its orders, this is how they hear of each other.
+/// `POST` a [`ContactsRequest`] to the leader. The response is the leader's kill registers: in a
+/// group where every server is a member and asks itself for orders, they spread this way.
 pub const CONTACTS: &str = "/v1/contacts";
 /// `GET` the group as this agent sees it.
 pub const STATUS: &str = "/v1/status";
-/// `GET`, `POST` the kill registers.
+/// `GET` or `POST` the kill registers.
 pub const KILL: &str = "/v1/kill";
-/// `POST` the server that is to lead, or null for the voter that is best prepared.
+/// `POST` the server that should become leader, or null for the best prepared voter.
 pub const TRANSFER_LEADER: &str = "/v1/transfer-leader";
 
 /// A message to an agent of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ToGroup<T> {
-    /// [`CONTROL_VERSION`].
+    /// The sender's [`CONTROL_VERSION`].
     pub version: u32,
     /// The group that the agent must belong to.
     pub group: GroupId,
@@ -77,113 +77,113 @@ impl<T> ToGroup<T> {
     }
 }
 
-/// A server asks for its orders.
+/// A server's request for its orders.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrdersRequest {
     pub doing: BTreeMap<AppId, Doing>,
-    /// The hash of the orders that it has, for [`WAIT`]: 0 when it has none.
+    /// The hash of the orders that it has, for [`WAIT`]: 0 if it has none.
     pub known: u64,
 }
 
-/// A server's orders.
+/// The response to an [`OrdersRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrdersAnswer {
-    /// The orders; none when the server does not belong to the group.
+    /// The orders; `None` if the server does not belong to the group.
     pub orders: Option<Orders>,
-    /// How long they are valid, by the server's own boot-time clock, from when it asked.
+    /// How long they are valid, from the request on, by the server's own boot-time clock.
     pub orders_valid_ms: u64,
     pub hash: u64,
     pub kill: Vec<SignedKill>,
-    /// The server whose agent leads, if known.
+    /// The leader's server, if known.
     pub leader: Option<ServerId>,
 }
 
-/// A server reports.
+/// Reports of one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReportRequest {
-    /// The incarnation of the group that ordered it.
+    /// The incarnation of the group that gave the orders.
     pub incarnation: Incarnation,
     /// What happened, oldest first.
     pub reports: Vec<Report>,
 }
 
-/// What came of a command.
+/// The outcome of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandAnswer {
     pub index: u64,
-    /// Why it was refused; none when it was carried out.
+    /// Why it was refused; `None` if it was carried out.
     pub rejection: Option<Rejection>,
 }
 
-/// A server wants to belong to the group.
+/// A server's request to join the group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinGroupRequest {
     /// Its peer port, `host:port`.
     pub address: String,
-    /// Its failure domain; counts only when the server is new.
+    /// Its failure domain; used only if the server is new.
     pub rack: Option<String>,
 }
 
-/// Whether a server may create the member that it was given.
+/// Whether a server may create the member that it was assigned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimMemberAnswer {
-    /// It may; otherwise the number was used before, and another one comes.
+    /// If false, the number was used before, and the server will get another one.
     pub granted: bool,
 }
 
-/// A person's command.
+/// An operator's command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommandRequest {
-    /// To notice that it came twice.
+    /// Detects duplicates.
     pub request: RequestId,
     pub body: Body,
 }
 
-/// Whom a member has heard of.
+/// The servers that a member has heard from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContactsRequest {
-    /// How long ago each server asked this member, in milliseconds,
+    /// How long ago each server asked this member for orders, in milliseconds.
     pub age_ms: BTreeMap<ServerId, u64>,
-    /// and what it said it was doing.
+    /// What each server said it was doing.
     pub doing: BTreeMap<ServerId, BTreeMap<AppId, Doing>>,
 }
 
-/// Who leads now.
+/// The outcome of a leadership transfer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferLeaderAnswer {
-    /// The server that led,
+    /// The previous leader's server.
     pub from: ServerId,
-    /// and the one that leads.
+    /// The new leader's server.
     pub to: ServerId,
 }
 
-/// A group as one of its agents sees it: facts only. `cohort-view` words them.
+/// A group as seen by one of its agents: only facts. `cohort-view` words them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupStatus {
     pub version: u32,
     pub group: GroupId,
-    /// Raised when the group is recovered from the loss of its majority.
+    /// Incremented when the group is recovered from the loss of its majority.
     pub incarnation: Incarnation,
     pub labels: BTreeMap<String, String>,
-    /// None until the registry has told it.
+    /// `None` until the registry has provided it.
     pub platform: Option<Platform>,
     pub answered_by: ServerId,
-    /// The server that leads, if known.
+    /// The leader's server, if known.
     pub leader: Option<ServerId>,
     pub term: u64,
-    /// The last committed position of the log.
+    /// The log's last committed index.
     pub commit: u64,
-    /// The position up to which this agent has applied.
+    /// The index that this agent has applied.
     pub applied: u64,
-    /// Whether it was read through the leader. If not, it is what a minority last knew.
+    /// Whether it was read through the leader. If not, it is a minority's last knowledge.
     pub linearizable: bool,
     pub clock: ClockMs,
-    /// The reason given for the kill switch, while it is on.
+    /// The reason for the kill switch, while it is on.
     pub killed: Option<String>,
     pub registry_reachable: Option<bool>,
     pub voters: Vec<MemberAddress>,
@@ -192,14 +192,14 @@ pub struct GroupStatus {
     pub servers: BTreeMap<ServerId, ServerStatus>,
     /// Every app that has a policy.
     pub apps: BTreeMap<AppId, AppStatus>,
-    /// Mirrors and releases refused lately, with the error.
+    /// Mirrors and releases refused recently, with the error.
     pub refusals: Vec<String>,
     /// Transfers in progress, then those that ended last; at most [`TRANSFERS_SHOWN_MAX`]. Only the
-    /// leader tracks them: empty when it does not answer.
+    /// leader tracks them: empty if it does not respond.
     pub transfers: Vec<TransferStatus>,
     /// Mirror throughput of the last transfer large enough to measure, in bytes per second.
     pub downlink_bytes_per_second: Option<u64>,
-    /// `download_limit` of the answering server, in bytes per second; none: unlimited.
+    /// `download_limit` of the responding server, in bytes per second; `None`: unlimited.
     pub download_limit_bytes_per_second: Option<u64>,
 }
 
@@ -209,18 +209,19 @@ pub struct ServerStatus {
     /// Its peer port, `host:port`.
     pub address: String,
     pub rack: Option<String>,
-    /// Its place in the order of joining.
+    /// Its position in joining order.
     pub joined: u64,
     /// The member that it carries, if any.
     pub member: Option<MemberId>,
-    /// How long ago it asked for its orders, as the leader knows, in milliseconds.
+    /// How long ago it asked for its orders, as far as the leader knows, in milliseconds.
     pub contact_age_ms: Option<u64>,
-    /// For how long it has certainly asked no member, in milliseconds; none if no leader answers.
+    /// How long it has certainly not asked any member, in milliseconds; `None` if no leader
+    /// responds.
     pub silent_ms: Option<u64>,
 }
 
 impl GroupStatus {
-    /// The servers that are silent for one of their apps: nobody knows whether they serve.
+    /// The servers that are silent for one of their apps: it is unknown whether they are serving.
     pub fn silent_servers(&self) -> impl Iterator<Item = &ServerId> {
         self.servers.keys().filter(|server| {
             let mut here = self.apps.values().filter_map(|app| app.servers.get(*server));
@@ -232,17 +233,17 @@ impl GroupStatus {
 /// An app in the group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppStatus {
-    /// As drawn in `docs/state-machine.md`.
+    /// The phase, as drawn in `docs/state-machine.md`.
     pub state: PhaseName,
-    /// When it entered this state, by the group clock.
+    /// When the app entered this phase, by the group clock.
     pub since: ClockMs,
     /// What the whole group runs, or ran before the rollout.
     pub last_good: Option<Version>,
-    /// What is rolled out, rolled back, or was rejected.
+    /// What is being rolled out or rolled back, or was rejected.
     pub target: Option<Version>,
-    /// Why it is held or rolls back; none otherwise.
+    /// Why it is held or rolling back; otherwise `None`.
     pub reason: Option<Reason>,
-    /// The current wave, from 1; 0 outside of waves.
+    /// The current wave, counted from 1; 0 outside of waves.
     pub wave: u32,
     pub wave_servers: Vec<ServerId>,
     pub generation: Generation,
@@ -269,25 +270,25 @@ pub struct ServerAppStatus {
     pub running: Option<Version>,
     /// Whether it takes traffic, by its last report.
     pub in_service: bool,
-    /// Whether it has asked no member for longer than `unreachable_after`: nobody knows whether it
-    /// still serves, and all that is said here of it is old.
+    /// Whether it has not asked any member for longer than `unreachable_after`: it is unknown
+    /// whether it is still serving, and the other fields are stale.
     pub silent: bool,
-    /// Why it takes no traffic; none if it does, or before it has run anything.
+    /// Why it takes no traffic; `None` if it does, or if it has not run anything yet.
     pub unfit: Option<Unfit>,
-    /// Whether it has all the bytes of the release that is rolled out.
+    /// Whether it has all bytes of the release being rolled out.
     pub holds_target: bool,
-    /// The change that it was told to make, and how far it has come.
+    /// The change that it was granted, and how far that has come.
     pub activation: Option<ActivationStage>,
     /// What its agent says it is doing now.
     pub doing: Option<Doing>,
-    /// Why it is not on the last good release, where it should be.
+    /// Why it is not on the last good release although it should be.
     pub debt: Option<DebtReason>,
 }
 
-/// Something that waits.
+/// Something that is waiting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitingStatus {
     pub on: WaitingOn,
-    /// How long it has waited by the group clock, in milliseconds.
+    /// How long it has been waiting by the group clock, in milliseconds.
     pub for_ms: u64,
 }

@@ -1,7 +1,7 @@
-//! DSCP marking: which packets may wait for others.
+//! DSCP marking: packets that may wait for others.
 //!
-//! Nobody waits interactively for artifacts, so their packets are marked *lower effort* (RFC 8622).
-//! A network that honours the mark sends everything else first; others ignore it.
+//! Artifacts are not interactive traffic, so their packets are marked *lower effort* (RFC 8622). A
+//! network that honours the mark sends everything else first; others ignore it.
 
 use std::fmt;
 use std::io;
@@ -11,10 +11,10 @@ use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
-/// Code points have six bits.
+/// Largest code point: six bits.
 const CODE_POINT_MAX: u8 = 63;
 
-/// A DSCP value (RFC 2474), 0 to 63; as text `le`, `default` or the number.
+/// A DSCP value (RFC 2474), 0 to 63; its text is `le`, `default` or a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dscp(u8);
 
@@ -33,7 +33,7 @@ impl Dscp {
     /// Marks the packets that a connection sends from now on.
     ///
     /// # Errors
-    /// When the operating system refuses.
+    /// If the operating system refuses.
     pub fn mark(self, stream: &TcpStream) -> io::Result<()> {
         let class = self.traffic_class();
         if stream.local_addr()?.is_ipv6() {
@@ -45,7 +45,7 @@ impl Dscp {
         Ok(sockopt::set_ip_tos(stream, class)?)
     }
 
-    /// As [`mark`](Self::mark), for connections that may go unmarked.
+    /// As [`mark`](Self::mark), for connections that may also go unmarked.
     pub(crate) fn try_mark(self, stream: &TcpStream) {
         if self == Self::DEFAULT {
             return;
@@ -127,7 +127,7 @@ mod tests {
     }
 
     async fn connected(address: &str) -> Option<TcpStream> {
-        // Machines without version 6 have nothing to mark there.
+        // Machines without IPv6 have nothing to mark there.
         let listener = TcpListener::bind(address).await.ok()?;
         let address: SocketAddr = listener.local_addr().unwrap();
         Some(TcpStream::connect(address).await.unwrap())

@@ -3,9 +3,9 @@
 //! ```text
 //! u32 big-endian: length of the rest | u8: version (1) | payload
 //! ```
-//! The client's first frame is a [`Hello`], the server's only one a [`Welcome`]: messages go one
-//! way. Connections are numbered; for a pair of servers only the highest number counts, so that a
-//! message delayed on an older connection never follows one from a newer.
+//! The client's first frame is a [`Hello`], the server's only one a [`Welcome`]: messages flow in
+//! one direction. Connections are numbered; for a pair of servers, only the highest number counts,
+//! so that a message delayed on an older connection never follows one from a newer.
 
 use std::collections::HashMap;
 use std::io;
@@ -47,25 +47,25 @@ pub struct Hello {
     pub connection: u64,
 }
 
-/// The answer to a [`Hello`].
+/// The response to a [`Hello`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "lowercase")]
 pub enum Welcome {
     Welcome,
-    /// Rejected; the connection ends.
+    /// Rejected; the connection closes.
     Refused {
         reason: String,
     },
 }
 
-/// A connection's number: it rises with the client's boot epoch, and within a boot with every
+/// A connection's number: it increases with the client's boot epoch, and within one with every
 /// connection.
 #[must_use]
 pub fn connection_number(boot_epoch: u64, count: u32) -> u64 {
     (boot_epoch << 32) | u64::from(count)
 }
 
-/// The newest connection from every server.
+/// The newest connection from each server.
 #[derive(Debug, Default)]
 pub struct Connections {
     newest: Mutex<HashMap<ServerId, (u64, CancellationToken)>>,
@@ -94,7 +94,7 @@ impl Connections {
 #[derive(Debug)]
 pub struct FrameSender<S> {
     write: WriteHalf<S>,
-    /// Nothing comes but the end of the connection.
+    /// Receives nothing but the end of the connection.
     frames: FramedRead<ReadHalf<S>, LengthDelimitedCodec>,
     batch: BytesMut,
 }
@@ -104,7 +104,7 @@ impl FrameSender<crate::tls::ClientStream> {
     /// [`cohort_identity::Alpn::Raft`].
     ///
     /// # Errors
-    /// When the connection fails or is rejected.
+    /// If the connection fails or is rejected.
     pub async fn connect(
         client: &Client,
         target: &Target,
@@ -120,7 +120,7 @@ impl<S: AsyncRead + AsyncWrite> FrameSender<S> {
     /// Exchanges greetings over a stream, as the client.
     ///
     /// # Errors
-    /// When the stream breaks or the server rejects the greeting.
+    /// If the stream breaks or the server rejects the greeting.
     pub async fn dial_over(stream: S, hello: &Hello) -> Result<Self, FrameError> {
         let (read, mut write) = tokio::io::split(stream);
         let mut frames = FramedRead::new(read, codec(HELLO_BYTES_MAX));
@@ -136,12 +136,12 @@ impl<S: AsyncRead + AsyncWrite> FrameSender<S> {
         }
     }
 
-    /// Sends messages, [`FRAME_BATCH_BYTES`] and more at a time; returns once the kernel has them.
-    /// The kernel disconnects a server that does not read (`TCP_USER_TIMEOUT_MS`). Dropped early,
-    /// it leaves half a frame behind: the connection is of no use any more.
+    /// Sends messages, in batches of at least [`FRAME_BATCH_BYTES`]; returns once the kernel has
+    /// them. The kernel disconnects a server that does not read (`TCP_USER_TIMEOUT_MS`). If dropped
+    /// early, it leaves half a frame behind: the connection is then unusable.
     ///
     /// # Errors
-    /// When a message is too large or the connection breaks.
+    /// If a message is too large or the connection breaks.
     pub async fn send(
         &mut self,
         messages: impl IntoIterator<Item = Bytes>,
@@ -166,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite> FrameSender<S> {
 
     /// Waits until the server has closed the connection. Cancel-safe.
     pub async fn closed(&mut self) {
-        // A server that sends something breaks the protocol, which ends the connection as well.
+        // A server that sends something breaks the protocol, which ends the connection too.
         let _ = self.frames.next().await;
     }
 }
@@ -187,7 +187,7 @@ impl<S: AsyncRead + AsyncWrite> FrameReceiver<S> {
     /// connection.
     ///
     /// # Errors
-    /// When the greeting is rejected (the client is told why) or the stream breaks.
+    /// If the greeting is rejected (the client gets the reason) or the stream breaks.
     pub async fn accept(
         stream: S,
         peer: &Peer,
@@ -221,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite> FrameReceiver<S> {
     /// it. Cancel-safe.
     ///
     /// # Errors
-    /// When a frame is too large, of another version, or truncated.
+    /// If a frame is too large, has another version, or is truncated.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, FrameError> {
         let next = tokio::select! {
             biased;

@@ -1,5 +1,5 @@
 //! The hub's API: joining, renewal, tokens, policies and uploads. The registry's messages are
-//! defined beside its trait, the kill switch in [`crate::kill`].
+//! defined next to its trait, the kill switch in [`crate::kill`].
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ pub const FLEET: &str = "/v1/fleet";
 pub const REGISTRY_RANGE: &str = "/v1/registry/range";
 /// `POST`: changes the registry.
 pub const REGISTRY_TXN: &str = "/v1/registry/txn";
-/// `POST`: long poll for changes of the registry.
+/// `POST`: long poll for registry changes.
 pub const REGISTRY_WATCH: &str = "/v1/registry/watch";
 
 /// `POST`, operators: writes an app's policy.
@@ -46,7 +46,7 @@ pub fn recover_path(group: &GroupId) -> String {
     format!("/v1/groups/{group}/recover")
 }
 
-/// `DELETE`, operators: removes a server's record; its certificate is not renewed any more.
+/// `DELETE`, operators: removes a server's record; its certificate is no longer renewed.
 #[must_use]
 pub fn server_path(server: &ServerId) -> String {
     format!("/v1/servers/{server}")
@@ -58,11 +58,11 @@ pub fn upload_path(file: &str) -> String {
     format!("/v1/repository/{file}")
 }
 
-/// Labels of a server; they are stored and listed for every server.
+/// Most labels of a server; they are stored and listed for every server.
 pub const LABELS_MAX: usize = 32;
-/// A label's key or value, in bytes: as a DNS label.
+/// Longest key or value of a label, in bytes: as in a DNS label.
 pub const LABEL_BYTES_MAX: usize = 63;
-/// A server's address or rack, in bytes: a DNS name and a port.
+/// Longest address or rack of a server, in bytes: a DNS name and a port.
 pub const ADDRESS_BYTES_MAX: usize = 260;
 
 /// Body of [`JOIN`].
@@ -79,7 +79,7 @@ pub struct JoinRequest {
 }
 
 impl std::fmt::Debug for JoinRequest {
-    /// Without the secret.
+    /// Omits the secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JoinRequest")
             .field("token_id", &self.token_id)
@@ -88,7 +88,7 @@ impl std::fmt::Debug for JoinRequest {
     }
 }
 
-/// What a server reports about itself when joining.
+/// A joining server's facts about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoiningServer {
@@ -103,7 +103,7 @@ pub struct JoiningServer {
     pub rack: Option<String>,
 }
 
-/// Answer to [`JOIN`].
+/// Response to [`JOIN`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinAnswer {
     /// The certificate chain in PEM.
@@ -117,7 +117,7 @@ pub struct JoinAnswer {
     pub trusted_root: Option<String>,
     /// Base URLs of the repository, in the order to try them.
     pub mirrors: Vec<String>,
-    /// The port of the hub's own repository; used when there are no mirrors.
+    /// The port of the hub's own repository; used if there are no mirrors.
     pub repository_port: u16,
     /// For servers: the group it was assigned to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,7 +141,7 @@ pub struct RenewRequest {
     pub request: String,
 }
 
-/// Answer to [`RENEW`].
+/// Response to [`RENEW`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewAnswer {
     /// The certificate chain in PEM.
@@ -166,17 +166,17 @@ pub struct TokenRequest {
     pub addresses: Vec<String>,
 }
 
-/// Answer to [`TOKEN`]. Anybody with the token can join: show it once, never log it.
+/// Response to [`TOKEN`]. Anyone with the token can join: show it once, never log it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenAnswer {
     pub id: String,
     pub token: String,
-    /// Unix seconds.
+    /// Unix time in seconds.
     pub expires_at: Option<u64>,
 }
 
 impl std::fmt::Debug for TokenAnswer {
-    /// Without the token.
+    /// Omits the token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TokenAnswer")
             .field("id", &self.id)
@@ -203,7 +203,7 @@ pub struct PolicyRequest {
     pub expected: Option<Revision>,
 }
 
-/// Answer to a written policy.
+/// Response to a written policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyAnswer {
     /// The new revision, which rollouts pin.
@@ -222,13 +222,13 @@ pub struct RecoverRequest {
     pub because: String,
 }
 
-/// Answer to a recovery.
+/// Response to a recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoverAnswer {
     pub incarnation: Incarnation,
 }
 
-/// Answer to `GET` and `POST` of [`KILL`].
+/// Response to `GET` and `POST` of [`KILL`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KillAnswer {
     /// Whether the posted register changed anything.

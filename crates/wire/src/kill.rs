@@ -1,10 +1,10 @@
 //! The kill switch: one register per scope, signed by an operator, latched on every server's disk.
 //!
 //! It is not in the log, because a minority must be able to stop. Registers merge: the higher epoch
-//! wins, and at equal epochs *on* wins. So any server can forward them, in any order and any number
-//! of times.
+//! wins; at equal epochs, *on* wins. So any server can forward them, in any order and any number of
+//! times.
 //!
-//! On disk a scope is one file whose *name* carries epoch and position:
+//! On disk, a scope is one file whose *name* contains epoch and position:
 //! `fleet@00000000000000000007@on.kill`, `group@web.zone-a@…@off.kill`. The name survives damage to
 //! the content, so a damaged file counts as *on* at its epoch, and the next epoch replaces it.
 
@@ -29,7 +29,8 @@ mod kill_test;
 
 /// The kind of signed statement.
 const CONTEXT: &str = "cohort-kill/1";
-/// Names, a number, a bounded reason, a certificate chain, and a signature in hexadecimal.
+/// Largest file, in bytes: names, a number, a bounded reason, a certificate chain, and a signature
+/// in hexadecimal.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
 /// What a kill switch stops.
@@ -40,22 +41,22 @@ pub enum KillScope {
     Group(GroupId),
 }
 
-/// A kill switch's position.
+/// A kill switch's position, with epoch and reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KillRegister {
     pub scope: KillScope,
-    /// Raised by every change; the highest wins.
+    /// Incremented by every change; the highest wins.
     pub epoch: u64,
     /// Whether new work is stopped.
     pub on: bool,
     /// For people; at most [`KILL_REASON_BYTES_MAX`] bytes.
     pub reason: String,
-    /// Unix seconds by the operator's clock; for people only.
+    /// Unix time in seconds, by the operator's clock; for people only.
     pub at: u64,
 }
 
-/// A register with its operator's signature.
+/// A register, signed by an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SignedKill(pub SignedStatement);
@@ -64,7 +65,7 @@ impl SignedKill {
     /// Signs a register. The receiver checks the signer's role.
     ///
     /// # Errors
-    /// When the reason is too long, or the identity's key cannot sign.
+    /// If the reason is too long, or the identity's key cannot sign.
     pub fn sign(identity: &Identity, register: &KillRegister) -> Result<Self, KillError> {
         if register.reason.len() > KILL_REASON_BYTES_MAX {
             return Err(KillError::Reason { bytes: register.reason.len() });
@@ -73,10 +74,10 @@ impl SignedKill {
         sign_statement(identity, CONTEXT, &body).map(Self).map_err(KillError::Statement)
     }
 
-    /// Verifies that an operator signed it; returns operator and register.
+    /// Verifies that an operator signed it; returns the operator and the register.
     ///
     /// # Errors
-    /// When the signature does not verify, the signer is not an operator, or it is malformed.
+    /// If the signature does not verify, the signer is not an operator, or it is malformed.
     pub fn verify(
         &self,
         roots: &[CertificateDer<'_>],
@@ -102,7 +103,7 @@ impl SignedKill {
 /// higher epoch wins; at equal epochs *on* wins, so turning it off takes a higher one.
 #[must_use]
 pub fn supersedes(incoming: (u64, bool), current: Option<(u64, bool)>) -> bool {
-    // Epoch first, then `true` above `false`: the order of pairs.
+    // Epoch first, then `true` above `false`: the order of tuples.
     current.is_none_or(|current| incoming > current)
 }
 
@@ -111,14 +112,14 @@ pub fn supersedes(incoming: (u64, bool), current: Option<(u64, bool)>) -> bool {
 pub enum KillEntry {
     Said {
         register: KillRegister,
-        /// The same with its signature, to be passed on.
+        /// The same with its signature, for forwarding.
         signed: SignedKill,
     },
     /// The file is damaged; counts as on until a higher epoch arrives.
     Damaged {
         /// The epoch, from the file's name.
         epoch: u64,
-        /// The file and what is wrong with it.
+        /// The file, and what is wrong with it.
         reason: String,
     },
 }
@@ -152,7 +153,7 @@ impl KillEntry {
     }
 }
 
-/// A server's registers, on disk before any is acknowledged.
+/// A server's registers, persisted before any is acknowledged.
 #[derive(Debug)]
 pub struct DurableKill {
     dir: PathBuf,
@@ -160,10 +161,10 @@ pub struct DurableKill {
 }
 
 impl DurableKill {
-    /// Opens the registers in a folder, which is created if missing.
+    /// Opens the registers in a directory, creating it if missing.
     ///
     /// # Errors
-    /// When the folder cannot be read. A damaged file is not an error: it counts as *on*.
+    /// If the directory cannot be read. A damaged file is not an error: it counts as *on*.
     pub fn open(dir: &Path) -> Result<Self, KillError> {
         fs::create_dir_all(dir).on_path("create folder", dir)?;
         durable::sweep(dir).on_path("clean up", dir)?;
@@ -185,11 +186,11 @@ impl DurableKill {
         Ok(Self { dir: dir.to_owned(), entries: Mutex::new(entries) })
     }
 
-    /// Verifies a register and stores it if it is newer. When this returns true, it is on disk and
-    /// should be passed on. Blocks on a sync.
+    /// Verifies a register and stores it if it is newer. When this returns true, it is persisted
+    /// and should be forwarded. Blocks on a sync.
     ///
     /// # Errors
-    /// When it is not signed by an operator, or the disk fails; nothing has changed then.
+    /// If it is not signed by an operator, or the disk fails; then nothing has changed.
     pub fn offer(
         &self,
         signed: &SignedKill,
@@ -240,7 +241,7 @@ impl DurableKill {
         self.entries.lock().clone()
     }
 
-    /// Every signed register, to be passed on.
+    /// Every signed register, for forwarding.
     #[must_use]
     pub fn signed(&self) -> Vec<SignedKill> {
         let said = |entry: &KillEntry| match entry {
@@ -251,7 +252,7 @@ impl DurableKill {
     }
 
     /// Removes the scope's other files. If that fails, they lose against the new one at the next
-    /// start as well.
+    /// start too.
     fn remove_older(&self, register: &KillRegister) {
         let keep = file_name(&register.scope, register.epoch, register.on);
         let Ok(files) = fs::read_dir(&self.dir) else { return };
@@ -294,7 +295,7 @@ fn parse_name(name: &str) -> Option<(KillScope, u64, bool)> {
 fn read_entry(path: &Path) -> (KillScope, KillEntry) {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let Some((scope, epoch, on)) = parse_name(name) else {
-        // Only we write here: an unknown file stops everything, visibly.
+        // Only this process writes here: an unknown file stops everything, visibly.
         let reason = format!("file {} has no valid name", path.display());
         return (KillScope::Fleet, KillEntry::Damaged { epoch: 0, reason });
     };
@@ -324,7 +325,7 @@ fn read_entry(path: &Path) -> (KillScope, KillEntry) {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KillError {
-    /// The signature or the signer's role.
+    /// The signature or the signer's role is wrong.
     #[error("kill register is rejected")]
     Statement(#[source] StatementError),
     /// Signed, but not a register.

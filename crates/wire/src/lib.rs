@@ -1,12 +1,12 @@
 //! Messages between Cohort's processes, and the transport below them.
 //!
-//! **What it is.** It carries requests between peers whose identity is verified, within limits, and
+//! **What it is.** It carries requests between peers with verified identities, within limits, and
 //! turns every failure into an error that can be shown.
 //!
 //! **What it must never know.** What a message means.
 //!
 //! **Where to start reading.** [`http::Client`] and [`http::serve`]; [`frame`] is the transport of
-//! Raft, [`kill`] the kill switch. [`limits`] names every limit and says why.
+//! Raft, [`kill`] the kill switch. [`limits`] lists every limit with its reason.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 

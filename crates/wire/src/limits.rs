@@ -1,19 +1,19 @@
-//! Every limit of the transport and the reason for its value.
+//! Every limit of the transport, and the reason for its value.
 
 use std::time::Duration;
 
 use crate::dscp::Dscp;
 
-/// A thousand agents with a control and a bulk connection each, and twice that when all reconnect
-/// after a hub restart. At about 40 KB each, at most 160 MB.
+/// Most connections of a server. A thousand agents with a control and a bulk connection each, twice
+/// that when all reconnect after a hub restart. At about 40 KB each, at most 160 MB.
 pub const CONNECTIONS_MAX: usize = 4096;
 
-/// Handshakes are the only work that a stranger can cause. At most a quarter of the connections, so
-/// that a flood of handshakes cannot displace established ones.
+/// Most concurrent handshakes, the only work that an unauthenticated client can cause. At most a
+/// quarter of the connections, so that a flood of handshakes cannot displace established ones.
 pub const HANDSHAKES_MAX: usize = 512;
 
-/// Requests in progress, long polls included: one per agent in a group of a thousand. Beyond that a
-/// 503 is better than a slow answer.
+/// Requests in progress, including long polls: one per agent in a group of a thousand. Beyond that,
+/// a 503 is better than a slow response.
 pub const REQUESTS_MAX: usize = 2048;
 
 /// For a request's headers, and for a connection's idle time between requests. Twice the client's
@@ -21,33 +21,33 @@ pub const REQUESTS_MAX: usize = 2048;
 /// connection.
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Our own headers are below 1 KiB.
+/// Most bytes of headers; our own are below 1 KiB.
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 
-/// Our own requests have fewer than ten.
+/// Most headers; our own requests have fewer than ten.
 pub const HEADERS_MAX: usize = 64;
 
-/// The longest pause in an answer's body before the call fails.
+/// The longest pause in a response body before the call fails.
 pub const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// `Retry-After` of a 503, in seconds: the shortest it can express.
+/// `Retry-After` of a 503, in seconds: the shortest expressible time.
 pub const RETRY_AFTER_S: u64 = 1;
 
-/// After an accept failed for lack of file descriptors: long enough for some to be closed, too
-/// short to be noticed.
+/// Pause after an accept failed for lack of file descriptors: long enough for some to be closed,
+/// too short to matter.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// For the TCP connection and for the TLS handshake, each.
+/// For the TCP connection and the TLS handshake, each.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The default deadline of a call.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// The default limit of an answer; the state of a group of a thousand servers is below 2 MiB of
+/// The default limit of a response; the state of a group of a thousand servers is below 2 MiB of
 /// JSON.
 pub const RESPONSE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// The largest error answer that is read.
+/// The largest error response that is read, in bytes.
 pub const ERROR_BYTES_MAX: u64 = 64 * 1024;
 
 /// Idle connections per target and protocol: calls to one server rarely overlap.
@@ -57,10 +57,10 @@ pub const POOL_IDLE_PER_TARGET_MAX: usize = 4;
 /// [`POOL_IDLE_TIMEOUT`].
 pub const POOL_IDLE_MAX: usize = 512;
 
-/// Less than the server's [`HEADER_READ_TIMEOUT`].
+/// How long a connection may be idle; less than the server's [`HEADER_READ_TIMEOUT`].
 pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Open connections of one client, busy and idle.
+/// Open connections of one client, both busy and idle.
 pub const CLIENT_CONNECTIONS_MAX: usize = 2048;
 
 /// A vanished peer is detected after [`TCP_KEEPALIVE_IDLE`] and [`TCP_KEEPALIVE_PROBES`] probes,
@@ -75,20 +75,20 @@ pub const TCP_KEEPALIVE_PROBES: u32 = 3;
 /// timeout of all connections, in milliseconds.
 pub const TCP_USER_TIMEOUT_MS: u32 = 20_000;
 
-/// A Raft message: batches of entries are limited to 1 MiB where they are made; the snapshot of a
+/// Largest Raft message: batches of entries are limited to 1 MiB by the sender; the snapshot of a
 /// group of a thousand servers with its history is below 8 MiB.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Bytes written at once: four TLS records.
+/// Bytes per write: four TLS records.
 pub const FRAME_BATCH_BYTES: usize = 64 * 1024;
 
 /// For both greetings of a framed connection.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A greeting is five short names and numbers.
+/// Largest greeting: five short names and numbers.
 pub const HELLO_BYTES_MAX: usize = 4096;
 
-/// Kill registers kept on one machine. A hub keeps one per group.
+/// Most kill registers on one machine. A hub has one per group.
 pub const KILL_SCOPES_MAX: usize = 10_000;
 
 /// How far a change may raise a register's epoch beyond the last one or the Unix time in seconds,
@@ -96,7 +96,7 @@ pub const KILL_SCOPES_MAX: usize = 10_000;
 /// could use up the highest epoch, and the switch could never be turned off again.
 pub const KILL_EPOCH_STEP_MAX: u64 = 1_000_000;
 
-/// A kill switch's reason: a few sentences.
+/// Longest reason of a kill switch, in bytes: a few sentences.
 pub const KILL_REASON_BYTES_MAX: usize = 2000;
 
 // The client closes an idle connection well before the server does.
@@ -107,23 +107,23 @@ const _: () = assert!(HANDSHAKES_MAX * 4 <= CONNECTIONS_MAX);
 /// A server's limits.
 #[derive(Debug, Clone)]
 pub struct ServerLimits {
-    /// Including those that are still in the handshake.
+    /// Includes those still in the handshake.
     pub connections_max: usize,
-    /// Per certificate, or per address without one. A peer keeps at most four idle connections
+    /// Per certificate, or per address without one. A peer has at most four idle connections
     /// ([`POOL_IDLE_PER_TARGET_MAX`]) per protocol, and a download uses a handful; 64 leaves room
-    /// for a person's scripts and stops a runaway loop.
+    /// for an operator's scripts and stops a runaway loop.
     pub connections_per_peer_max: usize,
-    /// At once.
+    /// Concurrent handshakes.
     pub handshakes_max: usize,
     /// A handshake takes two round trips; five seconds allow for two lost packets on a bad line.
     pub handshake_timeout: Duration,
-    /// At once, long polls included.
+    /// Concurrent requests, including long polls.
     pub requests_max: usize,
     /// Also the longest idle time of a connection.
     pub header_read_timeout: Duration,
     pub header_bytes_max: usize,
     pub headers_max: usize,
-    /// Unless `large_bodies` says otherwise. Policies take a few kilobytes; the largest message is
+    /// Limit for paths not in `large_bodies`. Policies are a few kilobytes; the largest message is
     /// a batch of a thousand reports.
     pub request_body_bytes_max: u64,
     /// Path prefixes with a larger body limit in bytes; the first match counts. The handler must
@@ -136,7 +136,7 @@ pub struct ServerLimits {
     pub shutdown_grace: Duration,
     /// For connections that carry artifacts between servers.
     pub dscp_bulk: Dscp,
-    /// For connections without TLS: a repository's packets may wait, answers to probes may not.
+    /// For connections without TLS: a repository's packets may wait, responses to probes may not.
     pub dscp_plain: Dscp,
 }
 
@@ -161,7 +161,7 @@ impl Default for ServerLimits {
     }
 }
 
-/// Receive window of a bulk connection. Within a zone (round trips below a millisecond) it carries
+/// Receive window of a bulk connection. Within a zone (round trips below a millisecond), it carries
 /// more than 2 Gbit/s, and it is less than a 20 ms queue holds at 100 Mbit/s. An auto-tuned window
 /// fills every queue until packets are dropped, and a chain of equally fast links never recovers
 /// the lost time.

@@ -1,8 +1,8 @@
 //! Sends bulk bytes in small pieces.
 //!
 //! Bytes in the kernel's send buffer cannot be taken back when a child switches its parent, and an
-//! auto-tuned buffer holds megabytes: seconds of a slow link. So a bulk connection hands over one
-//! TLS record at a time and waits while a few are unsent.
+//! auto-tuned buffer holds megabytes: seconds on a slow link. So a bulk connection writes one TLS
+//! record at a time and waits while a few are unsent.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,14 +11,14 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// The payload of one TLS record.
+/// The payload of one TLS record, in bytes.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// The socket accepts more when fewer bytes than this are unsent: 5 ms at 100 Mbit/s, the time a
-/// busy machine may take to schedule the sender again. With less the link would idle.
+/// The socket accepts more once fewer bytes than this are unsent: 5 ms at 100 Mbit/s, the time a
+/// busy machine may take to schedule the sender again. With less, the link would idle.
 const UNSENT_BYTES: u32 = 64 * 1024;
 
-/// Slices per piece. The server passes a few: a chunk's length, its bytes, its end.
+/// Slices per piece. The server writes a few: a chunk's length, its bytes, its end.
 const SLICES_MAX: usize = 8;
 
 /// A TLS stream that sends in pieces.

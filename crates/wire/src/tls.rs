@@ -1,4 +1,4 @@
-//! The identity in use, and socket options.
+//! The current identity, and socket options.
 
 use std::io;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub type ClientStream = tokio_rustls::client::TlsStream<TcpStream>;
 /// The server's end of a TLS connection.
 pub type ServerStream = tokio_rustls::server::TlsStream<TcpStream>;
 
-/// The identity in use. Renewal replaces it at run time: new connections use the new identity,
+/// The current identity. Renewal replaces it at run time: new connections use the new identity,
 /// existing ones stay open.
 #[derive(Debug)]
 pub struct IdentitySlot {
@@ -26,7 +26,7 @@ pub struct IdentitySlot {
 }
 
 impl IdentitySlot {
-    /// Starts with this identity.
+    /// A slot with its first identity.
     #[must_use]
     pub fn new(identity: Identity) -> Arc<Self> {
         Arc::new(Self { current: RwLock::new(Arc::new(identity)) })
@@ -44,7 +44,8 @@ impl IdentitySlot {
     }
 }
 
-/// Sends small messages at once, and has the kernel detect peers that vanished or stopped reading.
+/// Sends small messages immediately, and has the kernel detect peers that vanished or stopped
+/// reading.
 pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;

@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 
-/// The verified peer behind a request. As an extractor it answers 401 when the client showed no
-/// certificate, which only a server with optional client certificates allows.
+/// The verified peer behind a request. As an extractor, it responds with 401 if the client showed
+/// no certificate, which only a server with optional client certificates allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller(pub Peer);
 
@@ -21,7 +21,7 @@ impl Caller {
     /// Requires one of these roles.
     ///
     /// # Errors
-    /// 403 when the caller's role is not among `roles`.
+    /// 403 if the caller's role is not among `roles`.
     pub fn require(&self, roles: &[Role]) -> Result<&Peer, ApiError> {
         allow(&self.0, roles)?;
         Ok(&self.0)

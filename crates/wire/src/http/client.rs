@@ -1,4 +1,4 @@
-//! Calling a peer: one request, one answer, within a deadline and a size limit.
+//! Calling a peer: one request, one response, within a deadline and a size limit.
 
 use std::io;
 use std::sync::Arc;
@@ -43,18 +43,18 @@ pub struct Target {
 /// A request as data.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// Decides whether the call is idempotent, unless said otherwise.
+    /// Determines whether the call is idempotent, unless overridden.
     pub method: Method,
-    /// Path and query, beginning with `/`.
+    /// Path and query, starting with `/`.
     pub path: String,
     pub body: Option<Bytes>,
-    /// Sent when there is a body.
+    /// Sent if there is a body.
     pub content_type: &'static str,
-    /// For the whole call; [`Client::stream`] counts only until the answer's body begins.
+    /// For the whole call; for [`Client::stream`], until the response body starts.
     pub deadline: Duration,
     /// A longer body is [`CallError::TooLarge`].
     pub response_bytes_max: u64,
-    /// Whether it may be sent again when a reused connection turns out to be dead.
+    /// Whether it may be sent again if a reused connection turns out to be closed.
     pub idempotent: bool,
 }
 
@@ -89,7 +89,7 @@ impl Call {
     /// Sets a JSON body.
     ///
     /// # Panics
-    /// When the value is not representable as JSON (a map with non-string keys): a bug in its type.
+    /// If the value is not representable as JSON (a map with non-string keys): a bug in its type.
     #[must_use]
     pub fn json(mut self, body: &impl Serialize) -> Self {
         let bytes = serde_json::to_vec(body).expect("messages are types that can be JSON");
@@ -112,7 +112,7 @@ impl Call {
         self
     }
 
-    /// Sets the limit of the answer's size.
+    /// Limits the size of the response, in bytes.
     #[must_use]
     pub fn response_bytes_max(mut self, bytes: u64) -> Self {
         self.response_bytes_max = bytes;
@@ -152,14 +152,14 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client that uses the identity in the slot.
+    /// A client that authenticates with the identity in the slot.
     #[must_use]
     pub fn new(identity: Arc<IdentitySlot>) -> Self {
         Self::with(Credentials::Identity(identity))
     }
 
     /// A client that is joining: it accepts any hub of the authority with this fingerprint (from a
-    /// join token), whatever the target's name, and only for [`Alpn::Hub`].
+    /// join token), whatever the target's name, but only for [`Alpn::Hub`].
     #[must_use]
     pub fn joining(fingerprint: &str) -> Self {
         Self::with(Credentials::Fingerprint(fingerprint.to_owned()))
@@ -179,15 +179,15 @@ impl Client {
         self.inner.connector.mark_bulk(dscp);
     }
 
-    /// Closes idle connections, for instance after the identity was replaced.
+    /// Closes idle connections, for example after the identity was replaced.
     pub fn forget_connections(&self) {
         self.inner.pool.clear();
     }
 
-    /// Makes a call and returns the whole body of a successful answer (2xx).
+    /// Makes a call and returns the whole body of a successful response (2xx).
     ///
     /// # Errors
-    /// [`CallError::Answered`] for any status other than 2xx, and the other ways to fail.
+    /// [`CallError::Answered`] for any status other than 2xx, and the other errors of a call.
     pub async fn call(&self, target: &Target, call: Call) -> Result<Bytes, CallError> {
         self.complete(target, call, None).await
     }
@@ -204,10 +204,10 @@ impl Client {
         timeout(deadline, work).await.unwrap_or_else(|_| Err(too_late(target, deadline, &sent)))
     }
 
-    /// Makes a call and parses the answer as JSON.
+    /// Makes a call and parses the response as JSON.
     ///
     /// # Errors
-    /// As [`Client::call`], and [`CallError::Malformed`] when the answer is not a `T`.
+    /// As [`Client::call`], and [`CallError::Malformed`] if the response is not a `T`.
     pub async fn call_json<T: DeserializeOwned>(
         &self,
         target: &Target,
@@ -220,10 +220,10 @@ impl Client {
         })
     }
 
-    /// Makes a call whose answer is read in pieces.
+    /// Makes a call whose response is read in pieces.
     ///
     /// # Errors
-    /// As [`Client::call`], up to the answer's headers.
+    /// As [`Client::call`], up to the response headers.
     pub async fn stream(&self, target: &Target, call: Call) -> Result<BodyStream, CallError> {
         let deadline = call.deadline;
         let sent = AtomicBool::new(false);
@@ -254,7 +254,7 @@ impl Client {
     /// Opens a connection for a protocol other than HTTP ([`crate::frame`]).
     ///
     /// # Errors
-    /// When the peer is unreachable or not the expected one.
+    /// If the peer is unreachable or not the expected one.
     pub async fn open(&self, target: &Target) -> Result<ClientStream, CallError> {
         self.inner.connector.connect(target).await
     }
@@ -275,7 +275,7 @@ impl Client {
             match connection.sender.try_send_request(request).await {
                 Ok(response) => return self.answered(target, &call, connection, response).await,
                 Err(mut failed) => {
-                    // Retry if it never left, or if nothing came back and it is idempotent.
+                    // Retry if it was not sent, or if nothing came back and it is idempotent.
                     request = match failed.take_message() {
                         Some(unsent) => unsent,
                         None if call.idempotent && is_stale(failed.error()) => {
@@ -333,7 +333,7 @@ impl Client {
         if good {
             return Ok(stream);
         }
-        // An error answer that is too long is still that error.
+        // An error response that is too long is still that error.
         let body = stream.read_all().await.unwrap_or_default();
         Err(CallError::Answered {
             address: target.address.clone(),
@@ -347,10 +347,10 @@ impl Client {
     }
 }
 
-/// A successful answer whose body is read in pieces. Dropped early, it closes its connection; read
-/// completely, it returns it to the pool.
+/// A successful response whose body is read in pieces. If dropped early, it closes its connection;
+/// if read completely, it returns it to the pool.
 pub struct BodyStream {
-    /// 2xx.
+    /// The status, 2xx.
     pub status: StatusCode,
     target: Target,
     body: Incoming,
@@ -370,7 +370,7 @@ impl BodyStream {
     /// The next piece of the body; `None` at its end.
     ///
     /// # Errors
-    /// When the body pauses for too long, exceeds the call's limit, or the connection breaks.
+    /// If the body pauses for too long, exceeds the call's limit, or the connection breaks.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, CallError> {
         loop {
             let frame = timeout(CHUNK_TIMEOUT, self.body.frame()).await.map_err(|_| {
@@ -419,8 +419,8 @@ impl BodyStream {
         Ok(all.freeze())
     }
 
-    /// The connection's task needs a moment to notice that the answer is complete; without it the
-    /// next call would find the connection busy and open a new one.
+    /// The connection's task needs a moment to detect that the response is complete; without the
+    /// wait, the next call would find the connection busy and open a new one.
     async fn keep(&self, mut connection: Connection) {
         let ready = timeout(Duration::from_millis(100), connection.sender.ready()).await;
         if matches!(ready, Ok(Ok(()))) {
@@ -465,7 +465,7 @@ fn build(
     Ok(request)
 }
 
-/// Whether a reused connection had been closed by the server before any of the answer came.
+/// Whether the server had closed a reused connection before any of the response arrived.
 fn is_stale(error: &hyper::Error) -> bool {
     let reset = |error: &hyper::Error| {
         let cause = std::error::Error::source(error);

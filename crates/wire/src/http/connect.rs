@@ -19,11 +19,11 @@ use crate::dscp::Dscp;
 use crate::limits::CONNECT_TIMEOUT;
 use crate::tls::{ClientStream, IdentitySlot, bound_window, tune};
 
-/// How a client authenticates itself and its servers.
+/// How a client authenticates itself and verifies servers.
 pub(super) enum Credentials {
     /// By certificates of the same authority.
     Identity(Arc<IdentitySlot>),
-    /// Joining: no certificate yet, and only the fingerprint of the hub's authority.
+    /// Joining: no certificate yet, only the fingerprint of the hub's authority.
     Fingerprint(String),
 }
 
@@ -110,7 +110,7 @@ impl Connector {
     }
 }
 
-/// [`CallError::Identity`] if one side rejected the other in TLS. In TLS 1.3 a server rejects a
+/// [`CallError::Identity`] if one side rejected the other in TLS. In TLS 1.3, a server rejects a
 /// client's certificate after the handshake, so the error may come with the first read.
 pub(super) fn refused(target: &Target, error: &(dyn Error + 'static)) -> Option<CallError> {
     let tls = chain::causes(error).find_map(|cause| {

@@ -1,4 +1,4 @@
-//! What a server answers ([`ApiError`]) and what a caller gets ([`CallError`]).
+//! A server's error responses ([`ApiError`]) and a caller's errors ([`CallError`]).
 
 use std::io;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::RETRY_AFTER_S;
 
-/// An error answer: a status, and `{kind, error, hints}` as its body.
+/// An error response: a status, and `{kind, error, hints}` as its body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{error}")]
 pub struct ApiError {
@@ -21,7 +21,7 @@ pub struct ApiError {
     /// For programs, such as `forbidden`.
     pub kind: String,
     pub error: String,
-    /// What to do about it, often the next command.
+    /// How to fix it, often the next command.
     #[serde(default)]
     pub hints: Vec<String>,
 }
@@ -31,7 +31,7 @@ fn default_status() -> u16 {
 }
 
 impl ApiError {
-    /// An error answer without hints.
+    /// An error response without hints.
     #[must_use]
     pub fn new(status: StatusCode, kind: &str, error: impl Into<String>) -> Self {
         let (kind, error) = (kind.to_owned(), error.into());
@@ -101,7 +101,7 @@ impl ApiError {
         Self::unavailable("overloaded", error).hint("try again in a moment")
     }
 
-    /// Reads an error answer. A body that is not ours (an intermediary's, or none) gets the kind
+    /// Parses an error response. A body that is not ours (an intermediary's, or none) gets the kind
     /// `http`.
     pub(crate) fn from_answer(status: StatusCode, body: &[u8]) -> Self {
         match serde_json::from_slice::<ApiError>(body) {
@@ -136,10 +136,10 @@ impl IntoResponse for ApiError {
 pub enum CallError {
     #[error("{address} refused the connection")]
     Refused { address: String },
-    /// No route, no such name, or the connection broke while it was made.
+    /// No route, no such name, or the connection broke while being made.
     #[error("{address} is unreachable")]
     Unreachable { address: String, source: io::Error },
-    /// A deadline passed. `sent`: the request was on its way.
+    /// A deadline passed. `sent`: the request may have been sent.
     #[error("{address} took longer than {} ms while {doing}", after.as_millis())]
     TimedOut { address: String, doing: &'static str, after: Duration, sent: bool },
     /// One side rejected the other's certificate or protocol.
@@ -151,16 +151,16 @@ pub enum CallError {
     TooLarge { address: String, bytes_max: u64 },
     #[error("connection to {address} broke while {doing}")]
     Broken { address: String, doing: &'static str, source: Cause },
-    /// The answer is not HTTP, or not the JSON expected.
+    /// The response is not HTTP, or not the expected JSON.
     #[error("{address} sent a malformed answer")]
     Malformed { address: String, source: Cause },
-    /// The request cannot be made; nothing was sent.
+    /// The request is invalid; nothing was sent.
     #[error("cannot make a request to {address}")]
     Request { address: String, source: Cause },
 }
 
 impl CallError {
-    /// For programs; for an error answer, the server's own.
+    /// The error's kind, for programs; for an error response, the server's own.
     #[must_use]
     pub fn kind(&self) -> &str {
         match self {
@@ -176,7 +176,7 @@ impl CallError {
         }
     }
 
-    /// What to do about it; for an error answer, the server's own hints.
+    /// How to fix it; for an error response, the server's own hints.
     #[must_use]
     pub fn hints(&self) -> Vec<String> {
         match self {
@@ -199,7 +199,7 @@ impl CallError {
         }
     }
 
-    /// The HTTP status, if the server answered.
+    /// The HTTP status, if the server responded.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {

@@ -51,7 +51,7 @@ impl Pool {
         found
     }
 
-    /// Keeps a connection whose last answer has been read completely.
+    /// Returns a connection whose last response has been read completely.
     pub(super) fn put(&self, target: &Target, connection: Connection) {
         if connection.sender.is_closed() {
             return;

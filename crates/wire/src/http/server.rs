@@ -1,4 +1,4 @@
-//! Serving peers: one port, protocols chosen by ALPN, every limit enforced here.
+//! Serving peers: one port, protocols selected by ALPN, every limit enforced here.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -35,7 +35,7 @@ use crate::limits::{ACCEPT_PAUSE, ServerLimits};
 use crate::piecewise::Piecewise;
 use crate::tls::{IdentitySlot, ServerStream, tune};
 
-/// Serves a connection that is not HTTP. At shutdown its future is dropped, which ends the
+/// Serves a connection that is not HTTP. At shutdown, its future is dropped, which ends the
 /// connection.
 pub type RawHandler =
     Arc<dyn Fn(Peer, ServerStream) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
@@ -103,7 +103,7 @@ struct Tls {
 }
 
 impl Tls {
-    /// The acceptor for the identity in use; rebuilt after the identity was replaced.
+    /// The acceptor for the current identity; rebuilt after the identity was replaced.
     fn acceptor(&self) -> Result<TlsAcceptor, cohort_identity::TlsError> {
         let current = self.identity.current();
         let mut kept = self.acceptor.lock();
@@ -119,7 +119,7 @@ impl Tls {
     }
 }
 
-/// Connections are limited per certificate, or per address without one.
+/// The unit of connection limits: a certificate, or an address without one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Counted {
     Peer(Peer),
@@ -160,7 +160,7 @@ async fn run(
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Possibly "too many open files": retrying at once would spin.
+                // Possibly "too many open files": an immediate retry would spin.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
@@ -195,7 +195,7 @@ async fn run(
 }
 
 impl Shared {
-    /// Counts a connection; `None` when its peer has too many.
+    /// Counts a connection; `None` if its peer has too many.
     fn enter(&self, key: Counted) -> Option<Present<Counted>> {
         self.peers.enter(key, self.limits.connections_per_peer_max)
     }
@@ -245,7 +245,7 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, tls: &Tls, shared: &Shar
     }
 }
 
-/// The TLS handshake, within its limits; `None` when it failed.
+/// The TLS handshake, within its limits; `None` if it failed.
 async fn handshake(
     stream: TcpStream,
     from: SocketAddr,
@@ -280,8 +280,8 @@ async fn handshake(
     }
 }
 
-/// Serves one connection. `router` is `None` when its peer has too many connections: it gets an
-/// error and is closed.
+/// Serves one connection. `router` is `None` if its peer has too many connections: it gets an error
+/// and is closed.
 async fn serve_http<S>(
     stream: S,
     router: Option<Router>,
@@ -357,7 +357,7 @@ async fn answer(
         Ok(response) => response,
         Err(never) => match never {},
     };
-    // The request is in progress until its answer is sent: the body holds the permit.
+    // The request is in progress until its response is sent: the body holds the permit.
     response.map(|body| {
         Body::new(body.map_err(move |error| {
             let _permit = &permit;

@@ -72,7 +72,7 @@ async fn roles_are_enforced() {
                 assert!(!error.hints().is_empty());
             }
         }
-        // Routes beside are for everybody.
+        // Routes next to are for everybody.
         client.call(&served.control(), Call::get("/")).await.unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! How many of something each peer has, up to a limit.
+//! Bounded counts per peer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ impl<K> Default for Tally<K> {
 }
 
 impl<K: Ord + Clone> Tally<K> {
-    /// Counts one more; `None` when the key has `max` already.
+    /// Counts one more; `None` if the key already has `max`.
     #[must_use]
     pub fn enter(&self, key: K, max: usize) -> Option<Present<K>> {
         let mut counts = self.0.lock();
@@ -29,7 +29,7 @@ impl<K: Ord + Clone> Tally<K> {
     }
 }
 
-/// One that is counted, until it is dropped.
+/// Keeps one counted until dropped.
 #[derive(Debug)]
 pub struct Present<K: Ord> {
     counts: Arc<Mutex<BTreeMap<K, usize>>>,

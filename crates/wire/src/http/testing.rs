@@ -91,7 +91,7 @@ impl Served {
     }
 }
 
-/// Waits until something is so, for at most ten seconds.
+/// Waits until a condition holds, for at most ten seconds.
 pub(crate) async fn until(what: &str, mut so: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !so() {
