@@ -56,13 +56,13 @@ pub(crate) enum Better {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
     what: &'static str,
-    /// `None` when the measurement failed.
+    /// `None` if the measurement failed.
     measured: Option<f64>,
     unit: &'static str,
-    /// `None` for figures that are only reported.
+    /// `None` for figures without a goal.
     goal: Option<f64>,
     better: Better,
-    /// True for figures without a goal.
+    /// Also true for figures without a goal.
     met: bool,
 }
 
@@ -72,7 +72,7 @@ impl Row {
         Row::new(what, Some(measured), unit, Some(goal), Better::Lower)
     }
 
-    /// `measured` is `None` when the measurement failed.
+    /// A row; `measured` is `None` if the measurement failed.
     pub(crate) fn new(
         what: &'static str,
         measured: Option<f64>,
@@ -91,7 +91,7 @@ impl Row {
     }
 }
 
-/// Measures and prints. Fails when a measurement failed, not when a goal is missed.
+/// Measures and prints. Fails if a measurement failed, not if a goal is missed.
 pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     let measure: fn(&Programs, PathBuf) -> Result<Vec<Row>> = match &args.what {
         What::Rollout => rollout::measure,
@@ -159,7 +159,7 @@ const GROUP: &str = "intel.zone-a";
 /// Ballast of a release: the size of a small service.
 const RELEASE_BYTES: usize = 1_000_000;
 
-/// One server per wave, checks that pass at once, no waiting but `min_healthy_time`.
+/// One server per wave, checks that pass immediately, no waits except `min_healthy_time`.
 const POLICY: &str = r#"
 app = "web"
 channel = "stable"

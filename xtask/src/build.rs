@@ -1,4 +1,4 @@
-//! Builds the programs that are shown, tested and measured.
+//! Builds the programs to run, test and measure.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +17,7 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Runs a command to its end.
+/// Runs a command to completion; an error unless it succeeds.
 pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("{command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");

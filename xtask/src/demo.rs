@@ -1,5 +1,5 @@
-//! The demo: a whole fleet on this machine, a story in six acts, played with public commands and
-//! signals only.
+//! The demo: a whole fleet on this machine, a story in six acts, using only public commands and
+//! signals.
 
 mod acts;
 mod view;
@@ -47,19 +47,18 @@ pub(crate) struct Outcome {
     moved: Option<Moved>,
 }
 
-/// Bytes it took to bring a release to all servers of a group.
+/// Bytes needed to bring a release to all servers of a group.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 struct Moved {
     release_bytes: u64,
-    /// Bytes through the zone's downlink.
     mirror_bytes: u64,
     /// Bytes from server to server.
     peer_bytes: u64,
 }
 
 impl Moved {
-    /// Whether mirrors sent the release about once, however many servers there are. Half of it
-    /// again allows for a change of leader and for overhead on the wire.
+    /// Whether mirrors sent the release about once, however many servers there are. Up to half
+    /// again is allowed, for a change of leader and protocol overhead.
     fn once(self) -> bool {
         self.mirror_bytes > 0 && self.mirror_bytes * 2 <= self.release_bytes * 3
     }
@@ -73,7 +72,7 @@ impl Moved {
         })
     }
 
-    /// Every new leader starts its figures at zero: keeps the highest seen.
+    /// Every new leader's figures start at zero: keeps the highest seen.
     fn keep_most(&mut self, now: Moved) {
         self.release_bytes = self.release_bytes.max(now.release_bytes);
         self.mirror_bytes = self.mirror_bytes.max(now.mirror_bytes);
@@ -81,7 +80,7 @@ impl Moved {
     }
 }
 
-/// The fleet, and the outcome of each act so far.
+/// The fleet, and the outcomes of the acts so far.
 pub(crate) struct Stage {
     fleet: Fleet,
     outcomes: Vec<Outcome>,
@@ -93,8 +92,8 @@ pub(crate) struct Stage {
 pub(crate) const PLATFORMS: [&str; 2] = ["intel", "amd"];
 pub(crate) const ZONES: [&str; 2] = ["zone-a", "zone-b"];
 
-/// Download rate per server, as if there were a network: on one machine bytes would move too fast
-/// to watch.
+/// Download rate per server, to simulate a network: on one machine, bytes would move too fast to
+/// watch.
 const DOWNLOAD_LIMIT: &str = "100Mbit/s";
 
 /// Makes the release of one act large enough to be in transit for about a second.
@@ -103,7 +102,7 @@ pub(crate) const BALLAST_BYTES: usize = 12 << 20;
 /// The act with the large release: its transfers are counted.
 const COUNTED_ACT: u32 = 2;
 
-/// The policy of the demo: a tenth at a time, one zone after the other.
+/// The policy of the demo: a tenth at a time, one zone after another.
 const POLICY: &str = r#"
 app = "web"
 channel = "stable"
@@ -133,7 +132,7 @@ zone = "zone-a"
 zone = "zone-b"
 "#;
 
-/// Plays the story. False when an act did not end as expected.
+/// Plays the story. False if an act did not end as expected.
 pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
     ensure!(args.agents >= 12, "--agents {}: at least 12, three a group", args.agents);
     say(args.exit, "building…");
@@ -309,7 +308,7 @@ impl Stage {
     }
 }
 
-/// Pauses so that a person can read, on a terminal only.
+/// On a terminal only, pauses so that a person can read.
 pub(crate) fn breathe(exit: bool) {
     if !exit && std::io::stdout().is_terminal() {
         std::thread::sleep(Duration::from_secs(3));

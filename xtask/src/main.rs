@@ -3,9 +3,9 @@
 //! **What it is.** `cargo xtask TASK`: drives the production binary through `cohort_trial`, and
 //! reads the sources as text.
 //!
-//! **What it must never know.** The inside of any part of the product; nothing depends on it.
+//! **What it must never know.** The internals of any component; nothing depends on it.
 //!
-//! **Where to start reading.** `test.rs` (what CI runs), `tidy.rs` (the rules of the house),
+//! **Where to start reading.** `test.rs` (what CI runs), `tidy.rs` (the house rules),
 //! `demo/acts.rs` (the story), `bench.rs`, then `bench/distribute/plan.rs` (its rows).
 
 mod bench;

@@ -12,7 +12,7 @@ pub(crate) fn answers(program: &str, arg: &str) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Installs packages as root with apt; does nothing without either.
+/// Installs packages as root with apt; without root or apt, does nothing.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     if !is_root() || Command::new("apt-get").arg("--version").output().is_err() {
         return Ok(());

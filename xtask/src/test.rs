@@ -44,7 +44,7 @@ impl Count {
 pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     let ci = std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1");
     need_python()?;
-    // A test runs a mirror in front of and behind nginx.
+    // A test runs a mirror both in front of and behind nginx.
     need("nginx", "-v", "nginx-light")?;
     let mut total = Count::default();
     let mut part = |name: &str, run: &mut dyn FnMut() -> Result<Count>| {
@@ -106,9 +106,9 @@ fn need_python() -> Result<()> {
     Ok(())
 }
 
-/// How a summary of nextest begins.
+/// Prefix of nextest's summary.
 const NEXTEST: &str = "Summary [";
-/// How a summary of the standard runner begins.
+/// Prefix of the standard runner's summary.
 const LIBTEST: &str = "test result: ";
 
 /// Every test of the workspace, with nextest if it is installed.
@@ -125,7 +125,7 @@ fn tests() -> Result<Count> {
     let mut count = None;
     let mut command = cargo();
     command.args(["nextest", "run", "--workspace", "--no-fail-fast"]).stderr(Stdio::piped());
-    // Thirty frames of the runtime would bury the message of a failure.
+    // Thirty frames of the runtime would bury a failure's message.
     command.env("RUST_BACKTRACE", "0");
     let passed = watch(&mut command, |line| {
         if let Some(found) = summary(line, NEXTEST) {
@@ -157,7 +157,7 @@ fn libtest(args: &[&str]) -> Result<Count> {
     Ok(count)
 }
 
-/// The demo, unattended: every group of every act has to end as expected.
+/// The demo, unattended: every group has to end every act as expected.
 fn story(agents: usize) -> Result<Count> {
     let mut count = Count::default();
     let mut command = cargo();
@@ -172,13 +172,13 @@ fn story(agents: usize) -> Result<Count> {
     })?;
     ensure!(count != Count::default(), "the demo printed no outcome");
     if !passed && count.failed == 0 {
-        // A process was left over, or an act could not start.
+        // A process was left running, or an act could not start.
         count.failed = 1;
     }
     Ok(count)
 }
 
-/// Runs a command and passes the lines of its one piped stream to `line`. True on success.
+/// Runs a command and passes the lines of its piped stream to `line`. True on success.
 fn watch(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
     let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
     let piped: Box<dyn Read> = match (child.stdout.take(), child.stderr.take()) {
@@ -195,8 +195,8 @@ fn watch(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
 /// `Summary [ 1.2s] 5 tests run: 4 passed (1 slow), 1 failed, 2 skipped` of nextest, and
 /// `test result: ok. 5 passed; 0 failed; 1 ignored; …` of the standard runner.
 ///
-/// Only lines with this prefix count: nextest repeats what a failed test printed, and the standard
-/// runner's line about that one test is part of it.
+/// Only lines with this prefix count: nextest repeats the output of a failed test, which includes
+/// the standard runner's line about that test.
 fn summary(line: &str, prefix: &str) -> Option<Count> {
     let line = line.trim_start().strip_prefix(prefix)?;
     let number = Regex::new(r"(\d+) (tests? run|passed|failed|skipped|ignored)").ok()?;

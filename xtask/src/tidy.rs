@@ -1,4 +1,4 @@
-//! What a machine can check about the house, and the house in figures.
+//! House rules that a machine can check, and figures about the code.
 
 mod arrows;
 mod figures;
@@ -30,13 +30,13 @@ pub(crate) struct TidyArgs {
     root: Option<PathBuf>,
 }
 
-/// A place that is not as it should be.
+/// A violation of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Complaint {
     pub path: String,
-    /// From 1.
+    /// The line, counted from 1.
     pub line: usize,
-    /// The fact, and what to do about it.
+    /// The fact, and how to fix it.
     pub what: String,
 }
 
@@ -50,7 +50,7 @@ impl fmt::Display for Complaint {
     }
 }
 
-/// Checks, or counts. False when a check failed.
+/// Checks, or prints figures. False if a check failed.
 pub(crate) fn run(args: &TidyArgs) -> Result<bool> {
     let root = args.root.clone().unwrap_or_else(root);
     let mut tree = Tree::read(&root)?;
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &TidyArgs) -> Result<bool> {
     Ok(failed == 0)
 }
 
-/// Checks this repository: how many checks passed and failed.
+/// Checks this repository; returns how many checks passed and failed.
 pub(crate) fn check_all() -> Result<(u32, u32)> {
     check(&Tree::read(&root())?)
 }

@@ -40,7 +40,7 @@ pub(crate) struct DistributeArgs {
     logs: Option<PathBuf>,
 }
 
-/// Folder of two versions of a real package, below `--disk`.
+/// Directory of two versions of a real package, below `--disk`.
 const PACKAGES: &str = "packages";
 
 impl DistributeArgs {

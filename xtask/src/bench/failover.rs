@@ -1,4 +1,4 @@
-//! Time in which a group has no leader.
+//! Time during which a group has no leader.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -46,7 +46,7 @@ pub(crate) fn measure(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
 }
 
 /// From when the old leader stops accepting proposals until the new one accepts them: the time in
-/// which the group cannot decide anything.
+/// which the group cannot decide.
 fn hand_over(fleet: &Fleet) -> Result<f64> {
     let mut logs = Logs::from_now(fleet);
     let patience = Duration::from_secs(10);
@@ -54,7 +54,7 @@ fn hand_over(fleet: &Fleet) -> Result<f64> {
     let mut begun = None;
     let mut over = None;
     while begun.is_none() || over.is_none() {
-        // Logs are read one server after the other: the new leader's line may come first.
+        // Logs are read server by server: the new leader's line may come first.
         let (_, line) = logs.wait_for("a leadership transfer", patience, |_, line| {
             line.is(events::LEADERSHIP_TRANSFER) || line.is(events::LEADER_READY)
         })?;
@@ -87,7 +87,7 @@ fn kill(fleet: &mut Fleet, version: &str) -> Result<f64> {
     Ok(next.at_ms - killed)
 }
 
-/// The present, on the clock of the logs.
+/// The current time, on the clock of the logs.
 fn now_ms() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0
 }

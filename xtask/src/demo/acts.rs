@@ -25,7 +25,7 @@ pub(crate) enum End {
     Holds(String, String),
     /// Runs this version, because that group found the release bad.
     Spared(String, String),
-    /// Runs this version, and refuses a release with that error.
+    /// Runs this version, and refuses a release with this error.
     Refuses(String, String),
 }
 
@@ -120,7 +120,7 @@ impl Stage {
         self.fleet.dir().join("old-repository")
     }
 
-    /// What an attacker might keep: an old copy of the repository, correctly signed.
+    /// Something an attacker might keep: an old copy of the repository, correctly signed.
     fn keep_old_repository(&self) -> Result<()> {
         replace_mirror(&self.old_repository(), &self.fleet.context_dir().join("repository"))
     }
@@ -129,7 +129,7 @@ impl Stage {
         if group.starts_with("amd") { "1.1.1" } else { "1.2.0" }
     }
 
-    /// A foreign repository, signed with foreign keys, on every mirror.
+    /// Puts another repository, signed with foreign keys, on every mirror.
     fn stranger(&mut self) -> Result<()> {
         let dir = self.fleet.dir().join("stranger");
         let dir_text = dir.display().to_string();
@@ -159,7 +159,7 @@ impl Stage {
         self.expect_refusal("6.6.6 with foreign keys", "not signed by a trusted key")
     }
 
-    /// The repository of act 1 again: signed by the right keys, but old.
+    /// Puts the repository of act 1 back: signed by the right keys, but old.
     fn replay(&mut self) -> Result<()> {
         self.replace_mirrors(&self.old_repository())?;
         self.expect_refusal("1.0.0 replayed", "was seen before")

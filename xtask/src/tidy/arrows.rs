@@ -1,4 +1,4 @@
-//! Which crate may know which: the table of what is allowed, and the drawing of what exists.
+//! Which crate may depend on which: the table of what is allowed, and the drawing of what exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,11 +7,11 @@ use anyhow::{Context as _, Result};
 use super::tree::File;
 use super::{Complaint, complaint};
 
-/// Crates of this workspace, and those that each depends on. Dependencies of tests are left out: a
-/// test may know more than what it tests.
+/// Crates of this workspace, and the ones each depends on. Dev-dependencies are left out: a test
+/// may use more than the code under test.
 pub(crate) type Arrows = BTreeMap<String, BTreeSet<String>>;
 
-/// Every arrow, exactly: a new dependency is a decision, and an unused permission a trap.
+/// The exact arrows: a new dependency is a decision, and an unused permission a trap.
 pub(crate) const ALLOWED: &[(&str, &str)] = &[
     ("agent", "artifact base consensus core distribute host identity registry server store wire"),
     ("artifact", "base core"),
@@ -36,7 +36,7 @@ pub(crate) const ALLOWED: &[(&str, &str)] = &[
     ("xtask", "base core trial view wire"),
 ];
 
-/// Pure crates, and everything that each may depend on.
+/// Pure crates, and all that each may depend on.
 const NOTHING_BUT: &[(&str, &[&str])] = &[
     ("core", &["serde"]),
     ("transfer", &["cohort-base", "cohort-core", "serde", "thiserror"]),
@@ -56,7 +56,7 @@ const NOTHING_BUT: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Libraries that only one crate may know.
+/// Libraries that only one crate may use.
 const ONLY_IN: &[(&str, &[&str])] = &[("consensus", &["raft", "protobuf"])];
 
 /// The page with the drawing and the code map.
@@ -64,7 +64,7 @@ pub(crate) const PAGE: &str = "ARCHITECTURE.md";
 const BEGIN: &str = "<!-- arrows: drawn by `cargo xtask tidy --fix` -->\n```text\n";
 const END: &str = "```\n";
 
-/// The arrows that the manifests draw.
+/// The arrows in the manifests.
 pub(crate) fn actual(files: &[File]) -> Result<Arrows> {
     let mut arrows = Arrows::new();
     for (home, to) in manifests(files)? {
@@ -74,7 +74,7 @@ pub(crate) fn actual(files: &[File]) -> Result<Arrows> {
     Ok(arrows)
 }
 
-/// Everything that each crate depends on, but for tests.
+/// Everything that each crate depends on, except in tests.
 fn manifests(files: &[File]) -> Result<Arrows> {
     let mut all = Arrows::new();
     for file in files.iter().filter(|file| file.path.ends_with("/Cargo.toml")) {
@@ -86,7 +86,7 @@ fn manifests(files: &[File]) -> Result<Arrows> {
     Ok(all)
 }
 
-/// What exists, against what is allowed.
+/// Compares the arrows that exist with those allowed.
 pub(crate) fn check(files: &[File], allowed: &[(&str, &str)]) -> Result<Vec<Complaint>> {
     let mut complaints = Vec::new();
     let allowed: BTreeMap<&str, BTreeSet<&str>> =
@@ -120,7 +120,7 @@ pub(crate) fn check(files: &[File], allowed: &[(&str, &str)]) -> Result<Vec<Comp
     Ok(complaints)
 }
 
-/// Whether the drawing shows what exists, and the code map names every crate.
+/// Checks that the drawing shows what exists, and the code map names every crate.
 pub(crate) fn check_page(files: &[File]) -> Result<Vec<Complaint>> {
     let Some(page) = files.iter().find(|file| file.path == PAGE) else { return Ok(Vec::new()) };
     let arrows = actual(files)?;
@@ -136,15 +136,15 @@ pub(crate) fn check_page(files: &[File]) -> Result<Vec<Complaint>> {
     Ok(complaints)
 }
 
-/// The page with its drawing redone; `None` when it has no place for one.
+/// The page with its drawing redone; `None` if it has no place for one.
 pub(crate) fn drawn(page: &str, arrows: &Arrows) -> Option<String> {
     let (before, rest) = page.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;
     Some(format!("{before}{BEGIN}{}{END}{after}", drawing(arrows)))
 }
 
-/// A line for each crate that depends on another, the highest first. What is reached by way of
-/// another crate is left out.
+/// A line for each crate that depends on another, from the top down. Transitive dependencies are
+/// left out.
 fn drawing(arrows: &Arrows) -> String {
     let mut lines: Vec<(usize, String)> = Vec::new();
     for (from, to) in arrows.iter().filter(|(_, to)| !to.is_empty()) {
@@ -157,7 +157,7 @@ fn drawing(arrows: &Arrows) -> String {
     lines.into_iter().map(|(_, line)| line).collect()
 }
 
-/// Everything that a crate depends on, directly and indirectly. Cargo refuses circles.
+/// Everything that a crate depends on, directly or indirectly. Cargo refuses cycles.
 fn below<'a>(arrows: &'a Arrows, from: &str) -> BTreeSet<&'a String> {
     let direct = arrows.get(from).into_iter().flatten();
     direct.flat_map(|next| below(arrows, next).into_iter().chain([next])).collect()

@@ -1,4 +1,4 @@
-//! The house in figures: what one counts before and after a rebuild.
+//! Figures about the code, to compare before and after a change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -12,10 +12,10 @@ use super::imports::{Module, circles, module};
 use super::tree::File;
 
 /// Functions longer than this are counted; the second figure is close to the limit of the lint
-/// `too_many_lines`, which leaves comments out.
+/// `too_many_lines`, which does not count comments.
 const LONG: [usize; 2] = [60, 100];
 
-/// Ways of writing that are counted, because there is one better way for all of them.
+/// Patterns that are counted, because there is a better way for each.
 const COUNTED: &[(&str, &str)] = &[
     ("errors flattened into text", r"map_err\([^\n]*to_string\(\)"),
     ("poisoned locks", r"PoisonError::into_inner"),
@@ -24,7 +24,7 @@ const COUNTED: &[(&str, &str)] = &[
     ("doc comments of one to three words", r"(?m)^\s*///\s+\S+(\s+\S+){0,2}\n\s*[^/\s]"),
 ];
 
-/// What is counted of one crate.
+/// The figures of one crate.
 #[derive(Debug, Default)]
 struct Figures {
     production_lines: usize,
@@ -43,14 +43,14 @@ impl Figures {
     }
 }
 
-/// The value below which this part (in per cent) of all values is; 0 for none.
+/// The value below which `percent` per cent of all values lie; 0 if there are none.
 fn percentile(values: &[usize], percent: usize) -> usize {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();
     sorted.len().checked_sub(1).map_or(0, |last| sorted[last * percent / 100])
 }
 
-/// All figures, as a table for people.
+/// All figures, as a human-readable table.
 pub(crate) fn figures(files: &[File]) -> Result<String> {
     let mut crates: BTreeMap<String, Figures> = BTreeMap::new();
     for file in files.iter().filter(|file| file.is_rust()) {

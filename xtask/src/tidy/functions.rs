@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result};
 use syn::visit::{self, Visit};
 
-/// The lines of all functions of a file, from `fn` to the closing brace, but for those of
-/// `#[cfg(test)]`.
+/// The lengths in lines of all functions of a file, from `fn` to the closing brace, except those
+/// under `#[cfg(test)]`.
 pub(crate) fn functions(file: &syn::File) -> Vec<usize> {
     let mut found = Found(Vec::new());
     found.visit_file(file);
@@ -15,7 +15,7 @@ pub(crate) fn parse(path: &str, text: &str) -> Result<syn::File> {
     syn::parse_file(text).with_context(|| format!("{path} is no Rust"))
 }
 
-/// Whether an item exists in tests only.
+/// Whether an item is only compiled for tests.
 pub(crate) fn for_tests(attrs: &[syn::Attribute]) -> bool {
     attrs.iter().any(|attr| {
         let test = |path: syn::Path| path.is_ident("test");

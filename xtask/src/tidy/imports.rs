@@ -1,4 +1,4 @@
-//! Who imports whom within a crate, and the circles in that.
+//! Imports between the modules of a crate, and their cycles.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,12 +8,12 @@ use super::functions::for_tests;
 
 type Path = Vec<String>;
 
-/// A module's file, and what its `use` items name.
+/// A module's file, and the names in its `use` items.
 #[derive(Debug)]
 pub(crate) struct Module {
-    /// Below the crate: empty for `lib.rs`.
+    /// Path below the crate: empty for `lib.rs`.
     at: Path,
-    /// Paths from the crate's root, each with the name that it gets here.
+    /// Paths from the crate's root, each with its local name.
     uses: Vec<(Path, String)>,
 }
 
@@ -49,7 +49,7 @@ impl Uses {
         }
     }
 
-    /// Keeps what may be of this crate, as a path from its root.
+    /// Records a path that may be within this crate, relative to its root.
     fn add(&mut self, mut path: Path, name: String) {
         let mut from = self.at.clone();
         match path.first().map(String::as_str) {
@@ -59,7 +59,7 @@ impl Uses {
                 path[0] = from.pop().unwrap_or_default();
                 path.retain(|part| !part.is_empty());
             }
-            // A child module, or another crate: whether it is a child shows when all are known.
+            // A child module, or another crate: which one shows when all are known.
             Some(_) => path.insert(0, String::new()),
             None => return,
         }
@@ -89,7 +89,7 @@ impl<'a> Visit<'a> for Uses {
     }
 }
 
-/// Groups of modules of one crate that import each other in a circle, each sorted by name.
+/// Groups of modules of one crate that form an import cycle, each sorted by name.
 pub(crate) fn circles(modules: &[Module]) -> Vec<Vec<String>> {
     let by_path: BTreeMap<&[String], &Module> =
         modules.iter().map(|module| (module.at.as_slice(), module)).collect();
@@ -117,8 +117,8 @@ fn name(at: &[String]) -> String {
     if at.is_empty() { "lib".to_owned() } else { at.join("::") }
 }
 
-/// The module in which a path's item lives; `None` for what is of another crate. What a module
-/// only passes on (`pub use`) is followed, at most `hops` times.
+/// The module in which a path's item lives; `None` for other crates. Re-exports (`pub use`) are
+/// followed, at most `hops` times.
 fn home<'a>(
     all: &BTreeMap<&'a [String], &'a Module>,
     path: &[String],

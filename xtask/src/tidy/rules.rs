@@ -1,4 +1,4 @@
-//! Mechanisms that exist once, and names that stay out: what must not be written a second time.
+//! Mechanisms that must not be written a second time, and names that must not appear.
 
 use anyhow::Result;
 use regex::Regex;
@@ -6,15 +6,15 @@ use regex::Regex;
 use super::tree::File;
 use super::{Complaint, complaint};
 
-/// A way of writing that is refused.
+/// A pattern that is refused.
 #[derive(Debug)]
 pub(crate) struct Ban {
-    /// In one or two words, for output.
+    /// Short name, for output.
     pub name: &'static str,
     pub scope: Scope,
     pub pattern: &'static str,
     pub instead: &'static str,
-    /// Paths (or their beginnings) in which it is right: the one home, and named exceptions.
+    /// Paths (or prefixes) where it is allowed: its one home, and named exceptions.
     pub except: &'static [&'static str],
 }
 
@@ -24,7 +24,7 @@ pub(crate) enum Scope {
     Everything,
 }
 
-/// The one error chain, durable write, lock, metric, mirror client.
+/// The one error chain, durable write, lock, metric and mirror client.
 pub(crate) const BANS: &[Ban] = &[
     Ban {
         name: "base::chain",
@@ -60,7 +60,7 @@ pub(crate) const BANS: &[Ban] = &[
         scope: Scope::Production,
         pattern: r"\breqwest::(Client|ClientBuilder|Response|get)\b",
         instead: "the mirror client of `cohort_artifact` talks to mirrors",
-        // Object stores are no mirrors: requests are signed, and listed.
+        // Object stores are not mirrors: requests are signed, and objects are listed.
         except: &["crates/artifact/", "crates/mirror/src/bucket/http.rs"],
     },
     Ban {
@@ -77,7 +77,7 @@ pub(crate) const BANS: &[Ban] = &[
         instead: "`cohort_base::retry` has the pauses between tries",
         except: &["crates/base/"],
     },
-    // Not the compiler's `missing_docs`, which wants a line on every field and variant as well:
+    // Not the compiler's `missing_docs`, which also requires a line on every field and variant:
     // most names and types say it all, and such lines were noise.
     Ban {
         name: "docs",
@@ -97,10 +97,10 @@ pub(crate) const BANS: &[Ban] = &[
     },
 ];
 
-/// The file that has all of them, as patterns and as tests.
+/// Where the patterns themselves are, and their tests.
 const OWN: &str = "xtask/src/tidy/";
 
-/// What is refused in a file.
+/// The violations in some files.
 pub(crate) fn check(ban: &Ban, files: &[File]) -> Result<Vec<Complaint>> {
     let pattern = Regex::new(ban.pattern)?;
     let mut complaints = Vec::new();
@@ -111,7 +111,7 @@ pub(crate) fn check(ban: &Ban, files: &[File]) -> Result<Vec<Complaint>> {
     };
     for file in files.iter().filter(in_scope) {
         for found in pattern.find_iter(&file.text) {
-            // What is refused ends the match; before it may stand what makes it so.
+            // The refused part is at the end of the match; the condition for it may come before.
             let line = file.text[..found.end()].matches('\n').count() + 1;
             let text = found.as_str().lines().next_back().unwrap_or_default().trim();
             let what = format!("`{text}`: {}", ban.instead);

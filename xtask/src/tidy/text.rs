@@ -1,4 +1,4 @@
-//! Lines, words, and what a document refers to.
+//! Lines, words, and references in documents.
 
 use std::collections::BTreeSet;
 
@@ -11,17 +11,16 @@ use super::{Complaint, complaint};
 /// Columns of code and prose.
 const COLUMNS: usize = 100;
 
-/// Lines of a file: beyond that it holds a second idea.
+/// Most lines of a file: a longer one has a second idea.
 const FILE_LINES: usize = 600;
 
 const VOICE: &str = "docs/voice.md";
 
-/// What each crate's `//!` says, in this order.
+/// The parts of each crate's `//!`, in this order.
 const PARTS: [&str; 3] =
     ["**What it is.**", "**What it must never know.**", "**Where to start reading.**"];
 
-/// Lines that are too long. Rows of tables, and what a program prints (```` ```console ````), stay
-/// as they are.
+/// Lines that are too long. Rows of tables, and program output (```` ```console ````), are exempt.
 pub(crate) fn columns(files: &[File]) -> Vec<Complaint> {
     let mut complaints = Vec::new();
     for file in files.iter().filter(|file| file.is_rust() || file.is_prose()) {
@@ -50,7 +49,7 @@ pub(crate) fn file_lines(files: &[File]) -> Vec<Complaint> {
     files.iter().filter(|file| file.is_rust()).filter_map(long).collect()
 }
 
-/// The phrases that `docs/voice.md` refuses: one a line, in its last block.
+/// The phrases that `docs/voice.md` refuses: one per line, in its last block.
 pub(crate) fn refused_phrases(files: &[File]) -> Result<Vec<String>> {
     let voice = files.iter().find(|file| file.path == VOICE).context(VOICE)?;
     let (_, rest) = voice.text.split_once("## Refused phrases").context("no refused phrases")?;
@@ -66,7 +65,7 @@ pub(crate) fn refused_phrases(files: &[File]) -> Result<Vec<String>> {
     Ok(phrases)
 }
 
-/// Refused phrases, in documents and in Rust.
+/// Occurrences of refused phrases in documents and Rust.
 pub(crate) fn phrases(files: &[File], refused: &[String]) -> Result<Vec<Complaint>> {
     let any: Vec<String> =
         refused.iter().map(|phrase| regex::escape(phrase).replace(' ', r"[\s/!]+")).collect();
@@ -88,8 +87,8 @@ pub(crate) fn phrases(files: &[File], refused: &[String]) -> Result<Vec<Complain
     Ok(complaints)
 }
 
-/// Rust without the lines that are only code. A line within a long string has no quotes, but it
-/// does not end like code either.
+/// Rust without pure code lines. A line within a long string has no quotes, but does not end like
+/// code either.
 fn spoken_part(text: &str) -> String {
     let code = |line: &&str| {
         let ends = line.trim_end().ends_with(['{', '}', '(', ')', ';', ',']);
@@ -100,7 +99,7 @@ fn spoken_part(text: &str) -> String {
         .collect()
 }
 
-/// Crates whose first comment lacks one of its three parts.
+/// Crates whose `//!` lacks one of its three parts.
 pub(crate) fn crate_docs(files: &[File]) -> Vec<Complaint> {
     let mut complaints = Vec::new();
     let root = |file: &&File| {
@@ -110,7 +109,7 @@ pub(crate) fn crate_docs(files: &[File]) -> Vec<Complaint> {
     };
     let roots: Vec<&File> = files.iter().filter(root).collect();
     for file in &roots {
-        // A program that has a library beside it is a few lines.
+        // A program with a library next to it is only a few lines.
         let beside = file.path.replace("main.rs", "lib.rs");
         if beside != file.path && roots.iter().any(|other| other.path == beside) {
             continue;
@@ -129,7 +128,7 @@ pub(crate) fn crate_docs(files: &[File]) -> Vec<Complaint> {
     complaints
 }
 
-/// Paths that a document names and that do not exist.
+/// Paths in documents that do not exist.
 pub(crate) fn dead_paths(tree: &Tree) -> Result<Vec<Complaint>> {
     let named = Regex::new(
         r"`((?:crates|docs|xtask|scenarios|examples|\.ci|\.config)/[\w./*<>-]*)`|\]\(([^)#:]+)[)#]",
@@ -144,7 +143,7 @@ pub(crate) fn dead_paths(tree: &Tree) -> Result<Vec<Complaint>> {
                 (None, Some(link)) => below(folder, link.as_str()),
                 (None, None) => continue,
             };
-            // `crates/x/src/*.rs` and `scenarios/<name>.txt` stand for many.
+            // `crates/x/src/*.rs` and `scenarios/<name>.txt` match several files.
             let path = path.split(['*', '<']).next().unwrap_or_default().trim_end_matches('/');
             let there = tree.paths.range(path.to_owned()..).next();
             if !there.is_some_and(|there| there.starts_with(path)) {
@@ -157,7 +156,7 @@ pub(crate) fn dead_paths(tree: &Tree) -> Result<Vec<Complaint>> {
     Ok(complaints)
 }
 
-/// A link's target, seen from the root.
+/// A link's target, relative to the root.
 fn below(folder: &str, link: &str) -> String {
     let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
     for part in link.split('/') {
@@ -170,7 +169,7 @@ fn below(folder: &str, link: &str) -> String {
     parts.join("/")
 }
 
-/// Events that nothing logs, and events of the log that have no name.
+/// Events that are never logged, and logged events without a name.
 pub(crate) fn events(files: &[File]) -> Result<Vec<Complaint>> {
     const HOME: &str = "crates/base/src/events.rs";
     let Some(home) = files.iter().find(|file| file.path == HOME) else { return Ok(Vec::new()) };

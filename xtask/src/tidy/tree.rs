@@ -1,4 +1,4 @@
-//! The repository's files as text: everything that a check looks at.
+//! The repository's files as text: the input of every check.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,13 +6,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-/// Folders without anything of ours in them.
+/// Directories that contain no sources.
 const SKIPPED: &[&str] = &["target", ".git"];
 
-/// Endings of the files that are read.
+/// Extensions of the files that are read.
 const READ: &[&str] = &["rs", "md", "toml"];
 
-/// One file. The path is relative to the root, with `/`.
+/// One file; its path is relative to the root, with `/`.
 #[derive(Debug, Clone)]
 pub(crate) struct File {
     pub path: String,
@@ -20,13 +20,13 @@ pub(crate) struct File {
 }
 
 impl File {
-    /// A file that exists only in a test.
+    /// A file made up for a test.
     #[cfg(test)]
     pub(crate) fn of(path: &str, text: &str) -> File {
         File { path: path.to_owned(), text: text.to_owned() }
     }
 
-    /// The crate that it belongs to, by its folder: `core`, `xtask`, `example-web`.
+    /// The crate that it belongs to, by its directory: `core`, `xtask`, `example-web`.
     pub(crate) fn home(&self) -> Option<String> {
         let (first, rest) = self.path.split_once('/')?;
         let inner = rest.split('/').next()?;
@@ -46,18 +46,18 @@ impl File {
         self.path.ends_with(".md")
     }
 
-    /// Tests, and what only tests use.
+    /// Whether the file contains tests, or code that only tests use.
     pub(crate) fn is_test(&self) -> bool {
         ["_test.rs", "testing.rs"].iter().any(|end| self.path.ends_with(end))
             || self.path.contains("/tests/")
     }
 
-    /// Rust that is built into a program.
+    /// Whether it is Rust that ends up in a program.
     pub(crate) fn is_production(&self) -> bool {
         self.is_rust() && !self.is_test()
     }
 
-    /// Lines with their numbers, from 1.
+    /// Lines with their numbers, counted from 1.
     pub(crate) fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
         (1..).zip(self.text.lines())
     }
@@ -65,14 +65,14 @@ impl File {
 
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
-    /// Sources, documents and manifests, in order of their paths.
+    /// Sources, documents and manifests, sorted by path.
     pub files: Vec<File>,
-    /// Every file, also those that are not read.
+    /// Every file, including those not read.
     pub paths: BTreeSet<String>,
 }
 
 impl Tree {
-    /// Reads what is below `root`.
+    /// Reads everything below `root`.
     pub(crate) fn read(root: &Path) -> Result<Tree> {
         let mut tree = Tree::default();
         tree.add(root, "")?;

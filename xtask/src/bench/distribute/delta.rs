@@ -14,7 +14,7 @@ use crate::bench::GROUP;
 /// available versions is used.
 const DEBIAN: &[&str] = &["libnode108", "openjdk-17-jre-headless"];
 
-/// The folders of the two versions.
+/// The directories of the two versions.
 const OLD: &str = "old";
 
 const NEW: &str = "new";

@@ -24,7 +24,7 @@ fn usual_s(base: &[Transfer], but: &[&str]) -> Result<f64> {
     median(&mut base.iter().map(|transfer| transfer.end_s(but)).collect::<Vec<_>>())
 }
 
-/// One server has a tenth of the NIC.
+/// One server with a tenth of the NIC's rate.
 pub(super) fn slow(
     zone: &mut Zone,
     base: &[Transfer],
@@ -32,7 +32,7 @@ pub(super) fn slow(
     mib: usize,
 ) -> Result<Vec<f64>> {
     let leader = leader(zone)?;
-    // Neither the leader nor the first by name, which tends to be the head.
+    // Neither the leader nor the first by name, which is usually the head.
     let slow = zone.servers().into_iter().skip(5).find(|name| *name != leader);
     let slow = slow.context("no server that may be slow")?;
     let links = zone.links;
@@ -63,7 +63,7 @@ pub(super) fn kill_head(
     runs: usize,
     mib: usize,
 ) -> Result<Vec<f64>> {
-    // The head tends to be the first by name; another server should be the leader.
+    // The head is usually the first by name; the leader should be another server.
     let third_leads = |zone: &Zone| {
         let to = zone.servers().into_iter().nth(2).context("three servers")?;
         if leader(zone)? != to {
@@ -80,7 +80,7 @@ pub(super) fn kill_head(
     })
 }
 
-/// `kill -9` of the leader; it stays down until the transfer is over.
+/// `kill -9` of the leader; it stays down until the transfer has ended.
 pub(super) fn kill_leader(
     zone: &mut Zone,
     base: &[Transfer],
@@ -199,7 +199,7 @@ fn head(zone: &Zone) -> Result<String> {
     }
 }
 
-/// Waits until every agent answers, and every server has responded recently.
+/// Waits until every agent responds, and every server has responded recently.
 fn settled(zone: &Zone) -> Result<()> {
     let begun = Instant::now();
     for agent in zone.fleet.agents().values() {

@@ -51,8 +51,8 @@ impl Network {
              ip addr add {SWITCH}/24 dev br0
              ip link set br0 up"
         ))?;
-        // A switch has no firewall. If the kernel called it for every packet, whichever process
-        // runs at that moment would pay for it.
+        // A real switch has no firewall. If the kernel called ours for every packet, the process
+        // running at that moment would pay for it.
         for table in ["iptables", "ip6tables", "arptables"] {
             let call = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");
             if std::path::Path::new(&call).exists() {
@@ -104,12 +104,12 @@ impl Network {
         self.limit(MIRROR_NAME, mbit, UPLINK_MBIT)
     }
 
-    /// Total bytes through the downlink, headers included.
+    /// Total bytes through the downlink, including headers.
     pub(super) fn downlink_bytes(&self) -> Result<u64> {
         self.sent_bytes(MIRROR_NAME)
     }
 
-    /// Total bytes that a server has sent, headers included.
+    /// Total bytes that a server has sent, including headers.
     pub(super) fn sent_bytes(&self, name: &str) -> Result<u64> {
         let text = run(&format!("tc -n {name} -s -j qdisc show dev eth0"))?;
         let all: serde_json::Value = serde_json::from_str(&text)?;

@@ -18,7 +18,7 @@ pub(super) struct Nginx {
 
 #[derive(Debug, Clone)]
 pub(super) struct Answered {
-    /// Time of the request, in seconds since 1970.
+    /// Time of the request, as Unix time in seconds.
     pub at: f64,
     pub path: String,
 }
@@ -34,7 +34,7 @@ impl Answered {
 }
 
 impl Nginx {
-    /// Serves the folder `root` from a namespace.
+    /// Serves the directory `root` from a namespace.
     pub(super) fn folder(
         name: &str,
         at: (Ipv4Addr, u16),
@@ -64,7 +64,7 @@ impl Nginx {
         Ok(Nginx { process, access_log })
     }
 
-    /// Requests whose answers are complete; nginx logs them only then.
+    /// Requests with complete responses; nginx logs them only then.
     pub(super) fn answered(&self) -> Result<Vec<Answered>> {
         let text = fs::read_to_string(&self.access_log)?;
         let parsed = text.lines().map(|line| {

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::build::succeed;
 use crate::packages;
 
-/// Set inside the namespaces: the folder of this run.
+/// Set inside the namespaces: the directory of this run.
 const FOLDER: &str = "COHORT_BENCH_FOLDER";
 
 /// Runs `"$@"` in namespaces, and then removes `$COHORT_BENCH_FOLDER`: all of it on success or
@@ -41,12 +41,12 @@ exit "$status"
 /// Limit of files in memory, so that a bug does not take the machine down.
 const MEMORY: &str = "size=70%";
 
-/// The folder of this run, if this process is inside.
+/// The directory of this run, if this process is inside.
 pub(super) fn folder() -> Option<PathBuf> {
     std::env::var_os(FOLDER).map(PathBuf::from)
 }
 
-/// Runs this command again inside, after `prepare` has put into its folder what has to come from
+/// Runs this command again inside, after `prepare` has put into its directory what has to come from
 /// outside. True on success.
 pub(super) fn enter(disk: &Path, prepare: impl FnOnce(&Path)) -> Result<bool> {
     ensure!(

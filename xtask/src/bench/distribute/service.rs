@@ -1,4 +1,4 @@
-//! Whether services on the servers notice a transfer.
+//! Whether a transfer slows down services on the servers.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -26,10 +26,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How long services are probed before the transfer.
 const BEFORE: Duration = Duration::from_secs(8);
 
-/// Fewer responses say nothing about a p99.
+/// With fewer responses, a p99 is meaningless.
 const ANSWERS_MIN: usize = 500;
 
-/// The p99 of response times during a transfer ÷ before it.
+/// The ratio of p99 response times: during a transfer ÷ before it.
 pub(super) fn p99_ratio(zone: &mut Zone, mib: usize) -> Result<f64> {
     let dir = zone.dir().join("services");
     fs::create_dir_all(&dir)?;

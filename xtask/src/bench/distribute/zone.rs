@@ -16,7 +16,7 @@ use super::network::{MIRROR, MIRROR_NAME, Network, SWITCH};
 use super::origin::Nginx;
 use crate::bench::{GROUP, PLATFORM, ZONE};
 
-/// Timeout for the group to form, and to notice a changed channel.
+/// Timeout for the group to form, and to detect a changed channel.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 
 /// Timeout of a transfer, in multiples of its limit, plus [`TRANSFER_EXTRA`]: more than a slow
@@ -37,7 +37,7 @@ const BEGUN_BYTES: u64 = 1 << 20;
 
 pub(super) const UNIT_BYTES: usize = 64 * 1024;
 
-/// One wave of all servers without waits: only bytes matter here.
+/// One wave of all servers, without waits: only bytes matter here.
 const POLICY: &str = r#"
 app = "web"
 channel = "stable"
@@ -202,7 +202,7 @@ impl Zone {
         self.fleet.agents().keys().cloned().collect()
     }
 
-    /// Folder for files of a measurement, next to the fleet's.
+    /// Directory for files of a measurement, next to the fleet's.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -220,7 +220,7 @@ impl Zone {
         let dist = self.dir.join("dist");
         fs::create_dir_all(&dist)?;
         fs::write(dist.join("payload"), noise(bytes, &self.releases.to_string()))?;
-        // A delta between noise and noise only costs time.
+        // A delta between random bytes only costs time.
         let ready = self.publish_folder(&dist, &["--no-deltas"]);
         fs::remove_dir_all(&dist)?;
         ready
@@ -284,7 +284,7 @@ impl Zone {
         let (begun, begun_at) = (Instant::now(), now_s());
         self.fleet.run(&["channel", "set", watch::APP, "stable", &ready.version])?;
         let channel_at = now_s();
-        // The leader has ordered all servers to fetch; nothing beyond that should happen.
+        // The leader has ordered all servers to fetch; nothing more should happen.
         self.fleet.until(GROUP, SETTLE_MAX, |status| {
             watch::app(status).is_some_and(|app| {
                 app.target.as_ref().is_some_and(|target| target.as_str() == ready.version)
@@ -349,8 +349,8 @@ impl Zone {
         self.servers().iter().filter_map(|name| self.fleet.agent_pid(name)).collect()
     }
 
-    /// Time of the first request to the origin for an artifact or delta after `after`; both in
-    /// seconds since 1970.
+    /// Time of the first request to the origin for an artifact or delta after `after`; both as Unix
+    /// time in seconds.
     fn first_asked(&self, after: f64) -> Result<f64> {
         let answered = self.origin.answered()?;
         let of = answered
@@ -387,7 +387,7 @@ impl Zone {
     }
 }
 
-/// Wall clock, in seconds since 1970.
+/// Wall clock, as Unix time in seconds.
 pub(super) fn now_s() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
