@@ -1,5 +1,6 @@
-//! How much a delta saves: packs two folders as `cohort publish` does (or takes two tarballs),
-//! makes the delta from the first to the second, applies it, and prints one line of JSON.
+//! Measures the saving of a delta: packs two directories as `cohort publish` does (or takes two
+//! tarballs), makes the delta from the first to the second, applies it, and prints one line of
+//! JSON.
 //!
 //! ```text
 //! cargo run --release -p cohort-artifact --example delta_size -- OLD NEW

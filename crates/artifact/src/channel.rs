@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::manifest::{ManifestError, parse_schema, to_json};
 
-/// Longest channel file; a full one is under 512 bytes.
+/// Longest channel file, in bytes; a full one is under 512.
 pub(crate) const CHANNEL_BYTES_MAX: u64 = 4 << 10;
 
 pub(crate) const CHANNEL_SCHEMA: u32 = 1;
 
-/// Content of a channel file. Unknown fields are refused, as in a manifest.
+/// Content of a channel file. Unknown fields are rejected, as in a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelPointer {
@@ -20,9 +20,9 @@ pub struct ChannelPointer {
     pub app: AppId,
     pub channel: Channel,
     pub version: Version,
-    /// Increases by one every time the channel is set, also when the version goes back.
+    /// Increases by one every time the channel is set, even if the version goes back.
     pub serial: u64,
-    /// When it was set, in whole seconds of UTC.
+    /// When it was set, in UTC, without fractions of a second.
     pub set_at: Timestamp,
 }
 
@@ -30,7 +30,7 @@ impl ChannelPointer {
     /// Reads a channel file.
     ///
     /// # Errors
-    /// When it is too long, of another schema, or not of the expected form.
+    /// If it is too long, has another schema, or is malformed.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         parse_schema(bytes, CHANNEL_BYTES_MAX, CHANNEL_SCHEMA)
     }

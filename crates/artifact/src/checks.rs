@@ -1,4 +1,4 @@
-//! Small checks of reading, each on plain values.
+//! Small checks of the reader, on plain values.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,8 +17,8 @@ use crate::trust_error::{TrustError, TrustErrorKind, cause};
 use crate::trust_state::State;
 use crate::verified::VerifiedManifest;
 
-/// How far a clock may step back: more than NTP corrects at once, less than matters to signatures
-/// that last for weeks.
+/// How far a clock may step back: more than NTP corrects in one step, less than matters for
+/// signatures that last for weeks.
 const CLOCK_STEP_BACK_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 pub(crate) fn check_root(bytes: &[u8]) -> Result<(), TrustErrorKind> {
@@ -78,7 +78,7 @@ pub(crate) fn store_error(path: &Path, error: std::io::Error) -> TrustErrorKind 
     TrustErrorKind::Store { path: path.to_owned(), source: Arc::new(error) }
 }
 
-/// The refusal to show when every mirror was refused: wrong content tells more than silence.
+/// The refusal to show if every mirror was refused: wrong content is more informative than silence.
 pub(crate) fn most_telling(refused: Vec<TrustError>) -> TrustError {
     let mut refused = refused.into_iter();
     let Some(first) = refused.next() else {

@@ -1,16 +1,17 @@
-//! The one client of mirrors: everything that is read from a mirror is asked for here.
+//! The one client of mirrors: every read from a mirror goes through here.
 //!
-//! **What it is.** `GET` of a file or a part of one, from an HTTP server or a folder, with one idea
-//! of redirects, of *no such file*, of queries, of time limits and of errors with their cause.
+//! **What it is.** `GET` of a file or a part of one, from an HTTP server or a directory, with
+//! uniform treatment of redirects, missing files, queries, time limits and errors with their cause.
 //!
-//! **What it must never know.** What a file means. Nothing that comes from here was verified.
+//! **What it must never know.** What a file means. Nothing that comes from here is verified.
 //!
-//! - Redirects are followed, five at most, to any host, never from https to http; user, password
-//!   and query of the mirror are not sent to the host that it redirects to.
-//! - 404 and 410 mean [`FetchError::Absent`]; 403 as well, because object stores answer so to those
-//!   who may not list. An empty file is a file.
-//! - The query of a mirror's address is sent along with every request, and never shown.
-//! - No proxy of the environment: what a fleet installs must not depend on who started the agent.
+//! - Redirects are followed, at most five, to any host, but never from https to http; user,
+//!   password and query of the mirror are not sent to the host that it redirects to.
+//! - 404 and 410 mean [`FetchError::Absent`]; 403 too, because object stores send that to clients
+//!   without permission to list. An empty file is a file.
+//! - The query of a mirror's address is sent with every request, and never shown.
+//! - Environment proxies are not used: what a fleet installs must not depend on who started the
+//!   agent.
 
 mod address;
 mod answer;
@@ -40,34 +41,34 @@ pub use error::FetchError;
 
 use error::RedirectError;
 
-/// Content networks use one redirect, seldom two.
+/// Most redirects. Content networks use one, rarely two.
 const REDIRECTS_MAX: usize = 5;
 
-/// `Retry-After` that is missing or a date.
+/// The pause if `Retry-After` is missing or a date.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 
-/// How much of an object store's refusal is read to find its code.
+/// How much of an object store's error response is read to find its code, in bytes.
 const REFUSAL_BYTES_MAX: u64 = 4 << 10;
 
-/// Longest foreign text that is shown, in characters.
+/// Longest text from a server to show, in characters.
 const SHOWN_CHARS_MAX: usize = 80;
 
-/// The part of a file that is wanted, and which copy of it the caller has.
+/// The requested part of a file, and which copy of it the caller has.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wanted<'a> {
-    /// First and last byte; nothing: the whole file.
+    /// First and last byte; `None`: the whole file.
     pub range: Option<(u64, u64)>,
-    /// Tag of the copy at hand.
+    /// Tag of the caller's copy.
     pub etag: Option<&'a str>,
-    /// Time of change of the copy at hand, as the mirror wrote it; sent only without a tag.
+    /// Modification time of the caller's copy, as the mirror wrote it; sent only without a tag.
     pub modified: Option<&'a str>,
 }
 
-/// How long a mirror may take.
+/// Time limits for a mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientLimits {
     pub connect: Duration,
-    /// From asking to the head of the answer, redirects included.
+    /// From the request to the response head, including redirects.
     pub first_byte: Duration,
     /// Between two pieces of the body.
     pub idle: Duration,
@@ -76,7 +77,7 @@ pub struct ClientLimits {
 }
 
 impl Default for ClientLimits {
-    /// For signed metadata: a connection across the world takes under a second, a file has at most
+    /// For signed metadata: a connection across the world takes under a second, a file is at most
     /// 16 MiB, and callers have other mirrors.
     fn default() -> Self {
         Self {
@@ -88,7 +89,7 @@ impl Default for ClientLimits {
     }
 }
 
-/// Asks mirrors. Clones share their connections.
+/// Sends requests to mirrors. Clones share connections.
 #[derive(Debug, Clone)]
 pub struct MirrorClient {
     http: reqwest::Client,
@@ -96,10 +97,10 @@ pub struct MirrorClient {
 }
 
 impl MirrorClient {
-    /// A client with connections of its own.
+    /// A client with its own connections.
     ///
     /// # Errors
-    /// When the system's certificates cannot be read.
+    /// If the system's certificates cannot be read.
     pub fn new(limits: ClientLimits) -> Result<Self, FetchError> {
         let http = reqwest::Client::builder()
             .connect_timeout(limits.connect)
@@ -112,12 +113,12 @@ impl MirrorClient {
         Ok(Self { http, limits })
     }
 
-    /// Asks for a file or a part of one; `path` is relative to the repository, such as
-    /// `metadata/timestamp.json`. Returns when the head of the answer is here.
+    /// Requests a file or a part of one; `path` is relative to the repository, such as
+    /// `metadata/timestamp.json`. Returns once the response head has arrived.
     ///
     /// # Errors
-    /// When the mirror has no such file, refuses, answers with other bytes than those asked for, or
-    /// cannot be reached in time.
+    /// If the mirror has no such file, refuses, sends other bytes than requested, or is unreachable
+    /// for too long.
     pub async fn get(
         &self,
         mirror: &Mirror,
@@ -136,7 +137,7 @@ impl MirrorClient {
         }
     }
 
-    /// The same for the full URL of a file, such as one signed for a private bucket.
+    /// The same with the full URL of a file, such as one signed for a private bucket.
     ///
     /// # Errors
     /// As [`MirrorClient::get`].
@@ -145,8 +146,8 @@ impl MirrorClient {
         if let Some((first, last)) = wanted.range {
             request = request.header(RANGE, format!("bytes={first}-{last}"));
         }
-        // The time only without a tag: it counts in seconds, and some stores heed it although a tag
-        // that differs comes with it. What was replaced within a second would stay hidden.
+        // The modification time only without a tag: it counts in seconds, and some stores honour it
+        // although a different tag comes with it. A replacement within a second would stay hidden.
         let validator = match wanted {
             Wanted { etag: Some(etag), .. } => Some((IF_NONE_MATCH, *etag)),
             Wanted { modified: Some(modified), .. } => Some((IF_MODIFIED_SINCE, *modified)),
@@ -167,7 +168,7 @@ impl MirrorClient {
     /// Fetches a whole small file.
     ///
     /// # Errors
-    /// As [`MirrorClient::get`], and when the file is longer than `bytes_max` or takes too long.
+    /// As [`MirrorClient::get`], and if the file is longer than `bytes_max` or takes too long.
     pub async fn fetch(
         &self,
         mirror: &Mirror,
@@ -183,10 +184,10 @@ impl MirrorClient {
     }
 
     /// Fetches a large file of at most `bytes_max` bytes into `into`. Only silence is limited, not
-    /// the time as a whole.
+    /// the total time.
     ///
     /// # Errors
-    /// As [`MirrorClient::get`], when the file is longer, or when `into` cannot be written.
+    /// As [`MirrorClient::get`], if the file is longer, or if `into` cannot be written.
     pub async fn fetch_to(
         &self,
         mirror: &Mirror,
@@ -260,7 +261,7 @@ async fn read_head(
     Ok(answer)
 }
 
-/// Checks that a part is the one asked for, or what there is of it.
+/// Checks that a part is the requested one, up to the end of the file.
 fn part(
     headers: &HeaderMap,
     asked: Option<(u64, u64)>,
@@ -287,7 +288,7 @@ fn part(
     }
 }
 
-/// What a status means that is no answer. Object stores say more in XML.
+/// The meaning of an error status. Object stores give details in XML.
 async fn refusal(status: StatusCode, headers: &HeaderMap, answer: &mut Answer) -> FetchError {
     let mut code = None;
     if text(headers, CONTENT_TYPE).is_some_and(|kind| kind.contains("xml"))
@@ -302,7 +303,7 @@ async fn refusal(status: StatusCode, headers: &HeaderMap, answer: &mut Answer) -
             !matches!(code.as_deref(), Some("NoSuchBucket" | "ContainerNotFound"))
         }
         StatusCode::GONE => true,
-        // A wrong key is no missing file.
+        // A wrong key does not mean a missing file.
         StatusCode::FORBIDDEN => code.as_deref().is_none_or(|code| code == "AccessDenied"),
         _ => false,
     };

@@ -1,5 +1,4 @@
-//! Signing keys: one Ed25519 key for each TUF role, in PKCS#8 PEM files that only the owner can
-//! read.
+//! Signing keys: one Ed25519 key per TUF role, in PKCS#8 PEM files that only the owner can read.
 
 use std::fs;
 use std::io;
@@ -13,7 +12,7 @@ use tough::schema::RoleType;
 use tough::schema::key::Key;
 use tough::sign::Sign;
 
-/// Longest key file; an Ed25519 key in PEM is 120 to 180 bytes.
+/// Longest key file, in bytes; an Ed25519 key in PEM has 120 to 180.
 const KEY_FILE_BYTES_MAX: u64 = 16 << 10;
 
 const PEM_TAG: &str = "PRIVATE KEY";
@@ -37,7 +36,7 @@ pub enum KeyError {
     Generate,
 }
 
-/// One private key.
+/// The private key of one role.
 #[derive(Clone)]
 pub struct SigningKey {
     pkcs8: Vec<u8>,
@@ -53,7 +52,7 @@ impl SigningKey {
     /// Generates a key.
     ///
     /// # Errors
-    /// When the system has no randomness.
+    /// If the system has no randomness.
     pub fn generate() -> Result<Self, KeyError> {
         let pair = Ed25519KeyPair::generate().map_err(|_| KeyError::Generate)?;
         let document = pair.to_pkcs8v1().map_err(|_| KeyError::Generate)?;
@@ -63,7 +62,7 @@ impl SigningKey {
     /// Reads a key file; refuses one that others may read.
     ///
     /// # Errors
-    /// When it is missing, exposed, or not an Ed25519 key.
+    /// If it is missing, exposed, or not an Ed25519 key.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         let fail = |source| KeyError::Io { path: path.to_owned(), source };
         let about = fs::metadata(path).map_err(fail)?;
@@ -85,7 +84,7 @@ impl SigningKey {
     /// Writes the key to a new file of mode 0600.
     ///
     /// # Errors
-    /// When the file exists or cannot be written.
+    /// If the file exists or cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), KeyError> {
         let text = pem::encode(&pem::Pem::new(PEM_TAG, self.pkcs8.clone()));
         durable::create(path, text.as_bytes(), SECRET).map_err(|source| {
@@ -101,7 +100,7 @@ impl SigningKey {
         Ed25519KeyPair::from_pkcs8(&self.pkcs8).expect("the key was parsed when it was loaded")
     }
 
-    /// The public half, as TUF metadata carries it.
+    /// The public half, as used in TUF metadata.
     pub(crate) fn public(&self) -> Key {
         self.pair().tuf_key()
     }
@@ -131,16 +130,16 @@ impl KeySource for SigningKey {
 /// The keys of a repository.
 ///
 /// Publishing needs the first three. The root key is needed only to change keys and should be kept
-/// away from machines on a network; the hub needs the timestamp key and nothing else.
+/// away from networked machines; the hub only needs the timestamp key.
 #[derive(Debug, Clone)]
 pub struct Keys {
-    /// Signs which manifests and channels there are.
+    /// Signs the list of manifests and channels.
     pub targets: SigningKey,
-    /// Signs which targets metadata is the current one.
+    /// Signs which targets metadata is current.
     pub snapshot: SigningKey,
-    /// Signs, every day, that the snapshot is still the current one.
+    /// Signs, every day, that the snapshot is still current.
     pub timestamp: SigningKey,
-    /// Signs the other keys.
+    /// Signs the other keys. Absent from most machines.
     pub root: Option<SigningKey>,
 }
 
@@ -148,7 +147,7 @@ impl Keys {
     /// Generates a key for every role.
     ///
     /// # Errors
-    /// When the system has no randomness.
+    /// If the system has no randomness.
     pub fn generate() -> Result<Self, KeyError> {
         Ok(Self {
             targets: SigningKey::generate()?,
@@ -159,10 +158,10 @@ impl Keys {
     }
 
     /// Generates a key for every role and writes them to `folder` (created with mode 0700) as
-    /// `root.pem`, `targets.pem`, `snapshot.pem` and `timestamp.pem`, each of mode 0600.
+    /// `root.pem`, `targets.pem`, `snapshot.pem` and `timestamp.pem`, each with mode 0600.
     ///
     /// # Errors
-    /// When one of them exists already, or cannot be written.
+    /// If one of them exists already, or cannot be written.
     pub fn create(folder: &Path) -> Result<Self, KeyError> {
         let fail = |source| KeyError::Io { path: folder.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
@@ -188,10 +187,10 @@ impl Keys {
         Ok(keys)
     }
 
-    /// Reads the keys of a folder. The root key may be missing.
+    /// Reads the keys in a directory. The root key may be missing.
     ///
     /// # Errors
-    /// When one of the others is missing, or any is exposed or malformed.
+    /// If one of the others is missing, or any is exposed or malformed.
     pub fn load(folder: &Path) -> Result<Self, KeyError> {
         let load = |role| SigningKey::load(&Self::path(folder, role));
         let root = Self::path(folder, RoleType::Root);

@@ -1,7 +1,7 @@
-//! Where things lie in a repository. All names are derived here and nowhere else.
+//! File names and paths in a repository. All of them are derived here and nowhere else.
 //!
 //! ```text
-//! repository.json                          how long signatures live; not trusted by readers
+//! repository.json                          lifetimes of signatures; not trusted by readers
 //! metadata/N.root.json N.targets.json N.snapshot.json timestamp.json
 //! targets/<dir>/<sha256>.<name>            the signed targets (manifests, channels)
 //! blobs/<root>  blobs/<root>.units         artifacts and their unit hashes
@@ -15,7 +15,7 @@ pub(crate) const BLOBS_DIR: &str = "blobs";
 pub(crate) const SETTINGS_FILE: &str = "repository.json";
 
 /// The name of the TUF target that is the manifest of one release for one platform: `linux/amd64`
-/// becomes `linux~amd64`, which needs no escape in a URL, and which no platform can contain.
+/// becomes `linux~amd64`, which needs no escape in a URL; `~` cannot occur in a platform.
 #[must_use]
 pub fn manifest_target(app: &AppId, version: &Version, platform: &Platform) -> String {
     format!("apps/{app}/{version}/{}/manifest.json", platform.as_str().replace('/', "~"))
@@ -27,19 +27,20 @@ pub fn channel_target(app: &AppId, channel: &Channel) -> String {
     format!("channels/{app}/{channel}.json")
 }
 
-/// Where an artifact's bytes lie, relative to the base of a repository or mirror.
+/// The path of an artifact's bytes, relative to the base of a repository or mirror.
 #[must_use]
 pub fn blob_path(root: &Digest) -> String {
     format!("{BLOBS_DIR}/{root}")
 }
 
-/// Where an artifact's unit hashes lie, relative to the base of a repository or mirror.
+/// The path of an artifact's unit hashes, relative to the base of a repository or mirror.
 #[must_use]
 pub fn units_path(root: &Digest) -> String {
     format!("{BLOBS_DIR}/{root}.units")
 }
 
-/// Where a target's file lies, relative to the base: consistent snapshots put the hash in its name.
+/// The path of a target's file, relative to the base: consistent snapshots put the hash in its
+/// name.
 pub(crate) fn target_path(target: &str, sha256_hex: &str) -> String {
     match target.rsplit_once('/') {
         Some((dir, name)) => format!("{TARGETS_DIR}/{dir}/{sha256_hex}.{name}"),

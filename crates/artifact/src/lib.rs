@@ -1,13 +1,13 @@
-//! What is deployed, and why it may be trusted: manifests, digests, signing, and verification.
+//! What is deployed, and why it can be trusted: manifests, digests, signing, and verification.
 //!
 //! A **repository** is a plain TUF repository (`metadata/`, `targets/`) with the artifacts' bytes
-//! beside it (`blobs/`); any static HTTP server can be a mirror of it. A signed target is never an
+//! next to it (`blobs/`); any static HTTP server can mirror it. A signed target is never an
 //! artifact but its small [`Manifest`], which covers the artifact's bytes by their BLAKE3 root; the
 //! hashes of its units (64 KiB each) merge into that root. A **channel** is a signed target that
 //! names a version.
 //!
-//! **What it is.** The repository on both sides: publishing ([`Repository`], or [`WorkingCopy`]
-//! here and [`Repository::receive`] there), reading without trusting mirrors or peers
+//! **What it is.** Both sides of the repository: publishing ([`Repository`], or locally a
+//! [`WorkingCopy`] and remotely [`Repository::receive`]), reading without trusting mirrors or peers
 //! ([`TrustedRepository`]), and the one client of mirrors ([`client`]).
 //!
 //! **What it must never know.** Groups, rollouts and consensus: it answers "which release does this

@@ -7,10 +7,10 @@ use tough::schema::RoleType as Role;
 
 const DAY_S: u64 = 86_400;
 
-/// How long a fleet works without the hub: a month, so that a holiday is no outage.
+/// How long a fleet works without the hub: a month, so that a holiday causes no outage.
 const ALONE_S_MIN: u64 = 30 * DAY_S;
 
-/// The hub renews the timestamp when it is older than this.
+/// The hub renews the timestamp once it is older than this, in seconds.
 pub(crate) const RENEW_AFTER_S: u64 = DAY_S;
 
 /// How long signatures of each role are valid, in seconds.
@@ -18,11 +18,12 @@ pub(crate) const RENEW_AFTER_S: u64 = DAY_S;
 #[serde(deny_unknown_fields)]
 pub struct Lifetimes {
     pub root_s: u64,
-    /// Of the list of manifests and channels; renewed by every publishing.
+    /// Of the list of manifests and channels; renewed by every publish.
     pub targets_s: u64,
-    /// Of the snapshot; renewed by every publishing.
+    /// Of the snapshot; renewed by every publish.
     pub snapshot_s: u64,
-    /// Of the timestamp; renewed by the hub every day. The longest that a mirror can hide news.
+    /// Of the timestamp; renewed by the hub every day. The longest time that a mirror can hide
+    /// news.
     pub timestamp_s: u64,
 }
 
@@ -34,7 +35,7 @@ const DEFAULT_LIFETIMES: Lifetimes = Lifetimes {
 };
 
 const _: () = {
-    // The hub may vanish just before a renewal, or have missed some in a row.
+    // The hub may fail just before a renewal, or have missed some in a row.
     assert!(DEFAULT_LIFETIMES.timestamp_s >= ALONE_S_MIN + 4 * RENEW_AFTER_S);
     assert!(DEFAULT_LIFETIMES.snapshot_s >= DEFAULT_LIFETIMES.timestamp_s);
 };

@@ -1,4 +1,4 @@
-//! One writer of a repository at a time.
+//! Ensures that only one process writes a repository at a time.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
 const LOCK_POLL: Duration = Duration::from_millis(25);
 
-/// Held while a repository is written; the kernel releases it when the process dies.
+/// Held while a repository is written; the kernel releases it if the process dies.
 ///
 /// Work on other threads holds a clone, so that a cancelled caller does not release it too early.
 #[derive(Debug, Clone)]
@@ -22,7 +22,7 @@ impl RepositoryLock {
     /// Takes the lock, waiting for up to [`LOCK_WAIT_MAX`].
     ///
     /// # Errors
-    /// `WouldBlock` when it is still held; others when the file cannot be opened.
+    /// `WouldBlock` if it is still held; others if the file cannot be opened.
     pub(crate) async fn take(repository: &Path) -> io::Result<Self> {
         let path = repository.join(".lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;

@@ -1,4 +1,4 @@
-//! The manifest: everything a server must know of a release before it fetches a byte of it.
+//! The manifest: everything a server must know about a release before fetching any of it.
 
 use std::collections::BTreeSet;
 
@@ -11,23 +11,23 @@ use serde::{Deserialize, Serialize};
 /// The schema version that this program writes, and the newest that it reads.
 pub const MANIFEST_SCHEMA: u32 = 1;
 
-/// Length of a unit in bytes: what is verified, leased, and forwarded as a whole.
+/// Length of a unit in bytes: verified, leased, and forwarded as a whole.
 ///
-/// 64 KiB measured best of 64 KiB, 256 KiB, 1 MiB and 4 MiB, and is a complete BLAKE3 subtree
-/// (64 chunks of 1 KiB), so that unit hashes merge into the root.
+/// 64 KiB performed best of 64 KiB, 256 KiB, 1 MiB and 4 MiB, and is a complete BLAKE3 subtree (64
+/// chunks of 1 KiB), so that unit hashes merge into the root.
 pub const UNIT_BYTES: u32 = 65_536;
 
-/// Longest artifact. 16 GiB keeps the unit hashes (32 bytes per unit) at 8 MiB, which every server
-/// holds in memory during a transfer.
+/// Longest artifact, in bytes. 16 GiB keeps the unit hashes (32 bytes per unit) at 8 MiB, which
+/// every server holds in memory during a transfer.
 pub const ARTIFACT_BYTES_MAX: u64 = 16 << 30;
 
-/// Longest manifest. A full one (64 names in each list, 16 deltas) is under 20 KiB.
+/// Longest manifest, in bytes. A full one (64 names in each list, 16 deltas) is under 20 KiB.
 pub const MANIFEST_BYTES_MAX: u64 = 64 << 10;
 
 /// Most bytes that an artifact may unpack to: four times the longest artifact.
 pub const UNPACKED_BYTES_MAX: u64 = 64 << 30;
 
-/// Most files, folders and links in an artifact; a node_modules of a large web app has 100,000.
+/// Most files, directories and links in an artifact; node_modules of a large web app has 100,000.
 pub const ENTRIES_MAX: u32 = 250_000;
 
 /// Most names in `protocols.reads`, `protocols.writes` and `schemas`, and most deltas.
@@ -38,11 +38,11 @@ const LIST_NAME_BYTES_MAX: usize = 64;
 
 const _: () = assert!(ARTIFACT_BYTES_MAX / UNIT_BYTES as u64 <= u32::MAX as u64);
 
-/// What is signed about one release of an app for one platform; the target of the repository.
+/// The signed facts about one release of an app for one platform; a target of the repository.
 ///
-/// Rule for unknown fields: a reader refuses a `schema` it does not know *and* any field it does
-/// not know within a schema it does know, because a field that an old agent skipped could be the
-/// one that forbids what it is about to do. New fields therefore raise the schema.
+/// Rule for unknown fields: a reader rejects an unknown `schema`, *and* any unknown field within a
+/// known schema, because a field that an old agent skipped could be the one that forbids what it is
+/// about to do. New fields therefore increment the schema.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -60,16 +60,16 @@ pub struct Manifest {
     pub unit_bytes: u32,
     /// Bytes of all files in the artifact when unpacked: checked against free space beforehand.
     pub unpacked_bytes: u64,
-    /// Files, folders and links in the artifact.
+    /// Files, directories and links in the artifact.
     pub entries: u32,
-    /// Ways to build the artifact from an older one; a reader ignores those that it cannot use.
+    /// Ways to build the artifact from an older one; a reader ignores those it cannot use.
     pub deltas: Vec<Delta>,
     /// Protocols and formats that the release reads and writes.
     pub protocols: Protocols,
     /// Names of schemas (of databases, of messages) that the release needs.
     pub schemas: BTreeSet<String>,
     pub rollback: Rollback,
-    /// When it was published, in whole seconds of UTC.
+    /// When it was published, in UTC, without fractions of a second.
     pub created_at: Timestamp,
 }
 
@@ -88,16 +88,16 @@ pub enum Format {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Delta {
-    /// BLAKE3 root of the artifact that it starts from.
+    /// BLAKE3 root of the old artifact.
     pub from: Digest,
-    /// How it is applied; see [`crate::Method`].
+    /// How to apply it; see [`crate::Method`].
     pub method: String,
     pub length: u64,
-    /// BLAKE3 root of the delta; its bytes lie at `blobs/<root>`.
+    /// BLAKE3 root of the delta; its bytes are at `blobs/<root>`.
     pub root: Digest,
 }
 
-/// Protocols and formats on the wire and on disk, as names such as `orders/2`.
+/// Protocols and formats on the wire and on disk, by names such as `orders/2`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Protocols {
@@ -107,10 +107,10 @@ pub struct Protocols {
     pub writes: BTreeSet<String>,
 }
 
-/// Reads `revert`, `freeze` or `forward-only`, as on the command line.
+/// Parses `revert`, `freeze` or `forward-only`, as on the command line.
 ///
 /// # Errors
-/// When it is none of these.
+/// If it is none of these.
 pub fn parse_rollback(text: &str) -> Result<Rollback, ManifestError> {
     match text {
         "revert" => Ok(Rollback::Revert),
@@ -139,8 +139,8 @@ pub enum ManifestError {
     Invalid { field: &'static str, reason: String },
 }
 
-/// Reads a signed JSON file. The schema comes before anything else, so that a newer one is told
-/// apart from a damaged file.
+/// Parses a signed JSON file. The schema is checked first, to distinguish a newer file from a
+/// damaged one.
 pub(crate) fn parse_schema<T: DeserializeOwned>(
     bytes: &[u8],
     limit_bytes: u64,
@@ -161,7 +161,7 @@ pub(crate) fn parse_schema<T: DeserializeOwned>(
     serde_json::from_slice(bytes).map_err(ManifestError::Json)
 }
 
-/// A file as it is signed and stored.
+/// A file as signed and stored.
 pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .expect("manifests and channels hold only texts and numbers: serialising cannot fail");
@@ -170,23 +170,23 @@ pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
 }
 
 impl Manifest {
-    /// Reads a manifest and checks every rule that needs nothing but the manifest itself.
+    /// Parses a manifest and checks every rule that only needs the manifest itself.
     ///
     /// # Errors
-    /// When it is too long, of a newer schema, not JSON, or breaks a rule.
+    /// If it is too long, has a newer schema, is not JSON, or breaks a rule.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let manifest: Self = parse_schema(bytes, MANIFEST_BYTES_MAX, MANIFEST_SCHEMA)?;
         manifest.check()?;
         Ok(manifest)
     }
 
-    /// The manifest as it is signed and stored.
+    /// The manifest as signed and stored.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         to_json(self)
     }
 
-    /// Checks the rules between the fields.
+    /// Checks the rules between fields.
     pub(crate) fn check(&self) -> Result<(), ManifestError> {
         let invalid = |field, reason: String| Err(ManifestError::Invalid { field, reason });
         if self.schema != MANIFEST_SCHEMA {

@@ -24,11 +24,11 @@ use crate::repository::RepositoryError;
 /// The TUF version that the metadata follows.
 const SPEC_VERSION: &str = "1.0.0";
 
-/// Longest metadata file; targets.json holds 350 bytes per manifest or channel, so 16 MiB are
-/// 45,000 releases.
+/// Longest metadata file, in bytes; targets.json has 350 bytes per manifest or channel, so 16 MiB
+/// are 45,000 releases.
 pub(crate) const METADATA_BYTES_MAX: u64 = 16 << 20;
 
-/// The current state of a repository, all signatures checked against its newest root.
+/// The current state of a repository, all signatures verified against its newest root.
 pub(crate) struct Current {
     pub(crate) root: Signed<Root>,
     pub(crate) timestamp: Signed<Timestamp>,
@@ -36,7 +36,7 @@ pub(crate) struct Current {
     pub(crate) targets: Signed<Targets>,
 }
 
-/// A signed role, ready to be written.
+/// A signed role, ready to write.
 pub(crate) struct Ready {
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
@@ -44,7 +44,7 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
-    /// How another role refers to this one: by version, length and SHA-256, so that files of
+    /// How another role refers to this one: by version, length and SHA-256, so that files from
     /// different states cannot be mixed.
     fn reference(&self) -> Metafile {
         Metafile {
@@ -60,7 +60,7 @@ fn hashes(bytes: &[u8]) -> Hashes {
     Hashes { sha256: sha256(bytes).into(), _extra: HashMap::new() }
 }
 
-/// The target entry for a file of these bytes.
+/// The target entry for a file with these bytes.
 pub(crate) fn target_of(bytes: &[u8]) -> Target {
     Target {
         length: bytes.len() as u64,
@@ -110,7 +110,7 @@ fn read<T: TufRole + DeserializeOwned>(path: &Path) -> Result<Signed<T>, Reposit
 }
 
 /// A publisher signs what it read together with what it adds: without this check, write access to
-/// the folder would be enough to get anything signed.
+/// the directory would be enough to get anything signed.
 fn verify<T: TufRole>(root: &Signed<Root>, role: &Signed<T>) -> Result<(), RepositoryError> {
     root.signed
         .verify_role(role)
@@ -134,17 +134,17 @@ fn highest(metadata: &Path, role: &str) -> Result<Option<u64>, RepositoryError> 
     Ok(highest)
 }
 
-/// The next version: seconds since 1970, or `current` plus one if that is higher.
+/// The next version: the Unix time in seconds, or `current` plus one if that is higher.
 ///
 /// A hub restored from a backup has forgotten versions that its readers have seen. Counting by one,
-/// it would be refused as a replay until it caught up; the clock puts it ahead at once.
+/// it would be rejected as a replay until it caught up; the clock puts it ahead immediately.
 pub(crate) fn version_after(current: NonZeroU64) -> NonZeroU64 {
     let by_clock = u64::try_from(now().as_second()).ok().and_then(NonZeroU64::new);
     by_clock.unwrap_or(current).max(current.saturating_add(1))
 }
 
 /// The next version of a role, also above those that a publisher wrote before it crashed: a version
-/// never stands for two contents.
+/// never has two contents.
 pub(crate) fn next_version(
     repository: &Path,
     role: &str,
@@ -188,7 +188,7 @@ pub(crate) fn new_targets(expires: Time) -> Targets {
     targets
 }
 
-/// Signs the three roles that change with every publishing, each naming the previous one.
+/// Signs the three roles that change with every publish, each naming the previous one.
 pub(crate) async fn sign_chain(
     root: &Root,
     keys: &Keys,
@@ -225,7 +225,7 @@ pub(crate) async fn sign_timestamp(
     sign(root, timestamp, key).await
 }
 
-/// Signs one role by its key, and refuses a key that the root does not name for it.
+/// Signs one role with its key; refuses a key that the root does not name for it.
 pub(crate) async fn sign<T: TufRole + Clone>(
     root: &Root,
     role: T,
@@ -237,7 +237,7 @@ pub(crate) async fn sign<T: TufRole + Clone>(
     if !named.is_some_and(|(role, id)| role.keyids.contains(&id)) {
         return Err(RepositoryError::ForeignKey { role: T::TYPE.to_string() });
     }
-    // With the version, except for the timestamp.
+    // Includes the version, except for the timestamp.
     let name = role.filename(true);
     let version = role.version();
     let holder = KeyHolder::Root(root.clone());
@@ -251,7 +251,7 @@ fn sign_error<T: TufRole>() -> RepositoryError {
     RepositoryError::Sign { role: T::TYPE.to_string() }
 }
 
-/// Now, in whole seconds: other readers refuse fractions.
+/// The current time, in whole seconds: other readers reject fractions.
 pub(crate) fn now() -> Time {
     Time::from_second(Time::now().as_second()).expect("the present is within jiff's range")
 }

@@ -12,10 +12,10 @@ use crate::client::{FetchError, Mirror, MirrorClient};
 use crate::layout::METADATA_DIR;
 use crate::metadata::METADATA_BYTES_MAX;
 
-/// Longest root, timestamp and snapshot: ours are 3 KiB, 1 KiB and 1 KiB.
+/// Longest root, timestamp and snapshot, in bytes: ours have 3 KiB, 1 KiB and 1 KiB.
 pub(crate) const SMALL_METADATA_BYTES_MAX: u64 = 256 << 10;
 
-/// Where metadata comes from in one attempt.
+/// The source of metadata in one attempt.
 #[derive(Debug, Clone)]
 pub(crate) enum Source {
     Mirror(MirrorClient, Mirror),
@@ -28,7 +28,7 @@ pub(crate) struct MetadataTransport {
     pub(crate) source: Source,
     /// Versioned files that need not be fetched, by name.
     pub(crate) held: BTreeMap<String, Bytes>,
-    /// What was handed out, by name.
+    /// The files returned so far, by name.
     pub(crate) taken: Arc<Mutex<BTreeMap<String, Bytes>>>,
 }
 
@@ -67,7 +67,7 @@ impl Transport for MetadataTransport {
     }
 }
 
-/// A stand-in: the transport looks at file names only.
+/// A placeholder: the transport only uses file names.
 pub(crate) fn base_url() -> Url {
     Url::parse("http://repository.invalid/metadata/").expect("a constant URL that parses")
 }

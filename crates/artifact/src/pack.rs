@@ -1,8 +1,8 @@
-//! Packing a folder so that equal folders give equal bytes, and looking into a tarball.
+//! Packs a directory so that equal directories give equal bytes, and inspects tarballs.
 //!
 //! Deterministic means: entries sorted by path, no times, no owners, permissions reduced to
-//! "executable or not". Links stay links. What the host would refuse to unpack is refused here
-//! already, where a person is there to read it.
+//! "executable or not". Links stay links. What the host would refuse to unpack is already refused
+//! here, where an operator sees it.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek as _, Write};
@@ -14,16 +14,16 @@ use tar::{Archive, Builder, EntryType, Header};
 use crate::manifest::{ENTRIES_MAX, Format, UNPACKED_BYTES_MAX};
 use crate::package_file::{PACKAGE_FILE, PACKAGE_FILE_BYTES_MAX};
 
-/// Fast, and within 10 % of what higher levels reach on binaries.
+/// Fast, and within 10 % of what higher levels achieve on binaries.
 const ZSTD_LEVEL: i32 = 3;
 
-/// Largest window that a foreign artifact may ask for: as much as the host allows (128 MiB).
+/// Largest window of a foreign artifact: as much as the host allows (128 MiB).
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
-/// Read at once, in bytes.
+/// Bytes per read.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// Deepest folder in an artifact; keeps the walk's recursion bounded.
+/// Deepest directory in an artifact; keeps the walk's recursion bounded.
 const DEPTH_MAX: usize = 64;
 
 /// Why an artifact cannot be published.
@@ -52,22 +52,22 @@ pub enum PackError {
     Empty { path: PathBuf },
 }
 
-/// What is inside a tarball.
+/// The content of a tarball.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
     pub format: Format,
-    /// Bytes of all its files when unpacked.
+    /// Total bytes of its files when unpacked.
     pub unpacked_bytes: u64,
-    /// Its files, folders and links.
+    /// Its files, directories and links.
     pub entries: u32,
-    /// The bytes of its `cohort.toml`, when it has one.
+    /// The bytes of its `cohort.toml`, if it has one.
     pub package_file: Option<Vec<u8>>,
 }
 
-/// Packs a folder as `tar.zst`. Blocks.
+/// Packs a directory as `tar.zst`. Blocking.
 ///
 /// # Errors
-/// When something in it cannot be read or must not be in an artifact, or a limit is passed.
+/// If something in it is unreadable or not allowed in an artifact, or a limit is exceeded.
 pub fn pack_folder(folder: &Path, output: &mut impl Write) -> Result<(), PackError> {
     let fail = |source| PackError::Io { path: folder.to_owned(), source };
     let encoder = zstd::stream::write::Encoder::new(output, ZSTD_LEVEL).map_err(fail)?;
@@ -131,7 +131,7 @@ impl<W: Write> Packer<W> {
             self.tar.append_link(&mut header, inside, &target).map_err(fail)
         } else if kind.is_file() {
             let mut file = File::open(path).map_err(fail)?;
-            // Length and bytes of one open file, which may be replaced meanwhile.
+            // Length and bytes of the same open file, which may be replaced meanwhile.
             let about = file.metadata().map_err(fail)?;
             self.bytes = self.bytes.saturating_add(about.len());
             if self.bytes > UNPACKED_BYTES_MAX {
@@ -180,17 +180,17 @@ impl Read for Exact<'_> {
     }
 }
 
-/// Inspects a tarball: what is inside, and whether a host would accept it. Blocks.
+/// Inspects a tarball: what is inside, and whether a host would accept it. Blocking.
 ///
 /// # Errors
-/// When it is damaged, holds something that must not be in an artifact, or passes a limit.
+/// If it is damaged, contains something not allowed in an artifact, or exceeds a limit.
 pub fn inspect_tarball(path: &Path) -> Result<Inspection, PackError> {
     let io = |source| PackError::Io { path: path.to_owned(), source };
     let damaged = |source| PackError::NotATarball { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io)?;
     let format = format_of(&mut file).map_err(io)?;
     let reader = unpacking(format, file).map_err(damaged)?;
-    // The limit, and headers and padding.
+    // The limit, plus headers and padding.
     let most = UNPACKED_BYTES_MAX + u64::from(ENTRIES_MAX) * 4096;
     let mut archive = Archive::new(reader.take(most));
     let mut found = Inspection { format, unpacked_bytes: 0, entries: 0, package_file: None };
@@ -238,7 +238,7 @@ pub fn inspect_tarball(path: &Path) -> Result<Inspection, PackError> {
     Ok(found)
 }
 
-/// How an artifact is packed, by its first bytes. Rewinds the file.
+/// How an artifact is packed, judging by its first bytes. Rewinds the file.
 pub(crate) fn format_of(file: &mut File) -> io::Result<Format> {
     let mut magic = Vec::new();
     Read::by_ref(file).take(4).read_to_end(&mut magic)?;

@@ -1,7 +1,7 @@
 //! `cohort.toml` inside an artifact, as far as signing needs it.
 //!
-//! The host reads the rest of the file (the service). What stands in both is decided at publishing
-//! and signed: the manifest wins, and a contradiction between the file and the flags is refused.
+//! The host reads the rest of the file (the service). What is in both is decided at publishing and
+//! signed: the manifest wins, and a contradiction between the file and the flags is an error.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::manifest::Protocols;
 /// Name of the file, at the top of the artifact.
 pub const PACKAGE_FILE: &str = "cohort.toml";
 
-/// Longest such file, in bytes. One with every key has some kilobytes.
+/// Longest such file, in bytes. One with every key has a few kilobytes.
 pub(crate) const PACKAGE_FILE_BYTES_MAX: u64 = 256 << 10;
 
 /// The keys of a `cohort.toml` that go into the manifest; those for the host are ignored here.
@@ -40,13 +40,13 @@ impl PackageFile {
     /// Reads the file's bytes.
     ///
     /// # Errors
-    /// When it is not TOML, or a key that is signed has the wrong form.
+    /// If it is not TOML, or a signed key is malformed.
     pub fn parse(bytes: &[u8]) -> Result<Self, PackageFileError> {
         toml::from_slice(bytes).map_err(|error| PackageFileError::Toml(Box::new(error)))
     }
 }
 
-/// The value of a flag or of the file; an error when they differ.
+/// The value of a flag or of the file; an error if they differ.
 pub(crate) fn merge<T: PartialEq + std::fmt::Debug>(
     field: &'static str,
     outside: Option<T>,

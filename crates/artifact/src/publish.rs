@@ -1,4 +1,4 @@
-//! Publishing: from a folder or tarball to signed metadata.
+//! Publishing: from a directory or tarball to signed metadata.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -29,7 +29,7 @@ use cohort_base::durable::{create_folders, unfinished};
 /// A release to publish.
 #[derive(Clone)]
 pub struct PublishRequest {
-    /// A folder, packed as `tar.zst`, or a tarball (plain, gzip or zstd), stored as it is.
+    /// A directory, packed as `tar.zst`, or a tarball (plain, gzip or zstd), stored unchanged.
     pub path: PathBuf,
     pub app: AppId,
     pub version: Version,
@@ -80,9 +80,9 @@ pub struct Published {
     /// BLAKE3 of the manifest, which names it in a group's log.
     pub manifest_digest: Digest,
     pub channel: Option<ChannelPointer>,
-    /// Whether this release existed, so that nothing new was stored.
+    /// Whether this release existed before, so that nothing new was stored.
     pub already_there: bool,
-    /// Outcome for each earlier version that a delta was tried from, latest first.
+    /// Outcome for each earlier version from which a delta was tried, latest first.
     pub deltas: Vec<DeltaTried>,
 }
 
@@ -90,17 +90,17 @@ pub struct Published {
 #[derive(Debug)]
 pub struct DeltaTried {
     pub from: Version,
-    /// The signed delta, or why there is none.
+    /// The signed delta, or the reason why there is none.
     pub outcome: Result<Delta, NoDelta>,
 }
 
 impl Repository {
-    /// Packs, hashes, signs and stores a release. Repeating it is harmless; other bytes or another
-    /// manifest under the same version are refused.
+    /// Packs, hashes, signs and stores a release. Idempotent; other bytes or another manifest under
+    /// the same version are refused.
     ///
     /// # Errors
-    /// When the artifact cannot be packed, contradicts its flags, exists with other content, the
-    /// keys are not this repository's, or a file cannot be written.
+    /// If the artifact cannot be packed, contradicts its flags, exists with other content, the keys
+    /// are not this repository's, or a file cannot be written.
     pub async fn publish(
         &self,
         keys: &Keys,
@@ -145,7 +145,7 @@ impl Repository {
                 Some(self.point(targets, &mut changed, &request.app, channel, &request.version)?)
             }
         };
-        // Also stored when the manifest exists: repairs a missing blob.
+        // Also stored if the manifest exists: repairs a missing blob.
         let mut blobs = vec![
             Step::file(PathBuf::from(blob_path(&manifest.root)), file),
             Step::bytes(PathBuf::from(units_path(&manifest.root)), hashes.to_bytes()),
@@ -196,7 +196,7 @@ fn new_manifest(
 }
 
 /// The published manifest, if the new one differs only in its time and its deltas, which depend on
-/// the versions that were there before.
+/// the versions published before.
 fn same_or_refused(existing: Manifest, new: Manifest) -> Result<Manifest, RepositoryError> {
     let new = Manifest { created_at: existing.created_at, deltas: existing.deltas.clone(), ..new };
     if new == existing {
@@ -207,8 +207,8 @@ fn same_or_refused(existing: Manifest, new: Manifest) -> Result<Manifest, Reposi
     Err(RepositoryError::AlreadyPublished { app, version, platform, difference })
 }
 
-/// Copies or packs the artifact into the repository's folder, where nothing names it yet. So the
-/// bytes hashed are the bytes stored, whatever happens to the source meanwhile.
+/// Copies or packs the artifact into the repository's directory, where nothing names it yet. So the
+/// bytes hashed are the bytes stored, even if the source changes meanwhile.
 fn prepare(
     source: &Path,
     blobs: &Path,
@@ -224,7 +224,7 @@ fn prepare(
         pack_folder(source, &mut file)?;
     } else {
         let input = File::open(source).map_err(unreadable)?;
-        // One byte over the limit makes `hash_file` refuse it.
+        // One byte over the limit makes `hash_file` fail.
         io::copy(&mut input.take(ARTIFACT_BYTES_MAX + 1), &mut file).map_err(at(blobs))?;
     }
     let inspection = inspect_tarball(file.path()).map_err(|error| match error {

@@ -18,21 +18,21 @@ use crate::steps::Step;
 use crate::units::hash_file;
 use cohort_base::durable::unfinished;
 
-/// Versions that deltas are made from: servers rarely run older ones, and each takes as long as the
+/// Versions to make deltas from: servers rarely run older ones, and each takes as long as the
 /// first.
 pub(crate) const DELTAS_MAX: usize = 3;
 
 /// Candidates for these by version number; each costs a remote publisher one small file.
 pub(crate) const EARLIER_MAX: usize = 12;
 
-/// Artifacts below this size are fast enough to send whole, in bytes.
+/// Smaller artifacts are fast enough to send whole, in bytes.
 const ARTIFACT_BYTES_MIN: u64 = 256 << 10;
 
 /// Why there is no delta from a version.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoDelta {
-    /// The new artifact was compressed by something else than Cohort.
+    /// The new artifact was compressed by something other than Cohort.
     #[error(
         "the artifact is compressed in a way that servers cannot reproduce: \
          publish a folder or a plain tar"
@@ -45,7 +45,7 @@ pub enum NoDelta {
     /// The old artifact is neither in the repository nor in the publisher's cache.
     #[error("its artifact is not available here")]
     Missing,
-    /// The old artifact is not what its manifest says.
+    /// The old artifact does not match its manifest.
     #[error("its artifact is damaged")]
     Damaged,
     #[error("the delta would not be much smaller than the artifact")]
@@ -75,7 +75,7 @@ pub(crate) fn earlier_names<'a>(
     chosen.map(|r| manifest_target(&r.app, &r.version, &r.platform)).collect()
 }
 
-/// Order of versions as people read them: numbers by their value, not by their digits.
+/// Order of versions as people read them: numbers by value, not by digits.
 fn later(one: &Version, other: &Version) -> Ordering {
     let parts = |version: &Version| {
         let text = version.as_str().to_owned();
@@ -95,11 +95,11 @@ fn later(one: &Version, other: &Version) -> Ordering {
 }
 
 impl Repository {
-    /// The releases that the next one of an app gets deltas from, latest first. In a working copy,
+    /// The releases from which an app's next release gets deltas, latest first. In a working copy,
     /// those whose manifests were pulled.
     ///
     /// # Errors
-    /// When the repository cannot be read or is not signed by its root.
+    /// If the repository cannot be read or is not signed by its root.
     pub fn last_releases(
         &self,
         app: &AppId,
@@ -135,7 +135,7 @@ impl Repository {
     }
 
     /// Tries a delta from each of the releases; returns the outcomes, and the files to store. A
-    /// failure costs that delta only.
+    /// failure costs only that delta.
     pub(crate) async fn make_deltas(
         &self,
         lock: &RepositoryLock,

@@ -1,7 +1,7 @@
-//! Receiving uploads of a publisher, file by file, without trusting them.
+//! Receives a publisher's uploads, file by file, without trusting them.
 //!
-//! A publisher can do no more than fill the disk: every file must be what its name says (a blob or
-//! target its hash, metadata signed by the root's keys), and the only step that readers see, a new
+//! A publisher can do no more than fill the disk: every file must match its name (a blob or target
+//! its hash, metadata signed by the root's keys), and the only step that readers see, a new
 //! `timestamp.json`, must lead to files that are all here and lose nothing that was published
 //! meanwhile.
 
@@ -22,11 +22,11 @@ use crate::repository_file::RepositoryFile;
 use crate::steps::Step;
 use crate::units::root_of_units;
 
-/// Folder of uploads that are not checked yet, below the repository.
+/// Directory of unchecked uploads, below the repository.
 const INCOMING_DIR: &str = ".incoming";
 
 impl Repository {
-    /// The most bytes that an upload of this name may have; nothing when no such file is accepted.
+    /// Size limit of an upload with this name; `None` if no such file is accepted.
     #[must_use]
     pub fn upload_bytes_max(relative: &str) -> Option<u64> {
         uploadable(relative).map(|file| file.bytes_max())
@@ -35,7 +35,7 @@ impl Repository {
     /// A file for an upload, on the repository's disk; removed unless it is received.
     ///
     /// # Errors
-    /// When it cannot be created.
+    /// If it cannot be created.
     pub fn incoming(&self) -> Result<NamedTempFile, RepositoryError> {
         let path = self.dir().join(INCOMING_DIR);
         create_folders(&path)
@@ -43,21 +43,21 @@ impl Repository {
             .map_err(|source| RepositoryError::Io { path, source })
     }
 
-    /// Removes uploads that a crash interrupted; for the start of the hub.
+    /// Removes uploads that a crash interrupted; call at the hub's start.
     ///
     /// # Errors
-    /// When they cannot be removed.
+    /// If they cannot be removed.
     pub fn sweep_incoming(&self) -> Result<(), RepositoryError> {
         let path = self.dir().join(INCOMING_DIR);
         sweep(&path).map_err(|source| RepositoryError::Io { path, source })
     }
 
-    /// Checks an uploaded file and puts it in place. Uploading a file again changes nothing.
+    /// Checks an uploaded file and puts it in place. Idempotent.
     ///
     /// # Errors
-    /// [`RepositoryError::Refused`] when it is not what its name says, is not signed, or leads to
-    /// something that is not here; [`RepositoryError::Outdated`] when something was published
-    /// since the pull.
+    /// [`RepositoryError::Refused`] if it does not match its name, is not signed, or leads to
+    /// something that is not here; [`RepositoryError::Outdated`] if something was published since
+    /// the pull.
     pub async fn receive(
         &self,
         relative: &str,
@@ -143,7 +143,7 @@ impl Repository {
         }
     }
 
-    /// Checks the one file that readers see change.
+    /// Checks the one file whose change readers see.
     fn check_timestamp(&self, bytes: &[u8], path: &Path) -> Result<bool, Refusal> {
         if fs::read(path).is_ok_and(|existing| existing == bytes) {
             return Ok(false);

@@ -1,8 +1,8 @@
-//! The publisher's side: a folder that any static HTTP server can serve while it is written.
+//! The publisher's side: a directory that any static HTTP server can serve while it is written.
 //!
 //! Order of every change: artifacts and targets first (nothing names them yet), then the versioned
-//! metadata (nothing refers to it yet), and `timestamp.json` last, by rename: readers see the old
-//! state or the new one, and so does the next publisher after a crash.
+//! metadata (nothing refers to it yet), and `timestamp.json` last, by rename: readers see either
+//! the old or the new state, and so does the next publisher after a crash.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -49,7 +49,7 @@ pub enum RepositoryError {
     NotARepository { path: PathBuf },
     #[error("{} already holds a repository", path.display())]
     Exists { path: PathBuf },
-    /// A file of the repository is not what was signed.
+    /// A file of the repository does not match its signature.
     #[error("repository file {} is damaged: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
     /// A role was not signed by the keys of the root.
@@ -78,7 +78,7 @@ pub enum RepositoryError {
     NoSuchRelease { app: AppId, version: Version },
     #[error(transparent)]
     Pull(#[from] crate::trust_error::TrustError),
-    /// An upload is not what its name says, or not signed.
+    /// An upload does not match its name, or is not signed.
     #[error("upload {file} was refused: {reason}")]
     Refused { file: String, reason: String },
     #[error("the repository has changed since it was read: publish again")]
@@ -89,7 +89,7 @@ pub enum RepositoryError {
 
 pub(crate) const SETTINGS_SCHEMA: u32 = 1;
 
-/// What the next publisher needs and readers need not trust.
+/// What the next publisher needs, and readers need not trust.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
@@ -109,7 +109,7 @@ impl Repository {
     /// Creates an empty repository.
     ///
     /// # Errors
-    /// When one exists, the root key is missing, or a file cannot be written.
+    /// If one exists, the root key is missing, or a file cannot be written.
     pub async fn create(
         dir: &Path,
         keys: &Keys,
@@ -144,7 +144,7 @@ impl Repository {
     /// Opens a repository.
     ///
     /// # Errors
-    /// When the folder holds none.
+    /// If the directory does not contain one.
     pub fn open(dir: &Path) -> Result<Self, RepositoryError> {
         metadata::newest_root(dir)?;
         let path = dir.join(SETTINGS_FILE);
@@ -165,12 +165,12 @@ impl Repository {
         Ok(Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() })
     }
 
-    /// Sets the lifetimes of everything signed from now on.
+    /// Sets the lifetimes of future signatures.
     pub(crate) fn with_lifetimes(self, lifetimes: Lifetimes) -> Self {
         Self { lifetimes, ..self }
     }
 
-    /// The folder that is served.
+    /// The served directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -179,7 +179,7 @@ impl Repository {
     /// When signatures expire.
     ///
     /// # Errors
-    /// When the repository cannot be read or is not signed by its root.
+    /// If the repository cannot be read or is not signed by its root.
     pub fn expiries(&self) -> Result<Expiries, RepositoryError> {
         let current = metadata::read_current(&self.dir)?;
         Ok(expiries_of(&current))
@@ -188,7 +188,7 @@ impl Repository {
     /// All channels, sorted by app and name.
     ///
     /// # Errors
-    /// When the repository cannot be read or is not signed by its root.
+    /// If the repository cannot be read or is not signed by its root.
     pub fn channels(&self) -> Result<Vec<ChannelPointer>, RepositoryError> {
         let targets = metadata::read_current(&self.dir)?.targets.signed;
         let mut channels = Vec::new();
@@ -201,11 +201,11 @@ impl Repository {
         Ok(channels)
     }
 
-    /// Points a channel to a version. Repeating it changes nothing.
+    /// Points a channel to a version. Idempotent.
     ///
     /// # Errors
-    /// When the version is not published for any platform, the keys are not this repository's, or
-    /// a file cannot be written.
+    /// If the version is not published for any platform, the keys are not this repository's, or a
+    /// file cannot be written.
     pub async fn set_channel(
         &self,
         keys: &Keys,
@@ -227,7 +227,7 @@ impl Repository {
     /// published. Needs only the timestamp key.
     ///
     /// # Errors
-    /// When the key is not this repository's, or a file cannot be written.
+    /// If the key is not this repository's, or a file cannot be written.
     pub async fn renew_timestamp(&self, key: &SigningKey) -> Result<Expiries, RepositoryError> {
         let lock = self.lock().await?;
         let mut current = metadata::read_current(&self.dir)?;
@@ -246,7 +246,7 @@ impl Repository {
         Ok(expiries_of(&current))
     }
 
-    /// Renews the timestamp when it is older than a day; for a timer.
+    /// Renews the timestamp if it is older than a day; for a timer.
     ///
     /// # Errors
     /// As [`Repository::renew_timestamp`].
@@ -255,7 +255,7 @@ impl Repository {
         key: &SigningKey,
     ) -> Result<Expiries, RepositoryError> {
         let expiries = self.expiries()?;
-        // With lifetimes below a day (tests, drills), at half of them.
+        // With lifetimes below a day (tests, drills), after half of them.
         let renew_after_s = RENEW_AFTER_S.min(self.lifetimes.timestamp_s / 2);
         let due = later(now(), self.lifetimes.timestamp_s.saturating_sub(renew_after_s));
         if expiries.timestamp <= due { self.renew_timestamp(key).await } else { Ok(expiries) }
@@ -300,7 +300,7 @@ impl Repository {
         Ok(pointer)
     }
 
-    /// The manifest of a release, when it is published.
+    /// The manifest of a release, if it is published.
     pub(crate) fn read_manifest(
         &self,
         targets: &Targets,
@@ -361,7 +361,7 @@ impl Repository {
         self.write(lock, steps).await
     }
 
-    /// Takes the lock and removes what a crashed publisher left.
+    /// Takes the lock and removes what a crashed publisher left behind.
     pub(crate) async fn lock(&self) -> Result<RepositoryLock, RepositoryError> {
         let lock = RepositoryLock::take(&self.dir).await.map_err(|source| {
             let path = self.dir.clone();

@@ -1,4 +1,4 @@
-//! The files of a repository, by their paths.
+//! The files of a repository, by path.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::metadata_transport::SMALL_METADATA_BYTES_MAX;
 /// Longest path of a file, in bytes.
 const PATH_BYTES_MAX: usize = 1024;
 
-/// A file that readers of a repository may ask for.
+/// A file that readers of a repository may request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RepositoryFile {
     /// An artifact or delta, named by its root.
@@ -25,17 +25,17 @@ pub enum RepositoryFile {
     Target(Digest),
     /// The keys of all roles; without a version, a copy of the first one for operators.
     Root(Option<u64>),
-    /// The list of targets of one version.
+    /// One version of the list of targets.
     Targets(u64),
-    /// Names the list of targets.
+    /// Names the current list of targets.
     Snapshot(u64),
-    /// Names the snapshot. Readers start here; the only file that changes.
+    /// Names the current snapshot. Readers start here; the only file that changes.
     Timestamp,
 }
 
 impl RepositoryFile {
-    /// The file at a path relative to the repository, such as `blobs/<root>`; nothing for anything
-    /// that readers have no use for, and for every path that could mean another file.
+    /// The file at a path relative to the repository, such as `blobs/<root>`; `None` for anything
+    /// that readers do not use, and for every path that could mean another file.
     ///
     /// Names need no escapes, so a percent sign is never interpreted; no part starts with a dot, as
     /// unfinished files do.
@@ -72,7 +72,7 @@ impl RepositoryFile {
         }
     }
 
-    /// The most bytes that such a file may have.
+    /// Size limit of such a file.
     #[must_use]
     pub fn bytes_max(&self) -> u64 {
         match self {
@@ -84,7 +84,7 @@ impl RepositoryFile {
         }
     }
 
-    /// Its `Content-Type`.
+    /// The file's `Content-Type`.
     #[must_use]
     pub fn content_type(&self) -> &'static str {
         match self {
@@ -93,8 +93,8 @@ impl RepositoryFile {
         }
     }
 
-    /// The `Cache-Control` for caches in between. A name with a hash in it never stands for other
-    /// bytes; one with a version does, once a repository was restored from a backup.
+    /// The `Cache-Control` for intermediate caches. The bytes behind a name with a hash never
+    /// change; those behind a version do, after a repository was restored from a backup.
     #[must_use]
     pub fn cache_control(&self) -> &'static str {
         match self {
@@ -106,11 +106,11 @@ impl RepositoryFile {
     }
 }
 
-/// The files in the repository's folder `dir` that readers may ask for, with their lengths in
-/// bytes. Links are not followed. Blocks.
+/// The files in the repository's directory `dir` that readers may request, with their lengths in
+/// bytes. Links are not followed. Blocking.
 ///
 /// # Errors
-/// When a folder cannot be read: which, and why.
+/// If a directory cannot be read: which, and why.
 pub fn repository_files(dir: &Path) -> Result<BTreeMap<String, u64>, (PathBuf, io::Error)> {
     let mut found = BTreeMap::new();
     let mut folders: Vec<PathBuf> =
@@ -138,7 +138,7 @@ pub fn repository_files(dir: &Path) -> Result<BTreeMap<String, u64>, (PathBuf, i
     Ok(found)
 }
 
-/// Whether a text can be one part of a path in a repository.
+/// Whether a text is usable as one part of a path in a repository.
 #[must_use]
 pub fn is_plain_name(part: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-+~".contains(&byte);

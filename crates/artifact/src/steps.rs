@@ -1,4 +1,4 @@
-//! Files that are put in place one after the other, with points where tests simulate a crash.
+//! Files put in place one after another, with points where tests simulate a crash.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::metadata::Ready;
 use crate::repository::RepositoryError;
 use cohort_base::durable::{READABLE, create_folders, put_in_place, unfinished};
 
-/// One file to be put in place.
+/// One file to put in place.
 pub(crate) struct Step {
     path: PathBuf,
     content: Content,
@@ -32,7 +32,7 @@ impl Step {
         Self { path, content: Content::Bytes(bytes) }
     }
 
-    /// A file that was written beside its place.
+    /// A file written next to its final place.
     pub(crate) fn file(path: PathBuf, file: NamedTempFile) -> Self {
         Self { path, content: Content::File(file) }
     }

@@ -1,8 +1,8 @@
-//! The reader's side: what every server does by itself, trusting neither mirror nor peer.
+//! The reader's side: every server verifies on its own, trusting neither mirrors nor peers.
 //!
-//! A refresh runs TUF's client workflow against one mirror at a time, on a *copy* of what is
-//! trusted. The result replaces what is on disk, in one rename, only if all of it succeeds; a
-//! refusal leaves nothing but its reason.
+//! A refresh runs TUF's client workflow against one mirror at a time, on a *copy* of the trusted
+//! state. The result replaces what is on disk, in one rename, only if all of it succeeds; a refusal
+//! leaves nothing but its reason.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -38,10 +38,10 @@ mod targets;
 #[derive(Debug, Clone)]
 pub struct TrustOptions {
     pub root: Vec<u8>,
-    /// Folder for the metadata seen; created when missing. One process at a time.
+    /// Directory for the metadata seen; created if missing. Used by one process at a time.
     pub store: PathBuf,
-    /// Mirrors to read from. Each refresh starts with the next one, so that a mirror can hold news
-    /// back for one round only.
+    /// Mirrors to read from. Each refresh starts with the next one, so that a mirror can hold back
+    /// news for one round only.
     pub mirrors: Vec<Mirror>,
     pub limits: ClientLimits,
 }
@@ -64,11 +64,11 @@ pub struct TrustedRepository {
     client: MirrorClient,
     /// Index of the mirror to ask first next time.
     turn: AtomicUsize,
-    /// Index of the mirror that succeeded last.
+    /// Index of the mirror that last succeeded.
     good: AtomicUsize,
     loaded: RwLock<Option<Arc<Loaded>>>,
     refusals: Mutex<BTreeMap<String, TrustError>>,
-    /// The state on disk; locked during a refresh, so that there is one at a time.
+    /// The state on disk; locked during a refresh, so that only one runs at a time.
     on_disk: tokio::sync::Mutex<Option<State>>,
 }
 
@@ -83,10 +83,10 @@ impl fmt::Debug for TrustedRepository {
 
 impl TrustedRepository {
     /// Opens the store and verifies its content again. Needs no mirror and no freshness: what was
-    /// accepted while it was fresh stays usable.
+    /// accepted while fresh stays usable.
     ///
     /// # Errors
-    /// When the store cannot be used, or the given root is invalid.
+    /// If the store is unusable, or the given root is invalid.
     pub async fn open(options: TrustOptions) -> Result<Self, TrustError> {
         let TrustOptions { root, store, mirrors, limits } = options;
         let here = TrustErrorKind::here;
@@ -126,8 +126,8 @@ impl TrustedRepository {
     /// Asks the mirrors for newer metadata and verifies it. Returns whether there was any.
     ///
     /// # Errors
-    /// When no mirror has metadata that can be trusted: the most telling refusal. Nothing on disk
-    /// has changed then.
+    /// If no mirror has trustworthy metadata: the most informative refusal. The disk is then
+    /// unchanged.
     pub async fn refresh(&self) -> Result<bool, TrustError> {
         let mut on_disk = self.on_disk.lock().await;
         let now = Timestamp::now();
@@ -159,7 +159,7 @@ impl TrustedRepository {
         Err(most_telling(refused))
     }
 
-    /// The manifest of what the channel offers for the platform, after a refresh.
+    /// The manifest of the channel's release for the platform, after a refresh.
     ///
     /// # Errors
     /// As [`TrustedRepository::refresh`] and [`TrustedRepository::offer`].
@@ -173,12 +173,12 @@ impl TrustedRepository {
         self.offer(app, channel, platform).await
     }
 
-    /// The manifest of what the channel offers for the platform by the metadata at hand, if that is
+    /// The manifest of the channel's release for the platform, by the local metadata, if that is
     /// still fresh.
     ///
     /// # Errors
-    /// When there is no metadata yet or it has expired, the channel or release does not exist for
-    /// the platform, or a file is not what was signed.
+    /// If there is no metadata yet or it has expired, the channel or release does not exist for the
+    /// platform, or a file does not match its signature.
     pub async fn offer(
         &self,
         app: &AppId,
@@ -203,11 +203,11 @@ impl TrustedRepository {
         self.manifest_in(&loaded, app, &pointer.version, platform).await
     }
 
-    /// The signed manifest of a release whose rollout was decided already: freshness was checked
-    /// then, so mirrors are asked only when the manifest is not on this disk.
+    /// The signed manifest of a release whose rollout was already decided: freshness was checked
+    /// then, so mirrors are asked only if the manifest is not on this disk.
     ///
     /// # Errors
-    /// When the release does not exist for the platform, or a file is not what was signed.
+    /// If the release does not exist for the platform, or a file does not match its signature.
     pub async fn manifest(
         &self,
         app: &AppId,
@@ -223,10 +223,10 @@ impl TrustedRepository {
         self.manifest_in(&*self.known()?, app, version, platform).await
     }
 
-    /// A manifest whose bytes came from a peer, checked against what is signed here.
+    /// A manifest whose bytes came from a peer, checked against the metadata signed here.
     ///
     /// # Errors
-    /// When the release is not known here, or the bytes are not the signed ones.
+    /// If the release is unknown here, or the bytes are not the signed ones.
     pub fn accept_manifest(
         &self,
         app: &AppId,
@@ -263,11 +263,11 @@ impl TrustedRepository {
         serde_json::to_vec(&self.known().ok()?.bundle).ok()
     }
 
-    /// Takes metadata from a peer, verified as if it came from a mirror. Returns whether it was
+    /// Accepts metadata from a peer, verified as if it came from a mirror. Returns whether it was
     /// newer.
     ///
     /// # Errors
-    /// When it cannot be trusted. Nothing on disk has changed then.
+    /// If it cannot be trusted. The disk is then unchanged.
     pub async fn accept_bundle(&self, bytes: &[u8]) -> Result<bool, TrustError> {
         let what = "metadata from a peer".to_owned();
         if bytes.len() as u64 > BUNDLE_BYTES_MAX {
@@ -287,13 +287,13 @@ impl TrustedRepository {
         self.accept(&mut on_disk, loaded, now).map_err(TrustErrorKind::here)
     }
 
-    /// When the signatures expire; nothing before the first refresh.
+    /// When the signatures expire; `None` before the first refresh.
     #[must_use]
     pub fn expiries(&self) -> Option<Expiries> {
         self.known().ok().map(|loaded| loaded.expiries)
     }
 
-    /// Why mirrors are refused now, by name.
+    /// Why mirrors are currently refused, by name.
     #[must_use]
     pub fn refusals(&self) -> BTreeMap<String, TrustError> {
         self.refusals.lock().clone()
@@ -324,7 +324,7 @@ impl Loaded {
         self.targets.get(&TargetName::new(name).ok()?)
     }
 
-    /// Names the platforms that exist: "not found" alone sends people searching.
+    /// Lists the platforms that exist: "not found" alone leaves operators guessing.
     fn missing(&self, app: &AppId, version: &Version, platform: &Platform) -> TrustError {
         let mut platforms: Vec<String> = self
             .targets

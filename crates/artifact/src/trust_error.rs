@@ -1,4 +1,4 @@
-//! Why something is not trusted, so that an operator can act on it.
+//! Why something is not trusted, in terms that an operator can act on.
 
 use std::error::Error;
 use std::fmt;
@@ -12,7 +12,7 @@ use tough::{TransportError, error::Error as Tough};
 
 use crate::client::{FetchError, Mirror};
 
-/// An error of any type, shared so that a refusal can be kept and handed out.
+/// An error of any type, shared so that a refusal can be stored and returned.
 pub type SharedCause = Arc<dyn Error + Send + Sync>;
 
 pub(crate) fn cause(error: impl Into<Box<dyn Error + Send + Sync>>) -> SharedCause {
@@ -23,7 +23,7 @@ pub(crate) fn cause(error: impl Into<Box<dyn Error + Send + Sync>>) -> SharedCau
 #[derive(Debug, Clone)]
 pub struct TrustError {
     pub kind: TrustErrorKind,
-    /// The mirror that offered it; nothing for a peer or this server's disk.
+    /// The mirror that offered it; `None` for a peer or this server's disk.
     pub mirror: Option<String>,
 }
 
@@ -51,10 +51,10 @@ pub enum TrustErrorKind {
          the hub renews it daily, so the hub is down, the mirror is stale, or the clock is wrong"
     )]
     Expired { role: Role, expired_at: Timestamp, now: Timestamp },
-    /// Older than what this server has seen: a replay.
+    /// Older than what this server has already seen: a replay.
     #[error("{role} metadata has version {offered}, but version {trusted} was seen before")]
     Older { role: Role, trusted: u64, offered: u64 },
-    /// Files that do not belong together.
+    /// Files from different states.
     #[error("metadata does not fit together: {what}")]
     Mixed { what: String },
     #[error("{what} is longer than the {limit_bytes} bytes allowed")]
@@ -62,13 +62,13 @@ pub enum TrustErrorKind {
     #[error("this server's clock went back from {seen} to {now}: set its clock")]
     ClockWentBack {
         now: Timestamp,
-        /// The latest time at which something was verified.
+        /// The latest time when something was verified.
         seen: Timestamp,
     },
     /// The repository does not have it.
     #[error("{what}")]
     NotFound { what: String },
-    /// A mirror cannot be reached, or fails to answer.
+    /// A mirror is unreachable, or does not respond.
     #[error("cannot fetch {what}")]
     Unreachable {
         what: String,
@@ -93,14 +93,14 @@ pub enum TrustErrorKind {
     WrongContent { field: &'static str, wanted: String, found: String },
     #[error("invalid trusted root")]
     BadRoot(#[source] SharedCause),
-    /// What this server keeps on disk cannot be read or written.
+    /// The state on this server's disk cannot be read or written.
     #[error("cannot use trust store {}", path.display())]
     Store {
         path: PathBuf,
         #[source]
         source: Arc<std::io::Error>,
     },
-    /// What this server keeps on disk is not what it wrote.
+    /// The state on this server's disk is not what it wrote.
     #[error(
         "trust store {} is corrupt; removing it makes this server forget which metadata it saw",
         path.display()
@@ -113,7 +113,7 @@ pub enum TrustErrorKind {
 }
 
 impl TrustErrorKind {
-    /// Whether no mirror could be reached, so that trying again may help.
+    /// Whether no mirror was reachable, so that retrying may help.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::NoMirror)
@@ -128,7 +128,7 @@ impl TrustErrorKind {
         TrustError { kind: self, mirror: Some(mirror.to_string()) }
     }
 
-    /// From a failed fetch of `what`.
+    /// The error of a failed fetch of `what`.
     pub(crate) fn of_fetch(what: &str, error: FetchError) -> Self {
         let what = what.to_owned();
         match error {
@@ -137,7 +137,7 @@ impl TrustErrorKind {
         }
     }
 
-    /// From the TUF library. `expires` looks up when the offered file of a role ended.
+    /// The TUF library's error. `expires` looks up when the offered file of a role expired.
     pub(crate) fn of_tough(
         error: Tough,
         now: Timestamp,
@@ -194,7 +194,7 @@ impl TrustErrorKind {
                 Some(Self::Mixed { what: format!("{name} is not the announced file") })
             }
             // The fetch stayed within the limit for its kind of file, so the file is complete and
-            // longer than the signed length: another one of the same name.
+            // longer than the signed length: another one with the same name.
             Tough::MaxSizeExceeded { .. } => {
                 Some(Self::Mixed { what: format!("{name} is longer than the announced file") })
             }

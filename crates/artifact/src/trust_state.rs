@@ -1,8 +1,8 @@
-//! What a reader keeps on disk: the newest verified metadata.
+//! A reader's state on disk: the newest verified metadata.
 //!
-//! One file, replaced by rename, so that it is whole after a crash (the TUF library's own store is
+//! One file, replaced by rename, so that it is intact after a crash (the TUF library's own store is
 //! four files written in place). Its content is verified again whenever it is loaded; it is what
-//! shows an older repository to be a replay.
+//! exposes an older repository as a replay.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,10 +21,11 @@ use cohort_base::durable::{self, SECRET};
 const STATE_FILE: &str = "trusted.json";
 const STATE_SCHEMA: u32 = 1;
 
-/// Longest bundle: targets of the longest kind, escaped as a JSON text, and the small files.
+/// Longest bundle, in bytes: targets of maximum length, escaped as a JSON text, and the small
+/// files.
 pub(crate) const BUNDLE_BYTES_MAX: u64 = 2 * METADATA_BYTES_MAX + (2 << 20);
 
-/// The verified metadata files, byte for byte as they were signed.
+/// The verified metadata files, byte for byte as signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Bundle {
@@ -71,7 +72,7 @@ pub(crate) struct State {
     schema: u32,
     /// SHA-256 of the operator's root; another root starts over.
     pub(crate) anchor_sha256: String,
-    /// The latest time at which something was verified.
+    /// The latest time when something was verified.
     pub(crate) clock_seen: Timestamp,
     pub(crate) bundle: Bundle,
 }
@@ -85,7 +86,7 @@ impl State {
         store.join(STATE_FILE)
     }
 
-    /// Reads the state of a store; nothing when there is none yet.
+    /// Reads the state of a store; `None` if there is none yet.
     pub(crate) fn load(store: &Path) -> Result<Option<Self>, TrustErrorKind> {
         let path = Self::path(store);
         let damaged = |source| TrustErrorKind::StoreDamaged { path: path.clone(), source };

@@ -1,10 +1,10 @@
-//! Hashes of an artifact's units, checked against its BLAKE3 root.
+//! Hashes of an artifact's units, verified against its BLAKE3 root.
 //!
 //! A unit of 64 KiB is a complete subtree of BLAKE3's tree (64 chunks of 1 KiB), so its *chaining
-//! value* can be computed from the unit alone and its place in the file, and the values of all
-//! units merge into the root. A list of chaining values whose merge is the root therefore needs no
-//! signature of its own. The file is nothing but these values, 32 bytes each, in order. An artifact
-//! of a single unit has no inner node: its one value is the root itself.
+//! value* can be computed from the unit alone and its position in the file, and the values of all
+//! units merge into the root. A list of chaining values that merges into the root therefore needs
+//! no signature of its own. The file contains only these values, 32 bytes each, in order. An
+//! artifact of a single unit has no inner node: its one value is the root itself.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,7 +23,7 @@ const HASH_BYTES: usize = blake3::OUT_LEN;
 /// Why bytes are not the artifact's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    /// The file of unit hashes is shorter or longer than the artifact's length demands.
+    /// The file of unit hashes does not have the length that the artifact's length requires.
     #[error("unit hashes are {found} bytes, not {expected}")]
     HashesLength { expected: u64, found: u64 },
     /// The unit hashes do not merge into the artifact's root.
@@ -31,7 +31,7 @@ pub enum UnitError {
     HashesWrong { root: Digest },
     #[error("unit {index} does not exist: the artifact has {count}")]
     NoSuchUnit { index: u32, count: u32 },
-    /// A unit is shorter or longer than it has to be.
+    /// A unit does not have the required length.
     #[error("unit {index} is {found} bytes long, not {expected}")]
     UnitLength { index: u32, expected: usize, found: usize },
     #[error("unit {index} has the wrong bytes")]
@@ -47,11 +47,11 @@ pub struct UnitHashes {
 }
 
 impl UnitHashes {
-    /// Reads a file of unit hashes and verifies it against a root and a length in bytes (at least
-    /// 1) that are trusted already, such as those in a manifest or in the group's log.
+    /// Parses a file of unit hashes and verifies it against a root and a length in bytes (at least
+    /// 1) that are already trusted, such as those in a manifest or in the group's log.
     ///
     /// # Errors
-    /// When its length is wrong or its hashes do not merge into the root.
+    /// If its length is wrong or its hashes do not merge into the root.
     pub fn parse_for(bytes: &[u8], root: &Digest, length: u64) -> Result<Self, UnitError> {
         let expected = length.div_ceil(u64::from(UNIT_BYTES)) * HASH_BYTES as u64;
         if bytes.is_empty() || bytes.len() as u64 != expected || length > ARTIFACT_BYTES_MAX {
@@ -90,10 +90,10 @@ impl UnitHashes {
         &self.root
     }
 
-    /// Where a unit lies in the artifact: its first byte and its length in bytes.
+    /// A unit's position in the artifact: its first byte and its length in bytes.
     ///
     /// # Errors
-    /// When there is no such unit.
+    /// If there is no such unit.
     pub fn span(&self, index: u32) -> Result<(u64, usize), UnitError> {
         let count = self.count();
         if index >= count {
@@ -107,7 +107,7 @@ impl UnitHashes {
     /// Checks that `bytes` are exactly unit `index`: length and hash.
     ///
     /// # Errors
-    /// When there is no such unit, or the length or the hash differs.
+    /// If there is no such unit, or the length or the hash differs.
     pub fn verify_unit(&self, index: u32, bytes: &[u8]) -> Result<(), UnitError> {
         let (start, expected) = self.span(index)?;
         if bytes.len() != expected {
@@ -126,11 +126,11 @@ impl UnitHashes {
         }
     }
 
-    /// Which units of a file are right, one entry per unit. Missing units are wrong; bytes beyond
-    /// the artifact's end are ignored. Blocks.
+    /// Which units of a file are correct, one entry per unit. Missing units are wrong; bytes beyond
+    /// the artifact's end are ignored. Blocking.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// If the file cannot be read.
     pub fn verified_units(&self, file: &mut impl Read) -> io::Result<Vec<bool>> {
         let mut buffer = vec![0; UNIT_BYTES as usize];
         let mut right = Vec::with_capacity(self.values.len());
@@ -144,7 +144,7 @@ impl UnitHashes {
     }
 }
 
-/// Computes unit hashes and root over bytes that come in pieces of any size.
+/// Computes unit hashes and root over bytes that arrive in pieces of any size.
 #[derive(Debug)]
 pub struct UnitHasher {
     values: Vec<ChainingValue>,
@@ -159,10 +159,10 @@ impl Default for UnitHasher {
 }
 
 impl UnitHasher {
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            // Kept until more follows: `finish` needs the last unit.
+            // Held back until more follows: `finish` needs the last unit.
             if self.unit.len() == UNIT_BYTES as usize {
                 self.close_unit();
             }
@@ -174,7 +174,7 @@ impl UnitHasher {
         }
     }
 
-    /// The hashes of everything; `None` when that was empty or more than [`ARTIFACT_BYTES_MAX`].
+    /// The hashes of all units; `None` if there were no bytes or more than [`ARTIFACT_BYTES_MAX`].
     #[must_use]
     pub fn finish(mut self) -> Option<UnitHashes> {
         if self.length == 0 || self.length > ARTIFACT_BYTES_MAX {
@@ -196,10 +196,10 @@ impl UnitHasher {
     }
 }
 
-/// Hashes a file in one pass. Blocks.
+/// Hashes a file in one pass. Blocking.
 ///
 /// # Errors
-/// When the file cannot be read, is empty, or is longer than [`ARTIFACT_BYTES_MAX`].
+/// If the file cannot be read, is empty, or is longer than [`ARTIFACT_BYTES_MAX`].
 pub fn hash_file(path: &Path) -> io::Result<UnitHashes> {
     hash_reader(&mut File::open(path)?)
 }
@@ -226,7 +226,7 @@ pub(crate) fn hash_reader(reader: &mut impl Read) -> io::Result<UnitHashes> {
     })
 }
 
-/// The root that a file of unit hashes merges into; `None` when it is not a list of hashes.
+/// The root that a file of unit hashes merges into; `None` if it is not a list of hashes.
 #[must_use]
 pub fn root_of_units(bytes: &[u8]) -> Option<Digest> {
     match bytes.as_chunks::<HASH_BYTES>() {
@@ -270,7 +270,7 @@ fn left_units(count: usize) -> usize {
     count.next_power_of_two() / 2
 }
 
-/// Fills `buffer` unless the end comes first; returns how much was read.
+/// Fills `buffer` unless the end comes first; returns the number of bytes read.
 fn read_full(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {

@@ -1,4 +1,4 @@
-//! A manifest whose signatures were checked. There is no other way to create one.
+//! A manifest with verified signatures. It cannot be created in any other way.
 
 use std::ops::Deref;
 
@@ -8,7 +8,7 @@ use cohort_core::release::Release;
 use crate::digest::digest_of_bytes;
 use crate::manifest::Manifest;
 
-/// A manifest that the repository's keys signed, for the app, version and platform asked for.
+/// A manifest that the repository's keys signed, for the requested app, version and platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedManifest {
     manifest: Manifest,
@@ -33,7 +33,7 @@ impl VerifiedManifest {
         self.manifest
     }
 
-    /// The release as a group's log names it.
+    /// The release as named in a group's log.
     #[must_use]
     pub fn release(&self) -> Release {
         Release {

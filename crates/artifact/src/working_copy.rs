@@ -18,10 +18,10 @@ use crate::repository_file::repository_files;
 use crate::trust::TrustedRepository;
 use cohort_base::durable::{self, READABLE, create_folders, folder_of, sweep, unfinished};
 
-/// Artifacts that a publisher caches to make deltas from: three each of four apps and platforms.
+/// Artifacts that a publisher caches to make deltas from: three each for four apps and platforms.
 const BASES_MAX: usize = 12;
 
-/// The part of a remote repository that is needed to publish on top of it.
+/// The part of a remote repository needed to publish on top of it.
 #[derive(Debug)]
 pub struct WorkingCopy {
     repository: Repository,
@@ -29,12 +29,12 @@ pub struct WorkingCopy {
 }
 
 impl WorkingCopy {
-    /// Fetches the newest metadata, all channels, the manifests of `release` (to notice that a
-    /// version is published already) and those of the versions before it (to make deltas from them)
-    /// into `folder`, which must be empty or missing.
+    /// Fetches the newest metadata, all channels, the manifests of `release` (to detect a version
+    /// that is already published) and of the versions before it (to make deltas from them) into
+    /// `folder`, which must be empty or missing.
     ///
     /// # Errors
-    /// When no mirror has metadata that can be trusted, or a file cannot be written.
+    /// If no mirror has trustworthy metadata, or a file cannot be written.
     pub async fn pull(
         folder: &Path,
         reader: &TrustedRepository,
@@ -77,7 +77,7 @@ impl WorkingCopy {
     /// returns their paths for [`crate::PublishRequest::bases`]. What no mirror has is left out.
     ///
     /// # Errors
-    /// When the repository cannot be read, or the cache cannot be written.
+    /// If the repository cannot be read, or the cache cannot be written.
     pub async fn fetch_bases(
         &self,
         reader: &TrustedRepository,
@@ -106,10 +106,10 @@ impl WorkingCopy {
         Ok(bases)
     }
 
-    /// Keeps a published artifact in the cache, for the next release's delta.
+    /// Stores a published artifact in the cache, for the next release's delta.
     ///
     /// # Errors
-    /// When the cache cannot be written.
+    /// If the cache cannot be written.
     pub fn keep_base(&self, root: &Digest, cache: &Path) -> Result<(), RepositoryError> {
         let io = |source| RepositoryError::Io { path: cache.to_owned(), source };
         create_folders(cache).map_err(io)?;
@@ -126,11 +126,11 @@ impl WorkingCopy {
         &self.repository
     }
 
-    /// Files that are new since the pull, in the order of upload: `metadata/timestamp.json` last.
-    /// Empty when nothing changed.
+    /// Files that are new since the pull, in order of upload: `metadata/timestamp.json` last. Empty
+    /// if nothing changed.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// If the directory cannot be read.
     pub fn new_files(&self) -> Result<Vec<PathBuf>, RepositoryError> {
         let timestamp = Path::new(METADATA_DIR).join("timestamp.json");
         let all = files(self.repository.dir())?;

@@ -11,8 +11,8 @@ use common::{Fixture, Server};
 /// The release that was tried; python-tuf keeps its reading API within a major version.
 const PYTHON_TUF: &str = "tuf==7.0.1";
 
-/// A virtual environment with python-tuf in cargo's folder for tests, made once; nothing when this
-/// machine has no Python.
+/// A virtual environment with python-tuf in cargo's directory for tests, made once; nothing when
+/// this machine has no Python.
 fn python_with_tuf() -> Option<PathBuf> {
     let version = Command::new("python3").arg("--version").output();
     if !version.is_ok_and(|output| output.status.success()) {

@@ -241,7 +241,7 @@ async fn metadata_of_different_states_is_refused() {
 async fn a_bit_flipped_in_any_signed_file_is_refused() {
     let fixture = Fixture::new().await;
     let mirror = fixture.copy("mirror");
-    // Those of the state before are not read by anybody who begins now.
+    // Those of the state before are not read by anybody who starts now.
     let read = |path: &str| {
         path.ends_with(".json")
             && !path.ends_with("root.json")

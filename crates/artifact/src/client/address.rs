@@ -1,4 +1,4 @@
-//! Where a mirror is.
+//! The address of a mirror.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,17 +6,17 @@ use std::str::FromStr;
 
 use url::Url;
 
-/// A place that serves a copy of the repository. Not trusted with anything.
+/// A location that serves a copy of the repository. Not trusted with anything.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mirror {
     /// An HTTP or HTTPS server. The path ends with `/`; a query (such as the token of a private
-    /// bucket) is sent along with every request.
+    /// bucket) is sent with every request.
     Http(Url),
-    /// A folder on this machine.
+    /// A directory on this machine.
     Folder(PathBuf),
 }
 
-/// Why a text does not name a mirror. The text is kept as [`without_secrets`] shows it.
+/// Why a text is not a mirror's address. The text is stored as [`without_secrets`] shows it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
@@ -28,7 +28,7 @@ pub enum AddressError {
     },
     #[error("mirror `{text}` must be an http, https or file URL without fragment")]
     Scheme { text: String },
-    /// Buckets need credentials and signatures; a cache has them.
+    /// Buckets need credentials and signatures; a cache has those.
     #[error(
         "mirror `{text}` is a bucket: use its https address if it is public, \
          else a `cohort mirror --origin {text}`"
@@ -37,7 +37,7 @@ pub enum AddressError {
 }
 
 impl Mirror {
-    /// The URL of a file; nothing for a folder. `path` is relative to the repository.
+    /// The URL of a file; `None` for a directory. `path` is relative to the repository.
     pub(super) fn url_of(base: &Url, path: &str) -> Result<Url, url::ParseError> {
         let mut url = base.join(path)?;
         url.set_query(base.query());
@@ -45,11 +45,11 @@ impl Mirror {
     }
 }
 
-/// An address of any kind, and whatever was given instead of one, without user, password and query,
-/// which may be secrets.
+/// An address of any kind, or any other text, without user, password and query, which may be
+/// secrets.
 #[must_use]
 pub fn without_secrets(text: &str) -> String {
-    // A password may contain what ends an address; what is behind an `@` then is not shown.
+    // A password may contain delimiters; what precedes an `@` after one is not shown either.
     let end = text.find(['?', '#']).unwrap_or(text.len());
     match text.find('@') {
         Some(at) if at > end => text.split_once("://").map_or("", |(scheme, _)| scheme).to_owned(),
@@ -64,20 +64,20 @@ pub fn without_secrets(text: &str) -> String {
     }
 }
 
-/// As it is shown: a configuration that is logged must not hold secrets either.
+/// As `Display`: logged configuration must not contain secrets either.
 impl fmt::Debug for Mirror {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-/// Without user, password and query, which may be secrets.
+/// Omits user, password and query, which may be secrets.
 impl fmt::Display for Mirror {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Http(url) => {
                 let mut shown = url.clone();
-                // These fail only for URLs without a host, which parsing refused.
+                // These fail only for URLs without a host, which are rejected when parsed.
                 let _ = shown.set_username("");
                 let _ = shown.set_password(None);
                 shown.set_query(None);

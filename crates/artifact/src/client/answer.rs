@@ -1,4 +1,4 @@
-//! What a mirror answers, read in pieces of a known length.
+//! A mirror's response, read in pieces of known length.
 
 use std::io;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::FetchError;
 
-/// Which bytes of the file the body holds.
+/// Which bytes of the file the body contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     Whole,
-    /// A part: what was asked for, or less at the end of the file.
+    /// A part: what was requested, or less at the end of the file.
     Part {
         /// First byte.
         first: u64,
@@ -23,24 +23,24 @@ pub enum Content {
         /// Length of the file in bytes, if announced.
         total: Option<u64>,
     },
-    /// None: the caller's copy is up to date.
+    /// Nothing: the caller's copy is up to date.
     Unchanged,
 }
 
-/// An answer whose head has arrived. Dropping it ends the request.
+/// A response whose head has arrived. Dropping it ends the request.
 pub struct Answer {
-    /// What the body holds.
+    /// What the body contains.
     pub content: Content,
-    /// Bytes of the body, when they were announced.
+    /// Bytes of the body, if announced.
     pub length: Option<u64>,
     /// Tag of the file, for the next request.
     pub etag: Option<String>,
-    /// Time of the last change, as the mirror wrote it.
+    /// Modification time, as the mirror wrote it.
     pub modified: Option<String>,
     pub(super) pieces: BoxStream<'static, Result<Bytes, FetchError>>,
-    /// What arrived and was not taken yet.
+    /// Bytes received but not yet returned.
     pub(super) rest: Bytes,
-    /// Longest silence within the body.
+    /// Longest pause within the body.
     pub(super) idle: Duration,
 }
 
@@ -48,7 +48,7 @@ impl Answer {
     /// Exactly `length` bytes, or fewer at the end of the body.
     ///
     /// # Errors
-    /// When they do not come within `time`, or the connection breaks.
+    /// If they do not arrive within `time`, or the connection breaks.
     pub async fn at_most(&mut self, length: usize, time: Duration) -> Result<Bytes, FetchError> {
         let deadline = Instant::now() + time;
         let mut taken = BytesMut::new();
@@ -71,25 +71,25 @@ impl Answer {
         Ok(taken.freeze())
     }
 
-    /// All that is left of the body.
+    /// The rest of the body.
     ///
     /// # Errors
-    /// When that is more than `bytes_max`, does not come within `time`, or the connection breaks.
+    /// If it exceeds `bytes_max`, does not arrive within `time`, or the connection breaks.
     pub async fn rest(&mut self, bytes_max: u64, time: Duration) -> Result<Bytes, FetchError> {
         let too_large = FetchError::TooLarge { limit_bytes: bytes_max };
         if self.length.is_some_and(|length| length > bytes_max) {
             return Err(too_large);
         }
-        // One byte more shows that there is more.
+        // One more byte shows that the body is too long.
         let wanted = usize::try_from(bytes_max.saturating_add(1)).unwrap_or(usize::MAX);
         let bytes = self.at_most(wanted, time).await?;
         if bytes.len() < wanted { Ok(bytes) } else { Err(too_large) }
     }
 
-    /// The next bytes as they come; nothing at the end.
+    /// The next bytes as they arrive; `None` at the end.
     ///
     /// # Errors
-    /// When nothing comes for too long, or the connection breaks.
+    /// If nothing arrives for too long, or the connection breaks.
     pub async fn piece(&mut self) -> Result<Option<Bytes>, FetchError> {
         if !self.rest.is_empty() {
             return Ok(Some(std::mem::take(&mut self.rest)));
@@ -98,7 +98,7 @@ impl Answer {
         timeout(self.idle, self.pieces.next()).await.map_err(late)?.transpose()
     }
 
-    /// The body as a stream without limits of its own, for callers who have theirs.
+    /// The body as a stream without limits, for callers with their own.
     pub fn into_stream(self) -> BoxStream<'static, io::Result<Bytes>> {
         self.pieces.map_err(io::Error::other).boxed()
     }

@@ -6,49 +6,49 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-/// Why a mirror did not give what it was asked for.
+/// Why a mirror did not deliver.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// The mirror answered that it has no such file (404, 410, or the 403 that object stores
-    /// answer without permission to list).
+    /// The mirror has no such file (404, 410, or the 403 that object stores send without permission
+    /// to list).
     #[error("no such file")]
     Absent,
     /// The mirror is overloaded (429, 503).
     #[error("busy, asks for a pause of {} ms", .retry_after.as_millis())]
     Busy {
-        /// Its `Retry-After`; a second when it named none.
+        /// Its `Retry-After`; one second if there was none.
         retry_after: Duration,
     },
-    /// A status that is no answer to a read.
+    /// An unexpected status.
     #[error("answered with status {status}{}", in_brackets(.code.as_deref()))]
     Status {
         status: StatusCode,
-        /// What an object store calls it, such as `InvalidAccessKeyId`.
+        /// An object store's error code, such as `InvalidAccessKeyId`.
         code: Option<String>,
     },
     #[error("ignores ranges")]
     RangeIgnored,
-    /// Another part of the file than the one asked for.
+    /// The response contains another part of the file than requested.
     #[error("asked for bytes {first}-{last}, answered with `{found}`")]
     WrongRange {
         first: u64,
         last: u64,
-        /// The `Content-Range` of the answer, shortened.
+        /// The `Content-Range` of the response, truncated.
         found: String,
     },
-    /// The file is longer than any such file may be, or endless.
+    /// The file exceeds the limit for its kind, or is endless.
     #[error("more than {limit_bytes} bytes")]
     TooLarge { limit_bytes: u64 },
-    /// Too little came in time.
+    /// Too little arrived in time.
     #[error("no {what} within {} ms", .limit.as_millis())]
     TimedOut { what: &'static str, limit: Duration },
     #[error("connection failed")]
     Connection(#[source] Arc<reqwest::Error>),
-    /// A file of a folder cannot be read, or what was fetched cannot be written.
+    /// A file in a directory cannot be read, or what was fetched cannot be written.
     #[error("disk failed")]
     Disk(#[source] Arc<io::Error>),
-    /// The path does not name a file below the mirror.
+    /// The path is not a file below the mirror.
     #[error("`{path}` is no path of a file")]
     Path {
         path: String,
@@ -61,7 +61,7 @@ fn in_brackets(code: Option<&str>) -> String {
     code.map(|code| format!(" ({code})")).unwrap_or_default()
 }
 
-/// Too many redirects, a circle, or a redirect from https to http.
+/// Too many redirects, a cycle, or a redirect from https to http.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RedirectError {
     #[error("more than {0} redirects")]
@@ -73,7 +73,7 @@ pub(super) enum RedirectError {
 }
 
 impl FetchError {
-    /// The URL may hold secrets, so it is left out.
+    /// The URL may contain secrets, so it is left out.
     pub(super) fn connection(error: reqwest::Error) -> Self {
         Self::Connection(Arc::new(error.without_url()))
     }

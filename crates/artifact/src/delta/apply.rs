@@ -20,27 +20,27 @@ const PIECE_BYTES: usize = 256 << 10;
 pub struct DeltaInput<'a> {
     /// The artifact that the delta starts from, whole.
     pub base: &'a Path,
-    /// The delta; read from its current position, which is its start.
+    /// The delta; read from its current position, which must be its start.
     pub delta: &'a File,
-    /// How it is applied, as the manifest says.
+    /// How to apply it, according to the manifest.
     pub method: Method,
     pub root: &'a Digest,
     pub length: u64,
-    /// A folder with room for the unpacked old archive, which goes into an unnamed file.
+    /// A directory with room for the unpacked old archive, which goes into an unnamed file.
     pub scratch: &'a Path,
     pub scratch_bytes_max: u64,
-    /// Polled while working; true aborts.
+    /// Polled while working; returning true aborts.
     pub stopped: &'a (dyn Fn() -> bool + Sync),
 }
 
 /// Writes the new artifact to `out` and returns its hashes. Blocks.
 ///
-/// Only on success is the output the signed artifact; never more than its length is written. Needs
+/// Only on success is the output the signed artifact; never writes more than its length. Needs
 /// memory for one segment (typically 10 MiB, at most 100 MiB) and, if the old artifact is
 /// compressed, disk space for its archive.
 ///
 /// # Errors
-/// When the delta is not for this base, is damaged, or does not produce the artifact.
+/// If the delta is not for this base, is damaged, or does not produce the artifact.
 pub fn apply_delta(input: &DeltaInput<'_>, out: &mut impl Write) -> Result<UnitHashes, DeltaError> {
     let mut reader = BufReader::with_capacity(PIECE_BYTES, input.delta);
     let header = read_header(&mut reader)?;
@@ -112,7 +112,7 @@ fn copy(
     Ok(())
 }
 
-/// Hashes what it forwards, and fails beyond the signed length.
+/// Hashes the bytes it forwards, and fails beyond the signed length.
 struct Hashed<W: Write> {
     out: BufWriter<W>,
     hasher: UnitHasher,

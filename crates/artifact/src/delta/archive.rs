@@ -44,7 +44,7 @@ impl Window<'_> {
     }
 }
 
-/// Unpacks an artifact into a file in `scratch`; refuses more than `bytes_max`.
+/// Unpacks an artifact into a file in `scratch`; fails beyond `bytes_max`.
 pub(super) fn unpack(
     artifact: &Path,
     scratch: &Path,
@@ -81,8 +81,8 @@ pub(super) fn unpack(
     Ok(Unpacked { file: into, length, format })
 }
 
-/// How a server turns the archive back into the artifact, found by trying. `None` when no method
-/// that servers know reproduces the same bytes.
+/// How a server turns the archive back into the artifact, found by trying. `None` if no method
+/// known to servers reproduces the same bytes.
 pub(super) fn method_of(artifact: &Path, archive: &Unpacked) -> io::Result<Option<Method>> {
     match archive.format {
         Format::Tar => return Ok(Some(Method { zstd: None })),

@@ -1,4 +1,4 @@
-//! Header and records; [`super`] draws them byte by byte.
+//! Header and records; [`super`] shows them byte by byte.
 
 use std::io::{self, Read, Write};
 
@@ -12,10 +12,10 @@ const MAGIC: &[u8; 8] = b"COHDELT1";
 const COPY: u8 = 0;
 const PATCH: u8 = 1;
 
-/// Longest archive: the most an artifact may unpack to, plus headers and padding.
+/// Longest archive, in bytes: the most an artifact may unpack to, plus headers and padding.
 pub(super) const ARCHIVE_BYTES_MAX: u64 = UNPACKED_BYTES_MAX + ENTRIES_MAX as u64 * 4096;
 
-/// Longest frame: incompressible data grows by less than 1 %.
+/// Longest frame, in bytes: incompressible data grows by less than 1 %.
 const FRAME_BYTES_MAX: u32 = (STREAMS_BYTES_MAX + (STREAMS_BYTES_MAX >> 6)) as u32;
 
 /// The first 24 bytes.
@@ -33,7 +33,7 @@ pub(super) enum Body {
 }
 
 impl Body {
-    /// Bytes it produces.
+    /// Number of bytes it produces.
     pub(super) fn length(&self) -> u64 {
         match self {
             Self::Copy { length, .. } => *length,
@@ -82,7 +82,7 @@ pub(super) fn read_header(reader: &mut impl Read) -> Result<Header, DeltaError> 
     Ok(Header { old_length, new_length })
 }
 
-/// Reads the next record and checks that its lengths stay within the limits and the archives.
+/// Reads the next record and checks that its lengths respect the limits and the archives.
 pub(super) fn read_body(
     reader: &mut impl Read,
     old_length: u64,

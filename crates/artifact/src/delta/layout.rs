@@ -1,7 +1,7 @@
-//! Which part of the new archive is compared with which part of the old one.
+//! Decides which part of the new archive is compared with which part of the old one.
 //!
 //! Each file is compared with its namesake, small files in batches; long files are split. So memory
-//! is bounded for archives of any length, and matches are searched where they are likely.
+//! is bounded for archives of any length, and the search for matches starts where they are likely.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,21 +13,21 @@ use tar::Archive;
 /// Longest segment of the new archive, in bytes.
 pub(super) const SEGMENT_BYTES_MAX: u64 = 16 << 20;
 
-/// Longest window of the old archive that a segment is made from, in bytes: twice a segment, so
-/// that data that moved by up to half a segment is found. With its table (six bytes per position)
-/// it bounds the publisher's memory to some 300 MiB per worker.
+/// Longest window of the old archive for one segment, in bytes: twice a segment, so that data that
+/// moved by up to half a segment is found. With its table (six bytes per position), it bounds the
+/// publisher's memory to about 300 MiB per worker.
 pub(super) const WINDOW_BYTES_MAX: u64 = 32 << 20;
 
 /// Equal runs of at least this many bytes become a copy, without a search.
 const COPY_BYTES_MIN: u64 = 64 << 10;
 
-/// Least slack of a window on each side of the namesakes, in bytes.
+/// Minimum slack of a window on each side of the namesakes, in bytes.
 const SLACK_BYTES_MIN: u64 = 64 << 10;
 
-/// Most files of an archive: a bound on time for hostile archives.
+/// Most files of an archive: bounds the time for hostile archives.
 const MEMBERS_MAX: usize = 300_000;
 
-/// One file of an archive, from its header (extended headers included) to its padding.
+/// One file of an archive, from its header (including extended headers) to its padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Member {
     pub(super) name: Vec<u8>,
@@ -35,12 +35,12 @@ pub(super) struct Member {
     pub(super) digest: blake3::Hash,
 }
 
-/// A part of the new archive, and its origin in the old.
+/// A part of the new archive, and where it comes from in the old one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Record {
-    /// Equal bytes.
+    /// Copied from the old archive.
     Copy { from: u64, length: u64 },
-    /// Patched from a window of the old.
+    /// Patched from a window of the old archive.
     Patch { window: Range<u64>, new: Range<u64> },
 }
 
@@ -80,7 +80,7 @@ fn archive_ends(mut file: &File, length: u64) -> io::Result<Vec<(Vec<u8>, u64)>>
     Ok(ends)
 }
 
-/// A piece of the new archive, and the piece of the old that it resembles.
+/// A piece of the new archive, and the similar piece of the old.
 #[derive(Debug, Clone)]
 struct Pair {
     new: Range<u64>,
@@ -174,13 +174,13 @@ fn stem(name: &[u8]) -> Vec<u8> {
     stem
 }
 
-/// Splits a pair that is too long; each piece is paired with the same fraction of the old.
+/// Splits a pair that is too long; each piece is paired with the same fraction of the old archive.
 fn cut(pair: &Pair) -> Vec<Pair> {
     let new = length(&pair.new);
     if new <= SEGMENT_BYTES_MAX && length(&pair.old) <= WINDOW_BYTES_MAX {
         return vec![pair.clone()];
     }
-    // If only the old is long, its pieces must still fit a window.
+    // If only the old part is long, its pieces must still fit a window.
     let count = new.div_ceil(SEGMENT_BYTES_MAX).max(1);
     let share = |of: &Range<u64>, part: u64| {
         let part = u128::from(length(of)) * u128::from(part) / u128::from(count);

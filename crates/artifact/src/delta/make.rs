@@ -1,4 +1,4 @@
-//! The publisher's side: makes a delta, and proves it by applying it.
+//! The publisher's side: makes a delta, and verifies it by applying it.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek as _, SeekFrom, Write};
@@ -17,13 +17,13 @@ use super::method::Method;
 use super::segment::pack;
 use crate::units::{UnitHashes, hash_reader};
 
-/// Most worker threads: each needs some 300 MiB.
+/// Most worker threads: each needs about 300 MiB.
 const WORKERS_MAX: usize = 4;
 
 /// Longest delta, in percent of the artifact: the saving must be worth the work of a whole fleet.
 const SHARE_MAX: u64 = 60;
 
-/// Makes deltas towards one artifact.
+/// Makes deltas to one artifact.
 #[derive(Debug)]
 pub struct DeltaMaker {
     method: Method,
@@ -35,13 +35,13 @@ pub struct DeltaMaker {
 }
 
 impl DeltaMaker {
-    /// Unpacks and indexes the target artifact. `scratch` is a folder with room for its unpacked
-    /// archive. Blocks.
+    /// Unpacks and indexes the target artifact. `scratch` is a directory with room for its unpacked
+    /// archive. Blocking.
     ///
-    /// `None` when servers cannot reproduce the way it is compressed.
+    /// Returns `None` if servers cannot reproduce its compression.
     ///
     /// # Errors
-    /// When a file cannot be read or written.
+    /// If a file cannot be read or written.
     pub fn new(
         artifact: &Path,
         root: &Digest,
@@ -63,13 +63,13 @@ impl DeltaMaker {
         self.method
     }
 
-    /// Writes the delta from `base` to the empty file `out`, proves it, and returns the hashes of
-    /// the delta. Blocks.
+    /// Writes the delta from `base` to the empty file `out`, verifies it, and returns its hashes.
+    /// Blocking.
     ///
-    /// `None` when it would be longer than three fifths of the artifact.
+    /// Returns `None` if it would be longer than three fifths of the artifact.
     ///
     /// # Errors
-    /// When a file cannot be read or written.
+    /// If a file cannot be read or written.
     pub fn delta_from(&self, base: &Path, out: &File) -> Result<Option<UnitHashes>, DeltaError> {
         let most = self.length * SHARE_MAX / 100;
         if !self.write_delta(base, out, most)? {
@@ -92,7 +92,7 @@ impl DeltaMaker {
         hash_reader(&mut reader).map(Some).map_err(DeltaError::Delta)
     }
 
-    /// False when it exceeds `most` bytes.
+    /// Writes the delta; false if it exceeds `most` bytes.
     fn write_delta(&self, base: &Path, out: &File, most: u64) -> Result<bool, DeltaError> {
         let old = unpack(base, &self.scratch, ARCHIVE_BYTES_MAX, &|| false)?;
         let old_members = members(&old.file, old.length).map_err(DeltaError::Base)?;

@@ -1,9 +1,9 @@
-//! Finds where in the old each byte of the new comes from: bsdiff's search.
+//! Finds where in the old data each byte of the new data comes from: bsdiff's search.
 //!
 //! A recompiled program is the old one with code moved and addresses changed: long runs that are
 //! *nearly* the same. So a match is extended over differing bytes while more than half of them
 //! agree, and the differences are stored byte by byte. bsdiff finds its matches in a suffix array;
-//! here a table holds all positions by their next eight bytes. It is built in one pass, and
+//! here, a table contains all positions by their next eight bytes. It is built in one pass, and
 //! searched outwards from where the match is expected.
 
 /// Shortest match, in bytes: shorter ones gain nothing in bsdiff either.
@@ -23,8 +23,8 @@ const BETTER_BY: usize = 8;
 /// Most bits of a table key: 16 Mi lists for windows of 32 MiB.
 const KEY_BITS_MAX: u32 = 24;
 
-/// The next bytes of the new: `same` that resemble the old from offset `from`, then `extra` that
-/// match nothing.
+/// The next bytes of the new data: `same` bytes similar to the old from offset `from`, then `extra`
+/// bytes that match nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Step {
     pub(super) from: usize,
@@ -32,10 +32,10 @@ pub(super) struct Step {
     pub(super) extra: usize,
 }
 
-/// All positions of the old, by the bytes found there.
+/// All positions of the old data, by the bytes found there.
 struct Table<'a> {
     old: &'a [u8],
-    /// Start of each key's list in `positions`, plus one final end.
+    /// Start of each key's list in `positions`, plus the end of the last one.
     starts: Vec<u32>,
     /// Ascending within each list.
     positions: Vec<u32>,
@@ -56,7 +56,7 @@ impl<'a> Table<'a> {
             end += *start;
             *start = end;
         }
-        // Filled from the back, which leaves each start at the start of its list.
+        // Filled from the back, so that each start ends up at the start of its list.
         let mut positions = vec![0_u32; count];
         for (position, seed) in old.windows(SEED).enumerate().rev() {
             let start = &mut starts[key(seed, shift)];
@@ -140,14 +140,14 @@ fn common(one: &[u8], other: &[u8]) -> usize {
 pub(super) fn steps(old: &[u8], new: &[u8]) -> Vec<Step> {
     let table = Table::new(old);
     let mut steps = Vec::new();
-    // Start of the pending step, in the new and in the old.
+    // Start of the pending step, in the new and the old data.
     let (mut begun, mut begun_old) = (0_usize, 0_usize);
     let (mut scan, mut length, mut found) = (0_usize, 0_usize, 0_usize);
     while scan < new.len() {
         scan += length;
         let mut in_line = 0_usize;
         let mut counted = scan;
-        // Where the pending step would continue for a position of the new.
+        // Where the pending step would continue for a position of the new data.
         let goes_on = |at: usize| (begun_old + at).checked_sub(begun).filter(|at| *at < old.len());
         let agrees = |at: usize| goes_on(at).is_some_and(|on| old[on] == new[at]);
         while scan < new.len() {
@@ -171,7 +171,7 @@ pub(super) fn steps(old: &[u8], new: &[u8]) -> Vec<Step> {
         }
         let between = &new[begun..scan];
         let ahead = longest_agreeing(old[begun_old..].iter().zip(between).map(agreement));
-        // The match found is extended backwards, towards the pending step.
+        // The match is extended backwards, towards the pending step.
         let before = if scan < new.len() { &old[..found] } else { &[] };
         let back = longest_agreeing(before.iter().rev().zip(between.iter().rev()).map(agreement));
         let (ahead, back) = if begun + ahead > scan - back {
@@ -194,7 +194,7 @@ pub(super) fn steps(old: &[u8], new: &[u8]) -> Vec<Step> {
     steps
 }
 
-/// Length of the prefix with the highest total score; 0 when no prefix scores above 0.
+/// Length of the prefix with the highest total score; 0 if no prefix scores above 0.
 fn longest_agreeing(scores: impl Iterator<Item = isize>) -> usize {
     let (mut score, mut best, mut length) = (0, 0, 0);
     for (at, point) in scores.enumerate() {

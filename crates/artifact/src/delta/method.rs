@@ -1,18 +1,18 @@
-//! How a delta is applied, as its manifest names it.
+//! How a delta is applied, as named in the manifest.
 
 use std::fmt;
 
-/// The format of the delta itself, [`super`].
+/// The format of the delta itself; see [`super`].
 const FORMAT: &str = "segments-1";
 
-/// Highest level that servers compress at: above, compressing takes longer than the transfer.
+/// Highest compression level that servers use: above, compressing takes longer than the transfer.
 pub(super) const LEVEL_MAX: i32 = 9;
 
 /// A method that this program can apply.
 ///
-/// Text: `segments-1` where the artifact is a plain archive; else followed by how it is compressed,
-/// `segments-1+zstd-10507-3`: library version 1.5.7, level 3; a `c` at the end stands for a
-/// checksum in the frame.
+/// Text: `segments-1` if the artifact is a plain archive; otherwise followed by its compression,
+/// `segments-1+zstd-10507-3`: library version 1.5.7, level 3; a `c` at the end means that the frame
+/// has a checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Method {
     pub(super) zstd: Option<Zstd>,
@@ -26,8 +26,8 @@ pub(super) struct Zstd {
 }
 
 impl Method {
-    /// Parses a method; `None` when this program cannot apply it, also because it names another
-    /// version of the compression library, which may produce other bytes.
+    /// Parses a method; `None` if this program cannot apply it, for example because it names
+    /// another version of the compression library, which may produce other bytes.
     #[must_use]
     pub fn known(text: &str) -> Option<Self> {
         let rest = text.strip_prefix(FORMAT)?;

@@ -1,10 +1,10 @@
-//! Deltas: build a new artifact from one that the server holds and a small patch.
+//! Deltas: build a new artifact from an old one on the server and a small patch.
 //!
 //! Compressed artifacts do not resemble their predecessors. So a delta is made between the two
 //! *archives* inside, and the server that applies it compresses the result again, with the library
-//! and level that [`Method`] names. Before it signs, the publisher applies the delta and checks
-//! that the result is the exact artifact; a server checks the result against the artifact's root,
-//! like everything else. A failure costs a delta, never a release.
+//! and level that [`Method`] names. Before signing, the publisher applies the delta and checks that
+//! the result is the exact artifact; a server checks the result against the artifact's root, like
+//! everything else. A failure costs a delta, never a release.
 //!
 //! ```text
 //! offset size
@@ -20,12 +20,12 @@
 //!              4  length of the window, at most 32 MiB
 //!              4  bytes that this produces, at most 16 MiB
 //!            4*4  lengths of the four streams: steps, distances, differences, new bytes
-//!              4  length of the zstd frame that holds the streams, one after the other
+//!              4  length of the zstd frame that contains the streams, one after another
 //!              n  the frame
 //! ```
 //!
 //! Start reading at [`DeltaMaker`] (the publisher) and [`apply_delta`] (the server); `matching`
-//! makes a segment, `layout` decides which file is compared with which.
+//! makes a segment, `layout` decides which files are compared.
 
 mod apply;
 mod archive;
@@ -54,10 +54,10 @@ pub enum DeltaError {
     /// No room for an unpacked archive, or the disk failed.
     #[error("the unpacked archive cannot be written")]
     Scratch(#[source] io::Error),
-    /// Not a delta, or one that no publisher of ours makes.
+    /// Not a delta, or one that our publishers never make.
     #[error("the delta is damaged: it holds {what}")]
     Malformed { what: &'static str },
-    /// A method that this program does not know, or that needs another compression library.
+    /// A method unknown to this program, or that needs another compression library.
     #[error("the delta's method `{method}` is not one that this program can apply")]
     Method { method: String },
     #[error("{what} is longer than {limit_bytes} bytes")]

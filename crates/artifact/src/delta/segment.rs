@@ -1,8 +1,8 @@
 //! One patched segment: packs its steps and their bytes, and unpacks them.
 //!
-//! Four streams, one after the other in one zstd frame, each of similar bytes: the steps, the
-//! distances between differing bytes, the differences, and the bytes that are new. Equal bytes,
-//! nearly all of them, are not stored.
+//! Four streams, one after another in one zstd frame, each of similar bytes: the steps, the
+//! distances between differing bytes, the differences, and the new bytes. Equal bytes, nearly all
+//! of them, are not stored.
 
 use std::io::{self, Write};
 
@@ -10,7 +10,7 @@ use super::DeltaError;
 use super::archive::Window;
 use super::matching::Step;
 
-/// High, as a delta is packed once and sent to a fleet; unpacking stays fast.
+/// High, because a delta is packed once and sent to a fleet; unpacking stays fast.
 const ZSTD_LEVEL: i32 = 19;
 
 /// For mostly new segments, where the higher level takes ten times as long and saves a few percent.
@@ -29,7 +29,7 @@ const PIECE_BYTES: usize = 64 << 10;
 /// A segment as stored in the delta.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Packed {
-    /// Of the streams: steps, distances, differences, new bytes.
+    /// Lengths of the streams: steps, distances, differences, new bytes.
     pub(super) lengths: [u32; 4],
     pub(super) bytes: Vec<u8>,
 }
@@ -136,7 +136,7 @@ pub(super) fn unpack(
     }
 }
 
-/// After the last difference: unlimited.
+/// The next distance; after the last difference, unlimited.
 fn next_distance(distances: &mut &[u8]) -> Result<u64, DeltaError> {
     if distances.is_empty() { Ok(u64::MAX) } else { take_number(distances) }
 }

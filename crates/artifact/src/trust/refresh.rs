@@ -1,4 +1,4 @@
-//! Checks a mirror's metadata on a copy of the trusted state, and makes it the trusted one.
+//! Verifies a mirror's metadata on a copy of the trusted state, and makes it the trusted one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,11 +23,11 @@ use cohort_base::durable::UNFINISHED_PREFIX;
 /// Most new roots in one refresh: one a year for 256 years.
 const ROOT_UPDATES_MAX: u64 = 256;
 
-/// How often the clock is recorded when nothing else changes.
+/// How often the clock is recorded if nothing else changes.
 const CLOCK_SAVE_EVERY: SignedDuration = SignedDuration::from_hours(1);
 
 impl TrustedRepository {
-    /// Newer metadata of a mirror; nothing when it serves exactly the known one.
+    /// Newer metadata from a mirror; `None` if it serves exactly the known one.
     pub(super) async fn refresh_from(
         &self,
         mirror: &Mirror,
@@ -37,8 +37,8 @@ impl TrustedRepository {
             return Ok(None);
         }
         let source = || Source::Mirror(self.client.clone(), mirror.clone());
-        // Versioned files never change, so those at hand are not fetched again, unless they are not
-        // the ones that the mirror's timestamp names.
+        // Versioned files never change, so local ones are not fetched again, unless they differ
+        // from those that the mirror's timestamp names.
         let held = match self.known() {
             Ok(loaded) => {
                 let mut files = loaded.bundle.files()?;
@@ -58,7 +58,7 @@ impl TrustedRepository {
     }
 
     /// Whether a mirror has no newer root and the same timestamp, and all of it is fresh. Almost
-    /// every refresh ends here, without cryptography or disk.
+    /// every refresh ends here, without cryptography or disk access.
     async fn serves_what_is_known(&self, mirror: &Mirror) -> bool {
         let Ok(loaded) = self.known() else { return false };
         if loaded.expiries.nearest().1 <= Timestamp::now() {
@@ -86,8 +86,8 @@ impl TrustedRepository {
             .prefix(UNFINISHED_PREFIX)
             .tempdir_in(&self.store)
             .map_err(io)?;
-        // A new root from the operator starts over from that root, but versions seen still count
-        // where the new root's keys signed them.
+        // A new root from the operator starts over from that root, but versions seen still count if
+        // the new root's keys signed them.
         let same_anchor = |state: &&State| state.anchor_sha256 == self.anchor_sha256;
         let root = match state.filter(same_anchor) {
             Some(state) => state.bundle.root.clone().into_bytes(),
@@ -123,7 +123,7 @@ impl TrustedRepository {
         loaded(&found, &taken, root)
     }
 
-    /// Makes verified metadata the trusted one: on disk first, then in memory.
+    /// Makes verified metadata the trusted one: first on disk, then in memory.
     pub(super) fn accept(
         &self,
         on_disk: &mut Option<State>,
@@ -164,7 +164,7 @@ impl TrustedRepository {
     }
 }
 
-/// What the library verified, with the bytes that it read.
+/// The metadata that the library verified, with the bytes that it read.
 fn loaded(
     found: &tough::Repository,
     taken: &BTreeMap<String, Bytes>,

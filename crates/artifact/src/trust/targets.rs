@@ -1,4 +1,4 @@
-//! Signed files: from this server's disk, else from the first mirror that has the right bytes.
+//! Signed files: from this server's disk, else from the first mirror with the right bytes.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -15,7 +15,7 @@ use crate::units::hash_file;
 use crate::verified::VerifiedManifest;
 use cohort_base::durable::{self, SECRET, create_folders, folder_of};
 
-/// Folder of cached manifests and channels, by SHA-256, below the store.
+/// Directory of cached manifests and channels, by SHA-256, below the store.
 const TARGETS_CACHE: &str = "targets";
 
 impl TrustedRepository {
@@ -48,8 +48,8 @@ impl TrustedRepository {
         Ok((target_path(name, &hex::encode(&target.hashes.sha256)), bytes))
     }
 
-    /// Fetches an artifact into an empty file, from the first mirror that has the right bytes;
-    /// false when none has.
+    /// Fetches an artifact into an empty file, from the first mirror with the right bytes; false if
+    /// there is none.
     pub(crate) async fn artifact(&self, manifest: &Manifest, path: &Path) -> bool {
         let start = self.good.load(Ordering::Relaxed);
         for mirror in self.mirrors.iter().cycle().skip(start).take(self.mirrors.len()) {
@@ -68,7 +68,8 @@ impl TrustedRepository {
         false
     }
 
-    /// The newest metadata and the targets whose name is `wanted`, by their paths in a repository.
+    /// The newest metadata and the targets whose names are `wanted`, by their paths in a
+    /// repository.
     pub(crate) async fn files(
         &self,
         wanted: impl Fn(&str) -> bool,
@@ -91,8 +92,8 @@ impl TrustedRepository {
         Ok(files)
     }
 
-    /// The bytes of a signed target: from this disk, else from the first mirror that has the right
-    /// ones, which are then kept.
+    /// The bytes of a signed target: from this disk, else from the first mirror with the right
+    /// ones, which are then cached.
     pub(super) async fn target_bytes(
         &self,
         name: &str,
@@ -120,7 +121,7 @@ impl TrustedRepository {
         Ok(bytes)
     }
 
-    /// The first answer that `check` accepts.
+    /// The first response that `check` accepts.
     pub(super) async fn ask_mirrors<T>(
         &self,
         path: &str,

@@ -73,7 +73,7 @@ impl Fixture {
         self.folder.path().join(name)
     }
 
-    /// A folder to publish: some hundred kilobytes that no compression makes smaller.
+    /// A directory to publish: some hundred kilobytes that no compression makes smaller.
     pub(crate) fn source(&self, version: &str) -> PathBuf {
         let source = self.path(&format!("source-{version}"));
         fs::create_dir_all(source.join("bin")).unwrap();
@@ -83,7 +83,7 @@ impl Fixture {
         source
     }
 
-    /// A folder to publish that hardly differs from that of any other version.
+    /// A directory to publish that hardly differs from that of any other version.
     pub(crate) fn similar(&self, text: &str) -> PublishRequest {
         let source = self.path(&format!("similar-{text}"));
         fs::create_dir_all(source.join("bin")).unwrap();
@@ -186,7 +186,7 @@ pub(crate) fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// Every file below a folder with its bytes: to show that nothing on disk has changed.
+/// Every file below a directory with its bytes: to show that nothing on disk has changed.
 pub(crate) fn bytes_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -221,7 +221,7 @@ struct Shared {
     log: Vec<String>,
 }
 
-/// A static server of a folder, on loopback, one thread per connection.
+/// A static server of a directory, on loopback, one thread per connection.
 pub(crate) struct Server {
     pub(crate) mirror: Mirror,
     pub(crate) url: String,
