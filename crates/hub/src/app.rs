@@ -1,4 +1,4 @@
-//! What all handlers share.
+//! State shared by all handlers.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,27 +20,27 @@ use crate::metrics::Metrics;
 pub(crate) struct App {
     pub(crate) config: HubConfig,
     pub(crate) registry: EmbeddedRegistry,
-    /// `None` when certificates come from elsewhere.
+    /// `None` if certificates are issued elsewhere.
     pub(crate) authority: Option<Arc<Authority>>,
     pub(crate) identity: Arc<IdentitySlot>,
     pub(crate) tokens: Arc<JoinTokens>,
     pub(crate) kill: Arc<DurableKill>,
     pub(crate) watches: Arc<Semaphore>,
-    /// Held while `timestamp.json` changes: by an upload or the renewal.
+    /// Held while `timestamp.json` changes: during an upload or the renewal.
     pub(crate) publishing: Mutex<()>,
     pub(crate) bucket: Option<Arc<BucketCopy>>,
-    /// Held while kill registers are written into the registry: the newest comes last.
+    /// Held while kill registers are written to the registry: the newest is written last.
     pub(crate) publishing_kill: Mutex<()>,
     pub(crate) metrics: Metrics,
     pub(crate) stopping: CancellationToken,
-    /// The real port, even when the configuration says 0.
+    /// The actual port, even if the configuration says 0.
     pub(crate) repository_port: u16,
-    /// The real port, even when the configuration says 0.
+    /// The actual port, even if the configuration says 0.
     pub(crate) api_port: u16,
 }
 
 impl App {
-    /// The authority, or why nobody can join here.
+    /// The authority, or an error that says why servers cannot join here.
     pub(crate) fn authority(&self) -> Result<Arc<Authority>, ApiError> {
         self.authority.clone().ok_or_else(|| {
             ApiError::unavailable(
@@ -57,7 +57,7 @@ pub(crate) fn now() -> UnixTime {
     UnixTime::since_unix_epoch(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-/// Runs disk work away from the tasks that answer requests.
+/// Runs disk work outside the tasks that handle requests.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, JoinError> {

@@ -1,8 +1,8 @@
-//! Who may do what, as pure functions of a role, a group and a request.
+//! Who may do what, as pure functions of role, group and request.
 //!
 //! | role | may |
 //! | --- | --- |
-//! | nobody (no certificate) | join, with a token |
+//! | (no certificate) | join, with a token |
 //! | viewer | read |
 //! | operator | read; policies, kill switch, join tokens, `group recover` |
 //! | publisher | upload to the repository |
@@ -23,20 +23,20 @@ use cohort_registry::{Compare, KeyValue, Op, RegistryError, Txn};
 use cohort_wire::http::ApiError;
 use serde::de::DeserializeOwned;
 
-/// Those who may read what the fleet is doing.
+/// Roles that may read the fleet's state.
 pub(crate) const READERS: &[Role] = &[Role::Viewer, Role::Operator, Role::Agent, Role::Hub];
-/// Those who may change what the fleet is to do.
+/// Roles that may change what the fleet should do.
 pub(crate) const OPERATORS: &[Role] = &[Role::Operator];
-/// Those who may put files into the repository.
+/// Roles that may put files into the repository.
 pub(crate) const PUBLISHERS: &[Role] = &[Role::Publisher, Role::Operator];
 
-/// Whether a caller may make this transaction, and whether what it writes belongs there.
+/// Whether a caller may make this transaction, and whether each value is valid for its key.
 ///
 /// `now` is the registry's state: the caller's own record says which group it is in, and a fenced
 /// record must not be replaced by an older one.
 ///
 /// # Errors
-/// 403, 400 for a value that does not belong there, 409 for a late one.
+/// 403, 400 for a value that is not valid for its key, 409 for a stale one.
 pub(crate) fn check_txn(peer: &Peer, txn: &Txn, now: &State) -> Result<(), ApiError> {
     let writer = match peer.role {
         Role::Agent => Writer::Agent { server: server_of(peer), group: group_of(peer, now)? },
@@ -81,8 +81,8 @@ impl Writer {
     }
 }
 
-/// Whether an agent may write at this place; refuses a record that does not belong there. `once`:
-/// only if there is none yet.
+/// Whether an agent may write to this key; rejects a record that is not valid for it. `once`: only
+/// if there is none yet.
 fn check_agent(
     server: &ServerId,
     group: &GroupId,
@@ -103,7 +103,7 @@ fn check_agent(
             same(required::<GroupInfo>(op)?.group == *group, op)?;
         }
         Place::Bootstrap { group: of } if of == *group => {
-            // An agent starts the first incarnation; the next one is a person's decision.
+            // An agent starts the first incarnation; the next one is an operator's decision.
             if !once || matches!(op, Op::Delete { .. }) {
                 let wrong = format!("an agent may only bootstrap group {group}, once");
                 return Err(ApiError::forbidden(wrong)
@@ -139,7 +139,7 @@ fn check_agent(
     Ok(true)
 }
 
-/// Whether an operator may write at this place; refuses a policy that does not belong there.
+/// Whether an operator may write to this key; rejects a policy that is not valid for it.
 fn check_operator(place: Place, op: &Op) -> Result<bool, ApiError> {
     match place {
         Place::Policy { app } => {
@@ -188,7 +188,7 @@ pub(crate) fn check_policy(policy: &serde_json::Value) -> Result<Policy, ApiErro
 /// The group of an agent, from its own record in the registry.
 ///
 /// # Errors
-/// 403 when the hub does not know the server, or no longer.
+/// 403 if the hub does not know the server, or no longer does.
 pub(crate) fn group_of(peer: &Peer, now: &State) -> Result<GroupId, ApiError> {
     let record = now.get(&keys::server(&server_of(peer)));
     let record = record.map(decode::<ServerRecord>);
@@ -205,14 +205,14 @@ fn server_of(peer: &Peer) -> ServerId {
     ServerId::new(peer.name.as_str()).expect("peer names and server ids follow the same rule")
 }
 
-/// The record being put; deleting is refused.
+/// The record being put; deletion is rejected.
 fn required<T: DeserializeOwned>(op: &Op) -> Result<T, ApiError> {
     optional(op)?.ok_or_else(|| {
         ApiError::forbidden(format!("registry key `{}` must not be deleted", op.key()))
     })
 }
 
-/// The record being put; `None` when the key is deleted.
+/// The record being put; `None` if the key is deleted.
 fn optional<T: DeserializeOwned>(op: &Op) -> Result<Option<T>, ApiError> {
     match op {
         Op::Put { key, value } => {
@@ -222,7 +222,7 @@ fn optional<T: DeserializeOwned>(op: &Op) -> Result<Option<T>, ApiError> {
     }
 }
 
-/// Refuses a record that is older than the one there, even when its writer did not compare.
+/// Rejects a record older than the stored one, even if its writer did not compare.
 fn not_late<T: DeserializeOwned + Fenced>(
     record: &T,
     op: &Op,

@@ -1,8 +1,8 @@
-//! The repository's copy in a bucket of an object store.
+//! The repository's copy in an object-store bucket.
 //!
 //! An upload is copied file by file, the timestamp last, and only then acknowledged. Other changes
-//! in the repository's folder (a renewed timestamp, a release published on this machine) are copied
-//! within seconds; so is everything that failed while the store was unreachable.
+//! in the repository's directory (a renewed timestamp, a release published on this machine) are
+//! copied within seconds; so is everything that failed while the store was unreachable.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,27 +15,27 @@ use cohort_mirror::{Bucket, BucketError, BucketSettings, push, push_file};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// Where readers begin; written last.
+/// Where readers start; written last.
 const TIMESTAMP: &str = "metadata/timestamp.json";
 
 /// How often the timestamp is compared: it is one small file.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Pauses after failures. The store was already asked several times within each.
+/// Pauses after failures. Each try has already asked the store several times.
 const RETRY: Schedule = Schedule::new(Duration::from_secs(4), Duration::from_secs(60));
 
-/// The bucket, and what it has.
+/// The bucket, and what it contains.
 pub(crate) struct BucketCopy {
     bucket: Bucket,
     repository: PathBuf,
     failing: Gauge,
-    /// The timestamp in the bucket, as far as we know. Held while it is written.
+    /// The bucket's timestamp, as far as known. Held while it is written.
     pushed: Mutex<Option<Vec<u8>>>,
 }
 
 impl BucketCopy {
-    /// Opens it with the credentials from the environment. The store is not asked yet. `failing` is
-    /// 1 after a failed write.
+    /// Opens the bucket with credentials from the environment. Sends no request yet. `failing` is 1
+    /// after a failed write.
     pub(crate) fn open(
         url: &str,
         repository: PathBuf,
@@ -70,7 +70,7 @@ impl BucketCopy {
     }
 }
 
-/// The published timestamp; `None` when there is no repository yet.
+/// The published timestamp; `None` if there is no repository yet.
 async fn read_timestamp(dir: &Path) -> Result<Option<Vec<u8>>, BucketError> {
     let path = dir.join(TIMESTAMP);
     match tokio::fs::read(&path).await {

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use cohort_wire::hub::{HUB_PORT, REPOSITORY_PORT};
 use serde::{Deserialize, Serialize};
 
-/// Watches at a time: one for every member of several hundred groups, and some for people. Others
-/// get 503: an agent that asks again in a second costs less than one that waits.
+/// Most concurrent watches: one for every member of several hundred groups, and some for people.
+/// More get a 503: an agent that asks again in a second costs less than one that waits.
 pub(crate) const WATCHES_MAX: usize = 1500;
 
 const _: () =
@@ -15,52 +15,54 @@ const _: () =
 
 /// Longest list of mirrors: clients try them in order.
 const MIRRORS_MAX: usize = 32;
-/// Most labels that name a group.
+/// Most labels that make up a group's name.
 const GROUPING_MAX: usize = 4;
 
-/// The content of `hub.toml`. Every folder has a default below `data_dir`.
+/// The content of `hub.toml`. Every directory has a default below `data_dir`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HubConfig {
-    /// For the registry and join tokens, and the default parent of the other folders.
+    /// For the registry and join tokens, and the default parent of the other directories.
     pub data_dir: PathBuf,
-    /// The API: mutual TLS.
+    /// Address of the API: mutual TLS.
     pub listen: SocketAddr,
-    /// The repository, probes and metrics: plain HTTP; everything read here is signed.
+    /// Address of repository, probes and metrics: plain HTTP; everything read here is signed.
     pub repository_listen: SocketAddr,
     /// The repository; default `<data_dir>/repository`.
     pub repository_dir: Option<PathBuf>,
-    /// A bucket for a copy of the repository, such as `s3://BUCKET/PREFIX`. With one, an upload is
-    /// acknowledged when the bucket has it.
+    /// A bucket for a copy of the repository, such as `s3://BUCKET/PREFIX`. If set, an upload is
+    /// acknowledged only once the bucket has it.
     pub repository_bucket: Option<String>,
-    /// The built-in authority; default `<data_dir>/authority`. Without one, nobody can join here.
+    /// The built-in authority; default `<data_dir>/authority`. Without one, servers cannot join
+    /// here.
     pub authority_dir: Option<PathBuf>,
-    /// The hub's own certificate and key; default `<data_dir>/identity`. Created when missing, if
-    /// the authority is here.
+    /// The hub's own certificate and key; default `<data_dir>/identity`. Created if missing,
+    /// provided the authority is here.
     pub identity_dir: Option<PathBuf>,
     /// The key that renews the repository's timestamp; default `<data_dir>/keys/timestamp.pem`.
     pub timestamp_key: Option<PathBuf>,
-    /// The repository's root that joining servers trust first; default `metadata/1.root.json` of
-    /// the repository.
+    /// The repository's root that joining servers trust first; default: the repository's
+    /// `metadata/1.root.json`.
     pub trusted_root: Option<PathBuf>,
     /// The hub's name in the certificate that it creates.
     pub name: String,
-    /// Where agents reach the hub, `host:port`; written into join tokens.
+    /// Addresses of the hub for agents, `host:port`; included in join tokens.
     pub addresses: Vec<String>,
-    /// Base URLs of the repository's mirrors, in the order to try; passed to joining servers.
+    /// Base URLs of the repository's mirrors, in the order to try; sent to joining servers.
     pub mirrors: Vec<String>,
-    /// Labels whose values, joined by dots, name a server's group.
+    /// Labels whose values, joined by dots, form the name of a server's group.
     pub grouping: Vec<String>,
     /// How often the hub checks whether its certificate and the repository's timestamp are due for
     /// renewal, in seconds.
     pub renew_interval_s: u64,
     /// Default validity of a join token, in seconds.
     pub token_valid_s: u64,
-    /// Watches at a time; others get 503. Not a key of the file: tests lower it.
+    /// Most concurrent watches; more get a 503. Not a key of the file: tests lower it.
     #[serde(skip)]
     pub watches_max: usize,
-    /// A person confirms that no other hub of this fleet is alive, so that this one, restored from
-    /// a backup, may bootstrap groups again. For the command line; do not leave it in the file.
+    /// An operator confirms that no other hub of this fleet is alive, so that this one, restored
+    /// from a backup, may bootstrap groups again. For the command line; do not leave it in the
+    /// file.
     pub confirm_restored: bool,
 }
 
@@ -69,7 +71,7 @@ fn any(port: u16) -> SocketAddr {
 }
 
 impl Default for HubConfig {
-    /// Everything but `data_dir`.
+    /// Everything except `data_dir`.
     fn default() -> Self {
         HubConfig {
             data_dir: PathBuf::new(),
@@ -94,25 +96,25 @@ impl Default for HubConfig {
 }
 
 impl HubConfig {
-    /// The defaults for a hub in this folder.
+    /// The defaults for a hub in this directory.
     #[must_use]
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         HubConfig { data_dir: data_dir.into(), ..HubConfig::default() }
     }
 
-    /// The repository's folder.
+    /// The repository's directory.
     #[must_use]
     pub fn repository_dir(&self) -> PathBuf {
         self.below(self.repository_dir.as_ref(), "repository")
     }
 
-    /// The authority's folder.
+    /// The authority's directory.
     #[must_use]
     pub fn authority_dir(&self) -> PathBuf {
         self.below(self.authority_dir.as_ref(), "authority")
     }
 
-    /// The folder of the hub's certificate.
+    /// The directory of the hub's certificate.
     #[must_use]
     pub fn identity_dir(&self) -> PathBuf {
         self.below(self.identity_dir.as_ref(), "identity")
@@ -124,7 +126,7 @@ impl HubConfig {
         self.below(self.timestamp_key.as_ref(), "keys/timestamp.pem")
     }
 
-    /// The folder of join tokens.
+    /// The directory of join tokens.
     #[must_use]
     pub fn tokens_dir(&self) -> PathBuf {
         self.data_dir.join("tokens")
@@ -139,7 +141,7 @@ impl HubConfig {
         }
     }
 
-    /// Checks the values together.
+    /// Checks the values against one another.
     ///
     /// # Errors
     /// The first broken rule, with its key, for people.

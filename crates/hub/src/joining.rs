@@ -20,10 +20,9 @@ use crate::auth::OPERATORS;
 use crate::placing::place;
 use crate::refusal::{Answer, Refusal};
 
-/// Longest validity of a join token, in seconds: thirty days. An older right to join is better
-/// granted again.
+/// Longest validity of a join token, in seconds: thirty days. After that, a new token is better.
 const TOKEN_VALID_S_MAX: u64 = 30 * 24 * 3600;
-/// A root is a few kilobytes.
+/// Largest root, in bytes; ours are a few kilobytes.
 const ROOT_BYTES_MAX: u64 = 1024 * 1024;
 
 pub(crate) async fn token(
@@ -50,7 +49,7 @@ pub(crate) async fn token(
     let grant = JoinGrant { role: request.role, name: request.name };
     let (role, now) = (request.role, now());
     let token = blocking(move || {
-        // Tokens that expired long ago need no file any more.
+        // Tokens that expired long ago no longer need a file.
         let _ = tokens.prune(TOKEN_VALID_S_MAX, now);
         let expires_at = Some(now.as_secs() + valid_s);
         tokens.create(grant, &authority.fingerprint(), &addresses, expires_at, now)
@@ -61,7 +60,7 @@ pub(crate) async fn token(
     Ok(Json(TokenAnswer { id: token.id, token: text, expires_at: token.expires_at }))
 }
 
-/// Where joining servers find this hub: what the caller says, else the configuration, else the
+/// The hub's addresses for joining servers: as requested, else from the configuration, else the
 /// address that the caller used.
 fn token_addresses(
     app: &App,
@@ -108,7 +107,7 @@ pub(crate) async fn join(
     let JoinRequest { token_id, token_secret, request: identity, server } = request;
     let identity = IdentityRequest::from_text(&identity)?;
     let peer = identity.peer().clone();
-    // Whatever can be wrong with the server is checked before the token is used up.
+    // Everything that can be wrong with the server is checked before the token is used up.
     let placed = match (peer.role, server) {
         (Role::Agent, Some(server)) => {
             let placed = place(&app.config.grouping, &ServerId::new(peer.name.as_str())?, server)?;

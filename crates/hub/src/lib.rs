@@ -2,14 +2,14 @@
 //!
 //! **What it is.** The durable registry behind an API over mutual TLS, with the authority that
 //! admits servers and people; the repository as static files; the renewal of its timestamp. One
-//! data folder, two ports.
+//! data directory, two ports.
 //!
-//! **What it must never know.** How a rollout proceeds: groups decide for themselves, and the hub
-//! stores what they and people say. Nor is it trusted with what runs: its owner still cannot
-//! make a server run anything that the release keys did not sign.
+//! **What it must never know.** How a rollout proceeds: groups decide on their own, and the hub
+//! stores what they and operators say. Nor is it trusted with what runs: even its owner cannot make
+//! a server run anything that the release keys did not sign.
 //!
 //! **Where to start reading.** [`HubConfig`], then [`Hub`]; `auth` says who may do what, `refusal`
-//! how failures are answered.
+//! maps failures to responses.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
@@ -57,7 +57,7 @@ use app::{App, now};
 use bucket::BucketCopy;
 use metrics::Metrics;
 
-/// Connections from one address on the plain port: a whole site may share one address.
+/// Connections per address on the plain port: a whole site may share one.
 const PLAIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
 
 /// Why a hub cannot start, or stopped.
@@ -71,7 +71,7 @@ pub enum HubError {
     Folder(#[from] FileError),
     #[error("cannot open the hub's registry")]
     Registry(#[from] cohort_registry::OpenError),
-    /// The registry cannot write.
+    /// The registry cannot be written.
     #[error("the hub's registry failed at the start")]
     RegistryFailed(#[from] RegistryError),
     #[error("cannot use the hub's authority")]
@@ -89,7 +89,7 @@ pub enum HubError {
     Tokens(#[from] RedeemError),
     #[error("cannot open the hub's kill registers")]
     Kill(#[from] KillError),
-    /// A port is taken, or the address is not ours.
+    /// A port is in use, or the address is not ours.
     #[error("cannot listen on {address} ({what})")]
     Listen { address: SocketAddr, what: &'static str, source: io::Error },
     #[error("a part of the hub has failed")]
@@ -105,7 +105,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Starts a hub. When it returns, both ports answer.
+    /// Starts a hub. On return, both ports accept requests.
     ///
     /// # Errors
     /// [`HubError`].
@@ -147,7 +147,7 @@ impl Hub {
             api_port: api_address.port(),
             config,
         });
-        // A crash may have come between the latch and the registry.
+        // A crash may have happened between the latch and the registry.
         if let Err(error) = operating::publish_kill(&app).await {
             tracing::error!(reason = chain(&error), "cannot put kill registers into the registry");
         }
@@ -157,13 +157,13 @@ impl Hub {
         Ok(Hub { app, api_address, repository_address, parts })
     }
 
-    /// The API's real address.
+    /// The API's actual address.
     #[must_use]
     pub fn api_address(&self) -> SocketAddr {
         self.api_address
     }
 
-    /// The real address of the repository, probes and metrics.
+    /// The actual address of repository, probes and metrics.
     #[must_use]
     pub fn repository_address(&self) -> SocketAddr {
         self.repository_address
@@ -172,7 +172,7 @@ impl Hub {
     /// Runs until `shutdown`, then lets requests in progress finish.
     ///
     /// # Errors
-    /// [`HubError::Part`] when a task panicked; the others are stopped then.
+    /// [`HubError::Part`] if a task panicked; the others are stopped then.
     pub async fn run_until(mut self, shutdown: CancellationToken) -> Result<(), HubError> {
         let mut failed = None;
         tokio::select! {

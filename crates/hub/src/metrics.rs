@@ -5,7 +5,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Route {
-    /// As the router knows it, such as `/v1/servers/{server}`.
+    /// The route pattern, such as `/v1/servers/{server}`.
     pub(crate) route: String,
 }
 
@@ -26,7 +26,7 @@ cohort_base::metrics! {
         refused: Counter = counter("refused", "Requests refused by role"),
         joined: Counter = counter("joined", "Join tokens redeemed"),
         uploads: Counter = counter("uploads", "Files uploaded"),
-        /// Unix seconds; 0 until known.
+        /// Unix time in seconds; 0 until known.
         repository_expires_at: Gauge = gauge(
             "repository_expires_timestamp_seconds",
             "When the first signature of the repository expires; 0: unknown",

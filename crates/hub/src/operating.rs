@@ -1,4 +1,4 @@
-//! What operators change: policies, the kill switch, the incarnation of a group.
+//! Operators' changes: policies, the kill switch, the incarnation of a group.
 
 use std::sync::Arc;
 
@@ -78,7 +78,7 @@ pub(crate) async fn recover(
     }
 }
 
-/// Forgets a server. If it is a member of its group, the group has to remove it first.
+/// Removes a server's record. If it is a member of its group, the group has to remove it first.
 pub(crate) async fn remove_server(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -116,7 +116,7 @@ pub(crate) async fn kill_status(State(app): State<Arc<App>>, caller: Caller) -> 
     Ok(Json(answer(&app, false)))
 }
 
-/// Takes a signed register. It does not matter who brings it: the operator's signature counts.
+/// Accepts a signed register from any caller: only the operator's signature counts.
 pub(crate) async fn kill(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -134,12 +134,12 @@ pub(crate) async fn kill(
             reason = register.reason, "kill switch"
         );
     }
-    // Even when it is not new: a crash may have come between the latch and the registry.
+    // Even if it is not new: a crash may have happened between the latch and the registry.
     publish_kill(&app).await?;
     Ok(Json(answer(&app, changed)))
 }
 
-/// Puts every latched register where agents watch for it.
+/// Writes every latched register to where agents watch for it.
 pub(crate) async fn publish_kill(app: &App) -> Result<(), RegistryError> {
     let _publishing = app.publishing_kill.lock().await;
     for (scope, entry) in app.kill.entries() {
@@ -155,7 +155,7 @@ pub(crate) async fn publish_kill(app: &App) -> Result<(), RegistryError> {
     Ok(())
 }
 
-/// The scope as it is written in keys and on the command line.
+/// The scope as written in keys and on the command line.
 fn scope_text(scope: &KillScope) -> String {
     match scope {
         KillScope::Fleet => "fleet".to_owned(),

@@ -14,7 +14,7 @@ use cohort_wire::hub::{
 
 use crate::refusal::Refusal;
 
-/// Tries to enrol a server while others change the same group: twenty servers may join at once.
+/// Attempts to enrol a server while others change the same group: twenty servers may join together.
 const ATTEMPTS_MAX: u32 = 64;
 
 /// A server, and the group it belongs to.
@@ -24,8 +24,8 @@ pub(crate) struct Placed {
     info: GroupInfo,
 }
 
-/// Checks what a server says about itself, and finds its group. `grouping` are the labels whose
-/// values name the group.
+/// Checks a server's statements about itself, and determines its group. `grouping`: the labels
+/// whose values form the group's name.
 pub(crate) fn place(
     grouping: &[String],
     server: &ServerId,
@@ -72,7 +72,8 @@ pub(crate) fn place(
 }
 
 impl Placed {
-    /// All servers of a group run the same artifacts, so they have the same platform.
+    /// Checks that the server has its group's platform: all servers of a group run the same
+    /// artifacts.
     pub(crate) fn check_platform(&self, registry: &EmbeddedRegistry) -> Result<(), Refusal> {
         let pair = registry.get(&keys::group_info(&self.info.group));
         let info = pair.map(|pair| decode(&pair)).transpose()?;

@@ -1,4 +1,4 @@
-//! Which answer a caller gets for each failure.
+//! Maps each failure to the response that a caller gets.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -12,10 +12,10 @@ use cohort_registry::RegistryError;
 use cohort_wire::http::ApiError;
 use cohort_wire::kill::KillError;
 
-/// What a handler answers.
+/// A handler's result.
 pub(crate) type Answer<T> = Result<Json<T>, Refusal>;
 
-/// An error answer. `?` makes one of every failure that a handler can meet.
+/// An error response. `?` converts every failure that a handler can encounter.
 #[derive(Debug)]
 pub(crate) struct Refusal(pub(crate) ApiError);
 
@@ -25,7 +25,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// How each error is answered.
+/// Maps each error to its response.
 macro_rules! answers {
     ($($error:ty => $answer:expr),+ $(,)?) => {
         $(impl From<$error> for Refusal {
@@ -129,7 +129,7 @@ fn repository(error: &RepositoryError) -> ApiError {
     }
 }
 
-/// A file of the repository cannot be written.
+/// The response if a file of the repository cannot be written.
 pub(crate) fn write_failed(error: &std::io::Error, reason: String) -> ApiError {
     use std::io::ErrorKind;
     tracing::error!(reason, "cannot write to the repository");

@@ -1,4 +1,4 @@
-//! The registry over HTTP: reads, transactions, watches; and the fleet in one answer.
+//! The registry over HTTP: reads, transactions, watches; and the whole fleet in one response.
 
 use std::sync::Arc;
 
@@ -30,12 +30,12 @@ pub(crate) async fn txn(
     caller: Caller,
     ApiJson(txn): ApiJson<Txn>,
 ) -> Answer<TxnAnswer> {
-    // First without the writer's lock, so that a caller who may not write holds up nobody.
+    // First without the writer's lock, so that a caller without permission blocks no one.
     app.registry.read(|state| check_txn(&caller.0, &txn, state))?;
     let (asked, revision) = (highest_incarnation(&txn), app.registry.revision());
     if asked > revision {
         went_back(&app, &caller, asked, revision).await?;
-        // The writer has to wait for a person, not to retry.
+        // The writer has to wait for an operator, and should not retry.
         return Err(RegistryError::RestoredUnconfirmed.into());
     }
     app.metrics.changes.inc();
@@ -75,8 +75,8 @@ pub(crate) async fn watch(
     }
 }
 
-/// A caller has seen a revision that this registry has not reached: it counts as restored from now
-/// on.
+/// A caller has seen a revision that this registry has not reached: the registry counts as restored
+/// from now on.
 async fn went_back(
     app: &App,
     caller: &Caller,

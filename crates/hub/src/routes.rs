@@ -68,7 +68,7 @@ async fn show_metrics(State(app): State<Arc<App>>) -> Response {
     (kind, render(&app)).into_response()
 }
 
-/// All metrics, with the gauges as they are now.
+/// All metrics, with current gauges.
 fn render(app: &App) -> String {
     let metrics = &app.metrics;
     let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
@@ -101,7 +101,7 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", error)
 }
 
-/// Measures every request; counts and logs those refused by role.
+/// Measures every request; counts and logs those rejected because of the role.
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().cloned();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());

@@ -11,7 +11,7 @@ use cohort_identity::{Identity, LIFETIME};
 use crate::HubError;
 use crate::app::{App, blocking, now};
 
-/// Servers must be able to run this long without the hub; below it, the hub warns. In seconds.
+/// How long servers must be able to run without the hub, in seconds; below it, the hub warns.
 const ALONE_S: i64 = 30 * 86_400;
 
 /// Runs until the hub stops.
@@ -30,7 +30,7 @@ pub(crate) async fn run(app: Arc<App>) {
 /// Removes uploads that a crash interrupted.
 pub(crate) fn sweep_uploads(app: &App) {
     let dir = app.config.repository_dir();
-    // A folder without a repository has no uploads either.
+    // A directory without a repository has no uploads either.
     let Ok(repository) = Repository::open(&dir) else { return };
     if let Err(error) = repository.sweep_incoming() {
         let reason = chain(&error);
@@ -38,7 +38,7 @@ pub(crate) fn sweep_uploads(app: &App) {
     }
 }
 
-/// Renews the signature that says that the repository is current, when it is due.
+/// Renews the signature that confirms that the repository is current, if it is due.
 async fn renew_timestamp(app: &App) {
     let (dir, key) = (app.config.repository_dir(), app.config.timestamp_key());
     if !dir.join("metadata/timestamp.json").exists() {
@@ -78,7 +78,7 @@ enum CannotRenew {
     Key(#[from] KeyError),
 }
 
-/// Returns when the first signature of the repository expires, in seconds since 1970.
+/// Returns when the first signature of the repository expires, as Unix time in seconds.
 async fn renew_if_due(dir: &Path, key: &Path) -> Result<i64, CannotRenew> {
     let repository = Repository::open(dir)?;
     let before = repository.expiries()?;

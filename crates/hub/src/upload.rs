@@ -2,7 +2,7 @@
 //!
 //! The repository itself checks every file against its name and the root's keys. The publisher
 //! sends artifacts and targets first, then the versioned metadata, and `timestamp.json` last, so
-//! readers see the repository before or after a publication, whatever dies in between.
+//! readers see the repository either before or after a publish, whatever fails in between.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,11 +24,11 @@ use crate::app::App;
 use crate::auth::PUBLISHERS;
 use crate::refusal::{self, Refusal};
 
-/// Largest body on the upload route; the real limit depends on the file's name.
+/// Largest body on the upload route; the actual limit depends on the file's name.
 pub(crate) const UPLOAD_BYTES_MAX: u64 = ARTIFACT_BYTES_MAX;
-/// Deadline of the smallest upload.
+/// Deadline for the smallest upload.
 const UPLOAD_DEADLINE_MIN: Duration = Duration::from_secs(60);
-/// The slowest line that an upload may use, in bytes per second: 1 Mbit/s.
+/// The slowest connection that an upload may use, in bytes per second: 1 Mbit/s.
 const UPLOAD_BYTES_PER_S_MIN: u64 = 128 * 1024;
 /// Bytes per read.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -101,11 +101,11 @@ pub enum UploadError {
     Send { file: String, source: CallError },
 }
 
-/// The publisher's side: uploads files of a repository's folder in the given order (that of
+/// The publisher's side: uploads files of a repository's directory in the given order (that of
 /// `WorkingCopy::new_files`). After a failure, call it again: it may repeat files.
 ///
 /// # Errors
-/// For the first file that failed; those before it have arrived.
+/// If a file failed: the error of the first one; those before it have arrived.
 pub async fn upload(
     client: &Client,
     hub: &Target,

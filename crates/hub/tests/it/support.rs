@@ -1,4 +1,4 @@
-//! A hub in a temporary folder, and its clients.
+//! A hub in a temporary directory, and its clients.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
