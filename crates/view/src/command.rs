@@ -7,8 +7,8 @@ use std::fmt::{self, Display, Formatter};
 
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 
-/// A command to type. A field is an argument of that name; none: a placeholder, or left out where
-/// the command allows it.
+/// A command to type. A field is an argument of that name; `None`: a placeholder, or omitted if the
+/// command allows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     Agent { hub: Option<String> },

@@ -1,4 +1,4 @@
-//! What differs between two JSON values, value by value.
+//! The differences between two JSON values, value by value.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,9 +10,9 @@ use serde_json::Value;
 pub struct Change {
     /// Its key, such as `update.max_parallel`.
     pub key: String,
-    /// The value that is applied; none: absent.
+    /// The applied value; `None` if absent.
     pub before: Option<Value>,
-    /// The value in the file; none: absent.
+    /// The value in the file; `None` if absent.
     pub after: Option<Value>,
 }
 

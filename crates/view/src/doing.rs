@@ -1,15 +1,15 @@
-//! What a server is doing: its step, and how far a download is.
+//! What a server is doing: its step, and the progress of a download.
 
 use cohort_core::doing::{BytesFrom, Doing, Download, Failing};
 
 use crate::figures::{bits, brief, bytes};
 use crate::words::line;
 
-/// A leader that has not answered for this long is mentioned, in milliseconds. 6 s: it answers
+/// A leader that has not responded for this long is mentioned, in milliseconds. 6 s: it responds
 /// every four.
 const LEADER_SILENT_MS: u64 = 6_000;
 
-/// What a server says beside its step; empty when the step says it all.
+/// Details in addition to the step; empty if the step says it all.
 #[must_use]
 pub fn detail(doing: &Doing) -> String {
     line(&match doing {
@@ -26,7 +26,7 @@ pub fn detail(doing: &Doing) -> String {
             leader_silent_ms,
             limit_bytes_per_second,
         }) => {
-            // What matters most first: it may be cut off.
+            // Most important first: the end may be truncated.
             let mut parts = Vec::new();
             if *total_bytes > 0 {
                 parts.push(format!("{} of {}", bytes(*held_bytes), bytes(*total_bytes)));

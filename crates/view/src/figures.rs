@@ -1,8 +1,8 @@
-//! Sizes, rates, durations and lists of names, as short as they can be read.
+//! Sizes, rates, durations and lists of names, as short as possible.
 
 pub use cohort_base::figures::{bits, brief, bytes};
 
-/// Names in a row, and how many more there are than are shown.
+/// A list of names, and the number of those not shown.
 #[must_use]
 pub fn names<N: ToString>(shown: impl IntoIterator<Item = N>, all: u64) -> String {
     let shown: Vec<String> = shown.into_iter().map(|name| name.to_string()).collect();

@@ -39,7 +39,7 @@ pub fn list(report: &FleetReport, look: Look) -> String {
     render(&rows)
 }
 
-/// The same as JSON.
+/// The same for JSON.
 #[must_use]
 pub fn summary(group: &GroupReport) -> Value {
     let status = group.status.as_ref();

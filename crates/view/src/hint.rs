@@ -6,16 +6,16 @@ use serde::{Serialize, Serializer};
 
 use crate::command::{Command, Flag};
 
-/// What a person can do about something. Programs get it as text.
+/// What an operator can do about something. Programs get it as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hint {
-    /// Type this command; before it, when or where.
+    /// Type this command; the text before it says when or where.
     Run(String, Command),
-    /// Type the same command again with this flag; before it, when.
+    /// Type the same command again with this flag; the text before it says when.
     Add(String, Flag),
-    /// Type this name instead of the one that was typed.
+    /// Type this name instead of the given one.
     Meant(String),
-    /// Do or look at something outside of Cohort.
+    /// Do or check something outside of Cohort.
     Do(String),
 }
 
@@ -75,7 +75,7 @@ impl Serialize for Hint {
     }
 }
 
-/// The lines below what waits. Without hints there is nothing to do.
+/// The lines below a wait. Without hints, no action is needed.
 pub(crate) fn lines(hints: &[Hint], indent: &str) -> String {
     match hints {
         [] => format!("{indent}-> no action needed\n"),

@@ -1,6 +1,6 @@
-//! What people see of a fleet: judgement, sentences, hints and tables, made of facts.
+//! What people see of a fleet: judgement, sentences, hints and tables, derived from facts.
 //!
-//! **What it is.** Pure functions from what groups and the hub answered
+//! **What it is.** Pure functions from the responses of groups and the hub
 //! ([`cohort_wire::agent::GroupStatus`]) to text and to the shapes of `-o json`. The command line
 //! uses it today; the hub, a dashboard or a notifier can.
 //!

@@ -12,24 +12,24 @@ use crate::figures::{bits, brief, bytes};
 pub enum By {
     Nothing,
     Whole,
-    /// The delta to what the group runs.
+    /// The delta to the release that the group runs.
     Delta,
 }
 
-/// What the estimated time is based on.
+/// The basis of the estimated time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Basis {
     /// Mirror throughput of the group's last transfer.
     LastTransfer,
-    /// `download_limit` of the answering server: lower than that, or all that is known.
+    /// `download_limit` of the responding server, if lower than that or the only known rate.
     DownloadLimit,
 }
 
 /// A delta to the release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// Root hash of the artifact that it starts from.
+    /// Root hash of the old artifact.
     pub from: Digest,
     pub length: u64,
 }
@@ -43,22 +43,22 @@ pub struct Moving {
     pub bytes_per_server: u64,
     /// Servers that would receive something.
     pub servers: u32,
-    /// Of those, servers that do not run what the delta starts from: they take the whole artifact
-    /// from the others.
+    /// Of those, servers that do not run the release that the delta starts from: they get the whole
+    /// artifact from the others.
     pub servers_without_base: u32,
-    /// Bytes over the zone's downlink: once, whatever the number of servers.
+    /// Bytes over the zone's downlink: once, regardless of the number of servers.
     pub bytes_from_mirror: u64,
-    /// Bytes between servers, at most.
+    /// Most bytes between servers.
     pub bytes_from_peers: u64,
     /// Mirror throughput of the last transfer large enough to measure.
     pub downlink_bytes_per_second: Option<u64>,
-    /// `download_limit` of the answering server, usually the leader's.
+    /// `download_limit` of the responding server, usually the leader's.
     pub download_limit_bytes_per_second: Option<u64>,
     pub estimate_ms: Option<u64>,
     pub estimate_by: Option<Basis>,
 }
 
-/// `length` is the artifact's, `base` the root hash of what the whole group runs.
+/// `length` is the artifact's; `base` is the root hash of what the whole group runs.
 #[must_use]
 pub fn moving(
     status: &GroupStatus,
@@ -94,7 +94,7 @@ pub fn moving(
         (_, None) => (By::Whole, length),
     };
     let servers_without_base = if by == By::Delta { servers - with_base } else { 0 };
-    // If any server has the whole artifact, the others take it from there.
+    // If any server has the whole artifact, the others get it from there.
     let mirrored = if held && by == By::Whole { 0 } else { bytes_per_server };
     let alike = servers - servers_without_base;
     let from_peers = if mirrored == 0 { alike } else { alike.saturating_sub(1) };
@@ -109,7 +109,7 @@ pub fn moving(
         (None, Some(limit)) => (limit, Some(Basis::DownloadLimit)),
         (None, None) => (0, None),
     };
-    // Links between servers are not measured.
+    // The rate of links between servers is not measured.
     let estimate_ms = (mirrored > 0)
         .then(|| mirrored.saturating_mul(1_000).checked_div(rate))
         .flatten()

@@ -1,4 +1,4 @@
-//! `cohort rollout plan`: what a rollout would do, as far as it is known beforehand.
+//! `cohort rollout plan`: what a rollout would do, as far as known in advance.
 
 use cohort_core::ids::{AppId, Digest, GroupId, Revision, Version};
 use cohort_core::policy::Policy;
@@ -34,15 +34,15 @@ pub struct RolloutPlan {
     pub change: bool,
     pub waves: Vec<u32>,
     pub max_unavailable: u32,
-    /// What keeps it from starting, or stops it on its way.
+    /// What keeps it from starting, or stops it on the way.
     pub gates: Vec<Gate>,
     /// Bytes over the zone's downlink: the group fetches once.
     pub bytes_from_mirror: u64,
-    /// Bytes between servers, at most.
+    /// Most bytes between servers.
     pub bytes_from_peers: u64,
     /// What is transferred, and how long that should take.
     pub transfer: Moving,
-    /// Sum of the policy's waits over all waves, in milliseconds: the least time it takes.
+    /// Sum of the policy's waits over all waves, in milliseconds: the minimum duration.
     pub waits_ms: u64,
 }
 
@@ -50,11 +50,11 @@ pub struct RolloutPlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Gate {
     pub sentence: String,
-    /// What opens it; empty: it opens automatically.
+    /// How to open it; empty if it opens automatically.
     pub hints: Vec<Hint>,
 }
 
-/// Plans a rollout. `kept` is what the registry says: stages and verdicts.
+/// Plans a rollout. `kept`: stages and verdicts from the registry.
 #[must_use]
 pub fn plan(
     status: &GroupStatus,
@@ -173,7 +173,7 @@ pub fn text(plan: &RolloutPlan) -> String {
     text
 }
 
-/// Such as `12 (1 of 1, then 2 of 5, then 9 of 10)`.
+/// Waves, such as `12 (1 of 1, then 2 of 5, then 9 of 10)`.
 fn waves_text(waves: &[u32]) -> String {
     let mut runs: Vec<(usize, u32)> = Vec::new();
     for size in waves {

@@ -16,13 +16,13 @@ use crate::hint::Hint;
 use crate::waiting::{is_idle, sentence};
 use crate::words;
 
-/// Silent servers that are named in one sentence.
+/// Silent servers that one sentence names.
 const SILENT_NAMED_MAX: usize = 5;
 
-/// What the groups and the hub answered: what a report is made of.
+/// The responses of the groups and the hub: the input of a report.
 #[derive(Debug, Clone)]
 pub struct Picture {
-    /// Who named the groups.
+    /// Where the list of groups came from.
     pub origin: Origin,
     /// Every app that has a policy.
     pub apps: BTreeSet<AppId>,
@@ -35,7 +35,7 @@ pub struct Picture {
 pub enum Origin {
     /// The hub, just now.
     Hub,
-    /// The last answer of a hub that is unreachable now.
+    /// The last response of a hub that is now unreachable.
     Cache {
         age_s: u64,
         /// The error of the call to the hub.
@@ -46,7 +46,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// What to tell a reader of an old picture.
+    /// A warning for the reader of an old picture.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         match self {
@@ -59,24 +59,24 @@ impl Origin {
     }
 }
 
-/// The answer of one group.
+/// The response of one group.
 #[derive(Debug, Clone)]
 pub struct Asked {
     pub group: GroupId,
-    /// Its status, or why no agent gave one.
+    /// Its status, or why no agent provided one.
     pub status: Result<GroupStatus, String>,
-    /// The last record that the registry has of it, per app.
+    /// The registry's last record of it, per app.
     pub registry: BTreeMap<AppId, Recorded>,
     /// Servers that joined the fleet, according to the hub.
     pub joined: BTreeSet<ServerId>,
 }
 
-/// What the registry knows of an app in a group. It tells the state when no agent answers, and its
-/// age by wall clock: the group's own clock stands still while nothing happens.
+/// What the registry knows of an app in a group. Shows the phase if no agent responds, and its age
+/// by wall clock: the group's own clock stands still while nothing happens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
     pub state: PhaseName,
-    /// When it entered that state, in seconds of Unix time.
+    /// When it entered that phase, as Unix time in seconds.
     pub since: u64,
 }
 
@@ -97,9 +97,9 @@ pub struct GroupReport {
     /// What is wrong with the group as a whole.
     pub problems: Vec<Problem>,
     pub apps: BTreeMap<AppId, AppReport>,
-    /// What the registry last knew, for when no agent answers.
+    /// The registry's last record, in case no agent responds.
     pub registry: BTreeMap<AppId, Recorded>,
-    /// The whole answer of an agent; none when no agent answered.
+    /// An agent's full response; `None` if no agent responded.
     pub status: Option<GroupStatus>,
 }
 
@@ -107,40 +107,40 @@ pub struct GroupReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     pub sentence: String,
-    /// What to do; empty: it resolves automatically.
+    /// How to resolve it; empty if it resolves automatically.
     pub hints: Vec<Hint>,
 }
 
 /// An app in a group, judged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AppReport {
-    /// As drawn in `docs/state-machine.md`.
+    /// The phase, as drawn in `docs/state-machine.md`.
     pub state: PhaseName,
-    /// Whether every server runs what it should, in service, and nothing is held.
+    /// Whether every server runs what it should and is in service, and nothing is held.
     pub healthy: bool,
     /// What the whole group runs, or ran before the rollout.
     pub release: Option<Version>,
-    /// What is rolled out, rolled back, or was rejected.
+    /// What is being rolled out or rolled back, or was rejected.
     pub target: Option<Version>,
-    /// The current wave, from 1; 0 outside of waves.
+    /// The current wave, counted from 1; 0 outside of waves.
     pub wave: u32,
     pub servers: usize,
-    /// Servers that run what the group is going to, or settled on.
+    /// Servers that run the release that the group is moving to or settled on.
     pub updated: usize,
     /// Servers that serve: they said so, and have been heard from since.
     pub in_service: usize,
-    /// Servers that are silent: nobody knows whether they serve.
+    /// Servers that are silent: it is unknown whether they serve.
     pub unknown: usize,
-    /// How long it has been in this state, in milliseconds.
+    /// How long it has been in this phase, in milliseconds.
     pub for_ms: u64,
-    /// Why it is not healthy; empty when it is.
+    /// Why it is not healthy; empty if it is.
     pub reason: String,
-    /// What it waits for, in sentences.
+    /// What it is waiting for, in sentences.
     pub waiting: Vec<String>,
 }
 
 impl FleetReport {
-    /// Judges a picture. `now_s`: seconds of Unix time.
+    /// Judges a picture. `now_s`: Unix time in seconds.
     #[must_use]
     pub fn of(picture: Picture, now_s: u64) -> Self {
         let Picture { origin, apps, groups } = picture;
@@ -167,7 +167,7 @@ impl FleetReport {
 }
 
 impl GroupReport {
-    /// `expected` are the apps that have a policy.
+    /// Judges a group. `expected`: the apps that have a policy.
     fn of(asked: Asked, expected: &BTreeSet<AppId>, now_s: u64) -> Self {
         let Asked { group, status, registry, joined } = asked;
         let mut status = match status {
@@ -184,7 +184,7 @@ impl GroupReport {
                 };
             }
         };
-        // Only a record of the current state tells its age.
+        // Only a record of the current phase shows its age.
         let age_ms = |id: &AppId, app: &AppStatus| {
             let recorded = registry.get(id).filter(|known| known.state == app.state);
             recorded.map_or(0, |known| now_s.saturating_sub(known.since) * 1000)
@@ -192,7 +192,7 @@ impl GroupReport {
         for (id, app) in &mut status.apps {
             let age_ms = age_ms(id, app);
             for waiting in &mut app.waiting {
-                // These last for as long as the state does, and no event moves the group's clock.
+                // These last as long as the phase does, and no event moves the group's clock.
                 if matches!(waiting.on, WaitingOn::Person { .. } | WaitingOn::NewRelease) {
                     waiting.for_ms = waiting.for_ms.max(age_ms);
                 }
@@ -246,7 +246,7 @@ fn problems(
     problems
 }
 
-/// Servers that nobody hears from, and what that means for the group.
+/// Unreachable servers, and what that means for the group.
 fn silence(status: &GroupStatus) -> Option<Problem> {
     let silent: Vec<&ServerId> = status.silent_servers().collect();
     let first = *silent.first()?;
@@ -277,7 +277,7 @@ fn silence(status: &GroupStatus) -> Option<Problem> {
 }
 
 impl AppReport {
-    /// `age_ms`: how long the registry has known it in this state.
+    /// Judges an app. `age_ms`: how long the registry has recorded it in this phase.
     fn of(app: &AppStatus, group: &GroupStatus, age_ms: u64) -> Self {
         let wanted = wanted(app);
         let on_it = |here: &&ServerAppStatus| here.running.as_ref() == wanted;
@@ -303,12 +303,12 @@ impl AppReport {
     }
 }
 
-/// Whether the group is going back from a release, or has stopped after that.
+/// Whether the group is rolling back, or has stopped after a rollback.
 pub(crate) fn went_back(state: PhaseName) -> bool {
     matches!(state, PhaseName::RollingBack | PhaseName::Held)
 }
 
-/// What every server runs in the end, as things stand.
+/// What every server will run in the end, as things stand.
 pub(crate) fn wanted(app: &AppStatus) -> Option<&Version> {
     match app.state {
         PhaseName::Forward(_) => app.target.as_ref(),
@@ -318,7 +318,7 @@ pub(crate) fn wanted(app: &AppStatus) -> Option<&Version> {
     }
 }
 
-/// Why an app is not healthy; empty when it is.
+/// Why an app is not healthy; empty if it is.
 fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
     match app.state {
         PhaseName::Empty => return "no release runs yet".to_owned(),
@@ -344,7 +344,7 @@ fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
     waiting.map(|waiting| sentence(&waiting.on)).unwrap_or_default()
 }
 
-/// What is wrong with an app on a server of a group that has settled.
+/// What is wrong with an app on a server of a settled group.
 fn server_problem(here: &ServerAppStatus, good: Option<&Version>) -> Option<String> {
     if let Some(debt) = &here.debt {
         return Some(format!("is not back on the last good release: {}", words::debt(debt)));
@@ -355,17 +355,17 @@ fn server_problem(here: &ServerAppStatus, good: Option<&Version>) -> Option<Stri
     (!here.in_service).then(|| traffic(here))
 }
 
-/// Such as `runs 1.2.0`.
+/// What it runs, such as `runs 1.2.0`.
 pub(crate) fn runs(here: &ServerAppStatus) -> String {
     here.running.as_ref().map_or_else(|| "runs nothing".to_owned(), |it| format!("runs {it}"))
 }
 
-/// Whether a server takes traffic, as far as anybody can know.
+/// Whether a server takes traffic, as far as known.
 pub(crate) fn serves(here: &ServerAppStatus) -> bool {
     here.in_service && !here.silent
 }
 
-/// Whether it serves, and why not.
+/// Whether it serves, and if not, why.
 pub(crate) fn traffic(here: &ServerAppStatus) -> String {
     if here.silent {
         return "unknown whether it serves".to_owned();

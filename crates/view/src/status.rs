@@ -1,4 +1,4 @@
-//! `cohort status`: one line per group and app, or one group in full.
+//! `cohort status`: one line per group and app, or one group in detail.
 
 use cohort_core::ids::ServerId;
 use cohort_core::phase::PhaseName;
@@ -14,7 +14,7 @@ use crate::transfer;
 use crate::waiting::sentence;
 use crate::words;
 
-/// Larger groups get numbers only, no strip of marks: it would not fit beside the other columns.
+/// Larger groups get only numbers, no strip of marks: it would not fit next to the other columns.
 const STRIP_SERVERS_MAX: usize = 40;
 
 /// The fleet, one line per group and app.
@@ -91,12 +91,12 @@ fn state_text(app: &AppStatus) -> String {
     if app.paused { format!("{} (paused)", app.state) } else { app.state.to_string() }
 }
 
-/// The one thing to know about an app's row.
+/// The most important fact for an app's row.
 fn why(group: &GroupReport, app: &AppReport) -> String {
     if !group.problems.is_empty() {
         return first_of(&sentences(group));
     }
-    // Why it went back says more than what it waits for.
+    // Why it rolled back is more informative than what it is waiting for.
     if went_back(app.state) {
         return app.reason.clone();
     }
@@ -136,8 +136,8 @@ fn tone_of(healthy: bool) -> Tone {
     if healthy { Tone::Good } else { Tone::Bad }
 }
 
-/// Such as `3/10 ###>......`: `#` updated, `>` being changed, `x` failed or in debt, `?` silent,
-/// `.` pending.
+/// Progress, such as `3/10 ###>......`: `#` updated, `>` changing, `x` failed or in debt, `?`
+/// silent, `.` pending.
 fn progress(app: &AppStatus, group: &GroupStatus, report: &AppReport) -> String {
     let numbers = format!("{}/{}", report.updated, report.servers);
     let all = report.updated == report.servers && report.unknown == 0;
@@ -168,7 +168,7 @@ fn mark(here: Option<&ServerAppStatus>, goal: Option<&cohort_core::ids::Version>
     }
 }
 
-/// One group in full.
+/// One group in detail.
 #[must_use]
 pub fn group(report: &GroupReport, look: Look) -> String {
     let Some(status) = &report.status else {
@@ -277,7 +277,7 @@ fn servers(app: &AppStatus, status: &GroupStatus, look: Look) -> String {
     render(&rows)
 }
 
-/// The role of a server in the group's log.
+/// A server's role in the group's log.
 pub fn member_text(id: &ServerId, status: &GroupStatus) -> &'static str {
     let is_in = |members: &[cohort_core::orders::MemberAddress]| {
         members.iter().any(|member| member.server == *id)
@@ -293,7 +293,7 @@ pub fn member_text(id: &ServerId, status: &GroupStatus) -> &'static str {
     }
 }
 
-/// The step that a server is at, and what it says about it; none: nothing is being done to it.
+/// The step that a server is taking, with details; `None` if no change is in progress.
 pub(crate) fn step(here: &ServerAppStatus) -> Option<String> {
     if let Some(doing) = &here.doing {
         let name = doing.step().name();

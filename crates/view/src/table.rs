@@ -1,12 +1,12 @@
-//! Tables for terminals and files: aligned columns, colour only where it is welcome.
+//! Tables for terminals and files: aligned columns, with colour only where it is wanted.
 
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
-/// What the reader can show.
+/// What the output can show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
     pub color: bool,
-    /// Columns of the terminal; none: no limit.
+    /// Columns of the terminal; `None`: no limit.
     pub width: Option<u16>,
 }
 
@@ -45,13 +45,13 @@ pub fn table(look: Look, headings: &[&str]) -> Table {
     table
 }
 
-/// A cell in no particular tone.
+/// A cell without a tone.
 #[must_use]
 pub fn cell(text: impl ToString) -> Cell {
     Cell::new(text)
 }
 
-/// A cell in a tone.
+/// A cell with a tone.
 #[must_use]
 pub fn toned(look: Look, tone: Tone, text: impl ToString) -> Cell {
     let cell = Cell::new(text);

@@ -1,14 +1,14 @@
-//! Transfers of artifacts in one line each, and the sources that misbehave in them.
+//! Artifact transfers, one line each, and their misbehaving sources.
 
 use cohort_wire::agent::{ChainStatus, Offence, OffenderStatus, SourceName, TransferStatus};
 
 use crate::figures::{bits, brief, bytes, names};
 use crate::hint::Hint;
 
-/// Servers that one line names: of a chain, of the slow ones, of those that saw an offence.
+/// Servers that one line names: of a chain, the slow ones, or those that saw an offence.
 const NAMED_MAX: usize = 3;
 
-/// Such as `web 1.2.0: 412.0 MiB of 640.0 MiB · mirrors 64.0 MiB, 48.9 Mbit/s · …`.
+/// A transfer, such as `web 1.2.0: 412.0 MiB of 640.0 MiB · mirrors 64.0 MiB, 48.9 Mbit/s · …`.
 #[must_use]
 pub fn sentence(transfer: &TransferStatus) -> String {
     let what = match (&transfer.app, &transfer.version) {
@@ -54,7 +54,7 @@ pub fn sentence(transfer: &TransferStatus) -> String {
     parts.join(" · ")
 }
 
-/// `s3 → s1 → s7`, and of a longer one `s3 → s1 → s7 → … (10 deep)`.
+/// `s3 → s1 → s7`, or for a longer one `s3 → s1 → s7 → … (10 deep)`.
 fn chain_text(chain: &ChainStatus) -> String {
     let shown: Vec<&str> = chain.servers.iter().take(NAMED_MAX).map(|id| id.as_str()).collect();
     let text = shown.join(" → ");
@@ -65,7 +65,7 @@ fn chain_text(chain: &ChainStatus) -> String {
     }
 }
 
-/// What a source is blamed for, and by whom.
+/// What a source is blamed for, and by which servers.
 #[must_use]
 pub fn offender(offender: &OffenderStatus) -> String {
     let source = match &offender.source {
@@ -85,7 +85,7 @@ pub fn offender(offender: &OffenderStatus) -> String {
     format!("{source} {what}{times}, says {told_by}{barred}")
 }
 
-/// Where to look. The bytes come from other sources meanwhile.
+/// What to check. The bytes come from other sources meanwhile.
 #[must_use]
 pub fn offender_hints(offender: &OffenderStatus) -> Vec<Hint> {
     let place = match &offender.source {

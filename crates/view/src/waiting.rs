@@ -1,4 +1,4 @@
-//! What something waits for: the sentence, the hints, and whom it concerns.
+//! What something is waiting for: the sentence, the hints, and the servers concerned.
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::policy::Prestage;
@@ -12,7 +12,7 @@ use crate::words;
 /// Servers or groups that one sentence names.
 const NAMED_MAX: usize = 5;
 
-/// What is waited for, in one sentence.
+/// What it is waiting for, in one sentence.
 #[must_use]
 pub fn sentence(on: &WaitingOn) -> String {
     match on {
@@ -75,7 +75,7 @@ pub fn sentence(on: &WaitingOn) -> String {
     }
 }
 
-/// What a person can do about it; empty: it resolves automatically.
+/// What an operator can do about it; empty if it resolves automatically.
 #[must_use]
 pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
     let retry = || Command::RolloutRetry { group: group.clone(), app: app.clone() };
@@ -175,14 +175,14 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
     }
 }
 
-/// Whether nothing has to happen: the group runs what its channel names, or only the hub's records
-/// lag behind.
+/// Whether nothing needs to happen: the group runs the release that its channel names, or only the
+/// hub's records lag behind.
 #[must_use]
 pub fn is_idle(on: &WaitingOn) -> bool {
     matches!(on, WaitingOn::NewRelease | WaitingOn::RegistryAway | WaitingOn::RegistryRecord)
 }
 
-/// The first few names, and how many more there are.
+/// The first few names, and the number of others.
 fn list<N: ToString>(all: impl IntoIterator<Item = N>) -> String {
     let all: Vec<N> = all.into_iter().collect();
     names(all.iter().take(NAMED_MAX).map(ToString::to_string), all.len() as u64)

@@ -1,4 +1,4 @@
-//! `cohort why`: what each app or server waits for, since when, and what unblocks it.
+//! `cohort why`: what each app or server is waiting for, since when, and what unblocks it.
 
 use std::collections::BTreeMap;
 
@@ -20,20 +20,20 @@ use crate::transfer;
 use crate::waiting::{concerns, hints, is_idle, sentence};
 use crate::words;
 
-/// One wait.
+/// A wait of an app, a server or a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Wait {
     pub group: GroupId,
-    /// The app that waits; none: the group as a whole.
+    /// The app that is waiting; `None`: the group as a whole.
     pub app: Option<AppId>,
-    /// The server that waits; none: the group as a whole.
+    /// The server that is waiting; `None`: the group as a whole.
     pub server: Option<ServerId>,
-    /// What it waits for, as data; none for a problem of the group, or a server's own state.
+    /// What it is waiting for, as data; `None` for a problem of the group, or a server's own state.
     pub on: Option<WaitingOn>,
     pub sentence: String,
-    /// What unblocks it; none: `sentence` is a state and nothing is waited for.
+    /// What unblocks it; `None`: `sentence` is a state, and nothing is waiting.
     pub hints: Option<Vec<Hint>>,
-    /// How long it has waited, in milliseconds; none: unknown.
+    /// How long it has been waiting, in milliseconds; `None` if unknown.
     pub for_ms: Option<u64>,
 }
 
@@ -53,7 +53,7 @@ impl Wait {
     }
 }
 
-/// Every wait of every group. A group that has nothing to wait for says that it is up to date.
+/// Every wait of every group. A group with nothing to wait for says that it is up to date.
 #[must_use]
 pub fn waits(report: &FleetReport) -> Vec<Wait> {
     report.groups.iter().flat_map(group_waits).collect()
@@ -79,10 +79,10 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
     waits
 }
 
-/// Servers of one download whose progress is shown.
+/// Most servers of one download whose progress is shown.
 const DETAILS_MAX: usize = 3;
 
-/// How far the servers of a download are: ` (web-2: 3.1 MiB of 8.0 MiB; from web-1)`.
+/// The progress of a download's servers: ` (web-2: 3.1 MiB of 8.0 MiB; from web-1)`.
 fn fetch_details(on: &WaitingOn, app: &AppStatus) -> String {
     let WaitingOn::Download { servers } = on else { return String::new() };
     let says = |server: &ServerId| {
@@ -92,11 +92,11 @@ fn fetch_details(on: &WaitingOn, app: &AppStatus) -> String {
     servers.iter().filter_map(says).take(DETAILS_MAX).collect()
 }
 
-/// How long offenders are still shown after their transfer has ended, in milliseconds. 10 min:
-/// long enough to look after a rollout.
+/// How long offenders are still shown after their transfer has ended, in milliseconds. 10 min: long
+/// enough to look after a rollout.
 const OFFENDERS_SHOWN_MS: u64 = 10 * 60 * 1_000;
 
-/// Misbehaving sources of transfers; with `server`, only those that it is, or has seen.
+/// Misbehaving sources of transfers; with `server`, only those that it is or has seen.
 fn offenders(status: &GroupStatus, server: Option<&ServerId>) -> Vec<Wait> {
     let concerns = |offender: &&OffenderStatus| {
         let is = |server| matches!(&offender.source, SourceName::Server(it) if it == server);
@@ -151,8 +151,8 @@ pub fn text(waits: &[Wait]) -> String {
     text
 }
 
-/// The waits of one server: its own state, then what names it. If nothing does, it waits for its
-/// turn, and so for everything that its group waits for.
+/// The waits of one server: its own state, then those that name it. If none do, it is waiting for
+/// its turn, and therefore for everything that its group is waiting for.
 #[must_use]
 pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
     let group = &status.group;

@@ -1,4 +1,4 @@
-//! The words of the core's reasons and rejections.
+//! The words for the core's reasons and rejections.
 
 use cohort_core::ids::ServerId;
 use cohort_core::reason::{DebtReason, PausedBy, Reason, Unfit};
@@ -23,7 +23,7 @@ pub fn reason(reason: &Reason) -> String {
     })
 }
 
-/// Why a server owes the good release.
+/// Why a server has to return to the good release.
 #[must_use]
 pub fn debt(reason: &DebtReason) -> String {
     line(&match reason {
@@ -58,8 +58,8 @@ pub fn paused(by: &PausedBy) -> String {
     })
 }
 
-/// One line of text that may come from another server or from a service: what would end the line,
-/// steer a terminal or turn the direction of writing becomes a space.
+/// One line of text that may come from another server or from a service: characters that would end
+/// the line, control a terminal or change the writing direction become spaces.
 pub(crate) fn line(text: &str) -> String {
     let turns = |c| {
         let (marks, overrides) = ('\u{200e}'..='\u{200f}', '\u{202a}'..='\u{202e}');
@@ -68,7 +68,7 @@ pub(crate) fn line(text: &str) -> String {
     text.replace(|c: char| c.is_control() || turns(c), " ")
 }
 
-/// A fact with the text that a person gave, which may be empty.
+/// A fact with an operator's text, which may be empty.
 pub(crate) fn with_text(fact: String, text: &str) -> String {
     if text.is_empty() { fact } else { format!("{fact}: {text}") }
 }
