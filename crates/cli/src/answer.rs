@@ -1,4 +1,4 @@
-//! Everything that `-o json` prints; `docs/operating.md` describes it, golden files hold it.
+//! Everything that `-o json` prints; `docs/operating.md` describes it, golden files pin it.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::failure::Failure;
 
-/// The answer of the command with this name.
+/// The result of the command with this name.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Answer<'a> {
@@ -42,15 +42,15 @@ pub(crate) enum Answer<'a> {
     GroupList(Vec<Value>),
     GroupShow(&'a GroupStatus),
     GroupTransferLeader(&'a TransferLeaderAnswer),
-    // Without an index if the group had removed the server before.
+    // Without an index if the group had already removed the server.
     GroupRemove { group: &'a GroupId, server: &'a ServerId, index: Option<u64>, forgotten: bool },
     GroupVoter { group: &'a GroupId, server: &'a ServerId, voter: bool, index: u64 },
     GroupRecover { group: &'a GroupId, incarnation: Incarnation },
     KillSwitch(Switch<'a>),
-    // `kill off`, and no place has it on.
+    // `kill off`, although the switch is not on anywhere.
     KillOffAlready { scope: String, on: bool },
     KillStatus { on: bool, switches: &'a [Switch<'a>], damaged: &'a [String] },
-    // Until this second of Unix time.
+    // Expiry, as Unix time in seconds.
     ContextShow { dir: &'a Path, you: &'a Peer, until: u64, hub: &'a [String] },
     ContextJoin { dir: &'a Path, you: &'a Peer },
     // On standard error, except with `status --watch`.
@@ -70,7 +70,7 @@ pub(crate) struct PublishAnswer<'a> {
     pub(crate) deltas: Vec<DeltaAnswer<'a>>,
 }
 
-/// A delta that was tried: it, or the reason why there is none.
+/// A delta that was tried, or the reason why there is none.
 #[derive(Debug, Serialize)]
 pub(crate) struct DeltaAnswer<'a> {
     pub(crate) from: &'a Version,
@@ -87,7 +87,7 @@ pub(crate) struct Switch<'a> {
     pub(crate) epoch: u64,
     pub(crate) reason: &'a str,
     pub(crate) by: &'a str,
-    /// Seconds of Unix time, by its author's clock.
+    /// Unix time in seconds, by its author's clock.
     pub(crate) at: u64,
 }
 

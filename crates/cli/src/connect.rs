@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::context::Context;
 use crate::failure::{Failure, OrFail as _};
 
-/// Deadline of a call to one agent. 4 s: a person is waiting, and other agents can answer.
+/// Deadline of a call to one agent. 4 s: an operator is waiting, and other agents can respond.
 pub(crate) const AGENT_DEADLINE: Duration = Duration::from_secs(4);
 
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    /// The hub that a context names.
+    /// The hub of a context.
     pub(crate) fn of(context: &Context) -> Result<Self, Failure> {
         let (peer, addresses) = context.hub()?;
         Ok(Hub::at(context.client()?, &peer, addresses))
@@ -52,7 +52,7 @@ impl Hub {
         &self.targets
     }
 
-    /// Calls the hub. Tries the next address if the call certainly did not reach it at this one.
+    /// Calls the hub. Tries the next address if the call certainly did not arrive at this one.
     pub(crate) async fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, CallError> {
         let mut last = None;
         for target in &self.targets {
@@ -77,7 +77,7 @@ pub(crate) fn is_away(error: &CallError) -> bool {
         | CallError::Unreachable { .. }
         | CallError::TimedOut { .. }
         | CallError::Broken { .. } => true,
-        // From an intermediary, or a hub that starts or is overloaded.
+        // From an intermediary, or a hub that is starting or overloaded.
         CallError::Answered { answer, .. } => answer.status == 503,
         _ => false,
     }

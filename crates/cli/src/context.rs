@@ -1,4 +1,4 @@
-//! A person's context folder: identity, hub, signing keys, repository.
+//! An operator's context directory: identity, hub, signing keys, repository.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::read_file;
 use crate::toml_keys::{self, KnownKeys};
 
-/// The name of the configuration in the folder.
+/// The name of the configuration file in the directory.
 pub(crate) const FILE: &str = "context.toml";
 /// The version of the file that this program reads and writes.
 pub(crate) const VERSION: u32 = 1;
@@ -27,23 +27,23 @@ const KEYS: KnownKeys<'_> = KnownKeys {
     later: "",
 };
 
-/// The configuration. Relative paths start at its folder.
+/// The configuration. Relative paths start at its directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ContextFile {
-    /// [`VERSION`]; the file of another one is refused.
+    /// Always [`VERSION`]; a file with another version is rejected.
     pub(crate) version: u32,
-    /// The hub's API, `host:port`; if one does not answer, the next is tried.
+    /// The hub's API, `host:port`; if one does not respond, the next is tried.
     #[serde(default)]
     pub(crate) hub: Vec<String>,
     #[serde(default = "default_hub_name")]
     pub(crate) hub_name: String,
-    /// The folder of the person's certificate and key.
+    /// The directory of the operator's certificate and key.
     pub(crate) identity: PathBuf,
-    /// The folder of signing keys, for publishing.
+    /// The directory of signing keys, for publishing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) keys: Option<PathBuf>,
-    /// The repository's folder, for publishing on this machine.
+    /// The repository's directory, for publishing on this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) repository: Option<PathBuf>,
     /// Base URLs of mirrors, for reading elsewhere.
@@ -81,7 +81,7 @@ impl ContextFile {
     }
 }
 
-/// Writes a file that everybody may read, durably.
+/// Writes a file that every user may read, durably.
 pub(crate) fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
     durable::write(path, text.as_bytes(), durable::READABLE).on_path("write", path).or_fail("file")
 }
@@ -96,7 +96,7 @@ pub(crate) struct Context {
     file: ContextFile,
 }
 
-/// The folder from `--context` or the environment, else the current or the home folder.
+/// The directory from `--context` or the environment, else the current or the default one.
 pub(crate) fn folder(global: &Global) -> Result<PathBuf, Failure> {
     if let Some(dir) = &global.context {
         return Ok(dir.clone());
@@ -167,7 +167,7 @@ impl Context {
         Ok((peer, &self.file.hub))
     }
 
-    /// The repository's folder, if it is on this machine.
+    /// The repository's directory, if it is on this machine.
     pub(crate) fn repository_dir(&self) -> Option<PathBuf> {
         self.file.repository.as_ref().map(|dir| self.dir.join(dir))
     }
@@ -189,7 +189,7 @@ impl Context {
         Keys::load(&dir).or_fail("keys")
     }
 
-    /// The folder for what can be fetched again.
+    /// The directory for data that can be fetched again.
     pub(crate) fn cache_dir(&self) -> PathBuf {
         self.dir.join("cache")
     }

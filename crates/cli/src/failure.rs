@@ -8,7 +8,7 @@ use cohort_view::hint::Hint;
 use cohort_wire::http::CallError;
 use serde::Serialize;
 
-/// Exit codes. They are documented in `docs/operating.md` and never change.
+/// Exit codes. Documented in `docs/operating.md`; they never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Done, healthy, or nothing to do.
@@ -32,7 +32,7 @@ impl From<Exit> for ExitCode {
 /// Why a command failed, and what to do next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Failure {
-    /// A word for programs, such as `no_such_group`.
+    /// A keyword for programs, such as `no_such_group`.
     pub(crate) kind: String,
     /// The error with its causes, in one line.
     pub(crate) error: String,
@@ -43,18 +43,18 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Exits with [`Exit::Failed`].
+    /// A failure that exits with [`Exit::Failed`].
     pub(crate) fn new(kind: &str, error: impl Into<String>) -> Self {
         let (kind, error) = (kind.to_owned(), error.into());
         Failure { kind, error, hints: Vec::new(), exit: Exit::Failed }
     }
 
-    /// Exits with [`Exit::Usage`].
+    /// A failure that exits with [`Exit::Usage`].
     pub(crate) fn usage(error: impl Into<String>) -> Self {
         Failure::new("usage", error).exit(Exit::Usage)
     }
 
-    /// An error with its causes.
+    /// A failure from an error with its causes.
     pub(crate) fn of(kind: &str, error: &(dyn Error + 'static)) -> Self {
         Failure::new(kind, chain(error))
     }
@@ -78,7 +78,7 @@ impl Failure {
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
         let text = match &error {
-            // Its cause is the answer, with the same text.
+            // Its cause is the response, with the same text.
             CallError::Answered { answer, .. } => answer.error.clone(),
             other => chain(other),
         };

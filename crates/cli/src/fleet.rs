@@ -1,4 +1,4 @@
-//! The groups of the fleet and the agents to ask: from the hub, or from its last answer if it is
+//! The groups of the fleet and the agents to ask: from the hub, or from its last response if it is
 //! unreachable.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +37,7 @@ pub(crate) struct KnownGroup {
     pub(crate) states: BTreeMap<AppId, Recorded>,
 }
 
-/// What is needed to ask every group.
+/// The input for asking every group.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Known {
     pub(crate) groups: BTreeMap<GroupId, KnownGroup>,
@@ -52,7 +52,7 @@ struct CacheFile {
     known: Known,
 }
 
-/// Asks the hub for every group. Falls back to its last answer if it is unreachable.
+/// Asks the hub for every group. Falls back to its last response if it is unreachable.
 pub(crate) async fn know(context: &Context) -> Result<(Known, Origin), Failure> {
     let hub = Hub::of(context)?;
     match hub.call::<Fleet>(Call::get(FLEET)).await {
@@ -77,7 +77,7 @@ pub(crate) fn is_direct(direct: &Direct) -> bool {
 }
 
 impl Known {
-    /// Picks the agents to ask, from the hub's answer.
+    /// Selects the agents to ask, from the hub's response.
     pub(crate) fn of(fleet: &Fleet) -> Self {
         let mut groups: BTreeMap<GroupId, KnownGroup> = BTreeMap::new();
         for (name, group) in &fleet.groups {
@@ -125,7 +125,7 @@ impl Known {
     }
 }
 
-/// Best effort: the cache only serves while the hub is unreachable.
+/// Best effort: the cache is only used while the hub is unreachable.
 fn save(context: &Context, known: &Known) {
     let dir = context.cache_dir();
     let file = CacheFile {

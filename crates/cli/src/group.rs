@@ -1,4 +1,4 @@
-//! Calls to groups: any agent of a group can answer; if one does not, the next is tried.
+//! Calls to groups: any agent of a group can respond; if one does not, the next is tried.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,8 +18,8 @@ use crate::failure::Failure;
 use crate::fleet::{Known, KnownGroup, know};
 use crate::output::warn;
 
-/// Groups asked concurrently. 16: hundreds of groups in seconds, without hundreds of handshakes at
-/// once.
+/// Groups asked concurrently. 16: hundreds of groups in seconds, without hundreds of simultaneous
+/// handshakes.
 const CONCURRENCY_MAX: usize = 16;
 
 /// Asks one group, every group, or the group of one agent.
@@ -55,7 +55,7 @@ async fn picture(
     Ok(Picture { origin, apps, groups })
 }
 
-/// Asks as [`picture`] does, and judges the answers.
+/// Asks like [`picture`], and judges the responses.
 pub(crate) async fn report(
     context: &Context,
     client: &Client,
@@ -66,7 +66,7 @@ pub(crate) async fn report(
     Ok(FleetReport::of(picture, UnixTime::now().as_secs()))
 }
 
-/// Asks a group's agents in turn, until one answers through the leader.
+/// Asks a group's agents in turn, until one responds through the leader.
 pub(crate) async fn ask_group(client: &Client, group: GroupId, known: KnownGroup) -> Asked {
     let mut best: Option<GroupStatus> = None;
     let mut failures = Vec::new();
@@ -78,7 +78,7 @@ pub(crate) async fn ask_group(client: &Client, group: GroupId, known: KnownGroup
                 break;
             }
             Ok(status) if status.group == group => {
-                // Without a quorum: the agent that has applied most.
+                // Without a quorum: the agent that has applied the most.
                 if best.as_ref().is_none_or(|known| known.applied < status.applied) {
                     best = Some(status);
                 }
@@ -104,7 +104,7 @@ async fn ask(client: &Client, target: &Target) -> Result<GroupStatus, CallError>
 pub(crate) struct Steered {
     client: Client,
     targets: Vec<Target>,
-    /// Its status when it was found.
+    /// Its status when the group was found.
     pub(crate) status: GroupStatus,
 }
 
@@ -128,7 +128,7 @@ impl Steered {
             Failure::new("unreachable", format!("cannot reach group {group}: {reason}"))
                 .hint("check that its agents run")
         })?;
-        // The agent that answered comes first. Any agent forwards to the leader.
+        // The agent that responded comes first. Any agent forwards to the leader.
         let mut candidates = candidates;
         candidates.sort_by_key(|(server, _)| *server != status.answered_by);
         let targets: Result<Vec<Target>, Failure> =

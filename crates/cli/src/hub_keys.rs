@@ -2,7 +2,7 @@
 
 use crate::layers::{Kind, Layout};
 
-/// The path of a hub's configuration if there is no flag, and none in the current folder.
+/// The path of a hub's configuration without a flag or a file in the current directory.
 pub(crate) const FILE: &str = "/etc/cohort/hub.toml";
 
 pub(crate) const LAYOUT: Layout = Layout {

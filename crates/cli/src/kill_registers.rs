@@ -1,7 +1,7 @@
 //! Reading and writing kill registers: at the hub, at one agent of each group, or at a named agent.
 //!
 //! Registers spread from server to server, so no single place has the latest of all of them. They
-//! are gathered from every place that answers.
+//! are collected from every place that responds.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub(crate) struct Gathered {
     /// Corrupt register files at the hub: they count as on.
     pub(crate) damaged: Vec<String>,
     pub(crate) answered: usize,
-    /// The errors of the others.
+    /// The errors of places that did not respond.
     pub(crate) failures: Vec<Failure>,
 }
 
@@ -84,7 +84,7 @@ impl Places {
 
     /// Writes a register to every place. Returns how many accepted it, and the other errors.
     pub(crate) async fn give(&self, signed: &SignedKill) -> (usize, Vec<Failure>) {
-        // Writing it again changes nothing.
+        // Idempotent.
         let answers = self.everywhere(|path| Call::post(path, signed).idempotent()).await;
         let mut taken = 0;
         let mut failures = Vec::new();
@@ -164,14 +164,14 @@ impl Gathered {
         if on { next.max(now_s) } else { next }
     }
 
-    /// Whether the scope's own switch is on, according to the places that answered.
+    /// Whether the scope's own switch is on, according to the places that responded.
     pub(crate) fn is_on(&self, scope: &KillScope) -> bool {
         self.registers.get(scope).is_some_and(|held| held.register.on)
     }
 }
 
-/// Verifies a register. Its author's certificate may have expired since; it had to be valid when
-/// the register was made.
+/// Verifies a register. Its author's certificate may have expired since; it only had to be valid
+/// when the register was made.
 fn verify(signed: SignedKill, roots: &[CertificateDer<'_>]) -> Result<Verified, String> {
     let unverified: KillRegister = serde_json::from_slice(&signed.0.body)
         .map_err(|error| format!("cannot parse a kill register: {error}"))?;

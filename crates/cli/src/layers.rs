@@ -1,4 +1,5 @@
-//! Configuration in layers: a file, its drop-ins, the environment, flags; the later wins, per key.
+//! Layered configuration: a file, its drop-ins, the environment, flags; for each key, the last
+//! wins.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +14,7 @@ use toml::{Table, Value};
 use crate::failure::{Exit, Failure};
 use crate::toml_keys::{self, FILE_BYTES_MAX, KnownKeys};
 
-/// A folder with more files than this is probably not one of drop-ins.
+/// Most drop-ins; a directory with more files is probably not one of drop-ins.
 const DROP_INS_MAX: usize = 100;
 
 /// The type of a value: how an environment variable is parsed.
@@ -23,11 +24,11 @@ pub(crate) enum Kind {
     Number,
     /// `true` or `false`.
     Bool,
-    /// Strings; in the environment separated by commas.
+    /// Strings, separated by commas in the environment.
     List,
-    /// Names and strings; in the environment `name=text`, separated by commas. Layers are merged.
+    /// Names and strings, as comma-separated `name=text` in the environment. Layers are merged.
     Map,
-    /// A path, relative to the file that names it.
+    /// A path, relative to the file that contains it.
     Path,
     /// Names and paths. Layers are merged.
     PathMap,
@@ -39,19 +40,19 @@ pub(crate) struct Layout {
     /// Each type, and its keys, separated by spaces.
     pub(crate) keys: &'static [(Kind, &'static str)],
     pub(crate) env_prefix: &'static str,
-    /// The required keys with valid values. Each value of a layer is tried with these alone, so
-    /// that an error can name its source.
+    /// The required keys with valid values. Each value of a layer is tried together with only
+    /// these, so that an error can name its source.
     pub(crate) required: &'static [(&'static str, &'static str)],
 }
 
 impl Layout {
-    /// Names as in the file; in capitals in the environment, with dashes as a flag.
+    /// Every key by its name in the file; upper case in the environment, with dashes as a flag.
     pub(crate) fn keys(self) -> impl Iterator<Item = (Kind, &'static str)> {
         self.keys.iter().flat_map(|(kind, names)| names.split_whitespace().map(|it| (*kind, it)))
     }
 }
 
-/// Where a value came from, for errors.
+/// The source of a value, for errors.
 type Source = String;
 
 #[derive(Debug)]
@@ -105,7 +106,7 @@ impl Layers {
         Ok(())
     }
 
-    /// Adds the flags that were given: the fields of `args` that have the name of a key.
+    /// Adds the given flags: the fields of `args` that have the name of a key.
     pub(crate) fn add_flags(&mut self, args: &impl Serialize) {
         let flags = Table::try_from(args).expect("flags are strings, numbers and lists of them");
         for (kind, key) in self.layout.keys() {
@@ -210,7 +211,7 @@ fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
-/// The absolute path; unchanged if there is no current folder.
+/// The absolute path; unchanged if there is no current directory.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

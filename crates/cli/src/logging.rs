@@ -14,7 +14,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// `default`: the filter if neither variable is set, such as `info`.
+/// Sets up logging. `default`: the filter if neither variable is set, such as `info`.
 pub(crate) fn set_up(format: LogFormat, default: &str) {
     let filter = ["COHORT_LOG", "RUST_LOG"]
         .into_iter()
@@ -23,7 +23,7 @@ pub(crate) fn set_up(format: LogFormat, default: &str) {
     // An invalid filter must not keep an agent from starting.
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // Fails if it is set up already (tests).
+    // Fails if logging is already set up (in tests).
     let _already = match format {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().try_init(),

@@ -1,7 +1,7 @@
 //! The `cohort` binary: the daemons, and every command for people and programs.
 //!
-//! **What it is.** The command line: it reads configuration, asks hub and agents, and prints what
-//! `cohort-view` makes of the answers.
+//! **What it is.** The command line: it reads configuration, asks the hub and agents, and prints
+//! what `cohort-view` makes of the responses.
 //!
 //! **What it must never know.** How a rollout is decided, and how facts become sentences.
 //!
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints help or a usage error as clap does, or as JSON if that was asked for.
+/// Prints help or a usage error as clap does, or as JSON if requested.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() || !asks_for_json() {
         error.exit();

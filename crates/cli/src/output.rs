@@ -11,7 +11,7 @@ use comfy_table::Table;
 use crate::answer::Answer;
 use crate::failure::Failure;
 
-/// The form of answers and failures.
+/// The format of results and failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Output {
     #[default]
@@ -21,7 +21,7 @@ pub(crate) enum Output {
 }
 
 impl Output {
-    /// Writes an answer in this form; `text` ends with a line break.
+    /// Writes a result in this format; `text` ends with a line break.
     pub(crate) fn answer(self, answer: &Answer<'_>, text: impl FnOnce() -> String) {
         match self {
             Output::Json => {
@@ -41,12 +41,12 @@ pub(crate) fn look() -> Look {
     Look { color: color_welcome(), width: Table::new().width() }
 }
 
-/// <https://no-color.org>: any value but an empty one.
+/// Whether <https://no-color.org> permits colour: the variable is absent or empty.
 fn color_welcome() -> bool {
     env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Writes to standard output. If its reader has closed it (`| head`), the process exits quietly.
+/// Writes to standard output. If the reader has closed it (`| head`), the process exits quietly.
 pub(crate) fn print(text: &str) {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -55,7 +55,7 @@ pub(crate) fn print(text: &str) {
     }
 }
 
-/// Writes an answer as JSON in one line.
+/// Writes a result as JSON in one line.
 pub(crate) fn print_json_line(answer: &Answer<'_>) {
     let text = serde_json::to_string(answer).expect("answers have string keys");
     print(&(text + "\n"));
@@ -65,7 +65,7 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Warns if the list of groups is an old one.
+/// Warns if the list of groups is outdated.
 pub(crate) fn warn(origin: &Origin) {
     if let Some(warning) = origin.warning() {
         note(&warning);

@@ -1,4 +1,4 @@
-//! An app's policy, read from a file: a wrong key is refused with its line.
+//! An app's policy, read from a file: a wrong key is rejected with its line.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ pub(crate) fn read(path: &Path) -> Result<Policy, Failure> {
     parse(&read_file(path)?, &path.display().to_string())
 }
 
-/// Reads a policy. `file` names it in errors.
+/// Parses a policy. `file` names it in errors.
 pub(crate) fn parse(text: &str, file: &str) -> Result<Policy, Failure> {
     refuse_metric_checks(text, file)?;
     let policy: Policy = toml_keys::read(text, file, KEYS)?;

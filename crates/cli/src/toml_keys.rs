@@ -1,4 +1,4 @@
-//! Keys of TOML files. An unknown key is refused with its line and the key that was probably meant.
+//! Keys of TOML files. An unknown key is rejected with its line and the key probably meant.
 
 use cohort_view::hint::Hint;
 use cohort_wire::limits::RESPONSE_BYTES_MAX;
@@ -7,15 +7,16 @@ use toml::de::{DeTable, DeValue};
 
 use crate::failure::{Exit, Failure};
 
-/// Configuration and policies are a few kilobytes; anything beyond this is the wrong file.
+/// Largest file, in bytes. Configuration and policies are a few kilobytes; a larger file is the
+/// wrong one.
 pub(crate) const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 const _: () = assert!(FILE_BYTES_MAX < RESPONSE_BYTES_MAX);
 
-/// A key this many edits away or more is not a typing error for another one.
+/// A key that differs by this many edits or more is not a typo of another one.
 const EDITS_MAX: usize = 3;
 
-/// What is allowed in a table. Names are separated by spaces.
+/// The keys allowed in a table. Names are separated by spaces.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct KnownKeys<'k> {
     /// Keys with any value: deserializing checks it.
@@ -36,7 +37,7 @@ impl<'k> KnownKeys<'k> {
     }
 }
 
-/// Reads a TOML text whose keys are `known`. `file` names it in errors.
+/// Parses a TOML text whose keys are `known`. `file` names it in errors.
 pub(crate) fn read<T: DeserializeOwned>(
     text: &str,
     file: &str,

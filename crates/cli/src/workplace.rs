@@ -1,4 +1,4 @@
-//! The repository to publish to: a folder on this machine, or the hub's over the network.
+//! The repository to publish to: a directory on this machine, or the hub's over the network.
 //!
 //! Signing keys never leave this machine.
 
@@ -40,7 +40,7 @@ pub(crate) enum Workplace {
     Here(Repository),
     /// A working copy of the hub's, uploaded by [`Workplace::finish`].
     Hub {
-        /// Metadata, and the artifacts that were published.
+        /// Metadata, and the published artifacts.
         copy: WorkingCopy,
         folder: TempDir,
         hub: Hub,
@@ -52,8 +52,8 @@ pub(crate) enum Workplace {
 }
 
 impl Place {
-    /// Opens the repository and reads the keys. No context is needed if both folders are given.
-    /// `release`: what is going to be published.
+    /// Opens the repository and reads the keys. Needs no context if both directories are given.
+    /// `release`: what will be published.
     pub(crate) async fn open(
         &self,
         global: &Global,
@@ -120,7 +120,7 @@ impl Workplace {
         }
     }
 
-    /// Stores what was published, for the next release's delta.
+    /// Stores a published artifact, for the next release's delta.
     pub(crate) fn keep_base(&self, artifact: &Digest) {
         if let Workplace::Hub { copy, bases, .. } = self
             && let Err(error) = copy.keep_base(artifact, bases)
@@ -162,7 +162,7 @@ impl Workplace {
     }
 }
 
-/// A reader of the context's repository: its folder if it is on this machine, else its mirrors.
+/// A reader of the context's repository: its directory if it is on this machine, else its mirrors.
 /// Everything is verified against the trusted root.
 pub(crate) async fn reader(context: &Context) -> Result<TrustedRepository, Failure> {
     let root = context.trusted_root().ok_or_else(|| {

@@ -58,7 +58,7 @@ async fn apply(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
     let (revision, changed) = match known {
         Some(known) if known.record.policy == value => (known.revision, false),
         known => {
-            // Two people who apply at once do not overwrite each other unseen.
+            // When two operators apply at the same time, neither silently overwrites the other.
             let expected = Some(known.map(|known| known.revision).unwrap_or_default());
             let request = PolicyRequest { policy: value, expected };
             let answer: PolicyAnswer = hub.call(Call::post(policy_path(app), &request)).await?;

@@ -1,4 +1,4 @@
-//! `cohort context`: a person's identity and context folder.
+//! `cohort context`: an operator's identity and context directory.
 
 use std::path::PathBuf;
 

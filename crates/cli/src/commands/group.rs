@@ -188,7 +188,7 @@ fn no_such_server(group: &GroupId, server: &ServerId) -> Failure {
     Failure::new("no_such_server", error).hint(Command::GroupShow { group: group.clone() })
 }
 
-/// `carries`: the server is to be a voter. The group replaces voters atomically.
+/// `carries`: whether the server should be a voter. The group replaces voters atomically.
 async fn place(global: &Global, args: &VoterArgs, carries: bool) -> Result<Exit, Failure> {
     let VoterArgs { group, server, direct } = args;
     let context = context_of(global)?;
@@ -207,7 +207,7 @@ async fn place(global: &Global, args: &VoterArgs, carries: bool) -> Result<Exit,
     Ok(Exit::Done)
 }
 
-/// The hub forgets a server once its group has reported that it carries no member.
+/// Removes the server's record from the hub, once its group has reported that it carries no member.
 async fn forget(hub: &Hub, server: &ServerId) -> Result<(), CallError> {
     let begun = Instant::now();
     loop {

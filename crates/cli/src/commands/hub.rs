@@ -60,7 +60,7 @@ pub(crate) fn run(args: &HubArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// The configuration without flags, for commands that work on the hub's folders.
+/// The configuration without flags, for commands that work on the hub's directories.
 pub(crate) fn read_config(file: Option<&Path>) -> Result<HubConfig, Failure> {
     finish(read_layers(file)?)
 }

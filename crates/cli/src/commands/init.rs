@@ -68,7 +68,7 @@ pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failur
     durable::write(&file, hub_toml(&config).as_bytes(), durable::SECRET)
         .on_path("write", &file)
         .or_fail("file")?;
-    // Last: a folder with a context is complete.
+    // Last: a directory with a context is complete.
     context_file(&config).write(&dir)?;
     let made = Answer::Init {
         dir: &dir,
@@ -127,7 +127,7 @@ fn hub_config(dir: &Path, args: &InitArgs) -> Result<HubConfig, Failure> {
     Ok(config)
 }
 
-/// `hub.toml`. It names no folder: the hub uses the one of the file, so the fleet can be moved.
+/// `hub.toml`. It names no directory: the hub uses the file's, so the fleet can be moved.
 fn hub_toml(config: &HubConfig) -> String {
     let list = |texts: &[String]| toml::Value::from(texts.to_vec()).to_string();
     format!(

@@ -61,7 +61,7 @@ pub(crate) async fn run(global: &Global, command: &KillCommand) -> Result<Exit, 
 async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let identity = context.identity()?;
-    // It is taken all the same: the group may be about to come.
+    // The switch is written anyway: the group may be about to join.
     if let KillScope::Group(group) = &args.scope
         && on
         && !is_direct(&args.direct)
@@ -174,7 +174,7 @@ fn text_of(scope: &KillScope) -> String {
     group_of(scope).map_or_else(|| "the fleet".to_owned(), |group| group.to_string())
 }
 
-/// As on the command line.
+/// The scope as on the command line.
 fn name(scope: &KillScope) -> String {
     group_of(scope).map_or_else(|| "fleet".to_owned(), |group| group.to_string())
 }

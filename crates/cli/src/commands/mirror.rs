@@ -1,5 +1,5 @@
-//! `cohort mirror`: a cache of the repository close to a zone, or a folder with a copy of it. Any
-//! static HTTP server that supports ranges can serve a copy, too.
+//! `cohort mirror`: a cache of the repository close to a zone, or a directory with a copy of it.
+//! Any static HTTP server that supports ranges can serve a copy too.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -37,9 +37,9 @@ const SERVER_THREADS: usize = 2;
 /// threads: nothing that syncs to disk may run on this one.
 const AGENT_THREADS: usize = 1;
 
-/// How shells report termination by SIGTERM.
+/// Exit code that shells report after SIGTERM.
 const SIGTERM_CODE: i32 = 143;
-/// How shells report termination by SIGINT.
+/// Exit code that shells report after SIGINT.
 const SIGINT_CODE: i32 = 130;
 
 pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
@@ -70,7 +70,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
     }
 }
 
-/// Runs a command on this thread.
+/// Runs a command to completion on this thread.
 fn once(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     runtime(&mut Builder::new_current_thread())?.block_on(work)
 }
@@ -79,7 +79,7 @@ fn daemon_runtime(threads: usize) -> Result<tokio::runtime::Runtime, Failure> {
     runtime(Builder::new_multi_thread().worker_threads(threads))
 }
 
-/// Cancelled by SIGTERM or SIGINT. A second signal exits at once, as without a handler.
+/// Cancelled by SIGTERM or SIGINT. A second signal terminates immediately, as without a handler.
 fn stopping() -> Result<CancellationToken, Failure> {
     let failed = |error| Failure::of("signal", &error);
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;

@@ -123,7 +123,7 @@ pub(crate) async fn command(
     group: &GroupId,
     body: Body,
 ) -> Result<CommandAnswer, Failure> {
-    // Unique: time in nanoseconds and process.
+    // Unique: time in nanoseconds, and process id.
     let now = jiff::Timestamp::now().as_nanosecond();
     let request = RequestId(format!("cli-{now:x}-{:x}", std::process::id()));
     let message = ToGroup::new(group, CommandRequest { request, body });
@@ -139,7 +139,7 @@ pub(crate) async fn command(
     }
 }
 
-/// The app of this name, or the group's only app.
+/// The named app, or the group's only one.
 pub(crate) fn app_of(named: Option<&AppId>, status: &GroupStatus) -> Result<AppId, Failure> {
     let group = &status.group;
     let names: Vec<&str> = status.apps.keys().map(AppId::as_str).collect();

@@ -57,8 +57,8 @@ pub(crate) async fn run(global: &Global, args: &PlanArgs) -> Result<Exit, Failur
     Ok(if plan.change { Exit::SomethingToDo } else { Exit::Done })
 }
 
-/// The given version, or what the policy's channel offers for the group's platform; verified as a
-/// server would.
+/// The given version, or the one that the policy's channel offers for the group's platform;
+/// verified as a server would verify it.
 async fn offer(
     context: &Context,
     status: &GroupStatus,
@@ -87,7 +87,7 @@ async fn offer(
     })
 }
 
-/// Root hash of what the whole group runs. None if the repository no longer has it; then there is
+/// Root hash of what the whole group runs. `None` if the repository no longer has it; then there is
 /// no delta from it either.
 async fn base(
     reader: &TrustedRepository,
@@ -100,7 +100,7 @@ async fn base(
     Some(manifest.root.clone())
 }
 
-/// What keeps the group from starting, by the rule that its leader uses.
+/// What keeps the group from starting, by its leader's own rule.
 fn kept_by(
     fleet: &Fleet,
     status: &GroupStatus,

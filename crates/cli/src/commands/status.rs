@@ -44,7 +44,7 @@ pub(crate) struct StatusArgs {
     direct: Direct,
 }
 
-/// What every look at the fleet needs.
+/// The inputs of every look at the fleet.
 struct Look<'a> {
     global: &'a Global,
     args: &'a StatusArgs,
@@ -88,7 +88,7 @@ impl Look<'_> {
         }
     }
 
-    /// Runs until interrupted: an unreachable hub or group is something to watch, too.
+    /// Runs until interrupted: an unreachable hub or group is worth watching too.
     async fn watch(&self) -> Result<Exit, Failure> {
         let json = self.global.output == Output::Json;
         let terminal = io::stdout().is_terminal();
@@ -107,7 +107,7 @@ impl Look<'_> {
                         }
                         Err(failure) => format!("error: {}\n", failure.error),
                     };
-                    // No flicker: move home, clear each line to its end, then the rest.
+                    // To avoid flicker: move home, clear each line to its end, then the rest.
                     print(&if terminal {
                         format!("\x1b[H{}\x1b[J", frame.replace('\n', "\x1b[K\n"))
                     } else {

@@ -90,7 +90,7 @@ async fn create(global: &Global, args: &CreateArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// What the hub would do.
+/// Does what the hub would do.
 fn make(config: &HubConfig, args: &CreateArgs) -> Result<TokenAnswer, Failure> {
     let authority = Authority::open(&config.authority_dir()).or_fail("authority")?;
     let tokens = JoinTokens::open(&config.tokens_dir()).or_fail("token")?;

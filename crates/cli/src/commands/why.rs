@@ -25,7 +25,7 @@ pub(crate) struct WhyArgs {
     direct: Direct,
 }
 
-/// What a name stands for; neither: every group.
+/// What a name refers to; neither: every group.
 #[derive(Default)]
 struct About {
     group: Option<GroupId>,
