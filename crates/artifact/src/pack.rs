@@ -20,7 +20,6 @@ const ZSTD_LEVEL: i32 = 3;
 /// Largest window of a foreign artifact: as much as the host allows (128 MiB).
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
-/// Bytes per read.
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// Deepest directory in an artifact; keeps the walk's recursion bounded.

@@ -72,7 +72,7 @@ impl PublishRequest {
     }
 }
 
-/// A published release.
+/// A release as published, and what was done for it.
 #[derive(Debug)]
 pub struct Published {
     /// The signed manifest; `length` and `root` in it are the artifact's.

@@ -170,7 +170,7 @@ impl Repository {
         Self { lifetimes, ..self }
     }
 
-    /// The served directory.
+    /// The directory to serve, with `metadata/`, `targets/` and `blobs/`.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir

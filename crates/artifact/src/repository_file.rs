@@ -84,7 +84,7 @@ impl RepositoryFile {
         }
     }
 
-    /// The file's `Content-Type`.
+    /// The file's `Content-Type`: JSON for metadata, bytes for the rest.
     #[must_use]
     pub fn content_type(&self) -> &'static str {
         match self {

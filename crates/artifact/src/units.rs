@@ -66,7 +66,7 @@ impl UnitHashes {
         Ok(Self { length, root: root.clone(), values })
     }
 
-    /// The file's content.
+    /// The content of the file: 32 bytes per unit.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         self.values.concat()
@@ -84,7 +84,7 @@ impl UnitHashes {
         self.length
     }
 
-    /// The artifact's root.
+    /// The artifact's root, into which the hashes merge.
     #[must_use]
     pub fn root(&self) -> &Digest {
         &self.root

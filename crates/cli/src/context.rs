@@ -107,7 +107,7 @@ pub(crate) fn folder(global: &Global) -> Result<PathBuf, Failure> {
     home_folder().ok_or_else(none)
 }
 
-/// `~/.config/cohort`.
+/// `cohort` in `XDG_CONFIG_HOME`, by default `~/.config/cohort`; `None` without a home directory.
 fn home_folder() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let config = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));

@@ -22,7 +22,6 @@ const DROP_INS_MAX: usize = 100;
 pub(crate) enum Kind {
     Text,
     Number,
-    /// `true` or `false`.
     Bool,
     /// Strings, separated by commas in the environment.
     List,

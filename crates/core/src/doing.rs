@@ -84,7 +84,6 @@ pub enum BytesFrom {
 pub struct Failing {
     /// The server, or the mirror's address.
     pub source: String,
-    /// Its last error.
     pub error: String,
 }
 

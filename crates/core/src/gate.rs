@@ -25,7 +25,7 @@ pub struct GroupInfo {
     pub platform: Platform,
 }
 
-/// Another group's verdict.
+/// Another group's verdict about a version, as the registry has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignVerdict {
     pub group: GroupId,

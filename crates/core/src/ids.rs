@@ -173,7 +173,7 @@ macro_rules! number_type {
         pub struct $name(pub u64);
 
         impl $name {
-            /// The next number.
+            /// The number after this one.
             #[must_use]
             pub fn next(self) -> Self {
                 Self(self.0 + 1)

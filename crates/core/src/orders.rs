@@ -34,7 +34,7 @@ pub struct Orders {
     pub members: Vec<MemberAddress>,
 }
 
-/// A member's address.
+/// A member's server, number and address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MemberAddress {
     pub server: ServerId,

@@ -43,7 +43,7 @@ pub enum Phase {
     },
 }
 
-/// A rollout's progress.
+/// A rollout's progress, up to its current wave.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "milestone", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Milestone {

@@ -135,7 +135,7 @@ fn plan_round(state: &State, seen: &Observations, leader: &ServerId) -> Plan {
     plan
 }
 
-/// Plans one app.
+/// Plans one app, collecting commands and waits.
 struct Planner<'a> {
     state: &'a State,
     seen: &'a Observations,

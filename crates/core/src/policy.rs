@@ -18,7 +18,7 @@ pub const WAVE_SIZES_MAX: usize = 64;
 /// Longest duration in a policy: 30 days, in milliseconds.
 pub const DURATION_MS_MAX: u64 = 30 * 24 * 3_600_000;
 
-/// An app's policy.
+/// An app's policy, as in its file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
@@ -174,7 +174,6 @@ pub enum CheckPhase {
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Probe {
     Tcp {
-        /// `host:port`.
         address: String,
     },
     /// An HTTP request gets the expected response.

@@ -75,7 +75,7 @@ pub enum WhyNot {
     AlreadyLost,
 }
 
-/// What is limited.
+/// The resource whose limit a command would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Limited {

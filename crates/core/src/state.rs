@@ -242,7 +242,7 @@ impl State {
         }
     }
 
-    /// Number of servers.
+    /// Number of servers in the group.
     #[must_use]
     pub fn size(&self) -> u32 {
         u32::try_from(self.servers.len()).unwrap_or(u32::MAX)

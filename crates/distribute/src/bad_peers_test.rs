@@ -41,7 +41,6 @@ enum Evil {
     Babbles,
     /// Proper heartbeats, and nothing else.
     Empty,
-    /// Busy, always.
     Busy,
 }
 

@@ -48,7 +48,6 @@ pub struct FetchContext {
     pub counters: Arc<ByteCounters>,
     /// Limit for everything received, over all fetches.
     pub download: Arc<Budget>,
-    /// The leader's guidance.
     pub guides: Arc<Guides>,
 }
 

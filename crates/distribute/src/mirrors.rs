@@ -110,7 +110,7 @@ impl MirrorList {
         }
     }
 
-    /// Records a failure.
+    /// Records a failed request: the mirror is asked after those with fewer failures.
     pub(crate) fn failed(&self, index: usize) {
         let mut state = self.state.lock();
         if let Some(record) = state.records.get_mut(index) {

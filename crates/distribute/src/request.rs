@@ -144,9 +144,8 @@ pub(crate) struct Measured {
     pub(crate) first_byte: Option<Duration>,
     /// From the response head to the end.
     pub(crate) elapsed: Duration,
-    /// Body bytes received.
     pub(crate) bytes: u64,
-    /// Correct, new units.
+    /// Units that were correct and new.
     pub(crate) units: u32,
 }
 

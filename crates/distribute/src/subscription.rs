@@ -208,7 +208,6 @@ impl Subscription {
         }
     }
 
-    /// Sends a heartbeat.
     async fn live(&self, sender: &mpsc::Sender<io::Result<Bytes>>) -> bool {
         self.put(sender, Ok(Bytes::copy_from_slice(&ALIVE.to_be_bytes()))).await
     }

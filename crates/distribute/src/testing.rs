@@ -136,7 +136,6 @@ pub(crate) struct Manners {
     pub(crate) ignores_ranges: bool,
     /// Sends the head and then nothing more.
     pub(crate) hangs: AtomicBool,
-    /// Never responds.
     pub(crate) silent: bool,
     /// Sends one byte every 20 ms.
     pub(crate) trickles: bool,
@@ -166,7 +165,7 @@ pub(crate) struct Mirror {
 pub(crate) struct MirrorState {
     pub(crate) manners: Manners,
     blobs: BTreeMap<String, Bytes>,
-    /// Artifact bytes sent.
+    /// Total artifact bytes sent so far.
     pub(crate) sent: AtomicU64,
     pub(crate) requests: AtomicU32,
 }

@@ -60,7 +60,6 @@ pub struct Controls {
 /// The outcome of an action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acted {
-    /// Done and recorded.
     Done,
     /// Failed, and the failure is recorded.
     Failed,

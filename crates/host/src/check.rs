@@ -21,7 +21,7 @@ const EXEC_OUTPUT_BYTES_MAX: usize = 512;
 /// What checks need to know about this server and the release.
 #[derive(Debug, Clone, Default)]
 pub struct CheckContext {
-    /// Replaces `{port}`.
+    /// The value of `{port}` in checks.
     pub(crate) service_port: Option<u16>,
     /// Where `exec` looks up its programs.
     pub(crate) release_folder: Option<PathBuf>,

@@ -59,7 +59,7 @@ impl RunningChecks {
         RunningChecks { health, _board: board, _looks: looks }
     }
 
-    /// The combined health.
+    /// The health as all checks and the service's state show it together.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()

@@ -48,7 +48,7 @@ pub(crate) enum Hook {
 }
 
 impl Hook {
-    /// The file's name.
+    /// The name of the hook's file.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Hook::BeforeBlockTraffic => "before-block-traffic",
@@ -71,7 +71,6 @@ pub(crate) struct HookRun<'a> {
     pub(crate) hook: Hook,
     pub(crate) folder: &'a Path,
     pub(crate) limit: Duration,
-    /// `COHORT_*`.
     pub(crate) variables: &'a BTreeMap<String, String>,
     pub(crate) run_as: Option<RunAs>,
     /// The directory for `<hook>.log`.
@@ -85,7 +84,7 @@ pub(crate) enum HookEnd {
     Later {
         output: String,
     },
-    /// The release's fault.
+    /// The release is at fault.
     Failed {
         reason: String,
         output: String,

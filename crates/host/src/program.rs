@@ -39,7 +39,7 @@ impl RunAs {
 pub(crate) struct Program<'a> {
     pub(crate) path: &'a Path,
     pub(crate) args: &'a [String],
-    /// The whole environment.
+    /// The whole environment: nothing is inherited.
     pub(crate) env: &'a BTreeMap<String, String>,
     pub(crate) folder: &'a Path,
     pub(crate) limit: Duration,
@@ -56,7 +56,7 @@ pub(crate) enum End {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProgramError {
-    /// The file's fault.
+    /// The program file is at fault.
     #[error("cannot execute {}", path.display())]
     Spawn { path: PathBuf, source: io::Error },
     /// The machine's fault: no pipe, no process number.

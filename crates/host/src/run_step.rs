@@ -34,7 +34,7 @@ impl Work<'_> {
     }
 }
 
-/// `incarnation.generation`
+/// A fence as `incarnation.generation`.
 pub(crate) fn fence_text(fence: Fence) -> String {
     format!("{}.{}", fence.incarnation, fence.generation)
 }

@@ -43,7 +43,7 @@ pub struct ServiceCommand {
     /// A name without `/` is looked up in `PATH`.
     pub program: PathBuf,
     pub args: Vec<String>,
-    /// The whole environment.
+    /// The whole environment: nothing is inherited.
     pub env: BTreeMap<String, String>,
     pub folder: PathBuf,
     /// The signal sent to the group first.
@@ -128,7 +128,7 @@ impl ServiceError {
     }
 }
 
-/// Runs services.
+/// A manager of services: the guard, or systemd.
 #[async_trait]
 pub trait ServiceControl: Send + Sync + std::fmt::Debug {
     /// Starts the service, after stopping one that runs under another key. Does nothing if the same

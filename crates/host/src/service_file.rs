@@ -41,10 +41,10 @@ pub(crate) struct ServiceFile {
     pub(crate) hooks: Hooks,
     /// Whether it can be rolled back. The signed manifest must agree.
     pub(crate) rollback: Option<Rollback>,
-    /// Validated at publishing.
+    /// Not used here: validated at publishing.
     #[serde(rename = "protocols")]
     _protocols: Option<IgnoredAny>,
-    /// Validated at publishing.
+    /// Not used here: validated at publishing.
     #[serde(rename = "schemas")]
     _schemas: Option<IgnoredAny>,
 }

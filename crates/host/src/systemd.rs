@@ -103,7 +103,6 @@ pub struct Systemd {
     folder: PathBuf,
 }
 
-/// A unit's activity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Activity {
     Up,
@@ -114,7 +113,6 @@ enum Activity {
 }
 
 impl Activity {
-    /// From systemd's `ActiveState`.
     fn of(active_state: &str) -> Self {
         match active_state {
             "active" | "reloading" | "refreshing" => Activity::Up,

@@ -14,11 +14,10 @@ pub enum Traffic {
     /// Takes no new requests; those in progress may finish.
     Draining,
     WarmingUp {
-        /// 1 to 99.
+        /// Share of the full traffic, 1 to 99.
         percent: u8,
     },
     Out {
-        /// Shown by `/readyz`.
         reason: NoTraffic,
     },
 }

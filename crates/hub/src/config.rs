@@ -71,7 +71,6 @@ fn any(port: u16) -> SocketAddr {
 }
 
 impl Default for HubConfig {
-    /// Everything except `data_dir`.
     fn default() -> Self {
         HubConfig {
             data_dir: PathBuf::new(),
@@ -102,13 +101,13 @@ impl HubConfig {
         HubConfig { data_dir: data_dir.into(), ..HubConfig::default() }
     }
 
-    /// The repository's directory.
+    /// The repository's directory, configured or by default.
     #[must_use]
     pub fn repository_dir(&self) -> PathBuf {
         self.below(self.repository_dir.as_ref(), "repository")
     }
 
-    /// The authority's directory.
+    /// The authority's directory, configured or by default.
     #[must_use]
     pub fn authority_dir(&self) -> PathBuf {
         self.below(self.authority_dir.as_ref(), "authority")

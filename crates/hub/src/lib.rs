@@ -96,7 +96,7 @@ pub enum HubError {
     Part(#[source] tokio::task::JoinError),
 }
 
-/// A running hub.
+/// A running hub; stops with [`Hub::run_until`].
 pub struct Hub {
     app: Arc<App>,
     api_address: SocketAddr,

@@ -12,7 +12,6 @@ use cohort_registry::RegistryError;
 use cohort_wire::http::ApiError;
 use cohort_wire::kill::KillError;
 
-/// A handler's result.
 pub(crate) type Answer<T> = Result<Json<T>, Refusal>;
 
 /// An error response. `?` converts every failure that a handler can encounter.

@@ -30,7 +30,7 @@ pub(crate) const UPLOAD_BYTES_MAX: u64 = ARTIFACT_BYTES_MAX;
 const UPLOAD_DEADLINE_MIN: Duration = Duration::from_secs(60);
 /// The slowest connection that an upload may use, in bytes per second: 1 Mbit/s.
 const UPLOAD_BYTES_PER_S_MIN: u64 = 128 * 1024;
-/// Bytes per read.
+/// Bytes per read of an upload's body.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 pub(crate) async fn put(

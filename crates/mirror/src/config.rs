@@ -78,7 +78,6 @@ impl Default for CacheLimits {
 }
 
 impl CacheConfig {
-    /// Rejects contradictory settings.
     pub(crate) fn check(&self) -> Result<(), MirrorError> {
         self.contradiction().map_or(Ok(()), |reason| Err(MirrorError::Config { reason }))
     }

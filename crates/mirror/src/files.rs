@@ -59,7 +59,7 @@ struct Head {
     blake3: String,
 }
 
-/// A small file.
+/// A small file in memory, with its metadata.
 #[derive(Debug)]
 pub(crate) struct SmallFile {
     head: Head,

@@ -91,7 +91,7 @@ enum Place {
 
 #[derive(Debug, Default)]
 struct Health {
-    /// Consecutive failures.
+    /// Consecutive failures; reset by a delivery.
     failures: u32,
     failed_at: Option<Instant>,
     not_before: Option<Instant>,
@@ -133,7 +133,7 @@ impl Origins {
         Turn { origins: self, file, next: 0, absent: false, failure: None, earliest: None }
     }
 
-    /// Asks one origin.
+    /// Sends a request to one origin.
     pub(crate) async fn get(
         &self,
         origin: usize,

@@ -84,7 +84,7 @@ pub fn check_forward(command: &Command) -> Result<(), ForwardRefused> {
 /// Why reports are rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReportsRefused {
-    /// More than [`REPORTS_MAX`].
+    /// More than [`REPORTS_MAX`] in one request.
     TooMany,
     /// A server only reports for itself.
     Foreign,

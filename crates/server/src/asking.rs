@@ -44,7 +44,6 @@ impl Received {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Whom {
     pub server: ServerId,
-    /// `host:port`.
     pub address: String,
 }
 
@@ -71,7 +70,7 @@ pub enum Effect {
     OldIncarnation { server: ServerId, incarnation: Incarnation },
     /// Look up the group's members in the registry.
     AskRegistry,
-    /// Ask this member.
+    /// Send this request to this member.
     Ask(Whom, Question),
     /// Do nothing until this time of the boot-time clock, in milliseconds; then [`Input::Woken`].
     Rest { until_ms: u64 },

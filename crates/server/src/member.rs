@@ -110,7 +110,7 @@ pub enum Output {
     Stopped,
 }
 
-/// A proposal's outcome.
+/// The outcome of proposing a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proposed {
     /// Committed and applied here, or permanently rejected. The index is 0 for a command that

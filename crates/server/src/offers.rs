@@ -6,7 +6,6 @@ use cohort_core::release::Release;
 /// Why the repository provided no release, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// No mirror responded.
     Unreachable { reason: String },
     /// The channel has no target, as far as known here.
     NotFound { reason: String },

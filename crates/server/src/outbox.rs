@@ -31,7 +31,7 @@ const PAUSE_MS_MAX: u64 = 2_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sending {
     pub to: MemberAddress,
-    /// Oldest first.
+    /// The oldest unacknowledged ones, oldest first.
     pub reports: Vec<Report>,
 }
 

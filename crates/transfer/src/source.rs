@@ -16,7 +16,7 @@ pub enum SourceId {
     Mirror(usize),
 }
 
-/// A request's destination.
+/// Where a request goes: to a server at its address, or to a mirror.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     Server(Source),
@@ -37,7 +37,7 @@ impl SourceName {
     /// Longest URL that is shown or reported, in bytes; longer ones are truncated.
     pub const MIRROR_BYTES_MAX: usize = 200;
 
-    /// Names a mirror.
+    /// The name of the mirror with this URL, without secrets.
     #[must_use]
     pub fn mirror(url: &str) -> Self {
         let end = url.floor_char_boundary(Self::MIRROR_BYTES_MAX);
@@ -97,7 +97,7 @@ pub struct Outcome {
     pub bytes: u64,
     /// From the response head to the last byte, in microseconds.
     pub elapsed_us: u64,
-    /// Correct, new units.
+    /// Units that were correct and new.
     pub units: u32,
     /// Why it got less than requested, with the full error for people.
     pub failure: Option<(Failure, String)>,

@@ -10,7 +10,7 @@ pub struct UnitSet {
     words: Vec<u64>,
 }
 
-/// Consecutive units.
+/// A run of consecutive units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnitRun {

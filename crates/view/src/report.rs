@@ -80,7 +80,7 @@ pub struct Recorded {
     pub since: u64,
 }
 
-/// The fleet, judged.
+/// The whole fleet, judged.
 #[derive(Debug, Clone, Serialize)]
 pub struct FleetReport {
     pub healthy: bool,
@@ -88,7 +88,7 @@ pub struct FleetReport {
     pub groups: Vec<GroupReport>,
 }
 
-/// A group, judged.
+/// A group, judged as a whole and per app.
 #[derive(Debug, Clone, Serialize)]
 pub struct GroupReport {
     pub group: GroupId,

@@ -134,11 +134,10 @@ pub struct ClaimMemberAnswer {
     pub granted: bool,
 }
 
-/// An operator's command.
+/// An operator's command, with its request id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommandRequest {
-    /// Detects duplicates.
     pub request: RequestId,
     pub body: Body,
 }

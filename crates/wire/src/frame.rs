@@ -31,7 +31,7 @@ mod frame_test;
 /// The frame format's version.
 const VERSION: u8 = 1;
 
-/// The client's greeting.
+/// The client's first frame: who it is, and which server it expects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hello {
@@ -43,7 +43,7 @@ pub struct Hello {
     pub from: ServerId,
     /// The server that the client expects.
     pub to: ServerId,
-    /// See [`connection_number`].
+    /// Increases with each connection; see [`connection_number`].
     pub connection: u64,
 }
 

@@ -134,7 +134,7 @@ impl KillEntry {
         }
     }
 
-    /// The register's epoch.
+    /// The epoch of the register, known even if its file is damaged.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         match self {

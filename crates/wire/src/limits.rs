@@ -104,7 +104,7 @@ const _: () = assert!(POOL_IDLE_TIMEOUT.as_secs() * 2 <= HEADER_READ_TIMEOUT.as_
 // A flood of handshakes leaves most connections to authenticated peers.
 const _: () = assert!(HANDSHAKES_MAX * 4 <= CONNECTIONS_MAX);
 
-/// A server's limits.
+/// Limits of a server, all enforced by [`serve`](crate::http::serve).
 #[derive(Debug, Clone)]
 pub struct ServerLimits {
     /// Includes those still in the handshake.
@@ -113,7 +113,6 @@ pub struct ServerLimits {
     /// ([`POOL_IDLE_PER_TARGET_MAX`]) per protocol, and a download uses a handful; 64 leaves room
     /// for an operator's scripts and stops a runaway loop.
     pub connections_per_peer_max: usize,
-    /// Concurrent handshakes.
     pub handshakes_max: usize,
     /// A handshake takes two round trips; five seconds allow for two lost packets on a bad line.
     pub handshake_timeout: Duration,

@@ -16,9 +16,7 @@ pub enum Content {
     Whole,
     /// A part: what was requested, or less at the end of the file.
     Part {
-        /// First byte.
         first: u64,
-        /// Last byte.
         last: u64,
         /// Length of the file in bytes, if announced.
         total: Option<u64>,

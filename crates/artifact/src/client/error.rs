@@ -20,7 +20,7 @@ pub enum FetchError {
         /// Its `Retry-After`; one second if there was none.
         retry_after: Duration,
     },
-    /// An unexpected status.
+    /// A status other than those above.
     #[error("answered with status {status}{}", in_brackets(.code.as_deref()))]
     Status {
         status: StatusCode,

@@ -70,7 +70,6 @@ pub struct Confirm {
 pub struct Failure {
     /// The release, or the environment.
     pub blame: Blame,
-    /// Human-readable cause.
     pub reason: String,
     pub output: String,
 }

@@ -23,7 +23,6 @@ pub(crate) fn now() -> UnixTime {
     UnixTime::since_unix_epoch(SystemTime::now().duration_since(UNIX_EPOCH).unwrap())
 }
 
-/// A running hub.
 pub(crate) struct Running {
     pub(crate) folder: TempDir,
     pub(crate) authority: Arc<Authority>,

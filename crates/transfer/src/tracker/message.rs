@@ -37,7 +37,7 @@ pub struct TransferRequest {
     /// The version of control messages.
     pub version: u32,
     pub group: GroupId,
-    /// At most [`REPORTS_MAX`].
+    /// At most [`REPORTS_MAX`] of them.
     pub transfers: Vec<TransferReport>,
 }
 

@@ -110,7 +110,7 @@ pub struct Layout {
     pub fan_out: usize,
 }
 
-/// Plans a transfer.
+/// Plans a transfer: heads, leases, then the tree of parents.
 #[must_use]
 pub fn plan(situation: &Situation<'_>) -> Layout {
     let heads = heads(situation);

@@ -84,7 +84,6 @@ pub(super) struct Transfer {
     heir: Option<ServerId>,
     /// When bytes from mirrors were first and last reported.
     mirrored: Option<(Moment, Moment)>,
-    /// Events to log.
     pub(super) events: Vec<Event>,
 }
 
@@ -319,7 +318,7 @@ impl Transfer {
         rates.get(place).copied().unwrap_or(0)
     }
 
-    /// The reachable servers.
+    /// The reachable servers, as input of a plan.
     pub(super) fn members(&self, now: Moment) -> BTreeMap<ServerId, Member> {
         let there = || self.seen.iter().filter(|(id, seen)| self.is_there(id, seen, now));
         let lacking = there().filter(|(_, seen)| !seen.have.is_full()).map(|(id, _)| id).collect();

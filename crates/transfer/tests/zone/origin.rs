@@ -8,9 +8,9 @@ pub(crate) const RETRY_AFTER_MS: u64 = 1_000;
 /// An origin, or a mirror that many zones share.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
-    /// Bytes per second.
+    /// In bytes per second.
     rate: u64,
-    /// Answers at once.
+    /// Most concurrent responses.
     places: usize,
     taken: usize,
     budget: u64,

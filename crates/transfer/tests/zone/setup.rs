@@ -30,7 +30,7 @@ impl Lie {
     ];
 }
 
-/// What is simulated.
+/// The simulated zone: size, links and faults.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     pub(crate) servers: usize,
@@ -49,7 +49,6 @@ pub(crate) struct Setup {
     pub(crate) head_dies: Option<u64>,
     /// There is no leader from this time on, for so long, in milliseconds; then another one.
     pub(crate) no_leader: Option<(u64, u64)>,
-    /// Servers that lie.
     pub(crate) lies: BTreeMap<usize, Lie>,
 }
 

@@ -78,12 +78,11 @@ pub struct ChainStatus {
     pub depth: u64,
 }
 
-/// A misbehaving source.
+/// A misbehaving source, its offence, and the servers that saw it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OffenderStatus {
     pub source: SourceName,
     pub what: Offence,
-    /// Number of occurrences.
     pub count: u64,
     /// The servers that reported it; at most [`NAMES_SHOWN_MAX`].
     pub told_by: Vec<ServerId>,

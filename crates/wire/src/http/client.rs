@@ -33,7 +33,6 @@ use crate::tls::{ClientStream, IdentitySlot};
 /// A peer to call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
-    /// `host:port`.
     pub address: String,
     /// The peer whose certificate is expected there.
     pub peer: Peer,
@@ -350,7 +349,6 @@ impl Client {
 /// A successful response whose body is read in pieces. If dropped early, it closes its connection;
 /// if read completely, it returns it to the pool.
 pub struct BodyStream {
-    /// The status, 2xx.
     pub status: StatusCode,
     target: Target,
     body: Incoming,

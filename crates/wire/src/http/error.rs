@@ -38,7 +38,7 @@ impl ApiError {
         Self { status: status.as_u16(), kind, error, hints: Vec::new() }
     }
 
-    /// Adds a hint.
+    /// Adds a hint, after those already there.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
@@ -89,7 +89,7 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error)
     }
 
-    /// 503 with `Retry-After`.
+    /// 503 with `Retry-After`, for a temporary condition.
     #[must_use]
     pub fn unavailable(kind: &str, error: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, error)

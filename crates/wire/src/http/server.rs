@@ -40,7 +40,7 @@ use crate::tls::{IdentitySlot, ServerStream, tune};
 pub type RawHandler =
     Arc<dyn Fn(Peer, ServerStream) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
-/// Serves one protocol.
+/// How the connections of one protocol are served.
 #[derive(Clone)]
 pub enum Handler {
     /// HTTP. Requests have the extension [`Peer`], unless the client has no certificate.

@@ -72,7 +72,7 @@ async fn roles_are_enforced() {
                 assert!(!error.hints().is_empty());
             }
         }
-        // Routes next to are for everybody.
+        // Routes outside of the roles are for every peer.
         client.call(&served.control(), Call::get("/")).await.unwrap();
     }
 }

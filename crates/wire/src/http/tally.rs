@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Counts per key.
+/// Current counts per key.
 #[derive(Debug)]
 pub struct Tally<K>(Arc<Mutex<BTreeMap<K, usize>>>);
 
