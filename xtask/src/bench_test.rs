@@ -10,7 +10,7 @@ fn a_goal_is_met_in_its_direction_and_a_missing_figure_never() {
     assert!(row(Some(9.0), None, Better::Lower), "only reported");
     assert!(!row(None, Some(1.0), Better::Lower));
     assert!(!row(None, None, Better::Lower));
-    // What is printed decides: three decimals.
+    // The printed figure decides: three decimals.
     assert!(row(Some(1.0004), Some(1.0), Better::Lower));
 }
 

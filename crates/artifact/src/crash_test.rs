@@ -67,7 +67,7 @@ impl Fixture {
     }
 }
 
-/// What a reader sees: the version of the channel, every byte of which is there and right.
+/// What a reader sees: the channel's version, with every byte there and correct.
 async fn consistent_version(reader: &TrustedRepository, dir: &Path) -> String {
     let (app, channel) = ("web".parse().unwrap(), "stable".parse().unwrap());
     let platform = "linux/amd64".parse().unwrap();
@@ -110,7 +110,7 @@ async fn a_reader_sees_the_state_before_or_after_whenever_the_publisher_dies() {
         assert_eq!(consistent_version(&fresh, &dir).await, found, "a new reader sees the same");
         seen.0 |= died && found == running;
         seen.1 |= died && found == version;
-        // The next publisher carries on, and ends where the dead one wanted to be.
+        // The next publisher continues, and completes what the dead one started.
         let published = fixture.repository.publish(&fixture.keys, &request).await.unwrap();
         assert_eq!(published.already_there, found == version);
         assert_eq!(consistent_version(&reader, &dir).await, version);

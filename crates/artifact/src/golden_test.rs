@@ -1,4 +1,4 @@
-//! Formats on disk and on the wire, each held by a file in `tests/golden`.
+//! Formats on disk and on the wire, each pinned by a file in `tests/golden`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -94,7 +94,7 @@ fn settings_of_a_repository() {
 
 #[test]
 fn what_a_reader_has_seen() {
-    // Each file in a bundle names the version that it follows; what is in them is held below.
+    // Each file in a bundle names its own format version; the contents are pinned below.
     let [root, timestamp, snapshot, targets] =
         ["root", "timestamp", "snapshot", "targets"].map(|role| format!("signed {role}"));
     let bundle = Bundle { root, timestamp, snapshot, targets };
@@ -128,7 +128,7 @@ fn unit_hashes() {
     }
 }
 
-/// A key from a file as `cohort init` writes it.
+/// A key from a file as written by `cohort init`.
 fn key(seed: u8) -> SigningKey {
     let mut pkcs8 = hex::decode("302e020100300506032b657004220420").unwrap();
     pkcs8.extend([seed; 32]);

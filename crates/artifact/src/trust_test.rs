@@ -1,4 +1,4 @@
-//! Signed, but not what was asked for.
+//! Signed, but not what was requested.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::{
     TrustedRepository, channel_target, manifest_target,
 };
 
-/// The holder of the keys, by mistake or by force, signs one thing under the name of another.
+/// The holder of the keys, by mistake or under duress, signs one thing under the name of another.
 #[tokio::test]
 async fn a_file_signed_under_another_name_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -48,7 +48,7 @@ async fn a_file_signed_under_another_name_is_refused() {
     })
     .await
     .unwrap();
-    // On another thread: what agents do, so the futures have to be sendable.
+    // On another thread, as agents do, so the futures have to be `Send`.
     let reader = Arc::new(reader);
     let shared = Arc::clone(&reader);
     let (asked_app, asked_stable, asked_intel) = (app.clone(), stable.clone(), intel.clone());

@@ -2,7 +2,7 @@ use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
 
 use crate::{UNIT_BYTES, UnitError, UnitHasher, UnitHashes, digest_of, hash_file, root_of_units};
 
-/// Bytes that differ everywhere, so that swapped units do not look alike.
+/// Bytes without repetition, so that swapped units differ.
 fn bytes(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(b"test").finalize_xof().fill(&mut bytes);

@@ -1,4 +1,4 @@
-//! Deltas, from `publish` to what a server builds of them.
+//! Deltas, from `publish` to the artifact that a server builds with them.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -63,13 +63,13 @@ async fn the_last_three_versions_get_deltas() {
         assert_eq!(blob.len(), delta.length);
         assert!(build(&fixture, manifest, delta) == whole, "another artifact");
     }
-    // Repeating it makes nothing new.
+    // Repeating it creates nothing new.
     let before = bytes_below(dir);
     let again = fixture.repository.publish(&fixture.keys, &request).await.unwrap();
     assert!(again.already_there && again.deltas.is_empty());
     assert_eq!(again.manifest, published.manifest);
     assert_eq!(bytes_below(dir), before);
-    // Readers get them with the signature.
+    // Readers get them together with the signature.
     let reader = fixture.reader("store", vec![folder(dir)]).await;
     let read = reader.latest(&app(), &stable(), &intel()).await.unwrap();
     assert_eq!(read.deltas, manifest.deltas);
@@ -91,7 +91,7 @@ async fn deltas_that_are_not_worth_it_or_not_wanted() {
     let request = PublishRequest { platform, ..fixture.similar("1.3.0") };
     let published = fixture.repository.publish(&fixture.keys, &request).await.unwrap();
     assert!(published.deltas.is_empty());
-    // A blob that is gone costs its delta only.
+    // A missing blob costs only its delta.
     let published = publish(&fixture, "1.3.0").await;
     let last = blob_path(&published.manifest.root);
     fs::remove_file(fixture.repository.dir().join(last)).unwrap();
@@ -139,7 +139,7 @@ async fn a_publisher_far_away_makes_them_as_well() {
         let relative = path.to_str().unwrap().to_owned();
         async move { hub.receive(&relative, file).await }
     };
-    // A manifest whose delta is not here is not taken.
+    // A manifest whose delta is not here is rejected.
     for path in files.iter().filter(|path| path.to_str() != Some(&delta)) {
         let received = upload(path).await;
         if path.ends_with("timestamp.json") {
@@ -156,7 +156,7 @@ async fn a_publisher_far_away_makes_them_as_well() {
     let built = build(&fixture, &published.manifest, &published.manifest.deltas[0]);
     assert!(built == fs::read(hub.dir().join(blob_path(&published.manifest.root))).unwrap());
 
-    // What was published from here need not be fetched to here; a damaged copy costs a delta.
+    // Artifacts published from here need not be fetched; a damaged copy costs a delta.
     server.take_log();
     let (copy, request) = pull(&fixture, &server, "two", "1.3.0").await;
     let blobs = server.take_log().into_iter().filter(|path| path.starts_with("blobs/")).count();

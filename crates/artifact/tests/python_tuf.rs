@@ -8,11 +8,11 @@ use std::process::{Command, Output};
 
 use common::{Fixture, Server};
 
-/// The release that was tried; python-tuf keeps its reading API within a major version.
+/// The version that was tested; python-tuf keeps its reading API within a major version.
 const PYTHON_TUF: &str = "tuf==7.0.1";
 
-/// A virtual environment with python-tuf in cargo's directory for tests, made once; nothing when
-/// this machine has no Python.
+/// A virtual environment with python-tuf in cargo's directory for tests, created once; `None` on a
+/// machine without Python.
 fn python_with_tuf() -> Option<PathBuf> {
     let version = Command::new("python3").arg("--version").output();
     if !version.is_ok_and(|output| output.status.success()) {
@@ -67,7 +67,7 @@ print(json.dumps([channel, manifest, read("channels/web/missing.json")]))
 async fn python_tuf_reads_our_repository() {
     let Some(python) = tokio::task::spawn_blocking(python_with_tuf).await.unwrap() else { return };
     let fixture = Fixture::new().await;
-    // With a delta in its manifest, which is no business of TUF's.
+    // With a delta in its manifest, which TUF does not care about.
     for earlier in ["1.0.8", "1.0.9"] {
         let request = fixture.similar(earlier);
         fixture.repository.publish(&fixture.keys, &request).await.unwrap();
@@ -98,7 +98,7 @@ async fn python_tuf_reads_our_repository() {
     assert_eq!(found[1], serde_json::to_value(published.manifest).unwrap());
     assert!(found[2].is_null());
 
-    // And it refuses what we refuse: a replayed repository, by the same rules.
+    // And it rejects what we reject: a replayed repository, by the same rules.
     let old = fixture.copy("old");
     fixture.publish("1.2.0").await;
     run(&mut read(&server));

@@ -30,7 +30,7 @@ async fn a_release_arrives_over_http_and_outlives_its_mirrors() {
     let release = latest.release();
     assert_eq!(release.manifest, *latest.digest());
 
-    // A round without news asks for nothing but a newer root and the timestamp.
+    // A round without news requests only a newer root and the timestamp.
     server.take_log();
     assert!(!reader.refresh().await.unwrap());
     assert_eq!(server.take_log(), ["metadata/2.root.json", "metadata/timestamp.json"]);
@@ -59,7 +59,7 @@ async fn a_stranger_s_repository_is_refused() {
     assert_eq!(refused(&reader).await, Role::Timestamp);
     assert!(bytes_below(&ours.path("store")).is_empty());
 
-    // Also when it comes after the right one, and when it brings a root of its own.
+    // Also if it comes after the right one, and if it brings its own root.
     let mirror = ours.copy("mirror");
     let reader = ours.reader("store", vec![folder(&mirror)]).await;
     assert_eq!(ours.latest(&reader).await.unwrap(), "1.0.0");
@@ -73,7 +73,7 @@ async fn a_stranger_s_repository_is_refused() {
     let refusal = &reader.refusals()[&mirror.display().to_string()];
     assert!(matches!(refusal.kind, TrustErrorKind::WrongSignature { role: Role::Root }));
 
-    // A reader that was given the stranger's root refuses ours in turn.
+    // A reader with the other fleet's root rejects ours in turn.
     let mut options = ours.options("other", vec![folder(ours.repository.dir())]);
     options.root = std::fs::read(strange.repository.dir().join("metadata/root.json")).unwrap();
     let reader = TrustedRepository::open(options).await.unwrap();
@@ -119,7 +119,7 @@ async fn expired_metadata_is_refused_and_names_the_role() {
             other => panic!("{role}: {other:?}"),
         }
         assert_eq!(bytes_below(&fixture.path("store")), before);
-        // What was fresh when it was decided can still be used.
+        // What was fresh when it was decided is still usable.
         assert!(reader.manifest(&app(), &version("1.0.0"), &intel()).await.is_ok());
     }
     let lifetimes = Lifetimes { root_s: 0, ..Lifetimes::default() };
@@ -145,7 +145,7 @@ async fn the_timestamp_that_the_hub_renews_keeps_a_fleet_fresh() {
     assert_eq!(renewed.targets, fresh.targets);
     assert_eq!(fixture.latest(&reader).await.unwrap(), "1.0.0");
 
-    // Nothing published for a year: whatever is published next signs everything again.
+    // Nothing published for a year: the next publish signs everything again.
     let short = fixture.with_new_lifetimes(|lifetimes| lifetimes.targets_s = 0);
     fixture.point_new_channel(&short).await;
     let error = fixture.latest(&reader).await.unwrap_err();
@@ -174,7 +174,7 @@ async fn an_older_repository_replayed_is_refused() {
         }
         other => panic!("{other:?}"),
     }
-    // With the hub's timestamp key in hand as well, the older snapshot gives it away.
+    // Even with the hub's timestamp key, the older snapshot reveals it.
     let stolen = Repository::open(&mirror).unwrap();
     for _ in 0..3 {
         stolen.renew_timestamp(&fixture.keys.timestamp).await.unwrap();
@@ -199,12 +199,12 @@ async fn a_hub_restored_from_a_backup_serves_again_after_its_next_signature() {
     assert_eq!(fixture.latest(&current).await.unwrap(), "1.1.0");
     drop((current, reader));
 
-    // Versions follow the clock, so one publishing is ahead of all that was lost.
+    // Versions follow the clock, so one publish is ahead of all that was lost.
     let reader = fixture.reader("store", vec![folder(&backup)]).await;
     assert!(matches!(fixture.latest(&reader).await, Err(TrustErrorKind::Older { .. })));
     let restored = Repository::open(&backup).unwrap();
     let ahead = async {
-        // The clock counts in seconds; the lost versions were of this one or the next ones.
+        // The clock counts in seconds; the lost versions were from this second or the next ones.
         while fixture.latest(&reader).await.is_err() {
             restored.publish(&fixture.keys, &fixture.request("1.2.0")).await.unwrap();
             fixture.point_new_channel(&restored).await;
@@ -229,7 +229,7 @@ async fn metadata_of_different_states_is_refused() {
         let error = fixture.latest(&reader).await.unwrap_err();
         assert!(matches!(error, TrustErrorKind::Mixed { .. }), "{role}: {error}");
         assert!(bytes_below(&fixture.path(&format!("store-{role}"))).is_empty());
-        // Longer than announced is told apart from endless.
+        // Longer than announced is distinguished from endless.
         let longer = vec![b' '; 100_000];
         fs::write(mirror.join(&name), longer).unwrap();
         let error = fixture.latest(&reader).await.unwrap_err();
@@ -241,7 +241,7 @@ async fn metadata_of_different_states_is_refused() {
 async fn a_bit_flipped_in_any_signed_file_is_refused() {
     let fixture = Fixture::new().await;
     let mirror = fixture.copy("mirror");
-    // Those of the state before are not read by anybody who starts now.
+    // Readers that start now do not read those of the previous state.
     let read = |path: &str| {
         path.ends_with(".json")
             && !path.ends_with("root.json")
@@ -327,7 +327,7 @@ async fn bad_mirrors_are_passed_over_and_named() {
     let others = refusals.values().filter(|error| error.kind.is_unreachable());
     assert_eq!(others.count(), 3);
 
-    // With the good one gone, the replay is named before those that cannot be reached.
+    // With the good one gone, the replay is reported before unreachable ones.
     let bad = mirrors[..4].to_vec();
     let reader = fixture.reader("store", bad).await;
     let error = reader.refresh().await.unwrap_err();
@@ -427,7 +427,7 @@ async fn a_damaged_store_says_so() {
     let options = fixture.options("store", Vec::new());
     let error = TrustedRepository::open(options.clone()).await.unwrap_err();
     assert!(matches!(error.kind, TrustErrorKind::StoreDamaged { .. }), "{error}");
-    // Signed by others: as little trusted as if it came from a mirror.
+    // Signed by others: trusted no more than from a mirror.
     fs::write(&path, text.replace("1.0.0/linux~intel", "1.0.0/linux~amd00")).unwrap();
     let error = TrustedRepository::open(options.clone()).await.unwrap_err();
     assert!(matches!(error.kind, TrustErrorKind::Mixed { .. }), "{error}");

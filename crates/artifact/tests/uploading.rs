@@ -46,7 +46,7 @@ async fn a_release_is_signed_here_and_served_there() {
     let files = copy.new_files().unwrap();
     assert_eq!(files.len(), 7, "artifact, unit hashes, manifest, channel, three roles");
     assert_eq!(files.last().unwrap(), Path::new("metadata/timestamp.json"));
-    // After each file but the last, readers see what they saw before.
+    // After each file but the last, readers still see the previous state.
     for (sent, path) in files.iter().enumerate() {
         assert_eq!(fixture.latest(&reader).await.unwrap(), "1.0.0", "after {sent} files");
         let bytes = fs::read(copy.repository().dir().join(path)).unwrap();
@@ -63,7 +63,7 @@ async fn a_release_is_signed_here_and_served_there() {
     let error = copy.repository().publish(&fixture.keys, &other).await.unwrap_err();
     assert!(matches!(error, RepositoryError::AlreadyPublished { .. }), "{error}");
     let back = version("1.0.0");
-    // The signed list alone tells that the version exists.
+    // The signed list alone shows that the version exists.
     copy.repository().set_channel(&fixture.keys, &app(), &stable(), &back).await.unwrap();
     upload_all(hub, &copy).await.unwrap();
     assert_eq!(fixture.latest(&reader).await.unwrap(), "1.0.0");
@@ -131,7 +131,7 @@ async fn whoever_may_upload_but_has_no_keys_changes_nothing() {
         let error = upload(hub, &name, b"{}").await.unwrap_err();
         assert!(matches!(error, RepositoryError::Refused { .. }), "{name}: {error}");
     }
-    // Replaying what was signed once, and signing by a stranger.
+    // Replaying something signed once, and signing with foreign keys.
     let replayed = fs::read(old.join("metadata/timestamp.json")).unwrap();
     let error = upload(hub, "metadata/timestamp.json", &replayed).await.unwrap_err();
     assert!(matches!(error, RepositoryError::Outdated), "{error}");
@@ -146,7 +146,7 @@ async fn whoever_may_upload_but_has_no_keys_changes_nothing() {
     assert_eq!(bytes_below(hub.dir()), before);
     assert_eq!(fixture.latest(&reader).await.unwrap(), "1.1.0");
 
-    // With the keys, but leading to what is not here.
+    // With the right keys, but leading to what is not here.
     let copy = pull(&fixture, &server, "copy").await;
     copy.repository().publish(&fixture.keys, &fixture.request("1.2.0")).await.unwrap();
     let files = copy.new_files().unwrap();

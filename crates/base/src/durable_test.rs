@@ -16,7 +16,7 @@ fn names(folder: &Path) -> Vec<String> {
 fn a_file_is_replaced_with_the_mode_it_is_given_and_nothing_more() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("record");
-    // What the system makes of a mode under this process's umask.
+    // The effect of this process's umask on a mode.
     let plain = folder.path().join("plain");
     fs::write(&plain, "").unwrap();
     let allowed = mode_of(&plain) | 0o700;
@@ -29,8 +29,8 @@ fn a_file_is_replaced_with_the_mode_it_is_given_and_nothing_more() {
     assert_eq!(names(folder.path()), ["record"]);
 }
 
-/// The umask belongs to the whole process, so a process of its own has another one: this test
-/// again, which sees its variable and writes.
+/// The umask belongs to the whole process, so another umask needs another process: it runs this
+/// test again, which sees its variable and writes.
 #[test]
 fn a_stricter_umask_is_kept() {
     const WRITES: &str = "COHORT_TEST_WRITES_UNDER_UMASK";

@@ -10,7 +10,7 @@ fn pauses_double_up_to_the_longest() {
         let full = Duration::from_millis(full_ms);
         for random in 0..100 {
             let pause = TENTH.pause(failures, random);
-            // Halves of milliseconds are lost in the library's arithmetic.
+            // The library's arithmetic drops halves of milliseconds.
             let slack = Duration::from_millis(1);
             assert!(pause + slack >= full / 2 && pause <= full + slack, "{failures}: {pause:?}");
         }

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::{Answer, DeltaAnswer, PublishAnswer, Switch};
 use crate::failure::Failure;
 
-/// The command that answers so. Without a wildcard: a new answer needs a name here, and an example
+/// The command with this result. Without a wildcard: a new result needs a name here, and an example
 /// below.
 fn command(answer: &Answer<'_>) -> &'static str {
     match answer {
@@ -52,7 +52,7 @@ fn command(answer: &Answer<'_>) -> &'static str {
     }
 }
 
-/// The status that the golden file of `cohort-wire` holds.
+/// The status in the golden file of `cohort-wire`.
 fn status() -> GroupStatus {
     let golden = include_str!("../../wire/tests/golden/group-status.jsonl");
     serde_json::from_str(golden.lines().next().unwrap()).unwrap()

@@ -64,7 +64,7 @@ fn next(command: Option<&Command>) -> Option<Command> {
     })
 }
 
-/// Placeholders are in capitals; names are not.
+/// Placeholders are in upper case; names are not.
 fn parse(words: impl IntoIterator<Item = String>) -> Result<Cli, clap::Error> {
     let real = |word: String| match word.as_str() {
         "VERSION" => "1.0.0".to_owned(),
@@ -166,7 +166,7 @@ fn words(rest: &str) -> Vec<&str> {
     rest[..end].split_whitespace().map(|word| word.trim_end_matches(['.', ':'])).collect()
 }
 
-/// What is wrong with a command in a sentence: a name or a flag that does not exist.
+/// The mistake in a command within a sentence: a name or a flag that does not exist.
 fn mistake(words: &[&str]) -> Option<String> {
     let mut command = Cli::command();
     command.build();
@@ -189,7 +189,7 @@ fn mistake(words: &[&str]) -> Option<String> {
     })
 }
 
-/// Hub, agent and mirror send hints as text: they know nothing of the command line.
+/// Hub, agent and mirror send hints as text: they do not know the command line.
 #[test]
 fn every_command_in_a_text_of_another_crate_exists() {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

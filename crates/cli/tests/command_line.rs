@@ -1,4 +1,4 @@
-//! The real binary: exit codes, errors, and all that works without a server.
+//! The real binary: exit codes, errors, and everything that works without a server.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -14,7 +14,7 @@ struct Ran {
     err: String,
 }
 
-/// Runs `cohort` in a folder, with nothing of this machine's environment.
+/// Runs `cohort` in a directory, isolated from this machine's environment.
 fn cohort(dir: &Path, args: &[&str]) -> Ran {
     let output: Output = Command::new(env!("CARGO_BIN_EXE_cohort"))
         .args(args)
@@ -181,7 +181,7 @@ fn without_a_context_hints_lead_to_one() {
 fn a_hub_that_is_away_is_a_failure_with_a_way_out() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    // A port that nobody listens on: bound and let go.
+    // A port that is not listened on: bound and released.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let address = format!("127.0.0.1:{port}");
     assert_eq!(cohort(dir, &["init", "--dir", "fleet", "--hub-address", &address]).code, 0);
@@ -240,7 +240,7 @@ fn a_repository_is_pushed_into_a_bucket() {
     assert_eq!(again["files"], 0, "{again}");
     let ran = push("s3://key:secret@bucket/x", &[]);
     assert_eq!(ran.code, 2);
-    // As an origin of a mirror it is judged in the same way.
+    // Judged in the same way as an origin of a mirror.
     let ran = cohort(dir, &["mirror", "--origin", "s3://bucket/a b", "--cache-dir", "cache"]);
     assert_eq!(ran.code, 2, "{}", ran.err);
     assert!(ran.err.contains("hint: "), "{}", ran.err);

@@ -1,4 +1,4 @@
-//! The real binary against a real hub, without any agent: what operators do there.
+//! The real binary with a real hub, without any agent: what operators do there.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// A hub that ends with the test.
+/// A hub that stops when dropped.
 struct Hub {
     child: Child,
     dir: PathBuf,
@@ -34,12 +34,12 @@ fn replace(path: &Path, old: &str, new: &str) {
     fs::write(path, text.replace(old, new)).unwrap();
 }
 
-/// Makes a fleet on ports that the system chooses, and starts its hub.
+/// Creates a fleet on ports chosen by the system, and starts its hub.
 fn hub(dir: &Path) -> Hub {
     let any = "127.0.0.1:0";
     let args = ["init", "--dir", "fleet", "--listen", any, "--repository-listen", any];
     assert!(command(dir).args(args).output().unwrap().status.success());
-    // Without addresses, join tokens carry the one that the hub finds itself listening on.
+    // Without addresses, join tokens contain the one that the hub is listening on.
     replace(&dir.join("fleet/hub.toml"), "addresses = [\"127.0.0.1:0\"]", "");
     let mut child = command(dir)
         .args(["hub", "--config", "fleet/hub.toml", "--log-format", "json"])
@@ -54,7 +54,7 @@ fn hub(dir: &Path) -> Hub {
             Some(line["fields"]["api_address"].as_str()?.to_owned())
         })
         .expect("the hub tells where it listens, or ends");
-    // Nobody may block the hub by not reading what it has to say.
+    // A full pipe must not block the hub: read what it prints.
     std::thread::spawn(move || lines.for_each(drop));
     let path = dir.join("fleet/context.toml");
     replace(&path, "[\"127.0.0.1:0\"]", &format!("[\"{address}\"]"));
@@ -96,7 +96,7 @@ fn policies_are_applied_compared_and_shown() {
     let (code, out, err) = hub.run("fleet", &["app", "show", "web"]);
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("max_parallel = 1\n"), "{out}");
-    // What is shown can be applied.
+    // The output of `show` can be applied.
     fs::write(dir.path().join("shown.toml"), out).unwrap();
     assert_eq!(hub.run("fleet", &["app", "diff", "-f", "shown.toml"]).0, 0);
     let (code, error) = hub.json("fleet", &["app", "show", "api"]);
@@ -178,7 +178,7 @@ fn a_publisher_elsewhere_signs_there_and_uploads() {
     let join = ["context", "join", "token", "--name", "ci", "--role", "publisher"];
     let (code, _, err) = hub.run("ci", &join);
     assert_eq!(code, 0, "{err}");
-    // The keys are the publisher's; the repository is not there.
+    // The publisher has the keys, but not the repository.
     fs::rename(dir.join("fleet/keys/targets.pem"), dir.join("targets.pem")).unwrap();
     fs::create_dir(dir.join("ci/keys")).unwrap();
     fs::rename(dir.join("targets.pem"), dir.join("ci/keys/targets.pem")).unwrap();

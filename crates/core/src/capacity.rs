@@ -18,7 +18,7 @@ pub enum Standing {
     Out,
 }
 
-/// Where a server stands, over all apps.
+/// A server's standing, over all apps.
 #[must_use]
 pub fn standing(state: &State, server: &ServerId) -> Standing {
     let mut standing = Standing::Idle;

@@ -47,7 +47,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "milestone", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Milestone {
-    /// The rollout is decided, and the registry is told that the group's release is old;
+    /// The rollout is decided, and the registry learns that the group's release is old;
     MarkedOld {
         /// The registry has acknowledged it.
         recorded: bool,

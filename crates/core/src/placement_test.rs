@@ -26,7 +26,7 @@ fn group(servers: u64) -> State {
     spread(&vec![None; servers as usize])
 }
 
-/// One server in each of these racks, in the order of joining.
+/// One server in each of these racks, in joining order.
 fn spread(racks: &[Option<&str>]) -> State {
     let mut state = State::new(GroupId::new("intel.zone-a").unwrap(), Incarnation(1));
     for (number, rack) in (1..).zip(racks) {
@@ -50,8 +50,8 @@ fn follow(state: &mut State, placed: &mut Placed) -> Vec<BTreeSet<MemberId>> {
     follow_without(state, placed, &[])
 }
 
-/// Follows the placement to its end, with standbys that catch up at once unless they are silent.
-/// Returns the voters after each change.
+/// Follows the placement to its end, with standbys that catch up immediately unless they are
+/// silent. Returns the voters after each change.
 fn follow_without(
     state: &mut State,
     placed: &mut Placed,
@@ -125,7 +125,7 @@ fn a_silent_voter_is_replaced_in_one_step_and_does_not_come_back_by_itself() {
     assert_eq!(seen.iter().filter(|voters| **voters != placed.voters).count(), 1, "{seen:?}");
     assert!(seen.iter().all(|voters| voters.len() == 5), "never fewer than five: {seen:?}");
     assert_eq!(carriers(&state), ["s2", "s3", "s4", "s5", "s7"]);
-    // It is heard again: nothing moves for its sake.
+    // It is heard again: nothing moves because of that.
     assert!(follow(&mut state, &mut placed).is_empty());
 }
 
@@ -145,7 +145,7 @@ fn voters_are_spread_over_racks() {
     let mut placed = founded();
     follow(&mut state, &mut placed);
     assert_eq!(carriers(&state), ["s1", "s2", "s5", "s6", "s7"]);
-    // A rack that comes later gets its voter, from the rack that has most.
+    // A rack added later gets its voter, from the rack with the most.
     join(&mut state, 8, Some("d"));
     follow(&mut state, &mut placed);
     assert_eq!(placed.voters.len(), 5);

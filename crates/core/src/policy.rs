@@ -132,7 +132,7 @@ impl Stage {
     }
 }
 
-/// A health check. Written flat: the probe's `type` and keys stand next to those here.
+/// A health check. Written flat: the probe's `type` and keys are on one level with those here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
     /// What is checked. Rejects keys that neither it nor the check knows.

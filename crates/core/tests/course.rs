@@ -1,4 +1,4 @@
-//! What becomes of a rollout that fails, and which transitions are drawn.
+//! What happens to a rollout that fails, and which transitions are drawn.
 
 mod common;
 

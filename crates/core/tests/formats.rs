@@ -1,5 +1,5 @@
-//! What stands on the disk of every server, and every kind of entry of a group's log: an example of
-//! each is in `golden/`.
+//! Everything on the disk of a server, and every kind of log entry: there is an example of each in
+//! `golden/`.
 
 mod common;
 
@@ -148,7 +148,7 @@ fn outcomes() -> [Outcome; 8] {
 }
 
 /// Whether there is an example of its kind above. Without wildcards: a new kind of entry, step,
-/// purpose, reason or outcome does not compile until somebody has been here.
+/// purpose, reason or outcome does not compile until it is handled here.
 fn has_an_example(body: &Body) -> bool {
     match body {
         Body::SetUp { .. }

@@ -24,7 +24,7 @@ fn new_state() -> State {
     State::new(GroupId::new("intel.zone-a").expect("a name"), Incarnation(1))
 }
 
-/// Plays a group: every plan is committed at once, and every server follows its orders.
+/// Plays a group: every plan is committed immediately, and every server follows its orders.
 struct Play {
     state: State,
     log: Vec<Command>,
@@ -70,7 +70,7 @@ impl Play {
         self.take(Body::Report { report });
     }
 
-    /// Until nothing is planned any more; `bad` is where the release fails its checks.
+    /// Until nothing more is planned; `bad` is where the release fails its checks.
     fn settle(&mut self, offer: u8, bad: Option<u8>) {
         for _ in 0..200 {
             let seen = Observations {

@@ -181,7 +181,7 @@ proptest! {
             let baked = step == WaveStep::Baked;
             prop_assert!(baked || due.into_iter().all(|server| wave.contains(server)));
         }
-        // Under the kill switch, only what is already granted may be fetched again.
+        // Under the kill switch, only what was already granted may be fetched again.
         for server in fetchers(&with(Prestage::All), true) {
             let here = &app.servers[&server];
             let wanted = here.activation.as_ref().and_then(|a| a.release.as_ref());

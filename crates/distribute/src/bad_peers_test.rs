@@ -1,5 +1,5 @@
-//! Groups in which one server, or one mirror, is bad: nothing wrong is passed on, the offender is
-//! named and left out, and everybody else gets everything.
+//! Groups with one bad server or mirror: nothing wrong is forwarded, the offender is named and
+//! barred, and all others get everything.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -18,18 +18,18 @@ use crate::group_test::{Group, Server, gated, hardly_twice, limits};
 use crate::testing::{DEADLINE, Disk, Manners, Mirror, Sample, UNIT, quick};
 use crate::{Limits, Offence, Progress, SourceName};
 
-/// What a bad server does with those that subscribe to it.
+/// What a bad server does to its subscribers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Evil {
-    /// A bit of every unit is another one.
+    /// One bit of every unit is flipped.
     WrongBytes,
-    /// The hashes are not those of the root.
+    /// The hashes do not match the root.
     WrongHashes,
-    /// Half a unit, and the end.
+    /// Half a unit, then the end.
     Short,
-    /// It takes the question and never answers.
+    /// It accepts the request and never responds.
     Silent,
-    /// It answers, and then says nothing.
+    /// It sends the response head, then nothing.
     Mute,
     /// One byte now and then.
     Trickles,
@@ -37,7 +37,7 @@ enum Evil {
     Repeats,
     /// A unit beyond the last.
     WrongIndex,
-    /// Heartbeats as fast as they go.
+    /// Heartbeats as fast as possible.
     Babbles,
     /// Proper heartbeats, and nothing else.
     Empty,
@@ -100,19 +100,19 @@ fn routes(evil: Evil, sample: &Sample) -> Router {
         .route("/v1/artifacts/{digest}/subscription", post(answer))
 }
 
-/// The last that each honest server saw of its sources.
+/// Each honest server's last reports about its sources.
 fn last(server: &Server) -> Progress {
     server.downloads.ended().pop().map(|ended| ended.progress).unwrap_or_default()
 }
 
-/// Limits in which faults show within a second or two.
+/// Limits under which faults show within a second or two.
 fn hasty() -> Limits {
     let Limits { no_leader_ms, pull_after_ms, .. } = Limits::default();
     let (silence_ms_max, link_begin_ms_max) = (2_000, 500);
     Limits { silence_ms_max, link_begin_ms_max, no_leader_ms, pull_after_ms, ..quick() }
 }
 
-/// Four servers and a bad one that says that it holds everything.
+/// Four servers, and a bad one that claims to hold everything.
 async fn with_one(evil: Evil) {
     let group = Group::new(hasty());
     let sample = Sample::new("bad", 150 * UNIT + 3);
@@ -127,7 +127,7 @@ async fn with_one(evil: Evil) {
     for server in &servers {
         server.order(&sample);
     }
-    // Whether the leader ever left it out.
+    // Whether the leader ever barred it.
     let barred = Arc::new(AtomicBool::new(false));
     let (seen, leader) = (Arc::clone(&barred), Arc::clone(&tracker));
     let watching = tokio::spawn(async move {
@@ -164,7 +164,7 @@ async fn with_one(evil: Evil) {
         Evil::Short | Evil::Repeats | Evil::Babbles => Some(Offence::WrongLength),
         Evil::Silent | Evil::Mute => Some(Offence::Silent),
         Evil::Trickles => Some(Offence::Slow),
-        // It did nothing that is wrong on its own: only the leader sees it.
+        // It does nothing that is wrong by itself: only the leader detects it.
         Evil::Empty | Evil::Busy => None,
     };
     assert!(expected.is_none_or(|expected| said.contains(&expected)), "{evil:?}: {said:?}");
@@ -281,7 +281,7 @@ async fn a_slow_child_blocks_neither_its_parent_nor_the_others() {
     let (manners, gate) = gated(8);
     let mirror = Mirror::start(&[&sample], manners).await;
     let servers = group.servers(4, &mirror).await;
-    // It takes next to nothing: 64 KiB a second of 19 MiB.
+    // It accepts next to nothing: 64 KiB a second of 19 MiB.
     servers[2].downloads.context().download.set(Some(64 << 10));
     for server in &servers {
         server.order(&sample);
@@ -337,7 +337,7 @@ async fn a_change_of_parents_brings_few_bytes_twice() {
     let mirror = Mirror::start(&[&sample], manners).await;
     let mut servers = group.servers(6, &mirror).await;
     for server in &servers {
-        // As fast as a wire of 32 Mbit/s: what comes twice is a matter of time there.
+        // As fast as a wire of 32 Mbit/s: what arrives twice depends on time there.
         server.downloads.context().download.set(Some(4_000_000));
         server.order(&sample);
     }
@@ -359,8 +359,8 @@ async fn a_change_of_parents_brings_few_bytes_twice() {
     for server in &servers {
         let progress = last(server);
         let received = progress.bytes_from_peers + progress.bytes_from_mirrors;
-        // The unit hashes, indices and heartbeats; and twice what was on its way at a change:
-        // until the old link is ended.
+        // The unit hashes, indices and heartbeats; and twice what was in transit at a change, until
+        // the old link ends.
         let most = sample.release.length + 128 * UNIT as u64;
         assert!(received <= most, "{}: {received} of {most}", server.id);
     }

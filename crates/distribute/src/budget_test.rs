@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::Budget;
 
-/// Bytes that go within so many milliseconds, asked for at every one of them.
+/// Bytes that go within `ms` milliseconds, requested in every one of them.
 fn taken_in(budget: &Budget, from: Instant, ms: u64, piece: usize) -> usize {
     let steps = (0..ms).map(|step| from + Duration::from_millis(step));
     steps.filter(|now| budget.try_take(piece, *now).is_ok()).count() * piece
@@ -30,7 +30,7 @@ fn nothing_goes_in_bursts_after_a_pause() {
     let (budget, now) = (Budget::default(), Instant::now());
     budget.set(Some(1_000_000));
     assert!(takes(&budget, 1_000, now));
-    // A minute of silence buys a thirtieth of a second, not a minute's worth.
+    // A minute of silence earns a thirtieth of a second, not a minute's worth.
     let later = now + Duration::from_secs(60);
     let burst = (0..1_000).take_while(|_| takes(&budget, 1_000, later)).count() * 1_000;
     assert!((31_000..=32_000).contains(&burst), "{burst}");
@@ -97,7 +97,7 @@ fn a_piece_larger_than_the_budget_of_a_second_still_goes() {
 async fn a_part_of_a_budget_obeys_both_limits() {
     let whole = Arc::new(Budget::default());
     let part = Budget::within(Arc::clone(&whole));
-    // The clock of budgets is the real one: only what is free of waiting can be told here.
+    // Budgets use the real clock: only what does not wait can be tested here.
     part.take(1 << 20, || panic!("no limit")).await;
     whole.set(Some(1_000));
     part.take(2_000, || ()).await;

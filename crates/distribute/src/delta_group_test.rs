@@ -1,5 +1,5 @@
-//! A group in which some can use a delta and one cannot: the delta crosses the downlink, and the
-//! whole artifact does not.
+//! A group in which some servers can use a delta and one cannot: the delta crosses the downlink,
+//! and the whole artifact does not.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ async fn those_with_a_base_feed_the_one_without() {
         let store = server.disk.store.clone();
         let applied = Arc::clone(&pair);
         tokio::task::spawn_blocking(move || applied.apply(&store)).await.unwrap().unwrap();
-        // As an agent does: it holds the whole now, and keeps the delta for others.
+        // As an agent would: it now holds the whole artifact, and keeps the delta for others.
         order(server, &[&pair.new, &pair.blob]);
     }
     let deadline = Instant::now() + DEADLINE;

@@ -73,7 +73,7 @@ fn sample(path: &Path) -> Sample {
     Sample { bytes: fs::read(path).unwrap().into(), hashes, release }
 }
 
-/// Puts some units of an artifact there, as an interrupted download does.
+/// Puts some units of an artifact there, as an interrupted download would.
 fn hold_some(disk: &Disk, sample: &Sample, units: u32) {
     let claim = disk.store.claim(sample.digest(), sample.release.length).unwrap();
     let hashes = claim.put_hashes(&sample.hashes.to_bytes()).unwrap();
@@ -103,7 +103,7 @@ fn a_delta_leads_to_the_signed_artifact() {
     let error = pair.apply(&disk.store).unwrap_err();
     assert!(matches!(error, ApplyError::Store(StoreError::Absent { .. })), "{error}");
     disk.hold(&pair.blob);
-    // What is left of an earlier download does no harm, and does not stay.
+    // The remains of an earlier download do no harm, and are removed.
     hold_some(&disk, &pair.new, 2);
     pair.apply(&disk.store).unwrap();
     disk.assert_holds(&pair.new);
@@ -123,12 +123,12 @@ fn only_what_is_less_than_what_is_missing() {
     let units = pair.new.hashes.count();
     hold_some(&disk, &pair.new, units / 2);
     assert!(pair.choose(&disk.store, &deltas).is_some());
-    // So many bytes of a longer delta are more than what the last unit takes.
+    // A delta of three units is shorter than half of the artifact, but longer than the last unit.
     let long = Delta { length: 3 * UNIT as u64, ..pair.delta.clone() };
     assert_eq!(pair.choose(&disk.store, from_ref(&long)), Some(long.clone()));
     hold_some(&disk, &pair.new, units - 1);
     assert_eq!(pair.choose(&disk.store, from_ref(&long)), None);
-    // The shortest that can be applied.
+    // The shortest one that can be applied.
     assert_eq!(pair.choose(&disk.store, &[long, pair.delta.clone()]), Some(pair.delta));
 }
 
@@ -151,7 +151,7 @@ fn a_way_that_is_not_known_here_is_passed_over() {
 #[test]
 fn a_hostile_delta_changes_nothing_and_is_not_tried_again() {
     let pair = Pair::new();
-    // Signed, and yet not what it should be: another base under the name, another delta.
+    // Signed, but wrong: another base under the name, another delta.
     let other = Sample::new("other", 3 * UNIT);
     for (base, blob) in [(&pair.old, &other), (&other, &pair.blob)] {
         let disk = Disk::new();
@@ -174,7 +174,7 @@ fn a_hostile_delta_changes_nothing_and_is_not_tried_again() {
         assert_eq!(after, before);
         assert_eq!(disk.store.tries(artifact), FAILED);
         assert_eq!(pair.choose(&disk.store, &[pair.delta.clone(), delta]), None);
-        // The whole goes on where it was.
+        // The whole artifact resumes where it was.
         let claim = disk.store.claim(artifact, length).unwrap();
         let part = claim.begin(claim.hashes().unwrap().unwrap(), 0).unwrap();
         assert_eq!(part.held(), 3);
@@ -201,7 +201,7 @@ fn a_crash_in_the_middle_costs_a_try() {
     disk.hold(&pair.old);
     disk.hold(&pair.blob);
     for tries in 0..TRIES_MAX {
-        // What a process leaves that ends while it writes the result.
+        // The remains of a process that ended while writing the result.
         disk.store.put_tries(pair.new.digest(), tries).unwrap();
         let aside = disk.file(&format!(".unfinished-{}", pair.new.digest()));
         File::create(&aside).unwrap().write_all(&pair.new.bytes[..UNIT]).unwrap();
@@ -217,7 +217,7 @@ fn a_crash_in_the_middle_costs_a_try() {
     let error = disk.store.apply_delta(artifact, length, &pair.delta, 0, &|| true).unwrap_err();
     assert!(matches!(error, ApplyError::Delta { .. }), "{error}");
     assert_eq!(disk.store.tries(artifact), 0);
-    // Everything that an order no longer keeps goes, the count as well.
+    // Everything that no order keeps is removed, including the count.
     disk.store.put_tries(artifact, 1).unwrap();
     disk.store.collect(&[pair.old.digest().clone()].into()).unwrap();
     assert_eq!(names(&disk).len(), 2, "{:?}", names(&disk));

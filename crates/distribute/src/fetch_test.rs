@@ -48,8 +48,8 @@ async fn a_mirror_dies_in_the_middle_and_the_next_goes_on_from_there() {
     let (result, progress) = fetch_once(&context, sample.order()).await;
     result.unwrap();
     disk.assert_holds(&sample);
-    // What is fetched twice is what was on its way: at most two requests' last unit each, and
-    // what the sockets held of them.
+    // Only bytes in transit are fetched twice: at most the last unit of two requests, and what the
+    // sockets held of them.
     assert!(second.sent() <= sample.release.length - 12 * UNIT as u64, "{}", second.sent());
     assert_eq!(context.mirrors.ranked(), [1, 0], "the next fetch begins where this one went well");
     let name = SourceName::mirror(&format!("{}/", first.url));
@@ -111,7 +111,7 @@ async fn after_a_crash_only_what_is_missing_is_fetched() {
         }
         // Dropped here, as in a crash.
     }
-    // What a power cut may do to a file that was not synced: a unit of zeros, another one torn.
+    // What a power cut may do to an unsynced file: one unit of zeros, another one torn.
     let part = disk.file(&format!("{}.part", sample.digest()));
     let mut bytes = std::fs::read(&part).unwrap();
     bytes[3 * UNIT..4 * UNIT].fill(0);
@@ -236,7 +236,7 @@ async fn a_mirror_that_ignores_ranges_is_asked_for_everything_once() {
     let mirror = Mirror::start(&[&sample], plain).await;
     fetch_once(&context(&disk, &[&mirror], patient()), sample.order()).await.0.unwrap();
     disk.assert_holds(&sample);
-    // The hashes, two ranges that were answered with everything (and dropped), everything.
+    // The hashes, two ranges to which everything was sent (and dropped), everything.
     assert!(mirror.requests() <= 4, "{}", mirror.requests());
 }
 
@@ -267,7 +267,7 @@ async fn without_leave_no_mirror_is_asked_and_the_wait_says_why() {
         waits = tokio::time::timeout(DEADLINE, waits) => drop(waits.unwrap().unwrap()),
     }
     assert_eq!(mirror.requests(), 0);
-    // The leader gives leave, for another version with the very same bytes: the fetch goes on.
+    // The leader gives permission, for another version with identical bytes: the fetch continues.
     let mut leave = sample.order();
     leave.release.version = "1.0.1".parse().unwrap();
     orders.send_replace(leave);

@@ -1,4 +1,4 @@
-//! What servers send each other of an artifact, and what they keep of it on disk.
+//! What servers send each other of an artifact, and what they store of it on disk.
 
 use std::path::Path;
 
@@ -23,8 +23,8 @@ fn a_subscription_and_its_frames() {
     hold(&golden("frames.jsonl"), &[hex::encode(unit.bytes()), hex::encode(alive)]);
 }
 
-/// Names of files, with what is ours in them: hashes and counts of tries in full, of an artifact
-/// its length.
+/// File names with our own content: hashes and counts of tries in full, of an artifact only its
+/// length.
 #[test]
 fn the_folder_of_artifacts() {
     let (disk, sample) = (Disk::new(), Sample::new("golden", UNIT + 10));

@@ -1,5 +1,5 @@
 //! A whole group fetches one artifact: bytes flow while the first copy is still arriving, and the
-//! mirror sends each once.
+//! mirror sends each byte once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::{
     SharedTracker, TrackerCalls, TransferAnswer, TransferRequest, WirePeers, bulk_router, follow,
 };
 
-/// The leader's tracker, and whether it answers.
+/// The leader's tracker, and whether it responds.
 pub(crate) struct Leader {
     pub(crate) tracker: Mutex<Arc<SharedTracker>>,
     pub(crate) answers: AtomicBool,
@@ -80,7 +80,7 @@ impl Group {
         self.server_with(name, Disk::new(), &[mirror], None).await
     }
 
-    /// One that starts with this disk, and serves these routes instead of the real ones.
+    /// A server that starts with this disk, and serves these routes instead of the real ones.
     pub(crate) async fn server_with(
         &self,
         name: &str,
@@ -170,8 +170,8 @@ pub(crate) fn limits() -> Limits {
 }
 
 /// The mirror sent it once, or little more: a machine that is busy for a second makes the leader
-/// think that a head is gone, and what that one has under way comes twice. That nothing does where
-/// all is well is shown in virtual time.
+/// think that a head is gone, and bytes in transit to it are sent twice. Tests in virtual time show
+/// that nothing is sent twice without faults.
 pub(crate) fn hardly_twice(mirror: &Mirror, sample: &Sample) {
     let most = sample.release.length + 64 * UNIT as u64;
     assert!(mirror.sent() <= most, "{} of {most}", mirror.sent());
@@ -194,7 +194,7 @@ async fn bytes_flow_to_all_while_the_first_copy_still_arrives() {
     for server in &servers {
         server.order(&sample);
     }
-    // The mirror holds back most of it, and yet what it gave is everywhere.
+    // The mirror holds back most of it, but what it sent is everywhere.
     for server in &servers {
         server.until_units(&sample, 8).await;
         assert!(!server.disk.store.is_whole(sample.digest()));
@@ -271,7 +271,7 @@ async fn a_new_leader_takes_over_what_is_under_way() {
     group.leader.answers.store(false, Ordering::Relaxed);
     *group.leader.tracker.lock() = Arc::new(SharedTracker::default());
     gate.add_permits(1_000_000);
-    // What was leased comes without a leader.
+    // Leased units arrive without a leader.
     servers[1].until_units(&sample, 60).await;
     group.leader.answers.store(true, Ordering::Relaxed);
     for server in &servers {
@@ -293,7 +293,7 @@ async fn without_a_leader_one_server_goes_on() {
     for server in &servers {
         server.until_units(&sample, 8).await;
     }
-    // Everybody knows who the heir is.
+    // All servers know the heir.
     let heirs = || servers.iter().filter(|s| s.guides.of(sample.digest()).is_some_and(|g| g.heir));
     let deadline = Instant::now() + DEADLINE;
     while heirs().count() != 1 || heirs().any(|server| server.id.as_str() == "s0") {
@@ -305,7 +305,7 @@ async fn without_a_leader_one_server_goes_on() {
     for server in &servers {
         server.until_held(&sample).await;
     }
-    // The head goes on with its lease, and the heir asks for what it lacks: two, never all four.
+    // The head continues with its lease, and the heir requests what it lacks: two, never all four.
     let most = 2 * sample.release.length;
     assert!(mirror.sent() <= most, "{} of {most}", mirror.sent());
 }
@@ -363,8 +363,8 @@ async fn a_zone_limit_holds_the_heads_back_and_lifting_it_is_felt_at_once() {
     for server in &servers {
         server.until_units(&sample, 80).await;
     }
-    // Above the limit by no more than the pieces that were read at once: on loopback they are
-    // large.
+    // Above the limit by no more than the pieces that were read at the same time: on loopback they
+    // are large.
     let most = 1_000_000 * u64::try_from(begun.elapsed().as_millis()).unwrap() / 1_000;
     let head = servers.iter().find(|server| {
         server.guides.of(sample.digest()).is_some_and(|guidance| !guidance.lease.is_empty())
@@ -378,7 +378,7 @@ async fn a_zone_limit_holds_the_heads_back_and_lifting_it_is_felt_at_once() {
     for server in &servers {
         server.until_held(&sample).await;
     }
-    // At the limit, what is left would take more than twenty seconds.
+    // At the limit, the rest would take more than twenty seconds.
     assert!(lifted.elapsed() < Duration::from_secs(15), "{:?}", lifted.elapsed());
     hardly_twice(&mirror, &sample);
 }
@@ -396,7 +396,7 @@ async fn a_release_that_is_withdrawn_is_fetched_no_more_and_passed_on_no_more() 
     for server in &servers {
         server.until_units(&old, 8).await;
     }
-    // Another release instead of it; nothing more of the first one comes to anybody.
+    // Another release instead of it; no more of the first one reaches any server.
     for server in &servers {
         server.order(&new);
     }
@@ -408,7 +408,7 @@ async fn a_release_that_is_withdrawn_is_fetched_no_more_and_passed_on_no_more() 
     }
     let of_old = mirror.sent() - new.release.length;
     assert!(of_old <= 40 * UNIT as u64, "{of_old} bytes: what was asked for, not all of it");
-    // What came is resumed when the release comes back, until it is collected.
+    // Received bytes are reused when the release comes back, until it is collected.
     servers[0].order(&old);
     servers[0].until_held(&old).await;
     servers[1].downloads.set_orders(&[]);

@@ -1,11 +1,11 @@
-//! Who did wrong is named, in the progress of a fetch and in what is counted.
+//! Offenders are named, in the progress of a fetch and in the counters.
 
 use parking_lot::Mutex;
 
 use crate::testing::{DEADLINE, Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, quick};
 use crate::{Downloads, FetchStatus, Limits, Offence, Offences, SourceName};
 
-/// What a mirror of these manners is named for, while a good one stands next to it.
+/// The offences of a mirror with this behaviour, next to a good one.
 async fn named_for(manners: Manners, limits: Limits) -> (Vec<Offence>, Vec<Offence>) {
     let (disk, sample) = (Disk::new(), Sample::new("offence", 5 * UNIT + 99));
     let bad = Mirror::start(&[&sample], manners).await;
@@ -43,7 +43,7 @@ async fn every_kind_of_offender_is_named_for_what_it_did() {
         (Manners { wrong_total: true, ..Manners::default() }, quick(), Some(Offence::WrongLength)),
         (Manners { silent: true, ..Manners::default() }, quick(), Some(Offence::Silent)),
         (Manners { trickles: true, ..Manners::default() }, short, Some(Offence::Slow)),
-        // Busy is no offence.
+        // Busy is not an offence.
         (Manners { busy: 1.into(), ..Manners::default() }, quick(), None),
     ] {
         let (named, counted) = named_for(manners, limits).await;
@@ -68,7 +68,7 @@ async fn what_ended_is_remembered_until_a_leader_has_heard_of_it() {
     assert_eq!(ended[0].progress.bytes_from_mirrors, 5 * UNIT as u64 + hashes);
     downloads.told(&[sample.digest().clone()]);
     assert!(downloads.ended().is_empty());
-    // What is here already takes nothing from anybody.
+    // A delta or artifact that is already here is not fetched.
     downloads.set_orders(&[sample.order()]);
     let mut statuses = downloads.statuses();
     let held = statuses.wait_for(|all| all.get(sample.digest()) == Some(&FetchStatus::Held));

@@ -13,20 +13,20 @@ use super::*;
 use crate::fetch::FetchError;
 use crate::testing::{Disk, Manners, Mirror, Sample, UNIT, context, fetch_once, patient};
 
-/// Where the small file system is, for a test that was restarted on it.
+/// Path of the small file system, for a test that was restarted on it.
 const FOLDER: &str = "COHORT_TEST_SMALL_DISK";
 
 /// Its size in KiB.
 const DISK_KIB: usize = 1024;
 
-/// The directory of a small file system, in a mount namespace of its own: nothing outside, where
-/// this runs the test `own` again.
+/// The directory of a small file system, in its own mount namespace; `None` outside, where this
+/// runs the test `own` again.
 fn small_disk(own: &str) -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os(FOLDER) {
         return Some(folder.into());
     }
     let folder = tempfile::tempdir().unwrap();
-    // Root needs no namespace of users; others may be allowed one.
+    // Root needs no user namespace; other users may be allowed to create one.
     let root = rustix::process::geteuid().is_root();
     let user: &[&str] = if root { &[] } else { &["--user", "--map-root-user"] };
     let on_it = |args: &[&OsStr]| {
@@ -48,12 +48,12 @@ fn small_disk(own: &str) -> Option<PathBuf> {
     let own = format!("part::part_test::{own}");
     let args = [program.as_os_str(), OsStr::new(&own), OsStr::new("--exact")];
     let (passed, said) = on_it(&args);
-    // A name that nobody has would pass as well.
+    // A misspelt name would pass too.
     assert!(passed && said.contains("1 passed"), "on the small disk: {said}");
     None
 }
 
-/// A store that is told of more room than there is: somebody else takes it just then.
+/// A store that believes there is more room than there is: something else takes it just then.
 fn store(folder: &Path) -> Disk {
     Disk::at(tempfile::tempdir_in(folder).unwrap(), || u64::MAX)
 }
@@ -109,7 +109,7 @@ fn where_the_space_is_not_there_it_is_given_back_and_units_stay() {
 async fn a_fetch_whose_space_others_take_ends_at_once() {
     let Some(folder) = small_disk("a_fetch_whose_space_others_take_ends_at_once") else { return };
     let (disk, sample) = (store(&folder), sample());
-    // Not one unit comes: it is the disk that ends it.
+    // Not a single unit arrives: the disk ends the fetch.
     let closed = Arc::new(Semaphore::new(0));
     let manners = Manners { gate: Some((0, Arc::clone(&closed))), ..Manners::default() };
     let mirror = Mirror::start(&[&sample], manners).await;

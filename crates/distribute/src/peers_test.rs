@@ -119,7 +119,7 @@ async fn a_holder_that_is_gone_wrong_or_somebody_else_does_not_matter() {
     good.disk.hold(&sample);
     rotten.disk.hold(&sample);
     impostor.disk.hold(&sample);
-    // The disk rots after it was verified.
+    // The disk rots after verification.
     let path = rotten.disk.store.path(sample.digest()).unwrap();
     let flipped: Vec<u8> = sample.bytes.iter().map(|byte| byte ^ 1).collect();
     std::fs::write(path, flipped).unwrap();
@@ -244,7 +244,7 @@ async fn past_its_limit_a_server_says_busy_and_the_fetch_comes_back() {
         peer: Peer::new(Role::Agent, "a").unwrap(),
         alpn: Alpn::Bulk,
     };
-    // Somebody takes the only place, and does not read: 25 MiB fit in no socket's buffer.
+    // A subscriber takes the only slot, and does not read: 25 MiB fit in no socket's buffer.
     let hog = zone.client(Role::Agent, "hog");
     let call = subscribe(sample.digest().as_str(), vec![run(0, 400)]);
     let taken = hog.stream(&target, call).await.unwrap();
@@ -284,7 +284,7 @@ async fn one_server_may_not_take_every_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn downloads_follow_the_orders() {
-    // The third one does not fit on the disk, which is known at once: nothing here is a matter of
+    // The third one does not fit on the disk, which is known immediately: nothing here depends on
     // time.
     let (zone, me) = (Zone::new(), Disk::with(|| 20 << 20));
     let (first, second, mut third) =
@@ -295,7 +295,7 @@ async fn downloads_follow_the_orders() {
     let mut statuses = downloads.statuses();
     let waiting = FetchOrder { from_mirror: false, ..second.order() };
     downloads.set_orders(&[first.order(), waiting.clone(), third.order(), waiting]);
-    // The first comes; the second has nobody to ask and waits; the third is too large.
+    // The first succeeds; the second has no source and waits; the third is too large.
     let settled = statuses.wait_for(|all| {
         let underway = matches!(all.get(second.digest()), Some(FetchStatus::UnderWay { .. }));
         let failed = matches!(all.get(third.digest()), Some(FetchStatus::Failed { .. }));
@@ -303,7 +303,7 @@ async fn downloads_follow_the_orders() {
     });
     drop(tokio::time::timeout(DEADLINE, settled).await.unwrap().unwrap());
     me.assert_holds(&first);
-    // The second gets leave, the third is withdrawn, the first is ordered still.
+    // The second gets permission, the third is withdrawn, the first is still ordered.
     downloads.set_orders(&[first.order(), second.order()]);
     let settled = statuses
         .wait_for(|all| all.len() == 2 && all.values().all(|status| *status == FetchStatus::Held));
@@ -313,7 +313,7 @@ async fn downloads_follow_the_orders() {
     downloads.set_orders(&[]);
     assert!(downloads.statuses().borrow().is_empty());
     tokio::time::timeout(DEADLINE, downloads.stop()).await.unwrap();
-    // A thread that was in the middle of a file lets go of it when it is done.
+    // A thread that is working on a file releases it when done.
     let free = async {
         while me.store.claim(third.digest(), third.release.length).is_err() {
             tokio::task::yield_now().await;

@@ -82,7 +82,7 @@ fn space_is_checked_for_what_is_missing_only() {
     free.store(needed - 1, std::sync::atomic::Ordering::Relaxed);
     let error = claim.check_space(1_000).unwrap_err();
     assert!(matches!(error, StoreError::NoSpace { .. }), "{error}");
-    // What is preallocated already is not asked for twice.
+    // Preallocated space is not required twice.
     free.store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
     let hashes = claim.put_hashes(&sample.hashes.to_bytes()).unwrap();
     let part = claim.begin(hashes, 0).unwrap();
@@ -137,7 +137,7 @@ fn what_is_ordered_stays_however_fetches_and_collections_meet() {
     let [running, last_good] = ["running", "last good"].map(|seed| Sample::new(seed, 2 * UNIT));
     disk.hold(&running);
     disk.hold(&last_good);
-    // What the collections believe never hears of what is fetched meanwhile.
+    // The collector's view does not include what is fetched meanwhile.
     let keep = BTreeSet::from([running.digest().clone(), last_good.digest().clone()]);
     let ended = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -160,7 +160,7 @@ fn what_is_ordered_stays_however_fetches_and_collections_meet() {
     });
     disk.assert_holds(&running);
     disk.assert_holds(&last_good);
-    // No longer ordered, and nobody wants it kept.
+    // No longer ordered, and in no one's `keep`.
     disk.store.set_ordered(BTreeSet::new());
     disk.store.collect(&keep).unwrap();
     let mut held = disk.store.held();
@@ -183,13 +183,13 @@ fn whole_files_are_trusted_by_name_and_length_and_repaired_when_they_do_not_fit(
     fs::write(&units, "short").unwrap();
     assert_eq!(disk.reopened().held(), [sample.digest().clone()]);
     assert_eq!(fs::read(&units).unwrap(), sample.hashes.to_bytes());
-    // A torn whole file (never ours) is no artifact.
+    // A torn whole file (never ours) is not an artifact.
     let mut torn = sample.bytes[..3 * UNIT].to_vec();
     torn[UNIT + 1] ^= 1;
     fs::write(&whole, &torn).unwrap();
     let store = disk.reopened();
     assert!(store.held().is_empty() && !whole.exists() && part.exists());
-    // It costs what is missing and the damaged unit only.
+    // It costs only what is missing, and the damaged unit.
     fs::write(&units, sample.hashes.to_bytes()).unwrap();
     let claim = store.claim(sample.digest(), sample.release.length).unwrap();
     let resumed = claim.begin(claim.hashes().unwrap().unwrap(), 0).unwrap();

@@ -100,7 +100,7 @@ async fn the_same_fence_and_lower_ones_are_refused() {
         assert!(matches!(acted, Acted::Refused), "{acted:?}");
     }
     drop(host);
-    // Durable: after a restart of the agent as well.
+    // Durable: also after a restart of the agent.
     let mut host = server.host();
     let action = StepAction::Accept { order: order(4, Some(&release)), step: Step::Prepare };
     let acted = host.act(action, &CancellationToken::new()).await.unwrap();
@@ -128,12 +128,12 @@ async fn failures_of_the_release_are_blamed_on_it_with_their_output() {
     settle(&mut host, &order(3, Some(&crashing))).await.unwrap();
     let (step, blame, reason, output) = failure(&host);
     assert_eq!((step, blame), (Step::Check, Blame::Release));
-    // Three crashes are enough; a late look sees more.
+    // Three crashes are enough; a late check sees more.
     assert!(reason.contains("crashed") && reason.contains("status 7"), "{reason}");
     assert!(output.contains("cannot bind"), "{output}");
     assert!(matches!(*host.traffic().borrow(), Traffic::Out { .. }));
 
-    // A program that is none.
+    // Not an executable program.
     let toml = "[service]\ncommand = [\"./absent\"]\n";
     let missing = crate::testing::put(
         &server.state_dir(),
@@ -145,7 +145,7 @@ async fn failures_of_the_release_are_blamed_on_it_with_their_output() {
     assert_eq!((step, blame), (Step::Start, Blame::Release));
     assert!(reason.contains("absent"), "{reason}");
 
-    // And back to what was good, from disk.
+    // And back to the good release, from disk.
     fs::remove_file(server.state_dir().join("artifacts").join(good.artifact.as_str())).unwrap();
     settle(&mut host, &order(5, Some(&good))).await.unwrap();
     assert_eq!(host.local().current.as_ref(), Some(&good));
@@ -212,7 +212,7 @@ async fn later_is_tried_again_with_the_next_attempt() {
     settle(&mut host, &order(1, Some(&release))).await.unwrap();
     assert_eq!(host.local().activation.as_ref().unwrap().progress, Progress::Complete);
 
-    // And at last it is given up, which is the release's fault.
+    // Finally the step fails, which is the release's fault.
     let release = server.release("2.0.0", SLEEP, &[("before-install", "exit 21")]);
     let cancel = CancellationToken::new();
     let accept = StepAction::Accept { order: order(2, Some(&release)), step: Step::Prepare };
@@ -268,7 +268,7 @@ async fn the_host_goes_back_by_itself() {
     settle(&mut host, &order(1, Some(&good))).await.unwrap();
     let cancel = CancellationToken::new();
 
-    // Drained and no further: traffic comes back, and the service was never stopped.
+    // Drained, but no further: traffic comes back, and the service was never stopped.
     let mut second = order(2, Some(&next));
     second.confirm_within_ms = 0;
     let accept = StepAction::Accept { order: second.clone(), step: Step::Prepare };
@@ -284,7 +284,7 @@ async fn the_host_goes_back_by_itself() {
     assert_eq!(*host.traffic().borrow(), Traffic::Ready);
     assert_eq!(server.events(), ["started 1.1"]);
 
-    // Started: the release before is put back, also when the agent restarted meanwhile.
+    // Started: the previous release is restored, even if the agent restarted meanwhile.
     let mut third = order(3, Some(&next));
     third.confirm_within_ms = 0;
     host.act(StepAction::Accept { order: third, step: Step::Prepare }, &cancel).await.unwrap();
@@ -340,7 +340,7 @@ async fn an_old_answer_of_the_group_does_not_count() {
     for step in [Step::Drain, Step::HandOver, Step::Stop, Step::Switch, Step::Start] {
         host.act(StepAction::Run { step, attempt: 1 }, &cancel).await.unwrap();
     }
-    // The stop is 10 s ago; the group answered 7 s ago, and then the release cut its server off.
+    // The stop was 10 s ago; the group responded 7 s ago, and then the release cut its server off.
     let now_ms = crate::boot_time_ms();
     host.reached = Reached::new(now_ms - 10_000);
     host.heard(now_ms - 7_000);
@@ -350,7 +350,7 @@ async fn an_old_answer_of_the_group_does_not_count() {
     let action = cohort_core::steps::next_action(None, host.local(), &[], moment).step;
     assert!(matches!(action, StepAction::Undo { attempt: 1, .. }), "{action:?}");
 
-    // Between two answers it stays, however short its time is.
+    // Between two responses it stays, however short its time is.
     host.heard(crate::boot_time_ms() - 1_000);
     assert!(host.moment(Told::default()).reached_since_stop);
     let left_ms = host.undo_left_ms().unwrap();
@@ -375,19 +375,19 @@ async fn boot_brings_the_service_up_from_disk_and_leaves_a_running_one_alone() {
     assert_eq!(*host.traffic().borrow(), Traffic::Ready);
     assert_eq!(server.events(), ["started 1.1"]);
 
-    // It is gone, as after a restart of the machine without the guard's record.
+    // The service is gone, as after a reboot without the guard's record.
     server.guard.stop("web", Duration::from_secs(5)).await.unwrap();
     assert_eq!(host.boot().await.unwrap(), found);
     assert_eq!(server.events(), ["started 1.1", "stopped 1.1", "started 1.1"]);
 
-    // The same when nobody restarts: the agent looks after it while it has nothing else to do.
+    // The same without a restart: the idle agent looks after it.
     server.guard.stop("web", Duration::from_secs(5)).await.unwrap();
     host.ensure_running().await;
     assert!(server.guard.status("web").await.unwrap().is_running());
     host.ensure_running().await;
     assert_eq!(server.events().len(), 5, "{:?}", server.events());
 
-    // The record is lost: what is installed is found.
+    // The record is lost: the installed release is found.
     drop(host);
     fs::remove_file(server.state_dir().join("apps/web/record")).unwrap();
     assert_eq!(server.host().boot().await.unwrap(), found);

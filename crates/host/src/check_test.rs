@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 
 use super::{CheckContext, CheckFailure, look};
 
-/// A server that answers every request with these bytes and hangs up; its port.
+/// A server that answers every request with these bytes and closes; returns its port.
 async fn server(answer: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -1,4 +1,4 @@
-//! A whole activation, cut at every durable write and every side effect in turn.
+//! A whole activation, interrupted at every durable write and every side effect in turn.
 
 use cohort_core::steps::{Progress, StepAction};
 

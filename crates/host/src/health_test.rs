@@ -10,7 +10,7 @@ use super::{Health, RunningChecks};
 use crate::check::CheckContext;
 use crate::service::{ServiceControl, ServiceError, ServiceSpec, ServiceState, ServiceStatus};
 
-/// Answers what it is given, and repeats the last answer.
+/// Returns the given results, then repeats the last one.
 #[derive(Debug)]
 struct Script(Mutex<VecDeque<bool>>);
 

@@ -80,7 +80,7 @@ async fn absent_and_unusable_hooks_are_told_apart() {
 
 #[tokio::test]
 async fn a_hook_that_hangs_is_ended_with_all_its_processes() {
-    // It ignores the polite signal, and so does its child.
+    // It ignores SIGTERM, and so does its child.
     let bench = Bench::new("trap '' TERM\nsleep 600 & echo $! > child; wait");
     let end = bench.run(Duration::from_millis(1000)).await;
     assert!(matches!(end, HookEnd::Failed { reason, .. } if reason.contains("1000 ms")));
@@ -108,7 +108,7 @@ async fn a_flood_of_output_is_bounded() {
 
 #[tokio::test]
 async fn a_hook_of_a_killed_agent_is_ended_before_the_next_run() {
-    // The note of an earlier agent, whose hook still runs.
+    // The note of an earlier agent, whose hook is still running.
     let mut earlier = std::process::Command::new("sleep");
     let mut earlier = std::os::unix::process::CommandExt::process_group(&mut earlier, 0)
         .arg("600")

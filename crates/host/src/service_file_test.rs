@@ -4,7 +4,7 @@ use super::ServiceFile;
 use crate::hooks::Hook;
 use crate::process::StopSignal;
 
-/// Releases that are on servers have such files: every key keeps its meaning.
+/// Releases on servers have such files: every key keeps its meaning.
 #[test]
 fn a_full_file_is_read() {
     let file = ServiceFile::parse(include_str!("../tests/golden/cohort.toml")).unwrap();

@@ -84,13 +84,13 @@ async fn a_release_that_is_not_asked_for_gets_no_traffic_back() {
         assert_eq!(*host.traffic().borrow(), Traffic::Draining, "{purpose:?}");
     }
 
-    // What runs has failed here.
+    // The running release has failed here.
     settle(&mut host, &order(4, Some(&bad))).await.unwrap();
     drained(&mut host, &order(5, Some(&next))).await;
     host.undrain_for_wait().await.unwrap();
     assert_eq!(*host.traffic().borrow(), Traffic::Draining);
 
-    // The one before is stopped.
+    // The previous release is stopped.
     settle(&mut host, &order(6, Some(&good))).await.unwrap();
     drained(&mut host, &order(7, Some(&next))).await;
     let cancel = CancellationToken::new();

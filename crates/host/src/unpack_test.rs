@@ -57,7 +57,8 @@ fn try_unpack(bytes: &[u8], limits: UnpackLimits) -> (TempDir, Result<(), Unpack
     (folder, result)
 }
 
-/// Refused for this reason, blamed on the release, and nothing outside touched.
+/// Checks that it is refused for this reason, blamed on the release, and nothing outside is
+/// touched.
 fn refused(evil: Evil, why: &EntryError) {
     let (folder, result) = try_unpack(&evil.bytes(), UnpackLimits::default());
     let error = result.unwrap_err();
@@ -146,10 +147,10 @@ fn links_out_are_refused() {
 
 #[test]
 fn links_out_through_other_links_are_refused() {
-    // By their text both stay inside.
+    // Judging by the text, both stay inside.
     let chained = Evil::new().symlink("a/b/c", "../..").symlink("a/b/out", "c/../outside");
     refused(chained, &EntryError::LinkOut);
-    // Whatever the order.
+    // In either order.
     let chained = Evil::new().symlink("a/b/out", "c/../outside").symlink("a/b/c", "../..");
     refused(chained, &EntryError::LinkOut);
     refused(Evil::new().symlink("a", "b").symlink("b", "a"), &EntryError::LinkLoop);
@@ -204,7 +205,7 @@ fn long_and_deep_names_are_refused() {
         let (_folder, result) = try_unpack(&bytes, UnpackLimits::default());
         assert_eq!(reason(&result.unwrap_err()), Some(&why));
     }
-    // A name that would fill the memory: the header promises 1 GiB of it.
+    // A name that would fill the memory: the header claims 1 GiB of it.
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::GNULongName);
     header.set_size(1 << 30);
@@ -258,7 +259,7 @@ fn interrupted_unpacking_is_swept_and_repeated() {
     assert!(!path.join("half").exists() && path.join("a").exists());
     unpack(&releases);
 
-    // A directory of that name that is not whole is not taken for a release.
+    // An incomplete directory of that name is not taken for a release.
     fs::remove_file(path.join(MARKER)).unwrap();
     assert!(!releases.has(&release));
     unpack(&releases);
@@ -274,7 +275,7 @@ fn the_marker_cannot_be_forged() {
     refused(Evil::new().file(MARKER), &EntryError::Reserved);
 }
 
-/// Any few entries with names that meet each other and links that try to get out.
+/// A few entries with colliding names, and links that try to escape.
 fn entries() -> impl proptest::strategy::Strategy<Value = Vec<(u8, String, String)>> {
     use proptest::collection::vec;
     use proptest::prelude::any;
@@ -306,7 +307,7 @@ proptest::proptest! {
     }
 }
 
-/// Everything in `folder` leads to somewhere in `inside`, or nowhere.
+/// Checks that everything in `folder` leads to somewhere in `inside`, or nowhere.
 fn stays_inside(folder: &Path, inside: &Path) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

@@ -1,4 +1,4 @@
-//! The guard as a process of its own: killed, replaced, attacked.
+//! The guard as a separate process: killed, replaced, attacked.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
@@ -69,7 +69,7 @@ impl Bench {
         listener.and_then(Pid::from_raw).expect("a unix socket's listener is a process")
     }
 
-    /// The guards' own log. No test may find a panic in it.
+    /// The guards' own log. No test may leave a panic in it.
     fn said(&self) -> String {
         fs::read_to_string(self.path("guard.log")).unwrap_or_default()
     }
@@ -107,7 +107,7 @@ impl Bench {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Nothing is to run.
+    /// Whether `web` is stopped, apart from its old output.
     async fn is_empty(&self) -> bool {
         let status = self.client.status("web").await.unwrap();
         ServiceStatus { output: String::new(), ..status } == ServiceStatus::default()
@@ -122,7 +122,7 @@ impl Bench {
 }
 
 impl Drop for Bench {
-    /// Ends what a failed test has started.
+    /// Ends processes left by a failed test.
     fn drop(&mut self) {
         if !std::thread::panicking() {
             return;
@@ -133,7 +133,7 @@ impl Drop for Bench {
                 let mut builder = tokio::runtime::Builder::new_current_thread();
                 let runtime = builder.enable_all().build().unwrap();
                 runtime.block_on(async {
-                    // One that was killed leaves its services to the next.
+                    // A killed guard leaves its services to the next one.
                     let _ = client.status("web").await;
                     let _ = client.stop("web", Duration::from_secs(10)).await;
                     if let Ok(stream) = UnixStream::connect(&socket).await
@@ -152,7 +152,7 @@ fn pid(text: &str) -> Pid {
     Pid::from_raw(text.trim().parse().unwrap()).unwrap()
 }
 
-/// Whether a process has ended; its remains are for its parent, or for init, to remove.
+/// Whether a process has ended; its parent, or init, reaps it.
 fn gone(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
     stat.map_or(true, |stat| stat.contains(") Z "))
@@ -166,14 +166,14 @@ async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) 
     }
 }
 
-/// Counts into its output without end.
+/// Counts endlessly, one number per line of output.
 const COUNT: &str = "n=0; while true; do n=$((n+1)); echo line $n || exit 9; sleep 0.02; done";
 
 #[tokio::test]
 async fn a_killed_guard_leaves_its_services_and_the_next_one_takes_them_over() {
     let bench = Bench::start().await;
     let guard = bench.guard_pid().await;
-    // Not compared with our own session: its leader may be outside of what a container can see.
+    // Not compared with our own session: its leader may be outside of a container's view.
     assert_eq!(getsid(Some(guard)), Ok(guard), "detached");
     bench.client.start(&bench.spec("1.1", COUNT)).await.unwrap();
     let service = bench.service_pid().await.unwrap();
@@ -190,11 +190,12 @@ async fn a_killed_guard_leaves_its_services_and_the_next_one_takes_them_over() {
     let text = fs::read_to_string(&log).unwrap();
     let numbers: Vec<usize> =
         text.lines().map(|line| line.strip_prefix("line ").unwrap().parse().unwrap()).collect();
-    // Killed between reading and writing, a guard takes with it the one line that it had read.
+    // If killed between reading and writing, a guard loses the one line that it had read.
     assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
     assert!(numbers.len() + 1 >= *numbers.last().unwrap(), "{numbers:?}");
 
-    // The same key starts nothing; the service's end is noticed though it is not the guard's child.
+    // The same key starts nothing; the service's exit is detected although it is not the guard's
+    // child.
     bench.client.start(&bench.spec("1.1", COUNT)).await.unwrap();
     assert_eq!(bench.service_pid().await, Some(service));
     kill_process_group(service, Signal::KILL).unwrap();
@@ -204,7 +205,7 @@ async fn a_killed_guard_leaves_its_services_and_the_next_one_takes_them_over() {
     .await;
     assert_eq!(bench.client.status("web").await.unwrap().exits, 1);
 
-    // Told to end, the guard leaves the services as well.
+    // Asked to stop, the guard leaves the services running too.
     let service = bench.service_pid().await.unwrap();
     bench.kill_guard(Signal::TERM).await;
     assert_eq!(bench.service_pid().await, Some(service));
@@ -221,7 +222,7 @@ async fn a_killed_guard_leaves_its_services_and_the_next_one_takes_them_over() {
     ];
     assert_eq!(kinds, expected);
 
-    // Nothing is to run now, so that the next guard starts nothing.
+    // No service should run now, so that the next guard starts nothing.
     bench.kill_guard(Signal::KILL).await;
     assert!(bench.is_empty().await);
     bench.end().await;
@@ -239,7 +240,7 @@ async fn a_guard_that_comes_while_the_last_one_lets_go_is_started_again() {
         drop(lock);
     });
     ensured.unwrap();
-    // Not `end`: that a guard failed is what this is about.
+    // Not `end`: this test is about a failing guard.
     bench.kill_guard(Signal::TERM).await;
 }
 
@@ -274,7 +275,7 @@ async fn a_crashing_service_is_started_again_more_and_more_slowly() {
         .collect();
     assert!(starts[1] - starts[0] >= 50 && starts[2] - starts[1] >= 100, "{starts:?}");
 
-    // Another release takes its place at once, whatever it waits for.
+    // Another release replaces it immediately, whatever it is waiting for.
     bench.client.start(&bench.spec("1.2", "exec sleep 600")).await.unwrap();
     let status = bench.client.status("web").await.unwrap();
     assert_eq!((status.release.is_some(), status.exits), (true, 0));
@@ -337,7 +338,7 @@ async fn the_socket_is_ours_alone_and_survives_nonsense() {
     let say = async |bytes: Vec<u8>| {
         let mut stream = UnixStream::connect(&socket).await.unwrap();
         let (reader, mut writer) = stream.split();
-        // It may hang up before everything is said.
+        // It may close the connection before everything is sent.
         let _hung_up = writer.write_all(&bytes).await;
         let mut answer = String::new();
         let _hung_up = BufReader::new(reader).read_line(&mut answer).await;
@@ -351,7 +352,7 @@ async fn the_socket_is_ours_alone_and_survives_nonsense() {
     assert_eq!(say(vec![b'x'; 1024 * 1024]).await, "", "too long: hung up");
     assert!(bench.is_empty().await, "and it still answers");
 
-    // One too many is turned away; the others are answered.
+    // One too many is turned away; the others get responses.
     let mut idle = Vec::new();
     for _ in 0..40 {
         idle.push(UnixStream::connect(&socket).await.unwrap());

@@ -18,7 +18,7 @@ use zbus::{Connection, connection, fdo, interface};
 const MANAGER: &str = "/org/freedesktop/systemd1";
 const UNIT: &str = "/org/freedesktop/systemd1/unit/web_2eservice";
 
-/// What the one unit does, and what happened to it.
+/// The state of the one unit, and its history.
 #[derive(Debug, Default)]
 struct State {
     active: &'static str,
@@ -28,7 +28,6 @@ struct State {
     jobs: u32,
     starts: u32,
     subscribed: bool,
-    /// The next job fails.
     fail: bool,
 }
 
@@ -97,7 +96,8 @@ impl Manager {
 }
 
 impl Manager {
-    /// Another job's end comes first, and ours before the method's answer, as it may with systemd.
+    /// Another job's end arrives first, and ours before the method's response, as may happen with
+    /// systemd.
     async fn job(
         &self,
         unit: &str,
@@ -218,14 +218,14 @@ async fn a_unit_is_started_once_per_key_and_stopped() {
     assert_eq!(status.state, ServiceState::Running { pid: 4711 });
     assert_eq!((status.release.is_some(), status.exits), (true, 0));
 
-    // The same key again, even by the next agent: nothing.
+    // The same key again, even from the next agent: nothing happens.
     systemd.start(&spec("1.1")).await.unwrap();
     bench.systemd().start(&spec("1.1")).await.unwrap();
     assert_eq!(bench.starts(), 1);
     // Another key: the unit is started again.
     systemd.start(&spec("1.2")).await.unwrap();
     assert_eq!(bench.starts(), 2);
-    // Somebody restarted it by hand: that is not the run that this key started.
+    // An operator restarted it by hand: not the run that this key started.
     bench.state.lock().invocation += 1;
     systemd.start(&spec("1.2")).await.unwrap();
     assert_eq!(bench.starts(), 3);
@@ -250,7 +250,7 @@ async fn failures_are_told_apart() {
     let error = systemd.status("absent.service").await.unwrap_err();
     assert!(matches!(&error, ServiceError::Failed { .. }), "{error}");
 
-    // It ended and systemd waits before it starts it again.
+    // It exited, and systemd waits before restarting it.
     set(&bench.state, "activating", "auto-restart", 2);
     let status = systemd.status("web.service").await.unwrap();
     assert_eq!((status.state, status.exits), (ServiceState::Waiting, 2));
@@ -303,7 +303,7 @@ async fn the_stand_in_is_what_systemd_describes() {
         .build()
         .await
         .unwrap();
-    // Of the manager and of everything below it.
+    // Of the manager and everything below it.
     let ours = members(&introspectable.introspect().await.unwrap());
     let mut described = members(include_str!("systemd/manager.xml"));
     described.extend(members(include_str!("systemd/unit.xml")));

@@ -15,7 +15,7 @@ use crate::origins::Origins;
 
 const UNIT: usize = UNIT_BYTES as usize;
 
-/// A cache's inside, and an origin with one artifact of ten units.
+/// The internals of a cache, and an origin with one artifact of ten units.
 struct Bench {
     cache: Arc<Shared>,
     bytes: Bytes,
@@ -63,7 +63,7 @@ impl Bench {
 async fn a_disk_that_refuses_a_unit_ends_the_keeping_and_not_the_reading() {
     let bench = Bench::new().await;
     let whole = bench.cache.artifact(&bench.digest).await.unwrap();
-    // The same artifact with a file that cannot be written, as on a disk that is full.
+    // The same artifact with a file that cannot be written, as on a full disk.
     let path = bench.dir.path().join("blobs").join(bench.digest.as_str());
     let file = Some(File::open(path).unwrap());
     let hashes = whole.hashes.clone();
@@ -76,7 +76,7 @@ async fn a_disk_that_refuses_a_unit_ends_the_keeping_and_not_the_reading() {
         assert!(full.unit(index, 10).await.unwrap() == bench.unit(index as usize));
     }
     assert_eq!(bench.cache.metrics.passed_on.get(), 9);
-    // Only its own entry would have been given up: that of the other is still there.
+    // Only its own entry would have been dropped: the other's is still there.
     assert_eq!(bench.cache.store.usage().0, 1);
     bench.cache.disk_refused(&whole);
     assert_eq!(bench.cache.store.usage(), (0, 0));
@@ -91,7 +91,7 @@ async fn the_next_run_is_fetched_before_it_is_read() {
     for index in 2..6 {
         assert!(blob.unit(index, 6).await.unwrap() == bench.unit(index as usize));
     }
-    // Nothing outside of what was wanted; the last unit told the length.
+    // Nothing outside the requested part; the last unit showed the length.
     let missing: Vec<u32> =
         (0..10).filter(|at| blob.units.lock().states[*at as usize] == Unit::Missing).collect();
     assert_eq!(missing, [0, 1, 6, 7, 8]);

@@ -30,11 +30,11 @@ fn what_was_not_used_for_longest_makes_room() {
     assert!(folder.note_use("a"));
     folder.write("d", &[0; 300]).unwrap();
     assert_eq!(on_disk(dir.path()).into_keys().collect::<Vec<_>>(), ["a", "c", "d"]);
-    // Those that may not go stay, and what does not fit is not kept.
+    // Those that may not go stay, and what does not fit is not stored.
     assert!(!folder.reserve("e", 300, |name| name == "x").unwrap());
     assert!(!folder.reserve("e", 1001, |_| true).unwrap());
     assert_eq!(folder.usage(), Usage { files: 3, bytes: 900 });
-    // Replacing a file removes another, not the one that is replaced.
+    // Replacing a file evicts another one, not the one being replaced.
     folder.write("c", &[0; 200]).unwrap();
     assert_eq!(folder.usage(), Usage { files: 2, bytes: 500 });
     drop(folder);
@@ -46,7 +46,7 @@ fn a_file_without_a_place_is_removed_when_it_is_used() {
     let dir = tempfile::tempdir().unwrap();
     let folder = open(dir.path());
     folder.write("kept", &[0; 10]).unwrap();
-    // As a writer leaves it whose place was given away before it was done.
+    // The state left by a writer whose place was given away before it was done.
     fs::write(dir.path().join("late"), [0; 10]).unwrap();
     assert!(!folder.note_use("late"));
     folder.remove_if("kept", || false);

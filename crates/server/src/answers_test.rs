@@ -72,7 +72,7 @@ fn a_command_goes_to_the_leader_and_is_tried_again_until_its_time_is_up() {
         committing.proposed(1_200, other()),
         Next::Forward { to: MemberId(2), within_ms: COMMAND_MS_MAX - 200 }
     );
-    // A member that is named on its own has just lost the leadership: it will know better soon.
+    // A member that names itself has just lost the leadership: it will know better soon.
     for outcome in [own(), Proposed::NotLeader { leader: None }, Proposed::Busy, Proposed::Unknown]
     {
         assert!(matches!(committing.proposed(1_200, outcome), Next::Again { .. }));

@@ -55,7 +55,7 @@ fn now(ms: u64) -> BootTime<'static> {
     BootTime { boot: "a", ms }
 }
 
-/// What the tests look at, in one place.
+/// All inputs of the tests in one place.
 struct World {
     app: App,
     record: AppRecord,
@@ -68,7 +68,7 @@ struct World {
 }
 
 impl World {
-    /// An agent that has just started; `version` runs.
+    /// An agent that has just started; `version` is running.
     fn new(version: &str) -> World {
         let mut record = AppRecord::default();
         record.local.current = Some(release(version));

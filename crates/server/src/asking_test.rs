@@ -46,7 +46,7 @@ impl World {
         self.asking.step(self.now_ms, Members { known: &self.known, own: None }, input)
     }
 
-    /// Whom it asks first, without an answer yet.
+    /// The members it asks first, while none responds.
     fn first(&mut self) -> Whom {
         match self.step(Input::Woken).as_slice() {
             [Effect::Ask(whom, Question::Orders)] => whom.clone(),
@@ -91,7 +91,7 @@ fn after_one_member_the_next_is_asked_and_after_all_it_rests_longer_each_time() 
     let mut rests = Vec::new();
     let mut first = world.first();
     for _ in 0..6 {
-        // The kill switch passes through a minority.
+        // The kill switch spreads through a minority.
         assert_eq!(world.step(Input::NoAnswer), [Effect::Ask(first.clone(), Question::Kill)]);
         let effects = world.step(Input::Changed);
         let [Effect::Ask(second, Question::Orders)] = effects.as_slice() else {
@@ -129,7 +129,7 @@ fn an_old_incarnation_is_never_obeyed() {
     let old = Effect::OldIncarnation { server: asked.server, incarnation: Incarnation(1) };
     assert_eq!(effects, [old, Effect::AskRegistry]);
     assert!(matches!(world.step(Input::RegistryAsked).as_slice(), [Effect::Rest { .. }]));
-    // A newer one is, and from then on the one before is old.
+    // A newer one is accepted, and from then on the previous one is old.
     let _ = world.first();
     assert!(matches!(world.step(answer(3, 1))[0], Effect::Obey(_)));
     let _ = world.step(Input::Joined(true));

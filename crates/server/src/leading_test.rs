@@ -91,7 +91,7 @@ fn an_idle_group_writes_nothing_and_its_clock_catches_up_with_the_next_entry() {
     leading.proposed(hour_later, 1, &clock.unwrap());
     assert_eq!(leading.clock_due(hour_later + 10, &state(), 0), None, "one is in flight");
     assert_eq!(leading.clock_due(hour_later + 10, &state(), 1), None, "not worth an entry");
-    // What one entry cannot advance is dropped.
+    // What exceeds the step of one entry is dropped.
     (hour_later..=days_later).step_by(1_000).for_each(|now_ms| {
         leading.tick(now_ms);
     });
@@ -122,8 +122,8 @@ fn a_pause_of_the_leader_makes_no_server_silent() {
     leading.tick(woken_ms);
     contacts.heard(woken_ms + 40, &server("s2"), 0, BTreeMap::new());
     let _ = leading.plan(woken_ms + 50, &state(), &contacts);
-    // Nobody is silent for longer than this leader has listened again; but who was not heard since
-    // is not heard either: a lost server stays lost.
+    // No server is silent for longer than this leader has listened again; but one not heard since
+    // counts as unheard: a lost server stays lost.
     assert_eq!(leading.seen().leading_for_ms, 50);
     assert_eq!(leading.seen().contact_age_ms[&server("s1")], WEEK_MS + 150);
     assert_eq!(leading.seen().contact_age_ms[&server("s2")], 10);

@@ -1,4 +1,4 @@
-//! Three members in one thread, over simulated disks and a network that can be cut.
+//! Three members in one thread, over simulated disks and a network that can be partitioned.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,10 +26,10 @@ struct Group {
     disks: BTreeMap<u64, Disk>,
     boots: u64,
     contacts: Contacts,
-    /// Cut off from everybody else.
+    /// Partitioned from all others.
     cut: BTreeSet<u64>,
     mail: Vec<Envelope>,
-    /// Everything but messages and views, per member.
+    /// All outputs except messages and views, per member.
     said: BTreeMap<u64, Vec<Output>>,
     views: BTreeMap<u64, Arc<View>>,
     next_ticket: u64,
@@ -91,7 +91,7 @@ impl Group {
         group
     }
 
-    /// A group that has a leader; returns it as well.
+    /// A group with a leader; returns both.
     fn led(members: u64) -> (Group, u64) {
         let mut group = Group::of(members);
         group.run_ms(3_000);
@@ -142,7 +142,7 @@ impl Group {
         self.settle();
     }
 
-    /// Delivers messages and takes the steps that are due, until nothing moves.
+    /// Delivers messages and takes due steps until nothing changes.
     fn settle(&mut self) {
         for _ in 0..10_000 {
             let now_ms = self.now_ms;
@@ -342,7 +342,7 @@ fn a_new_leader_counts_no_time_twice() {
     let (mut group, leader) = Group::led(3);
     let begun_ms = group.now_ms;
     group.run_ms(600_000);
-    // The followers get the entries, and the leader never hears of it.
+    // The followers get the entries, but their responses never reach the leader.
     let ticket = group.ticket();
     let body = add(9);
     let input = Input::Propose { ticket, command: Box::new(command(body)) };
@@ -439,7 +439,7 @@ fn a_leader_that_is_elected_again_has_not_handed_over() {
     let (mut group, leader) = Group::led(3);
     let to = group.follower();
     group.cut.extend([leader, to]);
-    // Only the old leader has this entry: nobody else can be elected.
+    // Only the old leader has this entry: no other member can be elected.
     group.propose(leader, add(9));
     let transfer = group.transfer(leader, Some(to));
     while group.views[&leader].leads() {

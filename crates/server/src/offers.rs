@@ -6,11 +6,17 @@ use cohort_core::release::Release;
 /// Why the repository provided no release, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    Unreachable { reason: String },
+    Unreachable {
+        reason: String,
+    },
     /// The channel has no target, as far as known here.
-    NotFound { reason: String },
+    NotFound {
+        reason: String,
+    },
     /// A signature, a version or a digest is wrong.
-    Untrusted { reason: String },
+    Untrusted {
+        reason: String,
+    },
 }
 
 /// The offer of a channel, given the release found in the local metadata, and whether that metadata

@@ -109,7 +109,7 @@ fn what_the_mirrors_refused_says_more_than_that_nothing_is_known() {
     let untrusted = Refusal::Untrusted { reason: reason("forged") };
     let refused = |text: &str| Offer::Refused { reason: reason(text) };
     let unknown = |text: &str| Offer::Unknown { reason: reason(text) };
-    // What is held here and was verified stays an offer, whatever the mirrors say now.
+    // A verified local release stays an offer, whatever the mirrors say now.
     assert_eq!(judge(Ok(release.clone()), &Err(untrusted.clone())), Offer::Release(release));
     assert_eq!(judge(Err(not_found.clone()), &Err(untrusted.clone())), refused("forged"));
     assert_eq!(judge(Err(not_found.clone()), &Err(unreachable.clone())), unknown("none"));

@@ -97,7 +97,7 @@ fn a_finished_fetch_is_told_until_a_leader_answers() {
     pace.unanswered(ms(100));
     assert_eq!(pace.next(ms(349), &[report(1)], ended()), check());
     assert_eq!(pace.next(ms(350), &[report(1)], ended()), NextReport::Now);
-    // Even a leader that asks for no pause is not asked at once.
+    // Even a leader that asks for no pause is not asked immediately.
     assert_eq!(pace.answered(ms(350), &answer(0, 0)), ended());
     assert_eq!(pace.next(ms(399), &[report(1)], vec![]), check());
     assert_eq!(pace.next(ms(400), &[report(1)], vec![]), NextReport::Now);

@@ -1,4 +1,4 @@
-//! What servers and their leader tell each other about transfers, as it stands on the wire.
+//! Messages between servers and their leader about transfers, as sent on the wire.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -1,6 +1,6 @@
-//! Bounds that a transfer keeps in simulated zones of 10 to 1,000 servers.
+//! Bounds on transfers in simulated zones of 10 to 1,000 servers.
 //!
-//! Ratios are without the headers of packets, which cost 4.6 % on a real wire.
+//! Ratios do not include packet headers, which cost 4.6 % on a real wire.
 
 #[path = "zone/origin.rs"]
 mod origin;
@@ -35,7 +35,7 @@ fn small_groups_take_what_the_downlink_takes() {
 
 #[test]
 fn a_thousand_servers_too() {
-    // A chain, of which every link takes five milliseconds: 5.4 s for the downlink, and five more.
+    // A chain in which every link takes five milliseconds: 5.4 s for the downlink, and five more.
     let outcome = bounded(&Setup::new(1_000, 32, 50, 1_000), 2.2, 1.0);
     assert!(outcome.reports_per_s < 2_000 && outcome.depth < 1_000, "{outcome:?}");
 }
@@ -43,11 +43,11 @@ fn a_thousand_servers_too() {
 #[test]
 fn a_thousand_servers_of_which_some_are_slow_and_some_die() {
     let mut setup = Setup::new(1_000, 16, 50, 1_000);
-    // Twenty of each, evenly spread; the deaths over three seconds.
+    // Twenty of each, evenly spread; the deaths within three seconds.
     let places = (0..20).map(|n| n * 50 + 1);
     setup.links = places.clone().map(|place| (place, 3_125_000)).collect();
     setup.die = places.zip((1..).map(|n| 3_000 * n / 20)).collect();
-    // 16 MiB take 2.7 s; what is lost in places that die counts for more than in a long transfer.
+    // 16 MiB take 2.7 s; bytes lost with dying servers weigh more than in a long transfer.
     bounded(&setup, 4.0, 1.1);
 }
 
@@ -99,7 +99,7 @@ fn whoever_lies_nobody_starves() {
             let lies = places.iter().map(|place| (*place, lie)).collect();
             let setup = Setup { lies, ..Setup::new(10, 64, 50, 250) };
             let outcome = run(&setup);
-            // Ten seconds to see through it; what it held is fetched again.
+            // Ten seconds to detect it; what it claimed to hold is fetched again.
             assert!(outcome.all_ms <= 11_500 + 20_000, "{name} at {places:?}: {outcome:?}");
             assert!(outcome.wan <= 2.0, "{name} at {places:?}: {outcome:?}");
         }
@@ -108,19 +108,19 @@ fn whoever_lies_nobody_starves() {
 
 #[test]
 fn a_hundred_new_leaders_at_once_storm_nobody() {
-    // 100 groups could take 5 Gbit/s, and the origin gives one.
+    // 100 groups could take 5 Gbit/s, but the origin sends one.
     let calm = Setup::new(10, 16, 50, 250);
     let setup = Setup { no_leader: Some((5_000, 1_000)), ..calm.clone() };
     let origin = || Origin::new(125_000_000, 64);
     let (calm, outcome) = (storm(100, &calm, origin()), storm(100, &setup, origin()));
     assert!(outcome.wan <= 1.02, "{outcome:?}");
-    // No more requests than when nothing happens: every group has one head, which asks for two
-    // things at once, and stays away for a second and more when it is refused.
+    // No more requests than in normal operation: every group has one head, which sends two requests
+    // at a time, and stays away for at least a second when refused.
     let most = calm.most(0, usize::MAX);
     assert!(outcome.most(5, 10) <= most, "{outcome:?}, {calm:?}");
     assert!(outcome.refused <= calm.refused * 5 / 4, "{outcome:?}, {calm:?}");
     assert!(most <= 400, "{calm:?}");
-    // One round of reports, and the second in which a new leader hears everybody.
+    // One round of reports, plus the second in which a new leader hears from all servers.
     assert!(outcome.rebuilt_ms <= 1_500, "{outcome:?}");
     assert!(outcome.all_ms <= calm.all_ms + 3_000, "{outcome:?}, {calm:?}");
 }

@@ -10,7 +10,7 @@ use crate::command::Command;
 use crate::hint::Hint;
 use crate::sample::{app, held, rolling, server, settled, version, waiting};
 
-/// Seconds of Unix time at which the tests look.
+/// The time of all tests, as Unix time in seconds.
 pub(crate) const NOW_S: u64 = 1_700_000_000;
 
 pub(crate) fn report(groups: impl IntoIterator<Item = GroupStatus>) -> FleetReport {

@@ -1,4 +1,4 @@
-//! A group for tests of what is printed: three servers in the middle of a rollout.
+//! A group for tests of output: three servers mid-rollout.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ pub(crate) fn waiting(on: WaitingOn, for_ms: u64) -> WaitingStatus {
     WaitingStatus { on, for_ms }
 }
 
-/// A server on which all is well with a release.
+/// A server that is healthy on a release.
 pub(crate) fn fine(running: &str) -> ServerAppStatus {
     ServerAppStatus {
         running: Some(version(running)),
@@ -47,7 +47,7 @@ pub(crate) fn fine(running: &str) -> ServerAppStatus {
     }
 }
 
-/// Three servers, all of them voters; everything runs 1.0.0.
+/// Three servers, all voters; everything runs 1.0.0.
 pub(crate) fn settled() -> GroupStatus {
     let names = ["web-1", "web-2", "web-3"];
     let address = |index: usize| format!("10.0.0.{}:7417", index + 1);
@@ -111,7 +111,7 @@ pub(crate) fn settled() -> GroupStatus {
     }
 }
 
-/// The same in wave 2 of a rollout of 1.1.0: `web-1` has it, `web-2` is being changed.
+/// The same in wave 2 of a rollout of 1.1.0: `web-1` has it, `web-2` is changing.
 pub(crate) fn rolling() -> GroupStatus {
     let mut status = settled();
     let app = status.apps.get_mut(&app()).unwrap();
@@ -137,7 +137,7 @@ pub(crate) fn rolling() -> GroupStatus {
     status
 }
 
-/// Rolled back from 1.1.0, and held; `web-3` owes.
+/// Rolled back from 1.1.0, and held; `web-3` is in debt.
 pub(crate) fn held() -> GroupStatus {
     let mut status = settled();
     let app = status.apps.get_mut(&app()).unwrap();
@@ -155,7 +155,7 @@ pub(crate) fn held() -> GroupStatus {
     status
 }
 
-/// 1.1.0 on its way to the three servers, one of which sent wrong bytes.
+/// 1.1.0 in transit to the three servers, one of which sent wrong bytes.
 pub(crate) fn moving() -> GroupStatus {
     let mut status = settled();
     let app = status.apps.get_mut(&app()).unwrap();
@@ -178,7 +178,7 @@ pub(crate) fn moving() -> GroupStatus {
     status
 }
 
-/// 84 of 192 MiB are there.
+/// 84 of 192 MiB have arrived.
 pub(crate) fn transfer() -> TransferStatus {
     TransferStatus {
         app: Some(app()),

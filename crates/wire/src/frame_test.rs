@@ -46,7 +46,7 @@ async fn accept(
     FrameReceiver::accept(stream, &peer, &me, &group(), Incarnation(3), connections).await
 }
 
-/// Two ends that said hello.
+/// Two ends after their greetings.
 async fn pair(
     connection: u64,
     connections: &Connections,
@@ -133,7 +133,7 @@ async fn hellos_for_somebody_else_are_refused_and_told_why() {
             assert!(reason.contains(word), "{reason}");
         }
     }
-    // None of them took the place of a good one.
+    // None of them displaced a good one.
     pair(1, &connections).await;
 }
 
@@ -178,7 +178,7 @@ async fn a_message_that_is_too_large_is_not_sent() {
     assert!(matches!(sent, Err(FrameError::TooLarge { .. })), "{sent:?}");
 }
 
-/// Says hello by hand, then sends `bytes`; gives what the receiver makes of them.
+/// Sends the greeting by hand, then `bytes`; returns the receiver's result.
 async fn after_hello(bytes: &[u8]) -> Result<Option<Bytes>, FrameError> {
     let connections = Connections::default();
     let (mut near, far) = duplex(64 * 1024);

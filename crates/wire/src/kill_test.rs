@@ -93,7 +93,7 @@ fn on_is_latched_and_off_needs_a_higher_epoch() {
     assert_eq!(kill.is_on(None).unwrap().epoch(), 1);
     assert!(switch.say(&kill, &register(2, false)));
     assert_eq!(kill.is_on(None), None);
-    // An old *on* that still travels does not come back.
+    // A delayed old *on* does not come back.
     assert!(!switch.say(&kill, &register(1, true)));
     assert_eq!(switch.open().is_on(None), None);
     assert_eq!(switch.files(), ["fleet@00000000000000000002@off.kill"]);
@@ -145,7 +145,7 @@ fn only_operators_of_our_authority_throw_it() {
     let signed = SignedKill::sign(&stranger, &register(9, true)).unwrap();
     let refused = switch.offer(&kill, &signed);
     assert!(matches!(refused, Err(KillError::Statement(_))), "{refused:?}");
-    // An operator's *on* cannot be made an *off* on the way.
+    // An operator's *on* cannot be turned into an *off* in transit.
     let mut signed = switch.sign(&register(9, true));
     signed.0.body = serde_json::to_vec(&register(9, false)).unwrap();
     assert!(switch.offer(&kill, &signed).is_err());
@@ -164,7 +164,7 @@ fn a_damaged_file_counts_as_on_until_a_higher_epoch() {
         let on = kill.is_on(None).unwrap();
         assert!(matches!(on, KillEntry::Damaged { epoch: 4, .. }), "{on:?}");
         assert!(on.reason().contains("damaged"), "{}", on.reason());
-        // The *off* of the same epoch, passed on by others, does not heal it; the next one does.
+        // The *off* of the same epoch, forwarded by others, does not heal it; the next one does.
         assert!(!switch.say(&kill, &register(4, false)));
         assert!(switch.say(&kill, &register(5, false)));
         assert_eq!(switch.open().is_on(None), None);
@@ -194,7 +194,7 @@ fn a_crash_leaves_the_old_or_the_new_position() {
     switch.say(&kill, &register(1, false));
     let first = switch.files().remove(0);
     let text = fs::read(switch.dir.path().join(&first)).unwrap();
-    // Written aside, not yet renamed: never acknowledged.
+    // Written to a temporary file, not yet renamed: never acknowledged.
     let aside = switch.dir.path().join(".unfinished-fleet@00000000000000000002@on.kill.abc");
     fs::write(&aside, "{").unwrap();
     assert_eq!(switch.open().is_on(None), None);

@@ -1,5 +1,5 @@
-//! Messages of agents and of the hub, as they stand on the wire. What they carry of the core's own
-//! types (orders, reports, commands, reasons) is held there.
+//! Messages of agents and of the hub, as sent on the wire. The core's own types in them (orders,
+//! reports, commands, reasons) are pinned there.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -50,7 +50,7 @@ fn labels() -> BTreeMap<String, String> {
     [("zone".to_owned(), "a".to_owned())].into()
 }
 
-/// A part that is not built here, from its JSON.
+/// A part that is parsed from JSON instead of being built here.
 fn part<T: DeserializeOwned>(json: &str) -> T {
     serde_json::from_str(json).unwrap()
 }
@@ -321,7 +321,7 @@ fn hub() {
             registers: vec![signed()],
             damaged: vec!["fleet@00000000000000000007@on.kill".to_owned()],
         }),
-        // The status travels in the head of the answer, not in its body.
+        // The status is in the response head, not in the body.
         Hub::Error(part(r#"{"kind": "forbidden", "error": "no", "hints": ["ask an operator"]}"#)),
     ];
     hold("hub.jsonl", &messages);

@@ -14,7 +14,7 @@ use super::{ClientLimits, Content, FetchError, Mirror, MirrorClient, Wanted};
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(100);
 
-/// A server on loopback that answers each path with the bytes it was given, head and all.
+/// A server on loopback that sends the given bytes for each path, including the head.
 struct Server {
     address: SocketAddr,
     answers: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
@@ -43,7 +43,7 @@ impl Server {
                 heard.lock().push(request.join("\n"));
                 let answer = given.lock().get(&path).cloned();
                 stream.write_all(&answer.unwrap_or_else(|| head(404, &[]))).await.unwrap();
-                // Silence, not an end: who waits for more waits.
+                // Silence, not an end: a client that waits for more keeps waiting.
                 open.push(stream);
             }
         });
@@ -276,7 +276,7 @@ async fn a_copy_that_is_the_same_is_not_sent_again() {
     let by_time = Wanted { modified: Some("then"), ..Wanted::default() };
     let _ = client.get(&mirror, "a", &by_time).await.unwrap();
     assert!(server.requests().concat().contains("if-modified-since: then"));
-    // Nobody asked whether it had changed.
+    // The client did not ask whether it had changed.
     let result = client.get(&mirror, "a", &Wanted::default()).await;
     assert!(matches!(result, Err(FetchError::Status { .. })));
 }

@@ -1,4 +1,4 @@
-//! Deltas between archives of all kinds, and deltas that somebody made to do harm.
+//! Deltas between archives of all kinds, and malicious deltas.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -29,7 +29,7 @@ fn noise(seed: &str, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Makes a patch, applies it, and gives its length.
+/// Makes a patch, applies it, and returns its length.
 fn round_trip(old: &[u8], new: &[u8]) -> usize {
     let packed = segment::pack(old, new, &steps(old, new)).unwrap();
     let mut made = Vec::new();
@@ -55,7 +55,7 @@ fn little_is_needed_for_little() {
     assert!(round_trip(&old, &noise("other", 10_000)) < 11_000);
     assert!(round_trip(&[], &old[..5]) < 50);
     assert!(round_trip(&old, &[]) < 50);
-    // What repeats for ever must not take for ever.
+    // Endless repetition must not take endless time.
     assert!(round_trip(&vec![0; 2 << 20], &vec![0; 3 << 20]) < 1_000);
 }
 
@@ -159,7 +159,7 @@ proptest! {
     }
 }
 
-/// Whatever stands there: an error or other bytes, never a panic, and never more than allowed.
+/// Whatever the bytes: an error or other output, never a panic, and never more than allowed.
 #[test]
 fn no_damage_does_harm() {
     let lab = lab();
@@ -200,7 +200,7 @@ fn release(folder: &Path, name: &str, change: impl Fn(&mut Vec<u8>)) -> PathBuf 
     let source = folder.join(name);
     fs::create_dir_all(source.join("lib")).unwrap();
     let mut program = noise("program", 200_000);
-    // Something that compresses, so that the archive is not simply stored.
+    // Compressible data, so that the archive is not simply stored.
     program.extend((0..100_000_u32).flat_map(|n| (n / 7).to_le_bytes()));
     change(&mut program);
     fs::write(source.join("app"), program).unwrap();
@@ -279,7 +279,7 @@ fn another_base_is_noticed() {
     let delta = File::open(&lab.delta).unwrap();
     let error = lab.apply_file(&other, &delta, &mut Vec::new()).unwrap_err();
     assert!(matches!(error, DeltaError::OtherBase), "{error}");
-    // Of the same length, and yet another.
+    // The same length, but different.
     let other = release(lab.folder.path(), "1", |program| program[10] ^= 1);
     let delta = File::open(&lab.delta).unwrap();
     let error = lab.apply_file(&other, &delta, &mut Vec::new()).unwrap_err();
@@ -318,7 +318,7 @@ fn archives_of_all_kinds() {
     ];
     for (name, pack, method) in kinds {
         let folder = folder();
-        // Where the old one comes from does not matter.
+        // The location of the old artifact does not matter.
         let old = repack(&release(folder.path(), "1", |_| {}), "old", &gzip);
         let new = release(folder.path(), "2", |program| program[5] ^= 9);
         let new = repack(&new, "new", pack);
@@ -426,7 +426,7 @@ fn hostile_deltas_are_refused() {
             bytes.push(0);
             bytes
         }),
-        // Sound in itself, and another archive: zeros without end, within the format.
+        // Valid in itself, but another archive: endless zeros, within the format.
         ("longer than signed", {
             let noise = noise("long", 2 << 20);
             let body = patch(2 << 20, packed([&[0, 0x80, 0x80, 0x80, 1, 0], &[], &[], &noise]));
@@ -479,7 +479,7 @@ fn the_format_of_deltas_is_held() {
         assert_eq!(read_body(&mut reader, header.old_length, left).unwrap(), body);
         left -= body.length();
     }
-    // Streams and numbers within a frame: a segment packed by an earlier version is unpacked.
+    // Streams and numbers within a frame: a segment packed by an earlier version can be unpacked.
     let (old, new) = (noise("old", 2_000), [&noise("old", 2_000)[500..1_500], b"new"].concat());
     let packed = segment::pack(&old, &new, &steps(&old, &new)).unwrap();
     let streams = zstd::bulk::decompress(&packed.bytes, 4_096).unwrap();

@@ -15,7 +15,7 @@ use cohort_artifact::{
 };
 use parking_lot::Mutex;
 
-/// The manifests that the newest targets of a repository name, sorted.
+/// The manifests named by a repository's newest targets, sorted.
 pub(crate) fn releases(repository: &Repository) -> Vec<String> {
     let folder = repository.dir().join("metadata");
     let version = |path: &PathBuf| {
@@ -73,7 +73,7 @@ impl Fixture {
         self.folder.path().join(name)
     }
 
-    /// A directory to publish: some hundred kilobytes that no compression makes smaller.
+    /// A directory to publish: a few hundred incompressible kilobytes.
     pub(crate) fn source(&self, version: &str) -> PathBuf {
         let source = self.path(&format!("source-{version}"));
         fs::create_dir_all(source.join("bin")).unwrap();
@@ -83,7 +83,7 @@ impl Fixture {
         source
     }
 
-    /// A directory to publish that hardly differs from that of any other version.
+    /// A directory to publish that barely differs from other versions.
     pub(crate) fn similar(&self, text: &str) -> PublishRequest {
         let source = self.path(&format!("similar-{text}"));
         fs::create_dir_all(source.join("bin")).unwrap();
@@ -106,7 +106,7 @@ impl Fixture {
         self.repository.publish(&self.keys, &self.request(version)).await.unwrap()
     }
 
-    /// Publishes the least there is: a channel that nobody reads. Signs all lists again.
+    /// Publishes the minimum: a channel that no test reads. Signs all lists again.
     pub(crate) async fn point_new_channel(&self, repository: &Repository) {
         let channel = format!("other-{}", repository.channels().unwrap().len()).parse().unwrap();
         let first = version("1.0.0");
@@ -125,7 +125,7 @@ impl Fixture {
         format!("metadata/{newest}.{role}.json")
     }
 
-    /// A copy of the repository as it is now.
+    /// A copy of the repository in its current state.
     pub(crate) fn copy(&self, name: &str) -> PathBuf {
         let to = self.path(name);
         copy_folder(self.repository.dir(), &to);
@@ -138,7 +138,7 @@ impl Fixture {
 
     pub(crate) fn options(&self, store: &str, mirrors: Vec<Mirror>) -> TrustOptions {
         let root = std::fs::read(self.repository.dir().join("metadata/root.json")).unwrap();
-        // Patient enough for a busy machine; no test but that of a silent mirror comes to it.
+        // Patient enough for a busy machine; only the test of a silent mirror waits that long.
         let limit = std::time::Duration::from_secs(30);
         let limits = ClientLimits { connect: limit, first_byte: limit, idle: limit, file: limit };
         TrustOptions { root, store: self.path(store), mirrors, limits }
@@ -155,7 +155,7 @@ impl Fixture {
         }
     }
 
-    /// The same repository, which signs for other lengths of time from now on.
+    /// The same repository, with other lifetimes of signatures from now on.
     pub(crate) fn with_new_lifetimes(&self, change: impl Fn(&mut Lifetimes)) -> Repository {
         let path = self.repository.dir().join("repository.json");
         let mut settings: serde_json::Value =
@@ -200,14 +200,14 @@ pub(crate) fn bytes_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// How the server answers for one path.
+/// How the server responds for one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// Bytes without end, and without saying how many.
+    /// Endless bytes, without a length.
     Endless,
-    /// A header that promises more than any limit.
+    /// A header that announces more than any limit.
     Huge,
-    /// An error of the server.
+    /// A server error.
     Status(u16),
     /// Half of the file, then the connection ends.
     Cut,
@@ -261,7 +261,7 @@ impl Server {
         self.shared.lock().answers.clear();
     }
 
-    /// The paths asked for since the last call.
+    /// The paths requested since the last call.
     pub(crate) fn take_log(&self) -> Vec<String> {
         std::mem::take(&mut self.shared.lock().log)
     }

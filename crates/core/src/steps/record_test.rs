@@ -143,7 +143,7 @@ fn traffic_follows_the_record() {
     record.done(Step::Drain, 1);
     record.fail(Step::Stop, 1, failure(Blame::Surroundings, "no guard"));
     assert_eq!(record.takes_traffic(), Err(NoTraffic::Failed { reason: "no guard".to_owned() }));
-    // The next order does not give traffic back either.
+    // The next order does not return traffic either.
     accept(&mut record, order(3, &release("2.0.0")));
     assert_eq!(record.takes_traffic(), Err(NoTraffic::Installing));
 }
@@ -183,7 +183,7 @@ fn only_a_drained_wave_serves_again_while_it_waits() {
 fn the_host_goes_back_once_it_may_and_the_last_answer_is_too_old() {
     let revert = release("1.0.0");
     let forward_only = Release { rollback: Rollback::ForwardOnly, ..revert.clone() };
-    // Purpose, release, and whether the host may go back after the drain and after the stop.
+    // Purpose, release, and whether the host may go back: after the drain, and after the stop.
     for (purpose, release_to, after) in [
         (Purpose::RollBack, &revert, [false, false]),
         (Purpose::Wave, &forward_only, [true, false]),
@@ -202,7 +202,7 @@ fn the_host_goes_back_once_it_may_and_the_last_answer_is_too_old() {
             let left_ms = |reached, ms| record.undo_left_ms(reached, at(begun_ms + ms));
             assert_eq!(left_ms(reached, 1), may.then_some(0), "{step:?}: not reached since");
             reached.heard(begun_ms + 1_000);
-            // Between two answers it stays, however short `confirm_within` is.
+            // Between two responses it stays, however short `confirm_within` is.
             assert_eq!(left_ms(reached, 2_000), may.then_some(5_000), "{step:?}");
             assert_eq!(left_ms(reached, 9_000), may.then_some(0), "{step:?}");
         }

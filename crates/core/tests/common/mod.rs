@@ -17,7 +17,7 @@ use cohort_core::report::{Blame, Outcome, Report, Step};
 use cohort_core::state::State;
 use proptest::prelude::*;
 
-/// A group that is set up, with three servers and a policy.
+/// A group after set-up, with three servers and a policy.
 pub(crate) fn group() -> State {
     let mut state = State::new(GroupId::new("intel.zone-a").expect("a name"), Incarnation(1));
     let labels = BTreeMap::from([("zone".to_owned(), "zone-a".to_owned())]);
@@ -87,8 +87,8 @@ pub(crate) fn policy(max_parallel: u32, failures_allowed: u32) -> Policy {
     }
 }
 
-/// A command to be: generation, clock and sequence come from the state it is applied to, or are
-/// wrong on purpose.
+/// A command in the making: generation, clock and sequence come from the state it is applied to, or
+/// are deliberately wrong.
 #[derive(Debug, Clone)]
 pub(crate) struct Wish {
     pub(crate) kind: u8,

@@ -8,7 +8,7 @@ use crate::program::RunAs;
 use crate::service::{RunService, ServiceCommand, ServiceState};
 use crate::testing::golden;
 
-/// A service with everything that can be said about one.
+/// A service with every field set.
 pub(crate) fn spec() -> ServiceSpec {
     ServiceSpec {
         name: "web".into(),

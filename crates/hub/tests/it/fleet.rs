@@ -44,7 +44,7 @@ async fn a_policy_is_written_checked_and_watched_for() {
     let parsed: cohort_core::policy::Policy = serde_json::from_value(read.record.policy).unwrap();
     assert_eq!(parsed.stages.len(), 2);
 
-    // Only over the revision that the caller saw.
+    // Only over the revision that the caller has seen.
     let stale = PolicyRequest { expected: Some(cohort_core::ids::Revision(1)), ..policy("beta") };
     let error = operator.post::<PolicyAnswer>("/v1/policies/web", &stale).await.unwrap_err();
     assert_eq!(error.status, 409);

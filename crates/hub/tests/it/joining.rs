@@ -93,7 +93,7 @@ async fn a_hub_of_another_authority_is_not_joined() {
     let stranger = Running::start().await;
     let token: JoinToken = hub.token(Role::Agent, None).await.token.parse().unwrap();
     let client = Client::joining(&token.fingerprint);
-    // The token of one fleet, and the hub of another.
+    // A token of one fleet at the hub of another.
     let call = Call::post(JOIN, &serde_json::json!({}));
     let error = client.call(&stranger.target(), call).await.unwrap_err();
     assert!(matches!(error, CallError::Identity { .. }), "{error:?}");

@@ -1,4 +1,4 @@
-//! The kill switch through the hub: signed by an operator, latched, seen by watch.
+//! The kill switch through the hub: signed by an operator, latched, seen by a watch.
 
 use cohort_core::ids::GroupId;
 use cohort_identity::Role;
@@ -25,7 +25,7 @@ async fn on_is_latched_off_needs_a_higher_epoch_and_agents_see_it() {
     let off = signed(&hub, Role::Operator, KillScope::Fleet, 1, false);
     let answer: KillAnswer = operator.post(KILL, &off).await.unwrap();
     assert!(!answer.changed, "on wins ties");
-    // An agent passes on what an operator has signed.
+    // An agent forwards what an operator has signed.
     let scope = KillScope::Group(GroupId::new("intel.zone-a").unwrap());
     let group_on = signed(&hub, Role::Operator, scope, 3, true);
     let answer: KillAnswer = agent.post(KILL, &group_on).await.unwrap();
@@ -62,7 +62,7 @@ async fn what_no_operator_signed_changes_nothing() {
     let mut forged = signed(&hub, Role::Operator, KillScope::Fleet, 1, true);
     forged.0.body[0] ^= 1;
     assert_eq!(operator.post::<KillAnswer>(KILL, &forged).await.unwrap_err().status, 403);
-    // A viewer may not even carry a good one.
+    // A viewer may not even forward a good one.
     let good = signed(&hub, Role::Operator, KillScope::Fleet, 1, true);
     let viewer = hub.client(Role::Viewer, "vera");
     assert_eq!(viewer.post::<KillAnswer>(KILL, &good).await.unwrap_err().status, 403);

@@ -15,7 +15,7 @@ async fn oversized_bodies_are_refused() {
     let (_, agent) = hub.join_agent("a-1", "zone-a").await;
     let call = Call::post("/v1/registry/txn", &Txn::default()).bytes(vec![b' '; 5 * 1024 * 1024]);
     let error = agent.client.call(&agent.target, call).await.unwrap_err();
-    // The answer may be cut off by the bytes that are still being sent.
+    // The bytes still being sent may cut off the response.
     assert!(error.status().is_none_or(|status| status == 413), "{error:?}");
     let large = Txn {
         then: vec![Op::put(keys::ROOT.to_owned() + "servers/a-1", "x".repeat(300 * 1024))],
@@ -25,7 +25,7 @@ async fn oversized_bodies_are_refused() {
     assert!(matches!(error, RegistryError::Invalid { .. }), "{error}");
     let malformed = Call::post("/v1/registry/txn", &"no transaction");
     assert_eq!(agent.send(malformed).await.unwrap_err().status, 422);
-    // Changes for when a comparison does not hold would be a way around it.
+    // Operations in the branch of a failed comparison would be a way around it.
     let around = serde_json::json!({ "then": [], "otherwise": [{ "delete": { "key": "/" } }] });
     let error = agent.send(Call::post("/v1/registry/txn", &around)).await.unwrap_err();
     assert_eq!(error.status, 422, "{error}");
@@ -75,7 +75,7 @@ async fn one_watch_too_many_is_asked_to_come_again() {
     assert_eq!((error.status, error.kind.as_str()), (503, "overloaded"));
     let error = agent.registry().watch(request).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
-    // A caller that leaves makes room.
+    // A caller that leaves frees its slot.
     waiting.abort();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while !hub.plain("GET", "/metrics", "").await.text().contains("cohort_hub_watches 0\n") {

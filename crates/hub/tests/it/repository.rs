@@ -205,7 +205,7 @@ async fn a_release_is_uploaded_and_served() {
     assert_eq!(releases(&served, &request), 1);
     cohort_hub::upload(&publisher.client, &target, &dir, &files, |_| {}).await.unwrap();
 
-    // Wrong bytes, wrong names, wrong people; nothing changes and nothing is left behind.
+    // Wrong bytes, wrong names, wrong roles; nothing changes and nothing is left behind.
     let hash = "ab".repeat(32);
     let wrong = put(&format!("blobs/{hash}"), b"other".to_vec()).await.unwrap_err();
     assert_eq!((wrong.status, wrong.kind.as_str()), (422, "refused"), "{wrong}");
@@ -223,7 +223,7 @@ async fn a_release_is_uploaded_and_served() {
     hub.stop().await;
 }
 
-/// Waits until a file has the wanted content.
+/// Waits until a file has the expected content.
 async fn becomes(path: &Path, wanted: &[u8]) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while std::fs::read(path).ok().as_deref() != Some(wanted) {
@@ -239,7 +239,7 @@ async fn what_is_published_is_acknowledged_when_the_bucket_has_it() {
     std::fs::create_dir(&bucket).unwrap();
     let url = format!("file://{}", bucket.display());
     let hub = Running::start_with(|config| config.repository_bucket = Some(url)).await;
-    // A repository created on the hub's machine is noticed.
+    // A repository created on the hub's machine is detected.
     let keys = Keys::generate().unwrap();
     let served = hub.config.repository_dir();
     Repository::create(&served, &keys, Lifetimes::default()).await.unwrap();
@@ -291,7 +291,7 @@ async fn what_is_published_is_acknowledged_when_the_bucket_has_it() {
     assert!(matches!(error, HubError::Bucket(_)), "{error}");
 }
 
-/// How many versions of the app that is published are in a repository.
+/// How many versions of the published app are in a repository.
 fn releases(dir: &Path, request: &PublishRequest) -> usize {
     let repository = Repository::open(dir).unwrap();
     repository.last_releases(&request.app, &request.platform).unwrap().len()

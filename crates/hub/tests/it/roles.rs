@@ -87,7 +87,7 @@ async fn an_agent_writes_what_belongs_to_its_own_group() {
     let moved = ServerRecord { address: "127.0.0.1:9999".into(), ..mine.clone() };
     registry.txn(put(keys::server(&moved.server), encode(&moved))).await.unwrap();
 
-    // No records of others.
+    // No records of other servers.
     forbidden(write_group_record(&registry, &record("intel.zone-b", 5)).await);
     forbidden(write_members(&registry, &members(other.clone())).await);
     forbidden(write_verdict(&registry, &verdict(other.clone())).await);
@@ -116,7 +116,7 @@ async fn an_agent_writes_what_belongs_to_its_own_group() {
     let own_record = keys::group_record(&own, &app());
     invalid(registry.txn(put(own_record.clone(), "no JSON".into())).await);
     invalid(registry.txn(put(own_record.clone(), encode(&record("intel.zone-b", 9)))).await);
-    // A late record is refused even when its writer does not compare.
+    // A stale record is rejected even if its writer does not compare.
     let blind = registry.txn(put(own_record, encode(&record("intel.zone-a", 1)))).await;
     assert!(matches!(blind, Err(RegistryError::Conflict { .. })), "{blind:?}");
     hub.stop().await;
@@ -173,7 +173,7 @@ async fn the_matrix_of_roles_and_routes() {
     let everything = RangeRequest { select: Selector::Prefix("/".into()), after: None, limit: 0 };
     let recover = serde_json::json!({ "incarnation": 1, "first_server": "a-1", "because": "x" });
     let token = serde_json::json!({ "role": "viewer" });
-    // Which roles each route admits; other tests look at the answers.
+    // Which roles each route admits; other tests check the responses.
     let read = [Role::Viewer, Role::Operator, Role::Agent, Role::Hub];
     let routes: Vec<(Call, &[Role])> = vec![
         (Call::get("/v1/fleet"), &read),

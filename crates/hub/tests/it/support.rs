@@ -56,7 +56,7 @@ impl Running {
         Running { folder, authority, config, api, plain, stop, ended }
     }
 
-    /// Stops it and waits for its end. Returns what outlives it.
+    /// Stops it and waits until it has ended. Returns what outlives it.
     pub(crate) async fn stop(self) -> (TempDir, Arc<Authority>, HubConfig) {
         self.stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(20), self.ended).await;
@@ -100,8 +100,7 @@ impl Running {
         self.operator().post(TOKEN, &request).await.unwrap()
     }
 
-    /// Joins as a new agent with a token of its own. Returns the hub's answer and the agent's
-    /// client.
+    /// Joins as a new agent with its own token. Returns the hub's response and the agent's client.
     pub(crate) async fn join_agent(&self, name: &str, zone: &str) -> (JoinAnswer, Caller) {
         let token = self.token(Role::Agent, None).await;
         let (answer, identity) = self.join(&token, Role::Agent, name, Some(server(zone))).await;
@@ -188,7 +187,7 @@ impl Caller {
         self.client.call_json(&self.target, call).await.map_err(answered)
     }
 
-    /// A call whose answer has no body.
+    /// A call whose response has no body.
     pub(crate) async fn send(&self, call: Call) -> Result<u16, ApiError> {
         let answer = self.client.stream(&self.target, call).await.map_err(answered)?;
         Ok(answer.status.as_u16())
@@ -210,7 +209,7 @@ fn answered(error: CallError) -> ApiError {
     }
 }
 
-/// The answer to a plain request.
+/// The response to a plain request.
 #[derive(Debug)]
 pub(crate) struct Plain {
     pub(crate) status: u16,

@@ -1,4 +1,4 @@
-//! Pushing into a store in memory that breaks at any write; URLs, settings, errors.
+//! Pushing to an in-memory store that fails at any write; URLs, settings, errors.
 
 use std::fmt;
 use std::path::Path as FilePath;
@@ -26,7 +26,7 @@ impl Bucket {
     }
 }
 
-/// A store in memory that takes so many writes and no more, and knows their order.
+/// An in-memory store that accepts a limited number of writes, and records their order.
 #[derive(Debug)]
 struct Breaking {
     inner: InMemory,
@@ -71,7 +71,7 @@ impl fmt::Display for Breaking {
     }
 }
 
-/// Hands a part on, and counts the last write.
+/// Forwards a part, and counts the last write.
 #[derive(Debug)]
 struct Parts {
     store: Arc<dyn ObjectStore>,
@@ -176,7 +176,7 @@ impl Fixture {
     }
 }
 
-/// Everything that a reader finds by following the timestamp is there, and is ours.
+/// Checks that everything a reader finds by following the timestamp is there, and is ours.
 async fn assert_whole(store: &Breaking, fixture: &Fixture) {
     let Some(timestamp) = store.bytes("r/metadata/timestamp.json").await else { return };
     let snapshot = super::plan::next_in_chain(&timestamp, "snapshot").unwrap();
@@ -251,7 +251,7 @@ async fn the_next_release_costs_only_itself() {
     let count = |folder: &str| new.iter().filter(|p| p.starts_with(&format!("r/{folder}"))).count();
     assert_eq!((count("blobs/"), count("targets/")), (2, 2), "{new:?}");
     assert!(count("metadata/") <= 4, "{new:?}");
-    // One by one, as a hub does it: the timestamp is passed over, what is there is not sent again.
+    // One by one, as a hub does it: the timestamp is skipped, existing files are not sent again.
     let before = store.written().len();
     for path in new.iter().map(|path| path.strip_prefix("r/").unwrap()) {
         push_file(fixture.dir(), &bucket, path).await.unwrap();

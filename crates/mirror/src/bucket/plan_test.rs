@@ -30,7 +30,7 @@ fn readers_never_see_a_name_before_what_it_names() {
             files(&["metadata/2.root.json"])
         ]
     );
-    // What is there in its length is not sent again, unless it is wanted so.
+    // A file with the right length is not sent again, unless requested.
     let mut there: BTreeMap<String, u64> =
         local.iter().map(|file| (file.path.clone(), 7)).collect();
     assert_eq!(stages(local.clone(), &there, &[], false).concat(), []);

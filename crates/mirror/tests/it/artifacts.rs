@@ -1,10 +1,10 @@
-//! Artifacts: cold, warm, in ranges, and many readers at once.
+//! Artifacts: cold, warm, in ranges, and with many concurrent readers.
 
 use crate::support::{Origin, Sample, UNIT, cache};
 
 #[tokio::test]
 async fn what_was_fetched_once_is_not_fetched_again() {
-    // Of a single byte, of one unit exactly, of a bit more, of several runs.
+    // Of a single byte, exactly one unit, a bit more, and several runs.
     for length in [1, UNIT, UNIT + 1, 50 * UNIT + 777] {
         let sample = Sample::new("warm", length);
         let origin = Origin::start(&[&sample]);
@@ -62,7 +62,7 @@ async fn heads_tags_and_unit_hashes() {
     assert_eq!(cache.send(&sample.path(), &[("if-none-match", &etag)]).await.status(), 304);
     let (status, hashes) = cache.get(&sample.units_path()).await;
     assert_eq!((status, hashes.unwrap().to_vec()), (200, sample.hashes.to_bytes()));
-    // Nothing but the hashes and the unit that tells the length was needed so far.
+    // Only the hashes and the unit that shows the length were needed so far.
     assert_eq!(origin.units_asked(&sample), [0, 0, 0, 1]);
 }
 

@@ -1,5 +1,5 @@
-//! Buckets: a real S3-compatible server, moto from the Python package index, and a store that says
-//! what the test wants.
+//! Buckets: a real S3-compatible server, moto from the Python package index, and a store that
+//! responds as the test wants.
 //!
 //! `cargo xtask test` checks for Python. Without it, the test with moto reports a skip.
 
@@ -23,10 +23,10 @@ use parking_lot::Mutex;
 
 use crate::support::{DEADLINE, Running, Sample, UNIT, config, quick};
 
-/// The releases that were tried.
+/// The versions that were tested.
 const MOTO: [&str; 3] = ["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
 
-/// A virtual environment with moto in cargo's directory for tests, created once; nothing on a
+/// A virtual environment with moto in cargo's directory for tests, created once; `None` on a
 /// machine without Python.
 fn python_with_moto() -> Option<PathBuf> {
     let version = Command::new("python3").arg("--version").output();
@@ -58,7 +58,7 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
-/// An S3-compatible server in memory; it ends with the value.
+/// An S3-compatible server in memory; stops when dropped.
 struct Moto {
     url: String,
     child: Child,
@@ -67,7 +67,8 @@ struct Moto {
 impl Moto {
     async fn start() -> Option<Self> {
         let python = tokio::task::spawn_blocking(python_with_moto).await.unwrap()?;
-        // Free now; whoever takes it in between makes the start fail, not the test lie.
+        // Free now; if another process takes it in between, the start fails, but the test is not
+        // wrong.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = Command::new(python);
         command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
@@ -84,7 +85,7 @@ impl Moto {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // What it says of requests is not read.
+        // Its log of requests is not read.
         let mut log = moto.child.stderr.take().unwrap();
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Some(moto)
@@ -105,7 +106,7 @@ impl Drop for Moto {
     }
 }
 
-/// Publishes bytes that no compression makes smaller.
+/// Publishes bytes that do not compress.
 async fn publish(dir: &Path, repository: &Repository, keys: &Keys, version: &str, length: usize) {
     let source = dir.join(format!("source-{version}"));
     std::fs::create_dir_all(&source).unwrap();
@@ -137,14 +138,14 @@ async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
     let first = push(&dir, &bucket, false, &|_| ()).await.unwrap();
     assert!(first.bytes > 20 << 20, "{first:?}");
     assert_eq!(push(&dir, &bucket, false, &|_| ()).await.unwrap().files, 0);
-    // The bucket is private: who has no key reads nothing.
+    // The bucket is private: without a key, nothing is readable.
     let public = format!("{}/fleet/rel~1/x/metadata/timestamp.json", moto.url);
     assert_eq!(client.get(public).send().await.unwrap().status(), 403);
 
     let mut config = config(folder.path(), &[], quick());
     config.origins = vec![bucket.name().to_owned()];
     config.buckets = settings(&moto.url);
-    // The server is no fast one, and one process.
+    // The server is slow, and a single process.
     let patience = Duration::from_secs(10);
     config.limits.answer_max = patience;
     config.limits.revalidate_max = patience;
@@ -175,7 +176,7 @@ async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
     let (before, size) = (cache.metric("origin_bytes_total").await, blob.metadata().unwrap().len());
     assert!(before < size * 105 / 100, "each unit comes once: {before} of {size}");
 
-    // Metadata is asked for again every time, and nothing comes when it is the same.
+    // Metadata is revalidated every time; no body is sent if it is unchanged.
     let (_, timestamp) = cache.get("/metadata/timestamp.json").await;
     assert_eq!(timestamp.unwrap(), std::fs::read(dir.join("metadata/timestamp.json")).unwrap());
     assert_eq!(cache.metric("origin_bytes_total").await, before, "it is the same");
@@ -187,12 +188,12 @@ async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
     cache.stop().await;
 }
 
-/// A store that says what the test wants it to say.
+/// A store that responds as the test wants.
 #[derive(Default)]
 struct Said {
-    /// How many more writes it refuses, asking for less.
+    /// How many more writes it refuses, asking for fewer.
     busy_writes: AtomicU32,
-    /// What it answers to every reading: a status and a code.
+    /// Its response to every read: a status and a code.
     reads: Mutex<Option<(u16, &'static str)>>,
     written: Mutex<Vec<String>>,
 }
@@ -230,7 +231,7 @@ async fn scripted(State(said): State<Arc<Said>>, request: Request) -> Response {
     error(404, "NoSuchKey")
 }
 
-/// Starts it; gives what it was told, and the settings that lead to it.
+/// Starts it; returns its script, and the settings to reach it.
 async fn store() -> (Arc<Said>, BucketSettings) {
     let said = Arc::new(Said::default());
     let router = Router::new().fallback(scripted).with_state(Arc::clone(&said));
@@ -261,7 +262,7 @@ async fn a_busy_or_closed_store_is_an_origin_like_any_other() {
     for (status, code, wanted) in [
         (503, "SlowDown", 503),
         (429, "TooManyRequests", 503),
-        // Without the right to list, what is missing is forbidden.
+        // Without permission to list, a missing file is forbidden.
         (403, "AccessDenied", 404),
         (404, "NoSuchKey", 404),
         (404, "NoSuchBucket", 502),
@@ -279,7 +280,7 @@ async fn a_busy_or_closed_store_is_an_origin_like_any_other() {
             let answer = cache.send(path, &[]).await;
             let after = answer.headers().get("retry-after").cloned();
             let (found, text) = (answer.status().as_u16(), answer.text().await.unwrap());
-            // Left alone after the first failure.
+            // Paused after the first failure.
             assert!(found == wanted || found == 503 && wanted == 502, "{code}: {found} {text}");
             if wanted == 503 {
                 let after: u64 = after.unwrap().to_str().unwrap().parse().unwrap();

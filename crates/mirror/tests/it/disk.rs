@@ -29,7 +29,7 @@ async fn a_restart_goes_on_where_it_was() {
     let answer = cache.send(&sample.path(), &[("range", &range)]).await;
     assert!(answer.bytes().await.unwrap() == sample.bytes[4 * UNIT..20 * UNIT]);
     cache.stop().await;
-    // What a crash leaves half made is swept.
+    // A crash's unfinished files are swept.
     let torn = Sample::new("torn", 2 * UNIT);
     fs::write(dir.path().join("cache/blobs").join(torn.digest().as_str()), "no hashes").unwrap();
     fs::write(dir.path().join("cache/files/.unfinished-x"), "torn").unwrap();
@@ -64,7 +64,7 @@ async fn damage_on_the_disk_is_found_and_mended() {
     assert_eq!(origin.units_asked(&sample), wanted);
     assert_eq!(cache.metric("damaged_total").await, 1);
     assert!(fs::read(&path).unwrap()[..sample.bytes.len()] == sample.bytes, "mended");
-    // Corrupt hashes at a start: the artifact is removed and fetched again.
+    // Corrupt hashes at start: the artifact is removed and fetched again.
     cache.stop().await;
     file.write_all_at(&[7; 320], sample.bytes.len() as u64).unwrap();
     let cache = Running::start(config(dir.path(), &[&origin], quick())).await;
@@ -99,7 +99,7 @@ async fn the_least_recently_used_goes_first() {
     assert!(cache.metric("cache_bytes").await <= cache.metric("cache_bytes_max").await);
     head(&cache, &samples[1]).await;
     assert_eq!(kept(), [true, true, false, true, true]);
-    // The order survives a restart, also of those that were only read.
+    // The order survives a restart, even for files that were only read.
     cache.stop().await;
     for (age, sample) in samples.iter().enumerate() {
         let path = dir.path().join("cache").join(sample.path().trim_start_matches('/'));
@@ -151,7 +151,7 @@ async fn what_is_in_use_stays() {
         tokio::spawn(async move { cache.assert_gives(&first).await })
     };
     cache.metric_becomes("artifacts", 1).await;
-    // Both do not fit, and the first is being read: the second is passed on.
+    // Both do not fit, and the first is being read: the second is only forwarded.
     cache.assert_gives(&second).await;
     assert!(cache.metric("passed_on_total").await >= 480 - 1);
     assert_eq!(cache.metric("evictions_total").await, 0);
@@ -173,7 +173,7 @@ async fn a_full_disk_passes_on_what_is_right() {
     cache.assert_gives(&sample).await;
     assert!(cache.metric("passed_on_total").await >= 40);
     assert_eq!((cache.metric("artifacts").await, names(dir.path()).len()), (0, 0));
-    // One after the other, one request each: no unit comes twice for one reader.
+    // One after another, one request each: no unit is fetched twice for one reader.
     origin.forget_requests();
     cache.assert_gives(&sample).await;
     assert!(origin.units_asked(&sample).iter().all(|count| *count <= 1));

@@ -30,7 +30,7 @@ async fn wrong_bytes_are_taken_from_another_origin() {
     let (cache, _dir) = cache(&[&liar, &honest]).await;
     cache.assert_gives(&sample).await;
     assert!(cache.metric("wrong_bytes_total").await >= 1);
-    // What was right from the first one is not fetched twice.
+    // Correct units from the first one are not fetched twice.
     assert_eq!(honest.units_asked(&sample)[..3], [0, 0, 0]);
 }
 
@@ -52,11 +52,11 @@ async fn wrong_bytes_alone_are_neither_given_nor_kept() {
     };
     assert!(cut, "the connection is cut");
     assert_eq!(body, sample.bytes[..20 * UNIT], "everything before it was given");
-    // At the very first byte another answer is possible.
+    // Before the first byte, another response is still possible.
     let range = format!("bytes={}-", 20 * UNIT + 1);
     let answer = cache.send(&sample.path(), &[("range", &range)]).await;
     assert_eq!(answer.status(), 502);
-    // One damaged file does not take the others away.
+    // One damaged file does not make the others unavailable.
     gives_in_time(&cache, &other).await;
     liar.manners().flips.lock().clear();
     gives_in_time(&cache, &sample).await;
@@ -74,7 +74,7 @@ async fn wrong_hashes_and_wrong_lengths_are_refused() {
         let liar = Origin::with(&[&sample, &one], manners);
         let (cache, dir) = cache(&[&liar]).await;
         assert_eq!(cache.get(&sample.path()).await.0, 502);
-        // 503 while it is left alone for the first.
+        // 503 while the first one is paused.
         assert!([502, 503].contains(&cache.get(&one.path()).await.0));
         assert_eq!(std::fs::read_dir(dir.path().join("cache/blobs")).unwrap().count(), 0);
         let honest = Origin::start(&[&sample, &one]);

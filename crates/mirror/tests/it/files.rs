@@ -1,4 +1,4 @@
-//! Metadata and targets: always asked for again, last copies, and names that are hashes.
+//! Metadata and targets: always revalidated, last copies, and names that are hashes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,14 +46,14 @@ async fn the_last_copy_is_given_while_origins_are_away() {
     origin.stop();
     assert_eq!(text(&cache, TIMESTAMP).await, "last");
     assert!(cache.metric("last_copies_total").await >= 1);
-    // Also after a restart, and also that there is no newer root.
+    // Also after a restart, and also the fact that there is no newer root.
     cache.stop().await;
     let cache = Running::start(config(dir.path(), &[&origin], quick())).await;
     assert_eq!(text(&cache, TIMESTAMP).await, "last");
     assert_eq!(text(&cache, "/metadata/1.root.json").await, "root");
     assert_eq!(cache.get("/metadata/2.root.json").await.0, 404);
     assert!([502, 503].contains(&cache.get("/metadata/9.snapshot.json").await.0));
-    // Half of the file on disk is no copy.
+    // Half of the file on disk is not a copy.
     cache.stop().await;
     for entry in std::fs::read_dir(dir.path().join("cache/files")).unwrap() {
         let path = entry.unwrap().path();
@@ -112,7 +112,7 @@ async fn a_target_is_what_its_name_says() {
     honest.put(&path, body);
     let (cache, _other) = cache(&[&liar, &honest]).await;
     assert_eq!(text(&cache, &path).await, body);
-    // It never changes, so that nobody is asked again.
+    // It never changes, so no origin is asked again.
     honest.forget_requests();
     assert_eq!(text(&cache, &path).await, body);
     assert_eq!(honest.requests(), 0);

@@ -1,6 +1,6 @@
 //! nginx from the distribution's packages, before and behind a cache.
 //!
-//! `cargo xtask test` installs it. Where it is not there, these tests say so and are not run.
+//! `cargo xtask test` installs it. If it is missing, these tests report a skip.
 
 use std::fs;
 use std::path::Path;
@@ -9,16 +9,17 @@ use std::time::{Duration, Instant};
 
 use crate::support::{DEADLINE, Origin, Running, Sample, UNIT, config, quick};
 
-/// An nginx that ends with the value.
+/// An nginx that stops when dropped.
 struct Nginx {
     url: String,
     child: Child,
 }
 
 impl Nginx {
-    /// Starts one with the inside of a `server { }`; nothing where nginx is not installed.
+    /// Starts one with this content of a `server { }`; `None` if nginx is not installed.
     async fn start(dir: &Path, server: &str) -> Option<Self> {
-        // Free now; whoever takes it in between makes the start fail, not the test lie.
+        // Free now; if another process takes it in between, the start fails, but the test is not
+        // wrong.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         fs::create_dir_all(dir).unwrap();
         let at = dir.display();
@@ -69,7 +70,7 @@ fn repository(dir: &Path, sample: &Sample) {
     fs::write(dir.join(sample.units_path().trim_start_matches('/')), sample.hashes.to_bytes())
         .unwrap();
     fs::write(dir.join("metadata/timestamp.json"), "one").unwrap();
-    // nginx's workers are somebody else when it is started by root.
+    // Started by root, nginx's workers run as another user.
     open_to_all(dir);
 }
 
@@ -125,7 +126,7 @@ async fn nginx_is_a_cache_before_and_behind() {
              location / {{ proxy_pass {to}; }}"
         )
     };
-    // Without the path, which nginx would put in the place of the location's.
+    // Without the path, which nginx would substitute for the location's.
     let origin_url = origin.url.trim_end_matches("/r");
     let behind_dir = dir.path().join("behind");
     let Some(behind) = Nginx::start(&behind_dir, &proxy(origin_url)).await else { return };

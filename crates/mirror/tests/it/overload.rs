@@ -1,4 +1,4 @@
-//! More readers than there are places for, and readers who do not read.
+//! More readers than slots, and readers who do not read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ async fn beyond_its_places_it_says_when_to_come_back() {
         assert_eq!(answer.status(), 503);
         assert!(answer.headers().contains_key("retry-after"));
     }
-    // Who looks after it is not turned away.
+    // Probes are not turned away.
     assert_eq!(cache.get("/livez").await.0, 200);
     assert_eq!(cache.get("/readyz").await.0, 200);
     assert_eq!(cache.metric("overloaded_total").await, 2);
@@ -58,7 +58,7 @@ async fn a_reader_who_has_gone_needs_no_place() {
     cache.metric_becomes("requests", 1).await;
     reader.abort();
     cache.metric_becomes("requests", 0).await;
-    // What was on its way for it comes to the next.
+    // What was in transit for it goes to the next reader.
     gate.add_permits(1);
     cache.assert_gives(&sample).await;
     assert_eq!(origin.units_asked(&sample), [1; 10]);

@@ -1,4 +1,4 @@
-//! Artifacts, origins with manners, and caches that end with the test.
+//! Artifacts, origins with configurable behaviour, and caches that end with the test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,10 +27,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) const UNIT: usize = UNIT_BYTES as usize;
 
-/// No test waits for longer.
+/// No test waits longer than this.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// An artifact of bytes that differ everywhere.
+/// An artifact with no repetitive bytes.
 #[derive(Clone)]
 pub(crate) struct Sample {
     pub(crate) bytes: Bytes,
@@ -59,24 +59,24 @@ impl Sample {
     }
 }
 
-/// How an origin behaves; by default, well.
+/// An origin's behaviour; correct by default.
 #[derive(Default)]
 pub(crate) struct Manners {
-    /// Breaks the connection after this many bytes of artifacts in all, until it is set again.
+    /// Breaks the connection after this many artifact bytes in total, until it is set again.
     pub(crate) dies_after: Mutex<Option<u64>>,
     /// Sends these units with a bit flipped.
     pub(crate) flips: Mutex<BTreeSet<u32>>,
     /// Flips a bit in the unit hashes.
     pub(crate) wrong_hashes: AtomicBool,
-    /// Ends every artifact this many bytes too soon, and says so in all lengths.
+    /// Ends every artifact this many bytes early, and adapts all lengths.
     pub(crate) shorter: usize,
-    /// Answers everything when asked for a range.
+    /// Sends everything in response to a range request.
     pub(crate) ignores_ranges: bool,
-    /// Accepts and never answers.
+    /// Accepts connections and never responds.
     pub(crate) silent: AtomicBool,
-    /// Answers 503 with this `Retry-After`, in seconds.
+    /// Responds with 503 and this `Retry-After`, in seconds.
     pub(crate) busy: AtomicU32,
-    /// Waits for this before it sends an artifact's bytes.
+    /// Waits for the semaphore before sending an artifact's bytes.
     pub(crate) gate: Option<Arc<Semaphore>>,
 }
 
@@ -94,7 +94,7 @@ pub(crate) struct OriginState {
     log: Mutex<Vec<Asked>>,
 }
 
-/// One request: path, range and whether a tag was sent along.
+/// One request: path, range and whether it had a tag.
 type Asked = (String, Option<(usize, usize)>, bool);
 
 impl Origin {
@@ -143,7 +143,7 @@ impl Origin {
         self.state.log.lock().iter().filter(|(asked, _, _)| asked == path).count()
     }
 
-    /// Requests for a path that sent a tag along.
+    /// Requests for a path that had a tag.
     pub(crate) fn asked_with_tag(&self, path: &str) -> usize {
         let log = self.state.log.lock();
         log.iter().filter(|(asked, _, tag)| asked == path && *tag).count()
@@ -153,7 +153,7 @@ impl Origin {
         self.state.log.lock().len()
     }
 
-    /// How often each unit of an artifact was asked for.
+    /// How often each unit of an artifact was requested.
     pub(crate) fn units_asked(&self, sample: &Sample) -> Vec<u32> {
         let mut counts = vec![0; sample.hashes.count() as usize];
         for (path, range, _) in self.state.log.lock().iter() {
@@ -235,7 +235,7 @@ async fn answer(State(state): State<Arc<OriginState>>, request: Request) -> Resp
     if range.is_some() {
         response = response.header(CONTENT_RANGE, format!("bytes {start}-{}/{total}", end - 1));
     }
-    // The last unit tells the length, and is asked for first: the gate is for what comes then.
+    // The last unit shows the length, and is requested first: the gate is for what comes next.
     let gated = end < total;
     response.header(CONTENT_LENGTH, bytes.len()).body(body(&state, gated, bytes.into())).unwrap()
 }
@@ -262,7 +262,7 @@ fn body(state: &Arc<OriginState>, gated: bool, bytes: Bytes) -> Body {
     Body::from_stream(pieces.boxed())
 }
 
-/// Limits in which faults show within a fraction of a second.
+/// Limits under which faults show within a fraction of a second.
 pub(crate) fn quick() -> CacheLimits {
     CacheLimits {
         run_units_max: 16,
@@ -282,7 +282,7 @@ pub(crate) fn long_pauses() -> Schedule {
     Schedule::new(Duration::from_secs(120), Duration::from_secs(120))
 }
 
-/// A cache on loopback; it ends with the value.
+/// A cache on loopback; stops when dropped.
 pub(crate) struct Running {
     pub(crate) url: String,
     pub(crate) client: reqwest::Client,
@@ -325,7 +325,7 @@ impl Running {
         request.send().await.unwrap()
     }
 
-    /// Status and body; nothing for a body that was cut off.
+    /// Status and body; `None` for a truncated body.
     pub(crate) async fn get(&self, path: &str) -> (u16, Option<Bytes>) {
         let answer = self.send(path, &[]).await;
         (answer.status().as_u16(), answer.bytes().await.ok())
@@ -359,7 +359,7 @@ impl Running {
     }
 }
 
-/// A cache in a directory of its own.
+/// A cache in its own directory.
 pub(crate) async fn cache(origins: &[&Origin]) -> (Running, TempDir) {
     cache_with(origins, quick()).await
 }

@@ -1,4 +1,4 @@
-//! What a fetch asks of whom.
+//! What a fetch requests from which source.
 
 use std::sync::Arc;
 
@@ -68,7 +68,7 @@ impl Case {
         case
     }
 
-    /// One without a leader for longer than anyone waits.
+    /// A fetch that has had no leader for the full limit.
     fn alone(holders: &[&str], from_mirror: bool) -> Self {
         let mut case = Self::new(holders, from_mirror);
         case.now_ms = Limits::default().no_leader_ms;
@@ -90,7 +90,7 @@ impl Case {
         step
     }
 
-    /// What is asked and cancelled now.
+    /// What is requested and cancelled now.
     fn step(&mut self) -> Vec<String> {
         let before = self.in_flight.clone();
         let step = self.plain_step();
@@ -114,7 +114,7 @@ impl Case {
         effects.collect()
     }
 
-    /// How the oldest request in flight to a source ends.
+    /// Ends the oldest request in flight to a source with this outcome.
     fn ends(&mut self, name: &str, failure: Option<Failure>, units: u32) {
         let place = self.in_flight.iter().position(|(_, target, _)| match target {
             Target::Server(source) => source.server.as_str() == name,
@@ -137,7 +137,7 @@ impl Case {
         self.fetcher.heard_from(found.expect("a link").0, self.now_ms + 1);
     }
 
-    /// Steps every 50 ms, as with links, for so long.
+    /// Steps every 50 ms, as with links, for this long.
     fn pass(&mut self, ms: u64) -> Vec<String> {
         let until = self.now_ms + ms;
         let mut all = Vec::new();
@@ -368,7 +368,7 @@ fn feeds_that_bring_nothing_are_left_for_a_holder_until_the_leader_names_others(
     case.hear(&Guidance { lease, ..fed_by(&["b"], &[]) });
     case.now_ms += 60_000;
     assert!(case.step().contains(&"m0 500..504".to_owned()), "a lease is never refused");
-    // Where nobody is known to hold it, patience.
+    // If no server is known to hold it: patience.
     let mut case = Case::told(&fed_by(&["a"], &[]));
     case.step();
     case.hears_from("a");

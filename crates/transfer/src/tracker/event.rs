@@ -23,6 +23,6 @@ pub enum Event {
     },
     /// A head gets nothing of its lease, which goes to another.
     LeaseRevoked { server: ServerId },
-    /// Several servers got nothing or wrong bytes from this one: it feeds nobody any more.
+    /// Several servers got nothing or wrong bytes from this one: it no longer feeds any server.
     Barred { server: ServerId },
 }

@@ -43,7 +43,7 @@ impl Group {
         &self.layout
     }
 
-    /// What holds of every plan.
+    /// Properties of every plan.
     fn check(&self) {
         let layout = &self.layout;
         let mut leased = UnitSet::empty(UNITS);
@@ -74,7 +74,7 @@ impl Group {
         children.map(|(child, _)| child.to_string()).collect()
     }
 
-    /// Links above a server; more than there are servers in a circle.
+    /// Number of links above a server; more than there are servers if there is a cycle.
     fn depth(&self, server: &ServerId) -> usize {
         let above = std::iter::successors(Some(server), |at| self.layout.parents.get(*at));
         above.take(self.members.len() + 2).count() - 1
@@ -84,7 +84,7 @@ impl Group {
         self.members.keys().map(|server| self.depth(server)).max().unwrap()
     }
 
-    /// The mirrors give so much, to the heads.
+    /// Sets the rate of the mirrors, over all heads.
     fn mirrors_give(&mut self, rate: u64) {
         for head in &self.layout.heads {
             self.members.get_mut(head).unwrap().mirror_rate = rate;
@@ -151,7 +151,7 @@ fn links_that_are_much_faster_make_trees_and_a_second_head() {
     let layout = group.plan();
     assert_eq!(layout.heads.len(), 2);
     assert_eq!(layout.fan_out, 4);
-    // The chain that runs is left alone; who comes new is placed near the root.
+    // The running chain is unchanged; new servers are placed near the root.
     group.layout.parents.clear();
     group.plan();
     assert!(group.depths() <= 4, "{}", group.depths());
@@ -236,7 +236,7 @@ fn where_somebody_holds_it_no_mirror_is_asked() {
     let layout = group.plan();
     assert!(layout.heads.is_empty() && layout.leases.is_empty());
     assert_eq!(group.children("s003").len(), 1);
-    // Together is enough.
+    // Their sum is enough.
     let mut group = Group::new(2);
     group.member("s000").have = some(0, 600);
     group.member("s001").have = some(500, 524);

@@ -1,4 +1,4 @@
-//! Reports that say what is not so: the leader survives them, and everybody else is answered.
+//! False reports: the leader survives them, and still serves all others.
 
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ fn whatever_is_larger_than_it_may_be_is_refused_and_leaves_nothing_behind() {
         TransferReport { holders: (0..9).map(source).collect(), ..good.clone() },
         TransferReport { mirror_bytes: u64::MAX, ..good.clone() },
         TransferReport { peer_bytes: u64::MAX, ..good.clone() },
-        // Out of order, overlapping, empty, beyond the end, beyond all numbers.
+        // Out of order, overlapping, empty, beyond the end, beyond the range of numbers.
         report(&[(10, 1), (5, 1)]),
         report(&[(0, 10), (5, 10)]),
         report(&[(0, 0)]),

@@ -1,4 +1,4 @@
-//! Who is left out for what others say of it.
+//! Which servers are barred because of others' complaints.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn one_that_complains_moves_only_itself_and_two_bar() {
     assert!(barred(&trust, &all, now).is_empty());
     trust.nothing(&id("b"), &id("bad"), now);
     assert_eq!(barred(&trust, &all, now), ["bad"]);
-    // Not for ever.
+    // Not forever.
     let later = now + LEFT_OUT + Duration::from_secs(1);
     assert!(barred(&trust, &all, later).is_empty() && trust.refuses(&id("a"), later).is_empty());
 }
@@ -59,7 +59,7 @@ fn silence_counts_when_it_lasts() {
     trust.silent(&a, &silent, now);
     trust.silent(&a, &silent, at(1_900));
     assert!(trust.refuses(&a, at(1_900)).is_empty());
-    // It said something again: from the beginning.
+    // It was heard again: counting starts over.
     trust.silent(&a, &BTreeSet::new(), at(1_950));
     trust.silent(&a, &silent, at(2_000));
     assert!(trust.refuses(&a, at(3_900)).is_empty());

@@ -24,7 +24,7 @@ fn id(name: &str) -> ServerId {
     name.parse().unwrap()
 }
 
-/// What a server says that has the first so many units.
+/// The report of a server that has the first `held` units.
 fn report(held: u32, mirror_bytes: u64, peer_bytes: u64) -> TransferReport {
     TransferReport {
         have: (held > 0).then_some(UnitRun { first: 0, count: held }).into_iter().collect(),
@@ -112,7 +112,7 @@ fn when_all_have_it_the_view_says_how_long_it_took_and_what_the_downlink_gave() 
     zone.say(2_000, "s0", report(UNITS, length, 0)).unwrap();
     let last = zone.say(2_300, "s1", report(UNITS, 0, length)).unwrap();
     assert_eq!(last.downlink_rate, Some(length / 2), "so that all remember it");
-    // Later on their fetches are over, and they say only that they have it.
+    // Later their fetches have ended, and they only report that they have it.
     zone.say(5_000, "s0", report(UNITS, 0, 0)).unwrap();
     let view = zone.view(6_000);
     assert!(!view.under_way);

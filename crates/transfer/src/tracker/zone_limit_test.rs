@@ -14,7 +14,7 @@ fn a_limit_is_given_away_whole_and_never_more() {
     assert_eq!(divide(100, &[u64::MAX]), [100]);
     assert_eq!(divide(100, &[u64::MAX, u64::MAX]), [50, 50]);
     assert_eq!(divide(100, &[u64::MAX, 10, u64::MAX]), [45, 10, 45]);
-    // Nobody needs it: growing room for all.
+    // No server needs it: room to grow for all.
     assert_eq!(divide(100, &[10, 20]), [45, 55]);
     for limit in [0, 1, 7, 1_000_003, u64::MAX] {
         for needs in [vec![0, 0, 0], vec![1, u64::MAX, 5, 9], vec![u64::MAX; 7]] {
@@ -34,7 +34,7 @@ fn apps_share_alike_whatever_the_number_of_their_heads() {
     assert_eq!(part_of(600, &transfers, 0, &server("a")), 100);
     assert_eq!(part_of(600, &transfers, 0, &server("c")), 100);
     assert_eq!(part_of(600, &transfers, 1, &server("a")), 300);
-    // Not a head: what it could take if it alone went on.
+    // Not a head: what it could take if only it continued.
     assert_eq!(part_of(600, &transfers, 1, &server("z")), 300);
     assert_eq!(part_of(600, &transfers, 2, &server("z")), 200);
     assert_eq!(part_of(1, &transfers, 0, &server("a")), 1);

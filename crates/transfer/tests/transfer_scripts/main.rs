@@ -1,4 +1,4 @@
-//! Plays `scenarios/transfer/*.txt` and compares; `UPDATE=1` writes what really happened.
+//! Plays `scenarios/transfer/*.txt` and compares; `UPDATE=1` writes what actually happened.
 
 #![allow(clippy::disallowed_methods, reason = "the test reads scripts; the crate does no IO")]
 
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use script::Script;
 
-/// Lines that a script may have; longer ones explain nothing.
+/// Most lines of a script; longer ones explain nothing.
 const LINES_MAX: usize = 120;
 
 #[test]

@@ -1,29 +1,29 @@
-//! A small language in which plans of transfers are told, and what a leader says to its servers.
+//! A small language for plans of transfers, and for a leader's guidance to its servers.
 //!
-//! Commands stand in blocks; what they print follows `----`. `#` starts a comment.
+//! Commands are in blocks; their output follows `----`. `#` starts a comment.
 //!
 //! ```text
 //! servers 10 [units 1024]       s0 to s9 (of more: s00 and so on), which hold nothing
 //! have s1 0..64,128..192        what it holds; also `all` and `nothing`
-//! rack a s0 s1 s2               where they stand
+//! rack a s0 s1 s2               their rack
 //! slow s3 / well s3             cannot keep up / can
-//! gone s3 / back s3             cannot be reached / can
+//! gone s3 / back s3             is unreachable / reachable
 //! leads s0                      its agent leads the group
 //! mirrors fail s0               its mirrors failed it
 //! mirrors give 50               Mbit/s, all heads together
 //! links carry 250               Mbit/s, what a server's link does
 //! fan-out 2 failed              children of one server fell behind together
-//! refuses s2 s1                 s2 takes nothing from s1
+//! refuses s2 s1                 s2 accepts nothing from s1
 //! barred s1                     several others refuse it
-//! plan                          prints the plan, which is in force from then on
-//! spares s4                     prints whom it may go to when its parent says nothing
-//! heir                          prints who goes on without a leader
+//! plan                          prints the plan, which is then in force
+//! spares s4                     prints its replacements for a silent parent
+//! heir                          prints the server that continues without a leader
 //!
-//! leader                        another leader, which knows nothing
-//! gains s1 s2 95                units that they get in a second, of those that their parents have
-//! silent s2 s1 / wrong s2 s1    s2 says that s1 says nothing / sends wrong bytes
-//! claims s1 all                 it says that it holds this, whatever it has
-//! rounds 5                      200 ms pass and all report, so often; prints what is new
+//! leader                        another leader, with an empty memory
+//! gains s1 s2 95                units that they get per second, of those that their parents have
+//! silent s2 s1 / wrong s2 s1    s2 reports that s1 is silent / sends wrong bytes
+//! claims s1 all                 it reports holding this, whatever it has
+//! rounds 5                      this often, 200 ms pass and all report; prints what is new
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,7 +68,7 @@ pub(crate) struct Script {
 }
 
 impl Script {
-    /// Plays a script, and gives it back with what it really printed.
+    /// Plays a script, and returns it with its actual output.
     pub(crate) fn play(written: &str) -> Result<String, String> {
         let mut script = Self {
             units: 1_024,
@@ -224,7 +224,7 @@ impl Script {
         text::layout(&self.layout, &self.members)
     }
 
-    /// Everybody gets what it gets, and reports.
+    /// Every server gets its units, and reports.
     fn round(&mut self, printed: &mut Vec<String>) -> Result<(), String> {
         self.ms += ROUND_MS;
         self.now += Duration::from_millis(ROUND_MS);
@@ -245,7 +245,7 @@ impl Script {
         Ok(())
     }
 
-    /// What a server has more after a round: of its lease, or of what its first parent has.
+    /// What a server gains in a round: from its lease, or of what its first parent has.
     fn gain(&mut self, id: &ServerId) {
         let (Some(server), Some(member)) = (self.servers.get_mut(id), self.members.get(id)) else {
             return;

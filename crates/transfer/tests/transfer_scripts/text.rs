@@ -15,7 +15,7 @@ pub(crate) fn runs(runs: &[UnitRun]) -> String {
     runs.collect::<Vec<_>>().join(" ")
 }
 
-/// `0..64`, or `all` of so many units.
+/// `0..64`, or `all` of `count` units.
 pub(crate) fn units(text: &str, count: u32) -> Result<UnitSet, String> {
     let mut set = UnitSet::empty(count);
     match text {
@@ -33,7 +33,7 @@ pub(crate) fn units(text: &str, count: u32) -> Result<UnitSet, String> {
     Ok(set)
 }
 
-/// Heads, leases, and who sends to whom: a chain in one line, branches below.
+/// Heads, leases, and which server sends to which: a chain in one line, branches below.
 pub(crate) fn layout(layout: &Layout, members: &BTreeMap<ServerId, Member>) -> Vec<String> {
     let mut lines = Vec::new();
     for head in &layout.heads {
@@ -73,7 +73,7 @@ fn walk(
     }
 }
 
-/// What a server was told.
+/// A server's guidance.
 pub(crate) fn guidance(guidance: &Guidance) -> String {
     let mut parts = Vec::new();
     let of = |sources: &[cohort_core::orders::Source]| {
@@ -82,7 +82,7 @@ pub(crate) fn guidance(guidance: &Guidance) -> String {
     if !guidance.feeds.is_empty() {
         parts.push(format!("from {}", of(&guidance.feeds)));
     }
-    // It has taken the first of them when it hears this.
+    // It has already taken the first of them when it gets this.
     if let Some(last) = guidance.lease.last() {
         parts.push(format!("leases up to {}", last.end()));
     }

@@ -1,8 +1,8 @@
-//! What all zones fetch from: so many bytes a second, so many answers at once, and 503 beyond that.
+//! The source of all zones: limited bytes per second and concurrent responses, 503 beyond that.
 
 use cohort_transfer::UNIT_BYTES;
 
-/// `Retry-After` of a refusal, in milliseconds: the shortest that it can express.
+/// `Retry-After` of a refusal, in milliseconds: the shortest expressible time.
 pub(crate) const RETRY_AFTER_MS: u64 = 1_000;
 
 /// An origin, or a mirror that many zones share.
@@ -15,7 +15,7 @@ pub(crate) struct Origin {
     taken: usize,
     budget: u64,
     random: u64,
-    /// Requests in each second, and how many of them were refused.
+    /// Requests in each second, and the number refused.
     pub(crate) asked: Vec<u64>,
     pub(crate) refused: u64,
 }
@@ -25,7 +25,7 @@ impl Origin {
         Self { rate, places, taken: 0, budget: 0, random: 1, asked: Vec::new(), refused: 0 }
     }
 
-    /// One that nobody can ask for too much.
+    /// An origin without limits.
     pub(crate) fn boundless() -> Self {
         Self::new(u64::MAX / 1_000, usize::MAX)
     }
@@ -35,7 +35,7 @@ impl Origin {
         self.budget = (self.budget + more).min(more + 2 * UNIT_BYTES);
     }
 
-    /// Whether a request is taken. One that is refused is to stay away for [`RETRY_AFTER_MS`].
+    /// Whether a request is accepted. If refused, it should stay away for [`RETRY_AFTER_MS`].
     pub(crate) fn ask(&mut self, ms: u64) -> bool {
         let second = usize::try_from(ms / 1_000).unwrap_or(0);
         if self.asked.len() <= second {

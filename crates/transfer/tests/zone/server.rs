@@ -1,4 +1,4 @@
-//! A server of a simulated zone: the production fetcher behind a link of a certain rate.
+//! A server of a simulated zone: the production fetcher behind a link of limited rate.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use cohort_transfer::{
 use super::origin::{Origin, RETRY_AFTER_MS};
 use super::setup::{Lie, Setup};
 
-/// How long a server may go without deciding again, in milliseconds.
+/// Longest time between two decisions of a server, in milliseconds.
 const DECIDE_MS: u64 = 50;
 
 /// Shortest pause between two reports, in milliseconds.
@@ -27,22 +27,22 @@ pub(crate) struct Server {
     fetcher: Fetcher,
     guidance: Option<Guidance>,
     pub(crate) have: UnitSet,
-    /// What it had when the step began: a unit takes a step to be checked and sent on.
+    /// What it had when the step started: a unit takes a step to be verified and forwarded.
     pub(crate) ready: UnitSet,
     /// The parents it is subscribed to.
     pub(crate) links: BTreeMap<RequestId, usize>,
-    /// What it asked of the origin and is still waiting for.
+    /// Open requests to the origin.
     pub(crate) requests: BTreeMap<RequestId, InFlight>,
     decide_ms: u64,
     mirror_busy: bool,
-    /// When the leader last answered.
+    /// When the leader last responded.
     pub(crate) heard_ms: u64,
     pub(crate) due_ms: u64,
     pub(crate) reported_ms: Option<u64>,
     mirror_bytes: u64,
     peer_bytes: u64,
     link: u64,
-    /// Bytes that may come in, and go out.
+    /// Bytes that may come in, and go out, right now.
     inward: u64,
     outward: u64,
     pub(crate) dead: bool,
@@ -94,12 +94,12 @@ impl Server {
         }
     }
 
-    /// Whether the transfer is not over before this one has everything.
+    /// Whether the transfer lasts until this server has everything.
     pub(crate) fn counts(&self) -> bool {
         !self.dead && self.lie.is_none()
     }
 
-    /// What a link could have carried while there was nothing to carry is lost.
+    /// Unused capacity of a link is lost.
     pub(crate) fn refill(&mut self, step_ms: u64) {
         if self.ready.held() != self.have.held() {
             self.ready.clone_from(&self.have);
@@ -134,7 +134,7 @@ impl Server {
         self.have.insert(unit);
     }
 
-    /// Takes the next unit of a request from the origin, if its own link has room.
+    /// Takes the next unit of a request from the origin, if the server's link has room.
     pub(crate) fn take_of(&mut self, id: RequestId, ms: u64, origin: &mut Origin) -> bool {
         let room = self.can_take();
         let Some(request) = self.requests.get_mut(&id).filter(|_| room) else { return false };
@@ -162,7 +162,7 @@ impl Server {
         self.decide_ms = ms;
     }
 
-    /// A link to a dead parent breaks, one to a parent that lives shows that it does.
+    /// A link to a dead parent breaks; one to a live parent shows that it lives.
     pub(crate) fn listen(&mut self, dead: &[bool], ms: u64, origin: &mut Origin) {
         let links: Vec<(RequestId, usize)> = self.links.iter().map(|(id, at)| (*id, *at)).collect();
         for (id, parent) in links {
@@ -184,7 +184,7 @@ impl Server {
         self.decide_ms = ms;
     }
 
-    /// Does what the fetcher decides.
+    /// Carries out what the fetcher decides.
     pub(crate) fn decide(
         &mut self,
         ms: u64,

@@ -1,21 +1,21 @@
-//! What is simulated, and what came of it.
+//! The simulated set-up, and the results.
 
 use std::collections::BTreeMap;
 
 /// How a server lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lie {
-    /// It says from the beginning that it holds everything, and sends nothing.
+    /// It claims from the start to hold everything, and sends nothing.
     Holds,
-    /// It takes part as it should, and sends nothing to anybody.
+    /// It takes part normally, but sends nothing to any server.
     Hoards,
-    /// It sends one unit a second to its children, whatever it has.
+    /// It sends its children one unit per second, whatever it has.
     Trickles,
-    /// It counts a thousand times what it receives.
+    /// It reports a thousand times the bytes it receives.
     Counts,
     /// It holds everything in one report and nothing in the next.
     Wavers,
-    /// It complains about everybody.
+    /// It complains about every other server.
     Complains,
 }
 
@@ -41,13 +41,13 @@ pub(crate) struct Setup {
     pub(crate) link: u64,
     /// Servers with another link.
     pub(crate) links: BTreeMap<usize, u64>,
-    /// Servers per rack; none: racks are not known.
+    /// Servers per rack; `None`: racks are unknown.
     pub(crate) rack: Option<usize>,
     /// Servers that die, and when, in milliseconds.
     pub(crate) die: BTreeMap<usize, u64>,
-    /// The first head dies, at this time in milliseconds.
+    /// When the first head dies, in milliseconds.
     pub(crate) head_dies: Option<u64>,
-    /// There is no leader from this time on, for so long, in milliseconds; then another one.
+    /// Start and length of a time without a leader, in milliseconds; then there is another one.
     pub(crate) no_leader: Option<(u64, u64)>,
     pub(crate) lies: BTreeMap<usize, Lie>,
 }
@@ -69,24 +69,23 @@ impl Setup {
     }
 }
 
-/// What came of it.
+/// The results.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Outcome {
-    /// When all had everything, in milliseconds,
+    /// When all servers had everything, in milliseconds.
     pub(crate) all_ms: u64,
-    /// and all but those with a link of their own.
+    /// The same without servers that have their own link rate.
     pub(crate) others_ms: u64,
-    /// That time ÷ what size and rates allow.
+    /// That time ÷ the lower bound by size and rates.
     pub(crate) ratio: f64,
     /// Bytes through the downlink ÷ size.
     pub(crate) wan: f64,
-    /// Longest way from the first source.
+    /// Longest path from the first source.
     pub(crate) depth: usize,
     /// Reports to the leader per second.
     pub(crate) reports_per_s: u64,
     /// Bytes over links between racks ÷ size.
     pub(crate) crossed: f64,
-    /// From the first report to a new leader until it has told everybody what to do, in
-    /// milliseconds.
+    /// Time from the first report to a new leader until it has guided all servers, in milliseconds.
     pub(crate) rebuilt_ms: u64,
 }

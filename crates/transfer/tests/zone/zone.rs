@@ -1,7 +1,7 @@
 //! A zone in virtual time: the production tracker and fetchers, links of given rates.
 //!
-//! Time goes in steps. In each, the downlink gives requested units to the heads, and every parent
-//! sends what its subscribers lack, lowest first, within its own rate and theirs.
+//! Time passes in steps. In each, the downlink delivers requested units to the heads, and every
+//! parent sends what its subscribers lack, lowest first, within its own rate and theirs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use super::origin::Origin;
 use super::server::{REPORT_MS_MIN, Server};
 use super::setup::{Outcome, Setup};
 
-/// One step, in milliseconds: about what a unit takes from server to server, with the check.
+/// One step, in milliseconds: about the time for a unit from server to server, with verification.
 pub(crate) const STEP_MS: u64 = 5;
 
-/// Nothing takes longer, in milliseconds.
+/// Limit of a simulation, in milliseconds.
 pub(crate) const END_MS: u64 = 3_600_000;
 
-/// Runs until all that live have everything.
+/// Runs until all live servers have everything.
 pub(crate) fn run(setup: &Setup) -> Outcome {
     let (mut zone, mut origin) = (Zone::new(setup), Origin::boundless());
     let mut ms = 0;
@@ -44,7 +44,8 @@ pub(crate) struct Zone<'a> {
     crossed_bytes: u64,
     reports: u64,
     depth: usize,
-    /// The new leader was first reported to, and had told everybody, in milliseconds.
+    /// When the new leader got its first report, and when it had guided all servers, in
+    /// milliseconds.
     rebuilt: Option<(u64, Option<u64>)>,
 }
 
@@ -141,7 +142,7 @@ impl<'a> Zone<'a> {
         let answer = self.tracker.report(&from, &request, now).expect("a report within limits");
         self.reports += 1;
         server.due_ms = ms + answer.again_ms;
-        // A server that lies goes on to do so.
+        // A lying server keeps lying.
         server.told_whole = server.whole_ms.is_some() && server.lie.is_none();
         for (_, guidance) in answer.guidance {
             server.hear(guidance, ms);
@@ -171,7 +172,7 @@ impl<'a> Zone<'a> {
         }
     }
 
-    /// The downlink, and what the origin gives, are shared by the heads.
+    /// The heads share the downlink, and the origin's rate.
     fn fetch(&mut self, ms: u64, origin: &mut Origin) {
         let more = self.setup.downlink * STEP_MS / 1_000;
         self.downlink = (self.downlink + more).min(more + 2 * UNIT_BYTES);

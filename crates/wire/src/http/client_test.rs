@@ -79,7 +79,7 @@ async fn connections_are_used_again() {
     assert_eq!(connections.load(Ordering::SeqCst), 2);
 }
 
-/// An address that leads to `server`, and how many connections it has seen.
+/// An address that leads to `server`, and a count of connections made to it.
 async fn counted(server: SocketAddr) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -116,12 +116,12 @@ async fn error_answers_keep_kind_status_and_hints() {
     assert_eq!((error.kind(), error.status()), ("conflict", Some(409)));
     assert_eq!(error.to_string(), "it is paused already");
     assert_eq!(error.hints(), ["cohort rollout resume web"]);
-    // Answers that are not ours are errors all the same.
+    // Responses in a foreign format are errors too.
     let error = client.call(&served.control(), Call::get("/empty")).await.unwrap_err();
     assert_eq!((error.kind(), error.status()), ("http", Some(502)));
     let error = client.call(&served.control(), Call::get("/nowhere")).await.unwrap_err();
     assert_eq!((error.kind(), error.status()), ("not_found", Some(404)));
-    // An error answer does not cost the connection.
+    // An error response does not cost the connection.
     assert_eq!(client.kept(), 1);
 }
 
@@ -132,11 +132,11 @@ async fn an_endless_answer_is_cut_at_the_limit() {
     let call = Call::get("/endless").response_bytes_max(10_000);
     let error = client.call(&served.control(), call).await.unwrap_err();
     assert!(matches!(error, CallError::TooLarge { bytes_max: 10_000, .. }), "{error}");
-    // One that says beforehand that it is too large is not read at all.
+    // A response that announces too great a length is not read at all.
     let call = Call::get("/large").response_bytes_max(99_999);
     let error = client.call(&served.control(), call).await.unwrap_err();
     assert!(matches!(error, CallError::TooLarge { .. }), "{error}");
-    // Neither connection can be used again.
+    // Neither connection can be reused.
     assert_eq!(client.kept(), 0);
     let call = Call::get("/large").response_bytes_max(100_000);
     assert_eq!(client.call(&served.control(), call).await.unwrap().len(), 100_000);
@@ -152,7 +152,7 @@ async fn a_stream_is_read_piece_by_piece() {
     while bytes < 50_000 {
         bytes += answer.chunk().await.unwrap().unwrap().len();
     }
-    // Dropped in the middle, its connection is gone.
+    // Dropped mid-body, its connection is gone.
     drop(answer);
     assert_eq!(client.kept(), 0);
     let mut answer = client.stream(&served.control(), Call::get("/large")).await.unwrap();
@@ -210,7 +210,7 @@ async fn nobody_there_and_nobody_answering_are_told_apart() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let target = Target { address, peer: peer(Role::Agent, "web-1"), alpn: Alpn::Control };
-    // A half-open peer: the kernel takes the connection, nobody serves it.
+    // A half-open peer: the kernel accepts the connection, but no process serves it.
     let call = || Call::get("/").deadline(SHORT);
     let error = client.call(&target, call()).await.unwrap_err();
     assert!(matches!(error, CallError::TimedOut { sent: false, .. }), "{error}");
@@ -241,7 +241,7 @@ async fn the_wrong_one_at_the_address_is_not_spoken_to() {
     }
 }
 
-/// A client of another authority that does not check the server is refused by the server.
+/// The server refuses a client of another authority that does not verify the server.
 #[tokio::test]
 async fn a_strangers_certificate_is_refused_by_the_server() {
     let (ours, theirs) = (Fleet::new(), Fleet::new());
@@ -250,7 +250,7 @@ async fn a_strangers_certificate_is_refused_by_the_server() {
     let operator = theirs.identity(Role::Operator, "ann");
     operator.save(dir.path()).unwrap();
     let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
-    // It trusts our authority as well as its own.
+    // It trusts our authority in addition to its own.
     let both = format!("{}{}", ours.authority.certificate_pem(), read("ca.pem"));
     let identity =
         cohort_identity::Identity::from_pem(&read("cert.pem"), &read("key.pem"), &both).unwrap();
@@ -280,7 +280,7 @@ async fn who_joins_gets_in_without_a_certificate_where_that_is_allowed() {
     assert_eq!(answer, "nobody");
     let error = joining.call(&target, Call::get("/known")).await.unwrap_err();
     assert_eq!((error.kind(), error.status()), ("unauthenticated", Some(401)));
-    // With a certificate one is somebody.
+    // With a certificate, the caller has an identity.
     let client = fleet.client(Role::Agent, "web-1");
     let answer = client.call(&hub.target(Alpn::Hub), Call::get("/join")).await.unwrap();
     assert_eq!(answer, "agent `web-1`");
@@ -290,7 +290,7 @@ async fn who_joins_gets_in_without_a_certificate_where_that_is_allowed() {
     assert!(matches!(error, CallError::Identity { .. }), "{error:?}");
 }
 
-/// A server that answers the first request of each connection, and closes it at the second.
+/// A server that responds to the first request of each connection, and closes it at the second.
 async fn fickle(fleet: &Fleet) -> (Target, Arc<AtomicUsize>) {
     let identity = fleet.identity(Role::Agent, "web-1");
     let config =
@@ -327,18 +327,19 @@ async fn only_what_is_harmless_is_sent_twice() {
     let fleet = Fleet::new();
     let client = fleet.client(Role::Agent, "web-2");
     let (target, requests) = fickle(&fleet).await;
-    // First connection: the first is answered, the second hits the close and
-    // takes another one.
+    // First connection: the first request gets a response, the second hits the close and uses a new
+    // one.
     for _ in 0..2 {
         assert_eq!(client.call(&target, Call::get("/")).await.unwrap(), "ok");
     }
     assert_eq!(requests.load(Ordering::SeqCst), 3);
-    // A POST that met the closing may have happened: it is not sent again, and the caller is told.
+    // A POST that hit the close may have taken effect: it is not sent again, and the caller gets an
+    // error.
     let error = client.call(&target, Call::post("/", &1)).await.unwrap_err();
     assert!(matches!(error, CallError::Broken { .. }), "{error:?}");
     assert!(error.may_have_happened());
     assert_eq!(requests.load(Ordering::SeqCst), 4);
-    // Unless its caller says that twice is harmless.
+    // Unless the caller declares that sending it twice is harmless.
     client.call(&target, Call::post("/", &1)).await.unwrap();
     client.call(&target, Call::post("/", &1).idempotent()).await.unwrap();
     assert_eq!(requests.load(Ordering::SeqCst), 7);
@@ -351,7 +352,8 @@ async fn a_renewed_identity_is_used_by_both_sides_without_a_restart() {
     let slot = fleet.slot(Role::Agent, "web-2");
     let client = super::Client::new(Arc::clone(&slot));
     client.call(&served.control(), Call::get("/who")).await.unwrap();
-    // Everybody moves to another authority; what is kept goes on, what is new uses the new one.
+    // All peers move to another authority; existing connections continue, new ones use the new
+    // identity.
     let next = Fleet::new();
     served.slot.replace(next.identity(Role::Agent, "web-1"));
     client.call(&served.control(), Call::get("/who")).await.unwrap();

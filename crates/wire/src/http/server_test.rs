@@ -21,7 +21,7 @@ use crate::tls::ClientStream;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A raw TLS stream to a server, for sending what no proper client would.
+/// A raw TLS stream to a server, to send what no proper client would.
 async fn raw(fleet: &Fleet, served: &Served) -> ClientStream {
     let identity = fleet.identity(Role::Agent, "web-2");
     let config = client_config(&identity, Alpn::Control).unwrap();
@@ -33,7 +33,7 @@ async fn raw(fleet: &Fleet, served: &Served) -> ClientStream {
 /// Everything until the server closes, which it must do in time.
 async fn rest(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     let mut all = Vec::new();
-    // A reset is an end as well.
+    // A reset counts as an end too.
     let _ = timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("it was not closed");
     String::from_utf8_lossy(&all).into_owned()
 }
@@ -72,7 +72,7 @@ async fn roles_are_enforced() {
                 assert!(!error.hints().is_empty());
             }
         }
-        // Routes outside of the roles are for every peer.
+        // Routes without a required role admit every peer.
         client.call(&served.control(), Call::get("/")).await.unwrap();
     }
 }
@@ -132,15 +132,15 @@ async fn slow_headers_slow_bodies_and_slow_handshakes_are_cut_off() {
         ..ServerLimits::default()
     };
     let served = fleet.serve(echo(), limits).await;
-    // Says nothing at all, not even TLS.
+    // Sends nothing at all, not even TLS.
     let mut silent = TcpStream::connect(served.address).await.unwrap();
     assert_eq!(rest(&mut silent).await, "");
-    // Shakes hands, then stops in the middle of the headers.
+    // Completes the handshake, then stops mid-headers.
     let mut stream = raw(&fleet, &served).await;
     stream.write_all(b"GET / HTTP/1.1\r\nho").await.unwrap();
     let answer = rest(&mut stream).await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
-    // Stops in the middle of the body.
+    // Stops mid-body.
     let mut stream = raw(&fleet, &served).await;
     let half = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf";
     stream.write_all(half).await.unwrap();
@@ -167,7 +167,7 @@ async fn connections_of_one_peer_are_limited_and_it_is_told() {
     third.write_all(request).await.unwrap();
     let answer = rest(&mut third).await;
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
-    // Others are not affected, and neither is it once it let go.
+    // Others are not affected, nor is this peer once it has let go.
     let other = fleet.client(Role::Agent, "web-3");
     other.call(&served.control(), Call::get("/")).await.unwrap();
     held.clear();
@@ -187,7 +187,7 @@ async fn all_connections_are_limited() {
     first.call(&served.control(), Call::get("/")).await.unwrap();
     let mut second = TcpStream::connect(served.address).await.unwrap();
     assert_eq!(rest(&mut second).await, "");
-    // The one who is in stays in.
+    // An established connection stays.
     first.call(&served.control(), Call::get("/")).await.unwrap();
 }
 
