@@ -126,7 +126,7 @@ pub fn parse_rollback(text: &str) -> Result<Rollback, ManifestError> {
 /// Why bytes are not a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    #[error("manifest cannot be read")]
+    #[error("cannot parse the manifest or channel")]
     Json(#[source] serde_json::Error),
     #[error("manifest or channel of {length} bytes is longer than {limit_bytes}")]
     TooLong { length: u64, limit_bytes: u64 },

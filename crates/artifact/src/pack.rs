@@ -28,7 +28,7 @@ const DEPTH_MAX: usize = 64;
 /// Why an artifact cannot be published.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    #[error("{} cannot be packed", path.display())]
+    #[error("cannot pack {}", path.display())]
     Io {
         path: PathBuf,
         #[source]

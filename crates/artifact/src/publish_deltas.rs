@@ -38,7 +38,7 @@ pub enum NoDelta {
          publish a folder or a plain tar"
     )]
     Compression,
-    #[error("the artifact cannot be read for deltas")]
+    #[error("cannot read the artifact for deltas")]
     Artifact(#[source] Arc<DeltaError>),
     #[error("same artifact")]
     Same,
@@ -52,7 +52,7 @@ pub enum NoDelta {
     TooLarge,
     #[error("delta failed")]
     Failed(#[from] DeltaError),
-    #[error("delta cannot be written")]
+    #[error("cannot write the delta")]
     Disk(#[from] io::Error),
 }
 

@@ -223,7 +223,7 @@ impl TrustedRepository {
         self.manifest_in(&*self.known()?, app, version, platform).await
     }
 
-    /// A manifest whose bytes came from a peer, checked against the metadata signed here.
+    /// A manifest whose bytes came from a peer, checked against the metadata verified here.
     ///
     /// # Errors
     /// If the release is unknown here, or the bytes are not the signed ones.

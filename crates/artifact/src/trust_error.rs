@@ -77,7 +77,7 @@ pub enum TrustErrorKind {
     },
     #[error("no mirror of the repository is configured")]
     NoMirror,
-    #[error("no client for mirrors")]
+    #[error("cannot create a client for mirrors")]
     Client(#[source] FetchError),
     #[error("cannot parse {what}")]
     Malformed {

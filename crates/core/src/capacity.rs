@@ -14,7 +14,7 @@ pub enum Standing {
     Idle,
     /// Every app it runs takes traffic.
     Serving,
-    /// At least one app on it takes no traffic, or is being drained.
+    /// At least one app on it takes no traffic, or is being taken out of service.
     Out,
 }
 
@@ -49,9 +49,9 @@ pub fn costs(state: &State, server: &ServerId) -> bool {
 
 /// Servers that are out of service and count against `max_unavailable`.
 ///
-/// A server in debt does not count: nothing waits for it. It does count while it is being drained,
-/// and in a rollback until it is back or lost, so that going back takes no more capacity than going
-/// forward did.
+/// A server in debt does not count: nothing waits for it. It does count while a change takes it out
+/// of service, and in a rollback until it is back or lost, so that going back takes no more
+/// capacity than going forward did.
 #[must_use]
 pub fn out_servers(state: &State) -> BTreeSet<ServerId> {
     let counts = |server: &ServerId| {

@@ -41,7 +41,7 @@ pub enum Download {
         from: BytesFrom,
         /// Sources refused for wrong bytes, at most [`SOURCES_NAMED_MAX`].
         refused: Vec<String>,
-        /// How long the leader has not answered, in milliseconds.
+        /// How long the leader has been silent, in milliseconds.
         leader_silent_ms: u64,
         /// `download_limit` of this server, in bytes per second.
         limit_bytes_per_second: Option<u64>,

@@ -28,7 +28,7 @@ const FORGIVE: Duration = Duration::from_secs(300);
 pub enum MirrorError {
     #[error("{count} mirrors are more than {MIRRORS_MAX}")]
     TooMany { count: usize },
-    #[error("no client for mirrors")]
+    #[error("cannot create a client for mirrors")]
     Client(#[source] FetchError),
 }
 

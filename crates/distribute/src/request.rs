@@ -29,7 +29,7 @@ const SIGNS_PER_S_MAX: u64 = 50;
 /// Why a request got less than it asked for.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
-    #[error("is busy and asks to come back in {retry_after_ms} ms")]
+    #[error("is busy, retry after {retry_after_ms} ms")]
     Busy { retry_after_ms: u64 },
     /// The source does not have (all of) this, perhaps not yet.
     #[error("does not have it")]

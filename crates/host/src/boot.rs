@@ -35,7 +35,7 @@ impl AppHost {
                 Ok(()) => true,
                 Err(Interrupt::Fatal(error)) => return Err(error),
                 Err(interrupt) => {
-                    tracing::error!(app = %self.app, reason = %interrupt, "service not started");
+                    tracing::error!(app = %self.app, reason = %interrupt, "cannot start service");
                     false
                 }
             },

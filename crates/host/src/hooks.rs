@@ -143,7 +143,7 @@ impl HookRun<'_> {
 /// Stores the last output for people. Failing to store it does not fail the hook.
 fn keep(path: &Path, tail: &mut Tail) {
     if let Err(error) = fs::write(path, tail.bytes()) {
-        tracing::warn!(path = %path.display(), %error, "cannot keep a hook's output");
+        tracing::warn!(path = %path.display(), %error, "cannot store a hook's output");
     }
 }
 

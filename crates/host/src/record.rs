@@ -36,11 +36,11 @@ impl HostRecord {
 /// Why nothing more can be done for an app until the agent restarts.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    #[error("cannot keep the record of app {app}")]
+    #[error("cannot read or write the record of app {app}")]
     Record { app: String, source: DurableFileError },
     #[error("the record of app {app} has schema {found}; this agent reads {SCHEMA}")]
     Schema { app: String, found: u32 },
-    #[error("cannot use the folders of app {app}")]
+    #[error("cannot use the directories of app {app}")]
     Folders { app: String, source: cohort_base::FileError },
     /// A test's fault point was hit.
     #[cfg(test)]

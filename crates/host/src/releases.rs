@@ -114,7 +114,10 @@ impl Releases {
         if let Err(error) = unpacked {
             if let Err(error) = remove(&unfinished) {
                 let reason = cohort_base::chain(&error);
-                tracing::warn!(reason, "half an unpacked release stays on disk until the restart");
+                tracing::warn!(
+                    reason,
+                    "cannot remove a partly unpacked release before the restart"
+                );
             }
             return Err(error);
         }

@@ -34,7 +34,7 @@ pub(crate) enum Node {
 pub(crate) enum EntryError {
     #[error("its path is absolute")]
     Absolute,
-    #[error("its path leaves the folder by `..`")]
+    #[error("its path leaves the directory by `..`")]
     Parent,
     #[error("its path is empty")]
     Empty,
@@ -44,7 +44,7 @@ pub(crate) enum EntryError {
     LongPath,
     #[error("a name in its path is longer than {NAME_BYTES_MAX} bytes")]
     LongName,
-    #[error("it is nested deeper than {DEPTH_MAX} folders")]
+    #[error("it is nested deeper than {DEPTH_MAX} directories")]
     Deep,
     #[error("an earlier entry has the same path")]
     Twice,
@@ -52,7 +52,7 @@ pub(crate) enum EntryError {
     NotThroughFolders,
     #[error("the link's target is absolute")]
     LinkAbsolute,
-    #[error("the link leads out of the folder")]
+    #[error("the link leads out of the directory")]
     LinkOut,
     #[error("the link goes through more than {LINK_HOPS_MAX} links")]
     LinkLoop,
@@ -62,11 +62,11 @@ pub(crate) enum EntryError {
     Reserved,
     #[error("the link's target is empty or too long")]
     LinkTarget,
-    #[error("it is neither a file, a folder nor a link")]
+    #[error("it is neither a file, a directory nor a link")]
     Kind,
     #[error("its extension header is longer than 64 KiB")]
     LongExtension,
-    #[error("an extension header gives its size a second time")]
+    #[error("an extension header repeats its size")]
     SizeTwice,
     #[error("it is a sparse file")]
     Sparse,

@@ -72,7 +72,7 @@ pub enum HubError {
     #[error("cannot open the hub's registry")]
     Registry(#[from] cohort_registry::OpenError),
     /// The registry cannot be written.
-    #[error("the hub's registry failed at the start")]
+    #[error("the hub's registry failed at start")]
     RegistryFailed(#[from] RegistryError),
     #[error("cannot use the hub's authority")]
     Authority(#[from] AuthorityError),
@@ -92,7 +92,7 @@ pub enum HubError {
     /// A port is in use, or the address is not ours.
     #[error("cannot listen on {address} ({what})")]
     Listen { address: SocketAddr, what: &'static str, source: io::Error },
-    #[error("a part of the hub has failed")]
+    #[error("a task of the hub failed")]
     Part(#[source] tokio::task::JoinError),
 }
 
@@ -149,7 +149,7 @@ impl Hub {
         });
         // A crash may have happened between the latch and the registry.
         if let Err(error) = operating::publish_kill(&app).await {
-            tracing::error!(reason = chain(&error), "cannot put kill registers into the registry");
+            tracing::error!(reason = chain(&error), "cannot write kill registers to the registry");
         }
         upkeep::sweep_uploads(&app);
         let parts = spawn_parts(&app, api, repository);
@@ -241,7 +241,7 @@ async fn listen(
 fn open_authority(config: &HubConfig) -> Result<Option<Arc<Authority>>, HubError> {
     let dir = config.authority_dir();
     if !dir.join("ca.pem").exists() {
-        tracing::warn!(dir = %dir.display(), "no authority: nobody can join here");
+        tracing::warn!(dir = %dir.display(), "no authority: servers cannot join here");
         return Ok(None);
     }
     Ok(Some(Arc::new(Authority::open(&dir)?)))

@@ -118,7 +118,7 @@ fn repository(error: &RepositoryError) -> ApiError {
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", reason)
         }
         RepositoryError::Outdated => ApiError::conflict(reason)
-            .hint("somebody else has published meanwhile: run cohort publish again"),
+            .hint("another publisher was faster: run cohort publish again"),
         RepositoryError::Stopped => ApiError::unavailable("stopping", reason),
         RepositoryError::Io { source, .. } => write_failed(source, reason),
         _ => {
@@ -142,7 +142,7 @@ pub(crate) fn write_failed(error: &std::io::Error, reason: String) -> ApiError {
 
 fn bucket(error: &BucketError) -> ApiError {
     let reason = chain(error);
-    tracing::error!(reason, "upload did not reach the bucket");
+    tracing::error!(reason, "cannot copy the upload to the bucket");
     let error = format!("the hub has the file, but its bucket does not: {reason}");
     ApiError::unavailable("bucket", error)
         .hint("the hub keeps trying; publish again to see whether it arrived")

@@ -84,7 +84,7 @@ async fn renew_if_due(dir: &Path, key: &Path) -> Result<i64, CannotRenew> {
     let before = repository.expiries()?;
     let after = repository.renew_timestamp_if_due(&SigningKey::load(key)?).await?;
     if after != before {
-        tracing::info!(until = %after.timestamp, "repository's timestamp renewed");
+        tracing::info!(until = %after.timestamp, "renewed the repository's timestamp");
     }
     Ok(after.nearest().1.as_second())
 }
@@ -105,7 +105,7 @@ async fn renew_certificate(app: &App) {
     match renewed.await.map_err(HubError::Part).flatten() {
         Ok(identity) => {
             app.identity.replace(identity);
-            tracing::info!("the hub's certificate was renewed");
+            tracing::info!("renewed the hub's certificate");
         }
         Err(error) => {
             tracing::error!(reason = chain(&error), "cannot renew the hub's certificate");

@@ -60,7 +60,7 @@ fn refuse(path: &str, refused: &Refused) -> Response {
         Refused::Absent => StatusCode::NOT_FOUND.into_response(),
         Refused::Later(after) => {
             let seconds = after.as_secs().saturating_add(1).min(RETRY_AFTER_S_MAX);
-            let error = ApiError::unavailable("origin_away", "no origin can be asked just now");
+            let error = ApiError::unavailable("origin_away", "no origin is available right now");
             let mut response = error.into_response();
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
             response

@@ -184,7 +184,7 @@ impl Bounded {
         place.used = now;
         drop(held);
         if let Err(error) = File::open(&path).and_then(|file| file.set_modified(now)) {
-            tracing::debug!(file = %path.display(), %error, "cannot note time of use");
+            tracing::debug!(file = %path.display(), %error, "cannot record time of use");
         }
         true
     }

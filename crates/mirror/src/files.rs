@@ -115,7 +115,7 @@ impl Files {
             }
             (Err(refused), Some(last)) => {
                 self.cache.metrics.last_copies.inc();
-                tracing::debug!(path, ?refused, "no origin answers, serving the last copy");
+                tracing::debug!(path, ?refused, "no origin responds, serving the last copy");
                 if last.head.absent { Err(Refused::Absent) } else { Ok(last) }
             }
             (Err(refused), None) => Err(refused),
@@ -220,7 +220,7 @@ impl Files {
             move || files.disk.write(&sha256_hex(kept.head.path.as_bytes()), &kept.to_bytes());
         let written = tokio::task::spawn_blocking(write).await;
         if let Ok(Err(error)) = written {
-            tracing::error!(path = %file.head.path, %error, "cannot keep file on disk");
+            tracing::error!(path = %file.head.path, %error, "cannot store file on disk");
         }
         file
     }

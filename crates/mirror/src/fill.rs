@@ -35,7 +35,7 @@ pub(crate) async fn fill(mut claim: Claim) {
         };
         if rounds >= ROUNDS_MAX || pause > ROUND_PAUSE_MAX {
             let (artifact, unit) = (blob.hashes.root(), claim.next());
-            tracing::warn!(%artifact, unit, ?refused, "no origin delivers the unit");
+            tracing::warn!(%artifact, unit, ?refused, "cannot get the unit from any origin");
             return claim.end_with(&refused);
         }
         tokio::time::sleep(pause).await;

@@ -50,13 +50,13 @@ pub use static_files::static_files;
 pub enum MirrorError {
     #[error("invalid configuration: {reason}")]
     Config { reason: String },
-    #[error("cannot use folder {}", path.display())]
+    #[error("cannot use directory {}", path.display())]
     Folder {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("folder {} is in use by another process", path.display())]
+    #[error("directory {} is in use by another process", path.display())]
     InUse { path: PathBuf },
     #[error("cannot listen on {address}")]
     Listen {
@@ -64,11 +64,11 @@ pub enum MirrorError {
         #[source]
         source: io::Error,
     },
-    #[error("no client for origins")]
+    #[error("cannot create a client for origins")]
     Client(#[source] FetchError),
-    #[error("origin cannot be used")]
+    #[error("cannot use origin")]
     Origin(#[source] AddressError),
-    #[error("origin cannot be used")]
+    #[error("cannot use origin")]
     Bucket(#[source] BucketError),
     #[error("the mirror's server failed")]
     Part(#[source] tokio::task::JoinError),

@@ -39,7 +39,7 @@ const WRONG_MAX: usize = 4096;
 pub(crate) enum OriginError {
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    #[error("request cannot be signed")]
+    #[error("cannot sign the request")]
     Sign(#[from] BucketError),
     #[error("did not deliver within {} ms", .0.as_millis())]
     Late(Duration),

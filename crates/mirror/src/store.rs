@@ -1,7 +1,7 @@
 //! The artifacts of a cache: which are on disk, and which are open.
 //!
 //! ```text
-//! <cache>/lock           held by the one process
+//! <cache>/lock           held by the one process that uses the cache
 //! <cache>/blobs/<root>   units in their places, the rest claimed and empty; then the unit hashes
 //! <cache>/files/…        signed metadata and targets (`files.rs`)
 //! ```
@@ -126,11 +126,11 @@ impl Store {
             Ok(Some(file)) => Some(file),
             Ok(None) => {
                 let bytes = hashes.length();
-                tracing::warn!(artifact = %digest, bytes, "no room, serving without keeping");
+                tracing::warn!(artifact = %digest, bytes, "no room, serving without caching");
                 None
             }
             Err(error) => {
-                tracing::error!(artifact = %digest, %error, "cannot keep artifact");
+                tracing::error!(artifact = %digest, %error, "cannot store artifact");
                 None
             }
         };

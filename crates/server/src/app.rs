@@ -67,7 +67,7 @@ pub enum Effect {
         attempt: u32,
         outcome: Outcome,
     },
-    /// Persist finished steps that are not on disk yet: what follows may wait for long.
+    /// Persist finished steps that are not on disk yet: what follows may take long.
     WriteDown,
     /// Take the step; look again when it has ended. Always the last effect.
     Act(StepAction),

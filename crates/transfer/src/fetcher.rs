@@ -2,12 +2,12 @@
 //!
 //! Rules, in order:
 //! 1. Bytes come from servers by subscription ("send me what I lack, as you get it") and from
-//! mirrors by ranges. Only the units of a lease are requested from a mirror.
+//!    mirrors by ranges. Only the units of a lease are requested from a mirror.
 //! 2. The leader names the feeds and the lease. A silent feed is replaced by a spare.
-//! 3. If the leader has been silent for long, the heir leases everything to itself. A server that
-//! never received guidance follows its order: one holder at a time, and a mirror if no holder is
-//! usable and the order permits it. So does a server whose feeds sent nothing for long, until the
-//! leader names others.
+//! 3. If the leader has been silent for a while, the heir leases everything to itself. A server
+//!    that never received guidance follows its order: one holder at a time, and a mirror if no
+//!    holder is usable and the order permits it. So does a server whose feeds sent nothing for a
+//!    while, until the leader names others.
 //! 4. Mirrors are asked one at a time, best first, lowest units first.
 //! 5. No unit is requested before the unit hashes are here.
 //!
@@ -97,7 +97,7 @@ pub struct Fetcher {
     said: Option<Guidance>,
     /// When a leader was last heard, about any artifact.
     heard_ms: u64,
-    /// The feeds sent nothing for long: the leader is not followed until it names others.
+    /// The feeds sent nothing for a while: the leader is not followed until it names others.
     let_down: bool,
     /// Start of the time in which the feeds could deliver.
     feeds_since_ms: u64,

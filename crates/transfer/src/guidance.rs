@@ -16,7 +16,7 @@ pub struct Guidance {
     pub spares: Vec<Source>,
     /// Units to take from a mirror. Without a lease, a server contacts no mirror.
     pub lease: Vec<UnitRun>,
-    /// Whether this server fetches the rest from a mirror if there is no leader for long.
+    /// Whether this server fetches the rest from a mirror if there is no leader for a while.
     pub heir: bool,
     /// The server that does, if it is not this one.
     pub heir_at: Option<Source>,

@@ -74,7 +74,7 @@ pub fn offender(offender: &OffenderStatus) -> String {
     };
     let what = match offender.what {
         Offence::WrongBytes => "sent wrong bytes",
-        Offence::WrongLength => "sent answers of the wrong length",
+        Offence::WrongLength => "sent responses of the wrong length",
         Offence::Silent => "did not respond",
         Offence::Slow => "sent too slowly to be of use",
     };

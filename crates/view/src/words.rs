@@ -31,7 +31,7 @@ pub fn debt(reason: &DebtReason) -> String {
         DebtReason::Found { running: Some(version) } => format!("was running {version}"),
         DebtReason::Found { running: None } => "was running nothing".into(),
         DebtReason::LeftBehind => "left behind by the rollout".into(),
-        DebtReason::NotRolledBack => "not reached by the roll-back".into(),
+        DebtReason::NotRolledBack => "not reached by the rollback".into(),
         DebtReason::Silent { for_ms } => format!("unreachable for {} s", for_ms / 1000),
         DebtReason::Failed { text } => text.clone(),
     })
@@ -110,7 +110,7 @@ fn why_not(why: WhyNot) -> &'static str {
         WhyNot::OtherPlatform => "the release is for another platform",
         WhyNot::PolicyChanged => "the policy has changed",
         WhyNot::ReleaseRejected => "this group rejected the release",
-        WhyNot::ServerChanging => "a server is in the middle of a change",
+        WhyNot::ServerChanging => "a server is mid-change",
         WhyNot::RollingBack => "the group is rolling back",
         WhyNot::AlreadyRunning => "every server already runs it",
         WhyNot::AlreadyRollingOut => "it is already being rolled out",
@@ -130,7 +130,7 @@ fn why_not(why: WhyNot) -> &'static str {
         WhyNot::NotRunning => "only a running group can undo a release; use `abort`",
         WhyNot::NoEarlierRelease => "no earlier release is known to be good",
         WhyNot::NotItsTurn => "the server is not in this wave, or the wave is downloading",
-        WhyNot::NothingToGrant => "no wave or roll-back is in progress",
+        WhyNot::NothingToGrant => "no wave or rollback is in progress",
         WhyNot::AlreadyLost => "the server is already lost",
     }
 }

@@ -337,6 +337,6 @@ pub enum KillError {
     Epoch { epoch: u64, highest: u64 },
     #[error("cannot store more than {KILL_SCOPES_MAX} kill registers")]
     TooMany,
-    #[error("kill registers' files are not accessible")]
+    #[error("cannot access the files of kill registers")]
     File(#[from] FileError),
 }

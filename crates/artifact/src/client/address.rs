@@ -49,7 +49,7 @@ impl Mirror {
 /// secrets.
 #[must_use]
 pub fn without_secrets(text: &str) -> String {
-    // A password may contain delimiters; what precedes an `@` after one is not shown either.
+    // A password may contain `?` or `#`: if an `@` follows one, only the scheme is shown.
     let end = text.find(['?', '#']).unwrap_or(text.len());
     match text.find('@') {
         Some(at) if at > end => text.split_once("://").map_or("", |(scheme, _)| scheme).to_owned(),

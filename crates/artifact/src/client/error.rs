@@ -15,7 +15,7 @@ pub enum FetchError {
     #[error("no such file")]
     Absent,
     /// The mirror is overloaded (429, 503).
-    #[error("busy, asks for a pause of {} ms", .retry_after.as_millis())]
+    #[error("busy, retry after {} ms", .retry_after.as_millis())]
     Busy {
         /// Its `Retry-After`; one second if there was none.
         retry_after: Duration,
@@ -49,7 +49,7 @@ pub enum FetchError {
     #[error("disk failed")]
     Disk(#[source] Arc<io::Error>),
     /// The path is not a file below the mirror.
-    #[error("`{path}` is no path of a file")]
+    #[error("`{path}` is not the path of a file")]
     Path {
         path: String,
         #[source]
@@ -66,7 +66,7 @@ fn in_brackets(code: Option<&str>) -> String {
 pub(super) enum RedirectError {
     #[error("more than {0} redirects")]
     TooMany(usize),
-    #[error("redirects in a circle")]
+    #[error("redirect loop")]
     Circle,
     #[error("redirects from https to {0}")]
     Downgrade(String),

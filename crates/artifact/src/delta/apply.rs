@@ -16,7 +16,7 @@ use crate::units::{UnitHasher, UnitHashes};
 /// Bytes copied at a time.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// Inputs of [`apply_delta`], all of them files or settings of this server.
+/// Inputs of [`apply_delta`]: files, the signed root and length, and limits.
 pub struct DeltaInput<'a> {
     /// The artifact that the delta starts from, whole.
     pub base: &'a Path,

@@ -45,14 +45,14 @@ pub use method::Method;
 /// Why a delta cannot be made or applied. Harmless: the whole artifact is always available.
 #[derive(Debug, thiserror::Error)]
 pub enum DeltaError {
-    #[error("the artifact that the delta starts from cannot be read")]
+    #[error("cannot read the artifact that the delta starts from")]
     Base(#[source] io::Error),
-    #[error("the delta cannot be read")]
+    #[error("cannot read the delta")]
     Delta(#[source] io::Error),
-    #[error("the result of the delta cannot be written")]
+    #[error("cannot write the result of the delta")]
     Result(#[source] io::Error),
     /// No room for an unpacked archive, or the disk failed.
-    #[error("the unpacked archive cannot be written")]
+    #[error("cannot write the unpacked archive")]
     Scratch(#[source] io::Error),
     /// Not a delta, or one that our publishers never make.
     #[error("the delta is damaged: it holds {what}")]

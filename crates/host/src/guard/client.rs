@@ -65,7 +65,7 @@ impl GuardClient {
         if let Err(error) = &answer
             && error.kind() != io::ErrorKind::TimedOut
         {
-            tracing::debug!(%error, "the guard went away; asking the next one");
+            tracing::debug!(%error, "guard went away, asking the next one");
             answer = converse(self.connect().await?, &request, at_most).await;
         }
         judge(answer)

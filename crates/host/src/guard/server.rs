@@ -80,7 +80,7 @@ impl Server {
                     let server = Arc::clone(&self);
                     tokio::spawn(async move {
                         if let Err(error) = server.converse(stream).await {
-                            tracing::debug!(%error, "a connection to the guard broke");
+                            tracing::debug!(%error, "connection to the guard broke");
                         }
                         drop(permit);
                     });

@@ -58,7 +58,7 @@ pub enum BucketError {
          the newer one"
     )]
     Ahead { bucket: String, theirs: u64, ours: u64 },
-    #[error("somebody else wrote to bucket {bucket} at the same time")]
+    #[error("another publisher wrote to bucket {bucket} at the same time")]
     Raced { bucket: String },
     #[error("bucket {bucket} holds more than {objects_max} objects")]
     TooMany { bucket: String, objects_max: usize },

@@ -2,20 +2,20 @@
 //!
 //! Rules, in order:
 //! 1. Only heads contact a mirror, and only for what is leased to them: units that no server holds
-//! or has leased, earliest first. That alone bounds what crosses the zone's downlink.
+//!    or has leased, earliest first. That alone bounds what crosses the zone's downlink.
 //! 2. Every other server has one parent, which sends it everything. Further heads are children of
 //!    the first head and feed it in return; no unit goes back to its sender.
 //! 3. A parent that is still good stays: a change costs more than a better shape gains.
 //! 4. A small group is one chain. In a larger one, fan-out follows the measured ratio of a server's
-//! link to the rate of the mirrors: a chain while they are similar or unknown, else small trees. A
-//! chain of a thousand adds some seconds at the end; a tree on links too slow for it multiplies the
-//! whole time.
+//!    link to the rate of the mirrors: a chain while they are similar or unknown, else small trees.
+//!    A chain of a thousand adds some seconds at the end; a tree on links too slow for it
+//!    multiplies the whole time.
 //! 5. Slow servers feed only slow ones.
 //! 6. Each known rack is entered once: its first server has a parent elsewhere, the others inside.
 //! 7. A server does not get a parent that it refuses (for wrong bytes, or none) if there is any
-//! other.
+//!    other.
 //! 8. A barred server, which several others refuse, feeds no server, and its claims do not count.
-//! It is fed at the tail.
+//!    It is fed at the tail.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};

@@ -139,7 +139,7 @@ pub enum CallError {
     /// No route, no such name, or the connection broke while being made.
     #[error("{address} is unreachable")]
     Unreachable { address: String, source: io::Error },
-    /// A deadline passed. `sent`: the request may have been sent.
+    /// A deadline passed. `sent`: whether sending the request had started.
     #[error("{address} took longer than {} ms while {doing}", after.as_millis())]
     TimedOut { address: String, doing: &'static str, after: Duration, sent: bool },
     /// One side rejected the other's certificate or protocol.

@@ -259,7 +259,7 @@ async fn handshake(
     let acceptor = match tls.acceptor() {
         Ok(acceptor) => acceptor,
         Err(error) => {
-            tracing::error!(error = chain(&error), "identity cannot be used to serve");
+            tracing::error!(error = chain(&error), "cannot use the identity to serve");
             return None;
         }
     };
