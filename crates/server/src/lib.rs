@@ -9,7 +9,8 @@
 //! arrive in inputs; messages and writes leave as effects. Its `clippy.toml` holds it to that.
 //!
 //! **Where to start reading.** `app` (one app on one server), `asking` (orders and how fresh they
-//! are), `fetching` (which artifacts may be fetched), `outbox` (reports until the group has them).
+//! are), `fetching` (which artifacts may be fetched), `outbox` (reports until the group has them),
+//! `kill` (which kill register is in force; the hub and the command line use these rules too).
 //! For the few servers that carry the group's log: `member` (one step of the member), `leading`
 //! (what the leader observes, and when it plans), `answers` (what may be asked of a member),
 //! `records` and `offers` (registry and repository), `membership` (who carries the log).
@@ -26,6 +27,7 @@ pub mod contacts;
 #[cfg(test)]
 mod contacts_test;
 pub mod fetching;
+pub mod kill;
 pub mod leading;
 #[cfg(test)]
 mod leading_test;
