@@ -38,7 +38,7 @@ pub(crate) const PLATFORM: &str = "linux/intel";
 /// A fleet's authority and its repository, in a folder of their own.
 pub(crate) struct Lab {
     folder: tempfile::TempDir,
-    authority: Authority,
+    pub(crate) authority: Authority,
     keys: Keys,
     pub(crate) repository: Repository,
 }
@@ -74,9 +74,12 @@ impl Lab {
     }
 
     pub(crate) fn slot(&self, server: &str) -> Arc<IdentitySlot> {
-        let peer = Peer::new(Role::Agent, server).unwrap();
+        self.slot_of(&Peer::new(Role::Agent, server).unwrap())
+    }
+
+    pub(crate) fn slot_of(&self, peer: &Peer) -> Arc<IdentitySlot> {
         let day = Duration::from_secs(86_400);
-        IdentitySlot::new(self.authority.make_identity(&peer, day, UnixTime::now()).unwrap())
+        IdentitySlot::new(self.authority.make_identity(peer, day, UnixTime::now()).unwrap())
     }
 
     /// An agent that trusts this repository and fetches it from `mirror`, if there is one.
@@ -116,9 +119,13 @@ impl Lab {
 
     /// Serves one protocol of an agent; returns its address.
     pub(crate) async fn serve(&self, server: &str, alpn: Alpn, handler: Handler) -> String {
+        self.serve_as(Peer::new(Role::Agent, server).unwrap(), alpn, handler).await
+    }
+
+    pub(crate) async fn serve_as(&self, peer: Peer, alpn: Alpn, handler: Handler) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let (slot, routes) = (self.slot(server), BTreeMap::from([(alpn, handler)]));
+        let (slot, routes) = (self.slot_of(&peer), BTreeMap::from([(alpn, handler)]));
         let (limits, stop) = (ServerLimits::default(), Default::default());
         tokio::spawn(serve(listener, slot, ClientAuth::Required, routes, limits, stop));
         address

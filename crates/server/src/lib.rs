@@ -10,7 +10,8 @@
 //!
 //! **Where to start reading.** `app` (one app on one server), `asking` (orders and how fresh they
 //! are), `fetching` (which artifacts may be fetched), `outbox` (reports until the group has them),
-//! `kill` (which kill register is in force; the hub and the command line use these rules too).
+//! `kill` (which kill register is in force; the hub and the command line use these rules too),
+//! `renewal` (this server's certificate).
 //! For the few servers that carry the group's log: `member` (one step of the member), `leading`
 //! (what the leader observes, and when it plans), `answers` (what may be asked of a member),
 //! `records` and `offers` (registry and repository), `membership` (who carries the log).
@@ -42,4 +43,5 @@ pub mod outbox;
 pub mod records;
 #[cfg(test)]
 mod records_test;
+pub mod renewal;
 pub mod transfers;
