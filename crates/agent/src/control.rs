@@ -433,3 +433,7 @@ async fn manifest(
     bytes
         .ok_or_else(|| ApiError::not_found(format!("no manifest of {app} {version} is known here")))
 }
+
+#[cfg(test)]
+#[path = "control_test.rs"]
+mod control_test;

@@ -10,10 +10,11 @@ use std::time::Duration;
 use cohort_artifact::{Keys, Lifetimes, PublishRequest, Repository};
 use cohort_consensus::{Config, Node, RaftId};
 use cohort_core::command::{COMMAND_VERSION, Command};
-use cohort_core::ids::{AppId, Incarnation, MemberId, Revision};
+use cohort_core::ids::{AppId, Incarnation, MemberId, Revision, ServerId};
 use cohort_core::orders::FetchOrder;
 use cohort_core::{Body, State};
 use cohort_identity::{Alpn, Authority, ClientAuth, Peer, PeerName, Role, UnixTime};
+use cohort_registry::{EmbeddedRegistry, Registry};
 use cohort_server::member::{Input, Member, View};
 use cohort_server::membership::{Founder, founding_state};
 use cohort_store::{Identity, RedbStore};
@@ -26,7 +27,7 @@ use tokio::sync::watch;
 use crate::config::AgentConfig;
 use crate::control;
 use crate::join::Joined;
-use crate::member::{Inputs, Queued};
+use crate::member::{Inputs, Notes, Outputs, Queued, Shell};
 use crate::metrics::{Metrics, TimedStore};
 use crate::shared::{MemberHandle, Shared};
 use crate::start::open;
@@ -136,24 +137,65 @@ impl Lab {
         self.serve(shared.server().as_str(), Alpn::Control, Handler::Http(router)).await
     }
 
+    /// An agent that reads and writes this registry instead of the hub's.
+    pub(crate) async fn agent_over(
+        &self,
+        server: &str,
+        registry: Arc<dyn Registry>,
+    ) -> Arc<Shared> {
+        let mut shared = self.agent(server, None).await;
+        Arc::get_mut(&mut shared).unwrap().registry = registry;
+        shared
+    }
+
+    pub(crate) fn registry(&self) -> Arc<EmbeddedRegistry> {
+        Arc::new(EmbeddedRegistry::open(&self.path("registry.redb"), "test").unwrap())
+    }
+
+    /// The member of an agent on `s1`, on its thread: it has founded the group and leads it.
+    pub(crate) async fn carry(&self, shared: &Arc<Shared>) -> MemberHandle {
+        let member = self.member();
+        let (inputs, queue) = Inputs::queue();
+        let (sender, view) = watch::channel(Arc::new(member.view()));
+        let notes = Notes(Arc::clone(&shared.metrics));
+        let outputs = Outputs { send: Box::new(|_| {}), view: sender, notes };
+        let shell = Shell::new(member, Arc::clone(&shared.contacts), outputs);
+        let (ends, ended) = watch::channel(false);
+        let thread = std::thread::Builder::new().spawn(move || {
+            // The queue is gone before it is said that the thread has ended.
+            let run = move || shell.run(&queue);
+            run().unwrap();
+            ends.send_replace(true);
+        });
+        thread.unwrap();
+        let (member, incarnation) = (MemberId(1), Incarnation(1));
+        let handle = MemberHandle { member, incarnation, inputs, view, ended };
+        handle.view.clone().wait_for(|view| view.leads()).await.unwrap();
+        shared.member.send_replace(Some(handle.clone()));
+        handle
+    }
+
     /// The view of a member `s1` that has founded the group and leads it.
     pub(crate) fn leading(&self) -> View {
-        let identity = Identity { group: GROUP.to_owned(), incarnation: 1, raft_id: RaftId(1) };
-        let folder = self.path("member");
-        std::fs::create_dir_all(&folder).unwrap();
-        let mut store = RedbStore::create(&folder, &identity).unwrap();
-        let config = Config::new(GROUP, 1, RaftId(1));
-        let data = serde_json::to_vec(&founded()).unwrap();
-        Node::bootstrap(&mut store, &config, [RaftId(1)], data).unwrap();
-        let store = TimedStore { store, seconds: Metrics::default().log_write_seconds };
-        let (server, group) = ("s1".parse().unwrap(), GROUP.parse().unwrap());
-        let mut member = Member::open(0, server, group, store, config, None).unwrap();
+        let mut member = self.member();
         let mut now_ms = 0;
         while !member.view().leads() {
             now_ms += 50;
             member.step(now_ms, &Default::default(), Vec::new()).unwrap();
         }
         member.view()
+    }
+
+    fn member(&self) -> Member<TimedStore> {
+        let identity = Identity { group: GROUP.to_owned(), incarnation: 1, raft_id: RaftId(1) };
+        let folder = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
+        let mut store = RedbStore::create(&folder, &identity).unwrap();
+        let config = Config::new(GROUP, 1, RaftId(1));
+        let data = serde_json::to_vec(&founded()).unwrap();
+        Node::bootstrap(&mut store, &config, [RaftId(1)], data).unwrap();
+        let store = TimedStore { store, seconds: Metrics::default().log_write_seconds };
+        let (server, group) = ("s1".parse().unwrap(), GROUP.parse().unwrap());
+        Member::open(0, server, group, store, config, None).unwrap()
     }
 }
 
@@ -181,6 +223,15 @@ pub(crate) fn apply(state: &mut State, body: Body) {
     let (version, incarnation) = (COMMAND_VERSION, Incarnation(1));
     let actor = "test".to_owned();
     state.apply(&Command { version, incarnation, actor, request: None, body }).unwrap();
+}
+
+pub(crate) fn server(name: &str) -> ServerId {
+    name.parse().unwrap()
+}
+
+/// A server joins the group.
+pub(crate) fn add(name: &str) -> Body {
+    Body::AddServer { server: server(name), address: format!("{name}:1"), rack: None }
 }
 
 /// The policy of `web`: everything is default.
