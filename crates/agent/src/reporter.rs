@@ -139,3 +139,7 @@ async fn send(shared: &Shared, incarnation: Incarnation, sending: Sending) -> Op
         }
     }
 }
+
+#[cfg(test)]
+#[path = "reporter_test.rs"]
+mod reporter_test;

@@ -15,7 +15,7 @@ use cohort_core::orders::FetchOrder;
 use cohort_core::{Body, State};
 use cohort_identity::{Alpn, Authority, ClientAuth, Peer, PeerName, Role, UnixTime};
 use cohort_registry::{EmbeddedRegistry, Registry};
-use cohort_server::member::{Input, Member, View};
+use cohort_server::member::{Input, Member, Proposed, View};
 use cohort_server::membership::{Founder, founding_state};
 use cohort_store::{Identity, RedbStore};
 use cohort_wire::http::{Handler, serve};
@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use crate::config::AgentConfig;
 use crate::control;
 use crate::join::Joined;
-use crate::member::{Inputs, Notes, Outputs, Queued, Shell};
+use crate::member::{Inputs, Notes, Outputs, Queued, Shell, Waiter};
 use crate::metrics::{Metrics, TimedStore};
 use crate::shared::{MemberHandle, Shared};
 use crate::start::open;
@@ -257,4 +257,15 @@ pub(crate) fn next_input(queue: &Receiver<Queued>) -> Input {
         Queued::Plain(input) => input,
         other => panic!("unexpected request {other:?}"),
     }
+}
+
+/// The next command proposed to a member, from a task of this test; it is answered as carried out.
+pub(crate) fn next_proposal(queue: &Receiver<Queued>) -> Command {
+    let next = tokio::task::block_in_place(|| queue.recv_timeout(Duration::from_secs(20)));
+    let Queued::Request(Input::Propose { command, .. }, _, Waiter::Proposed(reply)) = next.unwrap()
+    else {
+        panic!("no proposal")
+    };
+    let _ = reply.send(Proposed::Done { index: 1, rejection: None });
+    *command
 }
