@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cohort_base::chain;
 use cohort_core::doing::{Doing, Download};
 use cohort_core::ids::{AppId, Digest};
 use cohort_core::orders::{AppOrders, Fence, FetchOrder};
@@ -297,14 +298,14 @@ impl AppTask {
     /// Removes what no order wants kept any more.
     async fn collect(&self, keep: &[Digest]) {
         if let Err(error) = self.host.collect(keep) {
-            tracing::warn!(app = %self.app, %error, "old releases not collected");
+            tracing::warn!(app = %self.app, error = chain(&error), "cannot collect old releases");
         }
         self.shared.keep(&self.app, keep.iter().cloned().collect::<BTreeSet<_>>());
         if let Some(keep) = self.shared.keep_of_all() {
             let store = Arc::clone(&self.shared.downloads.context().store);
             let collected = tokio::task::spawn_blocking(move || store.collect(&keep)).await;
             if let Ok(Err(error)) = collected {
-                tracing::warn!(%error, "old artifacts not collected");
+                tracing::warn!(error = chain(&error), "cannot collect old artifacts");
             }
         }
     }

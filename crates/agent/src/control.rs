@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use axum::extract::{DefaultBodyLimit, FromRequest, Request, State as Context};
 use axum::routing::{get, post};
 use axum::{Json, RequestExt as _, Router};
+use cohort_base::chain;
 use cohort_consensus::RaftId;
 use cohort_core::command::COMMAND_VERSION;
 use cohort_core::ids::{MemberId, ServerId};
@@ -72,7 +73,7 @@ impl<T> Asked<T> {
     async fn of(shared: &Shared, caller: &Caller, message: ToGroup<T>) -> Result<Self, ApiError> {
         let peer = caller.require(&[Role::Agent])?;
         let server = ServerId::new(peer.name.as_str())
-            .map_err(|error| ApiError::bad_request(error.to_string()))?;
+            .map_err(|error| ApiError::bad_request(chain(&error)))?;
         shared.same_group(&message.group, message.version)?;
         shared.latch(message.kill).await;
         Ok(Self { server, handle: shared.need_member()?, body: message.body })
@@ -192,7 +193,7 @@ async fn join_group(
         Joining::New => {
             let record = cohort_registry::typed::read_server(&*shared.registry, &server)
                 .await
-                .map_err(|error| ApiError::unavailable("registry_away", error.to_string()))?;
+                .map_err(|error| ApiError::unavailable("registry_away", chain(&error)))?;
             if record.is_none_or(|record| record.group != shared.group) {
                 let error = format!("the registry does not have {server} in {}", shared.group);
                 return Err(ApiError::forbidden(error).hint("join with a fresh token"));
@@ -329,7 +330,7 @@ async fn kill_set(
 ) -> Result<Json<Vec<SignedKill>>, ApiError> {
     caller.require(&[Role::Operator, Role::Agent, Role::Hub])?;
     shared.kill.offer(vec![register]).await.map_err(|error| {
-        ApiError::forbidden(error.to_string()).hint("sign it with an operator's certificate")
+        ApiError::forbidden(chain(&error)).hint("sign it with an operator's certificate")
     })?;
     Ok(Json(shared.kill.signed()))
 }
@@ -359,7 +360,7 @@ async fn transfer_leader(
         let target = shared.target(&from, &address.unwrap_or_default());
         let call = Call::post(TRANSFER_LEADER, &ToGroup::new(&shared.group, to));
         return shared.client.call_json(&target, call).await.map(Json).map_err(|error| {
-            let answer = ApiError::unavailable("leader_away", error.to_string());
+            let answer = ApiError::unavailable("leader_away", chain(&error));
             error.hints().iter().fold(answer, |answer, hint| answer.hint(hint.clone()))
         });
     }
@@ -382,7 +383,7 @@ async fn transfer_leader(
             tracing::info!(to = ?to, ms = begun.elapsed().as_millis(), "leadership handed over");
             Ok(Json(TransferLeaderAnswer { to: to.unwrap_or_else(|| from.clone()), from }))
         }
-        Err(failure) => Err(ApiError::conflict(failure.to_string())),
+        Err(failure) => Err(ApiError::conflict(chain(&failure))),
     }
 }
 
@@ -410,7 +411,7 @@ async fn transfer(
     let leads = server == *shared.server();
     let from = Participant { server, address: known.address, rack: known.rack, leads };
     let answer = shared.tracker.report(&from, &request);
-    answer.map(Json).map_err(|error| ApiError::bad_request(error.to_string()))
+    answer.map(Json).map_err(|error| ApiError::bad_request(chain(&error)))
 }
 
 /// The newest metadata verified here; the caller verifies it again.
@@ -432,3 +433,7 @@ async fn manifest(
     bytes
         .ok_or_else(|| ApiError::not_found(format!("no manifest of {app} {version} is known here")))
 }
+
+#[cfg(test)]
+#[path = "control_test.rs"]
+mod control_test;

@@ -40,6 +40,8 @@ pub(crate) fn spawn(shared: &Arc<Shared>, handle: &MemberHandle) {
 
 /// Waits until this member leads, and returns its term; none when it has ended.
 async fn until_leading(handle: &mut MemberHandle) -> Option<Term> {
+    // A member that has ended would show its last view, in which it leads, for ever.
+    handle.view.has_changed().ok()?;
     handle.view.wait_for(|view| view.leads()).await.ok().map(|view| view.raft.term)
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cohort_artifact::Delta;
+use cohort_base::chain;
 use cohort_core::ids::{AppId, Digest};
 use cohort_core::orders::Orders;
 use cohort_core::release::Release;
@@ -61,8 +62,9 @@ impl Fetching {
         for (app, asked) in decisions.to_verify(monotonic_ms(), orders, leader.as_ref()) {
             let checked = verify_release(shared, &app, &asked).await;
             let release = &asked.release;
-            if let Err(reason) = &checked {
-                tracing::warn!(%app, version = %release.version, reason,
+            if let Err(error) = &checked {
+                let error = chain(error);
+                tracing::warn!(%app, version = %release.version, error,
                     "release not verified, not fetching it");
             }
             decisions.checked(monotonic_ms(), release, checked.is_ok());

@@ -243,3 +243,7 @@ impl Shell {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "member_test.rs"]
+mod member_test;

@@ -1,4 +1,6 @@
 //! Renews this server's certificate long before it expires, and raises an alarm if it does.
+//!
+//! When, and at which address of the hub, is decided in [`cohort_server::renewal`].
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,128 +8,177 @@ use std::time::Duration;
 
 use cohort_base::chain::chain;
 use cohort_identity::{Identity, IdentityError, UnixTime};
+use cohort_server::renewal::{Age, Asked, Next, Renewal};
 use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::hub::{RENEW, RenewAnswer, RenewRequest};
 use cohort_wire::tls::IdentitySlot;
 
 use crate::shared::Shared;
 
-/// How often the certificate's age is checked. It begins to be renewed with a third of its validity
-/// left, so an hour is early enough.
-const LOOK_EVERY: Duration = Duration::from_secs(3_600);
-
 /// Why the certificate was not renewed; it is tried again.
 #[derive(Debug, thiserror::Error)]
 enum RenewalError {
-    #[error("no address of the hub answered")]
+    #[error("cannot get a certificate from the hub")]
     Call(#[source] CallError),
-    #[error("the certificate cannot be kept")]
+    #[error("cannot use the hub's certificate, keeping the old one")]
     Identity(#[from] IdentityError),
 }
 
-/// Renews this server's certificate once a third of its validity is left, and retries until it
-/// works.
+/// Renews this server's certificate whenever it is due.
 pub(crate) async fn renew(shared: Arc<Shared>, slot: Arc<IdentitySlot>) {
     let dir = shared.config.data_dir.join("identity");
+    let mut renewal = Renewal::new(shared.hub.len());
     loop {
-        look(&dir, &shared.hub, &shared.client, &slot, UnixTime::now()).await;
-        tokio::time::sleep(LOOK_EVERY).await;
+        let rest = look(&mut renewal, &dir, &shared.hub, &shared.client, &slot).await;
+        tokio::time::sleep(rest).await;
     }
 }
 
-/// What one look at the certificate leads to.
-#[derive(Debug, PartialEq, Eq)]
-enum Looked {
-    /// It is valid for long.
-    Fresh,
-    Renewed,
-    /// It has to be renewed, and was not.
-    Due {
-        expired: bool,
-    },
-}
-
+/// Looks at the certificate, and renews it if it is due. Returns the time until the next look.
 async fn look(
+    renewal: &mut Renewal,
     dir: &Path,
     hub: &[Target],
     client: &Client,
     slot: &IdentitySlot,
-    now: UnixTime,
-) -> Looked {
+) -> Duration {
     let identity = slot.current();
-    let expired = identity.is_expired(now);
-    if expired {
-        tracing::error!("certificate expired; this server must reach the hub to renew it");
-    }
-    if !identity.is_expiring(now) {
-        return Looked::Fresh;
-    }
-    match renew_once(dir, hub, client, &identity).await {
-        Ok(renewed) => {
-            slot.replace(renewed);
-            client.forget_connections();
-            tracing::info!("certificate renewed");
-            Looked::Renewed
-        }
-        Err(error) => {
-            tracing::warn!(error = chain(&error), "certificate not renewed yet");
-            Looked::Due { expired }
-        }
+    let mut next = renewal.look(age(&identity, UnixTime::now()));
+    loop {
+        let address = match next {
+            Next::Ask { address } => address,
+            Next::Rest { for_ms } => return Duration::from_millis(for_ms),
+        };
+        next = renewal.asked(match renew_at(&hub[address], dir, client, &identity).await {
+            Ok(renewed) => {
+                slot.replace(renewed);
+                client.forget_connections();
+                tracing::info!("certificate renewed");
+                Asked::Renewed
+            }
+            Err(error) => {
+                let address = &hub[address].address;
+                tracing::warn!(error = chain(&error), address, "certificate not renewed yet");
+                match error {
+                    RenewalError::Call(_) => Asked::NotIssued,
+                    RenewalError::Identity(_) => Asked::NotAccepted,
+                }
+            }
+        });
     }
 }
 
-async fn renew_once(
+fn age(identity: &Identity, now: UnixTime) -> Age {
+    if identity.is_expired(now) {
+        tracing::error!("certificate expired; this server must reach the hub to renew it");
+        Age::Expired
+    } else if identity.is_expiring(now) {
+        Age::Expiring
+    } else {
+        Age::Fresh
+    }
+}
+
+async fn renew_at(
+    hub: &Target,
     dir: &Path,
-    hub: &[Target],
     client: &Client,
     identity: &Identity,
 ) -> Result<Identity, RenewalError> {
+    // The same key for every address, until one certificate has been accepted.
     let request = Identity::prepare_request(dir, identity.peer().clone())?.to_text();
-    let mut asked = hub.iter();
-    let mut target = asked.next().expect("an agent knows an address of the hub");
-    loop {
-        let call = Call::post(RENEW, &RenewRequest { request: request.clone() });
-        match (client.call_json::<RenewAnswer>(target, call).await, asked.next()) {
-            (Ok(answer), _) => {
-                return Ok(Identity::accept(dir, &answer.certificate, &answer.authority)?);
-            }
-            (Err(_), Some(next)) => target = next,
-            (Err(error), None) => return Err(RenewalError::Call(error)),
-        }
-    }
+    let call = Call::post(RENEW, &RenewRequest { request });
+    let answer: RenewAnswer = client.call_json(hub, call).await.map_err(RenewalError::Call)?;
+    Ok(Identity::accept(dir, &answer.certificate, &answer.authority)?)
 }
 
 #[cfg(test)]
 mod renewal_test {
-    use cohort_identity::{Alpn, Authority, Peer, Role};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::routing::post;
+    use axum::{Json, Router};
+    use cohort_identity::{Alpn, IdentityRequest, Peer, Role};
+    use cohort_wire::http::Handler;
 
     use super::*;
+    use crate::testing::Lab;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn server() -> Peer {
+        Peer::new(Role::Agent, "s1").unwrap()
+    }
+
+    /// Valid for 90 days, of which this many have passed.
+    fn slot(lab: &Lab, days: u32) -> Arc<IdentitySlot> {
+        let from =
+            UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) - DAY * days);
+        IdentitySlot::new(lab.authority.make_identity(&server(), DAY * 90, from).unwrap())
+    }
+
+    fn target(address: &str) -> Target {
+        let peer = Peer::new(Role::Hub, "hub").unwrap();
+        Target { address: address.to_owned(), peer, alpn: Alpn::Hub }
+    }
+
+    /// A hub that renews certificates, and the number of requests so far.
+    async fn hub(lab: &Arc<Lab>) -> (Target, Arc<AtomicUsize>) {
+        let (issuer, count) = (Arc::clone(lab), Arc::new(AtomicUsize::new(0)));
+        let counted = Arc::clone(&count);
+        let renew = async move |Json(request): Json<RenewRequest>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let request = IdentityRequest::from_text(&request.request).unwrap();
+            let issued = issuer.authority.issue(&request, &server(), UnixTime::now());
+            let authority = issuer.authority.certificate_pem().to_owned();
+            Json(RenewAnswer { certificate: issued.unwrap(), authority })
+        };
+        let handler = Handler::Http(Router::new().route(RENEW, post(renew)));
+        let peer = Peer::new(Role::Hub, "hub").unwrap();
+        (target(&lab.serve_as(peer, Alpn::Hub, handler).await), count)
+    }
 
     #[tokio::test]
-    async fn a_certificate_is_renewed_with_a_third_of_its_validity_left() {
-        let folder = tempfile::tempdir().unwrap();
-        let now = UnixTime::now();
-        let authority = Authority::create(&folder.path().join("ca"), now).unwrap();
-        let peer = Peer::new(Role::Agent, "web-1").unwrap();
-        const DAY_S: u64 = 86_400;
-        let validity = Duration::from_secs(90 * DAY_S);
-        let slot = IdentitySlot::new(authority.make_identity(&peer, validity, now).unwrap());
+    async fn the_next_address_renews_what_the_first_does_not_and_the_new_one_is_in_use() {
+        let lab = Arc::new(Lab::new().await);
+        let (hub, count) = hub(&lab).await;
+        let hub = [target("127.0.0.1:1"), hub];
+        let (slot, dir) = (slot(&lab, 80), lab.path("identity"));
         let client = Client::new(Arc::clone(&slot));
-        // A port that was just free: nobody answers.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let hub = [Target {
-            address: free.to_string(),
-            peer: Peer::new(Role::Hub, "hub").unwrap(),
-            alpn: Alpn::Hub,
-        }];
-        for (days, expected) in [
-            (10, Looked::Fresh),
-            (80, Looked::Due { expired: false }),
-            (91, Looked::Due { expired: true }),
-        ] {
-            let later =
-                UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs() + days * DAY_S));
-            assert_eq!(look(folder.path(), &hub, &client, &slot, later).await, expected);
+        let mut renewal = Renewal::new(hub.len());
+        let old = slot.current().validity();
+        look(&mut renewal, &dir, &hub, &client, &slot).await;
+        assert!(slot.current().validity().not_after > old.not_after);
+        assert_eq!(Identity::load(&dir).unwrap().validity(), slot.current().validity());
+        look(&mut renewal, &dir, &hub, &client, &slot).await;
+        assert_eq!(count.load(Ordering::Relaxed), 1, "fresh: no second request");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_for_another_key_leaves_the_old_one_and_ends_the_round() {
+        let lab = Arc::new(Lab::new().await);
+        let wrong = async |Json(_): Json<RenewRequest>| {
+            Json(RenewAnswer { certificate: String::new(), authority: String::new() })
+        };
+        let handler = Handler::Http(Router::new().route(RENEW, post(wrong)));
+        let peer = Peer::new(Role::Hub, "hub").unwrap();
+        let first = target(&lab.serve_as(peer, Alpn::Hub, handler).await);
+        let (second, count) = hub(&lab).await;
+        let hub = [first, second];
+        let (slot, dir) = (slot(&lab, 80), lab.path("identity"));
+        let client = Client::new(Arc::clone(&slot));
+        let old = slot.current().validity();
+        look(&mut Renewal::new(hub.len()), &dir, &hub, &client, &slot).await;
+        assert_eq!(slot.current().validity(), old);
+        assert_eq!(count.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn two_thirds_of_its_validity_a_certificate_is_fresh() {
+        let lab = Lab::new().await;
+        let now = UnixTime::now();
+        for (days, expected) in [(10, Age::Fresh), (80, Age::Expiring), (91, Age::Expired)] {
+            assert_eq!(age(&slot(&lab, days).current(), now), expected, "after {days} days");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cohort_base::chain;
 use cohort_core::ids::{AppId, Digest, Incarnation};
 use cohort_core::orders::Fence;
 use cohort_core::report::Outcome;
@@ -132,8 +133,13 @@ async fn send(shared: &Shared, incarnation: Incarnation, sending: Sending) -> Op
             None
         }
         Err(error) => {
-            tracing::debug!(%error, member = %sending.to.server, "reports not taken, retrying");
+            let (error, member) = (chain(&error), &sending.to.server);
+            tracing::debug!(error, %member, "reports not accepted, retrying");
             None
         }
     }
 }
+
+#[cfg(test)]
+#[path = "reporter_test.rs"]
+mod reporter_test;

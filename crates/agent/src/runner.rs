@@ -146,7 +146,7 @@ impl Runner {
                 }
             }
             Err(error) => {
-                tracing::debug!(%error, member = %whom.server, "no orders");
+                tracing::debug!(error = chain(&error), member = %whom.server, "no orders");
                 Input::NoAnswer
             }
         }

@@ -229,7 +229,7 @@ impl Shared {
                 Next::GiveUp => break,
             }
         }
-        let why = last.map_or_else(|| "the group has no leader".to_owned(), |e| e.to_string());
+        let why = last.map_or_else(|| "the group has no leader".to_owned(), |e| chain(&e));
         let error = format!("not confirmed within {} s: {why}", COMMAND_DEADLINE.as_secs());
         Err(ApiError::unavailable("outcome_unknown", error).hint("trying again is safe"))
     }

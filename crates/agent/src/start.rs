@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use cohort_artifact::client::{AddressError, ClientLimits};
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
+use cohort_base::chain;
 use cohort_distribute::{
     ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits, WirePeers,
     bulk_router, follow,
@@ -293,7 +294,7 @@ async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
         match Systemd::connect(config.data_dir.join("systemd")).await {
             Ok(control) => systemd = Some(Arc::new(control)),
             Err(error) => {
-                tracing::warn!(%error, "no answer from systemd, cannot run units");
+                tracing::warn!(error = chain(&error), "no answer from systemd, cannot run units");
             }
         }
     }

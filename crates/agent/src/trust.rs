@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use cohort_artifact::TrustedRepository;
-use cohort_core::ids::AppId;
+use cohort_artifact::{TrustError, TrustedRepository};
+use cohort_base::chain;
+use cohort_core::ids::{AppId, Version};
 use cohort_core::orders::{FetchOrder, Source};
-use cohort_wire::http::Call;
+use cohort_wire::http::{Call, CallError};
 
 use crate::shared::Shared;
 
@@ -21,8 +22,30 @@ const BUNDLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 #[serde(deny_unknown_fields)]
 pub(crate) struct ManifestRequest {
     pub app: AppId,
-    pub version: cohort_core::ids::Version,
+    pub version: Version,
     pub platform: cohort_core::ids::Platform,
+}
+
+/// Why a release is not fetched.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unverified {
+    #[error(
+        "this server has no trusted root of the repository; let it join again with a new token"
+    )]
+    NoRoot,
+    #[error("cannot verify the manifest of {app} {version}")]
+    Manifest { app: AppId, version: Version, source: TrustError },
+    #[error("the order differs from the signed manifest of {app} {version}")]
+    Differs { app: AppId, version: Version },
+}
+
+/// Why a peer was of no help; the mirrors are tried then.
+#[derive(Debug, thiserror::Error)]
+enum FromPeer {
+    #[error("cannot get metadata from the peer")]
+    Call(#[from] CallError),
+    #[error("the peer's metadata is not trusted")]
+    Trust(#[from] TrustError),
 }
 
 /// Checks that the trusted keys signed the release in an order. Freshness was judged when the
@@ -31,30 +54,26 @@ pub(crate) async fn verify_release(
     shared: &Shared,
     app: &AppId,
     fetch: &FetchOrder,
-) -> Result<(), String> {
-    let Some(repository) = shared.repository.as_deref() else {
-        return Err(
-            "this server has no trusted root of the repository; let it join again with a new token"
-                .into(),
-        );
-    };
+) -> Result<(), Unverified> {
+    let repository = shared.repository.as_deref().ok_or(Unverified::NoRoot)?;
     let release = &fetch.release;
-    let mut last = String::new();
+    let version = &release.version;
     // A holder of the artifact has its metadata too, and is closer than any mirror.
     for source in &fetch.sources {
         match from_peer(shared, repository, app, fetch, source).await {
             Ok(()) => break,
-            Err(error) => last = error,
+            Err(error) => {
+                let (error, peer) = (chain(&error), &source.server);
+                tracing::info!(error, %peer, %app, %version, "release not verified with a peer");
+            }
         }
     }
-    let manifest =
-        repository.manifest(app, &release.version, &release.platform).await.map_err(|error| {
-            if last.is_empty() { error.to_string() } else { format!("{error}; {last}") }
-        })?;
-    if manifest.release() == *release {
-        Ok(())
-    } else {
-        Err(format!("the order differs from the signed manifest of {app} {}", release.version))
+    match repository.manifest(app, version, &release.platform).await {
+        Ok(manifest) if manifest.release() == *release => Ok(()),
+        Ok(_) => Err(Unverified::Differs { app: app.clone(), version: version.clone() }),
+        Err(source) => {
+            Err(Unverified::Manifest { app: app.clone(), version: version.clone(), source })
+        }
     }
 }
 
@@ -64,7 +83,7 @@ async fn from_peer(
     app: &AppId,
     fetch: &FetchOrder,
     source: &Source,
-) -> Result<(), String> {
+) -> Result<(), FromPeer> {
     let release = &fetch.release;
     let known = repository.cached_manifest_bytes(app, &release.version, &release.platform);
     if known.is_some() {
@@ -73,19 +92,17 @@ async fn from_peer(
     let target = shared.target(&source.server, &source.address);
     let deadline = Duration::from_secs(5);
     let call = Call::get(BUNDLE).deadline(deadline).response_bytes_max(BUNDLE_BYTES_MAX);
-    let bundle = shared.client.call(&target, call).await.map_err(|error| error.to_string())?;
-    repository.accept_bundle(&bundle).await.map_err(|error| error.to_string())?;
+    let bundle = shared.client.call(&target, call).await?;
+    repository.accept_bundle(&bundle).await?;
     let request = ManifestRequest {
         app: app.clone(),
         version: release.version.clone(),
         platform: release.platform.clone(),
     };
     let call = Call::post(MANIFEST, &request).deadline(deadline).idempotent();
-    let manifest = shared.client.call(&target, call).await.map_err(|error| error.to_string())?;
-    repository
-        .accept_manifest(app, &release.version, &release.platform, &manifest)
-        .map(drop)
-        .map_err(|error| error.to_string())
+    let manifest = shared.client.call(&target, call).await?;
+    repository.accept_manifest(app, &release.version, &release.platform, &manifest)?;
+    Ok(())
 }
 
 #[cfg(test)]

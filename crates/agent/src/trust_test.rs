@@ -5,7 +5,7 @@ use cohort_core::release::Release;
 use cohort_identity::Alpn;
 use cohort_wire::http::Handler;
 
-use super::verify_release;
+use super::{Unverified, verify_release};
 use crate::control;
 use crate::shared::Shared;
 use crate::testing::{Lab, order, web};
@@ -31,9 +31,9 @@ async fn a_server_without_a_mirror_verifies_with_the_metadata_of_a_peer() {
     // The first one does not answer, which is not the end of it.
     let sources = vec![source("s3", "127.0.0.1:1"), source("s1", &address)];
     let asked = FetchOrder { sources, ..order.clone() };
-    assert_eq!(verify_release(&server, &web(), &asked).await, Ok(()));
+    verify_release(&server, &web(), &asked).await.unwrap();
     assert!(knows(&server, &order.release));
-    assert_eq!(verify_release(&server, &web(), &order).await, Ok(()), "by what is on its disk");
+    verify_release(&server, &web(), &order).await.expect("by what is on its disk");
 }
 
 #[tokio::test]
@@ -42,16 +42,22 @@ async fn an_order_that_differs_from_what_is_signed_is_refused() {
     lab.publish("1.0.0").await;
     let server = lab.agent("s1", Some(lab.repository.dir())).await;
     let order = order(&server).await;
-    assert_eq!(verify_release(&server, &web(), &order).await, Ok(()));
+    verify_release(&server, &web(), &order).await.unwrap();
     let release = &order.release;
+    let verify = async |forged: Release| {
+        let forged = FetchOrder { release: forged, ..order.clone() };
+        verify_release(&server, &web(), &forged).await
+    };
     for forged in [
         Release { artifact: "aa".repeat(32).parse().unwrap(), ..release.clone() },
         Release { length: release.length + 1, ..release.clone() },
-        Release { version: "9.9.9".parse().unwrap(), ..release.clone() },
     ] {
-        let forged = FetchOrder { release: forged, ..order.clone() };
-        assert!(verify_release(&server, &web(), &forged).await.is_err(), "{forged:?}");
+        let refused = verify(forged).await;
+        assert!(matches!(refused, Err(Unverified::Differs { .. })), "{refused:?}");
     }
+    let unknown = Release { version: "9.9.9".parse().unwrap(), ..release.clone() };
+    let refused = verify(unknown).await;
+    assert!(matches!(refused, Err(Unverified::Manifest { .. })), "{refused:?}");
     let other = "db".parse().unwrap();
     assert!(verify_release(&server, &other, &order).await.is_err(), "of another app");
 }
@@ -78,5 +84,6 @@ async fn a_server_without_a_trusted_root_trusts_nothing() {
     lab.publish("1.0.0").await;
     let order = order(&*lab.agent("s1", Some(lab.repository.dir())).await).await;
     let server = lab.agent_with("s2", Some(lab.repository.dir()), None).await;
-    assert!(verify_release(&server, &web(), &order).await.is_err());
+    let refused = verify_release(&server, &web(), &order).await;
+    assert!(matches!(refused, Err(Unverified::NoRoot)), "{refused:?}");
 }

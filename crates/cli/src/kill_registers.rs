@@ -11,7 +11,7 @@ use cohort_identity::{CertificateDer, UnixTime};
 use cohort_wire::agent;
 use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::hub::{KILL, KillAnswer};
-use cohort_wire::kill::{KillRegister, KillScope, SignedKill, supersedes};
+use cohort_wire::kill::{KillRegister, KillScope, Position, SignedKill};
 use futures_util::{StreamExt as _, stream};
 
 use crate::args::Direct;
@@ -148,25 +148,19 @@ impl Gathered {
 
     fn put(&mut self, held: Verified) {
         let scope = &held.register.scope;
-        let position = |held: &Verified| (held.register.epoch, held.register.on);
-        let current = self.registers.get(scope).map(position);
-        if supersedes(position(&held), current) {
+        if held.register.position().supersedes(self.position(scope)) {
             self.registers.insert(scope.clone(), held);
         }
     }
 
-    /// The epoch of the next change of a scope. *On* uses at least the wall clock, so that it wins
-    /// over every earlier *off*, even one unknown here. *Off* overrules only what its author has
-    /// seen.
-    pub(crate) fn next_epoch(&self, scope: &KillScope, on: bool, now_s: u64) -> u64 {
-        let known = self.registers.get(scope).map_or(0, |held| held.register.epoch);
-        let next = known.saturating_add(1);
-        if on { next.max(now_s) } else { next }
+    /// Where the scope's switch is, according to the places that answered.
+    pub(crate) fn position(&self, scope: &KillScope) -> Option<Position> {
+        self.registers.get(scope).map(|held| held.register.position())
     }
 
     /// Whether the scope's own switch is on, according to the places that responded.
     pub(crate) fn is_on(&self, scope: &KillScope) -> bool {
-        self.registers.get(scope).is_some_and(|held| held.register.on)
+        self.position(scope).is_some_and(|position| position.on)
     }
 }
 

@@ -32,7 +32,7 @@ fn the_newest_register_of_any_place_holds_and_strangers_count_for_nothing() {
     let (operator, agent) =
         (identity(&authority, Role::Operator), identity(&authority, Role::Agent));
     let mut gathered = Gathered::default();
-    assert_eq!(gathered.next_epoch(&KillScope::Fleet, false, 1000), 1);
+    assert_eq!(gathered.position(&KillScope::Fleet), None);
     gathered.add(Ok((vec![sign(&operator, 3, false)], Vec::new())), operator.roots());
     gathered.add(Ok((vec![sign(&operator, 2, true)], Vec::new())), operator.roots());
     gathered.add(Ok((vec![sign(&agent, 9, true)], Vec::new())), operator.roots());
@@ -40,16 +40,4 @@ fn the_newest_register_of_any_place_holds_and_strangers_count_for_nothing() {
     assert_eq!(gathered.answered, 3);
     gathered.add(Ok((vec![sign(&operator, 3, true)], Vec::new())), operator.roots());
     assert!(gathered.is_on(&KillScope::Fleet), "on wins ties");
-}
-
-#[test]
-fn on_holds_against_every_off_before_it_and_off_only_against_what_was_seen() {
-    let dir = tempfile::tempdir().unwrap();
-    let operator = identity(&authority(dir.path()), Role::Operator);
-    let mut gathered = Gathered::default();
-    gathered.add(Ok((vec![sign(&operator, 7, true)], Vec::new())), operator.roots());
-    assert_eq!(gathered.next_epoch(&KillScope::Fleet, false, 1000), 8);
-    assert_eq!(gathered.next_epoch(&KillScope::Fleet, true, 1000), 1000);
-    gathered.add(Ok((vec![sign(&operator, 5000, true)], Vec::new())), operator.roots());
-    assert_eq!(gathered.next_epoch(&KillScope::Fleet, true, 1000), 5001, "a clock that is behind");
 }

@@ -10,7 +10,7 @@ use cohort_identity::{RedeemError, RequestError};
 use cohort_mirror::BucketError;
 use cohort_registry::RegistryError;
 use cohort_wire::http::ApiError;
-use cohort_wire::kill::KillError;
+use cohort_wire::kill::{KillError, Refused};
 
 pub(crate) type Answer<T> = Result<Json<T>, Refusal>;
 
@@ -103,10 +103,10 @@ fn kill(error: &KillError) -> ApiError {
     match error {
         KillError::Statement(_) => ApiError::forbidden(reason)
             .hint("a kill switch is signed with an operator's certificate: cohort kill on|off"),
-        KillError::Malformed { .. } | KillError::Reason { .. } | KillError::Epoch { .. } => {
-            ApiError::bad_request(reason)
-        }
-        KillError::TooMany => ApiError::unavailable("full", reason),
+        KillError::Malformed { .. }
+        | KillError::Reason { .. }
+        | KillError::Refused(Refused::Epoch { .. }) => ApiError::bad_request(reason),
+        KillError::Refused(Refused::TooMany) => ApiError::unavailable("full", reason),
         _ => ApiError::internal(reason),
     }
 }

@@ -9,7 +9,9 @@
 //! arrive in inputs; messages and writes leave as effects. Its `clippy.toml` enforces that.
 //!
 //! **Where to start reading.** `app` (one app on one server), `asking` (orders and how fresh they
-//! are), `fetching` (which artifacts may be fetched), `outbox` (reports until the group has them).
+//! are), `fetching` (which artifacts may be fetched), `outbox` (reports until the group has them),
+//! `kill` (which kill register is in force; the hub and the command line use these rules too),
+//! `renewal` (this server's certificate).
 //! For the few servers that carry the group's log: `member` (one step of the member), `leading`
 //! (what the leader observes, and when it plans), `answers` (requests to a member), `records` and
 //! `offers` (registry and repository), `membership` (which servers carry the log).
@@ -26,6 +28,7 @@ pub mod contacts;
 #[cfg(test)]
 mod contacts_test;
 pub mod fetching;
+pub mod kill;
 pub mod leading;
 #[cfg(test)]
 mod leading_test;
@@ -40,4 +43,5 @@ pub mod outbox;
 pub mod records;
 #[cfg(test)]
 mod records_test;
+pub mod renewal;
 pub mod transfers;

@@ -1,8 +1,7 @@
 //! The kill switch: one register per scope, signed by an operator, latched on every server's disk.
 //!
-//! It is not in the log, because a minority must be able to stop. Registers merge: the higher epoch
-//! wins; at equal epochs, *on* wins. So any server can forward them, in any order and any number of
-//! times.
+//! It is not in the log, because a minority must be able to stop. Which register is in force, and
+//! which is refused, is decided in [`cohort_server::kill`]; here are signatures and files.
 //!
 //! On disk, a scope is one file whose *name* contains epoch and position:
 //! `fleet@00000000000000000007@on.kill`, `group@web.zone-a@…@off.kill`. The name survives damage to
@@ -18,10 +17,12 @@ use cohort_identity::{
     CertificateDer, Identity, Peer, Role, SignedStatement, StatementError, UnixTime,
     sign_statement, verify_statement,
 };
+pub use cohort_server::kill::{Position, Refused};
+use cohort_server::kill::{stopping, stores};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{KILL_EPOCH_STEP_MAX, KILL_REASON_BYTES_MAX, KILL_SCOPES_MAX};
+use crate::limits::KILL_REASON_BYTES_MAX;
 
 #[cfg(test)]
 #[path = "kill_test.rs"]
@@ -56,7 +57,15 @@ pub struct KillRegister {
     pub at: u64,
 }
 
-/// A register, signed by an operator.
+impl KillRegister {
+    /// What decides between this and another register of its scope.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { epoch: self.epoch, on: self.on }
+    }
+}
+
+/// A register with its operator's signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SignedKill(pub SignedStatement);
@@ -99,14 +108,6 @@ impl SignedKill {
     }
 }
 
-/// Whether a register replaces the current one of its scope, both given as epoch and position: the
-/// higher epoch wins; at equal epochs *on* wins, so turning it off takes a higher one.
-#[must_use]
-pub fn supersedes(incoming: (u64, bool), current: Option<(u64, bool)>) -> bool {
-    // Epoch first, then `true` above `false`: the order of tuples.
-    current.is_none_or(|current| incoming > current)
-}
-
 /// A scope's register on this server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KillEntry {
@@ -125,21 +126,12 @@ pub enum KillEntry {
 }
 
 impl KillEntry {
-    /// Whether new work is stopped.
+    /// What decides between this and another register of its scope.
     #[must_use]
-    pub fn is_on(&self) -> bool {
+    pub fn position(&self) -> Position {
         match self {
-            KillEntry::Said { register, .. } => register.on,
-            KillEntry::Damaged { .. } => true,
-        }
-    }
-
-    /// The epoch of the register, known even if its file is damaged.
-    #[must_use]
-    pub fn epoch(&self) -> u64 {
-        match self {
-            KillEntry::Said { register, .. } => register.epoch,
-            KillEntry::Damaged { epoch, .. } => *epoch,
+            KillEntry::Said { register, .. } => register.position(),
+            KillEntry::Damaged { epoch, .. } => Position::damaged(*epoch),
         }
     }
 
@@ -178,8 +170,7 @@ impl DurableKill {
             if let KillEntry::Damaged { reason, .. } = &entry {
                 tracing::error!(reason, "damaged kill register counts as on");
             }
-            let current = entries.get(&scope).map(|known| (known.epoch(), known.is_on()));
-            if supersedes((entry.epoch(), entry.is_on()), current) {
+            if entry.position().supersedes(entries.get(&scope).map(KillEntry::position)) {
                 entries.insert(scope, entry);
             }
         }
@@ -199,19 +190,9 @@ impl DurableKill {
     ) -> Result<bool, KillError> {
         let (_, register) = signed.verify(roots, now)?;
         let mut entries = self.entries.lock();
-        let known = entries.get(&register.scope);
-        let current = known.map(|known| (known.epoch(), known.is_on()));
-        if !supersedes((register.epoch, register.on), current) {
+        let current = entries.get(&register.scope).map(KillEntry::position);
+        if !stores(register.position(), current, entries.len(), now.as_secs())? {
             return Ok(false);
-        }
-        // Operators without a view of the fleet use the Unix time as epoch, so allow that too.
-        let base = current.map_or(0, |(epoch, _)| epoch).max(now.as_secs());
-        let highest = base.saturating_add(KILL_EPOCH_STEP_MAX);
-        if register.epoch > highest {
-            return Err(KillError::Epoch { epoch: register.epoch, highest });
-        }
-        if known.is_none() && entries.len() >= KILL_SCOPES_MAX {
-            return Err(KillError::TooMany);
         }
         let path = self.dir.join(file_name(&register.scope, register.epoch, register.on));
         let text = serde_json::to_vec(signed).expect("texts always become JSON");
@@ -226,13 +207,8 @@ impl DurableKill {
     #[must_use]
     pub fn is_on(&self, group: Option<&GroupId>) -> Option<KillEntry> {
         let entries = self.entries.lock();
-        let own = group.map(|group| KillScope::Group(group.clone()));
-        [Some(KillScope::Fleet), own]
-            .into_iter()
-            .flatten()
-            .filter_map(|scope| entries.get(&scope))
-            .find(|entry| entry.is_on())
-            .cloned()
+        let own = group.and_then(|group| entries.get(&KillScope::Group(group.clone())));
+        stopping(entries.get(&KillScope::Fleet), own, |entry| entry.position()).cloned()
     }
 
     /// Every scope's register, for display.
@@ -333,10 +309,8 @@ pub enum KillError {
     Malformed(#[source] serde_json::Error),
     #[error("kill register's reason is {bytes} bytes, the limit is {KILL_REASON_BYTES_MAX}")]
     Reason { bytes: usize },
-    #[error("kill register's epoch {epoch} is too far ahead, the highest accepted is {highest}")]
-    Epoch { epoch: u64, highest: u64 },
-    #[error("cannot store more than {KILL_SCOPES_MAX} kill registers")]
-    TooMany,
+    #[error(transparent)]
+    Refused(#[from] Refused),
     #[error("cannot access the files of kill registers")]
     File(#[from] FileError),
 }

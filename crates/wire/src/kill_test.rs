@@ -54,32 +54,6 @@ impl Switch {
 }
 
 #[test]
-fn merging_is_the_same_in_every_order() {
-    for (current, incoming, expected) in [
-        (None, (1, false), true),
-        (None, (1, true), true),
-        (Some((1, true)), (1, true), false),
-        (Some((1, true)), (1, false), false),
-        (Some((1, false)), (1, true), true),
-        (Some((1, true)), (2, false), true),
-        (Some((2, false)), (1, true), false),
-    ] {
-        assert_eq!(supersedes(incoming, current), expected, "{current:?} {incoming:?}");
-    }
-    let all: Vec<(u64, bool)> = (1..4).flat_map(|epoch| [(epoch, false), (epoch, true)]).collect();
-    for start in 0..all.len() {
-        let mut current = None;
-        for step in 0..all.len() {
-            let incoming = all[(start + step * 5) % all.len()];
-            if supersedes(incoming, current) {
-                current = Some(incoming);
-            }
-        }
-        assert_eq!(current, Some((3, true)));
-    }
-}
-
-#[test]
 fn on_is_latched_and_off_needs_a_higher_epoch() {
     let switch = Switch::new();
     let kill = switch.open();
@@ -90,7 +64,7 @@ fn on_is_latched_and_off_needs_a_higher_epoch() {
     drop(kill);
     let kill = switch.open();
     assert_eq!(kill.is_on(None).unwrap().reason(), "epoch 1");
-    assert_eq!(kill.is_on(None).unwrap().epoch(), 1);
+    assert_eq!(kill.is_on(None).unwrap().position().epoch, 1);
     assert!(switch.say(&kill, &register(2, false)));
     assert_eq!(kill.is_on(None), None);
     // A delayed old *on* does not come back.
@@ -201,7 +175,7 @@ fn a_crash_leaves_the_old_or_the_new_position() {
     // Renamed, the old one not yet removed.
     switch.say(&switch.open(), &register(2, true));
     fs::write(switch.dir.path().join(&first), text).unwrap();
-    assert_eq!(switch.open().is_on(None).unwrap().epoch(), 2);
+    assert_eq!(switch.open().is_on(None).unwrap().position().epoch, 2);
 }
 
 #[test]
@@ -217,19 +191,14 @@ fn long_reasons_are_refused_on_both_sides() {
 }
 
 #[test]
-fn the_last_epoch_cannot_be_taken() {
+fn a_refused_register_leaves_the_current_one_in_force() {
     let switch = Switch::new();
     let kill = switch.open();
     switch.say(&kill, &register(7, true));
-    let now = UnixTime::now().as_secs();
-    for epoch in [u64::MAX, now + 2 * KILL_EPOCH_STEP_MAX] {
-        let refused = switch.offer(&kill, &switch.sign(&register(epoch, true)));
-        assert!(matches!(refused, Err(KillError::Epoch { .. })), "{refused:?}");
-    }
-    assert!(switch.say(&kill, &register(now, true)), "the time of day");
-    let ahead = now + KILL_EPOCH_STEP_MAX;
-    assert!(switch.say(&kill, &register(ahead, true)));
-    assert!(switch.say(&kill, &register(ahead + 1, false)), "always one more");
+    let refused = switch.offer(&kill, &switch.sign(&register(u64::MAX, false)));
+    assert!(matches!(refused, Err(KillError::Refused(Refused::Epoch { .. }))), "{refused:?}");
+    assert_eq!(kill.is_on(None).unwrap().position().epoch, 7);
+    assert_eq!(switch.files(), ["fleet@00000000000000000007@on.kill"]);
 }
 
 #[test]

@@ -88,14 +88,6 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest greeting: five short names and numbers.
 pub const HELLO_BYTES_MAX: usize = 4096;
 
-/// Most kill registers on one machine. A hub has one per group.
-pub const KILL_SCOPES_MAX: usize = 10_000;
-
-/// How far a change may raise a register's epoch beyond the last one or the Unix time in seconds,
-/// whichever is higher: eleven days of clock error. Without a limit, one slip or one stolen key
-/// could use up the highest epoch, and the switch could never be turned off again.
-pub const KILL_EPOCH_STEP_MAX: u64 = 1_000_000;
-
 /// Longest reason of a kill switch, in bytes: a few sentences.
 pub const KILL_REASON_BYTES_MAX: usize = 2000;
 

@@ -129,3 +129,7 @@ async fn acknowledge(shared: &Shared, handle: &MemberHandle, body: Body) {
         tracing::debug!(%error, "record not acknowledged to the group");
     }
 }
+
+#[cfg(test)]
+#[path = "write_records_test.rs"]
+mod write_records_test;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cohort_base::events;
+use cohort_base::{chain, events};
 use cohort_core::Event;
 use cohort_core::state::{Ending, HistoryEntry};
 use cohort_server::member::Note;
@@ -65,9 +65,10 @@ impl Notes {
                 tracing::info!(?voters, ?standbys, "membership change begun");
             }
             Note::Membership { voters, standbys, begun: Err(error) } => {
-                tracing::debug!(?voters, ?standbys, %error, "membership change not begun");
+                let error = chain(error);
+                tracing::debug!(?voters, ?standbys, error, "membership change not started");
             }
-            Note::NotCompacted(error) => tracing::warn!(%error, "no snapshot taken"),
+            Note::NotCompacted(error) => tracing::warn!(error = chain(error), "no snapshot taken"),
         }
     }
 }

@@ -8,7 +8,7 @@ use cohort_view::figures::brief;
 use cohort_view::hint::Hint;
 use cohort_view::report::Origin;
 use cohort_view::table::{Look, Tone, cell, render, table, toned};
-use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+use cohort_wire::kill::{KillRegister, KillScope, Position, SignedKill};
 
 use crate::answer::{Answer, Switch};
 use crate::args::{Direct, Global};
@@ -89,13 +89,9 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         return Ok(Exit::Done);
     }
     let now = UnixTime::now().as_secs();
-    let register = KillRegister {
-        scope: scope.clone(),
-        epoch: known.next_epoch(scope, on, now),
-        on,
-        reason: args.reason.clone(),
-        at: now,
-    };
+    let Position { epoch, on } = Position::next(known.position(scope), on, now);
+    let register =
+        KillRegister { scope: scope.clone(), epoch, on, reason: args.reason.clone(), at: now };
     let signed = SignedKill::sign(&identity, &register).or_fail("kill")?;
     let (taken, failures) = places.give(&signed).await;
     if taken == 0 {

@@ -1,0 +1,401 @@
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State as Context;
+use cohort_consensus::Role as RaftRole;
+use cohort_core::Body;
+use cohort_core::ids::{BootEpoch, Incarnation, MemberId, RequestId, ServerId};
+use cohort_core::orders::{Fence, MemberAddress};
+use cohort_core::report::{Outcome, Report};
+use cohort_distribute::{TransferReport, TransferRequest};
+use cohort_identity::{Peer, Role};
+use cohort_registry::records::{SCHEMA, ServerRecord, encode};
+use cohort_registry::{Op, Registry as _, Txn, keys};
+use cohort_server::answers::{REPORTS_MAX, orders as orders_of};
+use cohort_server::asking::WAIT_MS_MAX;
+use cohort_server::member::{Proposed, View};
+use cohort_wire::agent::{
+    CONTROL_VERSION, CommandAnswer, CommandRequest, ContactsRequest, JoinGroupRequest,
+    OrdersRequest, ReportRequest, ToGroup,
+};
+use cohort_wire::http::{ApiError, ApiJson, Caller};
+use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+
+use super::{ADDRESS_BYTES_MAX, Asked};
+use crate::member::{Queued, Waiter};
+use crate::shared::{MemberHandle, Shared};
+use crate::testing::{GROUP, Lab, add, apply, founded, handle, policy, server, web};
+
+fn caller(role: Role, name: &str) -> Caller {
+    Caller(Peer::new(role, name).unwrap())
+}
+
+fn to_group<T>(body: T) -> ToGroup<T> {
+    ToGroup::new(&GROUP.parse().unwrap(), body)
+}
+
+fn asked<T>(from: &str, handle: &MemberHandle, body: T) -> Asked<T> {
+    Asked { server: server(from), handle: handle.clone(), body }
+}
+
+/// Status and kind of an error answer.
+fn refused<T: std::fmt::Debug>(answer: Result<T, ApiError>) -> (u16, String) {
+    let error = answer.unwrap_err();
+    (error.status, error.kind)
+}
+
+fn applied(handle: &MemberHandle) -> u64 {
+    handle.view.borrow().raft.applied.0
+}
+
+fn stop(lab: &Lab, by: Role) -> SignedKill {
+    let register = KillRegister {
+        scope: KillScope::Fleet,
+        epoch: 1,
+        on: true,
+        reason: "bad night".to_owned(),
+        at: 0,
+    };
+    SignedKill::sign(&lab.slot_of(&Peer::new(by, "ana").unwrap()).current(), &register).unwrap()
+}
+
+/// A view of a group of `s1`, which carries a member and does not lead, and `s2`, which carries
+/// none.
+fn following(lab: &Lab) -> View {
+    let mut state = founded();
+    apply(&mut state, add("s2"));
+    let mut view = View { state: Arc::new(state), ..lab.leading() };
+    view.raft.role = RaftRole::Follower;
+    view
+}
+
+fn led_by(leader: Option<u64>, view: View) -> View {
+    let mut view = view;
+    view.raft.leader = leader.map(cohort_consensus::RaftId);
+    view
+}
+
+#[tokio::test]
+async fn a_message_of_another_role_or_group_is_refused_and_kill_registers_need_no_member() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let from = async |role, message| Asked::of(&shared, &caller(role, "s2"), message).await;
+    let message = ToGroup { kill: vec![stop(&lab, Role::Operator)], ..to_group(()) };
+    let foreign = ToGroup { group: "linux-arm".parse().unwrap(), ..message.clone() };
+    assert_eq!(from(Role::Operator, message.clone()).await.err().unwrap().status, 403);
+    assert_eq!(from(Role::Agent, foreign).await.err().unwrap().status, 409);
+    assert_eq!(shared.kill.on(), None);
+    assert_eq!(from(Role::Agent, message).await.err().unwrap().kind, "no_member");
+    assert!(shared.kill.on().is_some());
+}
+
+fn report(of: &str, sequence: u64) -> Report {
+    Report {
+        server: server(of),
+        boot_epoch: BootEpoch(1),
+        sequence,
+        app: web(),
+        fence: Fence::default(),
+        attempt: 1,
+        outcome: Outcome::Found { release: None, in_service: false },
+    }
+}
+
+#[tokio::test]
+async fn a_server_reports_for_itself_in_order_and_a_refused_batch_leaves_nothing_in_the_log() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let handle = lab.carry(&shared).await;
+    let say = async |incarnation, reports| {
+        let request = ReportRequest { incarnation: Incarnation(incarnation), reports };
+        super::report(Context(Arc::clone(&shared)), asked("s1", &handle, request)).await
+    };
+    let Json(answers) = say(1, vec![report("s1", 1), report("s1", 2)]).await.unwrap();
+    assert!(answers.iter().all(|answer| answer.rejection.is_none()), "{answers:?}");
+    assert!(answers[0].index < answers[1].index, "{answers:?}");
+    let view = shared.fresh(&handle).await.unwrap();
+    assert_eq!(view.state.servers["s1"].sequence, 2);
+    let many = (3..).map(|sequence| report("s1", sequence)).take(REPORTS_MAX + 1);
+    for (incarnation, reports, status) in [
+        (1, vec![report("s1", 3), report("s2", 1)], 403),
+        (2, vec![report("s1", 3)], 409),
+        (1, many.collect(), 400),
+    ] {
+        assert_eq!(say(incarnation, reports).await.unwrap_err().status, status);
+    }
+    let view = shared.fresh(&handle).await.unwrap();
+    assert_eq!(view.state.servers["s1"].sequence, 2);
+}
+
+fn joins(address: &str, rack: &str) -> JoinGroupRequest {
+    JoinGroupRequest { address: address.to_owned(), rack: Some(rack.to_owned()) }
+}
+
+#[tokio::test]
+async fn only_a_server_that_the_registry_has_in_this_group_joins_and_it_keeps_its_rack() {
+    let lab = Lab::new().await;
+    let registry = lab.registry();
+    let shared = lab.agent_over("s1", Arc::clone(&registry) as _).await;
+    let handle = lab.carry(&shared).await;
+    let join = async |request| {
+        super::join_group(Context(Arc::clone(&shared)), asked("s2", &handle, request)).await
+    };
+    let record = async |group: &str| {
+        let record = ServerRecord {
+            schema: SCHEMA,
+            server: server("s2"),
+            address: "a:1".to_owned(),
+            labels: Default::default(),
+            rack: None,
+            group: group.parse().unwrap(),
+        };
+        let then = vec![Op::put(keys::server(&server("s2")), encode(&record))];
+        registry.txn(Txn { then, ..Txn::default() }).await.unwrap();
+    };
+    assert_eq!(join(joins("a:1", "r1")).await.unwrap_err().status, 403, "unknown");
+    record("linux-arm").await;
+    assert_eq!(join(joins("a:1", "r1")).await.unwrap_err().status, 403, "of another group");
+    assert!(!shared.fresh(&handle).await.unwrap().state.servers.contains_key(&server("s2")));
+    record(GROUP).await;
+    let at = async |request| {
+        let Json(CommandAnswer { rejection, .. }) = join(request).await.unwrap();
+        assert_eq!(rejection, None);
+        let known = shared.fresh(&handle).await.unwrap().state.servers[&server("s2")].clone();
+        (known.address, known.rack)
+    };
+    assert_eq!(at(joins("a:1", "r1")).await, ("a:1".to_owned(), Some("r1".to_owned())));
+    assert_eq!(at(joins("a:2", "r2")).await, ("a:2".to_owned(), Some("r1".to_owned())));
+    let long = "a".repeat(ADDRESS_BYTES_MAX + 1);
+    assert_eq!(join(joins(&long, "r1")).await.unwrap_err().status, 400);
+}
+
+#[tokio::test]
+async fn a_registry_that_is_away_lets_no_server_join_and_none_has_to_wait_that_is_known() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let (handle, _views, queue) = handle(following(&lab));
+    let join = async |from, address| {
+        let asked = asked(from, &handle, joins(address, "r1"));
+        super::join_group(Context(Arc::clone(&shared)), asked).await
+    };
+    assert_eq!(refused(join("s3", "s3:1").await), (503, "registry_away".to_owned()));
+    let Json(answer) = join("s2", "s2:1").await.unwrap();
+    assert_eq!(answer, CommandAnswer { index: applied(&handle), rejection: None });
+    assert!(queue.try_recv().is_err(), "nothing is proposed");
+}
+
+#[tokio::test]
+async fn only_operators_command_and_only_what_people_may() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let _handle = lab.carry(&shared).await;
+    let say = async |role, body| {
+        let message = to_group(CommandRequest { request: RequestId("r".to_owned()), body });
+        super::command(Context(Arc::clone(&shared)), caller(role, "ana"), ApiJson(message)).await
+    };
+    let allocate = || Body::AllocateMember { server: server("s1") };
+    let pause = || Body::Pause { app: web(), reason: String::new() };
+    assert_eq!(say(Role::Agent, pause()).await.unwrap_err().status, 403);
+    assert_eq!(say(Role::Operator, allocate()).await.unwrap_err().status, 403);
+    let Json(answer) = say(Role::Operator, pause()).await.unwrap();
+    assert!(answer.index > 0 && answer.rejection.is_some(), "in the log, and there is no app");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_forwards_what_servers_and_people_said_and_only_the_leader_takes_it() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let (handle, _views, queue) = handle(following(&lab));
+    let forward = async |from: &str, body| {
+        let command = Shared::command(&handle, "agent s2".to_owned(), None, body);
+        super::forward(Context(Arc::clone(&shared)), asked(from, &handle, command)).await
+    };
+    let said = || Body::Report { report: report("s2", 1) };
+    assert_eq!(forward("s2", said()).await.unwrap_err().status, 403, "carries no member");
+    let planned = Body::AllocateMember { server: server("s2") };
+    assert_eq!(forward("s1", planned).await.unwrap_err().status, 403);
+    assert!(queue.try_recv().is_err(), "nothing is proposed");
+    for (outcome, expected) in [
+        (Proposed::Done { index: 7, rejection: None }, Ok(7)),
+        (Proposed::NotLeader { leader: None }, Err((503, "not_leader".to_owned()))),
+        (Proposed::Unknown, Err((503, "outcome_unknown".to_owned()))),
+        (Proposed::Busy, Err((503, "outcome_unknown".to_owned()))),
+    ] {
+        let answered = async {
+            tokio::task::yield_now().await;
+            let Queued::Request(_, _, Waiter::Proposed(reply)) = queue.try_recv().unwrap() else {
+                panic!("no proposal")
+            };
+            reply.send(outcome).unwrap();
+        };
+        let (answer, ()) = tokio::join!(forward("s1", said()), answered);
+        let answer = answer.map(|Json(answer)| answer.index);
+        assert_eq!(answer.map_err(|error| (error.status, error.kind)), expected);
+    }
+}
+
+#[tokio::test]
+async fn only_a_member_passes_contacts_on() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let (handle, _views, _queue) = handle(following(&lab));
+    let pass_on = async |from: &str| {
+        let age_ms = [(server("s9"), 40)].into();
+        let request = ContactsRequest { age_ms, doing: Default::default() };
+        super::contacts(Context(Arc::clone(&shared)), asked(from, &handle, request)).await
+    };
+    assert_eq!(pass_on("s2").await.unwrap_err().status, 403);
+    assert!(shared.contacts.all().of(&server("s9")).is_none());
+    let _ = pass_on("s1").await.unwrap();
+    assert!(shared.contacts.all().of(&server("s9")).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_is_held_until_the_orders_change_or_its_time_is_up() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let view = led_by(Some(1), following(&lab));
+    let (_, known) = orders_of(&view, &server("s2"));
+    let (handle, views, _queue) = handle(view.clone());
+    let wait = async |known| {
+        let request = OrdersRequest { doing: Default::default(), known };
+        let begun = tokio::time::Instant::now();
+        let asked = asked("s2", &handle, request);
+        let Json(answer) = super::wait(Context(Arc::clone(&shared)), asked).await.unwrap();
+        (answer, begun.elapsed().as_millis())
+    };
+    let (answer, took_ms) = wait(0).await;
+    assert_eq!((answer.hash, answer.orders_valid_ms, took_ms), (known, 0, 0));
+    assert!(shared.contacts.all().of(&server("s2")).is_some(), "heard when it asks");
+    let (answer, took_ms) = wait(known).await;
+    assert_eq!(answer.hash, known);
+    assert!(took_ms >= u128::from(WAIT_MS_MAX), "{took_ms}");
+
+    let mut changed = (*view.state).clone();
+    apply(&mut changed, policy());
+    let changed = View { state: Arc::new(changed), ..view.clone() };
+    let ((answer, took_ms), ()) = tokio::join!(wait(known), async {
+        tokio::task::yield_now().await;
+        views.send_replace(Arc::new(changed.clone()));
+    });
+    assert!(answer.hash != known && took_ms == 0, "{took_ms}");
+
+    let lost = led_by(None, changed);
+    let ((answer, took_ms), ()) = tokio::join!(wait(answer.hash), async {
+        tokio::task::yield_now().await;
+        views.send_replace(Arc::new(lost));
+    });
+    assert!(answer.leader.is_none() && took_ms == 0, "{took_ms}: it had better ask another one");
+}
+
+#[tokio::test]
+async fn any_process_of_the_fleet_brings_a_kill_register_and_only_an_operators_counts() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let bring = async |role, register| {
+        super::kill_set(Context(Arc::clone(&shared)), caller(role, "x"), ApiJson(register)).await
+    };
+    let real = stop(&lab, Role::Operator);
+    assert_eq!(bring(Role::Viewer, real.clone()).await.unwrap_err().status, 403);
+    assert_eq!(bring(Role::Operator, stop(&lab, Role::Agent)).await.unwrap_err().status, 403);
+    assert_eq!(shared.kill.on(), None);
+    let Json(latched) = bring(Role::Agent, real.clone()).await.unwrap();
+    assert_eq!(latched, [real]);
+    assert!(shared.kill.on().is_some());
+}
+
+#[tokio::test]
+async fn leadership_moves_only_to_a_member_and_members_ask_the_leader_itself() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let (follower, views, _queue) = handle(led_by(None, following(&lab)));
+    let transfer = async |role, name, to: Option<ServerId>| {
+        let message = ApiJson(to_group(to));
+        super::transfer_leader(Context(Arc::clone(&shared)), caller(role, name), message).await
+    };
+    shared.member.send_replace(Some(follower));
+    let none = transfer(Role::Operator, "ana", None).await;
+    assert_eq!(refused(none), (503, "no_leader".to_owned()));
+    views.send_replace(Arc::new(led_by(Some(1), following(&lab))));
+    let by_member = transfer(Role::Agent, "s1", None).await;
+    assert_eq!(refused(by_member), (503, "not_leader".to_owned()), "not forwarded");
+    let stranger = transfer(Role::Agent, "s2", None).await;
+    assert_eq!(refused(stranger).0, 403, "carries no member");
+    assert_eq!(refused(transfer(Role::Viewer, "ana", None).await).0, 403);
+    let _leader = lab.carry(&shared).await;
+    let missing = transfer(Role::Operator, "ana", Some(server("s2"))).await;
+    assert_eq!(refused(missing).0, 400);
+    assert_eq!(refused(transfer(Role::Operator, "ana", None).await).0, 409, "nobody to take it");
+}
+
+#[tokio::test]
+async fn only_the_leader_plans_transfers_and_only_for_servers_of_the_group() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let mut leading = following(&lab);
+    leading.raft.role = RaftRole::Leader;
+    let (handle, views, _queue) = handle(leading);
+    shared.member.send_replace(Some(handle));
+    let report = async |from: &str| {
+        let artifact = "aa".repeat(32).parse().unwrap();
+        let request = TransferRequest {
+            version: CONTROL_VERSION,
+            group: GROUP.parse().unwrap(),
+            transfers: vec![TransferReport::new(artifact, 1 << 20)],
+        };
+        let caller = caller(Role::Agent, from);
+        super::transfer(Context(Arc::clone(&shared)), caller, ApiJson(request)).await
+    };
+    let _ = report("s2").await.unwrap();
+    assert_eq!(shared.tracker.view().len(), 1);
+    assert_eq!(report("s9").await.unwrap_err().status, 403);
+    views.send_replace(Arc::new(following(&lab)));
+    assert_eq!(report("s2").await.unwrap_err().kind, "not_leader");
+    assert!(shared.tracker.view().is_empty(), "what it knew as the leader is forgotten");
+}
+
+#[tokio::test]
+async fn a_server_without_a_member_has_the_status_from_the_first_member_that_answers() {
+    let lab = Lab::new().await;
+    let (member, server_only) = (lab.agent("s1", None).await, lab.agent("s2", None).await);
+    let status = async || {
+        super::status(Context(Arc::clone(&server_only)), caller(Role::Viewer, "ana")).await
+    };
+    assert_eq!(refused(status().await), (503, "no_member".to_owned()));
+    let _handle = lab.carry(&member).await;
+    let at = |name: &str, address: String, number| MemberAddress {
+        server: server(name),
+        address,
+        member: MemberId(number),
+    };
+    let address = lab.serve_control(&member).await;
+    server_only.learn_members(&[at("s3", "127.0.0.1:1".to_owned(), 3), at("s1", address, 1)]);
+    let Json(answer) = status().await.unwrap();
+    assert_eq!((answer.answered_by, answer.linearizable), (server("s1"), true));
+}
+
+#[tokio::test]
+async fn what_could_not_be_read_through_a_leader_is_shown_as_such() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let (handle, _views, queue) = handle(led_by(None, following(&lab)));
+    drop(queue);
+    shared.member.send_replace(Some(handle));
+    let viewer = || caller(Role::Viewer, "ana");
+    let Json(status) = super::status(Context(Arc::clone(&shared)), viewer()).await.unwrap();
+    assert!(!status.linearizable);
+    let Json(local) = super::status_local(Context(Arc::clone(&shared)), viewer()).await.unwrap();
+    assert!(!local.linearizable);
+}
+
+#[tokio::test]
+async fn an_empty_disk_claims_a_number_only_from_the_leader() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let handle = lab.carry(&shared).await;
+    let claim = async |number| super::claim_member(asked("s2", &handle, MemberId(number))).await;
+    assert!(!claim(9).await.unwrap().0.granted, "its orders name no such member");
+    handle.inputs.stop().await.unwrap().await.unwrap();
+    handle.ended.clone().wait_for(|ended| *ended).await.unwrap();
+    assert_eq!(refused(claim(9).await), (503, "member_busy".to_owned()));
+}

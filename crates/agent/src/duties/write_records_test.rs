@@ -1,0 +1,89 @@
+use std::sync::Arc;
+use std::sync::mpsc::TryRecvError;
+
+use cohort_consensus::{Role, Term};
+use cohort_core::Body;
+use cohort_registry::typed::{read_group_info, read_members};
+use cohort_registry::{EmbeddedRegistry, Op, Registry as _, Txn, keys};
+use cohort_server::member::View;
+
+use super::run;
+use crate::testing::{GROUP, Lab, apply, founded, handle, next_proposal, policy, web};
+
+/// A group with the app `web`, of which the registry has heard nothing.
+fn with_web(view: View) -> View {
+    let mut state = founded();
+    apply(&mut state, policy());
+    View { state: Arc::new(state), ..view }
+}
+
+async fn has_members(registry: &EmbeddedRegistry) -> bool {
+    read_members(registry, &GROUP.parse().unwrap()).await.unwrap().is_some()
+}
+
+async fn forget_members(registry: &EmbeddedRegistry) {
+    let then = vec![Op::Delete { key: keys::members(&GROUP.parse().unwrap()) }];
+    registry.txn(Txn { then, ..Txn::default() }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_group_hears_of_a_record_when_the_registry_has_it_and_not_from_a_follower() {
+    let lab = Lab::new().await;
+    let registry = lab.registry();
+    let shared = lab.agent_over("s1", Arc::clone(&registry) as _).await;
+    let leading = with_web(lab.leading());
+    let mut follows = leading.clone();
+    follows.raft.role = Role::Follower;
+    let (handle, views, queue) = handle(follows);
+    let task = tokio::spawn(run(shared, handle));
+    tokio::task::yield_now().await;
+    assert!(!has_members(&registry).await);
+    views.send_replace(Arc::new(leading));
+    let command = next_proposal(&queue);
+    assert!(matches!(command.body, Body::RecordWritten { record: 1, .. }), "{command:?}");
+    let group = GROUP.parse().unwrap();
+    assert!(registry.get(&keys::group_record(&group, &web())).is_some());
+    // What comes before it is there too: other groups read where the members are.
+    assert!(has_members(&registry).await);
+    assert!(read_group_info(&*registry, &group).await.unwrap().is_some());
+    drop((views, queue));
+    task.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leadership_writes_a_record_once_and_the_next_one_writes_it_again() {
+    let lab = Lab::new().await;
+    let registry = lab.registry();
+    let shared = lab.agent_over("s1", Arc::clone(&registry) as _).await;
+    let leading = with_web(lab.leading());
+    let (handle, views, queue) = handle(leading.clone());
+    let task = tokio::spawn(run(shared, handle));
+    next_proposal(&queue);
+    forget_members(&registry).await;
+    // The record of `web` is not acknowledged in the view: written and proposed again.
+    views.send_replace(Arc::new(leading.clone()));
+    next_proposal(&queue);
+    assert!(!has_members(&registry).await, "unchanged since it was written");
+    let mut again = leading;
+    again.raft.term = Term(again.raft.term.0 + 1);
+    views.send_replace(Arc::new(again));
+    next_proposal(&queue);
+    assert!(has_members(&registry).await, "another leader may have written since");
+    drop((views, queue));
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_registry_did_not_take_is_not_acknowledged() {
+    let lab = Lab::new().await;
+    // Its registry is a hub that nobody runs.
+    let shared = lab.agent("s1", None).await;
+    let (handle, views, queue) = handle(with_web(lab.leading()));
+    let task = tokio::spawn(run(shared, handle));
+    // Many rounds, by the test's clock.
+    tokio::time::sleep(super::LOOK_EVERY * 4).await;
+    assert!(!task.is_finished());
+    assert_eq!(queue.try_recv().err(), Some(TryRecvError::Empty));
+    drop(views);
+    task.await.unwrap();
+}
