@@ -96,6 +96,9 @@ pub enum MembershipError {
     /// Nothing was heard from a new voter for an election timeout.
     #[error("member {id} cannot vote yet: it is unreachable")]
     Silent { id: RaftId },
+    /// The new voters could decide nothing: too few were heard from for an election timeout.
+    #[error("only {heard} of the {voters} voters can be reached; remove or start the others first")]
+    NoMajority { heard: usize, voters: usize },
     /// No group can have this membership.
     #[error("invalid membership: {0}")]
     Invalid(&'static str),
