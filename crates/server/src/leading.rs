@@ -30,6 +30,8 @@ pub struct Leading {
     /// Up to where the group clock has been advanced, on this member's monotonic clock.
     clock_mark_ms: u64,
     planned_ms: Option<u64>,
+    /// When each server joined during this leadership; 0 for those that were there before.
+    joined_ms: BTreeMap<ServerId, u64>,
     placed_ms: Option<u64>,
     /// The last of the leader's own proposals that has not been applied yet.
     planned_up_to: u64,
@@ -50,6 +52,7 @@ impl Leading {
             since_ms: None,
             clock_mark_ms: 0,
             planned_ms: None,
+            joined_ms: BTreeMap::new(),
             placed_ms: None,
             planned_up_to: 0,
             ticked_ms: None,
@@ -156,6 +159,7 @@ impl Leading {
     /// Plans. What is proposed of it must be told to [`proposed`](Self::proposed).
     pub fn plan(&mut self, now_ms: u64, state: &State, contacts: &Contacts) -> Plan {
         self.stale = false;
+        self.note_joined(now_ms, state);
         self.planned_ms = Some(now_ms);
         self.seen.elapsed_ms = now_ms - self.clock_mark_ms;
         let since_ms = self.since_ms.unwrap_or(now_ms).max(self.awake_since_ms);
@@ -165,8 +169,23 @@ impl Leading {
             self.clock_mark_ms = now_ms;
         }
         self.seen.contact_age_ms = contacts.ages_ms(now_ms);
+        for (server, joined_ms) in self.joined_ms.iter().filter(|(_, joined_ms)| **joined_ms > 0) {
+            let ages = &mut self.seen.contact_age_ms;
+            ages.entry(server.clone()).or_insert(now_ms - joined_ms);
+        }
         self.seen.doing = contacts.steps();
         plan(state, &self.seen)
+    }
+
+    /// A server that joins has asked some member, which has yet to pass that on.
+    fn note_joined(&mut self, now_ms: u64, state: &State) {
+        let joins_ms = if self.planned_ms.is_none() { 0 } else { now_ms };
+        for server in state.servers.keys() {
+            if !self.joined_ms.contains_key(server) {
+                self.joined_ms.insert(server.clone(), joins_ms);
+            }
+        }
+        self.joined_ms.retain(|server, _| state.servers.contains_key(server));
     }
 
     /// A command of this leader was proposed and will be entry `index`, unless it gets lost.

@@ -125,6 +125,7 @@ pub enum Output {
     },
     /// An entry was applied and this happened.
     Happened {
+        index: u64,
         event: Event,
         /// The rollout that ended with it, as it stands in the history.
         ended: Option<Box<HistoryEntry>>,

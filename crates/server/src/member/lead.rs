@@ -21,6 +21,11 @@ impl<S: LogStore> Member<S> {
 
     pub(super) fn lead(&mut self, now_ms: u64, contacts: &Contacts) {
         self.place(now_ms, contacts);
+        if !self.state.servers.contains_key(self.leading.server()) {
+            // Its server has left, but its vote is still wanted. Only a leader that belongs to the
+            // group can plan for it; when there is no other voter, this is refused.
+            self.changed |= self.node.hand_over().is_ok();
+        }
         let plan = self.leading.plan(now_ms, &self.state, contacts);
         if plan.waiting != self.waiting {
             self.waiting = plan.waiting;
