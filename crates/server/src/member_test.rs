@@ -380,6 +380,9 @@ fn a_leader_whose_server_has_left_hands_over_though_its_vote_is_wanted() {
     group.run_ms(600);
     assert_eq!(group.leader(), Some(other));
     assert_eq!(group.views[&other].raft.configuration.voters.len(), 3);
+    group.propose(other, Body::RemoveServer { server: server(other) });
+    group.run_ms(600);
+    assert_eq!(group.leader(), Some(other), "not back to one that has left, too");
 }
 
 #[test]
