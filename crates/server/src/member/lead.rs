@@ -39,8 +39,7 @@ impl<S: LogStore> Member<S> {
     /// belongs to the group can plan for it.
     fn hand_over_to_the_group(&mut self) {
         let voters = self.node.status().configuration.voters;
-        let mut heirs =
-            voters.iter().filter(|id| self.state.server_of(MemberId(id.0)).is_some());
+        let mut heirs = voters.iter().filter(|id| self.state.server_of(MemberId(id.0)).is_some());
         self.changed |= heirs.any(|id| self.node.transfer_leadership(*id).is_ok());
     }
 
