@@ -211,7 +211,7 @@ impl Shell {
             Output::View(view) => {
                 self.outputs.view.send_replace(view);
             }
-            Output::Happened { event, ended } => {
+            Output::Happened { event, ended, .. } => {
                 self.outputs.notes.happened(&event, ended.as_deref());
             }
             Output::Noted(note) => self.outputs.notes.noted(&note),

@@ -91,6 +91,9 @@ pub enum MembershipError {
     /// A new voter has not responded for an election timeout.
     #[error("member {id} cannot vote yet: it is unreachable")]
     Silent { id: RaftId },
+    /// The new voters could decide nothing: too few were heard from for an election timeout.
+    #[error("only {heard} of the {voters} voters can be reached; remove or start the others first")]
+    NoMajority { heard: usize, voters: usize },
     /// The membership is not valid for any group.
     #[error("invalid membership: {0}")]
     Invalid(&'static str),

@@ -24,7 +24,8 @@ impl<S: LogStore> Node<S> {
     /// The change is done when [`Effects::configuration`](crate::Effects::configuration) shows it,
     /// on the remaining members; a removed member may never learn of it.
     ///
-    /// A new voter must be a standby whose log has caught up.
+    /// A new voter must be a standby whose log has caught up, and a majority of the voters must have
+    /// been heard from: without one, the change would be the group's last decision.
     ///
     /// # Errors
     /// If the change did not start. `Ok` does not mean that it will complete: a new leader can undo
@@ -54,6 +55,7 @@ impl<S: LogStore> Node<S> {
                 self.check_caught_up(*id)?;
             }
         }
+        self.check_majority(voters)?;
         self.propose_change(&Change::Enter(steps))
     }
 
@@ -97,6 +99,15 @@ impl<S: LogStore> Node<S> {
         let (matched, committed) = (Index(progress.matched), Index(raft.raft_log.committed));
         if matched.0 + self.config.limits.promote_lag_entries_max < committed.0 || matched.0 == 0 {
             return Err(MembershipError::Behind { id, matched, committed });
+        }
+        Ok(())
+    }
+
+    fn check_majority(&self, voters: &BTreeSet<RaftId>) -> Result<(), MembershipError> {
+        let heard = |id: &&RaftId| **id == self.config.id || !self.is_silent(**id);
+        let (heard, voters) = (voters.iter().filter(heard).count(), voters.len());
+        if heard <= voters / 2 {
+            return Err(MembershipError::NoMajority { heard, voters });
         }
         Ok(())
     }

@@ -52,6 +52,18 @@ fn a_group_grows_from_one_to_five() {
 }
 
 #[test]
+fn a_group_does_not_shrink_to_voters_without_a_majority() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader();
+    let silent = if leader == 3 { 2 } else { 3 };
+    group.cut_off.insert(RaftId(silent));
+    group.ticks(20);
+    let refused = change(&mut group, &[leader, silent], &[]);
+    assert_eq!(refused, Err(MembershipError::NoMajority { heard: 1, voters: 2 }));
+    change_done(&mut group, &[leader], &[]);
+}
+
+#[test]
 fn a_snapshot_without_the_new_member_is_not_served_but_asked_for() {
     let mut group = Group::of(&[1]);
     group.leader();

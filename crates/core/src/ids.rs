@@ -1,8 +1,10 @@
-//! Ids: each is a type of its own, validated once, where it enters.
+//! Ids: each is a type of its own, validated once, where it enters. A state has many copies of few
+//! names, and is copied often: copies of a name share its text.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +31,7 @@ macro_rules! name_type {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Validates a name.
@@ -40,7 +42,7 @@ macro_rules! name_type {
                 let text = text.into();
                 let valid: fn(&str) -> bool = $valid;
                 if valid(&text) {
-                    Ok(Self(text))
+                    Ok(Self(text.into()))
                 } else {
                     let text = text.chars().take(80).collect();
                     Err(InvalidName { what: $what, text, rule: $rule })
@@ -76,7 +78,7 @@ macro_rules! name_type {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.as_str().to_owned()
             }
         }
 

@@ -36,6 +36,8 @@ pub struct Leading {
     /// it knows: late, never early. None before the first entry.
     clock_mark_ms: Option<u64>,
     planned_ms: Option<u64>,
+    /// When each server joined during this leadership; 0 for those that were there before.
+    joined_ms: BTreeMap<ServerId, u64>,
     placed_ms: Option<u64>,
     /// The last of the leader's own proposals that has not been applied yet.
     planned_up_to: u64,
@@ -56,6 +58,7 @@ impl Leading {
             since_ms: None,
             clock_mark_ms: None,
             planned_ms: None,
+            joined_ms: BTreeMap::new(),
             placed_ms: None,
             planned_up_to: 0,
             ticked_ms: None,
@@ -209,12 +212,28 @@ impl Leading {
     pub fn plan(&mut self, now_ms: u64, state: &State, contacts: &Contacts) -> Plan {
         self.tick(now_ms);
         self.stale = false;
+        self.note_joined(now_ms, state);
         self.planned_ms = Some(now_ms);
         self.seen.elapsed_ms = self.clock_behind_ms(now_ms);
         self.seen.leading_for_ms = now_ms - self.listens_since_ms().unwrap_or(now_ms);
         self.seen.contact_age_ms = contacts.ages_ms(now_ms);
+        for (server, joined_ms) in self.joined_ms.iter().filter(|(_, joined_ms)| **joined_ms > 0) {
+            let ages = &mut self.seen.contact_age_ms;
+            ages.entry(server.clone()).or_insert(now_ms - joined_ms);
+        }
         self.seen.doing = contacts.steps();
         plan(state, &self.seen)
+    }
+
+    /// A server that joins has asked some member, which has yet to pass that on.
+    fn note_joined(&mut self, now_ms: u64, state: &State) {
+        let joins_ms = if self.planned_ms.is_none() { 0 } else { now_ms };
+        for server in state.servers.keys() {
+            if !self.joined_ms.contains_key(server) {
+                self.joined_ms.insert(server.clone(), joins_ms);
+            }
+        }
+        self.joined_ms.retain(|server, _| state.servers.contains_key(server));
     }
 
     /// A command of this leader was proposed and will be entry `index`, unless it gets lost.

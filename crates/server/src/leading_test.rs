@@ -7,6 +7,7 @@ use cohort_core::{Body, Plan, State};
 
 use crate::contacts::Contacts;
 use crate::leading::{Leading, PLAN_EVERY_MS};
+use crate::membership::{Founder, founding_state};
 
 const HOUR_MS: u64 = 3_600_000;
 const WEEK_MS: u64 = 7 * 24 * 3_600_000;
@@ -121,6 +122,27 @@ fn a_pause_of_the_leader_makes_no_server_silent() {
     assert_eq!(leading.seen().leading_for_ms, 50);
     assert_eq!(leading.seen().contact_age_ms[&server("s1")], WEEK_MS + 150);
     assert_eq!(leading.seen().contact_age_ms[&server("s2")], 10);
+}
+
+#[test]
+fn a_server_that_joins_is_heard_with_that() {
+    let server = |name: &str| ServerId::new(name).unwrap();
+    let founder = Founder {
+        server: server("s2"),
+        address: "s2:1".into(),
+        rack: None,
+        labels: BTreeMap::new(),
+        platform: "intel".parse().unwrap(),
+    };
+    let state = founding_state(GroupId::new("web").unwrap(), Incarnation(1), founder);
+    let mut joined = state.clone();
+    let known = joined.servers[&server("s2")].clone();
+    joined.servers.insert(server("s3"), known);
+    let mut leading = leading();
+    let _ = leading.plan(1_000, &state, &Contacts::default());
+    let _ = leading.plan(60_000, &joined, &Contacts::default());
+    let _ = leading.plan(61_000, &joined, &Contacts::default());
+    assert_eq!(leading.seen().contact_age_ms, BTreeMap::from([(server("s3"), 1_000)]));
 }
 
 #[test]

@@ -96,9 +96,9 @@ pub enum Output {
     /// The outcome of [`Input::Claim`]: whether the number has never been used; none when this
     /// member does not lead.
     Claimed { ticket: Ticket, granted: Option<bool> },
-    /// An entry was applied and this happened; with the rollout that ended with it, as it stands
-    /// in the history.
-    Happened { event: Event, ended: Option<Box<HistoryEntry>> },
+    /// Entry `index` was applied and this happened; with the rollout that ended with it, as it
+    /// stands in the history.
+    Happened { index: u64, event: Event, ended: Option<Box<HistoryEntry>> },
     /// What can be seen of the member has changed.
     View(Arc<View>),
     /// For the log.

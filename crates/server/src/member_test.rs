@@ -391,6 +391,41 @@ fn a_transfer_that_nobody_takes_up_times_out() {
 }
 
 #[test]
+fn a_leader_whose_server_has_left_hands_over_though_its_vote_is_wanted() {
+    let (mut group, leader) = Group::led(3);
+    let silent = group.follower();
+    let other = 6 - leader - silent;
+    group.cut.insert(silent);
+    group.run_ms(600);
+    group.propose(leader, Body::RemoveServer { server: server(leader) });
+    group.run_ms(600);
+    assert_eq!(group.leader(), Some(other));
+    assert_eq!(group.views[&other].raft.configuration.voters.len(), 3);
+    group.propose(other, Body::RemoveServer { server: server(other) });
+    group.run_ms(600);
+    assert_eq!(group.leader(), Some(other), "not back to one that has left, too");
+}
+
+#[test]
+fn a_leader_that_is_elected_again_has_not_handed_over() {
+    let (mut group, leader) = Group::led(3);
+    let to = group.follower();
+    group.cut.extend([leader, to]);
+    // Only the old leader has this entry: nobody else can be elected.
+    group.propose(leader, add(9));
+    let transfer = group.transfer(leader, Some(to));
+    while group.views[&leader].leads() {
+        group.run_ms(TICK_MS);
+    }
+    group.cut.remove(&leader);
+    while group.leader() != Some(leader) {
+        assert_eq!(group.transferred(leader, transfer), None);
+        group.run_ms(TICK_MS);
+    }
+    assert_eq!(group.transferred(leader, transfer), Some(&Err(TransferFailure::TimedOut)));
+}
+
+#[test]
 fn observations_of_an_earlier_leadership_are_forgotten() {
     let (mut group, leader) = Group::led(3);
     let offers = Input::Offers { offers: BTreeMap::new(), refusals: vec!["old".into()] };

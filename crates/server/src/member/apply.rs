@@ -8,7 +8,7 @@ use cohort_core::phase::PhaseName;
 use cohort_core::state::HistoryEntry;
 use cohort_core::{Body, Command, Event, State};
 
-use super::{Member, MemberError, Note, Output, Proposed, Unreadable};
+use super::{Member, MemberError, Note, Output, Proposed, TransferFailure, Unreadable};
 
 impl<S: LogStore> Member<S> {
     /// Compacts the log in a step of its own: it takes long on a large group, and messages and
@@ -93,7 +93,7 @@ impl<S: LogStore> Member<S> {
             Ok(events) => {
                 for event in events {
                     let ended = ended(&self.state, &event);
-                    self.outputs.push(Output::Happened { event, ended });
+                    self.outputs.push(Output::Happened { index, event, ended });
                 }
                 None
             }
@@ -129,6 +129,7 @@ impl<S: LogStore> Member<S> {
         let leads = role == Role::Leader;
         if leads {
             self.leading.began(now_ms);
+            self.end_old_transfer();
         } else {
             self.leading.ended();
         }
@@ -136,6 +137,17 @@ impl<S: LogStore> Member<S> {
         let lost = |_: &u64, (of, _): &mut (Term, _)| !leads || *of != term;
         for (_, (_, ticket)) in self.proposals.extract_if(.., lost) {
             self.outputs.push(Output::Answer { ticket, outcome: Proposed::Unknown });
+        }
+    }
+
+    /// A member that led, was to hand over, and is elected again: nobody took over. It plans only
+    /// when no transfer is open.
+    fn end_old_transfer(&mut self) {
+        if self.node.status().transfer.is_none()
+            && let Some((ticket, _)) = self.transfer.take()
+        {
+            let outcome = Err(TransferFailure::TimedOut);
+            self.outputs.push(Output::Transferred { ticket, outcome });
         }
     }
 

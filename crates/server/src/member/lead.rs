@@ -21,6 +21,9 @@ impl<S: LogStore> Member<S> {
 
     pub(super) fn lead(&mut self, now_ms: u64, contacts: &Contacts) {
         self.place(now_ms, contacts);
+        if !self.state.servers.contains_key(self.leading.server()) {
+            self.hand_over_to_the_group();
+        }
         let plan = self.leading.plan(now_ms, &self.state, contacts);
         if plan.waiting != self.waiting {
             self.waiting = plan.waiting;
@@ -30,6 +33,14 @@ impl<S: LogStore> Member<S> {
             let Some(index) = self.propose_own(body.clone()) else { break };
             self.leading.proposed(now_ms, index, &body);
         }
+    }
+
+    /// The leader's server has left, but its vote is still wanted. Only a member whose server
+    /// belongs to the group can plan for it.
+    fn hand_over_to_the_group(&mut self) {
+        let voters = self.node.status().configuration.voters;
+        let mut heirs = voters.iter().filter(|id| self.state.server_of(MemberId(id.0)).is_some());
+        self.changed |= heirs.any(|id| self.node.transfer_leadership(*id).is_ok());
     }
 
     /// Takes the next step towards the placement of voters that is wanted.

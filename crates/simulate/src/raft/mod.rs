@@ -21,6 +21,5 @@ mod script;
 mod world;
 
 pub use checker::Checker;
-pub(crate) use network::Network;
 pub use script::Script;
 pub use world::{Outcome, Setup, Violation, run};

@@ -62,7 +62,7 @@ impl Server {
             }
         }
         let up = self.services.get(app).is_some_and(|service| service.up);
-        let changes = (self.agent.changes, self.disk.killed, up);
+        let changes = (self.agent.changes, self.disk.killed.is_some(), up);
         // What takes no time is followed at once by the next look, as in the agent.
         while self.up && self.agent.apps[app].running.is_none() {
             let looked = self.agent.apps[app].looked;

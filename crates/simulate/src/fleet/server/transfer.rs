@@ -16,7 +16,7 @@ use cohort_transfer::{
 
 use super::{Around, Server};
 use crate::fleet::build;
-use crate::fleet::net::Message;
+use crate::fleet::net::What as Says;
 use crate::fleet::world::TICK_MS;
 
 /// The only mirror, as the fetcher names it.
@@ -25,7 +25,7 @@ const MIRROR: (usize, &str) = (0, "mirror");
 const ANSWER_MS_MAX: u64 = 2_000;
 
 /// What the servers of a group hold, as others can see it: whole or in part.
-pub type Holdings = BTreeMap<ServerId, BTreeMap<Digest, UnitSet>>;
+pub(crate) type Holdings = BTreeMap<ServerId, BTreeMap<Digest, UnitSet>>;
 
 /// Everything about transfers that an agent has in memory.
 #[derive(Debug, Default)]
@@ -38,7 +38,6 @@ pub(super) struct Transfers {
     open: Option<(u64, u64)>,
 }
 
-/// One artifact.
 #[derive(Debug)]
 struct Fetch {
     fetcher: Fetcher,
@@ -52,7 +51,6 @@ struct Fetch {
     peer_bytes: u64,
 }
 
-/// A request in flight.
 #[derive(Debug, Clone)]
 struct Flight {
     target: Target,
@@ -215,19 +213,19 @@ impl Server {
         {
             return;
         }
-        let Some(leader) = around.leader else { return };
+        let Some(leader) = self.leader().cloned() else { return };
+        let transfers = &self.agent.transfers;
         let reports = transfers.fetches.iter().take(REPORTS_MAX).map(|(artifact, fetch)| {
             let count = unit_count(fetch.fetcher.order().release.length);
             let whole = self.disk.held.contains(artifact).then(|| UnitSet::full(count));
             let part = self.disk.parts.get(artifact).cloned();
             fetch.report(&whole.or(part).unwrap_or_else(|| UnitSet::empty(count)))
         });
-        let group = around.group.clone();
+        let group = self.setup.group.clone();
         let request = TransferRequest { version: 1, group, transfers: reports.collect() };
         let id = self.agent.number();
         self.agent.transfers.open = Some((id, now_ms + ANSWER_MS_MAX));
-        let (server, to) = (self.id.clone(), leader.clone());
-        self.agent.outgoing.push(Message::Transfer { server, id, to, request });
+        self.send(leader, id, Says::Transfer(request));
     }
 
     /// The leader's tracker has answered.

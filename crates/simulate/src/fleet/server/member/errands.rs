@@ -1,0 +1,93 @@
+//! What the agent does for its member beside answering: it reads for it, writes for it, and passes on
+//! whom it has heard.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cohort_core::Offer;
+use cohort_core::gate::RegistryView;
+use cohort_core::ids::{AppId, ServerId};
+use cohort_server::member::Input;
+use cohort_server::records::{Record, Written, due};
+use cohort_server::transfers::keep_known;
+use cohort_transfer::tracker::{Participant, TransferAnswer, TransferRequest};
+
+use super::{Carried, Waits, command};
+use crate::fleet::net::What;
+
+impl Carried {
+    pub(super) fn pass_on_contacts(&mut self) {
+        let view = &self.view;
+        let Some(leader) = view.leader().filter(|_| !view.raft.is_leader()).cloned() else {
+            return;
+        };
+        for batch in self.contacts.batches(self.now_ms) {
+            let mut doing = batch.doing();
+            let ages = batch.ages_ms(self.now_ms).into_iter().map(|(server, age_ms)| {
+                let doing = doing.remove(&server).unwrap_or_default();
+                (server, (age_ms, doing))
+            });
+            let contacts = ages.collect();
+            self.send(leader.clone(), 0, What::Contacts(contacts));
+        }
+    }
+
+    /// Every member hears of the kill switch; one that leads reads the repository and, unless it is
+    /// away, the registry, and has records for it. [`Self::step`] follows if it leads.
+    pub(crate) fn errands(
+        &mut self,
+        registry: Option<&RegistryView>,
+        offers: &BTreeMap<AppId, Offer>,
+        killed: Option<&String>,
+    ) -> Option<Vec<Record>> {
+        let known = &self.view.state.servers;
+        self.contacts.retain(|server| known.contains_key(server));
+        self.inputs.push(Input::Kill(killed.cloned()));
+        if !self.view.leads() {
+            return None;
+        }
+        self.inputs.push(Input::Registry(registry.cloned()));
+        let (offers, refusals) = (offers.clone(), Vec::new());
+        self.inputs.push(Input::Offers { offers, refusals });
+        Some(registry.map_or(Vec::new(), |_| self.write_records()))
+    }
+
+    fn write_records(&mut self) -> Vec<Record> {
+        if self.asked.values().any(|waits| matches!(waits, Waits::Record)) {
+            return Vec::new();
+        }
+        let term = self.view.raft.term;
+        if self.written.0 != term {
+            // Another leader may have written since.
+            self.written = (term, Written::default());
+        }
+        let records = due(&self.view.state, &self.view.raft.configuration, &self.written.1);
+        for record in &records {
+            if let Some(body) = self.written.1.took(record.clone()) {
+                let command = Box::new(command(format!("leader {}", self.server), None, body));
+                let ticket = self.wait(Waits::Record);
+                self.inputs.push(Input::Propose { ticket, command });
+            }
+        }
+        records
+    }
+
+    /// A server reports its transfers to the leader's tracker.
+    pub(super) fn track(
+        &mut self,
+        server: &ServerId,
+        mut request: TransferRequest,
+    ) -> Option<TransferAnswer> {
+        let state = &self.view.state;
+        keep_known(&mut request, state);
+        if !self.view.leads() {
+            self.tracker.clear();
+            return None;
+        }
+        let known = state.servers.get(server)?;
+        let (address, rack) = (known.address.clone(), known.rack.clone());
+        let leads = *server == self.server;
+        let from = Participant { server: server.clone(), address, rack, leads };
+        self.tracker.report(&from, &request, Duration::from_millis(self.now_ms)).ok()
+    }
+}
