@@ -7,11 +7,12 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Request, State as Context};
 use axum::routing::{get, post};
 use axum::{Json, RequestExt as _, Router};
 use cohort_consensus::RaftId;
+use cohort_core::command::COMMAND_VERSION;
 use cohort_core::ids::{MemberId, ServerId};
 use cohort_core::{Body, Command};
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::Role;
-use cohort_server::answers::{self, Joining, REPORTS_MAX, ReportsRefused};
+use cohort_server::answers::{self, ForwardRefused, Joining, REPORTS_MAX, ReportsRefused};
 use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
 use cohort_server::member::Proposed;
 use cohort_server::transfers::keep_known;
@@ -158,6 +159,7 @@ async fn report(
             ReportsRefused::OtherIncarnation => {
                 ApiError::conflict("the report belongs to another incarnation of the group")
             }
+            ReportsRefused::TooLong => ApiError::bad_request("the texts of a report are too long"),
         })?;
     // One after the other: a later one that overtook would make the earlier one count as old.
     let mut answers = Vec::with_capacity(request.reports.len());
@@ -223,7 +225,7 @@ async fn command(
     shared.same_group(&message.group, message.version)?;
     let CommandRequest { request, body } = message.body;
     if !answers::for_people(&body) {
-        let error = format!("only the group itself may say `{}`", body.name());
+        let error = format!("only the group's leader may issue `{}`", body.name());
         return Err(ApiError::forbidden(error));
     }
     let handle = shared.need_member()?;
@@ -237,9 +239,16 @@ async fn forward(
     asked: Asked<Command>,
 ) -> Result<Json<CommandAnswer>, ApiError> {
     let Asked { handle, body: command, .. } = asked.by_member()?;
-    if !answers::for_members(&command.body) {
-        return Err(ApiError::forbidden("only what servers and people say is passed on"));
-    }
+    answers::check_forward(&command).map_err(|refused| match refused {
+        ForwardRefused::LeadersOnly => {
+            ApiError::forbidden("only commands from servers and operators are forwarded")
+        }
+        ForwardRefused::Version => ApiError::bad_request(format!(
+            "command version {} is not supported, only {COMMAND_VERSION}",
+            command.version
+        )),
+        ForwardRefused::TooLong => ApiError::bad_request("the texts of a report are too long"),
+    })?;
     match shared.propose_here(&handle, command).await? {
         Proposed::Done { index, rejection } => Ok(Json(CommandAnswer { index, rejection })),
         Proposed::NotLeader { .. } => Err(not_leader()),

@@ -54,7 +54,7 @@ impl Fetching {
         }
     }
 
-    /// Fetches what is signed; nothing else, whoever orders it.
+    /// Fetches what is signed and nothing else, no matter who orders it.
     async fn fetch(&self, orders: &Orders, decisions: &mut Decisions, deltas: &mut Deltas) {
         let shared = &self.shared;
         let leader = shared.leader().filter(|leader| leader.server != *shared.server());

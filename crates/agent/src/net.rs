@@ -116,16 +116,22 @@ async fn feed(
 ) {
     let mut pauses = retry::NEAR.pauses();
     let mut first_connection = true;
+    let mut lost = false;
     loop {
-        // Dial only when there is something to send.
-        let Some(first) = queue.recv().await else { return };
-        let mut waiting = vec![first];
+        let mut waiting = Vec::new();
+        // Dial only when there is something to send, or to learn whether a peer whose connection
+        // ended still lives: connections can be reset on the way.
+        if !lost && queue.recv_many(&mut waiting, TAKEN_MAX).await == 0 {
+            return;
+        }
         let dialled = tokio::select! {
             () = net.stopped() => return,
             dialled = dial(&net, &connections, peer) => dialled,
         };
+        let ended = std::mem::take(&mut lost);
         let Some(mut connection) = dialled else {
-            let _ = net.inputs.put(Input::Unreachable(peer)).await;
+            let gone = if ended { Input::Disconnected(peer) } else { Input::Unreachable(peer) };
+            let _ = net.inputs.put(gone).await;
             // Messages for a connection that was never made are void.
             waiting.clear();
             while queue.try_recv().is_ok() {}
@@ -144,11 +150,18 @@ async fn feed(
                 return;
             }
         }
+        let mut carried = false;
         loop {
-            let messages = waiting.drain(..).map(|(message, _room)| message);
-            tokio::select! {
+            carried |= !waiting.is_empty();
+            let (messages, rooms): (Vec<Bytes>, Vec<_>) = waiting.drain(..).unzip();
+            let sent = tokio::select! {
                 () = net.stopped() => return,
-                sent = connection.send(messages) => if sent.is_err() { break },
+                sent = connection.send(messages) => sent,
+            };
+            drop(rooms);
+            if let Err(error) = sent {
+                tracing::debug!(error = chain(&error), peer = peer.0, "cannot send to a peer");
+                break;
             }
             tokio::select! {
                 () = net.stopped() => return,
@@ -156,7 +169,10 @@ async fn feed(
                 taken = queue.recv_many(&mut waiting, TAKEN_MAX) => if taken == 0 { return },
             }
         }
-        let _ = net.inputs.put(Input::Disconnected(peer)).await;
+        let _ = net.inputs.put(Input::Unreachable(peer)).await;
+        // One that ends before it has carried anything tells nothing, and must not be dialled in a
+        // circle.
+        lost = carried;
     }
 }
 

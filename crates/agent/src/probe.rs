@@ -18,9 +18,9 @@ use cohort_host::Traffic;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::contacts::monotonic_ms;
 use crate::metrics::{Offence, ReceivedFrom, Version};
 use crate::shared::Shared;
-use crate::status::group_status;
 
 /// A server that warms up is ready from this share of traffic on, in per cent: a load balancer that
 /// knows only yes and no cuts off half of the ramp at most.
@@ -94,7 +94,7 @@ async fn readyz(Context(shared): Context<Arc<Shared>>) -> (StatusCode, String) {
 fn silent_servers(shared: &Shared) -> i64 {
     let Some(handle) = shared.handle() else { return 0 };
     let view = Arc::clone(&handle.view.borrow());
-    let silent = group_status(shared, &view, false).silent_servers().count();
+    let silent = view.silent_servers(&shared.contacts.all(), monotonic_ms());
     silent.try_into().unwrap_or(i64::MAX)
 }
 

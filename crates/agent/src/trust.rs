@@ -1,4 +1,4 @@
-//! Every server verifies signatures itself, whoever told it what to fetch.
+//! Every server verifies signatures itself, no matter who told it what to fetch.
 
 use std::time::Duration;
 

@@ -19,6 +19,9 @@ use crate::{AppendReply, Message, ReadContext, VoteReply, VoteRequest};
 /// The library's mark on an election that the leader requested.
 const HANDED_OVER: &[u8] = b"CampaignTransfer";
 
+/// The most members in one list of a snapshot: far more than a group has.
+const IDS_MAX: usize = 1024;
+
 /// The version of a membership entry.
 const CHANGE_VERSION: u8 = 1;
 
@@ -297,6 +300,12 @@ pub(crate) fn message_in(
             m.commit_term = reply.commit_term.0;
         }
         Message::Snapshot { term, snapshot } => {
+            let Configuration { voters, outgoing, standbys, standbys_next } =
+                &snapshot.configuration;
+            // The library applies them one by one, with a copy for each.
+            if [voters, outgoing, standbys, standbys_next].iter().any(|ids| ids.len() > IDS_MAX) {
+                return Err("more members than any group has".to_owned());
+            }
             m.term = term.0;
             m.set_snapshot(snapshot_in(snapshot));
         }
@@ -313,6 +322,13 @@ pub(crate) fn message_in(
             m.index = index.0;
             m.set_entries(vec![read_entry(*read)].into());
         }
+    }
+    // A position that the log does not have, of no term, would match and stop this member.
+    let impossible = |previous: &Index, term: &Term| previous.0 > 0 && term.0 == 0;
+    if matches!(message, Message::Append { previous, previous_term, .. }
+        if impossible(previous, previous_term))
+    {
+        return Err("a previous entry of term 0".to_owned());
     }
     // The library treats a message with term 0 as its own; only reads legitimately have none.
     if m.term == 0 && !matches!(message, Message::ReadRequest { .. }) {
@@ -346,7 +362,8 @@ fn entries_in(
     term: Term,
 ) -> Result<Vec<eraftpb::Entry>, String> {
     let follows = |(at, entry): (usize, &Entry)| {
-        entry.index.0 == previous.0 + 1 + at as u64 && entry.term <= term
+        let index = previous.0.checked_add(1 + at as u64);
+        index == Some(entry.index.0) && entry.term <= term
     };
     if !entries.iter().enumerate().all(follows) {
         return Err("non-consecutive entries".to_owned());

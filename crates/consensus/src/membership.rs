@@ -24,8 +24,8 @@ impl<S: LogStore> Node<S> {
     /// The change is done when [`Effects::configuration`](crate::Effects::configuration) shows it,
     /// on the remaining members; a removed member may never learn of it.
     ///
-    /// A new voter must be a standby whose log has caught up, and a majority of the voters must have
-    /// been heard from: without one, the change would be the group's last decision.
+    /// A new voter must be a standby whose log has caught up, and a majority of the voters must
+    /// have been heard from: without one, the change would be the group's last decision.
     ///
     /// # Errors
     /// If the change did not start. `Ok` does not mean that it will complete: a new leader can undo

@@ -8,7 +8,7 @@ use cohort_store::{Entry, Index, RaftId, Snapshot, Term};
 const VERSION: u8 = 1;
 
 /// The largest message accepted: the largest snapshot, with room for the rest.
-pub const ENVELOPE_BYTES_MAX: usize = 40 * 1024 * 1024;
+pub const ENVELOPE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// One message with sender and receiver.
 ///

@@ -315,22 +315,25 @@ impl<S: LogStore> Node<S> {
         self.lose_snapshot(peer);
     }
 
-    /// The connection to `peer` ended. If it leads, its process has probably ended: the voters do
-    /// not wait for the rest of their election timeouts, but ask for pre-votes within some ticks,
-    /// each in its turn. If the leader lives, the voters that still hear from it refuse, and its
-    /// next heartbeat ends the attempt.
+    /// The connection to `peer` ended and cannot be made again. If it leads, its process has
+    /// probably ended: the voters do not wait for the rest of their election timeouts, but ask for
+    /// pre-votes within some ticks, each in its turn. If the leader lives, the voters that still
+    /// hear from it refuse, and its next heartbeat ends the attempt.
     pub fn disconnected(&mut self, peer: RaftId) {
         self.report_unreachable(peer);
         let own = self.config.id;
-        let raft = &mut self.raw.raft;
+        let raft = &self.raw.raft;
         if raft.state != StateRole::Follower || raft.leader_id != peer.0 {
             return;
         }
         let others = self.configuration.voters.iter().filter(|id| **id != peer);
         let turn = others.take_while(|id| **id != own).count() as u64;
-        raft.election_elapsed = raft.election_elapsed.max(self.config.election_ticks_min as usize);
         self.timeouts.soon(1 + turn * TURN_TICKS);
-        self.library(|_| ());
+        let shortest = self.config.election_ticks_min as usize;
+        // The shortest timeout is over: from here on it also votes for others.
+        self.library(|raw| {
+            raw.raft.election_elapsed = raw.raft.election_elapsed.max(shortest);
+        });
     }
 
     /// Reports a snapshot in flight as lost: when the peer disconnects, or after

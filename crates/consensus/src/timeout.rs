@@ -14,7 +14,7 @@ pub(crate) struct Timeouts {
     max: u64,
     draws: u64,
     seen: (u64, u8, u64),
-    /// Asked for instead of a draw, in ticks, until the term, role or leader changes or an election
+    /// Overrides the draw, in ticks, until the term, role or leader changes or an election
     /// begins.
     early: Option<u64>,
 }

@@ -21,7 +21,7 @@ mod waves;
 
 /// Rounds that one plan looks ahead. 16: from a found release to the grants of its first wave.
 const LOOK_AHEAD_MAX: usize = 16;
-/// Interval of clock entries while time matters and makes nothing due, in milliseconds.
+/// Interval of clock entries while a deadline is running but none has expired, in milliseconds.
 const CLOCK_EVERY_MS: u64 = 10_000;
 
 /// What the leader observes. Nothing here is replicated.

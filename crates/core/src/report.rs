@@ -51,6 +51,23 @@ pub enum Outcome {
     Health { in_service: bool, reason: String },
 }
 
+impl Outcome {
+    /// Whether its texts have more than twice [`REPORT_TEXT_BYTES_MAX`] bytes together.
+    #[must_use]
+    pub fn is_too_long(&self) -> bool {
+        let bytes = match self {
+            Outcome::Failed { reason, output, .. } => reason.len() + output.len(),
+            Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => reason.len(),
+            Outcome::Found { .. }
+            | Outcome::Holds { .. }
+            | Outcome::Applied
+            | Outcome::Checked
+            | Outcome::InService => 0,
+        };
+        bytes > 2 * REPORT_TEXT_BYTES_MAX
+    }
+}
+
 /// Which budget a failure counts against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

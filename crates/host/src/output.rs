@@ -33,7 +33,7 @@ impl Tail {
     }
 }
 
-/// Programs must not control the terminal of whoever reads their output.
+/// A program must not control the terminal of the person who reads its output.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{b7}' } else { c })

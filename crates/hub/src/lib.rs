@@ -5,7 +5,7 @@
 //! data folder, two ports.
 //!
 //! **What it must never know.** How a rollout proceeds: groups decide for themselves, and the hub
-//! stores what they and people say. Nor is it trusted with what runs: whoever owns it still cannot
+//! stores what they and people say. Nor is it trusted with what runs: its owner still cannot
 //! make a server run anything that the release keys did not sign.
 //!
 //! **Where to start reading.** [`HubConfig`], then [`Hub`]; `auth` says who may do what, `refusal`

@@ -1,6 +1,6 @@
 //! What a member answers servers, people and other members.
 
-use cohort_core::command::{Body, Command, Rejection};
+use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
 use cohort_core::ids::{Incarnation, MemberId, ServerId};
 use cohort_core::orders::Orders;
 use cohort_core::report::Report;
@@ -55,6 +55,33 @@ pub fn for_members(body: &Body) -> bool {
     matches!(body, Body::Report { .. } | Body::AddServer { .. }) || for_people(body)
 }
 
+/// Why a command is not forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardRefused {
+    /// Only the leader itself issues it.
+    LeadersOnly,
+    /// An entry of this version would stop every member that does not know it.
+    Version,
+    TooLong,
+}
+
+/// Whether a member may forward this command to the leader.
+///
+/// # Errors
+/// Why it may not.
+pub fn check_forward(command: &Command) -> Result<(), ForwardRefused> {
+    let too_long = matches!(&command.body, Body::Report { report } if report.outcome.is_too_long());
+    if !for_members(&command.body) {
+        Err(ForwardRefused::LeadersOnly)
+    } else if command.version != COMMAND_VERSION {
+        Err(ForwardRefused::Version)
+    } else if too_long {
+        Err(ForwardRefused::TooLong)
+    } else {
+        Ok(())
+    }
+}
+
 /// Why reports are not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReportsRefused {
@@ -64,6 +91,8 @@ pub enum ReportsRefused {
     Foreign,
     /// They are about another incarnation of the group.
     OtherIncarnation,
+    /// The texts of one are too long for the log.
+    TooLong,
 }
 
 /// Whether a server's reports are taken.
@@ -82,6 +111,8 @@ pub fn check_reports(
         Err(ReportsRefused::Foreign)
     } else if about != incarnation {
         Err(ReportsRefused::OtherIncarnation)
+    } else if reports.iter().any(|report| report.outcome.is_too_long()) {
+        Err(ReportsRefused::TooLong)
     } else {
         Ok(())
     }

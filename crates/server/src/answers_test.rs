@@ -1,12 +1,13 @@
 use cohort_consensus::RaftId;
+use cohort_core::command::COMMAND_VERSION;
 use cohort_core::ids::{AppId, BootEpoch, ClockMs, Incarnation, MemberId, ServerId};
 use cohort_core::orders::Fence;
 use cohort_core::report::{Outcome, Report};
-use cohort_core::{Body, Rejection};
+use cohort_core::{Body, Command, Rejection};
 
 use crate::answers::{
-    COMMAND_MS_MAX, Committing, Next, REPORTS_MAX, ReportsRefused, check_reports, for_members,
-    for_people,
+    COMMAND_MS_MAX, Committing, ForwardRefused, Next, REPORTS_MAX, ReportsRefused, check_forward,
+    check_reports, for_members, for_people,
 };
 use crate::member::Proposed;
 
@@ -43,6 +44,21 @@ fn a_server_reports_for_itself_in_this_incarnation_and_in_bounded_numbers() {
     assert_eq!(check(&[report("s1")], own), Ok(()));
     assert_eq!(check(&[report("s1"), report("s2")], own), Err(ReportsRefused::Foreign));
     assert_eq!(check(&[report("s1")], Incarnation(2)), Err(ReportsRefused::OtherIncarnation));
+    let reason = "x".repeat(5_000);
+    let long = Report { outcome: Outcome::Health { in_service: false, reason }, ..report("s1") };
+    assert_eq!(check(std::slice::from_ref(&long), own), Err(ReportsRefused::TooLong));
+    let forwarded = |version, body| {
+        let (actor, request) = ("agent s1".to_owned(), None);
+        check_forward(&Command { version, incarnation: own, actor, request, body })
+    };
+    let body = Body::Report { report: report("s1") };
+    assert_eq!(forwarded(COMMAND_VERSION, body.clone()), Ok(()));
+    assert_eq!(forwarded(COMMAND_VERSION + 1, body), Err(ForwardRefused::Version));
+    let body = Body::Report { report: long };
+    assert_eq!(forwarded(COMMAND_VERSION, body), Err(ForwardRefused::TooLong));
+    let (app, version) = ("web".parse().unwrap(), "1.0.0".parse().unwrap());
+    let body = Body::VerdictWritten { app, version, good: true };
+    assert_eq!(forwarded(COMMAND_VERSION, body), Err(ForwardRefused::LeadersOnly));
     let many = vec![report("s1"); REPORTS_MAX + 1];
     assert_eq!(check(&many, own), Err(ReportsRefused::TooMany));
 }

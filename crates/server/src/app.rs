@@ -21,7 +21,7 @@ const LOOK_MS_MAX: u64 = 1_000;
 const ENSURE_RUNNING_EVERY_MS: u64 = 5_000;
 /// How often old releases are collected from disk, in milliseconds.
 const COLLECT_EVERY_MS: u64 = 60_000;
-/// How often the group is told what runs here while it believes something else, in milliseconds.
+/// How often what runs here is reported while the group believes something else, in milliseconds.
 const FOUND_EVERY_MS: u64 = 5_000;
 
 /// What the shell sees when it looks.
@@ -101,14 +101,14 @@ pub struct App {
     ready_without_orders_after_ms: u64,
     /// The last outcome of the activation that was reported.
     reported: Option<(Fence, Outcome)>,
-    /// What the start found, until the group was told.
+    /// What the start found, until it has been reported.
     boot: Option<Outcome>,
     /// The service ran when the agent started, or an activation has started it since.
     booted: bool,
     took_traffic: bool,
     /// What the running checks run for.
     watched: Option<(Vec<Check>, Option<Digest>)>,
-    /// Their last opinion that the group was told.
+    /// Their last result that was reported.
     health: Option<Health>,
     found_ms: Option<u64>,
     ensured_ms: Option<u64>,
@@ -183,7 +183,7 @@ impl App {
     }
 
     /// The first that a group hears of an app on this server is what was found here. A group that
-    /// forgot the app, or this server, is told again.
+    /// forgot the app, or this server, gets the report again.
     fn report_boot(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         if sight.orders.is_none() {
             let release = sight.record.local.current.clone();
@@ -234,7 +234,7 @@ impl App {
     }
 
     /// A group that does not know what runs here (it took this server in again, or began a new
-    /// incarnation) is told again what was found.
+    /// incarnation) gets what was found again.
     fn report_found(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         let local = &sight.record.local;
         let at_rest = *step == StepAction::Settled

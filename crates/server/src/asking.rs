@@ -1,4 +1,4 @@
-//! Asking for orders: whom, when, and what an answer is worth.
+//! Asking for orders: which member, when, and how fresh an answer is.
 //!
 //! One question is open at a time. The shell carries it to a member and steps with what came back;
 //! after [`Effect::Obey`] the orders are in force, and go stale by this server's own clock.

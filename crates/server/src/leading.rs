@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
-use cohort_core::ids::{AppId, ServerId};
+use cohort_core::ids::{AppId, ClockMs, ServerId};
 use cohort_core::placement::{Placed, Placement, placement};
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
@@ -21,7 +21,7 @@ pub const REPLACE_AFTER_MS: u64 = 300_000;
 /// A gap between two ticks that is longer was a pause of the whole process (stopped, or starved),
 /// in milliseconds.
 const PAUSE_MS: u64 = 5_000;
-/// How late the group clock may be when somebody else's entry is written, in milliseconds.
+/// How late the group clock may be when another proposer's entry is written, in milliseconds.
 const CLOCK_LATE_MS: u64 = 250;
 /// Pause between two steps of the placement of voters, in milliseconds.
 const PLACE_EVERY_MS: u64 = 200;
@@ -47,6 +47,8 @@ pub struct Leading {
     replace_after_ms: u64,
     /// Something has changed since the last plan.
     stale: bool,
+    /// Since the last plan the clock was advanced before another proposer's entry.
+    clock_first: bool,
 }
 
 impl Leading {
@@ -65,6 +67,7 @@ impl Leading {
             awake_since_ms: 0,
             replace_after_ms: REPLACE_AFTER_MS,
             stale: true,
+            clock_first: false,
         }
     }
 
@@ -92,7 +95,9 @@ impl Leading {
     /// Time has passed; call this often. After a pause of the whole process (stopped, or
     /// starved) silence counts from its end: nobody could be heard meanwhile. Deadlines stand still
     /// for as long, and while everything is stopped: they may be late, never early.
-    pub fn tick(&mut self, now_ms: u64) {
+    ///
+    /// Returns whether the process had paused.
+    pub fn tick(&mut self, now_ms: u64) -> bool {
         let gap_ms = self.ticked_ms.map_or(0, |at| now_ms.saturating_sub(at));
         if gap_ms > PAUSE_MS {
             self.awake_since_ms = now_ms;
@@ -103,13 +108,25 @@ impl Leading {
             *mark_ms = now_ms.min(*mark_ms + gap_ms);
         }
         self.ticked_ms = Some(now_ms);
+        gap_ms > PAUSE_MS
     }
 
-    /// The group clock was advanced by another member, or restored with a snapshot.
+    /// The last tick, on this member's monotonic clock, in milliseconds.
+    #[must_use]
+    pub fn ticked_ms(&self) -> Option<u64> {
+        self.ticked_ms
+    }
+
+    /// What the group clock would read if an entry had advanced it at the last tick.
+    #[must_use]
+    pub fn clock(&self, state: &State) -> ClockMs {
+        let behind_ms = self.ticked_ms.map_or(0, |now_ms| self.clock_behind_ms(now_ms));
+        state.clock.plus(behind_ms.min(CLOCK_STEP_MS_MAX))
+    }
+
+    /// The group clock was advanced by an entry of another leadership, or restored with a snapshot.
     pub fn clock_was_set(&mut self, now_ms: u64) {
-        if self.since_ms.is_none() {
-            self.clock_mark_ms = Some(now_ms);
-        }
+        self.clock_mark_ms = Some(now_ms);
     }
 
     /// Since when this member has listened as the leader, on its monotonic clock, in milliseconds:
@@ -119,28 +136,25 @@ impl Leading {
         self.since_ms.map(|since_ms| since_ms.max(self.awake_since_ms))
     }
 
-    /// Up to where the group clock has been advanced, on this member's monotonic clock.
-    #[must_use]
-    pub fn clock_mark_ms(&self) -> Option<u64> {
-        self.clock_mark_ms
-    }
-
     /// How far real time is ahead of the group clock, in milliseconds.
     fn clock_behind_ms(&self, now_ms: u64) -> u64 {
         self.clock_mark_ms.map_or(0, |mark_ms| now_ms.saturating_sub(mark_ms))
     }
 
-    /// The advance of the clock that comes before an entry of somebody else, so that what happens
-    /// in it happens now; none while an entry of the leader's own is in flight.
+    /// The advance of the clock that comes before another proposer's entry, so that what happens in
+    /// it happens now; none while an entry of the leader's own is in flight, and once between two
+    /// plans, so that a flood of entries cannot keep the leader from planning.
     pub fn clock_due(&mut self, now_ms: u64, state: &State, applied: u64) -> Option<Body> {
         // What comes first after a pause must not count it.
         self.tick(now_ms);
         self.seen.elapsed_ms = self.clock_behind_ms(now_ms);
         let due = self.since_ms.is_some()
+            && !self.clock_first
             && self.planned_up_to <= applied
             && self.seen.killed.is_none()
             && self.seen.elapsed_ms >= CLOCK_LATE_MS;
         let to = state.clock.plus(self.seen.elapsed_ms.min(CLOCK_STEP_MS_MAX));
+        self.clock_first |= due;
         due.then_some(Body::AdvanceClock { from: state.clock, to })
     }
 
@@ -176,7 +190,9 @@ impl Leading {
     }
 
     /// The reason given for the kill switch, while it is on. Returns whether that is news.
-    pub fn killed(&mut self, reason: Option<String>) -> bool {
+    pub fn killed(&mut self, now_ms: u64, reason: Option<String>) -> bool {
+        // Until now the clock stood still, or did not.
+        self.tick(now_ms);
         let news = reason != self.seen.killed;
         self.seen.killed = reason;
         self.stale |= news;
@@ -208,10 +224,11 @@ impl Leading {
         &self.seen
     }
 
-    /// Plans. What is proposed of it must be told to [`proposed`](Self::proposed).
+    /// Plans. Report each command that is proposed to [`proposed`](Self::proposed).
     pub fn plan(&mut self, now_ms: u64, state: &State, contacts: &Contacts) -> Plan {
         self.tick(now_ms);
         self.stale = false;
+        self.clock_first = false;
         self.note_joined(now_ms, state);
         self.planned_ms = Some(now_ms);
         self.seen.elapsed_ms = self.clock_behind_ms(now_ms);

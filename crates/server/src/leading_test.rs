@@ -53,7 +53,7 @@ fn an_earlier_leadership_leaves_nothing_behind_but_the_kill_switch() {
     let mut leading = leading();
     leading.registry(Some(RegistryView::default()));
     leading.offers(BTreeMap::new(), vec!["mirror x: expired".into()]);
-    assert!(leading.killed(Some("stop".into())));
+    assert!(leading.killed(1_000, Some("stop".into())));
     assert_eq!(leading.registry_answers(), Some(true));
     leading.ended();
     assert!(!leading.due(2_000, 0), "it does not plan any more");
@@ -62,7 +62,7 @@ fn an_earlier_leadership_leaves_nothing_behind_but_the_kill_switch() {
     assert_eq!(leading.registry_answers(), Some(false));
     assert!(leading.refusals().is_empty());
     assert_eq!(leading.why_killed(), Some("stop"));
-    assert!(!leading.killed(Some("stop".into())), "no news");
+    assert!(!leading.killed(3_000, Some("stop".into())), "no news");
 }
 
 #[test]
@@ -81,7 +81,9 @@ fn the_same_observation_again_is_no_news() {
 fn an_idle_group_writes_nothing_and_its_clock_catches_up_with_the_next_entry() {
     let mut leading = leading();
     let (hour_later, days_later) = (1_000 + HOUR_MS, 1_000 + 2 * CLOCK_STEP_MS_MAX);
-    (1_000..=hour_later).step_by(1_000).for_each(|now_ms| leading.tick(now_ms));
+    (1_000..=hour_later).step_by(1_000).for_each(|now_ms| {
+        leading.tick(now_ms);
+    });
     assert_eq!(plan_at(&mut leading, hour_later).commands, []);
     let clock = leading.clock_due(hour_later, &state(), 0);
     let hour = ClockMs(HOUR_MS);
@@ -90,11 +92,14 @@ fn an_idle_group_writes_nothing_and_its_clock_catches_up_with_the_next_entry() {
     assert_eq!(leading.clock_due(hour_later + 10, &state(), 0), None, "one is in flight");
     assert_eq!(leading.clock_due(hour_later + 10, &state(), 1), None, "not worth an entry");
     // What one entry cannot advance is dropped.
-    (hour_later..=days_later).step_by(1_000).for_each(|now_ms| leading.tick(now_ms));
+    (hour_later..=days_later).step_by(1_000).for_each(|now_ms| {
+        leading.tick(now_ms);
+    });
+    assert_eq!(plan_at(&mut leading, days_later).commands, []);
     let clock = leading.clock_due(days_later, &state(), 1).unwrap();
     assert_eq!(clock, Body::AdvanceClock { from: ClockMs(0), to: ClockMs(CLOCK_STEP_MS_MAX) });
     leading.proposed(days_later, 2, &clock);
-    assert_eq!(leading.clock_mark_ms(), Some(days_later));
+    assert_eq!(leading.clock(&state()), ClockMs(0), "nothing is left to be told");
 }
 
 #[test]
@@ -102,8 +107,8 @@ fn the_clock_goes_on_under_a_new_leader_from_where_the_last_entry_left_it() {
     let mut leading = Leading::new(ServerId::new("s2").unwrap(), None);
     leading.clock_was_set(1_000);
     leading.began(9_000);
-    leading.clock_was_set(9_500);
-    assert_eq!(leading.clock_mark_ms(), Some(1_000), "its own entries are told by `proposed`");
+    leading.tick(9_500);
+    assert_eq!(leading.clock(&state()), ClockMs(8_500));
 }
 
 #[test]
@@ -153,14 +158,14 @@ fn the_clock_stands_still_in_a_pause_and_while_everything_is_stopped() {
     let woken_ms = 2_000 + WEEK_MS;
     let clock = leading.clock_due(woken_ms, &state(), 0);
     assert_eq!(clock, Some(Body::AdvanceClock { from: ClockMs(0), to: ClockMs(1_000) }));
-    assert_eq!(leading.clock_mark_ms(), Some(1_000 + WEEK_MS), "a second is still to be told");
-    leading.killed(Some("stop".into()));
+    assert_eq!(leading.clock(&state()), ClockMs(1_000));
+    leading.killed(woken_ms, Some("stop".into()));
     let mut now_ms = woken_ms;
     while now_ms < woken_ms + HOUR_MS {
         now_ms += 1_000;
         leading.tick(now_ms);
     }
     assert_eq!(leading.clock_due(now_ms, &state(), 0), None);
-    leading.killed(None);
-    assert_eq!(leading.clock_mark_ms(), Some(now_ms - 1_000));
+    leading.killed(now_ms + 900, None);
+    assert_eq!(leading.clock(&state()), ClockMs(1_000), "what was stopped to the last counts not");
 }

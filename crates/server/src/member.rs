@@ -24,7 +24,8 @@ use cohort_core::state::HistoryEntry;
 use cohort_core::waiting::Waiting;
 use cohort_core::{Body, Command, Event, Offer, State};
 
-use crate::contacts::Contacts;
+use crate::asking::{ANSWER_MS_MAX, WAIT_MS_MAX};
+use crate::contacts::{Contacts, PASS_ON_EVERY_MS};
 use crate::leading::Leading;
 
 mod apply;
@@ -36,14 +37,15 @@ const TICK_MS: u64 = TICK.as_millis() as u64;
 const TICKS_CAUGHT_UP_MAX: u64 = 5;
 /// How long a hand-over before a stop may take, in ticks: 2 s.
 const HANDOVER_TICKS_MAX: u32 = 40;
-/// A read without an answer for this long counts as lost and is begun again, in milliseconds.
+/// A read without an answer for this long is retried, in milliseconds.
 const READ_LOST_MS: u64 = 500;
 /// How long a read may take in all, in milliseconds: longer than an election, so that it survives
 /// a change of leader.
 pub const READ_MS_MAX: u64 = 1_500;
-/// A new leader has heard from every server that lives after this long, in milliseconds: agents ask
-/// every two seconds, and members pass that on within one.
-const UNHEARD_MS: u64 = 6_000;
+/// A new leader has heard from every live server after this long, in milliseconds: a server that
+/// was asking the old leader waits for its held question and two answers before it asks another
+/// member, which then reports the contact.
+const UNHEARD_MS: u64 = WAIT_MS_MAX + 2 * ANSWER_MS_MAX + 1_000 + PASS_ON_EVERY_MS;
 /// How long a transfer of leadership may take, in milliseconds.
 const TRANSFER_MS_MAX: u64 = 3_000;
 
@@ -60,7 +62,8 @@ pub enum Input {
     Connected(RaftId),
     /// A peer cannot be reached.
     Unreachable(RaftId),
-    /// An established connection to a peer ended: its process has probably ended.
+    /// An established connection to a peer ended, and no other could be made: its process has
+    /// probably ended.
     Disconnected(RaftId),
     /// Append a command to the log: [`Output::Answer`].
     Propose { ticket: Ticket, command: Box<Command> },
@@ -107,11 +110,11 @@ pub enum Output {
     Stopped,
 }
 
-/// What came of a proposal.
+/// A proposal's outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proposed {
-    /// Committed and applied here, or refused for good. The entry is 0 for a command that is larger
-    /// than an entry may be.
+    /// Committed and applied here, or permanently rejected. The entry is 0 for a command that is
+    /// larger than an entry may be.
     Done { index: u64, rejection: Option<Rejection> },
     /// Another member leads, if this one knows of any.
     NotLeader { leader: Option<RaftId> },
@@ -124,7 +127,7 @@ pub enum Proposed {
 /// Why leadership was not transferred.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TransferFailure {
-    /// It was not begun.
+    /// The transfer did not start.
     #[error(transparent)]
     Refused(TransferError),
     /// Another transfer, or a stop, is in progress.
@@ -141,7 +144,7 @@ pub enum Note {
     Role { role: Role, term: Term, leader: Option<RaftId> },
     /// This member leads and has committed in its term.
     Leads { term: Term },
-    /// A transfer of leadership was begun.
+    /// A transfer of leadership started.
     GivesAway,
     /// The state machine refused a command.
     Rejected { index: u64, command: &'static str, rejection: Rejection },
@@ -151,7 +154,7 @@ pub enum Note {
     NotCompacted(cohort_consensus::CompactError),
 }
 
-/// What everybody may look at: consistent, as of `raft.applied`.
+/// The published view: consistent, as of `raft.applied`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct View {
     pub state: Arc<State>,
@@ -164,19 +167,32 @@ pub struct View {
     pub refusals: Vec<String>,
     /// Why everything is stopped, while the kill switch is on.
     pub killed: Option<String>,
-    /// Up to where the group clock has been advanced, on the member's monotonic clock.
-    pub clock_mark_ms: Option<u64>,
+    /// What the group clock would read if an entry had advanced it at `clock_at_ms`; in the log of
+    /// an idle group it stands still.
+    pub clock: ClockMs,
+    /// On the member's monotonic clock, in milliseconds; none before its first tick.
+    pub clock_at_ms: Option<u64>,
     /// Since when it has listened as the leader, on its monotonic clock; none on other members.
     pub listens_since_ms: Option<u64>,
 }
 
 impl View {
-    /// What the group clock would read if an entry advanced it now: in the log of an idle group it
-    /// stands still.
+    /// The group clock now; it stands still while the kill switch is on.
     #[must_use]
     pub fn clock(&self, now_ms: u64) -> ClockMs {
-        let behind_ms = self.clock_mark_ms.map_or(0, |mark_ms| now_ms.saturating_sub(mark_ms));
-        self.state.clock.plus(if self.killed.is_some() { 0 } else { behind_ms })
+        let at_ms = self.clock_at_ms.filter(|_| self.killed.is_none()).unwrap_or(now_ms);
+        self.clock.plus(now_ms.saturating_sub(at_ms))
+    }
+
+    /// How many servers are silent for one of the group's apps; 0 on members that do not lead.
+    #[must_use]
+    pub fn silent_servers(&self, contacts: &Contacts, now_ms: u64) -> usize {
+        let limits = self.state.apps.values();
+        let limit_ms = limits.map(|app| app.policy_in_force().update.unreachable_after.ms).min();
+        let silent = |server: &&ServerId| {
+            limit_ms.is_some_and(|ms| self.is_silent(server, contacts, now_ms, ms))
+        };
+        self.state.servers.keys().filter(silent).count()
     }
 
     /// The server whose member leads, as far as this one knows.
@@ -217,7 +233,7 @@ impl View {
     }
 }
 
-/// Why a member cannot go on; the agent exits.
+/// Why a member cannot continue; the agent exits.
 #[derive(Debug, thiserror::Error)]
 pub enum MemberError {
     /// The log cannot be trusted any more.
@@ -273,6 +289,8 @@ pub struct Member<S: LogStore> {
     /// Reads that begin with the next round.
     next_readers: Vec<Reader>,
     transfer: Option<(Ticket, u64)>,
+    /// The term in which this member leads; none while it does not.
+    led: Option<Term>,
     stopping: Option<Handover>,
     next_tick_ms: u64,
     changed: bool,
@@ -314,6 +332,7 @@ impl<S: LogStore> Member<S> {
             reading: None,
             next_readers: Vec::new(),
             transfer: None,
+            led: None,
             stopping: None,
             next_tick_ms: now_ms,
             changed: true,
@@ -340,7 +359,8 @@ impl<S: LogStore> Member<S> {
             registry: self.leading.registry_answers(),
             refusals: self.leading.refusals().to_vec(),
             killed: self.leading.why_killed().map(str::to_owned),
-            clock_mark_ms: self.leading.clock_mark_ms(),
+            clock: self.leading.clock(&self.state),
+            clock_at_ms: self.leading.ticked_ms(),
             listens_since_ms: self.leading.listens_since_ms(),
         }
     }
@@ -356,7 +376,7 @@ impl<S: LogStore> Member<S> {
     /// `now_ms` is a monotonic clock, the same that `contacts` are kept by.
     ///
     /// # Errors
-    /// The member cannot go on and must be dropped; nothing that it was asked is answered.
+    /// The member cannot continue and must be dropped; no pending request gets an answer.
     pub fn step(
         &mut self,
         now_ms: u64,
@@ -398,7 +418,7 @@ impl<S: LogStore> Member<S> {
             }
             Input::Registry(view) => self.leading.registry(view),
             Input::Offers { offers, refusals } => self.leading.offers(offers, refusals),
-            Input::Kill(reason) => self.changed |= self.leading.killed(reason),
+            Input::Kill(reason) => self.changed |= self.leading.killed(now_ms, reason),
             Input::Stop => {
                 if self.stopping.is_none() {
                     let handover = Handover::begin(&mut self.node, HANDOVER_TICKS_MAX);
@@ -413,7 +433,7 @@ impl<S: LogStore> Member<S> {
         if now_ms < self.next_tick_ms {
             return;
         }
-        self.leading.tick(now_ms);
+        self.changed |= self.leading.tick(now_ms);
         let due = 1 + (now_ms - self.next_tick_ms) / TICK_MS;
         self.next_tick_ms += due * TICK_MS;
         for _ in 0..due.min(TICKS_CAUGHT_UP_MAX) {

@@ -2,7 +2,7 @@
 //! simulation would notice.
 
 use cohort_consensus::Weaken;
-use cohort_simulate::raft::{Setup, run};
+use cohort_simulate::raft::{NOT_A_VOTER, NOT_CONVERGED, STALE_READ, Setup, run};
 
 /// Events per seed: long enough for some elections, snapshots and membership changes.
 const STEPS: u64 = 3000;
@@ -85,7 +85,7 @@ fn a_leader_that_does_not_step_down_is_noticed_within_100_seeds() {
     let what = noticed(100, |setup| {
         setup.weaken = Weaken { no_step_down: true, ..Weaken::default() };
     });
-    assert!(what.contains("no voter"), "{what}");
+    assert!(what.contains(NOT_A_VOTER), "{what}");
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn snapshots_without_a_report_are_noticed_within_100_seeds() {
     let what = noticed(100, |setup| {
         setup.weaken = Weaken { no_snapshot_report: true, ..Weaken::default() };
     });
-    assert!(what.contains("did not converge"), "{what}");
+    assert!(what.contains(NOT_CONVERGED), "{what}");
 }
 
 #[test]
@@ -101,5 +101,5 @@ fn reads_from_a_lease_are_noticed_within_300_seeds() {
     let what = noticed(300, |setup| {
         setup.weaken = Weaken { lease_reads: true, ..Weaken::default() };
     });
-    assert!(what.contains("answered a read"), "{what}");
+    assert!(what.contains(STALE_READ), "{what}");
 }

@@ -12,7 +12,7 @@ use redb::{
 };
 
 use crate::durable_file::move_aside;
-use crate::encoding::{seal, unseal};
+use crate::encoding::{DecodeError, seal, unseal};
 use crate::error::StoreError;
 use crate::image::{Batch, Damage, Image, LogStore};
 use crate::types::Identity;
@@ -244,7 +244,11 @@ impl From<TableError> for Fault {
 
 impl From<Damage> for Fault {
     fn from(damage: Damage) -> Self {
-        Fault::Damaged(damage.into())
+        match damage {
+            // A record of a version to come is no damage: the file stays where it is.
+            Damage::Record { source: DecodeError::Version(found), .. } => Fault::NewerSchema(found),
+            damage => Fault::Damaged(damage.into()),
+        }
     }
 }
 

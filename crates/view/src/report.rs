@@ -261,9 +261,10 @@ fn silence(status: &GroupStatus) -> Option<Problem> {
     let voters = status.voters.len();
     let left = status.voters.iter().filter(|voter| !silent.contains(&&voter.server)).count();
     if left < voters {
-        let means = match left.saturating_sub(voters / 2 + 1) {
-            0 => "with one less the group decides nothing".to_owned(),
-            spare => format!("the group bears the loss of {spare} more"),
+        let means = match left.checked_sub(voters / 2 + 1) {
+            None => "the group has lost its majority".to_owned(),
+            Some(0) => "one more loss stops the group".to_owned(),
+            Some(spare) => format!("the group tolerates {spare} more failures"),
         };
         sentence.push_str(&format!("; {left} of {voters} voters left, {means}"));
     }

@@ -51,7 +51,7 @@ fn what_a_silent_server_does_is_unknown_and_people_are_told() {
     let report = report([status]);
     assert!(!report.healthy && !report.settled_on(None, Some(&version("1.0.0"))));
     let [problem] = &report.groups[0].problems[..] else { panic!("{:?}", report.groups) };
-    for said in ["web-2, web-3", "1m 43s", "1 of 3 voters"] {
+    for said in ["web-2, web-3", "1m 43s", "1 of 3 voters left, the group has lost its majority"] {
         assert!(problem.sentence.contains(said), "{}", problem.sentence);
     }
     let remove = Command::GroupRemoveServer {

@@ -1,8 +1,8 @@
 //! The kill switch: one register per scope, signed by an operator, latched on every server's disk.
 //!
 //! It is not in the log, because a minority must be able to stop. Registers merge: the higher epoch
-//! wins, and at equal epochs *on* wins. So they can be passed on in any order, any number of times,
-//! by anybody.
+//! wins, and at equal epochs *on* wins. So any server can forward them, in any order and any number
+//! of times.
 //!
 //! On disk a scope is one file whose *name* carries epoch and position:
 //! `fleet@00000000000000000007@on.kill`, `group@web.zone-a@…@off.kill`. The name survives damage to
@@ -61,7 +61,7 @@ pub struct KillRegister {
 pub struct SignedKill(pub SignedStatement);
 
 impl SignedKill {
-    /// Signs a register. The signer's role is checked by whoever receives it.
+    /// Signs a register. The receiver checks the signer's role.
     ///
     /// # Errors
     /// When the reason is too long, or the identity's key cannot sign.

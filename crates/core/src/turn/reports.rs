@@ -23,18 +23,9 @@ impl State {
         actor: &str,
         events: &mut Vec<Event>,
     ) -> Applied {
-        let max = 2 * REPORT_TEXT_BYTES_MAX;
-        let bytes = match &report.outcome {
-            Outcome::Failed { reason, output, .. } => reason.len() + output.len(),
-            Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => reason.len(),
-            Outcome::Found { .. }
-            | Outcome::Holds { .. }
-            | Outcome::Applied
-            | Outcome::Checked
-            | Outcome::InService => 0,
-        };
-        if bytes > max {
-            return Err(Rejection::Limit { what: Limited::ReportBytes, max: max as u64 });
+        if report.outcome.is_too_long() {
+            let max = 2 * REPORT_TEXT_BYTES_MAX as u64;
+            return Err(Rejection::Limit { what: Limited::ReportBytes, max });
         }
         let Some(server) = self.servers.get(&report.server) else {
             return Err(Rejection::NoServer { server: report.server.clone() });

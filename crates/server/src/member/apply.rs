@@ -113,7 +113,8 @@ impl<S: LogStore> Member<S> {
             };
             self.outputs.push(Output::Answer { ticket, outcome });
         }
-        if matches!(command.body, Body::AdvanceClock { .. }) {
+        // What this leadership proposed, it has counted when it did.
+        if matches!(command.body, Body::AdvanceClock { .. }) && self.led != Some(entry.term) {
             self.leading.clock_was_set(now_ms);
         }
         self.leading.state_changed();
@@ -127,6 +128,7 @@ impl<S: LogStore> Member<S> {
         self.waiting.clear();
         self.announced = false;
         let leads = role == Role::Leader;
+        self.led = leads.then_some(term);
         if leads {
             self.leading.began(now_ms);
             self.end_old_transfer();

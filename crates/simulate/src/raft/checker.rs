@@ -5,6 +5,13 @@ use std::collections::BTreeMap;
 use cohort_consensus::{Index, RaftId, Role, Status, Term};
 use cohort_store::{Entry, EntryKind};
 
+/// A violation that the tests look for: a leader that has left the membership.
+pub const NOT_A_VOTER: &str = "is the leader but not a voter";
+/// A read that did not see what was acknowledged before it began.
+pub const STALE_READ: &str = "answered a read";
+/// The healed group stays divided, or without a leader.
+pub const NOT_CONVERGED: &str = "the healed group did not converge";
+
 /// Every decision that any member has ever seen.
 #[derive(Debug, Default)]
 pub struct Checker {
@@ -43,10 +50,7 @@ impl Checker {
             return Err(format!("term {} has two leaders, {first} and {}", status.term, status.id));
         }
         if !status.configuration.is_voter(status.id) {
-            return Err(format!(
-                "{} is the leader but not a voter of {}",
-                status.id, status.configuration
-            ));
+            return Err(format!("{} {NOT_A_VOTER} of {}", status.id, status.configuration));
         }
         Ok(())
     }
@@ -84,7 +88,7 @@ impl Checker {
     /// A member that has applied `applied` answered a read.
     pub(crate) fn read(&self, id: RaftId, floor: Index, applied: Index) -> Result<(), String> {
         if applied < floor {
-            return Err(format!("{id} answered a read at {applied}, below its floor {floor}"));
+            return Err(format!("{id} {STALE_READ} at {applied}, below its floor {floor}"));
         }
         Ok(())
     }

@@ -20,6 +20,6 @@ mod network;
 mod script;
 mod world;
 
-pub use checker::Checker;
+pub use checker::{Checker, NOT_A_VOTER, NOT_CONVERGED, STALE_READ};
 pub use script::Script;
 pub use world::{Outcome, Setup, Violation, run};

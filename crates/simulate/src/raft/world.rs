@@ -10,7 +10,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::chaos::{self, Chaos};
-use super::checker::Checker;
+use super::checker::{Checker, NOT_CONVERGED};
 use super::member::{After, Machine, Member};
 use super::network::Network;
 
@@ -206,7 +206,7 @@ impl World {
             }
         }
         let states: Vec<String> = self.members.values().map(describe).collect();
-        Err(format!("the healed group did not converge:\n  {}", states.join("\n  ")))
+        Err(format!("{NOT_CONVERGED}:\n  {}", states.join("\n  ")))
     }
 
     /// A server with an empty disk; a founder of the group if its number is among the first.

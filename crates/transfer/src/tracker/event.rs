@@ -1,4 +1,4 @@
-//! What a transfer has to say to whoever operates the group.
+//! What a transfer tells the group's operators.
 
 use cohort_core::ids::ServerId;
 
