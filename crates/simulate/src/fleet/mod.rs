@@ -15,9 +15,8 @@
 //! Once all faults have ended, every group is whole, has what it acknowledged, and runs what its
 //! channel points to.
 //!
-//! Start reading at `world`; `server` is a server, [`script`] has the verbs of
-//! `scenarios/*.txt` (a network without delays, one proposal at a time), [`chaos`] draws faults from
-//! a seed.
+//! Start reading at `world`; `server` is a server, [`script`] has the verbs of `scenarios/*.txt` (a
+//! network without delays, one proposal at a time), [`chaos`] draws faults from a seed.
 
 mod behaviour;
 mod build;

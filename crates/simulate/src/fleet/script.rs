@@ -318,7 +318,8 @@ impl Script {
             let end_ms = self.fleet.now_ms + within_ms;
             let wave: Option<u32> = line.pairs.get("wave").map(|n| n.parse().expect("a number"));
             let app = line.app();
-            let from = self.group().log.events.len();
+            // What earlier verbs caused counts, if it has not been told.
+            let from = self.told.get(self.group.as_ref().expect("a group")).copied().unwrap_or(0);
             self.fleet.break_at = Some(Break::Entered(target, wave));
             while !self.entered(&app, target, wave, from) {
                 if self.fleet.now_ms >= end_ms {
@@ -334,7 +335,7 @@ impl Script {
         self.tell(line.words.contains(&"steps"), out);
     }
 
-    /// Whether an app has entered a state since `from` and is still there.
+    /// Whether an app has entered a state since event `from` and is still there.
     fn entered(&mut self, app: &AppId, target: PhaseName, wave: Option<u32>, from: usize) -> bool {
         let group = self.group();
         let entered = group.log.events[from..].iter().any(|happened| {
@@ -395,20 +396,14 @@ impl Script {
     /// A command, and why it was refused, if it was.
     fn say(&mut self, actor: &str, body: Body) -> Option<Rejection> {
         let group = self.group.clone().expect("begin with `fleet`");
-        // A leader that had to advance the clock first was busy with that.
-        let mut tries = (0..2).map(|_| {
-            let number = self.fleet.say(&group, actor, body.clone());
-            self.outcome(number)
-        });
-        let outcome = tries.find_map(|outcome| outcome);
-        outcome.expect("a leader, and a network without faults")
+        let number = self.fleet.say(&group, actor, body);
+        self.outcome(number).expect("a leader, and a network without faults")
     }
 
     /// Why the command of that number was refused, if it was; none if nobody knows.
     fn outcome(&mut self, number: u64) -> Option<Option<Rejection>> {
-        self.fleet.break_at = Some(Break::Known(number));
-        self.fleet.settle(false);
-        self.fleet.break_at = None;
+        let group = self.group.as_ref().expect("begin with `fleet`");
+        self.fleet.wait_for(group, number);
         self.group().log.outcomes.remove(&number).flatten()
     }
 

@@ -383,22 +383,18 @@ impl Server {
     fn read_inbox(&mut self, around: &Around<'_>, log: &mut Log) {
         for Packet { id, what, .. } in std::mem::take(&mut self.agent.inbox) {
             match what {
-                What::Answer(input) => {
-                    if self.agent.open.is_some_and(|(open, _)| open == id) {
-                        self.agent.open = None;
-                        self.ask(input, around);
-                    }
+                What::Answer(input) if self.agent.open.is_some_and(|(open, _)| open == id) => {
+                    self.agent.open = None;
+                    self.ask(input, around);
                 }
-                What::Taken(taken) => {
-                    if self.agent.sending.is_some_and(|(sending, _)| sending == id) {
-                        self.agent.sending = None;
-                        match taken {
-                            Some(taken) => {
-                                self.agent.outbox.answered(&taken);
-                                self.agent.changes += 1;
-                            }
-                            None => self.agent.outbox.not_answered(around.now_ms),
+                What::Taken(taken) if self.agent.sending.is_some_and(|(sent, _)| sent == id) => {
+                    self.agent.sending = None;
+                    match taken {
+                        Some(taken) => {
+                            self.agent.outbox.answered(&taken);
+                            self.agent.changes += 1;
                         }
+                        None => self.agent.outbox.not_answered(around.now_ms),
                     }
                 }
                 What::Guided(answer) => self.guided(id, answer, around.now_ms),

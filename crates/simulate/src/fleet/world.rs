@@ -223,9 +223,9 @@ impl Fleet {
             for server in group.servers.values_mut() {
                 server.linked = server.reaches(&self.behaviours);
             }
-            if self.errands(&mut group) && self.advance(&mut group) {
+            if self.errands(&mut group) && self.advance(&mut group, self.now_ms) {
                 self.servers(&mut group);
-                self.advance(&mut group);
+                self.advance(&mut group, self.now_ms);
             }
             group.let_go();
             self.prober.look(self.now_ms, &group, &self.behaviours);
@@ -234,26 +234,40 @@ impl Fleet {
         }
     }
 
-    /// What happens without time going by, up to `break_at`; `errands`: those of the members, too.
+    /// What happens without time going by; `errands`: those of the members, too.
     pub(crate) fn settle(&mut self, errands: bool) {
         let names: Vec<GroupId> = self.groups.keys().cloned().collect();
         for name in names {
             let mut group = self.groups.remove(&name).expect("a known group");
-            if self.advance(&mut group) && errands && self.errands(&mut group) {
-                self.advance(&mut group);
+            self.advance(&mut group, self.now_ms);
+            if errands && self.errands(&mut group) {
+                self.advance(&mut group, self.now_ms);
             }
             self.groups.insert(name, group);
         }
     }
 
-    /// Members step and packets arrive up to now, each at its time. Returns false when it was
+    /// Members continue until the outcome of that command is known, ahead of the servers: a leader
+    /// that is busy is asked again after a pause of less than a step of the servers' clock.
+    pub(crate) fn wait_for(&mut self, group: &GroupId, command: u64) {
+        let mut known = self.groups.remove(group).expect("a known group");
+        self.break_at = Some(Break::Known(command));
+        let until_ms = known.log.now_ms + TICK_MS;
+        if !self.is_there(&known) {
+            self.advance(&mut known, until_ms);
+        }
+        self.break_at = None;
+        self.groups.insert(group.clone(), known);
+    }
+
+    /// Members step and packets arrive up to `until_ms`, each at its time. Returns false when it was
     /// broken off (`break_at`).
-    fn advance(&mut self, group: &mut Group) -> bool {
+    fn advance(&mut self, group: &mut Group, until_ms: u64) -> bool {
         loop {
             let (steps, arrives) = (group.next_step(), group.net.next_ms());
             let next_ms = steps.as_ref().map(|(at_ms, _)| *at_ms).into_iter().chain(arrives).min();
-            let Some(next_ms) = next_ms.filter(|at_ms| *at_ms <= self.now_ms) else {
-                group.log.now_ms = self.now_ms;
+            let Some(next_ms) = next_ms.filter(|at_ms| *at_ms <= until_ms) else {
+                group.log.now_ms = group.log.now_ms.max(until_ms);
                 return true;
             };
             group.log.now_ms = group.log.now_ms.max(next_ms);

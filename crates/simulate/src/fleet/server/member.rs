@@ -51,13 +51,13 @@ struct Request {
 enum Waits {
     /// A server, for orders no older than that entry.
     Orders(Request, BTreeMap<AppId, Doing>, u64),
-    Commit(Commit),
+    Commit(Box<Commit>),
     /// Another member, on behalf of its own client.
     Forward(Request, Box<Command>),
     Claim(Request),
     /// Nobody: leadership is to move,
     Transfer,
-    /// or the group hears of a record that the registry has. If that gets lost, it is written again.
+    /// or the group hears of a record that the registry has. If lost, it is written again.
     Record,
 }
 
@@ -309,7 +309,7 @@ impl Carried {
 
     fn propose(&mut self, commit: Commit) {
         let command = Box::new(commit.command.clone());
-        let ticket = self.wait(Waits::Commit(commit));
+        let ticket = self.wait(Waits::Commit(Box::new(commit)));
         self.inputs.push(Input::Propose { ticket, command });
     }
 
@@ -416,7 +416,7 @@ impl Carried {
             }
             Output::Happened { index, event, .. } => log.happened(index, &event),
             Output::Answer { ticket, outcome } => match self.answered(ticket) {
-                Waits::Commit(commit) => self.proposed(commit, outcome, log),
+                Waits::Commit(commit) => self.proposed(*commit, outcome, log),
                 Waits::Forward(request, command) => {
                     let outcome = match outcome {
                         Proposed::Done { index, rejection } => {

@@ -1,5 +1,5 @@
-//! What the agent does for its member beside answering: it reads for it, writes for it, and passes on
-//! whom it has heard.
+//! What the agent does for its member in addition to answering: it reads for it, writes for it, and
+//! passes on which servers it has heard from.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
