@@ -244,18 +244,25 @@ impl Server {
 
     /// The agent dies (−9), and with it whatever of the log was not durable; services live on.
     pub(crate) fn crash(&mut self) {
+        let ended = self.die();
+        self.agent.outgoing.extend(ended);
+    }
+
+    /// Returns what its connections say as they end.
+    fn die(&mut self) -> Vec<Packet> {
         self.up = false;
         self.crash_in = None;
         self.paused_until_ms = 0;
         (self.disk_fails, self.stops) = (false, false);
-        self.member = None;
         if let Some((_, disk)) = &self.disk.log {
             disk.crash();
         }
+        self.member.take().map_or(Vec::new(), |member| member.hang_up())
     }
 
+    /// The machine dies, and does not even end its connections.
     pub(crate) fn power_off(&mut self) {
-        self.crash();
+        self.die();
         self.boots += 1;
         for service in self.services.values_mut() {
             service.up = false;
@@ -270,7 +277,8 @@ impl Server {
         }
         self.up = true;
         self.disk.boot_epoch += 1;
-        self.agent = Agent::new(&self.id, self.disk.boot_epoch);
+        let outgoing = self.sends();
+        self.agent = Agent { outgoing, ..Agent::new(&self.id, self.disk.boot_epoch) };
         self.open_member();
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
         for app in apps {

@@ -17,7 +17,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::behaviour::{Behaviour, Behaviours};
 use super::group::Group;
-use super::log::{Happened, Log};
+use super::log::Log;
 use super::net::Weather;
 use super::prober::Prober;
 use super::server::member::Setup;
@@ -260,8 +260,8 @@ impl Fleet {
         self.groups.insert(group.clone(), known);
     }
 
-    /// Members step and packets arrive up to `until_ms`, each at its time. Returns false when it was
-    /// broken off (`break_at`).
+    /// Members step and packets arrive up to `until_ms`, each at its time. Returns false when it
+    /// was broken off (`break_at`).
     fn advance(&mut self, group: &mut Group, until_ms: u64) -> bool {
         loop {
             let (steps, arrives) = (group.next_step(), group.net.next_ms());
@@ -387,8 +387,9 @@ impl Fleet {
             None => false,
             Some(Break::Known(command)) => log.outcomes.contains_key(&command),
             Some(Break::Entered(name, wave)) => {
-                let enters = |happened: &Happened| matches!(happened.event, Event::PhaseChanged { to, .. } if to == name);
-                group.news().iter().any(enters)
+                let enters =
+                    |event: &Event| matches!(event, Event::PhaseChanged { to, .. } if *to == name);
+                group.news().iter().any(|happened| enters(&happened.event))
                     && log.state.apps.values().any(|app| {
                         app.phase.name() == name && (wave.is_none() || wave == number(&app.phase))
                     })

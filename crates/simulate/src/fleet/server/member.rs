@@ -275,6 +275,34 @@ impl Carried {
         self.inputs.push(input);
     }
 
+    /// The process has died: its connections end, and every client sees that.
+    pub(crate) fn hang_up(self) -> Vec<Packet> {
+        let (mut ended, mut commits) = (Vec::new(), Vec::new());
+        commits.extend(self.again.into_iter().map(|(_, commit)| commit));
+        commits.extend(self.forwarded.into_values().map(|(_, commit)| commit));
+        for waits in self.asked.into_values() {
+            match waits {
+                Waits::Orders(request, ..) => ended.push((request, What::Answer(Answer::NoAnswer))),
+                Waits::Commit(commit) => commits.push(*commit),
+                Waits::Forward(request, _) => ended.push((request, What::Forwarded(None))),
+                Waits::Claim(request) => ended.push((request, What::Claimed(None))),
+                Waits::Transfer | Waits::Record => {}
+            }
+        }
+        for commit in commits {
+            match commit.client {
+                Client::Reports(request, ..) => ended.push((request, What::Taken(None))),
+                Client::Join(request) => ended.push((request, What::Answer(Answer::NoAnswer))),
+                Client::Person(_) => {}
+            }
+        }
+        let held = self.held.into_iter();
+        ended.extend(held.map(|held| (held.request, What::Answer(Answer::NoAnswer))));
+        let from = self.server;
+        let packet = |(Request { from: to, id }, what)| Packet { from: from.clone(), to, id, what };
+        ended.into_iter().map(packet).collect()
+    }
+
     fn clock(&mut self, now_ms: u64) {
         if self.now_ms != now_ms {
             (self.now_ms, self.steps) = (now_ms, 0);
