@@ -60,6 +60,12 @@ impl Behaviours {
             .flat_map(|(_, b)| b.on(server))
     }
 
+    /// Whether it cuts a server off.
+    pub(crate) fn cuts_off(&self, release: &Release, server: &ServerId) -> bool {
+        let cuts = |behaviour: &Behaviour| behaviour.on(server).any(|f| *f == Fault::CutsNetwork);
+        self.0.iter().any(|(known, behaviour)| cuts(behaviour) && known == release)
+    }
+
     pub(crate) fn knows(&self, release: &Release) -> bool {
         self.0.iter().any(|(known, _)| known == release)
     }

@@ -31,7 +31,7 @@ pub(crate) struct Group {
     /// The reason given for the kill switch; none while it is off.
     pub(crate) killed: Option<String>,
     /// What the channels point to, for this group's platform.
-    pub(crate) offers: BTreeMap<AppId, Offer>,
+    pub(crate) offers: Arc<BTreeMap<AppId, Offer>>,
     /// How many events there were at the end of the last step of the clock.
     pub(crate) told: usize,
     setup: Arc<Setup>,
@@ -77,7 +77,7 @@ impl Group {
             leaving: BTreeSet::new(),
             gone: BTreeSet::new(),
             killed: None,
-            offers: BTreeMap::new(),
+            offers: Arc::default(),
             told: 0,
             setup,
         };
@@ -110,12 +110,6 @@ impl Group {
 
     pub(crate) fn leader(&self) -> Option<ServerId> {
         self.leader_view().map(|(server, _)| server.clone())
-    }
-
-    /// The member that steps next, and when.
-    pub(super) fn next_step(&self) -> Option<(u64, ServerId)> {
-        let steps = self.servers.iter().filter_map(|(id, server)| Some((server.wakes_ms()?, id)));
-        steps.min().map(|(at_ms, server)| (at_ms, server.clone()))
     }
 
     /// Servers that have left stop once no vote of their members is wanted.

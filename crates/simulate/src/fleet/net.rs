@@ -140,8 +140,9 @@ impl Net {
         self.in_flight.insert((at_ms, request, self.sent), packet);
     }
 
-    pub(crate) fn next_ms(&self) -> Option<u64> {
-        self.in_flight.first_key_value().map(|((at_ms, ..), _)| *at_ms)
+    /// When the next packet arrives; at the end of time if none is in flight.
+    pub(crate) fn next_ms(&self) -> u64 {
+        self.in_flight.first_key_value().map_or(u64::MAX, |((at_ms, ..), _)| *at_ms)
     }
 
     /// Takes out the next packet that has arrived; with the first one from a member, all that have

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use cohort_core::command::{Body, Event, Rejection};
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
@@ -135,7 +136,8 @@ impl Script {
             "channel" => self.fleet.channel(&line.app(), line.words[0]),
             "refused" => {
                 let reason = line.rest();
-                self.group().offers.insert(line.app(), Offer::Refused { reason });
+                let offers = Arc::make_mut(&mut self.group().offers);
+                offers.insert(line.app(), Offer::Refused { reason });
             }
             "run" => self.run(line, out),
             "times" => self.times = line.words[0] == "on",
@@ -365,7 +367,7 @@ impl Script {
     fn verdict(&mut self, line: &Line<'_>) {
         let [group, version, word] = line.words[..3] else { panic!("verdict GROUP VERSION WORD") };
         let platform = self.group().log.state.platform.clone().expect("set up");
-        self.fleet.registry.view.verdicts.push(ForeignVerdict {
+        Arc::make_mut(&mut self.fleet.registry.view).verdicts.push(ForeignVerdict {
             group: GroupId::new(group).expect("a group"),
             app: line.app(),
             version: Version::new(version).expect("a version"),

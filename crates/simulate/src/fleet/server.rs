@@ -304,9 +304,8 @@ impl Server {
 
     /// Whether messages go to and fro: a release that is switched in can cut its server off, too.
     pub(crate) fn reaches(&self, behaviours: &Behaviours) -> bool {
-        let switched_in = self.services.values().filter_map(|service| service.release.as_ref());
-        let mut faults = switched_in.flat_map(|release| behaviours.faults(release, &self.id));
-        !self.cut && faults.all(|fault| *fault != Fault::CutsNetwork)
+        let mut switched_in = self.services.values().filter_map(|service| service.release.as_ref());
+        !self.cut && !switched_in.any(|release| behaviours.cuts_off(release, &self.id))
     }
 
     /// One instruction more; true when the agent dies here.
@@ -516,8 +515,8 @@ impl Server {
         if self.agent.received.is_none() {
             return;
         }
-        let members = self.agent.members.clone();
-        if let Some(sending) = self.agent.outbox.next(around.now_ms, &members) {
+        let Agent { outbox, members, .. } = &mut self.agent;
+        if let Some(sending) = outbox.next(around.now_ms, members) {
             let id = self.agent.number();
             self.agent.sending = Some((id, around.now_ms + TAKEN_MS_MAX));
             self.send(sending.to.server, id, What::Report(sending.reports));

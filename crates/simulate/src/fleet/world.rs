@@ -1,6 +1,7 @@
 //! The fleet: groups, one registry, one clock.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cohort_consensus::Limits;
 use cohort_core::Offer;
@@ -18,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use super::behaviour::{Behaviour, Behaviours};
 use super::group::Group;
 use super::log::Log;
-use super::net::Weather;
+use super::net::{Packet, Weather};
 use super::prober::Prober;
 use super::server::member::Setup;
 use super::server::{Around, Holdings, Server};
@@ -28,8 +29,8 @@ pub(crate) const TICK_MS: u64 = 100;
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Registry {
-    /// Its content, as leaders read it.
-    pub(crate) view: RegistryView,
+    /// Its content, as leaders read it; shared with those that have read it.
+    pub(crate) view: Arc<RegistryView>,
     /// Where the members of each group are.
     pub(crate) members: BTreeMap<GroupId, Vec<MemberAddress>>,
     /// Whether it is unreachable.
@@ -111,7 +112,7 @@ impl Fleet {
         let group = Group::found(self.now_ms, platform, &map, servers, setup);
         let platform = group.log.state.platform.clone().expect("set up with one");
         let info = GroupInfo { labels: map, platform };
-        self.registry.view.groups.insert(id.clone(), info);
+        Arc::make_mut(&mut self.registry.view).groups.insert(id.clone(), info);
         self.registry.members.insert(id.clone(), group.log.state.member_addresses());
         self.groups.insert(id.clone(), group);
         id
@@ -185,7 +186,7 @@ impl Fleet {
 
     pub(crate) fn set_policy(&mut self, policy: Policy) {
         policy.validate().expect("a valid policy");
-        let policies = &mut self.registry.view.policies;
+        let policies = &mut Arc::make_mut(&mut self.registry.view).policies;
         let revision =
             policies.get(&policy.app).map_or(Revision(1), |(revision, _)| revision.next());
         policies.insert(policy.app.clone(), (revision, policy));
@@ -202,7 +203,8 @@ impl Fleet {
             let platform = group.log.state.platform.clone().expect("set up").to_string();
             let release = self.releases.get(&(app.clone(), version.to_owned(), platform));
             if let Some(release) = release {
-                group.offers.insert(app.clone(), Offer::Release(release.clone()));
+                let offers = Arc::make_mut(&mut group.offers);
+                offers.insert(app.clone(), Offer::Release(release.clone()));
             }
         }
     }
@@ -217,34 +219,32 @@ impl Fleet {
 
     pub(crate) fn tick(&mut self) {
         self.now_ms += TICK_MS;
-        let names: Vec<GroupId> = self.groups.keys().cloned().collect();
-        for name in names {
-            let mut group = self.groups.remove(&name).expect("a known group");
+        let mut groups = std::mem::take(&mut self.groups);
+        for group in groups.values_mut() {
             for server in group.servers.values_mut() {
                 server.linked = server.reaches(&self.behaviours);
             }
-            if self.errands(&mut group) && self.advance(&mut group, self.now_ms) {
-                self.servers(&mut group);
-                self.advance(&mut group, self.now_ms);
+            if self.errands(group) && self.advance(group, self.now_ms) {
+                self.servers(group);
+                self.advance(group, self.now_ms);
             }
             group.let_go();
-            self.prober.look(self.now_ms, &group, &self.behaviours);
+            self.prober.look(self.now_ms, group, &self.behaviours);
             group.told = group.log.events.len();
-            self.groups.insert(name, group);
         }
+        self.groups = groups;
     }
 
     /// What happens without time going by; `errands`: those of the members, too.
     pub(crate) fn settle(&mut self, errands: bool) {
-        let names: Vec<GroupId> = self.groups.keys().cloned().collect();
-        for name in names {
-            let mut group = self.groups.remove(&name).expect("a known group");
-            self.advance(&mut group, self.now_ms);
-            if errands && self.errands(&mut group) {
-                self.advance(&mut group, self.now_ms);
+        let mut groups = std::mem::take(&mut self.groups);
+        for group in groups.values_mut() {
+            self.advance(group, self.now_ms);
+            if errands && self.errands(group) {
+                self.advance(group, self.now_ms);
             }
-            self.groups.insert(name, group);
         }
+        self.groups = groups;
     }
 
     /// Members continue until the outcome of that command is known, ahead of the servers: a leader
@@ -263,32 +263,48 @@ impl Fleet {
     /// Members step and packets arrive up to `until_ms`, each at its time. Returns false when it
     /// was broken off (`break_at`).
     fn advance(&mut self, group: &mut Group, until_ms: u64) -> bool {
+        let wakes = group.servers.iter().map(|(id, server)| (server.wakes_ms(), id.clone()));
+        let mut wakes: Vec<(u64, ServerId)> = wakes.collect();
         loop {
-            let (steps, arrives) = (group.next_step(), group.net.next_ms());
-            let next_ms = steps.as_ref().map(|(at_ms, _)| *at_ms).into_iter().chain(arrives).min();
-            let Some(next_ms) = next_ms.filter(|at_ms| *at_ms <= until_ms) else {
+            let first = wakes.iter().enumerate().min_by_key(|(_, (at_ms, _))| *at_ms);
+            let wake_ms = first.map_or(u64::MAX, |(_, (at_ms, _))| *at_ms);
+            let next_ms = wake_ms.min(group.net.next_ms());
+            if next_ms > until_ms {
                 group.log.now_ms = group.log.now_ms.max(until_ms);
                 return true;
-            };
+            }
             group.log.now_ms = group.log.now_ms.max(next_ms);
-            if arrives == Some(next_ms) {
-                self.arrived(group, next_ms);
-            } else if let Some((_, server)) = steps {
-                self.do_with(group, &server, |server, log| {
+            let (at, packets) = if next_ms == group.net.next_ms() {
+                let packets = group.net.next(next_ms);
+                let to = &packets[0].to;
+                // The server may have left.
+                let Ok(at) = wakes.binary_search_by(|(_, server)| server.cmp(to)) else { continue };
+                (at, packets)
+            } else {
+                let Some((at, _)) = first else { continue };
+                (at, Vec::new())
+            };
+            let server = &wakes[at].1;
+            if packets.is_empty() {
+                self.do_with(group, server, |server, log| {
                     server.step_member(log, |_, _, _| ());
                 });
+            } else {
+                self.arrived(group, server, packets);
             }
+            wakes[at].0 = group.servers[server].wakes_ms();
             if self.is_there(group) {
                 return false;
             }
         }
     }
 
-    /// Delivers the next packets for one server.
-    fn arrived(&mut self, group: &mut Group, now_ms: u64) {
-        let mut packets = group.net.next(now_ms);
-        let Some(to) = packets.first().map(|packet| packet.to.clone()) else { return };
-        let Some(server) = group.servers.get(&to).filter(|server| server.linked) else { return };
+    /// Packets have come for one server.
+    fn arrived(&mut self, group: &mut Group, to: &ServerId, mut packets: Vec<Packet>) {
+        let server = &group.servers[to];
+        if !server.linked {
+            return;
+        }
         let paused_until_ms = server.paused_until_ms;
         if paused_until_ms > group.log.now_ms {
             return packets.into_iter().for_each(|packet| group.net.put(paused_until_ms, packet));
@@ -296,7 +312,7 @@ impl Fleet {
         if self.first_leads {
             packets.retain(|packet| !packet.is_candidacy() || may_stand(group, &packet.from));
         }
-        self.do_with(group, &to, |server, log| server.receive(packets, log));
+        self.do_with(group, to, |server, log| server.receive(packets, log));
     }
 
     /// The errands of members: what they read, and what the leader writes. Returns false when it
@@ -312,9 +328,11 @@ impl Fleet {
                 continue;
             }
             let killed = group.killed.as_ref();
-            let Some(records) = member.errands(registry, &group.offers, killed) else { continue };
-            for record in records {
+            for record in member.errands(registry, &group.offers, killed) {
                 self.take_record(&group.log.state.group, record);
+            }
+            if !member.has_inputs() {
+                continue;
             }
             self.do_with(group, &id, |server, log| {
                 server.step_member(log, |_, _, _| ());
@@ -340,7 +358,7 @@ impl Fleet {
                     platform: verdict.platform,
                     bad: verdict.bad,
                 };
-                let verdicts = &mut self.registry.view.verdicts;
+                let verdicts = &mut Arc::make_mut(&mut self.registry.view).verdicts;
                 verdicts.retain(|known| {
                     (&known.group, &known.app, &known.version)
                         != (&verdict.group, &verdict.app, &verdict.version)

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cohort_consensus::{Config, Limits, RaftId, Term};
+use cohort_consensus::{Config, Limits, RaftId};
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, RequestId, ServerId};
@@ -14,7 +14,6 @@ use cohort_server::answers::{self, Committing, Joining, Next};
 use cohort_server::asking::{Input as Answer, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
 use cohort_server::member::{Input, Member, MemberError, Output, Proposed, Ticket, View};
-use cohort_server::records::Written;
 use cohort_store::FaultyStore;
 use cohort_transfer::Tracker;
 
@@ -22,6 +21,8 @@ use crate::fleet::log::Log;
 use crate::fleet::net::{Packet, What};
 
 mod errands;
+
+use errands::Read;
 
 /// The only incarnation of a simulated group.
 pub(crate) const INCARNATION: Incarnation = Incarnation(1);
@@ -108,7 +109,7 @@ pub(crate) struct Carried {
     forwarded: BTreeMap<u64, (u64, Commit)>,
     inputs: Vec<Input>,
     pass_on_ms: u64,
-    written: (Term, Written),
+    read: Read,
     /// When the member wants to step again.
     wakes_ms: u64,
     /// Numbers tickets and packets.
@@ -160,7 +161,7 @@ impl Carried {
             forwarded: BTreeMap::new(),
             inputs: Vec::new(),
             pass_on_ms: now_ms + PASS_ON_EVERY_MS,
-            written: (Term(0), Written::default()),
+            read: Read::default(),
             wakes_ms: now_ms,
             last_id: boot_epoch << 32,
             steps: 0,
@@ -436,7 +437,7 @@ impl Carried {
                 }
             }
             Output::View(view) => {
-                log.shown(&view);
+                log.shown(&view, &self.view);
                 self.orders_change |= !Arc::ptr_eq(&view.state, &self.view.state)
                     || view.killed != self.view.killed
                     || view.raft.leader.is_none();
