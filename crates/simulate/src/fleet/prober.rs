@@ -29,12 +29,6 @@ impl Prober {
     /// Looks at every server of a group.
     pub(crate) fn look(&mut self, now_ms: u64, group: &Group, behaviours: &Behaviours) {
         for (id, server) in &group.servers {
-            for ((app, fence), times) in &server.accepted {
-                assert!(
-                    *times <= 1,
-                    "{now_ms} ms: {app} on {id} was activated twice under {fence:?}"
-                );
-            }
             for (app, service) in &server.services {
                 let runs = service.release.as_ref().filter(|_| service.up);
                 assert!(

@@ -13,10 +13,11 @@ use cohort_core::orders::{AppOrders, Fence, MemberAddress, Orders};
 use cohort_core::release::Release;
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{AppRecord, BootTime, LocalActivation, Reached};
-use cohort_server::app::{Announced, App, Doing, Running, Sight};
+use cohort_server::app::{App, Doing, Running, Sight};
 use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, Effect, Input, Members, ORDERS_VALID_MS, Question, Received, WAIT_MS_MAX,
 };
+use cohort_server::fetching::Fetching;
 use cohort_server::outbox::{ANSWER_MS_MAX as TAKEN_MS_MAX, Outbox};
 use cohort_transfer::UnitSet;
 
@@ -42,7 +43,9 @@ const READY_WITHOUT_ORDERS_AFTER_MS: u64 = 60_000;
 pub(crate) struct Disk {
     pub(crate) apps: BTreeMap<AppId, AppRecord>,
     pub(crate) held: BTreeSet<Digest>,
-    /// Units of artifacts that are not.
+    /// Signed manifests that have come with them, or from a mirror.
+    manifests: BTreeSet<Digest>,
+    /// Units of artifacts that are not whole.
     pub(crate) parts: BTreeMap<Digest, UnitSet>,
     /// Counts the starts of the agent.
     pub(crate) boot_epoch: u64,
@@ -88,7 +91,7 @@ struct Agent {
     /// The reports that are on their way, and until when their answer is waited for.
     sending: Option<(u64, u64)>,
     apps: BTreeMap<AppId, AppAgent>,
-    announced: Announced,
+    fetching: Fetching,
     transfers: Transfers,
     kept: BTreeMap<AppId, Vec<Digest>>,
     /// Numbers questions and requests of all starts.
@@ -97,7 +100,7 @@ struct Agent {
     outgoing: Vec<Packet>,
     /// Counts what makes apps look again.
     changes: u64,
-    /// Up to which change it was looked what is whole.
+    /// Up to which change the orders to fetch were looked at.
     fetched: u64,
 }
 
@@ -138,8 +141,8 @@ pub(crate) struct Server {
     pub(crate) up: bool,
     /// The network between it and the group is cut.
     pub(crate) cut: bool,
-    /// How often an activation was accepted, per fence: once, ever.
-    pub(crate) accepted: BTreeMap<(AppId, Fence), u32>,
+    /// The activations that were ever accepted, each once.
+    accepted: BTreeSet<(AppId, Fence)>,
     /// Apps whose change took the server away from users that it was serving.
     pub(crate) took_away: BTreeSet<AppId>,
     /// Crash at this many instructions from now.
@@ -194,7 +197,7 @@ impl Agent {
             outbox: Outbox::new(id.clone(), BootEpoch(boot_epoch)),
             sending: None,
             apps: BTreeMap::new(),
-            announced: Announced::default(),
+            fetching: Fetching::default(),
             transfers: Transfers::default(),
             kept: BTreeMap::new(),
             next_id: boot_epoch << 32,
@@ -224,7 +227,7 @@ impl Server {
             services: BTreeMap::new(),
             up: false,
             cut: false,
-            accepted: BTreeMap::new(),
+            accepted: BTreeSet::new(),
             took_away: BTreeSet::new(),
             crash_in: None,
             ahead_ms: 0,
@@ -375,6 +378,7 @@ impl Server {
         }
         self.read_inbox(around, log);
         self.follow_member_order(now_ms);
+        self.verify(around);
         self.fetch(around);
         self.announce();
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
@@ -525,12 +529,11 @@ impl Server {
 
     /// Reports what has become whole.
     fn announce(&mut self) {
-        let Agent { received, announced, outbox, changes, fetched, .. } = &mut self.agent;
+        let Agent { received, fetching, outbox, changes, fetched, .. } = &mut self.agent;
         let Some(received) = received.as_ref().filter(|_| *fetched != *changes) else { return };
         *fetched = *changes;
-        let held = &self.disk.held;
-        let whole = |release: &Release| held.contains(&release.artifact);
-        for (app, artifact) in announced.look(&received.orders.apps, whole) {
+        let whole = |artifact: &Digest| self.disk.held.contains(artifact);
+        for (app, artifact) in fetching.announce(&received.orders, whole) {
             outbox.report(&app, Fence::default(), 1, Outcome::Holds { artifact });
         }
     }

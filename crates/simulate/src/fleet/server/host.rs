@@ -227,7 +227,8 @@ impl Server {
     }
 
     fn note_accepted(&mut self, app: &AppId, fence: Fence) {
-        *self.accepted.entry((app.clone(), fence)).or_default() += 1;
+        let news = self.accepted.insert((app.clone(), fence));
+        assert!(news, "{app} on {} was activated twice under {fence:?}", self.id);
         let serves = |service: &Service| service.release.is_none() || service.serves();
         let whole = self.broken_ms.is_none_or(|at| self.now_ms - at > RECOVERED_MS)
             && self.services.values().all(serves)

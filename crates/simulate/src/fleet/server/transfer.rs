@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cohort_core::ids::{Digest, ServerId};
-use cohort_core::orders::FetchOrder;
+use cohort_core::orders::{FetchOrder, Source};
 use cohort_transfer::tracker::{
     HAVE_RUNS_MAX, REPORTS_MAX, TransferAnswer, TransferReport, TransferRequest,
 };
@@ -14,7 +14,8 @@ use cohort_transfer::{
     What, unit_count,
 };
 
-use super::{Around, Server};
+use super::member::address_of;
+use super::{Agent, Around, Server};
 use crate::fleet::build;
 use crate::fleet::net::What as Says;
 use crate::fleet::world::TICK_MS;
@@ -170,14 +171,38 @@ impl Fetch {
 }
 
 impl Server {
-    /// Ordered bytes come in beside everything else.
+    /// Checks the signatures of what is ordered: by the manifest on the disk, of a server that has
+    /// it, or of the mirror.
+    pub(super) fn verify(&mut self, around: &Around<'_>) {
+        if self.agent.fetched == self.agent.changes {
+            return;
+        }
+        let leader = self.leader().filter(|leader| **leader != self.id);
+        let leader =
+            leader.map(|server| Source { server: server.clone(), address: address_of(server) });
+        let Agent { received, fetching, .. } = &mut self.agent;
+        let Some(received) = received else { return };
+        for (_, asked) in fetching.to_verify(around.now_ms, &received.orders, leader.as_ref()) {
+            let release = &asked.release;
+            let manifests = &mut self.disk.manifests;
+            let has = |source: &Source| around.holdings.contains_key(&source.server);
+            if around.mirrors || asked.sources.iter().any(has) {
+                manifests.insert(release.manifest.clone());
+            }
+            let here = manifests.contains(&release.manifest);
+            fetching.checked(around.now_ms, release, here && around.behaviours.knows(release));
+        }
+    }
+
+    /// Verified orders are carried out in addition to everything else.
     pub(super) fn fetch(&mut self, around: &Around<'_>) {
-        let Some(received) = &self.agent.received else { return };
+        let Agent { received, fetching, transfers, changes, .. } = &mut self.agent;
+        let Some(received) = received else { return };
         let now_ms = around.now_ms;
-        let orders = received.orders.apps.iter().flat_map(|app| &app.fetch);
-        let orders: BTreeMap<&Digest, &FetchOrder> =
-            orders.map(|order| (&order.release.artifact, order)).collect();
-        let transfers = &mut self.agent.transfers;
+        let orders: BTreeMap<&Digest, &FetchOrder> = fetching
+            .verified(&received.orders)
+            .map(|(_, order)| (&order.release.artifact, order))
+            .collect();
         transfers.fetches.retain(|artifact, _| orders.contains_key(artifact));
         self.disk.parts.retain(|artifact, _| orders.contains_key(artifact));
         for (artifact, order) in orders {
@@ -194,7 +219,7 @@ impl Server {
             if fetch.receive(have, around) && have.is_full() {
                 self.disk.held.insert(artifact.clone());
                 self.disk.parts.remove(artifact);
-                self.agent.changes += 1;
+                *changes += 1;
                 transfers.due_ms = now_ms;
                 continue;
             }
