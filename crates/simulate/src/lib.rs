@@ -6,9 +6,8 @@
 //!
 //! **What it must never know.** Clocks, threads, files.
 //!
-//! **Where to start reading.** [`fleet`] (groups of servers), [`members`] (the production member of
-//! one group), [`raft`] (the consensus of one group).
+//! **Where to start reading.** [`fleet`] (groups of servers and their members), [`raft`] (the
+//! consensus of one group).
 
 pub mod fleet;
-pub mod members;
 pub mod raft;

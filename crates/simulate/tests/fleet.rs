@@ -7,7 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use cohort_simulate::fleet::chaos::Chaos;
+use cohort_simulate::fleet::chaos::{Chaos, Run};
 
 /// 40 seeds: some 30 s on one core.
 const SEEDS: u64 = 40;
@@ -22,21 +22,27 @@ fn everything_comes_right_whatever_happens() {
         let _ = Chaos::new(seed, true).play();
         return;
     }
-    let (begin, mut steps) = (Instant::now(), 0);
+    let (begin, mut all) = (Instant::now(), Run::default());
     let mut failed = Vec::new();
     for seed in 0..number("COHORT_SEEDS").unwrap_or(SEEDS) {
         match catch_unwind(AssertUnwindSafe(|| Chaos::new(seed, false).play())) {
-            Ok(run) => steps += run.steps,
+            Ok(run) => all.add(&run),
             Err(_) => failed.push(seed),
         }
     }
     let seconds = begin.elapsed().as_secs_f64();
-    println!("{steps} steps in {seconds:.1} s: {:.0} steps/s", steps as f64 / seconds);
+    println!("{} steps in {seconds:.1} s: {:.0} steps/s", all.steps, all.steps as f64 / seconds);
     if let Some(seed) = failed.first() {
         panic!(
-            "{} seeds failed; replay the first one by\n  COHORT_SEED={seed} cargo test -p \
+            "seeds {failed:?} failed; replay the first one by\n  COHORT_SEED={seed} cargo test -p \
              cohort-simulate --test fleet -- --nocapture",
-            failed.len()
         );
     }
+    let seen = [all.reads, all.transfers, all.logs_lost, all.gone];
+    assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
+}
+
+#[test]
+fn a_seed_gives_the_same_run_every_time() {
+    assert_eq!(Chaos::new(5, false).play(), Chaos::new(5, false).play());
 }

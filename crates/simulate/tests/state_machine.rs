@@ -48,7 +48,7 @@ fn taken_by_scenarios() -> BTreeSet<Arrow> {
         if path.extension().is_some_and(|extension| extension == "txt") {
             let text = fs::read_to_string(&path).expect("a script");
             let (_, script) = Script::play(&text);
-            taken.extend(script.fleet.groups.values().flat_map(|group| group.arrows.clone()));
+            taken.extend(script.arrows());
         }
     }
     taken

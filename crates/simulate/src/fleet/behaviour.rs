@@ -6,16 +6,14 @@ use cohort_core::ids::ServerId;
 use cohort_core::release::Release;
 use cohort_core::report::Step;
 
-/// What a release does.
 #[derive(Debug, Clone, Default)]
-pub struct Behaviour {
+pub(crate) struct Behaviour {
     /// Its faults, each where and how.
-    pub faults: Vec<(Fault, Option<BTreeSet<ServerId>>)>,
+    pub(crate) faults: Vec<(Fault, Option<BTreeSet<ServerId>>)>,
 }
 
-/// One way to be broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The step fails at once, by the release's fault.
     Fails(Step),
     /// The step fails because of the surroundings (a full disk, say).
@@ -31,8 +29,7 @@ pub enum Fault {
 }
 
 impl Behaviour {
-    /// The faults on one server.
-    pub fn on<'a>(&'a self, server: &'a ServerId) -> impl Iterator<Item = &'a Fault> {
+    pub(crate) fn on<'a>(&'a self, server: &'a ServerId) -> impl Iterator<Item = &'a Fault> {
         self.faults
             .iter()
             .filter(move |(_, on)| on.as_ref().is_none_or(|on| on.contains(server)))
@@ -42,17 +39,16 @@ impl Behaviour {
 
 /// The behaviours of all releases that were ever made.
 #[derive(Debug, Clone, Default)]
-pub struct Behaviours(Vec<(Release, Behaviour)>);
+pub(crate) struct Behaviours(Vec<(Release, Behaviour)>);
 
 impl Behaviours {
-    /// A release was made.
-    pub fn add(&mut self, release: Release, behaviour: Behaviour) {
+    pub(crate) fn add(&mut self, release: Release, behaviour: Behaviour) {
         self.0.retain(|(known, _)| *known != release);
         self.0.push((release, behaviour));
     }
 
     /// What it does on a server.
-    pub fn faults<'a>(
+    pub(crate) fn faults<'a>(
         &'a self,
         release: &Release,
         server: &'a ServerId,
@@ -64,9 +60,13 @@ impl Behaviours {
             .flat_map(|(_, b)| b.on(server))
     }
 
-    /// Whether it was ever made.
-    #[must_use]
-    pub fn knows(&self, release: &Release) -> bool {
+    /// Whether it cuts a server off.
+    pub(crate) fn cuts_off(&self, release: &Release, server: &ServerId) -> bool {
+        let cuts = |behaviour: &Behaviour| behaviour.on(server).any(|f| *f == Fault::CutsNetwork);
+        self.0.iter().any(|(known, behaviour)| cuts(behaviour) && known == release)
+    }
+
+    pub(crate) fn knows(&self, release: &Release) -> bool {
         self.0.iter().any(|(known, _)| known == release)
     }
 }

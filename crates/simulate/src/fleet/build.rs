@@ -5,8 +5,7 @@ use cohort_core::policy::{Duration, Policy, Size, Update, WaveSizes};
 use cohort_core::release::{Release, Rollback};
 
 /// A digest that is a function of a text (not a real hash: nothing here has bytes).
-#[must_use]
-pub fn digest(text: &str) -> Digest {
+pub(crate) fn digest(text: &str) -> Digest {
     let mut hex = String::new();
     for round in 0u64..4 {
         let mut sum = 0xcbf2_9ce4_8422_2325_u64 ^ round;
@@ -19,11 +18,10 @@ pub fn digest(text: &str) -> Digest {
 }
 
 /// Length of every artifact in bytes: 16 units.
-pub const LENGTH: u64 = 1_000_000;
+pub(crate) const LENGTH: u64 = 1_000_000;
 
 /// A release that can be rolled back.
-#[must_use]
-pub fn release(app: &str, version: &str, platform: &str) -> Release {
+pub(crate) fn release(app: &str, version: &str, platform: &str) -> Release {
     let name = format!("{app} {version} {platform}");
     Release {
         version: Version::new(version).expect("a version"),
@@ -36,8 +34,7 @@ pub fn release(app: &str, version: &str, platform: &str) -> Release {
 }
 
 /// A policy with short times: one second healthy, ten seconds of silence, half a minute to confirm.
-#[must_use]
-pub fn policy(app: &str) -> Policy {
+pub(crate) fn policy(app: &str) -> Policy {
     Policy {
         app: AppId::new(app).expect("an app"),
         channel: Channel::new("stable").expect("a channel"),
@@ -56,7 +53,6 @@ pub fn policy(app: &str) -> Policy {
 }
 
 /// The `n`th server of a group, from 1.
-#[must_use]
-pub fn server(n: usize) -> ServerId {
+pub(crate) fn server(n: usize) -> ServerId {
     ServerId::new(format!("s{n:02}")).expect("a server id")
 }

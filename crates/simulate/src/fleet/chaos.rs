@@ -8,7 +8,8 @@ use cohort_core::phase::PhaseName;
 use cohort_core::policy::{Duration, Prestage, Size, WaveSizes};
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::Step;
-use cohort_core::state::State;
+use cohort_core::waiting::WaitingOn;
+use cohort_store::WriteFault;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
@@ -17,50 +18,93 @@ use super::build;
 use super::net::Weather;
 use super::world::{Fleet, TICK_MS};
 
+mod trouble;
+
 /// How long faults come, in milliseconds of the fleet's clock.
 const FAULTS_MS: u64 = 180_000;
 /// How long the fleet has to come right after the last fault, in milliseconds of its clock.
 const HEAL_MS: u64 = 900_000;
 
+/// For how long a voter may be silent before it is replaced, in milliseconds.
+const REPLACE_AFTER_MS: u64 = 5_000;
+
 /// What one run was like.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Run {
     /// The states that were entered, from and to.
     pub arrows: std::collections::BTreeSet<(PhaseName, PhaseName)>,
     /// Steps of the fleet's clock, healing included.
     pub steps: u64,
+    /// Reads that members answered.
+    pub reads: u64,
+    /// Transfers of leadership that succeeded.
+    pub transfers: u64,
+    /// Logs that servers lost.
+    pub logs_lost: u64,
+    /// Servers that were down for good.
+    pub gone: u64,
+}
+
+impl Run {
+    /// Counts another run as well.
+    pub fn add(&mut self, other: &Run) {
+        self.arrows.extend(&other.arrows);
+        self.steps += other.steps;
+        self.reads += other.reads;
+        self.transfers += other.transfers;
+        self.logs_lost += other.logs_lost;
+        self.gone += other.gone;
+    }
 }
 
 /// A fleet under faults that are drawn from a seed.
-#[derive(Debug)]
 pub struct Chaos {
-    /// The fleet.
-    pub fleet: Fleet,
+    fleet: Fleet,
     apps: Vec<AppId>,
     groups: Vec<GroupId>,
     versions: u32,
     servers: usize,
     talk: bool,
+    told: BTreeMap<GroupId, usize>,
+    /// Logs that servers lost, and when the last one did.
+    logs_lost: u64,
+    lost_ms: u64,
+    gone: u64,
 }
 
 impl Chaos {
     /// A fleet of one to three groups with one or two apps, all drawn from the seed.
-    #[must_use]
     pub fn new(seed: u64, talk: bool) -> Chaos {
         let mut fleet = Fleet::new(seed);
+        fleet.limits.retained_entries = [0, 5, 1024][fleet.rng.random_range(0..3)];
+        fleet.limits.entries_before_snapshot = [30, 4096][fleet.rng.random_range(0..2)];
+        fleet.replace_after_ms = REPLACE_AFTER_MS;
         let apps: Vec<AppId> =
             if fleet.rng.random_ratio(1, 3) { vec!["web", "db"] } else { vec!["web"] }
                 .into_iter()
                 .map(|app| AppId::new(app).expect("an app"))
                 .collect();
-        let mut chaos = Chaos { fleet, apps, groups: Vec::new(), versions: 0, servers: 0, talk };
+        let mut chaos = Chaos {
+            fleet,
+            apps,
+            groups: Vec::new(),
+            versions: 0,
+            servers: 0,
+            talk,
+            told: BTreeMap::new(),
+            logs_lost: 0,
+            lost_ms: 0,
+            gone: 0,
+        };
         let zones = chaos.draw(3) + 1;
         for zone in ["zone-a", "zone-b", "zone-c"].iter().take(zones as usize) {
-            let group = chaos.fleet.add_group(&format!("intel.{zone}"), "intel", &[("zone", zone)]);
-            chaos.groups.push(group.clone());
-            for _ in 0..chaos.draw(8) + 1 {
-                chaos.join(&group);
-            }
+            let count = chaos.draw(8) as usize + 1;
+            let servers: Vec<ServerId> =
+                (1..=count).map(|n| build::server(chaos.servers + n)).collect();
+            chaos.servers += count;
+            chaos.say(&format!("{zone}: {servers:?}"));
+            let (name, labels) = (format!("intel.{zone}"), [("zone", *zone)]);
+            chaos.groups.push(chaos.fleet.add_group(&name, "intel", &labels, &servers));
         }
         for app in chaos.apps.clone() {
             chaos.policy(&app);
@@ -83,7 +127,7 @@ impl Chaos {
         self.servers += 1;
         let server = build::server(self.servers);
         self.say(&format!("{server} joins {group}"));
-        self.fleet.join(group, &server);
+        self.fleet.groups.get_mut(group).expect("known").join(&server);
     }
 
     fn policy(&mut self, app: &AppId) {
@@ -153,12 +197,13 @@ impl Chaos {
     fn fault(&mut self) {
         let group = self.groups.choose(&mut self.fleet.rng).expect("one at least").clone();
         let app = self.apps.choose(&mut self.fleet.rng).expect("one at least").clone();
-        let now_ms = self.fleet.now_ms;
-        let ids: Vec<ServerId> = self.fleet.groups[&group].state.servers.keys().cloned().collect();
+        let ids: Vec<ServerId> =
+            self.fleet.groups[&group].log.state.servers.keys().cloned().collect();
         let server = ids.choose(&mut self.fleet.rng).cloned();
-        match (self.draw(20), server) {
+        match (self.draw(32), server) {
             (0, _) if self.servers < 24 => self.join(&group),
-            (1, Some(server)) if ids.len() > 2 => {
+            // The only voter of a group knows everything alone.
+            (1, Some(server)) if ids.len() > 2 && self.voters(&group) > 1 => {
                 self.say(&format!("{server} leaves"));
                 self.fleet.leave(&group, &server);
             }
@@ -183,16 +228,11 @@ impl Chaos {
             }
             (7..=9, Some(server)) => {
                 self.say(&format!("{server} comes back"));
-                self.server(&group, &server).cut = false;
-                self.server(&group, &server).start();
+                self.start(&group, &server);
             }
-            (10, Some(server)) => {
-                self.say(&format!("{server} leads"));
-                let group = self.fleet.groups.get_mut(&group).expect("known");
-                // Some of what the old leader proposed still comes; the rest is lost.
-                let keep = self.fleet.rng.random_range(0..=group.proposed.len());
-                group.proposed.truncate(keep);
-                group.elect(now_ms, Some(server));
+            (10, server) => {
+                self.say(&format!("{server:?} is to lead"));
+                self.fleet.transfer(&group, server.as_ref());
             }
             (11, _) => {
                 let app = app.clone();
@@ -213,10 +253,11 @@ impl Chaos {
                 let weather = if self.draw(2) == 0 {
                     Weather::default()
                 } else {
-                    Weather { lost: self.draw(300), twice: self.draw(300), late: self.draw(300) }
+                    let delay_ms_max = [0, 2, 20, 80][self.draw(4) as usize];
+                    let (lost, twice, late) = (self.draw(300), self.draw(300), self.draw(300));
+                    Weather { lost, twice, late, delay_ms_max }
                 };
-                self.fleet.slow_log_ms = self.draw(3) * 200;
-                self.say(&format!("{weather:?}, log {} ms late", self.fleet.slow_log_ms));
+                self.say(&format!("{weather:?}"));
                 self.fleet.weather = weather;
             }
             (15, _) => self.policy(&app),
@@ -229,18 +270,26 @@ impl Chaos {
                 0 => self.wish(&group, Body::Abort { app, reason: "no".into() }),
                 1 => self.wish(&group, Body::Retry { app }),
                 _ => {
-                    if let Some(lead) = self.fleet.groups[&group].leader.clone() {
+                    if let Some(lead) = self.fleet.groups[&group].leader() {
                         self.wish(&group, Body::Undo { app, lead });
                     }
                 }
             },
-            _ => {
-                let version = self.versions;
+            (19, _) => {
+                let ahead_ms = u64::from(self.versions) * 1_000;
                 self.say("a leader slept");
-                let group = self.fleet.groups.get_mut(&group).expect("known");
-                group.leap(u64::from(version) * 1_000);
+                if let Some(leader) = self.fleet.groups[&group].leader() {
+                    self.server(&group, &leader).ahead_ms += ahead_ms;
+                }
             }
+            (kind, Some(server)) => self.trouble(kind, &group, &server),
+            (_, None) => {}
         }
+    }
+
+    fn voters(&self, group: &GroupId) -> usize {
+        let view = self.fleet.groups[group].leader_view();
+        view.map_or(0, |(_, view)| view.raft.configuration.voters.len())
     }
 
     fn server(&mut self, group: &GroupId, server: &ServerId) -> &mut super::server::Server {
@@ -248,21 +297,21 @@ impl Chaos {
         group.servers.get_mut(server).expect("known")
     }
 
+    fn start(&mut self, group: &GroupId, server: &ServerId) {
+        let gone = self.fleet.groups[group].gone.contains(server);
+        let server = self.server(group, server);
+        server.cut = false;
+        if !gone {
+            server.start();
+        }
+    }
+
     fn wish(&mut self, group: &GroupId, body: Body) {
-        let now_ms = self.fleet.now_ms;
-        let what = body.name();
-        let group = self.fleet.groups.get_mut(group).expect("known");
-        let outcome = group.person(now_ms, body);
-        self.say(&format!(
-            "ana: {what}: {}",
-            outcome.map_or_else(|r| cohort_view::words::rejection(&r), |_| "ok".into())
-        ));
+        self.say(&format!("ana: {body:?}"));
+        self.fleet.say(group, "ana", body);
     }
 
     /// Plays the whole run.
-    ///
-    /// # Panics
-    /// Wherever something is seen that must never be.
     pub fn play(mut self) -> Run {
         while self.fleet.now_ms < FAULTS_MS {
             self.fleet.tick();
@@ -274,27 +323,27 @@ impl Chaos {
         self.heal();
         let mut run = Run { steps: self.fleet.now_ms / TICK_MS, ..Run::default() };
         for group in self.fleet.groups.values() {
-            run.arrows.extend(&group.arrows);
-            let mut again = State::new(group.state.group.clone(), group.state.incarnation);
-            for command in &group.log {
-                let _ = again.apply(command);
+            let log = &group.log;
+            run.arrows.extend(&log.arrows);
+            run.reads += log.reads;
+            run.transfers += log.transfers;
+            for (index, command) in group.commands() {
+                let known = log.acknowledged.get(&index).is_none_or(|known| *known == command);
+                assert!(known, "entry {index} was acknowledged and is {command:?}");
             }
-            assert_eq!(again, group.state, "the log was replayed to another state");
         }
+        run.gone = self.gone;
+        run.logs_lost = self.logs_lost;
         run
     }
 
     fn tell(&mut self) {
-        if !self.talk {
-            return;
-        }
-        for (id, group) in &self.fleet.groups {
-            let new = group.events.iter().rev();
-            let new: Vec<_> =
-                new.take_while(|happened| happened.at_ms == self.fleet.now_ms).collect();
-            for happened in new.into_iter().rev() {
+        for (id, group) in self.fleet.groups.iter().filter(|_| self.talk) {
+            let told = self.told.entry(id.clone()).or_default();
+            for happened in &group.log.events[*told..] {
                 println!("{:>7} ms  {id}: {:?}", happened.at_ms, happened.event);
             }
+            *told = group.log.events.len();
         }
     }
 
@@ -302,14 +351,22 @@ impl Chaos {
     fn heal(&mut self) {
         self.say("everything heals");
         self.fleet.weather = Weather::default();
-        self.fleet.slow_log_ms = 0;
         self.fleet.registry.away = false;
-        for group in self.fleet.groups.values_mut() {
+        for id in self.groups.clone() {
+            let group = self.fleet.groups.get_mut(&id).expect("known");
             group.killed = None;
+            group.net.cut.clear();
             for server in group.servers.values_mut() {
                 server.crash_in = None;
-                server.cut = false;
-                server.start();
+                server.paused_until_ms = 0;
+                server.disk_fails = false;
+                if let Some((_, disk)) = &server.disk.log {
+                    disk.set_fault(WriteFault::None);
+                }
+            }
+            let ids: Vec<ServerId> = group.servers.keys().cloned().collect();
+            for server in ids {
+                self.start(&id, &server);
             }
         }
         let target: BTreeMap<AppId, Release> = self
@@ -333,23 +390,8 @@ impl Chaos {
             self.agree();
         }
         for group in self.fleet.groups.values() {
-            for waiting in &group.waiting {
-                println!("{}: {:?}", group.state.group, waiting.on);
-            }
-        }
-        for group in self.fleet.groups.values() {
-            for (id, server) in &group.servers {
-                for (app, record) in &server.disk.apps {
-                    let current = record.local.current.as_ref();
-                    let over = record
-                        .local
-                        .activation
-                        .as_ref()
-                        .is_none_or(|a| a.progress == cohort_core::steps::Progress::Complete);
-                    if !over || current != Some(&target[app]) {
-                        println!("{app} on {id}: {record:?}, {:?}", server.services.get(app));
-                    }
-                }
+            for waiting in group.leader_view().iter().flat_map(|(_, view)| &view.waiting) {
+                println!("{}: {:?}", group.log.state.group, waiting.on);
             }
         }
         panic!("not right {HEAL_MS} ms after the last fault: {open}");
@@ -361,32 +403,34 @@ impl Chaos {
             .values()
             .flat_map(|group| target.iter().map(move |(app, release)| (group, app, release)))
             .find_map(|(group, app, release)| group.settled_on(app, release).err())
+            .or_else(|| self.fleet.groups.values().find_map(|group| group.whole().err()))
     }
 
     fn agree(&mut self) {
-        for group in self.groups.clone() {
-            for app in self.apps.clone() {
-                let Some(state) = self.fleet.groups[&group].state.apps.get(&app) else { continue };
+        for id in self.groups.clone() {
+            let group = &self.fleet.groups[&id];
+            let known = |server: &&ServerId| group.log.state.servers.contains_key(*server);
+            let left = group.leaving.iter().chain(&group.gone).filter(known);
+            let mut wishes: Vec<Body> =
+                left.map(|server| Body::RemoveServer { server: server.clone() }).collect();
+            let waiting = group.leader_view().map_or(Vec::new(), |(_, view)| view.waiting.clone());
+            for (app, state) in &group.log.state.apps {
+                let app = || app.clone();
                 if state.phase.forward().is_some_and(|rollout| rollout.pause.is_some()) {
-                    self.wish(&group, Body::Resume { app: app.clone() });
+                    wishes.push(Body::Resume { app: app() });
                 }
-                let asks = self.fleet.groups[&group].waiting.iter().any(|waiting| {
-                    matches!(waiting.on, cohort_core::waiting::WaitingOn::Approval { .. })
-                });
-                if asks {
-                    self.wish(&group, Body::Approve { app: app.clone() });
+                for on in waiting.iter().filter(|waiting| waiting.app == app()) {
+                    match on.on {
+                        WaitingOn::Approval { .. } => wishes.push(Body::Approve { app: app() }),
+                        WaitingOn::Debt { .. } | WaitingOn::Person { .. } => {
+                            wishes.push(Body::Retry { app: app() });
+                        }
+                        _ => {}
+                    }
                 }
-                let spent = self.fleet.groups[&group].waiting.iter().any(|waiting| {
-                    waiting.app == app
-                        && matches!(
-                            waiting.on,
-                            cohort_core::waiting::WaitingOn::Debt { .. }
-                                | cohort_core::waiting::WaitingOn::Person { .. }
-                        )
-                });
-                if spent {
-                    self.wish(&group, Body::Retry { app });
-                }
+            }
+            for wish in wishes {
+                self.wish(&id, wish);
             }
         }
     }

@@ -1,24 +1,30 @@
-//! A fleet in one thread: groups behind a totally ordered log, servers that run the production
-//! agent's decisions, one virtual clock, and faults that a script tells or a seed draws.
+//! A fleet in one thread: servers that run the production agent's decisions, some of them with the
+//! production member of their group, one virtual clock, and faults that a script tells or a seed
+//! draws.
 //!
-//! Production code decides what a server asks, reports, fetches and does (`cohort-server`,
-//! `cohort-transfer`, `cohort-core`); virtual are its host, disk, network, hub and mirror. Raft is
-//! left out on purpose: a group here is its committed state and whoever leads. A change of leader
-//! still means what it means (observations start over, proposals get lost or come late). The
-//! production member under faults has a simulation of its own.
+//! Production code decides what a server asks, reports, fetches and does, and what a member logs,
+//! applies and answers (`cohort-server`, `cohort-transfer`, `cohort-core`, `cohort-consensus`);
+//! virtual are its host, disks, network, hub and mirror. After every step:
 //!
-//! Start reading at [`world`]; [`server`] is a server, [`prober`] looks from outside, [`script`]
-//! has the verbs of `scenarios/*.txt`, [`chaos`] draws faults from a seed.
+//! - members that have applied the same entries have the same state, one leads per term, and a read
+//!   shows everything that any member had applied when it began (`log`);
+//! - what users see, and that what waits says why (`prober`);
+//! - every request is answered at most once, and no member asks for another step forever
+//!   (`server::member`).
+//!
+//! Once all faults have ended, every group is whole, has what it acknowledged, and runs what its
+//! channel points to.
+//!
+//! Start reading at `world`; `server` is a server, [`script`] has the verbs of `scenarios/*.txt` (a
+//! network without delays, one proposal at a time), [`chaos`] draws faults from a seed.
 
-pub mod behaviour;
-pub mod build;
+mod behaviour;
+mod build;
 pub mod chaos;
-pub mod group;
-pub mod net;
-pub mod prober;
+mod group;
+mod log;
+mod net;
+mod prober;
 pub mod script;
-pub mod server;
-pub mod world;
-
-pub use behaviour::{Behaviour, Fault};
-pub use world::Fleet;
+mod server;
+mod world;

@@ -1,132 +1,163 @@
-//! Messages between servers and their group: each may be lost, come twice, or come late.
+//! The network of one group: each packet may be lost, come twice, or come late.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::OccupiedEntry;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_core::ids::{AppId, ServerId};
-use cohort_core::report::{Report, Step};
+use cohort_consensus::{Envelope, Message};
+use cohort_core::Command;
+use cohort_core::command::Rejection;
+use cohort_core::doing::Doing;
+use cohort_core::ids::{AppId, MemberId, ServerId};
+use cohort_core::report::Report;
 use cohort_server::asking::{Input, Question};
 use cohort_transfer::tracker::{TransferAnswer, TransferRequest};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 
-/// A message in flight. `id` pairs an answer with its question, as a connection does.
+/// How late a late packet can be, in milliseconds: longer than two election timeouts.
+const LATE_MS_MAX: u64 = 3_000;
+
+/// A packet between two servers.
 #[derive(Debug, Clone)]
-pub enum Message {
-    /// A server asks a member.
-    Ask {
-        /// Who asks.
-        server: ServerId,
-        /// Which question.
-        id: u64,
-        /// The server whose member is asked.
-        to: ServerId,
-        /// What.
-        question: Question,
-        /// What the server is doing, by app.
-        doing: BTreeMap<AppId, Step>,
-    },
-    /// The answer to [`Message::Ask`].
-    Answer {
-        /// To whom.
-        server: ServerId,
-        /// To which question.
-        id: u64,
-        /// What came of it.
-        input: Input,
-    },
-    /// A server reports what it did.
-    Report {
-        /// Which request.
-        id: u64,
-        /// The server whose member is told.
-        to: ServerId,
-        /// Oldest first; never empty.
-        reports: Vec<Report>,
-    },
-    /// A server tells the leader's tracker how far its transfers are.
-    Transfer {
-        /// Who reports.
-        server: ServerId,
-        /// Which request.
-        id: u64,
-        /// The server that leads, as far as the sender knows.
-        to: ServerId,
-        /// The state of its transfers.
-        request: TransferRequest,
-    },
-    /// The tracker's answer.
-    Guided {
-        /// To whom.
-        server: ServerId,
-        /// To which request.
-        id: u64,
-        /// What to fetch from whom; `None`: that server does not lead, or refused.
-        answer: Option<TransferAnswer>,
-    },
-    /// The reports are in the log.
-    Taken {
-        /// Whose reports.
-        server: ServerId,
-        /// Which request.
-        id: u64,
-        /// Which of them were accepted; `None`: the member did not take the request.
-        taken: Option<Vec<bool>>,
-    },
+pub(crate) struct Packet {
+    pub(crate) from: ServerId,
+    pub(crate) to: ServerId,
+    /// Pairs an answer with its question, as a connection does.
+    pub(crate) id: u64,
+    pub(crate) what: What,
 }
 
-impl Message {
-    /// The server at one end of the way.
-    #[must_use]
-    pub fn server(&self) -> &ServerId {
+/// What a packet says: to a member, to the agent around it, or (answers) to a server.
+#[derive(Debug, Clone)]
+pub(crate) enum What {
+    Raft(Box<Envelope>),
+    Ask {
+        question: Question,
+        doing: BTreeMap<AppId, Doing>,
+    },
+    Answer(Input),
+    /// A server reports what it did; oldest first, never empty.
+    Report(Vec<Report>),
+    /// Which of the reports were accepted; `None`: the member did not take the request.
+    Taken(Option<Vec<bool>>),
+    /// A server tells the leader's tracker how far its transfers are.
+    Transfer(TransferRequest),
+    Guided(Option<TransferAnswer>),
+    /// A member passes a command on to the leader.
+    Forward(Box<Command>),
+    /// Whether it was refused; `None`: its outcome is unknown.
+    Forwarded(Option<Option<Rejection>>),
+    /// A server asks for permission to create its member.
+    Claim(MemberId),
+    /// Whether it may; `None`: that member does not lead.
+    Claimed(Option<bool>),
+    /// A member passes on, with ages in milliseconds, which servers it has heard from.
+    Contacts(BTreeMap<ServerId, (u64, BTreeMap<AppId, Doing>)>),
+}
+
+impl What {
+    /// Whether it is for the tasks of an agent that wait for it.
+    pub(crate) fn is_answer(&self) -> bool {
+        matches!(self, What::Answer(_) | What::Taken(_) | What::Guided(_) | What::Claimed(_))
+    }
+
+    /// What comes back from a server without a member, or whose agent is down.
+    pub(crate) fn refusal(&self) -> Option<What> {
         match self {
-            Message::Ask { server, .. }
-            | Message::Answer { server, .. }
-            | Message::Transfer { server, .. }
-            | Message::Guided { server, .. }
-            | Message::Taken { server, .. } => server,
-            Message::Report { reports, .. } => &reports[0].server,
+            What::Ask { .. } => Some(What::Answer(Input::NoAnswer)),
+            What::Report(_) => Some(What::Taken(None)),
+            What::Transfer(_) => Some(What::Guided(None)),
+            What::Forward(_) => Some(What::Forwarded(None)),
+            What::Claim(_) => Some(What::Claimed(None)),
+            _ => None,
         }
     }
 }
 
-/// How the network behaves, in parts of a thousand.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Weather {
-    /// Messages lost.
-    pub lost: u32,
-    /// Messages that come twice.
-    pub twice: u32,
-    /// Messages that come up to three seconds late.
-    pub late: u32,
+impl Packet {
+    /// Whether a member asks with it who would vote for it.
+    pub(crate) fn is_candidacy(&self) -> bool {
+        let What::Raft(envelope) = &self.what else { return false };
+        matches!(envelope.message, Message::PreVote(_))
+    }
 }
 
-/// The messages of one group that are in flight.
-#[derive(Debug, Clone, Default)]
-pub struct Net {
-    in_flight: Vec<(u64, Message)>,
+/// How the network behaves; lost, twice and late in parts of a thousand.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Weather {
+    pub(crate) lost: u32,
+    pub(crate) twice: u32,
+    /// Packets that come up to [`LATE_MS_MAX`] late.
+    pub(crate) late: u32,
+    /// The longest way of all others, in milliseconds; 0: they come at once.
+    pub(crate) delay_ms_max: u64,
+}
+
+/// The packets of one group that are in flight.
+#[derive(Debug, Default)]
+pub(crate) struct Net {
+    /// Directed pairs of servers between which nothing passes.
+    pub(crate) cut: BTreeSet<(ServerId, ServerId)>,
+    /// By arrival; at the same moment, what members say to each other comes first, so that a
+    /// network without delays has settled one request before the next.
+    in_flight: BTreeMap<(u64, bool, u64), Packet>,
+    sent: u64,
 }
 
 impl Net {
-    /// Sends; `draw` gives numbers below its argument.
-    pub fn send(
+    pub(crate) fn send(
         &mut self,
         now_ms: u64,
-        message: &Message,
+        packet: Packet,
         weather: Weather,
-        draw: &mut dyn FnMut(u32) -> u32,
+        rng: &mut ChaCha8Rng,
     ) {
-        if weather.lost > 0 && draw(1000) < weather.lost {
+        let mut hits = |part: u32| part > 0 && rng.random_range(0..1000) < part;
+        if hits(weather.lost) || self.is_cut(&packet.from, &packet.to) {
             return;
         }
-        let copies = if weather.twice > 0 && draw(1000) < weather.twice { 2 } else { 1 };
-        for _ in 0..copies {
-            let late = weather.late > 0 && draw(1000) < weather.late;
-            let delay = if late { u64::from(draw(3000)) } else { 0 };
-            self.in_flight.push((now_ms + delay, message.clone()));
+        let twice = hits(weather.twice);
+        let mut arrives_ms = || {
+            let late = weather.late > 0 && rng.random_range(0..1000) < weather.late;
+            let max_ms = if late { LATE_MS_MAX } else { weather.delay_ms_max };
+            now_ms + if max_ms > 0 { rng.random_range(1..=max_ms) } else { 0 }
+        };
+        if twice {
+            let at_ms = arrives_ms();
+            self.put(at_ms, packet.clone());
         }
+        let at_ms = arrives_ms();
+        self.put(at_ms, packet);
     }
 
-    /// Takes out what has arrived, in the order of sending.
-    pub fn arrived(&mut self, now_ms: u64) -> Vec<Message> {
-        let arrived = self.in_flight.extract_if(.., |(at, _)| *at <= now_ms);
-        arrived.map(|(_, message)| message).collect()
+    fn is_cut(&self, from: &ServerId, to: &ServerId) -> bool {
+        !self.cut.is_empty() && self.cut.contains(&(from.clone(), to.clone()))
+    }
+
+    pub(crate) fn put(&mut self, at_ms: u64, packet: Packet) {
+        self.sent += 1;
+        let request = !matches!(packet.what, What::Raft(_));
+        self.in_flight.insert((at_ms, request, self.sent), packet);
+    }
+
+    /// When the next packet arrives; at the end of time if none is in flight.
+    pub(crate) fn next_ms(&self) -> u64 {
+        self.in_flight.first_key_value().map_or(u64::MAX, |((at_ms, ..), _)| *at_ms)
+    }
+
+    /// Takes out the next packet that has arrived; with the first one from a member, all that have
+    /// arrived for the same member.
+    pub(crate) fn next(&mut self, now_ms: u64) -> Vec<Packet> {
+        let first = self.in_flight.first_entry().filter(|first| first.key().0 <= now_ms);
+        let Some(first) = first.map(OccupiedEntry::remove) else { return Vec::new() };
+        let mut all = vec![first];
+        if matches!(all[0].what, What::Raft(_)) {
+            let to = all[0].to.clone();
+            let until = (now_ms, false, u64::MAX);
+            all.extend(
+                self.in_flight.extract_if(..=until, |_, packet| packet.to == to).map(|p| p.1),
+            );
+        }
+        all
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_core::Plan;
 use cohort_core::command::Event;
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::orders::Purpose;
@@ -14,9 +13,9 @@ use super::server::Server;
 
 /// A prober. Every look panics where something is seen that must never be.
 #[derive(Debug, Default)]
-pub struct Prober {
+pub(crate) struct Prober {
     /// The most servers that were being changed at once.
-    pub most_out: usize,
+    pub(crate) most_out: usize,
     /// Servers that a group goes on without, told to people, until they are through.
     lost: BTreeSet<(GroupId, ServerId)>,
     /// Servers that failed: a matter of the budget for failures until they are back, or until the
@@ -28,17 +27,8 @@ pub struct Prober {
 
 impl Prober {
     /// Looks at every server of a group.
-    ///
-    /// # Panics
-    /// When something is seen that must never happen.
-    pub fn look(&mut self, now_ms: u64, group: &Group, behaviours: &Behaviours) {
+    pub(crate) fn look(&mut self, now_ms: u64, group: &Group, behaviours: &Behaviours) {
         for (id, server) in &group.servers {
-            for ((app, fence), times) in &server.accepted {
-                assert!(
-                    *times <= 1,
-                    "{now_ms} ms: {app} on {id} was activated twice under {fence:?}"
-                );
-            }
             for (app, service) in &server.services {
                 let runs = service.release.as_ref().filter(|_| service.up);
                 assert!(
@@ -47,19 +37,20 @@ impl Prober {
                 );
             }
         }
-        self.follow_lost(now_ms, group);
-        let name = &group.state.group;
+        self.follow_lost(group);
+        Prober::look_at_plan(now_ms, group);
+        let name = &group.log.state.group;
         let (mut out, mut failed): (BTreeSet<&ServerId>, usize) = (BTreeSet::new(), 0);
-        let apps = &group.state.apps;
+        let apps = &group.log.state.apps;
         let max = apps.values().map(|app| {
             let policy = app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy);
-            policy.max_unavailable_of(group.state.size())
+            policy.max_unavailable_of(group.log.state.size())
         });
         let max = max.max().unwrap_or(1);
         let goes_back = apps.values().any(|app| matches!(app.phase, Phase::RollingBack { .. }));
         for (id, server) in &group.servers {
             let key = (name.clone(), id.clone());
-            let member = group.state.servers.contains_key(id);
+            let member = group.log.state.servers.contains_key(id);
             if !member || self.lost.contains(&key) || !apps.keys().any(|app| is_out(server, app)) {
                 continue;
             }
@@ -75,7 +66,7 @@ impl Prober {
         // What was granted under an older policy may end under it.
         let max = if out.is_empty() { max } else { max.max(before.1) };
         let sent_back = |id: &ServerId| {
-            group.state.apps.values().filter_map(|app| app.servers.get(id)).any(|here| {
+            group.log.state.apps.values().filter_map(|app| app.servers.get(id)).any(|here| {
                 here.activation.as_ref().is_some_and(|a| a.purpose == Purpose::RollBack)
             })
         };
@@ -84,29 +75,21 @@ impl Prober {
         *before = (out.iter().map(|id| (*id).clone()).collect(), max);
         self.most_out = self.most_out.max(out.len());
         if out.len() > max as usize || more {
-            for (id, app) in &group.state.apps {
-                for server in &out {
-                    let real =
-                        group.servers[*server].disk.apps.get(id).map(|r| &r.local.activation);
-                    println!("{id} {server}: {:?}\n   really {real:?}", app.servers[*server]);
-                }
-                println!("{id}: {:?}", app.phase);
-            }
             panic!(
                 "{now_ms} ms: {out:?} of {name} (and {failed} failed ones) are out, {max} may be"
             );
         }
     }
 
-    fn follow_lost(&mut self, now_ms: u64, group: &Group) {
-        let name = &group.state.group;
-        for happened in group.events.iter().rev().take_while(|happened| happened.at_ms == now_ms) {
+    fn follow_lost(&mut self, group: &Group) {
+        let name = &group.log.state.group;
+        for happened in group.news() {
             if let Event::ServerLost { server, .. } = &happened.event {
                 self.lost.insert((name.clone(), server.clone()));
             }
             if let Event::ServerFailed { server, app, .. } = &happened.event {
                 // Who cannot go back either is written off, like one that is lost.
-                if matches!(group.state.apps[app].phase, Phase::RollingBack { .. }) {
+                if matches!(group.log.state.apps[app].phase, Phase::RollingBack { .. }) {
                     self.lost.insert((name.clone(), server.clone()));
                 }
                 self.failed.insert((name.clone(), server.clone()));
@@ -115,7 +98,7 @@ impl Prober {
         self.failed.retain(|(of, server)| {
             of != name
                 || group.servers.get(server).is_some_and(|server| {
-                    let heard_back = group.state.apps.values().all(|app| {
+                    let heard_back = group.log.state.apps.values().all(|app| {
                         app.servers
                             .get(&server.id)
                             .is_none_or(|h| h.running.is_none() || h.in_service)
@@ -135,21 +118,20 @@ impl Prober {
         });
     }
 
-    /// Looks at a plan: what does not move says why.
-    ///
-    /// # Panics
-    /// When something waits without a reason.
-    pub fn look_at_plan(&mut self, group: &Group, plan: &Plan) {
-        if !plan.commands.is_empty() || !group.proposed.is_empty() {
-            return;
-        }
-        for (id, app) in &group.state.apps {
+    /// Looks at what the leader shows: what does not move says why.
+    fn look_at_plan(now_ms: u64, group: &Group) {
+        let Some((leader, view)) = group.leader_view() else { return };
+        let rests = view.raft.log.1 == view.raft.applied
+            && view.raft.transfer.is_none()
+            && !group.servers[leader].stops;
+        for (id, app) in view.state.apps.iter().filter(|_| rests) {
             assert!(
-                plan.waiting.iter().any(|waiting| waiting.app == *id),
-                "{}: {id} is {} and waits without a reason: {:?}",
-                group.state.group,
+                view.waiting.iter().any(|waiting| waiting.app == *id),
+                "{now_ms} ms: {}: {id} is {} and waits without a reason: {:?}, {:?}",
+                view.state.group,
                 app.phase.name(),
-                app.phase,
+                view.waiting,
+                view.raft,
             );
         }
     }

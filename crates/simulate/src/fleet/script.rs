@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::Arc;
 
-use cohort_core::command::{Body, Event};
+use cohort_core::command::{Body, Event, Rejection};
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 use cohort_core::orders::Orders;
 use cohort_core::phase::{Phase, PhaseName};
@@ -19,8 +20,9 @@ use cohort_view::words;
 
 use super::behaviour::{Behaviour, Fault};
 use super::build;
+use super::log::Happened;
 use super::net::Weather;
-use super::world::Fleet;
+use super::world::{Break, Fleet};
 
 mod tell;
 
@@ -28,10 +30,8 @@ mod tell;
 const UNTIL_MS: u64 = 600_000;
 
 /// A script that is being played.
-#[derive(Debug)]
 pub struct Script {
-    /// The fleet that it plays on.
-    pub fleet: Fleet,
+    fleet: Fleet,
     group: Option<GroupId>,
     told: BTreeMap<GroupId, usize>,
     policies: BTreeMap<String, Policy>,
@@ -73,8 +73,12 @@ impl<'a> Line<'a> {
 
 impl Default for Script {
     fn default() -> Self {
+        let mut fleet = Fleet::new(0);
+        // One proposal at a time, so that a script can stop in the middle of a plan.
+        (fleet.limits.uncommitted_bytes_max, fleet.limits.append_bytes_max) = (1, 1);
+        fleet.first_leads = true;
         Script {
-            fleet: Fleet::new(0),
+            fleet,
             group: None,
             told: BTreeMap::new(),
             policies: BTreeMap::new(),
@@ -112,13 +116,17 @@ impl Script {
         (played, script)
     }
 
+    /// The transitions taken, from and to.
+    pub fn arrows(&self) -> impl Iterator<Item = (PhaseName, PhaseName)> {
+        self.fleet.groups.values().flat_map(|group| group.log.arrows.iter().copied())
+    }
+
     fn group(&mut self) -> &mut super::group::Group {
         let id = self.group.as_ref().expect("begin with `fleet`");
         self.fleet.groups.get_mut(id).expect("a known group")
     }
 
     fn line(&mut self, line: &Line<'_>, out: &mut String) {
-        let now_ms = self.fleet.now_ms;
         match line.verb {
             "fleet" => self.new_group(line),
             "use" => self.group = Some(GroupId::new(line.words[0]).expect("a group")),
@@ -128,7 +136,8 @@ impl Script {
             "channel" => self.fleet.channel(&line.app(), line.words[0]),
             "refused" => {
                 let reason = line.rest();
-                self.group().offers.insert(line.app(), Offer::Refused { reason });
+                let offers = Arc::make_mut(&mut self.group().offers);
+                offers.insert(line.app(), Offer::Refused { reason });
             }
             "run" => self.run(line, out),
             "times" => self.times = line.words[0] == "on",
@@ -140,12 +149,15 @@ impl Script {
             "churn" => self.churn(line),
             "history-length" => {
                 let app = line.app();
-                let entries = self.group().state.apps[&app].history.len();
+                let entries = self.group().log.state.apps[&app].history.len();
                 let _ = writeln!(out, "{entries} entries");
             }
-            "verdicts" => self.verdicts(out),
+            "verdicts" => {
+                self.fleet.settle(true);
+                self.verdicts(out);
+            }
             "clock" => {
-                let _ = writeln!(out, "{} s", self.group().state.clock.0 / 1000);
+                let _ = writeln!(out, "{} s", self.group().log.state.clock.0 / 1000);
             }
             "prober" => {
                 let most = std::mem::take(&mut self.fleet.prober.most_out);
@@ -169,22 +181,28 @@ impl Script {
                 let group = self.group.clone().expect("begin with `fleet`");
                 for server in line.words.iter().flat_map(|word| servers_of(word)) {
                     if line.verb == "join" {
-                        self.fleet.join(&group, &server);
+                        self.group().join(&server);
                     } else {
-                        self.fleet.leave(&group, &server);
+                        let number = self.fleet.leave(&group, &server);
+                        self.outcome(number);
                     }
                 }
             }
             "leader" => {
                 if let Some(word) = line.words.first() {
-                    let leader = servers_of(word).remove(0);
-                    self.group().elect(now_ms, Some(leader));
+                    let next = servers_of(word).remove(0);
+                    self.fleet.transfer(self.group.as_ref().expect("a group"), Some(&next));
+                    self.fleet.settle(false);
                 }
-                let leader = self.group().leader.clone();
+                let leader = self.group().leader();
                 let name = leader.map_or("nobody".to_owned(), |leader| leader.to_string());
                 let _ = writeln!(out, "{name} leads");
             }
-            "leap" => self.group().leap(ms_of(line.words[0])),
+            "leap" => {
+                let leader = self.group().leader().expect("somebody leads");
+                let server = self.group().servers.get_mut(&leader).expect("a server");
+                server.ahead_ms += ms_of(line.words[0]);
+            }
             "kill" => {
                 let on = line.words[0] == "on";
                 let reason = line.words[1..].join(" ");
@@ -197,8 +215,8 @@ impl Script {
             "fetch" => self.fleet.fetch_ms = ms_of(line.words[0]),
             "weather" => {
                 let part = |key| line.pairs.get(key).map_or(0, |n| n.parse().expect("a number"));
-                self.fleet.weather =
-                    Weather { lost: part("lost"), twice: part("twice"), late: part("late") };
+                let (lost, twice, late) = (part("lost"), part("twice"), part("late"));
+                self.fleet.weather = Weather { lost, twice, late, delay_ms_max: 0 };
             }
             "verdict" => self.verdict(line),
             "pause" | "resume" | "approve" | "abort" | "retry" | "undo" => self.person(line, out),
@@ -213,12 +231,9 @@ impl Script {
         let get = |key, usual| line.pairs.get(key).copied().unwrap_or(usual);
         let (platform, zone) = (get("platform", "intel"), get("zone", "zone-a"));
         let name = format!("{platform}.{zone}");
-        let id = self.fleet.add_group(&name, platform, &[("zone", zone)]);
         let servers: usize = get("servers", "10").parse().expect("a number");
-        for n in 1..=servers {
-            self.fleet.join(&id, &build::server(n));
-        }
-        self.group = Some(id);
+        let servers: Vec<ServerId> = (1..=servers).map(build::server).collect();
+        self.group = Some(self.fleet.add_group(&name, platform, &[("zone", zone)], &servers));
     }
 
     fn policy(&mut self, line: &Line<'_>) {
@@ -266,7 +281,7 @@ impl Script {
             .fleet
             .groups
             .values()
-            .filter_map(|group| Some(group.state.platform.as_ref()?.to_string()))
+            .filter_map(|group| Some(group.log.state.platform.as_ref()?.to_string()))
             .collect();
         for platform in platforms {
             let mut release = build::release(app.as_str(), line.words[0], &platform);
@@ -286,7 +301,7 @@ impl Script {
         let app = line.app();
         let releases = self.fleet.releases.clone();
         let group = self.group();
-        let platform = group.state.platform.clone().expect("set up").to_string();
+        let platform = group.log.state.platform.clone().expect("set up").to_string();
         let release: &Release = &releases[&(app.clone(), line.words[0].to_owned(), platform)];
         let on: Option<BTreeSet<ServerId>> =
             line.pairs.get("only").map(|on| on.split(',').flat_map(servers_of).collect());
@@ -305,8 +320,9 @@ impl Script {
             let end_ms = self.fleet.now_ms + within_ms;
             let wave: Option<u32> = line.pairs.get("wave").map(|n| n.parse().expect("a number"));
             let app = line.app();
-            let from = self.group().events.len();
-            self.fleet.break_at = Some((target, wave));
+            // What earlier verbs caused counts, if it has not been told.
+            let from = self.told.get(self.group.as_ref().expect("a group")).copied().unwrap_or(0);
+            self.fleet.break_at = Some(Break::Entered(target, wave));
             while !self.entered(&app, target, wave, from) {
                 if self.fleet.now_ms >= end_ms {
                     let _ = writeln!(out, "(not {name} within {} s)", within_ms / 1000);
@@ -321,16 +337,16 @@ impl Script {
         self.tell(line.words.contains(&"steps"), out);
     }
 
-    /// Whether an app has entered a state since `from` and is still there.
+    /// Whether an app has entered a state since event `from` and is still there.
     fn entered(&mut self, app: &AppId, target: PhaseName, wave: Option<u32>, from: usize) -> bool {
         let group = self.group();
-        let entered = group.events[from..].iter().any(|happened| {
+        let entered = group.log.events[from..].iter().any(|happened| {
             matches!(&happened.event,
                 Event::PhaseChanged { app: of, to, .. } if of == app && *to == target)
         });
         let number = |phase: &Phase| phase.wave().and(phase.rollout()).map(|rollout| rollout.waves);
         entered
-            && group.state.apps.get(app).is_some_and(|app| {
+            && group.log.state.apps.get(app).is_some_and(|app| {
                 app.phase.name() == target && (wave.is_none() || wave == number(&app.phase))
             })
     }
@@ -345,13 +361,13 @@ impl Script {
             self.fleet.run_ms(500);
         }
         let group = self.group.clone().expect("begin with `fleet`");
-        self.told.insert(group.clone(), self.fleet.groups[&group].events.len());
+        self.told.insert(group.clone(), self.fleet.groups[&group].log.events.len());
     }
 
     fn verdict(&mut self, line: &Line<'_>) {
         let [group, version, word] = line.words[..3] else { panic!("verdict GROUP VERSION WORD") };
-        let platform = self.group().state.platform.clone().expect("set up");
-        self.fleet.registry.view.verdicts.push(ForeignVerdict {
+        let platform = self.group().log.state.platform.clone().expect("set up");
+        Arc::make_mut(&mut self.fleet.registry.view).verdicts.push(ForeignVerdict {
             group: GroupId::new(group).expect("a group"),
             app: line.app(),
             version: Version::new(version).expect("a version"),
@@ -362,30 +378,42 @@ impl Script {
     }
 
     fn person(&mut self, line: &Line<'_>, out: &mut String) {
-        let now_ms = self.fleet.now_ms;
         let (app, reason) = (line.app(), line.rest());
-        let group = self.group();
         let body = match line.verb {
             "pause" => Body::Pause { app, reason },
             "resume" => Body::Resume { app },
             "approve" => Body::Approve { app },
             "abort" => Body::Abort { app, reason },
             "retry" => Body::Retry { app },
-            _ => Body::Undo { app, lead: group.leader.clone().expect("somebody leads") },
+            _ => Body::Undo { app, lead: self.group().leader().expect("somebody leads") },
         };
-        match group.person(now_ms, body) {
-            Ok(_) => out.push_str("ok\n"),
-            Err(rejection) => {
+        match self.say("ana", body) {
+            None => out.push_str("ok\n"),
+            Some(rejection) => {
                 let _ = writeln!(out, "refused: {}", words::rejection(&rejection));
             }
         }
+    }
+
+    /// A command, and why it was refused, if it was.
+    fn say(&mut self, actor: &str, body: Body) -> Option<Rejection> {
+        let group = self.group.clone().expect("begin with `fleet`");
+        let number = self.fleet.say(&group, actor, body);
+        self.outcome(number).expect("a leader, and a network without faults")
+    }
+
+    /// Why the command of that number was refused, if it was; none if nobody knows.
+    fn outcome(&mut self, number: u64) -> Option<Option<Rejection>> {
+        let group = self.group.as_ref().expect("begin with `fleet`");
+        self.fleet.wait_for(group, number);
+        self.group().log.outcomes.remove(&number).flatten()
     }
 
     fn orders(&mut self, line: &Line<'_>) {
         let now_ms = self.fleet.now_ms;
         for server in line.words.iter().flat_map(|word| servers_of(word)) {
             if line.verb == "keep-orders" {
-                let orders = self.group().state.orders(&server, false).expect("a known server");
+                let orders = self.group().log.state.orders(&server, false).expect("a known server");
                 self.kept_orders.insert(server, orders);
             } else if let Some(orders) = self.kept_orders.get(&server).cloned() {
                 // As if they were the answer to a question asked just now: worse cannot happen.
@@ -395,14 +423,12 @@ impl Script {
     }
 
     fn reports_of(&mut self, server: &ServerId) -> Vec<Report> {
-        self.group()
-            .log
-            .iter()
-            .filter_map(|command| match &command.body {
-                Body::Report { report } if report.server == *server => Some(report.clone()),
-                _ => None,
-            })
-            .collect()
+        let commands = self.group().commands().into_iter();
+        let reports = commands.filter_map(|(_, command)| match command.body {
+            Body::Report { report } if report.server == *server => Some(report),
+            _ => None,
+        });
+        reports.collect()
     }
 
     fn reports(&mut self, line: &Line<'_>, out: &mut String) {
@@ -420,7 +446,6 @@ impl Script {
 
     /// The `n`th report of a server again: as it was, or (`new`) as a new report.
     fn repeat_report(&mut self, line: &Line<'_>, out: &mut String) {
-        let now_ms = self.fleet.now_ms;
         let server = servers_of(line.words[0]).remove(0);
         let all = self.reports_of(&server);
         let n: usize = line.words[1].parse().expect("a number");
@@ -433,16 +458,17 @@ impl Script {
             report.boot_epoch = cohort_core::ids::BootEpoch(real.disk.boot_epoch);
             real.start();
         }
-        let before = self.group().state.apps.clone();
-        match self.group().commit(now_ms, server.as_str(), None, Body::Report { report }) {
-            Ok(events) if events.iter().any(|e| matches!(e, Event::ReportIgnored { .. })) => {
-                out.push_str("ignored\n");
-            }
-            Ok(_) if self.group().state.apps == before => out.push_str("taken, nothing changed\n"),
-            Ok(_) => out.push_str("taken\n"),
-            Err(rejection) => {
+        let (before, told) = (self.group().log.state.apps.clone(), self.group().log.events.len());
+        let rejection = self.say(&format!("agent {server}"), Body::Report { report });
+        let log = &self.group().log;
+        let ignored = |happened: &Happened| matches!(happened.event, Event::ReportIgnored { .. });
+        match rejection {
+            Some(rejection) => {
                 let _ = writeln!(out, "refused: {}", words::rejection(&rejection));
             }
+            None if log.events[told..].iter().any(ignored) => out.push_str("ignored\n"),
+            None if log.state.apps == before => out.push_str("taken, nothing changed\n"),
+            None => out.push_str("taken\n"),
         }
     }
 }

@@ -5,71 +5,74 @@
 //! `cohort-server`'s [`Asking`], [`Outbox`] and [`App`], and the core's [`AppRecord`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use cohort_core::ids::{AppId, BootEpoch, Digest, GroupId, Incarnation, ServerId};
+use cohort_core::doing::{self, Download};
+use cohort_core::ids::{AppId, BootEpoch, Digest, Incarnation, MemberId, ServerId};
 use cohort_core::orders::{AppOrders, Fence, MemberAddress, Orders};
 use cohort_core::release::Release;
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{AppRecord, BootTime, LocalActivation, Reached};
-use cohort_server::app::{Announced, App, Doing, Running, Sight};
+use cohort_server::app::{App, Doing, Running, Sight};
 use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, Effect, Input, Members, ORDERS_VALID_MS, Question, Received, WAIT_MS_MAX,
 };
+use cohort_server::fetching::Fetching;
 use cohort_server::outbox::{ANSWER_MS_MAX as TAKEN_MS_MAX, Outbox};
 use cohort_transfer::UnitSet;
 
 use super::behaviour::{Behaviours, Fault};
-use super::net::Message;
+use super::log::Log;
+use super::net::{Packet, What};
+use member::{Carried, Setup, address_of};
 use transfer::Transfers;
 
+mod carry;
 mod host;
+pub(crate) mod member;
 mod steps;
 mod transfer;
 
-pub use transfer::Holdings;
+pub(crate) use transfer::Holdings;
 
 /// How long a server waits for its first orders after a start before it takes traffic without, in
 /// milliseconds: the agent's default.
 const READY_WITHOUT_ORDERS_AFTER_MS: u64 = 60_000;
 
-/// What survives a crash.
 #[derive(Debug, Clone, Default)]
-pub struct Disk {
-    /// The records of the apps.
-    pub apps: BTreeMap<AppId, AppRecord>,
-    /// Artifacts that are whole.
-    pub held: BTreeSet<Digest>,
-    /// Units of artifacts that are not.
-    pub parts: BTreeMap<Digest, UnitSet>,
+pub(crate) struct Disk {
+    pub(crate) apps: BTreeMap<AppId, AppRecord>,
+    pub(crate) held: BTreeSet<Digest>,
+    /// Signed manifests that have come with them, or from a mirror.
+    manifests: BTreeSet<Digest>,
+    /// Units of artifacts that are not whole.
+    pub(crate) parts: BTreeMap<Digest, UnitSet>,
     /// Counts the starts of the agent.
-    pub boot_epoch: u64,
-    /// The latch of the kill switch.
-    pub killed: bool,
+    pub(crate) boot_epoch: u64,
+    /// The latch of the kill switch: why everything stops.
+    pub(crate) killed: Option<String>,
+    /// The group's log, if this server carries a member.
+    pub(crate) log: Option<(MemberId, cohort_store::Disk)>,
 }
 
 /// A service, as a prober sees it.
 #[derive(Debug, Clone, Default)]
-pub struct Service {
+pub(crate) struct Service {
     /// What runs, or is broken.
-    pub release: Option<Release>,
-    /// It answers.
-    pub up: bool,
-    /// It is given traffic.
-    pub traffic: bool,
+    pub(crate) release: Option<Release>,
+    pub(crate) up: bool,
+    pub(crate) traffic: bool,
     /// When it dies, if its release makes it die.
     dies_ms: Option<u64>,
 }
 
 impl Service {
-    /// Whether users are served.
-    #[must_use]
-    pub fn serves(&self) -> bool {
+    pub(crate) fn serves(&self) -> bool {
         self.up && self.traffic && self.release.is_some()
     }
 }
 
 /// What an agent keeps in memory.
-#[derive(Debug)]
 struct Agent {
     asking: Asking,
     /// The question that is open, and until when it is waited for.
@@ -77,20 +80,27 @@ struct Agent {
     rest_until_ms: Option<u64>,
     received: Option<Received>,
     members: Vec<MemberAddress>,
+    /// The server whose agent leads, as other members last named it.
+    leader: Option<ServerId>,
+    /// The claim that is open or refused, and until when.
+    claim: (Option<(u64, MemberId)>, u64),
+    /// Counts claims; every one goes to another member.
+    claims: usize,
+    look_ms: u64,
     outbox: Outbox,
     /// The reports that are on their way, and until when their answer is waited for.
     sending: Option<(u64, u64)>,
     apps: BTreeMap<AppId, AppAgent>,
-    announced: Announced,
+    fetching: Fetching,
     transfers: Transfers,
     kept: BTreeMap<AppId, Vec<Digest>>,
     /// Numbers questions and requests of all starts.
     next_id: u64,
-    inbox: Vec<Message>,
-    outgoing: Vec<Message>,
+    inbox: Vec<Packet>,
+    outgoing: Vec<Packet>,
     /// Counts what makes apps look again.
     changes: u64,
-    /// Up to which change it was looked what is whole.
+    /// Up to which change the orders to fetch were looked at.
     fetched: u64,
 }
 
@@ -102,7 +112,6 @@ struct AppAgent {
     record: AppRecord,
     reached: Reached,
     running: Option<(Running, Working)>,
-    /// The running checks run.
     watched: bool,
     doing: Option<Doing>,
     laters: BTreeMap<Step, u32>,
@@ -124,25 +133,34 @@ struct Working {
     backs_off: bool,
 }
 
-/// A virtual server.
-#[derive(Debug)]
-pub struct Server {
-    /// Its name.
-    pub id: ServerId,
-    /// What survives.
-    pub disk: Disk,
+pub(crate) struct Server {
+    pub(crate) id: ServerId,
+    pub(crate) disk: Disk,
     /// Its services, as they really are.
-    pub services: BTreeMap<AppId, Service>,
-    /// The agent runs.
-    pub up: bool,
+    pub(crate) services: BTreeMap<AppId, Service>,
+    pub(crate) up: bool,
     /// The network between it and the group is cut.
-    pub cut: bool,
-    /// How often an activation was accepted, per fence: once, ever.
-    pub accepted: BTreeMap<(AppId, Fence), u32>,
+    pub(crate) cut: bool,
+    /// The activations that were ever accepted, each once.
+    accepted: BTreeSet<(AppId, Fence)>,
     /// Apps whose change took the server away from users that it was serving.
-    pub took_away: BTreeSet<AppId>,
+    pub(crate) took_away: BTreeSet<AppId>,
     /// Crash at this many instructions from now.
-    pub crash_in: Option<u32>,
+    pub(crate) crash_in: Option<u32>,
+    /// How far the member's clock is ahead of the fleet's, in milliseconds: the process was stopped
+    /// while everybody else kept running.
+    pub(crate) ahead_ms: u64,
+    /// The agent does nothing until then; packets wait in the sockets.
+    pub(crate) paused_until_ms: u64,
+    /// A write of the log was made to fail: the member may end.
+    pub(crate) disk_fails: bool,
+    /// The member was asked to hand over and stop: it plans no more.
+    pub(crate) stops: bool,
+    /// Packets reach it, and what it sends leaves it.
+    pub(crate) linked: bool,
+    /// The member, while the agent runs and the disk has its log.
+    pub(crate) member: Option<Box<Carried>>,
+    setup: Arc<Setup>,
     /// Counts the boots of the machine.
     boots: u64,
     /// When something on it was last out of service.
@@ -152,25 +170,16 @@ pub struct Server {
 }
 
 /// What a server needs to know of its world for one tick.
-pub struct Around<'a> {
-    /// The time, in milliseconds.
-    pub now_ms: u64,
-    /// What releases do.
-    pub behaviours: &'a Behaviours,
-    /// The group.
-    pub group: &'a GroupId,
+pub(crate) struct Around<'a> {
+    pub(crate) now_ms: u64,
+    pub(crate) behaviours: &'a Behaviours,
     /// What servers hold that can be reached.
-    pub holdings: &'a Holdings,
-    /// Who leads, as the members say.
-    pub leader: Option<&'a ServerId>,
-    /// The mirrors answer.
-    pub mirrors: bool,
+    pub(crate) holdings: &'a Holdings,
+    pub(crate) mirrors: bool,
     /// How long the whole artifact takes from one source, in milliseconds.
-    pub fetch_ms: u64,
-    /// Where the group's members are.
-    pub members: &'a [MemberAddress],
-    /// The registry answers, and says so.
-    pub registry: bool,
+    pub(crate) fetch_ms: u64,
+    /// Where the group's members are, by the registry; none while it does not answer.
+    pub(crate) members: Option<&'a [MemberAddress]>,
 }
 
 impl Agent {
@@ -181,10 +190,14 @@ impl Agent {
             rest_until_ms: Some(0),
             received: None,
             members: Vec::new(),
+            leader: None,
+            claim: (None, 0),
+            claims: 0,
+            look_ms: 0,
             outbox: Outbox::new(id.clone(), BootEpoch(boot_epoch)),
             sending: None,
             apps: BTreeMap::new(),
-            announced: Announced::default(),
+            fetching: Fetching::default(),
             transfers: Transfers::default(),
             kept: BTreeMap::new(),
             next_id: boot_epoch << 32,
@@ -206,9 +219,7 @@ impl Agent {
 }
 
 impl Server {
-    /// A server with nothing on it.
-    #[must_use]
-    pub fn new(id: ServerId) -> Server {
+    pub(crate) fn new(now_ms: u64, id: ServerId, setup: Arc<Setup>) -> Server {
         let mut server = Server {
             agent: Agent::new(&id, 0),
             id,
@@ -216,26 +227,45 @@ impl Server {
             services: BTreeMap::new(),
             up: false,
             cut: false,
-            accepted: BTreeMap::new(),
+            accepted: BTreeSet::new(),
             took_away: BTreeSet::new(),
             crash_in: None,
+            ahead_ms: 0,
+            paused_until_ms: 0,
+            disk_fails: false,
+            stops: false,
+            linked: true,
+            member: None,
+            setup,
             boots: 0,
             broken_ms: None,
-            now_ms: 0,
+            now_ms,
         };
         server.start();
         server
     }
 
-    /// The agent dies (−9); services live on.
-    pub fn crash(&mut self) {
-        self.up = false;
-        self.crash_in = None;
+    /// The agent dies (−9), and with it whatever of the log was not durable; services live on.
+    pub(crate) fn crash(&mut self) {
+        let ended = self.die();
+        self.agent.outgoing.extend(ended);
     }
 
-    /// The whole server loses power.
-    pub fn power_off(&mut self) {
-        self.crash();
+    /// Returns what its connections say as they end.
+    fn die(&mut self) -> Vec<Packet> {
+        self.up = false;
+        self.crash_in = None;
+        self.paused_until_ms = 0;
+        (self.disk_fails, self.stops) = (false, false);
+        if let Some((_, disk)) = &self.disk.log {
+            disk.crash();
+        }
+        self.member.take().map_or(Vec::new(), |member| member.hang_up())
+    }
+
+    /// The machine dies, and does not even end its connections.
+    pub(crate) fn power_off(&mut self) {
+        self.die();
         self.boots += 1;
         for service in self.services.values_mut() {
             service.up = false;
@@ -244,13 +274,15 @@ impl Server {
     }
 
     /// The agent starts, and brings up what ran.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         if self.up {
             return;
         }
         self.up = true;
         self.disk.boot_epoch += 1;
-        self.agent = Agent::new(&self.id, self.disk.boot_epoch);
+        let outgoing = self.sends();
+        self.agent = Agent { outgoing, ..Agent::new(&self.id, self.disk.boot_epoch) };
+        self.open_member();
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
         for app in apps {
             self.boot(&app);
@@ -258,7 +290,7 @@ impl Server {
     }
 
     /// An existing installation: the release runs and serves before Cohort comes.
-    pub fn install(&mut self, app: &AppId, release: &Release) {
+    pub(crate) fn install(&mut self, app: &AppId, release: &Release) {
         let record = self.disk.apps.entry(app.clone()).or_default();
         record.local.current = Some(release.clone());
         self.disk.held.insert(release.artifact.clone());
@@ -267,19 +299,16 @@ impl Server {
     }
 
     /// Whether the app's traffic was taken away by an activation that is neither over nor failed.
-    #[must_use]
-    pub fn being_changed(&self, app: &AppId) -> bool {
+    pub(crate) fn being_changed(&self, app: &AppId) -> bool {
         let record = self.disk.apps.get(app);
         let activation = record.and_then(|record| record.local.activation.as_ref());
         activation.is_some_and(LocalActivation::drained)
     }
 
     /// Whether messages go to and fro: a release that is switched in can cut its server off, too.
-    #[must_use]
-    pub fn reaches(&self, behaviours: &Behaviours) -> bool {
-        let switched_in = self.services.values().filter_map(|service| service.release.as_ref());
-        let mut faults = switched_in.flat_map(|release| behaviours.faults(release, &self.id));
-        !self.cut && faults.all(|fault| *fault != Fault::CutsNetwork)
+    pub(crate) fn reaches(&self, behaviours: &Behaviours) -> bool {
+        let mut switched_in = self.services.values().filter_map(|service| service.release.as_ref());
+        !self.cut && !switched_in.any(|release| behaviours.cuts_off(release, &self.id))
     }
 
     /// One instruction more; true when the agent dies here.
@@ -297,20 +326,41 @@ impl Server {
         }
     }
 
-    /// A message has come; it is read at the next tick.
-    pub fn receive(&mut self, message: Message) {
+    /// A packet has come. What is for the agent's tasks is read at the next tick.
+    pub(crate) fn receive(&mut self, mut packets: Vec<Packet>, log: &mut Log) {
+        let answers = packets.extract_if(.., |packet| packet.what.is_answer());
         if self.up {
-            self.agent.inbox.push(message);
+            self.agent.inbox.extend(answers);
+        } else {
+            drop(answers);
+        }
+        if packets.is_empty() {
+            return;
+        }
+        if self.member.is_some() {
+            self.step_member(log, |member, now_ms, log| {
+                for packet in packets {
+                    member.receive(now_ms, packet, log);
+                }
+            });
+        } else {
+            for Packet { from, id, what, .. } in packets {
+                if let Some(what) = what.refusal() {
+                    self.send(from, id, what);
+                }
+            }
         }
     }
 
-    /// What it sends now.
-    pub fn sends(&mut self) -> Vec<Message> {
+    pub(crate) fn sends(&mut self) -> Vec<Packet> {
         std::mem::take(&mut self.agent.outgoing)
     }
 
-    /// Time has gone by.
-    pub fn tick(&mut self, around: &Around<'_>) {
+    fn send(&mut self, to: ServerId, id: u64, what: What) {
+        self.agent.outgoing.push(Packet { from: self.id.clone(), to, id, what });
+    }
+
+    pub(crate) fn tick(&mut self, around: &Around<'_>, log: &mut Log) {
         let now_ms = around.now_ms;
         self.now_ms = now_ms;
         for service in self.services.values_mut() {
@@ -323,10 +373,12 @@ impl Server {
         if self.cut || self.services.values().any(|s| s.release.is_some() && !s.serves()) {
             self.broken_ms = Some(now_ms);
         }
-        if !self.up {
+        if !self.up || self.paused_until_ms > now_ms {
             return;
         }
-        self.read_inbox(around);
+        self.read_inbox(around, log);
+        self.follow_member_order(now_ms);
+        self.verify(around);
         self.fetch(around);
         self.announce();
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
@@ -339,29 +391,26 @@ impl Server {
         self.send_reports(around);
     }
 
-    fn read_inbox(&mut self, around: &Around<'_>) {
-        for message in std::mem::take(&mut self.agent.inbox) {
-            match message {
-                Message::Answer { id, input, .. } => {
-                    if self.agent.open.is_some_and(|(open, _)| open == id) {
-                        self.agent.open = None;
-                        self.ask(input, around);
-                    }
+    fn read_inbox(&mut self, around: &Around<'_>, log: &mut Log) {
+        for Packet { id, what, .. } in std::mem::take(&mut self.agent.inbox) {
+            match what {
+                What::Answer(input) if self.agent.open.is_some_and(|(open, _)| open == id) => {
+                    self.agent.open = None;
+                    self.ask(input, around);
                 }
-                Message::Taken { id, taken, .. } => {
-                    if self.agent.sending.is_some_and(|(sending, _)| sending == id) {
-                        self.agent.sending = None;
-                        match taken {
-                            Some(taken) => {
-                                self.agent.outbox.answered(&taken);
-                                self.agent.changes += 1;
-                            }
-                            None => self.agent.outbox.not_answered(around.now_ms),
+                What::Taken(taken) if self.agent.sending.is_some_and(|(sent, _)| sent == id) => {
+                    self.agent.sending = None;
+                    match taken {
+                        Some(taken) => {
+                            self.agent.outbox.answered(&taken);
+                            self.agent.changes += 1;
                         }
+                        None => self.agent.outbox.not_answered(around.now_ms),
                     }
                 }
-                Message::Guided { id, answer, .. } => self.guided(id, answer, around.now_ms),
-                Message::Ask { .. } | Message::Report { .. } | Message::Transfer { .. } => {}
+                What::Guided(answer) => self.guided(id, answer, around.now_ms),
+                What::Claimed(granted) => self.claimed(id, granted, around.now_ms, log),
+                _ => {}
             }
         }
         if self.agent.open.is_some_and(|(_, until_ms)| until_ms <= around.now_ms) {
@@ -381,8 +430,8 @@ impl Server {
     /// Steps with what came of the last question, until the next one is open.
     fn ask(&mut self, input: Input, around: &Around<'_>) {
         let now_ms = around.now_ms;
-        let address = format!("{}:7417", self.id);
-        let carries = around.members.iter().any(|member| member.server == self.id);
+        let address = address_of(&self.id);
+        let carries = self.member.is_some();
         let mut input = Some(input);
         while let Some(given) = input.take() {
             let known = self.agent.members.clone();
@@ -394,8 +443,8 @@ impl Server {
                     Effect::Ask(_, Question::Kill) => input = Some(Input::Changed),
                     Effect::OldIncarnation { .. } => {}
                     Effect::AskRegistry => {
-                        if around.registry && self.reaches(around.behaviours) {
-                            self.agent.members = around.members.to_vec();
+                        if let Some(members) = around.members.filter(|_| self.linked) {
+                            self.learn_members(members);
                         }
                         input = Some(Input::RegistryAsked);
                     }
@@ -407,8 +456,8 @@ impl Server {
                         };
                         let id = self.agent.number();
                         self.agent.open = Some((id, now_ms + patience_ms));
-                        let (server, to, doing) = (self.id.clone(), whom.server, self.doing());
-                        self.agent.outgoing.push(Message::Ask { server, id, to, question, doing });
+                        let doing = self.doing();
+                        self.send(whom.server, id, What::Ask { question, doing });
                     }
                     Effect::Rest { until_ms } => self.agent.rest_until_ms = Some(until_ms),
                 }
@@ -417,14 +466,15 @@ impl Server {
     }
 
     /// Orders, as if they had been answered to a question asked at `asked_ms`.
-    pub fn obey(&mut self, orders: Orders, asked_ms: u64) {
+    pub(crate) fn obey(&mut self, orders: Orders, asked_ms: u64) {
         let (valid_ms, leader) = (ORDERS_VALID_MS, None);
         self.take_orders(Received { orders, asked_ms, valid_ms, leader });
     }
 
     fn take_orders(&mut self, received: Received) {
-        if !received.orders.members.is_empty() {
-            self.agent.members.clone_from(&received.orders.members);
+        self.learn_members(&received.orders.members);
+        if received.leader.is_some() {
+            self.agent.leader.clone_from(&received.leader);
         }
         for orders in &received.orders.apps {
             if !self.disk.apps.contains_key(&orders.app) {
@@ -439,15 +489,27 @@ impl Server {
         self.agent.changes += 1;
     }
 
-    fn doing(&self) -> BTreeMap<AppId, Step> {
+    fn learn_members(&mut self, members: &[MemberAddress]) {
+        if !members.is_empty() {
+            self.agent.members = members.to_vec();
+        }
+    }
+
+    /// The leader: as the member here knows it, else as another member named it.
+    fn leader(&self) -> Option<&ServerId> {
+        let own = self.member.as_ref().and_then(|member| member.view.leader());
+        own.or(self.agent.leader.as_ref())
+    }
+
+    fn doing(&self) -> BTreeMap<AppId, doing::Doing> {
         let doing = self.agent.apps.iter().filter_map(|(id, app)| {
-            let step = match (&app.running, app.doing) {
-                (Some((_, working)), _) => working.step,
-                (None, Some(Doing::Fetching)) => Step::Fetch,
-                (None, Some(Doing::Confirming)) => Step::Check,
+            let doing = match (&app.running, app.doing) {
+                (Some((_, working)), _) => doing::Doing::Step { step: working.step },
+                (None, Some(Doing::Fetching)) => doing::Doing::Download(Download::Queued),
+                (None, Some(Doing::Confirming)) => doing::Doing::Confirming,
                 (None, None) => return None,
             };
-            Some((id.clone(), step))
+            Some((id.clone(), doing))
         });
         doing.collect()
     }
@@ -457,23 +519,21 @@ impl Server {
         if self.agent.received.is_none() {
             return;
         }
-        let members = self.agent.members.clone();
-        if let Some(sending) = self.agent.outbox.next(around.now_ms, &members) {
+        let Agent { outbox, members, .. } = &mut self.agent;
+        if let Some(sending) = outbox.next(around.now_ms, members) {
             let id = self.agent.number();
             self.agent.sending = Some((id, around.now_ms + TAKEN_MS_MAX));
-            let (to, reports) = (sending.to.server, sending.reports);
-            self.agent.outgoing.push(Message::Report { id, to, reports });
+            self.send(sending.to.server, id, What::Report(sending.reports));
         }
     }
 
     /// Reports what has become whole.
     fn announce(&mut self) {
-        let Agent { received, announced, outbox, changes, fetched, .. } = &mut self.agent;
+        let Agent { received, fetching, outbox, changes, fetched, .. } = &mut self.agent;
         let Some(received) = received.as_ref().filter(|_| *fetched != *changes) else { return };
         *fetched = *changes;
-        let held = &self.disk.held;
-        let whole = |release: &Release| held.contains(&release.artifact);
-        for (app, artifact) in announced.look(&received.orders.apps, whole) {
+        let whole = |artifact: &Digest| self.disk.held.contains(artifact);
+        for (app, artifact) in fetching.announce(&received.orders, whole) {
             outbox.report(&app, Fence::default(), 1, Outcome::Holds { artifact });
         }
     }
@@ -495,7 +555,7 @@ impl Server {
             now,
             orders,
             orders_fresh: received.as_ref().is_some_and(|r| r.fresh(self.now_ms)),
-            killed: self.disk.killed,
+            killed: self.disk.killed.is_some(),
             confirmed: outbox.confirmed().get(app).copied(),
             record: &here.record,
             reached: here.reached,

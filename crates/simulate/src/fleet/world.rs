@@ -1,78 +1,77 @@
 //! The fleet: groups, one registry, one clock.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use cohort_consensus::Limits;
 use cohort_core::Offer;
 use cohort_core::command::{Body, Event};
-use cohort_core::gate::{GroupInfo, RegistryView};
+use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView};
 use cohort_core::ids::{AppId, GroupId, Revision, ServerId};
+use cohort_core::orders::MemberAddress;
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
 use cohort_core::release::Release;
-use cohort_server::asking::Input;
-use rand::{Rng, SeedableRng};
+use cohort_server::records::Record;
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::behaviour::{Behaviour, Behaviours};
 use super::group::Group;
-use super::net::{Message, Weather};
+use super::log::Log;
+use super::net::{Packet, Weather};
 use super::prober::Prober;
+use super::server::member::Setup;
 use super::server::{Around, Holdings, Server};
 
-/// One step of the clock, in milliseconds.
-pub const TICK_MS: u64 = 100;
-/// How long a group has no leader after losing one, in milliseconds.
-const ELECTION_MS: u64 = 1_000;
+/// One step of the clock of servers, in milliseconds. Members and packets have their own times.
+pub(crate) const TICK_MS: u64 = 100;
 
-/// Plans in a row within one step: the leader plans again as soon as its proposals are applied.
-/// 4: the second one rarely proposes anything.
-const PLANS_MAX: usize = 4;
-
-/// The registry, as leaders read it.
 #[derive(Debug, Clone, Default)]
-pub struct Registry {
-    /// Its content.
-    pub view: RegistryView,
+pub(crate) struct Registry {
+    /// Its content, as leaders read it; shared with those that have read it.
+    pub(crate) view: Arc<RegistryView>,
+    /// Where the members of each group are.
+    pub(crate) members: BTreeMap<GroupId, Vec<MemberAddress>>,
     /// Whether it is unreachable.
-    pub away: bool,
+    pub(crate) away: bool,
 }
 
-/// A fleet in one thread.
-#[derive(Debug)]
-pub struct Fleet {
-    /// Milliseconds since the fleet began.
-    pub now_ms: u64,
-    /// The groups, by name.
-    pub groups: BTreeMap<GroupId, Group>,
-    /// One registry for all groups.
-    pub registry: Registry,
-    /// The faults of releases.
-    pub behaviours: Behaviours,
-    /// Releases, by app, version and platform.
-    pub releases: BTreeMap<(AppId, String, String), Release>,
-    /// How many messages are lost, duplicated or delayed.
-    pub weather: Weather,
-    /// Whether the mirrors answer.
-    pub mirrors: bool,
+/// What a script waits for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Break {
+    /// Some app of some group enters this state, of this wave.
+    Entered(PhaseName, Option<u32>),
+    /// The outcome of the command of this number is known.
+    Known(u64),
+}
+
+pub(crate) struct Fleet {
+    pub(crate) now_ms: u64,
+    pub(crate) groups: BTreeMap<GroupId, Group>,
+    pub(crate) registry: Registry,
+    pub(crate) behaviours: Behaviours,
+    pub(crate) releases: BTreeMap<(AppId, String, String), Release>,
+    /// How many packets are lost, duplicated or delayed.
+    pub(crate) weather: Weather,
+    pub(crate) mirrors: bool,
     /// How long the whole artifact takes from one source, in milliseconds.
-    pub fetch_ms: u64,
-    /// The longest delay between a leader's proposal and its commit, in milliseconds.
-    pub slow_log_ms: u32,
-    /// Watches the services from outside, as users would.
-    pub prober: Prober,
-    /// Stop as soon as some app of some group enters this state (of this wave), even in the middle
-    /// of a plan.
-    pub break_at: Option<(PhaseName, Option<u32>)>,
-    /// Whether it was entered, and the rest of the leader's plan lost.
-    pub broke: bool,
-    /// The source of all randomness.
-    pub rng: ChaCha8Rng,
+    pub(crate) fetch_ms: u64,
+    pub(crate) prober: Prober,
+    /// When time stops, even in the middle of a plan, if members propose one entry at a time.
+    pub(crate) break_at: Option<Break>,
+    pub(crate) limits: Limits,
+    /// For how long a voter may be silent before it is replaced, in milliseconds.
+    pub(crate) replace_after_ms: u64,
+    /// Only the first server that can lead stands for election, as scripts want it.
+    pub(crate) first_leads: bool,
+    pub(crate) rng: ChaCha8Rng,
+    seed: u64,
+    requests: u64,
 }
 
 impl Fleet {
-    /// An empty fleet.
-    #[must_use]
-    pub fn new(seed: u64) -> Fleet {
+    pub(crate) fn new(seed: u64) -> Fleet {
         Fleet {
             now_ms: 0,
             groups: BTreeMap::new(),
@@ -82,107 +81,297 @@ impl Fleet {
             weather: Weather::default(),
             mirrors: true,
             fetch_ms: TICK_MS,
-            slow_log_ms: 0,
             break_at: None,
-            broke: false,
+            limits: Limits::default(),
+            replace_after_ms: cohort_server::leading::REPLACE_AFTER_MS,
+            first_leads: false,
             prober: Prober::default(),
             rng: ChaCha8Rng::seed_from_u64(seed),
+            seed,
+            requests: 0,
         }
     }
 
-    /// Adds a group without servers.
-    pub fn add_group(&mut self, name: &str, platform: &str, labels: &[(&str, &str)]) -> GroupId {
+    pub(crate) fn add_group(
+        &mut self,
+        name: &str,
+        platform: &str,
+        labels: &[(&str, &str)],
+        servers: &[ServerId],
+    ) -> GroupId {
+        let id = GroupId::new(name).expect("a group name");
         let mut map: BTreeMap<String, String> =
             labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         map.insert("platform".into(), platform.into());
-        let group = Group::new(name, platform, &map);
-        let id = group.state.group.clone();
-        let platform = group.state.platform.clone().expect("set up with one");
-        self.registry.view.groups.insert(id.clone(), GroupInfo { labels: map, platform });
+        let setup = Setup {
+            group: id.clone(),
+            limits: self.limits,
+            replace_after_ms: self.replace_after_ms,
+            seed: self.seed,
+        };
+        let group = Group::found(self.now_ms, platform, &map, servers, setup);
+        let platform = group.log.state.platform.clone().expect("set up with one");
+        let info = GroupInfo { labels: map, platform };
+        Arc::make_mut(&mut self.registry.view).groups.insert(id.clone(), info);
+        self.registry.members.insert(id.clone(), group.log.state.member_addresses());
         self.groups.insert(id.clone(), group);
         id
     }
 
-    /// A server joins a group.
-    pub fn join(&mut self, group: &GroupId, server: &ServerId) {
-        let now_ms = self.now_ms;
+    /// A server leaves permanently; it stops once the group does without its member. Returns the
+    /// number of the command.
+    pub(crate) fn leave(&mut self, group: &GroupId, server: &ServerId) -> u64 {
+        let number = self.say(group, "ana", Body::RemoveServer { server: server.clone() });
         let group = self.groups.get_mut(group).expect("a known group");
-        let address = format!("{server}:7417");
-        let body = Body::AddServer { server: server.clone(), address, rack: None };
-        group.commit(now_ms, "hub", None, body).expect("there is room");
-        group.servers.entry(server.clone()).or_insert_with(|| Server::new(server.clone()));
-        group.contact(now_ms, server, &BTreeMap::new());
-        let members = group.state.servers.values().filter(|s| s.member.is_some()).count();
-        if members < 5 && group.state.servers[server].member.is_none() {
-            let body = Body::AllocateMember { server: server.clone() };
-            group.commit(now_ms, "hub", None, body).expect("it joined just now");
+        group.log.admitted.remove(server);
+        group.leaving.insert(server.clone());
+        number
+    }
+
+    /// A command, to the leader if there is one. Returns the number under which its outcome will
+    /// be found.
+    pub(crate) fn say(&mut self, group: &GroupId, actor: &str, body: Body) -> u64 {
+        self.requests += 1;
+        let number = self.requests;
+        let known = &self.groups[group];
+        let runs = |server: &&Server| server.member.is_some() && server.paused_until_ms == 0;
+        let any = || known.servers.values().find(runs).map(|server| server.id.clone());
+        match known.leader().or_else(any) {
+            Some(server) => self.with_server(group, &server, |server, log| {
+                server.step_member(log, |member, now_ms, _| {
+                    member.say(now_ms, number, actor, body);
+                });
+            }),
+            None => {
+                let group = self.groups.get_mut(group).expect("a known group");
+                group.log.outcomes.insert(number, None);
+            }
+        }
+        number
+    }
+
+    /// Leadership is to move to that server, or to the one that is best prepared.
+    pub(crate) fn transfer(&mut self, group: &GroupId, to: Option<&ServerId>) {
+        let Some(leader) = self.groups[group].leader() else { return };
+        self.with_server(group, &leader, |server, log| {
+            server.step_member(log, |member, _, _| member.transfer(to));
+        });
+    }
+
+    /// Does something with a server, and sends what it has to say.
+    pub(crate) fn with_server(
+        &mut self,
+        group: &GroupId,
+        server: &ServerId,
+        act: impl FnOnce(&mut Server, &mut Log),
+    ) {
+        let mut known = self.groups.remove(group).expect("a known group");
+        self.do_with(&mut known, server, act);
+        self.groups.insert(group.clone(), known);
+    }
+
+    fn do_with(
+        &mut self,
+        group: &mut Group,
+        server: &ServerId,
+        act: impl FnOnce(&mut Server, &mut Log),
+    ) {
+        let Some(server) = group.servers.get_mut(server) else { return };
+        act(server, &mut group.log);
+        // What a server says that is cut off is lost on the way.
+        for packet in server.sends().into_iter().filter(|_| server.linked) {
+            group.net.send(group.log.now_ms, packet, self.weather, &mut self.rng);
         }
     }
 
-    /// A server leaves permanently.
-    pub fn leave(&mut self, group: &GroupId, server: &ServerId) {
-        let now_ms = self.now_ms;
-        let group = self.groups.get_mut(group).expect("a known group");
-        if group.commit(now_ms, "ana", None, Body::RemoveServer { server: server.clone() }).is_ok()
-        {
-            group.servers.remove(server);
-        }
-        if group.leader.as_ref() == Some(server) {
-            group.elect(now_ms, None);
-        }
-    }
-
-    /// Writes a policy to the registry.
-    pub fn set_policy(&mut self, policy: Policy) {
+    pub(crate) fn set_policy(&mut self, policy: Policy) {
         policy.validate().expect("a valid policy");
-        let policies = &mut self.registry.view.policies;
+        let policies = &mut Arc::make_mut(&mut self.registry.view).policies;
         let revision =
             policies.get(&policy.app).map_or(Revision(1), |(revision, _)| revision.next());
         policies.insert(policy.app.clone(), (revision, policy));
     }
 
-    /// Publishes a release and its faults.
-    pub fn publish(&mut self, app: &AppId, release: Release, behaviour: Behaviour) {
+    pub(crate) fn publish(&mut self, app: &AppId, release: Release, behaviour: Behaviour) {
         let key = (app.clone(), release.version.to_string(), release.platform.to_string());
         self.behaviours.add(release.clone(), behaviour);
         self.releases.insert(key, release);
     }
 
-    /// Points the channel to a version on every platform that has it.
-    pub fn channel(&mut self, app: &AppId, version: &str) {
+    pub(crate) fn channel(&mut self, app: &AppId, version: &str) {
         for group in self.groups.values_mut() {
-            let platform = group.state.platform.clone().expect("set up").to_string();
+            let platform = group.log.state.platform.clone().expect("set up").to_string();
             let release = self.releases.get(&(app.clone(), version.to_owned(), platform));
             if let Some(release) = release {
-                group.offers.insert(app.clone(), Offer::Release(release.clone()));
+                let offers = Arc::make_mut(&mut group.offers);
+                offers.insert(app.clone(), Offer::Release(release.clone()));
             }
         }
     }
 
     /// Advances the clock by `ms`, in steps.
-    pub fn run_ms(&mut self, ms: u64) {
+    pub(crate) fn run_ms(&mut self, ms: u64) {
         let until = self.now_ms + ms;
         while self.now_ms < until {
             self.tick();
         }
     }
 
-    /// One step of the clock.
-    pub fn tick(&mut self) {
+    pub(crate) fn tick(&mut self) {
         self.now_ms += TICK_MS;
-        let names: Vec<GroupId> = self.groups.keys().cloned().collect();
-        for name in names {
-            let mut group = self.groups.remove(&name).expect("a known group");
-            self.servers(&mut group);
-            self.messages(&mut group);
-            self.lead(&mut group);
-            self.prober.look(self.now_ms, &group, &self.behaviours);
-            self.groups.insert(name, group);
+        let mut groups = std::mem::take(&mut self.groups);
+        for group in groups.values_mut() {
+            for server in group.servers.values_mut() {
+                server.linked = server.reaches(&self.behaviours);
+            }
+            if self.errands(group) && self.advance(group, self.now_ms) {
+                self.servers(group);
+                self.advance(group, self.now_ms);
+            }
+            group.let_go();
+            self.prober.look(self.now_ms, group, &self.behaviours);
+            group.told = group.log.events.len();
+        }
+        self.groups = groups;
+    }
+
+    /// What happens without time going by; `errands`: those of the members, too.
+    pub(crate) fn settle(&mut self, errands: bool) {
+        let mut groups = std::mem::take(&mut self.groups);
+        for group in groups.values_mut() {
+            self.advance(group, self.now_ms);
+            if errands && self.errands(group) {
+                self.advance(group, self.now_ms);
+            }
+        }
+        self.groups = groups;
+    }
+
+    /// Members continue until the outcome of that command is known, ahead of the servers: a leader
+    /// that is busy is asked again after a pause of less than a step of the servers' clock.
+    pub(crate) fn wait_for(&mut self, group: &GroupId, command: u64) {
+        let mut known = self.groups.remove(group).expect("a known group");
+        self.break_at = Some(Break::Known(command));
+        let until_ms = known.log.now_ms + TICK_MS;
+        if !self.is_there(&known) {
+            self.advance(&mut known, until_ms);
+        }
+        self.break_at = None;
+        self.groups.insert(group.clone(), known);
+    }
+
+    /// Members step and packets arrive up to `until_ms`, each at its time. Returns false when it
+    /// was broken off (`break_at`).
+    fn advance(&mut self, group: &mut Group, until_ms: u64) -> bool {
+        let wakes = group.servers.iter().map(|(id, server)| (server.wakes_ms(), id.clone()));
+        let mut wakes: Vec<(u64, ServerId)> = wakes.collect();
+        loop {
+            let first = wakes.iter().enumerate().min_by_key(|(_, (at_ms, _))| *at_ms);
+            let wake_ms = first.map_or(u64::MAX, |(_, (at_ms, _))| *at_ms);
+            let next_ms = wake_ms.min(group.net.next_ms());
+            if next_ms > until_ms {
+                group.log.now_ms = group.log.now_ms.max(until_ms);
+                return true;
+            }
+            group.log.now_ms = group.log.now_ms.max(next_ms);
+            let (at, packets) = if next_ms == group.net.next_ms() {
+                let packets = group.net.next(next_ms);
+                let to = &packets[0].to;
+                // The server may have left.
+                let Ok(at) = wakes.binary_search_by(|(_, server)| server.cmp(to)) else { continue };
+                (at, packets)
+            } else {
+                let Some((at, _)) = first else { continue };
+                (at, Vec::new())
+            };
+            let server = &wakes[at].1;
+            if packets.is_empty() {
+                self.do_with(group, server, |server, log| {
+                    server.step_member(log, |_, _, _| ());
+                });
+            } else {
+                self.arrived(group, server, packets);
+            }
+            wakes[at].0 = group.servers[server].wakes_ms();
+            if self.is_there(group) {
+                return false;
+            }
+        }
+    }
+
+    /// Packets have come for one server.
+    fn arrived(&mut self, group: &mut Group, to: &ServerId, mut packets: Vec<Packet>) {
+        let server = &group.servers[to];
+        if !server.linked {
+            return;
+        }
+        let paused_until_ms = server.paused_until_ms;
+        if paused_until_ms > group.log.now_ms {
+            return packets.into_iter().for_each(|packet| group.net.put(paused_until_ms, packet));
+        }
+        if self.first_leads {
+            packets.retain(|packet| !packet.is_candidacy() || may_stand(group, &packet.from));
+        }
+        self.do_with(group, to, |server, log| server.receive(packets, log));
+    }
+
+    /// The errands of members: what they read, and what the leader writes. Returns false when it
+    /// was broken off.
+    fn errands(&mut self, group: &mut Group) -> bool {
+        let ids: Vec<ServerId> = group.servers.keys().cloned().collect();
+        for id in ids {
+            let server = group.servers.get_mut(&id).expect("a known server");
+            server.disk.killed.clone_from(&group.killed);
+            let registry = (!self.registry.away && server.linked).then_some(&self.registry.view);
+            let Some(member) = &mut server.member else { continue };
+            if server.paused_until_ms > group.log.now_ms {
+                continue;
+            }
+            let killed = group.killed.as_ref();
+            for record in member.errands(registry, &group.offers, killed) {
+                self.take_record(&group.log.state.group, record);
+            }
+            if !member.has_inputs() {
+                continue;
+            }
+            self.do_with(group, &id, |server, log| {
+                server.step_member(log, |_, _, _| ());
+            });
+            if self.is_there(group) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn take_record(&mut self, group: &GroupId, record: Record) {
+        match record {
+            Record::Members(members) => {
+                let members = members.into_iter().map(|place| place.at).collect();
+                self.registry.members.insert(group.clone(), members);
+            }
+            Record::Verdict { app, verdict } => {
+                let verdict = ForeignVerdict {
+                    group: group.clone(),
+                    app,
+                    version: verdict.version,
+                    platform: verdict.platform,
+                    bad: verdict.bad,
+                };
+                let verdicts = &mut Arc::make_mut(&mut self.registry.view).verdicts;
+                verdicts.retain(|known| {
+                    (&known.group, &known.app, &known.version)
+                        != (&verdict.group, &verdict.app, &verdict.version)
+                });
+                verdicts.push(verdict);
+            }
+            // The registry has the first, and nobody reads the other one here.
+            Record::Info { .. } | Record::Progress(_) => {}
         }
     }
 
     fn servers(&mut self, group: &mut Group) {
-        let reachable = |server: &Server| server.up && server.reaches(&self.behaviours);
+        let reachable = |server: &Server| server.up && server.linked;
         let asked = group.servers.values().any(Server::lacks_bytes);
         let holdings: Holdings = group
             .servers
@@ -190,193 +379,50 @@ impl Fleet {
             .filter(|(_, server)| asked && reachable(server))
             .map(|(id, server)| (id.clone(), server.holdings()))
             .collect();
-        let now_ms = self.now_ms;
-        let mut sent = Vec::new();
-        let members = group.state.member_addresses();
+        let members = self.registry.members.get(&group.log.state.group);
+        let around = Around {
+            now_ms: self.now_ms,
+            behaviours: &self.behaviours,
+            holdings: &holdings,
+            mirrors: self.mirrors,
+            fetch_ms: self.fetch_ms,
+            members: members.filter(|_| !self.registry.away).map(Vec::as_slice),
+        };
         for server in group.servers.values_mut() {
-            let around = Around {
-                now_ms,
-                behaviours: &self.behaviours,
-                group: &group.state.group,
-                holdings: &holdings,
-                leader: group.leader.as_ref(),
-                mirrors: self.mirrors,
-                fetch_ms: self.fetch_ms,
-                members: &members,
-                registry: !self.registry.away,
-            };
-            server.disk.killed = group.killed.is_some();
-            server.tick(&around);
-            let messages = server.sends();
-            // What a server says that is cut off is lost on the way.
-            if server.reaches(&self.behaviours) {
-                sent.extend(messages);
-            }
-        }
-        for message in sent {
-            self.send(group, &message);
-        }
-    }
-
-    fn send(&mut self, group: &mut Group, message: &Message) {
-        let rng = &mut self.rng;
-        let draw = &mut |n| rng.random_range(0..n);
-        group.net.send(self.now_ms, message, self.weather, draw);
-    }
-
-    /// What servers said reaches members, and what these answer reaches servers.
-    fn messages(&mut self, group: &mut Group) {
-        let now_ms = self.now_ms;
-        for message in group.net.arrived(now_ms) {
-            if self.is_there(group) {
-                // What comes after is lost; it will be said again.
-                break;
-            }
-            if !self.reachable(group, message.server()) {
-                continue;
-            }
-            if let Some(answer) = self.take(group, message) {
-                self.send(group, &answer);
-            }
-        }
-        for (server, id) in group.answer_held(now_ms) {
-            let answer = Message::Answer { server, id, input: Input::Changed };
-            self.send(group, &answer);
-        }
-        for message in group.net.arrived(now_ms) {
-            if self.reachable(group, message.server()) {
-                group.deliver(message);
+            server.tick(&around, &mut group.log);
+            server.linked = server.reaches(&self.behaviours);
+            for packet in server.sends().into_iter().filter(|_| server.linked) {
+                group.net.send(self.now_ms, packet, self.weather, &mut self.rng);
             }
         }
     }
 
-    fn reachable(&self, group: &Group, server: &ServerId) -> bool {
-        group.servers.get(server).is_some_and(|server| server.reaches(&self.behaviours))
-    }
-
-    /// A message has arrived; the answer, if there is one at once.
-    fn take(&mut self, group: &mut Group, message: Message) -> Option<Message> {
-        match message {
-            Message::Ask { server, id, to, question, doing } => {
-                let input = if self.answers(group, &to)? {
-                    group.ask(self.now_ms, &server, id, &question, &doing)?
-                } else {
-                    Input::NoAnswer
-                };
-                Some(Message::Answer { server, id, input })
-            }
-            Message::Report { id, to, reports } => {
-                let server = reports[0].server.clone();
-                let answers = self.answers(group, &to)? && group.leader.is_some();
-                let taken = answers.then(|| group.report(self.now_ms, reports));
-                Some(Message::Taken { server, id, taken })
-            }
-            Message::Transfer { server, id, to, request } => {
-                let leads = self.answers(group, &to)? && group.leader.as_ref() == Some(&to);
-                let answer = leads.then(|| group.track(self.now_ms, &server, request)).flatten();
-                Some(Message::Guided { server, id, answer })
-            }
-            Message::Answer { .. } | Message::Taken { .. } | Message::Guided { .. } => {
-                group.deliver(message);
-                None
-            }
-        }
-    }
-
-    /// Whether a server's member takes questions; `None` where nothing comes back at all.
-    fn answers(&self, group: &Group, to: &ServerId) -> Option<bool> {
-        let server = group.servers.get(to)?;
-        if !server.reaches(&self.behaviours) {
-            return None;
-        }
-        let member = group.state.servers.get(to).is_some_and(|known| known.member.is_some());
-        Some(server.up && member)
-    }
-
-    fn lead(&mut self, group: &mut Group) {
-        let now_ms = self.now_ms;
-        let fit = |group: &Group, server: &ServerId| {
-            group.state.servers.contains_key(server)
-                && group.servers.get(server).is_some_and(|s| s.up && s.reaches(&self.behaviours))
-        };
-        match &group.leader {
-            Some(leader) if !fit(group, leader) => group.elect(now_ms, None),
-            Some(_) => {}
-            None => {
-                let since = *group.leaderless_ms.get_or_insert(now_ms);
-                let first = now_ms <= ELECTION_MS;
-                if first || now_ms - since >= ELECTION_MS {
-                    let member = |id: &&ServerId| group.state.servers[*id].member.is_some();
-                    let next = group.state.servers.keys().filter(member).find(|id| fit(group, id));
-                    let next =
-                        next.or_else(|| group.state.servers.keys().find(|id| fit(group, id)));
-                    if let Some(next) = next.cloned() {
-                        group.elect(now_ms, Some(next));
-                    }
-                }
-            }
-        }
-        if group.leader.is_none() {
-            return;
-        }
-        let due: Vec<Body>;
-        (due, group.proposed) = {
-            let (now, later): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut group.proposed).into_iter().partition(|(at, _)| *at <= now_ms);
-            (now.into_iter().map(|(_, body)| body).collect(), later)
-        };
-        for body in due {
-            let _ = group.commit(now_ms, "leader", None, body);
-        }
-        for _ in 0..PLANS_MAX {
-            if !group.plan_due(now_ms) || !self.plan(group) {
-                return;
-            }
-        }
-    }
-
-    /// Plans and proposes. Returns false when the rest of the plan was lost (`break_at`).
-    fn plan(&mut self, group: &mut Group) -> bool {
-        let now_ms = self.now_ms;
-        if !self.registry.away {
-            group.write_records(now_ms, &mut self.registry.view);
-        }
-        let registry = (!self.registry.away).then(|| self.registry.view.clone());
-        let plan = group.plan(now_ms, registry);
-        self.prober.look_at_plan(group, &plan);
-        group.waiting = plan.waiting;
-        for body in plan.commands {
-            group.proposes(now_ms, &body, group.proposed.len());
-            if self.slow_log_ms == 0 {
-                let _ = group.commit(now_ms, "leader", None, body);
-                if self.is_there(group) {
-                    return false;
-                }
-            } else {
-                let late = u64::from(self.rng.random_range(0..self.slow_log_ms));
-                group.proposed.push((now_ms + late, body));
-            }
-        }
-        true
-    }
-
-    /// Whether the state named by `break_at` was just entered.
-    fn is_there(&mut self, group: &Group) -> bool {
+    /// Whether what `break_at` names has just happened.
+    fn is_there(&self, group: &Group) -> bool {
+        let log = &group.log;
         let number = |phase: &Phase| phase.wave().and(phase.rollout()).map(|rollout| rollout.waves);
-        let entered = |(name, wave): (PhaseName, Option<u32>)| {
-            let last =
-                group.events.iter().rev().take_while(|happened| happened.at_ms == self.now_ms);
-            last.filter(
-                |happened| matches!(happened.event, Event::PhaseChanged { to, .. } if to == name),
-            )
-            .count()
-                > 0
-                && group.state.apps.values().any(|app| {
-                    app.phase.name() == name && (wave.is_none() || wave == number(&app.phase))
-                })
-        };
-        let there = self.break_at.is_some_and(entered);
-        self.broke |= there;
-        there
+        match self.break_at {
+            None => false,
+            Some(Break::Known(command)) => log.outcomes.contains_key(&command),
+            Some(Break::Entered(name, wave)) => {
+                let enters =
+                    |event: &Event| matches!(event, Event::PhaseChanged { to, .. } if *to == name);
+                group.news().iter().any(|happened| enters(&happened.event))
+                    && log.state.apps.values().any(|app| {
+                        app.phase.name() == name && (wave.is_none() || wave == number(&app.phase))
+                    })
+            }
+        }
     }
+}
+
+/// Whether a member may stand for election where the first one leads: no server of a lower name
+/// runs one that could.
+fn may_stand(group: &Group, server: &ServerId) -> bool {
+    let voters = group.servers.iter().filter_map(|(id, server)| {
+        let raft = &server.member.as_ref().filter(|_| server.linked)?.view.raft;
+        raft.configuration.is_voter(raft.id).then_some((id, raft.applied))
+    });
+    let first = voters.max_by_key(|(id, applied)| (*applied, std::cmp::Reverse(*id)));
+    first.is_some_and(|(first, _)| first == server)
 }

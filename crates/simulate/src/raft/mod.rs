@@ -21,6 +21,5 @@ mod script;
 mod world;
 
 pub use checker::{Checker, NOT_A_VOTER, NOT_CONVERGED, STALE_READ};
-pub(crate) use network::Network;
 pub use script::Script;
 pub use world::{Outcome, Setup, Violation, run};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use cohort_core::command::Event;
 use cohort_core::ids::{AppId, ServerId};
@@ -10,16 +11,16 @@ use cohort_view::words;
 
 use super::{Line, Script, servers_of};
 use crate::fleet::build;
-use crate::fleet::group::Happened;
+use crate::fleet::log::Happened;
 
 impl Script {
     /// What happened since it was last told.
     pub(super) fn tell(&mut self, steps: bool, out: &mut String) {
         let many = self.fleet.groups.len() > 1;
         for (id, group) in &self.fleet.groups {
-            let apps = group.state.apps.len() > 1;
+            let apps = group.log.state.apps.len() > 1;
             let told = self.told.entry(id.clone()).or_default();
-            for Happened { at_ms, event, wave } in &group.events[*told..] {
+            for Happened { at_ms, event, wave } in &group.log.events[*told..] {
                 let wave =
                     wave.as_ref().map(|(n, servers)| format!("wave {n}: {}", ranges(servers)));
                 let Some(mut text) = wave.or_else(|| tell_event(event, steps)) else { continue };
@@ -36,18 +37,18 @@ impl Script {
                 }
                 let _ = writeln!(out, "{text}");
             }
-            *told = group.events.len();
+            *told = group.log.events.len();
         }
     }
 
     pub(super) fn state(&mut self, out: &mut String) {
         for (id, group) in &self.fleet.groups {
-            for (app_id, app) in &group.state.apps {
+            for (app_id, app) in &group.log.state.apps {
                 let mut line = String::new();
                 if self.fleet.groups.len() > 1 {
                     let _ = write!(line, "{id}: ");
                 }
-                if group.state.apps.len() > 1 {
+                if group.log.state.apps.len() > 1 {
                     let _ = write!(line, "{app_id}: ");
                 }
                 let _ = write!(line, "{}", app.phase.name());
@@ -75,7 +76,7 @@ impl Script {
         let only = line.words.first().map(|word| servers_of(word));
         let many = self.fleet.groups.len() > 1;
         for (id, group) in &self.fleet.groups {
-            for (app_id, app) in &group.state.apps {
+            for (app_id, app) in &group.log.state.apps {
                 let mut alike: BTreeMap<String, BTreeSet<ServerId>> = BTreeMap::new();
                 for (server, here) in &app.servers {
                     if only.as_ref().is_some_and(|only| !only.contains(server)) {
@@ -110,7 +111,7 @@ impl Script {
                 lines.sort();
                 for (servers, text) in lines {
                     let group = if many { format!("{id}: ") } else { String::new() };
-                    let app = if self.fleet.groups[id].state.apps.len() > 1 {
+                    let app = if self.fleet.groups[id].log.state.apps.len() > 1 {
                         format!("{app_id} on ")
                     } else {
                         String::new()
@@ -122,12 +123,13 @@ impl Script {
     }
 
     pub(super) fn why(&mut self, out: &mut String) {
+        self.fleet.settle(false);
         let many = self.fleet.groups.len() > 1;
         for (id, group) in &self.fleet.groups {
-            let registry = (!self.fleet.registry.away).then(|| self.fleet.registry.view.clone());
-            for waiting in group.why(self.fleet.now_ms, registry) {
+            let view = group.leader_view().map(|(_, view)| Arc::clone(view));
+            for waiting in view.iter().flat_map(|view| &view.waiting) {
                 let mut text = cohort_view::waiting::sentence(&waiting.on);
-                if group.state.apps.len() > 1 {
+                if group.log.state.apps.len() > 1 {
                     text = format!("{}: {text}", waiting.app);
                 }
                 if many {
@@ -143,8 +145,8 @@ impl Script {
         let group = self.group();
         let killed = group.killed.is_some();
         let mut ordered: BTreeMap<String, BTreeSet<ServerId>> = BTreeMap::new();
-        for server in group.state.servers.keys() {
-            let orders = group.state.orders(server, killed).expect("a known server");
+        for server in group.log.state.servers.keys() {
+            let orders = group.log.state.orders(server, killed).expect("a known server");
             for fetch in orders.apps.iter().flat_map(|app| &app.fetch) {
                 let version = fetch.release.version.to_string();
                 ordered.entry(version).or_default().insert(server.clone());
@@ -160,7 +162,7 @@ impl Script {
 
     pub(super) fn history(&mut self, line: &Line<'_>, out: &mut String) {
         let app = line.app();
-        for entry in &self.group().state.apps[&app].history {
+        for entry in &self.group().log.state.apps[&app].history {
             let ending = serde_json::to_value(entry.ending).expect("plain data");
             let ending = ending.as_str().unwrap_or_default().to_owned();
             let _ =

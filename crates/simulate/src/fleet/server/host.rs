@@ -62,7 +62,7 @@ impl Server {
             }
         }
         let up = self.services.get(app).is_some_and(|service| service.up);
-        let changes = (self.agent.changes, self.disk.killed, up);
+        let changes = (self.agent.changes, self.disk.killed.is_some(), up);
         // What takes no time is followed at once by the next look, as in the agent.
         while self.up && self.agent.apps[app].running.is_none() {
             let looked = self.agent.apps[app].looked;
@@ -227,7 +227,8 @@ impl Server {
     }
 
     fn note_accepted(&mut self, app: &AppId, fence: Fence) {
-        *self.accepted.entry((app.clone(), fence)).or_default() += 1;
+        let news = self.accepted.insert((app.clone(), fence));
+        assert!(news, "{app} on {} was activated twice under {fence:?}", self.id);
         let serves = |service: &Service| service.release.is_none() || service.serves();
         let whole = self.broken_ms.is_none_or(|at| self.now_ms - at > RECOVERED_MS)
             && self.services.values().all(serves)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cohort_core::ids::{Digest, ServerId};
-use cohort_core::orders::FetchOrder;
+use cohort_core::orders::{FetchOrder, Source};
 use cohort_transfer::tracker::{
     HAVE_RUNS_MAX, REPORTS_MAX, TransferAnswer, TransferReport, TransferRequest,
 };
@@ -14,9 +14,10 @@ use cohort_transfer::{
     What, unit_count,
 };
 
-use super::{Around, Server};
+use super::member::address_of;
+use super::{Agent, Around, Server};
 use crate::fleet::build;
-use crate::fleet::net::Message;
+use crate::fleet::net::What as Says;
 use crate::fleet::world::TICK_MS;
 
 /// The only mirror, as the fetcher names it.
@@ -25,7 +26,7 @@ const MIRROR: (usize, &str) = (0, "mirror");
 const ANSWER_MS_MAX: u64 = 2_000;
 
 /// What the servers of a group hold, as others can see it: whole or in part.
-pub type Holdings = BTreeMap<ServerId, BTreeMap<Digest, UnitSet>>;
+pub(crate) type Holdings = BTreeMap<ServerId, BTreeMap<Digest, UnitSet>>;
 
 /// Everything about transfers that an agent has in memory.
 #[derive(Debug, Default)]
@@ -38,7 +39,6 @@ pub(super) struct Transfers {
     open: Option<(u64, u64)>,
 }
 
-/// One artifact.
 #[derive(Debug)]
 struct Fetch {
     fetcher: Fetcher,
@@ -52,7 +52,6 @@ struct Fetch {
     peer_bytes: u64,
 }
 
-/// A request in flight.
 #[derive(Debug, Clone)]
 struct Flight {
     target: Target,
@@ -172,14 +171,38 @@ impl Fetch {
 }
 
 impl Server {
-    /// Ordered bytes come in beside everything else.
+    /// Checks the signatures of what is ordered: by the manifest on the disk, of a server that has
+    /// it, or of the mirror.
+    pub(super) fn verify(&mut self, around: &Around<'_>) {
+        if self.agent.fetched == self.agent.changes {
+            return;
+        }
+        let leader = self.leader().filter(|leader| **leader != self.id);
+        let leader =
+            leader.map(|server| Source { server: server.clone(), address: address_of(server) });
+        let Agent { received, fetching, .. } = &mut self.agent;
+        let Some(received) = received else { return };
+        for (_, asked) in fetching.to_verify(around.now_ms, &received.orders, leader.as_ref()) {
+            let release = &asked.release;
+            let manifests = &mut self.disk.manifests;
+            let has = |source: &Source| around.holdings.contains_key(&source.server);
+            if around.mirrors || asked.sources.iter().any(has) {
+                manifests.insert(release.manifest.clone());
+            }
+            let here = manifests.contains(&release.manifest);
+            fetching.checked(around.now_ms, release, here && around.behaviours.knows(release));
+        }
+    }
+
+    /// Verified orders are carried out in addition to everything else.
     pub(super) fn fetch(&mut self, around: &Around<'_>) {
-        let Some(received) = &self.agent.received else { return };
+        let Agent { received, fetching, transfers, changes, .. } = &mut self.agent;
+        let Some(received) = received else { return };
         let now_ms = around.now_ms;
-        let orders = received.orders.apps.iter().flat_map(|app| &app.fetch);
-        let orders: BTreeMap<&Digest, &FetchOrder> =
-            orders.map(|order| (&order.release.artifact, order)).collect();
-        let transfers = &mut self.agent.transfers;
+        let orders: BTreeMap<&Digest, &FetchOrder> = fetching
+            .verified(&received.orders)
+            .map(|(_, order)| (&order.release.artifact, order))
+            .collect();
         transfers.fetches.retain(|artifact, _| orders.contains_key(artifact));
         self.disk.parts.retain(|artifact, _| orders.contains_key(artifact));
         for (artifact, order) in orders {
@@ -196,7 +219,7 @@ impl Server {
             if fetch.receive(have, around) && have.is_full() {
                 self.disk.held.insert(artifact.clone());
                 self.disk.parts.remove(artifact);
-                self.agent.changes += 1;
+                *changes += 1;
                 transfers.due_ms = now_ms;
                 continue;
             }
@@ -215,19 +238,19 @@ impl Server {
         {
             return;
         }
-        let Some(leader) = around.leader else { return };
+        let Some(leader) = self.leader().cloned() else { return };
+        let transfers = &self.agent.transfers;
         let reports = transfers.fetches.iter().take(REPORTS_MAX).map(|(artifact, fetch)| {
             let count = unit_count(fetch.fetcher.order().release.length);
             let whole = self.disk.held.contains(artifact).then(|| UnitSet::full(count));
             let part = self.disk.parts.get(artifact).cloned();
             fetch.report(&whole.or(part).unwrap_or_else(|| UnitSet::empty(count)))
         });
-        let group = around.group.clone();
+        let group = self.setup.group.clone();
         let request = TransferRequest { version: 1, group, transfers: reports.collect() };
         let id = self.agent.number();
         self.agent.transfers.open = Some((id, now_ms + ANSWER_MS_MAX));
-        let (server, to) = (self.id.clone(), leader.clone());
-        self.agent.outgoing.push(Message::Transfer { server, id, to, request });
+        self.send(leader, id, Says::Transfer(request));
     }
 
     /// The leader's tracker has answered.

@@ -1,0 +1,542 @@
+//! The group's log on a virtual server: the production member, and what the agent around it does
+//! for those who ask it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cohort_consensus::{Config, Limits, RaftId};
+use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
+use cohort_core::doing::Doing;
+use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, RequestId, ServerId};
+use cohort_core::orders::Orders;
+use cohort_core::report::Report;
+use cohort_server::answers::{self, Committing, Joining, Next};
+use cohort_server::asking::{Input as Answer, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
+use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
+use cohort_server::member::{Input, Member, MemberError, Output, Proposed, Ticket, View};
+use cohort_store::FaultyStore;
+use cohort_transfer::Tracker;
+
+use crate::fleet::log::Log;
+use crate::fleet::net::{Packet, What};
+
+mod errands;
+
+use errands::Read;
+
+/// The only incarnation of a simulated group.
+pub(crate) const INCARNATION: Incarnation = Incarnation(1);
+/// Steps of a member at one moment: a plan looks ahead, but not forever.
+const STEPS_AT_ONCE_MAX: u32 = 1_000;
+
+/// What the members of a group are opened with.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) group: GroupId,
+    pub(crate) limits: Limits,
+    /// For how long a voter may be silent before it is replaced, in milliseconds.
+    pub(crate) replace_after_ms: u64,
+    /// Makes the members of one run differ from those of another.
+    pub(crate) seed: u64,
+}
+
+/// A request to whose sender an answer goes back.
+#[derive(Debug)]
+struct Request {
+    from: ServerId,
+    id: u64,
+}
+
+/// Who waits for an answer of the member.
+#[derive(Debug)]
+enum Waits {
+    /// A server, for orders no older than that entry.
+    Orders(Request, BTreeMap<AppId, Doing>, u64),
+    Commit(Box<Commit>),
+    /// Another member, on behalf of its own client.
+    Forward(Request, Box<Command>),
+    Claim(Request),
+    /// Nobody: leadership is to move,
+    Transfer,
+    /// or the group hears of a record that the registry has. If lost, it is written again.
+    Record,
+}
+
+/// A command on its way into the log.
+#[derive(Debug)]
+struct Commit {
+    command: Command,
+    committing: Committing,
+    client: Client,
+}
+
+#[derive(Debug)]
+enum Client {
+    /// A server that reports: what of its request is left, and what was accepted so far.
+    Reports(Request, Vec<Report>, Vec<bool>),
+    /// A server that wants to be taken in.
+    Join(Request),
+    Person(u64),
+}
+
+/// A question for changed orders that is held.
+#[derive(Debug)]
+struct Held {
+    request: Request,
+    /// The orders that the server has.
+    orders: Option<Orders>,
+    until_ms: u64,
+}
+
+/// A running member, and the agent's part that serves it. All times are by the server's clock.
+pub(crate) struct Carried {
+    /// What the member last showed.
+    pub(crate) view: Arc<View>,
+    pub(crate) outgoing: Vec<Packet>,
+    server: ServerId,
+    own: MemberId,
+    member: Member<FaultyStore>,
+    now_ms: u64,
+    contacts: Contacts,
+    tracker: Tracker,
+    asked: BTreeMap<Ticket, Waits>,
+    held: Vec<Held>,
+    /// Orders may have changed since held questions were last looked at.
+    orders_change: bool,
+    /// Commands to be proposed again, and when.
+    again: Vec<(u64, Commit)>,
+    /// Commands passed on to the leader, by packet, and until when the answer is waited for.
+    forwarded: BTreeMap<u64, (u64, Commit)>,
+    inputs: Vec<Input>,
+    pass_on_ms: u64,
+    read: Read,
+    /// When the member wants to step again.
+    wakes_ms: u64,
+    /// Numbers tickets and packets.
+    last_id: u64,
+    /// How often it stepped at the moment.
+    steps: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The member runs.
+    Not,
+    /// It was asked to stop, and may.
+    Stopped,
+    Failed,
+}
+
+impl Carried {
+    /// Opens the member whose log is in `store`.
+    pub(crate) fn open(
+        now_ms: u64,
+        (server, boot_epoch): (ServerId, u64),
+        own: MemberId,
+        store: FaultyStore,
+        setup: &Setup,
+        killed: Option<String>,
+    ) -> Carried {
+        let mut config = Config::new(setup.group.as_str(), INCARNATION.0, RaftId(own.0));
+        config.boot_epoch = boot_epoch;
+        config.limits = setup.limits;
+        config.seed = setup.seed;
+        let (name, group) = (server.clone(), setup.group.clone());
+        let member = Member::open(now_ms, name, group, store, config, killed);
+        let mut member = member.expect("a member wrote this log");
+        member.replace_after(setup.replace_after_ms);
+        Carried {
+            view: Arc::new(member.view()),
+            outgoing: Vec::new(),
+            server,
+            own,
+            member,
+            now_ms,
+            contacts: Contacts::default(),
+            tracker: Tracker::default(),
+            asked: BTreeMap::new(),
+            held: Vec::new(),
+            orders_change: false,
+            again: Vec::new(),
+            forwarded: BTreeMap::new(),
+            inputs: Vec::new(),
+            pass_on_ms: now_ms + PASS_ON_EVERY_MS,
+            read: Read::default(),
+            wakes_ms: now_ms,
+            last_id: boot_epoch << 32,
+            steps: 0,
+        }
+    }
+
+    /// When it wants to step again, by the server's clock.
+    pub(crate) fn wakes_ms(&self) -> u64 {
+        self.wakes_ms
+    }
+
+    /// A packet has come, for the member or for the agent around it. [`Self::step`] follows.
+    pub(crate) fn receive(&mut self, now_ms: u64, packet: Packet, log: &mut Log) {
+        self.clock(now_ms);
+        let Packet { from, id, what, .. } = packet;
+        let request = Request { from, id };
+        match what {
+            What::Raft(envelope) => self.inputs.push(Input::Received(envelope)),
+            What::Ask { question, doing } => self.asked(request, &question, doing, log),
+            What::Report(reports) => {
+                let of = &request.from;
+                let checked = answers::check_reports(of, &reports, INCARNATION, INCARNATION);
+                checked.expect("agents report for themselves, and not too much at once");
+                self.next_report(request, reports, Vec::new());
+            }
+            What::Forward(command) => {
+                assert!(answers::for_members(&command.body), "{command:?} was passed on");
+                let ticket = self.wait(Waits::Forward(request, command.clone()));
+                self.inputs.push(Input::Propose { ticket, command });
+            }
+            What::Forwarded(outcome) => {
+                let Some((_, commit)) = self.forwarded.remove(&request.id) else { return };
+                match outcome {
+                    Some(rejection) => self.committed(commit, Some(rejection), log),
+                    None => self.failed(commit, log),
+                }
+            }
+            What::Claim(member) => {
+                let server = request.from.clone();
+                let ticket = self.wait(Waits::Claim(request));
+                self.inputs.push(Input::Claim { ticket, server, member });
+            }
+            What::Contacts(contacts) => {
+                for (server, (age_ms, doing)) in contacts {
+                    self.contacts.heard(now_ms, &server, age_ms, doing);
+                }
+            }
+            What::Transfer(report) => {
+                let guidance = self.track(&request.from, report);
+                self.reply(request, What::Guided(guidance));
+            }
+            What::Answer(_) | What::Taken(_) | What::Guided(_) | What::Claimed(_) => {}
+        }
+    }
+
+    fn asked(
+        &mut self,
+        request: Request,
+        question: &Question,
+        doing: BTreeMap<AppId, Doing>,
+        log: &mut Log,
+    ) {
+        match question {
+            Question::Orders => {
+                let ticket = self.wait(Waits::Orders(request, doing, log.applied));
+                self.inputs.push(Input::Read { ticket });
+            }
+            Question::Change { known } => {
+                self.contacts.heard(self.now_ms, &request.from, 0, doing);
+                let (orders, hash) = answers::orders(&self.view, &request.from);
+                if answers::answers_now(self.view.raft.leader.is_some(), hash, *known) {
+                    return self.reply(request, What::Answer(Answer::Changed));
+                }
+                let until_ms = self.now_ms + WAIT_MS_MAX;
+                self.held.push(Held { request, orders, until_ms });
+            }
+            Question::Kill => self.reply(request, What::Answer(Answer::Changed)),
+            Question::Join => {
+                let (server, address) = (request.from.clone(), address_of(&request.from));
+                match answers::joining(&self.view, &server, &address) {
+                    Joining::Done => self.reply(request, What::Answer(Answer::Joined(true))),
+                    Joining::New if !log.admitted.contains(&server) => {
+                        self.reply(request, What::Answer(Answer::Joined(false)));
+                    }
+                    Joining::New | Joining::Moved => {
+                        let actor = format!("agent {server}");
+                        let body = Body::AddServer { server, address, rack: None };
+                        self.commit(actor, None, body, Client::Join(request));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A command of a person, or in another's name. [`Self::step`] follows.
+    pub(crate) fn say(&mut self, now_ms: u64, number: u64, actor: &str, body: Body) {
+        self.clock(now_ms);
+        let request = answers::for_people(&body).then(|| RequestId(format!("r{number}")));
+        self.commit(actor.to_owned(), request, body, Client::Person(number));
+    }
+
+    /// Leadership is to move, to the member on that server or to the best prepared one.
+    /// [`Self::step`] follows.
+    pub(crate) fn transfer(&mut self, to: Option<&ServerId>) {
+        let to = to.and_then(|to| self.view.state.servers.get(to)?.member);
+        let ticket = self.wait(Waits::Transfer);
+        self.inputs.push(Input::Transfer { ticket, to: to.map(|to| RaftId(to.0)) });
+    }
+
+    /// An input that nobody waits for. [`Self::step`] follows.
+    pub(crate) fn input(&mut self, input: Input) {
+        self.inputs.push(input);
+    }
+
+    /// The process has died: its connections end, and every client sees that.
+    pub(crate) fn hang_up(self) -> Vec<Packet> {
+        let (mut ended, mut commits) = (Vec::new(), Vec::new());
+        commits.extend(self.again.into_iter().map(|(_, commit)| commit));
+        commits.extend(self.forwarded.into_values().map(|(_, commit)| commit));
+        for waits in self.asked.into_values() {
+            match waits {
+                Waits::Orders(request, ..) => ended.push((request, What::Answer(Answer::NoAnswer))),
+                Waits::Commit(commit) => commits.push(*commit),
+                Waits::Forward(request, _) => ended.push((request, What::Forwarded(None))),
+                Waits::Claim(request) => ended.push((request, What::Claimed(None))),
+                Waits::Transfer | Waits::Record => {}
+            }
+        }
+        for commit in commits {
+            match commit.client {
+                Client::Reports(request, ..) => ended.push((request, What::Taken(None))),
+                Client::Join(request) => ended.push((request, What::Answer(Answer::NoAnswer))),
+                Client::Person(_) => {}
+            }
+        }
+        let held = self.held.into_iter();
+        ended.extend(held.map(|held| (held.request, What::Answer(Answer::NoAnswer))));
+        let from = self.server;
+        let packet = |(Request { from: to, id }, what)| Packet { from: from.clone(), to, id, what };
+        ended.into_iter().map(packet).collect()
+    }
+
+    fn clock(&mut self, now_ms: u64) {
+        if self.now_ms != now_ms {
+            (self.now_ms, self.steps) = (now_ms, 0);
+        }
+    }
+
+    fn id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    fn wait(&mut self, waits: Waits) -> Ticket {
+        let ticket = Ticket(self.id());
+        self.asked.insert(ticket, waits);
+        ticket
+    }
+
+    fn send(&mut self, to: ServerId, id: u64, what: What) {
+        self.outgoing.push(Packet { from: self.server.clone(), to, id, what });
+    }
+
+    fn reply(&mut self, request: Request, what: What) {
+        self.send(request.from, request.id, what);
+    }
+
+    fn commit(&mut self, actor: String, request: Option<RequestId>, body: Body, client: Client) {
+        let mut command = command(actor, request, body);
+        answers::name_leader(&mut command, &self.view);
+        let committing = Committing::begin(self.now_ms, self.own);
+        self.propose(Commit { command, committing, client });
+    }
+
+    fn propose(&mut self, commit: Commit) {
+        let command = Box::new(commit.command.clone());
+        let ticket = self.wait(Waits::Commit(Box::new(commit)));
+        self.inputs.push(Input::Propose { ticket, command });
+    }
+
+    fn next_report(&mut self, request: Request, mut left: Vec<Report>, taken: Vec<bool>) {
+        if left.is_empty() {
+            return self.reply(request, What::Taken(Some(taken)));
+        }
+        // One after the other: a later one that overtook would make the earlier one count as old.
+        let report = left.remove(0);
+        let actor = format!("agent {}", report.server);
+        let client = Client::Reports(request, left, taken);
+        self.commit(actor, None, Body::Report { report }, client);
+    }
+
+    fn proposed(&mut self, commit: Commit, outcome: Proposed, log: &mut Log) {
+        let next = commit.committing.proposed(self.now_ms, outcome);
+        self.next(commit, next, log);
+    }
+
+    fn failed(&mut self, commit: Commit, log: &mut Log) {
+        let next = commit.committing.failed(self.now_ms);
+        self.next(commit, next, log);
+    }
+
+    fn next(&mut self, commit: Commit, next: Next, log: &mut Log) {
+        match next {
+            Next::Done { index, rejection } => {
+                log.acknowledged.insert(index, commit.command.clone());
+                self.committed(commit, Some(rejection), log);
+            }
+            Next::Forward { to, within_ms } => {
+                let Some(server) = self.view.state.server_of(to).cloned() else {
+                    return self.failed(commit, log);
+                };
+                let (id, command) = (self.id(), Box::new(commit.command.clone()));
+                self.send(server, id, What::Forward(command));
+                self.forwarded.insert(id, (self.now_ms + within_ms, commit));
+            }
+            Next::Again { after_ms } => self.again.push((self.now_ms + after_ms, commit)),
+            Next::GiveUp => self.committed(commit, None, log),
+        }
+    }
+
+    /// Whether a command was refused is known; `None`: its outcome is not.
+    fn committed(&mut self, commit: Commit, outcome: Option<Option<Rejection>>, log: &mut Log) {
+        match (commit.client, outcome) {
+            (Client::Reports(request, left, mut taken), Some(rejection)) => {
+                taken.push(rejection.is_none());
+                self.next_report(request, left, taken);
+            }
+            (Client::Reports(request, ..), None) => self.reply(request, What::Taken(None)),
+            (Client::Join(request), outcome) => {
+                self.reply(request, What::Answer(Answer::Joined(outcome == Some(None))));
+            }
+            (Client::Person(number), outcome) => {
+                log.outcomes.insert(number, outcome);
+            }
+        }
+    }
+
+    /// Takes the inputs, and what they lead to at once. `disk_fails`: a write was made to fail.
+    pub(crate) fn step(&mut self, now_ms: u64, disk_fails: bool, log: &mut Log) -> Ended {
+        self.clock(now_ms);
+        self.timers(log);
+        loop {
+            self.steps += 1;
+            assert!(self.steps < STEPS_AT_ONCE_MAX, "{} never rests", self.server);
+            let inputs = std::mem::take(&mut self.inputs);
+            let outputs = match self.member.step(now_ms, &self.contacts, inputs) {
+                Ok(outputs) => outputs,
+                Err(MemberError::Node(_)) if disk_fails => return Ended::Failed,
+                Err(error) => panic!("{} ms: {} stopped: {error:?}", log.now_ms, self.server),
+            };
+            for output in outputs {
+                if output == Output::Stopped {
+                    return Ended::Stopped;
+                }
+                self.perform(output, log);
+            }
+            if std::mem::take(&mut self.orders_change) {
+                self.answer_held();
+            }
+            if self.inputs.is_empty() {
+                self.wakes_ms = self.member.wake_ms(now_ms);
+                return Ended::Not;
+            }
+        }
+    }
+
+    fn perform(&mut self, output: Output, log: &mut Log) {
+        match output {
+            Output::Send(envelope) => {
+                // A number that nobody carries yet has no connection.
+                if let Some(to) = log.carriers.get(&envelope.to).cloned() {
+                    self.send(to, 0, What::Raft(Box::new(envelope)));
+                }
+            }
+            Output::View(view) => {
+                log.shown(&view, &self.view);
+                self.orders_change |= !Arc::ptr_eq(&view.state, &self.view.state)
+                    || view.killed != self.view.killed
+                    || view.raft.leader.is_none();
+                self.view = view;
+            }
+            Output::Happened { index, event, .. } => log.happened(index, &event),
+            Output::Answer { ticket, outcome } => match self.answered(ticket) {
+                Waits::Commit(commit) => self.proposed(*commit, outcome, log),
+                Waits::Forward(request, command) => {
+                    let outcome = match outcome {
+                        Proposed::Done { index, rejection } => {
+                            log.acknowledged.insert(index, *command);
+                            Some(rejection)
+                        }
+                        Proposed::NotLeader { .. } | Proposed::Busy | Proposed::Unknown => None,
+                    };
+                    self.reply(request, What::Forwarded(outcome));
+                }
+                Waits::Record => {}
+                other => panic!("{other:?} was answered as a command"),
+            },
+            Output::Read { ticket, fresh } => {
+                let Waits::Orders(request, doing, floor) = self.answered(ticket) else {
+                    panic!("{ticket:?} was answered as a read");
+                };
+                if fresh {
+                    log.read(floor, &self.view);
+                    self.contacts.heard(self.now_ms, &request.from, 0, doing);
+                }
+                let answer = if fresh { self.orders(&request.from) } else { Answer::NoAnswer };
+                self.reply(request, What::Answer(answer));
+            }
+            Output::Transferred { ticket, outcome } => {
+                assert!(matches!(self.answered(ticket), Waits::Transfer), "{ticket:?}");
+                log.transfers += u64::from(outcome.is_ok());
+            }
+            Output::Claimed { ticket, granted } => {
+                let Waits::Claim(request) = self.answered(ticket) else {
+                    panic!("{ticket:?} was answered as a claim");
+                };
+                self.reply(request, What::Claimed(granted));
+            }
+            Output::Noted(_) | Output::Stopped => {}
+        }
+    }
+
+    fn orders(&self, server: &ServerId) -> Answer {
+        let (orders, hash) = answers::orders(&self.view, server);
+        let (orders, leader) = (orders.map(Box::new), self.view.leader().cloned());
+        Answer::Orders { orders, valid_ms: ORDERS_VALID_MS, leader, hash }
+    }
+
+    fn answered(&mut self, ticket: Ticket) -> Waits {
+        self.asked.remove(&ticket).unwrap_or_else(|| panic!("{ticket:?} was answered twice"))
+    }
+
+    /// Answers the held questions whose orders have changed, or whose time is up.
+    fn answer_held(&mut self) {
+        let (view, now_ms) = (&self.view, self.now_ms);
+        let (leaderless, killed) = (view.raft.leader.is_none(), view.killed.is_some());
+        // The same orders have the same hash.
+        let over = |held: &mut Held| {
+            held.until_ms <= now_ms
+                || leaderless
+                || view.state.orders(&held.request.from, killed) != held.orders
+        };
+        let over: Vec<Held> = self.held.extract_if(.., over).collect();
+        for held in over {
+            self.reply(held.request, What::Answer(Answer::Changed));
+        }
+    }
+
+    /// What is due by the clock.
+    fn timers(&mut self, log: &mut Log) {
+        let now_ms = self.now_ms;
+        if self.held.iter().any(|held| held.until_ms <= now_ms) {
+            self.answer_held();
+        }
+        let again: Vec<_> = self.again.extract_if(.., |(at_ms, _)| *at_ms <= now_ms).collect();
+        for (_, commit) in again {
+            self.propose(commit);
+        }
+        let late = |_: &u64, (until_ms, _): &mut (u64, Commit)| *until_ms <= now_ms;
+        let late: Vec<_> = self.forwarded.extract_if(.., late).collect();
+        for (_, (_, commit)) in late {
+            self.failed(commit, log);
+        }
+        if self.pass_on_ms <= now_ms {
+            self.pass_on_ms = now_ms + PASS_ON_EVERY_MS;
+            self.pass_on_contacts();
+        }
+    }
+}
+
+pub(crate) fn command(actor: String, request: Option<RequestId>, body: Body) -> Command {
+    Command { version: COMMAND_VERSION, incarnation: INCARNATION, actor, request, body }
+}
+
+/// Where a server is reached.
+pub(crate) fn address_of(server: &ServerId) -> String {
+    format!("{server}:7417")
+}

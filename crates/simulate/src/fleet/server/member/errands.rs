@@ -1,0 +1,121 @@
+//! What the agent does for its member in addition to answering: it reads for it, writes for it, and
+//! passes on which servers it has heard from.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cohort_consensus::Term;
+use cohort_core::Offer;
+use cohort_core::gate::RegistryView;
+use cohort_core::ids::{AppId, ServerId};
+use cohort_server::member::{Input, View};
+use cohort_server::records::{Record, Written, due};
+use cohort_server::transfers::keep_known;
+use cohort_transfer::tracker::{Participant, TransferAnswer, TransferRequest};
+
+use super::{Carried, Waits, command};
+use crate::fleet::net::What;
+
+/// What a leader has exchanged with the registry and the repository in its term.
+#[derive(Default)]
+pub(super) struct Read {
+    term: Term,
+    /// The registry's content; none while it does not answer.
+    registry: Option<Arc<RegistryView>>,
+    offers: Option<Arc<BTreeMap<AppId, Offer>>>,
+    written: Written,
+    /// A view without records to be written.
+    settled: Option<Arc<View>>,
+}
+
+impl Carried {
+    pub(super) fn pass_on_contacts(&mut self) {
+        let view = &self.view;
+        let Some(leader) = view.leader().filter(|_| !view.raft.is_leader()).cloned() else {
+            return;
+        };
+        for batch in self.contacts.batches(self.now_ms) {
+            let mut doing = batch.doing();
+            let ages = batch.ages_ms(self.now_ms).into_iter().map(|(server, age_ms)| {
+                let doing = doing.remove(&server).unwrap_or_default();
+                (server, (age_ms, doing))
+            });
+            let contacts = ages.collect();
+            self.send(leader.clone(), 0, What::Contacts(contacts));
+        }
+    }
+
+    /// Every member hears of the kill switch; one that leads reads the repository and, unless it is
+    /// away, the registry, and has records for it. What it has read already is no input again.
+    pub(crate) fn errands(
+        &mut self,
+        registry: Option<&Arc<RegistryView>>,
+        offers: &Arc<BTreeMap<AppId, Offer>>,
+        killed: Option<&String>,
+    ) -> Vec<Record> {
+        let known = &self.view.state.servers;
+        self.contacts.retain(|server| known.contains_key(server));
+        if self.view.killed.as_ref() != killed {
+            self.inputs.push(Input::Kill(killed.cloned()));
+        }
+        if !self.view.leads() {
+            return Vec::new();
+        }
+        let term = self.view.raft.term;
+        if self.read.term != term {
+            // Another leader may have written since.
+            self.read = Read { term, ..Read::default() };
+        }
+        if self.read.registry.as_ref().map(Arc::as_ptr) != registry.map(Arc::as_ptr) {
+            self.inputs.push(Input::Registry(registry.map(|view| RegistryView::clone(view))));
+            self.read.registry = registry.cloned();
+        }
+        if self.read.offers.as_ref().is_none_or(|read| !Arc::ptr_eq(read, offers)) {
+            let (all, refusals) = (BTreeMap::clone(offers), Vec::new());
+            self.inputs.push(Input::Offers { offers: all, refusals });
+            self.read.offers = Some(Arc::clone(offers));
+        }
+        registry.map_or(Vec::new(), |_| self.write_records())
+    }
+
+    pub(crate) fn has_inputs(&self) -> bool {
+        !self.inputs.is_empty()
+    }
+
+    fn write_records(&mut self) -> Vec<Record> {
+        let settled = self.read.settled.as_ref().is_some_and(|view| Arc::ptr_eq(view, &self.view));
+        if settled || self.asked.values().any(|waits| matches!(waits, Waits::Record)) {
+            return Vec::new();
+        }
+        let records = due(&self.view.state, &self.view.raft.configuration, &self.read.written);
+        for record in &records {
+            if let Some(body) = self.read.written.took(record.clone()) {
+                let command = Box::new(command(format!("leader {}", self.server), None, body));
+                let ticket = self.wait(Waits::Record);
+                self.inputs.push(Input::Propose { ticket, command });
+            }
+        }
+        self.read.settled = records.is_empty().then(|| Arc::clone(&self.view));
+        records
+    }
+
+    /// A server reports its transfers to the leader's tracker.
+    pub(super) fn track(
+        &mut self,
+        server: &ServerId,
+        mut request: TransferRequest,
+    ) -> Option<TransferAnswer> {
+        let state = &self.view.state;
+        keep_known(&mut request, state);
+        if !self.view.leads() {
+            self.tracker.clear();
+            return None;
+        }
+        let known = state.servers.get(server)?;
+        let (address, rack) = (known.address.clone(), known.rack.clone());
+        let leads = *server == self.server;
+        let from = Participant { server: server.clone(), address, rack, leads };
+        self.tracker.report(&from, &request, Duration::from_millis(self.now_ms)).ok()
+    }
+}
