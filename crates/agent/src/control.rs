@@ -391,10 +391,8 @@ async fn transfer_leader(
 async fn transfer(
     Context(shared): Cx,
     caller: Caller,
-    ApiJson(request): ApiJson<TransferRequest>,
+    ApiJson(message): ApiJson<ToGroup<TransferRequest>>,
 ) -> Result<Json<TransferAnswer>, ApiError> {
-    let (version, group) = (request.version, request.group.clone());
-    let message = ToGroup { version, group, kill: Vec::new(), body: request };
     let Asked { server, handle, body: mut request } = Asked::of(&shared, &caller, message).await?;
     let (leads, known) = {
         let view = handle.view.borrow();

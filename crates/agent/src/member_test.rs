@@ -78,7 +78,10 @@ async fn a_full_queue_refuses_requests_and_drops_offers_but_not_what_must_not_ge
     assert!(putting.await.unwrap());
     taken.extend(std::iter::from_fn(|| queue.try_recv().ok()));
     let of = |id: u64| {
-        let one = |queued: &&Queued| matches!(queued, Queued::Plain(Input::Unreachable(RaftId(one))) if *one == id);
+        let one = |queued: &&Queued| match queued {
+            Queued::Plain(Input::Unreachable(RaftId(one))) => *one == id,
+            _ => false,
+        };
         taken.iter().filter(one).count()
     };
     assert_eq!((of(1), of(2), of(3)), (INPUTS_MAX, 0, 1));

@@ -17,7 +17,6 @@ use cohort_host::guard::{GuardClient, GuardLaunch};
 use cohort_host::{Controls, ServiceControl, Systemd};
 use cohort_identity::{Alpn, ClientAuth};
 use cohort_registry::RemoteRegistry;
-use cohort_wire::agent::CONTROL_VERSION;
 use cohort_wire::frame::Connections;
 use cohort_wire::http::{Client, Handler, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
@@ -231,8 +230,6 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
         follow(
             Arc::clone(&shared.downloads),
             Arc::clone(&shared.downloads.context().guides),
-            shared.group.clone(),
-            CONTROL_VERSION,
             Arc::new(Transfers(Arc::clone(shared))),
             tasks.stop.clone(),
         ),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_distribute::{CallError, TRANSFER, TrackerCalls, TransferAnswer, TransferRequest};
+use cohort_wire::agent::ToGroup;
 use cohort_wire::http::Call;
 use futures_util::future::BoxFuture;
 
@@ -24,7 +25,9 @@ impl TrackerCalls for Transfers {
         Box::pin(async move {
             let leader = shared.leader().ok_or("no leader is known")?;
             let target = shared.target(&leader.server, &leader.address);
-            let call = Call::post(TRANSFER, &request).deadline(DEADLINE).idempotent();
+            let call = Call::post(TRANSFER, &ToGroup::new(&shared.group, request))
+                .deadline(DEADLINE)
+                .idempotent();
             let answer = shared.client.call_json(&target, call).await;
             answer.map_err(CallError::from)
         })

@@ -12,6 +12,8 @@ use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
 pub(crate) const METADATA_DIR: &str = "metadata";
 pub(crate) const TARGETS_DIR: &str = "targets";
 pub(crate) const BLOBS_DIR: &str = "blobs";
+/// The start of every channel's target name, which nothing else has.
+const CHANNELS_DIR: &str = "channels/";
 pub(crate) const SETTINGS_FILE: &str = "repository.json";
 
 /// The name of the TUF target that is the manifest of one release for one platform: `linux/amd64`
@@ -24,7 +26,12 @@ pub fn manifest_target(app: &AppId, version: &Version, platform: &Platform) -> S
 /// The name of the TUF target that is one channel of an app.
 #[must_use]
 pub fn channel_target(app: &AppId, channel: &Channel) -> String {
-    format!("channels/{app}/{channel}.json")
+    format!("{CHANNELS_DIR}{app}/{channel}.json")
+}
+
+/// Whether a TUF target is a channel; every other target is a manifest.
+pub(crate) fn is_channel(target: &str) -> bool {
+    target.starts_with(CHANNELS_DIR)
 }
 
 /// The path of an artifact's bytes, relative to the base of a repository or mirror.

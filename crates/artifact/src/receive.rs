@@ -14,7 +14,7 @@ use tough::schema::{Role as TufRole, Root, Signed, Snapshot, Targets, Timestamp}
 
 use crate::channel::ChannelPointer;
 use crate::digest::sha256;
-use crate::layout::{METADATA_DIR, blob_path, target_path, units_path};
+use crate::layout::{METADATA_DIR, blob_path, is_channel, target_path, units_path};
 use crate::manifest::Manifest;
 use crate::metadata::{self, Current};
 use crate::repository::{Repository, RepositoryError};
@@ -178,7 +178,7 @@ impl Repository {
     fn check_targets(&self, old: &Targets, new: &Targets) -> Result<(), Refusal> {
         for (name, target) in &old.targets {
             let Some(now) = new.targets.get(name) else { return Err(Refusal::Outdated) };
-            if now.hashes != target.hashes && !name.raw().starts_with("channels/") {
+            if now.hashes != target.hashes && !is_channel(name.raw()) {
                 return Err(Refusal::Outdated);
             }
         }
@@ -196,7 +196,7 @@ impl Repository {
                     .ok_or_else(|| format!("it names {name}, which is not here"))
             };
             let bytes = read(target)?;
-            if name.starts_with("channels/") {
+            if is_channel(name) {
                 let pointer = ChannelPointer::parse(&bytes).map_err(|error| error.to_string())?;
                 let serial = match before {
                     Some(before) => {

@@ -17,7 +17,9 @@ use tough::schema::{Targets, Timestamp};
 use crate::channel::{CHANNEL_SCHEMA, ChannelPointer};
 use crate::digest::sha256;
 use crate::keys::{Keys, SigningKey};
-use crate::layout::{BLOBS_DIR, METADATA_DIR, SETTINGS_FILE, channel_target, target_path};
+use crate::layout::{
+    BLOBS_DIR, METADATA_DIR, SETTINGS_FILE, channel_target, is_channel, target_path,
+};
 use crate::lifetimes::{Expiries, Lifetimes, RENEW_AFTER_S};
 use crate::lock::RepositoryLock;
 use crate::manifest::{Manifest, ManifestError};
@@ -192,7 +194,7 @@ impl Repository {
     pub fn channels(&self) -> Result<Vec<ChannelPointer>, RepositoryError> {
         let targets = metadata::read_current(&self.dir)?.targets.signed;
         let mut channels = Vec::new();
-        for name in targets.targets.keys().filter(|name| name.raw().starts_with("channels/")) {
+        for name in targets.targets.keys().filter(|name| is_channel(name.raw())) {
             if let Some(bytes) = self.read_target(&targets, name.raw())? {
                 channels.push(ChannelPointer::parse(&bytes)?);
             }

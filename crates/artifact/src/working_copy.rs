@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use cohort_core::ids::{AppId, Digest, Platform, Version};
 
-use crate::layout::{BLOBS_DIR, METADATA_DIR, TARGETS_DIR, blob_path};
+use crate::layout::{BLOBS_DIR, METADATA_DIR, TARGETS_DIR, blob_path, is_channel};
 use crate::lifetimes::Lifetimes;
 use crate::publish::Told;
 use crate::publish_deltas::earlier_names;
@@ -52,8 +52,7 @@ impl WorkingCopy {
         reader.refresh().await?;
         let prefix = release.map(|(app, version)| format!("apps/{app}/{version}/"));
         let wanted = |name: &str| {
-            name.starts_with("channels/")
-                || prefix.as_ref().is_some_and(|prefix| name.starts_with(prefix))
+            is_channel(name) || prefix.as_ref().is_some_and(|prefix| name.starts_with(prefix))
         };
         for (relative, bytes) in reader.files(wanted).await? {
             let path = folder.join(relative);

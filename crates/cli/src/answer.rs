@@ -9,13 +9,13 @@ use cohort_core::state::HistoryEntry;
 use cohort_identity::{Peer, PeerName};
 use cohort_registry::records::VersionedPolicy;
 use cohort_view::difference::Change;
+use cohort_view::groups::GroupSummary;
 use cohort_view::plan::RolloutPlan;
 use cohort_view::report::FleetReport;
 use cohort_view::why::Wait;
 use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
 use cohort_wire::hub::TokenAnswer;
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::failure::Failure;
 
@@ -39,7 +39,7 @@ pub(crate) enum Answer<'a> {
     // Pause, resume, approve, abort, retry and undo.
     RolloutSteer { group: &'a GroupId, app: &'a AppId, index: u64 },
     RolloutHistory { group: &'a GroupId, app: &'a AppId, history: &'a [HistoryEntry] },
-    GroupList(Vec<Value>),
+    GroupList(Vec<GroupSummary<'a>>),
     GroupShow(&'a GroupStatus),
     GroupTransferLeader(&'a TransferLeaderAnswer),
     // Without an index if the group had already removed the server.

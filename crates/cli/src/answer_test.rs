@@ -7,7 +7,7 @@ use cohort_core::state::{Ending, HistoryEntry};
 use cohort_identity::{Peer, PeerName, Role};
 use cohort_registry::records::{PolicyRecord, SCHEMA, VersionedPolicy};
 use cohort_view::difference::difference;
-use cohort_view::groups::summary;
+use cohort_view::groups::GroupSummary;
 use cohort_view::plan::{Offered, plan};
 use cohort_view::report::{Asked, FleetReport, Origin, Picture};
 use cohort_view::why::waits;
@@ -138,6 +138,7 @@ fn every_answer_is_as_its_golden_file_says() {
         reason: (!made).then(|| "it would be larger".to_owned()),
     };
     let failure = Failure::new("held", "web is held").hint("publish a fix");
+    let reported = report();
     let answers = [
         Answer::Init { dir, operator: &ann, fingerprint: "ab:cd".to_owned(), hub: &hub },
         Answer::TokenCreate(&token),
@@ -165,12 +166,12 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::AppApply { app: &app, revision: Revision(7), changed: true },
         Answer::AppDiff { app: &app, changes: &changes },
         Answer::AppShow(&[&known]),
-        Answer::Status(&report()),
-        Answer::Why(&waits(&report())),
+        Answer::Status(&reported),
+        Answer::Why(&waits(&reported)),
         Answer::RolloutPlan(&planned),
         Answer::RolloutSteer { group: &group, app: &app, index: 42 },
         Answer::RolloutHistory { group: &group, app: &app, history: &history },
-        Answer::GroupList(report().groups.iter().map(summary).collect()),
+        Answer::GroupList(reported.groups.iter().map(GroupSummary::of).collect()),
         Answer::GroupShow(&status()),
         Answer::GroupTransferLeader(&transferred),
         Answer::GroupRemove { group: &group, server: &server, index: Some(42), forgotten: true },

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_base::chain;
-use cohort_core::ids::{Digest, GroupId};
+use cohort_core::ids::Digest;
 use cohort_core::orders::{FetchOrder, Source};
 use cohort_core::release::Release;
 use cohort_transfer::tracker::{
@@ -38,8 +38,6 @@ pub trait TrackerCalls: Send + Sync + 'static {
 pub async fn follow(
     downloads: Arc<Downloads>,
     guides: Arc<Guides>,
-    group: GroupId,
-    version: u32,
     calls: Arc<dyn TrackerCalls>,
     stop: CancellationToken,
 ) {
@@ -63,7 +61,7 @@ pub async fn follow(
                 }
             }
         }
-        let request = TransferRequest { version, group: group.clone(), transfers: reports };
+        let request = TransferRequest { transfers: reports };
         let asked = timeout(Duration::from_millis(ANSWER_MS_MAX), calls.report(request));
         let answer = tokio::select! {
             () = stop.cancelled() => return,

@@ -115,9 +115,8 @@ impl Group {
         let id: ServerId = name.parse().unwrap();
         let from = Participant { server: id.clone(), address, rack: None, leads: name == "s0" };
         let calls = Arc::new(ToLeader { leader: Arc::clone(&self.leader), from });
-        let group = "fleet.a".parse().unwrap();
         let following = Arc::clone(&guides);
-        tokio::spawn(follow(Arc::clone(&downloads), following, group, 1, calls, stop.clone()));
+        tokio::spawn(follow(Arc::clone(&downloads), following, calls, stop.clone()));
         Server { id, disk, downloads, stop: Some(stop.drop_guard()), upload, guides }
     }
 

@@ -30,7 +30,7 @@ fn source(name: &str) -> Source {
 }
 
 fn request(transfers: Vec<TransferReport>) -> TransferRequest {
-    TransferRequest { version: 1, group: "web.zone-a".parse().unwrap(), transfers }
+    TransferRequest { transfers }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::difference::difference;
-use crate::groups::summary;
+use crate::groups::GroupSummary;
 use crate::moving::Difference;
 use crate::plan::{Offered, plan};
 use crate::report::report_test::report;
@@ -58,7 +58,7 @@ fn plans_as_json() {
 
 #[test]
 fn groups_and_changes_as_json() {
-    let group = json(summary(&report([settled()]).groups[0]));
+    let group = json(GroupSummary::of(&report([settled()]).groups[0]));
     let (before, after) =
         (serde_json::json!({"a": 1, "b": 2}), serde_json::json!({"a": 2, "c": 3}));
     hold("groups.jsonl", &[group]);

@@ -1,11 +1,14 @@
 //! `cohort group`: groups with their servers and members.
 
-use cohort_core::ids::ServerId;
+use std::collections::BTreeMap;
+
+use cohort_core::ids::{GroupId, Incarnation, Platform, ServerId};
+use cohort_core::orders::MemberAddress;
 use cohort_wire::agent::GroupStatus;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::figures::brief;
-use crate::report::{FleetReport, GroupReport};
+use crate::report::{FleetReport, GroupReport, Problem};
 use crate::status::member_text;
 use crate::table::{Look, cell, render, table};
 
@@ -39,22 +42,39 @@ pub fn list(report: &FleetReport, look: Look) -> String {
     render(&rows)
 }
 
-/// The same for JSON.
-#[must_use]
-pub fn summary(group: &GroupReport) -> Value {
-    let status = group.status.as_ref();
-    json!({
-        "group": group.group,
-        "reachable": status.is_some(),
-        "incarnation": status.map(|status| status.incarnation),
-        "labels": status.map(|status| &status.labels),
-        "platform": status.map(|status| &status.platform),
-        "servers": status.map(|status| status.servers.keys().collect::<Vec<_>>()),
-        "voters": status.map(|status| &status.voters),
-        "standbys": status.map(|status| &status.standbys),
-        "leader": status.map(|status| &status.leader),
-        "problems": group.problems,
-    })
+/// A line of [`list`] for programs. What only an agent knows is none if none answered.
+#[derive(Debug, Serialize)]
+pub struct GroupSummary<'a> {
+    group: &'a GroupId,
+    reachable: bool,
+    incarnation: Option<Incarnation>,
+    labels: Option<&'a BTreeMap<String, String>>,
+    platform: Option<&'a Platform>,
+    servers: Option<Vec<&'a ServerId>>,
+    voters: Option<&'a [MemberAddress]>,
+    standbys: Option<&'a [MemberAddress]>,
+    leader: Option<&'a ServerId>,
+    problems: &'a [Problem],
+}
+
+impl<'a> GroupSummary<'a> {
+    /// What `group list` says of a group.
+    #[must_use]
+    pub fn of(group: &'a GroupReport) -> Self {
+        let status = group.status.as_ref();
+        Self {
+            group: &group.group,
+            reachable: status.is_some(),
+            incarnation: status.map(|status| status.incarnation),
+            labels: status.map(|status| &status.labels),
+            platform: status.and_then(|status| status.platform.as_ref()),
+            servers: status.map(|status| status.servers.keys().collect()),
+            voters: status.map(|status| &status.voters[..]),
+            standbys: status.map(|status| &status.standbys[..]),
+            leader: status.and_then(|status| status.leader.as_ref()),
+            problems: &group.problems,
+        }
+    }
 }
 
 fn labels(status: &GroupStatus) -> String {

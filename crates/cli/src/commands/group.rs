@@ -7,7 +7,7 @@ use cohort_core::Body;
 use cohort_core::ids::{GroupId, Incarnation, ServerId};
 use cohort_registry::fleet::Fleet;
 use cohort_view::command::{Command, Flag};
-use cohort_view::groups;
+use cohort_view::groups::{self, GroupSummary};
 use cohort_view::hint::Hint;
 use cohort_wire::agent::{TRANSFER_LEADER, ToGroup, TransferLeaderAnswer};
 use cohort_wire::http::{Call, CallError};
@@ -121,7 +121,7 @@ async fn list(global: &Global) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let report = report(&context, &context.client()?, &Direct::default(), None).await?;
     warn(&report.origin);
-    let answer = Answer::GroupList(report.groups.iter().map(groups::summary).collect());
+    let answer = Answer::GroupList(report.groups.iter().map(GroupSummary::of).collect());
     global.output.answer(&answer, || groups::list(&report, look()));
     Ok(Exit::Done)
 }

@@ -1,6 +1,6 @@
 //! A server's report to the leader about its transfers, and the response.
 
-use cohort_core::ids::{Digest, GroupId, ServerId};
+use cohort_core::ids::{Digest, ServerId};
 use cohort_core::orders::Source;
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use crate::source::{SourceKind, SourceName, SourceReport};
 use crate::unit_set::UnitRun;
 use crate::{ARTIFACT_BYTES_MAX, UNIT_BYTES};
 
-/// `POST` a [`TransferRequest`] to the leader's control port.
+/// `POST` a [`TransferRequest`], as a message to the group, to the leader's control port.
 pub const TRANSFER: &str = "/v1/transfer";
 
 /// Most transfers in one request: a server fetches two at a time, the others are queued.
@@ -34,10 +34,7 @@ pub const OFFENCES_MAX: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransferRequest {
-    /// The version of control messages.
-    pub version: u32,
-    pub group: GroupId,
-    /// At most [`REPORTS_MAX`] of them.
+    /// At most [`REPORTS_MAX`].
     pub transfers: Vec<TransferReport>,
 }
 

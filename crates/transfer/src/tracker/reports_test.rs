@@ -40,9 +40,8 @@ fn say(
         rack: None,
         leads: name == "leader",
     };
-    let group = "zone".parse().unwrap();
     let transfers = vec![report.clone()];
-    tracker.report(&from, &TransferRequest { version: 1, group, transfers }, now)
+    tracker.report(&from, &TransferRequest { transfers }, now)
 }
 
 #[test]
@@ -97,13 +96,12 @@ fn a_wrong_length_stops_only_the_one_that_says_it() {
 
 #[test]
 fn what_the_log_contradicts_is_left_out() {
-    let group = "zone".parse().unwrap();
     let holder = |name: &str| Source { server: id(name), address: "elsewhere:1".to_owned() };
     let good = TransferReport { holders: vec![holder("ghost"), holder("b")], ..report(&[]) };
     let wrong = TransferReport { length: 7, ..report(&[]) };
     let unknown = TransferReport { artifact: digest(2), ..report(&[]) };
     let transfers = vec![good, wrong, unknown];
-    let mut request = TransferRequest { version: 1, group, transfers };
+    let mut request = TransferRequest { transfers };
     request.keep_known(
         |artifact| (*artifact == digest(1)).then_some(u64::from(UNITS) * UNIT_BYTES),
         |_, server| (server.as_str() == "b").then(|| "b:1".to_owned()),

@@ -55,8 +55,7 @@ impl Zone {
             rack: None,
             leads: server == "s0",
         };
-        let group = "web.zone-a".parse().unwrap();
-        let request = TransferRequest { version: 1, group, transfers: vec![report] };
+        let request = TransferRequest { transfers: vec![report] };
         let now = self.at(ms);
         self.tracker.report(&from, &request, now)
     }

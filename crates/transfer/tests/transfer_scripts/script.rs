@@ -294,8 +294,7 @@ impl Script {
             rack: member.rack.clone(),
             leads: member.leads,
         };
-        let group = "zone".parse().map_err(|_| "no name")?;
-        let request = TransferRequest { version: 1, group, transfers: vec![report] };
+        let request = TransferRequest { transfers: vec![report] };
         let answer = self.tracker.report(&from, &request, self.now);
         let guidance = answer.map_err(|error| error.to_string())?.guidance.pop();
         Ok(guidance.map(|(_, guidance)| guidance))

@@ -138,7 +138,7 @@ impl<'a> Zone<'a> {
             rack: server.rack.clone(),
             leads: place == 0,
         };
-        let request = TransferRequest { version: 1, group, transfers: vec![report] };
+        let request = TransferRequest { transfers: vec![report] };
         let answer = self.tracker.report(&from, &request, now).expect("a report within limits");
         self.reports += 1;
         server.due_ms = ms + answer.again_ms;

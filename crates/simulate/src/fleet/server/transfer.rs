@@ -246,8 +246,7 @@ impl Server {
             let part = self.disk.parts.get(artifact).cloned();
             fetch.report(&whole.or(part).unwrap_or_else(|| UnitSet::empty(count)))
         });
-        let group = self.setup.group.clone();
-        let request = TransferRequest { version: 1, group, transfers: reports.collect() };
+        let request = TransferRequest { transfers: reports.collect() };
         let id = self.agent.number();
         self.agent.transfers.open = Some((id, now_ms + ANSWER_MS_MAX));
         self.send(leader, id, Says::Transfer(request));
