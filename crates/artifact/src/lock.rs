@@ -1,10 +1,12 @@
 //! Ensures that only one process writes a repository at a time.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use cohort_base::disk;
 
 /// How long a writer waits for another one: publishing holds the lock for seconds.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -25,19 +27,17 @@ impl RepositoryLock {
     /// `WouldBlock` if it is still held; others if the file cannot be opened.
     pub(crate) async fn take(repository: &Path) -> io::Result<Self> {
         let path = repository.join(".lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
         let deadline = Instant::now() + LOCK_WAIT_MAX;
         loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Self { _file: Arc::new(file) }),
-                Err(TryLockError::Error(error)) => return Err(error),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+            match disk::lock(&path)? {
+                Some(file) => return Ok(Self { _file: Arc::new(file) }),
+                None if Instant::now() < deadline => tokio::time::sleep(LOCK_POLL).await,
+                None => {
                     return Err(io::Error::new(
                         io::ErrorKind::WouldBlock,
                         "another publisher holds the repository's lock",
                     ));
                 }
-                Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_POLL).await,
             }
         }
     }

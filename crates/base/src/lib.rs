@@ -2,7 +2,7 @@
 //!
 //! **What it is.** [`chain()`] prints an error with its causes, [`OnPath`] adds the file to an I/O
 //! error, [`figures`] prints sizes, rates and durations, [`durable`] replaces a file so that a
-//! crash leaves either the old or the new one, [`retry`] says how long to wait between tries,
+//! crash leaves either the old or the new one, [`disk`] reserves space and locks, [`retry`] says how long to wait between tries,
 //! [`metrics`] registers and renders metrics.
 //!
 //! **What it must never know.** Any other crate of the workspace; the network; what a server,
@@ -13,6 +13,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 pub mod chain;
+pub mod disk;
 pub mod durable;
 pub mod events;
 pub mod figures;

@@ -10,12 +10,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cohort_artifact::{UNIT_BYTES, UnitError, UnitHashes};
-use cohort_base::{FileError, OnPath as _};
+use cohort_base::{FileError, OnPath as _, disk};
 use cohort_core::ids::ServerId;
 use cohort_transfer::{UnitRun, UnitSet};
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
 use tokio::sync::watch;
 
 use crate::frame::Frame;
@@ -115,7 +113,7 @@ impl Part {
             if length == 0 {
                 break;
             }
-            match preallocate(&part.file, start, length) {
+            match disk::preallocate(&part.file, start, length) {
                 Ok(true) => start += length,
                 Ok(false) => break,
                 Err(error) => {
@@ -337,18 +335,6 @@ pub(crate) fn rehash(mut file: &File, hashes: &UnitHashes) -> io::Result<UnitSet
         }
     }
     Ok(have)
-}
-
-/// Allocates a range of a file; `false` if the file system cannot, and the check of free space has
-/// to suffice.
-fn preallocate(file: &File, start: u64, length: u64) -> io::Result<bool> {
-    loop {
-        match fallocate(file, FallocateFlags::empty(), start, length) {
-            Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(false),
-            result => return result.map(|()| true).map_err(io::Error::from),
-        }
-    }
 }
 
 #[cfg(test)]

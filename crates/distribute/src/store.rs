@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cohort_artifact::{ARTIFACT_BYTES_MAX, UNIT_BYTES, UnitHashes, hash_file};
-use cohort_base::{OnPath as _, durable};
+use cohort_base::{OnPath as _, disk, durable};
 use cohort_core::ids::Digest;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -84,7 +84,7 @@ impl ArtifactStore {
     /// # Errors
     /// If the directory cannot be read or written.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        Self::open_on(folder.into(), Arc::new(free_bytes))
+        Self::open_on(folder.into(), Arc::new(disk::free_bytes))
     }
 
     /// The same with a given function for the disk's free space.
@@ -443,10 +443,4 @@ impl Drop for Claim {
 /// Length of an artifact's file of unit hashes, in bytes.
 pub(crate) fn hashes_length(length: u64) -> u64 {
     length.div_ceil(u64::from(UNIT_BYTES)) * HASH_BYTES
-}
-
-/// What the operating system allows an unprivileged user to write.
-fn free_bytes(path: &Path) -> io::Result<u64> {
-    let stat = rustix::fs::statvfs(path)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

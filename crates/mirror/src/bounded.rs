@@ -10,9 +10,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use cohort_base::disk;
 use cohort_base::durable::{self, UNFINISHED_PREFIX};
 use parking_lot::Mutex;
-use rustix::fs::statvfs;
 
 /// A directory's usage, or its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,11 +230,8 @@ impl Bounded {
     }
 
     fn disk_has_room(&self, length: u64, leaving: u64) -> bool {
-        match statvfs(&self.dir) {
-            Ok(about) => {
-                let free = about.f_bavail.saturating_mul(about.f_frsize).saturating_add(leaving);
-                free >= length.saturating_add(self.free_bytes_min)
-            }
+        match disk::free_bytes(&self.dir) {
+            Ok(free) => free.saturating_add(leaving) >= length.saturating_add(self.free_bytes_min),
             Err(error) => {
                 tracing::warn!(%error, "cannot read free space of the cache's disk");
                 true

@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use cohort_base::disk;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,7 @@ use crate::joint::Joint;
 use crate::metrics::Metrics;
 use crate::origins::Origins;
 use crate::server::{listen, serve_router, tell_ready};
-use crate::store::{Store, lock_folder};
+use crate::store::Store;
 
 /// Requests on top of those for files: probes and metrics must get through during an overload.
 const PROBES_MAX: usize = 64;
@@ -151,7 +152,7 @@ fn open(
 ) -> std::io::Result<Option<(Arc<App>, std::fs::File)>> {
     let path = &config.cache_dir;
     std::fs::create_dir_all(path)?;
-    let Some(lock) = lock_folder(path)? else { return Ok(None) };
+    let Some(lock) = disk::lock(&path.join("lock"))? else { return Ok(None) };
     let small = files_bytes_max(config.cache_bytes);
     let places = Arc::new(Semaphore::new(limits.requests_max));
     let cache = Shared::open(path, config.cache_bytes - small, limits, metrics, origins)?;

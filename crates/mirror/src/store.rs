@@ -12,7 +12,7 @@
 //! again.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -20,10 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_artifact::{UNIT_BYTES, UnitHashes};
+use cohort_base::disk;
 use cohort_core::ids::Digest;
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
 
 use crate::blob::Blob;
 use crate::bounded::{Bounded, Usage};
@@ -188,7 +187,7 @@ impl Store {
             let mut options = OpenOptions::new();
             let path = self.disk.path(name);
             let file = options.read(true).write(true).create(true).truncate(true).open(path)?;
-            preallocate(&file, length)?;
+            disk::preallocate(&file, 0, length)?;
             file.set_len(length)?;
             file.write_all_at(&units, hashes.length())?;
             Ok(file)
@@ -235,29 +234,6 @@ fn read(path: &Path, digest: &Digest) -> io::Result<(UnitHashes, File)> {
     file.read_exact_at(&mut bytes, length)?;
     let hashes = UnitHashes::parse_for(&bytes, digest, length).map_err(io::Error::other)?;
     Ok((hashes, file))
-}
-
-/// Reserves the space if the file system can. Otherwise the check of free space has to suffice.
-fn preallocate(file: &File, length: u64) -> io::Result<()> {
-    loop {
-        match fallocate(file, FallocateFlags::empty(), 0, length) {
-            Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-            result => return result.map_err(io::Error::from),
-        }
-    }
-}
-
-/// Locks the directory against other processes as long as the file is open; `None` if another
-/// process has the lock.
-pub(crate) fn lock_folder(dir: &Path) -> io::Result<Option<File>> {
-    let path = dir.join("lock");
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error),
-    }
 }
 
 #[cfg(test)]

@@ -42,6 +42,13 @@ pub(crate) const BANS: &[Ban] = &[
         except: &["crates/base/", "crates/distribute/src/part.rs"],
     },
     Ban {
+        name: "base::disk",
+        scope: Scope::Production,
+        pattern: r"\bfallocate\(|\bstatvfs\(|\bflock\(|\.try_lock_exclusive\(|\bTryLockError\b",
+        instead: "`cohort_base::disk` reserves space and locks files",
+        except: &["crates/base/"],
+    },
+    Ban {
         name: "parking_lot",
         scope: Scope::Production,
         pattern: r"\bPoisonError\b|std::sync::(\{[^}]*\b)?(Mutex|RwLock|Condvar)\b",

@@ -12,6 +12,8 @@ fn each_ban_finds_what_it_is_for_and_names_the_replacement() {
     let cases = [
         ("while let Some(inner) = cause.source() {", "cohort_base::chain"),
         ("file.sync_all()?;", "cohort_base::durable"),
+        ("let stat = rustix::fs::statvfs(path)?;", "cohort_base::disk"),
+        ("match file.try_lock() { Err(TryLockError::WouldBlock) => {} }", "cohort_base::disk"),
         ("use std::sync::Mutex;", "parking_lot"),
         ("use std::sync::{Arc, Mutex};", "parking_lot"),
         (".unwrap_or_else(PoisonError::into_inner)", "parking_lot"),

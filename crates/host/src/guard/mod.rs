@@ -33,8 +33,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use cohort_base::{FileError, OnPath as _, durable};
-use rustix::fs::FlockOperation;
+use cohort_base::{FileError, OnPath as _, disk, durable};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -88,15 +87,9 @@ pub async fn serve(config: &GuardConfig) -> Result<(), GuardError> {
     let folder = &config.folder;
     durable::private_folder(folder).on_path("create", folder)?;
     let lock_path = folder.join(LOCK);
-    let mut lock = File::options()
-        .create(true)
-        .write(true)
-        .truncate(false)
-        .open(&lock_path)
-        .on_path("create", &lock_path)?;
-    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let Some(mut lock) = disk::lock(&lock_path).on_path("lock", &lock_path)? else {
         return Err(GuardError::AlreadyRuns { folder: folder.clone() });
-    }
+    };
     lock.set_len(0)
         .and_then(|()| lock.write_all(format!("{}\n", std::process::id()).as_bytes()))
         .on_path("write", &lock_path)?;
