@@ -15,8 +15,8 @@ use cohort_server::answers::{REPORTS_MAX, orders as orders_of};
 use cohort_server::asking::WAIT_MS_MAX;
 use cohort_server::member::{Proposed, View};
 use cohort_wire::agent::{
-    CONTROL_VERSION, CommandAnswer, CommandRequest, ContactsRequest, JoinGroupRequest,
-    OrdersRequest, ReportRequest, ToGroup,
+    CommandAnswer, CommandRequest, ContactsRequest, JoinGroupRequest, OrdersRequest, ReportRequest,
+    ToGroup,
 };
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
@@ -338,13 +338,9 @@ async fn only_the_leader_plans_transfers_and_only_for_servers_of_the_group() {
     shared.member.send_replace(Some(handle));
     let report = async |from: &str| {
         let artifact = "aa".repeat(32).parse().unwrap();
-        let request = TransferRequest {
-            version: CONTROL_VERSION,
-            group: GROUP.parse().unwrap(),
-            transfers: vec![TransferReport::new(artifact, 1 << 20)],
-        };
-        let caller = caller(Role::Agent, from);
-        super::transfer(Context(Arc::clone(&shared)), caller, ApiJson(request)).await
+        let transfers = vec![TransferReport::new(artifact, 1 << 20)];
+        let request = ApiJson(to_group(TransferRequest { transfers }));
+        super::transfer(Context(Arc::clone(&shared)), caller(Role::Agent, from), request).await
     };
     let _ = report("s2").await.unwrap();
     assert_eq!(shared.tracker.view().len(), 1);
