@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cohort_core::ids::{GroupId, ServerId};
+use cohort_core::ids::ServerId;
 use cohort_transfer::tracker::{Participant, TransferRequest};
 use cohort_transfer::{Moment, RequestId, Tracker, UNIT_BYTES, UnitRun};
 
@@ -128,7 +128,6 @@ impl<'a> Zone<'a> {
     }
 
     fn report(&mut self, place: usize, ms: u64) {
-        let group: GroupId = "zone".parse().expect("a name");
         let now = at(ms);
         let server = &mut self.servers[place];
         let report = server.report(&self.names);
