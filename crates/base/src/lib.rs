@@ -2,8 +2,8 @@
 //!
 //! **What it is.** [`chain()`] prints an error with its causes, [`OnPath`] adds the file to an I/O
 //! error, [`figures`] prints sizes, rates and durations, [`durable`] replaces a file so that a
-//! crash leaves either the old or the new one, [`disk`] reserves space and locks, [`retry`] says how long to wait between tries,
-//! [`metrics`] registers and renders metrics.
+//! crash leaves either the old or the new one, [`disk`] reserves space and locks, [`retry`] says
+//! how long to wait between tries, [`metrics`] registers and renders metrics.
 //!
 //! **What it must never know.** Any other crate of the workspace; the network; what a server,
 //! group, release or rollout is. It starts no threads, never sleeps and logs nothing.
