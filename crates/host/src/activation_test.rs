@@ -29,11 +29,10 @@ const ALL_HOOKS: [Hook; 10] = [
 ];
 
 /// How the last activation failed.
-fn failure(host: &crate::AppHost) -> (Step, Blame, String, String) {
+/// The step that failed, who is to blame, and the output.
+fn failure(host: &crate::AppHost) -> (Step, Blame, String) {
     match &host.local().activation.as_ref().unwrap().progress {
-        Progress::Failed { step, blame, reason, output, .. } => {
-            (*step, *blame, reason.clone(), output.clone())
-        }
+        Progress::Failed { step, blame, output, .. } => (*step, *blame, output.clone()),
         progress => panic!("it did not fail: {progress:?}"),
     }
 }
@@ -120,16 +119,14 @@ async fn failures_of_the_release_are_blamed_on_it_with_their_output() {
     let bad = server.release("2.0.0", SLEEP, &hooks);
     let waits = settle(&mut host, &order(2, Some(&bad))).await.unwrap();
     assert_eq!(waits, StepAction::Wait(StepWait::Decision));
-    let (step, blame, reason, output) = failure(&host);
+    let (step, blame, output) = failure(&host);
     assert_eq!((step, blame), (Step::Switch, Blame::Release));
-    assert!(reason.contains("after-install") && output.contains("no database"), "{reason}");
+    assert_eq!(output, "no database\n");
 
     let crashing = server.release("3.0.0", "echo cannot bind; exit 7", &[]);
     settle(&mut host, &order(3, Some(&crashing))).await.unwrap();
-    let (step, blame, reason, output) = failure(&host);
+    let (step, blame, output) = failure(&host);
     assert_eq!((step, blame), (Step::Check, Blame::Release));
-    // Three crashes are enough; a late check sees more.
-    assert!(reason.contains("crashed") && reason.contains("status 7"), "{reason}");
     assert!(output.contains("cannot bind"), "{output}");
     assert!(matches!(*host.traffic().borrow(), Traffic::Out { .. }));
 
@@ -141,9 +138,8 @@ async fn failures_of_the_release_are_blamed_on_it_with_their_output() {
         &crate::testing::tar_of(&[("cohort.toml", 0o644, toml)]),
     );
     settle(&mut host, &order(4, Some(&missing))).await.unwrap();
-    let (step, blame, reason, _) = failure(&host);
+    let (step, blame, _) = failure(&host);
     assert_eq!((step, blame), (Step::Start, Blame::Release));
-    assert!(reason.contains("absent"), "{reason}");
 
     // And back to the good release, from disk.
     fs::remove_file(server.state_dir().join("artifacts").join(good.artifact.as_str())).unwrap();
@@ -163,9 +159,8 @@ async fn failures_of_the_surroundings_are_not_the_releases() {
     fs::write(&path, bytes).unwrap();
     let mut host = server.host();
     settle(&mut host, &order(1, Some(&release))).await.unwrap();
-    let (step, blame, reason, _) = failure(&host);
+    let (step, blame, _) = failure(&host);
     assert_eq!((step, blame), (Step::Prepare, Blame::Surroundings));
-    assert!(reason.contains("digest"), "{reason}");
     // Nothing was touched.
     assert_eq!(host.local().current, None);
     assert!(host.held().is_empty());
@@ -178,9 +173,8 @@ async fn failures_of_the_surroundings_are_not_the_releases() {
     let release = server.release("1.0.0", SLEEP, &[]);
     server.end_guard().await;
     settle(&mut host, &order(3, Some(&release))).await.unwrap();
-    let (step, blame, reason, _) = failure(&host);
+    let (step, blame, _) = failure(&host);
     assert_eq!((step, blame), (Step::Stop, Blame::Surroundings));
-    assert!(reason.contains("guard"), "{reason}");
 }
 
 #[tokio::test]
@@ -196,9 +190,8 @@ async fn an_unhealthy_service_fails_at_the_deadline_with_the_kind_of_failure() {
     order.healthy_deadline_ms = 1_500;
     order.checks = vec![check];
     settle(&mut host, &order).await.unwrap();
-    let (step, blame, reason, output) = failure(&host);
+    let (step, blame, output) = failure(&host);
     assert_eq!((step, blame), (Step::Check, Blame::Release));
-    assert!(reason.contains("refused") && reason.contains("tcp"), "{reason}");
     assert!(output.contains("running 1.0.0"), "{output}");
     server.end().await;
 }
@@ -220,9 +213,8 @@ async fn later_is_tried_again_with_the_next_attempt() {
     let acted = host.act(StepAction::Run { step: Step::Switch, attempt: 1 }, &cancel).await;
     assert_eq!(acted.unwrap(), Acted::Later);
     host.act(StepAction::GiveUp { step: Step::Switch, attempt: 20 }, &cancel).await.unwrap();
-    let (_, blame, reason, _) = failure(&host);
-    assert_eq!(blame, Blame::Release);
-    assert!(reason.contains("before-install"), "{reason}");
+    let (step, blame, _) = failure(&host);
+    assert_eq!((step, blame), (Step::Switch, Blame::Release));
     server.end().await;
 }
 
@@ -419,9 +411,8 @@ async fn a_disk_that_refuses_is_not_the_releases_fault() {
     fs::remove_dir(&releases).unwrap();
     fs::write(&releases, "in the way").unwrap();
     settle(&mut host, &order(1, Some(&release))).await.unwrap();
-    let (step, blame, reason, _) = failure(&host);
+    let (step, blame, _) = failure(&host);
     assert_eq!((step, blame), (Step::Prepare, Blame::Surroundings));
-    assert!(reason.contains("releases"), "{reason}");
     server.end().await;
 }
 

@@ -42,7 +42,28 @@ pub(crate) enum CheckFailure {
     Reset,
     NameNotFound,
     Unreachable(String),
-    WrongAnswer(String),
+    NotHttp,
+    WrongStatus {
+        found: u16,
+        expected: u16,
+        /// The start of the body.
+        body: String,
+    },
+    WrongHeader {
+        name: String,
+        found: Option<String>,
+        expected: String,
+    },
+    WrongBody {
+        /// The start of the body.
+        found: String,
+        expected: String,
+    },
+    /// The program of an `exec` check failed.
+    Exited {
+        exit: Exit,
+        output: String,
+    },
     /// The check cannot run on this server: not the release's fault.
     CannotCheck(String),
 }
@@ -69,7 +90,18 @@ impl fmt::Display for CheckFailure {
             CheckFailure::Reset => write!(f, "connection closed before a response"),
             CheckFailure::NameNotFound => write!(f, "host name not found"),
             CheckFailure::Unreachable(why) => write!(f, "unreachable: {why}"),
-            CheckFailure::WrongAnswer(what) => write!(f, "wrong answer: {what}"),
+            CheckFailure::NotHttp => write!(f, "not an HTTP response"),
+            CheckFailure::WrongStatus { found, expected, body } => {
+                write!(f, "status {found}, expected {expected}; body: `{body}`")
+            }
+            CheckFailure::WrongHeader { name, found, expected } => {
+                let found = found.as_deref().unwrap_or("missing");
+                write!(f, "header {name} is {found}, expected `{expected}` in it")
+            }
+            CheckFailure::WrongBody { found, expected } => {
+                write!(f, "no `{expected}` in the body, which starts with `{found}`")
+            }
+            CheckFailure::Exited { exit, output } => write!(f, "{exit}: {output}"),
             CheckFailure::CannotCheck(why) => write!(f, "cannot check: {why}"),
         }
     }
@@ -199,10 +231,14 @@ async fn exec(
     match run(&program, &mut tail).await {
         Ok(End::Exited(Exit::Status(0))) => Ok(()),
         Ok(End::Exited(exit)) => {
-            Err(CheckFailure::WrongAnswer(format!("{exit}: {}", tail.text().trim())))
+            let output = tail.text().trim().to_owned();
+            Err(CheckFailure::Exited { exit, output })
         }
         Ok(End::TimedOut) => Err(CheckFailure::TimedOut),
-        Err(error @ ProgramError::Spawn { .. }) => Err(CheckFailure::WrongAnswer(chain(&error))),
+        Err(error @ ProgramError::Spawn { .. }) => {
+            let exit = Exit::NotStarted { reason: chain(&error) };
+            Err(CheckFailure::Exited { exit, output: String::new() })
+        }
         Err(error @ ProgramError::Watch { .. }) => Err(CheckFailure::CannotCheck(chain(&error))),
     }
 }

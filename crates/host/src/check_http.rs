@@ -58,22 +58,22 @@ pub(crate) async fn look(url: &str, expected: &Expected<'_>) -> Result<(), Check
 async fn judge(response: Response<Incoming>, expected: &Expected<'_>) -> Result<(), CheckFailure> {
     let status = response.status().as_u16();
     if status != expected.status {
-        let (wanted, body) = (expected.status, read(response).await.unwrap_or_default());
-        let what = format!("status {status}, expected {wanted}; body: `{}`", quoted(&body));
-        return Err(CheckFailure::WrongAnswer(what));
+        let body = quoted(&read(response).await.unwrap_or_default());
+        let (found, expected) = (status, expected.status);
+        return Err(CheckFailure::WrongStatus { found, expected, body });
     }
     for (name, text) in expected.headers {
         let found = response.headers().get(name).and_then(|value| value.to_str().ok());
         if !found.is_some_and(|value| value.contains(text.as_str())) {
-            let what = format!("header {name} is {found:?}, expected `{text}` in it");
-            return Err(CheckFailure::WrongAnswer(what));
+            let (name, found) = (name.clone(), found.map(str::to_owned));
+            return Err(CheckFailure::WrongHeader { name, found, expected: text.clone() });
         }
     }
     if let Some(text) = expected.body {
         let body = read(response).await?;
         if !body.contains(text) {
-            let what = format!("no `{text}` in the body, which begins `{}`", quoted(&body));
-            return Err(CheckFailure::WrongAnswer(what));
+            let (found, expected) = (quoted(&body), text.to_owned());
+            return Err(CheckFailure::WrongBody { found, expected });
         }
     }
     Ok(())
@@ -101,7 +101,7 @@ async fn read(response: Response<Incoming>) -> Result<String, CheckFailure> {
 #[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
 fn failure(error: hyper::Error) -> CheckFailure {
     if error.is_parse() {
-        return CheckFailure::WrongAnswer("not an HTTP answer".to_owned());
+        return CheckFailure::NotHttp;
     }
     match causes(&error).find_map(|cause| cause.downcast_ref()) {
         Some(io) => CheckFailure::from_io(io),

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::{CheckContext, CheckFailure, look};
+use crate::process::Exit;
 
 /// A server that answers every request with these bytes and closes; returns its port.
 async fn server(answer: &'static str) -> u16 {
@@ -43,18 +44,25 @@ async fn http_looks_at_status_body_and_headers() {
         let (check, context) = http(port, more);
         assert_eq!(look(&check, &context).await, Ok(()), "{more}");
     }
+    let header = |name: &str, found: Option<&str>, expected: &str| CheckFailure::WrongHeader {
+        name: name.to_owned(),
+        found: found.map(str::to_owned),
+        expected: expected.to_owned(),
+    };
+    let wrong_body = CheckFailure::WrongBody { found: "ok".into(), expected: "fine".into() };
+    let body = "ok".to_owned();
     let wrong = [
-        (",\"expect_status\":204", "status 200"),
-        (",\"expect_body\":\"fine\"", "fine"),
-        (",\"expect_header\":{\"x-role\":\"leader\"}", "x-role"),
-        (",\"expect_header\":{\"x-none\":\"a\"}", "x-none"),
+        (",\"expect_status\":204", CheckFailure::WrongStatus { found: 200, expected: 204, body }),
+        (",\"expect_body\":\"fine\"", wrong_body),
+        (
+            ",\"expect_header\":{\"x-role\":\"leader\"}",
+            header("x-role", Some("follower"), "leader"),
+        ),
+        (",\"expect_header\":{\"x-none\":\"a\"}", header("x-none", None, "a")),
     ];
-    for (more, word) in wrong {
+    for (more, failure) in wrong {
         let (check, context) = http(port, more);
-        match look(&check, &context).await {
-            Err(CheckFailure::WrongAnswer(what)) => assert!(what.contains(word), "{what}"),
-            other => panic!("{more}: {other:?}"),
-        }
+        assert_eq!(look(&check, &context).await, Err(failure), "{more}");
     }
 }
 
@@ -64,11 +72,7 @@ async fn the_kinds_of_failure_are_told_apart() {
     assert_eq!(look(&check, &context).await, Err(CheckFailure::Reset));
 
     let (check, context) = http(server("SSH-2.0-nothing here\r\n\r\n").await, "");
-    let seen = look(&check, &context).await;
-    assert!(
-        matches!(&seen, Err(CheckFailure::WrongAnswer(what)) if what.contains("HTTP")),
-        "{seen:?}"
-    );
+    assert_eq!(look(&check, &context).await, Err(CheckFailure::NotHttp));
 
     let half = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nok";
     let (check, context) = http(server(half).await, ",\"expect_body\":\"never\"");
@@ -83,7 +87,7 @@ async fn the_kinds_of_failure_are_told_apart() {
 
     let (check, _) = http(0, "");
     let seen = look(&check, &CheckContext::default()).await;
-    assert!(matches!(&seen, Err(CheckFailure::CannotCheck(why)) if why.contains("service_port")));
+    assert!(matches!(seen, Err(CheckFailure::CannotCheck(_))), "no port: {seen:?}");
 }
 
 #[tokio::test]
@@ -97,7 +101,7 @@ async fn a_body_without_end_is_read_to_the_limit_only() {
     });
     let (mut check, context) = http(port, ",\"expect_body\":\"b\"");
     check.timeout.ms = 5_000;
-    assert!(matches!(look(&check, &context).await, Err(CheckFailure::WrongAnswer(_))));
+    assert!(matches!(look(&check, &context).await, Err(CheckFailure::WrongBody { .. })));
 }
 
 #[tokio::test]
@@ -133,7 +137,10 @@ async fn exec_runs_files_of_the_release_or_of_the_list_and_nothing_else() {
     assert_eq!(look(&exec("probe", "{port}"), &context).await, Ok(()));
     assert_eq!(look(&exec("host:probe", "7"), &context).await, Ok(()));
     let seen = look(&exec("./probe", "; true"), &context).await;
-    assert_eq!(seen, Err(CheckFailure::WrongAnswer("exit status 3: not ; true".to_owned())));
+    assert_eq!(
+        seen,
+        Err(CheckFailure::Exited { exit: Exit::Status(3), output: "not ; true".into() })
+    );
     for command in ["../probe", "/bin/sh", "host:sh", ""] {
         let seen = look(&exec(command, "7"), &context).await;
         assert!(matches!(seen, Err(CheckFailure::CannotCheck(_))), "{command}: {seen:?}");

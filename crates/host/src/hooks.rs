@@ -1,6 +1,7 @@
 //! Hooks: executables in a release that run at its steps.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -86,9 +87,34 @@ pub(crate) enum HookEnd {
     },
     /// The release is at fault.
     Failed {
-        reason: String,
+        why: HookFailure,
         output: String,
     },
+}
+
+/// How a hook failed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum HookFailure {
+    NotExecutable,
+    /// A bad interpreter, or not a program at all; the cause.
+    NotStarted(String),
+    Exited(Exit),
+    TimedOut {
+        limit_ms: u128,
+    },
+}
+
+impl fmt::Display for HookFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HookFailure::NotExecutable => write!(f, "is not an executable file"),
+            HookFailure::NotStarted(cause) => write!(f, "did not start: {cause}"),
+            HookFailure::Exited(exit) => write!(f, "failed: {exit}"),
+            HookFailure::TimedOut { limit_ms } => {
+                write!(f, "did not end within {limit_ms} ms and was killed")
+            }
+        }
+    }
 }
 
 impl HookRun<'_> {
@@ -102,8 +128,8 @@ impl HookRun<'_> {
         match fs::metadata(&path) {
             Err(_) => return Ok(HookEnd::Absent),
             Ok(metadata) if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 => {
-                let reason = format!("hook {name} is not an executable file");
-                return Ok(HookEnd::Failed { reason, output: String::new() });
+                let why = HookFailure::NotExecutable;
+                return Ok(HookEnd::Failed { why, output: String::new() });
             }
             Ok(_) => {}
         }
@@ -124,19 +150,15 @@ impl HookRun<'_> {
         let end = run(&program, &mut tail).await;
         keep(&self.kept_in.join(format!("{name}.log")), &mut tail);
         let output = tail.text();
-        let reason = match end {
+        let why = match end {
             Ok(End::Exited(Exit::Status(0))) => return Ok(HookEnd::Passed),
             Ok(End::Exited(Exit::Status(EXIT_LATER))) => return Ok(HookEnd::Later { output }),
-            Ok(End::Exited(exit)) => format!("hook {name} failed: {exit}"),
-            Ok(End::TimedOut) => {
-                let limit_ms = self.limit.as_millis();
-                format!("hook {name} did not end within {limit_ms} ms and was killed")
-            }
-            // A bad interpreter, or not a program at all.
-            Err(error @ ProgramError::Spawn { .. }) => chain(&error),
+            Ok(End::Exited(exit)) => HookFailure::Exited(exit),
+            Ok(End::TimedOut) => HookFailure::TimedOut { limit_ms: self.limit.as_millis() },
+            Err(error @ ProgramError::Spawn { .. }) => HookFailure::NotStarted(chain(&error)),
             Err(error @ ProgramError::Watch { .. }) => return Err(error),
         };
-        Ok(HookEnd::Failed { reason, output })
+        Ok(HookEnd::Failed { why, output })
     }
 }
 

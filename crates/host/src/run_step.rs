@@ -205,7 +205,8 @@ impl AppHost {
                 tracing::info!(app = %self.app, hook = hook.name(), output, "hook will be retried");
                 Err(Interrupt::Later(hook))
             }
-            HookEnd::Failed { reason, output } => {
+            HookEnd::Failed { why, output } => {
+                let reason = format!("hook {} {why}", hook.name());
                 Err(Failure { blame: Blame::Release, reason, output }.into())
             }
         }

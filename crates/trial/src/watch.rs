@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::Reason;
+use cohort_core::report::Step;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{AppStatus, GroupStatus};
 
@@ -48,12 +49,16 @@ pub fn holds(status: &GroupStatus, rejected: &str, running: &str) -> bool {
     })
 }
 
-/// The reason, from a server or a person, why the app is held or rolls back; empty if there is
-/// none.
-pub fn reason(status: &GroupStatus) -> String {
-    match app(status).and_then(|app| app.reason.as_ref()) {
-        Some(Reason::ServerFailed { text, .. } | Reason::Aborted { text, .. }) => text.clone(),
-        _ => String::new(),
+/// Why the app is held or rolls back.
+pub fn reason(status: &GroupStatus) -> Option<&Reason> {
+    app(status).and_then(|app| app.reason.as_ref())
+}
+
+/// The step that failed on a server, which is why the app is held or rolls back.
+pub fn failed_step(status: &GroupStatus) -> Option<Step> {
+    match reason(status) {
+        Some(Reason::ServerFailed { step, .. }) => Some(*step),
+        _ => None,
     }
 }
 
