@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use cohort_core::ids::{AppId, Platform, Version};
+use cohort_core::refused::{Field, WhyRefused};
 use jiff::{SignedDuration, Timestamp};
-use tough::schema::{RoleType as Role, Target};
+use tough::schema::{RoleType, Target};
 
 use crate::digest::sha256;
 use crate::manifest::{Manifest, ManifestError};
 use crate::metadata_transport::SMALL_METADATA_BYTES_MAX;
-use crate::trust_error::{TrustError, TrustErrorKind, cause};
+use crate::trust_error::{TrustError, clock_went_back};
 use crate::trust_state::State;
 use crate::verified::VerifiedManifest;
 
@@ -21,20 +21,20 @@ use crate::verified::VerifiedManifest;
 /// signatures that last for weeks.
 const CLOCK_STEP_BACK_MAX: SignedDuration = SignedDuration::from_secs(60);
 
-pub(crate) fn check_root(bytes: &[u8]) -> Result<(), TrustErrorKind> {
+pub(crate) fn check_root(bytes: &[u8]) -> Result<(), TrustError> {
     if bytes.len() as u64 > SMALL_METADATA_BYTES_MAX {
-        let (what, limit_bytes) = ("the trusted root".to_owned(), SMALL_METADATA_BYTES_MAX);
-        return Err(TrustErrorKind::TooLarge { what, limit_bytes });
+        let (file, limit_bytes) = ("the trusted root".to_owned(), SMALL_METADATA_BYTES_MAX);
+        return Err(WhyRefused::TooLarge { file, limit_bytes }.into());
     }
-    let root: tough::schema::Signed<tough::schema::Root> =
-        serde_json::from_slice(bytes).map_err(|error| TrustErrorKind::BadRoot(cause(error)))?;
-    root.signed.verify_role(&root).map_err(|error| TrustErrorKind::BadRoot(cause(error)))
+    let root: tough::schema::Signed<tough::schema::Root> = serde_json::from_slice(bytes)
+        .map_err(|error| TrustError::because(WhyRefused::BadRoot, error))?;
+    root.signed.verify_role(&root).map_err(|error| TrustError::because(WhyRefused::BadRoot, error))
 }
 
-pub(crate) fn check_clock(now: Timestamp, state: Option<&State>) -> Result<(), TrustErrorKind> {
+pub(crate) fn check_clock(now: Timestamp, state: Option<&State>) -> Result<(), TrustError> {
     match state.map(|state| state.clock_seen) {
         Some(seen) if seen.duration_since(now) > CLOCK_STEP_BACK_MAX => {
-            Err(TrustErrorKind::ClockWentBack { now, seen })
+            Err(clock_went_back(now, seen).into())
         }
         _ => Ok(()),
     }
@@ -48,14 +48,14 @@ pub(crate) fn check_manifest(
     platform: &Platform,
 ) -> Result<VerifiedManifest, TrustError> {
     let manifest = Manifest::parse(bytes).map_err(|error| malformed(name, error))?;
-    same("app", app, &manifest.app)?;
-    same("version", version, &manifest.version)?;
-    same("platform", platform, &manifest.platform)?;
+    same(Field::App, app, &manifest.app)?;
+    same(Field::Version, version, &manifest.version)?;
+    same(Field::Platform, platform, &manifest.platform)?;
     Ok(VerifiedManifest::of(manifest, bytes))
 }
 
 pub(crate) fn same<T: PartialEq + fmt::Display>(
-    field: &'static str,
+    field: Field,
     wanted: &T,
     found: &T,
 ) -> Result<(), TrustError> {
@@ -63,35 +63,35 @@ pub(crate) fn same<T: PartialEq + fmt::Display>(
         return Ok(());
     }
     let (wanted, found) = (wanted.to_string(), found.to_string());
-    Err(TrustErrorKind::WrongContent { field, wanted, found }.here())
+    Err(WhyRefused::WrongContent { field, wanted, found }.into())
 }
 
 pub(crate) fn malformed(name: &str, error: ManifestError) -> TrustError {
-    TrustErrorKind::Malformed { what: name.to_owned(), source: cause(error) }.here()
+    TrustError::because(WhyRefused::Malformed { file: name.to_owned() }, error)
 }
 
 pub(crate) fn is_target(target: &Target, bytes: &[u8]) -> bool {
     bytes.len() as u64 == target.length && sha256(bytes) == *target.hashes.sha256
 }
 
-pub(crate) fn store_error(path: &Path, error: std::io::Error) -> TrustErrorKind {
-    TrustErrorKind::Store { path: path.to_owned(), source: Arc::new(error) }
+pub(crate) fn store_error(path: &Path, error: std::io::Error) -> TrustError {
+    TrustError::because(WhyRefused::Store { path: path.display().to_string() }, error)
 }
 
 /// The refusal to show if every mirror was refused: wrong content is more informative than silence.
 pub(crate) fn most_telling(refused: Vec<TrustError>) -> TrustError {
     let mut refused = refused.into_iter();
     let Some(first) = refused.next() else {
-        return TrustErrorKind::NoMirror.here();
+        return WhyRefused::NoMirror.into();
     };
-    if !first.kind.is_unreachable() {
+    if !first.why.is_unreachable() {
         return first;
     }
-    refused.find(|error| !error.kind.is_unreachable()).unwrap_or(first)
+    refused.find(|error| !error.why.is_unreachable()).unwrap_or(first)
 }
 
 /// When the newest offered file of a role expires.
-pub(crate) fn expiry_in(files: &BTreeMap<String, Bytes>, role: Role) -> Option<Timestamp> {
+pub(crate) fn expiry_in(files: &BTreeMap<String, Bytes>, role: RoleType) -> Option<Timestamp> {
     let suffix = format!("{role}.json");
     let of_role = files.iter().filter(|(name, _)| name.ends_with(&suffix));
     of_role.filter_map(|(_, bytes)| expiry(bytes)).max()

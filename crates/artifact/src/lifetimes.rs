@@ -3,7 +3,7 @@
 use jiff::Timestamp as Time;
 use serde::{Deserialize, Serialize};
 
-use tough::schema::RoleType as Role;
+use cohort_core::refused::Role;
 
 const DAY_S: u64 = 86_400;
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cohort_core::ids::{AppId, Channel, Platform, Version};
+use cohort_core::refused::{Field, WhyRefused};
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use tough::schema::Target;
@@ -26,7 +27,7 @@ use crate::layout::{channel_target, manifest_target};
 use crate::lifetimes::Expiries;
 use crate::metadata_transport::Source;
 use crate::repository::release_of_target;
-use crate::trust_error::{TrustError, TrustErrorKind, cause};
+use crate::trust_error::{TrustError, expired};
 use crate::trust_state::{BUNDLE_BYTES_MAX, Bundle, State};
 use crate::verified::VerifiedManifest;
 use cohort_base::durable::{create_folders, sweep};
@@ -89,13 +90,12 @@ impl TrustedRepository {
     /// If the store is unusable, or the given root is invalid.
     pub async fn open(options: TrustOptions) -> Result<Self, TrustError> {
         let TrustOptions { root, store, mirrors, limits } = options;
-        let here = TrustErrorKind::here;
-        let client =
-            MirrorClient::new(limits).map_err(|error| here(TrustErrorKind::Client(error)))?;
+        let client = MirrorClient::new(limits)
+            .map_err(|error| TrustError::because(WhyRefused::NoClient, error))?;
         create_folders(&store)
             .and_then(|()| sweep(&store))
-            .map_err(|error| here(store_error(&store, error)))?;
-        let state = State::load(&store).map_err(here)?;
+            .map_err(|error| store_error(&store, error))?;
+        let state = State::load(&store)?;
         let repository = Self {
             store,
             anchor_sha256: hex::encode(sha256(&root)),
@@ -108,14 +108,13 @@ impl TrustedRepository {
             refusals: Mutex::new(BTreeMap::new()),
             on_disk: tokio::sync::Mutex::new(None),
         };
-        check_root(&repository.anchor).map_err(here)?;
+        check_root(&repository.anchor)?;
         if let Some(state) = state {
             if state.anchor_sha256 == repository.anchor_sha256 {
-                let files = Source::Memory(state.bundle.files().map_err(here)?);
+                let files = Source::Memory(state.bundle.files()?);
                 let loaded = repository
                     .attempt(files, BTreeMap::new(), Some(&state), ExpirationEnforcement::Unsafe)
-                    .await
-                    .map_err(here)?;
+                    .await?;
                 repository.set_loaded(loaded);
             }
             *repository.on_disk.lock().await = Some(state);
@@ -131,7 +130,7 @@ impl TrustedRepository {
     pub async fn refresh(&self) -> Result<bool, TrustError> {
         let mut on_disk = self.on_disk.lock().await;
         let now = Timestamp::now();
-        check_clock(now, on_disk.as_ref()).map_err(TrustErrorKind::here)?;
+        check_clock(now, on_disk.as_ref())?;
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut refused = Vec::new();
         for step in 0..self.mirrors.len() {
@@ -142,14 +141,13 @@ impl TrustedRepository {
                     let changed = match newer {
                         Some(loaded) => self.accept(&mut on_disk, loaded, now),
                         None => self.note_clock(&mut on_disk, now).map(|()| false),
-                    }
-                    .map_err(TrustErrorKind::here)?;
+                    }?;
                     self.refusals.lock().remove(&mirror.to_string());
                     self.good.store(index, Ordering::Relaxed);
                     return Ok(changed);
                 }
-                Err(kind) => {
-                    let error = kind.at(mirror);
+                Err(error) => {
+                    let error = error.at(mirror);
                     tracing::debug!(%mirror, error = cohort_base::chain(&error), "refusing mirror");
                     self.note(&error);
                     refused.push(error);
@@ -189,17 +187,17 @@ impl TrustedRepository {
         let now = Timestamp::now();
         let (role, expired_at) = loaded.expiries.nearest();
         if expired_at < now {
-            return Err(TrustErrorKind::Expired { role, expired_at, now }.here());
+            return Err(expired(role, expired_at, now).into());
         }
         let name = channel_target(app, channel);
         let Some(target) = loaded.target(&name) else {
-            let what = format!("{app} has no channel `{channel}`");
-            return Err(TrustErrorKind::NotFound { what }.here());
+            let (app, channel) = (app.clone(), channel.clone());
+            return Err(WhyRefused::NoChannel { app, channel }.into());
         };
         let bytes = self.target_bytes(&name, target, CHANNEL_BYTES_MAX).await?;
         let pointer = ChannelPointer::parse(&bytes).map_err(|error| malformed(&name, error))?;
-        same("app", app, &pointer.app)?;
-        same("channel", channel, &pointer.channel)?;
+        same(Field::App, app, &pointer.app)?;
+        same(Field::Channel, channel, &pointer.channel)?;
         self.manifest_in(&loaded, app, &pointer.version, platform).await
     }
 
@@ -238,7 +236,7 @@ impl TrustedRepository {
         let loaded = self.known()?;
         let target = loaded.target(&name).ok_or_else(|| loaded.missing(app, version, platform))?;
         if !is_target(target, bytes) {
-            return Err(TrustErrorKind::WrongBytes { what: name }.here());
+            return Err(WhyRefused::WrongBytes { file: name }.into());
         }
         let manifest = check_manifest(&name, bytes, app, version, platform)?;
         self.cache(target, bytes)?;
@@ -269,22 +267,21 @@ impl TrustedRepository {
     /// # Errors
     /// If it cannot be trusted. The disk is then unchanged.
     pub async fn accept_bundle(&self, bytes: &[u8]) -> Result<bool, TrustError> {
-        let what = "metadata from a peer".to_owned();
+        let file = "metadata from a peer".to_owned();
         if bytes.len() as u64 > BUNDLE_BYTES_MAX {
             let limit_bytes = BUNDLE_BYTES_MAX;
-            return Err(TrustErrorKind::TooLarge { what, limit_bytes }.here());
+            return Err(WhyRefused::TooLarge { file, limit_bytes }.into());
         }
         let bundle: Bundle = serde_json::from_slice(bytes)
-            .map_err(|error| TrustErrorKind::Malformed { what, source: cause(error) }.here())?;
-        let source = Source::Memory(bundle.files().map_err(TrustErrorKind::here)?);
+            .map_err(|error| TrustError::because(WhyRefused::Malformed { file }, error))?;
+        let source = Source::Memory(bundle.files()?);
         let mut on_disk = self.on_disk.lock().await;
         let now = Timestamp::now();
-        check_clock(now, on_disk.as_ref()).map_err(TrustErrorKind::here)?;
+        check_clock(now, on_disk.as_ref())?;
         let loaded = self
             .attempt(source, BTreeMap::new(), on_disk.as_ref(), ExpirationEnforcement::Safe)
-            .await
-            .map_err(TrustErrorKind::here)?;
-        self.accept(&mut on_disk, loaded, now).map_err(TrustErrorKind::here)
+            .await?;
+        self.accept(&mut on_disk, loaded, now)
     }
 
     /// When the signatures expire; `None` before the first refresh.
@@ -301,10 +298,7 @@ impl TrustedRepository {
 
     fn known(&self) -> Result<Arc<Loaded>, TrustError> {
         let loaded = self.loaded.read();
-        loaded.clone().ok_or_else(|| {
-            let what = "no verified repository metadata yet".to_owned();
-            TrustErrorKind::NotFound { what }.here()
-        })
+        loaded.clone().ok_or_else(|| WhyRefused::NotRead.into())
     }
 
     fn set_loaded(&self, loaded: Loaded) {
@@ -326,20 +320,15 @@ impl Loaded {
 
     /// Lists the platforms that exist: "not found" alone leaves operators guessing.
     fn missing(&self, app: &AppId, version: &Version, platform: &Platform) -> TrustError {
-        let mut platforms: Vec<String> = self
+        let mut only: Vec<Platform> = self
             .targets
             .keys()
             .filter_map(|name| release_of_target(name.raw()))
             .filter(|release| release.app == *app && release.version == *version)
-            .map(|release| release.platform.to_string())
+            .map(|release| release.platform)
             .collect();
-        platforms.sort();
-        let what = if platforms.is_empty() {
-            format!("{app} {version} is not published")
-        } else {
-            let platforms = platforms.join(", ");
-            format!("{app} {version} is not published for {platform}, only for {platforms}")
-        };
-        TrustErrorKind::NotFound { what }.here()
+        only.sort();
+        let (app, version, platform) = (app.clone(), version.clone(), platform.clone());
+        WhyRefused::NotPublished { app, version, platform, only }.into()
     }
 }

@@ -1,139 +1,75 @@
-//! Why something is not trusted, in terms that an operator can act on.
+//! Why something is not trusted: the fact of the core, and the error that revealed it.
 
 use std::error::Error;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use cohort_base::chain::causes;
+use cohort_base::chain::{causes, chain};
+use cohort_core::refused::{Refused, Role, WhyRefused};
 use jiff::Timestamp;
-use tough::schema::RoleType as Role;
+use tough::schema::RoleType;
 use tough::{TransportError, error::Error as Tough};
 
 use crate::client::{FetchError, Mirror};
 
 /// An error of any type, shared so that a refusal can be stored and returned.
-pub type SharedCause = Arc<dyn Error + Send + Sync>;
-
-pub(crate) fn cause(error: impl Into<Box<dyn Error + Send + Sync>>) -> SharedCause {
-    Arc::from(error.into())
-}
+type SharedCause = Arc<dyn Error + Send + Sync>;
 
 /// A refusal: what is wrong, and which mirror offered it.
 #[derive(Debug, Clone)]
 pub struct TrustError {
-    pub kind: TrustErrorKind,
+    pub why: WhyRefused,
     /// The mirror that offered it; `None` for a peer or this server's disk.
     pub mirror: Option<String>,
+    cause: Option<SharedCause>,
 }
 
 impl fmt::Display for TrustError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.kind.fmt(f)?;
+        self.why.fmt(f)?;
         self.mirror.as_ref().map_or(Ok(()), |mirror| write!(f, " (from {mirror})"))
     }
 }
 
 impl Error for TrustError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.kind.source()
+        self.cause.as_deref().map(|cause| cause as _)
     }
 }
 
-/// What is wrong with metadata or a file.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum TrustErrorKind {
-    #[error("{role} metadata is not signed by a trusted key")]
-    WrongSignature { role: Role },
-    /// Signed correctly, but too long ago: a mirror may be hiding newer metadata.
-    #[error(
-        "{role} metadata expired at {expired_at}; this server's clock says {now}: \
-         the hub renews it daily, so the hub is down, the mirror is stale, or the clock is wrong"
-    )]
-    Expired { role: Role, expired_at: Timestamp, now: Timestamp },
-    /// Older than what this server has already seen: a replay.
-    #[error("{role} metadata has version {offered}, but version {trusted} was seen before")]
-    Older { role: Role, trusted: u64, offered: u64 },
-    /// Files from different states.
-    #[error("metadata does not fit together: {what}")]
-    Mixed { what: String },
-    #[error("{what} is longer than the {limit_bytes} bytes allowed")]
-    TooLarge { what: String, limit_bytes: u64 },
-    #[error("this server's clock went back from {seen} to {now}: set its clock")]
-    ClockWentBack {
-        now: Timestamp,
-        /// The latest time when something was verified.
-        seen: Timestamp,
-    },
-    /// The repository does not have it.
-    #[error("{what}")]
-    NotFound { what: String },
-    /// A mirror is unreachable, or does not respond.
-    #[error("cannot fetch {what}")]
-    Unreachable {
-        what: String,
-        #[source]
-        source: FetchError,
-    },
-    #[error("no mirror of the repository is configured")]
-    NoMirror,
-    #[error("cannot create a client for mirrors")]
-    Client(#[source] FetchError),
-    #[error("cannot parse {what}")]
-    Malformed {
-        what: String,
-        #[source]
-        source: SharedCause,
-    },
-    /// The bytes of a signed file are not the signed ones.
-    #[error("{what} does not have the signed bytes")]
-    WrongBytes { what: String },
-    /// A file that was signed as something else.
-    #[error("a manifest or channel is for another {field}: wanted {wanted}, found {found}")]
-    WrongContent { field: &'static str, wanted: String, found: String },
-    #[error("invalid trusted root")]
-    BadRoot(#[source] SharedCause),
-    /// The state on this server's disk cannot be read or written.
-    #[error("cannot use trust store {}", path.display())]
-    Store {
-        path: PathBuf,
-        #[source]
-        source: Arc<std::io::Error>,
-    },
-    /// The state on this server's disk is not what it wrote.
-    #[error(
-        "trust store {} is corrupt; removing it makes this server forget which metadata it saw",
-        path.display()
-    )]
-    StoreDamaged {
-        path: PathBuf,
-        #[source]
-        source: SharedCause,
-    },
+impl From<WhyRefused> for TrustError {
+    fn from(why: WhyRefused) -> Self {
+        TrustError { why, mirror: None, cause: None }
+    }
 }
 
-impl TrustErrorKind {
-    /// Whether no mirror was reachable, so that retrying may help.
-    #[must_use]
-    pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::NoMirror)
-    }
-
-    /// A refusal without a mirror.
-    pub(crate) fn here(self) -> TrustError {
-        TrustError { kind: self, mirror: None }
+impl TrustError {
+    pub(crate) fn because(
+        why: WhyRefused,
+        cause: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> TrustError {
+        TrustError { cause: Some(Arc::from(cause.into())), ..why.into() }
     }
 
     pub(crate) fn at(self, mirror: &Mirror) -> TrustError {
-        TrustError { kind: self, mirror: Some(mirror.to_string()) }
+        TrustError { mirror: Some(mirror.to_string()), ..self }
     }
 
-    /// The error of a failed fetch of `what`.
-    pub(crate) fn of_fetch(what: &str, error: FetchError) -> Self {
-        let what = what.to_owned();
+    /// What the group and people are told.
+    #[must_use]
+    pub fn refused(&self) -> Refused {
+        let (why, mirror) = (self.why.clone(), self.mirror.clone());
+        Refused { why, mirror, causes: self.source().map(chain).unwrap_or_default() }
+    }
+
+    /// The error of a failed fetch of `file`.
+    pub(crate) fn of_fetch(file: &str, error: FetchError) -> Self {
+        let file = file.to_owned();
         match error {
-            FetchError::TooLarge { limit_bytes } => Self::TooLarge { what, limit_bytes },
-            source => Self::Unreachable { what, source },
+            FetchError::TooLarge { limit_bytes } => {
+                WhyRefused::TooLarge { file, limit_bytes }.into()
+            }
+            error => Self::because(WhyRefused::Unreachable { file }, error),
         }
     }
 
@@ -141,64 +77,90 @@ impl TrustErrorKind {
     pub(crate) fn of_tough(
         error: Tough,
         now: Timestamp,
-        expires: impl Fn(Role) -> Option<Timestamp>,
+        expires: impl Fn(RoleType) -> Option<Timestamp>,
     ) -> Self {
-        match &error {
-            Tough::VerifyMetadata { role, .. } => Self::WrongSignature { role: *role },
+        let malformed = |file: &str| WhyRefused::Malformed { file: file.to_owned() };
+        let mixed = |file: String| WhyRefused::Mixed { file };
+        let older = |role, trusted, offered| WhyRefused::Older { role, trusted, offered };
+        let why = match &error {
+            Tough::VerifyMetadata { role, .. } => {
+                return WhyRefused::WrongSignature { role: role_of(*role) }.into();
+            }
             Tough::ExpiredMetadata { role, .. } => {
-                Self::Expired { role: *role, expired_at: expires(*role).unwrap_or(now), now }
+                return expired(role_of(*role), expires(*role).unwrap_or(now), now).into();
             }
             Tough::OlderMetadata { role, current_version, new_version, .. } => {
-                Self::Older { role: *role, trusted: *current_version, offered: *new_version }
+                return older(role_of(*role), *current_version, *new_version).into();
             }
             Tough::OlderSnapshotInTimestamp { snapshot_new, snapshot_old, .. } => {
-                Self::Older { role: Role::Snapshot, trusted: *snapshot_old, offered: *snapshot_new }
+                return older(Role::Snapshot, *snapshot_old, *snapshot_new).into();
             }
-            Tough::SnapshotRoleRollback { old_role_version, new_role_version, .. } => Self::Older {
-                role: Role::Targets,
-                trusted: *old_role_version,
-                offered: *new_role_version,
-            },
-            Tough::VersionMismatch { role, fetched, expected, .. } => Self::Mixed {
-                what: format!("{role} has version {fetched}, announced was {expected}"),
-            },
+            Tough::SnapshotRoleRollback { old_role_version, new_role_version, .. } => {
+                return older(Role::Targets, *old_role_version, *new_role_version).into();
+            }
+            Tough::SystemTimeSteppedBackward { sys_time, latest_known_time } => {
+                return clock_went_back(*sys_time, *latest_known_time).into();
+            }
+            Tough::VersionMismatch { role, .. } => mixed(format!("{role}.json")),
             Tough::SnapshotRoleMissing { .. }
             | Tough::SnapshotTargetsMetaMissing { .. }
             | Tough::MissingSnapshotMeta { .. }
-            | Tough::TimestampMetaLength { .. }
-            | Tough::MetaMissing { .. } => Self::Mixed { what: error.to_string() },
-            Tough::ParseMetadata { role, .. } => {
-                Self::Malformed { what: format!("{role} metadata"), source: cause(error) }
-            }
+            | Tough::MetaMissing { .. } => mixed("snapshot.json".to_owned()),
+            Tough::TimestampMetaLength { .. } => mixed("timestamp.json".to_owned()),
+            Tough::ParseMetadata { role, .. } => malformed(&format!("{role}.json")),
             Tough::ParseTrustedMetadata { .. } | Tough::VerifyTrustedMetadata { .. } => {
-                Self::BadRoot(cause(error))
-            }
-            Tough::SystemTimeSteppedBackward { sys_time, latest_known_time } => {
-                Self::ClockWentBack { now: *sys_time, seen: *latest_known_time }
+                WhyRefused::BadRoot
             }
             Tough::Transport { url, source, .. } => {
                 let name = url.path_segments().and_then(Iterator::last).unwrap_or("a file");
-                let (what, known) = (name.to_owned(), Self::of_transport(name, source));
-                known.unwrap_or_else(|| Self::Malformed { what, source: cause(error) })
+                match of_transport(source) {
+                    Transport::Fetch(fetch) => return Self::of_fetch(name, fetch),
+                    Transport::Mixed => mixed(name.to_owned()),
+                    Transport::Other => malformed(name),
+                }
             }
-            _ => Self::Malformed { what: "metadata".to_owned(), source: cause(error) },
-        }
+            _ => malformed("the metadata"),
+        };
+        Self::because(why, error)
     }
+}
 
-    fn of_transport(name: &str, error: &TransportError) -> Option<Self> {
-        if let Some(fetch) = causes(error).find_map(|cause| cause.downcast_ref::<FetchError>()) {
-            return Some(Self::of_fetch(name, fetch.clone()));
-        }
-        match causes(error).find_map(|cause| cause.downcast_ref::<Tough>())? {
-            Tough::HashMismatch { .. } => {
-                Some(Self::Mixed { what: format!("{name} is not the announced file") })
-            }
-            // The fetch stayed within the limit for its kind of file, so the file is complete and
-            // longer than the signed length: another one with the same name.
-            Tough::MaxSizeExceeded { .. } => {
-                Some(Self::Mixed { what: format!("{name} is longer than the announced file") })
-            }
-            _ => None,
-        }
+enum Transport {
+    Fetch(FetchError),
+    Mixed,
+    Other,
+}
+
+fn of_transport(error: &TransportError) -> Transport {
+    if let Some(fetch) = causes(error).find_map(|cause| cause.downcast_ref::<FetchError>()) {
+        return Transport::Fetch(fetch.clone());
     }
+    match causes(error).find_map(|cause| cause.downcast_ref::<Tough>()) {
+        // A fetch within the limit for its kind of file that is longer than the signed length is
+        // complete: another file with the same name.
+        Some(Tough::HashMismatch { .. } | Tough::MaxSizeExceeded { .. }) => Transport::Mixed,
+        _ => Transport::Other,
+    }
+}
+
+pub(crate) fn role_of(role: RoleType) -> Role {
+    match role {
+        RoleType::Root => Role::Root,
+        RoleType::Targets => Role::Targets,
+        RoleType::DelegatedTargets => Role::DelegatedTargets,
+        RoleType::Snapshot => Role::Snapshot,
+        RoleType::Timestamp => Role::Timestamp,
+    }
+}
+
+pub(crate) fn expired(role: Role, at: Timestamp, now: Timestamp) -> WhyRefused {
+    WhyRefused::Expired { role, ago_s: seconds(at, now) }
+}
+
+pub(crate) fn clock_went_back(now: Timestamp, seen: Timestamp) -> WhyRefused {
+    WhyRefused::ClockWentBack { by_s: seconds(now, seen) }
+}
+
+fn seconds(from: Timestamp, to: Timestamp) -> u64 {
+    to.duration_since(from).as_secs().max(0).unsigned_abs()
 }

@@ -5,17 +5,19 @@
 //! exposes an older repository as a replay.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use cohort_core::refused::WhyRefused;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::checks::store_error;
 use crate::metadata::METADATA_BYTES_MAX;
-use crate::trust_error::{TrustErrorKind, cause};
+use crate::trust_error::TrustError;
 use cohort_base::durable::{self, SECRET};
 
 const STATE_FILE: &str = "trusted.json";
@@ -47,12 +49,13 @@ struct SignedVersion {
 
 impl Bundle {
     /// The files by the names under which a repository serves them.
-    pub(crate) fn files(&self) -> Result<BTreeMap<String, Bytes>, TrustErrorKind> {
+    pub(crate) fn files(&self) -> Result<BTreeMap<String, Bytes>, TrustError> {
         let versioned = |role: &str, text: &str| {
             let VersionOnly { signed } = serde_json::from_str(text).map_err(|error| {
-                TrustErrorKind::Malformed { what: format!("{role} metadata"), source: cause(error) }
+                TrustError::because(WhyRefused::Malformed { file: format!("{role}.json") }, error)
             })?;
-            Ok((format!("{}.{role}.json", signed.version), Bytes::from(text.to_owned())))
+            let name = format!("{}.{role}.json", signed.version);
+            Ok::<_, TrustError>((name, Bytes::from(text.to_owned())))
         };
         let mut files = BTreeMap::from([
             versioned("root", &self.root)?,
@@ -87,26 +90,31 @@ impl State {
     }
 
     /// Reads the state of a store; `None` if there is none yet.
-    pub(crate) fn load(store: &Path) -> Result<Option<Self>, TrustErrorKind> {
+    pub(crate) fn load(store: &Path) -> Result<Option<Self>, TrustError> {
         let path = Self::path(store);
-        let damaged = |source| TrustErrorKind::StoreDamaged { path: path.clone(), source };
+        let damaged = |cause: Box<dyn Error + Send + Sync>| {
+            TrustError::because(
+                WhyRefused::StoreDamaged { path: path.display().to_string() },
+                cause,
+            )
+        };
         let length = match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             about => about.map_err(|error| store_error(&path, error))?.len(),
         };
         if length > BUNDLE_BYTES_MAX {
-            return Err(damaged(cause(format!("longer than {BUNDLE_BYTES_MAX} bytes"))));
+            return Err(damaged(format!("longer than {BUNDLE_BYTES_MAX} bytes").into()));
         }
         let bytes = fs::read(&path).map_err(|error| store_error(&path, error))?;
-        let state: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(cause(error)))?;
+        let state: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.into()))?;
         if state.schema != STATE_SCHEMA {
-            return Err(damaged(cause(format!("schema {} is not {STATE_SCHEMA}", state.schema))));
+            return Err(damaged(format!("schema {} is not {STATE_SCHEMA}", state.schema).into()));
         }
         Ok(Some(state))
     }
 
     /// Replaces the state of a store.
-    pub(crate) fn save(&self, store: &Path) -> Result<(), TrustErrorKind> {
+    pub(crate) fn save(&self, store: &Path) -> Result<(), TrustError> {
         let path = Self::path(store);
         let bytes = serde_json::to_vec(self).expect("texts and a time are JSON");
         durable::write(&path, &bytes, SECRET).map_err(|error| store_error(&path, error))

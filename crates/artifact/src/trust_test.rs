@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use cohort_core::refused::{Field, WhyRefused};
+
 use crate::client::ClientLimits;
 use crate::metadata::read_current;
 use crate::{
-    Keys, Lifetimes, Manifest, Mirror, PublishRequest, Repository, TrustErrorKind, TrustOptions,
-    TrustedRepository, channel_target, manifest_target,
+    Keys, Lifetimes, Manifest, Mirror, PublishRequest, Repository, TrustOptions, TrustedRepository,
+    channel_target, manifest_target,
 };
 
 /// The holder of the keys, by mistake or under duress, signs one thing under the name of another.
@@ -56,15 +58,15 @@ async fn a_file_signed_under_another_name_is_refused() {
         async move { shared.latest(&asked_app, &asked_stable, &asked_intel).await.map(|_| ()) };
     tokio::spawn(task).await.unwrap().unwrap();
 
-    let wrong = |error: TrustErrorKind| match error {
-        TrustErrorKind::WrongContent { field, wanted, found } => (field, wanted, found),
+    let wrong = |error: WhyRefused| match error {
+        WhyRefused::WrongContent { field, wanted, found } => (field, wanted, found),
         other => panic!("{other}"),
     };
     let texts = |field, wanted: &str, found: &str| (field, wanted.to_owned(), found.to_owned());
     let error = reader.latest(&app, &stable, &amd).await.unwrap_err();
-    assert_eq!(wrong(error.kind), texts("platform", "linux/amd", "linux/intel"));
+    assert_eq!(wrong(error.why), texts(Field::Platform, "linux/amd", "linux/intel"));
     let error = reader.latest(&app, &edge, &intel).await.unwrap_err();
-    assert_eq!(wrong(error.kind), texts("channel", "edge", "stable"));
+    assert_eq!(wrong(error.why), texts(Field::Channel, "edge", "stable"));
     let error = reader.manifest(&app, &"2.0.0".parse().unwrap(), &intel).await.unwrap_err();
-    assert_eq!(wrong(error.kind), texts("app", "web", "other"));
+    assert_eq!(wrong(error.why), texts(Field::App, "web", "other"));
 }

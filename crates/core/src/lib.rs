@@ -30,6 +30,7 @@ pub mod plan;
 pub mod policy;
 mod prestage;
 pub mod reason;
+pub mod refused;
 mod rejection;
 pub mod release;
 pub mod report;

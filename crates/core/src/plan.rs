@@ -10,6 +10,7 @@ use crate::gate::RegistryView;
 use crate::ids::{AppId, ClockMs, ServerId};
 use crate::phase::{Milestone, Phase};
 use crate::prestage;
+use crate::refused::Refused;
 use crate::release::Release;
 use crate::report::Step;
 use crate::state::{App, Rollout, State};
@@ -42,7 +43,7 @@ pub struct Observations {
     /// What the channels point to, verified by the leader.
     pub offers: BTreeMap<AppId, Offer>,
     /// Mirrors and releases refused recently, for people; they do not affect decisions.
-    pub refusals: Vec<String>,
+    pub refusals: Vec<Refused>,
     /// Time since each server last asked any member for its orders, in milliseconds.
     pub contact_age_ms: BTreeMap<ServerId, u64>,
     /// The step that each server says it is taking.
@@ -55,9 +56,9 @@ pub enum Offer {
     /// This release; its manifest is signed and fresh.
     Release(Release),
     /// A release that failed verification.
-    Refused { reason: String },
+    Refused(Refused),
     /// None, or it could not be read.
-    Unknown { reason: String },
+    Unknown(Refused),
 }
 
 /// What to propose, and what is waiting for what.

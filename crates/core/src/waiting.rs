@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{AppId, ClockMs, GroupId, ServerId, Version};
 use crate::policy::Prestage;
 use crate::reason::{DebtReason, PausedBy, Reason};
+use crate::refused::Refused;
 use crate::report::Step;
 
 /// Something that is waiting.
@@ -32,9 +33,9 @@ pub enum WaitingOn {
     /// The registry has not acknowledged the group's record yet.
     RegistryRecord,
     /// The channel does not point to a usable release.
-    NoRelease { reason: String },
+    NoRelease(Refused),
     /// A release was refused because of its signature, age or platform.
-    ReleaseRefused { reason: String },
+    ReleaseRefused(Refused),
     /// No server has joined yet.
     NoServers,
     /// Servers that have not yet reported what they run.

@@ -9,6 +9,7 @@ use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, ServerId};
 use cohort_core::placement::{Placed, Placement, placement};
+use cohort_core::refused::Refused;
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
 use crate::contacts::Contacts;
@@ -177,7 +178,7 @@ impl Leading {
     }
 
     /// Records the targets of the channels, and the mirrors and releases refused recently.
-    pub fn offers(&mut self, offers: BTreeMap<AppId, Offer>, refusals: Vec<String>) {
+    pub fn offers(&mut self, offers: BTreeMap<AppId, Offer>, refusals: Vec<Refused>) {
         self.stale |= (&offers, &refusals) != (&self.seen.offers, &self.seen.refusals);
         self.seen.offers = offers;
         self.seen.refusals = refusals;
@@ -185,7 +186,7 @@ impl Leading {
 
     /// Mirrors and releases that were refused recently, for people.
     #[must_use]
-    pub fn refusals(&self) -> &[String] {
+    pub fn refusals(&self) -> &[Refused] {
         &self.seen.refusals
     }
 

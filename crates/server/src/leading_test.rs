@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{ClockMs, GroupId, Incarnation, ServerId};
+use cohort_core::refused::WhyRefused;
 use cohort_core::{Body, Plan, State};
 
 use crate::contacts::Contacts;
@@ -52,7 +53,7 @@ fn waits_until_its_own_proposals_are_applied() {
 fn an_earlier_leadership_leaves_nothing_behind_but_the_kill_switch() {
     let mut leading = leading();
     leading.registry(Some(RegistryView::default()));
-    leading.offers(BTreeMap::new(), vec!["mirror x: expired".into()]);
+    leading.offers(BTreeMap::new(), vec![WhyRefused::NoMirror.into()]);
     assert!(leading.killed(1_000, Some("stop".into())));
     assert_eq!(leading.registry_answers(), Some(true));
     leading.ended();

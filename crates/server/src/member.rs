@@ -20,6 +20,7 @@ use cohort_consensus::{
 use cohort_core::command::{COMMAND_VERSION, Limited, Rejection};
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::refused::Refused;
 use cohort_core::state::HistoryEntry;
 use cohort_core::waiting::Waiting;
 use cohort_core::{Body, Command, Event, Offer, State};
@@ -76,7 +77,7 @@ pub enum Input {
     /// The registry's content; `None` while it does not respond.
     Registry(Option<RegistryView>),
     /// The channels' targets, and what was refused recently (mirrors and releases, for people).
-    Offers { offers: BTreeMap<AppId, Offer>, refusals: Vec<String> },
+    Offers { offers: BTreeMap<AppId, Offer>, refusals: Vec<Refused> },
     /// The reason for the kill switch; `None` while it is off.
     Kill(Option<String>),
     /// Transfer leadership, then stop.
@@ -164,7 +165,7 @@ pub struct View {
     /// Whether the registry responds; `None` unless this member is the leader.
     pub registry: Option<bool>,
     /// Mirrors and releases refused recently, for people.
-    pub refusals: Vec<String>,
+    pub refusals: Vec<Refused>,
     /// Why everything is stopped, while the kill switch is on.
     pub killed: Option<String>,
     /// What the group clock would read if an entry had advanced it at `clock_at_ms`; in an idle

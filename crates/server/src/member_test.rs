@@ -9,6 +9,7 @@ use cohort_consensus::{
 use cohort_core::command::COMMAND_VERSION;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::refused::WhyRefused;
 use cohort_core::{Body, Command, State};
 use cohort_store::{Disk, FaultyStore, WriteFault};
 
@@ -456,7 +457,8 @@ fn a_leader_that_is_elected_again_has_not_handed_over() {
 #[test]
 fn observations_of_an_earlier_leadership_are_forgotten() {
     let (mut group, leader) = Group::led(3);
-    let offers = Input::Offers { offers: BTreeMap::new(), refusals: vec!["old".into()] };
+    let offers =
+        Input::Offers { offers: BTreeMap::new(), refusals: vec![WhyRefused::NoMirror.into()] };
     group.step(leader, vec![Input::Registry(Some(RegistryView::default())), offers]);
     group.propose(leader, add(9));
     assert_eq!(group.views[&leader].registry, Some(true));

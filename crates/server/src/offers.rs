@@ -1,38 +1,21 @@
 //! What the repository's response means for a group.
 
 use cohort_core::Offer;
+use cohort_core::refused::Refused;
 use cohort_core::release::Release;
-
-/// Why the repository provided no release, as far as it matters here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    Unreachable {
-        reason: String,
-    },
-    /// The channel has no target, as far as known here.
-    NotFound {
-        reason: String,
-    },
-    /// A signature, a version or a digest is wrong.
-    Untrusted {
-        reason: String,
-    },
-}
 
 /// The offer of a channel, given the release found in the local metadata, and whether that metadata
 /// could be refreshed before.
 #[must_use]
-pub fn judge(found: Result<Release, Refusal>, refreshed: &Result<(), Refusal>) -> Offer {
+pub fn judge(found: Result<Release, Refused>, refreshed: Result<(), &Refused>) -> Offer {
     match (found, refreshed) {
         (Ok(release), _) => Offer::Release(release),
         // That the mirrors serve something untrusted is more informative than that nothing is
         // known.
-        (Err(_), Err(Refusal::Untrusted { reason } | Refusal::NotFound { reason })) => {
-            Offer::Refused { reason: reason.clone() }
+        (Err(_), Err(refused)) if !refused.why.is_unreachable() => Offer::Refused(refused.clone()),
+        (Err(refused), _) if refused.why.is_unreachable() || refused.why.is_absent() => {
+            Offer::Unknown(refused)
         }
-        (Err(Refusal::Untrusted { reason }), _) => Offer::Refused { reason },
-        (Err(Refusal::Unreachable { reason } | Refusal::NotFound { reason }), _) => {
-            Offer::Unknown { reason }
-        }
+        (Err(refused), _) => Offer::Refused(refused),
     }
 }

@@ -6,13 +6,14 @@ use cohort_core::ids::{AppId, Digest, GroupId, Incarnation, Revision, ServerId, 
 use cohort_core::phase::PhaseName;
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
+use cohort_core::refused::{Refused, Role, WhyRefused};
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::REPORT_TEXT_BYTES_MAX;
 use cohort_core::state::Verdict;
 use cohort_core::{Body, Command, Offer, State};
 
 use crate::membership::{Founder, founding_state};
-use crate::offers::{Refusal, judge};
+use crate::offers::judge;
 use crate::records::{Record, Written, due};
 
 fn web() -> AppId {
@@ -103,17 +104,14 @@ fn what_the_mirrors_refused_says_more_than_that_nothing_is_known() {
         length: 1,
         rollback: Rollback::Revert,
     };
-    let reason = |text: &str| text.to_owned();
-    let unreachable = Refusal::Unreachable { reason: reason("away") };
-    let not_found = Refusal::NotFound { reason: reason("none") };
-    let untrusted = Refusal::Untrusted { reason: reason("forged") };
-    let refused = |text: &str| Offer::Refused { reason: reason(text) };
-    let unknown = |text: &str| Offer::Unknown { reason: reason(text) };
+    let away = Refused::from(WhyRefused::NoMirror);
+    let absent = Refused::from(WhyRefused::NotRead);
+    let forged = Refused::from(WhyRefused::WrongSignature { role: Role::Targets });
     // A verified local release stays an offer, whatever the mirrors say now.
-    assert_eq!(judge(Ok(release.clone()), &Err(untrusted.clone())), Offer::Release(release));
-    assert_eq!(judge(Err(not_found.clone()), &Err(untrusted.clone())), refused("forged"));
-    assert_eq!(judge(Err(not_found.clone()), &Err(unreachable.clone())), unknown("none"));
-    assert_eq!(judge(Err(not_found), &Ok(())), unknown("none"));
-    assert_eq!(judge(Err(unreachable), &Ok(())), unknown("away"));
-    assert_eq!(judge(Err(untrusted), &Ok(())), refused("forged"));
+    assert_eq!(judge(Ok(release.clone()), Err(&forged)), Offer::Release(release));
+    assert_eq!(judge(Err(absent.clone()), Err(&forged)), Offer::Refused(forged.clone()));
+    assert_eq!(judge(Err(absent.clone()), Err(&away)), Offer::Unknown(absent.clone()));
+    assert_eq!(judge(Err(absent.clone()), Ok(())), Offer::Unknown(absent));
+    assert_eq!(judge(Err(away.clone()), Ok(())), Offer::Unknown(away));
+    assert_eq!(judge(Err(forged.clone()), Ok(())), Offer::Refused(forged));
 }

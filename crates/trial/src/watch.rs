@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::Reason;
+use cohort_core::refused::WhyRefused;
 use cohort_core::report::Step;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{AppStatus, GroupStatus};
@@ -72,10 +73,10 @@ pub fn killed(status: &GroupStatus, why: &str) -> bool {
     waits(status, |on| matches!(on, WaitingOn::KillSwitch { reason } if reason.contains(why)))
 }
 
-/// Whether the group refuses a mirror or a release with this error.
-pub fn refuses(status: &GroupStatus, error: &str) -> bool {
-    waits(status, |on| matches!(on, WaitingOn::ReleaseRefused { reason } if reason.contains(error)))
-        || status.refusals.iter().any(|refusal| refusal.contains(error))
+/// Whether the group refuses a mirror or a release for a reason that `is` matches.
+pub fn refuses(status: &GroupStatus, is: impl Fn(&WhyRefused) -> bool) -> bool {
+    waits(status, |on| matches!(on, WaitingOn::ReleaseRefused(refused) if is(&refused.why)))
+        || status.refusals.iter().any(|refused| is(&refused.why))
 }
 
 /// A group in one line, for error messages.

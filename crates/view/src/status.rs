@@ -184,7 +184,7 @@ pub fn group(report: &GroupReport, look: Look) -> String {
         text.push_str(&format!("  ! {}\n", problem.sentence));
     }
     for refusal in &status.refusals {
-        text.push_str(&format!("  ! refused: {refusal}\n"));
+        text.push_str(&format!("  ! refused: {}\n", words::refused(refusal)));
     }
     for transfer in under_way(status) {
         text.push_str(&format!("  transfer {}\n", transfer::sentence(transfer)));

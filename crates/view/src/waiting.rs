@@ -2,6 +2,7 @@
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::policy::Prestage;
+use cohort_core::refused::WhyRefused;
 use cohort_core::waiting::WaitingOn;
 
 use crate::command::Command;
@@ -20,8 +21,12 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::KillSwitch { reason } => words::with_text("kill switch is on".into(), reason),
         WaitingOn::RegistryAway => "hub unreachable: no new rollout starts".into(),
         WaitingOn::RegistryRecord => "the hub has not acknowledged this group's record yet".into(),
-        WaitingOn::NoRelease { reason } => format!("no usable release: {reason}"),
-        WaitingOn::ReleaseRefused { reason } => format!("release refused: {reason}"),
+        WaitingOn::NoRelease(refused) => {
+            format!("no usable release: {}", words::refused(refused))
+        }
+        WaitingOn::ReleaseRefused(refused) => {
+            format!("release refused: {}", words::refused(refused))
+        }
         WaitingOn::NoServers => "no server has joined".into(),
         WaitingOn::FirstReports { servers } => {
             format!("waiting for the first report of {}", list(servers))
@@ -92,12 +97,8 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         }
         WaitingOn::KillSwitch { .. } => vec![Command::KillStatus.into()],
         WaitingOn::RegistryAway => vec!["start the hub; the group then continues".into()],
-        WaitingOn::NoRelease { .. } => {
-            let app = Some(app.clone());
-            vec![Command::ChannelSet { app, channel: None, version: None }.into()]
-        }
-        WaitingOn::ReleaseRefused { .. } => {
-            vec!["check the mirrors, and that it was signed with this fleet's keys".into()]
+        WaitingOn::NoRelease(refused) | WaitingOn::ReleaseRefused(refused) => {
+            vec![refused_hint(&refused.why, app)]
         }
         WaitingOn::NoServers => {
             let command = Command::Agent { hub: None };
@@ -143,6 +144,44 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
     }
 }
 
+/// What an operator can do about a refusal.
+fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
+    match why {
+        WhyRefused::NoChannel { app, .. } => {
+            let app = Some(app.clone());
+            Command::ChannelSet { app, channel: None, version: None }.into()
+        }
+        WhyRefused::NotRead => {
+            "it is read within poll_interval; if this lasts, check the mirrors".into()
+        }
+        WhyRefused::NotPublished { .. } | WhyRefused::NoFile { .. } => {
+            Command::Publish { app: Some(app.clone()), channel: None }.into()
+        }
+        WhyRefused::Expired { .. } => {
+            "the hub renews signatures daily: start it, update the mirror, or set this server's \
+             clock"
+                .into()
+        }
+        WhyRefused::ClockWentBack { .. } => "set the clock of the group's leader".into(),
+        WhyRefused::Unreachable { .. } => "start the mirrors, or check their addresses".into(),
+        WhyRefused::NoMirror => "set mirrors in the agent's configuration".into(),
+        WhyRefused::Store { .. } | WhyRefused::NoClient => "see the log of the leader".into(),
+        WhyRefused::StoreDamaged { .. } => {
+            "remove it: the server then forgets which metadata it saw".into()
+        }
+        WhyRefused::BadRoot => "give the server the fleet's root again".into(),
+        WhyRefused::WrongSignature { .. }
+        | WhyRefused::Older { .. }
+        | WhyRefused::Mixed { .. }
+        | WhyRefused::TooLarge { .. }
+        | WhyRefused::Malformed { .. }
+        | WhyRefused::WrongBytes { .. }
+        | WhyRefused::WrongContent { .. } => {
+            "check the mirrors, and that it was signed with this fleet's keys".into()
+        }
+    }
+}
+
 /// Whether a wait is about this server.
 #[must_use]
 pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
@@ -161,8 +200,8 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::KillSwitch { .. }
         | WaitingOn::RegistryAway
         | WaitingOn::RegistryRecord
-        | WaitingOn::NoRelease { .. }
-        | WaitingOn::ReleaseRefused { .. }
+        | WaitingOn::NoRelease(_)
+        | WaitingOn::ReleaseRefused(_)
         | WaitingOn::NoServers
         | WaitingOn::NoLeader
         | WaitingOn::StageBefore { .. }

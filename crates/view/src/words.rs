@@ -2,6 +2,7 @@
 
 use cohort_core::ids::ServerId;
 use cohort_core::reason::{DebtReason, PausedBy, Reason, Unfit};
+use cohort_core::refused::Refused;
 use cohort_core::{Rejection, command::Limited, command::WhyNot};
 
 /// Why a rollout ended, or a release is rejected.
@@ -71,6 +72,16 @@ pub(crate) fn line(text: &str) -> String {
 /// A fact with an operator's text, which may be empty.
 pub(crate) fn with_text(fact: String, text: &str) -> String {
     if text.is_empty() { fact } else { format!("{fact}: {text}") }
+}
+
+/// Why a mirror, or what it offers, was refused.
+#[must_use]
+pub fn refused(refused: &Refused) -> String {
+    let mut text = refused.why.to_string();
+    if let Some(mirror) = &refused.mirror {
+        text.push_str(&format!(" (from {mirror})"));
+    }
+    line(&with_text(text, &refused.causes))
 }
 
 /// Why a command was refused.

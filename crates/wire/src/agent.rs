@@ -13,6 +13,7 @@ use cohort_core::ids::{
 use cohort_core::orders::{MemberAddress, Orders};
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::{DebtReason, Reason, Unfit};
+use cohort_core::refused::Refused;
 use cohort_core::report::{Report, Step};
 use cohort_core::state::{ActivationStage, HistoryEntry};
 use cohort_core::waiting::WaitingOn;
@@ -191,8 +192,8 @@ pub struct GroupStatus {
     pub servers: BTreeMap<ServerId, ServerStatus>,
     /// Every app that has a policy.
     pub apps: BTreeMap<AppId, AppStatus>,
-    /// Mirrors and releases refused recently, with the error.
-    pub refusals: Vec<String>,
+    /// Mirrors and releases refused recently.
+    pub refusals: Vec<Refused>,
     /// Transfers in progress, then those that ended last; at most [`TRANSFERS_SHOWN_MAX`]. Only the
     /// leader tracks them: empty if it does not respond.
     pub transfers: Vec<TransferStatus>,

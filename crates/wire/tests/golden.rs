@@ -10,6 +10,7 @@ use std::path::Path;
 use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::PhaseName;
+use cohort_core::refused::{Field, Refused, WhyRefused};
 use cohort_core::report::Blame;
 use cohort_core::state::ActivationStage;
 use cohort_identity::{Role, SignedStatement};
@@ -32,6 +33,41 @@ use serde::{Deserialize, Serialize};
 fn hold<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, values: &[T]) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     cohort_base::golden::hold(&golden.join(name), values);
+}
+
+/// Every kind of refusal; the last one with all that can be known of it.
+fn refused() -> Vec<Refused> {
+    let role = cohort_core::refused::Role::Timestamp;
+    let (file, path) = (|| "snapshot.json".to_owned(), || "/var/lib/cohort/trust".to_owned());
+    let (wanted, found) = ("web".to_owned(), "db".to_owned());
+    let (amd, version) = ("linux/amd64".parse().unwrap(), "1.3.0".parse().unwrap());
+    let only = vec!["linux/arm64".parse().unwrap()];
+    let kinds = [
+        WhyRefused::WrongSignature { role },
+        WhyRefused::Expired { role, ago_s: 86_400 },
+        WhyRefused::Older { role, trusted: 7, offered: 5 },
+        WhyRefused::Mixed { file: file() },
+        WhyRefused::TooLarge { file: file(), limit_bytes: 1024 },
+        WhyRefused::ClockWentBack { by_s: 90 },
+        WhyRefused::NoMirror,
+        WhyRefused::NoClient,
+        WhyRefused::Malformed { file: file() },
+        WhyRefused::WrongBytes { file: file() },
+        WhyRefused::WrongContent { field: Field::App, wanted, found },
+        WhyRefused::BadRoot,
+        WhyRefused::Store { path: path() },
+        WhyRefused::StoreDamaged { path: path() },
+        WhyRefused::NotRead,
+        WhyRefused::NoChannel { app: app(), channel: "stable".parse().unwrap() },
+        WhyRefused::NotPublished { app: app(), version, platform: amd, only },
+        WhyRefused::NoFile { file: file() },
+    ];
+    let unreachable = Refused {
+        why: WhyRefused::Unreachable { file: file() },
+        mirror: Some("http://m1/".to_owned()),
+        causes: "status 500".to_owned(),
+    };
+    kinds.map(Refused::from).into_iter().chain([unreachable]).collect()
 }
 
 fn server(name: &str) -> ServerId {
@@ -235,7 +271,7 @@ fn group_status() {
         standbys: vec![],
         servers: [(server("web-1"), first)].into(),
         apps: [(app(), web)].into(),
-        refusals: vec!["1.3.0: not signed".to_owned()],
+        refusals: refused(),
         transfers: vec![transfer()],
         downlink_bytes_per_second: Some(11),
         download_limit_bytes_per_second: None,

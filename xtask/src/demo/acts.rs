@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use cohort_core::phase::PhaseName;
+use cohort_core::refused::WhyRefused;
 use cohort_core::waiting::WaitingOn;
 use cohort_trial::release::WebRelease;
 use cohort_trial::replace_mirror;
@@ -25,8 +26,8 @@ pub(crate) enum End {
     Holds(String, String),
     /// Runs this version, because that group found the release bad.
     Spared(String, String),
-    /// Runs this version, and refuses a release with this error.
-    Refuses(String, String),
+    /// Runs this version, and refuses a release for such a reason.
+    Refuses(String, fn(&WhyRefused) -> bool),
 }
 
 impl End {
@@ -41,7 +42,7 @@ impl End {
                 };
                 runs(status, version) && waits(status, spared)
             }
-            End::Refuses(version, error) => runs(status, version) && refuses(status, error),
+            End::Refuses(version, why) => runs(status, version) && refuses(status, why),
         }
     }
 }
@@ -156,21 +157,23 @@ impl Stage {
             ])?;
         }
         self.replace_mirrors(&repository)?;
-        self.expect_refusal("6.6.6 with foreign keys", "not signed by a trusted key")
+        self.expect_refusal("6.6.6 with foreign keys", |why| {
+            matches!(why, WhyRefused::WrongSignature { .. })
+        })
     }
 
     /// Puts the repository of act 1 back: signed by the right keys, but old.
     fn replay(&mut self) -> Result<()> {
         self.replace_mirrors(&self.old_repository())?;
-        self.expect_refusal("1.0.0 replayed", "was seen before")
+        self.expect_refusal("1.0.0 replayed", |why| matches!(why, WhyRefused::Older { .. }))
     }
 
-    fn expect_refusal(&mut self, release: &str, error: &str) -> Result<()> {
+    fn expect_refusal(&mut self, release: &str, why: fn(&WhyRefused) -> bool) -> Result<()> {
         let ends = self.group_names().into_iter().map(|group| {
             let end = match group.as_str() {
                 // It stays held, and also shows the refusal.
                 "amd.zone-a" => End::Holds("1.2.0".into(), "1.1.1".into()),
-                _ => End::Refuses(self.current(&group).into(), error.into()),
+                _ => End::Refuses(self.current(&group).into(), why),
             };
             (group, end)
         });

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_artifact::{TrustError, TrustErrorKind, TrustedRepository};
-use cohort_base::chain::chain;
+use cohort_artifact::TrustedRepository;
 use cohort_core::Offer;
 use cohort_core::ids::AppId;
+use cohort_core::refused::Refused;
 use cohort_server::member::{Input, View};
-use cohort_server::offers::{Refusal, judge};
+use cohort_server::offers::judge;
 
 use super::until_leading;
 use crate::shared::{MemberHandle, Shared};
@@ -25,9 +25,9 @@ pub(super) async fn run(
 ) {
     let every = Duration::from_millis(shared.config.poll_interval.ms.max(POLL_MS_MIN));
     while let Some(term) = until_leading(&mut handle).await {
-        let refreshed = repository.refresh().await.map_err(|error| refusal(&error));
+        let refreshed = repository.refresh().await.map_err(|error| error.refused());
         let view = handle.view.borrow().clone();
-        let offers = offers(&repository, &view, &refreshed.map(drop)).await;
+        let offers = offers(&repository, &view, refreshed.as_ref().map(|_| ())).await;
         let input = Input::Offers { offers, refusals: refusals(&repository) };
         if !handle.inputs.put(input).await {
             return;
@@ -42,10 +42,10 @@ pub(super) async fn run(
 }
 
 /// The releases and mirrors that were refused lately, for people.
-fn refusals(repository: &TrustedRepository) -> Vec<String> {
+fn refusals(repository: &TrustedRepository) -> Vec<Refused> {
     let refusals = repository.refusals().into_values();
-    let real = refusals.filter(|error| !error.kind.is_unreachable());
-    let mut refusals: Vec<String> = real.map(|error| chain(&error)).collect();
+    let real = refusals.filter(|error| !error.why.is_unreachable());
+    let mut refusals: Vec<Refused> = real.map(|error| error.refused()).collect();
     refusals.sort();
     refusals
 }
@@ -53,25 +53,16 @@ fn refusals(repository: &TrustedRepository) -> Vec<String> {
 async fn offers(
     repository: &TrustedRepository,
     view: &View,
-    refreshed: &Result<(), Refusal>,
+    refreshed: Result<(), &Refused>,
 ) -> BTreeMap<AppId, Offer> {
     let mut offers = BTreeMap::new();
     let Some(platform) = &view.state.platform else { return offers };
     for (app, known) in &view.state.apps {
         let found = repository.offer(app, &known.policy.channel, platform).await;
-        let found = found.map(|manifest| manifest.release()).map_err(|error| refusal(&error));
+        let found = found.map(|manifest| manifest.release()).map_err(|error| error.refused());
         offers.insert(app.clone(), judge(found, refreshed));
     }
     offers
-}
-
-fn refusal(error: &TrustError) -> Refusal {
-    let reason = chain(error);
-    match error.kind {
-        TrustErrorKind::NotFound { .. } => Refusal::NotFound { reason },
-        _ if error.kind.is_unreachable() => Refusal::Unreachable { reason },
-        _ => Refusal::Untrusted { reason },
-    }
 }
 
 #[cfg(test)]

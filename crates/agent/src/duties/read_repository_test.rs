@@ -2,23 +2,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use cohort_artifact::TrustErrorKind;
-use cohort_consensus::Role;
 use cohort_core::Offer;
 use cohort_core::ids::AppId;
+use cohort_core::refused::{Refused, Role, WhyRefused};
 use cohort_server::member::{Input, View};
-use cohort_server::offers::Refusal;
 
-use super::{offers, refusal, refusals, run};
+use super::{offers, refusals, run};
 use crate::testing::{Lab, apply, founded, handle, next_input, policy, web};
 
 /// What a leader with the app `web` finds in a mirror.
-async fn found(lab: &Lab, server: &str, mirror: Option<&Path>) -> (Offer, Vec<String>) {
+async fn found(lab: &Lab, server: &str, mirror: Option<&Path>) -> (Offer, Vec<Refused>) {
     let shared = lab.agent(server, mirror).await;
     let repository = shared.repository.as_ref().unwrap();
-    let refreshed = repository.refresh().await.map(drop).map_err(|error| refusal(&error));
+    let refreshed = repository.refresh().await.map(drop).map_err(|error| error.refused());
     let view = with_web(lab.leading());
-    let mut offers = offers(repository, &view, &refreshed).await;
+    let mut offers = offers(repository, &view, refreshed.as_ref().map(|_| ())).await;
     (offers.remove(&web()).unwrap(), refusals(repository))
 }
 
@@ -42,7 +40,7 @@ async fn the_release_on_the_channel_is_offered() {
     let (offer, refused) = found(&lab, "s1", Some(lab.repository.dir())).await;
     let Offer::Release(release) = offer else { panic!("{offer:?}") };
     assert_eq!(release.version.as_str(), "1.0.0");
-    assert_eq!(refused, Vec::<String>::new());
+    assert_eq!(refused, Vec::new());
 }
 
 #[tokio::test]
@@ -50,7 +48,7 @@ async fn a_mirror_that_is_away_is_not_a_refusal() {
     let lab = Lab::new().await;
     let (offer, refused) = found(&lab, "s1", None).await;
     assert!(matches!(offer, Offer::Unknown { .. }), "{offer:?}");
-    assert_eq!(refused, Vec::<String>::new());
+    assert_eq!(refused, Vec::new());
 }
 
 #[tokio::test]
@@ -61,17 +59,8 @@ async fn a_mirror_with_metadata_that_nobody_trusts_is_a_refusal_and_is_named() {
     let (offer, refused) = found(&lab, "s1", Some(mirror)).await;
     assert!(matches!(offer, Offer::Refused { .. }), "{offer:?}");
     assert_eq!(refused.len(), 1);
-    assert!(refused[0].contains(&mirror.display().to_string()), "{refused:?}");
-}
-
-#[test]
-fn an_error_is_absent_unreachable_or_untrusted() {
-    let of = |kind| refusal(&cohort_artifact::TrustError { kind, mirror: None });
-    let absent = TrustErrorKind::NotFound { what: "web has no channel".to_owned() };
-    assert!(matches!(of(absent), Refusal::NotFound { .. }));
-    assert!(matches!(of(TrustErrorKind::NoMirror), Refusal::Unreachable { .. }));
-    let mixed = TrustErrorKind::Mixed { what: "snapshot".to_owned() };
-    assert!(matches!(of(mixed), Refusal::Untrusted { .. }));
+    assert_eq!(refused[0].mirror, Some(mirror.display().to_string()));
+    assert_eq!(refused[0].why, WhyRefused::WrongSignature { role: Role::Timestamp });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -82,7 +71,7 @@ async fn a_member_looks_when_it_leads_and_at_once_for_a_new_app() {
     let repository = Arc::clone(shared.repository.as_ref().unwrap());
     let leading = lab.leading();
     let mut follows = leading.clone();
-    follows.raft.role = Role::Follower;
+    follows.raft.role = cohort_consensus::Role::Follower;
     let (handle, views, queue) = handle(follows);
     let task = tokio::spawn(run(shared, handle, repository));
     views.send_replace(Arc::new(leading.clone()));

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use cohort_core::refused::WhyRefused;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
-use tough::schema::RoleType as Role;
+use tough::schema::RoleType;
 use tough::{ExpirationEnforcement, Limits, RepositoryLoader};
 
 use super::{Loaded, TrustedRepository};
@@ -16,7 +17,7 @@ use crate::layout::METADATA_DIR;
 use crate::lifetimes::Expiries;
 use crate::metadata::METADATA_BYTES_MAX;
 use crate::metadata_transport::{MetadataTransport, SMALL_METADATA_BYTES_MAX, Source, base_url};
-use crate::trust_error::{TrustErrorKind, cause};
+use crate::trust_error::TrustError;
 use crate::trust_state::{Bundle, State};
 use cohort_base::durable::UNFINISHED_PREFIX;
 
@@ -32,7 +33,7 @@ impl TrustedRepository {
         &self,
         mirror: &Mirror,
         state: Option<&State>,
-    ) -> Result<Option<Loaded>, TrustErrorKind> {
+    ) -> Result<Option<Loaded>, TrustError> {
         if self.serves_what_is_known(mirror).await {
             return Ok(None);
         }
@@ -49,7 +50,7 @@ impl TrustedRepository {
         };
         let nothing_held = held.is_empty();
         match self.attempt(source(), held, state, ExpirationEnforcement::Safe).await {
-            Err(TrustErrorKind::Mixed { .. }) if !nothing_held => {
+            Err(TrustError { why: WhyRefused::Mixed { .. }, .. }) if !nothing_held => {
                 self.attempt(source(), BTreeMap::new(), state, ExpirationEnforcement::Safe).await
             }
             result => result,
@@ -80,7 +81,7 @@ impl TrustedRepository {
         held: BTreeMap<String, Bytes>,
         state: Option<&State>,
         enforcement: ExpirationEnforcement,
-    ) -> Result<Loaded, TrustErrorKind> {
+    ) -> Result<Loaded, TrustError> {
         let io = |error: std::io::Error| store_error(&self.store, error);
         let scratch = tempfile::Builder::new()
             .prefix(UNFINISHED_PREFIX)
@@ -116,8 +117,9 @@ impl TrustedRepository {
         let result = Box::pin(load).await;
         let taken = std::mem::take(&mut *taken.lock());
         let found = result.map_err(|error| {
-            TrustErrorKind::of_tough(error, Timestamp::now(), |role| {
-                expiry_in(&taken, role).or_else(|| (role == Role::Root).then(|| expiry(&root))?)
+            TrustError::of_tough(error, Timestamp::now(), |role| {
+                expiry_in(&taken, role)
+                    .or_else(|| (role == RoleType::Root).then(|| expiry(&root))?)
             })
         })?;
         loaded(&found, &taken, root)
@@ -129,7 +131,7 @@ impl TrustedRepository {
         on_disk: &mut Option<State>,
         loaded: Loaded,
         now: Timestamp,
-    ) -> Result<bool, TrustErrorKind> {
+    ) -> Result<bool, TrustError> {
         let same_bundle = on_disk.as_ref().is_some_and(|state| {
             state.bundle == loaded.bundle && state.anchor_sha256 == self.anchor_sha256
         });
@@ -151,7 +153,7 @@ impl TrustedRepository {
         &self,
         on_disk: &mut Option<State>,
         now: Timestamp,
-    ) -> Result<(), TrustErrorKind> {
+    ) -> Result<(), TrustError> {
         if let Some(state) = on_disk
             && now.duration_since(state.clock_seen) > CLOCK_SAVE_EVERY
         {
@@ -169,18 +171,18 @@ fn loaded(
     found: &tough::Repository,
     taken: &BTreeMap<String, Bytes>,
     root: Vec<u8>,
-) -> Result<Loaded, TrustErrorKind> {
+) -> Result<Loaded, TrustError> {
     let text = |name: String| {
         let bytes = taken.get(&name).map(|bytes| bytes.to_vec());
         bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
-            TrustErrorKind::Malformed { what: name, source: cause("not UTF-8 text") }
+            TrustError::because(WhyRefused::Malformed { file: name }, "not UTF-8 text")
         })
     };
     let root_version = found.root().signed.version;
     let bundle = Bundle {
         root: text(format!("{root_version}.root.json"))
             .or_else(|_| String::from_utf8(root))
-            .map_err(|error| TrustErrorKind::BadRoot(cause(error)))?,
+            .map_err(|error| TrustError::because(WhyRefused::BadRoot, error))?,
         timestamp: text("timestamp.json".to_owned())?,
         snapshot: text(format!("{}.snapshot.json", found.snapshot().signed.version))?,
         targets: text(format!("{}.targets.json", found.targets().signed.version))?,

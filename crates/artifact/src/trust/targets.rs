@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use cohort_core::ids::{AppId, Platform, Version};
+use cohort_core::refused::WhyRefused;
 use tough::schema::Target;
 
 use super::{Loaded, TrustedRepository};
 use crate::checks::{check_manifest, is_target, most_telling, store_error};
 use crate::layout::{METADATA_DIR, blob_path, manifest_target, target_path};
 use crate::manifest::{MANIFEST_BYTES_MAX, Manifest};
-use crate::trust_error::{TrustError, TrustErrorKind};
+use crate::trust_error::TrustError;
 use crate::units::hash_file;
 use crate::verified::VerifiedManifest;
 use cohort_base::durable::{self, SECRET, create_folders, folder_of};
@@ -41,9 +42,8 @@ impl TrustedRepository {
     /// One target, by its path in a repository.
     pub(crate) async fn target_file(&self, name: &str) -> Result<(String, Vec<u8>), TrustError> {
         let loaded = self.known()?;
-        let target = loaded
-            .target(name)
-            .ok_or_else(|| TrustErrorKind::NotFound { what: name.to_owned() }.here())?;
+        let target =
+            loaded.target(name).ok_or_else(|| WhyRefused::NoFile { file: name.to_owned() })?;
         let bytes = self.target_bytes(name, target, MANIFEST_BYTES_MAX).await?;
         Ok((target_path(name, &hex::encode(&target.hashes.sha256)), bytes))
     }
@@ -83,7 +83,7 @@ impl TrustedRepository {
                 files.push((target_path(name, &hex::encode(&target.hashes.sha256)), bytes));
             }
         }
-        let metadata = loaded.bundle.files().map_err(TrustErrorKind::here)?;
+        let metadata = loaded.bundle.files()?;
         files.extend(
             metadata
                 .into_iter()
@@ -104,8 +104,8 @@ impl TrustedRepository {
             return Ok(bytes);
         }
         if target.length > bytes_max {
-            let what = name.to_owned();
-            return Err(TrustErrorKind::TooLarge { what, limit_bytes: bytes_max }.here());
+            let file = name.to_owned();
+            return Err(WhyRefused::TooLarge { file, limit_bytes: bytes_max }.into());
         }
         let path = target_path(name, &hex::encode(&target.hashes.sha256));
         let bytes = self
@@ -113,7 +113,7 @@ impl TrustedRepository {
                 if is_target(target, bytes) {
                     Ok(bytes.to_vec())
                 } else {
-                    Err(TrustErrorKind::WrongBytes { what: name.to_owned() })
+                    Err(WhyRefused::WrongBytes { file: name.to_owned() }.into())
                 }
             })
             .await?;
@@ -126,18 +126,18 @@ impl TrustedRepository {
         &self,
         path: &str,
         bytes_max: u64,
-        check: impl Fn(&[u8]) -> Result<T, TrustErrorKind>,
+        check: impl Fn(&[u8]) -> Result<T, TrustError>,
     ) -> Result<T, TrustError> {
         let mut refused = Vec::new();
         let start = self.good.load(Ordering::Relaxed);
         for mirror in self.mirrors.iter().cycle().skip(start).take(self.mirrors.len()) {
             let fetched = self.client.fetch(mirror, path, bytes_max).await;
-            let fetched = fetched.map_err(|error| TrustErrorKind::of_fetch(path, error));
+            let fetched = fetched.map_err(|error| TrustError::of_fetch(path, error));
             let checked = fetched.and_then(|bytes| check(&bytes));
             match checked {
                 Ok(value) => return Ok(value),
-                Err(kind) => {
-                    let error = kind.at(mirror);
+                Err(error) => {
+                    let error = error.at(mirror);
                     self.note(&error);
                     refused.push(error);
                 }
@@ -158,7 +158,7 @@ impl TrustedRepository {
         let path = self.cache_path(target);
         create_folders(folder_of(&path))
             .and_then(|()| durable::write(&path, bytes, SECRET))
-            .map_err(|error| store_error(&path, error).here())
+            .map_err(|error| store_error(&path, error))
     }
 
     /// Removes files that no signed target names any more (channels that moved). One that cannot be

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{
     AppId, Channel, Keys, Lifetimes, Mirror, Platform, PublishRequest, Published, Repository,
-    TrustErrorKind, TrustOptions, TrustedRepository, Version,
+    TrustOptions, TrustedRepository, Version,
 };
+use cohort_core::refused::WhyRefused;
 use parking_lot::Mutex;
 
 /// The manifests named by a repository's newest targets, sorted.
@@ -145,13 +146,10 @@ impl Fixture {
     }
 
     /// The version on the channel.
-    pub(crate) async fn latest(
-        &self,
-        reader: &TrustedRepository,
-    ) -> Result<String, TrustErrorKind> {
+    pub(crate) async fn latest(&self, reader: &TrustedRepository) -> Result<String, WhyRefused> {
         match reader.latest(&app(), &stable(), &intel()).await {
             Ok(manifest) => Ok(manifest.version.to_string()),
-            Err(error) => Err(error.kind),
+            Err(error) => Err(error.why),
         }
     }
 

@@ -5,6 +5,7 @@ use crate::command::Planned;
 use crate::gate;
 use crate::ids::{ClockMs, ServerId};
 use crate::phase::Phase;
+use crate::refused::WhyRefused;
 use crate::release::Release;
 use crate::state::Rollout;
 use crate::waiting::WaitingOn;
@@ -32,7 +33,7 @@ impl Planner<'_> {
     pub(super) fn newer(&mut self, rollout: &Rollout) -> bool {
         match self.seen.offers.get(self.id) {
             Some(Offer::Release(release)) if *release != rollout.release => {}
-            Some(Offer::Release(_) | Offer::Refused { .. } | Offer::Unknown { .. }) | None => {
+            Some(Offer::Release(_) | Offer::Refused(_) | Offer::Unknown(_)) | None => {
                 return false;
             }
         }
@@ -73,22 +74,20 @@ impl Planner<'_> {
     fn eligible(&self, reasons: &mut Vec<WaitingOn>) -> Option<Release> {
         let release = match self.seen.offers.get(self.id) {
             Some(Offer::Release(release)) => release,
-            Some(Offer::Refused { reason }) => {
-                reasons.push(WaitingOn::ReleaseRefused { reason: reason.clone() });
+            Some(Offer::Refused(refused)) => {
+                reasons.push(WaitingOn::ReleaseRefused(refused.clone()));
                 return None;
             }
-            Some(Offer::Unknown { reason }) => {
-                reasons.push(WaitingOn::NoRelease { reason: reason.clone() });
+            Some(Offer::Unknown(refused)) => {
+                reasons.push(WaitingOn::NoRelease(refused.clone()));
                 return None;
             }
             None => {
-                let reason = "the repository has not been read yet".into();
-                reasons.push(WaitingOn::NoRelease { reason });
+                reasons.push(WaitingOn::NoRelease(WhyRefused::NotRead.into()));
                 return None;
             }
         };
-        let refused = self.seen.refusals.iter().cloned();
-        reasons.extend(refused.map(|reason| WaitingOn::ReleaseRefused { reason }));
+        reasons.extend(self.seen.refusals.iter().cloned().map(WaitingOn::ReleaseRefused));
         let obstacle = self.obstacle(release);
         let eligible = obstacle.is_none().then(|| release.clone());
         reasons.extend(obstacle);

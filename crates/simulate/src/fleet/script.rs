@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use cohort_core::command::{Body, Event, Rejection};
+use cohort_core::gate::ForeignVerdict;
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 use cohort_core::orders::Orders;
 use cohort_core::phase::{Phase, PhaseName};
@@ -15,7 +16,6 @@ use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Outcome, Report, Step};
-use cohort_core::{Offer, gate::ForeignVerdict};
 use cohort_view::words;
 
 use super::behaviour::{Behaviour, Fault};
@@ -134,11 +134,6 @@ impl Script {
             "publish" => self.publish(line),
             "installed" => self.installed(line),
             "channel" => self.fleet.channel(&line.app(), line.words[0]),
-            "refused" => {
-                let reason = line.rest();
-                let offers = Arc::make_mut(&mut self.group().offers);
-                offers.insert(line.app(), Offer::Refused { reason });
-            }
             "run" => self.run(line, out),
             "times" => self.times = line.words[0] == "on",
             "state" => self.state(out),
