@@ -76,7 +76,10 @@ pub enum RepositoryError {
     )]
     AlreadyPublished { app: AppId, version: Version, platform: Platform, difference: &'static str },
     /// Only a published version can be put on a channel.
-    #[error("{app} {version} is not published for any platform: run `cohort publish` first")]
+    #[error(
+        "{app} {version} is not published for any platform; first: \
+         cohort publish PATH --app {app} --version {version}"
+    )]
     NoSuchRelease { app: AppId, version: Version },
     #[error(transparent)]
     Pull(#[from] crate::trust_error::TrustError),

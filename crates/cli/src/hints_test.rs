@@ -1,4 +1,5 @@
-//! Every command and flag that a hint can name is parsed by the command line's own parser.
+//! The command line's own parser reads every command that a hint can name, that any crate writes in
+//! a text, and that a document tells people to type.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -64,16 +65,23 @@ fn next(command: Option<&Command>) -> Option<Command> {
     })
 }
 
-/// Placeholders are in upper case; names are not.
-fn parse(words: impl IntoIterator<Item = String>) -> Result<Cli, clap::Error> {
-    let real = |word: String| match word.as_str() {
+/// An example of a placeholder: a word in upper case, `{word}` of a format string, or `…`.
+/// Brackets mark what may be omitted.
+fn example(word: &str) -> String {
+    let word = word.trim_matches(['[', ']']);
+    let inserted = word.strip_prefix('{').and_then(|word| word.strip_suffix('}'));
+    match inserted.map_or_else(|| word.to_owned(), str::to_uppercase).as_str() {
+        "" | "…" => "text".to_owned(),
         "VERSION" => "1.0.0".to_owned(),
-        placeholder if placeholder.chars().all(|c| c.is_ascii_uppercase() || c == '-') => {
-            placeholder.to_lowercase()
-        }
-        _ => word,
-    };
-    Cli::try_parse_from(["cohort".to_owned()].into_iter().chain(words.into_iter().map(real)))
+        "ROLE" => "operator".to_owned(),
+        name if name.chars().all(|c| c.is_ascii_uppercase() || c == '-') => name.to_lowercase(),
+        _ => word.to_owned(),
+    }
+}
+
+fn parse<W: AsRef<str>>(words: &[W]) -> Result<Cli, clap::Error> {
+    let words = words.iter().map(|word| example(word.as_ref()));
+    Cli::try_parse_from(["cohort".to_owned()].into_iter().chain(words))
 }
 
 #[test]
@@ -81,148 +89,156 @@ fn every_command_of_a_hint_is_understood() {
     let mut seen = 0;
     let mut command = next(None);
     while let Some(this) = command {
-        parse(this.words()).unwrap_or_else(|error| panic!("{this}: {error}"));
+        parse(&this.words()).unwrap_or_else(|error| panic!("{this}: {error}"));
         seen += 1;
         command = next(Some(&this));
     }
     assert!(seen > 25, "only {seen}");
 }
 
+/// The commands that a flag is a hint for, and the next flag: a new one does not compile until it is
+/// in this chain.
+fn commands_of(flag: Flag) -> (&'static [&'static str], Option<Flag>) {
+    match flag {
+        Flag::Agent => (&["status", "kill on", "why"], Some(Flag::App)),
+        Flag::App => {
+            (&["rollout pause intel.zone-a", "rollout plan intel.zone-a"], Some(Flag::CacheDir))
+        }
+        Flag::CacheDir => (&["mirror --origin http://hub:7419/"], Some(Flag::Context)),
+        Flag::Context => (&["status", "context join token --name ann"], Some(Flag::Dir)),
+        Flag::Dir => (&["init"], Some(Flag::Force)),
+        Flag::Force => (&["group remove-server intel.zone-a web-1"], Some(Flag::HubAddress)),
+        Flag::HubAddress => (&["token create --offline hub.toml"], Some(Flag::Keys)),
+        Flag::Keys => {
+            let commands =
+                &["publish dist --app web --version 1.0.0", "channel set web stable 1.0.0"];
+            (commands, Some(Flag::Repository))
+        }
+        Flag::Repository => (&["repository push s3://bucket/prefix"], None),
+    }
+}
+
 #[test]
 fn every_flag_of_a_hint_is_understood_by_the_commands_that_name_it() {
-    // Each flag of the match below, which has no wildcard.
-    let flags = [
-        Flag::Agent,
-        Flag::App,
-        Flag::CacheDir,
-        Flag::Context,
-        Flag::Dir,
-        Flag::Force,
-        Flag::HubAddress,
-        Flag::Keys,
-        Flag::Repository,
-    ];
-    let commands = |flag: Flag| match flag {
-        Flag::Agent => ["status", "kill on", "why"].as_slice(),
-        Flag::App => &["rollout pause intel.zone-a", "rollout plan intel.zone-a"],
-        Flag::CacheDir => &["mirror --origin http://hub:7419/"],
-        Flag::Context => &["status", "context join token --name ann"],
-        Flag::Dir => &["init"],
-        Flag::Force => &["group remove-server intel.zone-a web-1"],
-        Flag::HubAddress => &["token create --offline hub.toml"],
-        Flag::Keys => &["publish dist --app web --version 1.0.0", "channel set web stable 1.0.0"],
-        Flag::Repository => &["repository push s3://bucket/prefix"],
-    };
-    for flag in flags {
-        for command in commands(flag) {
-            let line = format!("{command} {}", flag.words());
-            parse(line.split(' ').map(str::to_owned)).unwrap_or_else(|e| panic!("{line}: {e}"));
+    let mut flag = Some(Flag::Agent);
+    while let Some(this) = flag {
+        let (commands, next) = commands_of(this);
+        for command in commands {
+            let line = format!("{command} {}", this.words());
+            parse(&words(&line)).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
+        flag = next;
     }
 }
 
-/// Production sources of a crate.
-fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, into);
-        } else if !path.to_str().unwrap().ends_with("_test.rs") {
-            into.push(path);
+/// Sources and documents, except those of tests, below a directory or file.
+fn files(path: &Path, into: &mut Vec<PathBuf>) {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if path.is_dir() && !name.starts_with('.') && !["target", "tests"].contains(&name) {
+        for entry in fs::read_dir(path).unwrap() {
+            files(&entry.unwrap().path(), into);
         }
+    } else if name.ends_with(".md") || (name.ends_with(".rs") && !name.ends_with("_test.rs")) {
+        into.push(path.to_owned());
     }
 }
 
-#[test]
-fn no_command_is_written_out_by_hand() {
-    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut files = Vec::new();
-    for one in ["cli", "view"] {
-        sources(&crates.join(one).join("src"), &mut files);
-    }
-    assert!(files.len() > 40);
-    let names: Vec<String> = Cli::command()
-        .get_subcommands()
-        .map(|command| format!("cohort {}", command.get_name()))
-        .collect();
-    for file in files {
-        let text = fs::read_to_string(&file).unwrap();
-        let code = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]"));
-        for line in code.filter(|line| line.contains('"') && !line.trim_start().starts_with("//")) {
-            let name = names.iter().find(|name| line.contains(name.as_str()));
-            let shown = file.display();
-            assert!(name.is_none(), "{shown} writes {name:?} instead of naming a Command: {line}");
+/// What a file has to type (strings of the code, fenced blocks), and its prose; a line that
+/// continues the one before is part of it.
+fn typed_and_prose(path: &Path) -> (String, String) {
+    let text = fs::read_to_string(path).unwrap();
+    let is_code = path.extension().is_some_and(|extension| extension == "rs");
+    let (mut typed, mut prose) = (String::new(), String::new());
+    let mut fenced = false;
+    for line in text.lines().map(str::trim) {
+        let is_prose = if is_code { line.starts_with("//") } else { !fenced };
+        if !is_code && line.starts_with("```") {
+            fenced = !fenced;
+        } else if is_prose {
+            prose.push_str(line.trim_start_matches(['/', '!', ' ']));
+            prose.push(' ');
+        } else {
+            typed.push_str(line);
+            typed.push('\n');
         }
     }
+    let typed = typed.replace("\\\n", "");
+    // A string ends where its quotation mark or an escaped line break is.
+    (if is_code { typed.replace(['"', '\\'], "\n") } else { typed }, prose)
 }
 
 /// Not a command: the common name of a fleet's authority.
 const NOT_COMMANDS: [&str; 1] = ["authority"];
 
-/// The words of a command in a sentence, which ends at the end of the string or quotation, or at a
-/// punctuation mark.
-fn words(rest: &str) -> Vec<&str> {
-    let end = rest.find(['"', '`', '\\', ',', ';', '(', ')']).unwrap_or(rest.len());
-    rest[..end].split_whitespace().map(|word| word.trim_end_matches(['.', ':'])).collect()
-}
-
-/// The mistake in a command within a sentence: a name or a flag that does not exist.
-fn mistake(words: &[&str]) -> Option<String> {
-    let mut command = Cli::command();
-    command.build();
-    let mut at = &command;
-    let mut rest = words;
-    while let Some((name, after)) = rest.split_first().filter(|_| at.has_subcommands()) {
-        let mut found = name.split('|').map(|one| at.find_subcommand(one));
-        let Some(Some(next)) = found.next() else { return Some(format!("no command `{name}`")) };
-        if found.any(|other| other.is_none()) {
-            return Some(format!("no command `{name}`"));
-        }
-        (at, rest) = (next, after);
-    }
-    if at.has_subcommands() {
-        return Some("a command without its subcommand".to_owned());
-    }
-    let flag = |word: &&str| word.strip_prefix("--").map(|word| word.to_owned());
-    rest.iter().filter_map(flag).find(|flag| {
-        at.get_arguments().all(|arg| arg.get_long() != Some(flag.split('=').next().unwrap()))
+/// The commands in a text, each up to its closing backquote, else to the end of the line.
+fn commands(text: &str) -> impl Iterator<Item = (bool, &str)> {
+    let spaced = text.match_indices("cohort ");
+    spaced.filter_map(move |(at, name)| {
+        let before = text[..at].chars().next_back();
+        let rest = &text[at + name.len()..];
+        let quoted = before == Some('`');
+        let end = rest.find(if quoted { '`' } else { '\n' });
+        let part_of_a_word = before.is_some_and(|c| c.is_alphanumeric() || "-_./".contains(c));
+        let named = rest.starts_with(|c: char| c.is_ascii_lowercase()) && !part_of_a_word;
+        let command = &rest[..end.unwrap_or(rest.len())];
+        named.then_some((quoted, command))
     })
 }
 
-/// Hub, agent and mirror send hints as text: they do not know the command line.
-#[test]
-fn every_command_in_a_text_of_another_crate_exists() {
-    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut files = Vec::new();
-    for one in fs::read_dir(&crates).unwrap() {
-        let one = one.unwrap();
-        if !["cli", "view", "trial", "simulate"].contains(&one.file_name().to_str().unwrap()) {
-            sources(&one.path().join("src"), &mut files);
-        }
+/// The words of a command, as a shell splits them, without what follows it.
+fn words(line: &str) -> Vec<&str> {
+    let (mut words, mut rest) = (Vec::new(), line.trim_start());
+    while let Some(first) = rest.chars().next().filter(|first| !"#>;".contains(*first)) {
+        let (word, after) = match first {
+            '\'' | '"' => rest[1..].split_once(first).unwrap(),
+            _ => rest.split_once(char::is_whitespace).unwrap_or((rest, "")),
+        };
+        words.push(word);
+        rest = after.trim_start();
     }
-    let mut seen = 0;
-    for file in files.iter().filter(|file| !file.ends_with("testing.rs")) {
-        let text = fs::read_to_string(file).unwrap();
-        let code: Vec<&str> =
-            text.lines().map(str::trim).filter(|line| !line.starts_with("//")).collect();
-        // A string that continues on the next line is one sentence.
-        let code = code.join("\n").replace("\\\n", "");
-        for (at, _) in code.match_indices("cohort ") {
-            let words = words(&code[at + "cohort ".len()..]);
-            let before = code[..at].chars().next_back();
-            let Some(first) = words.first() else { continue };
-            let named = first.starts_with(|c: char| c.is_ascii_lowercase());
-            if before.is_some_and(char::is_alphanumeric) || !named || NOT_COMMANDS.contains(first) {
+    words
+}
+
+/// Whether these are the words of a command's name, without arguments.
+fn is_name(words: &[&str]) -> bool {
+    let mut command = &Cli::command();
+    words.iter().all(|word| {
+        let found = command.find_subcommand(word);
+        command = found.unwrap_or(command);
+        found.is_some()
+    })
+}
+
+#[test]
+fn every_command_in_a_text_is_understood() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut all = Vec::new();
+    files(&root.canonicalize().unwrap(), &mut all);
+    let (mut seen, mut wrong) = (0, Vec::new());
+    for file in all {
+        let (typed, prose) = typed_and_prose(&file);
+        let typed = commands(&typed).map(|(_, command)| (false, command));
+        let mentioned = commands(&prose).filter(|(quoted, _)| *quoted);
+        for (mentioned, command) in typed.chain(mentioned) {
+            let words = words(command);
+            if NOT_COMMANDS.contains(&words[0]) || (mentioned && is_name(&words)) {
                 continue;
             }
             seen += 1;
-            let wrong = mistake(&words);
-            assert!(wrong.is_none(), "{}: cohort {}: {wrong:?}", file.display(), words.join(" "));
+            if let Err(error) = parse(&words) {
+                wrong.push(format!("{}: cohort {command}: {error}", file.display()));
+            }
         }
     }
-    assert!(seen > 20, "only {seen}");
-    assert!(mistake(&["grup", "list"]).is_some() && mistake(&["group", "lst"]).is_some());
-    assert!(mistake(&["group"]).is_some() && mistake(&["kill", "on|of"]).is_some());
-    assert!(mistake(&["token", "create", "--nme", "NAME"]).is_some());
-    assert_eq!(mistake(&["kill", "on|off"]), None);
+    assert!(seen > 60, "only {seen}");
+    assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_command_is_read_as_far_as_it_goes() {
+    let text = "first: cohort a b\n run `cohort c d` (/usr/bin/cohort e), cohort F";
+    assert_eq!(commands(text).collect::<Vec<_>>(), [(false, "a b"), (true, "c d")]);
+    assert_eq!(words("on --reason 'a b' # why"), ["on", "--reason", "a b"]);
+    assert!(is_name(&["group", "list"]) && !is_name(&["group", "lst"]));
+    assert!(parse(&["group"]).is_err() && parse(&["group", "recover"]).is_err());
 }

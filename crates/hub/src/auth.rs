@@ -43,7 +43,9 @@ pub(crate) fn check_txn(peer: &Peer, txn: &Txn, now: &State) -> Result<(), ApiEr
         Role::Operator => Writer::Operator,
         Role::Viewer | Role::Publisher | Role::Hub => {
             let refusal = ApiError::forbidden(format!("{peer} may not change the registry"));
-            return Err(refusal.hint("agents change it, and operators with `cohort app apply`"));
+            return Err(
+                refusal.hint("agents change it, and operators with `cohort app apply -f FILE`")
+            );
         }
     };
     txn.then.iter().try_for_each(|op| writer.check(peer, op, &txn.compare, now))
@@ -106,8 +108,10 @@ fn check_agent(
             // An agent starts the first incarnation; the next one is an operator's decision.
             if !once || matches!(op, Op::Delete { .. }) {
                 let wrong = format!("an agent may only bootstrap group {group}, once");
-                return Err(ApiError::forbidden(wrong)
-                    .hint("to start a new incarnation: cohort group recover"));
+                return Err(ApiError::forbidden(wrong).hint(format!(
+                    "to start a new incarnation: cohort group recover {group} --first-server \
+                     {server} --majority-is-lost --reason TEXT"
+                )));
             }
             same(required::<BootstrapRecord>(op)?.group == *group, op)?;
         }
@@ -150,7 +154,7 @@ fn check_operator(place: Place, op: &Op) -> Result<bool, ApiError> {
             Ok(true)
         }
         Place::Kill { .. } => Err(ApiError::forbidden("a kill switch is not a plain key")
-            .hint("use `cohort kill on|off`, which signs it")),
+            .hint("sign it with `cohort kill on` or `cohort kill off`")),
         Place::Server { .. }
         | Place::GroupInfo { .. }
         | Place::Bootstrap { .. }
@@ -176,7 +180,7 @@ pub(crate) fn highest_incarnation(txn: &Txn) -> u64 {
 /// # Errors
 /// 400 that names the offending key.
 pub(crate) fn check_policy(policy: &serde_json::Value) -> Result<Policy, ApiError> {
-    let hint = "see `cohort app diff`, and docs/operating.md for every key";
+    let hint = "see `cohort app diff -f FILE`, and docs/operating.md for every key";
     let invalid =
         |reason: String| ApiError::bad_request(format!("invalid policy: {reason}")).hint(hint);
     let policy: Policy =

@@ -35,7 +35,7 @@ pub(crate) async fn token(
     let authority = app.authority()?;
     if request.role == Role::Hub {
         let refusal = ApiError::bad_request("a hub does not join: it has the authority");
-        return Err(refusal.hint("on the hub's machine: cohort init").into());
+        return Err(refusal.hint("on the hub's machine: cohort init --dir DIR").into());
     }
     let valid_s = request.valid_s.unwrap_or(app.config.token_valid_s);
     if valid_s == 0 || valid_s > TOKEN_VALID_S_MAX {

@@ -43,7 +43,7 @@ pub(crate) async fn policy(
             Ok(Json(PolicyAnswer { revision }))
         }
         None => Err(ApiError::conflict(format!("the policy of app {name} has changed meanwhile"))
-            .hint("see the change with `cohort app diff`, then apply again")
+            .hint("see the change with `cohort app diff -f FILE`, then apply again")
             .into()),
     }
 }

@@ -102,7 +102,7 @@ fn kill(error: &KillError) -> ApiError {
     let reason = chain(error);
     match error {
         KillError::Statement(_) => ApiError::forbidden(reason)
-            .hint("a kill switch is signed with an operator's certificate: cohort kill on|off"),
+            .hint("sign it with an operator's certificate: `cohort kill on` or `cohort kill off`"),
         KillError::Malformed { .. }
         | KillError::Reason { .. }
         | KillError::Refused(Refused::Epoch { .. }) => ApiError::bad_request(reason),
@@ -118,7 +118,7 @@ fn repository(error: &RepositoryError) -> ApiError {
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", reason)
         }
         RepositoryError::Outdated => ApiError::conflict(reason)
-            .hint("another publisher was faster: run cohort publish again"),
+            .hint("another publisher was faster: run the same command again"),
         RepositoryError::Stopped => ApiError::unavailable("stopping", reason),
         RepositoryError::Io { source, .. } => write_failed(source, reason),
         _ => {

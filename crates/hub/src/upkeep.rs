@@ -54,8 +54,8 @@ async fn renew_timestamp(app: &App) {
             if left_s < ALONE_S {
                 tracing::warn!(
                     repository = %dir.display(), left_s,
-                    "a signature of the repository expires within 30 days: run `cohort publish` \
-                     or renew it, or servers will refuse new releases"
+                    "a signature of the repository expires within 30 days: publish a \
+                     release or renew it, or servers will refuse new releases"
                 );
             }
         }

@@ -48,7 +48,7 @@ pub(crate) async fn put(
     };
     let repository = Repository::open(&app.config.repository_dir()).map_err(|error| {
         ApiError::conflict(format!("the hub has no repository: {}", chain(&error)))
-            .hint("on the hub's machine: cohort init")
+            .hint("on the hub's machine: cohort init --dir DIR")
     })?;
     let file = repository.incoming()?;
     let reopened = file.reopen().map_err(|error| write_failed(&name, &error))?;

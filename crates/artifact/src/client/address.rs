@@ -31,7 +31,7 @@ pub enum AddressError {
     /// Buckets need credentials and signatures; a cache has those.
     #[error(
         "mirror `{text}` is a bucket: use its https address if it is public, \
-         else a `cohort mirror --origin {text}`"
+         else a `cohort mirror --origin {text} --cache-dir DIR`"
     )]
     Bucket { text: String },
 }

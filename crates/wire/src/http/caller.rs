@@ -59,11 +59,11 @@ fn allow(peer: &Peer, roles: &[Role]) -> Result<(), ApiError> {
         return Ok(());
     }
     let names: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
-    let (names, first) = (names.join(" or "), names[0]);
+    let (names, role) = (names.join(" or "), names[0]);
     Err(ApiError::forbidden(format!("{peer} may not do this; the role {names} is required")).hint(
         format!(
-            "use a certificate of the role {first}; an operator creates a token for one with \
-             `cohort token create --role {first}`"
+            "use a certificate of the role {role}; an operator creates a token for one with \
+             `cohort token create --role {role}`"
         ),
     ))
 }

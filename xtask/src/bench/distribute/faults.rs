@@ -165,7 +165,7 @@ pub(super) fn corrupt(zone: &mut Zone, mib: usize) -> Result<f64> {
     let why = String::from_utf8_lossy(&why);
     let named = why.lines().find(|line| line.contains(&bad) && line.contains("wrong"));
     eprintln!("    {refused} units were refused, {} forwarded", transfer.wrong_units);
-    eprintln!("    cohort why: {}", named.map_or("does not name it", str::trim));
+    eprintln!("    `cohort why`: {}", named.map_or("does not name it", str::trim));
     ensure!(refused >= 1.0, "no wrong unit was offered, so nothing was proven");
     // Repair its disk, so that later rows are not affected.
     zone.fleet.stop_agent(&bad);
