@@ -30,7 +30,7 @@ pub enum AgentError {
     )]
     Thread(#[source] std::io::Error),
     /// Something kept in the data folder is damaged, or belongs to another server or group.
-    #[error("the {what} in the data folder cannot be used")]
+    #[error("the {what} in the data directory cannot be used")]
     Kept {
         /// What: identity, log, records, artifacts.
         what: &'static str,

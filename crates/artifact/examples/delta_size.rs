@@ -17,7 +17,7 @@ use cohort_artifact::{DeltaInput, DeltaMaker, apply_delta, hash_file, pack_folde
 fn main() -> Result<(), Box<dyn Error>> {
     let paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let [old, new] = paths.as_slice() else {
-        return Err("usage: delta_size OLD NEW (folders or tarballs)".into());
+        return Err("usage: delta_size OLD NEW (directories or tarballs)".into());
     };
     let scratch = tempfile::tempdir()?;
     let old = artifact(old, &scratch.path().join("old"))?;

@@ -89,7 +89,7 @@ impl<W: Write> Packer<W> {
     fn add_folder(&mut self, folder: &Path, inside: &Path, depth: usize) -> Result<(), PackError> {
         let fail = |source| PackError::Io { path: folder.to_owned(), source };
         if depth > DEPTH_MAX {
-            let reason = "is nested too deeply (64 folders)";
+            let reason = "is nested too deeply (64 directories)";
             return Err(PackError::Entry { path: inside.to_owned(), reason });
         }
         let mut names = fs::read_dir(folder)
@@ -141,7 +141,7 @@ impl<W: Write> Packer<W> {
             let mut exact = Exact { from: &mut file, left: about.len() };
             self.tar.append_data(&mut header, inside, &mut exact).map_err(fail)
         } else {
-            refuse("is neither file, folder nor symbolic link")
+            refuse("is neither file, directory nor symbolic link")
         }
     }
 }
@@ -227,7 +227,7 @@ pub fn inspect_tarball(path: &Path) -> Result<Inspection, PackError> {
                 found.package_file = Some(bytes);
             }
         } else if !kind.is_dir() {
-            let reason = "is neither file, folder nor link";
+            let reason = "is neither file, directory nor link";
             return Err(PackError::Entry { path: inside, reason });
         }
     }

@@ -20,8 +20,9 @@ where
     let lines: Vec<String> =
         values.iter().map(|value| serde_json::to_string(value).expect("plain data")).collect();
     if std::env::var_os("UPDATE").is_some() && !path.exists() {
-        fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a writable folder");
-        fs::write(path, lines.join("\n") + "\n").expect("a writable folder");
+        let dir = path.parent().expect("a file in a directory");
+        fs::create_dir_all(dir).expect("a writable directory");
+        fs::write(path, lines.join("\n") + "\n").expect("a writable directory");
     }
     let name = path.display();
     let text = fs::read_to_string(path)

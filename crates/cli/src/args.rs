@@ -20,7 +20,7 @@ Exit codes:
   10  `rollout plan`, `app diff`: there are changes to make
 
 Environment:
-  COHORT_CONTEXT         context folder (identity, hub), same as --context
+  COHORT_CONTEXT         context directory (identity, hub), same as --context
   COHORT_LOG, RUST_LOG   log filter, such as `debug` or `cohort_agent=trace`
   NO_COLOR               disable colors
   COHORT_<KEY>           overrides a key of agent.toml; COHORT_HUB_<KEY> of hub.toml
@@ -42,8 +42,8 @@ pub(crate) struct Cli {
 /// Flags of every command.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
-    /// Context folder: your identity and the hub's address [default: the current folder if it has
-    /// a context.toml, else ~/.config/cohort]
+    /// Context directory: your identity and the hub's address [default: the current directory if
+    /// it has a context.toml, else ~/.config/cohort]
     #[arg(long, global = true, env = "COHORT_CONTEXT", hide_env = true, value_name = "DIR")]
     pub(crate) context: Option<PathBuf>,
     /// Output format
@@ -95,7 +95,7 @@ pub(crate) enum Command {
     /// Stop everything: the kill switch
     #[command(subcommand)]
     Kill(commands::kill::KillCommand),
-    /// Manage your identity and context folder
+    /// Manage your identity and context directory
     #[command(subcommand)]
     Context(commands::context::ContextCommand),
     /// Print completions for a shell

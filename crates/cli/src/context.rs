@@ -76,7 +76,7 @@ impl ContextFile {
 
     pub(crate) fn write(&self, dir: &Path) -> Result<(), Failure> {
         let text = toml::to_string(self).or_fail("file")?;
-        let comment = "# Your identity and the hub. Relative paths start at this folder.\n";
+        let comment = "# Your identity and the hub. Relative paths start at this directory.\n";
         write_file(&dir.join(FILE), &(comment.to_owned() + &text))
     }
 }
@@ -115,7 +115,7 @@ fn home_folder() -> Option<PathBuf> {
 }
 
 fn none() -> Failure {
-    Failure::new("no_context", "no context folder")
+    Failure::new("no_context", "no context directory")
         .hint(Hint::add("name it (or: export COHORT_CONTEXT=DIR)", Flag::Context))
         .hint(Hint::run_to("or make one", Command::Init))
         .exit(Exit::Usage)
@@ -141,7 +141,10 @@ impl Context {
             let token = Command::TokenCreate { role: Some("operator"), named: true };
             return Err(Failure::new("expired", error)
                 .hint(Hint::run_to("on a machine that reaches the hub, as an operator", token))
-                .hint(Hint::run_to("then here, with a new context folder", Command::ContextJoin)));
+                .hint(Hint::run_to(
+                    "then here, with a new context directory",
+                    Command::ContextJoin,
+                )));
         }
         Ok(identity)
     }

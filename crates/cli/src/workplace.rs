@@ -27,10 +27,10 @@ use crate::layers::absolute;
 /// Flags for the repository and the keys to sign for it.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Place {
-    /// Repository folder [default: from the context, else the hub's repository over the network]
+    /// Repository directory [default: from the context, else the hub's repository over the network]
     #[arg(long, value_name = "DIR")]
     pub(crate) repository: Option<PathBuf>,
-    /// Folder of signing keys [default: from the context]
+    /// Directory of signing keys [default: from the context]
     #[arg(long, value_name = "DIR")]
     pub(crate) keys: Option<PathBuf>,
 }
@@ -46,7 +46,7 @@ pub(crate) enum Workplace {
         hub: Hub,
         /// The verified reader that it was fetched with.
         reader: Box<TrustedRepository>,
-        /// Folder of artifacts to make deltas from.
+        /// Directory of artifacts to make deltas from.
         bases: PathBuf,
     },
 }
@@ -95,7 +95,7 @@ impl Workplace {
         let cache = context.cache_dir();
         let folder = fs::create_dir_all(&cache)
             .and_then(|()| TempDir::with_prefix_in("publishing-", &cache))
-            .on_path("create folder in", &cache)
+            .on_path("create directory in", &cache)
             .or_fail("file")?;
         let reader = reader(context).await?;
         let copy = WorkingCopy::pull(folder.path(), &reader, release, Lifetimes::default())

@@ -22,7 +22,7 @@ const FIRST_BOOT_EPOCH_MAX: u64 = (1 << 32) - (1 << 24);
 pub fn next_boot_epoch(state_dir: &Path) -> Result<BootEpoch, DurableFileError> {
     let path = state_dir.join("boot-epoch");
     durable::private_folder(state_dir)
-        .on_path("create folder", state_dir)
+        .on_path("create directory", state_dir)
         .map_err(DurableFileError::Write)?;
     let (mut file, epoch) = DurableFile::<BootEpoch>::open(path)?;
     let epoch = epoch.map_or_else(|| first_boot_epoch(SystemTime::now()), BootEpoch::next);

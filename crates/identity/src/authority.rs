@@ -48,7 +48,7 @@ impl Authority {
     /// [`AuthorityError::Exists`] when the folder has one already: replacing it would cut off
     /// every server.
     pub fn create(dir: &Path, now: UnixTime) -> Result<Self, AuthorityError> {
-        durable::private_folder(dir).on_path("create folder", dir)?;
+        durable::private_folder(dir).on_path("create directory", dir)?;
         let (cert_path, key_path) = (dir.join(CERT_FILE), dir.join(KEY_FILE));
         if cert_path.exists() {
             return Err(AuthorityError::Exists(dir.to_owned()));

@@ -101,7 +101,7 @@ impl Identity {
     /// # Errors
     /// When the key cannot be generated, written or read.
     pub fn prepare_request(dir: &Path, peer: Peer) -> Result<IdentityRequest, IdentityError> {
-        fs::create_dir_all(dir).on_path("create folder", dir)?;
+        fs::create_dir_all(dir).on_path("create directory", dir)?;
         let path = dir.join(NEXT_KEY_FILE);
         let waiting = match read_small(&path) {
             Ok(pem) => KeyPair::from_pem(&pem).ok(),
@@ -136,7 +136,7 @@ impl Identity {
     /// # Errors
     /// When the file system refuses.
     pub fn save(&self, dir: &Path) -> Result<(), IdentityError> {
-        fs::create_dir_all(dir).on_path("create folder", dir)?;
+        fs::create_dir_all(dir).on_path("create directory", dir)?;
         let write = |name: &str, text: &str, mode| {
             let path = dir.join(name);
             durable::sweep_for(&path)

@@ -85,11 +85,11 @@ impl JoinTokens {
     /// # Errors
     /// When the folder cannot be read.
     pub fn open(dir: &Path) -> Result<Self, RedeemError> {
-        durable::private_folder(dir).on_path("create folder", dir)?;
+        durable::private_folder(dir).on_path("create directory", dir)?;
         durable::sweep(dir).on_path("clean up", dir)?;
         let mut records = BTreeMap::new();
-        for entry in fs::read_dir(dir).on_path("read folder", dir)? {
-            let path = entry.on_path("read folder", dir)?.path();
+        for entry in fs::read_dir(dir).on_path("read directory", dir)? {
+            let path = entry.on_path("read directory", dir)?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }

@@ -107,7 +107,7 @@ impl Bucket {
     }
 
     /// Opens `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or
-    /// `file:///FOLDER`. Sends no request yet.
+    /// `file:///DIRECTORY`. Sends no request yet.
     ///
     /// # Errors
     /// If the URL or the settings are wrong.
@@ -127,7 +127,7 @@ impl Bucket {
             ));
         }
         if host.is_empty() != (url.scheme() == "file") {
-            return Err(refused("is not s3://BUCKET/PREFIX or file:///FOLDER"));
+            return Err(refused("is not s3://BUCKET/PREFIX or file:///DIRECTORY"));
         }
         if url.scheme() == "file" {
             return Self::folder(text, &url);
@@ -167,7 +167,7 @@ impl Bucket {
     fn folder(text: &str, url: &Url) -> Result<Self, BucketError> {
         let path = url.to_file_path().map_err(|()| BucketError::Url {
             url: text.to_owned(),
-            reason: "is not the path of a folder",
+            reason: "is not the path of a directory",
             source: None,
         })?;
         let wrong = |why| BucketError::Settings { url: text.to_owned(), why };
@@ -195,7 +195,7 @@ impl Bucket {
                 relative,
                 object_store::Error::NotImplemented {
                     operation: "signing".to_owned(),
-                    implementer: "folder".to_owned(),
+                    implementer: "directory".to_owned(),
                 },
             ));
         };

@@ -158,11 +158,11 @@ impl DurableKill {
     /// # Errors
     /// If the directory cannot be read. A damaged file is not an error: it counts as *on*.
     pub fn open(dir: &Path) -> Result<Self, KillError> {
-        fs::create_dir_all(dir).on_path("create folder", dir)?;
+        fs::create_dir_all(dir).on_path("create directory", dir)?;
         durable::sweep(dir).on_path("clean up", dir)?;
         let mut entries: BTreeMap<KillScope, KillEntry> = BTreeMap::new();
-        for entry in fs::read_dir(dir).on_path("read folder", dir)? {
-            let path = entry.on_path("read folder", dir)?.path();
+        for entry in fs::read_dir(dir).on_path("read directory", dir)? {
+            let path = entry.on_path("read directory", dir)?.path();
             if path.extension().is_none_or(|extension| extension != "kill") {
                 continue;
             }

@@ -37,7 +37,7 @@ pub(crate) const BANS: &[Ban] = &[
         name: "base::durable",
         scope: Scope::Production,
         pattern: r"\.sync_all\(\)|\.sync_data\(\)|\bfsync\(|\bfdatasync\(",
-        instead: "`cohort_base::durable` writes files and folders durably",
+        instead: "`cohort_base::durable` writes files and directories durably",
         // A part is written in place, unit by unit, for minutes.
         except: &["crates/base/", "crates/distribute/src/part.rs"],
     },

@@ -23,10 +23,10 @@ pub(crate) struct AgentArgs {
     /// Server name, unique in the fleet
     #[arg(long)]
     server: Option<ServerId>,
-    /// Folder for the agent's data [default: /var/lib/cohort]
+    /// Directory for the agent's data [default: /var/lib/cohort]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Folder to install apps in [default: /opt/cohort]
+    /// Directory to install apps in [default: /opt/cohort]
     #[arg(long, value_name = "DIR")]
     install_dir: Option<PathBuf>,
     /// Listen address for agents and people (mutual TLS) [default: 0.0.0.0:7417]

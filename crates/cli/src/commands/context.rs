@@ -21,7 +21,7 @@ use crate::layers::read_file;
 pub(crate) enum ContextCommand {
     /// Show your identity and the hub
     Show,
-    /// Create a context folder from a join token
+    /// Create a context directory from a join token
     Join(JoinArgs),
     /// Renew your certificate
     Renew,
@@ -58,7 +58,7 @@ fn show(global: &Global) -> Result<Exit, Failure> {
     let answer = Answer::ContextShow { dir: &context.dir, you, until, hub: addresses };
     global.output.answer(&answer, || {
         let mut text = format!(
-            "you are {you}, until {until_text}\n{hub} at {}\ncontext folder {}\n",
+            "you are {you}, until {until_text}\n{hub} at {}\ncontext directory {}\n",
             addresses.join(", "),
             context.dir.display()
         );
@@ -75,7 +75,7 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
     let file = dir.join(context::FILE);
     if file.exists() {
         return Err(Failure::new("exists", format!("{} already exists", file.display()))
-            .hint(Hint::add("choose a new folder", Flag::Context)));
+            .hint(Hint::add("choose a new directory", Flag::Context)));
     }
     let text = if args.token.as_os_str() == "-" {
         std::io::read_to_string(std::io::stdin()).or_fail("file")?
@@ -121,7 +121,7 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
     context.write(&dir)?;
     global.output.answer(&Answer::ContextJoin { dir: &dir, you: &peer }, || {
         let next = Command::Status { group: None };
-        format!("you are {peer}; context folder {}\nnext: {next}\n", dir.display())
+        format!("you are {peer}; context directory {}\nnext: {next}\n", dir.display())
     });
     Ok(Exit::Done)
 }

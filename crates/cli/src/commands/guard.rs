@@ -9,7 +9,7 @@ use crate::failure::{Exit, Failure, OrFail as _};
 
 #[derive(Debug, Args)]
 pub(crate) struct GuardArgs {
-    /// Folder of the guard's socket and records
+    /// Directory of the guard's socket and records
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// Start a new session, so that the guard survives its parent

@@ -18,12 +18,12 @@ use crate::layers::{Layers, absolute};
 #[derive(Debug, Args, Serialize)]
 pub(crate) struct HubArgs {
     /// Configuration file; drop-ins are in hub.d next to it [default: hub.toml in the current
-    /// folder, else /etc/cohort/hub.toml]
+    /// directory, else /etc/cohort/hub.toml]
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
-    /// Folder for the registry, tokens and everything else without its own key [default: the
-    /// folder of the configuration]
+    /// Directory for the registry, tokens and everything else without its own key [default: the
+    /// directory of the configuration]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Listen address of the API (mutual TLS) [default: 0.0.0.0:7418]
@@ -32,7 +32,7 @@ pub(crate) struct HubArgs {
     /// Listen address for repository, probes and metrics (plain HTTP) [default: 0.0.0.0:7419]
     #[arg(long, value_name = "IP:PORT")]
     repository_listen: Option<SocketAddr>,
-    /// Repository folder
+    /// Repository directory
     #[arg(long, value_name = "DIR")]
     repository_dir: Option<PathBuf>,
     /// Bucket to copy the repository to, such as s3://BUCKET/PREFIX

@@ -20,7 +20,7 @@ use crate::layers::absolute;
 
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
-    /// Folder to create; the hub's folder and your context
+    /// Directory to create; the hub's directory and your context
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// Address of the hub for servers and people; repeatable [default: 127.0.0.1 with the port of
@@ -48,7 +48,7 @@ pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failur
     let dir = absolute(&args.dir);
     refuse_what_is_there(&dir)?;
     let config = hub_config(&dir, args)?;
-    fs::create_dir_all(&dir).on_path("create folder", &dir).or_fail("file")?;
+    fs::create_dir_all(&dir).on_path("create directory", &dir).or_fail("file")?;
     let now = UnixTime::now();
     let authority = Authority::create(&config.authority_dir(), now).or_fail("authority")?;
     let identity = |role, name: &PeerName, folder: &Path| {
@@ -88,7 +88,7 @@ fn refuse_what_is_there(dir: &Path) -> Result<(), Failure> {
         let error = format!("{shown} already contains a fleet; nothing changed");
         return Err(Failure::new("exists", error)
             .hint(format!("to use it: export COHORT_CONTEXT={shown}"))
-            .hint(Hint::add("to make another fleet, choose another folder", Flag::Dir)));
+            .hint(Hint::add("to make another fleet, choose another directory", Flag::Dir)));
     }
     match there {
         None => Ok(()),
@@ -96,7 +96,7 @@ fn refuse_what_is_there(dir: &Path) -> Result<(), Failure> {
             let error = format!("{shown} already contains `{name}`; nothing changed");
             Err(Failure::new("exists", error)
                 .hint("if an earlier init was interrupted, nothing in it is in use")
-                .hint(Hint::add("remove the folder, or choose another", Flag::Dir)))
+                .hint(Hint::add("remove the directory, or choose another", Flag::Dir)))
         }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct MirrorArgs {
     /// s3://BUCKET/PREFIX; repeatable, the next is used if one fails
     #[arg(long = "origin", value_name = "URL", required_unless_present = "repository_dir")]
     origins: Vec<String>,
-    /// Cache folder
+    /// Cache directory
     #[arg(long, value_name = "DIR", required_unless_present = "repository_dir")]
     cache_dir: Option<PathBuf>,
     /// Maximum size of the cache, such as `50GiB`
@@ -29,7 +29,7 @@ pub(crate) struct MirrorArgs {
     /// Maximum number of concurrent requests; more are answered with 503
     #[arg(long, value_name = "COUNT", default_value_t = CacheLimits::default().requests_max)]
     requests_max: usize,
-    /// Serve this folder with a copy of the repository instead of a cache
+    /// Serve this directory with a copy of the repository instead of a cache
     #[arg(long, value_name = "DIR", conflicts_with_all = ["origins", "cache_dir", "cache_size"])]
     #[arg(conflicts_with = "requests_max")]
     repository_dir: Option<PathBuf>,
@@ -87,7 +87,7 @@ fn failure(error: &MirrorError) -> Failure {
         }
         MirrorError::Bucket(error) => failure.hints(error.hints()).exit(Exit::Usage),
         MirrorError::InUse { .. } => {
-            failure.hint(Hint::add("give each mirror its own folder", Flag::CacheDir))
+            failure.hint(Hint::add("give each mirror its own directory", Flag::CacheDir))
         }
         _ => failure,
     }

@@ -24,7 +24,7 @@ use crate::workplace::Place;
 
 #[derive(Debug, Args)]
 pub(crate) struct PublishArgs {
-    /// Folder to pack, or a tarball (.tar, .tar.gz, .tar.zst) to publish as is
+    /// Directory to pack, or a tarball (.tar, .tar.gz, .tar.zst) to publish as is
     path: PathBuf,
     /// App name
     #[arg(long)]

@@ -24,12 +24,12 @@ pub(crate) enum RepositoryCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct PushArgs {
-    /// s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER;
+    /// s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY;
     /// credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_REGION,
     /// AWS_ENDPOINT_URL, …) or the machine's role
     #[arg(value_name = "URL")]
     bucket: String,
-    /// Repository folder [default: from the context]
+    /// Repository directory [default: from the context]
     #[arg(long, value_name = "DIR")]
     repository: Option<PathBuf>,
     /// Send files that exist already, too: to repair a bucket that somebody changed
@@ -65,7 +65,7 @@ fn folder(global: &Global, given: Option<&Path>) -> Result<PathBuf, Failure> {
     context_of(global)?.repository_dir().ok_or_else(|| {
         Failure::usage("your context has no repository on this machine")
             .hint(Hint::add(
-                "on the hub's machine, use `repository` in its data folder",
+                "on the hub's machine, use `repository` in its data directory",
                 Flag::Repository,
             ))
             .hint("or set repository_bucket in hub.toml: the hub then pushes every release")

@@ -71,10 +71,10 @@ impl BucketError {
         let hints: &[&str] = match self {
             Self::Url { .. } => {
                 &["name it s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or \
-                   file:///FOLDER"]
+                   file:///DIRECTORY"]
             }
             Self::Settings { url, .. } if url.starts_with("file:") => {
-                &["a folder has to exist: where nothing is mounted, nothing is written"]
+                &["a directory has to exist: where nothing is mounted, nothing is written"]
             }
             Self::Settings { .. } => {
                 &["stores are reached as the environment says: AWS_REGION, AWS_ENDPOINT_URL, \
