@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use cohort_base::Cause;
 use cohort_core::ids::{AppId, Channel, Platform, Version};
 use serde::{Deserialize, Serialize};
 use tough::TargetName;
@@ -52,8 +53,12 @@ pub enum RepositoryError {
     #[error("{} already holds a repository", path.display())]
     Exists { path: PathBuf },
     /// A file of the repository does not match its signature.
-    #[error("repository file {} is damaged: {reason}", path.display())]
-    Damaged { path: PathBuf, reason: String },
+    #[error("repository file {} is damaged", path.display())]
+    Damaged {
+        path: PathBuf,
+        #[source]
+        source: Cause,
+    },
     /// A role was not signed by the keys of the root.
     #[error("the repository's {role} metadata is not signed by the keys of its root")]
     BadSignature { role: String },
@@ -62,7 +67,11 @@ pub enum RepositoryError {
     #[error("the root key is needed to create a repository")]
     RootKeyMissing,
     #[error("cannot sign {role} metadata")]
-    Sign { role: String },
+    Sign {
+        role: String,
+        #[source]
+        source: Cause,
+    },
     #[error(transparent)]
     Pack(#[from] PackError),
     /// The artifact's `cohort.toml` is wrong, or contradicts a flag.
@@ -81,8 +90,12 @@ pub enum RepositoryError {
     #[error(transparent)]
     Pull(#[from] crate::trust_error::TrustError),
     /// An upload does not match its name, or is not signed.
-    #[error("upload {file} was refused: {reason}")]
-    Refused { file: String, reason: String },
+    #[error("upload {file} was refused")]
+    Refused {
+        file: String,
+        #[source]
+        source: Cause,
+    },
     #[error("the repository has changed since it was read: publish again")]
     Outdated,
     #[error("publishing was interrupted: the program is shutting down")]
@@ -126,7 +139,7 @@ impl Repository {
             return Err(RepositoryError::Exists { path: dir.to_owned() });
         }
         let settings = serde_json::to_vec_pretty(&Settings { schema: SETTINGS_SCHEMA, lifetimes })
-            .map_err(|error| repository.damaged(SETTINGS_FILE, &error.to_string()))?;
+            .map_err(|error| repository.damaged(SETTINGS_FILE, error))?;
         let now = now();
         let root = metadata::new_root(keys, later(now, lifetimes.root_s))?;
         let root_key = keys.root.as_ref().ok_or(RepositoryError::RootKeyMissing)?;
@@ -152,12 +165,12 @@ impl Repository {
         let path = dir.join(SETTINGS_FILE);
         let lifetimes = match fs::read(&path) {
             Ok(bytes) => {
-                let damaged = |reason| RepositoryError::Damaged { path: path.clone(), reason };
+                let damaged = |source| RepositoryError::Damaged { path: path.clone(), source };
                 let settings: Settings =
-                    serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+                    serde_json::from_slice(&bytes).map_err(|error| damaged(error.into()))?;
                 if settings.schema != SETTINGS_SCHEMA {
                     let reason = format!("schema {} is not {SETTINGS_SCHEMA}", settings.schema);
-                    return Err(damaged(reason));
+                    return Err(damaged(reason.into()));
                 }
                 settings.lifetimes
             }
@@ -345,9 +358,7 @@ impl Repository {
         for (name, bytes) in changed {
             let target = metadata::target_of(&bytes);
             let path = target_path(&name, &hex::encode(&target.hashes.sha256));
-            let name = TargetName::new(name).map_err(|error| {
-                self.damaged(TARGETS_HINT, &format!("a target cannot be named: {error}"))
-            })?;
+            let name = TargetName::new(name).map_err(|error| self.damaged(TARGETS_HINT, error))?;
             targets.targets.insert(name, target);
             steps.push(Step::bytes(PathBuf::from(path), bytes));
         }
@@ -396,8 +407,8 @@ impl Repository {
         self.dir.join(METADATA_DIR).join(name)
     }
 
-    fn damaged(&self, relative: &str, reason: &str) -> RepositoryError {
-        RepositoryError::Damaged { path: self.dir.join(relative), reason: reason.to_owned() }
+    fn damaged(&self, relative: &str, cause: impl Into<Cause>) -> RepositoryError {
+        RepositoryError::Damaged { path: self.dir.join(relative), source: cause.into() }
     }
 }
 

@@ -55,8 +55,8 @@ pub enum TrustErrorKind {
     #[error("{role} metadata has version {offered}, but version {trusted} was seen before")]
     Older { role: Role, trusted: u64, offered: u64 },
     /// Files from different states.
-    #[error("metadata does not fit together: {what}")]
-    Mixed { what: String },
+    #[error("metadata does not fit together")]
+    Mixed(#[source] SharedCause),
     #[error("{what} is longer than the {limit_bytes} bytes allowed")]
     TooLarge { what: String, limit_bytes: u64 },
     #[error("this server's clock went back from {seen} to {now}: set its clock")]
@@ -159,14 +159,14 @@ impl TrustErrorKind {
                 trusted: *old_role_version,
                 offered: *new_role_version,
             },
-            Tough::VersionMismatch { role, fetched, expected, .. } => Self::Mixed {
-                what: format!("{role} has version {fetched}, announced was {expected}"),
-            },
+            Tough::VersionMismatch { role, fetched, expected, .. } => Self::Mixed(cause(format!(
+                "{role} has version {fetched}, announced was {expected}"
+            ))),
             Tough::SnapshotRoleMissing { .. }
             | Tough::SnapshotTargetsMetaMissing { .. }
             | Tough::MissingSnapshotMeta { .. }
             | Tough::TimestampMetaLength { .. }
-            | Tough::MetaMissing { .. } => Self::Mixed { what: error.to_string() },
+            | Tough::MetaMissing { .. } => Self::Mixed(cause(error)),
             Tough::ParseMetadata { role, .. } => {
                 Self::Malformed { what: format!("{role} metadata"), source: cause(error) }
             }
@@ -191,12 +191,12 @@ impl TrustErrorKind {
         }
         match causes(error).find_map(|cause| cause.downcast_ref::<Tough>())? {
             Tough::HashMismatch { .. } => {
-                Some(Self::Mixed { what: format!("{name} is not the announced file") })
+                Some(Self::Mixed(cause(format!("{name} is not the announced file"))))
             }
             // The fetch stayed within the limit for its kind of file, so the file is complete and
             // longer than the signed length: another one with the same name.
             Tough::MaxSizeExceeded { .. } => {
-                Some(Self::Mixed { what: format!("{name} is longer than the announced file") })
+                Some(Self::Mixed(cause(format!("{name} is longer than the announced file"))))
             }
             _ => None,
         }

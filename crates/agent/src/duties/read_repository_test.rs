@@ -70,7 +70,7 @@ fn an_error_is_absent_unreachable_or_untrusted() {
     let absent = TrustErrorKind::NotFound { what: "web has no channel".to_owned() };
     assert!(matches!(of(absent), Refusal::NotFound { .. }));
     assert!(matches!(of(TrustErrorKind::NoMirror), Refusal::Unreachable { .. }));
-    let mixed = TrustErrorKind::Mixed { what: "snapshot".to_owned() };
+    let mixed = TrustErrorKind::Mixed(cohort_base::Cause::from("snapshot").into());
     assert!(matches!(of(mixed), Refusal::Untrusted { .. }));
 }
 
