@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+use cohort_base::chain;
 use cohort_base::chain::causes;
 use object_store::client::{HttpError, HttpErrorKind};
 
@@ -139,6 +140,9 @@ fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a
 fn brief(error: &object_store::Error) -> String {
     if let Some((code, message)) = code_of(error) {
         return format!("{code}: {message}");
+    }
+    if let Some(none) = cause::<NoCredentials>(error) {
+        return short(&chain(none));
     }
     let deepest = causes(error).last().map(ToString::to_string).unwrap_or_default();
     short(deepest.trim())
