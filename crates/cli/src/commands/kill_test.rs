@@ -6,7 +6,7 @@ use super::{KillScope, Switch, scope, text};
 fn scopes_are_the_fleet_or_a_group() {
     assert_eq!(scope("fleet"), Ok(KillScope::Fleet));
     assert!(matches!(scope("intel.zone-a"), Ok(KillScope::Group(_))));
-    assert!(scope("Intel").unwrap_err().contains("not a valid group name"));
+    assert!(scope("Intel").unwrap_err().to_string().contains("not a valid group name"));
 }
 
 #[test]
