@@ -65,7 +65,6 @@ impl Hook {
     }
 }
 
-/// One run of a hook.
 #[derive(Debug)]
 pub(crate) struct HookRun<'a> {
     pub(crate) hook: Hook,
