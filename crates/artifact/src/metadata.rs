@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::SystemRandom;
-use cohort_base::Cause;
+use cohort_base::{Cause, OnPath as _};
 use jiff::Timestamp as Time;
 use serde::de::DeserializeOwned;
 use tough::editor::signed::SignedRole;
@@ -101,12 +101,11 @@ pub(crate) fn newest_root(repository: &Path) -> Result<PathBuf, RepositoryError>
 }
 
 fn read<T: TufRole + DeserializeOwned>(path: &Path) -> Result<Signed<T>, RepositoryError> {
-    let fail = |source| RepositoryError::Io { path: path.to_owned(), source };
     let damaged = |source| RepositoryError::Damaged { path: path.to_owned(), source };
-    if fs::metadata(path).map_err(fail)?.len() > METADATA_BYTES_MAX {
+    if fs::metadata(path).on_path("read", path)?.len() > METADATA_BYTES_MAX {
         return Err(damaged(format!("longer than {METADATA_BYTES_MAX} bytes").into()));
     }
-    let bytes = fs::read(path).map_err(fail)?;
+    let bytes = fs::read(path).on_path("read", path)?;
     serde_json::from_slice(&bytes).map_err(|error| damaged(error.into()))
 }
 
@@ -120,15 +119,14 @@ fn verify<T: TufRole>(root: &Signed<Root>, role: &Signed<T>) -> Result<(), Repos
 
 /// The highest version of a role's file, used or not.
 fn highest(metadata: &Path, role: &str) -> Result<Option<u64>, RepositoryError> {
-    let fail = |source| RepositoryError::Io { path: metadata.to_owned(), source };
     let entries = match fs::read_dir(metadata) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        entries => entries.map_err(fail)?,
+        entries => entries.on_path("read folder", metadata)?,
     };
     let suffix = format!(".{role}.json");
     let mut highest = None;
     for entry in entries {
-        let name = entry.map_err(fail)?.file_name();
+        let name = entry.on_path("read folder", metadata)?.file_name();
         let version = name.to_str().and_then(|name| name.strip_suffix(&suffix));
         highest = highest.max(version.and_then(|version| version.parse().ok()));
     }

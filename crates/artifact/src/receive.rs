@@ -8,8 +8,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cohort_base::Cause;
 use cohort_base::durable::{create_folders, sweep, unfinished};
+use cohort_base::{Cause, OnPath as _};
 use tempfile::NamedTempFile;
 use tough::schema::{Role as TufRole, Root, Signed, Snapshot, Targets, Timestamp};
 
@@ -39,9 +39,8 @@ impl Repository {
     /// If it cannot be created.
     pub fn incoming(&self) -> Result<NamedTempFile, RepositoryError> {
         let path = self.dir().join(INCOMING_DIR);
-        create_folders(&path)
-            .and_then(|()| unfinished(&path))
-            .map_err(|source| RepositoryError::Io { path, source })
+        let file = create_folders(&path).and_then(|()| unfinished(&path));
+        Ok(file.on_path("write to", &path)?)
     }
 
     /// Removes uploads that a crash interrupted; call at the hub's start.
@@ -50,7 +49,7 @@ impl Repository {
     /// If they cannot be removed.
     pub fn sweep_incoming(&self) -> Result<(), RepositoryError> {
         let path = self.dir().join(INCOMING_DIR);
-        sweep(&path).map_err(|source| RepositoryError::Io { path, source })
+        Ok(sweep(&path).on_path("clean", &path)?)
     }
 
     /// Checks an uploaded file and puts it in place. Idempotent.

@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use cohort_base::Cause;
+use cohort_base::{Cause, FileError, OnPath as _};
 use cohort_core::ids::{AppId, Channel, Platform, Version};
 use serde::{Deserialize, Serialize};
 use tough::TargetName;
@@ -40,12 +40,8 @@ pub(crate) struct ReleaseName {
 /// Why a repository cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RepositoryError {
-    #[error("cannot use repository file {}", path.display())]
-    Io {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("repository {} is locked by another publisher: try again", path.display())]
     Locked { path: PathBuf },
     #[error("{} is not a repository (no metadata/N.root.json)", path.display())]
@@ -130,8 +126,7 @@ impl Repository {
         keys: &Keys,
         lifetimes: Lifetimes,
     ) -> Result<Self, RepositoryError> {
-        create_folders(&dir.join(BLOBS_DIR))
-            .map_err(|source| RepositoryError::Io { path: dir.to_owned(), source })?;
+        create_folders(&dir.join(BLOBS_DIR)).on_path("create folders in", dir)?;
         let repository = Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() };
         let lock = repository.lock().await?;
         // The timestamp is written last: an interrupted creation can be repeated.
@@ -175,7 +170,7 @@ impl Repository {
                 settings.lifetimes
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Lifetimes::default(),
-            Err(source) => return Err(RepositoryError::Io { path, source }),
+            Err(source) => return Err(FileError { doing: "read", path, source }.into()),
         };
         Ok(Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() })
     }
@@ -336,7 +331,7 @@ impl Repository {
         let Some(target) = found else { return Ok(None) };
         let relative = target_path(name, &hex::encode(&target.hashes.sha256));
         let path = self.dir.join(&relative);
-        let bytes = fs::read(&path).map_err(|source| RepositoryError::Io { path, source })?;
+        let bytes = fs::read(&path).on_path("read", &path)?;
         if sha256(&bytes) != *target.hashes.sha256 {
             return Err(self.damaged(&relative, "its bytes are not the signed ones"));
         }
@@ -376,15 +371,14 @@ impl Repository {
 
     /// Takes the lock and removes what a crashed publisher left behind.
     pub(crate) async fn lock(&self) -> Result<RepositoryLock, RepositoryError> {
-        let lock = RepositoryLock::take(&self.dir).await.map_err(|source| {
-            let path = self.dir.clone();
-            match source.kind() {
-                io::ErrorKind::WouldBlock => RepositoryError::Locked { path },
-                _ => RepositoryError::Io { path, source },
+        let lock = match RepositoryLock::take(&self.dir).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(RepositoryError::Locked { path: self.dir.clone() });
             }
-        })?;
+            lock => lock.on_path("lock", &self.dir)?,
+        };
         for path in [self.dir.clone(), self.dir.join(BLOBS_DIR)] {
-            sweep(&path).map_err(|source| RepositoryError::Io { path, source })?;
+            sweep(&path).on_path("clean", &path)?;
         }
         Ok(lock)
     }

@@ -125,7 +125,8 @@ impl Workplace {
         if let Workplace::Hub { copy, bases, .. } = self
             && let Err(error) = copy.keep_base(artifact, bases)
         {
-            tracing::debug!(%error, "cannot store the artifact; the next `publish` fetches it");
+            let error = chain(&error);
+            tracing::debug!(error, "cannot store the artifact; the next `publish` fetches it");
         }
     }
 
