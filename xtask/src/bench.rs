@@ -8,10 +8,12 @@ mod failover;
 mod rollout;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
-use cohort_trial::{Fleet, FleetOptions, Programs};
+use cohort_trial::release::WebRelease;
+use cohort_trial::{Fleet, FleetOptions, Programs, watch};
 use serde::Serialize;
 
 use crate::build::{built, programs};
@@ -138,8 +140,9 @@ fn print(rows: &[Row], output: Output) -> Result<()> {
     Ok(())
 }
 
-/// Starts one group of `servers`, with one mirror, and waits until it is complete.
+/// Starts one group of `servers`, with one mirror, and waits until it runs 1.0.0.
 fn one_group(programs: &Programs, dir: PathBuf, servers: usize) -> Result<Fleet> {
+    eprintln!("starting {servers} agents…");
     let options = FleetOptions {
         dir,
         programs: programs.clone(),
@@ -148,7 +151,10 @@ fn one_group(programs: &Programs, dir: PathBuf, servers: usize) -> Result<Fleet>
         agent_toml: String::new(),
     };
     let fleet = Fleet::start(options)?;
-    fleet.until_complete(std::time::Duration::from_secs(60))?;
+    fleet.until_complete(Duration::from_secs(60))?;
+    fleet.publish(&WebRelease::new("1.0.0"), &[PLATFORM])?;
+    fleet.apply(POLICY)?;
+    fleet.until(GROUP, Duration::from_secs(120), |status| watch::runs(status, "1.0.0"))?;
     Ok(fleet)
 }
 

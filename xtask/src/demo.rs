@@ -137,22 +137,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
     ensure!(args.agents >= 12, "--agents {}: at least 12, three a group", args.agents);
     say(args.exit, "building…");
     let programs = programs(false)?;
-    let (dir, ours) = match &args.dir {
-        Some(dir) => {
-            ensure!(
-                !dir.exists() || std::fs::read_dir(dir)?.next().is_none(),
-                "{} is not empty; name another --dir, or remove it",
-                dir.display()
-            );
-            std::fs::create_dir_all(dir)?;
-            (dir.canonicalize()?, false)
-        }
-        None => {
-            let dir = std::env::temp_dir().join(format!("cohort-demo-{}", std::process::id()));
-            std::fs::create_dir_all(&dir)?;
-            (dir.canonicalize()?, true)
-        }
-    };
+    let dir = folder(args)?;
     let groups = PLATFORMS
         .iter()
         .flat_map(|platform| ZONES.iter().map(move |zone| (*platform, *zone)))
@@ -191,12 +176,25 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
         eprintln!("error: processes are left: {left:?}");
         well = false;
     }
-    if ours && well {
+    if args.dir.is_none() && well {
         let _ = std::fs::remove_dir_all(&dir);
     } else {
         say(args.exit, &format!("logs are in {}", dir.join("logs").display()));
     }
     Ok(well)
+}
+
+/// The fleet's directory, empty: the one named, else a temporary one.
+fn folder(args: &DemoArgs) -> Result<PathBuf> {
+    let temporary = || std::env::temp_dir().join(format!("cohort-demo-{}", std::process::id()));
+    let dir = args.dir.clone().unwrap_or_else(temporary);
+    ensure!(
+        !dir.exists() || std::fs::read_dir(&dir)?.next().is_none(),
+        "{} is not empty; name another --dir, or remove it",
+        dir.display()
+    );
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir.canonicalize()?)
 }
 
 /// For people: standard output, or standard error with `--exit`.

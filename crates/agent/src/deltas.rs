@@ -56,6 +56,10 @@ enum Way {
 
 type Outcomes = Arc<Mutex<BTreeMap<Digest, Result<(), ApplyError>>>>;
 
+fn whole(fetch: &FetchOrder) -> (Way, Option<FetchOrder>) {
+    (Way::Whole, Some(fetch.clone()))
+}
+
 /// The way of every artifact ordered here.
 pub(crate) struct Deltas {
     downloads: Arc<Downloads>,
@@ -127,67 +131,75 @@ impl Deltas {
     }
 
     fn next(&mut self, way: Way, fetch: &FetchOrder) -> (Way, Option<FetchOrder>) {
-        let whole = || (Way::Whole, Some(fetch.clone()));
-        let artifact = &fetch.release.artifact;
-        let store = &self.downloads.context().store;
         match way {
-            Way::Whole => whole(),
+            Way::Whole => whole(fetch),
             Way::Awaits { until } => {
-                if fetch.sources.is_empty() && Instant::now() < until && !store.is_whole(artifact) {
+                let store = &self.downloads.context().store;
+                let here = store.is_whole(&fetch.release.artifact);
+                if fetch.sources.is_empty() && Instant::now() < until && !here {
                     (Way::Awaits { until }, None)
                 } else {
-                    whole()
+                    whole(fetch)
                 }
             }
-            Way::Fetches { delta, held, since } => {
-                let order = order_of(&delta, fetch);
-                if store.is_whole(&delta.root) {
-                    self.apply(&fetch.release, &delta);
-                    return (Way::Applies { delta }, Some(order));
-                }
-                let status = self.downloads.statuses().borrow().get(&delta.root).cloned();
-                let now_held = match status {
-                    Some(FetchStatus::Failed { reason, .. }) => {
-                        tracing::warn!(version = %fetch.release.version, reason,
-                            "delta not fetched, fetching the whole artifact");
-                        self.count("given-up");
-                        return whole();
-                    }
-                    Some(FetchStatus::UnderWay { progress }) => progress.bytes_held,
-                    Some(FetchStatus::Held) | None => held,
-                };
-                let since = if now_held == held { since } else { Instant::now() };
-                if since.elapsed() > PATIENCE {
-                    tracing::warn!(version = %fetch.release.version,
-                        "delta makes no progress, fetching the whole artifact");
-                    self.count("given-up");
-                    return whole();
-                }
-                (Way::Fetches { delta, held: now_held, since }, Some(order))
+            Way::Fetches { delta, held, since } => self.fetches(delta, held, since, fetch),
+            Way::Applies { delta } => self.applies(delta, fetch),
+        }
+    }
+
+    fn fetches(
+        &self,
+        delta: Delta,
+        held: u64,
+        since: Instant,
+        fetch: &FetchOrder,
+    ) -> (Way, Option<FetchOrder>) {
+        let order = order_of(&delta, fetch);
+        if self.downloads.context().store.is_whole(&delta.root) {
+            self.apply(&fetch.release, &delta);
+            return (Way::Applies { delta }, Some(order));
+        }
+        let status = self.downloads.statuses().borrow().get(&delta.root).cloned();
+        let now_held = match status {
+            Some(FetchStatus::Failed { reason, .. }) => {
+                tracing::warn!(version = %fetch.release.version, reason,
+                    "delta not fetched, fetching the whole artifact");
+                self.count("given-up");
+                return whole(fetch);
             }
-            Way::Applies { delta } => {
-                let outcome = self.outcomes.lock().remove(artifact);
-                match outcome {
-                    None => {
-                        let order = order_of(&delta, fetch);
-                        (Way::Applies { delta }, Some(order))
-                    }
-                    Some(Ok(())) => {
-                        tracing::info!(version = %fetch.release.version, %artifact,
-                            bytes = delta.length, "built from a delta");
-                        self.count("applied");
-                        self.serve(order_of(&delta, fetch));
-                        whole()
-                    }
-                    Some(Err(error)) => {
-                        tracing::warn!(version = %fetch.release.version, error = chain(&error),
-                            "delta not applied, fetching the whole artifact");
-                        self.count("failed");
-                        whole()
-                    }
-                }
+            Some(FetchStatus::UnderWay { progress }) => progress.bytes_held,
+            Some(FetchStatus::Held) | None => held,
+        };
+        let since = if now_held == held { since } else { Instant::now() };
+        if since.elapsed() > PATIENCE {
+            tracing::warn!(version = %fetch.release.version,
+                "delta makes no progress, fetching the whole artifact");
+            self.count("given-up");
+            return whole(fetch);
+        }
+        (Way::Fetches { delta, held: now_held, since }, Some(order))
+    }
+
+    fn applies(&mut self, delta: Delta, fetch: &FetchOrder) -> (Way, Option<FetchOrder>) {
+        let artifact = &fetch.release.artifact;
+        let order = order_of(&delta, fetch);
+        let Some(outcome) = self.outcomes.lock().remove(artifact) else {
+            return (Way::Applies { delta }, Some(order));
+        };
+        match outcome {
+            Ok(()) => {
+                tracing::info!(version = %fetch.release.version, %artifact,
+                    bytes = delta.length, "built from a delta");
+                self.count("applied");
+                self.serve(order);
+            }
+            Err(error) => {
+                tracing::warn!(version = %fetch.release.version, error = chain(&error),
+                    "delta not applied, fetching the whole artifact");
+                self.count("failed");
             }
         }
+        whole(fetch)
     }
 
     fn apply(&self, release: &Release, delta: &Delta) {

@@ -2,8 +2,8 @@
 
 use cohort_base::chain::chain;
 use cohort_base::retry;
-use cohort_core::ids::GroupId;
-use cohort_identity::{Alpn, Identity, JoinToken, Peer, PeerName, Role};
+use cohort_core::ids::{GroupId, ServerId};
+use cohort_identity::{Identity, JoinToken, Peer, PeerName, Role};
 use cohort_store::DurableFile;
 use cohort_wire::http::{Call, Client, Target};
 use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, JoinedGroup, JoiningServer};
@@ -46,13 +46,21 @@ impl Joined {
         if addresses.is_empty() {
             return Err(AgentError::config("hub")("it names no hub, and neither did joining"));
         }
-        let target = |address: &String| Target {
-            address: address.clone(),
-            peer: hub.clone(),
-            alpn: Alpn::Hub,
-        };
-        Ok(addresses.iter().map(target).collect())
+        Ok(Target::hub(&hub, addresses))
     }
+}
+
+/// The identity on this server's disk, if it is that of `server`.
+fn load(dir: &Path, server: &ServerId) -> Result<Identity, AgentError> {
+    let identity = Identity::load(dir).map_err(AgentError::kept("identity"))?;
+    let name = identity.peer().name.as_str();
+    if name == server.as_str() {
+        return Ok(identity);
+    }
+    Err(AgentError::kept("identity")(format!(
+        "it is {name}'s, and `server` is {server}: set server = \"{name}\", or use a data_dir of \
+         its own and a new token"
+    )))
 }
 
 /// Loads the identity, or joins and makes it.
@@ -63,16 +71,7 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
     if let Some(joined) = joined
         && Identity::exists(&dir)
     {
-        let identity = Identity::load(&dir).map_err(AgentError::kept("identity"))?;
-        let name = identity.peer().name.as_str();
-        if name != config.server.as_str() {
-            return Err(AgentError::kept("identity")(format!(
-                "it is {name}'s, and `server` is {}: set server = \"{name}\", or use a data_dir of \
-                 its own and a new token",
-                config.server
-            )));
-        }
-        return Ok((identity, joined));
+        return Ok((load(&dir, &config.server)?, joined));
     }
     let token = read_token(config)?;
     let peer =
@@ -172,12 +171,12 @@ async fn ask(
         return Err(AgentError::not_joined("neither agent.toml nor the join token names a hub"));
     }
     let hub = Peer::new(Role::Hub, HUB_NAME).expect("a constant name");
+    let targets = Target::hub(&hub, &addresses);
     let mut pauses = retry::SHARED.pauses();
     loop {
-        for address in &addresses {
-            let target = Target { address: address.clone(), peer: hub.clone(), alpn: Alpn::Hub };
-            match client.call_json::<JoinAnswer>(&target, Call::post(JOIN, body)).await {
-                Ok(answer) => return Ok((answer, address.clone())),
+        for target in &targets {
+            match client.call_json::<JoinAnswer>(target, Call::post(JOIN, body)).await {
+                Ok(answer) => return Ok((answer, target.address.clone())),
                 Err(error) if error.status().is_some_and(|status| status < 500) => {
                     return Err(AgentError::not_joined(format!(
                         "{}; {}",
@@ -186,8 +185,8 @@ async fn ask(
                     )));
                 }
                 Err(error) => {
-                    let error = chain(&error);
-                    tracing::warn!(error, %address, "the hub does not answer, retrying to join");
+                    let (error, address) = (chain(&error), &target.address);
+                    tracing::warn!(error, address, "the hub does not answer, retrying to join");
                 }
             }
         }

@@ -99,7 +99,7 @@ impl Inputs {
         self.queue.try_send(request).ok().map(|()| answer)
     }
 
-    /// Proposes a command.
+    /// Proposes a command, which only the leader accepts; `None` if this member is busy.
     pub(crate) fn propose(&self, command: Command) -> Option<oneshot::Receiver<Proposed>> {
         let command = Box::new(command);
         self.ask(Waiter::Proposed, |ticket| Input::Propose { ticket, command })

@@ -150,29 +150,40 @@ async fn feed(
                 return;
             }
         }
-        let mut carried = false;
-        loop {
-            carried |= !waiting.is_empty();
-            let (messages, rooms): (Vec<Bytes>, Vec<_>) = waiting.drain(..).unzip();
-            let sent = tokio::select! {
-                () = net.stopped() => return,
-                sent = connection.send(messages) => sent,
-            };
-            drop(rooms);
-            if let Err(error) = sent {
-                tracing::debug!(error = chain(&error), peer = peer.0, "cannot send to a peer");
-                break;
-            }
-            tokio::select! {
-                () = net.stopped() => return,
-                () = connection.closed() => break,
-                taken = queue.recv_many(&mut waiting, TAKEN_MAX) => if taken == 0 { return },
-            }
-        }
+        let carried = tokio::select! {
+            () = net.stopped() => return,
+            carried = carry(&mut connection, &mut queue, waiting, peer) => carried,
+        };
+        let Some(carried) = carried else { return };
         let _ = net.inputs.put(Input::Unreachable(peer)).await;
         // One that ends before it has carried anything tells nothing, and must not be dialled in a
         // circle.
         lost = carried;
+    }
+}
+
+/// Sends over a connection until it ends; returns whether it carried anything. `None` once the
+/// queue is closed.
+async fn carry(
+    connection: &mut FrameSender<ClientStream>,
+    queue: &mut mpsc::Receiver<Waiting>,
+    mut waiting: Vec<Waiting>,
+    peer: RaftId,
+) -> Option<bool> {
+    let mut carried = false;
+    loop {
+        carried |= !waiting.is_empty();
+        let (messages, rooms): (Vec<Bytes>, Vec<_>) = waiting.drain(..).unzip();
+        let sent = connection.send(messages).await;
+        drop(rooms);
+        if let Err(error) = sent {
+            tracing::debug!(error = chain(&error), peer = peer.0, "cannot send to a peer");
+            return Some(carried);
+        }
+        tokio::select! {
+            () = connection.closed() => return Some(carried),
+            taken = queue.recv_many(&mut waiting, TAKEN_MAX) => if taken == 0 { return None },
+        }
     }
 }
 

@@ -163,8 +163,7 @@ pub(crate) async fn open(
         guides: Arc::default(),
     });
     let hub = joined.hub_targets(config)?;
-    let addresses: Vec<String> = hub.iter().map(|target| target.address.clone()).collect();
-    let registry = RemoteRegistry::new(client.clone(), &hub[0].peer, &addresses);
+    let registry = RemoteRegistry::new(client.clone(), hub.clone());
     let shared = Shared {
         group: joined.group.clone(),
         boot_epoch,

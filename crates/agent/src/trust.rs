@@ -17,7 +17,6 @@ pub(crate) const MANIFEST: &str = "/v1/manifest";
 /// Size limit of a bundle, in bytes: metadata of many thousands of releases.
 const BUNDLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Names one manifest.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ManifestRequest {

@@ -77,7 +77,6 @@ impl Yielding {
         Self { floor: floor.max(1), usual, pressed: 0, limit: None }
     }
 
-    /// Changes the floor.
     pub(crate) fn set_floor(&mut self, floor: u64) {
         self.floor = floor.max(1);
     }

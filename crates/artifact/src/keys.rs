@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::signature::Ed25519KeyPair;
 use cohort_base::durable::{self, SECRET};
+use cohort_base::{FileError, OnPath as _};
 use tough::key_source::KeySource;
 use tough::schema::RoleType;
 use tough::schema::key::Key;
@@ -20,12 +21,8 @@ const PEM_TAG: &str = "PRIVATE KEY";
 /// Why a key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    #[error("cannot use key file {}", path.display())]
-    Io {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("key file {} exists already: keys are never overwritten", path.display())]
     Exists { path: PathBuf },
     #[error("key file {} is readable by others (mode {mode:o}); run: chmod 600", path.display())]
@@ -64,8 +61,7 @@ impl SigningKey {
     /// # Errors
     /// If it is missing, exposed, or not an Ed25519 key.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let fail = |source| KeyError::Io { path: path.to_owned(), source };
-        let about = fs::metadata(path).map_err(fail)?;
+        let about = fs::metadata(path).on_path("read key file", path)?;
         let mode = about.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(KeyError::Exposed { path: path.to_owned(), mode });
@@ -74,7 +70,8 @@ impl SigningKey {
         if about.len() > KEY_FILE_BYTES_MAX {
             return Err(malformed());
         }
-        let pem = pem::parse(fs::read(path).map_err(fail)?).map_err(|_| malformed())?;
+        let pem =
+            pem::parse(fs::read(path).on_path("read key file", path)?).map_err(|_| malformed())?;
         if pem.tag() != PEM_TAG || Ed25519KeyPair::from_pkcs8(pem.contents()).is_err() {
             return Err(malformed());
         }
@@ -87,13 +84,12 @@ impl SigningKey {
     /// If the file exists or cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), KeyError> {
         let text = pem::encode(&pem::Pem::new(PEM_TAG, self.pkcs8.clone()));
-        durable::create(path, text.as_bytes(), SECRET).map_err(|source| {
-            let path = path.to_owned();
-            match source.kind() {
-                std::io::ErrorKind::AlreadyExists => KeyError::Exists { path },
-                _ => KeyError::Io { path, source },
+        match durable::create(path, text.as_bytes(), SECRET) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(KeyError::Exists { path: path.to_owned() })
             }
-        })
+            written => Ok(written.on_path("write key file", path)?),
+        }
     }
 
     fn pair(&self) -> Ed25519KeyPair {
@@ -163,8 +159,8 @@ impl Keys {
     /// # Errors
     /// If one of them exists already, or cannot be written.
     pub fn create(folder: &Path) -> Result<Self, KeyError> {
-        let fail = |source| KeyError::Io { path: folder.to_owned(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.on_path("create folder", folder)?;
         let keys = Self::generate()?;
         let all = [
             (RoleType::Root, keys.root.as_ref()),

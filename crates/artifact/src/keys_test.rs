@@ -31,6 +31,6 @@ fn exposed_and_malformed_keys_are_refused() {
     fs::write(&path, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
     assert!(matches!(SigningKey::load(&path), Err(KeyError::Malformed { .. })));
     let missing = folder.path().join("missing.pem");
-    assert!(matches!(SigningKey::load(&missing), Err(KeyError::Io { .. })));
+    assert!(matches!(SigningKey::load(&missing), Err(KeyError::File(_))));
     assert!(!format!("{:?}", Keys::generate().unwrap()).contains("pkcs8"));
 }

@@ -7,6 +7,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::SystemRandom;
+use cohort_base::{Cause, OnPath as _};
 use jiff::Timestamp as Time;
 use serde::de::DeserializeOwned;
 use tough::editor::signed::SignedRole;
@@ -79,7 +80,7 @@ pub(crate) fn read_current(repository: &Path) -> Result<Current, RepositoryError
     verify(&root, &timestamp)?;
     let incomplete = || RepositoryError::Damaged {
         path: metadata.clone(),
-        reason: "a role does not name the next one".to_owned(),
+        source: "a role does not name the next one".into(),
     };
     let version = timestamp.signed.meta.get("snapshot.json").ok_or_else(incomplete)?.version;
     let snapshot: Signed<Snapshot> = read(&metadata.join(format!("{version}.snapshot.json")))?;
@@ -100,13 +101,12 @@ pub(crate) fn newest_root(repository: &Path) -> Result<PathBuf, RepositoryError>
 }
 
 fn read<T: TufRole + DeserializeOwned>(path: &Path) -> Result<Signed<T>, RepositoryError> {
-    let fail = |source| RepositoryError::Io { path: path.to_owned(), source };
-    let damaged = |reason: String| RepositoryError::Damaged { path: path.to_owned(), reason };
-    if fs::metadata(path).map_err(fail)?.len() > METADATA_BYTES_MAX {
-        return Err(damaged(format!("longer than {METADATA_BYTES_MAX} bytes")));
+    let damaged = |source| RepositoryError::Damaged { path: path.to_owned(), source };
+    if fs::metadata(path).on_path("read", path)?.len() > METADATA_BYTES_MAX {
+        return Err(damaged(format!("longer than {METADATA_BYTES_MAX} bytes").into()));
     }
-    let bytes = fs::read(path).map_err(fail)?;
-    serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))
+    let bytes = fs::read(path).on_path("read", path)?;
+    serde_json::from_slice(&bytes).map_err(|error| damaged(error.into()))
 }
 
 /// A publisher signs what it read together with what it adds: without this check, write access to
@@ -119,15 +119,14 @@ fn verify<T: TufRole>(root: &Signed<Root>, role: &Signed<T>) -> Result<(), Repos
 
 /// The highest version of a role's file, used or not.
 fn highest(metadata: &Path, role: &str) -> Result<Option<u64>, RepositoryError> {
-    let fail = |source| RepositoryError::Io { path: metadata.to_owned(), source };
     let entries = match fs::read_dir(metadata) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        entries => entries.map_err(fail)?,
+        entries => entries.on_path("read folder", metadata)?,
     };
     let suffix = format!(".{role}.json");
     let mut highest = None;
     for entry in entries {
-        let name = entry.map_err(fail)?.file_name();
+        let name = entry.on_path("read folder", metadata)?.file_name();
         let version = name.to_str().and_then(|name| name.strip_suffix(&suffix));
         highest = highest.max(version.and_then(|version| version.parse().ok()));
     }
@@ -173,7 +172,7 @@ pub(crate) fn new_root(keys: &Keys, expires: Time) -> Result<Root, RepositoryErr
         (RoleType::Timestamp, &keys.timestamp),
     ] {
         let public = key.public();
-        let id = public.key_id().map_err(|_| RepositoryError::Sign { role: role.to_string() })?;
+        let id = public.key_id().map_err(|error| sign_error(role, error))?;
         root.keys.insert(id.clone(), public);
         let threshold = NonZeroU64::MIN;
         root.roles.insert(role, RoleKeys { keyids: vec![id], threshold, _extra: HashMap::new() });
@@ -232,7 +231,7 @@ pub(crate) async fn sign<T: TufRole + Clone>(
     key: &SigningKey,
 ) -> Result<Ready, RepositoryError> {
     let sources = key.source();
-    let signer = sources[0].as_sign().await.map_err(|_| sign_error::<T>())?;
+    let signer = sources[0].as_sign().await.map_err(|error| sign_error(T::TYPE, error))?;
     let named = root.roles.get(&T::TYPE).zip(root.key_id(signer.as_ref()));
     if !named.is_some_and(|(role, id)| role.keyids.contains(&id)) {
         return Err(RepositoryError::ForeignKey { role: T::TYPE.to_string() });
@@ -243,12 +242,12 @@ pub(crate) async fn sign<T: TufRole + Clone>(
     let holder = KeyHolder::Root(root.clone());
     let signed = SignedRole::new(role, &holder, &sources, &SystemRandom::new())
         .await
-        .map_err(|_| sign_error::<T>())?;
+        .map_err(|error| sign_error(T::TYPE, error))?;
     Ok(Ready { name, bytes: signed.buffer().clone(), version })
 }
 
-fn sign_error<T: TufRole>() -> RepositoryError {
-    RepositoryError::Sign { role: T::TYPE.to_string() }
+fn sign_error(role: RoleType, cause: impl Into<Cause>) -> RepositoryError {
+    RepositoryError::Sign { role: role.to_string(), source: cause.into() }
 }
 
 /// The current time, in whole seconds: other readers reject fractions.

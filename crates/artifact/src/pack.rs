@@ -9,6 +9,7 @@ use std::io::{self, BufReader, Read, Seek as _, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use cohort_base::{FileError, OnPath as _};
 use tar::{Archive, Builder, EntryType, Header};
 
 use crate::manifest::{ENTRIES_MAX, Format, UNPACKED_BYTES_MAX};
@@ -28,12 +29,8 @@ const DEPTH_MAX: usize = 64;
 /// Why an artifact cannot be published.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    #[error("cannot pack {}", path.display())]
-    Io {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("{} is not a tar archive (plain, gzip or zstd)", path.display())]
     NotATarball {
         path: PathBuf,
@@ -68,14 +65,13 @@ pub struct Inspection {
 /// # Errors
 /// If something in it is unreadable or not allowed in an artifact, or a limit is exceeded.
 pub fn pack_folder(folder: &Path, output: &mut impl Write) -> Result<(), PackError> {
-    let fail = |source| PackError::Io { path: folder.to_owned(), source };
-    let encoder = zstd::stream::write::Encoder::new(output, ZSTD_LEVEL).map_err(fail)?;
+    let encoder = zstd::stream::write::Encoder::new(output, ZSTD_LEVEL).on_path("pack", folder)?;
     let mut packer = Packer { tar: Builder::new(encoder), entries: 0, bytes: 0 };
     packer.add_folder(folder, Path::new(""), 0)?;
     if packer.entries == 0 {
         return Err(PackError::Empty { path: folder.to_owned() });
     }
-    packer.tar.into_inner().and_then(|encoder| encoder.finish()).map_err(fail)?;
+    packer.tar.into_inner().and_then(|encoder| encoder.finish()).on_path("pack", folder)?;
     Ok(())
 }
 
@@ -87,7 +83,6 @@ struct Packer<W: Write> {
 
 impl<W: Write> Packer<W> {
     fn add_folder(&mut self, folder: &Path, inside: &Path, depth: usize) -> Result<(), PackError> {
-        let fail = |source| PackError::Io { path: folder.to_owned(), source };
         if depth > DEPTH_MAX {
             let reason = "is nested too deeply (64 directories)";
             return Err(PackError::Entry { path: inside.to_owned(), reason });
@@ -96,7 +91,7 @@ impl<W: Write> Packer<W> {
             .and_then(|entries| {
                 entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()
             })
-            .map_err(fail)?;
+            .on_path("read folder", folder)?;
         names.sort();
         for name in names {
             self.add(&folder.join(&name), &inside.join(&name), depth)?;
@@ -105,7 +100,6 @@ impl<W: Write> Packer<W> {
     }
 
     fn add(&mut self, path: &Path, inside: &Path, depth: usize) -> Result<(), PackError> {
-        let fail = |source| PackError::Io { path: path.to_owned(), source };
         let refuse = |reason| Err(PackError::Entry { path: inside.to_owned(), reason });
         if inside.to_str().is_none() {
             return refuse("its name is not UTF-8 text");
@@ -114,24 +108,24 @@ impl<W: Write> Packer<W> {
         if self.entries > ENTRIES_MAX {
             return Err(PackError::TooManyEntries);
         }
-        let about = fs::symlink_metadata(path).map_err(fail)?;
+        let about = fs::symlink_metadata(path).on_path("read", path)?;
         let kind = about.file_type();
         if kind.is_dir() {
             let mut header = header(EntryType::Directory, 0o755, 0);
-            self.tar.append_data(&mut header, inside, io::empty()).map_err(fail)?;
+            self.tar.append_data(&mut header, inside, io::empty()).on_path("pack", path)?;
             self.add_folder(path, inside, depth + 1)
         } else if kind.is_symlink() {
-            let target = fs::read_link(path).map_err(fail)?;
+            let target = fs::read_link(path).on_path("read", path)?;
             if target.to_str().is_none() {
                 return refuse("the target of the link is not UTF-8 text");
             }
             check_link(inside, &target)?;
             let mut header = header(EntryType::Symlink, 0o777, 0);
-            self.tar.append_link(&mut header, inside, &target).map_err(fail)
+            Ok(self.tar.append_link(&mut header, inside, &target).on_path("pack", path)?)
         } else if kind.is_file() {
-            let mut file = File::open(path).map_err(fail)?;
+            let mut file = File::open(path).on_path("read", path)?;
             // Length and bytes of the same open file, which may be replaced meanwhile.
-            let about = file.metadata().map_err(fail)?;
+            let about = file.metadata().on_path("read", path)?;
             self.bytes = self.bytes.saturating_add(about.len());
             if self.bytes > UNPACKED_BYTES_MAX {
                 return Err(PackError::TooLarge);
@@ -139,7 +133,7 @@ impl<W: Write> Packer<W> {
             let mode = if about.permissions().mode() & 0o111 != 0 { 0o755 } else { 0o644 };
             let mut header = header(EntryType::Regular, mode, about.len());
             let mut exact = Exact { from: &mut file, left: about.len() };
-            self.tar.append_data(&mut header, inside, &mut exact).map_err(fail)
+            Ok(self.tar.append_data(&mut header, inside, &mut exact).on_path("pack", path)?)
         } else {
             refuse("is neither file, directory nor symbolic link")
         }
@@ -184,10 +178,9 @@ impl Read for Exact<'_> {
 /// # Errors
 /// If it is damaged, contains something not allowed in an artifact, or exceeds a limit.
 pub fn inspect_tarball(path: &Path) -> Result<Inspection, PackError> {
-    let io = |source| PackError::Io { path: path.to_owned(), source };
     let damaged = |source| PackError::NotATarball { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(io)?;
-    let format = format_of(&mut file).map_err(io)?;
+    let mut file = File::open(path).on_path("read", path)?;
+    let format = format_of(&mut file).on_path("read", path)?;
     let reader = unpacking(format, file).map_err(damaged)?;
     // The limit, plus headers and padding.
     let most = UNPACKED_BYTES_MAX + u64::from(ENTRIES_MAX) * 4096;

@@ -24,6 +24,7 @@ use crate::publish_deltas::NoDelta;
 use crate::repository::{Repository, RepositoryError};
 use crate::steps::Step;
 use crate::units::{UnitHashes, hash_file};
+use cohort_base::OnPath as _;
 use cohort_base::durable::{create_folders, unfinished};
 
 /// A release to publish.
@@ -213,19 +214,14 @@ fn prepare(
     source: &Path,
     blobs: &Path,
 ) -> Result<(NamedTempFile, UnitHashes, Inspection), RepositoryError> {
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        move |source| RepositoryError::Io { path, source }
-    };
     let file = create_folders(blobs).and_then(|()| unfinished(blobs));
-    let mut file = file.map_err(at(blobs))?;
-    let unreadable = |error| PackError::Io { path: source.to_owned(), source: error };
-    if source.metadata().map_err(unreadable)?.is_dir() {
+    let mut file = file.on_path("write to", blobs)?;
+    if source.metadata().on_path("read", source)?.is_dir() {
         pack_folder(source, &mut file)?;
     } else {
-        let input = File::open(source).map_err(unreadable)?;
+        let input = File::open(source).on_path("read", source)?;
         // One byte over the limit makes `hash_file` fail.
-        io::copy(&mut input.take(ARTIFACT_BYTES_MAX + 1), &mut file).map_err(at(blobs))?;
+        io::copy(&mut input.take(ARTIFACT_BYTES_MAX + 1), &mut file).on_path("write to", blobs)?;
     }
     let inspection = inspect_tarball(file.path()).map_err(|error| match error {
         // Name the source, not the copy.
@@ -235,6 +231,6 @@ fn prepare(
         PackError::Empty { .. } => PackError::Empty { path: source.to_owned() },
         other => other,
     })?;
-    let hashes = hash_file(file.path()).map_err(at(source))?;
+    let hashes = hash_file(file.path()).on_path("read", source)?;
     Ok((file, hashes, inspection))
 }

@@ -122,7 +122,7 @@ impl Repository {
                 Ok(manifest) => manifests.extend(manifest),
                 // Damaged, of another schema, or not pulled: one delta less.
                 Err(
-                    RepositoryError::Io { .. }
+                    RepositoryError::File(_)
                     | RepositoryError::Damaged { .. }
                     | RepositoryError::Manifest(_),
                 ) => {}

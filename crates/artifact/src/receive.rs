@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cohort_base::durable::{create_folders, sweep, unfinished};
+use cohort_base::{Cause, OnPath as _};
 use tempfile::NamedTempFile;
 use tough::schema::{Role as TufRole, Root, Signed, Snapshot, Targets, Timestamp};
 
@@ -38,9 +39,8 @@ impl Repository {
     /// If it cannot be created.
     pub fn incoming(&self) -> Result<NamedTempFile, RepositoryError> {
         let path = self.dir().join(INCOMING_DIR);
-        create_folders(&path)
-            .and_then(|()| unfinished(&path))
-            .map_err(|source| RepositoryError::Io { path, source })
+        let file = create_folders(&path).and_then(|()| unfinished(&path));
+        Ok(file.on_path("write to", &path)?)
     }
 
     /// Removes uploads that a crash interrupted; call at the hub's start.
@@ -49,7 +49,7 @@ impl Repository {
     /// If they cannot be removed.
     pub fn sweep_incoming(&self) -> Result<(), RepositoryError> {
         let path = self.dir().join(INCOMING_DIR);
-        sweep(&path).map_err(|source| RepositoryError::Io { path, source })
+        Ok(sweep(&path).on_path("clean", &path)?)
     }
 
     /// Checks an uploaded file and puts it in place. Idempotent.
@@ -63,11 +63,12 @@ impl Repository {
         relative: &str,
         file: NamedTempFile,
     ) -> Result<(), RepositoryError> {
-        let refused = |reason: &str| RepositoryError::Refused {
+        let refused = |source| RepositoryError::Refused {
             file: relative.chars().take(200).collect(),
-            reason: reason.to_owned(),
+            source,
         };
-        let kind = uploadable(relative).ok_or_else(|| refused("no such file is accepted"))?;
+        let kind =
+            uploadable(relative).ok_or_else(|| refused("no such file is accepted".into()))?;
         let lock = self.lock().await?;
         let path = self.dir().join(relative);
         let (repository, held, uploaded) = (self.clone(), lock.clone(), file.path().to_owned());
@@ -76,14 +77,14 @@ impl Repository {
             let new = repository.check_upload(&kind, &uploaded, &path)?;
             if new {
                 let folder = path.parent().unwrap_or(repository.dir());
-                create_folders(folder).map_err(|error| error.to_string())?;
+                create_folders(folder)?;
             }
             Ok::<bool, Refusal>(new)
         });
         let checked = checked.await.map_err(|_| RepositoryError::Stopped)?;
         match checked {
             Err(Refusal::Outdated) => Err(RepositoryError::Outdated),
-            Err(Refusal::Wrong(reason)) => Err(refused(&reason)),
+            Err(Refusal::Wrong(cause)) => Err(refused(cause)),
             Ok(false) => Ok(()),
             Ok(true) => self.write(&lock, vec![Step::file(PathBuf::from(relative), file)]).await,
         }
@@ -96,25 +97,24 @@ impl Repository {
         uploaded: &Path,
         path: &Path,
     ) -> Result<bool, Refusal> {
-        let unreadable = |error: std::io::Error| error.to_string();
-        let length = fs::metadata(uploaded).map_err(unreadable)?.len();
+        let length = fs::metadata(uploaded)?.len();
         if length > kind.bytes_max() {
             return Err(format!("longer than {} bytes", kind.bytes_max()).into());
         }
         // Everything but a blob is small enough to be read whole.
-        let read = || fs::read(uploaded).map_err(unreadable);
+        let read = || fs::read(uploaded);
         match kind {
             RepositoryFile::Blob(root) => {
-                let right = crate::units::hash_file(uploaded).map_err(unreadable)?.root() == root;
-                if right { Ok(!path.exists()) } else { Err(WRONG_HASH.to_owned().into()) }
+                let right = crate::units::hash_file(uploaded)?.root() == root;
+                if right { Ok(!path.exists()) } else { Err(WRONG_HASH.into()) }
             }
             RepositoryFile::Units(root) => {
                 let right = root_of_units(&read()?).as_ref() == Some(root);
-                if right { Ok(!path.exists()) } else { Err(WRONG_UNITS.to_owned().into()) }
+                if right { Ok(!path.exists()) } else { Err(WRONG_UNITS.into()) }
             }
             RepositoryFile::Target(hash) => {
                 let right = hex::encode(sha256(&read()?)) == hash.as_str();
-                if right { Ok(!path.exists()) } else { Err(WRONG_HASH.to_owned().into()) }
+                if right { Ok(!path.exists()) } else { Err(WRONG_HASH.into()) }
             }
             RepositoryFile::Snapshot(version) => {
                 self.check_versioned::<Snapshot>(&read()?, *version, path)
@@ -123,7 +123,7 @@ impl Repository {
                 self.check_versioned::<Targets>(&read()?, *version, path)
             }
             RepositoryFile::Timestamp => self.check_timestamp(&read()?, path),
-            RepositoryFile::Root(_) => Err("a root is changed on the hub only".to_owned().into()),
+            RepositoryFile::Root(_) => Err("a root is changed on the hub only".into()),
         }
     }
 
@@ -134,10 +134,11 @@ impl Repository {
         path: &Path,
     ) -> Result<bool, Refusal> {
         if let Ok(existing) = fs::read(path) {
-            let changed = || Refusal::from("it exists with other content".to_owned());
-            return if existing == bytes { Ok(false) } else { Err(changed()) };
+            let same = existing == bytes;
+            return if same { Ok(false) } else { Err("it exists with other content".into()) };
         }
-        match signed::<T>(&self.current()?.root, bytes)?.signed.version().get() {
+        match signed::<T>(&metadata::read_current(self.dir())?.root, bytes)?.signed.version().get()
+        {
             found if found == version => Ok(true),
             found => Err(format!("it is version {found}").into()),
         }
@@ -148,7 +149,7 @@ impl Repository {
         if fs::read(path).is_ok_and(|existing| existing == bytes) {
             return Ok(false);
         }
-        let Current { root, timestamp, snapshot, targets } = self.current()?;
+        let Current { root, timestamp, snapshot, targets } = metadata::read_current(self.dir())?;
         let new = signed::<Timestamp>(&root, bytes)?.signed;
         if new.version <= timestamp.signed.version {
             return Err(Refusal::Outdated);
@@ -197,20 +198,16 @@ impl Repository {
             };
             let bytes = read(target)?;
             if is_channel(name) {
-                let pointer = ChannelPointer::parse(&bytes).map_err(|error| error.to_string())?;
+                let pointer = ChannelPointer::parse(&bytes)?;
                 let serial = match before {
-                    Some(before) => {
-                        ChannelPointer::parse(&read(before)?)
-                            .map_err(|error| error.to_string())?
-                            .serial
-                    }
+                    Some(before) => ChannelPointer::parse(&read(before)?)?.serial,
                     None => 0,
                 };
                 if pointer.serial <= serial {
                     return Err(Refusal::Outdated);
                 }
             } else {
-                let manifest = Manifest::parse(&bytes).map_err(|error| error.to_string())?;
+                let manifest = Manifest::parse(&bytes)?;
                 let deltas = manifest.deltas.iter().map(|delta| &delta.root);
                 for root in std::iter::once(&manifest.root).chain(deltas) {
                     for path in [blob_path(root), units_path(root)] {
@@ -222,10 +219,6 @@ impl Repository {
             }
         }
         Ok(())
-    }
-
-    fn current(&self) -> Result<Current, String> {
-        metadata::read_current(self.dir()).map_err(|error| error.to_string())
     }
 }
 
@@ -241,21 +234,20 @@ const WRONG_UNITS: &str = "the unit hashes do not merge into the root in its nam
 enum Refusal {
     /// Another publisher was faster: pull and publish again.
     Outdated,
-    /// Human-readable reason, for the publisher.
-    Wrong(String),
+    Wrong(Cause),
 }
 
-impl From<String> for Refusal {
-    fn from(reason: String) -> Self {
-        Self::Wrong(reason)
+impl<E: Into<Cause>> From<E> for Refusal {
+    fn from(cause: E) -> Self {
+        Self::Wrong(cause.into())
     }
 }
 
 fn signed<T: TufRole + serde::de::DeserializeOwned>(
     root: &Signed<Root>,
     bytes: &[u8],
-) -> Result<Signed<T>, String> {
-    let role: Signed<T> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+) -> Result<Signed<T>, Refusal> {
+    let role: Signed<T> = serde_json::from_slice(bytes)?;
     root.signed
         .verify_role(&role)
         .map_err(|_| format!("it is not signed by the repository's {} key", T::TYPE))?;

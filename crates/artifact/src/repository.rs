@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use cohort_base::{Cause, FileError, OnPath as _};
 use cohort_core::ids::{AppId, Channel, Platform, Version};
 use serde::{Deserialize, Serialize};
 use tough::TargetName;
@@ -39,12 +40,8 @@ pub(crate) struct ReleaseName {
 /// Why a repository cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RepositoryError {
-    #[error("cannot use repository file {}", path.display())]
-    Io {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("repository {} is locked by another publisher: try again", path.display())]
     Locked { path: PathBuf },
     #[error("{} is not a repository (no metadata/N.root.json)", path.display())]
@@ -52,8 +49,12 @@ pub enum RepositoryError {
     #[error("{} already holds a repository", path.display())]
     Exists { path: PathBuf },
     /// A file of the repository does not match its signature.
-    #[error("repository file {} is damaged: {reason}", path.display())]
-    Damaged { path: PathBuf, reason: String },
+    #[error("repository file {} is damaged", path.display())]
+    Damaged {
+        path: PathBuf,
+        #[source]
+        source: Cause,
+    },
     /// A role was not signed by the keys of the root.
     #[error("the repository's {role} metadata is not signed by the keys of its root")]
     BadSignature { role: String },
@@ -62,7 +63,11 @@ pub enum RepositoryError {
     #[error("the root key is needed to create a repository")]
     RootKeyMissing,
     #[error("cannot sign {role} metadata")]
-    Sign { role: String },
+    Sign {
+        role: String,
+        #[source]
+        source: Cause,
+    },
     #[error(transparent)]
     Pack(#[from] PackError),
     /// The artifact's `cohort.toml` is wrong, or contradicts a flag.
@@ -84,8 +89,12 @@ pub enum RepositoryError {
     #[error(transparent)]
     Pull(#[from] crate::trust_error::TrustError),
     /// An upload does not match its name, or is not signed.
-    #[error("upload {file} was refused: {reason}")]
-    Refused { file: String, reason: String },
+    #[error("upload {file} was refused")]
+    Refused {
+        file: String,
+        #[source]
+        source: Cause,
+    },
     #[error("the repository has changed since it was read: publish again")]
     Outdated,
     #[error("publishing was interrupted: the program is shutting down")]
@@ -120,8 +129,7 @@ impl Repository {
         keys: &Keys,
         lifetimes: Lifetimes,
     ) -> Result<Self, RepositoryError> {
-        create_folders(&dir.join(BLOBS_DIR))
-            .map_err(|source| RepositoryError::Io { path: dir.to_owned(), source })?;
+        create_folders(&dir.join(BLOBS_DIR)).on_path("create folders in", dir)?;
         let repository = Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() };
         let lock = repository.lock().await?;
         // The timestamp is written last: an interrupted creation can be repeated.
@@ -129,7 +137,7 @@ impl Repository {
             return Err(RepositoryError::Exists { path: dir.to_owned() });
         }
         let settings = serde_json::to_vec_pretty(&Settings { schema: SETTINGS_SCHEMA, lifetimes })
-            .map_err(|error| repository.damaged(SETTINGS_FILE, &error.to_string()))?;
+            .map_err(|error| repository.damaged(SETTINGS_FILE, error))?;
         let now = now();
         let root = metadata::new_root(keys, later(now, lifetimes.root_s))?;
         let root_key = keys.root.as_ref().ok_or(RepositoryError::RootKeyMissing)?;
@@ -155,17 +163,17 @@ impl Repository {
         let path = dir.join(SETTINGS_FILE);
         let lifetimes = match fs::read(&path) {
             Ok(bytes) => {
-                let damaged = |reason| RepositoryError::Damaged { path: path.clone(), reason };
+                let damaged = |source| RepositoryError::Damaged { path: path.clone(), source };
                 let settings: Settings =
-                    serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+                    serde_json::from_slice(&bytes).map_err(|error| damaged(error.into()))?;
                 if settings.schema != SETTINGS_SCHEMA {
                     let reason = format!("schema {} is not {SETTINGS_SCHEMA}", settings.schema);
-                    return Err(damaged(reason));
+                    return Err(damaged(reason.into()));
                 }
                 settings.lifetimes
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Lifetimes::default(),
-            Err(source) => return Err(RepositoryError::Io { path, source }),
+            Err(source) => return Err(FileError { doing: "read", path, source }.into()),
         };
         Ok(Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() })
     }
@@ -326,7 +334,7 @@ impl Repository {
         let Some(target) = found else { return Ok(None) };
         let relative = target_path(name, &hex::encode(&target.hashes.sha256));
         let path = self.dir.join(&relative);
-        let bytes = fs::read(&path).map_err(|source| RepositoryError::Io { path, source })?;
+        let bytes = fs::read(&path).on_path("read", &path)?;
         if sha256(&bytes) != *target.hashes.sha256 {
             return Err(self.damaged(&relative, "its bytes are not the signed ones"));
         }
@@ -348,9 +356,7 @@ impl Repository {
         for (name, bytes) in changed {
             let target = metadata::target_of(&bytes);
             let path = target_path(&name, &hex::encode(&target.hashes.sha256));
-            let name = TargetName::new(name).map_err(|error| {
-                self.damaged(TARGETS_HINT, &format!("a target cannot be named: {error}"))
-            })?;
+            let name = TargetName::new(name).map_err(|error| self.damaged(TARGETS_HINT, error))?;
             targets.targets.insert(name, target);
             steps.push(Step::bytes(PathBuf::from(path), bytes));
         }
@@ -368,15 +374,14 @@ impl Repository {
 
     /// Takes the lock and removes what a crashed publisher left behind.
     pub(crate) async fn lock(&self) -> Result<RepositoryLock, RepositoryError> {
-        let lock = RepositoryLock::take(&self.dir).await.map_err(|source| {
-            let path = self.dir.clone();
-            match source.kind() {
-                io::ErrorKind::WouldBlock => RepositoryError::Locked { path },
-                _ => RepositoryError::Io { path, source },
+        let lock = match RepositoryLock::take(&self.dir).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(RepositoryError::Locked { path: self.dir.clone() });
             }
-        })?;
+            lock => lock.on_path("lock", &self.dir)?,
+        };
         for path in [self.dir.clone(), self.dir.join(BLOBS_DIR)] {
-            sweep(&path).map_err(|source| RepositoryError::Io { path, source })?;
+            sweep(&path).on_path("clean", &path)?;
         }
         Ok(lock)
     }
@@ -399,8 +404,8 @@ impl Repository {
         self.dir.join(METADATA_DIR).join(name)
     }
 
-    fn damaged(&self, relative: &str, reason: &str) -> RepositoryError {
-        RepositoryError::Damaged { path: self.dir.join(relative), reason: reason.to_owned() }
+    fn damaged(&self, relative: &str, cause: impl Into<Cause>) -> RepositoryError {
+        RepositoryError::Damaged { path: self.dir.join(relative), source: cause.into() }
     }
 }
 

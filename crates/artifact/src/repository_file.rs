@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use cohort_base::{FileError, OnPath as _};
 use cohort_core::ids::Digest;
 
 use crate::layout::{BLOBS_DIR, METADATA_DIR, TARGETS_DIR};
@@ -111,27 +112,27 @@ impl RepositoryFile {
 ///
 /// # Errors
 /// If a directory cannot be read: which, and why.
-pub fn repository_files(dir: &Path) -> Result<BTreeMap<String, u64>, (PathBuf, io::Error)> {
+pub fn repository_files(dir: &Path) -> Result<BTreeMap<String, u64>, FileError> {
     let mut found = BTreeMap::new();
     let mut folders: Vec<PathBuf> =
         [BLOBS_DIR, TARGETS_DIR, METADATA_DIR].map(|folder| dir.join(folder)).into();
     while let Some(folder) = folders.pop() {
-        let failed = |error| (folder.clone(), error);
         let entries = match fs::read_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries.map_err(failed)?,
+            entries => entries.on_path("read folder", &folder)?,
         };
         for entry in entries {
-            let entry = entry.map_err(failed)?;
-            let (path, kind) = (entry.path(), entry.file_type().map_err(failed)?);
+            let entry = entry.on_path("read folder", &folder)?;
+            let path = entry.path();
+            let about = entry.metadata().on_path("read", &path)?;
             let relative = path.strip_prefix(dir).ok().and_then(Path::to_str);
-            if kind.is_dir() {
+            if about.is_dir() {
                 folders.push(path);
             } else if let Some(relative) = relative
-                && kind.is_file()
+                && about.is_file()
                 && RepositoryFile::of(relative).is_some()
             {
-                found.insert(relative.to_owned(), entry.metadata().map_err(failed)?.len());
+                found.insert(relative.to_owned(), about.len());
             }
         }
     }

@@ -8,6 +8,7 @@ use tempfile::NamedTempFile;
 use crate::layout::METADATA_DIR;
 use crate::metadata::Ready;
 use crate::repository::RepositoryError;
+use cohort_base::OnPath as _;
 use cohort_base::durable::{READABLE, create_folders, put_in_place, unfinished};
 
 /// One file to put in place.
@@ -63,7 +64,7 @@ impl Step {
             put_in_place(file, &path, READABLE)?;
             faults.point()
         };
-        write().map_err(|source| RepositoryError::Io { path: path.clone(), source })
+        Ok(write().on_path("write", &path)?)
     }
 }
 

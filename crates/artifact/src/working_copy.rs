@@ -16,6 +16,7 @@ use crate::publish_deltas::earlier_names;
 use crate::repository::{Repository, RepositoryError};
 use crate::repository_file::repository_files;
 use crate::trust::TrustedRepository;
+use cohort_base::OnPath as _;
 use cohort_base::durable::{self, READABLE, create_folders, folder_of, sweep, unfinished};
 
 /// Artifacts that a publisher caches to make deltas from: three each for four apps and platforms.
@@ -41,12 +42,8 @@ impl WorkingCopy {
         release: Option<(&AppId, &Version)>,
         lifetimes: Lifetimes,
     ) -> Result<Self, RepositoryError> {
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| RepositoryError::Io { path, source }
-        };
-        create_folders(folder).map_err(io(folder))?;
-        if fs::read_dir(folder).map_err(io(folder))?.next().is_some() {
+        create_folders(folder).on_path("create folder", folder)?;
+        if fs::read_dir(folder).on_path("read folder", folder)?.next().is_some() {
             return Err(RepositoryError::Exists { path: folder.to_owned() });
         }
         reader.refresh().await?;
@@ -56,7 +53,7 @@ impl WorkingCopy {
         };
         for (relative, bytes) in reader.files(wanted).await? {
             let path = folder.join(relative);
-            put(&path, &bytes).map_err(io(&path))?;
+            put(&path, &bytes).on_path("write", &path)?;
         }
         if let Some((app, _)) = release {
             let names = reader.target_names()?;
@@ -64,7 +61,7 @@ impl WorkingCopy {
                 // A missing one is one delta less.
                 let Ok((relative, bytes)) = reader.target_file(&name).await else { continue };
                 let path = folder.join(relative);
-                put(&path, &bytes).map_err(io(&path))?;
+                put(&path, &bytes).on_path("write", &path)?;
             }
         }
         let repository = Repository::open(folder)?.with_lifetimes(lifetimes);
@@ -85,23 +82,21 @@ impl WorkingCopy {
         cache: &Path,
         told: &Told,
     ) -> Result<BTreeMap<Digest, PathBuf>, RepositoryError> {
-        let io = |source| RepositoryError::Io { path: cache.to_owned(), source };
-        create_folders(cache).map_err(io)?;
-        sweep(cache).map_err(io)?;
+        create_folders(cache).and_then(|()| sweep(cache)).on_path("write to", cache)?;
         let mut bases = BTreeMap::new();
         for manifest in self.repository.last_releases(app, platform)? {
             let path = cache.join(manifest.root.as_str());
             if !path.is_file() {
                 told(&format!("fetching {app} {} to make a delta from", manifest.version));
-                let file = unfinished(cache).map_err(io)?;
+                let file = unfinished(cache).on_path("write to", cache)?;
                 if !reader.artifact(&manifest, file.path()).await {
                     continue;
                 }
-                file.persist(&path).map_err(|error| io(error.error))?;
+                file.persist(&path).map_err(|error| error.error).on_path("write", &path)?;
             }
             bases.insert(manifest.root, path);
         }
-        prune(cache).map_err(io)?;
+        prune(cache).on_path("clean", cache)?;
         Ok(bases)
     }
 
@@ -110,13 +105,13 @@ impl WorkingCopy {
     /// # Errors
     /// If the cache cannot be written.
     pub fn keep_base(&self, root: &Digest, cache: &Path) -> Result<(), RepositoryError> {
-        let io = |source| RepositoryError::Io { path: cache.to_owned(), source };
-        create_folders(cache).map_err(io)?;
+        create_folders(cache).on_path("create folder", cache)?;
         let (from, to) = (self.repository.dir().join(blob_path(root)), cache.join(root.as_str()));
         if from.is_file() && !to.exists() {
-            fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).map_err(io)?;
+            let copied = fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop));
+            copied.on_path("write", &to)?;
         }
-        prune(cache).map_err(io)
+        Ok(prune(cache).on_path("clean", cache)?)
     }
 
     /// The local repository, for publishing and setting channels.
@@ -167,7 +162,5 @@ fn prune(cache: &Path) -> std::io::Result<()> {
 }
 
 fn files(repository: &Path) -> Result<BTreeSet<PathBuf>, RepositoryError> {
-    let found = repository_files(repository)
-        .map_err(|(path, source)| RepositoryError::Io { path, source })?;
-    Ok(found.into_keys().map(PathBuf::from).collect())
+    Ok(repository_files(repository)?.into_keys().map(PathBuf::from).collect())
 }

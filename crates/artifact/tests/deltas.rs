@@ -145,7 +145,8 @@ async fn a_publisher_far_away_makes_them_as_well() {
         if path.ends_with("timestamp.json") {
             let error = received.unwrap_err();
             assert!(matches!(error, RepositoryError::Refused { .. }), "{error}");
-            assert!(error.to_string().contains(&delta), "{error}");
+            let reason = cohort_base::chain(&error);
+            assert!(reason.contains(&delta), "{reason}");
         } else {
             received.unwrap();
         }

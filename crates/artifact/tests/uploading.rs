@@ -142,7 +142,8 @@ async fn whoever_may_upload_but_has_no_keys_changes_nothing() {
     strange.publish(&stranger, &request).await.unwrap();
     let timestamp = fs::read(dir.join("metadata/timestamp.json")).unwrap();
     let error = upload(hub, "metadata/timestamp.json", &timestamp).await.unwrap_err();
-    assert!(error.to_string().contains("timestamp key"), "{error}");
+    let reason = cohort_base::chain(&error);
+    assert!(reason.contains("timestamp key"), "{reason}");
     assert_eq!(bytes_below(hub.dir()), before);
     assert_eq!(fixture.latest(&reader).await.unwrap(), "1.1.0");
 
@@ -154,8 +155,8 @@ async fn whoever_may_upload_but_has_no_keys_changes_nothing() {
         let bytes = fs::read(copy.repository().dir().join(path)).unwrap();
         let received = upload(hub, path.to_str().unwrap(), &bytes).await;
         if path.ends_with("timestamp.json") {
-            let error = received.unwrap_err();
-            assert!(error.to_string().contains("which is not here"), "{error}");
+            let reason = cohort_base::chain(&received.unwrap_err());
+            assert!(reason.contains("which is not here"), "{reason}");
         } else {
             received.unwrap();
         }

@@ -23,23 +23,15 @@ impl Hub {
     /// The hub of a context.
     pub(crate) fn of(context: &Context) -> Result<Self, Failure> {
         let (peer, addresses) = context.hub()?;
-        Ok(Hub::at(context.client()?, &peer, addresses))
+        Ok(Hub { client: context.client()?, targets: Target::hub(&peer, addresses) })
     }
 
     /// The hub that issued a join token. Any hub whose authority has the token's fingerprint is
     /// accepted, whatever its name.
     pub(crate) fn joining(token: &JoinToken) -> Result<Self, Failure> {
         let peer = Peer::new(Role::Hub, "hub").or_fail("name")?;
-        Ok(Hub::at(Client::joining(&token.fingerprint), &peer, &token.addresses))
-    }
-
-    fn at(client: Client, peer: &Peer, addresses: &[String]) -> Self {
-        let target = |address: &String| Target {
-            address: address.clone(),
-            peer: peer.clone(),
-            alpn: Alpn::Hub,
-        };
-        Hub { client, targets: addresses.iter().map(target).collect() }
+        let client = Client::joining(&token.fingerprint);
+        Ok(Hub { client, targets: Target::hub(&peer, &token.addresses) })
     }
 
     /// The client with the caller's identity.
@@ -52,34 +44,9 @@ impl Hub {
         &self.targets
     }
 
-    /// Calls the hub. Tries the next address if the call certainly did not arrive at this one.
+    /// Calls the hub, at the first of its addresses that responds.
     pub(crate) async fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, CallError> {
-        let mut last = None;
-        for target in &self.targets {
-            match self.client.call_json(target, call.clone()).await {
-                Err(error) if !error.may_have_happened() || call.idempotent && is_away(&error) => {
-                    last = Some(error);
-                }
-                answer => return answer,
-            }
-        }
-        Err(last.unwrap_or_else(|| CallError::Request {
-            address: "hub".to_owned(),
-            source: "no address is known".into(),
-        }))
-    }
-}
-
-/// Whether the callee is unreachable or unavailable, rather than refusing.
-pub(crate) fn is_away(error: &CallError) -> bool {
-    match error {
-        CallError::Refused { .. }
-        | CallError::Unreachable { .. }
-        | CallError::TimedOut { .. }
-        | CallError::Broken { .. } => true,
-        // From an intermediary, or a hub that is starting or overloaded.
-        CallError::Answered { answer, .. } => answer.status == 503,
-        _ => false,
+        self.client.call_any(&self.targets, 0, call).await.map(|(_, answer)| answer)
     }
 }
 

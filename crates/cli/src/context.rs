@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cohort_artifact::Keys;
-use cohort_base::{OnPath as _, durable};
+use cohort_base::{OnPath as _, chain, durable};
 use cohort_identity::{Identity, Peer, Role, UnixTime};
 use cohort_view::command::{Command, Flag};
 use cohort_view::hint::Hint;
@@ -160,7 +160,7 @@ impl Context {
     pub(crate) fn hub(&self) -> Result<(Peer, &[String]), Failure> {
         let wrong = |error: String| Failure::new("configuration", error).exit(Exit::Usage);
         let peer = Peer::new(Role::Hub, self.file.hub_name.clone())
-            .map_err(|error| wrong(format!("hub_name in {FILE}: {error}")))?;
+            .map_err(|error| wrong(format!("hub_name in {FILE}: {}", chain(&error))))?;
         if self.file.hub.is_empty() {
             let path = self.dir.join(FILE);
             return Err(wrong(format!("{} names no hub", path.display()))

@@ -16,7 +16,7 @@ use cohort_wire::hub::FLEET;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Direct;
-use crate::connect::{Hub, is_away};
+use crate::connect::Hub;
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -61,7 +61,7 @@ pub(crate) async fn know(context: &Context) -> Result<(Known, Origin), Failure> 
             save(context, &known);
             Ok((known, Origin::Hub))
         }
-        Err(error) if is_away(&error) => match load(context) {
+        Err(error) if error.is_away() => match load(context) {
             Some((known, age_s)) => Ok((known, Origin::Cache { age_s, because: chain(&error) })),
             None => Err(Failure::from(error)
                 .hint(Hint::run_to("start the hub", Command::Hub { config: "hub.toml".to_owned() }))

@@ -12,7 +12,7 @@ use futures_util::{StreamExt as _, stream};
 use serde::de::DeserializeOwned;
 
 use crate::args::Direct;
-use crate::connect::{AGENT_DEADLINE, agent_target, is_away};
+use crate::connect::{AGENT_DEADLINE, agent_target};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::fleet::{Known, KnownGroup, know};
@@ -136,25 +136,10 @@ impl Steered {
         Ok(Steered { client, targets: targets?, status })
     }
 
-    /// Sends a call to the agents in turn, until one accepts it.
+    /// Sends a call to the agents in turn, until one accepts it. Requests carry an id, so that a
+    /// group recognizes a duplicate.
     pub(crate) async fn send<T: DeserializeOwned>(&self, call: Call) -> Result<T, Failure> {
-        let mut failed: Option<CallError> = None;
-        for target in &self.targets {
-            match self.client.call_json(target, call.clone()).await {
-                // Requests carry an id, so a group recognizes a duplicate.
-                Err(error) if is_away(&error) => {
-                    if failed.as_ref().is_none_or(|known| known.status().is_none()) {
-                        failed = Some(error);
-                    }
-                }
-                Err(error) => return Err(error.into()),
-                Ok(answer) => return Ok(answer),
-            }
-        }
-        let group = &self.status.group;
-        Err(failed.map_or_else(
-            || Failure::new("unreachable", format!("group {group} has no reachable agent")),
-            Failure::from,
-        ))
+        let (_, answer) = self.client.call_any(&self.targets, 0, call.idempotent()).await?;
+        Ok(answer)
     }
 }

@@ -168,7 +168,7 @@ impl Gathered {
 /// when the register was made.
 fn verify(signed: SignedKill, roots: &[CertificateDer<'_>]) -> Result<Verified, String> {
     let unverified: KillRegister = serde_json::from_slice(&signed.0.body)
-        .map_err(|error| format!("cannot parse a kill register: {error}"))?;
+        .map_err(|error| format!("cannot parse a kill register: {}", chain(&error)))?;
     let then = UnixTime::since_unix_epoch(Duration::from_secs(unverified.at));
     let verified = signed.verify(roots, UnixTime::now()).or_else(|_| signed.verify(roots, then));
     let (by, register) = verified.map_err(|error| chain(&error))?;

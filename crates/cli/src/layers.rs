@@ -123,7 +123,6 @@ impl Layers {
         }
     }
 
-    /// Adds a value for a key that has none.
     pub(crate) fn add_default(&mut self, key: &'static str, value: Value) {
         self.values.entry(key).or_insert((value, "the default".to_owned()));
     }

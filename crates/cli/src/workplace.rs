@@ -12,14 +12,14 @@ use cohort_artifact::{
     AppId, Digest, Keys, Lifetimes, Mirror, Platform, Repository, Told, TrustOptions,
     TrustedRepository, Version, WorkingCopy,
 };
-use cohort_base::OnPath as _;
+use cohort_base::{OnPath as _, chain};
 use cohort_hub::UploadError;
 use cohort_view::command::Command;
 use cohort_view::hint::Hint;
 use tempfile::TempDir;
 
 use crate::args::Global;
-use crate::connect::{Hub, is_away};
+use crate::connect::Hub;
 use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::absolute;
@@ -125,7 +125,8 @@ impl Workplace {
         if let Workplace::Hub { copy, bases, .. } = self
             && let Err(error) = copy.keep_base(artifact, bases)
         {
-            tracing::debug!(%error, "cannot store the artifact; the next `publish` fetches it");
+            let error = chain(&error);
+            tracing::debug!(error, "cannot store the artifact; the next `publish` fetches it");
         }
     }
 
@@ -146,7 +147,7 @@ impl Workplace {
             match sent.await {
                 Ok(()) => return Ok(()),
                 Err(UploadError::Send { file, source }) => {
-                    let away = is_away(&source);
+                    let away = source.is_away();
                     let failure = Failure::from(source);
                     let error = format!("cannot upload {file}: {}", failure.error);
                     let failure = Failure { error, ..failure };
@@ -174,9 +175,8 @@ pub(crate) async fn reader(context: &Context) -> Result<TrustedRepository, Failu
         mirrors.push(Mirror::Folder(absolute(&dir)));
     } else {
         for mirror in context.mirrors() {
-            mirrors.push(
-                mirror.parse().map_err(|error: AddressError| Failure::usage(error.to_string()))?,
-            );
+            let wrong = |error: AddressError| Failure::usage(chain(&error));
+            mirrors.push(mirror.parse().map_err(wrong)?);
         }
     }
     let options = TrustOptions {

@@ -9,6 +9,7 @@
 #![allow(clippy::field_reassign_with_default)]
 
 use borsh::{BorshDeserialize, BorshSerialize};
+use cohort_base::Cause;
 use cohort_store::encoding::{self, DecodeError};
 use cohort_store::{Configuration, Entry, EntryKind, HardState, Index, RaftId, Snapshot, Term};
 use protobuf::Message as _;
@@ -87,36 +88,36 @@ impl Change {
 }
 
 /// The change in a membership entry of the library.
-pub(crate) fn change_in(entry: &eraftpb::Entry) -> Result<Change, String> {
+pub(crate) fn change_in(entry: &eraftpb::Entry) -> Result<Change, Cause> {
     let mut library = eraftpb::ConfChangeV2::default();
-    library.merge_from_bytes(entry.get_data()).map_err(|error| error.to_string())?;
+    library.merge_from_bytes(entry.get_data())?;
     Ok(Change::from_library(&library))
 }
 
 /// Our entry from the library's.
-pub(crate) fn entry_out(entry: &eraftpb::Entry) -> Result<Entry, String> {
+pub(crate) fn entry_out(entry: &eraftpb::Entry) -> Result<Entry, Cause> {
     let (kind, data) = match entry.get_entry_type() {
         eraftpb::EntryType::EntryNormal => (EntryKind::Data, entry.get_data().to_vec()),
         eraftpb::EntryType::EntryConfChangeV2 => {
             (EntryKind::Membership, change_in(entry)?.encode())
         }
         eraftpb::EntryType::EntryConfChange => {
-            return Err("membership change in the library's old format".to_owned());
+            return Err("membership change in the library's old format".into());
         }
     };
     Ok(Entry { index: Index(entry.index), term: Term(entry.term), kind, data })
 }
 
 /// The library's entry from ours.
-pub(crate) fn entry_in(entry: &Entry) -> Result<eraftpb::Entry, String> {
+pub(crate) fn entry_in(entry: &Entry) -> Result<eraftpb::Entry, Cause> {
     let mut library = eraftpb::Entry::default();
     library.index = entry.index.0;
     library.term = entry.term.0;
     match entry.kind {
         EntryKind::Data => library.data = entry.data.clone().into(),
         EntryKind::Membership => {
-            let change = Change::decode(&entry.data).map_err(|error| error.to_string())?;
-            let bytes = change.to_library().write_to_bytes().map_err(|error| error.to_string())?;
+            let change = Change::decode(&entry.data)?;
+            let bytes = change.to_library().write_to_bytes()?;
             library.set_entry_type(eraftpb::EntryType::EntryConfChangeV2);
             library.data = bytes.into();
         }
@@ -200,7 +201,7 @@ pub(crate) fn read_out(bytes: &[u8]) -> Option<ReadContext> {
 }
 
 /// Our message from the library's; an error for kinds that a member never sends.
-pub(crate) fn message_out(m: &eraftpb::Message) -> Result<Message, String> {
+pub(crate) fn message_out(m: &eraftpb::Message) -> Result<Message, Cause> {
     use eraftpb::MessageType as T;
     let (term, index, commit) = (Term(m.term), Index(m.index), Index(m.commit));
     let vote_request = || VoteRequest {
@@ -215,7 +216,7 @@ pub(crate) fn message_out(m: &eraftpb::Message) -> Result<Message, String> {
         || VoteReply { term, refused: m.reject, commit, commit_term: Term(m.commit_term) };
     let read = || {
         let data = m.get_entries().first().map_or(&[][..], |entry| entry.get_data());
-        read_out(data).ok_or_else(|| "read without a context".to_owned())
+        read_out(data).ok_or("read without a context")
     };
     Ok(match m.get_msg_type() {
         T::MsgAppend => Message::Append {
@@ -249,7 +250,9 @@ pub(crate) fn message_out(m: &eraftpb::Message) -> Result<Message, String> {
         | T::MsgUnreachable
         | T::MsgSnapStatus
         | T::MsgCheckQuorum
-        | T::MsgTransferLeader => return Err(format!("unexpected message {:?}", m.get_msg_type())),
+        | T::MsgTransferLeader => {
+            return Err(format!("unexpected message {:?}", m.get_msg_type()).into());
+        }
     })
 }
 
@@ -260,7 +263,7 @@ pub(crate) fn message_in(
     from: RaftId,
     to: RaftId,
     message: &Message,
-) -> Result<eraftpb::Message, String> {
+) -> Result<eraftpb::Message, Cause> {
     let mut m = eraftpb::Message::default();
     m.set_msg_type(type_of(message));
     m.from = from.0;
@@ -304,7 +307,7 @@ pub(crate) fn message_in(
                 &snapshot.configuration;
             // The library applies them one by one, with a copy for each.
             if [voters, outgoing, standbys, standbys_next].iter().any(|ids| ids.len() > IDS_MAX) {
-                return Err("more members than any group has".to_owned());
+                return Err("more members than any group has".into());
             }
             m.term = term.0;
             m.set_snapshot(snapshot_in(snapshot));
@@ -328,11 +331,11 @@ pub(crate) fn message_in(
     if matches!(message, Message::Append { previous, previous_term, .. }
         if impossible(previous, previous_term))
     {
-        return Err("a previous entry of term 0".to_owned());
+        return Err("a previous entry of term 0".into());
     }
     // The library treats a message with term 0 as its own; only reads legitimately have none.
     if m.term == 0 && !matches!(message, Message::ReadRequest { .. }) {
-        return Err("invalid term 0".to_owned());
+        return Err("invalid term 0".into());
     }
     Ok(m)
 }
@@ -360,13 +363,13 @@ fn entries_in(
     entries: &[Entry],
     previous: Index,
     term: Term,
-) -> Result<Vec<eraftpb::Entry>, String> {
+) -> Result<Vec<eraftpb::Entry>, Cause> {
     let follows = |(at, entry): (usize, &Entry)| {
         let index = previous.0.checked_add(1 + at as u64);
         index == Some(entry.index.0) && entry.term <= term
     };
     if !entries.iter().enumerate().all(follows) {
-        return Err("non-consecutive entries".to_owned());
+        return Err("non-consecutive entries".into());
     }
     entries.iter().map(entry_in).collect()
 }

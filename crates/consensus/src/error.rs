@@ -1,5 +1,6 @@
 //! Why a member refuses a request, and what stops it.
 
+use cohort_base::Cause;
 use cohort_store::{Index, RaftId, StoreError};
 
 /// Why a member stopped, or cannot start. The process must exit.
@@ -13,8 +14,8 @@ pub enum NodeError {
     #[error("the member's store failed")]
     Store(#[source] StoreError),
     /// The consensus library rejected a state that it must accept.
-    #[error("the consensus library failed: {0}")]
-    Library(String),
+    #[error("the consensus library failed")]
+    Library(#[source] Cause),
     #[error("the member stopped after an earlier failure; this process must exit")]
     Stopped,
 }

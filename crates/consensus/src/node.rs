@@ -130,8 +130,8 @@ impl<S: LogStore> Node<S> {
         let library = library_config(&config, applied);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = catch_unwind(AssertUnwindSafe(|| RawNode::new(&library, view, &logger)))
-            .map_err(|panic| NodeError::Library(panic_text(panic.as_ref())))?
-            .map_err(|error| NodeError::Library(error.to_string()))?;
+            .map_err(|panic| NodeError::Library(panic_text(panic.as_ref()).into()))?
+            .map_err(|error| NodeError::Library(error.into()))?;
         let mut effects = Effects::default();
         if let Some(snapshot) = snapshot {
             effects.configuration = Some(configuration.clone());
@@ -474,7 +474,7 @@ impl<S: LogStore> Node<S> {
                 Some(value)
             }
             Err(panic) => {
-                self.fail(NodeError::Library(panic_text(panic.as_ref())));
+                self.fail(NodeError::Library(panic_text(panic.as_ref()).into()));
                 None
             }
         }

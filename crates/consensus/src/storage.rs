@@ -20,10 +20,6 @@ pub(crate) struct View<S> {
     pub(crate) snapshot_wanted: Cell<bool>,
 }
 
-fn corrupt(what: String) -> Error {
-    Error::Store(StorageError::Other(what.into()))
-}
-
 impl<S: LogStore> raft::Storage for View<S> {
     fn initial_state(&self) -> Result<RaftState> {
         let image = self.store.image();
@@ -56,7 +52,10 @@ impl<S: LogStore> raft::Storage for View<S> {
             if !entries.is_empty() && bytes > limit {
                 break;
             }
-            entries.push(convert::entry_in(entry).map_err(corrupt)?);
+            entries.push(
+                convert::entry_in(entry)
+                    .map_err(|cause| Error::Store(StorageError::Other(cause)))?,
+            );
         }
         Ok(entries)
     }

@@ -109,7 +109,6 @@ impl Turn<'_> {
         self.entered(from);
     }
 
-    /// Reaches the next milestone of the rollout.
     fn reach(&mut self, next: Milestone) {
         let from = self.app.phase.name();
         if let Phase::Forward { at, .. } = &mut self.app.phase {

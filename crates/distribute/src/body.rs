@@ -156,7 +156,9 @@ impl<'a> Body<'a> {
                 let stalled = RequestError::Stalled { awaited, ms: ms_max };
                 let next = timeout_at(deadline, self.next_piece());
                 self.rest = next.await.map_err(|_| stalled)??.ok_or_else(|| {
-                    RequestError::Length(format!("ended after {} bytes", self.measured.bytes))
+                    RequestError::Length(
+                        format!("ended after {} bytes", self.measured.bytes).into(),
+                    )
                 })?;
             }
             let piece = self.rest.len().min(length - taken.len());
@@ -168,7 +170,7 @@ impl<'a> Body<'a> {
 
     /// Checks that nothing follows, so that the connection can be reused.
     pub(crate) async fn end(mut self) -> Result<(), RequestError> {
-        let more = || RequestError::Length("it continues beyond the end".to_owned());
+        let more = || RequestError::Length("it continues beyond the end".into());
         if !self.rest.is_empty() {
             return Err(more());
         }

@@ -47,8 +47,8 @@ pub(crate) enum RequestError {
     #[error("answered with status {0}")]
     Status(StatusCode),
     /// The response is too short, too long, or for another range.
-    #[error("answered with a wrong length or range: {0}")]
-    Length(String),
+    #[error("answered with a wrong length or range")]
+    Length(#[source] Cause),
     #[error("sent wrong bytes")]
     Wrong(#[source] UnitError),
     /// Our own disk; the source is not to blame.
@@ -92,7 +92,7 @@ impl From<FetchError> for RequestError {
             FetchError::Busy { retry_after } => Self::Busy { retry_after_ms: ms(retry_after) },
             FetchError::Status { status, .. } => Self::Status(status),
             FetchError::RangeIgnored => Self::NoRanges,
-            FetchError::WrongRange { .. } => Self::Length(error.to_string()),
+            FetchError::WrongRange { .. } => Self::Length(error.into()),
             FetchError::TimedOut { limit, .. } => {
                 Self::Stalled { awaited: Awaited::Answer, ms: ms(limit) }
             }
@@ -220,14 +220,14 @@ pub(crate) async fn take_link(
         if index == ALIVE {
             signs += 1;
             if signs > SIGNS_MAX + body.age().as_secs() * SIGNS_PER_S_MAX {
-                return Err(RequestError::Length(format!("{signs} heartbeats")));
+                return Err(RequestError::Length(format!("{signs} heartbeats").into()));
             }
             continue;
         }
         let (_, length) = part.hashes().span(index).map_err(RequestError::Wrong)?;
         if !due.remove(index) {
             let text = format!("unit {index}, which was not asked for, or came before");
-            return Err(RequestError::Length(text));
+            return Err(RequestError::Length(text.into()));
         }
         let frame = body.take_unit(index, length).await?;
         keep(&mut body, part, frame, Some(parent.clone())).await?;
@@ -245,7 +245,7 @@ pub(crate) async fn take_hashes(
     let expected = hashes_length(length);
     check_length(&answer, expected)?;
     let expected = usize::try_from(expected)
-        .map_err(|_| RequestError::Length("unit hashes do not fit in memory".to_owned()))?;
+        .map_err(|_| RequestError::Length("unit hashes do not fit in memory".into()))?;
     let mut body = Body::new(context, measured, answer.pieces);
     let bytes = body.take(expected, context.limits.hashes_ms_max, Awaited::Hashes).await?;
     body.end().await?;
@@ -292,7 +292,7 @@ fn check_range(
             let right = total.is_none_or(|total| total == part.hashes().length());
             if !right || (first, last) != (start, start + length - 1) {
                 let text = format!("bytes {first}-{last} of {total:?}, not {length} from {start}");
-                return Err(RequestError::Length(text));
+                return Err(RequestError::Length(text.into()));
             }
         }
         Content::Unchanged => return Err(RequestError::Status(StatusCode::NOT_MODIFIED)),
@@ -304,7 +304,7 @@ fn check_range(
 fn check_length(answer: &Answer, expected: u64) -> Result<(), RequestError> {
     match answer.length {
         Some(found) if found != expected => {
-            Err(RequestError::Length(format!("{found} bytes, not {expected}")))
+            Err(RequestError::Length(format!("{found} bytes, not {expected}").into()))
         }
         Some(_) | None => Ok(()),
     }

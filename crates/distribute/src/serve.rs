@@ -16,6 +16,7 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use cohort_base::chain;
 use cohort_core::ids::Digest;
 use cohort_identity::{PeerName, Role};
 use cohort_wire::http::{ApiError, ApiJson, Caller, Present, Tally, require_role};
@@ -131,7 +132,7 @@ async fn unit_hashes(
     let wanted = digest.clone();
     let read = move || store.unit_hashes(&wanted).ok().map(|hashes| hashes.to_bytes());
     let read = tokio::task::spawn_blocking(read).await;
-    match read.map_err(|error| ApiError::internal(error.to_string()))? {
+    match read.map_err(|error| ApiError::internal(chain(&error)))? {
         Some(bytes) => Ok(octets(Body::from(bytes))),
         None => Err(ApiError::not_found(format!("artifact {digest} is not here"))),
     }
@@ -151,7 +152,7 @@ fn streamed(receiver: mpsc::Receiver<io::Result<Bytes>>) -> Body {
 }
 
 fn parse(digest: &str) -> Result<Digest, ApiError> {
-    Digest::new(digest).map_err(|error| ApiError::bad_request(error.to_string()))
+    Digest::new(digest).map_err(|error| ApiError::bad_request(chain(&error)))
 }
 
 /// A slot for a response in progress.

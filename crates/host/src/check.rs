@@ -77,7 +77,7 @@ impl CheckFailure {
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::UnexpectedEof => CheckFailure::Reset,
-            _ => CheckFailure::Unreachable(error.to_string()),
+            _ => CheckFailure::Unreachable(chain(error)),
         }
     }
 }
@@ -159,8 +159,7 @@ pub(crate) async fn connect(address: &str) -> Result<TcpStream, CheckFailure> {
 
 impl CheckContext {
     fn fill_in(&self, text: &str) -> Result<String, CheckFailure> {
-        fill_in(text, self.service_port)
-            .map_err(|error| CheckFailure::CannotCheck(error.to_string()))
+        fill_in(text, self.service_port).map_err(|error| CheckFailure::CannotCheck(chain(&error)))
     }
 
     /// The path of an `exec` check's program: in the release, or on the server's own list.

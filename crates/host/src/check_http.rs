@@ -27,7 +27,7 @@ pub(crate) struct Expected<'a> {
 /// Sends the request and judges the response. Redirects are not followed.
 pub(crate) async fn look(url: &str, expected: &Expected<'_>) -> Result<(), CheckFailure> {
     let cannot = |why: String| CheckFailure::CannotCheck(why);
-    let url = Url::parse(url).map_err(|error| cannot(format!("`{url}`: {error}")))?;
+    let url = Url::parse(url).map_err(|error| cannot(format!("`{url}`: {}", chain(&error))))?;
     if url.scheme() != "http" {
         return Err(cannot(format!("`{url}`: only http is supported; use an exec check")));
     }

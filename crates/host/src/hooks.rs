@@ -66,7 +66,6 @@ impl Hook {
     }
 }
 
-/// One run of a hook.
 #[derive(Debug)]
 pub(crate) struct HookRun<'a> {
     pub(crate) hook: Hook,

@@ -6,6 +6,7 @@ use cohort_base::{FileError, chain};
 use cohort_core::report::Blame;
 use cohort_core::steps::Failure;
 
+use crate::check::NoPort;
 use crate::hooks::Hook;
 use crate::program::ProgramError;
 use crate::record::HostError;
@@ -53,6 +54,7 @@ macro_rules! fails_the_step {
 
 fails_the_step! {
     FileError => |_| Blame::Surroundings,
+    NoPort => |_| Blame::Surroundings,
     ProgramError => |_| Blame::Surroundings,
     ServiceError => ServiceError::blame,
     ServiceFileError => ServiceFileError::blame,

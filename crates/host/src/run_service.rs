@@ -39,18 +39,16 @@ impl AppHost {
         key: &str,
     ) -> Result<Option<RunningService>, Interrupt> {
         let Some(service) = self.service_file(release)?.service else { return Ok(None) };
-        let surroundings = |reason: String| failure(Blame::Surroundings, reason);
         let (control, name, run) = match &service.systemd_unit {
             Some(unit) => {
                 let systemd = self.controls.systemd.as_ref().ok_or_else(|| {
-                    surroundings(format!("this server has no systemd to run {unit}"))
+                    let reason = format!("this server has no systemd to run {unit}");
+                    failure(Blame::Surroundings, reason)
                 })?;
                 (systemd, unit.clone(), RunService::Unit)
             }
             None => {
-                let command = self
-                    .command(release, &service)
-                    .map_err(|error| surroundings(error.to_string()))?;
+                let command = self.command(release, &service)?;
                 (&self.controls.guard, self.app.to_string(), RunService::Command(command))
             }
         };

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_base::chain;
 use cohort_base::metrics::Gauge;
 use cohort_base::retry::Schedule;
+use cohort_base::{FileError, chain};
 use cohort_mirror::{Bucket, BucketError, BucketSettings, push, push_file};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -76,7 +76,7 @@ async fn read_timestamp(dir: &Path) -> Result<Option<Vec<u8>>, BucketError> {
     match tokio::fs::read(&path).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(BucketError::Read { path, source }),
+        Err(source) => Err(FileError { doing: "read", path, source }.into()),
     }
 }
 

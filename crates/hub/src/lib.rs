@@ -33,7 +33,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cohort_base::{FileError, OnPath as _, chain, durable};
+use cohort_base::{Cause, FileError, OnPath as _, chain, durable};
 use cohort_identity::{
     Alpn, Authority, AuthorityError, ClientAuth, Identity, IdentityError, JoinTokens, LIFETIME,
     Peer, RedeemError, Role,
@@ -63,8 +63,8 @@ const PLAIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
 /// Why a hub cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    #[error("the hub's configuration is invalid: {reason}")]
-    Config { reason: String },
+    #[error("the hub's configuration is invalid")]
+    Config(#[source] Cause),
     #[error("the hub's configuration is invalid: repository_bucket")]
     Bucket(#[from] BucketError),
     #[error(transparent)]
@@ -110,7 +110,7 @@ impl Hub {
     /// # Errors
     /// [`HubError`].
     pub async fn start(config: HubConfig) -> Result<Self, HubError> {
-        config.validate().map_err(|reason| HubError::Config { reason })?;
+        config.validate().map_err(|reason| HubError::Config(reason.into()))?;
         let (data, repository) = (&config.data_dir, &config.repository_dir());
         durable::private_folder(data).on_path("create", data)?;
         std::fs::create_dir_all(repository).on_path("create", repository)?;
@@ -256,7 +256,7 @@ fn open_identity(config: &HubConfig, authority: Option<&Authority>) -> Result<Id
             return Err(HubError::NoIdentity { path: dir });
         };
         let peer = Peer::new(Role::Hub, config.name.as_str())
-            .map_err(|error| HubError::Config { reason: format!("name: {error}") })?;
+            .map_err(|error| HubError::Config(error.into()))?;
         let identity = authority.make_identity(&peer, LIFETIME, now())?;
         identity.save(&dir)?;
         identity

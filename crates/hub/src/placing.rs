@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cohort_base::chain;
 use cohort_core::ids::{GroupId, Platform, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_registry::records::{GroupInfo, MemberRecord, SCHEMA, ServerRecord, decode, encode};
@@ -60,7 +61,7 @@ pub(crate) fn place(
     let name = if parts.is_empty() { "default".to_owned() } else { parts.join(".") };
     let group = GroupId::new(name).map_err(|error| {
         let labels = grouping.join(", ");
-        ApiError::bad_request(error.to_string())
+        ApiError::bad_request(chain(&error))
             .hint(format!("the group's name is made of the labels {labels}"))
     })?;
     let group_labels: BTreeMap<String, String> =

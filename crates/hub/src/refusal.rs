@@ -120,7 +120,7 @@ fn repository(error: &RepositoryError) -> ApiError {
         RepositoryError::Outdated => ApiError::conflict(reason)
             .hint("another publisher was faster: run the same command again"),
         RepositoryError::Stopped => ApiError::unavailable("stopping", reason),
-        RepositoryError::Io { source, .. } => write_failed(source, reason),
+        RepositoryError::File(error) => write_failed(&error.source, reason),
         _ => {
             tracing::error!(reason, "upload failed");
             ApiError::internal(reason)

@@ -180,7 +180,7 @@ impl Identity {
         &self.peer
     }
 
-    /// The certificate's validity.
+    /// When the certificate is valid; its renewal is due before the end.
     #[must_use]
     pub fn validity(&self) -> Validity {
         self.validity
@@ -211,7 +211,7 @@ impl Identity {
         &self.chain_pem
     }
 
-    /// The trusted authorities.
+    /// The authorities that this identity trusts its peers to be certified by.
     #[must_use]
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots

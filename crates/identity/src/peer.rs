@@ -79,7 +79,7 @@ impl PeerName {
         if valid { Ok(Self(text)) } else { Err(InvalidPeer::Name(cut(&text))) }
     }
 
-    /// The DNS label.
+    /// The name as a DNS label, as in the certificate.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

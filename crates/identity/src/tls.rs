@@ -27,13 +27,12 @@ pub enum Alpn {
     Control,
     /// Messages between members of a group.
     Raft,
-    /// Bytes of artifacts.
+    /// Artifacts between servers, which yield to other traffic.
     Bulk,
     Hub,
 }
 
 impl Alpn {
-    /// Every protocol.
     pub const ALL: [Alpn; 4] = [Alpn::Control, Alpn::Raft, Alpn::Bulk, Alpn::Hub];
 
     /// The protocol id on the wire.

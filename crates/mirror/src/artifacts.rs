@@ -6,13 +6,13 @@
 //! origins claim.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use cohort_artifact::client::Wanted;
 use cohort_artifact::{
     ARTIFACT_BYTES_MAX, UNIT_BYTES, UnitHashes, blob_path, root_of_units, units_path,
 };
+use cohort_base::chain;
 use cohort_core::ids::Digest;
 
 use crate::blob::Blob;
@@ -33,7 +33,7 @@ impl Shared {
     }
 
     async fn open_artifact(self: &Arc<Self>, digest: &Digest) -> Result<Arc<Blob>, Refused> {
-        let broke = |error: tokio::task::JoinError| Refused::Failed(error.to_string());
+        let broke = |error: tokio::task::JoinError| Refused::Failed(chain(&error));
         if let Some(blob) = self.store.get(digest) {
             return Ok(blob);
         }
@@ -50,21 +50,7 @@ impl Shared {
 
     /// The hashes and the last unit, from the first origin that has both correct.
     async fn fetch_ends(&self, digest: &Digest) -> Result<(UnitHashes, Bytes), Refused> {
-        let origins = &self.origins;
-        // Fails only if the semaphore is closed, which never happens.
-        let _permit = origins.small.acquire().await.map_err(|_| Refused::Absent)?;
-        let mut turn = origins.turn(digest.as_str());
-        while let Some(origin) = turn.next() {
-            let asked = Instant::now();
-            match self.ends(origin, digest).await {
-                Ok(ends) => {
-                    origins.delivered(origin, asked);
-                    return Ok(ends);
-                }
-                Err(error) => turn.failed(origin, asked, &error),
-            }
-        }
-        Err(turn.refused())
+        self.origins.first(digest.as_str(), |origin| self.ends(origin, digest)).await
     }
 
     async fn ends(

@@ -12,7 +12,6 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use cohort_artifact::RepositoryFile;
@@ -130,24 +129,13 @@ impl Files {
         last: Option<&Arc<SmallFile>>,
     ) -> Result<Option<SmallFile>, Refused> {
         let (origins, limits) = (&self.cache.origins, &self.cache.limits);
-        // Fails only if the semaphore is closed, which never happens.
-        let _permit = origins.small.acquire().await.map_err(|_| Refused::Absent)?;
         let patience = if last.is_some() { limits.revalidate_max } else { limits.small_max };
         let patience = patience / origins.count();
-        let mut turn = origins.turn(path);
-        while let Some(origin) = turn.next() {
-            let asked = Instant::now();
-            let answer =
-                tokio::time::timeout(patience, self.ask_one(origin, path, kind, last)).await;
-            match answer.unwrap_or(Err(OriginError::Late(patience))) {
-                Ok(file) => {
-                    origins.delivered(origin, asked);
-                    return Ok(file);
-                }
-                Err(error) => turn.failed(origin, asked, &error),
-            }
-        }
-        Err(turn.refused())
+        let ask = |origin| async move {
+            let answer = tokio::time::timeout(patience, self.ask_one(origin, path, kind, last));
+            answer.await.unwrap_or(Err(OriginError::Late(patience)))
+        };
+        origins.first(path, ask).await
     }
 
     async fn ask_one(

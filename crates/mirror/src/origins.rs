@@ -74,7 +74,7 @@ pub(crate) struct Origins {
     metrics: Arc<Metrics>,
     pub(crate) bulk: Semaphore,
     /// Requests for small files, which must not queue behind artifacts.
-    pub(crate) small: Semaphore,
+    small: Semaphore,
 }
 
 struct Origin {
@@ -150,6 +150,31 @@ impl Origins {
                 Ok(self.client.get_url(url, wanted).await?)
             }
         }
+    }
+
+    /// What the first origin that has it delivers, each asked once. For small files.
+    pub(crate) async fn first<T, F>(
+        &self,
+        file: &str,
+        ask: impl Fn(usize) -> F,
+    ) -> Result<T, Refused>
+    where
+        F: Future<Output = Result<T, OriginError>>,
+    {
+        // Fails only if the semaphore is closed, which never happens.
+        let _permit = self.small.acquire().await.map_err(|_| Refused::Absent)?;
+        let mut turn = self.turn(file);
+        while let Some(origin) = turn.next() {
+            let asked = Instant::now();
+            match ask(origin).await {
+                Ok(delivered) => {
+                    self.delivered(origin, asked);
+                    return Ok(delivered);
+                }
+                Err(error) => turn.failed(origin, asked, &error),
+            }
+        }
+        Err(turn.refused())
     }
 
     /// Records that an origin delivered the response to a request sent at `asked`.

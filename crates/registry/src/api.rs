@@ -41,7 +41,7 @@ pub struct KeyValue {
     pub mod_revision: u64,
 }
 
-/// Selects keys.
+/// The keys of a range or a watch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Selector {
@@ -128,7 +128,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// Writes a pair.
+    /// Creates the pair, or replaces its value.
     #[must_use]
     pub fn put(key: impl Into<String>, value: impl Into<String>) -> Self {
         Op::Put { key: key.into(), value: value.into() }

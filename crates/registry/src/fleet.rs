@@ -31,7 +31,7 @@ pub struct Fleet {
     pub unreadable: Vec<String>,
 }
 
-/// A group's records.
+/// All records of a group, except its servers' and its verdicts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FleetGroup {
     /// Written when its first server joined.

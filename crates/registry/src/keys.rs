@@ -20,17 +20,12 @@ use crate::api::KEY_BYTES_MAX;
 
 /// The prefix of all keys.
 pub const ROOT: &str = "/cohort/v1/";
-/// All servers.
 pub const SERVERS: &str = "/cohort/v1/servers/";
 /// All records of groups, except verdicts.
 pub const GROUPS: &str = "/cohort/v1/groups/";
-/// All verdicts.
 pub const VERDICTS: &str = "/cohort/v1/verdicts/";
-/// All policies.
 pub const POLICIES: &str = "/cohort/v1/policies/";
-/// All switches.
 pub const SWITCHES: &str = "/cohort/v1/switches/";
-/// All kill switches.
 pub const KILL: &str = "/cohort/v1/switches/kill/";
 
 // The longest key: a verdict with the longest app, version, platform and group.

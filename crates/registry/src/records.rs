@@ -54,7 +54,7 @@ pub struct ServerRecord {
     pub group: GroupId,
 }
 
-/// A group's description.
+/// What the hub records of a group when its first server joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupInfo {
     pub schema: u32,
@@ -90,7 +90,6 @@ pub struct Bootstrap {
 pub struct MembersRecord {
     pub schema: u32,
     pub group: GroupId,
-    /// Fences late writers.
     #[serde(flatten)]
     pub stamp: Stamp,
     pub members: Vec<MemberRecord>,
@@ -113,7 +112,6 @@ pub struct GroupRecord {
     pub schema: u32,
     pub group: GroupId,
     pub app: AppId,
-    /// Fences late writers.
     #[serde(flatten)]
     pub stamp: Stamp,
     /// Counts this group's records of this app: without a gap none was missed.
@@ -141,7 +139,6 @@ pub struct VerdictRecord {
     /// For other groups' gates: why the release is bad; none: it is good.
     #[serde(deserialize_with = "Option::deserialize")]
     pub bad: Option<Reason>,
-    /// Fences late writers.
     #[serde(flatten)]
     pub stamp: Stamp,
 }
@@ -163,7 +160,7 @@ pub struct PolicyRecord {
     pub app: AppId,
     /// JSON; each reader parses it with the rules of its own version.
     pub policy: serde_json::Value,
-    /// The operator.
+    /// The operator who applied it.
     pub by: String,
     /// Unix seconds by the hub's clock; for people only.
     pub at: u64,

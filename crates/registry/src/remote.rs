@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cohort_base::chain;
-use cohort_identity::{Alpn, Peer};
 use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::hub::{REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH};
 use serde::de::DeserializeOwned;
@@ -32,52 +31,31 @@ pub struct RemoteRegistry {
 }
 
 impl RemoteRegistry {
-    /// The registry of the hub with this identity, at any of these addresses (`host:port`), tried
-    /// in order.
+    /// The registry of the hub at any of these addresses, tried in order.
     ///
     /// # Panics
     /// When there is no address; the caller's configuration requires one.
     #[must_use]
-    pub fn new(client: Client, hub: &Peer, addresses: &[String]) -> Self {
-        assert!(!addresses.is_empty(), "the hub has at least one address");
-        let target = |address: &String| Target {
-            address: address.clone(),
-            peer: hub.clone(),
-            alpn: Alpn::Hub,
-        };
-        let targets = addresses.iter().map(target).collect();
+    pub fn new(client: Client, targets: Vec<Target>) -> Self {
+        assert!(!targets.is_empty(), "the hub has at least one address");
         RemoteRegistry { client, targets, current: AtomicUsize::new(0) }
     }
 
     /// The hub's address that answered last, and is tried first.
     #[must_use]
     pub fn target(&self) -> &Target {
-        &self.targets[self.current.load(Ordering::Relaxed) % self.targets.len()]
+        &self.targets[self.current.load(Ordering::Relaxed)]
     }
 
     async fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, RegistryError> {
         let first = self.current.load(Ordering::Relaxed);
-        let mut last_error = None;
-        for nth in 0..self.targets.len() {
-            let index = (first + nth) % self.targets.len();
-            match self.client.call_json(&self.targets[index], call.clone()).await {
-                Ok(answer) => {
-                    self.current.store(index, Ordering::Relaxed);
-                    return Ok(answer);
-                }
-                // Try elsewhere only if it cannot have been done here.
-                Err(error) if error.may_have_happened() && !call.idempotent => {
-                    return Err(explain(&error));
-                }
-                Err(error @ CallError::Answered { .. }) => return Err(explain(&error)),
-                Err(error) => last_error = Some(explain(&error)),
-            }
-        }
-        Err(last_error.expect("there is at least one target, and it failed"))
+        let answer = self.client.call_any(&self.targets, first, call).await;
+        let (current, answer) = answer.map_err(|error| explain(&error))?;
+        self.current.store(current, Ordering::Relaxed);
+        Ok(answer)
     }
 }
 
-/// A failed call as an error of the registry.
 fn explain(error: &CallError) -> RegistryError {
     let reason = chain(error);
     match error.kind() {

@@ -29,7 +29,7 @@ pub enum FencedPut {
     Late,
 }
 
-/// Reads one pair.
+/// Reads one pair; `None` if the key is missing.
 pub async fn get(registry: &dyn Registry, key: &str) -> Answer<Option<KeyValue>> {
     let select = Selector::Key(key.to_owned());
     let answer = registry.range(RangeRequest { select, after: None, limit: 1 }).await?;

@@ -104,7 +104,7 @@ impl<T: Serialize + DeserializeOwned> DurableFile<T> {
         written.map_err(DurableFileError::Write)
     }
 
-    /// The file.
+    /// Where the record is stored.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

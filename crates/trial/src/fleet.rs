@@ -62,7 +62,7 @@ pub struct Agent {
     process: Option<Process>,
 }
 
-/// A whole fleet.
+/// A hub, mirrors and servers on this machine, as processes of the production binary.
 pub struct Fleet {
     options: FleetOptions,
     ports: Ports,
@@ -171,7 +171,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Stops the hub.
+    /// Stops the hub: SIGTERM, then SIGKILL after 10 s.
     pub fn stop_hub(&mut self) {
         if let Some(mut hub) = self.hub.take() {
             hub.stop(Duration::from_secs(10));
@@ -272,7 +272,7 @@ impl Fleet {
         self.run(&["channel", "set", "web", "stable", &release.version]).map(drop)
     }
 
-    /// Applies a policy.
+    /// Applies a policy (TOML) for the app `web`.
     pub fn apply(&self, policy: &str) -> Result<()> {
         let file = self.options.dir.join("web.toml");
         fs::write(&file, policy)?;

@@ -101,14 +101,7 @@ pub fn moving(
     let between_servers = bytes_per_server
         .saturating_mul(u64::from(from_peers))
         .saturating_add(length.saturating_mul(u64::from(servers_without_base)));
-    let downlink = status.downlink_bytes_per_second;
-    let limit = status.download_limit_bytes_per_second;
-    let (rate, basis) = match (downlink, limit) {
-        (Some(downlink), Some(limit)) if limit < downlink => (limit, Some(Basis::DownloadLimit)),
-        (Some(downlink), _) => (downlink, Some(Basis::LastTransfer)),
-        (None, Some(limit)) => (limit, Some(Basis::DownloadLimit)),
-        (None, None) => (0, None),
-    };
+    let (rate, basis) = rate(status);
     // The rate of links between servers is not measured.
     let estimate_ms = (mirrored > 0)
         .then(|| mirrored.saturating_mul(1_000).checked_div(rate))
@@ -122,10 +115,20 @@ pub fn moving(
         servers_without_base,
         bytes_from_mirror: mirrored,
         bytes_from_peers: between_servers,
-        downlink_bytes_per_second: downlink,
-        download_limit_bytes_per_second: limit,
+        downlink_bytes_per_second: status.downlink_bytes_per_second,
+        download_limit_bytes_per_second: status.download_limit_bytes_per_second,
         estimate_by: basis.filter(|_| mirrored > 0 && estimate_ms.is_some()),
         estimate_ms,
+    }
+}
+
+/// The rate to expect from mirrors, in bytes per second, and where it comes from; 0 if unknown.
+fn rate(status: &GroupStatus) -> (u64, Option<Basis>) {
+    match (status.downlink_bytes_per_second, status.download_limit_bytes_per_second) {
+        (Some(downlink), Some(limit)) if limit < downlink => (limit, Some(Basis::DownloadLimit)),
+        (Some(downlink), _) => (downlink, Some(Basis::LastTransfer)),
+        (None, Some(limit)) => (limit, Some(Basis::DownloadLimit)),
+        (None, None) => (0, None),
     }
 }
 

@@ -41,13 +41,13 @@ struct Site {
     platform: String,
 }
 
-async fn serve() -> Result<ExitCode, String> {
+async fn serve() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let port = port()?;
     let release = Release::read()?;
     let platform = std::env::var("COHORT_PLATFORM").unwrap_or_default();
     let site = Arc::new(Site { release, platform });
     let faults = &site.release.faults;
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     if let Some(ms) = faults.slow_start_ms(&site.platform) {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(ms)) => {}

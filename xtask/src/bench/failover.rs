@@ -9,7 +9,7 @@ use cohort_trial::logs::{Line, Logs};
 use cohort_trial::release::WebRelease;
 use cohort_trial::{Fleet, Programs, watch};
 
-use super::{GROUP, PLATFORM, POLICY, Row, median, one_group};
+use super::{GROUP, PLATFORM, Row, median, one_group};
 
 const SERVERS: usize = 5;
 const TIMES: u32 = 10;
@@ -21,11 +21,7 @@ const HANDOVER_GOAL_MS: f64 = 100.0;
 const INTO_CHECK: Duration = Duration::from_millis(900);
 
 pub(crate) fn measure(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
-    eprintln!("starting {SERVERS} agents…");
     let mut fleet = one_group(programs, dir, SERVERS)?;
-    fleet.publish(&WebRelease::new("1.0.0"), &[PLATFORM])?;
-    fleet.apply(POLICY)?;
-    fleet.until(GROUP, PATIENCE, |status| watch::runs(status, "1.0.0"))?;
     let mut handovers = Vec::new();
     for time in 1..=TIMES {
         let ms = hand_over(&fleet)?;

@@ -16,7 +16,7 @@ use cohort_trial::logs::{Line, read};
 use cohort_trial::release::WebRelease;
 use cohort_trial::{Programs, watch};
 
-use super::{GROUP, MIN_HEALTHY_MS, PLATFORM, POLICY, RELEASE_BYTES, Row, median, one_group};
+use super::{GROUP, MIN_HEALTHY_MS, PLATFORM, RELEASE_BYTES, Row, median, one_group};
 
 const SERVERS: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -26,11 +26,7 @@ const STEPS: [&str; 8] =
     ["prepare", "drain", "hand-over", "stop", "switch", "start", "check", "warm-up"];
 
 pub(crate) fn measure(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
-    eprintln!("starting {SERVERS} agents…");
     let mut fleet = one_group(programs, dir, SERVERS)?;
-    fleet.publish(&WebRelease::new("1.0.0"), &[PLATFORM])?;
-    fleet.apply(POLICY)?;
-    fleet.until(GROUP, PATIENCE, |status| watch::runs(status, "1.0.0"))?;
     eprintln!("1.0.0 runs; now 1.1.0 in {SERVERS} waves…");
     fleet.publish(&WebRelease::new("1.1.0").ballast(RELEASE_BYTES), &[PLATFORM])?;
     fleet.until(GROUP, PATIENCE, |status| watch::runs(status, "1.1.0"))?;

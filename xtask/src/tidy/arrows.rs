@@ -17,7 +17,7 @@ pub(crate) const ALLOWED: &[(&str, &str)] = &[
     ("artifact", "base core"),
     ("base", ""),
     ("cli", "agent artifact base core host hub identity mirror registry view wire"),
-    ("consensus", "store"),
+    ("consensus", "base store"),
     ("core", ""),
     ("distribute", "artifact base core identity transfer wire"),
     ("example-web", ""),

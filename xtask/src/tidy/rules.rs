@@ -34,6 +34,22 @@ pub(crate) const BANS: &[Ban] = &[
         except: &["crates/base/"],
     },
     Ban {
+        name: "base::chain, at the edge",
+        scope: Scope::Production,
+        pattern: r"\b(error|err|e)(\.\w+\(\))?\.to_string\(\)",
+        instead: "keep the error as `#[source]`; `cohort_base::chain` prints it where it leaves",
+        except: &[
+            "crates/base/",
+            // Errors of `clap` and `toml`, drawn over several lines; their text is taken apart.
+            "crates/cli/src/main.rs",
+            "crates/cli/src/toml_keys.rs",
+            // The answer of an object store, searched for XML.
+            "crates/mirror/src/bucket/error.rs",
+            // A violation or the answer of a script is a text.
+            "crates/simulate/",
+        ],
+    },
+    Ban {
         name: "base::durable",
         scope: Scope::Production,
         pattern: r"\.sync_all\(\)|\.sync_data\(\)|\bfsync\(|\bfdatasync\(",

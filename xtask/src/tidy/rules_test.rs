@@ -11,6 +11,8 @@ fn refused(path: &str, text: &str) -> Vec<(usize, String)> {
 fn each_ban_finds_what_it_is_for_and_names_the_replacement() {
     let cases = [
         ("while let Some(inner) = cause.source() {", "cohort_base::chain"),
+        (".map_err(|error| Failed(error.to_string()))", "cohort_base::chain"),
+        ("none(error.without_url().to_string())", "#[source]"),
         ("file.sync_all()?;", "cohort_base::durable"),
         ("let stat = rustix::fs::statvfs(path)?;", "cohort_base::disk"),
         ("match file.try_lock() { Err(TryLockError::WouldBlock) => {} }", "cohort_base::disk"),

@@ -84,12 +84,10 @@ pub(super) fn unpack(
     }
     let [steps, distances, differences, _] = packed.lengths;
     let (mut steps, rest) = streams.split_at(steps as usize);
-    let (mut distances, rest) = rest.split_at(distances as usize);
+    let (distances, rest) = rest.split_at(distances as usize);
     let (differences, mut extras) = rest.split_at(differences as usize);
-    let mut differences = differences.iter();
+    let mut differences = Differences::new(differences, distances)?;
     let malformed = |what| DeltaError::Malformed { what };
-    // Equal bytes before the next difference; after the last one, all bytes are equal.
-    let mut equal = next_distance(&mut distances)?;
     let (mut left, mut expected) = (length, 0_i64);
     let mut piece = vec![0; PIECE_BYTES];
     while left > 0 {
@@ -107,18 +105,7 @@ pub(super) fn unpack(
             let count = (end - at).min(PIECE_BYTES as u64);
             let piece = &mut piece[..usize::try_from(count).unwrap_or(PIECE_BYTES)];
             old.read(at, piece).map_err(DeltaError::Base)?;
-            let mut done = 0_u64;
-            while equal < count - done {
-                done += equal;
-                let Some(difference) = differences.next() else {
-                    return Err(malformed("too few differences"));
-                };
-                let byte = &mut piece[usize::try_from(done).unwrap_or(usize::MAX)];
-                *byte = byte.wrapping_add(*difference);
-                done += 1;
-                equal = next_distance(&mut distances)?;
-            }
-            equal -= count - done;
+            differences.add_to(piece)?;
             out.write_all(piece).map_err(DeltaError::Result)?;
             at += count;
         }
@@ -129,10 +116,44 @@ pub(super) fn unpack(
         extras = later;
         expected = i64::try_from(end).unwrap_or(i64::MAX);
     }
-    if steps.is_empty() && distances.is_empty() && extras.is_empty() && differences.len() == 0 {
+    if steps.is_empty() && extras.is_empty() && differences.are_used_up() {
         Ok(())
     } else {
         Err(malformed("bytes that belong to no step"))
+    }
+}
+
+/// What is added to the base's bytes.
+struct Differences<'p> {
+    bytes: std::slice::Iter<'p, u8>,
+    distances: &'p [u8],
+    /// Equal bytes before the next difference; after the last one, all bytes are equal.
+    equal: u64,
+}
+
+impl<'p> Differences<'p> {
+    fn new(bytes: &'p [u8], mut distances: &'p [u8]) -> Result<Self, DeltaError> {
+        let equal = next_distance(&mut distances)?;
+        Ok(Self { bytes: bytes.iter(), distances, equal })
+    }
+
+    /// Turns the next piece of the base into a piece of the artifact.
+    fn add_to(&mut self, piece: &mut [u8]) -> Result<(), DeltaError> {
+        let mut rest = piece.iter_mut();
+        while self.equal < rest.len() as u64 {
+            let equal = usize::try_from(self.equal).unwrap_or(usize::MAX);
+            let (Some(byte), Some(difference)) = (rest.nth(equal), self.bytes.next()) else {
+                return Err(DeltaError::Malformed { what: "too few differences" });
+            };
+            *byte = byte.wrapping_add(*difference);
+            self.equal = next_distance(&mut self.distances)?;
+        }
+        self.equal -= rest.len() as u64;
+        Ok(())
+    }
+
+    fn are_used_up(&self) -> bool {
+        self.distances.is_empty() && self.bytes.len() == 0
     }
 }
 

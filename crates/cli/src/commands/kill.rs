@@ -1,7 +1,7 @@
 //! `cohort kill`: the kill switch, through the hub and the groups, or at any one agent.
 
 use clap::{Args, Subcommand};
-use cohort_core::ids::GroupId;
+use cohort_core::ids::{GroupId, InvalidName};
 use cohort_identity::UnixTime;
 use cohort_view::command::{Command, Flag};
 use cohort_view::figures::brief;
@@ -43,10 +43,10 @@ pub(crate) struct SwitchArgs {
     direct: Direct,
 }
 
-fn scope(text: &str) -> Result<KillScope, String> {
+fn scope(text: &str) -> Result<KillScope, InvalidName> {
     match text {
         "fleet" => Ok(KillScope::Fleet),
-        group => GroupId::new(group).map(KillScope::Group).map_err(|error| error.to_string()),
+        group => GroupId::new(group).map(KillScope::Group),
     }
 }
 

@@ -40,7 +40,7 @@ pub(crate) struct PublishArgs {
     channel: Option<Channel>,
     /// What to do if it fails: revert, freeze or forward-only [default: from its cohort.toml,
     /// else revert]
-    #[arg(long, value_parser = rollback, value_name = "KIND")]
+    #[arg(long, value_parser = parse_rollback, value_name = "KIND")]
     rollback: Option<Rollback>,
     /// Make no deltas from earlier versions; every server then downloads the whole artifact
     #[arg(long)]
@@ -51,10 +51,6 @@ pub(crate) struct PublishArgs {
 
 fn default_platform() -> Platform {
     Platform::new(own_platform()).expect("names of systems and processors are platform names")
-}
-
-fn rollback(text: &str) -> Result<Rollback, String> {
-    parse_rollback(text).map_err(|error| error.to_string())
 }
 
 pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Failure> {

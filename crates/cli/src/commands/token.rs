@@ -71,7 +71,7 @@ async fn create(global: &Global, args: &CreateArgs) -> Result<Exit, Failure> {
             let hub = Hub::of(&context_of(global)?)?;
             hub.call::<TokenAnswer>(Call::post(TOKEN, &request)).await.map_err(|error| {
                 let offline = Command::TokenCreateOffline;
-                let away = crate::connect::is_away(&error);
+                let away = error.is_away();
                 let failure = Failure::from(error);
                 if !away {
                     return failure;

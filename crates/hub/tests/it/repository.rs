@@ -103,7 +103,7 @@ async fn keys_below_the_repository_are_a_mistake_that_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = cohort_hub::HubConfig::new(folder.path());
     config.repository_dir = Some(folder.path().to_owned());
-    let error = cohort_hub::Hub::start(config).await.err().unwrap().to_string();
+    let error = cohort_base::chain(&cohort_hub::Hub::start(config).await.err().unwrap());
     assert!(error.contains("repository_dir"), "{error}");
 }
 

@@ -194,11 +194,7 @@ impl Caller {
     }
 
     pub(crate) fn registry(&self) -> RemoteRegistry {
-        RemoteRegistry::new(
-            self.client.clone(),
-            &self.target.peer,
-            std::slice::from_ref(&self.target.address),
-        )
+        RemoteRegistry::new(self.client.clone(), vec![self.target.clone()])
     }
 }
 

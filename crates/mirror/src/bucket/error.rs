@@ -1,10 +1,10 @@
 //! Errors of buckets, human-readable: stores respond with XML.
 
 use std::error::Error;
-use std::io;
 use std::path::PathBuf;
 
 use cohort_base::chain::causes;
+use cohort_base::{FileError, chain};
 use object_store::client::{HttpError, HttpErrorKind};
 
 use super::http::NoCredentials;
@@ -40,12 +40,10 @@ pub enum BucketError {
         /// The store's response. Not a source: the message shows the useful part.
         why: object_store::Error,
     },
-    #[error("cannot read repository file {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("the search for the repository's files panicked")]
+    Task(#[source] tokio::task::JoinError),
     #[error("repository file {} {reason}", path.display())]
     Damaged { path: PathBuf, reason: &'static str },
     #[error("{} holds no repository: there is no {file}", path.display())]
@@ -139,6 +137,9 @@ fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a
 fn brief(error: &object_store::Error) -> String {
     if let Some((code, message)) = code_of(error) {
         return format!("{code}: {message}");
+    }
+    if let Some(none) = cause::<NoCredentials>(error) {
+        return short(&chain(none));
     }
     let deepest = causes(error).last().map(ToString::to_string).unwrap_or_default();
     short(deepest.trim())

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use cohort_base::Cause;
 use http_body_util::BodyExt as _;
 use object_store::ClientOptions;
 use object_store::client::{
@@ -31,10 +32,11 @@ const SENT_BYTES_PER_S_MIN: u64 = 32 << 10;
 
 /// There are no credentials in the environment, and the metadata service has none.
 #[derive(Debug, thiserror::Error)]
-#[error("no credentials in the environment, and none from {machine}: {reason}")]
+#[error("no credentials in the environment, and none from {machine}")]
 pub(super) struct NoCredentials {
     machine: String,
-    reason: String,
+    #[source]
+    source: Cause,
 }
 
 /// Makes clients for the library of object stores.
@@ -63,15 +65,15 @@ impl Connector {
         name: String,
         request: reqwest::Request,
     ) -> Result<reqwest::Response, HttpError> {
-        let none = |reason: String| {
+        let none = |source| {
             let machine = name.clone();
-            HttpError::new(HttpErrorKind::Unknown, NoCredentials { machine, reason })
+            HttpError::new(HttpErrorKind::Unknown, NoCredentials { machine, source })
         };
         let answer = self.machine.execute(request).await;
-        let answer = answer.map_err(|error| none(error.without_url().to_string()))?;
+        let answer = answer.map_err(|error| none(error.without_url().into()))?;
         match answer.status() {
             status if status.is_success() => Ok(answer),
-            status => Err(none(format!("it answers with status {status}"))),
+            status => Err(none(format!("it answers with status {status}").into())),
         }
     }
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use cohort_artifact::{
     RepositoryFile, digest_of, digest_of_bytes, repository_files, root_of_units,
 };
+use cohort_base::OnPath as _;
 use cohort_identity::sha256_hex;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -134,8 +135,7 @@ pub async fn push_file(dir: &Path, bucket: &Bucket, relative: &str) -> Result<()
         return Ok(());
     }
     let path = dir.join(relative);
-    let about = tokio::fs::metadata(&path).await;
-    let length = about.map_err(|source| BucketError::Read { path, source })?.len();
+    let length = tokio::fs::metadata(&path).await.on_path("read", &path)?.len();
     let is_there = match bucket.store.head(&bucket.path(relative)?).await {
         Ok(about) => about.size == length,
         Err(Error::NotFound { .. }) => false,
@@ -223,14 +223,17 @@ impl Bucket {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), BucketError> {
         let path = dir.join(&file.path);
-        let read = |source| BucketError::Read { path: path.clone(), source };
-        let mut from = File::open(&path).await.map_err(read)?;
+        let mut from = File::open(&path).await.on_path("read", &path)?;
         let (mut hasher, mut sent) = (blake3::Hasher::new(), 0);
         let small = file.length <= PART_BYTES as u64;
         let size = usize::try_from(file.length).unwrap_or(PART_BYTES).min(PART_BYTES);
         loop {
             let mut part = Vec::with_capacity(size);
-            (&mut from).take(PART_BYTES as u64).read_to_end(&mut part).await.map_err(read)?;
+            (&mut from)
+                .take(PART_BYTES as u64)
+                .read_to_end(&mut part)
+                .await
+                .on_path("read", &path)?;
             if part.is_empty() {
                 break;
             }
@@ -307,12 +310,11 @@ fn is_right(relative: &str, bytes: &[u8]) -> bool {
 async fn read_metadata(dir: &Path, relative: &str) -> Result<Bytes, BucketError> {
     let path = dir.join(relative);
     match tokio::fs::read(&path).await {
-        Ok(bytes) => Ok(bytes.into()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let file = if relative == FIRST_ROOT { FIRST_ROOT } else { TIMESTAMP };
             Err(BucketError::NoRepository { path: dir.to_owned(), file })
         }
-        Err(source) => Err(BucketError::Read { path, source }),
+        read => Ok(read.on_path("read", &path)?.into()),
     }
 }
 
@@ -328,8 +330,6 @@ fn unreadable(dir: &Path, relative: &str) -> BucketError {
 async fn local_files(dir: &Path) -> Result<Vec<LocalFile>, BucketError> {
     let folder = dir.to_owned();
     let found = tokio::task::spawn_blocking(move || repository_files(&folder)).await;
-    let found = found
-        .map_err(|error| BucketError::Read { path: dir.to_owned(), source: error.into() })?
-        .map_err(|(path, source)| BucketError::Read { path, source })?;
+    let found = found.map_err(BucketError::Task)??;
     Ok(found.into_iter().map(|(path, length)| LocalFile { path, length }).collect())
 }

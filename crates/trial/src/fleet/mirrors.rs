@@ -11,7 +11,7 @@ use crate::process::Process;
 use crate::release::copy_folder;
 
 impl Fleet {
-    /// Starts a mirror.
+    /// Serves the directory of mirror `index`, and waits until it listens.
     pub fn start_mirror(&mut self, index: usize) -> Result<()> {
         let (folder, address) = (self.mirrors[index].0.clone(), self.mirrors[index].1);
         let (dir, listen) = (folder.display().to_string(), address.to_string());

@@ -39,6 +39,19 @@ pub struct Target {
     pub alpn: Alpn,
 }
 
+impl Target {
+    /// The hub's API at each of its addresses, in the order to try.
+    #[must_use]
+    pub fn hub(peer: &Peer, addresses: &[String]) -> Vec<Target> {
+        let target = |address: &String| Target {
+            address: address.clone(),
+            peer: peer.clone(),
+            alpn: Alpn::Hub,
+        };
+        addresses.iter().map(target).collect()
+    }
+}
+
 /// A request as data.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -97,14 +110,14 @@ impl Call {
         self
     }
 
-    /// Sets a body.
+    /// Sets a body that is not JSON.
     #[must_use]
     pub fn bytes(mut self, body: impl Into<Bytes>) -> Self {
         self.body = Some(body.into());
         self
     }
 
-    /// Sets the deadline.
+    /// Replaces the deadline, [`CALL_DEADLINE`].
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -217,6 +230,41 @@ impl Client {
             address: target.address.clone(),
             source: error.into(),
         })
+    }
+
+    /// Calls the targets in turn, from the one numbered `first`, until one responds; returns its
+    /// number too. The next one is called if the request certainly did not arrive, or if it may be
+    /// sent twice and this target is away.
+    ///
+    /// # Errors
+    /// As [`Client::call_json`]: of the target that refused, else of the first that responded, else
+    /// of the last.
+    pub async fn call_any<T: DeserializeOwned>(
+        &self,
+        targets: &[Target],
+        first: usize,
+        call: Call,
+    ) -> Result<(usize, T), CallError> {
+        let mut failed: Option<CallError> = None;
+        for (at, target) in targets.iter().enumerate().cycle().skip(first).take(targets.len()) {
+            match self.call_json(target, call.clone()).await {
+                Ok(answer) => return Ok((at, answer)),
+                Err(error)
+                    if error.may_have_happened() && !(call.idempotent && error.is_away()) =>
+                {
+                    return Err(error);
+                }
+                // A response says more than silence.
+                Err(error) if failed.as_ref().is_none_or(|known| known.status().is_none()) => {
+                    failed = Some(error);
+                }
+                Err(_) => {}
+            }
+        }
+        Err(failed.unwrap_or_else(|| CallError::Request {
+            address: "any address".to_owned(),
+            source: "none is known".into(),
+        }))
     }
 
     /// Makes a call whose response is read in pieces.

@@ -33,6 +33,7 @@ fn routes() -> Router {
                 ApiError::conflict("it is paused already").hint("cohort rollout resume web")
             }),
         )
+        .route("/starting", get(|| async { ApiError::unavailable("starting", "not yet") }))
         .route("/empty", get(|| async { StatusCode::BAD_GATEWAY }))
         .route("/never", get(std::future::pending::<()>))
         .route(
@@ -362,4 +363,29 @@ async fn a_renewed_identity_is_used_by_both_sides_without_a_restart() {
     assert!(matches!(error, CallError::Identity { .. }), "{error:?}");
     slot.replace(next.identity(Role::Agent, "web-2"));
     client.call(&served.control(), Call::get("/who")).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_next_address_is_called_only_where_that_is_harmless() {
+    let (fleet, served) = served().await;
+    let client = fleet.client(Role::Operator, "ann");
+    let nowhere = Target { address: "no-port".to_owned(), ..served.control() };
+    let stranger = Target { peer: peer(Role::Agent, "web-2"), ..served.control() };
+    let targets = [nowhere.clone(), served.control(), stranger];
+    for first in 0..3 {
+        let asked = client.call_any::<u8>(&targets, first, Call::post("/echo", &7)).await;
+        assert_eq!(asked.unwrap(), (1, 7), "from {first}");
+    }
+    // A refusal is final, and so is the failure of a request that may have been carried out.
+    let error = client.call_any::<u8>(&targets, 0, Call::get("/conflict")).await.unwrap_err();
+    assert_eq!(error.status(), Some(409));
+    let once = Call { idempotent: false, ..Call::get("/starting") };
+    let error = client.call_any::<u8>(&targets[1..], 0, once).await.unwrap_err();
+    assert_eq!(error.status(), Some(503));
+    // A response says more than silence: of two addresses that are away, the one that said so.
+    let away = [served.control(), nowhere];
+    let error = client.call_any::<u8>(&away, 0, Call::get("/starting")).await.unwrap_err();
+    assert_eq!(error.status(), Some(503));
+    let error = client.call_any::<u8>(&[], 0, Call::get("/who")).await.unwrap_err();
+    assert!(matches!(error, CallError::Request { .. }), "{error}");
 }

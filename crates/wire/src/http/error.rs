@@ -223,4 +223,18 @@ impl CallError {
             | CallError::Malformed { .. } => true,
         }
     }
+
+    /// Whether the callee is unreachable or unavailable, rather than refusing.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        match self {
+            CallError::Refused { .. }
+            | CallError::Unreachable { .. }
+            | CallError::TimedOut { .. }
+            | CallError::Broken { .. } => true,
+            // From an intermediary, or a server that is starting or overloaded.
+            CallError::Answered { answer, .. } => answer.status == 503,
+            _ => false,
+        }
+    }
 }

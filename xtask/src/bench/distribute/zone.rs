@@ -303,23 +303,7 @@ impl Zone {
                 (name, file)
             })
             .collect();
-        loop {
-            let late: Vec<&str> = files
-                .iter()
-                .filter(|(_, file)| !file.exists())
-                .map(|(name, _)| name.as_str())
-                .collect();
-            if late.is_empty() {
-                break;
-            }
-            ensure!(
-                begun.elapsed() < patience,
-                "not everywhere after {:.0} s; lacking at {}",
-                begun.elapsed().as_secs_f64(),
-                late.join(", ")
-            );
-            std::thread::sleep(LOOK_EVERY);
-        }
+        wait_for(&files, begun, patience)?;
         let wan_bytes = self.network.downlink_bytes()? - before;
         let cpu = cpu::seconds_of(self.agent_pids()).since(cpu_before);
         let first = self.first_asked(begun_at)?;
@@ -384,6 +368,24 @@ impl Zone {
             }
         }
         Ok(())
+    }
+}
+
+/// Waits until all servers have their file.
+fn wait_for(files: &[(String, PathBuf)], begun: Instant, patience: Duration) -> Result<()> {
+    loop {
+        let late = files.iter().filter(|(_, file)| !file.exists());
+        let late: Vec<&str> = late.map(|(name, _)| name.as_str()).collect();
+        if late.is_empty() {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < patience,
+            "not everywhere after {:.0} s; lacking at {}",
+            begun.elapsed().as_secs_f64(),
+            late.join(", ")
+        );
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 
