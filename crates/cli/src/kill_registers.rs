@@ -3,7 +3,6 @@
 //! Registers spread from server to server, so no single place has the latest of all of them. They
 //! are collected from every place that responds.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cohort_base::chain;
@@ -11,7 +10,7 @@ use cohort_identity::{CertificateDer, UnixTime};
 use cohort_wire::agent;
 use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::hub::{KILL, KillAnswer};
-use cohort_wire::kill::{KillRegister, KillScope, Position, SignedKill};
+use cohort_wire::kill::{KillRegister, Registers, SignedKill};
 use futures_util::{StreamExt as _, stream};
 
 use crate::args::Direct;
@@ -40,7 +39,7 @@ pub(crate) struct Places {
 #[derive(Debug, Default)]
 pub(crate) struct Gathered {
     /// The latest register per scope.
-    pub(crate) registers: BTreeMap<KillScope, Verified>,
+    pub(crate) registers: Registers<Verified>,
     /// Corrupt register files at the hub: they count as on.
     pub(crate) damaged: Vec<String>,
     pub(crate) answered: usize,
@@ -140,27 +139,13 @@ impl Gathered {
         self.damaged.extend(damaged);
         for signed in registers {
             match verify(signed, roots) {
-                Ok(verified) => self.put(verified),
+                Ok(verified) => {
+                    let scope = verified.register.scope.clone();
+                    self.registers.merge(scope, verified.register.position(), verified);
+                }
                 Err(reason) => note(&format!("warning: {reason}")),
             }
         }
-    }
-
-    fn put(&mut self, held: Verified) {
-        let scope = &held.register.scope;
-        if held.register.position().supersedes(self.position(scope)) {
-            self.registers.insert(scope.clone(), held);
-        }
-    }
-
-    /// Where the scope's switch is, according to the places that answered.
-    pub(crate) fn position(&self, scope: &KillScope) -> Option<Position> {
-        self.registers.get(scope).map(|held| held.register.position())
-    }
-
-    /// Whether the scope's own switch is on, according to the places that responded.
-    pub(crate) fn is_on(&self, scope: &KillScope) -> bool {
-        self.position(scope).is_some_and(|position| position.on)
     }
 }
 

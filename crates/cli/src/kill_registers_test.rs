@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use cohort_identity::{Authority, Identity, LIFETIME, Peer, Role, UnixTime};
-use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+use cohort_wire::kill::{KillRegister, KillScope, Position, SignedKill};
 
 use super::Gathered;
 
@@ -32,12 +32,13 @@ fn the_newest_register_of_any_place_holds_and_strangers_count_for_nothing() {
     let (operator, agent) =
         (identity(&authority, Role::Operator), identity(&authority, Role::Agent));
     let mut gathered = Gathered::default();
-    assert_eq!(gathered.position(&KillScope::Fleet), None);
+    let position = |gathered: &Gathered| gathered.registers.position(&KillScope::Fleet);
+    assert_eq!(position(&gathered), None);
     gathered.add(Ok((vec![sign(&operator, 3, false)], Vec::new())), operator.roots());
     gathered.add(Ok((vec![sign(&operator, 2, true)], Vec::new())), operator.roots());
     gathered.add(Ok((vec![sign(&agent, 9, true)], Vec::new())), operator.roots());
-    assert!(!gathered.is_on(&KillScope::Fleet));
+    assert_eq!(position(&gathered), Some(Position { epoch: 3, on: false }));
     assert_eq!(gathered.answered, 3);
     gathered.add(Ok((vec![sign(&operator, 3, true)], Vec::new())), operator.roots());
-    assert!(gathered.is_on(&KillScope::Fleet), "on wins ties");
+    assert_eq!(position(&gathered), Some(Position { epoch: 3, on: true }), "on wins ties");
 }

@@ -142,10 +142,10 @@ pub(crate) async fn kill(
 /// Writes every latched register to where agents watch for it.
 pub(crate) async fn publish_kill(app: &App) -> Result<(), RegistryError> {
     let _publishing = app.publishing_kill.lock().await;
-    for (scope, entry) in app.kill.entries() {
+    for (scope, entry) in app.kill.entries().iter() {
         let KillEntry::Said { signed, .. } = entry else { continue };
-        let key = keys::kill(&scope_text(&scope));
-        let value = encode(&signed);
+        let key = keys::kill(&scope_text(scope));
+        let value = encode(signed);
         if app.registry.get(&key).is_some_and(|pair| pair.value == value) {
             continue;
         }
@@ -164,8 +164,9 @@ fn scope_text(scope: &KillScope) -> String {
 }
 
 fn answer(app: &App, changed: bool) -> KillAnswer {
-    let damaged = app.kill.entries().into_values().filter_map(|entry| match entry {
-        KillEntry::Damaged { reason, .. } => Some(reason),
+    let entries = app.kill.entries();
+    let damaged = entries.iter().filter_map(|(_, entry)| match entry {
+        KillEntry::Damaged { reason, .. } => Some(reason.clone()),
         KillEntry::Said { .. } => None,
     });
     KillAnswer { changed, registers: app.kill.signed(), damaged: damaged.collect() }

@@ -1,24 +1,22 @@
 //! The kill switch: one register per scope, signed by an operator, latched on every server's disk.
 //!
 //! It is not in the log, because a minority must be able to stop. Which register is in force, and
-//! which is refused, is decided in [`cohort_server::kill`]; here are signatures and files.
+//! which is refused, is decided in [`cohort_core::kill`]; here are signatures and files.
 //!
 //! On disk, a scope is one file whose *name* contains epoch and position:
 //! `fleet@00000000000000000007@on.kill`, `group@web.zone-a@…@off.kill`. The name survives damage to
 //! the content, so a damaged file counts as *on* at its epoch, and the next epoch replaces it.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use cohort_base::{Cause, FileError, OnPath as _, chain, durable};
 use cohort_core::ids::GroupId;
+pub use cohort_core::kill::{KillScope, Position, Refused, Registers};
 use cohort_identity::{
     CertificateDer, Identity, Peer, Role, SignedStatement, StatementError, UnixTime,
     sign_statement, verify_statement,
 };
-pub use cohort_server::kill::{Position, Refused};
-use cohort_server::kill::{stopping, stores};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -33,14 +31,6 @@ const CONTEXT: &str = "cohort-kill/1";
 /// Largest file, in bytes: names, a number, a bounded reason, a certificate chain, and a signature
 /// in hexadecimal.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
-
-/// What a kill switch stops.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KillScope {
-    Fleet,
-    Group(GroupId),
-}
 
 /// A kill switch's position, with epoch and reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,7 +139,7 @@ impl KillEntry {
 #[derive(Debug)]
 pub struct DurableKill {
     dir: PathBuf,
-    entries: Mutex<BTreeMap<KillScope, KillEntry>>,
+    entries: Mutex<Registers<KillEntry>>,
 }
 
 impl DurableKill {
@@ -160,7 +150,7 @@ impl DurableKill {
     pub fn open(dir: &Path) -> Result<Self, KillError> {
         fs::create_dir_all(dir).on_path("create folder", dir)?;
         durable::sweep(dir).on_path("clean up", dir)?;
-        let mut entries: BTreeMap<KillScope, KillEntry> = BTreeMap::new();
+        let mut entries = Registers::default();
         for entry in fs::read_dir(dir).on_path("read folder", dir)? {
             let path = entry.on_path("read folder", dir)?.path();
             if path.extension().is_none_or(|extension| extension != "kill") {
@@ -170,9 +160,7 @@ impl DurableKill {
             if let KillEntry::Damaged { reason, .. } = &entry {
                 tracing::error!(reason, "damaged kill register counts as on");
             }
-            if entry.position().supersedes(entries.get(&scope).map(KillEntry::position)) {
-                entries.insert(scope, entry);
-            }
+            entries.merge(scope, entry.position(), entry);
         }
         Ok(Self { dir: dir.to_owned(), entries: Mutex::new(entries) })
     }
@@ -190,41 +178,38 @@ impl DurableKill {
     ) -> Result<bool, KillError> {
         let (_, register) = signed.verify(roots, now)?;
         let mut entries = self.entries.lock();
-        let current = entries.get(&register.scope).map(KillEntry::position);
-        if !stores(register.position(), current, entries.len(), now.as_secs())? {
+        let (scope, position) = (register.scope.clone(), register.position());
+        if !entries.accept(&scope, position, now.as_secs())? {
             return Ok(false);
         }
         let path = self.dir.join(file_name(&register.scope, register.epoch, register.on));
         let text = serde_json::to_vec(signed).expect("texts always become JSON");
         durable::write(&path, &text, durable::READABLE).on_path("write", &path)?;
         self.remove_older(&register);
-        let scope = register.scope.clone();
-        entries.insert(scope, KillEntry::Said { register, signed: signed.clone() });
+        entries.merge(scope, position, KillEntry::Said { register, signed: signed.clone() });
         Ok(true)
     }
 
     /// The register that stops a group: the fleet's or its own, if on.
     #[must_use]
     pub fn is_on(&self, group: Option<&GroupId>) -> Option<KillEntry> {
-        let entries = self.entries.lock();
-        let own = group.and_then(|group| entries.get(&KillScope::Group(group.clone())));
-        stopping(entries.get(&KillScope::Fleet), own, |entry| entry.position()).cloned()
+        self.entries.lock().stopping(group).cloned()
     }
 
     /// Every scope's register, for display.
     #[must_use]
-    pub fn entries(&self) -> BTreeMap<KillScope, KillEntry> {
+    pub fn entries(&self) -> Registers<KillEntry> {
         self.entries.lock().clone()
     }
 
     /// Every signed register, for forwarding.
     #[must_use]
     pub fn signed(&self) -> Vec<SignedKill> {
-        let said = |entry: &KillEntry| match entry {
+        let said = |(_, entry): (&KillScope, &KillEntry)| match entry {
             KillEntry::Said { signed, .. } => Some(signed.clone()),
             KillEntry::Damaged { .. } => None,
         };
-        self.entries.lock().values().filter_map(said).collect()
+        self.entries.lock().iter().filter_map(said).collect()
     }
 
     /// Removes the scope's other files. If that fails, they lose against the new one at the next

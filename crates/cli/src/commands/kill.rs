@@ -77,9 +77,10 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         return Err(unreachable(known));
     }
     let scope = &args.scope;
-    if !on && !known.is_on(scope) && known.damaged.is_empty() {
+    let seen = known.registers.position(scope);
+    if !on && !seen.is_some_and(|seen| seen.on) && known.damaged.is_empty() {
         // Places with an older register may still have it on.
-        if let Some(known) = known.registers.get(scope) {
+        if let Some((_, known)) = known.registers.iter().find(|(found, _)| *found == scope) {
             places.give(&known.signed).await;
         }
         let answered = known.answered;
@@ -89,7 +90,7 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         return Ok(Exit::Done);
     }
     let now = UnixTime::now().as_secs();
-    let Position { epoch, on } = Position::next(known.position(scope), on, now);
+    let Position { epoch, on } = Position::next(seen, on, now);
     let register =
         KillRegister { scope: scope.clone(), epoch, on, reason: args.reason.clone(), at: now };
     let signed = SignedKill::sign(&identity, &register).or_fail("kill")?;
@@ -135,7 +136,7 @@ async fn status(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
     if known.answered == 0 {
         return Err(unreachable(known));
     }
-    let switches: Vec<Switch<'_>> = known.registers.values().map(shown).collect();
+    let switches: Vec<Switch<'_>> = known.registers.iter().map(|(_, known)| shown(known)).collect();
     let any_on = !known.damaged.is_empty() || switches.iter().any(|switch| switch.on);
     let answer = Answer::KillStatus { on: any_on, switches: &switches, damaged: &known.damaged };
     let now = UnixTime::now().as_secs();
