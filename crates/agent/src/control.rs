@@ -329,9 +329,7 @@ async fn kill_set(
     ApiJson(register): ApiJson<SignedKill>,
 ) -> Result<Json<Vec<SignedKill>>, ApiError> {
     caller.require(&[Role::Operator, Role::Agent, Role::Hub])?;
-    shared.kill.offer(vec![register]).await.map_err(|error| {
-        ApiError::forbidden(chain(&error)).hint("sign it with an operator's certificate")
-    })?;
+    shared.kill.offer(vec![register]).await?;
     Ok(Json(shared.kill.signed()))
 }
 

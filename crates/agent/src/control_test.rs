@@ -49,13 +49,12 @@ fn applied(handle: &MemberHandle) -> u64 {
 }
 
 fn stop(lab: &Lab, by: Role) -> SignedKill {
-    let register = KillRegister {
-        scope: KillScope::Fleet,
-        epoch: 1,
-        on: true,
-        reason: "bad night".to_owned(),
-        at: 0,
-    };
+    stops(lab, by, KillScope::Fleet)
+}
+
+fn stops(lab: &Lab, by: Role, scope: KillScope) -> SignedKill {
+    let register =
+        KillRegister { scope, epoch: 1, on: true, reason: "bad night".to_owned(), at: 0 };
     SignedKill::sign(&lab.slot_of(&Peer::new(by, "ana").unwrap()).current(), &register).unwrap()
 }
 
@@ -298,6 +297,9 @@ async fn any_process_of_the_fleet_brings_a_kill_register_and_only_an_operators_c
     let real = stop(&lab, Role::Operator);
     assert_eq!(bring(Role::Viewer, real.clone()).await.unwrap_err().status, 403);
     assert_eq!(bring(Role::Operator, stop(&lab, Role::Agent)).await.unwrap_err().status, 403);
+    let elsewhere = KillScope::Group("linux-arm".parse().unwrap());
+    let elsewhere = bring(Role::Operator, stops(&lab, Role::Operator, elsewhere)).await;
+    assert_eq!(elsewhere.unwrap_err().status, 409, "it would not spread from here");
     assert_eq!(shared.kill.on(), None);
     let Json(latched) = bring(Role::Agent, real.clone()).await.unwrap();
     assert_eq!(latched, [real]);

@@ -1,4 +1,5 @@
-//! Reading and writing kill registers: at the hub, at one agent of each group, or at a named agent.
+//! Reading and writing kill registers: at the hub and the agents of the groups that they cover, or
+//! at a named agent.
 //!
 //! Registers spread from server to server, so no single place has the latest of all of them. They
 //! are collected from every place that responds.
@@ -10,7 +11,7 @@ use cohort_identity::{CertificateDer, UnixTime};
 use cohort_wire::agent;
 use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::hub::{KILL, KillAnswer};
-use cohort_wire::kill::{KillRegister, Registers, SignedKill};
+use cohort_wire::kill::{KillRegister, KillScope, Registers, SignedKill};
 use futures_util::{StreamExt as _, stream};
 
 use crate::args::Direct;
@@ -55,8 +56,14 @@ pub(crate) struct Verified {
 }
 
 impl Places {
-    /// The named agent; or the hub and one agent of each known group.
-    pub(crate) async fn of(context: &Context, direct: &Direct) -> Result<Self, Failure> {
+    /// The places of a scope's register, or with `None` of all: the named agent; or the hub and,
+    /// of each group that the scope covers, one agent. A group's own register goes to every agent
+    /// that may answer for it.
+    pub(crate) async fn of(
+        context: &Context,
+        direct: &Direct,
+        scope: Option<&KillScope>,
+    ) -> Result<Self, Failure> {
         let client = context.client()?;
         let agent = |target| Place::Agent { client: client.clone(), target };
         if let Some((server, address)) = direct.agent() {
@@ -64,8 +71,18 @@ impl Places {
         }
         let mut places = vec![Place::Hub(Hub::of(context)?)];
         if let Ok((known, _)) = know(context).await {
-            let firsts = known.groups.values().filter_map(|group| group.candidates.first());
-            for (server, address) in firsts {
+            let candidates: Vec<_> = match scope {
+                Some(KillScope::Group(group)) => known
+                    .groups
+                    .get(group)
+                    .into_iter()
+                    .flat_map(|group| &group.candidates)
+                    .collect(),
+                Some(KillScope::Fleet) | None => {
+                    known.groups.values().filter_map(|group| group.candidates.first()).collect()
+                }
+            };
+            for (server, address) in candidates {
                 places.push(agent(agent_target(server, address)?));
             }
         }

@@ -4,6 +4,10 @@
 //! Registers merge: the higher epoch wins; at equal epochs, *on* wins. So any server can forward
 //! them, in any order and any number of times. Agents, the hub and the command line all hold their
 //! registers in [`Registers`].
+//!
+//! A server holds the registers that cover it, the fleet's and its group's, and forwards both with
+//! every message to its group. So no number of other scopes keeps a register from a server that it
+//! covers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::GroupId;
 
-/// Kill registers kept on one machine. A hub keeps one per group.
+/// Kill registers kept on one machine. A hub keeps one per group; a server keeps two.
 pub const KILL_SCOPES_MAX: usize = 10_000;
 
 /// How far a change may raise a register's epoch beyond the last one or the Unix time in seconds,
@@ -26,6 +30,16 @@ pub const KILL_EPOCH_STEP_MAX: u64 = 1_000_000;
 pub enum KillScope {
     Fleet,
     Group(GroupId),
+}
+
+impl fmt::Display for KillScope {
+    /// As on the command line: `fleet`, or the group's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KillScope::Fleet => f.pad("fleet"),
+            KillScope::Group(group) => group.fmt(f),
+        }
+    }
 }
 
 /// What decides between two registers of one scope. The order of the fields is the order of
@@ -59,19 +73,29 @@ impl Position {
 /// holder keeps of a register.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registers<R> {
+    /// The group whose registers these are; `None`: of every scope.
+    group: Option<GroupId>,
     in_force: BTreeMap<KillScope, (Position, R)>,
 }
 
 impl<R> Default for Registers<R> {
     fn default() -> Self {
-        Registers { in_force: BTreeMap::new() }
+        Registers::new(None)
     }
 }
 
 impl<R> Registers<R> {
-    /// Puts a register in force, unless its scope has a newer one. Returns whether it is.
+    /// Only those that cover a server of `group`; with `None`, those of every scope.
+    #[must_use]
+    pub fn new(group: Option<GroupId>) -> Registers<R> {
+        Registers { group, in_force: BTreeMap::new() }
+    }
+
+    /// Puts a register in force, unless its scope has a newer one or is another group. Returns
+    /// whether it did.
     pub fn merge(&mut self, scope: KillScope, position: Position, register: R) -> bool {
-        let changes = self.position(&scope).is_none_or(|current| position > current);
+        let changes = self.takes(&scope).is_ok()
+            && self.position(&scope).is_none_or(|current| position > current);
         if changes {
             self.in_force.insert(scope, (position, register));
         }
@@ -82,13 +106,15 @@ impl<R> Registers<R> {
     /// time.
     ///
     /// # Errors
-    /// If its epoch would leave too few for later changes, or there are too many scopes.
+    /// If its epoch would leave too few for later changes, there are too many scopes, or it covers
+    /// only another group.
     pub fn accept(
         &self,
         scope: &KillScope,
         position: Position,
         now_s: u64,
     ) -> Result<bool, Refused> {
+        self.takes(scope)?;
         let current = self.position(scope);
         if current.is_some_and(|current| position <= current) {
             return Ok(false);
@@ -111,25 +137,33 @@ impl<R> Registers<R> {
         self.in_force.get(scope).map(|(position, _)| *position)
     }
 
-    /// The register that stops a group: the fleet's or the group's own, if on. An *off* of the
-    /// group does not lift the fleet's *on*.
+    /// A register that is on: the fleet's before any group's. An *off* of the group does not lift
+    /// the fleet's *on*.
     #[must_use]
-    pub fn stopping(&self, group: Option<&GroupId>) -> Option<&R> {
-        let own = group.map(|group| KillScope::Group(group.clone()));
-        let found = [Some(KillScope::Fleet), own].into_iter().flatten();
-        let mut found = found.filter_map(|scope| self.in_force.get(&scope));
-        found.find(|(position, _)| position.on).map(|(_, register)| register)
+    pub fn stopping(&self) -> Option<&R> {
+        self.in_force.values().find(|(position, _)| position.on).map(|(_, register)| register)
     }
 
-    /// Every register, by scope.
+    /// Every register, by scope: the fleet's first.
     pub fn iter(&self) -> impl Iterator<Item = (&KillScope, &R)> {
         self.in_force.iter().map(|(scope, (_, register))| (scope, register))
+    }
+
+    fn takes(&self, scope: &KillScope) -> Result<(), Refused> {
+        match (scope, &self.group) {
+            (KillScope::Group(group), Some(own)) if group != own => {
+                Err(Refused::OtherGroup { group: group.clone(), own: own.clone() })
+            }
+            (KillScope::Group(_) | KillScope::Fleet, _) => Ok(()),
+        }
     }
 }
 
 /// Why a register is not stored, though an operator signed it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused {
+    /// It covers only another group than this server's.
+    OtherGroup { group: GroupId, own: GroupId },
     /// Its epoch is higher than the highest accepted.
     Epoch { epoch: u64, highest: u64 },
     /// There are [`KILL_SCOPES_MAX`] scopes already.
@@ -139,6 +173,9 @@ pub enum Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Refused::OtherGroup { group, own } => {
+                write!(f, "kill register is for group {group}, this server belongs to {own}")
+            }
             Refused::Epoch { epoch, highest } => write!(
                 f,
                 "kill register's epoch {epoch} is too far ahead, the highest accepted is {highest}"

@@ -17,17 +17,13 @@ fn id(number: usize) -> GroupId {
     GroupId::new(format!("intel.zone-{number}")).unwrap()
 }
 
-/// Registers that are known by their position alone.
-fn registers<const N: usize>(known: [(KillScope, Position); N]) -> Registers<Position> {
-    let mut registers = Registers::default();
-    for (scope, position) in known {
-        assert!(registers.merge(scope, position, position));
-    }
-    registers
-}
-
+/// Registers of every scope, known by their position alone.
 fn fleet(position: Option<Position>) -> Registers<Position> {
-    position.map_or_else(Registers::default, |known| registers([(KillScope::Fleet, known)]))
+    let mut known = Registers::new(None);
+    if let Some(position) = position {
+        assert!(known.merge(KillScope::Fleet, position, position));
+    }
+    known
 }
 
 #[test]
@@ -51,7 +47,7 @@ fn merging_is_the_same_in_every_order() {
     }
     let all: Vec<Position> = (1..4).flat_map(|epoch| [off(epoch), on(epoch)]).collect();
     for start in 0..all.len() {
-        let mut known = Registers::default();
+        let mut known = Registers::new(None);
         for step in 0..all.len() {
             let incoming = all[(start + step * 5) % all.len()];
             known.merge(KillScope::Fleet, incoming, ());
@@ -63,7 +59,7 @@ fn merging_is_the_same_in_every_order() {
 #[test]
 fn a_damaged_register_is_on_until_a_higher_epoch() {
     let mut known = fleet(Some(Position::damaged(4)));
-    assert!(known.stopping(None).is_some());
+    assert!(known.stopping().is_some());
     let mut merge = |position| known.merge(KillScope::Fleet, position, position);
     assert!(!merge(off(4)), "the off of the same epoch does not heal it");
     assert!(merge(off(5)));
@@ -106,7 +102,7 @@ fn what_changes_nothing_is_not_stored_nor_refused() {
 
 #[test]
 fn only_a_new_scope_counts_against_the_limit() {
-    let mut known = Registers::default();
+    let mut known = Registers::new(None);
     for number in 1..KILL_SCOPES_MAX {
         known.merge(group(number), on(1), ());
     }
@@ -118,14 +114,15 @@ fn only_a_new_scope_counts_against_the_limit() {
 }
 
 #[test]
-fn a_group_stops_for_the_fleets_register_or_its_own() {
+fn a_server_stops_for_the_fleets_register_or_its_groups() {
     let stops = |fleet: Option<Position>, own: Option<Position>| {
-        let mut known = self::fleet(fleet);
-        known.merge(group(2), on(9), on(9));
-        if let Some(own) = own {
-            known.merge(group(1), own, own);
+        let mut known = Registers::new(Some(id(1)));
+        for (scope, position) in [(KillScope::Fleet, fleet), (group(1), own)] {
+            if let Some(position) = position {
+                assert!(known.merge(scope, position, position));
+            }
         }
-        known.stopping(Some(&id(1))).copied()
+        known.stopping().copied()
     };
     assert_eq!(stops(None, None), None);
     assert_eq!(stops(Some(off(9)), Some(off(9))), None);
@@ -134,4 +131,19 @@ fn a_group_stops_for_the_fleets_register_or_its_own() {
     assert_eq!(stops(Some(off(9)), Some(on(2))), Some(on(2)), "stopped on its own");
     assert_eq!(stops(Some(on(1)), Some(off(9))), Some(on(1)), "its off does not lift the fleet's");
     assert_eq!(stops(Some(on(1)), Some(on(2))), Some(on(1)), "the fleet's is named");
+}
+
+/// What a server holds is what it forwards: two registers, whatever else exists.
+#[test]
+fn a_server_holds_the_fleets_register_and_its_groups_and_no_other() {
+    let mut known = Registers::new(Some(id(1)));
+    let other = Refused::OtherGroup { group: id(2), own: id(1) };
+    assert_eq!(known.accept(&group(2), on(9), 0), Err(other));
+    assert!(!known.merge(group(2), on(9), on(9)));
+    for scope in [KillScope::Fleet, group(1)] {
+        assert_eq!(known.accept(&scope, on(1), 0), Ok(true));
+        assert!(known.merge(scope, on(1), on(1)));
+    }
+    let held: Vec<String> = known.iter().map(|(scope, _)| scope.to_string()).collect();
+    assert_eq!(held, ["fleet", "intel.zone-1"]);
 }

@@ -11,7 +11,7 @@ use cohort_registry::typed::{read_members, recover_group, write_policy};
 use cohort_registry::{Compare, Op, Registry as _, RegistryError, Txn, keys};
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 use cohort_wire::hub::{KillAnswer, PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
-use cohort_wire::kill::{KillEntry, KillScope, SignedKill};
+use cohort_wire::kill::{KillEntry, SignedKill};
 
 use crate::app::{App, blocking, now};
 use crate::auth::{OPERATORS, READERS, check_policy};
@@ -130,7 +130,7 @@ pub(crate) async fn kill(
     let (_, register) = signed.verify(app.identity.current().roots(), now())?;
     if changed {
         tracing::warn!(
-            %by, scope = scope_text(&register.scope), on = register.on, epoch = register.epoch,
+            %by, scope = %register.scope, on = register.on, epoch = register.epoch,
             reason = register.reason, "kill switch"
         );
     }
@@ -144,7 +144,7 @@ pub(crate) async fn publish_kill(app: &App) -> Result<(), RegistryError> {
     let _publishing = app.publishing_kill.lock().await;
     for (scope, entry) in app.kill.entries().iter() {
         let KillEntry::Said { signed, .. } = entry else { continue };
-        let key = keys::kill(&scope_text(scope));
+        let key = keys::kill(scope);
         let value = encode(signed);
         if app.registry.get(&key).is_some_and(|pair| pair.value == value) {
             continue;
@@ -153,14 +153,6 @@ pub(crate) async fn publish_kill(app: &App) -> Result<(), RegistryError> {
         app.registry.txn(txn).await?;
     }
     Ok(())
-}
-
-/// The scope as written in keys and on the command line.
-fn scope_text(scope: &KillScope) -> String {
-    match scope {
-        KillScope::Fleet => "fleet".to_owned(),
-        KillScope::Group(group) => format!("group/{group}"),
-    }
 }
 
 fn answer(app: &App, changed: bool) -> KillAnswer {

@@ -20,6 +20,7 @@ use cohort_identity::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::http::ApiError;
 use crate::limits::KILL_REASON_BYTES_MAX;
 
 #[cfg(test)]
@@ -135,7 +136,7 @@ impl KillEntry {
     }
 }
 
-/// A server's registers, persisted before any is acknowledged.
+/// The registers of a server or hub, persisted before any is acknowledged.
 #[derive(Debug)]
 pub struct DurableKill {
     dir: PathBuf,
@@ -143,14 +144,15 @@ pub struct DurableKill {
 }
 
 impl DurableKill {
-    /// Opens the registers in a directory, creating it if missing.
+    /// Opens the registers in a directory, creating it if missing: those that cover a server of
+    /// `group`, or with `None` those of every scope.
     ///
     /// # Errors
     /// If the directory cannot be read. A damaged file is not an error: it counts as *on*.
-    pub fn open(dir: &Path) -> Result<Self, KillError> {
+    pub fn open(dir: &Path, group: Option<GroupId>) -> Result<Self, KillError> {
         fs::create_dir_all(dir).on_path("create folder", dir)?;
         durable::sweep(dir).on_path("clean up", dir)?;
-        let mut entries = Registers::default();
+        let mut entries = Registers::new(group);
         for entry in fs::read_dir(dir).on_path("read folder", dir)? {
             let path = entry.on_path("read folder", dir)?.path();
             if path.extension().is_none_or(|extension| extension != "kill") {
@@ -169,7 +171,8 @@ impl DurableKill {
     /// and should be forwarded. Blocks on a sync.
     ///
     /// # Errors
-    /// If it is not signed by an operator, or the disk fails; then nothing has changed.
+    /// If it is not signed by an operator, it is refused, or the disk fails; then nothing has
+    /// changed.
     pub fn offer(
         &self,
         signed: &SignedKill,
@@ -190,10 +193,10 @@ impl DurableKill {
         Ok(true)
     }
 
-    /// The register that stops a group: the fleet's or its own, if on.
+    /// The register that stops this server: the fleet's or its group's, if on.
     #[must_use]
-    pub fn is_on(&self, group: Option<&GroupId>) -> Option<KillEntry> {
-        self.entries.lock().stopping(group).cloned()
+    pub fn is_on(&self) -> Option<KillEntry> {
+        self.entries.lock().stopping().cloned()
     }
 
     /// Every scope's register, for display.
@@ -298,4 +301,21 @@ pub enum KillError {
     Refused(#[from] Refused),
     #[error("cannot access the files of kill registers")]
     File(#[from] FileError),
+}
+
+impl From<KillError> for ApiError {
+    fn from(error: KillError) -> ApiError {
+        let reason = chain(&error);
+        match error {
+            KillError::Statement(_) => ApiError::forbidden(reason)
+                .hint("a kill switch is signed with an operator's certificate: cohort kill on|off"),
+            KillError::Malformed(_)
+            | KillError::Reason { .. }
+            | KillError::Refused(Refused::Epoch { .. }) => ApiError::bad_request(reason),
+            KillError::Refused(Refused::OtherGroup { group, .. }) => ApiError::conflict(reason)
+                .hint(format!("send it to an agent of {group}, or to the hub")),
+            KillError::Refused(Refused::TooMany) => ApiError::unavailable("full", reason),
+            KillError::File(_) => ApiError::internal(reason),
+        }
+    }
 }

@@ -71,12 +71,12 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         note(&format!("warning: this stops nothing now: {}", unknown.error));
         unknown.hints.iter().for_each(|hint| note(&format!("  {hint}")));
     }
-    let places = Places::of(&context, &args.direct).await?;
+    let scope = &args.scope;
+    let places = Places::of(&context, &args.direct, Some(scope)).await?;
     let known = places.gather(identity.roots()).await;
     if known.answered == 0 {
         return Err(unreachable(known));
     }
-    let scope = &args.scope;
     let seen = known.registers.position(scope);
     if !on && !seen.is_some_and(|seen| seen.on) && known.damaged.is_empty() {
         // Places with an older register may still have it on.
@@ -84,9 +84,11 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
             places.give(&known.signed).await;
         }
         let answered = known.answered;
-        global.output.answer(&Answer::KillOffAlready { scope: name(scope), on: false }, || {
-            format!("kill switch of {} is off already (asked {answered})\n", text_of(scope))
-        });
+        global
+            .output
+            .answer(&Answer::KillOffAlready { scope: scope.to_string(), on: false }, || {
+                format!("kill switch of {} is off already (asked {answered})\n", text_of(scope))
+            });
         return Ok(Exit::Done);
     }
     let now = UnixTime::now().as_secs();
@@ -126,13 +128,13 @@ fn unreachable(known: Gathered) -> Failure {
     let failure = failures
         .next()
         .unwrap_or_else(|| Failure::new("unreachable", "neither hub nor agents are known"));
-    failure.hint(Hint::add("any agent accepts it and spreads it", Flag::Agent))
+    failure.hint(Hint::add("any agent that it covers accepts it and spreads it", Flag::Agent))
 }
 
 async fn status(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let identity = context.identity()?;
-    let known = Places::of(&context, direct).await?.gather(identity.roots()).await;
+    let known = Places::of(&context, direct, None).await?.gather(identity.roots()).await;
     if known.answered == 0 {
         return Err(unreachable(known));
     }
@@ -171,11 +173,6 @@ fn text_of(scope: &KillScope) -> String {
     group_of(scope).map_or_else(|| "the fleet".to_owned(), |group| group.to_string())
 }
 
-/// The scope as on the command line.
-fn name(scope: &KillScope) -> String {
-    group_of(scope).map_or_else(|| "fleet".to_owned(), |group| group.to_string())
-}
-
 fn group_of(scope: &KillScope) -> Option<GroupId> {
     match scope {
         KillScope::Fleet => None,
@@ -185,7 +182,7 @@ fn group_of(scope: &KillScope) -> Option<GroupId> {
 
 fn shown(known: &Verified) -> Switch<'_> {
     let KillRegister { scope, on, epoch, reason, at } = &known.register;
-    Switch { scope: name(scope), on: *on, epoch: *epoch, reason, by: &known.by, at: *at }
+    Switch { scope: scope.to_string(), on: *on, epoch: *epoch, reason, by: &known.by, at: *at }
 }
 
 #[cfg(test)]
