@@ -25,7 +25,7 @@ use cohort_wire::agent::{
 };
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
 use cohort_wire::hub::{ADDRESS_BYTES_MAX, LABEL_BYTES_MAX};
-use cohort_wire::kill::SignedKill;
+use cohort_wire::kill::{KillAnswer, SignedKill};
 use serde::de::DeserializeOwned;
 
 use crate::member::View;
@@ -318,8 +318,8 @@ async fn own_status(shared: &Shared, handle: &MemberHandle, view: &View) -> Grou
     }
 }
 
-async fn kill_get(Context(shared): Cx, _caller: Caller) -> Json<Vec<SignedKill>> {
-    Json(shared.kill.signed())
+async fn kill_get(Context(shared): Cx, _caller: Caller) -> Json<KillAnswer> {
+    Json(shared.kill.answer(false))
 }
 
 /// Anybody in the fleet may pass a register on: only the operator's signature in it counts.
@@ -327,10 +327,10 @@ async fn kill_set(
     Context(shared): Cx,
     caller: Caller,
     ApiJson(register): ApiJson<SignedKill>,
-) -> Result<Json<Vec<SignedKill>>, ApiError> {
+) -> Result<Json<KillAnswer>, ApiError> {
     caller.require(&[Role::Operator, Role::Agent, Role::Hub])?;
-    shared.kill.offer(vec![register]).await?;
-    Ok(Json(shared.kill.signed()))
+    let changed = shared.kill.offer(vec![register]).await?;
+    Ok(Json(shared.kill.answer(changed)))
 }
 
 async fn transfer_leader(

@@ -19,7 +19,7 @@ use cohort_wire::agent::{
     ToGroup,
 };
 use cohort_wire::http::{ApiError, ApiJson, Caller};
-use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+use cohort_wire::kill::{KillAnswer, KillRegister, KillScope, SignedKill};
 
 use super::{ADDRESS_BYTES_MAX, Asked};
 use crate::member::{Queued, Waiter};
@@ -301,8 +301,11 @@ async fn any_process_of_the_fleet_brings_a_kill_register_and_only_an_operators_c
     let elsewhere = bring(Role::Operator, stops(&lab, Role::Operator, elsewhere)).await;
     assert_eq!(elsewhere.unwrap_err().status, 409, "it would not spread from here");
     assert_eq!(shared.kill.on(), None);
-    let Json(latched) = bring(Role::Agent, real.clone()).await.unwrap();
-    assert_eq!(latched, [real]);
+    for changed in [true, false] {
+        let Json(answer) = bring(Role::Agent, real.clone()).await.unwrap();
+        let registers = vec![real.clone()];
+        assert_eq!(answer, KillAnswer { changed, registers, damaged: Vec::new() });
+    }
     assert!(shared.kill.on().is_some());
 }
 

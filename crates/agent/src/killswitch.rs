@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cohort_core::ids::GroupId;
 use cohort_identity::UnixTime;
-use cohort_wire::kill::{DurableKill, KillError, SignedKill};
+use cohort_wire::kill::{DurableKill, KillAnswer, KillError, SignedKill};
 use cohort_wire::tls::IdentitySlot;
 use tokio::sync::watch;
 
@@ -45,7 +45,12 @@ impl KillSwitch {
         self.latch.signed()
     }
 
-    /// Latches registers; durable before this returns. True when that changed what is in force.
+    /// The answer to a request for the registers, or to a posted one that was newer or not.
+    pub(crate) fn answer(&self, changed: bool) -> KillAnswer {
+        self.latch.answer(changed)
+    }
+
+    /// Latches registers; durable before this returns. True when one was newer than ours.
     pub(crate) async fn offer(
         self: &Arc<Self>,
         registers: Vec<SignedKill>,
@@ -57,27 +62,28 @@ impl KillSwitch {
         let this = Arc::clone(self);
         let offered = tokio::task::spawn_blocking(move || {
             let identity = this.identity.current();
-            let mut refused = None;
+            let (mut newer, mut refused) = (false, None);
             for register in registers.iter().take(RECEIVED_MAX) {
                 // A refused one does not hold up the others.
-                if let Err(error) = this.latch.offer(register, identity.roots(), UnixTime::now()) {
-                    refused = Some(error);
+                match this.latch.offer(register, identity.roots(), UnixTime::now()) {
+                    Ok(stored) => newer |= stored,
+                    Err(error) => refused = Some(error),
                 }
             }
             // Also when another call latched it first.
-            let changed = this.on.send_if_modified(|on| {
+            let switched = this.on.send_if_modified(|on| {
                 let now = reason(&this.latch);
-                let changed = *on != now;
+                let switched = *on != now;
                 *on = now;
-                changed
+                switched
             });
-            if changed {
+            if switched {
                 let now = this.on.borrow().clone();
                 tracing::warn!(on = now.is_some(), reason = now.as_deref(), "kill switch");
             }
             match refused {
                 Some(error) => Err(error),
-                None => Ok(changed),
+                None => Ok(newer),
             }
         })
         .await;

@@ -10,8 +10,10 @@ use cohort_base::chain;
 use cohort_identity::{CertificateDer, UnixTime};
 use cohort_wire::agent;
 use cohort_wire::http::{Call, CallError, Client, Target};
-use cohort_wire::hub::{KILL, KillAnswer};
-use cohort_wire::kill::{KillRegister, KillScope, Registers, SignedKill};
+use cohort_wire::hub::KILL;
+use cohort_wire::kill::{
+    DamagedKill, KillAnswer, KillRegister, KillScope, Position, Registers, SignedKill,
+};
 use futures_util::{StreamExt as _, stream};
 
 use crate::args::Direct;
@@ -41,8 +43,8 @@ pub(crate) struct Places {
 pub(crate) struct Gathered {
     /// The latest register per scope.
     pub(crate) registers: Registers<Verified>,
-    /// Corrupt register files at the hub: they count as on.
-    pub(crate) damaged: Vec<String>,
+    /// Damaged registers, which count as on; the reason starts with the place.
+    pub(crate) damaged: Vec<DamagedKill>,
     pub(crate) answered: usize,
     /// The errors of places that did not respond.
     pub(crate) failures: Vec<Failure>,
@@ -106,7 +108,7 @@ impl Places {
         let mut failures = Vec::new();
         for answer in answers {
             match answer {
-                Ok((registers, _)) if registers.contains(signed) => taken += 1,
+                Ok(answer) if answer.registers.contains(signed) => taken += 1,
                 Ok(_) => failures.push(Failure::new("conflict", "it has a newer register already")),
                 Err(error) => failures.push(error.into()),
             }
@@ -117,7 +119,7 @@ impl Places {
     async fn everywhere(
         &self,
         call: impl Fn(&'static str) -> Call,
-    ) -> Vec<Result<(Vec<SignedKill>, Vec<String>), CallError>> {
+    ) -> Vec<Result<KillAnswer, CallError>> {
         let calls: Vec<(Place, Call)> = self
             .places
             .iter()
@@ -127,14 +129,18 @@ impl Places {
             })
             .collect();
         stream::iter(calls)
-            .map(async |(place, call)| match place {
-                Place::Hub(hub) => {
-                    let answer: KillAnswer = hub.call(call).await?;
-                    Ok((answer.registers, answer.damaged))
+            .map(async |(place, call)| {
+                let (name, answer) = match place {
+                    Place::Hub(hub) => ("the hub".to_owned(), hub.call(call).await),
+                    Place::Agent { client, target } => {
+                        (target.peer.name.to_string(), client.call_json(&target, call).await)
+                    }
+                };
+                let mut answer: KillAnswer = answer?;
+                for DamagedKill { reason, .. } in &mut answer.damaged {
+                    *reason = format!("{name}: {reason}");
                 }
-                Place::Agent { client, target } => {
-                    Ok((client.call_json(&target, call).await?, Vec::new()))
-                }
+                Ok(answer)
             })
             .buffered(CONCURRENCY_MAX)
             .collect()
@@ -143,12 +149,8 @@ impl Places {
 }
 
 impl Gathered {
-    fn add(
-        &mut self,
-        answer: Result<(Vec<SignedKill>, Vec<String>), CallError>,
-        roots: &[CertificateDer<'_>],
-    ) {
-        let (registers, damaged) = match answer {
+    fn add(&mut self, answer: Result<KillAnswer, CallError>, roots: &[CertificateDer<'_>]) {
+        let KillAnswer { registers, damaged, .. } = match answer {
             Ok(answer) => answer,
             Err(error) => return self.failures.push(error.into()),
         };
@@ -163,6 +165,13 @@ impl Gathered {
                 Err(reason) => note(&format!("warning: {reason}")),
             }
         }
+    }
+
+    /// The position of the next change of a scope.
+    pub(crate) fn next(&self, scope: &KillScope, on: bool, now_s: u64) -> Position {
+        let damaged = self.damaged.iter().filter(|damaged| damaged.scope == *scope);
+        let damaged: Vec<u64> = damaged.map(|damaged| damaged.epoch).collect();
+        Position::next(self.registers.position(scope), &damaged, on, now_s)
     }
 }
 

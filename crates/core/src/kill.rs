@@ -62,9 +62,16 @@ impl Position {
     /// The position of an operator's next change. *On* uses at least the wall clock, in seconds of
     /// Unix time, so that it wins over every earlier *off*, even one that the operator has not
     /// seen. *Off* overrules only what its author has seen.
+    ///
+    /// `damaged` has the epochs of damaged registers. Nobody signed for those, so one that would
+    /// leave no place to accept the next is ignored.
     #[must_use]
-    pub fn next(seen: Option<Position>, on: bool, now_s: u64) -> Position {
-        let epoch = seen.map_or(0, |seen| seen.epoch).saturating_add(1);
+    pub fn next(seen: Option<Position>, damaged: &[u64], on: bool, now_s: u64) -> Position {
+        let seen = seen.map_or(0, |seen| seen.epoch);
+        // Half of the step: the places' clocks may be that far behind.
+        let credible = seen.max(now_s).saturating_add(KILL_EPOCH_STEP_MAX / 2);
+        let damaged = damaged.iter().copied().filter(|epoch| *epoch < credible);
+        let epoch = damaged.fold(seen, u64::max).saturating_add(1);
         Position { epoch: if on { epoch.max(now_s) } else { epoch }, on }
     }
 }

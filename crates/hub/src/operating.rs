@@ -10,8 +10,8 @@ use cohort_registry::records::{PolicyRecord, SCHEMA, ServerRecord, decode, encod
 use cohort_registry::typed::{read_members, recover_group, write_policy};
 use cohort_registry::{Compare, Op, Registry as _, RegistryError, Txn, keys};
 use cohort_wire::http::{ApiError, ApiJson, Caller};
-use cohort_wire::hub::{KillAnswer, PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
-use cohort_wire::kill::{KillEntry, SignedKill};
+use cohort_wire::hub::{PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
+use cohort_wire::kill::{KillAnswer, KillEntry, SignedKill};
 
 use crate::app::{App, blocking, now};
 use crate::auth::{OPERATORS, READERS, check_policy};
@@ -113,7 +113,7 @@ pub(crate) async fn remove_server(
 
 pub(crate) async fn kill_status(State(app): State<Arc<App>>, caller: Caller) -> Answer<KillAnswer> {
     caller.require(READERS)?;
-    Ok(Json(answer(&app, false)))
+    Ok(Json(app.kill.answer(false)))
 }
 
 /// Accepts a signed register from any caller: only the operator's signature counts.
@@ -136,7 +136,7 @@ pub(crate) async fn kill(
     }
     // Even if it is not new: a crash may have happened between the latch and the registry.
     publish_kill(&app).await?;
-    Ok(Json(answer(&app, changed)))
+    Ok(Json(app.kill.answer(changed)))
 }
 
 /// Writes every latched register to where agents watch for it.
@@ -153,13 +153,4 @@ pub(crate) async fn publish_kill(app: &App) -> Result<(), RegistryError> {
         app.registry.txn(txn).await?;
     }
     Ok(())
-}
-
-fn answer(app: &App, changed: bool) -> KillAnswer {
-    let entries = app.kill.entries();
-    let damaged = entries.iter().filter_map(|(_, entry)| match entry {
-        KillEntry::Damaged { reason, .. } => Some(reason.clone()),
-        KillEntry::Said { .. } => None,
-    });
-    KillAnswer { changed, registers: app.kill.signed(), damaged: damaged.collect() }
 }

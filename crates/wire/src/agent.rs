@@ -50,7 +50,8 @@ pub const FORWARD: &str = "/v1/forward";
 pub const CONTACTS: &str = "/v1/contacts";
 /// `GET` the group as this agent sees it.
 pub const STATUS: &str = "/v1/status";
-/// `GET` or `POST` the kill registers.
+/// `GET`: the kill registers; `POST`: a register signed by an operator. The response is a
+/// [`KillAnswer`](crate::kill::KillAnswer).
 pub const KILL: &str = "/v1/kill";
 /// `POST` the server that should become leader, or null for the best prepared voter.
 pub const TRANSFER_LEADER: &str = "/v1/transfer-leader";

@@ -108,12 +108,26 @@ pub enum KillEntry {
         signed: SignedKill,
     },
     /// The file is damaged; counts as on until a higher epoch arrives.
-    Damaged {
-        /// The epoch, from the file's name.
-        epoch: u64,
-        /// The file, and what is wrong with it.
-        reason: String,
-    },
+    Damaged(DamagedKill),
+}
+
+/// A register whose content is damaged. It counts as on until a higher epoch arrives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedKill {
+    pub scope: KillScope,
+    /// The epoch, from the file's name.
+    pub epoch: u64,
+    /// The file, and what is wrong with it.
+    pub reason: String,
+}
+
+/// The response of an agent or hub to `GET` and `POST` of kill registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KillAnswer {
+    /// Whether the posted register was newer than the one here.
+    pub changed: bool,
+    pub registers: Vec<SignedKill>,
+    pub damaged: Vec<DamagedKill>,
 }
 
 impl KillEntry {
@@ -122,7 +136,7 @@ impl KillEntry {
     pub fn position(&self) -> Position {
         match self {
             KillEntry::Said { register, .. } => register.position(),
-            KillEntry::Damaged { epoch, .. } => Position::damaged(*epoch),
+            KillEntry::Damaged(damaged) => Position::damaged(damaged.epoch),
         }
     }
 
@@ -131,7 +145,7 @@ impl KillEntry {
     pub fn reason(&self) -> &str {
         match self {
             KillEntry::Said { register, .. } => &register.reason,
-            KillEntry::Damaged { reason, .. } => reason,
+            KillEntry::Damaged(damaged) => &damaged.reason,
         }
     }
 }
@@ -159,8 +173,8 @@ impl DurableKill {
                 continue;
             }
             let (scope, entry) = read_entry(&path);
-            if let KillEntry::Damaged { reason, .. } = &entry {
-                tracing::error!(reason, "damaged kill register counts as on");
+            if let KillEntry::Damaged(DamagedKill { reason, .. }) = &entry {
+                tracing::error!(%scope, reason, "damaged kill register counts as on");
             }
             entries.merge(scope, entry.position(), entry);
         }
@@ -208,11 +222,20 @@ impl DurableKill {
     /// Every signed register, for forwarding.
     #[must_use]
     pub fn signed(&self) -> Vec<SignedKill> {
-        let said = |(_, entry): (&KillScope, &KillEntry)| match entry {
-            KillEntry::Said { signed, .. } => Some(signed.clone()),
-            KillEntry::Damaged { .. } => None,
-        };
-        self.entries.lock().iter().filter_map(said).collect()
+        self.answer(false).registers
+    }
+
+    /// The response to a request for the registers, or to a posted one that `changed` them or not.
+    #[must_use]
+    pub fn answer(&self, changed: bool) -> KillAnswer {
+        let mut answer = KillAnswer { changed, registers: Vec::new(), damaged: Vec::new() };
+        for (_, entry) in self.entries.lock().iter() {
+            match entry {
+                KillEntry::Said { signed, .. } => answer.registers.push(signed.clone()),
+                KillEntry::Damaged(damaged) => answer.damaged.push(damaged.clone()),
+            }
+        }
+        answer
     }
 
     /// Removes the scope's other files. If that fails, they lose against the new one at the next
@@ -261,7 +284,8 @@ fn read_entry(path: &Path) -> (KillScope, KillEntry) {
     let Some((scope, epoch, on)) = parse_name(name) else {
         // Only this process writes here: an unknown file stops everything, visibly.
         let reason = format!("file {} has no valid name", path.display());
-        return (KillScope::Fleet, KillEntry::Damaged { epoch: 0, reason });
+        let damaged = DamagedKill { scope: KillScope::Fleet, epoch: 0, reason };
+        return (KillScope::Fleet, KillEntry::Damaged(damaged));
     };
     let read = || -> Result<(KillRegister, SignedKill), Cause> {
         let length = fs::metadata(path)?.len();
@@ -279,7 +303,7 @@ fn read_entry(path: &Path) -> (KillScope, KillEntry) {
         Ok((register, signed)) => KillEntry::Said { register, signed },
         Err(error) => {
             let reason = format!("file {} is damaged: {}", path.display(), chain(&*error));
-            KillEntry::Damaged { epoch, reason }
+            KillEntry::Damaged(DamagedKill { scope: scope.clone(), epoch, reason })
         }
     };
     (scope, entry)

@@ -141,13 +141,25 @@ fn a_damaged_file_counts_as_on_until_a_higher_epoch() {
         fs::write(&path, damage).unwrap();
         let kill = switch.open();
         let on = kill.is_on().unwrap();
-        assert!(matches!(on, KillEntry::Damaged { epoch: 4, .. }), "{on:?}");
         assert!(on.reason().contains("damaged"), "{}", on.reason());
+        let (scope, reason) = (KillScope::Fleet, on.reason().to_owned());
+        assert_eq!(kill.answer(false).damaged, [DamagedKill { scope, epoch: 4, reason }]);
         // The *off* of the same epoch, forwarded by others, does not heal it; the next one does.
         assert!(!switch.say(&kill, &register(4, false)));
         assert!(switch.say(&kill, &register(5, false)));
+        assert_eq!(kill.answer(true).damaged, []);
         assert_eq!(switch.open().is_on(), None);
     }
+}
+
+#[test]
+fn a_damaged_register_does_not_hide_a_healthy_one() {
+    let switch = Switch::new();
+    let scope = KillScope::Group(group("intel.zone-a"));
+    switch.say(&switch.open(), &KillRegister { scope, ..register(5, true) });
+    fs::write(switch.dir.path().join("fleet@00000000000000000004@off.kill"), "").unwrap();
+    let answer = switch.open().answer(false);
+    assert_eq!((answer.registers.len(), answer.damaged.len()), (1, 1), "{answer:?}");
 }
 
 #[test]

@@ -21,11 +21,11 @@ use cohort_wire::agent::{
 };
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
-    JoinAnswer, JoinRequest, JoinedGroup, JoiningServer, KillAnswer, PolicyAnswer, PolicyRequest,
+    JoinAnswer, JoinRequest, JoinedGroup, JoiningServer, PolicyAnswer, PolicyRequest,
     RecoverAnswer, RecoverRequest, RenewAnswer, RenewRequest, RevokeTokenRequest, TokenAnswer,
     TokenRequest,
 };
-use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+use cohort_wire::kill::{DamagedKill, KillAnswer, KillRegister, KillScope, SignedKill};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -319,7 +319,12 @@ fn hub() {
         Hub::KillAnswer(KillAnswer {
             changed: true,
             registers: vec![signed()],
-            damaged: vec!["fleet@00000000000000000007@on.kill".to_owned()],
+            damaged: vec![DamagedKill {
+                scope: KillScope::Group(group()),
+                epoch: 7,
+                reason: "file kill/group@web.zone-a@00000000000000000007@on.kill is damaged"
+                    .to_owned(),
+            }],
         }),
         // The status is in the response head, not in the body.
         Hub::Error(part(r#"{"kind": "forbidden", "error": "no", "hints": ["ask an operator"]}"#)),

@@ -8,9 +8,9 @@ use cohort_view::figures::brief;
 use cohort_view::hint::Hint;
 use cohort_view::report::Origin;
 use cohort_view::table::{Look, Tone, cell, render, table, toned};
-use cohort_wire::kill::{KillRegister, KillScope, Position, SignedKill};
+use cohort_wire::kill::{DamagedKill, KillRegister, KillScope, Position, SignedKill};
 
-use crate::answer::{Answer, Switch};
+use crate::answer::{Answer, Damaged, Switch};
 use crate::args::{Direct, Global};
 use crate::commands::context_of;
 use crate::failure::{Exit, Failure, OrFail as _};
@@ -92,7 +92,7 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         return Ok(Exit::Done);
     }
     let now = UnixTime::now().as_secs();
-    let Position { epoch, on } = Position::next(seen, on, now);
+    let Position { epoch, on } = known.next(scope, on, now);
     let register =
         KillRegister { scope: scope.clone(), epoch, on, reason: args.reason.clone(), at: now };
     let signed = SignedKill::sign(&identity, &register).or_fail("kill")?;
@@ -140,14 +140,15 @@ async fn status(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
     }
     let switches: Vec<Switch<'_>> = known.registers.iter().map(|(_, known)| shown(known)).collect();
     let any_on = !known.damaged.is_empty() || switches.iter().any(|switch| switch.on);
-    let answer = Answer::KillStatus { on: any_on, switches: &switches, damaged: &known.damaged };
+    let damaged = known.damaged.iter().map(Damaged::of).collect();
+    let answer = Answer::KillStatus { on: any_on, switches: &switches, damaged };
     let now = UnixTime::now().as_secs();
     global.output.answer(&answer, || text(&switches, &known.damaged, now, look()));
     warn(&known.failures);
     Ok(if any_on { Exit::Unhealthy } else { Exit::Done })
 }
 
-fn text(switches: &[Switch<'_>], damaged: &[String], now: u64, look: Look) -> String {
+fn text(switches: &[Switch<'_>], damaged: &[DamagedKill], now: u64, look: Look) -> String {
     if switches.is_empty() && damaged.is_empty() {
         return "no kill switch has ever been on\n".to_owned();
     }
@@ -163,8 +164,8 @@ fn text(switches: &[Switch<'_>], damaged: &[String], now: u64, look: Look) -> St
         ]);
     }
     let mut text = render(&rows);
-    for reason in damaged {
-        text.push_str(&format!("ON: {reason}\n"));
+    for DamagedKill { scope, reason, .. } in damaged {
+        text.push_str(&format!("{scope} is ON: {reason}\n"));
     }
     text
 }

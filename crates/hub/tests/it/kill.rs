@@ -4,8 +4,8 @@ use cohort_core::ids::GroupId;
 use cohort_identity::Role;
 use cohort_registry::keys;
 use cohort_registry::typed::get;
-use cohort_wire::hub::{KILL, KillAnswer};
-use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+use cohort_wire::hub::KILL;
+use cohort_wire::kill::{KillAnswer, KillRegister, KillScope, SignedKill};
 
 use crate::support::Running;
 
