@@ -48,8 +48,6 @@ pub(crate) enum Answer<'a> {
     GroupVoter { group: &'a GroupId, server: &'a ServerId, voter: bool, index: u64 },
     GroupRecover { group: &'a GroupId, incarnation: Incarnation },
     KillSwitch(Switch<'a>),
-    // `kill off`, although the switch is not on anywhere.
-    KillOffAlready { scope: String, on: bool },
     KillStatus { on: bool, switches: &'a [Switch<'a>], damaged: Vec<Damaged<'a>> },
     // Expiry, as Unix time in seconds.
     ContextShow { dir: &'a Path, you: &'a Peer, until: u64, hub: &'a [String] },

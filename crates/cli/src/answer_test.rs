@@ -45,7 +45,6 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::GroupVoter { .. } => "group add-voter",
         Answer::GroupRecover { .. } => "group recover",
         Answer::KillSwitch(_) => "kill on",
-        Answer::KillOffAlready { .. } => "kill off",
         Answer::KillStatus { .. } => "kill status",
         Answer::ContextShow { .. } => "context show",
         Answer::ContextJoin { .. } => "context join",
@@ -181,7 +180,6 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::GroupVoter { group: &group, server: &server, voter: true, index: 42 },
         Answer::GroupRecover { group: &group, incarnation: Incarnation(17) },
         Answer::KillSwitch(switch()),
-        Answer::KillOffAlready { scope: "fleet".to_owned(), on: false },
         Answer::KillStatus {
             on: true,
             switches: &[switch()],

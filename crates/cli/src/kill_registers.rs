@@ -54,7 +54,6 @@ pub(crate) struct Gathered {
 pub(crate) struct Verified {
     pub(crate) register: KillRegister,
     pub(crate) by: String,
-    pub(crate) signed: SignedKill,
 }
 
 impl Places {
@@ -156,7 +155,7 @@ impl Gathered {
         };
         self.answered += 1;
         self.damaged.extend(damaged);
-        for signed in registers {
+        for signed in &registers {
             match verify(signed, roots) {
                 Ok(verified) => {
                     let scope = verified.register.scope.clone();
@@ -177,13 +176,13 @@ impl Gathered {
 
 /// Verifies a register. Its author's certificate may have expired since; it only had to be valid
 /// when the register was made.
-fn verify(signed: SignedKill, roots: &[CertificateDer<'_>]) -> Result<Verified, String> {
+fn verify(signed: &SignedKill, roots: &[CertificateDer<'_>]) -> Result<Verified, String> {
     let unverified: KillRegister = serde_json::from_slice(&signed.0.body)
         .map_err(|error| format!("cannot parse a kill register: {error}"))?;
     let then = UnixTime::since_unix_epoch(Duration::from_secs(unverified.at));
     let verified = signed.verify(roots, UnixTime::now()).or_else(|_| signed.verify(roots, then));
     let (by, register) = verified.map_err(|error| chain(&error))?;
-    Ok(Verified { register, by: by.to_string(), signed })
+    Ok(Verified { register, by: by.to_string() })
 }
 
 #[cfg(test)]

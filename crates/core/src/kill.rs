@@ -59,9 +59,9 @@ impl Position {
         Position { epoch, on: true }
     }
 
-    /// The position of an operator's next change. *On* uses at least the wall clock, in seconds of
-    /// Unix time, so that it wins over every earlier *off*, even one that the operator has not
-    /// seen. *Off* overrules only what its author has seen.
+    /// The position of an operator's next change. Its epoch is at least the wall clock, in seconds
+    /// of Unix time, so that it wins over every earlier change, even one that the operator has not
+    /// seen: behind a partition, say.
     ///
     /// `damaged` has the epochs of damaged registers. Nobody signed for those, so one that would
     /// leave no place to accept the next is ignored.
@@ -72,7 +72,7 @@ impl Position {
         let credible = seen.max(now_s).saturating_add(KILL_EPOCH_STEP_MAX / 2);
         let damaged = damaged.iter().copied().filter(|epoch| *epoch < credible);
         let epoch = damaged.fold(seen, u64::max).saturating_add(1);
-        Position { epoch: if on { epoch.max(now_s) } else { epoch }, on }
+        Position { epoch: epoch.max(now_s), on }
     }
 }
 

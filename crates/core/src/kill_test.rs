@@ -66,24 +66,27 @@ fn a_damaged_register_is_on_until_a_higher_epoch() {
 }
 
 #[test]
-fn an_operators_on_wins_over_every_earlier_off_and_off_only_over_what_was_seen() {
-    assert_eq!(Position::next(None, &[], false, 1_000), off(1));
-    assert_eq!(Position::next(Some(on(7)), &[], false, 1_000), off(8));
-    assert_eq!(Position::next(Some(on(7)), &[], true, 1_000), on(1_000));
-    assert_eq!(Position::next(Some(off(5_000)), &[], true, 1_000), on(5_001), "a slow clock");
-    assert_eq!(Position::next(Some(on(u64::MAX)), &[], false, 0), off(u64::MAX));
+fn an_operators_change_wins_over_every_earlier_one_seen_or_not() {
+    let both: [(bool, fn(u64) -> Position); 2] = [(true, on), (false, off)];
+    for (turns_on, position) in both {
+        let next = |seen, now_s| Position::next(seen, &[], turns_on, now_s);
+        assert_eq!(next(None, 1_000), position(1_000));
+        assert_eq!(next(Some(on(7)), 1_000), position(1_000));
+        assert_eq!(next(Some(off(5_000)), 1_000), position(5_001), "a clock that is behind");
+        assert_eq!(next(Some(on(u64::MAX)), 0), position(u64::MAX));
+    }
 }
 
 #[test]
 fn the_next_change_heals_damage_and_false_damage_cannot_use_up_the_epochs() {
     let now_s = 1_800_000_000;
     let next = |damaged: &[u64]| Position::next(Some(on(7)), damaged, false, now_s);
-    assert_eq!(next(&[5]), off(8));
+    assert_eq!(next(&[5]), off(now_s));
     assert_eq!(next(&[now_s + 9, u64::MAX]), off(now_s + 10));
     let highest = next(&[now_s + KILL_EPOCH_STEP_MAX / 2 - 1]);
     let days = 5 * 86_400;
     assert_eq!(accepted(highest, Some(on(7)), now_s - days), Ok(true), "by a clock that is behind");
-    assert_eq!(next(&[now_s + KILL_EPOCH_STEP_MAX / 2]), off(8));
+    assert_eq!(next(&[now_s + KILL_EPOCH_STEP_MAX / 2]), off(now_s));
 }
 
 fn accepted(incoming: Position, current: Option<Position>, now_s: u64) -> Result<bool, Refused> {

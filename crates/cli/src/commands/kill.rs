@@ -77,20 +77,6 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
     if known.answered == 0 {
         return Err(unreachable(known));
     }
-    let seen = known.registers.position(scope);
-    if !on && !seen.is_some_and(|seen| seen.on) && known.damaged.is_empty() {
-        // Places with an older register may still have it on.
-        if let Some((_, known)) = known.registers.iter().find(|(found, _)| *found == scope) {
-            places.give(&known.signed).await;
-        }
-        let answered = known.answered;
-        global
-            .output
-            .answer(&Answer::KillOffAlready { scope: scope.to_string(), on: false }, || {
-                format!("kill switch of {} is off already (asked {answered})\n", text_of(scope))
-            });
-        return Ok(Exit::Done);
-    }
     let now = UnixTime::now().as_secs();
     let Position { epoch, on } = known.next(scope, on, now);
     let register =
@@ -103,7 +89,7 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         let failure = first.unwrap_or_else(|| Failure::new("unreachable", error));
         return Err(Failure { error: format!("{error}: {}", failure.error), ..failure });
     }
-    let verified = Verified { register, by: identity.peer().to_string(), signed };
+    let verified = Verified { register, by: identity.peer().to_string() };
     global.output.answer(&Answer::KillSwitch(shown(&verified)), || {
         let position = if on { "ON: nothing new starts" } else { "off" };
         let places = if taken == 1 { "1 place".to_owned() } else { format!("{taken} places") };
