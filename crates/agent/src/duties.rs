@@ -61,7 +61,6 @@ async fn watch_kill(shared: Arc<Shared>, handle: MemberHandle) {
     let mut on = shared.kill.subscribe();
     loop {
         let now = on.borrow_and_update().clone();
-        shared.metrics.kill_switch.set(now.is_some().into());
         if !handle.inputs.put(Input::Kill(now)).await || on.changed().await.is_err() {
             return;
         }

@@ -9,6 +9,8 @@ use cohort_wire::kill::{DurableKill, KillAnswer, KillError, SignedKill};
 use cohort_wire::tls::IdentitySlot;
 use tokio::sync::watch;
 
+use crate::metrics::Metrics;
+
 /// Registers of one message that are looked at. A server sends two: the fleet's and its group's.
 const RECEIVED_MAX: usize = 8;
 
@@ -18,6 +20,7 @@ pub(crate) struct KillSwitch {
     latch: DurableKill,
     identity: Arc<IdentitySlot>,
     on: watch::Sender<Option<String>>,
+    metrics: Arc<Metrics>,
 }
 
 impl KillSwitch {
@@ -25,10 +28,12 @@ impl KillSwitch {
         dir: &Path,
         identity: Arc<IdentitySlot>,
         group: GroupId,
+        metrics: Arc<Metrics>,
     ) -> Result<KillSwitch, KillError> {
         let latch = DurableKill::open(dir, Some(group))?;
-        let on = watch::Sender::new(reason(&latch));
-        Ok(KillSwitch { latch, identity, on })
+        let on = reason(&latch);
+        metrics.kill_switch.set(on.is_some().into());
+        Ok(KillSwitch { latch, identity, on: watch::Sender::new(on), metrics })
     }
 
     /// The reason why nothing new may start here, while it is on.
@@ -66,13 +71,18 @@ impl KillSwitch {
             for register in registers.iter().take(RECEIVED_MAX) {
                 // A refused one does not hold up the others.
                 match this.latch.offer(register, identity.roots(), UnixTime::now()) {
-                    Ok(stored) => newer |= stored,
+                    Ok(false) => {}
+                    Ok(true) => {
+                        newer = true;
+                        this.metrics.kill_registers_latched.inc();
+                    }
                     Err(error) => refused = Some(error),
                 }
             }
             // Also when another call latched it first.
             let switched = this.on.send_if_modified(|on| {
                 let now = reason(&this.latch);
+                this.metrics.kill_switch.set(now.is_some().into());
                 let switched = *on != now;
                 *on = now;
                 switched
@@ -123,7 +133,8 @@ mod killswitch_test {
         };
         let slot = IdentitySlot::new(identity(Role::Agent, "web-1"));
         let group = GroupId::new("intel.zone-a").unwrap();
-        let kill = KillSwitch::open(&folder.path().join("kill"), slot, group).unwrap();
+        let dir = folder.path().join("kill");
+        let kill = KillSwitch::open(&dir, slot, group, Arc::default()).unwrap();
         let (operator, agent) = (identity(Role::Operator, "ana"), identity(Role::Agent, "web-2"));
         Lab { kill: Arc::new(kill), operator, agent, _folder: folder }
     }
@@ -139,11 +150,14 @@ mod killswitch_test {
         let on = sign(&operator, KillScope::Fleet, 1, true, "");
         assert!(kill.offer(vec![on.clone()]).await.unwrap());
         assert!(kill.on().is_some(), "also without a reason");
+        assert_eq!(kill.metrics.kill_switch.get(), 1);
         assert_eq!(kill.signed(), std::slice::from_ref(&on));
         assert!(!kill.offer(vec![on.clone()]).await.unwrap(), "known already");
         assert!(kill.offer(vec![sign(&operator, KillScope::Fleet, 2, false, "")]).await.unwrap());
         assert!(!kill.offer(vec![on]).await.unwrap(), "an old one");
         assert_eq!(kill.on(), None);
+        assert_eq!(kill.metrics.kill_switch.get(), 0);
+        assert_eq!(kill.metrics.kill_registers_latched.get(), 2);
     }
 
     #[tokio::test]

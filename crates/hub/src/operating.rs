@@ -129,6 +129,7 @@ pub(crate) async fn kill(
     let changed = blocking(move || registers.offer(&offered, roots.roots(), now())).await??;
     let (_, register) = signed.verify(app.identity.current().roots(), now())?;
     if changed {
+        app.metrics.kill_registers_latched.inc();
         tracing::warn!(
             %by, scope = %register.scope, on = register.on, epoch = register.epoch,
             reason = register.reason, "kill switch"

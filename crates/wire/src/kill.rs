@@ -213,6 +213,12 @@ impl DurableKill {
         self.entries.lock().stopping().cloned()
     }
 
+    /// How many scopes are on.
+    #[must_use]
+    pub fn on_count(&self) -> usize {
+        self.entries.lock().iter().filter(|(_, entry)| entry.position().on).count()
+    }
+
     /// Every scope's register, for display.
     #[must_use]
     pub fn entries(&self) -> Registers<KillEntry> {

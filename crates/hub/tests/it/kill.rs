@@ -26,6 +26,9 @@ async fn on_is_latched_off_needs_a_higher_epoch_and_agents_see_it() {
     let off = signed(&hub, Role::Operator, KillScope::Fleet, 1, false);
     let answer: KillAnswer = operator.post(KILL, &off).await.unwrap();
     assert!(!answer.changed, "on wins ties");
+    let metrics = hub.plain("GET", "/metrics", "").await.text();
+    assert!(metrics.contains("cohort_hub_kill_registers_latched_total 1\n"), "{metrics}");
+    assert!(metrics.contains("cohort_hub_kill_switches_on 1\n"), "{metrics}");
     // An agent forwards what an operator has signed.
     let scope = KillScope::Group(GroupId::new("intel.zone-a").unwrap());
     let group_on = signed(&hub, Role::Operator, scope.clone(), 3, true);
