@@ -140,13 +140,11 @@ pub struct RenewRequest {
     pub request: String,
 }
 
-/// Response to [`RENEW`].
+/// Response to [`RENEW`]. The holder keeps trusting the authorities that it trusts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewAnswer {
     /// The certificate chain in PEM.
     pub certificate: String,
-    /// The authority's certificate in PEM.
-    pub authority: String,
 }
 
 /// Body of [`TOKEN`].

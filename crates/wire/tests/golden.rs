@@ -287,7 +287,7 @@ fn hub() {
         addresses: vec!["hub.example:7418".to_owned()],
     };
     let least = TokenRequest { role: Role::Viewer, name: None, valid_s: None, addresses: vec![] };
-    let (certificate, authority) = ("PEM".to_owned(), "PEM".to_owned());
+    let certificate = "PEM".to_owned();
     let (id, token) = ("0a".to_owned(), "token".to_owned());
     let messages = [
         join(None),
@@ -300,7 +300,7 @@ fn hub() {
         joined(None),
         joined(Some(JoinedGroup { group: group(), labels: labels(), members: vec![member()] })),
         Hub::Renew(RenewRequest { request: "{}".to_owned() }),
-        Hub::RenewAnswer(RenewAnswer { certificate, authority }),
+        Hub::RenewAnswer(RenewAnswer { certificate }),
         Hub::Token(least),
         Hub::Token(full),
         Hub::TokenAnswer(TokenAnswer { id: id.clone(), token, expires_at: Some(1_800_000_000) }),
