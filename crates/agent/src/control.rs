@@ -13,7 +13,9 @@ use cohort_core::ids::{MemberId, ServerId};
 use cohort_core::{Body, Command};
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::Role;
-use cohort_server::answers::{self, ForwardRefused, Joining, REPORTS_MAX, ReportsRefused};
+use cohort_server::answers::{
+    self, FORWARD_MS_MAX, ForwardRefused, Joining, REPORTS_MAX, ReportsRefused,
+};
 use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
 use cohort_server::member::Proposed;
 use cohort_server::transfers::keep_known;
@@ -250,7 +252,7 @@ async fn forward(
         )),
         ForwardRefused::TooLong => ApiError::bad_request("the texts of a report are too long"),
     })?;
-    match shared.propose_here(&handle, command).await? {
+    match shared.propose_here(&handle, command, FORWARD_MS_MAX).await? {
         Proposed::Done { index, rejection } => Ok(Json(CommandAnswer { index, rejection })),
         Proposed::NotLeader { .. } => Err(not_leader()),
         Proposed::Busy | Proposed::Unknown => {

@@ -33,8 +33,6 @@ use crate::net::AddressBook;
 use crate::probe::Readiness;
 use crate::tasks::Tasks;
 
-/// How long a command may take before its outcome is called unknown.
-const COMMAND_DEADLINE: Duration = Duration::from_millis(COMMAND_MS_MAX);
 /// How long a linearizable read may take, also when the member itself hangs on its disk.
 const READ_DEADLINE: Duration = Duration::from_millis(READ_MS_MAX + 100);
 
@@ -212,7 +210,8 @@ impl Shared {
         let committing = Committing::begin(monotonic_ms(), handle.member);
         let mut last = None;
         loop {
-            let outcome = self.propose_here(handle, command.clone()).await?;
+            let left_ms = committing.left_ms(monotonic_ms());
+            let outcome = self.propose_here(handle, command.clone(), left_ms).await?;
             let mut next = committing.proposed(monotonic_ms(), outcome);
             if let Next::Forward { to, within_ms } = next {
                 match self.forward(to, &command, Duration::from_millis(within_ms)).await {
@@ -230,7 +229,7 @@ impl Shared {
             }
         }
         let why = last.map_or_else(|| "the group has no leader".to_owned(), |e| chain(&e));
-        let error = format!("not confirmed within {} s: {why}", COMMAND_DEADLINE.as_secs());
+        let error = format!("not confirmed within {} s: {why}", COMMAND_MS_MAX / 1_000);
         Err(ApiError::unavailable("outcome_unknown", error).hint("trying again is safe"))
     }
 
@@ -246,14 +245,15 @@ impl Shared {
         self.client.call_json(&self.target(&server, &address), call).await.map_err(Some)
     }
 
-    /// Proposes at this member only.
+    /// Proposes at this member only. After `within_ms`, the outcome is unknown.
     pub(crate) async fn propose_here(
         &self,
         handle: &MemberHandle,
         command: Command,
+        within_ms: u64,
     ) -> Result<Proposed, ApiError> {
         let Some(answer) = handle.inputs.propose(command) else { return Ok(Proposed::Busy) };
-        match tokio::time::timeout(COMMAND_DEADLINE, answer).await {
+        match tokio::time::timeout(Duration::from_millis(within_ms), answer).await {
             Ok(answer) => answer.map_err(|_| member_busy()),
             Err(_) => Ok(Proposed::Unknown),
         }

@@ -6,8 +6,8 @@ use cohort_core::report::{Outcome, Report};
 use cohort_core::{Body, Command, Rejection};
 
 use crate::answers::{
-    COMMAND_MS_MAX, Committing, ForwardRefused, Next, REPORTS_MAX, ReportsRefused, check_forward,
-    check_reports, for_members, for_people,
+    COMMAND_MS_MAX, Committing, FORWARD_MS_MAX, ForwardRefused, Next, REPORTS_MAX, ReportsRefused,
+    check_forward, check_reports, for_members, for_people,
 };
 use crate::member::Proposed;
 
@@ -68,10 +68,9 @@ fn a_command_goes_to_the_leader_and_is_tried_again_until_its_time_is_up() {
     let committing = Committing::begin(1_000, MemberId(1));
     let other = || Proposed::NotLeader { leader: Some(RaftId(2)) };
     let own = || Proposed::NotLeader { leader: Some(RaftId(1)) };
-    assert_eq!(
-        committing.proposed(1_200, other()),
-        Next::Forward { to: MemberId(2), within_ms: COMMAND_MS_MAX - 200 }
-    );
+    let forward = |within_ms| Next::Forward { to: MemberId(2), within_ms };
+    assert_eq!(committing.proposed(1_200, other()), forward(FORWARD_MS_MAX));
+    assert_eq!(committing.proposed(900 + COMMAND_MS_MAX, other()), forward(100));
     // A member that names itself has just lost the leadership: it will know better soon.
     for outcome in [own(), Proposed::NotLeader { leader: None }, Proposed::Busy, Proposed::Unknown]
     {
