@@ -47,6 +47,14 @@ pub(crate) struct MemberHandle {
     pub ended: watch::Receiver<bool>,
 }
 
+impl MemberHandle {
+    /// What the member last published. A snapshot: holding it blocks nobody, while a borrow of the
+    /// channel would keep the member from publishing the next.
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+}
+
 /// State shared by the agent's tasks.
 pub(crate) struct Shared {
     pub config: AgentConfig,
@@ -103,7 +111,7 @@ impl Shared {
     /// The leader: as the member here knows it, else as another member named it.
     pub(crate) fn leader(&self) -> Option<Source> {
         if let Some(handle) = self.handle() {
-            let view = handle.view.borrow();
+            let view = handle.view();
             if let Some(server) = view.leader()
                 && let Some(known) = view.state.servers.get(server)
             {
@@ -181,7 +189,7 @@ impl Shared {
     pub(crate) async fn fresh(&self, handle: &MemberHandle) -> Result<Arc<View>, ApiError> {
         let answer = handle.inputs.read().ok_or_else(member_busy)?;
         match tokio::time::timeout(READ_DEADLINE, answer).await {
-            Ok(Ok(true)) => Ok(Arc::clone(&handle.view.borrow())),
+            Ok(Ok(true)) => Ok(handle.view()),
             Ok(Err(_)) => Err(member_busy()),
             Ok(Ok(false)) | Err(_) => {
                 let error = format!("no majority of {} answers", self.group);

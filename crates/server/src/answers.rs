@@ -1,7 +1,7 @@
 //! A member's responses to servers, people and other members.
 
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
-use cohort_core::ids::{Incarnation, MemberId, ServerId};
+use cohort_core::ids::{Incarnation, MemberId, REQUEST_ID_BYTES_MAX, ServerId};
 use cohort_core::orders::Orders;
 use cohort_core::report::Report;
 
@@ -66,6 +66,7 @@ pub enum ForwardRefused {
     LeadersOnly,
     /// An entry of this version would stop every member that does not support it.
     Version,
+    /// The texts of its report, or its request id.
     TooLong,
 }
 
@@ -74,7 +75,8 @@ pub enum ForwardRefused {
 /// # Errors
 /// The reason why not.
 pub fn check_forward(command: &Command) -> Result<(), ForwardRefused> {
-    let too_long = matches!(&command.body, Body::Report { report } if report.outcome.is_too_long());
+    let too_long = matches!(&command.body, Body::Report { report } if report.outcome.is_too_long())
+        || command.request.as_ref().is_some_and(|id| id.0.len() > REQUEST_ID_BYTES_MAX);
     if !for_members(&command.body) {
         Err(ForwardRefused::LeadersOnly)
     } else if command.version != COMMAND_VERSION {

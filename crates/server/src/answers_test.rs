@@ -1,6 +1,8 @@
 use cohort_consensus::RaftId;
 use cohort_core::command::COMMAND_VERSION;
-use cohort_core::ids::{AppId, BootEpoch, ClockMs, Incarnation, MemberId, ServerId};
+use cohort_core::ids::{
+    AppId, BootEpoch, ClockMs, Incarnation, MemberId, REQUEST_ID_BYTES_MAX, RequestId, ServerId,
+};
 use cohort_core::orders::Fence;
 use cohort_core::report::{Outcome, Report};
 use cohort_core::{Body, Command, Rejection};
@@ -47,11 +49,17 @@ fn a_server_reports_for_itself_in_this_incarnation_and_in_bounded_numbers() {
     let reason = "x".repeat(5_000);
     let long = Report { outcome: Outcome::Health { in_service: false, reason }, ..report("s1") };
     assert_eq!(check(std::slice::from_ref(&long), own), Err(ReportsRefused::TooLong));
-    let forwarded = |version, body| {
-        let (actor, request) = ("agent s1".to_owned(), None);
+    let by = |version, request: Option<&str>, body| {
+        let (actor, request) = ("agent s1".to_owned(), request.map(|id| RequestId(id.to_owned())));
         check_forward(&Command { version, incarnation: own, actor, request, body })
     };
+    let forwarded = |version, body| by(version, None, body);
     let body = Body::Report { report: report("s1") };
+    for (bytes, expected) in
+        [(REQUEST_ID_BYTES_MAX, Ok(())), (REQUEST_ID_BYTES_MAX + 1, Err(ForwardRefused::TooLong))]
+    {
+        assert_eq!(by(COMMAND_VERSION, Some(&"x".repeat(bytes)), body.clone()), expected);
+    }
     assert_eq!(forwarded(COMMAND_VERSION, body.clone()), Ok(()));
     assert_eq!(forwarded(COMMAND_VERSION + 1, body), Err(ForwardRefused::Version));
     let body = Body::Report { report: long };
