@@ -143,6 +143,7 @@ pub(crate) async fn kill(
 /// Writes every latched register to where agents watch for it.
 pub(crate) async fn publish_kill(app: &App) -> Result<(), RegistryError> {
     let _publishing = app.publishing_kill.lock().await;
+    let mut failed = None;
     for (scope, entry) in app.kill.entries().iter() {
         let KillEntry::Said { signed, .. } = entry else { continue };
         let key = keys::kill(scope);
@@ -151,7 +152,10 @@ pub(crate) async fn publish_kill(app: &App) -> Result<(), RegistryError> {
             continue;
         }
         let txn = Txn { then: vec![Op::put(key, value)], ..Txn::default() };
-        app.registry.txn(txn).await?;
+        // One that the registry refuses does not hold up the others.
+        if let Err(error) = app.registry.txn(txn).await {
+            failed = Some(error);
+        }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
