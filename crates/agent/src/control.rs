@@ -13,7 +13,9 @@ use cohort_core::ids::{MemberId, ServerId};
 use cohort_core::{Body, Command};
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::Role;
-use cohort_server::answers::{self, ForwardRefused, Joining, REPORTS_MAX, ReportsRefused};
+use cohort_server::answers::{
+    self, FORWARD_MS_MAX, ForwardRefused, Joining, REPORTS_MAX, ReportsRefused,
+};
 use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
 use cohort_server::member::Proposed;
 use cohort_server::transfers::keep_known;
@@ -24,8 +26,7 @@ use cohort_wire::agent::{
     TransferLeaderAnswer, WAIT,
 };
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
-use cohort_wire::hub::{ADDRESS_BYTES_MAX, LABEL_BYTES_MAX};
-use cohort_wire::kill::SignedKill;
+use cohort_wire::kill::{KillAnswer, SignedKill};
 use serde::de::DeserializeOwned;
 
 use crate::member::View;
@@ -82,7 +83,8 @@ impl<T> Asked<T> {
     /// Requires that the server carries a member of this group.
     fn by_member(self) -> Result<Self, ApiError> {
         let Asked { server, handle, .. } = &self;
-        let known = handle.view.borrow().state.servers.get(server).and_then(|known| known.member);
+        let view = handle.view();
+        let known = view.state.servers.get(server).and_then(|known| known.member);
         known.ok_or_else(|| {
             ApiError::forbidden(format!("{server} carries no member of this group"))
         })?;
@@ -176,14 +178,8 @@ async fn join_group(
     Context(shared): Cx,
     Asked { server, handle, body: request }: Asked<JoinGroupRequest>,
 ) -> Result<Json<CommandAnswer>, ApiError> {
-    if request.address.len() > ADDRESS_BYTES_MAX
-        || request.rack.as_ref().is_some_and(|rack| rack.len() > LABEL_BYTES_MAX)
-    {
-        return Err(ApiError::bad_request(format!(
-            "an address has at most {ADDRESS_BYTES_MAX} bytes, a rack {LABEL_BYTES_MAX}"
-        )));
-    }
-    let view = Arc::clone(&handle.view.borrow());
+    request.check()?;
+    let view = handle.view();
     match answers::joining(&view, &server, &request.address) {
         Joining::Done => {
             let index = view.raft.applied.0;
@@ -224,6 +220,7 @@ async fn command(
 ) -> Result<Json<CommandAnswer>, ApiError> {
     let actor = caller.require(&[Role::Operator])?.to_string();
     shared.same_group(&message.group, message.version)?;
+    message.body.check()?;
     let CommandRequest { request, body } = message.body;
     if !answers::for_people(&body) {
         let error = format!("only the group's leader may issue `{}`", body.name());
@@ -231,7 +228,7 @@ async fn command(
     }
     let handle = shared.need_member()?;
     let mut command = Shared::command(&handle, actor, Some(request), body);
-    answers::name_leader(&mut command, &handle.view.borrow());
+    answers::name_leader(&mut command, &handle.view());
     shared.commit(&handle, command).await.map(Json)
 }
 
@@ -248,9 +245,9 @@ async fn forward(
             "command version {} is not supported, only {COMMAND_VERSION}",
             command.version
         )),
-        ForwardRefused::TooLong => ApiError::bad_request("the texts of a report are too long"),
+        ForwardRefused::TooLong => ApiError::bad_request("the texts of the command are too long"),
     })?;
-    match shared.propose_here(&handle, command).await? {
+    match shared.propose_here(&handle, command, FORWARD_MS_MAX).await? {
         Proposed::Done { index, rejection } => Ok(Json(CommandAnswer { index, rejection })),
         Proposed::NotLeader { .. } => Err(not_leader()),
         Proposed::Busy | Proposed::Unknown => {
@@ -273,7 +270,7 @@ async fn contacts(
 
 async fn status(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
     if let Some(handle) = shared.handle() {
-        let view = Arc::clone(&handle.view.borrow());
+        let view = handle.view();
         if view.leads() {
             return Ok(Json(own_status(&shared, &handle, &view).await));
         }
@@ -306,7 +303,7 @@ async fn ask_status(
 /// The group as this member knows it; never forwarded.
 async fn status_local(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
     let handle = shared.need_member()?;
-    let view = Arc::clone(&handle.view.borrow());
+    let view = handle.view();
     Ok(Json(own_status(&shared, &handle, &view).await))
 }
 
@@ -318,8 +315,8 @@ async fn own_status(shared: &Shared, handle: &MemberHandle, view: &View) -> Grou
     }
 }
 
-async fn kill_get(Context(shared): Cx, _caller: Caller) -> Json<Vec<SignedKill>> {
-    Json(shared.kill.signed())
+async fn kill_get(Context(shared): Cx, _caller: Caller) -> Json<KillAnswer> {
+    Json(shared.kill.answer(false))
 }
 
 /// Anybody in the fleet may pass a register on: only the operator's signature in it counts.
@@ -327,12 +324,10 @@ async fn kill_set(
     Context(shared): Cx,
     caller: Caller,
     ApiJson(register): ApiJson<SignedKill>,
-) -> Result<Json<Vec<SignedKill>>, ApiError> {
+) -> Result<Json<KillAnswer>, ApiError> {
     caller.require(&[Role::Operator, Role::Agent, Role::Hub])?;
-    shared.kill.offer(vec![register]).await.map_err(|error| {
-        ApiError::forbidden(chain(&error)).hint("sign it with an operator's certificate")
-    })?;
-    Ok(Json(shared.kill.signed()))
+    let changed = shared.kill.offer(vec![register]).await?;
+    Ok(Json(shared.kill.answer(changed)))
 }
 
 async fn transfer_leader(
@@ -348,7 +343,7 @@ async fn transfer_leader(
         shared.same_group(&message.group, message.version)?;
         shared.need_member()?
     };
-    let view = Arc::clone(&handle.view.borrow());
+    let view = handle.view();
     let Some(from) = view.leader().cloned() else {
         return Err(ApiError::unavailable("no_leader", "the group has no leader right now"));
     };
@@ -394,20 +389,19 @@ async fn transfer(
     ApiJson(message): ApiJson<ToGroup<TransferRequest>>,
 ) -> Result<Json<TransferAnswer>, ApiError> {
     let Asked { server, handle, body: mut request } = Asked::of(&shared, &caller, message).await?;
-    let (leads, known) = {
-        let view = handle.view.borrow();
-        keep_known(&mut request, &view.state);
-        (view.leads(), view.state.servers.get(&server).cloned())
-    };
-    if !leads {
+    request.check().map_err(|error| ApiError::bad_request(chain(&error)))?;
+    let view = handle.view();
+    if !view.leads() {
         shared.tracker.clear();
         return Err(not_leader());
     }
-    let Some(known) = known else {
+    let Some(known) = view.state.servers.get(&server) else {
         return Err(ApiError::forbidden(format!("{server} does not belong to this group")));
     };
+    keep_known(&mut request, &view.state);
     let leads = server == *shared.server();
-    let from = Participant { server, address: known.address, rack: known.rack, leads };
+    let (address, rack) = (known.address.clone(), known.rack.clone());
+    let from = Participant { server, address, rack, leads };
     let answer = shared.tracker.report(&from, &request);
     answer.map(Json).map_err(|error| ApiError::bad_request(chain(&error)))
 }

@@ -4,7 +4,9 @@ use axum::Json;
 use axum::extract::State as Context;
 use cohort_consensus::Role as RaftRole;
 use cohort_core::Body;
-use cohort_core::ids::{BootEpoch, Incarnation, MemberId, RequestId, ServerId};
+use cohort_core::ids::{
+    BootEpoch, Incarnation, MemberId, REQUEST_ID_BYTES_MAX, RequestId, ServerId,
+};
 use cohort_core::orders::{Fence, MemberAddress};
 use cohort_core::report::{Outcome, Report};
 use cohort_distribute::{TransferReport, TransferRequest};
@@ -19,9 +21,10 @@ use cohort_wire::agent::{
     ToGroup,
 };
 use cohort_wire::http::{ApiError, ApiJson, Caller};
-use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+use cohort_wire::hub::ADDRESS_BYTES_MAX;
+use cohort_wire::kill::{KillAnswer, KillRegister, KillScope, SignedKill};
 
-use super::{ADDRESS_BYTES_MAX, Asked};
+use super::Asked;
 use crate::member::{Queued, Waiter};
 use crate::shared::{MemberHandle, Shared};
 use crate::testing::{GROUP, Lab, add, apply, founded, handle, policy, server, web};
@@ -49,13 +52,12 @@ fn applied(handle: &MemberHandle) -> u64 {
 }
 
 fn stop(lab: &Lab, by: Role) -> SignedKill {
-    let register = KillRegister {
-        scope: KillScope::Fleet,
-        epoch: 1,
-        on: true,
-        reason: "bad night".to_owned(),
-        at: 0,
-    };
+    stops(lab, by, KillScope::Fleet)
+}
+
+fn stops(lab: &Lab, by: Role, scope: KillScope) -> SignedKill {
+    let register =
+        KillRegister { scope, epoch: 1, on: true, reason: "bad night".to_owned(), at: 0 };
     SignedKill::sign(&lab.slot_of(&Peer::new(by, "ana").unwrap()).current(), &register).unwrap()
 }
 
@@ -189,14 +191,17 @@ async fn only_operators_command_and_only_what_people_may() {
     let lab = Lab::new().await;
     let shared = lab.agent("s1", None).await;
     let _handle = lab.carry(&shared).await;
-    let say = async |role, body| {
-        let message = to_group(CommandRequest { request: RequestId("r".to_owned()), body });
+    let send = async |role, id: &str, body| {
+        let message = to_group(CommandRequest { request: RequestId(id.to_owned()), body });
         super::command(Context(Arc::clone(&shared)), caller(role, "ana"), ApiJson(message)).await
     };
+    let say = async |role, body| send(role, "r", body).await;
     let allocate = || Body::AllocateMember { server: server("s1") };
     let pause = || Body::Pause { app: web(), reason: String::new() };
     assert_eq!(say(Role::Agent, pause()).await.unwrap_err().status, 403);
     assert_eq!(say(Role::Operator, allocate()).await.unwrap_err().status, 403);
+    let long = "x".repeat(REQUEST_ID_BYTES_MAX + 1);
+    assert_eq!(send(Role::Operator, &long, pause()).await.unwrap_err().status, 400);
     let Json(answer) = say(Role::Operator, pause()).await.unwrap();
     assert!(answer.index > 0 && answer.rejection.is_some(), "in the log, and there is no app");
 }
@@ -298,9 +303,15 @@ async fn any_process_of_the_fleet_brings_a_kill_register_and_only_an_operators_c
     let real = stop(&lab, Role::Operator);
     assert_eq!(bring(Role::Viewer, real.clone()).await.unwrap_err().status, 403);
     assert_eq!(bring(Role::Operator, stop(&lab, Role::Agent)).await.unwrap_err().status, 403);
+    let elsewhere = KillScope::Group("linux-arm".parse().unwrap());
+    let elsewhere = bring(Role::Operator, stops(&lab, Role::Operator, elsewhere)).await;
+    assert_eq!(elsewhere.unwrap_err().status, 409, "it would not spread from here");
     assert_eq!(shared.kill.on(), None);
-    let Json(latched) = bring(Role::Agent, real.clone()).await.unwrap();
-    assert_eq!(latched, [real]);
+    for changed in [true, false] {
+        let Json(answer) = bring(Role::Agent, real.clone()).await.unwrap();
+        let registers = vec![real.clone()];
+        assert_eq!(answer, KillAnswer { changed, registers, damaged: Vec::new() });
+    }
     assert!(shared.kill.on().is_some());
 }
 
@@ -336,12 +347,14 @@ async fn only_the_leader_plans_transfers_and_only_for_servers_of_the_group() {
     leading.raft.role = RaftRole::Leader;
     let (handle, views, _queue) = handle(leading);
     shared.member.send_replace(Some(handle));
-    let report = async |from: &str| {
+    let send = async |from: &str, count| {
         let artifact = "aa".repeat(32).parse().unwrap();
-        let transfers = vec![TransferReport::new(artifact, 1 << 20)];
+        let transfers = vec![TransferReport::new(artifact, 1 << 20); count];
         let request = ApiJson(to_group(TransferRequest { transfers }));
         super::transfer(Context(Arc::clone(&shared)), caller(Role::Agent, from), request).await
     };
+    let report = async |from: &str| send(from, 1).await;
+    assert_eq!(send("s9", 100).await.unwrap_err().status, 400, "before the log is asked");
     let _ = report("s2").await.unwrap();
     assert_eq!(shared.tracker.view().len(), 1);
     assert_eq!(report("s9").await.unwrap_err().status, 403);

@@ -53,7 +53,7 @@ async fn until_deposed(handle: &MemberHandle, term: Term) {
 
 /// Whether this member has led without a break since that term began.
 fn still_leads(handle: &MemberHandle, term: Term) -> bool {
-    let view = handle.view.borrow();
+    let view = handle.view();
     view.leads() && view.raft.term == term
 }
 
@@ -61,7 +61,6 @@ async fn watch_kill(shared: Arc<Shared>, handle: MemberHandle) {
     let mut on = shared.kill.subscribe();
     loop {
         let now = on.borrow_and_update().clone();
-        shared.metrics.kill_switch.set(now.is_some().into());
         if !handle.inputs.put(Input::Kill(now)).await || on.changed().await.is_err() {
             return;
         }
@@ -72,7 +71,7 @@ async fn pass_on_contacts(shared: Arc<Shared>, handle: MemberHandle) {
     loop {
         tokio::time::sleep(Duration::from_millis(PASS_ON_EVERY_MS)).await;
         let leader = {
-            let view = handle.view.borrow();
+            let view = handle.view();
             if view.raft.is_leader() { None } else { view.raft.leader }
         };
         let Some((server, address)) = leader.and_then(|id| shared.book.of(MemberId(id.0))) else {

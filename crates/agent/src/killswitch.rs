@@ -5,20 +5,22 @@ use std::sync::Arc;
 
 use cohort_core::ids::GroupId;
 use cohort_identity::UnixTime;
-use cohort_wire::kill::{DurableKill, KillError, SignedKill};
+use cohort_wire::kill::{DurableKill, KillAnswer, KillError, SignedKill};
 use cohort_wire::tls::IdentitySlot;
 use tokio::sync::watch;
 
-/// Registers that one message may carry: the fleet's and the own group's, and room for errors.
-const PASSED_ON_MAX: usize = 8;
+use crate::metrics::Metrics;
+
+/// Registers of one message that are looked at. A server sends two: the fleet's and its group's.
+const RECEIVED_MAX: usize = 8;
 
 /// The latch, and a channel for those that stop when it is on.
 #[derive(Debug)]
 pub(crate) struct KillSwitch {
     latch: DurableKill,
     identity: Arc<IdentitySlot>,
-    group: GroupId,
     on: watch::Sender<Option<String>>,
+    metrics: Arc<Metrics>,
 }
 
 impl KillSwitch {
@@ -26,10 +28,12 @@ impl KillSwitch {
         dir: &Path,
         identity: Arc<IdentitySlot>,
         group: GroupId,
+        metrics: Arc<Metrics>,
     ) -> Result<KillSwitch, KillError> {
-        let latch = DurableKill::open(dir)?;
-        let on = watch::Sender::new(reason(&latch, &group));
-        Ok(KillSwitch { latch, identity, group, on })
+        let latch = DurableKill::open(dir, Some(group))?;
+        let on = reason(&latch);
+        metrics.kill_switch.set(on.is_some().into());
+        Ok(KillSwitch { latch, identity, on: watch::Sender::new(on), metrics })
     }
 
     /// The reason why nothing new may start here, while it is on.
@@ -41,43 +45,55 @@ impl KillSwitch {
         self.on.subscribe()
     }
 
-    /// The registers to pass on with every question and answer.
+    /// The registers to pass on with every question and answer: the fleet's and the group's.
     pub(crate) fn signed(&self) -> Vec<SignedKill> {
-        self.latch.signed().into_iter().take(PASSED_ON_MAX).collect()
+        self.latch.signed()
     }
 
-    /// Latches registers; durable before this returns. True when that changed what is in force.
+    /// The answer to a request for the registers, or to a posted one that was newer or not.
+    pub(crate) fn answer(&self, changed: bool) -> KillAnswer {
+        self.latch.answer(changed)
+    }
+
+    /// Latches registers; durable before this returns. True when one was newer than ours.
     pub(crate) async fn offer(
         self: &Arc<Self>,
         registers: Vec<SignedKill>,
     ) -> Result<bool, KillError> {
-        if registers.is_empty() || registers.iter().all(|one| self.latch.signed().contains(one)) {
+        let known = self.signed();
+        if registers.iter().all(|register| known.contains(register)) {
             return Ok(false);
         }
         let this = Arc::clone(self);
         let offered = tokio::task::spawn_blocking(move || {
             let identity = this.identity.current();
-            let mut refused = None;
-            for register in registers.iter().take(PASSED_ON_MAX) {
+            let (mut newer, mut refused) = (false, None);
+            for register in registers.iter().take(RECEIVED_MAX) {
                 // A refused one does not hold up the others.
-                if let Err(error) = this.latch.offer(register, identity.roots(), UnixTime::now()) {
-                    refused = Some(error);
+                match this.latch.offer(register, identity.roots(), UnixTime::now()) {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        newer = true;
+                        this.metrics.kill_registers_latched.inc();
+                    }
+                    Err(error) => refused = Some(error),
                 }
             }
             // Also when another call latched it first.
-            let changed = this.on.send_if_modified(|on| {
-                let now = reason(&this.latch, &this.group);
-                let changed = *on != now;
+            let switched = this.on.send_if_modified(|on| {
+                let now = reason(&this.latch);
+                this.metrics.kill_switch.set(now.is_some().into());
+                let switched = *on != now;
                 *on = now;
-                changed
+                switched
             });
-            if changed {
+            if switched {
                 let now = this.on.borrow().clone();
                 tracing::warn!(on = now.is_some(), reason = now.as_deref(), "kill switch");
             }
             match refused {
                 Some(error) => Err(error),
-                None => Ok(changed),
+                None => Ok(newer),
             }
         })
         .await;
@@ -85,8 +101,8 @@ impl KillSwitch {
     }
 }
 
-fn reason(latch: &DurableKill, group: &GroupId) -> Option<String> {
-    latch.is_on(Some(group)).map(|entry| {
+fn reason(latch: &DurableKill) -> Option<String> {
+    latch.is_on().map(|entry| {
         let reason = entry.reason();
         if reason.is_empty() { "no reason given".to_owned() } else { reason.to_owned() }
     })
@@ -117,7 +133,8 @@ mod killswitch_test {
         };
         let slot = IdentitySlot::new(identity(Role::Agent, "web-1"));
         let group = GroupId::new("intel.zone-a").unwrap();
-        let kill = KillSwitch::open(&folder.path().join("kill"), slot, group).unwrap();
+        let dir = folder.path().join("kill");
+        let kill = KillSwitch::open(&dir, slot, group, Arc::default()).unwrap();
         let (operator, agent) = (identity(Role::Operator, "ana"), identity(Role::Agent, "web-2"));
         Lab { kill: Arc::new(kill), operator, agent, _folder: folder }
     }
@@ -133,15 +150,18 @@ mod killswitch_test {
         let on = sign(&operator, KillScope::Fleet, 1, true, "");
         assert!(kill.offer(vec![on.clone()]).await.unwrap());
         assert!(kill.on().is_some(), "also without a reason");
+        assert_eq!(kill.metrics.kill_switch.get(), 1);
         assert_eq!(kill.signed(), std::slice::from_ref(&on));
         assert!(!kill.offer(vec![on.clone()]).await.unwrap(), "known already");
         assert!(kill.offer(vec![sign(&operator, KillScope::Fleet, 2, false, "")]).await.unwrap());
         assert!(!kill.offer(vec![on]).await.unwrap(), "an old one");
         assert_eq!(kill.on(), None);
+        assert_eq!(kill.metrics.kill_switch.get(), 0);
+        assert_eq!(kill.metrics.kill_registers_latched.get(), 2);
     }
 
     #[tokio::test]
-    async fn a_forged_register_does_not_hold_up_the_others() {
+    async fn a_refused_register_does_not_hold_up_the_others() {
         let Lab { kill, operator, agent, _folder } = lab();
         let other = KillScope::Group(GroupId::new("amd.zone-b").unwrap());
         let registers = vec![
@@ -151,5 +171,6 @@ mod killswitch_test {
         ];
         assert!(kill.offer(registers).await.is_err());
         assert_eq!(kill.on().as_deref(), Some("bad night"));
+        assert_eq!(kill.signed().len(), 1, "another group's is not forwarded");
     }
 }

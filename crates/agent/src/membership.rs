@@ -306,7 +306,7 @@ async fn watch_incarnation(
         if other {
             return Err(AgentError::OtherMember(handle.member));
         }
-        let has_leader = handle.view.borrow().raft.leader.is_some();
+        let has_leader = handle.view().raft.leader.is_some();
         if asks_for_incarnation(look, has_leader)
             && let Some(present) = present_incarnation(&shared).await
             && present > handle.incarnation

@@ -68,6 +68,9 @@ cohort_base::metrics! {
         build: Family<Version, Gauge> = gauges("build_info", "1; the agent's version is a label"),
         ready: Gauge = gauge("ready", "1 while this server takes traffic"),
         kill_switch: Gauge = gauge("kill_switch", "1 while the kill switch is on"),
+        kill_registers_latched: Counter = counter(
+            "kill_registers_latched", "Kill registers that replaced an older one",
+        ),
         rollout: Family<Rollout, Gauge> = gauges(
             "rollout_info", "1 for the state of each app in the group",
         ),

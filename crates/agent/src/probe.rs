@@ -93,7 +93,7 @@ async fn readyz(Context(shared): Context<Arc<Shared>>) -> (StatusCode, String) {
 /// Servers of the group that are silent to this member; 0 unless it leads.
 fn silent_servers(shared: &Shared) -> i64 {
     let Some(handle) = shared.handle() else { return 0 };
-    let view = Arc::clone(&handle.view.borrow());
+    let view = handle.view();
     let silent = view.silent_servers(&shared.contacts.all(), monotonic_ms());
     silent.try_into().unwrap_or(i64::MAX)
 }

@@ -89,7 +89,7 @@ async fn renew_at(
     let request = Identity::prepare_request(dir, identity.peer().clone())?.to_text();
     let call = Call::post(RENEW, &RenewRequest { request });
     let answer: RenewAnswer = client.call_json(hub, call).await.map_err(RenewalError::Call)?;
-    Ok(Identity::accept(dir, &answer.certificate, &answer.authority)?)
+    Ok(identity.accept_renewal(dir, &answer.certificate, UnixTime::now())?)
 }
 
 #[cfg(test)]
@@ -130,8 +130,7 @@ mod renewal_test {
             counted.fetch_add(1, Ordering::Relaxed);
             let request = IdentityRequest::from_text(&request.request).unwrap();
             let issued = issuer.authority.issue(&request, &server(), UnixTime::now());
-            let authority = issuer.authority.certificate_pem().to_owned();
-            Json(RenewAnswer { certificate: issued.unwrap(), authority })
+            Json(RenewAnswer { certificate: issued.unwrap() })
         };
         let handler = Handler::Http(Router::new().route(RENEW, post(renew)));
         let peer = Peer::new(Role::Hub, "hub").unwrap();
@@ -157,9 +156,8 @@ mod renewal_test {
     #[tokio::test]
     async fn a_certificate_for_another_key_leaves_the_old_one_and_ends_the_round() {
         let lab = Arc::new(Lab::new().await);
-        let wrong = async |Json(_): Json<RenewRequest>| {
-            Json(RenewAnswer { certificate: String::new(), authority: String::new() })
-        };
+        let wrong =
+            async |Json(_): Json<RenewRequest>| Json(RenewAnswer { certificate: String::new() });
         let handler = Handler::Http(Router::new().route(RENEW, post(wrong)));
         let peer = Peer::new(Role::Hub, "hub").unwrap();
         let first = target(&lab.serve_as(peer, Alpn::Hub, handler).await);

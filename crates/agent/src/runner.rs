@@ -18,6 +18,7 @@ use cohort_wire::agent::{
     ToGroup, WAIT,
 };
 use cohort_wire::http::{Call, CallError};
+use cohort_wire::kill::KillAnswer;
 use tokio::runtime::Handle;
 
 use crate::app::{AppTask, Changes};
@@ -113,8 +114,9 @@ impl Runner {
             Effect::Ask(whom, Question::Kill) => {
                 let target = self.shared.target(&whom.server, &whom.address);
                 let call = Call::get(KILL).deadline(Duration::from_secs(1));
-                if let Ok(registers) = self.shared.client.call_json(&target, call).await {
-                    self.shared.latch(registers).await;
+                if let Ok(answer) = self.shared.client.call_json::<KillAnswer>(&target, call).await
+                {
+                    self.shared.latch(answer.registers).await;
                 }
                 Input::Changed
             }

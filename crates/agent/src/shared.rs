@@ -33,8 +33,6 @@ use crate::net::AddressBook;
 use crate::probe::Readiness;
 use crate::tasks::Tasks;
 
-/// How long a command may take before its outcome is called unknown.
-const COMMAND_DEADLINE: Duration = Duration::from_millis(COMMAND_MS_MAX);
 /// How long a linearizable read may take, also when the member itself hangs on its disk.
 const READ_DEADLINE: Duration = Duration::from_millis(READ_MS_MAX + 100);
 
@@ -47,6 +45,14 @@ pub(crate) struct MemberHandle {
     pub view: watch::Receiver<Arc<View>>,
     /// Set once the member's thread has ended and its log is closed.
     pub ended: watch::Receiver<bool>,
+}
+
+impl MemberHandle {
+    /// What the member last published. A snapshot: holding it blocks nobody, while a borrow of the
+    /// channel would keep the member from publishing the next.
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
 }
 
 /// State shared by the agent's tasks.
@@ -105,7 +111,7 @@ impl Shared {
     /// The leader: as the member here knows it, else as another member named it.
     pub(crate) fn leader(&self) -> Option<Source> {
         if let Some(handle) = self.handle() {
-            let view = handle.view.borrow();
+            let view = handle.view();
             if let Some(server) = view.leader()
                 && let Some(known) = view.state.servers.get(server)
             {
@@ -183,7 +189,7 @@ impl Shared {
     pub(crate) async fn fresh(&self, handle: &MemberHandle) -> Result<Arc<View>, ApiError> {
         let answer = handle.inputs.read().ok_or_else(member_busy)?;
         match tokio::time::timeout(READ_DEADLINE, answer).await {
-            Ok(Ok(true)) => Ok(Arc::clone(&handle.view.borrow())),
+            Ok(Ok(true)) => Ok(handle.view()),
             Ok(Err(_)) => Err(member_busy()),
             Ok(Ok(false)) | Err(_) => {
                 let error = format!("no majority of {} answers", self.group);
@@ -212,7 +218,8 @@ impl Shared {
         let committing = Committing::begin(monotonic_ms(), handle.member);
         let mut last = None;
         loop {
-            let outcome = self.propose_here(handle, command.clone()).await?;
+            let left_ms = committing.left_ms(monotonic_ms());
+            let outcome = self.propose_here(handle, command.clone(), left_ms).await?;
             let mut next = committing.proposed(monotonic_ms(), outcome);
             if let Next::Forward { to, within_ms } = next {
                 match self.forward(to, &command, Duration::from_millis(within_ms)).await {
@@ -230,7 +237,7 @@ impl Shared {
             }
         }
         let why = last.map_or_else(|| "the group has no leader".to_owned(), |e| chain(&e));
-        let error = format!("not confirmed within {} s: {why}", COMMAND_DEADLINE.as_secs());
+        let error = format!("not confirmed within {} s: {why}", COMMAND_MS_MAX / 1_000);
         Err(ApiError::unavailable("outcome_unknown", error).hint("trying again is safe"))
     }
 
@@ -246,14 +253,15 @@ impl Shared {
         self.client.call_json(&self.target(&server, &address), call).await.map_err(Some)
     }
 
-    /// Proposes at this member only.
+    /// Proposes at this member only. After `within_ms`, the outcome is unknown.
     pub(crate) async fn propose_here(
         &self,
         handle: &MemberHandle,
         command: Command,
+        within_ms: u64,
     ) -> Result<Proposed, ApiError> {
         let Some(answer) = handle.inputs.propose(command) else { return Ok(Proposed::Busy) };
-        match tokio::time::timeout(COMMAND_DEADLINE, answer).await {
+        match tokio::time::timeout(Duration::from_millis(within_ms), answer).await {
             Ok(answer) => answer.map_err(|_| member_busy()),
             Err(_) => Ok(Proposed::Unknown),
         }

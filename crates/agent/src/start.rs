@@ -34,6 +34,7 @@ use crate::error::AgentError;
 use crate::join::{Joined, advertised, check_advertised, join};
 use crate::killswitch::KillSwitch;
 use crate::membership::Starter;
+use crate::metrics::Metrics;
 use crate::net::{AddressBook, Net, take};
 use crate::probe::{Readiness, router as probe_router};
 use crate::runner::Runner;
@@ -140,7 +141,9 @@ pub(crate) async fn open(
     let client = Client::new(Arc::clone(slot));
     client.mark_bulk(config.packet_marking);
     let kill_dir = config.data_dir.join("kill");
-    let kill = KillSwitch::open(&kill_dir, Arc::clone(slot), joined.group.clone())
+    let metrics = Arc::<Metrics>::default();
+    let (own, counts) = (joined.group.clone(), Arc::clone(&metrics));
+    let kill = KillSwitch::open(&kill_dir, Arc::clone(slot), own, counts)
         .map_err(AgentError::kept("kill register"))?;
     let mirrors = if config.mirrors.is_empty() { &joined.mirrors } else { &config.mirrors };
     let mirrors = mirrors
@@ -173,7 +176,7 @@ pub(crate) async fn open(
         kill: Arc::new(kill),
         contacts: Arc::default(),
         book: AddressBook::default(),
-        metrics: Arc::default(),
+        metrics,
         member: watch::Sender::new(None),
         members: Mutex::default(),
         repository,

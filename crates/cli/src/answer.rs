@@ -15,6 +15,7 @@ use cohort_view::report::FleetReport;
 use cohort_view::why::Wait;
 use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
 use cohort_wire::hub::TokenAnswer;
+use cohort_wire::kill::DamagedKill;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -47,9 +48,7 @@ pub(crate) enum Answer<'a> {
     GroupVoter { group: &'a GroupId, server: &'a ServerId, voter: bool, index: u64 },
     GroupRecover { group: &'a GroupId, incarnation: Incarnation },
     KillSwitch(Switch<'a>),
-    // `kill off`, although the switch is not on anywhere.
-    KillOffAlready { scope: String, on: bool },
-    KillStatus { on: bool, switches: &'a [Switch<'a>], damaged: &'a [String] },
+    KillStatus { on: bool, switches: &'a [Switch<'a>], damaged: Vec<Damaged<'a>> },
     // Expiry, as Unix time in seconds.
     ContextShow { dir: &'a Path, you: &'a Peer, until: u64, hub: &'a [String] },
     ContextJoin { dir: &'a Path, you: &'a Peer },
@@ -89,6 +88,21 @@ pub(crate) struct Switch<'a> {
     pub(crate) by: &'a str,
     /// Unix time in seconds, by its author's clock.
     pub(crate) at: u64,
+}
+
+/// A damaged register; it counts as on.
+#[derive(Debug, Serialize)]
+pub(crate) struct Damaged<'a> {
+    scope: String,
+    epoch: u64,
+    reason: &'a str,
+}
+
+impl Damaged<'_> {
+    pub(crate) fn of(damaged: &DamagedKill) -> Damaged<'_> {
+        let DamagedKill { scope, epoch, reason } = damaged;
+        Damaged { scope: scope.to_string(), epoch: *epoch, reason }
+    }
 }
 
 #[cfg(test)]

@@ -13,9 +13,10 @@ use cohort_view::report::{Asked, FleetReport, Origin, Picture};
 use cohort_view::why::waits;
 use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
 use cohort_wire::hub::TokenAnswer;
+use cohort_wire::kill::{DamagedKill, KillScope};
 use serde_json::{Value, json};
 
-use super::{Answer, DeltaAnswer, PublishAnswer, Switch};
+use super::{Answer, Damaged, DeltaAnswer, PublishAnswer, Switch};
 use crate::failure::Failure;
 
 /// The command with this result. Without a wildcard: a new result needs a name here, and an example
@@ -44,7 +45,6 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::GroupVoter { .. } => "group add-voter",
         Answer::GroupRecover { .. } => "group recover",
         Answer::KillSwitch(_) => "kill on",
-        Answer::KillOffAlready { .. } => "kill off",
         Answer::KillStatus { .. } => "kill status",
         Answer::ContextShow { .. } => "context show",
         Answer::ContextJoin { .. } => "context join",
@@ -139,6 +139,8 @@ fn every_answer_is_as_its_golden_file_says() {
     };
     let failure = Failure::new("held", "web is held").hint("publish a fix");
     let reported = report();
+    let (scope, reason) = (KillScope::Fleet, "the hub: file x.kill is damaged".to_owned());
+    let damaged = DamagedKill { scope, epoch: 3, reason };
     let answers = [
         Answer::Init { dir, operator: &ann, fingerprint: "ab:cd".to_owned(), hub: &hub },
         Answer::TokenCreate(&token),
@@ -178,8 +180,11 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::GroupVoter { group: &group, server: &server, voter: true, index: 42 },
         Answer::GroupRecover { group: &group, incarnation: Incarnation(17) },
         Answer::KillSwitch(switch()),
-        Answer::KillOffAlready { scope: "fleet".to_owned(), on: false },
-        Answer::KillStatus { on: true, switches: &[switch()], damaged: &["x.kill".to_owned()] },
+        Answer::KillStatus {
+            on: true,
+            switches: &[switch()],
+            damaged: vec![Damaged::of(&damaged)],
+        },
         Answer::ContextShow { dir, you: &you, until: 1_800_000_000, hub: &hub },
         Answer::ContextJoin { dir, you: &you },
         Answer::Failure(&failure),

@@ -1,17 +1,19 @@
-//! Reading and writing kill registers: at the hub, at one agent of each group, or at a named agent.
+//! Reading and writing kill registers: at the hub and the agents of the groups that they cover, or
+//! at a named agent.
 //!
 //! Registers spread from server to server, so no single place has the latest of all of them. They
 //! are collected from every place that responds.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cohort_base::chain;
 use cohort_identity::{CertificateDer, UnixTime};
 use cohort_wire::agent;
 use cohort_wire::http::{Call, CallError, Client, Target};
-use cohort_wire::hub::{KILL, KillAnswer};
-use cohort_wire::kill::{KillRegister, KillScope, Position, SignedKill};
+use cohort_wire::hub::KILL;
+use cohort_wire::kill::{
+    DamagedKill, KillAnswer, KillRegister, KillScope, Position, Registers, SignedKill,
+};
 use futures_util::{StreamExt as _, stream};
 
 use crate::args::Direct;
@@ -40,9 +42,9 @@ pub(crate) struct Places {
 #[derive(Debug, Default)]
 pub(crate) struct Gathered {
     /// The latest register per scope.
-    pub(crate) registers: BTreeMap<KillScope, Verified>,
-    /// Corrupt register files at the hub: they count as on.
-    pub(crate) damaged: Vec<String>,
+    pub(crate) registers: Registers<Verified>,
+    /// Damaged registers, which count as on; the reason starts with the place.
+    pub(crate) damaged: Vec<DamagedKill>,
     pub(crate) answered: usize,
     /// The errors of places that did not respond.
     pub(crate) failures: Vec<Failure>,
@@ -52,12 +54,17 @@ pub(crate) struct Gathered {
 pub(crate) struct Verified {
     pub(crate) register: KillRegister,
     pub(crate) by: String,
-    pub(crate) signed: SignedKill,
 }
 
 impl Places {
-    /// The named agent; or the hub and one agent of each known group.
-    pub(crate) async fn of(context: &Context, direct: &Direct) -> Result<Self, Failure> {
+    /// The places of a scope's register, or with `None` of all: the named agent; or the hub and,
+    /// of each group that the scope covers, one agent. A group's own register goes to every agent
+    /// that may answer for it.
+    pub(crate) async fn of(
+        context: &Context,
+        direct: &Direct,
+        scope: Option<&KillScope>,
+    ) -> Result<Self, Failure> {
         let client = context.client()?;
         let agent = |target| Place::Agent { client: client.clone(), target };
         if let Some((server, address)) = direct.agent() {
@@ -65,8 +72,18 @@ impl Places {
         }
         let mut places = vec![Place::Hub(Hub::of(context)?)];
         if let Ok((known, _)) = know(context).await {
-            let firsts = known.groups.values().filter_map(|group| group.candidates.first());
-            for (server, address) in firsts {
+            let candidates: Vec<_> = match scope {
+                Some(KillScope::Group(group)) => known
+                    .groups
+                    .get(group)
+                    .into_iter()
+                    .flat_map(|group| &group.candidates)
+                    .collect(),
+                Some(KillScope::Fleet) | None => {
+                    known.groups.values().filter_map(|group| group.candidates.first()).collect()
+                }
+            };
+            for (server, address) in candidates {
                 places.push(agent(agent_target(server, address)?));
             }
         }
@@ -90,7 +107,7 @@ impl Places {
         let mut failures = Vec::new();
         for answer in answers {
             match answer {
-                Ok((registers, _)) if registers.contains(signed) => taken += 1,
+                Ok(answer) if answer.registers.contains(signed) => taken += 1,
                 Ok(_) => failures.push(Failure::new("conflict", "it has a newer register already")),
                 Err(error) => failures.push(error.into()),
             }
@@ -101,7 +118,7 @@ impl Places {
     async fn everywhere(
         &self,
         call: impl Fn(&'static str) -> Call,
-    ) -> Vec<Result<(Vec<SignedKill>, Vec<String>), CallError>> {
+    ) -> Vec<Result<KillAnswer, CallError>> {
         let calls: Vec<(Place, Call)> = self
             .places
             .iter()
@@ -111,14 +128,18 @@ impl Places {
             })
             .collect();
         stream::iter(calls)
-            .map(async |(place, call)| match place {
-                Place::Hub(hub) => {
-                    let answer: KillAnswer = hub.call(call).await?;
-                    Ok((answer.registers, answer.damaged))
+            .map(async |(place, call)| {
+                let (name, answer) = match place {
+                    Place::Hub(hub) => ("the hub".to_owned(), hub.call(call).await),
+                    Place::Agent { client, target } => {
+                        (target.peer.name.to_string(), client.call_json(&target, call).await)
+                    }
+                };
+                let mut answer: KillAnswer = answer?;
+                for DamagedKill { reason, .. } in &mut answer.damaged {
+                    *reason = format!("{name}: {reason}");
                 }
-                Place::Agent { client, target } => {
-                    Ok((client.call_json(&target, call).await?, Vec::new()))
-                }
+                Ok(answer)
             })
             .buffered(CONCURRENCY_MAX)
             .collect()
@@ -127,52 +148,41 @@ impl Places {
 }
 
 impl Gathered {
-    fn add(
-        &mut self,
-        answer: Result<(Vec<SignedKill>, Vec<String>), CallError>,
-        roots: &[CertificateDer<'_>],
-    ) {
-        let (registers, damaged) = match answer {
+    fn add(&mut self, answer: Result<KillAnswer, CallError>, roots: &[CertificateDer<'_>]) {
+        let KillAnswer { registers, damaged, .. } = match answer {
             Ok(answer) => answer,
             Err(error) => return self.failures.push(error.into()),
         };
         self.answered += 1;
         self.damaged.extend(damaged);
-        for signed in registers {
+        for signed in &registers {
             match verify(signed, roots) {
-                Ok(verified) => self.put(verified),
+                Ok(verified) => {
+                    let scope = verified.register.scope.clone();
+                    self.registers.merge(scope, verified.register.position(), verified);
+                }
                 Err(reason) => note(&format!("warning: {reason}")),
             }
         }
     }
 
-    fn put(&mut self, held: Verified) {
-        let scope = &held.register.scope;
-        if held.register.position().supersedes(self.position(scope)) {
-            self.registers.insert(scope.clone(), held);
-        }
-    }
-
-    /// Where the scope's switch is, according to the places that answered.
-    pub(crate) fn position(&self, scope: &KillScope) -> Option<Position> {
-        self.registers.get(scope).map(|held| held.register.position())
-    }
-
-    /// Whether the scope's own switch is on, according to the places that responded.
-    pub(crate) fn is_on(&self, scope: &KillScope) -> bool {
-        self.position(scope).is_some_and(|position| position.on)
+    /// The position of the next change of a scope.
+    pub(crate) fn next(&self, scope: &KillScope, on: bool, now_s: u64) -> Position {
+        let damaged = self.damaged.iter().filter(|damaged| damaged.scope == *scope);
+        let damaged: Vec<u64> = damaged.map(|damaged| damaged.epoch).collect();
+        Position::next(self.registers.position(scope), &damaged, on, now_s)
     }
 }
 
 /// Verifies a register. Its author's certificate may have expired since; it only had to be valid
 /// when the register was made.
-fn verify(signed: SignedKill, roots: &[CertificateDer<'_>]) -> Result<Verified, String> {
+fn verify(signed: &SignedKill, roots: &[CertificateDer<'_>]) -> Result<Verified, String> {
     let unverified: KillRegister = serde_json::from_slice(&signed.0.body)
         .map_err(|error| format!("cannot parse a kill register: {}", chain(&error)))?;
     let then = UnixTime::since_unix_epoch(Duration::from_secs(unverified.at));
     let verified = signed.verify(roots, UnixTime::now()).or_else(|_| signed.verify(roots, then));
     let (by, register) = verified.map_err(|error| chain(&error))?;
-    Ok(Verified { register, by: by.to_string(), signed })
+    Ok(Verified { register, by: by.to_string() })
 }
 
 #[cfg(test)]

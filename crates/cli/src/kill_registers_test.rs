@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use cohort_identity::{Authority, Identity, LIFETIME, Peer, Role, UnixTime};
-use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+use cohort_wire::kill::{KillAnswer, KillRegister, KillScope, Position, SignedKill};
 
 use super::Gathered;
 
@@ -32,12 +32,16 @@ fn the_newest_register_of_any_place_holds_and_strangers_count_for_nothing() {
     let (operator, agent) =
         (identity(&authority, Role::Operator), identity(&authority, Role::Agent));
     let mut gathered = Gathered::default();
-    assert_eq!(gathered.position(&KillScope::Fleet), None);
-    gathered.add(Ok((vec![sign(&operator, 3, false)], Vec::new())), operator.roots());
-    gathered.add(Ok((vec![sign(&operator, 2, true)], Vec::new())), operator.roots());
-    gathered.add(Ok((vec![sign(&agent, 9, true)], Vec::new())), operator.roots());
-    assert!(!gathered.is_on(&KillScope::Fleet));
-    assert_eq!(gathered.answered, 3);
-    gathered.add(Ok((vec![sign(&operator, 3, true)], Vec::new())), operator.roots());
-    assert!(gathered.is_on(&KillScope::Fleet), "on wins ties");
+    let mut add = |register| {
+        let answer = KillAnswer { changed: false, registers: vec![register], damaged: Vec::new() };
+        gathered.add(Ok(answer), operator.roots());
+        gathered.registers.position(&KillScope::Fleet)
+    };
+    let on = |epoch| Some(Position { epoch, on: true });
+    let off = |epoch| Some(Position { epoch, on: false });
+    assert_eq!(add(sign(&operator, 3, false)), off(3));
+    assert_eq!(add(sign(&operator, 2, true)), off(3));
+    assert_eq!(add(sign(&agent, 9, true)), off(3));
+    assert_eq!(add(sign(&operator, 3, true)), on(3), "on wins ties");
+    assert_eq!(gathered.answered, 4);
 }

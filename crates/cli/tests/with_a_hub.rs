@@ -109,7 +109,8 @@ fn the_kill_switch_is_thrown_and_let_go() {
     let hub = hub(dir.path());
     assert_eq!(hub.run("fleet", &["kill", "status"]).0, 0);
     let (code, off) = hub.json("fleet", &["kill", "off"]);
-    assert_eq!((code, &off["on"]), (0, &Value::Bool(false)), "off already");
+    assert_eq!((code, &off["on"]), (0, &Value::Bool(false)), "signed, although none is on");
+    assert_eq!(hub.json("fleet", &["kill", "status"]).1["switches"][0]["on"], false);
     let (code, on) = hub.json("fleet", &["kill", "on", "--reason", "bad night"]);
     assert_eq!((code, &on["on"]), (0, &Value::Bool(true)), "{on}");
     let (code, _, _) = hub.run("fleet", &["kill", "on", "--scope", "intel.zone-a"]);

@@ -156,8 +156,11 @@ name_type!(
     Digest, "digest", "use 64 lower-case hexadecimal digits", is_digest
 );
 
-/// Identifies a request of an operator or a program, so that a repeat is applied once. At most 64
-/// bytes.
+/// Longest [`RequestId`], in bytes: a UUID, with room for a prefix.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// Identifies a request of an operator or a program, so that a repeat is applied once. At most
+/// [`REQUEST_ID_BYTES_MAX`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RequestId(pub String);

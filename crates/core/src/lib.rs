@@ -8,7 +8,8 @@
 //! choices arrive inside commands. Its `clippy.toml` and a test of its dependencies enforce that.
 //!
 //! **Where to start reading.** [`phase`] has the states as one sentence, [`command`] the log
-//! entries, `turn` the arrows between states; then [`plan()`].
+//! entries, `turn` the arrows between states; then [`plan()`]. [`kill`] stands apart from the log:
+//! a minority must be able to stop.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
 
@@ -19,6 +20,7 @@ pub mod command;
 pub mod doing;
 pub mod gate;
 pub mod ids;
+pub mod kill;
 pub mod orders;
 mod orders_of;
 pub mod phase;

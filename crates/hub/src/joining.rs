@@ -165,14 +165,12 @@ pub(crate) async fn renew(
         }
     }
     let identity = IdentityRequest::from_text(&request.request)?;
-    let issuer = Arc::clone(&authority);
     let allowed = peer.clone();
-    let certificate = blocking(move || issuer.issue(&identity, &allowed, now()))
+    let certificate = blocking(move || authority.issue(&identity, &allowed, now()))
         .await?
         .map_err(|error| ApiError::forbidden(chain(&error)))?;
     tracing::info!(%peer, "certificate renewed");
-    let authority = authority.certificate_pem().to_owned();
-    Ok(Json(RenewAnswer { certificate, authority }))
+    Ok(Json(RenewAnswer { certificate }))
 }
 
 /// The repository's root that joining servers trust first; `None` without a repository.

@@ -136,7 +136,7 @@ impl Hub {
             authority,
             identity: IdentitySlot::new(identity),
             tokens: Arc::new(JoinTokens::open(&config.tokens_dir())?),
-            kill: Arc::new(DurableKill::open(&config.data_dir.join("kill"))?),
+            kill: Arc::new(DurableKill::open(&config.data_dir.join("kill"), None)?),
             watches: Arc::new(Semaphore::new(config.watches_max)),
             publishing: Mutex::new(()),
             bucket,

@@ -25,6 +25,10 @@ cohort_base::metrics! {
         watches_refused: Counter = counter("watches_refused", "Watches refused: too many"),
         refused: Counter = counter("refused", "Requests refused by role"),
         joined: Counter = counter("joined", "Join tokens redeemed"),
+        kill_registers_latched: Counter = counter(
+            "kill_registers_latched", "Kill registers that replaced an older one",
+        ),
+        kill_switches_on: Gauge = gauge("kill_switches_on", "Scopes whose kill switch is on"),
         uploads: Counter = counter("uploads", "Files uploaded"),
         /// Unix time in seconds; 0 until known.
         repository_expires_at: Gauge = gauge(

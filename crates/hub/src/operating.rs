@@ -10,8 +10,8 @@ use cohort_registry::records::{PolicyRecord, SCHEMA, ServerRecord, decode, encod
 use cohort_registry::typed::{read_members, recover_group, write_policy};
 use cohort_registry::{Compare, Op, Registry as _, RegistryError, Txn, keys};
 use cohort_wire::http::{ApiError, ApiJson, Caller};
-use cohort_wire::hub::{KillAnswer, PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
-use cohort_wire::kill::{KillEntry, KillScope, SignedKill};
+use cohort_wire::hub::{PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
+use cohort_wire::kill::{KillAnswer, KillEntry, SignedKill};
 
 use crate::app::{App, blocking, now};
 use crate::auth::{OPERATORS, READERS, check_policy};
@@ -113,7 +113,7 @@ pub(crate) async fn remove_server(
 
 pub(crate) async fn kill_status(State(app): State<Arc<App>>, caller: Caller) -> Answer<KillAnswer> {
     caller.require(READERS)?;
-    Ok(Json(answer(&app, false)))
+    Ok(Json(app.kill.answer(false)))
 }
 
 /// Accepts a signed register from any caller: only the operator's signature counts.
@@ -129,44 +129,33 @@ pub(crate) async fn kill(
     let changed = blocking(move || registers.offer(&offered, roots.roots(), now())).await??;
     let (_, register) = signed.verify(app.identity.current().roots(), now())?;
     if changed {
+        app.metrics.kill_registers_latched.inc();
         tracing::warn!(
-            %by, scope = scope_text(&register.scope), on = register.on, epoch = register.epoch,
+            %by, scope = %register.scope, on = register.on, epoch = register.epoch,
             reason = register.reason, "kill switch"
         );
     }
     // Even if it is not new: a crash may have happened between the latch and the registry.
     publish_kill(&app).await?;
-    Ok(Json(answer(&app, changed)))
+    Ok(Json(app.kill.answer(changed)))
 }
 
 /// Writes every latched register to where agents watch for it.
 pub(crate) async fn publish_kill(app: &App) -> Result<(), RegistryError> {
     let _publishing = app.publishing_kill.lock().await;
-    for (scope, entry) in app.kill.entries() {
+    let mut failed = None;
+    for (scope, entry) in app.kill.entries().iter() {
         let KillEntry::Said { signed, .. } = entry else { continue };
-        let key = keys::kill(&scope_text(&scope));
-        let value = encode(&signed);
+        let key = keys::kill(scope);
+        let value = encode(signed);
         if app.registry.get(&key).is_some_and(|pair| pair.value == value) {
             continue;
         }
         let txn = Txn { then: vec![Op::put(key, value)], ..Txn::default() };
-        app.registry.txn(txn).await?;
+        // One that the registry refuses does not hold up the others.
+        if let Err(error) = app.registry.txn(txn).await {
+            failed = Some(error);
+        }
     }
-    Ok(())
-}
-
-/// The scope as written in keys and on the command line.
-fn scope_text(scope: &KillScope) -> String {
-    match scope {
-        KillScope::Fleet => "fleet".to_owned(),
-        KillScope::Group(group) => format!("group/{group}"),
-    }
-}
-
-fn answer(app: &App, changed: bool) -> KillAnswer {
-    let damaged = app.kill.entries().into_values().filter_map(|entry| match entry {
-        KillEntry::Damaged { reason, .. } => Some(reason),
-        KillEntry::Said { .. } => None,
-    });
-    KillAnswer { changed, registers: app.kill.signed(), damaged: damaged.collect() }
+    failed.map_or(Ok(()), Err)
 }

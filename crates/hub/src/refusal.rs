@@ -10,7 +10,7 @@ use cohort_identity::{RedeemError, RequestError};
 use cohort_mirror::BucketError;
 use cohort_registry::RegistryError;
 use cohort_wire::http::ApiError;
-use cohort_wire::kill::{KillError, Refused};
+use cohort_wire::kill::KillError;
 
 pub(crate) type Answer<T> = Result<Json<T>, Refusal>;
 
@@ -42,13 +42,18 @@ impl From<ApiError> for Refusal {
     }
 }
 
+impl From<KillError> for Refusal {
+    fn from(error: KillError) -> Self {
+        Refusal(error.into())
+    }
+}
+
 answers! {
     InvalidName => |error| ApiError::bad_request(chain(error)),
     RequestError => |error| ApiError::bad_request(chain(error)),
     tokio::task::JoinError => |error| ApiError::internal(chain(error)),
     RegistryError => registry,
     RedeemError => redeem,
-    KillError => kill,
     RepositoryError => repository,
     BucketError => bucket,
 }
@@ -95,19 +100,6 @@ fn redeem(error: &RedeemError) -> ApiError {
             tracing::error!(reason, "cannot process a join token");
             ApiError::internal(reason)
         }
-    }
-}
-
-fn kill(error: &KillError) -> ApiError {
-    let reason = chain(error);
-    match error {
-        KillError::Statement(_) => ApiError::forbidden(reason)
-            .hint("sign it with an operator's certificate: `cohort kill on` or `cohort kill off`"),
-        KillError::Malformed { .. }
-        | KillError::Reason { .. }
-        | KillError::Refused(Refused::Epoch { .. }) => ApiError::bad_request(reason),
-        KillError::Refused(Refused::TooMany) => ApiError::unavailable("full", reason),
-        _ => ApiError::internal(reason),
     }
 }
 

@@ -73,6 +73,7 @@ fn render(app: &App) -> String {
     let metrics = &app.metrics;
     let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
     set(&metrics.revision, app.registry.revision());
+    set(&metrics.kill_switches_on, app.kill.on_count() as u64);
     set(&metrics.restored, app.registry.restored().into());
     let watches = app.config.watches_max - app.watches.available_permits();
     set(&metrics.watches, watches as u64);

@@ -131,6 +131,25 @@ impl Identity {
         Ok(identity)
     }
 
+    /// Completes [`Identity::prepare_request`] with the certificate that renews this identity, and
+    /// saves the result. The trusted authorities stay the same.
+    ///
+    /// # Errors
+    /// When the certificate is not for the waiting key, does not lead to one of this identity's
+    /// authorities, or is no improvement; the identity on disk is unchanged then.
+    pub fn accept_renewal(
+        &self,
+        dir: &Path,
+        chain: &str,
+        now: UnixTime,
+    ) -> Result<Self, IdentityError> {
+        let key = read_small(&dir.join(NEXT_KEY_FILE))?;
+        let renewed = Self::from_pem(chain, &key, &self.roots_pem)?;
+        check_renewal((&self.peer, self.validity), (&renewed.peer, renewed.validity), now)?;
+        renewed.save(dir)?;
+        Ok(renewed)
+    }
+
     /// Saves the three files. A crash at any instruction leaves the old identity or the new one.
     ///
     /// # Errors
@@ -224,6 +243,28 @@ impl Identity {
     pub(crate) fn certified(&self) -> &Arc<CertifiedKey> {
         &self.certified
     }
+}
+
+/// Whether a certificate may replace the present one: for the same peer, valid now, and ending no
+/// earlier.
+fn check_renewal(
+    present: (&Peer, Validity),
+    renewed: (&Peer, Validity),
+    now: UnixTime,
+) -> Result<(), NotARenewal> {
+    let ((own, present), (peer, validity)) = (present, renewed);
+    let (now, until) = (now.as_secs(), validity.not_after.as_secs());
+    if peer != own {
+        let (peer, own) = (Box::new(peer.clone()), Box::new(own.clone()));
+        return Err(NotARenewal::Peer { peer, own });
+    }
+    if now < validity.not_before.as_secs() || now > until {
+        return Err(NotARenewal::NotNow { from: validity.not_before.as_secs(), until, now });
+    }
+    if until < present.not_after.as_secs() {
+        return Err(NotARenewal::Earlier { until, present: present.not_after.as_secs() });
+    }
+    Ok(())
 }
 
 /// The cryptographic provider of all TLS and signatures.
@@ -331,6 +372,17 @@ fn put_key_in_place(dir: &Path) -> Result<(), IdentityError> {
     Ok(durable::rename(&dir.join(NEXT_KEY_FILE), &path).on_path("replace", &path)?)
 }
 
+/// Why a certificate does not replace the present one. Times are Unix times in seconds.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotARenewal {
+    #[error("it is for {peer}, this is {own}")]
+    Peer { peer: Box<Peer>, own: Box<Peer> },
+    #[error("it is valid from {from} until {until}, by this clock it is {now}")]
+    NotNow { from: u64, until: u64, now: u64 },
+    #[error("it ends at {until}, the present one at {present}")]
+    Earlier { until: u64, present: u64 },
+}
+
 /// Why an identity could not be loaded, saved or used.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -344,6 +396,8 @@ pub enum IdentityError {
     Untrusted(#[source] webpki::Error),
     #[error("identity's certificate does not name a peer")]
     Peer(#[source] InvalidPeer),
+    #[error("certificate does not renew the present one")]
+    Renewal(#[from] NotARenewal),
     #[error("cannot generate a private key")]
     MakeKey(#[source] rcgen::Error),
     #[error("cannot make an identity request")]

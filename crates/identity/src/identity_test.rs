@@ -1,6 +1,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::authority_test::{authority, peer};
 use crate::*;
@@ -113,8 +114,43 @@ fn a_prepared_request_keeps_its_key_until_it_is_answered() {
     // A renewal has a key of its own, and an answer to somebody else's request changes nothing.
     let renewal = Identity::prepare_request(dir.path(), web).unwrap();
     assert_ne!(renewal.public_key(), first.public_key());
-    assert!(Identity::accept(dir.path(), &chain, roots).is_err());
+    assert!(accepted.accept_renewal(dir.path(), &chain, now).is_err());
     assert_eq!(Identity::load(dir.path()).unwrap().chain(), accepted.chain());
+}
+
+#[test]
+fn only_a_later_certificate_of_the_same_peer_and_authority_renews_an_identity() {
+    let (_ca, authority) = authority();
+    let (_other_ca, stranger) = self::authority();
+    let dir = tempfile::tempdir().unwrap();
+    let web = peer(Role::Agent, "web-1");
+    let (start, day) = (UnixTime::now(), Duration::from_secs(86_400));
+    let after =
+        |time: Duration| UnixTime::since_unix_epoch(Duration::from_secs(start.as_secs()) + time);
+    // Made a day after `start`, so that one made at `start` ends earlier.
+    let present = authority.make_identity(&web, LIFETIME, after(day)).unwrap();
+    present.save(dir.path()).unwrap();
+    let renew = |by: &Authority, peer: &Peer, made: UnixTime, now: UnixTime| {
+        let request = Identity::prepare_request(dir.path(), peer.clone()).unwrap();
+        let chain = by.issue(&request, peer, made).unwrap();
+        present.accept_renewal(dir.path(), &chain, now)
+    };
+    let now = after(day * 30);
+    for (refused, expected) in [
+        (renew(&stranger, &web, now, now), "not issued by a trusted authority"),
+        (renew(&authority, &peer(Role::Agent, "web-2"), now, now), "it is for"),
+        (renew(&authority, &peer(Role::Operator, "web-1"), now, now), "it is for"),
+        (renew(&authority, &web, after(day * 40), now), "it is valid from"),
+        (renew(&authority, &web, now, after(LIFETIME + day * 31)), "it is valid from"),
+        (renew(&authority, &web, start, now), "it ends at"),
+    ] {
+        let error = cohort_base::chain(&refused.unwrap_err());
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(Identity::load(dir.path()).unwrap().chain(), present.chain());
+    }
+    let renewed = renew(&authority, &web, now, now).unwrap();
+    assert_eq!(Identity::load(dir.path()).unwrap().chain(), renewed.chain());
+    assert_eq!(renewed.roots(), present.roots());
 }
 
 #[test]

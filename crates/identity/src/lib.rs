@@ -36,7 +36,7 @@ mod statement_test;
 mod tls_test;
 
 pub use authority::{Authority, AuthorityError, LIFETIME};
-pub use identity::{Identity, IdentityError, Validity};
+pub use identity::{Identity, IdentityError, NotARenewal, Validity};
 pub use join::{JoinToken, JoinTokenError};
 pub use join_store::{
     JoinGrant, JoinTokens, REDEEM_AGAIN_WINDOW_S, RedeemError, TOKENS_MAX, TokenRecord, TokenState,

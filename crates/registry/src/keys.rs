@@ -15,6 +15,7 @@
 //! in a platform is written `~`.
 
 use cohort_core::ids::{AppId, GroupId, Platform, ServerId, Version};
+use cohort_core::kill::KillScope;
 
 use crate::api::KEY_BYTES_MAX;
 
@@ -25,7 +26,6 @@ pub const SERVERS: &str = "/cohort/v1/servers/";
 pub const GROUPS: &str = "/cohort/v1/groups/";
 pub const VERDICTS: &str = "/cohort/v1/verdicts/";
 pub const POLICIES: &str = "/cohort/v1/policies/";
-pub const SWITCHES: &str = "/cohort/v1/switches/";
 pub const KILL: &str = "/cohort/v1/switches/kill/";
 
 // The longest key: a verdict with the longest app, version, platform and group.
@@ -73,10 +73,13 @@ pub fn policy(app: &AppId) -> String {
     format!("{POLICIES}{app}")
 }
 
-/// `switches/kill/<scope>`; a `/` in the scope (as in `group/web`) is `~`.
+/// `switches/kill/fleet` or `switches/kill/group~<group>`.
 #[must_use]
-pub fn kill(scope: &str) -> String {
-    format!("{KILL}{}", scope.replace('/', "~"))
+pub fn kill(scope: &KillScope) -> String {
+    match scope {
+        KillScope::Fleet => format!("{KILL}fleet"),
+        KillScope::Group(group) => format!("{KILL}group~{group}"),
+    }
 }
 
 /// The object that a key belongs to.

@@ -254,15 +254,3 @@ pub async fn write_policy(
     let answer = registry.txn(txn).await?;
     Ok(answer.succeeded.then_some(Revision(answer.revision)))
 }
-
-/// Reads all kill switches: scope and signed register, as text.
-pub async fn kill_switches(registry: &dyn Registry) -> Answer<Vec<(String, String)>> {
-    let (items, _) = list(registry, keys::KILL).await?;
-    Ok(items
-        .into_iter()
-        .filter_map(|pair| match keys::parse(&pair.key) {
-            Some(Place::Kill { scope }) => Some((scope, pair.value)),
-            _ => None,
-        })
-        .collect())
-}

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, Revision, ServerId, Version};
+use cohort_core::kill::KillScope;
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::Reason;
 
@@ -211,7 +212,10 @@ fn every_key_of_the_layout_is_read_back() {
             Place::Verdict { app: app(), version: release, platform: platform(), group: name },
         ),
         (keys::policy(&app()), Place::Policy { app: app() }),
-        (keys::kill("group/web"), Place::Kill { scope: "group/web".into() }),
+        (
+            keys::kill(&KillScope::Group("web".parse().unwrap())),
+            Place::Kill { scope: "group/web".into() },
+        ),
     ];
     for (key, place) in places {
         assert_eq!(keys::parse(&key), Some(place), "{key}");

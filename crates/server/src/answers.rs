@@ -1,7 +1,7 @@
 //! A member's responses to servers, people and other members.
 
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
-use cohort_core::ids::{Incarnation, MemberId, ServerId};
+use cohort_core::ids::{Incarnation, MemberId, REQUEST_ID_BYTES_MAX, ServerId};
 use cohort_core::orders::Orders;
 use cohort_core::report::Report;
 
@@ -11,6 +11,11 @@ use crate::member::{Proposed, View};
 pub const REPORTS_MAX: usize = 64;
 /// How long a command may take until its outcome is unknown, in milliseconds: several elections.
 pub const COMMAND_MS_MAX: u64 = 5_000;
+/// How long a member waits for a command that it forwarded, and the leader for one that was
+/// forwarded to it, in milliseconds. 2 s: an election; less than half of [`COMMAND_MS_MAX`], so the
+/// caller has time for another try, and a leader does not work for a caller that has given up.
+pub const FORWARD_MS_MAX: u64 = 2_000;
+const _: () = assert!(FORWARD_MS_MAX * 2 < COMMAND_MS_MAX);
 /// Pause before a command is proposed again, in milliseconds.
 const AGAIN_AFTER_MS: u64 = 50;
 
@@ -61,6 +66,7 @@ pub enum ForwardRefused {
     LeadersOnly,
     /// An entry of this version would stop every member that does not support it.
     Version,
+    /// The texts of its report, or its request id.
     TooLong,
 }
 
@@ -69,7 +75,8 @@ pub enum ForwardRefused {
 /// # Errors
 /// The reason why not.
 pub fn check_forward(command: &Command) -> Result<(), ForwardRefused> {
-    let too_long = matches!(&command.body, Body::Report { report } if report.outcome.is_too_long());
+    let too_long = matches!(&command.body, Body::Report { report } if report.outcome.is_too_long())
+        || command.request.as_ref().is_some_and(|id| id.0.len() > REQUEST_ID_BYTES_MAX);
     if !for_members(&command.body) {
         Err(ForwardRefused::LeadersOnly)
     } else if command.version != COMMAND_VERSION {
@@ -145,7 +152,7 @@ pub fn joining(view: &View, server: &ServerId, address: &str) -> Joining {
 pub enum Next {
     /// It is in the log; with the reason if it was refused.
     Done { index: u64, rejection: Option<Rejection> },
-    /// Forward it to the leader, within what is left of [`COMMAND_MS_MAX`].
+    /// Forward it to the leader, which may take this long: at most [`FORWARD_MS_MAX`].
     Forward { to: MemberId, within_ms: u64 },
     /// Propose it again after this time. The command's request id makes that safe.
     Again { after_ms: u64 },
@@ -168,13 +175,19 @@ impl Committing {
         Committing { own, until_ms: now_ms + COMMAND_MS_MAX }
     }
 
+    /// How long its outcome may still be awaited, in milliseconds.
+    #[must_use]
+    pub fn left_ms(&self, now_ms: u64) -> u64 {
+        self.until_ms.saturating_sub(now_ms)
+    }
+
     /// Processes this member's response to a proposal.
     #[must_use]
     pub fn proposed(&self, now_ms: u64, outcome: Proposed) -> Next {
         match outcome {
             Proposed::Done { index, rejection } => Next::Done { index, rejection },
             Proposed::NotLeader { leader: Some(leader) } if leader.0 != self.own.0 => {
-                match self.until_ms.saturating_sub(now_ms) {
+                match self.left_ms(now_ms).min(FORWARD_MS_MAX) {
                     0 => Next::GiveUp,
                     within_ms => Next::Forward { to: MemberId(leader.0), within_ms },
                 }

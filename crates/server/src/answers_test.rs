@@ -1,13 +1,15 @@
 use cohort_consensus::RaftId;
 use cohort_core::command::COMMAND_VERSION;
-use cohort_core::ids::{AppId, BootEpoch, ClockMs, Incarnation, MemberId, ServerId};
+use cohort_core::ids::{
+    AppId, BootEpoch, ClockMs, Incarnation, MemberId, REQUEST_ID_BYTES_MAX, RequestId, ServerId,
+};
 use cohort_core::orders::Fence;
 use cohort_core::report::{Outcome, Report};
 use cohort_core::{Body, Command, Rejection};
 
 use crate::answers::{
-    COMMAND_MS_MAX, Committing, ForwardRefused, Next, REPORTS_MAX, ReportsRefused, check_forward,
-    check_reports, for_members, for_people,
+    COMMAND_MS_MAX, Committing, FORWARD_MS_MAX, ForwardRefused, Next, REPORTS_MAX, ReportsRefused,
+    check_forward, check_reports, for_members, for_people,
 };
 use crate::member::Proposed;
 
@@ -47,11 +49,17 @@ fn a_server_reports_for_itself_in_this_incarnation_and_in_bounded_numbers() {
     let reason = "x".repeat(5_000);
     let long = Report { outcome: Outcome::Health { in_service: false, reason }, ..report("s1") };
     assert_eq!(check(std::slice::from_ref(&long), own), Err(ReportsRefused::TooLong));
-    let forwarded = |version, body| {
-        let (actor, request) = ("agent s1".to_owned(), None);
+    let by = |version, request: Option<&str>, body| {
+        let (actor, request) = ("agent s1".to_owned(), request.map(|id| RequestId(id.to_owned())));
         check_forward(&Command { version, incarnation: own, actor, request, body })
     };
+    let forwarded = |version, body| by(version, None, body);
     let body = Body::Report { report: report("s1") };
+    for (bytes, expected) in
+        [(REQUEST_ID_BYTES_MAX, Ok(())), (REQUEST_ID_BYTES_MAX + 1, Err(ForwardRefused::TooLong))]
+    {
+        assert_eq!(by(COMMAND_VERSION, Some(&"x".repeat(bytes)), body.clone()), expected);
+    }
     assert_eq!(forwarded(COMMAND_VERSION, body.clone()), Ok(()));
     assert_eq!(forwarded(COMMAND_VERSION + 1, body), Err(ForwardRefused::Version));
     let body = Body::Report { report: long };
@@ -68,10 +76,9 @@ fn a_command_goes_to_the_leader_and_is_tried_again_until_its_time_is_up() {
     let committing = Committing::begin(1_000, MemberId(1));
     let other = || Proposed::NotLeader { leader: Some(RaftId(2)) };
     let own = || Proposed::NotLeader { leader: Some(RaftId(1)) };
-    assert_eq!(
-        committing.proposed(1_200, other()),
-        Next::Forward { to: MemberId(2), within_ms: COMMAND_MS_MAX - 200 }
-    );
+    let forward = |within_ms| Next::Forward { to: MemberId(2), within_ms };
+    assert_eq!(committing.proposed(1_200, other()), forward(FORWARD_MS_MAX));
+    assert_eq!(committing.proposed(900 + COMMAND_MS_MAX, other()), forward(100));
     // A member that names itself has just lost the leadership: it will know better soon.
     for outcome in [own(), Proposed::NotLeader { leader: None }, Proposed::Busy, Proposed::Unknown]
     {

@@ -26,7 +26,7 @@ pub struct Received {
     pub orders: Orders,
     /// When they were requested, in milliseconds of the boot-time clock.
     pub asked_ms: u64,
-    /// How long they are valid from then, in milliseconds.
+    /// How long they are valid from then, in milliseconds; at most [`ORDERS_VALID_MS`].
     pub valid_ms: u64,
     /// The leader's server, as far as the member knew.
     pub leader: Option<ServerId>,
@@ -87,7 +87,7 @@ pub enum Input {
     Orders {
         /// The orders; `None` if the group does not have this server.
         orders: Option<Box<Orders>>,
-        /// How long they are valid, in milliseconds.
+        /// How long they are valid, in milliseconds, according to the member.
         valid_ms: u64,
         /// The leader's server, as far as the member knows.
         leader: Option<ServerId>,
@@ -171,6 +171,8 @@ impl Asking {
                 Input::Orders { orders: Some(orders), valid_ms, leader, hash },
             ) => {
                 let (orders, asked_ms) = (*orders, self.asked_ms);
+                // A hostile member must not make orders valid forever.
+                let valid_ms = valid_ms.min(ORDERS_VALID_MS);
                 self.answered(Received { orders, asked_ms, valid_ms, leader }, hash, whom)
             }
             (Open::Orders(whom), Input::Orders { orders: None, .. }) => {

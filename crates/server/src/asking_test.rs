@@ -56,6 +56,20 @@ impl World {
 }
 
 #[test]
+fn no_member_makes_orders_valid_for_longer_than_every_server_allows() {
+    for (said_ms, valid_ms) in [(700, 700), (u64::MAX, ORDERS_VALID_MS)] {
+        let mut world = World::new(1);
+        world.first();
+        let orders = Some(Box::new(orders(1)));
+        let answer = Input::Orders { orders, valid_ms: said_ms, leader: None, hash: 7 };
+        let effects = world.step(answer);
+        let Some(Effect::Obey(received)) = effects.first() else { panic!("{effects:?}") };
+        assert_eq!(received.valid_ms, valid_ms);
+        assert!(!received.fresh(received.asked_ms + valid_ms));
+    }
+}
+
+#[test]
 fn an_answer_is_obeyed_introduces_the_server_once_and_is_followed_by_a_held_question() {
     let mut world = World::new(1);
     let asked = world.first();

@@ -10,7 +10,6 @@
 //!
 //! **Where to start reading.** `app` (one app on one server), `asking` (orders and how fresh they
 //! are), `fetching` (which artifacts may be fetched), `outbox` (reports until the group has them),
-//! `kill` (which kill register is in force; the hub and the command line use these rules too),
 //! `renewal` (this server's certificate).
 //! For the few servers that carry the group's log: `member` (one step of the member), `leading`
 //! (what the leader observes, and when it plans), `answers` (requests to a member), `records` and
@@ -28,7 +27,6 @@ pub mod contacts;
 #[cfg(test)]
 mod contacts_test;
 pub mod fetching;
-pub mod kill;
 pub mod leading;
 #[cfg(test)]
 mod leading_test;

@@ -3,6 +3,9 @@
 /// How often the certificate's age is checked, in milliseconds. It is renewed with a third of its
 /// validity left, so an hour is early enough.
 const LOOK_EVERY_MS: u64 = 3_600_000;
+/// How often a server with an expired certificate tries to renew it, in milliseconds: it is cut off
+/// until somebody fixes its clock or the hub's, and should be back a minute later.
+const EXPIRED_EVERY_MS: u64 = 60_000;
 
 /// The age of the certificate in use, by its server's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,20 +43,22 @@ pub enum Asked {
 pub struct Renewal {
     addresses: usize,
     asking: usize,
+    age: Age,
 }
 
 impl Renewal {
     /// Over that many addresses of the hub.
     #[must_use]
     pub fn new(addresses: usize) -> Renewal {
-        Renewal { addresses, asking: 0 }
+        Renewal { addresses, asking: 0, age: Age::Fresh }
     }
 
     /// The start, or the end of a rest. An expired certificate is still worth a request:
     /// this server's clock may be the wrong one.
     pub fn look(&mut self, age: Age) -> Next {
+        self.age = age;
         match age {
-            Age::Fresh => Next::Rest { for_ms: LOOK_EVERY_MS },
+            Age::Fresh => self.rest(),
             Age::Expiring | Age::Expired => self.ask(0),
         }
     }
@@ -62,16 +67,25 @@ impl Renewal {
     pub fn asked(&mut self, asked: Asked) -> Next {
         match asked {
             Asked::NotIssued => self.ask(self.asking + 1),
-            Asked::Renewed | Asked::NotAccepted => Next::Rest { for_ms: LOOK_EVERY_MS },
+            Asked::Renewed => {
+                self.age = Age::Fresh;
+                self.rest()
+            }
+            Asked::NotAccepted => self.rest(),
         }
     }
 
     fn ask(&mut self, address: usize) -> Next {
         self.asking = address;
-        if address < self.addresses {
-            Next::Ask { address }
-        } else {
-            Next::Rest { for_ms: LOOK_EVERY_MS }
+        if address < self.addresses { Next::Ask { address } } else { self.rest() }
+    }
+
+    fn rest(&self) -> Next {
+        Next::Rest {
+            for_ms: match self.age {
+                Age::Fresh | Age::Expiring => LOOK_EVERY_MS,
+                Age::Expired => EXPIRED_EVERY_MS,
+            },
         }
     }
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 pub use cohort_core::doing::Doing;
 use cohort_core::ids::{
-    AppId, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, RequestId, ServerId,
-    Version,
+    AppId, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, REQUEST_ID_BYTES_MAX,
+    RequestId, ServerId, Version,
 };
 use cohort_core::orders::{MemberAddress, Orders};
 use cohort_core::phase::PhaseName;
@@ -20,6 +20,8 @@ use cohort_core::waiting::WaitingOn;
 use cohort_core::{Body, Rejection};
 use serde::{Deserialize, Serialize};
 
+use crate::http::ApiError;
+use crate::hub::{ADDRESS_BYTES_MAX, LABEL_BYTES_MAX};
 use crate::kill::SignedKill;
 
 mod transfer;
@@ -51,10 +53,18 @@ pub const FORWARD: &str = "/v1/forward";
 pub const CONTACTS: &str = "/v1/contacts";
 /// `GET` the group as this agent sees it.
 pub const STATUS: &str = "/v1/status";
-/// `GET` or `POST` the kill registers.
+/// `GET`: the kill registers; `POST`: a register signed by an operator. The response is a
+/// [`KillAnswer`](crate::kill::KillAnswer).
 pub const KILL: &str = "/v1/kill";
 /// `POST` the server that should become leader, or null for the best prepared voter.
 pub const TRANSFER_LEADER: &str = "/v1/transfer-leader";
+
+fn within(what: &str, bytes: usize, max: usize) -> Result<(), ApiError> {
+    if bytes > max {
+        return Err(ApiError::bad_request(format!("{what} of {bytes} bytes; at most {max}")));
+    }
+    Ok(())
+}
 
 /// A message to an agent of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +138,17 @@ pub struct JoinGroupRequest {
     pub rack: Option<String>,
 }
 
+impl JoinGroupRequest {
+    /// Checks that its texts are short: the log keeps them.
+    ///
+    /// # Errors
+    /// With the answer for the sender.
+    pub fn check(&self) -> Result<(), ApiError> {
+        within("an address", self.address.len(), ADDRESS_BYTES_MAX)?;
+        within("a rack", self.rack.as_ref().map_or(0, String::len), LABEL_BYTES_MAX)
+    }
+}
+
 /// Whether a server may create the member that it was assigned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimMemberAnswer {
@@ -141,6 +162,16 @@ pub struct ClaimMemberAnswer {
 pub struct CommandRequest {
     pub request: RequestId,
     pub body: Body,
+}
+
+impl CommandRequest {
+    /// Checks that the request id is short: the log keeps it.
+    ///
+    /// # Errors
+    /// With the answer for the sender.
+    pub fn check(&self) -> Result<(), ApiError> {
+        within("a request id", self.request.0.len(), REQUEST_ID_BYTES_MAX)
+    }
 }
 
 /// The servers that a member has heard from.

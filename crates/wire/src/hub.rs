@@ -8,8 +8,6 @@ use cohort_core::orders::MemberAddress;
 use cohort_identity::{PeerName, Role};
 use serde::{Deserialize, Serialize};
 
-use crate::kill::SignedKill;
-
 /// The port of the hub's API (mutual TLS).
 pub const HUB_PORT: u16 = 7418;
 /// The port of the hub's repository, probes and metrics (plain HTTP).
@@ -23,7 +21,8 @@ pub const RENEW: &str = "/v1/renew";
 pub const TOKEN: &str = "/v1/token";
 /// `POST`, operators: revokes an unused join token.
 pub const REVOKE_TOKEN: &str = "/v1/token/revoke";
-/// `GET`: every kill register; `POST`: a register signed by an operator.
+/// `GET`: every kill register; `POST`: a register signed by an operator. The response is a
+/// [`KillAnswer`](crate::kill::KillAnswer).
 pub const KILL: &str = "/v1/kill";
 /// `GET`: the whole fleet as the registry knows it.
 pub const FLEET: &str = "/v1/fleet";
@@ -141,13 +140,11 @@ pub struct RenewRequest {
     pub request: String,
 }
 
-/// Response to [`RENEW`].
+/// Response to [`RENEW`]. The holder keeps trusting the authorities that it trusts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewAnswer {
     /// The certificate chain in PEM.
     pub certificate: String,
-    /// The authority's certificate in PEM.
-    pub authority: String,
 }
 
 /// Body of [`TOKEN`].
@@ -226,15 +223,4 @@ pub struct RecoverRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoverAnswer {
     pub incarnation: Incarnation,
-}
-
-/// Response to `GET` and `POST` of [`KILL`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KillAnswer {
-    /// Whether the posted register changed anything.
-    pub changed: bool,
-    pub registers: Vec<SignedKill>,
-    /// Registers with damaged files; they count as on.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub damaged: Vec<String>,
 }

@@ -1,27 +1,26 @@
 //! The kill switch: one register per scope, signed by an operator, latched on every server's disk.
 //!
 //! It is not in the log, because a minority must be able to stop. Which register is in force, and
-//! which is refused, is decided in [`cohort_server::kill`]; here are signatures and files.
+//! which is refused, is decided in [`cohort_core::kill`]; here are signatures and files.
 //!
 //! On disk, a scope is one file whose *name* contains epoch and position:
 //! `fleet@00000000000000000007@on.kill`, `group@web.zone-a@…@off.kill`. The name survives damage to
 //! the content, so a damaged file counts as *on* at its epoch, and the next epoch replaces it.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use cohort_base::{Cause, FileError, OnPath as _, chain, durable};
 use cohort_core::ids::GroupId;
+pub use cohort_core::kill::{KillScope, Position, Refused, Registers};
 use cohort_identity::{
     CertificateDer, Identity, Peer, Role, SignedStatement, StatementError, UnixTime,
     sign_statement, verify_statement,
 };
-pub use cohort_server::kill::{Position, Refused};
-use cohort_server::kill::{stopping, stores};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::http::ApiError;
 use crate::limits::KILL_REASON_BYTES_MAX;
 
 #[cfg(test)]
@@ -33,14 +32,6 @@ const CONTEXT: &str = "cohort-kill/1";
 /// Largest file, in bytes: names, a number, a bounded reason, a certificate chain, and a signature
 /// in hexadecimal.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
-
-/// What a kill switch stops.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KillScope {
-    Fleet,
-    Group(GroupId),
-}
 
 /// A kill switch's position, with epoch and reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,12 +108,26 @@ pub enum KillEntry {
         signed: SignedKill,
     },
     /// The file is damaged; counts as on until a higher epoch arrives.
-    Damaged {
-        /// The epoch, from the file's name.
-        epoch: u64,
-        /// The file, and what is wrong with it.
-        reason: String,
-    },
+    Damaged(DamagedKill),
+}
+
+/// A register whose content is damaged. It counts as on until a higher epoch arrives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedKill {
+    pub scope: KillScope,
+    /// The epoch, from the file's name.
+    pub epoch: u64,
+    /// The file, and what is wrong with it.
+    pub reason: String,
+}
+
+/// The response of an agent or hub to `GET` and `POST` of kill registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KillAnswer {
+    /// Whether the posted register was newer than the one here.
+    pub changed: bool,
+    pub registers: Vec<SignedKill>,
+    pub damaged: Vec<DamagedKill>,
 }
 
 impl KillEntry {
@@ -131,7 +136,7 @@ impl KillEntry {
     pub fn position(&self) -> Position {
         match self {
             KillEntry::Said { register, .. } => register.position(),
-            KillEntry::Damaged { epoch, .. } => Position::damaged(*epoch),
+            KillEntry::Damaged(damaged) => Position::damaged(damaged.epoch),
         }
     }
 
@@ -140,39 +145,38 @@ impl KillEntry {
     pub fn reason(&self) -> &str {
         match self {
             KillEntry::Said { register, .. } => &register.reason,
-            KillEntry::Damaged { reason, .. } => reason,
+            KillEntry::Damaged(damaged) => &damaged.reason,
         }
     }
 }
 
-/// A server's registers, persisted before any is acknowledged.
+/// The registers of a server or hub, persisted before any is acknowledged.
 #[derive(Debug)]
 pub struct DurableKill {
     dir: PathBuf,
-    entries: Mutex<BTreeMap<KillScope, KillEntry>>,
+    entries: Mutex<Registers<KillEntry>>,
 }
 
 impl DurableKill {
-    /// Opens the registers in a directory, creating it if missing.
+    /// Opens the registers in a directory, creating it if missing: those that cover a server of
+    /// `group`, or with `None` those of every scope.
     ///
     /// # Errors
     /// If the directory cannot be read. A damaged file is not an error: it counts as *on*.
-    pub fn open(dir: &Path) -> Result<Self, KillError> {
+    pub fn open(dir: &Path, group: Option<GroupId>) -> Result<Self, KillError> {
         fs::create_dir_all(dir).on_path("create directory", dir)?;
         durable::sweep(dir).on_path("clean up", dir)?;
-        let mut entries: BTreeMap<KillScope, KillEntry> = BTreeMap::new();
+        let mut entries = Registers::new(group);
         for entry in fs::read_dir(dir).on_path("read directory", dir)? {
             let path = entry.on_path("read directory", dir)?.path();
             if path.extension().is_none_or(|extension| extension != "kill") {
                 continue;
             }
             let (scope, entry) = read_entry(&path);
-            if let KillEntry::Damaged { reason, .. } = &entry {
-                tracing::error!(reason, "damaged kill register counts as on");
+            if let KillEntry::Damaged(DamagedKill { reason, .. }) = &entry {
+                tracing::error!(%scope, reason, "damaged kill register counts as on");
             }
-            if entry.position().supersedes(entries.get(&scope).map(KillEntry::position)) {
-                entries.insert(scope, entry);
-            }
+            entries.merge(scope, entry.position(), entry);
         }
         Ok(Self { dir: dir.to_owned(), entries: Mutex::new(entries) })
     }
@@ -181,7 +185,8 @@ impl DurableKill {
     /// and should be forwarded. Blocks on a sync.
     ///
     /// # Errors
-    /// If it is not signed by an operator, or the disk fails; then nothing has changed.
+    /// If it is not signed by an operator, it is refused, or the disk fails; then nothing has
+    /// changed.
     pub fn offer(
         &self,
         signed: &SignedKill,
@@ -190,41 +195,53 @@ impl DurableKill {
     ) -> Result<bool, KillError> {
         let (_, register) = signed.verify(roots, now)?;
         let mut entries = self.entries.lock();
-        let current = entries.get(&register.scope).map(KillEntry::position);
-        if !stores(register.position(), current, entries.len(), now.as_secs())? {
+        let (scope, position) = (register.scope.clone(), register.position());
+        if !entries.accept(&scope, position, now.as_secs())? {
             return Ok(false);
         }
         let path = self.dir.join(file_name(&register.scope, register.epoch, register.on));
         let text = serde_json::to_vec(signed).expect("texts always become JSON");
         durable::write(&path, &text, durable::READABLE).on_path("write", &path)?;
         self.remove_older(&register);
-        let scope = register.scope.clone();
-        entries.insert(scope, KillEntry::Said { register, signed: signed.clone() });
+        entries.merge(scope, position, KillEntry::Said { register, signed: signed.clone() });
         Ok(true)
     }
 
-    /// The register that stops a group: the fleet's or its own, if on.
+    /// The register that stops this server: the fleet's or its group's, if on.
     #[must_use]
-    pub fn is_on(&self, group: Option<&GroupId>) -> Option<KillEntry> {
-        let entries = self.entries.lock();
-        let own = group.and_then(|group| entries.get(&KillScope::Group(group.clone())));
-        stopping(entries.get(&KillScope::Fleet), own, |entry| entry.position()).cloned()
+    pub fn is_on(&self) -> Option<KillEntry> {
+        self.entries.lock().stopping().cloned()
+    }
+
+    /// How many scopes are on.
+    #[must_use]
+    pub fn on_count(&self) -> usize {
+        self.entries.lock().iter().filter(|(_, entry)| entry.position().on).count()
     }
 
     /// Every scope's register, for display.
     #[must_use]
-    pub fn entries(&self) -> BTreeMap<KillScope, KillEntry> {
+    pub fn entries(&self) -> Registers<KillEntry> {
         self.entries.lock().clone()
     }
 
     /// Every signed register, for forwarding.
     #[must_use]
     pub fn signed(&self) -> Vec<SignedKill> {
-        let said = |entry: &KillEntry| match entry {
-            KillEntry::Said { signed, .. } => Some(signed.clone()),
-            KillEntry::Damaged { .. } => None,
-        };
-        self.entries.lock().values().filter_map(said).collect()
+        self.answer(false).registers
+    }
+
+    /// The response to a request for the registers, or to a posted one that `changed` them or not.
+    #[must_use]
+    pub fn answer(&self, changed: bool) -> KillAnswer {
+        let mut answer = KillAnswer { changed, registers: Vec::new(), damaged: Vec::new() };
+        for (_, entry) in self.entries.lock().iter() {
+            match entry {
+                KillEntry::Said { signed, .. } => answer.registers.push(signed.clone()),
+                KillEntry::Damaged(damaged) => answer.damaged.push(damaged.clone()),
+            }
+        }
+        answer
     }
 
     /// Removes the scope's other files. If that fails, they lose against the new one at the next
@@ -273,7 +290,8 @@ fn read_entry(path: &Path) -> (KillScope, KillEntry) {
     let Some((scope, epoch, on)) = parse_name(name) else {
         // Only this process writes here: an unknown file stops everything, visibly.
         let reason = format!("file {} has no valid name", path.display());
-        return (KillScope::Fleet, KillEntry::Damaged { epoch: 0, reason });
+        let damaged = DamagedKill { scope: KillScope::Fleet, epoch: 0, reason };
+        return (KillScope::Fleet, KillEntry::Damaged(damaged));
     };
     let read = || -> Result<(KillRegister, SignedKill), Cause> {
         let length = fs::metadata(path)?.len();
@@ -291,7 +309,7 @@ fn read_entry(path: &Path) -> (KillScope, KillEntry) {
         Ok((register, signed)) => KillEntry::Said { register, signed },
         Err(error) => {
             let reason = format!("file {} is damaged: {}", path.display(), chain(&*error));
-            KillEntry::Damaged { epoch, reason }
+            KillEntry::Damaged(DamagedKill { scope: scope.clone(), epoch, reason })
         }
     };
     (scope, entry)
@@ -313,4 +331,21 @@ pub enum KillError {
     Refused(#[from] Refused),
     #[error("cannot access the files of kill registers")]
     File(#[from] FileError),
+}
+
+impl From<KillError> for ApiError {
+    fn from(error: KillError) -> ApiError {
+        let reason = chain(&error);
+        match error {
+            KillError::Statement(_) => ApiError::forbidden(reason)
+                .hint("a kill switch is signed with an operator's certificate: cohort kill on|off"),
+            KillError::Malformed(_)
+            | KillError::Reason { .. }
+            | KillError::Refused(Refused::Epoch { .. }) => ApiError::bad_request(reason),
+            KillError::Refused(Refused::OtherGroup { group, .. }) => ApiError::conflict(reason)
+                .hint(format!("send it to an agent of {group}, or to the hub")),
+            KillError::Refused(Refused::TooMany) => ApiError::unavailable("full", reason),
+            KillError::File(_) => ApiError::internal(reason),
+        }
+    }
 }

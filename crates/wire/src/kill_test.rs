@@ -28,7 +28,11 @@ impl Switch {
     }
 
     fn open(&self) -> DurableKill {
-        DurableKill::open(self.dir.path()).unwrap()
+        DurableKill::open(self.dir.path(), None).unwrap()
+    }
+
+    fn open_for(&self, name: &str) -> DurableKill {
+        DurableKill::open(self.dir.path(), Some(group(name))).unwrap()
     }
 
     fn sign(&self, register: &KillRegister) -> SignedKill {
@@ -57,35 +61,36 @@ impl Switch {
 fn on_is_latched_and_off_needs_a_higher_epoch() {
     let switch = Switch::new();
     let kill = switch.open();
-    assert_eq!(kill.is_on(None), None);
+    assert_eq!(kill.is_on(), None);
     assert!(switch.say(&kill, &register(1, true)));
     assert!(!switch.say(&kill, &register(1, true)));
     assert!(!switch.say(&kill, &register(1, false)));
     drop(kill);
     let kill = switch.open();
-    assert_eq!(kill.is_on(None).unwrap().reason(), "epoch 1");
-    assert_eq!(kill.is_on(None).unwrap().position().epoch, 1);
+    assert_eq!(kill.is_on().unwrap().reason(), "epoch 1");
+    assert_eq!(kill.is_on().unwrap().position().epoch, 1);
     assert!(switch.say(&kill, &register(2, false)));
-    assert_eq!(kill.is_on(None), None);
+    assert_eq!(kill.is_on(), None);
     // A delayed old *on* does not come back.
     assert!(!switch.say(&kill, &register(1, true)));
-    assert_eq!(switch.open().is_on(None), None);
+    assert_eq!(switch.open().is_on(), None);
     assert_eq!(switch.files(), ["fleet@00000000000000000002@off.kill"]);
 }
 
 #[test]
 fn groups_are_apart_and_the_fleet_is_above_them() {
     let switch = Switch::new();
-    let kill = switch.open();
-    let scope = KillScope::Group(group("intel.zone-a"));
-    switch.say(&kill, &KillRegister { scope, ..register(5, true) });
-    for kill in [&kill, &switch.open()] {
-        assert!(kill.is_on(Some(&group("intel.zone-a"))).is_some());
-        assert!(kill.is_on(Some(&group("intel.zone-b"))).is_none());
-        assert!(kill.is_on(None).is_none());
-    }
-    switch.say(&kill, &register(1, true));
-    assert!(kill.is_on(Some(&group("intel.zone-b"))).is_some());
+    let own = KillRegister { scope: KillScope::Group(group("intel.zone-a")), ..register(5, true) };
+    let (here, elsewhere) = (switch.open_for("intel.zone-a"), switch.open_for("intel.zone-b"));
+    assert!(switch.say(&here, &own));
+    let refused = switch.offer(&elsewhere, &switch.sign(&own));
+    assert!(matches!(refused, Err(KillError::Refused(Refused::OtherGroup { .. }))), "{refused:?}");
+    assert!(here.is_on().is_some() && switch.open_for("intel.zone-a").is_on().is_some());
+    assert!(elsewhere.is_on().is_none());
+    let moved = switch.open_for("intel.zone-b");
+    assert!(moved.is_on().is_none(), "left from an earlier group");
+    switch.say(&moved, &register(1, true));
+    assert!(moved.is_on().is_some());
 }
 
 #[test]
@@ -94,7 +99,7 @@ fn it_passes_from_server_to_server() {
     let kill = switch.open();
     switch.say(&kill, &register(1, true));
     let text = serde_json::to_string(&kill.signed()).unwrap();
-    let there = DurableKill::open(other.path()).unwrap();
+    let there = DurableKill::open(other.path(), None).unwrap();
     let arrived: Vec<SignedKill> = serde_json::from_str(&text).unwrap();
     for signed in arrived {
         assert!(switch.offer(&there, &signed).unwrap());
@@ -124,7 +129,7 @@ fn only_operators_of_our_authority_throw_it() {
     signed.0.body = serde_json::to_vec(&register(9, false)).unwrap();
     assert!(switch.offer(&kill, &signed).is_err());
     assert!(switch.files().is_empty());
-    assert_eq!(kill.is_on(None), None);
+    assert_eq!(kill.is_on(), None);
 }
 
 #[test]
@@ -135,14 +140,26 @@ fn a_damaged_file_counts_as_on_until_a_higher_epoch() {
         let path = switch.dir.path().join(switch.files().remove(0));
         fs::write(&path, damage).unwrap();
         let kill = switch.open();
-        let on = kill.is_on(None).unwrap();
-        assert!(matches!(on, KillEntry::Damaged { epoch: 4, .. }), "{on:?}");
+        let on = kill.is_on().unwrap();
         assert!(on.reason().contains("damaged"), "{}", on.reason());
+        let (scope, reason) = (KillScope::Fleet, on.reason().to_owned());
+        assert_eq!(kill.answer(false).damaged, [DamagedKill { scope, epoch: 4, reason }]);
         // The *off* of the same epoch, forwarded by others, does not heal it; the next one does.
         assert!(!switch.say(&kill, &register(4, false)));
         assert!(switch.say(&kill, &register(5, false)));
-        assert_eq!(switch.open().is_on(None), None);
+        assert_eq!(kill.answer(true).damaged, []);
+        assert_eq!(switch.open().is_on(), None);
     }
+}
+
+#[test]
+fn a_damaged_register_does_not_hide_a_healthy_one() {
+    let switch = Switch::new();
+    let scope = KillScope::Group(group("intel.zone-a"));
+    switch.say(&switch.open(), &KillRegister { scope, ..register(5, true) });
+    fs::write(switch.dir.path().join("fleet@00000000000000000004@off.kill"), "").unwrap();
+    let answer = switch.open().answer(false);
+    assert_eq!((answer.registers.len(), answer.damaged.len()), (1, 1), "{answer:?}");
 }
 
 #[test]
@@ -151,13 +168,13 @@ fn a_file_under_anothers_name_counts_as_damaged() {
     switch.say(&switch.open(), &register(4, true));
     let from = switch.dir.path().join(switch.files().remove(0));
     fs::rename(from, switch.dir.path().join("fleet@00000000000000000009@off.kill")).unwrap();
-    assert!(switch.open().is_on(None).is_some());
+    assert!(switch.open().is_on().is_some());
     fs::rename(
         switch.dir.path().join("fleet@00000000000000000009@off.kill"),
         switch.dir.path().join("what.kill"),
     )
     .unwrap();
-    assert!(switch.open().is_on(None).is_some());
+    assert!(switch.open().is_on().is_some());
 }
 
 /// Every state that a crash can leave while epoch 2 replaces epoch 1.
@@ -171,11 +188,11 @@ fn a_crash_leaves_the_old_or_the_new_position() {
     // Written to a temporary file, not yet renamed: never acknowledged.
     let aside = switch.dir.path().join(".unfinished-fleet@00000000000000000002@on.kill.abc");
     fs::write(&aside, "{").unwrap();
-    assert_eq!(switch.open().is_on(None), None);
+    assert_eq!(switch.open().is_on(), None);
     // Renamed, the old one not yet removed.
     switch.say(&switch.open(), &register(2, true));
     fs::write(switch.dir.path().join(&first), text).unwrap();
-    assert_eq!(switch.open().is_on(None).unwrap().position().epoch, 2);
+    assert_eq!(switch.open().is_on().unwrap().position().epoch, 2);
 }
 
 #[test]
@@ -197,7 +214,7 @@ fn a_refused_register_leaves_the_current_one_in_force() {
     switch.say(&kill, &register(7, true));
     let refused = switch.offer(&kill, &switch.sign(&register(u64::MAX, false)));
     assert!(matches!(refused, Err(KillError::Refused(Refused::Epoch { .. }))), "{refused:?}");
-    assert_eq!(kill.is_on(None).unwrap().position().epoch, 7);
+    assert_eq!(kill.is_on().unwrap().position().epoch, 7);
     assert_eq!(switch.files(), ["fleet@00000000000000000007@on.kill"]);
 }
 

@@ -22,11 +22,11 @@ use cohort_wire::agent::{
 };
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
-    JoinAnswer, JoinRequest, JoinedGroup, JoiningServer, KillAnswer, PolicyAnswer, PolicyRequest,
+    JoinAnswer, JoinRequest, JoinedGroup, JoiningServer, PolicyAnswer, PolicyRequest,
     RecoverAnswer, RecoverRequest, RenewAnswer, RenewRequest, RevokeTokenRequest, TokenAnswer,
     TokenRequest,
 };
-use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+use cohort_wire::kill::{DamagedKill, KillAnswer, KillRegister, KillScope, SignedKill};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -323,7 +323,7 @@ fn hub() {
         addresses: vec!["hub.example:7418".to_owned()],
     };
     let least = TokenRequest { role: Role::Viewer, name: None, valid_s: None, addresses: vec![] };
-    let (certificate, authority) = ("PEM".to_owned(), "PEM".to_owned());
+    let certificate = "PEM".to_owned();
     let (id, token) = ("0a".to_owned(), "token".to_owned());
     let messages = [
         join(None),
@@ -336,7 +336,7 @@ fn hub() {
         joined(None),
         joined(Some(JoinedGroup { group: group(), labels: labels(), members: vec![member()] })),
         Hub::Renew(RenewRequest { request: "{}".to_owned() }),
-        Hub::RenewAnswer(RenewAnswer { certificate, authority }),
+        Hub::RenewAnswer(RenewAnswer { certificate }),
         Hub::Token(least),
         Hub::Token(full),
         Hub::TokenAnswer(TokenAnswer { id: id.clone(), token, expires_at: Some(1_800_000_000) }),
@@ -355,7 +355,12 @@ fn hub() {
         Hub::KillAnswer(KillAnswer {
             changed: true,
             registers: vec![signed()],
-            damaged: vec!["fleet@00000000000000000007@on.kill".to_owned()],
+            damaged: vec![DamagedKill {
+                scope: KillScope::Group(group()),
+                epoch: 7,
+                reason: "file kill/group@web.zone-a@00000000000000000007@on.kill is damaged"
+                    .to_owned(),
+            }],
         }),
         // The status is in the response head, not in the body.
         Hub::Error(part(r#"{"kind": "forbidden", "error": "no", "hints": ["ask an operator"]}"#)),

@@ -32,7 +32,7 @@ pub(crate) const ALLOWED: &[(&str, &str)] = &[
     ("transfer", "base core"),
     ("trial", "core identity wire"),
     ("view", "base core wire"),
-    ("wire", "base core identity server transfer"),
+    ("wire", "base core identity transfer"),
     ("xtask", "base core trial view wire"),
 ];
 

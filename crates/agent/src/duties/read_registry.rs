@@ -7,13 +7,14 @@ use cohort_base::chain::chain;
 use cohort_base::retry::Schedule;
 use cohort_consensus::Term;
 use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView};
+use cohort_core::ids::GroupId;
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_registry::{Registry, RegistryError, Selector, WatchRequest, keys, typed};
 use cohort_server::member::Input;
 use cohort_wire::http::Call;
 use cohort_wire::hub::KILL as HUB_KILL;
-use cohort_wire::kill::SignedKill;
+use cohort_wire::kill::{KillScope, SignedKill};
 
 use super::{still_leads, until_deposed, until_leading};
 use crate::shared::{MemberHandle, Shared};
@@ -53,15 +54,16 @@ async fn follow(
     let mut kill = shared.kill.subscribe();
     while still_leads(handle, term) {
         kill.mark_unchanged();
-        let (_, revision) = typed::list(registry, keys::SWITCHES).await?;
-        take_kill_switches(shared).await?;
+        // Before everything else is read: a change meanwhile is seen again, but not missed.
+        let (_, revision) = typed::list(registry, keys::POLICIES).await?;
+        take_kill_registers(shared).await?;
         carry_kill(shared).await;
         let view = read_view(registry).await?;
         if !handle.inputs.put(Input::Registry(Some(view))).await {
             return Ok(());
         }
         tokio::select! {
-            changed = until_change(registry, revision + 1) => changed?,
+            changed = until_change(registry, &shared.group, revision + 1) => changed?,
             // The next leadership reads everything itself.
             () = until_deposed(handle, term) => {}
             // Given to an agent: the hub hears of it from the leader.
@@ -74,6 +76,7 @@ async fn follow(
 /// Waits for a change that a leader reads everything again for.
 async fn until_change(
     registry: &dyn Registry,
+    group: &GroupId,
     mut from_revision: u64,
 ) -> Result<(), RegistryError> {
     loop {
@@ -83,25 +86,36 @@ async fn until_change(
             Err(RegistryError::Compacted { .. }) => return Ok(()),
             answer => answer?,
         };
-        if answer.events.iter().any(|event| matters(event.key())) {
+        if answer.events.iter().any(|event| matters(group, event.key())) {
             return Ok(());
         }
         from_revision = answer.revision + 1;
     }
 }
 
-/// Whether a leader decides anything by this record. Records of progress, written by the hundred,
-/// do not matter.
-fn matters(key: &str) -> bool {
-    [keys::POLICIES, keys::VERDICTS, keys::SWITCHES].iter().any(|root| key.starts_with(root))
+/// Whether the leader of a group decides anything by this record. Records of progress, written by
+/// the hundred, do not matter.
+fn matters(group: &GroupId, key: &str) -> bool {
+    [keys::POLICIES, keys::VERDICTS].iter().any(|root| key.starts_with(root))
         || key.ends_with("/info")
+        || covering(group).iter().any(|scope| key == keys::kill(scope))
 }
 
-async fn take_kill_switches(shared: &Shared) -> Result<(), RegistryError> {
-    for (_, text) in typed::kill_switches(&*shared.registry).await? {
-        match serde_json::from_str::<SignedKill>(&text) {
+/// The scopes that cover a group. A leader reads no others: there may be one per group.
+fn covering(group: &GroupId) -> [KillScope; 2] {
+    [KillScope::Fleet, KillScope::Group(group.clone())]
+}
+
+async fn take_kill_registers(shared: &Shared) -> Result<(), RegistryError> {
+    for scope in covering(&shared.group) {
+        let Some(pair) = typed::get(&*shared.registry, &keys::kill(&scope)).await? else {
+            continue;
+        };
+        match serde_json::from_str::<SignedKill>(&pair.value) {
             Ok(register) => shared.latch(vec![register]).await,
-            Err(error) => tracing::warn!(%error, "unreadable kill register in the registry"),
+            Err(error) => {
+                tracing::error!(%scope, %error, "kill register in the registry is damaged");
+            }
         }
     }
     Ok(())
@@ -155,17 +169,44 @@ async fn read_view(registry: &dyn Registry) -> Result<RegistryView, RegistryErro
 
 #[cfg(test)]
 mod read_registry_test {
-    use cohort_core::ids::{AppId, GroupId};
-    use cohort_registry::keys;
+    use std::sync::Arc;
 
-    use super::matters;
+    use cohort_core::ids::{AppId, GroupId};
+    use cohort_identity::{Peer, Role};
+    use cohort_registry::{Op, Registry as _, Txn, keys};
+    use cohort_wire::kill::KillRegister;
+
+    use super::{KillScope, SignedKill, matters, take_kill_registers};
+    use crate::testing::{GROUP, Lab};
+
+    #[tokio::test]
+    async fn a_damaged_register_in_the_registry_does_not_hide_a_healthy_one() {
+        let lab = Lab::new().await;
+        let registry = lab.registry();
+        let shared = lab.agent_over("s1", Arc::clone(&registry) as _).await;
+        let operator = lab.slot_of(&Peer::new(Role::Operator, "ana").unwrap()).current();
+        let scope = KillScope::Group(GROUP.parse().unwrap());
+        let (key, reason) = (keys::kill(&scope), "bad night".to_owned());
+        let register = KillRegister { scope, epoch: 1, on: true, reason, at: 0 };
+        let signed = SignedKill::sign(&operator, &register).unwrap();
+        let signed = serde_json::to_string(&signed).unwrap();
+        let fleet = keys::kill(&KillScope::Fleet);
+        let then = vec![Op::put(fleet, "{".to_owned()), Op::put(key, signed)];
+        registry.txn(Txn { then, ..Txn::default() }).await.unwrap();
+        take_kill_registers(&shared).await.unwrap();
+        assert_eq!(shared.kill.on().as_deref(), Some("bad night"));
+    }
 
     #[test]
     fn progress_of_other_groups_is_no_reason_to_read_everything_again() {
         let (app, group) = (AppId::new("web").unwrap(), GroupId::new("intel.a").unwrap());
-        assert!(matters(&keys::policy(&app)));
-        assert!(matters(&keys::group_info(&group)));
-        assert!(!matters(&keys::group_record(&group, &app)));
-        assert!(!matters(&keys::members(&group)));
+        let matters = |key: String| matters(&group, &key);
+        assert!(matters(keys::policy(&app)));
+        assert!(matters(keys::group_info(&group)));
+        assert!(!matters(keys::group_record(&group, &app)));
+        assert!(!matters(keys::members(&group)));
+        assert!(matters(keys::kill(&KillScope::Fleet)));
+        assert!(matters(keys::kill(&KillScope::Group(group.clone()))));
+        assert!(!matters(keys::kill(&KillScope::Group(GroupId::new("intel.b").unwrap()))));
     }
 }

@@ -26,7 +26,7 @@ pub(super) async fn run(
     let every = Duration::from_millis(shared.config.poll_interval.ms.max(POLL_MS_MIN));
     while let Some(term) = until_leading(&mut handle).await {
         let refreshed = repository.refresh().await.map_err(|error| error.refused());
-        let view = handle.view.borrow().clone();
+        let view = handle.view();
         let offers = offers(&repository, &view, refreshed.as_ref().map(|_| ())).await;
         let input = Input::Offers { offers, refusals: refusals(&repository) };
         if !handle.inputs.put(input).await {

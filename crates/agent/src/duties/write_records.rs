@@ -10,6 +10,7 @@ use cohort_registry::records::{
     GroupInfo, GroupRecord, GroupVerdict, MemberRecord, MembersRecord, SCHEMA, Stamp, VerdictRecord,
 };
 use cohort_registry::{Registry, RegistryError, typed};
+use cohort_server::answers::COMMAND_MS_MAX;
 use cohort_server::member::View;
 use cohort_server::records::{MemberPlace, Progress, Record, Written, due};
 
@@ -125,7 +126,7 @@ fn progress_record(group: GroupId, stamp: Stamp, progress: Progress) -> GroupRec
 async fn acknowledge(shared: &Shared, handle: &MemberHandle, body: Body) {
     let actor = format!("leader {}", shared.server());
     let command = Shared::command(handle, actor, None, body);
-    if let Err(error) = shared.propose_here(handle, command).await {
+    if let Err(error) = shared.propose_here(handle, command, COMMAND_MS_MAX).await {
         tracing::debug!(%error, "record not acknowledged to the group");
     }
 }

@@ -129,10 +129,12 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
 async fn renew(global: &Global) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let folder = context.identity_dir();
-    let peer = context.identity()?.peer().clone();
-    let request = Identity::prepare_request(&folder, peer).or_fail("identity")?;
+    let identity = context.identity()?;
+    let request =
+        Identity::prepare_request(&folder, identity.peer().clone()).or_fail("identity")?;
     let body = RenewRequest { request: request.to_text() };
     let answer: RenewAnswer = Hub::of(&context)?.call(Call::post(RENEW, &body)).await?;
-    Identity::accept(&folder, &answer.certificate, &answer.authority).or_fail("identity")?;
+    let renewed = identity.accept_renewal(&folder, &answer.certificate, UnixTime::now());
+    renewed.or_fail("identity")?;
     show(global)
 }

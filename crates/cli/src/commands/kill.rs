@@ -8,9 +8,9 @@ use cohort_view::figures::brief;
 use cohort_view::hint::Hint;
 use cohort_view::report::Origin;
 use cohort_view::table::{Look, Tone, cell, render, table, toned};
-use cohort_wire::kill::{KillRegister, KillScope, Position, SignedKill};
+use cohort_wire::kill::{DamagedKill, KillRegister, KillScope, Position, SignedKill};
 
-use crate::answer::{Answer, Switch};
+use crate::answer::{Answer, Damaged, Switch};
 use crate::args::{Direct, Global};
 use crate::commands::context_of;
 use crate::failure::{Exit, Failure, OrFail as _};
@@ -71,25 +71,14 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         note(&format!("warning: this stops nothing now: {}", unknown.error));
         unknown.hints.iter().for_each(|hint| note(&format!("  {hint}")));
     }
-    let places = Places::of(&context, &args.direct).await?;
+    let scope = &args.scope;
+    let places = Places::of(&context, &args.direct, Some(scope)).await?;
     let known = places.gather(identity.roots()).await;
     if known.answered == 0 {
         return Err(unreachable(known));
     }
-    let scope = &args.scope;
-    if !on && !known.is_on(scope) && known.damaged.is_empty() {
-        // Places with an older register may still have it on.
-        if let Some(known) = known.registers.get(scope) {
-            places.give(&known.signed).await;
-        }
-        let answered = known.answered;
-        global.output.answer(&Answer::KillOffAlready { scope: name(scope), on: false }, || {
-            format!("kill switch of {} is off already (asked {answered})\n", text_of(scope))
-        });
-        return Ok(Exit::Done);
-    }
     let now = UnixTime::now().as_secs();
-    let Position { epoch, on } = Position::next(known.position(scope), on, now);
+    let Position { epoch, on } = known.next(scope, on, now);
     let register =
         KillRegister { scope: scope.clone(), epoch, on, reason: args.reason.clone(), at: now };
     let signed = SignedKill::sign(&identity, &register).or_fail("kill")?;
@@ -100,7 +89,7 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         let failure = first.unwrap_or_else(|| Failure::new("unreachable", error));
         return Err(Failure { error: format!("{error}: {}", failure.error), ..failure });
     }
-    let verified = Verified { register, by: identity.peer().to_string(), signed };
+    let verified = Verified { register, by: identity.peer().to_string() };
     global.output.answer(&Answer::KillSwitch(shown(&verified)), || {
         let position = if on { "ON: nothing new starts" } else { "off" };
         let places = if taken == 1 { "1 place".to_owned() } else { format!("{taken} places") };
@@ -125,26 +114,27 @@ fn unreachable(known: Gathered) -> Failure {
     let failure = failures
         .next()
         .unwrap_or_else(|| Failure::new("unreachable", "neither hub nor agents are known"));
-    failure.hint(Hint::add("any agent accepts it and spreads it", Flag::Agent))
+    failure.hint(Hint::add("any agent that it covers accepts it and spreads it", Flag::Agent))
 }
 
 async fn status(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let identity = context.identity()?;
-    let known = Places::of(&context, direct).await?.gather(identity.roots()).await;
+    let known = Places::of(&context, direct, None).await?.gather(identity.roots()).await;
     if known.answered == 0 {
         return Err(unreachable(known));
     }
-    let switches: Vec<Switch<'_>> = known.registers.values().map(shown).collect();
+    let switches: Vec<Switch<'_>> = known.registers.iter().map(|(_, known)| shown(known)).collect();
     let any_on = !known.damaged.is_empty() || switches.iter().any(|switch| switch.on);
-    let answer = Answer::KillStatus { on: any_on, switches: &switches, damaged: &known.damaged };
+    let damaged = known.damaged.iter().map(Damaged::of).collect();
+    let answer = Answer::KillStatus { on: any_on, switches: &switches, damaged };
     let now = UnixTime::now().as_secs();
     global.output.answer(&answer, || text(&switches, &known.damaged, now, look()));
     warn(&known.failures);
     Ok(if any_on { Exit::Unhealthy } else { Exit::Done })
 }
 
-fn text(switches: &[Switch<'_>], damaged: &[String], now: u64, look: Look) -> String {
+fn text(switches: &[Switch<'_>], damaged: &[DamagedKill], now: u64, look: Look) -> String {
     if switches.is_empty() && damaged.is_empty() {
         return "no kill switch has ever been on\n".to_owned();
     }
@@ -160,19 +150,14 @@ fn text(switches: &[Switch<'_>], damaged: &[String], now: u64, look: Look) -> St
         ]);
     }
     let mut text = render(&rows);
-    for reason in damaged {
-        text.push_str(&format!("ON: {reason}\n"));
+    for DamagedKill { scope, reason, .. } in damaged {
+        text.push_str(&format!("{scope} is ON: {reason}\n"));
     }
     text
 }
 
 fn text_of(scope: &KillScope) -> String {
     group_of(scope).map_or_else(|| "the fleet".to_owned(), |group| group.to_string())
-}
-
-/// The scope as on the command line.
-fn name(scope: &KillScope) -> String {
-    group_of(scope).map_or_else(|| "fleet".to_owned(), |group| group.to_string())
 }
 
 fn group_of(scope: &KillScope) -> Option<GroupId> {
@@ -184,7 +169,7 @@ fn group_of(scope: &KillScope) -> Option<GroupId> {
 
 fn shown(known: &Verified) -> Switch<'_> {
     let KillRegister { scope, on, epoch, reason, at } = &known.register;
-    Switch { scope: name(scope), on: *on, epoch: *epoch, reason, by: &known.by, at: *at }
+    Switch { scope: scope.to_string(), on: *on, epoch: *epoch, reason, by: &known.by, at: *at }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use cohort_view::table::Look;
 
-use super::{KillScope, Switch, scope, text};
+use super::{DamagedKill, KillScope, Switch, scope, text};
 
 #[test]
 fn scopes_are_the_fleet_or_a_group() {
@@ -19,11 +19,12 @@ fn switches_and_damaged_files_are_shown() {
         by: "operator `ann`",
         at: 1000,
     };
+    let (scope, reason) = (KillScope::Fleet, "the hub: file x is damaged".to_owned());
     assert_eq!(
-        text(&[on], &["file x is damaged".into()], 1075, Look::PLAIN),
+        text(&[on], &[DamagedKill { scope, epoch: 3, reason }], 1075, Look::PLAIN),
         "SCOPE  SWITCH  FOR     BY              REASON\n\
          fleet  ON      1m 15s  operator `ann`  bad night\n\
-         ON: file x is damaged\n"
+         fleet is ON: the hub: file x is damaged\n"
     );
     assert_eq!(text(&[], &[], 0, Look::PLAIN), "no kill switch has ever been on\n");
 }

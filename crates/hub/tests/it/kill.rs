@@ -2,9 +2,10 @@
 
 use cohort_core::ids::GroupId;
 use cohort_identity::Role;
-use cohort_registry::typed::kill_switches;
-use cohort_wire::hub::{KILL, KillAnswer};
-use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
+use cohort_registry::keys;
+use cohort_registry::typed::get;
+use cohort_wire::hub::KILL;
+use cohort_wire::kill::{KillAnswer, KillRegister, KillScope, SignedKill};
 
 use crate::support::Running;
 
@@ -25,15 +26,18 @@ async fn on_is_latched_off_needs_a_higher_epoch_and_agents_see_it() {
     let off = signed(&hub, Role::Operator, KillScope::Fleet, 1, false);
     let answer: KillAnswer = operator.post(KILL, &off).await.unwrap();
     assert!(!answer.changed, "on wins ties");
+    let metrics = hub.plain("GET", "/metrics", "").await.text();
+    assert!(metrics.contains("cohort_hub_kill_registers_latched_total 1\n"), "{metrics}");
+    assert!(metrics.contains("cohort_hub_kill_switches_on 1\n"), "{metrics}");
     // An agent forwards what an operator has signed.
     let scope = KillScope::Group(GroupId::new("intel.zone-a").unwrap());
-    let group_on = signed(&hub, Role::Operator, scope, 3, true);
+    let group_on = signed(&hub, Role::Operator, scope.clone(), 3, true);
     let answer: KillAnswer = agent.post(KILL, &group_on).await.unwrap();
     assert!(answer.changed);
-    let seen = kill_switches(&agent.registry()).await.unwrap();
-    let scopes: Vec<&str> = seen.iter().map(|(scope, _)| scope.as_str()).collect();
-    assert_eq!(scopes, ["fleet", "group/intel.zone-a"]);
-    assert_eq!(serde_json::from_str::<SignedKill>(&seen[0].1).unwrap(), on);
+    for (scope, register) in [(KillScope::Fleet, on), (scope, group_on)] {
+        let seen = get(&agent.registry(), &keys::kill(&scope)).await.unwrap().unwrap();
+        assert_eq!(serde_json::from_str::<SignedKill>(&seen.value).unwrap(), register);
+    }
 
     let hub = hub.restart().await;
     let answer: KillAnswer = hub.operator().get(KILL).await.unwrap();
@@ -41,8 +45,9 @@ async fn on_is_latched_off_needs_a_higher_epoch_and_agents_see_it() {
     let off = signed(&hub, Role::Operator, KillScope::Fleet, 2, false);
     let answer: KillAnswer = hub.operator().post(KILL, &off).await.unwrap();
     assert!(answer.changed);
-    let seen = kill_switches(&hub.operator().registry()).await.unwrap();
-    assert_eq!(serde_json::from_str::<SignedKill>(&seen[0].1).unwrap(), off);
+    let fleet = keys::kill(&KillScope::Fleet);
+    let seen = get(&hub.operator().registry(), &fleet).await.unwrap().unwrap();
+    assert_eq!(serde_json::from_str::<SignedKill>(&seen.value).unwrap(), off);
     hub.stop().await;
 }
 

@@ -1,6 +1,7 @@
 //! Who may write what, over real mutual TLS, and the whole matrix of roles and routes.
 
 use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, ServerId, Version};
+use cohort_core::kill::KillScope;
 use cohort_identity::Role;
 use cohort_registry::records::{
     BootstrapRecord, GroupRecord, GroupVerdict, MembersRecord, SCHEMA, ServerRecord, Stamp,
@@ -109,7 +110,7 @@ async fn an_agent_writes_what_belongs_to_its_own_group() {
     forbidden(registry.txn(put(keys::bootstrap(&own), encode(&again))).await);
     // No policies and no kill switches.
     forbidden(registry.txn(put(keys::policy(&app()), "{}".into())).await);
-    forbidden(registry.txn(put(keys::kill("fleet"), "{}".into())).await);
+    forbidden(registry.txn(put(keys::kill(&KillScope::Fleet), "{}".into())).await);
     // No unknown keys, no malformed records, no records about something else.
     invalid(registry.txn(put("/elsewhere".into(), "{}".into())).await);
     invalid(registry.txn(put("/cohort/v1/groups/intel.zone-a/x".into(), "{}".into())).await);
@@ -152,7 +153,7 @@ async fn others_than_agents_change_the_registry_only_through_their_own_routes() 
     }
     let operator = hub.operator().registry();
     forbidden(write_group_record(&operator, &record("intel.zone-a", 1)).await);
-    forbidden(registry_put(&operator, keys::kill("fleet"), "{}").await);
+    forbidden(registry_put(&operator, keys::kill(&KillScope::Fleet), "{}").await);
     invalid(registry_put(&operator, keys::policy(&app()), "{}").await);
     hub.stop().await;
 }

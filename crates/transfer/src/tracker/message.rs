@@ -39,6 +39,18 @@ pub struct TransferRequest {
 }
 
 impl TransferRequest {
+    /// Checks that nothing exceeds its limit, so that no report costs the leader much.
+    ///
+    /// # Errors
+    /// Names the first thing that does.
+    pub fn check(&self) -> Result<(), TrackerError> {
+        let (count, max) = (self.transfers.len() as u64, REPORTS_MAX as u64);
+        if count > max {
+            return Err(TrackerError::TooMany { what: "transfers", count, max });
+        }
+        self.transfers.iter().try_for_each(TransferReport::check)
+    }
+
     /// Drops what contradicts the group's log: artifacts of another length than the log has (it has
     /// none for deltas), and holders that are not in the group. Holders get the address from the
     /// log.
@@ -147,8 +159,7 @@ impl TransferReport {
         self.offences = offences.take(OFFENCES_MAX).collect();
     }
 
-    /// Checks that nothing exceeds its limit, so that no report costs the leader much.
-    pub(super) fn check(&self) -> Result<(), TrackerError> {
+    fn check(&self) -> Result<(), TrackerError> {
         let (feeds, lease) = self
             .told
             .as_ref()

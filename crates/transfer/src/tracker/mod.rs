@@ -99,10 +99,7 @@ impl Tracker {
         request: &TransferRequest,
         now: Moment,
     ) -> Result<TransferAnswer, TrackerError> {
-        let (count, max) = (request.transfers.len() as u64, REPORTS_MAX as u64);
-        if count > max {
-            return Err(TrackerError::TooMany { what: "transfers", count, max });
-        }
+        request.check()?;
         let mut answer = TransferAnswer {
             again_ms: transfer::AGAIN_MS_MAX,
             guidance: Vec::new(),
@@ -130,7 +127,6 @@ impl Tracker {
         report: &TransferReport,
         now: Moment,
     ) -> Result<&mut Transfer, TrackerError> {
-        report.check()?;
         let artifact = &report.artifact;
         if !self.transfers.contains_key(artifact) {
             make_room(&mut self.transfers);

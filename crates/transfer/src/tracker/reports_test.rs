@@ -6,7 +6,8 @@ use cohort_core::ids::{Digest, ServerId};
 use cohort_core::orders::Source;
 
 use super::{
-    Participant, Told, Tracker, TrackerError, TransferAnswer, TransferReport, TransferRequest,
+    Participant, REPORTS_MAX, Told, Tracker, TrackerError, TransferAnswer, TransferReport,
+    TransferRequest,
 };
 use crate::unit_set::UnitRun;
 use crate::{ARTIFACT_BYTES_MAX, Moment, UNIT_BYTES};
@@ -71,12 +72,15 @@ fn whatever_is_larger_than_it_may_be_is_refused_and_leaves_nothing_behind() {
         report(&[(u32::MAX, u32::MAX)]),
         TransferReport {
             told: told(vec![UnitRun { first: 0, count: u32::MAX }], Vec::new()),
-            ..good
+            ..good.clone()
         },
     ];
     for bad in bad {
         assert!(say(&mut tracker, "liar", &bad, now).is_err(), "{bad:?}");
+        let request = TransferRequest { transfers: vec![good.clone(), bad] };
+        assert!(request.check().is_err(), "{request:?}");
     }
+    assert_eq!(TransferRequest { transfers: vec![good; REPORTS_MAX] }.check(), Ok(()));
     assert!(tracker.view(now).is_empty());
 }
 

@@ -8,7 +8,7 @@ use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, killed, runs};
 use cohort_wire::agent::KILL;
 use cohort_wire::http::Call;
-use cohort_wire::kill::SignedKill;
+use cohort_wire::kill::{KillAnswer, SignedKill};
 use serde_json::Value;
 
 use crate::trial::{
@@ -132,8 +132,8 @@ fn switch_at(trial: &Trial, server: &str, position: &str) -> Result<()> {
 
 /// The signed register as an agent forwards it.
 fn register(trial: &Trial, server: &str) -> Result<SignedKill> {
-    let registers: Vec<SignedKill> = trial.call(server, Call::get(KILL))?;
-    match registers.as_slice() {
+    let answer: KillAnswer = trial.call(server, Call::get(KILL))?;
+    match answer.registers.as_slice() {
         [one] => Ok(one.clone()),
         other => bail!("{} registers", other.len()),
     }
@@ -141,7 +141,7 @@ fn register(trial: &Trial, server: &str) -> Result<SignedKill> {
 
 fn say_again(trial: &Trial, server: &str, old: &SignedKill) -> Result<()> {
     let call = Call::post(KILL, old);
-    let now: Vec<SignedKill> = trial.call(server, call)?;
-    ensure!(!now.contains(old), "an old register was accepted");
+    let answer: KillAnswer = trial.call(server, call)?;
+    ensure!(!answer.changed && !answer.registers.contains(old), "an old register was accepted");
     Ok(())
 }
