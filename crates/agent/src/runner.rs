@@ -42,7 +42,7 @@ impl Runner {
     pub(crate) async fn run(self) -> Result<(), AgentError> {
         let reporter = Reporter::spawn(&self.shared);
         let mut apps = BTreeSet::new();
-        for app in self.apps_on_disk()? {
+        for app in self.shared.apps_on_disk()? {
             self.start_app(&app, &reporter).await?;
             apps.insert(app);
         }
@@ -191,24 +191,6 @@ impl Runner {
         let call = Call::post(JOIN_GROUP, &message).deadline(Duration::from_secs(6));
         let target = self.shared.target(&whom.server, &whom.address);
         self.shared.client.call_json(&target, call).await
-    }
-
-    fn apps_on_disk(&self) -> Result<Vec<AppId>, AgentError> {
-        let folder = self.shared.config.data_dir.join("apps");
-        let fail = |source| AgentError::File { path: folder.clone(), what: "read", source };
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(fail(error)),
-        };
-        let mut apps = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(fail)?.file_name();
-            if let Some(app) = name.to_str().and_then(|name| AppId::new(name).ok()) {
-                apps.push(app);
-            }
-        }
-        Ok(apps)
     }
 
     async fn start_app(&self, app: &AppId, reporter: &Reporter) -> Result<(), AgentError> {
