@@ -194,6 +194,17 @@ impl Runner {
     }
 
     async fn start_app(&self, app: &AppId, reporter: &Reporter) -> Result<(), AgentError> {
+        let task = self.open_app(app, reporter).await?;
+        let running = async move { task.run().await.map_err(AgentError::Host) };
+        self.shared.tasks.spawn_on(&self.apps, "app", running);
+        Ok(())
+    }
+
+    pub(crate) async fn open_app(
+        &self,
+        app: &AppId,
+        reporter: &Reporter,
+    ) -> Result<AppTask, AgentError> {
         let config = &self.shared.config;
         let host_config = AppHostConfig {
             state_dir: config.data_dir.clone(),
@@ -211,20 +222,12 @@ impl Runner {
             tokio::task::spawn_blocking(move || AppHost::open(host_config, named, controls)).await;
         let host = opened.map_err(|_| AgentError::Panicked("start of an app"))??;
         self.shared.readiness.add(app, host.traffic());
-        let task = AppTask {
+        Ok(AppTask {
             shared: Arc::clone(&self.shared),
             app: app.clone(),
             host,
             reporter: reporter.clone(),
-        };
-        let changes = Changes {
-            orders: self.shared.orders.subscribe(),
-            fetched: self.shared.downloads.statuses(),
-            killed: self.shared.kill.subscribe(),
-            confirmed: reporter.confirmed(),
-        };
-        let running = async move { task.run(changes).await.map_err(AgentError::Host) };
-        self.shared.tasks.spawn_on(&self.apps, "app", running);
-        Ok(())
+            changes: Changes::new(app.clone(), &self.shared, reporter),
+        })
     }
 }
