@@ -231,3 +231,7 @@ impl Runner {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "runner_test.rs"]
+mod runner_test;
