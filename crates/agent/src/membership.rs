@@ -20,7 +20,7 @@ use cohort_server::membership::{
     FIRST_MEMBER, Found, Founder, LOOK_EVERY_MS, asks_for_incarnation, carries_another, found,
     founding_state, founds,
 };
-use cohort_store::{Identity as StoreIdentity, RedbStore};
+use cohort_store::{Identity as StoreIdentity, LogStore as _, RedbStore};
 use cohort_wire::agent::{CLAIM_MEMBER, ClaimMemberAnswer, ToGroup};
 use cohort_wire::http::Call;
 use tokio::sync::watch;
@@ -64,6 +64,13 @@ impl Starter {
             match found(&identity.group, incarnation, &self.shared.group, present) {
                 Found::Open => {
                     let store = RedbStore::open(&folder, &identity).map_err(kept)?;
+                    // Only its founder creates the first member: a crash came before the first
+                    // state.
+                    let unfounded =
+                        identity.raft_id.0 == FIRST_MEMBER.0 && store.image().snapshot().is_none();
+                    if unfounded {
+                        return self.found(store, &identity);
+                    }
                     return self.start(store, &identity);
                 }
                 Found::OtherGroup => {
@@ -92,7 +99,11 @@ impl Starter {
                 return self.start(store, &identity);
             }
             match self.may_found().await {
-                Ok(Some(incarnation)) => return self.found(&folder, incarnation),
+                Ok(Some(incarnation)) => {
+                    let identity = self.identity(FIRST_MEMBER, incarnation);
+                    let store = RedbStore::create(&folder, &identity).map_err(kept)?;
+                    return self.found(store, &identity);
+                }
                 Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(error = chain(&error), "the registry did not name the founder");
@@ -151,7 +162,9 @@ impl Starter {
         Ok(founds.then_some(bootstrap.incarnation))
     }
 
-    fn found(&self, folder: &Path, incarnation: Incarnation) -> Result<(), AgentError> {
+    /// Writes the group's first state to an empty log, and starts its first member.
+    fn found(&self, mut store: RedbStore, identity: &StoreIdentity) -> Result<(), AgentError> {
+        let incarnation = Incarnation(identity.incarnation);
         let (config, group) = (&self.shared.config, self.shared.group.clone());
         let founder = Founder {
             server: self.shared.server().clone(),
@@ -162,14 +175,11 @@ impl Starter {
         };
         let state = founding_state(group.clone(), incarnation, founder);
         let data = serde_json::to_vec(&state).expect("a state has text keys only");
-        let identity = self.identity(FIRST_MEMBER, incarnation);
-        let mut store =
-            RedbStore::create(folder, &identity).map_err(AgentError::kept("group's log"))?;
         let founding = Config::new(group.as_str(), incarnation.0, identity.raft_id);
         Node::bootstrap(&mut store, &founding, [identity.raft_id], data)
             .map_err(MemberError::Node)?;
         tracing::info!(%group, %incarnation, "founding the group");
-        self.start(store, &identity)
+        self.start(store, identity)
     }
 
     /// Starts the thread, its connections and the leader's duties.

@@ -107,6 +107,17 @@ async fn the_first_server_founds_the_group_and_a_restarted_agent_opens_its_log()
 }
 
 #[tokio::test]
+async fn a_founding_that_a_crash_cut_short_is_completed() {
+    let world = World::new("s1").await;
+    let incarnation = world.incarnation().await;
+    world.log(GROUP, incarnation, 1);
+    world.starter().run().await.unwrap();
+    let handle = world.leads().await;
+    assert_eq!((handle.incarnation, handle.member), (incarnation, MemberId(1)));
+    end(handle).await;
+}
+
+#[tokio::test]
 async fn the_log_of_an_earlier_incarnation_is_set_aside_before_the_group_is_founded_again() {
     let world = World::new("s1").await;
     let old = world.incarnation().await;
