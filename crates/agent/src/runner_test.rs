@@ -10,8 +10,11 @@ use cohort_identity::Alpn;
 use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, Stamp};
 use cohort_registry::typed;
 use cohort_server::asking::{Effect, Input, Question, Whom};
-use cohort_wire::agent::{CommandAnswer, JOIN_GROUP, JoinGroupRequest, ToGroup};
+use cohort_wire::agent::{
+    CommandAnswer, JOIN_GROUP, JoinGroupRequest, ORDERS, OrdersAnswer, OrdersRequest, ToGroup, WAIT,
+};
 use cohort_wire::http::Handler;
+use tokio::sync::mpsc::unbounded_channel;
 
 use super::Runner;
 use crate::reporter::Reporter;
@@ -58,6 +61,41 @@ async fn an_app_that_cannot_be_started_stops_the_agent_and_its_orders_are_not_in
     let obeyed = runner(&shared).obey(orders, &mut BTreeSet::new(), &reporter).await;
     assert!(obeyed.is_err());
     assert!(shared.orders.borrow().is_none());
+}
+
+#[tokio::test]
+async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_others() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    std::fs::create_dir_all(lab.path("s1").join("apps").join("db")).unwrap();
+    let (asked, mut questions) = unbounded_channel();
+    let (joined, held) = (asked.clone(), asked.clone());
+    let orders = async move |Json(_): Json<ToGroup<OrdersRequest>>| {
+        asked.send(("orders", 0)).unwrap();
+        let orders = Some(received(vec![web_runs(None)], None).orders);
+        let (orders_valid_ms, hash, kill) = (5_000, 7, Vec::new());
+        Json(OrdersAnswer { orders, orders_valid_ms, hash, kill, leader: None })
+    };
+    let join = async move |Json(_): Json<ToGroup<JoinGroupRequest>>| {
+        joined.send(("join", 0)).unwrap();
+        Json(CommandAnswer { index: 1, rejection: None })
+    };
+    let wait = async move |Json(message): Json<ToGroup<OrdersRequest>>| {
+        held.send(("wait", message.body.known)).unwrap();
+        std::future::pending::<Json<OrdersAnswer>>().await
+    };
+    let router = Router::new().route(ORDERS, post(orders)).route(JOIN_GROUP, post(join));
+    let router = router.route(WAIT, post(wait));
+    let address = lab.serve("s2", Alpn::Control, Handler::Http(router)).await;
+    shared.learn_members(&[member("s2", &address)]);
+    let running = tokio::spawn(runner(&shared).run());
+    for expected in [("orders", 0), ("join", 0), ("wait", 7)] {
+        assert_eq!(questions.recv().await, Some(expected));
+    }
+    assert!(shared.orders.borrow().as_ref().unwrap().of(&web()).is_some());
+    let apps: Vec<String> = shared.readiness.now().1.keys().map(ToString::to_string).collect();
+    assert_eq!(apps, ["db", "web"], "found on the disk, and ordered");
+    running.abort();
 }
 
 #[tokio::test]
