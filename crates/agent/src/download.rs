@@ -17,14 +17,13 @@ pub(crate) struct Environment {
     pub download_limit: Option<u64>,
 }
 
-pub(crate) fn download(status: Option<&FetchStatus>, around: &Environment) -> Download {
+pub(crate) fn download(status: &FetchStatus, around: &Environment) -> Download {
     match status {
-        Some(FetchStatus::UnderWay { progress }) => running(progress, around),
-        Some(FetchStatus::Failed { reason, tries, .. }) => {
+        FetchStatus::UnderWay { progress } => running(progress, around),
+        FetchStatus::Failed { reason, tries, .. } => {
             Download::Failed { tries: *tries, error: reason.clone() }
         }
-        Some(FetchStatus::Held) => Download::Complete,
-        None => Download::Queued,
+        FetchStatus::Held => Download::Complete,
     }
 }
 
@@ -175,8 +174,7 @@ mod download_test {
         let sources = vec![source("s3", SourceKind::Peer, 1, None), bad];
         let progress = Box::new(Progress { sources, ..Progress::default() });
         let status = FetchStatus::UnderWay { progress };
-        let Download::Running { refused, .. } = download(Some(&status), &Environment::default())
-        else {
+        let Download::Running { refused, .. } = download(&status, &Environment::default()) else {
             panic!()
         };
         assert_eq!(refused, ["s7"]);

@@ -70,6 +70,9 @@ async fn watch_kill(shared: Arc<Shared>, handle: MemberHandle) {
 async fn pass_on_contacts(shared: Arc<Shared>, handle: MemberHandle) {
     loop {
         tokio::time::sleep(Duration::from_millis(PASS_ON_EVERY_MS)).await;
+        if handle.view.has_changed().is_err() {
+            return;
+        }
         let leader = {
             let view = handle.view();
             if view.raft.is_leader() { None } else { view.raft.leader }
@@ -94,3 +97,7 @@ async fn pass_on(shared: &Shared, leader: &Target, batch: &Contacts) {
         Err(error) => tracing::debug!(error = chain(&error), "contacts not passed on"),
     }
 }
+
+#[cfg(test)]
+#[path = "duties_test.rs"]
+mod duties_test;

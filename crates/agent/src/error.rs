@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use cohort_core::ids::{Incarnation, MemberId};
+
 type Source = Box<dyn Error + Send + Sync>;
 
 /// Why an agent does not start, or stops.
@@ -48,12 +50,10 @@ pub enum AgentError {
     },
     #[error("the records of this host cannot be written")]
     Host(#[from] cohort_host::HostError),
-    /// The group began a new incarnation (`cohort group recover`): the agent starts over with it.
-    #[error("the group began incarnation {0}")]
-    NewIncarnation(cohort_core::ids::Incarnation),
-    /// The group gave this server another member: the log of the old one is set aside.
-    #[error("this server is to carry another member than {0}")]
-    OtherMember(cohort_core::ids::MemberId),
+    /// The group was recovered, or gave this server another member: the agent sets the log of this
+    /// one aside and starts over.
+    #[error("member {member} of incarnation {incarnation} is retired")]
+    Retired { incarnation: Incarnation, member: MemberId },
     /// A bug; the agent stops rather than run by halves.
     #[error("the agent's {0} panicked; the log has the message above this line")]
     Panicked(&'static str),

@@ -3,16 +3,16 @@
 //! The decisions are in [`cohort_server::membership`]; here are the disk, the registry and the
 //! calls to other members.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use cohort_base::chain::chain;
 use cohort_base::retry::Schedule;
 use cohort_consensus::{Config, Envelope, Node, RaftId};
 use cohort_core::ids::{Incarnation, MemberId};
+use cohort_host::boot_time_ms;
 use cohort_registry::{RegistryError, typed};
 use cohort_server::asking::Received;
 use cohort_server::member::Member;
@@ -20,7 +20,7 @@ use cohort_server::membership::{
     FIRST_MEMBER, Found, Founder, LOOK_EVERY_MS, asks_for_incarnation, carries_another, found,
     founding_state, founds,
 };
-use cohort_store::{Identity as StoreIdentity, RedbStore};
+use cohort_store::{Identity as StoreIdentity, LogStore as _, RedbStore};
 use cohort_wire::agent::{CLAIM_MEMBER, ClaimMemberAnswer, ToGroup};
 use cohort_wire::http::Call;
 use tokio::sync::watch;
@@ -29,11 +29,14 @@ use crate::contacts::monotonic_ms;
 use crate::duties;
 use crate::error::AgentError;
 use crate::join::{Joined, advertised};
-use crate::member::{Inputs, MemberError, Notes, Outputs, Queued, Shell, View};
-use crate::metrics::{Dropped, Rollout, TimedStore};
+use crate::member::{Inputs, MemberError, Notes, Outputs, Shell, View};
+use crate::metrics::{Dropped, Metrics, Rollout, TimedStore};
 use crate::net::{Net, Senders};
 use crate::shared::{MemberHandle, Shared};
+use crate::tasks::Tasks;
 
+/// The directory of the group's log, in the data directory.
+const FOLDER: &str = "member";
 /// How long the registry may take to name the group's incarnation.
 const INCARNATION_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a member may take to answer a claim.
@@ -49,19 +52,11 @@ pub(crate) struct Starter {
 }
 
 impl Starter {
-    fn folder(&self) -> PathBuf {
-        self.shared.config.data_dir.join("member")
-    }
-
     /// Starts the member that this server carries, founds the group, or waits to be told to carry
     /// a member.
     pub(crate) async fn run(mut self) -> Result<(), AgentError> {
-        let folder = self.folder();
-        std::fs::create_dir_all(&folder).map_err(|source| AgentError::File {
-            path: folder.clone(),
-            what: "created",
-            source,
-        })?;
+        let data_dir = self.shared.config.data_dir.clone();
+        let folder = data_dir.join(FOLDER);
         let kept = |error: cohort_store::StoreError| AgentError::kept("group's log")(error);
         if let Some(identity) = RedbStore::identity_in(&folder).map_err(kept)? {
             let incarnation = Incarnation(identity.incarnation);
@@ -69,6 +64,13 @@ impl Starter {
             match found(&identity.group, incarnation, &self.shared.group, present) {
                 Found::Open => {
                     let store = RedbStore::open(&folder, &identity).map_err(kept)?;
+                    // Only its founder creates the first member: a crash came before the first
+                    // state.
+                    let unfounded =
+                        identity.raft_id.0 == FIRST_MEMBER.0 && store.image().snapshot().is_none();
+                    if unfounded {
+                        return self.found(store, &identity);
+                    }
                     return self.start(store, &identity);
                 }
                 Found::OtherGroup => {
@@ -79,11 +81,14 @@ impl Starter {
                         self.shared.group
                     )));
                 }
-                Found::SetAside(incarnation) => {
-                    set_aside(&folder, &identity, incarnation)?;
-                }
+                Found::SetAside => retire(&data_dir, incarnation, MemberId(identity.raft_id.0))?,
             }
         }
+        std::fs::create_dir_all(&folder).map_err(|source| AgentError::File {
+            path: folder.clone(),
+            what: "created",
+            source,
+        })?;
         let mut pauses = LOOK.pauses();
         loop {
             if let Some((member, incarnation)) = self.ordered()
@@ -94,7 +99,11 @@ impl Starter {
                 return self.start(store, &identity);
             }
             match self.may_found().await {
-                Ok(Some(incarnation)) => return self.found(&folder, incarnation),
+                Ok(Some(incarnation)) => {
+                    let identity = self.identity(FIRST_MEMBER, incarnation);
+                    let store = RedbStore::create(&folder, &identity).map_err(kept)?;
+                    return self.found(store, &identity);
+                }
                 Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(error = chain(&error), "the registry did not name the founder");
@@ -153,7 +162,9 @@ impl Starter {
         Ok(founds.then_some(bootstrap.incarnation))
     }
 
-    fn found(&self, folder: &Path, incarnation: Incarnation) -> Result<(), AgentError> {
+    /// Writes the group's first state to an empty log, and starts its first member.
+    fn found(&self, mut store: RedbStore, identity: &StoreIdentity) -> Result<(), AgentError> {
+        let incarnation = Incarnation(identity.incarnation);
         let (config, group) = (&self.shared.config, self.shared.group.clone());
         let founder = Founder {
             server: self.shared.server().clone(),
@@ -164,14 +175,11 @@ impl Starter {
         };
         let state = founding_state(group.clone(), incarnation, founder);
         let data = serde_json::to_vec(&state).expect("a state has text keys only");
-        let identity = self.identity(FIRST_MEMBER, incarnation);
-        let mut store =
-            RedbStore::create(folder, &identity).map_err(AgentError::kept("group's log"))?;
         let founding = Config::new(group.as_str(), incarnation.0, identity.raft_id);
         Node::bootstrap(&mut store, &founding, [identity.raft_id], data)
             .map_err(MemberError::Node)?;
         tracing::info!(%group, %incarnation, "founding the group");
-        self.start(store, &identity)
+        self.start(store, identity)
     }
 
     /// Starts the thread, its connections and the leader's duties.
@@ -199,7 +207,7 @@ impl Starter {
         };
         let shell = Shell::new(member, Arc::clone(&shared.contacts), outputs);
         let (thread_ends, thread_ended) = watch::channel(false);
-        self.run_thread(shell, queue, SetAtEnd(thread_ends))?;
+        run_thread(shared.tasks.clone(), thread_ends, move || shell.run(&queue))?;
         let handle = MemberHandle {
             member: MemberId(identity.raft_id.0),
             incarnation,
@@ -209,8 +217,8 @@ impl Starter {
         };
         duties::spawn(shared, &handle);
         shared.tasks.spawn("watch of the state", learn(Arc::clone(shared), view));
-        let watch = watch_incarnation(Arc::clone(shared), handle.clone(), self.orders.clone());
-        shared.tasks.spawn_or_end("watch of the incarnation", watch);
+        let watch = watch_retirement(Arc::clone(shared), handle.clone());
+        shared.tasks.spawn_or_end("watch of the membership", watch);
         shared.member.send_replace(Some(handle));
         Ok(())
     }
@@ -225,45 +233,55 @@ impl Starter {
         let mut senders = Senders::new(net, tokio::runtime::Handle::current());
         Box::new(move |envelope| senders.send(envelope))
     }
-
-    fn run_thread(
-        &self,
-        shell: Shell,
-        queue: Receiver<Queued>,
-        at_end: SetAtEnd,
-    ) -> Result<(), AgentError> {
-        let tasks = self.shared.tasks.clone();
-        let thread = move || {
-            let _at_end = at_end;
-            // A broken invariant panics: the replica stops, and so does the agent, loudly.
-            let run = std::panic::AssertUnwindSafe(move || shell.run(&queue));
-            let error = match std::panic::catch_unwind(run) {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => AgentError::Member(error),
-                Err(_) => AgentError::Panicked("member"),
-            };
-            tasks.end(error);
-        };
-        std::thread::Builder::new()
-            .name("member".into())
-            .spawn(thread)
-            .map(drop)
-            .map_err(AgentError::Thread)
-    }
 }
 
-/// Keeps the log of a past incarnation beside the present one, for people. It is never opened
-/// again.
-fn set_aside(
-    folder: &Path,
-    identity: &StoreIdentity,
+/// Moves the log of a member out of the way, for people; it is never opened again. Its number is
+/// never used again, and what its log had, the group has.
+pub(crate) fn retire(
+    data_dir: &Path,
     incarnation: Incarnation,
+    member: MemberId,
 ) -> Result<(), AgentError> {
-    let aside = folder.with_file_name(format!("member.old-{}", identity.incarnation));
-    tracing::warn!(%incarnation, aside = %aside.display(), "group recovered; old log set aside");
-    let fail = |source| AgentError::File { path: folder.to_owned(), what: "set aside", source };
-    std::fs::rename(folder, aside).map_err(fail)?;
-    std::fs::create_dir_all(folder).map_err(fail)
+    let folder = data_dir.join(FOLDER);
+    let name = format!("{FOLDER}.retired-{incarnation}-{member}");
+    let mut aside = data_dir.join(&name);
+    // An operator may have put the same log back: both are kept.
+    let mut number = 1;
+    while aside.symlink_metadata().is_ok() {
+        number += 1;
+        aside = data_dir.join(format!("{name}.{number}"));
+    }
+    tracing::warn!(%incarnation, %member, aside = %aside.display(), "member retired; log kept");
+    std::fs::rename(&folder, aside).map_err(|source| AgentError::File {
+        path: folder,
+        what: "set aside",
+        source,
+    })
+}
+
+/// Runs a member on its thread. Its end by an error or a panic ends the agent; `ended` is set as
+/// the thread's last act.
+fn run_thread(
+    tasks: Tasks,
+    ended: watch::Sender<bool>,
+    run: impl FnOnce() -> Result<(), MemberError> + Send + 'static,
+) -> Result<(), AgentError> {
+    let at_end = SetAtEnd(ended);
+    let thread = move || {
+        let _at_end = at_end;
+        // A broken invariant panics: the replica stops, and so does the agent, loudly.
+        let error = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => AgentError::Member(error),
+            Err(_) => AgentError::Panicked("member"),
+        };
+        tasks.end(error);
+    };
+    std::thread::Builder::new()
+        .name("member".into())
+        .spawn(thread)
+        .map(drop)
+        .map_err(AgentError::Thread)
 }
 
 /// Says that the thread is over when it is dropped, as its last act.
@@ -290,28 +308,23 @@ async fn present_incarnation(shared: &Shared) -> Option<Incarnation> {
 }
 
 /// Ends the agent when the group was recovered, or gave this server another member.
-async fn watch_incarnation(
-    shared: Arc<Shared>,
-    handle: MemberHandle,
-    orders: watch::Receiver<Option<Arc<Received>>>,
-) -> Result<(), AgentError> {
+async fn watch_retirement(shared: Arc<Shared>, handle: MemberHandle) -> Result<(), AgentError> {
+    let MemberHandle { incarnation, member, view, .. } = handle;
     let mut look = 0;
     loop {
         look += 1;
         tokio::time::sleep(Duration::from_millis(LOOK_EVERY_MS)).await;
-        let other = orders.borrow().as_ref().is_some_and(|received| {
-            received.fresh(cohort_host::boot_time_ms())
-                && carries_another(&received.orders, handle.incarnation, handle.member)
+        let orders = shared.orders.borrow().clone();
+        let mut retired = orders.is_some_and(|received| {
+            carries_another(&received, boot_time_ms(), incarnation, member)
         });
-        if other {
-            return Err(AgentError::OtherMember(handle.member));
+        let has_leader = view.borrow().raft.leader.is_some();
+        if !retired && asks_for_incarnation(look, has_leader) {
+            let present = present_incarnation(&shared).await;
+            retired = present.is_some_and(|present| present > incarnation);
         }
-        let has_leader = handle.view().raft.leader.is_some();
-        if asks_for_incarnation(look, has_leader)
-            && let Some(present) = present_incarnation(&shared).await
-            && present > handle.incarnation
-        {
-            return Err(AgentError::NewIncarnation(present));
+        if retired {
+            return Err(AgentError::Retired { incarnation, member });
         }
     }
 }
@@ -323,32 +336,37 @@ async fn learn(shared: Arc<Shared>, mut view: watch::Receiver<Arc<View>>) {
             let now = Arc::clone(&view.borrow_and_update());
             shared.learn_members(&now.state.member_addresses());
             shared.contacts.retain(|server| now.state.servers.contains_key(server));
-            let metrics = &shared.metrics;
-            metrics.raft_term.set(now.raft.term.0.cast_signed());
-            metrics.raft_commit_index.set(now.raft.commit.0.cast_signed());
-            metrics.raft_is_leader.set(now.raft.is_leader().into());
-            let dropped = now.raft.dropped;
-            for (reason, count) in [
-                ("stranger", dropped.strangers),
-                ("late", dropped.late),
-                ("malformed", dropped.malformed),
-            ] {
-                let counter = metrics.raft_dropped.get_or_create(&Dropped { reason });
-                counter.inner().store(count, Ordering::Relaxed);
-            }
-            metrics.rollout.clear();
-            for (id, app) in &now.state.apps {
-                let release = app.phase.rollout().map_or("", |r| r.release.version.as_str());
-                let labels = Rollout {
-                    app: id.to_string(),
-                    state: app.phase.name().as_str().to_owned(),
-                    release: release.to_owned(),
-                };
-                metrics.rollout.get_or_create(&labels).set(1);
-            }
+            measure(&shared.metrics, &now);
         }
         if view.changed().await.is_err() {
             return;
         }
     }
 }
+
+fn measure(metrics: &Metrics, now: &View) {
+    metrics.raft_term.set(now.raft.term.0.cast_signed());
+    metrics.raft_commit_index.set(now.raft.commit.0.cast_signed());
+    metrics.raft_is_leader.set(now.raft.is_leader().into());
+    let dropped = now.raft.dropped;
+    for (reason, count) in
+        [("stranger", dropped.strangers), ("late", dropped.late), ("malformed", dropped.malformed)]
+    {
+        let counter = metrics.raft_dropped.get_or_create(&Dropped { reason });
+        counter.inner().store(count, Ordering::Relaxed);
+    }
+    metrics.rollout.clear();
+    for (id, app) in &now.state.apps {
+        let release = app.phase.rollout().map_or("", |r| r.release.version.as_str());
+        let labels = Rollout {
+            app: id.to_string(),
+            state: app.phase.name().as_str().to_owned(),
+            release: release.to_owned(),
+        };
+        metrics.rollout.get_or_create(&labels).set(1);
+    }
+}
+
+#[cfg(test)]
+#[path = "membership_test.rs"]
+mod membership_test;

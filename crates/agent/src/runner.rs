@@ -43,7 +43,7 @@ impl Runner {
     pub(crate) async fn run(self) -> Result<(), AgentError> {
         let reporter = Reporter::spawn(&self.shared);
         let mut apps = BTreeSet::new();
-        for app in self.apps_on_disk()? {
+        for app in self.shared.apps_on_disk()? {
             self.start_app(&app, &reporter).await?;
             apps.insert(app);
         }
@@ -195,25 +195,18 @@ impl Runner {
         self.shared.client.call_json(&target, call).await
     }
 
-    fn apps_on_disk(&self) -> Result<Vec<AppId>, AgentError> {
-        let folder = self.shared.config.data_dir.join("apps");
-        let fail = |source| AgentError::File { path: folder.clone(), what: "read", source };
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(fail(error)),
-        };
-        let mut apps = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(fail)?.file_name();
-            if let Some(app) = name.to_str().and_then(|name| AppId::new(name).ok()) {
-                apps.push(app);
-            }
-        }
-        Ok(apps)
+    async fn start_app(&self, app: &AppId, reporter: &Reporter) -> Result<(), AgentError> {
+        let task = self.open_app(app, reporter).await?;
+        let running = async move { task.run().await.map_err(AgentError::Host) };
+        self.shared.tasks.spawn_on(&self.apps, "app", running);
+        Ok(())
     }
 
-    async fn start_app(&self, app: &AppId, reporter: &Reporter) -> Result<(), AgentError> {
+    pub(crate) async fn open_app(
+        &self,
+        app: &AppId,
+        reporter: &Reporter,
+    ) -> Result<AppTask, AgentError> {
         let config = &self.shared.config;
         let host_config = AppHostConfig {
             state_dir: config.data_dir.clone(),
@@ -231,20 +224,16 @@ impl Runner {
             tokio::task::spawn_blocking(move || AppHost::open(host_config, named, controls)).await;
         let host = opened.map_err(|_| AgentError::Panicked("start of an app"))??;
         self.shared.readiness.add(app, host.traffic());
-        let task = AppTask {
+        Ok(AppTask {
             shared: Arc::clone(&self.shared),
             app: app.clone(),
             host,
             reporter: reporter.clone(),
-        };
-        let changes = Changes {
-            orders: self.shared.orders.subscribe(),
-            fetched: self.shared.downloads.statuses(),
-            killed: self.shared.kill.subscribe(),
-            confirmed: reporter.confirmed(),
-        };
-        let running = async move { task.run(changes).await.map_err(AgentError::Host) };
-        self.shared.tasks.spawn_on(&self.apps, "app", running);
-        Ok(())
+            changes: Changes::new(app.clone(), &self.shared, reporter),
+        })
     }
 }
+
+#[cfg(test)]
+#[path = "runner_test.rs"]
+mod runner_test;

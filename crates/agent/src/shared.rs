@@ -1,6 +1,7 @@
 //! State shared by the agent's tasks, and calls to the member and between members.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::config::AgentConfig;
 use crate::contacts::{SharedContacts, monotonic_ms};
+use crate::error::AgentError;
 use crate::killswitch::KillSwitch;
 use crate::member::{Inputs, View};
 use crate::metrics::Metrics;
@@ -138,14 +140,27 @@ impl Shared {
     /// What all apps together want kept; none while an app on disk has not said so yet.
     pub(crate) fn keep_of_all(&self) -> Option<BTreeSet<Digest>> {
         let kept = self.kept.lock();
-        let on_disk = std::fs::read_dir(self.config.data_dir.join("apps")).ok()?;
-        for entry in on_disk {
-            let name = entry.ok()?.file_name();
-            if !kept.contains_key(name.to_str()?) {
-                return None;
-            }
+        let on_disk = self.apps_on_disk().ok()?;
+        let said = !on_disk.is_empty() && on_disk.iter().all(|app| kept.contains_key(app));
+        said.then(|| kept.values().flatten().cloned().collect())
+    }
+
+    /// The apps that have a record here. Other files and directories next to them are ignored.
+    pub(crate) fn apps_on_disk(&self) -> Result<BTreeSet<AppId>, AgentError> {
+        let folder = self.config.data_dir.join("apps");
+        let fail = |source| AgentError::File { path: folder.clone(), what: "read", source };
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            Err(error) => return Err(fail(error)),
+        };
+        let mut apps = BTreeSet::new();
+        for entry in entries {
+            let entry = entry.map_err(fail)?;
+            let app = entry.file_name().to_str().and_then(|name| AppId::new(name).ok());
+            apps.extend(app.filter(|_| entry.path().is_dir()));
         }
-        Some(kept.values().flatten().cloned().collect())
+        Ok(apps)
     }
 
     /// The control port of a server's agent.

@@ -16,7 +16,7 @@ async fn no_artifact_may_go_before_every_app_on_disk_has_said_what_it_keeps() {
     let lab = Lab::new().await;
     let shared = lab.agent("s1", None).await;
     let app_on_disk = |name: &str| fs::create_dir_all(lab.path("s1").join("apps").join(name));
-    assert_eq!(shared.keep_of_all(), None, "the folder of apps cannot be read");
+    assert_eq!(shared.keep_of_all(), None, "no app is on the disk");
     app_on_disk("web").unwrap();
     assert_eq!(shared.keep_of_all(), None);
     shared.keep(&web(), digests(&["aa", "bb"]));
@@ -27,6 +27,25 @@ async fn no_artifact_may_go_before_every_app_on_disk_has_said_what_it_keeps() {
     assert_eq!(shared.keep_of_all(), Some(digests(&["aa", "bb", "cc"])));
     shared.keep(&web(), BTreeSet::new());
     assert_eq!(shared.keep_of_all(), Some(digests(&["bb", "cc"])), "the last word counts");
+}
+
+#[tokio::test]
+async fn only_directories_named_like_an_app_are_apps() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    assert!(shared.apps_on_disk().unwrap().is_empty(), "before the first app");
+    let apps = lab.path("s1").join("apps");
+    for folder in ["web", "lost+found", ".web.old"] {
+        fs::create_dir_all(apps.join(folder)).unwrap();
+    }
+    fs::write(apps.join("notes"), "a file whose name an app could have").unwrap();
+    assert_eq!(shared.apps_on_disk().unwrap(), BTreeSet::from([web()]));
+    shared.keep(&web(), digests(&["aa"]));
+    assert_eq!(shared.keep_of_all(), Some(digests(&["aa"])), "what else is there keeps nothing");
+    fs::remove_dir_all(&apps).unwrap();
+    fs::write(&apps, "").unwrap();
+    assert!(shared.apps_on_disk().is_err());
+    assert_eq!(shared.keep_of_all(), None);
 }
 
 #[tokio::test]

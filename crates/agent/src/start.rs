@@ -33,7 +33,7 @@ use crate::config::{AgentConfig, Reload};
 use crate::error::AgentError;
 use crate::join::{Joined, advertised, check_advertised, join};
 use crate::killswitch::KillSwitch;
-use crate::membership::Starter;
+use crate::membership::{Starter, retire};
 use crate::metrics::Metrics;
 use crate::net::{AddressBook, Net, take};
 use crate::probe::{Readiness, router as probe_router};
@@ -58,27 +58,15 @@ pub async fn run(
     prepare(&config)?;
     loop {
         match live(&config, &reload, &shutdown).await {
-            Err(AgentError::NewIncarnation(incarnation)) => {
-                tracing::warn!(%incarnation, "group recovered, starting over");
-            }
-            Err(AgentError::OtherMember(member)) => {
-                // A member id is never used again; what its log had, the group has.
-                let folder = config.data_dir.join("member");
-                let aside = config.data_dir.join(format!("member.retired-{member}"));
-                let path = aside.display();
-                tracing::warn!(%member, aside = %path, "carrying another member, old log kept");
-                std::fs::rename(&folder, &aside).map_err(|source| AgentError::File {
-                    path: folder,
-                    what: "set aside",
-                    source,
-                })?;
+            Err(AgentError::Retired { incarnation, member }) => {
+                retire(&config.data_dir, incarnation, member)?;
             }
             ended => return ended,
         }
     }
 }
 
-/// Runs until `shutdown`, or until this agent has to start over: a new incarnation, another member.
+/// Runs until `shutdown`, or until this agent has to start over: its member is retired.
 async fn live(
     config: &AgentConfig,
     reload: &Reload,

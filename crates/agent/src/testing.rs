@@ -4,17 +4,26 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use cohort_artifact::{Keys, Lifetimes, PublishRequest, Repository};
 use cohort_consensus::{Config, Node, RaftId};
 use cohort_core::command::{COMMAND_VERSION, Command};
-use cohort_core::ids::{AppId, Incarnation, MemberId, Revision, ServerId};
-use cohort_core::orders::FetchOrder;
+use cohort_core::ids::{AppId, Generation, Incarnation, MemberId, Revision, ServerId};
+use cohort_core::orders::{
+    ActivationOrder, AppOrders, Fence, FetchOrder, MemberOrder, Orders, Purpose,
+};
+use cohort_core::release::{Release, Rollback};
 use cohort_core::{Body, State};
+use cohort_host::{
+    Controls, ServiceControl, ServiceError, ServiceSpec, ServiceState, ServiceStatus, boot_time_ms,
+};
 use cohort_identity::{Alpn, Authority, ClientAuth, Peer, PeerName, Role, UnixTime};
 use cohort_registry::{EmbeddedRegistry, Registry};
+use cohort_server::asking::Received;
 use cohort_server::member::{Input, Member, Proposed, View};
 use cohort_server::membership::{Founder, founding_state};
 use cohort_store::{Identity, RedbStore};
@@ -22,6 +31,7 @@ use cohort_wire::http::{Handler, serve};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::config::AgentConfig;
@@ -29,6 +39,7 @@ use crate::control;
 use crate::join::Joined;
 use crate::member::{Inputs, Notes, Outputs, Queued, Shell, Waiter};
 use crate::metrics::{Metrics, TimedStore};
+use crate::runner::Runner;
 use crate::shared::{MemberHandle, Shared};
 use crate::start::open;
 use crate::tasks::Tasks;
@@ -100,20 +111,13 @@ impl Lab {
         std::fs::create_dir_all(&data_dir).unwrap();
         let config = serde_json::json!({
             "server": server, "platform": PLATFORM, "data_dir": data_dir,
+            "install_dir": data_dir.join("install"),
             // A look after this long is not seen by any test.
             "poll_interval": "1h",
         });
         let config: AgentConfig = serde_json::from_value(config).unwrap();
-        let joined = Joined {
-            schema: 1,
-            hub: PeerName::new("hub").unwrap(),
-            hub_addresses: vec!["127.0.0.1:1".to_owned()],
-            trusted_root,
-            mirrors: mirror.iter().map(|path| path.display().to_string()).collect(),
-            group: GROUP.parse().unwrap(),
-            labels: BTreeMap::new(),
-            members: Vec::new(),
-        };
+        let mirrors = mirror.iter().map(|path| path.display().to_string()).collect();
+        let joined = Joined { trusted_root, mirrors, ..joined() };
         let (tasks, _ends) = Tasks::new();
         open(&config, &joined, &self.slot(server), tasks).await.unwrap()
     }
@@ -199,12 +203,127 @@ impl Lab {
     }
 }
 
+/// What the hub said to a server that joined: of a hub that nobody runs.
+pub(crate) fn joined() -> Joined {
+    Joined {
+        schema: 1,
+        hub: PeerName::new("hub").unwrap(),
+        hub_addresses: vec!["127.0.0.1:1".to_owned()],
+        trusted_root: None,
+        mirrors: Vec::new(),
+        group: GROUP.parse().unwrap(),
+        labels: BTreeMap::new(),
+        members: Vec::new(),
+    }
+}
+
 /// The order to fetch what is on the channel.
 pub(crate) async fn order(shared: &Shared) -> FetchOrder {
     let repository = shared.repository.as_ref().unwrap();
     let (channel, platform) = ("stable".parse().unwrap(), PLATFORM.parse().unwrap());
     let offer = repository.latest(&web(), &channel, &platform).await.unwrap();
     FetchOrder { release: offer.release(), from_mirror: true, sources: Vec::new() }
+}
+
+/// A manager of services whose services run, or not, as the test says.
+#[derive(Debug, Default)]
+pub(crate) struct Guard {
+    pub(crate) down: AtomicBool,
+}
+
+#[async_trait]
+impl ServiceControl for Guard {
+    async fn start(&self, _: &ServiceSpec) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    async fn stop(&self, _: &str, _: Duration) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    async fn status(&self, _: &str) -> Result<ServiceStatus, ServiceError> {
+        let state = match self.down.load(Ordering::Relaxed) {
+            true => ServiceState::Waiting,
+            false => ServiceState::Running { pid: 1 },
+        };
+        Ok(ServiceStatus { state, ..ServiceStatus::default() })
+    }
+}
+
+/// The runner of an agent, with apps on the test's own runtime.
+pub(crate) fn runner(shared: &Arc<Shared>, guard: &Arc<Guard>) -> Runner {
+    let controls = Controls { guard: Arc::clone(guard) as _, systemd: None };
+    Runner { apps: Handle::current(), shared: Arc::clone(shared), controls, run_as: None }
+}
+
+/// A release whose artifact exists nowhere.
+pub(crate) fn release(version: &str) -> Release {
+    Release {
+        version: version.parse().unwrap(),
+        platform: PLATFORM.parse().unwrap(),
+        artifact: "ab".repeat(32).parse().unwrap(),
+        manifest: "cd".repeat(32).parse().unwrap(),
+        length: 1,
+        rollback: Rollback::Revert,
+    }
+}
+
+/// An installation of `web` that Cohort finds on the server.
+pub(crate) fn install(shared: &Shared) -> Release {
+    let release = release("1.0.0");
+    let web = shared.config.install_dir.join("web");
+    let name = format!("releases/1.0.0-{}", &release.artifact.as_str()[..12]);
+    std::fs::create_dir_all(web.join(&name)).unwrap();
+    let marker = serde_json::json!({ "schema": 1, "release": release }).to_string();
+    std::fs::write(web.join(&name).join(".cohort-release.json"), marker).unwrap();
+    let service = "[service]\ncommand = [\"./run\"]\n";
+    std::fs::write(web.join(&name).join("cohort.toml"), service).unwrap();
+    std::os::unix::fs::symlink(name, web.join("current")).unwrap();
+    release
+}
+
+/// Orders for `web`: to run this release, and nothing to do.
+pub(crate) fn web_runs(release: Option<Release>) -> AppOrders {
+    AppOrders {
+        app: web(),
+        fetch: Vec::new(),
+        activation: None,
+        run: release,
+        owes: false,
+        checks: Vec::new(),
+        keep: Vec::new(),
+    }
+}
+
+/// The order for this change of `web`, which may begin.
+pub(crate) fn activation(generation: u64, release: Option<Release>) -> ActivationOrder {
+    ActivationOrder {
+        fence: Fence { incarnation: Incarnation(1), generation: Generation(generation) },
+        release,
+        undo_to: None,
+        purpose: Purpose::Wave,
+        avoid: Vec::new(),
+        drain_ms: 0,
+        min_healthy_ms: 0,
+        healthy_deadline_ms: 1_000,
+        confirm_within_ms: 30_000,
+        warm_up_ms: 0,
+        checks: Vec::new(),
+        begin: true,
+    }
+}
+
+/// Orders of the first incarnation, asked for now and fresh for the time of a test.
+pub(crate) fn received(apps: Vec<AppOrders>, member: Option<u64>) -> Received {
+    let orders = Orders {
+        group: GROUP.parse().unwrap(),
+        incarnation: Incarnation(1),
+        server: server("s1"),
+        apps,
+        member: member.map(|member| MemberOrder { member: MemberId(member) }),
+        members: Vec::new(),
+    };
+    Received { orders, asked_ms: boot_time_ms(), valid_ms: 600_000, leader: None }
 }
 
 /// A group of one server, `s1`.

@@ -59,10 +59,14 @@ impl RunningChecks {
         RunningChecks { health, _board: board, _looks: looks }
     }
 
-    /// The health as all checks and the service's state show it together.
-    #[must_use]
-    pub fn health(&self) -> watch::Receiver<Health> {
-        self.health.clone()
+    /// The health as all checks and the service's state show it together; seen from now on.
+    pub fn health(&mut self) -> Health {
+        self.health.borrow_and_update().clone()
+    }
+
+    /// Waits until the health changes again after it was seen.
+    pub async fn changed(&mut self) {
+        self.health.changed().await.expect("its sender is on the board, which is kept here");
     }
 }
 

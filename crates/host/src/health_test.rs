@@ -42,22 +42,35 @@ async fn two_looks_in_a_row_decide() {
     let first = Health { in_service: true, reason: String::new() };
     let service = Some((control, "web".to_owned()));
     let began = tokio::time::Instant::now();
-    let checks = RunningChecks::spawn(&[], CheckContext::default(), service, &first);
-    let mut health = checks.health();
-    health.changed().await.unwrap();
-    assert!(!health.borrow_and_update().in_service);
+    let mut checks = RunningChecks::spawn(&[], CheckContext::default(), service, &first);
+    checks.changed().await;
+    assert!(!checks.health().in_service);
     assert_eq!(began.elapsed().as_secs(), 4, "the second `no` in a row");
-    health.changed().await.unwrap();
-    assert!(health.borrow_and_update().in_service);
+    checks.changed().await;
+    assert!(checks.health().in_service);
     assert_eq!(began.elapsed().as_secs(), 8, "the second `yes` in a row");
+    let news = tokio::time::timeout(Duration::from_secs(60), checks.changed()).await;
+    assert!(news.is_err(), "a change is news once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_was_seen_is_not_waited_for() {
+    let control: Arc<dyn ServiceControl> = Arc::new(Script(Mutex::new([false].into())));
+    let first = Health { in_service: true, reason: String::new() };
+    let service = Some((control, "web".to_owned()));
+    let mut checks = RunningChecks::spawn(&[], CheckContext::default(), service, &first);
+    // By the test's clock.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(!checks.health().in_service);
+    let news = tokio::time::timeout(Duration::from_secs(60), checks.changed()).await;
+    assert!(news.is_err(), "{news:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn where_nothing_is_looked_at_there_is_never_news() {
     let first = Health { in_service: true, reason: String::new() };
-    let checks = RunningChecks::spawn(&[], CheckContext::default(), None, &first);
-    let mut health = checks.health();
-    let news = tokio::time::timeout(Duration::from_secs(60), health.changed()).await;
+    let mut checks = RunningChecks::spawn(&[], CheckContext::default(), None, &first);
+    let news = tokio::time::timeout(Duration::from_secs(60), checks.changed()).await;
     assert!(news.is_err(), "{news:?}");
-    assert_eq!(*health.borrow(), first);
+    assert_eq!(checks.health(), first);
 }

@@ -12,8 +12,10 @@ use cohort_core::policy::Check;
 use cohort_core::release::Release;
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{
-    AppRecord, BootTime, Progress, Reached, StepAction, StepWait, Told, next_action,
+    AppRecord, BootTime, LocalApp, Progress, Reached, StepAction, StepWait, Told, next_action,
 };
+
+use crate::asking::Received;
 
 /// The longest time between two looks, in milliseconds.
 const LOOK_MS_MAX: u64 = 1_000;
@@ -29,7 +31,7 @@ const FOUND_EVERY_MS: u64 = 5_000;
 pub struct Sight<'a> {
     pub now: BootTime<'a>,
     pub orders: Option<&'a AppOrders>,
-    /// The orders are still valid; see [`Received::fresh`](crate::asking::Received::fresh).
+    /// The orders are still valid; see [`Received::fresh`].
     pub orders_fresh: bool,
     /// The kill switch is latched on this server.
     pub killed: bool,
@@ -70,9 +72,14 @@ pub enum Effect {
     /// Persist finished steps that are not on disk yet: what follows may take long.
     WriteDown,
     /// Take the step; look again when it has ended. Always the last effect.
-    Act(StepAction),
+    Act {
+        action: StepAction,
+        running: Running,
+    },
     /// Return to traffic for as long as the kill switch is on.
-    Undrain,
+    Undrain {
+        running: Running,
+    },
     /// Progress, for people; `None` if idle.
     Doing(Option<Doing>),
     /// Take traffic, as far as the record allows it.
@@ -161,7 +168,9 @@ impl App {
                 self.watched = None;
                 self.health = None;
                 self.booted = true;
-                effects.extend([Effect::Unwatch, Effect::Unfit(None), Effect::Act(action)]);
+                let running = Running::new(&action, sight);
+                let act = Effect::Act { action, running };
+                effects.extend([Effect::Unwatch, Effect::Unfit(None), act]);
             }
         }
         effects
@@ -216,7 +225,7 @@ impl App {
     ) {
         effects.push(Effect::WriteDown);
         if *step == StepAction::Wait(StepWait::KillSwitch) && sight.record.undrain_to().is_some() {
-            effects.push(Effect::Undrain);
+            effects.push(Effect::Undrain { running: Running::undraining(sight) });
         }
         effects.push(Effect::Doing(match step {
             StepAction::Wait(StepWait::Fetching) => Some(Doing::Fetching),
@@ -351,8 +360,7 @@ pub struct Running {
 
 impl Running {
     /// The action starts now.
-    #[must_use]
-    pub fn new(action: &StepAction, sight: &Sight<'_>) -> Running {
+    fn new(action: &StepAction, sight: &Sight<'_>) -> Running {
         let known = sight.record.local.activation.as_ref().map(|a| a.order.fence);
         let (fence, undoing) = match action {
             StepAction::Accept { order, .. } => (order.fence, false),
@@ -373,8 +381,7 @@ impl Running {
     }
 
     /// Traffic is returned until something newer is ordered.
-    #[must_use]
-    pub fn undraining(sight: &Sight<'_>) -> Running {
+    fn undraining(sight: &Sight<'_>) -> Running {
         let known = sight.record.local.activation.as_ref().map(|a| a.order.fence);
         let ordered = sight.orders.and_then(|o| o.activation.as_ref()).map(|order| order.fence);
         let fence = known.max(ordered).unwrap_or_default();
@@ -382,16 +389,17 @@ impl Running {
     }
 
     /// When it is interrupted, by the boot-time clock in milliseconds: 0 for immediately, `None`
-    /// for never. `orders` are the latest, and `asked_ms` is when they were requested.
+    /// for never. `received` are the latest orders.
     #[must_use]
-    pub fn interrupted_at_ms(&self, orders: Option<&AppOrders>, asked_ms: u64) -> Option<u64> {
-        let ordered = orders.and_then(|orders| orders.activation.as_ref());
+    pub fn interrupted_at_ms(&self, app: &AppId, received: Option<&Received>) -> Option<u64> {
+        let ordered = received.and_then(|received| received.of(app)?.activation.as_ref());
         if ordered.is_some_and(|order| order.fence > self.fence) {
             return Some(0);
         }
         let (undo_ms, counts_ms) = self.undo?;
-        let heard_ms = if asked_ms >= self.begun_ms { asked_ms + counts_ms } else { 0 };
-        Some(undo_ms.max(heard_ms))
+        let asked_ms = received.map(|received| received.asked_ms);
+        let heard_ms = asked_ms.filter(|asked_ms| *asked_ms >= self.begun_ms);
+        Some(heard_ms.map_or(undo_ms, |asked_ms| undo_ms.max(asked_ms + counts_ms)))
     }
 }
 
@@ -420,6 +428,17 @@ impl Announced {
         }
         self.0.retain(|key| ordered.contains(key));
         news
+    }
+}
+
+/// Whether the pre-flight checks passed, after `step` ended; `None` if it was another step, or was
+/// interrupted.
+#[must_use]
+pub fn preflight_result(step: Step, local: &LocalApp) -> Option<bool> {
+    match (step, &local.activation.as_ref()?.progress) {
+        (Step::Check, Progress::Done { step: Step::Check, .. }) => Some(true),
+        (Step::Check, Progress::Failed { step: Step::Check, .. }) => Some(false),
+        _ => None,
     }
 }
 

@@ -1,11 +1,12 @@
 use cohort_core::ids::{Digest, Generation, Incarnation};
-use cohort_core::orders::{ActivationOrder, AppOrders, Fence, FetchOrder, Purpose};
+use cohort_core::orders::{ActivationOrder, AppOrders, Fence, FetchOrder, Orders, Purpose};
 use cohort_core::policy::Check;
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{AppRecord, BootTime, Reached, StepAction};
 
-use super::{Announced, App, Doing, Effect, Running, Sight};
+use super::{Announced, App, Doing, Effect, Running, Sight, preflight_result};
+use crate::asking::Received;
 
 const PATIENCE_MS: u64 = 60_000;
 
@@ -49,6 +50,19 @@ fn orders(activation: Option<ActivationOrder>, run: Option<&str>) -> AppOrders {
         checks: Vec::<Check>::new(),
         keep: Vec::new(),
     }
+}
+
+/// These orders, requested at this time.
+fn received(orders: &AppOrders, asked_ms: u64) -> Received {
+    let orders = Orders {
+        group: "intel.a".parse().unwrap(),
+        incarnation: Incarnation(1),
+        server: "s1".parse().unwrap(),
+        apps: vec![orders.clone()],
+        member: None,
+        members: Vec::new(),
+    };
+    Received { orders, asked_ms, valid_ms: 0, leader: None }
 }
 
 fn now(ms: u64) -> BootTime<'static> {
@@ -156,7 +170,9 @@ fn a_step_ends_the_running_checks_and_comes_last() {
     let next = order(1, "2.0.0", Purpose::Wave);
     world.orders = Some(orders(Some(next.clone()), Some("1.0.0")));
     let accept = StepAction::Accept { order: next, step: Step::Prepare };
-    assert_eq!(world.look(), [Effect::Unwatch, Effect::Unfit(None), Effect::Act(accept)]);
+    let effects = world.look();
+    assert_eq!(effects[..2], [Effect::Unwatch, Effect::Unfit(None)]);
+    assert!(matches!(&effects[2..], [Effect::Act { action, .. }] if *action == accept));
 }
 
 #[test]
@@ -166,7 +182,7 @@ fn without_room_for_reports_no_step_begins() {
     world.room = false;
     assert_eq!(world.look(), [Effect::WriteDown]);
     world.room = true;
-    assert!(matches!(world.look().last(), Some(Effect::Act(_))));
+    assert!(matches!(world.look().last(), Some(Effect::Act { .. })));
 }
 
 #[test]
@@ -212,9 +228,20 @@ fn the_kill_switch_gives_traffic_back_to_a_drained_server() {
     world.record.done(Step::Drain, 1);
     world.orders = Some(orders(Some(next), Some("1.0.0")));
     world.killed = true;
-    assert!(world.look().contains(&Effect::Undrain));
+    let undrain = |world: &mut World| {
+        world.look().into_iter().find_map(|effect| match effect {
+            Effect::Undrain { running } => Some(running),
+            _ => None,
+        })
+    };
+    let running = undrain(&mut world).unwrap();
+    let interrupted = |generation| {
+        let ordered = orders(Some(order(generation, "2.0.0", Purpose::Wave)), None);
+        running.interrupted_at_ms(&ordered.app, Some(&received(&ordered, 0)))
+    };
+    assert_eq!((interrupted(1), interrupted(2)), (None, Some(0)), "until something newer");
     world.record.undrained();
-    assert!(!world.look().contains(&Effect::Undrain));
+    assert_eq!(undrain(&mut world), None);
 }
 
 #[test]
@@ -257,16 +284,42 @@ fn a_step_is_interrupted_by_a_newer_order_or_when_the_group_is_out_of_reach() {
     let run = StepAction::Run { step: Step::Stop, attempt: 1 };
     let running = world.see(|_, sight| Running::new(&run, sight));
     let same = orders(Some(next), None);
-    assert_eq!(running.interrupted_at_ms(Some(&same), 0), Some(30_000));
-    assert_eq!(running.interrupted_at_ms(Some(&same), 20_000), Some(50_000), "heard of again");
+    let at = |running: Running, orders: &AppOrders, asked_ms| {
+        running.interrupted_at_ms(&"web".parse().unwrap(), Some(&received(orders, asked_ms)))
+    };
+    assert_eq!(at(running, &same, 0), Some(30_000));
+    assert_eq!(at(running, &same, 20_000), Some(50_000), "heard of again");
+    assert_eq!(running.interrupted_at_ms(&same.app, None), Some(30_000), "never heard of");
     let newer = orders(Some(order(2, "1.0.0", Purpose::RollBack)), None);
-    assert_eq!(running.interrupted_at_ms(Some(&newer), 0), Some(0));
+    assert_eq!(at(running, &newer, 0), Some(0));
+    let other = AppOrders { app: "db".parse().unwrap(), ..newer };
+    assert_eq!(at(running, &other, 0), Some(30_000), "newer orders of another app");
+    world.ms = 1_000;
+    let later = world.see(|_, sight| Running::new(&run, sight));
+    assert_eq!(at(later, &same, 999), at(later, &same, 0), "asked for before the step began");
     world.confirmed = Some(Fence { incarnation: Incarnation(1), generation: Generation(1) });
     let running = world.see(|_, sight| Running::new(&run, sight));
-    assert_eq!(running.interrupted_at_ms(Some(&same), 0), None, "confirmed: nothing to undo");
+    assert_eq!(at(running, &same, 0), None, "confirmed: nothing to undo");
     let undo = StepAction::Undo { reason: String::new(), attempt: 1 };
     let running = world.see(|_, sight| Running::new(&undo, sight));
-    assert_eq!(running.interrupted_at_ms(Some(&same), 0), None, "going back is not interrupted");
+    assert_eq!(at(running, &same, 0), None, "going back is not interrupted");
+}
+
+#[test]
+fn only_pre_flight_checks_that_ended_have_a_result() {
+    let mut record = AppRecord::default();
+    assert_eq!(preflight_result(Step::Check, &record.local), None);
+    record.accept(order(1, "2.0.0", Purpose::Wave), Step::Prepare, |_| true, now(0));
+    record.done(Step::Start, 1);
+    assert_eq!(preflight_result(Step::Start, &record.local), None);
+    record.begin(Step::Check, 1, now(0));
+    assert_eq!(preflight_result(Step::Check, &record.local), None, "interrupted");
+    record.done(Step::Check, 1);
+    assert_eq!(preflight_result(Step::Check, &record.local), Some(true));
+    assert_eq!(preflight_result(Step::WarmUp, &record.local), None, "counted before");
+    let failure = record.given_up(1);
+    record.fail(Step::Check, 1, failure);
+    assert_eq!(preflight_result(Step::Check, &record.local), Some(false));
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //! One request is open at a time. The shell sends it to a member and steps with the response; after
 //! [`Effect::Obey`] the orders are in force, and go stale by this server's own clock.
 
-use cohort_core::ids::{Incarnation, ServerId};
-use cohort_core::orders::{MemberAddress, Orders};
+use cohort_core::ids::{AppId, Incarnation, ServerId};
+use cohort_core::orders::{AppOrders, MemberAddress, Orders};
 
 /// How long orders are valid, in milliseconds from the request, by the server's own clock. 5 s:
 /// longer than the pauses of a busy machine, shorter than a partitioned server needs to do harm.
@@ -37,6 +37,12 @@ impl Received {
     #[must_use]
     pub fn fresh(&self, now_ms: u64) -> bool {
         now_ms.saturating_sub(self.asked_ms) < self.valid_ms
+    }
+
+    /// The part for one app; `None` if the group does not have it.
+    #[must_use]
+    pub fn of(&self, app: &AppId) -> Option<&AppOrders> {
+        self.orders.apps.iter().find(|orders| orders.app == *app)
     }
 }
 

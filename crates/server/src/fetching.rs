@@ -80,6 +80,25 @@ impl Fetching {
     }
 }
 
+/// The transfer to show for an app: the one for its most important artifact that has started. `S`
+/// is its state.
+///
+/// Bytes of the same version count, whatever the artifact: they may be its delta.
+#[must_use]
+pub fn shown<'a, S>(
+    orders: &AppOrders,
+    transfers: &'a [(FetchOrder, Option<S>)],
+) -> Option<(&'a FetchOrder, &'a S)> {
+    let started = |ordered: &Release| {
+        transfers.iter().find_map(|(order, state)| {
+            let same = order.release.artifact == ordered.artifact
+                || order.release.manifest == ordered.manifest;
+            state.as_ref().filter(|_| same).map(|state| (order, state))
+        })
+    };
+    orders.fetch.iter().find_map(|fetch| started(&fetch.release))
+}
+
 fn fetches(orders: &Orders) -> impl Iterator<Item = (&AppOrders, &FetchOrder)> {
     orders.apps.iter().flat_map(|app| app.fetch.iter().map(move |fetch| (app, fetch)))
 }

@@ -2,7 +2,7 @@ use cohort_core::ids::Incarnation;
 use cohort_core::orders::{AppOrders, FetchOrder, Orders, Source};
 use cohort_core::release::{Release, Rollback};
 
-use super::{Fetching, VERIFY_AGAIN_MS};
+use super::{Fetching, VERIFY_AGAIN_MS, shown};
 
 fn release(version: &str) -> Release {
     let digest = |byte: u8| format!("{byte:02x}").repeat(32).parse().unwrap();
@@ -110,4 +110,21 @@ fn the_leader_is_asked_for_the_metadata_where_an_order_names_no_source() {
     assert_eq!(sources(&orders(&one, &[]), None), []);
     let holder = [source("s3")];
     assert_eq!(sources(&orders(&one, &holder), Some(&leader)), holder);
+}
+
+#[test]
+fn the_transfer_of_the_first_artifact_that_has_started_is_shown_also_as_a_delta() {
+    let (first, second) = (release("1.0.0"), release("2.0.0"));
+    let ordered = &orders(&[first.clone(), second.clone()], &[]).apps[0];
+    let transfer = |release: &Release, state: Option<&'static str>| {
+        (FetchOrder { release: release.clone(), from_mirror: true, sources: Vec::new() }, state)
+    };
+    let shown = |transfers: &[_]| shown(ordered, transfers).map(|(_, state)| *state);
+    let foreign = transfer(&release("3.0.0"), Some("foreign"));
+    assert_eq!(shown(&[foreign.clone(), transfer(&first, None)]), None);
+    let second = transfer(&second, Some("second"));
+    assert_eq!(shown(&[foreign, transfer(&first, None), second.clone()]), Some("second"));
+    let delta = Release { artifact: release("4.0.0").artifact, ..first.clone() };
+    assert_eq!(shown(&[second.clone(), transfer(&delta, Some("delta"))]), Some("delta"));
+    assert_eq!(shown(&[second, transfer(&first, Some("first"))]), Some("first"));
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use cohort_core::command::COMMAND_VERSION;
 use cohort_core::ids::{GroupId, Incarnation, MemberId, Platform, ServerId};
-use cohort_core::orders::Orders;
 use cohort_core::{Body, Command, State};
+
+use crate::asking::Received;
 
 /// How often a member checks whether the group has a newer incarnation, in milliseconds.
 pub const LOOK_EVERY_MS: u64 = 5_000;
@@ -21,8 +22,8 @@ pub enum Found {
     Open,
     /// It belongs to another group: stop, an operator has to intervene.
     OtherGroup,
-    /// The group has this newer incarnation: put the old log aside and never open it again.
-    SetAside(Incarnation),
+    /// The group has a newer incarnation: put the old log aside and never open it again.
+    SetAside,
 }
 
 /// Judges the log on the disk, of `group` in its `incarnation`. `present` is the group's
@@ -37,7 +38,7 @@ pub fn found(
     if group != own_group.as_str() {
         return Found::OtherGroup;
     }
-    present.filter(|present| *present > incarnation).map_or(Found::Open, Found::SetAside)
+    if present.is_some_and(|present| present > incarnation) { Found::SetAside } else { Found::Open }
 }
 
 /// Whether a member asks the registry for the group's incarnation, at its `look`th check.
@@ -51,8 +52,15 @@ pub fn asks_for_incarnation(look: u64, has_leader: bool) -> bool {
 /// A server that left and came back gets another number. Orders are read through the leader, so
 /// what they say is committed; orders of another incarnation say nothing about this one.
 #[must_use]
-pub fn carries_another(orders: &Orders, incarnation: Incarnation, own: MemberId) -> bool {
-    orders.incarnation == incarnation
+pub fn carries_another(
+    received: &Received,
+    now_ms: u64,
+    incarnation: Incarnation,
+    own: MemberId,
+) -> bool {
+    let orders = &received.orders;
+    received.fresh(now_ms)
+        && orders.incarnation == incarnation
         && orders.member.as_ref().is_none_or(|ordered| ordered.member > own)
 }
 

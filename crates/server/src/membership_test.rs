@@ -1,6 +1,7 @@
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::orders::{MemberOrder, Orders};
 
+use crate::asking::Received;
 use crate::membership::{Found, asks_for_incarnation, carries_another, found, founds};
 
 const FIRST: Incarnation = Incarnation(1);
@@ -19,7 +20,7 @@ fn a_log_of_an_earlier_incarnation_is_set_aside_and_a_foreign_one_left_alone() {
     assert_eq!(found("web", FIRST, &web(), Some(FIRST)), Found::Open);
     assert_eq!(found("web", FIRST, &web(), None), Found::Open, "a registry that is away");
     assert_eq!(found("web", SECOND, &web(), Some(FIRST)), Found::Open, "an old answer");
-    assert_eq!(found("web", FIRST, &web(), Some(SECOND)), Found::SetAside(SECOND));
+    assert_eq!(found("web", FIRST, &web(), Some(SECOND)), Found::SetAside);
     assert_eq!(found("db", FIRST, &web(), Some(SECOND)), Found::OtherGroup);
 }
 
@@ -40,19 +41,23 @@ fn without_a_leader_every_look_asks_for_the_groups_incarnation() {
 }
 
 #[test]
-fn only_orders_of_this_incarnation_and_a_higher_number_replace_a_member() {
-    let orders = |incarnation, member: Option<u64>| Orders {
-        group: web(),
-        incarnation,
-        server: server("s1"),
-        apps: Vec::new(),
-        member: member.map(|member| MemberOrder { member: MemberId(member) }),
-        members: Vec::new(),
+fn only_fresh_orders_of_this_incarnation_and_a_higher_number_replace_a_member() {
+    let replaced = |now_ms, incarnation, member: Option<u64>| {
+        let orders = Orders {
+            group: web(),
+            incarnation,
+            server: server("s1"),
+            apps: Vec::new(),
+            member: member.map(|member| MemberOrder { member: MemberId(member) }),
+            members: Vec::new(),
+        };
+        let received = Received { orders, asked_ms: 1_000, valid_ms: 500, leader: None };
+        carries_another(&received, now_ms, FIRST, MemberId(4))
     };
-    let own = MemberId(4);
-    assert!(!carries_another(&orders(FIRST, Some(4)), FIRST, own));
-    assert!(!carries_another(&orders(FIRST, Some(3)), FIRST, own), "orders of long ago");
-    assert!(carries_another(&orders(FIRST, Some(5)), FIRST, own));
-    assert!(carries_another(&orders(FIRST, None), FIRST, own), "its number is retired");
-    assert!(!carries_another(&orders(SECOND, None), FIRST, own), "another incarnation");
+    assert!(!replaced(1_000, FIRST, Some(4)));
+    assert!(!replaced(1_000, FIRST, Some(3)), "orders of long ago");
+    assert!(replaced(1_000, FIRST, Some(5)));
+    assert!(replaced(1_499, FIRST, None), "its number is retired");
+    assert!(!replaced(1_500, FIRST, None), "stale orders");
+    assert!(!replaced(1_000, SECOND, None), "another incarnation");
 }

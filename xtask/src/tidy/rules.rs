@@ -100,6 +100,13 @@ pub(crate) const BANS: &[Ban] = &[
         instead: "`cohort_base::retry` has the pauses between tries",
         except: &["crates/base/"],
     },
+    Ban {
+        name: "watch getters",
+        scope: Scope::Production,
+        pattern: r"-> watch::Receiver<[^\n]*\{\n[^\n]*\.clone\(\)",
+        instead: "`subscribe` to the sender; a clone reports old changes again",
+        except: &[],
+    },
     // Not the compiler's `missing_docs`, which also requires a line on every field and variant:
     // most names and types say it all, and such lines were noise.
     Ban {

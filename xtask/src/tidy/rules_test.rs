@@ -24,6 +24,7 @@ fn each_ban_finds_what_it_is_for_and_names_the_replacement() {
         ("u8::from_str_radix(&text[at..at + 2], 16)", "hex::decode"),
         ("write!(f, \"{byte:02x}\")", "hex::encode"),
         ("ExponentialBuilder::default()", "cohort_base::retry"),
+        ("fn a(&self) -> watch::Receiver<u8> {\n    self.a.clone()", "`subscribe`"),
         ("pub async fn ask() {", "doc comment"),
         ("#[must_use]\npub enum Question {", "doc comment"),
         ("//! See https://docs.rs/serde.", "name the crate"),

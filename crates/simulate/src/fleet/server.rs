@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use cohort_core::doing::{self, Download};
 use cohort_core::ids::{AppId, BootEpoch, Digest, Incarnation, MemberId, ServerId};
-use cohort_core::orders::{AppOrders, Fence, MemberAddress, Orders};
+use cohort_core::orders::{Fence, MemberAddress, Orders};
 use cohort_core::release::Release;
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{AppRecord, BootTime, LocalActivation, Reached};
@@ -211,10 +211,6 @@ impl Agent {
     fn number(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
-    }
-
-    fn orders(&self, app: &AppId) -> Option<&AppOrders> {
-        self.received.as_ref()?.orders.apps.iter().find(|orders| orders.app == *app)
     }
 }
 
@@ -547,9 +543,7 @@ impl Server {
         let reason = if up { "" } else { "the service is not there" };
         let health = Health { in_service: up, reason: reason.into() };
         let Agent { received, outbox, apps, .. } = &mut self.agent;
-        let orders = received
-            .as_ref()
-            .and_then(|received| received.orders.apps.iter().find(|orders| orders.app == *app));
+        let orders = received.as_ref().and_then(|received| received.of(app));
         let here = apps.get_mut(app).expect("every app on the disk was booted");
         let sight = Sight {
             now,

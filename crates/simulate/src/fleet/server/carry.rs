@@ -65,7 +65,7 @@ impl Server {
         if let Some((own, _)) = &self.disk.log {
             if now_ms >= self.agent.look_ms {
                 self.agent.look_ms = now_ms + LOOK_EVERY_MS;
-                if received.fresh(now_ms) && carries_another(&received.orders, INCARNATION, *own) {
+                if carries_another(received, now_ms, INCARNATION, *own) {
                     self.crash();
                     self.disk.log = None;
                     self.start();

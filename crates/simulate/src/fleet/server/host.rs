@@ -41,8 +41,7 @@ impl Server {
 
     pub(super) fn tick_app(&mut self, app: &AppId, around: &Around<'_>) {
         if let Some((running, working)) = self.agent.apps[app].running.clone() {
-            let asked_ms = self.agent.received.as_ref().map_or(0, |received| received.asked_ms);
-            let interrupted_ms = running.interrupted_at_ms(self.agent.orders(app), asked_ms);
+            let interrupted_ms = running.interrupted_at_ms(app, self.agent.received.as_ref());
             let cancelled = interrupted_ms.is_some_and(|at| at <= around.now_ms)
                 && (working.step != Step::Prepare || working.backs_off);
             if !cancelled && working.ends_ms > around.now_ms {
@@ -69,22 +68,17 @@ impl Server {
             if looked.is_some_and(|(seen, next_ms)| seen == changes && around.now_ms < next_ms) {
                 return;
             }
-            let (effects, running, next_ms) = self.see(app, |app, sight| {
-                let effects = app.look(sight);
-                let running = effects.iter().find_map(|effect| match effect {
-                    Effect::Act(action) => Some(Running::new(action, sight)),
-                    _ => None,
-                });
-                (effects, running, sight.now.ms + App::look_in_ms(sight))
-            });
-            self.here(app).looked = running.is_none().then_some((changes, next_ms));
+            let (effects, next_ms) = self
+                .see(app, |app, sight| (app.look(sight), sight.now.ms + App::look_in_ms(sight)));
+            let acts = effects.iter().any(|effect| matches!(effect, Effect::Act { .. }));
+            self.here(app).looked = (!acts).then_some((changes, next_ms));
             for effect in effects {
-                self.perform(app, effect, running, around);
+                self.perform(app, effect, around);
                 if !self.up {
                     return;
                 }
             }
-            if running.is_none() {
+            if !acts {
                 return;
             }
         }
@@ -115,24 +109,14 @@ impl Server {
         self.disk.apps.insert(app.clone(), record);
     }
 
-    fn perform(
-        &mut self,
-        app: &AppId,
-        effect: Effect,
-        running: Option<Running>,
-        around: &Around<'_>,
-    ) {
+    fn perform(&mut self, app: &AppId, effect: Effect, around: &Around<'_>) {
         match effect {
             Effect::Report { fence, attempt, outcome } => {
                 self.agent.outbox.report(app, fence, attempt, outcome);
             }
             Effect::WriteDown => self.change(app, |_, _| {}),
-            Effect::Act(action) => {
-                if let Some(running) = running {
-                    self.act(app, action, running, around);
-                }
-            }
-            Effect::Undrain => {
+            Effect::Act { action, running } => self.act(app, action, running, around),
+            Effect::Undrain { .. } => {
                 let previous = self.here(app).record.undrain_to().cloned();
                 let service = self.service(app);
                 if service.up && service.release == previous {

@@ -1,0 +1,163 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cohort_core::doing::{Doing, Download};
+use cohort_core::ids::Generation;
+use cohort_core::orders::{ActivationOrder, AppOrders, FetchOrder};
+use cohort_core::release::Release;
+use cohort_server::app::App;
+use tokio::time::Instant;
+
+use super::{AppTask, RunningChecks};
+use crate::metrics::Checked;
+use crate::reporter::Reporter;
+use crate::shared::Shared;
+use crate::testing::{Guard, Lab, activation, install, received, release, runner, web, web_runs};
+
+/// `web` on `s1`, which runs the release of its orders.
+struct World {
+    lab: Lab,
+    shared: Arc<Shared>,
+    guard: Arc<Guard>,
+    installed: Release,
+    task: AppTask,
+    app: App,
+    checks: Option<RunningChecks>,
+}
+
+impl World {
+    async fn new() -> World {
+        let lab = Lab::new().await;
+        let shared = lab.agent("s1", None).await;
+        let installed = install(&shared);
+        let guard = Arc::new(Guard::default());
+        let reporter = Reporter::spawn(&shared);
+        let mut task = runner(&shared, &guard).open_app(&web(), &reporter).await.unwrap();
+        let app = task.boot().await.unwrap();
+        ordered(&shared, web_runs(Some(installed.clone())));
+        World { lab, shared, guard, installed, task, app, checks: None }
+    }
+
+    async fn look(&mut self) {
+        self.task.turn(&mut self.app, &mut self.checks).await.unwrap();
+    }
+
+    /// Looks until something is so, by the test's clock; returns how often.
+    async fn looks_until(&mut self, done: impl Fn(&AppTask) -> bool) -> u64 {
+        let mut looks = 0;
+        while !done(&self.task) {
+            self.look().await;
+            looks += 1;
+            assert!(looks < 1_000, "it does not rest");
+        }
+        looks
+    }
+
+    async fn looks_in_half_a_minute(&mut self) -> u64 {
+        let began = Instant::now();
+        self.looks_until(|_| began.elapsed() >= Duration::from_secs(30)).await
+    }
+
+    fn reported(&self, result: &'static str) -> u64 {
+        let labels = Checked { check: "running", result };
+        self.shared.metrics.checks.get_or_create(&labels).get()
+    }
+}
+
+fn ordered(shared: &Shared, orders: AppOrders) {
+    shared.orders.send_replace(Some(Arc::new(received(vec![orders], None))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_health_is_reported_once_and_is_one_reason_to_look() {
+    let mut world = World::new().await;
+    let idle = world.looks_in_half_a_minute().await;
+    assert!((30..35).contains(&idle), "{idle} looks");
+    assert_eq!((world.reported("passed"), world.reported("failed")), (0, 0), "no news");
+    assert_eq!(world.shared.readiness.now().0, 100);
+    world.guard.down.store(true, Ordering::Relaxed);
+    assert!(world.looks_in_half_a_minute().await <= idle + 1);
+    assert_eq!((world.reported("passed"), world.reported("failed")), (0, 1));
+    assert_eq!(world.shared.readiness.now().0, 0);
+    world.guard.down.store(false, Ordering::Relaxed);
+    assert!(world.looks_in_half_a_minute().await <= idle + 1);
+    assert_eq!((world.reported("passed"), world.reported("failed")), (1, 1));
+    assert_eq!(world.shared.readiness.now().0, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn newer_orders_interrupt_a_drain_and_are_followed() {
+    let mut world = World::new().await;
+    world.look().await;
+    let (began, shared) = (Instant::now(), Arc::clone(&world.shared));
+    let change = |generation, drain_ms| {
+        let order = activation(generation, None);
+        let order = ActivationOrder { drain_ms, ..order };
+        AppOrders { activation: Some(order), ..web_runs(Some(release("1.0.0"))) }
+    };
+    ordered(&shared, change(1, 20_000));
+    let newer = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let step = shared.doing.lock().get(&web()).cloned();
+        assert!(matches!(step, Some(Doing::Step { .. })), "{step:?}");
+        ordered(&shared, change(2, 0));
+    };
+    let seen = |task: &AppTask| task.host.local().highest.generation == Generation(2);
+    let (looks, ()) = tokio::join!(world.looks_until(seen), newer);
+    assert!(looks < 10, "{looks} looks");
+    assert_eq!(began.elapsed().as_secs(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_ordered_and_not_here_is_shown_as_queued_until_its_bytes_flow() {
+    let mut world = World::new().await;
+    let shown = |world: &World| world.shared.doing.lock().get(&web()).cloned();
+    world.look().await;
+    assert_eq!(shown(&world), None);
+    let artifact = "ef".repeat(32).parse().unwrap();
+    let release = Release { artifact, ..release("2.0.0") };
+    let fetch = FetchOrder { release, from_mirror: true, sources: Vec::new() };
+    let orders =
+        AppOrders { fetch: vec![fetch.clone()], ..web_runs(Some(world.installed.clone())) };
+    ordered(&world.shared, orders);
+    world.look().await;
+    assert_eq!(shown(&world), Some(Doing::Download(Download::Queued)));
+    world.shared.downloads.set_orders(&[fetch]);
+    world.look().await;
+    world.look().await;
+    let running = shown(&world);
+    assert!(
+        matches!(
+            running,
+            Some(Doing::Download(Download::Running { .. } | Download::Failed { .. }))
+        ),
+        "{running:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_artifacts_that_the_orders_keep_stay_on_the_disk() {
+    let mut world = World::new().await;
+    let artifact = |byte: &str| world.lab.path("s1").join("artifacts").join(byte.repeat(32));
+    let (kept, old) = (artifact("aa"), artifact("bb"));
+    std::fs::write(&kept, "").unwrap();
+    std::fs::write(&old, "").unwrap();
+    let keep = vec!["aa".repeat(32).parse().unwrap()];
+    ordered(&world.shared, AppOrders { keep, ..web_runs(Some(world.installed.clone())) });
+    world.look().await;
+    assert_eq!((kept.exists(), old.exists()), (true, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_app_ends_with_its_agent() {
+    let mut world = World::new().await;
+    world.look().await;
+    let stop = world.shared.tasks.stop.clone();
+    let end = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        stop.cancel();
+    };
+    let (ended, ()) = tokio::join!(world.task.run(), end);
+    ended.unwrap();
+}

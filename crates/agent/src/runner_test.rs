@@ -1,0 +1,153 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::routing::post;
+use axum::{Json, Router};
+use cohort_core::Rejection;
+use cohort_core::ids::{Generation, Incarnation, MemberId};
+use cohort_core::orders::MemberAddress;
+use cohort_identity::Alpn;
+use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, Stamp};
+use cohort_registry::typed;
+use cohort_server::asking::{Effect, Input, Question, Whom};
+use cohort_wire::agent::{
+    CommandAnswer, JOIN_GROUP, JoinGroupRequest, ORDERS, OrdersAnswer, OrdersRequest, ToGroup, WAIT,
+};
+use cohort_wire::http::Handler;
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::Runner;
+use crate::reporter::Reporter;
+use crate::shared::Shared;
+use crate::testing::{GROUP, Guard, Lab, received, runner as runner_of, server, web, web_runs};
+
+fn runner(shared: &Arc<Shared>) -> Runner {
+    runner_of(shared, &Arc::new(Guard::default()))
+}
+
+fn member(name: &str, address: &str) -> MemberAddress {
+    MemberAddress { server: server(name), address: address.to_owned(), member: MemberId(1) }
+}
+
+#[tokio::test]
+async fn orders_for_a_new_app_start_it_and_are_in_force() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let reporter = Reporter::spawn(&shared);
+    let (runner, mut apps) = (runner(&shared), BTreeSet::new());
+    let mut orders = received(vec![web_runs(None)], None);
+    orders.orders.members = vec![member("s2", "10.0.0.2:1")];
+    orders.leader = Some(server("s2"));
+    runner.obey(orders.clone(), &mut apps, &reporter).await.unwrap();
+    assert_eq!(apps, BTreeSet::from([web()]));
+    assert_eq!(shared.apps_on_disk().unwrap(), apps, "also after a restart");
+    assert!(shared.readiness.now().1.contains_key(&web()));
+    assert_eq!(shared.orders.borrow().as_deref(), Some(&orders));
+    assert_eq!(shared.members(), orders.orders.members);
+    assert_eq!(shared.leader().unwrap().server, server("s2"));
+    let gone = received(Vec::new(), None);
+    runner.obey(gone.clone(), &mut apps, &reporter).await.unwrap();
+    assert_eq!(shared.orders.borrow().as_deref(), Some(&gone));
+    assert_eq!(shared.members().len(), 1, "orders without members say nothing about them");
+}
+
+#[tokio::test]
+async fn an_app_that_cannot_be_started_stops_the_agent_and_its_orders_are_not_in_force() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    std::fs::write(lab.path("s1").join("apps"), "not a directory").unwrap();
+    let reporter = Reporter::spawn(&shared);
+    let orders = received(vec![web_runs(None)], None);
+    let obeyed = runner(&shared).obey(orders, &mut BTreeSet::new(), &reporter).await;
+    assert!(obeyed.is_err());
+    assert!(shared.orders.borrow().is_none());
+}
+
+#[tokio::test]
+async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_others() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    std::fs::create_dir_all(lab.path("s1").join("apps").join("db")).unwrap();
+    let (asked, mut questions) = unbounded_channel();
+    let (joined, held) = (asked.clone(), asked.clone());
+    let orders = async move |Json(_): Json<ToGroup<OrdersRequest>>| {
+        asked.send(("orders", 0)).unwrap();
+        let orders = Some(received(vec![web_runs(None)], None).orders);
+        let (orders_valid_ms, hash, kill) = (5_000, 7, Vec::new());
+        Json(OrdersAnswer { orders, orders_valid_ms, hash, kill, leader: None })
+    };
+    let join = async move |Json(_): Json<ToGroup<JoinGroupRequest>>| {
+        joined.send(("join", 0)).unwrap();
+        Json(CommandAnswer { index: 1, rejection: None })
+    };
+    let wait = async move |Json(message): Json<ToGroup<OrdersRequest>>| {
+        held.send(("wait", message.body.known)).unwrap();
+        std::future::pending::<Json<OrdersAnswer>>().await
+    };
+    let router = Router::new().route(ORDERS, post(orders)).route(JOIN_GROUP, post(join));
+    let router = router.route(WAIT, post(wait));
+    let address = lab.serve("s2", Alpn::Control, Handler::Http(router)).await;
+    shared.learn_members(&[member("s2", &address)]);
+    let running = tokio::spawn(runner(&shared).run());
+    for expected in [("orders", 0), ("join", 0), ("wait", 7)] {
+        assert_eq!(questions.recv().await, Some(expected));
+    }
+    assert!(shared.orders.borrow().as_ref().unwrap().of(&web()).is_some());
+    let apps: Vec<String> = shared.readiness.now().1.keys().map(ToString::to_string).collect();
+    assert_eq!(apps, ["db", "web"], "found on the disk, and ordered");
+    running.abort();
+}
+
+#[tokio::test]
+async fn only_a_group_that_accepted_the_server_has_taken_it_in() {
+    let lab = Lab::new().await;
+    let mut shared = lab.agent("s9", None).await;
+    let join = async |Json(message): Json<ToGroup<JoinGroupRequest>>| {
+        assert_eq!(message.group.as_str(), GROUP);
+        // Refused until the server says where it is.
+        let rejection = Rejection::OldPlan { generation: Generation(1) };
+        let known = message.body.address.contains(":7417");
+        Json(CommandAnswer { index: 1, rejection: (!known).then_some(rejection) })
+    };
+    let handler = Handler::Http(Router::new().route(JOIN_GROUP, post(join)));
+    let address = lab.serve("s1", Alpn::Control, handler).await;
+    let ask = async |shared: &Arc<Shared>, address: &str| {
+        let whom = Whom { server: server("s1"), address: address.to_owned() };
+        runner(shared).perform(Effect::Ask(whom, Question::Join)).await
+    };
+    assert_eq!(ask(&shared, &address).await, Input::Joined(true));
+    assert_eq!(ask(&shared, "127.0.0.1:1").await, Input::Joined(false), "nobody answers");
+    Arc::get_mut(&mut shared).unwrap().config.advertise = Some("10.0.0.9:1".to_owned());
+    assert_eq!(ask(&shared, &address).await, Input::Joined(false), "refused");
+}
+
+#[tokio::test]
+async fn the_registry_says_where_the_members_are_and_its_silence_changes_nothing() {
+    let lab = Lab::new().await;
+    let registry = lab.registry();
+    let shared = lab.agent_over("s9", Arc::clone(&registry) as _).await;
+    let known = [member("s1", "10.0.0.1:1")];
+    shared.learn_members(&known);
+    let ask = async |shared| runner(shared).perform(Effect::AskRegistry).await;
+    assert_eq!(ask(&shared).await, Input::RegistryAsked);
+    assert_eq!(shared.members(), known, "the registry has none");
+    let moved = MemberRecord {
+        server: server("s1"),
+        address: "10.0.0.7:1".to_owned(),
+        member: MemberId(1),
+        voter: true,
+    };
+    let record = MembersRecord {
+        schema: SCHEMA,
+        group: GROUP.parse().unwrap(),
+        stamp: Stamp { incarnation: Incarnation(1), term: 1, index: 1 },
+        members: vec![moved],
+    };
+    let _ = typed::write_members(&*registry, &record).await.unwrap();
+    assert_eq!(ask(&shared).await, Input::RegistryAsked);
+    assert_eq!(shared.members(), [member("s1", "10.0.0.7:1")]);
+    let away = lab.agent("s8", None).await;
+    away.learn_members(&known);
+    assert_eq!(ask(&away).await, Input::RegistryAsked, "a hub that nobody runs");
+    assert_eq!(away.members(), known);
+}
