@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cohort_consensus::{
-    Config, Envelope, Handover, Index, LogStore, MembershipError, Node, NodeError, ProposeError,
-    RaftId, ReadId, Role, Status, TICK, Term, TransferError,
+    Config, Envelope, Handover, Image, Index, LogStore, MembershipError, Node, NodeError,
+    ProposeError, RaftId, ReadId, Role, Status, TICK, Term, TransferError,
 };
 use cohort_core::command::{COMMAND_VERSION, Limited, Rejection};
 use cohort_core::gate::RegistryView;
@@ -349,6 +349,12 @@ impl<S: LogStore> Member<S> {
     /// [`REPLACE_AFTER_MS`](crate::leading::REPLACE_AFTER_MS).
     pub fn replace_after(&mut self, ms: u64) {
         self.leading.replace_after(ms);
+    }
+
+    /// The member's log, as stored.
+    #[must_use]
+    pub fn log(&self) -> &Image {
+        self.node.store().image()
     }
 
     /// The member's current view.

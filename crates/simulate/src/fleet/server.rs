@@ -22,6 +22,7 @@ use cohort_server::outbox::{ANSWER_MS_MAX as TAKEN_MS_MAX, Outbox};
 use cohort_transfer::UnitSet;
 
 use super::behaviour::{Behaviours, Fault};
+use super::chaos::Mutation;
 use super::log::Log;
 use super::net::{Packet, What};
 use member::{Carried, Setup, address_of};
@@ -259,6 +260,9 @@ impl Server {
         (self.disk_fails, self.stops) = (false, false);
         if let Some((_, disk)) = &self.disk.log {
             disk.crash();
+            if self.setup.mutation == Some(Mutation::DropsEntry) {
+                disk.lose_last_entry();
+            }
         }
         self.member.take().map_or(Vec::new(), |member| member.hang_up())
     }

@@ -17,6 +17,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::behaviour::{Behaviour, Behaviours};
+use super::chaos::Mutation;
 use super::group::Group;
 use super::log::Log;
 use super::net::{Packet, Weather};
@@ -65,6 +66,8 @@ pub(crate) struct Fleet {
     pub(crate) replace_after_ms: u64,
     /// Only the first server that can lead stands for election, as scripts want it.
     pub(crate) first_leads: bool,
+    /// The protection that is switched off.
+    pub(crate) mutation: Option<Mutation>,
     pub(crate) rng: ChaCha8Rng,
     seed: u64,
     requests: u64,
@@ -85,6 +88,7 @@ impl Fleet {
             limits: Limits::default(),
             replace_after_ms: cohort_server::leading::REPLACE_AFTER_MS,
             first_leads: false,
+            mutation: None,
             prober: Prober::default(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
@@ -108,6 +112,7 @@ impl Fleet {
             limits: self.limits,
             replace_after_ms: self.replace_after_ms,
             seed: self.seed,
+            mutation: self.mutation,
         };
         let group = Group::found(self.now_ms, platform, &map, servers, setup);
         let platform = group.log.state.platform.clone().expect("set up with one");
@@ -179,7 +184,10 @@ impl Fleet {
         let Some(server) = group.servers.get_mut(server) else { return };
         act(server, &mut group.log);
         // What a server says that is cut off is lost on the way.
-        for packet in server.sends().into_iter().filter(|_| server.linked) {
+        for mut packet in server.sends().into_iter().filter(|_| server.linked) {
+            if let Some(mutation) = self.mutation {
+                packet.alter(mutation);
+            }
             group.net.send(group.log.now_ms, packet, self.weather, &mut self.rng);
         }
     }

@@ -17,6 +17,7 @@ use cohort_server::member::{Input, Member, MemberError, Output, Proposed, Ticket
 use cohort_store::FaultyStore;
 use cohort_transfer::Tracker;
 
+use crate::fleet::chaos::Mutation;
 use crate::fleet::log::Log;
 use crate::fleet::net::{Packet, What};
 
@@ -38,6 +39,8 @@ pub(crate) struct Setup {
     pub(crate) replace_after_ms: u64,
     /// Makes the members of one run differ from those of another.
     pub(crate) seed: u64,
+    /// The protection that is switched off.
+    pub(crate) mutation: Option<Mutation>,
 }
 
 /// A request to whose sender an answer goes back.
@@ -54,7 +57,7 @@ enum Waits {
     Orders(Request, BTreeMap<AppId, Doing>, u64),
     Commit(Box<Commit>),
     /// Another member, on behalf of its own client.
-    Forward(Request, Box<Command>),
+    Forward(Request),
     Claim(Request),
     /// Nobody: leadership is to move,
     Transfer,
@@ -141,6 +144,7 @@ impl Carried {
         config.boot_epoch = boot_epoch;
         config.limits = setup.limits;
         config.seed = setup.seed;
+        config.weaken.lease_reads = setup.mutation == Some(Mutation::StaleReads);
         let (name, group) = (server.clone(), setup.group.clone());
         let member = Member::open(now_ms, name, group, store, config, killed);
         let mut member = member.expect("a member wrote this log");
@@ -189,7 +193,7 @@ impl Carried {
             }
             What::Forward(command) => {
                 assert!(answers::for_members(&command.body), "{command:?} was passed on");
-                let ticket = self.wait(Waits::Forward(request, command.clone()));
+                let ticket = self.wait(Waits::Forward(request));
                 self.inputs.push(Input::Propose { ticket, command });
             }
             What::Forwarded(outcome) => {
@@ -285,7 +289,7 @@ impl Carried {
             match waits {
                 Waits::Orders(request, ..) => ended.push((request, What::Answer(Answer::NoAnswer))),
                 Waits::Commit(commit) => commits.push(*commit),
-                Waits::Forward(request, _) => ended.push((request, What::Forwarded(None))),
+                Waits::Forward(request) => ended.push((request, What::Forwarded(None))),
                 Waits::Claim(request) => ended.push((request, What::Claimed(None))),
                 Waits::Transfer | Waits::Record => {}
             }
@@ -365,10 +369,7 @@ impl Carried {
 
     fn next(&mut self, commit: Commit, next: Next, log: &mut Log) {
         match next {
-            Next::Done { index, rejection } => {
-                log.acknowledged.insert(index, commit.command.clone());
-                self.committed(commit, Some(rejection), log);
-            }
+            Next::Done { rejection, .. } => self.committed(commit, Some(rejection), log),
             Next::Forward { to, within_ms } => {
                 let Some(server) = self.view.state.server_of(to).cloned() else {
                     return self.failed(commit, log);
@@ -384,6 +385,9 @@ impl Carried {
 
     /// Whether a command was refused is known; `None`: its outcome is not.
     fn committed(&mut self, commit: Commit, outcome: Option<Option<Rejection>>, log: &mut Log) {
+        if outcome == Some(None) {
+            log.acknowledged(&commit.command);
+        }
         match (commit.client, outcome) {
             (Client::Reports(request, left, mut taken), Some(rejection)) => {
                 taken.push(rejection.is_none());
@@ -412,6 +416,13 @@ impl Carried {
                 Err(MemberError::Node(_)) if disk_fails => return Ended::Failed,
                 Err(error) => panic!("{} ms: {} stopped: {error:?}", log.now_ms, self.server),
             };
+            let shown = outputs.iter().rev().find_map(|output| match output {
+                Output::View(view) => Some(&view.raft),
+                _ => None,
+            });
+            if let Some(raft) = shown {
+                log.applied(raft, self.view.raft.applied, self.member.log());
+            }
             for output in outputs {
                 if output == Output::Stopped {
                     return Ended::Stopped;
@@ -437,7 +448,7 @@ impl Carried {
                 }
             }
             Output::View(view) => {
-                log.shown(&view, &self.view);
+                log.shown(&view, &self.view, self.member.log());
                 self.orders_change |= !Arc::ptr_eq(&view.state, &self.view.state)
                     || view.killed != self.view.killed
                     || view.raft.leader.is_none();
@@ -446,12 +457,9 @@ impl Carried {
             Output::Happened { index, event, .. } => log.happened(index, &event),
             Output::Answer { ticket, outcome } => match self.answered(ticket) {
                 Waits::Commit(commit) => self.proposed(*commit, outcome, log),
-                Waits::Forward(request, command) => {
+                Waits::Forward(request) => {
                     let outcome = match outcome {
-                        Proposed::Done { index, rejection } => {
-                            log.acknowledged.insert(index, *command);
-                            Some(rejection)
-                        }
+                        Proposed::Done { rejection, .. } => Some(rejection),
                         Proposed::NotLeader { .. } | Proposed::Busy | Proposed::Unknown => None,
                     };
                     self.reply(request, What::Forwarded(outcome));
