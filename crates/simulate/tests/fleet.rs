@@ -49,6 +49,14 @@ fn a_seed_gives_the_same_run_every_time() {
     assert_eq!(Chaos::new(5, false).play(), Chaos::new(5, false).play());
 }
 
+#[test]
+fn members_that_sleep_do_the_same_as_members_that_step_at_every_tick() {
+    for seed in 0..8 {
+        let (sleeping, stepping) = (Chaos::new(seed, false), Chaos::of_every_tick(seed));
+        assert_eq!(sleeping.play(), stepping.play(), "seed {seed}");
+    }
+}
+
 /// Seeds that look for a protection that is off: twice what the slowest one took.
 const SEEDS_MUTATED: u64 = 120;
 

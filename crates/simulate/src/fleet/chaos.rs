@@ -102,6 +102,13 @@ impl Chaos {
         Chaos::found(fleet, false)
     }
 
+    /// The same, of members that step at every tick instead of sleeping until something is due.
+    pub fn of_every_tick(seed: u64) -> Chaos {
+        let mut fleet = Fleet::new(seed);
+        fleet.every_tick = true;
+        Chaos::found(fleet, false)
+    }
+
     fn found(mut fleet: Fleet, talk: bool) -> Chaos {
         fleet.limits.retained_entries = [0, 5, 1024][fleet.rng.random_range(0..3)];
         fleet.limits.entries_before_snapshot = [30, 4096][fleet.rng.random_range(0..2)];
@@ -306,6 +313,7 @@ impl Chaos {
                 let ahead_ms = u64::from(self.versions) * 1_000;
                 self.say("a leader slept");
                 if let Some(leader) = self.fleet.groups[&group].leader() {
+                    self.fleet.catch_up(&group, &leader);
                     self.server(&group, &leader).ahead_ms += ahead_ms;
                 }
             }

@@ -36,8 +36,8 @@ pub(crate) struct Happened {
     pub(crate) wave: Option<(u32, BTreeSet<ServerId>)>,
 }
 
-/// An entry that a member has applied, and the term in which that was seen: it was committed in that
-/// term, or before.
+/// An entry that a member has applied, and the term in which that was seen: it was committed in
+/// that term, or before.
 #[derive(Debug)]
 struct Decided {
     entry: Entry,

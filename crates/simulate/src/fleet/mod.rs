@@ -6,9 +6,9 @@
 //! applies and answers (`cohort-server`, `cohort-transfer`, `cohort-core`, `cohort-consensus`);
 //! virtual are its host, disks, network, hub and mirror. After every step:
 //!
-//! - members apply the same entries and have the same state after them, one leads per term, with
-//!   every entry that was committed before, a read shows everything that any member had applied when
-//!   it began, and a command that was acknowledged is in the log (`log`);
+//! - members apply the same entries and have the same state after them; one leads per term, with
+//!   every entry that was committed before; a read shows everything that any member had applied
+//!   when it began; a command that was acknowledged is in the log (`log`);
 //! - what users see, and that what waits says why (`prober`);
 //! - every request is answered at most once, and no member asks for another step forever
 //!   (`server::member`).

@@ -68,6 +68,8 @@ pub(crate) struct Fleet {
     pub(crate) first_leads: bool,
     /// The protection that is switched off.
     pub(crate) mutation: Option<Mutation>,
+    /// Members step at every tick, although they could sleep.
+    pub(crate) every_tick: bool,
     pub(crate) rng: ChaCha8Rng,
     seed: u64,
     requests: u64,
@@ -89,6 +91,7 @@ impl Fleet {
             replace_after_ms: cohort_server::leading::REPLACE_AFTER_MS,
             first_leads: false,
             mutation: None,
+            every_tick: false,
             prober: Prober::default(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
@@ -113,6 +116,7 @@ impl Fleet {
             replace_after_ms: self.replace_after_ms,
             seed: self.seed,
             mutation: self.mutation,
+            every_tick: self.every_tick,
         };
         let group = Group::found(self.now_ms, platform, &map, servers, setup);
         let platform = group.log.state.platform.clone().expect("set up with one");
@@ -160,6 +164,16 @@ impl Fleet {
         let Some(leader) = self.groups[group].leader() else { return };
         self.with_server(group, &leader, |server, log| {
             server.step_member(log, |member, _, _| member.transfer(to));
+        });
+    }
+
+    /// The process of a member is about to pause: up to now it has lived through every tick.
+    pub(crate) fn catch_up(&mut self, group: &GroupId, server: &ServerId) {
+        if self.groups[group].servers[server].paused_until_ms > self.now_ms {
+            return;
+        }
+        self.with_server(group, server, |server, log| {
+            server.step_member(log, |_, _, _| ());
         });
     }
 

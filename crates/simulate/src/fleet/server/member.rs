@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cohort_consensus::{Config, Limits, RaftId};
+use cohort_consensus::{Config, Limits, RaftId, TICK};
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, RequestId, ServerId};
@@ -41,6 +41,8 @@ pub(crate) struct Setup {
     pub(crate) seed: u64,
     /// The protection that is switched off.
     pub(crate) mutation: Option<Mutation>,
+    /// Members step at every tick, although they could sleep.
+    pub(crate) every_tick: bool,
 }
 
 /// A request to whose sender an answer goes back.
@@ -99,6 +101,9 @@ pub(crate) struct Carried {
     server: ServerId,
     own: MemberId,
     member: Member<FaultyStore>,
+    opened_ms: u64,
+    /// It steps at every tick, although it could sleep.
+    every_tick: bool,
     now_ms: u64,
     contacts: Contacts,
     tracker: Tracker,
@@ -157,6 +162,8 @@ impl Carried {
             member,
             now_ms,
             contacts: Contacts::default(),
+            opened_ms: now_ms,
+            every_tick: setup.every_tick,
             tracker: Tracker::default(),
             asked: BTreeMap::new(),
             held: Vec::new(),
@@ -433,7 +440,9 @@ impl Carried {
                 self.answer_held();
             }
             if self.inputs.is_empty() {
-                self.wakes_ms = self.member.wake_ms(now_ms);
+                let tick_ms = self.every_tick.then(|| self.next_tick_ms());
+                let wakes_ms = self.member.wake_ms(now_ms).min(self.due_ms());
+                self.wakes_ms = tick_ms.map_or(wakes_ms, |tick_ms| tick_ms.min(wakes_ms));
                 return Ended::Not;
             }
         }
@@ -533,9 +542,25 @@ impl Carried {
         for (_, (_, commit)) in late {
             self.failed(commit, log);
         }
+    fn next_tick_ms(&self) -> u64 {
+        let tick_ms = TICK.as_millis() as u64;
+        self.opened_ms + ((self.now_ms - self.opened_ms) / tick_ms + 1) * tick_ms
+    }
+
+    /// When something of the agent's part is due.
+    fn due_ms(&self) -> u64 {
+        let held = self.held.iter().map(|held| held.until_ms);
+        let again = self.again.iter().map(|(at_ms, _)| *at_ms);
+        let forwarded = self.forwarded.values().map(|(until_ms, _)| *until_ms);
+        held.chain(again).chain(forwarded).fold(self.pass_on_ms, u64::min)
+    }
+
         if self.pass_on_ms <= now_ms {
             self.pass_on_ms = now_ms + PASS_ON_EVERY_MS;
             self.pass_on_contacts();
+        if now_ms < self.due_ms() {
+            return;
+        }
         }
     }
 }
