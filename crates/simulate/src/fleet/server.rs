@@ -284,7 +284,7 @@ impl Server {
         }
         self.up = true;
         self.disk.boot_epoch += 1;
-        let outgoing = self.sends();
+        let outgoing = std::mem::take(&mut self.agent.outgoing);
         self.agent = Agent { outgoing, ..Agent::new(&self.id, self.disk.boot_epoch) };
         self.open_member();
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
@@ -356,8 +356,9 @@ impl Server {
         }
     }
 
-    pub(crate) fn sends(&mut self) -> Vec<Packet> {
-        std::mem::take(&mut self.agent.outgoing)
+    /// What it has to say.
+    pub(crate) fn sends(&mut self) -> impl Iterator<Item = Packet> {
+        self.agent.outgoing.drain(..)
     }
 
     fn send(&mut self, to: ServerId, id: u64, what: What) {

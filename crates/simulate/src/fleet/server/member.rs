@@ -109,6 +109,8 @@ pub(crate) struct Carried {
     tracker: Tracker,
     asked: BTreeMap<Ticket, Waits>,
     held: Vec<Held>,
+    /// Orders and their hashes by the view, as far as servers have asked.
+    orders: BTreeMap<ServerId, (Option<Orders>, u64)>,
     /// Orders may have changed since held questions were last looked at.
     orders_change: bool,
     /// Commands to be proposed again, and when.
@@ -160,13 +162,14 @@ impl Carried {
             server,
             own,
             member,
-            now_ms,
-            contacts: Contacts::default(),
             opened_ms: now_ms,
             every_tick: setup.every_tick,
+            now_ms,
+            contacts: Contacts::default(),
             tracker: Tracker::default(),
             asked: BTreeMap::new(),
             held: Vec::new(),
+            orders: BTreeMap::new(),
             orders_change: false,
             again: Vec::new(),
             forwarded: BTreeMap::new(),
@@ -242,7 +245,7 @@ impl Carried {
             }
             Question::Change { known } => {
                 self.contacts.heard(self.now_ms, &request.from, 0, doing);
-                let (orders, hash) = answers::orders(&self.view, &request.from);
+                let (orders, hash) = self.orders_of(&request.from);
                 if answers::answers_now(self.view.raft.leader.is_some(), hash, *known) {
                     return self.reply(request, What::Answer(Answer::Changed));
                 }
@@ -458,9 +461,16 @@ impl Carried {
             }
             Output::View(view) => {
                 log.shown(&view, &self.view, self.member.log());
-                self.orders_change |= !Arc::ptr_eq(&view.state, &self.view.state)
-                    || view.killed != self.view.killed
-                    || view.raft.leader.is_none();
+                let news = !Arc::ptr_eq(&view.state, &self.view.state);
+                if news {
+                    let known = &view.state.servers;
+                    self.contacts.retain(|server| known.contains_key(server));
+                }
+                if news || view.killed != self.view.killed {
+                    self.orders.clear();
+                    self.orders_change = true;
+                }
+                self.orders_change |= view.raft.leader.is_none();
                 self.view = view;
             }
             Output::Happened { index, event, .. } => log.happened(index, &event),
@@ -501,8 +511,13 @@ impl Carried {
         }
     }
 
-    fn orders(&self, server: &ServerId) -> Answer {
-        let (orders, hash) = answers::orders(&self.view, server);
+    fn orders_of(&mut self, server: &ServerId) -> (Option<Orders>, u64) {
+        let known = self.orders.entry(server.clone());
+        known.or_insert_with(|| answers::orders(&self.view, server)).clone()
+    }
+
+    fn orders(&mut self, server: &ServerId) -> Answer {
+        let (orders, hash) = self.orders_of(server);
         let (orders, leader) = (orders.map(Box::new), self.view.leader().cloned());
         Answer::Orders { orders, valid_ms: ORDERS_VALID_MS, leader, hash }
     }
@@ -527,21 +542,6 @@ impl Carried {
         }
     }
 
-    /// What is due by the clock.
-    fn timers(&mut self, log: &mut Log) {
-        let now_ms = self.now_ms;
-        if self.held.iter().any(|held| held.until_ms <= now_ms) {
-            self.answer_held();
-        }
-        let again: Vec<_> = self.again.extract_if(.., |(at_ms, _)| *at_ms <= now_ms).collect();
-        for (_, commit) in again {
-            self.propose(commit);
-        }
-        let late = |_: &u64, (until_ms, _): &mut (u64, Commit)| *until_ms <= now_ms;
-        let late: Vec<_> = self.forwarded.extract_if(.., late).collect();
-        for (_, (_, commit)) in late {
-            self.failed(commit, log);
-        }
     fn next_tick_ms(&self) -> u64 {
         let tick_ms = TICK.as_millis() as u64;
         self.opened_ms + ((self.now_ms - self.opened_ms) / tick_ms + 1) * tick_ms
@@ -555,12 +555,27 @@ impl Carried {
         held.chain(again).chain(forwarded).fold(self.pass_on_ms, u64::min)
     }
 
-        if self.pass_on_ms <= now_ms {
-            self.pass_on_ms = now_ms + PASS_ON_EVERY_MS;
-            self.pass_on_contacts();
+    /// What is due by the clock.
+    fn timers(&mut self, log: &mut Log) {
+        let now_ms = self.now_ms;
         if now_ms < self.due_ms() {
             return;
         }
+        if self.held.iter().any(|held| held.until_ms <= now_ms) {
+            self.answer_held();
+        }
+        let again: Vec<_> = self.again.extract_if(.., |(at_ms, _)| *at_ms <= now_ms).collect();
+        for (_, commit) in again {
+            self.propose(commit);
+        }
+        let late = |_: &u64, (until_ms, _): &mut (u64, Commit)| *until_ms <= now_ms;
+        let late: Vec<_> = self.forwarded.extract_if(.., late).collect();
+        for (_, (_, commit)) in late {
+            self.failed(commit, log);
+        }
+        if self.pass_on_ms <= now_ms {
+            self.pass_on_ms = now_ms + PASS_ON_EVERY_MS;
+            self.pass_on_contacts();
         }
     }
 }
