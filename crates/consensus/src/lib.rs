@@ -54,7 +54,7 @@ mod status;
 mod storage;
 mod timeout;
 
-pub use cohort_store::{Configuration, Index, LogStore, RaftId, Snapshot, StoreError, Term};
+pub use cohort_store::{Configuration, Image, Index, LogStore, RaftId, Snapshot, StoreError, Term};
 pub use config::{Config, Limits, TICK, Weaken};
 pub use effects::{Committed, Effects, InstalledSnapshot};
 pub use error::{CompactError, MembershipError, NodeError, ProposeError, ReadError, TransferError};

@@ -187,6 +187,36 @@ impl<S: LogStore> Node<S> {
         self.drive_membership();
     }
 
+    /// The number of ticks from now on that only count, unless there is input before: the owner may
+    /// skip them, and make up for them with [`sleep`](Self::sleep). Valid after a drain.
+    #[must_use]
+    pub fn idle_ticks(&self) -> u64 {
+        let raft = &self.raw.raft;
+        let election = |timeout: usize| timeout.saturating_sub(raft.election_elapsed + 1);
+        let idle = if raft.state != StateRole::Leader {
+            election(raft.randomized_election_timeout())
+        } else if self.snapshots_sent.is_empty() && !self.configuration.is_joint() {
+            let heartbeat = raft.heartbeat_timeout().saturating_sub(raft.heartbeat_elapsed() + 1);
+            heartbeat.min(election(raft.election_timeout()))
+        } else {
+            0
+        };
+        idle as u64
+    }
+
+    /// `ticks` have passed, at most [`idle_ticks`](Self::idle_ticks).
+    pub fn sleep(&mut self, ticks: u64) {
+        debug_assert!(ticks <= self.idle_ticks(), "a tick would have done something");
+        self.clock += ticks;
+        self.library(|raw| {
+            for _ in 0..ticks {
+                raw.tick();
+            }
+        });
+        self.reads.tick(self.clock);
+        self.expire_snapshots();
+    }
+
     /// Starts an election without waiting for the timeout; for the only voter of a group at its
     /// start. Harmless elsewhere: voters that hear from a leader refuse the pre-vote.
     pub fn campaign(&mut self) {

@@ -377,3 +377,17 @@ fn an_answer_that_comes_late_does_not_set_the_leader_back() {
     let (progress, _) = after_a_late_rejection(|config| config.weaken.no_filter = true);
     assert!(progress.next <= progress.matched, "{progress:?}");
 }
+
+#[test]
+fn a_member_sleeps_until_a_tick_does_something() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader();
+    let other = (1..=3).find(|id| *id != leader).unwrap();
+    for id in [leader, other] {
+        let node = group.node(id);
+        node.sleep(node.idle_ticks());
+        assert_eq!((node.idle_ticks(), node.drain().unwrap().messages.len()), (0, 0));
+        node.tick();
+        assert_eq!(node.drain().unwrap().messages.len(), 2);
+    }
+}

@@ -219,6 +219,13 @@ impl Leading {
         self.since_ms.is_some() && self.planned_up_to <= applied && (self.stale || old)
     }
 
+    /// When a plan is due even without news, on this member's monotonic clock, in milliseconds;
+    /// `None` unless it is the leader.
+    #[must_use]
+    pub fn due_ms(&self) -> Option<u64> {
+        self.since_ms.and(self.planned_ms).map(|at| at + PLAN_EVERY_MS)
+    }
+
     /// The input of the last plan.
     #[must_use]
     pub fn seen(&self) -> &Observations {

@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cohort_consensus::{
-    Config, Envelope, Handover, Index, LogStore, MembershipError, Node, NodeError, ProposeError,
-    RaftId, ReadId, Role, Status, TICK, Term, TransferError,
+    Config, Envelope, Handover, Image, Index, LogStore, MembershipError, Node, NodeError,
+    ProposeError, RaftId, ReadId, Role, Status, Term, TransferError,
 };
 use cohort_core::command::{COMMAND_VERSION, Limited, Rejection};
 use cohort_core::gate::RegistryView;
@@ -30,12 +30,9 @@ use crate::contacts::{Contacts, PASS_ON_EVERY_MS};
 use crate::leading::Leading;
 
 mod apply;
+mod clock;
 mod lead;
 
-const TICK_MS: u64 = TICK.as_millis() as u64;
-/// Ticks to catch up on after a pause of the process. 5: a quarter of a second counts, but a long
-/// sleep does not start an election on its own.
-const TICKS_CAUGHT_UP_MAX: u64 = 5;
 /// How long a leadership transfer before a stop may take, in ticks: 2 s.
 const HANDOVER_TICKS_MAX: u32 = 40;
 /// A read without a response for this long is retried, in milliseconds.
@@ -352,6 +349,12 @@ impl<S: LogStore> Member<S> {
         self.leading.replace_after(ms);
     }
 
+    /// The member's log, as stored.
+    #[must_use]
+    pub fn log(&self) -> &Image {
+        self.node.store().image()
+    }
+
     /// The member's current view.
     #[must_use]
     pub fn view(&self) -> View {
@@ -368,12 +371,6 @@ impl<S: LogStore> Member<S> {
         }
     }
 
-    /// When the next step is due without input; in the past if there is already work.
-    #[must_use]
-    pub fn wake_ms(&self, now_ms: u64) -> u64 {
-        if self.compaction.is_some() || self.may_plan(now_ms) { now_ms } else { self.next_tick_ms }
-    }
-
     /// Processes inputs, and returns what to do.
     ///
     /// `now_ms` is on a monotonic clock, the same as that of `contacts`.
@@ -386,6 +383,7 @@ impl<S: LogStore> Member<S> {
         contacts: &Contacts,
         inputs: impl IntoIterator<Item = Input>,
     ) -> Result<Vec<Output>, MemberError> {
+        self.catch_up(now_ms);
         self.compact();
         for input in inputs {
             self.take(now_ms, input);
@@ -429,24 +427,6 @@ impl<S: LogStore> Member<S> {
                 }
             }
         }
-    }
-
-    /// The ticks that are due; those missed in a long pause are skipped.
-    fn ticks(&mut self, now_ms: u64) {
-        if now_ms < self.next_tick_ms {
-            return;
-        }
-        self.changed |= self.leading.tick(now_ms);
-        let due = 1 + (now_ms - self.next_tick_ms) / TICK_MS;
-        self.next_tick_ms += due * TICK_MS;
-        for _ in 0..due.min(TICKS_CAUGHT_UP_MAX) {
-            self.node.tick();
-            if let Some(handover) = &mut self.stopping {
-                handover.poll(&mut self.node);
-            }
-        }
-        self.expire_reads(now_ms);
-        self.watch_transfer(now_ms);
     }
 
     fn expire_reads(&mut self, now_ms: u64) {

@@ -9,5 +9,6 @@
 //! **Where to start reading.** [`fleet`] (groups of servers and their members), [`raft`] (the
 //! consensus of one group).
 
+mod digest;
 pub mod fleet;
 pub mod raft;

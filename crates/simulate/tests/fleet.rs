@@ -7,9 +7,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use cohort_simulate::fleet::chaos::{Chaos, Run};
+use cohort_simulate::fleet::chaos::{
+    Chaos, LOST_ENTRY, Mutation, OTHER_ENTRY, OTHER_STATE, Run, STALE_READ,
+};
 
-/// 40 seeds: some 30 s on one core.
+/// 40 seeds: some 15 s on one core.
 const SEEDS: u64 = 40;
 
 fn number(name: &str) -> Option<u64> {
@@ -45,4 +47,51 @@ fn everything_comes_right_whatever_happens() {
 #[test]
 fn a_seed_gives_the_same_run_every_time() {
     assert_eq!(Chaos::new(5, false).play(), Chaos::new(5, false).play());
+}
+
+#[test]
+fn members_that_sleep_do_the_same_as_members_that_step_at_every_tick() {
+    for seed in 0..8 {
+        let (sleeping, stepping) = (Chaos::new(seed, false), Chaos::of_every_tick(seed));
+        assert_eq!(sleeping.play(), stepping.play(), "seed {seed}");
+    }
+}
+
+/// Seeds that look for a protection that is off, at most. Reads from a lease are rarely stale: up to
+/// a hundred seeds look for them.
+const SEEDS_MUTATED: u64 = 300;
+
+/// Some seed finds that a protection is off, by the check that is there for it.
+fn found(mutation: Mutation, check: &str) {
+    let finds = |seed: &u64| {
+        let chaos = Chaos::mutated(*seed, mutation);
+        let played = catch_unwind(AssertUnwindSafe(|| chaos.play()));
+        played.is_err_and(|panic| {
+            panic.downcast_ref::<String>().is_some_and(|violation| violation.contains(check))
+        })
+    };
+    match (0..SEEDS_MUTATED).find(finds) {
+        Some(seed) => println!("seed {seed} finds {mutation:?}"),
+        None => panic!("{SEEDS_MUTATED} seeds do not find {mutation:?}"),
+    }
+}
+
+#[test]
+fn disks_that_drop_entries_are_found() {
+    found(Mutation::DropsEntry, LOST_ENTRY);
+}
+
+#[test]
+fn stale_reads_are_found() {
+    found(Mutation::StaleReads, STALE_READ);
+}
+
+#[test]
+fn altered_entries_are_found() {
+    found(Mutation::AltersEntry, OTHER_ENTRY);
+}
+
+#[test]
+fn altered_snapshots_are_found() {
+    found(Mutation::Diverges, OTHER_STATE);
 }

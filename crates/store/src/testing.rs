@@ -70,6 +70,12 @@ impl Disk {
         }
     }
 
+    /// Loses the last entry and keeps everything else, like a disk that reported a write as durable
+    /// too early.
+    pub fn lose_last_entry(&self) {
+        self.inner.lock().written.entries.pop_last();
+    }
+
     /// Zeroes the second half of the last entry, like a disk that loses a page after reporting it
     /// as written. Returns whether there was an entry.
     pub fn tear_last_entry(&self) -> bool {

@@ -10,13 +10,15 @@ use cohort_core::release::{Release, Rollback};
 use cohort_core::report::Step;
 use cohort_core::waiting::WaitingOn;
 use cohort_store::WriteFault;
-use rand::Rng;
 use rand::seq::IndexedRandom;
+use rand::{Rng, RngCore};
 
 use super::behaviour::{Behaviour, Fault};
 use super::build;
+pub use super::log::{LOST_ENTRY, OTHER_ENTRY, OTHER_STATE, STALE_READ};
 use super::net::Weather;
 use super::world::{Fleet, TICK_MS};
+use crate::digest::digest;
 
 mod trouble;
 
@@ -43,6 +45,8 @@ pub struct Run {
     pub logs_lost: u64,
     /// Servers that were down for good.
     pub gone: u64,
+    /// A digest of what members and servers did, and when.
+    pub digest: u64,
 }
 
 impl Run {
@@ -55,6 +59,19 @@ impl Run {
         self.logs_lost += other.logs_lost;
         self.gone += other.gone;
     }
+}
+
+/// A protection that the tests' own tests switch off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutation {
+    /// A crash loses the last entry that the disk has reported as durable.
+    DropsEntry,
+    /// Leaders answer reads without asking a majority whether they still lead.
+    StaleReads,
+    /// Members accept entries that were altered in transit.
+    AltersEntry,
+    /// Members accept snapshots that were altered in transit.
+    Diverges,
 }
 
 /// A fleet under faults that are drawn from a seed.
@@ -75,7 +92,24 @@ pub struct Chaos {
 impl Chaos {
     /// A fleet of one to three groups with one or two apps, all drawn from the seed.
     pub fn new(seed: u64, talk: bool) -> Chaos {
+        Chaos::found(Fleet::new(seed), talk)
+    }
+
+    /// The same, with a protection switched off.
+    pub fn mutated(seed: u64, mutation: Mutation) -> Chaos {
         let mut fleet = Fleet::new(seed);
+        fleet.mutation = Some(mutation);
+        Chaos::found(fleet, false)
+    }
+
+    /// The same, of members that step at every tick instead of sleeping until something is due.
+    pub fn of_every_tick(seed: u64) -> Chaos {
+        let mut fleet = Fleet::new(seed);
+        fleet.every_tick = true;
+        Chaos::found(fleet, false)
+    }
+
+    fn found(mut fleet: Fleet, talk: bool) -> Chaos {
         fleet.limits.retained_entries = [0, 5, 1024][fleet.rng.random_range(0..3)];
         fleet.limits.entries_before_snapshot = [30, 4096][fleet.rng.random_range(0..2)];
         fleet.replace_after_ms = REPLACE_AFTER_MS;
@@ -279,6 +313,7 @@ impl Chaos {
                 let ahead_ms = u64::from(self.versions) * 1_000;
                 self.say("a leader slept");
                 if let Some(leader) = self.fleet.groups[&group].leader() {
+                    self.fleet.catch_up(&group, &leader);
                     self.server(&group, &leader).ahead_ms += ahead_ms;
                 }
             }
@@ -327,11 +362,10 @@ impl Chaos {
             run.arrows.extend(&log.arrows);
             run.reads += log.reads;
             run.transfers += log.transfers;
-            for (index, command) in group.commands() {
-                let known = log.acknowledged.get(&index).is_none_or(|known| *known == command);
-                assert!(known, "entry {index} was acknowledged and is {command:?}");
-            }
+            let state = serde_json::to_vec(&*log.state).expect("a state has text keys only");
+            run.digest = digest(run.digest ^ log.digest, &state);
         }
+        run.digest ^= self.fleet.rng.next_u64();
         run.gone = self.gone;
         run.logs_lost = self.logs_lost;
         run

@@ -1,14 +1,27 @@
 //! A group's log as somebody knows it who sees all of its members, and what must never be seen.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
-use cohort_consensus::RaftId;
+use cohort_consensus::{Index, RaftId, Status, Term};
 use cohort_core::State;
 use cohort_core::command::{Command, Event, Rejection};
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::phase::PhaseName;
 use cohort_server::member::View;
+use cohort_store::{Entry, Image};
+
+use crate::digest::digest;
+
+/// Violations that the tests look for.
+pub const OTHER_STATE: &str = "has another state";
+/// See [`OTHER_STATE`].
+pub const OTHER_ENTRY: &str = "has applied another entry";
+/// See [`OTHER_STATE`].
+pub const LOST_ENTRY: &str = "leads without a committed entry";
+/// See [`OTHER_STATE`].
+pub const STALE_READ: &str = "answers a read";
 
 /// States that are kept to be compared.
 const STATES_MAX: usize = 200;
@@ -21,6 +34,14 @@ pub(crate) struct Happened {
     pub(crate) event: Event,
     /// The wave that started with it, and its servers.
     pub(crate) wave: Option<(u32, BTreeSet<ServerId>)>,
+}
+
+/// An entry that a member has applied, and the term in which that was seen: it was committed in
+/// that term, or before.
+#[derive(Debug)]
+struct Decided {
+    entry: Entry,
+    seen: Term,
 }
 
 /// What the members of a group have applied, all together.
@@ -38,8 +59,6 @@ pub(crate) struct Log {
     /// What became of the commands of persons, by number: whether the group refused it; `None`: the
     /// outcome is unknown.
     pub(crate) outcomes: BTreeMap<u64, Option<Option<Rejection>>>,
-    /// Commands whose senders were told that they are applied, by entry.
-    pub(crate) acknowledged: BTreeMap<u64, Command>,
     /// Servers that the hub has in this group.
     pub(crate) admitted: BTreeSet<ServerId>,
     /// Who carries each member; a number is given out once.
@@ -51,7 +70,20 @@ pub(crate) struct Log {
     /// Events whose arrows are noted.
     noted: usize,
     states: BTreeMap<u64, Arc<State>>,
-    leaders: BTreeMap<u64, RaftId>,
+    leaders: BTreeMap<Term, RaftId>,
+    decided: BTreeMap<Index, Decided>,
+    /// Of everything that members have shown, and when.
+    pub(crate) digest: u64,
+}
+
+/// An entry, to be read.
+struct Text<'a>(&'a Entry);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Entry { index, term, data, .. } = self.0;
+        write!(f, "{index} of term {term} ({})", String::from_utf8_lossy(data))
+    }
 }
 
 impl Log {
@@ -63,7 +95,6 @@ impl Log {
             events: Vec::new(),
             arrows: BTreeSet::new(),
             outcomes: BTreeMap::new(),
-            acknowledged: BTreeMap::new(),
             admitted: BTreeSet::new(),
             carriers: BTreeMap::new(),
             reads: 0,
@@ -71,6 +102,8 @@ impl Log {
             noted: 0,
             states: BTreeMap::new(),
             leaders: BTreeMap::new(),
+            decided: BTreeMap::new(),
+            digest: 0,
         }
     }
 
@@ -83,23 +116,24 @@ impl Log {
         self.events.push(Happened { at_ms, event, wave: None });
     }
 
-    /// A member has something new to show after `before`.
-    pub(crate) fn shown(&mut self, view: &View, before: &View) {
+    /// A member that has this log has something new to show after `before`.
+    pub(crate) fn shown(&mut self, view: &View, before: &View, image: &Image) {
         let raft = &view.raft;
-        if raft.is_leader() {
-            let leader = *self.leaders.entry(raft.term.0).or_insert(raft.id);
-            assert_eq!(leader, raft.id, "two members lead in term {}", raft.term.0);
+        let leader = raft.leader.map_or(0, |leader| leader.0);
+        for number in [self.now_ms, raft.id.0, raft.term.0, leader, raft.commit.0, raft.applied.0] {
+            self.digest = digest(self.digest, &number.to_le_bytes());
+        }
+        if raft.is_leader() && self.leaders.get(&raft.term) != Some(&raft.id) {
+            let other = self.leaders.insert(raft.term, raft.id);
+            assert_eq!(other, None, "two members lead in term {}", raft.term.0);
+            self.check_leader(raft, image);
         }
         let applied = raft.applied.0;
         if applied <= self.applied {
             if let Some(known) = self.states.get(&applied) {
                 // What it has shown before was compared then.
-                assert!(
-                    Arc::ptr_eq(&before.state, &view.state) || *known == view.state,
-                    "{} ms: member {} has another state at entry {applied}",
-                    self.now_ms,
-                    raft.id.0
-                );
+                let same = Arc::ptr_eq(&before.state, &view.state) || *known == view.state;
+                assert!(same, "{} ms: {} {OTHER_STATE} at {applied}", self.now_ms, raft.id.0);
             }
             return;
         }
@@ -116,6 +150,38 @@ impl Log {
             self.states.pop_first();
         }
         self.note_arrows();
+    }
+
+    /// A member has applied what its log has after `from`; the others have applied the same.
+    pub(crate) fn applied(&mut self, raft: &Status, from: Index, image: &Image) {
+        let (now_ms, id) = (self.now_ms, raft.id.0);
+        for entry in image.entries(from.next(), raft.applied.next()) {
+            let known = self.decided.entry(entry.index).or_insert_with(|| {
+                self.digest = digest(self.digest, &entry.data);
+                Decided { entry: entry.clone(), seen: raft.term }
+            });
+            let known = &known.entry;
+            let (this, that) = (Text(entry), Text(known));
+            assert!(known == entry, "{now_ms} ms: {id} {OTHER_ENTRY}: {this}, not {that}");
+        }
+    }
+
+    /// Checks that a new leader has everything that was committed before its term.
+    fn check_leader(&self, raft: &Status, image: &Image) {
+        let (now_ms, id) = (self.now_ms, raft.id.0);
+        let decided = self.decided.range(image.first_index()..);
+        for (index, Decided { entry, .. }) in decided.filter(|(_, known)| known.seen < raft.term) {
+            let kept = image.entry(*index) == Some(entry);
+            assert!(kept, "{now_ms} ms: {id} {LOST_ENTRY}: {}", Text(entry));
+        }
+    }
+
+    /// The sender of a command is told that it has taken effect.
+    pub(crate) fn acknowledged(&self, command: &Command) {
+        let data = serde_json::to_vec(command).expect("a command has text keys only");
+        let mut newest = self.decided.values().rev();
+        let kept = newest.any(|known| known.entry.data == data);
+        assert!(kept, "{} ms: {command:?} is in no log", self.now_ms);
     }
 
     fn note_arrows(&mut self) {
@@ -136,7 +202,8 @@ impl Log {
     /// A read that began when everything up to `floor` was applied somewhere shows `view`.
     pub(crate) fn read(&mut self, floor: u64, view: &View) {
         let applied = view.raft.applied.0;
-        assert!(applied >= floor, "{} ms: a read shows {applied}, not {floor}", self.now_ms);
+        let (now_ms, id) = (self.now_ms, view.raft.id.0);
+        assert!(applied >= floor, "{now_ms} ms: {id} {STALE_READ} at {applied}, not {floor}");
         self.reads += 1;
     }
 

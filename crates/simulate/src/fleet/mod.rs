@@ -6,14 +6,14 @@
 //! applies and answers (`cohort-server`, `cohort-transfer`, `cohort-core`, `cohort-consensus`);
 //! virtual are its host, disks, network, hub and mirror. After every step:
 //!
-//! - members that have applied the same entries have the same state, one leads per term, and a read
-//!   shows everything that any member had applied when it began (`log`);
+//! - members apply the same entries and have the same state after them; one leads per term, with
+//!   every entry that was committed before; a read shows everything that any member had applied
+//!   when it began; a command that was acknowledged is in the log (`log`);
 //! - what users see, and that what waits says why (`prober`);
 //! - every request is answered at most once, and no member asks for another step forever
 //!   (`server::member`).
 //!
-//! Once all faults have ended, every group is whole, has what it acknowledged, and runs what its
-//! channel points to.
+//! Once all faults have ended, every group is whole and runs what its channel points to.
 //!
 //! Start reading at `world`; `server` is a server, [`script`] has the verbs of `scenarios/*.txt` (a
 //! network without delays, one proposal at a time), [`chaos`] draws faults from a seed.

@@ -4,15 +4,19 @@ use std::collections::btree_map::OccupiedEntry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_consensus::{Envelope, Message};
-use cohort_core::Command;
 use cohort_core::command::Rejection;
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, MemberId, ServerId};
 use cohort_core::report::Report;
+use cohort_core::{Command, State};
 use cohort_server::asking::{Input, Question};
 use cohort_transfer::tracker::{TransferAnswer, TransferRequest};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::chaos::Mutation;
 
 /// How late a late packet can be, in milliseconds: longer than two election timeouts.
 const LATE_MS_MAX: u64 = 3_000;
@@ -75,10 +79,34 @@ impl What {
 }
 
 impl Packet {
+    /// Alters what it carries from one log to another.
+    pub(crate) fn alter(&mut self, mutation: Mutation) {
+        let What::Raft(envelope) = &mut self.what else { return };
+        match (&mut envelope.message, mutation) {
+            (Message::Append { entries, .. }, Mutation::AltersEntry) => {
+                for entry in entries {
+                    alter::<Command>(&mut entry.data, |command| command.actor.push('!'));
+                }
+            }
+            (Message::Snapshot { snapshot, .. }, Mutation::Diverges) => {
+                alter::<State>(&mut snapshot.data, |state| state.clock = state.clock.plus(1));
+            }
+            _ => {}
+        }
+    }
+
     /// Whether a member asks with it who would vote for it.
     pub(crate) fn is_candidacy(&self) -> bool {
         let What::Raft(envelope) = &self.what else { return false };
         matches!(envelope.message, Message::PreVote(_))
+    }
+}
+
+fn alter<T: DeserializeOwned + Serialize>(data: &mut Vec<u8>, change: impl FnOnce(&mut T)) {
+    // A membership change, and the first entry of a term, are no commands.
+    if let Ok(mut value) = serde_json::from_slice(data) {
+        change(&mut value);
+        *data = serde_json::to_vec(&value).expect("only text keys");
     }
 }
 

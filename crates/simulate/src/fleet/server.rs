@@ -22,6 +22,7 @@ use cohort_server::outbox::{ANSWER_MS_MAX as TAKEN_MS_MAX, Outbox};
 use cohort_transfer::UnitSet;
 
 use super::behaviour::{Behaviours, Fault};
+use super::chaos::Mutation;
 use super::log::Log;
 use super::net::{Packet, What};
 use member::{Carried, Setup, address_of};
@@ -255,6 +256,9 @@ impl Server {
         (self.disk_fails, self.stops) = (false, false);
         if let Some((_, disk)) = &self.disk.log {
             disk.crash();
+            if self.setup.mutation == Some(Mutation::DropsEntry) {
+                disk.lose_last_entry();
+            }
         }
         self.member.take().map_or(Vec::new(), |member| member.hang_up())
     }
@@ -276,7 +280,7 @@ impl Server {
         }
         self.up = true;
         self.disk.boot_epoch += 1;
-        let outgoing = self.sends();
+        let outgoing = std::mem::take(&mut self.agent.outgoing);
         self.agent = Agent { outgoing, ..Agent::new(&self.id, self.disk.boot_epoch) };
         self.open_member();
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
@@ -348,8 +352,9 @@ impl Server {
         }
     }
 
-    pub(crate) fn sends(&mut self) -> Vec<Packet> {
-        std::mem::take(&mut self.agent.outgoing)
+    /// What it has to say.
+    pub(crate) fn sends(&mut self) -> impl Iterator<Item = Packet> {
+        self.agent.outgoing.drain(..)
     }
 
     fn send(&mut self, to: ServerId, id: u64, what: What) {

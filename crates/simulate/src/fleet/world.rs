@@ -17,9 +17,10 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::behaviour::{Behaviour, Behaviours};
+use super::chaos::Mutation;
 use super::group::Group;
 use super::log::Log;
-use super::net::{Packet, Weather};
+use super::net::{Net, Packet, Weather};
 use super::prober::Prober;
 use super::server::member::Setup;
 use super::server::{Around, Holdings, Server};
@@ -65,6 +66,10 @@ pub(crate) struct Fleet {
     pub(crate) replace_after_ms: u64,
     /// Only the first server that can lead stands for election, as scripts want it.
     pub(crate) first_leads: bool,
+    /// The protection that is switched off.
+    pub(crate) mutation: Option<Mutation>,
+    /// Members step at every tick, although they could sleep.
+    pub(crate) every_tick: bool,
     pub(crate) rng: ChaCha8Rng,
     seed: u64,
     requests: u64,
@@ -85,6 +90,8 @@ impl Fleet {
             limits: Limits::default(),
             replace_after_ms: cohort_server::leading::REPLACE_AFTER_MS,
             first_leads: false,
+            mutation: None,
+            every_tick: false,
             prober: Prober::default(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
@@ -108,6 +115,8 @@ impl Fleet {
             limits: self.limits,
             replace_after_ms: self.replace_after_ms,
             seed: self.seed,
+            mutation: self.mutation,
+            every_tick: self.every_tick,
         };
         let group = Group::found(self.now_ms, platform, &map, servers, setup);
         let platform = group.log.state.platform.clone().expect("set up with one");
@@ -158,6 +167,16 @@ impl Fleet {
         });
     }
 
+    /// The process of a member is about to pause: up to now it has lived through every tick.
+    pub(crate) fn catch_up(&mut self, group: &GroupId, server: &ServerId) {
+        if self.groups[group].servers[server].paused_until_ms > self.now_ms {
+            return;
+        }
+        self.with_server(group, server, |server, log| {
+            server.step_member(log, |_, _, _| ());
+        });
+    }
+
     /// Does something with a server, and sends what it has to say.
     pub(crate) fn with_server(
         &mut self,
@@ -166,21 +185,28 @@ impl Fleet {
         act: impl FnOnce(&mut Server, &mut Log),
     ) {
         let mut known = self.groups.remove(group).expect("a known group");
-        self.do_with(&mut known, server, act);
+        let Group { servers, log, net, .. } = &mut known;
+        if let Some(server) = servers.get_mut(server) {
+            self.do_with(server, log, net, act);
+        }
         self.groups.insert(group.clone(), known);
     }
 
     fn do_with(
         &mut self,
-        group: &mut Group,
-        server: &ServerId,
+        server: &mut Server,
+        log: &mut Log,
+        net: &mut Net,
         act: impl FnOnce(&mut Server, &mut Log),
     ) {
-        let Some(server) = group.servers.get_mut(server) else { return };
-        act(server, &mut group.log);
+        act(server, log);
         // What a server says that is cut off is lost on the way.
-        for packet in server.sends().into_iter().filter(|_| server.linked) {
-            group.net.send(group.log.now_ms, packet, self.weather, &mut self.rng);
+        let linked = server.linked;
+        for mut packet in server.sends().filter(|_| linked) {
+            if let Some(mutation) = self.mutation {
+                packet.alter(mutation);
+            }
+            net.send(log.now_ms, packet, self.weather, &mut self.rng);
         }
     }
 
@@ -253,7 +279,7 @@ impl Fleet {
         let mut known = self.groups.remove(group).expect("a known group");
         self.break_at = Some(Break::Known(command));
         let until_ms = known.log.now_ms + TICK_MS;
-        if !self.is_there(&known) {
+        if !self.is_there(&known.log, known.told) {
             self.advance(&mut known, until_ms);
         }
         self.break_at = None;
@@ -263,81 +289,83 @@ impl Fleet {
     /// Members step and packets arrive up to `until_ms`, each at its time. Returns false when it
     /// was broken off (`break_at`).
     fn advance(&mut self, group: &mut Group, until_ms: u64) -> bool {
-        let wakes = group.servers.iter().map(|(id, server)| (server.wakes_ms(), id.clone()));
-        let mut wakes: Vec<(u64, ServerId)> = wakes.collect();
+        let Group { servers, log, net, told, .. } = group;
+        let mut servers: Vec<&mut Server> = servers.values_mut().collect();
+        let mut wakes_ms: Vec<u64> = servers.iter().map(|server| server.wakes_ms()).collect();
         loop {
-            let first = wakes.iter().enumerate().min_by_key(|(_, (at_ms, _))| *at_ms);
-            let wake_ms = first.map_or(u64::MAX, |(_, (at_ms, _))| *at_ms);
-            let next_ms = wake_ms.min(group.net.next_ms());
+            let first = wakes_ms.iter().copied().enumerate().min_by_key(|(_, wake_ms)| *wake_ms);
+            let (first, wake_ms) = first.unwrap_or((0, u64::MAX));
+            let next_ms = wake_ms.min(net.next_ms());
             if next_ms > until_ms {
-                group.log.now_ms = group.log.now_ms.max(until_ms);
+                log.now_ms = log.now_ms.max(until_ms);
                 return true;
             }
-            group.log.now_ms = group.log.now_ms.max(next_ms);
-            let (at, packets) = if next_ms == group.net.next_ms() {
-                let packets = group.net.next(next_ms);
+            log.now_ms = log.now_ms.max(next_ms);
+            let at = if next_ms == net.next_ms() {
+                let packets = net.next(next_ms);
                 let to = &packets[0].to;
                 // The server may have left.
-                let Ok(at) = wakes.binary_search_by(|(_, server)| server.cmp(to)) else { continue };
-                (at, packets)
+                let Ok(at) = servers.binary_search_by(|server| server.id.cmp(to)) else { continue };
+                self.arrived(&mut servers, at, packets, log, net);
+                at
             } else {
-                let Some((at, _)) = first else { continue };
-                (at, Vec::new())
-            };
-            let server = &wakes[at].1;
-            if packets.is_empty() {
-                self.do_with(group, server, |server, log| {
+                self.do_with(servers[first], log, net, |server, log| {
                     server.step_member(log, |_, _, _| ());
                 });
-            } else {
-                self.arrived(group, server, packets);
-            }
-            wakes[at].0 = group.servers[server].wakes_ms();
-            if self.is_there(group) {
+                first
+            };
+            wakes_ms[at] = servers[at].wakes_ms();
+            if self.is_there(log, *told) {
                 return false;
             }
         }
     }
 
-    /// Packets have come for one server.
-    fn arrived(&mut self, group: &mut Group, to: &ServerId, mut packets: Vec<Packet>) {
-        let server = &group.servers[to];
-        if !server.linked {
+    /// Packets have come for the server that is there.
+    fn arrived(
+        &mut self,
+        servers: &mut [&mut Server],
+        at: usize,
+        mut packets: Vec<Packet>,
+        log: &mut Log,
+        net: &mut Net,
+    ) {
+        let Server { linked, paused_until_ms, .. } = *servers[at];
+        if !linked {
             return;
         }
-        let paused_until_ms = server.paused_until_ms;
-        if paused_until_ms > group.log.now_ms {
-            return packets.into_iter().for_each(|packet| group.net.put(paused_until_ms, packet));
+        if paused_until_ms > log.now_ms {
+            return packets.into_iter().for_each(|packet| net.put(paused_until_ms, packet));
         }
         if self.first_leads {
-            packets.retain(|packet| !packet.is_candidacy() || may_stand(group, &packet.from));
+            packets.retain(|packet| !packet.is_candidacy() || may_stand(servers, &packet.from));
         }
-        self.do_with(group, to, |server, log| server.receive(packets, log));
+        self.do_with(servers[at], log, net, |server, log| server.receive(packets, log));
     }
 
     /// The errands of members: what they read, and what the leader writes. Returns false when it
     /// was broken off.
     fn errands(&mut self, group: &mut Group) -> bool {
-        let ids: Vec<ServerId> = group.servers.keys().cloned().collect();
-        for id in ids {
-            let server = group.servers.get_mut(&id).expect("a known server");
-            server.disk.killed.clone_from(&group.killed);
+        let Group { servers, log, net, told, killed, offers, .. } = group;
+        for server in servers.values_mut() {
+            server.disk.killed.clone_from(killed);
             let registry = (!self.registry.away && server.linked).then_some(&self.registry.view);
             let Some(member) = &mut server.member else { continue };
-            if server.paused_until_ms > group.log.now_ms {
+            if server.paused_until_ms > log.now_ms {
                 continue;
             }
-            let killed = group.killed.as_ref();
-            for record in member.errands(registry, &group.offers, killed) {
-                self.take_record(&group.log.state.group, record);
+            let records = member.errands(registry, offers, killed.as_ref());
+            let has_inputs = member.has_inputs();
+            for record in records {
+                self.take_record(&log.state.group, record);
             }
-            if !member.has_inputs() {
+            if !has_inputs {
                 continue;
             }
-            self.do_with(group, &id, |server, log| {
+            self.do_with(server, log, net, |server, log| {
                 server.step_member(log, |_, _, _| ());
             });
-            if self.is_there(group) {
+            if self.is_there(log, *told) {
                 return false;
             }
         }
@@ -391,15 +419,15 @@ impl Fleet {
         for server in group.servers.values_mut() {
             server.tick(&around, &mut group.log);
             server.linked = server.reaches(&self.behaviours);
-            for packet in server.sends().into_iter().filter(|_| server.linked) {
+            let linked = server.linked;
+            for packet in server.sends().filter(|_| linked) {
                 group.net.send(self.now_ms, packet, self.weather, &mut self.rng);
             }
         }
     }
 
     /// Whether what `break_at` names has just happened.
-    fn is_there(&self, group: &Group) -> bool {
-        let log = &group.log;
+    fn is_there(&self, log: &Log, told: usize) -> bool {
         let number = |phase: &Phase| phase.wave().and(phase.rollout()).map(|rollout| rollout.waves);
         match self.break_at {
             None => false,
@@ -407,7 +435,7 @@ impl Fleet {
             Some(Break::Entered(name, wave)) => {
                 let enters =
                     |event: &Event| matches!(event, Event::PhaseChanged { to, .. } if *to == name);
-                group.news().iter().any(|happened| enters(&happened.event))
+                log.events[told..].iter().any(|happened| enters(&happened.event))
                     && log.state.apps.values().any(|app| {
                         app.phase.name() == name && (wave.is_none() || wave == number(&app.phase))
                     })
@@ -418,10 +446,10 @@ impl Fleet {
 
 /// Whether a member may stand for election where the first one leads: no server of a lower name
 /// runs one that could.
-fn may_stand(group: &Group, server: &ServerId) -> bool {
-    let voters = group.servers.iter().filter_map(|(id, server)| {
+fn may_stand(servers: &[&mut Server], server: &ServerId) -> bool {
+    let voters = servers.iter().filter_map(|server| {
         let raft = &server.member.as_ref().filter(|_| server.linked)?.view.raft;
-        raft.configuration.is_voter(raft.id).then_some((id, raft.applied))
+        raft.configuration.is_voter(raft.id).then_some((&server.id, raft.applied))
     });
     let first = voters.max_by_key(|(id, applied)| (*applied, std::cmp::Reverse(*id)));
     first.is_some_and(|(first, _)| first == server)

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use cohort_consensus::{Index, RaftId, Role, Status, Term};
 use cohort_store::{Entry, EntryKind};
 
+use crate::digest::digest;
+
 /// A violation that the tests look for: a leader that has left the membership.
 pub const NOT_A_VOTER: &str = "is the leader but not a voter";
 /// A read that did not see what was acknowledged before it began.
@@ -30,13 +32,6 @@ struct Decided {
     data: u64,
     /// The hash over all commands up to here.
     chain: u64,
-}
-
-/// A short stand-in for an entry's bytes (FNV-1a).
-pub(crate) fn digest(start: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(start ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 impl Checker {

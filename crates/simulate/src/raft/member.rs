@@ -7,7 +7,8 @@ use cohort_consensus::{
 };
 use cohort_store::{Disk, EntryKind, FaultyStore, LogStore, WriteFault};
 
-use super::checker::{Checker, digest};
+use super::checker::Checker;
+use crate::digest::digest;
 
 /// The replicated state: the number of commands, and a hash over all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -32,6 +32,7 @@ impl Chaos {
                     _ => server.clone(),
                 };
                 self.say(&format!("{server} pauses for {ms} ms"));
+                self.fleet.catch_up(group, &server);
                 self.server(group, &server).paused_until_ms = self.fleet.now_ms + ms;
             }
             23 => {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cohort_consensus::{Config, Limits, RaftId};
+use cohort_consensus::{Config, Limits, RaftId, TICK};
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, RequestId, ServerId};
@@ -17,6 +17,7 @@ use cohort_server::member::{Input, Member, MemberError, Output, Proposed, Ticket
 use cohort_store::FaultyStore;
 use cohort_transfer::Tracker;
 
+use crate::fleet::chaos::Mutation;
 use crate::fleet::log::Log;
 use crate::fleet::net::{Packet, What};
 
@@ -38,6 +39,10 @@ pub(crate) struct Setup {
     pub(crate) replace_after_ms: u64,
     /// Makes the members of one run differ from those of another.
     pub(crate) seed: u64,
+    /// The protection that is switched off.
+    pub(crate) mutation: Option<Mutation>,
+    /// Members step at every tick, although they could sleep.
+    pub(crate) every_tick: bool,
 }
 
 /// A request to whose sender an answer goes back.
@@ -54,7 +59,7 @@ enum Waits {
     Orders(Request, BTreeMap<AppId, Doing>, u64),
     Commit(Box<Commit>),
     /// Another member, on behalf of its own client.
-    Forward(Request, Box<Command>),
+    Forward(Request),
     Claim(Request),
     /// Nobody: leadership is to move,
     Transfer,
@@ -96,11 +101,16 @@ pub(crate) struct Carried {
     server: ServerId,
     own: MemberId,
     member: Member<FaultyStore>,
+    opened_ms: u64,
+    /// It steps at every tick, although it could sleep.
+    every_tick: bool,
     now_ms: u64,
     contacts: Contacts,
     tracker: Tracker,
     asked: BTreeMap<Ticket, Waits>,
     held: Vec<Held>,
+    /// Orders and their hashes by the view, as far as servers have asked.
+    orders: BTreeMap<ServerId, (Option<Orders>, u64)>,
     /// Orders may have changed since held questions were last looked at.
     orders_change: bool,
     /// Commands to be proposed again, and when.
@@ -141,6 +151,7 @@ impl Carried {
         config.boot_epoch = boot_epoch;
         config.limits = setup.limits;
         config.seed = setup.seed;
+        config.weaken.lease_reads = setup.mutation == Some(Mutation::StaleReads);
         let (name, group) = (server.clone(), setup.group.clone());
         let member = Member::open(now_ms, name, group, store, config, killed);
         let mut member = member.expect("a member wrote this log");
@@ -151,11 +162,14 @@ impl Carried {
             server,
             own,
             member,
+            opened_ms: now_ms,
+            every_tick: setup.every_tick,
             now_ms,
             contacts: Contacts::default(),
             tracker: Tracker::default(),
             asked: BTreeMap::new(),
             held: Vec::new(),
+            orders: BTreeMap::new(),
             orders_change: false,
             again: Vec::new(),
             forwarded: BTreeMap::new(),
@@ -189,7 +203,7 @@ impl Carried {
             }
             What::Forward(command) => {
                 assert!(answers::for_members(&command.body), "{command:?} was passed on");
-                let ticket = self.wait(Waits::Forward(request, command.clone()));
+                let ticket = self.wait(Waits::Forward(request));
                 self.inputs.push(Input::Propose { ticket, command });
             }
             What::Forwarded(outcome) => {
@@ -231,7 +245,7 @@ impl Carried {
             }
             Question::Change { known } => {
                 self.contacts.heard(self.now_ms, &request.from, 0, doing);
-                let (orders, hash) = answers::orders(&self.view, &request.from);
+                let (orders, hash) = self.orders_of(&request.from);
                 if answers::answers_now(self.view.raft.leader.is_some(), hash, *known) {
                     return self.reply(request, What::Answer(Answer::Changed));
                 }
@@ -285,7 +299,7 @@ impl Carried {
             match waits {
                 Waits::Orders(request, ..) => ended.push((request, What::Answer(Answer::NoAnswer))),
                 Waits::Commit(commit) => commits.push(*commit),
-                Waits::Forward(request, _) => ended.push((request, What::Forwarded(None))),
+                Waits::Forward(request) => ended.push((request, What::Forwarded(None))),
                 Waits::Claim(request) => ended.push((request, What::Claimed(None))),
                 Waits::Transfer | Waits::Record => {}
             }
@@ -365,10 +379,7 @@ impl Carried {
 
     fn next(&mut self, commit: Commit, next: Next, log: &mut Log) {
         match next {
-            Next::Done { index, rejection } => {
-                log.acknowledged.insert(index, commit.command.clone());
-                self.committed(commit, Some(rejection), log);
-            }
+            Next::Done { rejection, .. } => self.committed(commit, Some(rejection), log),
             Next::Forward { to, within_ms } => {
                 let Some(server) = self.view.state.server_of(to).cloned() else {
                     return self.failed(commit, log);
@@ -384,6 +395,9 @@ impl Carried {
 
     /// Whether a command was refused is known; `None`: its outcome is not.
     fn committed(&mut self, commit: Commit, outcome: Option<Option<Rejection>>, log: &mut Log) {
+        if outcome == Some(None) {
+            log.acknowledged(&commit.command);
+        }
         match (commit.client, outcome) {
             (Client::Reports(request, left, mut taken), Some(rejection)) => {
                 taken.push(rejection.is_none());
@@ -412,6 +426,13 @@ impl Carried {
                 Err(MemberError::Node(_)) if disk_fails => return Ended::Failed,
                 Err(error) => panic!("{} ms: {} stopped: {error:?}", log.now_ms, self.server),
             };
+            let shown = outputs.iter().rev().find_map(|output| match output {
+                Output::View(view) => Some(&view.raft),
+                _ => None,
+            });
+            if let Some(raft) = shown {
+                log.applied(raft, self.view.raft.applied, self.member.log());
+            }
             for output in outputs {
                 if output == Output::Stopped {
                     return Ended::Stopped;
@@ -422,7 +443,9 @@ impl Carried {
                 self.answer_held();
             }
             if self.inputs.is_empty() {
-                self.wakes_ms = self.member.wake_ms(now_ms);
+                let tick_ms = self.every_tick.then(|| self.next_tick_ms());
+                let wakes_ms = self.member.wake_ms(now_ms).min(self.due_ms());
+                self.wakes_ms = tick_ms.map_or(wakes_ms, |tick_ms| tick_ms.min(wakes_ms));
                 return Ended::Not;
             }
         }
@@ -437,21 +460,25 @@ impl Carried {
                 }
             }
             Output::View(view) => {
-                log.shown(&view, &self.view);
-                self.orders_change |= !Arc::ptr_eq(&view.state, &self.view.state)
-                    || view.killed != self.view.killed
-                    || view.raft.leader.is_none();
+                log.shown(&view, &self.view, self.member.log());
+                let news = !Arc::ptr_eq(&view.state, &self.view.state);
+                if news {
+                    let known = &view.state.servers;
+                    self.contacts.retain(|server| known.contains_key(server));
+                }
+                if news || view.killed != self.view.killed {
+                    self.orders.clear();
+                    self.orders_change = true;
+                }
+                self.orders_change |= view.raft.leader.is_none();
                 self.view = view;
             }
             Output::Happened { index, event, .. } => log.happened(index, &event),
             Output::Answer { ticket, outcome } => match self.answered(ticket) {
                 Waits::Commit(commit) => self.proposed(*commit, outcome, log),
-                Waits::Forward(request, command) => {
+                Waits::Forward(request) => {
                     let outcome = match outcome {
-                        Proposed::Done { index, rejection } => {
-                            log.acknowledged.insert(index, *command);
-                            Some(rejection)
-                        }
+                        Proposed::Done { rejection, .. } => Some(rejection),
                         Proposed::NotLeader { .. } | Proposed::Busy | Proposed::Unknown => None,
                     };
                     self.reply(request, What::Forwarded(outcome));
@@ -484,8 +511,13 @@ impl Carried {
         }
     }
 
-    fn orders(&self, server: &ServerId) -> Answer {
-        let (orders, hash) = answers::orders(&self.view, server);
+    fn orders_of(&mut self, server: &ServerId) -> (Option<Orders>, u64) {
+        let known = self.orders.entry(server.clone());
+        known.or_insert_with(|| answers::orders(&self.view, server)).clone()
+    }
+
+    fn orders(&mut self, server: &ServerId) -> Answer {
+        let (orders, hash) = self.orders_of(server);
         let (orders, leader) = (orders.map(Box::new), self.view.leader().cloned());
         Answer::Orders { orders, valid_ms: ORDERS_VALID_MS, leader, hash }
     }
@@ -510,9 +542,25 @@ impl Carried {
         }
     }
 
+    fn next_tick_ms(&self) -> u64 {
+        let tick_ms = TICK.as_millis() as u64;
+        self.opened_ms + ((self.now_ms - self.opened_ms) / tick_ms + 1) * tick_ms
+    }
+
+    /// When something of the agent's part is due.
+    fn due_ms(&self) -> u64 {
+        let held = self.held.iter().map(|held| held.until_ms);
+        let again = self.again.iter().map(|(at_ms, _)| *at_ms);
+        let forwarded = self.forwarded.values().map(|(until_ms, _)| *until_ms);
+        held.chain(again).chain(forwarded).fold(self.pass_on_ms, u64::min)
+    }
+
     /// What is due by the clock.
     fn timers(&mut self, log: &mut Log) {
         let now_ms = self.now_ms;
+        if now_ms < self.due_ms() {
+            return;
+        }
         if self.held.iter().any(|held| held.until_ms <= now_ms) {
             self.answer_held();
         }

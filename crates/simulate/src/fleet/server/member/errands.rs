@@ -54,8 +54,6 @@ impl Carried {
         offers: &Arc<BTreeMap<AppId, Offer>>,
         killed: Option<&String>,
     ) -> Vec<Record> {
-        let known = &self.view.state.servers;
-        self.contacts.retain(|server| known.contains_key(server));
         if self.view.killed.as_ref() != killed {
             self.inputs.push(Input::Kill(killed.cloned()));
         }
