@@ -111,6 +111,7 @@ impl Lab {
             activation: None,
             run: None,
             owes: false,
+            in_service: Some(false),
             checks: Vec::new(),
             keep: keep.to_vec(),
         };

@@ -157,7 +157,7 @@ fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
         let status = ServerAppStatus {
             running: here.running.as_ref().map(|release| release.version.clone()),
             in_service: here.in_service,
-            silent: view.is_silent(server, contacts, now_ms, unreachable_after.ms),
+            silent: here.unsure || view.is_silent(server, contacts, now_ms, unreachable_after.ms),
             unfit: here.unfit.clone(),
             holds_target: target.is_some_and(|release| here.has(&release.artifact)),
             activation: here.activation.as_ref().map(|activation| activation.stage.clone()),

@@ -288,6 +288,7 @@ pub(crate) fn web_runs(release: Option<Release>) -> AppOrders {
         app: web(),
         fetch: Vec::new(),
         activation: None,
+        in_service: Some(release.is_some()),
         run: release,
         owes: false,
         checks: Vec::new(),
@@ -309,7 +310,7 @@ pub(crate) fn activation(generation: u64, release: Option<Release>) -> Activatio
         confirm_within_ms: 30_000,
         warm_up_ms: 0,
         checks: Vec::new(),
-        begin: true,
+        hold: None,
     }
 }
 

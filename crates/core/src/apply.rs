@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::capacity;
 use crate::command::{Body, CLOCK_STEP_MS_MAX, Command, Event, Limited, Rejection};
 use crate::ids::{BootEpoch, ClockMs, MemberId, Platform, Revision, ServerId};
 use crate::policy::Policy;
@@ -144,6 +145,7 @@ impl State {
             app.servers.remove(server);
             app.phase.forget(server);
         }
+        capacity::room_again(self);
         events.push(Event::ServersChanged);
         Ok(())
     }
@@ -173,6 +175,7 @@ impl State {
             if revision > app.revision {
                 app.revision = revision;
                 app.policy = policy.clone();
+                capacity::room_again(self);
             }
         } else if self.apps.len() >= APPS_MAX {
             return Err(Rejection::Limit { what: Limited::Apps, max: APPS_MAX as u64 });

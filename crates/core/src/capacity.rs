@@ -1,13 +1,16 @@
-//! The capacity ledger: one per group, for all its apps.
+//! The capacity ledger: one per group, for all its apps, and the one definition of *out of
+//! service*.
+//!
+//! A server counts as out until it says otherwise. What only the leader sees (a server that is
+//! silent) is added by the planner; everything else is replicated.
 
 use std::collections::BTreeSet;
 
-use crate::ids::ServerId;
+use crate::ids::{AppId, ServerId};
 use crate::orders::Purpose;
-use crate::phase::Phase;
-use crate::state::{App, ServerApp, State};
+use crate::state::{Activation, ActivationStage, App, ServerApp, State};
 
-/// A server's part in serving traffic, over all apps.
+/// A server's part in serving traffic, over all apps, by its own last word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// It runs nothing: changing it takes no capacity.
@@ -21,68 +24,54 @@ pub enum Standing {
 /// A server's standing, over all apps.
 #[must_use]
 pub fn standing(state: &State, server: &ServerId) -> Standing {
-    let mut standing = Standing::Idle;
-    for here in apps_on(state, server) {
-        let taken_out = here.in_flight().is_some_and(|change| change.costs);
-        if taken_out || (here.running.is_some() && !here.in_service) {
-            return Standing::Out;
-        }
-        if here.running.is_some() {
-            standing = Standing::Serving;
-        }
+    if is_out(state, server) {
+        Standing::Out
+    } else if apps_on(state, server).any(|here| here.running.is_some()) {
+        Standing::Serving
+    } else {
+        Standing::Idle
     }
-    standing
 }
 
-/// Whether a change on this server takes capacity away. A server already out costs nothing more,
-/// unless it was lost mid-change: then it may be serving after all.
+/// Whether a change for this purpose takes capacity away. A server already out costs nothing more,
+/// unless it was lost mid-change: then it may be serving after all. Nor does going back to nothing
+/// where nothing else runs: nothing would serve afterwards either.
 #[must_use]
-pub fn costs(state: &State, server: &ServerId) -> bool {
-    match standing(state, server) {
-        Standing::Serving => true,
-        Standing::Out => apps_on(state, server)
-            .filter_map(|here| here.activation.as_ref())
-            .any(|change| change.void && change.open()),
-        Standing::Idle => false,
-    }
+pub fn costs(state: &State, app: &App, server: &ServerId, purpose: Purpose) -> bool {
+    let to_nothing = purpose == Purpose::RollBack
+        && app.last_good.is_none()
+        && apps_on(state, server).filter(|here| here.running.is_some()).count() <= 1;
+    let may_serve = standing(state, server) == Standing::Serving
+        || apps_on(state, server).any(|here| here.unsure);
+    may_serve && !to_nothing
 }
 
-/// Servers that are out of service and count against `max_unavailable`.
+/// The servers that are out of service, or may be: one that says so, is being changed, was lost in
+/// a change, or has yet to get the good release.
 ///
-/// A server in debt does not count: nothing waits for it. It does count while a change takes it out
-/// of service, and in a rollback until it is back or lost, so that going back takes no more
-/// capacity than going forward did.
+/// A server in debt that takes traffic with another release is in service.
 #[must_use]
 pub fn out_servers(state: &State) -> BTreeSet<ServerId> {
-    let counts = |server: &ServerId| {
-        let goes_back = |app: &App| match &app.phase {
-            Phase::RollingBack { rollout, .. } => !rollout.lost.contains(server),
-            Phase::Empty | Phase::Running { .. } | Phase::Forward { .. } | Phase::Held { .. } => {
-                false
-            }
-        };
-        let taken_out = |here: &ServerApp| here.in_flight().is_some_and(|change| change.costs);
-        !apps_on(state, server).any(|here| here.debt.is_some())
-            || apps_on(state, server).any(taken_out)
-            || state.apps.values().any(goes_back)
-    };
-    let out = |server: &&ServerId| standing(state, server) == Standing::Out && counts(server);
-    state.servers.keys().filter(out).cloned().collect()
+    state.servers.keys().filter(|server| is_out(state, server)).cloned().collect()
 }
 
-/// The same for a change with this purpose. A rollback does not wait for servers that already run
-/// the good release and are out of service for other reasons.
-#[must_use]
-pub fn out_servers_for(state: &State, app: &App, purpose: Purpose) -> BTreeSet<ServerId> {
-    let mut out = out_servers(state);
-    if purpose == Purpose::RollBack {
-        out.retain(|server| {
-            let back = |here: &ServerApp| here.settled_on(app.last_good.as_ref());
-            apps_on(state, server).any(|here| here.in_flight().is_some())
-                || !app.servers.get(server).is_none_or(back)
-        });
-    }
-    out
+pub(crate) fn is_out(state: &State, server: &ServerId) -> bool {
+    state
+        .apps
+        .values()
+        .any(|app| is_down(app, server) || app.servers.get(server).is_some_and(taken_out))
+}
+
+/// Whether an app is out of service on this server, apart from changes in flight.
+pub(crate) fn is_down(app: &App, server: &ServerId) -> bool {
+    app.servers.get(server).is_some_and(|here| {
+        let joins = here.running.is_none() && here.debt.is_some() && app.last_good.is_some();
+        here.unsure || joins || (here.running.is_some() && !here.in_service)
+    })
+}
+
+fn taken_out(here: &ServerApp) -> bool {
+    here.in_flight().is_some_and(|change| change.costs)
 }
 
 /// Whether there is room for a change that takes this server out of service.
@@ -90,6 +79,50 @@ pub fn out_servers_for(state: &State, app: &App, purpose: Purpose) -> BTreeSet<S
 pub fn has_room(out: &BTreeSet<ServerId>, max: u32, server: &ServerId) -> bool {
     let others = out.len() - usize::from(out.contains(server));
     others < max as usize
+}
+
+/// Whether the ledger still bears a granted change that has taken nothing out of service yet: since
+/// the grant, the limit may have been lowered, or other servers may have left service.
+///
+/// Grants are honoured in their order, so that two of them never wait for each other.
+#[must_use]
+pub fn bears(state: &State, app: &AppId, server: &ServerId) -> bool {
+    let Some(app) = state.apps.get(app) else { return false };
+    let Some(change) = app.servers.get(server).and_then(ServerApp::in_flight) else { return false };
+    let sure = !apps_on(state, server).any(|here| here.unsure);
+    let away = |here: &ServerApp| here.running.is_some() && !here.in_service;
+    let costs_nothing = !change.costs || (sure && apps_on(state, server).any(away));
+    if change.stage != ActivationStage::Granted || costs_nothing {
+        return true;
+    }
+    let rank = |change: &Activation, server: &ServerId| (change.granted, server.clone());
+    let own = rank(change, server);
+    let before = |other: &ServerId, change: &Activation| {
+        change.costs && (change.stage != ActivationStage::Granted || rank(change, other) < own)
+    };
+    let counts = |other: &&ServerId| {
+        *other != server
+            && (state.apps.values().any(|app| is_down(app, other))
+                || apps_on(state, other)
+                    .any(|here| here.in_flight().is_some_and(|change| before(other, change))))
+    };
+    let others = state.servers.keys().filter(counts).count();
+    others < app.max_unavailable(state.size()) as usize
+}
+
+/// There is room again: changes that were granted and may not have begun for lack of it get the
+/// whole of `progress_deadline`.
+pub(crate) fn room_again(state: &mut State) {
+    let clock = state.clock;
+    for app in state.apps.values_mut() {
+        let may_be_held =
+            |change: &Activation| change.costs && change.stage == ActivationStage::Granted;
+        if app.in_flight().any(|(_, change)| may_be_held(change))
+            && let Some(rollout) = app.phase.rollout_mut()
+        {
+            rollout.progress = clock;
+        }
+    }
 }
 
 fn apps_on<'a>(state: &'a State, server: &'a ServerId) -> impl Iterator<Item = &'a ServerApp> {

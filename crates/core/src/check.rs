@@ -14,7 +14,7 @@ impl State {
     /// Checks every invariant.
     ///
     /// The limit on servers out of service is not among them: it is enforced when a change is
-    /// granted, with the policy in force at that time.
+    /// granted and when it begins, and servers also leave service on their own.
     ///
     /// # Errors
     /// The first broken invariant, as text for the log of the replica that stops.

@@ -99,6 +99,8 @@ pub enum Planned {
     Verify { server: ServerId },
     /// Starts the next wave, numbered from 1, with servers that all still need the release.
     StartWave { number: u32, servers: BTreeSet<ServerId> },
+    /// Takes a broken server into the wave that waits for it: the release may repair it.
+    WidenWave { server: ServerId },
     /// Allows one server to change what it runs, for this purpose.
     Grant { server: ServerId, purpose: Purpose },
     /// Declares a silent server lost: the rollout continues without it, and it is in debt.
@@ -134,6 +136,7 @@ impl Body {
                 Planned::LeaderHolds { .. } => "leader-holds",
                 Planned::Verify { .. } => "verify",
                 Planned::StartWave { .. } => "start-wave",
+                Planned::WidenWave { .. } => "widen-wave",
                 Planned::Grant { .. } => "grant",
                 Planned::LoseServer { .. } => "lose-server",
                 Planned::FindServer { .. } => "find-server",

@@ -14,7 +14,7 @@ fn group(number: usize) -> KillScope {
 }
 
 fn id(number: usize) -> GroupId {
-    GroupId::new(format!("intel.zone-{number}")).unwrap()
+    GroupId::new(format!("intel.zone-{number}")).expect("a group")
 }
 
 /// Registers of every scope, known by their position alone.
@@ -67,8 +67,8 @@ fn a_damaged_register_is_on_until_a_higher_epoch() {
 
 #[test]
 fn an_operators_change_wins_over_every_earlier_one_seen_or_not() {
-    let both: [(bool, fn(u64) -> Position); 2] = [(true, on), (false, off)];
-    for (turns_on, position) in both {
+    for turns_on in [true, false] {
+        let position = if turns_on { on } else { off };
         let next = |seen, now_s| Position::next(seen, &[], turns_on, now_s);
         assert_eq!(next(None, 1_000), position(1_000));
         assert_eq!(next(Some(on(7)), 1_000), position(1_000));

@@ -62,6 +62,9 @@ pub struct AppOrders {
     pub run: Option<Release>,
     /// The server is in debt: it takes no traffic until it runs the good release.
     pub owes: bool,
+    /// Whether the group believes that the server takes traffic with the app; `None` if it lost
+    /// sight of it in a change. A server that knows better reports it.
+    pub in_service: Option<bool>,
     /// The checks to run while the app runs.
     pub checks: Vec<Check>,
     /// Artifacts that must stay on disk.
@@ -111,8 +114,18 @@ pub struct ActivationOrder {
     pub confirm_within_ms: u64,
     pub warm_up_ms: u64,
     pub checks: Vec<Check>,
-    /// False under the kill switch: do not start a step that takes the server out of traffic.
-    pub begin: bool,
+    /// What forbids to begin a step that takes the server out of traffic.
+    pub hold: Option<Hold>,
+}
+
+/// Why a granted change must not begin yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hold {
+    /// The kill switch is on: no step that takes the server out of traffic.
+    KillSwitch,
+    /// `max_unavailable` is used up: do not leave traffic.
+    Capacity,
 }
 
 /// Why a change was granted.

@@ -1,8 +1,10 @@
 //! From the committed state to the orders of one server.
 
-use crate::ids::{ClockMs, Digest, ServerId};
+use crate::capacity;
+use crate::ids::{AppId, ClockMs, Digest, ServerId};
 use crate::orders::{
-    ActivationOrder, AppOrders, FetchOrder, MemberAddress, MemberOrder, Orders, Purpose, Source,
+    ActivationOrder, AppOrders, FetchOrder, Hold, MemberAddress, MemberOrder, Orders, Purpose,
+    Source,
 };
 use crate::phase::Phase;
 use crate::policy::{Check, CheckPhase};
@@ -21,13 +23,14 @@ impl State {
         let known = self.servers.get(server)?;
         let apps = self.apps.iter().filter_map(|(id, app)| {
             let here = app.servers.get(server)?;
-            let asked = Asked { state: self, app, server, here, killed };
+            let asked = Asked { state: self, id, app, server, here, killed };
             Some(AppOrders {
                 app: id.clone(),
                 fetch: asked.fetches(),
                 activation: asked.activation(),
                 run: here.running.clone(),
                 owes: here.debt.is_some(),
+                in_service: (!here.unsure).then_some(here.in_service),
                 checks: asked.checks(CheckPhase::Running),
                 keep: asked.keeps(),
             })
@@ -56,6 +59,7 @@ impl State {
 /// The inputs of one server's orders for one app.
 struct Asked<'a> {
     state: &'a State,
+    id: &'a AppId,
     app: &'a App,
     server: &'a ServerId,
     here: &'a ServerApp,
@@ -146,7 +150,6 @@ impl Asked<'_> {
 
     fn activation(&self) -> Option<ActivationOrder> {
         let activation = self.here.in_flight()?;
-        let by_person = matches!(self.app.phase, Phase::RollingBack { by_person: true, .. });
         let update = &self.app.policy_in_force().update;
         Some(ActivationOrder {
             fence: activation.fence,
@@ -160,8 +163,20 @@ impl Asked<'_> {
             confirm_within_ms: update.confirm_within.ms,
             warm_up_ms: update.warm_up_time.ms,
             checks: self.checks(CheckPhase::PreFlight),
-            begin: !self.killed || (by_person && activation.purpose == Purpose::RollBack),
+            hold: self.hold(activation.purpose),
         })
+    }
+
+    /// An operator can roll back under the kill switch.
+    fn hold(&self, purpose: Purpose) -> Option<Hold> {
+        let by_person = matches!(self.app.phase, Phase::RollingBack { by_person: true, .. });
+        if self.killed && !(by_person && purpose == Purpose::RollBack) {
+            Some(Hold::KillSwitch)
+        } else if !capacity::bears(self.state, self.id, self.server) {
+            Some(Hold::Capacity)
+        } else {
+            None
+        }
     }
 
     /// Servers that are changing, or will soon: do not move leadership there.

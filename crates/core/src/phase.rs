@@ -71,7 +71,7 @@ pub enum Milestone {
 pub enum WaveStep {
     /// Its servers are chosen and are downloading;
     Assigned,
-    /// all have the bytes,
+    /// all have the bytes, except servers that the wave took in since because it waits for them,
     Downloaded,
     /// all run the release,
     Applied,
@@ -252,6 +252,7 @@ impl Phase {
         }
         if let Some(rollout) = self.rollout_mut() {
             rollout.lost.remove(server);
+            rollout.failed.remove(server);
         }
     }
 

@@ -153,7 +153,10 @@ impl<'a> Planner<'a> {
     }
 
     fn wait(&mut self, since: ClockMs, on: WaitingOn) {
-        self.plan.waiting.push(Waiting { app: self.id.clone(), since, on });
+        let known = |waiting: &Waiting| waiting.app == *self.id && waiting.on == on;
+        if !self.plan.waiting.iter().any(known) {
+            self.plan.waiting.push(Waiting { app: self.id.clone(), since, on });
+        }
     }
 
     fn start_rollout(&mut self, release: Release) {
@@ -212,17 +215,17 @@ impl<'a> Planner<'a> {
         match &self.app.phase {
             Phase::Empty => self.empty(),
             Phase::Running { since } => {
-                self.debts();
+                self.debts(|_| true);
                 self.consider(*since);
             }
             Phase::Held { since, in_place, .. } => {
                 if in_place.is_none() {
-                    self.debts();
+                    self.debts(|_| true);
                 }
                 self.consider(*since);
             }
             Phase::Forward { rollout, at } => {
-                self.debts();
+                self.debts(|_| true);
                 self.forward(rollout, at);
             }
             Phase::RollingBack { rollout, by_person, since, .. } => {

@@ -36,6 +36,8 @@ pub struct Rollout {
     pub failures: Vec<Failure>,
     /// When the rollout last made progress.
     pub progress: ClockMs,
+    /// Servers that failed in it.
+    pub failed: BTreeSet<ServerId>,
     /// Servers that the rollout continues without.
     pub lost: BTreeSet<ServerId>,
     /// Groups whose bad verdict an operator overruled with `resume`.

@@ -147,6 +147,8 @@ pub struct ServerApp {
     pub in_service: bool,
     /// Why it takes no traffic.
     pub unfit: Option<Unfit>,
+    /// The server was lost in a change, and has not said since what it runs.
+    pub unsure: bool,
     /// Artifacts it has whole and verified, oldest first.
     pub holds: Vec<Digest>,
     /// The highest generation under which it was ever activated.
@@ -293,11 +295,18 @@ impl App {
         onward || back
     }
 
+    /// Most servers that may be out of service when a change takes one out, in a group of this
+    /// size. Always the current policy's: it says what people can spare now, also while a rollout
+    /// keeps the rest of an older policy.
+    #[must_use]
+    pub fn max_unavailable(&self, size: u32) -> u32 {
+        self.policy.max_unavailable_of(size)
+    }
+
     /// The policy in force: the one pinned by the rollout in progress, else the current one.
     ///
-    /// Debts follow it too: `max_unavailable` is one number for all changes of an app, and a server
-    /// that pays gets the same checks as its neighbours. A policy changed during a rollout applies
-    /// to debts once that rollout has ended.
+    /// Debts follow it too: a server that pays gets the same checks as its neighbours. A policy
+    /// changed during a rollout applies to debts once that rollout has ended.
     #[must_use]
     pub fn policy_in_force(&self) -> &Policy {
         self.phase.rollout().map_or(&self.policy, |rollout| &rollout.policy)

@@ -14,7 +14,7 @@ pub use record::{
 };
 
 use crate::ids::Digest;
-use crate::orders::{ActivationOrder, AppOrders, Fence, FetchOrder, Purpose};
+use crate::orders::{ActivationOrder, AppOrders, Fence, FetchOrder, Hold, Purpose};
 use crate::release::{Release, Rollback};
 use crate::report::{Blame, Outcome, Step};
 
@@ -178,6 +178,8 @@ pub enum StepWait {
     /// The orders are too old for a disruptive step.
     FreshOrders,
     KillSwitch,
+    /// Too many other servers are out of service.
+    Capacity,
     /// The group has not acknowledged that the checks passed.
     Confirmation,
     /// The activation failed or was undone: the group decides.
@@ -234,17 +236,26 @@ fn accept(
     if order.fence < local.highest {
         return StepAction::Settled;
     }
-    match permission(order, moment) {
+    match permission(order, step, false, moment) {
         Some(wait) => StepAction::Wait(wait),
         None => StepAction::Accept { order: order.clone(), step },
     }
 }
 
-/// What forbids starting something disruptive, if anything. An operator can roll back under the
-/// kill switch: the order's `begin` says so.
-fn permission(order: &ActivationOrder, moment: Moment) -> Option<StepWait> {
-    if !order.begin || (moment.killed && order.purpose != Purpose::RollBack) {
+/// What forbids this step towards something disruptive, if anything. An operator can roll back
+/// under the kill switch: the order says so. A server that has left traffic goes on: waiting would
+/// only keep it out for longer.
+fn permission(
+    order: &ActivationOrder,
+    step: Step,
+    drained: bool,
+    moment: Moment,
+) -> Option<StepWait> {
+    let killed = moment.killed && order.purpose != Purpose::RollBack;
+    if killed || order.hold == Some(Hold::KillSwitch) {
         Some(StepWait::KillSwitch)
+    } else if order.hold == Some(Hold::Capacity) && step == Step::Drain && !drained {
+        Some(StepWait::Capacity)
     } else if !moment.orders_fresh {
         Some(StepWait::FreshOrders)
     } else {
@@ -286,7 +297,7 @@ fn proceed(
     };
     if matches!(step, Step::Drain | Step::HandOver | Step::Stop) {
         let Some(order) = same else { return StepAction::Wait(StepWait::FreshOrders) };
-        if let Some(wait) = permission(order, moment) {
+        if let Some(wait) = permission(order, step, activation.drained(), moment) {
             return StepAction::Wait(wait);
         }
     }

@@ -79,6 +79,7 @@ impl Turn<'_> {
             Planned::LeaderHolds { server } => self.leader_holds(server),
             Planned::Verify { server } => self.verify(server),
             Planned::StartWave { number, servers } => self.start_wave(*number, servers),
+            Planned::WidenWave { server } => self.widen_wave(server),
             Planned::Grant { server, purpose } => self.grant(server, *purpose, costs),
             Planned::LoseServer { server, silent_ms } => self.lose(server, *silent_ms),
             Planned::FindServer { server } => self.find(server),

@@ -29,7 +29,7 @@ fn record(step: Step) -> AppRecord {
         confirm_within_ms: 4,
         warm_up_ms: 5,
         checks: Vec::new(),
-        begin: true,
+        hold: None,
     };
     let mut record = AppRecord::default();
     record.local.current = Some(release(1));
@@ -102,6 +102,7 @@ fn planned() -> Vec<Planned> {
         Planned::LeaderHolds { server: server(1) },
         Planned::Verify { server: server(1) },
         Planned::StartWave { number: 2, servers: [server(1), server(2)].into() },
+        Planned::WidenWave { server: server(3) },
         Planned::LoseServer { server: server(1), silent_ms: 60_000 },
         Planned::FindServer { server: server(1) },
         Planned::PauseForVerdict {
@@ -175,6 +176,7 @@ fn has_an_example(body: &Body) -> bool {
             | Planned::LeaderHolds { .. }
             | Planned::Verify { .. }
             | Planned::StartWave { .. }
+            | Planned::WidenWave { .. }
             | Planned::LoseServer { .. }
             | Planned::FindServer { .. }
             | Planned::PauseForVerdict { .. } => true,

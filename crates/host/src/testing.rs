@@ -177,13 +177,14 @@ pub(crate) fn order(generation: u64, release: Option<&Release>) -> ActivationOrd
         confirm_within_ms: 60_000,
         warm_up_ms: 0,
         checks: Vec::<Check>::new(),
-        begin: true,
+        hold: None,
     }
 }
 
 pub(crate) fn orders(activation: &ActivationOrder) -> AppOrders {
     AppOrders {
         owes: false,
+        in_service: Some(false),
         app: "web".parse().unwrap(),
         fetch: Vec::new(),
         activation: Some(activation.clone()),

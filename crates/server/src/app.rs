@@ -21,10 +21,13 @@ use crate::asking::Received;
 const LOOK_MS_MAX: u64 = 1_000;
 /// How often the guard and the service are checked, in milliseconds.
 const ENSURE_RUNNING_EVERY_MS: u64 = 5_000;
+/// How often a change of health is reported, in milliseconds: one that flaps costs an entry of the
+/// log each time.
+const HEALTH_EVERY_MS: u64 = 1_000;
 /// How often old releases are collected from disk, in milliseconds.
 const COLLECT_EVERY_MS: u64 = 60_000;
-/// How often what runs here is reported while the group records something else, in milliseconds.
-const FOUND_EVERY_MS: u64 = 5_000;
+/// How often a group that believes something else is told what is true here, in milliseconds.
+const CORRECT_EVERY_MS: u64 = 5_000;
 
 /// Everything that the shell sees when it looks.
 #[derive(Debug, Clone, Copy)]
@@ -116,7 +119,8 @@ pub struct App {
     watched: Option<(Vec<Check>, Option<Digest>)>,
     /// Their last reported result.
     health: Option<Health>,
-    found_ms: Option<u64>,
+    health_ms: Option<u64>,
+    corrected_ms: Option<u64>,
     ensured_ms: Option<u64>,
     collected_ms: Option<u64>,
 }
@@ -134,7 +138,8 @@ impl App {
             took_traffic: false,
             watched: None,
             health: None,
-            found_ms: None,
+            health_ms: None,
+            corrected_ms: None,
             ensured_ms: None,
             collected_ms: None,
         }
@@ -165,12 +170,15 @@ impl App {
                 effects.push(Effect::WriteDown);
             }
             action => {
-                self.watched = None;
-                self.health = None;
-                self.booted = true;
+                // While it only prepares, what runs is still watched.
+                if !matches!(step_of(&action), Some(Step::Fetch | Step::Prepare)) {
+                    self.watched = None;
+                    self.health = None;
+                    self.booted = true;
+                    effects.extend([Effect::Unwatch, Effect::Unfit(None)]);
+                }
                 let running = Running::new(&action, sight);
-                let act = Effect::Act { action, running };
-                effects.extend([Effect::Unwatch, Effect::Unfit(None), act]);
+                effects.push(Effect::Act { action, running });
             }
         }
         effects
@@ -197,8 +205,12 @@ impl App {
             let release = sight.record.local.current.clone();
             let in_service = release.is_some() && self.fit();
             self.boot.get_or_insert(Outcome::Found { release, in_service });
-        } else if let Some(found) = self.boot.take() {
-            self.found_ms = Some(sight.now.ms);
+        } else if let Some(mut found) = self.boot.take() {
+            self.corrected_ms = Some(sight.now.ms);
+            if let Outcome::Found { in_service, .. } = &mut found {
+                // A server that owes takes no traffic after a start.
+                *in_service &= !sight.orders.is_some_and(|orders| orders.owes);
+            }
             effects.push(report(found));
         }
     }
@@ -232,32 +244,41 @@ impl App {
             StepAction::Wait(StepWait::Confirmation) => Some(Doing::Confirming),
             _ => fetching.then_some(Doing::Fetching),
         }));
-        self.report_found(step, sight, effects);
         self.traffic(step, sight, effects);
         self.watch(sight, effects);
+        self.correct(step, sight, effects);
         if due(&mut self.ensured_ms, sight.now.ms, ENSURE_RUNNING_EVERY_MS) {
             effects.push(Effect::EnsureRunning);
         }
         self.collect(sight, effects);
     }
 
-    /// Reports again what was found to a group that does not know what runs here (it re-added this
-    /// server, or started a new incarnation).
-    fn report_found(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+    /// Tells a group that believes something else what is true here: it re-added this server,
+    /// started a new incarnation, lost sight of it in a change, or never learned what changed.
+    fn correct(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+        let Some(orders) = sight.orders.filter(|orders| orders.activation.is_none()) else {
+            return;
+        };
         let local = &sight.record.local;
-        let at_rest = *step == StepAction::Settled
-            && local.activation.as_ref().is_none_or(|a| a.progress == Progress::Complete);
-        let differs = sight
-            .orders
-            .is_some_and(|orders| orders.activation.is_none() && orders.run != local.current);
-        if sight.room_for_health
-            && at_rest
-            && differs
-            && due(&mut self.found_ms, sight.now.ms, FOUND_EVERY_MS)
+        let at_rest = at_rest(step, local);
+        let lost = orders.in_service.is_none() && *step != StepAction::Wait(StepWait::Confirmation);
+        let ordered = orders.activation.is_some();
+        let other = at_rest && !ordered && orders.run != local.current;
+        let in_service = self.took_traffic && self.fit() && sight.record.takes_traffic().is_ok();
+        let told = orders.in_service.is_none_or(|told| told == in_service);
+        if !(lost || other || (at_rest && !ordered && !told))
+            || !sight.room_for_health
+            || !due(&mut self.corrected_ms, sight.now.ms, CORRECT_EVERY_MS)
         {
-            let in_service = self.fit() && local.current.is_some();
-            effects.push(report(Outcome::Found { release: local.current.clone(), in_service }));
+            return;
         }
+        effects.push(report(if lost || other {
+            Outcome::Found { release: local.current.clone(), in_service }
+        } else {
+            let unfit = self.health.as_ref().filter(|health| !health.in_service);
+            let reason = unfit.map_or_else(String::new, |health| health.reason.clone());
+            Outcome::Health { in_service, reason }
+        }));
     }
 
     /// After a start: traffic only if nothing is owed, or if the group was unreachable for the
@@ -271,7 +292,7 @@ impl App {
             // Paying the debt comes before traffic.
             Some(orders) if orders.owes => false,
             Some(orders) => match &orders.activation {
-                None => *step == StepAction::Settled,
+                None => at_rest(step, &sight.record.local),
                 // Its turn has come but it may not start yet: until then it serves.
                 Some(order) => {
                     order.purpose == Purpose::Wave
@@ -281,7 +302,7 @@ impl App {
             None => {
                 sight.now.ms.saturating_sub(self.started_ms) >= self.ready_without_orders_after_ms
             }
-        } && self.fit();
+        } && (self.fit() || sight.record.local.current.is_none());
         let busy = activation.filter(|activation| activation.progress != Progress::Complete);
         if settled || (busy.is_some() && sight.orders.is_some()) {
             // An agent that restarted in an activation that has not drained yet still serves;
@@ -297,8 +318,9 @@ impl App {
     /// changes.
     fn watch(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         let local = &sight.record.local;
-        let complete = local.activation.as_ref().is_none_or(|a| a.progress == Progress::Complete);
-        let Some(orders) = sight.orders.filter(|_| complete && local.current.is_some()) else {
+        let serves = local.current.is_some()
+            && local.activation.as_ref().is_none_or(|activation| !activation.drained());
+        let Some(orders) = sight.orders.filter(|_| serves) else {
             if self.watched.take().is_some() {
                 effects.push(Effect::Unwatch);
             }
@@ -317,10 +339,11 @@ impl App {
         } else if let Some(now) = sight.health.filter(|now| self.health.as_ref() != Some(now)) {
             self.booted |= now.in_service;
             effects.push(Effect::Unfit((!now.in_service).then(|| now.reason.clone())));
-            if sight.room_for_health {
+            if sight.room_for_health && due(&mut self.health_ms, sight.now.ms, HEALTH_EVERY_MS) {
                 let Health { in_service, reason } = now.clone();
                 effects.push(report(Outcome::Health { in_service, reason }));
                 self.health = Some(now.clone());
+                self.corrected_ms = Some(sight.now.ms);
             }
         }
     }
@@ -332,6 +355,15 @@ impl App {
         if due(&mut self.collected_ms, sight.now.ms, COLLECT_EVERY_MS) && !busy {
             effects.push(Effect::Collect(orders.keep.clone()));
         }
+    }
+}
+
+/// Whether no change is in progress: the last one is complete, or was undone.
+fn at_rest(step: &StepAction, local: &LocalApp) -> bool {
+    match local.activation.as_ref().map(|activation| &activation.progress) {
+        None | Some(Progress::Complete) => *step == StepAction::Settled,
+        Some(Progress::Undone { .. }) => *step == StepAction::Wait(StepWait::Decision),
+        Some(Progress::Begun { .. } | Progress::Done { .. } | Progress::Failed { .. }) => false,
     }
 }
 

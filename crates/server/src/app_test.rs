@@ -36,7 +36,7 @@ fn order(generation: u64, version: &str, purpose: Purpose) -> ActivationOrder {
         confirm_within_ms: 30_000,
         warm_up_ms: 0,
         checks: Vec::new(),
-        begin: true,
+        hold: None,
     }
 }
 
@@ -47,6 +47,7 @@ fn orders(activation: Option<ActivationOrder>, run: Option<&str>) -> AppOrders {
         activation,
         run: run.map(release),
         owes: false,
+        in_service: Some(run.is_some()),
         checks: Vec::<Check>::new(),
         keep: Vec::new(),
     }
@@ -146,6 +147,50 @@ fn what_the_start_found_is_told_once_when_the_group_speaks_of_the_app() {
 }
 
 #[test]
+fn a_group_that_believes_something_else_is_told_what_is_true() {
+    let mut world = World::new("1.0.0");
+    let believing = |in_service| Some(AppOrders { in_service, ..orders(None, Some("1.0.0")) });
+    world.orders = believing(Some(true));
+    world.reports();
+    world.ms = 5_000;
+    assert_eq!(world.reports(), []);
+    world.orders = believing(Some(false));
+    let serves = Outcome::Health { in_service: true, reason: String::new() };
+    assert_eq!(world.reports(), std::slice::from_ref(&serves));
+    assert_eq!(world.reports(), [], "the group may not have written it down yet");
+    world.ms = 10_000;
+    assert_eq!(world.reports(), [serves]);
+    // It was lost in a change that it never heard of.
+    world.orders = believing(None);
+    world.ms = 15_000;
+    let found = Outcome::Found { release: Some(release("1.0.0")), in_service: true };
+    assert_eq!(world.reports(), [found]);
+}
+
+#[test]
+fn a_server_that_owes_after_a_start_does_not_claim_to_serve() {
+    let mut world = World::new("1.0.0");
+    world.orders = Some(AppOrders { owes: true, ..orders(None, Some("1.0.0")) });
+    let found = Outcome::Found { release: Some(release("1.0.0")), in_service: false };
+    assert_eq!(world.reports(), [found]);
+}
+
+#[test]
+fn health_that_flaps_is_reported_at_a_bounded_rate() {
+    let mut world = World::new("1.0.0");
+    world.orders = Some(orders(None, Some("1.0.0")));
+    world.look();
+    let mut reports = 0;
+    for ms in 0..10_000 {
+        world.ms = ms;
+        let in_service = ms % 2 == 0;
+        world.health = Some(Health { in_service, reason: "flaps".into() });
+        reports += world.reports().len();
+    }
+    assert!(reports <= 11, "{reports} reports in ten seconds");
+}
+
+#[test]
 fn traffic_comes_with_orders_that_leave_nothing_owed_or_after_patience() {
     let mut world = World::new("1.0.0");
     assert!(!world.look().contains(&Effect::TakeTraffic));
@@ -163,16 +208,21 @@ fn traffic_comes_with_orders_that_leave_nothing_owed_or_after_patience() {
 }
 
 #[test]
-fn a_step_ends_the_running_checks_and_comes_last() {
-    let mut world = World::new("1.0.0");
-    world.orders = Some(orders(None, Some("1.0.0")));
-    let _ = world.look();
-    let next = order(1, "2.0.0", Purpose::Wave);
-    world.orders = Some(orders(Some(next.clone()), Some("1.0.0")));
-    let accept = StepAction::Accept { order: next, step: Step::Prepare };
-    let effects = world.look();
-    assert_eq!(effects[..2], [Effect::Unwatch, Effect::Unfit(None)]);
-    assert!(matches!(&effects[2..], [Effect::Act { action, .. }] if *action == accept));
+fn a_step_out_of_traffic_ends_the_running_checks_and_comes_last() {
+    let ordered = |release: Option<Release>, first| {
+        let mut world = World::new("1.0.0");
+        world.orders = Some(orders(None, Some("1.0.0")));
+        let _ = world.look();
+        let next = ActivationOrder { release, ..order(1, "2.0.0", Purpose::Wave) };
+        world.orders = Some(orders(Some(next.clone()), Some("1.0.0")));
+        let accept = StepAction::Accept { order: next, step: first };
+        let mut effects = world.look();
+        let last = effects.pop();
+        assert!(matches!(last, Some(Effect::Act { action, .. }) if action == accept));
+        effects
+    };
+    assert_eq!(ordered(None, Step::Drain), [Effect::Unwatch, Effect::Unfit(None)]);
+    assert_eq!(ordered(Some(release("2.0.0")), Step::Prepare), [], "what runs is still watched");
 }
 
 #[test]

@@ -32,6 +32,7 @@ fn orders(releases: &[Release], sources: &[Source]) -> Orders {
         activation: None,
         run: None,
         owes: false,
+        in_service: Some(false),
         checks: Vec::new(),
         keep: Vec::new(),
     };

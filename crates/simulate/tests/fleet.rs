@@ -57,8 +57,8 @@ fn members_that_sleep_do_the_same_as_members_that_step_at_every_tick() {
     }
 }
 
-/// Seeds that look for a protection that is off, at most. Reads from a lease are rarely stale: up to
-/// a hundred seeds look for them.
+/// Seeds that look for a protection that is off, at most. Reads from a lease are rarely stale: up
+/// to a hundred seeds look for them.
 const SEEDS_MUTATED: u64 = 300;
 
 /// Some seed finds that a protection is off, by the check that is there for it.

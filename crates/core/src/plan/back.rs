@@ -29,22 +29,31 @@ impl Planner<'_> {
                 waiting.push(server.clone());
             }
         }
+        // What the rollback goes on without is repaired meanwhile: others may wait for it.
+        if self.app.last_good.is_some() {
+            self.debts(|server| rollout.lost.contains(server));
+        } else {
+            self.find_lost(rollout);
+        }
         self.grants(&waiting, Purpose::RollBack, since);
         self.steps(since, &owing);
     }
 
     /// Servers in debt get `last_good` as soon as they are reachable.
-    pub(super) fn debts(&mut self) {
+    pub(super) fn debts(&mut self, of: impl Fn(&ServerId) -> bool) {
         let app = self.app;
         let Some(good) = &app.last_good else { return };
         let mut payable = Vec::new();
         for (server, here) in &app.servers {
-            if let Some(debt) = &here.debt
+            if let Some(debt) = here.debt.as_ref().filter(|_| of(server))
                 && self.is_payable(server, here, debt, good)
             {
                 payable.push(server.clone());
             }
         }
+        // Those that cost nothing first: others may wait for them.
+        payable.retain(|server| !self.waits_for_another_app(server));
+        payable.sort_by_key(|server| self.costs(server, Purpose::Debt));
         // One at a time: each grant of a debt raises the generation.
         payable.truncate(1);
         self.grants(&payable, Purpose::Debt, self.state.clock);
@@ -83,7 +92,7 @@ impl Planner<'_> {
     }
 
     /// Whether to leave the debt alone for now: no tries are left, or the last one just failed.
-    fn is_resting(&self, here: &ServerApp, debt: &Debt) -> bool {
+    pub(super) fn is_resting(&self, here: &ServerApp, debt: &Debt) -> bool {
         let ended = match here.activation.as_ref().map(|change| &change.stage) {
             Some(ActivationStage::Failed { at, .. } | ActivationStage::Undone { at, .. }) => {
                 Some(*at)

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Planner;
-use crate::capacity;
+use crate::capacity::{self, Standing};
 use crate::command::Planned;
 use crate::ids::{ClockMs, ServerId};
 use crate::orders::Purpose;
@@ -80,7 +80,10 @@ impl Planner<'_> {
                 if !interrupted {
                     let waiting = open.iter().filter(|server| self.may_start(rollout, server));
                     let waiting: Vec<ServerId> = waiting.cloned().collect();
-                    self.grants(&waiting, Purpose::Wave, since);
+                    let short = self.grants(&waiting, Purpose::Wave, since);
+                    if step == WaveStep::Downloaded && !open.iter().any(|id| self.acts(id)) {
+                        self.widen(rollout, servers, short);
+                    }
                 }
                 self.steps(since, &open);
             }
@@ -89,11 +92,16 @@ impl Planner<'_> {
     }
 
     /// Fails the rollout if nothing progressed within `progress_deadline`, which is suspended under
-    /// the kill switch and while the rollout is paused.
+    /// the kill switch, while the rollout is paused, and while no server may act: waiting for
+    /// capacity is no fault of the release.
     fn is_stuck(&mut self, rollout: &Rollout, open: &BTreeSet<ServerId>) -> bool {
         let within = rollout.policy.update.progress_deadline;
+        let acts = |server: &ServerId| {
+            !self.app.servers[server].has(&rollout.release.artifact) || self.acts(server)
+        };
         let stuck = self.seen.killed.is_none()
             && rollout.pause.is_none()
+            && open.iter().any(acts)
             && self.state.clock.since(rollout.progress) > within.ms;
         if stuck {
             let release = Some(&rollout.release);
@@ -119,29 +127,49 @@ impl Planner<'_> {
         free && !here.serves(&rollout.release)
     }
 
-    /// Grants as many changes as capacity allows; records which servers the rest is waiting for.
-    pub(super) fn grants(&mut self, servers: &[ServerId], purpose: Purpose, since: ClockMs) {
-        if servers.is_empty() {
+    /// Takes a broken server that nothing else repairs into the wave, if the wave waits for room
+    /// and nobody in it is acting.
+    fn widen(&mut self, rollout: &Rollout, wave: &BTreeSet<ServerId>, short: bool) {
+        let flies = |server: &ServerId| self.app.servers[server].in_flight().is_some();
+        if !short && !wave.iter().any(flies) {
             return;
         }
-        let max = self.app.policy_in_force().max_unavailable_of(self.state.size());
-        let mut out = capacity::out_servers_for(self.state, self.app, purpose);
-        if purpose != Purpose::RollBack {
-            // A server that pays a debt costs nothing more, but the others still wait for it: fewer
-            // are out at once.
-            let paying = self.app.in_flight().filter(|(server, change)| {
-                change.purpose == Purpose::Debt && !self.is_silent(server)
-            });
-            out.extend(paying.map(|(server, _)| server.clone()));
+        let broken = self.app.remaining(rollout).into_iter().find(|server| {
+            let here = &self.app.servers[server];
+            !wave.contains(server)
+                && here.in_flight().is_none()
+                && capacity::is_down(self.app, server)
+                && self.is_heard(server)
+                && here
+                    .debt
+                    .as_ref()
+                    .is_none_or(|debt| self.is_resting(here, debt) || self.app.last_good.is_none())
+        });
+        if let Some(server) = broken {
+            self.propose(Planned::WidenWave { server });
         }
+    }
+
+    /// Grants as many changes as capacity allows; records which servers the rest is waiting for.
+    /// Returns whether any had to be left out.
+    pub(super) fn grants(
+        &mut self,
+        servers: &[ServerId],
+        purpose: Purpose,
+        since: ClockMs,
+    ) -> bool {
+        if servers.is_empty() {
+            return false;
+        }
+        let max = self.app.max_unavailable(self.state.size());
+        let out = self.out_servers();
         let mut used = out.clone();
         let mut short = false;
         // Free ones first.
         let (free, costly): (Vec<&ServerId>, Vec<&ServerId>) =
-            servers.iter().partition(|server| !capacity::costs(self.state, server));
+            servers.iter().partition(|server| !self.costs(server, purpose));
         for (at, server) in free.iter().chain(&costly).enumerate() {
-            if self.is_busy_with_another_app(server) {
-                self.wait(since, WaitingOn::OtherApp { server: (*server).clone() });
+            if self.waits_for_another_app(server) {
                 continue;
             }
             if at >= free.len() {
@@ -154,28 +182,76 @@ impl Planner<'_> {
             self.propose(Planned::Grant { server: (*server).clone(), purpose });
         }
         if short {
-            self.wait(since, WaitingOn::Capacity { out, max });
+            self.wait_for_room(since, out, max);
         }
+        short
     }
 
-    fn is_busy_with_another_app(&self, server: &ServerId) -> bool {
+    fn wait_for_room(&mut self, since: ClockMs, out: BTreeSet<ServerId>, max: u32) {
+        for server in &out {
+            if self.is_silent(server) {
+                let (server, for_ms) = (server.clone(), self.silent_ms(server));
+                self.wait(since, WaitingOn::ServerUnreachable { server, for_ms });
+            }
+        }
+        self.wait(since, WaitingOn::Capacity { out, max });
+    }
+
+    /// The servers that are out of service, or may be: also those that are silent, unless they run
+    /// nothing.
+    fn out_servers(&self) -> BTreeSet<ServerId> {
+        let mut out = capacity::out_servers(self.state);
+        let silent = self.state.servers.keys().filter(|server| {
+            !self.is_heard(server) && capacity::standing(self.state, server) != Standing::Idle
+        });
+        out.extend(silent.cloned());
+        out
+    }
+
+    /// Whether another app is changing on the server; if so, waits for it.
+    pub(super) fn waits_for_another_app(&mut self, server: &ServerId) -> bool {
         let others = self.state.apps.iter().filter(|(other, _)| *other != self.id);
         let mut here = others.filter_map(|(_, app)| app.servers.get(server));
-        here.any(|here| here.in_flight().is_some())
+        let busy = here.any(|here| here.in_flight().is_some());
+        if busy {
+            self.wait(self.state.clock, WaitingOn::OtherApp { server: server.clone() });
+        }
+        busy
     }
 
-    /// Waits for the steps that these servers are taking.
+    pub(super) fn costs(&self, server: &ServerId, purpose: Purpose) -> bool {
+        capacity::costs(self.state, self.app, server, purpose)
+    }
+
+    /// Whether a server is changing, and is not held for lack of room.
+    fn acts(&self, server: &ServerId) -> bool {
+        let doing = self.seen.doing.get(&(self.id.clone(), server.clone()));
+        let begun = doing.is_some_and(|step| *step >= Step::Drain);
+        self.app.servers.get(server).is_some_and(|here| here.in_flight().is_some())
+            && (begun || capacity::bears(self.state, self.id, server))
+    }
+
+    /// Waits for the steps that these servers are taking, and for room if they may not begin.
     pub(super) fn steps(&mut self, since: ClockMs, servers: &BTreeSet<ServerId>) {
-        let step = |server: &ServerId| {
-            let change = self.app.servers.get(server)?.in_flight()?;
+        let flies = |server: &&ServerId| {
+            self.app.servers.get(*server).is_some_and(|here| here.in_flight().is_some())
+        };
+        let (servers, held): (BTreeSet<&ServerId>, BTreeSet<&ServerId>) =
+            servers.iter().filter(flies).partition(|server| self.acts(server));
+        if !held.is_empty() {
+            let max = self.app.max_unavailable(self.state.size());
+            self.wait_for_room(since, self.out_servers(), max);
+        }
+        let step = |server: &&ServerId| {
+            let change = self.app.servers.get(*server)?.in_flight()?;
             let reported = match &change.stage {
                 ActivationStage::Granted => Step::Prepare,
                 ActivationStage::Applied { .. } => Step::Check,
                 ActivationStage::Checked { .. } => Step::WarmUp,
                 ActivationStage::Failed { .. } | ActivationStage::Undone { .. } => return None,
             };
-            let doing = self.seen.doing.get(&(self.id.clone(), server.clone()));
-            Some((server.clone(), doing.copied().unwrap_or(reported)))
+            let doing = self.seen.doing.get(&(self.id.clone(), (*server).clone()));
+            Some(((*server).clone(), doing.copied().unwrap_or(reported)))
         };
         let servers: Vec<(ServerId, Step)> = servers.iter().filter_map(step).collect();
         if !servers.is_empty() {
@@ -195,10 +271,10 @@ impl Planner<'_> {
     }
 
     /// Lost servers that are back and did not fail rejoin.
-    fn find_lost(&mut self, rollout: &Rollout) {
+    pub(super) fn find_lost(&mut self, rollout: &Rollout) {
         for server in &rollout.lost {
             let Some(here) = self.app.servers.get(server) else { continue };
-            let failed = rollout.failures.iter().any(|failure| failure.server == *server);
+            let failed = rollout.failed.contains(server);
             let free = here.activation.as_ref().is_none_or(Activation::open);
             if self.is_heard(server) && !failed && free {
                 self.propose(Planned::FindServer { server: server.clone() });

@@ -33,7 +33,7 @@ fn order(generation: u64, release: &Release) -> ActivationOrder {
         confirm_within_ms: 60_000,
         warm_up_ms: 0,
         checks: Vec::new(),
-        begin: true,
+        hold: None,
     }
 }
 

@@ -29,10 +29,10 @@ impl State {
         if busy {
             return Err(Rejection::Busy { server: server.clone() });
         }
-        let costs = capacity::costs(self, server);
+        let costs = capacity::costs(self, app, server, purpose);
         if costs {
-            let out = capacity::out_servers_for(self, app, purpose);
-            let max = app.policy_in_force().max_unavailable_of(self.size());
+            let out = capacity::out_servers(self);
+            let max = app.max_unavailable(self.size());
             if !capacity::has_room(&out, max, server) {
                 let out = u32::try_from(out.len()).unwrap_or(u32::MAX);
                 return Err(Rejection::Capacity { out, max });
@@ -114,7 +114,10 @@ impl Turn<'_> {
             newly
         });
         match here.activation.as_mut().filter(|activation| activation.in_flight()) {
-            Some(activation) => activation.void = true,
+            Some(activation) => {
+                activation.void = true;
+                here.unsure = true;
+            }
             None if newly => {}
             None => return self.not_now(WhyNot::AlreadyLost),
         }

@@ -123,6 +123,7 @@ impl Turn<'_> {
         }
         // A failed server is reachable; the planner determines again which ones are not.
         rollout.lost.clear();
+        rollout.failed.clear();
         self.enter(Phase::RollingBack { rollout, reason, by_person, since: self.clock });
     }
 

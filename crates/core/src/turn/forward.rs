@@ -67,6 +67,7 @@ impl Turn<'_> {
             release_failures: 0,
             surroundings_failures: 0,
             failures: Vec::new(),
+            failed: BTreeSet::new(),
             progress: self.clock,
             lost: BTreeSet::new(),
             overruled: BTreeSet::new(),
@@ -179,6 +180,28 @@ impl Turn<'_> {
         self.progress();
         let (servers, since) = (servers.clone(), self.clock);
         self.reach(Milestone::Wave { servers, step: WaveStep::Assigned, since });
+        Ok(())
+    }
+
+    /// A wave waits for a server that is out of service: it takes it in, in addition to
+    /// `max_parallel`. The server may still have to fetch the bytes.
+    pub(crate) fn widen_wave(&mut self, server: &ServerId) -> Applied {
+        let remaining = self.app.phase.forward().map(|rollout| self.app.remaining(rollout));
+        if !remaining.is_some_and(|remaining| remaining.contains(server)) {
+            return self.not_now(WhyNot::WrongServers);
+        }
+        match &mut self.app.phase {
+            Phase::Forward {
+                at: Milestone::Wave { servers, step: WaveStep::Downloaded, .. },
+                ..
+            } => servers.insert(server.clone()),
+            Phase::Empty
+            | Phase::Running { .. }
+            | Phase::Forward { .. }
+            | Phase::RollingBack { .. }
+            | Phase::Held { .. } => return self.not_now(WhyNot::NotItsTurn),
+        };
+        self.progress();
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Servers' reports.
 
 use super::{Applied, Turn};
+use crate::capacity;
 use crate::command::{Event, Limited, Rejection};
 use crate::ids::{Digest, Generation, ServerId};
 use crate::orders::Purpose;
@@ -32,10 +33,14 @@ impl State {
         };
         let position = (report.boot_epoch, report.sequence);
         let news = position > (server.boot_epoch, server.sequence);
+        let was_out = capacity::is_out(self, &report.server);
         let turn = self.turn(&report.app, actor, events);
         let (applied, confirmed) = turn.map_or((false, false), |mut turn| {
             (news && turn.report(report), turn.confirms(report))
         });
+        if was_out && !capacity::is_out(self, &report.server) {
+            capacity::room_again(self);
+        }
         if report.outcome == Outcome::Checked && !confirmed {
             let generation = self.apps.get(&report.app).map_or(Generation(0), |a| a.generation);
             return Err(Rejection::OldPlan { generation });
@@ -91,9 +96,15 @@ impl Turn<'_> {
         let App { servers, last_good, phase, .. } = &mut *self.app;
         let Some(here) = servers.get_mut(server) else { return false };
         here.found = true;
-        if here.in_flight().is_some() {
+        if let Some(change) = here.in_flight() {
+            // It has not begun: what it says of its service holds.
+            if here.unsure && change.stage == ActivationStage::Granted {
+                here.unsure = false;
+                here.in_service = in_service;
+            }
             return true;
         }
+        here.unsure = false;
         let changed = here.running != *release;
         here.running.clone_from(release);
         here.in_service = in_service;
@@ -118,7 +129,10 @@ impl Turn<'_> {
         let Some(here) = self.app.servers.get_mut(server) else { return false };
         if !here.has(artifact) {
             push_bounded(&mut here.holds, artifact.clone(), HOLDS_MAX);
-            self.progress();
+            let coming = self.app.phase.rollout().map(|rollout| &rollout.release.artifact);
+            if coming == Some(artifact) {
+                self.progress();
+            }
         }
         true
     }
@@ -129,10 +143,14 @@ impl Turn<'_> {
         if here.in_flight().is_some() {
             if in_service {
                 serves_again(here);
+            } else if here.in_flight().is_some_and(|c| c.stage == ActivationStage::Granted) {
+                here.in_service = false;
+                here.unfit = Some(Unfit::Unhealthy { text: reason.to_owned() });
             }
             return true;
         }
         let served = here.in_service;
+        here.unsure = false;
         here.in_service = in_service && here.running.is_some();
         here.unfit = (!in_service).then(|| Unfit::Unhealthy { text: reason.to_owned() });
         let broke_down = served && !here.in_service;
@@ -163,6 +181,7 @@ impl Turn<'_> {
         };
         if news {
             activation.stage = to;
+            here.unsure = false;
             here.running.clone_from(&activation.release);
             here.in_service = false;
             here.unfit = Some(Unfit::Changing);
@@ -176,6 +195,7 @@ impl Turn<'_> {
         let good = self.app.last_good.clone();
         let Some((here, true)) = self.here(report) else { return false };
         here.running = here.activation.take().and_then(|activation| activation.release);
+        here.unsure = false;
         here.in_service = here.running.is_some();
         here.unfit = None;
         if here.running == good || (coming.is_some() && here.running == coming) {
@@ -194,6 +214,7 @@ impl Turn<'_> {
         activation.stage =
             ActivationStage::Failed { at, step, blame, reason: failure.reason.clone() };
         let Activation { purpose, release, .. } = activation.clone();
+        here.unsure = false;
         if step >= Step::Stop {
             here.running.clone_from(&release);
         }
@@ -208,6 +229,7 @@ impl Turn<'_> {
     /// The host restored the old release on its own.
     fn undone(&mut self, report: &Report, to: &Option<Release>, failure: Failure) -> bool {
         let Some((here, same)) = self.here(report) else { return false };
+        here.unsure = false;
         here.running.clone_from(to);
         let Some(activation) = here.activation.as_mut().filter(|_| same) else {
             // It has another change by now; that it serves again still matters.
@@ -251,7 +273,8 @@ impl Turn<'_> {
             // A failure in an older plan or a debt says nothing about this rollout.
             return;
         }
-        rollout.lost.insert(server);
+        rollout.lost.insert(server.clone());
+        rollout.failed.insert(server);
         if own {
             match blame {
                 Blame::Release => rollout.release_failures += 1,
@@ -276,5 +299,6 @@ fn serves_again(here: &mut ServerApp) {
         && !served
     {
         activation.void = true;
+        here.unsure = true;
     }
 }

@@ -145,11 +145,12 @@ impl Wish {
             }
             12 => plan(Planned::LeaderHolds { server }),
             13 => plan(Planned::Verify { server }),
-            14 | 15 => {
+            14 => {
                 let rollout = there.and_then(|app| app.phase.rollout());
                 let number = rollout.map_or(1, |rollout| rollout.waves + 1);
                 plan(Planned::StartWave { number, servers: [server].into() })
             }
+            15 => plan(Planned::WidenWave { server }),
             16..=18 => {
                 let purpose =
                     [Purpose::Wave, Purpose::RollBack, Purpose::Debt][usize::from(self.number) % 3];

@@ -425,7 +425,16 @@ impl Chaos {
         }
         for group in self.fleet.groups.values() {
             for waiting in group.leader_view().iter().flat_map(|(_, view)| &view.waiting) {
-                println!("{}: {:?}", group.log.state.group, waiting.on);
+                println!("{}: {}: {:?}", group.log.state.group, waiting.app, waiting.on);
+                if let WaitingOn::Capacity { out, .. } = &waiting.on {
+                    for (app, of) in &group.log.state.apps {
+                        let good = of.last_good.as_ref().map(|good| &good.version);
+                        println!("{app} on all: {:?}, last good {good:?}", of.phase);
+                        for (server, here) in of.servers.iter().filter(|(s, _)| out.contains(*s)) {
+                            println!("{app} on {server}: {here:?}");
+                        }
+                    }
+                }
             }
         }
         panic!("not right {HEAL_MS} ms after the last fault: {open}");

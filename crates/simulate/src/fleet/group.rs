@@ -14,7 +14,7 @@ use cohort_server::member::View;
 use cohort_server::membership::{FIRST_MEMBER, Founder, founding_state};
 use cohort_store::{Disk, Entry, EntryKind, FaultyStore};
 
-use super::log::{Happened, Log};
+use super::log::Log;
 use super::net::Net;
 use super::server::Server;
 use super::server::member::{INCARNATION, Setup, address_of, command};
@@ -94,11 +94,6 @@ impl Group {
         let new = Server::new(self.log.now_ms, server.clone(), Arc::clone(&self.setup));
         self.log.admitted.insert(server.clone());
         self.servers.insert(server.clone(), new);
-    }
-
-    /// What happened since the last step of the clock.
-    pub(crate) fn news(&self) -> &[Happened] {
-        &self.log.events[self.told..]
     }
 
     /// What the leader shows; the one of the newest term, while another has not noticed.

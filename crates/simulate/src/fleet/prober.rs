@@ -2,27 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_core::command::Event;
 use cohort_core::ids::{AppId, GroupId, ServerId};
-use cohort_core::orders::Purpose;
-use cohort_core::phase::Phase;
+use cohort_core::state::App;
+use cohort_server::asking::ORDERS_VALID_MS;
 
 use super::behaviour::Behaviours;
 use super::group::Group;
-use super::server::Server;
+use super::server::Service;
 
 /// A prober. Every look panics where something is seen that must never be.
 #[derive(Debug, Default)]
 pub(crate) struct Prober {
     /// The most servers that were being changed at once.
     pub(crate) most_out: usize,
-    /// Servers that a group goes on without, told to people, until they are through.
-    lost: BTreeSet<(GroupId, ServerId)>,
-    /// Servers that failed: a matter of the budget for failures until they are back, or until the
-    /// whole group goes back.
-    failed: BTreeSet<(GroupId, ServerId)>,
-    /// Who was out at the last look, and how many might be.
-    before: BTreeMap<GroupId, (BTreeSet<ServerId>, u32)>,
+    /// Servers that a change took away from the users they were serving, until they serve again:
+    /// whether they failed, were lost, or crashed meanwhile.
+    taken: BTreeSet<(GroupId, ServerId)>,
+    /// The limits of each app of a group, and when they were last in force.
+    limits: BTreeMap<(GroupId, AppId), BTreeMap<u32, u64>>,
 }
 
 impl Prober {
@@ -37,85 +34,50 @@ impl Prober {
                 );
             }
         }
-        self.follow_lost(group);
+        self.look_at_capacity(now_ms, group);
         Prober::look_at_plan(now_ms, group);
-        let name = &group.log.state.group;
-        let (mut out, mut failed): (BTreeSet<&ServerId>, usize) = (BTreeSet::new(), 0);
-        let apps = &group.log.state.apps;
-        let max = apps.values().map(|app| {
-            let policy = app.phase.rollout().map_or(&app.policy, |rollout| &rollout.policy);
-            policy.max_unavailable_of(group.log.state.size())
-        });
-        let max = max.max().unwrap_or(1);
-        let goes_back = apps.values().any(|app| matches!(app.phase, Phase::RollingBack { .. }));
-        for (id, server) in &group.servers {
-            let key = (name.clone(), id.clone());
-            let member = group.log.state.servers.contains_key(id);
-            if !member || self.lost.contains(&key) || !apps.keys().any(|app| is_out(server, app)) {
-                continue;
-            }
-            if self.failed.contains(&key) {
-                failed += 1;
-            } else {
-                out.insert(id);
-            }
-        }
-        // What failed is a matter of the budget for failures; but while the group goes back,
-        // nobody else leaves until those are back.
-        let before = self.before.entry(name.clone()).or_default();
-        // What was granted under an older policy may end under it.
-        let max = if out.is_empty() { max } else { max.max(before.1) };
-        let sent_back = |id: &ServerId| {
-            group.log.state.apps.values().filter_map(|app| app.servers.get(id)).any(|here| {
-                here.activation.as_ref().is_some_and(|a| a.purpose == Purpose::RollBack)
-            })
-        };
-        let newly = out.iter().any(|id| !before.0.contains(*id) && sent_back(id));
-        let more = goes_back && newly && out.len() + failed > max as usize;
-        *before = (out.iter().map(|id| (*id).clone()).collect(), max);
-        self.most_out = self.most_out.max(out.len());
-        if out.len() > max as usize || more {
-            panic!(
-                "{now_ms} ms: {out:?} of {name} (and {failed} failed ones) are out, {max} may be"
-            );
-        }
     }
 
-    fn follow_lost(&mut self, group: &Group) {
-        let name = &group.log.state.group;
-        for happened in group.news() {
-            if let Event::ServerLost { server, .. } = &happened.event {
-                self.lost.insert((name.clone(), server.clone()));
-            }
-            if let Event::ServerFailed { server, app, .. } = &happened.event {
-                // Who cannot go back either is written off, like one that is lost.
-                if matches!(group.log.state.apps[app].phase, Phase::RollingBack { .. }) {
-                    self.lost.insert((name.clone(), server.clone()));
-                }
-                self.failed.insert((name.clone(), server.clone()));
-            }
+    /// No change takes a server away while `max_unavailable` others are away.
+    fn look_at_capacity(&mut self, now_ms: u64, group: &Group) {
+        let state = &group.log.state;
+        let name = &state.group;
+        self.taken.retain(|(of, id)| {
+            of != name
+                || group.servers.get(id).is_some_and(|server| {
+                    let away = |service: &Service| service.release.is_some() && !service.serves();
+                    state.servers.contains_key(id) && server.services.values().any(away)
+                })
+        });
+        for (app, of) in &state.apps {
+            let limits = self.limits.entry((name.clone(), app.clone())).or_default();
+            limits.insert(of.max_unavailable(state.size()), now_ms);
+            limits.retain(|_, at_ms| *at_ms + ORDERS_VALID_MS >= now_ms);
         }
-        self.failed.retain(|(of, server)| {
-            of != name
-                || group.servers.get(server).is_some_and(|server| {
-                    let heard_back = group.log.state.apps.values().all(|app| {
-                        app.servers
-                            .get(&server.id)
-                            .is_none_or(|h| h.running.is_none() || h.in_service)
-                    });
-                    server.disk.apps.keys().any(|app| server.being_changed(app))
-                        || !heard_back
-                        || server.services.values().any(|s| s.release.is_some() && !s.serves())
-                })
-        });
-        self.lost.retain(|(of, server)| {
-            of != name
-                || group.servers.get(server).is_some_and(|server| {
-                    server.disk.apps.keys().any(|app| server.being_changed(app))
-                        || !server.up
-                        || server.cut
-                })
-        });
+        let granted = |id: &ServerId, app: &App| Some(app.servers.get(id)?.in_flight()?.granted);
+        for (id, server) in &group.servers {
+            let away = |app: &&AppId| server.took_away.contains(*app) && server.being_changed(app);
+            let Some(app) = state.apps.keys().find(away) else { continue };
+            let member = state.servers.contains_key(id);
+            if !member || !self.taken.insert((name.clone(), id.clone())) {
+                continue;
+            }
+            // Grants are honoured in their order: one that was made later may have begun earlier.
+            let own = granted(id, &state.apps[app]).map(|at| (at, id));
+            let before = |other: &&ServerId| {
+                let mut changes = state.apps.values().filter_map(|app| granted(other, app));
+                *other != id && !changes.any(|at| Some((at, *other)) > own)
+            };
+            let taken = self.taken.iter().filter(|(of, _)| of == name).map(|(_, id)| id);
+            let others: Vec<&ServerId> = taken.filter(before).collect();
+            let max = self.limits[&(name.clone(), app.clone())].keys().max().copied();
+            assert!(
+                max.is_none_or(|max| others.len() < max as usize),
+                "{now_ms} ms: {id} of {name} left service for {app}, {others:?} are out, \
+                 {max:?} may be"
+            );
+        }
+        self.most_out = self.most_out.max(self.taken.iter().filter(|(of, _)| of == name).count());
     }
 
     /// Looks at what the leader shows: what does not move says why.
@@ -135,9 +97,4 @@ impl Prober {
             );
         }
     }
-}
-
-/// Whether a change took the server away from its users, and it is not through yet.
-fn is_out(server: &Server, app: &AppId) -> bool {
-    server.took_away.contains(app) && server.being_changed(app)
 }

@@ -85,7 +85,11 @@ impl Script {
                     let running =
                         here.running.as_ref().map_or("nothing".into(), |r| r.version.to_string());
                     let mut text = running;
-                    text.push_str(if here.in_service { ", in service" } else { ", out" });
+                    text.push_str(match (here.unsure, here.in_service) {
+                        (true, _) => ", unknown",
+                        (false, true) => ", in service",
+                        (false, false) => ", out",
+                    });
                     if let Some(activation) = &here.activation {
                         let to = activation.release.as_ref();
                         let to = to.map_or("nothing".into(), |r| r.version.to_string());

@@ -1,7 +1,7 @@
 //! The virtual host: does for an app what the agent decided, and writes it down.
 
 use cohort_core::ids::{AppId, Digest};
-use cohort_core::orders::Fence;
+use cohort_core::orders::ActivationOrder;
 use cohort_core::report::{Outcome, Step};
 use cohort_core::steps::{AppRecord, BootTime, Failure, Reached, StepAction, reported_when_done};
 use cohort_server::app::{App, Effect, Running};
@@ -142,7 +142,7 @@ impl Server {
             StepAction::Accept { order, step } => {
                 let highest = self.here(app).record.local.highest;
                 assert!(order.fence > highest, "an order of an old fence was accepted");
-                self.note_accepted(app, order.fence);
+                self.note_accepted(app, &order);
                 let now_ms = self.now_ms;
                 self.here(app).reached.begin(step, now_ms);
                 self.change(app, |record, now| record.accept(order, step, |_| true, now));
@@ -210,11 +210,18 @@ impl Server {
         self.change(app, |record, _| record.fail(step, attempt, failure));
     }
 
-    fn note_accepted(&mut self, app: &AppId, fence: Fence) {
+    fn note_accepted(&mut self, app: &AppId, order: &ActivationOrder) {
+        let fence = order.fence;
         let news = self.accepted.insert((app.clone(), fence));
         assert!(news, "{app} on {} was activated twice under {fence:?}", self.id);
         let serves = |service: &Service| service.release.is_none() || service.serves();
-        let whole = self.broken_ms.is_none_or(|at| self.now_ms - at > RECOVERED_MS)
+        let owes = self.agent.received.as_ref().and_then(|received| received.of(app));
+        let owes = owes.is_some_and(|orders| orders.owes);
+        // Going back to nothing takes nobody's place: nothing serves afterwards either.
+        let whole = !owes
+            && (order.release.is_some()
+                || self.services.values().filter(|s| s.release.is_some()).count() > 1)
+            && self.broken_ms.is_none_or(|at| self.now_ms - at > RECOVERED_MS)
             && self.services.values().all(serves)
             && self.services.values().any(Service::serves);
         if whole {
