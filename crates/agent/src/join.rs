@@ -1,13 +1,16 @@
 //! The first start: exchanges the join token for a certificate and the server's place in the fleet.
 
+use cohort_artifact::Mirror;
+use cohort_artifact::client::AddressError;
 use cohort_base::chain::chain;
 use cohort_base::retry;
 use cohort_core::ids::{GroupId, ServerId};
 use cohort_identity::{Identity, JoinToken, Peer, PeerName, Role};
 use cohort_store::DurableFile;
-use cohort_wire::http::{Call, Client, Target};
+use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, JoinedGroup, JoiningServer};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -47,6 +50,14 @@ impl Joined {
             return Err(AgentError::config("hub")("it names no hub, and neither did joining"));
         }
         Ok(Target::hub(&hub, addresses))
+    }
+
+    /// The mirrors of agent.toml, or those that joining named.
+    pub(crate) fn mirrors(&self, config: &AgentConfig) -> Result<Vec<Mirror>, AgentError> {
+        let mirrors = if config.mirrors.is_empty() { &self.mirrors } else { &config.mirrors };
+        let parsed: Result<Vec<Mirror>, AddressError> =
+            mirrors.iter().map(|mirror| mirror.parse()).collect();
+        parsed.map_err(AgentError::config("mirrors"))
     }
 }
 
@@ -88,27 +99,19 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
             rack: config.rack.clone(),
         }),
     };
-    let (answer, address) = ask(config, &token, &body).await?;
+    let hub_addresses = hub_addresses(&config.hub, &token.addresses);
+    let (answer, address) = ask(&hub_addresses, &token, &body).await?;
     let Some(JoinedGroup { group, labels, members }) = answer.group else {
         return Err(AgentError::not_joined("the hub named no group for this server"));
     };
     let identity = Identity::accept(&dir, &answer.certificate, &answer.authority)
         .map_err(AgentError::not_joined)?;
-    let mut mirrors = answer.mirrors;
-    if mirrors.is_empty()
-        && let Some((host, _)) = address.rsplit_once(':')
-    {
-        mirrors.push(format!("http://{host}:{}/", answer.repository_port));
-    }
-    let mut hub_addresses = config.hub.clone();
-    hub_addresses.extend(token.addresses.clone());
-    hub_addresses.dedup();
     let joined = Joined {
         schema: 1,
         hub: answer.hub,
         hub_addresses,
         trusted_root: answer.trusted_root,
-        mirrors,
+        mirrors: mirrors_or_hub(answer.mirrors, &address, answer.repository_port),
         group,
         labels,
         members,
@@ -116,6 +119,25 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
     file.save(&joined).map_err(AgentError::kept("record of joining"))?;
     tracing::info!(group = %joined.group, "joined the fleet");
     Ok((identity, joined))
+}
+
+/// Each address of the hub once, in the order to try: those of agent.toml, then the token's.
+fn hub_addresses(configured: &[String], of_token: &[String]) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    configured.iter().chain(of_token).filter(|address| seen.insert(*address)).cloned().collect()
+}
+
+/// The mirrors to use: those that the hub names, else the hub itself, where it answered.
+fn mirrors_or_hub(named: Vec<String>, hub: &str, repository_port: u16) -> Vec<String> {
+    match hub.rsplit_once(':') {
+        Some((host, _)) if named.is_empty() => vec![format!("http://{host}:{repository_port}/")],
+        _ => named,
+    }
+}
+
+/// Whether the hub refused this server, so that no retry helps.
+fn is_refusal(error: &CallError) -> bool {
+    error.status().is_some_and(|status| status < 500)
 }
 
 /// The peer port that this server advertises, `host:port`.
@@ -158,26 +180,24 @@ fn read_bounded(path: &Path) -> Result<String, AgentError> {
     Ok(text)
 }
 
-/// Tries every address of the hub in turn until one lets this server in or refuses for good.
+/// Tries every address of the hub in turn until one accepts this server or refuses it.
 async fn ask(
-    config: &AgentConfig,
+    addresses: &[String],
     token: &JoinToken,
     body: &JoinRequest,
 ) -> Result<(JoinAnswer, String), AgentError> {
     let client = Client::joining(&token.fingerprint);
-    let mut addresses = config.hub.clone();
-    addresses.extend(token.addresses.iter().cloned());
     if addresses.is_empty() {
         return Err(AgentError::not_joined("neither agent.toml nor the join token names a hub"));
     }
     let hub = Peer::new(Role::Hub, HUB_NAME).expect("a constant name");
-    let targets = Target::hub(&hub, &addresses);
+    let targets = Target::hub(&hub, addresses);
     let mut pauses = retry::SHARED.pauses();
     loop {
         for target in &targets {
             match client.call_json::<JoinAnswer>(target, Call::post(JOIN, body)).await {
                 Ok(answer) => return Ok((answer, target.address.clone())),
-                Err(error) if error.status().is_some_and(|status| status < 500) => {
+                Err(error) if is_refusal(&error) => {
                     return Err(AgentError::not_joined(format!(
                         "{}; {}",
                         chain(&error),
@@ -197,18 +217,93 @@ async fn ask(
 #[cfg(test)]
 mod join_test {
     use std::collections::BTreeMap;
+    use std::io;
     use std::path::Path;
 
     use cohort_core::ids::MemberId;
     use cohort_core::orders::MemberAddress;
+    use cohort_wire::http::ApiError;
 
     use super::*;
+    use crate::testing::joined;
+
+    fn strings(all: &[&str]) -> Vec<String> {
+        all.iter().copied().map(str::to_owned).collect()
+    }
+
+    fn config() -> AgentConfig {
+        serde_json::from_str(r#"{"server":"web-1","platform":"intel"}"#).unwrap()
+    }
+
+    #[test]
+    fn each_address_of_the_hub_is_tried_once_and_those_of_agent_toml_first() {
+        let addresses = hub_addresses(&strings(&["b:1", "a:1"]), &strings(&["c:1", "b:1", "c:1"]));
+        assert_eq!(addresses, strings(&["b:1", "a:1", "c:1"]));
+        assert_eq!(hub_addresses(&[], &strings(&["c:1"])), strings(&["c:1"]));
+        assert_eq!(hub_addresses(&[], &[]), strings(&[]));
+    }
+
+    #[test]
+    fn only_a_refusal_ends_joining() {
+        let address = || "hub:7418".to_owned();
+        let answered =
+            |answer| CallError::Answered { address: address(), answer: Box::new(answer) };
+        for refused in [
+            ApiError::bad_request("no such label"),
+            ApiError::unauthenticated(),
+            ApiError::forbidden("the token is spent"),
+            ApiError::not_found("no such path"),
+            ApiError::conflict("another server has this name"),
+        ] {
+            assert!(is_refusal(&answered(refused.clone())), "{refused:?}");
+        }
+        let peer = Box::new(Peer::new(Role::Hub, HUB_NAME).unwrap());
+        let broken = || io::Error::from(io::ErrorKind::ConnectionReset);
+        for again in [
+            answered(ApiError::internal("a full disk")),
+            answered(ApiError::overloaded("too many requests")),
+            CallError::Refused { address: address() },
+            CallError::Unreachable { address: address(), source: broken() },
+            // Another address may be the token's hub.
+            CallError::Identity { address: address(), expected: peer, source: broken().into() },
+            CallError::Broken { address: address(), doing: "reading", source: broken().into() },
+            CallError::Malformed { address: address(), source: broken().into() },
+        ] {
+            assert!(!is_refusal(&again), "{again:?}");
+        }
+    }
+
+    #[test]
+    fn the_hub_is_the_mirror_if_it_names_none() {
+        let named = strings(&["https://mirror.example/"]);
+        assert_eq!(mirrors_or_hub(named.clone(), "hub:7418", 7419), named);
+        assert_eq!(mirrors_or_hub(Vec::new(), "hub:7418", 7419), ["http://hub:7419/"]);
+        assert_eq!(mirrors_or_hub(Vec::new(), "[fd00::1]:7418", 7419), ["http://[fd00::1]:7419/"]);
+    }
+
+    #[test]
+    fn agent_toml_overrides_the_hub_and_the_mirrors_that_joining_named() {
+        let joined = Joined { mirrors: strings(&["/srv/joined"]), ..joined() };
+        let hubs = |config: &AgentConfig| {
+            let targets = joined.hub_targets(config).unwrap();
+            targets.into_iter().map(|target| target.address).collect::<Vec<_>>()
+        };
+        let mut config = config();
+        assert_eq!(hubs(&config), joined.hub_addresses);
+        assert_eq!(joined.mirrors(&config).unwrap(), [Mirror::Folder("/srv/joined".into())]);
+        config.hub = strings(&["hub:7418"]);
+        config.mirrors = strings(&["/srv/own"]);
+        assert_eq!(hubs(&config), config.hub);
+        assert_eq!(joined.mirrors(&config).unwrap(), [Mirror::Folder("/srv/own".into())]);
+        config.mirrors = strings(&["not a URL"]);
+        let refused = joined.mirrors(&config);
+        assert!(matches!(refused, Err(AgentError::Config { key: "mirrors", .. })), "{refused:?}");
+    }
 
     #[test]
     fn an_address_that_nobody_can_reach_is_not_advertised() {
         let check = |listen: &str, advertise: Option<&str>| {
-            let mut config: AgentConfig =
-                serde_json::from_str(r#"{"server":"web-1","platform":"intel"}"#).unwrap();
+            let mut config = config();
             config.listen = listen.into();
             config.advertise = advertise.map(Into::into);
             check_advertised(&config).is_ok()

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_artifact::client::{AddressError, ClientLimits};
+use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
 use cohort_base::chain;
 use cohort_distribute::{
@@ -133,12 +133,7 @@ pub(crate) async fn open(
     let (own, counts) = (joined.group.clone(), Arc::clone(&metrics));
     let kill = KillSwitch::open(&kill_dir, Arc::clone(slot), own, counts)
         .map_err(AgentError::kept("kill register"))?;
-    let mirrors = if config.mirrors.is_empty() { &joined.mirrors } else { &config.mirrors };
-    let mirrors = mirrors
-        .iter()
-        .map(|mirror| mirror.parse())
-        .collect::<Result<Vec<Mirror>, AddressError>>()
-        .map_err(AgentError::config("mirrors"))?;
+    let mirrors = joined.mirrors(config)?;
     let repository = repository(config, joined, &mirrors).await?;
     let store = ArtifactStore::open(config.data_dir.join("artifacts"))
         .map_err(AgentError::kept("artifact store"))?;
