@@ -1,8 +1,8 @@
 //! Why an agent does not start, or stops.
 
 use std::error::Error;
-use std::path::PathBuf;
 
+use cohort_base::FileError;
 use cohort_core::ids::{Incarnation, MemberId};
 
 type Source = Box<dyn Error + Send + Sync>;
@@ -17,15 +17,8 @@ pub enum AgentError {
         #[source]
         source: Source,
     },
-    /// A file or folder of the agent cannot be used.
-    #[error("{} cannot be {what}", path.display())]
-    File {
-        path: PathBuf,
-        /// What was tried: read, created, set aside.
-        what: &'static str,
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(
         "the agent cannot start a thread; raise its limit of tasks (TasksMax= of its unit, or \
          ulimit -u)"

@@ -2,8 +2,7 @@
 
 use cohort_artifact::Mirror;
 use cohort_artifact::client::AddressError;
-use cohort_base::chain::chain;
-use cohort_base::retry;
+use cohort_base::{FileError, OnPath as _, chain, retry};
 use cohort_core::ids::{GroupId, ServerId};
 use cohort_identity::{Identity, JoinToken, Peer, PeerName, Role};
 use cohort_store::DurableFile;
@@ -171,12 +170,11 @@ fn read_token(config: &AgentConfig) -> Result<JoinToken, AgentError> {
     })
 }
 
-fn read_bounded(path: &Path) -> Result<String, AgentError> {
+fn read_bounded(path: &Path) -> Result<String, FileError> {
     use std::io::Read as _;
-    let fail = |source| AgentError::File { path: path.to_owned(), what: "read", source };
-    let file = std::fs::File::open(path).map_err(fail)?;
+    let file = std::fs::File::open(path).on_path("read", path)?;
     let mut text = String::new();
-    file.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text).map_err(fail)?;
+    file.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text).on_path("read", path)?;
     Ok(text)
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cohort_base::chain::chain;
 use cohort_base::retry::Schedule;
+use cohort_base::{FileError, OnPath as _, chain};
 use cohort_consensus::{Config, Envelope, Node, RaftId};
 use cohort_core::ids::{Incarnation, MemberId};
 use cohort_host::boot_time_ms;
@@ -84,11 +84,7 @@ impl Starter {
                 Found::SetAside => retire(&data_dir, incarnation, MemberId(identity.raft_id.0))?,
             }
         }
-        std::fs::create_dir_all(&folder).map_err(|source| AgentError::File {
-            path: folder.clone(),
-            what: "created",
-            source,
-        })?;
+        std::fs::create_dir_all(&folder).on_path("create", &folder)?;
         let mut pauses = LOOK.pauses();
         loop {
             if let Some((member, incarnation)) = self.ordered()
@@ -241,7 +237,7 @@ pub(crate) fn retire(
     data_dir: &Path,
     incarnation: Incarnation,
     member: MemberId,
-) -> Result<(), AgentError> {
+) -> Result<(), FileError> {
     let folder = data_dir.join(FOLDER);
     let name = format!("{FOLDER}.retired-{incarnation}-{member}");
     let mut aside = data_dir.join(&name);
@@ -252,11 +248,7 @@ pub(crate) fn retire(
         aside = data_dir.join(format!("{name}.{number}"));
     }
     tracing::warn!(%incarnation, %member, aside = %aside.display(), "member retired; log kept");
-    std::fs::rename(&folder, aside).map_err(|source| AgentError::File {
-        path: folder,
-        what: "set aside",
-        source,
-    })
+    std::fs::rename(&folder, aside).on_path("set aside", &folder)
 }
 
 /// Runs a member on its thread. Its end by an error or a panic ends the agent; `ended` is set as

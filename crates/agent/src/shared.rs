@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_artifact::TrustedRepository;
-use cohort_base::chain;
+use cohort_base::{FileError, OnPath as _, chain};
 use cohort_core::command::{Body, COMMAND_VERSION, Command};
 use cohort_core::doing::Doing;
 use cohort_core::ids::{
@@ -27,7 +27,6 @@ use tokio::sync::watch;
 
 use crate::config::AgentConfig;
 use crate::contacts::{SharedContacts, monotonic_ms};
-use crate::error::AgentError;
 use crate::killswitch::KillSwitch;
 use crate::member::{Inputs, View};
 use crate::metrics::Metrics;
@@ -146,17 +145,15 @@ impl Shared {
     }
 
     /// The apps that have a record here. Other files and directories next to them are ignored.
-    pub(crate) fn apps_on_disk(&self) -> Result<BTreeSet<AppId>, AgentError> {
+    pub(crate) fn apps_on_disk(&self) -> Result<BTreeSet<AppId>, FileError> {
         let folder = self.config.data_dir.join("apps");
-        let fail = |source| AgentError::File { path: folder.clone(), what: "read", source };
         let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
-            Err(error) => return Err(fail(error)),
+            entries => entries.on_path("read", &folder)?,
         };
         let mut apps = BTreeSet::new();
         for entry in entries {
-            let entry = entry.map_err(fail)?;
+            let entry = entry.on_path("read", &folder)?;
             let app = entry.file_name().to_str().and_then(|name| AppId::new(name).ok());
             apps.extend(app.filter(|_| entry.path().is_dir()));
         }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
-use cohort_base::chain;
+use cohort_base::{FileError, OnPath as _, chain};
 use cohort_distribute::{
     ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits, WirePeers,
     bulk_router, follow,
@@ -224,13 +224,13 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
     tasks.spawn_or_end("starter", starter.run());
 }
 
-fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
+fn prepare(config: &AgentConfig) -> Result<(), FileError> {
     use std::os::unix::fs::PermissionsExt as _;
     for (path, mode) in [(&config.data_dir, 0o700), (&config.install_dir, 0o755)] {
-        let fail = |source| AgentError::File { path: path.clone(), what: "created", source };
         if !path.exists() {
-            std::fs::create_dir_all(path).map_err(fail)?;
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(fail)?;
+            std::fs::create_dir_all(path).on_path("create", path)?;
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(path, mode).on_path("set the mode of", path)?;
         }
     }
     Ok(())
@@ -263,11 +263,7 @@ async fn listen(address: &str) -> Result<TcpListener, AgentError> {
 /// The guard for commands, systemd for units where it runs.
 async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
     let folder = config.data_dir.join("guard");
-    let program = std::env::current_exe().map_err(|source| AgentError::File {
-        path: PathBuf::from("/proc/self/exe"),
-        what: "found",
-        source,
-    })?;
+    let program = std::env::current_exe().on_path("find", Path::new("/proc/self/exe"))?;
     let args: Vec<OsString> =
         vec!["guard".into(), "--detach".into(), "--dir".into(), folder.clone().into()];
     let guard = GuardClient::new(folder, Some(GuardLaunch { program, args }));
