@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
-use cohort_base::{FileError, OnPath as _, chain};
+use cohort_base::{FileError, OnPath as _, chain, durable};
 use cohort_distribute::{
     ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits, WirePeers,
     bulk_router, follow,
@@ -224,14 +226,15 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
     tasks.spawn_or_end("starter", starter.run());
 }
 
+/// Creates the agent's directories: only the agent may read its data.
 fn prepare(config: &AgentConfig) -> Result<(), FileError> {
-    use std::os::unix::fs::PermissionsExt as _;
-    for (path, mode) in [(&config.data_dir, 0o700), (&config.install_dir, 0o755)] {
-        if !path.exists() {
-            std::fs::create_dir_all(path).on_path("create", path)?;
-            let mode = std::fs::Permissions::from_mode(mode);
-            std::fs::set_permissions(path, mode).on_path("set the mode of", path)?;
-        }
+    let (data, install) = (&config.data_dir, &config.install_dir);
+    durable::private_folder(data).on_path("create", data)?;
+    if !install.exists() {
+        durable::create_folders(install).on_path("create", install)?;
+        // Services may run as another user, whatever the agent's umask.
+        let open = Permissions::from_mode(0o755);
+        std::fs::set_permissions(install, open).on_path("set the mode of", install)?;
     }
     Ok(())
 }
@@ -303,5 +306,31 @@ async fn end_member(shared: &Shared) {
     let mut ended = handle.ended.clone();
     if tokio::time::timeout(HAND_OVER_MAX, ended.wait_for(|ended| *ended)).await.is_err() {
         tracing::warn!("the member did not stop in time");
+    }
+}
+
+#[cfg(test)]
+mod start_test {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn only_the_agent_reads_its_data_and_every_user_finds_the_installed_apps() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, install) = (folder.path().join("data"), folder.path().join("opt/install"));
+        let config = serde_json::json!({
+            "server": "web-1", "platform": "intel", "data_dir": data, "install_dir": install,
+        });
+        let config: AgentConfig = serde_json::from_value(config).unwrap();
+        prepare(&config).unwrap();
+        assert_eq!((mode(&data), mode(&install)), (0o700, 0o755));
+        for path in [&data, &install] {
+            std::fs::set_permissions(path, Permissions::from_mode(0o750)).unwrap();
+        }
+        prepare(&config).unwrap();
+        assert_eq!((mode(&data), mode(&install)), (0o700, 0o750), "the operator's choice stays");
     }
 }
