@@ -3,11 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use cohort_base::chain;
 use cohort_core::ids::GroupId;
 use cohort_identity::UnixTime;
+use cohort_wire::http::ApiError;
 use cohort_wire::kill::{DurableKill, KillAnswer, KillError, SignedKill};
 use cohort_wire::tls::IdentitySlot;
 use tokio::sync::watch;
+use tokio::task::JoinError;
 
 use crate::metrics::Metrics;
 
@@ -55,11 +58,12 @@ impl KillSwitch {
         self.latch.answer(changed)
     }
 
-    /// Latches registers; durable before this returns. True when one was newer than ours.
+    /// Latches registers; durable before this returns. True when one was newer than ours. An error
+    /// is logged here.
     pub(crate) async fn offer(
         self: &Arc<Self>,
         registers: Vec<SignedKill>,
-    ) -> Result<bool, KillError> {
+    ) -> Result<bool, OfferError> {
         let known = self.signed();
         if registers.iter().all(|register| known.contains(register)) {
             return Ok(false);
@@ -97,8 +101,33 @@ impl KillSwitch {
             }
         })
         .await;
-        offered.unwrap_or(Ok(false))
+        outcome(offered).inspect_err(|error| {
+            tracing::warn!(error = chain(error), "kill register not latched");
+        })
     }
+}
+
+/// Why a kill register was not latched.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OfferError {
+    #[error(transparent)]
+    Kill(#[from] KillError),
+    /// A panic: the register may be latched or not.
+    #[error("cannot latch kill registers")]
+    Unfinished(#[from] JoinError),
+}
+
+impl From<OfferError> for ApiError {
+    fn from(error: OfferError) -> ApiError {
+        match error {
+            OfferError::Kill(error) => error.into(),
+            OfferError::Unfinished(_) => ApiError::internal(chain(&error)),
+        }
+    }
+}
+
+fn outcome(offered: Result<Result<bool, KillError>, JoinError>) -> Result<bool, OfferError> {
+    Ok(offered??)
 }
 
 fn reason(latch: &DurableKill) -> Option<String> {
@@ -158,6 +187,14 @@ mod killswitch_test {
         assert_eq!(kill.on(), None);
         assert_eq!(kill.metrics.kill_switch.get(), 0);
         assert_eq!(kill.metrics.kill_registers_latched.get(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_latching_is_an_error_of_this_server() {
+        let offered = tokio::task::spawn_blocking(|| panic!("a bug")).await;
+        let error = outcome(offered).unwrap_err();
+        assert!(matches!(error, OfferError::Unfinished(_)), "{error:?}");
+        assert_eq!(ApiError::from(error).status, 500);
     }
 
     #[tokio::test]

