@@ -10,8 +10,8 @@ use cohort_core::ids::{AppId, Digest};
 use cohort_core::orders::AppOrders;
 use cohort_core::policy::Check;
 use cohort_core::report::{Health, Outcome, Step};
-use cohort_core::steps::StepAction;
-use cohort_host::{AppHost, HostError, RunningChecks, boot_time_ms};
+use cohort_core::steps::{BootTime, StepAction};
+use cohort_host::{AppHost, HostError, RunningChecks};
 use cohort_server::app::{App, Doing as What, Effect, Running, Sight, preflight_result, step_of};
 use cohort_server::fetching::shown;
 use tokio_util::sync::CancellationToken;
@@ -47,7 +47,7 @@ impl AppTask {
     async fn boot(&mut self) -> Result<App, HostError> {
         let found = self.host.boot().await?;
         let patience_ms = self.shared.config.ready_without_orders_after.ms;
-        Ok(App::new(boot_time_ms(), patience_ms, found))
+        Ok(App::new((self.changes.clock)(), patience_ms, found))
     }
 
     /// One look and what follows from it: a step, or a rest until there is a reason to look again.
@@ -90,10 +90,11 @@ impl AppTask {
         let mut held = self.shared.downloads.context().store.held();
         held.extend(self.host.held());
         let (room, room_for_health) = self.reporter.room();
+        let now = BootTime { ms: (self.changes.clock)(), ..self.host.now() };
         let sight = Sight {
-            now: self.host.now(),
+            now,
             orders,
-            orders_fresh: seen.received.as_ref().is_some_and(|r| r.fresh(boot_time_ms())),
+            orders_fresh: seen.received.as_ref().is_some_and(|r| r.fresh(now.ms)),
             killed: seen.killed,
             confirmed: seen.confirmed,
             record: self.host.record(),

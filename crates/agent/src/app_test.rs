@@ -6,6 +6,7 @@ use cohort_core::doing::{Doing, Download};
 use cohort_core::ids::Generation;
 use cohort_core::orders::{ActivationOrder, AppOrders, FetchOrder};
 use cohort_core::release::Release;
+use cohort_host::boot_time_ms;
 use cohort_server::app::App;
 use tokio::time::Instant;
 
@@ -14,6 +15,16 @@ use crate::metrics::Checked;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
 use crate::testing::{Guard, Lab, activation, install, received, release, runner, web, web_runs};
+
+thread_local! {
+    /// When the test started, by its runtime's clock and by the boot clock.
+    static START: (Instant, u64) = (Instant::now(), boot_time_ms());
+}
+
+/// The boot clock of a test: it stands still while its runtime's does.
+fn clock() -> u64 {
+    START.with(|(began, began_ms)| began_ms + u64::try_from(began.elapsed().as_millis()).unwrap())
+}
 
 /// `web` on `s1`, which runs the release of its orders.
 struct World {
@@ -34,6 +45,7 @@ impl World {
         let guard = Arc::new(Guard::default());
         let reporter = Reporter::spawn(&shared);
         let mut task = runner(&shared, &guard).open_app(&web(), &reporter).await.unwrap();
+        task.changes.clock = clock;
         let app = task.boot().await.unwrap();
         ordered(&shared, web_runs(Some(installed.clone())));
         World { lab, shared, guard, installed, task, app, checks: None }
@@ -58,11 +70,15 @@ impl World {
         let began = Instant::now();
         self.looks_until(|_| began.elapsed() >= Duration::from_secs(30)).await
     }
+}
 
-    fn reported(&self, result: &'static str) -> u64 {
+/// How often an app reported that its service is fit, and that it is not.
+fn reports(task: &AppTask) -> (u64, u64) {
+    let count = |result| {
         let labels = Checked { check: "running", result };
-        self.shared.metrics.checks.get_or_create(&labels).get()
-    }
+        task.shared.metrics.checks.get_or_create(&labels).get()
+    };
+    (count("passed"), count("failed"))
 }
 
 fn ordered(shared: &Shared, orders: AppOrders) {
@@ -74,16 +90,19 @@ async fn a_change_of_health_is_reported_once_and_is_one_reason_to_look() {
     let mut world = World::new().await;
     let idle = world.looks_in_half_a_minute().await;
     assert!((30..35).contains(&idle), "{idle} looks");
-    assert_eq!((world.reported("passed"), world.reported("failed")), (0, 0), "no news");
+    assert_eq!(reports(&world.task), (0, 0), "no news");
     assert_eq!(world.shared.readiness.now().0, 100);
-    world.guard.down.store(true, Ordering::Relaxed);
-    assert!(world.looks_in_half_a_minute().await <= idle + 1);
-    assert_eq!((world.reported("passed"), world.reported("failed")), (0, 1));
-    assert_eq!(world.shared.readiness.now().0, 0);
-    world.guard.down.store(false, Ordering::Relaxed);
-    assert!(world.looks_in_half_a_minute().await <= idle + 1);
-    assert_eq!((world.reported("passed"), world.reported("failed")), (1, 1));
-    assert_eq!(world.shared.readiness.now().0, 100);
+    for (down, expected, ready) in [(true, (0, 1), 0), (false, (1, 1), 100)] {
+        world.guard.down.store(down, Ordering::Relaxed);
+        let looks = world.looks_until(|task| reports(task) == expected).await;
+        assert!(looks < 5, "{looks} looks");
+        // The group believes it.
+        let orders = web_runs(Some(world.installed.clone()));
+        ordered(&world.shared, AppOrders { in_service: Some(!down), ..orders });
+        let looks = world.looks_in_half_a_minute().await;
+        assert!(looks <= idle + 1, "{looks} looks, {idle} if idle");
+        assert_eq!((reports(&world.task), world.shared.readiness.now().0), (expected, ready));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,6 +24,8 @@ pub(crate) struct Changes {
     killed: watch::Receiver<Option<String>>,
     confirmed: watch::Receiver<BTreeMap<AppId, Fence>>,
     stop: CancellationToken,
+    /// The boot-time clock in milliseconds; a test's advances with its runtime's.
+    pub clock: fn() -> u64,
 }
 
 /// What an app knows of the rest of its agent.
@@ -43,6 +45,7 @@ impl Changes {
             killed: shared.kill.subscribe(),
             confirmed: reporter.confirmed(),
             stop: shared.tasks.stop.clone(),
+            clock: boot_time_ms,
         }
     }
 
@@ -78,7 +81,7 @@ impl Changes {
         loop {
             let at_ms = running.interrupted_at_ms(&self.app, orders.borrow_and_update().as_deref());
             let expired = async {
-                match at_ms.map(|at_ms| at_ms.saturating_sub(boot_time_ms())) {
+                match at_ms.map(|at_ms| at_ms.saturating_sub((self.clock)())) {
                     Some(left_ms) => tokio::time::sleep(Duration::from_millis(left_ms)).await,
                     None => std::future::pending().await,
                 }
