@@ -104,3 +104,33 @@ impl Fetching {
         }
     }
 }
+
+#[cfg(test)]
+mod fetching_test {
+    use cohort_core::orders::{AppOrders, FetchOrder};
+
+    use super::*;
+    use crate::testing::{Lab, order, received, web_runs};
+
+    #[tokio::test]
+    async fn an_artifact_that_differs_from_the_signed_one_is_not_fetched() {
+        let lab = Lab::new().await;
+        lab.publish("1.0.0").await;
+        let shared = lab.agent("s1", Some(lab.repository.dir())).await;
+        let signed = order(&shared).await;
+        let artifact = "aa".repeat(32).parse().unwrap();
+        let forged = Release { artifact, ..signed.release.clone() };
+        let forged = FetchOrder { release: forged, ..signed.clone() };
+        let app = AppOrders { fetch: vec![forged, signed.clone()], ..web_runs(None) };
+        let stop = shared.tasks.stop.clone();
+        let mut deltas =
+            Deltas::new(Arc::clone(&shared.downloads), Arc::clone(&shared.metrics), stop);
+        let reporter = Reporter::spawn(&shared);
+        let fetching = Fetching { shared: Arc::clone(&shared), reporter };
+        let orders = received(vec![app], None).orders;
+        fetching.fetch(&orders, &mut Decisions::default(), &mut deltas).await;
+        let transfers = shared.downloads.transfers();
+        let fetched: Vec<_> = transfers.iter().map(|(order, _)| &order.release).collect();
+        assert_eq!(fetched, [&signed.release]);
+    }
+}
