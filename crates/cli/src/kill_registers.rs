@@ -31,7 +31,11 @@ const CONCURRENCY_MAX: usize = 16;
 #[derive(Debug, Clone)]
 enum Place {
     Hub(Hub),
-    Agent { client: Client, target: Target },
+    /// The first of these agents that responds.
+    Agent {
+        client: Client,
+        targets: Vec<Target>,
+    },
 }
 
 #[derive(Debug)]
@@ -58,33 +62,33 @@ pub(crate) struct Verified {
 
 impl Places {
     /// The places of a scope's register, or with `None` of all: the named agent; or the hub and,
-    /// of each group that the scope covers, one agent. A group's own register goes to every agent
-    /// that may answer for it.
+    /// of each group that the scope covers, one agent that responds. A group's own register goes
+    /// to every agent that may answer for it.
     pub(crate) async fn of(
         context: &Context,
         direct: &Direct,
         scope: Option<&KillScope>,
     ) -> Result<Self, Failure> {
         let client = context.client()?;
-        let agent = |target| Place::Agent { client: client.clone(), target };
+        let agent = |targets| Place::Agent { client: client.clone(), targets };
         if let Some((server, address)) = direct.agent() {
-            return Ok(Places { places: vec![agent(agent_target(server, address)?)] });
+            return Ok(Places { places: vec![agent(vec![agent_target(server, address)?])] });
         }
         let mut places = vec![Place::Hub(Hub::of(context)?)];
         if let Ok((known, _)) = know(context).await {
-            let candidates: Vec<_> = match scope {
-                Some(KillScope::Group(group)) => known
-                    .groups
-                    .get(group)
-                    .into_iter()
-                    .flat_map(|group| &group.candidates)
-                    .collect(),
+            let candidates: Vec<Vec<_>> = match scope {
+                Some(KillScope::Group(group)) => {
+                    let all =
+                        known.groups.get(group).into_iter().flat_map(|group| &group.candidates);
+                    all.map(|one| vec![one]).collect()
+                }
                 Some(KillScope::Fleet) | None => {
-                    known.groups.values().filter_map(|group| group.candidates.first()).collect()
+                    known.groups.values().map(|group| group.candidates.iter().collect()).collect()
                 }
             };
-            for (server, address) in candidates {
-                places.push(agent(agent_target(server, address)?));
+            for of_one in candidates.into_iter().filter(|of_one| !of_one.is_empty()) {
+                let targets = of_one.into_iter().map(|(server, at)| agent_target(server, at));
+                places.push(agent(targets.collect::<Result<_, _>>()?));
             }
         }
         Ok(Places { places })
@@ -131,8 +135,11 @@ impl Places {
             .map(async |(place, call)| {
                 let (name, answer) = match place {
                     Place::Hub(hub) => ("the hub".to_owned(), hub.call(call).await),
-                    Place::Agent { client, target } => {
-                        (target.peer.name.to_string(), client.call_json(&target, call).await)
+                    Place::Agent { client, targets } => {
+                        match client.call_any(&targets, 0, call).await {
+                            Ok((at, answer)) => (targets[at].peer.name.to_string(), Ok(answer)),
+                            Err(error) => (String::new(), Err(error)),
+                        }
                     }
                 };
                 let mut answer: KillAnswer = answer?;

@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cohort_base::{Cause, FileError, OnPath as _, chain, durable};
 use cohort_core::ids::GroupId;
@@ -86,6 +87,30 @@ impl SignedKill {
         let peer = verify_statement(roots, CONTEXT, &self.0, &[Role::Operator], now)
             .map_err(KillError::Statement)?;
         Ok((peer, self.unverified()?))
+    }
+
+    /// Verifies a register that another server passes on. One that stops goes on spreading after
+    /// its author's certificate has expired: that was valid when it was signed. So an expired key
+    /// can stop, and never start, anything.
+    ///
+    /// # Errors
+    /// As [`Self::verify`].
+    fn verify_spreading(
+        &self,
+        roots: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<KillRegister, KillError> {
+        let refused = match self.verify(roots, now) {
+            Ok((_, register)) => return Ok(register),
+            Err(refused) => refused,
+        };
+        let Ok(register) = self.unverified() else { return Err(refused) };
+        if !register.on || register.at > now.as_secs() {
+            return Err(refused);
+        }
+        let then = UnixTime::since_unix_epoch(Duration::from_secs(register.at));
+        self.verify(roots, then).map_err(|_| refused)?;
+        Ok(register)
     }
 
     /// The register, without checking the signature.
@@ -193,7 +218,7 @@ impl DurableKill {
         roots: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<bool, KillError> {
-        let (_, register) = signed.verify(roots, now)?;
+        let register = signed.verify_spreading(roots, now)?;
         let mut entries = self.entries.lock();
         let (scope, position) = (register.scope.clone(), register.position());
         if !entries.accept(&scope, position, now.as_secs())? {
@@ -338,7 +363,7 @@ impl From<KillError> for ApiError {
         let reason = chain(&error);
         match error {
             KillError::Statement(_) => ApiError::forbidden(reason)
-                .hint("a kill switch is signed with an operator's certificate: cohort kill on|off"),
+                .hint("an operator's certificate signs it: `cohort kill on` or `cohort kill off`"),
             KillError::Malformed(_)
             | KillError::Reason { .. }
             | KillError::Refused(Refused::Epoch { .. }) => ApiError::bad_request(reason),

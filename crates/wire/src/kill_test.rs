@@ -133,6 +133,24 @@ fn only_operators_of_our_authority_throw_it() {
 }
 
 #[test]
+fn what_stops_still_spreads_after_its_author_has_expired_and_nothing_else_does() {
+    let switch = Switch::new();
+    let kill = switch.open();
+    let roots = [switch.fleet.authority.certificate().clone()];
+    let signed_s = UnixTime::now().as_secs();
+    let later_s = signed_s + 20 * 365 * 24 * 3_600;
+    let offer = |epoch, on, at| {
+        let signed = switch.sign(&KillRegister { at, ..register(epoch, on) });
+        kill.offer(&signed, &roots, UnixTime::since_unix_epoch(Duration::from_secs(later_s)))
+    };
+    assert!(matches!(offer(1, true, later_s), Err(KillError::Statement(_))), "signed too late");
+    assert!(matches!(offer(1, true, later_s + 1), Err(KillError::Statement(_))), "in the future");
+    assert!(matches!(offer(1, false, signed_s), Err(KillError::Statement(_))), "starts again");
+    assert!(offer(1, true, signed_s).unwrap());
+    assert!(kill.is_on().is_some());
+}
+
+#[test]
 fn a_damaged_file_counts_as_on_until_a_higher_epoch() {
     for damage in ["", "{", "{\"body\":\"00\"}"] {
         let switch = Switch::new();
