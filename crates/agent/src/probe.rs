@@ -48,7 +48,8 @@ impl Readiness {
         };
     }
 
-    /// The smallest share of all apps, and what each says.
+    /// The smallest share of all apps, and what each says. An app that has nothing here, and owes
+    /// nothing, does not count beside others.
     pub(crate) fn now(&self) -> (u8, BTreeMap<AppId, Traffic>) {
         let all = self.traffic.lock();
         let unfit = self.unfit.lock();
@@ -66,7 +67,9 @@ impl Readiness {
                 (app.clone(), traffic)
             })
             .collect();
-        let percent = each.values().map(Traffic::percent).min().unwrap_or(0);
+        let absent = Traffic::Out { reason: NoTraffic::NothingInstalled };
+        let present = each.values().filter(|traffic| **traffic != absent);
+        let percent = present.map(Traffic::percent).min().unwrap_or(0);
         (percent, each)
     }
 }
@@ -138,6 +141,11 @@ mod probe_test {
         assert_eq!(readiness.now().0, 30);
         db.send_replace(Traffic::Draining);
         assert_eq!(readiness.now().0, 0);
+        let absent = Traffic::Out { reason: NoTraffic::NothingInstalled };
+        db.send_replace(absent.clone());
+        assert_eq!(readiness.now().0, 100, "a new app does not take the others out");
+        web.send_replace(absent);
+        assert_eq!(readiness.now().0, 0, "nothing is installed");
     }
 
     #[test]
