@@ -164,6 +164,10 @@ async fn report(
             }
             ReportsRefused::TooLong => ApiError::bad_request("the texts of a report are too long"),
         })?;
+    // Another member may know it already: an honest server asks that one next.
+    if !handle.view().state.servers.contains_key(&server) {
+        return Err(ApiError::forbidden(format!("{server} is not in this group")));
+    }
     // One after the other: a later one that overtook would make the earlier one count as old.
     let mut answers = Vec::with_capacity(request.reports.len());
     for report in request.reports {
