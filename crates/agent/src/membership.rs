@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cohort_base::retry::Schedule;
-use cohort_base::{FileError, OnPath as _, chain};
+use cohort_base::{FileError, OnPath as _, chain, durable};
 use cohort_consensus::{Config, Envelope, Node, RaftId};
 use cohort_core::ids::{Incarnation, MemberId};
 use cohort_host::boot_time_ms;
@@ -84,7 +84,7 @@ impl Starter {
                 Found::SetAside => retire(&data_dir, incarnation, MemberId(identity.raft_id.0))?,
             }
         }
-        std::fs::create_dir_all(&folder).on_path("create", &folder)?;
+        durable::create_folders(&folder).on_path("create", &folder)?;
         let mut pauses = LOOK.pauses();
         loop {
             if let Some((member, incarnation)) = self.ordered()
@@ -248,7 +248,7 @@ pub(crate) fn retire(
         aside = data_dir.join(format!("{name}.{number}"));
     }
     tracing::warn!(%incarnation, %member, aside = %aside.display(), "member retired; log kept");
-    std::fs::rename(&folder, aside).on_path("set aside", &folder)
+    durable::rename(&folder, &aside).on_path("set aside", &folder)
 }
 
 /// Runs a member on its thread. Its end by an error or a panic ends the agent; `ended` is set as
