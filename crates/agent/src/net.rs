@@ -130,11 +130,12 @@ async fn feed(
         };
         let ended = std::mem::take(&mut lost);
         let Some(mut connection) = dialled else {
-            let gone = if ended { Input::Disconnected(peer) } else { Input::Unreachable(peer) };
-            let _ = net.inputs.put(gone).await;
-            // Messages for a connection that was never made are void.
+            // Messages for a connection that was never made are void. Those that are sent after the
+            // member knows are not.
             waiting.clear();
             while queue.try_recv().is_ok() {}
+            let gone = if ended { Input::Disconnected(peer) } else { Input::Unreachable(peer) };
+            let _ = net.inputs.put(gone).await;
             tokio::select! {
                 () = net.stopped() => return,
                 () = tokio::time::sleep(pauses.next_pause()) => {}
