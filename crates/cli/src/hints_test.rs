@@ -96,8 +96,8 @@ fn every_command_of_a_hint_is_understood() {
     assert!(seen > 25, "only {seen}");
 }
 
-/// The commands that a flag is a hint for, and the next flag: a new one does not compile until it is
-/// in this chain.
+/// The commands that a flag is a hint for, and the next flag: a new one does not compile until it
+/// is in this chain.
 fn commands_of(flag: Flag) -> (&'static [&'static str], Option<Flag>) {
     match flag {
         Flag::Agent => (&["status", "kill on", "why"], Some(Flag::App)),

@@ -47,7 +47,10 @@ impl App {
                 "no_authority",
                 "this hub has no authority, so it issues no certificates",
             )
-            .hint("create one with `cohort init --dir DIR`, or bring certificates from your own authority")
+            .hint(
+                "create one with `cohort init --dir DIR`, \
+                 or bring certificates from your own authority",
+            )
         })
     }
 }

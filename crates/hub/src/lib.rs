@@ -77,7 +77,8 @@ pub enum HubError {
     #[error("cannot use the hub's authority")]
     Authority(#[from] AuthorityError),
     #[error(
-        "the hub has no certificate in {} and no authority to issue one; run `cohort init --dir DIR` first",
+        "the hub has no certificate in {} and no authority to issue one; \
+         run `cohort init --dir DIR` first",
         path.display()
     )]
     NoIdentity { path: PathBuf },

@@ -213,7 +213,7 @@ fn every_key_of_the_layout_is_read_back() {
         ),
         (keys::policy(&app()), Place::Policy { app: app() }),
         (
-            keys::kill(&KillScope::Group("web".parse().unwrap())),
+            keys::kill(&KillScope::Group("web".parse().expect("a group"))),
             Place::Kill { scope: "group/web".into() },
         ),
     ];

@@ -79,9 +79,9 @@ impl BucketError {
                    AZURE_STORAGE_ACCOUNT_NAME, GOOGLE_SERVICE_ACCOUNT, and so on"]
             }
             Self::Request { why, .. } => hints_of(why),
-            Self::NoRepository { .. } => &[
-                "`cohort init --dir DIR` makes one; the hub's is `repository` in its data directory",
-            ],
+            Self::NoRepository { .. } => {
+                &["`cohort init --dir DIR` makes one; the hub has its own in its data directory"]
+            }
             Self::Foreign { .. } => &["push to another prefix, or empty this one first"],
             Self::Ahead { .. } => &[
                 "push from where it was published last",
