@@ -38,7 +38,7 @@ pub fn standing(state: &State, server: &ServerId) -> Standing {
 /// where nothing else runs: nothing would serve afterwards either.
 #[must_use]
 pub fn costs(state: &State, app: &App, server: &ServerId, purpose: Purpose) -> bool {
-    let to_nothing = purpose == Purpose::RollBack
+    let to_nothing = purpose != Purpose::Wave
         && app.last_good.is_none()
         && apps_on(state, server).filter(|here| here.running.is_some()).count() <= 1;
     let may_serve = standing(state, server) == Standing::Serving

@@ -6,6 +6,7 @@ use super::Planner;
 use crate::command::Planned;
 use crate::ids::{ClockMs, ServerId};
 use crate::orders::Purpose;
+use crate::phase::Phase;
 use crate::release::Release;
 use crate::state::{ActivationStage, DEBT_TRIES_MAX, Debt, Rollout, ServerApp};
 use crate::waiting::WaitingOn;
@@ -39,13 +40,21 @@ impl Planner<'_> {
         self.steps(since, &owing);
     }
 
-    /// Servers in debt get `last_good` as soon as they are reachable.
+    /// Servers in debt get `last_good` as soon as they are reachable. If no release was ever good,
+    /// they stop the rejected one.
     pub(super) fn debts(&mut self, of: impl Fn(&ServerId) -> bool) {
         let app = self.app;
-        let Some(good) = &app.last_good else { return };
+        let good = app.last_good.as_ref();
+        let concerned = |here: &ServerApp| match (&app.phase, good) {
+            (_, Some(_)) => true,
+            (Phase::Held { rejected, .. }, None) => {
+                here.activation.is_some() || here.running.as_ref().is_none_or(|it| it == rejected)
+            }
+            (_, None) => false,
+        };
         let mut payable = Vec::new();
         for (server, here) in &app.servers {
-            if let Some(debt) = here.debt.as_ref().filter(|_| of(server))
+            if let Some(debt) = here.debt.as_ref().filter(|_| of(server) && concerned(here))
                 && self.is_payable(server, here, debt, good)
             {
                 payable.push(server.clone());
@@ -65,7 +74,7 @@ impl Planner<'_> {
         server: &ServerId,
         here: &ServerApp,
         debt: &Debt,
-        good: &Release,
+        good: Option<&Release>,
     ) -> bool {
         if self.is_silent(server) {
             let for_ms = self.silent_ms(server);
@@ -73,7 +82,7 @@ impl Planner<'_> {
                 self.lose(server);
             }
             self.wait(debt.since, WaitingOn::ServerUnreachable { server: server.clone(), for_ms });
-        } else if here.serves(good) {
+        } else if good.map_or(here.settled_on(None), |good| here.serves(good)) {
             // Already on the good release: clear its debt.
             self.propose(Planned::FindServer { server: server.clone() });
         } else if here.in_flight().is_some_and(|change| self.app.wants(change)) {
@@ -82,7 +91,7 @@ impl Planner<'_> {
             let reason = debt.reason.clone();
             self.wait(debt.since, WaitingOn::Debt { server: server.clone(), reason });
         } else if !self.is_killed(debt.since) {
-            if here.has(&good.artifact) {
+            if good.is_none_or(|good| here.has(&good.artifact)) {
                 return true;
             }
             let servers = BTreeSet::from([server.clone()]);
