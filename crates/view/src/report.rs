@@ -149,7 +149,8 @@ impl FleetReport {
         FleetReport { healthy: groups.iter().all(|group| group.healthy), origin, groups }
     }
 
-    /// Whether every group that has the app is healthy on this version of it.
+    /// Whether every group is healthy on this version of the app. One that is named and that a
+    /// group does not have is not settled: it may be misspelt.
     #[must_use]
     pub fn settled_on(&self, app: Option<&AppId>, version: Option<&Version>) -> bool {
         let wanted = |id: &AppId| app.is_none_or(|app| app == id);
@@ -160,7 +161,7 @@ impl FleetReport {
             && self.groups.iter().all(|group| {
                 let mut apps = group.apps.iter().filter(|(id, _)| wanted(id)).peekable();
                 group.problems.is_empty()
-                    && (version.is_none() || apps.peek().is_some())
+                    && ((version.is_none() && app.is_none()) || apps.peek().is_some())
                     && apps.all(|(_, report)| right(report))
             })
     }

@@ -125,6 +125,7 @@ fn waiting_for_a_version_ends_when_every_group_runs_it() {
     assert!(!seen.settled_on(Some(&app()), Some(&version("1.1.0"))));
     let other = AppId::new("api").unwrap();
     assert!(!seen.settled_on(Some(&other), Some(&version("1.0.0"))), "nobody runs that app");
+    assert!(!seen.settled_on(Some(&other), None), "nobody has that app");
     assert!(!report([settled(), rolling()]).settled_on(None, None));
     assert!(!report([]).settled_on(None, None), "a fleet without groups is not healthy");
 }
