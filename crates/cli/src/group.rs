@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_base::chain;
-use cohort_core::ids::GroupId;
+use cohort_core::ids::{AppId, GroupId};
 use cohort_identity::UnixTime;
+use cohort_view::command::Command;
+use cohort_view::hint::Hint;
 use cohort_view::report::{Asked, FleetReport, Origin, Picture};
 use cohort_wire::agent::{GroupStatus, STATUS};
 use cohort_wire::http::{Call, CallError, Client, Target};
@@ -17,6 +19,7 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::fleet::{Known, KnownGroup, know};
 use crate::output::warn;
+use crate::toml_keys::nearest;
 
 /// Groups asked concurrently. 16: hundreds of groups in seconds, without hundreds of simultaneous
 /// handshakes.
@@ -142,4 +145,14 @@ impl Steered {
         let (_, answer) = self.client.call_any(&self.targets, 0, call.idempotent()).await?;
         Ok(answer)
     }
+}
+
+/// A group does not have the named app; `names` are those that it has.
+pub(crate) fn no_such_app(group: &GroupId, app: &AppId, names: &[&str]) -> Failure {
+    let hint = match nearest(app.as_str(), names.iter().copied()) {
+        Some(near) => Hint::Meant(near.to_owned()),
+        None if names.is_empty() => Command::AppApply.into(),
+        None => format!("it has: {}", names.join(", ")).into(),
+    };
+    Failure::new("no_such_app", format!("group {group} has no app `{app}`")).hint(hint)
 }

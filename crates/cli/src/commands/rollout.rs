@@ -16,9 +16,8 @@ use crate::answer::Answer;
 use crate::args::{Direct, Global};
 use crate::commands::{context_of, rollout_plan, status};
 use crate::failure::{Exit, Failure};
-use crate::group::Steered;
+use crate::group::{Steered, no_such_app};
 use crate::output::look;
-use crate::toml_keys::nearest;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RolloutCommand {
@@ -143,18 +142,12 @@ pub(crate) async fn command(
 pub(crate) fn app_of(named: Option<&AppId>, status: &GroupStatus) -> Result<AppId, Failure> {
     let group = &status.group;
     let names: Vec<&str> = status.apps.keys().map(AppId::as_str).collect();
-    let unknown = |error| Failure::new("no_such_app", error);
     match (named, status.apps.keys().collect::<Vec<_>>().as_slice()) {
         (Some(app), all) if all.contains(&app) => Ok(app.clone()),
-        (Some(app), _) => {
-            let hint = nearest(app.as_str(), names.iter().copied()).map_or_else(
-                || format!("it has: {}", names.join(", ")).into(),
-                |near| Hint::Meant(near.to_owned()),
-            );
-            Err(unknown(format!("group {group} has no app `{app}`")).hint(hint))
-        }
+        (Some(app), _) => Err(no_such_app(group, app, &names)),
         (None, [app]) => Ok((*app).clone()),
-        (None, []) => Err(unknown(format!("group {group} has no app yet")).hint(Command::AppApply)),
+        (None, []) => Err(Failure::new("no_such_app", format!("group {group} has no app yet"))
+            .hint(Command::AppApply)),
         (None, _) => Err(Failure::usage(format!("group {group} has several apps"))
             .hint(Hint::add(format!("choose one of {}", names.join(", ")), Flag::App))),
     }

@@ -129,9 +129,20 @@ impl Look<'_> {
             let settled =
                 seen.as_ref().is_ok_and(|report| report.settled_on(app.as_ref(), version.as_ref()));
             if settled || begun.elapsed() >= at_most {
-                self.show(&seen?);
+                let report = seen?;
+                self.show(&report);
                 if settled {
                     return Ok(Exit::Done);
+                }
+                // It may have been about to come, with its policy.
+                if let Some(app) = app
+                    && let Some(group) = report
+                        .groups
+                        .iter()
+                        .find(|group| group.status.is_some() && !group.apps.contains_key(app))
+                {
+                    let names: Vec<&str> = group.apps.keys().map(AppId::as_str).collect();
+                    return Err(group::no_such_app(&group.group, app, &names).exit(Exit::TimedOut));
                 }
                 let error = format!("not healthy after {}", brief(seconds.saturating_mul(1000)));
                 return Err(Failure::new("timed_out", error)
