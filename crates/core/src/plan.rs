@@ -44,6 +44,8 @@ pub struct Observations {
     pub offers: BTreeMap<AppId, Offer>,
     /// Mirrors and releases refused recently, for people; they do not affect decisions.
     pub refusals: Vec<Refused>,
+    /// Why the repository's metadata could not be refreshed; `None` while it can.
+    pub not_refreshed: Option<Refused>,
     /// Time since each server last asked any member for its orders, in milliseconds.
     pub contact_age_ms: BTreeMap<ServerId, u64>,
     /// The step that each server says it is taking.

@@ -24,6 +24,9 @@ pub const REPLACE_AFTER_MS: u64 = 300_000;
 const PAUSE_MS: u64 = 5_000;
 /// How late the group clock may be when another proposer's entry is written, in milliseconds.
 const CLOCK_LATE_MS: u64 = 250;
+/// How long the mirrors may be unreachable before that is reported, in milliseconds: restarts and
+/// single lost requests are not worth a line.
+const UNREACHABLE_MS: u64 = 30_000;
 /// Pause between two steps of voter placement, in milliseconds.
 const PLACE_EVERY_MS: u64 = 200;
 
@@ -40,6 +43,8 @@ pub struct Leading {
     /// When each server joined under this leader; 0 for those that joined before.
     joined_ms: BTreeMap<ServerId, u64>,
     placed_ms: Option<u64>,
+    /// Why the last refresh of the repository's metadata failed, and since when all have failed.
+    refresh_fails: Option<(Refused, u64)>,
     /// The last of the leader's own proposals not applied yet.
     planned_up_to: u64,
     ticked_ms: Option<u64>,
@@ -63,6 +68,7 @@ impl Leading {
             planned_ms: None,
             joined_ms: BTreeMap::new(),
             placed_ms: None,
+            refresh_fails: None,
             planned_up_to: 0,
             ticked_ms: None,
             awake_since_ms: 0,
@@ -177,11 +183,27 @@ impl Leading {
         self.since_ms.map(|_| self.seen.registry.is_some())
     }
 
-    /// Records the targets of the channels, and the mirrors and releases refused recently.
-    pub fn offers(&mut self, offers: BTreeMap<AppId, Offer>, refusals: Vec<Refused>) {
+    /// Records the targets of the channels, the mirrors and releases refused recently, and why the
+    /// metadata that the targets are from could not be refreshed, if it could not.
+    pub fn offers(
+        &mut self,
+        now_ms: u64,
+        offers: BTreeMap<AppId, Offer>,
+        refusals: Vec<Refused>,
+        refreshed: Result<(), Refused>,
+    ) {
         self.stale |= (&offers, &refusals) != (&self.seen.offers, &self.seen.refusals);
         self.seen.offers = offers;
         self.seen.refusals = refusals;
+        let since_ms = self.refresh_fails.as_ref().map_or(now_ms, |(_, since_ms)| *since_ms);
+        self.refresh_fails = refreshed.err().map(|refused| (refused, since_ms));
+    }
+
+    /// Why newer releases may be unknown to this leader, once it is worth reporting.
+    fn not_refreshed(&self, now_ms: u64) -> Option<Refused> {
+        let (refused, since_ms) = self.refresh_fails.as_ref()?;
+        let lasts = now_ms.saturating_sub(*since_ms) >= UNREACHABLE_MS;
+        (lasts || !refused.why.is_unreachable()).then(|| refused.clone())
     }
 
     /// Mirrors and releases that were refused recently, for people.
@@ -247,6 +269,7 @@ impl Leading {
             ages.entry(server.clone()).or_insert(now_ms - joined_ms);
         }
         self.seen.doing = contacts.steps();
+        self.seen.not_refreshed = self.not_refreshed(now_ms);
         plan(state, &self.seen)
     }
 

@@ -73,8 +73,13 @@ pub enum Input {
     Claim { ticket: Ticket, server: ServerId, member: MemberId },
     /// The registry's content; `None` while it does not respond.
     Registry(Option<RegistryView>),
-    /// The channels' targets, and what was refused recently (mirrors and releases, for people).
-    Offers { offers: BTreeMap<AppId, Offer>, refusals: Vec<Refused> },
+    /// The channels' targets, what was refused recently (mirrors and releases, for people), and
+    /// whether the metadata that the targets are from was refreshed.
+    Offers {
+        offers: BTreeMap<AppId, Offer>,
+        refusals: Vec<Refused>,
+        refreshed: Result<(), Refused>,
+    },
     /// The reason for the kill switch; `None` while it is off.
     Kill(Option<String>),
     /// Transfer leadership, then stop.
@@ -418,7 +423,9 @@ impl<S: LogStore> Member<S> {
                 self.outputs.push(Output::Claimed { ticket, granted });
             }
             Input::Registry(view) => self.leading.registry(view),
-            Input::Offers { offers, refusals } => self.leading.offers(offers, refusals),
+            Input::Offers { offers, refusals, refreshed } => {
+                self.leading.offers(now_ms, offers, refusals, refreshed);
+            }
             Input::Kill(reason) => self.changed |= self.leading.killed(now_ms, reason),
             Input::Stop => {
                 if self.stopping.is_none() {

@@ -350,6 +350,7 @@ impl Fleet {
         for server in servers.values_mut() {
             server.disk.killed.clone_from(killed);
             let registry = (!self.registry.away && server.linked).then_some(&self.registry.view);
+            let offers = self.mirrors.then_some(&*offers);
             let Some(member) = &mut server.member else { continue };
             if server.paused_until_ms > log.now_ms {
                 continue;
