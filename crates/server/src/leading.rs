@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cohort_core::ability::Ability;
 use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, ServerId};
@@ -13,6 +14,7 @@ use cohort_core::refused::Refused;
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
 use crate::contacts::Contacts;
+use crate::heirs::Heirs;
 
 /// How often the leader plans if nothing has happened, in milliseconds.
 pub const PLAN_EVERY_MS: u64 = 250;
@@ -45,6 +47,9 @@ pub struct Leading {
     placed_ms: Option<u64>,
     /// Why the last refresh of the repository's metadata failed, and since when all have failed.
     refresh_fails: Option<(Refused, u64)>,
+    /// Whether any has succeeded.
+    refreshed: bool,
+    heirs: Heirs,
     /// The last of the leader's own proposals not applied yet.
     planned_up_to: u64,
     ticked_ms: Option<u64>,
@@ -69,6 +74,8 @@ impl Leading {
             joined_ms: BTreeMap::new(),
             placed_ms: None,
             refresh_fails: None,
+            refreshed: false,
+            heirs: Heirs::default(),
             planned_up_to: 0,
             ticked_ms: None,
             awake_since_ms: 0,
@@ -196,6 +203,7 @@ impl Leading {
         self.seen.offers = offers;
         self.seen.refusals = refusals;
         let since_ms = self.refresh_fails.as_ref().map_or(now_ms, |(_, since_ms)| *since_ms);
+        self.refreshed |= refreshed.is_ok();
         self.refresh_fails = refreshed.err().map(|refused| (refused, since_ms));
     }
 
@@ -313,6 +321,30 @@ impl Leading {
         let next = placement(state, placed, &self.silent(now_ms, state, contacts))?;
         self.placed_ms = Some(now_ms);
         Some(next)
+    }
+
+    /// Records what a voter says that it reaches.
+    pub fn voter_reaches(&mut self, now_ms: u64, voter: ServerId, ability: Ability) {
+        self.heirs.heard(now_ms, voter, ability);
+    }
+
+    /// What this leader reaches, of what it needs.
+    #[must_use]
+    pub fn reaches(&self) -> Ability {
+        let repository = self.refreshed && self.refresh_fails.is_none();
+        Ability { registry: self.seen.registry.is_some(), repository }
+    }
+
+    /// Whether the voters should find out what they reach.
+    #[must_use]
+    pub fn asks_voters(&self) -> bool {
+        self.since_ms.and(self.ticked_ms).is_some_and(|now_ms| self.heirs.asks(now_ms))
+    }
+
+    /// The server whose voter should be the leader instead, if any.
+    pub fn heir(&mut self, now_ms: u64, is_voter: impl Fn(&ServerId) -> bool) -> Option<ServerId> {
+        self.heirs.reaches(now_ms, self.reaches());
+        self.heirs.heir(now_ms, is_voter)
     }
 
     /// The servers that have been silent long enough to be replaced. Silence counts from the start

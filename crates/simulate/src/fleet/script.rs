@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use cohort_core::ability::Ability;
 use cohort_core::command::{Body, Event, Rejection};
 use cohort_core::gate::ForeignVerdict;
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
@@ -151,6 +152,12 @@ impl Script {
                 self.fleet.settle(true);
                 self.verdicts(out);
             }
+            "entries" => {
+                let before = self.group().log.applied;
+                self.fleet.run_ms(ms_of(line.words[0]));
+                let count = self.group().log.applied - before;
+                let _ = writeln!(out, "{count} entries in {}", line.words[0]);
+            }
             "clock" => {
                 let _ = writeln!(out, "{} s", self.group().log.state.clock.0 / 1000);
             }
@@ -206,6 +213,18 @@ impl Script {
                 }
             }
             "registry" => self.fleet.registry.away = line.words[0] == "away",
+            "reaches" => {
+                let (registry, repository) = match line.words[1] {
+                    "everything" => (true, true),
+                    "hub" => (true, false),
+                    "mirrors" => (false, true),
+                    _ => (false, false),
+                };
+                for server in servers_of(line.words[0]) {
+                    let server = self.group().servers.get_mut(&server).expect("a server");
+                    server.reaches = Ability { registry, repository };
+                }
+            }
             "mirrors" => self.fleet.mirrors = line.words[0] != "away",
             "fetch" => self.fleet.fetch_ms = ms_of(line.words[0]),
             "weather" => {

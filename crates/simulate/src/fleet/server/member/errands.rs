@@ -44,7 +44,7 @@ impl Carried {
                 (server, (age_ms, doing))
             });
             let contacts = ages.collect();
-            self.send(leader.clone(), 0, What::Contacts(contacts));
+            self.send(leader.clone(), 0, What::Contacts(contacts, self.ability));
         }
     }
 
@@ -60,6 +60,8 @@ impl Carried {
         if self.view.killed.as_ref() != killed {
             self.inputs.push(Input::Kill(killed.cloned()));
         }
+        let (registry_answers, repository) = (registry.is_some(), offers.is_some());
+        self.ability = Ability { registry: registry_answers, repository };
         if !self.view.leads() {
             return Vec::new();
         }
