@@ -140,6 +140,15 @@ impl Script {
             "state" => self.state(out),
             "servers" => self.servers(line, out),
             "why" => self.why(out),
+            "holders" => {
+                let app = line.app();
+                let state = &self.group().log.state;
+                let app = &state.apps[&app];
+                let good = app.last_good.as_ref().expect("a good release");
+                let holders = app.servers.iter().filter(|(_, here)| here.has(&good.artifact));
+                let holders: Vec<&str> = holders.map(|(server, _)| server.as_str()).collect();
+                let _ = writeln!(out, "held by {}", holders.join(" "));
+            }
             "fetching" => self.fetching(out),
             "history" => self.history(line, out),
             "churn" => self.churn(line),
@@ -165,7 +174,7 @@ impl Script {
                 let most = std::mem::take(&mut self.fleet.prober.most_out);
                 let _ = writeln!(out, "at most {most} out of service");
             }
-            "crash" | "start" | "power-off" | "cut" | "heal" => {
+            "crash" | "start" | "power-off" | "cut" | "heal" | "lose" => {
                 for word in &line.words {
                     for server in servers_of(word) {
                         let server = self.group().servers.get_mut(&server).expect("a server");
@@ -174,6 +183,11 @@ impl Script {
                             "start" => server.start(),
                             "power-off" => server.power_off(),
                             "cut" => server.cut = true,
+                            "lose" => {
+                                server.crash();
+                                server.disk.held.clear();
+                                server.start();
+                            }
                             _ => server.cut = false,
                         }
                     }

@@ -538,6 +538,9 @@ impl Server {
         let Some(received) = received.as_ref().filter(|_| *fetched != *changes) else { return };
         *fetched = *changes;
         let whole = |artifact: &Digest| self.disk.held.contains(artifact);
+        for (app, artifact) in fetching.lost(&received.orders, whole) {
+            outbox.report(&app, Fence::default(), 1, Outcome::Lacks { artifact });
+        }
         for (app, artifact) in fetching.announce(&received.orders, whole) {
             outbox.report(&app, Fence::default(), 1, Outcome::Holds { artifact });
         }
