@@ -17,12 +17,12 @@ use cohort_server::answers::{
     self, FORWARD_MS_MAX, ForwardRefused, Joining, REPORTS_MAX, ReportsRefused,
 };
 use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
-use cohort_server::member::Proposed;
+use cohort_server::member::{Input, Proposed};
 use cohort_server::transfers::keep_known;
 use cohort_wire::agent::{
     CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, CommandAnswer, CommandRequest,
-    ContactsRequest, FORWARD, GroupStatus, JOIN_GROUP, JoinGroupRequest, KILL, ORDERS,
-    OrdersAnswer, OrdersRequest, REPORT, ReportRequest, STATUS, TRANSFER_LEADER, ToGroup,
+    ContactsAnswer, ContactsRequest, FORWARD, GroupStatus, JOIN_GROUP, JoinGroupRequest, KILL,
+    ORDERS, OrdersAnswer, OrdersRequest, REPORT, ReportRequest, STATUS, TRANSFER_LEADER, ToGroup,
     TransferLeaderAnswer, WAIT,
 };
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
@@ -263,13 +263,17 @@ async fn forward(
 async fn contacts(
     Context(shared): Cx,
     asked: Asked<ContactsRequest>,
-) -> Result<Json<Vec<SignedKill>>, ApiError> {
-    let mut request = asked.by_member()?.body;
+) -> Result<Json<ContactsAnswer>, ApiError> {
+    let Asked { server: voter, handle, body: mut request } = asked.by_member()?;
+    if let Some(ability) = request.ability {
+        handle.inputs.offer(Input::Reaches { voter, ability });
+    }
     for (server, age_ms) in request.age_ms {
         let doing = request.doing.remove(&server).unwrap_or_default();
         shared.contacts.heard(&server, age_ms, doing);
     }
-    Ok(Json(shared.kill.signed()))
+    let asks_ability = handle.view().asks_voters;
+    Ok(Json(ContactsAnswer { kill: shared.kill.signed(), asks_ability }))
 }
 
 async fn status(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus>, ApiError> {

@@ -246,7 +246,7 @@ async fn only_a_member_passes_contacts_on() {
     let (handle, _views, _queue) = handle(following(&lab));
     let pass_on = async |from: &str| {
         let age_ms = [(server("s9"), 40)].into();
-        let request = ContactsRequest { age_ms, doing: Default::default() };
+        let request = ContactsRequest { age_ms, doing: Default::default(), ability: None };
         super::contacts(Context(Arc::clone(&shared)), asked(from, &handle, request)).await
     };
     assert_eq!(pass_on("s2").await.unwrap_err().status, 403);

@@ -57,6 +57,11 @@ impl Reporter {
         self.report(app, Fence::default(), 1, Outcome::Holds { artifact });
     }
 
+    /// Reports that an artifact is not here, although the group believes so.
+    pub(crate) fn lacks(&self, app: &AppId, artifact: Digest) {
+        self.report(app, Fence::default(), 1, Outcome::Lacks { artifact });
+    }
+
     /// Per app: the fence whose passed checks the group has acknowledged. Changes with every
     /// answer, as room does.
     pub(crate) fn confirmed(&self) -> watch::Receiver<BTreeMap<AppId, Fence>> {

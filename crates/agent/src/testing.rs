@@ -293,6 +293,7 @@ pub(crate) fn web_runs(release: Option<Release>) -> AppOrders {
         owes: false,
         checks: Vec::new(),
         keep: Vec::new(),
+        holds: Vec::new(),
     }
 }
 

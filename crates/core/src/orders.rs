@@ -69,6 +69,8 @@ pub struct AppOrders {
     pub checks: Vec<Check>,
     /// Artifacts that must stay on disk.
     pub keep: Vec<Digest>,
+    /// Artifacts that the group believes the server has. One that does not reports it.
+    pub holds: Vec<Digest>,
 }
 
 /// An artifact to fetch.

@@ -33,6 +33,7 @@ impl State {
                 in_service: (!here.unsure).then_some(here.in_service),
                 checks: asked.checks(CheckPhase::Running),
                 keep: asked.keeps(),
+                holds: here.holds.clone(),
             })
         });
         Some(Orders {
@@ -95,33 +96,26 @@ impl Asked<'_> {
         if change.stage != ActivationStage::Granted || !self.here.has(&release.artifact) {
             return None;
         }
-        Some(self.fetch_from_anywhere(release, change.granted))
+        Some(self.fetch(release, true))
     }
 
     /// The good release, if the server is in debt or the group is rolling back. The kill switch
     /// does not stop the way back.
     fn fetch_good(&self) -> Option<FetchOrder> {
         let good = self.app.last_good.as_ref()?;
-        let since = match (&self.here.debt, &self.app.phase) {
-            (Some(debt), _) => debt.since,
-            (None, Phase::RollingBack { since, .. }) => *since,
+        match (&self.here.debt, &self.app.phase) {
+            (Some(_), _) | (None, Phase::RollingBack { .. }) => {}
             (
                 None,
                 Phase::Empty | Phase::Running { .. } | Phase::Forward { .. } | Phase::Held { .. },
             ) => return None,
-        };
-        (!self.here.has(&good.artifact)).then(|| self.fetch_from_anywhere(good, since))
+        }
+        // The mirror too: no server may really have what the group believes.
+        (!self.here.has(&good.artifact)).then(|| self.fetch(good, true))
     }
 
     fn fetch(&self, release: &Release, from_mirror: bool) -> FetchOrder {
         FetchOrder { release: release.clone(), from_mirror, sources: self.sources(release) }
-    }
-
-    /// Also from a mirror if no server has it, or if the server has waited long.
-    fn fetch_from_anywhere(&self, release: &Release, since: ClockMs) -> FetchOrder {
-        let late = self.is_late(since);
-        let order = self.fetch(release, late);
-        FetchOrder { from_mirror: late || order.sources.is_empty(), ..order }
     }
 
     /// Whether the server has waited for half of `progress_deadline`: the servers that reported the

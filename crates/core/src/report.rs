@@ -36,6 +36,8 @@ pub enum Outcome {
     Found { release: Option<Release>, in_service: bool },
     /// The server has the whole artifact, verified.
     Holds { artifact: Digest },
+    /// The server does not have the artifact, although the group believes so: its disk lost it.
+    Lacks { artifact: Digest },
     /// The release is switched in and has started.
     Applied,
     /// The pre-flight checks have passed for `min_healthy_time`.
@@ -60,6 +62,7 @@ impl Outcome {
             Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => reason.len(),
             Outcome::Found { .. }
             | Outcome::Holds { .. }
+            | Outcome::Lacks { .. }
             | Outcome::Applied
             | Outcome::Checked
             | Outcome::InService => 0,

@@ -36,6 +36,9 @@ pub enum WaitingOn {
     NoRelease(Refused),
     /// A release was refused because of its signature, age or platform.
     ReleaseRefused(Refused),
+    /// The leader could not ask any mirror for newer metadata, or trusts none: a release that was
+    /// published since is unknown here.
+    NotRefreshed(Refused),
     /// No server has joined yet.
     NoServers,
     /// Servers that have not yet reported what they run.

@@ -129,11 +129,12 @@ fn reasons() -> [Reason; 7] {
     ]
 }
 
-fn outcomes() -> [Outcome; 8] {
+fn outcomes() -> [Outcome; 9] {
     let (reason, output) = (|| "http: status 500".to_owned(), "panic".to_owned());
     [
         Outcome::Found { release: Some(release(1)), in_service: true },
         Outcome::Holds { artifact: release(1).artifact },
+        Outcome::Lacks { artifact: release(1).artifact },
         Outcome::Applied,
         Outcome::Checked,
         Outcome::InService,
@@ -196,6 +197,7 @@ fn has_an_example(body: &Body) -> bool {
         Body::Report { report } => match report.outcome {
             Outcome::Found { .. }
             | Outcome::Holds { .. }
+            | Outcome::Lacks { .. }
             | Outcome::Applied
             | Outcome::Checked
             | Outcome::InService

@@ -191,6 +191,7 @@ pub(crate) fn orders(activation: &ActivationOrder) -> AppOrders {
         run: None,
         checks: Vec::new(),
         keep: Vec::new(),
+        holds: Vec::new(),
     }
 }
 

@@ -435,9 +435,13 @@ impl Running {
     }
 }
 
-/// Ordered artifacts that became whole here, announced once per app.
+/// Ordered artifacts that became whole here, and those that the group believes to be here and that
+/// are not, each reported once per app.
 #[derive(Debug, Clone, Default)]
-pub struct Announced(BTreeSet<(AppId, Digest)>);
+pub struct Announced {
+    whole: BTreeSet<(AppId, Digest)>,
+    lost: BTreeSet<(AppId, Digest)>,
+}
 
 impl Announced {
     /// The artifacts to report as held now; `whole` says whether an artifact's bytes and signature
@@ -452,13 +456,35 @@ impl Announced {
         for app in orders {
             for fetch in &app.fetch {
                 let key = (app.app.clone(), fetch.release.artifact.clone());
-                if whole(&fetch.release) && self.0.insert(key.clone()) {
+                if whole(&fetch.release) && self.whole.insert(key.clone()) {
                     news.push(key.clone());
                 }
                 ordered.insert(key);
             }
         }
-        self.0.retain(|key| ordered.contains(key));
+        self.whole.retain(|key| ordered.contains(key));
+        news
+    }
+
+    /// The artifacts to report as lost now; `whole` says whether an artifact's bytes are here. One
+    /// that comes again is announced again.
+    pub fn lost<'a>(
+        &mut self,
+        orders: impl IntoIterator<Item = &'a AppOrders>,
+        whole: impl Fn(&Digest) -> bool,
+    ) -> Vec<(AppId, Digest)> {
+        let (mut believed, mut news) = (BTreeSet::new(), Vec::new());
+        for app in orders {
+            for artifact in &app.holds {
+                let key = (app.app.clone(), artifact.clone());
+                if !whole(artifact) && self.lost.insert(key.clone()) {
+                    self.whole.remove(&key);
+                    news.push(key.clone());
+                }
+                believed.insert(key);
+            }
+        }
+        self.lost.retain(|key| believed.contains(key));
         news
     }
 }

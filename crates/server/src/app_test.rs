@@ -50,6 +50,7 @@ fn orders(activation: Option<ActivationOrder>, run: Option<&str>) -> AppOrders {
         in_service: Some(run.is_some()),
         checks: Vec::<Check>::new(),
         keep: Vec::new(),
+        holds: Vec::new(),
     }
 }
 

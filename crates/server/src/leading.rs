@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cohort_core::ability::Ability;
 use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, ServerId};
@@ -13,6 +14,7 @@ use cohort_core::refused::Refused;
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
 use crate::contacts::Contacts;
+use crate::heirs::Heirs;
 
 /// How often the leader plans if nothing has happened, in milliseconds.
 pub const PLAN_EVERY_MS: u64 = 250;
@@ -24,6 +26,9 @@ pub const REPLACE_AFTER_MS: u64 = 300_000;
 const PAUSE_MS: u64 = 5_000;
 /// How late the group clock may be when another proposer's entry is written, in milliseconds.
 const CLOCK_LATE_MS: u64 = 250;
+/// How long the mirrors may be unreachable before that is reported, in milliseconds: restarts and
+/// single lost requests are not worth a line.
+const UNREACHABLE_MS: u64 = 30_000;
 /// Pause between two steps of voter placement, in milliseconds.
 const PLACE_EVERY_MS: u64 = 200;
 
@@ -40,6 +45,11 @@ pub struct Leading {
     /// When each server joined under this leader; 0 for those that joined before.
     joined_ms: BTreeMap<ServerId, u64>,
     placed_ms: Option<u64>,
+    /// Why the last refresh of the repository's metadata failed, and since when all have failed.
+    refresh_fails: Option<(Refused, u64)>,
+    /// Whether any has succeeded.
+    refreshed: bool,
+    heirs: Heirs,
     /// The last of the leader's own proposals not applied yet.
     planned_up_to: u64,
     ticked_ms: Option<u64>,
@@ -63,6 +73,9 @@ impl Leading {
             planned_ms: None,
             joined_ms: BTreeMap::new(),
             placed_ms: None,
+            refresh_fails: None,
+            refreshed: false,
+            heirs: Heirs::default(),
             planned_up_to: 0,
             ticked_ms: None,
             awake_since_ms: 0,
@@ -177,11 +190,28 @@ impl Leading {
         self.since_ms.map(|_| self.seen.registry.is_some())
     }
 
-    /// Records the targets of the channels, and the mirrors and releases refused recently.
-    pub fn offers(&mut self, offers: BTreeMap<AppId, Offer>, refusals: Vec<Refused>) {
+    /// Records the targets of the channels, the mirrors and releases refused recently, and why the
+    /// metadata that the targets are from could not be refreshed, if it could not.
+    pub fn offers(
+        &mut self,
+        now_ms: u64,
+        offers: BTreeMap<AppId, Offer>,
+        refusals: Vec<Refused>,
+        refreshed: Result<(), Refused>,
+    ) {
         self.stale |= (&offers, &refusals) != (&self.seen.offers, &self.seen.refusals);
         self.seen.offers = offers;
         self.seen.refusals = refusals;
+        let since_ms = self.refresh_fails.as_ref().map_or(now_ms, |(_, since_ms)| *since_ms);
+        self.refreshed |= refreshed.is_ok();
+        self.refresh_fails = refreshed.err().map(|refused| (refused, since_ms));
+    }
+
+    /// Why newer releases may be unknown to this leader, once it is worth reporting.
+    fn not_refreshed(&self, now_ms: u64) -> Option<Refused> {
+        let (refused, since_ms) = self.refresh_fails.as_ref()?;
+        let lasts = now_ms.saturating_sub(*since_ms) >= UNREACHABLE_MS;
+        (lasts || !refused.why.is_unreachable()).then(|| refused.clone())
     }
 
     /// Mirrors and releases that were refused recently, for people.
@@ -247,6 +277,7 @@ impl Leading {
             ages.entry(server.clone()).or_insert(now_ms - joined_ms);
         }
         self.seen.doing = contacts.steps();
+        self.seen.not_refreshed = self.not_refreshed(now_ms);
         plan(state, &self.seen)
     }
 
@@ -290,6 +321,30 @@ impl Leading {
         let next = placement(state, placed, &self.silent(now_ms, state, contacts))?;
         self.placed_ms = Some(now_ms);
         Some(next)
+    }
+
+    /// Records what a voter says that it reaches.
+    pub fn voter_reaches(&mut self, now_ms: u64, voter: ServerId, ability: Ability) {
+        self.heirs.heard(now_ms, voter, ability);
+    }
+
+    /// What this leader reaches, of what it needs.
+    #[must_use]
+    pub fn reaches(&self) -> Ability {
+        let repository = self.refreshed && self.refresh_fails.is_none();
+        Ability { registry: self.seen.registry.is_some(), repository }
+    }
+
+    /// Whether the voters should find out what they reach.
+    #[must_use]
+    pub fn asks_voters(&self) -> bool {
+        self.since_ms.and(self.ticked_ms).is_some_and(|now_ms| self.heirs.asks(now_ms))
+    }
+
+    /// The server whose voter should be the leader instead, if any.
+    pub fn heir(&mut self, now_ms: u64, is_voter: impl Fn(&ServerId) -> bool) -> Option<ServerId> {
+        self.heirs.reaches(now_ms, self.reaches());
+        self.heirs.heir(now_ms, is_voter)
     }
 
     /// The servers that have been silent long enough to be replaced. Silence counts from the start

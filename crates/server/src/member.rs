@@ -17,6 +17,7 @@ use cohort_consensus::{
     Config, Envelope, Handover, Image, Index, LogStore, MembershipError, Node, NodeError,
     ProposeError, RaftId, ReadId, Role, Status, Term, TransferError,
 };
+use cohort_core::ability::Ability;
 use cohort_core::command::{COMMAND_VERSION, Limited, Rejection};
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
@@ -73,8 +74,15 @@ pub enum Input {
     Claim { ticket: Ticket, server: ServerId, member: MemberId },
     /// The registry's content; `None` while it does not respond.
     Registry(Option<RegistryView>),
-    /// The channels' targets, and what was refused recently (mirrors and releases, for people).
-    Offers { offers: BTreeMap<AppId, Offer>, refusals: Vec<Refused> },
+    /// The channels' targets, what was refused recently (mirrors and releases, for people), and
+    /// whether the metadata that the targets are from was refreshed.
+    Offers {
+        offers: BTreeMap<AppId, Offer>,
+        refusals: Vec<Refused>,
+        refreshed: Result<(), Refused>,
+    },
+    /// What the server of another voter reaches, as it says.
+    Reaches { voter: ServerId, ability: Ability },
     /// The reason for the kill switch; `None` while it is off.
     Kill(Option<String>),
     /// Transfer leadership, then stop.
@@ -144,6 +152,8 @@ pub enum Note {
     Leads { term: Term },
     /// A leadership transfer started.
     GivesAway,
+    /// A leadership transfer to a server that reaches more than this one, which reaches this.
+    HandsOver { to: ServerId, reaches: Ability },
     /// The state machine refused a command.
     Rejected { index: u64, command: &'static str, rejection: Rejection },
     /// A membership change towards these voters and standbys.
@@ -172,6 +182,8 @@ pub struct View {
     pub clock_at_ms: Option<u64>,
     /// Since when it has listened as the leader, on its monotonic clock; `None` on other members.
     pub listens_since_ms: Option<u64>,
+    /// Whether the leader asks its voters what they reach: it lacks something itself.
+    pub asks_voters: bool,
 }
 
 impl View {
@@ -368,6 +380,7 @@ impl<S: LogStore> Member<S> {
             clock: self.leading.clock(&self.state),
             clock_at_ms: self.leading.ticked_ms(),
             listens_since_ms: self.leading.listens_since_ms(),
+            asks_voters: self.leading.asks_voters(),
         }
     }
 
@@ -418,7 +431,12 @@ impl<S: LogStore> Member<S> {
                 self.outputs.push(Output::Claimed { ticket, granted });
             }
             Input::Registry(view) => self.leading.registry(view),
-            Input::Offers { offers, refusals } => self.leading.offers(offers, refusals),
+            Input::Offers { offers, refusals, refreshed } => {
+                self.leading.offers(now_ms, offers, refusals, refreshed);
+            }
+            Input::Reaches { voter, ability } => {
+                self.leading.voter_reaches(now_ms, voter, ability);
+            }
             Input::Kill(reason) => self.changed |= self.leading.killed(now_ms, reason),
             Input::Stop => {
                 if self.stopping.is_none() {

@@ -457,8 +457,11 @@ fn a_leader_that_is_elected_again_has_not_handed_over() {
 #[test]
 fn observations_of_an_earlier_leadership_are_forgotten() {
     let (mut group, leader) = Group::led(3);
-    let offers =
-        Input::Offers { offers: BTreeMap::new(), refusals: vec![WhyRefused::NoMirror.into()] };
+    let offers = Input::Offers {
+        offers: BTreeMap::new(),
+        refusals: vec![WhyRefused::NoMirror.into()],
+        refreshed: Ok(()),
+    };
     group.step(leader, vec![Input::Registry(Some(RegistryView::default())), offers]);
     group.propose(leader, add(9));
     assert_eq!(group.views[&leader].registry, Some(true));

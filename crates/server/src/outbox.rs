@@ -5,19 +5,19 @@ use std::collections::{BTreeMap, VecDeque};
 use cohort_core::ids::{AppId, BootEpoch, ServerId};
 use cohort_core::orders::{Fence, MemberAddress};
 use cohort_core::report::{Outcome, REPORT_TEXT_BYTES_MAX, Report};
-use cohort_core::state::APPS_MAX;
+use cohort_core::state::{APPS_MAX, HOLDS_MAX};
 
 /// Reports of one request.
 pub const BATCH_MAX: usize = 32;
 /// With this many reports, the outbox has no room: apps start no further step until the group has
 /// received the earlier ones.
 pub const QUEUE_MAX: usize = 256;
-/// Most reports that the outbox ever holds; further ones are dropped. Twice the size of the queue:
+/// Most reports that the outbox ever holds; further ones are dropped. Three times the queue's size:
 /// every app may have seen the last free slot and then report everything it has.
-const HELD_MAX: usize = 2 * QUEUE_MAX;
+const HELD_MAX: usize = 3 * QUEUE_MAX;
 /// Most reports of one app between two checks for room: its start, an outcome, its health, what it
-/// found again, and an artifact of each ordered kind (coming, granted, good).
-const AT_ONCE_MAX: usize = 7;
+/// found again, an artifact of each ordered kind (coming, granted, good), and all that were lost.
+const AT_ONCE_MAX: usize = 7 + HOLDS_MAX;
 const _: () = assert!(QUEUE_MAX + AT_ONCE_MAX * APPS_MAX <= HELD_MAX);
 /// How long the response to a request may take, in milliseconds: longer than a member tries.
 pub const ANSWER_MS_MAX: u64 = 6_000;
@@ -96,6 +96,7 @@ impl Outbox {
             Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => keep_start(reason),
             Outcome::Found { .. }
             | Outcome::Holds { .. }
+            | Outcome::Lacks { .. }
             | Outcome::Applied
             | Outcome::Checked
             | Outcome::InService => {}

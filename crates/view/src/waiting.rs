@@ -27,6 +27,9 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::ReleaseRefused(refused) => {
             format!("release refused: {}", words::refused(refused))
         }
+        WaitingOn::NotRefreshed(refused) => {
+            format!("cannot look for newer releases: {}", words::refused(refused))
+        }
         WaitingOn::NoServers => "no server has joined".into(),
         WaitingOn::FirstReports { servers } => {
             format!("waiting for the first report of {}", list(servers))
@@ -97,7 +100,9 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         }
         WaitingOn::KillSwitch { .. } => vec![Command::KillStatus.into()],
         WaitingOn::RegistryAway => vec!["start the hub; the group then continues".into()],
-        WaitingOn::NoRelease(refused) | WaitingOn::ReleaseRefused(refused) => {
+        WaitingOn::NoRelease(refused)
+        | WaitingOn::ReleaseRefused(refused)
+        | WaitingOn::NotRefreshed(refused) => {
             vec![refused_hint(&refused.why, app)]
         }
         WaitingOn::NoServers => {
@@ -202,6 +207,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::RegistryRecord
         | WaitingOn::NoRelease(_)
         | WaitingOn::ReleaseRefused(_)
+        | WaitingOn::NotRefreshed(_)
         | WaitingOn::NoServers
         | WaitingOn::NoLeader
         | WaitingOn::StageBefore { .. }
@@ -214,11 +220,12 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
     }
 }
 
-/// Whether nothing needs to happen: the group runs the release that its channel names, or only the
-/// hub's records lag behind.
+/// Whether nothing needs to happen: the group runs the release that its channel names, as far as
+/// known while the hub or the mirrors are unreachable.
 #[must_use]
 pub fn is_idle(on: &WaitingOn) -> bool {
     matches!(on, WaitingOn::NewRelease | WaitingOn::RegistryAway | WaitingOn::RegistryRecord)
+        || matches!(on, WaitingOn::NotRefreshed(refused) if refused.why.is_unreachable())
 }
 
 /// The first few names, and the number of others.

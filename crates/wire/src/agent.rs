@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use cohort_core::ability::Ability;
 pub use cohort_core::doing::Doing;
 use cohort_core::ids::{
     AppId, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, REQUEST_ID_BYTES_MAX,
@@ -48,8 +49,7 @@ pub const CLAIM_MEMBER: &str = "/v1/claim-member";
 pub const COMMAND: &str = "/v1/command";
 /// `POST` a [`cohort_core::Command`], forwarded by a member to the leader.
 pub const FORWARD: &str = "/v1/forward";
-/// `POST` a [`ContactsRequest`] to the leader. The response is the leader's kill registers: in a
-/// group where every server is a member and asks itself for orders, they spread this way.
+/// `POST` a [`ContactsRequest`] to the leader. The response is a [`ContactsAnswer`].
 pub const CONTACTS: &str = "/v1/contacts";
 /// `GET` the group as this agent sees it.
 pub const STATUS: &str = "/v1/status";
@@ -182,6 +182,18 @@ pub struct ContactsRequest {
     pub age_ms: BTreeMap<ServerId, u64>,
     /// What each server said it was doing.
     pub doing: BTreeMap<ServerId, BTreeMap<AppId, Doing>>,
+    /// What the member's server reaches; `None` unless the leader asked.
+    pub ability: Option<Ability>,
+}
+
+/// The response to a [`ContactsRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContactsAnswer {
+    /// The leader's kill registers: in a group where every server is a member and asks itself for
+    /// orders, they spread this way.
+    pub kill: Vec<SignedKill>,
+    /// Whether the leader lacks something and asks what the member's server reaches.
+    pub asks_ability: bool,
 }
 
 /// The outcome of a leadership transfer.

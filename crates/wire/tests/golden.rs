@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 
+use cohort_core::ability::Ability;
 use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::PhaseName;
@@ -16,9 +17,9 @@ use cohort_core::state::ActivationStage;
 use cohort_identity::{Role, SignedStatement};
 use cohort_wire::agent::{
     AppStatus, CONTROL_VERSION, ChainStatus, ClaimMemberAnswer, CommandAnswer, CommandRequest,
-    ContactsRequest, FailureStatus, GroupStatus, JoinGroupRequest, Offence, OffenderStatus,
-    OrdersAnswer, OrdersRequest, ReportRequest, ServerAppStatus, ServerStatus, SourceName, ToGroup,
-    TransferLeaderAnswer, TransferStatus,
+    ContactsAnswer, ContactsRequest, FailureStatus, GroupStatus, JoinGroupRequest, Offence,
+    OffenderStatus, OrdersAnswer, OrdersRequest, ReportRequest, ServerAppStatus, ServerStatus,
+    SourceName, ToGroup, TransferLeaderAnswer, TransferStatus,
 };
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
@@ -117,6 +118,7 @@ enum Control {
     CommandAnswer(CommandAnswer),
     Forward(Box<ToGroup<cohort_core::Command>>),
     Contacts(ToGroup<ContactsRequest>),
+    ContactsAnswer(ContactsAnswer),
     TransferLeader(ToGroup<Option<ServerId>>),
     TransferLeaderAnswer(TransferLeaderAnswer),
 }
@@ -157,7 +159,9 @@ fn control() {
         Control::Contacts(to_group(ContactsRequest {
             age_ms: [(server("web-2"), 150)].into(),
             doing: BTreeMap::new(),
+            ability: Some(Ability { registry: true, repository: false }),
         })),
+        Control::ContactsAnswer(ContactsAnswer { kill: Vec::new(), asks_ability: true }),
         Control::TransferLeader(to_group(Some(server("web-2")))),
         Control::TransferLeaderAnswer(TransferLeaderAnswer {
             from: server("web-1"),

@@ -63,6 +63,7 @@ impl Turn<'_> {
         match &report.outcome {
             Outcome::Found { release, in_service } => self.found(server, release, *in_service),
             Outcome::Holds { artifact } => self.holds(server, artifact),
+            Outcome::Lacks { artifact } => self.lacks(server, artifact),
             Outcome::Health { in_service, reason } => self.health(server, *in_service, reason),
             Outcome::Applied => self.advanced(report, ActivationStage::Applied { at: self.clock }),
             Outcome::Checked => self.advanced(report, ActivationStage::Checked { at: self.clock }),
@@ -134,6 +135,12 @@ impl Turn<'_> {
                 self.progress();
             }
         }
+        true
+    }
+
+    fn lacks(&mut self, server: &ServerId, artifact: &Digest) -> bool {
+        let Some(here) = self.app.servers.get_mut(server) else { return false };
+        here.holds.retain(|held| held != artifact);
         true
     }
 

@@ -185,7 +185,9 @@ impl Wish {
             28 => {
                 Outcome::Found { release: Some(release), in_service: self.number.is_multiple_of(2) }
             }
-            29 | 30 => Outcome::Holds { artifact: release.artifact },
+            29 => Outcome::Holds { artifact: release.artifact },
+            30 if self.number.is_multiple_of(4) => Outcome::Lacks { artifact: release.artifact },
+            30 => Outcome::Holds { artifact: release.artifact },
             31 => Outcome::Applied,
             32 => Outcome::Checked,
             33 => Outcome::InService,

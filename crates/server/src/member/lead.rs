@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use cohort_consensus::{LogStore, RaftId};
 use cohort_core::Body;
-use cohort_core::ids::MemberId;
+use cohort_core::ids::{MemberId, ServerId};
 use cohort_core::placement::{Placed, Placement};
 
 use super::{Member, Note, Output};
@@ -24,6 +24,9 @@ impl<S: LogStore> Member<S> {
         if !self.state.servers.contains_key(self.leading.server()) {
             self.hand_over_to_the_group();
         }
+        let asked = self.leading.asks_voters();
+        self.hand_over_to_an_heir(now_ms);
+        self.changed |= self.leading.asks_voters() != asked;
         let plan = self.leading.plan(now_ms, &self.state, contacts);
         if plan.waiting != self.waiting {
             self.waiting = plan.waiting;
@@ -41,6 +44,22 @@ impl<S: LogStore> Member<S> {
         let voters = self.node.status().configuration.voters;
         let mut heirs = voters.iter().filter(|id| self.state.server_of(MemberId(id.0)).is_some());
         self.changed |= heirs.any(|id| self.node.transfer_leadership(*id).is_ok());
+    }
+
+    /// The leader's server cannot do a leader's work, and another voter's can.
+    fn hand_over_to_an_heir(&mut self, now_ms: u64) {
+        let voters = self.node.status().configuration.voters;
+        let member = |server: &ServerId| {
+            let member = self.state.servers.get(server)?.member?;
+            voters.get(&RaftId(member.0)).copied()
+        };
+        let heir = self.leading.heir(now_ms, |server| member(server).is_some());
+        let Some((to, id)) = heir.and_then(|to| member(&to).map(|id| (to, id))) else { return };
+        if self.node.transfer_leadership(id).is_ok() {
+            let reaches = self.leading.reaches();
+            self.outputs.push(Output::Noted(Note::HandsOver { to, reaches }));
+            self.changed = true;
+        }
     }
 
     /// Takes the next step towards the desired placement of voters.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use cohort_core::ability::Ability;
 use cohort_core::command::{Body, Event, Rejection};
 use cohort_core::gate::ForeignVerdict;
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
@@ -139,6 +140,15 @@ impl Script {
             "state" => self.state(out),
             "servers" => self.servers(line, out),
             "why" => self.why(out),
+            "holders" => {
+                let app = line.app();
+                let state = &self.group().log.state;
+                let app = &state.apps[&app];
+                let good = app.last_good.as_ref().expect("a good release");
+                let holders = app.servers.iter().filter(|(_, here)| here.has(&good.artifact));
+                let holders: Vec<&str> = holders.map(|(server, _)| server.as_str()).collect();
+                let _ = writeln!(out, "held by {}", holders.join(" "));
+            }
             "fetching" => self.fetching(out),
             "history" => self.history(line, out),
             "churn" => self.churn(line),
@@ -151,6 +161,12 @@ impl Script {
                 self.fleet.settle(true);
                 self.verdicts(out);
             }
+            "entries" => {
+                let before = self.group().log.applied;
+                self.fleet.run_ms(ms_of(line.words[0]));
+                let count = self.group().log.applied - before;
+                let _ = writeln!(out, "{count} entries in {}", line.words[0]);
+            }
             "clock" => {
                 let _ = writeln!(out, "{} s", self.group().log.state.clock.0 / 1000);
             }
@@ -158,7 +174,7 @@ impl Script {
                 let most = std::mem::take(&mut self.fleet.prober.most_out);
                 let _ = writeln!(out, "at most {most} out of service");
             }
-            "crash" | "start" | "power-off" | "cut" | "heal" => {
+            "crash" | "start" | "power-off" | "cut" | "heal" | "lose" => {
                 for word in &line.words {
                     for server in servers_of(word) {
                         let server = self.group().servers.get_mut(&server).expect("a server");
@@ -167,6 +183,11 @@ impl Script {
                             "start" => server.start(),
                             "power-off" => server.power_off(),
                             "cut" => server.cut = true,
+                            "lose" => {
+                                server.crash();
+                                server.disk.held.clear();
+                                server.start();
+                            }
                             _ => server.cut = false,
                         }
                     }
@@ -206,6 +227,18 @@ impl Script {
                 }
             }
             "registry" => self.fleet.registry.away = line.words[0] == "away",
+            "reaches" => {
+                let (registry, repository) = match line.words[1] {
+                    "everything" => (true, true),
+                    "hub" => (true, false),
+                    "mirrors" => (false, true),
+                    _ => (false, false),
+                };
+                for server in servers_of(line.words[0]) {
+                    let server = self.group().servers.get_mut(&server).expect("a server");
+                    server.reaches = Ability { registry, repository };
+                }
+            }
             "mirrors" => self.fleet.mirrors = line.words[0] != "away",
             "fetch" => self.fleet.fetch_ms = ms_of(line.words[0]),
             "weather" => {

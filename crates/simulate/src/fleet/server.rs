@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use cohort_core::ability::Ability;
 use cohort_core::doing::{self, Download};
 use cohort_core::ids::{AppId, BootEpoch, Digest, Incarnation, MemberId, ServerId};
 use cohort_core::orders::{Fence, MemberAddress, Orders};
@@ -159,6 +160,8 @@ pub(crate) struct Server {
     pub(crate) stops: bool,
     /// Packets reach it, and what it sends leaves it.
     pub(crate) linked: bool,
+    /// Whether the hub and the mirrors answer it, if they answer at all.
+    pub(crate) reaches: Ability,
     /// The member, while the agent runs and the disk has its log.
     pub(crate) member: Option<Box<Carried>>,
     setup: Arc<Setup>,
@@ -232,6 +235,7 @@ impl Server {
             disk_fails: false,
             stops: false,
             linked: true,
+            reaches: Ability { registry: true, repository: true },
             member: None,
             setup,
             boots: 0,
@@ -534,6 +538,9 @@ impl Server {
         let Some(received) = received.as_ref().filter(|_| *fetched != *changes) else { return };
         *fetched = *changes;
         let whole = |artifact: &Digest| self.disk.held.contains(artifact);
+        for (app, artifact) in fetching.lost(&received.orders, whole) {
+            outbox.report(&app, Fence::default(), 1, Outcome::Lacks { artifact });
+        }
         for (app, artifact) in fetching.announce(&received.orders, whole) {
             outbox.report(&app, Fence::default(), 1, Outcome::Holds { artifact });
         }

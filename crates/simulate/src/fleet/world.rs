@@ -349,7 +349,10 @@ impl Fleet {
         let Group { servers, log, net, told, killed, offers, .. } = group;
         for server in servers.values_mut() {
             server.disk.killed.clone_from(killed);
-            let registry = (!self.registry.away && server.linked).then_some(&self.registry.view);
+            let reaches = server.reaches;
+            let answers = !self.registry.away && server.linked && reaches.registry;
+            let registry = answers.then_some(&self.registry.view);
+            let offers = (self.mirrors && reaches.repository).then_some(&*offers);
             let Some(member) = &mut server.member else { continue };
             if server.paused_until_ms > log.now_ms {
                 continue;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cohort_consensus::{Config, Limits, RaftId, TICK};
+use cohort_core::ability::Ability;
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, RequestId, ServerId};
@@ -120,6 +121,8 @@ pub(crate) struct Carried {
     inputs: Vec<Input>,
     pass_on_ms: u64,
     read: Read,
+    /// What its server reaches, of what a leader needs.
+    ability: Ability,
     /// When the member wants to step again.
     wakes_ms: u64,
     /// Numbers tickets and packets.
@@ -176,6 +179,7 @@ impl Carried {
             inputs: Vec::new(),
             pass_on_ms: now_ms + PASS_ON_EVERY_MS,
             read: Read::default(),
+            ability: Ability::default(),
             wakes_ms: now_ms,
             last_id: boot_epoch << 32,
             steps: 0,
@@ -218,7 +222,9 @@ impl Carried {
                 let ticket = self.wait(Waits::Claim(request));
                 self.inputs.push(Input::Claim { ticket, server, member });
             }
-            What::Contacts(contacts) => {
+            What::Contacts(contacts, ability) => {
+                let voter = request.from;
+                self.inputs.push(Input::Reaches { voter, ability });
                 for (server, (age_ms, doing)) in contacts {
                     self.contacts.heard(now_ms, &server, age_ms, doing);
                 }

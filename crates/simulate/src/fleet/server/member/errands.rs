@@ -9,6 +9,7 @@ use cohort_consensus::Term;
 use cohort_core::Offer;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ServerId};
+use cohort_core::refused::WhyRefused;
 use cohort_server::member::{Input, View};
 use cohort_server::records::{Record, Written, due};
 use cohort_server::transfers::keep_known;
@@ -23,7 +24,8 @@ pub(super) struct Read {
     term: Term,
     /// The registry's content; none while it does not answer.
     registry: Option<Arc<RegistryView>>,
-    offers: Option<Arc<BTreeMap<AppId, Offer>>>,
+    /// What the repository offered last, and whether it answers now.
+    offers: Option<(Arc<BTreeMap<AppId, Offer>>, bool)>,
     written: Written,
     /// A view without records to be written.
     settled: Option<Arc<View>>,
@@ -42,21 +44,24 @@ impl Carried {
                 (server, (age_ms, doing))
             });
             let contacts = ages.collect();
-            self.send(leader.clone(), 0, What::Contacts(contacts));
+            self.send(leader.clone(), 0, What::Contacts(contacts, self.ability));
         }
     }
 
-    /// Every member hears of the kill switch; one that leads reads the repository and, unless it is
-    /// away, the registry, and has records for it. What it has read already is no input again.
+    /// Every member hears of the kill switch; one that leads reads the repository and the registry,
+    /// unless they are away, and has records for the registry. What it has read already is no input
+    /// again.
     pub(crate) fn errands(
         &mut self,
         registry: Option<&Arc<RegistryView>>,
-        offers: &Arc<BTreeMap<AppId, Offer>>,
+        offers: Option<&Arc<BTreeMap<AppId, Offer>>>,
         killed: Option<&String>,
     ) -> Vec<Record> {
         if self.view.killed.as_ref() != killed {
             self.inputs.push(Input::Kill(killed.cloned()));
         }
+        let (registry_answers, repository) = (registry.is_some(), offers.is_some());
+        self.ability = Ability { registry: registry_answers, repository };
         if !self.view.leads() {
             return Vec::new();
         }
@@ -69,12 +74,25 @@ impl Carried {
             self.inputs.push(Input::Registry(registry.map(|view| RegistryView::clone(view))));
             self.read.registry = registry.cloned();
         }
-        if self.read.offers.as_ref().is_none_or(|read| !Arc::ptr_eq(read, offers)) {
-            let (all, refusals) = (BTreeMap::clone(offers), Vec::new());
-            self.inputs.push(Input::Offers { offers: all, refusals });
-            self.read.offers = Some(Arc::clone(offers));
-        }
+        self.read_repository(offers);
         registry.map_or(Vec::new(), |_| self.write_records())
+    }
+
+    fn read_repository(&mut self, offers: Option<&Arc<BTreeMap<AppId, Offer>>>) {
+        let answers = offers.is_some();
+        let last = self.read.offers.as_ref();
+        let held = last.map_or_else(Arc::default, |(held, _)| Arc::clone(held));
+        let offers = offers.map_or(held, Arc::clone);
+        let same =
+            |(held, answered): &(_, bool)| Arc::ptr_eq(held, &offers) && *answered == answers;
+        if last.is_some_and(same) {
+            return;
+        }
+        let away = || WhyRefused::Unreachable { file: "timestamp.json".into() }.into();
+        let refreshed = if answers { Ok(()) } else { Err(away()) };
+        let (all, refusals) = (BTreeMap::clone(&offers), Vec::new());
+        self.inputs.push(Input::Offers { offers: all, refusals, refreshed });
+        self.read.offers = Some((offers, answers));
     }
 
     pub(crate) fn has_inputs(&self) -> bool {
