@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cohort_consensus::{Config, Limits, RaftId, TICK};
+use cohort_consensus::{Config, Limits, NodeError, RaftId, TICK};
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, RequestId, ServerId};
@@ -135,20 +135,22 @@ pub(crate) enum Ended {
     /// It was asked to stop, and may.
     Stopped,
     Failed,
+    /// The disk is an earlier one.
+    WentBack,
 }
 
 impl Carried {
     /// Opens the member whose log is in `store`.
     pub(crate) fn open(
         now_ms: u64,
-        (server, boot_epoch): (ServerId, u64),
+        (server, boot_epoch, life): (ServerId, u64, u64),
         own: MemberId,
         store: FaultyStore,
         setup: &Setup,
         killed: Option<String>,
     ) -> Carried {
         let mut config = Config::new(setup.group.as_str(), INCARNATION.0, RaftId(own.0));
-        config.boot_epoch = boot_epoch;
+        (config.boot_epoch, config.life) = (boot_epoch, life);
         config.limits = setup.limits;
         config.seed = setup.seed;
         config.weaken.lease_reads = setup.mutation == Some(Mutation::StaleReads);
@@ -177,9 +179,14 @@ impl Carried {
             pass_on_ms: now_ms + PASS_ON_EVERY_MS,
             read: Read::default(),
             wakes_ms: now_ms,
-            last_id: boot_epoch << 32,
+            last_id: life << 32,
             steps: 0,
         }
+    }
+
+    /// How often a member had written to its log, as far as this one's disk knows.
+    pub(crate) fn knows_written(&self, of: MemberId) -> u64 {
+        self.member.log().marks().get(&RaftId(of.0)).map_or(0, |mark| mark.written)
     }
 
     /// When it wants to step again, by the server's clock.
@@ -423,6 +430,7 @@ impl Carried {
             let inputs = std::mem::take(&mut self.inputs);
             let outputs = match self.member.step(now_ms, &self.contacts, inputs) {
                 Ok(outputs) => outputs,
+                Err(MemberError::Node(NodeError::WentBack { .. })) => return Ended::WentBack,
                 Err(MemberError::Node(_)) if disk_fails => return Ended::Failed,
                 Err(error) => panic!("{} ms: {} stopped: {error:?}", log.now_ms, self.server),
             };
