@@ -46,6 +46,7 @@ mod testing;
 mod transfer_status;
 mod transfers;
 mod trust;
+mod whereabouts;
 mod yielding;
 
 pub use error::AgentError;

@@ -19,6 +19,7 @@ use cohort_registry::Registry;
 use cohort_server::answers::{COMMAND_MS_MAX, Committing, Next};
 use cohort_server::asking::Received;
 use cohort_server::member::{Proposed, READ_MS_MAX};
+use cohort_store::RedbStore;
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ToGroup};
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
 use cohort_wire::kill::SignedKill;
@@ -29,6 +30,7 @@ use crate::config::AgentConfig;
 use crate::contacts::{SharedContacts, monotonic_ms};
 use crate::killswitch::KillSwitch;
 use crate::member::{Inputs, View};
+use crate::membership::FOLDER as MEMBER_FOLDER;
 use crate::metrics::Metrics;
 use crate::net::AddressBook;
 use crate::probe::Readiness;
@@ -62,6 +64,8 @@ pub(crate) struct Shared {
     pub group: GroupId,
     /// Which start of this server's agent this is.
     pub boot_epoch: BootEpoch,
+    /// Identifies this process among all that ever ran as this server, copies included.
+    pub life: u64,
     pub tasks: Tasks,
     pub client: Client,
     pub registry: Arc<dyn Registry>,
@@ -97,6 +101,15 @@ impl Shared {
         self.member.borrow().clone()
     }
 
+    /// Whether the group's log on this server's disk, if there is one, is that of the member it says
+    /// it is.
+    pub(crate) fn is_vouched_for(&self) -> bool {
+        match self.handle() {
+            Some(handle) => handle.view().raft.proven,
+            None => !RedbStore::exists_in(&self.config.data_dir.join(MEMBER_FOLDER)),
+        }
+    }
+
     pub(crate) fn members(&self) -> Vec<MemberAddress> {
         self.members.lock().clone()
     }
@@ -105,8 +118,16 @@ impl Shared {
         if members.is_empty() {
             return;
         }
-        self.book.learn(members);
-        *self.members.lock() = members.to_vec();
+        *self.members.lock() = self.book.learn(members);
+    }
+
+    /// A member has moved, as the hub knows, and the group does not know it yet.
+    pub(crate) fn learn_move(&self, known: &MemberAddress, now: String) {
+        self.book.learn_move(known, &now);
+        let mut members = self.members.lock();
+        if let Some(member) = members.iter_mut().find(|member| member.server == known.server) {
+            member.address = now;
+        }
     }
 
     /// The leader: as the member here knows it, else as another member named it.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::Permissions;
+use std::hash::{BuildHasher as _, RandomState};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,7 +44,7 @@ use crate::runner::Runner;
 use crate::shared::{MemberHandle, Shared};
 use crate::tasks::Tasks;
 use crate::transfers::Transfers;
-use crate::{budgets, control, renewal};
+use crate::{budgets, control, renewal, whereabouts};
 
 /// How long a clean stop waits for the hand-over of leadership.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
@@ -61,6 +62,17 @@ pub async fn run(
     loop {
         match live(&config, &reload, &shutdown).await {
             Err(AgentError::Retired { incarnation, member }) => {
+                retire(&config.data_dir, incarnation, member)?;
+            }
+            Err(AgentError::EarlierDisk { own, heard }) => {
+                let error = chain(&AgentError::EarlierDisk { own, heard });
+                tracing::warn!(error, "starting over, after that start");
+                cohort_host::pass_boot_epoch(&config.data_dir, heard)
+                    .map_err(AgentError::kept("boot epoch"))?;
+            }
+            Err(AgentError::WentBack { incarnation, member, source }) => {
+                let error = chain(&source);
+                tracing::warn!(error, "the group gives this server a new member number");
                 retire(&config.data_dir, incarnation, member)?;
             }
             ended => return ended,
@@ -155,6 +167,8 @@ pub(crate) async fn open(
     let shared = Shared {
         group: joined.group.clone(),
         boot_epoch,
+        // The standard library's random keys: no two processes share them.
+        life: RandomState::new().hash_one(std::process::id()),
         tasks,
         registry: Arc::new(registry),
         client,
@@ -221,6 +235,7 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
             tasks.stop.clone(),
         ),
     );
+    tasks.spawn("address", whereabouts::tell(Arc::clone(shared)));
     tasks.spawn("renewal", renewal::renew(Arc::clone(shared), slot));
     let starter = Starter { shared: Arc::clone(shared), joined, orders: shared.orders.subscribe() };
     tasks.spawn_or_end("starter", starter.run());

@@ -324,6 +324,7 @@ pub(crate) fn received(apps: Vec<AppOrders>, member: Option<u64>) -> Received {
         apps,
         member: member.map(|member| MemberOrder { member: MemberId(member) }),
         members: Vec::new(),
+        heard: cohort_core::ids::BootEpoch(0),
     };
     Received { orders, asked_ms: boot_time_ms(), valid_ms: 600_000, leader: None }
 }

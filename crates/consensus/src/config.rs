@@ -15,6 +15,9 @@ pub struct Config {
     pub id: RaftId,
     /// Counts this member's starts. Must grow with every start, or peers drop its messages.
     pub boot_epoch: u64,
+    /// Identifies this process among all that ever ran as this member, copies of the machine
+    /// included: a random number.
+    pub life: u64,
     /// Ticks without a leader before an election: the minimum.
     pub election_ticks_min: u32,
     /// Ticks without a leader before an election: the maximum, exclusive.
@@ -99,6 +102,9 @@ pub struct Weaken {
     pub lease_reads: bool,
     /// The member accepts late and duplicate messages.
     pub no_filter: bool,
+    /// The member starts without a proof that its disk did not go back and that it is no copy, and
+    /// asks none of others.
+    pub no_proof: bool,
 }
 
 impl Config {
@@ -110,6 +116,7 @@ impl Config {
             incarnation,
             id,
             boot_epoch: 1,
+            life: 1,
             election_ticks_min: 10,
             election_ticks_max: 20,
             heartbeat_ticks: 2,

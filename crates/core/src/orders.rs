@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AppId, Digest, Generation, GroupId, Incarnation, MemberId, ServerId};
+use crate::ids::{AppId, BootEpoch, Digest, Generation, GroupId, Incarnation, MemberId, ServerId};
 use crate::policy::Check;
 use crate::release::Release;
 
@@ -32,6 +32,8 @@ pub struct Orders {
     pub member: Option<MemberOrder>,
     /// The group's members: where to ask next time.
     pub members: Vec<MemberAddress>,
+    /// The latest start of its agent that the group has a report of.
+    pub heard: BootEpoch,
 }
 
 /// A member's server, number and address.

@@ -43,6 +43,7 @@ impl State {
             apps: apps.collect(),
             member: known.member.map(|member| MemberOrder { member }),
             members: self.member_addresses(),
+            heard: known.boot_epoch,
         })
     }
 

@@ -66,6 +66,32 @@ pub async fn read_server(
     read(registry, &keys::server(server)).await
 }
 
+/// Replaces a server's address, if the registry has another one. Returns whether it had.
+///
+/// # Errors
+/// Also with `Contended`.
+pub async fn move_server(
+    registry: &dyn Registry,
+    server: &ServerId,
+    address: &str,
+) -> Answer<bool> {
+    let key = keys::server(server);
+    for _ in 0..ATTEMPTS_MAX {
+        let Some(pair) = get(registry, &key).await? else { return Ok(false) };
+        let record: ServerRecord = decode(&pair)?;
+        if record.address == address {
+            return Ok(false);
+        }
+        let compare = vec![Compare::unchanged_since(&key, pair.mod_revision)];
+        let record = ServerRecord { address: address.to_owned(), ..record };
+        let then = vec![Op::put(&key, encode(&record))];
+        if registry.txn(Txn { compare, then }).await?.succeeded {
+            return Ok(true);
+        }
+    }
+    Err(RegistryError::Contended { key, attempts: ATTEMPTS_MAX })
+}
+
 /// Reads the descriptions of all groups.
 pub async fn group_infos(registry: &dyn Registry) -> Answer<Vec<GroupInfo>> {
     let (items, _) = list(registry, keys::GROUPS).await?;

@@ -63,6 +63,7 @@ fn received(orders: &AppOrders, asked_ms: u64) -> Received {
         apps: vec![orders.clone()],
         member: None,
         members: Vec::new(),
+        heard: cohort_core::ids::BootEpoch(0),
     };
     Received { orders, asked_ms, valid_ms: 0, leader: None }
 }

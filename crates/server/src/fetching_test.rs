@@ -44,6 +44,7 @@ fn orders(releases: &[Release], sources: &[Source]) -> Orders {
         apps: vec![app],
         member: None,
         members: Vec::new(),
+        heard: cohort_core::ids::BootEpoch(0),
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use cohort_core::command::COMMAND_VERSION;
-use cohort_core::ids::{GroupId, Incarnation, MemberId, Platform, ServerId};
+use cohort_core::ids::{BootEpoch, GroupId, Incarnation, MemberId, Platform, ServerId};
+use cohort_core::orders::Orders;
 use cohort_core::{Body, Command, State};
 
 use crate::asking::Received;
@@ -62,6 +63,14 @@ pub fn carries_another(
     received.fresh(now_ms)
         && orders.incarnation == incarnation
         && orders.member.as_ref().is_none_or(|ordered| ordered.member > own)
+}
+
+/// Whether this server's disk is an earlier one, at the first orders since the agent's `start`: the
+/// group has reports of this start or a later one, and this agent has sent none. The agent counts
+/// on from there: the group would ignore its reports as old ones.
+#[must_use]
+pub fn is_earlier_disk(orders: &Orders, start: BootEpoch) -> bool {
+    orders.heard >= start
 }
 
 /// Whether this server founds the group. `bootstrap` is the incarnation that the registry issued

@@ -40,7 +40,7 @@ fn everything_comes_right_whatever_happens() {
              cohort-simulate --test fleet -- --nocapture",
         );
     }
-    let seen = [all.reads, all.transfers, all.logs_lost, all.gone];
+    let seen = [all.reads, all.transfers, all.logs_lost, all.gone, all.restored];
     assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
 }
 

@@ -81,6 +81,17 @@ fn disks_that_lie_about_syncs_are_noticed_within_20_seeds() {
 }
 
 #[test]
+fn restored_disks_are_found_out() {
+    let outcomes = (0..40).map(|seed| run(Setup::new(seed, STEPS)).expect("the seed holds"));
+    assert!(outcomes.map(|outcome| outcome.went_back).sum::<u64>() > 0);
+}
+
+#[test]
+fn restored_disks_that_nobody_asks_about_are_noticed_within_100_seeds() {
+    noticed(100, |setup| setup.weaken = Weaken { no_proof: true, ..Weaken::default() });
+}
+
+#[test]
 fn a_leader_that_does_not_step_down_is_noticed_within_100_seeds() {
     let what = noticed(100, |setup| {
         setup.weaken = Weaken { no_step_down: true, ..Weaken::default() };

@@ -17,6 +17,7 @@ use super::behaviour::{Behaviour, Fault};
 use super::build;
 pub use super::log::{LOST_ENTRY, OTHER_ENTRY, OTHER_STATE, STALE_READ};
 use super::net::Weather;
+use super::server::{Disk, Service};
 use super::world::{Fleet, TICK_MS};
 use crate::digest::digest;
 
@@ -43,6 +44,8 @@ pub struct Run {
     pub transfers: u64,
     /// Logs that servers lost.
     pub logs_lost: u64,
+    /// Servers that were restored from an image.
+    pub restored: u64,
     /// Servers that were down for good.
     pub gone: u64,
     /// A digest of what members and servers did, and when.
@@ -58,6 +61,7 @@ impl Run {
         self.transfers += other.transfers;
         self.logs_lost += other.logs_lost;
         self.gone += other.gone;
+        self.restored += other.restored;
     }
 }
 
@@ -87,7 +91,14 @@ pub struct Chaos {
     logs_lost: u64,
     lost_ms: u64,
     gone: u64,
+    /// Earlier states of servers.
+    images: BTreeMap<ServerId, Image>,
+    /// Servers that were restored from one.
+    restored: u64,
 }
+
+/// A machine's disk and services.
+type Image = (Disk, BTreeMap<AppId, Service>);
 
 impl Chaos {
     /// A fleet of one to three groups with one or two apps, all drawn from the seed.
@@ -129,6 +140,8 @@ impl Chaos {
             logs_lost: 0,
             lost_ms: 0,
             gone: 0,
+            images: BTreeMap::new(),
+            restored: 0,
         };
         let zones = chaos.draw(3) + 1;
         for zone in ["zone-a", "zone-b", "zone-c"].iter().take(zones as usize) {
@@ -367,6 +380,7 @@ impl Chaos {
         }
         run.digest ^= self.fleet.rng.next_u64();
         run.gone = self.gone;
+        run.restored = self.restored;
         run.logs_lost = self.logs_lost;
         run
     }

@@ -19,6 +19,7 @@ use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, Effect, Input, Members, ORDERS_VALID_MS, Question, Received, WAIT_MS_MAX,
 };
 use cohort_server::fetching::Fetching;
+use cohort_server::membership::is_earlier_disk;
 use cohort_server::outbox::{ANSWER_MS_MAX as TAKEN_MS_MAX, Outbox};
 use cohort_transfer::UnitSet;
 
@@ -165,6 +166,8 @@ pub(crate) struct Server {
     /// The member, while the agent runs and the disk has its log.
     pub(crate) member: Option<Box<Carried>>,
     setup: Arc<Setup>,
+    /// Counts the starts of the agent, whatever the disk says.
+    lives: u64,
     /// Counts the boots of the machine.
     boots: u64,
     /// When something on it was last out of service.
@@ -204,7 +207,7 @@ impl Agent {
             fetching: Fetching::default(),
             transfers: Transfers::default(),
             kept: BTreeMap::new(),
-            next_id: boot_epoch << 32,
+            next_id: 0,
             inbox: Vec::new(),
             outgoing: Vec::new(),
             changes: 0,
@@ -238,6 +241,7 @@ impl Server {
             reaches: Ability { registry: true, repository: true },
             member: None,
             setup,
+            lives: 0,
             boots: 0,
             broken_ms: None,
             now_ms,
@@ -285,7 +289,12 @@ impl Server {
         self.up = true;
         self.disk.boot_epoch += 1;
         let outgoing = std::mem::take(&mut self.agent.outgoing);
-        self.agent = Agent { outgoing, ..Agent::new(&self.id, self.disk.boot_epoch) };
+        self.lives += 1;
+        self.agent = Agent {
+            outgoing,
+            next_id: self.lives << 32,
+            ..Agent::new(&self.id, self.disk.boot_epoch)
+        };
         self.open_member();
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
         for app in apps {
@@ -443,7 +452,13 @@ impl Server {
             let members = Members { known: &known, own: carries.then_some(address.as_str()) };
             for effect in self.agent.asking.step(now_ms, members, given) {
                 match effect {
-                    Effect::Obey(received) => self.take_orders(*received),
+                    Effect::Obey(received) => {
+                        let start = self.disk.boot_epoch;
+                        self.take_orders(*received);
+                        if start != self.disk.boot_epoch {
+                            return;
+                        }
+                    }
                     // The latch is the world's: see `Disk::killed`.
                     Effect::Ask(_, Question::Kill) => input = Some(Input::Changed),
                     Effect::OldIncarnation { .. } => {}
@@ -477,6 +492,12 @@ impl Server {
     }
 
     fn take_orders(&mut self, received: Received) {
+        let (own, heard) = (BootEpoch(self.disk.boot_epoch), received.orders.heard);
+        if self.agent.received.is_none() && is_earlier_disk(&received.orders, own) {
+            self.crash();
+            self.disk.boot_epoch = heard.0;
+            return self.start();
+        }
         self.learn_members(&received.orders.members);
         if received.leader.is_some() {
             self.agent.leader.clone_from(&received.leader);

@@ -26,6 +26,8 @@ pub(crate) enum Trouble {
     Unreachable,
     Reconnect,
     LoseDisk,
+    TakeImage,
+    RestoreImage,
 }
 
 /// The weight of each kind of trouble; drawn per seed, so that seeds differ in character.
@@ -54,6 +56,8 @@ impl Chaos {
             (weight(&[0, 1, 4]), Trouble::Unreachable),
             (weight(&[0, 1]), Trouble::Reconnect),
             (weight(&[0, 0, 0, 1]), Trouble::LoseDisk),
+            (weight(&[0, 1]), Trouble::TakeImage),
+            (weight(&[0, 1, 4]), Trouble::RestoreImage),
         ];
         let total = weights.iter().map(|(weight, _)| weight).sum();
         Chaos { weights, total }

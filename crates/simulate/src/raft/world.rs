@@ -66,6 +66,8 @@ pub struct Outcome {
     pub acknowledged: u64,
     /// How often a process ended.
     pub crashes: u64,
+    /// Restored disks that were found out.
+    pub went_back: u64,
     /// Snapshots sent to a member.
     pub snapshots: u64,
     /// Configurations that took effect on any member, including joint ones.
@@ -231,7 +233,8 @@ impl World {
             0 => self.rng.random_range(TICK_MS / 2..=TICK_MS * 2),
             _ => TICK_MS,
         };
-        let member = Member { disk, config, process: None, tick_ms, paused_until: 0 };
+        let (image, restored, process, paused_until) = (None, false, None, 0);
+        let member = Member { disk, config, image, restored, process, tick_ms, paused_until };
         self.members.insert(id, member);
         self.start(id)?;
         self.schedule(tick_ms, Event::Tick(id));
@@ -320,6 +323,12 @@ impl World {
             After::Died => {
                 self.note(|| format!("{id} exits: its disk failed"));
                 self.down(id);
+            }
+            After::WentBack => {
+                self.note(|| format!("{id} exits: its disk went back"));
+                self.members.remove(&id);
+                self.outcome.went_back += 1;
+                return self.new_server(0);
             }
             After::Runs(effects) => {
                 if let Some((role, term, leader)) = effects.role_changed {

@@ -3,7 +3,7 @@
 use cohort_consensus::RaftId;
 use cohort_core::ids::{GroupId, ServerId};
 use cohort_server::member::Input;
-use cohort_store::WriteFault;
+use cohort_store::{FaultyStore, LogStore as _, WriteFault};
 use rand::Rng;
 
 use super::Chaos;
@@ -80,6 +80,33 @@ impl Chaos {
         });
     }
 
+    /// Restores a server from an image, if there is one; takes one if not. The disks of all other
+    /// members know of what it has written since.
+    fn restore(&mut self, group: &GroupId, server: &ServerId) -> bool {
+        let Some(image) = self.images.remove(server) else {
+            let image = self.fleet.groups[group].servers[server].image();
+            self.images.insert(server.clone(), image);
+            return true;
+        };
+        let servers = &self.fleet.groups[group].servers;
+        if let Some((member, disk)) = &image.0.log {
+            let Ok(store) = FaultyStore::open(disk) else { return false };
+            let written = store.image().written();
+            let members =
+                servers.iter().filter_map(|(id, other)| Some((id, other.member.as_ref()?)));
+            let mut others = members.filter(|(id, _)| *id != server);
+            if others.any(|(_, other)| other.knows_written(*member) <= written) {
+                return false;
+            }
+        }
+        self.say(&format!("{server} is restored from an image"));
+        self.lost_ms = self.fleet.now_ms;
+        self.restored += 1;
+        self.fleet.catch_up(group, server);
+        self.server(group, server).restore(image);
+        true
+    }
+
     /// A server loses its log, or is down for good, if the group survives that: everybody else
     /// runs, and no change of membership is in progress.
     fn lose(&mut self, group: &GroupId, server: &ServerId, for_good: bool) {
@@ -94,6 +121,9 @@ impl Chaos {
             && !view.raft.change_pending
             && self.fleet.now_ms >= self.lost_ms + LOST_EVERY_MS;
         if !settled {
+            return;
+        }
+        if !for_good && self.restore(group, server) {
             return;
         }
         self.say(&format!("{server} {}", if for_good { "is gone" } else { "loses its log" }));

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cohort_consensus::{Config, Limits, RaftId, TICK};
+use cohort_consensus::{Config, Limits, NodeError, RaftId, TICK};
 use cohort_core::ability::Ability;
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
 use cohort_core::doing::Doing;
@@ -138,20 +138,22 @@ pub(crate) enum Ended {
     /// It was asked to stop, and may.
     Stopped,
     Failed,
+    /// The disk is an earlier one.
+    WentBack,
 }
 
 impl Carried {
     /// Opens the member whose log is in `store`.
     pub(crate) fn open(
         now_ms: u64,
-        (server, boot_epoch): (ServerId, u64),
+        (server, boot_epoch, life): (ServerId, u64, u64),
         own: MemberId,
         store: FaultyStore,
         setup: &Setup,
         killed: Option<String>,
     ) -> Carried {
         let mut config = Config::new(setup.group.as_str(), INCARNATION.0, RaftId(own.0));
-        config.boot_epoch = boot_epoch;
+        (config.boot_epoch, config.life) = (boot_epoch, life);
         config.limits = setup.limits;
         config.seed = setup.seed;
         config.weaken.lease_reads = setup.mutation == Some(Mutation::StaleReads);
@@ -181,9 +183,14 @@ impl Carried {
             read: Read::default(),
             ability: Ability::default(),
             wakes_ms: now_ms,
-            last_id: boot_epoch << 32,
+            last_id: life << 32,
             steps: 0,
         }
+    }
+
+    /// How often a member had written to its log, as far as this one's disk knows.
+    pub(crate) fn knows_written(&self, of: MemberId) -> u64 {
+        self.member.log().marks().get(&RaftId(of.0)).map_or(0, |mark| mark.written)
     }
 
     /// When it wants to step again, by the server's clock.
@@ -429,6 +436,7 @@ impl Carried {
             let inputs = std::mem::take(&mut self.inputs);
             let outputs = match self.member.step(now_ms, &self.contacts, inputs) {
                 Ok(outputs) => outputs,
+                Err(MemberError::Node(NodeError::WentBack { .. })) => return Ended::WentBack,
                 Err(MemberError::Node(_)) if disk_fails => return Ended::Failed,
                 Err(error) => panic!("{} ms: {} stopped: {error:?}", log.now_ms, self.server),
             };
