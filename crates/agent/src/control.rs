@@ -112,6 +112,7 @@ async fn orders(
 ) -> Result<Json<OrdersAnswer>, ApiError> {
     let view = shared.fresh(&handle).await?;
     shared.contacts.heard(&server, 0, body.doing);
+    shared.contacts.said(&server, 0, body.machine);
     Ok(Json(answer(&shared, &view, &server, ORDERS_VALID_MS)))
 }
 
@@ -132,6 +133,7 @@ async fn wait(
     Asked { server, handle, body }: Asked<OrdersRequest>,
 ) -> Result<Json<OrdersAnswer>, ApiError> {
     shared.contacts.heard(&server, 0, body.doing);
+    shared.contacts.said(&server, 0, body.machine);
     let mut view = handle.view.clone();
     let deadline = tokio::time::Instant::now() + Duration::from_millis(WAIT_MS_MAX);
     loop {
@@ -254,6 +256,7 @@ async fn forward(
     match shared.propose_here(&handle, command, FORWARD_MS_MAX).await? {
         Proposed::Done { index, rejection } => Ok(Json(CommandAnswer { index, rejection })),
         Proposed::NotLeader { .. } => Err(not_leader()),
+        Proposed::NoSpace => Err(shared.no_space()),
         Proposed::Busy | Proposed::Unknown => {
             Err(ApiError::unavailable("outcome_unknown", "the command was not confirmed"))
         }
@@ -271,6 +274,9 @@ async fn contacts(
     for (server, age_ms) in request.age_ms {
         let doing = request.doing.remove(&server).unwrap_or_default();
         shared.contacts.heard(&server, age_ms, doing);
+        if let Some(machine) = request.machines.remove(&server) {
+            shared.contacts.said(&server, age_ms, machine);
+        }
     }
     let asks_ability = handle.view().asks_voters;
     Ok(Json(ContactsAnswer { kill: shared.kill.signed(), asks_ability }))

@@ -101,7 +101,8 @@ async fn pass_on(
     ability: Option<Ability>,
 ) -> bool {
     let (age_ms, doing) = (batch.ages_ms(monotonic_ms()), batch.doing());
-    let request = ContactsRequest { age_ms, doing, ability };
+    let machines = shared.contacts.machines(age_ms.keys());
+    let request = ContactsRequest { age_ms, doing, machines, ability };
     let message = ToGroup::new(&shared.group, request);
     let message = ToGroup { kill: shared.kill.signed(), ..message };
     let call = Call::post(CONTACTS, &message).deadline(CONTACTS_DEADLINE);

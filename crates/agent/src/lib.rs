@@ -38,6 +38,7 @@ mod reporter;
 mod runner;
 mod service_user;
 mod shared;
+mod space;
 mod start;
 mod status;
 mod tasks;

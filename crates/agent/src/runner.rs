@@ -171,7 +171,11 @@ impl Runner {
         known: u64,
         deadline: Duration,
     ) -> Result<OrdersAnswer, CallError> {
-        let request = OrdersRequest { doing: self.shared.doing.lock().clone(), known };
+        let request = OrdersRequest {
+            doing: self.shared.doing.lock().clone(),
+            known,
+            machine: self.shared.machine(),
+        };
         let message = ToGroup::new(&self.shared.group, request);
         let message = ToGroup { kill: self.shared.kill.signed(), ..message };
         let call = Call::post(path, &message).deadline(deadline).idempotent();

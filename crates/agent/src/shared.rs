@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cohort_artifact::TrustedRepository;
 use cohort_base::{FileError, OnPath as _, chain};
@@ -12,6 +12,7 @@ use cohort_core::doing::Doing;
 use cohort_core::ids::{
     AppId, BootEpoch, Digest, GroupId, Incarnation, MemberId, RequestId, ServerId,
 };
+use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{MemberAddress, Source};
 use cohort_distribute::{Downloads, SharedTracker};
 use cohort_identity::{Alpn, Peer, Role};
@@ -86,6 +87,8 @@ pub(crate) struct Shared {
     /// The orders in force; none until the group has spoken.
     pub orders: watch::Sender<Option<Arc<Received>>>,
     pub doing: Mutex<BTreeMap<AppId, Doing>>,
+    /// The space left for the agent.
+    pub disk: watch::Sender<DiskSpace>,
     /// The leader, as other members last named it.
     pub leader: Mutex<Option<Source>>,
     /// Artifacts that each app wants kept; an app is missing until it has said so.
@@ -95,6 +98,23 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn server(&self) -> &ServerId {
         &self.config.server
+    }
+
+    /// What this server says of its machine.
+    pub(crate) fn machine(&self) -> Machine {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        Machine { unix_ms, disk: *self.disk.borrow() }
+    }
+
+    /// This member is the leader, and cannot write to its log for long.
+    pub(crate) fn no_space(&self) -> ApiError {
+        let (server, folder) = (self.server(), self.config.data_dir.display());
+        let error = format!("no space left on {folder} of {server}, the leader of {}", self.group);
+        ApiError::unavailable("no_space", error).hint(format!(
+            "free space on {server}, or: cohort group transfer-leader {}",
+            self.group
+        ))
     }
 
     pub(crate) fn handle(&self) -> Option<MemberHandle> {
@@ -251,6 +271,9 @@ impl Shared {
         loop {
             let left_ms = committing.left_ms(monotonic_ms());
             let outcome = self.propose_here(handle, command.clone(), left_ms).await?;
+            if outcome == Proposed::NoSpace {
+                return Err(self.no_space());
+            }
             let mut next = committing.proposed(monotonic_ms(), outcome);
             if let Next::Forward { to, within_ms } = next {
                 match self.forward(to, &command, Duration::from_millis(within_ms)).await {

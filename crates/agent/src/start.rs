@@ -44,7 +44,7 @@ use crate::runner::Runner;
 use crate::shared::{MemberHandle, Shared};
 use crate::tasks::Tasks;
 use crate::transfers::Transfers;
-use crate::{budgets, control, renewal, whereabouts};
+use crate::{budgets, control, renewal, space, whereabouts};
 
 /// How long a clean stop waits for the hand-over of leadership.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
@@ -58,8 +58,12 @@ pub async fn run(
     reload: Reload,
     shutdown: CancellationToken,
 ) -> Result<(), AgentError> {
-    prepare(&config)?;
     loop {
+        // Nothing that an agent must persist fits on a full disk: it waits, and says for what.
+        if !space::wait(&config.data_dir, &shutdown).await {
+            return Ok(());
+        }
+        prepare(&config)?;
         match live(&config, &reload, &shutdown).await {
             Err(AgentError::Retired { incarnation, member }) => {
                 retire(&config.data_dir, incarnation, member)?;
@@ -74,6 +78,10 @@ pub async fn run(
                 let error = chain(&source);
                 tracing::warn!(error, "the group gives this server a new member number");
                 retire(&config.data_dir, incarnation, member)?;
+            }
+            Err(error) if space::is_exhausted(&error) => {
+                tracing::error!(error = chain(&error), "no space left, starting over");
+                tokio::time::sleep(space::LOOK_EVERY).await;
             }
             ended => return ended,
         }
@@ -184,6 +192,7 @@ pub(crate) async fn open(
         readiness: Readiness::default(),
         orders: watch::Sender::new(None),
         doing: Mutex::default(),
+        disk: watch::Sender::default(),
         leader: Mutex::default(),
         kept: Mutex::default(),
         hub,
@@ -236,6 +245,7 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
         ),
     );
     tasks.spawn("address", whereabouts::tell(Arc::clone(shared)));
+    tasks.spawn("watch of the disk", space::watch(Arc::clone(shared)));
     tasks.spawn("renewal", renewal::renew(Arc::clone(shared), slot));
     let starter = Starter { shared: Arc::clone(shared), joined, orders: shared.orders.subscribe() };
     tasks.spawn_or_end("starter", starter.run());

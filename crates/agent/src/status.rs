@@ -36,6 +36,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             .collect()
     };
     let now = Now { view, contacts: &contacts, now_ms, linearizable };
+    let faults = shared.contacts.faults();
     let servers = state.servers.iter().map(|(id, server)| {
         let contact_age_ms = contacts.of(id).map(|contact| now_ms.saturating_sub(contact.at_ms));
         let status = ServerStatus {
@@ -45,6 +46,8 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             member: server.member,
             contact_age_ms,
             silent_ms: view.silent_ms(id, &contacts, now_ms),
+            clock_ahead_ms: faults.get(id).map_or(0, |faults| faults.clock_ahead_ms),
+            disk: faults.get(id).map_or_else(Default::default, |faults| faults.disk),
         };
         (id.clone(), status)
     });

@@ -22,6 +22,7 @@ pub mod doing;
 pub mod gate;
 pub mod ids;
 pub mod kill;
+pub mod machine;
 pub mod orders;
 mod orders_of;
 pub mod phase;

@@ -192,7 +192,9 @@ impl Committing {
                     within_ms => Next::Forward { to: MemberId(leader.0), within_ms },
                 }
             }
-            Proposed::NotLeader { .. } | Proposed::Busy | Proposed::Unknown => self.failed(now_ms),
+            Proposed::NotLeader { .. } | Proposed::Busy | Proposed::NoSpace | Proposed::Unknown => {
+                self.failed(now_ms)
+            }
         }
     }
 

@@ -1,9 +1,9 @@
 //! Who should be the leader instead of one whose server cannot do a leader's work.
 //!
 //! A leader's server is a server like others: the hub may not answer it, its mirrors may be down,
-//! its clock may be wrong. After [`LACKING_MS`], the leader transfers leadership to a voter that
-//! says that it reaches everything that the leader reaches, and more. If no voter does, it stays:
-//! leadership never moves between servers that lack the same.
+//! its clock may be wrong, its disk full. After [`LACKING_MS`], it transfers leadership to a voter
+//! that says that it reaches everything that the leader reaches, and more. If no voter does, it
+//! stays: leadership never moves between servers that lack the same.
 
 use std::collections::BTreeMap;
 
@@ -37,6 +37,8 @@ impl Heirs {
     pub fn reaches(&mut self, now_ms: u64, own: Ability) {
         self.own = own;
         let since_ms = self.lacking_since_ms.unwrap_or(now_ms);
+        // A full disk does not pass, and what the leader cannot write, nobody decides.
+        let since_ms = if own.disk { since_ms } else { now_ms.saturating_sub(LACKING_MS) };
         self.lacking_since_ms = (!own.is_full()).then_some(since_ms);
     }
 
@@ -53,11 +55,12 @@ impl Heirs {
 
     /// The voter to transfer leadership to now, if any.
     pub fn heir(&mut self, now_ms: u64, is_voter: impl Fn(&ServerId) -> bool) -> Option<ServerId> {
-        let tried = self.tried_ms.is_some_and(|at_ms| now_ms - at_ms < TRY_EVERY_MS);
+        let tried = self.tried_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) < TRY_EVERY_MS);
         if tried || !self.lacks_for(now_ms, LACKING_MS) {
             return None;
         }
-        self.voters.retain(|voter, (at_ms, _)| is_voter(voter) && now_ms - *at_ms < KNOWN_MS);
+        let recent = |at_ms: u64| now_ms.saturating_sub(at_ms) < KNOWN_MS;
+        self.voters.retain(|voter, (at_ms, _)| is_voter(voter) && recent(*at_ms));
         let better = |(_, (_, ability)): &(&ServerId, &(u64, Ability))| ability.exceeds(self.own);
         let able = self.voters.iter().filter(better);
         // The first of those that reach most.
@@ -67,7 +70,7 @@ impl Heirs {
     }
 
     fn lacks_for(&self, now_ms: u64, ms: u64) -> bool {
-        self.lacking_since_ms.is_some_and(|since_ms| now_ms - since_ms >= ms)
+        self.lacking_since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= ms)
     }
 }
 

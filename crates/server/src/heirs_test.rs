@@ -3,10 +3,10 @@ use cohort_core::ids::ServerId;
 
 use super::{Heirs, KNOWN_MS, LACKING_MS, TRY_EVERY_MS};
 
-const NOTHING: Ability = Ability { registry: false, repository: false };
-const HUB: Ability = Ability { registry: true, repository: false };
-const MIRROR: Ability = Ability { registry: false, repository: true };
-const ALL: Ability = Ability { registry: true, repository: true };
+const NOTHING: Ability = Ability { registry: false, repository: false, disk: true };
+const HUB: Ability = Ability { registry: true, ..NOTHING };
+const MIRROR: Ability = Ability { repository: true, ..NOTHING };
+const ALL: Ability = Ability::FULL;
 
 fn server(n: u64) -> ServerId {
     ServerId::new(format!("s{n}")).unwrap()
@@ -60,4 +60,13 @@ fn an_old_word_does_not_count_and_a_failed_transfer_is_retried() {
     assert_eq!(heirs.heir(KNOWN_MS + TRY_EVERY_MS, |_| true), None, "its word is old by now");
     heirs.heard(KNOWN_MS + TRY_EVERY_MS, server(2), ALL);
     assert_eq!(heirs.heir(KNOWN_MS + TRY_EVERY_MS, |_| true), Some(server(2)));
+}
+
+#[test]
+fn a_leader_with_a_full_disk_does_not_wait() {
+    let mut heirs = Heirs::default();
+    heirs.heard(LACKING_MS, server(2), MIRROR);
+    heirs.reaches(LACKING_MS, Ability { disk: false, ..MIRROR });
+    assert!(heirs.asks(LACKING_MS));
+    assert_eq!(heirs.heir(LACKING_MS, |_| true), Some(server(2)));
 }

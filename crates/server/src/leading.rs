@@ -9,6 +9,7 @@ use cohort_core::ability::Ability;
 use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, ServerId};
+use cohort_core::machine::DiskSpace;
 use cohort_core::placement::{Placed, Placement, placement};
 use cohort_core::refused::Refused;
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
@@ -49,6 +50,8 @@ pub struct Leading {
     refresh_fails: Option<(Refused, u64)>,
     /// Whether any has succeeded.
     refreshed: bool,
+    /// The space on the disk of this member's server.
+    disk: DiskSpace,
     heirs: Heirs,
     /// The last of the leader's own proposals not applied yet.
     planned_up_to: u64,
@@ -75,6 +78,7 @@ impl Leading {
             placed_ms: None,
             refresh_fails: None,
             refreshed: false,
+            disk: DiskSpace::Enough,
             heirs: Heirs::default(),
             planned_up_to: 0,
             ticked_ms: None,
@@ -96,9 +100,11 @@ impl Leading {
     /// Records that another member, or none, is the leader: everything seen so far is void, except
     /// the kill switch, which every member has latched itself.
     pub fn ended(&mut self) {
-        let Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, .. } = *self;
+        let Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, disk, .. } =
+            *self;
         let fresh = Leading::new(self.server().clone(), self.seen.killed.take());
-        *self = Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, ..fresh };
+        *self =
+            Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, disk, ..fresh };
     }
 
     /// Sets how long a voter may be silent before it is replaced, in milliseconds.
@@ -323,6 +329,17 @@ impl Leading {
         Some(next)
     }
 
+    /// Records the space on the disk of this member's server.
+    pub fn disk(&mut self, disk: DiskSpace) {
+        self.disk = disk;
+    }
+
+    /// Whether the log may grow. If not, the disk has room only for what is in progress.
+    #[must_use]
+    pub fn may_write(&self) -> bool {
+        self.disk != DiskSpace::Exhausted
+    }
+
     /// Records what a voter says that it reaches.
     pub fn voter_reaches(&mut self, now_ms: u64, voter: ServerId, ability: Ability) {
         self.heirs.heard(now_ms, voter, ability);
@@ -332,7 +349,8 @@ impl Leading {
     #[must_use]
     pub fn reaches(&self) -> Ability {
         let repository = self.refreshed && self.refresh_fails.is_none();
-        Ability { registry: self.seen.registry.is_some(), repository }
+        let (registry, disk) = (self.seen.registry.is_some(), self.disk == DiskSpace::Enough);
+        Ability { registry, repository, disk }
     }
 
     /// Whether the voters should find out what they reach.

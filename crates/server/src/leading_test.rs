@@ -174,7 +174,7 @@ fn the_clock_stands_still_in_a_pause_and_while_everything_is_stopped() {
 #[test]
 fn mirrors_that_are_unreachable_for_a_moment_are_not_reported() {
     let mut leading = leading();
-    let mut plan_after = |leading: &mut Leading, now_ms, refreshed| {
+    let plan_after = |leading: &mut Leading, now_ms, refreshed| {
         leading.offers(now_ms, BTreeMap::new(), Vec::new(), refreshed);
         let _ = plan_at(leading, now_ms);
         leading.seen().not_refreshed.clone()

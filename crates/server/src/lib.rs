@@ -32,6 +32,7 @@ pub mod heirs;
 pub mod leading;
 #[cfg(test)]
 mod leading_test;
+pub mod machines;
 pub mod member;
 #[cfg(test)]
 mod member_test;
@@ -44,4 +45,5 @@ pub mod records;
 #[cfg(test)]
 mod records_test;
 pub mod renewal;
+pub mod space;
 pub mod transfers;

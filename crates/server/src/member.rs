@@ -21,6 +21,7 @@ use cohort_core::ability::Ability;
 use cohort_core::command::{COMMAND_VERSION, Limited, Rejection};
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::machine::DiskSpace;
 use cohort_core::refused::Refused;
 use cohort_core::state::HistoryEntry;
 use cohort_core::waiting::Waiting;
@@ -81,6 +82,8 @@ pub enum Input {
         refusals: Vec<Refused>,
         refreshed: Result<(), Refused>,
     },
+    /// The space on this server's disk.
+    Disk(DiskSpace),
     /// What the server of another voter reaches, as it says.
     Reaches { voter: ServerId, ability: Ability },
     /// The reason for the kill switch; `None` while it is off.
@@ -126,6 +129,8 @@ pub enum Proposed {
     NotLeader { leader: Option<RaftId> },
     /// Not accepted at the moment.
     Busy,
+    /// Not accepted: this member is the leader, and its disk is full.
+    NoSpace,
     /// It may be committed, or lost. Retrying with the same request id is safe.
     Unknown,
 }
@@ -434,6 +439,7 @@ impl<S: LogStore> Member<S> {
             Input::Offers { offers, refusals, refreshed } => {
                 self.leading.offers(now_ms, offers, refusals, refreshed);
             }
+            Input::Disk(disk) => self.leading.disk(disk),
             Input::Reaches { voter, ability } => {
                 self.leading.voter_reaches(now_ms, voter, ability);
             }
@@ -522,6 +528,10 @@ impl<S: LogStore> Member<S> {
     }
 
     fn propose_for(&mut self, now_ms: u64, ticket: Ticket, command: &Command) {
+        if !self.leading.may_write() && self.node.leads() {
+            self.outputs.push(Output::Answer { ticket, outcome: Proposed::NoSpace });
+            return;
+        }
         let applied = self.node.applied().0;
         if let Some(clock) = self.leading.clock_due(now_ms, &self.state, applied)
             && let Some(index) = self.propose_own(clock.clone())

@@ -6,6 +6,7 @@ use cohort_core::doing::{BytesFrom, Download};
 use cohort_core::ids::{
     AppId, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, ServerId, Version,
 };
+use cohort_core::machine::DiskSpace;
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::{DebtReason, Reason, Unfit};
@@ -59,6 +60,8 @@ pub(crate) fn settled() -> GroupStatus {
             member: Some(MemberId(index as u64 + 1)),
             contact_age_ms: Some(400),
             silent_ms: Some(400),
+            clock_ahead_ms: 0,
+            disk: DiskSpace::Enough,
         };
         (server(name), status)
     });

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::machine::DiskSpace;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{
     AppStatus, Doing, GroupStatus, OffenderStatus, ServerAppStatus, SourceName, TransferStatus,
@@ -75,7 +76,36 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
             wait
         }));
     }
+    waits.extend(report.status.iter().flat_map(machines));
     waits.extend(report.status.iter().flat_map(|status| offenders(status, None)));
+    waits
+}
+
+/// Servers whose machines are at fault: a clock that differs from the others', a full disk.
+fn machines(status: &GroupStatus) -> Vec<Wait> {
+    let mut waits = Vec::new();
+    for (id, server) in &status.servers {
+        let mut wait = |sentence, hint: String| {
+            let hints = Some(vec![hint.into()]);
+            let server = Some(id.clone());
+            waits.push(Wait { server, hints, ..Wait::state(&status.group, None, sentence) });
+        };
+        let ahead_ms = server.clock_ahead_ms;
+        if ahead_ms != 0 {
+            let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
+            let by = brief(ahead_ms.unsigned_abs());
+            wait(
+                format!("the clock of {id} is {by} {side} the other servers'"),
+                format!("set the clock of {id}"),
+            );
+        }
+        let left = match server.disk {
+            DiskSpace::Enough => continue,
+            DiskSpace::Low => "little space left on",
+            DiskSpace::Exhausted => "no space left on, or no write access to,",
+        };
+        wait(format!("{left} the data directory of {id}"), format!("free space on {id}"));
+    }
     waits
 }
 

@@ -1,4 +1,5 @@
 use cohort_core::ids::{AppId, GroupId};
+use cohort_core::machine::DiskSpace;
 use cohort_core::reason::PausedBy;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::GroupStatus;
@@ -88,4 +89,23 @@ fn a_held_release_can_be_retried_and_a_pause_resumed() {
     let resume = Command::RolloutResume { group: group.clone(), app: app.clone() };
     assert_eq!(hints(&paused, &group, &app), [Hint::run(resume)]);
     assert_eq!(sentence(&paused), "paused by ann");
+}
+
+#[test]
+fn a_wrong_clock_and_a_full_disk_are_their_servers_own_faults() {
+    let mut status = settled();
+    let said = |status: &GroupStatus| -> Vec<String> {
+        let waits = waits(&report([status.clone()])).into_iter();
+        waits.filter(|wait| wait.server.is_some()).map(|wait| wait.sentence).collect()
+    };
+    assert_eq!(said(&status), Vec::<String>::new());
+    let machine = |status: &mut GroupStatus, clock_ahead_ms, disk| {
+        let server = status.servers.get_mut(&server("web-2")).unwrap();
+        (server.clock_ahead_ms, server.disk) = (clock_ahead_ms, disk);
+    };
+    machine(&mut status, -90_000, DiskSpace::Enough);
+    assert_eq!(said(&status), ["the clock of web-2 is 1m 30s behind the other servers'"]);
+    machine(&mut status, 90_000, DiskSpace::Low);
+    assert_eq!(said(&status).len(), 2);
+    assert!(report([status]).healthy, "the apps serve");
 }

@@ -11,6 +11,7 @@ use cohort_core::ids::{
     AppId, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, REQUEST_ID_BYTES_MAX,
     RequestId, ServerId, Version,
 };
+use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{MemberAddress, Orders};
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::{DebtReason, Reason, Unfit};
@@ -95,6 +96,7 @@ pub struct OrdersRequest {
     pub doing: BTreeMap<AppId, Doing>,
     /// The hash of the orders that it has, for [`WAIT`]: 0 if it has none.
     pub known: u64,
+    pub machine: Machine,
 }
 
 /// The response to an [`OrdersRequest`].
@@ -182,6 +184,8 @@ pub struct ContactsRequest {
     pub age_ms: BTreeMap<ServerId, u64>,
     /// What each server said it was doing.
     pub doing: BTreeMap<ServerId, BTreeMap<AppId, Doing>>,
+    /// What each server said of its machine, at the time of `age_ms`.
+    pub machines: BTreeMap<ServerId, Machine>,
     /// What the member's server reaches; `None` unless the leader asked.
     pub ability: Option<Ability>,
 }
@@ -261,6 +265,11 @@ pub struct ServerStatus {
     /// How long it has certainly not asked any member, in milliseconds; `None` if no leader
     /// responds.
     pub silent_ms: Option<u64>,
+    /// How far its clock is ahead of most other servers', in milliseconds; 0 if it agrees with
+    /// them, or is unknown.
+    pub clock_ahead_ms: i64,
+    /// The space left for its agent, as far as known.
+    pub disk: DiskSpace,
 }
 
 impl GroupStatus {

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use cohort_core::ability::Ability;
 use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::PhaseName;
 use cohort_core::refused::{Field, Refused, WhyRefused};
@@ -130,7 +131,10 @@ fn to_group<T>(body: T) -> ToGroup<T> {
 #[test]
 fn control() {
     let incarnation = Incarnation(16);
-    let orders = ToGroup::new(&group(), OrdersRequest { doing: BTreeMap::new(), known: 7 });
+    let orders = ToGroup::new(
+        &group(),
+        OrdersRequest { doing: BTreeMap::new(), machine: machine(), known: 7 },
+    );
     let messages = [
         Control::Orders(ToGroup { kill: vec![signed()], ..orders }),
         Control::OrdersAnswer(OrdersAnswer {
@@ -159,7 +163,8 @@ fn control() {
         Control::Contacts(to_group(ContactsRequest {
             age_ms: [(server("web-2"), 150)].into(),
             doing: BTreeMap::new(),
-            ability: Some(Ability { registry: true, repository: false }),
+            machines: [(server("web-2"), machine())].into(),
+            ability: Some(Ability { repository: false, ..Ability::FULL }),
         })),
         Control::ContactsAnswer(ContactsAnswer { kill: Vec::new(), asks_ability: true }),
         Control::TransferLeader(to_group(Some(server("web-2")))),
@@ -169,6 +174,10 @@ fn control() {
         }),
     ];
     hold("control.jsonl", &messages);
+}
+
+fn machine() -> Machine {
+    Machine { unix_ms: 1_800_000_000_000, disk: DiskSpace::Enough }
 }
 
 fn transfer() -> TransferStatus {
@@ -255,6 +264,8 @@ fn group_status() {
         member: Some(MemberId(1)),
         contact_age_ms: Some(150),
         silent_ms: Some(150),
+        clock_ahead_ms: -90_000,
+        disk: DiskSpace::Low,
     };
     let status = GroupStatus {
         version: CONTROL_VERSION,

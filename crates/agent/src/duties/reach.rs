@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_core::ability::Ability;
+use cohort_core::machine::DiskSpace;
 use cohort_registry::typed;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -49,7 +50,8 @@ async fn look(shared: Arc<Shared>) -> Ability {
         }
     };
     let (registry, repository) = tokio::join!(registry, repository);
-    Ability { registry: registry.is_ok_and(|answer| answer.is_ok()), repository }
+    let (registry, disk) = (registry.is_ok_and(|answer| answer.is_ok()), shared.machine().disk);
+    Ability { registry, repository, disk: disk == DiskSpace::Enough }
 }
 
 #[cfg(test)]

@@ -20,13 +20,16 @@ impl<S: LogStore> Member<S> {
     }
 
     pub(super) fn lead(&mut self, now_ms: u64, contacts: &Contacts) {
+        let asked = self.leading.asks_voters();
+        self.hand_over_to_an_heir(now_ms);
+        self.changed |= self.leading.asks_voters() != asked;
+        if !self.leading.may_write() {
+            return;
+        }
         self.place(now_ms, contacts);
         if !self.state.servers.contains_key(self.leading.server()) {
             self.hand_over_to_the_group();
         }
-        let asked = self.leading.asks_voters();
-        self.hand_over_to_an_heir(now_ms);
-        self.changed |= self.leading.asks_voters() != asked;
         let plan = self.leading.plan(now_ms, &self.state, contacts);
         if plan.waiting != self.waiting {
             self.waiting = plan.waiting;

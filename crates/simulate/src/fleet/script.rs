@@ -140,15 +140,7 @@ impl Script {
             "state" => self.state(out),
             "servers" => self.servers(line, out),
             "why" => self.why(out),
-            "holders" => {
-                let app = line.app();
-                let state = &self.group().log.state;
-                let app = &state.apps[&app];
-                let good = app.last_good.as_ref().expect("a good release");
-                let holders = app.servers.iter().filter(|(_, here)| here.has(&good.artifact));
-                let holders: Vec<&str> = holders.map(|(server, _)| server.as_str()).collect();
-                let _ = writeln!(out, "held by {}", holders.join(" "));
-            }
+            "holders" => self.holders(line, out),
             "fetching" => self.fetching(out),
             "history" => self.history(line, out),
             "churn" => self.churn(line),
@@ -161,12 +153,7 @@ impl Script {
                 self.fleet.settle(true);
                 self.verdicts(out);
             }
-            "entries" => {
-                let before = self.group().log.applied;
-                self.fleet.run_ms(ms_of(line.words[0]));
-                let count = self.group().log.applied - before;
-                let _ = writeln!(out, "{count} entries in {}", line.words[0]);
-            }
+            "entries" => self.entries(line, out),
             "clock" => {
                 let _ = writeln!(out, "{} s", self.group().log.state.clock.0 / 1000);
             }
@@ -219,26 +206,9 @@ impl Script {
                 let server = self.group().servers.get_mut(&leader).expect("a server");
                 server.ahead_ms += ms_of(line.words[0]);
             }
-            "kill" => {
-                let on = line.words[0] == "on";
-                let reason = line.words[1..].join(" ");
-                for group in self.fleet.groups.values_mut() {
-                    group.killed = on.then(|| reason.clone());
-                }
-            }
+            "kill" => self.kill(line),
             "registry" => self.fleet.registry.away = line.words[0] == "away",
-            "reaches" => {
-                let (registry, repository) = match line.words[1] {
-                    "everything" => (true, true),
-                    "hub" => (true, false),
-                    "mirrors" => (false, true),
-                    _ => (false, false),
-                };
-                for server in servers_of(line.words[0]) {
-                    let server = self.group().servers.get_mut(&server).expect("a server");
-                    server.reaches = Ability { registry, repository };
-                }
-            }
+            "reaches" => self.reaches(line),
             "mirrors" => self.fleet.mirrors = line.words[0] != "away",
             "fetch" => self.fleet.fetch_ms = ms_of(line.words[0]),
             "weather" => {
@@ -252,6 +222,43 @@ impl Script {
             "reports" => self.reports(line, out),
             "repeat-report" => self.repeat_report(line, out),
             other => panic!("there is no verb `{other}`"),
+        }
+    }
+
+    fn kill(&mut self, line: &Line<'_>) {
+        let reason = (line.words[0] == "on").then(|| line.words[1..].join(" "));
+        for group in self.fleet.groups.values_mut() {
+            group.killed.clone_from(&reason);
+        }
+    }
+
+    fn entries(&mut self, line: &Line<'_>, out: &mut String) {
+        let before = self.group().log.applied;
+        self.fleet.run_ms(ms_of(line.words[0]));
+        let count = self.group().log.applied - before;
+        let _ = writeln!(out, "{count} entries in {}", line.words[0]);
+    }
+
+    fn holders(&mut self, line: &Line<'_>, out: &mut String) {
+        let app = line.app();
+        let state = &self.group().log.state;
+        let app = &state.apps[&app];
+        let good = app.last_good.as_ref().expect("a good release");
+        let holders = app.servers.iter().filter(|(_, here)| here.has(&good.artifact));
+        let holders: Vec<&str> = holders.map(|(server, _)| server.as_str()).collect();
+        let _ = writeln!(out, "held by {}", holders.join(" "));
+    }
+
+    fn reaches(&mut self, line: &Line<'_>) {
+        let ability = match line.words[1] {
+            "everything" => Ability::FULL,
+            "hub" => Ability { repository: false, ..Ability::FULL },
+            "mirrors" => Ability { registry: false, ..Ability::FULL },
+            "no-space" => Ability { disk: false, ..Ability::FULL },
+            _ => Ability { disk: true, ..Ability::default() },
+        };
+        for server in servers_of(line.words[0]) {
+            self.group().servers.get_mut(&server).expect("a server").ability = ability;
         }
     }
 

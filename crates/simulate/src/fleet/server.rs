@@ -162,7 +162,7 @@ pub(crate) struct Server {
     /// Packets reach it, and what it sends leaves it.
     pub(crate) linked: bool,
     /// Whether the hub and the mirrors answer it, if they answer at all.
-    pub(crate) reaches: Ability,
+    pub(crate) ability: Ability,
     /// The member, while the agent runs and the disk has its log.
     pub(crate) member: Option<Box<Carried>>,
     setup: Arc<Setup>,
@@ -238,7 +238,7 @@ impl Server {
             disk_fails: false,
             stops: false,
             linked: true,
-            reaches: Ability { registry: true, repository: true },
+            ability: Ability::FULL,
             member: None,
             setup,
             lives: 0,

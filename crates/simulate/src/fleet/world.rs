@@ -349,7 +349,7 @@ impl Fleet {
         let Group { servers, log, net, told, killed, offers, .. } = group;
         for server in servers.values_mut() {
             server.disk.killed.clone_from(killed);
-            let reaches = server.reaches;
+            let reaches = server.ability;
             let answers = !self.registry.away && server.linked && reaches.registry;
             let registry = answers.then_some(&self.registry.view);
             let offers = (self.mirrors && reaches.repository).then_some(&*offers);
@@ -357,7 +357,7 @@ impl Fleet {
             if server.paused_until_ms > log.now_ms {
                 continue;
             }
-            let records = member.errands(registry, offers, killed.as_ref());
+            let records = member.errands(registry, offers, killed.as_ref(), reaches.disk);
             let has_inputs = member.has_inputs();
             for record in records {
                 self.take_record(&log.state.group, record);

@@ -181,7 +181,7 @@ impl Carried {
             inputs: Vec::new(),
             pass_on_ms: now_ms + PASS_ON_EVERY_MS,
             read: Read::default(),
-            ability: Ability::default(),
+            ability: Ability::FULL,
             wakes_ms: now_ms,
             last_id: life << 32,
             steps: 0,
@@ -230,8 +230,8 @@ impl Carried {
                 self.inputs.push(Input::Claim { ticket, server, member });
             }
             What::Contacts(contacts, ability) => {
-                let voter = request.from;
-                self.inputs.push(Input::Reaches { voter, ability });
+                let reaches = Input::Reaches { voter: request.from, ability };
+                self.inputs.extend(self.view.asks_voters.then_some(reaches));
                 for (server, (age_ms, doing)) in contacts {
                     self.contacts.heard(now_ms, &server, age_ms, doing);
                 }
@@ -493,7 +493,10 @@ impl Carried {
                 Waits::Forward(request) => {
                     let outcome = match outcome {
                         Proposed::Done { rejection, .. } => Some(rejection),
-                        Proposed::NotLeader { .. } | Proposed::Busy | Proposed::Unknown => None,
+                        Proposed::NotLeader { .. }
+                        | Proposed::Busy
+                        | Proposed::NoSpace
+                        | Proposed::Unknown => None,
                     };
                     self.reply(request, What::Forwarded(outcome));
                 }

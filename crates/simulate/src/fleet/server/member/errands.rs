@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use cohort_consensus::Term;
 use cohort_core::Offer;
+use cohort_core::ability::Ability;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ServerId};
+use cohort_core::machine::DiskSpace;
 use cohort_core::refused::WhyRefused;
 use cohort_server::member::{Input, View};
 use cohort_server::records::{Record, Written, due};
@@ -56,12 +58,17 @@ impl Carried {
         registry: Option<&Arc<RegistryView>>,
         offers: Option<&Arc<BTreeMap<AppId, Offer>>>,
         killed: Option<&String>,
+        disk: bool,
     ) -> Vec<Record> {
         if self.view.killed.as_ref() != killed {
             self.inputs.push(Input::Kill(killed.cloned()));
         }
+        if self.ability.disk != disk {
+            let space = if disk { DiskSpace::Enough } else { DiskSpace::Exhausted };
+            self.inputs.push(Input::Disk(space));
+        }
         let (registry_answers, repository) = (registry.is_some(), offers.is_some());
-        self.ability = Ability { registry: registry_answers, repository };
+        self.ability = Ability { registry: registry_answers, repository, disk };
         if !self.view.leads() {
             return Vec::new();
         }
