@@ -14,8 +14,8 @@ use crate::state::{Activation, ActivationStage, Rollout};
 use crate::waiting::WaitingOn;
 use crate::wave;
 
-/// A server that serves is not lost sooner, in milliseconds: if the member that it asks goes silent,
-/// it takes up to 12 s to ask another one.
+/// A server that serves is not lost sooner, in milliseconds: if the member that it asks goes
+/// silent, it takes up to 12 s to ask another one.
 const SERVING_LOST_AFTER_MS: u64 = 15_000;
 
 impl Planner<'_> {
