@@ -42,4 +42,5 @@ pub mod records;
 #[cfg(test)]
 mod records_test;
 pub mod renewal;
+mod silence;
 pub mod transfers;

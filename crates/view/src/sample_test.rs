@@ -38,7 +38,7 @@ pub(crate) fn fine(running: &str) -> ServerAppStatus {
     ServerAppStatus {
         running: Some(version(running)),
         in_service: true,
-        silent: false,
+        unknown: false,
         unfit: None,
         holds_target: true,
         activation: None,
@@ -59,6 +59,7 @@ pub(crate) fn settled() -> GroupStatus {
             member: Some(MemberId(index as u64 + 1)),
             contact_age_ms: Some(400),
             silent_ms: Some(400),
+            unknown: false,
         };
         (server(name), status)
     });

@@ -211,7 +211,7 @@ fn group_status() {
     let on_server = |activation| ServerAppStatus {
         running: Some("1.1.0".parse().unwrap()),
         in_service: true,
-        silent: false,
+        unknown: false,
         unfit: None,
         holds_target: true,
         activation,
@@ -251,6 +251,7 @@ fn group_status() {
         member: Some(MemberId(1)),
         contact_age_ms: Some(150),
         silent_ms: Some(150),
+        unknown: false,
     };
     let status = GroupStatus {
         version: CONTROL_VERSION,
