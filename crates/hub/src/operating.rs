@@ -99,7 +99,6 @@ pub(crate) async fn remove_group(
         let more = servers.count();
         let still = format!("group {group} still has {server} and {more} more servers");
         return Err(ApiError::conflict(still)
-            .hint(format!("one by one: cohort group remove-server {group} {server}"))
             .hint(format!(
                 "if all are lost permanently: cohort group remove {group} --servers-are-lost"
             ))

@@ -120,7 +120,7 @@ async fn a_group_whose_servers_are_gone_is_removed_with_all_that_waits_for_it() 
     assert_eq!(refused.status, 403);
     let refused = operator.post::<()>(&path, &request(false)).await.unwrap_err();
     assert_eq!(refused.status, 409);
-    assert!(refused.hints[1].contains("--servers-are-lost"), "{:?}", refused.hints);
+    assert!(refused.hints[0].contains("--servers-are-lost"), "{:?}", refused.hints);
     operator.post::<()>(&path, &request(true)).await.unwrap();
     let fleet: Fleet = operator.get("/v1/fleet").await.unwrap();
     assert_eq!(fleet.groups.keys().map(GroupId::as_str).collect::<Vec<_>>(), ["intel.zone-b"]);
