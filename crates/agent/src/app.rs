@@ -132,7 +132,7 @@ impl AppTask {
                     What::Fetching => Doing::Download(self.fetching(orders)),
                     What::Confirming => Doing::Confirming,
                 });
-                self.doing(doing);
+                self.shared.does(&self.app, doing);
             }
             Effect::TakeTraffic => self.host.take_traffic(),
             Effect::Unfit(reason) => self.shared.readiness.fit(&self.app, reason),
@@ -147,7 +147,7 @@ impl AppTask {
     /// Takes one step; a newer order, or a group out of reach for too long, interrupts its waits.
     async fn act(&mut self, action: StepAction, running: Running) -> Result<(), HostError> {
         let step = step_of(&action);
-        self.doing(step.map(|step| Doing::Step { step }));
+        self.shared.does(&self.app, step.map(|step| Doing::Step { step }));
         let begun = Instant::now();
         let cancel = CancellationToken::new();
         {
@@ -161,7 +161,7 @@ impl AppTask {
                 }
             }
         }
-        self.doing(None);
+        self.shared.does(&self.app, None);
         if let Some(step) = step {
             self.measure(step, begun.elapsed());
         }
@@ -173,14 +173,6 @@ impl AppTask {
             self.shared.metrics.count_check("pre-flight", passed);
         }
         self.shared.metrics.step_took(step.name(), took);
-    }
-
-    fn doing(&self, doing: Option<Doing>) {
-        let mut board = self.shared.doing.lock();
-        match doing {
-            Some(doing) => board.insert(self.app.clone(), doing),
-            None => board.remove(&self.app),
-        };
     }
 
     fn fetching(&self, orders: Option<&AppOrders>) -> Download {

@@ -321,11 +321,11 @@ async fn status_local(Context(shared): Cx, _caller: Caller) -> Result<Json<Group
     Ok(Json(own_status(&shared, &handle, &view).await))
 }
 
-/// The group as this member knows it: read through the leader if one answers, else `view`.
+/// The group as this member knows it: with a quorum if it leads one, else `view`.
 async fn own_status(shared: &Shared, handle: &MemberHandle, view: &View) -> GroupStatus {
     match shared.fresh(handle).await {
-        Ok(fresh) => group_status(shared, &fresh, true),
-        Err(_) => group_status(shared, view, false),
+        Ok(fresh) if fresh.leads() => group_status(shared, &fresh, true),
+        Ok(_) | Err(_) => group_status(shared, view, false),
     }
 }
 

@@ -116,8 +116,14 @@ impl Runner {
             Effect::Ask(whom, Question::Orders) => self.ask(&whom).await,
             Effect::Ask(whom, Question::Change { known }) => {
                 let deadline = Duration::from_millis(WAIT_MS_MAX + ANSWER_MS_MAX);
-                if let Ok(answer) = self.question(&whom, WAIT, known, deadline).await {
-                    self.shared.latch(answer.kill).await;
+                tokio::select! {
+                    biased;
+                    answer = self.question(&whom, WAIT, known, deadline) => {
+                        if let Ok(answer) = answer {
+                            self.shared.latch(answer.kill).await;
+                        }
+                    }
+                    () = self.tell_steps(&whom) => {}
                 }
                 Input::Changed
             }
@@ -181,6 +187,16 @@ impl Runner {
         let call = Call::post(path, &message).deadline(deadline).idempotent();
         let target = self.shared.target(&whom.server, &whom.address);
         self.shared.client.call_json(&target, call).await
+    }
+
+    /// Tells a member of each step that starts while a question to it is held: a server that dies
+    /// in a step was last seen in that step, not in the one of its last question. Never ends.
+    async fn tell_steps(&self, whom: &Whom) {
+        loop {
+            self.shared.step_changed.notified().await;
+            // Knowing no orders, it gets its answer immediately.
+            let _ = self.question(whom, WAIT, 0, Duration::from_millis(ANSWER_MS_MAX)).await;
+        }
     }
 
     async fn join_group(&self, whom: &Whom) -> Result<CommandAnswer, CallError> {

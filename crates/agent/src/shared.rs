@@ -25,7 +25,7 @@ use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ToGroup};
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
 use cohort_wire::kill::SignedKill;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::config::AgentConfig;
 use crate::contacts::{SharedContacts, monotonic_ms};
@@ -89,6 +89,8 @@ pub(crate) struct Shared {
     pub doing: Mutex<BTreeMap<AppId, Doing>>,
     /// The space left for the agent.
     pub disk: watch::Sender<DiskSpace>,
+    /// A step started or ended since the group was told the last one.
+    pub step_changed: Notify,
     /// The leader, as other members last named it.
     pub leader: Mutex<Option<Source>>,
     /// Artifacts that each app wants kept; an app is missing until it has said so.
@@ -115,6 +117,19 @@ impl Shared {
             "free space on {server}, or: cohort group transfer-leader {}",
             self.group
         ))
+    }
+
+    /// Records what this server does for an app; `None`: nothing.
+    pub(crate) fn does(&self, app: &AppId, doing: Option<Doing>) {
+        let mut board = self.doing.lock();
+        let step = doing.as_ref().map(Doing::step);
+        let before = match doing {
+            Some(doing) => board.insert(app.clone(), doing),
+            None => board.remove(app),
+        };
+        if before.as_ref().map(Doing::step) != step {
+            self.step_changed.notify_one();
+        }
     }
 
     pub(crate) fn handle(&self) -> Option<MemberHandle> {

@@ -26,7 +26,7 @@ use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -193,6 +193,7 @@ pub(crate) async fn open(
         orders: watch::Sender::new(None),
         doing: Mutex::default(),
         disk: watch::Sender::default(),
+        step_changed: Notify::new(),
         leader: Mutex::default(),
         kept: Mutex::default(),
         hub,

@@ -2,7 +2,7 @@
 
 use cohort_artifact::Manifest;
 use cohort_consensus::RaftId;
-use cohort_core::ids::{AppId, ClockMs, MemberId};
+use cohort_core::ids::{AppId, ClockMs, MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::{Milestone, Phase};
 use cohort_core::release::Release;
@@ -20,7 +20,7 @@ use crate::member::View;
 use crate::shared::Shared;
 use crate::transfer_status::{Named, transfers};
 
-/// `linearizable`: the view was read through the leader.
+/// `linearizable`: this member is the leader, and had a quorum just now.
 pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> GroupStatus {
     let state = &view.state;
     let contacts = shared.contacts.all();
@@ -48,6 +48,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             silent_ms: view.silent_ms(id, &contacts, now_ms),
             clock_ahead_ms: faults.get(id).map_or(0, |faults| faults.clock_ahead_ms),
             disk: faults.get(id).map_or_else(Default::default, |faults| faults.disk),
+            unknown: now.is_unknown(id),
         };
         (id.clone(), status)
     });
@@ -135,10 +136,16 @@ struct Now<'a> {
     linearizable: bool,
 }
 
+impl Now<'_> {
+    /// Without a quorum, nothing is known to be true now, whatever the log says.
+    fn is_unknown(&self, server: &ServerId) -> bool {
+        !self.linearizable || self.view.is_unknown(server, self.contacts, self.now_ms)
+    }
+}
+
 fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
     let Now { view, contacts, now_ms, linearizable } = *now;
     let clock = view.clock(now_ms);
-    let unreachable_after = app.policy_in_force().update.unreachable_after;
     let (since, reason, wave, wave_servers) = match &app.phase {
         Phase::Empty => (ClockMs(0), None, 0, Vec::new()),
         Phase::Running { since } => (*since, None, 0, Vec::new()),
@@ -160,7 +167,7 @@ fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
         let status = ServerAppStatus {
             running: here.running.as_ref().map(|release| release.version.clone()),
             in_service: here.in_service,
-            silent: here.unsure || view.is_silent(server, contacts, now_ms, unreachable_after.ms),
+            unknown: here.unsure || now.is_unknown(server),
             unfit: here.unfit.clone(),
             holds_target: target.is_some_and(|release| here.has(&release.artifact)),
             activation: here.activation.as_ref().map(|activation| activation.stage.clone()),

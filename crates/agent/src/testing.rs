@@ -213,6 +213,8 @@ pub(crate) fn joined() -> Joined {
         mirrors: Vec::new(),
         group: GROUP.parse().unwrap(),
         labels: BTreeMap::new(),
+        platform: PLATFORM.parse().unwrap(),
+        rack: None,
         members: Vec::new(),
     }
 }

@@ -8,7 +8,20 @@ use std::collections::BTreeSet;
 
 use crate::ids::{AppId, ServerId};
 use crate::orders::Purpose;
+use crate::policy::Update;
 use crate::state::{Activation, ActivationStage, App, ServerApp, State};
+
+/// A server that has been silent for longer counts as out for a grant, in milliseconds, although it
+/// is not unknown yet: a live one asks at least this often, also after a change of leader.
+pub const COUNTED_ON_MS: u64 = 10_000;
+
+/// How long a server may be silent before it is unknown whether it serves, in milliseconds: the
+/// shortest `unreachable_after` of the group's apps, since its silence is the same for all of them.
+#[must_use]
+pub fn unknown_after_ms(state: &State) -> u64 {
+    let bounds = state.apps.values().map(|app| app.policy_in_force().update.unreachable_after.ms);
+    bounds.min().unwrap_or_else(|| Update::default().unreachable_after.ms)
+}
 
 /// A server's part in serving traffic, over all apps, by its own last word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

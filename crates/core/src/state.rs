@@ -219,6 +219,7 @@ impl Activation {
 #[serde(deny_unknown_fields)]
 pub struct Debt {
     pub since: ClockMs,
+    /// Why it is in debt; after a failed attempt to pay, why that failed.
     pub reason: DebtReason,
     /// Attempts to pay it, at most [`DEBT_TRIES_MAX`] without an operator.
     pub tries: u32,
@@ -378,6 +379,13 @@ impl ServerApp {
     /// Records a debt, unless the server already has one.
     pub(crate) fn owe(&mut self, since: ClockMs, reason: DebtReason) {
         self.debt.get_or_insert(Debt { since, reason, tries: 0 });
+    }
+
+    /// Records a failed change: the server is in debt, or still is, for this reason now.
+    pub(crate) fn owe_after_failure(&mut self, at: ClockMs, text: String) {
+        let reason = DebtReason::Failed { text };
+        let debt = Debt { since: at, reason: reason.clone(), tries: 0 };
+        self.debt.get_or_insert(debt).reason = reason;
     }
 
     /// Drops a change that has failed or was undone.

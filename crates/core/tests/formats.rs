@@ -107,7 +107,7 @@ fn planned() -> Vec<Planned> {
         Planned::FindServer { server: server(1) },
         Planned::PauseForVerdict {
             group: GroupId::new("amd.zone-a").expect("a name"),
-            reason: Reason::ServersLost,
+            reason: Reason::ServersLost { servers: vec![server(2)] },
         },
     ];
     let purposes = [Purpose::Wave, Purpose::RollBack, Purpose::Debt];
@@ -120,7 +120,7 @@ fn reasons() -> [Reason; 7] {
     let (by, text) = ("ann".to_owned(), "http: status 500".to_owned());
     [
         Reason::ServerFailed { server: server(1), step: Step::Check, text: text.clone() },
-        Reason::ServersLost,
+        Reason::ServersLost { servers: vec![server(2)] },
         Reason::NoServerLeft,
         Reason::NoProgress { wave: 2, within: Duration::from_secs(60), servers: vec![server(1)] },
         Reason::Aborted { by: by.clone(), text },
@@ -186,7 +186,7 @@ fn has_an_example(body: &Body) -> bool {
             },
             Planned::Fail { reason } => match reason {
                 Reason::ServerFailed { .. }
-                | Reason::ServersLost
+                | Reason::ServersLost { .. }
                 | Reason::NoServerLeft
                 | Reason::NoProgress { .. }
                 | Reason::Aborted { .. }

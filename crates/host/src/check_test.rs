@@ -36,6 +36,14 @@ fn http(port: u16, more: &str) -> (Check, CheckContext) {
 
 const OK: &str = "HTTP/1.1 200 OK\r\nx-role: follower\r\ncontent-length: 2\r\n\r\nok";
 
+#[test]
+fn a_checks_name_has_the_port_of_this_server() {
+    let (check, context) = http(8080, "");
+    assert_eq!(check_name(&check, &context), "http http://127.0.0.1:8080/healthz");
+    let none = CheckContext::default();
+    assert_eq!(check_name(&check, &none), "http http://127.0.0.1:{port}/healthz");
+}
+
 #[tokio::test]
 async fn http_looks_at_status_body_and_headers() {
     let port = server(OK).await;

@@ -89,7 +89,7 @@ impl Subject {
         match self {
             Subject::Check { check, context } => look(check, context)
                 .await
-                .map_err(|failure| format!("{}: {failure}", check_name(check))),
+                .map_err(|failure| format!("{}: {failure}", check_name(check, context))),
             Subject::Service { control, name } => match control.status(name).await {
                 Ok(status) if status.is_running() => Ok(()),
                 Ok(status) => Err(status.not_running()),

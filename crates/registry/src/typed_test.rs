@@ -152,13 +152,19 @@ async fn verdicts_are_read_back_with_their_release_and_group() {
         group: group(of),
         record: VerdictRecord { schema: SCHEMA, bad: what, stamp: stamp(1, 1, 1) },
     };
-    let expected =
-        vec![verdict("amd.zone-a", Some(Reason::ServersLost)), verdict("amd.zone-b", None)];
+    let expected = vec![
+        verdict("amd.zone-a", Some(Reason::ServersLost { servers: Vec::new() })),
+        verdict("amd.zone-b", None),
+    ];
     for one in &expected {
         let put = write_verdict(&registry, one).await.expect("write");
         assert!(matches!(put, FencedPut::Written));
     }
     assert_eq!(read_fleet(&registry).await.expect("read").verdicts, expected);
+    assert!(remove_group(&registry, &group("amd.zone-a")).await.expect("write"));
+    let left = read_fleet(&registry).await.expect("read");
+    assert_eq!(left.verdicts, expected[1..], "a removed group stops nobody");
+    assert!(!remove_group(&registry, &group("amd.zone-a")).await.expect("write"));
 }
 
 #[tokio::test]

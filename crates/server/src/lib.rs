@@ -46,4 +46,5 @@ pub mod records;
 mod records_test;
 pub mod renewal;
 pub mod space;
+mod silence;
 pub mod transfers;

@@ -27,8 +27,7 @@ use cohort_core::state::HistoryEntry;
 use cohort_core::waiting::Waiting;
 use cohort_core::{Body, Command, Event, Offer, State};
 
-use crate::asking::{ANSWER_MS_MAX, WAIT_MS_MAX};
-use crate::contacts::{Contacts, PASS_ON_EVERY_MS};
+use crate::contacts::Contacts;
 use crate::leading::Leading;
 
 mod apply;
@@ -42,10 +41,6 @@ const READ_LOST_MS: u64 = 500;
 /// How long a read may take in total, in milliseconds: longer than an election, so that it survives
 /// a change of leader.
 pub const READ_MS_MAX: u64 = 1_500;
-/// A new leader has heard from every live server after this long, in milliseconds: a server that
-/// was asking the old leader waits for its held request and two responses before it asks another
-/// member, which then reports the contact.
-const UNHEARD_MS: u64 = WAIT_MS_MAX + 2 * ANSWER_MS_MAX + 1_000 + PASS_ON_EVERY_MS;
 /// How long a leadership transfer may take, in milliseconds.
 const TRANSFER_MS_MAX: u64 = 3_000;
 
@@ -199,48 +194,10 @@ impl View {
         self.clock.plus(now_ms.saturating_sub(at_ms))
     }
 
-    /// Number of servers that are silent for one of the group's apps; 0 unless the leader.
-    #[must_use]
-    pub fn silent_servers(&self, contacts: &Contacts, now_ms: u64) -> usize {
-        let limits = self.state.apps.values();
-        let limit_ms = limits.map(|app| app.policy_in_force().update.unreachable_after.ms).min();
-        let silent = |server: &&ServerId| {
-            limit_ms.is_some_and(|ms| self.is_silent(server, contacts, now_ms, ms))
-        };
-        self.state.servers.keys().filter(silent).count()
-    }
-
     /// The leader's server, as far as this member knows.
     #[must_use]
     pub fn leader(&self) -> Option<&ServerId> {
         self.state.server_of(MemberId(self.raft.leader?.0))
-    }
-
-    /// How long a server has certainly not asked any member for its orders, in milliseconds; `None`
-    /// unless this member is the leader. Before the leader listened, the server may have asked
-    /// another one.
-    #[must_use]
-    pub fn silent_ms(&self, server: &ServerId, contacts: &Contacts, now_ms: u64) -> Option<u64> {
-        let heard_ms = contacts.of(server).map_or(0, |contact| contact.at_ms);
-        let since_ms = self.listens_since_ms?.max(heard_ms);
-        Some(if self.leader() == Some(server) { 0 } else { now_ms.saturating_sub(since_ms) })
-    }
-
-    /// Whether a server is silent: it has asked no member for `after_ms`; or not once since this
-    /// member became the leader, although all live servers should have by now. False unless this
-    /// member is the leader.
-    #[must_use]
-    pub fn is_silent(
-        &self,
-        server: &ServerId,
-        contacts: &Contacts,
-        now_ms: u64,
-        after_ms: u64,
-    ) -> bool {
-        let heard_ms = contacts.of(server).map(|contact| contact.at_ms);
-        let limit_ms =
-            if heard_ms < self.listens_since_ms { after_ms.min(UNHEARD_MS) } else { after_ms };
-        self.silent_ms(server, contacts, now_ms).is_some_and(|silent_ms| silent_ms > limit_ms)
     }
 
     /// Whether this member is the leader and has committed in its term.

@@ -365,24 +365,38 @@ fn a_new_leader_counts_no_time_twice() {
 }
 
 #[test]
-fn a_server_is_silent_that_has_not_asked_for_long_or_never_under_this_leader() {
+fn a_server_is_unknown_that_has_not_asked_for_long_or_never_under_this_leader() {
     let (group, leader) = Group::led(3);
     let view = &group.views[&leader];
     let since_ms = view.listens_since_ms.expect("it leads");
     let mut contacts = Contacts::default();
     let other = server(group.follower());
-    let silent =
-        |contacts: &Contacts, ms: u64| view.is_silent(&other, contacts, since_ms + ms, 30_000);
-    assert!(!silent(&contacts, 9_000), "it may be about to ask");
-    assert!(silent(&contacts, 10_000), "it would have asked");
+    let unknown = |contacts: &Contacts, ms: u64| view.is_unknown(&other, contacts, since_ms + ms);
+    assert!(!unknown(&contacts, 9_000), "it may be about to ask");
+    assert!(unknown(&contacts, 10_000), "it would have asked");
     contacts.heard(since_ms - 1, &other, 0, BTreeMap::new());
-    assert!(silent(&contacts, 10_000), "what was before this leadership proves nothing");
+    assert!(unknown(&contacts, 10_000), "what was before this leadership proves nothing");
     contacts.heard(since_ms + 6_500, &other, 0, BTreeMap::new());
-    assert!(!silent(&contacts, 36_500));
-    assert!(silent(&contacts, 36_501));
-    assert!(!view.is_silent(&server(leader), &contacts, since_ms + 90_000, 30_000));
-    let follower = &group.views[&group.follower()];
-    assert_eq!(follower.silent_ms(&other, &contacts, since_ms + 90_000), None, "it cannot know");
+    assert!(!unknown(&contacts, 36_500), "the bound of a group without apps is the default");
+    assert!(unknown(&contacts, 36_501));
+    assert!(!view.is_unknown(&server(leader), &contacts, since_ms + 90_000));
+    assert_eq!(view.unknown_servers(&contacts, since_ms + 90_000), 2);
+}
+
+#[test]
+fn a_member_that_does_not_lead_knows_nothing_of_servers() {
+    let (mut group, leader) = Group::led(3);
+    let (follower, mut contacts) = (group.follower(), Contacts::default());
+    contacts.heard(group.now_ms, &server(leader), 0, BTreeMap::new());
+    let view = Arc::clone(&group.views[&follower]);
+    assert!(view.is_unknown(&server(leader), &contacts, group.now_ms));
+    assert_eq!(view.silent_ms(&server(leader), &contacts, group.now_ms), None);
+    assert_eq!(view.unknown_servers(&contacts, group.now_ms), 0, "its leader counts them");
+    group.cut.extend([1, 2, 3]);
+    group.run_ms(3_000);
+    for (member, view) in &group.views {
+        assert_eq!(view.unknown_servers(&contacts, group.now_ms), 3, "{member} has no quorum");
+    }
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub(crate) fn fine(running: &str) -> ServerAppStatus {
     ServerAppStatus {
         running: Some(version(running)),
         in_service: true,
-        silent: false,
+        unknown: false,
         unfit: None,
         holds_target: true,
         activation: None,
@@ -62,6 +62,7 @@ pub(crate) fn settled() -> GroupStatus {
             silent_ms: Some(400),
             clock_ahead_ms: 0,
             disk: DiskSpace::Enough,
+            unknown: false,
         };
         (server(name), status)
     });

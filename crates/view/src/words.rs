@@ -12,7 +12,10 @@ pub fn reason(reason: &Reason) -> String {
         Reason::ServerFailed { server, step, text } => {
             format!("{} failed on {server}: {text}", step.name())
         }
-        Reason::ServersLost => "too many servers are unreachable".into(),
+        Reason::ServersLost { servers } => {
+            let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
+            format!("too many servers are unreachable: {}", servers.join(", "))
+        }
         Reason::NoServerLeft => "no server is left that runs it".into(),
         Reason::NoProgress { wave, within, servers } => {
             let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
@@ -33,7 +36,9 @@ pub fn debt(reason: &DebtReason) -> String {
         DebtReason::Found { running: None } => "was running nothing".into(),
         DebtReason::LeftBehind => "left behind by the rollout".into(),
         DebtReason::NotRolledBack => "not reached by the rollback".into(),
-        DebtReason::Silent { for_ms } => format!("unreachable for {} s", for_ms / 1000),
+        DebtReason::Silent { for_ms } => {
+            format!("lost after {} s without contact", for_ms / 1000)
+        }
         DebtReason::Failed { text } => text.clone(),
     })
 }

@@ -227,7 +227,7 @@ pub struct GroupStatus {
     pub commit: u64,
     /// The index that this agent has applied.
     pub applied: u64,
-    /// Whether it was read through the leader. If not, it is a minority's last knowledge.
+    /// Whether a leader with a quorum responded. If not, it is what a minority last knew.
     pub linearizable: bool,
     pub clock: ClockMs,
     /// The reason for the kill switch, while it is on.
@@ -270,15 +270,15 @@ pub struct ServerStatus {
     pub clock_ahead_ms: i64,
     /// The space left for its agent, as far as known.
     pub disk: DiskSpace,
+    /// Whether it has not asked any member for longer than the shortest `unreachable_after`, or no
+    /// leader with a quorum responds: what is known of it may no longer hold.
+    pub unknown: bool,
 }
 
 impl GroupStatus {
-    /// The servers that are silent for one of their apps: it is unknown whether they are serving.
-    pub fn silent_servers(&self) -> impl Iterator<Item = &ServerId> {
-        self.servers.keys().filter(|server| {
-            let mut here = self.apps.values().filter_map(|app| app.servers.get(*server));
-            here.any(|here| here.silent)
-        })
+    /// The servers that are unknown.
+    pub fn unknown_servers(&self) -> impl Iterator<Item = (&ServerId, &ServerStatus)> {
+        self.servers.iter().filter(|(_, server)| server.unknown)
     }
 }
 
@@ -322,9 +322,9 @@ pub struct ServerAppStatus {
     pub running: Option<Version>,
     /// Whether it takes traffic, by its last report.
     pub in_service: bool,
-    /// Whether it has not asked any member for longer than `unreachable_after`: it is unknown
-    /// whether it is still serving, and the other fields are stale.
-    pub silent: bool,
+    /// Whether its server is unknown, or was lost in a change of this app and has not said since
+    /// what it runs: the other fields are stale.
+    pub unknown: bool,
     /// Why it takes no traffic; `None` if it does, or if it has not run anything yet.
     pub unfit: Option<Unfit>,
     /// Whether it has all bytes of the release being rolled out.

@@ -224,7 +224,7 @@ fn group_status() {
     let on_server = |activation| ServerAppStatus {
         running: Some("1.1.0".parse().unwrap()),
         in_service: true,
-        silent: false,
+        unknown: false,
         unfit: None,
         holds_target: true,
         activation,
@@ -266,6 +266,7 @@ fn group_status() {
         silent_ms: Some(150),
         clock_ahead_ms: -90_000,
         disk: DiskSpace::Low,
+        unknown: false,
     };
     let status = GroupStatus {
         version: CONTROL_VERSION,

@@ -99,12 +99,14 @@ impl Turn<'_> {
     }
 
     /// Declares a server lost: the rollout continues without it, its change is void, and it is in
-    /// debt.
+    /// debt unless it serves the release already.
     pub(crate) fn lose(&mut self, server: &ServerId, silent_ms: u64) -> Applied {
         let App { servers, phase, .. } = &mut *self.app;
         let Some(here) = servers.get_mut(server) else {
             return Err(Rejection::NoServer { server: server.clone() });
         };
+        // It has moved: the rollout finds it again, or leaves it behind.
+        let moved = phase.forward().is_some_and(|rollout| here.serves(&rollout.release));
         let newly = phase.rollout_mut().is_some_and(|rollout| {
             let newly = rollout.lost.insert(server.clone());
             if newly {
@@ -121,7 +123,9 @@ impl Turn<'_> {
             None if newly => {}
             None => return self.not_now(WhyNot::AlreadyLost),
         }
-        here.owe(self.clock, DebtReason::Silent { for_ms: silent_ms });
+        if !moved {
+            here.owe(self.clock, DebtReason::Silent { for_ms: silent_ms });
+        }
         let (app, server) = (self.id.clone(), server.clone());
         self.events.push(Event::ServerLost { app, server, silent_ms });
         Ok(())

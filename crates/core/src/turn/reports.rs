@@ -269,7 +269,7 @@ impl Turn<'_> {
     fn count(&mut self, failure: Failure, purpose: Purpose, of: Option<&Release>) {
         let Failure { server, blame, reason, .. } = &failure;
         if let Some(here) = self.app.servers.get_mut(server) {
-            here.owe(self.clock, DebtReason::Failed { text: reason.clone() });
+            here.owe_after_failure(self.clock, reason.clone());
         }
         let (app, server, reason) = (self.id.clone(), server.clone(), reason.clone());
         self.events.push(Event::ServerFailed { app, server: server.clone(), reason });

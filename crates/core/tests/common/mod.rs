@@ -161,7 +161,10 @@ impl Wish {
             21 if n < 80 => plan(Planned::Fail { reason: Reason::NoServerLeft }),
             22 => {
                 let group = GroupId::new("intel.zone-b").expect("a name");
-                plan(Planned::PauseForVerdict { group, reason: Reason::ServersLost })
+                plan(Planned::PauseForVerdict {
+                    group,
+                    reason: Reason::ServersLost { servers: Vec::new() },
+                })
             }
             23 => Body::Pause { app, reason },
             24 => Body::Resume { app },
