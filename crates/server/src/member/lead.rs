@@ -25,8 +25,8 @@ impl<S: LogStore> Member<S> {
             self.hand_over_to_the_group();
         }
         let plan = self.leading.plan(now_ms, &self.state, contacts);
-        if plan.waiting != self.waiting {
-            self.waiting = plan.waiting;
+        if plan.waiting != *self.waiting {
+            self.waiting = plan.waiting.into();
             self.changed = true;
         }
         for body in plan.commands {
