@@ -24,7 +24,7 @@ pub const REPLACE_AFTER_MS: u64 = 300_000;
 const PAUSE_MS: u64 = 5_000;
 /// How late the group clock may be when another proposer's entry is written, in milliseconds.
 const CLOCK_LATE_MS: u64 = 250;
-/// Pause between two steps of voter placement, in milliseconds.
+/// Pause between two looks at the placement of voters, in milliseconds.
 const PLACE_EVERY_MS: u64 = 200;
 
 /// The observations of one member; empty unless it is the leader.
@@ -284,12 +284,14 @@ impl Leading {
         placed: &Placed,
         contacts: &Contacts,
     ) -> Option<Placement> {
-        if self.placed_ms.is_some_and(|at| now_ms - at < PLACE_EVERY_MS) {
-            return None;
-        }
-        let next = placement(state, placed, &self.silent(now_ms, state, contacts))?;
         self.placed_ms = Some(now_ms);
-        Some(next)
+        placement(state, placed, &self.silent(now_ms, state, contacts))
+    }
+
+    /// Whether to look at the placement of voters now: [`place`](Self::place).
+    #[must_use]
+    pub fn may_place(&self, now_ms: u64) -> bool {
+        self.placed_ms.is_none_or(|at| now_ms - at >= PLACE_EVERY_MS)
     }
 
     /// The servers that have been silent long enough to be replaced. Silence counts from the start

@@ -20,7 +20,9 @@ impl<S: LogStore> Member<S> {
     }
 
     pub(super) fn lead(&mut self, now_ms: u64, contacts: &Contacts) {
-        self.place(now_ms, contacts);
+        if self.leading.may_place(now_ms) {
+            self.place(now_ms, contacts);
+        }
         if !self.state.servers.contains_key(self.leading.server()) {
             self.hand_over_to_the_group();
         }
