@@ -57,7 +57,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         version: CONTROL_VERSION,
         group: state.group.clone(),
         incarnation: state.incarnation,
-        labels: state.labels.clone(),
+        labels: (*state.labels).clone(),
         platform: state.platform.clone(),
         answered_by: shared.server().clone(),
         leader: view.leader().cloned(),

@@ -39,6 +39,9 @@ mod rejection;
 pub mod release;
 pub mod report;
 mod rollout;
+pub mod shared;
+#[cfg(test)]
+mod shared_test;
 pub mod state;
 pub mod steps;
 mod turn;

@@ -16,6 +16,7 @@ use crate::reason::{DebtReason, Unfit};
 use crate::rejection::Rejection;
 use crate::release::Release;
 use crate::report::{Blame, Step};
+use crate::shared::Shared;
 
 pub use crate::rollout::{Ending, Failure, HistoryEntry, Pause, Rejected, Rollout, Verdict};
 
@@ -53,7 +54,7 @@ pub struct State {
     /// Issued by the registry; commands for another incarnation are rejected.
     pub incarnation: Incarnation,
     /// The grouping labels shared by all its servers.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Shared<BTreeMap<String, String>>,
     /// The platform of all its servers; `None` until `set-up`.
     pub platform: Option<Platform>,
     /// The group clock, advanced by the leader.
@@ -64,11 +65,11 @@ pub struct State {
     pub next_member: MemberId,
     /// The position of the next server in joining order.
     pub next_joined: u64,
-    pub servers: BTreeMap<ServerId, Server>,
+    pub servers: Shared<BTreeMap<ServerId, Server>>,
     /// The group's apps. Each lists every server.
     pub apps: BTreeMap<AppId, App>,
     /// The last [`REQUESTS_MAX`] requests, oldest first.
-    pub requests: Vec<Answered>,
+    pub requests: Shared<Vec<Answered>>,
 }
 
 /// A request and its outcome.
@@ -115,20 +116,20 @@ pub struct App {
     /// The registry's revision of `policy`.
     pub revision: Revision,
     /// The policy for the next rollout; one in progress keeps its own.
-    pub policy: Policy,
+    pub policy: Shared<Policy>,
     /// Incremented by every change of plan.
     pub generation: Generation,
     /// The last release that the whole group ran and baked: the target of a rollback.
     pub last_good: Option<Release>,
     /// Earlier good releases, newest last.
-    pub good_before: Vec<Release>,
+    pub good_before: Shared<Vec<Release>>,
     pub phase: Phase,
     /// What is known about each server; the keys are the group's servers.
-    pub servers: BTreeMap<ServerId, ServerApp>,
+    pub servers: Shared<BTreeMap<ServerId, ServerApp>>,
     /// Releases not retried without an operator, newest last.
-    pub rejected: Vec<Rejected>,
+    pub rejected: Shared<Vec<Rejected>>,
     /// Ended rollouts, oldest first.
-    pub history: Vec<HistoryEntry>,
+    pub history: Shared<Vec<HistoryEntry>>,
     /// Number of changes that the registry has to record.
     pub record: u64,
     /// Number of them that the registry has acknowledged.
@@ -233,15 +234,15 @@ impl State {
             schema: STATE_SCHEMA,
             group,
             incarnation,
-            labels: BTreeMap::new(),
+            labels: Shared::default(),
             platform: None,
             clock: ClockMs(0),
             feature_level: 1,
             next_member: MemberId(1),
             next_joined: 0,
-            servers: BTreeMap::new(),
+            servers: Shared::default(),
             apps: BTreeMap::new(),
-            requests: Vec::new(),
+            requests: Shared::default(),
         }
     }
 
@@ -264,14 +265,14 @@ impl App {
     pub fn new(revision: Revision, policy: Policy) -> App {
         App {
             revision,
-            policy,
+            policy: policy.into(),
             generation: Generation(0),
             last_good: None,
-            good_before: Vec::new(),
+            good_before: Shared::default(),
             phase: Phase::Empty,
-            servers: BTreeMap::new(),
-            rejected: Vec::new(),
-            history: Vec::new(),
+            servers: Shared::default(),
+            rejected: Shared::default(),
+            history: Shared::default(),
             record: 1,
             record_written: 0,
             verdicts_due: Vec::new(),

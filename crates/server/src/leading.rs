@@ -30,7 +30,7 @@ const CLOCK_LATE_MS: u64 = 250;
 /// How long the mirrors may be unreachable before that is reported, in milliseconds: restarts and
 /// single lost requests are not worth a line.
 const UNREACHABLE_MS: u64 = 30_000;
-/// Pause between two steps of voter placement, in milliseconds.
+/// Pause between two looks at the placement of voters, in milliseconds.
 const PLACE_EVERY_MS: u64 = 200;
 
 /// The observations of one member; empty unless it is the leader.
@@ -321,12 +321,14 @@ impl Leading {
         placed: &Placed,
         contacts: &Contacts,
     ) -> Option<Placement> {
-        if self.placed_ms.is_some_and(|at| now_ms - at < PLACE_EVERY_MS) {
-            return None;
-        }
-        let next = placement(state, placed, &self.silent(now_ms, state, contacts))?;
         self.placed_ms = Some(now_ms);
-        Some(next)
+        placement(state, placed, &self.silent(now_ms, state, contacts))
+    }
+
+    /// Whether to look at the placement of voters now: [`place`](Self::place).
+    #[must_use]
+    pub fn may_place(&self, now_ms: u64) -> bool {
+        self.placed_ms.is_none_or(|at| now_ms - at >= PLACE_EVERY_MS)
     }
 
     /// Records the space on the disk of this member's server.

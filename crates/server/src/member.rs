@@ -23,6 +23,7 @@ use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::machine::DiskSpace;
 use cohort_core::refused::Refused;
+use cohort_core::shared::Shared;
 use cohort_core::state::HistoryEntry;
 use cohort_core::waiting::Waiting;
 use cohort_core::{Body, Command, Event, Offer, State};
@@ -83,6 +84,8 @@ pub enum Input {
     Reaches { voter: ServerId, ability: Ability },
     /// The reason for the kill switch; `None` while it is off.
     Kill(Option<String>),
+    /// The answer to [`Output::Compact`]: the state as of entry `index`, [`serialized`].
+    Snapshot { index: u64, data: Vec<u8> },
     /// Transfer leadership, then stop.
     Stop,
 }
@@ -108,6 +111,10 @@ pub enum Output {
     Happened { index: u64, event: Event, ended: Option<Box<HistoryEntry>> },
     /// The member's public view has changed.
     View(Arc<View>),
+    /// The log has grown long: return this state of entry `index`, [`serialized`], as
+    /// [`Input::Snapshot`]. Not on the member's thread: in a large group it takes longer than a
+    /// heartbeat.
+    Compact { index: u64, state: Arc<State> },
     /// For the agent's log.
     Noted(Note),
     /// Leadership was transferred if possible: drop the member.
@@ -168,7 +175,7 @@ pub struct View {
     pub state: Arc<State>,
     pub raft: Status,
     /// Why things are waiting, by the last plan; empty unless this member is the leader.
-    pub waiting: Vec<Waiting>,
+    pub waiting: Shared<Vec<Waiting>>,
     /// Whether the registry responds; `None` unless this member is the leader.
     pub registry: Option<bool>,
     /// Mirrors and releases refused recently, for people.
@@ -235,6 +242,15 @@ pub enum MemberError {
     Broken { index: u64, reason: String },
 }
 
+/// A state as a snapshot has it.
+///
+/// # Panics
+/// Never: a state has text keys only.
+#[must_use]
+pub fn serialized(state: &State) -> Vec<u8> {
+    serde_json::to_vec(state).expect("a state has text keys only")
+}
+
 /// Why an entry cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
@@ -255,7 +271,7 @@ pub struct Member<S: LogStore> {
     node: Node<S>,
     state: Arc<State>,
     leading: Leading,
-    waiting: Vec<Waiting>,
+    waiting: Shared<Vec<Waiting>>,
     /// By index: the term in which it was proposed, and the ticket to answer.
     proposals: BTreeMap<u64, (Term, Ticket)>,
     /// The round of reads in flight, and its start.
@@ -270,8 +286,8 @@ pub struct Member<S: LogStore> {
     changed: bool,
     /// The applied index that the last view shows.
     shown: u64,
-    /// Compact the log up to here, in the next step.
-    compaction: Option<Index>,
+    /// A snapshot was requested, and has not come back.
+    compacting: bool,
     /// Whether this member's leadership has been logged.
     announced: bool,
     outputs: Vec<Output>,
@@ -301,7 +317,7 @@ impl<S: LogStore> Member<S> {
             node,
             state: Arc::new(state),
             leading: Leading::new(server, killed),
-            waiting: Vec::new(),
+            waiting: Shared::default(),
             proposals: BTreeMap::new(),
             reading: None,
             next_readers: Vec::new(),
@@ -311,7 +327,7 @@ impl<S: LogStore> Member<S> {
             next_tick_ms: now_ms,
             changed: true,
             shown: 0,
-            compaction: None,
+            compacting: false,
             announced: false,
             outputs: Vec::new(),
         })
@@ -359,7 +375,6 @@ impl<S: LogStore> Member<S> {
         inputs: impl IntoIterator<Item = Input>,
     ) -> Result<Vec<Output>, MemberError> {
         self.catch_up(now_ms);
-        self.compact();
         for input in inputs {
             self.take(now_ms, input);
         }
@@ -401,6 +416,7 @@ impl<S: LogStore> Member<S> {
                 self.leading.voter_reaches(now_ms, voter, ability);
             }
             Input::Kill(reason) => self.changed |= self.leading.killed(now_ms, reason),
+            Input::Snapshot { index, data } => self.compact(Index(index), data),
             Input::Stop => {
                 if self.stopping.is_none() {
                     let handover = Handover::begin(&mut self.node, HANDOVER_TICKS_MAX);

@@ -16,10 +16,13 @@ use cohort_store::{Disk, FaultyStore, WriteFault};
 use crate::contacts::Contacts;
 use crate::member::{
     Input, Member, MemberError, Note, Output, Proposed, Ticket, TransferFailure, Unreadable, View,
+    serialized,
 };
 use crate::membership::{Founder, founding_state};
 
 const TICK_MS: u64 = 50;
+/// Few: a test that compacts writes more.
+const ENTRIES_BEFORE_SNAPSHOT: u64 = 30;
 
 struct Group {
     now_ms: u64,
@@ -104,6 +107,7 @@ impl Group {
         self.boots += 1;
         let mut config = Config::new("web", 1, RaftId(n));
         config.boot_epoch = self.boots;
+        config.limits.entries_before_snapshot = ENTRIES_BEFORE_SNAPSHOT;
         let store = FaultyStore::open(&self.disks[&n]).unwrap();
         let name = GroupId::new("web").unwrap();
         let member = Member::open(self.now_ms, server(n), name, store, config, None).unwrap();
@@ -260,7 +264,7 @@ fn a_leader_without_a_majority_does_not_know_what_came_of_a_proposal() {
     assert_eq!(group.outcome(leader, ticket), None);
     group.run_ms(3_000);
     assert_eq!(group.outcome(leader, ticket), Some(&Proposed::Unknown));
-    assert_eq!(group.views[&leader].waiting, Vec::new());
+    assert!(group.views[&leader].waiting.is_empty());
 }
 
 #[test]
@@ -583,4 +587,22 @@ fn what_is_sent_comes_before_what_it_leads_to() {
     let answer = at(|output| matches!(output, Output::Answer { .. }));
     let view = at(|output| matches!(output, Output::View(_)));
     assert!(happened < answer && answer < view && happened.is_some(), "{outputs:?}");
+}
+
+#[test]
+fn a_snapshot_is_requested_once_and_taken_though_entries_have_come_since() {
+    let (mut group, leader) = Group::led(1);
+    for n in 0..2 * ENTRIES_BEFORE_SNAPSHOT {
+        group.propose(leader, add(10 + n % 2));
+    }
+    let requested = group.said[&leader].iter().filter_map(|output| match output {
+        Output::Compact { index, state } => Some((*index, serialized(state))),
+        _ => None,
+    });
+    let requested: Vec<(u64, Vec<u8>)> = requested.collect();
+    let [(index, data)] = &requested[..] else { panic!("{} snapshots", requested.len()) };
+    assert!(group.views[&leader].raft.applied.0 > *index);
+    group.step(leader, vec![Input::Snapshot { index: *index, data: data.clone() }]);
+    let snapshot = group.members[&leader].log().snapshot().unwrap();
+    assert_eq!((snapshot.index.0, &snapshot.data), (*index, data));
 }

@@ -26,13 +26,15 @@ impl<S: LogStore> Member<S> {
         if !self.leading.may_write() {
             return;
         }
-        self.place(now_ms, contacts);
+        if self.leading.may_place(now_ms) {
+            self.place(now_ms, contacts);
+        }
         if !self.state.servers.contains_key(self.leading.server()) {
             self.hand_over_to_the_group();
         }
         let plan = self.leading.plan(now_ms, &self.state, contacts);
-        if plan.waiting != self.waiting {
-            self.waiting = plan.waiting;
+        if plan.waiting != *self.waiting {
+            self.waiting = plan.waiting.into();
             self.changed = true;
         }
         for body in plan.commands {

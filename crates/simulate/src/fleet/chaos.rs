@@ -21,6 +21,7 @@ use super::server::{Disk, Service};
 use super::world::{Fleet, TICK_MS};
 use crate::digest::digest;
 
+mod size;
 mod trouble;
 
 /// How long faults come, in milliseconds of the fleet's clock.
@@ -48,6 +49,8 @@ pub struct Run {
     pub restored: u64,
     /// Servers that were down for good.
     pub gone: u64,
+    /// Waves that started.
+    pub waves: u64,
     /// A digest of what members and servers did, and when.
     pub digest: u64,
 }
@@ -62,6 +65,7 @@ impl Run {
         self.logs_lost += other.logs_lost;
         self.gone += other.gone;
         self.restored += other.restored;
+        self.waves += other.waves;
     }
 }
 
@@ -86,6 +90,8 @@ pub struct Chaos {
     versions: u32,
     servers: usize,
     talk: bool,
+    /// Every policy rolls a release out in ten waves.
+    ten_waves: bool,
     told: BTreeMap<GroupId, usize>,
     /// Logs that servers lost, and when the last one did.
     logs_lost: u64,
@@ -120,7 +126,19 @@ impl Chaos {
         Chaos::found(fleet, false)
     }
 
-    fn found(mut fleet: Fleet, talk: bool) -> Chaos {
+    fn found(fleet: Fleet, talk: bool) -> Chaos {
+        let mut chaos = Chaos::empty(fleet, talk);
+        let zones = chaos.draw(3) + 1;
+        for zone in ["zone-a", "zone-b", "zone-c"].iter().take(zones as usize) {
+            let count = chaos.draw(8) as usize + 1;
+            chaos.add_group(zone, count);
+        }
+        chaos.first_releases();
+        chaos
+    }
+
+    /// A fleet without groups, and how its members are opened.
+    fn empty(mut fleet: Fleet, talk: bool) -> Chaos {
         fleet.limits.retained_entries = [0, 5, 1024][fleet.rng.random_range(0..3)];
         fleet.limits.entries_before_snapshot = [30, 4096][fleet.rng.random_range(0..2)];
         fleet.replace_after_ms = REPLACE_AFTER_MS;
@@ -129,35 +147,36 @@ impl Chaos {
                 .into_iter()
                 .map(|app| AppId::new(app).expect("an app"))
                 .collect();
-        let mut chaos = Chaos {
+        Chaos {
             fleet,
             apps,
             groups: Vec::new(),
             versions: 0,
             servers: 0,
             talk,
+            ten_waves: false,
             told: BTreeMap::new(),
             logs_lost: 0,
             lost_ms: 0,
             gone: 0,
             images: BTreeMap::new(),
             restored: 0,
-        };
-        let zones = chaos.draw(3) + 1;
-        for zone in ["zone-a", "zone-b", "zone-c"].iter().take(zones as usize) {
-            let count = chaos.draw(8) as usize + 1;
-            let servers: Vec<ServerId> =
-                (1..=count).map(|n| build::server(chaos.servers + n)).collect();
-            chaos.servers += count;
-            chaos.say(&format!("{zone}: {servers:?}"));
-            let (name, labels) = (format!("intel.{zone}"), [("zone", *zone)]);
-            chaos.groups.push(chaos.fleet.add_group(&name, "intel", &labels, &servers));
         }
-        for app in chaos.apps.clone() {
-            chaos.policy(&app);
-            chaos.release(&app, false);
+    }
+
+    fn add_group(&mut self, zone: &str, count: usize) {
+        let servers: Vec<ServerId> = (1..=count).map(|n| build::server(self.servers + n)).collect();
+        self.servers += count;
+        self.say(&format!("{zone}: {servers:?}"));
+        let (name, labels) = (format!("intel.{zone}"), [("zone", zone)]);
+        self.groups.push(self.fleet.add_group(&name, "intel", &labels, &servers));
+    }
+
+    fn first_releases(&mut self) {
+        for app in self.apps.clone() {
+            self.policy(&app);
+            self.release(&app, false);
         }
-        chaos
     }
 
     fn draw(&mut self, below: u32) -> u32 {
@@ -195,6 +214,9 @@ impl Chaos {
         let prestages = [Prestage::All, Prestage::NextWave, Prestage::Wave];
         update.prestage = *prestages.choose(&mut self.fleet.rng).expect("three");
         update.drain_time = Duration::from_ms(u64::from(self.draw(2)) * 500);
+        if self.ten_waves {
+            size::ten_waves(update);
+        }
         self.say(&format!("policy {app}: {:?}", policy.update));
         self.fleet.set_policy(policy);
     }
@@ -375,6 +397,7 @@ impl Chaos {
             run.arrows.extend(&log.arrows);
             run.reads += log.reads;
             run.transfers += log.transfers;
+            run.waves += log.events.iter().filter(|event| event.wave.is_some()).count() as u64;
             let state = serde_json::to_vec(&*log.state).expect("a state has text keys only");
             run.digest = digest(run.digest ^ log.digest, &state);
         }
@@ -470,7 +493,7 @@ impl Chaos {
             let left = group.leaving.iter().chain(&group.gone).filter(known);
             let mut wishes: Vec<Body> =
                 left.map(|server| Body::RemoveServer { server: server.clone() }).collect();
-            let waiting = group.leader_view().map_or(Vec::new(), |(_, view)| view.waiting.clone());
+            let waiting = group.leader_view().map_or(Vec::new(), |(_, view)| view.waiting.to_vec());
             for (app, state) in &group.log.state.apps {
                 let app = || app.clone();
                 if state.phase.forward().is_some_and(|rollout| rollout.pause.is_some()) {

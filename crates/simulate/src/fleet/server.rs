@@ -5,6 +5,7 @@
 //! `cohort-server`'s [`Asking`], [`Outbox`] and [`App`], and the core's [`AppRecord`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use cohort_core::ability::Ability;
@@ -395,12 +396,14 @@ impl Server {
         self.verify(around);
         self.fetch(around);
         self.announce();
-        let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
-        for app in apps {
-            self.tick_app(&app, around);
+        let mut app = self.disk.apps.keys().next().cloned();
+        while let Some(now) = app {
+            self.tick_app(&now, around);
             if !self.up {
                 return;
             }
+            let after = (Bound::Excluded(&now), Bound::Unbounded);
+            app = self.disk.apps.range::<AppId, _>(after).next().map(|(id, _)| id.clone());
         }
         self.send_reports(around);
     }
@@ -448,9 +451,9 @@ impl Server {
         let carries = self.member.is_some();
         let mut input = Some(input);
         while let Some(given) = input.take() {
-            let known = self.agent.members.clone();
-            let members = Members { known: &known, own: carries.then_some(address.as_str()) };
-            for effect in self.agent.asking.step(now_ms, members, given) {
+            let Agent { asking, members, .. } = &mut self.agent;
+            let members = Members { known: members, own: carries.then_some(address.as_str()) };
+            for effect in asking.step(now_ms, members, given) {
                 match effect {
                     Effect::Obey(received) => {
                         let start = self.disk.boot_epoch;
@@ -516,7 +519,7 @@ impl Server {
     }
 
     fn learn_members(&mut self, members: &[MemberAddress]) {
-        if !members.is_empty() {
+        if !members.is_empty() && self.agent.members != members {
             self.agent.members = members.to_vec();
         }
     }

@@ -291,10 +291,11 @@ impl Fleet {
     fn advance(&mut self, group: &mut Group, until_ms: u64) -> bool {
         let Group { servers, log, net, told, .. } = group;
         let mut servers: Vec<&mut Server> = servers.values_mut().collect();
-        let mut wakes_ms: Vec<u64> = servers.iter().map(|server| server.wakes_ms()).collect();
+        // Few servers carry a member, and only those wake.
+        let wakes = |(at, server): (usize, &&mut Server)| Some((server.wakes_ms()?, at));
+        let mut wakes: Vec<(u64, usize)> = servers.iter().enumerate().filter_map(wakes).collect();
         loop {
-            let first = wakes_ms.iter().copied().enumerate().min_by_key(|(_, wake_ms)| *wake_ms);
-            let (first, wake_ms) = first.unwrap_or((0, u64::MAX));
+            let (wake_ms, first) = wakes.iter().copied().min().unwrap_or((u64::MAX, 0));
             let next_ms = wake_ms.min(net.next_ms());
             if next_ms > until_ms {
                 log.now_ms = log.now_ms.max(until_ms);
@@ -314,7 +315,8 @@ impl Fleet {
                 });
                 first
             };
-            wakes_ms[at] = servers[at].wakes_ms();
+            wakes.retain(|(_, of)| *of != at);
+            wakes.extend(servers[at].wakes_ms().map(|wake_ms| (wake_ms, at)));
             if self.is_there(log, *told) {
                 return false;
             }

@@ -49,10 +49,10 @@ impl Server {
         self.open_member();
     }
 
-    /// When the member wants to step, by the fleet's clock; at the end of time if there is none.
-    pub(crate) fn wakes_ms(&self) -> u64 {
-        let Some(member) = &self.member else { return u64::MAX };
-        member.wakes_ms().saturating_sub(self.ahead_ms).max(self.paused_until_ms)
+    /// When the member wants to step, by the fleet's clock; none if there is no member.
+    pub(crate) fn wakes_ms(&self) -> Option<u64> {
+        let wakes_ms = self.member.as_ref()?.wakes_ms();
+        Some(wakes_ms.saturating_sub(self.ahead_ms).max(self.paused_until_ms))
     }
 
     /// Lets the member do something, and whatever follows from it now.

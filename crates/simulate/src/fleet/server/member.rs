@@ -14,7 +14,9 @@ use cohort_core::report::Report;
 use cohort_server::answers::{self, Committing, Joining, Next};
 use cohort_server::asking::{Input as Answer, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
-use cohort_server::member::{Input, Member, MemberError, Output, Proposed, Ticket, View};
+use cohort_server::member::{
+    Input, Member, MemberError, Output, Proposed, Ticket, View, serialized,
+};
 use cohort_store::FaultyStore;
 use cohort_transfer::Tracker;
 
@@ -523,6 +525,10 @@ impl Carried {
                     panic!("{ticket:?} was answered as a claim");
                 };
                 self.reply(request, What::Claimed(granted));
+            }
+            Output::Compact { index, state } => {
+                let data = serialized(&state);
+                self.inputs.push(Input::Snapshot { index, data });
             }
             Output::Noted(_) | Output::Stopped => {}
         }
