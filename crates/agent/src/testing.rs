@@ -292,6 +292,7 @@ pub(crate) fn web_runs(release: Option<Release>) -> AppOrders {
         run: release,
         owes: false,
         checks: Vec::new(),
+        trial: None,
         keep: Vec::new(),
     }
 }

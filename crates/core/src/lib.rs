@@ -39,6 +39,7 @@ pub mod report;
 mod rollout;
 pub mod state;
 pub mod steps;
+pub mod trial;
 mod turn;
 pub mod waiting;
 mod wave;

@@ -105,6 +105,7 @@ fn planned() -> Vec<Planned> {
         Planned::WidenWave { server: server(3) },
         Planned::LoseServer { server: server(1), silent_ms: 60_000 },
         Planned::FindServer { server: server(1) },
+        Planned::TakeChecks { revision: Revision(4), servers: [server(1)].into() },
         Planned::PauseForVerdict {
             group: GroupId::new("amd.zone-a").expect("a name"),
             reason: Reason::ServersLost,
@@ -129,7 +130,7 @@ fn reasons() -> [Reason; 7] {
     ]
 }
 
-fn outcomes() -> [Outcome; 8] {
+fn outcomes() -> [Outcome; 9] {
     let (reason, output) = (|| "http: status 500".to_owned(), "panic".to_owned());
     [
         Outcome::Found { release: Some(release(1)), in_service: true },
@@ -145,6 +146,7 @@ fn outcomes() -> [Outcome; 8] {
         },
         Outcome::Undone { release: None, reason: reason() },
         Outcome::Health { in_service: false, reason: reason() },
+        Outcome::Tried { revision: Revision(4), failed: Some(reason()) },
     ]
 }
 
@@ -179,6 +181,7 @@ fn has_an_example(body: &Body) -> bool {
             | Planned::WidenWave { .. }
             | Planned::LoseServer { .. }
             | Planned::FindServer { .. }
+            | Planned::TakeChecks { .. }
             | Planned::PauseForVerdict { .. } => true,
             Planned::Grant { purpose, .. } => match purpose {
                 Purpose::Wave | Purpose::RollBack | Purpose::Debt => true,
@@ -201,7 +204,8 @@ fn has_an_example(body: &Body) -> bool {
             | Outcome::InService
             | Outcome::Failed { .. }
             | Outcome::Undone { .. }
-            | Outcome::Health { .. } => true,
+            | Outcome::Health { .. }
+            | Outcome::Tried { .. } => true,
         },
     }
 }

@@ -39,6 +39,7 @@ mod membership_test;
 pub mod offers;
 pub mod outbox;
 pub mod records;
+mod pace;
 #[cfg(test)]
 mod records_test;
 pub mod renewal;

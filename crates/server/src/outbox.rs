@@ -15,9 +15,9 @@ pub const QUEUE_MAX: usize = 256;
 /// Most reports that the outbox ever holds; further ones are dropped. Twice the size of the queue:
 /// every app may have seen the last free slot and then report everything it has.
 const HELD_MAX: usize = 2 * QUEUE_MAX;
-/// Most reports of one app between two checks for room: its start, an outcome, its health, what it
-/// found again, and an artifact of each ordered kind (coming, granted, good).
-const AT_ONCE_MAX: usize = 7;
+/// Most reports of one app between two checks for room: its start, an outcome, its health, checks
+/// on trial, what it found again, and an artifact of each ordered kind (coming, granted, good).
+const AT_ONCE_MAX: usize = 8;
 const _: () = assert!(QUEUE_MAX + AT_ONCE_MAX * APPS_MAX <= HELD_MAX);
 /// How long the response to a request may take, in milliseconds: longer than a member tries.
 pub const ANSWER_MS_MAX: u64 = 6_000;
@@ -94,7 +94,9 @@ impl Outbox {
                 keep_end(output);
             }
             Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => keep_start(reason),
-            Outcome::Found { .. }
+            Outcome::Tried { failed: Some(reason), .. } => keep_start(reason),
+            Outcome::Tried { failed: None, .. }
+            | Outcome::Found { .. }
             | Outcome::Holds { .. }
             | Outcome::Applied
             | Outcome::Checked

@@ -75,6 +75,16 @@ pub fn sentence(on: &WaitingOn) -> String {
             format!("{server} has been unreachable for {}", brief(*for_ms))
         }
         WaitingOn::Debt { server, reason } => {
+        WaitingOn::ChecksFail { servers, text } => {
+            let text = words::line(text);
+            format!("changed checks do not pass and are not used on {}: {text}", list(servers))
+        }
+        WaitingOn::ChecksFlap { servers } => {
+            format!("changed checks pass and then fail on {}: not used", list(servers))
+        }
+        WaitingOn::ChecksTried { servers } => {
+            format!("changed checks are not used yet on {}", list(servers))
+        }
             format!("{server} is not back on the last good release: {}", words::debt(reason))
         }
     }
@@ -92,6 +102,7 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         | WaitingOn::Steps { .. }
         | WaitingOn::OtherApp { .. }
         | WaitingOn::BakeTime { .. } => Vec::new(),
+        | WaitingOn::ChecksTried { .. }
         WaitingOn::NewRelease => {
             vec![Command::Publish { app: Some(app.clone()), channel: None }.into()]
         }
@@ -148,6 +159,13 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
 fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
     match why {
         WhyRefused::NoChannel { app, .. } => {
+        WaitingOn::ChecksFail { .. } => {
+            vec![Hint::run_to("mend the checks of the policy", Command::AppApply)]
+        }
+        WaitingOn::ChecksFlap { .. } => {
+            let mend = Hint::run_to("mend the checks of the policy", Command::AppApply);
+            vec![Hint::run_to("try again", retry()), mend]
+        }
             let app = Some(app.clone());
             Command::ChannelSet { app, channel: None, version: None }.into()
         }
@@ -189,14 +207,16 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         WaitingOn::FirstReports { servers }
         | WaitingOn::NewerRelease { servers, .. }
         | WaitingOn::Prestage { servers, .. } => servers.contains(server),
-        WaitingOn::Download { servers } | WaitingOn::Capacity { out: servers, .. } => {
-            servers.contains(server)
-        }
+        WaitingOn::Download { servers }
+        | WaitingOn::ChecksTried { servers }
+        | WaitingOn::Capacity { out: servers, .. } => servers.contains(server),
         WaitingOn::Steps { servers } => servers.iter().any(|(one, _)| one == server),
         WaitingOn::OtherApp { server: one }
         | WaitingOn::ServerUnreachable { server: one, .. }
         | WaitingOn::Debt { server: one, .. } => one == server,
         WaitingOn::NewRelease
+        | WaitingOn::ChecksFail { servers, .. }
+        | WaitingOn::ChecksFlap { servers }
         | WaitingOn::KillSwitch { .. }
         | WaitingOn::RegistryAway
         | WaitingOn::RegistryRecord

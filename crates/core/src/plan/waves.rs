@@ -199,7 +199,7 @@ impl Planner<'_> {
 
     /// The servers that are out of service, or may be: also those that are silent, unless they run
     /// nothing.
-    fn out_servers(&self) -> BTreeSet<ServerId> {
+    pub(super) fn out_servers(&self) -> BTreeSet<ServerId> {
         let mut out = capacity::out_servers(self.state);
         let silent = self.state.servers.keys().filter(|server| {
             !self.is_heard(server) && capacity::standing(self.state, server) != Standing::Idle

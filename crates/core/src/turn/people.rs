@@ -73,7 +73,8 @@ impl Turn<'_> {
         self.fail(Reason::Aborted { by, text: reason.to_owned() }, true)
     }
 
-    /// Allows another try of the held release, and of debts without tries left.
+    /// Allows another try of every rejected release, of debts and of changed checks without tries
+    /// left. Only the release on the channel is tried.
     pub(crate) fn retry(&mut self) -> Applied {
         let app = &mut *self.app;
         let mut did = false;
@@ -81,10 +82,12 @@ impl Turn<'_> {
             did |= debt.tries > 0;
             debt.tries = 0;
         }
-        if let Phase::Held { rejected, .. } = &app.phase {
-            app.rejected.retain(|entry| entry.release != *rejected);
-            did = true;
+        for trial in app.servers.values_mut().filter_map(|here| here.trial.as_mut()) {
+            did |= trial.falls > 0;
+            trial.falls = 0;
         }
+        did |= !app.rejected.is_empty() || matches!(app.phase, Phase::Held { .. });
+        app.rejected.clear();
         if !did {
             return self.not_now(WhyNot::NothingToRetry);
         }

@@ -246,6 +246,11 @@ impl Script {
                 key => json["update"][key] = value_of(value),
             }
         }
+                // What a service passes: `up`, `never`, or a version that it has to run.
+                "check" => {
+                    let check = |address| serde_json::json!({ "type": "tcp", "address": address });
+                    json["check"] = value.split(',').filter(|a| *a != "none").map(check).collect();
+                }
         let policy: Policy = serde_json::from_value(json).expect("a policy");
         self.policies.insert(app.to_string(), policy.clone());
         self.fleet.set_policy(policy);
