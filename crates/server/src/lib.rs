@@ -27,6 +27,7 @@ pub mod contacts;
 #[cfg(test)]
 mod contacts_test;
 pub mod fetching;
+pub mod health_pace;
 pub mod leading;
 #[cfg(test)]
 mod leading_test;
@@ -38,8 +39,8 @@ pub mod membership;
 mod membership_test;
 pub mod offers;
 pub mod outbox;
-pub mod records;
 mod pace;
+pub mod records;
 #[cfg(test)]
 mod records_test;
 pub mod renewal;

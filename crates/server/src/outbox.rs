@@ -143,10 +143,12 @@ impl Outbox {
         (self.in_flight == 0 && !self.queue.is_empty()).then_some(self.not_before_ms)
     }
 
-    /// Records that the open request is in the log; `taken` says for each report whether it was
-    /// accepted. One that was refused confirms nothing.
+    /// Records that the oldest reports of the open request are in the log; `taken` says for each of
+    /// them whether it was accepted. One that was refused confirms nothing; the others are sent
+    /// again.
     pub fn answered(&mut self, taken: &[bool]) {
-        let reports = self.queue.drain(..self.in_flight.min(self.queue.len()));
+        let done = self.in_flight.min(self.queue.len()).min(taken.len());
+        let reports = self.queue.drain(..done);
         for (report, taken) in reports.zip(taken) {
             if *taken && report.outcome == Outcome::Checked {
                 self.confirmed.insert(report.app, report.fence);
