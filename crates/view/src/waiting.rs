@@ -2,6 +2,7 @@
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::policy::Prestage;
+use cohort_core::reason::Reason;
 use cohort_core::refused::WhyRefused;
 use cohort_core::waiting::WaitingOn;
 
@@ -74,7 +75,6 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::ServerUnreachable { server, for_ms } => {
             format!("{server} has been unreachable for {}", brief(*for_ms))
         }
-        WaitingOn::Debt { server, reason } => {
         WaitingOn::ChecksFail { servers, text } => {
             let text = words::line(text);
             format!("changed checks do not pass and are not used on {}: {text}", list(servers))
@@ -85,6 +85,7 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::ChecksTried { servers } => {
             format!("changed checks are not used yet on {}", list(servers))
         }
+        WaitingOn::Debt { server, reason } => {
             format!("{server} is not back on the last good release: {}", words::debt(reason))
         }
     }
@@ -101,8 +102,8 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         | WaitingOn::Download { .. }
         | WaitingOn::Steps { .. }
         | WaitingOn::OtherApp { .. }
-        | WaitingOn::BakeTime { .. } => Vec::new(),
         | WaitingOn::ChecksTried { .. }
+        | WaitingOn::BakeTime { .. } => Vec::new(),
         WaitingOn::NewRelease => {
             vec![Command::Publish { app: Some(app.clone()), channel: None }.into()]
         }
@@ -130,6 +131,15 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let publish = Command::Publish { app: Some(app.clone()), channel: None };
             vec![Hint::run_to("publish a fix", publish)]
         }
+        WaitingOn::Person { reason: Reason::Undone { .. }, .. } => {
+            let (app, channel, version) = (Some(app.clone()), None, None);
+            let stay = Command::ChannelSet { app, channel, version };
+            vec![
+                Hint::run_to("to stay on the release that runs", stay),
+                "or publish a fix".into(),
+                Hint::run_to("or take the undo back", retry()),
+            ]
+        }
         WaitingOn::Person { .. } => vec!["publish a fix".into(), Hint::run_to("or", retry())],
         WaitingOn::Paused { .. } => {
             vec![Command::RolloutResume { group: group.clone(), app: app.clone() }.into()]
@@ -149,6 +159,13 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         WaitingOn::Debt { server, .. } => {
             vec![format!("start {server}").into(), Hint::run_to("if it runs", retry())]
         }
+        WaitingOn::ChecksFail { .. } => {
+            vec![Hint::run_to("mend the checks of the policy", Command::AppApply)]
+        }
+        WaitingOn::ChecksFlap { .. } => {
+            let mend = Hint::run_to("mend the checks of the policy", Command::AppApply);
+            vec![Hint::run_to("try again", retry()), mend]
+        }
         WaitingOn::Prestage { .. } => {
             vec!["wait, or set update.prestage to \"all\"".into()]
         }
@@ -159,13 +176,6 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
 fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
     match why {
         WhyRefused::NoChannel { app, .. } => {
-        WaitingOn::ChecksFail { .. } => {
-            vec![Hint::run_to("mend the checks of the policy", Command::AppApply)]
-        }
-        WaitingOn::ChecksFlap { .. } => {
-            let mend = Hint::run_to("mend the checks of the policy", Command::AppApply);
-            vec![Hint::run_to("try again", retry()), mend]
-        }
             let app = Some(app.clone());
             Command::ChannelSet { app, channel: None, version: None }.into()
         }
@@ -205,6 +215,8 @@ fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
 pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
     match on {
         WaitingOn::FirstReports { servers }
+        | WaitingOn::ChecksFail { servers, .. }
+        | WaitingOn::ChecksFlap { servers }
         | WaitingOn::NewerRelease { servers, .. }
         | WaitingOn::Prestage { servers, .. } => servers.contains(server),
         WaitingOn::Download { servers }
@@ -215,8 +227,6 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::ServerUnreachable { server: one, .. }
         | WaitingOn::Debt { server: one, .. } => one == server,
         WaitingOn::NewRelease
-        | WaitingOn::ChecksFail { servers, .. }
-        | WaitingOn::ChecksFlap { servers }
         | WaitingOn::KillSwitch { .. }
         | WaitingOn::RegistryAway
         | WaitingOn::RegistryRecord

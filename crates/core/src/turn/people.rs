@@ -97,8 +97,17 @@ impl Turn<'_> {
 
     /// Rolls out the good release before the current one, and rejects the current one.
     pub(crate) fn undo(&mut self, lead: &ServerId) -> Applied {
-        if !matches!(self.app.phase, Phase::Running { .. }) {
-            return self.not_now(WhyNot::NotRunning);
+        match self.app.phase {
+            Phase::Empty | Phase::Running { .. } | Phase::Held { in_place: None, .. } => {}
+            Phase::Held { in_place: Some(ref rollout), .. } => {
+                return self.not_now(match rollout.release.rollback {
+                    Rollback::ForwardOnly => WhyNot::ForwardOnly,
+                    Rollback::Revert | Rollback::Freeze => WhyNot::HeldInPlace,
+                });
+            }
+            Phase::Forward { .. } | Phase::RollingBack { .. } => {
+                return self.not_now(WhyNot::NotRunning);
+            }
         }
         let Some(target) = self.app.good_before.last().cloned() else {
             return self.not_now(WhyNot::NoEarlierRelease);
