@@ -32,8 +32,11 @@ impl Planner<'_> {
             }
             return;
         }
-        // A server in debt gets the good release before its turn.
-        let is_ready = |server: &&ServerId| self.app.servers[*server].in_flight().is_none();
+        // A server that is still paying a debt does not delay the release that may be its cure.
+        let is_ready = |server: &&ServerId| {
+            let change = self.app.servers[*server].in_flight();
+            change.is_none_or(|change| change.purpose == Purpose::Debt)
+        };
         let ready: Vec<ServerId> = reachable.iter().filter(is_ready).cloned().collect();
         if ready.is_empty() {
             self.steps(rollout.progress, &reachable);
@@ -120,10 +123,9 @@ impl Planner<'_> {
         let own = |change: &Activation| {
             change.purpose == Purpose::Wave && change.release.as_ref() == Some(&rollout.release)
         };
-        let free = here
-            .activation
-            .as_ref()
-            .is_none_or(|change| change.void || (!change.in_flight() && !own(change)));
+        let free = here.activation.as_ref().is_none_or(|change| {
+            change.purpose == Purpose::Debt || change.void || (!change.in_flight() && !own(change))
+        });
         free && !here.serves(&rollout.release)
     }
 

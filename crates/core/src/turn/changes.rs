@@ -15,8 +15,8 @@ use crate::trial;
 
 impl State {
     /// Checks a step against the whole group: a grant needs capacity, and a server on which no app
-    /// is changing. A rollback or a debt may replace a change that is no longer wanted. Returns
-    /// whether the step takes a serving server out.
+    /// is changing. A rollback or a debt may replace a change that is no longer wanted, a wave the
+    /// payment of a debt. Returns whether the step takes a serving server out.
     pub(crate) fn clear(&self, app_id: &AppId, step: &Planned) -> Result<bool, Rejection> {
         let Some(app) = self.apps.get(app_id) else {
             return Err(Rejection::NoApp { app: app_id.clone() });
@@ -29,7 +29,13 @@ impl State {
         let busy = self.apps.iter().any(|(id, other)| {
             let here = other.servers.get(server);
             here.and_then(|here| here.in_flight()).is_some_and(|activation| {
-                id != app_id || purpose == Purpose::Wave || app.wants(activation)
+                // The release of a wave may be the cure of what the debt cannot repair.
+                let gives_way = if purpose == Purpose::Wave {
+                    activation.purpose == Purpose::Debt
+                } else {
+                    !app.wants(activation)
+                };
+                id != app_id || !gives_way
             })
         });
         if busy {
@@ -46,12 +52,6 @@ impl State {
         }
         Ok(costs)
     }
-}
-
-impl Turn<'_> {
-    /// Grants a change; `costs` says whether it takes a serving server out.
-    pub(crate) fn grant(&mut self, server: &ServerId, purpose: Purpose, costs: bool) -> Applied {
-        let release = match self.release_for(server, purpose) {
 
     /// Servers take only the policy's checks, having passed them, within `max_unavailable`.
     fn clear_checks(
@@ -71,6 +71,12 @@ impl Turn<'_> {
         }
         Ok(false)
     }
+}
+
+impl Turn<'_> {
+    /// Grants a change; `costs` says whether it takes a serving server out.
+    pub(crate) fn grant(&mut self, server: &ServerId, purpose: Purpose, costs: bool) -> Applied {
+        let release = match self.release_for(server, purpose) {
             Ok(release) => release,
             Err(why) => return self.not_now(why),
         };
