@@ -119,7 +119,8 @@ pub struct App {
     pub policy: Policy,
     /// The sets of checks in use, oldest first; the last is the policy's.
     pub check_sets: Vec<CheckSet>,
-    /// The newest checks that `last_good` was seen to pass: what a server must pass on the way back.
+    /// The newest checks that `last_good` was seen to pass: what a server must pass on the way
+    /// back.
     pub good_checks: Revision,
     /// Incremented by every change of plan.
     pub generation: Generation,

@@ -48,7 +48,7 @@ pub enum TrialResult {
     Passes,
     /// or does not pass;
     Fails { text: String },
-    /// or has taken them, and goes back to the set `before` if it fails within `min_healthy_time`.
+    /// or has taken them, and returns to the set `before` if it fails within `min_healthy_time`.
     Taken { before: Revision, at: ClockMs },
 }
 

@@ -71,7 +71,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// What checks see: `up` passes while it is up, `never` never, and a version while it runs that.
+    /// What checks see: `up` passes while it is up, `never` never, a version while it runs that.
     fn health(&self, checks: &[Check]) -> Health {
         let passes = |check: &Check| match &check.probe {
             Probe::Tcp { address } => match address.as_str() {
