@@ -37,7 +37,7 @@ pub(crate) struct AppTask {
 impl AppTask {
     pub(crate) async fn run(mut self) -> Result<(), HostError> {
         let mut app = self.boot().await?;
-        let mut checks = None;
+        let mut checks = Checks::default();
         while !self.changes.stopped() {
             self.turn(&mut app, &mut checks).await?;
         }
@@ -51,19 +51,17 @@ impl AppTask {
     }
 
     /// One look and what follows from it: a step, or a rest until there is a reason to look again.
-    async fn turn(
-        &mut self,
-        app: &mut App,
-        checks: &mut Option<RunningChecks>,
-    ) -> Result<(), HostError> {
+    async fn turn(&mut self, app: &mut App, checks: &mut Checks) -> Result<(), HostError> {
         let seen = self.changes.seen();
         let received = seen.received.as_deref();
         if let Some(received) = received {
             self.host.heard(received.asked_ms);
         }
         let orders = received.and_then(|received| received.of(&self.app));
-        let health = checks.as_mut().map(RunningChecks::health);
-        let (effects, next) = self.look(app, &seen, orders, health.as_ref());
+        let health = checks.running.as_mut().map(RunningChecks::health);
+        let trial = checks.trial.as_mut().and_then(RunningChecks::result);
+        let health = (health.as_ref(), trial.as_ref());
+        let (effects, next) = self.look(app, &seen, orders, health);
         let mut acted = false;
         for effect in effects {
             acted |= matches!(effect, Effect::Act { .. });
@@ -72,7 +70,8 @@ impl AppTask {
         if !acted {
             tokio::select! {
                 () = self.changes.next() => {}
-                () = changed(checks.as_mut()) => {}
+                () = changed(checks.running.as_mut()) => {}
+                () = changed(checks.trial.as_mut()) => {}
                 () = tokio::time::sleep(next) => {}
             }
         }
@@ -85,7 +84,7 @@ impl AppTask {
         app: &mut App,
         seen: &Seen,
         orders: Option<&AppOrders>,
-        health: Option<&Health>,
+        (health, trial): (Option<&Health>, Option<&Health>),
     ) -> (Vec<Effect>, Duration) {
         let mut held = self.shared.downloads.context().store.held();
         held.extend(self.host.held());
@@ -101,6 +100,7 @@ impl AppTask {
             reached: self.host.reached(),
             held: &held,
             health,
+            trial,
             room,
             room_for_health,
         };
@@ -112,7 +112,7 @@ impl AppTask {
         &mut self,
         effect: Effect,
         orders: Option<&AppOrders>,
-        checks: &mut Option<RunningChecks>,
+        checks: &mut Checks,
     ) -> Result<(), HostError> {
         match effect {
             Effect::Report { fence, attempt, outcome } => {
@@ -136,8 +136,14 @@ impl AppTask {
             }
             Effect::TakeTraffic => self.host.take_traffic(),
             Effect::Unfit(reason) => self.shared.readiness.fit(&self.app, reason),
-            Effect::Watch { checks: which, first } => *checks = Some(self.watch(&which, &first)),
-            Effect::Unwatch => *checks = None,
+            Effect::Watch { checks: which, first } => {
+                checks.running = Some(self.watch(&which, &first));
+            }
+            Effect::Unwatch => checks.running = None,
+            Effect::Try { checks: which } => {
+                checks.trial = Some(RunningChecks::try_out(&which, self.host.check_context()));
+            }
+            Effect::EndTrial => checks.trial = None,
             Effect::EnsureRunning => self.host.ensure_running().await,
             Effect::Collect(keep) => self.collect(&keep).await,
         }
@@ -208,6 +214,13 @@ impl AppTask {
             }
         }
     }
+}
+
+/// The checks that decide about traffic, and those on trial.
+#[derive(Debug, Default)]
+struct Checks {
+    running: Option<RunningChecks>,
+    trial: Option<RunningChecks>,
 }
 
 /// Waits for news of the running checks, if there are any.

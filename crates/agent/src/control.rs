@@ -10,7 +10,7 @@ use cohort_base::chain;
 use cohort_consensus::RaftId;
 use cohort_core::command::COMMAND_VERSION;
 use cohort_core::ids::{MemberId, ServerId};
-use cohort_core::{Body, Command};
+use cohort_core::{Body, Command, Rejection};
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::Role;
 use cohort_server::answers::{
@@ -29,6 +29,7 @@ use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
 use cohort_wire::kill::{KillAnswer, SignedKill};
 use serde::de::DeserializeOwned;
 
+use crate::contacts::monotonic_ms;
 use crate::member::View;
 use crate::shared::{MemberHandle, Shared, member_busy};
 use crate::status::group_status;
@@ -171,11 +172,26 @@ async fn report(
         return Err(ApiError::forbidden(format!("{server} is not in this group")));
     }
     // One after the other: a later one that overtook would make the earlier one count as old.
+    let arrived_ms = monotonic_ms();
     let mut answers = Vec::with_capacity(request.reports.len());
     for report in request.reports {
+        if !answers::takes_next_report(answers.len(), arrived_ms, monotonic_ms()) {
+            break;
+        }
+        if !shared.health_pace.lock().accepts(&report, monotonic_ms()) {
+            let (index, rejection) =
+                (handle.view().raft.applied.0, Rejection::Busy { server: server.clone() });
+            answers.push(CommandAnswer { index, rejection: Some(rejection) });
+            continue;
+        }
         let actor = format!("agent {server}");
         let command = Shared::command(&handle, actor, None, Body::Report { report });
-        answers.push(shared.commit(&handle, command).await?);
+        match shared.commit(&handle, command).await {
+            Ok(answer) => answers.push(answer),
+            Err(error) if answers.is_empty() => return Err(error),
+            // The server learns of those that are in the log.
+            Err(_) => break,
+        }
     }
     Ok(Json(answers))
 }

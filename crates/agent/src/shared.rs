@@ -19,6 +19,7 @@ use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
 use cohort_server::answers::{COMMAND_MS_MAX, Committing, Next};
 use cohort_server::asking::Received;
+use cohort_server::health_pace::HealthPace;
 use cohort_server::member::{Proposed, READ_MS_MAX};
 use cohort_store::RedbStore;
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ToGroup};
@@ -72,6 +73,8 @@ pub(crate) struct Shared {
     pub registry: Arc<dyn Registry>,
     pub kill: Arc<KillSwitch>,
     pub contacts: Arc<SharedContacts>,
+    /// What this server's member accepts of each server's health.
+    pub health_pace: Mutex<HealthPace>,
     pub book: AddressBook,
     pub metrics: Arc<Metrics>,
     pub member: watch::Sender<Option<MemberHandle>>,

@@ -182,6 +182,7 @@ pub(crate) async fn open(
         client,
         kill: Arc::new(kill),
         contacts: Arc::default(),
+        health_pace: Mutex::default(),
         book: AddressBook::default(),
         metrics,
         member: watch::Sender::new(None),

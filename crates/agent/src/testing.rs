@@ -294,6 +294,7 @@ pub(crate) fn web_runs(release: Option<Release>) -> AppOrders {
         run: release,
         owes: false,
         checks: Vec::new(),
+        trial: None,
         keep: Vec::new(),
         holds: Vec::new(),
     }

@@ -175,6 +175,7 @@ impl State {
             if revision > app.revision {
                 app.revision = revision;
                 app.policy = policy.clone().into();
+                app.set_checks(revision, &policy.checks);
                 capacity::room_again(self);
             }
         } else if self.apps.len() >= APPS_MAX {

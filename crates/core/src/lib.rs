@@ -44,6 +44,7 @@ pub mod shared;
 mod shared_test;
 pub mod state;
 pub mod steps;
+pub mod trial;
 mod turn;
 pub mod waiting;
 mod wave;

@@ -4,13 +4,14 @@ use crate::capacity;
 use crate::ids::{AppId, ClockMs, Digest, ServerId};
 use crate::orders::{
     ActivationOrder, AppOrders, FetchOrder, Hold, MemberAddress, MemberOrder, Orders, Purpose,
-    Source,
+    Source, TrialOrder,
 };
 use crate::phase::Phase;
-use crate::policy::{Check, CheckPhase};
+use crate::policy::CheckPhase;
 use crate::prestage;
 use crate::release::Release;
 use crate::state::{ActivationStage, App, ServerApp, State};
+use crate::trial::TrialResult;
 
 /// Sources named to one server. 4: enough to survive two that are gone, small in every response.
 pub(crate) const SOURCES_MAX: usize = 4;
@@ -31,7 +32,8 @@ impl State {
                 run: here.running.clone(),
                 owes: here.debt.is_some(),
                 in_service: (!here.unsure).then_some(here.in_service),
-                checks: asked.checks(CheckPhase::Running),
+                checks: app.check_set(here.checks).in_phase(CheckPhase::Running),
+                trial: asked.trial(),
                 keep: asked.keeps(),
                 holds: here.holds.clone(),
             })
@@ -157,7 +159,7 @@ impl Asked<'_> {
             healthy_deadline_ms: update.healthy_deadline.ms,
             confirm_within_ms: update.confirm_within.ms,
             warm_up_ms: update.warm_up_time.ms,
-            checks: self.checks(CheckPhase::PreFlight),
+            checks: self.app.preflight_set(activation.purpose).in_phase(CheckPhase::PreFlight),
             hold: self.hold(activation.purpose),
         })
     }
@@ -182,9 +184,11 @@ impl Asked<'_> {
         }
     }
 
-    fn checks(&self, phase: CheckPhase) -> Vec<Check> {
-        let checks = &self.app.policy_in_force().checks;
-        checks.iter().filter(|check| check.phase.contains(&phase)).cloned().collect()
+    fn trial(&self) -> Option<TrialOrder> {
+        let set = self.app.on_trial(self.here)?;
+        let checks = set.in_phase(CheckPhase::Running);
+        let passes = self.here.trial.as_ref().map(|trial| trial.result == TrialResult::Passes);
+        Some(TrialOrder { revision: set.revision, checks, passes })
     }
 
     /// Artifacts to keep on disk: what runs, what a rollback or an undo would restore, what is

@@ -18,6 +18,7 @@ use crate::waiting::{Waiting, WaitingOn};
 
 mod back;
 mod begin;
+mod checks;
 mod waves;
 
 /// Rounds that one plan looks ahead. 16: from the discovery of a release to the grants of its first
@@ -212,6 +213,7 @@ impl<'a> Planner<'a> {
         if let Some(rollout) = app.phase.forward() {
             self.not_yet_fetching(rollout);
         }
+        self.checks();
     }
 
     /// Servers whose download the policy postpones until their wave is near.

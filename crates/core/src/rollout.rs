@@ -20,6 +20,9 @@ pub struct Rollout {
     pub policy: Shared<Policy>,
     /// The registry's revision of that policy.
     pub revision: Revision,
+    /// The checks that its servers must pass before they take traffic: the policy's when it
+    /// started, or newer ones that a server has passed since.
+    pub checks: Revision,
     pub by: String,
     pub started: ClockMs,
     /// The leader's server: the only one that may use a mirror without asking.

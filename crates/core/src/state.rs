@@ -17,6 +17,7 @@ use crate::rejection::Rejection;
 use crate::release::Release;
 use crate::report::{Blame, Step};
 use crate::shared::Shared;
+use crate::trial::{CheckSet, Trial};
 
 pub use crate::rollout::{Ending, Failure, HistoryEntry, Pause, Rejected, Rollout, Verdict};
 
@@ -117,6 +118,11 @@ pub struct App {
     pub revision: Revision,
     /// The policy for the next rollout; one in progress keeps its own.
     pub policy: Shared<Policy>,
+    /// The sets of checks in use, oldest first; the last is the policy's.
+    pub check_sets: Vec<CheckSet>,
+    /// The newest checks that `last_good` was seen to pass: what a server must pass on the way
+    /// back.
+    pub good_checks: Revision,
     /// Incremented by every change of plan.
     pub generation: Generation,
     /// The last release that the whole group ran and baked: the target of a rollback.
@@ -148,6 +154,10 @@ pub struct ServerApp {
     pub in_service: bool,
     /// Why it takes no traffic.
     pub unfit: Option<Unfit>,
+    /// The set of checks that decides about its traffic.
+    pub checks: Revision,
+    /// How it does with newer checks, once it has said so.
+    pub trial: Option<Trial>,
     /// The server was lost in a change, and has not said since what it runs.
     pub unsure: bool,
     /// Artifacts it has whole and verified, oldest first.
@@ -263,9 +273,12 @@ impl App {
     /// An app with no release, and no servers yet.
     #[must_use]
     pub fn new(revision: Revision, policy: Policy) -> App {
+        let checks = policy.checks.clone();
         App {
             revision,
             policy: policy.into(),
+            check_sets: vec![CheckSet { revision, checks }],
+            good_checks: revision,
             generation: Generation(0),
             last_good: None,
             good_before: Shared::default(),

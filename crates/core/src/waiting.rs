@@ -73,6 +73,13 @@ pub enum WaitingOn {
     BakeTime { left_ms: u64 },
     /// The server has not asked for its orders.
     ServerUnreachable { server: ServerId, for_ms: u64 },
+    /// The policy's checks changed, and these servers, which keep their old ones, do not pass them;
+    /// what the first of them says.
+    ChecksFail { servers: Vec<ServerId>, text: String },
+    /// Servers that passed changed checks, and failed them each time they had taken them.
+    ChecksFlap { servers: Vec<ServerId> },
+    /// Servers that try changed checks, or take them after others.
+    ChecksTried { servers: BTreeSet<ServerId> },
     /// A server is not on `last_good`, and why.
     Debt { server: ServerId, reason: DebtReason },
 }

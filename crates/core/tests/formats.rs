@@ -105,6 +105,7 @@ fn planned() -> Vec<Planned> {
         Planned::WidenWave { server: server(3) },
         Planned::LoseServer { server: server(1), silent_ms: 60_000 },
         Planned::FindServer { server: server(1) },
+        Planned::TakeChecks { revision: Revision(4), servers: [server(1)].into() },
         Planned::PauseForVerdict {
             group: GroupId::new("amd.zone-a").expect("a name"),
             reason: Reason::ServersLost { servers: vec![server(2)] },
@@ -146,6 +147,7 @@ fn outcomes() -> [Outcome; 9] {
         },
         Outcome::Undone { release: None, reason: reason() },
         Outcome::Health { in_service: false, reason: reason() },
+        Outcome::Tried { revision: Revision(4), failed: Some(reason()) },
     ]
 }
 
@@ -180,6 +182,7 @@ fn has_an_example(body: &Body) -> bool {
             | Planned::WidenWave { .. }
             | Planned::LoseServer { .. }
             | Planned::FindServer { .. }
+            | Planned::TakeChecks { .. }
             | Planned::PauseForVerdict { .. } => true,
             Planned::Grant { purpose, .. } => match purpose {
                 Purpose::Wave | Purpose::RollBack | Purpose::Debt => true,
@@ -203,7 +206,8 @@ fn has_an_example(body: &Body) -> bool {
             | Outcome::InService
             | Outcome::Failed { .. }
             | Outcome::Undone { .. }
-            | Outcome::Health { .. } => true,
+            | Outcome::Health { .. }
+            | Outcome::Tried { .. } => true,
         },
     }
 }

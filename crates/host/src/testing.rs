@@ -190,6 +190,7 @@ pub(crate) fn orders(activation: &ActivationOrder) -> AppOrders {
         activation: Some(activation.clone()),
         run: None,
         checks: Vec::new(),
+        trial: None,
         keep: Vec::new(),
         holds: Vec::new(),
     }

@@ -34,6 +34,7 @@ fn orders(releases: &[Release], sources: &[Source]) -> Orders {
         owes: false,
         in_service: Some(false),
         checks: Vec::new(),
+        trial: None,
         keep: Vec::new(),
         holds: Vec::new(),
     };

@@ -29,6 +29,7 @@ pub mod contacts;
 mod contacts_test;
 pub mod fetching;
 pub mod heirs;
+pub mod health_pace;
 pub mod leading;
 #[cfg(test)]
 mod leading_test;
@@ -41,6 +42,7 @@ pub mod membership;
 mod membership_test;
 pub mod offers;
 pub mod outbox;
+mod pace;
 pub mod records;
 #[cfg(test)]
 mod records_test;

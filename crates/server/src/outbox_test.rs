@@ -59,6 +59,20 @@ fn only_accepted_checks_confirm() {
 }
 
 #[test]
+fn what_a_slow_member_did_is_not_sent_again() {
+    let mut outbox = outbox();
+    let members = [member("s1", 1)];
+    for generation in 1..=3 {
+        report(&mut outbox, generation, Outcome::Checked);
+    }
+    let _ = outbox.next(0, &members).unwrap();
+    outbox.answered(&[true, true]);
+    let left = outbox.next(0, &members).unwrap().reports;
+    assert_eq!(left.iter().map(|report| report.sequence).collect::<Vec<_>>(), [3]);
+    assert_eq!(outbox.confirmed().values().copied().collect::<Vec<_>>(), [fence(2)]);
+}
+
+#[test]
 fn a_batch_is_bounded_and_what_came_meanwhile_stays() {
     let mut outbox = outbox();
     let members = [member("s1", 1)];

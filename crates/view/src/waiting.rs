@@ -2,6 +2,7 @@
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::policy::Prestage;
+use cohort_core::reason::Reason;
 use cohort_core::refused::WhyRefused;
 use cohort_core::waiting::WaitingOn;
 
@@ -77,6 +78,16 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::ServerUnreachable { server, for_ms } => {
             format!("{server} has been unreachable for {}", brief(*for_ms))
         }
+        WaitingOn::ChecksFail { servers, text } => {
+            let text = words::line(text);
+            format!("changed checks do not pass and are not used on {}: {text}", list(servers))
+        }
+        WaitingOn::ChecksFlap { servers } => {
+            format!("changed checks pass and then fail on {}: not used", list(servers))
+        }
+        WaitingOn::ChecksTried { servers } => {
+            format!("changed checks are not used yet on {}", list(servers))
+        }
         WaitingOn::Debt { server, reason } => {
             format!("{server} is not back on the last good release: {}", words::debt(reason))
         }
@@ -94,6 +105,7 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         | WaitingOn::Download { .. }
         | WaitingOn::Steps { .. }
         | WaitingOn::OtherApp { .. }
+        | WaitingOn::ChecksTried { .. }
         | WaitingOn::BakeTime { .. } => Vec::new(),
         WaitingOn::NewRelease => {
             vec![Command::Publish { app: Some(app.clone()), channel: None }.into()]
@@ -124,6 +136,15 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let publish = Command::Publish { app: Some(app.clone()), channel: None };
             vec![Hint::run_to("publish a fix", publish)]
         }
+        WaitingOn::Person { reason: Reason::Undone { .. }, .. } => {
+            let (app, channel, version) = (Some(app.clone()), None, None);
+            let stay = Command::ChannelSet { app, channel, version };
+            vec![
+                Hint::run_to("to stay on the release that runs", stay),
+                "or publish a fix".into(),
+                Hint::run_to("or take the undo back", retry()),
+            ]
+        }
         WaitingOn::Person { .. } => vec!["publish a fix".into(), Hint::run_to("or", retry())],
         WaitingOn::Paused { .. } => {
             vec![Command::RolloutResume { group: group.clone(), app: app.clone() }.into()]
@@ -142,6 +163,13 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         }
         WaitingOn::Debt { server, .. } => {
             vec![format!("start {server}").into(), Hint::run_to("if it runs", retry())]
+        }
+        WaitingOn::ChecksFail { .. } => {
+            vec![Hint::run_to("mend the checks of the policy", Command::AppApply)]
+        }
+        WaitingOn::ChecksFlap { .. } => {
+            let mend = Hint::run_to("mend the checks of the policy", Command::AppApply);
+            vec![Hint::run_to("try again", retry()), mend]
         }
         WaitingOn::Prestage { .. } => {
             vec!["wait, or set update.prestage to \"all\"".into()]
@@ -192,11 +220,13 @@ fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
 pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
     match on {
         WaitingOn::FirstReports { servers }
+        | WaitingOn::ChecksFail { servers, .. }
+        | WaitingOn::ChecksFlap { servers }
         | WaitingOn::NewerRelease { servers, .. }
         | WaitingOn::Prestage { servers, .. } => servers.contains(server),
-        WaitingOn::Download { servers } | WaitingOn::Capacity { out: servers, .. } => {
-            servers.contains(server)
-        }
+        WaitingOn::Download { servers }
+        | WaitingOn::ChecksTried { servers }
+        | WaitingOn::Capacity { out: servers, .. } => servers.contains(server),
         WaitingOn::Steps { servers } => servers.iter().any(|(one, _)| one == server),
         WaitingOn::OtherApp { server: one }
         | WaitingOn::ServerUnreachable { server: one, .. }

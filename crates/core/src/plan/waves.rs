@@ -36,8 +36,11 @@ impl Planner<'_> {
             }
             return;
         }
-        // A server in debt gets the good release before its turn.
-        let is_ready = |server: &&ServerId| self.app.servers[*server].in_flight().is_none();
+        // A server that is still paying a debt does not delay the release that may be its cure.
+        let is_ready = |server: &&ServerId| {
+            let change = self.app.servers[*server].in_flight();
+            change.is_none_or(|change| change.purpose == Purpose::Debt)
+        };
         let ready: Vec<ServerId> = reachable.iter().filter(is_ready).cloned().collect();
         if ready.is_empty() {
             self.steps(rollout.progress, &reachable);
@@ -134,10 +137,9 @@ impl Planner<'_> {
         let own = |change: &Activation| {
             change.purpose == Purpose::Wave && change.release.as_ref() == Some(&rollout.release)
         };
-        let free = here
-            .activation
-            .as_ref()
-            .is_none_or(|change| change.void || (!change.in_flight() && !own(change)));
+        let free = here.activation.as_ref().is_none_or(|change| {
+            change.purpose == Purpose::Debt || change.void || (!change.in_flight() && !own(change))
+        });
         free && !here.serves(&rollout.release)
     }
 
@@ -213,7 +215,7 @@ impl Planner<'_> {
 
     /// The servers that are out of service, or may be: also those not heard recently, unless they
     /// run nothing.
-    fn out_servers(&self) -> BTreeSet<ServerId> {
+    pub(super) fn out_servers(&self) -> BTreeSet<ServerId> {
         let mut out = capacity::out_servers(self.state);
         let silent = self.state.servers.keys().filter(|server| {
             !self.is_counted_on(server) && capacity::standing(self.state, server) != Standing::Idle

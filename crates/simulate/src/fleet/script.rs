@@ -17,6 +17,8 @@ use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Outcome, Report, Step};
+use cohort_view::command::Command;
+use cohort_view::hint::Hint;
 use cohort_view::words;
 
 use super::behaviour::{Behaviour, Fault};
@@ -218,6 +220,7 @@ impl Script {
             }
             "verdict" => self.verdict(line),
             "pause" | "resume" | "approve" | "abort" | "retry" | "undo" => self.person(line, out),
+            "heed" => self.heed(out),
             "keep-orders" | "replay-orders" => self.orders(line),
             "reports" => self.reports(line, out),
             "repeat-report" => self.repeat_report(line, out),
@@ -282,6 +285,11 @@ impl Script {
                 "stage" => {
                     let stages = value.split(',').map(|zone| serde_json::json!({ "zone": zone }));
                     json["stage"] = stages.collect();
+                }
+                // What a service passes: `up`, `never`, or a version that it has to run.
+                "check" => {
+                    let check = |address| serde_json::json!({ "type": "tcp", "address": address });
+                    json["check"] = value.split(',').filter(|a| *a != "none").map(check).collect();
                 }
                 key => json["update"][key] = value_of(value),
             }
@@ -426,6 +434,44 @@ impl Script {
             None => out.push_str("ok\n"),
             Some(rejection) => {
                 let _ = writeln!(out, "refused: {}", words::rejection(&rejection));
+            }
+        }
+    }
+
+    /// Types the first command that `why` names for each wait. One that is refused is a fault.
+    fn heed(&mut self, out: &mut String) {
+        self.fleet.settle(false);
+        let id = self.group.clone().expect("begin with `fleet`");
+        let view = self.group().leader_view().map(|(_, view)| Arc::clone(view));
+        for waiting in view.iter().flat_map(|view| &view.waiting) {
+            let hints = cohort_view::waiting::hints(&waiting.on, &id, &waiting.app);
+            let commands = hints.into_iter().filter_map(|hint| match hint {
+                Hint::Run(_, command) => Some(command),
+                Hint::Add(..) | Hint::Meant(_) | Hint::Do(_) => None,
+            });
+            for command in
+                commands.filter(|command| !matches!(command, Command::Publish { .. })).take(1)
+            {
+                let app = waiting.app.clone();
+                let body = match &command {
+                    Command::RolloutApprove { .. } => Body::Approve { app },
+                    Command::RolloutResume { .. } => Body::Resume { app },
+                    Command::RolloutRetry { .. } => Body::Retry { app },
+                    Command::ChannelSet { .. } => {
+                        let good = self.group().log.state.apps[&app].last_good.clone();
+                        let version = good.expect("a good release").version.to_string();
+                        self.fleet.channel(&app, &version);
+                        let _ = writeln!(out, "{command} ({version})");
+                        continue;
+                    }
+                    _ => {
+                        let _ = writeln!(out, "{command} (not typed)");
+                        continue;
+                    }
+                };
+                let refused = self.say("ana", body);
+                assert_eq!(refused, None, "`why` says `{command}`");
+                let _ = writeln!(out, "{command}");
             }
         }
     }

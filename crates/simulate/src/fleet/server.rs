@@ -12,6 +12,7 @@ use cohort_core::ability::Ability;
 use cohort_core::doing::{self, Download};
 use cohort_core::ids::{AppId, BootEpoch, Digest, Incarnation, MemberId, ServerId};
 use cohort_core::orders::{Fence, MemberAddress, Orders};
+use cohort_core::policy::{Check, Probe};
 use cohort_core::release::Release;
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{AppRecord, BootTime, LocalActivation, Reached};
@@ -66,13 +67,35 @@ pub(crate) struct Service {
     pub(crate) release: Option<Release>,
     pub(crate) up: bool,
     pub(crate) traffic: bool,
+    /// Its running checks fail: the agent says that it is not ready.
+    unfit: bool,
     /// When it dies, if its release makes it die.
     dies_ms: Option<u64>,
 }
 
 impl Service {
+    /// What checks see: `up` passes while it is up, `never` never, a version while it runs that.
+    fn health(&self, checks: &[Check]) -> Health {
+        let passes = |check: &Check| match &check.probe {
+            Probe::Tcp { address } => match address.as_str() {
+                "up" => true,
+                "never" => false,
+                version => self.release.as_ref().is_some_and(|it| it.version.as_str() == version),
+            },
+            Probe::Http { .. } | Probe::Exec { .. } => false,
+        };
+        let reason = if !self.up {
+            "the service is not there"
+        } else if !checks.iter().all(passes) {
+            "wrong answer"
+        } else {
+            ""
+        };
+        Health { in_service: reason.is_empty(), reason: reason.into() }
+    }
+
     pub(crate) fn serves(&self) -> bool {
-        self.up && self.traffic && self.release.is_some()
+        self.up && self.traffic && !self.unfit && self.release.is_some()
     }
 }
 
@@ -116,7 +139,9 @@ struct AppAgent {
     record: AppRecord,
     reached: Reached,
     running: Option<(Running, Working)>,
-    watched: bool,
+    /// The running checks, and those on trial.
+    watched: Option<Vec<Check>>,
+    tried: Option<Vec<Check>>,
     doing: Option<Doing>,
     laters: BTreeMap<Step, u32>,
     /// What had changed at the last look, and when the next one is due if nothing else does.
@@ -575,9 +600,11 @@ impl Server {
         let boot = self.boots.to_string();
         let now = BootTime { boot: &boot, ms: self.now_ms };
         let held: Vec<Digest> = self.disk.held.iter().cloned().collect();
-        let up = self.services.get(app).is_some_and(|service| service.up);
-        let reason = if up { "" } else { "the service is not there" };
-        let health = Health { in_service: up, reason: reason.into() };
+        let service = self.services.get(app).cloned().unwrap_or_default();
+        let health = |checks: &Vec<Check>| service.health(checks);
+        let agent = &self.agent.apps[app];
+        let trial = agent.tried.as_ref().map(health);
+        let health = agent.watched.as_ref().map(health);
         let Agent { received, outbox, apps, .. } = &mut self.agent;
         let orders = received.as_ref().and_then(|received| received.of(app));
         let here = apps.get_mut(app).expect("every app on the disk was booted");
@@ -590,7 +617,8 @@ impl Server {
             record: &here.record,
             reached: here.reached,
             held: &held,
-            health: here.watched.then_some(&health),
+            health: health.as_ref(),
+            trial: trial.as_ref(),
             room: outbox.has_room(),
             room_for_health: outbox.has_room_for_health(),
         };

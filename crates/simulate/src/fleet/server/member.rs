@@ -10,10 +10,10 @@ use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, RequestId, ServerId};
 use cohort_core::orders::Orders;
-use cohort_core::report::Report;
 use cohort_server::answers::{self, Committing, Joining, Next};
 use cohort_server::asking::{Input as Answer, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
+use cohort_server::health_pace::HealthPace;
 use cohort_server::member::{
     Input, Member, MemberError, Output, Proposed, Ticket, View, serialized,
 };
@@ -25,8 +25,10 @@ use crate::fleet::log::Log;
 use crate::fleet::net::{Packet, What};
 
 mod errands;
+mod reports;
 
 use errands::Read;
+use reports::Batch;
 
 /// The only incarnation of a simulated group.
 pub(crate) const INCARNATION: Incarnation = Incarnation(1);
@@ -80,8 +82,8 @@ struct Commit {
 
 #[derive(Debug)]
 enum Client {
-    /// A server that reports: what of its request is left, and what was accepted so far.
-    Reports(Request, Vec<Report>, Vec<bool>),
+    /// A server that reports.
+    Reports(Batch),
     /// A server that wants to be taken in.
     Join(Request),
     Person(u64),
@@ -109,6 +111,7 @@ pub(crate) struct Carried {
     every_tick: bool,
     now_ms: u64,
     contacts: Contacts,
+    health_pace: HealthPace,
     tracker: Tracker,
     asked: BTreeMap<Ticket, Waits>,
     held: Vec<Held>,
@@ -173,6 +176,7 @@ impl Carried {
             every_tick: setup.every_tick,
             now_ms,
             contacts: Contacts::default(),
+            health_pace: HealthPace::default(),
             tracker: Tracker::default(),
             asked: BTreeMap::new(),
             held: Vec::new(),
@@ -212,7 +216,8 @@ impl Carried {
                 let of = &request.from;
                 let checked = answers::check_reports(of, &reports, INCARNATION, INCARNATION);
                 checked.expect("agents report for themselves, and not too much at once");
-                self.next_report(request, reports, Vec::new());
+                let batch = Batch { request, left: reports, taken: Vec::new(), arrived_ms: now_ms };
+                self.next_report(batch);
             }
             What::Forward(command) => {
                 assert!(answers::for_members(&command.body), "{command:?} was passed on");
@@ -321,7 +326,7 @@ impl Carried {
         }
         for commit in commits {
             match commit.client {
-                Client::Reports(request, ..) => ended.push((request, What::Taken(None))),
+                Client::Reports(batch) => ended.push((batch.request, What::Taken(None))),
                 Client::Join(request) => ended.push((request, What::Answer(Answer::NoAnswer))),
                 Client::Person(_) => {}
             }
@@ -371,17 +376,6 @@ impl Carried {
         self.inputs.push(Input::Propose { ticket, command });
     }
 
-    fn next_report(&mut self, request: Request, mut left: Vec<Report>, taken: Vec<bool>) {
-        if left.is_empty() {
-            return self.reply(request, What::Taken(Some(taken)));
-        }
-        // One after the other: a later one that overtook would make the earlier one count as old.
-        let report = left.remove(0);
-        let actor = format!("agent {}", report.server);
-        let client = Client::Reports(request, left, taken);
-        self.commit(actor, None, Body::Report { report }, client);
-    }
-
     fn proposed(&mut self, commit: Commit, outcome: Proposed, log: &mut Log) {
         let next = commit.committing.proposed(self.now_ms, outcome);
         self.next(commit, next, log);
@@ -414,11 +408,14 @@ impl Carried {
             log.acknowledged(&commit.command);
         }
         match (commit.client, outcome) {
-            (Client::Reports(request, left, mut taken), Some(rejection)) => {
-                taken.push(rejection.is_none());
-                self.next_report(request, left, taken);
+            (Client::Reports(mut batch), Some(rejection)) => {
+                batch.taken.push(rejection.is_none());
+                self.next_report(batch);
             }
-            (Client::Reports(request, ..), None) => self.reply(request, What::Taken(None)),
+            (Client::Reports(Batch { request, taken, .. }), None) => {
+                let taken = Some(taken).filter(|taken| !taken.is_empty());
+                self.reply(request, What::Taken(taken));
+            }
             (Client::Join(request), outcome) => {
                 self.reply(request, What::Answer(Answer::Joined(outcome == Some(None))));
             }
