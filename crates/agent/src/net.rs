@@ -40,7 +40,7 @@ pub(crate) struct AddressBook(Mutex<Book>);
 #[derive(Debug, Default)]
 struct Book {
     members: BTreeMap<MemberId, (ServerId, String)>,
-    /// Servers at another address than the group has written down: that one, and the new one.
+    /// Servers at another address than the group has recorded: that one, and the new one.
     moved: BTreeMap<ServerId, (String, String)>,
 }
 

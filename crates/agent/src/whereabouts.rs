@@ -43,7 +43,7 @@ pub(crate) async fn tell(shared: Arc<Shared>) {
 }
 
 /// Learns from the hub where the group's members are. The addresses of the servers themselves are
-/// newer than those that the group has written down.
+/// newer than those that the group has recorded.
 pub(crate) async fn ask(shared: &Shared) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
     // The others ask for it too.
