@@ -55,7 +55,7 @@ mod storage;
 mod timeout;
 
 pub use cohort_store::{Configuration, Image, Index, LogStore, RaftId, Snapshot, StoreError, Term};
-pub use config::{Config, Limits, TICK, Weaken};
+pub use config::{Config, Limits, TICK, Timing, TimingError, Weaken};
 pub use effects::{Committed, Effects, InstalledSnapshot};
 pub use error::{CompactError, MembershipError, NodeError, ProposeError, ReadError, TransferError};
 pub use handover::Handover;
@@ -67,6 +67,8 @@ pub use node::Node;
 pub use reads::ReadId;
 pub use status::{Dropped, PeerProgress, Replication, Role, Status};
 
+#[cfg(test)]
+mod config_test;
 #[cfg(test)]
 mod membership_test;
 #[cfg(test)]
