@@ -19,6 +19,7 @@ use cohort_host::guard::{GuardClient, GuardLaunch};
 use cohort_host::{Controls, ServiceControl, Systemd};
 use cohort_identity::{Alpn, ClientAuth};
 use cohort_registry::RemoteRegistry;
+use cohort_server::membership::failure_domain;
 use cohort_wire::frame::Connections;
 use cohort_wire::http::{Client, Handler, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
@@ -57,6 +58,7 @@ pub async fn run(
     reload: Reload,
     shutdown: CancellationToken,
 ) -> Result<(), AgentError> {
+    config.timing()?;
     prepare(&config)?;
     loop {
         match live(&config, &reload, &shutdown).await {
@@ -80,6 +82,8 @@ async fn live(
         joined = join(config) => joined?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    let rack = failure_domain(config.rack.as_deref(), &config.labels, &joined.labels);
+    let config = &AgentConfig { rack, ..config.clone() };
     let (tasks, mut ends) = Tasks::new();
     let _stop = tasks.stop.clone().drop_guard();
     let slot = IdentitySlot::new(identity);

@@ -1,8 +1,12 @@
+use std::collections::BTreeMap;
+
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::orders::{MemberOrder, Orders};
 
 use crate::asking::Received;
-use crate::membership::{Found, asks_for_incarnation, carries_another, found, founds};
+use crate::membership::{
+    Found, asks_for_incarnation, carries_another, failure_domain, found, founds,
+};
 
 const FIRST: Incarnation = Incarnation(1);
 const SECOND: Incarnation = Incarnation(2);
@@ -60,4 +64,17 @@ fn only_fresh_orders_of_this_incarnation_and_a_higher_number_replace_a_member() 
     assert!(replaced(1_499, FIRST, None), "its number is retired");
     assert!(!replaced(1_500, FIRST, None), "stale orders");
     assert!(!replaced(1_000, SECOND, None), "another incarnation");
+}
+
+#[test]
+fn a_failure_domain_names_the_zone_in_a_group_that_spans_zones() {
+    let labels = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    let own = labels(&[("platform", "intel"), ("zone", "a")]);
+    let (spans, one) = (labels(&[("platform", "intel")]), own.clone());
+    assert_eq!(failure_domain(Some("r7"), &own, &spans).as_deref(), Some("a/r7"));
+    assert_eq!(failure_domain(None, &own, &spans).as_deref(), Some("a"));
+    assert_eq!(failure_domain(Some("r7"), &own, &one).as_deref(), Some("r7"));
+    assert_eq!(failure_domain(None, &own, &one), None);
 }

@@ -1,7 +1,7 @@
 use cohort_core::ids::{AppId, GroupId};
 use cohort_core::reason::PausedBy;
-use cohort_core::waiting::WaitingOn;
-use cohort_wire::agent::GroupStatus;
+use cohort_core::waiting::{Placing, WaitingOn};
+use cohort_wire::agent::{GroupStatus, PlacingStatus};
 
 use crate::command::Command;
 use crate::hint::Hint;
@@ -32,6 +32,23 @@ fn a_group_that_is_up_to_date_says_only_that() {
     let waits = waits(&report([settled()]));
     assert_eq!(waits.len(), 1);
     assert_eq!(waits[0].on, Some(WaitingOn::NewRelease));
+}
+
+#[test]
+fn a_change_of_the_voters_that_waits_is_named() {
+    let silent = [server("web-3")].into();
+    for on in [
+        Placing::Joint,
+        Placing::CatchingUp { servers: [server("web-3")].into() },
+        Placing::Majority { heard: 1, voters: 3 },
+        Placing::Replacement { silent },
+    ] {
+        let mut status = settled();
+        status.placing = Some(PlacingStatus { on: on.clone(), for_ms: 7_000 });
+        let waits = waits(&report([status]));
+        assert_eq!((waits.len(), waits[0].for_ms), (2, Some(7_000)), "{on:?}");
+        assert!(waits[0].hints.as_ref().is_some_and(|hints| !hints.is_empty()), "{on:?}");
+    }
 }
 
 #[test]
