@@ -12,9 +12,11 @@ use cohort_base::retry::Schedule;
 use cohort_base::{FileError, OnPath as _, chain, durable};
 use cohort_consensus::{Config, Envelope, Node, NodeError, RaftId};
 use cohort_core::ids::{Incarnation, MemberId};
+use cohort_core::placement::Carriers;
 use cohort_host::boot_time_ms;
 use cohort_registry::{RegistryError, typed};
 use cohort_server::asking::Received;
+use cohort_server::leading::Placer;
 use cohort_server::member::Member;
 use cohort_server::membership::{
     FIRST_MEMBER, Found, Founder, LOOK_EVERY_MS, asks_for_incarnation, carries_another, found,
@@ -186,6 +188,7 @@ impl Starter {
         let mut config =
             Config::new(identity.group.clone(), identity.incarnation, identity.raft_id);
         (config.boot_epoch, config.life) = (shared.boot_epoch.0, shared.life);
+        config.set_timing(shared.config.timing()?);
         let seed = blake3::hash(format!("{}/{}", shared.server(), std::process::id()).as_bytes());
         config.seed = u64::from_le_bytes(seed.as_bytes()[..8].try_into().expect("32 bytes"));
         let (server, group) = (shared.server().clone(), shared.group.clone());
@@ -193,7 +196,10 @@ impl Starter {
         let store = TimedStore { store, seconds };
         let mut member =
             Member::open(monotonic_ms(), server, group, store, config, shared.kill.on())?;
-        member.replace_after(shared.config.replace_after.ms);
+        member.place_by(Placer {
+            replace_after_ms: shared.config.replace_after.ms,
+            carriers: Carriers { voters: shared.config.voters, standbys: shared.config.standbys },
+        });
         let (inputs, queue) = Inputs::queue();
         let (view_sender, view) = watch::channel(Arc::new(member.view()));
         shared.book.learn(&self.joined.members);

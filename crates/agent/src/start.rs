@@ -20,6 +20,7 @@ use cohort_host::guard::{GuardClient, GuardLaunch};
 use cohort_host::{Controls, ServiceControl, Systemd};
 use cohort_identity::{Alpn, ClientAuth};
 use cohort_registry::RemoteRegistry;
+use cohort_server::membership::failure_domain;
 use cohort_wire::frame::Connections;
 use cohort_wire::http::{Client, Handler, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
@@ -58,6 +59,7 @@ pub async fn run(
     reload: Reload,
     shutdown: CancellationToken,
 ) -> Result<(), AgentError> {
+    config.timing()?;
     loop {
         // Nothing that an agent must persist fits on a full disk: it waits, and says for what.
         if !space::wait(&config.data_dir, &shutdown).await {
@@ -100,6 +102,8 @@ async fn live(
         joined = join(config) => joined?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    let rack = failure_domain(config.rack.as_deref(), &config.labels, &joined.labels);
+    let config = &AgentConfig { rack, ..config.clone() };
     let (tasks, mut ends) = Tasks::new();
     let _stop = tasks.stop.clone().drop_guard();
     let slot = IdentitySlot::new(identity);

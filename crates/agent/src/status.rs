@@ -11,8 +11,8 @@ use cohort_core::waiting::WaitingOn;
 use cohort_distribute::TransferView;
 use cohort_server::contacts::Contacts;
 use cohort_wire::agent::{
-    AppStatus, CONTROL_VERSION, FailureStatus, GroupStatus, ServerAppStatus, ServerStatus,
-    TransferStatus, WaitingStatus,
+    AppStatus, CONTROL_VERSION, FailureStatus, GroupStatus, PlacingStatus, ServerAppStatus,
+    ServerStatus, TransferStatus, WaitingStatus,
 };
 
 use crate::contacts::monotonic_ms;
@@ -70,6 +70,10 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         registry_reachable: view.registry,
         voters: places(&view.raft.configuration.voters),
         standbys: places(&view.raft.configuration.standbys),
+        placing: view
+            .placing
+            .clone()
+            .map(|(on, since_ms)| PlacingStatus { on, for_ms: now_ms.saturating_sub(since_ms) }),
         servers: servers.collect(),
         apps: apps.collect(),
         refusals: view.refusals.clone(),

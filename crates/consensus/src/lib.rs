@@ -58,7 +58,7 @@ mod timeout;
 pub use cohort_store::{
     Configuration, Image, Index, LogStore, Mark, RaftId, Snapshot, StoreError, Term,
 };
-pub use config::{Config, Limits, TICK, Weaken};
+pub use config::{Config, Limits, TICK, Timing, TimingError, Weaken};
 pub use effects::{Committed, Effects, InstalledSnapshot};
 pub use error::{CompactError, MembershipError, NodeError, ProposeError, ReadError, TransferError};
 pub use handover::Handover;
@@ -70,6 +70,8 @@ pub use node::Node;
 pub use reads::ReadId;
 pub use status::{Dropped, PeerProgress, Replication, Role, Status};
 
+#[cfg(test)]
+mod config_test;
 #[cfg(test)]
 mod membership_test;
 #[cfg(test)]

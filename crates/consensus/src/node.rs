@@ -311,14 +311,13 @@ impl<S: LogStore> Node<S> {
         if self.stopped() {
             return Err(ReadError::Stopped);
         }
-        // Trap: the library silently drops such reads.
+        // Trap: the library silently drops such reads; a new leader drops those of others, too.
         let raft = &self.raw.raft;
-        if raft.state == StateRole::Leader {
-            if !raft.commit_to_current_term() {
-                return Err(ReadError::NotReady);
-            }
-        } else if raft.leader_id == raft::INVALID_ID {
+        if raft.leader_id == raft::INVALID_ID {
             return Err(ReadError::NoLeader);
+        }
+        if !raft.commit_to_current_term() {
+            return Err(ReadError::NotReady);
         }
         let context = self.reads.begin(self.clock).ok_or(ReadError::Busy)?;
         self.library(|raw| raw.read_index(convert::read_in(context))).ok_or(ReadError::Stopped)?;

@@ -83,3 +83,18 @@ pub enum WaitingOn {
     /// A server is not on `last_good`, and why.
     Debt { server: ServerId, reason: DebtReason },
 }
+
+/// What the next change of the voters is waiting for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "waiting_on", rename_all = "kebab-case")]
+pub enum Placing {
+    /// A change has started; a majority of the old and of the new voters has to confirm it.
+    Joint,
+    /// Servers that will vote, and whose log has not caught up.
+    CatchingUp { servers: BTreeSet<ServerId> },
+    /// The leader has heard from only `heard` of the next voters: no change starts.
+    Majority { heard: usize, voters: usize },
+    /// These voters are silent, and no server can replace them: all others vote, are in a change,
+    /// or are unreachable themselves.
+    Replacement { silent: BTreeSet<ServerId> },
+}

@@ -10,10 +10,12 @@ use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, ServerId};
 use cohort_core::machine::DiskSpace;
-use cohort_core::placement::{Placed, Placement, placement};
+use cohort_core::placement::{Carriers, Next, Placed, Placement, Unheard, placement};
 use cohort_core::refused::Refused;
+use cohort_core::waiting::Placing;
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
+use crate::asking::ORDERS_VALID_MS;
 use crate::contacts::Contacts;
 use crate::heirs::Heirs;
 
@@ -32,6 +34,20 @@ const CLOCK_LATE_MS: u64 = 250;
 const UNREACHABLE_MS: u64 = 30_000;
 /// Pause between two looks at the placement of voters, in milliseconds.
 const PLACE_EVERY_MS: u64 = 200;
+
+/// How a leader places the group's voters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placer {
+    /// How long a voter may be silent before it is replaced, in milliseconds.
+    pub replace_after_ms: u64,
+    pub carriers: Carriers,
+}
+
+impl Default for Placer {
+    fn default() -> Self {
+        Placer { replace_after_ms: REPLACE_AFTER_MS, carriers: Carriers::default() }
+    }
+}
 
 /// The observations of one member; empty unless it is the leader.
 #[derive(Debug, Clone)]
@@ -53,12 +69,14 @@ pub struct Leading {
     /// The space on the disk of this member's server.
     disk: DiskSpace,
     heirs: Heirs,
+    /// What the next change of the voters is waiting for, and since when.
+    placing: Option<(Placing, u64)>,
     /// The last of the leader's own proposals not applied yet.
     planned_up_to: u64,
     ticked_ms: Option<u64>,
     /// The end of the last long pause of the process.
     awake_since_ms: u64,
-    replace_after_ms: u64,
+    placer: Placer,
     /// Something has changed since the last plan.
     stale: bool,
     /// Since the last plan, the clock was advanced before another proposer's entry.
@@ -80,10 +98,11 @@ impl Leading {
             refreshed: false,
             disk: DiskSpace::Enough,
             heirs: Heirs::default(),
+            placing: None,
             planned_up_to: 0,
             ticked_ms: None,
             awake_since_ms: 0,
-            replace_after_ms: REPLACE_AFTER_MS,
+            placer: Placer::default(),
             stale: true,
             clock_first: false,
         }
@@ -100,16 +119,14 @@ impl Leading {
     /// Records that another member, or none, is the leader: everything seen so far is void, except
     /// the kill switch, which every member has latched itself.
     pub fn ended(&mut self) {
-        let Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, disk, .. } =
-            *self;
+        let Leading { ticked_ms, awake_since_ms, placer, clock_mark_ms, disk, .. } = *self;
         let fresh = Leading::new(self.server().clone(), self.seen.killed.take());
-        *self =
-            Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, disk, ..fresh };
+        *self = Leading { ticked_ms, awake_since_ms, placer, clock_mark_ms, disk, ..fresh };
     }
 
-    /// Sets how long a voter may be silent before it is replaced, in milliseconds.
-    pub fn replace_after(&mut self, ms: u64) {
-        self.replace_after_ms = ms;
+    /// Sets how this member places voters while it is the leader.
+    pub fn place_by(&mut self, placer: Placer) {
+        self.placer = placer;
     }
 
     /// Advances time; call this often. After a pause of the whole process (suspended, or starved),
@@ -313,7 +330,8 @@ impl Leading {
         }
     }
 
-    /// The next step towards the desired placement of voters.
+    /// The next step towards the desired placement of voters. What it is waiting for instead is in
+    /// [`placing`](Self::placing).
     pub fn place(
         &mut self,
         now_ms: u64,
@@ -322,7 +340,16 @@ impl Leading {
         contacts: &Contacts,
     ) -> Option<Placement> {
         self.placed_ms = Some(now_ms);
-        placement(state, placed, &self.silent(now_ms, state, contacts))
+        let unheard = Unheard {
+            lately: self.unheard(now_ms, ORDERS_VALID_MS, state, contacts),
+            silent: self.unheard(now_ms, self.placer.replace_after_ms, state, contacts),
+        };
+        match placement(state, placed, &unheard, self.placer.carriers) {
+            Next::Settled => self.placing = None,
+            Next::Waits(on) => self.place_waits(now_ms, on),
+            Next::Step(step) => return Some(step),
+        }
+        None
     }
 
     /// Whether to look at the placement of voters now: [`place`](Self::place).
@@ -367,14 +394,35 @@ impl Leading {
         self.heirs.heir(now_ms, is_voter)
     }
 
-    /// The servers that have been silent long enough to be replaced. Silence counts from the start
-    /// of this leader's time: what other members heard before is unknown here.
-    fn silent(&self, now_ms: u64, state: &State, contacts: &Contacts) -> BTreeSet<ServerId> {
+    /// Records what the next change of the voters is waiting for.
+    pub fn place_waits(&mut self, now_ms: u64, on: Placing) {
+        if self.placing.as_ref().is_none_or(|(known, _)| *known != on) {
+            self.placing = Some((on, now_ms));
+        }
+    }
+
+    /// What the next change of the voters is waiting for, and since when, on this member's
+    /// monotonic clock, in milliseconds.
+    #[must_use]
+    pub fn placing(&self) -> Option<&(Placing, u64)> {
+        self.placing.as_ref()
+    }
+
+    /// The servers that have not been heard from for `after_ms`; never the leader's own. Silence
+    /// counts from the start of this leader's time: what other members heard before is unknown
+    /// here.
+    fn unheard(
+        &self,
+        now_ms: u64,
+        after_ms: u64,
+        state: &State,
+        contacts: &Contacts,
+    ) -> BTreeSet<ServerId> {
         let since_ms = self.listens_since_ms().unwrap_or(now_ms);
-        let silent = |server: &&ServerId| {
+        let unheard = |server: &&ServerId| {
             let heard_ms = contacts.of(server).map_or(0, |contact| contact.at_ms);
-            now_ms >= heard_ms.max(since_ms) + self.replace_after_ms
+            *server != self.server() && now_ms >= heard_ms.max(since_ms) + after_ms
         };
-        state.servers.keys().filter(silent).cloned().collect()
+        state.servers.keys().filter(unheard).cloned().collect()
     }
 }

@@ -1,10 +1,12 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_core::command::CLOCK_STEP_MS_MAX;
+use cohort_core::command::{CLOCK_STEP_MS_MAX, COMMAND_VERSION};
 use cohort_core::gate::RegistryView;
-use cohort_core::ids::{ClockMs, GroupId, Incarnation, ServerId};
+use cohort_core::ids::{ClockMs, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::placement::{Placed, Placement};
 use cohort_core::refused::{Role, WhyRefused};
-use cohort_core::{Body, Plan, State};
+use cohort_core::waiting::Placing;
+use cohort_core::{Body, Command, Plan, State};
 
 use crate::contacts::Contacts;
 use crate::leading::{Leading, PLAN_EVERY_MS};
@@ -189,4 +191,32 @@ fn mirrors_that_are_unreachable_for_a_moment_are_not_reported() {
     let expired = WhyRefused::Expired { role: Role::Timestamp, ago_s: 9 };
     let told = plan_after(&mut leading, 34_000, Err(expired.clone().into()));
     assert_eq!(told, Some(expired.into()));
+}
+
+#[test]
+fn a_change_of_voters_that_did_not_start_is_tried_again() {
+    let mut leading = leading();
+    let mut state = state();
+    for n in [1, 2, 3] {
+        let server = ServerId::new(format!("s{n}")).unwrap();
+        let address = format!("{server}:1");
+        for body in [
+            Body::AddServer { server: server.clone(), address, rack: None },
+            Body::AllocateMember { server },
+        ] {
+            let (actor, incarnation) = ("test".into(), Incarnation(1));
+            let version = COMMAND_VERSION;
+            let command = Command { version, incarnation, actor, request: None, body };
+            state.apply(&command).unwrap();
+        }
+    }
+    let (voters, standbys) = ([MemberId(1)].into(), BTreeSet::from([MemberId(2), MemberId(3)]));
+    let placed = Placed { voters, caught_up: standbys.clone(), standbys, changing: false };
+    let waits = Placing::Majority { heard: 1, voters: 3 };
+    for now_ms in [1_000, 1_200, 1_400] {
+        let step = leading.place(now_ms, &state, &placed, &Contacts::default());
+        assert!(matches!(step, Some(Placement::Change { .. })), "{step:?}");
+        leading.place_waits(now_ms, waits.clone());
+        assert_eq!(leading.placing(), Some(&(waits.clone(), 1_000)));
+    }
 }

@@ -25,11 +25,12 @@ use cohort_core::machine::DiskSpace;
 use cohort_core::refused::Refused;
 use cohort_core::shared::Shared;
 use cohort_core::state::HistoryEntry;
-use cohort_core::waiting::Waiting;
+use cohort_core::waiting::{Placing, Waiting};
 use cohort_core::{Body, Command, Event, Offer, State};
 
-use crate::contacts::Contacts;
-use crate::leading::Leading;
+use crate::asking::{ANSWER_MS_MAX, WAIT_MS_MAX};
+use crate::contacts::{Contacts, PASS_ON_EVERY_MS};
+use crate::leading::{Leading, Placer};
 
 mod apply;
 mod clock;
@@ -176,6 +177,9 @@ pub struct View {
     pub raft: Status,
     /// Why things are waiting, by the last plan; empty unless this member is the leader.
     pub waiting: Shared<Vec<Waiting>>,
+    /// What the next change of the voters is waiting for, and since when, on the member's monotonic
+    /// clock; `None` unless this member is the leader.
+    pub placing: Option<(Placing, u64)>,
     /// Whether the registry responds; `None` unless this member is the leader.
     pub registry: Option<bool>,
     /// Mirrors and releases refused recently, for people.
@@ -333,10 +337,9 @@ impl<S: LogStore> Member<S> {
         })
     }
 
-    /// Sets how long a voter may be silent before it is replaced, in milliseconds; the default is
-    /// [`REPLACE_AFTER_MS`](crate::leading::REPLACE_AFTER_MS).
-    pub fn replace_after(&mut self, ms: u64) {
-        self.leading.replace_after(ms);
+    /// Sets how this member places voters while it is the leader.
+    pub fn place_by(&mut self, placer: Placer) {
+        self.leading.place_by(placer);
     }
 
     /// The member's log, as stored.
@@ -352,6 +355,7 @@ impl<S: LogStore> Member<S> {
             state: Arc::clone(&self.state),
             raft: self.node.status(),
             waiting: self.waiting.clone(),
+            placing: self.leading.placing().cloned(),
             registry: self.leading.registry_answers(),
             refusals: self.leading.refusals().to_vec(),
             killed: self.leading.why_killed().map(str::to_owned),

@@ -309,6 +309,20 @@ fn a_read_that_got_lost_is_begun_again() {
 }
 
 #[test]
+fn a_read_survives_a_leader_that_dies_without_waiting_for_a_timeout() {
+    let (mut group, leader) = Group::led(3);
+    let follower = group.follower();
+    group.members.remove(&leader);
+    let read = group.read(follower);
+    for n in [1, 2, 3].into_iter().filter(|n| *n != leader) {
+        group.step(n, vec![Input::Disconnected(RaftId(leader))]);
+    }
+    group.run_ms(200);
+    assert!(group.leader().is_some_and(|now| now != leader));
+    assert_eq!(group.fresh(follower, read), Some(true));
+}
+
+#[test]
 fn a_read_without_a_majority_is_given_up() {
     let (mut group, leader) = Group::led(3);
     group.cut.insert(leader);

@@ -14,6 +14,8 @@ pub const LOOK_EVERY_MS: u64 = 5_000;
 /// A member with a leader only asks at every 12th check, once a minute: the old incarnation may
 /// still have a majority.
 const LOOKS_WHILE_LED: u64 = 12;
+/// The label of a server's zone.
+const ZONE: &str = "zone";
 /// The first member of a group.
 pub const FIRST_MEMBER: MemberId = MemberId(1);
 
@@ -85,6 +87,19 @@ pub fn founds(
 ) -> bool {
     let (incarnation, first) = bootstrap;
     first == server && founded.is_none_or(|founded| founded < incarnation)
+}
+
+/// A server's failure domain, widest part first: its rack, within its zone in a group that spans
+/// zones. `own` are its labels, `shared` those of the group.
+#[must_use]
+pub fn failure_domain(
+    rack: Option<&str>,
+    own: &BTreeMap<String, String>,
+    shared: &BTreeMap<String, String>,
+) -> Option<String> {
+    let zone = own.get(ZONE).filter(|_| !shared.contains_key(ZONE)).map(String::as_str);
+    let parts: Vec<&str> = zone.into_iter().chain(rack).collect();
+    (!parts.is_empty()).then(|| parts.join("/"))
 }
 
 /// A founder's facts about its server and its group.

@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
+
 use cohort_core::ids::{BootEpoch, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::orders::{MemberOrder, Orders};
 
 use crate::asking::Received;
 use crate::membership::{
-    Found, asks_for_incarnation, carries_another, found, founds, is_earlier_disk,
+    Found, asks_for_incarnation, carries_another, failure_domain, found, founds, is_earlier_disk,
 };
 
 const FIRST: Incarnation = Incarnation(1);
@@ -81,4 +83,17 @@ fn an_agent_that_starts_where_the_group_has_heard_it_already_has_an_earlier_disk
     };
     assert!(!earlier(0, 1) && !earlier(6, 7));
     assert!(earlier(7, 7) && earlier(9, 7));
+}
+
+#[test]
+fn a_failure_domain_names_the_zone_in_a_group_that_spans_zones() {
+    let labels = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    let own = labels(&[("platform", "intel"), ("zone", "a")]);
+    let (spans, one) = (labels(&[("platform", "intel")]), own.clone());
+    assert_eq!(failure_domain(Some("r7"), &own, &spans).as_deref(), Some("a/r7"));
+    assert_eq!(failure_domain(None, &own, &spans).as_deref(), Some("a"));
+    assert_eq!(failure_domain(Some("r7"), &own, &one).as_deref(), Some("r7"));
+    assert_eq!(failure_domain(None, &own, &one), None);
 }

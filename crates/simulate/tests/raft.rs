@@ -36,6 +36,15 @@ fn seeds_hold_3() {
 }
 
 #[test]
+fn seeds_hold_with_every_timing_that_may_be_set() {
+    for seed in 4_000_000..4_000_000 + number("SEEDS").unwrap_or(300) {
+        if let Err(violation) = run(Setup { timings: true, ..Setup::new(seed, STEPS) }) {
+            panic!("{violation}");
+        }
+    }
+}
+
+#[test]
 fn long_runs_hold() {
     hold(3_000_000, 12, 100_000);
 }
@@ -46,7 +55,8 @@ fn long_runs_hold() {
 fn replay() {
     let seed = number("SEED").unwrap_or(0);
     let steps = number("STEPS").unwrap_or(STEPS);
-    match run(Setup { trace: number("SEED").is_some(), ..Setup::new(seed, steps) }) {
+    let (trace, timings) = (number("SEED").is_some(), number("TIMINGS").is_some());
+    match run(Setup { trace, timings, ..Setup::new(seed, steps) }) {
         Ok(outcome) => println!("seed {seed} holds: {outcome:?}"),
         Err(violation) => panic!("{violation}"),
     }

@@ -106,6 +106,7 @@ pub(crate) fn settled() -> GroupStatus {
         registry_reachable: Some(true),
         voters: voters.collect(),
         standbys: Vec::new(),
+        placing: None,
         servers: servers.collect(),
         apps: BTreeMap::from([(app(), app_status)]),
         refusals: Vec::new(),

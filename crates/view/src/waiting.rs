@@ -4,7 +4,7 @@ use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::policy::Prestage;
 use cohort_core::reason::Reason;
 use cohort_core::refused::WhyRefused;
-use cohort_core::waiting::WaitingOn;
+use cohort_core::waiting::{Placing, WaitingOn};
 
 use crate::command::Command;
 use crate::figures::{brief, names};
@@ -90,6 +90,45 @@ pub fn sentence(on: &WaitingOn) -> String {
         }
         WaitingOn::Debt { server, reason } => {
             format!("{server} is not back on the last good release: {}", words::debt(reason))
+        }
+    }
+}
+
+/// What the next change of the voters is waiting for, in one sentence.
+#[must_use]
+pub fn placing_sentence(on: &Placing) -> String {
+    match on {
+        Placing::Joint => {
+            "voters are changing: waiting for a majority of the old and of the new ones".into()
+        }
+        Placing::CatchingUp { servers } => {
+            format!("voters are changing: waiting for {} to catch up with the log", list(servers))
+        }
+        Placing::Majority { heard, voters } => {
+            format!("voters cannot change: only {heard} of the {voters} next ones respond")
+        }
+        Placing::Replacement { silent } => {
+            format!("silent, and no other server can vote instead: {}", list(silent))
+        }
+    }
+}
+
+/// What an operator can do about it; empty if it resolves automatically.
+#[must_use]
+pub fn placing_hints(on: &Placing, group: &GroupId) -> Vec<Hint> {
+    match on {
+        Placing::Joint | Placing::Majority { .. } => {
+            vec!["start the agents of the silent voters, or check their network".into()]
+        }
+        Placing::CatchingUp { servers } => servers
+            .first()
+            .map(|server| Hint::Do(format!("if it takes long, check the agent's log on {server}")))
+            .into_iter()
+            .collect(),
+        Placing::Replacement { silent } => {
+            let start = silent.first().map(|one| Hint::Do(format!("start the agent on {one}")));
+            let join = Hint::Do(format!("or let another server join {group}"));
+            start.into_iter().chain([join]).collect()
         }
     }
 }

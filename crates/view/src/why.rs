@@ -21,7 +21,7 @@ use crate::report::{
 };
 use crate::status::step;
 use crate::transfer;
-use crate::waiting::{concerns, hints, is_idle};
+use crate::waiting::{concerns, hints, is_idle, placing_hints, placing_sentence};
 use crate::words;
 
 /// A wait of an app, a server or a group.
@@ -70,6 +70,12 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
         ..Wait::state(group, None, problem.sentence.clone())
     });
     let mut waits: Vec<Wait> = problems.collect();
+    let placing = report.status.iter().find_map(|status| status.placing.as_ref());
+    waits.extend(placing.map(|placing| Wait {
+        hints: Some(placing_hints(&placing.on, group)),
+        for_ms: Some(placing.for_ms),
+        ..Wait::state(group, None, placing_sentence(&placing.on))
+    }));
     for (id, app) in report.status.iter().flat_map(|status| &status.apps) {
         let broken: Vec<Wait> =
             report.status.iter().flat_map(|status| broken(status, id, app)).collect();

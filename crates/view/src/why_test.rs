@@ -1,10 +1,9 @@
 use cohort_core::ids::{AppId, GroupId};
 use cohort_core::machine::DiskSpace;
-use cohort_core::reason::PausedBy;
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::{PausedBy, Unfit};
-use cohort_core::waiting::WaitingOn;
-use cohort_wire::agent::GroupStatus;
+use cohort_core::waiting::{Placing, WaitingOn};
+use cohort_wire::agent::{GroupStatus, PlacingStatus};
 
 use crate::command::Command;
 use crate::hint::Hint;
@@ -72,6 +71,23 @@ fn a_rollback_that_waits_says_that_it_is_one() {
     app.waiting = vec![waiting(WaitingOn::Capacity { out, max: 1 }, 5_000)];
     let seen = waits(&report([status]));
     assert!(seen[0].sentence.starts_with("rolling back from 1.1.0 to 1.0.0: "), "{seen:?}");
+}
+
+#[test]
+fn a_change_of_the_voters_that_waits_is_named() {
+    let silent = [server("web-3")].into();
+    for on in [
+        Placing::Joint,
+        Placing::CatchingUp { servers: [server("web-3")].into() },
+        Placing::Majority { heard: 1, voters: 3 },
+        Placing::Replacement { silent },
+    ] {
+        let mut status = settled();
+        status.placing = Some(PlacingStatus { on: on.clone(), for_ms: 7_000 });
+        let waits = waits(&report([status]));
+        assert_eq!((waits.len(), waits[0].for_ms), (2, Some(7_000)), "{on:?}");
+        assert!(waits[0].hints.as_ref().is_some_and(|hints| !hints.is_empty()), "{on:?}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use cohort_core::reason::{DebtReason, Reason, Unfit};
 use cohort_core::refused::Refused;
 use cohort_core::report::{Report, Step};
 use cohort_core::state::{ActivationStage, HistoryEntry};
-use cohort_core::waiting::WaitingOn;
+use cohort_core::waiting::{Placing, WaitingOn};
 use cohort_core::{Body, Rejection};
 use serde::{Deserialize, Serialize};
 
@@ -130,13 +130,16 @@ pub struct CommandAnswer {
     pub rejection: Option<Rejection>,
 }
 
+/// Longest rack of a server, in bytes: its zone, a slash and its own name.
+const RACK_BYTES_MAX: usize = 2 * LABEL_BYTES_MAX + 1;
+
 /// A server's request to join the group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinGroupRequest {
     /// Its peer port, `host:port`.
     pub address: String,
-    /// Its failure domain; used only if the server is new.
+    /// Its failure domain, widest part first; used only if the server is new.
     pub rack: Option<String>,
 }
 
@@ -147,7 +150,7 @@ impl JoinGroupRequest {
     /// With the answer for the sender.
     pub fn check(&self) -> Result<(), ApiError> {
         within("an address", self.address.len(), ADDRESS_BYTES_MAX)?;
-        within("a rack", self.rack.as_ref().map_or(0, String::len), LABEL_BYTES_MAX)
+        within("a rack", self.rack.as_ref().map_or(0, String::len), RACK_BYTES_MAX)
     }
 }
 
@@ -236,6 +239,9 @@ pub struct GroupStatus {
     pub voters: Vec<MemberAddress>,
     /// Members that only replicate.
     pub standbys: Vec<MemberAddress>,
+    /// What the next change of the voters is waiting for; `None` if they are as desired, or the
+    /// leader does not respond.
+    pub placing: Option<PlacingStatus>,
     pub servers: BTreeMap<ServerId, ServerStatus>,
     /// Every app that has a policy.
     pub apps: BTreeMap<AppId, AppStatus>,
@@ -248,6 +254,15 @@ pub struct GroupStatus {
     pub downlink_bytes_per_second: Option<u64>,
     /// `download_limit` of the responding server, in bytes per second; `None`: unlimited.
     pub download_limit_bytes_per_second: Option<u64>,
+}
+
+/// A change of the voters that is waiting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacingStatus {
+    #[serde(flatten)]
+    pub on: Placing,
+    /// How long it has been waiting, in milliseconds.
+    pub for_ms: u64,
 }
 
 /// A server of the group.

@@ -15,11 +15,13 @@ use cohort_core::phase::PhaseName;
 use cohort_core::refused::{Field, Refused, WhyRefused};
 use cohort_core::report::Blame;
 use cohort_core::state::ActivationStage;
+use cohort_core::waiting::Placing;
 use cohort_identity::{Role, SignedStatement};
 use cohort_wire::agent::{
     AppStatus, CONTROL_VERSION, ChainStatus, ClaimMemberAnswer, CommandAnswer, CommandRequest,
     ContactsAnswer, ContactsRequest, FailureStatus, GroupStatus, JoinGroupRequest, Offence,
-    OffenderStatus, OrdersAnswer, OrdersRequest, ReportRequest, ServerAppStatus, ServerStatus,
+    OffenderStatus, OrdersAnswer, OrdersRequest, PlacingStatus, ReportRequest, ServerAppStatus,
+    ServerStatus,
     SourceName, ToGroup, TransferLeaderAnswer, TransferStatus,
 };
 use cohort_wire::http::ApiError;
@@ -285,6 +287,10 @@ fn group_status() {
         registry_reachable: Some(true),
         voters: vec![member()],
         standbys: vec![],
+        placing: Some(PlacingStatus {
+            on: Placing::CatchingUp { servers: [server("web-2")].into() },
+            for_ms: 12,
+        }),
         servers: [(server("web-1"), first)].into(),
         apps: [(app(), web)].into(),
         refusals: refused(),

@@ -128,6 +128,10 @@ impl<S: LogStore> Member<S> {
         self.changed = true;
         self.waiting = Shared::default();
         self.announced = false;
+        // The leader that was to answer them may be gone.
+        if let Some((_, _, readers)) = self.reading.take() {
+            self.next_readers.extend(readers);
+        }
         let leads = role == Role::Leader;
         self.led = leads.then_some(term);
         if leads {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use cohort_consensus::{LogStore, RaftId};
+use cohort_consensus::{LogStore, MembershipError, RaftId};
 use cohort_core::Body;
 use cohort_core::ids::{MemberId, ServerId};
 use cohort_core::placement::{Placed, Placement};
+use cohort_core::waiting::Placing;
 
 use super::{Member, Note, Output};
 use crate::contacts::Contacts;
@@ -27,7 +28,9 @@ impl<S: LogStore> Member<S> {
             return;
         }
         if self.leading.may_place(now_ms) {
+            let placing = self.leading.placing().cloned();
             self.place(now_ms, contacts);
+            self.changed |= self.leading.placing() != placing.as_ref();
         }
         if !self.state.servers.contains_key(self.leading.server()) {
             self.hand_over_to_the_group();
@@ -82,7 +85,7 @@ impl<S: LogStore> Member<S> {
             Some(Placement::Allocate(server)) => Body::AllocateMember { server },
             Some(Placement::Retire(server, member)) => Body::RetireMember { server, member },
             Some(Placement::Change { voters, standbys }) => {
-                return self.change_membership(&voters, &standbys);
+                return self.change_membership(now_ms, &voters, &standbys);
             }
         };
         if let Some(index) = self.propose_own(body.clone()) {
@@ -90,10 +93,19 @@ impl<S: LogStore> Member<S> {
         }
     }
 
-    fn change_membership(&mut self, voters: &BTreeSet<MemberId>, standbys: &BTreeSet<MemberId>) {
+    /// If the change does not start, the next plan tries again.
+    fn change_membership(
+        &mut self,
+        now_ms: u64,
+        voters: &BTreeSet<MemberId>,
+        standbys: &BTreeSet<MemberId>,
+    ) {
         let ids = |members: &BTreeSet<MemberId>| members.iter().map(|id| RaftId(id.0)).collect();
         let (voters, standbys): (BTreeSet<RaftId>, BTreeSet<RaftId>) = (ids(voters), ids(standbys));
         let begun = self.node.change_membership(&voters, &standbys);
+        if let Err(MembershipError::NoMajority { heard, voters }) = begun {
+            self.leading.place_waits(now_ms, Placing::Majority { heard, voters });
+        }
         let (voters, standbys) = (voters.into_iter().collect(), standbys.into_iter().collect());
         self.outputs.push(Output::Noted(Note::Membership { voters, standbys, begun }));
     }

@@ -141,7 +141,7 @@ impl Chaos {
     fn empty(mut fleet: Fleet, talk: bool) -> Chaos {
         fleet.limits.retained_entries = [0, 5, 1024][fleet.rng.random_range(0..3)];
         fleet.limits.entries_before_snapshot = [30, 4096][fleet.rng.random_range(0..2)];
-        fleet.replace_after_ms = REPLACE_AFTER_MS;
+        fleet.placer.replace_after_ms = REPLACE_AFTER_MS;
         let apps: Vec<AppId> =
             if fleet.rng.random_ratio(1, 3) { vec!["web", "db"] } else { vec!["web"] }
                 .into_iter()

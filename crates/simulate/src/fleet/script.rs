@@ -143,6 +143,7 @@ impl Script {
             "servers" => self.servers(line, out),
             "why" => self.why(out),
             "holders" => self.holders(line, out),
+            "voters" => self.voters(out),
             "fetching" => self.fetching(out),
             "history" => self.history(line, out),
             "churn" => self.churn(line),
@@ -269,6 +270,8 @@ impl Script {
         let get = |key, usual| line.pairs.get(key).copied().unwrap_or(usual);
         let (platform, zone) = (get("platform", "intel"), get("zone", "zone-a"));
         let name = format!("{platform}.{zone}");
+        self.fleet.racks = get("racks", "0").parse().expect("a number");
+        self.fleet.placer.replace_after_ms = ms_of(get("replace_after", "5m"));
         let servers: usize = get("servers", "10").parse().expect("a number");
         let servers: Vec<ServerId> = (1..=servers).map(build::server).collect();
         self.group = Some(self.fleet.add_group(&name, platform, &[("zone", zone)], &servers));

@@ -12,6 +12,7 @@ use cohort_core::orders::MemberAddress;
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
 use cohort_core::release::Release;
+use cohort_server::leading::Placer;
 use cohort_server::records::Record;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -62,8 +63,10 @@ pub(crate) struct Fleet {
     /// When time stops, even in the middle of a plan, if members propose one entry at a time.
     pub(crate) break_at: Option<Break>,
     pub(crate) limits: Limits,
-    /// For how long a voter may be silent before it is replaced, in milliseconds.
-    pub(crate) replace_after_ms: u64,
+    /// How leaders place voters.
+    pub(crate) placer: Placer,
+    /// How many racks the servers of a group are in; 0: each is its own.
+    pub(crate) racks: usize,
     /// Only the first server that can lead stands for election, as scripts want it.
     pub(crate) first_leads: bool,
     /// The protection that is switched off.
@@ -88,7 +91,8 @@ impl Fleet {
             fetch_ms: TICK_MS,
             break_at: None,
             limits: Limits::default(),
-            replace_after_ms: cohort_server::leading::REPLACE_AFTER_MS,
+            placer: Placer::default(),
+            racks: 0,
             first_leads: false,
             mutation: None,
             every_tick: false,
@@ -113,7 +117,8 @@ impl Fleet {
         let setup = Setup {
             group: id.clone(),
             limits: self.limits,
-            replace_after_ms: self.replace_after_ms,
+            placer: self.placer,
+            racks: self.racks,
             seed: self.seed,
             mutation: self.mutation,
             every_tick: self.every_tick,

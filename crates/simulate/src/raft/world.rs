@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 
-use cohort_consensus::{Config, Envelope, Index, Limits, Node, RaftId, Role, Weaken};
+use cohort_consensus::{Config, Envelope, Index, Limits, Node, RaftId, Role, Timing, Weaken};
 use cohort_store::{Disk, FaultyStore, WriteFault};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -30,6 +30,9 @@ const HEAL_MS: u64 = 60_000;
 /// Pause between two final commands proposed to the healed group, in milliseconds.
 const HEAL_PROPOSE_MS: u64 = 500;
 
+/// The extremes of election timeout and heartbeat, and the defaults, in milliseconds.
+const TIMINGS_MS: [(u64, u64); 4] = [(250, 50), (2_000, 400), (2_000, 50), (500, 100)];
+
 /// What to simulate.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
@@ -41,6 +44,8 @@ pub struct Setup {
     pub weaken: Weaken,
     /// Whether every disk reports syncs that it did not do.
     pub lying_disks: bool,
+    /// Whether members draw election timeouts and heartbeats within the bounds, each its own.
+    pub timings: bool,
     /// Whether to record a line for every event.
     pub trace: bool,
 }
@@ -49,7 +54,14 @@ impl Setup {
     /// All rules on.
     #[must_use]
     pub fn new(seed: u64, steps: u64) -> Self {
-        Setup { seed, steps, weaken: Weaken::default(), lying_disks: false, trace: false }
+        Setup {
+            seed,
+            steps,
+            weaken: Weaken::default(),
+            lying_disks: false,
+            timings: false,
+            trace: false,
+        }
     }
 }
 
@@ -96,11 +108,12 @@ impl fmt::Display for Violation {
         for line in &self.trace {
             writeln!(f, "{line}")?;
         }
-        let Setup { seed, steps, .. } = self.setup;
+        let Setup { seed, steps, timings, .. } = self.setup;
+        let timings = if timings { " TIMINGS=1" } else { "" };
         writeln!(f, "seed {seed}, step {}: {}", self.step, self.what)?;
         write!(
             f,
-            "replay: SEED={seed} STEPS={steps} cargo test -p cohort-simulate --test raft \
+            "replay: SEED={seed} STEPS={steps}{timings} cargo test -p cohort-simulate --test raft \
              replay -- --nocapture"
         )
     }
@@ -220,6 +233,12 @@ impl World {
         config.weaken = self.setup.weaken;
         config.seed = self.rng.random();
         config.boot_epoch = 0;
+        if self.setup.timings {
+            let (election_ms, heartbeat_ms) =
+                TIMINGS_MS[self.rng.random_range(0..TIMINGS_MS.len())];
+            let timing = Timing::new(election_ms, heartbeat_ms);
+            config.set_timing(timing.map_err(|error| error.to_string())?);
+        }
         let disk = Disk::new();
         if id.0 <= founders {
             let founding = Config { boot_epoch: 1, ..config.clone() };

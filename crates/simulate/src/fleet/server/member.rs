@@ -14,12 +14,14 @@ use cohort_server::answers::{self, Committing, Joining, Next};
 use cohort_server::asking::{Input as Answer, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
 use cohort_server::health_pace::HealthPace;
+use cohort_server::leading::Placer;
 use cohort_server::member::{
     Input, Member, MemberError, Output, Proposed, Ticket, View, serialized,
 };
 use cohort_store::FaultyStore;
 use cohort_transfer::Tracker;
 
+use crate::fleet::build;
 use crate::fleet::chaos::Mutation;
 use crate::fleet::log::Log;
 use crate::fleet::net::{Packet, What};
@@ -40,8 +42,10 @@ const STEPS_AT_ONCE_MAX: u32 = 1_000;
 pub(crate) struct Setup {
     pub(crate) group: GroupId,
     pub(crate) limits: Limits,
-    /// For how long a voter may be silent before it is replaced, in milliseconds.
-    pub(crate) replace_after_ms: u64,
+    /// How leaders place voters.
+    pub(crate) placer: Placer,
+    /// How many racks its servers are in, by their numbers; 0: each is its own.
+    pub(crate) racks: usize,
     /// Makes the members of one run differ from those of another.
     pub(crate) seed: u64,
     /// The protection that is switched off.
@@ -109,6 +113,7 @@ pub(crate) struct Carried {
     opened_ms: u64,
     /// It steps at every tick, although it could sleep.
     every_tick: bool,
+    racks: usize,
     now_ms: u64,
     contacts: Contacts,
     health_pace: HealthPace,
@@ -165,7 +170,7 @@ impl Carried {
         let (name, group) = (server.clone(), setup.group.clone());
         let member = Member::open(now_ms, name, group, store, config, killed);
         let mut member = member.expect("a member wrote this log");
-        member.replace_after(setup.replace_after_ms);
+        member.place_by(setup.placer);
         Carried {
             view: Arc::new(member.view()),
             outgoing: Vec::new(),
@@ -174,6 +179,7 @@ impl Carried {
             member,
             opened_ms: now_ms,
             every_tick: setup.every_tick,
+            racks: setup.racks,
             now_ms,
             contacts: Contacts::default(),
             health_pace: HealthPace::default(),
@@ -282,7 +288,8 @@ impl Carried {
                     }
                     Joining::New | Joining::Moved => {
                         let actor = format!("agent {server}");
-                        let body = Body::AddServer { server, address, rack: None };
+                        let rack = build::rack_of(&server, self.racks);
+                        let body = Body::AddServer { server, address, rack };
                         self.commit(actor, None, body, Client::Join(request));
                     }
                 }
