@@ -51,7 +51,6 @@ struct Life {
 #[derive(Debug)]
 pub(crate) struct Proof {
     own: RaftId,
-    boot_epoch: u64,
     life: u64,
     /// [`Image::written`](cohort_store::Image::written) at the start.
     found: u64,
@@ -87,7 +86,6 @@ impl Proof {
         let off = config.weaken.no_proof;
         Proof {
             own: config.id,
-            boot_epoch: config.boot_epoch,
             life: config.life,
             found,
             proven: off,

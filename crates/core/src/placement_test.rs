@@ -246,7 +246,7 @@ fn neither_an_unheard_server_nor_one_in_a_change_replaces_a_voter() {
     follow(&mut state, &mut placed);
     let mut app = App::new(Revision(1), policy());
     let lost = ServerApp { unsure: true, ..ServerApp::default() };
-    app.servers = state.servers.keys().map(|id| (id.clone(), ServerApp::default())).collect();
+    app.servers.extend(state.servers.keys().map(|id| (id.clone(), ServerApp::default())));
     app.servers.insert(server(6), lost);
     state.apps.insert(AppId::new("web").unwrap(), app);
     let mut unheard = unheard(&[1]);

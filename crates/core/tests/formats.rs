@@ -130,7 +130,7 @@ fn reasons() -> [Reason; 7] {
     ]
 }
 
-fn outcomes() -> [Outcome; 9] {
+fn outcomes() -> [Outcome; 10] {
     let (reason, output) = (|| "http: status 500".to_owned(), "panic".to_owned());
     [
         Outcome::Found { release: Some(release(1)), in_service: true },

@@ -7,7 +7,7 @@ use cohort_core::policy::Check;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use super::{CheckContext, CheckFailure, look};
+use super::{CheckContext, CheckFailure, check_name, look};
 use crate::process::Exit;
 
 /// A server that answers every request with these bytes and closes; returns its port.

@@ -15,7 +15,7 @@ use crate::records::{
 };
 use crate::typed::{
     FencedPut, bootstrap_group, group_infos, move_server, policies, read_bootstrap, read_server,
-    recover_group, write_group_info, write_group_record, write_policy, write_verdict,
+    recover_group, remove_group, write_group_info, write_group_record, write_policy, write_verdict,
 };
 
 fn group(name: &str) -> GroupId {

@@ -25,6 +25,7 @@ impl HealthPace {
             Outcome::Health { .. } | Outcome::Tried { .. } => {}
             Outcome::Found { .. }
             | Outcome::Holds { .. }
+            | Outcome::Lacks { .. }
             | Outcome::Applied
             | Outcome::Checked
             | Outcome::InService

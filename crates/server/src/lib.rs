@@ -28,8 +28,8 @@ pub mod contacts;
 #[cfg(test)]
 mod contacts_test;
 pub mod fetching;
-pub mod heirs;
 pub mod health_pace;
+pub mod heirs;
 pub mod leading;
 #[cfg(test)]
 mod leading_test;
@@ -47,6 +47,6 @@ pub mod records;
 #[cfg(test)]
 mod records_test;
 pub mod renewal;
-pub mod space;
 mod silence;
+pub mod space;
 pub mod transfers;

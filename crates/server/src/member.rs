@@ -28,8 +28,7 @@ use cohort_core::state::HistoryEntry;
 use cohort_core::waiting::{Placing, Waiting};
 use cohort_core::{Body, Command, Event, Offer, State};
 
-use crate::asking::{ANSWER_MS_MAX, WAIT_MS_MAX};
-use crate::contacts::{Contacts, PASS_ON_EVERY_MS};
+use crate::contacts::Contacts;
 use crate::leading::{Leading, Placer};
 
 mod apply;

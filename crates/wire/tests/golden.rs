@@ -21,8 +21,7 @@ use cohort_wire::agent::{
     AppStatus, CONTROL_VERSION, ChainStatus, ClaimMemberAnswer, CommandAnswer, CommandRequest,
     ContactsAnswer, ContactsRequest, FailureStatus, GroupStatus, JoinGroupRequest, Offence,
     OffenderStatus, OrdersAnswer, OrdersRequest, PlacingStatus, ReportRequest, ServerAppStatus,
-    ServerStatus,
-    SourceName, ToGroup, TransferLeaderAnswer, TransferStatus,
+    ServerStatus, SourceName, ToGroup, TransferLeaderAnswer, TransferStatus,
 };
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
