@@ -317,6 +317,8 @@ pub struct Member<S: LogStore> {
     compaction: Option<Index>,
     /// Whether this member's leadership has been logged.
     announced: bool,
+    /// Whether the last view shows that the voters are asked what they reach.
+    asks: bool,
     outputs: Vec<Output>,
 }
 
@@ -356,6 +358,7 @@ impl<S: LogStore> Member<S> {
             shown: 0,
             compaction: None,
             announced: false,
+            asks: false,
             outputs: Vec::new(),
         })
     }
