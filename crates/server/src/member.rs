@@ -293,6 +293,8 @@ pub struct Member<S: LogStore> {
     compacting: bool,
     /// Whether this member's leadership has been logged.
     announced: bool,
+    /// Whether the last view shows that the voters are asked what they reach.
+    asks: bool,
     outputs: Vec<Output>,
 }
 
@@ -332,6 +334,7 @@ impl<S: LogStore> Member<S> {
             shown: 0,
             compacting: false,
             announced: false,
+            asks: false,
             outputs: Vec::new(),
         })
     }

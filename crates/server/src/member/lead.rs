@@ -21,9 +21,9 @@ impl<S: LogStore> Member<S> {
     }
 
     pub(super) fn lead(&mut self, now_ms: u64, contacts: &Contacts) {
-        let asked = self.leading.asks_voters();
         self.hand_over_to_an_heir(now_ms);
-        self.changed |= self.leading.asks_voters() != asked;
+        let asks = self.leading.asks_voters();
+        self.changed |= std::mem::replace(&mut self.asks, asks) != asks;
         if !self.leading.may_write() {
             return;
         }

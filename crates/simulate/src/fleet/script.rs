@@ -250,7 +250,8 @@ impl Script {
         let good = app.last_good.as_ref().expect("a good release");
         let holders = app.servers.iter().filter(|(_, here)| here.has(&good.artifact));
         let holders: Vec<&str> = holders.map(|(server, _)| server.as_str()).collect();
-        let _ = writeln!(out, "held by {}", holders.join(" "));
+        let holders = if holders.is_empty() { "nobody".into() } else { holders.join(" ") };
+        let _ = writeln!(out, "held by {holders}");
     }
 
     fn reaches(&mut self, line: &Line<'_>) {
