@@ -92,7 +92,7 @@ fn disks_that_lie_about_syncs_are_noticed_within_20_seeds() {
 
 #[test]
 fn restored_disks_are_found_out() {
-    let outcomes = (0..40).map(|seed| run(Setup::new(seed, STEPS)).expect("the seed holds"));
+    let outcomes = (0..200).map(|seed| run(Setup::new(seed, STEPS)).expect("the seed holds"));
     assert!(outcomes.map(|outcome| outcome.went_back).sum::<u64>() > 0);
 }
 
