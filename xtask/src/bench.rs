@@ -6,6 +6,7 @@
 mod distribute;
 mod failover;
 mod rollout;
+mod truth;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,6 +37,8 @@ enum What {
     Rollout,
     /// Time without a leader, after a kill and a transfer
     Failover,
+    /// Cost of deciding and simulating; entries at rest; time until silence is told and healed
+    Truth,
     /// Time until every server of a zone has an artifact, and bytes through the downlink
     Distribute(distribute::DistributeArgs),
 }
@@ -98,6 +101,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     let measure: fn(&Programs, PathBuf) -> Result<Vec<Row>> = match &args.what {
         What::Rollout => rollout::measure,
         What::Failover => failover::measure,
+        What::Truth => truth::measure,
         What::Distribute(of) => return distribute::run(of, args),
     };
     let programs = args.programs()?;
@@ -142,13 +146,23 @@ fn print(rows: &[Row], output: Output) -> Result<()> {
 
 /// Starts one group of `servers`, with one mirror, and waits until it runs 1.0.0.
 fn one_group(programs: &Programs, dir: PathBuf, servers: usize) -> Result<Fleet> {
+    one_group_with(programs, dir, servers, "")
+}
+
+/// The same; `agent_toml` is added to every agent's configuration.
+fn one_group_with(
+    programs: &Programs,
+    dir: PathBuf,
+    servers: usize,
+    agent_toml: &str,
+) -> Result<Fleet> {
     eprintln!("starting {servers} agents…");
     let options = FleetOptions {
         dir,
         programs: programs.clone(),
         groups: vec![(PLATFORM.to_owned(), ZONE.to_owned(), servers)],
         mirrors: 1,
-        agent_toml: String::new(),
+        agent_toml: agent_toml.to_owned(),
     };
     let fleet = Fleet::start(options)?;
     fleet.until_complete(Duration::from_secs(60))?;

@@ -139,8 +139,8 @@ impl Shared {
         self.member.borrow().clone()
     }
 
-    /// Whether the group's log on this server's disk, if there is one, is that of the member it says
-    /// it is.
+    /// Whether the group's log on this server's disk, if there is one, is that of the member that
+    /// it says it is.
     pub(crate) fn is_vouched_for(&self) -> bool {
         match self.handle() {
             Some(handle) => handle.view().raft.proven,

@@ -16,7 +16,8 @@
 //! voters that they are a majority with it, and by the leader that they name. It then writes once,
 //! so that an image taken before this start is older than any mark taken after it.
 //!
-//! Two lives of one member do not overlap: a peer that still hears the old one vouches for no other.
+//! Two lives of one member do not overlap: a peer that still hears the old one vouches for no
+//! other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -206,7 +207,7 @@ impl<S: LogStore> Node<S> {
                 }
             }
             Message::Marks { marks } if self.proof.knows(clock, envelope) => {
-                self.learn(from, marks)
+                self.learn(from, marks);
             }
             Message::Marks { .. } => {}
             _ if self.proof.knows(clock, envelope) => {

@@ -49,4 +49,6 @@ mod records_test;
 pub mod renewal;
 mod silence;
 pub mod space;
+#[cfg(test)]
+mod testing;
 pub mod transfers;

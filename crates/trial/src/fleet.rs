@@ -334,8 +334,10 @@ impl Fleet {
     pub fn until_complete(&self, patience: Duration) -> Result<()> {
         for (platform, zone, count) in &self.options.groups {
             let group = format!("{platform}.{zone}");
+            // An odd number votes.
+            let voters = (*count - 1) / 2 * 2 + 1;
             self.until(&group, patience, |status| {
-                status.servers.len() == *count && status.voters.len() == (*count).min(5)
+                status.servers.len() == *count && status.voters.len() == voters.min(5)
             })?;
         }
         Ok(())
