@@ -99,6 +99,8 @@ pub struct Weaken {
     pub lease_reads: bool,
     /// The member accepts late and duplicate messages.
     pub no_filter: bool,
+    /// Every read of the member has the same context.
+    pub same_read_context: bool,
 }
 
 impl Config {

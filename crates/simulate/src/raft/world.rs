@@ -74,6 +74,8 @@ pub struct Outcome {
     pub reads: u64,
     /// Messages delivered.
     pub messages: u64,
+    /// Faults that were drawn; neither requests nor the end of a fault.
+    pub faults: u64,
 }
 
 /// A broken invariant.
@@ -95,12 +97,7 @@ impl fmt::Display for Violation {
             writeln!(f, "{line}")?;
         }
         let Setup { seed, steps, .. } = self.setup;
-        writeln!(f, "seed {seed}, step {}: {}", self.step, self.what)?;
-        write!(
-            f,
-            "replay: SEED={seed} STEPS={steps} cargo test -p cohort-simulate --test raft \
-             replay -- --nocapture"
-        )
+        write!(f, "seed {seed} of {steps} steps, step {}: {}", self.step, self.what)
     }
 }
 

@@ -1,6 +1,6 @@
 //! How a virtual server comes to carry the group's log, and what drives its member.
 
-use cohort_core::ids::MemberId;
+use cohort_core::ids::{MemberId, ServerId};
 use cohort_server::membership::{LOOK_EVERY_MS, carries_another};
 use cohort_store::FaultyStore;
 
@@ -34,6 +34,12 @@ impl Server {
     pub(crate) fn wakes_ms(&self) -> u64 {
         let Some(member) = &self.member else { return u64::MAX };
         member.wakes_ms().saturating_sub(self.ahead_ms).max(self.paused_until_ms)
+    }
+
+    /// Whether the leader's member here finds a server silent.
+    pub(crate) fn finds_silent(&self, server: &ServerId, now_ms: u64, after_ms: u64) -> bool {
+        let now_ms = now_ms + self.ahead_ms;
+        self.member.as_ref().is_some_and(|member| member.finds_silent(server, now_ms, after_ms))
     }
 
     /// Lets the member do something, and whatever follows from it now.

@@ -120,6 +120,7 @@ pub(crate) struct Carried {
     inputs: Vec<Input>,
     pass_on_ms: u64,
     read: Read,
+    mutation: Option<Mutation>,
     /// When the member wants to step again.
     wakes_ms: u64,
     /// Numbers tickets and packets.
@@ -176,6 +177,7 @@ impl Carried {
             inputs: Vec::new(),
             pass_on_ms: now_ms + PASS_ON_EVERY_MS,
             read: Read::default(),
+            mutation: setup.mutation,
             wakes_ms: now_ms,
             last_id: boot_epoch << 32,
             steps: 0,
@@ -199,6 +201,7 @@ impl Carried {
                 let of = &request.from;
                 let checked = answers::check_reports(of, &reports, INCARNATION, INCARNATION);
                 checked.expect("agents report for themselves, and not too much at once");
+                let reports = self.renumbered(log.now_ms, reports);
                 self.next_report(request, reports, Vec::new());
             }
             What::Forward(command) => {
@@ -381,7 +384,7 @@ impl Carried {
         match next {
             Next::Done { rejection, .. } => self.committed(commit, Some(rejection), log),
             Next::Forward { to, within_ms } => {
-                let Some(server) = self.view.state.server_of(to).cloned() else {
+                let Some(server) = log.carriers.get(&RaftId(to.0)).cloned() else {
                     return self.failed(commit, log);
                 };
                 let (id, command) = (self.id(), Box::new(commit.command.clone()));
@@ -575,7 +578,7 @@ impl Carried {
         }
         if self.pass_on_ms <= now_ms {
             self.pass_on_ms = now_ms + PASS_ON_EVERY_MS;
-            self.pass_on_contacts();
+            self.pass_on_contacts(log);
         }
     }
 }
