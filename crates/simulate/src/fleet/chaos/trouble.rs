@@ -104,7 +104,8 @@ impl Chaos {
                 self.say_of(group, &format!("{away:?} are parted from the others"));
             }
             24 => {
-                let leader = self.fleet.groups[group].leader();
+                // A server reaches itself.
+                let leader = self.fleet.groups[group].leader().filter(|leader| leader != server);
                 let pair = leader.map(|leader| (leader, server.clone()));
                 self.say_of(group, &format!("cut in one direction: {pair:?}"));
                 self.fleet.groups.get_mut(group).expect("known").net.cut.extend(pair);
